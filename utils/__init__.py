@@ -1,0 +1,1 @@
+"""Shared helpers, one subject per module."""
