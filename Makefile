@@ -1,0 +1,60 @@
+# make circuits   everything from nothing: environment, toy checkpoints, circuits of all four tasks, the figure
+# make test       the tests          make check   formatting, lint, types and tests
+# The interpreter can be chosen: make test PYTHON=python3.12 (3.11 or later).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+# Holds a copy of the requirements that are installed, so that a change reinstalls and an interrupted install is retried.
+INSTALLED := $(VENV)/installed-requirements.txt
+TOY := model_cache/toy/.trained
+
+.PHONY: help environment toy circuits test lint format types check bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
+
+environment: $(INSTALLED)
+
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name it: make PYTHON=python3.11")'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -r requirements.txt
+	cp requirements.txt $@
+
+toy: $(TOY)
+
+# The environment is an order-only prerequisite: new package versions do not retrain the family.
+$(TOY): | $(INSTALLED)
+	$(RUN) make_toy_checkpoints.py -c configs/toy_family.yml
+	mkdir -p $(@D) && touch $@
+
+circuits: $(INSTALLED) $(TOY)
+	$(RUN) get_circuits_over_time.py -c configs/toy.yml
+	$(RUN) plotting/plot_circuits.py -r results -o figures
+	@echo "Open figures/circuits.html in a browser."
+
+test: $(INSTALLED)
+	$(RUN) -m pytest
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+
+format: $(INSTALLED)
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+types: $(INSTALLED)
+	$(RUN) -m mypy
+
+check: format lint types test
+
+bench: $(INSTALLED)
+	set -e; for script in benchmarks/bench_*.py; do $(RUN) $$script; done
+
+# Results and checkpoints cost hours and are left alone.
+clean:
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis figures
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
