@@ -1,0 +1,139 @@
+"""The computational graph: nodes and edges as arrays.
+
+Forward (source) nodes, in order: `input`, then for each layer its heads `a{l}.h{h}`, then its MLP `m{l}`.
+Backward (destination) nodes: for each layer `a{l}.h{h}<q>` of every head, then all `<k>`, then all `<v>`, then `m{l}`;
+last `logits`.
+An edge joins a source to a destination that reads the residual stream after the source has written to it. In a parallel
+block `m{l}` does not read layer `l`'s heads, in a sequential block it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from edge_attribution_patching.weights import ModelWeights
+
+QKV = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Index maps of a transformer with `n_layers` layers of `n_heads` heads."""
+
+    n_layers: int
+    n_heads: int
+    parallel: bool
+
+    @classmethod
+    def of(cls, weights: ModelWeights) -> Graph:
+        return cls(weights.n_layers, weights.n_heads, weights.parallel)
+
+    @property
+    def n_forward(self) -> int:
+        return 1 + self.n_layers * (self.n_heads + 1)
+
+    @property
+    def n_backward(self) -> int:
+        return self.n_layers * (3 * self.n_heads + 1) + 1
+
+    @property
+    def n_edges(self) -> int:
+        return int(self.edge_mask.sum())
+
+    def head(self, layer: int, head: int = 0) -> int:
+        """Forward index of head `a{layer}.h{head}`."""
+        return 1 + layer * (self.n_heads + 1) + head
+
+    def mlp(self, layer: int) -> int:
+        """Forward index of `m{layer}`."""
+        return self.head(layer, self.n_heads)
+
+    def head_input(self, layer: int, head: int, letter: str) -> int:
+        """Backward index of `a{layer}.h{head}<letter>`, letter one of q, k, v."""
+        return layer * (3 * self.n_heads + 1) + QKV.index(letter) * self.n_heads + head
+
+    def qkv_inputs(self, layer: int) -> slice:
+        """Backward indices of a layer's head inputs: q of all heads, then k, then v."""
+        start = layer * (3 * self.n_heads + 1)
+        return slice(start, start + 3 * self.n_heads)
+
+    def mlp_input(self, layer: int) -> int:
+        """Backward index of `m{layer}`."""
+        return layer * (3 * self.n_heads + 1) + 3 * self.n_heads
+
+    @property
+    def logits(self) -> int:
+        """Backward index of `logits`."""
+        return self.n_backward - 1
+
+    def n_before_heads(self, layer: int) -> int:
+        """How many forward nodes have written when layer `layer`'s heads read: they are the first this many."""
+        return self.head(layer)
+
+    def n_before_mlp(self, layer: int) -> int:
+        """How many forward nodes have written when `m{layer}` reads."""
+        return self.head(layer) if self.parallel else self.mlp(layer)
+
+    @cached_property
+    def n_before(self) -> Int[Tensor, " n_backward"]:
+        """For each backward node the number of forward nodes it can read: the first this many."""
+        counts = []
+        for layer in range(self.n_layers):
+            counts += [self.n_before_heads(layer)] * (3 * self.n_heads) + [self.n_before_mlp(layer)]
+        return torch.tensor([*counts, self.n_forward])
+
+    @cached_property
+    def edge_mask(self) -> Bool[Tensor, "n_forward n_backward"]:
+        """Which (source, destination) pairs are edges."""
+        return torch.arange(self.n_forward)[:, None] < self.n_before[None, :]
+
+    @cached_property
+    def forward_of_backward(self) -> Int[Tensor, " n_backward"]:
+        """The forward node that each backward node is an input of (`a1.h0<q>` -> `a1.h0`); `logits` -> n_forward."""
+        nodes = []
+        for layer in range(self.n_layers):
+            nodes += [self.head(layer, head) for _ in QKV for head in range(self.n_heads)] + [self.mlp(layer)]
+        return torch.tensor([*nodes, self.n_forward])
+
+    @cached_property
+    def forward_nodes(self) -> list[str]:
+        names = ["input"]
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{head}" for head in range(self.n_heads)] + [f"m{layer}"]
+        return names
+
+    @cached_property
+    def backward_nodes(self) -> list[str]:
+        names = []
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{head}<{letter}>" for letter in QKV for head in range(self.n_heads)]
+            names.append(f"m{layer}")
+        return [*names, "logits"]
+
+    def edge_index(self, name: str) -> tuple[int, int]:
+        """Indices of an edge by name, e.g. `a0.h1->a3.h2<q>`.
+
+        Raises:
+            ValueError: if the graph has no such edge.
+        """
+        source, _, target = name.partition("->")
+        try:
+            u, v = self._forward_index[source], self._backward_index[target]
+        except KeyError as missing:
+            raise ValueError(f"{name}: the graph has no node {missing}") from None
+        if not self.edge_mask[u, v]:
+            raise ValueError(f"{name}: {target} does not read {source}")
+        return u, v
+
+    @cached_property
+    def _forward_index(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.forward_nodes)}
+
+    @cached_property
+    def _backward_index(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.backward_nodes)}
