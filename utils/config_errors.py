@@ -1,0 +1,173 @@
+"""pydantic's findings about a config, told as lines a user can act on."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+from utils.errors import suggest
+
+Key = tuple[str | int, ...]
+
+_EXPECTED = {
+    "string_type": "text",
+    "path_type": "a path",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a block of keys",
+    "model_type": "a block of keys",
+    "none_required": "null",
+    "greater_than": "a number > {gt}",
+    "greater_than_equal": "a number >= {ge}",
+    "less_than": "a number < {lt}",
+    "less_than_equal": "a number <= {le}",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "literal_error": "{expected}",
+}
+
+
+def explain(
+    error: pydantic.ValidationError,
+    schema: type[pydantic.BaseModel],
+    data: dict[str, Any],
+    path: Path | None,
+    changed: Sequence[tuple[str, ...]],
+) -> list[str]:
+    """One line per refused key, naming where it was given, the key, the value and the way out.
+
+    Args:
+        error: what pydantic found in `data`.
+        schema: the config class.
+        data: the file's keys with the overrides laid over them.
+        path: the config file, if any.
+        changed: the keys given on the command line.
+    """
+    found: dict[Key, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False):
+        found.setdefault(_key(details, data), []).append(details)
+    lines = []
+    for key, reasons in found.items():
+        if any(len(other) > len(key) and other[: len(key)] == key for other in found):
+            continue  # Another form of a union came further: its finding is the telling one.
+        where = "command line" if path is None or _given_there(key, changed) else str(path)
+        lines.append(f"{where}: {_written(key)}{_reason(key, reasons, schema)}")
+    return lines
+
+
+def _key(details: ErrorDetails, data: Any) -> Key:
+    """The key an error is about: pydantic's location without the names of union members."""
+    key: Key = ()
+    for part in details["loc"]:
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
+            data = data[part]
+        elif details["type"] == "missing" and part == details["loc"][-1]:
+            data = None
+        else:
+            continue
+        key = (*key, part)
+    return key
+
+
+def _written(key: Key) -> str:
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return f"{text}: " if text else ""
+
+
+def _given_there(key: Key, changed: Sequence[tuple[str, ...]]) -> bool:
+    return any(given[: len(key)] == key[: len(given)] for given in changed)
+
+
+def _reason(key: Key, reasons: list[ErrorDetails], schema: type[pydantic.BaseModel]) -> str:
+    first = reasons[0]
+    if first["type"] == "extra_forbidden":
+        return f"unknown key{_known_keys(key, schema)}"
+    if first["type"] == "missing":
+        name = _written(key)[:-2]
+        return f"missing; write it in the config or pass {name}=... on the command line"
+    value = _shown(first["input"])
+    told = [str(reason["ctx"]["error"]) for reason in reasons if reason["type"] in ("value_error", "assertion_error")]
+    if told:
+        return told[0]
+    expected = list(dict.fromkeys(_expected(reason) for reason in reasons))
+    field = _field(key, schema)
+    default = "" if field is None or field.default is PydanticUndefined else f" (default: {_shown(field.default)})"
+    return f"{value} is not {' or '.join(expected)}{_closest(first, expected)}{default}"
+
+
+def _expected(details: ErrorDetails) -> str:
+    if details["type"] in _EXPECTED:
+        return _EXPECTED[details["type"]].format(**details.get("ctx", {}))
+    return f"accepted ({details['msg']})"
+
+
+def _closest(details: ErrorDetails, expected: list[str]) -> str:
+    if details["type"] != "literal_error" or not isinstance(details["input"], str):
+        return ""
+    words = [word for word in expected[0].split("'") if word.isidentifier() and word != "or"]
+    close = difflib.get_close_matches(details["input"], words, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML writes it, cut at 60 characters."""
+    if isinstance(value, Path | str):
+        text = f"'{value}'"
+    elif isinstance(value, pydantic.BaseModel):
+        text = "a block of keys"
+    else:
+        text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _known_keys(key: Key, schema: type[pydantic.BaseModel]) -> str:
+    """Names near a misspelt key: in its own block first, then anywhere in the config."""
+    *block, name = [str(part) for part in key]
+    everywhere = list(_all_keys(schema))
+    prefix = "".join(f"{part}." for part in block)
+    here = [known for known in everywhere if known.startswith(prefix) and "." not in known[len(prefix) :]]
+    close = difflib.get_close_matches(name, [known[len(prefix) :] for known in here], n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{prefix}{close[0]}'?"
+    by_last = {known.rpartition(".")[2]: known for known in reversed(everywhere)}
+    close = difflib.get_close_matches(name, by_last, n=1, cutoff=0.8)
+    return f"; did you mean '{by_last[close[0]]}'?" if close else suggest(name, here)
+
+
+def _all_keys(schema: type[pydantic.BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in schema.model_fields.items():
+        yield f"{prefix}{name}"
+        for block in _blocks(field.annotation):
+            yield from _all_keys(block, f"{prefix}{name}.")
+
+
+def _blocks(annotation: Any) -> list[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return [annotation]
+    return [block for part in typing.get_args(annotation) for block in _blocks(part)]
+
+
+def _field(key: Key, schema: type[pydantic.BaseModel]) -> pydantic.fields.FieldInfo | None:
+    """The field a key names, if the key names one (and not an entry of a list)."""
+    field = None
+    for part in key:
+        blocks = [schema] if field is None else _blocks(field.annotation)
+        field = next((block.model_fields[str(part)] for block in blocks if part in block.model_fields), None)
+        if field is None:
+            return None
+    return field

@@ -1,0 +1,149 @@
+"""YAML as configs use it: the plain types of the 1.2 core schema, no key twice, text keys only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from utils.errors import UserError, suggest
+
+Block = dict[str, Any]
+
+_EXAMPLE = "write it as key=value, for example batch_size=16"
+
+
+class _Loader(yaml.SafeLoader):
+    """`yaml.SafeLoader` without the types and the type guesses of YAML 1.1."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in {"null", "bool", "int", "float", "str", "seq", "map"}
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or key.tag not in ("tag:yaml.org,2002:str", _MERGE):
+                name = key.value if isinstance(key, yaml.ScalarNode) else "[...]"
+                raise _Refused(f"line {line}: key {name} is not text; put it in quotes")
+            if key.value in seen and key.tag != _MERGE:
+                raise _Refused(f"{key.value}: given twice (again on line {line}); keep one")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?\d+(_\d+)*|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.\d+|\d+(_\d+)*(\.\d*)?)([eE][-+]?\d+)?", list("-+.0123456789")),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value.replace("_", "")))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int",
+    lambda loader, node: int(node.value, 16) if node.value.startswith("0x") else int(node.value.replace("_", "")),
+)
+
+
+class _Refused(Exception):
+    """YAML that is well formed and still not a config."""
+
+
+def read_yaml(path: Path) -> Block:
+    """A config file's block of keys; an empty file is an empty block.
+
+    Raises:
+        UserError: if the file is missing or unreadable, is not YAML, holds a key twice or is not a block of keys.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file{_other_configs(path)}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from None
+    value = _parse(text, str(path))
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no keys; write lines like 'model: pythia-160m'")
+    return value
+
+
+def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """`eap.ig_steps=30` -> (("eap", "ig_steps"), 30)."""
+    key, equals, value = text.partition("=")
+    keys = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(keys):
+        raise UserError(f"command line: '{text}': not an override; {_EXAMPLE}")
+    return keys, _parse(value, f"command line: {key}")
+
+
+def merge(data: Block, keys: tuple[str, ...], value: Any) -> None:
+    """Lay one override over `data`, in place; blocks are merged key by key.
+
+    Raises:
+        UserError: if a key on the way holds a value and no block.
+    """
+    for depth, key in enumerate(keys[:-1], start=1):
+        below = data.setdefault(key, {})
+        if below is None:
+            below = data[key] = {}
+        if not isinstance(below, dict):
+            path, rest = ".".join(keys[:depth]), ".".join(keys[depth:])
+            raise UserError(f"command line: {'.'.join(keys)}: {path} is {below!r} and has no key '{rest}'")
+        data = below
+    last = keys[-1]
+    if isinstance(value, dict) and isinstance(data.get(last), dict):
+        for key, item in value.items():
+            merge(data[last], (key,), item)
+    else:
+        data[last] = value
+
+
+def _parse(text: str, where: str) -> Any:
+    loader = _Loader(text)
+    try:
+        value = loader.get_single_data()
+    except _Refused as error:
+        raise UserError(f"{where}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: {_one_line(error)}") from None
+    finally:
+        loader.dispose()
+    if _holds_itself(value, ()):
+        raise UserError(f"{where}: an alias (*) stands inside what it names; write the value out")
+    return value
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    problem = getattr(error, "problem", None) or str(error)
+    return f"{place}not valid YAML ({' '.join(problem.split())})"
+
+
+def _holds_itself(value: Any, above: tuple[int, ...]) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return id(value) in above or any(_holds_itself(item, (*above, id(value))) for item in items)
+
+
+def _other_configs(path: Path) -> str:
+    try:
+        names = sorted(item.name for item in path.parent.iterdir() if item.suffix in (".yml", ".yaml"))
+    except OSError:
+        return f"; the folder {path.parent} is missing too"
+    return suggest(path.name, names, listing="the folder has") if names else ""
