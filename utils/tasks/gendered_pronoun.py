@@ -1,6 +1,17 @@
-"""Gendered pronouns: the tag question's pronoun agrees with the name (Mathwin et al. 2023)."""
+"""Gendered pronouns: the pronoun of a tag question agrees with the name (Mathwin et al. 2023).
+
+"So Paul is such a good cook, isn't" -> " he", not " she". The corrupted prompt has a name of the other gender. Male and
+female names alternate, templates come equally often.
+
+`meta` columns: name, gender (male or female), template (index into TEMPLATES), role, corrupted_name.
+"""
+
+from transformers import PreTrainedTokenizerBase
 
 from utils.tasks.names import FEMALE_NAMES, MALE_NAMES
+from utils.tasks.prompts import Pair, PromptOptions, Prompts, Task, assemble
+from utils.tasks.sampling import draw, seeded, unravel
+from utils.tasks.vocabulary import single_tokens
 
 PRONOUNS: dict[str, str] = {"male": "he", "female": "she"}
 
@@ -18,4 +29,36 @@ TEMPLATES: tuple[str, ...] = (
 ROLES: tuple[str, ...] = (
     *("cook", "friend", "athlete", "person", "teacher", "doctor", "driver", "singer", "dancer", "writer"),
     *("artist", "lawyer", "student", "leader", "player", "runner", "painter", "manager", "neighbor", "colleague"),
+)
+
+
+def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
+    """n distinct pronoun prompts.
+
+    Raises:
+        UserError: if the pronouns or too few names or roles are single tokens, or n exceeds the prompts there are.
+    """
+    pronouns = single_tokens(tokenizer, tuple(PRONOUNS.values()), "gendered_pronoun", "pronouns", len(PRONOUNS))
+    genders = list(NAMES_BY_GENDER)
+    names = [
+        list(single_tokens(tokenizer, words, "gendered_pronoun", f"{gender} names", 1))
+        for gender, words in NAMES_BY_GENDER.items()
+    ]
+    roles = list(single_tokens(tokenizer, ROLES, "gendered_pronoun", "roles", 1))
+    groups = [[len(pool) * len(roles)] * len(TEMPLATES) for pool in names]
+    others = seeded("gendered_pronoun", seed, "corrupted")
+    pairs = []
+    for group, template, number in draw("gendered_pronoun", groups, n, seed):
+        name_index, role_index = unravel(number, (len(names[group]), len(roles)))
+        name, corrupted_name = names[group][name_index], others.choice(names[1 - group])
+        role = roles[role_index]
+        clean, corrupted = (TEMPLATES[template].format(name=word, role=role) for word in (name, corrupted_name))
+        right, wrong = (pronouns[PRONOUNS[gender]] for gender in (genders[group], genders[1 - group]))
+        meta = {"name": name, "gender": genders[group], "template": template, "role": role}
+        pairs.append(Pair(clean, corrupted, (right,), (wrong,), meta | {"corrupted_name": corrupted_name}))
+    return assemble(tokenizer, pairs, lambda index: f"gendered_pronoun prompt {index}", options.prepend_bos)
+
+
+TASK = Task(
+    "gendered_pronoun", build, "logit_diff", ("logit_diff", "prob_diff", "accuracy", "rank_0_rate", "prob_mass")
 )

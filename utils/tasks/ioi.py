@@ -1,6 +1,27 @@
-"""Indirect object identification (Wang et al. 2022, arXiv 2211.00593)."""
+"""Indirect object identification (Wang et al. 2022, arXiv 2211.00593).
 
+"When Mary and John went to the store, John gave a drink to" -> " Mary", not " John". The name that comes once is IO,
+the repeated one S (S1 and S2). In an ABBA prompt IO comes first, in a BABA prompt S; they alternate.
+
+Corruptions: `swap` replaces S2 by IO, so that the answer flips (Tigges et al. 2024, arXiv 2407.10827); `abc` replaces
+the three names by three other ones, all different, so that there is no answer (Wang et al. 2022).
+
+`meta` columns: io, s (names), template (index into TEMPLATES), order (ABBA or BABA), place, object.
+`positions` (in the clean prompt, and in its corruption the same places): io, s1, s1_next (the token after S1), s2, end.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from utils.errors import UserError
 from utils.tasks.names import FEMALE_NAMES, MALE_NAMES
+from utils.tasks.prompts import Pair, PromptOptions, Prompts, Task, assemble
+from utils.tasks.sampling import draw, seeded, unravel
+from utils.tasks.vocabulary import single_tokens
 
 NAMES: tuple[str, ...] = MALE_NAMES + FEMALE_NAMES
 
@@ -33,3 +54,109 @@ OBJECTS: tuple[str, ...] = (
     *("ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack"),
     *("book", "ball", "pen", "letter", "key", "phone", "flower", "present"),
 )
+
+ORDERS: tuple[str, ...] = ("ABBA", "BABA")
+CORRUPTIONS: tuple[str, ...] = ("swap", "abc")
+LEAST_NAMES = 5  # IO, S and three other ones
+
+
+def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
+    """n distinct IOI prompts, the same clean ones for both corruptions.
+
+    Raises:
+        UserError: if the corruption is unknown, too few words are single tokens, or n exceeds the prompts there are.
+    """
+    if options.ioi_corruption not in CORRUPTIONS:
+        raise UserError(f"ioi_corruption: {options.ioi_corruption!r} is unknown; use {' or '.join(CORRUPTIONS)}")
+    tokens = single_tokens(tokenizer, NAMES, "ioi", "names", LEAST_NAMES)
+    places = list(single_tokens(tokenizer, PLACES, "ioi", "places", 1))
+    objects = list(single_tokens(tokenizer, OBJECTS, "ioi", "objects", 1))
+    names = list(tokens)
+    sizes = (len(names), len(names) - 1, len(places), len(objects))
+    size = sizes[0] * sizes[1] * sizes[2] * sizes[3]
+    others = seeded("ioi", seed, "abc")
+    pairs = []
+    for group, template, number in draw("ioi", [[size] * len(TEMPLATES)] * len(ORDERS), n, seed):
+        first, second, place, object_ = unravel(number, sizes)
+        io = names[first]
+        s = names[second + (second >= first)]  # any name but IO
+        # Drawn one prompt after the other whatever the corruption, so that n does not change the first prompts.
+        strangers = [name for name in others.sample(names, LEAST_NAMES) if name not in (io, s)][:3]
+        order = ORDERS[group]
+        clause = (io, s) if order == "ABBA" else (s, io)
+        corrupted = (*clause, io) if options.ioi_corruption == "swap" else tuple(strangers)
+        filled = [
+            TEMPLATES[template].format(first=a, second=b, subject=c, place=places[place], object=objects[object_])
+            for a, b, c in ((*clause, s), corrupted)
+        ]
+        meta = {"io": io, "s": s, "template": template, "order": order}
+        meta |= {"place": places[place], "object": objects[object_]}
+        pairs.append(Pair(filled[0], filled[1], (tokens[io],), (tokens[s],), meta))
+    prompts = assemble(tokenizer, pairs, lambda index: f"ioi prompt {index}", options.prepend_bos)
+    return replace(prompts, positions=prompts.positions | _name_positions(prompts))
+
+
+def _name_positions(prompts: Prompts) -> dict[str, Int[Tensor, "n"]]:
+    is_io = prompts.clean == prompts.answers[:, :1]
+    is_s = prompts.clean == prompts.wrong_answers[:, :1]
+    odd = (is_io.sum(dim=1) != 1) | (is_s.sum(dim=1) != 2)
+    if odd.any():
+        text = prompts.texts[int(odd.nonzero()[0])][0]
+        raise UserError(f"ioi: the names are other tokens in the prompt than as answers: {text!r}")
+    width = prompts.clean.shape[1]
+    s1 = is_s.int().argmax(dim=1)
+    s2 = width - 1 - is_s.flip(1).int().argmax(dim=1)
+    return {"io": is_io.int().argmax(dim=1), "s1": s1, "s1_next": s1 + 1, "s2": s2}
+
+
+def signal_variants(
+    prompts: Prompts, tokenizer: PreTrainedTokenizerBase, seed: int = 0
+) -> dict[str, Int[Tensor, "n width"]]:
+    """The clean prompts with the two signals of S-inhibition heads changed one by one (Wang et al. 2022, section 3.2).
+
+    S-inhibition heads tell the name movers which name to leave alone by two signals: which token S is (token signal)
+    and where in the first clause it stands (position signal). Every variant is a valid IOI prompt whose tokens differ
+    at the names alone, so that activations can be exchanged position by position. With the clean prompt
+    "When Mary and John .., John ..":
+
+    - `same_token_same_order`: the clean prompt itself.
+    - `same_token_opposite_order`: IO and S1 change places, S2 stays: "When John and Mary .., John ..".
+    - `other_token_same_order`: S1 and S2 become a third name: "When Mary and Paul .., Paul ..".
+    - `other_token_opposite_order`: both: "When Paul and Mary .., Paul ..".
+
+    IO is the same token in all four, and so is the third name of a prompt in both variants that have one. In the
+    variants of opposite order S1 stands at position `io` of the clean prompt and IO at `s1`.
+
+    Args:
+        prompts: of this task, or rows selected from them.
+        tokenizer: the one the prompts were built with.
+        seed: of the draw of the third names.
+
+    Raises:
+        ValueError: if the prompts have no positions io, s1, s2.
+        UserError: if too few names are single tokens.
+    """
+    if missing := {"io", "s1", "s2"} - prompts.positions.keys():
+        raise ValueError(f"signal variants need IOI prompts; positions missing: {sorted(missing)}")
+    names = single_tokens(tokenizer, NAMES, "ioi", "names", LEAST_NAMES)
+    third_name = seeded("ioi", seed, "signal variants")
+    device = prompts.clean.device
+    rows = torch.arange(len(prompts), device=device)
+    io, s1, s2 = (prompts.positions[name] for name in ("io", "s1", "s2"))
+    io_token, s_token = prompts.clean[rows, io], prompts.clean[rows, s1]
+    taken = zip(io_token.tolist(), s_token.tolist(), strict=True)
+    drawn = [
+        next(token for token in third_name.sample(list(names.values()), 3) if token not in (a, b)) for a, b in taken
+    ]
+    variants = {}
+    for token_signal, repeated in (("same", s_token), ("other", torch.tensor(drawn, device=device))):
+        for order, io_at, s1_at in (("same", io, s1), ("opposite", s1, io)):
+            variant = prompts.clean.clone()
+            variant[rows, io_at] = io_token
+            variant[rows, s1_at] = repeated
+            variant[rows, s2] = repeated
+            variants[f"{token_signal}_token_{order}_order"] = variant
+    return variants
+
+
+TASK = Task("ioi", build, "logit_diff", ("logit_diff", "prob_diff", "accuracy", "rank_0_rate", "prob_mass"))

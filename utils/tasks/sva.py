@@ -1,9 +1,26 @@
-"""Subject-verb agreement in the 15 structures of Marvin & Linzen 2018 (arXiv 1808.09031)."""
+"""Subject-verb agreement in the 15 structures of Marvin & Linzen 2018 (arXiv 1808.09031).
 
-from dataclasses import dataclass
+"The officers near the guard" -> verbs in the plural, not in the singular. The corrupted prompt has the subject in the
+other number, and so has every verb of the prompt that agrees with it ("The officer that likes the guard" -> "The
+officers that like the guard"); all else stays, the other noun's number too. Singular and plural subjects alternate,
+structures come equally often until a small one has no prompt left.
+
+`meta` columns: structure (its name), subject (in the singular), number (singular or plural, of the subject), other and
+other_number (the second noun, in the singular, or empty), verbs (the right answers' words, separated by ";").
+"""
+
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from utils.tasks.prompts import Pair, PromptOptions, Prompts, Task, assemble
+from utils.tasks.sampling import draw, unravel
+from utils.tasks.vocabulary import continuations, require, single_tokens
 
 # Words that inflect are (singular, plural) pairs.
-Pair = tuple[str, str]
+Inflected = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -23,32 +40,32 @@ class Structure:
     name: str
     description: str
     template: str
-    subjects: tuple[Pair, ...]
-    others: tuple[Pair, ...] = ()
-    verbs: tuple[Pair, ...] = ()
-    other_verbs: tuple[Pair, ...] = ()
+    subjects: tuple[Inflected, ...]
+    others: tuple[Inflected, ...] = ()
+    verbs: tuple[Inflected, ...] = ()
+    other_verbs: tuple[Inflected, ...] = ()
     links: tuple[str, ...] = ()
 
 
-ANIMATE_SUBJECTS: tuple[Pair, ...] = (
+ANIMATE_SUBJECTS: tuple[Inflected, ...] = (
     *(("author", "authors"), ("pilot", "pilots"), ("surgeon", "surgeons"), ("farmer", "farmers")),
     *(("manager", "managers"), ("customer", "customers"), ("officer", "officers"), ("teacher", "teachers")),
     *(("senator", "senators"), ("consultant", "consultants"), ("doctor", "doctors"), ("lawyer", "lawyers")),
     *(("writer", "writers"), ("player", "players"), ("driver", "drivers"), ("student", "students")),
 )
-INANIMATE_SUBJECTS: tuple[Pair, ...] = (
+INANIMATE_SUBJECTS: tuple[Inflected, ...] = (
     *(("movie", "movies"), ("book", "books"), ("game", "games"), ("song", "songs"), ("picture", "pictures")),
     *(("painting", "paintings"), ("novel", "novels"), ("poem", "poems"), ("show", "shows"), ("story", "stories")),
     *(("film", "films"), ("article", "articles")),
 )
 # Nouns of embedded clauses and prepositional phrases; none is also a main subject.
-EMBEDDED_NOUNS: tuple[Pair, ...] = (
+EMBEDDED_NOUNS: tuple[Inflected, ...] = (
     *(("guard", "guards"), ("chef", "chefs"), ("architect", "architects"), ("dancer", "dancers")),
     *(("minister", "ministers"), ("assistant", "assistants"), ("executive", "executives"), ("parent", "parents")),
     *(("friend", "friends"), ("neighbor", "neighbors"), ("director", "directors"), ("actor", "actors")),
 )
 # Nouns that say or think what a sentential complement reports.
-REPORTERS: tuple[Pair, ...] = (
+REPORTERS: tuple[Inflected, ...] = (
     *(("mechanic", "mechanics"), ("banker", "bankers"), ("worker", "workers"), ("witness", "witnesses")),
     *(("scientist", "scientists"), ("expert", "experts"), ("critic", "critics"), ("reporter", "reporters")),
 )
@@ -57,15 +74,15 @@ ANIMATE_PREPOSITIONS: tuple[str, ...] = (
     *("next to", "behind", "in front of", "near", "to the side of", "across from"),
 )
 INANIMATE_PREPOSITIONS: tuple[str, ...] = ("from", "by")
-INTRANSITIVE_VERBS: tuple[Pair, ...] = (
+INTRANSITIVE_VERBS: tuple[Inflected, ...] = (
     *(("laughs", "laugh"), ("smiles", "smile"), ("dances", "dance"), ("sings", "sing"), ("talks", "talk")),
     ("works", "work"),
 )
-TRANSITIVE_VERBS: tuple[Pair, ...] = (
+TRANSITIVE_VERBS: tuple[Inflected, ...] = (
     *(("likes", "like"), ("hates", "hate"), ("loves", "love"), ("helps", "help"), ("knows", "know")),
     ("visits", "visit"),
 )
-VERB_PHRASES: tuple[Pair, ...] = (
+VERB_PHRASES: tuple[Inflected, ...] = (
     ("knows many different foreign languages", "know many different foreign languages"),
     ("likes to watch television shows", "like to watch television shows"),
     ("is twenty three years old", "are twenty three years old"),
@@ -145,7 +162,7 @@ STRUCTURES: tuple[Structure, ...] = (
 )
 
 # Verbs asked for, third person singular and plural.
-VERBS: tuple[Pair, ...] = (
+VERBS: tuple[Inflected, ...] = (
     *(("is", "are"), ("was", "were"), ("has", "have"), ("does", "do"), ("goes", "go"), ("says", "say")),
     *(("makes", "make"), ("takes", "take"), ("sees", "see"), ("comes", "come"), ("knows", "know"), ("wants", "want")),
     *(("looks", "look"), ("uses", "use"), ("finds", "find"), ("gives", "give"), ("tells", "tell"), ("works", "work")),
@@ -161,3 +178,84 @@ VERBS: tuple[Pair, ...] = (
     *(("likes", "like"), ("hates", "hate"), ("laughs", "laugh"), ("smiles", "smile"), ("enjoys", "enjoy")),
     *(("needs", "need"), ("tries", "try"), ("asks", "ask"), ("helps", "help"), ("talks", "talk"), ("thinks", "think")),
 )
+
+NUMBERS: tuple[str, ...] = ("singular", "plural")
+LEAST_VERBS = 2
+
+
+def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
+    """n distinct agreement prompts over all structures.
+
+    Raises:
+        UserError: if too few words of a structure, or too few verbs, are single tokens in both numbers, or n exceeds
+            the prompts there are.
+    """
+    structures = [_known(tokenizer, structure) for structure in STRUCTURES]
+    verbs = _single_token_pairs(tokenizer, VERBS)
+    require(len(verbs), len(VERBS), "sva", "verbs (in both numbers)", LEAST_VERBS)
+    tokens = single_tokens(tokenizer, [verb for pair in verbs for verb in pair], "sva", "verbs", LEAST_VERBS)
+    answers = [tuple(tokens[pair[number]] for pair in verbs) for number in range(len(NUMBERS))]
+    words = [";".join(pair[number] for pair in verbs) for number in range(len(NUMBERS))]
+    sizes = [prod(_slot_sizes(structure)) for structure in structures]
+    pairs = []
+    for number, stratum, index in draw("sva", [sizes] * len(NUMBERS), n, seed):
+        structure = structures[stratum]
+        choice = unravel(index, _slot_sizes(structure))
+        clean, corrupted = (_fill(structure, choice, which) for which in (number, 1 - number))
+        meta = {
+            "structure": structure.name,
+            "subject": structure.subjects[choice[0]][0],
+            "number": NUMBERS[number],
+            "other": structure.others[choice[1]][0] if structure.others else "",
+            "other_number": NUMBERS[choice[2]] if structure.others else "",
+            "verbs": words[number],
+        }
+        pairs.append(Pair(clean, corrupted, answers[number], answers[1 - number], meta))
+
+    def where(index: int) -> str:
+        return f"sva prompt {index} ({pairs[index].meta['structure']})"
+
+    return assemble(tokenizer, pairs, where, options.prepend_bos)
+
+
+def _single_token_pairs(tokenizer: PreTrainedTokenizerBase, pairs: tuple[Inflected, ...]) -> tuple[Inflected, ...]:
+    """The pairs of words or phrases whose every word, in both numbers, is one token."""
+    known = continuations(tokenizer, [f" {word}" for pair in pairs for phrase in pair for word in phrase.split()])
+    return tuple(pair for pair in pairs if all(f" {word}" in known for phrase in pair for word in phrase.split()))
+
+
+def _known(tokenizer: PreTrainedTokenizerBase, structure: Structure) -> Structure:
+    """A structure with the words that are single tokens, refused if one of its slots is left empty."""
+    kept: dict[str, Any] = {}
+    for slot in ("subjects", "others", "verbs", "other_verbs"):
+        words = getattr(structure, slot)
+        kept[slot] = _single_token_pairs(tokenizer, words)
+        require(len(kept[slot]), len(words), f"sva ({structure.name})", f"{slot} (in both numbers)", min(1, len(words)))
+    links = _single_token_pairs(tokenizer, tuple((link, link) for link in structure.links))
+    require(len(links), len(structure.links), f"sva ({structure.name})", "links", min(1, len(structure.links)))
+    return replace(structure, **kept, links=tuple(link for link, _ in links))
+
+
+def _slot_sizes(structure: Structure) -> tuple[int, ...]:
+    """How many choices of subject, other noun, its number, verb, other verb and link; 1 where there is no such slot."""
+    others = (len(structure.others), len(NUMBERS)) if structure.others else (1, 1)
+    slots = (structure.verbs, structure.other_verbs, structure.links)
+    return (len(structure.subjects), *others, *(max(1, len(slot)) for slot in slots))
+
+
+def _fill(structure: Structure, choice: list[int], number: int) -> str:
+    """A structure's sentence with its subject in the given number (0 singular, 1 plural)."""
+    subject, other, other_number, verb, other_verb, link = choice
+    words = {"subject": structure.subjects[subject][number]}
+    if structure.others:
+        words["other"] = structure.others[other][other_number]
+    if structure.verbs:
+        words["verb"] = structure.verbs[verb][number]
+    if structure.other_verbs:
+        words["other_verb"] = structure.other_verbs[other_verb][other_number]
+    if structure.links:
+        words["link"] = structure.links[link]
+    return structure.template.format(**words)
+
+
+TASK = Task("sva", build, "prob_diff", ("prob_diff", "logit_diff", "accuracy", "rank_0_rate", "prob_mass"))

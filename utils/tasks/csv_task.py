@@ -1,0 +1,131 @@
+"""A task from a CSV of prompt pairs.
+
+Columns `clean, corrupted, answers, wrong_answers`; the last two hold one or more answers separated by ";". An answer is
+read as it stands and must continue the clean prompt as exactly one token, so a word has its leading space: " he; she".
+Any further column becomes a column of `meta`. Every row of the file is checked, also those a run does not draw.
+"""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from utils.errors import UserError
+from utils.tasks.prompts import Pair, PromptOptions, Prompts, Task, assemble
+from utils.tasks.sampling import draw
+from utils.tasks.vocabulary import encode, unknown_token
+
+COLUMNS: tuple[str, ...] = ("clean", "corrupted", "answers", "wrong_answers")
+PRIMARY_METRICS: tuple[str, ...] = ("logit_diff", "prob_diff")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the file: where it stands, its cells, its answers as text and its other columns."""
+
+    where: str
+    clean: str
+    corrupted: str
+    answers: tuple[str, ...]
+    wrong_answers: tuple[str, ...]
+    meta: dict[str, Any]
+
+
+def csv_task(path: Path, metric: str | None) -> Task:
+    """The task a prompts CSV describes; the file is read when prompts are built.
+
+    Raises:
+        UserError: if the metric is missing or cannot be a primary one.
+    """
+    if metric not in PRIMARY_METRICS:
+        given = "is missing" if metric is None else f"{metric!r} cannot be used"
+        raise UserError(f"metric: {given} for the prompts of {path}; set it to {' or '.join(PRIMARY_METRICS)}")
+    others = ("logit_diff", "prob_diff", "accuracy", "rank_0_rate", "prob_mass")
+    return Task(path.stem, partial(build, path), metric, (metric, *(name for name in others if name != metric)))
+
+
+def build(path: Path, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
+    """n distinct rows of the file in seeded random order, the first k of n being the k.
+
+    Raises:
+        UserError: if the file cannot be read, a row cannot be used (with the file, the row and the reason), or n
+            exceeds its rows.
+    """
+    rows = read_rows(path)
+    chosen = [number for _, _, number in draw(path.name, [[len(rows)]], n, seed)]
+    right = _tokens(tokenizer, rows, lambda row: row.answers)
+    wrong = _tokens(tokenizer, rows, lambda row: row.wrong_answers)
+    pairs = [Pair(row.clean, row.corrupted, a, w, row.meta) for row, a, w in zip(rows, right, wrong, strict=True)]
+    everything = assemble(tokenizer, pairs, lambda index: rows[index].where, options.prepend_bos)
+    return everything.select(chosen)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read and check the file's text; rows count from 1 below the header.
+
+    Raises:
+        UserError: if the file is missing or no CSV in UTF-8, a column is missing, a cell is empty, a row has more cells
+            than the header or repeats another, or there is none.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            header = list(reader.fieldnames or [])
+            cells = [(reader.line_num, row) for row in reader]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; task is a registry name or a prompts CSV") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a CSV in UTF-8: {error}") from None
+    if missing := [column for column in COLUMNS if column not in header]:
+        raise UserError(f"{path}: column {missing[0]!r} is missing; a prompts CSV has {', '.join(COLUMNS)}")
+    if len(set(header)) != len(header):
+        raise UserError(f"{path}: a column comes twice: {', '.join(header)}")
+    if not cells:
+        raise UserError(f"{path}: holds no prompts")
+    rows: list[Row] = []
+    seen: dict[tuple[str, str], int] = {}
+    for number, (line, row) in enumerate(cells, start=1):
+        where = f"{path}: row {number} (line {line})"
+        if None in row or None in row.values():
+            raise UserError(f"{where}: has another number of cells than the header's {len(header)}")
+        for column in COLUMNS:
+            if not row[column].strip():
+                raise UserError(f"{where}: {column} is empty")
+        answers, wrong_answers = (tuple(dict.fromkeys(row[column].split(";"))) for column in COLUMNS[2:])
+        if not all(answer.strip() for answer in (*answers, *wrong_answers)):
+            raise UserError(f"{where}: an answer between two ';' is empty")
+        pair = (row["clean"], row["corrupted"])
+        if pair in seen:
+            raise UserError(f"{where}: repeats the prompts of row {seen[pair]}: {row['clean']!r}")
+        seen[pair] = number
+        meta = {column: value for column, value in row.items() if column not in COLUMNS}
+        rows.append(Row(where, *pair, answers, wrong_answers, meta))
+    return rows
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, rows: list[Row], answers: Callable[[Row], tuple[str, ...]]
+) -> list[tuple[int, ...]]:
+    """The token of every answer of every row, each behind its own clean prompt."""
+    prompts = encode(tokenizer, [row.clean for row in rows])
+    joined = iter(encode(tokenizer, [row.clean + answer for row in rows for answer in answers(row)]))
+    unknown = unknown_token(tokenizer)
+    found = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        tokens = []
+        for answer in answers(row):
+            whole = next(joined)
+            # Two words run into one: nearly always a forgotten space, and the token of another word.
+            glued = row.clean[-1].isalpha() and answer[0].isalpha()
+            if glued or whole[:-1] != prompt or whole[-1] == unknown:
+                extra = len(whole) - len(prompt)
+                reason = f"{extra} tokens" if extra > 1 and whole[: len(prompt)] == prompt else "no token of its own"
+                hint = f"; write {' ' + answer!r}, with the leading space" if not answer.startswith(" ") else ""
+                raise UserError(f"{row.where}: {answer!r} is {reason} behind {row.clean!r}{hint}")
+            tokens.append(whole[-1])
+        found.append(tuple(tokens))
+    return found

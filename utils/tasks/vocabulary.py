@@ -1,0 +1,79 @@
+"""Which words are single tokens under the tokenizer at hand.
+
+Words are looked up behind other text, never alone: a byte-level tokenizer keeps the space in front of a word in its
+token, a SentencePiece one marks it, a word-level one drops it, and all three are right behind a prompt.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from utils.errors import UserError
+
+CARRIER = "The"
+"""Stands in front of a word that is looked up."""
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens, in one call of the tokenizer."""
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    return encoded["input_ids"]
+
+
+def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that stands for words outside the vocabulary, if the tokenizer makes one of text it does not know."""
+    unknown = tokenizer.unk_token_id
+    # Byte-level tokenizers know every text; theirs is the document separator, which may rightly stand in a prompt.
+    return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
+
+
+def continuations(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], carrier: str = CARRIER) -> dict[str, int]:
+    """The words that follow a text as exactly one token.
+
+    Args:
+        words: as they follow, with their leading space where they have one.
+        carrier: the text they follow.
+
+    Returns:
+        Word -> token id, in the order given, without the words that are several tokens, change the tokens of the
+        carrier, or are unknown to the tokenizer.
+    """
+    words = list(dict.fromkeys(words))
+    base, *rows = encode(tokenizer, [carrier, *(carrier + word for word in words)])
+    unknown = unknown_token(tokenizer)
+    return {
+        word: row[-1]
+        for word, row in zip(words, rows, strict=True)
+        if len(row) == len(base) + 1 and row[:-1] == base and row[-1] != unknown
+    }
+
+
+def single_tokens(
+    tokenizer: PreTrainedTokenizerBase, words: Sequence[str], task: str, what: str, least: int
+) -> dict[str, int]:
+    """The words that are one token behind a space, with their token ids.
+
+    Args:
+        words: without the leading space.
+        task, what: the task and the kind of words, for the error message.
+        least: how many words the task needs.
+
+    Raises:
+        UserError: if fewer than `least` remain.
+    """
+    found = {word[1:]: token for word, token in continuations(tokenizer, [f" {word}" for word in words]).items()}
+    require(len(found), len(words), task, what, least)
+    return found
+
+
+def require(found: int, of: int, task: str, what: str, least: int) -> None:
+    """Refuse a tokenizer that leaves a task too few words.
+
+    Raises:
+        UserError: if `found` is smaller than `least`.
+    """
+    if found < least:
+        raise UserError(
+            f"{task}: only {found} of {of} {what} are single tokens under this tokenizer, {least} are needed; "
+            "use another model or a prompts CSV"
+        )
