@@ -71,6 +71,7 @@ def explain(
 def _key(details: ErrorDetails, data: Any) -> Key:
     """The key an error is about: pydantic's location without the names of union members."""
     key: Key = ()
+    part: Any
     for part in details["loc"]:
         if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
             data = data[part]

@@ -1,0 +1,76 @@
+"""What a user sees while a sweep runs: log lines, and a progress bar with the time left."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """A bar with what is being done and the time left; where nobody watches, one log line per measurement."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.total, self.done, self._what, self._start = total, 0, name, time.monotonic()
+        # smoothing 0: the time left follows from the mean, as checkpoints take equally long.
+        self._bar = tqdm(
+            total=total,
+            smoothing=0,
+            disable=True if total == 0 else None,
+            dynamic_ncols=True,
+            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed} passed, {remaining} left]",
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.monotonic() - self._start
+
+    def say(self, what: str) -> None:
+        """Show what is being done."""
+        self._what = what
+        self._bar.set_description_str(what)
+
+    def advance(self) -> None:
+        """One measurement is saved."""
+        self.done += 1
+        self._bar.update()
+        if self._bar.disable:
+            left = self.seconds / self.done * (self.total - self.done)
+            log.info("%s: measured %d of %d, about %s left", self._what, self.done, self.total, duration(left))
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """`02:05`, `1:02:05`."""
+    return str(tqdm.format_interval(seconds))
+
+
+class _BarHandler(logging.StreamHandler):
+    """Log lines above the progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def configure_logging() -> None:
+    """Messages go to stderr above the bar, as plain lines; the libraries' own only from errors on. Does it once."""
+    root = logging.getLogger()
+    if any(isinstance(handler, _BarHandler) for handler in root.handlers):
+        return
+    handler = _BarHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    for library in ("transformers", "huggingface_hub", "httpx", "httpx2", "urllib3", "transformer_lens"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
