@@ -47,6 +47,7 @@ def accuracy(logits: Logits, prompts: Prompts) -> Values:
 
 def rank_0_rate(logits: Logits, prompts: Prompts) -> Values:
     """1 where the most likely token of all is a right answer, else 0; of equally likely ones the lowest id counts."""
+    _check(logits, prompts)
     # max over equal values gives no fixed index, so ties are settled here.
     top = (logits == logits.amax(dim=1, keepdim=True)).int().argmax(dim=1)
     right_mask, _ = _masks(logits, prompts)
@@ -62,14 +63,19 @@ METRICS: dict[str, Callable[[Logits, Prompts], Values]] = {
 }
 
 
-def _gather(logits: Logits, prompts: Prompts) -> tuple[Float[Tensor, "b a"], Float[Tensor, "b w"]]:
-    """The logits of the right and of the wrong answers in float32, meaningless where the masks are false.
+def _check(logits: Logits, prompts: Prompts) -> None:
+    """Refuse logits of other prompts.
 
     Raises:
         ValueError: if there is not one row of logits for each prompt.
     """
     if logits.ndim != 2 or len(logits) != len(prompts):
         raise ValueError(f"logits {tuple(logits.shape)} do not have one row for each of {len(prompts)} prompts")
+
+
+def _gather(logits: Logits, prompts: Prompts) -> tuple[Float[Tensor, "b a"], Float[Tensor, "b w"]]:
+    """The logits of the right and of the wrong answers in float32, meaningless where the masks are false."""
+    _check(logits, prompts)
     tokens: tuple[Int[Tensor, "b any"], ...] = (prompts.answers, prompts.wrong_answers)
     right, wrong = (logits.gather(1, token.to(logits.device)).float() for token in tokens)
     return right, wrong
