@@ -1,0 +1,188 @@
+"""A local server that speaks as much of the Hugging Face hub's protocol as loading checkpoints needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+Files = dict[str, bytes]
+
+_API = re.compile(r"/api/models/([^/]+/[^/]+)/(refs|revision|tree)(?:/([^/]+))?")
+_RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+
+
+def read_folder(folder: Path) -> Files:
+    """A `save_pretrained` folder as a branch."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@dataclass
+class HubServer:
+    """Repositories by name, each branch -> files; used as a context manager.
+
+    Attributes:
+        repositories: `org/name` -> branch -> file name -> bytes.
+        requests: (method, path) of every request, in order.
+        break_off: file name -> bytes after which its next download breaks off, once.
+        resumed_at: first byte of every download that began within a file.
+        damage: names of files that are sent with their last byte changed.
+        status: answer every request with this status instead.
+    """
+
+    repositories: dict[str, dict[str, Files]]
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    break_off: dict[str, int] = field(default_factory=dict)
+    resumed_at: list[int] = field(default_factory=list)
+    damage: set[str] = field(default_factory=set)
+    status: int | None = None
+
+    def __enter__(self) -> HubServer:
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def commit(self, repository: str, branch: str) -> str:
+        """A branch's commit hash: follows from its name and content."""
+        digest = hashlib.sha1(branch.encode())
+        for name, data in sorted(self.repositories[repository][branch].items()):
+            digest.update(name.encode() + data)
+        return digest.hexdigest()
+
+    def downloads(self, ending: str) -> list[str]:
+        """Paths of the files with this ending whose bytes were asked for."""
+        return [
+            path for method, path in self.requests if method == "GET" and "/resolve/" in path and path.endswith(ending)
+        ]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent."""
+
+    def _answer(self, with_body: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append((self.command, path))
+        if self.hub.status is not None:
+            return self._error(self.hub.status, "")
+        if match := _API.fullmatch(path):
+            return self._api(*match.groups())
+        if match := _RESOLVE.fullmatch(path):
+            return self._file(*match.groups(), with_body=with_body)
+        return self._error(404, "EntryNotFound")
+
+    def _api(self, repository: str, what: str, revision: str | None) -> None:
+        if repository not in self.hub.repositories:
+            return self._error(404, "RepoNotFound")
+        if what == "refs":
+            branches = [
+                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": self.hub.commit(repository, name)}
+                for name in self.hub.repositories[repository]
+            ]
+            return self._json({"branches": branches, "converts": [], "tags": []})
+        branch = self._branch(repository, revision or "main")
+        if branch is None:
+            return self._error(404, "RevisionNotFound")
+        files = self.hub.repositories[repository][branch].items()
+        if what == "tree":
+            return self._json([_entry(name, data) for name, data in files])
+        siblings = [_sibling(name, data) for name, data in files]
+        return self._json({"id": repository, "sha": self.hub.commit(repository, branch), "siblings": siblings})
+
+    def _file(self, repository: str, revision: str, name: str, with_body: bool) -> None:
+        if repository not in self.hub.repositories:
+            return self._error(404, "RepoNotFound")
+        branch = self._branch(repository, revision)
+        if branch is None:
+            return self._error(404, "RevisionNotFound")
+        data = self.hub.repositories[repository][branch].get(name)
+        if data is None:
+            return self._error(404, "EntryNotFound")
+        headers = {
+            "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+            "X-Repo-Commit": self.hub.commit(repository, branch),
+            "Accept-Ranges": "bytes",
+        }
+        if name in self.hub.damage:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        status, start = 200, 0
+        if wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            status, start = 206, int(wanted[1])
+            self.hub.resumed_at.append(start)
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        stop = self.hub.break_off.pop(name, None) if with_body else None
+        self._send(status, data[start:], headers, with_body, stop)
+        return None
+
+    def _branch(self, repository: str, revision: str) -> str | None:
+        branches = self.hub.repositories[repository]
+        if revision in branches:
+            return revision
+        return next((name for name in branches if self.hub.commit(repository, name) == revision), None)
+
+    def _json(self, value: Any) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"}, True, None)
+
+    def _error(self, status: int, code: str) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code}, self.command == "GET", None)
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str], with_body: bool, stop: int | None) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data[:stop])
+        if stop is not None:
+            self.wfile.flush()
+            self.close_connection = True
+
+
+def _is_large(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin"))
+
+
+def _lfs(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _entry(name: str, data: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    if _is_large(name):
+        entry["lfs"] = {"oid": _lfs(data), "size": len(data), "pointerSize": 130}
+    return entry
+
+
+def _sibling(name: str, data: bytes) -> dict[str, Any]:
+    sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
+    if _is_large(name):
+        sibling["lfs"] = {"sha256": _lfs(data), "size": len(data), "pointerSize": 130}
+    return sibling
