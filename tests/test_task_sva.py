@@ -118,6 +118,6 @@ def test_a_tokenizer_with_one_verb_is_refused():
     # "knows" and "know" alone: enough for every structure's own verbs, too few to ask for.
     without = {word for pair in sva.VERBS for word in pair} - {"knows", "know"}
     with pytest.raises(
-        UserError, match=r"^sva: only 1 of 75 verbs \(in both numbers\) are single tokens .* 2 are needed"
+        UserError, match=r"^sva: only 1 of 75 verbs \(in both numbers\) are single tokens .* the task needs 2"
     ):
         build_prompts("sva", word_level(task_texts(), without=without), 1, 0)

@@ -74,6 +74,6 @@ def require(found: int, of: int, task: str, what: str, least: int) -> None:
     """
     if found < least:
         raise UserError(
-            f"{task}: only {found} of {of} {what} are single tokens under this tokenizer, {least} are needed; "
+            f"{task}: only {found} of {of} {what} are single tokens under this tokenizer, the task needs {least}; "
             "use another model or a prompts CSV"
         )
