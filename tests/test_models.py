@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -124,9 +125,14 @@ def test_a_failed_prefetch_is_told_when_the_checkpoint_is_loaded(pythia: HubFami
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(pythia: HubFamily, served: HubServer) -> None:
-    served.break_off["model.safetensors"] = 1000
-    assert loads_weights_of(pythia, 1000, 1)
-    assert served.resumed_at == [1000]
+    chunk = constants.DOWNLOAD_CHUNK_SIZE
+    weights = bytes(chunk) + b"the rest"
+    served.repositories["EleutherAI/pythia-70m"]["step1000"] = {"model.safetensors": weights}
+    served.break_off["model.safetensors"] = chunk + 3
+    folder, provenance = pythia.fetch(1000)
+    assert served.resumed_at == [chunk]
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert provenance["sha256"] == hashlib.sha256(weights).hexdigest()
 
 
 def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubServer) -> None:
