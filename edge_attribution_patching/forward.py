@@ -300,6 +300,7 @@ def forward(
                 )
             )
         x = (resid + attn_out if weights.parallel else mlp_in) + mlp_out
+        del z, pattern  # So that no two layers' attention is held at once.
     return x
 
 
