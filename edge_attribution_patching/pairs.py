@@ -1,0 +1,75 @@
+"""Clean and corrupted prompts as tokens, in batches that run only what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from edge_attribution_patching.forward import Layout
+
+# Per-prompt metric: logits [batch, vocab] at the answer and which prompts they belong to [batch] -> values [batch].
+Metric = Callable[[Float[Tensor, "batch vocab"], Int[Tensor, " batch"]], Float[Tensor, " batch"]]
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Some prompt pairs and where their tokens run.
+
+    Attributes:
+        index: which prompts of the whole set these are.
+        layout: with prefix sharing each pair starts at the first position where it differs.
+    """
+
+    index: Int[Tensor, " batch"]
+    clean: Int[Tensor, "batch position"]
+    corrupted: Int[Tensor, "batch position"]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class TokenPairs:
+    """Right-padded token ids of clean and corrupted prompts of equal length.
+
+    Raises:
+        ValueError: if shapes disagree or a prompt is empty.
+    """
+
+    clean: Int[Tensor, "prompt position"]
+    corrupted: Int[Tensor, "prompt position"]
+    lengths: Int[Tensor, " prompt"]
+
+    def __post_init__(self) -> None:
+        if self.clean.shape != self.corrupted.shape or len(self.lengths) != len(self.clean):
+            raise ValueError(
+                f"clean {tuple(self.clean.shape)}, corrupted {tuple(self.corrupted.shape)} and lengths "
+                f"{tuple(self.lengths.shape)} do not describe the same prompts"
+            )
+        if len(self.lengths) == 0 or int(self.lengths.min()) < 1 or int(self.lengths.max()) > self.clean.shape[1]:
+            raise ValueError("every prompt needs between 1 token and the width of the padded ids")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def first_difference(self) -> Int[Tensor, " prompt"]:
+        """The first position where each pair differs; its last position where it never does."""
+        positions = torch.arange(self.clean.shape[1], device=self.clean.device)
+        differs = (self.clean != self.corrupted) & (positions < self.lengths[:, None])
+        first = torch.where(differs.any(dim=1), differs.int().argmax(dim=1), self.lengths - 1)
+        return first
+
+    def batches(self, batch_size: int, *, share_prefix: bool = True) -> Iterator[PairBatch]:
+        """All pairs, those with tails of similar length together so that attention pads little."""
+        starts = self.first_difference() if share_prefix else torch.zeros_like(self.lengths)
+        order = torch.argsort((self.lengths - starts) * (self.clean.shape[1] + 1) + self.lengths, stable=True)
+        for index in order.split(batch_size):
+            width = int(self.lengths[index].max())
+            yield PairBatch(
+                index,
+                self.clean[index, :width],
+                self.corrupted[index, :width],
+                Layout(starts[index], self.lengths[index]),
+            )
