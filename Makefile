@@ -7,7 +7,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # Holds a copy of the requirements that are installed, so that a change reinstalls and an interrupted install is retried.
 INSTALLED := $(VENV)/installed-requirements.txt
-TOY := model_cache/toy/.trained
+# Written last, so a family that has it is whole.
+TOY := model_cache/toy/family.json
 
 .PHONY: help environment toy circuits test lint format types check bench clean
 .DELETE_ON_ERROR:
@@ -28,7 +29,6 @@ toy: $(TOY)
 # The environment is an order-only prerequisite: new package versions do not retrain the family.
 $(TOY): | $(INSTALLED)
 	$(RUN) make_toy_checkpoints.py -c configs/toy_family.yml
-	mkdir -p $(@D) && touch $@
 
 circuits: $(INSTALLED) $(TOY)
 	$(RUN) get_circuits_over_time.py -c configs/toy.yml

@@ -1,0 +1,215 @@
+"""Grids of small panels over training, one line per model, intervals as bands."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from plotting.style import FONT, INK, ModelLook, finish, translucent
+from plotting.time_axis import TimeAxis
+
+_PANEL_WIDTH = 345
+_PANEL_HEIGHT = 215
+# Pixels that titles, legend and the last row's axis labels take.
+_FRAME_WIDTH, _FRAME_HEIGHT = 106, 220
+# Half a 95% interval in standard errors.
+INTERVAL = 1.96
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve over training.
+
+    Attributes:
+        table: rows with `step`, `tokens` and the columns below, ascending in step; NaN breaks the line.
+        value: column drawn.
+        name: legend entry, and first line of the hover text.
+        look: colour, marker and dash.
+        error: column of standard errors, drawn as a 95% band, or None.
+        dash: overrides the look's dash.
+        hover: further columns shown on hover.
+        markers: whether checkpoints are marked.
+        legend: legend entry that the line belongs to; lines of one entry are switched together.
+        width: pixels.
+        opacity: of the whole line.
+    """
+
+    table: pd.DataFrame
+    value: str
+    name: str
+    look: ModelLook
+    error: str | None = None
+    dash: str | None = None
+    hover: tuple[str, ...] = ()
+    markers: bool = True
+    legend: str | None = None
+    width: float = 2
+    opacity: float = 1
+
+
+class Panels:
+    """A grid of panels that share the training axis of a column."""
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        axis: TimeAxis,
+        titles: Sequence[str] = (),
+        *,
+        n_panels: int | None = None,
+        panel_height: int = _PANEL_HEIGHT,
+    ) -> None:
+        """Make a grid.
+
+        Args:
+            rows: panels from top to bottom.
+            columns: panels from left to right.
+            axis: the training axis.
+            titles: written above the panels: one per column, or where `n_panels` is given one per panel.
+            n_panels: number of panels, filled row by row, where the grid is not full.
+            panel_height: pixels of a panel.
+        """
+        self.axis = axis
+        self.rows, self.columns, self.n_panels = rows, columns, n_panels or rows * columns
+        # A lone panel is drawn wider than one of a row.
+        self.panel_width = {1: 620, 2: 430}.get(columns, _PANEL_WIDTH)
+        self._title_room = 18 * max((title.count("<br>") for title in titles), default=0)
+        between = 34 if n_panels is None else 62
+        inner = panel_height * rows + between * (rows - 1)
+        self.width = _FRAME_WIDTH + self.panel_width * columns
+        self.height = _FRAME_HEIGHT + self._title_room + inner
+        self.figure = make_subplots(
+            rows=rows,
+            cols=columns,
+            shared_xaxes=True,
+            subplot_titles=[*titles, *[""] * (rows * columns - len(titles))],
+            horizontal_spacing=min(0.2, 78 / self.width) if columns > 1 else 0,
+            vertical_spacing=between / inner if rows > 1 else 0,
+        )
+        self.figure.update_annotations(font={"size": 15, "family": FONT, "color": INK}, yshift=4)
+        self._in_legend: set[str] = set()
+
+    def draw(self, line: Line, row: int, column: int) -> None:
+        """Add a line, and its band, to the panel at `row`, `column` (from 1)."""
+        table = line.table.sort_values("step")
+        x = self.axis.position(table["tokens"])
+        y = table[line.value].astype(float)
+        entry = line.legend or line.name
+        where = {"row": row, "col": column}
+        if line.error is not None and line.error in table and table[line.error].notna().any():
+            half = INTERVAL * table[line.error].astype(float)
+            self._band(x, y - half, y + half, line.look.colour, entry, where)
+        extra = [column_name for column_name in line.hover if column_name in table]
+        hover = "".join(f"<br>{name.replace('_', ' ')}: %{{customdata[{i + 2}]}}" for i, name in enumerate(extra))
+        self.figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=y,
+                name=entry,
+                legendgroup=entry,
+                showlegend=entry not in self._in_legend,
+                mode="lines+markers" if line.markers else "lines",
+                line={"color": line.look.colour, "dash": line.dash or line.look.dash, "width": line.width},
+                marker={"symbol": line.look.symbol, "size": 6, "color": line.look.colour},
+                customdata=table[["step", "tokens", *extra]].astype(object).to_numpy(),
+                hovertemplate=f"<b>{line.name}</b><br>step %{{customdata[0]:,}} (%{{customdata[1]:.3s}} tokens)"
+                f"<br>{line.value.replace('_', ' ')}: %{{y:.4g}}{hover}<extra></extra>",
+                connectgaps=False,
+                opacity=line.opacity,
+            ),
+            **where,
+        )
+        self._in_legend.add(entry)
+
+    def key(self, name: str, dash: str, colour: str = "#555555") -> None:
+        """A legend entry for a line style that all models share."""
+        self.figure.add_trace(
+            go.Scatter(
+                x=[None],
+                y=[None],
+                name=name,
+                mode="lines",
+                line={"color": colour, "dash": dash, "width": 2},
+                hoverinfo="skip",
+            ),
+            row=1,
+            col=1,
+        )
+
+    def level(self, y: float, row: int, column: int) -> None:
+        """A thin dashed horizontal line."""
+        self.figure.add_hline(y=y, line={"dash": "dash", "width": 1, "color": "#777777"}, row=row, col=column)
+
+    def name_ends(self, ends: Sequence[tuple[float, str, str]], row: int, column: int) -> None:
+        """Write names right of the last checkpoint, moved apart where lines end close together.
+
+        Args:
+            ends: for each line its last value, its name and its colour.
+            row: panel row.
+            column: panel column.
+        """
+        ends = sorted(end for end in ends if end[0] == end[0])
+        if not ends:
+            return
+        traces = self.figure.select_traces(row=row, col=column)
+        drawn = pd.Series([value for trace in traces if trace.y is not None for value in trace.y], dtype=float)
+        # Space for a line of text, in units of the axis.
+        apart = 14 / (self.height - _FRAME_HEIGHT) * self.rows * max(drawn.max() - drawn.min(), 1e-12) * 1.1
+        heights = [value for value, _, _ in ends]
+        for i in range(1, len(heights)):
+            heights[i] = max(heights[i], heights[i - 1] + apart)
+        shift = sum(height - value for height, (value, _, _) in zip(heights, ends, strict=True)) / len(ends)
+        x = self.axis.range()[1]
+        for height, (_, name, colour) in zip(heights, ends, strict=True):
+            self.figure.add_annotation(
+                x=x,
+                y=height - shift,
+                text=name,
+                showarrow=False,
+                xanchor="left",
+                xshift=2,
+                font={"size": 11, "color": colour},
+                row=row,
+                col=column,
+            )
+
+    def done(self, title: str, subtitle: str, *, legend: bool = True) -> go.Figure:
+        """Set the axes and titles; returns the figure."""
+        figure = finish(self.figure, title, subtitle, width=self.width, height=self.height, legend=legend)
+        figure.update_layout(margin={"l": 78, "t": figure.layout.margin.t + self._title_room})
+        self.axis.apply(figure, most=max(4, self.panel_width // 46), title="")
+        self.axis.mark_break(figure, row="all", col="all")
+        for panel in range(self.rows * self.columns):
+            where = {"row": 1 + panel // self.columns, "col": 1 + panel % self.columns}
+            if panel >= self.n_panels:
+                figure.update_xaxes(visible=False, **where)
+                figure.update_yaxes(visible=False, **where)
+            elif panel + self.columns >= self.n_panels:
+                figure.update_xaxes(title_text=self.axis.title, showticklabels=True, **where)
+        return figure
+
+    def _band(
+        self, x: pd.Series, low: pd.Series, high: pd.Series, colour: str, entry: str, where: dict[str, int]
+    ) -> None:
+        """A filled outline per run of finite values: a gap in the line is a gap in the band."""
+        finite = low.notna() & high.notna() & x.notna()
+        runs = (finite != finite.shift()).cumsum()[finite]
+        for _, run in runs.groupby(runs):
+            at = run.index
+            self.figure.add_trace(
+                go.Scatter(
+                    x=[*x[at], *x[at][::-1]],
+                    y=[*high[at], *low[at][::-1]],
+                    fill="toself",
+                    fillcolor=translucent(colour, 0.18),
+                    line={"width": 0},
+                    mode="lines",
+                    legendgroup=entry,
+                    showlegend=False,
+                    hoverinfo="skip",
+                ),
+                **where,
+            )

@@ -1,0 +1,191 @@
+"""Draw the circuit itself at one checkpoint (figures/circuit_<model>_<task>_step<n>.html).
+
+Layers upwards, heads and MLPs as boxes; an edge into a head ends at its q, k or v input. Blue edges raise the task
+metric, orange ones lower it, and wider ones do so more. Point at an edge for its name and score.
+
+    python plotting/plot_circuit.py -r results -m pythia-160m -t ioi --step 143000
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.circuit_layout import BOX_HEIGHT, BOX_WIDTH, Layout, lay_out
+from plotting.export import figure_main
+from plotting.style import FAINT, INK, NEGATIVE, POSITIVE, finish, task_label, translucent
+from plotting.tables import circuits
+from utils.errors import UserError
+from utils.store import Store
+
+logger = logging.getLogger("plotting")
+
+# Where on a box's lower side an edge ends, as a share of its width.
+PORTS = {"q": -0.3, "k": 0.0, "v": 0.3}
+WIDTH_CLASSES = 8
+THINNEST, WIDEST = 0.7, 6.5
+FILL = {"a": "#eef3f7", "m": "#f6efe2"}
+
+
+def edge_ends(source: str, target: str, layout: Layout) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The point an edge leaves its source at (top) and the one it reaches its target at (bottom, at its port)."""
+    node, _, letter = target.partition("<")
+    (x0, y0), (x1, y1) = layout.positions[source], layout.positions[node]
+    # Away from ports, edges spread over the side of the box in the direction they take.
+    lean = 0.4 * np.tanh((x1 - x0) / 3)
+    port = PORTS[letter.rstrip(">")] if letter else -lean
+    return (x0 + lean * BOX_WIDTH, y0 + BOX_HEIGHT / 2), (x1 + port * BOX_WIDTH, y1 - BOX_HEIGHT / 2)
+
+
+def edge_path(start: tuple[float, float], end: tuple[float, float], n: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """A curve that leaves and arrives upwards; one that would run straight up bows out past the boxes between."""
+    (x0, y0), (x1, y1) = start, end
+    rise = y1 - y0
+    bow = (0.75 if x0 >= 0 else -0.75) if abs(x1 - x0) < BOX_WIDTH and rise > 1 else 0.0
+    t = np.linspace(0, 1, n)
+    curve = [
+        (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
+        for a, b, c, d in ((x0, x0 + bow, x1 + bow, x1), (y0, y0 + 0.45 * rise, y1 - 0.45 * rise, y1))
+    ]
+    return curve[0], curve[1]
+
+
+def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str) -> go.Figure:
+    """The drawing of a circuit.
+
+    Args:
+        edges: `source, target, score`, at least one row.
+        title: what circuit.
+        subtitle: its size.
+    """
+    edges = edges.reindex(edges["score"].abs().sort_values(kind="stable").index)
+    layout = lay_out(zip(edges["source"], edges["target"].str.partition("<")[0], strict=True))
+    figure = go.Figure()
+    _draw_edges(figure, edges, layout)
+    _draw_nodes(figure, layout)
+    row = float(np.clip(1000 / (layout.height + 1), 62, 104))
+    width = int(max(820, 190 + 64 * 2 * layout.half_width))
+    height = int(250 + row * (layout.height + 0.6))
+    finish(figure, title, subtitle, width=width, height=height)
+    figure.update_layout(hovermode="closest", margin={"l": 84, "b": 30, "r": 30})
+    figure.update_xaxes(visible=False, range=[-layout.half_width - 0.9, layout.half_width + 0.9])
+    labels = [(y, name) for y, name in layout.rows if name]
+    figure.update_yaxes(
+        range=[-0.5, layout.height + 0.5],
+        tickvals=[y for y, _ in labels],
+        ticktext=[name for _, name in labels],
+        showgrid=False,
+        showline=False,
+        zeroline=False,
+        tickfont_size=12,
+    )
+    return figure
+
+
+def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: Layout) -> None:
+    """Edges by sign and class of width, thin ones first, each class one trace."""
+    strongest = float(edges["score"].abs().max()) or 1.0
+    share = np.sqrt(edges["score"].abs() / strongest)
+    classes = np.minimum((share * WIDTH_CLASSES).astype(int), WIDTH_CLASSES - 1)
+    for positive, colour, name in ((True, POSITIVE, "raises the metric"), (False, NEGATIVE, "lowers the metric")):
+        figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line={"color": colour, "width": 3}, name=name))
+        for size in range(WIDTH_CLASSES):
+            members = edges[(classes == size) & ((edges["score"] >= 0) == positive)]
+            if members.empty:
+                continue
+            xs: list[float | None] = []
+            ys: list[float | None] = []
+            middles = []
+            for source, target, score in members[["source", "target", "score"]].itertuples(index=False):
+                x, y = edge_path(*edge_ends(source, target, layout))
+                xs += [*x.tolist(), None]
+                ys += [*y.tolist(), None]
+                name = f"{source} → {target}".replace("<", "&lt;").replace(">", "&gt;")
+                quarters = (len(x) // 4, len(x) // 2, 3 * len(x) // 4)
+                middles += [(x[at], y[at], name, score) for at in quarters]
+            width = THINNEST + (WIDEST - THINNEST) * (size + 0.5) / WIDTH_CLASSES
+            line = {"color": translucent(colour, 0.3 + 0.6 * size / WIDTH_CLASSES), "width": width}
+            figure.add_trace(go.Scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False))
+            # Points that only answer the pointer: plotly shows no hover text along a line.
+            figure.add_trace(
+                go.Scatter(
+                    x=[middle[0] for middle in middles],
+                    y=[middle[1] for middle in middles],
+                    mode="markers",
+                    marker={"size": 9, "color": colour, "opacity": 0},
+                    customdata=[middle[2:] for middle in middles],
+                    hovertemplate="%{customdata[0]}<br>score %{customdata[1]:+.4g}<extra></extra>",
+                    showlegend=False,
+                )
+            )
+
+
+def _draw_nodes(figure: go.Figure, layout: Layout) -> None:
+    for node, (x, y) in layout.positions.items():
+        figure.add_shape(
+            type="rect",
+            x0=x - BOX_WIDTH / 2,
+            x1=x + BOX_WIDTH / 2,
+            y0=y - BOX_HEIGHT / 2,
+            y1=y + BOX_HEIGHT / 2,
+            line={"color": FAINT, "width": 1},
+            fillcolor=FILL.get(node[0] if node[1:2].isdigit() else "", "#ffffff"),
+        )
+        # An annotation, because plotly draws shapes over the text of traces.
+        name = {"text": node, "font": {"size": 11, "color": INK}, "yshift": 5 if "." in node else 0}
+        figure.add_annotation(x=x, y=y, showarrow=False, **name)
+        if "." in node:
+            for letter, port in PORTS.items():
+                figure.add_annotation(
+                    x=x + port * BOX_WIDTH,
+                    y=y - BOX_HEIGHT / 2,
+                    text=letter,
+                    showarrow=False,
+                    yshift=5,
+                    font={"size": 8, "color": "#666666"},
+                )
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+    """Figures by file name: every model and task asked for, at the step asked for or the last with a circuit."""
+    if arguments.strongest < 1:
+        raise UserError(f"--strongest: {arguments.strongest} edges asked for; at least 1")
+    figures = {}
+    for (model, task), by_step in circuits(store, arguments).items():
+        step = max(by_step) if arguments.step is None else arguments.step
+        if step not in by_step:
+            logger.warning(
+                "%s %s: no circuit at step %d; left out (there: %s)", model, task, step, ", ".join(map(str, by_step))
+            )
+            continue
+        edges = by_step[step]
+        shown = edges.loc[edges["score"].abs().nlargest(arguments.strongest).index]
+        n_nodes = len(set(edges["source"]) | set(edges["target"].str.partition("<")[0]))
+        size = f"{len(edges)} edges, {n_nodes} nodes" + (
+            f"; the {len(shown)} strongest edges drawn" if len(shown) < len(edges) else ""
+        )
+        title = f"{task_label(task)} circuit of {model} at step {step:,}"
+        figures[f"circuit_{model}_{task}_step{step:06d}"] = draw_circuit(
+            shown, title, f"{size}; width grows with |score|"
+        )
+    if not figures:
+        raise UserError(f"--step {arguments.step}: no circuit of that step in {store.root}/graphs")
+    return figures
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The script's own options."""
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoint (the last with a circuit)")
+    parser.add_argument(
+        "--strongest", type=int, default=200, metavar="N", help="draw the N edges of largest |score| (200)"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__, options=options))

@@ -1,0 +1,124 @@
+"""Draw how circuits change over training (figures/circuit_similarity.html).
+
+A column per task. From the top: Jaccard similarity of nodes, of edges, and of edges weighted by score, each circuit
+against that of the checkpoint before (faint) with its exponentially weighted moving average (strong), or with
+--reference against one checkpoint's circuit; then the edges added and removed. figures/circuit_similarity.csv holds the
+numbers.
+
+    python plotting/plot_circuit_similarity.py -r results --alpha 0.5
+    python plotting/plot_circuit_similarity.py -r results --reference 143000
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.panels import Line, Panels
+from plotting.style import ModelLook, model_looks, task_label
+from plotting.tables import circuits, every_model, models_in, tasks_in
+from plotting.time_axis import TimeAxis
+from utils.circuit_similarity import ewma, similarity_over_training
+from utils.errors import UserError
+from utils.store import Store, atomic_write
+
+logger = logging.getLogger("plotting")
+
+MEASURES = {
+    "node_jaccard": "nodes, Jaccard",
+    "edge_jaccard": "edges, Jaccard",
+    "weighted_edge_jaccard": "edges, score-weighted",
+}
+
+
+def similarities(
+    found: dict[tuple[str, str], dict[int, pd.DataFrame]], reference: int | None, alpha: float
+) -> pd.DataFrame:
+    """Similarities of all circuits with their moving averages.
+
+    Args:
+        found: edge tables by (model, task) and step, with `tokens`.
+        reference: step compared with; None for the checkpoint before. Models without it are logged and left out.
+        alpha: weight of the newest value in the moving average.
+
+    Returns:
+        Columns of `similarity_over_training` and `model, task, tokens`, `<measure>_average`.
+    """
+    frames = []
+    for (model, task), by_step in found.items():
+        if reference is not None and reference not in by_step:
+            logger.warning("%s %s: no circuit at reference step %d; left out", model, task, reference)
+            continue
+        table = similarity_over_training(by_step, reference)
+        for measure in MEASURES:
+            table[f"{measure}_average"] = ewma(table[measure], alpha)
+        tokens = {step: edges["tokens"].iloc[0] for step, edges in by_step.items()}
+        frames.append(table.assign(model=model, task=task, tokens=table["step"].map(tokens)))
+    if not frames:
+        raise UserError(f"--reference {reference}: no model has a circuit at that step")
+    table = pd.concat(frames, ignore_index=True)
+    if table.empty:
+        raise UserError(
+            "a circuit's change needs two checkpoints with a circuit; measure more checkpoints or give --reference"
+        )
+    return table
+
+
+def draw_similarity(table: pd.DataFrame, looks: dict[str, ModelLook], against: str) -> go.Figure:
+    """The figure; `against` says what circuits are compared with."""
+    tasks = tasks_in(table)
+    panels = Panels(
+        len(MEASURES) + 1, len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks], panel_height=180
+    )
+    last = len(MEASURES) + 1
+    for column, task in enumerate(tasks, 1):
+        for model in models_in(table[table["task"] == task]):
+            rows = table[(table["task"] == task) & (table["model"] == model)]
+            look = looks[model]
+            for row, measure in enumerate(MEASURES, 1):
+                average = f"{measure}_average"
+                panels.draw(Line(rows, average, model, look, markers=False, width=2.5, hover=(measure,)), row, column)
+                panels.draw(Line(rows, measure, model, look, width=1, opacity=0.4), row, column)
+                panels.figure.update_yaxes(range=[-0.03, 1.05], row=row, col=column)
+            panels.draw(Line(rows, "edges_added", model, look, hover=("n_edges",)), last, column)
+            panels.draw(Line(rows, "edges_removed", model, look, dash="dot", hover=("n_edges",)), last, column)
+    for row, label in enumerate(MEASURES.values(), 1):
+        panels.figure.update_yaxes(title_text=label, row=row, col=1)
+    panels.figure.update_yaxes(title_text="edges", row=last, col=1)
+    panels.key("edges added", "solid")
+    panels.key("edges removed", "dot")
+    return panels.done(
+        "Circuit similarity over training",
+        f"Against {against}; strong lines are moving averages, 1 is the same circuit",
+    )
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+    """Figures by file name."""
+    if not 0 < arguments.alpha <= 1:
+        raise UserError(f"--alpha: {arguments.alpha} given; it lies in (0, 1]")
+    table = similarities(circuits(store, arguments), arguments.reference, arguments.alpha)
+    path = arguments.output / "circuit_similarity.csv"
+    atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())
+    logger.info("wrote %s", path)
+    step = arguments.reference
+    against = "the checkpoint before" if step is None else f"step {step:,}"
+    return {"circuit_similarity": draw_similarity(table, model_looks(every_model(store)), against)}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The script's own options."""
+    parser.add_argument(
+        "--reference", type=int, metavar="STEP", help="compare with this step's circuit (the one before)"
+    )
+    parser.add_argument("--alpha", type=float, default=0.5, help="moving average's weight of the newest value (0.5)")
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__, options=options))

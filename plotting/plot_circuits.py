@@ -1,0 +1,111 @@
+"""Draw circuit size and faithfulness over training, with the task metric beneath (figures/circuits.html).
+
+For each task a column: the size of the smallest circuit found that reaches the threshold, that circuit's faithfulness,
+and the metric of the whole model on clean and on corrupted prompts. Where no size reached the threshold the lines have
+a gap.
+
+    python plotting/plot_circuits.py -r results -o figures --format html,png
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.panels import Line, Panels
+from plotting.style import METRIC_LABELS, PRIMARY_METRICS, ModelLook, model_looks, task_label, within
+from plotting.tables import every_model, load, models_in, tasks_in
+from plotting.time_axis import TimeAxis
+from utils.store import Store
+
+logger = logging.getLogger("plotting")
+
+# Before a task is learnt, faithfulness is a quotient of noise; the axis goes no further.
+FAITHFULNESS_LIMITS = (0.0, 2.0)
+COUNTS = {"edges": "n_edges", "nodes": "n_nodes"}
+
+
+def selected_circuits(faithfulness: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, task and step: the baselines and the selected circuit, NaN where none was selected."""
+    keys = ["model", "task", "step"]
+    columns = [*keys, "n_edges", "n_nodes", "faithfulness"]
+    chosen = faithfulness.loc[faithfulness["selected"].astype(bool), columns]
+    table = baselines.merge(chosen, on=keys, how="left", validate="one_to_one")
+    for (model, task), rows in table.groupby(["model", "task"], sort=False):
+        without = int(rows["n_edges"].isna().sum())
+        if without:
+            logger.info("%s %s: no circuit reached the threshold at %d of %d steps", model, task, without, len(rows))
+    return table.sort_values(keys, ignore_index=True)
+
+
+def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, metrics: dict[str, str]) -> go.Figure:
+    """The figure.
+
+    Args:
+        table: what `selected_circuits` returns.
+        looks: the look of every model.
+        count: "edges" or "nodes".
+        metrics: each task's metric, for the axis titles.
+    """
+    tasks = tasks_in(table)
+    panels = Panels(3, len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks])
+    cuts = []
+    for column, task in enumerate(tasks, 1):
+        for model in models_in(table):
+            rows = table[(table["model"] == model) & (table["task"] == task)]
+            if rows.empty:
+                continue
+            look = looks[model]
+            panels.draw(Line(rows, COUNTS[count], model, look, hover=("n_edges", "n_nodes", "faithfulness")), 1, column)
+            panels.draw(Line(rows, "faithfulness", model, look, hover=("n_edges", "n_nodes")), 2, column)
+            panels.draw(Line(rows, "full", model, look, error="full_se", hover=("corrupted", "n_prompts")), 3, column)
+            panels.draw(
+                Line(rows, "corrupted", model, look, error="corrupted_se", dash="dot", markers=False), 3, column
+            )
+        panels.level(1.0, 2, column)
+        metric = METRIC_LABELS.get(metrics[task], metrics[task])
+        panels.figure.update_yaxes(title_text=metric, row=3, col=column)
+        panels.figure.update_yaxes(rangemode="tozero", row=1, col=column)
+        limits, cut = within([0.0, 1.0, *table.loc[table["task"] == task, "faithfulness"]], *FAITHFULNESS_LIMITS)
+        panels.figure.update_yaxes(range=limits, row=2, col=column)
+        cuts.append(cut)
+    panels.figure.update_yaxes(title_text=f"circuit size ({count})", row=1, col=1)
+    panels.figure.update_yaxes(title_text="faithfulness (share)", row=2, col=1)
+    panels.key("whole model: clean prompts", "solid")
+    panels.key("corrupted prompts", "dot")
+    subtitle = "Smallest circuit that reaches the faithfulness threshold; bands are 95% intervals"
+    if any(cuts):
+        subtitle += "; faithfulness above {1:g} is cut off".format(*FAITHFULNESS_LIMITS)
+    return panels.done("Circuits over training", subtitle)
+
+
+def task_metrics(store: Store, table: pd.DataFrame) -> dict[str, str]:
+    """The metric that each task's circuits were found with: the task's own, or for prompts from a CSV the run's."""
+    metrics = {}
+    for task in tasks_in(table):
+        model = table.loc[table["task"] == task, "model"].iloc[0]
+        metrics[task] = PRIMARY_METRICS.get(task) or store.read_run("baselines", model, task)["config"]["metric"]
+    return metrics
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+    """Figures by file name."""
+    table = selected_circuits(load(store, "faithfulness", arguments), load(store, "baselines", arguments))
+    return {
+        "circuits": draw_circuits(table, model_looks(every_model(store)), arguments.count, task_metrics(store, table))
+    }
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The script's own options."""
+    parser.add_argument("--count", choices=tuple(COUNTS), default="edges", help="what a circuit's size counts (edges)")
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__, options=options))

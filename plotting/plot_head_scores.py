@@ -1,0 +1,150 @@
+"""Draw what attention heads do over training: the best head of each kind, and each model's top heads.
+
+Writes figures/head_scores.html (per kind of head, every model's maximum over heads) and, for each model,
+figures/head_scores_<model>.html (its top heads of each kind, named `layer.head`). Kinds are the scores in
+results/components and, where measured, succession (results/successor) and copy suppression (results/cspa).
+
+    python plotting/plot_head_scores.py -r results --top 5
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.panels import Line, Panels
+from plotting.style import SERIES, ModelLook, model_looks
+from plotting.tables import every_model, load_if_any, models_in
+from plotting.time_axis import TimeAxis
+from utils.errors import UserError
+from utils.store import Store, how_to_make
+
+logger = logging.getLogger("plotting")
+
+# Score name -> title and unit, in the order of the figure.
+SCORES = {
+    "induction": ("Induction", "attention probability"),
+    "previous_token": ("Previous token", "attention probability"),
+    "duplicate_token": ("Duplicate token", "attention probability"),
+    "copy": ("Copying (name movers)", "% of names in top 5"),
+    "negative_copy": ("Negative copying", "% of names in top 5"),
+    "succession": ("Succession", "share of pairs"),
+    "cspa": ("Copy suppression (CSPA)", "share of effect recovered"),
+}
+# Tables of one score each: kind -> the score's name.
+SINGLE = {"successor": "succession", "cspa": "cspa"}
+MAX_COLUMNS = 4
+
+
+def score_label(score: str) -> tuple[str, str]:
+    """Title and unit of a score."""
+    for name in (score, score.removesuffix("_score"), score.removesuffix("_token") + "_token"):
+        if name in SCORES:
+            return SCORES[name]
+    return score.replace("_", " "), "score"
+
+
+def head_scores(store: Store, arguments: argparse.Namespace) -> pd.DataFrame:
+    """All scores in one table: `model, step, tokens, score, layer, head, value`.
+
+    Raises:
+        UserError: if no kind of head score has results.
+    """
+    frames = []
+    for kind in ("components", *SINGLE):
+        table = load_if_any(store, kind, arguments)
+        if table is None:
+            continue
+        if kind in SINGLE:
+            value = "value" if "value" in table else "score"
+            table = table.rename(columns={value: "value"}).assign(score=SINGLE[kind])
+        frames.append(table[["model", "step", "tokens", "score", "layer", "head", "value"]])
+    if not frames:
+        raise UserError(f"{store.root} holds no head scores; run: {how_to_make('components')}")
+    return pd.concat(frames, ignore_index=True)
+
+
+def top_heads(table: pd.DataFrame, n: int) -> list[tuple[int, int]]:
+    """The `n` heads (layer, head) whose highest value over training is highest, best first; ties by position."""
+    best = table.groupby(["layer", "head"])["value"].max().dropna().reset_index()
+    best = best.sort_values(["value", "layer", "head"], ascending=[False, True, True], kind="stable")
+    return [(int(layer), int(head)) for layer, head in best[["layer", "head"]].head(n).to_numpy()]
+
+
+def maxima(table: pd.DataFrame) -> pd.DataFrame:
+    """The best head's value per model, score and step, with that head's name."""
+    best = table.loc[table.dropna(subset="value").groupby(["model", "score", "step"])["value"].idxmax()]
+    return best.assign(best_head=best["layer"].astype(str) + "." + best["head"].astype(str))
+
+
+def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Figure:
+    """Per score a panel with every model's best head."""
+    best = maxima(table)
+    panels, places = _score_panels(best)
+    for score, (row, column) in places.items():
+        for model in models_in(best):
+            rows = best[(best["model"] == model) & (best["score"] == score)]
+            if not rows.empty:
+                panels.draw(Line(rows, "value", model, looks[model], hover=("best_head",)), row, column)
+    return panels.done(
+        "Attention heads over training", "The highest score among a model's heads, for each kind of head"
+    )
+
+
+def draw_top_heads(table: pd.DataFrame, model: str, n: int) -> go.Figure:
+    """Per score a panel with the model's top heads, each named at the end of its line."""
+    panels, places = _score_panels(table)
+    for score, (row, column) in places.items():
+        part = table[table["score"] == score]
+        heads = top_heads(part, n)
+        ends = []
+        for rank, (layer, head) in enumerate(heads):
+            rows = part[(part["layer"] == layer) & (part["head"] == head)].sort_values("step")
+            colour = SERIES[rank % len(SERIES)]
+            panels.draw(Line(rows, "value", f"{layer}.{head}", ModelLook(colour, "circle", "solid")), row, column)
+            ends.append((float(rows["value"].iloc[-1]), f"{layer}.{head}", colour))
+        panels.name_ends(ends, row, column)
+    return panels.done(
+        f"Top heads of {model}", "The heads with the highest score at any checkpoint, as layer.head", legend=False
+    ).update_layout(margin_r=52)
+
+
+def _score_panels(table: pd.DataFrame) -> tuple[Panels, dict[str, tuple[int, int]]]:
+    """A grid with one panel per score and the place of each."""
+    known = list(SCORES)
+    labels = {score: score_label(score) for score in table["score"].unique()}
+    titles = [title for title, _ in SCORES.values()]
+    scores = sorted(labels, key=lambda s: (titles.index(labels[s][0]) if labels[s][0] in titles else len(known), s))
+    rows = -(-len(scores) // MAX_COLUMNS)
+    columns = -(-len(scores) // rows)
+    panels = Panels(rows, columns, TimeAxis.of(table), [labels[score][0] for score in scores], n_panels=len(scores))
+    places = {score: (1 + i // columns, 1 + i % columns) for i, score in enumerate(scores)}
+    for score, (row, column) in places.items():
+        panels.figure.update_yaxes(title_text=labels[score][1], row=row, col=column)
+    return panels, places
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+    """Figures by file name."""
+    if arguments.top < 1:
+        raise UserError(f"--top: {arguments.top} heads asked for; at least 1")
+    table = head_scores(store, arguments)
+    figures = {"head_scores": draw_maxima(table, model_looks(every_model(store)))}
+    for model in models_in(table):
+        figures[f"head_scores_{model}"] = draw_top_heads(table[table["model"] == model], model, arguments.top)
+    return figures
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The script's own options."""
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="heads drawn of each kind (5)")
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__, options=options))

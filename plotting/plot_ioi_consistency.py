@@ -1,0 +1,63 @@
+"""Draw whether the IOI algorithm stays the same over training (figures/ioi_consistency.html).
+
+Three panels, one per level of the algorithm: the percentage of the circuit's heads' effect that comes from heads which
+play the expected role. The level's number of heads is shown on hover.
+
+    python plotting/plot_ioi_consistency.py -r results
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.panels import Line, Panels
+from plotting.style import ModelLook, model_looks
+from plotting.tables import every_model, load, models_in
+from plotting.time_axis import TimeAxis
+from utils.store import Store
+
+TITLES = {
+    1: "Heads to logits:<br>name movers, copy suppression",
+    2: "Heads to name movers' queries:<br>S-inhibition",
+    3: "Heads to S-inhibition values:<br>induction, duplicate token",
+}
+
+
+def draw_consistency(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Figure:
+    """The figure.
+
+    Args:
+        table: `model, step, tokens, level, percent, n_heads, total_effect`; levels in the order of the algorithm.
+        looks: the look of every model.
+    """
+    levels = list(dict.fromkeys(table["level"]))
+    titles = [TITLES.get(number, str(level)) for number, level in enumerate(levels, 1)]
+    panels = Panels(1, len(levels), TimeAxis.of(table), titles, panel_height=290)
+    for column, level in enumerate(levels, 1):
+        for model in models_in(table):
+            rows = table[(table["model"] == model) & (table["level"] == level)]
+            if not rows.empty:
+                line = Line(rows, "percent", model, looks[model], error="percent_se", hover=("n_heads", "total_effect"))
+                panels.draw(line, 1, column)
+        panels.figure.update_yaxes(range=[-3, 105], row=1, col=column)
+    panels.figure.update_yaxes(title_text="effect from identified heads (%)", row=1, col=1)
+    return panels.done(
+        "Is the IOI algorithm the same at every checkpoint?",
+        "Share of each level's effect from the heads that play its role",
+    )
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+    """Figures by file name."""
+    table = load(store, "ioi_consistency", arguments)
+    return {"ioi_consistency": draw_consistency(table, model_looks(every_model(store)))}
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__))

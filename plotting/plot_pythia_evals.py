@@ -1,0 +1,120 @@
+"""Draw published benchmark results over training (figures/pythia_evals.html).
+
+Reads the JSON files of lm-evaluation-harness below a folder: one panel per benchmark, a line per model, 95% bands from
+the harness's standard errors, and chance as a dashed line.
+
+    python plotting/plot_pythia_evals.py -e ../shared/pythia_evals --format html,png
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.eval_results import read_evaluations
+from plotting.export import figure_main
+from plotting.panels import Line, Panels
+from plotting.style import ModelLook, model_looks
+from plotting.tables import every_model, models_in
+from plotting.time_axis import TimeAxis
+from utils.checkpoints import tokens_at
+from utils.errors import UserError
+from utils.store import Store
+
+logger = logging.getLogger("plotting")
+
+# Benchmark -> title, metric, chance.
+BENCHMARKS = {
+    "lambada_openai": ("LAMBADA", "acc", None),
+    "piqa": ("PIQA", "acc", 0.5),
+    "winogrande": ("WinoGrande", "acc", 0.5),
+    "wsc": ("WSC", "acc", 0.5),
+    "arc_easy": ("ARC easy", "acc", 0.25),
+    "arc_challenge": ("ARC challenge (normalised)", "acc_norm", 0.25),
+    "sciq": ("SciQ", "acc", 0.25),
+    "logiqa": ("LogiQA (normalised)", "acc_norm", 0.25),
+    "mmlu": ("MMLU (mean of subjects)", "acc", 0.25),
+}
+COLUMNS = 3
+
+
+def choose(table: pd.DataFrame, shots: int, benchmarks: list[str] | None) -> pd.DataFrame:
+    """The rows drawn: one metric per benchmark, at one number of shots.
+
+    Raises:
+        UserError: if nothing is left, naming what there is.
+    """
+    counts = sorted(int(count) for count in table["shots"].unique())
+    if shots not in counts:
+        raise UserError(f"--shots: {shots} given; the results are of {', '.join(map(str, counts))} shots")
+    table = table[table["shots"] == shots]
+    metrics = {name: metric for name, (_, metric, _) in BENCHMARKS.items()}
+    for name in benchmarks or []:
+        if name not in set(table["benchmark"]):
+            there = ", ".join(sorted(set(table["benchmark"])))
+            raise UserError(f"--benchmark: no results of {name} (there: {there})")
+        # Benchmarks that the figure does not know are drawn by the first metric the file gives.
+        metrics.setdefault(name, table.loc[table["benchmark"] == name, "metric"].iloc[0])
+    wanted = benchmarks or [name for name in BENCHMARKS if (table["benchmark"] == name).any()]
+    if not wanted:
+        raise UserError(f"none of {', '.join(BENCHMARKS)} is among the results; name others with --benchmark")
+    parts = [table[(table["benchmark"] == name) & (table["metric"] == metrics[name])] for name in wanted]
+    return pd.concat(parts, ignore_index=True)
+
+
+def draw_evaluations(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Figure:
+    """The figure, from rows `model, step, tokens, benchmark, metric, value, stderr`."""
+    benchmarks = list(dict.fromkeys(table["benchmark"]))
+    columns = min(COLUMNS, len(benchmarks))
+    titles = [BENCHMARKS[name][0] if name in BENCHMARKS else name for name in benchmarks]
+    rows = -(-len(benchmarks) // columns)
+    panels = Panels(rows, columns, TimeAxis.of(table), titles, n_panels=len(benchmarks), panel_height=200)
+    for i, name in enumerate(benchmarks):
+        row, column = 1 + i // columns, 1 + i % columns
+        part = table[table["benchmark"] == name]
+        metric = part["metric"].iloc[0]
+        for model in models_in(part):
+            line = Line(part[part["model"] == model], "value", model, looks[model], error="stderr", hover=("stderr",))
+            panels.draw(line, row, column)
+        chance = BENCHMARKS[name][2] if name in BENCHMARKS else None
+        if chance is not None:
+            panels.level(chance, row, column)
+        panels.figure.update_yaxes(
+            title_text="accuracy" if metric.startswith("acc") else metric.replace("_", " "), row=row, col=column
+        )
+    panels.key("chance", "dash", "#777777")
+    return panels.done("Benchmarks over training", "lm-evaluation-harness; bands are 95% intervals")
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+    """Figures by file name."""
+    table = read_evaluations(arguments.evaluations)
+    for model in arguments.model or []:
+        if model not in set(table["model"]):
+            logger.warning("%s: no results of model %s; left out", arguments.evaluations, model)
+    if arguments.model:
+        table = table[table["model"].isin(arguments.model)]
+        if table.empty:
+            raise UserError(f"{arguments.evaluations}: no results of {' '.join(arguments.model)}")
+    table = choose(table, arguments.shots, arguments.benchmark)
+    table = table.assign(tokens=[tokens_at(step) for step in table["step"]])
+    looks = model_looks([*every_model(store), *table["model"].unique()])
+    return {"pythia_evals": draw_evaluations(table, looks)}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The script's own options."""
+    parser.add_argument(
+        "-e", "--evaluations", type=Path, required=True, help="folder of lm-evaluation-harness JSON files"
+    )
+    parser.add_argument("--shots", type=int, default=0, help="examples in the prompts (0)")
+    parser.add_argument("--benchmark", nargs="+", metavar="NAME", help="benchmarks to draw (the usual nine)")
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__, options=options))

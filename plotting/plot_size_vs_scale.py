@@ -1,0 +1,192 @@
+"""Draw mean circuit size over training against the models' parameter counts (figures/size_vs_scale.html).
+
+A panel per task; r is Pearson's correlation over models between parameters and mean size, both as they are, not their
+logarithms. Checkpoints at which no circuit reached the threshold do not count. Sizes of Pythia models follow from their
+architecture, those of local families from their weights; --parameters gives others.
+
+    python plotting/plot_size_vs_scale.py -r results --count nodes --parameters my-model=25000000
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.style import ModelLook, finish, model_looks, nominal_size, task_label
+from plotting.tables import every_model, load, models_in, tasks_in
+from plotting.time_axis import compact
+from utils.errors import UserError
+from utils.parameter_counts import parameter_count
+from utils.store import Store
+
+logger = logging.getLogger("plotting")
+
+COUNTS = {"edges": "n_edges", "nodes": "n_nodes"}
+PANEL_WIDTH = 345
+
+
+def mean_sizes(faithfulness: pd.DataFrame, count: str) -> pd.DataFrame:
+    """Mean and standard deviation over checkpoints of the selected circuit's size: `model, task, size, sd, n_steps`."""
+    chosen = faithfulness[faithfulness["selected"].astype(bool)]
+    means = chosen.groupby(["model", "task"])[COUNTS[count]].agg(size="mean", sd="std", n_steps="count")
+    return means.reset_index()
+
+
+def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> pd.DataFrame:
+    """Pearson's r over models between parameter count and circuit size, for every task.
+
+    Args:
+        sizes: `model, task, size`, one row per model and task.
+        parameters: parameter count of every model.
+
+    Returns:
+        `task, r, n_models`; r is NaN with fewer than three models or without variation.
+
+    Raises:
+        ValueError: if a model and task stand twice, or a model has no parameter count.
+    """
+    if sizes.duplicated(["model", "task"]).any():
+        raise ValueError("a model and task stand twice among the sizes")
+    if unknown := set(sizes["model"]) - set(parameters):
+        raise ValueError(f"no parameter count of {', '.join(sorted(unknown))}")
+    rows = []
+    for task in tasks_in(sizes):
+        part = sizes[sizes["task"] == task]
+        x = part["model"].map(parameters).astype(float).to_numpy()
+        y = part["size"].astype(float).to_numpy()
+        varies = len(part) >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0
+        rows.append({"task": task, "r": np.corrcoef(x, y)[0, 1] if varies else np.nan, "n_models": len(part)})
+    return pd.DataFrame(rows)
+
+
+def model_parameters(store: Store, table: pd.DataFrame, given: list[str] | None) -> dict[str, float]:
+    """Parameters of every model in the table: as given (`name=count`), else counted, else as the name states.
+
+    Raises:
+        UserError: if a given count cannot be read.
+    """
+    counts: dict[str, float] = {}
+    for text in given or []:
+        name, _, number = text.partition("=")
+        try:
+            counts[name] = float(number)
+        except ValueError:
+            raise UserError(f"--parameters: '{text}' is not name=count, such as my-model=25000000") from None
+    for model in models_in(table):
+        if model in counts:
+            continue
+        task = table.loc[table["model"] == model, "task"].iloc[0]
+        count = parameter_count(model, _local_families(store, model, task)) or nominal_size(model)
+        if count is None:
+            logger.warning("%s: number of parameters unknown, left out; give --parameters %s=COUNT", model, model)
+            continue
+        counts[model] = float(count)
+    return counts
+
+
+def _local_families(store: Store, model: str, task: str) -> dict[str, Path]:
+    """The folder that the model's results were measured from, if the run named one that is still there."""
+    if not (store.folder("faithfulness", model, task) / "run.json").is_file():
+        return {}
+    named = store.read_run("faithfulness", model, task)["config"]["model"]
+    folders = [Path(name) for name in ([named] if isinstance(named, str) else named)]
+    return {folder.name: folder for folder in folders if folder.name == model and folder.is_dir()}
+
+
+def draw_scale(
+    sizes: pd.DataFrame, parameters: Mapping[str, float], looks: dict[str, ModelLook], count: str
+) -> go.Figure:
+    """The figure: a point per model with one standard deviation over checkpoints, and r in each panel's title."""
+    correlations = size_against_scale(sizes, parameters).set_index("task")
+    tasks = tasks_in(sizes)
+    titles = []
+    for task in tasks:
+        r, n = float(correlations["r"][task]), int(correlations["n_models"][task])
+        verdict = f"r = {r:.2f} ({n} models)" if not np.isnan(r) else "r needs three models of different sizes"
+        titles.append(f"{task_label(task)}<br><span style='font-size:12px;color:#555'>{verdict}</span>")
+    width = 106 + max(PANEL_WIDTH * len(tasks), 420)
+    figure = make_subplots(cols=len(tasks), subplot_titles=titles, horizontal_spacing=min(0.2, 70 / width))
+    figure.update_annotations(font_size=15)
+    for column, task in enumerate(tasks, 1):
+        for model in models_in(sizes[sizes["task"] == task]):
+            row = sizes[(sizes["task"] == task) & (sizes["model"] == model)].iloc[0]
+            look = looks[model]
+            figure.add_trace(
+                go.Scatter(
+                    x=[parameters[model]],
+                    y=[row["size"]],
+                    error_y={
+                        "type": "data",
+                        "array": [0.0 if pd.isna(row["sd"]) else row["sd"]],
+                        "thickness": 1.2,
+                        "width": 3,
+                    },
+                    mode="markers",
+                    name=model,
+                    legendgroup=model,
+                    showlegend=column == 1
+                    or model not in set(sizes.loc[sizes["task"].isin(tasks[: column - 1]), "model"]),
+                    marker={"color": look.colour, "symbol": look.symbol, "size": 11},
+                    customdata=[[compact(parameters[model]), row["n_steps"]]],
+                    hovertemplate=f"<b>{model}</b> (%{{customdata[0]}} parameters)<br>mean size: %{{y:.1f}} {count}"
+                    "<br>over %{customdata[1]} checkpoints<extra></extra>",
+                ),
+                row=1,
+                col=column,
+            )
+    finish(
+        figure,
+        "Circuit size against model size",
+        f"Mean number of {count} over checkpoints; bars are one standard deviation over checkpoints",
+        width=width,
+        height=500,
+    )
+    figure.update_layout(margin_t=170)
+    figure.update_xaxes(
+        type="log", title_text="parameters", title_font_size=12, tickfont_size=11, **_decades(sizes, parameters)
+    )
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title_text=f"mean circuit size ({count})", row=1, col=1)
+    return figure
+
+
+def _decades(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> dict[str, object]:
+    """Range and ticks (1, 2, 5 times powers of ten, thinned over wide ranges) of the parameter axis."""
+    values = [parameters[model] for model in set(sizes["model"])]
+    low, high = min(values) / 1.6, max(values) * 1.6
+    factors = (1, 2, 5) if high / low < 1e2 else (1, 3) if high / low < 1e3 else (1,)
+    ticks = [factor * 10.0**power for power in range(3, 13) for factor in factors]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    return {"range": [np.log10(low), np.log10(high)], "tickvals": ticks, "ticktext": [compact(tick) for tick in ticks]}
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+    """Figures by file name."""
+    table = load(store, "faithfulness", arguments)
+    sizes = mean_sizes(table, arguments.count)
+    parameters = model_parameters(store, table, arguments.parameters)
+    sizes = sizes[sizes["model"].isin(parameters.keys())]
+    if sizes.empty:
+        raise UserError(
+            f"{store.root}/faithfulness: no selected circuit of a model of known size; give --parameters name=count"
+        )
+    return {"size_vs_scale": draw_scale(sizes, parameters, model_looks(every_model(store)), arguments.count)}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The script's own options."""
+    parser.add_argument("--count", choices=tuple(COUNTS), default="nodes", help="what a circuit's size counts (nodes)")
+    parser.add_argument("--parameters", nargs="+", metavar="NAME=COUNT", help="parameter counts of models")
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__, options=options))

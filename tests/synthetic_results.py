@@ -1,0 +1,133 @@
+"""Made-up results with the shapes that real ones have, written through the store, for the tests of figures."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from edge_attribution_patching.graph import Graph
+from utils.checkpoints import tokens_at
+from utils.store import Store
+
+STEPS = (0, 1, 4, 16, 64, 256, 1000, 4000, 16000, 64000, 143000)
+TASKS = ("ioi", "greater_than", "gendered_pronoun", "sva")
+MODELS = ("pythia-70m", "pythia-160m", "pythia-1.4b")
+LAYERS, HEADS = 4, 6
+
+
+def write_all(folder: Path, models: tuple[str, ...] = MODELS, tasks: tuple[str, ...] = TASKS) -> Store:
+    """Every kind of result for every model, the same on every call."""
+    store = Store(folder)
+    for seed, model in enumerate(models):
+        rng = np.random.default_rng(seed)
+        for step in STEPS:
+            learnt = 1 / (1 + (1500 * (seed + 1) / max(step, 0.5)) ** 1.5)
+            for task in tasks:
+                write_circuit(store, model, task, step, learnt, rng)
+                store.write_table("task_performance", model, task, step, _performance(learnt, rng), tokens_at(step))
+            store.write_table("components", model, None, step, _components(learnt, rng), tokens_at(step))
+            store.write_table(
+                "successor",
+                model,
+                None,
+                step,
+                _heads(learnt, rng, 3).rename(columns={"value": "score"}),
+                tokens_at(step),
+            )
+            store.write_table(
+                "cspa", model, None, step, _heads(learnt, rng, 7).rename(columns={"value": "score"}), tokens_at(step)
+            )
+            store.write_table("ioi_consistency", model, None, step, _consistency(learnt, rng), tokens_at(step))
+    return store
+
+
+def write_circuit(store: Store, model: str, task: str, step: int, learnt: float, rng: np.random.Generator) -> None:
+    """Baselines, faithfulness and circuit of a checkpoint; none is selected before anything is learnt."""
+    full = 4 * learnt + 0.05 * rng.normal()
+    noise = {"full_se": 0.15, "corrupted_se": 0.1}
+    baselines = {"full": full, "corrupted": -full / 2, "n_prompts": 100, **noise}
+    store.write_table("baselines", model, task, step, pd.DataFrame([baselines]), tokens_at(step))
+    sizes = np.unique(np.geomspace(1, 250, 24).round().astype(int))
+    faithful = np.clip(1.02 - np.exp(-sizes / (40 + 30 * rng.random())), 0, None)
+    enough = (faithful >= 0.8) & (learnt > 0.01)
+    selected = np.zeros(len(sizes), dtype=bool)
+    if enough.any():
+        selected[enough.argmax()] = True
+    table = pd.DataFrame(
+        {
+            "size": sizes,
+            "n_edges": sizes - sizes // 10,
+            "n_nodes": np.minimum(2 + sizes // 5, 28),
+            "metric": faithful * full,
+            "faithfulness": faithful,
+            "faithfulness_raw": faithful * 0.95,
+            "selected": selected,
+        }
+    )
+    store.write_table("faithfulness", model, task, step, table, tokens_at(step))
+    edges = random_circuit(int(table.loc[selected, "size"].iloc[0]) if selected.any() else 0, rng)
+    graph = Graph(LAYERS, HEADS, parallel=True)
+    scores = torch.zeros(graph.n_forward, graph.n_backward)
+    for source, target, score in edges[["source", "target", "score"]].itertuples(index=False):
+        scores[graph.edge_index(f"{source}->{target}")] = score
+    nodes = {"forward_nodes": graph.forward_nodes, "backward_nodes": graph.backward_nodes}
+    store.write_tensors("graphs", model, task, step, {"scores": scores, "in_circuit": scores != 0, **nodes})
+    store.write_table("graphs", model, task, step, edges, tokens_at(step))
+
+
+def random_circuit(n_edges: int, rng: np.random.Generator) -> pd.DataFrame:
+    """About `n_edges` edges of a graph of LAYERS layers of HEADS heads in parallel blocks, every node on a path."""
+    order = ["input"]
+    for layer in range(LAYERS):
+        order += [f"a{layer}.h{head}" for head in range(HEADS)] + [f"m{layer}"]
+    edges: dict[tuple[str, str], float] = {}
+    reached = ["logits"]
+    while len(edges) < n_edges:
+        target = reached[int(rng.integers(len(reached)))]
+        layer = LAYERS if target == "logits" else int(target[1:].split(".")[0])
+        below = order[: 1 + layer * (HEADS + 1)]
+        source = below[int(rng.integers(len(below)) * rng.random() ** 0.3)]
+        suffix = f"<{'qkv'[int(rng.integers(3))]}>" if target.startswith("a") else ""
+        edges[(source, target + suffix)] = float(rng.normal() * np.exp(rng.normal() - 2))
+        if source not in reached and source != "input":
+            reached.append(source)
+            edges[("input", source + ("<v>" if source.startswith("a") else ""))] = float(0.1 * rng.normal())
+    return pd.DataFrame([(*edge, score) for edge, score in edges.items()], columns=["source", "target", "score"])
+
+
+def _performance(learnt: float, rng: np.random.Generator) -> pd.DataFrame:
+    values = {
+        "logit_diff": 4 * learnt,
+        "prob_diff": 0.7 * learnt,
+        "accuracy": 0.5 + 0.5 * learnt,
+        "rank_0_rate": learnt,
+    }
+    rows = []
+    for metric, value in values.items():
+        rows.append({"run": "clean", "metric": metric, "value": value, "se": 0.05, "n": 100})
+        rows.append(
+            {"run": "corrupted", "metric": metric, "value": value / 4 + 0.02 * rng.normal(), "se": 0.05, "n": 100}
+        )
+    return pd.DataFrame(rows)
+
+
+def _heads(learnt: float, rng: np.random.Generator, best: int) -> pd.DataFrame:
+    layers, heads = (index.ravel() for index in np.indices((LAYERS, HEADS)))
+    strength = np.where(np.arange(layers.size) % best == best - 1, 1.0, 0.05)
+    value = np.clip(strength * learnt * (0.5 + 0.5 * (layers + 1) / LAYERS) + 0.02 * rng.random(layers.size), 0, 1)
+    return pd.DataFrame({"layer": layers, "head": heads, "value": value})
+
+
+def _components(learnt: float, rng: np.random.Generator) -> pd.DataFrame:
+    kinds = {"induction": 5, "previous_token": 6, "duplicate_token": 8, "copy": 9}
+    return pd.concat([_heads(learnt, rng, best).assign(score=kind) for kind, best in kinds.items()], ignore_index=True)
+
+
+def _consistency(learnt: float, rng: np.random.Generator) -> pd.DataFrame:
+    levels = {"name_movers": 85, "s_inhibition": 65, "induction": 55}
+    rows = [
+        {"level": level, "percent": top * learnt + 2 * rng.random(), "n_heads": int(5 * learnt), "total_effect": learnt}
+        for level, top in levels.items()
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,122 @@
+"""Circuit size against model size, against the published study's numbers; parameter counts against the models' own."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from plotting.plot_size_vs_scale import mean_sizes, size_against_scale
+from plotting.style import nominal_size
+from utils.errors import UserError
+from utils.parameter_counts import parameter_count, safetensors_parameters
+
+TASKS = ("ioi", "greater_than", "gendered_pronoun", "sva")
+# Mean number of nodes over training of Tigges et al. 2024 (arXiv 2407.10827).
+PUBLISHED_MEAN_NODES = {
+    "pythia-70m": (28.9, 13.2, 17.7, 15.0),
+    "pythia-160m": (43.3, 17.3, 23.7, 34.7),
+    "pythia-410m": (88.3, 36.7, 39.3, 51.8),
+    "pythia-1.4b": (46.6, 35.0, 56.6, 93.9),
+    "pythia-2.8b": (135.4, 72.8, 42.3, 97.8),
+}
+PUBLISHED_R = {"ioi": 0.79, "greater_than": 0.94, "gendered_pronoun": 0.63, "sva": 0.89}
+
+
+def published() -> pd.DataFrame:
+    rows = [
+        (model, task, size)
+        for model, row in PUBLISHED_MEAN_NODES.items()
+        for task, size in zip(TASKS, row, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["model", "task", "size"])
+
+
+def test_published_sizes_give_the_published_correlations() -> None:
+    found = size_against_scale(published(), {model: nominal_size(model) for model in PUBLISHED_MEAN_NODES})
+    assert dict(zip(found["task"], found["r"].round(2), strict=True)) == PUBLISHED_R
+    assert found["n_models"].tolist() == [5] * 4
+
+
+def test_exact_parameter_counts_change_the_published_correlations_by_less_than_a_hundredth() -> None:
+    found = size_against_scale(published(), {model: parameter_count(model) for model in PUBLISHED_MEAN_NODES})
+    for task, r in zip(found["task"], found["r"], strict=True):
+        assert r == pytest.approx(PUBLISHED_R[task], abs=0.01)
+
+
+def test_two_models_give_no_correlation() -> None:
+    two = published()[lambda table: table["model"].isin(["pythia-70m", "pythia-160m"])]
+    assert size_against_scale(two, {"pythia-70m": 1.0, "pythia-160m": 2.0})["r"].isna().all()
+
+
+def test_a_model_without_a_parameter_count_is_refused() -> None:
+    with pytest.raises(ValueError, match="no parameter count of pythia-70m"):
+        size_against_scale(published(), {m: 1.0 for m in PUBLISHED_MEAN_NODES if m != "pythia-70m"})
+
+
+def test_mean_size_counts_selected_circuits_only() -> None:
+    table = pd.DataFrame(
+        {
+            "model": "m",
+            "task": "ioi",
+            "step": [1, 1, 2, 2, 3],
+            "n_edges": [10, 99, 20, 99, 99],
+            "n_nodes": [4, 9, 8, 9, 9],
+            "selected": [True, False, True, False, False],
+        }
+    )
+    assert mean_sizes(table, "edges")[["size", "n_steps"]].to_numpy().tolist() == [[15.0, 2.0]]
+    assert mean_sizes(table, "nodes")["size"].tolist() == [6.0]
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        ("pythia-70m", 70_426_624),
+        ("pythia-160m", 162_322_944),
+        ("pythia-410m-deduped", 405_334_016),
+        ("pythia-1b", 1_011_781_632),
+        ("pythia-1.4b", 1_414_647_808),
+        ("pythia-2.8b", 2_775_208_960),
+        ("pythia-6.9b", 6_857_302_016),
+        ("pythia-12b", 11_846_072_320),
+        ("pythia-160m-seed3", 162_322_944),
+        ("some-model", None),
+    ],
+)
+def test_parameters_of_pythia_models_are_those_of_the_model_cards(model: str, count: int | None) -> None:
+    assert parameter_count(model) == count
+
+
+def test_parameters_of_a_local_family_are_those_of_its_weights(tmp_path: Path) -> None:
+    for step in (0, 5):
+        folder = tmp_path / "mine" / f"step{step}"
+        folder.mkdir(parents=True)
+        tensors = {"a": torch.zeros(3, 4), "b": torch.zeros(5), "c": torch.tensor(1.0)}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert parameter_count("mine", {"mine": tmp_path / "mine"}) == 18
+    assert parameter_count("other", {"mine": tmp_path / "mine"}) is None
+
+
+def test_a_broken_weights_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"\x05")
+    with pytest.raises(UserError, match="model.safetensors: not a safetensors file"):
+        safetensors_parameters(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [("pythia-1.4b", 1.4e9), ("pythia-70m-seed1", 70e6), ("OLMo-1B", 1e9), ("toy", None), ("gpt2", None)],
+)
+def test_names_state_their_size(model: str, size: float | None) -> None:
+    assert nominal_size(model) == (size if size is None else pytest.approx(size))
+
+
+def test_correlation_is_on_plain_sizes_not_logarithms() -> None:
+    sizes = pd.DataFrame({"model": list("abc"), "task": "ioi", "size": [1.0, 2.0, 101.0]})
+    r = size_against_scale(sizes, {"a": 1e6, "b": 2e6, "c": 101e6})["r"].iloc[0]
+    assert r == pytest.approx(1)
+    assert np.corrcoef(np.log([1e6, 2e6, 101e6]), sizes["size"])[0, 1] < 0.999

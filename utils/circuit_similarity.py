@@ -1,0 +1,130 @@
+"""How much two circuits overlap, and how a circuit changes over training.
+
+A circuit is its table of edges, `source, target, score`, as `results/graphs` holds it. Its nodes are heads, MLPs,
+`input` and `logits`: the `<q>`, `<k>`, `<v>` of a target name its input, not another node.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+
+COLUMNS = [
+    "step",
+    "node_jaccard",
+    "edge_jaccard",
+    "weighted_edge_jaccard",
+    "edges_added",
+    "edges_removed",
+    "n_edges",
+    "n_nodes",
+]
+
+Edge = tuple[str, str]
+T = TypeVar("T")
+
+
+def edges_of(circuit: pd.DataFrame) -> dict[Edge, float]:
+    """Scores by (source, target).
+
+    Raises:
+        ValueError: if an edge stands twice.
+    """
+    edges = {(str(s), str(t)): float(x) for s, t, x in circuit[["source", "target", "score"]].itertuples(index=False)}
+    if len(edges) < len(circuit):
+        twice = circuit.loc[circuit.duplicated(["source", "target"]), ["source", "target"]].iloc[0]
+        raise ValueError(f"{twice['source']}->{twice['target']} stands twice in the circuit")
+    return edges
+
+
+def nodes_of(edges: Iterable[Edge]) -> set[str]:
+    """Nodes that the edges join; `a3.h2<q>` is node `a3.h2`."""
+    return {node.partition("<")[0] for edge in edges for node in edge}
+
+
+def jaccard(first: set[T], second: set[T]) -> float:
+    """Size of the intersection over size of the union, in [0, 1]; NaN where both are empty."""
+    union = len(first | second)
+    return len(first & second) / union if union else float("nan")
+
+
+def weighted_jaccard(first: Mapping[Edge, float], second: Mapping[Edge, float], *, shares: bool = True) -> float:
+    """Score-weighted edge overlap: sum of minima over sum of maxima of the scores (Ruzicka), in [0, 1].
+
+    An edge outside a circuit has score 0. A score's positive and negative parts are compared apart, so an edge that
+    helps in one circuit and hurts in the other counts as no overlap.
+
+    Args:
+        first: scores by edge.
+        second: scores by edge.
+        shares: divide each circuit's scores by the sum of their sizes first. The metric, and with it every score, grows
+            as a model learns; without this the growth would read as dissimilarity.
+
+    Returns:
+        NaN where neither circuit has a score other than zero.
+    """
+    keys = sorted(first.keys() | second.keys())
+    a = np.array([first.get(key, 0.0) for key in keys])
+    b = np.array([second.get(key, 0.0) for key in keys])
+    if shares:
+        a, b = (scores / np.abs(scores).sum() if scores.any() else scores for scores in (a, b))
+    a, b = (np.concatenate([scores.clip(min=0), (-scores).clip(min=0)]) for scores in (a, b))
+    total = np.maximum(a, b).sum()
+    return float(np.minimum(a, b).sum() / total) if total > 0 else float("nan")
+
+
+def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
+    """Similarity of two circuits, and the edges that `second` has more and fewer than `first`."""
+    a, b = edges_of(first), edges_of(second)
+    return {
+        "node_jaccard": jaccard(nodes_of(a), nodes_of(b)),
+        "edge_jaccard": jaccard(set(a), set(b)),
+        "weighted_edge_jaccard": weighted_jaccard(a, b),
+        "edges_added": len(b.keys() - a.keys()),
+        "edges_removed": len(a.keys() - b.keys()),
+        "n_edges": len(b),
+        "n_nodes": len(nodes_of(b)),
+    }
+
+
+def similarity_over_training(circuits: Mapping[int, pd.DataFrame], reference: int | None = None) -> pd.DataFrame:
+    """Each checkpoint's circuit against the one before it, or against a reference.
+
+    Args:
+        circuits: edges by step.
+        reference: step to compare all with; by default every circuit is compared with that of the checkpoint before.
+
+    Returns:
+        One row per step, ascending, with `COLUMNS`. The first checkpoint, having none before it, has no row.
+
+    Raises:
+        ValueError: if the reference is not among the steps.
+    """
+    steps = sorted(circuits)
+    if reference is not None and reference not in circuits:
+        raise ValueError(f"there is no circuit at step {reference}; there are circuits at {', '.join(map(str, steps))}")
+    pairs = itertools.pairwise(steps) if reference is None else ((reference, step) for step in steps)
+    rows = [{"step": step, **compare(circuits[before], circuits[step])} for before, step in pairs]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def ewma(values: pd.Series, alpha: float) -> pd.Series:
+    """Exponentially weighted moving average started at the first value: s = alpha x + (1 - alpha) s.
+
+    A missing value leaves the average as it was and is missing in the result too.
+
+    Raises:
+        ValueError: if alpha is not in (0, 1].
+    """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; it lies in (0, 1]")
+    averages, average = [], None
+    for value in values.astype(float):
+        if np.isnan(value):
+            averages.append(np.nan)
+            continue
+        average = value if average is None else alpha * value + (1 - alpha) * average
+        averages.append(average)
+    return pd.Series(averages, index=values.index, dtype=float)
