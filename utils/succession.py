@@ -1,0 +1,196 @@
+"""Succession score of every attention head (Gould et al. 2023, arXiv 2312.09230).
+
+A successor head moves "Monday" to "Tuesday" and "2" to "3" by its weights alone. What is computed, per head:
+
+    x = MLP0(E[token])        E: token embedding; MLP0: first MLP with its own LayerNorm and all its biases
+    logits = U g_f C W_O^T W_V^T g C x
+
+where g and g_f are the gains of the head's input norm and of the final norm, C takes the mean over d_model out
+(LayerNorm models only) and U is the unembedding. A pair (token, successor) succeeds if the successor's logit exceeds
+those of all other successors in the list that the pair comes from; a tie fails. The score is the share of pairs.
+
+A list is a class of words in one spelling (case, with or without a leading space), so that a score says whether a head
+counts and not whether it keeps the spelling. Of a list, the pairs of which both words are single tokens count; where
+only one pair is left there is nothing to confuse, so it is left out.
+
+Where this departs from Gould et al.:
+- MLP0 reads the embedding through its own LayerNorm in every architecture. In sequential blocks it then lacks what
+  attention 0 would add; in parallel blocks (Pythia) MLP0 reads the embedding anyway.
+- MLP0's output alone is the effective embedding, without the token embedding beside it.
+- The gains of the norms and the centring are part of the map. The norms' scales are positive and so change no order;
+  the biases of V, O, both norms and the unembedding, which are the same whatever the token, are left out.
+- More words: roman numerals to XX, ordinals to twentieth, three spellings of a word and two of a letter, each with and
+  without a leading space. Days and months go round, from the last to the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from edge_attribution_patching.forward import mlp
+from edge_attribution_patching.weights import ModelWeights
+from utils.tasks.vocabulary import encode
+
+
+@dataclass(frozen=True)
+class WordList:
+    """Words in order; `cyclic`: the first follows the last."""
+
+    words: tuple[str, ...]
+    cyclic: bool = False
+
+    def spellings(self) -> list[tuple[str, ...]]:
+        """The list as it stands, in lower case and in upper case, each with a leading space and without."""
+        cases = (str, str.lower, str.upper)
+        cased = dict.fromkeys(tuple(case(word) for word in self.words) for case in cases)
+        return [tuple(space + word for word in words) for words in cased for space in (" ", "")]
+
+
+CLASSES: dict[str, tuple[WordList, ...]] = {
+    "numbers": (WordList(tuple(str(number) for number in range(1, 201))),),
+    "number_words": (
+        WordList(
+            (
+                *("One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve"),
+                *("Thirteen", "Fourteen", "Fifteen", "Sixteen", "Seventeen", "Eighteen", "Nineteen", "Twenty"),
+            )
+        ),
+    ),
+    "ordinals": (
+        WordList(
+            (
+                *("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth", "Tenth"),
+                *("Eleventh", "Twelfth", "Thirteenth", "Fourteenth", "Fifteenth", "Sixteenth", "Seventeenth"),
+                *("Eighteenth", "Nineteenth", "Twentieth"),
+            )
+        ),
+    ),
+    "days": (
+        WordList(("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"), cyclic=True),
+        WordList(("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"), cyclic=True),
+    ),
+    "months": (
+        WordList(
+            (
+                *("January", "February", "March", "April", "May", "June", "July"),
+                *("August", "September", "October", "November", "December"),
+            ),
+            cyclic=True,
+        ),
+        WordList(
+            ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
+            cyclic=True,
+        ),
+    ),
+    "letters": (WordList(tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")),),
+    "roman_numerals": (
+        WordList(
+            (
+                *("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X"),
+                *("XI", "XII", "XIII", "XIV", "XV", "XVI", "XVII", "XVIII", "XIX", "XX"),
+            )
+        ),
+    ),
+}
+
+Pairs = tuple[tuple[int, int], ...]
+"""(token, successor) ids of one list in one spelling."""
+
+
+def successor_pairs(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Pairs]]:
+    """The pairs of every class whose words are both single tokens, list by list.
+
+    Spellings that are the same tokens count once. A class of which nothing is left has an empty list.
+    """
+    special = set(tokenizer.all_special_ids)  # unknown words come back as one
+    found: dict[str, list[Pairs]] = {}
+    for name, word_lists in CLASSES.items():
+        lists: dict[Pairs, None] = {}
+        for word_list in word_lists:
+            for words in word_list.spellings():
+                rows = encode(tokenizer, words)
+                ids = [row[0] if len(row) == 1 and row[0] not in special else None for row in rows]
+                neighbours = [*pairwise(ids), *([(ids[-1], ids[0])] if word_list.cyclic else [])]
+                pairs = tuple((a, b) for a, b in neighbours if a is not None and b is not None)
+                if len(pairs) > 1:
+                    lists[pairs] = None
+        found[name] = list(lists)
+    return found
+
+
+@dataclass(frozen=True)
+class Succession:
+    """Which pairs every head gets right.
+
+    Attributes:
+        right: class -> whether the successor wins; one column a pair, the class's lists one after the other.
+    """
+
+    right: dict[str, Bool[Tensor, "layer head pair"]]
+
+    def pairs(self, name: str) -> int:
+        """Number of a class's pairs."""
+        return self.right[name].shape[-1]
+
+    def share(self, name: str) -> Float[Tensor, "layer head"]:
+        """Share of a class's pairs that each head gets right; NaN for a class without pairs."""
+        return self.right[name].float().mean(dim=-1)
+
+    def overall(self) -> Float[Tensor, "layer head"]:
+        """Share of all pairs that each head gets right."""
+        return torch.cat(list(self.right.values()), dim=-1).float().mean(dim=-1)
+
+
+@torch.inference_mode()
+def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]]) -> Succession:
+    """Run every head's OV circuit on the first MLP's output and see which successors win (module docstring).
+
+    Args:
+        weights: the model.
+        pairs: see `successor_pairs`.
+
+    Raises:
+        ValueError: if no class has pairs.
+    """
+    lists = [torch.tensor(part, device=weights.device).T.contiguous() for parts in pairs.values() for part in parts]
+    if not lists:
+        raise ValueError("no class has a pair of single tokens under this tokenizer")
+    sources, successors = (ids.unique() for ids in torch.cat(lists, dim=1))
+    precise = torch.promote_types(weights.dtype, torch.float32)
+    x = mlp(weights, weights.layers[0], weights.embed[sources]).to(precise)
+    read = _read_directions(weights, successors, precise)
+    layers = []
+    for layer in weights.layers:
+        values = x @ layer.W_qkv[2].to(precise).transpose(1, 2)  # [head, source, d_head]
+        reads = layer.W_O.to(precise) @ read.T  # [head, d_head, successor]
+        wins = []
+        for source, successor in lists:
+            candidates, own = successor.unique(return_inverse=True)
+            from_source = values[:, torch.searchsorted(sources, source)]
+            to_candidates = reads[..., torch.searchsorted(successors, candidates)]
+            wins.append(_wins(from_source @ to_candidates, own))
+        layers.append(torch.cat(wins, dim=-1))
+    sizes = [sum(len(part) for part in parts) for parts in pairs.values()]
+    right = torch.stack(layers).cpu().split(sizes, dim=-1)
+    return Succession(dict(zip(pairs, right, strict=True)))
+
+
+def _read_directions(
+    weights: ModelWeights, tokens: Int[Tensor, " token"], precise: torch.dtype
+) -> Float[Tensor, "token d_model"]:
+    """Unembedding of tokens with the final norm's gain, centred if the norm centres."""
+    directions = weights.unembed[tokens].to(precise) * weights.final_norm.gain.to(precise)
+    return directions - directions.mean(dim=1, keepdim=True) if weights.final_norm.center else directions
+
+
+def _wins(logits: Float[Tensor, "head pair candidate"], own: Int[Tensor, " pair"]) -> Bool[Tensor, "head pair"]:
+    """Whether each pair's own candidate has a higher logit than every other one."""
+    column = own[None, :, None].expand(len(logits), -1, 1)
+    others = logits.scatter(2, column, float("-inf")).amax(dim=2)
+    return logits.gather(2, column)[..., 0] > others
