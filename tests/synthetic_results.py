@@ -10,8 +10,8 @@ from edge_attribution_patching.graph import Graph
 from utils.checkpoints import tokens_at
 from utils.store import Store
 
-STEPS = (0, 1, 4, 16, 64, 256, 1000, 4000, 16000, 64000, 143000)
-TASKS = ("ioi", "greater_than", "gendered_pronoun", "sva")
+STEPS = (0, 1, 8, 64, 512, 4000, 32000, 143000)
+TASKS = ("ioi", "sva")
 MODELS = ("pythia-70m", "pythia-160m", "pythia-1.4b")
 LAYERS, HEADS = 4, 6
 

@@ -103,7 +103,7 @@ def test_parameters_of_a_local_family_are_those_of_its_weights(tmp_path: Path) -
 def test_a_broken_weights_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"\x05")
-    with pytest.raises(UserError, match="model.safetensors: not a safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors: not a safetensors file"):
         safetensors_parameters(path)
 
 
