@@ -13,7 +13,6 @@ TransformerBridge: raw weights, eager attention, eval mode.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -25,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils import hub
+from utils import hub, local_family
 from utils.checkpoints import PYTHIA_STEPS, TOKENS_PER_STEP, tokens_at
+from utils.device import resolve_device
 from utils.errors import UserError, suggest
 from utils.weights_hash import folder_sha256
 
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 PYTHIA_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
 _SIZE = "|".join(re.escape(size) for size in PYTHIA_SIZES)
 _PYTHIA = re.compile(rf"(?:EleutherAI/)?(pythia-(?:{_SIZE})(?:-deduped|(?:-data|-weight)?-seed\d+)?)")
-_STEP_FOLDER = re.compile(r"step(\d+)")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -202,27 +201,10 @@ def resolve_family(model: str, cache_dir: Path, tokens_per_step: int | None = No
     )
 
 
-def resolve_device(device: str) -> torch.device:
-    """`auto` is a CUDA device where there is one, else Apple's GPU, else the CPU; anything else is torch's own name.
-
-    Raises:
-        UserError: if there is no such device here.
-    """
-    found = ["cpu"]
-    if torch.backends.mps.is_available():
-        found.insert(0, "mps")
-    if torch.cuda.is_available():
-        found.insert(0, "cuda")
-    if device == "auto":
-        return torch.device(found[0])
-    try:
-        asked = torch.device(device)
-    except RuntimeError:
-        asked = torch.device("meta")
-    index_exists = asked.type != "cuda" or (asked.index or 0) < torch.cuda.device_count()
-    if asked.type not in found or not index_exists:
-        raise UserError(f"device: '{device}' is not here; this machine has {', '.join(found)} (auto takes {found[0]})")
-    return asked
+def import_libraries() -> None:
+    """Import what loading needs; importing this module leaves it out, so that a misspelt key is told at once."""
+    import transformer_lens.model_bridge  # noqa: F401
+    import transformers.models.gpt_neox.modeling_gpt_neox  # noqa: F401
 
 
 def _pythia_family(repository: str, cache_dir: Path) -> HubFamily:
@@ -260,35 +242,10 @@ def _looks_local(model: str, cache_dir: Path) -> bool:
 
 
 def _local_family(model: str, path: Path, tokens_per_step: int | None) -> LocalFamily:
-    folders: dict[int, Path] = {}
-    for folder in sorted(path.iterdir()):
-        if folder.is_dir() and (match := _STEP_FOLDER.fullmatch(folder.name)):
-            if (step := int(match[1])) in folders:
-                raise UserError(
-                    f"model: {path} holds step {step} twice: {folders[step].name} and {folder.name}; keep one"
-                )
-            folders[step] = folder
-    if not folders:
-        raise UserError(f"model: {path} holds no step{{n}} folders; name a folder of checkpoints")
-    per_step = _family_tokens(path, tokens_per_step)
-    tokens = {step: tokens_at(step, per_step) for step in sorted(folders)}
-    return LocalFamily(path.resolve().name, model, tuple(tokens), tokens, folders)
-
-
-def _family_tokens(path: Path, tokens_per_step: int | None) -> int:
-    about = path / "family.json"
-    way_out = 'write {"tokens_per_step": N} into it'
-    if not about.is_file():
-        if tokens_per_step is None:
-            raise UserError(f"{about} is missing; {way_out}, or pass tokens_per_step=N")
-        return tokens_per_step
-    try:
-        per_step = json.loads(about.read_text(encoding="utf-8"))["tokens_per_step"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{about}: does not say tokens_per_step; {way_out}") from None
-    if type(per_step) is not int or per_step <= 0:
-        raise UserError(f"{about}: tokens_per_step: {per_step!r} is not a whole number > 0; {way_out}")
-    return per_step
+    folders = local_family.step_folders(path)
+    per_step = local_family.tokens_per_step(path, tokens_per_step)
+    tokens = {step: tokens_at(step, per_step) for step in folders}
+    return LocalFamily(path.resolve().name, model, tuple(folders), tokens, folders)
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

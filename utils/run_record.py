@@ -11,6 +11,7 @@ whose weights have equal hashes are listed under `equal_weights` (some hub revis
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import logging
@@ -30,6 +31,7 @@ _UNSET = object()
 log = logging.getLogger(__name__)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Python and the packages that results can depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}

@@ -6,7 +6,8 @@ by Ctrl-C, SIGTERM, an error or a crash, loses at most the task at hand; the sam
 
 Exit codes: 0 all finished, 2 bad input (one line on stderr), 130 Ctrl-C, 143 SIGTERM.
 Global settings that `main` changes: the root logger, the log levels of the libraries and the progress bars of
-transformers (once), and the handler of SIGTERM (while it runs). Seeds, threads and gradients are left to the analysis.
+transformers (once); the handler of SIGTERM and what the garbage collector walks through (while it runs). Seeds,
+threads and gradients are left to the analysis.
 """
 
 from __future__ import annotations
@@ -18,69 +19,26 @@ import itertools
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import pandas as pd
 import torch
 import yaml
 
+from utils.analysis import Analysis, Result
 from utils.checkpoints import select_steps
 from utils.config import BaseConfig, load_config, resolved
 from utils.errors import UserError
-from utils.models import Family, LoadedCheckpoint, resolve_family
+from utils.models import Family, LoadedCheckpoint, import_libraries, resolve_family
 from utils.progress import Progress, configure_logging, duration
 from utils.run_record import RunRecord
 from utils.store import Store
 
+__all__ = ["Analysis", "Result", "main", "run"]
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one checkpoint gives of one kind.
-
-    Attributes:
-        table: rows without `model, step, tokens`, which the store adds.
-        tensors: go to a .pt file beside the table.
-        json: goes to a .json file beside the table.
-    """
-
-    table: pd.DataFrame
-    tensors: dict[str, Any] | None = None
-    json: dict[str, Any] | None = None
-
-
-def no_tasks(config: Any) -> list[str | None]:
-    """The tasks of an analysis that has none."""
-    return [None]
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """A script: a function of one checkpoint, and what the runner must know about it.
-
-    Attributes:
-        name: the script's name without `.py`.
-        schema: its config.
-        kinds: every kind of result that `measure` returns.
-        measure: (checkpoint, config, task's folder name) -> kind -> result.
-        tasks: config -> the tasks' folder names; [None] where scores have no task.
-        check: (config, tokenizer) -> None, raises UserError on bad input; runs once a model, before its first
-            checkpoint is measured.
-        finish: (config, store, model's name) -> None, runs after a model's sweep, also if nothing was left to measure.
-    """
-
-    name: str
-    schema: type[BaseConfig]
-    kinds: tuple[str, ...]
-    measure: Callable[[LoadedCheckpoint, Any, str | None], dict[str, Result]]
-    tasks: Callable[[Any], list[str | None]] = no_tasks
-    check: Callable[[Any, Any], None] | None = None
-    finish: Callable[[Any, Store, str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,13 +112,15 @@ def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False) -> int
         log.info("nothing to do: %s finished in %s; pass overwrite=true to measure again", names, store.root)
     progress = Progress(analysis.name, total)
     try:
-        for sweep in sweeps:
-            _run_sweep(analysis, config, store, tasks, sweep, progress)
+        with _libraries_out_of_collection(total > 0):
+            for sweep in sweeps:
+                _run_sweep(analysis, config, store, tasks, sweep, progress)
     except (Exception, KeyboardInterrupt, _Terminated) as error:
         progress.close()
         again = "run the same command without overwrite=true" if config.overwrite else "run the same command again"
         stopped = "stopped" if isinstance(error, Exception) else "interrupted"
-        log.warning("%s: %d of %d measured and saved; to go on, %s", stopped, progress.done, total, again)
+        if progress.done or not isinstance(error, UserError):  # Bad input that stops a run at once is one line.
+            log.warning("%s: %d of %d measured and saved; to go on, %s", stopped, progress.done, total, again)
         raise
     progress.close()
     if total:
@@ -266,6 +226,18 @@ def _save(
     if equal:
         steps = ", ".join(str(other) for other in sorted(equal))
         log.warning("%s: step %d holds the same weights as step %s; recorded in run.json", name, step, steps)
+
+
+@contextlib.contextmanager
+def _libraries_out_of_collection(needed: bool) -> Iterator[None]:
+    """Garbage collection after every checkpoint then walks through that checkpoint, not through all of torch."""
+    if needed:
+        import_libraries()
+        gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _free_memory() -> None:

@@ -11,6 +11,7 @@ the same bytes: numbers are written in their shortest exact form and nothing hol
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -162,7 +163,10 @@ class Store:
         stamped.insert(1, "step", step)
         stamped.insert(2, "tokens", tokens)
         path = self.path(kind, model, step, task)
-        atomic_write(path, stamped.to_csv(index=False, lineterminator="\n").encode())
+        text = stamped.to_csv(index=False, lineterminator="\n")
+        if "\r" in text:  # Python before 3.13 leaves it unquoted, and a reader takes it for the end of a line.
+            text = stamped.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        atomic_write(path, text.encode())
         return path
 
     def read_table(self, kind: str, model: str, task: str | None, step: int) -> pd.DataFrame:
