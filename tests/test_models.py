@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from transformers import AutoModelForCausalLM
 
 from tests.hub_server import Files, HubServer, read_folder
 from tests.tiny_models import WORDS, save_checkpoint, save_family, tiny_model, tiny_tokenizer
@@ -314,7 +315,10 @@ def test_a_step_that_is_there_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["model_cache/toy", "./toy", "a/b/c"])
-def test_a_missing_folder_is_not_looked_for_on_the_hub(model: str, served: HubServer) -> None:
+def test_a_missing_folder_is_not_looked_for_on_the_hub(
+    model: str, served: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert error_of(model, Path("model_cache")).startswith(f"model: the folder {model} does not exist; train a small")
     assert served.requests == []
 
@@ -342,6 +346,19 @@ def test_missing_weights_are_not_replaced_by_random_ones(tmp_path: Path) -> None
     with pytest.raises(UserError) as caught:
         resolve_family(str(folder), tmp_path).load(5)
     told = f"{folder}/step5: weights are missing ({name}); delete the folder and fetch or train it again"
+    assert str(caught.value) == told
+
+
+def test_a_model_that_does_not_fit_names_the_way_out(
+    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(UserError) as caught:
+        resolve_family(str(tiny_family), tmp_path).load(10, "float32", "cpu")
+    told = f"device: {tiny_family}/step10 as float32 does not fit on cpu; pass dtype=bfloat16 or another device"
     assert str(caught.value) == told
 
 

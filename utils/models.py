@@ -272,8 +272,11 @@ def _load_bridge(folder: Path, dtype: torch.dtype, device: torch.device) -> Tran
             folder, dtype=dtype, attn_implementation="eager", local_files_only=True, output_loading_info=True
         )
         model, report = loaded
+        model.to(device)
     except torch.OutOfMemoryError:
-        raise
+        kind = str(dtype).removeprefix("torch.")
+        way_out = "pass dtype=bfloat16 or another device"
+        raise UserError(f"device: {folder} as {kind} does not fit on {device}; {way_out}") from None
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
         raise UserError(f"{folder}: the checkpoint cannot be loaded ({_first_line(error)}); {way_out}") from error
     if report["missing_keys"]:
@@ -282,7 +285,7 @@ def _load_bridge(folder: Path, dtype: torch.dtype, device: torch.device) -> Tran
         raise UserError(f"{folder}: weights are missing ({some}); {way_out}")
     # Its own copy: booting reconfigures the tokenizer. A folder as name: no question goes to the hub.
     bridge: TransformerBridge = TransformerBridge.boot_transformers(
-        str(folder), hf_model=model.to(device), tokenizer=_load_tokenizer(folder), dtype=dtype, device=device
+        str(folder), hf_model=model, tokenizer=_load_tokenizer(folder), dtype=dtype, device=device
     )
     return bridge
 

@@ -37,7 +37,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "successor": ("get_new_successor_head_scores_over_time.py", "successor"),
     "cspa": ("get_model_cspa.py", "cspa"),
     "ioi_consistency": ("get_ioi_consistency.py", "ioi_consistency"),
-    "task_performance": ("get_model_task_performance.py", "task_performance"),
+    "task_performance": ("get_model_task_performance.py", "performance"),
 }
 """Kind -> the script that writes it, and how its configs' names start (empty: with the task's name)."""
 
