@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
 from plotting.panels import Line, Panels
-from plotting.style import SERIES, ModelLook, model_looks
+from plotting.style import SERIES, ModelLook, model_looks, within
 from plotting.tables import every_model, load_if_any, models_in
 from plotting.time_axis import TimeAxis
 from utils.errors import UserError
@@ -40,14 +40,13 @@ SCORES = {
 # Tables of one score each: kind -> the score's name.
 SINGLE = {"successor": "succession", "cspa": "cspa"}
 MAX_COLUMNS = 4
+# One minus a quotient: heads that do next to nothing can score far below zero, which nobody needs to see.
+CSPA_LIMITS = (-0.5, 1.0)
 
 
 def score_label(score: str) -> tuple[str, str]:
     """Title and unit of a score."""
-    for name in (score, score.removesuffix("_score"), score.removesuffix("_token") + "_token"):
-        if name in SCORES:
-            return SCORES[name]
-    return score.replace("_", " "), "score"
+    return SCORES.get(score, (score.replace("_", " "), "score"))
 
 
 def head_scores(store: Store, arguments: argparse.Namespace) -> pd.DataFrame:
@@ -92,6 +91,7 @@ def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Figure:
             rows = best[(best["model"] == model) & (best["score"] == score)]
             if not rows.empty:
                 panels.draw(Line(rows, "value", model, looks[model], hover=("best_head",)), row, column)
+    _limit_cspa(panels, places, best)
     return panels.done(
         "Attention heads over training", "The highest score among a model's heads, for each kind of head"
     )
@@ -110,6 +110,7 @@ def draw_top_heads(table: pd.DataFrame, model: str, n: int) -> go.Figure:
             panels.draw(Line(rows, "value", f"{layer}.{head}", ModelLook(colour, "circle", "solid")), row, column)
             ends.append((float(rows["value"].iloc[-1]), f"{layer}.{head}", colour))
         panels.name_ends(ends, row, column)
+    _limit_cspa(panels, places, table)
     return panels.done(
         f"Top heads of {model}", "The heads with the highest score at any checkpoint, as layer.head", legend=False
     ).update_layout(margin_r=52)
@@ -118,9 +119,9 @@ def draw_top_heads(table: pd.DataFrame, model: str, n: int) -> go.Figure:
 def _score_panels(table: pd.DataFrame) -> tuple[Panels, dict[str, tuple[int, int]]]:
     """A grid with one panel per score and the place of each."""
     known = list(SCORES)
-    labels = {score: score_label(score) for score in table["score"].unique()}
-    titles = [title for title, _ in SCORES.values()]
-    scores = sorted(labels, key=lambda s: (titles.index(labels[s][0]) if labels[s][0] in titles else len(known), s))
+    there = table["score"].unique().tolist()
+    scores = sorted(there, key=lambda score: (known.index(score) if score in known else len(known), score))
+    labels = {score: score_label(score) for score in scores}
     rows = -(-len(scores) // MAX_COLUMNS)
     columns = -(-len(scores) // rows)
     panels = Panels(rows, columns, TimeAxis.of(table), [labels[score][0] for score in scores], n_panels=len(scores))
@@ -128,6 +129,13 @@ def _score_panels(table: pd.DataFrame) -> tuple[Panels, dict[str, tuple[int, int
     for score, (row, column) in places.items():
         panels.figure.update_yaxes(title_text=labels[score][1], row=row, col=column)
     return panels, places
+
+
+def _limit_cspa(panels: Panels, places: dict[str, tuple[int, int]], table: pd.DataFrame) -> None:
+    if "cspa" in places:
+        row, column = places["cspa"]
+        limits, _ = within(table.loc[table["score"] == "cspa", "value"], *CSPA_LIMITS)
+        panels.figure.update_yaxes(range=limits, row=row, col=column)
 
 
 def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:

@@ -207,6 +207,16 @@ def test_head_figure_draws_what_is_measured_where_successor_and_cspa_are_not(
     assert "get_model_cspa.py" in caplog.text
 
 
+def test_a_head_without_effect_does_not_flatten_the_cspa_panel() -> None:
+    table = pd.DataFrame(
+        {"model": "toy", "step": [1, 2], "tokens": [9, 18], "score": "cspa", "layer": 0, "head": [0, 1]}
+    )
+    figure = plot_head_scores.draw_top_heads(table.assign(value=[-40.0, 0.6]), "toy", 2)
+    low, high = figure.layout.yaxis.range
+    assert -0.7 < low < -0.5
+    assert 0.6 < high < 1.1
+
+
 def test_names_at_line_ends_do_not_overlap(store: Store) -> None:
     table = plot_head_scores.head_scores(store, EVERYTHING)
     figure = plot_head_scores.draw_top_heads(table[table["model"] == MODELS[0]], MODELS[0], 8)

@@ -5,7 +5,19 @@ import itertools
 import numpy as np
 import pytest
 
-from plotting.style import SERIES, model_looks, model_order, task_order, translucent, within
+from plotting.style import (
+    METRIC_LABELS,
+    PRIMARY_METRICS,
+    SERIES,
+    TASK_LABELS,
+    model_looks,
+    model_order,
+    task_order,
+    translucent,
+    within,
+)
+from utils.metrics import METRICS
+from utils.tasks import TASKS
 
 STUDY = ("pythia-70m", "pythia-160m", "pythia-410m", "pythia-1.4b", "pythia-2.8b")
 # Full deficiency, Machado, Oliveira and Fernandes 2009, on linear RGB.
@@ -64,3 +76,9 @@ def test_ranges_hold_the_values_up_to_the_limits() -> None:
 def test_bands_keep_the_colour_of_their_line() -> None:
     assert translucent("#0072B2", 0.2) == "rgba(0,114,178,0.2)"
     assert len(set(SERIES)) == len(SERIES)
+
+
+def test_every_task_and_metric_of_the_registries_has_its_label() -> None:
+    assert {name: task.primary for name, task in TASKS.items()} == PRIMARY_METRICS
+    assert set(TASK_LABELS) == set(TASKS)
+    assert set(METRIC_LABELS) == set(METRICS)
