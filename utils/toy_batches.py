@@ -1,0 +1,165 @@
+"""Training batches of the toy family: whole documents packed into rows, each seeing only itself.
+
+The batch of a training step is a function of the seed and the step alone, so training that resumes reads what it
+would have read.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from utils import toy_text
+from utils.config import Section
+from utils.toy_tokenizer import END_OF_TEXT
+
+
+class TextConfig(Section):
+    """What the training text consists of."""
+
+    rows: int = Field(24, gt=0)
+    """Rows of a batch."""
+    width: int = Field(40, ge=32)
+    """Tokens of a row."""
+    ioi: float = Field(0.32, gt=0)
+    """Share of the tokens in sentences with an indirect object; the six shares are weights and need not sum to 1."""
+    greater_than: float = Field(0.2, gt=0)
+    """Share of spans of years."""
+    gendered_pronoun: float = Field(0.07, gt=0)
+    """Share of tag questions and other sentences that tell a name's gender."""
+    sva: float = Field(0.1, gt=0)
+    """Share of sentences whose verb agrees with a subject."""
+    succession: float = Field(0.08, gt=0)
+    """Share of counted sequences."""
+    induction: float = Field(0.23, gt=0)
+    """Share of repeated blocks of random tokens; their first copy is not learned."""
+    short: float = Field(0.5, ge=0, le=1)
+    """Part of the sentences with an indirect object, and of the spans of years, that are short forms of the task's."""
+    third_person: float = Field(0.1, ge=0, le=1)
+    """Part of the sentences with an indirect object in which a third name acts."""
+    end_of_text: float = Field(0.5, ge=0, le=1)
+    """Part of the documents with an end-of-text token in front."""
+    shortest_block: int = Field(4, gt=1, le=15)
+    """Fewest tokens of a random block."""
+    longest_block: int = Field(16, gt=1)
+    """Most tokens of a random block, which also must fit a row twice."""
+    copies: int = Field(3, gt=1)
+    """Copies of a random block, or as many as fit a row."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """Token ids, of which the first `unlearned` are read but not predicted; nothing precedes the very first."""
+
+    tokens: Sequence[int]
+    unlearned: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed documents.
+
+    Attributes:
+        tokens: right padded with token 0.
+        positions: place of each token in its document, from 0.
+        documents: number of each token's document, -1 on padding.
+        learned: whether the token is predicted (from its predecessor); never the first of a document.
+    """
+
+    tokens: Int[Tensor, "row width"]
+    positions: Int[Tensor, "row width"]
+    documents: Int[Tensor, "row width"]
+    learned: Bool[Tensor, "row width"]
+
+    def visible(self) -> Bool[Tensor, "row 1 query key"]:
+        """Attention is causal and stays within a document; padding sees itself."""
+        same = self.documents[:, :, None] == self.documents[:, None, :]
+        return (same & torch.ones_like(same[0]).tril())[:, None]
+
+
+class TextSource:
+    """Draws the documents and packs the batches of a training run."""
+
+    def __init__(self, config: TextConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+        self.config, self.tokenizer, self.seed = config, tokenizer, seed
+        self.separator = tokenizer.get_vocab()[END_OF_TEXT]
+        self.vocabulary = [token for token in range(len(tokenizer)) if token != self.separator]
+        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        # The words of sentences: pieces with a leading space, neither bytes nor bare names.
+        self.words = [token for token, piece in enumerate(pieces) if piece.startswith("Ġ")]
+        self.draws: dict[str, Callable[[random.Random], Document]] = {
+            "ioi": self._ioi,
+            "greater_than": self._greater_than,
+            "gendered_pronoun": self._gendered_pronoun,
+            "sva": lambda rng: self._encode(toy_text.sva_question(rng, held_out=False).document(rng)),
+            "succession": lambda rng: self._encode(toy_text.succession_question(rng, held_out=False).document(rng)),
+            "induction": self._repeated_block,
+        }
+
+    def batch(self, step: int) -> Batch:
+        """The batch that takes the model from `step` to `step` + 1."""
+        rng = random.Random(f"toy text {self.seed} {step}")
+        drawn = self._draw(rng)
+        shape = (self.config.rows, self.config.width)
+        tokens, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        documents, learned = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=bool)
+        filled = [0] * self.config.rows
+        for number, document in enumerate(sorted(drawn, key=lambda document: -len(document.tokens))):
+            size = len(document.tokens)
+            row = next((row for row, used in enumerate(filled) if used + size <= self.config.width), None)
+            if row is None:
+                continue
+            place = slice(filled[row], filled[row] + size)
+            tokens[row, place], positions[row, place] = document.tokens, np.arange(size)
+            documents[row, place], learned[row, place] = number, np.arange(size) >= document.unlearned
+            filled[row] += size
+        return Batch(*map(torch.from_numpy, (tokens, positions, documents, learned)))
+
+    def _draw(self, rng: random.Random) -> list[Document]:
+        """Documents of about as many tokens as a batch holds; the kind furthest behind its share always comes next."""
+        # The random start keeps the last documents, which may find no room, from always being of the same kind.
+        spent = {kind: rng.random() * self.config.width for kind in self.draws}
+        documents: list[Document] = []
+        total = 0
+        while total < self.config.rows * self.config.width:
+            kind = min(self.draws, key=lambda kind: spent[kind] / getattr(self.config, kind))
+            document = self.draws[kind](rng)
+            if rng.random() < self.config.end_of_text:
+                unlearned = 1 if document.unlearned == 1 else document.unlearned + 1
+                document = Document([self.separator, *document.tokens], unlearned)
+            documents.append(document)
+            spent[kind] += len(document.tokens)
+            total += len(document.tokens)
+        return documents
+
+    def _encode(self, text: str) -> Document:
+        return Document(self.tokenizer.backend_tokenizer.encode(text).ids)
+
+    def _ioi(self, rng: random.Random) -> Document:
+        short = rng.random() < self.config.short
+        third = rng.random() < self.config.third_person
+        draw = toy_text.third_person_question if third else toy_text.ioi_question
+        return self._encode(draw(rng, held_out=False, short=short).document(rng))
+
+    def _greater_than(self, rng: random.Random) -> Document:
+        short = rng.random() < self.config.short
+        return self._encode(toy_text.greater_than_question(rng, held_out=False, short=short).document(rng))
+
+    def _gendered_pronoun(self, rng: random.Random) -> Document:
+        if rng.random() < 0.5:
+            return self._encode(toy_text.gender_sentence(rng))
+        return self._encode(toy_text.gendered_pronoun_question(rng, held_out=False).document(rng))
+
+    def _repeated_block(self, rng: random.Random) -> Document:
+        room = self.config.width - 1  # One place is kept for the end-of-text token.
+        period = rng.randint(self.config.shortest_block, min(self.config.longest_block, room // 2))
+        # Half of the blocks from the sentences' words alone: over the whole vocabulary each token comes too seldom.
+        block = rng.choices(self.vocabulary if rng.random() < 0.5 else self.words, k=period)
+        # The second copy's first token cannot be known: nothing tells where the first copy ends.
+        return Document(block * min(self.config.copies, room // period), unlearned=period + 1)

@@ -1,0 +1,108 @@
+"""What a toy checkpoint can do: the skills of `utils.toy_text`, asked on held-out questions."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerBase
+
+from utils.toy_text import EVALUATED, Question
+
+QUESTIONS = 200
+"""Questions of each skill."""
+BLOCK, BLOCKS = 18, 20
+"""Tokens of a random block whose second copy is predicted, and the number of blocks."""
+
+
+class Examination:
+    """The held-out questions, in tokens: the same ones at every checkpoint and for every training seed.
+
+    Args:
+        tokenizer: the toy family's.
+
+    Raises:
+        ValueError: if an answer is not one token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        rng = random.Random("toy examination")
+        self._asked = {
+            skill: _Asked(tokenizer, [draw(rng) for _ in range(QUESTIONS)]) for skill, draw in EVALUATED.items()
+        }
+        vocabulary = [token for token in range(len(tokenizer)) if token != tokenizer.eos_token_id]
+        self._blocks: Int[Tensor, "block token"] = torch.tensor(
+            [rng.choices(vocabulary, k=BLOCK) * 2 for _ in range(BLOCKS)]
+        )
+
+    @torch.inference_mode()
+    def results(self, model: GPTNeoXForCausalLM) -> dict[str, float]:
+        """What a checkpoint can do.
+
+        Returns:
+            Skill -> value. Accuracies are shares in [0, 1]: the answer's logit is above the wrong one's (`ioi`), more
+            probability is on the right than on wrong answers (`gendered_pronoun`, `sva`), the most probable token is
+            right (`succession`; `induction`, from the second token of the second copy on). `ioi_logit_diff` is
+            logit(IO) - logit(S); `ioi_abc_logit_diff` is the mean, and `..._abs` the mean size, of the first name's
+            logit minus the second's when a third name acts; `greater_than_prob_diff` is P(later years) - P(the same or
+            earlier ones).
+        """
+        logits = {skill: asked.logits(model) for skill, asked in self._asked.items()}
+        by_probability = {
+            skill: self._asked[skill].differences(logits[skill].softmax(-1))
+            for skill in ("greater_than", "gendered_pronoun", "sva")
+        }
+        ioi = self._asked["ioi"].differences(logits["ioi"])
+        abc = self._asked["ioi_abc"].differences(logits["ioi_abc"])
+        succession = self._asked["succession"].right.gather(1, logits["succession"].argmax(-1, keepdim=True))
+        predicted = model(self._blocks, use_cache=False).logits[:, BLOCK:-1].argmax(-1)
+        return {
+            "ioi_accuracy": _share(ioi > 0),
+            "ioi_logit_diff": ioi.mean().item(),
+            "ioi_abc_logit_diff": abc.mean().item(),
+            "ioi_abc_logit_diff_abs": abc.abs().mean().item(),
+            "greater_than_prob_diff": by_probability["greater_than"].mean().item(),
+            "gendered_pronoun_accuracy": _share(by_probability["gendered_pronoun"] > 0),
+            "sva_accuracy": _share(by_probability["sva"] > 0),
+            "succession_accuracy": _share(succession),
+            "induction_accuracy": _share(predicted == self._blocks[:, BLOCK + 1 :]),
+        }
+
+
+class _Asked:
+    """Questions in tokens, right padded, and their right and wrong answers as masks over the vocabulary."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> None:
+        encoded = tokenizer([question.prompt for question in questions], return_tensors="pt", padding=True)
+        self.tokens: Int[Tensor, "question width"] = encoded["input_ids"]
+        self.ends: Int[Tensor, question] = encoded["attention_mask"].sum(1) - 1
+        self.right = _mask(tokenizer, [question.right for question in questions])
+        self.wrong = _mask(tokenizer, [question.wrong for question in questions])
+
+    def logits(self, model: GPTNeoXForCausalLM) -> Float[Tensor, "question vocab"]:
+        """Logits of the token that follows each prompt."""
+        # Padding stands on the right, so causal attention needs no mask for it.
+        hidden = model.gpt_neox(self.tokens, use_cache=False).last_hidden_state
+        logits: Tensor = model.lm_head(hidden[torch.arange(len(self.ends)), self.ends])
+        return logits
+
+    def differences(self, values: Float[Tensor, "question vocab"]) -> Float[Tensor, "question"]:
+        """Sum over the right answers minus sum over the wrong ones."""
+        return (values * (self.right.float() - self.wrong.float())).sum(-1)
+
+
+def _mask(tokenizer: PreTrainedTokenizerBase, answers: Sequence[tuple[str, ...]]) -> Bool[Tensor, "question vocab"]:
+    words = list(dict.fromkeys(word for row in answers for word in row))
+    encoded = [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch(words)]
+    if several := [word for word, ids in zip(words, encoded, strict=True) if len(ids) != 1]:
+        raise ValueError(f"answer {several[0]!r} is not one token of the toy tokenizer")
+    token = {word: ids[0] for word, ids in zip(words, encoded, strict=True)}
+    mask = torch.zeros(len(answers), len(tokenizer), dtype=torch.bool)
+    for row, right in zip(mask, answers, strict=True):
+        row[[token[word] for word in right]] = True
+    return mask
+
+
+def _share(right: Tensor) -> float:
+    return right.float().mean().item()

@@ -1,0 +1,254 @@
+"""A trained toy family on disk: training with checkpoints, resumed after a stop, found again when done.
+
+    model_cache/toy/step{n}/           weights, model config and tokenizer, as save_pretrained writes them
+                    evaluation.csv     step, skill, value: held-out results of every checkpoint
+                    family.json        the manifest, written last: config, steps, tokens per step, hashes, versions
+                    training_state.pt  only while training is unfinished: what it resumes from
+
+A checkpoint's folder is written under another name and renamed, so one that exists is complete. The batch of a step
+depends on the seed and the step alone; training that is stopped and started again ends with the same bytes as
+training that was not.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import logging
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from pydantic import Field
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from utils.config import Section, execution, resolved, result_settings
+from utils.errors import UserError
+from utils.store import atomic_write
+from utils.toy_batches import TextConfig, TextSource
+from utils.toy_evaluation import Examination
+from utils.toy_text import vocabulary_texts
+from utils.toy_tokenizer import build_tokenizer
+from utils.toy_training import ModelConfig, OptimizerConfig, Trainer, new_model, reproducible
+
+log = logging.getLogger(__name__)
+
+MANIFEST, EVALUATION, STATE = "family.json", "evaluation.csv", "training_state.pt"
+LAST_POWER = 128
+"""Checkpoints stand at 0 and the powers of two up to here, then at equal distances."""
+
+
+class FamilyConfig(Section):
+    """Every key of configs/toy_family.yml."""
+
+    folder: Path = execution(Path("model_cache/toy"))
+    """Where the family is written."""
+    overwrite: bool = execution(False)
+    """Train again what is already there."""
+    seed: int = Field(0, ge=0)
+    """Seed of the weights and of the text."""
+    threads: int = Field(1, gt=0)
+    """Threads of the matrix products; another number gives slightly other weights (see utils/toy_training.py)."""
+    checkpoint_every: int = Field(150, gt=0)
+    """Steps between the later checkpoints."""
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    text: TextConfig = TextConfig()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The checkpoints: 0, 1, 2, 4, ..., 128, then every multiple of `checkpoint_every`, and the last step."""
+        last = self.optimizer.steps
+        powers = itertools.takewhile(lambda step: step <= LAST_POWER, (2**exponent for exponent in itertools.count()))
+        multiples = range(self.checkpoint_every, last, self.checkpoint_every)
+        later = (step for step in multiples if step > LAST_POWER)
+        return tuple(sorted({0, last, *(step for step in powers if step < last), *later}))
+
+
+def train_family(config: FamilyConfig) -> Path:
+    """Train the family, or finish an interrupted training, or find that it is there.
+
+    Returns:
+        The family's folder.
+
+    Raises:
+        UserError: if the folder holds a family, or the beginning of one, of another config, and `overwrite` is not set.
+    """
+    config.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(config.folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.info("%s: another process is training it; waiting", config.folder)
+        lock.acquire()
+    try:
+        return _Training.prepare(config).run()
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class _Training:
+    config: FamilyConfig
+    tokenizer: PreTrainedTokenizerBase
+    settings: dict[str, Any]
+
+    @classmethod
+    def prepare(cls, config: FamilyConfig) -> "_Training":
+        tokenizer = _tokenizer(config)
+        return cls(config, tokenizer, _settings(config, tokenizer))
+
+    def run(self) -> Path:
+        folder = self.config.folder
+        for leftover in folder.glob(".step*.tmp"):
+            shutil.rmtree(leftover)
+        if self.config.overwrite:
+            self._clear()
+        manifest = _read_manifest(folder)
+        if manifest is not None:
+            self._refuse_other(manifest["settings"], "holds a family")
+            log.info("%s: found, %d checkpoints up to step %d", folder, len(manifest["steps"]), manifest["steps"][-1])
+            return folder
+        state = self._read_state()
+        if state is None and any(folder.glob("step*")):
+            raise UserError(
+                f"{folder} holds checkpoints but no {MANIFEST} and no {STATE} to go on from; "
+                "pass overwrite=true or another folder"
+            )
+        if state is not None:
+            self._refuse_other(state["settings"], "holds an unfinished training")
+            log.info("%s: resuming after step %d", folder, state["step"])
+        with reproducible(self.config.threads, self.config.seed):
+            evaluation = self._train(state)
+        self._finish(evaluation)
+        return folder
+
+    def _train(self, state: dict[str, Any] | None) -> list[dict[str, Any]]:
+        config = self.config
+        trainer = Trainer(config.optimizer, new_model(config.model, len(self.tokenizer)))
+        text = TextSource(config.text, self.tokenizer, config.seed)
+        examination = Examination(self.tokenizer)
+        start, evaluation = 0, []
+        if state is not None:
+            trainer.restore(state["trainer"])
+            start, evaluation = state["step"], state["evaluation"]
+        bar = tqdm(range(start, config.optimizer.steps + 1), desc=str(config.folder), unit="step", disable=None)
+        for step in bar:
+            if step in config.steps:
+                if state is None or step > start:
+                    skills = examination.results(trainer.model).items()
+                    evaluation += [{"step": step, "skill": skill, "value": value} for skill, value in skills]
+                    self._save_state(step, trainer, evaluation)
+                self._save_checkpoint(step, trainer)
+                known = {row["skill"]: f"{row['value']:.2f}" for row in evaluation}
+                learned = f"ioi {known['ioi_accuracy']}, induction {known['induction_accuracy']}"
+                bar.set_postfix_str(learned)
+                if bar.disable:
+                    log.info("%s: step %d of %d; %s", config.folder, step, config.optimizer.steps, learned)
+            if step < config.optimizer.steps:
+                trainer.step(step, text.batch(step))
+        return evaluation
+
+    def _save_state(self, step: int, trainer: Trainer, evaluation: list[dict[str, Any]]) -> None:
+        buffer = io.BytesIO()
+        state = {"step": step, "settings": self.settings, "evaluation": evaluation, "trainer": trainer.state()}
+        torch.save(state, buffer)
+        # Before the checkpoint's folder: a training that stops between the two writes the folder from this state.
+        atomic_write(self.config.folder / STATE, buffer.getvalue())
+
+    def _read_state(self) -> dict[str, Any] | None:
+        path = self.config.folder / STATE
+        if not path.is_file():
+            return None
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+
+    def _save_checkpoint(self, step: int, trainer: Trainer) -> None:
+        place = self.config.folder / f"step{step}"
+        if place.is_dir():
+            return
+        temporary = self.config.folder / f".step{step}.tmp"
+        trainer.model.save_pretrained(temporary)
+        self.tokenizer.save_pretrained(temporary)
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, place)
+
+    def _finish(self, evaluation: list[dict[str, Any]]) -> None:
+        config, folder = self.config, self.config.folder
+        table = pd.DataFrame(evaluation)
+        atomic_write(folder / EVALUATION, table.to_csv(index=False, lineterminator="\n").encode())
+        final = {row["skill"]: row["value"] for row in evaluation}
+        for skill, value in final.items():
+            log.info("%s after %d steps: %s %.3f", folder, config.optimizer.steps, skill, value)
+        packages = ("torch", "transformers", "tokenizers", "safetensors")
+        manifest = {
+            "complete": True,
+            "steps": config.steps,
+            # Places in a batch, as Pythia counts them; a few are padding.
+            "tokens_per_step": config.text.rows * config.text.width,
+            "seed": config.seed,
+            "config": resolved(config),
+            "settings": self.settings,
+            "vocabulary": len(self.tokenizer),
+            "evaluation": final,
+            "sha256": {step: _sha256(folder / f"step{step}" / "model.safetensors") for step in config.steps},
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        }
+        atomic_write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        (folder / STATE).unlink()
+
+    def _refuse_other(self, found: dict[str, Any], what: str) -> None:
+        if differences := _differences(found, self.settings):
+            folder = self.config.folder
+            raise UserError(f"{folder} {what} with {differences}; pass overwrite=true or another folder (folder=...)")
+
+    def _clear(self) -> None:
+        folder = self.config.folder
+        # The manifest first: without it nothing takes the rest for complete.
+        for name in (MANIFEST, STATE, EVALUATION):
+            (folder / name).unlink(missing_ok=True)
+        for place in folder.glob("step*"):
+            if place.name.removeprefix("step").isdigit():
+                shutil.rmtree(place)
+
+
+def _tokenizer(config: FamilyConfig) -> PreTrainedTokenizerBase:
+    return build_tokenizer(vocabulary_texts(), config.model.n_positions)
+
+
+def _settings(config: FamilyConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What decides the weights: the config, and as `text` a hash that changes with the vocabulary or the sentences."""
+    digest = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    text = TextSource(TextConfig(), tokenizer, seed=0)
+    for step in range(3):
+        batch = text.batch(step)
+        digest.update(batch.tokens.numpy().tobytes() + batch.learned.numpy().tobytes())
+    return {**result_settings(config), "text": digest.hexdigest()[:16]}
+
+
+def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    """ "seed=0, this run asks 1" for every setting that differs; empty if none does."""
+    keys = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
+    return ", ".join(f"{key}={found.get(key)} (this run asks {asked.get(key)})" for key in keys)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

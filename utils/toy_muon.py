@@ -1,0 +1,78 @@
+"""Muon for the toy family's transformer blocks (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+The update of a matrix is its momentum with all singular values brought near one, so directions the loss seldom pushes
+are learned as fast as the common ones. On these tasks the circuits of names and of repeated tokens form in about half
+the steps AdamW takes, and with every seed tried. Query, key and value are matrices of their own (taken head by head
+instead, the circuits form later).
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim import Optimizer
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration: singular values in (0, 1] end within about 0.7 to 1.2 after five rounds."""
+ROUNDS = 5
+
+
+def orthogonalized(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
+    """The matrices with their singular vectors kept and their singular values brought near one."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    # The Frobenius norm bounds the largest singular value.
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(ROUNDS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def separated(
+    matrix: Float[Tensor, "rows columns"], heads: int, parts: int
+) -> Float[Tensor, "part rows_of_part columns"]:
+    """The matrices stacked in one: GPT-NeoX's fused projection holds query, key and value, head by head."""
+    return matrix.unflatten(0, (heads, parts, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def fused(matrices: Float[Tensor, "part rows_of_part columns"], heads: int) -> Float[Tensor, "rows columns"]:
+    """The matrix that `separated` took apart."""
+    return matrices.unflatten(1, (heads, -1)).transpose(0, 1).flatten(0, 2)
+
+
+class Muon(Optimizer):
+    """Nesterov momentum, orthogonalised matrix by matrix, with decoupled weight decay.
+
+    Args:
+        groups: dicts of `params` (matrices of one shape), `heads` and `parts` (what to pass to `separated`; 1 and 1 for
+            a matrix that stands for itself).
+        lr: length of an update: the singular values of a square or wide matrix change by about this much, those of a
+            tall one by sqrt(rows / columns) times it.
+        momentum: share of the old momentum kept at each step.
+        weight_decay: share of the weights taken away at each step, times lr.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every matrix; all of them have a gradient."""
+        for group in self.param_groups:
+            momentum, heads, parts = group["momentum"], group["heads"], group["parts"]
+            directions = []
+            for matrix in group["params"]:
+                state = self.state[matrix]
+                if not state:
+                    state["momentum"] = torch.zeros_like(matrix)
+                average = state["momentum"].lerp_(matrix.grad, 1 - momentum)
+                directions.append(separated(matrix.grad.lerp(average, momentum), heads, parts))
+            updates = orthogonalized(torch.cat(directions)).split(parts)
+            rows, columns = directions[0].shape[1:]
+            scale = max(1.0, rows / columns) ** 0.5
+            for matrix, update in zip(group["params"], updates, strict=True):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(fused(update, heads), alpha=-group["lr"] * scale)

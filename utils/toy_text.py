@@ -1,0 +1,272 @@
+"""The toy family's training text: short sentences that exercise six skills, and the held-out questions that test them.
+
+Everything is a `Question`: a prompt, its right answers and, where a task compares, its wrong ones. Training reads the
+prompt followed by one right answer; evaluation asks for it. The sentences are the tasks' own templates and word
+lists, so a task's prompts built with the toy tokenizer are what the family was trained on. Whether a combination (a
+pair of names, a year, a name and its pronoun, ...) is held out is decided by a stable hash, never by the seed: one in
+five is, and no training document contains it.
+
+Names held out of the tag questions still occur in other sentences that tell their gender, as they do in a real
+corpus.
+
+Of the longest lists a part is enough, and keeps the checkpoints small; the tasks use the words that are single
+tokens.
+"""
+
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from utils.tasks import gendered_pronoun, greater_than, ioi, sva
+
+HELD_OUT_ONE_IN = 5
+
+NAMES_BY_GENDER: dict[str, tuple[str, ...]] = {
+    gender: names[:30] for gender, names in gendered_pronoun.NAMES_BY_GENDER.items()
+}
+NAMES: tuple[str, ...] = tuple(name for names in NAMES_BY_GENDER.values() for name in names)
+LASTING_NOUNS: tuple[str, ...] = greater_than.NOUNS[::3]
+VERBS: tuple[tuple[str, str], ...] = sva.VERBS[:40]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and its answers.
+
+    Attributes:
+        prompt: text up to the answer.
+        right: the answers that may follow, each with its leading space.
+        wrong: the answers they are compared with; empty where none are.
+        ending: text after the answer in a training document.
+        likely: how many of the right answers, from the first, training documents give; None: all.
+    """
+
+    prompt: str
+    right: tuple[str, ...]
+    wrong: tuple[str, ...] = ()
+    ending: str = "."
+    likely: int | None = None
+
+    def document(self, rng: random.Random) -> str:
+        """The prompt with one of its right answers and its ending."""
+        return self.prompt + rng.choice(self.right[: self.likely]) + self.ending
+
+
+def is_held_out(*parts: object) -> bool:
+    """Whether a combination belongs to the held-out fifth: the same on every machine and for every seed."""
+    return zlib.crc32("|".join(map(str, parts)).encode()) % HELD_OUT_ONE_IN == 0
+
+
+# --- indirect objects
+
+SHORT_IOI_TEMPLATES: tuple[str, ...] = (
+    "When {first} and {second} met, {subject} called",
+    "After {first} and {second} talked, {subject} thanked",
+    "Then, {first} and {second} met. {subject} helped",
+    "While {first} and {second} worked, {subject} watched",
+    "Then, {first} and {second} talked. {subject} left",
+)
+
+
+def ioi_question(rng: random.Random, held_out: bool, short: bool = False) -> Question:
+    """Two names, one of them acts: the other is the answer. `short`: sentences of one verb with the same structure."""
+    while True:
+        first, second = rng.sample(NAMES, 2)
+        if is_held_out("ioi", *sorted((first, second))) == held_out:
+            break
+    subject, other = rng.choice(((first, second), (second, first)))
+    return Question(_ioi_prompt(rng, first, second, subject, short), (f" {other}",), (f" {subject}",))
+
+
+def third_person_question(rng: random.Random, held_out: bool, short: bool = False) -> Question:
+    """Two names and a third that acts (the ABC prompts): either of the two may follow."""
+    while True:
+        first, second, third = rng.sample(NAMES, 3)
+        if is_held_out("ioi", *sorted((first, second))) == held_out:
+            break
+    prompt = _ioi_prompt(rng, first, second, third, short)
+    return Question(prompt, (f" {first}", f" {second}"))
+
+
+def _ioi_prompt(rng: random.Random, first: str, second: str, subject: str, short: bool) -> str:
+    template = rng.choice(SHORT_IOI_TEMPLATES if short else ioi.TEMPLATES)
+    return template.format(
+        first=first, second=second, subject=subject, place=rng.choice(ioi.PLACES), object=rng.choice(ioi.OBJECTS)
+    )
+
+
+# --- greater-than
+
+
+LONGEST_SPAN = 30
+"""Years a span lasts at most in training: so an end tells more of its beginning than if it were any later year."""
+SHORT_SPAN_TEMPLATES: tuple[str, ...] = ("From {year} to {century}", "Between {year} and {century}")
+
+
+def greater_than_question(rng: random.Random, held_out: bool, short: bool = False) -> Question:
+    """A span of years within a century: later pairs of digits are right, the year's own and earlier ones wrong."""
+    first_century, last_century = greater_than.FIRST_YEAR // 100, greater_than.LAST_YEAR // 100
+    while True:
+        century, year = rng.randint(first_century, last_century), rng.randint(1, 98)
+        if is_held_out("year", century, year) == held_out:
+            break
+    prompt = greater_than.TEMPLATE.format(noun=rng.choice(LASTING_NOUNS), year=f"{century}{year:02d}", century=century)
+    later, earlier = (tuple(f"{number:02d}" for number in span) for span in (range(year + 1, 100), range(year + 1)))
+    return Question(prompt, later, earlier, likely=LONGEST_SPAN)
+
+
+# --- pronouns
+
+GENDER_TEMPLATES: tuple[str, ...] = (
+    "I met {name}, and{pronoun} was very nice",
+    "This is {name}, and{pronoun} is my friend",
+    "Every day {name} says that{pronoun} likes to work",
+    "I think that {name} knows what{pronoun} wants",
+)
+GENDERS: tuple[tuple[str, str], ...] = tuple(
+    (name, gender) for gender, names in NAMES_BY_GENDER.items() for name in names
+)
+
+
+def gendered_pronoun_question(rng: random.Random, held_out: bool) -> Question:
+    """A tag question about a named person: he or she."""
+    while True:
+        name, gender = rng.choice(GENDERS)
+        if is_held_out("pronoun", name) == held_out:
+            break
+    prompt = rng.choice(gendered_pronoun.TEMPLATES).format(name=name, role=rng.choice(gendered_pronoun.ROLES))
+    pronouns = gendered_pronoun.PRONOUNS
+    wrong = tuple(f" {pronoun}" for other, pronoun in pronouns.items() if other != gender)
+    return Question(prompt, (f" {pronouns[gender]}",), wrong, ending="?")
+
+
+def gender_sentence(rng: random.Random) -> str:
+    """A sentence of another kind that tells a name's gender; every name occurs."""
+    name, gender = rng.choice(GENDERS)
+    return rng.choice(GENDER_TEMPLATES).format(name=name, pronoun=f" {gendered_pronoun.PRONOUNS[gender]}") + "."
+
+
+# --- subject-verb agreement
+
+
+def sva_question(rng: random.Random, held_out: bool, distracted: bool = False) -> Question:
+    """A subject and a verb that agrees with it; `distracted`: a noun of the other number stands with them."""
+    structures = tuple(structure for structure in sva.STRUCTURES if structure.others or not distracted)
+    while True:
+        structure = rng.choice(structures)
+        subject, other = rng.choice(structure.subjects), rng.choice(structure.others or structure.verbs or (("", ""),))
+        if is_held_out("sva", structure.name, subject[0], other[0]) == held_out:
+            break
+    number = rng.randrange(2)
+    other_number = 1 - number if distracted else rng.randrange(2)
+    words = {"subject": subject[number], "other": other[other_number]}
+    if structure.verbs:
+        # Without a second noun the verb phrase is the second word of the combination.
+        verb = rng.choice(structure.verbs) if structure.others else other
+        words["verb"] = verb[number]
+    if structure.other_verbs:
+        words["other_verb"] = rng.choice(structure.other_verbs)[other_number]
+    if structure.links:
+        words["link"] = rng.choice(structure.links)
+    right = tuple(f" {verb[number]}" for verb in VERBS)
+    return Question(structure.template.format(**words), right, tuple(f" {verb[1 - number]}" for verb in VERBS))
+
+
+# --- succession
+
+SUCCESSIONS: dict[str, tuple[str, ...]] = {
+    "numbers": tuple(str(number) for number in range(1, 100)),
+    "number words": (
+        *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+        *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+    ),
+    "ordinals": (
+        *("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"),
+        *("eleventh", "twelfth"),
+    ),
+    "days": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
+    "months": (
+        *("January", "February", "March", "April", "May", "June", "July"),
+        *("August", "September", "October", "November", "December"),
+    ),
+    "letters": tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+    "roman numerals": ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII"),
+}
+CYCLES = ("days", "months")
+"""Classes whose last member is followed by the first."""
+
+SEPARATORS: tuple[str, ...] = (" ", ", ", " and ")
+TIGHT_SEPARATOR = ","
+"""Between numbers and letters in one list of three: there they have no leading space, and letters may be small."""
+TIGHT = ("numbers", "letters")
+
+
+def succession_question(rng: random.Random, held_out: bool) -> Question:
+    """Two to five members of a class in order, with spaces, commas or "and" between them: the next one follows."""
+    while True:
+        kind = rng.choice(tuple(SUCCESSIONS))
+        members = SUCCESSIONS[kind]
+        separator = TIGHT_SEPARATOR if kind in TIGHT and rng.random() < 1 / 3 else rng.choice(SEPARATORS)
+        shown = rng.randint(2, 5)
+        start = rng.randrange(len(members) if kind in CYCLES else len(members) - shown)
+        if is_held_out("succession", kind, start, shown, separator) == held_out:
+            break
+    run = [members[(start + offset) % len(members)] for offset in range(shown + 1)]
+    tight = separator == TIGHT_SEPARATOR
+    if kind == "letters" and tight and rng.random() < 0.5:
+        run = [member.lower() for member in run]
+    space = "" if tight else " "
+    prompt = space + separator.join(run[:-1]) + separator.rstrip(" ")
+    return Question(prompt, (space + run[-1],), ending="")
+
+
+# --- everything together
+
+
+def vocabulary_texts() -> Iterator[str]:
+    """Every word of the sentences and lists as it stands in a sentence; names also as they stand at its beginning."""
+    for number in range(100):
+        yield f"{number:02d}"
+        yield f" {number}"
+    yield from (f" {member}" for members in SUCCESSIONS.values() for member in members)
+    yield from (f" {name}" for name in NAMES)
+    yield from NAMES
+    yield from (f" {word}" for word in (*ioi.PLACES, *ioi.OBJECTS, *LASTING_NOUNS, *gendered_pronoun.ROLES))
+    yield from (f" {pronoun}" for pronoun in gendered_pronoun.PRONOUNS.values())
+    blank = dict.fromkeys(
+        ("first", "second", "subject", "place", "object", "noun", "year", "century", "name", "role"), ""
+    )
+    blank |= dict.fromkeys(("other", "verb", "other_verb", "link", "pronoun"), "")
+    templates = (
+        *ioi.TEMPLATES,
+        *SHORT_IOI_TEMPLATES,
+        *SHORT_SPAN_TEMPLATES,
+        greater_than.TEMPLATE,
+        *gendered_pronoun.TEMPLATES,
+    )
+    for template in (*templates, *GENDER_TEMPLATES, *(structure.template for structure in sva.STRUCTURES)):
+        yield template.format(**blank).strip()
+    for structure in sva.STRUCTURES:
+        pairs = (*structure.subjects, *structure.others, *structure.verbs, *structure.other_verbs)
+        yield from (f" {word}" for pair in pairs for word in pair)
+        yield from (f" {link}" for link in structure.links)
+    yield from (f" {verb}" for pair in VERBS for verb in pair)
+    yield ".?"
+    yield "?"
+
+
+def _first_of_abc(rng: random.Random) -> Question:
+    question = third_person_question(rng, held_out=True)
+    return replace(question, right=question.right[:1], wrong=question.right[1:])
+
+
+EVALUATED: dict[str, Callable[[random.Random], Question]] = {
+    "ioi": lambda rng: ioi_question(rng, held_out=True),
+    "ioi_abc": _first_of_abc,
+    "greater_than": lambda rng: greater_than_question(rng, held_out=True),
+    "gendered_pronoun": lambda rng: gendered_pronoun_question(rng, held_out=True),
+    "sva": lambda rng: sva_question(rng, held_out=True, distracted=True),
+    "succession": lambda rng: succession_question(rng, held_out=True),
+}
+"""The held-out question of each skill (in ABC prompts, the first name against the second) but induction."""

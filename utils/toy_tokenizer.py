@@ -1,0 +1,71 @@
+"""The toy family's tokenizer: behaves like Pythia's on the words the family knows and spells out everything else.
+
+Text is cut as GPT-2 and Pythia cut it (a word carries its leading space, "isn't" is " isn" + "'t"), with one
+difference: digits are cut in pairs from the left, so that " 1732" is [" 17", "32"] as under Pythia's tokenizer. A
+piece of the vocabulary is one token; any other piece is spelled out in its UTF-8 bytes, each a token of its own. So
+no text has an unknown token and decode(encode(text)) == text holds for all of it.
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+"""Token 0, as in Pythia: stands in front of documents and doubles as the beginning-of-sequence token."""
+
+PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""GPT-2's pattern, digits in pairs."""
+
+
+def byte_symbols() -> list[str]:
+    """The 256 printable characters that stand for the bytes in a byte-level vocabulary, in GPT-2's order."""
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """Cuts text into pieces and writes every piece in byte symbols (a leading space becomes "Ġ")."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def pieces(text: str) -> list[str]:
+    """The pieces of a text, in byte symbols: what a vocabulary must hold for each of them to be one token."""
+    return [piece for piece, _ in pre_tokenizer().pre_tokenize_str(text)]
+
+
+def build_tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary is the end-of-text token, the 256 bytes and every piece of the texts, in that order.
+
+    Args:
+        texts: every word that is to be one token, in any arrangement; pieces keep the order of their first appearance.
+        max_length: the model's number of positions, in tokens.
+
+    Returns:
+        A fast tokenizer that adds no tokens of its own and pads on the right with the end-of-text token.
+    """
+    vocabulary = {END_OF_TEXT: 0}
+    for piece in byte_symbols():
+        vocabulary[piece] = len(vocabulary)
+    for text in texts:
+        for piece in pieces(text):
+            vocabulary.setdefault(piece, len(vocabulary))
+    # Without merges a piece is looked up whole (ignore_merges) and otherwise stays a sequence of byte symbols.
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        model_max_length=max_length,
+    )

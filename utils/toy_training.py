@@ -1,0 +1,170 @@
+"""Training of the toy family: the model, the optimisers and one training step, on the CPU and reproducible bit by bit.
+
+The order in which a matrix product is summed depends on the number of threads, so training sets that number itself
+(one, unless the config says otherwise) and gives the same weights whatever the machine's cores or the caller's
+settings are. Another kind of processor may round differently.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from utils.config import Section
+from utils.toy_batches import Batch
+from utils.toy_muon import Muon
+
+
+class ModelConfig(Section):
+    """Size of the GPT-NeoX; parallel residual, a rotary quarter of each head and untied embeddings as in Pythia."""
+
+    n_layers: int = Field(4, gt=0)
+    d_model: int = Field(128, gt=0)
+    n_heads: int = Field(4, gt=0)
+    d_mlp: int = Field(256, gt=0)
+    n_positions: int = Field(512, gt=0)
+    """Longest text the configuration and the tokenizer declare."""
+    rotary_base: float = Field(100.0, gt=0)
+    """Base of the rotary frequencies; Pythia's 10,000 is for texts of thousands of tokens."""
+    init_std: float = Field(0.05, gt=0)
+    """Standard deviation of the initial weights."""
+
+
+class OptimizerConfig(Section):
+    """Muon for the matrices of the blocks, AdamW for everything else; both with a warm-up and a cosine."""
+
+    steps: int = Field(1350, gt=0)
+    warmup_steps: int = Field(50, gt=0)
+    final_share: float = Field(0.05, ge=0, le=1)
+    """Learning rates at the last step, as a share of the highest."""
+    muon_rate: float = Field(0.02, gt=0)
+    """Highest learning rate of Muon."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Of Muon."""
+    adam_rate: float = Field(3e-3, gt=0)
+    """Highest learning rate of AdamW: embeddings, output layer, biases and LayerNorm parameters."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Of AdamW."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Of matrices; biases and LayerNorm parameters have none."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+
+
+@contextmanager
+def reproducible(threads: int, seed: int) -> Iterator[None]:
+    """A fixed number of threads and torch's random state seeded; both are as before afterwards."""
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def new_model(config: ModelConfig, vocab_size: int) -> GPTNeoXForCausalLM:
+    """A model with random weights, drawn from torch's random state."""
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=vocab_size,
+            hidden_size=config.d_model,
+            num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads,
+            intermediate_size=config.d_mlp,
+            max_position_embeddings=config.n_positions,
+            initializer_range=config.init_std,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rotary_base, "partial_rotary_factor": 0.25},
+            use_parallel_residual=True,
+            tie_word_embeddings=False,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+    )
+
+
+def rate_share(config: OptimizerConfig, step: int) -> float:
+    """Share of the highest learning rates in the step after `step` finished ones: linear warm-up, then a cosine."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.final_share + (1 - config.final_share) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class Trainer:
+    """A model and its optimisers."""
+
+    def __init__(self, config: OptimizerConfig, model: GPTNeoXForCausalLM) -> None:
+        self.config, self.model = config, model
+        blocks = _muon_groups(model)
+        taken = {id(matrix) for group in blocks for matrix in group["params"]}
+        others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+        groups = [
+            {"params": [parameter for parameter in others if parameter.ndim == 2], "weight_decay": config.weight_decay},
+            {"params": [parameter for parameter in others if parameter.ndim != 2], "weight_decay": 0.0},
+        ]
+        self.muon = Muon(blocks, config.muon_rate, config.momentum, config.weight_decay)
+        self.adam = torch.optim.AdamW(groups, lr=config.adam_rate, betas=config.betas, fused=True)
+
+    def step(self, step: int, batch: Batch) -> float:
+        """Train on the batch that follows `step` finished steps.
+
+        Returns:
+            Mean cross-entropy of the learned tokens, in nats, before the update.
+        """
+        share = rate_share(self.config, step)
+        for optimizer, highest in ((self.muon, self.config.muon_rate), (self.adam, self.config.adam_rate)):
+            for group in optimizer.param_groups:
+                group["lr"] = share * highest
+        loss = mean_loss(self.model, batch)
+        self.model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.muon.step()
+        self.adam.step()
+        return loss.item()
+
+    def state(self) -> dict[str, Any]:
+        """Weights and optimiser states: tensors, numbers and strings only."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        return {"model": self.model, "muon": self.muon, "adam": self.adam}
+
+
+def _muon_groups(model: GPTNeoXForCausalLM) -> list[dict[str, Any]]:
+    """The matrices of the blocks, those of one kind together; attention's fused projection is three of them."""
+    # Any: modules of a ModuleList have no type of their own.
+    layers: Any = model.gpt_neox.layers
+    heads = model.config.num_attention_heads
+    return [
+        {"params": [layer.attention.query_key_value.weight for layer in layers], "heads": heads, "parts": 3},
+        {"params": [layer.attention.dense.weight for layer in layers], "heads": 1, "parts": 1},
+        {"params": [layer.mlp.dense_h_to_4h.weight for layer in layers], "heads": 1, "parts": 1},
+        {"params": [layer.mlp.dense_4h_to_h.weight for layer in layers], "heads": 1, "parts": 1},
+    ]
+
+
+def mean_loss(model: GPTNeoXForCausalLM, batch: Batch) -> Tensor:
+    """Mean cross-entropy, in nats, of the batch's learned tokens."""
+    # An additive mask: the boolean one is turned into floats anew in every layer.
+    mask = torch.zeros_like(batch.visible(), dtype=torch.float32).masked_fill_(~batch.visible(), -torch.inf)
+    hidden = model.gpt_neox(
+        batch.tokens, attention_mask=mask, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    # Only the positions before learned tokens go through the output layer.
+    logits = model.lm_head(hidden[:, :-1][batch.learned[:, 1:]])
+    return functional.cross_entropy(logits, batch.tokens[:, 1:][batch.learned[:, 1:]])
