@@ -1,8 +1,8 @@
 """From edge scores to circuits: one order of edges, of which every circuit is a pruned prefix.
 
 Greedy (Hanna et al. 2024): start at `logits`; repeatedly add the edge of highest |score| whose destination is in the
-circuit, and with it its source. `top_n` orders all edges by |score|. Either way the circuit of n edges is the first n of
-the order, minus nodes that no path joins to `input` and to `logits`.
+circuit, and with it its source. `top_n` orders all edges by |score|. Either way the circuit of n edges is the first n
+edges of the order, minus nodes that no path joins to `input` and to `logits`.
 """
 
 from __future__ import annotations
