@@ -115,7 +115,8 @@ def attribute(
         progress: called with the number of prompts done after each batch.
 
     Raises:
-        ValueError: for an unknown quadrature, no steps, or scores that are not finite.
+        ValueError: for an unknown quadrature or no steps.
+        FloatingPointError: if scores are not finite (float16 overflows in some models).
     """
     graph = Graph.of(weights)
     scores = torch.zeros(graph.n_forward, graph.n_backward, dtype=torch.float32, device=weights.device)
@@ -126,7 +127,7 @@ def attribute(
             progress(len(batch.index))
     scores = (scores / len(pairs)).cpu() * graph.edge_mask
     if not bool(scores.isfinite().all()):
-        raise ValueError(f"scores are not finite in {weights.dtype}; use dtype=float32 or bfloat16")
+        raise FloatingPointError(f"scores are not finite in {weights.dtype}")
     return scores
 
 

@@ -122,7 +122,12 @@ def prune(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Boo
     return masks & reached[:, :, None] & leading[:, None, :]
 
 
-def count_nodes(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Int[Tensor, " mask"]:
-    """Nodes with an edge in each circuit: `input`, heads (once, whatever of q, k, v is read), MLPs and `logits`."""
+def nodes_in(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Bool[Tensor, "mask n_forward_plus_1"]:
+    """Which nodes have an edge in each circuit: `input`, heads (whatever of q, k, v is read), MLPs; last `logits`."""
     as_source = torch.nn.functional.pad(masks.any(2), (0, 1))
-    return (as_source | _any_input(masks.any(1), graph)).sum(1)
+    return as_source | _any_input(masks.any(1), graph)
+
+
+def count_nodes(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Int[Tensor, " mask"]:
+    """How many nodes have an edge in each circuit, `input` and `logits` included."""
+    return nodes_in(masks, graph).sum(1)

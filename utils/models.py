@@ -19,11 +19,13 @@ import re
 import shutil
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from edge_attribution_patching.weights import ModelWeights, read_weights
 from utils import hub, local_family
 from utils.checkpoints import PYTHIA_STEPS, TOKENS_PER_STEP, tokens_at
 from utils.device import resolve_device
@@ -63,6 +65,11 @@ class LoadedCheckpoint:
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     provenance: dict[str, Any]
+
+    @cached_property
+    def weights(self) -> ModelWeights:
+        """The weights as the engine reads them."""
+        return read_weights(self.model)
 
 
 @dataclass(frozen=True)

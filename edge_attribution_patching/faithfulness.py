@@ -1,0 +1,217 @@
+"""How much of the model a circuit keeps, and the smallest circuit that keeps enough.
+
+    faithfulness(C) = (M(C) - M(empty)) / (M(full) - M(empty))      M(empty): the corrupted run
+    faithfulness_raw(C) = M(C) / M(full)
+
+(Hanna et al. 2024, arXiv 2403.17806; the raw share as in Tigges et al. 2024, arXiv 2407.10827.) Everything is kept per
+prompt, so that intervals come from resampling prompts (paired: the same prompts in every term of the ratio).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.pairs import Metric, PairBatch, TokenPairs
+from edge_attribution_patching.patching import PreparedRuns, evaluate_metric, prepare_runs, run_metric
+from edge_attribution_patching.search import prefix_masks
+from edge_attribution_patching.weights import ModelWeights
+
+GB = 1e9
+RESAMPLES = 1000
+
+
+class CircuitEvaluator:
+    """Evaluates circuits of one order of edges on a set of prompts; both runs are prepared once.
+
+    Args:
+        weights: the model.
+        pairs: prompt pairs on the model's device.
+        metric: per-prompt metric.
+        order: edges, the best first (`edge_order`).
+        batch_size: prompts a pass.
+        memory_budget_gb: prepared runs are kept up to this much and prepared again beyond it; also bounds each pass.
+        share_prefix: see `attribute`.
+    """
+
+    def __init__(
+        self,
+        weights: ModelWeights,
+        pairs: TokenPairs,
+        metric: Metric,
+        order: Int[Tensor, "edge 2"],
+        *,
+        batch_size: int = 32,
+        memory_budget_gb: float = 1.0,
+        share_prefix: bool = True,
+    ) -> None:
+        self.weights, self.metric, self.order = weights, metric, order
+        self.graph = Graph.of(weights)
+        self.memory_budget_gb = memory_budget_gb
+        self.n_prompts = len(pairs)
+        self._batches: list[PairBatch] = list(pairs.batches(batch_size, share_prefix=share_prefix))
+        self._kept: dict[int, PreparedRuns] = {}
+        kept_bytes = 0
+        self.full = torch.zeros(self.n_prompts)
+        self.corrupted = torch.zeros(self.n_prompts)
+        for number, batch in enumerate(self._batches):
+            runs = prepare_runs(weights, batch)
+            if kept_bytes + runs.nbytes <= memory_budget_gb * GB:
+                self._kept[number] = runs
+                kept_bytes += runs.nbytes
+            full, corrupted = run_metric(weights, runs, metric)
+            index = batch.index.cpu()
+            self.full[index], self.corrupted[index] = full.cpu(), corrupted.cpu()
+
+    def __call__(self, sizes: Sequence[int]) -> Float[Tensor, "size prompt"]:
+        """The metric of every prompt under the circuits of the first n edges, for each n, on the CPU."""
+        masks = prefix_masks(self.order, self.graph, sizes)
+        values = torch.zeros(len(sizes), self.n_prompts)
+        for number, batch in enumerate(self._batches):
+            runs = self._kept.get(number) or prepare_runs(self.weights, batch)
+            metric = evaluate_metric(self.weights, runs, masks, self.metric, memory_budget_gb=self.memory_budget_gb)
+            values[:, batch.index.cpu()] = metric.cpu()
+        return values
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The whole model on clean and on corrupted prompts.
+
+    Attributes:
+        full, corrupted: mean of the metric.
+        full_se, corrupted_se, gap_se: standard errors of the means and of their paired difference.
+        n_prompts: how many prompts.
+    """
+
+    full: float
+    corrupted: float
+    full_se: float
+    corrupted_se: float
+    gap_se: float
+    n_prompts: int
+
+    @classmethod
+    def of(cls, full: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]) -> Baselines:
+        return cls(
+            float(full.mean()),
+            float(corrupted.mean()),
+            standard_error(full),
+            standard_error(corrupted),
+            standard_error(full - corrupted),
+            len(full),
+        )
+
+    def learned(self, min_gap: float) -> bool:
+        """Whether clean prompts clearly score higher: by `min_gap` and by 3 standard errors of the difference."""
+        gap = self.full - self.corrupted
+        return gap > min_gap and (self.n_prompts == 1 or gap > 3 * self.gap_se)
+
+
+def standard_error(values: Float[Tensor, " n"]) -> float:
+    """Standard error of the mean; nan for a single value."""
+    return float(values.double().std() / sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+@dataclass
+class FaithfulnessCurve:
+    """Per-prompt metrics of the circuits evaluated so far, by size."""
+
+    full: Float[Tensor, " prompt"]
+    corrupted: Float[Tensor, " prompt"]
+    values: dict[int, Float[Tensor, " prompt"]] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> list[int]:
+        return sorted(self.values)
+
+    def metric(self, size: int) -> float:
+        return float(self.values[size].double().mean())
+
+    def faithfulness(self, size: int) -> float:
+        corrupted, full = float(self.corrupted.double().mean()), float(self.full.double().mean())
+        return (self.metric(size) - corrupted) / (full - corrupted)
+
+    def raw(self, size: int) -> float:
+        return self.metric(size) / float(self.full.double().mean())
+
+    def resampled(self, seed: int, resamples: int = RESAMPLES) -> Float[Tensor, "resample size"]:
+        """Faithfulness at every size on prompts drawn with replacement, the same draw in every term of the ratio."""
+        generator = torch.Generator().manual_seed(seed)
+        n = len(self.full)
+        draws = torch.randint(0, n, (resamples, n), generator=generator)
+        shares = torch.zeros(resamples, n, dtype=torch.float64)
+        shares.scatter_add_(1, draws, torch.full((resamples, n), 1 / n, dtype=torch.float64))
+        full, corrupted = shares @ self.full.double(), shares @ self.corrupted.double()
+        values = shares @ torch.stack([self.values[size] for size in self.sizes]).double().T
+        return (values - corrupted[:, None]) / (full - corrupted)[:, None]
+
+
+def smallest_confirmed(
+    sizes: Sequence[int], faithfulness: Sequence[float], threshold: float, n_edges: int
+) -> int | None:
+    """The smallest size that reaches the threshold and whose next larger evaluated size does too.
+
+    The whole graph needs no confirmation. None if no size qualifies.
+    """
+    for place, (size, value) in enumerate(zip(sizes, faithfulness, strict=True)):
+        if value >= threshold and (
+            size >= n_edges or (place + 1 < len(sizes) and faithfulness[place + 1] >= threshold)
+        ):
+            return size
+    return None
+
+
+def search_circuit_size(
+    curve: FaithfulnessCurve,
+    evaluate: Callable[[Sequence[int]], Float[Tensor, "size prompt"]],
+    n_edges: int,
+    threshold: float,
+    *,
+    first: int = 8,
+    stack: int = 6,
+) -> int | None:
+    """Find the smallest circuit that reaches the threshold: doubling sizes, then bisection (several sizes a round).
+
+    Args:
+        curve: filled with every size that is evaluated.
+        evaluate: per-prompt metric of circuits of the given sizes.
+        n_edges: edges of the order.
+        threshold: faithfulness to reach.
+        first: smallest size of the ladder.
+        stack: sizes evaluated together.
+
+    Returns:
+        The smallest confirmed size: the next smaller size does not reach the threshold (or is not confirmed), the next
+        larger one evaluated does. None if no size is confirmed.
+    """
+
+    def add(sizes: list[int]) -> int | None:
+        fresh = [size for size in sizes if size not in curve.values]
+        for start in range(0, len(fresh), stack):
+            part = fresh[start : start + stack]
+            curve.values.update(zip(part, evaluate(part), strict=True))
+        known = curve.sizes
+        return smallest_confirmed(known, [curve.faithfulness(size) for size in known], threshold, n_edges)
+
+    ladder = [min(first << power, n_edges) for power in range(n_edges.bit_length() + 1)]
+    ladder = sorted(set(ladder))
+    best = None
+    for start in range(0, len(ladder), stack // 2):
+        best = add(ladder[start : start + stack // 2])
+        if best is not None:
+            break
+    while best is not None:
+        below = max((size for size in curve.sizes if size < best), default=0)
+        if best - below <= 1:
+            return best
+        gap = best - below
+        inner = sorted({below + gap * step // (stack + 1) for step in range(1, stack + 1)} - {below})
+        best = add(inner)
+    return None
