@@ -44,9 +44,9 @@ class Examination:
             Skill -> value. Accuracies are shares in [0, 1]: the answer's logit is above the wrong one's (`ioi`), more
             probability is on the right than on wrong answers (`gendered_pronoun`, `sva`), the most probable token is
             right (`succession`; `induction`, from the second token of the second copy on). `ioi_logit_diff` is
-            logit(IO) - logit(S); `ioi_abc_logit_diff` is the mean, and `..._abs` the mean size, of the first name's
-            logit minus the second's when a third name acts; `greater_than_prob_diff` is P(later years) - P(the same or
-            earlier ones).
+            logit(IO) - logit(S); `ioi_abc_logit_diff` is the same when a third name acts and either of the two names
+            stands for IO, and `..._abs` its mean size; `greater_than_prob_diff` is P(later years) - P(all others of the
+            century).
         """
         logits = {skill: asked.logits(model) for skill, asked in self._asked.items()}
         by_probability = {

@@ -18,6 +18,7 @@ import logging
 import os
 import platform
 import shutil
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,7 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.config import Section, execution, resolved, result_settings
 from utils.errors import UserError
+from utils.progress import duration
 from utils.store import atomic_write
 from utils.toy_batches import TextConfig, TextSource
 from utils.toy_evaluation import Examination
@@ -126,9 +128,11 @@ class _Training:
         if state is not None:
             self._refuse_other(state["settings"], "holds an unfinished training")
             log.info("%s: resuming after step %d", folder, state["step"])
+        began = time.monotonic()
         with reproducible(self.config.threads, self.config.seed):
             evaluation = self._train(state)
         self._finish(evaluation)
+        log.info("%s: finished in %s", folder, duration(time.monotonic() - began))
         return folder
 
     def _train(self, state: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """Muon for the toy family's transformer blocks (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
 The update of a matrix is its momentum with all singular values brought near one, so directions the loss seldom pushes
-are learned as fast as the common ones. On these tasks the circuits of names and of repeated tokens form in about half
-the steps AdamW takes, and with every seed tried. Query, key and value are matrices of their own (taken head by head
-instead, the circuits form later).
+are learned as fast as the common ones. Measured on one seed and an earlier mix of the same sentences: held-out IOI
+accuracy 0.96 after 600 steps and 1.00 after 800, against 0.68 and 0.83 (0.89 after 1,400) with AdamW alone at 2e-3.
+Query, key and value are matrices of their own; taken head by head, IOI came later (one seed: 0.49 instead of 0.89 after
+500 steps).
 """
 
 from typing import Any

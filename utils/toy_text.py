@@ -256,17 +256,19 @@ def vocabulary_texts() -> Iterator[str]:
     yield "?"
 
 
-def _first_of_abc(rng: random.Random) -> Question:
+def abc_question(rng: random.Random) -> Question:
+    """A held-out sentence in which a third name acts; either of the two names stands for the indirect object."""
     question = third_person_question(rng, held_out=True)
-    return replace(question, right=question.right[:1], wrong=question.right[1:])
+    io, s = rng.sample(question.right, 2)
+    return replace(question, right=(io,), wrong=(s,))
 
 
 EVALUATED: dict[str, Callable[[random.Random], Question]] = {
     "ioi": lambda rng: ioi_question(rng, held_out=True),
-    "ioi_abc": _first_of_abc,
+    "ioi_abc": abc_question,
     "greater_than": lambda rng: greater_than_question(rng, held_out=True),
     "gendered_pronoun": lambda rng: gendered_pronoun_question(rng, held_out=True),
     "sva": lambda rng: sva_question(rng, held_out=True, distracted=True),
     "succession": lambda rng: succession_question(rng, held_out=True),
 }
-"""The held-out question of each skill (in ABC prompts, the first name against the second) but induction."""
+"""The held-out question of each skill but induction."""
