@@ -20,13 +20,14 @@ from plotly.subplots import make_subplots
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from edge_attribution_patching.circuit import Circuit
 from plotting.export import figure_main
 from plotting.panels import Line, Panels
 from plotting.style import ModelLook, finish, model_looks, task_label, within
 from plotting.tables import every_model, load, models_in, tasks_in
 from plotting.time_axis import TimeAxis
 from utils.errors import UserError
-from utils.faithfulness_area import cmd, cpr, total_edges
+from utils.faithfulness_area import cmd, cpr
 from utils.store import Store
 
 logger = logging.getLogger("plotting")
@@ -80,7 +81,7 @@ def graph_sizes(store: Store, table: pd.DataFrame) -> dict[tuple[str, str], int]
         if not steps:
             logger.warning("%s %s: no graph in %s, so no CPR and CMD", model, task, store.folder("graphs", model, task))
             continue
-        totals[model, task] = total_edges(store.read_tensors("graphs", model, task, steps[-1]))
+        totals[model, task] = Circuit.from_tensors(store.read_tensors("graphs", model, task, steps[-1])).graph.n_edges
     return totals
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.graph import Graph
 from utils.checkpoints import tokens_at
 from utils.store import Store
@@ -71,8 +72,7 @@ def write_circuit(store: Store, model: str, task: str, step: int, learnt: float,
     scores = torch.zeros(graph.n_forward, graph.n_backward)
     for source, target, score in edges[["source", "target", "score"]].itertuples(index=False):
         scores[graph.edge_index(f"{source}->{target}")] = score
-    nodes = {"forward_nodes": graph.forward_nodes, "backward_nodes": graph.backward_nodes}
-    store.write_tensors("graphs", model, task, step, {"scores": scores, "in_circuit": scores != 0, **nodes})
+    store.write_tensors("graphs", model, task, step, Circuit(graph, scores, scores != 0).to_tensors())
     store.write_table("graphs", model, task, step, edges, tokens_at(step))
 
 

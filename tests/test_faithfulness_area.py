@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_attribution_patching.graph import Graph
-from utils.faithfulness_area import MIB_SHARES, closed_curve, cmd, cpr, total_edges
+from utils.faithfulness_area import MIB_SHARES, closed_curve, cmd, cpr
 
 
 def mib_areas(shares: tuple[float, ...], faithfulness: list[float]) -> tuple[float, float]:
@@ -57,19 +55,3 @@ def test_order_of_the_sizes_does_not_matter() -> None:
 def test_bad_curves_are_refused(shares: list[float], f: list[float], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         cpr(shares, f)
-
-
-@pytest.mark.parametrize(
-    ("layers", "heads", "parallel", "edges"),
-    [(6, 8, True, 3_580), (12, 12, True, 32_347), (12, 12, False, 32_491), (16, 8, True, 27_545)],
-)
-def test_edges_are_counted_from_the_saved_graph(layers: int, heads: int, parallel: bool, edges: int) -> None:
-    graph = Graph(layers, heads, parallel)
-    saved = {
-        "scores": torch.randn(graph.n_forward, graph.n_backward) * graph.edge_mask,
-        "forward_nodes": graph.forward_nodes,
-        "backward_nodes": graph.backward_nodes,
-    }
-    assert total_edges(saved) == edges
-    with pytest.raises(ValueError, match="not those of"):
-        total_edges({**saved, "forward_nodes": graph.forward_nodes[:-2]})

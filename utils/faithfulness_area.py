@@ -10,12 +10,8 @@ by the trapezoidal rule. The benchmark samples k at 0.1, 0.2, 0.5, 1, ..., 50, 1
 curve also has its two ends that hold by definition, f(0) = 0 (the corrupted run) and f(1) = 1 (the model).
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
-
-from edge_attribution_patching.graph import Graph
 
 # Sizes at which the benchmark evaluates, as shares of all edges.
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -57,26 +53,3 @@ def cmd(shares: npt.ArrayLike, faithfulness: npt.ArrayLike) -> float:
     """Area between the faithfulness curve and 1, whichever side of 1 it runs on."""
     k, f = closed_curve(shares, faithfulness)
     return float(np.trapezoid(np.abs(1 - f), k))
-
-
-def total_edges(tensors: dict[str, Any]) -> int:
-    """Number of edges of the graph that a results folder's tensors describe.
-
-    Args:
-        tensors: `scores` [n_forward, n_backward], `forward_nodes`, `backward_nodes`, as in `results/graphs`.
-
-    Raises:
-        ValueError: if the names are not those of a graph with equally many heads in every layer.
-    """
-    names = list(tensors["forward_nodes"])
-    n_layers = sum(name.startswith("m") for name in names)
-    n_heads = (len(names) - 1 - n_layers) // max(n_layers, 1)
-    graph = Graph(n_layers, n_heads, parallel=True)
-    if names != graph.forward_nodes or list(tensors["backward_nodes"]) != graph.backward_nodes:
-        raise ValueError(f"the {len(names)} nodes are not those of {n_layers} layers of {n_heads} heads")
-    # In a sequential block an MLP reads its own layer's heads; in a parallel one that is no edge and has no score.
-    reads_heads = any(
-        tensors["scores"][graph.head(layer) : graph.head(layer) + n_heads, graph.mlp_input(layer)].nan_to_num().any()
-        for layer in range(n_layers)
-    )
-    return Graph(n_layers, n_heads, parallel=not reads_heads).n_edges
