@@ -75,6 +75,20 @@ def random_model(
     return model.eval().requires_grad_(False)
 
 
+def without_biases(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model with no bias in any projection; in GPT-NeoX those of attention do not even exist."""
+    if isinstance(model, GPTNeoXForCausalLM):
+        model.config.attention_bias = False
+        bare = GPTNeoXForCausalLM(model.config).eval().requires_grad_(False)
+        bare.load_state_dict(model.state_dict(), strict=False)
+        assert bare.gpt_neox.layers[0].attention.query_key_value.bias is None
+        model = bare
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+    return model
+
+
 def tiny_tokenizer(folder: Path, vocab: int = 97) -> PreTrainedTokenizerBase:
     """A tokenizer of words "1", "2", ..., end of text at 0, read back from `folder` as a bridge needs it."""
     words = {"<|endoftext|>": 0, **{str(index): index for index in range(1, vocab)}}

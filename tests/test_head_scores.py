@@ -1,19 +1,25 @@
 """Head scores against hand-built models and against a slow second implementation."""
 
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import GPTNeoXForCausalLM
 
 from edge_attribution_patching import forward as engine
 from edge_attribution_patching.weights import read_weights
+from get_full_model_components_over_time import ANALYSIS
 from tests.hand_built import PERIOD, VOCAB, attention_model, copying_model
-from tests.models import ARCHITECTURES, random_model, random_pairs, tiny_tokenizer
+from tests.models import ARCHITECTURES, random_model, random_pairs, tiny_tokenizer, without_biases
+from tests.task_tokenizers import words
+from tests.word_family import save_word_family, trained_toy, word_model
 from utils import head_scores
 from utils.errors import UserError
 from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
+from utils.runner import main
+from utils.store import Store
+from utils.tasks import build_prompts
 
 BLOCKS = repeated_blocks(torch.arange(VOCAB), 6, PERIOD, seed=0)
 
@@ -66,11 +72,12 @@ def test_the_hand_built_induction_model_predicts_the_second_block() -> None:
 # --- hand-built copying
 
 
-def test_hand_built_copying_head_scores_100_and_its_sign_flipped_twin_the_reverse() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hand_built_copying_head_scores_100_and_its_sign_flipped_twin_the_reverse(dtype: torch.dtype) -> None:
     tokens = BLOCKS[:, :PERIOD]
     lengths = torch.full((len(tokens),), PERIOD)
     positions = torch.tensor([[1, 3, 6]]).expand(len(tokens), 3)
-    scores = copy_scores(read_weights(copying_model()), tokens, lengths, positions, batch_size=4)
+    scores = copy_scores(read_weights(copying_model().to(dtype)), tokens, lengths, positions, batch_size=4)
     assert scores["copy"].tolist() == [[0, 0, 0], [100, 0, 0]]
     assert scores["negative_copy"].tolist() == [[0, 0, 0], [0, 100, 0]]
 
@@ -148,20 +155,6 @@ def test_copy_scores_equal_the_slow_reference(architecture: str, biases: bool, m
         torch.testing.assert_close(fast[name], expected, rtol=0, atol=1e-4)
 
 
-def without_biases(model):
-    """The same model with no bias in any projection; in GPT-NeoX those of attention do not even exist."""
-    if isinstance(model, GPTNeoXForCausalLM):
-        model.config.attention_bias = False
-        bare = GPTNeoXForCausalLM(model.config).eval().requires_grad_(False)
-        bare.load_state_dict(model.state_dict(), strict=False)
-        assert bare.gpt_neox.layers[0].attention.query_key_value.bias is None
-        model = bare
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.zero_()
-    return model
-
-
 # --- memory and input
 
 
@@ -214,3 +207,78 @@ def test_blocks_longer_than_the_context_are_refused() -> None:
 def test_blocks_longer_than_the_vocabulary_are_refused() -> None:
     with pytest.raises(UserError, match="seq_len: 11 different tokens a block asked for, the tokenizer has 10"):
         repeated_blocks(torch.arange(10), 1, 11, seed=0)
+
+
+# --- the script
+
+SCORES = ("induction", "previous_token", "duplicate_token", "copy", "negative_copy")
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_word_family(tmp_path_factory.mktemp("families") / "words")
+
+
+def run(family: Path, results: Path, *overrides: str) -> int:
+    given = [f"model={family}", f"results_dir={results}", "device=cpu", "n_sequences=3", "seq_len=10", "n_prompts=8"]
+    return main(ANALYSIS, [*given, *overrides])
+
+
+def test_the_script_writes_five_scores_of_every_head(family: Path, tmp_path: Path) -> None:
+    assert run(family, tmp_path, "seed=7") == 0
+    store = Store(tmp_path)
+    assert store.steps("components", "words") == [0, 5]
+    table = store.read_table("components", "words", None, 5)
+    assert list(table) == ["model", "step", "tokens", "score", "layer", "head", "value"]
+    assert len(table) == len(SCORES) * 2 * 4
+    weights, tokenizer = read_weights(word_model(5)), words()
+    tokens = repeated_blocks(ordinary_tokens(tokenizer, len(tokenizer)), 3, 10, seed=7)
+    prompts = build_prompts("ioi", tokenizer, 8, seed=7)
+    positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
+    expected = attention_scores(weights, tokens, 3) | copy_scores(weights, prompts.clean, prompts.lengths, positions, 8)
+    assert tuple(expected) == SCORES
+    for row in table.itertuples():
+        assert row.value == pytest.approx(expected[row.score][row.layer, row.head].item(), abs=1e-5)
+
+
+def test_a_second_run_adds_only_the_missing_checkpoints(family: Path, tmp_path: Path) -> None:
+    assert run(family, tmp_path, "checkpoints=[5]") == 0
+    path = Store(tmp_path).path("components", "words", 5)
+    before = path.stat().st_mtime_ns
+    assert run(family, tmp_path) == 0
+    assert Store(tmp_path).steps("components", "words") == [0, 5]
+    assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("seq_len=33", "seq_len: two blocks of 33 tokens need 66 positions, the model has 64; use seq_len=32 or less"),
+        ("seq_len=5000", "seq_len: 5000 different tokens a block asked for, the tokenizer has"),
+        ("n_prompts=1000000000", "n_prompts: 1000000000 prompts of ioi asked for, at most"),
+        ("n_sequences=0", "command line: n_sequences: "),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, says: str
+) -> None:
+    assert run(family, tmp_path, override) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(says)
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+# --- the trained toy family
+
+
+def test_the_toy_family_ends_with_induction_and_copying_heads_and_begins_with_none(tmp_path: Path) -> None:
+    toy, last = trained_toy()
+    given = [f"model={toy}", f"results_dir={tmp_path}", "device=cpu", "seq_len=18", f"checkpoints=[0, {last}]"]
+    assert main(ANALYSIS, given) == 0
+    best = Store(tmp_path).read_tables("components", "toy").groupby(["score", "step"])["value"].max()
+    assert best["induction", 0] < 0.1
+    assert best["induction", last] > 0.5
+    assert best["previous_token", 0] < 0.15
+    assert best["previous_token", last] > 0.5
+    assert best["copy", 0] < 10
+    assert best["copy", last] > 50

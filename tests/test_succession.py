@@ -7,9 +7,13 @@ import torch
 from transformers import AutoTokenizer
 
 from edge_attribution_patching.weights import read_weights
+from get_new_successor_head_scores_over_time import ANALYSIS
 from tests.hand_built import VOCAB, Head, successor_model
-from tests.models import ARCHITECTURES, random_model, tiny_tokenizer
-from tests.test_head_scores import without_biases
+from tests.models import ARCHITECTURES, random_model, tiny_tokenizer, without_biases
+from tests.task_tokenizers import words
+from tests.word_family import save_word_family, trained_toy, word_model
+from utils.runner import main
+from utils.store import Store
 from utils.succession import CLASSES, Pairs, succession, successor_pairs
 
 PYTHIA_TOKENIZER = Path(__file__).resolve().parents[1] / ".." / "shared" / "pythia_tokenizer"
@@ -24,9 +28,10 @@ def roman(number: int) -> str:
 # --- hand-built
 
 
-def test_hand_built_successor_head_scores_one_and_no_other_head_anything(tmp_path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hand_built_successor_head_scores_one_and_no_other_head_anything(tmp_path, dtype: torch.dtype) -> None:
     pairs = successor_pairs(tiny_tokenizer(tmp_path, vocab=VOCAB))
-    result = succession(read_weights(successor_model()), pairs)
+    result = succession(read_weights(successor_model().to(dtype)), pairs)
     assert result.pairs("numbers") == VOCAB - 2  # the words are 1 .. 23
     assert result.share("numbers").tolist() == [[0, 0, 0], [1, 0, 0]]
     assert result.overall().tolist() == [[0, 0, 0], [1, 0, 0]]
@@ -91,6 +96,7 @@ def test_succession_equals_the_slow_reference(architecture: str, biases: bool) -
     torch.testing.assert_close(result.share("a"), slow_a, rtol=0, atol=1e-5)
     torch.testing.assert_close(result.share("b"), slow_b, rtol=0, atol=1e-5)
     torch.testing.assert_close(result.overall(), (5 * slow_a + 6 * slow_b) / 11, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.class_mean(), (slow_a + slow_b) / 2, rtol=0, atol=1e-5)
     assert 0 < slow_a.max() < 1 or 0 < slow_b.max() < 1
 
 
@@ -175,3 +181,52 @@ def test_pairs_under_the_pythia_tokenizer_decode_to_neighbours() -> None:
         ]
         for a, b in found:
             assert any(a in o and b in o and (o[b] - o[a]) % o[None] == 1 for o in order), (a, b)
+
+
+# --- the script
+
+
+def test_the_script_writes_a_row_a_head_and_leaves_absent_classes_empty(tmp_path: Path) -> None:
+    family = save_word_family(tmp_path / "words")
+    results = tmp_path / "results"
+    given = [f"model={family}", f"results_dir={results}", "device=cpu"]
+    assert main(ANALYSIS, [*given, "checkpoints=[5]"]) == 0
+    store = Store(results)
+    before = store.path("successor", "words", 5).stat().st_mtime_ns
+    assert main(ANALYSIS, given) == 0
+    assert store.path("successor", "words", 5).stat().st_mtime_ns == before
+    assert store.steps("successor", "words") == [0, 5]
+    table = store.read_table("successor", "words", None, 5)
+    classes = [column for name in CLASSES for column in (name, f"{name}_pairs")]
+    assert list(table) == ["model", "step", "tokens", "layer", "head", "value", "pairs", "class_mean", *classes]
+    assert list(zip(table["layer"], table["head"], strict=True)) == [(i, j) for i in range(2) for j in range(4)]
+    # The tokenizer knows all two-digit numbers and no days.
+    assert set(table["numbers_pairs"]) == set(table["pairs"]) == {89}
+    assert set(table["days_pairs"]) == {0}
+    assert table["days"].isna().all()
+    expected = succession(read_weights(word_model(5)), successor_pairs(words())).share("numbers")
+    assert table["numbers"].tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-6)
+    assert table["value"].tolist() == table["numbers"].tolist()
+
+
+def test_a_tokenizer_without_pairs_is_refused_in_one_line(
+    tiny_family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(ANALYSIS, [f"model={tiny_family}", f"results_dir={tmp_path}", "device=cpu"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("model: no class (numbers, number_words,")
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+# --- the trained toy family
+
+
+def test_the_toy_family_ends_with_a_successor_head_and_begins_with_none(tmp_path: Path) -> None:
+    toy, last = trained_toy()
+    given = [f"model={toy}", f"results_dir={tmp_path}", "device=cpu", f"checkpoints=[0, {last}]"]
+    assert main(ANALYSIS, given) == 0
+    best = Store(tmp_path).read_tables("successor", "toy").groupby("step").max(numeric_only=True)
+    assert best["value"][0] < 0.06
+    assert best["value"][last] > 0.15
+    # Of seven days, chance gets one right.
+    assert best["days"][last] > 3 / 7

@@ -176,20 +176,22 @@ class _Ranking:
 
     Args:
         weights: the model.
-        likely: tokens that are likely to have high logits; they join the candidates.
+        asked: the tokens that will be asked about; they join the candidates, as likely to have high logits.
     """
 
-    def __init__(self, weights: ModelWeights, likely: Int[Tensor, " token"]) -> None:
+    def __init__(self, weights: ModelWeights, asked: Int[Tensor, " token"]) -> None:
         precise = torch.promote_types(weights.dtype, torch.float32)
         self.norm = weights.final_norm
         self.gain = self.norm.gain.to(precise)
-        self.unembed = weights.unembed.to(precise)
+        unembed = weights.unembed.to(precise)
         # What the logits are without any input: the same for a head's output and its negative.
-        self.offset = self.unembed @ self.norm.bias.to(precise)
+        offset = unembed @ self.norm.bias.to(precise)
         if weights.unembed_bias is not None:
-            self.offset = self.offset + weights.unembed_bias.to(precise)
-        spread = torch.arange(0, weights.d_vocab, max(weights.d_vocab // _CANDIDATES, 1), device=weights.device)
-        self.candidates = torch.cat((likely, spread)).unique()
+            offset = offset + weights.unembed_bias.to(precise)
+        everything = torch.arange(weights.d_vocab, device=weights.device)
+        candidates = torch.cat((asked, everything[:: max(weights.d_vocab // _CANDIDATES, 1)])).unique()
+        self.candidates = (candidates, unembed[candidates], offset[candidates])
+        self.everything = (everything, unembed, offset)
 
     def in_top_k(
         self, written: Float[Tensor, "head row d_model"], own: Int[Tensor, " row"]
@@ -197,23 +199,22 @@ class _Ranking:
         """Whether each row's own token is in the top k of what a head writes, and of minus that."""
         n_heads, n_rows, d_model = written.shape
         directions = normalise(self.norm, written.reshape(-1, d_model))[0] * self.gain
-        own = own.repeat(n_heads)
-        left = self._few_above(directions, own, self.candidates)
-        everything = torch.arange(len(self.offset), device=own.device)
-        rows = left.any(dim=0).nonzero()[:, 0]
-        for part in rows.split(max(_LOGITS_AT_ONCE // len(everything), 1)):
-            left[:, part] = self._few_above(directions[part], own[part], everything)
+        directions = torch.cat((directions, -directions))
+        own = own.repeat(2 * n_heads)
+        left = _in_top_k(directions, own, *self.candidates)
+        for part in left.nonzero()[:, 0].split(max(_LOGITS_AT_ONCE // len(self.everything[0]), 1)):
+            left[part] = _in_top_k(directions[part], own[part], *self.everything)
         return left.view(2, n_heads, n_rows)
 
-    def _few_above(
-        self, directions: Float[Tensor, "row d_model"], own: Int[Tensor, " row"], among: Int[Tensor, " token"]
-    ) -> Bool[Tensor, "2 row"]:
-        """Whether fewer than k of the tokens `among` reach the own token's logit, for both signs of the directions."""
-        others = directions @ self.unembed[among].T
-        value = (directions * self.unembed[own]).sum(dim=1)
-        is_own = among == own[:, None]
-        results = []
-        for sign in (1, -1):
-            margin = sign * (others - value[:, None]) + (self.offset[among] - self.offset[own, None])
-            results.append(((margin >= 0) & ~is_own).sum(dim=1) < TOP_K)
-        return torch.stack(results)
+
+def _in_top_k(
+    directions: Float[Tensor, "row d_model"],
+    own: Int[Tensor, " row"],
+    among: Int[Tensor, " token"],
+    unembed: Float[Tensor, "token d_model"],
+    offset: Float[Tensor, " token"],
+) -> Bool[Tensor, " row"]:
+    """Whether each row's own token is in the top k of some tokens (sorted, its own among them); ties count against."""
+    logits = torch.addmm(offset, directions, unembed.T)
+    value = logits.gather(1, torch.searchsorted(among, own)[:, None])
+    return (logits >= value).sum(dim=1) <= TOP_K

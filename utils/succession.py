@@ -108,20 +108,27 @@ def successor_pairs(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Pairs]
 
     Spellings that are the same tokens count once. A class of which nothing is left has an empty list.
     """
-    special = set(tokenizer.all_special_ids)  # unknown words come back as one
     found: dict[str, list[Pairs]] = {}
     for name, word_lists in CLASSES.items():
         lists: dict[Pairs, None] = {}
         for word_list in word_lists:
             for words in word_list.spellings():
-                rows = encode(tokenizer, words)
-                ids = [row[0] if len(row) == 1 and row[0] not in special else None for row in rows]
+                ids = _single_tokens(tokenizer, words)
                 neighbours = [*pairwise(ids), *([(ids[-1], ids[0])] if word_list.cyclic else [])]
                 pairs = tuple((a, b) for a, b in neighbours if a is not None and b is not None)
                 if len(pairs) > 1:
                     lists[pairs] = None
         found[name] = list(lists)
     return found
+
+
+def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]) -> list[int | None]:
+    """Each word's token, or None where it is several or a token of something else (unknown words, lost capitals)."""
+    rows = encode(tokenizer, words)
+    return [
+        row[0] if len(row) == 1 and str(tokenizer.decode(row)).strip() == word.strip() else None
+        for word, row in zip(words, rows, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,10 @@ class Succession:
     def share(self, name: str) -> Float[Tensor, "layer head"]:
         """Share of a class's pairs that each head gets right; NaN for a class without pairs."""
         return self.right[name].float().mean(dim=-1)
+
+    def class_mean(self) -> Float[Tensor, "layer head"]:
+        """Mean of the shares of the classes that have pairs, each class counting alike."""
+        return torch.stack([self.share(name) for name in self.right if self.pairs(name)]).mean(dim=0)
 
     def overall(self) -> Float[Tensor, "layer head"]:
         """Share of all pairs that each head gets right."""

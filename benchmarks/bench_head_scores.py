@@ -1,0 +1,120 @@
+"""Cost of the head scores against plain forward passes of Hugging Face, at pythia-160m shape with random weights.
+
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
+        OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/bench_head_scores.py
+
+Prints, for every round and then as the median: seconds of a plain forward pass over the random blocks, of all five head
+scores, of the succession scores; and the ratios to the forward pass of the same round. Bounds: all five scores at most
+3.6 forward passes, succession at most one second on one core. `--copying` makes every head copy, the slowest case of
+the copy scores, where nothing can be ruled out early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from edge_attribution_patching.weights import read_weights  # noqa: E402
+from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks  # noqa: E402
+from utils.succession import succession, successor_pairs  # noqa: E402
+from utils.tasks import build_prompts  # noqa: E402
+
+N_SEQUENCES, SEQ_LEN, N_PROMPTS, BATCH_SIZE = 50, 50, 100, 32
+
+
+def pythia_160m() -> GPTNeoXForCausalLM:
+    """pythia-160m's shape, random weights."""
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=50304,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        max_position_embeddings=2048,
+        rotary_pct=0.25,
+    )
+    return GPTNeoXForCausalLM(config).eval().requires_grad_(False)
+
+
+def make_all_heads_copy(model: GPTNeoXForCausalLM) -> None:
+    """Every head's OV circuit passes on a part of the embedding, which the output layer reads."""
+    model.lm_head.weight.copy_(model.gpt_neox.embed_in.weight)
+    for layer in model.gpt_neox.layers:
+        attention = layer.attention
+        attention.dense.weight.copy_(torch.eye(768))
+        fused = attention.query_key_value.weight.view(12, 3, 64, 768)
+        fused[:, 2] = torch.eye(768).view(12, 64, 768)
+        layer.mlp.dense_4h_to_h.weight.zero_()
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", default=ROOT.parent / "shared" / "pythia_tokenizer", help="folder or hub name")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--copying", action="store_true", help="every head copies")
+    arguments = parser.parse_args()
+    if isinstance(arguments.tokenizer, Path) and not arguments.tokenizer.is_dir():
+        print(f"skipped: {arguments.tokenizer} is missing; pass --tokenizer EleutherAI/pythia-160m", file=sys.stderr)
+        return 0
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    model = pythia_160m()
+    if arguments.copying:
+        make_all_heads_copy(model)
+    tokens = repeated_blocks(ordinary_tokens(tokenizer, 50304), N_SEQUENCES, SEQ_LEN, seed=0)
+
+    @torch.inference_mode()
+    def plain() -> None:
+        for batch in tokens.split(BATCH_SIZE):
+            model(batch, use_cache=False)
+
+    def components() -> None:
+        weights = read_weights(model)
+        prompts = build_prompts("ioi", tokenizer, N_PROMPTS, seed=0)
+        positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
+        attention_scores(weights, tokens, BATCH_SIZE)
+        copy_scores(weights, prompts.clean, prompts.lengths, positions, BATCH_SIZE)
+
+    def successor() -> None:
+        succession(read_weights(model), successor_pairs(tokenizer))
+
+    print(
+        f"{N_SEQUENCES} sequences of {2 * SEQ_LEN} tokens, {N_PROMPTS} IOI prompts, {torch.get_num_threads()} threads"
+    )
+    rounds = []
+    for number in range(arguments.rounds + 1):
+        forward, five, succeeding = seconds(plain), seconds(components), seconds(successor)
+        if number == 0:
+            continue  # the first round pays for fresh memory
+        rounds.append((forward, five, succeeding, five / forward, succeeding / forward))
+        report(f"round {number}", rounds[-1])
+    report("median", tuple(statistics.median(column) for column in zip(*rounds, strict=True)))
+    return 0
+
+
+def report(name: str, row: tuple[float, ...]) -> None:
+    forward, five, succeeding, five_ratio, succession_ratio = row
+    print(
+        f"{name}: forward {forward:.2f} s; five scores {five:.2f} s = {five_ratio:.2f} forward; "
+        f"succession {succeeding:.2f} s = {succession_ratio:.3f} forward"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
