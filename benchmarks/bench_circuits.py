@@ -1,0 +1,259 @@
+"""Cost of finding and evaluating circuits, in plain passes of the Hugging Face model over the same prompts.
+
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 OMP_NUM_THREADS=1 \\
+        taskset -c 0 python benchmarks/bench_circuits.py
+
+Random weights at pythia-70m and pythia-160m shape; 16 IOI pairs of 15 to 18 tokens that first differ at position 11
+(`swap` prompts: everything before the second subject is shared), 5 integration steps, float32, one core by default. The
+plain passes take logits at the answers only and their backward pass reaches the embeddings and no weight. Everything is
+repeated in turn; a row gives the ratio of the minima, the median ratio of a round, and the goal. `--growth` shows how
+attribution and the 40-size curve grow with prompts, integration steps and layers. On a GPU: `--device cuda`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from edge_attribution_patching.attribution import attribute
+from edge_attribution_patching.circuit import Circuit
+from edge_attribution_patching.faithfulness import CircuitEvaluator
+from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.pairs import TokenPairs
+from edge_attribution_patching.patching import evaluate_metric, prepare_runs
+from edge_attribution_patching.search import edge_order, prefix_masks
+from edge_attribution_patching.weights import read_weights
+from utils.store import atomic_write
+
+SHAPES = {"70m": (6, 8, 512), "160m": (12, 12, 768)}
+SIZES = list(range(25, 1001, 25))
+
+
+@dataclass
+class Setting:
+    """A model of random weights and prompt pairs."""
+
+    model: GPTNeoXForCausalLM
+    pairs: TokenPairs
+    steps: int = 5
+
+    @classmethod
+    def of(cls, shape: tuple[int, int, int], n_prompts: int, steps: int, device: str) -> Setting:
+        layers, heads, d_model = shape
+        torch.manual_seed(0)
+        config = GPTNeoXConfig(
+            vocab_size=50304,
+            hidden_size=d_model,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * d_model,
+            max_position_embeddings=2048,
+            rotary_pct=0.25,
+        )
+        model = GPTNeoXForCausalLM(config).eval().requires_grad_(False).to(device)
+        lengths = 15 + torch.arange(n_prompts, device=device) % 4
+        clean = torch.randint(0, 50000, (n_prompts, 18), device=device)
+        corrupted = clean.clone()
+        corrupted[:, 11] += 1
+        return cls(model, TokenPairs(clean, corrupted, lengths), steps)
+
+    def metric(self, logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(len(index), device=logits.device)
+        return logits[rows, index + 100] - logits[rows, index + 200]
+
+    def plain(self, backward: bool) -> None:
+        """One pass of the Hugging Face model over the clean prompts, logits at the answers."""
+        neox = self.model.gpt_neox
+        with torch.set_grad_enabled(backward):
+            embedded = neox.embed_in(self.pairs.clean)
+            if backward:
+                embedded.requires_grad_(True)
+            hidden = neox(inputs_embeds=embedded, use_cache=False).last_hidden_state
+            rows = torch.arange(len(self.pairs), device=hidden.device)
+            logits = self.model.lm_head(hidden[rows, self.pairs.lengths - 1].contiguous())
+            total = self.metric(logits, rows).sum()
+            if backward:
+                torch.autograd.grad(total, embedded)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_turn(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each job in each round, after one round of warming up."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for round_ in range(rounds + 1):
+        for name, job in jobs.items():
+            taken = seconds(job)
+            if round_:
+                times[name].append(taken)
+    return times
+
+
+def resident_gb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1e6
+    return float("nan")
+
+
+def peak_above(run: Callable[[], object]) -> float:
+    """Largest growth of resident memory (of allocated memory on a GPU) while `run` runs, GB."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 1e9
+    start, peak, done = resident_gb(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, resident_gb() - start)
+            done.wait(0.005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    return peak
+
+
+def table(name: str, device: str, rounds: int) -> None:
+    setting = Setting.of(SHAPES[name], 16, 5, device)
+    peak = float("nan")
+    weights = read_weights(setting.model)
+    graph = Graph.of(weights)
+    pairs, metric = setting.pairs, setting.metric
+
+    def score(share_prefix: bool = True) -> torch.Tensor:
+        return attribute(weights, pairs, metric, steps=setting.steps, share_prefix=share_prefix)
+
+    def curve() -> None:
+        CircuitEvaluator(weights, pairs, metric, edge_order(scores, graph, limit=SIZES[-1]))(SIZES)
+
+    if platform.system() == "Linux":  # before anything else has grown the process
+        setting.plain(True)
+        peak = peak_above(score)
+    scores = score()
+    (batch,) = pairs.batches(16)
+    runs = prepare_runs(weights, batch)
+    thousand = prefix_masks(edge_order(scores, graph, limit=1000), graph, [1000])
+    circuit = Circuit(graph, scores, thousand[0])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "graph.pt"
+
+        def save() -> None:
+            buffer = io.BytesIO()
+            torch.save(circuit.to_tensors(), buffer)
+            atomic_write(file, buffer.getvalue())
+
+        save()
+        times = in_turn(
+            {
+                "forward": lambda: setting.plain(False),
+                "forward + backward": lambda: setting.plain(True),
+                "attribution": lambda: score(False),
+                "attribution, shared prefix": score,
+                "prepare both runs": lambda: prepare_runs(weights, batch),
+                "one circuit, 1000 edges": lambda: evaluate_metric(weights, runs, thousand, metric),
+                "curve of 40 sizes": curve,
+                "build a graph": lambda: (
+                    Graph(*SHAPES[name][:2], True).edge_mask,
+                    edge_order(scores, graph, limit=1000),
+                ),
+                "save a graph": save,
+                "load a graph": lambda: Circuit.from_tensors(torch.load(file, weights_only=True)),
+            },
+            rounds,
+        )
+    passes = [5 * taken for taken in times["forward + backward"]]
+    rows = [
+        ("attribution / 5 forward + backward", "attribution", passes, 1.3),
+        ("  with shared prefix", "attribution, shared prefix", passes, 0.65),
+        ("prepare both runs / forward", "prepare both runs", times["forward"], 1.2),
+        ("one circuit of 1000 edges / forward", "one circuit, 1000 edges", times["forward"], 0.8),
+        ("40 sizes, all included / forward", "curve of 40 sizes", times["forward"], 25.0),
+    ]
+    print(f"\npythia-{name} shape, {device}, {torch.get_num_threads()} thread(s)")
+    print(f"  forward {min(times['forward']):.3f} s, forward + backward {min(times['forward + backward']):.3f} s")
+    print(f"  {'':38}{'minimum':>9}{'median':>9}{'goal':>7}")
+    for label, job, floor, goal in rows:
+        ratios = [taken / plain for taken, plain in zip(times[job], floor, strict=True)]
+        print(f"  {label:38}{min(times[job]) / min(floor):9.2f}{statistics.median(ratios):9.2f}{goal:7.2f}")
+    for job in ("build a graph", "save a graph", "load a graph"):
+        print(f"  {job + ', ms':38}{1e3 * min(times[job]):9.1f}{1e3 * statistics.median(times[job]):9.1f}{50:7.0f}")
+    print(f"  {'attribution, peak GB above the weights':38}{peak:9.2f}{'':9}{1.5:7.2f}")
+
+
+def growth(device: str, rounds: int) -> None:
+    """Attribution and the curve, in forward passes over the same 16 prompts or over as many as are attributed."""
+    print("\ngrowth at pythia-70m width: seconds, and plain forward passes over the same prompts")
+    print(f"  {'layers':>6}{'prompts':>9}{'steps':>7}{'attribution':>20}{'40 sizes':>20}")
+    for layers, n_prompts, steps in (
+        (6, 16, 5), (6, 32, 5), (6, 64, 5), (6, 16, 10), (6, 16, 30), (12, 16, 5), (24, 16, 5),
+    ):  # fmt: skip
+        setting = Setting.of((layers, 8, 512), n_prompts, steps, device)
+        weights = read_weights(setting.model)
+        graph = Graph.of(weights)
+        scores = attribute(weights, setting.pairs, setting.metric, steps=1)
+        order = edge_order(scores, graph, limit=1000)
+        times = in_turn(
+            {
+                "forward": lambda setting=setting: setting.plain(False),
+                "attribution": lambda setting=setting, weights=weights: attribute(
+                    weights, setting.pairs, setting.metric, steps=setting.steps
+                ),
+                "curve": lambda setting=setting, weights=weights, order=order: CircuitEvaluator(
+                    weights, setting.pairs, setting.metric, order
+                )(SIZES),
+            },
+            rounds,
+        )
+        forward = min(times["forward"])
+        cells = "".join(
+            f"{min(times[job]):10.2f} s {min(times[job]) / forward:6.1f}x" for job in ("attribution", "curve")
+        )
+        print(f"  {layers:6}{n_prompts:9}{steps:7}{cells}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--growth", action="store_true", help="also show how the cost grows")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name in arguments.shapes:
+        table(name, arguments.device, arguments.rounds)
+    if arguments.growth:
+        growth(arguments.device, max(1, arguments.rounds // 2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
