@@ -1,0 +1,145 @@
+"""Running text as sequences of equal length: a text file, a data set of the hub, or the toy family's sentences.
+
+A text file's documents are its blocks between blank lines, a data set's are its rows. Documents are taken in a seeded
+order, tokenised, joined with the end-of-text token between them and cut into sequences, so a sequence may begin and end
+inside a document. More are cut than are needed, and the ones to use are drawn from them, so that a few long documents
+are not all there is.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from utils import toy_text
+from utils.errors import UserError
+
+TOY = "toy"
+
+POOL = 16
+"""Sequences that are cut for each one that is drawn, if there is text enough."""
+
+_BLANK_LINES = re.compile(r"\n\s*\n")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where text comes from.
+
+    Attributes:
+        name: a text file, a data set of the hub (or a folder that `datasets` can read), or `toy`.
+        split: of a data set, as `datasets` writes it: `train`, `train[:1000]`.
+        field: column of a data set's text.
+    """
+
+    name: str
+    split: str = "train"
+    field: str = "text"
+
+    def documents(self, seed: int) -> Iterator[str]:
+        """The documents in seeded order; without end for `toy`.
+
+        Raises:
+            UserError: if there is no such text.
+        """
+        rng = random.Random(f"documents {seed}")
+        if self.name == TOY:
+            while True:
+                yield _toy_document(rng)
+        elif Path(self.name).is_file():
+            blocks = _blocks(Path(self.name))
+            yield from rng.sample(blocks, len(blocks))
+        else:
+            rows = _data_set(self.name, self.split, self.field)
+            for index in rng.sample(range(len(rows)), len(rows)):
+                yield str(rows[index][self.field])
+
+
+def draw_sequences(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, n: int, seq_len: int, seed: int, prepend_bos: bool = False
+) -> Int[Tensor, "n seq_len"]:
+    """Distinct sequences of running text.
+
+    Args:
+        corpus: the text.
+        tokenizer: of the model.
+        n: number of sequences.
+        seq_len: tokens of each.
+        seed: of the documents' order and the draw.
+        prepend_bos: put the tokenizer's start token at the beginning of each, within `seq_len`.
+
+    Raises:
+        UserError: if the text is not to be had or too short, or there is no start token.
+    """
+    start = []
+    if prepend_bos:
+        if tokenizer.bos_token_id is None:
+            raise UserError("prepend_bos: the tokenizer has no start token; pass prepend_bos=false")
+        start = [tokenizer.bos_token_id]
+    width = seq_len - len(start)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stream: list[int] = []
+    for document in corpus.documents(seed):
+        stream += tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"] + end
+        if len(stream) >= POOL * n * width:
+            break
+    n_cut = len(stream) // width
+    if n_cut < n:
+        raise UserError(
+            f"corpus: {corpus.name} gives {n_cut} sequences of {seq_len} tokens, {n} are needed (n_sequences + "
+            "n_mean_sequences); name a longer text, or lower one of these or seq_len"
+        )
+    drawn = random.Random(f"sequences {seed}").sample(range(min(n_cut, POOL * n)), n)
+    return torch.tensor([start + stream[index * width : (index + 1) * width] for index in drawn])
+
+
+def tokens_sha256(tokens: Int[Tensor, "sequence position"]) -> str:
+    """Hash of the token ids, to tell that two results are about the same text."""
+    return hashlib.sha256(tokens.cpu().to(torch.int64).numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def _blocks(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"corpus: {path} cannot be read ({error}); name a text file in UTF-8") from None
+    return [block.strip() for block in _BLANK_LINES.split(text) if block.strip()]
+
+
+@functools.lru_cache(maxsize=1)
+def _data_set(name: str, split: str, field: str) -> Any:
+    import datasets  # Slow to import, and only data sets need it.
+
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:  # The library raises the errors of several others.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"corpus: '{name}' is no text file here, and split '{split}' of a data set of that name cannot be loaded "
+            f"({reason}); name a text file, a data set of the hub (NeelNanda/pile-10k) or toy"
+        ) from error
+    if field not in rows.column_names:
+        raise UserError(f"corpus_field: {name} has no '{field}'; its columns are {', '.join(rows.column_names)}")
+    return rows
+
+
+def _toy_document(rng: random.Random) -> str:
+    kinds = (
+        toy_text.ioi_question,
+        toy_text.greater_than_question,
+        toy_text.gendered_pronoun_question,
+        toy_text.sva_question,
+        toy_text.succession_question,
+    )
+    return rng.choice(kinds)(rng, False).document(rng)

@@ -1,0 +1,284 @@
+"""KL divergences of many small changes of the logits at once, in tiles over the vocabulary.
+
+Let l be the logits at a token, p their softmax, and d the change of the logits by an intervention. Then
+
+    KL(orig || changed) = log sum_v p_v exp(d_v) - sum_v p_v d_v = log1p(sum_v p_v (exp(d_v) - 1)) - sum_v p_v d_v,
+
+so the changed logits are never formed, and exp(d) - 1 keeps the digits of a small change, which a difference of two
+log-softmaxes would lose. The second sum needs no exponential: d = D W with D [token, d_model] the change of the
+normalised residual stream, so it is D . m with m = sum_v p_v W_v, which all interventions share.
+
+A head's change has rank d_head: d = y (W_O W), y [token, d_head]. To it may be added a few multiples of the rows of
+G = vectors W, shared by all heads (`Kept`). Per head and vocabulary tile that is one [token x d_head] matrix product,
+one sum of a few rows of G, and elementwise work on a block that stays in the processor's cache.
+
+Memory beyond the weights and the arguments, in numbers: n_tokens * (d_model + tile) for m and p; tile * (2 * d_model +
+n_heads_of_a_layer * d_head + n_vectors) for one tile's matrices; 3 * rows * tile for a block; two per head and token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from edge_attribution_patching.weights import ModelWeights
+
+LOG2_E = math.log2(math.e)
+
+SMALL = 0.01
+"""Root mean square of a change of the logits below which rounding in 2 ** x would show in exp(d) - 1."""
+
+CPU_BLOCK = (2048, 256)
+"""Tokens (at most) and vocabulary entries of a block: a few megabytes, small enough for the last-level cache, large
+enough that calling torch costs little beside the work."""
+
+GPU_BLOCK = (4096, 4096)
+
+
+class Unembedding:
+    """The unembedding as the normalised residual stream meets it, folded row by row when asked for.
+
+    logits = normalised @ rows.T + bias, up to a constant per token: the final norm's gain and bias are folded in, rows
+    and bias are centred over the vocabulary, and, as LayerNorm removes the mean, rows are centred over d_model.
+    """
+
+    def __init__(self, weights: ModelWeights) -> None:
+        self.dtype = torch.promote_types(weights.dtype, torch.float32)
+        self.d_vocab = weights.d_vocab
+        self._weights = weights
+        self._gain = weights.final_norm.gain.to(self.dtype)
+        self._norm_bias = weights.final_norm.bias.to(self.dtype)
+        self._mean = weights.unembed.mean(dim=0, dtype=self.dtype)
+        self._mean_bias = self._mean @ self._norm_bias
+        if weights.unembed_bias is not None:
+            self._mean_bias = self._mean_bias + weights.unembed_bias.mean(dtype=self.dtype)
+
+    def rows(self, index: slice | Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+        """Unembedding directions of some tokens."""
+        rows = (self._weights.unembed[index].to(self.dtype) - self._mean) * self._gain
+        return rows - rows.mean(dim=-1, keepdim=True) if self._weights.final_norm.center else rows
+
+    def bias(self, index: slice | Int[Tensor, " token"]) -> Float[Tensor, " token"]:
+        """Constant part of some tokens' logits."""
+        bias = self._weights.unembed[index].to(self.dtype) @ self._norm_bias - self._mean_bias
+        if self._weights.unembed_bias is not None:
+            bias = bias + self._weights.unembed_bias[index].to(self.dtype)
+        return bias
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Multiples of shared vectors that are added to the residual stream at each token.
+
+    Attributes:
+        vector: which vector, token by token.
+        weight: its multiple.
+        starts: where each token's entries start; one more at the end.
+    """
+
+    vector: Int[Tensor, " entry"]
+    weight: Float[Tensor, " entry"]
+    starts: Int[Tensor, " token_plus_one"]
+
+    def __mul__(self, factor: float) -> Kept:
+        return Kept(self.vector, self.weight * factor, self.starts)
+
+    def sum_of(self, rows: Float[Tensor, "vector column"], first: int, last: int) -> Float[Tensor, "token column"]:
+        """The weighted sums of `rows` at tokens first to last - 1."""
+        starts = self.starts[first : last + 1]
+        entries = slice(int(starts[0]), int(starts[-1]))
+        return F.embedding_bag(
+            self.vector[entries],
+            rows,
+            starts - starts[0],
+            mode="sum",
+            per_sample_weights=self.weight[entries],
+            include_last_offset=True,
+        )
+
+
+@dataclass(frozen=True)
+class HeadChange:
+    """What replaces one head's output, as the change of the normalised residual stream at a frozen scale.
+
+    `ablated @ W_O` is the change where the head is ablated. The other intervention's is `other @ W_O`, or that of the
+    ablation with `other` added to it.
+    """
+
+    ablated: Float[Tensor, "token d_head"]
+    other: Float[Tensor, "token d_head"] | Kept
+
+
+@dataclass(frozen=True)
+class Divergences:
+    """Per head and token; a head's two interventions are ablation (0) and the other one (1).
+
+    Attributes:
+        kl: KL(orig || changed), nats.
+        loss: cross-entropy with the next token, nats; meaningless where the target is below 0.
+        original_loss: the same without any change.
+        largest_logit: largest magnitude of a centred logit, which says how fine logits are rounded.
+    """
+
+    kl: Float[Tensor, "head 2 token"]
+    loss: Float[Tensor, "head 2 token"]
+    original_loss: Float[Tensor, " token"]
+    largest_logit: float
+
+
+def kl_of_changes(
+    unembedding: Unembedding,
+    final: Float[Tensor, "token d_model"],
+    targets: Int[Tensor, " token"],
+    outputs: Sequence[Float[Tensor, "head d_head d_model"]],
+    changes: Sequence[Sequence[HeadChange]],
+    vectors: Float[Tensor, "vector d_model"],
+    *,
+    block: tuple[int, int] | None = None,
+) -> Divergences:
+    """KL divergence and loss of every head's two changes.
+
+    Args:
+        unembedding: of the model.
+        final: final residual stream, normalised without gain and bias.
+        targets: next token of each token, or -1.
+        outputs: W_O of each layer.
+        changes: the heads' changes, layer by layer.
+        vectors: what `Kept` refers to.
+        block: tokens and vocabulary entries worked on at once; chosen for the device where None.
+
+    Returns:
+        Heads of all layers, in order. A change so large that its exponential overflows gives inf or nan.
+    """
+    n_tokens, device = len(final), final.device
+    most_rows, columns = block or (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK)
+    rows = math.ceil(n_tokens / math.ceil(n_tokens / most_rows))  # blocks of about equal size
+    heads = [head for layer in changes for head in layer]
+    # Apple's GPU has no float64.
+    sums = final.new_zeros(len(heads), 2, n_tokens, dtype=final.dtype if device.type == "mps" else torch.float64)
+    softmax = _Softmax(final)
+    powers = _powers_of_two(unembedding, outputs, changes)
+    steps = [_Steps.of(head, power) for head, power in zip(heads, powers, strict=True)]
+    scratch = final.new_empty(2 * rows * columns)
+    for start in range(0, unembedding.d_vocab, columns):
+        tile = slice(start, min(start + columns, unembedding.d_vocab))
+        directions = unembedding.rows(tile)
+        p, shrink = softmax.add(directions, unembedding.bias(tile))
+        sums *= shrink
+        of_vectors = vectors @ directions.T
+        number = 0
+        for output in outputs:
+            of_heads = (output.flatten(0, 1) @ directions.T).view(*output.shape[:2], -1)
+            for of_head in of_heads:
+                for first in range(0, n_tokens, rows):
+                    last = min(first + rows, n_tokens)
+                    part = scratch[: 2 * (last - first) * p.shape[1]].view(2, last - first, -1)
+                    steps[number].add_sums(sums[number], first, last, of_head, of_vectors, p, part)
+                number += 1
+    sums /= softmax.total[:, 0]
+    return _finish(unembedding, softmax, targets, outputs, changes, vectors, sums)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """A head's work on a block. The changes are in bits where `power_of_two` (2 ** x is several times faster on CPUs
+    than torch.exp or torch.expm1, whose digits only a small change needs)."""
+
+    change: HeadChange
+    power_of_two: bool
+
+    @classmethod
+    def of(cls, change: HeadChange, power_of_two: bool) -> _Steps:
+        if power_of_two:
+            change = HeadChange(change.ablated * LOG2_E, change.other * LOG2_E)
+        return cls(change, power_of_two)
+
+    def add_sums(
+        self, sums: Tensor, first: int, last: int, of_head: Tensor, of_vectors: Tensor, p: Tensor, part: Tensor
+    ) -> None:
+        """Add the tile's part of sum_v p_v (exp(d_v) - 1) at tokens first to last - 1."""
+        tokens = slice(first, last)
+        ablated, other = part
+        torch.mm(self.change.ablated[tokens], of_head, out=ablated)
+        if isinstance(self.change.other, Kept):
+            torch.add(ablated, self.change.other.sum_of(of_vectors, first, last), out=other)
+        else:
+            torch.mm(self.change.other[tokens], of_head, out=other)
+        excess = part.exp2_().sub_(1) if self.power_of_two else part.expm1_()
+        sums[:, tokens] += excess.mul_(p[tokens]).sum(dim=-1)
+
+
+class _Softmax:
+    """The softmax of the logits, tile by tile, relative to the largest logit so far (Milakov & Gimelshein 2018)."""
+
+    def __init__(self, final: Float[Tensor, "token d_model"]) -> None:
+        self.final = final
+        self.top = final.new_full((len(final), 1), -math.inf)
+        self.total = final.new_zeros(len(final), 1)
+        self.mean_direction = torch.zeros_like(final)  # sum over the vocabulary of p * direction
+        self.largest = 0.0
+
+    def add(
+        self, directions: Float[Tensor, "column d_model"], bias: Float[Tensor, " column"]
+    ) -> tuple[Float[Tensor, "token column"], Float[Tensor, " token"]]:
+        """A tile's probabilities, times `total` at the end, and what earlier ones have to be multiplied with."""
+        logits = torch.addmm(bias, self.final, directions.T)
+        self.largest = max(self.largest, float(logits.abs().max()))
+        top = torch.maximum(self.top, logits.max(dim=1, keepdim=True).values)
+        shrink = (self.top - top).exp()
+        p = logits.sub_(top).exp_()
+        self.top = top
+        self.total = self.total * shrink + p.sum(dim=1, keepdim=True)
+        self.mean_direction.mul_(shrink).addmm_(p, directions)
+        return p, shrink[:, 0]
+
+
+def _powers_of_two(
+    unembedding: Unembedding, outputs: Sequence[Tensor], changes: Sequence[Sequence[HeadChange]]
+) -> list[bool]:
+    """Whether a head's change is large enough for 2 ** x - 1; judged by entries spread over the vocabulary."""
+    sample = torch.arange(0, unembedding.d_vocab, max(unembedding.d_vocab // 512, 1), device=outputs[0].device)
+    directions = unembedding.rows(sample)
+    on_cpu = directions.device.type == "cpu"
+    large = []
+    for output, layer in zip(outputs, changes, strict=True):
+        for matrix, head in zip(output, layer, strict=True):
+            size = (head.ablated @ (matrix @ directions.T)).square_().mean().sqrt()
+            large.append(on_cpu and bool(size > SMALL))
+    return large
+
+
+def _finish(
+    unembedding: Unembedding,
+    softmax: _Softmax,
+    targets: Tensor,
+    outputs: Sequence[Tensor],
+    changes: Sequence[Sequence[HeadChange]],
+    vectors: Tensor,
+    sums: Tensor,
+) -> Divergences:
+    """Turn the sums over the vocabulary into divergences and losses."""
+    known = targets.clamp(min=0)
+    wanted = unembedding.rows(known)
+    original = (softmax.top + softmax.total.log())[:, 0] - (softmax.final * wanted).sum(-1) - unembedding.bias(known)
+    mean_direction = softmax.mean_direction / softmax.total
+    kl, loss = torch.log1p(sums), torch.empty_like(sums)
+    number = 0
+    for output, layer in zip(outputs, changes, strict=True):
+        for matrix, head in zip(output, layer, strict=True):
+            ablated = head.ablated @ matrix
+            if isinstance(head.other, Kept):
+                other = ablated + head.other.sum_of(vectors, 0, len(ablated))
+            else:
+                other = head.other @ matrix
+            for index, change in enumerate((ablated, other)):
+                loss[number, index] = original - (change * wanted).sum(-1) + kl[number, index]
+                kl[number, index] -= (change * mean_direction).sum(-1)
+            number += 1
+    return Divergences(kl, loss, original.to(kl.dtype), softmax.largest)
