@@ -49,7 +49,7 @@ def kept_sources(
     function_tokens: Int[Tensor, " token"],
     settings: Cspa,
 ) -> Bool[Tensor, "sequence query key"]:
-    """Which sources each position keeps.
+    """Which sources each position keeps; of different tokens that tie for the last of the K places, all.
 
     Args:
         predicted: logit at the query of the key's token.
