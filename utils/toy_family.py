@@ -201,7 +201,8 @@ class _Training:
             # Places in a batch, as Pythia counts them; a few are padding.
             "tokens_per_step": config.text.rows * config.text.width,
             "seed": config.seed,
-            "config": resolved(config),
+            # Without where and how it was run, so that the same family is the same bytes in any folder.
+            "config": {key: value for key, value in resolved(config).items() if key not in ("folder", "overwrite")},
             "settings": self.settings,
             "vocabulary": len(self.tokenizer),
             "evaluation": final,
