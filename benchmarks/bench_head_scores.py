@@ -1,12 +1,13 @@
 """Cost of the head scores against plain forward passes of Hugging Face, at pythia-160m shape with random weights.
 
     MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
-        OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/bench_head_scores.py
+        taskset -c 1 python benchmarks/bench_head_scores.py
 
-Prints, for every round and then as the median: seconds of a plain forward pass over the random blocks, of all five head
-scores, of the succession scores; and the ratios to the forward pass of the same round. Bounds: all five scores at most
-3.6 forward passes, succession at most one second on one core. `--copying` makes every head copy, the slowest case of
-the copy scores, where nothing can be ruled out early.
+Prints, for every round and then as the median: CPU seconds of one thread for a plain forward pass over the random
+blocks, for all five head scores and for the succession scores (each with reading the weights and building the prompts),
+and the ratios to the forward pass of the same round. Bounds: all five scores at most 3.6 forward passes, succession at
+most one second. `--copying` makes every head copy every name, the slowest case of the copy scores, where nothing can be
+ruled out early.
 """
 
 from __future__ import annotations
@@ -59,9 +60,10 @@ def make_all_heads_copy(model: GPTNeoXForCausalLM) -> None:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    """CPU time, so that what else the machine does counts as little as possible."""
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def main() -> int:
@@ -73,6 +75,7 @@ def main() -> int:
     if isinstance(arguments.tokenizer, Path) and not arguments.tokenizer.is_dir():
         print(f"skipped: {arguments.tokenizer} is missing; pass --tokenizer EleutherAI/pythia-160m", file=sys.stderr)
         return 0
+    torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     model = pythia_160m()
     if arguments.copying:
@@ -94,9 +97,7 @@ def main() -> int:
     def successor() -> None:
         succession(read_weights(model), successor_pairs(tokenizer))
 
-    print(
-        f"{N_SEQUENCES} sequences of {2 * SEQ_LEN} tokens, {N_PROMPTS} IOI prompts, {torch.get_num_threads()} threads"
-    )
+    print(f"{N_SEQUENCES} sequences of {2 * SEQ_LEN} tokens, {N_PROMPTS} IOI prompts, one thread")
     rounds = []
     for number in range(arguments.rounds + 1):
         forward, five, succeeding = seconds(plain), seconds(components), seconds(successor)
