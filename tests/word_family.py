@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.models import random_model
 from tests.task_tokenizers import words
-
-TOY = Path(__file__).parents[1] / "model_cache" / "toy"
+from tests.toy_fixture import toy_family_folder
 
 
 def word_model(step: int):
@@ -27,7 +24,6 @@ def save_word_family(folder: Path, steps: tuple[int, ...] = (0, 5)) -> Path:
 
 
 def trained_toy() -> tuple[Path, int]:
-    """The toy family's folder and its last step; skips the test where it has not been trained."""
-    if not (TOY / "family.json").is_file():
-        pytest.skip("the toy family is not there; make toy trains it")
-    return TOY, max(int(folder.name.removeprefix("step")) for folder in TOY.glob("step*"))
+    """The trained toy family's folder and its last step."""
+    folder = toy_family_folder()
+    return folder, max(int(step.name.removeprefix("step")) for step in folder.glob("step*"))
