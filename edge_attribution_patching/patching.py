@@ -19,8 +19,9 @@ are stacked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -44,6 +45,10 @@ from edge_attribution_patching.forward import (
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.pairs import Metric, PairBatch
 from edge_attribution_patching.weights import LayerWeights, ModelWeights
+
+# Told of the attention of recomputed heads: which masks of all, layer, heads [head], and pattern
+# [mask, prompt, head, query, key] with the queries of `Layout.queries` (in the last layer `Layout.answers`).
+Observer = Callable[[slice, int, Tensor, Tensor], None]
 
 GB = 1e9
 BASE, SOURCE, COMPUTED = 0, 1, 2
@@ -155,15 +160,26 @@ def evaluate_masks_final(
     *,
     memory_budget_gb: float = 1.0,
     shortcuts: bool = True,
+    observe: Observer | None = None,
 ) -> Float[Tensor, "mask prompt d_model"]:
-    """The final residual stream (centred where the final norm centres) at the answers under each mask."""
+    """The final residual stream (centred where the final norm centres) at the answers under each mask.
+
+    Args:
+        weights, runs, masks, memory_budget_gb, shortcuts: see `evaluate_masks`.
+        observe: called with the attention of the heads that are recomputed under some mask of a stack; under those
+            masks of the stack that leave a head alone it is that of the run the head is taken from.
+    """
     graph = Graph.of(weights)
     masks = masks.cpu() & graph.edge_mask
     with torch.no_grad():
         plan = _Plan.of(graph, masks, shortcuts)
         token_bytes = runs.layout.n_tokens * weights.d_model * weights.embed.element_size()
         parts = plan.chunks(memory_budget_gb * GB, token_bytes, 3 * graph.n_heads + 1)
-        return torch.cat([_PatchedPass(graph, weights, runs, masks[part], plan.select(part)).run() for part in parts])
+        finals = []
+        for part in parts:
+            see = None if observe is None else partial(observe, part)
+            finals.append(_PatchedPass(graph, weights, runs, masks[part], plan.select(part), see).run())
+        return torch.cat(finals)
 
 
 def evaluate_metric(
@@ -260,8 +276,17 @@ class _Plan:
 class _PatchedPass:
     """One pass of stacked masks through the layers."""
 
-    def __init__(self, graph: Graph, weights: ModelWeights, runs: PreparedRuns, masks: Tensor, plan: _Plan) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        weights: ModelWeights,
+        runs: PreparedRuns,
+        masks: Tensor,
+        plan: _Plan,
+        observe: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> None:
         self.graph, self.weights, self.runs, self.plan = graph, weights, runs, plan
+        self.observe = observe
         self.layout = runs.layout
         self.n_masks = len(masks)
         self.device, self.dtype = weights.device, weights.dtype
@@ -377,7 +402,12 @@ class _PatchedPass:
                 )
             )
             queries = self.layout.answers if last else self.layout.queries
-            z, _ = attend(q, keys, values, self.layout, queries)
+            z, pattern = attend(q, keys, values, self.layout, queries)
+            if self.observe is not None:
+                self.observe(index, heads, pattern)
+            whole = (plan.node[:, nodes[heads]] == SOURCE).to(self.device)[:, None, :, None]
+            if bool(whole.any()):  # Recomputed for another mask of the stack; runs may be cut to fewer tokens.
+                z = torch.where(whole, runs.source.z[index][:, at], z)
             change = (z - runs.base.z[index][:, at]).transpose(1, 2)  # [mask, head, token, d_head]
             outputs = {int(head): change[:, row] for row, head in enumerate(heads)}
         self._write_heads(index, layer, wanted, nodes, outputs)

@@ -3,6 +3,7 @@
     results/<kind>/<model>/<task>/step001000.csv   one tidy table per checkpoint; no <task> level where there is no task
                                   step001000.pt    tensors, where a kind has some; .json alike
                                   run.json         what the folder's results were made with (`utils/run_record.py`)
+                                  <name>.csv       a summary of all steps, such as ioi_consistency's role_handover.csv
 
 A file that exists is complete: everything goes through a temporary file in the same folder, `fsync` and `os.replace`.
 The table is written after its tensors, so a checkpoint is finished exactly if its table exists. The same results give
@@ -37,6 +38,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "successor": ("get_new_successor_head_scores_over_time.py", "successor"),
     "cspa": ("get_model_cspa.py", "cspa"),
     "ioi_consistency": ("get_ioi_consistency.py", "ioi_consistency"),
+    "ioi_consistency_heads": ("get_ioi_consistency.py", "ioi_consistency"),
+    "ioi_consistency_signals": ("get_ioi_consistency.py", "ioi_consistency"),
     "task_performance": ("get_model_task_performance.py", "performance"),
 }
 """Kind -> the script that writes it, and how its configs' names start (empty: with the task's name)."""
@@ -163,10 +166,7 @@ class Store:
         stamped.insert(1, "step", step)
         stamped.insert(2, "tokens", tokens)
         path = self.path(kind, model, step, task)
-        text = stamped.to_csv(index=False, lineterminator="\n")
-        if "\r" in text:  # Python before 3.13 leaves it unquoted, and a reader takes it for the end of a line.
-            text = stamped.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        atomic_write(path, text.encode())
+        atomic_write(path, _csv_bytes(stamped))
         return path
 
     def read_table(self, kind: str, model: str, task: str | None, step: int) -> pd.DataFrame:
@@ -175,10 +175,7 @@ class Store:
         Raises:
             UserError: if it is missing, naming the command that makes it.
         """
-        path = self.path(kind, model, step, task)
-        if not path.is_file():
-            raise UserError(f"{path} is missing; run: {how_to_make(kind, model, task)}")
-        return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip", encoding="utf-8")
+        return _read_csv(self.path(kind, model, step, task), kind, model, task)
 
     def read_tables(self, kind: str, model: str | None = None, task: str | None = None) -> pd.DataFrame:
         """All steps of a kind as one tidy frame, of one model or all, of one task or all.
@@ -202,6 +199,26 @@ class Store:
             where = self.root / kind if model is None else self.folder(kind, model, task)
             raise UserError(f"{where} holds no results; run: {how_to_make(kind, model, task)}")
         return pd.concat(frames, ignore_index=True)
+
+    def write_summary(self, kind: str, model: str, task: str | None, name: str, table: pd.DataFrame) -> Path:
+        """Write a table about all of a folder's steps as `<folder>/<name>.csv`, with `model` as its first column.
+
+        Raises:
+            ValueError: if the table has the column `model`.
+        """
+        stamped = table.reset_index(drop=True)
+        stamped.insert(0, "model", model)
+        path = self.folder(kind, model, task) / f"{name}.csv"
+        atomic_write(path, _csv_bytes(stamped))
+        return path
+
+    def read_summary(self, kind: str, model: str, task: str | None, name: str) -> pd.DataFrame:
+        """What `write_summary` wrote.
+
+        Raises:
+            UserError: if it is missing, naming the command that makes it.
+        """
+        return _read_csv(self.folder(kind, model, task) / f"{name}.csv", kind, model, task)
 
     def write_tensors(self, kind: str, model: str, task: str | None, step: int, tensors: dict[str, Any]) -> Path:
         """Write tensors, numbers, texts and lists of them; they are read back with `weights_only=True`."""
@@ -269,6 +286,19 @@ def how_to_make(kind: str, model: str | None = None, task: str | None = None) ->
     if not others:
         return f"python {script} -c {own.as_posix()}"
     return f"python {script} -c {others[0].as_posix()} model={model}"
+
+
+def _csv_bytes(table: pd.DataFrame) -> bytes:
+    text = table.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # Python before 3.13 leaves it unquoted, and a reader takes it for the end of a line.
+        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    return text.encode()
+
+
+def _read_csv(path: Path, kind: str, model: str, task: str | None) -> pd.DataFrame:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; run: {how_to_make(kind, model, task)}")
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip", encoding="utf-8")
 
 
 def _subfolders(folder: Path) -> list[Path]:

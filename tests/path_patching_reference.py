@@ -1,0 +1,177 @@
+"""Path patching as it is usually done: forward passes of the Hugging Face model with hooks (Wang et al. 2022).
+
+One prompt at a time, and one pass per stage of a path:
+1. the corrupted prompt, to remember what the sender writes;
+2. the clean prompt with the sender's output replaced and every other head and MLP frozen, to remember the receivers'
+   input q, k or v (repeated for every further stage, with the receivers' input replaced instead of the sender);
+3. the clean prompt with the last receivers' inputs replaced and everything else frozen, for the logits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from edge_attribution_patching.paths import Head, Receivers
+
+
+@dataclass
+class Record:
+    """What one pass computed: z [token, head, d_head], q, k and v (before rotary) and MLP outputs of every layer."""
+
+    z: list[Tensor] = field(default_factory=list)
+    qkv: list[Tensor] = field(default_factory=list)  # [3, token, head, d_head]
+    mlp: list[Tensor] = field(default_factory=list)
+    logits: Tensor | None = None  # at the last token
+
+
+class Hooked:
+    """A model with hooks at the heads' inputs and outputs and the MLPs' outputs."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.neox = model.config.model_type == "gpt_neox"
+        self.blocks = model.gpt_neox.layers if self.neox else model.transformer.h
+        self.n_layers, self.n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
+
+    def split(self, fused: Tensor) -> Tensor:
+        """The fused projection's output [1, token, ...] as [3, token, head, d_head]."""
+        if self.neox:
+            return fused[0].view(fused.shape[1], self.n_heads, 3, -1).permute(2, 0, 1, 3)
+        return fused[0].view(fused.shape[1], 3, self.n_heads, -1).permute(1, 0, 2, 3)
+
+    def join(self, qkv: Tensor) -> Tensor:
+        order = (1, 2, 0, 3) if self.neox else (1, 0, 2, 3)
+        return qkv.permute(order).reshape(1, qkv.shape[1], -1)
+
+    @contextlib.contextmanager
+    def hooks(self, record: Record, edit: Edit) -> Iterator[None]:
+        handles = []
+        for layer, block in enumerate(self.blocks):
+
+            def on_qkv(module, inputs, output, layer=layer):
+                qkv = edit.qkv(layer, self.split(output).clone())
+                record.qkv.append(qkv)
+                return self.join(qkv)
+
+            def on_z(module, inputs, layer=layer):
+                z = edit.z(layer, inputs[0][0].view(inputs[0].shape[1], self.n_heads, -1).clone())
+                record.z.append(z)
+                return (z.reshape(1, len(z), -1),)
+
+            def on_mlp(module, inputs, output, layer=layer):
+                out = edit.mlp(layer, output[0].clone())
+                record.mlp.append(out)
+                return out[None]
+
+            attention = block.attention if self.neox else block.attn
+            projection = attention.query_key_value if self.neox else attention.c_attn
+            output = attention.dense if self.neox else attention.c_proj
+            handles += [projection.register_forward_hook(on_qkv), output.register_forward_pre_hook(on_z)]
+            handles.append(block.mlp.register_forward_hook(on_mlp))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run(self, tokens: Tensor, edit: Edit | None = None) -> Record:
+        record = Record()
+        with self.hooks(record, edit or Edit()), torch.no_grad():
+            record.logits = self.model(tokens[None], use_cache=False).logits[0, -1]
+        return record
+
+
+class Edit:
+    """Changes nothing."""
+
+    def qkv(self, layer: int, qkv: Tensor) -> Tensor:
+        return qkv
+
+    def z(self, layer: int, z: Tensor) -> Tensor:
+        return z
+
+    def mlp(self, layer: int, out: Tensor) -> Tensor:
+        return out
+
+
+@dataclass
+class Frozen(Edit):
+    """Everything at its clean value but the sender's output, or the receivers, whose one input is replaced.
+
+    MLPs above `free_mlps_from` are left free.
+    """
+
+    clean: Record
+    sender: Head | None = None
+    sender_z: Tensor | None = None
+    receivers: dict[Head, tuple[int, Tensor]] = field(default_factory=dict)  # which of q, k, v and its value
+    free_mlps_from: int | None = None
+
+    def qkv(self, layer: int, qkv: Tensor) -> Tensor:
+        # Receivers read clean values at their other two inputs. Those of no receiver do not matter: z is frozen.
+        for (at, head), (letter, value) in self.receivers.items():
+            if at == layer:
+                qkv[:, :, head] = self.clean.qkv[layer][:, :, head]
+                qkv[letter, :, head] = value
+        return qkv
+
+    def z(self, layer: int, z: Tensor) -> Tensor:
+        for head in range(z.shape[1]):
+            if (layer, head) == self.sender:
+                z[:, head] = self.sender_z
+            elif (layer, head) not in self.receivers:
+                z[:, head] = self.clean.z[layer][:, head]
+        return z
+
+    def mlp(self, layer: int, out: Tensor) -> Tensor:
+        free = self.free_mlps_from is not None and layer >= self.free_mlps_from
+        return out if free else self.clean.mlp[layer]
+
+
+@dataclass
+class ReplacedAtEnd(Edit):
+    """One head's output at the last token replaced, everything after it as it then is."""
+
+    sender: Head
+    value: Tensor
+
+    def z(self, layer: int, z: Tensor) -> Tensor:
+        if layer == self.sender[0]:
+            z[-1, self.sender[1]] = self.value
+        return z
+
+
+def path_patched_logits(
+    model: PreTrainedModel,
+    clean: Tensor,
+    corrupted: Tensor,
+    sender: Head,
+    stages: tuple[Receivers, ...] = (),
+    *,
+    through_mlps: bool = False,
+) -> Tensor:
+    """Logits at the end of one prompt under the path sender -> stages -> logits."""
+    hooked = Hooked(model)
+    clean_run = hooked.run(clean)
+    value = hooked.run(corrupted).z[sender[0]][:, sender[1]]
+    edit = Frozen(clean_run, sender, value, free_mlps_from=sender[0] if through_mlps else None)
+    for stage in stages:
+        seen = hooked.run(clean, edit)
+        letter = "qkv".index(stage.letter)
+        above = [head for head in stage.heads if head[0] > sender[0]]
+        edit = Frozen(clean_run, receivers={(at, head): (letter, seen.qkv[at][letter, :, head]) for at, head in above})
+    return hooked.run(clean, edit).logits
+
+
+def swapped_at_end(model: PreTrainedModel, clean: Tensor, other: Tensor, sender: Head) -> tuple[Tensor, Record]:
+    """Logits and record of the clean prompt with one head's output at the last token taken from another prompt."""
+    hooked = Hooked(model)
+    value = hooked.run(other).z[sender[0]][-1, sender[1]]
+    record = hooked.run(clean, ReplacedAtEnd(sender, value))
+    return record.logits, record

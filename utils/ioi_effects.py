@@ -1,0 +1,213 @@
+"""What a head does to the logit difference of IOI prompts, by patching.
+
+Everything is an edge mask of the patched forward with base = clean prompts (`edge_attribution_patching/paths.py`): the
+named edges carry what the head writes in another prompt, all others the clean run. Results are logit differences
+logit(IO) - logit(S) per prompt; shares and thresholds are left to `utils/ioi_consistency.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from edge_attribution_patching.forward import LayerActivations, Layout, embed, forward, normalise
+from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.pairs import TokenPairs
+from edge_attribution_patching.patching import GB, PreparedRuns, evaluate_masks_final, prepare_runs
+from edge_attribution_patching.paths import Head, Receivers, at_answers, path_masks, swap_masks
+from edge_attribution_patching.weights import ModelWeights
+from utils.tasks import Prompts
+
+NAMES = ("io", "s1", "s2")
+"""The positions whose attention is reported."""
+
+
+class LogitDifference:
+    """Logit difference from final residual streams: two rows of the unembedding instead of all.
+
+    Args:
+        weights: the model.
+        prompts: one right and one wrong answer each.
+    """
+
+    def __init__(self, weights: ModelWeights, prompts: Prompts) -> None:
+        precise = torch.promote_types(weights.dtype, torch.float32)
+        right, wrong = (tokens[:, 0].to(weights.device) for tokens in (prompts.answers, prompts.wrong_answers))
+        difference = weights.unembed[right].to(precise) - weights.unembed[wrong].to(precise)
+        self._norm = weights.final_norm
+        self._direction = difference * self._norm.gain.to(precise)
+        self._constant = difference @ self._norm.bias.to(precise)
+        if weights.unembed_bias is not None:
+            self._constant = self._constant + (weights.unembed_bias[right] - weights.unembed_bias[wrong]).to(precise)
+
+    def __call__(
+        self, finals: Float[Tensor, "*stack prompt d_model"], index: Int[Tensor, " prompt"]
+    ) -> Float[Tensor, "*stack prompt"]:
+        """The logit difference of some prompts, float32 or better."""
+        normalised, _ = normalise(self._norm, finals.to(self._direction.dtype))
+        return (normalised * self._direction[index]).sum(-1) + self._constant[index]
+
+
+class PairedRuns:
+    """Clean prompts and others of the same lengths, run once, batch by batch.
+
+    Args:
+        weights: the model.
+        prompts: the clean prompts and where their answers stand, on the model's device.
+        others: token ids the senders' outputs are taken from.
+        batch_size: prompts that run at once.
+        memory_budget_gb: what is kept for later passes; what does not fit is run again. The patched forward may take
+            as much on top.
+    """
+
+    def __init__(
+        self,
+        weights: ModelWeights,
+        prompts: Prompts,
+        others: Int[Tensor, "prompt position"],
+        batch_size: int,
+        memory_budget_gb: float,
+    ) -> None:
+        self.weights, self.graph = weights, Graph.of(weights)
+        self.n_prompts = len(prompts)
+        self.logit_difference = LogitDifference(weights, prompts)
+        self.memory_budget_gb = memory_budget_gb
+        self._batches = list(TokenPairs(prompts.clean, others, prompts.lengths).batches(batch_size))
+        self._kept: dict[int, PreparedRuns] = {}
+
+    def __iter__(self) -> Iterator[PreparedRuns]:
+        for number, batch in enumerate(self._batches):
+            runs = self._kept.get(number)
+            if runs is None:
+                runs = prepare_runs(self.weights, batch, "clean")
+                if sum(kept.nbytes for kept in self._kept.values()) + runs.nbytes <= self.memory_budget_gb * GB:
+                    self._kept[number] = runs
+            yield runs
+
+    def clean(self) -> Float[Tensor, " prompt"]:
+        """The logit difference of the clean prompts."""
+        values = self._empty(())
+        for runs in self:
+            values[runs.batch.index] = self.logit_difference(runs.base.final, runs.batch.index)
+        return values.cpu()
+
+    def direct(self, senders: Sequence[Head]) -> Float[Tensor, "sender prompt"]:
+        """The logit difference where the logits alone read a head's other output, in closed form.
+
+        The final residual stream changes by what the head writes at the answer, and goes through the final norm.
+        """
+        values = self._empty((len(senders),))
+        for runs in self:
+            for layer in sorted({layer for layer, _ in senders}):
+                rows = [row for row, (of, _) in enumerate(senders) if of == layer]
+                heads = [senders[row][1] for row in rows]
+                change = runs.source.z[layer][:, heads] - runs.base.z[layer][:, heads]
+                if layer < self.graph.n_layers - 1:  # the last layer's is at the answers already
+                    change = change[runs.layout.last]
+                written = torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_O[heads])
+                finals = runs.base.final + written
+                at = torch.tensor(rows, device=values.device)[:, None], runs.batch.index[None]
+                values[at] = self.logit_difference(finals, runs.batch.index)
+        return values.cpu()
+
+    def along_paths(
+        self, senders: Sequence[Head], stages: Sequence[Receivers] = (), *, through_mlps: bool = False
+    ) -> Float[Tensor, "sender prompt"]:
+        """The logit difference where the path senders -> stages -> logits alone carries the senders' other output."""
+        masks = path_masks(self.graph, senders, stages, through_mlps=through_mlps)
+        # Where heads are entered by their queries, what happens at other tokens cannot reach the answer.
+        cut = all(stage.letter == "q" for stage in stages)
+        values = self._empty((len(senders),))
+        for runs in self:
+            finals = self._evaluate(at_answers(runs) if cut else runs, masks)
+            values[:, runs.batch.index] = self.logit_difference(finals, runs.batch.index)
+        return values.cpu()
+
+    def swapped(self, senders: Sequence[Head], movers: Sequence[Head], positions: Int[Tensor, "prompt name"]) -> Swap:
+        """What happens where a head writes its other output at the answer's token, and everything after is recomputed.
+
+        Args:
+            senders: heads whose output is exchanged, one at a time.
+            movers: heads whose attention from the answer's token is watched.
+            positions: of the tokens attended to.
+        """
+        values = self._empty((len(senders),))
+        attention = self._empty((len(senders), len(movers)), positions.shape[1])
+        masks = swap_masks(self.graph, senders)
+        places = {mover: row for row, mover in enumerate(movers)}
+        for runs in self:
+            index = runs.batch.index
+
+            def watch(part: slice, layer: int, heads: Tensor, pattern: Tensor, index: Tensor = index) -> None:
+                of_names = positions[index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
+                attended = pattern[:, :, :, 0].gather(3, of_names)  # [mask, prompt, head, name]
+                for column, head in enumerate(heads.tolist()):
+                    if (layer, head) in places:
+                        seen = attention[part, places[layer, head]]
+                        seen[:, index] = attended[:, :, column].to(seen.dtype)
+
+            finals = evaluate_masks_final(
+                self.weights, at_answers(runs), masks, memory_budget_gb=self.memory_budget_gb, observe=watch
+            )
+            values[:, index] = self.logit_difference(finals, index)
+        return Swap(values.cpu(), attention.cpu(), self._reads(senders, movers))
+
+    def _evaluate(self, runs: PreparedRuns, masks: Tensor) -> Tensor:
+        return evaluate_masks_final(self.weights, runs, masks, memory_budget_gb=self.memory_budget_gb)
+
+    def _empty(self, leading: tuple[int, ...], *trailing: int) -> Tensor:
+        dtype = torch.promote_types(self.weights.dtype, torch.float32)
+        return torch.zeros(*leading, self.n_prompts, *trailing, dtype=dtype, device=self.weights.device)
+
+    @staticmethod
+    def _reads(senders: Sequence[Head], movers: Sequence[Head]) -> Bool[Tensor, "sender mover"]:
+        return torch.tensor([[mover[0] > sender[0] for mover in movers] for sender in senders], dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One head's output exchanged at the answer's token, for several heads.
+
+    Attributes:
+        logit_difference: of every prompt.
+        attention: of the movers from the answer's token; meaningless where a mover does not read the sender.
+        reads: whether a mover reads the sender.
+    """
+
+    logit_difference: Float[Tensor, "sender prompt"]
+    attention: Float[Tensor, "sender mover prompt name"]
+    reads: Bool[Tensor, "sender mover"]
+
+    def mean_attention(self) -> Float[Tensor, "sender name"]:
+        """Mean over prompts and over the movers that read the sender; nan where none does."""
+        of_movers = self.attention.mean(dim=2)
+        reads = self.reads[:, :, None]
+        return of_movers.masked_fill(~reads, 0.0).sum(dim=1) / reads.sum(dim=1)
+
+
+def name_attention(
+    weights: ModelWeights,
+    tokens: Int[Tensor, "prompt position"],
+    lengths: Int[Tensor, " prompt"],
+    queries: Int[Tensor, " prompt"],
+    names: Int[Tensor, "prompt name"],
+    batch_size: int,
+) -> Float[Tensor, "name layer head"]:
+    """Mean attention of every head from one position of each prompt to others, in [0, 1]."""
+    total = torch.zeros(names.shape[1], weights.n_layers, weights.n_heads)
+    for index in torch.arange(len(tokens), device=tokens.device).split(batch_size):
+        layout = Layout(torch.zeros_like(lengths[index]), lengths[index])
+        rows = torch.arange(len(index), device=tokens.device)
+
+        def add(layer: LayerActivations, index: Tensor = index, rows: Tensor = rows) -> None:
+            from_query = layer.pattern[rows, :, queries[index]]  # [prompt, head, key]
+            keys = names[index][:, None].expand(-1, weights.n_heads, -1)
+            total[:, layer.layer] += from_query.gather(2, keys).float().sum(dim=0).T.cpu()
+
+        with torch.no_grad():
+            forward(weights, layout, embed(weights, layout, layout.pack(tokens[index])), visit=add)
+    return total / len(tokens)

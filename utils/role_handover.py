@@ -1,0 +1,51 @@
+"""Who holds each role of the IOI algorithm, and from when to when: where one head takes over from another."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+ROLES = ("name_mover", "copy_suppression", "s_inhibition", "induction", "duplicate_token")
+COLUMNS = ["role", "layer", "head", "first_step", "last_step", "first_tokens", "last_tokens"]
+COLUMNS += ["n_held", "n_between", "peak_step", "peak_effect"]
+
+
+def role_handover(heads: pd.DataFrame, steps: list[int]) -> pd.DataFrame:
+    """The step at which each head first and last holds each role.
+
+    Args:
+        heads: `ioi_consistency_heads` of all steps of one model: `step, tokens, layer, head, role, effect, passes`. A
+            head holds its role where it passes.
+        steps: all measured steps, also those without any head.
+
+    Returns:
+        One row per role and head, in the order of their first steps within a role: `first_step, last_step` and the
+        tokens seen by then; `n_held`, at how many checkpoints the head holds the role, out of `n_between` measured from
+        the first to the last (fewer: it lost the role in between); `peak_step, peak_effect`, where its effect is
+        largest while it holds the role.
+    """
+    held = heads[heads["passes"].astype(bool)]
+    rows = []
+    for _, group in held.groupby(["role", "layer", "head"], sort=False):
+        group = group.sort_values("step")
+        first, last = group.iloc[0], group.iloc[-1]
+        peak = group.iloc[int(group["effect"].abs().argmax())]
+        rows.append(
+            {
+                "role": first["role"],
+                "layer": int(first["layer"]),
+                "head": int(first["head"]),
+                "first_step": int(first["step"]),
+                "last_step": int(last["step"]),
+                "first_tokens": int(first["tokens"]),
+                "last_tokens": int(last["tokens"]),
+                "n_held": len(group),
+                "n_between": sum(first["step"] <= step <= last["step"] for step in steps),
+                "peak_step": int(peak["step"]),
+                "peak_effect": float(peak["effect"]),
+            }
+        )
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    order = pd.Categorical(table["role"], ROLES, ordered=True)
+    return table.assign(order=order).sort_values(
+        ["order", "first_step", "last_step", "layer", "head"], kind="stable", ignore_index=True
+    )[COLUMNS]
