@@ -1,0 +1,79 @@
+"""Put the results on one page that opens offline (report.html).
+
+The circuit of every checkpoint behind a slider, with the edges added and removed since the last; a table of heads that
+sorts and filters; every figure that the results allow; the configs, versions and weights behind them.
+
+    python plotting/make_report.py -r results -o report.html
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.report.circuits import circuit_records
+from plotting.report.figures import report_figures
+from plotting.report.heads import head_records
+from plotting.report.page import page_html, refuse_empty
+from plotting.report.results import Results, collected_notes
+from plotting.report.runs import run_records
+from utils.errors import UserError
+from utils.store import KINDS, Store, atomic_write
+
+logger = logging.getLogger("plotting")
+
+
+def report(store: Store, arguments: argparse.Namespace) -> str:
+    """The page.
+
+    Args:
+        store: the results, of any kinds.
+        arguments: parsed command line with `model`, `task` (lists of names, or None for all) and `evaluations` (folder
+            of lm-evaluation-harness JSON files, or None).
+
+    Raises:
+        UserError: if there are no results, or results that cannot be read.
+    """
+    results = Results(store, arguments)
+    refuse_empty(results)
+    with collected_notes() as notes:
+        for kind in KINDS:
+            results.table_if_any(kind)
+        circuits = circuit_records(results)
+        heads, meanings = head_records(results)
+        figures = report_figures(results)
+        runs = run_records(results)
+    return page_html(results, circuits, heads, meanings, figures, runs, notes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report.
+
+    Returns:
+        Exit code: 0, or 2 where the user has something to put right, told in one line.
+    """
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-r", "--results", type=Path, default=Path("results"), help="folder of results (results)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page (report.html)")
+    parser.add_argument("-m", "--model", nargs="+", metavar="NAME", help="models to show (all)")
+    parser.add_argument("-t", "--task", nargs="+", metavar="NAME", help="tasks to show (all)")
+    parser.add_argument(
+        "-e", "--evaluations", type=Path, help="folder of lm-evaluation-harness JSON files, shown too if given"
+    )
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        page = report(Store(arguments.results), arguments).encode()
+        atomic_write(arguments.output, page)
+    except UserError as error:
+        logger.error("%s", error)
+        return 2
+    logger.info("wrote %s (%.1f MB)", arguments.output, len(page) / 1e6)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+// The drawing of one circuit at one checkpoint: boxes stand still over training, edges come and go.
+//
+// The shapes are those of plotting/plot_circuit.py: an edge leaves the top of its source's box, arrives from below, and
+// bows out past the boxes between where it would run straight up.
+
+const BOX_WIDTH = 0.84;
+const BOX_HEIGHT = 0.36;
+const PORT_SHARE = [0, -0.3, 0, 0.3];
+const PORT_NAMES = ["", "<q>", "<k>", "<v>"];
+const THINNEST = 0.7;
+const WIDEST = 6.5;
+const REACH = { mouse: 8, pen: 12, touch: 18 };
+const SAMPLES = 24;
+// Milliseconds after which a drawing that stands still is drawn smoothly; while the slider moves, speed counts.
+const SETTLED = 180;
+
+class CircuitDrawing {
+  constructor(holder, tip) {
+    this.holder = holder;
+    this.tip = tip;
+    this.drawn = [];
+    this.samples = null;
+    holder.addEventListener("pointermove", (event) => this.point(event));
+    holder.addEventListener("pointerdown", (event) => this.point(event));
+    holder.addEventListener("pointerleave", () => this.leave());
+    holder.addEventListener("scroll", () => this.leave());
+  }
+
+  // Lay out the boxes of all checkpoints' circuits; `describe` tells a box's or an edge's lines for the tooltip.
+  setRecord(record, describe) {
+    this.record = record;
+    this.describe = describe;
+    this.resize();
+  }
+
+  resize() {
+    const { record } = this;
+    const narrow = this.holder.clientWidth < 560;
+    const left = record.rows.some(([, name]) => name) ? 58 : 10;
+    const units = 2 * record.halfWidth + 1;
+    const unit = Math.min(96, Math.max(46, (this.holder.clientWidth - left - 4) / units));
+    const rise = Math.min(narrow ? 72 : 104, Math.max(narrow ? 54 : 62, 1000 / (record.height + 1)));
+    this.unit = unit;
+    this.rise = rise;
+    this.x = (x) => left + (x + units / 2) * unit;
+    this.y = (y) => 14 + (record.height - y + BOX_HEIGHT) * rise;
+    this.width = left + units * unit;
+    this.height = 28 + (record.height + 2 * BOX_HEIGHT) * rise;
+    this.svg = svgElement("svg", { width: this.width.toFixed(0), height: this.height.toFixed(0), role: "img" });
+    this.edgeLayer = svgElement("g", { class: "edges" });
+    this.highlight = svgElement("path", { class: "highlight", d: "" });
+    this.svg.append(this.rowLabels(), this.edgeLayer, this.highlight, this.boxes());
+    this.holder.replaceChildren(this.svg);
+    this.holder.scrollLeft = (this.width - this.holder.clientWidth) / 2;
+  }
+
+  rowLabels() {
+    const layer = svgElement("g", { class: "rows" });
+    for (const [y, name] of this.record.rows) {
+      if (name) layer.append(svgElement("text", { x: 2, y: this.y(y) + 4 }, name));
+    }
+    return layer;
+  }
+
+  boxes() {
+    const layer = svgElement("g", { class: "boxes" });
+    const [width, height] = [BOX_WIDTH * this.unit, BOX_HEIGHT * this.rise];
+    this.boxElements = this.record.nodes.map(([name, x, y]) => {
+      const isHead = name.includes(".");
+      const box = svgElement("g", { class: isHead ? "head" : /^m\d/.test(name) ? "mlp" : "end", "data-node": name });
+      const [cx, cy] = [this.x(x), this.y(y)];
+      box.append(svgElement("rect", { x: cx - width / 2, y: cy - height / 2, width, height, rx: 3 }));
+      box.append(svgElement("text", { x: cx, y: cy + (isHead ? 0 : 4) }, name));
+      if (isHead) {
+        for (const port of [1, 2, 3]) {
+          const at = { class: "port", x: cx + PORT_SHARE[port] * width, y: cy + height / 2 - 2 };
+          box.append(svgElement("text", at, PORT_NAMES[port][1]));
+        }
+      }
+      layer.append(box);
+      return box;
+    });
+    return layer;
+  }
+
+  ends(edge) {
+    const [source, target, port] = this.record.edges.slice(3 * edge, 3 * edge + 3);
+    const [, x0, y0] = this.record.nodes[source];
+    const [, x1, y1] = this.record.nodes[target];
+    const lean = 0.4 * Math.tanh((x1 - x0) / 3);
+    const landing = port ? PORT_SHARE[port] : -lean;
+    return [x0 + lean * BOX_WIDTH, y0 + BOX_HEIGHT / 2, x1 + landing * BOX_WIDTH, y1 - BOX_HEIGHT / 2];
+  }
+
+  // Control points of the curve, in pixels.
+  curve(edge) {
+    const [x0, y0, x1, y1] = this.ends(edge);
+    const rise = y1 - y0;
+    const bow = Math.abs(x1 - x0) < BOX_WIDTH && rise > 1 ? (x0 >= 0 ? 0.75 : -0.75) : 0;
+    return [
+      [this.x(x0), this.y(y0)],
+      [this.x(x0 + bow), this.y(y0 + 0.45 * rise)],
+      [this.x(x1 + bow), this.y(y1 - 0.45 * rise)],
+      [this.x(x1), this.y(y1)],
+    ];
+  }
+
+  path(edge) {
+    const [a, b, c, d] = this.curve(edge).map((point) => point.map((number) => number.toFixed(1)).join(" "));
+    return `M${a}C${b} ${c} ${d}`;
+  }
+
+  // `edges`: [{edge, score, state: "kept" | "added" | "removed" | "only"}], drawn weakest first; `states`: by number of
+  // node "in", "new" or "gone", which hold for the whole circuit, drawn or not.
+  draw(edges, strongest, states) {
+    const ordered = [...edges].sort((a, b) => Math.abs(a.score) - Math.abs(b.score));
+    const markup = [];
+    for (const item of ordered) {
+      const share = Math.sqrt(Math.abs(item.score) / strongest || 0);
+      const width = (THINNEST + (WIDEST - THINNEST) * Math.min(1, share)).toFixed(2);
+      item.path = this.path(item.edge);
+      const sign = item.score >= 0 ? "positive" : "negative";
+      if (item.state === "added") markup.push(`<path class="halo" d="${item.path}" stroke-width="${(Number(width) + 5).toFixed(2)}"/>`);
+      const opacity = (0.35 + 0.55 * share).toFixed(2);
+      markup.push(
+        `<path class="edge ${sign} ${item.state}" data-edge="${item.edge}" d="${item.path}" stroke-width="${width}" stroke-opacity="${opacity}"/>`,
+      );
+    }
+    // Numbers and class names only; no text from data.
+    this.edgeLayer.innerHTML = markup.join("");
+    this.boxElements.forEach((box, node) => { box.dataset.state = states.get(node) ?? "out"; });
+    this.drawn = ordered;
+    this.samples = null;
+    this.leave();
+    this.holder.classList.add("moving");
+    clearTimeout(this.settling);
+    this.settling = setTimeout(() => this.holder.classList.remove("moving"), SETTLED);
+  }
+
+  samplePoints() {
+    this.samples ??= this.drawn.map(({ edge }) => {
+      const [a, b, c, d] = this.curve(edge);
+      const points = new Float32Array(2 * (SAMPLES + 1));
+      for (let i = 0; i <= SAMPLES; i += 1) {
+        const t = i / SAMPLES;
+        const weights = [(1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t ** 2, t ** 3];
+        for (const axis of [0, 1]) {
+          points[2 * i + axis] = weights[0] * a[axis] + weights[1] * b[axis] + weights[2] * c[axis] + weights[3] * d[axis];
+        }
+      }
+      return points;
+    });
+    return this.samples;
+  }
+
+  nearestEdge(x, y, reach) {
+    let best = null;
+    let bestSquare = reach * reach;
+    this.samplePoints().forEach((points, index) => {
+      for (let i = 0; i + 3 < points.length; i += 2) {
+        const [x0, y0] = [points[i], points[i + 1]];
+        const [dx, dy] = [points[i + 2] - x0, points[i + 3] - y0];
+        const along = Math.max(0, Math.min(1, ((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy || 1)));
+        const square = (x - x0 - along * dx) ** 2 + (y - y0 - along * dy) ** 2;
+        if (square <= bestSquare) [best, bestSquare] = [this.drawn[index], square];
+      }
+    });
+    return best;
+  }
+
+  nodeAt(x, y) {
+    const [width, height] = [BOX_WIDTH * this.unit, BOX_HEIGHT * this.rise];
+    return this.record.nodes.findIndex(
+      ([, cx, cy]) => Math.abs(x - this.x(cx)) <= width / 2 && Math.abs(y - this.y(cy)) <= height / 2,
+    );
+  }
+
+  edgeName(edge) {
+    const [source, target, port] = this.record.edges.slice(3 * edge, 3 * edge + 3);
+    return `${this.record.nodes[source][0]} → ${this.record.nodes[target][0]}${PORT_NAMES[port]}`;
+  }
+
+  point(event) {
+    if (!this.svg) return;
+    const frame = this.svg.getBoundingClientRect();
+    const [x, y] = [event.clientX - frame.left, event.clientY - frame.top];
+    const node = this.nodeAt(x, y);
+    const edge = node < 0 ? this.nearestEdge(x, y, REACH[event.pointerType] ?? REACH.mouse) : null;
+    this.highlight.setAttribute("d", edge?.path ?? "");
+    for (const [index, box] of this.boxElements.entries()) box.classList.toggle("pointed", index === node);
+    if (node < 0 && !edge) return this.hideTip();
+    return this.showTip(this.describe(node, edge), event.clientX, event.clientY);
+  }
+
+  showTip([name, ...lines], x, y) {
+    const { tip } = this;
+    tip.replaceChildren(element("b", {}, name), ...lines.map((line) => element("div", {}, line)));
+    tip.hidden = false;
+    const margin = 12;
+    const width = document.documentElement.clientWidth;
+    const left = x + margin + tip.offsetWidth > width ? x - margin - tip.offsetWidth : x + margin;
+    const top = y + margin + tip.offsetHeight > window.innerHeight ? y - margin - tip.offsetHeight : y + margin;
+    tip.style.left = `${Math.max(4, Math.min(left, width - tip.offsetWidth - 4))}px`;
+    tip.style.top = `${Math.max(4, top)}px`;
+  }
+
+  hideTip() {
+    this.tip.hidden = true;
+  }
+
+  leave() {
+    this.hideTip();
+    this.highlight?.setAttribute("d", "");
+    for (const box of this.boxElements ?? []) box.classList.remove("pointed");
+  }
+}

@@ -1,0 +1,97 @@
+// The figures: whole where the page is wide enough, else panel by panel; drawn when they come into view.
+
+// A whole figure may be squeezed to this share of the width it was drawn for.
+const SQUEEZE = 0.72;
+
+class FigureView {
+  constructor(holder, record, template) {
+    this.holder = holder;
+    this.record = record;
+    this.template = template;
+    this.legend = holder.parentElement.querySelector(".legend");
+    this.off = new Set();
+    this.drawn = null;
+  }
+
+  draw() {
+    const { record, holder } = this;
+    const whole = !record.parts.length || holder.clientWidth >= SQUEEZE * record.width;
+    if (this.drawn === whole) return;
+    this.drawn = whole;
+    for (const old of holder.querySelectorAll(".js-plotly-plot")) Plotly.purge(old);
+    holder.replaceChildren();
+    this.off.clear();
+    this.plots = (whole ? [record.whole] : record.parts).map((drawing) => this.plot(drawing));
+    holder.style.minHeight = "";
+    this.fillLegend();
+  }
+
+  plot(drawing) {
+    const place = element("div");
+    this.holder.append(place);
+    const { data, layout } = structuredClone(drawing);
+    const settings = {
+      responsive: true,
+      displaylogo: false,
+      modeBarButtonsToRemove: ["lasso2d", "select2d"],
+      toImageButtonOptions: { format: "svg", filename: this.record.name },
+    };
+    const entries = data.filter((trace) => layout.showlegend !== false && trace.name && trace.showlegend !== false);
+    Plotly.newPlot(place, data, { ...layout, template: this.template, autosize: true, showlegend: false }, settings);
+    return { place, groups: data.map((trace) => trace.legendgroup ?? null), entries };
+  }
+
+  fillLegend() {
+    const entries = new Map(this.plots.flatMap((plot) => plot.entries).map((trace) => [trace.name, trace]));
+    const place = (trace) => Number(trace.name.match(/^step ([\d,]+)$/)?.[1].replaceAll(",", "") ?? 0);
+    // Checkpoints in order, whichever panel has them; models stay in theirs.
+    const ordered = [...entries.values()].sort((a, b) => place(a) - place(b));
+    this.legend.replaceChildren(...ordered.map((trace) => this.legendEntry(trace)));
+  }
+
+  // Models and checkpoints can be switched off; line styles are only explained.
+  legendEntry(trace) {
+    const colour = trace.line?.color ?? trace.marker?.color ?? "#555555";
+    const dash = trace.line?.dash && trace.line.dash !== "solid" ? "3 3" : "none";
+    const sample = svgElement("svg", { width: 26, height: 12, "aria-hidden": "true" });
+    if (trace.mode !== "markers") {
+      sample.append(svgElement("line", { x1: 1, x2: 25, y1: 6, y2: 6, stroke: colour, "stroke-width": 2, "stroke-dasharray": dash }));
+    }
+    if (trace.mode?.includes("markers")) sample.append(svgElement("circle", { cx: 13, cy: 6, r: 4, fill: colour }));
+    const group = trace.legendgroup;
+    const label = unescaped(trace.name);
+    if (!group) return element("span", {}, sample, label);
+    const button = element("button", { type: "button", "aria-pressed": "true" }, sample, label);
+    button.addEventListener("click", () => {
+      const on = this.off.delete(group);
+      if (!on) this.off.add(group);
+      button.setAttribute("aria-pressed", String(on));
+      for (const { place, groups } of this.plots) {
+        const members = groups.flatMap((name, index) => (name === group ? [index] : []));
+        if (members.length) Plotly.restyle(place, { visible: on }, members);
+      }
+    });
+    return button;
+  }
+}
+
+function startFigures() {
+  const { template, figures } = JSON.parse(byId("figure-data").textContent);
+  const views = [...document.querySelectorAll(".plot")].map(
+    (holder) => new FigureView(holder, figures[Number(holder.dataset.figure)], template),
+  );
+  const seen = new Set();
+  const watcher = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      const view = views.find((candidate) => candidate.holder === entry.target);
+      seen.add(view);
+      watcher.unobserve(view.holder);
+      view.draw();
+    }
+  }, { rootMargin: "600px" });
+  views.forEach((view) => watcher.observe(view.holder));
+  // A page is printed from top to bottom, seen or not.
+  window.addEventListener("beforeprint", () => views.forEach((view) => { seen.add(view); view.draw(); }));
+  window.addEventListener("resize", () => seen.forEach((view) => view.draw()));
+}

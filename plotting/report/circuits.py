@@ -1,0 +1,97 @@
+"""Circuits over training as the page's slider draws them: one layout for all checkpoints, edges by number."""
+
+from typing import Any
+
+import pandas as pd
+
+from plotting.circuit_layout import lay_out
+from plotting.report.results import Results, fields, plain
+from plotting.style import METRIC_LABELS, PRIMARY_METRICS, task_label, task_order
+from utils.circuit_similarity import nodes_of
+from utils.errors import UserError
+
+PORTS = ("", "q", "k", "v")
+BASELINE = ("full", "corrupted", "n_prompts", "full_se", "corrupted_se", "status", "cpr", "cmd")
+CHOSEN = ("faithfulness", "faithfulness_low", "faithfulness_high")
+
+
+def circuit_records(results: Results) -> list[dict[str, Any]]:
+    """One record per model and task, in the order of the study.
+
+    Every checkpoint whose graph was measured stands in it, also those at which no circuit was found.
+
+    Raises:
+        UserError: if a table cannot be read as a circuit.
+    """
+    # Tables of circuits may all be without rows: then no task is learnt at any checkpoint, and the page says so.
+    by_pair = {} if results.table_if_any("graphs") is None else results.circuits()
+    baselines, faithfulness = results.table_if_any("baselines"), results.table_if_any("faithfulness")
+    records = []
+    for model in results.models("graphs"):
+        for task in task_order(results.tasks("graphs", model)):
+            rows = [_of(table, model, task) for table in (baselines, faithfulness)]
+            circuits = by_pair.get((model, task), {})
+            try:
+                records.append(_record(results, model, task, circuits, *rows))
+            except ValueError as error:
+                raise UserError(f"{results.store.folder('graphs', model, task)}: {error}") from error
+    return records
+
+
+def _of(table: pd.DataFrame | None, model: str, task: str) -> pd.DataFrame | None:
+    return None if table is None else table[(table["model"] == model) & (table["task"] == task)]
+
+
+def _record(
+    results: Results,
+    model: str,
+    task: str,
+    circuits: dict[int, pd.DataFrame],
+    baselines: pd.DataFrame | None,
+    faithfulness: pd.DataFrame | None,
+) -> dict[str, Any]:
+    numbers: dict[tuple[str, str], int] = {}
+    tokens = results.tokens(model)
+    steps = []
+    for step in results.store.steps("graphs", model, task):
+        table = circuits.get(step)
+        edges = [] if table is None else list(zip(table["source"], table["target"], strict=True))
+        ids = [numbers.setdefault(edge, len(numbers)) for edge in edges]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"an edge stands twice at step {step}")
+        scores = [] if table is None else [plain(score) for score in table["score"]]
+        record = {"step": step, "tokens": plain(tokens.get(step)), "edges": ids, "scores": scores}
+        record["nodes"] = len(nodes_of(edges))
+        record |= _facts(baselines, step, BASELINE) | _facts(faithfulness, step, CHOSEN, chosen=True)
+        steps.append(record)
+    layout = lay_out((source, target.partition("<")[0]) for source, target in numbers) if numbers else None
+    names = list(layout.positions) if layout else []
+    place = {name: i for i, name in enumerate(names)}
+    flat: list[int] = []
+    for source, target in numbers:
+        node, _, letter = target.partition("<")
+        if (port := letter.removesuffix(">")) not in PORTS:
+            raise ValueError(f"'{target}' is no end of an edge; ends are a0.h1<q>, a0.h1<k>, a0.h1<v>, m0, logits")
+        flat += [place[source], place[node], PORTS.index(port)]
+    metric = PRIMARY_METRICS.get(task, "metric")
+    return {
+        "model": model,
+        "task": task,
+        "label": task_label(task),
+        "metric": METRIC_LABELS.get(metric, metric),
+        "nodes": [[name, *layout.positions[name]] for name in names] if layout else [],
+        "rows": layout.rows if layout else [],
+        "halfWidth": layout.half_width if layout else 1,
+        "height": layout.height if layout else 0,
+        "edges": flat,
+        "steps": steps,
+    }
+
+
+def _facts(table: pd.DataFrame | None, step: int, names: tuple[str, ...], *, chosen: bool = False) -> dict[str, Any]:
+    if table is None:
+        return {}
+    rows = table[table["step"] == step]
+    if chosen:
+        rows = rows[rows["selected"].astype(bool)]
+    return {} if rows.empty else fields(rows.iloc[0].to_dict(), names)

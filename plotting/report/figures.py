@@ -1,0 +1,273 @@
+"""Every figure that the results allow, whole for wide screens and panel by panel for narrow ones.
+
+The drawing is that of the figure scripts. Here a figure loses its title, which the page writes as text that wraps, and
+its legend, which the page writes as buttons.
+"""
+
+import html
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.io.json import to_json_plotly
+
+from plotting.eval_results import read_evaluations
+from plotting.plot_circuit_similarity import draw_similarity, similarities
+from plotting.plot_circuits import draw_circuits, selected_circuits, task_metrics
+from plotting.plot_faithfulness_curve import areas, draw_areas, draw_curves, graph_sizes
+from plotting.plot_head_scores import SINGLE, draw_maxima, draw_top_heads, head_scores
+from plotting.plot_ioi_consistency import draw_consistency
+from plotting.plot_pythia_evals import choose, draw_evaluations
+from plotting.plot_size_vs_scale import draw_scale, mean_sizes, model_parameters
+from plotting.plot_task_performance import draw_performance
+from plotting.report.results import Results, escaped, shown
+from plotting.style import METRIC_LABELS, model_looks
+from plotting.tables import models_in, tasks_in
+from plotting.time_axis import TimeAxis
+from utils.checkpoints import tokens_at
+from utils.errors import UserError
+
+logger = logging.getLogger("plotting")
+
+# Pixels above the panels that `plotting.style.finish` keeps for title and legend; the panels' own titles stay.
+_WITH_LEGEND, _WITHOUT_LEGEND, _PANEL_TITLES = 142, 112, 34
+# Ticks of the training axis that fit a panel as wide as a phone.
+_NARROW_TICKS = 6
+CURVES, TOP_HEADS, EWMA_ALPHA = 6, 5, 0.5
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure of the report.
+
+    Attributes:
+        name: unique, also the name of a downloaded image.
+        whole: the figure as its script draws it.
+        parts: the same panel by panel, for screens too narrow for the whole; empty if the whole has one panel.
+    """
+
+    name: str
+    whole: go.Figure
+    parts: list[go.Figure] = field(default_factory=list)
+
+    def heading(self) -> tuple[str, str]:
+        """Title and the line below it, as plain text."""
+        text = self.whole.layout.title.text
+        match = re.fullmatch(r"<b>(.*?)</b>(?:<br><span[^>]*>(.*)</span>)?", text, re.DOTALL)
+        title, subtitle = (match[1], match[2] or "") if match else (text, "")
+        return html.unescape(title), html.unescape(subtitle)
+
+
+def report_figures(results: Results) -> list[ReportFigure]:
+    """The figures, in reading order; what cannot be drawn is left out with a line in the log."""
+    figures: list[ReportFigure] = []
+    for build, kinds in BUILDERS:
+        if not all(results.models(kind) for kind in kinds):
+            continue  # The page lists kinds without results.
+        try:
+            figures += build(results)
+        except UserError as error:
+            logger.info("left out: %s", error)
+    return figures
+
+
+def _performance(results: Results) -> list[ReportFigure]:
+    table = escaped(results.table("task_performance"))
+    metrics = [metric for metric in METRIC_LABELS if (table["metric"] == metric).any()]
+    metrics += sorted(set(table["metric"]) - set(metrics))
+
+    def draw(rows: pd.DataFrame) -> go.Figure:
+        return draw_performance(
+            rows, [metric for metric in metrics if (rows["metric"] == metric).any()], results.looks()
+        )
+
+    return [_by_panel("task_performance", draw, table, "task", tasks_in(table))]
+
+
+def _circuits(results: Results) -> list[ReportFigure]:
+    raw = selected_circuits(results.table("faithfulness"), results.table("baselines"))
+    metrics = {shown(task): metric or "task metric" for task, metric in task_metrics(results.store, raw).items()}
+    table = escaped(raw)
+    return [
+        _by_panel(
+            "circuits",
+            lambda rows: draw_circuits(rows, results.looks(), "edges", metrics),
+            table,
+            "task",
+            tasks_in(table),
+        )
+    ]
+
+
+def _similarity(results: Results) -> list[ReportFigure]:
+    table = escaped(similarities(results.circuits(), None, EWMA_ALPHA))
+    return [
+        _by_panel(
+            "circuit_similarity",
+            lambda rows: draw_similarity(rows, results.looks(), "the checkpoint before"),
+            table,
+            "task",
+            tasks_in(table),
+        )
+    ]
+
+
+def _curves(results: Results) -> list[ReportFigure]:
+    table = escaped(results.table("faithfulness"))
+    return [
+        _by_panel(
+            f"faithfulness_curve_{model}",
+            lambda rows, model=model: draw_curves(rows, model, CURVES),  # type: ignore[misc]
+            rows,
+            "task",
+            tasks_in(rows),
+        )
+        for model in models_in(table)
+        for rows in [table[table["model"] == model]]
+    ]
+
+
+def _areas(results: Results) -> list[ReportFigure]:
+    table = results.table("faithfulness")
+    totals = graph_sizes(results.store, table)
+    known = [pair in totals for pair in zip(table["model"], table["task"], strict=True)]
+    summary = areas(table[known], totals) if any(known) else pd.DataFrame()
+    if summary.empty:
+        return []
+    summary = escaped(summary)
+    return [_by_panel("cpr_cmd", lambda rows: draw_areas(rows, results.looks()), summary, "task", tasks_in(summary))]
+
+
+def _heads(results: Results) -> list[ReportFigure]:
+    if not any(results.models(kind) for kind in ("components", *SINGLE)):
+        return []
+    table = escaped(head_scores(results.store, results.arguments))
+    scores = list(dict.fromkeys(table["score"]))
+    figures = [_by_panel("head_scores", lambda rows: draw_maxima(rows, results.looks()), table, "score", scores)]
+    figures += [
+        _by_panel(
+            f"head_scores_{model}",
+            lambda rows, model=model: draw_top_heads(rows, model, TOP_HEADS),  # type: ignore[misc]
+            rows,
+            "score",
+            list(dict.fromkeys(rows["score"])),
+        )
+        for model in models_in(table)
+        for rows in [table[table["model"] == model]]
+    ]
+    return figures
+
+
+def _consistency(results: Results) -> list[ReportFigure]:
+    raw = results.table("ioi_consistency")
+    # Rows of single heads, where the tables hold them too, carry no percentage.
+    table = escaped(raw[raw["percent"].notna()])
+    if table.empty:
+        raise UserError(f"{results.store.root}/ioi_consistency: no level has a percentage at any checkpoint")
+    levels = list(dict.fromkeys(table["level"]))
+    whole = draw_consistency(table, results.looks())
+    titles = [note.text for note in whole.layout.annotations[: len(levels)]]
+    parts = []
+    for level, title in zip(levels, titles, strict=True):
+        part = draw_consistency(table[table["level"] == level], results.looks())
+        # Alone, a level would be taken for the first.
+        part.layout.annotations[0].text = title
+        parts.append(_narrow(part, table))
+    return [ReportFigure("ioi_consistency", _bare(whole), parts if len(parts) > 1 else [])]
+
+
+def _scale(results: Results) -> list[ReportFigure]:
+    table = results.table("faithfulness")
+    sizes = mean_sizes(table, "nodes")
+    parameters = model_parameters(results.store, table, None)
+    sizes = sizes[sizes["model"].isin(parameters.keys())]
+    if sizes["model"].nunique() < 2:
+        return []  # A model has no size to be compared with but another's.
+    counts = {shown(model): count for model, count in parameters.items()}
+    sizes = escaped(sizes)
+    tasks = tasks_in(sizes)
+    return [
+        _by_panel(
+            "size_vs_scale", lambda rows: draw_scale(rows, counts, results.looks(), "nodes"), sizes, "task", tasks
+        )
+    ]
+
+
+def _evaluations(results: Results) -> list[ReportFigure]:
+    if results.arguments.evaluations is None:
+        return []
+    table = choose(read_evaluations(results.arguments.evaluations), 0, None)
+    table = escaped(table.assign(tokens=[tokens_at(step) for step in table["step"]]))
+    benchmarks = list(dict.fromkeys(table["benchmark"]))
+    looks = results.looks()
+    if missing := set(table["model"]) - set(looks):
+        looks = model_looks([*looks, *missing])
+    return [_by_panel("pythia_evals", lambda rows: draw_evaluations(rows, looks), table, "benchmark", benchmarks)]
+
+
+BUILDERS: tuple[tuple[Callable[[Results], list[ReportFigure]], tuple[str, ...]], ...] = (
+    (_performance, ("task_performance",)),
+    (_circuits, ("faithfulness", "baselines")),
+    (_similarity, ("graphs",)),
+    (_curves, ("faithfulness",)),
+    (_areas, ("faithfulness",)),
+    (_heads, ()),
+    (_consistency, ("ioi_consistency",)),
+    (_scale, ("faithfulness",)),
+    (_evaluations, ()),
+)
+"""What draws figures, and the kinds of result without which it has nothing to draw."""
+
+
+def _by_panel(
+    name: str, draw: Callable[[pd.DataFrame], go.Figure], table: pd.DataFrame, column: str, values: list[str]
+) -> ReportFigure:
+    """The figure of the whole table, and of each value of the column that tells its panels apart."""
+    whole = _bare(draw(table))
+    if len(values) < 2:
+        return ReportFigure(name, whole)
+    parts = [table[table[column] == value] for value in values]
+    return ReportFigure(name, whole, [_narrow(draw(part), part) for part in parts])
+
+
+def _bare(figure: go.Figure) -> go.Figure:
+    """The figure without room for title and legend; the title stays readable in its layout."""
+    room = (_WITH_LEGEND if figure.layout.showlegend else _WITHOUT_LEGEND) - _PANEL_TITLES
+    return figure.update_layout(margin_t=figure.layout.margin.t - room, height=figure.layout.height - room)
+
+
+def _narrow(figure: go.Figure, table: pd.DataFrame) -> go.Figure:
+    """The figure of one panel (or column of panels) with fewer ticks on a training axis and smaller margins."""
+    _bare(figure)
+    if "tokens" in table and figure.layout.xaxis.tickmode == "array":
+        positions, labels = TimeAxis.of(table).ticks(_NARROW_TICKS)
+        figure.update_xaxes(tickvals=positions, ticktext=labels)
+    return figure.update_layout(margin={"l": 60, "r": max(14, (figure.layout.margin.r or 0) - 14)})
+
+
+def figures_json(figures: list[ReportFigure]) -> str:
+    """The figures as plotly.js takes them: `{"template": ..., "figures": [{name, width, whole, parts}]}`.
+
+    They all have one template, which stands there once; arrays are in plotly's binary form.
+    """
+    template: dict[str, Any] = {}
+    entries = []
+    for figure in figures:
+        records = []
+        for drawing in (figure.whole, *figure.parts):
+            record = drawing.to_plotly_json()
+            template = record["layout"].pop("template", template)
+            for key in ("title", "width", "legend"):
+                record["layout"].pop(key, None)
+            records.append({"data": record["data"], "layout": record["layout"]})
+        entries.append(
+            {"name": figure.name, "width": figure.whole.layout.width, "whole": records[0], "parts": records[1:]}
+        )
+    text: str = to_json_plotly({"template": template, "figures": entries})
+    json.loads(text)  # A NaN that slipped through would stop the whole page.
+    return text

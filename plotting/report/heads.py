@@ -1,0 +1,142 @@
+"""The head table: every head's scores at every checkpoint, and the roles it plays with their first and last step."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from plotting.circuit_layout import level
+from plotting.plot_head_scores import SCORES, SINGLE, head_scores, score_label
+from plotting.report.results import Results, plain
+from plotting.style import model_order, task_label
+from utils.store import KINDS
+
+# Role by score alone: the score and the value above which a head is said to play it. The study's thresholds where it
+# gives one (arXiv 2407.10827); otherwise more than half of the attention, or of the pairs.
+SCORE_ROLES = {
+    "induction": ("induction", 0.5, "induction score above 0.5"),
+    "previous token": ("previous_token", 0.5, "previous-token score above 0.5"),
+    "duplicate token": ("duplicate_token", 0.5, "duplicate-token score above 0.5"),
+    "copying": ("copy", 10.0, "copy score above 10%"),
+    "negative copying": ("negative_copy", 10.0, "negative copy score above 10%"),
+    "succession": ("succession", 0.5, "succession score above 0.5"),
+    "copy suppression": ("cspa", 0.1, "CSPA score above 0.10"),
+}
+
+Head = tuple[int, int]
+
+
+def head_records(results: Results) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """One record per model with anything to say of heads, smallest model first; and what the roles mean.
+
+    A role comes from the scores, from the IOI consistency results (the role that a head was found to play), or from a
+    circuit that the head is in. Each has the first and last checkpoint with it and the number of checkpoints.
+    """
+    measured = [kind for kind in ("components", *SINGLE) if results.table_if_any(kind) is not None]
+    scores = pd.DataFrame(columns=["model", "step", "tokens", "score", "layer", "head", "value"])
+    if measured:
+        scores = head_scores(results.store, results.arguments)
+    membership = _membership(results)
+    found = _found_roles(results)
+    models = model_order([*scores["model"], *membership, *found])
+    meanings: dict[str, str] = {}
+    records = []
+    for model in models:
+        own = scores[scores["model"] == model]
+        roles = _score_roles(own, meanings)
+        for (role, meaning), by_step in [*found.get(model, {}).items(), *membership.get(model, {}).items()]:
+            roles += _spans(role, by_step)
+            meanings[role] = meaning
+        records.append(_record(model, own, roles))
+    return records, meanings
+
+
+def _record(model: str, scores: pd.DataFrame, roles: list[dict[str, Any]]) -> dict[str, Any]:
+    named = {(int(layer), int(head)) for layer, head in scores[["layer", "head"]].drop_duplicates().to_numpy()}
+    heads = sorted(named | {tuple(role["head"]) for role in roles})
+    place = {head: i for i, head in enumerate(heads)}
+    known = [name for name in SCORES if name in set(scores["score"])]
+    columns = []
+    for name in [*known, *sorted(set(scores["score"]) - set(known))]:
+        part = scores[scores["score"] == name]
+        steps = sorted(int(step) for step in part["step"].unique())
+        values: list[list[Any]] = [[None] * len(heads) for _ in steps]
+        row = {step: i for i, step in enumerate(steps)}
+        for step, layer, head, value in part[["step", "layer", "head", "value"]].itertuples(index=False):
+            values[row[int(step)]][place[int(layer), int(head)]] = plain(value)
+        title, unit = score_label(name)
+        columns.append({"key": name, "title": title, "unit": unit, "steps": steps, "values": values})
+    rows = [role | {"head": place[tuple(role["head"])]} for role in roles]
+    return {"model": model, "heads": heads, "scores": columns, "roles": rows}
+
+
+def _spans(role: str, by_step: dict[int, set[Head]]) -> list[dict[str, Any]]:
+    """A row per head that ever has the role, from the heads that have it at each measured step."""
+    rows = []
+    for head in sorted(set().union(*by_step.values())):
+        steps = sorted(step for step, heads in by_step.items() if head in heads)
+        rows.append(
+            {"head": head, "role": role, "first": steps[0], "last": steps[-1], "n": len(steps), "of": len(by_step)}
+        )
+    return rows
+
+
+def _score_roles(scores: pd.DataFrame, meanings: dict[str, str]) -> list[dict[str, Any]]:
+    rows = []
+    for role, (score, threshold, meaning) in SCORE_ROLES.items():
+        part = scores[scores["score"] == score]
+        above = part[part["value"] > threshold]
+        by_step = {int(step): _heads(above[above["step"] == step]) for step in part["step"].unique()}
+        spans = _spans(role, by_step) if by_step else []
+        if spans:
+            meanings[role] = meaning
+        rows += spans
+    return rows
+
+
+def _heads(rows: pd.DataFrame) -> set[Head]:
+    return {(int(layer), int(head)) for layer, head in rows[["layer", "head"]].to_numpy()}
+
+
+def _membership(results: Results) -> dict[str, dict[tuple[str, str], dict[int, set[Head]]]]:
+    """Model -> (role, meaning) -> step -> heads in the circuit; a step without a circuit counts as measured."""
+    if results.table_if_any("graphs") is None:
+        return {}
+    by_pair = results.circuits()
+    found: dict[str, dict[tuple[str, str], dict[int, set[Head]]]] = {}
+    for (model, task), circuits in by_pair.items():
+        role = (f"in {task_label(task)} circuit", f"a node of the circuit found for {task_label(task)}")
+        steps = results.store.steps("graphs", model, task)
+        found.setdefault(model, {})[role] = {
+            step: _heads_among([*circuits[step]["source"], *circuits[step]["target"]]) if step in circuits else set()
+            for step in steps
+        }
+    return found
+
+
+def _heads_among(ends: Iterable[str]) -> set[Head]:
+    nodes = {end.partition("<")[0] for end in ends}
+    return {(level(node)[0], int(node.partition(".h")[2])) for node in nodes if ".h" in node}
+
+
+def _found_roles(results: Results) -> dict[str, dict[tuple[str, str], dict[int, set[Head]]]]:
+    """As `_membership`, from every kind of result whose tables name the role of a head (`layer, head, role`)."""
+    found: dict[str, dict[tuple[str, str], dict[int, set[Head]]]] = {}
+    for kind in KINDS:
+        table = results.table_if_any(kind)
+        if table is None or not {"layer", "head", "role"} <= set(table.columns):
+            continue
+        for model in table["model"].unique():
+            rows = table[table["model"] == model]
+            steps = results.store.steps(kind, model) or [int(step) for step in rows["step"].unique()]
+            held = rows.dropna(subset=["role", "layer", "head"])
+            if "passes" in held:
+                # A head that was not put to the test has no verdict, and keeps its role.
+                held = held[held["passes"].map(lambda verdict: str(verdict).lower() not in ("false", "0", "0.0"))]
+            for name in held["role"].unique():
+                of_role = held[held["role"] == name]
+                by_step = {step: _heads(of_role[of_role["step"] == step]) for step in steps}
+                role = f"{str(name).replace('_', ' ')} (by effect)"
+                key = (role, f"found to play this role by its effect, and passed the role's tests (results/{kind})")
+                found.setdefault(str(model), {})[key] = by_step
+    return found

@@ -1,0 +1,197 @@
+"""The page: template, style, scripts and data put into one file that asks nothing of the network."""
+
+import html
+import json
+import re
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import pandas as pd
+from plotly.offline import get_plotlyjs
+
+from plotting.report.figures import ReportFigure, figures_json
+from plotting.report.results import Results
+from plotting.report.runs import Run, equal_weights_notes, runs_html
+from plotting.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, task_label, task_order
+from utils.errors import UserError
+from utils.store import KINDS, how_to_make
+
+ASSETS = Path(__file__).parent / "assets"
+SCRIPTS = ("dom.js", "sort_table.js", "circuit_drawing.js", "circuit.js", "heads.js", "figures.js", "main.js")
+KIND_LABELS = {
+    "graphs": "circuits",
+    "faithfulness": "faithfulness of circuits",
+    "baselines": "metrics of the whole model",
+    "components": "head scores",
+    "successor": "succession scores",
+    "cspa": "copy suppression (CSPA)",
+    "ioi_consistency": "IOI consistency",
+    "ioi_consistency_heads": "roles of heads in IOI",
+    "ioi_consistency_signals": "token and position signals in IOI",
+    "task_performance": "task performance",
+}
+
+
+def page_html(
+    results: Results,
+    circuits: list[dict[str, Any]],
+    heads: list[dict[str, Any]],
+    meanings: dict[str, str],
+    figures: list[ReportFigure],
+    runs: list[Run],
+    notes: list[str],
+) -> str:
+    """The whole page.
+
+    Args:
+        results: what the report is of.
+        circuits: records of `circuit_records`, perhaps none.
+        heads: records of `head_records`, perhaps none.
+        meanings: what each role means.
+        figures: in reading order, perhaps none.
+        runs: the run records.
+        notes: lines about what is absent.
+    """
+    data = {"circuits": circuits, "heads": heads, "meanings": meanings}
+    colours = {"positive": POSITIVE, "negative": NEGATIVE, "ink": INK, "faint": FAINT, "grid": GRID}
+    root = "".join(f"--{name}:{value};" for name, value in colours.items()) + f"--font:{FONT};"
+    parts = {
+        "title": html.escape(_title(results)),
+        "lead": html.escape(_lead(results)),
+        "css": f":root{{{root}}}\n" + _asset("report.css"),
+        "navigation": _navigation(circuits, heads, figures),
+        "warnings": "".join(f"<p class='warning'>{html.escape(line)}.</p>" for line in equal_weights_notes(runs)),
+        "summary": _summary(circuits),
+        "circuit_hidden": "" if circuits else "hidden",
+        "heads_hidden": "" if heads else "hidden",
+        "figures": "\n".join(_figure_html(i, figure) for i, figure in enumerate(figures)),
+        "figures_hidden": "" if figures else "hidden",
+        "missing": _missing(results),
+        "notes": "".join(f"<li>{html.escape(line)}</li>" for line in notes),
+        "notes_hidden": "" if notes else "hidden",
+        "runs": runs_html(runs),
+        "data": script_safe(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
+        "figure_data": script_safe(figures_json(figures)),
+        "script": "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();",
+        "plotly": get_plotlyjs() if figures else "",
+    }
+    return Template(_asset("template.html")).substitute(parts)
+
+
+def script_safe(text: str) -> str:
+    """JSON that cannot end the script element it stands in, nor be taken for markup."""
+    for character in ("<", ">", "&", "\u2028", "\u2029"):
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _title(results: Results) -> str:
+    models = _models(results)
+    return "Circuits over training" + (f": {models[0]}" if len(models) == 1 else "")
+
+
+def _models(results: Results) -> list[str]:
+    names = [name for kind in KINDS for name in results.models(kind)]
+    return list(dict.fromkeys(names))
+
+
+def _lead(results: Results) -> str:
+    models = _models(results)
+    steps = sorted({step for kind in KINDS for step in _steps(results, kind)})
+    tasks = task_order(task for kind in KINDS for model in results.models(kind) for task in results.tasks(kind, model))
+    line = f"{', '.join(models)}. {_count(len(steps), 'checkpoint')}, step {steps[0]:,} to {steps[-1]:,}."
+    return line + (f" Tasks: {', '.join(task_label(task) for task in tasks)}." if tasks else "")
+
+
+def _steps(results: Results, kind: str) -> set[int]:
+    return {
+        step
+        for model in results.models(kind)
+        for task in [*results.tasks(kind, model), None]
+        for step in results.store.steps(kind, model, task)
+    }
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
+def _navigation(circuits: list[Any], heads: list[Any], figures: list[ReportFigure]) -> str:
+    there = [("circuit", "Circuit", circuits), ("heads", "Heads", heads), ("figures", "Figures", figures)]
+    links = [f"<a href='#{anchor}'>{label}</a>" for anchor, label, content in there if content]
+    return "".join([*links, "<a href='#runs'>Configs and versions</a>"])
+
+
+def _summary(circuits: list[dict[str, Any]]) -> str:
+    """A row per model and task: the metric and the circuit at the last checkpoint, and the first with a circuit."""
+    rows = []
+    for record in circuits:
+        if not record["steps"]:
+            continue
+        last = record["steps"][-1]
+        first = next((step["step"] for step in record["steps"] if step["edges"]), None)
+        cells = [
+            record["model"],
+            record["label"],
+            f"{last['step']:,}",
+            _number(last.get("full")),
+            _number(last.get("corrupted")),
+            f"{len(last['edges']):,}" if last["edges"] else last.get("status", "none"),
+            f"{last['nodes']:,}" if last["edges"] else "–",
+            _number(last.get("faithfulness")),
+            "–" if first is None else f"{first:,}",
+        ]
+        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    if not rows:
+        return ""
+    names = ["Model", "Task", "Step", "Metric, clean", "corrupted", "Circuit edges", "nodes", "Faithfulness"]
+    head = "".join(f"<th scope='col'>{name}</th>" for name in [*names, "First circuit at step"])
+    return (
+        "<h2>At the last checkpoint</h2><div class='scroll'><table class='summary'><thead><tr>"
+        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or pd.isna(value) else f"{value:.3g}"
+
+
+def _figure_html(index: int, figure: ReportFigure) -> str:
+    title, subtitle = (html.escape(text) for text in figure.heading())
+    anchor = re.sub(r"[^\w.-]", "_", figure.name)
+    return (
+        f"<figure id='figure-{index}-{html.escape(anchor)}'><figcaption><h3>{title}</h3><p>{subtitle}</p></figcaption>"
+        f"<div class='legend' role='group' aria-label='Legend: {title}'></div>"
+        f"<div class='plot' data-figure='{index}' style='min-height:{figure.whole.layout.height}px'></div></figure>"
+    )
+
+
+def _missing(results: Results) -> str:
+    absent = [kind for kind in KINDS if not results.models(kind)]
+    # A script that writes several kinds is named once.
+    commands = {_command(results, kind): kind for kind in reversed(absent)}
+    absent = [kind for kind in absent if kind in commands.values()]
+    lines = [(KIND_LABELS.get(kind, kind.replace("_", " ")), _command(results, kind)) for kind in absent]
+    items = [f"<li>{html.escape(label)}: <code>{html.escape(command)}</code></li>" for label, command in lines]
+    return f"<h3>Not measured yet</h3><ul>{''.join(items)}</ul>" if items else ""
+
+
+def _command(results: Results, kind: str) -> str:
+    models = _models(results)
+    return how_to_make(kind, models[0] if models else None)
+
+
+def refuse_empty(results: Results) -> None:
+    """Raise UserError, naming the command to begin with, if no kind has results of what is asked for."""
+    if _models(results):
+        return
+    asked = " ".join([*(results.arguments.model or []), *(results.arguments.task or [])])
+    raise UserError(
+        f"{results.store.root} holds no results{' of ' if asked else ''}{asked}; run: "
+        f"{how_to_make('graphs', (results.arguments.model or [None])[0])}"
+    )

@@ -1,0 +1,103 @@
+"""The configs, versions and weights behind the results, from every folder's run.json."""
+
+import html
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from plotting.report.results import Results
+from utils.errors import UserError
+from utils.store import KINDS
+
+logger = logging.getLogger("plotting")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run record and the folders (`kind/model/task`) that carry it."""
+
+    record: dict[str, Any]
+    model: str
+    folders: list[str]
+
+
+def run_records(results: Results) -> list[Run]:
+    """Every different run.json once, in the order of kinds; folders without one are logged."""
+    runs: dict[str, Run] = {}
+    for kind in KINDS:
+        for model in results.models(kind):
+            tasks: list[str | None] = [*results.tasks(kind, model)]
+            for task in tasks or [None]:
+                try:
+                    record = results.store.read_run(kind, model, task)
+                except UserError:
+                    logger.info("%s has no run.json: config unknown", results.store.folder(kind, model, task))
+                    continue
+                key = json.dumps([model, record], sort_keys=True)
+                folder = "/".join(part for part in (kind, model, task) if part)
+                runs.setdefault(key, Run(record, model, [])).folders.append(folder)
+    return list(runs.values())
+
+
+def runs_html(runs: list[Run]) -> str:
+    """A foldable block per run: config, versions, and each checkpoint's revision, commit and hash."""
+    return "\n".join(_run_html(run) for run in runs) or "<p>No folder of these results has a run.json.</p>"
+
+
+def equal_weights_notes(runs: list[Run]) -> list[str]:
+    """A line per model and group of checkpoints that turned out to hold the same weights."""
+    lines = [
+        f"{run.model}: steps {', '.join(f'{step:,}' for step in group)} hold the same weights (equal SHA-256), "
+        "so at most one of them is what its name says"
+        for run in runs
+        for group in run.record.get("equal_weights", [])
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def _run_html(run: Run) -> str:
+    record = run.record
+    checkpoints = record.get("checkpoints", {})
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in (step, *map(weights.get, _WEIGHTS))) + "</tr>"
+        for step, weights in checkpoints.items()
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("step", *_WEIGHTS))
+    config, packages = (_cell(_yaml_like(values)) for values in (record.get("config", {}), record.get("versions", {})))
+    return (
+        f"<details class='run'><summary><b>{_cell(record.get('analysis'))}</b> {_cell(run.model)}"
+        f" <span class='quiet'>{_cell(', '.join(_kinds(run)))}</span></summary>"
+        f"<p class='quiet'>Results in {_cell(', '.join(run.folders))}</p>"
+        f"<div class='columns'><div><h4>Config</h4><pre class='config'>{config}</pre></div>"
+        f"<div><h4>Versions</h4><pre class='versions'>{packages}</pre>"
+        f"<h4>Weights from</h4><p><code>{_cell(record.get('repository'))}</code></p></div></div>"
+        f"<details><summary>Weights of {_count(len(checkpoints))}</summary><div class='scroll'>"
+        f"<table class='weights'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details></details>"
+    )
+
+
+def _kinds(run: Run) -> list[str]:
+    return list(dict.fromkeys(folder.partition("/")[0].replace("_", " ") for folder in run.folders))
+
+
+def _count(n: int) -> str:
+    return f"{n} checkpoint" + ("" if n == 1 else "s")
+
+
+_WEIGHTS = ("repository", "revision", "commit", "sha256")
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else html.escape(str(value))
+
+
+def _yaml_like(values: dict[str, Any], indent: str = "") -> str:
+    """Keys and values a line each, blocks indented, as configs are written."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:", _yaml_like(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""Made-up results of a family the size of pythia-160m: 40 checkpoints, circuits of about a thousand edges."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from edge_attribution_patching.circuit import Circuit
+from edge_attribution_patching.graph import Graph
+from utils.checkpoints import PYTHIA_STEPS, tokens_at
+from utils.store import Store
+
+MODEL = "pythia-160m"
+LAYERS, HEADS = 12, 12
+TASKS = ("ioi", "greater_than", "gendered_pronoun", "sva")
+N_STEPS, N_EDGES = 40, 1000
+SCORES = ("induction", "previous_token", "duplicate_token", "copy", "negative_copy")
+
+
+def family_steps(n: int = N_STEPS) -> list[int]:
+    """`n` of Pythia's checkpoints, spread over training, the first and the last among them."""
+    return [PYTHIA_STEPS[i] for i in np.linspace(0, len(PYTHIA_STEPS) - 1, n).round().astype(int)]
+
+
+def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = TASKS, n_edges: int = N_EDGES) -> Store:
+    """All kinds of results but IOI consistency, written through the store; the same on every call."""
+    store = Store(folder)
+    rng = np.random.default_rng(0)
+    graph = Graph(LAYERS, HEADS, parallel=True)
+    edges = torch.as_tensor(graph.edge_mask).nonzero().numpy()
+    steps = family_steps(n_steps)
+    for task in tasks:
+        chosen = rng.choice(len(edges), n_edges, replace=False)
+        for step in steps:
+            tokens = tokens_at(step)
+            # A tenth of the circuit changes from checkpoint to checkpoint.
+            kept = rng.choice(chosen, n_edges - n_edges // 10, replace=False)
+            others = np.setdiff1d(np.arange(len(edges)), kept)
+            chosen = np.concatenate([kept, rng.choice(others, n_edges // 10, replace=False)])
+            circuit = _circuit(graph, edges[chosen], rng)
+            store.write_table("graphs", MODEL, task, step, circuit.to_table(), tokens)
+            store.write_table("faithfulness", MODEL, task, step, _faithfulness(n_edges, rng), tokens)
+            full = {
+                "full": 3.0 + rng.normal(),
+                "corrupted": -1.0,
+                "n_prompts": 100,
+                "full_se": 0.1,
+                "corrupted_se": 0.1,
+            }
+            store.write_table("baselines", MODEL, task, step, pd.DataFrame([full | {"status": "found"}]), tokens)
+            metrics = pd.DataFrame(
+                {"run": "clean", "metric": ["logit_diff", "prob_diff", "accuracy"], "value": rng.random(3), "se": 0.02}
+            )
+            store.write_table("task_performance", MODEL, task, step, metrics.assign(n=100), tokens)
+        # The report reads no more than one graph's size.
+        store.write_tensors("graphs", MODEL, task, steps[-1], circuit.to_tensors())
+    for step in steps:
+        heads = pd.concat([_heads(rng).assign(score=score) for score in SCORES], ignore_index=True)
+        store.write_table("components", MODEL, None, step, heads, tokens_at(step))
+        for kind in ("successor", "cspa"):
+            store.write_table(kind, MODEL, None, step, _heads(rng), tokens_at(step))
+    return store
+
+
+def _circuit(graph: Graph, edges: np.ndarray, rng: np.random.Generator) -> Circuit:
+    """A circuit of these edges [n, 2], with scores that few strong edges dominate."""
+    scores = torch.zeros(graph.n_forward, graph.n_backward)
+    at = torch.from_numpy(edges)
+    scores[at[:, 0], at[:, 1]] = torch.from_numpy(
+        rng.normal(size=len(edges)) * np.exp(rng.normal(size=len(edges)) - 3)
+    ).float()
+    return Circuit(graph, scores, scores != 0)
+
+
+def _faithfulness(n_edges: int, rng: np.random.Generator) -> pd.DataFrame:
+    sizes = np.unique(np.geomspace(8, 3000, 30).round().astype(int))
+    faithful = np.clip(1.0 - np.exp(-sizes / (0.5 * n_edges * (1 + 0.1 * rng.random()))), 0, None)
+    selected = np.zeros(len(sizes), dtype=bool)
+    selected[(faithful >= 0.8).argmax()] = True
+    counts = {"size": sizes, "n_edges": np.where(selected, n_edges, sizes), "n_nodes": np.minimum(2 + sizes // 5, 157)}
+    values = {"metric": faithful * 3, "faithfulness": faithful, "faithfulness_raw": faithful, "selected": selected}
+    return pd.DataFrame(counts | values)
+
+
+def _heads(rng: np.random.Generator) -> pd.DataFrame:
+    layers, heads = (index.ravel() for index in np.indices((LAYERS, HEADS)))
+    return pd.DataFrame({"layer": layers, "head": heads, "value": rng.random(layers.size) ** 6})
