@@ -28,6 +28,7 @@ class Line:
         name: legend entry, and first line of the hover text.
         look: colour, marker and dash.
         error: column of standard errors, drawn as a 95% band, or None.
+        interval: columns of a 95% interval's ends, drawn as a band; an end that is missing closes the band there.
         dash: overrides the look's dash.
         hover: further columns shown on hover.
         markers: whether checkpoints are marked.
@@ -41,6 +42,7 @@ class Line:
     name: str
     look: ModelLook
     error: str | None = None
+    interval: tuple[str, str] | None = None
     dash: str | None = None
     hover: tuple[str, ...] = ()
     markers: bool = True
@@ -102,6 +104,10 @@ class Panels:
         if line.error is not None and line.error in table and table[line.error].notna().any():
             half = INTERVAL * table[line.error].astype(float)
             self._band(x, y - half, y + half, line.look.colour, entry, where)
+        if line.interval is not None and set(line.interval) <= set(table):
+            low, high = (table[end].astype(float).where(table[line.value].notna()) for end in line.interval)
+            if low.notna().any():
+                self._band(x, low.fillna(y), high.fillna(y), line.look.colour, entry, where)
         extra = [column_name for column_name in line.hover if column_name in table]
         hover = "".join(f"<br>{name.replace('_', ' ')}: %{{customdata[{i + 2}]}}" for i, name in enumerate(extra))
         self.figure.add_trace(

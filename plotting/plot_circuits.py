@@ -32,11 +32,20 @@ COUNTS = {"edges": "n_edges", "nodes": "n_nodes"}
 
 
 def selected_circuits(faithfulness: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
-    """One row per model, task and step: the baselines and the selected circuit, NaN where none was selected."""
+    """One row per model, task and step: the baselines and the selected circuit, NaN where none was selected.
+
+    `n_edges_low, n_edges_high` and the same of `n_nodes` are those of the circuits at the ends of the size's interval.
+    """
     keys = ["model", "task", "step"]
-    columns = [*keys, "n_edges", "n_nodes", "faithfulness"]
+    interval = [name for name in ("faithfulness_low", "faithfulness_high") if name in faithfulness]
+    columns = [*keys, "n_edges", "n_nodes", "faithfulness", *interval]
     chosen = faithfulness.loc[faithfulness["selected"].astype(bool), columns]
     table = baselines.merge(chosen, on=keys, how="left", validate="one_to_one")
+    for end in ("low", "high"):
+        if f"size_{end}" in table:
+            sizes = faithfulness[[*keys, "size", "n_edges", "n_nodes"]].astype({"size": float})
+            sizes.columns = pd.Index([*keys, f"size_{end}", f"n_edges_{end}", f"n_nodes_{end}"])
+            table = table.astype({f"size_{end}": float}).merge(sizes, on=[*keys, f"size_{end}"], how="left")
     for (model, task), rows in table.groupby(["model", "task"], sort=False):
         without = int(rows["n_edges"].isna().sum())
         if without:
@@ -62,8 +71,12 @@ def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, 
             if rows.empty:
                 continue
             look = looks[model]
-            panels.draw(Line(rows, COUNTS[count], model, look, hover=("n_edges", "n_nodes", "faithfulness")), 1, column)
-            panels.draw(Line(rows, "faithfulness", model, look, hover=("n_edges", "n_nodes")), 2, column)
+            for row, value, hover in (
+                (1, COUNTS[count], ("n_edges", "n_nodes", "faithfulness")),
+                (2, "faithfulness", ("n_edges", "n_nodes")),
+            ):
+                ends = f"{value}_low", f"{value}_high"
+                panels.draw(Line(rows, value, model, look, interval=ends, hover=hover), row, column)
             panels.draw(Line(rows, "full", model, look, error="full_se", hover=("corrupted", "n_prompts")), 3, column)
             panels.draw(
                 Line(rows, "corrupted", model, look, error="corrupted_se", dash="dot", markers=False), 3, column
