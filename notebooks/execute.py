@@ -1,0 +1,81 @@
+"""Run notebooks from their .py and write the .ipynb beside them, with its outputs.
+
+    python notebooks/execute.py                      # all of them
+    python notebooks/execute.py ioi_circuit          # one
+
+The .py (jupytext, percent format) is what is edited; the .ipynb is made from it, so the two cannot differ. What differs
+from run to run (times, ids) is left out of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parent
+NAMES = ("ioi_circuit", "greater_than_circuit", "reading_a_sweep")
+
+logger = logging.getLogger("notebooks")
+
+
+def load(name: str) -> nbformat.NotebookNode:
+    """A notebook without outputs, from its .py; cells are numbered, so that the same .py gives the same notebook."""
+    notebook = jupytext.read(FOLDER / f"{name}.py")
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
+    return notebook
+
+
+def run(name: str, parameters: Mapping[str, Any] | None = None) -> nbformat.NotebookNode:
+    """Run a notebook from the folder it lies in, as Jupyter does.
+
+    Args:
+        name: without suffix.
+        parameters: override what the cell tagged `parameters` sets, in a cell after it (papermill's convention).
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: if a cell fails.
+    """
+    notebook = load(name)
+    if parameters:
+        place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+        source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+        notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(source, id="injected"))
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(FOLDER)}},
+        record_timing=False,
+    )
+    client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    return notebook
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the notebooks named, or all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(NAMES)} (all)")
+    names = parser.parse_args(argv).names or list(NAMES)
+    if unknown := sorted(set(names) - set(NAMES)):
+        parser.error(f"no notebook {unknown[0]}; there are {', '.join(NAMES)}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in names:
+        notebook = run(name)
+        path = FOLDER / f"{name}.ipynb"
+        nbformat.write(notebook, path)
+        logger.info("wrote %s (%d kB)", path.name, path.stat().st_size / 1000)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

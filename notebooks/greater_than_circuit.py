@@ -1,0 +1,363 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The greater-than circuit of one model, step by step
+#
+# "The war lasted from the year 1732 to the year 17" → any two digits **greater than 32**. Hanna et al. 2023 ([arXiv
+# 2305.00586](https://arxiv.org/abs/2305.00586)) found how GPT-2 small does it:
+#
+# 1. **attention heads** of the middle layers look from the end of the sentence back at the start year's digits (YY)
+#    and bring them there;
+# 2. **MLPs** of the later layers turn "the year was YY" into "everything above YY", and write that to the logits.
+#
+# This notebook takes one checkpoint through the same steps: what it says, where its heads look, which heads and MLPs
+# write the answer, *what* they write, through whom, and what the whole circuit is. By default it runs on the small
+# family that `make toy` trains in minutes. Every step says what to look for in any model, and then what **the toy
+# model** shows.
+
+# %%
+import sys
+from pathlib import Path
+
+# The repository's root, from whichever folder the notebook was opened.
+ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "notebooks" / "support.py").is_file())
+sys.path.insert(0, str(ROOT))
+
+import pandas as pd
+import torch
+
+from edge_attribution_patching.forward import Layout, embed, forward, normalise
+from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.patching import evaluate_metric, prepare_runs, run_metric
+from edge_attribution_patching.paths import path_masks
+from edge_attribution_patching.search import nodes_in
+from notebooks.drawing import Axis, draw_head_maps, draw_maps, top_heads
+from notebooks.support import start
+from plotting.plot_circuit import draw_circuit
+from plotting.plot_faithfulness_curve import draw_curves
+from utils.checkpoints import select_steps
+from utils.circuits import CircuitsConfig, find_circuit, prompt_metric, token_pairs
+from utils.ioi_effects import name_attention
+from utils.models import resolve_family
+from utils.task_performance import answer_logits, task_performance
+from utils.tasks import TASKS, build_prompts
+from utils.tasks.greater_than import two_digit_tokens
+
+show = start(figures="png")  # "interactive": hover and zoom while you work
+
+# %% [markdown]
+# ## Choose the model
+#
+# This cell is the only one to change. `MODEL` is a Pythia name (`"pythia-70m"`, `"pythia-160m"`, ...; downloaded once
+# into `model_cache`), a hub id, or a folder of checkpoints. `STEP` is a training step; `None` takes the last.
+
+# %% tags=["parameters"]
+MODEL = "model_cache/toy"
+STEP = None
+N_PROMPTS = 100
+
+# %%
+family = resolve_family(MODEL, Path("model_cache"))
+[step] = select_steps([family.steps[-1] if STEP is None else STEP], family.steps, family.name)
+checkpoint = family.load(step)
+weights, graph = checkpoint.weights, Graph.of(checkpoint.weights)
+heads = [(layer, head) for layer in range(graph.n_layers) for head in range(graph.n_heads)]
+size = f"{graph.n_layers} layers of {graph.n_heads} heads, {graph.n_edges:,} edges"
+f"{checkpoint.name}, step {step:,} ({checkpoint.tokens:,} tokens): {size}"
+
+# %% [markdown]
+# ## The prompts
+#
+# Years are two tokens, century and two digits. The corrupted prompt starts in the year **01** of the same century,
+# after which every year is allowed: it asks for the same kind of answer but says nothing about which. The one
+# position where the two prompts differ is that of the start year's digits, YY.
+
+# %%
+prompts = build_prompts("greater_than", checkpoint.tokenizer, N_PROMPTS, seed=0).to(checkpoint.device)
+pairs = token_pairs(prompts)
+yy = pairs.first_difference()
+pd.DataFrame(prompts.texts, columns=["clean", "corrupted"]).assign(
+    **{"right answers": [f"{year % 100 + 1:02d} ... 99" for year in prompts.meta["year"]]}
+).head(4)
+
+# %% [markdown]
+# ## Can the model do it?
+#
+# The number to watch is the **probability difference**: P(years above YY) − P(years up to YY). It is 1 for a model
+# that never errs. `prob_mass` is the probability of two digits at all.
+
+# %%
+performance = task_performance(weights, prompts, TASKS["greater_than"].metrics, batch_size=64)
+performance.pivot(index="metric", columns="run", values=["value", "se"]).loc[list(TASKS["greater_than"].metrics)]
+
+# %% [markdown]
+# One number hides whether the model has learned *greater than* or a list of likely years. This map does not: each row
+# is a start year, each column an answer, as in figure 1 of Hanna et al. **Look for** a sharp diagonal: probability to
+# its right, none to its left. Rows are averaged in bins of start years; the first and last years of a century never
+# occur.
+
+# %%
+digits = two_digit_tokens(checkpoint.tokenizer)  # number -> token
+answers = sorted(digits)
+answer_tokens = torch.tensor([digits[number] for number in answers], device=checkpoint.device)
+BIN = 5
+start_years = torch.tensor([year % 100 for year in prompts.meta["year"]])
+bins = sorted({int(year) // BIN for year in start_years})
+
+
+def by_start_year(values):
+    """Mean over the prompts of each bin of start years: [prompt, answer] -> [bin, answer]."""
+    return torch.stack([values.cpu()[start_years // BIN == place].mean(dim=0) for place in bins])
+
+
+rows = Axis("start year", [f"{BIN * place:02d} to {BIN * place + BIN - 1:02d}" for place in bins])
+columns = Axis("answer", [f"{number:02d}" for number in answers])
+probabilities = answer_logits(weights, prompts.clean, prompts.lengths).softmax(dim=-1)[:, answer_tokens]
+show(
+    draw_maps(
+        {"": by_start_year(probabilities)},
+        columns,
+        rows,
+        "What the model answers, by start year",
+        f"{checkpoint.name}, step {step:,}; mean over {len(prompts)} prompts; 0.1 and more is darkest",
+        "probability",
+        signed=False,
+        cell=6,
+        height_of_cell=17,
+        darkest=0.1,
+    )
+)
+
+# %% [markdown]
+# **The toy model** draws the diagonal's left side as it should: next to nothing on years that are too early. To the
+# right it is a *band*, not a triangle: it expects the end within about thirty years, which is how spans are in the
+# text it was trained on. So it has learned "somewhat later", which contains "greater than". The metric cannot tell
+# the two apart.
+#
+# ## Where do heads look from the end of the prompt?
+#
+# **Look for** heads that look from END (the last token) at YY. The noun and the century say nothing about the answer.
+
+# %%
+places = torch.stack([yy, yy - 1, prompts.lengths - 1], dim=1)
+attention = name_attention(weights, prompts.clean, prompts.lengths, prompts.positions["end"], places, batch_size=64)
+show(
+    draw_head_maps(
+        dict(zip(("END to YY", "END to the century before YY", "END to itself"), attention, strict=True)),
+        "Attention from the prompt's end",
+        f"{checkpoint.name}, step {step:,}; mean over {len(prompts)} prompts",
+        "attention",
+        signed=False,
+    )
+)
+
+# %% [markdown]
+# **The toy model** has such heads in almost every layer, two of them in the last, where no later layer can work on
+# what they bring.
+#
+# ## Who writes the answer? Direct effects of heads and MLPs
+#
+# Change one thing: the *logits* read what one head (or MLP) writes on the corrupted prompt; everything else keeps its
+# clean value. The change of the probability difference is its **direct effect**. As every intervention here, that is
+# an *edge mask*: with `base="clean"` the edges in the mask carry the corrupted run, all others the clean one. **Look
+# for** orange: without that message the answer gets worse. In GPT-2 most of it is in the MLPs.
+
+# %%
+(batch,) = pairs.batches(len(prompts))
+runs = prepare_runs(weights, batch, base="clean")
+metric = prompt_metric(prompts, "prob_diff")
+corrupted_values, clean_values = run_metric(weights, runs, metric)
+
+
+def head_effects(through_mlps=False):
+    """Change of the probability difference when only the paths head -> (MLPs ->) logits carry the corrupted run."""
+    effects = []
+    for layer in range(graph.n_layers):  # one layer's masks at a time: those of a large model are large
+        masks = path_masks(graph, [head for head in heads if head[0] == layer], through_mlps=through_mlps)
+        effects.append((evaluate_metric(weights, runs, masks, metric) - clean_values).mean(dim=1).cpu())
+    return torch.stack(effects)
+
+
+def mlp_effects():
+    """The same for MLP -> logits: everything below has its corrupted value, but only this edge carries it on."""
+    masks = torch.zeros(graph.n_layers, graph.n_forward, graph.n_backward, dtype=torch.bool)
+    for layer, mask in enumerate(masks):
+        mask[:, : graph.mlp_input(layer) + 1] = True
+        mask[graph.mlp(layer), graph.logits] = True
+    return (evaluate_metric(weights, runs, masks, metric) - clean_values).mean(dim=1).cpu()
+
+
+direct, through_mlps, of_mlps = head_effects(), head_effects(through_mlps=True), mlp_effects()
+show(
+    draw_head_maps(
+        {"head → logits": direct, "head → MLPs → logits as well": through_mlps},
+        "Effect of each head on the probability difference",
+        f"Path patching; clean {clean_values.mean():.2f}, corrupted {corrupted_values.mean():.2f}",
+        "change in probability",
+    )
+)
+
+# %%
+pd.DataFrame({"MLP": [f"m{layer}" for layer in range(graph.n_layers)], "direct effect": of_mlps.tolist()})
+
+# %% [markdown]
+# Where the second panel is darker than the first, the head works *through* MLPs: it brings YY, they compute with it.
+#
+# **The toy model** does both. The heads of its last layer write to the logits directly (no MLP reads them: in these
+# parallel blocks an MLP reads what its own layer's heads read, not what they write); a head of layer 1 has most of
+# its effect through the MLPs above it; and the last two MLPs have direct effects of their own. The largest single
+# effect belongs to a head of the last layer. That differs from GPT-2, where the MLPs do most of the comparing.
+#
+# ## What do they write?
+#
+# Read what each component writes at END as if it were the model's output: through the final LayerNorm (at the scale
+# of the run) onto the logits of the two-digit answers, centred over them. Each row is again a start year. **Look
+# for** two shapes (figures 5 and 6 of Hanna et al.): a **diagonal** means "YY", the year itself; an upper
+# **triangle**, blue right of the diagonal, means "greater than YY": the comparison has been made.
+
+# %%
+strongest = top_heads(direct, 3)
+mlps = sorted(layer for layer, _ in top_heads(of_mlps[:, None], 3))
+written = {}
+
+
+def watch(activations):
+    """Keep what the components write at END."""
+    at = activations.layer
+    for layer, head in strongest:
+        if layer == at:
+            written[f"a{layer}.h{head}"] = activations.z[layout.last, head] @ weights.layers[layer].W_O[head]
+    if at in mlps:
+        written[f"m{at}"] = activations.mlp_out[layout.last]
+
+
+layout = Layout(torch.zeros_like(prompts.lengths), prompts.lengths)
+with torch.no_grad():
+    final = forward(weights, layout, embed(weights, layout, layout.pack(prompts.clean)), visit=watch)
+    _, inverse_scale = normalise(weights.final_norm, final[layout.last])
+
+
+def to_answers(output):
+    """Logits of the answers that an output writes [prompt, answer], centred over the answers."""
+    with torch.no_grad():
+        centred = (output - output.mean(dim=-1, keepdim=True)) * inverse_scale * weights.final_norm.gain
+        logits = centred @ weights.unembed[answer_tokens].T
+    return logits - logits.mean(dim=1, keepdim=True)
+
+
+order = [f"a{layer}.h{head}" for layer, head in strongest] + [f"m{layer}" for layer in mlps]
+show(
+    draw_maps(
+        {name: by_start_year(to_answers(written[name])) for name in order},
+        columns,
+        rows,
+        "What heads and MLPs write to the answers' logits",
+        "The strongest heads, then MLPs; blue raises an answer, orange lowers it; each panel has its own scale",
+        "logits",
+        cell=2,
+        height_of_cell=9,
+        each_own_scale=True,
+    )
+)
+
+# %% [markdown]
+# The same as a number: how much each component adds to the mean logit of the right answers minus that of the wrong
+# ones.
+
+# %%
+right = torch.tensor(answers)[None, :] > start_years[:, None]
+share = {}
+for name in order:
+    logits = to_answers(written[name]).cpu()
+    difference = (logits * right).sum(dim=1) / right.sum(dim=1) - (logits * ~right).sum(dim=1) / (~right).sum(dim=1)
+    share[name] = {
+        "right minus wrong (logits)": float(difference.mean()),
+        "prompts helped": float((difference > 0).float().mean()),
+    }
+pd.DataFrame(share).T
+
+# %% [markdown]
+# **The toy model**'s two strongest heads write the finished band, low years lowered, the years after the start
+# raised. The strongest looks at YY and at nothing else, so what it writes was worked out where YY stands (the circuit
+# below shows its values come from the MLPs there): the comparison is made first, and moved afterwards. In GPT-2 it is
+# the other way round. The last MLP adds GPT-2's version, in coarse steps: the upper end of the century, the lower
+# end, little between.
+#
+# ## The circuit
+#
+# **EAP-IG** (Hanna et al. 2024, [arXiv 2403.17806](https://arxiv.org/abs/2403.17806)) scores *every* edge with a
+# handful of gradients, and a search finds the smallest circuit that is **faithful**: with all other edges on the
+# corrupted run it keeps 80% of the difference between clean and corrupted prompts, on prompts that the scores have
+# not seen.
+
+# %%
+config = CircuitsConfig(model=MODEL, task="greater_than", n_prompts=N_PROMPTS)
+report = find_circuit(weights, checkpoint.tokenizer, config, "greater_than")
+report.baselines.T.rename(columns={0: "greater-than circuit"})
+
+# %%
+edges = report.circuit.to_table()
+if edges.empty:
+    print(f"No circuit to draw: {report.baselines['status'][0]}.")
+else:
+    show(
+        draw_circuit(
+            edges.head(100),
+            f"Greater-than circuit of {checkpoint.name} at step {step:,}",
+            f"{len(edges)} of {graph.n_edges:,} edges, {report.circuit.n_nodes} nodes; width grows with |score|",
+        )
+    )
+
+# %%
+if len(report.faithfulness):
+    curve = report.faithfulness.assign(model=checkpoint.name, task="greater_than", step=step)
+    show(draw_curves(curve, checkpoint.name, 1))
+
+# %% [markdown]
+# **Look for** the widest edges: from the embedding of YY through the lower MLPs into *values* (v) of the heads above,
+# and from there to the logits. Edges into queries and keys would say that *where* a head looks depends on YY.
+#
+# **The toy model** needs about a ninth of its edges and most of its heads: its greater-than is spread out, where its
+# IOI ([ioi_circuit](ioi_circuit.ipynb)) hangs on one head. A steep curve means that a small core does the job; this
+# one rises slowly.
+#
+# ## What to take away
+#
+# The heads of the circuit, side by side with what they do:
+
+# %%
+in_circuit = nodes_in(report.circuit.in_circuit[None], graph)[0]
+table = pd.DataFrame(
+    [
+        {
+            "head": f"a{layer}.h{head}",
+            "to the logits": float(direct[layer, head]),
+            "with MLPs": float(through_mlps[layer, head]),
+            "END to YY": float(attention[0, layer, head]),
+        }
+        for layer, head in heads
+        if in_circuit[graph.head(layer, head)]
+    ],
+    columns=["head", "to the logits", "with MLPs", "END to YY"],
+)
+table.sort_values("with MLPs", ignore_index=True).head(10)
+
+# %% [markdown]
+# - The map of answers by start year says *whether* a model compares; direct effects say *who* writes the comparison;
+#   the maps of what is written say *where* it is made. The three together are the claim, not the circuit's drawing
+#   alone.
+# - The toy model mostly compares where the year stands and then moves the result, and does a smaller part as GPT-2
+#   does: move the year, then compare in the MLPs.
+# - Now set `MODEL = "pythia-160m"` and see which of the two it does. Over all checkpoints at once:
+#   `get_circuits_over_time.py`, read in [reading_a_sweep](reading_a_sweep.ipynb).

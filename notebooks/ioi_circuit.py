@@ -1,0 +1,471 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The IOI circuit of one model, step by step
+#
+# "When Mary and John went to the store, John gave a drink to" → " Mary". To finish the sentence with the **indirect
+# object** (IO, *Mary*) and not with the **subject** (S, *John*), a model has to notice which name stands there twice.
+# Wang et al. 2022 ([arXiv 2211.00593](https://arxiv.org/abs/2211.00593)) found how GPT-2 small does it:
+#
+# 1. **duplicate-token** and **induction heads**, at the second *John* (S2), notice that the name has been there
+#    before;
+# 2. **S-inhibition heads** carry that to the sentence's end (END) and keep the next heads from looking at *John*;
+# 3. **name movers** look at the name that is left and copy it; **negative name movers** do the opposite.
+#
+# Tigges et al. 2024 ([arXiv 2407.10827](https://arxiv.org/abs/2407.10827)) asked whether other models, and earlier
+# checkpoints of the same model, do the same. This notebook asks it of one checkpoint: what the model says, where its
+# heads look, which heads write the answer, who tells those heads where to look, and what the whole circuit is.
+#
+# By default it runs on the small family that `make toy` trains in minutes (4 layers of 4 heads, a world of a few
+# sentence patterns). Every step says what to look for in any model, and then what **the toy model** shows. It learns
+# the task perfectly. Whether it learns the *algorithm* is another question, and the answer is worth the read.
+
+# %%
+import sys
+from pathlib import Path
+
+# The repository's root, from whichever folder the notebook was opened.
+ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "notebooks" / "support.py").is_file())
+sys.path.insert(0, str(ROOT))
+
+import pandas as pd
+import torch
+
+from edge_attribution_patching.forward import Layout, embed, forward, normalise
+from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.patching import evaluate_masks_final, prepare_runs
+from edge_attribution_patching.paths import Receivers, path_masks
+from edge_attribution_patching.search import nodes_in
+from notebooks.drawing import draw_attention, draw_head_maps, draw_scatter, top_heads
+from notebooks.support import start
+from plotting.plot_circuit import draw_circuit
+from plotting.plot_faithfulness_curve import draw_curves
+from utils.checkpoints import select_steps
+from utils.circuits import CircuitsConfig, find_circuit, token_pairs
+from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
+from utils.ioi_effects import LogitDifference, PairedRuns, name_attention
+from utils.models import resolve_family
+from utils.task_performance import task_performance
+from utils.tasks import TASKS, build_prompts
+from utils.tasks.ioi import signal_variants
+
+show = start(figures="png")  # "interactive": hover and zoom while you work
+
+# %% [markdown]
+# ## Choose the model
+#
+# This cell is the only one to change. `MODEL` is a Pythia name (`"pythia-70m"`, `"pythia-160m"`, ...; downloaded once
+# into `model_cache`), a hub id, or a folder of checkpoints. `STEP` is a training step; `None` takes the last.
+
+# %% tags=["parameters"]
+MODEL = "model_cache/toy"
+STEP = None
+N_PROMPTS = 100
+
+# %%
+family = resolve_family(MODEL, Path("model_cache"))
+[step] = select_steps([family.steps[-1] if STEP is None else STEP], family.steps, family.name)
+checkpoint = family.load(step)
+weights, graph = checkpoint.weights, Graph.of(checkpoint.weights)
+heads = [(layer, head) for layer in range(graph.n_layers) for head in range(graph.n_heads)]
+size = f"{graph.n_layers} layers of {graph.n_heads} heads, {graph.n_edges:,} edges"
+f"{checkpoint.name}, step {step:,} ({checkpoint.tokens:,} tokens): {size}"
+
+# %% [markdown]
+# ## The prompts
+#
+# Each prompt comes with a corrupted partner of the same length, so that activations can be exchanged position by
+# position. We use both corruptions of the literature: `swap` repeats the other name, so that the right answer flips;
+# `abc` names three different people, so that there is no right answer.
+
+# %%
+swap = build_prompts("ioi", checkpoint.tokenizer, N_PROMPTS, seed=0).to(checkpoint.device)
+abc = build_prompts("ioi", checkpoint.tokenizer, N_PROMPTS, seed=0, ioi_corruption="abc").to(checkpoint.device)
+names = torch.stack([swap.positions[name] for name in ("io", "s1", "s2")], dim=1)  # [prompt, 3]
+
+pd.DataFrame(
+    {
+        "clean": [clean for clean, _ in swap.texts],
+        "swap ends with": [corrupted.split()[-5:] for _, corrupted in swap.texts],
+        "abc": [corrupted for _, corrupted in abc.texts],
+        "answer": swap.meta["io"],
+    }
+).assign(**{"swap ends with": lambda table: "... " + table["swap ends with"].str.join(" ")}).head(4)
+
+# %% [markdown]
+# ## Can the model do it?
+#
+# The number to watch is the **logit difference**, logit(IO) − logit(S): above 0 the model prefers the right name. On
+# `swap` prompts it should be about as far below 0. `accuracy` asks which of the two names wins, `rank_0_rate` whether
+# the right one beats every token there is.
+
+# %%
+performance = task_performance(weights, swap, TASKS["ioi"].metrics, batch_size=64)
+performance.pivot(index="metric", columns="run", values=["value", "se"]).loc[list(TASKS["ioi"].metrics)]
+
+# %% [markdown]
+# **The toy model** does it without an error. A circuit of a model that fails at the task explains nothing, so if your
+# logit difference is near 0 (try an early `STEP`), stop here.
+#
+# ## Where do heads look from the end of the prompt?
+#
+# The answer is read off at END, the last token. A head brings a name there by attending to it. **Look for** heads
+# that look at IO and not at S (name movers as in GPT-2), heads that look at S2 (S-inhibition heads do), and heads
+# that cannot tell IO from S1.
+
+# %%
+attention = name_attention(weights, swap.clean, swap.lengths, swap.positions["end"], names, batch_size=64)
+show(
+    draw_head_maps(
+        dict(zip(("END to IO", "END to S1", "END to S2"), attention, strict=True)),
+        "Attention from the prompt's end to the names",
+        f"{checkpoint.name}, step {step:,}; mean over {len(swap)} prompts",
+        "attention",
+        signed=False,
+    )
+)
+
+# %% [markdown]
+# **The toy model**: all heads of layer 2 split their attention evenly between IO and S1. They gather the two names of
+# the first clause and have no preference. One head of the last layer looks at S2 and at nothing else. No head prefers
+# IO. This is not what GPT-2's name movers do.
+#
+# ## Which heads write the answer? Direct effects
+#
+# Looking is not writing. For each head, keep the whole clean run and change one thing: the *logits* read what that
+# head writes on the corrupted prompt, and nothing between the head and the logits is touched. The change of the logit
+# difference is the head's **direct effect**. In this repository that, like every intervention, is an *edge mask*:
+# which edges of the graph carry the corrupted run. With `base="clean"` all other edges carry the clean one.
+#
+# **Look for** dark orange: without that head's message the logit difference falls. Blue heads push against the
+# answer.
+
+# %%
+logit_difference = LogitDifference(weights, swap)
+
+
+def path_effects(prompts, stages=()):
+    """Change of the logit difference [layer, head] when only head -> stages -> logits carry the corrupted run."""
+    (batch,) = token_pairs(prompts).batches(len(prompts))
+    runs = prepare_runs(weights, batch, base="clean")
+    clean = logit_difference(runs.base.final, batch.index)
+    rows = []
+    for layer in range(graph.n_layers):  # one layer's masks at a time: those of a large model are large
+        masks = path_masks(graph, [head for head in heads if head[0] == layer], stages)
+        patched = logit_difference(evaluate_masks_final(weights, runs, masks), batch.index)
+        rows.append((patched - clean).mean(dim=1).cpu())
+    return torch.stack(rows)
+
+
+direct = path_effects(swap)
+show(
+    draw_head_maps(
+        {"swap: the other answer": direct, "abc: no answer": path_effects(abc)},
+        "Direct effect of each head on the logit difference",
+        "Path patching head → logits; orange: the answer is lost",
+        "change in logits",
+    )
+)
+
+# %% [markdown]
+# For orientation, the mean logit difference on clean prompts, and the heads with the largest direct effects:
+
+# %%
+clean_mean = float(performance.query("run == 'clean' and metric == 'logit_diff'")["value"].iloc[0])
+writers = top_heads(direct, 6)
+pd.DataFrame(
+    [
+        {
+            "head": f"a{layer}.h{head}",
+            "direct effect": float(direct[layer, head]),
+            "of clean": float(direct[layer, head]) / clean_mean,
+        }
+        | {f"attends to {name}": float(attention[i, layer, head]) for i, name in enumerate(("IO", "S1", "S2"))}
+        for layer, head in writers
+    ]
+)
+
+# %% [markdown]
+# **The toy model**: one head is the whole story. The head that looks at S2 carries more than twice the logit
+# difference on `swap` prompts: exchange its message, and nothing else in the model, and the model gives the *other*
+# name with the same conviction. With `abc` it carries about all of it. The layer-2 heads that look at both names
+# hardly matter *for the difference*, because they do the same for both names.
+#
+# ## What do they write? Copying and negative copying
+#
+# A head that attends to a name can raise that name's logit (copying: name movers) or lower it (negative copying). The
+# **copy score** asks this of the weights alone: send a name through the head's value and output matrices and see
+# whether the name is among the 5 most promoted tokens. The negative copy score takes minus the head's output.
+
+# %%
+copying = copy_scores(weights, swap.clean, swap.lengths, names, batch_size=64)
+show(
+    draw_head_maps(
+        {"copy score": copying["copy"], "negative copy score": copying["negative_copy"]},
+        "What heads do to a name that they attend to",
+        "How often the name is among the 5 tokens that the head promotes (or, negative: demotes) most",
+        "% of names",
+        signed=False,
+    )
+)
+
+# %% [markdown]
+# The same question asked of real prompts, as in figure 3 of Wang et al.: for the head with the largest direct effect,
+# how much it attends to each name (one point a prompt and name) against what it writes at END in the direction of
+# that name's logit. **Look for** IO points in the upper right (a name mover), or points in the lower right: the more
+# the head looks at a name, the less likely it makes it.
+
+# %%
+layer, head = writers[0]
+seen, patterns = {}, []
+
+
+def watch(activations):
+    """Keep the head's attention from END and its output there, and every head's attention on the first prompt."""
+    patterns.append(activations.pattern[0])  # [head, query, key]
+    if activations.layer == layer:
+        seen["pattern"] = activations.pattern[torch.arange(len(swap)), head, swap.lengths - 1]  # [prompt, key]
+        seen["written"] = activations.z[layout.last, head] @ weights.layers[layer].W_O[head]  # [prompt, d_model]
+
+
+layout = Layout(torch.zeros_like(swap.lengths), swap.lengths)
+with torch.no_grad():
+    final = forward(weights, layout, embed(weights, layout, layout.pack(swap.clean)), visit=watch)
+    _, inverse_scale = normalise(weights.final_norm, final[layout.last])
+    written = (seen["written"] - seen["written"].mean(dim=-1, keepdim=True)) * inverse_scale * weights.final_norm.gain
+    logits = written @ (weights.unembed - weights.unembed.mean(dim=0)).T
+
+to_io, to_s1, to_s2 = seen["pattern"].gather(1, names).T.cpu()
+to_logit = {
+    name: logits.gather(1, tokens[:, :1])[:, 0].cpu()
+    for name, tokens in (("IO", swap.answers), ("S", swap.wrong_answers))
+}
+show(
+    draw_scatter(
+        {"IO": (to_io, to_logit["IO"]), "S (at S1 or S2)": (to_s1 + to_s2, to_logit["S"])},
+        f"What a{layer}.h{head} writes about the names it looks at",
+        "One point a prompt and name",
+        "attention from END to the name (probability)",
+        "written to the name's logit (logits)",
+    )
+)
+
+# %% [markdown]
+# And its attention on one whole prompt, beside that of the head that looks at IO most. The last row is END.
+
+# %%
+length = int(swap.lengths[0])
+tokens = [checkpoint.tokenizer.decode([token]) for token in swap.clean[0, :length].tolist()]
+looking = divmod(int(attention[0].argmax()), graph.n_heads)
+show(
+    draw_attention(
+        {f"a{at}.h{of}": patterns[at][of, :length, :length] for at, of in dict.fromkeys(((layer, head), looking))},
+        tokens,
+        "Attention on one prompt",
+        f"The decisive head and the head that looks at IO most; the answer is {swap.meta['io'][0]}",
+    )
+)
+
+# %% [markdown]
+# **The toy model**: its layer-2 heads are perfect copiers, and its decisive head is a perfect *negative* copier: it
+# looks at S2 and pushes that name down by several logits. So the answer comes about by **elimination**: layer 2 puts
+# both names on the list, the last layer crosses one out.
+#
+# ## Who tells these heads where to look?
+#
+# In GPT-2 the name movers' queries are steered by S-inhibition heads. To find such heads, patch longer paths: a
+# head's corrupted message goes only into the **queries** (or keys, or values) of the heads above, and from there to
+# the logits. **Look for** orange in the first panel: S-inhibition heads. Orange under "values" means that the name
+# itself comes through a head.
+
+# %%
+receivers = tuple(writers)
+steering = {
+    f"into their {word}": path_effects(swap, [Receivers(receivers, letter)])
+    for letter, word in (("q", "queries"), ("k", "keys"), ("v", "values"))
+}
+show(
+    draw_head_maps(
+        steering,
+        f"Effect of each head through {', '.join(f'a{layer}.h{head}' for layer, head in receivers)}",
+        "Path patching head → query, key or value → logits (swap)",
+        "change in logits",
+    )
+)
+
+# %% [markdown]
+# **The toy model**: nothing steers the queries. The largest numbers are a few per cent of the direct effect, in the
+# values. No S-inhibition, and indeed none is needed, as the next experiment shows.
+#
+# ## Does it notice the repetition?
+#
+# What makes the decisive heads look at S2: that the name is *repeated*, or merely that it is the *last* name? Three
+# kinds of prompts tell these apart. In `abc` prompts the name at the place of S2 is new. In the variants of Wang et
+# al. (section 3.2) the names of the first clause change places, or S is replaced by another name at both its places.
+# **Look for** attention that collapses on `abc`: the head depends on the repetition. If it stays, the head only knows
+# where names stand.
+
+# %%
+variants = signal_variants(swap, checkpoint.tokenizer)
+kinds = {"clean": swap.clean, "abc: no name repeated": abc.corrupted} | {
+    name.replace("_", " "): tokens for name, tokens in variants.items() if name != "same_token_same_order"
+}
+rows = []
+for kind, tokens in kinds.items():
+    where = name_attention(weights, tokens, swap.lengths, swap.positions["end"], names, batch_size=64)
+    rows.append(
+        {"prompts": kind} | {f"a{layer}.h{head} to S2's place": float(where[2, layer, head]) for layer, head in writers}
+    )
+pd.DataFrame(rows).set_index("prompts")
+
+# %% [markdown]
+# **The toy model** looks at the last name whether or not it has been there before. It has found a shortcut that its
+# world rewards: the last name mentioned is never the answer. All its accuracy on IOI comes from that, and a benchmark
+# of IOI prompts alone could not have told it from the algorithm of GPT-2. Its answer to an `abc` prompt gives the
+# shortcut away: it should prefer neither of the first two names, and avoid the third.
+
+# %%
+with torch.no_grad():
+    final = forward(weights, layout, embed(weights, layout, layout.pack(abc.corrupted)), last_layer="answers")
+    normalised, _ = normalise(weights.final_norm, final)
+    logits = (normalised * weights.final_norm.gain + weights.final_norm.bias) @ weights.unembed.T
+probabilities = logits.softmax(dim=-1).gather(1, abc.corrupted.gather(1, names)).mean(dim=0)
+pd.DataFrame(
+    {
+        "name in an abc prompt": ["first place of IO", "place of S1", "place of S2 (the last name)"],
+        "mean probability": probabilities.tolist(),
+    }
+)
+
+# %% [markdown]
+# ## S-inhibition, tested
+#
+# The definition of Tigges et al. goes further than a path's effect. Replace what a candidate head writes at END by
+# what it writes for the same prompt with the first clause's names in the **opposite order**, and recompute everything
+# after it. If the head carries the signal "S stands *there*", the logit difference falls, and the heads above look
+# less at IO and more at S1. Here is that test for the heads with the largest effect on the decisive heads' queries.
+
+# %%
+candidates = top_heads(steering["into their queries"], 4, share=0.0)
+opposite = variants["same_token_opposite_order"]
+paired = PairedRuns(weights, swap, opposite, batch_size=64, memory_budget_gb=1.0)
+swapped, own = (
+    runs.swapped(candidates, writers, names)
+    for runs in (paired, PairedRuns(weights, swap, swap.clean, batch_size=64, memory_budget_gb=1.0))
+)
+change = swapped.mean_attention() - own.mean_attention()
+pd.DataFrame(
+    {
+        "head": [f"a{layer}.h{head}" for layer, head in candidates],
+        "path effect on queries": [float(steering["into their queries"][head]) for head in candidates],
+        "logit difference, change": (swapped.logit_difference.mean(dim=1) - paired.clean().mean()).tolist(),
+        "attention to IO, change": change[:, 0].tolist(),
+        "attention to S1, change": change[:, 1].tolist(),
+    }
+)
+
+# %% [markdown]
+# **The toy model** has no head that passes: whatever is exchanged, nothing moves.
+#
+# The heads that would feed S-inhibition are duplicate-token and induction heads. They can be recognised without any
+# IOI prompt, on random tokens that stand twice in a row (Olsson et al. 2022, [arXiv
+# 2209.11895](https://arxiv.org/abs/2209.11895)):
+
+# %%
+tokens = repeated_blocks(ordinary_tokens(checkpoint.tokenizer, weights.d_vocab), n_sequences=50, period=18, seed=0)
+scores = attention_scores(weights, tokens, batch_size=50)
+show(
+    draw_head_maps(
+        {name.replace("_", " "): scores[name] for name in ("induction", "duplicate_token", "previous_token")},
+        "Heads that recognise repetition",
+        "Mean attention on random tokens that stand twice in a row",
+        "attention",
+        signed=False,
+    )
+)
+
+# %% [markdown]
+# **The toy model** does have strong induction heads (layer 2 again, fed by previous-token heads in layer 1), and no
+# duplicate-token head. The machinery that could detect the repetition is there, but IOI does not use it.
+#
+# ## The circuit
+#
+# So far we chose where to look. **EAP-IG** (Hanna et al. 2024, [arXiv 2403.17806](https://arxiv.org/abs/2403.17806))
+# scores *every* edge with a handful of gradients, and a search finds the smallest circuit that is **faithful**: with
+# all other edges on the corrupted run, it keeps 80% of the logit difference, on prompts that the scores have not
+# seen.
+
+# %%
+config = CircuitsConfig(model=MODEL, task="ioi", n_prompts=N_PROMPTS)
+report = find_circuit(weights, checkpoint.tokenizer, config, "ioi")
+report.baselines.T.rename(columns={0: "IOI circuit"})
+
+# %%
+edges = report.circuit.to_table()
+if edges.empty:
+    print(f"No circuit to draw: {report.baselines['status'][0]}.")
+else:
+    show(
+        draw_circuit(
+            edges.head(100),
+            f"IOI circuit of {checkpoint.name} at step {step:,}",
+            f"{len(edges)} of {graph.n_edges:,} edges, {report.circuit.n_nodes} nodes; width grows with |score|",
+        )
+    )
+
+# %% [markdown]
+# Blue edges raise the logit difference, orange ones lower it; q, k, v say which of a head's inputs an edge enters.
+# **Look for** the heads from above, and for what joins them. How much a circuit's size matters shows in the curve of
+# faithfulness over all sizes tried (the ring marks the circuit drawn):
+
+# %%
+if len(report.faithfulness):
+    show(draw_curves(report.faithfulness.assign(model=checkpoint.name, task="ioi", step=step), checkpoint.name, 1))
+
+# %% [markdown]
+# **The toy model**'s circuit is a handful of edges: the names' embeddings go through the first MLP into the *values*
+# of the decisive head, and its output to the logits. No edge enters its queries or keys: where it looks does not
+# differ between the clean and the corrupted prompt, only what it finds there does. That the layer-2 heads are absent
+# is no mistake: they put *both* names on the list and would do the same for the corrupted prompt, and a circuit found
+# by contrast holds only what differs. Circuits answer the question that the corrupted prompts ask.
+#
+# ## What to take away
+#
+# The heads of the circuit, side by side with what they do:
+
+# %%
+in_circuit = nodes_in(report.circuit.in_circuit[None], graph)[0]
+pd.DataFrame(
+    [
+        {
+            "head": f"a{layer}.h{head}",
+            "direct effect": float(direct[layer, head]),
+            "copy %": float(copying["copy"][layer, head]),
+            "negative copy %": float(copying["negative_copy"][layer, head]),
+            "induction": float(scores["induction"][layer, head]),
+            "END to IO": float(attention[0, layer, head]),
+            "END to S2": float(attention[2, layer, head]),
+        }
+        for layer, head in heads
+        if in_circuit[graph.head(layer, head)]
+    ]
+)
+
+# %% [markdown]
+# - A model can be perfect on IOI prompts without the IOI algorithm. The toy model eliminates the last name.
+# - One corruption is not enough. `swap` and `abc` agree on the decisive head, but only the attention on `abc` prompts
+#   shows that nothing is detected.
+# - Now set `MODEL = "pythia-160m"`: the published answer is that from this size on most of each level's effect lies
+#   in heads of the known kinds. `get_ioi_consistency.py` measures exactly that at every checkpoint, and
+#   [reading_a_sweep](reading_a_sweep.ipynb) shows how to read the results.

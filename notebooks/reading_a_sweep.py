@@ -1,0 +1,266 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Reading a sweep over training
+#
+# `get_circuits_over_time.py` measures the circuit of every task at every checkpoint of a model and leaves a folder of
+# small files. This notebook reads such a folder: what is in it, when tasks are learned, when circuits form, whether
+# they stay, and which heads come and go. It asks the questions in the order in which a doubtful reader should.
+#
+# Everything is read through `utils.store.Store`, the only code that knows where a result lies, and drawn with the
+# same functions as the scripts in `plotting/`, so every figure here can also be had as `python
+# plotting/plot_<subject>.py`.
+
+# %%
+import sys
+from pathlib import Path
+
+# The repository's root, from whichever folder the notebook was opened.
+ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "notebooks" / "support.py").is_file())
+sys.path.insert(0, str(ROOT))
+
+import argparse
+import tempfile
+
+import pandas as pd
+from IPython.display import Markdown, display
+
+import get_circuits_over_time
+import get_full_model_components_over_time
+from edge_attribution_patching.circuit import Circuit
+from notebooks.support import start
+from plotting.panels import Line, Panels
+from plotting.plot_circuit import draw_circuit
+from plotting.plot_circuit_similarity import draw_similarity, similarities
+from plotting.plot_circuits import draw_circuits, selected_circuits
+from plotting.plot_faithfulness_curve import draw_curves
+from plotting.plot_head_scores import draw_top_heads
+from plotting.style import PRIMARY_METRICS, SERIES, ModelLook, model_looks, task_label
+from plotting.tables import circuits, load
+from plotting.time_axis import TimeAxis
+from utils.circuit_similarity import edges_of
+from utils.config import load_config
+from utils.models import resolve_family
+from utils.runner import run
+from utils.store import Store
+
+show = start(figures="png")  # "interactive": hover and zoom while you work
+
+# %% [markdown]
+# ## Choose the sweep
+#
+# `RESULTS` is a folder of results and `MODEL` what its sweep was run on: after `python get_circuits_over_time.py -c
+# configs/ioi_160m.yml`, set `MODEL = "pythia-160m"` and `TASKS = ["ioi"]`. What the folder lacks (fewer than three
+# checkpoints of a kind) the notebook measures itself, at `CHECKPOINTS`, into a temporary folder, and says so. For the
+# toy family that takes a minute or two; for a Pythia run the scripts instead, on a GPU.
+
+# %% tags=["parameters"]
+RESULTS = "results"
+MODEL = "model_cache/toy"
+CHECKPOINTS = [0, 64, 300, 450, 600, 750, 1050, 1350]
+TASKS = ["ioi", "greater_than", "gendered_pronoun", "sva"]
+N_PROMPTS = 60
+
+# %%
+model = resolve_family(MODEL, Path("model_cache")).name
+temporary = tempfile.TemporaryDirectory()
+
+
+def results_of(script, *settings):
+    """The store that holds a script's results for the model: RESULTS, or the temporary folder, filled here."""
+    analysis = script.ANALYSIS
+    overrides = [f"model={MODEL}", f"checkpoints={CHECKPOINTS}", f"results_dir={temporary.name}", *settings]
+    config = load_config(analysis.schema, None, overrides)
+    folders = [(kind, task) for kind in analysis.kinds for task in analysis.tasks(config)]
+    there = set.intersection(*(set(Store(RESULTS).steps(kind, model, task)) for kind, task in folders))
+    if len(there) >= 3:
+        display(Markdown(f"`{RESULTS}` holds {len(there)} checkpoints by `{analysis.name}.py`."))
+        return Store(RESULTS)
+    display(Markdown(f"`{RESULTS}` lacks results of `{analysis.name}.py`; measuring {len(CHECKPOINTS)} checkpoints."))
+    run(analysis, config)
+    return Store(temporary.name)
+
+
+store = results_of(get_circuits_over_time, f"task=[{', '.join(TASKS)}]", f"n_prompts={N_PROMPTS}")
+head_store = results_of(get_full_model_components_over_time, "seq_len=18", f"n_prompts={N_PROMPTS}")
+
+# %% [markdown]
+# ## What is there?
+#
+# One folder a kind, model and task, one file a checkpoint. A file that exists is complete, so what is there can be
+# read while a sweep is still running.
+
+# %%
+rows = []
+for kind in ("graphs", "faithfulness", "baselines"):
+    for task in TASKS:
+        steps = store.steps(kind, model, task)
+        rows.append({"kind": kind, "task": task, "checkpoints": len(steps), "first": steps[0], "last": steps[-1]})
+steps = head_store.steps("components", model)
+rows.append({"kind": "components", "task": "", "checkpoints": len(steps), "first": steps[0], "last": steps[-1]})
+pd.DataFrame(rows)
+
+# %% [markdown]
+# `run.json` beside the files says how they were made. All results of a folder come from one set of settings (the
+# runner refuses others), so there is nothing to compare, only to know:
+
+# %%
+record = store.read_run("graphs", model, TASKS[0])
+names = ["n_prompts", "eap.ig_steps", "eap.quadrature", "search.threshold", "evaluate_on", "seed"]
+pd.DataFrame([{name: record["settings"][name] for name in names} | {"torch": record["versions"]["torch"]}])
+
+# %% [markdown]
+# It also holds a hash of each checkpoint's weights. Two steps with the same hash are the same weights, as has
+# happened with published revisions, and would look like a phase in which nothing changes:
+
+# %%
+hashes = pd.Series({int(step): entry["sha256"] for step, entry in record["checkpoints"].items()}).sort_index()
+same = hashes.index[hashes.duplicated(keep=False)]
+Markdown(f"Steps with the same weights as another: {', '.join(map(str, same)) or 'none'}.")
+
+# %% [markdown]
+# ## Is there anything to explain yet?
+#
+# Ask this before looking at any circuit. Below, the status of each checkpoint: `task not learned` where clean and
+# corrupted prompts score alike. Whatever edges were scored there, they explain noise.
+
+# %%
+wanted = argparse.Namespace(model=[model], task=TASKS)  # what the scripts take as -m and -t
+faithfulness, baselines = (load(store, kind, wanted) for kind in ("faithfulness", "baselines"))
+baselines.pivot(index="step", columns="task", values="status")[TASKS]
+
+# %% [markdown]
+# ## Size and faithfulness over training
+#
+# Three rows: how many edges the smallest circuit needs that reaches the threshold, how faithful that circuit is, and
+# what the whole model scores on clean (solid) and corrupted (dotted) prompts. **Read from the bottom**: where the two
+# lines of the last row separate, the task is learned; circuits before that are gaps. Bands are 95% intervals.
+
+# %%
+looks = model_looks([model])
+chosen = selected_circuits(faithfulness, baselines)
+show(draw_circuits(chosen, looks, "edges", {task: PRIMARY_METRICS[task] for task in TASKS}))
+
+# %% [markdown]
+# **The toy family** learns the four tasks one after the other: pronouns and verbs first and gradually, then
+# greater-than, and IOI suddenly, about half way. The circuits of the two agreement tasks shrink to half and less
+# while the task is mastered; that of greater-than does not; IOI's is tiny from the moment it exists.
+#
+# The same numbers as a table for one task, with the 95% interval of the size (open where resampled prompts find no
+# circuit). The earliest rows are a warning: the difference between clean and corrupted prompts is real there but
+# minute, and so is what the many edges of that circuit explain.
+
+# %%
+columns = ["task", "step", "full", "corrupted", "status", "size", "size_low", "size_high", "cpr"]
+found = baselines[baselines["status"] == "found"]
+found.loc[found["task"] == ("gendered_pronoun" if "gendered_pronoun" in TASKS else TASKS[0]), columns].reset_index(
+    drop=True
+)
+
+# %% [markdown]
+# ## How sharp is "the" size?
+#
+# A size is where a curve crosses a threshold. If the curve is steep there, the size means something; if it creeps
+# along the threshold, a little noise moves it far. **Look at** the slope at the rings before you read anything into a
+# size that changes.
+
+# %%
+if len(found):
+    show(draw_curves(faithfulness[faithfulness["step"].isin(found["step"])], model, 5))
+
+# %% [markdown]
+# ## Does the circuit stay the same?
+#
+# Each circuit against that of the checkpoint before: shared nodes, shared edges, and edges weighted by their score (1
+# is the same circuit), then how many edges were added and removed. Unweighted edges count the weak ones at the fringe
+# as much as the backbone; **trust** the weighted line more.
+
+# %%
+by_task = {task: by_step for (_, task), by_step in circuits(store, wanted).items()}  # task -> step -> edges
+comparable = {(model, task): by_step for task, by_step in by_task.items() if len(by_step) > 1}
+if comparable:
+    show(draw_similarity(similarities(comparable, None, 0.5), looks, "the checkpoint before"))
+
+# %% [markdown]
+# ## What is in it? Before and after
+#
+# The first and the last circuit of a task, and the edges they share. IOI is the interesting one in the toy family:
+# the decisive head of the final model ([ioi_circuit](ioi_circuit.ipynb)) is there from the start.
+
+# %%
+task = TASKS[0]
+by_step = by_task.get(task, {})
+if len(by_step) > 1:
+    first, last = min(by_step), max(by_step)
+    for step in (first, last):
+        edges = by_step[step]
+        title = f"{task_label(task)} circuit of {model} at step {step:,}"
+        show(draw_circuit(edges.head(60), title, f"{len(edges)} edges; the {min(len(edges), 60)} strongest drawn"))
+    a, b = edges_of(by_step[first]), edges_of(by_step[last])
+    told = f"Step {first:,}: {len(a)} edges. Step {last:,}: {len(b)} edges. Shared: {len(a.keys() & b.keys())}."
+else:
+    told = f"{task}: fewer than two checkpoints have a circuit."
+Markdown(told)
+
+# %% [markdown]
+# ## One edge over training
+#
+# Circuits hold the edges that were *chosen*. The `.pt` files beside them hold the score of **every** edge at every
+# checkpoint, also where nothing was chosen, so an edge can be followed from before it mattered. Here the strongest
+# edges of the last circuit, as a share of the task's gap between clean and corrupted prompts at the last checkpoint
+# (a score is in units of the metric).
+
+# %%
+steps = store.steps("graphs", model, task)
+graphs = {step: Circuit.from_tensors(store.read_tensors("graphs", model, task, step)) for step in steps}
+strongest = graphs[steps[-1]].to_table().head(5)
+tokens = baselines.drop_duplicates("step").set_index("step")["tokens"]
+final = baselines[(baselines["task"] == task) & (baselines["step"] == steps[-1])].iloc[0]
+gap = final["full"] - final["corrupted"]
+traces = []
+for source, target in strongest[["source", "target"]].itertuples(index=False):
+    index = graphs[steps[-1]].graph.edge_index(f"{source}->{target}")
+    for step in steps:
+        share = float(graphs[step].scores[index]) / gap
+        traces.append({"step": step, "tokens": tokens[step], "edge": f"{source} → {target}", "share of the gap": share})
+traces = pd.DataFrame(traces, columns=["step", "tokens", "edge", "share of the gap"])
+if len(traces):
+    panels = Panels(1, 1, TimeAxis.of(traces), panel_height=300)
+    for number, (edge, part) in enumerate(traces.groupby("edge", sort=False)):
+        name = edge.replace("<", "&lt;").replace(">", "&gt;")
+        panels.draw(Line(part, "share of the gap", name, ModelLook(SERIES[number], "circle", "solid")), 1, 1)
+    panels.figure.update_yaxes(title_text="score (share of the final gap)", row=1, col=1)
+    show(panels.done(f"The strongest edges of the last {task_label(task)} circuit", f"{model}; scores by EAP-IG"))
+
+# %% [markdown]
+# ## Which heads come with it?
+#
+# Head scores are measured without any task, so they are independent evidence. **Look for** heads whose score rises
+# when the task is learned: a reason to look closer, not yet a cause.
+
+# %%
+show(draw_top_heads(head_store.read_tables("components", model), model, 3))
+
+# %% [markdown]
+# **The toy family** grows induction, previous-token and copying heads well before IOI is solved; what IOI waits for
+# is a *negative* copier. That is the head at the top of the circuit above.
+#
+# ## Five ways to misread a sweep
+#
+# 1. Reading circuits of a task that is not learned. Look at the status first.
+# 2. Reading a change of size without the slope of the faithfulness curve, or without the interval.
+# 3. Counting edges where weights matter: two circuits can share half of their edges and nearly all of their score.
+# 4. Taking a phase without change for stability without a look at the hashes of the weights.
+# 5. Taking one corruption for the task. A circuit holds what *differs* between the prompts and their corruptions, no
+#    more.
