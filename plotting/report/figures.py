@@ -184,10 +184,12 @@ def _consistency(results: Results) -> list[ReportFigure]:
 def _scale(results: Results) -> list[ReportFigure]:
     table = results.table("faithfulness")
     sizes = mean_sizes(table, "nodes")
-    parameters = model_parameters(results.store, table, None)
-    sizes = sizes[sizes["model"].isin(parameters.keys())]
     if sizes["model"].nunique() < 2:
         return []  # A model has no size to be compared with but another's.
+    parameters = model_parameters(results.store, table, None)
+    sizes = sizes[sizes["model"].isin(parameters.keys())]
+    if sizes.empty:
+        return []
     counts = {shown(model): count for model, count in parameters.items()}
     sizes = escaped(sizes)
     tasks = tasks_in(sizes)

@@ -22,7 +22,9 @@ class CircuitDrawing {
     this.samples = null;
     holder.addEventListener("pointermove", (event) => this.point(event));
     holder.addEventListener("pointerdown", (event) => this.point(event));
-    holder.addEventListener("pointerleave", () => this.leave());
+    // A finger leaves as soon as it has tapped; what it asked for stays until it taps elsewhere.
+    holder.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") this.leave(); });
+    document.addEventListener("pointerdown", (event) => { if (!holder.contains(event.target)) this.leave(); });
     holder.addEventListener("scroll", () => this.leave());
   }
 

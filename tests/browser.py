@@ -1,0 +1,96 @@
+"""A headless Chromium for tests of pages, or the reason why there is none."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Beyond what Playwright passes anyway: no sandbox in containers, no graphics card, nothing asked of the network.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Playwright's handle of an installed Chromium or Chrome; the test is skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package (requirements.txt)")
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip(f"needs a browser: none of {', '.join(NAMES)} is installed (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class OpenPage:
+    """A page of a file, opened with the network off; collects what it complains of and asks for.
+
+    Args:
+        browser: what `chromium` yields.
+        path: an HTML file.
+        width: of the window in pixels.
+        height: of the window in pixels.
+        touch: whether it is a touch screen.
+    """
+
+    def __init__(self, browser: Any, path: Any, width: int = 1600, height: int = 1000, touch: bool = False) -> None:
+        context = browser.new_context(viewport={"width": width, "height": height}, offline=True, has_touch=touch)
+        self.page = context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self._note(message.type, message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("html[data-ready]", state="attached")
+
+    def _note(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.complaints.append(text)
+
+    def see_everything(self) -> None:
+        """Scroll from top to bottom, and wait until every figure is drawn."""
+        for figure in self.page.locator("figure").all():
+            figure.scroll_into_view_if_needed()
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('.plot')].every((p) => p.querySelector('.main-svg'))"
+        )
+
+    def close(self) -> None:
+        """Close the page and its context."""
+        self.page.context.close()
+
+
+def slider_times(page: Any, strongest: str) -> list[float]:
+    """Milliseconds of the report from the slider's event to the second frame after it, for every checkpoint, sorted."""
+    page.locator("#step").scroll_into_view_if_needed()
+    page.select_option("#circuit-strongest", strongest)
+    times: list[float] = page.evaluate(
+        """async () => {
+            const slider = document.getElementById("step");
+            const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+            const times = [];
+            for (let at = 0; at <= Number(slider.max); at += 1) {
+                await frame();
+                const began = performance.now();
+                slider.value = at;
+                slider.dispatchEvent(new Event("input", { bubbles: true }));
+                await frame();
+                times.push(performance.now() - began);
+            }
+            return times;
+        }"""
+    )
+    return sorted(times)
