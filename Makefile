@@ -1,4 +1,4 @@
-# make circuits   everything from nothing: environment, toy checkpoints, circuits of all four tasks, the figure
+# make circuits   everything from nothing: environment, toy checkpoints, their circuits and head scores, figures, report
 # make test       the tests          make check   formatting, lint, types and tests
 # The interpreter can be chosen: make test PYTHON=python3.12 (3.11 or later).
 
@@ -32,11 +32,17 @@ $(TOY): | $(INSTALLED)
 
 circuits: $(INSTALLED) $(TOY)
 	$(RUN) get_circuits_over_time.py -c configs/toy.yml
+	$(RUN) get_model_task_performance.py -c configs/performance_toy.yml
+	$(RUN) get_full_model_components_over_time.py -c configs/components_toy.yml
+	$(RUN) get_new_successor_head_scores_over_time.py -c configs/successor_toy.yml
+	$(RUN) get_model_cspa.py -c configs/cspa_toy.yml
+	$(RUN) get_ioi_consistency.py -c configs/ioi_consistency_toy.yml
 	$(RUN) plotting/plot_circuits.py -r results -o figures
-	@echo "Open figures/circuits.html in a browser."
+	$(RUN) plotting/make_report.py -r results -o report.html
+	@echo "Open report.html in a browser (the first figure alone: figures/circuits.html)."
 
 test: $(INSTALLED)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .

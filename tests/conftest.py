@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+# Tests are small and run side by side: one thread each, in the scripts that they start too.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
+import torch
+from hypothesis import settings
 
 from tests.tiny_models import save_family
+
+torch.set_num_threads(1)
+# A busy machine is no failure.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
