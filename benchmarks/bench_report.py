@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_report.py [--checkpoints 40] [--edges 1000]
 
 Writes made-up results (four tasks, all kinds but IOI consistency) to a temporary folder, makes the report and opens it
-in the installed Chromium. The slider's time runs from its event to the second frame after it, when the drawing is on the
-screen, over all checkpoints; at least 33 ms of it are two frames of 60 Hz. Bounds: 15 MB; 200 ms as the median.
+in the installed Chromium. The slider's time runs from its event to the second frame after it, when the drawing is on
+the screen, over all checkpoints; at least 33 ms of it are two frames of 60 Hz. Bounds: 15 MB; 200 ms as the median.
 """
 
 from __future__ import annotations

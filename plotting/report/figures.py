@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.io.json import to_json_plotly
@@ -38,6 +39,8 @@ logger = logging.getLogger("plotting")
 _WITH_LEGEND, _WITHOUT_LEGEND, _PANEL_TITLES = 142, 112, 34
 # Ticks of the training axis that fit a panel as wide as a phone.
 _NARROW_TICKS = 6
+# Share of its width below which two of its labels touch.
+_TOUCH = 0.12
 CURVES, TOP_HEADS, EWMA_ALPHA = 6, 5, 0.5
 
 
@@ -165,10 +168,8 @@ def _heads(results: Results) -> list[ReportFigure]:
 
 def _consistency(results: Results) -> list[ReportFigure]:
     raw = results.table("ioi_consistency")
-    # Rows of single heads, where the tables hold them too, carry no percentage.
-    table = escaped(raw[raw["percent"].notna()])
-    if table.empty:
-        raise UserError(f"{results.store.root}/ioi_consistency: no level has a percentage at any checkpoint")
+    _log_empty_levels(raw)
+    table = escaped(raw)
     levels = list(dict.fromkeys(table["level"]))
     whole = draw_consistency(table, results.looks())
     titles = [note.text for note in whole.layout.annotations[: len(levels)]]
@@ -179,6 +180,18 @@ def _consistency(results: Results) -> list[ReportFigure]:
         part.layout.annotations[0].text = title
         parts.append(_narrow(part, table))
     return [ReportFigure("ioi_consistency", _bare(whole), parts if len(parts) > 1 else [])]
+
+
+def _log_empty_levels(table: pd.DataFrame) -> None:
+    """Say at how many checkpoints a level has no percentage, and the reason that the results give."""
+    if "reason" not in table:
+        return
+    for (model, level), rows in table.groupby(["model", "level"], sort=False):
+        reasons = rows.loc[rows["percent"].isna(), "reason"].fillna("no reason given").value_counts(sort=False)
+        for reason, n in reasons.items():
+            logger.info(
+                "ioi_consistency: %s %s: no percentage at %d of %d steps: %s", model, level, n, len(rows), reason
+            )
 
 
 def _scale(results: Results) -> list[ReportFigure]:
@@ -247,7 +260,16 @@ def _narrow(figure: go.Figure, table: pd.DataFrame) -> go.Figure:
     """The figure of one panel (or column of panels) with fewer ticks on a training axis and smaller margins."""
     _bare(figure)
     if "tokens" in table and figure.layout.xaxis.tickmode == "array":
-        positions, labels = TimeAxis.of(table).ticks(_NARROW_TICKS)
+        axis = TimeAxis.of(table)
+        positions, labels = axis.ticks(_NARROW_TICKS)
+        low, high = axis.range()
+        # On a phone the labels of step 0 and of a checkpoint close to it would touch.
+        if (
+            axis.zero is not None
+            and len(positions) > 2
+            and np.log10(positions[1] / positions[0]) < _TOUCH * (high - low)
+        ):
+            positions, labels = [positions[0], *positions[2:]], [labels[0], *labels[2:]]
         figure.update_xaxes(tickvals=positions, ticktext=labels)
     return figure.update_layout(margin={"l": 60, "r": max(14, (figure.layout.margin.r or 0) - 14)})
 

@@ -38,9 +38,10 @@ class CircuitDrawing {
   resize() {
     const { record } = this;
     const narrow = this.holder.clientWidth < 560;
-    const left = record.rows.some(([, name]) => name) ? 58 : 10;
-    const units = 2 * record.halfWidth + 1;
-    const unit = Math.min(96, Math.max(46, (this.holder.clientWidth - left - 4) / units));
+    // MLPs stand on the right only, so on a phone the rows' names fit into the empty column on the left.
+    const left = narrow && record.nodes.some(([name]) => /^m\d/.test(name)) ? 0 : 58;
+    const units = 2 * record.halfWidth + (narrow ? 0.3 : 1);
+    const unit = Math.min(96, Math.max(narrow ? 40 : 46, (this.holder.clientWidth - left - 4) / units));
     const rise = Math.min(narrow ? 72 : 104, Math.max(narrow ? 54 : 62, 1000 / (record.height + 1)));
     this.unit = unit;
     this.rise = rise;
@@ -48,7 +49,7 @@ class CircuitDrawing {
     this.y = (y) => 14 + (record.height - y + BOX_HEIGHT) * rise;
     this.width = left + units * unit;
     this.height = 28 + (record.height + 2 * BOX_HEIGHT) * rise;
-    this.svg = svgElement("svg", { width: this.width.toFixed(0), height: this.height.toFixed(0), role: "img" });
+    this.svg = svgElement("svg", { width: this.width.toFixed(0), height: this.height.toFixed(0), role: "img", class: narrow ? "narrow" : "" });
     this.edgeLayer = svgElement("g", { class: "edges" });
     this.highlight = svgElement("path", { class: "highlight", d: "" });
     this.svg.append(this.rowLabels(), this.edgeLayer, this.highlight, this.boxes());
