@@ -94,7 +94,7 @@ def attribute(
     pairs: TokenPairs,
     metric: Metric,
     *,
-    steps: int = 5,
+    steps: int = 12,
     quadrature: Quadrature = "left",
     batch_size: int = 32,
     memory_budget_gb: float = 1.0,

@@ -50,7 +50,7 @@ FAITHFULNESS_COLUMNS = [
 class EapConfig(Section):
     """How edges are scored."""
 
-    ig_steps: int = Field(5, gt=0)
+    ig_steps: int = Field(12, gt=0)
     """Integration steps."""
     quadrature: Quadrature = "left"
     """Where the steps lie: left (published EAP-IG), right, midpoint, gauss-legendre."""
