@@ -30,7 +30,13 @@ class Axis:
 
 
 def draw_head_maps(
-    panels: Mapping[str, Float[Tensor, "layer head"]], title: str, subtitle: str, unit: str, *, signed: bool = True
+    panels: Mapping[str, Float[Tensor, "layer head"]],
+    title: str,
+    subtitle: str,
+    unit: str,
+    *,
+    signed: bool = True,
+    darkest: float | None = None,
 ) -> go.Figure:
     """One map of heads per panel, layers upwards, on one colour scale.
 
@@ -40,11 +46,11 @@ def draw_head_maps(
         subtitle: how to read it.
         unit: of the values, written at the colour bar.
         signed: colours for values of both signs (white is 0), or from 0 up.
+        darkest: value from which on the colour stays the same; by default the largest.
     """
     n_layers, n_heads = next(iter(panels.values())).shape
-    return draw_maps(
-        panels, Axis("head", range(n_heads)), Axis("layer", range(n_layers)), title, subtitle, unit, signed=signed
-    )
+    heads, layers = Axis("head", range(n_heads)), Axis("layer", range(n_layers))
+    return draw_maps(panels, heads, layers, title, subtitle, unit, signed=signed, darkest=darkest)
 
 
 def draw_attention(
@@ -69,6 +75,7 @@ def draw_attention(
         "attention",
         signed=False,
         cell=19,
+        darkest=1.0,
     )
 
 

@@ -35,29 +35,35 @@ def load(name: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def run(name: str, parameters: Mapping[str, Any] | None = None) -> nbformat.NotebookNode:
+def with_parameters(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
+    """Set parameters in a cell after the one tagged `parameters` (papermill's convention)."""
+    place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(source, id="injected"))
+    return notebook
+
+
+def execute(
+    notebook: nbformat.NotebookNode, environment: Mapping[str, str] | None = None, timeout: int | None = None
+) -> nbformat.NotebookNode:
     """Run a notebook from the folder it lies in, as Jupyter does.
 
     Args:
-        name: without suffix.
-        parameters: override what the cell tagged `parameters` sets, in a cell after it (papermill's convention).
+        notebook: gets its outputs.
+        environment: variables on top of the process's own.
+        timeout: seconds that a cell may take.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell fails.
     """
-    notebook = load(name)
-    if parameters:
-        place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-        source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
-        notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(source, id="injected"))
     client = NotebookClient(
         notebook,
-        timeout=None,
+        timeout=timeout,
         kernel_name="python3",
         resources={"metadata": {"path": str(FOLDER)}},
         record_timing=False,
     )
-    client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore", **(environment or {})})
     return notebook
 
 
@@ -70,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no notebook {unknown[0]}; there are {', '.join(NAMES)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in names:
-        notebook = run(name)
+        notebook = execute(load(name))
         path = FOLDER / f"{name}.ipynb"
         nbformat.write(notebook, path)
         logger.info("wrote %s (%d kB)", path.name, path.stat().st_size / 1000)

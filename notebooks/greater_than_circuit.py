@@ -151,7 +151,8 @@ show(
 
 # %%
 places = torch.stack([yy, yy - 1, prompts.lengths - 1], dim=1)
-attention = name_attention(weights, prompts.clean, prompts.lengths, prompts.positions["end"], places, batch_size=64)
+end = prompts.positions["end"][:, None]  # [prompt, 1]
+attention = name_attention(weights, prompts.clean, prompts.lengths, end, places, batch_size=64)[0]
 show(
     draw_head_maps(
         dict(zip(("END to YY", "END to the century before YY", "END to itself"), attention, strict=True)),
@@ -159,6 +160,7 @@ show(
         f"{checkpoint.name}, step {step:,}; mean over {len(prompts)} prompts",
         "attention",
         signed=False,
+        darkest=1.0,
     )
 )
 

@@ -54,7 +54,7 @@ from plotting.plot_faithfulness_curve import draw_curves
 from utils.checkpoints import select_steps
 from utils.circuits import CircuitsConfig, find_circuit, token_pairs
 from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
-from utils.ioi_effects import LogitDifference, PairedRuns, name_attention
+from utils.ioi_effects import LogitDifference, PairedRuns, Swap, name_attention
 from utils.models import resolve_family
 from utils.task_performance import task_performance
 from utils.tasks import TASKS, build_prompts
@@ -125,7 +125,8 @@ performance.pivot(index="metric", columns="run", values=["value", "se"]).loc[lis
 # that cannot tell IO from S1.
 
 # %%
-attention = name_attention(weights, swap.clean, swap.lengths, swap.positions["end"], names, batch_size=64)
+end = swap.positions["end"][:, None]  # [prompt, 1]
+attention = name_attention(weights, swap.clean, swap.lengths, end, names, batch_size=64)[0]
 show(
     draw_head_maps(
         dict(zip(("END to IO", "END to S1", "END to S2"), attention, strict=True)),
@@ -133,6 +134,7 @@ show(
         f"{checkpoint.name}, step {step:,}; mean over {len(swap)} prompts",
         "attention",
         signed=False,
+        darkest=1.0,
     )
 )
 
@@ -217,6 +219,7 @@ show(
         "How often the name is among the 5 tokens that the head promotes (or, negative: demotes) most",
         "% of names",
         signed=False,
+        darkest=100.0,
     )
 )
 
@@ -323,7 +326,7 @@ kinds = {"clean": swap.clean, "abc: no name repeated": abc.corrupted} | {
 }
 rows = []
 for kind, tokens in kinds.items():
-    where = name_attention(weights, tokens, swap.lengths, swap.positions["end"], names, batch_size=64)
+    where = name_attention(weights, tokens, swap.lengths, end, names, batch_size=64)[0]
     rows.append(
         {"prompts": kind} | {f"a{layer}.h{head} to S2's place": float(where[2, layer, head]) for layer, head in writers}
     )
@@ -360,16 +363,14 @@ pd.DataFrame(
 candidates = top_heads(steering["into their queries"], 4, share=0.0)
 opposite = variants["same_token_opposite_order"]
 paired = PairedRuns(weights, swap, opposite, batch_size=64, memory_budget_gb=1.0)
-swapped, own = (
-    runs.swapped(candidates, writers, names)
-    for runs in (paired, PairedRuns(weights, swap, swap.clean, batch_size=64, memory_budget_gb=1.0))
-)
+swapped = paired.swapped(candidates, writers, names)
+own = Swap.unchanged(candidates, writers, paired.clean(), attention)
 change = swapped.mean_attention() - own.mean_attention()
 pd.DataFrame(
     {
         "head": [f"a{layer}.h{head}" for layer, head in candidates],
         "path effect on queries": [float(steering["into their queries"][head]) for head in candidates],
-        "logit difference, change": (swapped.logit_difference.mean(dim=1) - paired.clean().mean()).tolist(),
+        "logit difference, change": (swapped.logit_difference - own.logit_difference).mean(dim=1).tolist(),
         "attention to IO, change": change[:, 0].tolist(),
         "attention to S1, change": change[:, 1].tolist(),
     }
@@ -392,11 +393,12 @@ show(
         "Mean attention on random tokens that stand twice in a row",
         "attention",
         signed=False,
+        darkest=1.0,
     )
 )
 
 # %% [markdown]
-# **The toy model** does have strong induction heads (layer 2 again, fed by previous-token heads in layer 1), and no
+# **The toy model** does have strong induction heads (layer 2 again, above previous-token heads in layer 1), and no
 # duplicate-token head. The machinery that could detect the repetition is there, but IOI does not use it.
 #
 # ## The circuit

@@ -51,6 +51,7 @@ from plotting.tables import circuits, load
 from plotting.time_axis import TimeAxis
 from utils.circuit_similarity import edges_of
 from utils.config import load_config
+from utils.errors import UserError
 from utils.models import resolve_family
 from utils.runner import run
 from utils.store import Store
@@ -137,7 +138,12 @@ Markdown(f"Steps with the same weights as another: {', '.join(map(str, same)) or
 
 # %%
 wanted = argparse.Namespace(model=[model], task=TASKS)  # what the scripts take as -m and -t
-faithfulness, baselines = (load(store, kind, wanted) for kind in ("faithfulness", "baselines"))
+baselines = load(store, "baselines", wanted)
+found = baselines[baselines["status"] == "found"]
+if found.empty:
+    raise UserError(
+        "No task is learned at any checkpoint measured, so there is no circuit to read; measure later ones."
+    )
 baselines.pivot(index="step", columns="task", values="status")[TASKS]
 
 # %% [markdown]
@@ -149,6 +155,7 @@ baselines.pivot(index="step", columns="task", values="status")[TASKS]
 
 # %%
 looks = model_looks([model])
+faithfulness = load(store, "faithfulness", wanted)
 chosen = selected_circuits(faithfulness, baselines)
 show(draw_circuits(chosen, looks, "edges", {task: PRIMARY_METRICS[task] for task in TASKS}))
 
@@ -163,10 +170,8 @@ show(draw_circuits(chosen, looks, "edges", {task: PRIMARY_METRICS[task] for task
 
 # %%
 columns = ["task", "step", "full", "corrupted", "status", "size", "size_low", "size_high", "cpr"]
-found = baselines[baselines["status"] == "found"]
-found.loc[found["task"] == ("gendered_pronoun" if "gendered_pronoun" in TASKS else TASKS[0]), columns].reset_index(
-    drop=True
-)
+shown = "gendered_pronoun" if "gendered_pronoun" in TASKS else TASKS[0]
+found.loc[found["task"] == shown, columns].reset_index(drop=True)
 
 # %% [markdown]
 # ## How sharp is "the" size?
@@ -176,8 +181,7 @@ found.loc[found["task"] == ("gendered_pronoun" if "gendered_pronoun" in TASKS el
 # size that changes.
 
 # %%
-if len(found):
-    show(draw_curves(faithfulness[faithfulness["step"].isin(found["step"])], model, 5))
+show(draw_curves(faithfulness[faithfulness["step"].isin(found["step"])], model, 5))
 
 # %% [markdown]
 # ## Does the circuit stay the same?
@@ -253,8 +257,10 @@ if len(traces):
 show(draw_top_heads(head_store.read_tables("components", model), model, 3))
 
 # %% [markdown]
-# **The toy family** grows induction, previous-token and copying heads well before IOI is solved; what IOI waits for
-# is a *negative* copier. That is the head at the top of the circuit above.
+# **The toy family** has copying heads in layer 2 early, long before it solves IOI. What rises exactly when IOI begins
+# (between steps 450 and 600) is the *negative* copying of one head of the last layer, the head at the top of the
+# circuit above. Induction comes only after that: a second reason to believe that IOI does not rest on it here. A
+# correlation over training is no proof, but it can rule out: what comes later cannot be the cause.
 #
 # ## Five ways to misread a sweep
 #

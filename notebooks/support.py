@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -51,37 +51,48 @@ def start(figures: Literal["png", "interactive"] = "png") -> Show:
     pd.options.display.float_format = "{:.3g}".format
     pd.options.display.max_colwidth = 110
 
-    pictures = figures == "png"
+    painter = _Painter() if figures == "png" else None
 
     def show(figure: go.Figure) -> None:
-        nonlocal pictures
-        if pictures:
-            png = _picture(figure)
+        nonlocal painter
+        if painter is not None:
+            png = painter.picture(figure)
             if png is not None:
                 # Without its markup the title is what a screen reader reads out.
                 title = (figure.layout.title.text or "").partition("</b>")[0].removeprefix("<b>")
                 display(Image(data=png, format="png", width=figure.layout.width, alt=title))
                 return
-            pictures = False
+            painter = None
             display(Markdown(NO_BROWSER))
         figure.show(renderer="plotly_mimetype+notebook_connected")
 
     return show
 
 
-def _picture(figure: go.Figure) -> bytes | None:
-    """The figure as PNG, or None where no browser is installed."""
-    import kaleido
-    from choreographer.browsers.chromium import ChromeNotFoundError
+class _Painter:
+    """Figures to PNG, in one browser for all."""
 
-    width, height = figure.layout.width, figure.layout.height
-    options = {"format": "png", "scale": min(SCALE, WIDEST / width), "width": width, "height": height}
-    try:
+    def __init__(self) -> None:
+        self.running = False
+
+    def picture(self, figure: go.Figure) -> bytes | None:
+        """The figure as a small PNG, or None where no browser is installed."""
+        import kaleido
+        from choreographer.browsers.chromium import ChromeNotFoundError
+
+        width, height = figure.layout.width, figure.layout.height
+        options = {"format": "png", "scale": min(SCALE, WIDEST / width), "width": width, "height": height}
         # Without mathjax=False the page asks a content delivery network for it.
-        picture: bytes = kaleido.calc_fig_sync(figure, opts=options, kopts={"mathjax": False})
-    except ChromeNotFoundError:
-        return None
-    small = io.BytesIO()
-    flat = Pillow.open(io.BytesIO(picture)).convert("RGB")
-    flat.quantize(COLOURS, dither=Pillow.Dither.NONE).save(small, "png", optimize=True)
-    return small.getvalue()
+        browser: dict[str, Any] = {} if self.running else {"kopts": {"mathjax": False}}
+        try:
+            png = kaleido.calc_fig_sync(figure, opts=options, **browser)
+        except ChromeNotFoundError:
+            return None
+        if not self.running:
+            # Only now: a browser that stays would wait for ever where there is none to start.
+            kaleido.start_sync_server(silence_warnings=True, mathjax=False)
+            self.running = True
+        small = io.BytesIO()
+        flat = Pillow.open(io.BytesIO(png)).convert("RGB")
+        flat.quantize(COLOURS, dither=Pillow.Dither.NONE).save(small, "png", optimize=True)
+        return small.getvalue()

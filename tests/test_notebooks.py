@@ -9,13 +9,15 @@ from typing import Any
 
 import nbformat
 import pytest
+from choreographer.browsers.chromium import Chromium
 
-from notebooks.execute import FOLDER, NAMES, load, run
+from notebooks.execute import FOLDER, NAMES, execute, load, with_parameters
 from tests.toy_fixture import toy_family  # noqa: F401
 from utils.models import resolve_family
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 400_000
+MOST_SECONDS = 600  # a cell, on a machine that is busy otherwise
 # Pictures that each notebook shows at least.
 FIGURES = {"ioi_circuit": 8, "greater_than_circuit": 5, "reading_a_sweep": 6}
 PICTURE, INTERACTIVE = "image/png", "application/vnd.plotly.v1+json"
@@ -69,7 +71,7 @@ def test_nothing_committed_tells_where_it_was_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ioi_circuit", "greater_than_circuit"])
 def test_the_circuit_notebooks_run_on_the_toy_family(name: str, toy_family: Path) -> None:  # noqa: F811
-    notebook = run(name, {"MODEL": str(toy_family), "N_PROMPTS": 12})
+    notebook = execute(with_parameters(load(name), {"MODEL": str(toy_family), "N_PROMPTS": 12}), timeout=MOST_SECONDS)
     assert "error" not in {output.output_type for output in outputs(notebook)}
     assert len(shown(notebook, PICTURE, INTERACTIVE)) >= FIGURES[name]
 
@@ -83,8 +85,26 @@ def test_the_sweep_notebook_measures_what_is_missing(toy_family: Path, tmp_path:
         "TASKS": ["ioi", "sva"],
         "N_PROMPTS": 10,
     }
-    notebook = run("reading_a_sweep", parameters)
+    notebook = execute(with_parameters(load("reading_a_sweep"), parameters), timeout=MOST_SECONDS)
     assert len(shown(notebook, PICTURE, INTERACTIVE)) >= FIGURES["reading_a_sweep"]
     told = " ".join(data["text/markdown"] for data in shown(notebook, "text/markdown"))
     assert told.count("measuring 3 checkpoints") == 2
     assert not (tmp_path / "results").exists(), "the results folder is only read"
+
+
+def test_without_a_browser_figures_are_interactive_and_the_notebook_says_so_once() -> None:
+    if Chromium.find_browser(skip_local=False) != Chromium.find_browser(skip_local=True):
+        pytest.skip("kaleido's own browser is installed and cannot be hidden")
+    head = next(cell for cell in load("ioi_circuit").cells if cell.cell_type == "code").source.partition(
+        "import pandas"
+    )[0]
+    figure = "show(go.Figure().update_layout(width=300, height=200))"
+    sources = (
+        f"{head}\nimport plotly.graph_objects as go\nfrom notebooks.support import start\nshow = start()",
+        *[figure] * 2,
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    execute(notebook, {"BROWSER_PATH": "/nowhere/chromium"}, MOST_SECONDS)
+    assert not shown(notebook, PICTURE)
+    assert len(shown(notebook, INTERACTIVE)) == 2
+    assert [data["text/markdown"].count("apt-get install chromium") for data in shown(notebook, "text/markdown")] == [1]
