@@ -27,6 +27,7 @@ class Record:
     z: list[Tensor] = field(default_factory=list)
     qkv: list[Tensor] = field(default_factory=list)  # [3, token, head, d_head]
     mlp: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)  # [head, query, key]
     logits: Tensor | None = None  # at the last token
 
 
@@ -83,7 +84,9 @@ class Hooked:
     def run(self, tokens: Tensor, edit: Edit | None = None) -> Record:
         record = Record()
         with self.hooks(record, edit or Edit()), torch.no_grad():
-            record.logits = self.model(tokens[None], use_cache=False).logits[0, -1]
+            output = self.model(tokens[None], use_cache=False, output_attentions=True)
+        record.attention = [pattern[0] for pattern in output.attentions]
+        record.logits = output.logits[0, -1]
         return record
 
 

@@ -44,7 +44,7 @@ from utils.tasks import Prompts, build_prompts
 from utils.tasks.ioi import signal_variants
 
 LEVELS = ("name_movers", "s_inhibition", "induction")
-OPPOSITE_ORDER = "same_token_opposite_order"
+CLEAN, OPPOSITE_ORDER = "same_token_same_order", "same_token_opposite_order"
 RESAMPLES = 1000
 
 LEVEL_COLUMNS = ["level", "percent", "n_heads", "total_effect", "percent_se", "n_measured", "n_receivers"]
@@ -156,8 +156,7 @@ class _Measurement:
             for level in LEVELS:
                 self._leave_out(level, None, reason)
             return self._tables()
-        positions = self.prompts.positions
-        from_end, from_s2 = (self._attention(positions[name]) for name in ("end", "s2"))
+        from_end, from_s2 = self._attention("end", "s2")
         through_mlps = self.config.through_mlps
 
         patched = runs.along_paths(self.circuit, through_mlps=True) if through_mlps else runs.direct(self.circuit)
@@ -177,7 +176,7 @@ class _Measurement:
         )
         limit = self.config.thresholds.s_inhibition_effect
         candidates = [head for head, effect in zip(self.circuit, effects, strict=True) if effect < limit]
-        roles = self._test_signals(candidates, movers)
+        roles = self._test_signals(candidates, movers, from_end)
         self._report("s_inhibition", measured, roles, from_end, len(movers))
 
         inhibitors = [head for head, role in roles.items() if role.passes]
@@ -204,30 +203,31 @@ class _Measurement:
             return f"the logit difference is {self.statistics.logit_diff:.3g}, not above 0: nothing can be lost"
         return ""
 
-    def _test_signals(self, candidates: Sequence[Head], movers: Sequence[Head]) -> dict[Head, Role]:
+    def _test_signals(
+        self, candidates: Sequence[Head], movers: Sequence[Head], from_end: Float[Tensor, "name layer head"]
+    ) -> dict[Head, Role]:
         """Exchange the candidates' outputs at the answer for those in each variant."""
         if not candidates:
             return {}
-        swaps: dict[str, Swap] = {}
+        swaps = {CLEAN: Swap.unchanged(candidates, movers, torch.from_numpy(self.statistics.clean), from_end)}
         for name, tokens in self.variants.items():
-            swaps[name] = self._runs(tokens.to(self.weights.device)).swapped(candidates, movers, self.names)
+            if name != CLEAN:
+                swaps[name] = self._runs(tokens.to(self.weights.device)).swapped(candidates, movers, self.names)
+        differences = {name: swap.logit_difference.double().mean(dim=1).tolist() for name, swap in swaps.items()}
         attention = {name: swap.mean_attention() for name, swap in swaps.items()}
-        clean_attention = attention["same_token_same_order"]
         roles = {}
         for row, head in enumerate(candidates):
-            change = float(swaps[OPPOSITE_ORDER].logit_difference[row].double().mean()) - self.statistics.logit_diff
-            to_io, to_s1, _ = (attention[OPPOSITE_ORDER][row] - clean_attention[row]).tolist()
+            change = differences[OPPOSITE_ORDER][row] - differences[CLEAN][row]
+            to_io, to_s1, _ = (attention[OPPOSITE_ORDER][row] - attention[CLEAN][row]).tolist()
             limits = self.config.thresholds
             passes = change < limits.logit_diff_change and (
                 to_io < limits.attention_io_change and to_s1 > limits.attention_s1_change
             )
             roles[head] = Role("s_inhibition", passes)
             for name, swap in swaps.items():
-                values = {"logit_diff": float(swap.logit_difference[row].double().mean())}
-                values |= {f"attention_{at}": float(x) for at, x in zip(NAMES, attention[name][row], strict=True)}
-                place = {"layer": head[0], "head": head[1], "variant": name}
-                readers = {"n_name_movers": int(swap.reads[row].sum()), "passes": passes}
-                self.signals.append(place | values | readers)
+                line = {"layer": head[0], "head": head[1], "variant": name, "logit_diff": differences[name][row]}
+                line |= {f"attention_{at}": float(x) for at, x in zip(NAMES, attention[name][row], strict=True)}
+                self.signals.append(line | {"n_name_movers": int(swap.reads[row].sum()), "passes": passes})
         return roles
 
     def _report(
@@ -285,9 +285,10 @@ class _Measurement:
     def _runs(self, others: Tensor) -> PairedRuns:
         return PairedRuns(self.weights, self.prompts, others, self.config.batch_size, self.config.memory_budget_gb)
 
-    def _attention(self, queries: Int[Tensor, " prompt"]) -> Float[Tensor, "name layer head"]:
+    def _attention(self, *queries: str) -> Float[Tensor, "query name layer head"]:
         prompts = self.prompts
-        return name_attention(self.weights, prompts.clean, prompts.lengths, queries, self.names, self.config.batch_size)
+        at = torch.stack([prompts.positions[name] for name in queries], dim=1)
+        return name_attention(self.weights, prompts.clean, prompts.lengths, at, self.names, self.config.batch_size)
 
     def _shown(self, threshold: str) -> str:
         return f"{getattr(self.config.thresholds, threshold):g}"

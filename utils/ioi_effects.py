@@ -154,7 +154,7 @@ class PairedRuns:
                 self.weights, at_answers(runs), masks, memory_budget_gb=self.memory_budget_gb, observe=watch
             )
             values[:, index] = self.logit_difference(finals, index)
-        return Swap(values.cpu(), attention.cpu(), self._reads(senders, movers))
+        return Swap(values.cpu(), attention.mean(dim=2).cpu(), _reads(senders, movers))
 
     def _evaluate(self, runs: PreparedRuns, masks: Tensor) -> Tensor:
         return evaluate_masks_final(self.weights, runs, masks, memory_budget_gb=self.memory_budget_gb)
@@ -163,10 +163,6 @@ class PairedRuns:
         dtype = torch.promote_types(self.weights.dtype, torch.float32)
         return torch.zeros(*leading, self.n_prompts, *trailing, dtype=dtype, device=self.weights.device)
 
-    @staticmethod
-    def _reads(senders: Sequence[Head], movers: Sequence[Head]) -> Bool[Tensor, "sender mover"]:
-        return torch.tensor([[mover[0] > sender[0] for mover in movers] for sender in senders], dtype=torch.bool)
-
 
 @dataclass(frozen=True)
 class Swap:
@@ -174,39 +170,57 @@ class Swap:
 
     Attributes:
         logit_difference: of every prompt.
-        attention: of the movers from the answer's token; meaningless where a mover does not read the sender.
+        attention: of the movers from the answer's token, mean over prompts; meaningless where a mover does not read the
+            sender.
         reads: whether a mover reads the sender.
     """
 
     logit_difference: Float[Tensor, "sender prompt"]
-    attention: Float[Tensor, "sender mover prompt name"]
+    attention: Float[Tensor, "sender mover name"]
     reads: Bool[Tensor, "sender mover"]
 
+    @classmethod
+    def unchanged(
+        cls,
+        senders: Sequence[Head],
+        movers: Sequence[Head],
+        logit_difference: Float[Tensor, " prompt"],
+        attention: Float[Tensor, "name layer head"],
+    ) -> Swap:
+        """A swap with the prompt itself, from what is known of the clean run: every head's attention."""
+        of_movers = torch.stack([attention[:, layer, head] for layer, head in movers])
+        n = len(senders)
+        return cls(logit_difference.expand(n, -1), of_movers.expand(n, -1, -1), _reads(senders, movers))
+
     def mean_attention(self) -> Float[Tensor, "sender name"]:
-        """Mean over prompts and over the movers that read the sender; nan where none does."""
-        of_movers = self.attention.mean(dim=2)
+        """Mean over the movers that read the sender; nan where none does."""
         reads = self.reads[:, :, None]
-        return of_movers.masked_fill(~reads, 0.0).sum(dim=1) / reads.sum(dim=1)
+        return self.attention.masked_fill(~reads, 0.0).sum(dim=1) / reads.sum(dim=1)
+
+
+def _reads(senders: Sequence[Head], movers: Sequence[Head]) -> Bool[Tensor, "sender mover"]:
+    return torch.tensor([[mover[0] > sender[0] for mover in movers] for sender in senders], dtype=torch.bool)
 
 
 def name_attention(
     weights: ModelWeights,
     tokens: Int[Tensor, "prompt position"],
     lengths: Int[Tensor, " prompt"],
-    queries: Int[Tensor, " prompt"],
+    queries: Int[Tensor, "prompt query"],
     names: Int[Tensor, "prompt name"],
     batch_size: int,
-) -> Float[Tensor, "name layer head"]:
-    """Mean attention of every head from one position of each prompt to others, in [0, 1]."""
-    total = torch.zeros(names.shape[1], weights.n_layers, weights.n_heads)
+) -> Float[Tensor, "query name layer head"]:
+    """Mean attention of every head from some positions of each prompt to others, in [0, 1]."""
+    total = torch.zeros(queries.shape[1], names.shape[1], weights.n_layers, weights.n_heads)
     for index in torch.arange(len(tokens), device=tokens.device).split(batch_size):
         layout = Layout(torch.zeros_like(lengths[index]), lengths[index])
-        rows = torch.arange(len(index), device=tokens.device)
+        rows = torch.arange(len(index), device=tokens.device)[:, None]
 
         def add(layer: LayerActivations, index: Tensor = index, rows: Tensor = rows) -> None:
-            from_query = layer.pattern[rows, :, queries[index]]  # [prompt, head, key]
-            keys = names[index][:, None].expand(-1, weights.n_heads, -1)
-            total[:, layer.layer] += from_query.gather(2, keys).float().sum(dim=0).T.cpu()
+            from_queries = layer.pattern.transpose(1, 2)[rows, queries[index]]  # [prompt, query, head, key]
+            keys = names[index][:, None, None].expand(*from_queries.shape[:3], -1)
+            seen = from_queries.gather(3, keys).float().sum(dim=0)  # [query, head, name]
+            total[:, :, layer.layer] += seen.transpose(1, 2).cpu()
 
         with torch.no_grad():
             forward(weights, layout, embed(weights, layout, layout.pack(tokens[index])), visit=add)

@@ -1,0 +1,153 @@
+"""Cost of one checkpoint of get_ioi_consistency.py against plain forward passes of Hugging Face, at pythia-160m shape.
+
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
+        OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/bench_ioi_consistency.py
+
+Prints, for every round and then as the median: processor seconds of a plain forward pass over the 70 prompts, of the
+three levels (circuit and scores stored), and of the scores that are computed in the same load where none are stored
+(copy, induction, duplicate-token, CSPA; the circuit's cost is that of get_circuits_over_time.py); and the ratios to the
+forward pass of the same round. Bound: the levels of a checkpoint take at most 60 forward passes.
+
+Random weights have no name movers, so scores are made up: all 144 heads are in the circuit (the study's circuits of this
+model hold some 40 nodes), 16 of the upper layers are name movers, and the threshold of the effect on their queries is 0,
+so that half of the heads below them are tested for S-inhibition. With `--corruption abc` prompts differ from
+their first name on, so that there is more to compute than with `swap`; `--through-mlps` adds paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from edge_attribution_patching.weights import read_weights  # noqa: E402
+from utils.circuits import FOUND  # noqa: E402
+from utils.cspa import cspa_scores, mean_outputs  # noqa: E402
+from utils.cspa_sources import Cspa  # noqa: E402
+from utils.function_words import function_tokens  # noqa: E402
+from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks  # noqa: E402
+from utils.ioi_config import IoiConsistencyConfig, Thresholds  # noqa: E402
+from utils.ioi_consistency import Consistency, ioi_consistency, ioi_prompts  # noqa: E402
+from utils.ioi_effects import PairedRuns  # noqa: E402
+from utils.ioi_inputs import HeadFacts  # noqa: E402
+
+BOUND = 60
+
+
+def pythia_160m() -> GPTNeoXForCausalLM:
+    """pythia-160m's shape, random weights."""
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=50304,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        max_position_embeddings=2048,
+        rotary_pct=0.25,
+    )
+    return GPTNeoXForCausalLM(config).eval().requires_grad_(False)
+
+
+def made_up_facts() -> HeadFacts:
+    """16 name movers and 4 copy-suppression heads in layers 8 to 11; the other scores are the same everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    copy, cspa = torch.zeros(12, 12), torch.zeros(12, 12)
+    upper = torch.randperm(48, generator=generator) + 8 * 12
+    copy.view(-1)[upper[:16]] = 90.0
+    cspa.view(-1)[upper[16:20]] = 0.5
+    induction, duplicate = torch.rand(2, 12, 12, generator=generator)
+    sources = dict.fromkeys(("circuit", "components", "cspa"), "made up")
+    return HeadFacts(torch.ones(12, 12, dtype=torch.bool), FOUND, copy, induction, duplicate, cspa, sources)
+
+
+class Bench:
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+        self.model = pythia_160m()
+        self.config = IoiConsistencyConfig(
+            model="pythia-160m",
+            ioi_corruption=arguments.corruption,
+            through_mlps=arguments.through_mlps,
+            thresholds=Thresholds(s_inhibition_effect=0.0),
+        )
+        prompts, self.variants = ioi_prompts(self.config, self.tokenizer)
+        runs = PairedRuns(read_weights(self.model), prompts, prompts.corrupted, 32, 1.0)
+        if float(runs.clean().mean()) <= 0:  # the answer that random weights happen to prefer
+            prompts = replace(prompts, answers=prompts.wrong_answers, wrong_answers=prompts.answers)
+        self.prompts = prompts
+        self.text = torch.randint(50254, (117, 61), generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def forward(self) -> None:
+        for batch in self.prompts.clean.split(self.config.batch_size):
+            self.model(batch, use_cache=False)
+
+    def levels(self) -> Consistency:
+        weights = read_weights(self.model)
+        return ioi_consistency(weights, self.prompts, self.variants, made_up_facts(), self.config)
+
+    def scores(self) -> None:
+        """The defaults of get_full_model_components_over_time.py and get_model_cspa.py."""
+        weights = read_weights(self.model)
+        tokens = repeated_blocks(ordinary_tokens(self.tokenizer, 50304), 50, 50, seed=0)
+        attention_scores(weights, tokens, 32)
+        names = torch.stack([self.prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
+        copy_scores(weights, self.prompts.clean, self.prompts.lengths, names, 32)
+        scored, others = self.text.tensor_split([17])
+        cspa_scores(weights, scored, mean_outputs(weights, others), function_tokens(self.tokenizer), Cspa())
+
+    def round(self) -> tuple[float, float, float]:
+        seconds = []
+        for run in (self.forward, self.levels, self.scores):
+            start = time.process_time()
+            run()
+            seconds.append(time.process_time() - start)
+        return seconds[0], seconds[1], seconds[2]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", default=ROOT.parent / "shared" / "pythia_tokenizer", help="folder or hub name")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--corruption", choices=("swap", "abc"), default="swap")
+    parser.add_argument("--through-mlps", action="store_true")
+    arguments = parser.parse_args()
+    if isinstance(arguments.tokenizer, Path) and not arguments.tokenizer.is_dir():
+        print(f"skipped: {arguments.tokenizer} is missing; pass --tokenizer EleutherAI/pythia-160m", file=sys.stderr)
+        return 0
+    bench = Bench(arguments)
+    print(f"{len(bench.prompts)} prompts, {int(bench.prompts.lengths.sum())} tokens, {torch.get_num_threads()} threads")
+    bench.forward()
+    found = bench.levels()  # the first run pays for fresh memory
+    print(found.levels[["level", "percent", "n_heads", "n_measured", "n_receivers"]].to_string(index=False))
+    print(f"{found.signals.groupby(['layer', 'head']).ngroups} heads tested for S-inhibition")
+    rounds = []
+    for number in range(1, arguments.rounds + 1):
+        seconds = bench.round()
+        rounds.append((*seconds, seconds[1] / seconds[0], sum(seconds[1:]) / seconds[0]))
+        report(f"round {number}", rounds[-1])
+    report("median", tuple(statistics.median(column) for column in zip(*rounds, strict=True)))
+    return 0
+
+
+def report(name: str, row: tuple[float, ...]) -> None:
+    forward, levels, scores, ratio, with_scores = row
+    print(
+        f"{name}: forward {forward:.2f} s; levels {levels:.2f} s = {ratio:.1f} forward (bound {BOUND}); head scores "
+        f"{scores:.2f} s; levels and scores {with_scores:.1f} forward",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
