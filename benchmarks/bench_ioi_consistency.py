@@ -8,9 +8,9 @@ three levels (circuit and scores stored), and of the scores that are computed in
 (copy, induction, duplicate-token, CSPA; the circuit's cost is that of get_circuits_over_time.py); and the ratios to the
 forward pass of the same round. Bound: the levels of a checkpoint take at most 60 forward passes.
 
-Random weights have no name movers, so scores are made up: all 144 heads are in the circuit (the study's circuits of this
-model hold some 40 nodes), 16 of the upper layers are name movers, and the threshold of the effect on their queries is 0,
-so that half of the heads below them are tested for S-inhibition. With `--corruption abc` prompts differ from
+Random weights have no name movers, so scores are made up: all 144 heads are in the circuit (the study's circuits of
+this model hold some 40 nodes), 16 of the upper layers are name movers, and the threshold of the effect on their queries
+is 0, so that half of the heads below them are tested for S-inhibition. With `--corruption abc` prompts differ from
 their first name on, so that there is more to compute than with `swap`; `--through-mlps` adds paths.
 """
 
