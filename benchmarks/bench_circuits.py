@@ -13,6 +13,7 @@ attribution and the 40-size curve grow with prompts, integration steps and layer
 from __future__ import annotations
 
 import argparse
+import ctypes
 import io
 import platform
 import statistics
@@ -125,6 +126,7 @@ def peak_above(run: Callable[[], object]) -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e9
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that is kept would hide what the run takes
     start, peak, done = resident_gb(), 0.0, threading.Event()
 
     def watch() -> None:
@@ -154,8 +156,7 @@ def table(name: str, device: str, rounds: int) -> None:
     def curve() -> None:
         CircuitEvaluator(weights, pairs, metric, edge_order(scores, graph, limit=SIZES[-1]))(SIZES)
 
-    if platform.system() == "Linux":  # before anything else has grown the process
-        setting.plain(True)
+    if platform.system() == "Linux":
         peak = peak_above(score)
     scores = score()
     (batch,) = pairs.batches(16)
