@@ -277,9 +277,12 @@ class Store:
 
 def how_to_make(kind: str, model: str | None = None, task: str | None = None) -> str:
     """The command that makes a kind's results, with a config that is there (or the name it would have)."""
-    script, start = KINDS[kind]
-    start = start or task or "ioi"
+    script, prefix = KINDS[kind]
+    start = prefix or task or "ioi"
     own = Path("configs", f"{start}_{(model or '160m').removeprefix('pythia-')}.yml")
+    of_all_tasks = Path("configs", f"{model}.yml")
+    if not prefix and not own.exists() and of_all_tasks.exists():
+        return f"python {script} -c {of_all_tasks.as_posix()}"
     if own.exists() or model is None:
         return f"python {script} -c {own.as_posix()}"
     others = sorted(Path("configs").glob(f"{start}_*.yml"))
