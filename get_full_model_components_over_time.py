@@ -15,7 +15,6 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.weights import read_weights
 from utils.config import BaseConfig
 from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
 from utils.models import LoadedCheckpoint
@@ -54,7 +53,7 @@ def check(config: ComponentsConfig, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def measure(checkpoint: LoadedCheckpoint, config: ComponentsConfig, task: str | None) -> dict[str, Result]:
     """The five scores of every head."""
-    weights = read_weights(checkpoint.model)
+    weights = checkpoint.weights
     tokens = random_sequences(config, checkpoint.tokenizer, weights.d_vocab)
     prompts = name_prompts(config, checkpoint.tokenizer)
     positions = torch.stack([prompts.positions[name] for name in NAME_POSITIONS], dim=1)

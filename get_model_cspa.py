@@ -14,7 +14,6 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.weights import read_weights
 from utils.config import BaseConfig
 from utils.corpus import Corpus, draw_sequences, tokens_sha256
 from utils.cspa import cspa_scores, mean_outputs, require_fit
@@ -67,7 +66,7 @@ def check(config: CspaConfig, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def measure(checkpoint: LoadedCheckpoint, config: CspaConfig, task: str | None) -> dict[str, Result]:
     """The score of every head, and what it was measured on."""
-    weights = read_weights(checkpoint.model)
+    weights = checkpoint.weights
     require_fit(checkpoint.name, weights, config.seq_len, config.start_layer)
     tokens, others = text(config, checkpoint.tokenizer).tensor_split([config.n_sequences])
     words = function_tokens(checkpoint.tokenizer)

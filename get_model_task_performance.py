@@ -11,7 +11,6 @@ import sys
 
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.weights import read_weights
 from utils.config import TaskConfig
 from utils.models import LoadedCheckpoint
 from utils.runner import Analysis, Result, main
@@ -59,7 +58,7 @@ def measure(checkpoint: LoadedCheckpoint, config: PerformanceConfig, folder: str
     name = next(name for name, task in zip(config.tasks, folders(config), strict=True) if task == folder)
     asked = prompts(config, name, checkpoint.tokenizer)
     metrics = get_task(name, config.metric).metrics
-    table = task_performance(read_weights(checkpoint.model), asked, metrics, config.batch_size)
+    table = task_performance(checkpoint.weights, asked, metrics, config.batch_size)
     return {"task_performance": Result(table)}
 
 

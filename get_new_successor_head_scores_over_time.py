@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.weights import read_weights
 from utils.config import BaseConfig
 from utils.errors import UserError
 from utils.models import LoadedCheckpoint
@@ -36,7 +35,7 @@ def check(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def measure(checkpoint: LoadedCheckpoint, config: SuccessorConfig, task: str | None) -> dict[str, Result]:
     """The scores of every head."""
-    weights = read_weights(checkpoint.model)
+    weights = checkpoint.weights
     result = succession(weights, successor_pairs(checkpoint.tokenizer))
     layers, heads = (
         index.flatten().tolist()

@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPTNeoXForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.random_pythia import SHAPES, random_pythia
 from edge_attribution_patching.attribution import attribute
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.faithfulness import CircuitEvaluator
@@ -40,7 +41,6 @@ from edge_attribution_patching.search import edge_order, prefix_masks
 from edge_attribution_patching.weights import read_weights
 from utils.store import atomic_write
 
-SHAPES = {"70m": (6, 8, 512), "160m": (12, 12, 768)}
 SIZES = list(range(25, 1001, 25))
 
 
@@ -54,18 +54,7 @@ class Setting:
 
     @classmethod
     def of(cls, shape: tuple[int, int, int], n_prompts: int, steps: int, device: str) -> Setting:
-        layers, heads, d_model = shape
-        torch.manual_seed(0)
-        config = GPTNeoXConfig(
-            vocab_size=50304,
-            hidden_size=d_model,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=4 * d_model,
-            max_position_embeddings=2048,
-            rotary_pct=0.25,
-        )
-        model = GPTNeoXForCausalLM(config).eval().requires_grad_(False).to(device)
+        model = random_pythia(*shape).to(device)
         lengths = 15 + torch.arange(n_prompts, device=device) % 4
         clean = torch.randint(0, 50000, (n_prompts, 18), device=device)
         corrupted = clean.clone()

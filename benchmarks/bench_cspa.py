@@ -28,11 +28,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPTNeoXForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.random_pythia import random_pythia  # noqa: E402
 from edge_attribution_patching.weights import read_weights  # noqa: E402
 from utils import streamed_kl  # noqa: E402
 from utils.cspa import cspa_scores, mean_outputs  # noqa: E402
@@ -44,17 +45,7 @@ VOCAB, D_MODEL, LAYERS, HEADS, D_HEAD = 50304, 768, 12, 12, 64
 
 def pythia_160m(untrained: bool) -> GPTNeoXForCausalLM:
     """pythia-160m's shape, random weights; its output layer is scaled up so that logits spread as a trained model's."""
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=VOCAB,
-        hidden_size=D_MODEL,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=3072,
-        max_position_embeddings=2048,
-        rotary_pct=0.25,
-    )
-    model = GPTNeoXForCausalLM(config).eval().requires_grad_(False)
+    model = random_pythia(LAYERS, HEADS, D_MODEL)
     if not untrained:
         model.lm_head.weight.mul_(6)
     return model

@@ -20,32 +20,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoTokenizer, GPTNeoXForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.random_pythia import SHAPES, random_pythia  # noqa: E402
 from edge_attribution_patching.weights import read_weights  # noqa: E402
 from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks  # noqa: E402
 from utils.succession import succession, successor_pairs  # noqa: E402
 from utils.tasks import build_prompts  # noqa: E402
 
 N_SEQUENCES, SEQ_LEN, N_PROMPTS, BATCH_SIZE = 50, 50, 100, 32
-
-
-def pythia_160m() -> GPTNeoXForCausalLM:
-    """pythia-160m's shape, random weights."""
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=50304,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        max_position_embeddings=2048,
-        rotary_pct=0.25,
-    )
-    return GPTNeoXForCausalLM(config).eval().requires_grad_(False)
 
 
 def make_all_heads_copy(model: GPTNeoXForCausalLM) -> None:
@@ -77,7 +63,7 @@ def main() -> int:
         return 0
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    model = pythia_160m()
+    model = random_pythia(*SHAPES["160m"])
     if arguments.copying:
         make_all_heads_copy(model)
     tokens = repeated_blocks(ordinary_tokens(tokenizer, 50304), N_SEQUENCES, SEQ_LEN, seed=0)

@@ -24,11 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.random_pythia import SHAPES, random_pythia  # noqa: E402
 from edge_attribution_patching.weights import read_weights  # noqa: E402
 from utils.circuits import FOUND  # noqa: E402
 from utils.cspa import cspa_scores, mean_outputs  # noqa: E402
@@ -41,21 +42,6 @@ from utils.ioi_effects import PairedRuns  # noqa: E402
 from utils.ioi_inputs import HeadFacts  # noqa: E402
 
 BOUND = 60
-
-
-def pythia_160m() -> GPTNeoXForCausalLM:
-    """pythia-160m's shape, random weights."""
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=50304,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        max_position_embeddings=2048,
-        rotary_pct=0.25,
-    )
-    return GPTNeoXForCausalLM(config).eval().requires_grad_(False)
 
 
 def made_up_facts() -> HeadFacts:
@@ -73,7 +59,7 @@ def made_up_facts() -> HeadFacts:
 class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-        self.model = pythia_160m()
+        self.model = random_pythia(*SHAPES["160m"])
         self.config = IoiConsistencyConfig(
             model="pythia-160m",
             ioi_corruption=arguments.corruption,
