@@ -1,6 +1,7 @@
 """Train the toy family: small GPT-NeoX checkpoints that everything runs on by default.
 
     python make_toy_checkpoints.py -c configs/toy_family.yml
+    python make_toy_checkpoints.py -c configs/toy_ioi_family.yml
     python make_toy_checkpoints.py -c configs/toy_family.yml seed=1 folder=model_cache/toy_seed1
 
 On the CPU, from scratch, in two to three minutes: `model_cache/toy/step{n}` (save_pretrained form, with tokenizer),

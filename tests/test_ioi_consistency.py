@@ -19,7 +19,7 @@ from tests import ioi_transformer
 from tests.models import ARCHITECTURES, random_model
 from tests.path_patching_reference import Hooked, path_patched_logits, swapped_at_end
 from tests.task_tokenizers import words
-from tests.toy_fixture import ROOT, toy_family  # noqa: F401
+from tests.toy_fixture import ROOT, toy_family, toy_ioi_family  # noqa: F401
 from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
 from utils.ioi_config import IoiConsistencyConfig, Thresholds
 from utils.ioi_consistency import (
@@ -511,7 +511,7 @@ def test_without_a_text_cspa_cannot_be_computed(
     assert line == "cspa: no scores are stored and no text is named to compute them; pass cspa.corpus=FILE"
 
 
-# --- the trained toy family
+# --- the trained toy families
 
 
 def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
@@ -536,3 +536,31 @@ def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
         assert row.copy_score > 10 if row.role == "name_mover" else row.cspa > 0.10
     handover = store.read_summary("ioi_consistency", name, None, "role_handover")
     assert set(handover["first_step"]) == {last}
+
+
+@pytest.mark.slow
+def test_the_algorithm_of_a_family_that_knows_positions_is_found_at_all_levels(
+    toy_ioi_family: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    last = max(int(folder.name.removeprefix("step")) for folder in toy_ioi_family.glob("step*"))
+    overrides = [f"model={toy_ioi_family}", f"checkpoints=[0, {last}]", f"results_dir={tmp_path}", "device=cpu"]
+    assert main(ANALYSIS, ["-c", str(ROOT / "configs/ioi_consistency_toy.yml"), *overrides]) == 0
+    store, name = Store(tmp_path), toy_ioi_family.name
+    start = store.read_table("ioi_consistency", name, None, 0)
+    assert start["percent"].isna().all()
+    assert set(start["reason"]) == {"no circuit: task not learned"}
+    end = store.read_table("ioi_consistency", name, None, last).set_index("level")
+    assert end["reason"].isna().all()
+    assert end.loc["name_movers", "percent"] > 20
+    assert end.loc["s_inhibition", "percent"] > 50
+    assert end.loc["induction", "percent"] > 50
+    heads = store.read_table("ioi_consistency_heads", name, None, last)
+    held = heads[heads["passes"]]
+    assert set(held["role"]) >= {"name_mover", "s_inhibition", "induction"}
+    # Each level's heads stand before those that read them, and inhibitors look at the repeated name.
+    inhibitors = held[held["role"] == "s_inhibition"]
+    movers = held[(held["role"] == "name_mover") & (held["effect"] < -0.01)]
+    assert inhibitors["layer"].min() < movers["layer"].max()
+    assert inhibitors.nsmallest(1, "effect")["attention_s2"].item() > 0.5
+    assert held[held["level"] == "induction"]["layer"].min() < inhibitors["layer"].max()

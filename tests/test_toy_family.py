@@ -25,10 +25,12 @@ from utils import toy_text
 from utils.config import load_config
 from utils.errors import UserError
 from utils.models import resolve_family
+from utils.tasks import ioi
 from utils.toy_batches import Batch, TextConfig, TextSource
 from utils.toy_evaluation import Examination
 from utils.toy_family import FamilyConfig, train_family
 from utils.toy_muon import fused, orthogonalized, separated
+from utils.toy_positions import position_question, position_texts
 from utils.toy_tokenizer import END_OF_TEXT, build_tokenizer
 from utils.toy_training import ModelConfig, OptimizerConfig, mean_loss, new_model, rate_share
 
@@ -137,6 +139,42 @@ def test_questions_of_one_side_never_hold_what_the_other_side_holds() -> None:
         toy_text.sva_question,
     ):
         assert not prompts(draw, False) & prompts(draw, True)
+
+
+def test_positions_are_asked_of_a_list_and_something_named_again() -> None:
+    rng = random.Random(0)
+    families = build_tokenizer((*toy_text.vocabulary_texts(), *position_texts()), 128)
+    seen = set()
+    for held_out in (False, True) * 300:
+        question = position_question(rng, held_out)
+        (right,), (wrong,) = question.right, question.wrong
+        words = [word.strip(",.") for word in question.prompt.split()]
+        names = list(dict.fromkeys(word for word in words if word in toy_text.NAMES))
+        things = list(dict.fromkeys(word for word in words if word in ioi.OBJECTS))
+        assert toy_text.is_held_out("ioi", *sorted(names)) == held_out
+        by_place = [word for word in words if word in ("first", "second")]
+        repeated = [word for word in (*names, *things) if words.count(word) == 2]
+        if any(word in names for word in repeated):
+            listed, named = names, repeated[0]
+        elif len(things) == 2 and repeated:
+            listed, named = things, repeated[0]
+        else:
+            listed, named = ["first", "second"], by_place[0]
+        place = listed.index(named)
+        if right.strip() in toy_text.NAMES:
+            assert (right, wrong) == (f" {names[1 - place]}", f" {names[place]}")
+        else:
+            assert (right, wrong) == ((" first", " second") if place == 0 else (" second", " first"))
+        seen.add((listed is names, listed is things, right.strip() in toy_text.NAMES))
+        assert all(len(token) > 1 or not token.isalpha() for token in families.tokenize(question.document(rng))[1:])
+    assert len(seen) == 4
+
+
+def test_sentences_with_an_indirect_object_may_come_later(tokenizer: PreTrainedTokenizerBase) -> None:
+    source = TextSource(TextConfig(ioi_from=3), tokenizer, seed=0)
+    for step in range(6):
+        texts = document_texts(source.batch(step), tokenizer)
+        assert any(text.startswith(("When ", "Then,", "While ")) for text in texts) == (step >= 3)
 
 
 def test_training_documents_hold_no_held_out_pair_of_names(tokenizer: PreTrainedTokenizerBase) -> None:

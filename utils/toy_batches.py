@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from utils import toy_text
 from utils.config import Section
+from utils.toy_positions import position_question
 from utils.toy_tokenizer import END_OF_TEXT
 
 
@@ -28,7 +29,7 @@ class TextConfig(Section):
     width: int = Field(40, ge=32)
     """Tokens of a row."""
     ioi: float = Field(0.32, gt=0)
-    """Share of the tokens in sentences with an indirect object; the six shares are weights and need not sum to 1."""
+    """Share of the tokens in sentences with an indirect object; shares are weights and need not sum to 1."""
     greater_than: float = Field(0.2, gt=0)
     """Share of spans of years."""
     gendered_pronoun: float = Field(0.07, gt=0)
@@ -37,8 +38,12 @@ class TextConfig(Section):
     """Share of sentences whose verb agrees with a subject."""
     succession: float = Field(0.08, gt=0)
     """Share of counted sequences."""
+    positions: float = Field(0.0, ge=0)
+    """Share of lists and questions about places in them (`utils/toy_positions.py`)."""
     induction: float = Field(0.23, gt=0)
     """Share of repeated blocks of random tokens; their first copy is not learned."""
+    ioi_from: int = Field(0, ge=0)
+    """First step whose text holds sentences with an indirect object."""
     short: float = Field(0.5, ge=0, le=1)
     """Part of the sentences with an indirect object, and of the spans of years, that are short forms of the task's."""
     third_person: float = Field(0.1, ge=0, le=1)
@@ -99,13 +104,17 @@ class TextSource:
             "gendered_pronoun": self._gendered_pronoun,
             "sva": lambda rng: self._encode(toy_text.sva_question(rng, held_out=False).document(rng)),
             "succession": lambda rng: self._encode(toy_text.succession_question(rng, held_out=False).document(rng)),
+            "positions": lambda rng: self._encode(position_question(rng, held_out=False).document(rng)),
             "induction": self._repeated_block,
         }
 
     def batch(self, step: int) -> Batch:
         """The batch that takes the model from `step` to `step` + 1."""
         rng = random.Random(f"toy text {self.seed} {step}")
-        drawn = self._draw(rng)
+        kinds = [kind for kind in self.draws if getattr(self.config, kind) > 0]
+        if step < self.config.ioi_from:
+            kinds.remove("ioi")
+        drawn = self._draw(rng, kinds)
         shape = (self.config.rows, self.config.width)
         tokens, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         documents, learned = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=bool)
@@ -121,14 +130,14 @@ class TextSource:
             filled[row] += size
         return Batch(*map(torch.from_numpy, (tokens, positions, documents, learned)))
 
-    def _draw(self, rng: random.Random) -> list[Document]:
+    def _draw(self, rng: random.Random, kinds: Sequence[str]) -> list[Document]:
         """Documents of about as many tokens as a batch holds; the kind furthest behind its share always comes next."""
         # The random start keeps the last documents, which may find no room, from always being of the same kind.
-        spent = {kind: rng.random() * self.config.width for kind in self.draws}
+        spent = {kind: rng.random() * self.config.width for kind in kinds}
         documents: list[Document] = []
         total = 0
         while total < self.config.rows * self.config.width:
-            kind = min(self.draws, key=lambda kind: spent[kind] / getattr(self.config, kind))
+            kind = min(kinds, key=lambda kind: spent[kind] / getattr(self.config, kind))
             document = self.draws[kind](rng)
             if rng.random() < self.config.end_of_text:
                 unlearned = 1 if document.unlearned == 1 else document.unlearned + 1

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerBase
 
+from utils.toy_positions import position_question
 from utils.toy_text import EVALUATED, Question
 
 QUESTIONS = 200
@@ -21,16 +22,20 @@ class Examination:
 
     Args:
         tokenizer: the toy family's.
+        positions: ask about positions too.
 
     Raises:
         ValueError: if an answer is not one token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, positions: bool = False) -> None:
         rng = random.Random("toy examination")
         self._asked = {
             skill: _Asked(tokenizer, [draw(rng) for _ in range(QUESTIONS)]) for skill, draw in EVALUATED.items()
         }
+        of_positions = random.Random("toy examination: positions")
+        questions = [position_question(of_positions, held_out=True) for _ in range(QUESTIONS)]
+        self._positions = _Asked(tokenizer, questions) if positions else None
         vocabulary = [token for token in range(len(tokenizer)) if token != tokenizer.eos_token_id]
         self._blocks: Int[Tensor, "block token"] = torch.tensor(
             [rng.choices(vocabulary, k=BLOCK) * 2 for _ in range(BLOCKS)]
@@ -41,12 +46,12 @@ class Examination:
         """What a checkpoint can do.
 
         Returns:
-            Skill -> value. Accuracies are shares in [0, 1]: the answer's logit is above the wrong one's (`ioi`), more
-            probability is on the right than on wrong answers (`gendered_pronoun`, `sva`), the most probable token is
-            right (`succession`; `induction`, from the second token of the second copy on). `ioi_logit_diff` is
-            logit(IO) - logit(S); `ioi_abc_logit_diff` is the same when a third name acts and either of the two names
-            stands for IO, and `..._abs` its mean size; `greater_than_prob_diff` is P(later years) - P(all others of the
-            century).
+            Skill -> value. Accuracies are shares in [0, 1]: the answer's logit is above the wrong one's (`ioi`,
+            `positions`), more probability is on the right than on wrong answers (`gendered_pronoun`, `sva`), the most
+            probable token is right (`succession`; `induction`, from the second token of the second copy on).
+            `ioi_logit_diff` is logit(IO) - logit(S); `ioi_abc_logit_diff` is the same when a third name acts and either
+            of the two names stands for IO, and `..._abs` its mean size; `greater_than_prob_diff` is P(later years) -
+            P(all others of the century).
         """
         logits = {skill: asked.logits(model) for skill, asked in self._asked.items()}
         by_probability = {
@@ -57,7 +62,7 @@ class Examination:
         abc = self._asked["ioi_abc"].differences(logits["ioi_abc"])
         succession = self._asked["succession"].right.gather(1, logits["succession"].argmax(-1, keepdim=True))
         predicted = model(self._blocks, use_cache=False).logits[:, BLOCK:-1].argmax(-1)
-        return {
+        results = {
             "ioi_accuracy": _share(ioi > 0),
             "ioi_logit_diff": ioi.mean().item(),
             "ioi_abc_logit_diff": abc.mean().item(),
@@ -68,6 +73,9 @@ class Examination:
             "succession_accuracy": _share(succession),
             "induction_accuracy": _share(predicted == self._blocks[:, BLOCK + 1 :]),
         }
+        if self._positions is not None:
+            results["positions_accuracy"] = _share(self._positions.differences(self._positions.logits(model)) > 0)
+        return results
 
 
 class _Asked:

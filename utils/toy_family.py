@@ -37,6 +37,7 @@ from utils.progress import duration
 from utils.store import atomic_write
 from utils.toy_batches import TextConfig, TextSource
 from utils.toy_evaluation import Examination
+from utils.toy_positions import position_texts
 from utils.toy_text import vocabulary_texts
 from utils.toy_tokenizer import build_tokenizer
 from utils.toy_training import ModelConfig, OptimizerConfig, Trainer, new_model, reproducible
@@ -49,7 +50,7 @@ LAST_POWER = 128
 
 
 class FamilyConfig(Section):
-    """Every key of configs/toy_family.yml."""
+    """Every key of configs/toy_family.yml and configs/toy_ioi_family.yml."""
 
     folder: Path = execution(Path("model_cache/toy"))
     """Where the family is written."""
@@ -139,7 +140,7 @@ class _Training:
         config = self.config
         trainer = Trainer(config.optimizer, new_model(config.model, len(self.tokenizer)))
         text = TextSource(config.text, self.tokenizer, config.seed)
-        examination = Examination(self.tokenizer)
+        examination = Examination(self.tokenizer, positions=config.text.positions > 0)
         start, evaluation = 0, []
         if state is not None:
             trainer.restore(state["trainer"])
@@ -228,13 +229,14 @@ class _Training:
 
 
 def _tokenizer(config: FamilyConfig) -> PreTrainedTokenizerBase:
-    return build_tokenizer(vocabulary_texts(), config.model.n_positions)
+    texts = (*vocabulary_texts(), *(position_texts() if config.text.positions else ()))
+    return build_tokenizer(texts, config.model.n_positions)
 
 
 def _settings(config: FamilyConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What decides the weights: the config, and as `text` a hash that changes with the vocabulary or the sentences."""
     digest = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-    text = TextSource(TextConfig(), tokenizer, seed=0)
+    text = TextSource(config.text, tokenizer, seed=0)
     for step in range(3):
         batch = text.batch(step)
         digest.update(batch.tokens.numpy().tobytes() + batch.learned.numpy().tobytes())

@@ -22,7 +22,7 @@ from utils.toy_muon import Muon
 
 
 class ModelConfig(Section):
-    """Size of the GPT-NeoX; parallel residual, a rotary quarter of each head and untied embeddings as in Pythia."""
+    """Size of the GPT-NeoX; parallel residual and a rotary quarter of each head as in Pythia."""
 
     n_layers: int = Field(4, gt=0)
     d_model: int = Field(128, gt=0)
@@ -32,6 +32,8 @@ class ModelConfig(Section):
     """Longest text the configuration and the tokenizer declare."""
     rotary_base: float = Field(100.0, gt=0)
     """Base of the rotary frequencies; Pythia's 10,000 is for texts of thousands of tokens."""
+    tie_embeddings: bool = False
+    """Unembed with the embedding's weights; Pythia does not."""
     init_std: float = Field(0.05, gt=0)
     """Standard deviation of the initial weights."""
 
@@ -83,7 +85,7 @@ def new_model(config: ModelConfig, vocab_size: int) -> GPTNeoXForCausalLM:
             initializer_range=config.init_std,
             rope_parameters={"rope_type": "default", "rope_theta": config.rotary_base, "partial_rotary_factor": 0.25},
             use_parallel_residual=True,
-            tie_word_embeddings=False,
+            tie_word_embeddings=config.tie_embeddings,
             bos_token_id=0,
             eos_token_id=0,
             pad_token_id=0,

@@ -1,0 +1,80 @@
+"""Sentences about who or what came first or second: what a toy family needs to solve IOI by position.
+
+A small model solves IOI sentences by copying every name and striking out the last one, which no head has to know a
+position for. The sentences here cannot be solved so. Two names, or two names and two things, are listed; then one of
+them is named again, by its word or as "the second":
+
+    When Mary and John met, John                                 -> second (which place the repeated word had)
+    When Mary and John met, the second called                    -> Mary   (the name at the other place)
+    Mary and John hid a ring and a book. The book was found by   -> Mary   (place of a thing, name at the other place)
+
+The last kind needs all that Wang et al. 2022 (arXiv 2211.00593) found in GPT-2: a repeated word is recognised, its
+place is carried to the end, and name movers attend by place. A family trained on these first and on IOI sentences later
+uses it for both.
+"""
+
+import random
+from collections.abc import Iterator
+
+from utils.tasks import ioi
+from utils.toy_text import NAMES, SHORT_IOI_TEMPLATES, Question, is_held_out
+
+PLACES: tuple[str, str] = ("first", "second")
+LISTS: tuple[str, ...] = (
+    "{first} and {second} hid a {thing} and a {other_thing}.",
+    "Then, {first} and {second} hid a {thing} and a {other_thing}.",
+    "When {first} and {second} hid a {thing} and a {other_thing},",
+)
+FOUND = " was found by"
+KINDS: tuple[str, ...] = ("place of name", "place of thing", "name by place", *["name by thing"] * 4)
+"""What is asked for; the hardest, which needs the whole mechanism, most often."""
+SHORT = 0.7
+"""Part of the lists of two names that are short."""
+AFTER_VERB, BY_PLACE = 0.3, 0.3
+"""Parts of the documents that tell a place later: after the verb, or where a name could stand."""
+
+
+def position_question(rng: random.Random, held_out: bool) -> Question:
+    """A list and something named again: its place, or the name at the other place."""
+    while True:
+        names = tuple(rng.sample(NAMES, 2))
+        if is_held_out("ioi", *sorted(names)) == held_out:
+            break
+    things = rng.sample(ioi.OBJECTS, 2)
+    words = {"first": names[0], "second": names[1], "thing": things[0], "other_thing": things[1]}
+    place = rng.randrange(2)
+    its_place, other_place = ((f" {PLACES[at]}",) for at in (place, 1 - place))
+    other_name, own_name = ((f" {names[at]}",) for at in (1 - place, place))
+    kind = rng.choice(KINDS)
+    if kind in ("place of thing", "name by thing"):
+        clause = rng.choice(LISTS).format(**words)
+        prompt = clause + _the(clause) + things[place]
+        if kind == "place of thing":
+            return Question(prompt, its_place, other_place, ending=" was found.")
+        if rng.random() < BY_PLACE:
+            return Question(prompt + FOUND, its_place, other_place)
+        return Question(prompt + FOUND, other_name, own_name)
+    template = rng.choice(SHORT_IOI_TEMPLATES if rng.random() < SHORT else ioi.TEMPLATES)
+    words |= {"place": rng.choice(ioi.PLACES), "object": rng.choice(ioi.OBJECTS)}
+    clause, verb = template.split(" {subject}")
+    if kind == "name by place":
+        if rng.random() < 0.5:
+            clause, verb = rng.choice(LISTS), FOUND
+        return Question((clause + _the(clause) + PLACES[place] + verb).format(**words), other_name, own_name)
+    prompt, verb = f"{clause} {names[place]}".format(**words), verb.format(**words)
+    if rng.random() < AFTER_VERB:
+        return Question(prompt + verb, its_place, other_place)
+    return Question(prompt, its_place, other_place, ending=f"{verb}.")
+
+
+def position_texts() -> Iterator[str]:
+    """The words of these sentences that other sentences do not hold."""
+    blank = dict.fromkeys(("first", "second", "thing", "other_thing"), "")
+    for clause in LISTS:
+        yield clause.format(**blank).strip()
+    yield from (" The", " the", FOUND)
+    yield from (f" {place}" for place in PLACES)
+
+
+def _the(clause: str) -> str:
+    return " The " if clause.endswith(".") else " the "
