@@ -14,16 +14,16 @@ from utils.toy_family import FamilyConfig, train_family
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def toy_family_folder(name: str = "toy") -> Path:
-    """The folder of the family of configs/{name}_family.yml, trained first if it is not there (minutes).
+def toy_family_folder() -> Path:
+    """The folder of the family of configs/toy_family.yml, trained first if it is not there (minutes).
 
-    Where model_cache/{name} holds a family of another config, that one stays and model_cache/{name}_of_tests is used.
+    Where model_cache/toy holds a family of another config, that one stays and model_cache/toy_of_tests is used.
     """
-    attempts = ((name,), (f"{name}_of_tests",), (f"{name}_of_tests", "overwrite=true"))
+    attempts = (("toy",), ("toy_of_tests",), ("toy_of_tests", "overwrite=true"))
     for attempt in attempts[:-1]:
         with contextlib.suppress(UserError):
-            return _trained(name, *attempt)
-    return _trained(name, *attempts[-1])
+            return _trained(*attempt)
+    return _trained(*attempts[-1])
 
 
 @pytest.fixture(scope="session")
@@ -32,13 +32,6 @@ def toy_family() -> Path:
     return toy_family_folder()
 
 
-@pytest.fixture(scope="session")
-def toy_ioi_family() -> Path:
-    """The family that solves IOI by position; see `toy_family_folder`. Not to be changed."""
-    return toy_family_folder("toy_ioi")
-
-
-def _trained(name: str, folder_name: str, *overrides: str) -> Path:
-    folder = (ROOT / "model_cache" / folder_name).as_posix()
-    config = ROOT / f"configs/{name}_family.yml"
-    return train_family(load_config(FamilyConfig, config, [f"folder={folder}", *overrides]))
+def _trained(name: str, *overrides: str) -> Path:
+    folder = (ROOT / "model_cache" / name).as_posix()
+    return train_family(load_config(FamilyConfig, ROOT / "configs/toy_family.yml", [f"folder={folder}", *overrides]))
