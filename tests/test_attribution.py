@@ -50,7 +50,8 @@ def test_batching_prefix_and_memory_budget_change_nothing(architecture: str, opt
     metric = eap_reference.logit_diff_metric(97, 5)
     expected = attribute(weights, pairs, metric, steps=4)
     scores = attribute(weights, pairs, metric, steps=4, **options)
-    torch.testing.assert_close(scores, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+    # float32 sums in another order; processors differ by some units in the last place.
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
