@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
-from utils.models import LoadedCheckpoint
+from utils.models.family import LoadedCheckpoint
 from utils.runner import Analysis, Result, main
 from utils.tasks import task_folder_name
 

@@ -4,7 +4,7 @@
 
 Writes results/components/<model>/step{n}.csv with `score, layer, head, value`. `induction`, `previous_token` and
 `duplicate_token` are attention probabilities in [0, 1] on random blocks of tokens repeated once; `copy` and
-`negative_copy` are percentages of the names in IOI prompts. `utils/head_scores.py` defines them.
+`negative_copy` are percentages of the names in IOI prompts. `utils/heads/attention_and_copy.py` defines them.
 """
 
 import sys
@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from utils.config import BaseConfig
-from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
-from utils.models import LoadedCheckpoint
+from utils.config.keys import BaseConfig
+from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
+from utils.models.family import LoadedCheckpoint
 from utils.runner import Analysis, Result, main
 from utils.tasks import Prompts, build_prompts
 

@@ -2,7 +2,7 @@
 
     python get_ioi_consistency.py -c configs/ioi_consistency_160m.yml
 
-Writes, for every checkpoint, with the levels name_movers, s_inhibition and induction of `utils/ioi_consistency.py`
+Writes, for every checkpoint, with the levels name_movers, s_inhibition and induction of `utils/ioi/consistency.py`
 (Tigges et al. 2024, arXiv 2407.10827):
 
 results/ioi_consistency/<model>/step{n}.csv          the share of each level's effect that heads in its role have
@@ -18,13 +18,13 @@ import sys
 
 from transformers import PreTrainedTokenizerBase
 
-from utils.ioi_config import IoiConsistencyConfig
-from utils.ioi_consistency import ioi_consistency, ioi_prompts
-from utils.ioi_inputs import gather
-from utils.models import LoadedCheckpoint
-from utils.role_handover import role_handover
+from utils.ioi.consistency import ioi_consistency, ioi_prompts
+from utils.ioi.handover import role_handover
+from utils.ioi.inputs import gather
+from utils.ioi.keys import IoiConsistencyConfig
+from utils.models.family import LoadedCheckpoint
+from utils.results.store import Store
 from utils.runner import Analysis, Result, main
-from utils.store import Store
 
 
 def check(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase) -> None:

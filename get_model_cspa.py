@@ -4,7 +4,7 @@
 
 Writes results/cspa/<model>/step{n}.csv with `layer, head, score`, `kl_cspa, kl_ablated` (nats), `loss, loss_cspa,
 loss_ablated` (nats), `n_positions`, and the `reason` where the score is empty; `.json` beside it says which text was
-read. `utils/cspa.py` defines the score (McDougall et al. 2023).
+read. `utils/heads/cspa.py` defines the score (McDougall et al. 2023).
 """
 
 import sys
@@ -14,12 +14,12 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from utils.config import BaseConfig
-from utils.corpus import Corpus, draw_sequences, tokens_sha256
-from utils.cspa import cspa_scores, mean_outputs, require_fit
-from utils.cspa_sources import Cspa
-from utils.function_words import function_tokens
-from utils.models import LoadedCheckpoint
+from utils.config.keys import BaseConfig
+from utils.heads.corpus import Corpus, draw_sequences, tokens_sha256
+from utils.heads.cspa import cspa_scores, mean_outputs, require_fit
+from utils.heads.cspa_sources import Cspa
+from utils.heads.function_words import function_tokens
+from utils.models.family import LoadedCheckpoint
 from utils.runner import Analysis, Result, main
 
 

@@ -11,8 +11,8 @@ import sys
 
 from transformers import PreTrainedTokenizerBase
 
-from utils.config import TaskConfig
-from utils.models import LoadedCheckpoint
+from utils.config.keys import TaskConfig
+from utils.models.family import LoadedCheckpoint
 from utils.runner import Analysis, Result, main
 from utils.task_performance import task_performance
 from utils.tasks import TASKS, Prompts, build_prompts, get_task

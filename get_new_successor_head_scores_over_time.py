@@ -5,8 +5,8 @@
 Writes results/successor/<model>/step{n}.csv with one row a head: `layer, head`; `value`, the share of all pairs of a
 word and its successor that the head gets right; `pairs`, how many there are under the model's tokenizer; `class_mean`,
 the mean over classes, each counting alike; and for each class `<class>` and `<class>_pairs`. A class without any pair
-has an empty cell and 0 pairs. `utils/succession.py` defines the score, lists the words and says where it departs from
-Gould et al. 2023 (arXiv 2312.09230).
+has an empty cell and 0 pairs. `utils/heads/succession.py` defines the score, lists the words and says where it departs
+from Gould et al. 2023 (arXiv 2312.09230).
 """
 
 import sys
@@ -16,11 +16,11 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from utils.config import BaseConfig
+from utils.config.keys import BaseConfig
 from utils.errors import UserError
-from utils.models import LoadedCheckpoint
+from utils.heads.succession import CLASSES, succession, successor_pairs
+from utils.models.family import LoadedCheckpoint
 from utils.runner import Analysis, Result, main
-from utils.succession import CLASSES, succession, successor_pairs
 
 
 class SuccessorConfig(BaseConfig):

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.config import load_config
+from utils.config.keys import load_config
 from utils.errors import UserError
 from utils.progress import configure_logging
-from utils.toy_family import FamilyConfig, train_family
+from utils.toy.family import FamilyConfig, train_family
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,8 +36,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.random_pythia import random_pythia  # noqa: E402
 from edge_attribution_patching.weights import read_weights  # noqa: E402
 from utils import streamed_kl  # noqa: E402
-from utils.cspa import cspa_scores, mean_outputs  # noqa: E402
-from utils.cspa_sources import Cspa  # noqa: E402
+from utils.heads.cspa import cspa_scores, mean_outputs  # noqa: E402
+from utils.heads.cspa_sources import Cspa  # noqa: E402
 
 N_SEQUENCES, SEQ_LEN, N_MEAN = 17, 61, 100
 VOCAB, D_MODEL, LAYERS, HEADS, D_HEAD = 50304, 768, 12, 12, 64

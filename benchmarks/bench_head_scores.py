@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_pythia import SHAPES, random_pythia  # noqa: E402
 from edge_attribution_patching.weights import read_weights  # noqa: E402
-from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks  # noqa: E402
-from utils.succession import succession, successor_pairs  # noqa: E402
+from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks  # noqa: E402
+from utils.heads.succession import succession, successor_pairs  # noqa: E402
 from utils.tasks import build_prompts  # noqa: E402
 
 N_SEQUENCES, SEQ_LEN, N_PROMPTS, BATCH_SIZE = 50, 50, 100, 32

@@ -32,14 +32,14 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.random_pythia import SHAPES, random_pythia  # noqa: E402
 from edge_attribution_patching.weights import read_weights  # noqa: E402
 from utils.circuits import FOUND  # noqa: E402
-from utils.cspa import cspa_scores, mean_outputs  # noqa: E402
-from utils.cspa_sources import Cspa  # noqa: E402
-from utils.function_words import function_tokens  # noqa: E402
-from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks  # noqa: E402
-from utils.ioi_config import IoiConsistencyConfig, Thresholds  # noqa: E402
-from utils.ioi_consistency import Consistency, ioi_consistency, ioi_prompts  # noqa: E402
-from utils.ioi_effects import PairedRuns  # noqa: E402
-from utils.ioi_inputs import HeadFacts  # noqa: E402
+from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks  # noqa: E402
+from utils.heads.cspa import cspa_scores, mean_outputs  # noqa: E402
+from utils.heads.cspa_sources import Cspa  # noqa: E402
+from utils.heads.function_words import function_tokens  # noqa: E402
+from utils.ioi.consistency import Consistency, ioi_consistency, ioi_prompts  # noqa: E402
+from utils.ioi.effects import PairedRuns  # noqa: E402
+from utils.ioi.inputs import HeadFacts  # noqa: E402
+from utils.ioi.keys import IoiConsistencyConfig, Thresholds  # noqa: E402
 
 BOUND = 60
 

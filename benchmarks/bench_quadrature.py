@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from edge_attribution_patching.attribution import Quadrature, attribute
 from utils.circuits import CircuitsConfig, circuit_prompts, prompt_metric, token_pairs
-from utils.models import resolve_family
+from utils.models.family import resolve_family
 from utils.tasks import TASKS
 
 TOLERANCE = 0.01

@@ -46,10 +46,10 @@ from notebooks.drawing import Axis, draw_head_maps, draw_maps, top_heads
 from notebooks.support import start
 from plotting.plot_circuit import draw_circuit
 from plotting.plot_faithfulness_curve import draw_curves
-from utils.checkpoints import select_steps
 from utils.circuits import CircuitsConfig, find_circuit, prompt_metric, token_pairs
-from utils.ioi_effects import name_attention
-from utils.models import resolve_family
+from utils.ioi.effects import name_attention
+from utils.models.family import resolve_family
+from utils.models.schedules import select_steps
 from utils.task_performance import answer_logits, task_performance
 from utils.tasks import TASKS, build_prompts
 from utils.tasks.greater_than import two_digit_tokens

@@ -51,11 +51,11 @@ from notebooks.drawing import draw_attention, draw_head_maps, draw_scatter, top_
 from notebooks.support import start
 from plotting.plot_circuit import draw_circuit
 from plotting.plot_faithfulness_curve import draw_curves
-from utils.checkpoints import select_steps
 from utils.circuits import CircuitsConfig, find_circuit, token_pairs
-from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
-from utils.ioi_effects import LogitDifference, PairedRuns, Swap, name_attention
-from utils.models import resolve_family
+from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
+from utils.ioi.effects import LogitDifference, PairedRuns, Swap, name_attention
+from utils.models.family import resolve_family
+from utils.models.schedules import select_steps
 from utils.task_performance import task_performance
 from utils.tasks import TASKS, build_prompts
 from utils.tasks.ioi import signal_variants

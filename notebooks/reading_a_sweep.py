@@ -18,8 +18,8 @@
 # small files. This notebook reads such a folder: what is in it, when tasks are learned, when circuits form, whether
 # they stay, and which heads come and go. It asks the questions in the order in which a doubtful reader should.
 #
-# Everything is read through `utils.store.Store`, the only code that knows where a result lies, and drawn with the
-# same functions as the scripts in `plotting/`, so every figure here can also be had as `python
+# Everything is read through `utils.results.store.Store`, the only code that knows where a result lies, and drawn with
+# the same functions as the scripts in `plotting/`, so every figure here can also be had as `python
 # plotting/plot_<subject>.py`.
 
 # %%
@@ -40,6 +40,7 @@ import get_circuits_over_time
 import get_full_model_components_over_time
 from edge_attribution_patching.circuit import Circuit
 from notebooks.support import start
+from plotting.circuit_similarity import edges_of
 from plotting.panels import Line, Panels
 from plotting.plot_circuit import draw_circuit
 from plotting.plot_circuit_similarity import draw_similarity, similarities
@@ -49,12 +50,11 @@ from plotting.plot_head_scores import draw_top_heads
 from plotting.style import PRIMARY_METRICS, SERIES, ModelLook, model_looks, task_label
 from plotting.tables import circuits, load
 from plotting.time_axis import TimeAxis
-from utils.circuit_similarity import edges_of
-from utils.config import load_config
+from utils.config.keys import load_config
 from utils.errors import UserError
-from utils.models import resolve_family
+from utils.models.family import resolve_family
+from utils.results.store import Store
 from utils.runner import run
-from utils.store import Store
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from utils.errors import UserError
-from utils.store import Store, atomic_write
+from utils.results.store import Store, atomic_write
 
 logger = logging.getLogger("plotting")
 

@@ -21,7 +21,7 @@ from plotting.report.page import page_html, refuse_empty
 from plotting.report.results import Results, collected_notes
 from plotting.report.runs import run_records
 from utils.errors import UserError
-from utils.store import KINDS, Store, atomic_write
+from utils.results.store import KINDS, Store, atomic_write
 
 logger = logging.getLogger("plotting")
 

@@ -22,7 +22,7 @@ from plotting.export import figure_main
 from plotting.style import FAINT, INK, NEGATIVE, POSITIVE, finish, task_label, translucent
 from plotting.tables import circuits
 from utils.errors import UserError
-from utils.store import Store
+from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

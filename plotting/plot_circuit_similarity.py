@@ -19,14 +19,14 @@ import plotly.graph_objects as go
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from plotting.circuit_similarity import ewma, similarity_over_training
 from plotting.export import figure_main
 from plotting.panels import Line, Panels
 from plotting.style import ModelLook, model_looks, task_label
 from plotting.tables import circuits, every_model, models_in, tasks_in
 from plotting.time_axis import TimeAxis
-from utils.circuit_similarity import ewma, similarity_over_training
 from utils.errors import UserError
-from utils.store import Store, atomic_write
+from utils.results.store import Store, atomic_write
 
 logger = logging.getLogger("plotting")
 

@@ -22,7 +22,7 @@ from plotting.panels import Line, Panels
 from plotting.style import METRIC_LABELS, PRIMARY_METRICS, ModelLook, model_looks, task_label, within
 from plotting.tables import every_model, load, models_in, tasks_in
 from plotting.time_axis import TimeAxis
-from utils.store import Store
+from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

@@ -28,7 +28,7 @@ from plotting.tables import every_model, load, models_in, tasks_in
 from plotting.time_axis import TimeAxis
 from utils.errors import UserError
 from utils.faithfulness_area import cmd, cpr
-from utils.store import Store
+from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

@@ -20,7 +20,7 @@ from plotting.panels import Line, Panels
 from plotting.style import ModelLook, model_looks
 from plotting.tables import every_model, load, models_in
 from plotting.time_axis import TimeAxis
-from utils.store import Store
+from utils.results.store import Store
 
 TITLES = {
     1: "Heads to logits:<br>name movers, copy suppression",

@@ -22,9 +22,9 @@ from plotting.panels import Line, Panels
 from plotting.style import ModelLook, model_looks
 from plotting.tables import every_model, models_in
 from plotting.time_axis import TimeAxis
-from utils.checkpoints import tokens_at
 from utils.errors import UserError
-from utils.store import Store
+from utils.models.schedules import tokens_at
+from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

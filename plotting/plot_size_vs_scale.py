@@ -26,7 +26,7 @@ from plotting.tables import every_model, load, models_in, tasks_in
 from plotting.time_axis import compact
 from utils.errors import UserError
 from utils.parameter_counts import parameter_count
-from utils.store import Store
+from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

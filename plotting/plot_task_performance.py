@@ -21,7 +21,7 @@ from plotting.style import METRIC_LABELS, ModelLook, model_looks, task_label
 from plotting.tables import every_model, load, models_in, tasks_in
 from plotting.time_axis import TimeAxis
 from utils.errors import UserError
-from utils.store import Store
+from utils.results.store import Store
 
 DASHES = {"clean": None, "corrupted": "dot"}
 # A share of prompts or a probability lies in [0, 1].

@@ -7,7 +7,7 @@ import pandas as pd
 
 from plotting.style import model_order, task_order
 from utils.errors import UserError
-from utils.store import KINDS, Store, how_to_make
+from utils.results.store import KINDS, Store, how_to_make
 
 logger = logging.getLogger("plotting")
 

@@ -1,6 +1,6 @@
 """CSPA written straight from its definition, slowly: one head and one sequence at a time, in explicit tensors.
 
-Shares nothing with `utils/cspa.py`: activations come from a TransformerBridge's hooks, every source's output is a
+Shares nothing with `utils/heads/cspa.py`: activations come from a TransformerBridge's hooks, every source's output is a
 vector of the residual stream, projections are explicit and logits are full. Everything is computed in float64.
 """
 

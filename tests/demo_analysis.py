@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from utils.config import TaskConfig
-from utils.models import LoadedCheckpoint
+from utils.config.keys import TaskConfig
+from utils.models.family import LoadedCheckpoint
 from utils.runner import Analysis, Result, main
 
 

@@ -8,8 +8,8 @@ import torch
 
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.graph import Graph
-from utils.checkpoints import PYTHIA_STEPS, tokens_at
-from utils.store import Store
+from utils.models.schedules import PYTHIA_STEPS, tokens_at
+from utils.results.store import Store
 
 MODEL = "pythia-160m"
 LAYERS, HEADS = 12, 12

@@ -8,8 +8,8 @@ import torch
 
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.graph import Graph
-from utils.checkpoints import tokens_at
-from utils.store import Store
+from utils.models.schedules import tokens_at
+from utils.results.store import Store
 
 STEPS = (0, 1, 8, 64, 512, 4000, 32000, 143000)
 TASKS = ("ioi", "sva")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.circuit_similarity import compare, edges_of, ewma, nodes_of, similarity_over_training, weighted_jaccard
+from plotting.circuit_similarity import compare, edges_of, ewma, nodes_of, similarity_over_training, weighted_jaccard
 
 SOURCES = ("input", "a0.h0", "a0.h1", "m0")
 TARGETS = ("a1.h0<q>", "a1.h0<v>", "m1", "logits")

@@ -21,9 +21,9 @@ from get_circuits_over_time import ANALYSIS
 from tests.toy_fixture import toy_family  # noqa: F401
 from tests.word_family import save_word_family
 from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit, prompt_metric, token_pairs
-from utils.models import resolve_family
+from utils.models.family import resolve_family
+from utils.results.store import Store
 from utils.runner import main
-from utils.store import Store
 from utils.tasks import get_task
 
 ROOT = Path(__file__).resolve().parents[1]

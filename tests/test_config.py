@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from utils.config import BaseConfig, Section, TaskConfig, execution, load_config, resolved, result_settings
-from utils.config_yaml import parse_override, read_yaml
+from utils.config.keys import BaseConfig, Section, TaskConfig, execution, load_config, resolved, result_settings
+from utils.config.strict_yaml import parse_override, read_yaml
 from utils.errors import UserError
 
 

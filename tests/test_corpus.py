@@ -12,10 +12,10 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.models import tiny_tokenizer
-from utils import corpus
-from utils.corpus import Corpus, draw_sequences, tokens_sha256
 from utils.errors import UserError
-from utils.function_words import function_tokens, spellings
+from utils.heads import corpus
+from utils.heads.corpus import Corpus, draw_sequences, tokens_sha256
+from utils.heads.function_words import function_tokens, spellings
 
 PYTHIA = Path(__file__).parents[2] / "shared" / "pythia_tokenizer"
 

@@ -13,10 +13,10 @@ from edge_attribution_patching.weights import ModelWeights, read_weights
 from tests.cspa_models import COPYING, RANDOM, SUPPRESSING, copy_suppression_model, sequences
 from tests.cspa_reference import cspa_of_head
 from tests.models import ARCHITECTURES, random_model, tiny_tokenizer
-from utils import streamed_kl
-from utils.cspa import NO_EFFECT, OVERFLOW, cspa_scores, mean_outputs, require_fit
-from utils.cspa_sources import Cspa, kept_sources
 from utils.errors import UserError
+from utils.heads import streamed_kl
+from utils.heads.cspa import NO_EFFECT, OVERFLOW, cspa_scores, mean_outputs, require_fit
+from utils.heads.cspa_sources import Cspa, kept_sources
 
 FUNCTION_WORDS = torch.tensor([1, 2, 3, 4, 39])
 NONE = torch.tensor([], dtype=torch.long)

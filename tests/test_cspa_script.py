@@ -12,9 +12,9 @@ import get_model_cspa
 from get_model_cspa import ANALYSIS, CspaConfig
 from tests.demo_analysis import results_in
 from tests.word_family import save_word_family
-from utils.config import load_config
+from utils.config.keys import load_config
+from utils.results.store import Store
 from utils.runner import main
-from utils.store import Store
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

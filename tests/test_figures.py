@@ -29,7 +29,7 @@ from plotting.style import model_looks, task_label
 from plotting.tables import every_model, load
 from tests.synthetic_results import MODELS, STEPS, TASKS, write_all
 from utils.errors import UserError
-from utils.store import Store
+from utils.results.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {

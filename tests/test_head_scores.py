@@ -14,11 +14,11 @@ from tests.hand_built import PERIOD, VOCAB, attention_model, copying_model
 from tests.models import ARCHITECTURES, random_model, random_pairs, tiny_tokenizer, without_biases
 from tests.task_tokenizers import words
 from tests.word_family import save_word_family, trained_toy, word_model
-from utils import head_scores
 from utils.errors import UserError
-from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
+from utils.heads import attention_and_copy as head_scores
+from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
+from utils.results.store import Store
 from utils.runner import main
-from utils.store import Store
 from utils.tasks import build_prompts
 
 BLOCKS = repeated_blocks(torch.arange(VOCAB), 6, PERIOD, seed=0)

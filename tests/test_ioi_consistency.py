@@ -20,9 +20,8 @@ from tests.models import ARCHITECTURES, random_model
 from tests.path_patching_reference import Hooked, path_patched_logits, swapped_at_end
 from tests.task_tokenizers import words
 from tests.toy_fixture import ROOT, toy_family  # noqa: F401
-from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
-from utils.ioi_config import IoiConsistencyConfig, Thresholds
-from utils.ioi_consistency import (
+from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
+from utils.ioi.consistency import (
     HEAD_COLUMNS,
     LEVEL_COLUMNS,
     LEVELS,
@@ -32,13 +31,14 @@ from utils.ioi_consistency import (
     reading_roles,
     writing_roles,
 )
-from utils.ioi_effects import NAMES, LogitDifference, PairedRuns, name_attention
-from utils.ioi_inputs import HeadFacts
-from utils.metrics import METRICS
-from utils.role_handover import role_handover
+from utils.ioi.effects import NAMES, LogitDifference, PairedRuns, name_attention
+from utils.ioi.handover import role_handover
+from utils.ioi.inputs import HeadFacts
+from utils.ioi.keys import IoiConsistencyConfig, Thresholds
+from utils.results.store import Store
 from utils.runner import main
-from utils.store import Store
 from utils.tasks import Prompts, build_prompts
+from utils.tasks.metrics import METRICS
 
 VARIANTS = ["same_token_same_order", "same_token_opposite_order", "other_token_same_order"]
 VARIANTS += ["other_token_opposite_order"]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.metrics import METRICS
+from utils.tasks.metrics import METRICS
 from utils.tasks.prompts import Prompts, padded
 
 VOCABULARY = 11

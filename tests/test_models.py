@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.hub_server import Files, HubServer, read_folder
 from tests.tiny_models import WORDS, save_checkpoint, save_family, tiny_model, tiny_tokenizer
-from utils.checkpoints import PYTHIA_STEPS
 from utils.errors import UserError
-from utils.models import Family, HubFamily, LocalFamily, resolve_device, resolve_family
+from utils.models.family import Family, HubFamily, LocalFamily, resolve_device, resolve_family
+from utils.models.schedules import PYTHIA_STEPS
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
 

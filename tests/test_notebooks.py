@@ -13,7 +13,7 @@ from choreographer.browsers.chromium import Chromium
 
 from notebooks.execute import FOLDER, NAMES, execute, load, with_parameters
 from tests.toy_fixture import toy_family  # noqa: F401
-from utils.models import resolve_family
+from utils.models.family import resolve_family
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 400_000

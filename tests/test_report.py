@@ -12,15 +12,15 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
+from plotting.circuit_similarity import edges_of, nodes_of
 from plotting.make_report import main
 from plotting.report.circuits import PORTS, circuit_records
 from plotting.report.heads import SCORE_ROLES, head_records
 from plotting.report.page import script_safe
 from plotting.report.results import Results
 from tests.synthetic_results import STEPS, TASKS, write_all
-from utils.circuit_similarity import edges_of, nodes_of
-from utils.role_handover import role_handover
-from utils.store import KINDS, Store
+from utils.ioi.handover import role_handover
+from utils.results.store import KINDS, Store
 
 MODEL = "pythia-70m"
 MADE_UP = (

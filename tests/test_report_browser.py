@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from plotting.circuit_similarity import compare, edges_of
 from plotting.make_report import main
 from tests.browser import OpenPage, chromium, slider_times
 from tests.report_family import MODEL as FAMILY
 from tests.report_family import N_EDGES, N_STEPS, write_family
 from tests.synthetic_results import STEPS, write_all
-from utils.circuit_similarity import compare, edges_of
-from utils.store import Store
+from utils.results.store import Store
 
 pytestmark = pytest.mark.browser
 

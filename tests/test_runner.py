@@ -18,12 +18,12 @@ import torch
 
 from tests.demo_analysis import ANALYSIS, results_in
 from tests.tiny_models import save_family
-from utils import models
 from utils.errors import UserError
-from utils.models import LoadedCheckpoint, LocalFamily
+from utils.models.family import LoadedCheckpoint, LocalFamily
+from utils.models.family import family as models
 from utils.progress import duration
+from utils.results.store import Store
 from utils.runner import Analysis, Result, main
-from utils.store import Store
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,8 +19,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.run_record import equal_weights
-from utils.store import KINDS, Store, atomic_write, how_to_make, remove_stale_temporaries
+from utils.results.record import equal_weights
+from utils.results.store import KINDS, Store, atomic_write, how_to_make, remove_stale_temporaries
 
 TABLE = pd.DataFrame({"head": [0, 1], "value": [0.1, -2.5]})
 

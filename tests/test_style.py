@@ -16,8 +16,8 @@ from plotting.style import (
     translucent,
     within,
 )
-from utils.metrics import METRICS
 from utils.tasks import TASKS
+from utils.tasks.metrics import METRICS
 
 STUDY = ("pythia-70m", "pythia-160m", "pythia-410m", "pythia-1.4b", "pythia-2.8b")
 # Full deficiency, Machado, Oliveira and Fernandes 2009, on linear RGB.

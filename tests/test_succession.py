@@ -12,9 +12,9 @@ from tests.hand_built import VOCAB, Head, successor_model
 from tests.models import ARCHITECTURES, random_model, tiny_tokenizer, without_biases
 from tests.task_tokenizers import words
 from tests.word_family import save_word_family, trained_toy, word_model
+from utils.heads.succession import CLASSES, Pairs, succession, successor_pairs
+from utils.results.store import Store
 from utils.runner import main
-from utils.store import Store
-from utils.succession import CLASSES, Pairs, succession, successor_pairs
 
 PYTHIA_TOKENIZER = Path(__file__).resolve().parents[1] / ".." / "shared" / "pythia_tokenizer"
 

@@ -14,13 +14,13 @@ from get_model_task_performance import ANALYSIS
 from tests.models import ARCHITECTURES, random_model
 from tests.task_tokenizers import words
 from tests.word_family import save_word_family, trained_toy, word_model
-from utils import models
-from utils.metrics import METRICS
-from utils.models import LocalFamily
+from utils.models.family import LocalFamily
+from utils.models.family import family as models
+from utils.results.store import Store
 from utils.runner import main
-from utils.store import Store
 from utils.task_performance import task_performance
 from utils.tasks import TASKS, build_prompts
+from utils.tasks.metrics import METRICS
 
 # --- a slow second implementation
 

@@ -13,8 +13,8 @@ import torch
 
 from tests.task_tokenizers import TOKENIZERS, pythia, task_texts, word_level, words
 from utils.errors import UserError
-from utils.metrics import METRICS
 from utils.tasks import TASKS, build_prompts, get_task, greater_than, ioi, task_folder_name
+from utils.tasks.metrics import METRICS
 from utils.tasks.prompts import Pair, assemble
 
 BUILDS = [*((task, "swap") for task in TASKS), ("ioi", "abc")]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plotting.time_axis import TimeAxis, compact
-from utils.checkpoints import PYTHIA_STEPS, tokens_at
+from utils.models.schedules import PYTHIA_STEPS, tokens_at
 
 
 def frame(steps: list[int] | tuple[int, ...], per_step: int = 2_097_152) -> pd.DataFrame:

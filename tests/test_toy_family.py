@@ -21,18 +21,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 import make_toy_checkpoints
 from tests.toy_fixture import ROOT, toy_family
-from utils import toy_text
-from utils.config import load_config
+from utils.config.keys import load_config
 from utils.errors import UserError
-from utils.models import resolve_family
+from utils.models.family import resolve_family
 from utils.tasks import ioi
-from utils.toy_batches import Batch, TextConfig, TextSource
-from utils.toy_evaluation import Examination
-from utils.toy_family import FamilyConfig, train_family
-from utils.toy_muon import fused, orthogonalized, separated
-from utils.toy_positions import position_question, position_texts
-from utils.toy_tokenizer import END_OF_TEXT, build_tokenizer
-from utils.toy_training import ModelConfig, OptimizerConfig, mean_loss, new_model, rate_share
+from utils.toy import text as toy_text
+from utils.toy.batches import Batch, TextConfig, TextSource
+from utils.toy.evaluation import Examination
+from utils.toy.family import FamilyConfig, train_family
+from utils.toy.muon import fused, orthogonalized, separated
+from utils.toy.positions import position_question, position_texts
+from utils.toy.tokenizer import END_OF_TEXT, build_tokenizer
+from utils.toy.training import ModelConfig, OptimizerConfig, mean_loss, new_model, rate_share
 
 __all__ = ["toy_family"]  # A fixture, used by its name.
 
@@ -409,7 +409,7 @@ def test_a_training_that_stops_before_a_checkpoint_is_renamed_writes_it_on_resum
 ) -> None:
     config = tiny_config(tmp_path / "stopped")
     with monkeypatch.context() as patch:
-        patch.setattr("utils.toy_family._Training._save_checkpoint", stop_at(8))
+        patch.setattr("utils.toy.family._Training._save_checkpoint", stop_at(8))
         with pytest.raises(KeyboardInterrupt):
             train_family(config)
     assert not (config.folder / "step8").exists()
@@ -417,7 +417,7 @@ def test_a_training_that_stops_before_a_checkpoint_is_renamed_writes_it_on_resum
 
 
 def stop_at(stop: int):
-    from utils.toy_family import _Training
+    from utils.toy.family import _Training
 
     save = _Training._save_checkpoint
 
@@ -432,7 +432,7 @@ def stop_at(stop: int):
 def test_a_finished_family_is_found_again(
     tiny_trained: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("utils.toy_family.Trainer", None)  # Nothing may be trained.
+    monkeypatch.setattr("utils.toy.family.Trainer", None)  # Nothing may be trained.
     with caplog.at_level("INFO"):
         assert train_family(tiny_config(tiny_trained)) == tiny_trained
     assert [record.message for record in caplog.records] == [f"{tiny_trained}: found, 7 checkpoints up to step 20"]
@@ -448,7 +448,7 @@ def test_a_family_of_another_config_is_refused_with_the_way_out(tiny_trained: Pa
 
 
 def test_a_family_trained_on_other_text_is_refused(tiny_trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.toy_text.SHORT_IOI_TEMPLATES", ("When {first} and {second} met, {subject} thanked",))
+    monkeypatch.setattr("utils.toy.text.SHORT_IOI_TEMPLATES", ("When {first} and {second} met, {subject} thanked",))
     with pytest.raises(UserError, match=r"holds a family with text=\w+ \(this run asks \w+\)"):
         train_family(tiny_config(tiny_trained))
 
@@ -458,7 +458,7 @@ def test_an_unfinished_training_of_another_config_is_refused_and_overwritten_on_
 ) -> None:
     config = tiny_config(tmp_path / "stopped")
     with monkeypatch.context() as patch:
-        patch.setattr("utils.toy_family._Training._save_checkpoint", stop_at(4))
+        patch.setattr("utils.toy.family._Training._save_checkpoint", stop_at(4))
         with pytest.raises(KeyboardInterrupt):
             train_family(config)
     other = ("seed=1", "optimizer.steps=2")

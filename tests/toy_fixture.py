@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import load_config
+from utils.config.keys import load_config
 from utils.errors import UserError
-from utils.toy_family import FamilyConfig, train_family
+from utils.toy.family import FamilyConfig, train_family
 
 ROOT = Path(__file__).resolve().parents[1]
 

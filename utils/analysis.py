@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from utils.config import BaseConfig
-from utils.models import LoadedCheckpoint
-from utils.store import Store
+from utils.config.keys import BaseConfig
+from utils.models.family import LoadedCheckpoint
+from utils.results.store import Store
 
 
 @dataclass(frozen=True)

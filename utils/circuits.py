@@ -25,11 +25,11 @@ from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.pairs import Metric, TokenPairs
 from edge_attribution_patching.search import Order, count_nodes, edge_order, prefix_masks
 from edge_attribution_patching.weights import ModelWeights
-from utils.config import Section, TaskConfig, execution
+from utils.config.keys import Section, TaskConfig, execution
 from utils.errors import UserError
 from utils.faithfulness_area import cmd, cpr
-from utils.metrics import METRICS
 from utils.tasks import Prompts, build_prompts, get_task
+from utils.tasks.metrics import METRICS
 
 FOUND, NOT_LEARNED, NOT_REACHED = "found", "task not learned", "threshold not reached"
 

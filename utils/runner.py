@@ -28,13 +28,13 @@ import torch
 import yaml
 
 from utils.analysis import Analysis, Result
-from utils.checkpoints import select_steps
-from utils.config import BaseConfig, load_config, resolved
+from utils.config.keys import BaseConfig, load_config, resolved
 from utils.errors import UserError
-from utils.models import Family, LoadedCheckpoint, import_libraries, resolve_family
+from utils.models.family import Family, LoadedCheckpoint, import_libraries, resolve_family
+from utils.models.schedules import select_steps
 from utils.progress import Progress, configure_logging, duration
-from utils.run_record import RunRecord
-from utils.store import Store
+from utils.results.record import RunRecord
+from utils.results.store import Store
 
 __all__ = ["Analysis", "Result", "main", "run"]
 

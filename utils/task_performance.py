@@ -12,8 +12,8 @@ from torch import Tensor
 from edge_attribution_patching.forward import Layout, embed, forward, unembed
 from edge_attribution_patching.weights import ModelWeights
 from utils.errors import UserError
-from utils.metrics import METRICS
 from utils.tasks import Prompts
+from utils.tasks.metrics import METRICS
 
 
 @torch.inference_mode()

@@ -5,9 +5,9 @@ from typing import Any
 import pandas as pd
 
 from plotting.circuit_layout import lay_out
+from plotting.circuit_similarity import nodes_of
 from plotting.report.results import Results, fields, plain
 from plotting.style import METRIC_LABELS, PRIMARY_METRICS, task_label, task_order
-from utils.circuit_similarity import nodes_of
 from utils.errors import UserError
 
 PORTS = ("", "q", "k", "v")

@@ -30,8 +30,8 @@ from plotting.report.results import Results, escaped, shown
 from plotting.style import METRIC_LABELS, model_looks
 from plotting.tables import models_in, tasks_in
 from plotting.time_axis import TimeAxis
-from utils.checkpoints import tokens_at
 from utils.errors import UserError
+from utils.models.schedules import tokens_at
 
 logger = logging.getLogger("plotting")
 

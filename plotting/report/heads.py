@@ -9,7 +9,7 @@ from plotting.circuit_layout import level
 from plotting.plot_head_scores import SCORES, SINGLE, head_scores, score_label
 from plotting.report.results import Results, plain
 from plotting.style import model_order, task_label
-from utils.store import KINDS
+from utils.results.store import KINDS
 
 # Role by score alone: the score and the value above which a head is said to play it. The study's thresholds where it
 # gives one (arXiv 2407.10827); otherwise more than half of the attention, or of the pairs.

@@ -15,7 +15,7 @@ from plotting.report.results import Results
 from plotting.report.runs import Run, equal_weights_notes, runs_html
 from plotting.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, task_label, task_order
 from utils.errors import UserError
-from utils.store import KINDS, how_to_make
+from utils.results.store import KINDS, how_to_make
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("dom.js", "sort_table.js", "circuit_drawing.js", "circuit.js", "heads.js", "figures.js", "main.js")

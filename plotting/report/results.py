@@ -12,7 +12,7 @@ import pandas as pd
 from plotting.style import ModelLook, model_looks, model_order
 from plotting.tables import every_model, load, models_in, tasks_in
 from utils.errors import UserError
-from utils.store import Store, how_to_make
+from utils.results.store import Store, how_to_make
 
 logger = logging.getLogger("plotting")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from plotting.report.results import Results
 from utils.errors import UserError
-from utils.store import KINDS
+from utils.results.store import KINDS
 
 logger = logging.getLogger("plotting")
 

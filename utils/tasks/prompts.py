@@ -120,7 +120,7 @@ class Task:
     Attributes:
         name: the registry's name, or the stem of a prompts CSV; names the results folder.
         build: (tokenizer, n, seed, options) -> Prompts.
-        primary: the metric circuits are found with, a key of `utils.metrics.METRICS`.
+        primary: the metric circuits are found with, a key of `utils.tasks.metrics.METRICS`.
         metrics: every metric reported, the primary first.
     """
 

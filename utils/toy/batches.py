@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from utils import toy_text
-from utils.config import Section
-from utils.toy_positions import position_question
-from utils.toy_tokenizer import END_OF_TEXT
+from utils.config.keys import Section
+from utils.toy import text as toy_text
+from utils.toy.positions import position_question
+from utils.toy.tokenizer import END_OF_TEXT
 
 
 class TextConfig(Section):
@@ -39,7 +39,7 @@ class TextConfig(Section):
     succession: float = Field(0.08, gt=0)
     """Share of counted sequences."""
     positions: float = Field(0.0, ge=0)
-    """Share of lists and questions about places in them (`utils/toy_positions.py`)."""
+    """Share of lists and questions about places in them (`utils/toy/positions.py`)."""
     induction: float = Field(0.23, gt=0)
     """Share of repeated blocks of random tokens; their first copy is not learned."""
     ioi_from: int = Field(0, ge=0)

@@ -1,4 +1,4 @@
-"""What a toy checkpoint can do: the skills of `utils.toy_text`, asked on held-out questions."""
+"""What a toy checkpoint can do: the skills of `utils.toy.text`, asked on held-out questions."""
 
 import random
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerBase
 
-from utils.toy_positions import position_question
-from utils.toy_text import EVALUATED, Question
+from utils.toy.positions import position_question
+from utils.toy.text import EVALUATED, Question
 
 QUESTIONS = 200
 """Questions of each skill."""

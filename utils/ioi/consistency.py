@@ -37,9 +37,9 @@ from transformers import PreTrainedTokenizerBase
 from edge_attribution_patching.paths import Head, Receivers
 from edge_attribution_patching.weights import ModelWeights
 from utils.circuits import FOUND
-from utils.ioi_config import IoiConsistencyConfig, Thresholds
-from utils.ioi_effects import NAMES, PairedRuns, Swap, name_attention
-from utils.ioi_inputs import HeadFacts, OfHeads
+from utils.ioi.effects import NAMES, PairedRuns, Swap, name_attention
+from utils.ioi.inputs import HeadFacts, OfHeads
+from utils.ioi.keys import IoiConsistencyConfig, Thresholds
 from utils.tasks import Prompts, build_prompts
 from utils.tasks.ioi import signal_variants
 

@@ -18,10 +18,10 @@ import pydantic
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
-from utils.checkpoints import SCHEDULES
-from utils.config_errors import explain
-from utils.config_yaml import Block, merge, parse_override, read_yaml
+from utils.config.explain import explain
+from utils.config.strict_yaml import Block, merge, parse_override, read_yaml
 from utils.errors import UserError, suggest
+from utils.models.schedules import SCHEDULES
 
 
 def execution(default: Any, **kwargs: Any) -> Any:
@@ -44,7 +44,7 @@ class BaseConfig(Section):
     model: str | list[str] = execution(...)
     """A Pythia name, a hub id, a local family folder, or a list of these."""
     checkpoints: str | list[int] = execution("all")
-    """A schedule's name (`utils/checkpoints.py`) or a list of steps."""
+    """A schedule's name (`utils/models/schedules.py`) or a list of steps."""
     device: str = execution("auto")
     """`auto` (a GPU where there is one), or a torch device."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

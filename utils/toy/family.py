@@ -31,16 +31,16 @@ from pydantic import Field
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from utils.config import Section, execution, resolved, result_settings
+from utils.config.keys import Section, execution, resolved, result_settings
 from utils.errors import UserError
 from utils.progress import duration
-from utils.store import atomic_write
-from utils.toy_batches import TextConfig, TextSource
-from utils.toy_evaluation import Examination
-from utils.toy_positions import position_texts
-from utils.toy_text import vocabulary_texts
-from utils.toy_tokenizer import build_tokenizer
-from utils.toy_training import ModelConfig, OptimizerConfig, Trainer, new_model, reproducible
+from utils.results.store import atomic_write
+from utils.toy.batches import TextConfig, TextSource
+from utils.toy.evaluation import Examination
+from utils.toy.positions import position_texts
+from utils.toy.text import vocabulary_texts
+from utils.toy.tokenizer import build_tokenizer
+from utils.toy.training import ModelConfig, OptimizerConfig, Trainer, new_model, reproducible
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class FamilyConfig(Section):
     seed: int = Field(0, ge=0)
     """Seed of the weights and of the text."""
     threads: int = Field(1, gt=0)
-    """Threads of the matrix products; another number gives slightly other weights (see utils/toy_training.py)."""
+    """Threads of the matrix products; another number gives slightly other weights (see utils/toy/training.py)."""
     checkpoint_every: int = Field(150, gt=0)
     """Steps between the later checkpoints."""
     model: ModelConfig = ModelConfig()

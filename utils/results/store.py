@@ -2,7 +2,7 @@
 
     results/<kind>/<model>/<task>/step001000.csv   one tidy table per checkpoint; no <task> level where there is no task
                                   step001000.pt    tensors, where a kind has some; .json alike
-                                  run.json         what the folder's results were made with (`utils/run_record.py`)
+                                  run.json         what the folder's results were made with (`utils/results/record.py`)
                                   <name>.csv       a summary of all steps, such as ioi_consistency's role_handover.csv
 
 A file that exists is complete: everything goes through a temporary file in the same folder, `fsync` and `os.replace`.
@@ -263,7 +263,7 @@ class Store:
         return value
 
     def read_run(self, kind: str, model: str, task: str | None = None) -> dict[str, Any]:
-        """The folder's run.json (`utils/run_record.py`).
+        """The folder's run.json (`utils/results/record.py`).
 
         Raises:
             UserError: if it is missing, naming the command that makes it.

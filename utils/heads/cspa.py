@@ -20,9 +20,9 @@ scale:
     score = 1 - KL(orig || CSPA) / KL(orig || mean-ablated), means over positions.
 
 Cost: heads live in d_head numbers a token until the logits, a kept source is a multiple of one direction that all heads
-share, and the vocabulary is walked in tiles (`utils/streamed_kl.py`). Memory beyond the weights: the activations of one
-batch, n_scored_heads * (3 * d_head + 2 * kept sources) + 6 * d_model numbers a token, and a few tiles; nothing of size
-tokens * vocabulary.
+share, and the vocabulary is walked in tiles (`utils/heads/streamed_kl.py`). Memory beyond the weights: the activations
+of one batch, n_scored_heads * (3 * d_head + 2 * kept sources) + 6 * d_model numbers a token, and a few tiles; nothing
+of size tokens * vocabulary.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from torch import Tensor
 
 from edge_attribution_patching.forward import LayerActivations, Layout, embed, forward, normalise
 from edge_attribution_patching.weights import ModelWeights
-from utils.cspa_sources import Cspa, first_places, kept_sources
 from utils.errors import UserError
-from utils.streamed_kl import Divergences, HeadChange, Kept, Unembedding, kl_of_changes
+from utils.heads.cspa_sources import Cspa, first_places, kept_sources
+from utils.heads.streamed_kl import Divergences, HeadChange, Kept, Unembedding, kl_of_changes
 
 NO_EFFECT = "mean ablation changes the logits by no more than rounding"
 OVERFLOW = "the change of the logits overflows"

@@ -18,8 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.store import atomic_write
-from utils.weights_hash import combine, file_sha256
+from utils.files import combine, file_sha256
+from utils.results.store import atomic_write
 
 MANIFEST = "download.json"
 

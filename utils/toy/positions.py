@@ -17,7 +17,7 @@ import random
 from collections.abc import Iterator
 
 from utils.tasks import ioi
-from utils.toy_text import NAMES, SHORT_IOI_TEMPLATES, Question, is_held_out
+from utils.toy.text import NAMES, SHORT_IOI_TEMPLATES, Question, is_held_out
 
 PLACES: tuple[str, str] = ("first", "second")
 LISTS: tuple[str, ...] = (

@@ -20,10 +20,10 @@ import platform
 from collections.abc import Iterator
 from typing import Any
 
-from utils.config import BaseConfig, resolved, result_settings
+from utils.config.keys import BaseConfig, resolved, result_settings
 from utils.errors import UserError
-from utils.models import Family, LocalFamily
-from utils.store import Store, atomic_write, remove_stale_temporaries
+from utils.models.family import Family, LocalFamily
+from utils.results.store import Store, atomic_write, remove_stale_temporaries
 
 _PACKAGES = ("torch", "transformers", "transformer_lens", "numpy", "pandas")
 _UNSET = object()

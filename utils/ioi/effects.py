@@ -2,7 +2,7 @@
 
 Everything is an edge mask of the patched forward with base = clean prompts (`edge_attribution_patching/paths.py`): the
 named edges carry what the head writes in another prompt, all others the clean run. Results are logit differences
-logit(IO) - logit(S) per prompt; shares and thresholds are left to `utils/ioi_consistency.py`.
+logit(IO) - logit(S) per prompt; shares and thresholds are left to `utils/ioi/consistency.py`.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from utils.config import Section
-from utils.toy_batches import Batch
-from utils.toy_muon import Muon
+from utils.config.keys import Section
+from utils.toy.batches import Batch
+from utils.toy.muon import Muon
 
 
 class ModelConfig(Section):

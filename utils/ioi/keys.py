@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from utils.circuits import EapConfig, SearchConfig
-from utils.config import BaseConfig, Section, execution
+from utils.config.keys import BaseConfig, Section, execution
 
 
 class Thresholds(Section):

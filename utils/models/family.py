@@ -3,7 +3,7 @@
 A family is named by
 - a Pythia name: `pythia-14m` ... `pythia-12b`, `-deduped`, and the PolyPythias `pythia-160m-seed3`,
   `pythia-160m-data-seed1`, `pythia-160m-weight-seed1` (EleutherAI's repositories on the hub);
-- a hub id `organisation/name` whose branches are checkpoints (`utils/hub.py`);
+- a hub id `organisation/name` whose branches are checkpoints (`utils/models/hub.py`);
 - a local folder of `step{n}` folders in `save_pretrained` format. Beside them, `family.json` holds
   `{"tokens_per_step": n}`; a tokenizer that all steps share may lie there too instead of in each step's folder.
 
@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edge_attribution_patching.weights import ModelWeights, read_weights
-from utils import hub, local_family
-from utils.checkpoints import PYTHIA_STEPS, TOKENS_PER_STEP, tokens_at
-from utils.device import resolve_device
 from utils.errors import UserError, suggest
-from utils.weights_hash import folder_sha256
+from utils.files import folder_sha256
+from utils.models import hub, local
+from utils.models.device import resolve_device
+from utils.models.schedules import PYTHIA_STEPS, TOKENS_PER_STEP, tokens_at
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -249,8 +249,8 @@ def _looks_local(model: str, cache_dir: Path) -> bool:
 
 
 def _local_family(model: str, path: Path, tokens_per_step: int | None) -> LocalFamily:
-    folders = local_family.step_folders(path)
-    per_step = local_family.tokens_per_step(path, tokens_per_step)
+    folders = local.step_folders(path)
+    per_step = local.tokens_per_step(path, tokens_per_step)
     tokens = {step: tokens_at(step, per_step) for step in folders}
     return LocalFamily(path.resolve().name, model, tuple(folders), tokens, folders)
 

@@ -17,15 +17,15 @@ from transformers import PreTrainedTokenizerBase
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.search import nodes_in
 from utils.circuits import FOUND, CircuitsConfig, find_circuit
-from utils.corpus import Corpus, draw_sequences
-from utils.cspa import cspa_scores, mean_outputs, require_fit
-from utils.cspa_sources import Cspa
 from utils.errors import UserError
-from utils.function_words import function_tokens
-from utils.head_scores import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
-from utils.ioi_config import IoiConsistencyConfig
-from utils.models import LoadedCheckpoint
-from utils.store import Store, how_to_make
+from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
+from utils.heads.corpus import Corpus, draw_sequences
+from utils.heads.cspa import cspa_scores, mean_outputs, require_fit
+from utils.heads.cspa_sources import Cspa
+from utils.heads.function_words import function_tokens
+from utils.ioi.keys import IoiConsistencyConfig
+from utils.models.family import LoadedCheckpoint
+from utils.results.store import Store, how_to_make
 from utils.tasks import build_prompts
 
 STORED, COMPUTED, ALL_HEADS = "stored", "computed", "all heads"

@@ -22,8 +22,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from utils import toy_text
 from utils.errors import UserError
+from utils.toy import text as toy_text
 
 TOY = "toy"
 
