@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from plotting.make_report import main as make_report  # noqa: E402
-from tests.browser import OpenPage, chromium, slider_times  # noqa: E402
-from tests.report_family import write_family  # noqa: E402
+from tests.support.browser import OpenPage, chromium, slider_times  # noqa: E402
+from tests.support.report_family import write_family  # noqa: E402
 
 SCREENS = {"wide": (1600, 1000), "phone": (390, 844)}
 

@@ -1,0 +1,109 @@
+"""The written-out forward pass gives the Hugging Face model's activations."""
+
+import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from edge_attribution_patching.forward import Layout, embed, forward, prefix_cache, unembed
+from edge_attribution_patching.weights import read_weights
+from tests.support.random_models import ARCHITECTURES, random_model, random_pairs, tiny_tokenizer
+
+pytestmark = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def test_logits_equal_hugging_face(architecture: str) -> None:
+    model = random_model(architecture)
+    weights = read_weights(model)
+    tokens, _, lengths = random_pairs(6)
+    layout = Layout(torch.zeros_like(lengths), lengths)
+    logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
+    reference = layout.pack(model(tokens).logits)
+    torch.testing.assert_close(logits, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_equal_hugging_face_in_float64(architecture: str) -> None:
+    """In double precision nothing is left of a difference that float32 could hide."""
+    model = random_model(architecture, seed=3).double()
+    weights = read_weights(model)
+    tokens, _, lengths = random_pairs(6)
+    layout = Layout(torch.zeros_like(lengths), lengths)
+    logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
+    # Hugging Face computes its rotary tables in float32.
+    torch.testing.assert_close(logits, layout.pack(model(tokens).logits), rtol=1e-6, atol=1e-6)
+
+
+def test_prefix_cache_changes_nothing(architecture: str) -> None:
+    weights = read_weights(random_model(architecture))
+    clean, corrupted, lengths = random_pairs(6, shared=0)
+    whole = Layout(torch.zeros_like(lengths), lengths)
+    starts = (clean != corrupted).int().argmax(dim=1)
+    starts[0] = 0  # one prompt without any prefix
+    layout = Layout(starts, lengths)
+    for tokens in (clean, corrupted):
+        reference = forward(weights, whole, embed(weights, whole, whole.pack(tokens)))
+        x = embed(weights, layout, layout.pack(tokens))
+        shared = forward(weights, layout, x, prefix=prefix_cache(weights, layout, clean))
+        kept = whole.position >= starts[whole.prompt]
+        torch.testing.assert_close(shared, reference[kept], rtol=1e-5, atol=1e-5)
+
+
+def test_last_layer_at_answers_only_equals_the_whole_pass(architecture: str) -> None:
+    weights = read_weights(random_model(architecture))
+    tokens, _, lengths = random_pairs(6)
+    layout = Layout(torch.zeros_like(lengths), lengths)
+    x = embed(weights, layout, layout.pack(tokens))
+    whole = forward(weights, layout, x)
+    answers = forward(weights, layout, x, last_layer="answers")
+    torch.testing.assert_close(answers, whole[layout.last], rtol=1e-5, atol=1e-5)
+
+
+def test_stacked_passes_equal_single_ones(architecture: str) -> None:
+    weights = read_weights(random_model(architecture))
+    clean, corrupted, lengths = random_pairs(6)
+    layout = Layout((clean != corrupted).int().argmax(dim=1), lengths)
+    prefix = prefix_cache(weights, layout, clean)
+    xs = torch.stack([embed(weights, layout, layout.pack(tokens)) for tokens in (clean, corrupted)])
+    stacked = forward(weights, layout, xs, prefix=prefix)
+    for x, result in zip(xs, stacked, strict=True):
+        torch.testing.assert_close(forward(weights, layout, x, prefix=prefix), result, rtol=1e-5, atol=1e-5)
+
+
+def test_visited_activations_add_up_to_the_residual_stream(architecture: str) -> None:
+    weights = read_weights(random_model(architecture))
+    tokens, _, lengths = random_pairs(4)
+    layout = Layout(torch.zeros_like(lengths), lengths)
+    x = total = embed(weights, layout, layout.pack(tokens))
+
+    def add(layer) -> None:
+        nonlocal total
+        torch.testing.assert_close(layer.resid_pre, total)
+        heads = torch.einsum("thd,hdm->tm", layer.z, weights.layers[layer.layer].W_O)
+        torch.testing.assert_close(heads + weights.layers[layer.layer].b_O, layer.attn_out, rtol=1e-5, atol=1e-5)
+        total = total + layer.attn_out + layer.mlp_out
+
+    torch.testing.assert_close(forward(weights, layout, x, visit=add), total)
+
+
+def test_weights_of_a_bridge_are_those_of_the_model(architecture: str, tmp_path) -> None:
+    reference = read_weights(random_model(architecture))
+    name = "gpt2" if architecture == "gpt2" else "EleutherAI/pythia-70m"
+    bridge = TransformerBridge.boot_transformers(
+        name, hf_model=random_model(architecture), tokenizer=tiny_tokenizer(tmp_path), device="cpu"
+    )
+    weights = read_weights(bridge)
+    assert torch.equal(weights.unembed, reference.unembed)
+    for layer, expected in zip(weights.layers, reference.layers, strict=True):
+        assert torch.equal(layer.W_qkv, expected.W_qkv)
+        assert torch.equal(layer.W_O, expected.W_O)
+        assert torch.equal(layer.W_in, expected.W_in)
+    tokens, _, lengths = random_pairs(4)
+    layout = Layout(torch.zeros_like(lengths), lengths)
+    logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
+    torch.testing.assert_close(logits, layout.pack(bridge(tokens)), rtol=1e-5, atol=1e-5)
+
+
+def test_layout_without_its_prefix_is_refused(architecture: str) -> None:
+    weights = read_weights(random_model(architecture))
+    layout = Layout(torch.tensor([1]), torch.tensor([3]))
+    with pytest.raises(ValueError, match="prefix cache"):
+        forward(weights, layout, torch.zeros(2, weights.d_model))

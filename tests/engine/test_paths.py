@@ -1,0 +1,86 @@
+"""Path patching by edge masks against forward passes with hooks, one sender at a time."""
+
+import pytest
+import torch
+
+from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.pairs import TokenPairs
+from edge_attribution_patching.patching import evaluate_masks, prepare_runs
+from edge_attribution_patching.paths import Receivers, at_answers, path_masks, swap_masks
+from edge_attribution_patching.weights import read_weights
+from tests.support.path_patching_reference import path_patched_logits, swapped_at_end
+from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+SENDERS = [(0, 1), (1, 0), (1, 3), (2, 2), (3, 1)]
+QUERIES = Receivers(((1, 0), (2, 2), (3, 0)), "q")
+VALUES = Receivers(((1, 2), (2, 0), (2, 1)), "v")
+STAGES = {
+    "logits": (),
+    "queries": (QUERIES,),
+    "one query": (Receivers(((2, 3),), "q"),),
+    "keys": (Receivers(((1, 1), (3, 2)), "k"),),
+    "values": (VALUES,),
+    "values, queries": (VALUES, QUERIES),
+}
+
+
+def setup(architecture: str, n: int = 3):
+    model = random_model(architecture, n_layers=4, n_heads=4, d_model=32)
+    weights = read_weights(model)
+    clean, corrupted, lengths = random_pairs(n)
+    (batch,) = TokenPairs(clean, corrupted, lengths).batches(n)
+    return model, weights, batch, prepare_runs(weights, batch, "clean")
+
+
+@pytest.mark.parametrize("through_mlps", [False, True])
+@pytest.mark.parametrize("stages", STAGES.values(), ids=list(STAGES))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_path_masks_equal_forward_passes_with_hooks(architecture: str, stages: tuple, through_mlps: bool) -> None:
+    model, weights, batch, runs = setup(architecture)
+    masks = path_masks(Graph.of(weights), SENDERS, stages, through_mlps=through_mlps)
+    logits = evaluate_masks(weights, runs, masks)
+    changed = 0.0
+    for row, sender in enumerate(SENDERS):
+        for prompt, length in enumerate(batch.layout.lengths.tolist()):
+            tokens = batch.clean[prompt, :length], batch.corrupted[prompt, :length]
+            expected = path_patched_logits(model, *tokens, sender, stages, through_mlps=through_mlps)
+            torch.testing.assert_close(logits[row, prompt], expected, **CLOSE)
+            changed = max(changed, float((expected - model(tokens[0][None]).logits[0, -1]).abs().max()))
+    assert changed > 1e-3  # the paths do something
+
+
+@pytest.mark.parametrize("through_mlps", [False, True])
+@pytest.mark.parametrize("stages", [(), (QUERIES,)], ids=["logits", "queries"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_paths_into_queries_need_the_answers_tokens_alone(architecture: str, stages: tuple, through_mlps: bool) -> None:
+    _, weights, _, runs = setup(architecture)
+    masks = path_masks(Graph.of(weights), SENDERS, stages, through_mlps=through_mlps)
+    whole, cut = (evaluate_masks(weights, held, masks) for held in (runs, at_answers(runs)))
+    torch.testing.assert_close(cut, whole, **CLOSE)
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_swap_at_the_answer_recomputes_everything_after_it(architecture: str, share_prefix: bool) -> None:
+    model = random_model(architecture, n_layers=4, n_heads=4, d_model=32)
+    weights = read_weights(model)
+    (batch,) = TokenPairs(*random_pairs(3)).batches(3, share_prefix=share_prefix)
+    runs = at_answers(prepare_runs(weights, batch, "clean"))
+    logits = evaluate_masks(weights, runs, swap_masks(Graph.of(weights), SENDERS))
+    for row, sender in enumerate(SENDERS):
+        for prompt, length in enumerate(batch.layout.lengths.tolist()):
+            tokens = batch.clean[prompt, :length], batch.corrupted[prompt, :length]
+            expected, _ = swapped_at_end(model, *tokens, sender)
+            torch.testing.assert_close(logits[row, prompt], expected, **CLOSE)
+
+
+def test_masks_hold_edges_only_and_no_receiver_below_its_sender() -> None:
+    graph = Graph(4, 4, parallel=True)
+    masks = path_masks(graph, [(2, 0)], [QUERIES])
+    assert not bool((masks & ~graph.edge_mask).any())
+    sender = graph.head(2, 0)
+    targets = {graph.backward_nodes[v] for v in masks[0, sender].nonzero()[:, 0].tolist()}
+    assert targets == {"a3.h0<q>"}
+    sources = {graph.forward_nodes[u] for u in masks[0, :, graph.logits].nonzero()[:, 0].tolist()}
+    assert sources == {"a3.h0"}

@@ -1,0 +1,144 @@
+"""Sequences of running text, and function words."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from tests.support.paths import PYTHIA_TOKENIZER
+from tests.support.random_models import tiny_tokenizer
+from utils.errors import UserError
+from utils.heads import corpus
+from utils.heads.corpus import Corpus, draw_sequences, tokens_sha256
+from utils.heads.function_words import function_tokens, spellings
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path):
+    """Words 1 to 96; end of text is 0."""
+    return tiny_tokenizer(tmp_path / "tokenizer")
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """Documents "1 1 1 1", "2 2 2 2", ..., apart from one of two lines."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(["95\n96", *(" ".join([str(word)] * 4) for word in range(1, 60))]) + "\n \n\n")
+    return path
+
+
+def test_text_file_is_packed_with_end_of_text_between_documents(tokenizer, text_file: Path) -> None:
+    tokens = draw_sequences(Corpus(str(text_file)), tokenizer, 5, 10, seed=0)
+    assert tokens.shape == (5, 10)
+    for row in tokens.tolist():
+        assert 0 in row
+        pieces = " ".join(map(str, row)).split(" 0 ")
+        assert all(len(set(piece.split()) - {"0"}) <= 1 or "95" in piece for piece in pieces)
+
+
+def test_blocks_between_blank_lines_are_documents(tokenizer, text_file: Path) -> None:
+    documents = list(Corpus(str(text_file)).documents(0))
+    assert len(documents) == 60
+    assert "95\n96" in documents
+
+
+def test_sequences_are_seeded_and_distinct(tokenizer, text_file: Path) -> None:
+    source = Corpus(str(text_file))
+    tokens = draw_sequences(source, tokenizer, 12, 10, seed=0)
+    assert torch.equal(tokens, draw_sequences(source, tokenizer, 12, 10, seed=0))
+    assert not torch.equal(tokens, draw_sequences(source, tokenizer, 12, 10, seed=1))
+    assert len({tuple(row) for row in tokens.tolist()}) == 12
+
+
+def test_start_token_counts_among_the_tokens(tokenizer, text_file: Path) -> None:
+    tokens = draw_sequences(Corpus(str(text_file)), tokenizer, 3, 10, seed=0, prepend_bos=True)
+    assert tokens.shape == (3, 10)
+    assert tokens[:, 0].tolist() == [tokenizer.bos_token_id] * 3
+
+
+def test_start_token_has_to_exist(tokenizer, text_file: Path) -> None:
+    tokenizer.bos_token = None
+    with pytest.raises(UserError, match="prepend_bos: the tokenizer has no start token"):
+        draw_sequences(Corpus(str(text_file)), tokenizer, 3, 10, seed=0, prepend_bos=True)
+
+
+def test_text_too_short_is_refused_with_what_there_is(tokenizer, text_file: Path) -> None:
+    with pytest.raises(UserError, match=r"text.txt gives 2 sequences of 100 tokens, 3 are needed"):
+        draw_sequences(Corpus(str(text_file)), tokenizer, 3, 100, seed=0)
+
+
+def test_long_document_is_not_all_there_is(tokenizer, tmp_path: Path) -> None:
+    """Sequences are drawn from more than are needed, so a document of that many sequences gives only some of them."""
+    path = tmp_path / "two.txt"
+    path.write_text(" ".join(["1"] * 200) + "\n\n" + " ".join(["2"] * 200))
+    for seed in range(5):
+        tokens = draw_sequences(Corpus(str(path)), tokenizer, 10, 10, seed)
+        assert {1, 2} <= set(tokens.flatten().tolist())
+
+
+def test_data_set_is_read_by_split_and_field(tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    pd.DataFrame({"body": [f"{word} {word}" for word in range(1, 50)]}).to_parquet(folder / "train.parquet")
+    pd.DataFrame({"body": ["7 7 7"] * 9}).to_parquet(folder / "test.parquet")
+    tokens = draw_sequences(Corpus(str(folder), "train", "body"), tokenizer, 10, 9, seed=0)
+    assert len(set(tokens.flatten().tolist())) > 10
+    tokens = draw_sequences(Corpus(str(folder), "test", "body"), tokenizer, 3, 9, seed=0)
+    assert set(tokens.flatten().tolist()) == {0, 7}
+    with pytest.raises(UserError, match=r"corpus_field: .* has no 'text'; its columns are body"):
+        draw_sequences(Corpus(str(folder), "test"), tokenizer, 3, 9, seed=0)
+
+
+def test_data_set_that_cannot_be_loaded_is_one_line(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, split: str) -> None:
+        raise ConnectionError("no\nway through")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    corpus._data_set.cache_clear()
+    with pytest.raises(UserError, match=r"corpus: 'texts/none.txt' is no text file here.*no way through") as error:
+        draw_sequences(Corpus("texts/none.txt"), tokenizer, 3, 9, seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_file_that_is_no_text_is_refused(tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "bytes.txt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"bytes.txt cannot be read .*UTF-8"):
+        draw_sequences(Corpus(str(path)), tokenizer, 3, 9, seed=0)
+
+
+def test_toy_text_is_the_familys_sentences() -> None:
+    first = [document for document, _ in zip(Corpus("toy").documents(0), range(40), strict=False)]
+    again = [document for document, _ in zip(Corpus("toy").documents(0), range(40), strict=False)]
+    assert first == again
+    assert len(set(first)) > 30
+
+
+def test_hash_tells_texts_apart() -> None:
+    tokens = torch.tensor([[1, 2], [3, 4]])
+    assert tokens_sha256(tokens) == tokens_sha256(tokens.int())
+    assert tokens_sha256(tokens) != tokens_sha256(tokens + 1)
+
+
+def test_function_words_are_the_listed_ones_that_are_single_tokens() -> None:
+    if not PYTHIA_TOKENIZER.is_dir():
+        pytest.skip("../shared/pythia_tokenizer is not here")
+    tokenizer = AutoTokenizer.from_pretrained(PYTHIA_TOKENIZER)
+    tokens = set(function_tokens(tokenizer).tolist())
+    for text in (" the", "The", " of", ",", ".", " '", "'s", "\n", "\n\n", "<|endoftext|>", " nevertheless", " he"):
+        assert tokenizer.encode(text, add_special_tokens=False)[0] in tokens
+    for text in (" Mary", " keys", " 17", " war", " May", " US", " drink", " green"):
+        assert tokenizer.encode(text, add_special_tokens=False)[0] not in tokens
+    listed = set(spellings())
+    special = set(tokenizer.all_special_ids)
+    assert all(tokenizer.decode([token]) in listed or token in special for token in tokens)
+
+
+def test_function_words_that_a_tokenizer_does_not_know_are_left_out(tokenizer) -> None:
+    assert function_tokens(tokenizer).tolist() == [0]

@@ -1,0 +1,380 @@
+"""Families and checkpoints: from a local folder, and from a hub served on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from transformers import AutoModelForCausalLM
+
+from tests.support.hub_server import Files, HubServer, read_folder
+from tests.support.tiny_models import WORDS, save_checkpoint, save_family, tiny_model, tiny_tokenizer
+from utils.errors import UserError
+from utils.models.family import Family, HubFamily, LocalFamily, resolve_device, resolve_family
+from utils.models.schedules import PYTHIA_STEPS
+
+TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
+
+
+@pytest.fixture(scope="module")
+def branches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Files]:
+    """Steps 0, 1000, 2000, 3000; 2000 and 3000 hold the same weights, and main those of another model."""
+    folder = tmp_path_factory.mktemp("branches")
+    seeds = {"main": 9, "step0": 0, "step1000": 1, "step2000": 2, "step3000": 2}
+    for name, seed in seeds.items():
+        save_checkpoint(folder / name, seed)
+    return {name: read_folder(folder / name) for name in seeds}
+
+
+def point_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does when huggingface_hub is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+@pytest.fixture
+def served(branches: dict[str, Files], monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    repositories = {"EleutherAI/pythia-70m": dict(branches), "lab/run": dict(branches), "lab/plain": {"main": {}}}
+    with HubServer(repositories) as hub:
+        point_at(hub.endpoint, monkeypatch)
+        yield hub
+
+
+@pytest.fixture
+def pythia(served: HubServer, tmp_path: Path) -> HubFamily:
+    family = resolve_family("pythia-70m", tmp_path)
+    assert isinstance(family, HubFamily)
+    return family
+
+
+def loads_weights_of(family: Family, step: int, seed: int) -> bool:
+    """Whether a checkpoint's embedding and logits are those of the seed's weights."""
+    loaded, expected = family.load(step, device="cpu").model, tiny_model(seed).eval()
+    with torch.no_grad():
+        # Bridge and transformers add up q, k and v in another order: the last bit of the logits may differ.
+        same_logits = torch.allclose(loaded(TOKENS), expected(TOKENS).logits, rtol=0, atol=1e-6)
+    return same_logits and torch.equal(loaded.embed.weight, expected.gpt_neox.embed_in.weight)
+
+
+def error_of(model: str, cache_dir: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve_family(model, cache_dir)
+    return str(caught.value)
+
+
+def test_each_revision_loads_its_own_weights(pythia: HubFamily) -> None:
+    for step, seed in {0: 0, 1000: 1, 2000: 2}.items():
+        assert loads_weights_of(pythia, step, seed)
+    assert not loads_weights_of(pythia, 0, 1)
+
+
+def test_published_steps_are_the_hubs_branches(pythia: HubFamily) -> None:
+    assert pythia.steps == (0, 1000, 2000, 3000)
+    assert pythia.tokens_at(1000) == 1000 * 2_097_152
+    assert pythia.name == "pythia-70m"
+    assert pythia.source == "EleutherAI/pythia-70m"
+
+
+def test_provenance_names_repository_revision_commit_and_hash(pythia: HubFamily, served: HubServer) -> None:
+    provenance = pythia.load(1000, device="cpu").provenance
+    assert provenance["repository"] == "EleutherAI/pythia-70m"
+    assert provenance["revision"] == "step1000"
+    assert provenance["commit"] == served.commit("EleutherAI/pythia-70m", "step1000")
+    assert len(provenance["sha256"]) == 64
+
+
+def test_equal_weights_have_equal_hashes(pythia: HubFamily) -> None:
+    hashes = [pythia.fetch(step)[1]["sha256"] for step in (1000, 2000, 3000)]
+    assert hashes[1] == hashes[2] != hashes[0]
+
+
+def test_a_complete_download_needs_no_network(pythia: HubFamily, served: HubServer) -> None:
+    pythia.fetch(1000)
+    served.requests.clear()
+    served.status = 503
+    assert loads_weights_of(pythia, 1000, 1)
+    assert served.requests == []
+
+
+def test_loading_asks_the_hub_nothing_beyond_the_files(pythia: HubFamily, served: HubServer) -> None:
+    pythia.fetch(1000)
+    served.requests.clear()
+    pythia.load(1000, device="cpu")
+    assert served.requests == []
+
+
+def test_prefetch_downloads_in_the_background_and_load_waits_for_it(pythia: HubFamily, served: HubServer) -> None:
+    pythia.prefetch(2000)
+    assert loads_weights_of(pythia, 2000, 2)
+    assert len(served.downloads("model.safetensors")) == 1
+
+
+def test_a_failed_prefetch_is_told_when_the_checkpoint_is_loaded(pythia: HubFamily, served: HubServer) -> None:
+    del served.repositories["EleutherAI/pythia-70m"]["step2000"]
+    pythia.prefetch(2000)
+    with pytest.raises(UserError) as caught:
+        pythia.load(2000)
+    told = "checkpoints: revision step2000 of EleutherAI/pythia-70m is not on the hub; leave that step out"
+    assert str(caught.value) == told
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(pythia: HubFamily, served: HubServer) -> None:
+    chunk = constants.DOWNLOAD_CHUNK_SIZE
+    weights = bytes(chunk) + b"the rest"
+    served.repositories["EleutherAI/pythia-70m"]["step1000"] = {"model.safetensors": weights}
+    served.break_off["model.safetensors"] = chunk + 3
+    folder, provenance = pythia.fetch(1000)
+    assert served.resumed_at == [chunk]
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert provenance["sha256"] == hashlib.sha256(weights).hexdigest()
+
+
+def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubServer) -> None:
+    served.damage.add("model.safetensors")
+    with pytest.raises(UserError) as caught:
+        pythia.fetch(1000)
+    file = pythia.folder(1000) / "model.safetensors"
+    assert str(caught.value) == f"{file}: arrived damaged (SHA-256 differs from the hub's); deleted, run again"
+    served.damage.clear()
+    assert loads_weights_of(pythia, 1000, 1)
+
+
+def test_freed_checkpoints_leave_the_disk_and_can_be_fetched_again(pythia: HubFamily) -> None:
+    folder, _ = pythia.fetch(1000)
+    pythia.fetch(2000)
+    pythia.free(1000)
+    assert not folder.exists()
+    assert (pythia.folder(2000) / "model.safetensors").is_file()
+    assert loads_weights_of(pythia, 1000, 1)
+
+
+def test_a_branch_without_weights_is_refused(pythia: HubFamily, served: HubServer) -> None:
+    served.repositories["EleutherAI/pythia-70m"]["step1000"] = {"config.json": b"{}"}
+    with pytest.raises(UserError) as caught:
+        pythia.fetch(1000)
+    told = "model: revision step1000 of EleutherAI/pythia-70m holds no weights; leave that step out"
+    assert str(caught.value) == told
+
+
+def test_torch_weights_are_taken_only_where_there_are_no_safetensors(
+    pythia: HubFamily, served: HubServer, tmp_path: Path
+) -> None:
+    both = served.repositories["EleutherAI/pythia-70m"]["step1000"]
+    torch.save(tiny_model(5).state_dict(), tmp_path / "weights")
+    old_format = (tmp_path / "weights").read_bytes()
+    served.repositories["EleutherAI/pythia-70m"]["step1000"] = both | {"pytorch_model.bin": old_format}
+    only_old = {name: data for name, data in both.items() if name != "model.safetensors"}
+    served.repositories["EleutherAI/pythia-70m"]["step2000"] = only_old | {"pytorch_model.bin": old_format}
+    assert loads_weights_of(pythia, 1000, 1)
+    assert loads_weights_of(pythia, 2000, 5)
+    assert len(served.downloads("pytorch_model.bin")) == 1
+
+
+def test_without_the_hub_pythia_has_its_154_steps(
+    served: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.status = 503
+    with caplog.at_level(logging.WARNING):
+        family = resolve_family("pythia-70m", tmp_path)
+    assert family.steps == PYTHIA_STEPS
+    assert "the hub answered 503 for EleutherAI/pythia-70m" in caplog.text
+
+
+def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    point_at("http://127.0.0.1:9", monkeypatch)
+    message = error_of("lab/run", tmp_path)
+    assert message.startswith("model: lab/run: the hub cannot be reached (")
+    assert message.endswith("; connect, or measure checkpoints that are here")
+
+
+def test_offline_mode_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert error_of("lab/run", tmp_path).startswith("model: lab/run: the hub cannot be reached (")
+
+
+def test_a_repository_that_is_not_there_is_one_clear_error(served: HubServer, tmp_path: Path) -> None:
+    assert error_of("lab/none", tmp_path) == (
+        "model: lab/none is not on the hub (or private); check the name, or name a folder of step{n} folders"
+    )
+
+
+def test_a_repository_without_checkpoints_is_refused(served: HubServer, tmp_path: Path) -> None:
+    assert error_of("lab/plain", tmp_path) == (
+        "model: lab/plain has no step{n} branches on the hub; name a repository of checkpoints"
+    )
+
+
+def test_a_hub_family_that_does_not_say_its_tokens_needs_the_key(served: HubServer, tmp_path: Path) -> None:
+    assert error_of("lab/run", tmp_path) == (
+        "tokens_per_step: lab/run does not say how many tokens a step has; pass tokens_per_step=N"
+    )
+    assert resolve_family("lab/run", tmp_path, tokens_per_step=10).tokens_at(3000) == 30_000
+
+
+def test_branch_names_that_tell_tokens_are_read(served: HubServer, branches: dict[str, Files], tmp_path: Path) -> None:
+    names = [
+        "step1000-tokens4B",
+        "stage1-step1000-tokens4B",
+        "stage1-step2000-tokens8B",
+        "stage2-step7-tokens1B",
+        "main",
+    ]
+    served.repositories["lab/olmo"] = dict.fromkeys(names, branches["step0"])
+    family = resolve_family("lab/olmo", tmp_path)
+    assert isinstance(family, HubFamily)
+    assert family.tokens == {1000: 4 * 10**9, 2000: 8 * 10**9}
+    assert family.revisions == {1000: "step1000-tokens4B", 2000: "stage1-step2000-tokens8B"}
+
+
+@pytest.mark.parametrize(
+    "name", ["pythia-14m", "pythia-6.9b-deduped", "pythia-160m-seed3", "pythia-410m-data-seed1", "EleutherAI/pythia-1b"]
+)
+def test_pythia_names_are_eleutherais_repositories(name: str, served: HubServer, tmp_path: Path) -> None:
+    served.status = 503
+    assert resolve_family(name, tmp_path).source == f"EleutherAI/{name.removeprefix('EleutherAI/')}"
+
+
+def test_a_misspelt_pythia_name_gets_a_suggestion(tmp_path: Path) -> None:
+    assert error_of("pythia-16om", tmp_path) == (
+        "model: 'pythia-16om' is no Pythia name, no hub id (organisation/name) and no folder; "
+        "did you mean 'pythia-160m'?"
+    )
+
+
+def test_a_local_family_loads_its_steps(tiny_family: Path, tmp_path: Path) -> None:
+    family = resolve_family(str(tiny_family), tmp_path)
+    assert (family.name, family.steps, family.is_local) == ("tiny", (0, 10, 20, 30), True)
+    assert family.tokens_at(30) == 30 * 64
+    assert loads_weights_of(family, 10, 1)
+
+
+def test_a_loaded_checkpoint_keeps_the_tokenizer_of_the_disk(tiny_family: Path, tmp_path: Path) -> None:
+    checkpoint = resolve_family(str(tiny_family), tmp_path).load(10, device="cpu")
+    assert checkpoint.tokenizer("Mary went")["input_ids"] == [2, 5]
+    assert checkpoint.tokenizer.pad_token == tiny_tokenizer().pad_token
+    assert checkpoint.device == torch.device("cpu")
+    assert not checkpoint.model.training
+
+
+def test_dtype_is_the_one_asked_for(tiny_family: Path, tmp_path: Path) -> None:
+    model = resolve_family(str(tiny_family), tmp_path).load(10, "bfloat16", "cpu").model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_tokenizer_may_lie_beside_the_steps(tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "shared", {5: 1})
+    for file in (folder / "step5").glob("tokenizer*"):
+        shutil.move(file, folder / file.name)
+    tokenizer = resolve_family(str(folder), tmp_path).tokenizer(5)
+    assert tokenizer.vocab_size == len(WORDS)
+
+
+def test_a_local_family_without_family_json_needs_tokens_per_step(tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "mine", {5: 1})
+    (folder / "family.json").unlink()
+    assert error_of(str(folder), tmp_path) == (
+        f'{folder}/family.json is missing; write {{"tokens_per_step": N}} into it, or pass tokens_per_step=N'
+    )
+    assert resolve_family(str(folder), tmp_path, tokens_per_step=8).tokens_at(5) == 40
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{}", "does not say tokens_per_step"),
+        ("no json", "does not say tokens_per_step"),
+        (json.dumps({"tokens_per_step": "many"}), "tokens_per_step: 'many' is not a whole number > 0"),
+        (json.dumps({"tokens_per_step": 0}), "tokens_per_step: 0 is not a whole number > 0"),
+    ],
+)
+def test_a_family_json_without_a_count_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "step1").mkdir(parents=True)
+    (tmp_path / "mine" / "family.json").write_text(text)
+    message = error_of(str(tmp_path / "mine"), tmp_path)
+    assert message == f'{tmp_path}/mine/family.json: {told}; write {{"tokens_per_step": N}} into it'
+
+
+def test_a_folder_without_steps_is_refused(tmp_path: Path) -> None:
+    assert (
+        error_of(str(tmp_path), tmp_path)
+        == f"model: {tmp_path} holds no step{{n}} folders; name a folder of checkpoints"
+    )
+
+
+def test_a_step_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    for name in ("step1", "step001"):
+        (tmp_path / name).mkdir()
+    assert error_of(str(tmp_path), tmp_path) == f"model: {tmp_path} holds step 1 twice: step001 and step1; keep one"
+
+
+@pytest.mark.parametrize("model", ["model_cache/toy", "./toy", "a/b/c"])
+def test_a_missing_folder_is_not_looked_for_on_the_hub(
+    model: str, served: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert error_of(model, Path("model_cache")).startswith(f"model: the folder {model} does not exist; train a small")
+    assert served.requests == []
+
+
+def test_cut_weights_are_one_clear_error(tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "mine", {5: 1})
+    weights = folder / "step5" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(UserError) as caught:
+        resolve_family(str(folder), tmp_path).load(5)
+    assert str(caught.value).startswith(f"{folder}/step5: the checkpoint cannot be loaded (")
+    assert str(caught.value).endswith("); delete the folder and fetch or train it again")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_weights_are_not_replaced_by_random_ones(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = save_family(tmp_path / "mine", {5: 1})
+    weights = folder / "step5" / "model.safetensors"
+    tensors = load_file(weights)
+    name = "gpt_neox.final_layer_norm.weight"
+    del tensors[name]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError) as caught:
+        resolve_family(str(folder), tmp_path).load(5)
+    told = f"{folder}/step5: weights are missing ({name}); delete the folder and fetch or train it again"
+    assert str(caught.value) == told
+
+
+def test_a_model_that_does_not_fit_names_the_way_out(
+    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(UserError) as caught:
+        resolve_family(str(tiny_family), tmp_path).load(10, "float32", "cpu")
+    told = f"device: {tiny_family}/step10 as float32 does not fit on cpu; pass dtype=bfloat16 or another device"
+    assert str(caught.value) == told
+
+
+def test_hashes_of_a_local_family_follow_its_weights(tiny_family: Path, tmp_path: Path) -> None:
+    family = resolve_family(str(tiny_family), tmp_path)
+    assert isinstance(family, LocalFamily)
+    hashes = [family.sha256(step) for step in family.steps]
+    assert hashes[2] == hashes[3]
+    assert len(set(hashes)) == 3
+
+
+def test_auto_is_a_device_of_this_machine() -> None:
+    torch.zeros(1, device=resolve_device("auto"))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta"])
+def test_a_device_that_is_not_here_is_refused(device: str) -> None:
+    with pytest.raises(UserError, match=rf"^device: '{device}' is not here; this machine has .*cpu"):
+        resolve_device(device)

@@ -1,0 +1,86 @@
+"""Where the boxes and lines of a drawn circuit go."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from plotting.circuit_layout import BOX_HEIGHT, BOX_WIDTH, lay_out, level
+from plotting.plot_circuit import draw_circuit, edge_ends, edge_path
+from plotting.style import NEGATIVE, POSITIVE, translucent
+from tests.support.synthetic_results import random_circuit
+
+
+@pytest.fixture(params=range(5))
+def circuit(request: pytest.FixtureRequest):
+    return random_circuit(20 * (request.param + 1), np.random.default_rng(request.param))
+
+
+def edges(circuit) -> list[tuple[str, str]]:
+    return list(zip(circuit["source"], circuit["target"].str.partition("<")[0], strict=True))
+
+
+def test_boxes_do_not_overlap_and_lie_within_the_width(circuit) -> None:
+    layout = lay_out(edges(circuit))
+    for (x0, y0), (x1, y1) in itertools.combinations(layout.positions.values(), 2):
+        assert abs(x0 - x1) >= BOX_WIDTH or abs(y0 - y1) >= BOX_HEIGHT
+    assert all(abs(x) + BOX_WIDTH / 2 <= layout.half_width + 1e-9 for x, _ in layout.positions.values())
+
+
+def test_layers_go_upwards(circuit) -> None:
+    positions = lay_out(edges(circuit)).positions
+    ranked = sorted(positions, key=level)
+    for lower, upper in itertools.pairwise(ranked):
+        assert (positions[lower][1] < positions[upper][1]) == (level(lower) < level(upper))
+    assert ranked[0] == "input"
+    assert ranked[-1] == "logits"
+
+
+def test_every_edge_leaves_its_source_on_top_and_reaches_its_target_from_below(circuit) -> None:
+    layout = lay_out(edges(circuit))
+    for source, target in zip(circuit["source"], circuit["target"], strict=True):
+        start, end = edge_ends(source, target, layout)
+        (x0, y0), (x1, y1) = layout.positions[source], layout.positions[target.partition("<")[0]]
+        assert start[1] == pytest.approx(y0 + BOX_HEIGHT / 2)
+        assert end[1] == pytest.approx(y1 - BOX_HEIGHT / 2)
+        assert abs(start[0] - x0) < BOX_WIDTH / 2
+        assert abs(end[0] - x1) < BOX_WIDTH / 2
+        x, y = edge_path(start, end)
+        assert [x[0], y[0], x[-1], y[-1]] == pytest.approx([*start, *end])
+        assert (np.diff(y) > 0).all()
+
+
+def test_the_drawing_shows_every_node_and_every_edge_in_the_colour_of_its_sign(circuit) -> None:
+    figure = draw_circuit(circuit, "a circuit", "")
+    written = {note.text for note in figure.layout.annotations}
+    assert set(circuit["source"]) | set(circuit["target"].str.partition("<")[0]) <= written
+    assert len(figure.layout.shapes) == len(lay_out(edges(circuit)).positions)
+    drawn = {POSITIVE: 0, NEGATIVE: 0}
+    for trace in figure.data:
+        for colour in drawn:
+            if (
+                trace.mode == "lines"
+                and trace.showlegend is False
+                and trace.line.color.startswith(translucent(colour, 0)[:-3])
+            ):
+                drawn[colour] += sum(value is None for value in trace.x)
+    assert drawn == {POSITIVE: (circuit["score"] >= 0).sum(), NEGATIVE: (circuit["score"] < 0).sum()}
+    named = {point[0] for trace in figure.data if trace.mode == "markers" for point in trace.customdata}
+    assert len(named) == len(circuit)
+
+
+def test_stronger_edges_are_wider() -> None:
+    circuit = random_circuit(40, np.random.default_rng(0))
+    figure = draw_circuit(circuit, "a circuit", "")
+    lines = [trace for trace in figure.data if trace.mode == "lines" and trace.showlegend is False]
+    points = [trace for trace in figure.data if trace.mode == "markers"]
+    found = [
+        (trace.line.width, max(abs(p[1]) for p in dots.customdata)) for trace, dots in zip(lines, points, strict=True)
+    ]
+    for (width, strength), (other_width, other_strength) in itertools.combinations(found, 2):
+        assert (width > other_width) == (strength > other_strength) or width == other_width
+
+
+def test_a_name_that_is_no_node_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'a1\.2' is no node of a circuit"):
+        lay_out([("input", "a1.2"), ("a1.2", "logits")])

@@ -1,0 +1,341 @@
+"""The figure scripts: what they draw from made-up results, what they write, what they say where results are missing."""
+
+import importlib
+import json
+import logging
+import re
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from choreographer.browsers.chromium import Chromium
+
+from plotting import (
+    plot_circuit_similarity,
+    plot_circuits,
+    plot_faithfulness_curve,
+    plot_head_scores,
+    plot_ioi_consistency,
+    plot_size_vs_scale,
+    plot_task_performance,
+)
+from plotting.export import figure_main, parse_formats
+from plotting.panels import INTERVAL
+from plotting.style import model_looks, task_label
+from plotting.tables import every_model, load
+from tests.support.paths import ROOT
+from tests.support.synthetic_results import MODELS, STEPS, TASKS, write_all
+from utils.errors import UserError
+from utils.results.store import Store
+
+SCRIPTS = {
+    "plot_circuits": ["circuits"],
+    "plot_task_performance": ["task_performance"],
+    "plot_head_scores": ["head_scores", *(f"head_scores_{model}" for model in MODELS)],
+    "plot_ioi_consistency": ["ioi_consistency"],
+    "plot_circuit_similarity": ["circuit_similarity"],
+    "plot_size_vs_scale": ["size_vs_scale"],
+    "plot_circuit": [f"circuit_{model}_ioi_step143000" for model in MODELS],
+    "plot_faithfulness_curve": ["cpr_cmd", *(f"faithfulness_curve_{model}" for model in MODELS)],
+}
+EVERYTHING = Namespace(model=None, task=None)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return write_all(tmp_path_factory.mktemp("results"))
+
+
+def run(script: str, *argv: str | Path) -> int:
+    module = importlib.import_module(f"plotting.{script}")
+    return figure_main(module.draw, module.__doc__, [str(part) for part in argv], getattr(module, "options", None))
+
+
+def lines(figure, name: str, axis: str = "x") -> list:
+    """A figure's visible curves of one legend entry on one panel."""
+    found = [trace for trace in figure.data if trace.name == name and trace.xaxis == axis]
+    return [trace for trace in found if trace.x is not None and trace.x[0] is not None]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_writes_its_figures_as_pages_that_open_offline(script: str, store: Store, tmp_path: Path) -> None:
+    tasks = ["-t", "ioi"] if script == "plot_circuit" else []
+    assert run(script, "-r", store.root, "-o", tmp_path, *tasks) == 0
+    assert sorted(path.stem for path in tmp_path.glob("*.html")) == sorted(SCRIPTS[script])
+    page = (tmp_path / f"{SCRIPTS[script][0]}.html").read_text()
+    tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page.replace(_plotly_js(), ""))
+    assert not [tag for tag in tags if "src=" in tag or "href=" in tag]
+    assert _plotly_js() in page
+
+
+def _plotly_js() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def test_the_same_results_give_the_same_bytes(store: Store, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        run("plot_circuits", "-r", store.root, "-o", tmp_path / name)
+    assert (tmp_path / "first/circuits.html").read_bytes() == (tmp_path / "second/circuits.html").read_bytes()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_results_one_line_names_the_command_that_makes_them(
+    script: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(script, "-r", tmp_path / "none", "-o", tmp_path) == 2
+    (error,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "\n" not in error
+    assert re.search(r"hold(s)? no .*; run: python get_\w+\.py -c configs/\w+\.yml", error)
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_absent_models_tasks_and_steps_are_left_out_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = write_all(tmp_path / "results", models=("pythia-70m", "pythia-160m"), tasks=("ioi", "sva"))
+    for kind in ("faithfulness", "baselines"):
+        for path in store.folder(kind, "pythia-160m", "sva").iterdir():
+            path.unlink()
+        store.path(kind, "pythia-70m", 64, "ioi").unlink()
+    arguments = ("-r", store.root, "-o", tmp_path, "-m", "pythia-70m", "pythia-160m", "pythia-12b")
+    with caplog.at_level(logging.INFO):
+        assert run("plot_circuits", *arguments) == 0
+    said = caplog.text
+    assert "no results of model pythia-12b; left out" in said
+    assert "baselines: pythia-160m has no sva; left out" in said
+    assert "baselines: pythia-70m ioi lacks steps that other tasks have: 64" in said
+
+
+def test_circuit_figure_shows_the_selected_sizes_with_gaps_and_the_metric_with_bands(store: Store) -> None:
+    drawn = plot_circuits.draw(store, Namespace(**vars(EVERYTHING), count="edges"))["circuits"]
+    for column, task in enumerate(TASKS):
+        panels = [column + 1 + row * len(TASKS) for row in range(3)]
+        axes = ["x" if panel == 1 else f"x{panel}" for panel in panels]
+        for model in MODELS:
+            (sizes,), (faithful,) = (lines(drawn, model, axis) for axis in axes[:2])
+            of_metric = [trace for trace in drawn.data if trace.xaxis == axes[2] and trace.legendgroup == model]
+            full, corrupted = (trace for trace in of_metric if trace.fill is None)
+            band, _ = (trace for trace in of_metric if trace.fill == "toself")
+            for i, step in enumerate(STEPS):
+                table = store.read_table("faithfulness", model, task, step)
+                chosen = table[table["selected"]]
+                if chosen.empty:
+                    assert np.isnan(sizes.y[i])
+                    assert np.isnan(faithful.y[i])
+                else:
+                    assert sizes.y[i] == chosen["n_edges"].iloc[0]
+                    assert faithful.y[i] == chosen["faithfulness"].iloc[0]
+                baseline = store.read_table("baselines", model, task, step).iloc[0]
+                assert full.y[i] == baseline["full"]
+                assert corrupted.y[i] == baseline["corrupted"]
+                assert band.y[i] == pytest.approx(baseline["full"] + INTERVAL * baseline["full_se"])
+                assert band.y[-1 - i] == pytest.approx(baseline["full"] - INTERVAL * baseline["full_se"])
+    titles = [note.text for note in drawn.layout.annotations]
+    assert [title for title in titles if title] == [task_label(task) for task in TASKS]
+
+
+def test_a_model_has_its_colour_in_every_figure(store: Store) -> None:
+    looks = model_looks(every_model(store))
+    namespace = Namespace(
+        **vars(EVERYTHING), count="nodes", metric=None, reference=None, alpha=0.5, output=store.root, top=3
+    )
+    namespace.parameters = None
+    for module in (
+        plot_circuits,
+        plot_task_performance,
+        plot_ioi_consistency,
+        plot_circuit_similarity,
+        plot_size_vs_scale,
+    ):
+        for figure in module.draw(store, namespace).values():
+            for model in MODELS:
+                colours = {trace.marker.color for trace in figure.data if trace.name == model}
+                assert colours == {looks[model].colour}, module.__name__
+
+
+def test_legend_names_each_model_once(store: Store) -> None:
+    figure = plot_circuits.draw(store, Namespace(**vars(EVERYTHING), count="edges"))["circuits"]
+    named = [trace.name for trace in figure.data if trace.showlegend is not False]
+    assert sorted(named) == sorted([*MODELS, "whole model: clean prompts", "corrupted prompts"])
+
+
+def test_a_task_from_a_csv_goes_by_the_metric_of_its_run(tmp_path: Path) -> None:
+    store = write_all(tmp_path, models=("toy",), tasks=("my_prompts",))
+    run_record = store.folder("baselines", "toy", "my_prompts") / "run.json"
+    run_record.write_text(json.dumps({"config": {"metric": "prob_diff"}}))
+    figure = plot_circuits.draw(store, Namespace(**vars(EVERYTHING), count="edges"))["circuits"]
+    assert figure.layout.yaxis3.title.text == "probability difference"
+
+
+def test_top_heads_are_those_with_the_highest_score_at_any_step() -> None:
+    table = pd.DataFrame(
+        [(1, 0, 0, 0.9), (2, 0, 0, 0.1), (1, 0, 1, 0.2), (2, 0, 1, 0.3), (1, 1, 0, 0.3), (2, 1, 0, np.nan)],
+        columns=["step", "layer", "head", "value"],
+    )
+    assert plot_head_scores.top_heads(table, 2) == [(0, 0), (0, 1)]
+    assert plot_head_scores.top_heads(table, 9) == [(0, 0), (0, 1), (1, 0)]
+
+
+def test_head_figure_shows_each_steps_best_head(store: Store) -> None:
+    table = plot_head_scores.head_scores(store, EVERYTHING)
+    figure = plot_head_scores.draw_maxima(table, model_looks(MODELS))
+    (line,) = lines(figure, "pythia-160m")
+    for value, named, step in zip(line.y, line.customdata, STEPS, strict=True):
+        scores = store.read_table("components", "pythia-160m", None, step)[lambda rows: rows["score"] == "induction"]
+        best = scores.loc[scores["value"].idxmax()]
+        assert value == best["value"]
+        assert named[2] == f"{best['layer']}.{best['head']}"
+
+
+def test_head_figure_draws_what_is_measured_where_successor_and_cspa_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = write_all(tmp_path, models=("toy",), tasks=("ioi",))
+    for kind in ("successor", "cspa"):
+        for path in store.folder(kind, "toy").iterdir():
+            path.unlink()
+    with caplog.at_level(logging.INFO):
+        figures = plot_head_scores.draw(store, Namespace(**vars(EVERYTHING), top=2))
+    titles = [note.text for note in figures["head_scores"].layout.annotations if note.text]
+    assert titles == ["Induction", "Previous token", "Duplicate token", "Copying (name movers)"]
+    assert "get_model_cspa.py" in caplog.text
+
+
+def test_a_head_without_effect_does_not_flatten_the_cspa_panel() -> None:
+    table = pd.DataFrame(
+        {"model": "toy", "step": [1, 2], "tokens": [9, 18], "score": "cspa", "layer": 0, "head": [0, 1]}
+    )
+    figure = plot_head_scores.draw_top_heads(table.assign(value=[-40.0, 0.6]), "toy", 2)
+    low, high = figure.layout.yaxis.range
+    assert -0.7 < low < -0.5
+    assert 0.6 < high < 1.1
+
+
+def test_names_at_line_ends_do_not_overlap(store: Store) -> None:
+    table = plot_head_scores.head_scores(store, EVERYTHING)
+    figure = plot_head_scores.draw_top_heads(table[table["model"] == MODELS[0]], MODELS[0], 8)
+    bottom, top = figure.layout.yaxis.domain
+    pixels = (top - bottom) * (figure.layout.height - figure.layout.margin.t - figure.layout.margin.b)
+    drawn = [y for trace in figure.data if trace.xaxis == "x" for y in trace.y]
+    heights = sorted(note.y for note in figure.layout.annotations if note.xref == "x")
+    assert len(heights) == 8
+    apart = np.diff(heights) / (max(drawn) - min(drawn)) * pixels
+    assert apart.min() >= 11
+
+
+def test_ioi_figure_has_three_panels_in_percent(store: Store) -> None:
+    figure = plot_ioi_consistency.draw(store, EVERYTHING)["ioi_consistency"]
+    assert figure.layout.yaxis.title.text.endswith("(%)")
+    for axis, level in (("x", "name_movers"), ("x2", "s_inhibition"), ("x3", "induction")):
+        (line,) = lines(figure, "pythia-70m", axis)
+        for value, step in zip(line.y, STEPS, strict=True):
+            table = store.read_table("ioi_consistency", "pythia-70m", None, step).set_index("level")
+            assert value == table.loc[level, "percent"]
+
+
+def test_similarity_table_is_written_beside_the_figure(store: Store, tmp_path: Path) -> None:
+    assert run("plot_circuit_similarity", "-r", store.root, "-o", tmp_path, "--reference", "143000") == 0
+    table = pd.read_csv(tmp_path / "circuit_similarity.csv")
+    last = table[table["step"] == 143_000]
+    assert len(last) == len(MODELS) * len(TASKS)
+    assert (last[["node_jaccard", "edge_jaccard", "weighted_edge_jaccard"]] == 1).all().all()
+    assert run("plot_circuit_similarity", "-r", store.root, "-o", tmp_path, "--reference", "7") == 2
+
+
+def test_curves_ring_the_selected_size(store: Store) -> None:
+    arguments = Namespace(model=["pythia-70m"], task=["ioi"], curves=3)
+    figure = plot_faithfulness_curve.draw(store, arguments)["faithfulness_curve_pythia-70m"]
+    assert [trace.name for trace in figure.data] == ["step 0", "step 512", "step 143,000"]
+    table = store.read_table("faithfulness", "pythia-70m", "ioi", 143_000)
+    ringed = [x for x, size in zip(figure.data[-1].x, figure.data[-1].marker.size, strict=True) if size > 5]
+    assert ringed == table.loc[table["selected"], "size"].tolist()
+
+
+def test_areas_follow_from_the_table_and_the_graphs_edges(store: Store) -> None:
+    table = load(store, "faithfulness", Namespace(model=["pythia-70m"], task=["ioi"]))
+    (row, *_) = plot_faithfulness_curve.areas(table, plot_faithfulness_curve.graph_sizes(store, table)).to_dict(
+        "records"
+    )
+    first = store.read_table("faithfulness", "pythia-70m", "ioi", 0)
+    # 4 layers of 6 heads in parallel blocks: sum over layers of (1 + 7 l) * 19, and 29 into the logits.
+    n_edges = sum((1 + 7 * layer) * 19 for layer in range(4)) + 29
+    k = np.array([0, *first["size"] / n_edges, 1])
+    f = np.array([0, *first["faithfulness"], 1])
+    assert row["cpr"] == pytest.approx(((f[1:] + f[:-1]) / 2 * np.diff(k)).sum())
+    assert row["covered"] == pytest.approx(first["size"].max() / n_edges)
+
+
+def test_size_figure_states_the_correlation(store: Store) -> None:
+    arguments = Namespace(
+        **vars(EVERYTHING), count="edges", parameters=["pythia-70m=1", "pythia-160m=2", "pythia-1.4b=4"]
+    )
+    figure = plot_size_vs_scale.draw(store, arguments)["size_vs_scale"]
+    sizes = plot_size_vs_scale.mean_sizes(load(store, "faithfulness", EVERYTHING), "edges")
+    ioi = sizes[sizes["task"] == "ioi"].set_index("model")["size"]
+    r = np.corrcoef([1, 2, 4], ioi[["pythia-70m", "pythia-160m", "pythia-1.4b"]])[0, 1]
+    assert f"r = {r:.2f} (3 models)" in figure.layout.annotations[0].text
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "says"),
+    [
+        ("plot_circuits", ["--format", "svg"], "--format: svg given; choose from html, png, pdf"),
+        ("plot_circuit", ["--step", "5"], "--step 5: no circuit of that step"),
+        ("plot_circuit", ["--strongest", "0"], "--strongest: 0 edges asked for"),
+        ("plot_circuit_similarity", ["--alpha", "0"], "--alpha: 0.0 given"),
+        ("plot_task_performance", ["--metric", "loss"], "--metric: loss is not in"),
+        ("plot_head_scores", ["--top", "0"], "--top: 0 heads asked for"),
+        ("plot_size_vs_scale", ["--parameters", "toy=many"], "'toy=many' is not name=count"),
+        ("plot_faithfulness_curve", ["--curves", "0"], "--curves: 0 asked for"),
+        ("plot_pythia_evals", ["-e", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_bad_options_are_told_in_one_line(
+    script: str, options: list[str], says: str, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(script, "-r", store.root, "-o", tmp_path, *options) == 2
+    assert says in caplog.records[-1].getMessage()
+
+
+def test_formats_are_read_once_each() -> None:
+    assert parse_formats("html, PNG,html") == ("html", "png")
+    with pytest.raises(UserError, match="nothing given"):
+        parse_formats(" ,")
+
+
+def test_scripts_run_by_path_from_anywhere(store: Store, tmp_path: Path) -> None:
+    script = ROOT / "plotting" / "plot_ioi_consistency.py"
+    command = [sys.executable, script, "-r", store.root, "-o", "figures"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "wrote figures/ioi_consistency.html" in done.stderr
+    assert (tmp_path / "figures" / "ioi_consistency.html").is_file()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(Chromium.find_browser(skip_local=False) is None, reason="no Chromium or Chrome is installed")
+def test_png_and_pdf_are_drawn_in_the_browser(store: Store, tmp_path: Path) -> None:
+    assert run("plot_ioi_consistency", "-r", store.root, "-o", tmp_path, "--format", "png,pdf") == 0
+    png = (tmp_path / "ioi_consistency.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    figure = plot_ioi_consistency.draw(store, EVERYTHING)["ioi_consistency"]
+    # Width and height stand in the header; figures are drawn at twice their size for sharpness.
+    assert int.from_bytes(png[16:20]) == 2 * figure.layout.width
+    assert int.from_bytes(png[20:24]) == 2 * figure.layout.height
+    assert (tmp_path / "ioi_consistency.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_without_a_browser_html_is_written_and_the_line_says_what_to_install(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Chromium, "find_browser", classmethod(lambda cls, **options: None))
+    monkeypatch.delenv("BROWSER_PATH", raising=False)
+    assert run("plot_ioi_consistency", "-r", store.root, "-o", tmp_path, "--format", "html,png") == 2
+    assert "ioi_consistency.png: PNG and PDF need Chromium or Chrome; install it" in caplog.records[-1].getMessage()
+    assert [path.name for path in tmp_path.iterdir()] == ["ioi_consistency.html"]

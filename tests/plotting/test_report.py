@@ -1,0 +1,232 @@
+"""What the report holds, checked without a browser: its data against the tables, its size, its safety."""
+
+import json
+import logging
+import re
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from plotly.offline import get_plotlyjs
+
+from plotting.circuit_similarity import edges_of, nodes_of
+from plotting.make_report import main
+from plotting.report.circuits import PORTS, circuit_records
+from plotting.report.heads import SCORE_ROLES, head_records
+from plotting.report.page import script_safe
+from plotting.report.results import Results
+from tests.support.synthetic_results import STEPS, TASKS, write_all
+from utils.ioi.handover import role_handover
+from utils.results.store import KINDS, Store
+
+MODEL = "pythia-70m"
+MADE_UP = (
+    "graphs",
+    "faithfulness",
+    "baselines",
+    "components",
+    "successor",
+    "cspa",
+    "ioi_consistency",
+    "task_performance",
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return write_all(tmp_path_factory.mktemp("results"), models=(MODEL,))
+
+
+@pytest.fixture(scope="module")
+def page(store: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    assert main(["-r", str(store.root), "-o", str(path)]) == 0
+    return path.read_text(encoding="utf-8")
+
+
+def results_of(store: Store) -> Results:
+    return Results(store, Namespace(model=None, task=None, evaluations=None))
+
+
+def embedded(page: str, name: str) -> dict:
+    match = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page, re.DOTALL)
+    assert match
+    return json.loads(match[1])
+
+
+def test_page_refers_to_nothing_outside_itself_and_carries_plotly_once(page: str) -> None:
+    assert page.count(get_plotlyjs()) == 1
+    rest = page.replace(get_plotlyjs(), "")
+    addresses = re.findall(r"""(?:src|href|action)\s*=\s*["']([^"']*)""", rest)
+    assert addresses
+    assert not [address for address in addresses if not address.startswith("#") and address != "data:,"]
+    assert "default-src 'none'" in rest
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", rest)
+
+
+def test_the_same_results_give_the_same_page(store: Store, page: str, tmp_path: Path) -> None:
+    main(["-r", str(store.root), "-o", str(tmp_path / "again.html")])
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
+
+
+def test_circuit_records_hold_every_edge_of_every_checkpoint(store: Store) -> None:
+    records = circuit_records(results_of(store))
+    assert [(record["model"], record["task"]) for record in records] == [(MODEL, task) for task in TASKS]
+    for record in records:
+        names = [name for name, *_ in record["nodes"]]
+        triples = np.array(record["edges"]).reshape(-1, 3)
+        ports = [f"<{port}>" if port else "" for port in PORTS]
+        edges = [(names[source], names[target] + ports[port]) for source, target, port in triples]
+        assert [state["step"] for state in record["steps"]] == list(STEPS)
+        for state in record["steps"]:
+            table = store.read_table("graphs", MODEL, record["task"], state["step"])
+            held = {edges[edge]: score for edge, score in zip(state["edges"], state["scores"], strict=True)}
+            assert held == pytest.approx(edges_of(table), rel=1e-5)
+            assert state["nodes"] == len(nodes_of(edges_of(table)))
+            baselines = store.read_table("baselines", MODEL, record["task"], state["step"]).iloc[0]
+            assert state["full"] == pytest.approx(baselines["full"], rel=1e-5)
+
+
+def test_a_head_has_a_role_from_the_first_to_the_last_step_with_a_score_above_the_threshold(store: Store) -> None:
+    ((record,), meanings) = head_records(results_of(store))
+    table = store.read_tables("components", MODEL)
+    score, threshold, _ = SCORE_ROLES["induction"]
+    above = table[(table["score"] == score) & (table["value"] > threshold)]
+    expected = {
+        key: (rows["step"].min(), rows["step"].max(), len(rows)) for key, rows in above.groupby(["layer", "head"])
+    }
+    rows = [row for row in record["roles"] if row["role"] == "induction"]
+    assert expected
+    assert {tuple(record["heads"][row["head"]]): (row["first"], row["last"], row["n"]) for row in rows} == expected
+    assert "induction" in meanings
+    assert all(row["of"] == len(STEPS) for row in rows)
+
+
+def test_heads_of_circuits_have_their_first_and_last_step(store: Store) -> None:
+    ((record,), _) = head_records(results_of(store))
+    steps: dict[tuple[int, int], list[int]] = {}
+    for step in STEPS:
+        for node in nodes_of(edges_of(store.read_table("graphs", MODEL, "ioi", step))):
+            if match := re.fullmatch(r"a(\d+)\.h(\d+)", node):
+                steps.setdefault((int(match[1]), int(match[2])), []).append(step)
+    rows = [row for row in record["roles"] if row["role"] == "in IOI circuit"]
+    found = {tuple(record["heads"][row["head"]]): (row["first"], row["last"], row["n"]) for row in rows}
+    assert found == {head: (held[0], held[-1], len(held)) for head, held in steps.items()}
+
+
+def test_roles_found_by_effect_agree_with_the_handover_table(store: Store, tmp_path: Path) -> None:
+    kind, steps = "ioi_consistency_heads", (0, 8, 64)
+    copied = _with_kinds(store, tmp_path, ["components"])
+    for step in steps:
+        heads = pd.DataFrame(
+            {
+                "level": ["s_inhibition", "s_inhibition", "name_movers"],
+                "layer": [2, 1, 3],
+                "head": [1, 0, 2],
+                "role": ["s_inhibition", "s_inhibition", ""],
+                "effect": [-0.2, -0.1, 0.0],
+                "passes": [step > 0, False, False],
+            }
+        )
+        copied.write_table(kind, MODEL, None, step, heads, 8 * step)
+    ((record,), meanings) = head_records(results_of(copied))
+    rows = [row for row in record["roles"] if row["role"].endswith("(by effect)")]
+    held = [(*record["heads"][row["head"]], row["first"], row["last"], row["n"]) for row in rows]
+    handover = role_handover(copied.read_tables(kind, MODEL), steps)
+    columns = ["layer", "head", "first_step", "last_step", "n_held"]
+    assert held == [(2, 1, 8, 64, 2)] == [tuple(row) for row in handover[columns].to_numpy().tolist()]
+    assert "s inhibition (by effect)" in meanings
+
+
+@pytest.mark.parametrize("kind", MADE_UP)
+def test_one_kind_of_results_is_enough(kind: str, store: Store, tmp_path: Path) -> None:
+    copied = _with_kinds(store, tmp_path / "results", [kind])
+    assert main(["-r", str(copied.root), "-o", str(tmp_path / "report.html")]) == 0
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    others = [other for other in KINDS if other != kind and not copied.models(other)]
+    for other in others:
+        assert KINDS[other][0] in text
+    assert ('id="circuit" hidden' in text) == (kind != "graphs")
+
+
+def test_results_without_any_circuit_say_so(store: Store, tmp_path: Path) -> None:
+    copied = Store(tmp_path)
+    empty = pd.DataFrame(columns=["source", "target", "score"])
+    for step in (0, 8):
+        copied.write_table("graphs", MODEL, "ioi", step, empty, 8)
+        baselines = {"full": 0.1, "corrupted": 0.1, "n_prompts": 4, "status": "task not learned"}
+        copied.write_table("baselines", MODEL, "ioi", step, pd.DataFrame([baselines]), 8)
+    (record,) = circuit_records(results_of(copied))
+    assert [(state["edges"], state["status"]) for state in record["steps"]] == [([], "task not learned")] * 2
+    assert main(["-r", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 0
+
+
+def test_without_results_one_line_names_the_command_that_makes_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["-r", str(tmp_path / "none"), "-o", str(tmp_path / "report.html")]) == 2
+    (error,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert re.fullmatch(r"\S+ holds no results; run: python get_circuits_over_time\.py -c configs/\w+\.yml", error)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_an_unreadable_circuit_is_named_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edges = pd.DataFrame({"source": ["input"], "target": ["a0.h1<z>"], "score": [1.0]})
+    Store(tmp_path).write_table("graphs", MODEL, "ioi", 8, edges, 8)
+    assert main(["-r", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 2
+    (error,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert f"graphs/{MODEL}/ioi" in error
+    assert "a0.h1<z>" in error
+    assert "\n" not in error
+
+
+def test_configs_versions_weights_and_equal_weights_stand_on_the_page(store: Store, tmp_path: Path) -> None:
+    copied = _with_kinds(store, tmp_path, ["components"])
+    run = {
+        "analysis": "get_full_model_components_over_time",
+        "config": {"model": MODEL, "n_sequences": 50, "eap": {"ig_steps": 5}},
+        "seed": 0,
+        "repository": "EleutherAI/pythia-70m",
+        "versions": {"torch": "2.13.0"},
+        "checkpoints": {
+            "0": {"repository": "r", "revision": "step0", "commit": "abc", "sha256": "5" * 64},
+            "8": {"repository": "r", "revision": "step8", "commit": None, "sha256": "5" * 64},
+        },
+        "equal_weights": [[0, 8]],
+    }
+    (copied.folder("components", MODEL) / "run.json").write_text(json.dumps(run))
+    main(["-r", str(tmp_path), "-o", str(tmp_path / "report.html")])
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for line in ("n_sequences: 50", "eap:\n  ig_steps: 5", "torch: 2.13.0", "EleutherAI/pythia-70m", "5" * 64):
+        assert line in text
+    assert "steps 0, 8 hold the same weights" in text
+
+
+def test_embedded_data_cannot_end_its_script() -> None:
+    hostile = "</script><script>alert(1)</script> & \u2028"
+    safe = script_safe(json.dumps(hostile, ensure_ascii=False))
+    assert not set("<>&\u2028") & set(safe)
+    assert json.loads(safe) == hostile
+
+
+def test_every_figure_of_the_results_is_on_the_page(page: str) -> None:
+    names = [figure["name"] for figure in embedded(page, "figure-data")["figures"]]
+    assert names == [
+        "task_performance",
+        "circuits",
+        "circuit_similarity",
+        f"faithfulness_curve_{MODEL}",
+        "cpr_cmd",
+        "head_scores",
+        f"head_scores_{MODEL}",
+        "ioi_consistency",
+    ]
+
+
+def _with_kinds(store: Store, folder: Path, kinds: list[str]) -> Store:
+    for kind in kinds:
+        shutil.copytree(store.root / kind, folder / kind)
+    return Store(folder)

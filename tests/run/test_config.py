@@ -1,0 +1,280 @@
+"""Configs: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from tests.support.paths import CONFIGS
+from utils.config.keys import BaseConfig, Section, TaskConfig, execution, load_config, resolved, result_settings
+from utils.config.strict_yaml import parse_override, read_yaml
+from utils.errors import UserError
+
+
+class Eap(Section):
+    ig_steps: int = Field(30, gt=0)
+    sizes: list[int] = Field([10, 20])
+
+
+class Search(Section):
+    threshold: float = Field(0.8, ge=0, le=1)
+
+
+class Circuits(TaskConfig):
+    eap: Eap = Eap()
+    search: Search | None = None
+    export_json: bool = False
+    plot: str = execution("none")
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Writes configs/c.yml, to be read by that relative path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+
+    def write_text(text: str) -> Path:
+        Path("configs/c.yml").write_text(text)
+        return Path("configs/c.yml")
+
+    return write_text
+
+
+def errors_of(path: Path | None, *overrides: str, schema: type[BaseConfig] = Circuits) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_config(schema, path, list(overrides))
+    return str(caught.value).split("\n")
+
+
+START = "model: pythia-160m\ntask: ioi\n"
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(write: Any) -> None:
+    path = write(START + "batch_size: 8\nseed: 3\neap: {ig_steps: 5, sizes: [1]}\n")
+    config = load_config(Circuits, path, ["model=pythia-410m", "eap.ig_steps=7", "checkpoints=[1000,143000]"])
+    assert (config.model, config.batch_size, config.seed, config.dtype) == ("pythia-410m", 8, 3, "float32")
+    assert config.eap == Eap(ig_steps=7, sizes=[1])
+    assert config.checkpoints == [1000, 143000]
+    assert config.results_dir == Path("results")
+
+
+def test_a_block_on_the_command_line_is_merged(write: Any) -> None:
+    path = write(START + "eap: {ig_steps: 5, sizes: [1]}\n")
+    assert load_config(Circuits, path, ["eap={ig_steps: 7}"]).eap == Eap(ig_steps=7, sizes=[1])
+    assert load_config(Circuits, path, ["search.threshold=1"]).search == Search(threshold=1.0)
+    assert load_config(Circuits, path, ["seed=1", "seed=2"]).seed == 2
+
+
+def test_a_config_needs_no_file() -> None:
+    assert load_config(TaskConfig, None, ["model=[a, b]", "task=ioi"]).models == ["a", "b"]
+
+
+def test_an_empty_file_has_no_keys(write: Any) -> None:
+    assert load_config(BaseConfig, write("# nothing\n"), ["model=a"]).models == ["a"]
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = load_config(BaseConfig, None, ["model=a"])
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("batch_sise: 3", "configs/c.yml: batch_sise: unknown key; did you mean 'batch_size'?"),
+        ("eap: {ig_step: 3}", "configs/c.yml: eap.ig_step: unknown key; did you mean 'eap.ig_steps'?"),
+        ("ig_steps: 3", "configs/c.yml: ig_steps: unknown key; did you mean 'eap.ig_steps'?"),
+        ("eap: {zzz: 3}", "configs/c.yml: eap.zzz: unknown key; known: eap.ig_steps, eap.sizes"),
+        ("batch_size: many", "configs/c.yml: batch_size: 'many' is not a whole number (default: 32)"),
+        ("batch_size: '4'", "configs/c.yml: batch_size: '4' is not a whole number (default: 32)"),
+        ("batch_size: 4.5", "configs/c.yml: batch_size: 4.5 is not a whole number (default: 32)"),
+        ("batch_size: true", "configs/c.yml: batch_size: true is not a whole number (default: 32)"),
+        ("batch_size: 0", "configs/c.yml: batch_size: 0 is not a number > 0 (default: 32)"),
+        ("overwrite: yes", "configs/c.yml: overwrite: 'yes' is not true or false (default: false)"),
+        ("overwrite: 1", "configs/c.yml: overwrite: 1 is not true or false (default: false)"),
+        ("checkpoints: linaer", "configs/c.yml: checkpoints: 'linaer' is no schedule; did you mean 'linear'?"),
+        ("checkpoints: [1, two]", "configs/c.yml: checkpoints[1]: 'two' is not a whole number"),
+        ("checkpoints: 1000", "configs/c.yml: checkpoints: 1000 is not text or a list (default: 'all')"),
+        ("checkpoints: [-1]", "configs/c.yml: checkpoints: -1 is no training step; steps are 0 or more"),
+        (
+            "checkpoints: []",
+            "configs/c.yml: checkpoints: the list is empty; name a schedule or at least one step",
+        ),
+        ("results_dir: 3", "configs/c.yml: results_dir: 3 is not text (default: 'results')"),
+        ("search: {threshold: 2}", "configs/c.yml: search.threshold: 2 is not a number <= 1 (default: 0.8)"),
+        ("search: {threshold: .nan}", "configs/c.yml: search.threshold: '.nan' is not a number (default: 0.8)"),
+        (
+            "search: {threshold: 1e999}",
+            "configs/c.yml: search.threshold: Infinity is not a finite number (default: 0.8)",
+        ),
+        ("eap: 3", "configs/c.yml: eap: 3 is not a block of keys (default: a block of keys)"),
+        (
+            "dtype: float31",
+            "configs/c.yml: dtype: 'float31' is not 'float32', 'bfloat16' or 'float16'; "
+            "did you mean 'float32'? (default: 'float32')",
+        ),
+    ],
+)
+def test_a_refused_key_is_named_with_its_file_value_and_way_out(line: str, told: str, write: Any) -> None:
+    assert errors_of(write(f"{START}{line}\n")) == [told]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("batch_sise=3", "command line: batch_sise: unknown key; did you mean 'batch_size'?"),
+        ("eap.ig_steps=0", "command line: eap.ig_steps: 0 is not a number > 0 (default: 30)"),
+        ("eap={ig_steps: 0}", "command line: eap.ig_steps: 0 is not a number > 0 (default: 30)"),
+        ("checkpoints.x=3", "command line: checkpoints.x: checkpoints is 'all' and has no key 'x'"),
+        ("seed", "command line: 'seed': not an override; write it as key=value, for example batch_size=16"),
+        ("=3", "command line: '=3': not an override; write it as key=value, for example batch_size=16"),
+        (
+            "checkpoints=[1",
+            "command line: checkpoints: line 1, column 3: not valid YAML (expected ',' or ']', but got '<stream end>')",
+        ),
+    ],
+)
+def test_a_refused_override_names_the_command_line(override: str, told: str, write: Any) -> None:
+    assert errors_of(write(START + "checkpoints: all\n"), override) == [told]
+
+
+def test_each_refused_key_has_its_own_line(write: Any) -> None:
+    assert errors_of(write(START + "sede: 3\nbatch_size: 0\n"), "dtpye=float16") == [
+        "configs/c.yml: batch_size: 0 is not a number > 0 (default: 32)",
+        "configs/c.yml: sede: unknown key; did you mean 'seed'?",
+        "command line: dtpye: unknown key; did you mean 'dtype'?",
+    ]
+
+
+def test_a_missing_key_says_where_to_write_it(write: Any) -> None:
+    way_out = "missing; write it in the config or pass model=... on the command line"
+    assert errors_of(write("task: ioi")) == [f"configs/c.yml: model: {way_out}"]
+    assert errors_of(None, "task=ioi") == [f"command line: model: {way_out}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed: 1\nmodel: a\nseed: 2\n", "configs/c.yml: seed: given twice (again on line 3); keep one"),
+        ("eap:\n  sizes: [1]\n  sizes: [2]\n", "configs/c.yml: sizes: given twice (again on line 3); keep one"),
+        ("1: 3\n", "configs/c.yml: line 1: key 1 is not text; put it in quotes"),
+        ("[a]: 3\n", "configs/c.yml: line 1: key [...] is not text; put it in quotes"),
+        ("- a\n", "configs/c.yml: holds no keys; write lines like 'model: pythia-160m'"),
+        ("a: b: c\n", "configs/c.yml: line 1, column 5: not valid YAML (mapping values are not allowed here)"),
+        ("a: &x [*x]\n", "configs/c.yml: an alias (*) stands inside what it names; write the value out"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(text: str, told: str, write: Any) -> None:
+    assert errors_of(write(text)) == [told]
+
+
+def test_tags_that_make_objects_are_refused(write: Any) -> None:
+    (line,) = errors_of(write("model: !!python/object/apply:os.getcwd []\n"))
+    assert line.startswith("configs/c.yml: line 1, column 8: not valid YAML (could not determine a constructor")
+
+
+def test_a_missing_file_suggests_a_neighbour(write: Any) -> None:
+    write(START)
+    Path("configs/ioi_160m.yml").write_text(START)
+    assert errors_of(Path("configs/ioi_16m.yml")) == ["configs/ioi_16m.yml: no such file; did you mean 'ioi_160m.yml'?"]
+    assert errors_of(Path("cfg/ioi.yml")) == ["cfg/ioi.yml: no such file; the folder cfg is missing too"]
+
+
+def test_a_file_that_is_not_text_is_refused(write: Any) -> None:
+    path = write("")
+    path.write_bytes(b"model: \xff\xfe\n")
+    assert errors_of(path) == ["configs/c.yml: is not UTF-8 text; save it as UTF-8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("5E2", 500.0),
+        (".5", 0.5),
+        ("012", 12),
+        ("0x10", 16),
+        ("143_000", 143_000),
+        ("1:30", "1:30"),
+        ("on", "on"),
+        ("no", "no"),
+        ("true", True),
+        ("2024-01-01", "2024-01-01"),
+        ("'12'", "12"),
+        ("", None),
+        ("null", None),
+        ("[1, 2]", [1, 2]),
+    ],
+)
+def test_yaml_values_have_the_types_of_yaml_1_2(text: str, value: Any) -> None:
+    (key,), read = parse_override(f"key={text}")
+    assert key == "key"
+    assert read == value
+    assert type(read) is type(value)
+
+
+# JSON writes what lies beyond as two escapes, which YAML does not join.
+TEXT = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]))
+# YAML reads no key of more than 1,024 characters, and an escape is six.
+KEYS = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=100)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(KEYS, values, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(PLAIN)
+def test_every_plain_value_survives_an_override(value: Any) -> None:
+    assert parse_override(f"key={json.dumps(value)}") == (("key",), value)
+
+
+@given(st.dictionaries(st.text("abcdefgh_", min_size=1), st.integers() | st.text("xyz:,[]{}#'\" ", max_size=8)))
+def test_what_pyyaml_writes_is_read_back(tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]) -> None:
+    path = tmp_path_factory.getbasetemp() / "written.yml"
+    path.write_text(yaml.safe_dump(value))
+    assert read_yaml(path) == value
+
+
+def test_settings_leave_out_what_changes_no_result() -> None:
+    config = load_config(Circuits, None, ["model=a", "task=ioi", "plot=all", "device=cpu", "eap.ig_steps=5"])
+    assert result_settings(config) == {
+        "dtype": "float32",
+        "seed": 0,
+        "tokens_per_step": None,
+        "n_prompts": 100,
+        "prepend_bos": False,
+        "ioi_corruption": "swap",
+        "metric": None,
+        "eap.ig_steps": 5,
+        "eap.sizes": [10, 20],
+        "search": None,
+        "export_json": False,
+    }
+
+
+def test_a_resolved_config_can_be_loaded_again(write: Any) -> None:
+    config = load_config(Circuits, write(START), ["eap.ig_steps=5", "search={threshold: 0.5}"])
+    again = write(yaml.safe_dump(resolved(config)))
+    assert load_config(Circuits, again, []) == config
+
+
+@pytest.mark.parametrize(
+    ("names", "told"), [("[]", "the name is empty"), ("''", "the name is empty"), ("[a, a]", "'a' is listed twice")]
+)
+def test_names_are_neither_empty_nor_repeated(names: str, told: str) -> None:
+    assert errors_of(None, f"model={names}", "task=ioi") == [f"command line: model: {told}"]
+
+
+def test_the_readme_lists_every_shared_key() -> None:
+    readme = (CONFIGS / "README.md").read_text()
+    for name in TaskConfig.model_fields:
+        assert f"| `{name}` |" in readme

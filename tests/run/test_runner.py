@@ -1,0 +1,365 @@
+"""The runner: what it measures and skips, how it ends, and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.support.demo_analysis import ANALYSIS, results_in
+from tests.support.paths import ROOT
+from tests.support.tiny_models import save_family
+from utils.errors import UserError
+from utils.models.family import LoadedCheckpoint, LocalFamily
+from utils.progress import duration
+from utils.results.store import Store
+from utils.runner import Analysis, Result, main
+
+
+@dataclasses.dataclass
+class Bench:
+    """A demo analysis over the tiny family, with a record of what was loaded, measured and said."""
+
+    family: Path
+    results: Path
+    loaded: list[int]
+    measured: list[tuple[int, str | None]]
+    caplog: pytest.LogCaptureFixture
+
+    def run(self, *overrides: str, analysis: Analysis = ANALYSIS) -> int:
+        def measure(checkpoint: LoadedCheckpoint, config: Any, task: str | None) -> dict[str, Result]:
+            self.measured.append((checkpoint.step, task))
+            return analysis.measure(checkpoint, config, task)
+
+        self.loaded.clear()
+        self.measured.clear()
+        self.caplog.clear()
+        watched = dataclasses.replace(analysis, measure=measure)
+        given = [f"model={self.family}", "task=[x, y]", f"results_dir={self.results}", "device=cpu"]
+        return main(watched, [*given, *overrides])
+
+    @property
+    def said(self) -> list[str]:
+        return [record.getMessage() for record in self.caplog.records]
+
+
+@pytest.fixture
+def bench(
+    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Bench:
+    loaded: list[int] = []
+    load = LocalFamily.load
+
+    def watched(self: LocalFamily, step: int, *args: Any) -> LoadedCheckpoint:
+        loaded.append(step)
+        return load(self, step, *args)
+
+    monkeypatch.setattr(LocalFamily, "load", watched)
+    caplog.set_level(logging.INFO)
+    return Bench(tiny_family, tmp_path / "results", loaded, [], caplog)
+
+
+def killed_process(family: Path, folder: Path, at: str) -> int:
+    """Run the demo script in a process that kills itself when it measures `at`; return its exit code."""
+    folder.mkdir()
+    return subprocess.run(
+        [sys.executable, "-m", "tests.support.demo_analysis", f"model={family}", "task=[x, y]", "device=cpu"],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DEMO_KILL_AT": at},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    ).returncode
+
+
+def test_every_checkpoint_and_task_is_measured_and_loaded_once(bench: Bench) -> None:
+    assert bench.run() == 0
+    assert bench.loaded == [0, 10, 20, 30]
+    assert bench.measured == [(step, task) for step in (0, 10, 20, 30) for task in ("x", "y")]
+    table = Store(bench.results).read_tables("baselines")
+    assert list(table.columns) == ["model", "task", "step", "tokens", "metric", "value"]
+    assert len(table) == 4 * 2 * 2
+    assert set(table["tokens"]) == {0, 640, 1280, 1920}
+
+
+def test_second_run_skips_finished_checkpoints(bench: Bench) -> None:
+    bench.run()
+    before = results_in(bench.results)
+    assert bench.run() == 0
+    assert bench.loaded == []
+    assert bench.measured == []
+    assert results_in(bench.results) == before
+    assert bench.said == [
+        f"nothing to do: tiny (4 checkpoints) finished in {bench.results}; pass overwrite=true to measure again"
+    ]
+
+
+def test_only_what_is_missing_is_measured(bench: Bench) -> None:
+    bench.run()
+    before = results_in(bench.results)
+    store = Store(bench.results)
+    store.path("baselines", "tiny", 20, "y").unlink()
+    bench.run()
+    assert bench.measured == [(20, "y")]
+    assert results_in(bench.results) == before
+
+
+def test_more_checkpoints_join_the_finished_ones(bench: Bench) -> None:
+    bench.run("checkpoints=[10]")
+    bench.run("checkpoints=[0,10]")
+    assert bench.measured == [(0, "x"), (0, "y")]
+    assert Store(bench.results).steps("graphs", "tiny", "x") == [0, 10]
+
+
+def test_a_killed_sweep_resumes_to_identical_bytes(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert killed_process(bench.family, killed, at="20 y") == -signal.SIGKILL
+    assert Store(killed / "results").steps("baselines", "tiny", "y") == [0, 10]
+    half = killed / "results" / "graphs" / "tiny" / "x" / f".step000030.csv.{socket.gethostname()}.999999999.tmp"
+    half.write_bytes(b"half a ta")
+    # run.json holds the config, so both go to the same results_dir, seen from two folders.
+    bench.results = Path("results")
+    monkeypatch.chdir(killed)
+    assert bench.run() == 0
+    assert bench.measured == [(20, "y"), (30, "x"), (30, "y")]
+    straight.mkdir()
+    monkeypatch.chdir(straight)
+    assert bench.run() == 0
+    assert results_in(killed) == results_in(straight)
+    assert len(results_in(killed)) == 2 * (4 * 3 + 2)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_sweep_says_in_one_line_how_to_go_on(number: int, code: int, bench: Bench) -> None:
+    def interrupted(checkpoint: LoadedCheckpoint, config: Any, task: str | None) -> dict[str, Result]:
+        if checkpoint.step == 10:
+            os.kill(os.getpid(), number)
+        return ANALYSIS.measure(checkpoint, config, task)
+
+    assert bench.run(analysis=dataclasses.replace(ANALYSIS, measure=interrupted)) == code
+    assert bench.said[-1] == "interrupted: 2 of 8 measured and saved; to go on, run the same command again"
+    assert Store(bench.results).steps("graphs", "tiny", "y") == [0]
+    assert not [path for path in results_in(bench.results) if path.endswith(".tmp")]
+
+
+def test_another_config_is_refused_and_nothing_changes(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.run()
+    before = results_in(bench.results)
+    assert bench.run("seed=3", "n_prompts=5") == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == (
+        f"{bench.results}/graphs/tiny/x holds seed=0 and n_prompts=100, this run asks 3 and 5; "
+        "pass overwrite=true or another results_dir"
+    )
+    assert bench.measured == []
+    assert results_in(bench.results) == before
+
+
+def test_keys_that_say_how_to_run_may_change(bench: Bench) -> None:
+    bench.run("checkpoints=[0]")
+    assert bench.run("checkpoints=[0,10]", "batch_size=7", "keep_downloads=false") == 0
+    assert bench.measured == [(10, "x"), (10, "y")]
+
+
+def test_overwrite_measures_again_and_drops_results_of_the_other_config(bench: Bench) -> None:
+    bench.run()
+    assert bench.run("overwrite=true", "seed=3", "checkpoints=[10]") == 0
+    store = Store(bench.results)
+    assert store.steps("graphs", "tiny", "x") == [10]
+    assert store.read_run("graphs", "tiny", "x")["settings"]["seed"] == 3
+    assert list(store.read_run("graphs", "tiny", "x")["checkpoints"]) == ["10"]
+
+
+def test_overwrite_with_the_same_config_keeps_the_other_steps(bench: Bench) -> None:
+    bench.run()
+    before = results_in(bench.results)
+    assert bench.run("overwrite=true", "checkpoints=[10]") == 0
+    assert bench.measured == [(10, "x"), (10, "y")]
+    tables = {path for path in before if not path.endswith("run.json")}
+    after = results_in(bench.results)
+    assert {path: after[path] for path in tables} == {path: before[path] for path in tables}
+
+
+def test_a_family_trained_anew_is_refused(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.family = save_family(tmp_path / "tiny", {0: 0, 10: 1})
+    bench.run()
+    save_family(tmp_path / "tiny", {0: 0, 10: 7})
+    assert bench.run("checkpoints=[0]") == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == (
+        f"{bench.results}/graphs/tiny/x holds results of {bench.family}, this run measures other weights in "
+        f"{bench.family}; pass overwrite=true or another results_dir"
+    )
+
+
+def test_a_family_may_be_named_in_another_way(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run("checkpoints=[0]")
+    monkeypatch.chdir(bench.family.parent)
+    bench.family = Path("tiny")
+    assert bench.run("checkpoints=[0,10]") == 0
+    assert bench.measured == [(10, "x"), (10, "y")]
+
+
+def test_equal_weights_at_two_steps_are_reported_and_recorded(bench: Bench) -> None:
+    bench.run()
+    assert bench.said.count("tiny: step 30 holds the same weights as step 20; recorded in run.json") == 2
+    run = Store(bench.results).read_run("graphs", "tiny", "x")
+    assert run["equal_weights"] == [[20, 30]]
+    assert run["checkpoints"]["20"]["sha256"] == run["checkpoints"]["30"]["sha256"]
+
+
+def test_run_json_holds_config_versions_and_provenance(bench: Bench) -> None:
+    bench.run("checkpoints=[10]", "n_prompts=5")
+    run = Store(bench.results).read_run("baselines", "tiny", "y")
+    assert run["config"]["n_prompts"] == 5
+    assert run["config"]["checkpoints"] == [10]
+    assert run["seed"] == 0
+    assert run["versions"]["torch"] == torch.__version__
+    provenance = run["checkpoints"]["10"]
+    assert (provenance["repository"], provenance["revision"]) == (str(bench.family), "step10")
+
+
+def test_a_checkpoint_that_cannot_be_loaded_loses_nothing(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.family = save_family(tmp_path / "tiny", {0: 0, 10: 1, 20: 2})
+    (bench.family / "step10" / "model.safetensors").write_bytes(b"not weights")
+    assert bench.run() == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith(f"{bench.family}/step10: the checkpoint cannot be loaded")
+    )
+    assert bench.said[-1] == "stopped: 2 of 6 measured and saved; to go on, run the same command again"
+    assert Store(bench.results).steps("baselines", "tiny", "y") == [0]
+
+
+def test_an_error_of_the_analysis_loses_nothing_and_is_not_hidden(bench: Bench) -> None:
+    def fails_late(checkpoint: LoadedCheckpoint, config: Any, task: str | None) -> dict[str, Result]:
+        if checkpoint.step == 20:
+            raise RuntimeError("a bug")
+        return ANALYSIS.measure(checkpoint, config, task)
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        bench.run(analysis=dataclasses.replace(ANALYSIS, measure=fails_late))
+    assert Store(bench.results).steps("baselines", "tiny", "y") == [0, 10]
+
+
+def test_running_out_of_memory_names_a_smaller_batch(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    def too_large(checkpoint: LoadedCheckpoint, config: Any, task: str | None) -> dict[str, Result]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert bench.run("batch_size=8", analysis=dataclasses.replace(ANALYSIS, measure=too_large)) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "batch_size: 8 does not fit on cpu (tiny step 0); pass a smaller one, for example batch_size=4"
+    )
+
+
+def test_an_analysis_that_leaves_out_a_kind_is_a_bug(bench: Bench) -> None:
+    one = Result(pd.DataFrame({"value": [1.0]}))
+    with pytest.raises(ValueError, match=r"demo measured \['graphs'\], its kinds are \['baselines', 'graphs'\]"):
+        bench.run(analysis=dataclasses.replace(ANALYSIS, measure=lambda *_: {"graphs": one}))
+
+
+def test_dry_run_loads_and_writes_nothing(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.run("checkpoints=[0]")
+    before = results_in(bench.results)
+    assert bench.run("--dry-run") == 0
+    assert bench.loaded == []
+    assert results_in(bench.results) == before
+    out = capsys.readouterr().out
+    assert "batch_size: 32\n" in out
+    assert out.endswith(
+        f"tiny from {bench.family}: 3 of 4 checkpoints to measure\n"
+        "  measure: 10, 20, 30\n"
+        "  finished: 0\n"
+        f"  results: {bench.results}/graphs/tiny, {bench.results}/baselines/tiny\n"
+    )
+
+
+def test_bad_input_is_found_before_the_first_checkpoint_is_measured(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(config: Any, tokenizer: Any) -> None:
+        raise UserError(f"task: {config.task} has words that are no tokens of {type(tokenizer).__name__}")
+
+    assert bench.run(analysis=dataclasses.replace(ANALYSIS, check=check)) == 2
+    assert bench.loaded == []
+    assert capsys.readouterr().err.splitlines()[-1].startswith("task: ['x', 'y'] has words that are no tokens of")
+    assert not bench.results.exists()
+
+
+def test_finish_runs_after_a_models_sweep_and_after_one_that_was_finished(bench: Bench) -> None:
+    finished: list[tuple[str, list[int]]] = []
+
+    def finish(config: Any, store: Store, model: str) -> None:
+        finished.append((model, store.steps("graphs", model, "x")))
+
+    analysis = dataclasses.replace(ANALYSIS, finish=finish)
+    bench.run(analysis=analysis)
+    bench.run(analysis=analysis)
+    assert finished == [("tiny", [0, 10, 20, 30])] * 2
+
+
+def test_several_models_are_measured_one_after_the_other(bench: Bench, tmp_path: Path) -> None:
+    other = save_family(tmp_path / "other", {5: 3})
+    assert bench.run(f"model=[{bench.family}, {other}]") == 0
+    assert bench.loaded == [0, 10, 20, 30, 5]
+    assert Store(bench.results).models("graphs") == ["other", "tiny"]
+
+
+def test_two_models_of_one_name_are_refused(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = save_family(tmp_path / "tiny", {5: 3})
+    assert bench.run(f"model=[{bench.family}, {other}]") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"model: {bench.family} and {other} would both write to the folder 'tiny'; run them with two results_dir"
+    )
+
+
+def test_a_step_that_is_not_there_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.run("checkpoints=[0,15]") == 2
+    assert capsys.readouterr().err == "checkpoints: step 15 is not published for tiny (nearest: 10, 20)\n"
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--seed=3", "command line: --seed=3: unknown option; write seed=3"),
+        ("--sede", "command line: --sede: unknown option; --help lists them; an override is written sede=value"),
+        ("seed", "command line: 'seed': not an override; write it as key=value, for example batch_size=16"),
+    ],
+)
+def test_an_argument_that_is_no_override_is_refused(
+    argument: str, told: str, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.run(argument) == 2
+    assert capsys.readouterr().err == f"{told}\n"
+
+
+def test_a_config_file_and_overrides_may_stand_in_any_order(bench: Bench, tmp_path: Path) -> None:
+    config = tmp_path / "demo.yml"
+    config.write_text("checkpoints: [0, 10]\nseed: 4\n")
+    assert bench.run("-c", str(config), "checkpoints=[10]") == 0
+    assert bench.measured == [(10, "x"), (10, "y")]
+    assert Store(bench.results).read_run("graphs", "tiny", "x")["seed"] == 4
+
+
+def test_the_time_left_is_said_after_each_measurement(bench: Bench) -> None:
+    bench.run("checkpoints=[0]")
+    assert bench.said[0].startswith("tiny step 0 x: measured 1 of 2, about ")
+    assert bench.said[-1].startswith(f"finished: 2 measured into {bench.results} in ")
+    assert duration(125) == "02:05"
+
+
+def test_signal_handlers_are_put_back(bench: Bench) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    bench.run("checkpoints=[0]")
+    assert signal.getsignal(signal.SIGTERM) is before

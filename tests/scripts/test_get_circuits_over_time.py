@@ -1,0 +1,200 @@
+"""get_circuits_over_time.py as users run it, on an untrained family and on the trained toy family."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from edge_attribution_patching.attribution import attribute
+from edge_attribution_patching.circuit import Circuit
+from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.patching import evaluate_metric, prepare_runs, run_metric
+from get_circuits_over_time import ANALYSIS
+from tests.support.paths import ROOT
+from tests.support.word_family import save_word_family
+from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit, prompt_metric, token_pairs
+from utils.models.family import resolve_family
+from utils.results.store import Store
+from utils.runner import main
+from utils.tasks import get_task
+
+TASKS = ["ioi", "greater_than", "gendered_pronoun", "sva"]
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_word_family(tmp_path_factory.mktemp("families") / "words")
+
+
+def files_of(results: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(results)): path.read_bytes() for path in sorted(results.rglob("*")) if path.is_file()}
+
+
+def script(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "get_circuits_over_time.py"), *arguments]
+
+
+def test_every_kind_of_result_is_written_for_every_task_and_step(untrained: Path, tmp_path: Path) -> None:
+    overrides = [f"model={untrained}", "task=[ioi, sva]", "n_prompts=6", f"results_dir={tmp_path}", "export_json=true"]
+    assert main(ANALYSIS, overrides) == 0
+    store = Store(tmp_path)
+    for task in ("ioi", "sva"):
+        for kind in ANALYSIS.kinds:
+            assert store.steps(kind, "words", task) == [0, 5]
+        tensors = store.read_tensors("graphs", "words", task, 5)
+        circuit = Circuit.from_tensors(tensors)
+        assert tensors["scores"].dtype == torch.float32
+        assert tensors["scores"].shape == (circuit.graph.n_forward, circuit.graph.n_backward)
+        exported = Circuit.from_json(store.read_json("graphs", "words", task, 5))
+        assert torch.equal(exported.scores, circuit.scores)
+        baselines = store.read_table("baselines", "words", task, 5)
+        assert baselines["n_prompts"].item() == 6
+        faithfulness = store.read_table("faithfulness", "words", task, 5)
+        if baselines["status"].item() == "task not learned":
+            assert faithfulness.empty
+            assert pd.isna(baselines["size"].item())
+            assert circuit.n_edges == 0
+            assert circuit.scores.abs().max() > 0
+
+
+def test_baselines_equal_the_hugging_face_model(untrained: Path) -> None:
+    config = CircuitsConfig(model=str(untrained), task="ioi", n_prompts=8, checkpoints=[5])
+    family = resolve_family(str(untrained), Path("model_cache"))
+    checkpoint = family.load(5, "float32", torch.device("cpu"))
+    report = find_circuit(checkpoint.weights, checkpoint.tokenizer, config, "ioi")
+    _, prompts = circuit_prompts(config, "ioi", checkpoint.tokenizer)
+    rows = torch.arange(len(prompts))
+    for name, tokens in (("full", prompts.clean), ("corrupted", prompts.corrupted)):
+        logits = checkpoint.model(tokens)[rows, prompts.lengths - 1]
+        metric = prompt_metric(prompts, "logit_diff")(logits, rows).detach()
+        assert report.baselines[name].item() == pytest.approx(float(metric.mean()), abs=1e-4)
+
+
+def test_prompts_for_scores_and_for_evaluation_are_disjoint_unless_asked(untrained: Path) -> None:
+    tokenizer = resolve_family(str(untrained), Path("model_cache")).load(0, "float32", torch.device("cpu")).tokenizer
+    base = {"model": "m", "task": "ioi", "n_prompts": 20}
+    first, second = circuit_prompts(CircuitsConfig(**base), "ioi", tokenizer)
+    assert len(first) == len(second) == 20
+    assert not set(first.texts) & set(second.texts)
+    same, again = circuit_prompts(CircuitsConfig(**base, evaluate_on="same"), "ioi", tokenizer)
+    assert same.texts == again.texts == first.texts
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.sizes=[100000]", "search.sizes: 100000 is more than the model's"),
+        ("n_prompts=1000000", "evaluate_on=heldout needs twice n_prompts=1000000"),
+        ("search.sizes=[5,3]", "search.sizes"),
+        ("eap.quadrature=simpson", "eap.quadrature"),
+        ("eap.ig_step=3", "did you mean 'eap.ig_steps'?"),
+        ("task=iio", "did you mean 'ioi'?"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    untrained: Path, tmp_path: Path, override: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    overrides = [f"model={untrained}", "task=gendered_pronoun", "n_prompts=4", f"results_dir={tmp_path}", override]
+    assert main(ANALYSIS, overrides) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1]
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_another_config_in_the_same_folder_is_refused(
+    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    overrides = [f"model={untrained}", "task=gendered_pronoun", "n_prompts=4", f"results_dir={tmp_path}"]
+    assert main(ANALYSIS, overrides) == 0
+    assert main(ANALYSIS, [*overrides, "eap.ig_steps=7"]) == 2
+    assert "holds ig_steps=12, this run asks 7; pass overwrite=true or another results_dir" in (capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_identical_bytes(untrained: Path, tmp_path: Path) -> None:
+    def arguments(name: str) -> list[str]:
+        return script(
+            f"model={untrained}", "task=[ioi, greater_than, sva]", "n_prompts=10", f"results_dir={tmp_path / name}"
+        )
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(arguments("whole"), check=True, cwd=ROOT, env=environment, capture_output=True)
+    process = subprocess.Popen(
+        arguments("killed"), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").rglob("step*.csv")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = files_of(tmp_path / "killed")
+    whole = files_of(tmp_path / "whole")
+    assert 0 < len(done) < len(whole)
+    subprocess.run(arguments("killed"), check=True, cwd=ROOT, env=environment, capture_output=True)
+    resumed = files_of(tmp_path / "killed")
+    assert resumed.keys() == whole.keys()
+    # run.json names its own results_dir; nothing else differs.
+    for name in whole:
+        assert resumed[name].replace(b'/killed",', b'/whole",') == whole[name], name
+
+
+@pytest.mark.slow
+def test_the_toy_family_has_faithful_circuits_at_its_end_and_none_at_its_start(
+    toy_family: Path,
+    tmp_path: Path,
+) -> None:
+    last = max(int(folder.name.removeprefix("step")) for folder in toy_family.glob("step*"))
+    overrides = [f"model={toy_family}", f"task=[{', '.join(TASKS)}]", f"checkpoints=[0,{last}]", "n_prompts=40"]
+    assert main(ANALYSIS, [*overrides, f"results_dir={tmp_path}"]) == 0
+    store, name = Store(tmp_path), toy_family.name
+    for task in TASKS:
+        assert store.read_table("baselines", name, task, 0)["status"].item() == "task not learned"
+        baselines = store.read_table("baselines", name, task, last)
+        curve = store.read_table("faithfulness", name, task, last)
+        assert baselines["status"].item() == "found"
+        chosen = curve[curve["selected"]]
+        assert len(chosen) == 1
+        assert chosen["faithfulness"].item() >= 0.8
+        assert chosen["size"].item() == baselines["size"].item()
+        assert chosen["faithfulness_low"].item() <= chosen["faithfulness"].item() <= chosen["faithfulness_high"].item()
+        circuit = Circuit.from_tensors(store.read_tensors("graphs", name, task, last))
+        assert circuit.n_edges == chosen["n_edges"].item() < 0.3 * circuit.graph.n_edges
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(
+    toy_family: Path,
+    task: str,
+) -> None:
+    """Pearson correlation with the metric lost when each edge alone carries its corrupted activation."""
+    last = max(int(folder.name.removeprefix("step")) for folder in toy_family.glob("step*"))
+    checkpoint = resolve_family(str(toy_family), Path("model_cache")).load(last, "float32", torch.device("cpu"))
+    weights = checkpoint.weights
+    graph = Graph.of(weights)
+    config = CircuitsConfig(model=str(toy_family), task=task, n_prompts=20, evaluate_on="same")
+    prompts, _ = circuit_prompts(config, task, checkpoint.tokenizer)
+    metric = prompt_metric(prompts, get_task(task).primary)
+    pairs = token_pairs(prompts)
+    edges = graph.edge_mask.nonzero()
+    masks = graph.edge_mask.repeat(len(edges), 1, 1)
+    masks[torch.arange(len(edges)), edges[:, 0], edges[:, 1]] = False
+    (batch,) = pairs.batches(64)
+    runs = prepare_runs(weights, batch)
+    full, _ = run_metric(weights, runs, metric)
+    exact = (full - evaluate_metric(weights, runs, masks, metric)).mean(1)
+
+    def correlation(**how) -> float:
+        scores = attribute(weights, pairs, metric, **how)[edges[:, 0], edges[:, 1]]
+        return float(torch.corrcoef(torch.stack((scores, exact)))[0, 1])
+
+    assert correlation(steps=30) > 0.5
+    assert correlation(steps=1, quadrature="right") > 0.2

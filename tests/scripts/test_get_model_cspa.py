@@ -1,0 +1,93 @@
+"""get_model_cspa.py as it is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+import get_model_cspa
+from get_model_cspa import ANALYSIS, CspaConfig
+from tests.support.demo_analysis import results_in
+from tests.support.paths import CONFIGS
+from tests.support.word_family import save_word_family
+from utils.config.keys import load_config
+from utils.results.store import Store
+from utils.runner import main
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_word_family(tmp_path_factory.mktemp("family") / "words", steps=(0, 5, 10))
+
+
+def arguments(family: Path, results: Path, *more: str) -> list[str]:
+    sizes = ("corpus=toy", "n_sequences=3", "n_mean_sequences=6", "seq_len=12", "seed=3")
+    return [f"model={family.as_posix()}", f"results_dir={results.as_posix()}", *sizes, *more]
+
+
+def test_every_checkpoint_gets_every_head(family: Path, tmp_path: Path) -> None:
+    assert main(ANALYSIS, arguments(family, tmp_path)) == 0
+    table = Store(tmp_path).read_tables("cspa", "words")
+    assert table.groupby("step").size().to_dict() == {0: 8, 5: 8, 10: 8}
+    assert set(table["n_positions"]) == {36}
+    assert table["score"].notna().all()
+    about = Store(tmp_path).read_json("cspa", "words", None, 5)
+    assert set(about) == {"sequences_sha256", "mean_sequences_sha256", "n_function_words"}
+    assert about == Store(tmp_path).read_json("cspa", "words", None, 0)
+    assert about["sequences_sha256"] != about["mean_sequences_sha256"]
+
+
+def test_stopping_and_resuming_gives_the_same_files(family: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(ANALYSIS, arguments(family, whole)) == 0
+
+    def interrupted(checkpoint, config, task):
+        if checkpoint.step == 5:
+            raise KeyboardInterrupt
+        return get_model_cspa.measure(checkpoint, config, task)
+
+    assert main(dataclasses.replace(ANALYSIS, measure=interrupted), arguments(family, parts)) == 130
+    assert Store(parts).steps("cspa", "words") == [0]
+    assert main(ANALYSIS, arguments(family, parts)) == 0
+    found, expected = results_in(parts), results_in(whole)
+    assert set(found) == set(expected)
+    for name, data in expected.items():
+        if not name.endswith("run.json"):
+            assert found[name] == data, name
+    runs = [json.loads((root / "cspa" / "words" / "run.json").read_text()) for root in (whole, parts)]
+    assert runs[0]["checkpoints"] == runs[1]["checkpoints"]
+
+
+def test_seed_changes_the_text(family: Path, tmp_path: Path) -> None:
+    main(ANALYSIS, arguments(family, tmp_path / "3", "checkpoints=[0]"))
+    main(ANALYSIS, arguments(family, tmp_path / "4", "checkpoints=[0]", "seed=4"))
+    hashes = [Store(tmp_path / seed).read_json("cspa", "words", None, 0)["sequences_sha256"] for seed in "34"]
+    assert hashes[0] != hashes[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seq_len=65", "seq_len: 65 tokens; words has 64 positions; lower seq_len"),
+        ("start_layer=2", "start_layer: 2; words has layers 0 to 1; lower start_layer"),
+        ("interventions=[]", "interventions"),
+        ("interventions=[vo]", "interventions"),
+        ("k_unembeddings=5", "k_unembeddings"),
+        ("corpus_feld=text", "did you mean 'corpus_field'"),
+    ],
+)
+def test_bad_config_is_one_line_and_exit_code_two(family, tmp_path, capsys, override: str, message: str) -> None:
+    assert main(ANALYSIS, arguments(family, tmp_path, override)) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("name", ["cspa_160m", "cspa_toy"])
+def test_shipped_configs_load(name: str) -> None:
+    config = load_config(CspaConfig, CONFIGS / f"{name}.yml", [])
+    assert (config.n_sequences, config.n_mean_sequences, config.k_unembeddings) == (17, 100, 0.05)
+    assert config.interventions == ["ov", "qk"]

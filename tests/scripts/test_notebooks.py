@@ -1,0 +1,109 @@
+"""The notebooks run, are what their .py says, and hold small outputs without errors."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from choreographer.browsers.chromium import Chromium
+
+from notebooks.execute import FOLDER, NAMES, execute, load, with_parameters
+from tests.support.paths import ROOT
+from utils.models.family import resolve_family
+
+MOST_BYTES = 400_000
+MOST_SECONDS = 600  # a cell, on a machine that is busy otherwise
+# Pictures that each notebook shows at least.
+FIGURES = {"ioi_circuit": 8, "greater_than_circuit": 5, "reading_a_sweep": 6}
+PICTURE, INTERACTIVE = "image/png", "application/vnd.plotly.v1+json"
+
+pytestmark = pytest.mark.slow
+
+
+def committed(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[Any]:
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def shown(notebook: nbformat.NotebookNode, *kinds: str) -> list[Any]:
+    return [output.data for output in outputs(notebook) if any(kind in output.get("data", {}) for kind in kinds)]
+
+
+def test_the_names_are_those_of_the_folder() -> None:
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(NAMES) == set(FIGURES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_py_and_ipynb_hold_the_same_cells(name: str) -> None:
+    def cells(notebook: nbformat.NotebookNode) -> list[tuple[str, str, list[str]]]:
+        return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
+
+    assert cells(load(name)) == cells(committed(name)), f"run: python notebooks/execute.py {name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_outputs_are_there_small_and_without_errors(name: str) -> None:
+    notebook = committed(name)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "executed once, in order"
+    assert {output.output_type for output in outputs(notebook)} <= {"execute_result", "display_data"}
+    pictures = shown(notebook, PICTURE)
+    assert len(pictures) >= FIGURES[name]
+    assert all(base64.b64decode(data[PICTURE]).startswith(b"\x89PNG") for data in pictures)
+    assert not shown(notebook, INTERACTIVE), "executed without a browser"
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < MOST_BYTES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_committed_tells_where_it_was_run(name: str) -> None:
+    text = json.dumps([output for output in outputs(committed(name)) if "image/png" not in output.get("data", {})])
+    for place in (str(ROOT), str(Path.home()), "site-packages", "/home/", "/Users/", "/tmp/"):
+        assert place not in text
+
+
+@pytest.mark.parametrize("name", ["ioi_circuit", "greater_than_circuit"])
+def test_the_circuit_notebooks_run_on_the_toy_family(name: str, toy_family: Path) -> None:
+    notebook = execute(with_parameters(load(name), {"MODEL": str(toy_family), "N_PROMPTS": 12}), timeout=MOST_SECONDS)
+    assert "error" not in {output.output_type for output in outputs(notebook)}
+    assert len(shown(notebook, PICTURE, INTERACTIVE)) >= FIGURES[name]
+
+
+def test_the_sweep_notebook_measures_what_is_missing(toy_family: Path, tmp_path: Path) -> None:
+    steps = resolve_family(str(toy_family), tmp_path).steps
+    parameters = {
+        "RESULTS": str(tmp_path / "results"),
+        "MODEL": str(toy_family),
+        "CHECKPOINTS": [steps[0], *steps[-2:]],
+        "TASKS": ["ioi", "sva"],
+        "N_PROMPTS": 10,
+    }
+    notebook = execute(with_parameters(load("reading_a_sweep"), parameters), timeout=MOST_SECONDS)
+    assert len(shown(notebook, PICTURE, INTERACTIVE)) >= FIGURES["reading_a_sweep"]
+    told = " ".join(data["text/markdown"] for data in shown(notebook, "text/markdown"))
+    assert told.count("measuring 3 checkpoints") == 2
+    assert not (tmp_path / "results").exists(), "the results folder is only read"
+
+
+def test_without_a_browser_figures_are_interactive_and_the_notebook_says_so_once() -> None:
+    if Chromium.find_browser(skip_local=False) != Chromium.find_browser(skip_local=True):
+        pytest.skip("kaleido's own browser is installed and cannot be hidden")
+    head = next(cell for cell in load("ioi_circuit").cells if cell.cell_type == "code").source.partition(
+        "import pandas"
+    )[0]
+    figure = "show(go.Figure().update_layout(width=300, height=200))"
+    sources = (
+        f"{head}\nimport plotly.graph_objects as go\nfrom notebooks.support import start\nshow = start()",
+        *[figure] * 2,
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    execute(notebook, {"BROWSER_PATH": "/nowhere/chromium"}, MOST_SECONDS)
+    assert not shown(notebook, PICTURE)
+    assert len(shown(notebook, INTERACTIVE)) == 2
+    assert [data["text/markdown"].count("apt-get install chromium") for data in shown(notebook, "text/markdown")] == [1]

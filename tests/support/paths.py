@@ -1,0 +1,10 @@
+"""Where tests find things."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+DATA = ROOT / "tests" / "data"
+# Downloads that are not part of the repository; tests that read them skip where they are absent.
+PYTHIA_TOKENIZER = ROOT.parent / "shared" / "pythia_tokenizer"
+PYTHIA_EVALS = ROOT.parent / "shared" / "pythia_evals"

@@ -1,0 +1,152 @@
+"""Tasks from a CSV of prompts."""
+
+import shutil
+
+import pytest
+import torch
+
+from tests.support.paths import CONFIGS
+from tests.support.task_tokenizers import pythia, words
+from utils.errors import UserError
+from utils.tasks import build_prompts, get_task, task_folder_name
+
+EXAMPLE = CONFIGS / "example_prompts.csv"
+HEADER = "clean,corrupted,answers,wrong_answers"
+GOOD = "So Paul is such a good cook,So Mary is such a good cook, he, she"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(*lines, name="mine.csv", encoding="utf-8"):
+        path = tmp_path / name
+        path.write_text("\n".join(lines) + "\n", encoding=encoding)
+        return str(path)
+
+    return _write
+
+
+def build(path, n=1, tokenizer=None, **options):
+    return build_prompts(path, tokenizer or words(), n, 0, metric="logit_diff", **options)
+
+
+def test_the_example_works_under_pythia():
+    prompts = build_prompts(str(EXAMPLE), pythia(), 4, 0, metric="prob_diff")
+    by_text = {clean: row for row, (clean, _) in enumerate(prompts.texts)}
+    row = by_text["The keys on the cabinet"]
+    decode = lambda tokens, mask: [pythia().decode(token) for token in tokens[mask]]  # noqa: E731
+    assert decode(prompts.answers[row], prompts.answer_mask[row]) == [" are", " were", " have"]
+    assert decode(prompts.wrong_answers[row], prompts.wrong_mask[row]) == [" is", " was", " has"]
+    assert prompts.answer_mask.sum(dim=1).min() == 1
+
+
+def test_rows_become_prompts_with_their_other_columns_as_facts(write):
+    second = "So Mary is such a good cook,So Paul is such a good cook, she, he;she ,b"
+    path = write(f"{HEADER},kind", f"{GOOD},a", second.replace("she ", " store"))
+    prompts = build(path, 2)
+    rows = {clean: row for row, (clean, _) in enumerate(prompts.texts)}
+    paul, mary = rows["So Paul is such a good cook"], rows["So Mary is such a good cook"]
+    he, she, store = (words().get_vocab()[word] for word in ("he", "she", "store"))
+    assert prompts.answers[[paul, mary]].tolist() == [[he], [she]]
+    assert prompts.wrong_answers[paul][prompts.wrong_mask[paul]].tolist() == [she]
+    assert prompts.wrong_answers[mary][prompts.wrong_mask[mary]].tolist() == [he, store]
+    assert prompts.meta["kind"][[paul, mary]].tolist() == ["a", "b"]
+    assert torch.equal(prompts.positions["end"], torch.tensor([6, 6]))
+
+
+def test_draws_repeat_begin_alike_and_take_bos(write):
+    path = write(HEADER, *(f"So {name} is,So Karen is, he, she" for name in ("John", "Paul", "Mark", "Brian", "Kevin")))
+    few, many = build(path, 2), build(path, 5)
+    assert few.texts == many.texts[:2]
+    assert len(set(many.texts)) == 5
+    assert (build(path, 5, prepend_bos=True).clean[:, 0] == words().bos_token_id).all()
+    with pytest.raises(UserError, match=r"n_prompts: 6 prompts of mine.csv asked for, at most 5 distinct ones exist"):
+        build(path, 6)
+
+
+def test_a_byte_order_mark_is_not_part_of_the_header(write):
+    assert len(build(write(HEADER, GOOD, encoding="utf-8-sig"))) == 1
+
+
+def test_the_metric_is_required_and_must_be_a_primary_one(write):
+    path = write(HEADER, GOOD)
+    with pytest.raises(UserError, match=r"metric: is missing for the prompts of .*mine.csv; set it to logit_diff or"):
+        get_task(path)
+    with pytest.raises(UserError, match=r"metric: 'accuracy' cannot be used for the prompts of .*mine.csv"):
+        get_task(path, "accuracy")
+    task = get_task(path, "prob_diff")
+    assert (task.name, task.primary) == ("mine", "prob_diff")
+    assert task.metrics == ("prob_diff", "logit_diff", "accuracy", "rank_0_rate", "prob_mass")
+
+
+def test_the_folder_is_the_stem_unless_a_task_has_it():
+    assert task_folder_name("configs/example_prompts.csv") == "example_prompts"
+    with pytest.raises(UserError, match=r"x/ioi.csv would write to the results of the task 'ioi'; rename the file"):
+        task_folder_name("x/ioi.csv")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (
+            "So Paul is,So John was not, he, she",
+            r"clean has 3 tokens and corrupted 4, .*'So Paul is' / 'So John was not'",
+        ),
+        ("So Paul is,So John is, he;she, her", r"'she' is no token of its own behind 'So Paul is'; write ' she', with"),
+        ("So Paul is,So John is, such a, he", r"' such a' is 2 tokens behind 'So Paul is'$"),
+        ("So Paul is,So John is, xylophone, he", r"' xylophone' is no token of its own behind 'So Paul is'$"),
+        ("So Paul is,So John is, he, she; he", r"'he' is both an answer and a wrong answer$"),
+        ("So Paul is,So Paul is, he, she", r"clean and corrupted are the same tokens: 'So Paul is'$"),
+        ("So Paul is,So John is,, she", r"answers is empty$"),
+        ("So Paul is,So John is, he;, she", r"an answer between two ';' is empty$"),
+        ("So Paul is,So John is, he", r"has another number of cells than the header's 4$"),
+        ("So Paul is,So John is, he, she,x", r"has another number of cells than the header's 4$"),
+        (GOOD, r"repeats the prompts of row 1: 'So Paul is such a good cook'$"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_refused_with_file_row_and_reason(write, row, reason):
+    path = write(HEADER, GOOD, row)
+    for n in (1, 2):
+        with pytest.raises(UserError, match=rf"mine\.csv: row 2 \(line 3\): .*{reason}") as error:
+            build(path, n)
+        assert "\n" not in str(error.value)
+
+
+def test_a_row_of_unequal_length_under_pythia_names_both_lengths(write):
+    path = write(HEADER, "The war lasted from the year 1732,The war lasted from the year 2,12,13")
+    with pytest.raises(UserError, match=r"mine\.csv: row 1 \(line 2\): clean has 8 tokens and corrupted 7"):
+        build(path, tokenizer=pythia())
+
+
+def test_a_forgotten_space_is_refused_even_where_the_word_alone_is_a_token(write):
+    path = write(HEADER, "John gave a drink to,Mary gave a drink to,Mary,John")
+    assert len(pythia()("toMary")["input_ids"]) == 2
+    with pytest.raises(UserError, match=r"'Mary' is no token of its own behind 'John gave a drink to'; write ' Mary'"):
+        build(path, tokenizer=pythia())
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["clean,corrupted,answer,wrong_answers", GOOD], r"column 'answers' is missing; a prompts CSV has clean, corr"),
+        ([f"{HEADER},clean", f"{GOOD},x"], r"a column comes twice"),
+        ([HEADER], r"holds no prompts"),
+        ([""], r"column 'clean' is missing"),
+        ([HEADER, '"So Paul'], r"cannot be read as a CSV in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_prompts_csv_is_refused(write, lines, reason):
+    with pytest.raises(UserError, match=rf"mine\.csv: {reason}"):
+        build(write(*lines))
+
+
+def test_a_missing_file_and_other_encodings_are_refused(write, tmp_path):
+    with pytest.raises(UserError, match=r"none\.csv: no such file; task is a registry name or a prompts CSV"):
+        build(str(tmp_path / "none.csv"))
+    with pytest.raises(UserError, match=r"mine\.csv: cannot be read as a CSV in UTF-8"):
+        build(write(HEADER, GOOD.replace("Paul", "Zoë"), encoding="latin-1"))
+
+
+def test_the_same_file_elsewhere_gives_the_same_prompts(tmp_path):
+    copy = shutil.copy(EXAMPLE, tmp_path)
+    first, second = (build_prompts(str(path), pythia(), 3, 7, metric="logit_diff") for path in (EXAMPLE, copy))
+    assert first.texts == second.texts

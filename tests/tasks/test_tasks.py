@@ -1,0 +1,264 @@
+"""What holds for the prompts of every task, under Pythia's tokenizer and under a word-level one."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.support.paths import ROOT
+from tests.support.task_tokenizers import TOKENIZERS, pythia, task_texts, word_level, words
+from utils.errors import UserError
+from utils.tasks import TASKS, build_prompts, get_task, greater_than, ioi, task_folder_name
+from utils.tasks.metrics import METRICS
+from utils.tasks.prompts import Pair, assemble
+
+BUILDS = [*((task, "swap") for task in TASKS), ("ioi", "abc")]
+META = {
+    "ioi": {"io", "s", "template", "order", "place", "object"},
+    "greater_than": {"noun", "century", "year"},
+    "gendered_pronoun": {"name", "gender", "template", "role", "corrupted_name"},
+    "sva": {"structure", "subject", "number", "other", "other_number", "verbs"},
+}
+
+
+def ids(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.fixture(params=list(TOKENIZERS))
+def tokenizer(request):
+    return TOKENIZERS[request.param]()
+
+
+@pytest.mark.parametrize(("task", "corruption"), BUILDS)
+def test_rows_are_the_texts_tokens_padded_on_the_right(task, corruption, tokenizer):
+    prompts = build_prompts(task, tokenizer, 64, 0, ioi_corruption=corruption)
+    for row, (clean, corrupted) in enumerate(prompts.texts):
+        length = int(prompts.lengths[row])
+        assert prompts.clean[row, :length].tolist() == ids(tokenizer, clean)
+        assert prompts.corrupted[row, :length].tolist() == ids(tokenizer, corrupted)
+        assert (prompts.clean[row, length:] == tokenizer.pad_token_id).all()
+    assert prompts.clean.shape == (64, int(prompts.lengths.max()))
+    assert torch.equal(prompts.positions["end"], prompts.lengths - 1)
+
+
+@pytest.mark.parametrize(("task", "corruption"), BUILDS)
+def test_every_pair_differs_and_every_prompt_is_distinct(task, corruption, tokenizer):
+    prompts = build_prompts(task, tokenizer, 300, 1, ioi_corruption=corruption)
+    assert all(clean != corrupted for clean, corrupted in prompts.texts)
+    assert len({clean for clean, _ in prompts.texts}) == 300
+    assert set(prompts.meta.columns) == META[task]
+
+
+# Not greater_than: its answers are all two-digit tokens, also those that a tokenizer would merge with the century.
+@pytest.mark.parametrize("task", ["ioi", "gendered_pronoun", "sva"])
+def test_every_answer_continues_its_prompt_as_one_token(task):
+    prompts = build_prompts(task, pythia(), 24, 2)
+    for row, (clean, _) in enumerate(prompts.texts):
+        right = prompts.answers[row][prompts.answer_mask[row]].tolist()
+        wrong = prompts.wrong_answers[row][prompts.wrong_mask[row]].tolist()
+        assert not set(right) & set(wrong)
+        for token in right + wrong:
+            assert ids(pythia(), clean + pythia().decode(token)) == [*ids(pythia(), clean), token]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_fewer_prompts_are_the_first_of_more(task, tokenizer):
+    few, many = build_prompts(task, tokenizer, 7, 3), build_prompts(task, tokenizer, 50, 3)
+    assert few.texts == many.texts[:7]
+    assert few.meta.to_dict("records") == many.meta.iloc[:7].to_dict("records")
+    assert build_prompts(task, tokenizer, 50, 4).texts != many.texts
+
+
+def test_abc_prompts_too_are_the_first_of_more():
+    few, many = (build_prompts("ioi", words(), n, 0, ioi_corruption="abc") for n in (9, 40))
+    assert few.texts == many.texts[:9]
+
+
+def digest() -> str:
+    """Of prompts of every task, to compare between processes."""
+    built = [build_prompts(task, words(), 40, 5, ioi_corruption=corruption) for task, corruption in BUILDS]
+    content = [(prompts.texts, prompts.clean.tolist(), prompts.answers.tolist()) for prompts in built]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def test_prompts_are_the_same_in_every_process():
+    command = [
+        sys.executable,
+        "-c",
+        "from tests.tasks.test_tasks import digest; import sys; sys.stdout.write(digest())",
+    ]
+    env = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
+    other = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert other.stdout == digest()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_bos_token_shifts_every_position_by_one(task, tokenizer):
+    plain, with_bos = (build_prompts(task, tokenizer, 20, 0, prepend_bos=bos) for bos in (False, True))
+    assert torch.equal(with_bos.clean[:, 1:], plain.clean)
+    assert torch.equal(with_bos.corrupted[:, 1:], plain.corrupted)
+    assert (with_bos.clean[:, 0] == tokenizer.bos_token_id).all()
+    assert (with_bos.corrupted[:, 0] == tokenizer.bos_token_id).all()
+    assert not (plain.clean == tokenizer.bos_token_id)[:, :2].any()
+    assert torch.equal(with_bos.lengths, plain.lengths + 1)
+    assert with_bos.positions.keys() == plain.positions.keys()
+    assert all(torch.equal(with_bos.positions[name], plain.positions[name] + 1) for name in plain.positions)
+
+
+def test_a_prompt_that_begins_with_bos_gets_no_second_one():
+    text = "<|endoftext|>The war"
+    prompts = assemble(pythia(), [Pair(text, "<|endoftext|>The trip", (1,), (2,))], str, prepend_bos=True)
+    assert prompts.clean.tolist() == [ids(pythia(), text)]
+
+
+def test_eos_stands_in_for_a_missing_bos_and_neither_is_refused():
+    pair = Pair("The war", "The trip", (3,), (4,))
+    tokenizer = word_level(["The war trip"])
+    tokenizer.eos_token, tokenizer.bos_token = "[BOS]", None
+    assert assemble(tokenizer, [pair], str, prepend_bos=True).clean[0, 0] == 1
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="neither a BOS nor an EOS token"):
+        assemble(tokenizer, [pair], str, prepend_bos=True)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_hundred_prompts_take_less_than_three_tenths_of_a_second(task):
+    tokenizer = pythia()
+    seconds = []
+    for seed in range(5):
+        start = time.perf_counter()
+        build_prompts(task, tokenizer, 200, seed)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.3
+
+
+def test_pairs_of_unequal_length_are_refused_with_texts_and_lengths():
+    pair = Pair("The war", "The great war", (3,), (4,))
+    with pytest.raises(UserError) as error:
+        assemble(words(), [pair], lambda index: f"pair {index}")
+    assert str(error.value) == (
+        "pair 0: clean has 2 tokens and corrupted 3, they must have as many: 'The war' / 'The great war'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        (Pair("The war", "The war", (3,), (4,)), "clean and corrupted are the same tokens: 'The war'"),
+        (Pair("The war", "The xylophone", (3,), (4,)), "holds a word unknown to the tokenizer"),
+        (Pair("The war", "The trip", (3, 4), (4,)), "is both an answer and a wrong answer"),
+    ],
+)
+def test_pairs_that_measure_nothing_are_refused(pair, reason):
+    with pytest.raises(UserError, match=f"^pair 0: .*{reason}"):
+        assemble(words(), [pair], lambda index: f"pair {index}")
+
+
+def test_a_name_that_is_no_single_token_is_left_out():
+    tokenizer = word_level(task_texts(), without=["Mary", "Paul"])
+    for task, columns in (("ioi", ["io", "s"]), ("gendered_pronoun", ["name", "corrupted_name"])):
+        used = set(build_prompts(task, tokenizer, 600, 0).meta[columns].to_numpy().ravel())
+        assert not used & {"Mary", "Paul"}
+        assert "John" in used
+
+
+@pytest.mark.parametrize(
+    ("task", "without", "reason"),
+    [
+        ("ioi", ioi.NAMES[4:], r"ioi: only 4 of 120 names are single tokens under this tokenizer, the task needs 5"),
+        ("gendered_pronoun", ["she"], r"gendered_pronoun: only 1 of 2 pronouns are single tokens"),
+        ("greater_than", greater_than.NOUNS, r"greater_than: only 0 of 113 nouns are single tokens"),
+        ("sva", ["from", "by"], r"sva \(prep_inanim\): only 0 of 2 links are single tokens"),
+    ],
+)
+def test_too_few_words_are_refused_with_task_number_and_reason(task, without, reason):
+    with pytest.raises(UserError, match=reason):
+        build_prompts(task, word_level(task_texts(), without=without), 10, 0)
+
+
+def test_a_tokenizer_that_cuts_years_otherwise_is_refused():
+    tokenizer = word_level([greater_than.TEMPLATE, *greater_than.NOUNS, "16 17"])  # 1616 and 1617: first and last
+    with pytest.raises(UserError, match="greater_than: no year 1100-1799 is a century's token and a two-digit token"):
+        build_prompts("greater_than", tokenizer, 10, 0)
+
+
+def test_more_prompts_than_there_are_names_the_maximum():
+    few = [greater_than.TEMPLATE, "war trip", "17 01 30 31 32 33 34"]
+    tokenizer = word_level(few)
+    assert len(build_prompts("greater_than", tokenizer, 10, 0)) == 10  # 2 nouns, years 17, 30-33 (not 01, 34)
+    with pytest.raises(
+        UserError, match="n_prompts: 11 prompts of greater_than asked for, at most 10 distinct ones exist"
+    ):
+        build_prompts("greater_than", tokenizer, 11, 0)
+    with pytest.raises(UserError, match="n_prompts: 0 prompts of greater_than asked for, at least 1 is needed"):
+        build_prompts("greater_than", tokenizer, 0, 0)
+
+
+def test_all_prompts_there_are_can_be_drawn_and_are_distinct():
+    names = ioi.NAMES[:5]
+    tokenizer = word_level([*ioi.TEMPLATES, *names, "store", "ring"])
+    total = 2 * len(ioi.TEMPLATES) * 5 * 4
+    prompts = build_prompts("ioi", tokenizer, total, 0)
+    assert len({clean for clean, _ in prompts.texts}) == total
+
+
+def test_unknown_tasks_are_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match="task: 'greater-than' is unknown; did you mean 'greater_than'"):
+        get_task("greater-than")
+    with pytest.raises(UserError, match=r"task: 'xyz' is unknown; use ioi, greater_than, .* or a prompts CSV"):
+        task_folder_name("xyz")
+
+
+def test_every_task_names_its_metrics_and_ignores_a_csvs():
+    for name, task in TASKS.items():
+        assert task.name == name == task_folder_name(name)
+        assert task.metrics[0] == task.primary
+        assert sorted(task.metrics) == sorted(METRICS)
+        assert get_task(name, "prob_diff") is task
+    assert {name: task.primary for name, task in TASKS.items()} == {
+        "ioi": "logit_diff",
+        "greater_than": "prob_diff",
+        "gendered_pronoun": "logit_diff",
+        "sva": "prob_diff",
+    }
+
+
+def test_select_keeps_the_parts_of_a_prompt_together():
+    prompts = build_prompts("ioi", words(), 12, 0)
+    rows = [7, 2, -1]
+    mask = prompts.meta["order"] == "ABBA"
+    for index, expected in (
+        (rows, [7, 2, 11]),
+        (torch.tensor([7, 2, 11]), [7, 2, 11]),
+        (slice(3, 5), [3, 4]),
+        (mask, [row for row in range(12) if mask[row]]),
+        (torch.tensor(mask.to_numpy()), [row for row in range(12) if mask[row]]),
+        ([], []),
+    ):
+        chosen = prompts.select(index)
+        assert len(chosen) == len(expected)
+        assert chosen.texts == [prompts.texts[row] for row in expected]
+        for name in ("clean", "corrupted", "lengths", "answers", "answer_mask", "wrong_answers", "wrong_mask"):
+            assert torch.equal(getattr(chosen, name), getattr(prompts, name)[expected])
+        assert torch.equal(chosen.positions["s2"], prompts.positions["s2"][expected])
+        pd.testing.assert_frame_equal(chosen.meta, prompts.meta.iloc[expected].reset_index(drop=True))
+
+
+def test_select_refuses_rows_that_do_not_exist():
+    prompts = build_prompts("ioi", words(), 3, 0)
+    for index in ([3], [True, False]):
+        with pytest.raises(IndexError):
+            prompts.select(index)
+
+
+def test_moving_prompts_moves_every_tensor():
+    moved = build_prompts("ioi", words(), 3, 0).to("meta")
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 7
+    assert all(tensor.device.type == "meta" for tensor in (*tensors, *moved.positions.values()))
