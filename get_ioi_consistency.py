@@ -16,43 +16,21 @@ computed where not. Keys: configs/README.md. Figure: plotting/plot_ioi_consisten
 
 import sys
 
-from transformers import PreTrainedTokenizerBase
-
-from utils.ioi.consistency import ioi_consistency, ioi_prompts
-from utils.ioi.handover import role_handover
-from utils.ioi.inputs import gather
+from utils.ioi.consistency import measure
+from utils.ioi.handover import write_handover
+from utils.ioi.inputs import prepare
 from utils.ioi.keys import IoiConsistencyConfig
-from utils.models.family import LoadedCheckpoint
-from utils.results.store import Store
-from utils.runner import Analysis, Result, main
+from utils.results.kinds import IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
+from utils.runner import Analysis, main
 
-
-def check(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse prompts that cannot be built."""
-    ioi_prompts(config, tokenizer)
-
-
-def measure(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, task: str | None) -> dict[str, Result]:
-    """The levels of one checkpoint and their heads."""
-    facts = gather(checkpoint, config)
-    prompts, variants = ioi_prompts(config, checkpoint.tokenizer)
-    found = ioi_consistency(checkpoint.weights, prompts, variants, facts, config)
-    return {
-        "ioi_consistency": Result(found.levels, json={"inputs": facts.sources}),
-        "ioi_consistency_heads": Result(found.heads),
-        "ioi_consistency_signals": Result(found.signals),
-    }
-
-
-def finish(config: IoiConsistencyConfig, store: Store, model: str) -> None:
-    """Say who holds each role from when to when, over all steps that are there."""
-    heads = store.read_tables("ioi_consistency_heads", model)
-    table = role_handover(heads, store.steps("ioi_consistency_heads", model))
-    store.write_summary("ioi_consistency", model, None, "role_handover", table)
-
-
-KINDS = ("ioi_consistency", "ioi_consistency_heads", "ioi_consistency_signals")
-ANALYSIS = Analysis("get_ioi_consistency", IoiConsistencyConfig, KINDS, measure, check=check, finish=finish)
+ANALYSIS = Analysis(
+    "get_ioi_consistency",
+    IoiConsistencyConfig,
+    (IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS),
+    prepare,
+    measure,
+    finish=write_handover,
+)
 
 if __name__ == "__main__":
     sys.exit(main(ANALYSIS))

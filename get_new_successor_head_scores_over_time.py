@@ -10,47 +10,12 @@ from Gould et al. 2023 (arXiv 2312.09230).
 """
 
 import sys
-from typing import Any
 
-import pandas as pd
-import torch
-from transformers import PreTrainedTokenizerBase
+from utils.heads.succession import SuccessorConfig, measure, prepare
+from utils.results.kinds import SUCCESSOR
+from utils.runner import Analysis, main
 
-from utils.config.keys import BaseConfig
-from utils.errors import UserError
-from utils.heads.succession import CLASSES, succession, successor_pairs
-from utils.models.family import LoadedCheckpoint
-from utils.runner import Analysis, Result, main
-
-
-class SuccessorConfig(BaseConfig):
-    """The keys every script shares, and no others: nothing is sampled."""
-
-
-def check(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that splits all words."""
-    if not any(successor_pairs(tokenizer).values()):
-        raise UserError(f"model: no class ({', '.join(CLASSES)}) has single-token words under this tokenizer")
-
-
-def measure(checkpoint: LoadedCheckpoint, config: SuccessorConfig, task: str | None) -> dict[str, Result]:
-    """The scores of every head."""
-    weights = checkpoint.weights
-    result = succession(weights, successor_pairs(checkpoint.tokenizer))
-    layers, heads = (
-        index.flatten().tolist()
-        for index in torch.meshgrid(torch.arange(weights.n_layers), torch.arange(weights.n_heads), indexing="ij")
-    )
-    columns: dict[str, Any] = {"layer": layers, "head": heads, "value": result.overall().flatten().tolist()}
-    columns["pairs"] = sum(result.pairs(name) for name in CLASSES)
-    columns["class_mean"] = result.class_mean().flatten().tolist()
-    for name in CLASSES:
-        columns[name] = result.share(name).flatten().tolist()
-        columns[f"{name}_pairs"] = result.pairs(name)
-    return {"successor": Result(pd.DataFrame(columns))}
-
-
-ANALYSIS = Analysis("get_new_successor_head_scores_over_time", SuccessorConfig, ("successor",), measure, check=check)
+ANALYSIS = Analysis("get_new_successor_head_scores_over_time", SuccessorConfig, (SUCCESSOR,), prepare, measure)
 
 if __name__ == "__main__":
     sys.exit(main(ANALYSIS))

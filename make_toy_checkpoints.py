@@ -12,32 +12,19 @@ stopped goes on where it was; a finished family is found again. Exit codes: 0 do
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from utils.config.keys import load_config
-from utils.errors import UserError
-from utils.progress import configure_logging
+from utils.command_line import run_script
 from utils.toy.family import FamilyConfig, train_family
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the config, train, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("-c", "--config", type=Path, required=True, help="YAML config, e.g. configs/toy_family.yml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys laid over the config's")
-    arguments = parser.parse_intermixed_args(argv)
-    configure_logging()
-    try:
-        train_family(load_config(FamilyConfig, arguments.config, arguments.overrides))
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
-        return 130
-    return 0
+
+    def execute(config: FamilyConfig, arguments: argparse.Namespace) -> int:
+        train_family(config)
+        return 0
+
+    return run_script("make_toy_checkpoints.py", FamilyConfig, execute, argv)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.patching import evaluate_metric, prepare_runs
 from edge_attribution_patching.search import edge_order, prefix_masks
 from edge_attribution_patching.weights import read_weights
-from utils.results.store import atomic_write
+from utils.files import atomic_write
 
 SIZES = list(range(25, 1001, 25))
 

@@ -36,8 +36,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.random_pythia import random_pythia  # noqa: E402
 from edge_attribution_patching.weights import read_weights  # noqa: E402
 from utils import streamed_kl  # noqa: E402
-from utils.heads.cspa import cspa_scores, mean_outputs  # noqa: E402
-from utils.heads.cspa_sources import Cspa  # noqa: E402
+from utils.heads.cspa_scores import cspa_scores, mean_outputs  # noqa: E402
+from utils.heads.cspa_sources import Ablation  # noqa: E402
 
 N_SEQUENCES, SEQ_LEN, N_MEAN = 17, 61, 100
 VOCAB, D_MODEL, LAYERS, HEADS, D_HEAD = 50304, 768, 12, 12, 64
@@ -119,7 +119,7 @@ def main() -> int:
         model(tokens, use_cache=False)
 
     def score() -> None:
-        cspa_scores(weights, tokens, means, function_words, Cspa())
+        cspa_scores(weights, tokens, means, function_words, Ablation())
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {N_SEQUENCES} x {SEQ_LEN} tokens, float32")
     print(f"peak above the weights: {peak_of(score) / 1e6:.0f} MB (one head's full logits alone: 209 MB)")

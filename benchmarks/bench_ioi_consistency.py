@@ -31,15 +31,17 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_pythia import SHAPES, random_pythia  # noqa: E402
 from edge_attribution_patching.weights import read_weights  # noqa: E402
-from utils.circuits import FOUND  # noqa: E402
 from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks  # noqa: E402
-from utils.heads.cspa import cspa_scores, mean_outputs  # noqa: E402
-from utils.heads.cspa_sources import Cspa  # noqa: E402
+from utils.heads.cspa_scores import cspa_scores, mean_outputs  # noqa: E402
+from utils.heads.cspa_sources import Ablation  # noqa: E402
 from utils.heads.function_words import function_tokens  # noqa: E402
-from utils.ioi.consistency import Consistency, ioi_consistency, ioi_prompts  # noqa: E402
+from utils.ioi.consistency import Consistency, ioi_consistency  # noqa: E402
 from utils.ioi.effects import PairedRuns  # noqa: E402
 from utils.ioi.inputs import HeadFacts  # noqa: E402
 from utils.ioi.keys import IoiConsistencyConfig, Thresholds  # noqa: E402
+from utils.tasks import TASKS  # noqa: E402
+from utils.tasks.ioi import signal_variants  # noqa: E402
+from utils.tasks.metrics import Answers  # noqa: E402
 
 BOUND = 60
 
@@ -53,7 +55,7 @@ def made_up_facts() -> HeadFacts:
     cspa.view(-1)[upper[16:20]] = 0.5
     induction, duplicate = torch.rand(2, 12, 12, generator=generator)
     sources = dict.fromkeys(("circuit", "components", "cspa"), "made up")
-    return HeadFacts(torch.ones(12, 12, dtype=torch.bool), FOUND, copy, induction, duplicate, cspa, sources)
+    return HeadFacts(torch.ones(12, 12, dtype=torch.bool), "found", copy, induction, duplicate, cspa, sources)
 
 
 class Bench:
@@ -66,10 +68,13 @@ class Bench:
             through_mlps=arguments.through_mlps,
             thresholds=Thresholds(s_inhibition_effect=0.0),
         )
-        prompts, self.variants = ioi_prompts(self.config, self.tokenizer)
+        prompts = TASKS["ioi"].build(self.tokenizer, self.config.n_prompts, self.config.seed, self.config)
+        self.variants = signal_variants(prompts, self.tokenizer, self.config.seed)
         runs = PairedRuns(read_weights(self.model), prompts, prompts.corrupted, 32, 1.0)
         if float(runs.clean().mean()) <= 0:  # the answer that random weights happen to prefer
-            prompts = replace(prompts, answers=prompts.wrong_answers, wrong_answers=prompts.answers)
+            answers = prompts.answers
+            turned = Answers(answers.wrong, answers.wrong_mask, answers.right, answers.right_mask)
+            prompts = replace(prompts, answers=turned)
         self.prompts = prompts
         self.text = torch.randint(50254, (117, 61), generator=torch.Generator().manual_seed(0))
 
@@ -90,7 +95,7 @@ class Bench:
         names = torch.stack([self.prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
         copy_scores(weights, self.prompts.clean, self.prompts.lengths, names, 32)
         scored, others = self.text.tensor_split([17])
-        cspa_scores(weights, scored, mean_outputs(weights, others), function_tokens(self.tokenizer), Cspa())
+        cspa_scores(weights, scored, mean_outputs(weights, others), function_tokens(self.tokenizer), Ablation())
 
     def round(self) -> tuple[float, float, float]:
         seconds = []

@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from edge_attribution_patching.attribution import Quadrature, attribute
-from utils.circuits import CircuitsConfig, circuit_prompts, prompt_metric, token_pairs
+from utils.circuits import CircuitsConfig, circuit_prompts
 from utils.models.family import resolve_family
 from utils.tasks import TASKS
 
@@ -51,8 +51,8 @@ def main() -> int:
     for step in sorted(family.steps)[-arguments.checkpoints :]:
         checkpoint = family.load(step, "float32", torch.device("cpu"))
         for task in TASKS:
-            prompts, _ = circuit_prompts(config, task, checkpoint.tokenizer)
-            pairs, metric = token_pairs(prompts), prompt_metric(prompts, TASKS[task].primary)
+            prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer).scoring
+            pairs, metric = prompts.pairs, prompts.metric(TASKS[task].primary)
 
             def scores(steps: int, rule: str, pairs=pairs, metric=metric, weights=checkpoint.weights) -> torch.Tensor:
                 return attribute(weights, pairs, metric, steps=steps, quadrature=rule, batch_size=100)

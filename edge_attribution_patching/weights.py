@@ -133,6 +133,38 @@ class ModelWeights:
         return self.embed.dtype
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a model's config says before any weight is read."""
+
+    n_layers: int
+    n_heads: int
+    n_positions: int
+    d_vocab: int
+    parallel: bool
+
+
+def read_shape(config: Any) -> Shape:
+    """The shape of the model that a Hugging Face config describes.
+
+    Raises:
+        ValueError: if no reader is registered for the architecture.
+    """
+    _require_reader(config.model_type)
+    return Shape(
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.max_position_embeddings,
+        config.vocab_size,
+        getattr(config, "use_parallel_residual", False),
+    )
+
+
+def _require_reader(architecture: str) -> None:
+    if architecture not in READERS:
+        raise ValueError(f"architecture {architecture} has no weight reader; known: {', '.join(sorted(READERS))}")
+
+
 def read_weights(model: nn.Module) -> ModelWeights:
     """The weights of a Hugging Face causal language model or of a TransformerBridge around one.
 
@@ -142,12 +174,8 @@ def read_weights(model: nn.Module) -> ModelWeights:
         ValueError: if no reader is registered for the architecture.
     """
     source: Any = getattr(model, "original_model", model)
-    reader = READERS.get(source.config.model_type)
-    if reader is None:
-        raise ValueError(
-            f"{source.config.model_type}: no weight reader for this architecture; known: {', '.join(sorted(READERS))}; "
-            "add one to READERS in edge_attribution_patching/weights.py"
-        )
+    _require_reader(source.config.model_type)
+    reader = READERS[source.config.model_type]
     # A bridge wraps every submodule; the weights keep their names once the wrappers' names are taken out.
     tensors = {name.replace("_original_component.", ""): tensor for name, tensor in source.state_dict().items()}
     with torch.no_grad():

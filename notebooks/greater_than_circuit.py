@@ -46,7 +46,7 @@ from notebooks.drawing import Axis, draw_head_maps, draw_maps, top_heads
 from notebooks.support import start
 from plotting.plot_circuit import draw_circuit
 from plotting.plot_faithfulness_curve import draw_curves
-from utils.circuits import CircuitsConfig, find_circuit, prompt_metric, token_pairs
+from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
 from utils.ioi.effects import name_attention
 from utils.models.family import resolve_family
 from utils.models.schedules import select_steps
@@ -85,7 +85,7 @@ f"{checkpoint.name}, step {step:,} ({checkpoint.tokens:,} tokens): {size}"
 
 # %%
 prompts = build_prompts("greater_than", checkpoint.tokenizer, N_PROMPTS, seed=0).to(checkpoint.device)
-pairs = token_pairs(prompts)
+pairs = prompts.pairs
 yy = pairs.first_difference()
 pd.DataFrame(prompts.texts, columns=["clean", "corrupted"]).assign(
     **{"right answers": [f"{year % 100 + 1:02d} ... 99" for year in prompts.meta["year"]]}
@@ -178,7 +178,7 @@ show(
 # %%
 (batch,) = pairs.batches(len(prompts))
 runs = prepare_runs(weights, batch, base="clean")
-metric = prompt_metric(prompts, "prob_diff")
+metric = prompts.metric("prob_diff")
 corrupted_values, clean_values = run_metric(weights, runs, metric)
 
 
@@ -305,7 +305,7 @@ pd.DataFrame(share).T
 
 # %%
 config = CircuitsConfig(model=MODEL, task="greater_than", n_prompts=N_PROMPTS)
-report = find_circuit(weights, checkpoint.tokenizer, config, "greater_than")
+report = find_circuit(weights, circuit_prompts(config, TASKS["greater_than"], checkpoint.tokenizer), config)
 report.baselines.T.rename(columns={0: "greater-than circuit"})
 
 # %%

@@ -51,7 +51,7 @@ from notebooks.drawing import draw_attention, draw_head_maps, draw_scatter, top_
 from notebooks.support import start
 from plotting.plot_circuit import draw_circuit
 from plotting.plot_faithfulness_curve import draw_curves
-from utils.circuits import CircuitsConfig, find_circuit, token_pairs
+from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
 from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
 from utils.ioi.effects import LogitDifference, PairedRuns, Swap, name_attention
 from utils.models.family import resolve_family
@@ -159,7 +159,7 @@ logit_difference = LogitDifference(weights, swap)
 
 def path_effects(prompts, stages=()):
     """Change of the logit difference [layer, head] when only head -> stages -> logits carry the corrupted run."""
-    (batch,) = token_pairs(prompts).batches(len(prompts))
+    (batch,) = prompts.pairs.batches(len(prompts))
     runs = prepare_runs(weights, batch, base="clean")
     clean = logit_difference(runs.base.final, batch.index)
     rows = []
@@ -252,7 +252,7 @@ with torch.no_grad():
 to_io, to_s1, to_s2 = seen["pattern"].gather(1, names).T.cpu()
 to_logit = {
     name: logits.gather(1, tokens[:, :1])[:, 0].cpu()
-    for name, tokens in (("IO", swap.answers), ("S", swap.wrong_answers))
+    for name, tokens in (("IO", swap.answers.right), ("S", swap.answers.wrong))
 }
 show(
     draw_scatter(
@@ -410,7 +410,7 @@ show(
 
 # %%
 config = CircuitsConfig(model=MODEL, task="ioi", n_prompts=N_PROMPTS)
-report = find_circuit(weights, checkpoint.tokenizer, config, "ioi")
+report = find_circuit(weights, circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer), config)
 report.baselines.T.rename(columns={0: "IOI circuit"})
 
 # %%

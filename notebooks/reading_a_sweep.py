@@ -83,8 +83,9 @@ def results_of(script, *settings):
     analysis = script.ANALYSIS
     overrides = [f"model={MODEL}", f"checkpoints={CHECKPOINTS}", f"results_dir={temporary.name}", *settings]
     config = load_config(analysis.schema, None, overrides)
-    folders = [(kind, task) for kind in analysis.kinds for task in analysis.tasks(config)]
-    there = set.intersection(*(set(Store(RESULTS).steps(kind, model, task)) for kind, task in folders))
+    tasks = [task.name if task else None for task in analysis.tasks_in(config)]
+    folders = [(kind, task) for kind in analysis.kinds for task in tasks]
+    there = set.intersection(*(set(Store(RESULTS).folder(kind, model, task).steps()) for kind, task in folders))
     if len(there) >= 3:
         display(Markdown(f"`{RESULTS}` holds {len(there)} checkpoints by `{analysis.name}.py`."))
         return Store(RESULTS)
@@ -106,9 +107,9 @@ head_store = results_of(get_full_model_components_over_time, "seq_len=18", f"n_p
 rows = []
 for kind in ("graphs", "faithfulness", "baselines"):
     for task in TASKS:
-        steps = store.steps(kind, model, task)
+        steps = store.folder(kind, model, task).steps()
         rows.append({"kind": kind, "task": task, "checkpoints": len(steps), "first": steps[0], "last": steps[-1]})
-steps = head_store.steps("components", model)
+steps = head_store.folder("components", model).steps()
 rows.append({"kind": "components", "task": "", "checkpoints": len(steps), "first": steps[0], "last": steps[-1]})
 pd.DataFrame(rows)
 
@@ -117,7 +118,7 @@ pd.DataFrame(rows)
 # runner refuses others), so there is nothing to compare, only to know:
 
 # %%
-record = store.read_run("graphs", model, TASKS[0])
+record = store.folder("graphs", model, TASKS[0]).read_run()
 names = ["n_prompts", "eap.ig_steps", "eap.quadrature", "search.threshold", "evaluate_on", "seed"]
 pd.DataFrame([{name: record["settings"][name] for name in names} | {"torch": record["versions"]["torch"]}])
 
@@ -226,8 +227,8 @@ Markdown(told)
 # (a score is in units of the metric).
 
 # %%
-steps = store.steps("graphs", model, task)
-graphs = {step: Circuit.from_tensors(store.read_tensors("graphs", model, task, step)) for step in steps}
+steps = store.folder("graphs", model, task).steps()
+graphs = {step: Circuit.from_tensors(store.folder("graphs", model, task).read_tensors(step)) for step in steps}
 strongest = graphs[steps[-1]].to_table().head(5)
 tokens = baselines.drop_duplicates("step").set_index("step")["tokens"]
 final = baselines[(baselines["task"] == task) & (baselines["step"] == steps[-1])].iloc[0]

@@ -13,7 +13,8 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from utils.errors import UserError
-from utils.results.store import Store, atomic_write
+from utils.files import atomic_write
+from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

@@ -21,7 +21,9 @@ from plotting.report.page import page_html, refuse_empty
 from plotting.report.results import Results, collected_notes
 from plotting.report.runs import run_records
 from utils.errors import UserError
-from utils.results.store import KINDS, Store, atomic_write
+from utils.files import atomic_write
+from utils.results.kinds import KINDS
+from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

@@ -26,7 +26,8 @@ from plotting.style import ModelLook, model_looks, task_label
 from plotting.tables import circuits, every_model, models_in, tasks_in
 from plotting.time_axis import TimeAxis
 from utils.errors import UserError
-from utils.results.store import Store, atomic_write
+from utils.files import atomic_write
+from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

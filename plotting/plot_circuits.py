@@ -103,7 +103,9 @@ def task_metrics(store: Store, table: pd.DataFrame) -> dict[str, str]:
     metrics = {}
     for task in tasks_in(table):
         model = table.loc[table["task"] == task, "model"].iloc[0]
-        metrics[task] = PRIMARY_METRICS.get(task) or store.read_run("baselines", model, task)["config"]["metric"]
+        metrics[task] = (
+            PRIMARY_METRICS.get(task) or store.folder("baselines", model, task).read_run()["config"]["metric"]
+        )
     return metrics
 
 

@@ -77,11 +77,15 @@ def graph_sizes(store: Store, table: pd.DataFrame) -> dict[tuple[str, str], int]
     totals: dict[tuple[str, str], int] = {}
     for key, part in table.groupby(["model", "task"]):
         model, task = map(str, key)
-        steps = [step for step in part["step"].unique() if store.has("graphs", model, step, task, ".pt")]
+        steps = [step for step in part["step"].unique() if store.folder("graphs", model, task).has(step, ".pt")]
         if not steps:
-            logger.warning("%s %s: no graph in %s, so no CPR and CMD", model, task, store.folder("graphs", model, task))
+            logger.warning(
+                "%s %s: no graph in %s, so no CPR and CMD", model, task, store.folder("graphs", model, task).path
+            )
             continue
-        totals[model, task] = Circuit.from_tensors(store.read_tensors("graphs", model, task, steps[-1])).graph.n_edges
+        totals[model, task] = Circuit.from_tensors(
+            store.folder("graphs", model, task).read_tensors(steps[-1])
+        ).graph.n_edges
     return totals
 
 

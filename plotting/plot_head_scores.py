@@ -23,7 +23,8 @@ from plotting.style import SERIES, ModelLook, model_looks, within
 from plotting.tables import every_model, load_if_any, models_in
 from plotting.time_axis import TimeAxis
 from utils.errors import UserError
-from utils.results.store import Store, how_to_make
+from utils.results.kinds import how_to_make
+from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

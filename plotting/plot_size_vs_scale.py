@@ -95,9 +95,9 @@ def model_parameters(store: Store, table: pd.DataFrame, given: list[str] | None)
 
 def _local_families(store: Store, model: str, task: str) -> dict[str, Path]:
     """The folder that the model's results were measured from, if the run named one that is still there."""
-    if not (store.folder("faithfulness", model, task) / "run.json").is_file():
+    if not (store.folder("faithfulness", model, task).path / "run.json").is_file():
         return {}
-    named = store.read_run("faithfulness", model, task)["config"]["model"]
+    named = store.folder("faithfulness", model, task).read_run()["config"]["model"]
     folders = [Path(name) for name in ([named] if isinstance(named, str) else named)]
     return {folder.name: folder for folder in folders if folder.name == model and folder.is_dir()}
 

@@ -7,7 +7,8 @@ import pandas as pd
 
 from plotting.style import model_order, task_order
 from utils.errors import UserError
-from utils.results.store import KINDS, Store, how_to_make
+from utils.results.kinds import KINDS, how_to_make
+from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

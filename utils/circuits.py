@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,38 +23,26 @@ from edge_attribution_patching.faithfulness import (
     standard_error,
 )
 from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.pairs import Metric, TokenPairs
 from edge_attribution_patching.search import Order, count_nodes, edge_order, prefix_masks
-from edge_attribution_patching.weights import ModelWeights
+from edge_attribution_patching.weights import ModelWeights, Shape
 from utils.config.keys import Section, TaskConfig, execution
 from utils.errors import UserError
-from utils.faithfulness_area import cmd, cpr
-from utils.tasks import Prompts, build_prompts, get_task
-from utils.tasks.metrics import METRICS
+from utils.models.family import LoadedCheckpoint
+from utils.results.kinds import BASELINES, FAITHFULNESS
+from utils.results.store import Result
+from utils.tasks import Prompts, Task, tasks_of
 
-FOUND, NOT_LEARNED, NOT_REACHED = "found", "task not learned", "threshold not reached"
-
-FAITHFULNESS_COLUMNS = [
-    "size",
-    "n_edges",
-    "n_nodes",
-    "metric",
-    "faithfulness",
-    "faithfulness_raw",
-    "selected",
-    "metric_se",
-    "faithfulness_low",
-    "faithfulness_high",
-]
+Status = Literal["found", "task not learned", "threshold not reached"]
 
 
 class EapConfig(Section):
     """How edges are scored."""
 
     ig_steps: int = Field(12, gt=0)
-    """Integration steps."""
+    """Integration steps of EAP-IG; the published runs have 30."""
     quadrature: Quadrature = "left"
-    """Where the steps lie: left (published EAP-IG), right, midpoint, gauss-legendre."""
+    """Where the steps lie: `left` (alpha = k/m from k = 0, the published EAP-IG), `right` (one step of it is plain
+    EAP), `midpoint` or `gauss-legendre`."""
 
 
 class SearchConfig(Section):
@@ -62,11 +51,12 @@ class SearchConfig(Section):
     threshold: float = Field(0.8, gt=0)
     """Faithfulness that the circuit must reach."""
     order: Order = "greedy"
-    """greedy: grow from the logits; top_n: strongest edges."""
+    """`greedy`: edges join from the logits backwards, the strongest first; `top_n`: the strongest edges anywhere."""
     sizes: list[int] | None = None
-    """Evaluate these numbers of edges instead of searching."""
+    """Evaluate these numbers of edges (`[25, 50, 100]`) instead of searching."""
     min_gap: float = Field(0.01, ge=0)
-    """Below this difference of the metric between clean and corrupted prompts a task counts as not learned."""
+    """A task counts as learned if the metric on clean prompts exceeds that on corrupted ones by more than this, in the
+    metric's units, and by 3 standard errors."""
 
     @field_validator("sizes")
     @classmethod
@@ -76,91 +66,123 @@ class SearchConfig(Section):
         return sizes
 
 
-class CircuitsConfig(TaskConfig):
-    """Keys of get_circuits_over_time.py."""
+class CircuitKeys(Section):
+    """What a circuit depends on besides the model and the task."""
 
+    n_prompts: int = Field(100, gt=0)
+    """Prompt pairs that edges are scored on, and again as many for faithfulness where those are held out."""
     eap: EapConfig = EapConfig()
     search: SearchConfig = SearchConfig()
     evaluate_on: Literal["heldout", "same"] = "heldout"
-    """Measure faithfulness on other prompts than the edges were scored on, or on the same."""
+    """Measure faithfulness on held-out prompts (another `n_prompts`), or on the same that edges were scored on."""
+
+
+class CircuitsConfig(CircuitKeys, TaskConfig):
+    """Keys of get_circuits_over_time.py."""
+
     export_json: bool = execution(False)
-    """Also write every graph as EAP-IG's JSON."""
+    """Also write every graph as EAP-IG's JSON beside its `.pt`."""
     memory_budget_gb: float = execution(1.0, gt=0)
-    """Memory that one step of the computation may take beside the weights."""
+    """Memory that one step of the computation may take beside the weights; work is split to stay below it."""
+
+
+@dataclass(frozen=True)
+class CircuitPrompts:
+    """A task's prompts for one circuit.
+
+    Attributes:
+        task: the task.
+        scoring: prompts that edges are scored on.
+        evaluation: prompts that circuits are evaluated on; others, or the same (`evaluate_on`).
+    """
+
+    task: Task
+    scoring: Prompts
+    evaluation: Prompts
 
 
 @dataclass(frozen=True)
 class CircuitReport:
-    """The circuit of one task in one checkpoint, and the tables that say how good it is."""
+    """The circuit of one task in one checkpoint, and the tables that say how good it is.
+
+    Attributes:
+        circuit: scores of all edges, and the edges of the circuit (none where none is found).
+        status: whether there is a circuit, or why not.
+        faithfulness: one row a size evaluated.
+        baselines: one row: the whole model, and the circuit's size.
+    """
 
     circuit: Circuit
+    status: Status
     faithfulness: pd.DataFrame
     baselines: pd.DataFrame
 
 
-def circuit_prompts(config: CircuitsConfig, task: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompts, Prompts]:
+def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, CircuitPrompts]:
+    """The prompts of every task, by its name.
+
+    Raises:
+        UserError: if a task has too few prompts under this tokenizer, a prompt is longer than the model's context, or
+            a size in `search.sizes` exceeds the graph.
+    """
+    sizes = config.search.sizes
+    n_edges = Graph(shape.n_layers, shape.n_heads, shape.parallel).n_edges
+    if sizes and sizes[-1] > n_edges:
+        raise UserError(f"search.sizes: {sizes[-1]} is more than the model's {n_edges} edges; leave it out")
+    prepared = {}
+    for task in tasks_of(config):
+        prompts = circuit_prompts(config, task, tokenizer)
+        prompts.scoring.require_fit(task.name, shape.n_positions)
+        prompts.evaluation.require_fit(task.name, shape.n_positions)
+        prepared[task.name] = prompts
+    return prepared
+
+
+def measure(
+    checkpoint: LoadedCheckpoint, config: CircuitsConfig, inputs: Mapping[str, CircuitPrompts], task: Task
+) -> dict[str, Result]:
+    """The circuit of one task in one checkpoint."""
+    report = find_circuit(checkpoint.weights, inputs[task.name], config)
+    circuit = report.circuit
+    json = circuit.to_json(checkpoint.weights.d_model) if config.export_json else None
+    return {
+        "graphs": Result(circuit.to_table(), tensors=circuit.to_tensors(), json=json),
+        "faithfulness": Result(report.faithfulness),
+        "baselines": Result(report.baselines),
+    }
+
+
+def circuit_prompts(config: CircuitsConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> CircuitPrompts:
     """Prompts to score edges on and prompts to evaluate circuits on: disjoint, or the same (`evaluate_on`).
 
     Raises:
         UserError: if the task has too few prompts under this tokenizer.
     """
-    held_out = config.evaluate_on == "heldout"
+    if config.evaluate_on == "same":
+        prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
+        return CircuitPrompts(task, prompts, prompts)
     try:
-        prompts = build_prompts(
-            task,
-            tokenizer,
-            config.n_prompts * (2 if held_out else 1),
-            config.seed,
-            prepend_bos=config.prepend_bos,
-            ioi_corruption=config.ioi_corruption,
-            metric=config.metric,
-        )
+        prompts = task.build(tokenizer, 2 * config.n_prompts, config.seed, config)
     except UserError as error:
-        if not held_out:
-            raise
         raise UserError(f"{error} (evaluate_on=heldout needs twice n_prompts={config.n_prompts} prompts)") from None
-    if not held_out:
-        return prompts, prompts
-    return prompts.select(slice(0, config.n_prompts)), prompts.select(slice(config.n_prompts, None))
+    halves = slice(0, config.n_prompts), slice(config.n_prompts, None)
+    return CircuitPrompts(task, *(prompts.select(half) for half in halves))
 
 
-def prompt_metric(prompts: Prompts, name: str) -> Metric:
-    """The engine's metric of some prompts: a function of logits and of which prompts they belong to."""
-    batches: dict[tuple[int, ...], Prompts] = {}
-
-    def metric(logits: Tensor, index: Tensor) -> Tensor:
-        key = tuple(index.tolist())
-        if key not in batches:
-            batches[key] = prompts.select(index)
-        return METRICS[name](logits, batches[key])
-
-    return metric
-
-
-def token_pairs(prompts: Prompts) -> TokenPairs:
-    """The tokens of prompts as the engine takes them."""
-    return TokenPairs(prompts.clean, prompts.corrupted, prompts.lengths)
-
-
-def find_circuit(
-    weights: ModelWeights, tokenizer: PreTrainedTokenizerBase, config: CircuitsConfig, task: str
-) -> CircuitReport:
+def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, config: CircuitsConfig) -> CircuitReport:
     """Score all edges, search the smallest faithful circuit, and report.
 
     Raises:
-        UserError: if a size in `search.sizes` exceeds the graph.
+        UserError: if scores overflow in the model's number format.
     """
     graph = Graph.of(weights)
-    sizes = config.search.sizes
-    if sizes and sizes[-1] > graph.n_edges:
-        raise UserError(f"search.sizes: {sizes[-1]} is more than the model's {graph.n_edges} edges; leave it out")
-    for_scores, for_faithfulness = (prompts.to(weights.device) for prompts in circuit_prompts(config, task, tokenizer))
-    primary = get_task(task, config.metric).primary
+    scoring, evaluation = prompts.scoring.to(weights.device), prompts.evaluation.to(weights.device)
+    primary = prompts.task.primary
     try:
         scores = attribute(
             weights,
-            token_pairs(for_scores),
-            prompt_metric(for_scores, primary),
+            scoring.pairs,
+            scoring.metric(primary),
             steps=config.eap.ig_steps,
             quadrature=config.eap.quadrature,
             batch_size=config.batch_size,
@@ -171,27 +193,29 @@ def find_circuit(
     order = edge_order(scores, graph, config.search.order)
     evaluate = CircuitEvaluator(
         weights,
-        token_pairs(for_faithfulness),
-        prompt_metric(for_faithfulness, primary),
+        evaluation.pairs,
+        evaluation.metric(primary),
         order,
         batch_size=config.batch_size,
         memory_budget_gb=config.memory_budget_gb,
     )
     baselines = Baselines.of(evaluate.full, evaluate.corrupted)
     curve = FaithfulnessCurve(evaluate.full, evaluate.corrupted)
+    learned = baselines.learned(config.search.min_gap)
     selected = None
-    status = NOT_LEARNED
-    if baselines.learned(config.search.min_gap):
-        if sizes:
-            curve.values.update(zip(sizes, evaluate(sizes), strict=True))
+    sizes, threshold = config.search.sizes, config.search.threshold
+    if sizes:
+        curve.values.update(zip(sizes, evaluate(sizes), strict=True))
+        if learned:
             faithfulness = [curve.faithfulness(size) for size in sizes]
-            selected = smallest_confirmed(sizes, faithfulness, config.search.threshold, graph.n_edges)
-        else:
-            selected = search_circuit_size(curve, evaluate, graph.n_edges, config.search.threshold)
-        status = NOT_REACHED if selected is None else FOUND
+            selected = smallest_confirmed(sizes, faithfulness, threshold, graph.n_edges)
+    elif learned:
+        selected = search_circuit_size(curve, evaluate, graph.n_edges, threshold)
+    status: Status = "found" if selected is not None else "threshold not reached" if learned else "task not learned"
     in_circuit = prefix_masks(order, graph, [selected or 0])[0]
     return CircuitReport(
         Circuit(graph, scores, in_circuit),
+        status,
         _faithfulness_table(curve, order, graph, selected, config.seed),
         _baselines_table(baselines, curve, graph, status, selected, config),
     )
@@ -220,14 +244,14 @@ def _faithfulness_table(
                 "faithfulness_high": float(high[place]),
             }
         )
-    return pd.DataFrame(rows, columns=FAITHFULNESS_COLUMNS)
+    return pd.DataFrame(rows, columns=list(FAITHFULNESS.columns))
 
 
 def _baselines_table(
     baselines: Baselines,
     curve: FaithfulnessCurve,
     graph: Graph,
-    status: str,
+    status: Status,
     selected: int | None,
     config: CircuitsConfig,
 ) -> pd.DataFrame:
@@ -235,7 +259,7 @@ def _baselines_table(
 
     The size's interval resamples prompts among the sizes evaluated; it is open (empty) where resamples find no size.
     """
-    row: dict[str, object] = {
+    row: dict[str, object] = dict.fromkeys(BASELINES.columns) | {
         "full": baselines.full,
         "corrupted": baselines.corrupted,
         "n_prompts": baselines.n_prompts,
@@ -243,12 +267,8 @@ def _baselines_table(
         "corrupted_se": baselines.corrupted_se,
         "status": status,
         "size": selected,
-        "size_low": None,
-        "size_high": None,
-        "cpr": None,
-        "cmd": None,
     }
-    if curve.sizes:
+    if curve.sizes and status != "task not learned":
         found = [
             smallest_confirmed(curve.sizes, faithfulness, config.search.threshold, graph.n_edges)
             for faithfulness in curve.resampled(config.seed).tolist()
@@ -258,7 +278,4 @@ def _baselines_table(
         low, high = ranked[int(0.025 * len(ranked))], ranked[int(0.975 * len(ranked))]
         row["size_low"] = None if low == float("inf") else int(low)
         row["size_high"] = None if high == float("inf") else int(high)
-        shares = [size / graph.n_edges for size in curve.sizes]
-        faithfulness = [curve.faithfulness(size) for size in curve.sizes]
-        row["cpr"], row["cmd"] = cpr(shares, faithfulness), cmd(shares, faithfulness)
     return pd.DataFrame([row]).astype({"size": "Int64", "size_low": "Int64", "size_high": "Int64"})

@@ -1,15 +1,90 @@
-"""SHA-256 of a checkpoint's weights: equal hashes at different steps give away branches that hold the same weights."""
+"""Files: written whole or not at all, and their hashes.
+
+Equal hashes of weights at different steps give away branches of the hub that hold the same checkpoint.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
+import time
 from pathlib import Path
 
 from utils.errors import UserError
 
+_DAY = 86_400.0
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: temporary file in the same folder, fsync, replace.
+
+    Raises:
+        UserError: if the folder cannot be made or written to, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    make_folder(path.parent)
+    try:
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or name another folder") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are missing.
+
+    Raises:
+        UserError: if that is not possible there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Make a folder and see that files can be written into it.
+
+    Args:
+        folder: that is going to be written to.
+        key: the config key that names it.
+
+    Raises:
+        UserError: if it cannot be made or written to.
+    """
+    probe = folder / f".probe.{socket.gethostname()}.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(b"probe")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}: {folder} cannot be written to ({error.strerror}); name another folder") from error
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Delete what killed runs left of files they were writing; those of running processes stay."""
+    for path in folder.glob(".*.tmp"):
+        host, _, pid = path.name.removesuffix(".tmp").rpartition(".")
+        here = host.endswith(f".{socket.gethostname()}") and pid.isdigit()
+        try:
+            if (here and not _is_running(int(pid))) or time.time() - path.stat().st_mtime > _DAY:
+                path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            continue
+
 
 def file_sha256(path: Path) -> str:
-    """Of a file's bytes; the hub gives the same for files in its large-file storage."""
+    """SHA-256 of a file's bytes; the hub gives the same for files in its large-file storage."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -23,7 +98,7 @@ def combine(hashes: dict[str, str]) -> str:
 
 
 def folder_sha256(folder: Path) -> str:
-    """Of the weights in a `save_pretrained` folder.
+    """SHA-256 of the weights in a `save_pretrained` folder.
 
     Raises:
         UserError: if the folder holds no weights.
@@ -32,3 +107,23 @@ def folder_sha256(folder: Path) -> str:
         if files := sorted(folder.glob(pattern)):
             return combine({path.name: file_sha256(path) for path in files})
     raise UserError(f"{folder}: holds no weights (model.safetensors); save the checkpoint again with save_pretrained")
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # Only there can a folder be opened, and only there does a rename need it to last.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

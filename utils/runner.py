@@ -1,13 +1,10 @@
-"""The one loop over checkpoints: what is finished, load, prefetch, measure, save, free, report.
+"""The one loop over checkpoints: what is finished, prepare, load, prefetch, measure, save, free, report.
 
 A script hands `main` its `Analysis`; the runner walks models x checkpoints x tasks. A checkpoint is loaded once for all
 of its missing tasks, while the next one is downloaded. Everything measured is saved at once, so a run that ends early,
 by Ctrl-C, SIGTERM, an error or a crash, loses at most the task at hand; the same command goes on from there.
 
-Exit codes: 0 all finished, 2 bad input (one line on stderr), 130 Ctrl-C, 143 SIGTERM.
-Global settings that `main` changes: the root logger, the log levels of the libraries and the progress bars of
-transformers (once); the handler of SIGTERM and what the garbage collector walks through (while it runs). Seeds,
-threads and gradients are left to the analysis.
+Seeds, threads and gradients are left to the analysis. While it runs, the garbage collector leaves out the libraries.
 """
 
 from __future__ import annotations
@@ -17,28 +14,60 @@ import contextlib
 import gc
 import itertools
 import logging
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
-from utils.analysis import Analysis, Result
-from utils.config.keys import BaseConfig, load_config, resolved
+from utils.command_line import Terminated, run_script
+from utils.config.keys import BaseConfig
 from utils.errors import UserError
-from utils.models.family import Family, LoadedCheckpoint, import_libraries, resolve_family
+from utils.models.family import Description, Family, LoadedCheckpoint, import_libraries, resolve_family
 from utils.models.schedules import select_steps
-from utils.progress import Progress, configure_logging, duration
+from utils.progress import Progress, duration
+from utils.results.kinds import Kind
 from utils.results.record import RunRecord
-from utils.results.store import Store
+from utils.results.store import Result, ResultsFolder, Store
+from utils.tasks.prompts import Task
 
-__all__ = ["Analysis", "Result", "main", "run"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from edge_attribution_patching.weights import Shape
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A script: two functions, and what the runner must know about them.
+
+    Attributes:
+        name: the script's name without `.py`.
+        schema: its config.
+        kinds: every kind of result that `measure` returns.
+        prepare: (config, tokenizer, shape) -> inputs: everything that does not depend on the weights. Raises UserError
+            on bad input. Called before a model's first checkpoint is loaded, and again only where a later checkpoint
+            has another tokenizer or shape.
+        measure: (checkpoint, config, inputs, task) -> kind's name -> result.
+        tasks: config -> the tasks to measure one by one; None: scores have no task.
+        finish: (config, store, model's name) -> None, runs after a model's sweep, also if nothing was left to measure.
+    """
+
+    name: str
+    schema: type[BaseConfig]
+    kinds: tuple[Kind, ...]
+    prepare: Callable[[Any, PreTrainedTokenizerBase, Shape], Any]
+    measure: Callable[[LoadedCheckpoint, Any, Any, Any], dict[str, Result]]
+    tasks: Callable[[Any], Sequence[Task]] | None = None
+    finish: Callable[[Any, Store, str], None] | None = None
+
+    def tasks_in(self, config: BaseConfig) -> Sequence[Task | None]:
+        """The tasks that a config asks for; [None] where scores have no task."""
+        return [None] if self.tasks is None else self.tasks(config)
 
 
 @dataclass(frozen=True)
@@ -47,16 +76,12 @@ class Sweep:
 
     family: Family
     steps: list[int]
-    missing: dict[int, list[str | None]]
+    missing: dict[int, list[Task | None]]
 
     @property
     def size(self) -> int:
         """Measurements to make."""
         return sum(len(tasks) for tasks in self.missing.values())
-
-
-class _Terminated(BaseException):
-    """SIGTERM, raised where the main thread is, so that it ends as cleanly as Ctrl-C."""
 
 
 def main(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
@@ -67,21 +92,16 @@ def main(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
         argv: arguments, by default the process's own.
 
     Returns:
-        The exit code.
+        The exit code, see `utils/command_line.py`.
     """
-    configure_logging()
-    try:
-        path, dry_run, overrides = _parse(analysis, argv)
-        config = load_config(analysis.schema, path, overrides)
-        with _sigterm_raises():
-            return run(analysis, config, dry_run=dry_run)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except _Terminated:
-        return 143
+
+    def options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--dry-run", action="store_true", help="say what would be measured, load nothing")
+
+    def execute(config: BaseConfig, arguments: argparse.Namespace) -> int:
+        return run(analysis, config, dry_run=arguments.dry_run)
+
+    return run_script(f"{analysis.name}.py", analysis.schema, execute, argv, options)
 
 
 def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False) -> int:
@@ -98,134 +118,160 @@ def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False) -> int
     Raises:
         UserError: on bad input; what was measured before it is saved.
     """
-    store = Store(config.results_dir)
-    tasks = analysis.tasks(config)
-    if repeated := sorted({str(task) for task in tasks if tasks.count(task) > 1}):
-        raise UserError(f"task: two tasks would both write to the folder '{repeated[0]}'; rename one")
-    sweeps = plan(analysis, config, store, tasks)
-    if dry_run:
-        sys.stdout.write(_describe(analysis, config, store, sweeps))
-        return 0
-    total = sum(sweep.size for sweep in sweeps)
-    if total == 0:
-        names = ", ".join(f"{sweep.family.name} ({len(sweep.steps)} checkpoints)" for sweep in sweeps)
-        log.info("nothing to do: %s finished in %s; pass overwrite=true to measure again", names, store.root)
-    progress = Progress(analysis.name, total)
-    try:
-        with _libraries_out_of_collection(total > 0):
-            for sweep in sweeps:
-                _run_sweep(analysis, config, store, tasks, sweep, progress)
-    except (Exception, KeyboardInterrupt, _Terminated) as error:
+    return _Run(analysis, config).execute(dry_run)
+
+
+class _Run:
+    """One run of a script: its plan, and the loop over it."""
+
+    def __init__(self, analysis: Analysis, config: BaseConfig) -> None:
+        self.analysis, self.config = analysis, config
+        self.store = Store(config.results_dir)
+        self.tasks = analysis.tasks_in(config)
+        names = [task.name for task in self.tasks if task is not None]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"task: two tasks would both write to the folder '{repeated[0]}'; rename one")
+        self.sweeps = self._plan()
+        self.progress = Progress(analysis.name, 0)
+
+    def execute(self, dry_run: bool) -> int:
+        """Measure what is missing, or say what that is."""
+        if dry_run:
+            sys.stdout.write(self._describe())
+            return 0
+        total = sum(sweep.size for sweep in self.sweeps)
+        if total == 0:
+            names = ", ".join(f"{sweep.family.name} ({len(sweep.steps)} checkpoints)" for sweep in self.sweeps)
+            log.info("nothing to do: %s finished in %s; pass overwrite=true to measure again", names, self.store.root)
+        self.progress = progress = Progress(self.analysis.name, total)
+        try:
+            with _libraries_out_of_collection(total > 0):
+                for sweep in self.sweeps:
+                    self._sweep(sweep)
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            progress.close()
+            again = "run the same command " + ("without overwrite=true" if self.config.overwrite else "again")
+            stopped = "stopped" if isinstance(error, Exception) else "interrupted"
+            if progress.done or not isinstance(error, UserError):  # Bad input that stops a run at once is one line.
+                log.warning("%s: %d of %d measured and saved; to go on, %s", stopped, progress.done, total, again)
+            raise
         progress.close()
-        again = "run the same command without overwrite=true" if config.overwrite else "run the same command again"
-        stopped = "stopped" if isinstance(error, Exception) else "interrupted"
-        if progress.done or not isinstance(error, UserError):  # Bad input that stops a run at once is one line.
-            log.warning("%s: %d of %d measured and saved; to go on, %s", stopped, progress.done, total, again)
-        raise
-    progress.close()
-    if total:
-        log.info("finished: %d measured into %s in %s", total, store.root, duration(progress.seconds))
-    return 0
+        if total:
+            log.info("finished: %d measured into %s in %s", total, self.store.root, duration(progress.seconds))
+        return 0
 
+    def _plan(self) -> list[Sweep]:
+        """What each model still needs, without loading any.
 
-def plan(analysis: Analysis, config: BaseConfig, store: Store, tasks: list[str | None]) -> list[Sweep]:
-    """What each model still needs, without loading any.
+        Raises:
+            UserError: if a model or step is not to be had, two models share a results folder, or a folder holds
+                results of another config.
+        """
+        config = self.config
+        sweeps: list[Sweep] = []
+        for model in config.models:
+            family = resolve_family(model, config.cache_dir, config.tokens_per_step)
+            for other in sweeps:
+                if other.family.name == family.name:
+                    raise UserError(
+                        f"model: {other.family.source} and {family.source} would both write to the folder "
+                        f"'{family.name}'; run them with two results_dir"
+                    )
+            steps = select_steps(config.checkpoints, family.steps, family.name)
+            if not config.overwrite:
+                for record in self._records(family):
+                    record.check(self.analysis.name, config, family)
+            missing = {step: self._missing(family.name, step) for step in steps}
+            sweeps.append(Sweep(family, steps, {step: left for step, left in missing.items() if left}))
+        return sweeps
 
-    Raises:
-        UserError: if a model or step is not to be had, two models share a results folder, or a folder holds results
-            of another config.
-    """
-    sweeps: list[Sweep] = []
-    for model in config.models:
-        family = resolve_family(model, config.cache_dir, config.tokens_per_step)
-        for other in sweeps:
-            if other.family.name == family.name:
-                raise UserError(
-                    f"model: {other.family.source} and {family.source} would both write to the folder '{family.name}'; "
-                    "run them with two results_dir"
-                )
-        steps = select_steps(config.checkpoints, family.steps, family.name)
-        if not config.overwrite:
-            for record in _records(analysis, store, family, tasks):
-                record.check(analysis.name, config, family)
-        missing = {step: _missing(analysis, config, store, family.name, step, tasks) for step in steps}
-        sweeps.append(Sweep(family, steps, {step: left for step, left in missing.items() if left}))
-    return sweeps
+    def _folder(self, kind: Kind, model: str, task: Task | None) -> ResultsFolder:
+        return self.store.folder(kind, model, None if task is None else task.name)
 
+    def _records(self, family: Family) -> list[RunRecord]:
+        return [RunRecord(self._folder(kind, family.name, task)) for kind in self.analysis.kinds for task in self.tasks]
 
-def _records(analysis: Analysis, store: Store, family: Family, tasks: list[str | None]) -> list[RunRecord]:
-    return [RunRecord(store, kind, family.name, task) for kind in analysis.kinds for task in tasks]
+    def _missing(self, model: str, step: int) -> list[Task | None]:
+        if self.config.overwrite:
+            return list(self.tasks)
+        kinds = self.analysis.kinds
+        return [task for task in self.tasks if not all(self._folder(kind, model, task).has(step) for kind in kinds)]
 
+    def _sweep(self, sweep: Sweep) -> None:
+        """Measure one model's missing checkpoints."""
+        family, config, steps = sweep.family, self.config, list(sweep.missing)
+        prepared: tuple[Description, Any] | None = None
+        following = dict(itertools.pairwise(steps))
+        for step in steps:
+            described = family.describe(step)
+            if prepared is None or prepared[0] != described:
+                self.progress.say(f"{family.name}: preparing")
+                inputs = self.analysis.prepare(config, described.tokenizer, described.shape)
+                if prepared is None:
+                    for record in self._records(family):
+                        record.begin(self.analysis.name, config, family, sweep.steps)
+                prepared = described, inputs
+            self.progress.say(f"{family.name} step {step}: loading")
+            checkpoint = family.load(step, config.dtype, config.device)
+            if step in following:
+                family.prefetch(following[step])
+            for task in sweep.missing[step]:
+                self.progress.say(" ".join([family.name, "step", str(step), *([task.name] if task else [])]))
+                self._save(checkpoint, task, self._measure(checkpoint, prepared[1], task))
+                self.progress.advance()
+            del checkpoint
+            _free_memory()
+            if not config.keep_downloads:
+                family.free(step)
+        if self.analysis.finish is not None:
+            self.analysis.finish(config, self.store, family.name)
 
-def _missing(
-    analysis: Analysis, config: BaseConfig, store: Store, name: str, step: int, tasks: list[str | None]
-) -> list[str | None]:
-    if config.overwrite:
-        return tasks
-    return [task for task in tasks if not all(store.has(kind, name, step, task) for kind in analysis.kinds)]
+    def _measure(self, checkpoint: LoadedCheckpoint, inputs: Any, task: Task | None) -> dict[str, Result]:
+        try:
+            results = self.analysis.measure(checkpoint, self.config, inputs, task)
+        except torch.OutOfMemoryError:
+            size = self.config.batch_size
+            raise UserError(
+                f"batch_size: {size} does not fit on {checkpoint.device} ({checkpoint.name} step {checkpoint.step}); "
+                f"pass a smaller one, for example batch_size={max(size // 2, 1)}"
+            ) from None
+        kinds = {kind.name for kind in self.analysis.kinds}
+        if set(results) != kinds:
+            raise ValueError(f"{self.analysis.name} measured {sorted(results)}, its kinds are {sorted(kinds)}")
+        return results
 
+    def _save(self, checkpoint: LoadedCheckpoint, task: Task | None, results: dict[str, Result]) -> None:
+        """Provenance first, then what lies beside the tables, the tables last: a table says that all else is there."""
+        name, step = checkpoint.name, checkpoint.step
+        folders = [self._folder(kind, name, task) for kind in self.analysis.kinds]
+        equal: set[int] = set()
+        for folder in folders:
+            equal.update(RunRecord(folder).add(step, checkpoint.provenance))
+            result = results[folder.kind.name]
+            if result.tensors is not None:
+                folder.write_tensors(step, result.tensors)
+            if result.json is not None:
+                folder.write_json(step, result.json)
+        for folder in folders:
+            folder.write_table(step, results[folder.kind.name].table, checkpoint.tokens)
+        if equal:
+            steps = ", ".join(str(other) for other in sorted(equal))
+            log.warning("%s: step %d holds the same weights as step %s; recorded in run.json", name, step, steps)
 
-def _run_sweep(
-    analysis: Analysis, config: BaseConfig, store: Store, tasks: list[str | None], sweep: Sweep, progress: Progress
-) -> None:
-    family, steps = sweep.family, list(sweep.missing)
-    if steps:
-        if analysis.check is not None:
-            progress.say(f"{family.name}: checking")
-            analysis.check(config, family.tokenizer(steps[0]))
-        for record in _records(analysis, store, family, tasks):
-            record.begin(analysis.name, config, family, sweep.steps)
-    following = dict(itertools.pairwise(steps))
-    for step in steps:
-        progress.say(f"{family.name} step {step}: loading")
-        checkpoint = family.load(step, config.dtype, config.device)
-        if step in following:
-            family.prefetch(following[step])
-        for task in sweep.missing[step]:
-            progress.say(" ".join([family.name, "step", str(step), *([task] if task else [])]))
-            results = _measure(analysis, config, checkpoint, task)
-            _save(analysis, store, checkpoint, task, results)
-            progress.advance()
-        del checkpoint
-        _free_memory()
-        if not config.keep_downloads:
-            family.free(step)
-    if analysis.finish is not None:
-        analysis.finish(config, store, family.name)
-
-
-def _measure(
-    analysis: Analysis, config: BaseConfig, checkpoint: LoadedCheckpoint, task: str | None
-) -> dict[str, Result]:
-    try:
-        results = analysis.measure(checkpoint, config, task)
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"batch_size: {config.batch_size} does not fit on {checkpoint.device} ({checkpoint.name} step "
-            f"{checkpoint.step}); pass a smaller one, for example batch_size={max(config.batch_size // 2, 1)}"
-        ) from None
-    if set(results) != set(analysis.kinds):
-        raise ValueError(f"{analysis.name} measured {sorted(results)}, its kinds are {sorted(analysis.kinds)}")
-    return results
-
-
-def _save(
-    analysis: Analysis, store: Store, checkpoint: LoadedCheckpoint, task: str | None, results: dict[str, Result]
-) -> None:
-    """Provenance first, then what lies beside the tables, the tables last: a table says that all else is there."""
-    name, step = checkpoint.name, checkpoint.step
-    equal: set[int] = set()
-    for kind in analysis.kinds:
-        equal.update(RunRecord(store, kind, name, task).add(step, checkpoint.provenance))
-        if (tensors := results[kind].tensors) is not None:
-            store.write_tensors(kind, name, task, step, tensors)
-        if (json := results[kind].json) is not None:
-            store.write_json(kind, name, task, step, json)
-    for kind in analysis.kinds:
-        store.write_table(kind, name, task, step, results[kind].table, checkpoint.tokens)
-    if equal:
-        steps = ", ".join(str(other) for other in sorted(equal))
-        log.warning("%s: step %d holds the same weights as step %s; recorded in run.json", name, step, steps)
+    def _describe(self) -> str:
+        lines = [yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)]
+        for sweep in self.sweeps:
+            name, left = sweep.family.name, list(sweep.missing)
+            lines.append(
+                f"{name} from {sweep.family.source}: {len(left)} of {len(sweep.steps)} checkpoints to measure\n"
+            )
+            if left:
+                lines.append(f"  measure: {', '.join(str(step) for step in left)}\n")
+            if done := [step for step in sweep.steps if step not in sweep.missing]:
+                lines.append(f"  finished: {', '.join(str(step) for step in done)}\n")
+            folders = [self._folder(kind, name, None).path for kind in self.analysis.kinds]
+            lines.append(f"  results: {', '.join(str(folder) for folder in folders)}\n")
+        return "".join(lines)
 
 
 @contextlib.contextmanager
@@ -241,49 +287,6 @@ def _libraries_out_of_collection(needed: bool) -> Iterator[None]:
 
 
 def _free_memory() -> None:
-    gc.collect()  # A bridge's parts refer to one another, so counting references does not free it.
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _describe(analysis: Analysis, config: BaseConfig, store: Store, sweeps: list[Sweep]) -> str:
-    lines = [yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True)]
-    for sweep in sweeps:
-        name, left = sweep.family.name, list(sweep.missing)
-        lines.append(f"{name} from {sweep.family.source}: {len(left)} of {len(sweep.steps)} checkpoints to measure\n")
-        if left:
-            lines.append(f"  measure: {', '.join(str(step) for step in left)}\n")
-        if done := [step for step in sweep.steps if step not in sweep.missing]:
-            lines.append(f"  finished: {', '.join(str(step) for step in done)}\n")
-        folders = [store.root / kind / name for kind in analysis.kinds]
-        lines.append(f"  results: {', '.join(str(folder) for folder in folders)}\n")
-    return "".join(lines)
-
-
-def _parse(analysis: Analysis, argv: Sequence[str] | None) -> tuple[Path | None, bool, list[str]]:
-    parser = argparse.ArgumentParser(prog=f"{analysis.name}.py", allow_abbrev=False)
-    parser.add_argument("-c", "--config", type=Path, help="YAML config; configs/README.md lists every key")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be measured, load nothing")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, for example batch_size=16")
-    arguments, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        hint = unknown[0].lstrip("-")
-        way_out = f"write {hint}" if "=" in hint else f"--help lists them; an override is written {hint}=value"
-        raise UserError(f"command line: {unknown[0]}: unknown option; {way_out}")
-    return arguments.config, arguments.dry_run, arguments.overrides
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    def end(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # Only the main thread may handle signals (a notebook may run elsewhere).
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

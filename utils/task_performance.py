@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.forward import Layout, embed, forward, unembed
-from edge_attribution_patching.weights import ModelWeights
-from utils.errors import UserError
-from utils.tasks import Prompts
+from edge_attribution_patching.weights import ModelWeights, Shape
+from utils.config.keys import TaskConfig
+from utils.models.family import LoadedCheckpoint
+from utils.results.store import Result
+from utils.tasks import TASKS, Prompts, Task, tasks_of
 from utils.tasks.metrics import METRICS
+
+ALL = "all"
+
+
+class PerformanceConfig(TaskConfig):
+    """The keys every script that runs tasks shares; `task: all` is every task of the registry."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """`task` as a list, `all` replaced by the registry's names."""
+        return list(dict.fromkeys(name for task in super().tasks for name in (TASKS if task == ALL else [task])))
+
+
+def prepare(config: PerformanceConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, Prompts]:
+    """The prompts of every task, by its name.
+
+    Raises:
+        UserError: if a task has no usable prompts under this tokenizer, or one is longer than the model's context.
+    """
+    prepared = {}
+    for task in tasks_of(config):
+        prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
+        prompts.require_fit(task.name, shape.n_positions)
+        prepared[task.name] = prompts
+    return prepared
+
+
+def measure(
+    checkpoint: LoadedCheckpoint, config: PerformanceConfig, inputs: Mapping[str, Prompts], task: Task
+) -> dict[str, Result]:
+    """All metrics of one task."""
+    table = task_performance(checkpoint.weights, inputs[task.name], task.metrics, config.batch_size)
+    return {"task_performance": Result(table)}
 
 
 @torch.inference_mode()
@@ -38,13 +74,7 @@ def task_performance(weights: ModelWeights, prompts: Prompts, metrics: Iterable[
     Returns:
         One row a run (`clean`, `corrupted`) and metric: `run, metric, value` (mean), `se` (its standard error, missing
         where there is one prompt), `n` (prompts).
-
-    Raises:
-        UserError: if a prompt is longer than the model's context.
     """
-    longest = int(prompts.lengths.max())
-    if longest > weights.n_positions:
-        raise UserError(f"task: a prompt has {longest} tokens, the model's context has {weights.n_positions} positions")
     rows = []
     order = prompts.lengths.argsort(stable=True)  # prompts of similar length run together
     for run in ("clean", "corrupted"):
@@ -53,7 +83,7 @@ def task_performance(weights: ModelWeights, prompts: Prompts, metrics: Iterable[
             batch = prompts.select(index).to(weights.device)
             logits = answer_logits(weights, getattr(batch, run), batch.lengths)
             for metric, parts in values.items():
-                parts.append(METRICS[metric](logits, batch).double().cpu())
+                parts.append(METRICS[metric](logits, batch.answers).double().cpu())
         for metric, parts in values.items():
             every = torch.cat(parts)
             error = every.std(correction=1).item() / len(every) ** 0.5 if len(every) > 1 else None

@@ -34,7 +34,7 @@ def circuit_records(results: Results) -> list[dict[str, Any]]:
             try:
                 records.append(_record(results, model, task, circuits, *rows))
             except ValueError as error:
-                raise UserError(f"{results.store.folder('graphs', model, task)}: {error}") from error
+                raise UserError(f"{results.store.folder('graphs', model, task).path}: {error}") from error
     return records
 
 
@@ -53,7 +53,7 @@ def _record(
     numbers: dict[tuple[str, str], int] = {}
     tokens = results.tokens(model)
     steps = []
-    for step in results.store.steps("graphs", model, task):
+    for step in results.store.folder("graphs", model, task).steps():
         table = circuits.get(step)
         edges = [] if table is None else list(zip(table["source"], table["target"], strict=True))
         ids = [numbers.setdefault(edge, len(numbers)) for edge in edges]

@@ -9,7 +9,7 @@ from plotting.circuit_layout import level
 from plotting.plot_head_scores import SCORES, SINGLE, head_scores, score_label
 from plotting.report.results import Results, plain
 from plotting.style import model_order, task_label
-from utils.results.store import KINDS
+from utils.results.kinds import KINDS
 
 # Role by score alone: the score and the value above which a head is said to play it. The study's thresholds where it
 # gives one (arXiv 2407.10827); otherwise more than half of the attention, or of the pairs.
@@ -106,7 +106,7 @@ def _membership(results: Results) -> dict[str, dict[tuple[str, str], dict[int, s
     found: dict[str, dict[tuple[str, str], dict[int, set[Head]]]] = {}
     for (model, task), circuits in by_pair.items():
         role = (f"in {task_label(task)} circuit", f"a node of the circuit found for {task_label(task)}")
-        steps = results.store.steps("graphs", model, task)
+        steps = results.store.folder("graphs", model, task).steps()
         found.setdefault(model, {})[role] = {
             step: _heads_among([*circuits[step]["source"], *circuits[step]["target"]]) if step in circuits else set()
             for step in steps
@@ -128,7 +128,7 @@ def _found_roles(results: Results) -> dict[str, dict[tuple[str, str], dict[int, 
             continue
         for model in table["model"].unique():
             rows = table[table["model"] == model]
-            steps = results.store.steps(kind, model) or [int(step) for step in rows["step"].unique()]
+            steps = results.store.folder(kind, model).steps() or [int(step) for step in rows["step"].unique()]
             held = rows.dropna(subset=["role", "layer", "head"])
             if "passes" in held:
                 # A head that was not put to the test has no verdict, and keeps its role.

@@ -15,7 +15,7 @@ from plotting.report.results import Results
 from plotting.report.runs import Run, equal_weights_notes, runs_html
 from plotting.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, task_label, task_order
 from utils.errors import UserError
-from utils.results.store import KINDS, how_to_make
+from utils.results.kinds import KINDS, how_to_make
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("dom.js", "sort_table.js", "circuit_drawing.js", "circuit.js", "heads.js", "figures.js", "main.js")
@@ -113,7 +113,7 @@ def _steps(results: Results, kind: str) -> set[int]:
         step
         for model in results.models(kind)
         for task in [*results.tasks(kind, model), None]
-        for step in results.store.steps(kind, model, task)
+        for step in results.store.folder(kind, model, task).steps()
     }
 
 

@@ -12,7 +12,8 @@ import pandas as pd
 from plotting.style import ModelLook, model_looks, model_order
 from plotting.tables import every_model, load, models_in, tasks_in
 from utils.errors import UserError
-from utils.results.store import Store, how_to_make
+from utils.results.kinds import how_to_make
+from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from plotting.report.results import Results
 from utils.errors import UserError
-from utils.results.store import KINDS
+from utils.results.kinds import KINDS
 
 logger = logging.getLogger("plotting")
 
@@ -30,9 +30,9 @@ def run_records(results: Results) -> list[Run]:
             tasks: list[str | None] = [*results.tasks(kind, model)]
             for task in tasks or [None]:
                 try:
-                    record = results.store.read_run(kind, model, task)
+                    record = results.store.folder(kind, model, task).read_run()
                 except UserError:
-                    logger.info("%s has no run.json: config unknown", results.store.folder(kind, model, task))
+                    logger.info("%s has no run.json: config unknown", results.store.folder(kind, model, task).path)
                     continue
                 key = json.dumps([model, record], sort_keys=True)
                 folder = "/".join(part for part in (kind, model, task) if part)

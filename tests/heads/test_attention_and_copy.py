@@ -196,14 +196,6 @@ def test_special_tokens_and_padding_of_the_embedding_are_not_ordinary(tmp_path) 
     assert ordinary_tokens(tokenizer, d_vocab=20).tolist() == list(range(1, 20))
 
 
-def test_blocks_longer_than_the_context_are_refused() -> None:
-    weights = read_weights(random_model(n_positions=32))
-    with pytest.raises(
-        UserError, match=r"seq_len: two blocks of 17 tokens need 34 positions, the model has 32; use .*=16"
-    ):
-        attention_scores(weights, repeated_blocks(torch.arange(97), 1, 17, seed=0), batch_size=1)
-
-
 def test_blocks_longer_than_the_vocabulary_are_refused() -> None:
     with pytest.raises(UserError, match="seq_len: 11 different tokens a block asked for, the tokenizer has 10"):
         repeated_blocks(torch.arange(10), 1, 11, seed=0)
@@ -227,8 +219,8 @@ def run(family: Path, results: Path, *overrides: str) -> int:
 def test_the_script_writes_five_scores_of_every_head(family: Path, tmp_path: Path) -> None:
     assert run(family, tmp_path, "seed=7") == 0
     store = Store(tmp_path)
-    assert store.steps("components", "words") == [0, 5]
-    table = store.read_table("components", "words", None, 5)
+    assert store.folder("components", "words").steps() == [0, 5]
+    table = store.folder("components", "words").read_table(5)
     assert list(table) == ["model", "step", "tokens", "score", "layer", "head", "value"]
     assert len(table) == len(SCORES) * 2 * 4
     weights, tokenizer = read_weights(word_model(5)), words()
@@ -243,10 +235,10 @@ def test_the_script_writes_five_scores_of_every_head(family: Path, tmp_path: Pat
 
 def test_a_second_run_adds_only_the_missing_checkpoints(family: Path, tmp_path: Path) -> None:
     assert run(family, tmp_path, "checkpoints=[5]") == 0
-    path = Store(tmp_path).path("components", "words", 5)
+    path = Store(tmp_path).folder("components", "words").file(5)
     before = path.stat().st_mtime_ns
     assert run(family, tmp_path) == 0
-    assert Store(tmp_path).steps("components", "words") == [0, 5]
+    assert Store(tmp_path).folder("components", "words").steps() == [0, 5]
     assert path.stat().st_mtime_ns == before
 
 
@@ -254,7 +246,7 @@ def test_a_second_run_adds_only_the_missing_checkpoints(family: Path, tmp_path: 
     ("override", "says"),
     [
         ("seq_len=33", "seq_len: two blocks of 33 tokens need 66 positions, the model has 64; use seq_len=32 or less"),
-        ("seq_len=5000", "seq_len: 5000 different tokens a block asked for, the tokenizer has"),
+        ("seq_len=5000", "seq_len: two blocks of 5000 tokens need 10000 positions, the model has 64; use"),
         ("n_prompts=1000000000", "n_prompts: 1000000000 prompts of ioi asked for, at most"),
         ("n_sequences=0", "command line: n_sequences: "),
     ],

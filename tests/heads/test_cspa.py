@@ -13,20 +13,19 @@ from edge_attribution_patching.weights import ModelWeights, read_weights
 from tests.support.cspa_models import COPYING, RANDOM, SUPPRESSING, copy_suppression_model, sequences
 from tests.support.cspa_reference import cspa_of_head
 from tests.support.random_models import ARCHITECTURES, random_model, tiny_tokenizer
-from utils.errors import UserError
 from utils.heads import streamed_kl
-from utils.heads.cspa import NO_EFFECT, OVERFLOW, cspa_scores, mean_outputs, require_fit
-from utils.heads.cspa_sources import Cspa, kept_sources
+from utils.heads.cspa_scores import NO_EFFECT, OVERFLOW, cspa_scores, mean_outputs
+from utils.heads.cspa_sources import Ablation, kept_sources
 
 FUNCTION_WORDS = torch.tensor([1, 2, 3, 4, 39])
 NONE = torch.tensor([], dtype=torch.long)
 SETTINGS = {
-    "both": Cspa(),
-    "both, wide": Cspa(k_unembeddings=0.3, keep_self_attention=False, negative_only=False),
-    "ov": Cspa(interventions=("ov",)),
-    "qk": Cspa(interventions=("qk",), k_unembeddings=0.2),
-    "qk without self": Cspa(interventions=("qk",), keep_self_attention=False),
-    "ov, both signs": Cspa(interventions=("ov",), negative_only=False),
+    "both": Ablation(),
+    "both, wide": Ablation(k_unembeddings=0.3, keep_self_attention=False, negative_only=False),
+    "ov": Ablation(interventions=["ov"]),
+    "qk": Ablation(interventions=["qk"], k_unembeddings=0.2),
+    "qk without self": Ablation(interventions=["qk"], keep_self_attention=False),
+    "ov, both signs": Ablation(interventions=["ov"], negative_only=False),
 }
 
 
@@ -96,13 +95,13 @@ def test_batches_and_start_layer_change_no_score(bridge: TransformerBridge) -> N
     weights, tokens, others = read_weights(bridge), random_text(5, 23, 1), random_text(5, 23, 2)
     expected = scores(weights, tokens, others, batch=5)
     pd.testing.assert_frame_equal(scores(weights, tokens, others, batch=2), expected, rtol=1e-4, atol=1e-6)
-    above = scores(weights, tokens, others, settings=Cspa(start_layer=1))
+    above = scores(weights, tokens, others, settings=Ablation(start_layer=1))
     assert above["layer"].tolist() == [1] * 4 + [2] * 4
     pd.testing.assert_frame_equal(above, expected[expected["layer"] >= 1].reset_index(drop=True), rtol=1e-4, atol=1e-6)
 
 
 def test_keeping_everything_loses_nothing(bridge: TransformerBridge) -> None:
-    settings = Cspa(interventions=("qk",), k_unembeddings=1.0)
+    settings = Ablation(interventions=["qk"], k_unembeddings=1.0)
     table = scores(read_weights(bridge), random_text(3, 23, 1), random_text(5, 23, 2), NONE, settings)
     assert table["kl_cspa"].max() < 1e-8
     assert table["score"].to_numpy() == pytest.approx(1.0, abs=1e-6)
@@ -133,7 +132,7 @@ def test_random_and_copying_heads_are_not_recovered(hand_built: pd.DataFrame) ->
 
 def test_copying_head_is_recovered_where_positive_components_count() -> None:
     weights = read_weights(copy_suppression_model())
-    settings = Cspa(negative_only=False)
+    settings = Ablation(negative_only=False)
     table = scores(weights, sequences(8, 40, 0), sequences(30, 40, 1), torch.tensor([0]), settings)
     assert table["score"][COPYING] > 0.95
 
@@ -186,7 +185,7 @@ def test_loss_is_the_models() -> None:
 
 def test_half_precision_weights_are_scored_in_float32() -> None:
     tokens, others = random_text(3, 23, 1), random_text(5, 23, 2)
-    settings = Cspa(interventions=("qk",), k_unembeddings=1.0, keep_self_attention=False)
+    settings = Ablation(interventions=["qk"], k_unembeddings=1.0, keep_self_attention=False)
     full = scores(read_weights(random_model()), tokens, others, NONE, settings)
     half = scores(read_weights(random_model().bfloat16()), tokens, others, NONE, settings)
     assert half["score"].to_numpy() == pytest.approx(full["score"].to_numpy(), abs=0.05)
@@ -197,7 +196,7 @@ class TestKeptSources:
     predicted = torch.tensor([0.7, 0.5, 0.7, 0.6, 0.5, 0.8]).expand(1, 6, 6)
 
     def kept_at_the_end(self, function_words=NONE, **settings) -> list[int]:
-        kept = kept_sources(self.predicted, self.tokens, torch.as_tensor(function_words), Cspa(**settings))
+        kept = kept_sources(self.predicted, self.tokens, torch.as_tensor(function_words), Ablation(**settings))
         assert not kept[0].triu(1).any()
         return kept[0, -1].nonzero()[:, 0].tolist()
 
@@ -214,30 +213,22 @@ class TestKeptSources:
         assert self.kept_at_the_end(torch.tensor([8, 7])) == [3]
 
     def test_ov_alone_keeps_every_source(self) -> None:
-        assert self.kept_at_the_end(torch.tensor([8]), interventions=("ov",)) == [0, 1, 2, 3, 4, 5]
+        assert self.kept_at_the_end(torch.tensor([8]), interventions=["ov"]) == [0, 1, 2, 3, 4, 5]
 
     def test_no_candidate_keeps_nothing(self) -> None:
         assert self.kept_at_the_end(torch.tensor([5, 6, 7, 8]), k_unembeddings=1.0) == []
 
 
 def test_fraction_is_rounded_up_as_it_is_written() -> None:
-    assert Cspa(k_unembeddings=0.05).n_kept(61) == [1] * 20 + [2] * 20 + [3] * 20 + [4]
-    assert Cspa(k_unembeddings=0.07).n_kept(100)[-1] == 7
+    assert Ablation(k_unembeddings=0.05).n_kept(61) == [1] * 20 + [2] * 20 + [3] * 20 + [4]
+    assert Ablation(k_unembeddings=0.07).n_kept(100)[-1] == 7
 
 
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="interventions"):
-        Cspa(interventions=())
-    with pytest.raises(ValueError, match="k_unembeddings=0"):
-        Cspa(k_unembeddings=0)
-
-
-def test_config_that_does_not_fit_the_model_is_refused() -> None:
-    weights = read_weights(random_model())
-    with pytest.raises(UserError, match="seq_len: 65 tokens; tiny has 64 positions"):
-        require_fit("tiny", weights, 65, 0)
-    with pytest.raises(UserError, match="start_layer: 3; tiny has layers 0 to 2"):
-        require_fit("tiny", weights, 64, 3)
+        Ablation(interventions=())
+    with pytest.raises(ValueError, match="k_unembeddings"):
+        Ablation(k_unembeddings=0)
 
 
 def test_hand_built_head_lowers_the_prediction_it_attends_to() -> None:

@@ -191,11 +191,11 @@ def test_the_script_writes_a_row_a_head_and_leaves_absent_classes_empty(tmp_path
     given = [f"model={family}", f"results_dir={results}", "device=cpu"]
     assert main(ANALYSIS, [*given, "checkpoints=[5]"]) == 0
     store = Store(results)
-    before = store.path("successor", "words", 5).stat().st_mtime_ns
+    before = store.folder("successor", "words").file(5).stat().st_mtime_ns
     assert main(ANALYSIS, given) == 0
-    assert store.path("successor", "words", 5).stat().st_mtime_ns == before
-    assert store.steps("successor", "words") == [0, 5]
-    table = store.read_table("successor", "words", None, 5)
+    assert store.folder("successor", "words").file(5).stat().st_mtime_ns == before
+    assert store.folder("successor", "words").steps() == [0, 5]
+    table = store.folder("successor", "words").read_table(5)
     classes = [column for name in CLASSES for column in (name, f"{name}_pairs")]
     assert list(table) == ["model", "step", "tokens", "layer", "head", "value", "pairs", "class_mean", *classes]
     assert list(zip(table["layer"], table["head"], strict=True)) == [(i, j) for i in range(2) for j in range(4)]
@@ -213,7 +213,7 @@ def test_a_tokenizer_without_pairs_is_refused_in_one_line(
 ) -> None:
     assert main(ANALYSIS, [f"model={tiny_family}", f"results_dir={tmp_path}", "device=cpu"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("model: no class (numbers, number_words,")
+    assert line.startswith("model: no class of words (numbers, number_words,")
     assert not list(tmp_path.rglob("*.csv"))
 
 

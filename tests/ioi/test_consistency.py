@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +13,19 @@ import torch
 
 from edge_attribution_patching.paths import Receivers
 from edge_attribution_patching.weights import read_weights
+from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_ioi_consistency import ANALYSIS
 from tests.support import ioi_transformer
 from tests.support.path_patching_reference import Hooked, path_patched_logits, swapped_at_end
 from tests.support.paths import ROOT
 from tests.support.random_models import ARCHITECTURES, random_model
+from tests.support.synthetic_results import write
 from tests.support.task_tokenizers import words
+from utils.config.keys import load_config
 from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
 from utils.ioi.consistency import (
-    HEAD_COLUMNS,
-    LEVEL_COLUMNS,
     LEVELS,
-    SIGNAL_COLUMNS,
     ioi_consistency,
-    ioi_prompts,
     reading_roles,
     writing_roles,
 )
@@ -35,10 +33,14 @@ from utils.ioi.effects import NAMES, LogitDifference, PairedRuns, name_attention
 from utils.ioi.handover import role_handover
 from utils.ioi.inputs import HeadFacts
 from utils.ioi.keys import IoiConsistencyConfig, Thresholds
+from utils.models.family import LocalFamily, resolve_family
+from utils.results.kinds import IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
+from utils.results.record import RunRecord
 from utils.results.store import Store
 from utils.runner import main
-from utils.tasks import Prompts, build_prompts
-from utils.tasks.metrics import METRICS
+from utils.tasks import TASKS, Prompts, build_prompts
+from utils.tasks.ioi import signal_variants
+from utils.tasks.metrics import METRICS, Answers
 
 VARIANTS = ["same_token_same_order", "same_token_opposite_order", "other_token_same_order"]
 VARIANTS += ["other_token_opposite_order"]
@@ -48,15 +50,27 @@ def config_of(**keys) -> IoiConsistencyConfig:
     return IoiConsistencyConfig(model="any", **({"n_prompts": 6} | keys))
 
 
+def prompts_of(config: IoiConsistencyConfig, tokenizer) -> tuple:
+    """The prompts that effects are measured on, and their signal variants."""
+    prompts = TASKS["ioi"].build(tokenizer, config.n_prompts, config.seed, config)
+    return prompts, signal_variants(prompts, tokenizer, config.seed)
+
+
+def turned_around(prompts: Prompts) -> Prompts:
+    """The same prompts with right and wrong answers exchanged."""
+    answers = prompts.answers
+    return replace(prompts, answers=Answers(answers.wrong, answers.wrong_mask, answers.right, answers.right_mask))
+
+
 def random_setup(architecture: str, **keys) -> tuple:
     """A random model of three layers that prefers the right answer, its IOI prompts and variants."""
     tokenizer = words()
     model = random_model(architecture, n_layers=3, n_heads=4, d_model=32, vocab=len(tokenizer))
     config = config_of(**keys)
-    prompts, variants = ioi_prompts(config, tokenizer)
+    prompts, variants = prompts_of(config, tokenizer)
     weights = read_weights(model)
     if float(PairedRuns(weights, prompts, prompts.corrupted, 4, 1.0).clean().mean()) < 0:
-        prompts = replace(prompts, answers=prompts.wrong_answers, wrong_answers=prompts.answers)
+        prompts = turned_around(prompts)
     return model, weights, prompts, variants, config
 
 
@@ -66,7 +80,7 @@ def pair(prompts: Prompts, others: torch.Tensor, row: int) -> tuple[torch.Tensor
 
 
 def logit_diff(logits: torch.Tensor, prompts: Prompts, row: int) -> float:
-    return float(logits[prompts.answers[row, 0]] - logits[prompts.wrong_answers[row, 0]])
+    return float(logits[prompts.answers.right[row, 0]] - logits[prompts.answers.wrong[row, 0]])
 
 
 def facts_of(shape: tuple[int, int], **scores: dict[tuple[int, int], float]) -> HeadFacts:
@@ -85,7 +99,7 @@ def facts_of(shape: tuple[int, int], **scores: dict[tuple[int, int], float]) -> 
 def test_logit_differences_equal_the_metric_of_the_models_own_logits(architecture: str) -> None:
     model, weights, prompts, _, _ = random_setup(architecture)
     logits = model(prompts.clean).logits[torch.arange(len(prompts)), prompts.lengths - 1]
-    expected = METRICS["logit_diff"](logits, prompts)
+    expected = METRICS["logit_diff"](logits, prompts.answers)
     found = PairedRuns(weights, prompts, prompts.corrupted, 4, 1.0).clean()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -97,7 +111,7 @@ def test_an_output_bias_counts() -> None:
     finals = torch.randn(len(prompts), weights.d_model)
     without = LogitDifference(weights, prompts)(finals, rows)
     with_bias = LogitDifference(replace(weights, unembed_bias=bias), prompts)(finals, rows)
-    expected = bias[prompts.answers[:, 0]] - bias[prompts.wrong_answers[:, 0]]
+    expected = bias[prompts.answers.right[:, 0]] - bias[prompts.answers.wrong[:, 0]]
     torch.testing.assert_close(with_bias - without, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -184,8 +198,8 @@ def test_percentages_are_shares_of_the_circuits_effect() -> None:
     facts = facts_of((3, 4), copy={(2, 0): 11.0, (1, 1): 10.0}, cspa={(0, 2): 0.2, (2, 0): 0.9, (1, 3): 0.1})
     facts.in_circuit[2, 3] = False
     found = ioi_consistency(weights, prompts, variants, facts, config)
-    assert list(found.levels) == LEVEL_COLUMNS
-    assert list(found.heads) == HEAD_COLUMNS
+    assert list(found.levels) == list(IOI_CONSISTENCY.columns)
+    assert list(found.heads) == list(IOI_CONSISTENCY_HEADS.columns)
     heads = found.heads[found.heads["level"] == "name_movers"].set_index(["layer", "head"])
     assert len(heads) == 11
     assert (2, 3) not in heads.index
@@ -265,7 +279,7 @@ def test_levels_without_receivers_are_empty_and_say_why(change: dict, reasons: l
 
 def test_nothing_can_be_lost_of_a_negative_logit_difference() -> None:
     _, weights, prompts, variants, config = random_setup("neox-parallel")
-    prompts = replace(prompts, answers=prompts.wrong_answers, wrong_answers=prompts.answers)
+    prompts = turned_around(prompts)
     found = ioi_consistency(weights, prompts, variants, facts_of((3, 4)), config)
     assert found.levels["reason"].str.fullmatch(r"the logit difference is -\S+, not above 0: nothing can be lost").all()
     assert found.levels["percent"].isna().all()
@@ -290,7 +304,7 @@ def hand_built(**keys) -> tuple:
     tokenizer = ioi_transformer.tokenizer()
     weights = read_weights(ioi_transformer.ioi_transformer())
     config = config_of(**({"n_prompts": 24} | keys))
-    prompts, variants = ioi_prompts(config, tokenizer)
+    prompts, variants = prompts_of(config, tokenizer)
     blocks = repeated_blocks(ordinary_tokens(tokenizer, weights.d_vocab), 20, 10, seed=0)
     names = torch.stack([prompts.positions[name] for name in NAMES], dim=1)
     scores = attention_scores(weights, blocks, 32)
@@ -325,7 +339,7 @@ def test_the_hand_built_algorithm_is_recovered_wholly(through_mlps: bool) -> Non
 
 def test_the_hand_built_head_inhibits_by_position_and_not_by_token() -> None:
     signals = ioi_consistency(*hand_built()).signals
-    assert list(signals) == SIGNAL_COLUMNS
+    assert list(signals) == list(IOI_CONSISTENCY_SIGNALS.columns)
     assert set(zip(signals["layer"], signals["head"], strict=True)) == {(2, 0)}
     by_variant = signals.set_index("variant")
     assert list(by_variant.index) == VARIANTS
@@ -370,7 +384,7 @@ def test_handover_tells_who_follows_whom() -> None:
 
 
 def test_handover_without_any_role_has_no_rows() -> None:
-    assert role_handover(pd.DataFrame(columns=["step", "tokens", *HEAD_COLUMNS]), [0, 1]).empty
+    assert role_handover(pd.DataFrame(columns=["step", "tokens", *IOI_CONSISTENCY_HEADS.columns]), [0, 1]).empty
 
 
 # --- the script
@@ -409,22 +423,24 @@ def test_the_script_finds_the_algorithm_and_its_handover(family: Path, tmp_path:
     assert main(ANALYSIS, given(family, results, "circuit.heads=all")) == 0
     store = Store(results)
     for step in (0, 10, 20):
-        levels = store.read_table("ioi_consistency", "hand", None, step)
-        assert list(levels) == ["model", "step", "tokens", *LEVEL_COLUMNS]
-        assert list(store.read_table("ioi_consistency_heads", "hand", None, step))[3:] == HEAD_COLUMNS
-        assert list(store.read_table("ioi_consistency_signals", "hand", None, step))[3:] == SIGNAL_COLUMNS
+        levels = store.folder("ioi_consistency", "hand").read_table(step)
+        assert list(levels) == ["model", "step", "tokens", *IOI_CONSISTENCY.columns]
+        for kind in (IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS):
+            assert list(store.folder(kind, "hand").read_table(step))[3:] == list(kind.columns)
     levels = store.read_tables("ioi_consistency", "hand").set_index(["step", "level"])
     assert levels.loc[0, "percent"].isna().all()
     assert levels.loc[0, "reason"].str.contains("not above 0").all()
     for step in (10, 20):
         assert levels.loc[step, "percent"].to_list() == pytest.approx([100, 100, 100], abs=1e-4)
-    handover = store.read_summary("ioi_consistency", "hand", None, "role_handover").set_index(["role", "layer", "head"])
+    handover = (
+        store.folder("ioi_consistency", "hand").read_summary("role_handover").set_index(["role", "layer", "head"])
+    )
     spans = handover[["first_step", "last_step"]].apply(tuple, axis=1).to_dict()
     assert spans["name_mover", 3, 0] == (10, 10)
     assert spans["name_mover", 3, 2] == (20, 20)
     assert spans["s_inhibition", 2, 0] == (10, 20)
     assert handover.loc[("s_inhibition", 2, 0), "first_tokens"] == 100
-    inputs = store.read_json("ioi_consistency", "hand", None, 10)["inputs"]
+    inputs = store.folder("ioi_consistency", "hand").read_json(10)["inputs"]
     assert inputs == {"circuit": "all heads", "components": "computed", "cspa": "computed"}
 
 
@@ -432,45 +448,97 @@ def test_the_circuit_is_found_in_the_same_load_where_none_is_stored(family: Path
     results = tmp_path / "results"
     assert main(ANALYSIS, given(family, results, "checkpoints=[0, 10]")) == 0
     store = Store(results)
-    early = store.read_table("ioi_consistency", "hand", None, 0)
+    early = store.folder("ioi_consistency", "hand").read_table(0)
     assert set(early["reason"]) == {"no circuit: task not learned"}
-    levels = store.read_table("ioi_consistency", "hand", None, 10).set_index("level")
+    levels = store.folder("ioi_consistency", "hand").read_table(10).set_index("level")
     assert levels.loc["s_inhibition", "percent"] == pytest.approx(100, abs=1e-4)
-    heads = store.read_table("ioi_consistency_heads", "hand", None, 10)
+    heads = store.folder("ioi_consistency_heads", "hand").read_table(10)
     circuit = set(zip(heads["layer"], heads["head"], strict=True))
     assert circuit <= set.union(*ioi_transformer.ROLES.values(), {(0, 0)})  # the uniform heads are not in it
-    assert store.read_json("ioi_consistency", "hand", None, 10)["inputs"]["circuit"] == "computed"
+    assert store.folder("ioi_consistency", "hand").read_json(10)["inputs"]["circuit"] == "computed"
 
 
-def store_inputs(store: Store, provenance_from: Store, step: int) -> None:
-    """Stored scores that say another head is the name mover, with the weights' true provenance."""
-    run = provenance_from.read_run("ioi_consistency", "hand")
+def store_inputs(keys: list[str], step: int) -> Store:
+    """Stored scores that say another head is the name mover, as a run with these keys would take them."""
+    config = load_config(IoiConsistencyConfig, None, keys)
+    store = Store(config.results_dir)
     cells = [(layer, head) for layer in range(4) for head in range(3)]
     rows = [
         {"score": score, "layer": layer, "head": head, "value": 50.0 if (score, layer, head) == ("copy", 3, 1) else 0.0}
         for score in ("copy", "induction", "duplicate_token") for layer, head in cells
     ]  # fmt: skip
-    store.write_table("components", "hand", None, step, pd.DataFrame(rows), 100)
+    write(store, "components", "hand", None, step, pd.DataFrame(rows), 100)
     cspa = [{"layer": layer, "head": head, "score": 0.5 if (layer, head) == (3, 0) else None} for layer, head in cells]
-    store.write_table("cspa", "hand", None, step, pd.DataFrame(cspa[6:]), 100)  # from layer 2 up
-    for kind in ("components", "cspa"):
-        (store.folder(kind, "hand") / "run.json").write_text(json.dumps(run))
+    write(store, "cspa", "hand", None, step, pd.DataFrame(cspa[6:]), 100)  # from layer 2 up
+    family = resolve_family(str(config.model), config.cache_dir)
+    for kind, of_kind in (("components", config.components_config()), ("cspa", config.cspa_config())):
+        folder = store.folder(kind, "hand")
+        RunRecord(folder).begin(folder.kind.script.removesuffix(".py"), of_kind, family, [step])
+        RunRecord(folder).add(step, family.fetch(step)[1])
+    return store
+
+
+def sources(store: Store) -> dict[str, str]:
+    return store.folder("ioi_consistency", "hand").read_json(10)["inputs"]
 
 
 def test_stored_scores_are_read(family: Path, tmp_path: Path) -> None:
-    assert main(ANALYSIS, given(family, tmp_path / "first", "circuit.heads=all", "checkpoints=[10]")) == 0
-    store = Store(tmp_path / "results")
-    store_inputs(store, Store(tmp_path / "first"), 10)
-    assert (
-        main(ANALYSIS, given(family, store.root, "circuit.heads=all", "checkpoints=[10]", "require_stored=true")) == 0
-    )
-    heads = store.read_table("ioi_consistency_heads", "hand", None, 10)
+    keys = given(family, tmp_path / "results", "circuit.heads=all", "checkpoints=[10]", "require_stored=true")
+    store = store_inputs(keys, 10)
+    assert main(ANALYSIS, keys) == 0
+    heads = store.folder("ioi_consistency_heads", "hand").read_table(10)
     first = heads[heads["level"] == "name_movers"]
     roles = first[first["passes"]].set_index(["layer", "head"])["role"].to_dict()
     assert roles == {(3, 0): "copy_suppression", (3, 1): "name_mover"}
     assert first["cspa"].isna().sum() == 11
-    inputs = store.read_json("ioi_consistency", "hand", None, 10)["inputs"]
-    assert inputs == {"circuit": "all heads", "components": "stored", "cspa": "stored"}
+    assert sources(store) == {"circuit": "all heads", "components": "stored", "cspa": "stored"}
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "says"),
+    [
+        ("components.seq_len=9", "components", "components/hand holds seq_len=10, this run asks 9"),
+        ("components.n_prompts=21", "components", "components/hand holds n_prompts=20, this run asks 21"),
+        ("cspa.k_unembeddings=0.1", "cspa", "cspa/hand holds k_unembeddings=0.05, this run asks 0.1"),
+        ("seed=1", "components", "components/hand holds seed=0, this run asks 1"),
+    ],
+)
+def test_scores_that_depend_on_other_settings_are_measured_anew_or_refused(
+    override: str,
+    kind: str,
+    says: str,
+    family: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keys = given(family, tmp_path / "results", "circuit.heads=all", "checkpoints=[10]")
+    store = store_inputs(keys, 10)
+    assert main(ANALYSIS, [*keys, override, "require_stored=true"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert says in line
+    assert line.endswith("overwrite=true")
+    assert main(ANALYSIS, [*keys, override]) == 0
+    assert any(says in record.getMessage() for record in caplog.records)
+    assert sources(store)[kind] == "computed"
+
+
+def test_a_stored_circuit_is_taken_only_where_it_is_the_one_this_run_would_find(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    results = tmp_path / "results"
+    found = [f"model={family}", "task=ioi", "checkpoints=[10]", f"results_dir={results}", "device=cpu", "n_prompts=8"]
+    keys = given(family, results, "checkpoints=[10]")
+    asked = [*found, "evaluate_on=same", "ioi_corruption=abc", "search.threshold=0.95"]
+    assert main(CIRCUITS, asked) == 0
+    assert main(ANALYSIS, [*keys, "require_stored=true"]) == 2
+    assert f"{results}/graphs/hand/ioi holds ioi_corruption=abc, this run asks swap" in capsys.readouterr().err
+    assert main(ANALYSIS, keys) == 0
+    assert any("holds ioi_corruption=abc, this run asks swap" in record.getMessage() for record in caplog.records)
+    assert sources(Store(results))["circuit"] == "computed"
+    assert main(CIRCUITS, [*found, "evaluate_on=same", "overwrite=true"]) == 0
+    assert main(ANALYSIS, [*keys, "overwrite=true"]) == 0
+    assert sources(Store(results))["circuit"] == "stored"
 
 
 def test_what_has_to_be_stored_and_is_missing_is_named_with_its_command(
@@ -487,19 +555,30 @@ def test_what_has_to_be_stored_and_is_missing_is_named_with_its_command(
     assert not list(results.rglob("ioi_consistency/hand/step*.csv"))
 
 
-def test_scores_of_other_weights_are_refused(family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(ANALYSIS, given(family, tmp_path / "first", "circuit.heads=all", "checkpoints=[10]")) == 0
-    store = Store(tmp_path / "results")
-    store_inputs(store, Store(tmp_path / "first"), 10)
+def test_scores_of_other_weights_are_measured_anew_or_refused(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = store_inputs(given(family, tmp_path / "results", "circuit.heads=all"), 10)
     other = tmp_path / "families" / "hand"
     shutil.copytree(family, other)
     ioi_transformer.exchange_heads(model := ioi_transformer.ioi_transformer(), 3, 0, 2)
     model.save_pretrained(other / "step10")
-    capsys.readouterr()
-    assert main(ANALYSIS, given(other, store.root, "circuit.heads=all", "checkpoints=[10]")) == 2
+    keys = given(other, store.root, "circuit.heads=all", "checkpoints=[10]")
+    assert main(ANALYSIS, [*keys, "require_stored=true"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert "components/hand/step000010.csv was measured on other weights; run: python" in line
     assert line.endswith("overwrite=true")
+    assert main(ANALYSIS, keys) == 0
+    assert sources(store) == {"circuit": "all heads", "components": "computed", "cspa": "computed"}
+
+
+def test_text_that_is_too_short_is_refused_before_anything_is_loaded(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalFamily, "load", None)  # Nothing may be loaded.
+    assert main(ANALYSIS, given(family, tmp_path / "results", "cspa.n_mean_sequences=100000")) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "sequences of 20 tokens, 100010 are needed" in line
 
 
 def test_without_a_text_cspa_cannot_be_computed(
@@ -523,18 +602,18 @@ def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
     assert main(ANALYSIS, ["-c", str(ROOT / "configs/ioi_consistency_toy.yml"), *overrides]) == 0
     store = Store(tmp_path)
     name = toy_family.name
-    start = store.read_table("ioi_consistency", name, None, 0)
+    start = store.folder("ioi_consistency", name).read_table(0)
     assert start["percent"].isna().all()
     assert start["n_heads"].isna().all()
     assert set(start["reason"]) == {"no circuit: task not learned"}
-    assert store.read_table("ioi_consistency_heads", name, None, 0).empty
-    end = store.read_table("ioi_consistency", name, None, last).set_index("level")
+    assert store.folder("ioi_consistency_heads", name).read_table(0).empty
+    end = store.folder("ioi_consistency", name).read_table(last).set_index("level")
     assert end.loc["name_movers", "percent"] > 70
     assert (end["percent"].notna() | end["reason"].notna()).all()
-    heads = store.read_table("ioi_consistency_heads", name, None, last)
+    heads = store.folder("ioi_consistency_heads", name).read_table(last)
     for row in heads[(heads["level"] == "name_movers") & heads["passes"]].itertuples():
         assert row.copy_score > 10 if row.role == "name_mover" else row.cspa > 0.10
-    handover = store.read_summary("ioi_consistency", name, None, "role_handover")
+    handover = store.folder("ioi_consistency", name).read_summary("role_handover")
     assert set(handover["first_step"]) == {last}
 
 
@@ -543,12 +622,12 @@ def test_the_algorithm_of_a_checkpoint_that_knows_positions_is_found_at_all_leve
     overrides = [f"model={ROOT / 'tests/data/toy_ioi'}", f"results_dir={tmp_path}", "device=cpu"]
     assert main(ANALYSIS, ["-c", str(ROOT / "configs/ioi_consistency_toy.yml"), *overrides]) == 0
     store = Store(tmp_path)
-    levels = store.read_table("ioi_consistency", "toy_ioi", None, 1700).set_index("level")
+    levels = store.folder("ioi_consistency", "toy_ioi").read_table(1700).set_index("level")
     assert levels["reason"].isna().all()
     assert levels.loc["name_movers", "percent"] > 50
     assert levels.loc["s_inhibition", "percent"] > 90
     assert levels.loc["induction", "percent"] > 90
-    heads = store.read_table("ioi_consistency_heads", "toy_ioi", None, 1700)
+    heads = store.folder("ioi_consistency_heads", "toy_ioi").read_table(1700)
     held = heads[heads["passes"]].set_index(["level", "layer", "head"])
     movers = held.loc["name_movers"]
     assert movers.loc[(4, 0), "role"] == "name_mover"
@@ -560,7 +639,7 @@ def test_the_algorithm_of_a_checkpoint_that_knows_positions_is_found_at_all_leve
     assert inhibitors.loc[(3, 2), "attention_s2"] > 0.4
     assert set(held.loc["induction"]["role"]) == {"induction"}
     assert {layer for layer, _ in held.loc["induction"].index} == {2}
-    signals = store.read_table("ioi_consistency_signals", "toy_ioi", None, 1700)
+    signals = store.folder("ioi_consistency_signals", "toy_ioi").read_table(1700)
     of_head = signals[(signals["layer"] == 3) & (signals["head"] == 2)].set_index("variant")
     clean, opposite = of_head.loc["same_token_same_order"], of_head.loc["same_token_opposite_order"]
     assert opposite["logit_diff"] < clean["logit_diff"] - 0.5

@@ -100,9 +100,9 @@ def test_absent_models_tasks_and_steps_are_left_out_with_a_line(
 ) -> None:
     store = write_all(tmp_path / "results", models=("pythia-70m", "pythia-160m"), tasks=("ioi", "sva"))
     for kind in ("faithfulness", "baselines"):
-        for path in store.folder(kind, "pythia-160m", "sva").iterdir():
+        for path in store.folder(kind, "pythia-160m", "sva").path.iterdir():
             path.unlink()
-        store.path(kind, "pythia-70m", 64, "ioi").unlink()
+        store.folder(kind, "pythia-70m", "ioi").file(64).unlink()
     arguments = ("-r", store.root, "-o", tmp_path, "-m", "pythia-70m", "pythia-160m", "pythia-12b")
     with caplog.at_level(logging.INFO):
         assert run("plot_circuits", *arguments) == 0
@@ -123,7 +123,7 @@ def test_circuit_figure_shows_the_selected_sizes_with_gaps_and_the_metric_with_b
             full, corrupted = (trace for trace in of_metric if trace.fill is None)
             band, _ = (trace for trace in of_metric if trace.fill == "toself")
             for i, step in enumerate(STEPS):
-                table = store.read_table("faithfulness", model, task, step)
+                table = store.folder("faithfulness", model, task).read_table(step)
                 chosen = table[table["selected"]]
                 if chosen.empty:
                     assert np.isnan(sizes.y[i])
@@ -131,7 +131,7 @@ def test_circuit_figure_shows_the_selected_sizes_with_gaps_and_the_metric_with_b
                 else:
                     assert sizes.y[i] == chosen["n_edges"].iloc[0]
                     assert faithful.y[i] == chosen["faithfulness"].iloc[0]
-                baseline = store.read_table("baselines", model, task, step).iloc[0]
+                baseline = store.folder("baselines", model, task).read_table(step).iloc[0]
                 assert full.y[i] == baseline["full"]
                 assert corrupted.y[i] == baseline["corrupted"]
                 assert band.y[i] == pytest.approx(baseline["full"] + INTERVAL * baseline["full_se"])
@@ -167,7 +167,7 @@ def test_legend_names_each_model_once(store: Store) -> None:
 
 def test_a_task_from_a_csv_goes_by_the_metric_of_its_run(tmp_path: Path) -> None:
     store = write_all(tmp_path, models=("toy",), tasks=("my_prompts",))
-    run_record = store.folder("baselines", "toy", "my_prompts") / "run.json"
+    run_record = store.folder("baselines", "toy", "my_prompts").path / "run.json"
     run_record.write_text(json.dumps({"config": {"metric": "prob_diff"}}))
     figure = plot_circuits.draw(store, Namespace(**vars(EVERYTHING), count="edges"))["circuits"]
     assert figure.layout.yaxis3.title.text == "probability difference"
@@ -187,7 +187,7 @@ def test_head_figure_shows_each_steps_best_head(store: Store) -> None:
     figure = plot_head_scores.draw_maxima(table, model_looks(MODELS))
     (line,) = lines(figure, "pythia-160m")
     for value, named, step in zip(line.y, line.customdata, STEPS, strict=True):
-        scores = store.read_table("components", "pythia-160m", None, step)[lambda rows: rows["score"] == "induction"]
+        scores = store.folder("components", "pythia-160m").read_table(step)[lambda rows: rows["score"] == "induction"]
         best = scores.loc[scores["value"].idxmax()]
         assert value == best["value"]
         assert named[2] == f"{best['layer']}.{best['head']}"
@@ -198,7 +198,7 @@ def test_head_figure_draws_what_is_measured_where_successor_and_cspa_are_not(
 ) -> None:
     store = write_all(tmp_path, models=("toy",), tasks=("ioi",))
     for kind in ("successor", "cspa"):
-        for path in store.folder(kind, "toy").iterdir():
+        for path in store.folder(kind, "toy").path.iterdir():
             path.unlink()
     with caplog.at_level(logging.INFO):
         figures = plot_head_scores.draw(store, Namespace(**vars(EVERYTHING), top=2))
@@ -235,7 +235,7 @@ def test_ioi_figure_has_three_panels_in_percent(store: Store) -> None:
     for axis, level in (("x", "name_movers"), ("x2", "s_inhibition"), ("x3", "induction")):
         (line,) = lines(figure, "pythia-70m", axis)
         for value, step in zip(line.y, STEPS, strict=True):
-            table = store.read_table("ioi_consistency", "pythia-70m", None, step).set_index("level")
+            table = store.folder("ioi_consistency", "pythia-70m").read_table(step).set_index("level")
             assert value == table.loc[level, "percent"]
 
 
@@ -252,7 +252,7 @@ def test_curves_ring_the_selected_size(store: Store) -> None:
     arguments = Namespace(model=["pythia-70m"], task=["ioi"], curves=3)
     figure = plot_faithfulness_curve.draw(store, arguments)["faithfulness_curve_pythia-70m"]
     assert [trace.name for trace in figure.data] == ["step 0", "step 512", "step 143,000"]
-    table = store.read_table("faithfulness", "pythia-70m", "ioi", 143_000)
+    table = store.folder("faithfulness", "pythia-70m", "ioi").read_table(143_000)
     ringed = [x for x, size in zip(figure.data[-1].x, figure.data[-1].marker.size, strict=True) if size > 5]
     assert ringed == table.loc[table["selected"], "size"].tolist()
 
@@ -262,7 +262,7 @@ def test_areas_follow_from_the_table_and_the_graphs_edges(store: Store) -> None:
     (row, *_) = plot_faithfulness_curve.areas(table, plot_faithfulness_curve.graph_sizes(store, table)).to_dict(
         "records"
     )
-    first = store.read_table("faithfulness", "pythia-70m", "ioi", 0)
+    first = store.folder("faithfulness", "pythia-70m", "ioi").read_table(0)
     # 4 layers of 6 heads in parallel blocks: sum over layers of (1 + 7 l) * 19, and 29 into the logits.
     n_edges = sum((1 + 7 * layer) * 19 for layer in range(4)) + 29
     k = np.array([0, *first["size"] / n_edges, 1])

@@ -18,9 +18,10 @@ from plotting.report.circuits import PORTS, circuit_records
 from plotting.report.heads import SCORE_ROLES, head_records
 from plotting.report.page import script_safe
 from plotting.report.results import Results
-from tests.support.synthetic_results import STEPS, TASKS, write_all
+from tests.support.synthetic_results import STEPS, TASKS, write, write_all
 from utils.ioi.handover import role_handover
-from utils.results.store import KINDS, Store
+from utils.results.kinds import KINDS
+from utils.results.store import Store
 
 MODEL = "pythia-70m"
 MADE_UP = (
@@ -82,11 +83,11 @@ def test_circuit_records_hold_every_edge_of_every_checkpoint(store: Store) -> No
         edges = [(names[source], names[target] + ports[port]) for source, target, port in triples]
         assert [state["step"] for state in record["steps"]] == list(STEPS)
         for state in record["steps"]:
-            table = store.read_table("graphs", MODEL, record["task"], state["step"])
+            table = store.folder("graphs", MODEL, record["task"]).read_table(state["step"])
             held = {edges[edge]: score for edge, score in zip(state["edges"], state["scores"], strict=True)}
             assert held == pytest.approx(edges_of(table), rel=1e-5)
             assert state["nodes"] == len(nodes_of(edges_of(table)))
-            baselines = store.read_table("baselines", MODEL, record["task"], state["step"]).iloc[0]
+            baselines = store.folder("baselines", MODEL, record["task"]).read_table(state["step"]).iloc[0]
             assert state["full"] == pytest.approx(baselines["full"], rel=1e-5)
 
 
@@ -109,7 +110,7 @@ def test_heads_of_circuits_have_their_first_and_last_step(store: Store) -> None:
     ((record,), _) = head_records(results_of(store))
     steps: dict[tuple[int, int], list[int]] = {}
     for step in STEPS:
-        for node in nodes_of(edges_of(store.read_table("graphs", MODEL, "ioi", step))):
+        for node in nodes_of(edges_of(store.folder("graphs", MODEL, "ioi").read_table(step))):
             if match := re.fullmatch(r"a(\d+)\.h(\d+)", node):
                 steps.setdefault((int(match[1]), int(match[2])), []).append(step)
     rows = [row for row in record["roles"] if row["role"] == "in IOI circuit"]
@@ -131,7 +132,7 @@ def test_roles_found_by_effect_agree_with_the_handover_table(store: Store, tmp_p
                 "passes": [step > 0, False, False],
             }
         )
-        copied.write_table(kind, MODEL, None, step, heads, 8 * step)
+        write(copied, kind, MODEL, None, step, heads, 8 * step)
     ((record,), meanings) = head_records(results_of(copied))
     rows = [row for row in record["roles"] if row["role"].endswith("(by effect)")]
     held = [(*record["heads"][row["head"]], row["first"], row["last"], row["n"]) for row in rows]
@@ -148,7 +149,7 @@ def test_one_kind_of_results_is_enough(kind: str, store: Store, tmp_path: Path) 
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     others = [other for other in KINDS if other != kind and not copied.models(other)]
     for other in others:
-        assert KINDS[other][0] in text
+        assert KINDS[other].script in text
     assert ('id="circuit" hidden' in text) == (kind != "graphs")
 
 
@@ -156,9 +157,9 @@ def test_results_without_any_circuit_say_so(store: Store, tmp_path: Path) -> Non
     copied = Store(tmp_path)
     empty = pd.DataFrame(columns=["source", "target", "score"])
     for step in (0, 8):
-        copied.write_table("graphs", MODEL, "ioi", step, empty, 8)
+        write(copied, "graphs", MODEL, "ioi", step, empty, 8)
         baselines = {"full": 0.1, "corrupted": 0.1, "n_prompts": 4, "status": "task not learned"}
-        copied.write_table("baselines", MODEL, "ioi", step, pd.DataFrame([baselines]), 8)
+        write(copied, "baselines", MODEL, "ioi", step, pd.DataFrame([baselines]), 8)
     (record,) = circuit_records(results_of(copied))
     assert [(state["edges"], state["status"]) for state in record["steps"]] == [([], "task not learned")] * 2
     assert main(["-r", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 0
@@ -175,7 +176,7 @@ def test_without_results_one_line_names_the_command_that_makes_them(
 
 def test_an_unreadable_circuit_is_named_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     edges = pd.DataFrame({"source": ["input"], "target": ["a0.h1<z>"], "score": [1.0]})
-    Store(tmp_path).write_table("graphs", MODEL, "ioi", 8, edges, 8)
+    Store(tmp_path).folder("graphs", MODEL, "ioi").write_table(8, edges, 8)
     assert main(["-r", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 2
     (error,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert f"graphs/{MODEL}/ioi" in error
@@ -197,7 +198,7 @@ def test_configs_versions_weights_and_equal_weights_stand_on_the_page(store: Sto
         },
         "equal_weights": [[0, 8]],
     }
-    (copied.folder("components", MODEL) / "run.json").write_text(json.dumps(run))
+    (copied.folder("components", MODEL).path / "run.json").write_text(json.dumps(run))
     main(["-r", str(tmp_path), "-o", str(tmp_path / "report.html")])
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     for line in ("n_sequences: 50", "eap:\n  ig_steps: 5", "torch: 2.13.0", "EleutherAI/pythia-70m", "5" * 64):

@@ -15,7 +15,7 @@ from plotting.make_report import main
 from tests.support.browser import OpenPage, chromium, slider_times
 from tests.support.report_family import MODEL as FAMILY
 from tests.support.report_family import N_EDGES, N_STEPS, write_family
-from tests.support.synthetic_results import STEPS, write_all
+from tests.support.synthetic_results import STEPS, write, write_all
 from utils.results.store import Store
 
 pytestmark = pytest.mark.browser
@@ -96,7 +96,7 @@ def test_slider_shows_every_checkpoints_circuit_and_its_change(wide: OpenPage, s
     slider.press("Home")
     before = None
     for step in STEPS:
-        table = store.read_table("graphs", MODEL, "ioi", step)
+        table = store.folder("graphs", MODEL, "ioi").read_table(step)
         assert page.locator("#step-label").inner_text().startswith(f"step {step:,}")
         facts, change = page.locator("#facts").inner_text(), page.locator("#change").inner_text()
         drawn = {state: page.locator(f".edge.{state}").count() for state in ("added", "removed", "kept", "only")}
@@ -104,14 +104,14 @@ def test_slider_shows_every_checkpoints_circuit_and_its_change(wide: OpenPage, s
             assert facts.startswith("No circuit")
             assert sum(drawn.values()) == 0
         else:
-            chosen = store.read_table("faithfulness", MODEL, "ioi", step).query("selected").iloc[0]
+            chosen = store.folder("faithfulness", MODEL, "ioi").read_table(step).query("selected").iloc[0]
             size = compare(table, table)
             assert facts.startswith(f"{size['n_edges']} edges, {size['n_nodes']} nodes")
             assert f"faithfulness {chosen['faithfulness']:.4g}" in facts
             if before is None:
                 assert drawn == {"added": 0, "removed": 0, "kept": 0, "only": len(table)}
             else:
-                change_expected = compare(store.read_table("graphs", MODEL, "ioi", before), table)
+                change_expected = compare(store.folder("graphs", MODEL, "ioi").read_table(before), table)
                 added, removed = change_expected["edges_added"], change_expected["edges_removed"]
                 expected = f"Since step {before:,}: {added} edges? added, {removed} removed, {len(table) - added} kept"
                 assert re.match(expected, change)
@@ -138,7 +138,7 @@ def test_pointing_at_an_edge_shows_its_score(screen: str, store: Store, request:
     page.select_option("#circuit-task", "ioi")
     page.locator("#step").focus()
     page.locator("#step").press("End")
-    table = store.read_table("graphs", MODEL, "ioi", STEPS[-1])
+    table = store.folder("graphs", MODEL, "ioi").read_table(STEPS[-1])
     scores = {f"{source} → {target}": score for (source, target), score in edges_of(table).items()}
     page.select_option("#circuit-strongest", "50")
     shown = set()
@@ -174,7 +174,7 @@ def test_pointing_at_a_box_shows_the_heads_scores(wide: OpenPage, store: Store) 
     name = box.get_attribute("data-node")
     box.locator("rect").hover()
     layer, head = re.fullmatch(r"a(\d+)\.h(\d+)", name).groups()
-    table = store.read_table("components", MODEL, None, STEPS[-1])
+    table = store.folder("components", MODEL).read_table(STEPS[-1])
     row = table.query(f"score == 'induction' and layer == {layer} and head == {head}").iloc[0]
     lines = page.locator("#tip").inner_text().split("\n")
     assert lines[0] == name
@@ -188,7 +188,7 @@ def test_edge_list_holds_the_circuit(wide: OpenPage, store: Store) -> None:
     page.locator("#step").press("End")
     page.select_option("#edge-table select", "added")
     found = {(row[0], row[1]): float(row[2]) for row in cells(page, "#edge-table")}
-    last, before = (edges_of(store.read_table("graphs", MODEL, "ioi", step)) for step in (STEPS[-1], STEPS[-2]))
+    last, before = (edges_of(store.folder("graphs", MODEL, "ioi").read_table(step)) for step in (STEPS[-1], STEPS[-2]))
     assert found == pytest.approx({edge: score for edge, score in last.items() if edge not in before}, rel=1e-3)
     page.locator("#edge-list > summary").click()
 
@@ -196,7 +196,7 @@ def test_edge_list_holds_the_circuit(wide: OpenPage, store: Store) -> None:
 def test_head_table_sorts_by_a_score(wide: OpenPage, store: Store) -> None:
     page = wide.page
     page.select_option("#heads-step", str(STEPS[-1]))
-    table = store.read_table("components", MODEL, None, STEPS[-1]).query("score == 'induction'")
+    table = store.folder("components", MODEL).read_table(STEPS[-1]).query("score == 'induction'")
     header = page.locator("#heads-table th", has_text="Induction")
     column = page.locator("#heads-table th").all_inner_texts().index("Induction")
     for order, best in (("descending", table.loc[table["value"].idxmax()]), ("ascending", None)):
@@ -254,16 +254,16 @@ def test_names_from_data_are_shown_as_they_are(browser: Any, store: Store, tmp_p
     copied = Store(tmp_path / "results")
     for step in STEPS[-3:]:
         for kind in ("graphs", "faithfulness", "baselines"):
-            table = store.read_table(kind, MODEL, "ioi", step).drop(columns=["model", "step", "tokens"])
+            table = store.folder(kind, MODEL, "ioi").read_table(step).drop(columns=["model", "step", "tokens"])
             if kind == "baselines":
                 table["status"] = f"</script><script>hacked=1</script>{hostile}"
-            copied.write_table(kind, hostile, hostile, step, table, 8 * step)
+            write(copied, kind, hostile, hostile, step, table, 8 * step)
         scores = pd.DataFrame({"score": [hostile], "layer": [0], "head": [0], "value": [0.5]})
-        copied.write_table("components", hostile, None, step, scores, 8 * step)
+        write(copied, "components", hostile, None, step, scores, 8 * step)
     script = "</pre></script><script>hacked=1</script>"
     config = json.dumps({"analysis": script, "config": {"model": script, "metric": "m"}, "versions": {script: script}})
     for kind in ("baselines", "faithfulness", "graphs"):
-        (copied.folder(kind, hostile, hostile) / "run.json").write_text(config)
+        (copied.folder(kind, hostile, hostile).path / "run.json").write_text(config)
     assert main(["-r", str(copied.root), "-o", str(tmp_path / "report.html")]) == 0
     opened = OpenPage(browser, tmp_path / "report.html")
     opened.see_everything()
@@ -284,7 +284,7 @@ def test_a_family_of_40_checkpoints_stays_small_and_its_slider_quick(
     browser: Any, tmp_path: Path, record_property: Any
 ) -> None:
     store = write_family(tmp_path / "results")
-    assert len(store.steps("graphs", FAMILY, "ioi")) == N_STEPS
+    assert len(store.folder("graphs", FAMILY, "ioi").steps()) == N_STEPS
     assert main(["-r", str(store.root), "-o", str(tmp_path / "report.html")]) == 0
     size = (tmp_path / "report.html").stat().st_size
     assert size < MAX_BYTES

@@ -16,14 +16,15 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.support.demo_analysis import ANALYSIS, results_in
+from tests.support.demo_analysis import ANALYSIS, FIRST, SECOND, results_in
 from tests.support.paths import ROOT
 from tests.support.tiny_models import save_family
 from utils.errors import UserError
 from utils.models.family import LoadedCheckpoint, LocalFamily
 from utils.progress import duration
-from utils.results.store import Store
-from utils.runner import Analysis, Result, main
+from utils.results.store import Result, Store
+from utils.runner import Analysis, main
+from utils.tasks import Task
 
 
 @dataclasses.dataclass
@@ -37,9 +38,9 @@ class Bench:
     caplog: pytest.LogCaptureFixture
 
     def run(self, *overrides: str, analysis: Analysis = ANALYSIS) -> int:
-        def measure(checkpoint: LoadedCheckpoint, config: Any, task: str | None) -> dict[str, Result]:
-            self.measured.append((checkpoint.step, task))
-            return analysis.measure(checkpoint, config, task)
+        def measure(checkpoint: LoadedCheckpoint, config: Any, inputs: Any, task: Task) -> dict[str, Result]:
+            self.measured.append((checkpoint.step, task.name))
+            return analysis.measure(checkpoint, config, inputs, task)
 
         self.loaded.clear()
         self.measured.clear()
@@ -86,7 +87,7 @@ def test_every_checkpoint_and_task_is_measured_and_loaded_once(bench: Bench) -> 
     assert bench.run() == 0
     assert bench.loaded == [0, 10, 20, 30]
     assert bench.measured == [(step, task) for step in (0, 10, 20, 30) for task in ("x", "y")]
-    table = Store(bench.results).read_tables("baselines")
+    table = Store(bench.results).read_tables(SECOND)
     assert list(table.columns) == ["model", "task", "step", "tokens", "metric", "value"]
     assert len(table) == 4 * 2 * 2
     assert set(table["tokens"]) == {0, 640, 1280, 1920}
@@ -108,7 +109,7 @@ def test_only_what_is_missing_is_measured(bench: Bench) -> None:
     bench.run()
     before = results_in(bench.results)
     store = Store(bench.results)
-    store.path("baselines", "tiny", 20, "y").unlink()
+    store.folder(SECOND, "tiny", "y").file(20).unlink()
     bench.run()
     assert bench.measured == [(20, "y")]
     assert results_in(bench.results) == before
@@ -118,7 +119,7 @@ def test_more_checkpoints_join_the_finished_ones(bench: Bench) -> None:
     bench.run("checkpoints=[10]")
     bench.run("checkpoints=[0,10]")
     assert bench.measured == [(0, "x"), (0, "y")]
-    assert Store(bench.results).steps("graphs", "tiny", "x") == [0, 10]
+    assert Store(bench.results).folder(FIRST, "tiny", "x").steps() == [0, 10]
 
 
 def test_a_killed_sweep_resumes_to_identical_bytes(
@@ -126,8 +127,8 @@ def test_a_killed_sweep_resumes_to_identical_bytes(
 ) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert killed_process(bench.family, killed, at="20 y") == -signal.SIGKILL
-    assert Store(killed / "results").steps("baselines", "tiny", "y") == [0, 10]
-    half = killed / "results" / "graphs" / "tiny" / "x" / f".step000030.csv.{socket.gethostname()}.999999999.tmp"
+    assert Store(killed / "results").folder(SECOND, "tiny", "y").steps() == [0, 10]
+    half = killed / "results" / "first" / "tiny" / "x" / f".step000030.csv.{socket.gethostname()}.999999999.tmp"
     half.write_bytes(b"half a ta")
     # run.json holds the config, so both go to the same results_dir, seen from two folders.
     bench.results = Path("results")
@@ -138,19 +139,19 @@ def test_a_killed_sweep_resumes_to_identical_bytes(
     monkeypatch.chdir(straight)
     assert bench.run() == 0
     assert results_in(killed) == results_in(straight)
-    assert len(results_in(killed)) == 2 * (4 * 3 + 2)
+    assert len(results_in(killed)) == 2 * (4 * 3 + 2 * 2)  # in each folder run.json and its lock, too
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_sweep_says_in_one_line_how_to_go_on(number: int, code: int, bench: Bench) -> None:
-    def interrupted(checkpoint: LoadedCheckpoint, config: Any, task: str | None) -> dict[str, Result]:
+    def interrupted(checkpoint: LoadedCheckpoint, config: Any, inputs: Any, task: Task) -> dict[str, Result]:
         if checkpoint.step == 10:
             os.kill(os.getpid(), number)
-        return ANALYSIS.measure(checkpoint, config, task)
+        return ANALYSIS.measure(checkpoint, config, inputs, task)
 
     assert bench.run(analysis=dataclasses.replace(ANALYSIS, measure=interrupted)) == code
     assert bench.said[-1] == "interrupted: 2 of 8 measured and saved; to go on, run the same command again"
-    assert Store(bench.results).steps("graphs", "tiny", "y") == [0]
+    assert Store(bench.results).folder(FIRST, "tiny", "y").steps() == [0]
     assert not [path for path in results_in(bench.results) if path.endswith(".tmp")]
 
 
@@ -159,7 +160,7 @@ def test_another_config_is_refused_and_nothing_changes(bench: Bench, capsys: pyt
     before = results_in(bench.results)
     assert bench.run("seed=3", "n_prompts=5") == 2
     assert capsys.readouterr().err.strip().splitlines()[-1] == (
-        f"{bench.results}/graphs/tiny/x holds seed=0 and n_prompts=100, this run asks 3 and 5; "
+        f"{bench.results}/first/tiny/x holds seed=0 and n_prompts=100, this run asks 3 and 5; "
         "pass overwrite=true or another results_dir"
     )
     assert bench.measured == []
@@ -176,9 +177,9 @@ def test_overwrite_measures_again_and_drops_results_of_the_other_config(bench: B
     bench.run()
     assert bench.run("overwrite=true", "seed=3", "checkpoints=[10]") == 0
     store = Store(bench.results)
-    assert store.steps("graphs", "tiny", "x") == [10]
-    assert store.read_run("graphs", "tiny", "x")["settings"]["seed"] == 3
-    assert list(store.read_run("graphs", "tiny", "x")["checkpoints"]) == ["10"]
+    assert store.folder(FIRST, "tiny", "x").steps() == [10]
+    assert store.folder(FIRST, "tiny", "x").read_run()["settings"]["seed"] == 3
+    assert list(store.folder(FIRST, "tiny", "x").read_run()["checkpoints"]) == ["10"]
 
 
 def test_overwrite_with_the_same_config_keeps_the_other_steps(bench: Bench) -> None:
@@ -186,7 +187,7 @@ def test_overwrite_with_the_same_config_keeps_the_other_steps(bench: Bench) -> N
     before = results_in(bench.results)
     assert bench.run("overwrite=true", "checkpoints=[10]") == 0
     assert bench.measured == [(10, "x"), (10, "y")]
-    tables = {path for path in before if not path.endswith("run.json")}
+    tables = {path for path in before if not path.endswith(("run.json", ".lock"))}
     after = results_in(bench.results)
     assert {path: after[path] for path in tables} == {path: before[path] for path in tables}
 
@@ -197,7 +198,7 @@ def test_a_family_trained_anew_is_refused(bench: Bench, tmp_path: Path, capsys: 
     save_family(tmp_path / "tiny", {0: 0, 10: 7})
     assert bench.run("checkpoints=[0]") == 2
     assert capsys.readouterr().err.strip().splitlines()[-1] == (
-        f"{bench.results}/graphs/tiny/x holds results of {bench.family}, this run measures other weights in "
+        f"{bench.results}/first/tiny/x holds results of {bench.family}, this run measures other weights in "
         f"{bench.family}; pass overwrite=true or another results_dir"
     )
 
@@ -213,14 +214,14 @@ def test_a_family_may_be_named_in_another_way(bench: Bench, monkeypatch: pytest.
 def test_equal_weights_at_two_steps_are_reported_and_recorded(bench: Bench) -> None:
     bench.run()
     assert bench.said.count("tiny: step 30 holds the same weights as step 20; recorded in run.json") == 2
-    run = Store(bench.results).read_run("graphs", "tiny", "x")
+    run = Store(bench.results).folder(FIRST, "tiny", "x").read_run()
     assert run["equal_weights"] == [[20, 30]]
     assert run["checkpoints"]["20"]["sha256"] == run["checkpoints"]["30"]["sha256"]
 
 
 def test_run_json_holds_config_versions_and_provenance(bench: Bench) -> None:
     bench.run("checkpoints=[10]", "n_prompts=5")
-    run = Store(bench.results).read_run("baselines", "tiny", "y")
+    run = Store(bench.results).folder(SECOND, "tiny", "y").read_run()
     assert run["config"]["n_prompts"] == 5
     assert run["config"]["checkpoints"] == [10]
     assert run["seed"] == 0
@@ -239,22 +240,22 @@ def test_a_checkpoint_that_cannot_be_loaded_loses_nothing(
         capsys.readouterr().err.splitlines()[-1].startswith(f"{bench.family}/step10: the checkpoint cannot be loaded")
     )
     assert bench.said[-1] == "stopped: 2 of 6 measured and saved; to go on, run the same command again"
-    assert Store(bench.results).steps("baselines", "tiny", "y") == [0]
+    assert Store(bench.results).folder(SECOND, "tiny", "y").steps() == [0]
 
 
 def test_an_error_of_the_analysis_loses_nothing_and_is_not_hidden(bench: Bench) -> None:
-    def fails_late(checkpoint: LoadedCheckpoint, config: Any, task: str | None) -> dict[str, Result]:
+    def fails_late(checkpoint: LoadedCheckpoint, config: Any, inputs: Any, task: Task) -> dict[str, Result]:
         if checkpoint.step == 20:
             raise RuntimeError("a bug")
-        return ANALYSIS.measure(checkpoint, config, task)
+        return ANALYSIS.measure(checkpoint, config, inputs, task)
 
     with pytest.raises(RuntimeError, match="a bug"):
         bench.run(analysis=dataclasses.replace(ANALYSIS, measure=fails_late))
-    assert Store(bench.results).steps("baselines", "tiny", "y") == [0, 10]
+    assert Store(bench.results).folder(SECOND, "tiny", "y").steps() == [0, 10]
 
 
 def test_running_out_of_memory_names_a_smaller_batch(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    def too_large(checkpoint: LoadedCheckpoint, config: Any, task: str | None) -> dict[str, Result]:
+    def too_large(checkpoint: LoadedCheckpoint, config: Any, inputs: Any, task: Task) -> dict[str, Result]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     assert bench.run("batch_size=8", analysis=dataclasses.replace(ANALYSIS, measure=too_large)) == 2
@@ -265,8 +266,8 @@ def test_running_out_of_memory_names_a_smaller_batch(bench: Bench, capsys: pytes
 
 def test_an_analysis_that_leaves_out_a_kind_is_a_bug(bench: Bench) -> None:
     one = Result(pd.DataFrame({"value": [1.0]}))
-    with pytest.raises(ValueError, match=r"demo measured \['graphs'\], its kinds are \['baselines', 'graphs'\]"):
-        bench.run(analysis=dataclasses.replace(ANALYSIS, measure=lambda *_: {"graphs": one}))
+    with pytest.raises(ValueError, match=r"demo measured \['first'\], its kinds are \['first', 'second'\]"):
+        bench.run(analysis=dataclasses.replace(ANALYSIS, measure=lambda *_: {"first": one}))
 
 
 def test_dry_run_loads_and_writes_nothing(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,17 +282,17 @@ def test_dry_run_loads_and_writes_nothing(bench: Bench, capsys: pytest.CaptureFi
         f"tiny from {bench.family}: 3 of 4 checkpoints to measure\n"
         "  measure: 10, 20, 30\n"
         "  finished: 0\n"
-        f"  results: {bench.results}/graphs/tiny, {bench.results}/baselines/tiny\n"
+        f"  results: {bench.results}/first/tiny, {bench.results}/second/tiny\n"
     )
 
 
 def test_bad_input_is_found_before_the_first_checkpoint_is_measured(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def check(config: Any, tokenizer: Any) -> None:
+    def prepare(config: Any, tokenizer: Any, shape: Any) -> None:
         raise UserError(f"task: {config.task} has words that are no tokens of {type(tokenizer).__name__}")
 
-    assert bench.run(analysis=dataclasses.replace(ANALYSIS, check=check)) == 2
+    assert bench.run(analysis=dataclasses.replace(ANALYSIS, prepare=prepare)) == 2
     assert bench.loaded == []
     assert capsys.readouterr().err.splitlines()[-1].startswith("task: ['x', 'y'] has words that are no tokens of")
     assert not bench.results.exists()
@@ -301,7 +302,7 @@ def test_finish_runs_after_a_models_sweep_and_after_one_that_was_finished(bench:
     finished: list[tuple[str, list[int]]] = []
 
     def finish(config: Any, store: Store, model: str) -> None:
-        finished.append((model, store.steps("graphs", model, "x")))
+        finished.append((model, store.folder(FIRST, model, "x").steps()))
 
     analysis = dataclasses.replace(ANALYSIS, finish=finish)
     bench.run(analysis=analysis)
@@ -313,7 +314,7 @@ def test_several_models_are_measured_one_after_the_other(bench: Bench, tmp_path:
     other = save_family(tmp_path / "other", {5: 3})
     assert bench.run(f"model=[{bench.family}, {other}]") == 0
     assert bench.loaded == [0, 10, 20, 30, 5]
-    assert Store(bench.results).models("graphs") == ["other", "tiny"]
+    assert Store(bench.results).models(FIRST) == ["other", "tiny"]
 
 
 def test_two_models_of_one_name_are_refused(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,7 +350,7 @@ def test_a_config_file_and_overrides_may_stand_in_any_order(bench: Bench, tmp_pa
     config.write_text("checkpoints: [0, 10]\nseed: 4\n")
     assert bench.run("-c", str(config), "checkpoints=[10]") == 0
     assert bench.measured == [(10, "x"), (10, "y")]
-    assert Store(bench.results).read_run("graphs", "tiny", "x")["seed"] == 4
+    assert Store(bench.results).folder(FIRST, "tiny", "x").read_run()["seed"] == 4
 
 
 def test_the_time_left_is_said_after_each_measurement(bench: Bench) -> None:

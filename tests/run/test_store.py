@@ -19,10 +19,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from utils.errors import UserError
+from utils.files import atomic_write, remove_stale_temporaries
+from utils.results.kinds import KINDS, Kind, how_to_make
 from utils.results.record import equal_weights
-from utils.results.store import KINDS, Store, atomic_write, how_to_make, remove_stale_temporaries
+from utils.results.store import Store
 
 TABLE = pd.DataFrame({"head": [0, 1], "value": [0.1, -2.5]})
+SCORES = Kind("scores", {"head": "number", "value": "score"}, "get_model_cspa.py", "cspa")
+
+
+def kind_of(table: pd.DataFrame) -> Kind:
+    """A kind with the table's columns."""
+    return Kind("trial", dict.fromkeys(table.columns, ""), "get_model_cspa.py")
 
 
 @pytest.fixture
@@ -32,16 +40,16 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def test_paths_are_kind_model_task_step(store: Store) -> None:
-    assert store.path("graphs", "pythia-160m", 1000, "ioi", ".pt") == Path(
+    assert store.folder("graphs", "pythia-160m", "ioi").file(1000, ".pt") == Path(
         "results/graphs/pythia-160m/ioi/step001000.pt"
     )
-    assert store.path("cspa", "toy", 1_000_000) == Path("results/cspa/toy/step1000000.csv")
+    assert store.folder("cspa", "toy").file(1_000_000) == Path("results/cspa/toy/step1000000.csv")
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a\\b"])
 def test_a_name_cannot_leave_its_folder(name: str, store: Store) -> None:
     with pytest.raises(ValueError, match="cannot name a results folder"):
-        store.path("graphs", "toy", 0, name)
+        store.folder("graphs", "toy", name)
     with pytest.raises(ValueError, match="cannot name a results folder"):
         store.folder("graphs", name)
 
@@ -52,21 +60,27 @@ def test_an_unknown_kind_is_a_bug(store: Store) -> None:
 
 
 def test_tables_begin_with_model_step_and_tokens(store: Store) -> None:
-    path = store.write_table("components", "toy", None, 20, TABLE, tokens=1280)
+    path = store.folder(SCORES, "toy").write_table(20, TABLE, tokens=1280)
     assert path.read_text() == "model,step,tokens,head,value\ntoy,20,1280,0,0.1\ntoy,20,1280,1,-2.5\n"
     assert list(TABLE.columns) == ["head", "value"]
 
 
 def test_the_same_table_gives_the_same_bytes(store: Store) -> None:
-    first = store.write_table("components", "toy", None, 20, TABLE, tokens=1).read_bytes()
+    first = store.folder(SCORES, "toy").write_table(20, TABLE, tokens=1).read_bytes()
     shuffled_index = TABLE.set_index(pd.Index([7, 3]))
-    assert store.write_table("components", "toy", None, 20, shuffled_index, tokens=1).read_bytes() == first
+    assert store.folder(SCORES, "toy").write_table(20, shuffled_index, tokens=1).read_bytes() == first
 
 
-@pytest.mark.parametrize("column", ["model", "step", "tokens"])
-def test_a_table_with_the_stores_own_columns_is_a_bug(column: str, store: Store) -> None:
-    with pytest.raises(ValueError, match=f"already has the column {column}"):
-        store.write_table("components", "toy", None, 0, pd.DataFrame({column: [1]}), tokens=0)
+@pytest.mark.parametrize("columns", [["head"], ["value", "head"], ["head", "value", "step"]])
+def test_a_table_with_other_columns_than_its_kinds_is_a_bug(columns: list[str], store: Store) -> None:
+    table = pd.DataFrame({column: [1] for column in columns})
+    with pytest.raises(ValueError, match=r"a table of scores has \['head', 'value'\], not \["):
+        store.folder(SCORES, "toy").write_table(0, table, tokens=0)
+
+
+def test_a_kind_without_tensors_takes_none(store: Store) -> None:
+    with pytest.raises(ValueError, match=r"scores has no \.pt files"):
+        store.folder(SCORES, "toy").write_tensors(0, {})
 
 
 FLOATS = st.floats(allow_nan=False, width=64)
@@ -82,16 +96,16 @@ def test_values_survive_the_file_exactly(
     store = Store(tmp_path_factory.getbasetemp() / "round_trip")
     # A letter before each text: a column of nothing but digits is read as numbers.
     table = pd.DataFrame([(x, n, f"t{text}") for x, n, text in rows], columns=["x", "n", "text"])
-    store.write_table("components", "toy", None, 0, table, tokens=0)
-    read = store.read_table("components", "toy", None, 0)
+    store.folder(kind_of(table), "toy").write_table(0, table, tokens=0)
+    read = store.folder(kind_of(table), "toy").read_table(0)
     assert [math.copysign(1, x) for x in read["x"]] == [math.copysign(1, x) for x in table["x"]]
     pd.testing.assert_frame_equal(read[["x", "n", "text"]], table, check_exact=True)
 
 
 def test_text_like_na_stays_text_and_an_empty_cell_is_missing(store: Store) -> None:
     table = pd.DataFrame({"token": ["NA", "null", "nan", "None"], "value": [1.0, None, 2.0, float("inf")]})
-    store.write_table("components", "toy", None, 0, table, tokens=0)
-    read = store.read_table("components", "toy", None, 0)
+    store.folder(kind_of(table), "toy").write_table(0, table, tokens=0)
+    read = store.folder(kind_of(table), "toy").read_table(0)
     assert list(read["token"]) == ["NA", "null", "nan", "None"]
     assert list(read["value"].isna()) == [False, True, False, False]
     assert read["value"][3] == float("inf")
@@ -99,8 +113,8 @@ def test_text_like_na_stays_text_and_an_empty_cell_is_missing(store: Store) -> N
 
 def test_float32_values_are_read_back_as_the_same_float32(store: Store) -> None:
     table = pd.DataFrame({"value": torch.rand(100, generator=torch.Generator().manual_seed(0)).numpy()})
-    store.write_table("components", "toy", None, 0, table, tokens=0)
-    read = store.read_table("components", "toy", None, 0)["value"].astype("float32")
+    store.folder(kind_of(table), "toy").write_table(0, table, tokens=0)
+    read = store.folder(kind_of(table), "toy").read_table(0)["value"].astype("float32")
     pd.testing.assert_series_equal(read, table["value"], check_exact=True)
 
 
@@ -108,40 +122,40 @@ def test_read_tables_joins_models_tasks_and_steps(store: Store) -> None:
     for model in ("toy", "other"):
         for task in ("sva", "ioi"):
             for step in (20, 3):
-                store.write_table("faithfulness", model, task, step, TABLE, tokens=step)
-    everything = store.read_tables("faithfulness")
+                store.folder(SCORES, model, task).write_table(step, TABLE, tokens=step)
+    everything = store.read_tables(SCORES)
     assert list(everything.columns) == ["model", "task", "step", "tokens", "head", "value"]
     keys = everything[["model", "task", "step"]].drop_duplicates()
     assert [tuple(row) for row in keys.to_numpy()] == [
         (model, task, step) for model in ("other", "toy") for task in ("ioi", "sva") for step in (3, 20)
     ]
-    assert set(store.read_tables("faithfulness", task="ioi")["task"]) == {"ioi"}
-    assert set(store.read_tables("faithfulness", "toy")["model"]) == {"toy"}
-    assert store.models("faithfulness") == ["other", "toy"]
-    assert store.tasks("faithfulness", "toy") == ["ioi", "sva"]
-    assert store.steps("faithfulness", "toy", "ioi") == [3, 20]
+    assert set(store.read_tables(SCORES, task="ioi")["task"]) == {"ioi"}
+    assert set(store.read_tables(SCORES, "toy")["model"]) == {"toy"}
+    assert store.models(SCORES) == ["other", "toy"]
+    assert store.tasks(SCORES, "toy") == ["ioi", "sva"]
+    assert store.folder(SCORES, "toy", "ioi").steps() == [3, 20]
 
 
 def test_a_kind_without_tasks_has_no_task_column(store: Store) -> None:
-    store.write_table("cspa", "toy", None, 3, TABLE, tokens=3)
-    assert "task" not in store.read_tables("cspa").columns
-    assert store.tasks("cspa", "toy") == []
-    assert store.models("cspa") == ["toy"]
-    assert store.has("cspa", "toy", 3)
-    assert not store.has("cspa", "toy", 4)
+    store.folder(SCORES, "toy").write_table(3, TABLE, tokens=3)
+    assert "task" not in store.read_tables(SCORES).columns
+    assert store.tasks(SCORES, "toy") == []
+    assert store.models(SCORES) == ["toy"]
+    assert store.folder(SCORES, "toy").has(3)
+    assert not store.folder(SCORES, "toy").has(4)
 
 
 def test_an_empty_store_has_nothing(store: Store) -> None:
     assert store.models("graphs") == []
     assert store.tasks("graphs", "toy") == []
-    assert store.steps("graphs", "toy", "ioi") == []
+    assert store.folder("graphs", "toy", "ioi").steps() == []
 
 
 def test_a_missing_result_names_the_command_that_makes_it(store: Store) -> None:
     Path("configs").mkdir()
     Path("configs/cspa_160m.yml").touch()
     with pytest.raises(UserError) as caught:
-        store.read_table("cspa", "pythia-160m", None, 1000)
+        store.folder("cspa", "pythia-160m").read_table(1000)
     assert str(caught.value) == (
         "results/cspa/pythia-160m/step001000.csv is missing; run: python get_model_cspa.py -c configs/cspa_160m.yml"
     )
@@ -155,26 +169,26 @@ def test_a_missing_result_names_the_command_that_makes_it(store: Store) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_names_a_script_and_a_config(kind: str) -> None:
-    assert how_to_make(kind, "pythia-160m", "sva").startswith(f"python {KINDS[kind][0]} -c configs/")
+    assert how_to_make(kind, "pythia-160m", "sva").startswith(f"python {KINDS[kind].script} -c configs/")
 
 
 def test_tensors_and_names_survive_and_give_the_same_bytes(store: Store) -> None:
     graph = {"scores": torch.arange(6.0).reshape(2, 3), "in_circuit": torch.eye(2).bool(), "forward_nodes": ["input"]}
-    first = store.write_tensors("graphs", "toy", "ioi", 0, graph).read_bytes()
-    read = store.read_tensors("graphs", "toy", "ioi", 0)
+    first = store.folder("graphs", "toy", "ioi").write_tensors(0, graph).read_bytes()
+    read = store.folder("graphs", "toy", "ioi").read_tensors(0)
     assert torch.equal(read["scores"], graph["scores"])
     assert torch.equal(read["in_circuit"], graph["in_circuit"])
     assert read["forward_nodes"] == ["input"]
-    assert store.write_tensors("graphs", "toy", "ioi", 1, graph).read_bytes() == first
+    assert store.folder("graphs", "toy", "ioi").write_tensors(1, graph).read_bytes() == first
 
 
 def test_json_survives_and_refuses_what_json_has_not(store: Store) -> None:
     value: dict[str, Any] = {"edges": {"a0.h1->m2": {"score": 0.1, "in_graph": True}}}
-    store.write_json("graphs", "toy", "ioi", 0, value)
-    assert store.read_json("graphs", "toy", "ioi", 0) == value
+    store.folder("graphs", "toy", "ioi").write_json(0, value)
+    assert store.folder("graphs", "toy", "ioi").read_json(0) == value
     with pytest.raises(ValueError, match="JSON"):
-        store.write_json("graphs", "toy", "ioi", 0, {"score": float("nan")})
-    assert store.read_json("graphs", "toy", "ioi", 0) == value
+        store.folder("graphs", "toy", "ioi").write_json(0, {"score": float("nan")})
+    assert store.folder("graphs", "toy", "ioi").read_json(0) == value
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +248,6 @@ def test_equal_hashes_are_grouped() -> None:
 
 def test_a_missing_run_json_names_the_command(store: Store) -> None:
     with pytest.raises(UserError, match=r"^results/graphs/toy/ioi/run.json is missing; run: python get_circuits"):
-        store.read_run("graphs", "toy", "ioi")
-    atomic_write(store.folder("graphs", "toy", "ioi") / "run.json", json.dumps({"seed": 1}).encode())
-    assert store.read_run("graphs", "toy", "ioi") == {"seed": 1}
+        store.folder("graphs", "toy", "ioi").read_run()
+    atomic_write(store.folder("graphs", "toy", "ioi").path / "run.json", json.dumps({"seed": 1}).encode())
+    assert store.folder("graphs", "toy", "ioi").read_run() == {"seed": 1}

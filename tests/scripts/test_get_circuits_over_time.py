@@ -20,13 +20,11 @@ from edge_attribution_patching.patching import evaluate_metric, prepare_runs, ru
 from get_circuits_over_time import ANALYSIS
 from tests.support.paths import ROOT
 from tests.support.word_family import save_word_family
-from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit, prompt_metric, token_pairs
+from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
 from utils.models.family import resolve_family
 from utils.results.store import Store
 from utils.runner import main
-from utils.tasks import get_task
-
-TASKS = ["ioi", "greater_than", "gendered_pronoun", "sva"]
+from utils.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +46,16 @@ def test_every_kind_of_result_is_written_for_every_task_and_step(untrained: Path
     store = Store(tmp_path)
     for task in ("ioi", "sva"):
         for kind in ANALYSIS.kinds:
-            assert store.steps(kind, "words", task) == [0, 5]
-        tensors = store.read_tensors("graphs", "words", task, 5)
+            assert store.folder(kind, "words", task).steps() == [0, 5]
+        tensors = store.folder("graphs", "words", task).read_tensors(5)
         circuit = Circuit.from_tensors(tensors)
         assert tensors["scores"].dtype == torch.float32
         assert tensors["scores"].shape == (circuit.graph.n_forward, circuit.graph.n_backward)
-        exported = Circuit.from_json(store.read_json("graphs", "words", task, 5))
+        exported = Circuit.from_json(store.folder("graphs", "words", task).read_json(5))
         assert torch.equal(exported.scores, circuit.scores)
-        baselines = store.read_table("baselines", "words", task, 5)
+        baselines = store.folder("baselines", "words", task).read_table(5)
         assert baselines["n_prompts"].item() == 6
-        faithfulness = store.read_table("faithfulness", "words", task, 5)
+        faithfulness = store.folder("faithfulness", "words", task).read_table(5)
         if baselines["status"].item() == "task not learned":
             assert faithfulness.empty
             assert pd.isna(baselines["size"].item())
@@ -69,23 +67,25 @@ def test_baselines_equal_the_hugging_face_model(untrained: Path) -> None:
     config = CircuitsConfig(model=str(untrained), task="ioi", n_prompts=8, checkpoints=[5])
     family = resolve_family(str(untrained), Path("model_cache"))
     checkpoint = family.load(5, "float32", torch.device("cpu"))
-    report = find_circuit(checkpoint.weights, checkpoint.tokenizer, config, "ioi")
-    _, prompts = circuit_prompts(config, "ioi", checkpoint.tokenizer)
+    of_circuit = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer)
+    report = find_circuit(checkpoint.weights, of_circuit, config)
+    prompts = of_circuit.evaluation
     rows = torch.arange(len(prompts))
     for name, tokens in (("full", prompts.clean), ("corrupted", prompts.corrupted)):
         logits = checkpoint.model(tokens)[rows, prompts.lengths - 1]
-        metric = prompt_metric(prompts, "logit_diff")(logits, rows).detach()
+        metric = prompts.metric("logit_diff")(logits, rows).detach()
         assert report.baselines[name].item() == pytest.approx(float(metric.mean()), abs=1e-4)
 
 
 def test_prompts_for_scores_and_for_evaluation_are_disjoint_unless_asked(untrained: Path) -> None:
     tokenizer = resolve_family(str(untrained), Path("model_cache")).load(0, "float32", torch.device("cpu")).tokenizer
     base = {"model": "m", "task": "ioi", "n_prompts": 20}
-    first, second = circuit_prompts(CircuitsConfig(**base), "ioi", tokenizer)
+    apart = circuit_prompts(CircuitsConfig(**base), TASKS["ioi"], tokenizer)
+    first, second = apart.scoring, apart.evaluation
     assert len(first) == len(second) == 20
     assert not set(first.texts) & set(second.texts)
-    same, again = circuit_prompts(CircuitsConfig(**base, evaluate_on="same"), "ioi", tokenizer)
-    assert same.texts == again.texts == first.texts
+    same = circuit_prompts(CircuitsConfig(**base, evaluate_on="same"), TASKS["ioi"], tokenizer)
+    assert same.scoring.texts == same.evaluation.texts == first.texts
 
 
 @pytest.mark.parametrize(
@@ -156,16 +156,16 @@ def test_the_toy_family_has_faithful_circuits_at_its_end_and_none_at_its_start(
     assert main(ANALYSIS, [*overrides, f"results_dir={tmp_path}"]) == 0
     store, name = Store(tmp_path), toy_family.name
     for task in TASKS:
-        assert store.read_table("baselines", name, task, 0)["status"].item() == "task not learned"
-        baselines = store.read_table("baselines", name, task, last)
-        curve = store.read_table("faithfulness", name, task, last)
+        assert store.folder("baselines", name, task).read_table(0)["status"].item() == "task not learned"
+        baselines = store.folder("baselines", name, task).read_table(last)
+        curve = store.folder("faithfulness", name, task).read_table(last)
         assert baselines["status"].item() == "found"
         chosen = curve[curve["selected"]]
         assert len(chosen) == 1
         assert chosen["faithfulness"].item() >= 0.8
         assert chosen["size"].item() == baselines["size"].item()
         assert chosen["faithfulness_low"].item() <= chosen["faithfulness"].item() <= chosen["faithfulness_high"].item()
-        circuit = Circuit.from_tensors(store.read_tensors("graphs", name, task, last))
+        circuit = Circuit.from_tensors(store.folder("graphs", name, task).read_tensors(last))
         assert circuit.n_edges == chosen["n_edges"].item() < 0.3 * circuit.graph.n_edges
 
 
@@ -181,9 +181,9 @@ def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(
     weights = checkpoint.weights
     graph = Graph.of(weights)
     config = CircuitsConfig(model=str(toy_family), task=task, n_prompts=20, evaluate_on="same")
-    prompts, _ = circuit_prompts(config, task, checkpoint.tokenizer)
-    metric = prompt_metric(prompts, get_task(task).primary)
-    pairs = token_pairs(prompts)
+    prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer).scoring
+    metric = prompts.metric(TASKS[task].primary)
+    pairs = prompts.pairs
     edges = graph.edge_mask.nonzero()
     masks = graph.edge_mask.repeat(len(edges), 1, 1)
     masks[torch.arange(len(edges)), edges[:, 0], edges[:, 1]] = False

@@ -34,9 +34,9 @@ def test_every_checkpoint_gets_every_head(family: Path, tmp_path: Path) -> None:
     assert table.groupby("step").size().to_dict() == {0: 8, 5: 8, 10: 8}
     assert set(table["n_positions"]) == {36}
     assert table["score"].notna().all()
-    about = Store(tmp_path).read_json("cspa", "words", None, 5)
+    about = Store(tmp_path).folder("cspa", "words").read_json(5)
     assert set(about) == {"sequences_sha256", "mean_sequences_sha256", "n_function_words"}
-    assert about == Store(tmp_path).read_json("cspa", "words", None, 0)
+    assert about == Store(tmp_path).folder("cspa", "words").read_json(0)
     assert about["sequences_sha256"] != about["mean_sequences_sha256"]
 
 
@@ -44,13 +44,13 @@ def test_stopping_and_resuming_gives_the_same_files(family: Path, tmp_path: Path
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(ANALYSIS, arguments(family, whole)) == 0
 
-    def interrupted(checkpoint, config, task):
+    def interrupted(checkpoint, config, inputs, task):
         if checkpoint.step == 5:
             raise KeyboardInterrupt
-        return get_model_cspa.measure(checkpoint, config, task)
+        return get_model_cspa.measure(checkpoint, config, inputs, task)
 
     assert main(dataclasses.replace(ANALYSIS, measure=interrupted), arguments(family, parts)) == 130
-    assert Store(parts).steps("cspa", "words") == [0]
+    assert Store(parts).folder("cspa", "words").steps() == [0]
     assert main(ANALYSIS, arguments(family, parts)) == 0
     found, expected = results_in(parts), results_in(whole)
     assert set(found) == set(expected)
@@ -64,15 +64,15 @@ def test_stopping_and_resuming_gives_the_same_files(family: Path, tmp_path: Path
 def test_seed_changes_the_text(family: Path, tmp_path: Path) -> None:
     main(ANALYSIS, arguments(family, tmp_path / "3", "checkpoints=[0]"))
     main(ANALYSIS, arguments(family, tmp_path / "4", "checkpoints=[0]", "seed=4"))
-    hashes = [Store(tmp_path / seed).read_json("cspa", "words", None, 0)["sequences_sha256"] for seed in "34"]
+    hashes = [Store(tmp_path / seed).folder("cspa", "words").read_json(0)["sequences_sha256"] for seed in "34"]
     assert hashes[0] != hashes[1]
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seq_len=65", "seq_len: 65 tokens; words has 64 positions; lower seq_len"),
-        ("start_layer=2", "start_layer: 2; words has layers 0 to 1; lower start_layer"),
+        ("seq_len=65", "seq_len: 65 tokens; the model has 64 positions; lower seq_len"),
+        ("start_layer=2", "start_layer: 2; the model has layers 0 to 1; lower start_layer"),
         ("interventions=[]", "interventions"),
         ("interventions=[vo]", "interventions"),
         ("k_unembeddings=5", "k_unembeddings"),

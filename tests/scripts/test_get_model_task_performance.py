@@ -53,8 +53,8 @@ def test_metrics_equal_the_slow_reference(architecture: str, task: str) -> None:
             slow_values(
                 model,
                 ids[i, : prompts.lengths[i]],
-                set(prompts.answers[i][prompts.answer_mask[i]].tolist()),
-                set(prompts.wrong_answers[i][prompts.wrong_mask[i]].tolist()),
+                set(prompts.answers.right[i][prompts.answers.right_mask[i]].tolist()),
+                set(prompts.answers.wrong[i][prompts.answers.wrong_mask[i]].tolist()),
             )
             for i in range(len(prompts))
         ]
@@ -120,8 +120,8 @@ def test_one_load_serves_all_tasks_and_a_prompts_csv(family: Path, tmp_path: Pat
     store = Store(results)
     assert store.tasks("task_performance", "words") == sorted([*TASKS, "wars"])
     for name in (*TASKS, "wars"):
-        assert store.steps("task_performance", "words", name) == [0, 5]
-        table = store.read_table("task_performance", "words", name, 5)
+        assert store.folder("task_performance", "words", name).steps() == [0, 5]
+        table = store.folder("task_performance", "words", name).read_table(5)
         assert list(table) == ["model", "step", "tokens", "run", "metric", "value", "se", "n"]
         assert set(table["tokens"]) == {50}
         assert set(table["run"]) == {"clean", "corrupted"}
@@ -133,12 +133,12 @@ def test_one_load_serves_all_tasks_and_a_prompts_csv(family: Path, tmp_path: Pat
 def test_a_task_added_later_is_measured_alone(family: Path, tmp_path: Path, loads: list[int]) -> None:
     given = [f"model={family}", "n_prompts=3", f"results_dir={tmp_path}", "device=cpu"]
     assert main(ANALYSIS, [*given, "task=ioi", "checkpoints=[5]"]) == 0
-    path = Store(tmp_path).path("task_performance", "words", 5, "ioi")
+    path = Store(tmp_path).folder("task_performance", "words", "ioi").file(5)
     before = path.stat().st_mtime_ns
     assert main(ANALYSIS, [*given, "task=[ioi, sva]"]) == 0
     assert loads == [5, 0, 5]
     assert path.stat().st_mtime_ns == before
-    assert Store(tmp_path).steps("task_performance", "words", "ioi") == [0, 5]
+    assert Store(tmp_path).folder("task_performance", "words", "ioi").steps() == [0, 5]
 
 
 def test_results_are_those_of_the_checkpoint_and_the_seed(family: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_results_are_those_of_the_checkpoint_and_the_seed(family: Path, tmp_path
     weights = read_weights(word_model(5))
     prompts = build_prompts("greater_than", words(), 6, seed=3)
     expected = task_performance(weights, prompts, TASKS["greater_than"].metrics, batch_size=6)
-    found = Store(tmp_path).read_table("task_performance", "words", "greater_than", 5)
+    found = Store(tmp_path).folder("task_performance", "words", "greater_than").read_table(5)
     pd.testing.assert_frame_equal(found[list(expected)], expected, rtol=1e-5, atol=1e-6)
 
 

@@ -1,7 +1,8 @@
 """CSPA written straight from its definition, slowly: one head and one sequence at a time, in explicit tensors.
 
-Shares nothing with `utils/heads/cspa.py`: activations come from a TransformerBridge's hooks, every source's output is a
-vector of the residual stream, projections are explicit and logits are full. Everything is computed in float64.
+Shares nothing with `utils/heads/cspa_scores.py`: activations come from a TransformerBridge's hooks, every source's
+output is a vector of the residual stream, projections are explicit and logits are full. Everything is computed in
+float64.
 """
 
 from __future__ import annotations

@@ -9,24 +9,46 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from edge_attribution_patching.forward import Layout, embed, forward, unembed
+from edge_attribution_patching.weights import Shape
 from utils.config.keys import TaskConfig
 from utils.models.family import LoadedCheckpoint
-from utils.runner import Analysis, Result, main
+from utils.results.kinds import Kind
+from utils.results.store import Result
+from utils.runner import Analysis, main
+from utils.tasks import TASKS, Task
+
+COLUMNS = {"metric": "what is measured", "value": "its value"}
+FIRST = Kind("first", COLUMNS, "demo.py", "demo", {".pt": "logits"})
+SECOND = Kind("second", COLUMNS, "demo.py", "demo")
 
 
-def measure(checkpoint: LoadedCheckpoint, config: TaskConfig, task: str | None) -> dict[str, Result]:
+def tasks_named(config: TaskConfig) -> list[Task]:
+    """Tasks of any name, which build no prompts."""
+    return [Task(name, TASKS["ioi"].build, "logit_diff") for name in config.tasks]
+
+
+def prepare(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> torch.Tensor:
+    """Random tokens."""
+    return torch.randint(0, shape.d_vocab, (2, 6), generator=torch.Generator().manual_seed(config.seed))
+
+
+def measure(checkpoint: LoadedCheckpoint, config: TaskConfig, inputs: torch.Tensor, task: Task) -> dict[str, Result]:
     """Two kinds, one with tensors; the environment can ask for a sudden end."""
-    tokens = torch.randint(0, 12, (2, 6), generator=torch.Generator().manual_seed(config.seed))
+    lengths = torch.tensor([6, 6])
+    layout = Layout(torch.zeros_like(lengths), lengths)
     with torch.no_grad():
-        logits = checkpoint.model(tokens)
-    if os.environ.get("DEMO_KILL_AT") == f"{checkpoint.step} {task}":
+        x = embed(checkpoint.weights, layout, inputs.flatten())
+        logits = unembed(checkpoint.weights, forward(checkpoint.weights, layout, x))
+    if os.environ.get("DEMO_KILL_AT") == f"{checkpoint.step} {task.name}":
         os.kill(os.getpid(), signal.SIGKILL)
     table = pd.DataFrame({"metric": ["mean", "max"], "value": [float(logits.mean()), float(logits.max())]})
-    return {"graphs": Result(table, tensors={"logits": logits, "names": ["a", "b"]}), "baselines": Result(table)}
+    return {"first": Result(table, tensors={"logits": logits, "names": ["a", "b"]}), "second": Result(table)}
 
 
-ANALYSIS = Analysis("demo", TaskConfig, ("graphs", "baselines"), measure, tasks=lambda config: list(config.tasks))
+ANALYSIS = Analysis("demo", TaskConfig, (FIRST, SECOND), prepare, measure, tasks=tasks_named)
 
 
 def results_in(folder: Path) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ import torch
 
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.graph import Graph
+from tests.support.synthetic_results import write
 from utils.models.schedules import PYTHIA_STEPS, tokens_at
 from utils.results.store import Store
 
@@ -39,8 +40,8 @@ def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = 
             others = np.setdiff1d(np.arange(len(edges)), kept)
             chosen = np.concatenate([kept, rng.choice(others, n_edges // 10, replace=False)])
             circuit = _circuit(graph, edges[chosen], rng)
-            store.write_table("graphs", MODEL, task, step, circuit.to_table(), tokens)
-            store.write_table("faithfulness", MODEL, task, step, _faithfulness(n_edges, rng), tokens)
+            write(store, "graphs", MODEL, task, step, circuit.to_table(), tokens)
+            write(store, "faithfulness", MODEL, task, step, _faithfulness(n_edges, rng), tokens)
             full = {
                 "full": 3.0 + rng.normal(),
                 "corrupted": -1.0,
@@ -48,18 +49,18 @@ def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = 
                 "full_se": 0.1,
                 "corrupted_se": 0.1,
             }
-            store.write_table("baselines", MODEL, task, step, pd.DataFrame([full | {"status": "found"}]), tokens)
+            write(store, "baselines", MODEL, task, step, pd.DataFrame([full | {"status": "found"}]), tokens)
             metrics = pd.DataFrame(
                 {"run": "clean", "metric": ["logit_diff", "prob_diff", "accuracy"], "value": rng.random(3), "se": 0.02}
             )
-            store.write_table("task_performance", MODEL, task, step, metrics.assign(n=100), tokens)
+            write(store, "task_performance", MODEL, task, step, metrics.assign(n=100), tokens)
         # The report reads no more than one graph's size.
-        store.write_tensors("graphs", MODEL, task, steps[-1], circuit.to_tensors())
+        store.folder("graphs", MODEL, task).write_tensors(steps[-1], circuit.to_tensors())
     for step in steps:
         heads = pd.concat([_heads(rng).assign(score=score) for score in SCORES], ignore_index=True)
-        store.write_table("components", MODEL, None, step, heads, tokens_at(step))
-        for kind in ("successor", "cspa"):
-            store.write_table(kind, MODEL, None, step, _heads(rng), tokens_at(step))
+        write(store, "components", MODEL, None, step, heads, tokens_at(step))
+        write(store, "successor", MODEL, None, step, _heads(rng), tokens_at(step))
+        write(store, "cspa", MODEL, None, step, _heads(rng).rename(columns={"value": "score"}), tokens_at(step))
     return store
 
 

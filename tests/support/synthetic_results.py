@@ -17,6 +17,12 @@ MODELS = ("pythia-70m", "pythia-160m", "pythia-1.4b")
 LAYERS, HEADS = 4, 6
 
 
+def write(store: Store, kind: str, model: str, task: str | None, step: int, table: pd.DataFrame, tokens: int) -> None:
+    """Write a table of which some columns are left out; they are empty."""
+    folder = store.folder(kind, model, task)
+    folder.write_table(step, table.reindex(columns=list(folder.kind.columns)), tokens)
+
+
 def write_all(folder: Path, models: tuple[str, ...] = MODELS, tasks: tuple[str, ...] = TASKS) -> Store:
     """Every kind of result for every model, the same on every call."""
     store = Store(folder)
@@ -26,20 +32,19 @@ def write_all(folder: Path, models: tuple[str, ...] = MODELS, tasks: tuple[str, 
             learnt = 1 / (1 + (1500 * (seed + 1) / max(step, 0.5)) ** 1.5)
             for task in tasks:
                 write_circuit(store, model, task, step, learnt, rng)
-                store.write_table("task_performance", model, task, step, _performance(learnt, rng), tokens_at(step))
-            store.write_table("components", model, None, step, _components(learnt, rng), tokens_at(step))
-            store.write_table(
-                "successor",
+                write(store, "task_performance", model, task, step, _performance(learnt, rng), tokens_at(step))
+            write(store, "components", model, None, step, _components(learnt, rng), tokens_at(step))
+            write(store, "successor", model, None, step, _heads(learnt, rng, 3), tokens_at(step))
+            write(
+                store,
+                "cspa",
                 model,
                 None,
                 step,
-                _heads(learnt, rng, 3).rename(columns={"value": "score"}),
+                _heads(learnt, rng, 7).rename(columns={"value": "score"}),
                 tokens_at(step),
             )
-            store.write_table(
-                "cspa", model, None, step, _heads(learnt, rng, 7).rename(columns={"value": "score"}), tokens_at(step)
-            )
-            store.write_table("ioi_consistency", model, None, step, _consistency(learnt, rng), tokens_at(step))
+            write(store, "ioi_consistency", model, None, step, _consistency(learnt, rng), tokens_at(step))
     return store
 
 
@@ -48,7 +53,7 @@ def write_circuit(store: Store, model: str, task: str, step: int, learnt: float,
     full = 4 * learnt + 0.05 * rng.normal()
     noise = {"full_se": 0.15, "corrupted_se": 0.1}
     baselines = {"full": full, "corrupted": -full / 2, "n_prompts": 100, **noise}
-    store.write_table("baselines", model, task, step, pd.DataFrame([baselines]), tokens_at(step))
+    write(store, "baselines", model, task, step, pd.DataFrame([baselines]), tokens_at(step))
     sizes = np.unique(np.geomspace(1, 250, 24).round().astype(int))
     faithful = np.clip(1.02 - np.exp(-sizes / (40 + 30 * rng.random())), 0, None)
     enough = (faithful >= 0.8) & (learnt > 0.01)
@@ -66,14 +71,14 @@ def write_circuit(store: Store, model: str, task: str, step: int, learnt: float,
             "selected": selected,
         }
     )
-    store.write_table("faithfulness", model, task, step, table, tokens_at(step))
+    write(store, "faithfulness", model, task, step, table, tokens_at(step))
     edges = random_circuit(int(table.loc[selected, "size"].iloc[0]) if selected.any() else 0, rng)
     graph = Graph(LAYERS, HEADS, parallel=True)
     scores = torch.zeros(graph.n_forward, graph.n_backward)
     for source, target, score in edges[["source", "target", "score"]].itertuples(index=False):
         scores[graph.edge_index(f"{source}->{target}")] = score
-    store.write_tensors("graphs", model, task, step, Circuit(graph, scores, scores != 0).to_tensors())
-    store.write_table("graphs", model, task, step, edges, tokens_at(step))
+    store.folder("graphs", model, task).write_tensors(step, Circuit(graph, scores, scores != 0).to_tensors())
+    write(store, "graphs", model, task, step, edges, tokens_at(step))
 
 
 def random_circuit(n_edges: int, rng: np.random.Generator) -> pd.DataFrame:

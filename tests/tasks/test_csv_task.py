@@ -8,7 +8,7 @@ import torch
 from tests.support.paths import CONFIGS
 from tests.support.task_tokenizers import pythia, words
 from utils.errors import UserError
-from utils.tasks import build_prompts, get_task, task_folder_name
+from utils.tasks import build_prompts, get_task
 
 EXAMPLE = CONFIGS / "example_prompts.csv"
 HEADER = "clean,corrupted,answers,wrong_answers"
@@ -34,9 +34,9 @@ def test_the_example_works_under_pythia():
     by_text = {clean: row for row, (clean, _) in enumerate(prompts.texts)}
     row = by_text["The keys on the cabinet"]
     decode = lambda tokens, mask: [pythia().decode(token) for token in tokens[mask]]  # noqa: E731
-    assert decode(prompts.answers[row], prompts.answer_mask[row]) == [" are", " were", " have"]
-    assert decode(prompts.wrong_answers[row], prompts.wrong_mask[row]) == [" is", " was", " has"]
-    assert prompts.answer_mask.sum(dim=1).min() == 1
+    assert decode(prompts.answers.right[row], prompts.answers.right_mask[row]) == [" are", " were", " have"]
+    assert decode(prompts.answers.wrong[row], prompts.answers.wrong_mask[row]) == [" is", " was", " has"]
+    assert prompts.answers.right_mask.sum(dim=1).min() == 1
 
 
 def test_rows_become_prompts_with_their_other_columns_as_facts(write):
@@ -46,9 +46,9 @@ def test_rows_become_prompts_with_their_other_columns_as_facts(write):
     rows = {clean: row for row, (clean, _) in enumerate(prompts.texts)}
     paul, mary = rows["So Paul is such a good cook"], rows["So Mary is such a good cook"]
     he, she, store = (words().get_vocab()[word] for word in ("he", "she", "store"))
-    assert prompts.answers[[paul, mary]].tolist() == [[he], [she]]
-    assert prompts.wrong_answers[paul][prompts.wrong_mask[paul]].tolist() == [she]
-    assert prompts.wrong_answers[mary][prompts.wrong_mask[mary]].tolist() == [he, store]
+    assert prompts.answers.right[[paul, mary]].tolist() == [[he], [she]]
+    assert prompts.answers.wrong[paul][prompts.answers.wrong_mask[paul]].tolist() == [she]
+    assert prompts.answers.wrong[mary][prompts.answers.wrong_mask[mary]].tolist() == [he, store]
     assert prompts.meta["kind"][[paul, mary]].tolist() == ["a", "b"]
     assert torch.equal(prompts.positions["end"], torch.tensor([6, 6]))
 
@@ -79,9 +79,9 @@ def test_the_metric_is_required_and_must_be_a_primary_one(write):
 
 
 def test_the_folder_is_the_stem_unless_a_task_has_it():
-    assert task_folder_name("configs/example_prompts.csv") == "example_prompts"
+    assert get_task("configs/example_prompts.csv", "logit_diff").name == "example_prompts"
     with pytest.raises(UserError, match=r"x/ioi.csv would write to the results of the task 'ioi'; rename the file"):
-        task_folder_name("x/ioi.csv")
+        get_task("x/ioi.csv", "logit_diff")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from utils.tasks.names import FEMALE_NAMES, MALE_NAMES
 def test_the_pronouns_are_pythias_344_and_703():
     prompts = build_prompts("gendered_pronoun", pythia(), 40, 0)
     male = prompts.meta["gender"] == "male"
-    assert prompts.answers[:, 0].tolist() == [344 if is_male else 703 for is_male in male]
-    assert prompts.wrong_answers[:, 0].tolist() == [703 if is_male else 344 for is_male in male]
+    assert prompts.answers.right[:, 0].tolist() == [344 if is_male else 703 for is_male in male]
+    assert prompts.answers.wrong[:, 0].tolist() == [703 if is_male else 344 for is_male in male]
     assert pythia().decode([344]) == " he"
     assert pythia().decode([703]) == " she"
 

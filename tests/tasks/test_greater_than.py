@@ -57,8 +57,8 @@ def test_answers_are_the_later_two_digit_tokens_and_wrong_ones_the_others(name):
     tokenizer = TOKENIZERS[name]()
     prompts = build_prompts("greater_than", tokenizer, 50, 1)
     for row, year in enumerate(prompts.meta["year"]):
-        right = [tokenizer.decode(token) for token in prompts.answers[row][prompts.answer_mask[row]]]
-        wrong = [tokenizer.decode(token) for token in prompts.wrong_answers[row][prompts.wrong_mask[row]]]
+        right = [tokenizer.decode(token) for token in prompts.answers.right[row][prompts.answers.right_mask[row]]]
+        wrong = [tokenizer.decode(token) for token in prompts.answers.wrong[row][prompts.answers.wrong_mask[row]]]
         assert right == [f"{number:02d}" for number in range(year % 100 + 1, 100)]
         assert wrong == [f"{number:02d}" for number in range(year % 100 + 1)]
 

@@ -3,30 +3,20 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.tasks.metrics import METRICS
-from utils.tasks.prompts import Prompts, padded
+from utils.tasks.metrics import METRICS, Answers
+from utils.tasks.prompts import padded
 
 VOCABULARY = 11
 
 
-def prompts_with(right, wrong):
-    """Prompts of two tokens whose answers are the given sets."""
-    n = len(right)
-    answers, answer_mask = padded(right, 0)
-    wrong_answers, wrong_mask = padded(wrong, 0)
-    tokens, lengths = torch.zeros(n, 2, dtype=torch.long), torch.full((n,), 2)
-    return Prompts(
-        *(tokens, tokens + 1, lengths, answers, answer_mask, wrong_answers, wrong_mask),
-        texts=[("", "")] * n,
-        meta=pd.DataFrame(index=range(n)),
-        positions={"end": lengths - 1},
-    )
+def answers_of(right, wrong):
+    """The given sets of answers."""
+    return Answers(*padded(right, 0), *padded(wrong, 0))
 
 
 @st.composite
@@ -70,7 +60,7 @@ def naive(name, logits, right, wrong):
 @settings(deadline=None, max_examples=60)
 def test_metrics_agree_with_their_definitions(name, case, dtype):
     right, wrong, logits = case
-    values = METRICS[name](torch.tensor(logits, dtype=dtype), prompts_with(right, wrong))
+    values = METRICS[name](torch.tensor(logits, dtype=dtype), answers_of(right, wrong))
     assert values.dtype == torch.float32
     expected = [naive(name, *row) for row in zip(logits, right, wrong, strict=True)]
     np.testing.assert_allclose(values.numpy(), expected, rtol=1e-4, atol=1e-5)
@@ -79,51 +69,51 @@ def test_metrics_agree_with_their_definitions(name, case, dtype):
 def test_values_counted_by_hand():
     # P = 0.5, 0.25, 0.125, 0.125
     logits = torch.tensor([[8.0, 4.0, 2.0, 2.0]]).log()
-    one = prompts_with([[0]], [[1]])
-    two = prompts_with([[1, 2]], [[0]])
+    one = answers_of([[0]], [[1]])
+    two = answers_of([[1, 2]], [[0]])
     expected = {"logit_diff": (math.log(2), math.log(8) / 2 - math.log(8)), "prob_diff": (0.25, -0.125)}
     expected |= {"prob_mass": (0.75, 0.875), "accuracy": (1, 0), "rank_0_rate": (1, 0)}
     for name, values in expected.items():
-        for prompts, value in zip((one, two), values, strict=True):
-            assert METRICS[name](logits, prompts).item() == pytest.approx(value, abs=1e-6), name
+        for answers, value in zip((one, two), values, strict=True):
+            assert METRICS[name](logits, answers).item() == pytest.approx(value, abs=1e-6), name
 
 
 def test_a_tie_is_not_right_and_rank_0_goes_to_the_lowest_token():
     logits = torch.tensor([[1.0, 3.0, 3.0, 0.0]])
-    assert METRICS["accuracy"](logits, prompts_with([[2]], [[1]])).item() == 0
-    assert METRICS["accuracy"](logits, prompts_with([[1]], [[2]])).item() == 0
-    assert METRICS["rank_0_rate"](logits, prompts_with([[2]], [[0]])).item() == 0
-    assert METRICS["rank_0_rate"](logits, prompts_with([[1]], [[0]])).item() == 1
+    assert METRICS["accuracy"](logits, answers_of([[2]], [[1]])).item() == 0
+    assert METRICS["accuracy"](logits, answers_of([[1]], [[2]])).item() == 0
+    assert METRICS["rank_0_rate"](logits, answers_of([[2]], [[0]])).item() == 0
+    assert METRICS["rank_0_rate"](logits, answers_of([[1]], [[0]])).item() == 1
 
 
 def test_rank_0_needs_the_answer_to_beat_the_whole_vocabulary():
     logits = torch.tensor([[1.0, 2.0, 9.0]])
-    prompts = prompts_with([[1]], [[0]])
-    assert METRICS["accuracy"](logits, prompts).item() == 1
-    assert METRICS["rank_0_rate"](logits, prompts).item() == 0
+    answers = answers_of([[1]], [[0]])
+    assert METRICS["accuracy"](logits, answers).item() == 1
+    assert METRICS["rank_0_rate"](logits, answers).item() == 0
 
 
 def test_padding_of_the_answers_counts_for_nothing():
     # Token 0 stands at padding; its logit is infinite here and it is no answer.
     logits = torch.tensor([[torch.inf, 1.0, 2.0, 4.0], [0.0, 1.0, 2.0, 4.0]])
-    prompts = prompts_with([[1], [1, 2]], [[2], [0, 3]])
-    assert METRICS["logit_diff"](logits, prompts).tolist() == [-1.0, -0.5]
-    assert METRICS["accuracy"](logits, prompts).tolist() == [0.0, 0.0]
+    answers = answers_of([[1], [1, 2]], [[2], [0, 3]])
+    assert METRICS["logit_diff"](logits, answers).tolist() == [-1.0, -0.5]
+    assert METRICS["accuracy"](logits, answers).tolist() == [0.0, 0.0]
 
 
 def test_low_precision_logits_are_summed_in_float32():
     logits = torch.zeros(1, 4096, dtype=torch.bfloat16)
-    prompts = prompts_with([list(range(1500))], [list(range(1500, 3001))])
-    assert METRICS["prob_diff"](logits, prompts).item() == pytest.approx(-1 / 4096, rel=1e-3)
-    assert METRICS["prob_mass"](logits, prompts).item() == pytest.approx(3001 / 4096, rel=1e-5)
+    answers = answers_of([list(range(1500))], [list(range(1500, 3001))])
+    assert METRICS["prob_diff"](logits, answers).item() == pytest.approx(-1 / 4096, rel=1e-3)
+    assert METRICS["prob_mass"](logits, answers).item() == pytest.approx(3001 / 4096, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["logit_diff", "prob_diff", "prob_mass"])
 def test_gradients_agree_with_finite_differences(name):
     torch.manual_seed(0)
     logits = torch.randn(3, VOCABULARY, requires_grad=True)
-    prompts = prompts_with([[0], [1, 2], [3]], [[4, 5], [6], [7, 8, 9]])
-    (gradient,) = torch.autograd.grad(METRICS[name](logits, prompts).sum(), logits)
+    answers = answers_of([[0], [1, 2], [3]], [[4, 5], [6], [7, 8, 9]])
+    (gradient,) = torch.autograd.grad(METRICS[name](logits, answers).sum(), logits)
     sets = list(zip([[0], [1, 2], [3]], [[4, 5], [6], [7, 8, 9]], strict=True))
     for row, column in ((0, 0), (0, 4), (1, 2), (1, 6), (2, 9), (2, 10)):
         bumped = [logits[row].detach().double().tolist() for _ in range(2)]
@@ -134,19 +124,16 @@ def test_gradients_agree_with_finite_differences(name):
 
 
 def test_logits_of_another_number_of_prompts_are_refused():
-    prompts = prompts_with([[0], [1]], [[2], [3]])
+    answers = answers_of([[0], [1]], [[2], [3]])
     for shape in ((3, 5), (2, 4, 5), (5,)):
         for metric in METRICS.values():
             with pytest.raises(ValueError, match=r"do not have one row for each of 2 prompts"):
-                metric(torch.zeros(shape), prompts)
+                metric(torch.zeros(shape), answers)
 
 
-def test_parts_of_prompts_that_do_not_fit_are_refused():
-    prompts = prompts_with([[0], [1]], [[2], [3]])
-    parts = vars(prompts)
-    with pytest.raises(ValueError, match=r"different numbers of rows: \[1, 2\]"):
-        Prompts(**{**parts, "texts": [("", "")]})
-    with pytest.raises(ValueError, match="differ"):
-        Prompts(**{**parts, "corrupted": torch.zeros(2, 3)})
-    with pytest.raises(ValueError, match="a mask has another shape"):
-        Prompts(**{**parts, "wrong_mask": torch.ones(2, 5, dtype=torch.bool)})
+def test_answers_that_do_not_fit_are_refused():
+    right, wrong = padded([[0], [1]], 0), padded([[2]], 0)
+    with pytest.raises(ValueError, match="2 prompts have right answers and 1 wrong ones"):
+        Answers(*right, *wrong)
+    with pytest.raises(ValueError, match="another shape"):
+        Answers(right[0], wrong[1], *wrong)

@@ -88,8 +88,8 @@ def test_answers_are_the_verbs_of_the_subjects_number(name):
     singular, plural = zip(*sva.VERBS, strict=True)
     for row, fact in enumerate(prompts.meta.itertuples()):
         right, wrong = (singular, plural) if fact.number == "singular" else (plural, singular)
-        assert tuple(tokenizer.decode(token).strip() for token in prompts.answers[row]) == right
-        assert tuple(tokenizer.decode(token).strip() for token in prompts.wrong_answers[row]) == wrong
+        assert tuple(tokenizer.decode(token).strip() for token in prompts.answers.right[row]) == right
+        assert tuple(tokenizer.decode(token).strip() for token in prompts.answers.wrong[row]) == wrong
         assert fact.verbs == ";".join(right)
 
 
@@ -110,7 +110,7 @@ def test_a_structure_without_prompts_left_makes_way_for_the_others():
 
 def test_a_verb_known_in_one_number_only_is_left_out_in_both():
     prompts = build_prompts("sva", word_level(task_texts(), without=["has"]), 2, 0)
-    assert prompts.answer_mask.sum(dim=1).tolist() == [len(sva.VERBS) - 1] * 2
+    assert prompts.answers.right_mask.sum(dim=1).tolist() == [len(sva.VERBS) - 1] * 2
     assert not {"has", "have"} & set(";".join(prompts.meta["verbs"]).split(";"))
 
 

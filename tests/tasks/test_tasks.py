@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ import torch
 from tests.support.paths import ROOT
 from tests.support.task_tokenizers import TOKENIZERS, pythia, task_texts, word_level, words
 from utils.errors import UserError
-from utils.tasks import TASKS, build_prompts, get_task, greater_than, ioi, task_folder_name
+from utils.tasks import TASKS, build_prompts, get_task, greater_than, ioi
 from utils.tasks.metrics import METRICS
 from utils.tasks.prompts import Pair, assemble
 
@@ -60,8 +61,8 @@ def test_every_pair_differs_and_every_prompt_is_distinct(task, corruption, token
 def test_every_answer_continues_its_prompt_as_one_token(task):
     prompts = build_prompts(task, pythia(), 24, 2)
     for row, (clean, _) in enumerate(prompts.texts):
-        right = prompts.answers[row][prompts.answer_mask[row]].tolist()
-        wrong = prompts.wrong_answers[row][prompts.wrong_mask[row]].tolist()
+        right = prompts.answers.right[row][prompts.answers.right_mask[row]].tolist()
+        wrong = prompts.answers.wrong[row][prompts.answers.wrong_mask[row]].tolist()
         assert not set(right) & set(wrong)
         for token in right + wrong:
             assert ids(pythia(), clean + pythia().decode(token)) == [*ids(pythia(), clean), token]
@@ -83,7 +84,7 @@ def test_abc_prompts_too_are_the_first_of_more():
 def digest() -> str:
     """Of prompts of every task, to compare between processes."""
     built = [build_prompts(task, words(), 40, 5, ioi_corruption=corruption) for task, corruption in BUILDS]
-    content = [(prompts.texts, prompts.clean.tolist(), prompts.answers.tolist()) for prompts in built]
+    content = [(prompts.texts, prompts.clean.tolist(), prompts.answers.right.tolist()) for prompts in built]
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
@@ -211,13 +212,13 @@ def test_all_prompts_there_are_can_be_drawn_and_are_distinct():
 def test_unknown_tasks_are_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="task: 'greater-than' is unknown; did you mean 'greater_than'"):
         get_task("greater-than")
-    with pytest.raises(UserError, match=r"task: 'xyz' is unknown; use ioi, greater_than, .* or a prompts CSV"):
-        task_folder_name("xyz")
+    with pytest.raises(UserError, match=r"task: 'xyz' is unknown; name a prompts CSV or one of: ioi, greater_than, "):
+        get_task("xyz")
 
 
 def test_every_task_names_its_metrics_and_ignores_a_csvs():
     for name, task in TASKS.items():
-        assert task.name == name == task_folder_name(name)
+        assert task.name == name == get_task(name).name
         assert task.metrics[0] == task.primary
         assert sorted(task.metrics) == sorted(METRICS)
         assert get_task(name, "prob_diff") is task
@@ -244,8 +245,10 @@ def test_select_keeps_the_parts_of_a_prompt_together():
         chosen = prompts.select(index)
         assert len(chosen) == len(expected)
         assert chosen.texts == [prompts.texts[row] for row in expected]
-        for name in ("clean", "corrupted", "lengths", "answers", "answer_mask", "wrong_answers", "wrong_mask"):
+        for name in ("clean", "corrupted", "lengths"):
             assert torch.equal(getattr(chosen, name), getattr(prompts, name)[expected])
+        for name in ("right", "right_mask", "wrong", "wrong_mask"):
+            assert torch.equal(getattr(chosen.answers, name), getattr(prompts.answers, name)[expected])
         assert torch.equal(chosen.positions["s2"], prompts.positions["s2"][expected])
         pd.testing.assert_frame_equal(chosen.meta, prompts.meta.iloc[expected].reset_index(drop=True))
 
@@ -259,6 +262,38 @@ def test_select_refuses_rows_that_do_not_exist():
 
 def test_moving_prompts_moves_every_tensor():
     moved = build_prompts("ioi", words(), 3, 0).to("meta")
-    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    values = (*vars(moved).values(), *vars(moved.answers).values())
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
     assert len(tensors) == 7
     assert all(tensor.device.type == "meta" for tensor in (*tensors, *moved.positions.values()))
+
+
+def test_parts_of_prompts_that_do_not_fit_are_refused():
+    prompts = build_prompts("ioi", words(), 2, 0)
+    with pytest.raises(ValueError, match=r"different numbers of rows: \[1, 2\]"):
+        replace(prompts, texts=prompts.texts[:1])
+    with pytest.raises(ValueError, match="differ"):
+        replace(prompts, corrupted=prompts.corrupted[:, 1:])
+
+
+def test_prompts_longer_than_a_context_are_refused_with_the_longest():
+    prompts = build_prompts("ioi", words(), 8, 0)
+    longest = int(prompts.lengths.max())
+    prompts.require_fit("ioi", longest)
+    with pytest.raises(UserError, match=rf"task: ioi: a prompt has {longest} tokens, the model's context holds 7; use"):
+        prompts.require_fit("ioi", 7)
+
+
+def test_a_tokenizer_that_makes_no_tokens_is_refused_in_one_line(tmp_path):
+    class Silent:
+        """Takes every text for nothing, as a broken tokenizer file can make it."""
+
+        unk_token_id = bos_token_id = eos_token_id = pad_token_id = None
+
+        def __call__(self, texts, **how):
+            return {"input_ids": [[] for _ in texts]}
+
+    path = tmp_path / "prompts.csv"
+    path.write_text("clean,corrupted,answers,wrong_answers\nSo Paul,So Mary, he, she\n")
+    with pytest.raises(UserError, match=r"row 1 \(line 2\): the tokenizer makes no tokens of 'So Paul'; check"):
+        build_prompts(str(path), Silent(), 1, 0, metric="logit_diff")

@@ -87,17 +87,22 @@ class BaseConfig(Section):
         return [self.model] if isinstance(self.model, str) else list(self.model)
 
 
-class TaskConfig(BaseConfig):
+class PromptOptions(Section):
+    """What a run may choose about its prompts beyond their number and seed."""
+
+    prepend_bos: bool = False
+    """Put the tokenizer's start token before every prompt."""
+    ioi_corruption: Literal["swap", "abc"] = "swap"
+    """IOI's corrupted prompts: the second subject replaced by the indirect object, or three other names."""
+
+
+class TaskConfig(PromptOptions, BaseConfig):
     """The keys every script that runs tasks shares."""
 
     task: str | list[str] = execution(...)
     """A task of the registry (`utils/tasks`), a prompts CSV, or a list of these."""
     n_prompts: int = Field(100, gt=0)
     """Prompt pairs per task."""
-    prepend_bos: bool = False
-    """Put the tokenizer's start token before every prompt."""
-    ioi_corruption: Literal["swap", "abc"] = "swap"
-    """IOI's corrupted prompts: the second subject replaced by the indirect object, or three other names."""
     metric: Literal["logit_diff", "prob_diff"] | None = None
     """Primary metric of a prompts CSV; the registry's tasks have their own."""
 
@@ -146,11 +151,6 @@ def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -
         raise UserError("\n".join(explain(error, schema, data, path, changed))) from None
 
 
-def resolved(config: pydantic.BaseModel) -> dict[str, Any]:
-    """Every key with its value, as JSON holds it (paths as text, with forward slashes)."""
-    return {name: _plain(getattr(config, name)) for name in type(config).model_fields}
-
-
 def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:
     """The settings that results depend on, flat (`eap.ig_steps`): all but the execution keys.
 
@@ -160,6 +160,7 @@ def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:
 
 
 def _flat_settings(config: pydantic.BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
+    plain = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
         if _is_execution(field):
             continue
@@ -167,21 +168,9 @@ def _flat_settings(config: pydantic.BaseModel, prefix: str) -> Iterator[tuple[st
         if isinstance(value, pydantic.BaseModel):
             yield from _flat_settings(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", _plain(value)
+            yield f"{prefix}{name}", plain[name]
 
 
 def _is_execution(field: FieldInfo) -> bool:
     extra = field.json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("execution"))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, pydantic.BaseModel):
-        return resolved(value)
-    if isinstance(value, Path):
-        return value.as_posix()
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value

@@ -11,16 +11,23 @@ among the 5 highest logits, the negative copy score the same for minus the head'
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.forward import LayerActivations, Layout, embed, forward, normalise
-from edge_attribution_patching.weights import LayerWeights, ModelWeights
+from edge_attribution_patching.weights import LayerWeights, ModelWeights, Shape
+from utils.config.keys import BaseConfig, Section
 from utils.errors import UserError
+from utils.models.family import LoadedCheckpoint
+from utils.results.store import Result
+from utils.tasks import Prompts, Task, build_prompts
 
 TOP_K = 5
 """A name counts as copied if it is among this many highest logits (Wang et al. 2022)."""
@@ -29,6 +36,73 @@ _CANDIDATES = 512
 _LOGITS_AT_ONCE = 2**25
 
 HeadScores = Float[Tensor, "layer head"]
+
+
+class ComponentsKeys(Section):
+    """What the scores depend on besides the model."""
+
+    n_sequences: int = Field(50, gt=0)
+    """Random blocks that the attention scores are averaged over."""
+    seq_len: int = Field(50, gt=1)
+    """Tokens of a block; it stands twice in a row, so the model's context must hold `2 * seq_len`."""
+    n_prompts: int = Field(100, gt=0)
+    """IOI prompts whose names (three a prompt) the copy scores are averaged over."""
+
+
+class ComponentsConfig(ComponentsKeys, BaseConfig):
+    """Keys of get_full_model_components_over_time.py."""
+
+
+@dataclass(frozen=True)
+class ComponentsInputs:
+    """What the scores are measured on.
+
+    Attributes:
+        blocks: random blocks of tokens, each repeated once.
+        prompts: IOI prompts.
+    """
+
+    blocks: Int[Tensor, "sequence position"]
+    prompts: Prompts
+
+
+def prepare(config: ComponentsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> ComponentsInputs:
+    """Draw the random blocks and build the prompts.
+
+    Raises:
+        UserError: if blocks or prompts do not fit the model's context, or cannot be made under this tokenizer.
+    """
+    if 2 * config.seq_len > shape.n_positions:
+        raise UserError(
+            f"seq_len: two blocks of {config.seq_len} tokens need {2 * config.seq_len} positions, the model has "
+            f"{shape.n_positions}; use seq_len={shape.n_positions // 2} or less"
+        )
+    tokens = ordinary_tokens(tokenizer, shape.d_vocab)
+    blocks = repeated_blocks(tokens, config.n_sequences, config.seq_len, config.seed)
+    prompts = build_prompts("ioi", tokenizer, config.n_prompts, config.seed)
+    prompts.require_fit("ioi", shape.n_positions)
+    return ComponentsInputs(blocks, prompts)
+
+
+def measure(
+    checkpoint: LoadedCheckpoint, config: ComponentsConfig, inputs: ComponentsInputs, task: Task | None
+) -> dict[str, Result]:
+    """The five scores of every head, as rows."""
+    rows: list[dict[str, Any]] = [
+        {"score": name, "layer": layer, "head": head, "value": value}
+        for name, by_head in component_scores(checkpoint.weights, inputs, config.batch_size).items()
+        for layer, values in enumerate(by_head.tolist())
+        for head, value in enumerate(values)
+    ]
+    return {"components": Result(pd.DataFrame(rows))}
+
+
+def component_scores(weights: ModelWeights, inputs: ComponentsInputs, batch_size: int) -> dict[str, HeadScores]:
+    """The three attention scores and the two copy scores of every head."""
+    prompts = inputs.prompts
+    positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
+    scores = attention_scores(weights, inputs.blocks, batch_size)
+    return scores | copy_scores(weights, prompts.clean, prompts.lengths, positions, batch_size)
 
 
 def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> Int[Tensor, " token"]:
@@ -83,17 +157,9 @@ def attention_scores(
         `induction`: from every token of the second block to the token after its first occurrence (period - 1 back);
         `duplicate_token`: from every token of the second block to its first occurrence (period back);
         `previous_token`: from every token but the first to the one before it.
-
-    Raises:
-        UserError: if the sequences are longer than the model's context.
     """
     n_sequences, width = tokens.shape
     period = width // 2
-    if width > weights.n_positions:
-        raise UserError(
-            f"seq_len: two blocks of {period} tokens need {width} positions, the model has {weights.n_positions}; "
-            f"use seq_len={weights.n_positions // 2} or less"
-        )
     # Score -> (how many positions back, the first query that counts).
     places = {"induction": (period - 1, period), "previous_token": (1, 1), "duplicate_token": (period, period)}
     totals = {name: torch.zeros(weights.n_layers, weights.n_heads) for name in places}

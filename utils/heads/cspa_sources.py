@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor
 
+from utils.config.keys import Section
 
-@dataclass(frozen=True)
-class Cspa:
-    """What is kept of a head.
 
-    Attributes:
-        interventions: `ov` keeps the part along the source's unembedding, `qk` keeps predicted sources.
-        k_unembeddings: of the qk intervention, the share of a position's place in (0, 1].
-        keep_self_attention: whether a position's own token counts as one of its sources.
-        negative_only: of the ov intervention, keep a component only where it lowers the source's logit.
-        start_layer: first layer whose heads are scored.
-    """
+class Ablation(Section):
+    """What the ablation keeps of a head."""
 
-    interventions: Sequence[Literal["ov", "qk"]] = ("ov", "qk")
-    k_unembeddings: float = 0.05
+    interventions: list[Literal["ov", "qk"]] = Field(["ov", "qk"], min_length=1, max_length=2)
+    """What restricts a head: `ov` to the part along the source's unembedding, `qk` to sources that are predicted and
+    no function words; one or both."""
+    k_unembeddings: float = Field(0.05, gt=0, le=1)
+    """Of `qk`: distinct sources that are kept, as a fraction of the destination's place (1 for the first), rounded up;
+    1.0 keeps all."""
     keep_self_attention: bool = True
+    """Whether a position's own token is one of its sources."""
     negative_only: bool = True
-    start_layer: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.interventions or not set(self.interventions) <= {"ov", "qk"}:
-            raise ValueError(f"interventions={self.interventions}: name ov, qk or both")
-        if not 0 < self.k_unembeddings <= 1:
-            raise ValueError(f"k_unembeddings={self.k_unembeddings} is not in (0, 1]")
+    """Of `ov`: keep a component only where it lowers the source's logit."""
+    start_layer: int = Field(0, ge=0)
+    """First layer whose heads are scored."""
 
     def n_kept(self, seq_len: int) -> list[int]:
         """K at each position; the fraction is taken as it is written, so that 0.07 of 100 is 7."""
@@ -47,7 +40,7 @@ def kept_sources(
     predicted: Float[Tensor, "sequence query key"],
     tokens: Int[Tensor, "sequence position"],
     function_tokens: Int[Tensor, " token"],
-    settings: Cspa,
+    settings: Ablation,
 ) -> Bool[Tensor, "sequence query key"]:
     """Which sources each position keeps; of different tokens that tie for the last of the K places, all.
 

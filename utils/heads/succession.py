@@ -27,14 +27,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.forward import mlp
-from edge_attribution_patching.weights import ModelWeights
+from edge_attribution_patching.weights import ModelWeights, Shape
+from utils.config.keys import BaseConfig
+from utils.errors import UserError
+from utils.models.family import LoadedCheckpoint
+from utils.results.store import Result
+from utils.tasks import Task
 from utils.tasks.vocabulary import encode
 
 
@@ -101,6 +108,45 @@ CLASSES: dict[str, tuple[WordList, ...]] = {
 
 Pairs = tuple[tuple[int, int], ...]
 """(token, successor) ids of one list in one spelling."""
+
+
+class SuccessorConfig(BaseConfig):
+    """Keys of get_new_successor_head_scores_over_time.py: those of every script, and no others. Nothing in it is
+    sampled, so `seed` and `batch_size` change nothing."""
+
+
+def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, list[Pairs]]:
+    """The pairs of words and successors.
+
+    Raises:
+        UserError: if the tokenizer splits all words.
+    """
+    pairs = successor_pairs(tokenizer)
+    if not any(pairs.values()):
+        raise UserError(
+            f"model: no class of words ({', '.join(CLASSES)}) has two words that are single tokens under this "
+            "tokenizer; use another model"
+        )
+    return pairs
+
+
+def measure(
+    checkpoint: LoadedCheckpoint, config: SuccessorConfig, inputs: dict[str, list[Pairs]], task: Task | None
+) -> dict[str, Result]:
+    """The scores of every head, one row a head."""
+    weights = checkpoint.weights
+    result = succession(weights, inputs)
+    layers, heads = (
+        index.flatten().tolist()
+        for index in torch.meshgrid(torch.arange(weights.n_layers), torch.arange(weights.n_heads), indexing="ij")
+    )
+    columns: dict[str, Any] = {"layer": layers, "head": heads, "value": result.overall().flatten().tolist()}
+    columns["pairs"] = sum(result.pairs(name) for name in CLASSES)
+    columns["class_mean"] = result.class_mean().flatten().tolist()
+    for name in CLASSES:
+        columns[name] = result.share(name).flatten().tolist()
+        columns[f"{name}_pairs"] = result.pairs(name)
+    return {"successor": Result(pd.DataFrame(columns))}
 
 
 def successor_pairs(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Pairs]]:

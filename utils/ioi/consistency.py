@@ -32,27 +32,20 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.paths import Head, Receivers
 from edge_attribution_patching.weights import ModelWeights
-from utils.circuits import FOUND
 from utils.ioi.effects import NAMES, PairedRuns, Swap, name_attention
-from utils.ioi.inputs import HeadFacts, OfHeads
+from utils.ioi.inputs import HeadFacts, IoiInputs, OfHeads, gather
 from utils.ioi.keys import IoiConsistencyConfig, Thresholds
-from utils.tasks import Prompts, build_prompts
-from utils.tasks.ioi import signal_variants
+from utils.models.family import LoadedCheckpoint
+from utils.results.kinds import IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
+from utils.results.store import Result
+from utils.tasks import Prompts, Task
 
 LEVELS = ("name_movers", "s_inhibition", "induction")
 CLEAN, OPPOSITE_ORDER = "same_token_same_order", "same_token_opposite_order"
 RESAMPLES = 1000
-
-LEVEL_COLUMNS = ["level", "percent", "n_heads", "total_effect", "percent_se", "n_measured", "n_receivers"]
-LEVEL_COLUMNS += ["logit_diff", "logit_diff_se", "reason"]
-HEAD_COLUMNS = ["level", "layer", "head", "role", "effect", "effect_se", "copy_score", "cspa", "induction"]
-HEAD_COLUMNS += ["duplicate_token", "attention_io", "attention_s1", "attention_s2", "passes"]
-SIGNAL_COLUMNS = ["layer", "head", "variant", "logit_diff", "attention_io", "attention_s1", "attention_s2"]
-SIGNAL_COLUMNS += ["n_name_movers", "passes"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +53,9 @@ class Consistency:
     """The tables of one checkpoint.
 
     Attributes:
-        levels: one row a level, `LEVEL_COLUMNS`; percent is empty where there is a reason.
-        heads: one row per measured level and head of the circuit, `HEAD_COLUMNS`.
-        signals: one row per candidate for S-inhibition and variant, `SIGNAL_COLUMNS`.
+        levels: one row a level, columns of `IOI_CONSISTENCY`; percent is empty where there is a reason.
+        heads: one row per measured level and head of the circuit.
+        signals: one row per candidate for S-inhibition and variant.
     """
 
     levels: pd.DataFrame
@@ -109,6 +102,19 @@ class _Resampled:
         with np.errstate(divide="ignore", invalid="ignore"):
             resampled = (self.counts @ change.T) / (self.counts @ self.clean)[:, None]
         return change.mean(axis=1) / self.clean.mean(), resampled
+
+
+def measure(
+    checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: IoiInputs, task: Task | None
+) -> dict[str, Result]:
+    """The levels of one checkpoint and their heads."""
+    facts = gather(checkpoint, config, inputs)
+    found = ioi_consistency(checkpoint.weights, inputs.prompts, inputs.variants, facts, config)
+    return {
+        "ioi_consistency": Result(found.levels, json={"inputs": facts.sources}),
+        "ioi_consistency_heads": Result(found.heads),
+        "ioi_consistency_signals": Result(found.signals),
+    }
 
 
 def ioi_consistency(
@@ -195,7 +201,7 @@ class _Measurement:
         return self._tables()
 
     def _nothing_to_explain(self) -> str:
-        if self.facts.status != FOUND:
+        if self.facts.status != "found":
             return f"no circuit: {self.facts.status}"
         if not self.circuit:
             return "no circuit: it holds no heads"
@@ -274,12 +280,12 @@ class _Measurement:
         self.levels.append(row | values)
 
     def _tables(self) -> Consistency:
-        levels = pd.DataFrame(self.levels, columns=LEVEL_COLUMNS)
+        levels = pd.DataFrame(self.levels, columns=list(IOI_CONSISTENCY.columns))
         counts = dict.fromkeys(("n_heads", "n_measured", "n_receivers"), "Int64")
         return Consistency(
             levels.astype({"percent": float, "total_effect": float, "percent_se": float, **counts}),
-            pd.DataFrame(self.heads, columns=HEAD_COLUMNS),
-            pd.DataFrame(self.signals, columns=SIGNAL_COLUMNS),
+            pd.DataFrame(self.heads, columns=list(IOI_CONSISTENCY_HEADS.columns)),
+            pd.DataFrame(self.signals, columns=list(IOI_CONSISTENCY_SIGNALS.columns)),
         )
 
     def _runs(self, others: Tensor) -> PairedRuns:
@@ -324,18 +330,3 @@ def reading_roles(
 def _spread(resampled: np.ndarray, n_prompts: int) -> float:
     """Standard deviation over resampled prompts; nan where there is one prompt alone."""
     return float(resampled.std()) if n_prompts > 1 else float("nan")
-
-
-def ioi_prompts(
-    config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Prompts, dict[str, Int[Tensor, "n width"]]]:
-    """The prompts that effects are measured on, and their four signal variants."""
-    prompts = build_prompts(
-        "ioi",
-        tokenizer,
-        config.n_prompts,
-        config.seed,
-        prepend_bos=config.prepend_bos,
-        ioi_corruption=config.ioi_corruption,
-    )
-    return prompts, signal_variants(prompts, tokenizer, config.seed)

@@ -36,7 +36,7 @@ class LogitDifference:
 
     def __init__(self, weights: ModelWeights, prompts: Prompts) -> None:
         precise = torch.promote_types(weights.dtype, torch.float32)
-        right, wrong = (tokens[:, 0].to(weights.device) for tokens in (prompts.answers, prompts.wrong_answers))
+        right, wrong = (tokens[:, 0].to(weights.device) for tokens in (prompts.answers.right, prompts.answers.wrong))
         difference = weights.unembed[right].to(precise) - weights.unembed[wrong].to(precise)
         self._norm = weights.final_norm
         self._direction = difference * self._norm.gain.to(precise)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from utils.ioi.keys import IoiConsistencyConfig
+from utils.results.store import Store
+
 ROLES = ("name_mover", "copy_suppression", "s_inhibition", "induction", "duplicate_token")
 COLUMNS = ["role", "layer", "head", "first_step", "last_step", "first_tokens", "last_tokens"]
 COLUMNS += ["n_held", "n_between", "peak_step", "peak_effect"]
@@ -49,3 +52,10 @@ def role_handover(heads: pd.DataFrame, steps: list[int]) -> pd.DataFrame:
     return table.assign(order=order).sort_values(
         ["order", "first_step", "last_step", "layer", "head"], kind="stable", ignore_index=True
     )[COLUMNS]
+
+
+def write_handover(config: IoiConsistencyConfig, store: Store, model: str) -> None:
+    """Write `role_handover.csv`, over all steps that are there, beside a model's levels."""
+    heads = store.read_tables("ioi_consistency_heads", model)
+    table = role_handover(heads, store.folder("ioi_consistency_heads", model).steps())
+    store.folder("ioi_consistency", model).write_summary("role_handover", table)

@@ -1,12 +1,15 @@
-"""What the IOI consistency needs to know of every head: the circuit, copy, induction, duplicate-token and CSPA scores.
+"""What the IOI consistency needs to know before anything is patched: prompts, the circuit, and scores of every head.
 
-Each is read from the store where it lies there for the model and step, and computed from the loaded checkpoint where it
-does not; with `require_stored` a missing one is an error that names the command that makes it.
+The circuit, the copy, induction and duplicate-token scores, and the CSPA scores are taken from the store where they
+were measured on the same weights with the settings that this run would use. Otherwise they are computed from the loaded
+checkpoint; with `require_stored` that is refused, naming the command or the key.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -16,21 +19,47 @@ from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.search import nodes_in
-from utils.circuits import FOUND, CircuitsConfig, find_circuit
+from edge_attribution_patching.weights import Shape
+from utils import circuits
+from utils.circuits import CircuitPrompts, find_circuit
+from utils.config.keys import BaseConfig
 from utils.errors import UserError
-from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
-from utils.heads.corpus import Corpus, draw_sequences
-from utils.heads.cspa import cspa_scores, mean_outputs, require_fit
-from utils.heads.cspa_sources import Cspa
-from utils.heads.function_words import function_tokens
+from utils.heads import attention_and_copy, cspa
+from utils.heads.attention_and_copy import ComponentsInputs, component_scores
+from utils.heads.cspa import CspaInputs, score_heads
 from utils.ioi.keys import IoiConsistencyConfig
 from utils.models.family import LoadedCheckpoint
-from utils.results.store import Store, how_to_make
-from utils.tasks import build_prompts
+from utils.results.record import differences, shown
+from utils.results.store import ResultsFolder, Store
+from utils.tasks import TASKS, Prompts
+from utils.tasks.ioi import signal_variants
 
 STORED, COMPUTED, ALL_HEADS = "stored", "computed", "all heads"
+SCORES = ("copy", "induction", "duplicate_token")
 
 OfHeads = Float[Tensor, "layer head"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class IoiInputs:
+    """What is prepared once a model.
+
+    Attributes:
+        prompts: IOI prompts that effects are measured on.
+        variants: their four signal variants (`utils/tasks/ioi.py`).
+        circuit, components, cspa: what the circuit and the scores are computed from; None where they are not to be
+            computed.
+        told: what the log has said already.
+    """
+
+    prompts: Prompts
+    variants: Mapping[str, Int[Tensor, "n width"]]
+    circuit: CircuitPrompts | None
+    components: ComponentsInputs | None
+    cspa: CspaInputs | None
+    told: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -55,155 +84,156 @@ class HeadFacts:
     sources: dict[str, str]
 
 
-def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig) -> HeadFacts:
-    """Read or compute the inputs of one checkpoint.
+def prepare(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> IoiInputs:
+    """Build the prompts, and check all that a checkpoint's inputs may have to be computed from.
 
     Raises:
-        UserError: if an input is missing and `require_stored` is set, was measured on other weights, or does not fit
-            the model.
+        UserError: if prompts, random blocks or text cannot be had under this tokenizer or do not fit the model.
     """
-    inputs = _Inputs(checkpoint, config)
-    in_circuit, status, circuit_source = inputs.circuit()
-    components, components_source = inputs.components()
-    cspa, cspa_source = inputs.cspa()
-    sources = {"circuit": circuit_source, "components": components_source, "cspa": cspa_source}
-    return HeadFacts(
-        in_circuit,
-        status,
-        components["copy"],
-        components["induction"],
-        components["duplicate_token"],
-        cspa,
-        sources,
-    )
+    task = TASKS["ioi"]
+    prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
+    prompts.require_fit(task.name, shape.n_positions)
+    variants = signal_variants(prompts, tokenizer, config.seed)
+    if config.require_stored:
+        return IoiInputs(prompts, variants, None, None, None)
+    circuit = None
+    if config.circuit.heads == "circuit":
+        circuit = circuits.prepare(config.circuits_config(), tokenizer, shape)[task.name]
+    components = attention_and_copy.prepare(config.components_config(), tokenizer, shape)
+    of_cspa = config.cspa_config()
+    text = None if of_cspa is None else cspa.prepare(of_cspa, tokenizer, shape)
+    return IoiInputs(prompts, variants, circuit, components, text)
 
 
-def cspa_text(
-    config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Int[Tensor, "sequence position"], int]:
-    """The sequences that CSPA is scored on, then those of its means, as get_model_cspa.py draws them; and how many
-    are scored.
+def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: IoiInputs) -> HeadFacts:
+    """Read or compute the circuit and the scores of one checkpoint.
 
     Raises:
-        UserError: if the text is not to be had or too short.
+        UserError: if one is missing or depends on other settings and `require_stored` is set, no text is named for
+            CSPA scores that have to be computed, or stored results do not fit the model.
     """
-    asked = config.cspa
-    if asked is None:
-        raise UserError("cspa: no scores are stored and no text is named to compute them; pass cspa.corpus=FILE")
-    corpus = Corpus(asked.corpus, asked.corpus_split, asked.corpus_field)
-    n = asked.n_sequences + asked.n_mean_sequences
-    return draw_sequences(corpus, tokenizer, n, asked.seq_len, config.seed), asked.n_sequences
+    reader = _Reader(checkpoint, config, inputs)
+    # All three are looked up before any is computed, so that what is missing is told at once.
+    stored = reader.circuit(), reader.components(), reader.cspa()
+    circuit = stored[0] or reader.compute_circuit()
+    components = stored[1] or reader.compute_components()
+    of_cspa = stored[2] if stored[2] is not None else reader.compute_cspa()
+    sources = {
+        name: COMPUTED if found is None else STORED
+        for name, found in zip(("circuit", "components", "cspa"), stored, strict=True)
+    }
+    if config.circuit.heads == "all":
+        sources["circuit"] = ALL_HEADS
+    in_circuit, status = circuit
+    copy, induction, duplicate_token = (components[name] for name in SCORES)
+    return HeadFacts(in_circuit, status, copy, induction, duplicate_token, of_cspa, sources)
 
 
-class _Inputs:
-    def __init__(self, checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig) -> None:
-        self.checkpoint, self.config = checkpoint, config
+class _Reader:
+    """One checkpoint's inputs, from the store or from its weights."""
+
+    def __init__(self, checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: IoiInputs) -> None:
+        self.checkpoint, self.config, self.inputs = checkpoint, config, inputs
         self.store = Store(config.results_dir)
         self.weights = checkpoint.weights
         self.shape = (self.weights.n_layers, self.weights.n_heads)
 
-    def circuit(self) -> tuple[Bool[Tensor, "layer head"], str, str]:
-        """Heads of the IOI circuit, whether there is one, and where it is from."""
+    def circuit(self) -> tuple[Bool[Tensor, "layer head"], str] | None:
+        """Heads of the stored IOI circuit, and its status."""
         if self.config.circuit.heads == "all":
-            return torch.ones(self.shape, dtype=torch.bool), FOUND, ALL_HEADS
-        if self._is_stored("graphs", "ioi"):
-            name, step = self.checkpoint.name, self.checkpoint.step
-            circuit = Circuit.from_tensors(self.store.read_tensors("graphs", name, "ioi", step))
-            baselines = self.store.read_table("baselines", name, "ioi", step)
-            if (circuit.graph.n_layers, circuit.graph.n_heads) != self.shape:
-                path = self.store.path("graphs", name, step, "ioi", ".pt")
-                raise UserError(f"{path} is a circuit of another architecture; {self._again('graphs', 'ioi')}")
-            return _heads_of(circuit), str(baselines["status"][0]), STORED
-        config = self.config
-        report = find_circuit(
-            self.weights,
-            self.checkpoint.tokenizer,
-            CircuitsConfig(
-                model=config.model,
-                device=config.device,
-                dtype=config.dtype,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                memory_budget_gb=config.memory_budget_gb,
-                task="ioi",
-                n_prompts=config.circuit.n_prompts,
-                prepend_bos=config.prepend_bos,
-                ioi_corruption=config.ioi_corruption,
-                eap=config.circuit.eap,
-                search=config.circuit.search,
-                evaluate_on=config.circuit.evaluate_on,
-            ),
-            "ioi",
-        )
-        return _heads_of(report.circuit), str(report.baselines["status"][0]), COMPUTED
+            return torch.ones(self.shape, dtype=torch.bool), "found"
+        folder = self._stored("graphs", self.config.circuits_config(), "ioi")
+        if folder is None:
+            return None
+        step = self.checkpoint.step
+        circuit = Circuit.from_tensors(folder.read_tensors(step))
+        if (circuit.graph.n_layers, circuit.graph.n_heads) != self.shape:
+            raise UserError(f"{folder.file(step, '.pt')} is a circuit of another architecture; {_again(folder)}")
+        baselines = self.store.folder("baselines", self.checkpoint.name, "ioi").read_table(step)
+        return _heads_of(circuit), str(baselines["status"][0])
 
-    def components(self) -> tuple[dict[str, OfHeads], str]:
-        """Copy, induction and duplicate-token scores."""
-        if self._is_stored("components"):
-            table = self._read("components")
-            wanted = ("copy", "induction", "duplicate_token")
-            return {
-                name: self._by_head(table[table["score"] == name], "components", "value") for name in wanted
-            }, STORED
-        asked, weights = self.config.components, self.weights
-        tokenizer = self.checkpoint.tokenizer
-        blocks = repeated_blocks(
-            ordinary_tokens(tokenizer, weights.d_vocab), asked.n_sequences, asked.seq_len, self.config.seed
-        )
-        prompts = build_prompts("ioi", tokenizer, asked.n_prompts, self.config.seed)
-        positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
-        scores = attention_scores(weights, blocks, self.config.batch_size)
-        return (
-            scores | copy_scores(weights, prompts.clean, prompts.lengths, positions, self.config.batch_size),
-            COMPUTED,
-        )
+    def compute_circuit(self) -> tuple[Bool[Tensor, "layer head"], str]:
+        """Heads of the IOI circuit of the loaded checkpoint, and whether there is one."""
+        assert self.inputs.circuit is not None
+        report = find_circuit(self.weights, self.inputs.circuit, self.config.circuits_config())
+        return _heads_of(report.circuit), report.status
 
-    def cspa(self) -> tuple[OfHeads, str]:
-        """CSPA scores."""
-        if self._is_stored("cspa"):
-            return self._by_head(self._read("cspa"), "cspa", "score", some=True), STORED
-        tokenizer = self.checkpoint.tokenizer
-        tokens, n_sequences = cspa_text(self.config, tokenizer)
-        require_fit(self.checkpoint.name, self.weights, tokens.shape[1], 0)
-        scored, others = tokens.tensor_split([n_sequences])
-        means = mean_outputs(self.weights, others, batch_size=self.config.batch_size)
-        words = function_tokens(tokenizer)
-        table = cspa_scores(self.weights, scored, means, words, Cspa(), self.config.batch_size)
-        return self._by_head(table, "cspa", "score"), COMPUTED
+    def components(self) -> dict[str, OfHeads] | None:
+        """Stored copy, induction and duplicate-token scores."""
+        folder = self._stored("components", self.config.components_config())
+        if folder is None:
+            return None
+        table = folder.read_table(self.checkpoint.step)
+        return {name: self._by_head(folder, table[table["score"] == name], "value") for name in SCORES}
 
-    def _is_stored(self, kind: str, task: str | None = None) -> bool:
-        """Whether a kind lies in the store, measured on these weights.
+    def compute_components(self) -> dict[str, OfHeads]:
+        """The same scores of the loaded checkpoint."""
+        assert self.inputs.components is not None
+        return component_scores(self.weights, self.inputs.components, self.config.batch_size)
+
+    def cspa(self) -> OfHeads | None:
+        """Stored CSPA scores."""
+        folder = self._stored("cspa", self.config.cspa_config())
+        if folder is None and self.config.cspa is None:
+            raise UserError("cspa: no scores are stored and no text is named to compute them; pass cspa.corpus=FILE")
+        if folder is None:
+            return None
+        return self._by_head(folder, folder.read_table(self.checkpoint.step), "score", some=True)
+
+    def compute_cspa(self) -> OfHeads:
+        """CSPA scores of the loaded checkpoint."""
+        assert self.inputs.cspa is not None
+        assert self.config.cspa is not None
+        table = score_heads(self.weights, self.inputs.cspa, self.config.cspa, self.config.batch_size)
+        return self._fill(table, "score")
+
+    def _stored(self, kind: str, asked: BaseConfig | None, task: str | None = None) -> ResultsFolder | None:
+        """The folder of a kind where it holds this step, measured on these weights as this run would.
 
         Raises:
-            UserError: if it does not and must, or was measured on other weights.
+            UserError: with `require_stored`, instead of None.
         """
-        name, step = self.checkpoint.name, self.checkpoint.step
-        path = self.store.path(kind, name, step, task)
-        if not self.store.has(kind, name, step, task):
-            if self.config.require_stored:
-                raise UserError(f"{path} is missing; run: {how_to_make(kind, name, task)}")
-            return False
-        measured = self.store.read_run(kind, name, task)["checkpoints"].get(str(step), {})
-        if measured.get("sha256") != self.checkpoint.provenance["sha256"]:
-            raise UserError(f"{path} was measured on other weights; {self._again(kind, task)}")
-        return True
+        folder = self.store.folder(kind, self.checkpoint.name, task)
+        reason = self._unusable(folder, asked)
+        if not reason:
+            return folder
+        if self.config.require_stored:
+            raise UserError(reason)
+        if folder.has(self.checkpoint.step) and reason not in self.inputs.told:
+            self.inputs.told.add(reason)
+            log.warning("%s; computed here instead", reason.partition("; run:")[0])
+        return None
 
-    def _again(self, kind: str, task: str | None = None) -> str:
-        return f"run: {how_to_make(kind, self.checkpoint.name, task)} overwrite=true"
+    def _unusable(self, folder: ResultsFolder, asked: BaseConfig | None) -> str:
+        """Why a stored result cannot be taken; empty if it can."""
+        step = self.checkpoint.step
+        if not folder.has(step):
+            return f"{folder.file(step)} is missing; run: {folder.how_to_make()}"
+        run = folder.read_run()
+        if run["checkpoints"].get(str(step), {}).get("sha256") != self.checkpoint.provenance["sha256"]:
+            return f"{folder.file(step)} was measured on other weights; {_again(folder)}"
+        if asked is not None and (differing := differences(run, folder.kind.script.removesuffix(".py"), asked)):
+            name, held, new = differing[0]
+            return f"{folder.path} holds {name}={shown(held)}, this run asks {shown(new)}; {_again(folder)}"
+        return ""
 
-    def _read(self, kind: str) -> pd.DataFrame:
-        return self.store.read_table(kind, self.checkpoint.name, None, self.checkpoint.step)
-
-    def _by_head(self, table: pd.DataFrame, kind: str, column: str, *, some: bool = False) -> OfHeads:
-        """A column as [layer, head]; with `some`, heads may be left out."""
-        scores = torch.full(self.shape, torch.nan)
+    def _by_head(self, folder: ResultsFolder, table: pd.DataFrame, column: str, *, some: bool = False) -> OfHeads:
+        """A column of a stored table as [layer, head]; with `some`, heads may be left out."""
         inside = (table["layer"] < self.shape[0]) & (table["head"] < self.shape[1])
-        if not inside.all() or not (some or len(table) == scores.numel()):
-            path = self.store.path(kind, self.checkpoint.name, self.checkpoint.step)
-            raise UserError(f"{path} holds other heads than the model; {self._again(kind)}")
+        if not inside.all() or not (some or len(table) == self.shape[0] * self.shape[1]):
+            path = folder.file(self.checkpoint.step)
+            raise UserError(f"{path} holds other heads than the model; {_again(folder)}")
+        return self._fill(table, column)
+
+    def _fill(self, table: pd.DataFrame, column: str) -> OfHeads:
+        scores = torch.full(self.shape, torch.nan)
         layers, heads = (torch.tensor(table[name].to_numpy()) for name in ("layer", "head"))
         scores[layers, heads] = torch.tensor(table[column].to_numpy(dtype="float32"))
         return scores
+
+
+def _again(folder: ResultsFolder) -> str:
+    return f"run: {folder.how_to_make()} overwrite=true"
 
 
 def _heads_of(circuit: Circuit) -> Bool[Tensor, "layer head"]:

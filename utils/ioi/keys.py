@@ -1,13 +1,15 @@
-"""Keys of get_ioi_consistency.py; configs/README.md lists them."""
+"""Keys of get_ioi_consistency.py, and the configs of the scripts that measure its inputs."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from utils.circuits import EapConfig, SearchConfig
-from utils.config.keys import BaseConfig, Section, execution
+from utils.circuits import CircuitKeys, CircuitsConfig
+from utils.config.keys import BaseConfig, PromptOptions, Section, execution
+from utils.heads.attention_and_copy import ComponentsConfig, ComponentsKeys
+from utils.heads.cspa import CspaConfig, CspaKeys
 
 
 class Thresholds(Section):
@@ -31,63 +33,48 @@ class Thresholds(Section):
     """With it, the name movers' attention to S1 changes by more."""
 
 
-class CircuitInput(Section):
-    """The circuit whose heads are measured; the keys below `heads` count where none is stored."""
+class CircuitInput(CircuitKeys):
+    """The circuit whose heads are measured; the keys are those of get_circuits_over_time.py."""
 
     heads: Literal["circuit", "all"] = "circuit"
     """Measure the heads of the IOI circuit, or all heads of the model."""
-    n_prompts: int = Field(100, gt=0)
-    """Prompt pairs that edges are scored on, and again as many for faithfulness where those are held out."""
-    eap: EapConfig = EapConfig()
-    search: SearchConfig = SearchConfig()
-    evaluate_on: Literal["heldout", "same"] = "heldout"
-    """Prompts of the faithfulness."""
 
 
-class ComponentsInput(Section):
-    """Copy, induction and duplicate-token scores, where none are stored."""
+class IoiConsistencyConfig(PromptOptions, BaseConfig):
+    """Keys of get_ioi_consistency.py.
 
-    n_sequences: int = Field(50, gt=0)
-    """Random blocks."""
-    seq_len: int = Field(50, gt=1)
-    """Tokens of a block, which stands twice in a row."""
-    n_prompts: int = Field(100, gt=0)
-    """IOI prompts whose names are to be copied."""
-
-
-class CspaInput(Section):
-    """CSPA scores, where none are stored: the keys of get_model_cspa.py that choose the text."""
-
-    corpus: str
-    """A text file, a data set of the hub (NeelNanda/pile-10k), or `toy`."""
-    corpus_split: str = "train"
-    """Split of a data set."""
-    corpus_field: str = "text"
-    """Column of a data set's text."""
-    n_sequences: int = Field(17, gt=0)
-    """Sequences that are scored."""
-    n_mean_sequences: int = Field(100, gt=0)
-    """Other sequences, over which heads' outputs are averaged for the mean ablation."""
-    seq_len: int = Field(61, gt=1)
-    """Tokens of a sequence."""
-
-
-class IoiConsistencyConfig(BaseConfig):
-    """Keys of the script."""
+    The circuit, the head scores and the CSPA scores are taken from the results where they lie there for the same
+    weights and the same settings as here, and computed where not.
+    """
 
     n_prompts: int = Field(70, gt=0)
     """IOI prompts that effects are measured on."""
-    ioi_corruption: Literal["swap", "abc"] = "swap"
-    """Prompts that senders take their output from: second subject replaced by the indirect object, or other names."""
-    prepend_bos: bool = False
-    """Put the tokenizer's start token before every prompt."""
     through_mlps: bool = False
-    """Count paths from a sender to its level's receivers that lead through MLPs too."""
+    """Count paths from a sender to its level's receivers that lead through MLPs too; from the receivers on, paths are
+    direct either way."""
     require_stored: bool = execution(False)
-    """Refuse to compute the circuit and the head scores: they have to be in the results."""
+    """Refuse to compute the circuit and the scores; what is missing is named with the command that makes it."""
     thresholds: Thresholds = Thresholds()
     circuit: CircuitInput = CircuitInput()
-    components: ComponentsInput = ComponentsInput()
-    cspa: CspaInput | None = None
+    components: ComponentsKeys = ComponentsKeys()
+    cspa: CspaKeys | None = None
+    """Text and settings of the CSPA scores, as of get_model_cspa.py; needed where none are stored."""
     memory_budget_gb: float = execution(1.0, gt=0)
-    """Memory that one step of the computation may take beside the weights."""
+    """Memory that one step of the computation may take beside the weights; work is split to stay below it."""
+
+    def circuits_config(self) -> CircuitsConfig:
+        """The config with which get_circuits_over_time.py finds the same circuit."""
+        options = {name: getattr(self, name) for name in PromptOptions.model_fields}
+        keys = {name: getattr(self.circuit, name) for name in CircuitKeys.model_fields}
+        return CircuitsConfig(**self._shared(), **options, **keys, task="ioi", memory_budget_gb=self.memory_budget_gb)
+
+    def components_config(self) -> ComponentsConfig:
+        """The config with which get_full_model_components_over_time.py measures the same scores."""
+        return ComponentsConfig(**self._shared(), **dict(self.components))
+
+    def cspa_config(self) -> CspaConfig | None:
+        """The config with which get_model_cspa.py measures the same scores; None where no text is named."""
+        return None if self.cspa is None else CspaConfig(**self._shared(), **dict(self.cspa))
+
+    def _shared(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in BaseConfig.model_fields}

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edge_attribution_patching.weights import ModelWeights, read_weights
+from edge_attribution_patching.weights import ModelWeights, Shape, read_shape, read_weights
 from utils.errors import UserError, suggest
 from utils.files import folder_sha256
 from utils.models import hub, local
@@ -73,6 +73,19 @@ class LoadedCheckpoint:
 
 
 @dataclass(frozen=True)
+class Description:
+    """What is known of a checkpoint before its weights are read.
+
+    Attributes:
+        tokenizer: the same object where the files are the same.
+        shape: from its config.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    shape: Shape
+
+
+@dataclass(frozen=True)
 class Family:
     """A model's published checkpoints.
 
@@ -110,6 +123,21 @@ class Family:
     def tokenizer(self, step: int) -> PreTrainedTokenizerBase:
         """A checkpoint's tokenizer."""
         return _load_tokenizer(self.fetch(step)[0])
+
+    def describe(self, step: int) -> Description:
+        """A checkpoint's tokenizer and shape.
+
+        Raises:
+            UserError: if its architecture has no reader.
+        """
+        from transformers import AutoConfig
+
+        folder, _ = self.fetch(step)
+        try:
+            shape = read_shape(AutoConfig.from_pretrained(folder, local_files_only=True))
+        except ValueError as error:
+            raise UserError(f"model: {folder}: {error}") from None
+        return Description(_load_tokenizer(folder), shape)
 
     def load(self, step: int, dtype: str = "float32", device: str = "auto") -> LoadedCheckpoint:
         """Load a checkpoint.

@@ -18,8 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import combine, file_sha256
-from utils.results.store import atomic_write
+from utils.files import atomic_write, combine, file_sha256
 
 MANIFEST = "download.json"
 

@@ -15,15 +15,17 @@ import functools
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 from collections.abc import Iterator
 from typing import Any
 
-from utils.config.keys import BaseConfig, resolved, result_settings
+from filelock import FileLock
+
+from utils.config.keys import BaseConfig, result_settings
 from utils.errors import UserError
+from utils.files import atomic_write, remove_stale_temporaries, require_writable
 from utils.models.family import Family, LocalFamily
-from utils.results.store import Store, atomic_write, remove_stale_temporaries
+from utils.results.store import ResultsFolder
 
 _PACKAGES = ("torch", "transformers", "transformer_lens", "numpy", "pandas")
 _UNSET = object()
@@ -38,19 +40,11 @@ def versions() -> dict[str, str]:
 
 
 class RunRecord:
-    """The run.json of one results folder (kind, model, task).
+    """The run.json of one results folder."""
 
-    Args:
-        store: the results.
-        kind: kind of result.
-        model: the model's folder name.
-        task: the task's folder name, None where the kind has no task level.
-    """
-
-    def __init__(self, store: Store, kind: str, model: str, task: str | None) -> None:
-        self.store, self.kind, self.model, self.task = store, kind, model, task
-        self.folder = store.folder(kind, model, task)
-        self.path = self.folder / "run.json"
+    def __init__(self, folder: ResultsFolder) -> None:
+        self.folder = folder
+        self.path = folder.path / "run.json"
 
     def check(self, analysis: str, config: BaseConfig, family: Family) -> None:
         """Refuse to add results of another config or of other weights to the folder's.
@@ -64,22 +58,22 @@ class RunRecord:
         Raises:
             UserError: naming what the folder holds and what this run asks.
         """
-        done = self.store.steps(self.kind, self.model, self.task)
+        done = self.folder.steps()
         if not done:
             return
         way_out = "pass overwrite=true or another results_dir"
         held = self._read()
         if held is None:
-            raise UserError(f"{self.folder} holds results and no run.json, so their config is unknown; {way_out}")
-        differing = _differences(held, analysis, config)
+            raise UserError(f"{self.folder.path} holds results and no run.json, so their config is unknown; {way_out}")
+        differing = differences(held, analysis, config)
         if differing:
-            holds = " and ".join(f"{name}={_shown(old)}" for name, old, _ in differing)
-            asks = " and ".join(_shown(new) for _, _, new in differing)
-            raise UserError(f"{self.folder} holds {holds}, this run asks {asks}; {way_out}")
+            holds = " and ".join(f"{name}={shown(old)}" for name, old, _ in differing)
+            asks = " and ".join(shown(new) for _, _, new in differing)
+            raise UserError(f"{self.folder.path} holds {holds}, this run asks {asks}; {way_out}")
         if not _same_weights(held, family, done):
             holds = f"results of {held['repository']}, this run measures"
             asks = f"other weights in {family.source}" if family.is_local else family.source
-            raise UserError(f"{self.folder} holds {holds} {asks}; {way_out}")
+            raise UserError(f"{self.folder.path} holds {holds} {asks}; {way_out}")
 
     def begin(self, analysis: str, config: BaseConfig, family: Family, steps: list[int]) -> None:
         """Write what this run was asked; with `overwrite`, delete the results that it replaces.
@@ -92,21 +86,24 @@ class RunRecord:
                 the folder if they come from another config or other weights; a later run without `overwrite` then
                 goes on where this one stopped.
         """
-        remove_stale_temporaries(self.folder)
-        with self._locked():
+        require_writable(self.folder.path, "results_dir")
+        remove_stale_temporaries(self.folder.path)
+        with self._lock():
             held = self._read() or {"settings": {}, "checkpoints": {}}
             known = held["checkpoints"]
             if config.overwrite:
-                done = self.store.steps(self.kind, self.model, self.task)
-                same = not _differences(held, analysis, config) and _same_weights(held, family, done)
-                self._delete([step for step in done if step in steps or not same])
+                done = self.folder.steps()
+                same = not differences(held, analysis, config) and _same_weights(held, family, done)
+                for step in done:
+                    if step in steps or not same:
+                        self.folder.delete(step)
                 known = known if same else {}
             if known and held["versions"] != versions():
-                log.warning("%s was begun with other package versions: %s", self.folder, held["versions"])
+                log.warning("%s was begun with other package versions: %s", self.folder.path, held["versions"])
             self._write(
                 {
                     "analysis": analysis,
-                    "config": resolved(config),
+                    "config": config.model_dump(mode="json"),
                     "settings": result_settings(config),
                     "seed": config.seed,
                     "repository": family.source,
@@ -121,8 +118,8 @@ class RunRecord:
         Returns:
             The other recorded steps with the same weights.
         """
-        with self._locked():
-            run = self.store.read_run(self.kind, self.model, self.task)
+        with self._lock():
+            run = self.folder.read_run()
             run["checkpoints"][str(step)] = provenance
             self._write(run)
         return [
@@ -132,33 +129,25 @@ class RunRecord:
         ]
 
     def _read(self) -> dict[str, Any] | None:
-        return self.store.read_run(self.kind, self.model, self.task) if self.path.is_file() else None
+        return self.folder.read_run() if self.path.is_file() else None
 
     def _write(self, run: dict[str, Any]) -> None:
         checkpoints = dict(sorted(run["checkpoints"].items(), key=lambda item: int(item[0])))
         run = run | {"checkpoints": checkpoints, "equal_weights": equal_weights(checkpoints)}
         atomic_write(self.path, (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
 
-    def _delete(self, steps: list[int]) -> None:
-        for step in steps:
-            for suffix in (".csv", ".json", ".pt"):  # The table first: without it, the rest does not count.
-                self.store.path(self.kind, self.model, step, self.task, suffix).unlink(missing_ok=True)
-
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[None]:
         """One process at a time, for runs that measure different checkpoints into one folder."""
-        if os.name != "posix":
-            yield
-            return
-        import fcntl
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder, os.O_RDONLY)
+        lock = FileLock(self.folder.path / ".lock")
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock.acquire()
+        except OSError as error:
+            raise UserError(f"results_dir: {lock.lock_file} cannot be written ({error.strerror}); name another") from error
+        try:
             yield
         finally:
-            os.close(handle)
+            lock.release()
 
 
 def equal_weights(checkpoints: dict[str, dict[str, Any]]) -> list[list[int]]:
@@ -176,7 +165,7 @@ def _same_weights(held: dict[str, Any], family: Family, done: list[int]) -> bool
     return not recorded or held["checkpoints"][str(recorded[-1])]["sha256"] == family.sha256(recorded[-1])
 
 
-def _differences(held: dict[str, Any], analysis: str, config: BaseConfig) -> list[tuple[str, Any, Any]]:
+def differences(held: dict[str, Any], analysis: str, config: BaseConfig) -> list[tuple[str, Any, Any]]:
     """(key, held, asked) where a run.json and a run differ; a key is named by its last part."""
     old = {"analysis": held.get("analysis", _UNSET), **held["settings"]}
     new = {"analysis": analysis, **result_settings(config)}
@@ -185,7 +174,8 @@ def _differences(held: dict[str, Any], analysis: str, config: BaseConfig) -> lis
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value as errors write it."""
     if value is _UNSET:
         return "nothing"
     return value if isinstance(value, str) else json.dumps(value)

@@ -14,8 +14,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from utils.config.keys import PromptOptions
 from utils.errors import UserError
-from utils.tasks.prompts import Pair, PromptOptions, Prompts, Task, assemble
+from utils.tasks.prompts import Pair, Prompts, Task, assemble
 from utils.tasks.sampling import draw
 from utils.tasks.vocabulary import encode, unknown_token
 
@@ -44,8 +45,7 @@ def csv_task(path: Path, metric: str | None) -> Task:
     if metric not in PRIMARY_METRICS:
         given = "is missing" if metric is None else f"{metric!r} cannot be used"
         raise UserError(f"metric: {given} for the prompts of {path}; set it to {' or '.join(PRIMARY_METRICS)}")
-    others = ("logit_diff", "prob_diff", "accuracy", "rank_0_rate", "prob_mass")
-    return Task(path.stem, partial(build, path), metric, (metric, *(name for name in others if name != metric)))
+    return Task(path.stem, partial(build, path), metric)
 
 
 def build(path: Path, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
@@ -119,6 +119,11 @@ def _tokens(
         tokens = []
         for answer in answers(row):
             whole = next(joined)
+            if not prompt or not whole:
+                empty = answer if prompt else row.clean
+                raise UserError(
+                    f"{row.where}: the tokenizer makes no tokens of {empty!r}; check the model's tokenizer files"
+                )
             # Two words run into one: nearly always a forgotten space, and the token of another word.
             glued = row.clean[-1].isalpha() and answer[0].isalpha()
             if glued or whole[:-1] != prompt or whole[-1] == unknown:

@@ -8,8 +8,9 @@ female names alternate, templates come equally often.
 
 from transformers import PreTrainedTokenizerBase
 
+from utils.config.keys import PromptOptions
 from utils.tasks.names import FEMALE_NAMES, MALE_NAMES
-from utils.tasks.prompts import Pair, PromptOptions, Prompts, Task, assemble
+from utils.tasks.prompts import Pair, Prompts, Task, assemble
 from utils.tasks.sampling import draw, seeded, unravel
 from utils.tasks.vocabulary import single_tokens
 
@@ -59,6 +60,4 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     return assemble(tokenizer, pairs, lambda index: f"gendered_pronoun prompt {index}", options.prepend_bos)
 
 
-TASK = Task(
-    "gendered_pronoun", build, "logit_diff", ("logit_diff", "prob_diff", "accuracy", "rank_0_rate", "prob_mass")
-)
+TASK = Task("gendered_pronoun", build, "logit_diff")

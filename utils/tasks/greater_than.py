@@ -12,8 +12,9 @@ tokens) is in that set, but makes no prompt.
 
 from transformers import PreTrainedTokenizerBase
 
+from utils.config.keys import PromptOptions
 from utils.errors import UserError
-from utils.tasks.prompts import Pair, PromptOptions, Prompts, Task, assemble
+from utils.tasks.prompts import Pair, Prompts, Task, assemble
 from utils.tasks.sampling import draw, unravel
 from utils.tasks.vocabulary import continuations, encode, single_tokens
 
@@ -104,4 +105,4 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     return assemble(tokenizer, pairs, lambda index: f"greater_than prompt {index}", options.prepend_bos)
 
 
-TASK = Task("greater_than", build, "prob_diff", ("prob_diff", "logit_diff", "accuracy", "rank_0_rate", "prob_mass"))
+TASK = Task("greater_than", build, "prob_diff")

@@ -17,9 +17,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from utils.config.keys import PromptOptions
 from utils.errors import UserError
 from utils.tasks.names import FEMALE_NAMES, MALE_NAMES
-from utils.tasks.prompts import Pair, PromptOptions, Prompts, Task, assemble
+from utils.tasks.prompts import Pair, Prompts, Task, assemble
 from utils.tasks.sampling import draw, seeded, unravel
 from utils.tasks.vocabulary import single_tokens
 
@@ -56,7 +57,6 @@ OBJECTS: tuple[str, ...] = (
 )
 
 ORDERS: tuple[str, ...] = ("ABBA", "BABA")
-CORRUPTIONS: tuple[str, ...] = ("swap", "abc")
 LEAST_NAMES = 5  # IO, S and three other ones
 
 
@@ -64,10 +64,8 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     """n distinct IOI prompts, the same clean ones for both corruptions.
 
     Raises:
-        UserError: if the corruption is unknown, too few words are single tokens, or n exceeds the prompts there are.
+        UserError: if too few words are single tokens, or n exceeds the prompts there are.
     """
-    if options.ioi_corruption not in CORRUPTIONS:
-        raise UserError(f"ioi_corruption: {options.ioi_corruption!r} is unknown; use {' or '.join(CORRUPTIONS)}")
     tokens = single_tokens(tokenizer, NAMES, "ioi", "names", LEAST_NAMES)
     places = list(single_tokens(tokenizer, PLACES, "ioi", "places", 1))
     objects = list(single_tokens(tokenizer, OBJECTS, "ioi", "objects", 1))
@@ -97,8 +95,8 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
 
 
 def _name_positions(prompts: Prompts) -> dict[str, Int[Tensor, "n"]]:
-    is_io = prompts.clean == prompts.answers[:, :1]
-    is_s = prompts.clean == prompts.wrong_answers[:, :1]
+    is_io = prompts.clean == prompts.answers.right[:, :1]
+    is_s = prompts.clean == prompts.answers.wrong[:, :1]
     odd = (is_io.sum(dim=1) != 1) | (is_s.sum(dim=1) != 2)
     if odd.any():
         text = prompts.texts[int(odd.nonzero()[0])][0]
@@ -159,4 +157,4 @@ def signal_variants(
     return variants
 
 
-TASK = Task("ioi", build, "logit_diff", ("logit_diff", "prob_diff", "accuracy", "rank_0_rate", "prob_mass"))
+TASK = Task("ioi", build, "logit_diff")

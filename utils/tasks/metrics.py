@@ -5,56 +5,94 @@ vocabulary, computed in float32 whatever the logits' dtype. `logit_diff` and `pr
 of a set of prompts are means over prompts of these values.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from utils.tasks.prompts import Prompts
-
 Logits = Float[Tensor, "b vocab"]
 Values = Float[Tensor, "b"]
 
 
-def logit_diff(logits: Logits, prompts: Prompts) -> Values:
+@dataclass(frozen=True)
+class Answers:
+    """The tokens that count as right and as wrong answers of n prompts, padded on the right.
+
+    Attributes:
+        right, wrong: token ids; meaningless where the masks are false.
+        right_mask, wrong_mask: true where `right` and `wrong` hold a token; at least one a row.
+
+    Raises:
+        ValueError: if the parts describe different numbers of prompts, or a mask does not fit its tokens.
+    """
+
+    right: Int[Tensor, "n a"]
+    right_mask: Bool[Tensor, "n a"]
+    wrong: Int[Tensor, "n w"]
+    wrong_mask: Bool[Tensor, "n w"]
+
+    def __post_init__(self) -> None:
+        if self.right.shape != self.right_mask.shape or self.wrong.shape != self.wrong_mask.shape:
+            raise ValueError("a mask has another shape than its answers")
+        if len(self.right) != len(self.wrong):
+            raise ValueError(f"{len(self.right)} prompts have right answers and {len(self.wrong)} wrong ones")
+
+    def __len__(self) -> int:
+        return len(self.right)
+
+    def select(self, index: Int[Tensor, " b"] | slice) -> Answers:
+        """The answers of some prompts, in the given order."""
+        return Answers(self.right[index], self.right_mask[index], self.wrong[index], self.wrong_mask[index])
+
+    def to(self, device: torch.device | str) -> Answers:
+        """The same answers on a device."""
+        return Answers(
+            self.right.to(device), self.right_mask.to(device), self.wrong.to(device), self.wrong_mask.to(device)
+        )
+
+
+def logit_diff(logits: Logits, answers: Answers) -> Values:
     """Mean logit of the right answers minus mean logit of the wrong ones: logit(IO) - logit(S) in IOI."""
-    right, wrong = _gather(logits, prompts)
-    right_mask, wrong_mask = _masks(logits, prompts)
+    right, wrong = _gather(logits, answers)
+    right_mask, wrong_mask = _masks(logits, answers)
     return _sum(right, right_mask) / right_mask.sum(dim=1) - _sum(wrong, wrong_mask) / wrong_mask.sum(dim=1)
 
 
-def prob_diff(logits: Logits, prompts: Prompts) -> Values:
+def prob_diff(logits: Logits, answers: Answers) -> Values:
     """P(A) - P(W), the summed probabilities' difference, in [-1, 1]."""
-    right, wrong = _probabilities(logits, prompts)
+    right, wrong = _probabilities(logits, answers)
     return right - wrong
 
 
-def prob_mass(logits: Logits, prompts: Prompts) -> Values:
+def prob_mass(logits: Logits, answers: Answers) -> Values:
     """P(A) + P(W), the probability of giving an answer at all, in [0, 1]."""
-    right, wrong = _probabilities(logits, prompts)
+    right, wrong = _probabilities(logits, answers)
     return right + wrong
 
 
-def accuracy(logits: Logits, prompts: Prompts) -> Values:
+def accuracy(logits: Logits, answers: Answers) -> Values:
     """1 where the best right answer has a higher logit than the best wrong one, else 0; a tie is wrong."""
-    (right, wrong), (right_mask, wrong_mask) = _gather(logits, prompts), _masks(logits, prompts)
+    (right, wrong), (right_mask, wrong_mask) = _gather(logits, answers), _masks(logits, answers)
     lowest = -torch.inf
     best_right = right.masked_fill(~right_mask, lowest).amax(dim=1)
     best_wrong = wrong.masked_fill(~wrong_mask, lowest).amax(dim=1)
     return (best_right > best_wrong).float()
 
 
-def rank_0_rate(logits: Logits, prompts: Prompts) -> Values:
+def rank_0_rate(logits: Logits, answers: Answers) -> Values:
     """1 where the most likely token of all is a right answer, else 0; of equally likely ones the lowest id counts."""
-    _check(logits, prompts)
+    _check(logits, answers)
     # max over equal values gives no fixed index, so ties are settled here.
     top = (logits == logits.amax(dim=1, keepdim=True)).int().argmax(dim=1)
-    right_mask, _ = _masks(logits, prompts)
-    return ((prompts.answers.to(logits.device) == top[:, None]) & right_mask).any(dim=1).float()
+    right_mask, _ = _masks(logits, answers)
+    return ((answers.right.to(logits.device) == top[:, None]) & right_mask).any(dim=1).float()
 
 
-METRICS: dict[str, Callable[[Logits, Prompts], Values]] = {
+METRICS: dict[str, Callable[[Logits, Answers], Values]] = {
     "logit_diff": logit_diff,
     "prob_diff": prob_diff,
     "accuracy": accuracy,
@@ -63,26 +101,26 @@ METRICS: dict[str, Callable[[Logits, Prompts], Values]] = {
 }
 
 
-def _check(logits: Logits, prompts: Prompts) -> None:
+def _check(logits: Logits, answers: Answers) -> None:
     """Refuse logits of other prompts.
 
     Raises:
         ValueError: if there is not one row of logits for each prompt.
     """
-    if logits.ndim != 2 or len(logits) != len(prompts):
-        raise ValueError(f"logits {tuple(logits.shape)} do not have one row for each of {len(prompts)} prompts")
+    if logits.ndim != 2 or len(logits) != len(answers):
+        raise ValueError(f"logits {tuple(logits.shape)} do not have one row for each of {len(answers)} prompts")
 
 
-def _gather(logits: Logits, prompts: Prompts) -> tuple[Float[Tensor, "b a"], Float[Tensor, "b w"]]:
+def _gather(logits: Logits, answers: Answers) -> tuple[Float[Tensor, "b a"], Float[Tensor, "b w"]]:
     """The logits of the right and of the wrong answers in float32, meaningless where the masks are false."""
-    _check(logits, prompts)
-    tokens: tuple[Int[Tensor, "b any"], ...] = (prompts.answers, prompts.wrong_answers)
+    _check(logits, answers)
+    tokens: tuple[Int[Tensor, "b any"], ...] = (answers.right, answers.wrong)
     right, wrong = (logits.gather(1, token.to(logits.device)).float() for token in tokens)
     return right, wrong
 
 
-def _masks(logits: Logits, prompts: Prompts) -> tuple[Bool[Tensor, "b a"], Bool[Tensor, "b w"]]:
-    return prompts.answer_mask.to(logits.device), prompts.wrong_mask.to(logits.device)
+def _masks(logits: Logits, answers: Answers) -> tuple[Bool[Tensor, "b a"], Bool[Tensor, "b w"]]:
+    return answers.right_mask.to(logits.device), answers.wrong_mask.to(logits.device)
 
 
 def _sum(values: Float[Tensor, "b any"], mask: Bool[Tensor, "b any"]) -> Values:
@@ -90,8 +128,8 @@ def _sum(values: Float[Tensor, "b any"], mask: Bool[Tensor, "b any"]) -> Values:
     return values.masked_fill(~mask, 0.0).sum(dim=1)
 
 
-def _probabilities(logits: Logits, prompts: Prompts) -> tuple[Values, Values]:
+def _probabilities(logits: Logits, answers: Answers) -> tuple[Values, Values]:
     """P(A) and P(W)."""
-    (right, wrong), (right_mask, wrong_mask) = _gather(logits, prompts), _masks(logits, prompts)
+    (right, wrong), (right_mask, wrong_mask) = _gather(logits, answers), _masks(logits, answers)
     total = logits.float().logsumexp(dim=1, keepdim=True)
     return _sum((right - total).exp(), right_mask), _sum((wrong - total).exp(), wrong_mask)

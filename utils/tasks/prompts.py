@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from edge_attribution_patching.pairs import Metric, TokenPairs
+from utils.config.keys import PromptOptions
 from utils.errors import UserError
+from utils.tasks.metrics import METRICS, Answers
 from utils.tasks.vocabulary import encode, unknown_token
 
 
@@ -29,8 +32,7 @@ class Prompts:
     Attributes:
         clean, corrupted: token ids, padded on the right to a common width.
         lengths: tokens of each prompt without padding; the answer is read at position `lengths - 1`.
-        answers, wrong_answers: token ids, padded on the right.
-        answer_mask, wrong_mask: true where `answers` and `wrong_answers` hold a token; at least one a row.
+        answers: the right and the wrong answers.
         texts: the (clean, corrupted) texts.
         meta: one row a prompt, the facts the task was built from (each task's module lists its columns).
         positions: named positions in the clean prompt; every task has `end`, the last token.
@@ -39,10 +41,7 @@ class Prompts:
     clean: Int[Tensor, "n width"]
     corrupted: Int[Tensor, "n width"]
     lengths: Int[Tensor, n]
-    answers: Int[Tensor, "n a"]
-    answer_mask: Bool[Tensor, "n a"]
-    wrong_answers: Int[Tensor, "n w"]
-    wrong_mask: Bool[Tensor, "n w"]
+    answers: Answers
     texts: list[tuple[str, str]]
     meta: pd.DataFrame
     positions: dict[str, Int[Tensor, n]]
@@ -51,23 +50,42 @@ class Prompts:
         """Check that every part describes the same prompts.
 
         Raises:
-            ValueError: if two parts disagree on the number of prompts or a mask does not fit its tokens.
+            ValueError: if two parts disagree on the number of prompts, or clean and corrupted have different widths.
         """
-        parts: list[Sized] = [*self._tensors().values(), self.texts, self.meta, *self.positions.values()]
+        tokens = (self.clean, self.corrupted, self.lengths)
+        parts: list[Sized] = [*tokens, self.answers, self.texts, self.meta, *self.positions.values()]
         counts = {len(part) for part in parts}
         if len(counts) != 1:
             raise ValueError(f"the parts of the prompts have different numbers of rows: {sorted(counts)}")
         if self.clean.shape != self.corrupted.shape:
             raise ValueError(f"clean {tuple(self.clean.shape)} and corrupted {tuple(self.corrupted.shape)} differ")
-        if self.answers.shape != self.answer_mask.shape or self.wrong_answers.shape != self.wrong_mask.shape:
-            raise ValueError("a mask has another shape than its answers")
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        names = ("clean", "corrupted", "lengths", "answers", "answer_mask", "wrong_answers", "wrong_mask")
-        return {name: getattr(self, name) for name in names}
+    @property
+    def pairs(self) -> TokenPairs:
+        """The tokens as the engine takes them."""
+        return TokenPairs(self.clean, self.corrupted, self.lengths)
+
+    def metric(self, name: str) -> Metric:
+        """A metric of these prompts as the engine takes it: of logits and of which prompts they belong to."""
+        of_answers = METRICS[name]
+        return lambda logits, index: of_answers(logits, self.answers.select(index))
+
+    def require_fit(self, name: str, n_positions: int) -> None:
+        """Refuse prompts that are longer than a model's context.
+
+        Raises:
+            UserError: naming the longest prompt.
+        """
+        longest = int(self.lengths.argmax())
+        length = int(self.lengths[longest])
+        if length > n_positions:
+            raise UserError(
+                f"task: {name}: a prompt has {length} tokens, the model's context holds {n_positions}; use shorter "
+                f"prompts or another model ({self.texts[longest][0]!r})"
+            )
 
     def select(self, index: slice | Sequence[int] | Sequence[bool] | np.ndarray | pd.Series | Tensor) -> Prompts:
         """The prompts at the given rows, in the given order, at the same width.
@@ -86,31 +104,31 @@ class Prompts:
             if index.size == 0:
                 index = index.astype(np.int64)
         rows = np.arange(len(self))[index]
-        chosen = {name: part[torch.as_tensor(rows, device=part.device)] for name, part in self._tensors().items()}
+        at = torch.as_tensor(rows)
+
+        def chosen(part: Tensor) -> Tensor:
+            return part[at.to(part.device)]
+
         return Prompts(
-            **chosen,
+            clean=chosen(self.clean),
+            corrupted=chosen(self.corrupted),
+            lengths=chosen(self.lengths),
+            answers=self.answers.select(at.to(self.answers.right.device)),
             texts=[self.texts[row] for row in rows],
             meta=self.meta.iloc[rows].reset_index(drop=True),
-            positions={k: v[torch.as_tensor(rows, device=v.device)] for k, v in self.positions.items()},
+            positions={name: chosen(part) for name, part in self.positions.items()},
         )
 
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts with every tensor on `device`."""
-        moved: dict[str, Any] = {name: part.to(device) for name, part in self._tensors().items()}
-        return replace(self, **moved, positions={name: part.to(device) for name, part in self.positions.items()})
-
-
-@dataclass(frozen=True)
-class PromptOptions:
-    """What a run may choose about its prompts beyond their number and seed.
-
-    Attributes:
-        prepend_bos: put the beginning-of-sequence token in front of every prompt.
-        ioi_corruption: how the `ioi` task corrupts a prompt; other tasks ignore it.
-    """
-
-    prepend_bos: bool = False
-    ioi_corruption: Literal["swap", "abc"] = "swap"
+        return replace(
+            self,
+            clean=self.clean.to(device),
+            corrupted=self.corrupted.to(device),
+            lengths=self.lengths.to(device),
+            answers=self.answers.to(device),
+            positions={name: part.to(device) for name, part in self.positions.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -121,13 +139,16 @@ class Task:
         name: the registry's name, or the stem of a prompts CSV; names the results folder.
         build: (tokenizer, n, seed, options) -> Prompts.
         primary: the metric circuits are found with, a key of `utils.tasks.metrics.METRICS`.
-        metrics: every metric reported, the primary first.
     """
 
     name: str
     build: Callable[[PreTrainedTokenizerBase, int, int, PromptOptions], Prompts]
     primary: str
-    metrics: tuple[str, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Every metric, the primary first."""
+        return (self.primary, *(name for name in METRICS if name != self.primary))
 
 
 @dataclass(frozen=True)
@@ -167,6 +188,11 @@ def assemble(
     clean, corrupted = rows[: len(pairs)], rows[len(pairs) :]
     unknown = unknown_token(tokenizer)
     for index, (pair, x, y) in enumerate(zip(pairs, clean, corrupted, strict=True)):
+        if not x or not y:
+            raise UserError(
+                f"{where(index)}: the tokenizer makes no tokens of {(pair.corrupted if x else pair.clean)!r}; check "
+                "the model's tokenizer files"
+            )
         if len(x) != len(y):
             raise UserError(
                 f"{where(index)}: clean has {len(x)} tokens and corrupted {len(y)}, they must have as many: "
@@ -182,16 +208,12 @@ def assemble(
             raise UserError(f"{where(index)}: {tokenizer.decode(min(both))!r} is both an answer and a wrong answer")
     padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     lengths = torch.tensor([len(row) for row in clean])
-    answers, answer_mask = padded([pair.answers for pair in pairs], fill=0)
-    wrong_answers, wrong_mask = padded([pair.wrong_answers for pair in pairs], fill=0)
+    right, wrong = (padded([getattr(pair, side) for pair in pairs], fill=0) for side in ("answers", "wrong_answers"))
     return Prompts(
         clean=padded(clean, padding)[0],
         corrupted=padded(corrupted, padding)[0],
         lengths=lengths,
-        answers=answers,
-        answer_mask=answer_mask,
-        wrong_answers=wrong_answers,
-        wrong_mask=wrong_mask,
+        answers=Answers(*right, *wrong),
         texts=[(pair.clean, pair.corrupted) for pair in pairs],
         meta=pd.DataFrame([pair.meta for pair in pairs], index=range(len(pairs))),
         positions={"end": lengths - 1},

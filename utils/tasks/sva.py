@@ -15,7 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from utils.tasks.prompts import Pair, PromptOptions, Prompts, Task, assemble
+from utils.config.keys import PromptOptions
+from utils.tasks.prompts import Pair, Prompts, Task, assemble
 from utils.tasks.sampling import draw, unravel
 from utils.tasks.vocabulary import continuations, require, single_tokens
 
@@ -258,4 +259,4 @@ def _fill(structure: Structure, choice: list[int], number: int) -> str:
     return structure.template.format(**words)
 
 
-TASK = Task("sva", build, "prob_diff", ("prob_diff", "logit_diff", "accuracy", "rank_0_rate", "prob_mass"))
+TASK = Task("sva", build, "prob_diff")

@@ -31,10 +31,10 @@ from pydantic import Field
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.keys import Section, execution, resolved, result_settings
+from utils.config.keys import Section, execution, result_settings
 from utils.errors import UserError
+from utils.files import atomic_write
 from utils.progress import duration
-from utils.results.store import atomic_write
 from utils.toy.batches import TextConfig, TextSource
 from utils.toy.evaluation import Examination
 from utils.toy.positions import position_texts
@@ -203,7 +203,11 @@ class _Training:
             "tokens_per_step": config.text.rows * config.text.width,
             "seed": config.seed,
             # Without where and how it was run, so that the same family is the same bytes in any folder.
-            "config": {key: value for key, value in resolved(config).items() if key not in ("folder", "overwrite")},
+            "config": {
+                key: value
+                for key, value in config.model_dump(mode="json").items()
+                if key not in ("folder", "overwrite")
+            },
             "settings": self.settings,
             "vocabulary": len(self.tokenizer),
             "evaluation": final,

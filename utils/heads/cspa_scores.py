@@ -1,0 +1,250 @@
+"""Copy-suppression-preserving ablation (CSPA) of every head, from one forward pass per batch.
+
+Source: McDougall, Conmy, Rushing, McGrath, Nanda 2023, "Copy Suppression: Comprehensively Understanding an Attention
+Head" (arXiv 2310.04625). A copy-suppression head attends to context tokens that are predicted and lowers their logits.
+CSPA keeps of a head only that: with attention A, value outputs o_s = v_s W_O, the head's mean output mu_d at position d
+over other text, and unit unembeddings u_s (final norm's gain folded in, centred over the vocabulary and, as LayerNorm
+sees it, over d_model), the head's output at d becomes
+
+    mu_d + sum over kept s <= d of min(0, A_ds (o_s - mu_d) . u_s) u_s          ov and qk
+    mu_d + sum over kept s <= d of A_ds (o_s - mu_d)                            qk alone
+    the first line with every s <= d kept                                       ov alone
+
+where qk keeps a source if its token is among the K that are predicted most at d, of the distinct tokens of the context
+that are no function words: K = the fraction `k_unembeddings` of d's place (1 for the first), rounded up. "Predicted" is
+the logit lens of the residual stream before the layer; the run's final norm scale would multiply all of a position's
+logits alike and the final norm's bias says nothing about the position, so neither is needed for the order. A kept token
+is kept at each of its places. As in the authors' code, effects are direct ones on the logits, at the run's final norm
+scale:
+
+    score = 1 - KL(orig || CSPA) / KL(orig || mean-ablated), means over positions.
+
+Cost: heads live in d_head numbers a token until the logits, a kept source is a multiple of one direction that all heads
+share, and the vocabulary is walked in tiles (`utils/heads/streamed_kl.py`). Memory beyond the weights: the activations
+of one batch, n_scored_heads * (3 * d_head + 2 * kept sources) + 6 * d_model numbers a token, and a few tiles; nothing
+of size tokens * vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from edge_attribution_patching.forward import LayerActivations, Layout, embed, forward, normalise
+from edge_attribution_patching.weights import ModelWeights
+from utils.heads.cspa_sources import Ablation, first_places, kept_sources
+from utils.heads.streamed_kl import Divergences, HeadChange, Kept, Unembedding, kl_of_changes
+
+NO_EFFECT = "mean ablation changes the logits by no more than rounding"
+OVERFLOW = "the change of the logits overflows"
+
+
+def mean_outputs(
+    weights: ModelWeights, tokens: Int[Tensor, "sequence position"], start_layer: int = 0, batch_size: int = 32
+) -> Float[Tensor, "layer position head d_head"]:
+    """Mean z of the heads at each position, from `start_layer` up; z @ W_O is the head's output."""
+    layers = weights.n_layers - start_layer
+    dtype = torch.promote_types(weights.dtype, torch.float32)
+    sums = torch.zeros(layers, tokens.shape[1], weights.n_heads, weights.d_head, dtype=dtype, device=weights.device)
+
+    def add(layer: LayerActivations) -> None:
+        if layer.layer >= start_layer:
+            z = layer.z.view(-1, tokens.shape[1], *layer.z.shape[1:])
+            sums[layer.layer - start_layer] += z.sum(dim=0, dtype=dtype)
+
+    with torch.no_grad():
+        for batch in tokens.to(weights.device).split(batch_size):
+            layout = _layout(batch)
+            forward(weights, layout, embed(weights, layout, batch.flatten()), visit=add)
+    return sums / len(tokens)
+
+
+def cspa_scores(
+    weights: ModelWeights,
+    tokens: Int[Tensor, "sequence position"],
+    means: Float[Tensor, "layer position head d_head"],
+    function_tokens: Int[Tensor, " token"],
+    settings: Ablation,
+    batch_size: int = 32,
+) -> pd.DataFrame:
+    """CSPA score of every head from `settings.start_layer` up.
+
+    Args:
+        weights: the model.
+        tokens: sequences of equal length.
+        means: `mean_outputs` of other text, of at least as many positions, from the same `start_layer` up.
+        function_tokens: tokens that the qk intervention never keeps.
+        settings: what is kept.
+        batch_size: sequences that go through the model at once.
+
+    Returns:
+        One row a head: `layer, head, score`; `kl_cspa, kl_ablated`, nats, means over all `n_positions`; `loss`,
+        `loss_cspa, loss_ablated`, nats, means over the positions whose next token is in the sequence; `reason`, why the
+        score is empty, or empty.
+    """
+    with torch.no_grad():
+        tokens = tokens.to(weights.device)
+        run = _Run(weights, tokens, means[:, : tokens.shape[1]], function_tokens.to(weights.device), settings)
+        for batch in torch.arange(len(tokens), device=tokens.device).split(batch_size):
+            run.add(batch)
+        divergences = run.divergences()
+    return run.table(divergences)
+
+
+def _layout(tokens: Int[Tensor, "sequence position"]) -> Layout:
+    lengths = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+    return Layout(torch.zeros_like(lengths), lengths)
+
+
+class _Run:
+    """Heads' changes, gathered batch by batch while the layers run."""
+
+    def __init__(
+        self, weights: ModelWeights, tokens: Tensor, means: Tensor, function_tokens: Tensor, settings: Ablation
+    ) -> None:
+        self.weights, self.tokens, self.means, self.settings = weights, tokens, means, settings
+        self.function_tokens = function_tokens
+        self.unembedding = Unembedding(weights)
+        self.dtype = self.unembedding.dtype
+        distinct, self.vector = tokens.unique(return_inverse=True)
+        self.directions = self.unembedding.rows(distinct)
+        self.units = torch.nn.functional.normalize(self.directions, dim=-1)
+        self.n_heads = (weights.n_layers - settings.start_layer) * weights.n_heads
+        self.final: list[Tensor] = []
+        self.parts: list[list[HeadChange]] = [[] for _ in range(self.n_heads)]
+        self.share = torch.zeros(self.n_heads, 2, dtype=self.dtype, device=weights.device)
+
+    def add(self, batch: Int[Tensor, " sequence"]) -> None:
+        """Run some sequences."""
+        tokens = self.tokens[batch]
+        layout = _layout(tokens)
+        found: list[tuple[Tensor, Tensor]] = []
+
+        def visit(layer: LayerActivations) -> None:
+            if layer.layer >= self.settings.start_layer:
+                found.append(self._measure(layer, batch))
+
+        x = embed(self.weights, layout, tokens.flatten())
+        final, scale = normalise(self.weights.final_norm, forward(self.weights, layout, x, visit=visit))
+        scale = scale.to(self.dtype)
+        self.final.append(final.to(self.dtype))
+        heads = [head for ablated, other in found for head in zip(ablated.unbind(), other.unbind(), strict=True)]
+        for parts, (ablated, other) in zip(self.parts, heads, strict=True):
+            change = other * scale
+            kept = self._sparse(change, batch) if "ov" in self.settings.interventions else change
+            parts.append(HeadChange(ablated * scale, kept))
+
+    def _measure(
+        self, layer: LayerActivations, batch: Tensor
+    ) -> tuple[Float[Tensor, "head token d_head"], Float[Tensor, "head token column"]]:
+        """A layer's changes, before the final norm's scale: where ablated, and of CSPA.
+
+        CSPA's are multiples of the unit unembeddings at each key of the sequence (ov), or changes of z (qk alone).
+        """
+        tokens, place = self.tokens[batch], layer.layer - self.settings.start_layer
+        shape = (*tokens.shape, self.weights.n_heads, self.weights.d_head)
+        z, v = (part.to(self.dtype).view(shape).movedim(2, 0) for part in (layer.z, layer.v))
+        pattern = layer.pattern.to(self.dtype).transpose(0, 1)
+        mean = self.means[place].to(self.dtype).transpose(0, 1)[:, None]
+        ablated = mean - z
+        heads = slice(place * self.weights.n_heads, (place + 1) * self.weights.n_heads)
+        self.share[heads, 0] += ablated.square().sum(dim=(1, 2, 3))
+        self.share[heads, 1] += torch.maximum(z.square(), mean.square()).sum(dim=(1, 2, 3))
+
+        resid = layer.resid_pre.to(self.dtype).view(*tokens.shape, -1)
+        predicted = resid @ self.directions[self.vector[batch]].transpose(1, 2)
+        kept = kept_sources(predicted, tokens, self.function_tokens, self.settings)
+        if "ov" not in self.settings.interventions:
+            share = pattern * kept
+            other = mean * (1 - share.sum(dim=-1, keepdim=True)) + share @ v - z
+            return ablated.flatten(1, 2), other.flatten(1, 2)
+        W_O = self.weights.layers[layer.layer].W_O.to(self.dtype)
+        # W_O u_s, so that o_s . u_s is a dot product of d_head numbers.
+        readers = torch.einsum("hed,bsd->hbse", W_O, self.units[self.vector[batch]])
+        component = (v * readers).sum(dim=-1)[:, :, None] - mean @ readers.transpose(2, 3)
+        if self.settings.negative_only:
+            component = component.clamp(max=0)
+        component = component * pattern * kept
+        # A token's places share one direction.
+        first = first_places(tokens)[None, :, None].expand_as(component)
+        component = torch.zeros_like(component).scatter_add_(3, first, component)
+        return ablated.flatten(1, 2), component.flatten(1, 2)
+
+    def _sparse(self, change: Float[Tensor, "token key"], batch: Tensor) -> Kept:
+        row, key = change.nonzero(as_tuple=True)
+        counts = torch.bincount(row, minlength=len(change))
+        starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        sequence = batch[row // self.tokens.shape[1]]
+        return Kept(self.vector[sequence, key], change[row, key], starts)
+
+    def divergences(self) -> Divergences:
+        """KL divergences and losses of all heads."""
+        n_layers = self.weights.n_layers - self.settings.start_layer
+        joined = [_joined(parts) for parts in self.parts]
+        changes = [joined[i * self.weights.n_heads : (i + 1) * self.weights.n_heads] for i in range(n_layers)]
+        outputs = [layer.W_O.to(self.dtype) for layer in self.weights.layers[self.settings.start_layer :]]
+        targets = self.tokens.roll(-1, dims=1)
+        targets[:, -1] = -1
+        final = torch.cat(self.final)
+        return kl_of_changes(self.unembedding, final, targets.flatten(), outputs, changes, self.units)
+
+    def table(self, found: Divergences) -> pd.DataFrame:
+        """One row a head."""
+        n_heads, positions = self.weights.n_heads, self.tokens.numel()
+        known = torch.ones_like(self.tokens, dtype=torch.bool)
+        known[:, -1] = False
+        kl = found.kl.mean(dim=2).clamp(min=0).tolist()
+        losses = found.loss[:, :, known.flatten()].mean(dim=2).tolist()
+        original = float(found.original_loss[known.flatten()].mean())
+        # What rounding of the logits, and of a head's output before its mean is taken off, can pass for an effect.
+        floor = (torch.finfo(self.dtype).eps * found.largest_logit) ** 2
+        coarse = (4 * torch.finfo(self.weights.dtype).eps) ** 2
+        rows = []
+        for number, ((kl_ablated, kl_cspa), (loss_ablated, loss_cspa)) in enumerate(zip(kl, losses, strict=True)):
+            effect, size = self.share[number].tolist()
+            score, reason = None, ""
+            if not (math.isfinite(kl_ablated) and math.isfinite(kl_cspa)):
+                reason = OVERFLOW
+            elif kl_ablated <= floor or effect <= coarse * size:
+                reason = NO_EFFECT
+            else:
+                score = 1 - kl_cspa / kl_ablated
+            rows.append(
+                {
+                    "layer": self.settings.start_layer + number // n_heads,
+                    "head": number % n_heads,
+                    "score": score,
+                    "kl_cspa": kl_cspa,
+                    "kl_ablated": kl_ablated,
+                    "loss": original,
+                    "loss_cspa": loss_cspa,
+                    "loss_ablated": loss_ablated,
+                    "n_positions": positions,
+                    "reason": reason,
+                }
+            )
+        table = pd.DataFrame(rows)
+        return table.astype({"score": float}).replace([math.inf, -math.inf], math.nan)
+
+
+def _joined(parts: list[HeadChange]) -> HeadChange:
+    """One head's changes over all batches."""
+    ablated = torch.cat([part.ablated for part in parts])
+    kept = [part.other for part in parts if isinstance(part.other, Kept)]
+    if not kept:
+        return HeadChange(ablated, torch.cat([part.other for part in parts if isinstance(part.other, Tensor)]))
+    ends = torch.tensor([0, *(len(part.vector) for part in kept)]).cumsum(0).tolist()
+    starts = [part.starts[:-1] + end for part, end in zip(kept, ends[:-1], strict=True)]
+    last = kept[-1].starts[-1:] + ends[-2]
+    return HeadChange(
+        ablated,
+        Kept(
+            torch.cat([part.vector for part in kept]),
+            torch.cat([part.weight for part in kept]),
+            torch.cat([*starts, last]),
+        ),
+    )

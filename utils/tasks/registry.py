@@ -1,0 +1,75 @@
+"""The registry of tasks: names and prompts CSVs to tasks, and tasks to prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from utils.config.keys import PromptOptions, TaskConfig
+from utils.errors import UserError, suggest
+from utils.tasks import gendered_pronoun, greater_than, ioi, sva
+from utils.tasks.csv_task import csv_task
+from utils.tasks.prompts import Prompts, Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK, greater_than.TASK, gendered_pronoun.TASK, sva.TASK)}
+
+
+def get_task(task: str, metric: str | None = None) -> Task:
+    """The task of a name or a prompts CSV.
+
+    Args:
+        task: a key of `TASKS`, or the path of a CSV, whose stem then names the task.
+        metric: a CSV's primary metric, `logit_diff` or `prob_diff`. Tasks of the registry have their own and ignore it,
+            so that one run can have both.
+
+    Raises:
+        UserError: if there is no such task, a CSV comes without a metric, or its stem is a name of the registry.
+    """
+    if not task.lower().endswith(".csv"):
+        if task not in TASKS:
+            raise UserError(f"task: '{task}' is unknown{suggest(task, TASKS, 'name a prompts CSV or one of')}")
+        return TASKS[task]
+    if (stem := Path(task).stem) in TASKS:
+        raise UserError(f"task: {task} would write to the results of the task '{stem}'; rename the file")
+    return csv_task(Path(task), metric)
+
+
+def tasks_of(config: TaskConfig) -> Sequence[Task]:
+    """The tasks that a config names.
+
+    Raises:
+        UserError: see `get_task`.
+    """
+    return [get_task(name, config.metric) for name in config.tasks]
+
+
+def build_prompts(
+    task: str,
+    tokenizer: PreTrainedTokenizerBase,
+    n: int,
+    seed: int,
+    *,
+    prepend_bos: bool = False,
+    ioi_corruption: Literal["swap", "abc"] = "swap",
+    metric: str | None = None,
+) -> Prompts:
+    """Build n distinct prompt pairs of a task.
+
+    The same arguments give the same prompts in every process, and the first k of n prompts are the k prompts of the
+    same seed, so that prompts can be added without changing those that are there.
+
+    Args:
+        task: a key of `TASKS`, or the path of a prompts CSV.
+        tokenizer: the model's.
+        n: number of pairs.
+        seed: of the draw.
+        prepend_bos: put exactly one BOS token in front of every prompt; without it there are no special tokens.
+        ioi_corruption: how `ioi` prompts are corrupted.
+        metric: see `get_task`.
+
+    Raises:
+        UserError: if there is no such task, a prompt cannot be used under this tokenizer, or there are fewer than n.
+    """
+    options = PromptOptions(prepend_bos=prepend_bos, ioi_corruption=ioi_corruption)
+    return get_task(task, metric).build(tokenizer, n, seed, options)
