@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import hashlib
 import json
 import logging
 import shutil
+import subprocess
+import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
+from edge_attribution_patching.weights import read_weights
 from tests.support.hub_server import Files, HubServer, read_folder
+from tests.support.paths import ROOT
 from tests.support.tiny_models import WORDS, save_checkpoint, save_family, tiny_model, tiny_tokenizer
 from utils.errors import UserError
 from utils.models.family import Family, HubFamily, LocalFamily, resolve_device, resolve_family
@@ -55,12 +62,20 @@ def pythia(served: HubServer, tmp_path: Path) -> HubFamily:
 
 
 def loads_weights_of(family: Family, step: int, seed: int) -> bool:
-    """Whether a checkpoint's embedding and logits are those of the seed's weights."""
-    loaded, expected = family.load(step, device="cpu").model, tiny_model(seed).eval()
-    with torch.no_grad():
-        # Bridge and transformers add up q, k and v in another order: the last bit of the logits may differ.
-        same_logits = torch.allclose(loaded(TOKENS), expected(TOKENS).logits, rtol=0, atol=1e-6)
-    return same_logits and torch.equal(loaded.embed.weight, expected.gpt_neox.embed_in.weight)
+    """Whether every tensor of a checkpoint, folded ones included, is that of the seed's weights."""
+    return same_tensors(family.load(step, device="cpu").weights, read_weights(tiny_model(seed)))
+
+
+def same_tensors(first: object, second: object) -> bool:
+    """Whether two dataclasses of tensors are equal, bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        return len(first) == len(second) and all(same_tensors(*pair) for pair in zip(first, second, strict=True))
+    if dataclasses.is_dataclass(first):
+        names = [field.name for field in dataclasses.fields(first)]
+        return all(same_tensors(getattr(first, name), getattr(second, name)) for name in names)
+    return first == second
 
 
 def error_of(model: str, cache_dir: Path) -> str:
@@ -91,7 +106,7 @@ def test_provenance_names_repository_revision_commit_and_hash(pythia: HubFamily,
 
 
 def test_equal_weights_have_equal_hashes(pythia: HubFamily) -> None:
-    hashes = [pythia.fetch(step)[1]["sha256"] for step in (1000, 2000, 3000)]
+    hashes = [pythia.fetch(step).sha256.result() for step in (1000, 2000, 3000)]
     assert hashes[1] == hashes[2] != hashes[0]
 
 
@@ -130,10 +145,10 @@ def test_an_interrupted_download_goes_on_where_it_stopped(pythia: HubFamily, ser
     weights = bytes(chunk) + b"the rest"
     served.repositories["EleutherAI/pythia-70m"]["step1000"] = {"model.safetensors": weights}
     served.break_off["model.safetensors"] = chunk + 3
-    folder, provenance = pythia.fetch(1000)
+    files = pythia.fetch(1000)
     assert served.resumed_at == [chunk]
-    assert (folder / "model.safetensors").read_bytes() == weights
-    assert provenance["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert (files.folder / "model.safetensors").read_bytes() == weights
+    assert files.sha256.result() == hashlib.sha256(weights).hexdigest()
 
 
 def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubServer) -> None:
@@ -147,7 +162,7 @@ def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubSe
 
 
 def test_freed_checkpoints_leave_the_disk_and_can_be_fetched_again(pythia: HubFamily) -> None:
-    folder, _ = pythia.fetch(1000)
+    folder = pythia.fetch(1000).folder
     pythia.fetch(2000)
     pythia.free(1000)
     assert not folder.exists()
@@ -260,12 +275,81 @@ def test_a_loaded_checkpoint_keeps_the_tokenizer_of_the_disk(tiny_family: Path, 
     assert checkpoint.tokenizer("Mary went")["input_ids"] == [2, 5]
     assert checkpoint.tokenizer.pad_token == tiny_tokenizer().pad_token
     assert checkpoint.device == torch.device("cpu")
-    assert not checkpoint.model.training
+
+
+@pytest.mark.parametrize("first", ["weights", "bridge"])
+def test_bridge_and_weights_are_the_same_model_whichever_is_read_first(
+    first: str, tiny_family: Path, tmp_path: Path
+) -> None:
+    checkpoint = resolve_family(str(tiny_family), tmp_path).load(10, device="cpu")
+    getattr(checkpoint, first)
+    with torch.no_grad():
+        # Bridge and transformers add up q, k and v in another order: the last bit of the logits may differ.
+        torch.testing.assert_close(checkpoint.bridge(TOKENS), tiny_model(1).eval()(TOKENS).logits, rtol=0, atol=1e-6)
+    assert same_tensors(checkpoint.weights, read_weights(tiny_model(1)))
+    assert not checkpoint.bridge.training
+
+
+def test_changing_the_bridge_leaves_weights_and_tokenizer_as_they_are(tiny_family: Path, tmp_path: Path) -> None:
+    checkpoint = resolve_family(str(tiny_family), tmp_path).load(10, device="cpu")
+    with torch.no_grad():
+        for parameter in checkpoint.bridge.parameters():
+            parameter.zero_()
+    assert same_tensors(checkpoint.weights, read_weights(tiny_model(1)))
+    assert checkpoint.bridge.tokenizer is not checkpoint.tokenizer
+
+
+def test_loading_imports_no_bridge(tiny_family: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from utils.models.family import resolve_family; "
+        f"resolve_family({str(tiny_family)!r}, Path('none')).load(10, device='cpu').provenance; "
+        "sys.exit('transformer_lens' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_checkpoint_is_freed_without_collecting_garbage(tiny_family: Path, tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        checkpoint = resolve_family(str(tiny_family), tmp_path).load(10, device="cpu")
+        alive = [weakref.ref(checkpoint), weakref.ref(checkpoint.weights), weakref.ref(checkpoint.weights.embed)]
+        del checkpoint
+        assert [reference() for reference in alive] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_parameters_are_counted_once_where_tensors_are_tied(tmp_path: Path) -> None:
+    for name, tied in (("free", False), ("tied", True)):
+        config = tiny_model(0).config
+        config.tie_word_embeddings = tied
+        GPTNeoXForCausalLM(config).save_pretrained(tmp_path / name / "step1")
+        tiny_tokenizer().save_pretrained(tmp_path / name / "step1")
+    free, tied = (
+        resolve_family(str(tmp_path / name), tmp_path, tokens_per_step=1).load(1, device="cpu").provenance["parameters"]
+        for name in ("free", "tied")
+    )
+    # Two embeddings of 12 words; in a block attention 4d^2 + 4d, an MLP twice as wide 4d^2 + 3d, norms 4d; a last norm.
+    assert free == 2 * 12 * 8 + 2 * (8 * 8**2 + 11 * 8) + 2 * 8
+    assert tied == free - 12 * 8
+
+
+def test_the_same_tokenizer_files_give_the_same_tokenizer(tiny_family: Path, tmp_path: Path) -> None:
+    family = resolve_family(str(tiny_family), tmp_path)
+    assert family.tokenizer(10) is family.tokenizer(30)
+    other = save_family(tmp_path / "other", {5: 1})
+    settings = other / "step5" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 7}))
+    tokenizer = resolve_family(str(other), tmp_path).tokenizer(5)
+    assert tokenizer is not family.tokenizer(10)
+    assert tokenizer.model_max_length == 7
 
 
 def test_dtype_is_the_one_asked_for(tiny_family: Path, tmp_path: Path) -> None:
-    model = resolve_family(str(tiny_family), tmp_path).load(10, "bfloat16", "cpu").model
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    checkpoint = resolve_family(str(tiny_family), tmp_path).load(10, "bfloat16", "cpu")
+    assert checkpoint.weights.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in checkpoint.bridge.parameters()} == {torch.bfloat16}
 
 
 def test_a_tokenizer_may_lie_beside_the_steps(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import combine, file_sha256, weight_files
 
 _STEP_FOLDER = re.compile(r"step(\d+)")
 _WAY_OUT = 'write {"tokens_per_step": N} into it'
@@ -48,3 +50,26 @@ def tokens_per_step(path: Path, otherwise: int | None) -> int:
     if type(per_step) is not int or per_step <= 0:
         raise UserError(f"{about}: tokens_per_step: {per_step!r} is not a whole number > 0; {_WAY_OUT}")
     return per_step
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash of a checkpoint's weights as they are on disk now; files are read again only if they changed.
+
+    Raises:
+        UserError: if there are none, or they change meanwhile.
+    """
+    stamps = {path: _stamp(path) for path in weight_files(folder)}
+    sha256 = combine({path.name: _sha256(path, *stamp) for path, stamp in stamps.items()})
+    if any(_stamp(path) != stamp for path, stamp in stamps.items()):
+        raise UserError(f"{folder}: the weights changed while they were read; run again once they are complete")
+    return sha256
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@functools.cache
+def _sha256(path: Path, *stamp: int) -> str:
+    return file_sha256(path)
