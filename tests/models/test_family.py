@@ -7,6 +7,7 @@ import gc
 import hashlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from tests.support.hub_server import Files, HubServer, read_folder
 from tests.support.paths import ROOT
 from tests.support.tiny_models import WORDS, save_checkpoint, save_family, tiny_model, tiny_tokenizer
 from utils.errors import UserError
+from utils.files import file_sha256
+from utils.models import local
 from utils.models.family import Family, HubFamily, LocalFamily, resolve_device, resolve_family
 from utils.models.schedules import PYTHIA_STEPS
 
@@ -106,7 +109,7 @@ def test_provenance_names_repository_revision_commit_and_hash(pythia: HubFamily,
 
 
 def test_equal_weights_have_equal_hashes(pythia: HubFamily) -> None:
-    hashes = [pythia.fetch(step).sha256.result() for step in (1000, 2000, 3000)]
+    hashes = [pythia.fetch(step).sha256() for step in (1000, 2000, 3000)]
     assert hashes[1] == hashes[2] != hashes[0]
 
 
@@ -123,6 +126,64 @@ def test_loading_asks_the_hub_nothing_beyond_the_files(pythia: HubFamily, served
     served.requests.clear()
     pythia.load(1000, device="cpu")
     assert served.requests == []
+
+
+def test_describing_a_checkpoint_fetches_its_small_files_only(pythia: HubFamily, served: HubServer) -> None:
+    description = pythia.describe(1000)
+    assert description.shape.n_layers == 2
+    assert description.tokenizer("Mary went")["input_ids"] == [2, 5]
+    assert sorted(path.rpartition("/")[2] for path in served.downloads("")) == [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert loads_weights_of(pythia, 1000, 1)
+    assert len(served.downloads("")) == 4
+
+
+def test_checkpoints_of_equal_small_files_have_equal_descriptions(pythia: HubFamily, served: HubServer) -> None:
+    files = served.repositories["EleutherAI/pythia-70m"]["step3000"]
+    config = json.loads(files["config.json"]) | {"max_position_embeddings": 16}
+    served.repositories["EleutherAI/pythia-70m"]["step3000"] = files | {"config.json": json.dumps(config).encode()}
+    assert pythia.describe(1000) == pythia.describe(2000) != pythia.describe(3000)
+    assert pythia.describe(3000).tokenizer is pythia.describe(1000).tokenizer
+
+
+@pytest.mark.parametrize("how", ["describe", "load", "prefetch"])
+def test_an_architecture_without_a_reader_is_refused_before_weights_are_fetched(
+    how: str, pythia: HubFamily, served: HubServer
+) -> None:
+    files = served.repositories["EleutherAI/pythia-70m"]["step1000"]
+    served.repositories["EleutherAI/pythia-70m"]["step1000"] = files | {"config.json": b'{"model_type": "mamba"}'}
+    if how == "prefetch":
+        pythia.prefetch(1000)
+        how = "load"
+    with pytest.raises(UserError) as caught:
+        getattr(pythia, how)(1000)
+    assert str(caught.value).startswith(f"{pythia.folder(1000)}/config.json: ")
+    assert "mamba" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert served.downloads("model.safetensors") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "is missing; save the checkpoint again with save_pretrained"),
+        ("no json", "names no model_type ("),
+        ("[]", "names no model_type ("),
+        ("{}", "names no model_type ("),
+        ('{"model_type": "gpt_neox", "hidden_size": "wide"}', "cannot be read ("),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_clear_error(text: str | None, told: str, tmp_path: Path) -> None:
+    config = save_family(tmp_path / "mine", {5: 1}) / "step5" / "config.json"
+    config.unlink() if text is None else config.write_text(text)
+    with pytest.raises(UserError) as caught:
+        resolve_family(str(tmp_path / "mine"), tmp_path).load(5)
+    assert str(caught.value).startswith(str(config))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_prefetch_downloads_in_the_background_and_load_waits_for_it(pythia: HubFamily, served: HubServer) -> None:
@@ -148,7 +209,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(pythia: HubFamily, ser
     files = pythia.fetch(1000)
     assert served.resumed_at == [chunk]
     assert (files.folder / "model.safetensors").read_bytes() == weights
-    assert files.sha256.result() == hashlib.sha256(weights).hexdigest()
+    assert files.sha256() == hashlib.sha256(weights).hexdigest()
 
 
 def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubServer) -> None:
@@ -176,6 +237,14 @@ def test_a_branch_without_weights_is_refused(pythia: HubFamily, served: HubServe
         pythia.fetch(1000)
     told = "model: revision step1000 of EleutherAI/pythia-70m holds no weights; leave that step out"
     assert str(caught.value) == told
+
+
+def test_only_weights_that_are_loaded_are_fetched(pythia: HubFamily, served: HubServer) -> None:
+    more = dict.fromkeys(("model.fp16.safetensors", "optimizer.bin", "flax_model.msgpack", "README.md"), b"unused")
+    files = served.repositories["EleutherAI/pythia-70m"]["step1000"]
+    served.repositories["EleutherAI/pythia-70m"]["step1000"] = files | more
+    assert loads_weights_of(pythia, 1000, 1)
+    assert not any(served.downloads(name) for name in more)
 
 
 def test_torch_weights_are_taken_only_where_there_are_no_safetensors(
@@ -344,6 +413,36 @@ def test_the_same_tokenizer_files_give_the_same_tokenizer(tiny_family: Path, tmp
     tokenizer = resolve_family(str(other), tmp_path).tokenizer(5)
     assert tokenizer is not family.tokenizer(10)
     assert tokenizer.model_max_length == 7
+
+
+def test_weights_that_change_while_they_are_loaded_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_family(tmp_path / "mine", {5: 1})
+    weights = folder / "step5" / "model.safetensors"
+    read = AutoModelForCausalLM.from_pretrained
+
+    def meanwhile(*arguments: object, **options: object) -> object:
+        model = read(*arguments, **options)
+        os.utime(weights)
+        return model
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", meanwhile)
+    checkpoint = resolve_family(str(folder), tmp_path).load(5, device="cpu")
+    with pytest.raises(UserError) as caught:
+        _ = checkpoint.provenance
+    assert str(caught.value) == f"{weights}: changed while it was read; run again once the checkpoint is complete"
+
+
+def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(local, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    family = resolve_family(str(save_family(tmp_path / "mine", {5: 1})), tmp_path)
+    assert isinstance(family, LocalFamily)
+    first = family.sha256(5)
+    assert family.load(5, device="cpu").provenance["sha256"] == family.sha256(5) == first
+    assert len(hashed) == 1
+    tiny_model(2).save_pretrained(tmp_path / "mine" / "step5")
+    assert family.load(5, device="cpu").provenance["sha256"] != first
+    assert len(hashed) == 2
 
 
 def test_dtype_is_the_one_asked_for(tiny_family: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One checkpoint on disk: its tokenizer from the small files, its weights, and a TransformerBridge for who wants hooks.
+"""One checkpoint on disk: what its small files say of it, its weights, and a TransformerBridge for who wants hooks.
 
 This is the only place that calls `from_pretrained`. It always reads the files of one folder, so what is loaded is the
 revision that was asked for, and no question goes to the hub.
@@ -7,6 +7,9 @@ revision that was asked for, and no question goes to the hub.
 from __future__ import annotations
 
 import hashlib
+import json
+import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edge_attribution_patching.weights import ModelWeights, read_weights
+from edge_attribution_patching.weights import READERS, ModelWeights, read_weights
 from utils.errors import UserError
 from utils.files import file_sha256
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -32,8 +35,45 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+SMALL_FILES = ("config.json", *TOKENIZER_FILES)
+_TOKENIZER_KEYS = ("model_type", "tokenizer_class", "auto_map", "transformers_version")  # of config.json
 _WAY_OUT = "delete the folder and fetch or train it again"
 _tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+_tokenizers_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Stand-in for the engine's own."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_vocab: int
+    n_positions: int
+
+
+def read_shape(config: Any) -> Shape:
+    return Shape(
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.hidden_size,
+        config.vocab_size,
+        config.max_position_embeddings,
+    )
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint's small files say; equal for checkpoints that the same inputs fit.
+
+    Attributes:
+        tokenizer: shared by all checkpoints that have the same tokenizer files; leave it as it is.
+        shape: the model's sizes, as the engine reads them.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -43,12 +83,12 @@ class CheckpointFiles:
     Attributes:
         folder: where they are, in `save_pretrained` format.
         origin: `repository, revision, commit`; no commit for a local family.
-        sha256: hash of the weights, which may still be being computed.
+        sha256: hashes the weights, or returns their known hash.
     """
 
     folder: Path
     origin: dict[str, Any]
-    sha256: Future[str]
+    sha256: Callable[[], str]
 
 
 @dataclass(frozen=True)
@@ -61,8 +101,9 @@ class LoadedCheckpoint:
         tokens: tokens seen in training.
         weights: what the engine computes with.
         parameters: how many numbers the model holds, tied tensors counted once.
-        tokenizer: shared by all checkpoints that have the same tokenizer files; leave it as it is.
+        tokenizer: as in `Description`.
         files: where all this was read from.
+        sha256: hash of the weights, computed in the background while the checkpoint is measured.
     """
 
     name: str
@@ -72,6 +113,7 @@ class LoadedCheckpoint:
     parameters: int
     tokenizer: PreTrainedTokenizerBase
     files: CheckpointFiles
+    sha256: Future[str]
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +127,7 @@ class LoadedCheckpoint:
         Raises:
             UserError: if the files changed while they were read.
         """
-        return self.files.origin | {"sha256": self.files.sha256.result(), "parameters": self.parameters}
+        return self.files.origin | {"sha256": self.sha256.result(), "parameters": self.parameters}
 
     @cached_property
     def bridge(self) -> TransformerBridge:
@@ -111,6 +153,20 @@ class LoadedCheckpoint:
         return bridge
 
 
+def describe(folder: Path) -> Description:
+    """Read a checkpoint's small files; no weights need be there.
+
+    Raises:
+        UserError: if one is missing or broken, or the engine cannot read such a model.
+    """
+    path = folder / "config.json"
+    try:
+        shape = read_shape(_read_config(path))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return Description(load_tokenizer(folder), shape)
+
+
 def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[ModelWeights, int]:
     """The weights in a `save_pretrained` folder, and how many parameters they are.
 
@@ -133,14 +189,36 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     holder = _tokenizer_folder(folder)
     digest = hashlib.sha256()
-    # The model's config too: where no file names the tokenizer's class, the architecture does.
-    for name in (*TOKENIZER_FILES, "config.json"):
+    for name in TOKENIZER_FILES:
         if (holder / name).is_file():
             digest.update(f"{name} {file_sha256(holder / name)}\n".encode())
+    if (path := holder / "config.json").is_file():
+        # What AutoTokenizer looks up there: the class where no file names it, and which versions need mending.
+        config = json.loads(path.read_text(encoding="utf-8"))
+        digest.update(repr([config.get(key) for key in _TOKENIZER_KEYS]).encode())
     key = digest.hexdigest()
-    if key not in _tokenizers:
-        _tokenizers[key] = _read_tokenizer(holder)
-    return _tokenizers[key]
+    with _tokenizers_lock:
+        if key not in _tokenizers:
+            _tokenizers[key] = _read_tokenizer(holder)
+        return _tokenizers[key]
+
+
+def _read_config(path: Path) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        architecture = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; save the checkpoint again with save_pretrained") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: names no model_type ({_first_line(error)}); {_WAY_OUT}") from None
+    if architecture not in READERS:
+        raise UserError(f"{path}: architecture '{architecture}' is not read; known: {', '.join(sorted(READERS))}")
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read ({_first_line(error)}); {_WAY_OUT}") from error
+    return config
 
 
 def _tokenizer_folder(folder: Path) -> Path:

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from utils.errors import UserError, suggest
-from utils.files import weight_files
 from utils.models import hub, local
-from utils.models.checkpoint import CheckpointFiles, LoadedCheckpoint, load_tokenizer, load_weights
+from utils.models.checkpoint import CheckpointFiles, Description, LoadedCheckpoint, describe, load_weights
 from utils.models.device import resolve_device
 from utils.models.names import PYTHIA_NAMES, pythia_repository
 from utils.models.schedules import PYTHIA_STEPS, TOKENS_PER_STEP, tokens_at
@@ -58,8 +57,12 @@ class Family:
         """Whether the checkpoints are the user's own folder, not the hub's."""
         return isinstance(self, LocalFamily)
 
+    def fetch_small(self, step: int) -> Path:
+        """The folder that holds a checkpoint's config and tokenizer, downloaded if need be."""
+        raise NotImplementedError
+
     def fetch(self, step: int) -> CheckpointFiles:
-        """A checkpoint's files on disk, downloaded if need be."""
+        """All of a checkpoint's files on disk, downloaded if need be."""
         raise NotImplementedError
 
     def prefetch(self, step: int) -> None:
@@ -72,9 +75,17 @@ class Family:
         """Tokens seen in training up to a published step."""
         return self.tokens[step]
 
+    def describe(self, step: int) -> Description:
+        """A checkpoint's tokenizer and shape, from its small files alone: of a hub family only these are downloaded.
+
+        Raises:
+            UserError: if it cannot be had, or the engine cannot read such a model.
+        """
+        return describe(self.fetch_small(step))
+
     def tokenizer(self, step: int) -> PreTrainedTokenizerBase:
         """A checkpoint's tokenizer."""
-        return load_tokenizer(self.fetch(step).folder)
+        return self.describe(step).tokenizer
 
     def load(self, step: int, dtype: str = "float32", device: str = "auto") -> LoadedCheckpoint:
         """Load a checkpoint.
@@ -85,13 +96,15 @@ class Family:
             device: see `resolve_device`.
 
         Raises:
-            UserError: if it cannot be had or its files cannot be loaded.
+            UserError: if it cannot be had, the engine cannot read such a model, or its files cannot be loaded.
         """
         where = resolve_device(device)
+        tokenizer = self.describe(step).tokenizer
         files = self.fetch(step)
-        tokenizer = load_tokenizer(files.folder)
         weights, parameters = load_weights(files.folder, getattr(torch, dtype), where)
-        return LoadedCheckpoint(self.name, step, self.tokens_at(step), weights, parameters, tokenizer, files)
+        # Hashing takes longer than loading and is needed last, so it goes on while the checkpoint is measured.
+        sha256 = _in_background(files.sha256)
+        return LoadedCheckpoint(self.name, step, self.tokens_at(step), weights, parameters, tokenizer, files, sha256)
 
 
 @dataclass(frozen=True)
@@ -100,16 +113,18 @@ class LocalFamily(Family):
 
     folders: dict[int, Path]
 
+    def fetch_small(self, step: int) -> Path:
+        return self.folders[step]
+
     def fetch(self, step: int) -> CheckpointFiles:
         folder = self.folders[step]
-        weight_files(folder)
+        before = local.stamps(folder)
         origin = {"repository": self.source, "revision": folder.name, "commit": None}
-        # Hashing takes longer than loading and waits for nothing else, so it goes on beside it.
-        return CheckpointFiles(folder, origin, _in_background(self.sha256, step))
+        return CheckpointFiles(folder, origin, lambda: local.weights_sha256(before))
 
     def sha256(self, step: int) -> str:
         """Hash of a checkpoint's weights as they are on disk now."""
-        return local.weights_sha256(self.folders[step])
+        return local.weights_sha256(local.stamps(self.folders[step]))
 
 
 @dataclass(frozen=True)
@@ -118,26 +133,40 @@ class HubFamily(Family):
 
     revisions: dict[int, str]
     downloads: Path
-    _pending: dict[int, Future[dict[str, Any]]] = field(default_factory=dict, compare=False, repr=False)
+    _pending: dict[int, Future[None]] = field(default_factory=dict, compare=False, repr=False)
 
     def folder(self, step: int) -> Path:
         """Where a checkpoint's files are downloaded to."""
         return self.downloads / f"step{step}"
 
+    def fetch_small(self, step: int) -> Path:
+        self._settle(step)
+        hub.download_small(self.source, self.revisions[step], self.folder(step))
+        return self.folder(step)
+
     def fetch(self, step: int) -> CheckpointFiles:
-        if (pending := self._pending.pop(step, None)) is not None and (error := pending.exception()) is not None:
-            log.debug("prefetch of step %d: %s", step, error)
+        self._settle(step)
         origin = hub.download(self.source, self.revisions[step], self.folder(step))
-        sha256: Future[str] = Future()
-        sha256.set_result(origin.pop("sha256"))
-        return CheckpointFiles(self.folder(step), origin, sha256)
+        sha256 = origin.pop("sha256")
+        return CheckpointFiles(self.folder(step), origin, lambda: sha256)
 
     def prefetch(self, step: int) -> None:
         if step not in self._pending and hub.read_manifest(self.folder(step)) is None:
-            self._pending[step] = _in_background(hub.download, self.source, self.revisions[step], self.folder(step))
+            self._pending[step] = _in_background(self._download, step)
 
     def free(self, step: int) -> None:
         shutil.rmtree(self.folder(step), ignore_errors=True)
+
+    def _download(self, step: int) -> None:
+        """The small files first, so that no weights are fetched that the engine cannot read."""
+        hub.download_small(self.source, self.revisions[step], self.folder(step))
+        describe(self.folder(step))
+        hub.download(self.source, self.revisions[step], self.folder(step))
+
+    def _settle(self, step: int) -> None:
+        """Wait for a prefetch; what went wrong will be told when it goes wrong again."""
+        if (pending := self._pending.pop(step, None)) is not None and (error := pending.exception()) is not None:
+            log.debug("prefetch of step %d: %s", step, error)
 
 
 def resolve_family(model: str, cache_dir: Path, tokens_per_step: int | None = None) -> Family:

@@ -10,6 +10,9 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.files import combine, file_sha256, weight_files
 
+Stamp = tuple[int, int, int]
+Stamps = dict[Path, Stamp]
+
 _STEP_FOLDER = re.compile(r"step(\d+)")
 _WAY_OUT = 'write {"tokens_per_step": N} into it'
 
@@ -52,24 +55,33 @@ def tokens_per_step(path: Path, otherwise: int | None) -> int:
     return per_step
 
 
-def weights_sha256(folder: Path) -> str:
-    """Hash of a checkpoint's weights as they are on disk now; files are read again only if they changed.
+def stamps(folder: Path) -> Stamps:
+    """What tells whether a checkpoint's weights have changed: inode, size and time of change of each file.
 
     Raises:
-        UserError: if there are none, or they change meanwhile.
+        UserError: if the folder holds no weights.
     """
-    stamps = {path: _stamp(path) for path in weight_files(folder)}
-    sha256 = combine({path.name: _sha256(path, *stamp) for path, stamp in stamps.items()})
-    if any(_stamp(path) != stamp for path, stamp in stamps.items()):
-        raise UserError(f"{folder}: the weights changed while they were read; run again once they are complete")
+    return {path: _stamp(path) for path in weight_files(folder)}
+
+
+def weights_sha256(before: Stamps) -> str:
+    """Hash of the weights that had these stamps; each file is read once, until it changes.
+
+    Raises:
+        UserError: if one has changed since.
+    """
+    sha256 = combine({path.name: _sha256(path, stamp) for path, stamp in before.items()})
+    for path, stamp in before.items():
+        if _stamp(path) != stamp:
+            raise UserError(f"{path}: changed while it was read; run again once the checkpoint is complete")
     return sha256
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def _stamp(path: Path) -> Stamp:
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @functools.cache
-def _sha256(path: Path, *stamp: int) -> str:
+def _sha256(path: Path, stamp: Stamp) -> str:
     return file_sha256(path)
