@@ -205,8 +205,9 @@ def attend(
     values: Float[Tensor, "*stack prompt head key d_head"],
     layout: Layout,
     queries: Queries,
+    scale: float,
 ) -> tuple[Float[Tensor, "*stack query head d_head"], Float[Tensor, "*stack prompt head width key"]]:
-    """Causal softmax attention of packed queries; returns the packed z and the padded pattern."""
+    """Causal attention of packed queries, with scores scale * (q . k); returns the packed z and the padded pattern."""
     *stack, _, n_heads, d_head = q.shape
     size = layout.n_prompts * queries.width
     if size == len(queries.index):  # nothing is padded
@@ -214,7 +215,7 @@ def attend(
     else:
         padded = q.new_zeros(*stack, size, n_heads, d_head).index_copy(-3, queries.index, q)
     padded = padded.reshape(*stack, layout.n_prompts, queries.width, n_heads, d_head).transpose(-3, -2)
-    scores = padded @ keys.transpose(-2, -1) * d_head**-0.5
+    scores = padded @ keys.transpose(-2, -1) * scale
     scores = scores.masked_fill(~queries.allowed, float("-inf"))
     pattern = scores.softmax(dim=-1)
     z = (pattern @ values).transpose(-3, -2).reshape(*stack, size, n_heads, d_head)
@@ -287,7 +288,7 @@ def forward(
         q = rotate(q, q_rotation)
         keys = pad_keys(k, layout, prefix.keys[index] if prefix else None)
         values = pad_keys(v, layout, prefix.values[index] if prefix else None)
-        z, pattern = attend(q, keys, values, layout, queries)
+        z, pattern = attend(q, keys, values, layout, queries, layer.attn_scale)
         attn_out = write_heads(layer, z)
         # view_as: a separate tensor to differentiate by, which only the MLP reads.
         mlp_in = resid.view_as(resid) if weights.parallel else resid + attn_out

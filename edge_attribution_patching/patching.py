@@ -402,7 +402,7 @@ class _PatchedPass:
                 )
             )
             queries = self.layout.answers if last else self.layout.queries
-            z, pattern = attend(q, keys, values, self.layout, queries)
+            z, pattern = attend(q, keys, values, self.layout, queries, layer.attn_scale)
             if self.observe is not None:
                 self.observe(index, heads, pattern)
             whole = (plan.node[:, nodes[heads]] == SOURCE).to(self.device)[:, None, :, None]

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from edge_attribution_patching.architectures import Shape
 from edge_attribution_patching.attribution import Quadrature, attribute
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.faithfulness import (
@@ -24,10 +25,10 @@ from edge_attribution_patching.faithfulness import (
 )
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.search import Order, count_nodes, edge_order, prefix_masks
-from edge_attribution_patching.weights import ModelWeights, Shape
+from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import Section, TaskConfig, execution
 from utils.errors import UserError
-from utils.models.family import LoadedCheckpoint
+from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.kinds import BASELINES, FAITHFULNESS
 from utils.results.store import Result
 from utils.tasks import Prompts, Task, tasks_of

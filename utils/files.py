@@ -97,15 +97,15 @@ def combine(hashes: dict[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def folder_sha256(folder: Path) -> str:
-    """SHA-256 of the weights in a `save_pretrained` folder.
+def weight_files(folder: Path) -> list[Path]:
+    """The weights in a `save_pretrained` folder, by name: safetensors, or torch's own format where there are no others.
 
     Raises:
         UserError: if the folder holds no weights.
     """
     for pattern in ("model*.safetensors", "pytorch_model*.bin"):
         if files := sorted(folder.glob(pattern)):
-            return combine({path.name: file_sha256(path) for path in files})
+            return files
     raise UserError(f"{folder}: holds no weights (model.safetensors); save the checkpoint again with save_pretrained")
 
 

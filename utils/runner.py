@@ -25,7 +25,8 @@ import yaml
 from utils.command_line import Terminated, run_script
 from utils.config.keys import BaseConfig
 from utils.errors import UserError
-from utils.models.family import Description, Family, LoadedCheckpoint, import_libraries, resolve_family
+from utils.models.checkpoint import Description, LoadedCheckpoint
+from utils.models.family import Family, import_libraries, resolve_family
 from utils.models.schedules import select_steps
 from utils.progress import Progress, duration
 from utils.results.kinds import Kind
@@ -36,7 +37,7 @@ from utils.tasks.prompts import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from edge_attribution_patching.weights import Shape
+    from edge_attribution_patching.architectures import Shape
 
 log = logging.getLogger(__name__)
 

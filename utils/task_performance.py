@@ -10,10 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from edge_attribution_patching.architectures import Shape
 from edge_attribution_patching.forward import Layout, embed, forward, unembed
-from edge_attribution_patching.weights import ModelWeights, Shape
+from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import TaskConfig
-from utils.models.family import LoadedCheckpoint
+from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.store import Result
 from utils.tasks import TASKS, Prompts, Task, tasks_of
 from utils.tasks.metrics import METRICS

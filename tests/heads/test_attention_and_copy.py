@@ -11,7 +11,14 @@ from edge_attribution_patching import forward as engine
 from edge_attribution_patching.weights import read_weights
 from get_full_model_components_over_time import ANALYSIS
 from tests.support.hand_built import PERIOD, VOCAB, attention_model, copying_model
-from tests.support.random_models import ARCHITECTURES, random_model, random_pairs, tiny_tokenizer, without_biases
+from tests.support.random_models import (
+    ARCHITECTURES,
+    random_model,
+    random_pairs,
+    tiny_tokenizer,
+    value_projection,
+    without_biases,
+)
 from tests.support.task_tokenizers import words
 from tests.support.word_family import save_word_family, trained_toy, word_model
 from utils.errors import UserError
@@ -118,7 +125,8 @@ def slow_copy_scores(model, tokens: torch.Tensor, lengths: torch.Tensor, positio
                 norm = layer.attn_norm
                 x = F.layer_norm(residual[name], (weights.d_model,), norm.gain, norm.bias, norm.eps)
                 for head in range(weights.n_heads):
-                    output = (x @ layer.W_V[head] + layer.b_V[head]) @ layer.W_O[head]
+                    W_V, b_V = value_projection(model, index, head)
+                    output = (x @ W_V + b_V) @ layer.W_O[head]
                     for score, sign in (("copy", 1), ("negative_copy", -1)):
                         top = model.lm_head(final_norm(sign * output)).topk(5).indices
                         scores[score][index, head] += 100 * float(prompt[name] in top) / positions.numel()

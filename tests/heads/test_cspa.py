@@ -40,16 +40,25 @@ def scores(weights: ModelWeights, tokens, others, function_words=FUNCTION_WORDS,
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def bridge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    folder = tmp_path_factory.mktemp(request.param)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def weights(architecture: str) -> ModelWeights:
+    return read_weights(random_model(architecture))
+
+
+@pytest.fixture(scope="module")
+def bridge(architecture: str, tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
+    folder = tmp_path_factory.mktemp(architecture)
     tokenizer = tiny_tokenizer(folder)
     return TransformerBridge.boot_transformers(
-        str(folder), hf_model=random_model(request.param), tokenizer=tokenizer, device="cpu"
+        str(folder), hf_model=random_model(architecture), tokenizer=tokenizer, device="cpu"
     )
 
 
-def assert_equals_reference(bridge, settings: Cspa, heads=((0, 0), (1, 2), (2, 3))) -> None:
-    weights = read_weights(bridge)
+def assert_equals_reference(bridge, weights, settings: Cspa, heads=((0, 0), (1, 2), (2, 3))) -> None:
     tokens, others = random_text(3, 23, 1), random_text(5, 23, 2)
     table = scores(weights, tokens, others, settings=settings).set_index(["layer", "head"])
     for layer, head in heads:
@@ -73,26 +82,26 @@ def assert_equals_reference(bridge, settings: Cspa, heads=((0, 0), (1, 2), (2, 3
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_scores_equal_the_definition(bridge: TransformerBridge, name: str) -> None:
-    assert_equals_reference(bridge, SETTINGS[name])
+def test_scores_equal_the_definition(bridge: TransformerBridge, weights: ModelWeights, name: str) -> None:
+    assert_equals_reference(bridge, weights, SETTINGS[name])
 
 
 @pytest.mark.parametrize("small", [0.0, math.inf])
-def test_both_ways_of_exponentiating_equal_the_definition(bridge, small: float, monkeypatch) -> None:
+def test_both_ways_of_exponentiating_equal_the_definition(bridge, weights, small: float, monkeypatch) -> None:
     monkeypatch.setattr(streamed_kl, "SMALL", small)
-    assert_equals_reference(bridge, SETTINGS["both"], heads=((1, 2),))
+    assert_equals_reference(bridge, weights, SETTINGS["both"], heads=((1, 2),))
 
 
 @pytest.mark.parametrize("block", [(5, 7), (1000, 1), (69, 97)])
-def test_tiles_of_any_size_give_the_same(bridge, block: tuple[int, int], monkeypatch) -> None:
-    weights, tokens, others = read_weights(bridge), random_text(3, 23, 1), random_text(5, 23, 2)
+def test_tiles_of_any_size_give_the_same(weights, block: tuple[int, int], monkeypatch) -> None:
+    tokens, others = random_text(3, 23, 1), random_text(5, 23, 2)
     expected = scores(weights, tokens, others)
     monkeypatch.setattr(streamed_kl, "CPU_BLOCK", block)
     pd.testing.assert_frame_equal(scores(weights, tokens, others), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_batches_and_start_layer_change_no_score(bridge: TransformerBridge) -> None:
-    weights, tokens, others = read_weights(bridge), random_text(5, 23, 1), random_text(5, 23, 2)
+def test_batches_and_start_layer_change_no_score(weights: ModelWeights) -> None:
+    tokens, others = random_text(5, 23, 1), random_text(5, 23, 2)
     expected = scores(weights, tokens, others, batch=5)
     pd.testing.assert_frame_equal(scores(weights, tokens, others, batch=2), expected, rtol=1e-4, atol=1e-6)
     above = scores(weights, tokens, others, settings=Ablation(start_layer=1))
@@ -100,16 +109,16 @@ def test_batches_and_start_layer_change_no_score(bridge: TransformerBridge) -> N
     pd.testing.assert_frame_equal(above, expected[expected["layer"] >= 1].reset_index(drop=True), rtol=1e-4, atol=1e-6)
 
 
-def test_keeping_everything_loses_nothing(bridge: TransformerBridge) -> None:
+def test_keeping_everything_loses_nothing(weights: ModelWeights) -> None:
     settings = Ablation(interventions=["qk"], k_unembeddings=1.0)
-    table = scores(read_weights(bridge), random_text(3, 23, 1), random_text(5, 23, 2), NONE, settings)
+    table = scores(weights, random_text(3, 23, 1), random_text(5, 23, 2), NONE, settings)
     assert table["kl_cspa"].max() < 1e-8
     assert table["score"].to_numpy() == pytest.approx(1.0, abs=1e-6)
     assert table["loss_cspa"].to_numpy() == pytest.approx(table["loss"].to_numpy(), abs=1e-6)
 
 
-def test_keeping_nothing_is_mean_ablation(bridge: TransformerBridge) -> None:
-    table = scores(read_weights(bridge), random_text(3, 23, 1), random_text(5, 23, 2), torch.arange(97))
+def test_keeping_nothing_is_mean_ablation(weights: ModelWeights) -> None:
+    table = scores(weights, random_text(3, 23, 1), random_text(5, 23, 2), torch.arange(97))
     assert table["score"].to_numpy() == pytest.approx(0.0, abs=1e-6)
     assert table["loss_cspa"].to_numpy() == pytest.approx(table["loss_ablated"].to_numpy(), abs=1e-6)
 

@@ -10,7 +10,13 @@ from edge_attribution_patching.weights import read_weights
 from get_new_successor_head_scores_over_time import ANALYSIS
 from tests.support.hand_built import VOCAB, Head, successor_model
 from tests.support.paths import PYTHIA_TOKENIZER
-from tests.support.random_models import ARCHITECTURES, random_model, tiny_tokenizer, without_biases
+from tests.support.random_models import (
+    ARCHITECTURES,
+    random_model,
+    tiny_tokenizer,
+    value_projection,
+    without_biases,
+)
 from tests.support.task_tokenizers import words
 from tests.support.word_family import save_word_family, trained_toy, word_model
 from utils.heads.succession import CLASSES, Pairs, succession, successor_pairs
@@ -69,9 +75,10 @@ def slow_succession(model, pairs: Pairs) -> torch.Tensor:
     scores = torch.zeros(weights.n_layers, weights.n_heads)
     for index, layer in enumerate(weights.layers):
         for head in range(weights.n_heads):
+            W_V, _ = value_projection(model, index, head)
             for token, successor in pairs:
                 x = effective[token] - effective[token].mean()
-                written = x * layer.attn_norm.gain @ layer.W_V[head] @ layer.W_O[head]
+                written = x * layer.attn_norm.gain @ W_V @ layer.W_O[head]
                 logits = model.lm_head.weight @ ((written - written.mean()) * final_norm.weight)
                 best = max((other for _, other in pairs), key=lambda other: logits[other].item())
                 scores[index, head] += float(best == successor) / len(pairs)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import hashlib
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
+from edge_attribution_patching.weights import read_weights
 from tests.support.hub_server import Files, HubServer, read_folder
+from tests.support.paths import ROOT
 from tests.support.tiny_models import WORDS, save_checkpoint, save_family, tiny_model, tiny_tokenizer
 from utils.errors import UserError
+from utils.files import file_sha256
+from utils.models import local
 from utils.models.family import Family, HubFamily, LocalFamily, resolve_device, resolve_family
 from utils.models.schedules import PYTHIA_STEPS
 
@@ -55,12 +65,20 @@ def pythia(served: HubServer, tmp_path: Path) -> HubFamily:
 
 
 def loads_weights_of(family: Family, step: int, seed: int) -> bool:
-    """Whether a checkpoint's embedding and logits are those of the seed's weights."""
-    loaded, expected = family.load(step, device="cpu").model, tiny_model(seed).eval()
-    with torch.no_grad():
-        # Bridge and transformers add up q, k and v in another order: the last bit of the logits may differ.
-        same_logits = torch.allclose(loaded(TOKENS), expected(TOKENS).logits, rtol=0, atol=1e-6)
-    return same_logits and torch.equal(loaded.embed.weight, expected.gpt_neox.embed_in.weight)
+    """Whether every tensor of a checkpoint, folded ones included, is that of the seed's weights."""
+    return same_tensors(family.load(step, device="cpu").weights, read_weights(tiny_model(seed)))
+
+
+def same_tensors(first: object, second: object) -> bool:
+    """Whether two dataclasses of tensors are equal, bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        return len(first) == len(second) and all(same_tensors(*pair) for pair in zip(first, second, strict=True))
+    if dataclasses.is_dataclass(first):
+        names = [field.name for field in dataclasses.fields(first)]
+        return all(same_tensors(getattr(first, name), getattr(second, name)) for name in names)
+    return first == second
 
 
 def error_of(model: str, cache_dir: Path) -> str:
@@ -91,7 +109,7 @@ def test_provenance_names_repository_revision_commit_and_hash(pythia: HubFamily,
 
 
 def test_equal_weights_have_equal_hashes(pythia: HubFamily) -> None:
-    hashes = [pythia.fetch(step)[1]["sha256"] for step in (1000, 2000, 3000)]
+    hashes = [pythia.fetch(step).sha256() for step in (1000, 2000, 3000)]
     assert hashes[1] == hashes[2] != hashes[0]
 
 
@@ -108,6 +126,64 @@ def test_loading_asks_the_hub_nothing_beyond_the_files(pythia: HubFamily, served
     served.requests.clear()
     pythia.load(1000, device="cpu")
     assert served.requests == []
+
+
+def test_describing_a_checkpoint_fetches_its_small_files_only(pythia: HubFamily, served: HubServer) -> None:
+    description = pythia.describe(1000)
+    assert description.shape.n_layers == 2
+    assert description.tokenizer("Mary went")["input_ids"] == [2, 5]
+    assert sorted(path.rpartition("/")[2] for path in served.downloads("")) == [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert loads_weights_of(pythia, 1000, 1)
+    assert len(served.downloads("")) == 4
+
+
+def test_checkpoints_of_equal_small_files_have_equal_descriptions(pythia: HubFamily, served: HubServer) -> None:
+    files = served.repositories["EleutherAI/pythia-70m"]["step3000"]
+    config = json.loads(files["config.json"]) | {"max_position_embeddings": 16}
+    served.repositories["EleutherAI/pythia-70m"]["step3000"] = files | {"config.json": json.dumps(config).encode()}
+    assert pythia.describe(1000) == pythia.describe(2000) != pythia.describe(3000)
+    assert pythia.describe(3000).tokenizer is pythia.describe(1000).tokenizer
+
+
+@pytest.mark.parametrize("how", ["describe", "load", "prefetch"])
+def test_an_architecture_without_a_reader_is_refused_before_weights_are_fetched(
+    how: str, pythia: HubFamily, served: HubServer
+) -> None:
+    files = served.repositories["EleutherAI/pythia-70m"]["step1000"]
+    served.repositories["EleutherAI/pythia-70m"]["step1000"] = files | {"config.json": b'{"model_type": "mamba"}'}
+    if how == "prefetch":
+        pythia.prefetch(1000)
+        how = "load"
+    with pytest.raises(UserError) as caught:
+        getattr(pythia, how)(1000)
+    assert str(caught.value).startswith(f"{pythia.folder(1000)}/config.json: ")
+    assert "mamba" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert served.downloads("model.safetensors") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "is missing; save the checkpoint again with save_pretrained"),
+        ("no json", "names no model_type ("),
+        ("[]", "names no model_type ("),
+        ("{}", "names no model_type ("),
+        ('{"model_type": "gpt_neox", "hidden_size": "wide"}', "cannot be read ("),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_clear_error(text: str | None, told: str, tmp_path: Path) -> None:
+    config = save_family(tmp_path / "mine", {5: 1}) / "step5" / "config.json"
+    config.unlink() if text is None else config.write_text(text)
+    with pytest.raises(UserError) as caught:
+        resolve_family(str(tmp_path / "mine"), tmp_path).load(5)
+    assert str(caught.value).startswith(str(config))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_prefetch_downloads_in_the_background_and_load_waits_for_it(pythia: HubFamily, served: HubServer) -> None:
@@ -130,10 +206,10 @@ def test_an_interrupted_download_goes_on_where_it_stopped(pythia: HubFamily, ser
     weights = bytes(chunk) + b"the rest"
     served.repositories["EleutherAI/pythia-70m"]["step1000"] = {"model.safetensors": weights}
     served.break_off["model.safetensors"] = chunk + 3
-    folder, provenance = pythia.fetch(1000)
+    files = pythia.fetch(1000)
     assert served.resumed_at == [chunk]
-    assert (folder / "model.safetensors").read_bytes() == weights
-    assert provenance["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert (files.folder / "model.safetensors").read_bytes() == weights
+    assert files.sha256() == hashlib.sha256(weights).hexdigest()
 
 
 def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubServer) -> None:
@@ -147,7 +223,7 @@ def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubSe
 
 
 def test_freed_checkpoints_leave_the_disk_and_can_be_fetched_again(pythia: HubFamily) -> None:
-    folder, _ = pythia.fetch(1000)
+    folder = pythia.fetch(1000).folder
     pythia.fetch(2000)
     pythia.free(1000)
     assert not folder.exists()
@@ -161,6 +237,14 @@ def test_a_branch_without_weights_is_refused(pythia: HubFamily, served: HubServe
         pythia.fetch(1000)
     told = "model: revision step1000 of EleutherAI/pythia-70m holds no weights; leave that step out"
     assert str(caught.value) == told
+
+
+def test_only_weights_that_are_loaded_are_fetched(pythia: HubFamily, served: HubServer) -> None:
+    more = dict.fromkeys(("model.fp16.safetensors", "optimizer.bin", "flax_model.msgpack", "README.md"), b"unused")
+    files = served.repositories["EleutherAI/pythia-70m"]["step1000"]
+    served.repositories["EleutherAI/pythia-70m"]["step1000"] = files | more
+    assert loads_weights_of(pythia, 1000, 1)
+    assert not any(served.downloads(name) for name in more)
 
 
 def test_torch_weights_are_taken_only_where_there_are_no_safetensors(
@@ -260,12 +344,111 @@ def test_a_loaded_checkpoint_keeps_the_tokenizer_of_the_disk(tiny_family: Path, 
     assert checkpoint.tokenizer("Mary went")["input_ids"] == [2, 5]
     assert checkpoint.tokenizer.pad_token == tiny_tokenizer().pad_token
     assert checkpoint.device == torch.device("cpu")
-    assert not checkpoint.model.training
+
+
+@pytest.mark.parametrize("first", ["weights", "bridge"])
+def test_bridge_and_weights_are_the_same_model_whichever_is_read_first(
+    first: str, tiny_family: Path, tmp_path: Path
+) -> None:
+    checkpoint = resolve_family(str(tiny_family), tmp_path).load(10, device="cpu")
+    getattr(checkpoint, first)
+    with torch.no_grad():
+        # Bridge and transformers add up q, k and v in another order: the last bit of the logits may differ.
+        torch.testing.assert_close(checkpoint.bridge(TOKENS), tiny_model(1).eval()(TOKENS).logits, rtol=0, atol=1e-6)
+    assert same_tensors(checkpoint.weights, read_weights(tiny_model(1)))
+    assert not checkpoint.bridge.training
+
+
+def test_changing_the_bridge_leaves_weights_and_tokenizer_as_they_are(tiny_family: Path, tmp_path: Path) -> None:
+    checkpoint = resolve_family(str(tiny_family), tmp_path).load(10, device="cpu")
+    with torch.no_grad():
+        for parameter in checkpoint.bridge.parameters():
+            parameter.zero_()
+    assert same_tensors(checkpoint.weights, read_weights(tiny_model(1)))
+    assert checkpoint.bridge.tokenizer is not checkpoint.tokenizer
+
+
+def test_loading_imports_no_bridge(tiny_family: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from utils.models.family import resolve_family; "
+        f"resolve_family({str(tiny_family)!r}, Path('none')).load(10, device='cpu').provenance; "
+        "sys.exit('transformer_lens' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_checkpoint_is_freed_without_collecting_garbage(tiny_family: Path, tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        checkpoint = resolve_family(str(tiny_family), tmp_path).load(10, device="cpu")
+        alive = [weakref.ref(checkpoint), weakref.ref(checkpoint.weights), weakref.ref(checkpoint.weights.embed)]
+        del checkpoint
+        assert [reference() for reference in alive] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_parameters_are_counted_once_where_tensors_are_tied(tmp_path: Path) -> None:
+    for name, tied in (("free", False), ("tied", True)):
+        config = tiny_model(0).config
+        config.tie_word_embeddings = tied
+        GPTNeoXForCausalLM(config).save_pretrained(tmp_path / name / "step1")
+        tiny_tokenizer().save_pretrained(tmp_path / name / "step1")
+    free, tied = (
+        resolve_family(str(tmp_path / name), tmp_path, tokens_per_step=1).load(1, device="cpu").provenance["parameters"]
+        for name in ("free", "tied")
+    )
+    # Two embeddings of 12 words; in a block attention 4d^2 + 4d, an MLP twice as wide 4d^2 + 3d, norms 4d; a last norm.
+    assert free == 2 * 12 * 8 + 2 * (8 * 8**2 + 11 * 8) + 2 * 8
+    assert tied == free - 12 * 8
+
+
+def test_the_same_tokenizer_files_give_the_same_tokenizer(tiny_family: Path, tmp_path: Path) -> None:
+    family = resolve_family(str(tiny_family), tmp_path)
+    assert family.tokenizer(10) is family.tokenizer(30)
+    other = save_family(tmp_path / "other", {5: 1})
+    settings = other / "step5" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 7}))
+    tokenizer = resolve_family(str(other), tmp_path).tokenizer(5)
+    assert tokenizer is not family.tokenizer(10)
+    assert tokenizer.model_max_length == 7
+
+
+def test_weights_that_change_while_they_are_loaded_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_family(tmp_path / "mine", {5: 1})
+    weights = folder / "step5" / "model.safetensors"
+    read = AutoModelForCausalLM.from_pretrained
+
+    def meanwhile(*arguments: object, **options: object) -> object:
+        model = read(*arguments, **options)
+        os.utime(weights)
+        return model
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", meanwhile)
+    checkpoint = resolve_family(str(folder), tmp_path).load(5, device="cpu")
+    with pytest.raises(UserError) as caught:
+        _ = checkpoint.provenance
+    assert str(caught.value) == f"{weights}: changed while it was read; run again once the checkpoint is complete"
+
+
+def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(local, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    family = resolve_family(str(save_family(tmp_path / "mine", {5: 1})), tmp_path)
+    assert isinstance(family, LocalFamily)
+    first = family.sha256(5)
+    assert family.load(5, device="cpu").provenance["sha256"] == family.sha256(5) == first
+    assert len(hashed) == 1
+    tiny_model(2).save_pretrained(tmp_path / "mine" / "step5")
+    assert family.load(5, device="cpu").provenance["sha256"] != first
+    assert len(hashed) == 2
 
 
 def test_dtype_is_the_one_asked_for(tiny_family: Path, tmp_path: Path) -> None:
-    model = resolve_family(str(tiny_family), tmp_path).load(10, "bfloat16", "cpu").model
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    checkpoint = resolve_family(str(tiny_family), tmp_path).load(10, "bfloat16", "cpu")
+    assert checkpoint.weights.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in checkpoint.bridge.parameters()} == {torch.bfloat16}
 
 
 def test_a_tokenizer_may_lie_beside_the_steps(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from tests.support.demo_analysis import ANALYSIS, FIRST, SECOND, results_in
 from tests.support.paths import ROOT
 from tests.support.tiny_models import save_family
 from utils.errors import UserError
-from utils.models.family import LoadedCheckpoint, LocalFamily
+from utils.models.checkpoint import LoadedCheckpoint
+from utils.models.family import LocalFamily
 from utils.progress import duration
 from utils.results.store import Result, Store
 from utils.runner import Analysis, main

@@ -72,7 +72,7 @@ def test_baselines_equal_the_hugging_face_model(untrained: Path) -> None:
     prompts = of_circuit.evaluation
     rows = torch.arange(len(prompts))
     for name, tokens in (("full", prompts.clean), ("corrupted", prompts.corrupted)):
-        logits = checkpoint.model(tokens)[rows, prompts.lengths - 1]
+        logits = checkpoint.bridge(tokens)[rows, prompts.lengths - 1]
         metric = prompts.metric("logit_diff")(logits, rows).detach()
         assert report.baselines[name].item() == pytest.approx(float(metric.mean()), abs=1e-4)
 

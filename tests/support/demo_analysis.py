@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from edge_attribution_patching.architectures import Shape
 from edge_attribution_patching.forward import Layout, embed, forward, unembed
-from edge_attribution_patching.weights import Shape
 from utils.config.keys import TaskConfig
-from utils.models.family import LoadedCheckpoint
+from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.kinds import Kind
 from utils.results.store import Result
 from utils.runner import Analysis, main

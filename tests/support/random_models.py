@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -32,8 +33,9 @@ def random_model(
     vocab: int = 97,
     n_positions: int = 64,
     seed: int = 0,
+    **options: Any,
 ) -> PreTrainedModel:
-    """A model with weights large enough that attention, LayerNorms and biases all matter."""
+    """A model with weights large enough that attention, norms and biases all matter; `options` go to its config."""
     torch.manual_seed(seed)
     if architecture == "gpt2":
         model: PreTrainedModel = GPT2LMHeadModel(
@@ -47,6 +49,7 @@ def random_model(
                 attn_implementation="eager",
                 bos_token_id=0,
                 eos_token_id=0,
+                **options,
             )
         )
     else:
@@ -63,6 +66,7 @@ def random_model(
                 attn_implementation="eager",
                 bos_token_id=0,
                 eos_token_id=0,
+                **options,
             )
         )
     with torch.no_grad():
@@ -73,6 +77,20 @@ def random_model(
             else:
                 parameter.copy_(0.3 * noise + (1.0 if "weight" in name else 0.0))
     return model.eval().requires_grad_(False)
+
+
+def value_projection(model: PreTrainedModel, layer: int, head: int) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """A head's raw W_V [d_model, d_head] and b_V [d_head], as the checkpoint stores them."""
+    d_model = model.config.hidden_size
+    n_heads = model.config.num_attention_heads
+    d_head = d_model // n_heads
+    if isinstance(model, GPTNeoXForCausalLM):
+        fused = model.gpt_neox.layers[layer].attention.query_key_value
+        rows = slice((3 * head + 2) * d_head, (3 * head + 3) * d_head)
+        return fused.weight[rows].T, 0.0 if fused.bias is None else fused.bias[rows]
+    fused = model.transformer.h[layer].attn.c_attn
+    columns = slice(2 * d_model + head * d_head, 2 * d_model + (head + 1) * d_head)
+    return fused.weight[:, columns], fused.bias[columns]
 
 
 def without_biases(model: PreTrainedModel) -> PreTrainedModel:

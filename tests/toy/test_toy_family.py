@@ -356,7 +356,7 @@ def test_checkpoints_load_as_a_local_family(tiny_trained: Path) -> None:
     plain = AutoModelForCausalLM.from_pretrained(tiny_trained / "step20")
     tokens = checkpoint.tokenizer("When Mary and John went", return_tensors="pt").input_ids
     with torch.no_grad():
-        torch.testing.assert_close(checkpoint.model(tokens, prepend_bos=False), plain(tokens).logits)
+        torch.testing.assert_close(checkpoint.bridge(tokens, prepend_bos=False), plain(tokens).logits)
 
 
 def test_training_again_gives_the_same_bytes_whatever_the_callers_threads_and_seed(

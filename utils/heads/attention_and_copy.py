@@ -21,11 +21,12 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from edge_attribution_patching.architectures import Shape
 from edge_attribution_patching.forward import LayerActivations, Layout, embed, forward, normalise
-from edge_attribution_patching.weights import LayerWeights, ModelWeights, Shape
+from edge_attribution_patching.weights import LayerWeights, ModelWeights
 from utils.config.keys import BaseConfig, Section
 from utils.errors import UserError
-from utils.models.family import LoadedCheckpoint
+from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.store import Result
 from utils.tasks import Prompts, Task, build_prompts
 

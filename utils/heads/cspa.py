@@ -13,14 +13,15 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.weights import ModelWeights, Shape
+from edge_attribution_patching.architectures import Shape
+from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import BaseConfig
 from utils.errors import UserError
 from utils.heads.corpus import Corpus, draw_sequences, tokens_sha256
 from utils.heads.cspa_scores import cspa_scores, mean_outputs
 from utils.heads.cspa_sources import Ablation
 from utils.heads.function_words import function_tokens
-from utils.models.family import LoadedCheckpoint
+from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.store import Result
 from utils.tasks import Task
 

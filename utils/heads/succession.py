@@ -35,11 +35,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from edge_attribution_patching.architectures import Shape
 from edge_attribution_patching.forward import mlp
-from edge_attribution_patching.weights import ModelWeights, Shape
+from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import BaseConfig
 from utils.errors import UserError
-from utils.models.family import LoadedCheckpoint
+from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.store import Result
 from utils.tasks import Task
 from utils.tasks.vocabulary import encode

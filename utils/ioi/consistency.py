@@ -38,7 +38,7 @@ from edge_attribution_patching.weights import ModelWeights
 from utils.ioi.effects import NAMES, PairedRuns, Swap, name_attention
 from utils.ioi.inputs import HeadFacts, IoiInputs, OfHeads, gather
 from utils.ioi.keys import IoiConsistencyConfig, Thresholds
-from utils.models.family import LoadedCheckpoint
+from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.kinds import IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
 from utils.results.store import Result
 from utils.tasks import Prompts, Task

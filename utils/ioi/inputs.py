@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from edge_attribution_patching.architectures import Shape
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.search import nodes_in
-from edge_attribution_patching.weights import Shape
 from utils import circuits
 from utils.circuits import CircuitPrompts, find_circuit
 from utils.config.keys import BaseConfig
@@ -28,7 +28,7 @@ from utils.heads import attention_and_copy, cspa
 from utils.heads.attention_and_copy import ComponentsInputs, component_scores
 from utils.heads.cspa import CspaInputs, score_heads
 from utils.ioi.keys import IoiConsistencyConfig
-from utils.models.family import LoadedCheckpoint
+from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.record import differences, shown
 from utils.results.store import ResultsFolder, Store
 from utils.tasks import TASKS, Prompts

@@ -1,88 +1,39 @@
-"""Model families and their checkpoints: the one place that loads weights.
+"""Model families and their checkpoints.
 
 A family is named by
 - a Pythia name: `pythia-14m` ... `pythia-12b`, `-deduped`, and the PolyPythias `pythia-160m-seed3`,
   `pythia-160m-data-seed1`, `pythia-160m-weight-seed1` (EleutherAI's repositories on the hub);
 - a hub id `organisation/name` whose branches are checkpoints (`utils/models/hub.py`);
-- a local folder of `step{n}` folders in `save_pretrained` format. Beside them, `family.json` holds
-  `{"tokens_per_step": n}`; a tokenizer that all steps share may lie there too instead of in each step's folder.
-
-A checkpoint is loaded with transformers from its files on disk, so it is the revision asked for, and then handed to
-TransformerBridge: raw weights, eager attention, eval mode.
+- a local folder of `step{n}` folders (`utils/models/local.py`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from edge_attribution_patching.weights import ModelWeights, Shape, read_shape, read_weights
 from utils.errors import UserError, suggest
-from utils.files import folder_sha256
 from utils.models import hub, local
+from utils.models.checkpoint import CheckpointFiles, Description, LoadedCheckpoint, describe, load_weights
 from utils.models.device import resolve_device
+from utils.models.names import PYTHIA_NAMES, pythia_repository
 from utils.models.schedules import PYTHIA_STEPS, TOKENS_PER_STEP, tokens_at
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
-PYTHIA_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
-_SIZE = "|".join(re.escape(size) for size in PYTHIA_SIZES)
-_PYTHIA = re.compile(rf"(?:EleutherAI/)?(pythia-(?:{_SIZE})(?:-deduped|(?:-data|-weight)?-seed\d+)?)")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
-
-@dataclass(frozen=True)
-class LoadedCheckpoint:
-    """A checkpoint in memory.
-
-    Attributes:
-        name: last part of the model's name or folder (`pythia-160m`, `toy`).
-        step: training step.
-        tokens: tokens seen in training.
-        model: the weights, as they are on disk.
-        tokenizer: as it is on disk (the bridge works on a copy of its own).
-        device: where the weights are.
-        provenance: `repository, revision, commit, sha256` of the weights; no commit for a local family.
-    """
-
-    name: str
-    step: int
-    tokens: int
-    model: TransformerBridge
-    tokenizer: PreTrainedTokenizerBase
-    device: torch.device
-    provenance: dict[str, Any]
-
-    @cached_property
-    def weights(self) -> ModelWeights:
-        """The weights as the engine reads them."""
-        return read_weights(self.model)
-
-
-@dataclass(frozen=True)
-class Description:
-    """What is known of a checkpoint before its weights are read.
-
-    Attributes:
-        tokenizer: the same object where the files are the same.
-        shape: from its config.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    shape: Shape
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,8 +57,12 @@ class Family:
         """Whether the checkpoints are the user's own folder, not the hub's."""
         return isinstance(self, LocalFamily)
 
-    def fetch(self, step: int) -> tuple[Path, dict[str, Any]]:
-        """A checkpoint's folder on disk and its provenance, downloading it if need be."""
+    def fetch_small(self, step: int) -> Path:
+        """The folder that holds a checkpoint's config and tokenizer, downloaded if need be."""
+        raise NotImplementedError
+
+    def fetch(self, step: int) -> CheckpointFiles:
+        """All of a checkpoint's files on disk, downloaded if need be."""
         raise NotImplementedError
 
     def prefetch(self, step: int) -> None:
@@ -120,24 +75,17 @@ class Family:
         """Tokens seen in training up to a published step."""
         return self.tokens[step]
 
-    def tokenizer(self, step: int) -> PreTrainedTokenizerBase:
-        """A checkpoint's tokenizer."""
-        return _load_tokenizer(self.fetch(step)[0])
-
     def describe(self, step: int) -> Description:
-        """A checkpoint's tokenizer and shape.
+        """A checkpoint's tokenizer and shape, from its small files alone: of a hub family only these are downloaded.
 
         Raises:
-            UserError: if its architecture has no reader.
+            UserError: if it cannot be had, or the engine cannot read such a model.
         """
-        from transformers import AutoConfig
+        return describe(self.fetch_small(step))
 
-        folder, _ = self.fetch(step)
-        try:
-            shape = read_shape(AutoConfig.from_pretrained(folder, local_files_only=True))
-        except ValueError as error:
-            raise UserError(f"model: {folder}: {error}") from None
-        return Description(_load_tokenizer(folder), shape)
+    def tokenizer(self, step: int) -> PreTrainedTokenizerBase:
+        """A checkpoint's tokenizer."""
+        return self.describe(step).tokenizer
 
     def load(self, step: int, dtype: str = "float32", device: str = "auto") -> LoadedCheckpoint:
         """Load a checkpoint.
@@ -148,13 +96,15 @@ class Family:
             device: see `resolve_device`.
 
         Raises:
-            UserError: if it cannot be had or its files cannot be loaded.
+            UserError: if it cannot be had, the engine cannot read such a model, or its files cannot be loaded.
         """
         where = resolve_device(device)
-        folder, provenance = self.fetch(step)
-        tokenizer = _load_tokenizer(folder)
-        model = _load_bridge(folder, getattr(torch, dtype), where)
-        return LoadedCheckpoint(self.name, step, self.tokens_at(step), model, tokenizer, where, provenance)
+        tokenizer = self.describe(step).tokenizer
+        files = self.fetch(step)
+        weights, parameters = load_weights(files.folder, getattr(torch, dtype), where)
+        # Hashing takes longer than loading and is needed last, so it goes on while the checkpoint is measured.
+        sha256 = _in_background(files.sha256)
+        return LoadedCheckpoint(self.name, step, self.tokens_at(step), weights, parameters, tokenizer, files, sha256)
 
 
 @dataclass(frozen=True)
@@ -163,14 +113,18 @@ class LocalFamily(Family):
 
     folders: dict[int, Path]
 
-    def fetch(self, step: int) -> tuple[Path, dict[str, Any]]:
+    def fetch_small(self, step: int) -> Path:
+        return self.folders[step]
+
+    def fetch(self, step: int) -> CheckpointFiles:
         folder = self.folders[step]
-        provenance = {"repository": self.source, "revision": folder.name, "commit": None, "sha256": self.sha256(step)}
-        return folder, provenance
+        before = local.stamps(folder)
+        origin = {"repository": self.source, "revision": folder.name, "commit": None}
+        return CheckpointFiles(folder, origin, lambda: local.weights_sha256(before))
 
     def sha256(self, step: int) -> str:
         """Hash of a checkpoint's weights as they are on disk now."""
-        return folder_sha256(self.folders[step])
+        return local.weights_sha256(local.stamps(self.folders[step]))
 
 
 @dataclass(frozen=True)
@@ -179,30 +133,39 @@ class HubFamily(Family):
 
     revisions: dict[int, str]
     downloads: Path
-    _pending: dict[int, threading.Thread] = field(default_factory=dict, compare=False, repr=False)
+    _pending: dict[int, Future[None]] = field(default_factory=dict, compare=False, repr=False)
 
     def folder(self, step: int) -> Path:
         """Where a checkpoint's files are downloaded to."""
         return self.downloads / f"step{step}"
 
-    def fetch(self, step: int) -> tuple[Path, dict[str, Any]]:
-        if (thread := self._pending.pop(step, None)) is not None:
-            thread.join()
-        return self.folder(step), hub.download(self.source, self.revisions[step], self.folder(step))
+    def fetch_small(self, step: int) -> Path:
+        self._settle(step)
+        hub.download_small(self.source, self.revisions[step], self.folder(step))
+        return self.folder(step)
+
+    def fetch(self, step: int) -> CheckpointFiles:
+        self._settle(step)
+        origin = hub.download(self.source, self.revisions[step], self.folder(step))
+        sha256 = origin.pop("sha256")
+        return CheckpointFiles(self.folder(step), origin, lambda: sha256)
 
     def prefetch(self, step: int) -> None:
         if step not in self._pending and hub.read_manifest(self.folder(step)) is None:
-            # A daemon, so that an interrupted run does not wait for gigabytes: a download goes on where it stopped.
-            self._pending[step] = threading.Thread(target=self._try_to_download, args=(step,), daemon=True)
-            self._pending[step].start()
+            self._pending[step] = _in_background(self._download, step)
 
     def free(self, step: int) -> None:
         shutil.rmtree(self.folder(step), ignore_errors=True)
 
-    def _try_to_download(self, step: int) -> None:
-        try:
-            hub.download(self.source, self.revisions[step], self.folder(step))
-        except UserError as error:
+    def _download(self, step: int) -> None:
+        """The small files first, so that no weights are fetched that the engine cannot read."""
+        hub.download_small(self.source, self.revisions[step], self.folder(step))
+        describe(self.folder(step))
+        hub.download(self.source, self.revisions[step], self.folder(step))
+
+    def _settle(self, step: int) -> None:
+        """Wait for a prefetch; what went wrong will be told when it goes wrong again."""
+        if (pending := self._pending.pop(step, None)) is not None and (error := pending.exception()) is not None:
             log.debug("prefetch of step %d: %s", step, error)
 
 
@@ -217,8 +180,8 @@ def resolve_family(model: str, cache_dir: Path, tokens_per_step: int | None = No
     Raises:
         UserError: if there is no such model, it has no checkpoints, or its tokens are unknown.
     """
-    if match := _PYTHIA.fullmatch(model):
-        return _pythia_family(f"EleutherAI/{match[1]}", cache_dir)
+    if repository := pythia_repository(model):
+        return _pythia_family(repository, cache_dir)
     path = Path(model).expanduser()
     if path.is_dir():
         return _local_family(model, path, tokens_per_step)
@@ -229,16 +192,14 @@ def resolve_family(model: str, cache_dir: Path, tokens_per_step: int | None = No
             f"model: the folder {model} does not exist; train a small family with: python make_toy_checkpoints.py, "
             "or name a Pythia model, a hub id or a folder of step{n} folders"
         )
-    names = [f"pythia-{size}{variant}" for size in PYTHIA_SIZES for variant in ("", "-deduped")]
     raise UserError(
         f"model: '{model}' is no Pythia name, no hub id (organisation/name) and no folder"
-        f"{suggest(model, names, 'Pythia names')}"
+        f"{suggest(model, PYTHIA_NAMES, 'Pythia names')}"
     )
 
 
 def import_libraries() -> None:
     """Import what loading needs; importing this module leaves it out, so that a misspelt key is told at once."""
-    import transformer_lens.model_bridge  # noqa: F401
     import transformers.models.gpt_neox.modeling_gpt_neox  # noqa: F401
 
 
@@ -283,47 +244,15 @@ def _local_family(model: str, path: Path, tokens_per_step: int | None) -> LocalF
     return LocalFamily(path.resolve().name, model, tuple(folders), tokens, folders)
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
+def _in_background(function: Callable[..., T], *args: Any) -> Future[T]:
+    """Call a function in a daemon thread, so that an interrupted run does not wait for gigabytes."""
+    future: Future[T] = Future()
 
-    holder = next((f for f in (folder, folder.parent) if any((f / name).is_file() for name in _TOKENIZER_FILES)), None)
-    if holder is None:
-        raise UserError(f"{folder}: holds no tokenizer (tokenizer.json); save one there with save_pretrained")
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(holder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{holder}: the tokenizer cannot be loaded ({_first_line(error)}); save it again") from error
-    return tokenizer
+    def work() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
 
-
-def _load_bridge(folder: Path, dtype: torch.dtype, device: torch.device) -> TransformerBridge:
-    from safetensors import SafetensorError
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoModelForCausalLM
-
-    way_out = "delete the folder and fetch or train it again"
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="eager", local_files_only=True, output_loading_info=True
-        )
-        model, report = loaded
-        model.to(device)
-    except torch.OutOfMemoryError:
-        kind = str(dtype).removeprefix("torch.")
-        way_out = "pass dtype=bfloat16 or another device"
-        raise UserError(f"device: {folder} as {kind} does not fit on {device}; {way_out}") from None
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
-        raise UserError(f"{folder}: the checkpoint cannot be loaded ({_first_line(error)}); {way_out}") from error
-    if report["missing_keys"]:
-        # transformers would go on with random numbers in their place.
-        some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(f"{folder}: weights are missing ({some}); {way_out}")
-    # Its own copy: booting reconfigures the tokenizer. A folder as name: no question goes to the hub.
-    bridge: TransformerBridge = TransformerBridge.boot_transformers(
-        str(folder), hf_model=model, tokenizer=_load_tokenizer(folder), dtype=dtype, device=device
-    )
-    return bridge
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).strip().split("\n")[0].split())[:200] or type(error).__name__
+    threading.Thread(target=work, daemon=True).start()
+    return future

@@ -1,8 +1,9 @@
 """Checkpoints on the Hugging Face hub: which steps a repository publishes, and their files on disk.
 
-A checkpoint's files lie in `<cache_dir>/<org>--<name>/step{n}/`; the manifest `download.json` is written last, so a
-folder with a manifest is complete and needs no network. The SHA-256 of every weight file is computed once it is here
-and compared with the hub's.
+A checkpoint's files lie in `<cache_dir>/<org>--<name>/step{n}/`. First come its small files (config and tokenizer) and
+`revision.json`, which says what the hub lists; then the weights and last the manifest `download.json`, so a folder with
+a manifest is complete and needs no network. The SHA-256 of every weight file is computed once it is here and compared
+with the hub's.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import atomic_write, combine, file_sha256
+from utils.models.checkpoint import SMALL_FILES
 
-MANIFEST = "download.json"
+LISTING, MANIFEST = "revision.json", "download.json"
 
 _REVISION = re.compile(r"(?P<stage>stage1-)?(?:step|checkpoint-)(?P<step>\d+)(?:-tokens(?P<billions>\d+)B)?")
-_SMALL_FILES = (".json", ".txt", ".model")
+_SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_TORCH = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 
 
 class HubUnreachable(UserError):
@@ -69,8 +72,37 @@ def published_revisions(repository: str) -> dict[int, Revision]:
     return dict(sorted(revisions.items()))
 
 
+def download_small(repository: str, revision: str, folder: Path) -> dict[str, Any]:
+    """Bring a checkpoint's config and tokenizer into a folder.
+
+    Returns:
+        What the hub lists: `repository, revision, commit`, `weights`: file -> SHA-256 (None where the hub has none).
+
+    Raises:
+        UserError: if the revision is missing or holds no weights.
+        HubUnreachable: if the hub did not answer.
+    """
+    if (listing := _read(folder / LISTING) or read_manifest(folder)) is not None:
+        return listing
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _told(repository, revision):
+        info = api.model_info(repository, revision=revision, files_metadata=True)
+        listed = {file.rfilename: file.lfs.sha256 if file.lfs is not None else None for file in info.siblings or []}
+        weights = _weight_files(list(listed))
+        if not weights:
+            raise UserError(f"model: revision {revision} of {repository} holds no weights; leave that step out")
+        small = [name for name in listed if name in SMALL_FILES or name.endswith(".index.json")]
+        api.snapshot_download(repository, revision=info.sha, local_dir=folder, allow_patterns=small, tqdm_class=_Silent)
+    listing = {"repository": repository, "revision": revision, "commit": info.sha}
+    listing["weights"] = {name: listed[name] for name in weights}
+    _write(folder / LISTING, listing)
+    return listing
+
+
 def download(repository: str, revision: str, folder: Path) -> dict[str, Any]:
-    """Bring a checkpoint's files into a folder, going on where an earlier download stopped.
+    """Bring all of a checkpoint's files into a folder, going on where an earlier download stopped.
 
     Returns:
         The manifest: `repository, revision, commit`, `sha256` of the weights.
@@ -83,40 +115,46 @@ def download(repository: str, revision: str, folder: Path) -> dict[str, Any]:
         return manifest
     from huggingface_hub import HfApi
 
-    api = HfApi()
+    listing = download_small(repository, revision, folder)
+    weights = listing.pop("weights")
     with _told(repository, revision):
-        info = api.model_info(repository, revision=revision, files_metadata=True)
-        hub_hashes = {file.rfilename: file.lfs.sha256 if file.lfs is not None else None for file in info.siblings or []}
-        weights = _weight_files(hub_hashes)
-        if not weights:
-            raise UserError(f"model: revision {revision} of {repository} holds no weights; leave that step out")
-        small = [name for name in hub_hashes if "/" not in name and name.endswith(_SMALL_FILES)]
-        api.snapshot_download(
-            repository, revision=info.sha, local_dir=folder, allow_patterns=[*weights, *small], tqdm_class=_Silent
+        HfApi().snapshot_download(
+            repository,
+            revision=listing["commit"],
+            local_dir=folder,
+            allow_patterns=list(weights),
+            tqdm_class=_Silent,
         )
     hashes = {name: file_sha256(folder / name) for name in weights}
     for name, sha256 in hashes.items():
-        if hub_hashes[name] not in (None, sha256):
+        if weights[name] not in (None, sha256):
             (folder / name).unlink()
             raise UserError(f"{folder / name}: arrived damaged (SHA-256 differs from the hub's); deleted, run again")
-    manifest = {"repository": repository, "revision": revision, "commit": info.sha, "sha256": combine(hashes)}
-    atomic_write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    manifest = listing | {"sha256": combine(hashes)}
+    _write(folder / MANIFEST, manifest)
     return manifest
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a complete download; None where there is none."""
-    path = folder / MANIFEST
+    return _read(folder / MANIFEST)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return manifest
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
-def _weight_files(names: dict[str, str | None]) -> list[str]:
+def _write(path: Path, content: dict[str, Any]) -> None:
+    atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _weight_files(names: list[str]) -> list[str]:
     """The weights in safetensors; in torch's own format only where there are no others."""
-    for start, end in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        if found := sorted(name for name in names if name.startswith(start) and name.endswith(end)):
+    for pattern in (_SAFETENSORS, _TORCH):
+        if found := sorted(name for name in names if pattern.fullmatch(name)):
             return found
     return []
 

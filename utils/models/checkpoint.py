@@ -1,0 +1,256 @@
+"""One checkpoint on disk: what its small files say of it, its weights, and a TransformerBridge for who wants hooks.
+
+This is the only place that calls `from_pretrained`. It always reads the files of one folder, so what is loaded is the
+revision that was asked for, and no question goes to the hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edge_attribution_patching.architectures import ARCHITECTURES, Shape, read_shape
+from edge_attribution_patching.weights import ModelWeights, read_weights
+from utils.errors import UserError
+from utils.files import file_sha256
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+SMALL_FILES = ("config.json", *TOKENIZER_FILES)
+_TOKENIZER_KEYS = ("model_type", "tokenizer_class", "auto_map", "transformers_version")  # of config.json
+_WAY_OUT = "delete the folder and fetch or train it again"
+_tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+_tokenizers_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint's small files say; equal for checkpoints that the same inputs fit.
+
+    Attributes:
+        tokenizer: shared by all checkpoints that have the same tokenizer files; leave it as it is.
+        shape: the model's sizes, as the engine reads them.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """A checkpoint's files on disk.
+
+    Attributes:
+        folder: where they are, in `save_pretrained` format.
+        origin: `repository, revision, commit`; no commit for a local family.
+        sha256: hashes the weights, or returns their known hash.
+    """
+
+    folder: Path
+    origin: dict[str, Any]
+    sha256: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        name: last part of the model's name or folder (`pythia-160m`, `toy`).
+        step: training step.
+        tokens: tokens seen in training.
+        weights: what the engine computes with.
+        parameters: how many numbers the model holds, tied tensors counted once.
+        tokenizer: as in `Description`.
+        files: where all this was read from.
+        sha256: hash of the weights, computed in the background while the checkpoint is measured.
+    """
+
+    name: str
+    step: int
+    tokens: int
+    weights: ModelWeights
+    parameters: int
+    tokenizer: PreTrainedTokenizerBase
+    files: CheckpointFiles
+    sha256: Future[str]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weights.device
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """`repository, revision, commit, sha256, parameters` of the weights.
+
+        Raises:
+            UserError: if the files changed while they were read.
+        """
+        return self.files.origin | {"sha256": self.sha256.result(), "parameters": self.parameters}
+
+    @cached_property
+    def bridge(self) -> TransformerBridge:
+        """The same checkpoint as a TransformerBridge, to hook: raw weights, eager attention, eval mode.
+
+        It is booted from the files when first asked for and shares no memory with `weights` or `tokenizer`, since
+        booting rewrites the model and the tokenizer that it is given.
+
+        Raises:
+            UserError: if the files are gone or do not fit on the device.
+        """
+        from transformer_lens.model_bridge import TransformerBridge
+
+        folder, dtype = self.files.folder, self.weights.dtype
+        # A folder as name: no question goes to the hub.
+        bridge: TransformerBridge = TransformerBridge.boot_transformers(
+            str(folder),
+            hf_model=_load_model(folder, dtype, self.device),
+            tokenizer=_read_tokenizer(_tokenizer_folder(folder)),
+            dtype=dtype,
+            device=self.device,
+        )
+        return bridge
+
+
+def describe(folder: Path) -> Description:
+    """Read a checkpoint's small files; no weights need be there.
+
+    Raises:
+        UserError: if one is missing or broken, or the engine cannot read such a model.
+    """
+    path = folder / "config.json"
+    try:
+        shape = read_shape(_read_config(path))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return Description(load_tokenizer(folder), shape)
+
+
+def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[ModelWeights, int]:
+    """The weights in a `save_pretrained` folder, and how many parameters they are.
+
+    Raises:
+        UserError: if they cannot be loaded, some are missing, or they do not fit on the device.
+    """
+    model = _load_model(folder, dtype, device)
+    try:
+        weights = read_weights(model)
+    except torch.OutOfMemoryError:
+        raise _too_large(folder, dtype, device) from None
+    return weights, sum(parameter.numel() for parameter in model.parameters())
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, from its folder or the one above; the same files give the same object.
+
+    Raises:
+        UserError: if there is none, or it cannot be loaded.
+    """
+    holder = _tokenizer_folder(folder)
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        if (holder / name).is_file():
+            digest.update(f"{name} {file_sha256(holder / name)}\n".encode())
+    if (path := holder / "config.json").is_file():
+        # What AutoTokenizer looks up there: the class where no file names it, and which versions need mending.
+        config = json.loads(path.read_text(encoding="utf-8"))
+        digest.update(repr([config.get(key) for key in _TOKENIZER_KEYS]).encode())
+    key = digest.hexdigest()
+    with _tokenizers_lock:
+        if key not in _tokenizers:
+            _tokenizers[key] = _read_tokenizer(holder)
+        return _tokenizers[key]
+
+
+def _read_config(path: Path) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        architecture = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; save the checkpoint again with save_pretrained") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: names no model_type ({_first_line(error)}); {_WAY_OUT}") from None
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"{path}: architecture '{architecture}' is not read; known: {', '.join(sorted(ARCHITECTURES))}")
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read ({_first_line(error)}); {_WAY_OUT}") from error
+    return config
+
+
+def _tokenizer_folder(folder: Path) -> Path:
+    for holder in (folder, folder.parent):
+        if any((holder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            return holder
+    raise UserError(f"{folder}: holds no tokenizer (tokenizer.json); save one there with save_pretrained")
+
+
+def _read_tokenizer(holder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            holder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{holder}: the tokenizer cannot be loaded ({_first_line(error)}); save it again") from error
+    return tokenizer
+
+
+def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="eager",
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        model, report = loaded
+        model.to(device)
+    except torch.OutOfMemoryError:
+        raise _too_large(folder, dtype, device) from None
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
+        raise UserError(f"{folder}: the checkpoint cannot be loaded ({_first_line(error)}); {_WAY_OUT}") from error
+    if report["missing_keys"]:
+        # transformers would go on with random numbers in their place.
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(f"{folder}: weights are missing ({some}); {_WAY_OUT}")
+    result: PreTrainedModel = model
+    return result
+
+
+def _too_large(folder: Path, dtype: torch.dtype, device: torch.device) -> UserError:
+    kind = str(dtype).removeprefix("torch.")
+    return UserError(f"device: {folder} as {kind} does not fit on {device}; pass dtype=bfloat16 or another device")
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).strip().split("\n")[0].split())[:200] or type(error).__name__
