@@ -5,32 +5,41 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
-# Holds a copy of the requirements that are installed, so that a change reinstalls and an interrupted install is retried.
-INSTALLED := $(VENV)/installed-requirements.txt
+# Copies of the requirements that are installed, written last: a change reinstalls, an interrupted install is retried.
+# Running and drawing need the first; tests, lint, types and notebooks the second, which comes on top of it.
+RUNNING := $(VENV)/installed-requirements.txt
+DEVELOPING := $(VENV)/installed-requirements-dev.txt
 # Written last, so a family that has it is whole.
 TOY := model_cache/toy/family.json
 
-.PHONY: help environment toy circuits test lint format types check bench clean
+.PHONY: help environment dev-environment toy circuits test lint format types check bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
 
-environment: $(INSTALLED)
+environment: $(RUNNING)
 
-$(INSTALLED): requirements.txt
+dev-environment: $(DEVELOPING)
+
+# A virtual environment whose making was interrupted has an interpreter but no pip, and is made again.
+$(RUNNING): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name it: make PYTHON=python3.11")'
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -r requirements.txt
-	cp requirements.txt $@
+	$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -r $<
+	cp $< $@
+
+$(DEVELOPING): requirements-dev.txt $(RUNNING)
+	$(RUN) -m pip install --quiet -r $<
+	cp $< $@
 
 toy: $(TOY)
 
 # The environment is an order-only prerequisite: new package versions do not retrain the family.
-$(TOY): | $(INSTALLED)
+$(TOY): | $(RUNNING)
 	$(RUN) make_toy_checkpoints.py -c configs/toy_family.yml
 
-circuits: $(INSTALLED) $(TOY)
+circuits: $(RUNNING) $(TOY)
 	$(RUN) get_circuits_over_time.py -c configs/toy.yml
 	$(RUN) get_model_task_performance.py -c configs/performance_toy.yml
 	$(RUN) get_full_model_components_over_time.py -c configs/components_toy.yml
@@ -41,23 +50,23 @@ circuits: $(INSTALLED) $(TOY)
 	$(RUN) plotting/make_report.py -r results -o report.html
 	@echo "Open report.html in a browser (the first figure alone: figures/circuits.html)."
 
-test: $(INSTALLED)
+test: $(DEVELOPING)
 	$(RUN) -m pytest -n auto
 
-lint: $(INSTALLED)
+lint: $(DEVELOPING)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 
-format: $(INSTALLED)
+format: $(DEVELOPING)
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-types: $(INSTALLED)
+types: $(DEVELOPING)
 	$(RUN) -m mypy
 
 check: format lint types test
 
-bench: $(INSTALLED)
+bench: $(DEVELOPING)
 	set -e; for script in benchmarks/bench_*.py; do $(RUN) $$script; done
 
 # Results and checkpoints cost hours and are left alone.

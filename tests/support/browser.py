@@ -22,7 +22,9 @@ FLAGS = [
 @contextmanager
 def chromium() -> Iterator[Any]:
     """Playwright's handle of an installed Chromium or Chrome; the test is skipped where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package (requirements.txt)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs the playwright package (requirements-dev.txt)"
+    )
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip(f"needs a browser: none of {', '.join(NAMES)} is installed (Debian: apt-get install chromium)")
