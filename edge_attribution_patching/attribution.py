@@ -29,16 +29,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from edge_attribution_patching.forward import (
-    LayerActivations,
-    Layout,
-    PrefixCache,
-    embed,
-    forward,
-    prefix_cache,
-    unembed,
-)
+from edge_attribution_patching.forward import LayerActivations, embed, forward, prefix_cache, unembed
 from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.layout import Layout, PrefixCache
 from edge_attribution_patching.pairs import Metric, PairBatch, TokenPairs
 from edge_attribution_patching.weights import ModelWeights
 

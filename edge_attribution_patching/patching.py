@@ -31,8 +31,6 @@ from torch.nn import functional as F
 
 from edge_attribution_patching.forward import (
     LayerActivations,
-    Layout,
-    PrefixCache,
     attend,
     embed,
     forward,
@@ -43,6 +41,7 @@ from edge_attribution_patching.forward import (
     unembed,
 )
 from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.layout import Layout, PrefixCache
 from edge_attribution_patching.pairs import Metric, PairBatch
 from edge_attribution_patching.weights import LayerWeights, ModelWeights
 

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from edge_attribution_patching.forward import Layout, PrefixCache
 from edge_attribution_patching.graph import QKV, Graph
+from edge_attribution_patching.layout import Layout, PrefixCache
 from edge_attribution_patching.patching import PreparedRuns, RunActivations
 
 Head = tuple[int, int]

@@ -37,8 +37,9 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd
 import torch
 
-from edge_attribution_patching.forward import Layout, embed, forward, normalise
+from edge_attribution_patching.forward import embed, forward, normalise
 from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.patching import evaluate_metric, prepare_runs, run_metric
 from edge_attribution_patching.paths import path_masks
 from edge_attribution_patching.search import nodes_in
@@ -244,7 +245,7 @@ def watch(activations):
         written[f"m{at}"] = activations.mlp_out[layout.last]
 
 
-layout = Layout(torch.zeros_like(prompts.lengths), prompts.lengths)
+layout = Layout.whole(prompts.lengths)
 with torch.no_grad():
     final = forward(weights, layout, embed(weights, layout, layout.pack(prompts.clean)), visit=watch)
     _, inverse_scale = normalise(weights.final_norm, final[layout.last])

@@ -42,8 +42,9 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd
 import torch
 
-from edge_attribution_patching.forward import Layout, embed, forward, normalise
+from edge_attribution_patching.forward import embed, forward, normalise
 from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.patching import evaluate_masks_final, prepare_runs
 from edge_attribution_patching.paths import Receivers, path_masks
 from edge_attribution_patching.search import nodes_in
@@ -242,7 +243,7 @@ def watch(activations):
         seen["written"] = activations.z[layout.last, head] @ weights.layers[layer].W_O[head]  # [prompt, d_model]
 
 
-layout = Layout(torch.zeros_like(swap.lengths), swap.lengths)
+layout = Layout.whole(swap.lengths)
 with torch.no_grad():
     final = forward(weights, layout, embed(weights, layout, layout.pack(swap.clean)), visit=watch)
     _, inverse_scale = normalise(weights.final_norm, final[layout.last])

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from edge_attribution_patching.attribution import attribute
-from edge_attribution_patching.forward import Layout, embed, forward, unembed
+from edge_attribution_patching.forward import embed, forward, unembed
 from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.patching import evaluate_masks, prepare_runs
 from edge_attribution_patching.weights import read_weights
@@ -29,7 +30,7 @@ def test_half_precision_stays_close_to_float32(architecture: str, dtype: torch.d
     pairs = TokenPairs(*random_pairs(4))
     tolerance = TOLERANCE[dtype]
 
-    layout = Layout(torch.zeros_like(pairs.lengths), pairs.lengths)
+    layout = Layout.whole(pairs.lengths)
     logits = [unembed(w, forward(w, layout, embed(w, layout, layout.pack(pairs.clean)))) for w in (exact, rounded)]
     assert logits[1].dtype == dtype
     assert relative(logits[1] - logits[0], logits[0]) < tolerance

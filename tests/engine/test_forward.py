@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from edge_attribution_patching.forward import Layout, embed, forward, prefix_cache, unembed
+from edge_attribution_patching.forward import embed, forward, prefix_cache, unembed
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.weights import read_weights
 from tests.support.random_models import ARCHITECTURES, random_model, random_pairs, tiny_tokenizer
 
@@ -15,7 +16,7 @@ def test_logits_equal_hugging_face(architecture: str) -> None:
     model = random_model(architecture)
     weights = read_weights(model)
     tokens, _, lengths = random_pairs(6)
-    layout = Layout(torch.zeros_like(lengths), lengths)
+    layout = Layout.whole(lengths)
     logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
     reference = layout.pack(model(tokens).logits)
     torch.testing.assert_close(logits, reference, rtol=1e-5, atol=1e-5)
@@ -26,7 +27,7 @@ def test_logits_equal_hugging_face_in_float64(architecture: str) -> None:
     model = random_model(architecture, seed=3).double()
     weights = read_weights(model)
     tokens, _, lengths = random_pairs(6)
-    layout = Layout(torch.zeros_like(lengths), lengths)
+    layout = Layout.whole(lengths)
     logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
     # Hugging Face computes its rotary tables in float32.
     torch.testing.assert_close(logits, layout.pack(model(tokens).logits), rtol=1e-6, atol=1e-6)
@@ -35,7 +36,7 @@ def test_logits_equal_hugging_face_in_float64(architecture: str) -> None:
 def test_prefix_cache_changes_nothing(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     clean, corrupted, lengths = random_pairs(6, shared=0)
-    whole = Layout(torch.zeros_like(lengths), lengths)
+    whole = Layout.whole(lengths)
     starts = (clean != corrupted).int().argmax(dim=1)
     starts[0] = 0  # one prompt without any prefix
     layout = Layout(starts, lengths)
@@ -50,7 +51,7 @@ def test_prefix_cache_changes_nothing(architecture: str) -> None:
 def test_last_layer_at_answers_only_equals_the_whole_pass(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     tokens, _, lengths = random_pairs(6)
-    layout = Layout(torch.zeros_like(lengths), lengths)
+    layout = Layout.whole(lengths)
     x = embed(weights, layout, layout.pack(tokens))
     whole = forward(weights, layout, x)
     answers = forward(weights, layout, x, last_layer="answers")
@@ -71,7 +72,7 @@ def test_stacked_passes_equal_single_ones(architecture: str) -> None:
 def test_visited_activations_add_up_to_the_residual_stream(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     tokens, _, lengths = random_pairs(4)
-    layout = Layout(torch.zeros_like(lengths), lengths)
+    layout = Layout.whole(lengths)
     x = total = embed(weights, layout, layout.pack(tokens))
 
     def add(layer) -> None:
@@ -97,7 +98,7 @@ def test_weights_of_a_bridge_are_those_of_the_model(architecture: str, tmp_path)
         assert torch.equal(layer.W_O, expected.W_O)
         assert torch.equal(layer.W_in, expected.W_in)
     tokens, _, lengths = random_pairs(4)
-    layout = Layout(torch.zeros_like(lengths), lengths)
+    layout = Layout.whole(lengths)
     logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
     torch.testing.assert_close(logits, layout.pack(bridge(tokens)), rtol=1e-5, atol=1e-5)
 

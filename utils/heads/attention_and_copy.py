@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.forward import LayerActivations, Layout, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, embed, forward, normalise
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.weights import LayerWeights, ModelWeights
 from utils.errors import UserError
 
@@ -104,8 +105,7 @@ def attention_scores(
             totals[name][layer.layer] += attention.float().sum(dim=(0, 2)).cpu()
 
     for batch in tokens.to(weights.device).split(batch_size):
-        lengths = torch.full((len(batch),), width, device=weights.device)
-        layout = Layout(torch.zeros_like(lengths), lengths)
+        layout = Layout.whole(torch.full((len(batch),), width, device=weights.device))
         forward(weights, layout, embed(weights, layout, batch.flatten()), visit=reduce)
     return {name: totals[name] / (n_sequences * (width - first)) for name, (_, first) in places.items()}
 
@@ -155,7 +155,7 @@ def _after_layer_0(
     parts = []
     for index in torch.arange(len(tokens)).split(batch_size):
         size = lengths[index].to(weights.device)
-        layout = Layout(torch.zeros_like(size), size)
+        layout = Layout.whole(size)
         x = forward(bottom, layout, embed(weights, layout, layout.pack(tokens[index].to(weights.device))))
         starts = size.cumsum(0) - size
         parts.append(x[(starts[:, None] + positions[index].to(weights.device)).flatten()])

@@ -34,7 +34,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, Layout, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, embed, forward, normalise
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.weights import ModelWeights
 from utils.errors import UserError
 from utils.heads.cspa_sources import Cspa, first_places, kept_sources
@@ -109,8 +110,7 @@ def cspa_scores(
 
 
 def _layout(tokens: Int[Tensor, "sequence position"]) -> Layout:
-    lengths = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
-    return Layout(torch.zeros_like(lengths), lengths)
+    return Layout.whole(torch.full((len(tokens),), tokens.shape[1], device=tokens.device))
 
 
 class _Run:

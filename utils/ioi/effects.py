@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, Layout, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, embed, forward, normalise
 from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.patching import GB, PreparedRuns, evaluate_masks_final, prepare_runs
 from edge_attribution_patching.paths import Head, Receivers, at_answers, path_masks, swap_masks
@@ -213,7 +214,7 @@ def name_attention(
     """Mean attention of every head from some positions of each prompt to others, in [0, 1]."""
     total = torch.zeros(queries.shape[1], names.shape[1], weights.n_layers, weights.n_heads)
     for index in torch.arange(len(tokens), device=tokens.device).split(batch_size):
-        layout = Layout(torch.zeros_like(lengths[index]), lengths[index])
+        layout = Layout.whole(lengths[index])
         rows = torch.arange(len(index), device=tokens.device)[:, None]
 
         def add(layer: LayerActivations, index: Tensor = index, rows: Tensor = rows) -> None:
