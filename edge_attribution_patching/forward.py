@@ -135,6 +135,46 @@ def unembed(weights: ModelWeights, x: Float[Tensor, "*stack token d_model"]) -> 
     return F.linear(apply_norm(weights.final_norm, x), weights.unembed, weights.unembed_bias)
 
 
+class Unembedding:
+    """The unembedding as the normalised final residual stream meets it, folded row by row when asked for.
+
+    logits = normalised @ rows(tokens).T + bias(tokens), with `normalised` as `normalise` gives it: the final norm's
+    gain and bias are folded in, and rows are centred over d_model where the norm centres. Everything is in float32 or
+    better.
+
+    Args:
+        weights: the model.
+        centre_vocabulary: also centre rows and biases over the vocabulary. Every position's logits then lack a
+            constant, which no softmax sees.
+    """
+
+    def __init__(self, weights: ModelWeights, *, centre_vocabulary: bool = False) -> None:
+        self.dtype = torch.promote_types(weights.dtype, torch.float32)
+        self.d_vocab = weights.d_vocab
+        self.gain = weights.final_norm.gain.to(self.dtype)
+        self._weights = weights
+        self._norm_bias = weights.final_norm.bias.to(self.dtype)
+        self._mean = self.gain.new_zeros(weights.d_model)
+        self._mean_bias = self.gain.new_zeros(())
+        if centre_vocabulary:
+            self._mean = weights.unembed.mean(dim=0, dtype=self.dtype)
+            self._mean_bias = self._mean @ self._norm_bias
+            if weights.unembed_bias is not None:
+                self._mean_bias = self._mean_bias + weights.unembed_bias.mean(dtype=self.dtype)
+
+    def rows(self, index: slice | Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+        """Unembedding directions of some tokens."""
+        rows = (self._weights.unembed[index].to(self.dtype) - self._mean) * self.gain
+        return rows - rows.mean(dim=-1, keepdim=True) if self._weights.final_norm.center else rows
+
+    def bias(self, index: slice | Int[Tensor, " token"]) -> Float[Tensor, " token"]:
+        """Constant part of some tokens' logits."""
+        bias = self._weights.unembed[index].to(self.dtype) @ self._norm_bias - self._mean_bias
+        if self._weights.unembed_bias is not None:
+            bias = bias + self._weights.unembed_bias[index].to(self.dtype)
+        return bias
+
+
 def project_qkv(layer: LayerWeights, normalised: Tensor) -> Float[Tensor, "*stack token 3 head d_head"]:
     """q, k and v of every head, before rotary."""
     _, n_heads, d_head, d_model = layer.W_qkv.shape

@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd
 import torch
 
-from edge_attribution_patching.forward import embed, forward, normalise
+from edge_attribution_patching.forward import Unembedding, embed, forward, normalise
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.patching import evaluate_metric, prepare_runs, run_metric
@@ -254,8 +254,7 @@ with torch.no_grad():
 def to_answers(output):
     """Logits of the answers that an output writes [prompt, answer], centred over the answers."""
     with torch.no_grad():
-        centred = (output - output.mean(dim=-1, keepdim=True)) * inverse_scale * weights.final_norm.gain
-        logits = centred @ weights.unembed[answer_tokens].T
+        logits = output * inverse_scale @ Unembedding(weights).rows(answer_tokens).T
     return logits - logits.mean(dim=1, keepdim=True)
 
 

@@ -42,7 +42,7 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd
 import torch
 
-from edge_attribution_patching.forward import embed, forward, normalise
+from edge_attribution_patching.forward import Unembedding, embed, forward, normalise
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.patching import evaluate_masks_final, prepare_runs
@@ -247,8 +247,8 @@ layout = Layout.whole(swap.lengths)
 with torch.no_grad():
     final = forward(weights, layout, embed(weights, layout, layout.pack(swap.clean)), visit=watch)
     _, inverse_scale = normalise(weights.final_norm, final[layout.last])
-    written = (seen["written"] - seen["written"].mean(dim=-1, keepdim=True)) * inverse_scale * weights.final_norm.gain
-    logits = written @ (weights.unembed - weights.unembed.mean(dim=0)).T
+    directions = Unembedding(weights, centre_vocabulary=True).rows(slice(None))
+    logits = seen["written"] * inverse_scale @ directions.T
 
 to_io, to_s1, to_s2 = seen["pattern"].gather(1, names).T.cpu()
 to_logit = {

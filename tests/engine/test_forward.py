@@ -1,12 +1,14 @@
 """The written-out forward pass gives the Hugging Face model's activations."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from edge_attribution_patching.forward import embed, forward, prefix_cache, unembed
+from edge_attribution_patching.forward import Unembedding, embed, forward, normalise, prefix_cache, unembed
 from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.weights import read_weights
+from edge_attribution_patching.weights import ModelWeights, read_weights
 from tests.support.random_models import ARCHITECTURES, random_model, random_pairs, tiny_tokenizer
 
 pytestmark = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -101,6 +103,32 @@ def test_weights_of_a_bridge_are_those_of_the_model(architecture: str, tmp_path)
     layout = Layout.whole(lengths)
     logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
     torch.testing.assert_close(logits, layout.pack(bridge(tokens)), rtol=1e-5, atol=1e-5)
+
+
+def with_output_bias(architecture: str) -> ModelWeights:
+    weights = read_weights(random_model(architecture).double())
+    return replace(weights, unembed_bias=torch.randn(weights.d_vocab, dtype=weights.dtype))
+
+
+def test_folded_unembedding_gives_the_logits(architecture: str) -> None:
+    layer_norm = with_output_bias(architecture)
+    rms_norm = replace(layer_norm, final_norm=replace(layer_norm.final_norm, center=False))
+    x = torch.randn(5, layer_norm.d_model, dtype=layer_norm.dtype)
+    tokens = torch.tensor([3, 90, 4])
+    for weights in (layer_norm, rms_norm):
+        normalised, _ = normalise(weights.final_norm, x)
+        folded = Unembedding(weights)
+        logits = normalised @ folded.rows(tokens).T + folded.bias(tokens)
+        torch.testing.assert_close(logits, unembed(weights, x)[:, tokens])
+
+
+def test_centring_over_the_vocabulary_takes_the_mean_logit_out(architecture: str) -> None:
+    weights = with_output_bias(architecture)
+    x = torch.randn(5, weights.d_model, dtype=weights.dtype)
+    centred = Unembedding(weights, centre_vocabulary=True)
+    logits = normalise(weights.final_norm, x)[0] @ centred.rows(slice(None)).T + centred.bias(slice(None))
+    expected = unembed(weights, x)
+    torch.testing.assert_close(logits, expected - expected.mean(dim=1, keepdim=True))
 
 
 def test_layout_without_its_prefix_is_refused(architecture: str) -> None:

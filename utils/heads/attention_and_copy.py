@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.forward import LayerActivations, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward, normalise
 from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.weights import LayerWeights, ModelWeights
 from utils.errors import UserError
@@ -180,14 +180,12 @@ class _Ranking:
     """
 
     def __init__(self, weights: ModelWeights, asked: Int[Tensor, " token"]) -> None:
-        precise = torch.promote_types(weights.dtype, torch.float32)
-        self.norm = weights.final_norm
-        self.gain = self.norm.gain.to(precise)
-        unembed = weights.unembed.to(precise)
+        unembedding = Unembedding(weights)
+        self.norm, self.gain = weights.final_norm, unembedding.gain
+        # The gain joins what is read, not the unembedding: that one is left as it is, without a copy.
+        unembed = weights.unembed.to(unembedding.dtype)
         # What the logits are without any input: the same for a head's output and its negative.
-        offset = unembed @ self.norm.bias.to(precise)
-        if weights.unembed_bias is not None:
-            offset = offset + weights.unembed_bias.to(precise)
+        offset = unembedding.bias(slice(None))
         everything = torch.arange(weights.d_vocab, device=weights.device)
         candidates = torch.cat((asked, everything[:: max(weights.d_vocab // _CANDIDATES, 1)])).unique()
         self.candidates = (candidates, unembed[candidates], offset[candidates])

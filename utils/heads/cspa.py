@@ -34,12 +34,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward, normalise
 from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.weights import ModelWeights
 from utils.errors import UserError
 from utils.heads.cspa_sources import Cspa, first_places, kept_sources
-from utils.heads.streamed_kl import Divergences, HeadChange, Kept, Unembedding, kl_of_changes
+from utils.heads.streamed_kl import Divergences, HeadChange, Kept, kl_of_changes
 
 NO_EFFECT = "mean ablation changes the logits by no more than rounding"
 OVERFLOW = "the change of the logits overflows"
@@ -121,7 +121,7 @@ class _Run:
     ) -> None:
         self.weights, self.tokens, self.means, self.settings = weights, tokens, means, settings
         self.function_tokens = function_tokens
-        self.unembedding = Unembedding(weights)
+        self.unembedding = Unembedding(weights, centre_vocabulary=True)
         self.dtype = self.unembedding.dtype
         distinct, self.vector = tokens.unique(return_inverse=True)
         self.directions = self.unembedding.rows(distinct)

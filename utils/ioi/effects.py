@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward, normalise
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.pairs import TokenPairs
@@ -36,14 +36,11 @@ class LogitDifference:
     """
 
     def __init__(self, weights: ModelWeights, prompts: Prompts) -> None:
-        precise = torch.promote_types(weights.dtype, torch.float32)
         right, wrong = (tokens[:, 0].to(weights.device) for tokens in (prompts.answers, prompts.wrong_answers))
-        difference = weights.unembed[right].to(precise) - weights.unembed[wrong].to(precise)
+        unembedding = Unembedding(weights)
         self._norm = weights.final_norm
-        self._direction = difference * self._norm.gain.to(precise)
-        self._constant = difference @ self._norm.bias.to(precise)
-        if weights.unembed_bias is not None:
-            self._constant = self._constant + (weights.unembed_bias[right] - weights.unembed_bias[wrong]).to(precise)
+        self._direction = unembedding.rows(right) - unembedding.rows(wrong)
+        self._constant = unembedding.bias(right) - unembedding.bias(wrong)
 
     def __call__(
         self, finals: Float[Tensor, "*stack prompt d_model"], index: Int[Tensor, " prompt"]
