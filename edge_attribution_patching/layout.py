@@ -27,6 +27,21 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class TokenPart:
+    """Some of the packed tokens.
+
+    Attributes:
+        tokens: which.
+        answers: which of these are last tokens of their prompts: places in `tokens`.
+        prompts: the prompts that end there.
+    """
+
+    tokens: Int[Tensor, " part"]
+    answers: Int[Tensor, " answer"]
+    prompts: Int[Tensor, " answer"]
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where each packed token sits.
 
@@ -102,6 +117,18 @@ class Layout:
         keys = torch.arange(self.width, device=self.lengths.device)
         allowed = keys[None, None, None, :] < self.lengths[:, None, None, None]
         return Queries(torch.arange(self.n_prompts, device=self.lengths.device), 1, allowed)
+
+    @cached_property
+    def answer_of(self) -> Int[Tensor, " token"]:
+        """The prompt of which each packed token is the last one, or -1."""
+        prompts = torch.arange(self.n_prompts, device=self.lengths.device)
+        return torch.full_like(self.prompt, -1).index_copy(0, self.last, prompts)
+
+    def part(self, tokens: Int[Tensor, " part"]) -> TokenPart:
+        """Some packed tokens."""
+        prompts = self.answer_of[tokens]
+        answers = (prompts >= 0).nonzero()[:, 0]
+        return TokenPart(tokens, answers, prompts[answers])
 
     def pack(self, padded: Tensor) -> Tensor:
         """The packed tokens' entries of a right-padded [prompt, position, ...]."""
