@@ -63,6 +63,11 @@ def normalise(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
     return x * inverse_scale, inverse_scale
 
 
+def centred(norm: Norm, x: Float[Tensor, "*stack d_model"]) -> Float[Tensor, "*stack d_model"]:
+    """The part of a residual stream that a norm sees: without its mean over d_model, where the norm centres."""
+    return x - x.mean(-1, keepdim=True) if norm.center else x
+
+
 def apply_norm(norm: Norm, x: Tensor) -> Tensor:
     """LayerNorm or RMSNorm with its gain and bias."""
     if norm.center:
@@ -81,15 +86,22 @@ def rotate(x: Float[Tensor, "*stack token head d_head"], rotation: tuple[Tensor,
     return torch.cat((turned, kept), dim=-1)
 
 
+def with_prefix(
+    x: Float[Tensor, "*stack token head d_head"], layout: Layout, prefix: Tensor | None
+) -> Float[Tensor, "*stack prompt_x_width head d_head"]:
+    """Keys or values of all positions: the packed tokens', and the prefix's before them (zero without one)."""
+    *stack, _, n_heads, d_head = x.shape
+    size = layout.n_prompts * layout.width
+    before = x.new_zeros(size, n_heads, d_head) if prefix is None else prefix
+    return before.expand(*stack, size, n_heads, d_head).index_copy(-3, layout.key_index, x)
+
+
 def pad_keys(
     x: Float[Tensor, "*stack token head d_head"], layout: Layout, prefix: Tensor | None
 ) -> Float[Tensor, "*stack prompt head key d_head"]:
     """Keys or values as attention wants them, the prefix's filled in."""
-    *stack, _, n_heads, d_head = x.shape
-    size = layout.n_prompts * layout.width
-    base = x.new_zeros(size, n_heads, d_head) if prefix is None else prefix
-    padded = base.expand(*stack, size, n_heads, d_head).index_copy(-3, layout.key_index, x)
-    return padded.view(*stack, layout.n_prompts, layout.width, n_heads, d_head).transpose(-3, -2)
+    padded = with_prefix(x, layout, prefix)
+    return padded.unflatten(-3, (layout.n_prompts, layout.width)).transpose(-3, -2)
 
 
 def attend(
@@ -165,7 +177,7 @@ class Unembedding:
     def rows(self, index: slice | Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
         """Unembedding directions of some tokens."""
         rows = (self._weights.unembed[index].to(self.dtype) - self._mean) * self.gain
-        return rows - rows.mean(dim=-1, keepdim=True) if self._weights.final_norm.center else rows
+        return centred(self._weights.final_norm, rows)
 
     def bias(self, index: slice | Int[Tensor, " token"]) -> Float[Tensor, " token"]:
         """Constant part of some tokens' logits."""

@@ -40,7 +40,8 @@ import torch
 from edge_attribution_patching.forward import Unembedding, embed, forward, normalise
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.patching import evaluate_metric, prepare_runs, run_metric
+from edge_attribution_patching.patching import evaluate_metric
+from edge_attribution_patching.patching_runs import prepare_runs, run_metric
 from edge_attribution_patching.paths import path_masks
 from edge_attribution_patching.search import nodes_in
 from notebooks.drawing import Axis, draw_head_maps, draw_maps, top_heads

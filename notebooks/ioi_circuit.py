@@ -45,7 +45,8 @@ import torch
 from edge_attribution_patching.forward import Unembedding, embed, forward, normalise
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.patching import evaluate_masks_final, prepare_runs
+from edge_attribution_patching.patching import evaluate_masks_final
+from edge_attribution_patching.patching_runs import prepare_runs
 from edge_attribution_patching.paths import Receivers, path_masks
 from edge_attribution_patching.search import nodes_in
 from notebooks.drawing import draw_attention, draw_head_maps, draw_scatter, top_heads
