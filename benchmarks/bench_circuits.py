@@ -36,7 +36,8 @@ from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.faithfulness import CircuitEvaluator
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import evaluate_metric, prepare_runs
+from edge_attribution_patching.patching import evaluate_metric
+from edge_attribution_patching.patching_runs import prepare_runs
 from edge_attribution_patching.search import edge_order, prefix_masks
 from edge_attribution_patching.weights import read_weights
 from utils.files import atomic_write

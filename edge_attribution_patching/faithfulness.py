@@ -18,12 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.pairs import Metric, PairBatch, TokenPairs
-from edge_attribution_patching.patching import PreparedRuns, evaluate_metric, prepare_runs, run_metric
+from edge_attribution_patching.pairs import Metric, TokenPairs
+from edge_attribution_patching.patching import evaluate_metric
+from edge_attribution_patching.patching_runs import PreparedBatches, run_metric
 from edge_attribution_patching.search import prefix_masks
 from edge_attribution_patching.weights import ModelWeights
 
-GB = 1e9
 RESAMPLES = 1000
 
 
@@ -55,28 +55,22 @@ class CircuitEvaluator:
         self.graph = Graph.of(weights)
         self.memory_budget_gb = memory_budget_gb
         self.n_prompts = len(pairs)
-        self._batches: list[PairBatch] = list(pairs.batches(batch_size, share_prefix=share_prefix))
-        self._kept: dict[int, PreparedRuns] = {}
-        kept_bytes = 0
+        batches = pairs.batches(batch_size, share_prefix=share_prefix)
+        self._batches = PreparedBatches(weights, batches, "corrupted", memory_budget_gb)
         self.full = torch.zeros(self.n_prompts)
         self.corrupted = torch.zeros(self.n_prompts)
-        for number, batch in enumerate(self._batches):
-            runs = prepare_runs(weights, batch)
-            if kept_bytes + runs.nbytes <= memory_budget_gb * GB:
-                self._kept[number] = runs
-                kept_bytes += runs.nbytes
+        for runs in self._batches:
             full, corrupted = run_metric(weights, runs, metric)
-            index = batch.index.cpu()
+            index = runs.batch.index.cpu()
             self.full[index], self.corrupted[index] = full.cpu(), corrupted.cpu()
 
     def __call__(self, sizes: Sequence[int]) -> Float[Tensor, "size prompt"]:
         """The metric of every prompt under the circuits of the first n edges, for each n, on the CPU."""
         masks = prefix_masks(self.order, self.graph, sizes)
         values = torch.zeros(len(sizes), self.n_prompts)
-        for number, batch in enumerate(self._batches):
-            runs = self._kept.get(number) or prepare_runs(self.weights, batch)
+        for runs in self._batches:
             metric = evaluate_metric(self.weights, runs, masks, self.metric, memory_budget_gb=self.memory_budget_gb)
-            values[:, batch.index.cpu()] = metric.cpu()
+            values[:, runs.batch.index.cpu()] = metric.cpu()
         return values
 
 

@@ -1,129 +1,22 @@
 """The forward pass, written out over named weights.
 
-Tokens are packed: a batch of prompts of different lengths is one row of T real tokens, and only attention lays them out
-as [prompt, position]. Nothing is computed for padding, and nothing for a prompt's tokens before `Layout.starts`, whose
-keys and values come from a `PrefixCache` (a clean and a corrupted prompt share everything before they first differ).
-
-All activations may carry a leading "stack" dimension (integration steps, circuits) that shares one layout.
+The tokens of a batch are packed, see `layout.py`. All activations may carry a leading "stack" dimension (integration
+steps, circuits) that shares one layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from edge_attribution_patching.layout import Layout, PrefixCache, Queries, prefix_of_layer
 from edge_attribution_patching.weights import LayerWeights, ModelWeights, Norm
-
-
-@dataclass(frozen=True)
-class Queries:
-    """The tokens that attend: all that run, or only each prompt's last one."""
-
-    index: Int[Tensor, " query"]  # where each query goes in the padded [prompt * width]
-    width: int
-    allowed: Bool[Tensor, "prompt 1 width key"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each packed token sits.
-
-    Attributes:
-        starts: first position of each prompt that runs; the earlier ones are in a prefix cache.
-        lengths: number of tokens of each prompt; its answer is read at position lengths - 1.
-    """
-
-    starts: Int[Tensor, " prompt"]
-    lengths: Int[Tensor, " prompt"]
-
-    def __post_init__(self) -> None:
-        if not bool(((self.starts >= 0) & (self.starts < self.lengths)).all()):
-            raise ValueError("every prompt needs at least one token to run: 0 <= starts < lengths")
-
-    @property
-    def n_prompts(self) -> int:
-        return len(self.lengths)
-
-    @cached_property
-    def width(self) -> int:
-        """Positions of the longest prompt."""
-        return int(self.lengths.max())
-
-    @cached_property
-    def _grid(self) -> Bool[Tensor, "prompt position"]:
-        positions = torch.arange(self.width, device=self.lengths.device)
-        return (positions >= self.starts[:, None]) & (positions < self.lengths[:, None])
-
-    @cached_property
-    def prompt(self) -> Int[Tensor, " token"]:
-        """The prompt of each packed token."""
-        return self._grid.nonzero()[:, 0]
-
-    @cached_property
-    def position(self) -> Int[Tensor, " token"]:
-        """The position in its prompt of each packed token."""
-        return self._grid.nonzero()[:, 1]
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.position)
-
-    @cached_property
-    def last(self) -> Int[Tensor, " prompt"]:
-        """The packed index of each prompt's last token."""
-        return (self.lengths - self.starts).cumsum(0) - 1
-
-    @cached_property
-    def key_index(self) -> Int[Tensor, " token"]:
-        """Where each packed token's key goes in the padded [prompt * width]."""
-        return self.prompt * self.width + self.position
-
-    @cached_property
-    def queries(self) -> Queries:
-        """All packed tokens attend, each to its own prompt up to itself."""
-        width = int((self.lengths - self.starts).max())
-        # A padded query attends like its prompt's last token: never to nothing, and it is dropped later.
-        offsets = torch.arange(width, device=self.lengths.device)
-        position = torch.minimum(self.starts[:, None] + offsets, self.lengths[:, None] - 1)
-        keys = torch.arange(self.width, device=self.lengths.device)
-        allowed = keys[None, None, None, :] <= position[:, None, :, None]
-        return Queries(self.prompt * width + self.position - self.starts[self.prompt], width, allowed)
-
-    @cached_property
-    def answers(self) -> Queries:
-        """Only each prompt's last token attends."""
-        keys = torch.arange(self.width, device=self.lengths.device)
-        allowed = keys[None, None, None, :] < self.lengths[:, None, None, None]
-        return Queries(torch.arange(self.n_prompts, device=self.lengths.device), 1, allowed)
-
-    def pack(self, padded: Tensor) -> Tensor:
-        """The packed tokens' entries of a right-padded [prompt, position, ...]."""
-        return padded[self.prompt, self.position]
-
-    def rotation(self, weights: ModelWeights) -> tuple[Tensor, Tensor] | None:
-        """Cosine and sine at each packed token, [token, 1, rotary_dim], in the model's dtype."""
-        if weights.rotary is None:
-            return None
-        cos, sin = weights.rotary.tables(self.width, self.lengths.device)
-        return (
-            cos[self.position, None].to(weights.dtype),
-            sin[self.position, None].to(weights.dtype),
-        )
-
-
-@dataclass(frozen=True)
-class PrefixCache:
-    """Keys (rotated) and values of every layer at the positions before `starts`, zero elsewhere."""
-
-    keys: list[Float[Tensor, "prompt_x_width head d_head"]]
-    values: list[Float[Tensor, "prompt_x_width head d_head"]]
 
 
 @dataclass
@@ -170,6 +63,11 @@ def normalise(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
     return x * inverse_scale, inverse_scale
 
 
+def centred(norm: Norm, x: Float[Tensor, "*stack d_model"]) -> Float[Tensor, "*stack d_model"]:
+    """The part of a residual stream that a norm sees: without its mean over d_model, where the norm centres."""
+    return x - x.mean(-1, keepdim=True) if norm.center else x
+
+
 def apply_norm(norm: Norm, x: Tensor) -> Tensor:
     """LayerNorm or RMSNorm with its gain and bias."""
     if norm.center:
@@ -188,15 +86,22 @@ def rotate(x: Float[Tensor, "*stack token head d_head"], rotation: tuple[Tensor,
     return torch.cat((turned, kept), dim=-1)
 
 
+def with_prefix(
+    x: Float[Tensor, "*stack token head d_head"], layout: Layout, prefix: Tensor | None
+) -> Float[Tensor, "*stack prompt_x_width head d_head"]:
+    """Keys or values of all positions: the packed tokens', and the prefix's before them (zero without one)."""
+    *stack, _, n_heads, d_head = x.shape
+    size = layout.n_prompts * layout.width
+    before = x.new_zeros(size, n_heads, d_head) if prefix is None else prefix
+    return before.expand(*stack, size, n_heads, d_head).index_copy(-3, layout.key_index, x)
+
+
 def pad_keys(
     x: Float[Tensor, "*stack token head d_head"], layout: Layout, prefix: Tensor | None
 ) -> Float[Tensor, "*stack prompt head key d_head"]:
     """Keys or values as attention wants them, the prefix's filled in."""
-    *stack, _, n_heads, d_head = x.shape
-    size = layout.n_prompts * layout.width
-    base = x.new_zeros(size, n_heads, d_head) if prefix is None else prefix
-    padded = base.expand(*stack, size, n_heads, d_head).index_copy(-3, layout.key_index, x)
-    return padded.view(*stack, layout.n_prompts, layout.width, n_heads, d_head).transpose(-3, -2)
+    padded = with_prefix(x, layout, prefix)
+    return padded.unflatten(-3, (layout.n_prompts, layout.width)).transpose(-3, -2)
 
 
 def attend(
@@ -243,6 +148,46 @@ def unembed(weights: ModelWeights, x: Float[Tensor, "*stack token d_model"]) -> 
     return F.linear(apply_norm(weights.final_norm, x), weights.unembed, weights.unembed_bias)
 
 
+class Unembedding:
+    """The unembedding as the normalised final residual stream meets it, folded row by row when asked for.
+
+    logits = normalised @ rows(tokens).T + bias(tokens), with `normalised` as `normalise` gives it: the final norm's
+    gain and bias are folded in, and rows are centred over d_model where the norm centres. Everything is in float32 or
+    better.
+
+    Args:
+        weights: the model.
+        centre_vocabulary: also centre rows and biases over the vocabulary. Every position's logits then lack a
+            constant, which no softmax sees.
+    """
+
+    def __init__(self, weights: ModelWeights, *, centre_vocabulary: bool = False) -> None:
+        self.dtype = torch.promote_types(weights.dtype, torch.float32)
+        self.d_vocab = weights.d_vocab
+        self.gain = weights.final_norm.gain.to(self.dtype)
+        self._weights = weights
+        self._norm_bias = weights.final_norm.bias.to(self.dtype)
+        self._mean = self.gain.new_zeros(weights.d_model)
+        self._mean_bias = self.gain.new_zeros(())
+        if centre_vocabulary:
+            self._mean = weights.unembed.mean(dim=0, dtype=self.dtype)
+            self._mean_bias = self._mean @ self._norm_bias
+            if weights.unembed_bias is not None:
+                self._mean_bias = self._mean_bias + weights.unembed_bias.mean(dtype=self.dtype)
+
+    def rows(self, index: slice | Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+        """Unembedding directions of some tokens."""
+        rows = (self._weights.unembed[index].to(self.dtype) - self._mean) * self.gain
+        return centred(self._weights.final_norm, rows)
+
+    def bias(self, index: slice | Int[Tensor, " token"]) -> Float[Tensor, " token"]:
+        """Constant part of some tokens' logits."""
+        bias = self._weights.unembed[index].to(self.dtype) @ self._norm_bias - self._mean_bias
+        if self._weights.unembed_bias is not None:
+            bias = bias + self._weights.unembed_bias[index].to(self.dtype)
+        return bias
+
+
 def project_qkv(layer: LayerWeights, normalised: Tensor) -> Float[Tensor, "*stack token 3 head d_head"]:
     """q, k and v of every head, before rotary."""
     _, n_heads, d_head, d_model = layer.W_qkv.shape
@@ -286,8 +231,8 @@ def forward(
             queries, q, resid = layout.answers, q[..., layout.last, :, :], x[..., layout.last, :]
             q_rotation = rotation and (rotation[0][layout.last], rotation[1][layout.last])
         q = rotate(q, q_rotation)
-        keys = pad_keys(k, layout, prefix.keys[index] if prefix else None)
-        values = pad_keys(v, layout, prefix.values[index] if prefix else None)
+        prefix_keys, prefix_values = prefix_of_layer(prefix, index)
+        keys, values = pad_keys(k, layout, prefix_keys), pad_keys(v, layout, prefix_values)
         z, pattern = attend(q, keys, values, layout, queries, layer.attn_scale)
         attn_out = write_heads(layer, z)
         # view_as: a separate tensor to differentiate by, which only the MLP reads.
@@ -314,7 +259,7 @@ def prefix_cache(weights: ModelWeights, layout: Layout, tokens: Int[Tensor, "pro
     if not bool(some.any()):
         return None
     rows = some.nonzero()[:, 0]
-    inner = Layout(torch.zeros_like(rows), layout.starts[rows])
+    inner = Layout.whole(layout.starts[rows])
     index = rows[inner.prompt] * layout.width + inner.position
     cache = PrefixCache([], [])
 

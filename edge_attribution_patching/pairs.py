@@ -9,7 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import Layout
+from edge_attribution_patching.layout import Layout
+
+GB = 1e9
+"""Bytes of the unit in which memory budgets are given."""
 
 # Per-prompt metric: logits [batch, vocab] at the answer and which prompts they belong to [batch] -> values [batch].
 Metric = Callable[[Float[Tensor, "batch vocab"], Int[Tensor, " batch"]], Float[Tensor, " batch"]]

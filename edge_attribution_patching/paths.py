@@ -8,22 +8,19 @@ run, and then the edges that carry that value on (Wang et al. 2022, arXiv 2211.0
     path_masks   sender -> first receivers -> next receivers -> ... -> logits, and nothing else
     swap_masks   sender -> everything that reads it, all recomputed
 
-`at_answers` cuts runs down to the answers' tokens. That changes nothing where other tokens matter only through keys and
-values that the mask leaves alone, and is several times cheaper.
+Where a mask changes nothing but the answers' tokens, `patching_runs.at_answers` cuts the runs down to these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from edge_attribution_patching.forward import Layout, PrefixCache
 from edge_attribution_patching.graph import QKV, Graph
-from edge_attribution_patching.patching import PreparedRuns, RunActivations
 
 Head = tuple[int, int]
 """Layer and head."""
@@ -102,40 +99,3 @@ def _mlps_after(graph: Graph, layer: int, head: int) -> tuple[Tensor, Tensor]:
 
 def _grid(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, None], columns[None, :]
-
-
-def at_answers(runs: PreparedRuns) -> PreparedRuns:
-    """The same runs with the answers' tokens alone; the base run's keys and values stand for the tokens before.
-
-    Exact for masks under which the base's keys and values at other tokens stay as they are: paths that enter heads by
-    their queries only, and swaps that are meant for the answers' tokens only.
-    """
-    layout = runs.layout
-    n_layers = len(runs.base.resid_pre)
-    cache = PrefixCache([], [])
-    for index in range(n_layers):
-        _, k, v = runs.base.qkv[index]
-        for letter, (to, x) in enumerate(((cache.keys, k), (cache.values, v))):
-            size = (layout.n_prompts * layout.width, *x.shape[1:])
-            before = x.new_zeros(size)
-            if runs.prefix is not None:
-                before = (runs.prefix.keys, runs.prefix.values)[letter][index]
-            to.append(before.index_copy(0, layout.key_index, x))
-    batch = replace(runs.batch, layout=Layout(layout.lengths - 1, layout.lengths))
-    base, source = (_cut(run, layout.last) for run in (runs.base, runs.source))
-    return PreparedRuns(batch, cache, base, source)
-
-
-def _cut(run: RunActivations, last: Tensor) -> RunActivations:
-    """A run at the answers; the last layer's q, z and MLP are there already."""
-    *below, (q, k, v) = run.qkv
-    cut = RunActivations(
-        run.embedded[last],
-        resid_pre=[x[last] for x in run.resid_pre],
-        mlp_in=[*(x[last] for x in run.mlp_in[:-1]), run.mlp_in[-1]],
-        qkv=[*((q_[last], k_[last], v_[last]) for q_, k_, v_ in below), (q, k[last], v[last])],
-        z=[*(x[last] for x in run.z[:-1]), run.z[-1]],
-        mlp_out=[*(x[last] for x in run.mlp_out[:-1]), run.mlp_out[-1]],
-    )
-    cut.final = run.final
-    return cut

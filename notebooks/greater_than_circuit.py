@@ -37,9 +37,11 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd
 import torch
 
-from edge_attribution_patching.forward import Layout, embed, forward, normalise
+from edge_attribution_patching.forward import Unembedding, embed, forward, normalise
 from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.patching import evaluate_metric, prepare_runs, run_metric
+from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.patching import evaluate_metric
+from edge_attribution_patching.patching_runs import prepare_runs, run_metric
 from edge_attribution_patching.paths import path_masks
 from edge_attribution_patching.search import nodes_in
 from notebooks.drawing import Axis, draw_head_maps, draw_maps, top_heads
@@ -244,7 +246,7 @@ def watch(activations):
         written[f"m{at}"] = activations.mlp_out[layout.last]
 
 
-layout = Layout(torch.zeros_like(prompts.lengths), prompts.lengths)
+layout = Layout.whole(prompts.lengths)
 with torch.no_grad():
     final = forward(weights, layout, embed(weights, layout, layout.pack(prompts.clean)), visit=watch)
     _, inverse_scale = normalise(weights.final_norm, final[layout.last])
@@ -253,8 +255,7 @@ with torch.no_grad():
 def to_answers(output):
     """Logits of the answers that an output writes [prompt, answer], centred over the answers."""
     with torch.no_grad():
-        centred = (output - output.mean(dim=-1, keepdim=True)) * inverse_scale * weights.final_norm.gain
-        logits = centred @ weights.unembed[answer_tokens].T
+        logits = output * inverse_scale @ Unembedding(weights).rows(answer_tokens).T
     return logits - logits.mean(dim=1, keepdim=True)
 
 

@@ -42,9 +42,11 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd
 import torch
 
-from edge_attribution_patching.forward import Layout, embed, forward, normalise
+from edge_attribution_patching.forward import Unembedding, embed, forward, normalise
 from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.patching import evaluate_masks_final, prepare_runs
+from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.patching import evaluate_masks_final
+from edge_attribution_patching.patching_runs import prepare_runs
 from edge_attribution_patching.paths import Receivers, path_masks
 from edge_attribution_patching.search import nodes_in
 from notebooks.drawing import draw_attention, draw_head_maps, draw_scatter, top_heads
@@ -242,12 +244,12 @@ def watch(activations):
         seen["written"] = activations.z[layout.last, head] @ weights.layers[layer].W_O[head]  # [prompt, d_model]
 
 
-layout = Layout(torch.zeros_like(swap.lengths), swap.lengths)
+layout = Layout.whole(swap.lengths)
 with torch.no_grad():
     final = forward(weights, layout, embed(weights, layout, layout.pack(swap.clean)), visit=watch)
     _, inverse_scale = normalise(weights.final_norm, final[layout.last])
-    written = (seen["written"] - seen["written"].mean(dim=-1, keepdim=True)) * inverse_scale * weights.final_norm.gain
-    logits = written @ (weights.unembed - weights.unembed.mean(dim=0)).T
+    directions = Unembedding(weights, centre_vocabulary=True).rows(slice(None))
+    logits = seen["written"] * inverse_scale @ directions.T
 
 to_io, to_s1, to_s2 = seen["pattern"].gather(1, names).T.cpu()
 to_logit = {

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.forward import Layout, embed, forward, unembed
+from edge_attribution_patching.forward import embed, forward, unembed
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import TaskConfig
 from utils.models.checkpoint import LoadedCheckpoint
@@ -58,7 +59,7 @@ def answer_logits(
     weights: ModelWeights, tokens: Int[Tensor, "prompt position"], lengths: Int[Tensor, " prompt"]
 ) -> Float[Tensor, "prompt vocab"]:
     """Logits of the token that follows each right-padded prompt."""
-    layout = Layout(torch.zeros_like(lengths), lengths)
+    layout = Layout.whole(lengths)
     x = embed(weights, layout, layout.pack(tokens))
     return unembed(weights, forward(weights, layout, x, last_layer="answers"))
 

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from edge_attribution_patching.attribution import attribute
-from edge_attribution_patching.forward import Layout, embed, forward, unembed
+from edge_attribution_patching.forward import embed, forward, unembed
 from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import evaluate_masks, prepare_runs
+from edge_attribution_patching.patching_runs import prepare_runs
 from edge_attribution_patching.weights import read_weights
 from tests.support.eap_reference import logit_diff_metric
+from tests.support.masked_logits import masked_logits
 from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
 
 # Rounding of one number, times what a few layers make of it.
@@ -29,7 +31,7 @@ def test_half_precision_stays_close_to_float32(architecture: str, dtype: torch.d
     pairs = TokenPairs(*random_pairs(4))
     tolerance = TOLERANCE[dtype]
 
-    layout = Layout(torch.zeros_like(pairs.lengths), pairs.lengths)
+    layout = Layout.whole(pairs.lengths)
     logits = [unembed(w, forward(w, layout, embed(w, layout, layout.pack(pairs.clean)))) for w in (exact, rounded)]
     assert logits[1].dtype == dtype
     assert relative(logits[1] - logits[0], logits[0]) < tolerance
@@ -45,7 +47,7 @@ def test_half_precision_stays_close_to_float32(architecture: str, dtype: torch.d
         < torch.tensor([0.1, 0.5, 0.9])[:, None, None]
     )
     (batch,) = pairs.batches(8)
-    patched = [evaluate_masks(w, prepare_runs(w, batch), masks) for w in (exact, rounded)]
+    patched = [masked_logits(w, prepare_runs(w, batch), masks) for w in (exact, rounded)]
     assert patched[1].dtype == dtype
     assert relative(patched[1] - patched[0], patched[0]) < 2 * tolerance
 
@@ -62,7 +64,7 @@ def test_gpu_gives_the_numbers_of_the_cpu(architecture: str) -> None:
     expected = attribute(on_cpu, TokenPairs(clean, corrupted, lengths), metric, steps=3)
     masks = torch.rand(3, graph.n_forward, graph.n_backward) < 0.3
     (batch,) = TokenPairs(clean, corrupted, lengths).batches(8)
-    logits = evaluate_masks(on_cpu, prepare_runs(on_cpu, batch), masks)
+    logits = masked_logits(on_cpu, prepare_runs(on_cpu, batch), masks)
 
     on_gpu = read_weights(model.cuda())
     pairs = TokenPairs(clean.cuda(), corrupted.cuda(), lengths.cuda())
@@ -72,5 +74,5 @@ def test_gpu_gives_the_numbers_of_the_cpu(architecture: str) -> None:
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     (batch,) = pairs.batches(8)
     torch.testing.assert_close(
-        evaluate_masks(on_gpu, prepare_runs(on_gpu, batch), masks).cpu(), logits, rtol=1e-3, atol=1e-3
+        masked_logits(on_gpu, prepare_runs(on_gpu, batch), masks).cpu(), logits, rtol=1e-3, atol=1e-3
     )

@@ -1,10 +1,13 @@
 """The written-out forward pass gives the Hugging Face model's activations."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from edge_attribution_patching.forward import Layout, embed, forward, prefix_cache, unembed
-from edge_attribution_patching.weights import read_weights
+from edge_attribution_patching.forward import Unembedding, embed, forward, normalise, prefix_cache, unembed
+from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.weights import ModelWeights, read_weights
 from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
 
 pytestmark = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -14,7 +17,7 @@ def test_logits_equal_hugging_face(architecture: str) -> None:
     model = random_model(architecture)
     weights = read_weights(model)
     tokens, _, lengths = random_pairs(6)
-    layout = Layout(torch.zeros_like(lengths), lengths)
+    layout = Layout.whole(lengths)
     logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
     reference = layout.pack(model(tokens).logits)
     torch.testing.assert_close(logits, reference, rtol=1e-5, atol=1e-5)
@@ -25,7 +28,7 @@ def test_logits_equal_hugging_face_in_float64(architecture: str) -> None:
     model = random_model(architecture, seed=3).double()
     weights = read_weights(model)
     tokens, _, lengths = random_pairs(6)
-    layout = Layout(torch.zeros_like(lengths), lengths)
+    layout = Layout.whole(lengths)
     logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
     # Hugging Face computes its rotary tables in float32.
     torch.testing.assert_close(logits, layout.pack(model(tokens).logits), rtol=1e-6, atol=1e-6)
@@ -34,7 +37,7 @@ def test_logits_equal_hugging_face_in_float64(architecture: str) -> None:
 def test_prefix_cache_changes_nothing(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     clean, corrupted, lengths = random_pairs(6, shared=0)
-    whole = Layout(torch.zeros_like(lengths), lengths)
+    whole = Layout.whole(lengths)
     starts = (clean != corrupted).int().argmax(dim=1)
     starts[0] = 0  # one prompt without any prefix
     layout = Layout(starts, lengths)
@@ -49,7 +52,7 @@ def test_prefix_cache_changes_nothing(architecture: str) -> None:
 def test_last_layer_at_answers_only_equals_the_whole_pass(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     tokens, _, lengths = random_pairs(6)
-    layout = Layout(torch.zeros_like(lengths), lengths)
+    layout = Layout.whole(lengths)
     x = embed(weights, layout, layout.pack(tokens))
     whole = forward(weights, layout, x)
     answers = forward(weights, layout, x, last_layer="answers")
@@ -70,7 +73,7 @@ def test_stacked_passes_equal_single_ones(architecture: str) -> None:
 def test_visited_activations_add_up_to_the_residual_stream(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     tokens, _, lengths = random_pairs(4)
-    layout = Layout(torch.zeros_like(lengths), lengths)
+    layout = Layout.whole(lengths)
     x = total = embed(weights, layout, layout.pack(tokens))
 
     def add(layer) -> None:
@@ -81,6 +84,32 @@ def test_visited_activations_add_up_to_the_residual_stream(architecture: str) ->
         total = total + layer.attn_out + layer.mlp_out
 
     torch.testing.assert_close(forward(weights, layout, x, visit=add), total)
+
+
+def with_output_bias(architecture: str) -> ModelWeights:
+    weights = read_weights(random_model(architecture).double())
+    return replace(weights, unembed_bias=torch.randn(weights.d_vocab, dtype=weights.dtype))
+
+
+def test_folded_unembedding_gives_the_logits(architecture: str) -> None:
+    layer_norm = with_output_bias(architecture)
+    rms_norm = replace(layer_norm, final_norm=replace(layer_norm.final_norm, center=False))
+    x = torch.randn(5, layer_norm.d_model, dtype=layer_norm.dtype)
+    tokens = torch.tensor([3, 90, 4])
+    for weights in (layer_norm, rms_norm):
+        normalised, _ = normalise(weights.final_norm, x)
+        folded = Unembedding(weights)
+        logits = normalised @ folded.rows(tokens).T + folded.bias(tokens)
+        torch.testing.assert_close(logits, unembed(weights, x)[:, tokens])
+
+
+def test_centring_over_the_vocabulary_takes_the_mean_logit_out(architecture: str) -> None:
+    weights = with_output_bias(architecture)
+    x = torch.randn(5, weights.d_model, dtype=weights.dtype)
+    centred = Unembedding(weights, centre_vocabulary=True)
+    logits = normalise(weights.final_norm, x)[0] @ centred.rows(slice(None)).T + centred.bias(slice(None))
+    expected = unembed(weights, x)
+    torch.testing.assert_close(logits, expected - expected.mean(dim=1, keepdim=True))
 
 
 def test_layout_without_its_prefix_is_refused(architecture: str) -> None:

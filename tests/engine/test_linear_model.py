@@ -8,7 +8,8 @@ import torch
 from edge_attribution_patching.attribution import attribute
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import evaluate_metric, prepare_runs, run_metric
+from edge_attribution_patching.patching import evaluate_metric
+from edge_attribution_patching.patching_runs import prepare_runs, run_metric
 from edge_attribution_patching.weights import ModelWeights, read_weights
 from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
 

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import evaluate_masks, evaluate_metric, prepare_runs, run_metric
+from edge_attribution_patching.patching import evaluate_metric
+from edge_attribution_patching.patching_runs import prepare_runs, run_metric
 from edge_attribution_patching.weights import read_weights
 from tests.support import eap_reference
+from tests.support.masked_logits import masked_logits
 from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
@@ -31,7 +33,7 @@ def test_full_mask_reproduces_the_model(architecture: str, base: str, shortcuts:
     (batch,) = TokenPairs(clean, corrupted, lengths).batches(8, share_prefix=share_prefix)
     runs = prepare_runs(weights, batch, base)
     masks = torch.stack([graph.edge_mask, torch.zeros_like(graph.edge_mask)])
-    full, empty = evaluate_masks(weights, runs, masks, shortcuts=shortcuts)
+    full, empty = masked_logits(weights, runs, masks, shortcuts=shortcuts)
     expected = [hugging_face_logits(model, tokens, lengths)[batch.index] for tokens in (clean, corrupted)]
     if base == "clean":
         expected.reverse()
@@ -63,7 +65,7 @@ def test_patched_forward_equals_brute_force_on_random_masks(architecture: str, d
     (batch,) = TokenPairs(clean, corrupted, lengths).batches(8)
     runs = prepare_runs(weights, batch, "clean" if swapped else "corrupted")
     budget = data.draw(st.sampled_from([1.0, 1e-9]))
-    logits = evaluate_masks(weights, runs, masks, memory_budget_gb=budget)
+    logits = masked_logits(weights, runs, masks, memory_budget_gb=budget)
     source, base = (corrupted, clean) if swapped else (clean, corrupted)
     for mask, result in zip(masks, logits, strict=True):
         for row, prompt in enumerate(batch.index):
@@ -82,7 +84,7 @@ def test_shortcuts_change_nothing(architecture: str) -> None:
     mask[graph.head(1, 2), graph.head_input(2, 1, "q")] = False
     single = torch.stack([mask, graph.edge_mask & (torch.rand(mask.shape) < 0.5)])
     torch.testing.assert_close(
-        evaluate_masks(weights, runs, single), evaluate_masks(weights, runs, single, shortcuts=False), **CLOSE
+        masked_logits(weights, runs, single), masked_logits(weights, runs, single, shortcuts=False), **CLOSE
     )
 
 
@@ -111,7 +113,7 @@ def test_path_patching_is_an_edge_mask_with_the_runs_swapped() -> None:
     mask[0, [graph.head_input(0, 1, letter) for letter in "qkv"]] = True
     mask[graph.head(0, 1), graph.head_input(2, 3, "q")] = True
     mask[graph.head(2, 3), graph.logits] = True
-    patched = evaluate_masks(weights, prepare_runs(weights, batch, "clean"), mask[None])[0, 0]
+    patched = masked_logits(weights, prepare_runs(weights, batch, "clean"), mask[None])[0, 0]
 
     expanded = eap_reference.ExpandedModel(model)
 

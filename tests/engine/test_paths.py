@@ -5,9 +5,10 @@ import torch
 
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import evaluate_masks, prepare_runs
-from edge_attribution_patching.paths import Receivers, at_answers, path_masks, swap_masks
+from edge_attribution_patching.patching_runs import at_answers, prepare_runs
+from edge_attribution_patching.paths import Receivers, path_masks, swap_masks
 from edge_attribution_patching.weights import read_weights
+from tests.support.masked_logits import masked_logits
 from tests.support.path_patching_reference import path_patched_logits, swapped_at_end
 from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
 
@@ -39,7 +40,7 @@ def setup(architecture: str, n: int = 3):
 def test_path_masks_equal_forward_passes_with_hooks(architecture: str, stages: tuple, through_mlps: bool) -> None:
     model, weights, batch, runs = setup(architecture)
     masks = path_masks(Graph.of(weights), SENDERS, stages, through_mlps=through_mlps)
-    logits = evaluate_masks(weights, runs, masks)
+    logits = masked_logits(weights, runs, masks)
     changed = 0.0
     for row, sender in enumerate(SENDERS):
         for prompt, length in enumerate(batch.layout.lengths.tolist()):
@@ -56,7 +57,7 @@ def test_path_masks_equal_forward_passes_with_hooks(architecture: str, stages: t
 def test_paths_into_queries_need_the_answers_tokens_alone(architecture: str, stages: tuple, through_mlps: bool) -> None:
     _, weights, _, runs = setup(architecture)
     masks = path_masks(Graph.of(weights), SENDERS, stages, through_mlps=through_mlps)
-    whole, cut = (evaluate_masks(weights, held, masks) for held in (runs, at_answers(runs)))
+    whole, cut = (masked_logits(weights, held, masks) for held in (runs, at_answers(runs)))
     torch.testing.assert_close(cut, whole, **CLOSE)
 
 
@@ -67,7 +68,7 @@ def test_a_swap_at_the_answer_recomputes_everything_after_it(architecture: str, 
     weights = read_weights(model)
     (batch,) = TokenPairs(*random_pairs(3)).batches(3, share_prefix=share_prefix)
     runs = at_answers(prepare_runs(weights, batch, "clean"))
-    logits = evaluate_masks(weights, runs, swap_masks(Graph.of(weights), SENDERS))
+    logits = masked_logits(weights, runs, swap_masks(Graph.of(weights), SENDERS))
     for row, sender in enumerate(SENDERS):
         for prompt, length in enumerate(batch.layout.lengths.tolist()):
             tokens = batch.clean[prompt, :length], batch.corrupted[prompt, :length]

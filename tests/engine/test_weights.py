@@ -19,11 +19,13 @@ from edge_attribution_patching.architectures import (
     read_fields,
     read_shape,
 )
-from edge_attribution_patching.forward import Layout, embed, forward, unembed
+from edge_attribution_patching.forward import embed, forward, unembed
 from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import evaluate_masks, prepare_runs
+from edge_attribution_patching.patching_runs import prepare_runs
 from edge_attribution_patching.weights import read_weights
+from tests.support.masked_logits import masked_logits
 from tests.support.random_models import random_model, random_pairs
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -31,7 +33,7 @@ every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 def logits_equal_hugging_face(model) -> bool:
     tokens, _, lengths = random_pairs(6)
-    layout = Layout(torch.zeros_like(lengths), lengths)
+    layout = Layout.whole(lengths)
     weights = read_weights(model)
     logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
     return torch.allclose(logits, layout.pack(model(tokens).logits), rtol=1e-5, atol=1e-5)
@@ -169,7 +171,7 @@ def test_patched_passes_scale_attention_as_the_model_does() -> None:
     clean, corrupted, lengths = random_pairs(4)
     (batch,) = TokenPairs(clean, corrupted, lengths).batches(4)
     mask = Graph.of(weights).edge_mask[None]
-    logits = evaluate_masks(weights, prepare_runs(weights, batch), mask, shortcuts=False)[0]
+    logits = masked_logits(weights, prepare_runs(weights, batch), mask, shortcuts=False)[0]
     reference = model(clean).logits[torch.arange(4), lengths - 1]
     torch.testing.assert_close(logits, reference[batch.index], rtol=1e-4, atol=1e-4)
 

@@ -16,7 +16,8 @@ import torch
 from edge_attribution_patching.attribution import attribute
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.patching import evaluate_metric, prepare_runs, run_metric
+from edge_attribution_patching.patching import evaluate_metric
+from edge_attribution_patching.patching_runs import prepare_runs, run_metric
 from get_circuits_over_time import ANALYSIS
 from tests.support.paths import ROOT
 from tests.support.word_family import save_word_family

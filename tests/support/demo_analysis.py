@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.forward import Layout, embed, forward, unembed
+from edge_attribution_patching.forward import embed, forward, unembed
+from edge_attribution_patching.layout import Layout
 from utils.config.keys import TaskConfig
 from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.kinds import Kind
@@ -38,7 +39,7 @@ def prepare(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
 def measure(checkpoint: LoadedCheckpoint, config: TaskConfig, inputs: torch.Tensor, task: Task) -> dict[str, Result]:
     """Two kinds, one with tensors; the environment can ask for a sudden end."""
     lengths = torch.tensor([6, 6])
-    layout = Layout(torch.zeros_like(lengths), lengths)
+    layout = Layout.whole(lengths)
     with torch.no_grad():
         x = embed(checkpoint.weights, layout, inputs.flatten())
         logits = unembed(checkpoint.weights, forward(checkpoint.weights, layout, x))

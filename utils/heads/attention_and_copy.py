@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.forward import LayerActivations, Layout, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward, normalise
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.weights import LayerWeights, ModelWeights
 from utils.config.keys import BaseConfig, Section
 from utils.errors import UserError
@@ -171,8 +172,7 @@ def attention_scores(
             totals[name][layer.layer] += attention.float().sum(dim=(0, 2)).cpu()
 
     for batch in tokens.to(weights.device).split(batch_size):
-        lengths = torch.full((len(batch),), width, device=weights.device)
-        layout = Layout(torch.zeros_like(lengths), lengths)
+        layout = Layout.whole(torch.full((len(batch),), width, device=weights.device))
         forward(weights, layout, embed(weights, layout, batch.flatten()), visit=reduce)
     return {name: totals[name] / (n_sequences * (width - first)) for name, (_, first) in places.items()}
 
@@ -222,7 +222,7 @@ def _after_layer_0(
     parts = []
     for index in torch.arange(len(tokens)).split(batch_size):
         size = lengths[index].to(weights.device)
-        layout = Layout(torch.zeros_like(size), size)
+        layout = Layout.whole(size)
         x = forward(bottom, layout, embed(weights, layout, layout.pack(tokens[index].to(weights.device))))
         starts = size.cumsum(0) - size
         parts.append(x[(starts[:, None] + positions[index].to(weights.device)).flatten()])
@@ -247,14 +247,12 @@ class _Ranking:
     """
 
     def __init__(self, weights: ModelWeights, asked: Int[Tensor, " token"]) -> None:
-        precise = torch.promote_types(weights.dtype, torch.float32)
-        self.norm = weights.final_norm
-        self.gain = self.norm.gain.to(precise)
-        unembed = weights.unembed.to(precise)
+        unembedding = Unembedding(weights)
+        self.norm, self.gain = weights.final_norm, unembedding.gain
+        # The gain joins what is read, not the unembedding: that one is left as it is, without a copy.
+        unembed = weights.unembed.to(unembedding.dtype)
         # What the logits are without any input: the same for a head's output and its negative.
-        offset = unembed @ self.norm.bias.to(precise)
-        if weights.unembed_bias is not None:
-            offset = offset + weights.unembed_bias.to(precise)
+        offset = unembedding.bias(slice(None))
         everything = torch.arange(weights.d_vocab, device=weights.device)
         candidates = torch.cat((asked, everything[:: max(weights.d_vocab // _CANDIDATES, 1)])).unique()
         self.candidates = (candidates, unembed[candidates], offset[candidates])

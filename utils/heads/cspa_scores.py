@@ -34,10 +34,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, Layout, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward, normalise
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.weights import ModelWeights
 from utils.heads.cspa_sources import Ablation, first_places, kept_sources
-from utils.heads.streamed_kl import Divergences, HeadChange, Kept, Unembedding, kl_of_changes
+from utils.heads.streamed_kl import Divergences, HeadChange, Kept, kl_of_changes
 
 NO_EFFECT = "mean ablation changes the logits by no more than rounding"
 OVERFLOW = "the change of the logits overflows"
@@ -96,8 +97,7 @@ def cspa_scores(
 
 
 def _layout(tokens: Int[Tensor, "sequence position"]) -> Layout:
-    lengths = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
-    return Layout(torch.zeros_like(lengths), lengths)
+    return Layout.whole(torch.full((len(tokens),), tokens.shape[1], device=tokens.device))
 
 
 class _Run:
@@ -108,7 +108,7 @@ class _Run:
     ) -> None:
         self.weights, self.tokens, self.means, self.settings = weights, tokens, means, settings
         self.function_tokens = function_tokens
-        self.unembedding = Unembedding(weights)
+        self.unembedding = Unembedding(weights, centre_vocabulary=True)
         self.dtype = self.unembedding.dtype
         distinct, self.vector = tokens.unique(return_inverse=True)
         self.directions = self.unembedding.rows(distinct)

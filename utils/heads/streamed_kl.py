@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from edge_attribution_patching.weights import ModelWeights
+from edge_attribution_patching.forward import Unembedding
 
 LOG2_E = math.log2(math.e)
 
@@ -39,37 +39,6 @@ CPU_BLOCK = (2048, 256)
 enough that calling torch costs little beside the work."""
 
 GPU_BLOCK = (4096, 4096)
-
-
-class Unembedding:
-    """The unembedding as the normalised residual stream meets it, folded row by row when asked for.
-
-    logits = normalised @ rows.T + bias, up to a constant per token: the final norm's gain and bias are folded in, rows
-    and bias are centred over the vocabulary, and, as LayerNorm removes the mean, rows are centred over d_model.
-    """
-
-    def __init__(self, weights: ModelWeights) -> None:
-        self.dtype = torch.promote_types(weights.dtype, torch.float32)
-        self.d_vocab = weights.d_vocab
-        self._weights = weights
-        self._gain = weights.final_norm.gain.to(self.dtype)
-        self._norm_bias = weights.final_norm.bias.to(self.dtype)
-        self._mean = weights.unembed.mean(dim=0, dtype=self.dtype)
-        self._mean_bias = self._mean @ self._norm_bias
-        if weights.unembed_bias is not None:
-            self._mean_bias = self._mean_bias + weights.unembed_bias.mean(dtype=self.dtype)
-
-    def rows(self, index: slice | Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
-        """Unembedding directions of some tokens."""
-        rows = (self._weights.unembed[index].to(self.dtype) - self._mean) * self._gain
-        return rows - rows.mean(dim=-1, keepdim=True) if self._weights.final_norm.center else rows
-
-    def bias(self, index: slice | Int[Tensor, " token"]) -> Float[Tensor, " token"]:
-        """Constant part of some tokens' logits."""
-        bias = self._weights.unembed[index].to(self.dtype) @ self._norm_bias - self._mean_bias
-        if self._weights.unembed_bias is not None:
-            bias = bias + self._weights.unembed_bias[index].to(self.dtype)
-        return bias
 
 
 @dataclass(frozen=True)

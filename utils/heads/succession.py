@@ -36,7 +36,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.forward import mlp
+from edge_attribution_patching.forward import Unembedding, mlp
 from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import BaseConfig
 from utils.errors import UserError
@@ -220,9 +220,10 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]]) -> Successi
     if not lists:
         raise ValueError("no class has a pair of single tokens under this tokenizer")
     sources, successors = (ids.unique() for ids in torch.cat(lists, dim=1))
-    precise = torch.promote_types(weights.dtype, torch.float32)
+    unembedding = Unembedding(weights)
+    precise = unembedding.dtype
     x = mlp(weights, weights.layers[0], weights.embed[sources]).to(precise)
-    read = _read_directions(weights, successors, precise)
+    read = unembedding.rows(successors)
     layers = []
     for layer in weights.layers:
         values = x @ layer.W_qkv[2].to(precise).transpose(1, 2)  # [head, source, d_head]
@@ -237,14 +238,6 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]]) -> Successi
     sizes = [sum(len(part) for part in parts) for parts in pairs.values()]
     right = torch.stack(layers).cpu().split(sizes, dim=-1)
     return Succession(dict(zip(pairs, right, strict=True)))
-
-
-def _read_directions(
-    weights: ModelWeights, tokens: Int[Tensor, " token"], precise: torch.dtype
-) -> Float[Tensor, "token d_model"]:
-    """Unembedding of tokens with the final norm's gain, centred if the norm centres."""
-    directions = weights.unembed[tokens].to(precise) * weights.final_norm.gain.to(precise)
-    return directions - directions.mean(dim=1, keepdim=True) if weights.final_norm.center else directions
 
 
 def _wins(logits: Float[Tensor, "head pair candidate"], own: Int[Tensor, " pair"]) -> Bool[Tensor, "head pair"]:

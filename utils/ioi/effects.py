@@ -7,18 +7,20 @@ logit(IO) - logit(S) per prompt; shares and thresholds are left to `utils/ioi/co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, Layout, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward, normalise
 from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import GB, PreparedRuns, evaluate_masks_final, prepare_runs
-from edge_attribution_patching.paths import Head, Receivers, at_answers, path_masks, swap_masks
+from edge_attribution_patching.patching import evaluate_masks_final
+from edge_attribution_patching.patching_runs import PreparedBatches, PreparedRuns, at_answers
+from edge_attribution_patching.paths import Head, Receivers, path_masks, swap_masks
 from edge_attribution_patching.weights import ModelWeights
 from utils.tasks import Prompts
 
@@ -35,14 +37,11 @@ class LogitDifference:
     """
 
     def __init__(self, weights: ModelWeights, prompts: Prompts) -> None:
-        precise = torch.promote_types(weights.dtype, torch.float32)
         right, wrong = (tokens[:, 0].to(weights.device) for tokens in (prompts.answers.right, prompts.answers.wrong))
-        difference = weights.unembed[right].to(precise) - weights.unembed[wrong].to(precise)
+        unembedding = Unembedding(weights)
         self._norm = weights.final_norm
-        self._direction = difference * self._norm.gain.to(precise)
-        self._constant = difference @ self._norm.bias.to(precise)
-        if weights.unembed_bias is not None:
-            self._constant = self._constant + (weights.unembed_bias[right] - weights.unembed_bias[wrong]).to(precise)
+        self._direction = unembedding.rows(right) - unembedding.rows(wrong)
+        self._constant = unembedding.bias(right) - unembedding.bias(wrong)
 
     def __call__(
         self, finals: Float[Tensor, "*stack prompt d_model"], index: Int[Tensor, " prompt"]
@@ -76,22 +75,13 @@ class PairedRuns:
         self.n_prompts = len(prompts)
         self.logit_difference = LogitDifference(weights, prompts)
         self.memory_budget_gb = memory_budget_gb
-        self._batches = list(TokenPairs(prompts.clean, others, prompts.lengths).batches(batch_size))
-        self._kept: dict[int, PreparedRuns] = {}
-
-    def __iter__(self) -> Iterator[PreparedRuns]:
-        for number, batch in enumerate(self._batches):
-            runs = self._kept.get(number)
-            if runs is None:
-                runs = prepare_runs(self.weights, batch, "clean")
-                if sum(kept.nbytes for kept in self._kept.values()) + runs.nbytes <= self.memory_budget_gb * GB:
-                    self._kept[number] = runs
-            yield runs
+        batches = TokenPairs(prompts.clean, others, prompts.lengths).batches(batch_size)
+        self._batches = PreparedBatches(weights, batches, "clean", memory_budget_gb)
 
     def clean(self) -> Float[Tensor, " prompt"]:
         """The logit difference of the clean prompts."""
         values = self._empty(())
-        for runs in self:
+        for runs in self._batches:
             values[runs.batch.index] = self.logit_difference(runs.base.final, runs.batch.index)
         return values.cpu()
 
@@ -101,11 +91,11 @@ class PairedRuns:
         The final residual stream changes by what the head writes at the answer, and goes through the final norm.
         """
         values = self._empty((len(senders),))
-        for runs in self:
+        for runs in self._batches:
             for layer in sorted({layer for layer, _ in senders}):
                 rows = [row for row, (of, _) in enumerate(senders) if of == layer]
                 heads = [senders[row][1] for row in rows]
-                change = runs.source.z[layer][:, heads] - runs.base.z[layer][:, heads]
+                change = runs.source.layers[layer].z[:, heads] - runs.base.layers[layer].z[:, heads]
                 if layer < self.graph.n_layers - 1:  # the last layer's is at the answers already
                     change = change[runs.layout.last]
                 written = torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_O[heads])
@@ -122,7 +112,7 @@ class PairedRuns:
         # Where heads are entered by their queries, what happens at other tokens cannot reach the answer.
         cut = all(stage.letter == "q" for stage in stages)
         values = self._empty((len(senders),))
-        for runs in self:
+        for runs in self._batches:
             finals = self._evaluate(at_answers(runs) if cut else runs, masks)
             values[:, runs.batch.index] = self.logit_difference(finals, runs.batch.index)
         return values.cpu()
@@ -139,7 +129,7 @@ class PairedRuns:
         attention = self._empty((len(senders), len(movers)), positions.shape[1])
         masks = swap_masks(self.graph, senders)
         places = {mover: row for row, mover in enumerate(movers)}
-        for runs in self:
+        for runs in self._batches:
             index = runs.batch.index
 
             def watch(part: slice, layer: int, heads: Tensor, pattern: Tensor, index: Tensor = index) -> None:
@@ -213,7 +203,7 @@ def name_attention(
     """Mean attention of every head from some positions of each prompt to others, in [0, 1]."""
     total = torch.zeros(queries.shape[1], names.shape[1], weights.n_layers, weights.n_heads)
     for index in torch.arange(len(tokens), device=tokens.device).split(batch_size):
-        layout = Layout(torch.zeros_like(lengths[index]), lengths[index])
+        layout = Layout.whole(lengths[index])
         rows = torch.arange(len(index), device=tokens.device)[:, None]
 
         def add(layer: LayerActivations, index: Tensor = index, rows: Tensor = rows) -> None:

@@ -1,0 +1,231 @@
+"""Gradients at the inputs of all nodes, and their product with what the nodes before them write.
+
+Gradients are taken at the outputs of the q, k and v projections, at the MLP's input and at the final residual stream:
+no weight needs one, and no residual stream is copied per head. With n the normalised residual stream and 1/s its scale,
+a head that projects q = n W + b and receives the gradient g has at its own residual input
+
+    dM/dx = (g W^T - n (g . (q - b)) / d_model) / s        (backward through LayerNorm; W is centred)
+
+which is a part of d_head numbers, summed over the integration steps before it is multiplied out, and one coefficient
+for n per step. The product with the differences of node outputs is taken once for all the steps that share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from edge_attribution_patching.forward import LayerActivations, forward, unembed
+from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.layout import Layout, PrefixCache, TokenPart
+from edge_attribution_patching.pairs import Metric, PairBatch
+from edge_attribution_patching.weights import LayerWeights, ModelWeights
+
+
+@dataclass
+class NodeOutputs:
+    """What every node computed in one run or in a stack of them, at the packed tokens (last layer: at the answers)."""
+
+    embedded: Float[Tensor, "*stack token d_model"]
+    z: list[Float[Tensor, "*stack token head d_head"]] = field(default_factory=list)
+    mlp_out: list[Float[Tensor, "*stack token d_model"]] = field(default_factory=list)
+
+    @classmethod
+    def of_run(
+        cls, weights: ModelWeights, layout: Layout, embedded: Float[Tensor, "token d_model"], prefix: PrefixCache | None
+    ) -> NodeOutputs:
+        """Run embedded prompts."""
+        outputs = cls(embedded)
+        with torch.no_grad():
+            forward(weights, layout, embedded, prefix=prefix, visit=outputs.keep, last_layer="answers")
+        return outputs
+
+    def keep(self, layer: LayerActivations) -> None:
+        """Add a layer; a visitor of the forward pass."""
+        self.z.append(layer.z.detach())
+        self.mlp_out.append(layer.mlp_out.detach())
+
+    def of_step(self, step: int) -> NodeOutputs:
+        """One run of a stack."""
+        return NodeOutputs(self.embedded[step], [z[step] for z in self.z], [out[step] for out in self.mlp_out])
+
+    def minus(self, other: NodeOutputs) -> NodeOutputs:
+        """What the nodes compute here beyond what they compute in another run."""
+        return NodeOutputs(
+            self.embedded - other.embedded,
+            [one - two for one, two in zip(self.z, other.z, strict=True)],
+            [one - two for one, two in zip(self.mlp_out, other.mlp_out, strict=True)],
+        )
+
+    def written(self, weights: ModelWeights, part: TokenPart) -> Float[Tensor, "n_forward token d_model"]:
+        """What every node writes to the residual stream at some tokens, float32.
+
+        Of the last layer only what it writes at the answers; the rest nothing reads, and it is left 0.
+        """
+        graph = Graph.of(weights)
+        out = torch.zeros(graph.n_forward, len(part.tokens), weights.d_model, device=weights.device)
+        out[0] = self.embedded[part.tokens]
+        for index, layer in enumerate(weights.layers):
+            heads, mlp = slice(graph.head(index), graph.mlp(index)), graph.mlp(index)
+            z = rearrange(self.z[index].float(), "token head d_head -> head token d_head")
+            mlp_out, W_O = self.mlp_out[index].float(), layer.W_O.float()
+            if index == graph.n_layers - 1:
+                out[heads, part.answers] = torch.bmm(z[:, part.prompts], W_O)
+                out[mlp, part.answers] = mlp_out[part.prompts]
+            else:
+                torch.bmm(z[:, part.tokens], W_O, out=out[heads])
+                out[mlp] = mlp_out[part.tokens]
+        return out
+
+
+class LayerGradients:
+    """Gradients at the inputs of one block, summed over integration steps (module docstring).
+
+    Everything that depends on how a block reads the residual stream is here: the tensors to differentiate by, how their
+    gradients add up, and what they are at the residual stream.
+
+    Args:
+        layer: the block, which normalises what it reads and nothing else.
+        layout: where the tokens sit.
+        last: whether it is the last block, whose MLP reads the answers' tokens alone.
+    """
+
+    def __init__(self, layer: LayerWeights, layout: Layout, *, last: bool) -> None:
+        _, n_heads, d_head, d_model = layer.W_qkv.shape
+        self.layer, self.layout, self.last = layer, layout, last
+        # The sum over steps k of g_k / s_k, and of dM/dx_k for the MLP.
+        self.heads = torch.zeros(3 * n_heads, layout.n_tokens, d_head, device=layer.W_qkv.device)
+        n_read = layout.n_prompts if last else layout.n_tokens
+        self.mlp = torch.zeros(n_read, d_model, device=layer.W_qkv.device)
+        # Per chunk of steps: (g_k . (q_k - b)) / (d_model s_k) [step, token, 3 head], and n_k [step, token, d_model].
+        self.coefficients: list[Tensor] = []
+        self.normalised: list[Tensor] = []
+
+    @staticmethod
+    def differentiated(activations: LayerActivations) -> tuple[Tensor, Tensor]:
+        """What to differentiate by: q, k, v before rotary, and the MLP's residual input."""
+        return activations.qkv, activations.mlp_in
+
+    def add(self, activations: LayerActivations, qkv_gradient: Tensor, mlp_gradient: Tensor) -> None:
+        """Add some steps: the gradients at `differentiated`, [step, token, ...]."""
+        g = qkv_gradient.float()
+        inverse_scale = activations.inverse_scale.float()
+        unbiased = activations.qkv.detach().float() - self.layer.b_qkv.float()
+        of_normalised = (g * unbiased).sum(-1).flatten(-2)  # [step, token, 3 head]
+        self.coefficients.append(of_normalised * (inverse_scale / activations.normalised.shape[-1]))
+        self.normalised.append(activations.normalised.detach())
+        of_projection = (g * inverse_scale[..., None, None]).sum(0)
+        self.heads += rearrange(of_projection, "token letter head d_head -> (letter head) token d_head")
+        self.mlp += mlp_gradient.float().sum(0)
+
+    def at(self, part: TokenPart) -> Float[Tensor, "3_head_plus_1 token d_model"]:
+        """dM/dx at some tokens of q of all heads, then k, then v, then the MLP, each at its residual input."""
+        W = self.layer.W_qkv.flatten(0, 1).float()  # [3 head, d_head, d_model]
+        out = W.new_zeros(len(W) + 1, len(part.tokens), W.shape[-1])
+        torch.bmm(self.heads[:, part.tokens], W, out=out[:-1])
+        coefficients = torch.cat(self.coefficients)[:, part.tokens]
+        normalised = torch.cat(self.normalised)[:, part.tokens].float()
+        along_normalised = torch.bmm(
+            rearrange(coefficients, "step token input -> token input step"),
+            rearrange(normalised, "step token d_model -> token step d_model"),
+        )
+        out[:-1] -= rearrange(along_normalised, "token input d_model -> input token d_model")
+        if self.last:
+            out[-1, part.answers] = self.mlp[part.prompts]
+        else:
+            out[-1] = self.mlp[part.tokens]
+        return out
+
+    @property
+    def nbytes(self) -> int:
+        """What grows with the steps that are added, in float32."""
+        return 4 * sum(chunk.numel() for chunk in self.normalised)
+
+
+class Gradients:
+    """Gradients of a batch's metric at every node's input, summed over the integration steps added so far.
+
+    Args:
+        weights: the model.
+        batch: prompt pairs on the model's device.
+        metric: per-prompt metric of the logits at the answer, differentiable.
+        prefix: keys and values before the batch's layout.
+    """
+
+    def __init__(self, weights: ModelWeights, batch: PairBatch, metric: Metric, prefix: PrefixCache | None) -> None:
+        self.weights, self.batch, self.metric, self.prefix = weights, batch, metric, prefix
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all steps."""
+        weights, layout = self.weights, self.batch.layout
+        last = weights.n_layers - 1
+        self.layers = [LayerGradients(layer, layout, last=index == last) for index, layer in enumerate(weights.layers)]
+        self.final = torch.zeros(layout.n_prompts, weights.d_model, device=weights.device)
+
+    @property
+    def nbytes(self) -> int:
+        """What is held for the steps added so far; 0 without any."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def add(self, embedded: Float[Tensor, "step token d_model"], step_weights: Sequence[float]) -> NodeOutputs:
+        """Run some integration steps forward and backward, stacked, and add their gradients.
+
+        Args:
+            embedded: the residual stream before layer 0 in each step.
+            step_weights: what each step's gradients are multiplied with.
+
+        Returns:
+            What the nodes computed in each of these steps.
+        """
+        outputs = NodeOutputs(embedded)
+        activations: list[LayerActivations] = []
+
+        def visit(layer: LayerActivations) -> None:
+            activations.append(layer)
+            outputs.keep(layer)
+
+        with torch.enable_grad():
+            x = embedded.detach().requires_grad_(True)
+            final = forward(self.weights, self.batch.layout, x, prefix=self.prefix, visit=visit, last_layer="answers")
+            logits = unembed(self.weights, final)
+            per_step = torch.stack([self.metric(step, self.batch.index).float().sum() for step in logits])
+            total = per_step @ torch.tensor(step_weights, device=per_step.device)
+            by_layer = [
+                gradients.differentiated(layer) for gradients, layer in zip(self.layers, activations, strict=True)
+            ]
+            *of_layers, of_final = torch.autograd.grad(total, [*(x for pair in by_layer for x in pair), final])
+        with torch.no_grad():
+            self.final += of_final.float().sum(0)
+            for gradients, layer, of_qkv, of_mlp in zip(
+                self.layers, activations, of_layers[::2], of_layers[1::2], strict=True
+            ):
+                gradients.add(layer, of_qkv, of_mlp)
+        return outputs
+
+    def contract(self, difference: NodeOutputs, memory_budget: float) -> Float[Tensor, "n_forward n_backward"]:
+        """Sum over the batch's tokens of (what u writes) . (gradient at v's input), for every edge u -> v.
+
+        Args:
+            difference: node outputs of one run minus those of another.
+            memory_budget: bytes that may be held at once; tokens are taken in parts to stay below it.
+        """
+        weights, layout, graph = self.weights, self.batch.layout, Graph.of(self.weights)
+        scores = torch.zeros(graph.n_forward, graph.n_backward, device=weights.device)
+        token_bytes = 4 * weights.d_model * (graph.n_forward + 2 * (3 * graph.n_heads + 1))
+        at_once = max(1, int(memory_budget // token_bytes))
+        for tokens in torch.arange(layout.n_tokens, device=weights.device).split(at_once):
+            part = layout.part(tokens)
+            written = difference.written(weights, part)
+            flat = written.flatten(1)
+            for index, gradients in enumerate(self.layers):
+                n_before = graph.n_before_mlp(index)
+                columns = slice(graph.qkv_inputs(index).start, graph.mlp_input(index) + 1)
+                scores[:n_before, columns] += flat[:n_before] @ gradients.at(part).flatten(1).T
+            scores[:, graph.logits] += written[:, part.answers].flatten(1) @ self.final[part.prompts].flatten()
+        return scores
