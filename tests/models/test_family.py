@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
 from edge_attribution_patching.weights import read_weights
@@ -160,9 +161,21 @@ def test_an_architecture_without_a_reader_is_refused_before_weights_are_fetched(
         how = "load"
     with pytest.raises(UserError) as caught:
         getattr(pythia, how)(1000)
-    assert str(caught.value).startswith(f"{pythia.folder(1000)}/config.json: ")
-    assert "mamba" in str(caught.value)
+    told = f"{pythia.folder(1000)}/config.json: model_type=mamba: no reader for this architecture (supported: "
+    assert str(caught.value).startswith(told)
     assert "\n" not in str(caught.value)
+    assert served.downloads("model.safetensors") == []
+
+
+def test_a_config_field_that_is_not_read_is_refused_before_weights_are_fetched(
+    pythia: HubFamily, served: HubServer
+) -> None:
+    files = served.repositories["EleutherAI/pythia-70m"]["step1000"]
+    config = json.loads(files["config.json"]) | {"add_cross_attention": True}
+    served.repositories["EleutherAI/pythia-70m"]["step1000"] = files | {"config.json": json.dumps(config).encode()}
+    with pytest.raises(UserError) as caught:
+        pythia.load(1000)
+    assert str(caught.value).startswith(f"{pythia.folder(1000)}/config.json: add_cross_attention=True: not supported")
     assert served.downloads("model.safetensors") == []
 
 
@@ -518,8 +531,6 @@ def test_cut_weights_are_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_missing_weights_are_not_replaced_by_random_ones(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     folder = save_family(tmp_path / "mine", {5: 1})
     weights = folder / "step5" / "model.safetensors"
     tensors = load_file(weights)
@@ -530,6 +541,21 @@ def test_missing_weights_are_not_replaced_by_random_ones(tmp_path: Path) -> None
         resolve_family(str(folder), tmp_path).load(5)
     told = f"{folder}/step5: weights are missing ({name}); delete the folder and fetch or train it again"
     assert str(caught.value) == told
+
+
+def test_weights_that_the_config_has_no_place_for_are_refused(tmp_path: Path) -> None:
+    weights = save_family(tmp_path / "mine", {5: 1}) / "step5" / "model.safetensors"
+    tensors = load_file(weights)
+    old = {f"gpt_neox.layers.0.attention.{name}": torch.ones(1) for name in ("bias", "masked_bias")}
+    save_file(tensors | old | {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(1)}, weights)
+    assert loads_weights_of(resolve_family(str(tmp_path / "mine"), tmp_path), 5, 1)
+    name = "gpt_neox.layers.0.attention.q_norm.weight"
+    save_file(tensors | {name: torch.ones(4)}, weights)
+    with pytest.raises(UserError) as caught:
+        resolve_family(str(tmp_path / "mine"), tmp_path).load(5)
+    assert str(caught.value) == (
+        f"{weights.parent}: holds weights that its config.json has no place for ({name}); mend config.json"
+    )
 
 
 def test_a_model_that_does_not_fit_names_the_way_out(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -38,6 +39,8 @@ TOKENIZER_FILES = (
 )
 SMALL_FILES = ("config.json", *TOKENIZER_FILES)
 _TOKENIZER_KEYS = ("model_type", "tokenizer_class", "auto_map", "transformers_version")  # of config.json
+# Masks and rotary frequencies, which older versions of transformers saved beside the weights.
+_BUFFER = re.compile(r"\.(attention|attn|self_attn)\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
 _WAY_OUT = "delete the folder and fetch or train it again"
 _tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 _tokenizers_lock = threading.Lock()
@@ -192,8 +195,10 @@ def _read_config(path: Path) -> PretrainedConfig:
         raise UserError(f"{path} is missing; save the checkpoint again with save_pretrained") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: names no model_type ({_first_line(error)}); {_WAY_OUT}") from None
+    # transformers may not know it either, or want to run code that comes with it.
     if architecture not in ARCHITECTURES:
-        raise UserError(f"{path}: architecture '{architecture}' is not read; known: {', '.join(sorted(ARCHITECTURES))}")
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{path}: model_type={architecture}: no reader for this architecture (supported: {known})")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
@@ -243,6 +248,10 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTr
         # transformers would go on with random numbers in their place.
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"{folder}: weights are missing ({some}); {_WAY_OUT}")
+    if unread := sorted(name for name in report["unexpected_keys"] if not _BUFFER.search(name)):
+        # And leave these out.
+        some = ", ".join(unread[:3])
+        raise UserError(f"{folder}: holds weights that its config.json has no place for ({some}); mend config.json")
     result: PreTrainedModel = model
     return result
 
