@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
 
 import torch
 from jaxtyping import Float, Int
@@ -22,9 +21,8 @@ from edge_attribution_patching.pairs import Metric, TokenPairs
 from edge_attribution_patching.patching import evaluate_metric
 from edge_attribution_patching.patching_runs import PreparedBatches, run_metric
 from edge_attribution_patching.search import prefix_masks
+from edge_attribution_patching.statistics import RESAMPLES, Bootstrap, standard_error
 from edge_attribution_patching.weights import ModelWeights
-
-RESAMPLES = 1000
 
 
 class CircuitEvaluator:
@@ -108,11 +106,6 @@ class Baselines:
         return gap > min_gap and (self.n_prompts == 1 or gap > 3 * self.gap_se)
 
 
-def standard_error(values: Float[Tensor, " n"]) -> float:
-    """Standard error of the mean; nan for a single value."""
-    return float(values.double().std() / sqrt(len(values))) if len(values) > 1 else float("nan")
-
-
 @dataclass
 class FaithfulnessCurve:
     """Per-prompt metrics of the circuits evaluated so far, by size."""
@@ -137,13 +130,9 @@ class FaithfulnessCurve:
 
     def resampled(self, seed: int, resamples: int = RESAMPLES) -> Float[Tensor, "resample size"]:
         """Faithfulness at every size on prompts drawn with replacement, the same draw in every term of the ratio."""
-        generator = torch.Generator().manual_seed(seed)
-        n = len(self.full)
-        draws = torch.randint(0, n, (resamples, n), generator=generator)
-        shares = torch.zeros(resamples, n, dtype=torch.float64)
-        shares.scatter_add_(1, draws, torch.full((resamples, n), 1 / n, dtype=torch.float64))
-        full, corrupted = shares @ self.full.double(), shares @ self.corrupted.double()
-        values = shares @ torch.stack([self.values[size] for size in self.sizes]).double().T
+        bootstrap = Bootstrap.of(len(self.full), seed, resamples)
+        full, corrupted = bootstrap.means(self.full), bootstrap.means(self.corrupted)
+        values = bootstrap.means(torch.stack([self.values[size] for size in self.sizes]))
         return (values - corrupted[:, None]) / (full - corrupted)[:, None]
 
 

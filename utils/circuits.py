@@ -21,10 +21,10 @@ from edge_attribution_patching.faithfulness import (
     FaithfulnessCurve,
     search_circuit_size,
     smallest_confirmed,
-    standard_error,
 )
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.search import Order, count_nodes, edge_order, prefix_masks
+from edge_attribution_patching.statistics import standard_error
 from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import Section, TaskConfig, execution
 from utils.errors import UserError

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from edge_attribution_patching.architectures import Shape
 from edge_attribution_patching.forward import embed, forward, unembed
 from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.statistics import standard_error
 from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import TaskConfig
 from utils.models.checkpoint import LoadedCheckpoint
@@ -88,6 +89,6 @@ def task_performance(weights: ModelWeights, prompts: Prompts, metrics: Iterable[
                 parts.append(METRICS[metric](logits, batch.answers).double().cpu())
         for metric, parts in values.items():
             every = torch.cat(parts)
-            error = every.std(correction=1).item() / len(every) ** 0.5 if len(every) > 1 else None
-            rows.append({"run": run, "metric": metric, "value": every.mean().item(), "se": error, "n": len(every)})
+            row = {"run": run, "metric": metric, "value": every.mean().item()}
+            rows.append({**row, "se": standard_error(every), "n": len(every)})
     return pd.DataFrame(rows)

@@ -17,6 +17,7 @@ from edge_attribution_patching.faithfulness import (
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.search import edge_order
+from edge_attribution_patching.statistics import percentile_interval
 from edge_attribution_patching.weights import read_weights
 from tests.support import eap_reference
 from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
@@ -99,8 +100,7 @@ def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None
         corrupted = -1 + 0.5 * torch.randn(60, generator=generator)
         circuit = 2 + shared + 0.3 * torch.randn(60, generator=generator)
         curve = FaithfulnessCurve(full, corrupted, {1: circuit})
-        draws = curve.resampled(sample, 400)[:, 0]
-        low, high = draws.quantile(0.025), draws.quantile(0.975)
+        low, high = percentile_interval(curve.resampled(sample, 400)[:, 0])
         covered += bool(low <= (2 + 1) / (3 + 1) <= high)
     assert 0.88 <= covered / 200 <= 0.99
 

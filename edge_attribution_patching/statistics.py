@@ -1,0 +1,60 @@
+"""Uncertainty of what is averaged over prompts: standard errors, and the bootstrap for what is no plain mean.
+
+The bootstrap draws as many prompts as there are, with replacement, many times (Efron 1979). Quantities are paired, the
+same prompts in each of them, where they are averaged by the same `Bootstrap`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+RESAMPLES = 1000
+
+
+def standard_error(values: Float[Tensor, " n"]) -> float:
+    """Standard error of the mean; nan for a single value."""
+    return float(values.double().std() / sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Resamples of some prompts.
+
+    Attributes:
+        shares: of each prompt in each resample, float64; every row adds up to 1.
+    """
+
+    shares: Float[Tensor, "resample prompt"]
+
+    @classmethod
+    def of(cls, n_prompts: int, seed: int, resamples: int = RESAMPLES) -> Bootstrap:
+        """Draw the resamples; the same ones for the same seed."""
+        draws = torch.randint(0, n_prompts, (resamples, n_prompts), generator=torch.Generator().manual_seed(seed))
+        shares = torch.zeros(resamples, n_prompts, dtype=torch.float64)
+        return cls(shares.scatter_add_(1, draws, torch.full_like(shares, 1 / n_prompts)))
+
+    def means(self, values: Float[Tensor, "... prompt"]) -> Float[Tensor, "resample ..."]:
+        """The mean over prompts in every resample, float64 on the CPU.
+
+        Args:
+            values: one quantity of every prompt, or several.
+        """
+        return self.shares @ values.double().cpu().movedim(-1, 0)
+
+    def error(self, resampled: Float[Tensor, "resample ..."]) -> Tensor:
+        """Standard error of what was worked out for every resample: its spread, [...]. nan for a single prompt."""
+        spread = resampled.std(dim=0, correction=0)
+        return spread if self.shares.shape[1] > 1 else torch.full_like(spread, float("nan"))
+
+
+def percentile_interval(
+    resampled: Float[Tensor, "resample ..."], tails: tuple[float, float] = (0.025, 0.975)
+) -> tuple[Tensor, Tensor]:
+    """The low and the high end, each [...], of the percentile interval (95% by default); nan resamples do not count."""
+    low, high = resampled.nanquantile(torch.tensor(tails, dtype=resampled.dtype), dim=0)
+    return low, high

@@ -1,0 +1,54 @@
+"""Standard errors and the bootstrap against the textbook; test_faithfulness.py has the coverage of an interval."""
+
+import math
+
+import pytest
+import torch
+
+from edge_attribution_patching.statistics import Bootstrap, percentile_interval, standard_error
+
+
+def test_standard_error_is_that_of_the_mean() -> None:
+    assert standard_error(torch.tensor([1.0, 2.0, 3.0, 6.0])) == pytest.approx(math.sqrt(14 / 3) / 2)
+    assert math.isnan(standard_error(torch.tensor([1.0])))
+
+
+def test_resamples_hold_whole_prompts_and_are_seeded() -> None:
+    shares = Bootstrap.of(7, seed=3, resamples=50).shares
+    counts = shares * 7
+    torch.testing.assert_close(counts, counts.round())
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(50, dtype=torch.float64))
+    assert torch.equal(shares, Bootstrap.of(7, seed=3, resamples=50).shares)
+    assert not torch.equal(shares, Bootstrap.of(7, seed=4, resamples=50).shares)
+
+
+def test_means_are_those_of_the_prompts_drawn() -> None:
+    bootstrap = Bootstrap.of(5, seed=0, resamples=20)
+    values = torch.randn(3, 5)
+    together = bootstrap.means(values)
+    assert together.shape == (20, 3)
+    for resample, counts in enumerate((bootstrap.shares * 5).round().long()):
+        drawn = values.repeat_interleave(counts, dim=1).double()
+        torch.testing.assert_close(together[resample], drawn.mean(dim=1))
+    torch.testing.assert_close(bootstrap.means(values[1]), together[:, 1])
+
+
+def test_the_same_resamples_pair_quantities() -> None:
+    bootstrap = Bootstrap.of(30, seed=0)
+    value = torch.randn(30) + 5
+    ratio = bootstrap.means(2 * value) / bootstrap.means(value)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 2.0))
+
+
+def test_error_of_a_mean_is_its_standard_error() -> None:
+    values = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    bootstrap = Bootstrap.of(200, seed=0, resamples=4000)
+    assert float(bootstrap.error(bootstrap.means(values))) == pytest.approx(standard_error(values), rel=0.05)
+    alone = Bootstrap.of(1, seed=0)
+    assert math.isnan(alone.error(alone.means(values[:1])))
+
+
+def test_interval_leaves_out_resamples_without_a_value() -> None:
+    resampled = torch.arange(101, dtype=torch.float64)
+    missing = torch.cat((resampled, torch.full((50,), float("nan"), dtype=torch.float64)))
+    assert percentile_interval(missing, (0.1, 0.9)) == percentile_interval(resampled, (0.1, 0.9)) == (10, 90)
