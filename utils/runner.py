@@ -4,18 +4,16 @@ A script hands `main` its `Analysis`; the runner walks models x checkpoints x ta
 of its missing tasks, while the next one is downloaded. Everything measured is saved at once, so a run that ends early,
 by Ctrl-C, SIGTERM, an error or a crash, loses at most the task at hand; the same command goes on from there.
 
-Seeds, threads and gradients are left to the analysis. While it runs, the garbage collector leaves out the libraries.
+Seeds, threads and gradients are left to the analysis.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gc
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +24,7 @@ from utils.command_line import Terminated, run_script
 from utils.config.keys import BaseConfig
 from utils.errors import UserError
 from utils.models.checkpoint import Description, LoadedCheckpoint
-from utils.models.family import Family, import_libraries, resolve_family
+from utils.models.family import Family, resolve_family
 from utils.models.schedules import select_steps
 from utils.progress import Progress, duration
 from utils.results.kinds import Kind
@@ -146,9 +144,8 @@ class _Run:
             log.info("nothing to do: %s finished in %s; pass overwrite=true to measure again", names, self.store.root)
         self.progress = progress = Progress(self.analysis.name, total)
         try:
-            with _libraries_out_of_collection(total > 0):
-                for sweep in self.sweeps:
-                    self._sweep(sweep)
+            for sweep in self.sweeps:
+                self._sweep(sweep)
         except (Exception, KeyboardInterrupt, Terminated) as error:
             progress.close()
             again = "run the same command " + ("without overwrite=true" if self.config.overwrite else "again")
@@ -221,7 +218,8 @@ class _Run:
                 self._save(checkpoint, task, self._measure(checkpoint, prepared[1], task))
                 self.progress.advance()
             del checkpoint
-            _free_memory()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             if not config.keep_downloads:
                 family.free(step)
         if self.analysis.finish is not None:
@@ -273,21 +271,3 @@ class _Run:
             folders = [self._folder(kind, name, None).path for kind in self.analysis.kinds]
             lines.append(f"  results: {', '.join(str(folder) for folder in folders)}\n")
         return "".join(lines)
-
-
-@contextlib.contextmanager
-def _libraries_out_of_collection(needed: bool) -> Iterator[None]:
-    """Garbage collection after every checkpoint then walks through that checkpoint, not through all of torch."""
-    if needed:
-        import_libraries()
-        gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

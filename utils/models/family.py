@@ -198,11 +198,6 @@ def resolve_family(model: str, cache_dir: Path, tokens_per_step: int | None = No
     )
 
 
-def import_libraries() -> None:
-    """Import what loading needs; importing this module leaves it out, so that a misspelt key is told at once."""
-    import transformers.models.gpt_neox.modeling_gpt_neox  # noqa: F401
-
-
 def _pythia_family(repository: str, cache_dir: Path) -> HubFamily:
     try:
         revisions = {step: revision.name for step, revision in hub.published_revisions(repository).items()}
