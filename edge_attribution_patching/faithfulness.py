@@ -1,4 +1,4 @@
-"""How much of the model a circuit keeps, and the smallest circuit that keeps enough.
+"""How much of the model a circuit keeps.
 
     faithfulness(C) = (M(C) - M(empty)) / (M(full) - M(empty))      M(empty): the corrupted run
     faithfulness_raw(C) = M(C) / M(full)
@@ -9,7 +9,7 @@ prompt, so that intervals come from resampling prompts (paired: the same prompts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -130,71 +130,16 @@ class FaithfulnessCurve:
 
     def resampled(self, seed: int, resamples: int = RESAMPLES) -> Float[Tensor, "resample size"]:
         """Faithfulness at every size on prompts drawn with replacement, the same draw in every term of the ratio."""
+        values, full, corrupted = self._resampled_means(seed, resamples)
+        return (values - corrupted) / (full - corrupted)
+
+    def resampled_raw(self, seed: int, resamples: int = RESAMPLES) -> Float[Tensor, "resample size"]:
+        """M(C) / M(full) at every size on the same draws."""
+        values, full, _ = self._resampled_means(seed, resamples)
+        return values / full
+
+    def _resampled_means(self, seed: int, resamples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean metric of every circuit [resample, size], of the model and of its corrupted run, each [resample, 1]."""
         bootstrap = Bootstrap.of(len(self.full), seed, resamples)
-        full, corrupted = bootstrap.means(self.full), bootstrap.means(self.corrupted)
         values = bootstrap.means(torch.stack([self.values[size] for size in self.sizes]))
-        return (values - corrupted[:, None]) / (full - corrupted)[:, None]
-
-
-def smallest_confirmed(
-    sizes: Sequence[int], faithfulness: Sequence[float], threshold: float, n_edges: int
-) -> int | None:
-    """The smallest size that reaches the threshold and whose next larger evaluated size does too.
-
-    The whole graph needs no confirmation. None if no size qualifies.
-    """
-    for place, (size, value) in enumerate(zip(sizes, faithfulness, strict=True)):
-        if value >= threshold and (
-            size >= n_edges or (place + 1 < len(sizes) and faithfulness[place + 1] >= threshold)
-        ):
-            return size
-    return None
-
-
-def search_circuit_size(
-    curve: FaithfulnessCurve,
-    evaluate: Callable[[Sequence[int]], Float[Tensor, "size prompt"]],
-    n_edges: int,
-    threshold: float,
-    *,
-    first: int = 8,
-    stack: int = 6,
-) -> int | None:
-    """Find the smallest circuit that reaches the threshold: doubling sizes, then bisection (several sizes a round).
-
-    Args:
-        curve: filled with every size that is evaluated.
-        evaluate: per-prompt metric of circuits of the given sizes.
-        n_edges: edges of the order.
-        threshold: faithfulness to reach.
-        first: smallest size of the ladder.
-        stack: sizes evaluated together.
-
-    Returns:
-        The smallest confirmed size: the next smaller size does not reach the threshold (or is not confirmed), the next
-        larger one evaluated does. None if no size is confirmed.
-    """
-
-    def add(sizes: list[int]) -> int | None:
-        fresh = [size for size in sizes if size not in curve.values]
-        for start in range(0, len(fresh), stack):
-            part = fresh[start : start + stack]
-            curve.values.update(zip(part, evaluate(part), strict=True))
-        known = curve.sizes
-        return smallest_confirmed(known, [curve.faithfulness(size) for size in known], threshold, n_edges)
-
-    ladder = [min(first << power, n_edges) for power in range(n_edges.bit_length() + 1)]
-    ladder = sorted(set(ladder))
-    best = None
-    for start in range(0, len(ladder), stack // 2):
-        best = add(ladder[start : start + stack // 2])
-        if best is not None:
-            break
-    while best is not None:
-        below = max((size for size in curve.sizes if size < best), default=0)
-        if best - below <= 1:
-            return best
-        gap = best - below
-        inner = sorted({below + gap * step // (stack + 1) for step in range(1, stack + 1)} - {below})
-        best = add(inner)
-    return None
+        return values, bootstrap.means(self.full)[:, None], bootstrap.means(self.corrupted)[:, None]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
-import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -15,16 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from edge_attribution_patching.architectures import Shape
 from edge_attribution_patching.attribution import Quadrature, attribute
 from edge_attribution_patching.circuit import Circuit
+from edge_attribution_patching.circuit_size import Criterion, Grid, SizeRule
 from edge_attribution_patching.faithfulness import (
     Baselines,
     CircuitEvaluator,
     FaithfulnessCurve,
-    search_circuit_size,
-    smallest_confirmed,
 )
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.search import Order, count_nodes, edge_order, prefix_masks
-from edge_attribution_patching.statistics import standard_error
+from edge_attribution_patching.statistics import percentile_interval, standard_error
 from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import Section, TaskConfig, execution
 from utils.errors import UserError
@@ -51,6 +49,13 @@ class SearchConfig(Section):
 
     threshold: float = Field(0.8, gt=0)
     """Faithfulness that the circuit must reach."""
+    criterion: Criterion = "normalised"
+    """Which faithfulness: `normalised`, (M(C) - M(corrupted)) / (M(clean) - M(corrupted)), or `raw`, M(C) / M(clean),
+    as in the study. The corrupted metric is mostly negative, so the raw one is harder to reach."""
+    grid: Grid = "adaptive"
+    """Sizes that are tried: `adaptive` (8, 16, 32, ... until two in a row reach the threshold, then down to the
+    smallest that is confirmed by the next larger one) or `study` (25, 50, ... up to 1,600, then bisection and 5 sizes
+    either side; no confirmation)."""
     order: Order = "greedy"
     """`greedy`: edges join from the logits backwards, the strongest first; `top_n`: the strongest edges anywhere."""
     sizes: list[int] | None = None
@@ -58,6 +63,10 @@ class SearchConfig(Section):
     min_gap: float = Field(0.01, ge=0)
     """A task counts as learned if the metric on clean prompts exceeds that on corrupted ones by more than this, in the
     metric's units, and by 3 standard errors."""
+
+    def rule(self) -> SizeRule:
+        """How the size is chosen."""
+        return SizeRule(self.threshold, self.criterion, self.grid)
 
     @field_validator("sizes")
     @classmethod
@@ -204,14 +213,13 @@ def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, config: Circuit
     curve = FaithfulnessCurve(evaluate.full, evaluate.corrupted)
     learned = baselines.learned(config.search.min_gap)
     selected = None
-    sizes, threshold = config.search.sizes, config.search.threshold
+    sizes, rule = config.search.sizes, config.search.rule()
     if sizes:
         curve.values.update(zip(sizes, evaluate(sizes), strict=True))
         if learned:
-            faithfulness = [curve.faithfulness(size) for size in sizes]
-            selected = smallest_confirmed(sizes, faithfulness, threshold, graph.n_edges)
+            selected = rule.select(sizes, rule.values(curve), graph.n_edges)
     elif learned:
-        selected = search_circuit_size(curve, evaluate, graph.n_edges, threshold)
+        selected = rule.search(curve, evaluate, graph.n_edges)
     status: Status = "found" if selected is not None else "threshold not reached" if learned else "task not learned"
     in_circuit = prefix_masks(order, graph, [selected or 0])[0]
     return CircuitReport(
@@ -228,7 +236,7 @@ def _faithfulness_table(
     """One row per size evaluated, with 95% intervals from resampled prompts."""
     rows = []
     if curve.sizes:
-        low, high = curve.resampled(seed).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+        low, high = percentile_interval(curve.resampled(seed))
     for place, size in enumerate(curve.sizes):
         mask = prefix_masks(order, graph, [size])
         rows.append(
@@ -270,10 +278,9 @@ def _baselines_table(
         "size": selected,
     }
     if curve.sizes and status != "task not learned":
-        found = [
-            smallest_confirmed(curve.sizes, faithfulness, config.search.threshold, graph.n_edges)
-            for faithfulness in curve.resampled(config.seed).tolist()
-        ]
+        rule = config.search.rule()
+        resampled = rule.resampled(curve, config.seed).tolist()
+        found = [rule.select(curve.sizes, values, graph.n_edges) for values in resampled]
         # A resample without a circuit counts as larger than any.
         ranked = sorted(float("inf") if size is None else float(size) for size in found)
         low, high = ranked[int(0.025 * len(ranked))], ranked[int(0.975 * len(ranked))]

@@ -4,15 +4,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from edge_attribution_patching.faithfulness import (
     Baselines,
     CircuitEvaluator,
     FaithfulnessCurve,
-    search_circuit_size,
-    smallest_confirmed,
 )
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.pairs import TokenPairs
@@ -26,61 +22,6 @@ from tests.support.random_models import ARCHITECTURES, random_model, random_pair
 def curve_of(n_prompts: int = 4) -> FaithfulnessCurve:
     """Full model at 2, corrupted run at -1."""
     return FaithfulnessCurve(torch.full((n_prompts,), 2.0), torch.full((n_prompts,), -1.0))
-
-
-def evaluator(faithfulness, n_prompts: int = 4, calls: list | None = None):
-    """Per-prompt metrics that have the given faithfulness under `curve_of`."""
-
-    def evaluate(sizes):
-        if calls is not None:
-            calls.append(list(sizes))
-        return torch.tensor([[3 * faithfulness(size) - 1] * n_prompts for size in sizes])
-
-    return evaluate
-
-
-@settings(deadline=None)
-@given(st.integers(1, 5000), st.data())
-def test_search_finds_the_threshold_of_a_monotone_curve(n_edges: int, data: st.DataObject) -> None:
-    first_good = data.draw(st.integers(1, n_edges))
-    calls: list[list[int]] = []
-    curve = curve_of()
-    found = search_circuit_size(
-        curve, evaluator(lambda size: 0.9 if size >= first_good else 0.1, calls=calls), n_edges, 0.8
-    )
-    assert found == first_good
-    sizes = [size for call in calls for size in call]
-    assert len(sizes) == len(set(sizes)), "a size was evaluated twice"
-    assert len(sizes) < 60
-
-
-@settings(deadline=None)
-@given(st.integers(2, 400), st.integers(0, 10**6))
-def test_search_result_is_confirmed_by_its_neighbours_on_any_curve(n_edges: int, seed: int) -> None:
-    noise = torch.rand(n_edges + 1, generator=torch.Generator().manual_seed(seed))
-    noise[n_edges] = 1.0
-    curve = curve_of()
-    found = search_circuit_size(curve, evaluator(lambda size: float(noise[size])), n_edges, 0.8)
-    assert found is not None
-    known = curve.sizes
-    place = known.index(found)
-    assert curve.faithfulness(found) >= 0.8
-    if found < n_edges:
-        assert curve.faithfulness(known[place + 1]) >= 0.8
-    if place > 0:
-        assert known[place - 1] == found - 1
-    else:
-        assert found == 1
-
-
-def test_no_size_is_found_where_none_reaches_the_threshold() -> None:
-    assert search_circuit_size(curve_of(), evaluator(lambda size: 0.5), 100, 0.8) is None
-
-
-def test_a_lonely_size_above_the_threshold_is_not_confirmed() -> None:
-    assert smallest_confirmed([10, 20, 30], [0.9, 0.5, 0.9], 0.8, 100) is None
-    assert smallest_confirmed([10, 20, 30], [0.9, 0.85, 0.1], 0.8, 100) == 10
-    assert smallest_confirmed([10, 20, 100], [0.1, 0.5, 0.9], 0.8, 100) == 100
 
 
 def test_faithfulness_and_its_raw_share_are_the_published_ratios() -> None:
