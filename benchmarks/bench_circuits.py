@@ -144,7 +144,8 @@ def table(name: str, device: str, rounds: int) -> None:
         return attribute(weights, pairs, metric, steps=setting.steps, share_prefix=share_prefix)
 
     def curve() -> None:
-        CircuitEvaluator(weights, pairs, metric, edge_order(scores, graph, limit=SIZES[-1]))(SIZES)
+        evaluator = CircuitEvaluator(weights, pairs, metric)
+        evaluator.prefixes_of(edge_order(scores, graph, limit=SIZES[-1]))(SIZES)
 
     if platform.system() == "Linux":
         peak = peak_above(score)
@@ -218,8 +219,8 @@ def growth(device: str, rounds: int) -> None:
                     weights, setting.pairs, setting.metric, steps=setting.steps
                 ),
                 "curve": lambda setting=setting, weights=weights, order=order: CircuitEvaluator(
-                    weights, setting.pairs, setting.metric, order
-                )(SIZES),
+                    weights, setting.pairs, setting.metric
+                ).prefixes_of(order)(SIZES),
             },
             rounds,
         )

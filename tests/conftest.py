@@ -12,8 +12,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.support.paths import TOY
 from tests.support.tiny_models import save_family
-from tests.support.toy_family import toy_family_folder
+from tests.support.word_family import save_word_family
 
 torch.set_num_threads(1)
 # A busy machine is no failure.
@@ -28,6 +29,12 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def word_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local family `words` of the untrained steps 0 and 5, whose tokenizer knows every task. Not to be changed."""
+    return save_word_family(tmp_path_factory.mktemp("families") / "words", steps=(0, 5))
+
+
+@pytest.fixture
 def toy_family() -> Path:
-    """The trained toy family, trained first if it is not there (minutes). Not to be changed."""
-    return toy_family_folder()
+    """Three steps of the trained toy family, TOY_STEPS, kept in tests/data. Not to be changed."""
+    return TOY

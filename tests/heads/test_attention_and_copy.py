@@ -11,6 +11,7 @@ from edge_attribution_patching import forward as engine
 from edge_attribution_patching.weights import read_weights
 from get_full_model_components_over_time import ANALYSIS
 from tests.support.hand_built import PERIOD, VOCAB, attention_model, copying_model
+from tests.support.paths import TOY_STEPS
 from tests.support.random_models import (
     ARCHITECTURES,
     random_model,
@@ -20,7 +21,7 @@ from tests.support.random_models import (
     without_biases,
 )
 from tests.support.task_tokenizers import words
-from tests.support.word_family import save_word_family, trained_toy, word_model
+from tests.support.word_family import word_model
 from utils.errors import UserError
 from utils.heads import attention_and_copy as head_scores
 from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
@@ -214,18 +215,13 @@ def test_blocks_longer_than_the_vocabulary_are_refused() -> None:
 SCORES = ("induction", "previous_token", "duplicate_token", "copy", "negative_copy")
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_word_family(tmp_path_factory.mktemp("families") / "words")
-
-
 def run(family: Path, results: Path, *overrides: str) -> int:
     given = [f"model={family}", f"results_dir={results}", "device=cpu", "n_sequences=3", "seq_len=10", "n_prompts=8"]
     return main(ANALYSIS, [*given, *overrides])
 
 
-def test_the_script_writes_five_scores_of_every_head(family: Path, tmp_path: Path) -> None:
-    assert run(family, tmp_path, "seed=7") == 0
+def test_the_script_writes_five_scores_of_every_head(word_family: Path, tmp_path: Path) -> None:
+    assert run(word_family, tmp_path, "seed=7") == 0
     store = Store(tmp_path)
     assert store.folder("components", "words").steps() == [0, 5]
     table = store.folder("components", "words").read_table(5)
@@ -241,11 +237,11 @@ def test_the_script_writes_five_scores_of_every_head(family: Path, tmp_path: Pat
         assert row.value == pytest.approx(expected[row.score][row.layer, row.head].item(), abs=1e-5)
 
 
-def test_a_second_run_adds_only_the_missing_checkpoints(family: Path, tmp_path: Path) -> None:
-    assert run(family, tmp_path, "checkpoints=[5]") == 0
+def test_a_second_run_adds_only_the_missing_checkpoints(word_family: Path, tmp_path: Path) -> None:
+    assert run(word_family, tmp_path, "checkpoints=[5]") == 0
     path = Store(tmp_path).folder("components", "words").file(5)
     before = path.stat().st_mtime_ns
-    assert run(family, tmp_path) == 0
+    assert run(word_family, tmp_path) == 0
     assert Store(tmp_path).folder("components", "words").steps() == [0, 5]
     assert path.stat().st_mtime_ns == before
 
@@ -260,9 +256,9 @@ def test_a_second_run_adds_only_the_missing_checkpoints(family: Path, tmp_path: 
     ],
 )
 def test_bad_input_is_refused_in_one_line(
-    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, says: str
+    word_family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, says: str
 ) -> None:
-    assert run(family, tmp_path, override) == 2
+    assert run(word_family, tmp_path, override) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(says)
     assert not list(tmp_path.rglob("*.csv"))
@@ -271,9 +267,11 @@ def test_bad_input_is_refused_in_one_line(
 # --- the trained toy family
 
 
-def test_the_toy_family_ends_with_induction_and_copying_heads_and_begins_with_none(tmp_path: Path) -> None:
-    toy, last = trained_toy()
-    given = [f"model={toy}", f"results_dir={tmp_path}", "device=cpu", "seq_len=18", f"checkpoints=[0, {last}]"]
+def test_the_toy_family_ends_with_induction_and_copying_heads_and_begins_with_none(
+    toy_family: Path, tmp_path: Path
+) -> None:
+    last = TOY_STEPS[-1]
+    given = [f"model={toy_family}", f"results_dir={tmp_path}", "device=cpu", "seq_len=18", f"checkpoints=[0, {last}]"]
     assert main(ANALYSIS, given) == 0
     best = Store(tmp_path).read_tables("components", "toy").groupby(["score", "step"])["value"].max()
     assert best["induction", 0] < 0.1

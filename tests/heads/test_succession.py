@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from edge_attribution_patching.weights import read_weights
 from get_new_successor_head_scores_over_time import ANALYSIS
 from tests.support.hand_built import VOCAB, Head, successor_model
-from tests.support.paths import PYTHIA_TOKENIZER
+from tests.support.paths import PYTHIA_TOKENIZER, TOY_STEPS
 from tests.support.random_models import (
     ARCHITECTURES,
     random_model,
@@ -18,7 +18,7 @@ from tests.support.random_models import (
     without_biases,
 )
 from tests.support.task_tokenizers import words
-from tests.support.word_family import save_word_family, trained_toy, word_model
+from tests.support.word_family import word_model
 from utils.heads.succession import CLASSES, Pairs, succession, successor_pairs
 from utils.results.store import Store
 from utils.runner import main
@@ -192,12 +192,10 @@ def test_pairs_under_the_pythia_tokenizer_decode_to_neighbours() -> None:
 # --- the script
 
 
-def test_the_script_writes_a_row_a_head_and_leaves_absent_classes_empty(tmp_path: Path) -> None:
-    family = save_word_family(tmp_path / "words")
-    results = tmp_path / "results"
-    given = [f"model={family}", f"results_dir={results}", "device=cpu"]
+def test_the_script_writes_a_row_a_head_and_leaves_absent_classes_empty(word_family: Path, tmp_path: Path) -> None:
+    given = [f"model={word_family}", f"results_dir={tmp_path}", "device=cpu"]
     assert main(ANALYSIS, [*given, "checkpoints=[5]"]) == 0
-    store = Store(results)
+    store = Store(tmp_path)
     before = store.folder("successor", "words").file(5).stat().st_mtime_ns
     assert main(ANALYSIS, given) == 0
     assert store.folder("successor", "words").file(5).stat().st_mtime_ns == before
@@ -227,9 +225,9 @@ def test_a_tokenizer_without_pairs_is_refused_in_one_line(
 # --- the trained toy family
 
 
-def test_the_toy_family_ends_with_a_successor_head_and_begins_with_none(tmp_path: Path) -> None:
-    toy, last = trained_toy()
-    given = [f"model={toy}", f"results_dir={tmp_path}", "device=cpu", f"checkpoints=[0, {last}]"]
+def test_the_toy_family_ends_with_a_successor_head_and_begins_with_none(toy_family: Path, tmp_path: Path) -> None:
+    last = TOY_STEPS[-1]
+    given = [f"model={toy_family}", f"results_dir={tmp_path}", "device=cpu", f"checkpoints=[0, {last}]"]
     assert main(ANALYSIS, given) == 0
     best = Store(tmp_path).read_tables("successor", "toy").groupby("step").max(numeric_only=True)
     assert best["value"][0] < 0.06

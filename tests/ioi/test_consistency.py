@@ -17,7 +17,7 @@ from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_ioi_consistency import ANALYSIS
 from tests.support import ioi_transformer
 from tests.support.path_patching_reference import Hooked, path_patched_logits, swapped_at_end
-from tests.support.paths import ROOT
+from tests.support.paths import CONFIGS, TOY_IOI, TOY_IOI_STEP, TOY_STEPS
 from tests.support.random_models import ARCHITECTURES, random_model
 from tests.support.synthetic_results import write
 from tests.support.task_tokenizers import words
@@ -593,13 +593,10 @@ def test_without_a_text_cspa_cannot_be_computed(
 # --- the trained toy families
 
 
-def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
-    toy_family: Path,
-    tmp_path: Path,
-) -> None:
-    last = max(int(folder.name.removeprefix("step")) for folder in toy_family.glob("step*"))
+def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(toy_family: Path, tmp_path: Path) -> None:
+    last = TOY_STEPS[-1]
     overrides = [f"model={toy_family}", f"checkpoints=[0, {last}]", f"results_dir={tmp_path}", "device=cpu"]
-    assert main(ANALYSIS, ["-c", str(ROOT / "configs/ioi_consistency_toy.yml"), *overrides]) == 0
+    assert main(ANALYSIS, ["-c", str(CONFIGS / "ioi_consistency_toy.yml"), *overrides]) == 0
     store = Store(tmp_path)
     name = toy_family.name
     start = store.folder("ioi_consistency", name).read_table(0)
@@ -618,16 +615,15 @@ def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
 
 
 def test_the_algorithm_of_a_checkpoint_that_knows_positions_is_found_at_all_levels(tmp_path: Path) -> None:
-    """tests/data/README.md says where the checkpoint comes from."""
-    overrides = [f"model={ROOT / 'tests/data/toy_ioi'}", f"results_dir={tmp_path}", "device=cpu"]
-    assert main(ANALYSIS, ["-c", str(ROOT / "configs/ioi_consistency_toy.yml"), *overrides]) == 0
+    overrides = [f"model={TOY_IOI}", f"results_dir={tmp_path}", "device=cpu"]
+    assert main(ANALYSIS, ["-c", str(CONFIGS / "ioi_consistency_toy.yml"), *overrides]) == 0
     store = Store(tmp_path)
-    levels = store.folder("ioi_consistency", "toy_ioi").read_table(1700).set_index("level")
+    levels = store.folder("ioi_consistency", "toy_ioi").read_table(TOY_IOI_STEP).set_index("level")
     assert levels["reason"].isna().all()
     assert levels.loc["name_movers", "percent"] > 50
     assert levels.loc["s_inhibition", "percent"] > 90
     assert levels.loc["induction", "percent"] > 90
-    heads = store.folder("ioi_consistency_heads", "toy_ioi").read_table(1700)
+    heads = store.folder("ioi_consistency_heads", "toy_ioi").read_table(TOY_IOI_STEP)
     held = heads[heads["passes"]].set_index(["level", "layer", "head"])
     movers = held.loc["name_movers"]
     assert movers.loc[(4, 0), "role"] == "name_mover"
@@ -639,7 +635,7 @@ def test_the_algorithm_of_a_checkpoint_that_knows_positions_is_found_at_all_leve
     assert inhibitors.loc[(3, 2), "attention_s2"] > 0.4
     assert set(held.loc["induction"]["role"]) == {"induction"}
     assert {layer for layer, _ in held.loc["induction"].index} == {2}
-    signals = store.folder("ioi_consistency_signals", "toy_ioi").read_table(1700)
+    signals = store.folder("ioi_consistency_signals", "toy_ioi").read_table(TOY_IOI_STEP)
     of_head = signals[(signals["layer"] == 3) & (signals["head"] == 2)].set_index("variant")
     clean, opposite = of_head.loc["same_token_same_order"], of_head.loc["same_token_opposite_order"]
     assert opposite["logit_diff"] < clean["logit_diff"] - 0.5

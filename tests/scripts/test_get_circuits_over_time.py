@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -19,8 +18,7 @@ from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.patching import evaluate_metric
 from edge_attribution_patching.patching_runs import prepare_runs, run_metric
 from get_circuits_over_time import ANALYSIS
-from tests.support.paths import ROOT
-from tests.support.word_family import save_word_family
+from tests.support.paths import ROOT, TOY_STEPS
 from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
 from utils.models.family import resolve_family
 from utils.results.store import Store
@@ -28,21 +26,35 @@ from utils.runner import main
 from utils.tasks import TASKS
 
 
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_word_family(tmp_path_factory.mktemp("families") / "words")
-
-
 def files_of(results: Path) -> dict[str, bytes]:
     return {str(path.relative_to(results)): path.read_bytes() for path in sorted(results.rglob("*")) if path.is_file()}
 
 
-def script(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "get_circuits_over_time.py"), *arguments]
+# The script, in a process that has no time to put anything in order when it measures the fifth of six times.
+KILLED = """
+import dataclasses, itertools, os, signal, sys
+from get_circuits_over_time import ANALYSIS
+from utils.runner import main
+
+calls = itertools.count(1)
+
+def measure(*arguments):
+    if next(calls) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ANALYSIS.measure(*arguments)
+
+main(dataclasses.replace(ANALYSIS, measure=measure), sys.argv[1:])
+"""
 
 
-def test_every_kind_of_result_is_written_for_every_task_and_step(untrained: Path, tmp_path: Path) -> None:
-    overrides = [f"model={untrained}", "task=[ioi, sva]", "n_prompts=6", f"results_dir={tmp_path}", "export_json=true"]
+def test_every_kind_of_result_is_written_for_every_task_and_step(word_family: Path, tmp_path: Path) -> None:
+    overrides = [
+        f"model={word_family}",
+        "task=[ioi, sva]",
+        "n_prompts=6",
+        f"results_dir={tmp_path}",
+        "export_json=true",
+    ]
     assert main(ANALYSIS, overrides) == 0
     store = Store(tmp_path)
     for task in ("ioi", "sva"):
@@ -64,9 +76,9 @@ def test_every_kind_of_result_is_written_for_every_task_and_step(untrained: Path
             assert circuit.scores.abs().max() > 0
 
 
-def test_baselines_equal_the_hugging_face_model(untrained: Path) -> None:
-    config = CircuitsConfig(model=str(untrained), task="ioi", n_prompts=8, checkpoints=[5])
-    family = resolve_family(str(untrained), Path("model_cache"))
+def test_baselines_equal_the_hugging_face_model(word_family: Path) -> None:
+    config = CircuitsConfig(model=str(word_family), task="ioi", n_prompts=8, checkpoints=[5])
+    family = resolve_family(str(word_family), Path("model_cache"))
     checkpoint = family.load(5, "float32", torch.device("cpu"))
     of_circuit = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer)
     report = find_circuit(checkpoint.weights, of_circuit, config)
@@ -78,8 +90,8 @@ def test_baselines_equal_the_hugging_face_model(untrained: Path) -> None:
         assert report.baselines[name].item() == pytest.approx(float(metric.mean()), abs=1e-4)
 
 
-def test_prompts_for_scores_and_for_evaluation_are_disjoint_unless_asked(untrained: Path) -> None:
-    tokenizer = resolve_family(str(untrained), Path("model_cache")).load(0, "float32", torch.device("cpu")).tokenizer
+def test_prompts_for_scores_and_for_evaluation_are_disjoint_unless_asked(word_family: Path) -> None:
+    tokenizer = resolve_family(str(word_family), Path("model_cache")).load(0, "float32", torch.device("cpu")).tokenizer
     base = {"model": "m", "task": "ioi", "n_prompts": 20}
     apart = circuit_prompts(CircuitsConfig(**base), TASKS["ioi"], tokenizer)
     first, second = apart.scoring, apart.evaluation
@@ -101,9 +113,9 @@ def test_prompts_for_scores_and_for_evaluation_are_disjoint_unless_asked(untrain
     ],
 )
 def test_bad_input_is_refused_in_one_line(
-    untrained: Path, tmp_path: Path, override: str, message: str, capsys: pytest.CaptureFixture
+    word_family: Path, tmp_path: Path, override: str, message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    overrides = [f"model={untrained}", "task=gendered_pronoun", "n_prompts=4", f"results_dir={tmp_path}", override]
+    overrides = [f"model={word_family}", "task=gendered_pronoun", "n_prompts=4", f"results_dir={tmp_path}", override]
     assert main(ANALYSIS, overrides) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert message in lines[-1]
@@ -111,48 +123,45 @@ def test_bad_input_is_refused_in_one_line(
 
 
 def test_another_config_in_the_same_folder_is_refused(
-    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    word_family: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    overrides = [f"model={untrained}", "task=gendered_pronoun", "n_prompts=4", f"results_dir={tmp_path}"]
+    overrides = [f"model={word_family}", "task=gendered_pronoun", "n_prompts=4", f"results_dir={tmp_path}"]
     assert main(ANALYSIS, overrides) == 0
     assert main(ANALYSIS, [*overrides, "eap.ig_steps=7"]) == 2
     assert "holds ig_steps=12, this run asks 7; pass overwrite=true or another results_dir" in (capsys.readouterr().err)
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_identical_bytes(untrained: Path, tmp_path: Path) -> None:
-    def arguments(name: str) -> list[str]:
-        return script(
-            f"model={untrained}", "task=[ioi, greater_than, sva]", "n_prompts=10", f"results_dir={tmp_path / name}"
-        )
-
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(arguments("whole"), check=True, cwd=ROOT, env=environment, capture_output=True)
-    process = subprocess.Popen(
-        arguments("killed"), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+def test_a_killed_run_resumes_to_identical_bytes(
+    word_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # run.json holds results_dir, so both write to `results`, seen from two folders.
+    overrides = [f"model={word_family}", "task=[ioi, greater_than, sva]", "n_prompts=10", "device=cpu"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, *overrides],
+        cwd=killed,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+        check=False,
     )
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").rglob("step*.csv")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = files_of(tmp_path / "killed")
-    whole = files_of(tmp_path / "whole")
-    assert 0 < len(done) < len(whole)
-    subprocess.run(arguments("killed"), check=True, cwd=ROOT, env=environment, capture_output=True)
-    resumed = files_of(tmp_path / "killed")
-    assert resumed.keys() == whole.keys()
-    # run.json names its own results_dir; nothing else differs.
-    for name in whole:
-        assert resumed[name].replace(b'/killed",', b'/whole",') == whole[name], name
+    assert process.returncode == -signal.SIGKILL
+    assert Store(killed / "results").folder("graphs", "words", "ioi").steps() == [0, 5]
+    assert Store(killed / "results").folder("graphs", "words", "sva").steps() == [0]
+    monkeypatch.chdir(whole)
+    assert main(ANALYSIS, overrides) == 0
+    monkeypatch.chdir(killed)
+    assert main(ANALYSIS, overrides) == 0
+    assert files_of(killed) == files_of(whole)
 
 
 @pytest.mark.slow
 def test_the_toy_family_has_faithful_circuits_at_its_end_and_none_at_its_start(
-    toy_family: Path,
-    tmp_path: Path,
+    toy_family: Path, tmp_path: Path
 ) -> None:
-    last = max(int(folder.name.removeprefix("step")) for folder in toy_family.glob("step*"))
+    last = TOY_STEPS[-1]
     overrides = [f"model={toy_family}", f"task=[{', '.join(TASKS)}]", f"checkpoints=[0,{last}]", "n_prompts=40"]
     assert main(ANALYSIS, [*overrides, f"results_dir={tmp_path}"]) == 0
     store, name = Store(tmp_path), toy_family.name
@@ -172,12 +181,9 @@ def test_the_toy_family_has_faithful_circuits_at_its_end_and_none_at_its_start(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(
-    toy_family: Path,
-    task: str,
-) -> None:
+def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(toy_family: Path, task: str) -> None:
     """Pearson correlation with the metric lost when each edge alone carries its corrupted activation."""
-    last = max(int(folder.name.removeprefix("step")) for folder in toy_family.glob("step*"))
+    last = TOY_STEPS[-1]
     checkpoint = resolve_family(str(toy_family), Path("model_cache")).load(last, "float32", torch.device("cpu"))
     weights = checkpoint.weights
     graph = Graph.of(weights)

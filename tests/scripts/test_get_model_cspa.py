@@ -12,15 +12,9 @@ import get_model_cspa
 from get_model_cspa import ANALYSIS, CspaConfig
 from tests.support.demo_analysis import results_in
 from tests.support.paths import CONFIGS
-from tests.support.word_family import save_word_family
 from utils.config.keys import load_config
 from utils.results.store import Store
 from utils.runner import main
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_word_family(tmp_path_factory.mktemp("family") / "words", steps=(0, 5, 10))
 
 
 def arguments(family: Path, results: Path, *more: str) -> list[str]:
@@ -28,10 +22,10 @@ def arguments(family: Path, results: Path, *more: str) -> list[str]:
     return [f"model={family.as_posix()}", f"results_dir={results.as_posix()}", *sizes, *more]
 
 
-def test_every_checkpoint_gets_every_head(family: Path, tmp_path: Path) -> None:
-    assert main(ANALYSIS, arguments(family, tmp_path)) == 0
+def test_every_checkpoint_gets_every_head(word_family: Path, tmp_path: Path) -> None:
+    assert main(ANALYSIS, arguments(word_family, tmp_path)) == 0
     table = Store(tmp_path).read_tables("cspa", "words")
-    assert table.groupby("step").size().to_dict() == {0: 8, 5: 8, 10: 8}
+    assert table.groupby("step").size().to_dict() == {0: 8, 5: 8}
     assert set(table["n_positions"]) == {36}
     assert table["score"].notna().all()
     about = Store(tmp_path).folder("cspa", "words").read_json(5)
@@ -40,18 +34,18 @@ def test_every_checkpoint_gets_every_head(family: Path, tmp_path: Path) -> None:
     assert about["sequences_sha256"] != about["mean_sequences_sha256"]
 
 
-def test_stopping_and_resuming_gives_the_same_files(family: Path, tmp_path: Path) -> None:
+def test_stopping_and_resuming_gives_the_same_files(word_family: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(ANALYSIS, arguments(family, whole)) == 0
+    assert main(ANALYSIS, arguments(word_family, whole)) == 0
 
     def interrupted(checkpoint, config, inputs, task):
         if checkpoint.step == 5:
             raise KeyboardInterrupt
         return get_model_cspa.measure(checkpoint, config, inputs, task)
 
-    assert main(dataclasses.replace(ANALYSIS, measure=interrupted), arguments(family, parts)) == 130
+    assert main(dataclasses.replace(ANALYSIS, measure=interrupted), arguments(word_family, parts)) == 130
     assert Store(parts).folder("cspa", "words").steps() == [0]
-    assert main(ANALYSIS, arguments(family, parts)) == 0
+    assert main(ANALYSIS, arguments(word_family, parts)) == 0
     found, expected = results_in(parts), results_in(whole)
     assert set(found) == set(expected)
     for name, data in expected.items():
@@ -61,9 +55,9 @@ def test_stopping_and_resuming_gives_the_same_files(family: Path, tmp_path: Path
     assert runs[0]["checkpoints"] == runs[1]["checkpoints"]
 
 
-def test_seed_changes_the_text(family: Path, tmp_path: Path) -> None:
-    main(ANALYSIS, arguments(family, tmp_path / "3", "checkpoints=[0]"))
-    main(ANALYSIS, arguments(family, tmp_path / "4", "checkpoints=[0]", "seed=4"))
+def test_seed_changes_the_text(word_family: Path, tmp_path: Path) -> None:
+    main(ANALYSIS, arguments(word_family, tmp_path / "3", "checkpoints=[0]"))
+    main(ANALYSIS, arguments(word_family, tmp_path / "4", "checkpoints=[0]", "seed=4"))
     hashes = [Store(tmp_path / seed).folder("cspa", "words").read_json(0)["sequences_sha256"] for seed in "34"]
     assert hashes[0] != hashes[1]
 
@@ -79,8 +73,10 @@ def test_seed_changes_the_text(family: Path, tmp_path: Path) -> None:
         ("corpus_feld=text", "did you mean 'corpus_field'"),
     ],
 )
-def test_bad_config_is_one_line_and_exit_code_two(family, tmp_path, capsys, override: str, message: str) -> None:
-    assert main(ANALYSIS, arguments(family, tmp_path, override)) == 2
+def test_bad_config_is_one_line_and_exit_code_two(
+    word_family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    assert main(ANALYSIS, arguments(word_family, tmp_path, override)) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "Traceback" not in error

@@ -11,9 +11,10 @@ import torch
 
 from edge_attribution_patching.weights import read_weights
 from get_model_task_performance import ANALYSIS
+from tests.support.paths import TOY_STEPS
 from tests.support.random_models import ARCHITECTURES, random_model
 from tests.support.task_tokenizers import words
-from tests.support.word_family import save_word_family, trained_toy, word_model
+from tests.support.word_family import word_model
 from utils.models.family import LocalFamily
 from utils.results.store import Store
 from utils.runner import main
@@ -84,12 +85,6 @@ def test_batch_size_changes_nothing() -> None:
 # --- the script
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two checkpoints of a small model whose tokenizer knows every word of every task."""
-    return save_word_family(tmp_path_factory.mktemp("families") / "words")
-
-
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps that were loaded."""
@@ -110,11 +105,11 @@ The war of Paul,The war of John, he; she, a
 """
 
 
-def test_one_load_serves_all_tasks_and_a_prompts_csv(family: Path, tmp_path: Path, loads: list[int]) -> None:
+def test_one_load_serves_all_tasks_and_a_prompts_csv(word_family: Path, tmp_path: Path, loads: list[int]) -> None:
     csv = tmp_path / "wars.csv"
     csv.write_text(PROMPTS_CSV)
     results = tmp_path / "results"
-    given = [f"model={family}", f"task=[all, {csv}]", "n_prompts=2", "metric=prob_diff", f"results_dir={results}"]
+    given = [f"model={word_family}", f"task=[all, {csv}]", "n_prompts=2", "metric=prob_diff", f"results_dir={results}"]
     assert main(ANALYSIS, [*given, "device=cpu"]) == 0
     assert loads == [0, 5]
     store = Store(results)
@@ -130,8 +125,8 @@ def test_one_load_serves_all_tasks_and_a_prompts_csv(family: Path, tmp_path: Pat
     assert loads == [0, 5]  # nothing was left to measure
 
 
-def test_a_task_added_later_is_measured_alone(family: Path, tmp_path: Path, loads: list[int]) -> None:
-    given = [f"model={family}", "n_prompts=3", f"results_dir={tmp_path}", "device=cpu"]
+def test_a_task_added_later_is_measured_alone(word_family: Path, tmp_path: Path, loads: list[int]) -> None:
+    given = [f"model={word_family}", "n_prompts=3", f"results_dir={tmp_path}", "device=cpu"]
     assert main(ANALYSIS, [*given, "task=ioi", "checkpoints=[5]"]) == 0
     path = Store(tmp_path).folder("task_performance", "words", "ioi").file(5)
     before = path.stat().st_mtime_ns
@@ -141,8 +136,15 @@ def test_a_task_added_later_is_measured_alone(family: Path, tmp_path: Path, load
     assert Store(tmp_path).folder("task_performance", "words", "ioi").steps() == [0, 5]
 
 
-def test_results_are_those_of_the_checkpoint_and_the_seed(family: Path, tmp_path: Path) -> None:
-    given = [f"model={family}", "task=greater_than", "n_prompts=6", "seed=3", f"results_dir={tmp_path}", "device=cpu"]
+def test_results_are_those_of_the_checkpoint_and_the_seed(word_family: Path, tmp_path: Path) -> None:
+    given = [
+        f"model={word_family}",
+        "task=greater_than",
+        "n_prompts=6",
+        "seed=3",
+        f"results_dir={tmp_path}",
+        "device=cpu",
+    ]
     assert main(ANALYSIS, given) == 0
     weights = read_weights(word_model(5))
     prompts = build_prompts("greater_than", words(), 6, seed=3)
@@ -170,19 +172,25 @@ def test_results_are_those_of_the_checkpoint_and_the_seed(family: Path, tmp_path
     ],
 )
 def test_tasks_that_cannot_be_measured_are_refused_in_one_line(
-    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], says: str
+    word_family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], says: str
 ) -> None:
-    assert main(ANALYSIS, [f"model={family}", f"results_dir={tmp_path}", "device=cpu", *overrides]) == 2
+    assert main(ANALYSIS, [f"model={word_family}", f"results_dir={tmp_path}", "device=cpu", *overrides]) == 2
     assert capsys.readouterr().err.strip().splitlines() == [says]
     assert not list(tmp_path.rglob("*.csv"))
 
 
 def test_more_prompts_than_there_are_are_refused_before_anything_is_measured(
-    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    word_family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     csv = tmp_path / "wars.csv"
     csv.write_text(PROMPTS_CSV)
-    given = [f"model={family}", f"task=[ioi, {csv}]", "metric=prob_diff", "n_prompts=3", f"results_dir={tmp_path}/out"]
+    given = [
+        f"model={word_family}",
+        f"task=[ioi, {csv}]",
+        "metric=prob_diff",
+        "n_prompts=3",
+        f"results_dir={tmp_path}/out",
+    ]
     assert main(ANALYSIS, [*given, "device=cpu"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "3 prompts" in line
@@ -193,9 +201,9 @@ def test_more_prompts_than_there_are_are_refused_before_anything_is_measured(
 # --- the trained toy family
 
 
-def test_the_toy_family_rises_from_chance_to_near_ceiling(tmp_path: Path) -> None:
-    toy, last = trained_toy()
-    given = [f"model={toy}", "task=all", f"results_dir={tmp_path}", "device=cpu", f"checkpoints=[0, {last}]"]
+def test_the_toy_family_rises_from_chance_to_near_ceiling(toy_family: Path, tmp_path: Path) -> None:
+    last = TOY_STEPS[-1]
+    given = [f"model={toy_family}", "task=all", f"results_dir={tmp_path}", "device=cpu", f"checkpoints=[0, {last}]"]
     assert main(ANALYSIS, given) == 0
     table = Store(tmp_path).read_tables("task_performance", "toy")
     clean = table[table["run"] == "clean"].set_index(["task", "metric", "step"])["value"]

@@ -12,8 +12,7 @@ import pytest
 from choreographer.browsers.chromium import Chromium
 
 from notebooks.execute import FOLDER, NAMES, execute, load, with_parameters
-from tests.support.paths import ROOT
-from utils.models.family import resolve_family
+from tests.support.paths import ROOT, TOY_STEPS
 
 MOST_BYTES = 400_000
 MOST_SECONDS = 600  # a cell, on a machine that is busy otherwise
@@ -76,11 +75,10 @@ def test_the_circuit_notebooks_run_on_the_toy_family(name: str, toy_family: Path
 
 
 def test_the_sweep_notebook_measures_what_is_missing(toy_family: Path, tmp_path: Path) -> None:
-    steps = resolve_family(str(toy_family), tmp_path).steps
     parameters = {
         "RESULTS": str(tmp_path / "results"),
         "MODEL": str(toy_family),
-        "CHECKPOINTS": [steps[0], *steps[-2:]],
+        "CHECKPOINTS": list(TOY_STEPS),
         "TASKS": ["ioi", "sva"],
         "N_PROMPTS": 10,
     }

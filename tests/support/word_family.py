@@ -1,4 +1,4 @@
-"""A local family of small random models whose tokenizer knows every word of every task, and the trained toy family."""
+"""A local family of small random models whose tokenizer knows every word of every task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tests.support.random_models import random_model
 from tests.support.task_tokenizers import words
-from tests.support.toy_family import toy_family_folder
 
 
 def word_model(step: int):
@@ -14,16 +13,10 @@ def word_model(step: int):
     return random_model(n_layers=2, vocab=len(words()), seed=step)
 
 
-def save_word_family(folder: Path, steps: tuple[int, ...] = (0, 5)) -> Path:
+def save_word_family(folder: Path, steps: tuple[int, ...]) -> Path:
     """Write the family, 10 tokens a step; contexts are 64 tokens long."""
     for step in steps:
         word_model(step).save_pretrained(folder / f"step{step}")
         words().save_pretrained(folder / f"step{step}")
     (folder / "family.json").write_text('{"tokens_per_step": 10}')
     return folder
-
-
-def trained_toy() -> tuple[Path, int]:
-    """The trained toy family's folder and its last step."""
-    folder = toy_family_folder()
-    return folder, max(int(step.name.removeprefix("step")) for step in folder.glob("step*"))

@@ -1,0 +1,15 @@
+"""Fixtures of the tests of the toy families."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from utils.toy.text import vocabulary_texts
+from utils.toy.tokenizer import build_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """The default family's. Not to be changed."""
+    return build_tokenizer(vocabulary_texts(), 128)

@@ -1,0 +1,244 @@
+"""The kinds of results: what their tables hold, what lies beside them, and which command makes them.
+
+To add a kind, write a `Kind` here and list it in `KINDS`; the store refuses tables with other columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.errors import suggest
+
+SUCCESSION_CLASSES = ("numbers", "number_words", "ordinals", "days", "months", "letters", "roman_numerals")
+"""Classes of words with a successor; `utils/heads/succession.py` lists the words."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of result.
+
+    Attributes:
+        name: its folder, `results/<name>/...`.
+        columns: of every table, after `model, step, tokens`: name -> meaning.
+        script: the root script that writes it.
+        config: how the names of that script's configs start; empty: with the task's name.
+        companions: what else may lie beside a checkpoint's table: suffix -> meaning.
+    """
+
+    name: str
+    columns: Mapping[str, str]
+    script: str
+    config: str = ""
+    companions: Mapping[str, str] = field(default_factory=dict)
+
+
+GRAPHS = Kind(
+    "graphs",
+    {
+        "source": "node the edge comes from (`input`, `a3.h2`, `m3`)",
+        "target": "input it goes to (`a5.h0<q>`, `m5`, `logits`)",
+        "score": "EAP-IG score, in the metric's units; positive: the edge raises the metric",
+    },
+    "get_circuits_over_time.py",
+    companions={
+        ".pt": "`scores` and `in_circuit` of every edge, the node names, whether blocks are `parallel`",
+        ".json": "the graph as EAP-IG's JSON, with `export_json: true`",
+    },
+)
+FAITHFULNESS = Kind(
+    "faithfulness",
+    {
+        "size": "edges asked for",
+        "n_edges": "edges left after pruning",
+        "n_nodes": "nodes with an edge, `input` and `logits` counted",
+        "metric": "mean of the metric over prompts",
+        "faithfulness": "(M(C) - M(corrupted)) / (M(clean) - M(corrupted))",
+        "faithfulness_raw": "M(C) / M(clean)",
+        "selected": "whether this is the circuit that was chosen",
+        "metric_se": "standard error of `metric`",
+        "faithfulness_low": "lower end of the 95% interval of `faithfulness`",
+        "faithfulness_high": "upper end",
+    },
+    "get_circuits_over_time.py",
+)
+BASELINES = Kind(
+    "baselines",
+    {
+        "full": "the whole model's metric on clean prompts",
+        "corrupted": "its metric on corrupted prompts",
+        "n_prompts": "prompts that circuits are evaluated on",
+        "full_se": "standard error of `full`",
+        "corrupted_se": "standard error of `corrupted`",
+        "status": "`found`, `task not learned` or `threshold not reached`",
+        "size": "edges of the circuit; empty where there is none",
+        "size_low": "lower end of the 95% interval of `size`",
+        "size_high": "upper end; empty where some resamples find no size",
+        "cpr": "area under the faithfulness curve of MIB, with `search.mib: true`",
+        "cmd": "its distance from 1, with `search.mib: true`",
+    },
+    "get_circuits_over_time.py",
+)
+COMPONENTS = Kind(
+    "components",
+    {
+        "score": "`induction`, `previous_token`, `duplicate_token`, `copy` or `negative_copy`",
+        "layer": "layer of the head",
+        "head": "number of the head",
+        "value": "attention probability, or percent for the copy scores",
+    },
+    "get_full_model_components_over_time.py",
+    "components",
+)
+SUCCESSOR = Kind(
+    "successor",
+    {
+        "layer": "layer of the head",
+        "head": "number of the head",
+        "value": "share of all pairs of a word and its successor that the head gets right",
+        "pairs": "how many pairs there are under the model's tokenizer",
+        "class_mean": "mean over classes, each counting alike",
+    }
+    | {
+        column: meaning
+        for name in SUCCESSION_CLASSES
+        for column, meaning in (
+            (name, f"share of the class {name.replace('_', ' ')}; empty where it has no pairs"),
+            (f"{name}_pairs", "pairs of that class"),
+        )
+    },
+    "get_new_successor_head_scores_over_time.py",
+    "successor",
+)
+CSPA = Kind(
+    "cspa",
+    {
+        "layer": "layer of the head",
+        "head": "number of the head",
+        "score": "1 - KL(orig || CSPA) / KL(orig || mean-ablated); empty where there is a `reason`",
+        "kl_cspa": "KL(orig || CSPA), nats",
+        "kl_ablated": "KL(orig || mean-ablated), nats",
+        "loss": "cross-entropy with the next token, nats",
+        "loss_cspa": "the same under CSPA",
+        "loss_ablated": "the same under mean ablation",
+        "n_positions": "positions measured",
+        "reason": "why the score is empty",
+    },
+    "get_model_cspa.py",
+    "cspa",
+    companions={".json": "hashes of the text that was read"},
+)
+IOI_CONSISTENCY = Kind(
+    "ioi_consistency",
+    {
+        "level": "`name_movers`, `s_inhibition` or `induction`",
+        "percent": "share of the level's effect from heads that hold its role; empty where there is a `reason`",
+        "n_heads": "heads that hold the role",
+        "total_effect": "sum of the sizes of the effects of all heads measured",
+        "percent_se": "standard error of `percent`, from resampled prompts",
+        "n_measured": "heads measured",
+        "n_receivers": "heads whose inputs are patched; empty at the first level",
+        "logit_diff": "mean logit difference of the clean prompts",
+        "logit_diff_se": "its standard error",
+        "reason": "why the level is empty",
+    },
+    "get_ioi_consistency.py",
+    "ioi_consistency",
+    companions={".json": "where the circuit and the scores come from"},
+)
+IOI_CONSISTENCY_HEADS = Kind(
+    "ioi_consistency_heads",
+    {
+        "level": "as above",
+        "layer": "layer of the head",
+        "head": "number of the head",
+        "role": "what its effect and scores make it a candidate for, or empty",
+        "effect": "change of the mean logit difference, as a share of it",
+        "effect_se": "its standard error, from resampled prompts",
+        "copy_score": "percent",
+        "cspa": "copy-suppression score",
+        "induction": "attention probability",
+        "duplicate_token": "attention probability",
+        "attention_io": "its attention to IO from the last token (level `induction`: from S2)",
+        "attention_s1": "to S1",
+        "attention_s2": "to S2",
+        "passes": "whether it holds the role",
+    },
+    "get_ioi_consistency.py",
+    "ioi_consistency",
+)
+IOI_CONSISTENCY_SIGNALS = Kind(
+    "ioi_consistency_signals",
+    {
+        "layer": "layer of the candidate for S-inhibition",
+        "head": "number of the candidate",
+        "variant": "of the prompt that its output at the last token comes from: the same or another S, the names in "
+        "the same or the opposite order; `same_token_same_order` is the prompt itself",
+        "logit_diff": "mean logit difference",
+        "attention_io": "attention to IO of the name movers that read the candidate",
+        "attention_s1": "to S1",
+        "attention_s2": "to S2",
+        "n_name_movers": "name movers that read it",
+        "passes": "whether it is an S-inhibition head",
+    },
+    "get_ioi_consistency.py",
+    "ioi_consistency",
+)
+TASK_PERFORMANCE = Kind(
+    "task_performance",
+    {
+        "run": "`clean` or `corrupted` prompts",
+        "metric": "`logit_diff`, `prob_diff`, `accuracy`, `rank_0_rate` or `prob_mass`",
+        "value": "mean over prompts",
+        "se": "its standard error",
+        "n": "prompts",
+    },
+    "get_model_task_performance.py",
+    "performance",
+)
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        GRAPHS,
+        FAITHFULNESS,
+        BASELINES,
+        COMPONENTS,
+        SUCCESSOR,
+        CSPA,
+        IOI_CONSISTENCY,
+        IOI_CONSISTENCY_HEADS,
+        IOI_CONSISTENCY_SIGNALS,
+        TASK_PERFORMANCE,
+    )
+}
+
+
+def find_kind(kind: str | Kind) -> Kind:
+    """A kind by its name.
+
+    Raises:
+        ValueError: if there is no such kind.
+    """
+    if isinstance(kind, Kind):
+        return kind
+    if kind not in KINDS:
+        raise ValueError(f"'{kind}' is no kind of result{suggest(kind, KINDS)}")
+    return KINDS[kind]
+
+
+def how_to_make(kind: str | Kind, model: str | None = None, task: str | None = None) -> str:
+    """The command that makes a kind's results, with a config that is there (or the name it would have)."""
+    found = find_kind(kind)
+    start = found.config or task or "ioi"
+    own = Path("configs", f"{start}_{(model or '160m').removeprefix('pythia-')}.yml")
+    of_all_tasks = Path("configs", f"{model}.yml")
+    if not found.config and not own.exists() and of_all_tasks.exists():
+        return f"python {found.script} -c {of_all_tasks.as_posix()}"
+    if own.exists() or model is None:
+        return f"python {found.script} -c {own.as_posix()}"
+    others = sorted(Path("configs").glob(f"{start}_*.yml"))
+    if not others:
+        return f"python {found.script} -c {own.as_posix()}"
+    return f"python {found.script} -c {others[0].as_posix()} model={model}"
