@@ -9,6 +9,7 @@ prompt, so that intervals come from resampling prompts (paired: the same prompts
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -126,11 +127,14 @@ class FaithfulnessCurve:
         return float(self.values[size].double().mean())
 
     def faithfulness(self, size: int) -> float:
+        """Normalised by the corrupted run; nan where that does what the model does."""
         corrupted, full = float(self.corrupted.double().mean()), float(self.full.double().mean())
-        return (self.metric(size) - corrupted) / (full - corrupted)
+        return (self.metric(size) - corrupted) / (full - corrupted) if full != corrupted else math.nan
 
     def raw(self, size: int) -> float:
-        return self.metric(size) / float(self.full.double().mean())
+        """The share of the model's metric; nan where that is zero."""
+        full = float(self.full.double().mean())
+        return self.metric(size) / full if full != 0 else math.nan
 
     def resampled(self, seed: int, resamples: int = RESAMPLES) -> Float[Tensor, "resample size"]:
         """Faithfulness at every size on prompts drawn with replacement, the same draw in every term of the ratio."""

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edge_attribution_patching.faithfulness import CircuitEvaluator, FaithfulnessCurve, search_circuit_size
+from edge_attribution_patching.circuit_size import SizeRule
+from edge_attribution_patching.faithfulness import CircuitEvaluator, FaithfulnessCurve
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.mib import MIB_SHARES, MibAreas, mib_areas, mib_masks
 from edge_attribution_patching.pairs import TokenPairs
@@ -114,7 +115,7 @@ def test_areas_of_a_hand_worked_graph() -> None:
 
 
 def test_a_dip_that_no_searched_size_sees_is_in_the_areas() -> None:
-    """A circuit of 20 edges keeps 90%, circuits of 1% to 50% of the edges 71%: the search stops before it sees these."""
+    """A circuit of 20 edges keeps 90%, circuits of 1% to 50% of the edges 71%; the search stops before it sees them."""
     n_edges = Graph(12, 12, parallel=True).n_edges
 
     def faithfulness(size: int) -> float:
@@ -127,7 +128,7 @@ def test_a_dip_that_no_searched_size_sees_is_in_the_areas() -> None:
     def evaluate(sizes: list[int]) -> Tensor:
         return torch.tensor([[faithfulness(size)] * 2 for size in sizes])
 
-    assert search_circuit_size(curve, evaluate, n_edges, 0.8) == 20
+    assert SizeRule(0.8).search(curve, evaluate, n_edges) == 20
     shares = np.array([0, *curve.sizes, n_edges]) / n_edges
     searched = np.array([0, *(curve.faithfulness(size) for size in curve.sizes), 1])
     assert np.trapezoid(np.abs(1 - searched), shares) == pytest.approx(0.048, abs=5e-4)

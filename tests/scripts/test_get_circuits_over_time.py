@@ -14,10 +14,13 @@ import torch
 
 from edge_attribution_patching.attribution import attribute
 from edge_attribution_patching.circuit import Circuit
+from edge_attribution_patching.faithfulness import CircuitEvaluator
 from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.mib import mib_areas
 from edge_attribution_patching.patching import evaluate_metric
 from edge_attribution_patching.patching_runs import prepare_runs, run_metric
 from get_circuits_over_time import ANALYSIS
+from tests.support import ioi_transformer
 from tests.support.paths import ROOT, TOY_STEPS
 from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
 from utils.models.family import resolve_family
@@ -74,6 +77,63 @@ def test_every_kind_of_result_is_written_for_every_task_and_step(word_family: Pa
             assert pd.isna(baselines["size"].item())
             assert circuit.n_edges == 0
             assert circuit.scores.abs().max() > 0
+
+
+@pytest.fixture(scope="module")
+def hand_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A family whose step 0 knows nothing and whose step 10 solves IOI."""
+    folder = tmp_path_factory.mktemp("families") / "hand"
+    for step in (0, 10):
+        model = ioi_transformer.ioi_transformer()
+        if step == 0:
+            model.lm_head.weight.zero_()
+        model.save_pretrained(folder / f"step{step}")
+        ioi_transformer.tokenizer().save_pretrained(folder / f"step{step}")
+    (folder / "family.json").write_text('{"tokens_per_step": 10}')
+    return folder
+
+
+def test_sizes_that_are_asked_for_are_measured_also_where_the_task_is_not_learned(
+    hand_built: Path, tmp_path: Path
+) -> None:
+    given = [f"model={hand_built}", "task=ioi", "n_prompts=6", f"results_dir={tmp_path}", "device=cpu"]
+    assert main(ANALYSIS, [*given, "search.sizes=[5, 20, 60]"]) == 0
+    store = Store(tmp_path)
+    for step, status in ((0, "task not learned"), (10, "found")):
+        assert store.folder("baselines", "hand", "ioi").read_table(step)["status"].item() == status
+        curve = store.folder("faithfulness", "hand", "ioi").read_table(step)
+        assert curve["size"].tolist() == [5, 20, 60]
+        assert curve["metric"].notna().all()
+    assert not store.folder("faithfulness", "hand", "ioi").read_table(0)["selected"].any()
+
+
+def test_cpr_and_cmd_are_measured_where_asked_and_empty_otherwise(hand_built: Path, tmp_path: Path) -> None:
+    given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "checkpoints=[10]", "device=cpu"]
+    for asked in ("true", "false"):
+        assert main(ANALYSIS, [*given, f"results_dir={tmp_path / asked}", f"search.mib={asked}"]) == 0
+    with_areas, without = (
+        Store(tmp_path / asked).folder("baselines", "hand", "ioi").read_table(10) for asked in ("true", "false")
+    )
+    assert without[["cpr", "cmd"]].isna().all(axis=None)
+    family = resolve_family(str(hand_built), Path("model_cache"))
+    checkpoint = family.load(10, device="cpu")
+    config = CircuitsConfig(model=str(hand_built), task="ioi", n_prompts=6)
+    prompts = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer)
+    scores = find_circuit(checkpoint.weights, prompts, config).circuit.scores
+    metric = prompts.evaluation.metric("logit_diff")
+    areas = mib_areas(CircuitEvaluator(checkpoint.weights, prompts.evaluation.pairs, metric), scores)
+    assert with_areas["cpr"].item() == pytest.approx(areas.cpr, rel=1e-5)
+    assert with_areas["cmd"].item() == pytest.approx(areas.cmd, rel=1e-5)
+
+
+def test_the_studys_criterion_and_grid_can_be_asked_for(hand_built: Path, tmp_path: Path) -> None:
+    given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "checkpoints=[10]", f"results_dir={tmp_path}"]
+    assert main(ANALYSIS, [*given, "search.criterion=raw", "search.grid=study", "evaluate_on=same", "seed=42"]) == 0
+    curve = Store(tmp_path).folder("faithfulness", "hand", "ioi").read_table(10)
+    assert {25, 50} <= set(curve["size"])
+    chosen = curve[curve["selected"]]
+    assert chosen["faithfulness_raw"].item() > 0.8
+    assert (curve.loc[curve["size"] < chosen["size"].item(), "faithfulness_raw"] <= 0.8).all()
 
 
 def test_baselines_equal_the_hugging_face_model(word_family: Path) -> None:

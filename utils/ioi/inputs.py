@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
@@ -212,7 +213,7 @@ class _Reader:
         run = folder.read_run()
         if run["checkpoints"].get(str(step), {}).get("sha256") != self.checkpoint.provenance["sha256"]:
             return f"{folder.file(step)} was measured on other weights; {_again(folder)}"
-        if asked is not None and (differing := differences(run, folder.kind.script.removesuffix(".py"), asked)):
+        if asked is not None and (differing := _differing(folder, run, asked)):
             name, held, new = differing[0]
             return f"{folder.path} holds {name}={shown(held)}, this run asks {shown(new)}; {_again(folder)}"
         return ""
@@ -230,6 +231,12 @@ class _Reader:
         layers, heads = (torch.tensor(table[name].to_numpy()) for name in ("layer", "head"))
         scores[layers, heads] = torch.tensor(table[column].to_numpy(dtype="float32"))
         return scores
+
+
+def _differing(folder: ResultsFolder, run: dict[str, Any], asked: BaseConfig) -> list[tuple[str, Any, Any]]:
+    """Where the settings of stored results differ from those asked; a key that only fills a column does not count."""
+    found = differences(run, folder.kind.script.removesuffix(".py"), asked)
+    return [difference for difference in found if difference[0] != "mib"]
 
 
 def _again(folder: ResultsFolder) -> str:
