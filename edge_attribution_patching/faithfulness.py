@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from edge_attribution_patching.graph import Graph
@@ -26,16 +26,18 @@ from edge_attribution_patching.weights import ModelWeights
 
 
 class CircuitEvaluator:
-    """Evaluates circuits of one order of edges on a set of prompts; both runs are prepared once.
+    """Evaluates circuits on a set of prompts, whose two runs are prepared once.
 
     Args:
         weights: the model.
         pairs: prompt pairs on the model's device.
         metric: per-prompt metric.
-        order: edges, the best first (`edge_order`).
         batch_size: prompts a pass.
         memory_budget_gb: prepared runs are kept up to this much and prepared again beyond it; also bounds each pass.
         share_prefix: see `attribute`.
+
+    Attributes:
+        full, corrupted: the metric of every prompt in the whole model and in the corrupted run, on the CPU.
     """
 
     def __init__(
@@ -43,13 +45,12 @@ class CircuitEvaluator:
         weights: ModelWeights,
         pairs: TokenPairs,
         metric: Metric,
-        order: Int[Tensor, "edge 2"],
         *,
         batch_size: int = 32,
         memory_budget_gb: float = 1.0,
         share_prefix: bool = True,
     ) -> None:
-        self.weights, self.metric, self.order = weights, metric, order
+        self.weights, self.metric = weights, metric
         self.graph = Graph.of(weights)
         self.memory_budget_gb = memory_budget_gb
         self.n_prompts = len(pairs)
@@ -62,14 +63,17 @@ class CircuitEvaluator:
             index = runs.batch.index.cpu()
             self.full[index], self.corrupted[index] = full.cpu(), corrupted.cpu()
 
-    def __call__(self, sizes: Sequence[int]) -> Float[Tensor, "size prompt"]:
-        """The metric of every prompt under the circuits of the first n edges, for each n, on the CPU."""
-        masks = prefix_masks(self.order, self.graph, sizes)
-        values = torch.zeros(len(sizes), self.n_prompts)
+    def __call__(self, masks: Bool[Tensor, "mask n_forward n_backward"]) -> Float[Tensor, "mask prompt"]:
+        """The metric of every prompt under circuits given by their edges, on the CPU."""
+        values = torch.zeros(len(masks), self.n_prompts)
         for runs in self._batches:
             metric = evaluate_metric(self.weights, runs, masks, self.metric, memory_budget_gb=self.memory_budget_gb)
             values[:, runs.batch.index.cpu()] = metric.cpu()
         return values
+
+    def prefixes_of(self, order: Int[Tensor, "edge 2"]) -> Callable[[Sequence[int]], Float[Tensor, "size prompt"]]:
+        """The same for the circuits of the first n edges of an order, pruned, by their sizes n."""
+        return lambda sizes: self(prefix_masks(order, self.graph, sizes))
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,9 @@ def edge_order(
     if scores.shape != (graph.n_forward, graph.n_backward):
         raise ValueError(f"scores have shape {tuple(scores.shape)}, the graph {(graph.n_forward, graph.n_backward)}")
     limit = graph.n_edges if limit is None else min(limit, graph.n_edges)
-    strength = scores.abs().masked_fill(~graph.edge_mask, -1.0)
+    strength = scores.abs()
     if order == "top_n":
-        ranked = strength.flatten().argsort(descending=True, stable=True)[:limit]
-        return torch.stack((ranked // graph.n_backward, ranked % graph.n_backward), dim=1)
+        return ranked_edges(strength, graph, limit)
     if order != "greedy":
         raise ValueError(f"order={order}: unknown (known: greedy, top_n)")
 
@@ -75,6 +74,22 @@ def edge_order(
             open_run(source)
     flat = torch.tensor(found, dtype=torch.long)
     return torch.stack((flat // graph.n_backward, flat % graph.n_backward), dim=1)
+
+
+def ranked_edges(
+    values: Float[Tensor, "n_forward n_backward"], graph: Graph, limit: int | None = None
+) -> Int[Tensor, "edge 2"]:
+    """Edges wherever they stand, the highest value first; equal values in index order.
+
+    Args:
+        values: one for every edge; entries that are not edges are ignored.
+        graph: the graph the values belong to.
+        limit: stop after this many edges (all by default).
+    """
+    limit = graph.n_edges if limit is None else min(limit, graph.n_edges)
+    of_edges = values.masked_fill(~graph.edge_mask, -torch.inf)
+    ranked = of_edges.flatten().argsort(descending=True, stable=True)[:limit]
+    return torch.stack((ranked // graph.n_backward, ranked % graph.n_backward), dim=1)
 
 
 def prefix_masks(

@@ -192,16 +192,16 @@ def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, config: Circuit
     except FloatingPointError as error:
         raise UserError(f"dtype: {config.dtype}: {error}; use dtype=float32 or bfloat16") from None
     order = edge_order(scores, graph, config.search.order)
-    evaluate = CircuitEvaluator(
+    evaluator = CircuitEvaluator(
         weights,
         evaluation.pairs,
         evaluation.metric(primary),
-        order,
         batch_size=config.batch_size,
         memory_budget_gb=config.memory_budget_gb,
     )
-    baselines = Baselines.of(evaluate.full, evaluate.corrupted)
-    curve = FaithfulnessCurve(evaluate.full, evaluate.corrupted)
+    evaluate = evaluator.prefixes_of(order)
+    baselines = Baselines.of(evaluator.full, evaluator.corrupted)
+    curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
     learned = baselines.learned(config.search.min_gap)
     selected = None
     sizes, threshold = config.search.sizes, config.search.threshold

@@ -138,16 +138,11 @@ def test_evaluator_gives_the_full_model_and_the_corrupted_run_at_its_ends(
     clean, corrupted, lengths = random_pairs(5)
     metric = eap_reference.logit_diff_metric(97, 5)
     scores = torch.randn(graph.n_forward, graph.n_backward, generator=torch.Generator().manual_seed(0))
-    evaluate = CircuitEvaluator(
-        weights,
-        TokenPairs(clean, corrupted, lengths),
-        metric,
-        edge_order(scores, graph),
-        batch_size=2,
-        memory_budget_gb=memory_budget_gb,
+    evaluator = CircuitEvaluator(
+        weights, TokenPairs(clean, corrupted, lengths), metric, batch_size=2, memory_budget_gb=memory_budget_gb
     )
-    values = evaluate([graph.n_edges, 0])
-    for tokens, kept, value in ((clean, evaluate.full, values[0]), (corrupted, evaluate.corrupted, values[1])):
+    values = evaluator.prefixes_of(edge_order(scores, graph))([graph.n_edges, 0])
+    for tokens, kept, value in ((clean, evaluator.full, values[0]), (corrupted, evaluator.corrupted, values[1])):
         logits = model(tokens).logits[torch.arange(5), lengths - 1]
         expected = metric(logits, torch.arange(5))
         torch.testing.assert_close(kept, expected, rtol=1e-4, atol=2e-5)
