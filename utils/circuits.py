@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
-import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +23,7 @@ from edge_attribution_patching.faithfulness import (
 )
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.search import Order, count_nodes, edge_order, prefix_masks
-from edge_attribution_patching.statistics import standard_error
+from edge_attribution_patching.statistics import percentile_interval, standard_error
 from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import Section, TaskConfig, execution
 from utils.errors import UserError
@@ -228,7 +227,7 @@ def _faithfulness_table(
     """One row per size evaluated, with 95% intervals from resampled prompts."""
     rows = []
     if curve.sizes:
-        low, high = curve.resampled(seed).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+        low, high = percentile_interval(curve.resampled(seed))
     for place, size in enumerate(curve.sizes):
         mask = prefix_masks(order, graph, [size])
         rows.append(
