@@ -35,6 +35,7 @@ from edge_attribution_patching.attribution import attribute
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.faithfulness import CircuitEvaluator
 from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.mib import mib_areas
 from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.patching import evaluate_metric
 from edge_attribution_patching.patching_runs import prepare_runs
@@ -152,6 +153,7 @@ def table(name: str, device: str, rounds: int) -> None:
     scores = score()
     (batch,) = pairs.batches(16)
     runs = prepare_runs(weights, batch)
+    evaluator = CircuitEvaluator(weights, pairs, metric)
     thousand = prefix_masks(edge_order(scores, graph, limit=1000), graph, [1000])
     circuit = Circuit(graph, scores, thousand[0])
     with tempfile.TemporaryDirectory() as folder:
@@ -172,6 +174,7 @@ def table(name: str, device: str, rounds: int) -> None:
                 "prepare both runs": lambda: prepare_runs(weights, batch),
                 "one circuit, 1000 edges": lambda: evaluate_metric(weights, runs, thousand, metric),
                 "curve of 40 sizes": curve,
+                "CPR and CMD": lambda: mib_areas(evaluator, scores),
                 "build a graph": lambda: (
                     Graph(*SHAPES[name][:2], True).edge_mask,
                     edge_order(scores, graph, limit=1000),
@@ -188,6 +191,7 @@ def table(name: str, device: str, rounds: int) -> None:
         ("prepare both runs / forward", "prepare both runs", times["forward"], 1.2),
         ("one circuit of 1000 edges / forward", "one circuit, 1000 edges", times["forward"], 0.8),
         ("40 sizes, all included / forward", "curve of 40 sizes", times["forward"], 25.0),
+        ("CPR and CMD, 20 circuits / forward", "CPR and CMD", times["forward"], 10.0),
     ]
     print(f"\npythia-{name} shape, {device}, {torch.get_num_threads()} thread(s)")
     print(f"  forward {min(times['forward']):.3f} s, forward + backward {min(times['forward + backward']):.3f} s")

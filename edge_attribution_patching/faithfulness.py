@@ -35,7 +35,6 @@ class CircuitEvaluator:
         metric: per-prompt metric.
         batch_size: prompts a pass.
         memory_budget_gb: prepared runs are kept up to this much and prepared again beyond it; also bounds each pass.
-        share_prefix: see `attribute`.
 
     Attributes:
         full, corrupted: the metric of every prompt in the whole model and in the corrupted run, on the CPU.
@@ -49,14 +48,12 @@ class CircuitEvaluator:
         *,
         batch_size: int = 32,
         memory_budget_gb: float = 1.0,
-        share_prefix: bool = True,
     ) -> None:
         self.weights, self.metric = weights, metric
         self.graph = Graph.of(weights)
         self.memory_budget_gb = memory_budget_gb
         self.n_prompts = len(pairs)
-        batches = pairs.batches(batch_size, share_prefix=share_prefix)
-        self._batches = PreparedBatches(weights, batches, "corrupted", memory_budget_gb)
+        self._batches = PreparedBatches(weights, pairs.batches(batch_size), "corrupted", memory_budget_gb)
         self.full = torch.zeros(self.n_prompts)
         self.corrupted = torch.zeros(self.n_prompts)
         for runs in self._batches:

@@ -34,7 +34,6 @@ class LayerActivations:
         Tensor, "*stack prompt head query key"
     ]  # padded; rows and columns beyond a prompt's tokens are meaningless
     z: Float[Tensor, "*stack token head d_head"]
-    attn_out: Float[Tensor, "*stack token d_model"]
     mlp_in: Float[Tensor, "*stack token d_model"]  # the residual stream that the MLP reads, before its norm
     mlp_out: Float[Tensor, "*stack token d_model"]
 
@@ -240,11 +239,7 @@ def forward(
         mlp_read = mlp_in if weights.parallel else mlp_in.view_as(mlp_in)
         mlp_out = mlp(weights, layer, mlp_read)
         if visit is not None:
-            visit(
-                LayerActivations(
-                    index, x, normalised, inverse_scale, qkv, q, k, pattern, z, attn_out, mlp_read, mlp_out
-                )
-            )
+            visit(LayerActivations(index, x, normalised, inverse_scale, qkv, q, k, pattern, z, mlp_read, mlp_out))
         x = (resid + attn_out if weights.parallel else mlp_in) + mlp_out
         del z, pattern  # So that no two layers' attention is held at once.
     return x

@@ -80,8 +80,9 @@ def test_visited_activations_add_up_to_the_residual_stream(architecture: str) ->
         nonlocal total
         torch.testing.assert_close(layer.resid_pre, total)
         heads = torch.einsum("thd,hdm->tm", layer.z, weights.layers[layer.layer].W_O)
-        torch.testing.assert_close(heads + weights.layers[layer.layer].b_O, layer.attn_out, rtol=1e-5, atol=1e-5)
-        total = total + layer.attn_out + layer.mlp_out
+        after_attention = total + heads + weights.layers[layer.layer].b_O
+        torch.testing.assert_close(layer.mlp_in, total if weights.parallel else after_attention)
+        total = after_attention + layer.mlp_out
 
     torch.testing.assert_close(forward(weights, layout, x, visit=add), total)
 
