@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
 import signal
@@ -365,3 +366,46 @@ def test_signal_handlers_are_put_back(bench: Bench) -> None:
     before = signal.getsignal(signal.SIGTERM)
     bench.run("checkpoints=[0]")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", "file/results"])
+def test_results_that_cannot_be_written_are_told_in_one_line_before_anything_is_loaded(
+    place: str, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("a file, and no folder")
+    bench.results = Path(place)
+    assert bench.run() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"results_dir: {place}/first/tiny/x cannot be written to (")
+    assert line.endswith("; name another folder")
+    assert bench.loaded == []
+
+
+def test_a_full_disk_ends_the_run_in_one_line_with_no_half_file(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.run("checkpoints=[0]")
+    before = results_in(bench.results)
+    sync = os.fsync
+    written = 0
+
+    def full(handle: int) -> None:
+        nonlocal written
+        written += 1
+        if written > 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    capsys.readouterr()
+    assert bench.run() == 2
+    assert "cannot be written (No space left on device); free space or name another folder" in capsys.readouterr().err
+    monkeypatch.undo()
+    after = results_in(bench.results)
+    assert not [path for path in after if path.endswith(".tmp")]
+    assert {path: after[path] for path in before if "step" in path} == {
+        path: data for path, data in before.items() if "step" in path
+    }
+    assert bench.run() == 0
+    assert Store(bench.results).folder(SECOND, "tiny", "y").steps() == [0, 10, 20, 30]

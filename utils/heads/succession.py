@@ -44,6 +44,16 @@ from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.store import Result
 from utils.tasks import Task
 from utils.tasks.vocabulary import encode
+from utils.tasks.word_series import (
+    DAYS,
+    LETTERS,
+    MONTHS,
+    NUMBER_WORDS,
+    ORDINALS,
+    ROMAN_NUMERALS,
+    SHORT_DAYS,
+    SHORT_MONTHS,
+)
 
 
 @dataclass(frozen=True)
@@ -62,49 +72,12 @@ class WordList:
 
 CLASSES: dict[str, tuple[WordList, ...]] = {
     "numbers": (WordList(tuple(str(number) for number in range(1, 201))),),
-    "number_words": (
-        WordList(
-            (
-                *("One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve"),
-                *("Thirteen", "Fourteen", "Fifteen", "Sixteen", "Seventeen", "Eighteen", "Nineteen", "Twenty"),
-            )
-        ),
-    ),
-    "ordinals": (
-        WordList(
-            (
-                *("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth", "Tenth"),
-                *("Eleventh", "Twelfth", "Thirteenth", "Fourteenth", "Fifteenth", "Sixteenth", "Seventeenth"),
-                *("Eighteenth", "Nineteenth", "Twentieth"),
-            )
-        ),
-    ),
-    "days": (
-        WordList(("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"), cyclic=True),
-        WordList(("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"), cyclic=True),
-    ),
-    "months": (
-        WordList(
-            (
-                *("January", "February", "March", "April", "May", "June", "July"),
-                *("August", "September", "October", "November", "December"),
-            ),
-            cyclic=True,
-        ),
-        WordList(
-            ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
-            cyclic=True,
-        ),
-    ),
-    "letters": (WordList(tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")),),
-    "roman_numerals": (
-        WordList(
-            (
-                *("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X"),
-                *("XI", "XII", "XIII", "XIV", "XV", "XVI", "XVII", "XVIII", "XIX", "XX"),
-            )
-        ),
-    ),
+    "number_words": (WordList(NUMBER_WORDS),),
+    "ordinals": (WordList(ORDINALS),),
+    "days": (WordList(DAYS, cyclic=True), WordList(SHORT_DAYS, cyclic=True)),
+    "months": (WordList(MONTHS, cyclic=True), WordList(SHORT_MONTHS, cyclic=True)),
+    "letters": (WordList(LETTERS),),
+    "roman_numerals": (WordList(ROMAN_NUMERALS),),
 }
 
 Pairs = tuple[tuple[int, int], ...]

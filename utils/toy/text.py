@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from utils.tasks import gendered_pronoun, greater_than, ioi, sva
+from utils.tasks.word_series import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS
 
 HELD_OUT_ONE_IN = 5
 
@@ -177,21 +178,12 @@ def sva_question(rng: random.Random, held_out: bool, distracted: bool = False) -
 
 SUCCESSIONS: dict[str, tuple[str, ...]] = {
     "numbers": tuple(str(number) for number in range(1, 100)),
-    "number words": (
-        *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-        *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
-    ),
-    "ordinals": (
-        *("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"),
-        *("eleventh", "twelfth"),
-    ),
-    "days": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
-    "months": (
-        *("January", "February", "March", "April", "May", "June", "July"),
-        *("August", "September", "October", "November", "December"),
-    ),
-    "letters": tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
-    "roman numerals": ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII"),
+    "number words": tuple(word.lower() for word in NUMBER_WORDS),
+    "ordinals": tuple(word.lower() for word in ORDINALS[:12]),
+    "days": DAYS,
+    "months": MONTHS,
+    "letters": LETTERS,
+    "roman numerals": ROMAN_NUMERALS[:12],
 }
 CYCLES = ("days", "months")
 """Classes whose last member is followed by the first."""
