@@ -14,15 +14,39 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from plotting.make_report import main as make_report  # noqa: E402
-from tests.support.browser import OpenPage, chromium, slider_times  # noqa: E402
+from tests.support.browser import OpenPage, chromium  # noqa: E402
 from tests.support.report_family import write_family  # noqa: E402
 
 SCREENS = {"wide": (1600, 1000), "phone": (390, 844)}
+
+
+def slider_times(page: Any, strongest: str) -> list[float]:
+    """Milliseconds of the report from the slider's event to the second frame after it, for every checkpoint, sorted."""
+    page.locator("#step").scroll_into_view_if_needed()
+    page.select_option("#circuit-strongest", strongest)
+    times: list[float] = page.evaluate(
+        """async () => {
+            const slider = document.getElementById("step");
+            const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+            const times = [];
+            for (let at = 0; at <= Number(slider.max); at += 1) {
+                await frame();
+                const began = performance.now();
+                slider.value = at;
+                slider.dispatchEvent(new Event("input", { bubbles: true }));
+                await frame();
+                times.push(performance.now() - began);
+            }
+            return times;
+        }"""
+    )
+    return sorted(times)
 
 
 def main() -> None:

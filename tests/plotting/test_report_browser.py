@@ -1,7 +1,6 @@
 """The report in a headless Chromium with the network off: what it says and does, against the tables."""
 
 import json
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from plotting.circuit_similarity import compare, edges_of
 from plotting.make_report import main
-from tests.support.browser import OpenPage, chromium, slider_times
+from tests.support.browser import OpenPage, chromium
 from tests.support.report_family import MODEL as FAMILY
 from tests.support.report_family import N_EDGES, N_STEPS, write_family
 from tests.support.synthetic_results import STEPS, write, write_all
@@ -22,8 +21,6 @@ pytestmark = pytest.mark.browser
 
 MODEL = "pythia-70m"
 MAX_BYTES = 15_000_000
-# 200 ms is asked for, and benchmarks/bench_report.py measures it; here shared machines may stall.
-MAX_MEDIAN_MS = 1500
 
 
 @pytest.fixture(scope="module")
@@ -280,24 +277,20 @@ def test_names_from_data_are_shown_as_they_are(browser: Any, store: Store, tmp_p
 
 
 @pytest.mark.slow
-def test_a_family_of_40_checkpoints_stays_small_and_its_slider_quick(
-    browser: Any, tmp_path: Path, record_property: Any
-) -> None:
+def test_the_page_of_a_family_of_40_checkpoints_stays_small_and_draws_every_edge(browser: Any, tmp_path: Path) -> None:
     store = write_family(tmp_path / "results")
-    assert len(store.folder("graphs", FAMILY, "ioi").steps()) == N_STEPS
+    steps = store.folder("graphs", FAMILY, "ioi").steps()
+    assert len(steps) == N_STEPS
     assert main(["-r", str(store.root), "-o", str(tmp_path / "report.html")]) == 0
-    size = (tmp_path / "report.html").stat().st_size
-    assert size < MAX_BYTES
+    assert (tmp_path / "report.html").stat().st_size < MAX_BYTES
     opened = OpenPage(browser, tmp_path / "report.html")
-    times = slider_times(opened.page, "all")
-    assert opened.page.locator(".edge").count() >= N_EDGES
+    opened.page.select_option("#circuit-strongest", "all")
+    slider = opened.page.locator("#step")
+    for key, step in (("Home", steps[0]), ("End", steps[-1])):
+        slider.press(key)
+        assert opened.page.locator("#step-label").inner_text().startswith(f"step {step:,}")
+        assert opened.page.locator(".edge:not(.removed)").count() == N_EDGES
     opened.close()
-    median = times[len(times) // 2]
-    logging.getLogger(__name__).info("%.1f MB; slider: median %.0f ms, longest %.0f ms", size / 1e6, median, times[-1])
-    record_property("bytes", size)
-    record_property("slider_median_ms", median)
-    assert len(times) == N_STEPS
-    assert median < MAX_MEDIAN_MS
 
 
 def cells(page: Any, table: str) -> list[list[str]]:

@@ -73,26 +73,3 @@ class OpenPage:
     def close(self) -> None:
         """Close the page and its context."""
         self.page.context.close()
-
-
-def slider_times(page: Any, strongest: str) -> list[float]:
-    """Milliseconds of the report from the slider's event to the second frame after it, for every checkpoint, sorted."""
-    page.locator("#step").scroll_into_view_if_needed()
-    page.select_option("#circuit-strongest", strongest)
-    times: list[float] = page.evaluate(
-        """async () => {
-            const slider = document.getElementById("step");
-            const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-            const times = [];
-            for (let at = 0; at <= Number(slider.max); at += 1) {
-                await frame();
-                const began = performance.now();
-                slider.value = at;
-                slider.dispatchEvent(new Event("input", { bubbles: true }));
-                await frame();
-                times.push(performance.now() - began);
-            }
-            return times;
-        }"""
-    )
-    return sorted(times)
