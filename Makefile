@@ -51,7 +51,7 @@ circuits: $(RUNNING) $(TOY)
 	@echo "Open report.html in a browser (the first figure alone: figures/circuits.html)."
 
 test: $(DEVELOPING)
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n auto --dist worksteal
 
 lint: $(DEVELOPING)
 	$(RUN) -m ruff format --check .

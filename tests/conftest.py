@@ -22,6 +22,11 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The training of the recipe first, so that one worker trains while the others run the rest."""
+    items.sort(key=lambda item: not {"slow", "trained"} <= {mark.name for mark in item.iter_markers()})
+
+
 @pytest.fixture(scope="session")
 def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A local family `tiny` of four steps, 64 tokens each; steps 20 and 30 hold the same weights. Not to be changed."""

@@ -381,6 +381,7 @@ def test_changing_the_bridge_leaves_weights_and_tokenizer_as_they_are(tiny_famil
     assert checkpoint.bridge.tokenizer is not checkpoint.tokenizer
 
 
+@pytest.mark.slow
 def test_loading_imports_no_bridge(tiny_family: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from utils.models.family import resolve_family; "

@@ -18,12 +18,12 @@ from plotting.report.circuits import PORTS, circuit_records
 from plotting.report.heads import SCORE_ROLES, head_records
 from plotting.report.page import script_safe
 from plotting.report.results import Results
-from tests.support.synthetic_results import STEPS, TASKS, write, write_all
+from tests.support.synthetic_results import MODELS, STEPS, TASKS, write
 from utils.ioi.handover import role_handover
 from utils.results.kinds import KINDS
 from utils.results.store import Store
 
-MODEL = "pythia-70m"
+MODEL = MODELS[0]
 MADE_UP = (
     "graphs",
     "faithfulness",
@@ -37,15 +37,8 @@ MADE_UP = (
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return write_all(tmp_path_factory.mktemp("results"), models=(MODEL,))
-
-
-@pytest.fixture(scope="module")
-def page(store: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    assert main(["-r", str(store.root), "-o", str(path)]) == 0
-    return path.read_text(encoding="utf-8")
+def page(report: Path) -> str:
+    return report.read_text(encoding="utf-8")
 
 
 def results_of(store: Store) -> Results:

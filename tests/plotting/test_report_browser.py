@@ -14,12 +14,12 @@ from plotting.make_report import main
 from tests.support.browser import OpenPage, chromium
 from tests.support.report_family import MODEL as FAMILY
 from tests.support.report_family import N_EDGES, N_STEPS, write_family
-from tests.support.synthetic_results import STEPS, write, write_all
+from tests.support.synthetic_results import MODELS, STEPS, write
 from utils.results.store import Store
 
 pytestmark = pytest.mark.browser
 
-MODEL = "pythia-70m"
+MODEL = MODELS[0]
 MAX_BYTES = 15_000_000
 
 
@@ -30,39 +30,27 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return write_all(tmp_path_factory.mktemp("results"), models=(MODEL,))
-
-
-@pytest.fixture(scope="module")
-def path(store: Store, browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    assert main(["-r", str(store.root), "-o", str(path)]) == 0
-    return path
-
-
-@pytest.fixture(scope="module")
-def wide(browser: Any, path: Path) -> Iterator[OpenPage]:
-    opened = OpenPage(browser, path)
+def wide(browser: Any, report: Path) -> Iterator[OpenPage]:
+    opened = OpenPage(browser, report)
     yield opened
     opened.close()
 
 
 @pytest.fixture(scope="module")
-def phone(browser: Any, path: Path) -> Iterator[OpenPage]:
-    opened = OpenPage(browser, path, width=390, height=844, touch=True)
+def phone(browser: Any, report: Path) -> Iterator[OpenPage]:
+    opened = OpenPage(browser, report, width=390, height=844, touch=True)
     yield opened
     opened.close()
 
 
 @pytest.mark.parametrize("screen", ["wide", "phone"])
 def test_page_opens_offline_without_a_complaint_or_a_request(
-    screen: str, path: Path, request: pytest.FixtureRequest
+    screen: str, report: Path, request: pytest.FixtureRequest
 ) -> None:
     opened = request.getfixturevalue(screen)
     opened.see_everything()
     assert opened.complaints == []
-    assert opened.requests == [path.as_uri()]
+    assert opened.requests == [report.as_uri()]
     assert opened.page.locator(".plot .main-svg").count() > 0
 
 

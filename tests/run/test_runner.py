@@ -124,6 +124,7 @@ def test_more_checkpoints_join_the_finished_ones(bench: Bench) -> None:
     assert Store(bench.results).folder(FIRST, "tiny", "x").steps() == [0, 10]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_to_identical_bytes(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

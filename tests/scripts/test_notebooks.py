@@ -20,8 +20,6 @@ MOST_SECONDS = 600  # a cell, on a machine that is busy otherwise
 FIGURES = {"ioi_circuit": 8, "greater_than_circuit": 5, "reading_a_sweep": 6}
 PICTURE, INTERACTIVE = "image/png", "application/vnd.plotly.v1+json"
 
-pytestmark = pytest.mark.slow
-
 
 def committed(name: str) -> nbformat.NotebookNode:
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
@@ -67,6 +65,7 @@ def test_nothing_committed_tells_where_it_was_run(name: str) -> None:
         assert place not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ioi_circuit", "greater_than_circuit"])
 def test_the_circuit_notebooks_run_on_the_toy_family(name: str, toy_family: Path) -> None:
     notebook = execute(with_parameters(load(name), {"MODEL": str(toy_family), "N_PROMPTS": 12}), timeout=MOST_SECONDS)
@@ -74,6 +73,7 @@ def test_the_circuit_notebooks_run_on_the_toy_family(name: str, toy_family: Path
     assert len(shown(notebook, PICTURE, INTERACTIVE)) >= FIGURES[name]
 
 
+@pytest.mark.slow
 def test_the_sweep_notebook_measures_what_is_missing(toy_family: Path, tmp_path: Path) -> None:
     parameters = {
         "RESULTS": str(tmp_path / "results"),

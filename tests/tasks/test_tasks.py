@@ -87,6 +87,7 @@ def digest() -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_prompts_are_the_same_in_every_process():
     command = [
         sys.executable,

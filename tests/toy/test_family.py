@@ -134,6 +134,7 @@ def test_another_seed_gives_other_weights(tiny_trained: Path, tmp_path: Path) ->
     assert weights_of(other)["step0"] != weights_of(tiny_trained)["step0"]
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_and_ends_with_the_same_bytes(tiny_trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     arguments = ["-c", str(CONFIG), *TINY, f"folder={folder.as_posix()}"]

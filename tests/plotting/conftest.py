@@ -1,0 +1,25 @@
+"""Fixtures of the tests of figures and of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plotting.make_report import main
+from tests.support.synthetic_results import MODELS, write_all
+from utils.results.store import Store
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Every kind of result of one model, the first of MODELS. Not to be changed."""
+    return write_all(tmp_path_factory.mktemp("results"), models=MODELS[:1])
+
+
+@pytest.fixture(scope="session")
+def report(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of these results. Not to be changed."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    assert main(["-r", str(store.root), "-o", str(path)]) == 0
+    return path
