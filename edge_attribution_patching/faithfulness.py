@@ -10,7 +10,7 @@ prompt, so that intervals come from resampling prompts (paired: the same prompts
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
