@@ -29,7 +29,9 @@ class HubServer:
     """Repositories by name, each branch -> files; used as a context manager.
 
     Attributes:
-        repositories: `org/name` -> branch -> file name -> bytes.
+        repositories: `org/name` -> branch or tag -> file name -> bytes.
+        tags: names that are tags; the others are branches.
+        renamed: earlier `org/name` -> today's, to which requests are redirected.
         requests: (method, path) of every request, in order.
         break_off: file name -> bytes after which its next download breaks off, once.
         resumed_at: first byte of every download that began within a file.
@@ -38,6 +40,8 @@ class HubServer:
     """
 
     repositories: dict[str, dict[str, Files]]
+    tags: set[str] = field(default_factory=set)
+    renamed: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     break_off: dict[str, int] = field(default_factory=dict)
     resumed_at: list[int] = field(default_factory=list)
@@ -92,6 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path))
         if self.hub.status is not None:
             return self._error(self.hub.status, "")
+        for old, new in self.hub.renamed.items():
+            if f"/{old}/" in path:
+                return self._send(307, b"", {"Location": self.path.replace(f"/{old}/", f"/{new}/")}, True, None)
         if match := _API.fullmatch(path):
             return self._api(*match.groups())
         if match := _RESOLVE.fullmatch(path):
@@ -102,11 +109,12 @@ class _Handler(BaseHTTPRequestHandler):
         if repository not in self.hub.repositories:
             return self._error(404, "RepoNotFound")
         if what == "refs":
-            branches = [
-                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": self.hub.commit(repository, name)}
-                for name in self.hub.repositories[repository]
-            ]
-            return self._json({"branches": branches, "converts": [], "tags": []})
+            refs: dict[str, list[dict[str, str]]] = {"branches": [], "converts": [], "tags": []}
+            for name in self.hub.repositories[repository]:
+                kind, place = ("tags", "tags") if name in self.hub.tags else ("branches", "heads")
+                commit = self.hub.commit(repository, name)
+                refs[kind].append({"name": name, "ref": f"refs/{place}/{name}", "targetCommit": commit})
+            return self._json(refs)
         branch = self._branch(repository, revision or "main")
         if branch is None:
             return self._error(404, "RevisionNotFound")

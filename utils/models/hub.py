@@ -1,20 +1,20 @@
-"""Checkpoints on the Hugging Face hub: which steps a repository publishes, and their files on disk.
+"""Checkpoints on the Hugging Face hub: a repository's branches and tags, and their files on disk.
 
-A checkpoint's files lie in `<cache_dir>/<org>--<name>/step{n}/`. First come its small files (config and tokenizer) and
-`revision.json`, which says what the hub lists; then the weights and last the manifest `download.json`, so a folder with
-a manifest is complete and needs no network. The SHA-256 of every weight file is computed once it is here and compared
-with the hub's.
+A checkpoint's files lie in `<cache_dir>/<org>--<name>/<branch or tag>/`. First come its small files (config and
+tokenizer; those that another checkpoint has too are copied) and `revision.json`, which says what the hub lists; then
+the weights and last the manifest `download.json`, so a folder with a manifest is complete and needs no network. The
+SHA-256 of every weight file is computed once it is here and compared with the hub's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -22,23 +22,21 @@ from utils.errors import UserError
 from utils.files import atomic_write, combine, file_sha256
 from utils.models.checkpoint import SMALL_FILES
 
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
+    from huggingface_hub.hf_api import RepoSibling
+
+NAMES, SHARED = "names.json", ".shared"
 LISTING, MANIFEST = "revision.json", "download.json"
 
-_REVISION = re.compile(r"(?P<stage>stage1-)?(?:step|checkpoint-)(?P<step>\d+)(?:-tokens(?P<billions>\d+)B)?")
+log = logging.getLogger(__name__)
+
 _SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _TORCH = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 
 
 class HubUnreachable(UserError):
     """The hub did not answer: no network, offline mode, or the hub is down."""
-
-
-@dataclass(frozen=True)
-class Revision:
-    """A branch that holds a training checkpoint; `tokens` where its name tells them (OLMo), else None."""
-
-    name: str
-    tokens: int | None
 
 
 class _Silent(tqdm):
@@ -49,27 +47,37 @@ class _Silent(tqdm):
         super().__init__(*args, **kwargs | {"disable": True})
 
 
-def published_revisions(repository: str) -> dict[int, Revision]:
-    """Step -> branch, from the names `step1000` (Pythia), `step1000-tokens4B`, `stage1-step1000-tokens4B` (OLMo) and
-    `checkpoint-1000`. Where two branches hold one step, the plainest name counts. Later training stages are left out,
-    as they count their steps anew.
+def published_names(repository: str, downloads: Path) -> list[str]:
+    """The names of a repository's branches, then of its tags; without the hub, those it listed before.
+
+    Args:
+        repository: the hub id.
+        downloads: where its checkpoints are downloaded to; the names are kept there.
 
     Raises:
-        UserError: if there is no such repository, or it has no such branch.
-        HubUnreachable: if the hub did not answer.
+        UserError: if there is no such repository.
+        HubUnreachable: if the hub did not answer, and never did.
     """
     from huggingface_hub import HfApi
 
-    with _told(repository):
-        branches = HfApi().list_repo_refs(repository).branches
-    revisions: dict[int, Revision] = {}
-    for name in sorted((branch.name for branch in branches), key=lambda name: (-len(name), name)):
-        if match := _REVISION.fullmatch(name):
-            billions = match["billions"]
-            revisions[int(match["step"])] = Revision(name, None if billions is None else int(billions) * 10**9)
-    if not revisions:
-        raise UserError(f"model: {repository} has no step{{n}} branches on the hub; name a repository of checkpoints")
-    return dict(sorted(revisions.items()))
+    kept = downloads / NAMES
+    try:
+        with _told(repository):
+            refs = HfApi().list_repo_refs(repository)
+    except HubUnreachable as error:
+        if (names := _read(kept)) is None:
+            raise
+        log.warning("%s; taking the branches and tags that it listed before (%s)", error, kept)
+        return [*names["branches"], *names["tags"]]
+    names = {"branches": [ref.name for ref in refs.branches], "tags": [ref.name for ref in refs.tags]}
+    with contextlib.suppress(UserError):  # A cache that cannot be written is told where a checkpoint is fetched.
+        _write(kept, names)
+    return [*names["branches"], *names["tags"]]
+
+
+def downloads_of(cache_dir: Path, repository: str) -> Path:
+    """Where a repository's checkpoints are downloaded to."""
+    return cache_dir / repository.replace("/", "--")
 
 
 def download_small(repository: str, revision: str, folder: Path) -> dict[str, Any]:
@@ -89,14 +97,14 @@ def download_small(repository: str, revision: str, folder: Path) -> dict[str, An
     api = HfApi()
     with _told(repository, revision):
         info = api.model_info(repository, revision=revision, files_metadata=True)
-        listed = {file.rfilename: file.lfs.sha256 if file.lfs is not None else None for file in info.siblings or []}
-        weights = _weight_files(list(listed))
+        files = {file.rfilename: file for file in info.siblings or []}
+        weights = _weight_files(list(files))
         if not weights:
             raise UserError(f"model: revision {revision} of {repository} holds no weights; leave that step out")
-        small = [name for name in listed if name in SMALL_FILES or name.endswith(".index.json")]
-        api.snapshot_download(repository, revision=info.sha, local_dir=folder, allow_patterns=small, tqdm_class=_Silent)
-    listing = {"repository": repository, "revision": revision, "commit": info.sha}
-    listing["weights"] = {name: listed[name] for name in weights}
+        small = [file for name, file in files.items() if name in SMALL_FILES or name.endswith(".index.json")]
+        _bring_small(api, info, small, folder)
+    listing = {"repository": info.id, "revision": revision, "commit": info.sha}  # the id of today, if it was renamed
+    listing["weights"] = {name: lfs.sha256 if (lfs := files[name].lfs) is not None else None for name in weights}
     _write(folder / LISTING, listing)
     return listing
 
@@ -119,7 +127,7 @@ def download(repository: str, revision: str, folder: Path) -> dict[str, Any]:
     weights = listing.pop("weights")
     with _told(repository, revision):
         HfApi().snapshot_download(
-            repository,
+            listing["repository"],
             revision=listing["commit"],
             local_dir=folder,
             allow_patterns=list(weights),
@@ -138,6 +146,19 @@ def download(repository: str, revision: str, folder: Path) -> dict[str, Any]:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a complete download; None where there is none."""
     return _read(folder / MANIFEST)
+
+
+def _bring_small(api: HfApi, info: ModelInfo, files: Sequence[RepoSibling], folder: Path) -> None:
+    """Bring files into a folder; what many checkpoints have is downloaded once and kept under its hash."""
+    kept = {}
+    for file in files:
+        known = file.lfs.sha256 if file.lfs is not None else file.blob_id
+        kept[file.rfilename] = folder.parent / SHARED / (known or f"{info.sha}-{file.rfilename}")
+    if absent := [name for name, path in kept.items() if not path.is_file()]:
+        api.snapshot_download(info.id, revision=info.sha, local_dir=folder, allow_patterns=absent, tqdm_class=_Silent)
+    for name, path in kept.items():
+        source, target = (path, folder / name) if path.is_file() else (folder / name, path)
+        atomic_write(target, source.read_bytes())
 
 
 def _read(path: Path) -> dict[str, Any] | None:

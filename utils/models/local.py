@@ -1,4 +1,8 @@
-"""A local family on disk: `step{n}` folders, and `family.json` with `{"tokens_per_step": n}` beside them."""
+"""A local family on disk: a folder for each checkpoint, in `save_pretrained` format.
+
+Folders are named `step{n}`, or as trainers name them (`checkpoint-500`, `iter_0000500`, `global_step500`). Beside them,
+`family.json` may hold `{"tokens_per_step": n}`; a tokenizer that all steps share may lie there too.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +13,47 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import combine, file_sha256, weight_files
+from utils.models.revisions import GENERAL, GENERAL_NAMES, Named, read_names
 
 Stamp = tuple[int, int, int]
 Stamps = dict[Path, Stamp]
 
-_STEP_FOLDER = re.compile(r"step(\d+)")
+_OWN_FORMAT = re.compile(r"model_\d+\.pt")  # nanochat's
 _WAY_OUT = 'write {"tokens_per_step": N} into it'
 
 
-def step_folders(path: Path) -> dict[int, Path]:
-    """Step -> its folder, by step.
+def named_folders(path: Path, pattern: re.Pattern[str]) -> list[Named]:
+    """The checkpoints in a family's folder.
 
     Raises:
         UserError: if there are none, or two for one step.
     """
-    folders: dict[int, Path] = {}
-    for folder in sorted(path.iterdir()):
-        if folder.is_dir() and (match := _STEP_FOLDER.fullmatch(folder.name)):
-            if (step := int(match[1])) in folders:
-                names = f"{folders[step].name} and {folder.name}"
-                raise UserError(f"model: {path} holds step {step} twice: {names}; keep one")
-            folders[step] = folder
-    if not folders:
-        raise UserError(f"model: {path} holds no step{{n}} folders; name a folder of checkpoints")
-    return dict(sorted(folders.items()))
+    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    named = read_names(folders, pattern)
+    if not named:
+        raise UserError(_no_checkpoints(path, pattern, folders))
+    seen: dict[tuple[int, int], str] = {}
+    for one in named:
+        if (other := seen.setdefault((one.stage, one.step), one.name)) != one.name:
+            raise UserError(f"model: {path} holds step {one.step} twice: {other} and {one.name}; keep one")
+    return named
+
+
+def _no_checkpoints(path: Path, pattern: re.Pattern[str], folders: list[str]) -> str:
+    if pattern is not GENERAL:
+        held = f"it holds {', '.join(folders[:5])}" if folders else "it holds no folders"
+        return f"revisions: no folder in {path} is named like '{pattern.pattern}' ({held})"
+    if own := sorted(entry.name for entry in path.iterdir() if _OWN_FORMAT.fullmatch(entry.name)):
+        return (
+            f"model: {path} holds {own[0]}, torch's own files of a model that transformers does not know; convert each "
+            f"to a Hugging Face model and save it with save_pretrained as {path}/step{{n}}"
+        )
+    if (path / "config.json").is_file():
+        return f"model: {path} is one checkpoint; name the folder above it, which holds one folder a checkpoint"
+    return (
+        f"model: {path} holds no folders that name a step ({GENERAL_NAMES}); name a folder of checkpoints, or pass "
+        r"revisions='...(?P<step>\d+)' for other names"
+    )
 
 
 def tokens_per_step(path: Path, otherwise: int | None) -> int:

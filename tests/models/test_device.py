@@ -1,0 +1,19 @@
+"""Where a model runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from utils.errors import UserError
+from utils.models.device import resolve_device
+
+
+def test_auto_is_a_device_of_this_machine() -> None:
+    torch.zeros(1, device=resolve_device("auto"))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta"])
+def test_a_device_that_is_not_here_is_refused(device: str) -> None:
+    with pytest.raises(UserError, match=rf"^device: '{device}' is not here; this machine has .*cpu"):
+        resolve_device(device)

@@ -1,0 +1,44 @@
+"""What tests of loading share: the hub pointed at this machine, and weights compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from edge_attribution_patching.weights import read_weights
+from tests.support.tiny_models import tiny_model
+from utils.errors import UserError
+from utils.models.family import Family, resolve_family
+
+
+def point_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does when huggingface_hub is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def loads_weights_of(family: Family, step: int, seed: int) -> bool:
+    """Whether every tensor of a checkpoint, folded ones included, is that of the seed's weights."""
+    return same_tensors(family.load(step, device="cpu").weights, read_weights(tiny_model(seed)))
+
+
+def same_tensors(first: object, second: object) -> bool:
+    """Whether two dataclasses of tensors are equal, bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        return len(first) == len(second) and all(same_tensors(*pair) for pair in zip(first, second, strict=True))
+    if dataclasses.is_dataclass(first):
+        names = [field.name for field in dataclasses.fields(first)]
+        return all(same_tensors(getattr(first, name), getattr(second, name)) for name in names)
+    return first == second
+
+
+def error_of(model: str, cache_dir: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve_family(model, cache_dir)
+    return str(caught.value)

@@ -1,0 +1,186 @@
+"""Names of checkpoints, read as points of one training: branches and tags on the hub, folders on disk.
+
+A name tells a step, and may tell a training stage, the tokens seen, and which of several parallel runs it is of:
+`step1000`, `checkpoint-500`, `stage1-step2000-tokens5B`, `stage2-ingredient1-step1000-tokens3B`.
+
+Steps and tokens are counted over the whole training, whichever stages are asked for, so that a checkpoint always has
+the same key: a later stage's steps follow the last step of the stage before. (A stage whose first step already lies
+beyond it counts on by itself.) Families of one stage keep the steps of their names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from utils.errors import UserError
+
+STEP = r"(?P<step>\d+k?)"
+STAGE = r"stage(?P<stage>\d+)"
+TOKENS = r"(?P<tokens>\d+(?:\.\d+)?[KMBT]?)"
+RUN = r"(?P<run>\w+)"
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+GENERAL = re.compile(
+    rf"(?:{STAGE}[-_])?(?:step|checkpoint|ckpt|iter|iteration|global[-_]?step)[-_]?{STEP}(?:[-_]tokens?[-_]?{TOKENS})?"
+)
+"""What is read where nothing else is known."""
+GENERAL_NAMES = "step{n}, checkpoint-{n}, iter_{n}, global_step{n}"
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a checkpoint's name tells.
+
+    Attributes:
+        name: the branch, tag or folder.
+        step: as the name has it.
+        stage: of training, from 1.
+        tokens: seen in training, where the name tells them.
+        run: which of several runs of the stage it belongs to, where there are several.
+        repository: where it is, for families in several repositories.
+    """
+
+    name: str
+    step: int
+    stage: int = 1
+    tokens: int | None = None
+    run: str | None = None
+    repository: str = ""
+
+
+@dataclass(frozen=True)
+class TokensRule:
+    """Tokens of training.
+
+    Attributes:
+        per_step: tokens of one step, stage by stage; the last number holds for the stages after it. Empty: what the
+            names tell.
+        at_zero: tokens seen at step 0, where that is no untrained model.
+        stage_lengths: steps of each stage, where they are known; else up to the last step that is published.
+    """
+
+    per_step: tuple[int, ...] = ()
+    at_zero: int = 0
+    stage_lengths: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A checkpoint and the tokens it has seen in the whole training."""
+
+    named: Named
+    tokens: int
+
+
+def naming_rule(text: str) -> re.Pattern[str]:
+    """A regular expression for whole names, with the groups `step` and, if need be, `stage`, `tokens` and `run`.
+
+    Raises:
+        UserError: if it is no such expression.
+    """
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise UserError(f"revisions: '{text}' is no regular expression ({error})") from None
+    if "step" not in pattern.groupindex:
+        raise UserError(f"revisions: '{text}' does not say which part is the step; write it as (?P<step>\\d+)")
+    return pattern
+
+
+def read_names(names: Iterable[str], pattern: re.Pattern[str], repository: str = "") -> list[Named]:
+    """What the names tell that the pattern fits; the others (`main`) are left out.
+
+    Raises:
+        UserError: if it takes something else than a number for one.
+    """
+    found = []
+    for name in names:
+        if match := pattern.fullmatch(name):
+            told = match.groupdict()
+            found.append(
+                Named(
+                    name,
+                    step=_number(told["step"], name, "step"),
+                    stage=_number(told.get("stage") or "1", name, "stage"),
+                    tokens=_number(told["tokens"], name, "tokens") if told.get("tokens") else None,
+                    run=told.get("run"),
+                    repository=repository,
+                )
+            )
+    return found
+
+
+def timeline(
+    named: Sequence[Named],
+    source: str,
+    rule: TokensRule | None = None,
+    stages: Sequence[int] = (1,),
+    tokens_per_step: int | None = None,
+) -> dict[int, Placed]:
+    """Step of the whole training -> checkpoint, sorted.
+
+    Args:
+        named: the checkpoints; where two have one step, the first counts.
+        source: the family's name, for errors.
+        rule: what is known of its tokens.
+        stages: those to take.
+        tokens_per_step: for what neither rule nor names tell.
+
+    Raises:
+        UserError: if a stage is not published, or the tokens are unknown.
+    """
+    rule = rule or TokensRule()
+    by_stage: dict[int, dict[int, Named]] = {}
+    for one in named:
+        by_stage.setdefault(one.stage, {}).setdefault(one.step, one)
+    placed: dict[int, Placed] = {}
+    start, before = 0, rule.at_zero  # steps and tokens of the stages before
+    for stage in range(1, max(stages) + 1):
+        if stage not in by_stage:
+            published = ", ".join(map(str, sorted(by_stage)))
+            raise UserError(f"stages: {source} publishes no stage {stage} (published: {published})")
+        checkpoints = dict(sorted(by_stage[stage].items()))
+        per_step = rule.per_step[min(stage, len(rule.per_step)) - 1] if rule.per_step else None
+        counts_on = min(checkpoints) > start > 0
+        offset = 0 if counts_on else start
+        end, seen = start, before
+        for step, one in checkpoints.items():
+            end = step + offset
+            if per_step is None and one.tokens is not None:
+                seen = one.tokens if counts_on else before + one.tokens
+            elif (each := per_step or tokens_per_step) is not None:
+                seen = before + (end - start) * each
+            else:
+                raise UserError(
+                    f"tokens_per_step: {source} does not say how many tokens a step has; pass tokens_per_step=N"
+                )
+            if stage in stages:
+                placed.setdefault(end, Placed(one, seen))  # A stage's step 0 is the last step of the one before.
+        if stage <= len(rule.stage_lengths):
+            end, seen = start + rule.stage_lengths[stage - 1], before + rule.stage_lengths[stage - 1] * (per_step or 0)
+        start, before = end, seen
+    return placed
+
+
+def refuse_several_runs(named: Sequence[Named], pattern: re.Pattern[str], source: str, stages: Sequence[int]) -> None:
+    """Where a stage was run several times, which run is meant must be said.
+
+    Raises:
+        UserError: if it is not.
+    """
+    for stage in stages:
+        runs = sorted({one.run for one in named if one.stage == stage and one.run is not None})
+        if len(runs) > 1:
+            chosen = pattern.pattern.replace(RUN, runs[0])
+            raise UserError(
+                f"stages: stage {stage} of {source} was run {len(runs)} times ({', '.join(runs)}); choose one by its "
+                f"names, for example revisions='{chosen}'"
+            )
+
+
+def _number(text: str | None, name: str, what: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?)", (text or "").upper())
+    if match is None:
+        raise UserError(f"revisions: '{name}': its {what} is '{text or ''}', which is no number; narrow the expression")
+    return round(float(match[1]) * _UNITS[match[2]])
