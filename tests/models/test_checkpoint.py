@@ -113,12 +113,12 @@ def test_parameters_are_counted_once_where_tensors_are_tied(tmp_path: Path) -> N
 
 def test_the_same_tokenizer_files_give_the_same_tokenizer(tiny_family: Path, tmp_path: Path) -> None:
     family = resolve_family(str(tiny_family), tmp_path)
-    assert family.tokenizer(10) is family.tokenizer(30)
+    assert family.describe(10).tokenizer is family.describe(30).tokenizer
     other = save_family(tmp_path / "other", {5: 1})
     settings = other / "step5" / "tokenizer_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 7}))
-    tokenizer = resolve_family(str(other), tmp_path).tokenizer(5)
-    assert tokenizer is not family.tokenizer(10)
+    tokenizer = resolve_family(str(other), tmp_path).describe(5).tokenizer
+    assert tokenizer is not family.describe(10).tokenizer
     assert tokenizer.model_max_length == 7
 
 

@@ -42,7 +42,7 @@ def test_a_tokenizer_may_lie_beside_the_steps(tmp_path: Path) -> None:
     folder = save_family(tmp_path / "shared", {5: 1})
     for file in (folder / "step5").glob("tokenizer*"):
         shutil.move(file, folder / file.name)
-    tokenizer = resolve_family(str(folder), tmp_path).tokenizer(5)
+    tokenizer = resolve_family(str(folder), tmp_path).describe(5).tokenizer
     assert tokenizer.vocab_size == len(WORDS)
 
 

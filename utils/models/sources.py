@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,9 +18,6 @@ from utils.models.checkpoint import CheckpointFiles, Description, LoadedCheckpoi
 from utils.models.device import resolve_device
 from utils.models.families import Damage
 from utils.models.revisions import Named
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +74,6 @@ class Family:
             UserError: if it cannot be had, or the engine cannot read such a model.
         """
         return describe(self.fetch_small(step))
-
-    def tokenizer(self, step: int) -> PreTrainedTokenizerBase:
-        """A checkpoint's tokenizer."""
-        return self.describe(step).tokenizer
 
     def load(self, step: int, dtype: str = "float32", device: str = "auto") -> LoadedCheckpoint:
         """Load a checkpoint.
