@@ -37,21 +37,14 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd
 import torch
 
-from edge_attribution_patching.forward import Unembedding, embed, forward, normalise
+from edge_attribution_patching.forward import Unembedding
 from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.patching import evaluate_metric
-from edge_attribution_patching.patching_runs import prepare_runs, run_metric
-from edge_attribution_patching.paths import path_masks
-from edge_attribution_patching.search import nodes_in
 from notebooks.drawing import Axis, draw_head_maps, draw_maps, top_heads
+from notebooks.steps import PathPatching, at_end, head_table, heads_of, load_checkpoint, show_circuit
 from notebooks.support import start
-from plotting.plot_circuit import draw_circuit
 from plotting.plot_faithfulness_curve import draw_curves
 from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
 from utils.ioi.effects import name_attention
-from utils.models.family import resolve_family
-from utils.models.schedules import select_steps
 from utils.task_performance import answer_logits, task_performance
 from utils.tasks import TASKS, build_prompts
 from utils.tasks.greater_than import two_digit_tokens
@@ -70,11 +63,9 @@ STEP = None
 N_PROMPTS = 100
 
 # %%
-family = resolve_family(MODEL, Path("model_cache"))
-[step] = select_steps([family.steps[-1] if STEP is None else STEP], family.steps, family.name)
-checkpoint = family.load(step)
+checkpoint = load_checkpoint(MODEL, STEP)
+step = checkpoint.step
 weights, graph = checkpoint.weights, Graph.of(checkpoint.weights)
-heads = [(layer, head) for layer in range(graph.n_layers) for head in range(graph.n_heads)]
 size = f"{graph.n_layers} layers of {graph.n_heads} heads, {graph.n_edges:,} edges"
 f"{checkpoint.name}, step {step:,} ({checkpoint.tokens:,} tokens): {size}"
 
@@ -87,8 +78,7 @@ f"{checkpoint.name}, step {step:,} ({checkpoint.tokens:,} tokens): {size}"
 
 # %%
 prompts = build_prompts("greater_than", checkpoint.tokenizer, N_PROMPTS, seed=0).to(checkpoint.device)
-pairs = prompts.pairs
-yy = pairs.first_difference()
+yy = prompts.pairs.first_difference()
 pd.DataFrame(prompts.texts, columns=["clean", "corrupted"]).assign(
     **{"right answers": [f"{year % 100 + 1:02d} ... 99" for year in prompts.meta["year"]]}
 ).head(4)
@@ -174,40 +164,19 @@ show(
 #
 # Change one thing: the *logits* read what one head (or MLP) writes on the corrupted prompt; everything else keeps its
 # clean value. The change of the probability difference is its **direct effect**. As every intervention here, that is
-# an *edge mask*: with `base="clean"` the edges in the mask carry the corrupted run, all others the clean one. **Look
-# for** orange: without that message the answer gets worse. In GPT-2 most of it is in the MLPs.
+# an *edge mask*: the edges in the mask carry the corrupted run, all others the clean one (`PathPatching` in
+# [steps.py](steps.py)). **Look for** orange: without that message the answer gets worse. In GPT-2 most of it is in the
+# MLPs.
 
 # %%
-(batch,) = pairs.batches(len(prompts))
-runs = prepare_runs(weights, batch, base="clean")
-metric = prompts.metric("prob_diff")
-corrupted_values, clean_values = run_metric(weights, runs, metric)
-
-
-def head_effects(through_mlps=False):
-    """Change of the probability difference when only the paths head -> (MLPs ->) logits carry the corrupted run."""
-    effects = []
-    for layer in range(graph.n_layers):  # one layer's masks at a time: those of a large model are large
-        masks = path_masks(graph, [head for head in heads if head[0] == layer], through_mlps=through_mlps)
-        effects.append((evaluate_metric(weights, runs, masks, metric) - clean_values).mean(dim=1).cpu())
-    return torch.stack(effects)
-
-
-def mlp_effects():
-    """The same for MLP -> logits: everything below has its corrupted value, but only this edge carries it on."""
-    masks = torch.zeros(graph.n_layers, graph.n_forward, graph.n_backward, dtype=torch.bool)
-    for layer, mask in enumerate(masks):
-        mask[:, : graph.mlp_input(layer) + 1] = True
-        mask[graph.mlp(layer), graph.logits] = True
-    return (evaluate_metric(weights, runs, masks, metric) - clean_values).mean(dim=1).cpu()
-
-
-direct, through_mlps, of_mlps = head_effects(), head_effects(through_mlps=True), mlp_effects()
+patching = PathPatching(weights, prompts, "prob_diff")
+direct, through_mlps = patching.of_heads(), patching.of_heads(through_mlps=True)
+of_mlps = patching.of_mlps()
 show(
     draw_head_maps(
         {"head → logits": direct, "head → MLPs → logits as well": through_mlps},
         "Effect of each head on the probability difference",
-        f"Path patching; clean {clean_values.mean():.2f}, corrupted {corrupted_values.mean():.2f}",
+        f"Path patching; clean {patching.clean.mean():.2f}, corrupted {patching.corrupted.mean():.2f}",
         "change in probability",
     )
 )
@@ -233,29 +202,12 @@ pd.DataFrame({"MLP": [f"m{layer}" for layer in range(graph.n_layers)], "direct e
 # %%
 strongest = top_heads(direct, 3)
 mlps = sorted(layer for layer, _ in top_heads(of_mlps[:, None], 3))
-written = {}
-
-
-def watch(activations):
-    """Keep what the components write at END."""
-    at = activations.layer
-    for layer, head in strongest:
-        if layer == at:
-            written[f"a{layer}.h{head}"] = activations.z[layout.last, head] @ weights.layers[layer].W_O[head]
-    if at in mlps:
-        written[f"m{at}"] = activations.mlp_out[layout.last]
-
-
-layout = Layout.whole(prompts.lengths)
-with torch.no_grad():
-    final = forward(weights, layout, embed(weights, layout, layout.pack(prompts.clean)), visit=watch)
-    _, inverse_scale = normalise(weights.final_norm, final[layout.last])
+written = at_end(weights, prompts, strongest, mlps).written
 
 
 def to_answers(output):
     """Logits of the answers that an output writes [prompt, answer], centred over the answers."""
-    with torch.no_grad():
-        logits = output * inverse_scale @ Unembedding(weights).rows(answer_tokens).T
+    logits = output @ Unembedding(weights).rows(answer_tokens).T
     return logits - logits.mean(dim=1, keepdim=True)
 
 
@@ -310,17 +262,7 @@ report = find_circuit(weights, circuit_prompts(config, TASKS["greater_than"], ch
 report.baselines.T.rename(columns={0: "greater-than circuit"})
 
 # %%
-edges = report.circuit.to_table()
-if edges.empty:
-    print(f"No circuit to draw: {report.baselines['status'][0]}.")
-else:
-    show(
-        draw_circuit(
-            edges.head(100),
-            f"Greater-than circuit of {checkpoint.name} at step {step:,}",
-            f"{len(edges)} of {graph.n_edges:,} edges, {report.circuit.n_nodes} nodes; width grows with |score|",
-        )
-    )
+show_circuit(show, report, checkpoint, "Greater-than")
 
 # %%
 if len(report.faithfulness):
@@ -340,20 +282,7 @@ if len(report.faithfulness):
 # The heads of the circuit, side by side with what they do:
 
 # %%
-in_circuit = nodes_in(report.circuit.in_circuit[None], graph)[0]
-table = pd.DataFrame(
-    [
-        {
-            "head": f"a{layer}.h{head}",
-            "to the logits": float(direct[layer, head]),
-            "with MLPs": float(through_mlps[layer, head]),
-            "END to YY": float(attention[0, layer, head]),
-        }
-        for layer, head in heads
-        if in_circuit[graph.head(layer, head)]
-    ],
-    columns=["head", "to the logits", "with MLPs", "END to YY"],
-)
+table = head_table(heads_of(report), {"to the logits": direct, "with MLPs": through_mlps, "END to YY": attention[0]})
 table.sort_values("with MLPs", ignore_index=True).head(10)
 
 # %% [markdown]

@@ -42,23 +42,17 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd
 import torch
 
-from edge_attribution_patching.forward import Unembedding, embed, forward, normalise
+from edge_attribution_patching.forward import Unembedding
 from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.patching import evaluate_masks_final
-from edge_attribution_patching.patching_runs import prepare_runs
-from edge_attribution_patching.paths import Receivers, path_masks
-from edge_attribution_patching.search import nodes_in
+from edge_attribution_patching.paths import Receivers
 from notebooks.drawing import draw_attention, draw_head_maps, draw_scatter, top_heads
+from notebooks.steps import PathPatching, at_end, head_table, heads_of, load_checkpoint, show_circuit
 from notebooks.support import start
-from plotting.plot_circuit import draw_circuit
 from plotting.plot_faithfulness_curve import draw_curves
 from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
 from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
-from utils.ioi.effects import LogitDifference, PairedRuns, Swap, name_attention
-from utils.models.family import resolve_family
-from utils.models.schedules import select_steps
-from utils.task_performance import task_performance
+from utils.ioi.effects import PairedRuns, Swap, name_attention
+from utils.task_performance import answer_logits, task_performance
 from utils.tasks import TASKS, build_prompts
 from utils.tasks.ioi import signal_variants
 
@@ -76,11 +70,9 @@ STEP = None
 N_PROMPTS = 100
 
 # %%
-family = resolve_family(MODEL, Path("model_cache"))
-[step] = select_steps([family.steps[-1] if STEP is None else STEP], family.steps, family.name)
-checkpoint = family.load(step)
+checkpoint = load_checkpoint(MODEL, STEP)
+step = checkpoint.step
 weights, graph = checkpoint.weights, Graph.of(checkpoint.weights)
-heads = [(layer, head) for layer in range(graph.n_layers) for head in range(graph.n_heads)]
 size = f"{graph.n_layers} layers of {graph.n_heads} heads, {graph.n_edges:,} edges"
 f"{checkpoint.name}, step {step:,} ({checkpoint.tokens:,} tokens): {size}"
 
@@ -150,32 +142,19 @@ show(
 # Looking is not writing. For each head, keep the whole clean run and change one thing: the *logits* read what that
 # head writes on the corrupted prompt, and nothing between the head and the logits is touched. The change of the logit
 # difference is the head's **direct effect**. In this repository that, like every intervention, is an *edge mask*:
-# which edges of the graph carry the corrupted run. With `base="clean"` all other edges carry the clean one.
+# it says which edges of the graph carry the corrupted run, while all others carry the clean one (`PathPatching` in
+# [steps.py](steps.py)).
 #
 # **Look for** dark orange: without that head's message the logit difference falls. Blue heads push against the
 # answer.
 
 # %%
-logit_difference = LogitDifference(weights, swap)
-
-
-def path_effects(prompts, stages=()):
-    """Change of the logit difference [layer, head] when only head -> stages -> logits carry the corrupted run."""
-    (batch,) = prompts.pairs.batches(len(prompts))
-    runs = prepare_runs(weights, batch, base="clean")
-    clean = logit_difference(runs.base.final, batch.index)
-    rows = []
-    for layer in range(graph.n_layers):  # one layer's masks at a time: those of a large model are large
-        masks = path_masks(graph, [head for head in heads if head[0] == layer], stages)
-        patched = logit_difference(evaluate_masks_final(weights, runs, masks), batch.index)
-        rows.append((patched - clean).mean(dim=1).cpu())
-    return torch.stack(rows)
-
-
-direct = path_effects(swap)
+patching = PathPatching(weights, swap, "logit_diff")
+direct = patching.of_heads()
+of_abc = PathPatching(weights, abc, "logit_diff").of_heads()
 show(
     draw_head_maps(
-        {"swap: the other answer": direct, "abc: no answer": path_effects(abc)},
+        {"swap: the other answer": direct, "abc: no answer": of_abc},
         "Direct effect of each head on the logit difference",
         "Path patching head → logits; orange: the answer is lost",
         "change in logits",
@@ -188,17 +167,8 @@ show(
 # %%
 clean_mean = float(performance.query("run == 'clean' and metric == 'logit_diff'")["value"].iloc[0])
 writers = top_heads(direct, 6)
-pd.DataFrame(
-    [
-        {
-            "head": f"a{layer}.h{head}",
-            "direct effect": float(direct[layer, head]),
-            "of clean": float(direct[layer, head]) / clean_mean,
-        }
-        | {f"attends to {name}": float(attention[i, layer, head]) for i, name in enumerate(("IO", "S1", "S2"))}
-        for layer, head in writers
-    ]
-)
+looks = {f"attends to {name}": where for name, where in zip(("IO", "S1", "S2"), attention, strict=True)}
+head_table(writers, {"direct effect": direct, "of clean": direct / clean_mean} | looks)
 
 # %% [markdown]
 # **The toy model**: one head is the whole story. The head that looks at S2 carries more than twice the logit
@@ -233,25 +203,10 @@ show(
 
 # %%
 layer, head = writers[0]
-seen, patterns = {}, []
-
-
-def watch(activations):
-    """Keep the head's attention from END and its output there, and every head's attention on the first prompt."""
-    patterns.append(activations.pattern[0])  # [head, query, key]
-    if activations.layer == layer:
-        seen["pattern"] = activations.pattern[torch.arange(len(swap)), head, swap.lengths - 1]  # [prompt, key]
-        seen["written"] = activations.z[layout.last, head] @ weights.layers[layer].W_O[head]  # [prompt, d_model]
-
-
-layout = Layout.whole(swap.lengths)
-with torch.no_grad():
-    final = forward(weights, layout, embed(weights, layout, layout.pack(swap.clean)), visit=watch)
-    _, inverse_scale = normalise(weights.final_norm, final[layout.last])
-    directions = Unembedding(weights, centre_vocabulary=True).rows(slice(None))
-    logits = seen["written"] * inverse_scale @ directions.T
-
-to_io, to_s1, to_s2 = seen["pattern"].gather(1, names).T.cpu()
+end_of_run = at_end(weights, swap, [(layer, head)])
+to_io, to_s1, to_s2 = end_of_run.attention[layer, head].gather(1, names).T.cpu()
+directions = Unembedding(weights, centre_vocabulary=True).rows(slice(None))
+logits = end_of_run.written[f"a{layer}.h{head}"] @ directions.T
 to_logit = {
     name: logits.gather(1, tokens[:, :1])[:, 0].cpu()
     for name, tokens in (("IO", swap.answers.right), ("S", swap.answers.wrong))
@@ -273,9 +228,10 @@ show(
 length = int(swap.lengths[0])
 tokens = [checkpoint.tokenizer.decode([token]) for token in swap.clean[0, :length].tolist()]
 looking = divmod(int(attention[0].argmax()), graph.n_heads)
+drawn = dict.fromkeys(((layer, head), looking))
 show(
     draw_attention(
-        {f"a{at}.h{of}": patterns[at][of, :length, :length] for at, of in dict.fromkeys(((layer, head), looking))},
+        {f"a{at}.h{of}": end_of_run.first[at][of, :length, :length] for at, of in drawn},
         tokens,
         "Attention on one prompt",
         f"The decisive head and the head that looks at IO most; the answer is {swap.meta['io'][0]}",
@@ -297,7 +253,7 @@ show(
 # %%
 receivers = tuple(writers)
 steering = {
-    f"into their {word}": path_effects(swap, [Receivers(receivers, letter)])
+    f"into their {word}": patching.of_heads([Receivers(receivers, letter)])
     for letter, word in (("q", "queries"), ("k", "keys"), ("v", "values"))
 }
 show(
@@ -341,11 +297,8 @@ pd.DataFrame(rows).set_index("prompts")
 # shortcut away: it should prefer neither of the first two names, and avoid the third.
 
 # %%
-with torch.no_grad():
-    final = forward(weights, layout, embed(weights, layout, layout.pack(abc.corrupted)), last_layer="answers")
-    normalised, _ = normalise(weights.final_norm, final)
-    logits = (normalised * weights.final_norm.gain + weights.final_norm.bias) @ weights.unembed.T
-probabilities = logits.softmax(dim=-1).gather(1, abc.corrupted.gather(1, names)).mean(dim=0)
+probabilities = answer_logits(weights, abc.corrupted, abc.lengths).softmax(dim=-1)
+probabilities = probabilities.gather(1, abc.corrupted.gather(1, names)).mean(dim=0)
 pd.DataFrame(
     {
         "name in an abc prompt": ["first place of IO", "place of S1", "place of S2 (the last name)"],
@@ -416,17 +369,7 @@ report = find_circuit(weights, circuit_prompts(config, TASKS["ioi"], checkpoint.
 report.baselines.T.rename(columns={0: "IOI circuit"})
 
 # %%
-edges = report.circuit.to_table()
-if edges.empty:
-    print(f"No circuit to draw: {report.baselines['status'][0]}.")
-else:
-    show(
-        draw_circuit(
-            edges.head(100),
-            f"IOI circuit of {checkpoint.name} at step {step:,}",
-            f"{len(edges)} of {graph.n_edges:,} edges, {report.circuit.n_nodes} nodes; width grows with |score|",
-        )
-    )
+show_circuit(show, report, checkpoint, "IOI")
 
 # %% [markdown]
 # Blue edges raise the logit difference, orange ones lower it; q, k, v say which of a head's inputs an edge enters.
@@ -449,21 +392,16 @@ if len(report.faithfulness):
 # The heads of the circuit, side by side with what they do:
 
 # %%
-in_circuit = nodes_in(report.circuit.in_circuit[None], graph)[0]
-pd.DataFrame(
-    [
-        {
-            "head": f"a{layer}.h{head}",
-            "direct effect": float(direct[layer, head]),
-            "copy %": float(copying["copy"][layer, head]),
-            "negative copy %": float(copying["negative_copy"][layer, head]),
-            "induction": float(scores["induction"][layer, head]),
-            "END to IO": float(attention[0, layer, head]),
-            "END to S2": float(attention[2, layer, head]),
-        }
-        for layer, head in heads
-        if in_circuit[graph.head(layer, head)]
-    ]
+head_table(
+    heads_of(report),
+    {
+        "direct effect": direct,
+        "copy %": copying["copy"],
+        "negative copy %": copying["negative_copy"],
+        "induction": scores["induction"],
+        "END to IO": attention[0],
+        "END to S2": attention[2],
+    },
 )
 
 # %% [markdown]

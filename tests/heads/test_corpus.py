@@ -42,7 +42,7 @@ def test_text_file_is_packed_with_end_of_text_between_documents(tokenizer, text_
         assert all(len(set(piece.split()) - {"0"}) <= 1 or "95" in piece for piece in pieces)
 
 
-def test_blocks_between_blank_lines_are_documents(tokenizer, text_file: Path) -> None:
+def test_blocks_between_blank_lines_are_documents(text_file: Path) -> None:
     documents = list(Corpus(str(text_file)).documents(0))
     assert len(documents) == 60
     assert "95\n96" in documents

@@ -146,7 +146,7 @@ def test_one_kind_of_results_is_enough(kind: str, store: Store, tmp_path: Path) 
     assert ('id="circuit" hidden' in text) == (kind != "graphs")
 
 
-def test_results_without_any_circuit_say_so(store: Store, tmp_path: Path) -> None:
+def test_results_without_any_circuit_say_so(tmp_path: Path) -> None:
     copied = Store(tmp_path)
     empty = pd.DataFrame(columns=["source", "target", "score"])
     for step in (0, 8):

@@ -18,6 +18,7 @@ from tests.support.paths import ROOT
 from utils.config.keys import load_config
 from utils.errors import UserError
 from utils.models.family import resolve_family
+from utils.toy import family
 from utils.toy.evaluation import Examination
 from utils.toy.family import FamilyConfig, train_family
 
@@ -54,6 +55,21 @@ def tiny_config(folder: Path, *overrides: str) -> FamilyConfig:
 def tiny_trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A family of a few steps; not to be changed."""
     return train_family(tiny_config(tmp_path_factory.mktemp("toy") / "tiny"))
+
+
+def stop_training(config: FamilyConfig, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train, and stop when the checkpoint of step `at` is about to be written."""
+    save = family._Training._save_checkpoint
+
+    def save_or_stop(training, step: int, trainer) -> None:
+        if step == at:
+            raise KeyboardInterrupt
+        save(training, step, trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(family._Training, "_save_checkpoint", save_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_family(config)
 
 
 def weights_of(folder: Path) -> dict[str, bytes]:
@@ -101,9 +117,9 @@ def test_a_checkpoint_is_a_plain_pythia_like_gpt_neox(tiny_trained: Path) -> Non
 
 
 def test_checkpoints_load_as_a_local_family(tiny_trained: Path) -> None:
-    family = resolve_family(str(tiny_trained), Path("unused"))
-    assert list(family.steps) == TINY_STEPS
-    checkpoint = family.load(20, "float32", "cpu")
+    local = resolve_family(str(tiny_trained), Path("unused"))
+    assert list(local.steps) == TINY_STEPS
+    checkpoint = local.load(20, "float32", "cpu")
     assert checkpoint.step == 20
     plain = AutoModelForCausalLM.from_pretrained(tiny_trained / "step20")
     tokens = checkpoint.tokenizer("When Mary and John went", return_tensors="pt").input_ids
@@ -156,25 +172,9 @@ def test_a_training_that_stops_before_a_checkpoint_is_renamed_writes_it_on_resum
     tiny_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(tmp_path / "stopped")
-    with monkeypatch.context() as patch:
-        patch.setattr("utils.toy.family._Training._save_checkpoint", stop_at(8))
-        with pytest.raises(KeyboardInterrupt):
-            train_family(config)
+    stop_training(config, 8, monkeypatch)
     assert not (config.folder / "step8").exists()
     assert weights_of(train_family(config)) == weights_of(tiny_trained)
-
-
-def stop_at(stop: int):
-    from utils.toy.family import _Training
-
-    save = _Training._save_checkpoint
-
-    def save_or_stop(self, step: int, trainer) -> None:
-        if step == stop:
-            raise KeyboardInterrupt
-        save(self, step, trainer)
-
-    return save_or_stop
 
 
 def test_a_finished_family_is_found_again(
@@ -205,10 +205,7 @@ def test_an_unfinished_training_of_another_config_is_refused_and_overwritten_on_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(tmp_path / "stopped")
-    with monkeypatch.context() as patch:
-        patch.setattr("utils.toy.family._Training._save_checkpoint", stop_at(4))
-        with pytest.raises(KeyboardInterrupt):
-            train_family(config)
+    stop_training(config, 4, monkeypatch)
     other = ("seed=1", "optimizer.steps=2")
     with pytest.raises(UserError, match=r"holds an unfinished training with seed=0 \(this run asks 1\)"):
         train_family(tiny_config(config.folder, *other))

@@ -1,0 +1,85 @@
+"""The steps that the circuit notebooks share, against sums over the residual stream."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from edge_attribution_patching.forward import LayerActivations, embed, forward, normalise, unembed
+from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.weights import ModelWeights, read_weights
+from notebooks.steps import PathPatching, at_end, head_table
+from tests.support.random_models import ARCHITECTURES, random_model
+from tests.support.task_tokenizers import words
+from utils.tasks import build_prompts
+from utils.tasks.prompts import Prompts
+
+
+@pytest.fixture(scope="module")
+def prompts() -> Prompts:
+    return build_prompts("ioi", words(), 6, seed=0)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def weights(request: pytest.FixtureRequest) -> ModelWeights:
+    return read_weights(random_model(request.param, n_layers=2, vocab=len(words())))
+
+
+def end_of_run(weights: ModelWeights, prompts: Prompts, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """At END: the embedding, the final residual stream, and what heads [layer, head] and MLPs [layer] write."""
+    layout, heads, mlps = Layout.whole(prompts.lengths), [], []
+
+    def watch(activations: LayerActivations) -> None:
+        W_O = weights.layers[activations.layer].W_O
+        heads.append(torch.einsum("phd,hdm->hpm", activations.z[layout.last], W_O))
+        mlps.append(activations.mlp_out[layout.last])
+
+    start = embed(weights, layout, layout.pack(tokens))
+    with torch.no_grad():
+        final = forward(weights, layout, start, visit=watch)
+    return start[layout.last], final[layout.last], torch.stack(heads), torch.stack(mlps)
+
+
+def test_direct_effects_are_those_of_exchanged_outputs(weights: ModelWeights, prompts: Prompts) -> None:
+    metric, everyone = prompts.metric("logit_diff"), torch.arange(len(prompts))
+    _, final, heads, mlps = end_of_run(weights, prompts, prompts.clean)
+    _, _, other_heads, other_mlps = end_of_run(weights, prompts, prompts.corrupted)
+    patching = PathPatching(weights, prompts, "logit_diff")
+
+    def effects(change: Tensor) -> Tensor:
+        patched = metric(unembed(weights, final + change), everyone) - metric(unembed(weights, final), everyone)
+        return patched.mean()
+
+    expected = torch.stack([torch.stack([effects(of_head) for of_head in layer]) for layer in other_heads - heads])
+    torch.testing.assert_close(patching.of_heads(), expected, atol=1e-5, rtol=1e-4)
+    expected = torch.stack([effects(of_mlp) for of_mlp in other_mlps - mlps])
+    torch.testing.assert_close(patching.of_mlps(), expected, atol=1e-5, rtol=1e-4)
+    assert patching.of_heads().abs().max() > 1e-3
+
+
+def test_what_is_written_at_the_end_adds_up_to_the_residual_stream(weights: ModelWeights, prompts: Prompts) -> None:
+    every_head = [(layer, head) for layer in range(2) for head in range(weights.n_heads)]
+    written = at_end(weights, prompts, every_head, [0, 1]).written
+    assert set(written) == {f"a{layer}.h{head}" for layer, head in every_head} | {"m0", "m1"}
+    start, final, _, _ = end_of_run(weights, prompts, prompts.clean)
+    _, inverse_scale = normalise(weights.final_norm, final)
+    constant = sum(layer.b_O for layer in weights.layers)
+    expected = (final - start - constant) * inverse_scale
+    torch.testing.assert_close(sum(written.values()), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_from_the_end_is_that_of_each_prompts_last_token(weights: ModelWeights, prompts: Prompts) -> None:
+    seen = at_end(weights, prompts)
+    length = int(prompts.lengths[0])
+    torch.testing.assert_close(seen.attention[1, :, 0, :length], seen.first[1][:, length - 1, :length])
+    torch.testing.assert_close(seen.attention.sum(dim=-1), torch.ones(2, weights.n_heads, len(prompts)))
+
+
+def test_a_table_of_heads_has_a_row_for_each_even_for_none() -> None:
+    values = torch.arange(6.0).view(2, 3)
+    assert head_table([(1, 0), (0, 2)], {"value": values}).to_dict("list") == {
+        "head": ["a1.h0", "a0.h2"],
+        "value": [3.0, 2.0],
+    }
+    assert list(head_table([], {"value": values}).columns) == ["head", "value"]
