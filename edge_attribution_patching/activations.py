@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,7 +13,7 @@ Activation = Callable[[Tensor], Tensor]
 
 _gelu_tanh = partial(F.gelu, approximate="tanh")
 
-ACTIVATIONS: dict[str, Activation] = {
+FUNCTIONS: dict[str, Activation] = {
     "gelu": F.gelu,
     "gelu_new": _gelu_tanh,
     "gelu_fast": _gelu_tanh,
@@ -20,3 +21,26 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": F.relu,
     "silu": F.silu,
 }
+
+ACTIVATIONS = (*FUNCTIONS, "xielu")
+"""Names of all activations."""
+
+
+def read_activation(name: str, tensors: Mapping[str, Tensor], prefix: str) -> Activation:
+    """An activation by name, one of `ACTIVATIONS`.
+
+    Args:
+        name: as the config has it.
+        tensors: the model's state, which holds the parameters of an activation that learns some.
+        prefix: of these parameters' names.
+    """
+    if name == "xielu":
+        return partial(xielu, **{part: tensors[prefix + part] for part in ("alpha_p", "alpha_n", "beta", "eps")})
+    return FUNCTIONS[name]
+
+
+def xielu(x: Tensor, *, alpha_p: Tensor, alpha_n: Tensor, beta: Tensor, eps: Tensor) -> Tensor:
+    """xIELU with its learned slopes (Huang and Schlag 2024, arXiv 2411.13010), as Apertus has it."""
+    above = F.softplus(alpha_p) * x * x
+    below = (torch.expm1(torch.min(x, eps)) - x) * (beta + F.softplus(alpha_n))
+    return torch.where(x > 0, above, below) + beta * x

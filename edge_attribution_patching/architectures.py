@@ -15,6 +15,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from edge_attribution_patching.activations import ACTIVATIONS
+from edge_attribution_patching.architecture_table import ARCHITECTURES, Architecture
+from edge_attribution_patching.rotary import check_rotary
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,11 @@ class Shape:
     Attributes:
         architecture: transformers' `model_type`.
         n_heads: query heads; these are the graph's heads.
-        n_kv_heads: key-value heads, each shared by `n_heads // n_kv_heads` query heads.
-        n_positions: the context length.
+        n_kv_heads: key-value heads, each shared by a group of query heads (grouped-query attention).
+        n_positions: the most tokens that a prompt may have: the context length, or the smallest sliding window where
+            that is shorter. Windows are not modelled, so they must never cut anything off.
         parallel: attention and MLP of a block read the same residual stream (GPT-NeoX, GPT-J); otherwise the MLP reads
             what attention has written to.
-        window: the smallest sliding window, if any layer has one. It is not modelled: see `longest_prompt`.
     """
 
     architecture: str
@@ -41,60 +43,20 @@ class Shape:
     d_vocab: int
     n_positions: int
     parallel: bool
-    window: int | None = None
 
     @property
-    def longest_prompt(self) -> int:
-        """The most tokens that a prompt may have: within the context and never cut by a sliding window."""
-        return self.n_positions if self.window is None else min(self.n_positions, self.window)
+    def group(self) -> int:
+        """Query heads that share a key-value head; group g is the query heads g * group to (g + 1) * group - 1."""
+        return self.n_heads // self.n_kv_heads
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """What is particular to one architecture.
-
-    Attributes:
-        activation: the field that names the MLP's nonlinearity.
-        reads: further fields of its config, beyond `SHAPE_FIELDS`, that the reader takes into account.
-        mlp_width: the field that holds the MLP's width; where it is empty the width is 4 * d_model.
-    """
-
-    activation: str
-    reads: frozenset[str]
-    mlp_width: str = "intermediate_size"
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(
-        activation="activation_function",
-        reads=frozenset(
-            {
-                "layer_norm_epsilon",
-                "scale_attn_by_inverse_layer_idx",
-                "scale_attn_weights",
-                "tie_word_embeddings",
-            }
-        ),
-        mlp_width="n_inner",
-    ),
-    "gpt_neox": Architecture(
-        activation="hidden_act",
-        reads=frozenset(
-            {
-                "attention_bias",
-                "layer_norm_eps",
-                "rope_parameters",
-                "tie_word_embeddings",
-                "use_parallel_residual",
-            }
-        ),
-    ),
-}
 
 # Read for every architecture (by these names or by those of the config's attribute_map).
-SHAPE_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+SHAPE_FIELDS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
+    "tie_word_embeddings",  # The output layer is read by its own name, tied or not.
+)
 
-# Fields that change the arithmetic and are read by no reader: allowed where they change nothing.
+# Fields that no reader reads: allowed where they change nothing.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "chunk_size_feed_forward": (0,),
@@ -112,12 +74,13 @@ IRRELEVANT = frozenset(
         *("attention_dropout", "hidden_dropout", "classifier_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
         *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
         "summary_last_dropout",
-        "reorder_and_upcast_attn",
+        *("reorder_and_upcast_attn", "pretraining_tp"),
+        # Already applied by the config classes, to no_rope_layers, layer_types and sliding_window.
+        *("no_rope_layer_interval", "max_window_layers", "use_sliding_window", "_sliding_window_pattern"),
     }
 )
 
-ROPE_KEYS: Mapping[str, frozenset[str]] = {"default": frozenset({"rope_theta", "partial_rotary_factor"})}
-"""Known rotary types and the keys of `rope_parameters` that each takes."""
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def read_shape(config: PretrainedConfig) -> Shape:
@@ -129,19 +92,21 @@ def read_shape(config: PretrainedConfig) -> Shape:
     """
     architecture = check_config(config)
     n_heads, d_model = config.num_attention_heads, config.hidden_size
-    if d_model % n_heads:
-        raise ValueError(f"hidden_size={d_model}: not a multiple of num_attention_heads={n_heads}")
+    n_kv_heads = config.num_key_value_heads if "num_key_value_heads" in architecture.reads else n_heads
+    if n_heads % n_kv_heads:
+        raise ValueError(f"num_key_value_heads={n_kv_heads}: does not divide num_attention_heads={n_heads}")
+    parallel = architecture.parallel
     return Shape(
         architecture=config.model_type,
         n_layers=config.num_hidden_layers,
         n_heads=n_heads,
-        n_kv_heads=n_heads,
-        d_head=d_model // n_heads,
+        n_kv_heads=n_kv_heads,
+        d_head=_d_head(config, architecture),
         d_model=d_model,
         d_mlp=getattr(config, architecture.mlp_width) or 4 * d_model,
         d_vocab=config.vocab_size,
-        n_positions=config.max_position_embeddings,
-        parallel=getattr(config, "use_parallel_residual", False),
+        n_positions=min((config.max_position_embeddings, *_windows(config, architecture))),
+        parallel=getattr(config, parallel) if isinstance(parallel, str) else parallel,
     )
 
 
@@ -153,42 +118,55 @@ def check_config(config: PretrainedConfig) -> Architecture:
     """
     architecture = ARCHITECTURES.get(config.model_type)
     if architecture is None:
-        raise ValueError(
-            f"model_type={config.model_type}: no reader for this architecture (supported: {', '.join(ARCHITECTURES)})"
-        )
-    read = read_fields(config, architecture)
+        supported = ", ".join(sorted(ARCHITECTURES))
+        raise ValueError(f"model_type={config.model_type}: no reader for this architecture (supported: {supported})")
+    read, neutral = read_fields(config, architecture), {**NEUTRAL, **architecture.neutral}
     declared = {field.name for field in fields(type(config))}
     for name, value in config.to_dict().items():
         if name in read or name in IRRELEVANT:
             continue
-        if name in NEUTRAL:
-            if value not in NEUTRAL[name]:
-                neutral = " or ".join(map(str, NEUTRAL[name]))
-                raise ValueError(f"{name}={value}: not supported for {config.model_type} (supported: {neutral})")
+        if name in neutral:
+            _require(config, name, neutral[name])
         elif name in declared:  # Others are unknown to transformers too and change nothing.
             raise ValueError(f"{name}={value}: a field of {config.model_type} that no reader knows")
-    activation = getattr(config, architecture.activation)
-    if activation not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise ValueError(f"{architecture.activation}={activation}: unknown activation (supported: {known})")
-    if "rope_parameters" in read:
-        _check_rope(config.rope_parameters)
-    d_head = config.hidden_size // config.num_attention_heads
-    if "head_dim" not in read and getattr(config, "head_dim", None) not in (None, d_head):
-        raise ValueError(f"head_dim={config.head_dim}: not supported for {config.model_type} (supported: {d_head})")
+    if "head_dim" not in read and getattr(config, "head_dim", None) is not None:
+        _require(config, "head_dim", (_d_head(config, architecture),))
+    _require(config, architecture.activation, ACTIVATIONS)
+    for kind in config.layer_types if "layer_types" in read else ():
+        if kind not in LAYER_TYPES:
+            raise ValueError(f"layer_types={kind}: unknown attention (supported: {', '.join(LAYER_TYPES)})")
+    check_rotary(config, architecture)
     return architecture
 
 
 def read_fields(config: PretrainedConfig, architecture: Architecture) -> frozenset[str]:
     """The names, as the config class has them, of the fields that are read."""
-    shape = {config.attribute_map.get(name, name) for name in SHAPE_FIELDS}
-    return architecture.reads | shape | {architecture.mlp_width, architecture.activation}
+    names = {config.attribute_map.get(name, name) for name in SHAPE_FIELDS}
+    names |= {architecture.mlp_width, architecture.activation}
+    names |= {name for name in (architecture.eps, architecture.parallel) if isinstance(name, str)}
+    return architecture.reads | names
 
 
-def _check_rope(parameters: Mapping[str, Any]) -> None:
-    kind = parameters.get("rope_type", "default")
-    if kind not in ROPE_KEYS:
-        raise ValueError(f"rope_type={kind}: unknown rotary embedding (supported: {', '.join(ROPE_KEYS)})")
-    for name, value in parameters.items():
-        if name not in {"rope_type", "type", *ROPE_KEYS[kind]}:
-            raise ValueError(f"rope_parameters.{name}={value}: not supported for rope_type={kind}")
+def _require(config: PretrainedConfig, name: str, supported: tuple[Any, ...]) -> None:
+    value = getattr(config, name)
+    if value not in supported:
+        known = " or ".join(map(str, supported)) if len(supported) < 3 else ", ".join(map(str, supported))
+        raise ValueError(f"{name}={value}: not supported for {config.model_type} (supported: {known})")
+
+
+def _d_head(config: PretrainedConfig, architecture: Architecture) -> int:
+    stated = getattr(config, "head_dim", None) if "head_dim" in architecture.reads else None
+    if stated is None and config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size={config.hidden_size}: not a multiple of num_attention_heads={config.num_attention_heads}"
+        )
+    return stated or config.hidden_size // config.num_attention_heads
+
+
+def _windows(config: PretrainedConfig, architecture: Architecture) -> tuple[int, ...]:
+    """The sliding window, if some layer has one."""
+    if "sliding_window" not in architecture.reads or config.sliding_window is None:
+        return ()
+    if "layer_types" in architecture.reads and "sliding_attention" not in config.layer_types:
+        return ()
+    return (config.sliding_window,)

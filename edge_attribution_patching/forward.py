@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from edge_attribution_patching.layout import Layout, PrefixCache, Queries, prefix_of_layer
-from edge_attribution_patching.weights import LayerWeights, ModelWeights, Norm
+from edge_attribution_patching.layout import Layout, PrefixCache, Queries, Rotation, prefix_of_layer
+from edge_attribution_patching.weights import LayerWeights, Letter, ModelWeights, Norm
 
 
 @dataclass
@@ -25,29 +25,35 @@ class LayerActivations:
 
     layer: int
     resid_pre: Float[Tensor, "*stack token d_model"]
-    normalised: Float[Tensor, "*stack token d_model"]  # (resid_pre - mean) / s, without gain and bias
-    inverse_scale: Float[Tensor, "*stack token 1"]  # 1 / s
-    qkv: Float[Tensor, "*stack token 3 head d_head"]  # before rotary
-    q: Float[Tensor, "*stack token head d_head"]  # after rotary
-    k: Float[Tensor, "*stack token head d_head"]  # after rotary
-    pattern: Float[
-        Tensor, "*stack prompt head query key"
-    ]  # padded; rows and columns beyond a prompt's tokens are meaningless
+    # (resid_pre - mean) / s without gain and bias, and 1 / s; without a norm resid_pre itself, and None.
+    normalised: Float[Tensor, "*stack token d_model"]
+    inverse_scale: Float[Tensor, "*stack token 1"] | None
+    qkv: Float[Tensor, "*stack token qkv_head d_head"]  # as projected: q, k, v in the order of `LayerWeights`
+    # As they attend: clamped, normed, turned.
+    q: Float[Tensor, "*stack token head d_head"]
+    k: Float[Tensor, "*stack token kv_head d_head"]
+    v: Float[Tensor, "*stack token kv_head d_head"]
+    # Padded; rows and columns beyond a prompt's tokens are meaningless.
+    pattern: Float[Tensor, "*stack prompt head query key"]
     z: Float[Tensor, "*stack token head d_head"]
+    # 1 / s of a norm of what attention writes: head h wrote gain * (z_h W_O) / s. None without one.
+    post_inverse_scale: Float[Tensor, "*stack token 1"] | None
     mlp_in: Float[Tensor, "*stack token d_model"]  # the residual stream that the MLP reads, before its norm
     mlp_out: Float[Tensor, "*stack token d_model"]
-
-    @property
-    def v(self) -> Float[Tensor, "*stack token head d_head"]:
-        return self.qkv[..., 2, :, :]
 
 
 Visitor = Callable[[LayerActivations], None]
 
 
+def embed_tokens(weights: ModelWeights, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+    """What tokens write to the residual stream, without positions."""
+    x = weights.embed[tokens]
+    return x if weights.embed_scale == 1.0 else x * weights.embed_scale
+
+
 def embed(weights: ModelWeights, layout: Layout, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
     """The residual stream before layer 0 at the packed tokens."""
-    x = weights.embed[tokens]
+    x = embed_tokens(weights, tokens)
     if weights.position_embed is not None:
         x = x + weights.position_embed[layout.position]
     return x
@@ -58,8 +64,22 @@ def normalise(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
     if norm.center:
         normalised, _, inverse_scale = torch.native_layer_norm(x, (x.shape[-1],), None, None, norm.eps)
         return normalised, inverse_scale
-    inverse_scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + norm.eps).to(x.dtype)
-    return x * inverse_scale, inverse_scale
+    inverse_scale = inverse_rms(norm, x)
+    return (x * inverse_scale).to(x.dtype), inverse_scale
+
+
+def attention_input(
+    layer: LayerWeights, x: Float[Tensor, "*stack token d_model"]
+) -> tuple[Float[Tensor, "*stack token d_model"], Float[Tensor, "*stack token 1"] | None]:
+    """What attention projects, see `normalise`; the residual stream itself and None where no norm stands before."""
+    return (x, None) if layer.attn_norm is None else normalise(layer.attn_norm, x)
+
+
+def inverse_rms(norm: Norm, x: Tensor) -> Float[Tensor, "... 1"]:
+    """1 / s of a norm for x that is centred where the norm centres, in float32 or better."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+    return torch.rsqrt(length.square() / x.shape[-1] + norm.eps)
 
 
 def centred(norm: Norm, x: Float[Tensor, "*stack d_model"]) -> Float[Tensor, "*stack d_model"]:
@@ -67,22 +87,41 @@ def centred(norm: Norm, x: Float[Tensor, "*stack d_model"]) -> Float[Tensor, "*s
     return x - x.mean(-1, keepdim=True) if norm.center else x
 
 
-def apply_norm(norm: Norm, x: Tensor) -> Tensor:
-    """LayerNorm or RMSNorm with its gain and bias."""
+def apply_norm(norm: Norm | None, x: Tensor) -> Tensor:
+    """LayerNorm or RMSNorm with its gain and bias; x itself without a norm."""
+    if norm is None:
+        return x
     if norm.center:
         return F.layer_norm(x, (x.shape[-1],), norm.gain, norm.bias, norm.eps)
-    return normalise(norm, x)[0] * norm.gain + norm.bias
+    return (x * inverse_rms(norm, x) * norm.gain).to(x.dtype)
 
 
-def rotate(x: Float[Tensor, "*stack token head d_head"], rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+def rotate(x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | None) -> Tensor:
     """Rotary position embedding of the first entries of each head."""
     if rotation is None:
         return x
-    cos, sin = rotation
+    cos, sin = rotation.cos, rotation.sin
     turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     first, second = turned.chunk(2, dim=-1)
     turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
     return torch.cat((turned, kept), dim=-1)
+
+
+def to_attend(
+    layer: LayerWeights, letter: Letter, x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | None
+) -> Float[Tensor, "*stack token head d_head"]:
+    """q, k or v as they attend from what was projected: clamped; q and k also normed and turned.
+
+    All heads must be there where one norm covers them all; else any may.
+    """
+    if layer.qkv_clamp is not None:
+        x = x.clamp(-layer.qkv_clamp, layer.qkv_clamp)
+    if letter == "v":
+        return x
+    norm = layer.q_norm if letter == "q" else layer.k_norm
+    if norm is not None:
+        x = apply_norm(norm, x) if len(norm.gain) == x.shape[-1] else apply_norm(norm, x.flatten(-2)).view_as(x)
+    return rotate(x, rotation)
 
 
 def with_prefix(
@@ -104,47 +143,70 @@ def pad_keys(
 
 
 def attend(
+    layer: LayerWeights,
     q: Float[Tensor, "*stack query head d_head"],
-    keys: Float[Tensor, "*stack prompt head key d_head"],
-    values: Float[Tensor, "*stack prompt head key d_head"],
+    keys: Float[Tensor, "*stack prompt kv_head key d_head"],
+    values: Float[Tensor, "*stack prompt kv_head key d_head"],
     layout: Layout,
     queries: Queries,
-    scale: float,
 ) -> tuple[Float[Tensor, "*stack query head d_head"], Float[Tensor, "*stack prompt head width key"]]:
-    """Causal attention of packed queries, with scores scale * (q . k); returns the packed z and the padded pattern."""
+    """Causal attention of packed queries; returns the packed z and the padded pattern.
+
+    Query heads are as many as key-value heads, or a multiple: then each key-value head serves a group of them.
+    """
     *stack, _, n_heads, d_head = q.shape
+    n_kv_heads = keys.shape[-3]
     size = layout.n_prompts * queries.width
     if size == len(queries.index):  # nothing is padded
         padded = q
     else:
         padded = q.new_zeros(*stack, size, n_heads, d_head).index_copy(-3, queries.index, q)
     padded = padded.reshape(*stack, layout.n_prompts, queries.width, n_heads, d_head).transpose(-3, -2)
-    scores = padded @ keys.transpose(-2, -1) * scale
-    scores = scores.masked_fill(~queries.allowed, float("-inf"))
+    # A group's queries stand one after the other, so that neither keys nor values are copied for each of its heads.
+    grouped = (*stack, layout.n_prompts, n_kv_heads, -1)
+    by_head = (*stack, layout.n_prompts, n_heads, queries.width)
+    scores = padded.reshape(*grouped, d_head) @ keys.transpose(-2, -1) * layer.attn_scale
+    if layer.attn_softcap is not None:
+        scores = softcap(scores, layer.attn_softcap)
+    scores = scores.view(*by_head, layout.width).masked_fill(~queries.allowed, float("-inf"))
     pattern = scores.softmax(dim=-1)
-    z = (pattern @ values).transpose(-3, -2).reshape(*stack, size, n_heads, d_head)
+    z = pattern.view(*grouped, layout.width) @ values
+    z = z.view(*by_head, d_head).transpose(-3, -2).reshape(*stack, size, n_heads, d_head)
     return (z if size == len(queries.index) else z.index_select(-3, queries.index)), pattern
 
 
-def write_heads(layer: LayerWeights, z: Float[Tensor, "*stack token head d_head"]) -> Tensor:
-    """What all heads together write to the residual stream, output bias included, [*stack, token, d_model]."""
-    return F.linear(z.flatten(-2), layer.W_O.reshape(-1, layer.W_O.shape[-1]).T, layer.b_O)
+def softcap(x: Tensor, cap: float) -> Tensor:
+    """Keep numbers within +- cap, smoothly."""
+    return cap * torch.tanh(x / cap)
 
 
-def mlp(weights: ModelWeights, layer: LayerWeights, x: Float[Tensor, "*stack token d_model"]) -> Tensor:
-    """The MLP's output for the residual stream `x` it reads, its norm included."""
+def write_heads(
+    layer: LayerWeights, z: Float[Tensor, "*stack token head d_head"]
+) -> tuple[Float[Tensor, "*stack token d_model"], Float[Tensor, "*stack token 1"] | None]:
+    """What all heads together write to the residual stream, output bias included; and 1 / s of a norm of it, if any."""
+    out = F.linear(z.flatten(-2), layer.W_O.reshape(-1, layer.W_O.shape[-1]).T, layer.b_O)
+    norm = layer.attn_post_norm
+    if norm is None:
+        return out, None
+    inverse_scale = inverse_rms(norm, out)
+    return (out * inverse_scale * norm.gain).to(out.dtype), inverse_scale
+
+
+def mlp(layer: LayerWeights, x: Float[Tensor, "*stack token d_model"]) -> Float[Tensor, "*stack token d_model"]:
+    """What the MLP writes for the residual stream `x` that it reads, its norms included."""
     normalised = apply_norm(layer.mlp_norm, x)
     hidden = F.linear(normalised, layer.W_in.T, layer.b_in)
     if layer.W_gate is None:
-        hidden = weights.activation(hidden)
+        hidden = layer.activation(hidden)
     else:
-        hidden = weights.activation(F.linear(normalised, layer.W_gate.T)) * hidden
-    return F.linear(hidden, layer.W_out.T, layer.b_out)
+        hidden = layer.activation(F.linear(normalised, layer.W_gate.T, layer.b_gate)) * hidden
+    return apply_norm(layer.mlp_post_norm, F.linear(hidden, layer.W_out.T, layer.b_out))
 
 
 def unembed(weights: ModelWeights, x: Float[Tensor, "*stack token d_model"]) -> Float[Tensor, "*stack token vocab"]:
     """Logits from the final residual stream."""
-    return F.linear(apply_norm(weights.final_norm, x), weights.unembed, weights.unembed_bias)
+    logits = F.linear(apply_norm(weights.final_norm, x), weights.unembed, weights.unembed_bias)
+    return logits if weights.logit_softcap is None else softcap(logits, weights.logit_softcap)
 
 
 class Unembedding:
@@ -187,11 +249,16 @@ class Unembedding:
         return bias
 
 
-def project_qkv(layer: LayerWeights, normalised: Tensor) -> Float[Tensor, "*stack token 3 head d_head"]:
-    """q, k and v of every head, before rotary."""
-    _, n_heads, d_head, d_model = layer.W_qkv.shape
-    flat = F.linear(normalised, layer.W_qkv.view(-1, d_model), layer.b_qkv.view(-1))
-    return flat.view(*normalised.shape[:-1], 3, n_heads, d_head)
+def project_qkv(layer: LayerWeights, normalised: Tensor) -> Float[Tensor, "*stack token qkv_head d_head"]:
+    """q, k and v of every head, as projected."""
+    flat = F.linear(normalised, layer.W_qkv.flatten(0, 1), layer.b_qkv.flatten())
+    return flat.unflatten(-1, layer.b_qkv.shape)
+
+
+def keys_and_values(layer: LayerWeights, qkv: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+    """k and v as they attend, each [*stack, token, kv_head, d_head], from what was projected."""
+    k, v = (to_attend(layer, letter, qkv[..., layer.rows(letter), :], rotation) for letter in ("k", "v"))
+    return k, v
 
 
 def forward(
@@ -219,27 +286,43 @@ def forward(
     """
     if prefix is None and bool((layout.starts > 0).any()):
         raise ValueError("a layout that starts inside the prompts needs their prefix cache")
-    rotation = layout.rotation(weights)
-    for index, layer in enumerate(weights.layers):
-        normalised, inverse_scale = normalise(layer.attn_norm, x)
+    if layout.width > weights.n_positions:
+        raise ValueError(f"a prompt has {layout.width} tokens; the model takes at most {weights.n_positions}")
+    for index, (layer, rotation) in enumerate(zip(weights.layers, layout.rotations(weights), strict=True)):
+        normalised, inverse_scale = attention_input(layer, x)
         qkv = project_qkv(layer, normalised)
-        q, k, v = qkv.unbind(-3)
-        k = rotate(k, rotation)
-        queries, q_rotation, resid = layout.queries, rotation, x
+        q, (k, v) = qkv[..., layer.rows("q"), :], keys_and_values(layer, qkv, rotation)
+        queries, resid = layout.queries, x
         if last_layer == "answers" and index == weights.n_layers - 1:
             queries, q, resid = layout.answers, q[..., layout.last, :, :], x[..., layout.last, :]
-            q_rotation = rotation and (rotation[0][layout.last], rotation[1][layout.last])
-        q = rotate(q, q_rotation)
+            rotation = rotation and rotation.at(layout.last)
+        q = to_attend(layer, "q", q, rotation)
         prefix_keys, prefix_values = prefix_of_layer(prefix, index)
         keys, values = pad_keys(k, layout, prefix_keys), pad_keys(v, layout, prefix_values)
-        z, pattern = attend(q, keys, values, layout, queries, layer.attn_scale)
-        attn_out = write_heads(layer, z)
+        z, pattern = attend(layer, q, keys, values, layout, queries)
+        attn_out, post_inverse_scale = write_heads(layer, z)
         # view_as: a separate tensor to differentiate by, which only the MLP reads.
         mlp_in = resid.view_as(resid) if weights.parallel else resid + attn_out
         mlp_read = mlp_in if weights.parallel else mlp_in.view_as(mlp_in)
-        mlp_out = mlp(weights, layer, mlp_read)
+        mlp_out = mlp(layer, mlp_read)
         if visit is not None:
-            visit(LayerActivations(index, x, normalised, inverse_scale, qkv, q, k, pattern, z, mlp_read, mlp_out))
+            visit(
+                LayerActivations(
+                    layer=index,
+                    resid_pre=x,
+                    normalised=normalised,
+                    inverse_scale=inverse_scale,
+                    qkv=qkv,
+                    q=q,
+                    k=k,
+                    v=v,
+                    pattern=pattern,
+                    z=z,
+                    post_inverse_scale=post_inverse_scale,
+                    mlp_in=mlp_read,
+                    mlp_out=mlp_out,
+                )
+            )
         x = (resid + attn_out if weights.parallel else mlp_in) + mlp_out
         del z, pattern  # So that no two layers' attention is held at once.
     return x
@@ -268,6 +351,6 @@ def prefix_cache(weights: ModelWeights, layout: Layout, tokens: Int[Tensor, "pro
         x = embed(weights, inner, inner.pack(tokens[rows]))
         x = forward(replace(weights, layers=tuple(below)), inner, x, visit=lambda layer: keep(layer.k, layer.v))
         # Of the last layer only the keys and values are wanted.
-        qkv = project_qkv(top, normalise(top.attn_norm, x)[0])
-        keep(rotate(qkv[..., 1, :, :], inner.rotation(weights)), qkv[..., 2, :, :])
+        qkv = project_qkv(top, attention_input(top, x)[0])
+        keep(*keys_and_values(top, qkv, inner.rotations(weights)[-1]))
     return cache

@@ -96,13 +96,13 @@ class LayerGradients:
     """
 
     def __init__(self, layer: LayerWeights, layout: Layout, *, last: bool) -> None:
-        _, n_heads, d_head, d_model = layer.W_qkv.shape
+        n_inputs, d_head, d_model = layer.W_qkv.shape
         self.layer, self.layout, self.last = layer, layout, last
         # The sum over steps k of g_k / s_k, and of dM/dx_k for the MLP.
-        self.heads = torch.zeros(3 * n_heads, layout.n_tokens, d_head, device=layer.W_qkv.device)
+        self.heads = torch.zeros(n_inputs, layout.n_tokens, d_head, device=layer.W_qkv.device)
         n_read = layout.n_prompts if last else layout.n_tokens
         self.mlp = torch.zeros(n_read, d_model, device=layer.W_qkv.device)
-        # Per chunk of steps: (g_k . (q_k - b)) / (d_model s_k) [step, token, 3 head], and n_k [step, token, d_model].
+        # Per chunk of steps: (g_k . (q_k - b)) / (d_model s_k) [step, token, input], and n_k [step, token, d_model].
         self.coefficients: list[Tensor] = []
         self.normalised: list[Tensor] = []
 
@@ -114,18 +114,19 @@ class LayerGradients:
     def add(self, activations: LayerActivations, qkv_gradient: Tensor, mlp_gradient: Tensor) -> None:
         """Add some steps: the gradients at `differentiated`, [step, token, ...]."""
         g = qkv_gradient.float()
+        assert activations.inverse_scale is not None  # the block has a norm
         inverse_scale = activations.inverse_scale.float()
         unbiased = activations.qkv.detach().float() - self.layer.b_qkv.float()
-        of_normalised = (g * unbiased).sum(-1).flatten(-2)  # [step, token, 3 head]
+        of_normalised = (g * unbiased).sum(-1)  # [step, token, input]
         self.coefficients.append(of_normalised * (inverse_scale / activations.normalised.shape[-1]))
         self.normalised.append(activations.normalised.detach())
-        of_projection = (g * inverse_scale[..., None, None]).sum(0)
-        self.heads += rearrange(of_projection, "token letter head d_head -> (letter head) token d_head")
+        of_projection = (g * inverse_scale[..., None]).sum(0)
+        self.heads += rearrange(of_projection, "token input d_head -> input token d_head")
         self.mlp += mlp_gradient.float().sum(0)
 
     def at(self, part: TokenPart) -> Float[Tensor, "3_head_plus_1 token d_model"]:
         """dM/dx at some tokens of q of all heads, then k, then v, then the MLP, each at its residual input."""
-        W = self.layer.W_qkv.flatten(0, 1).float()  # [3 head, d_head, d_model]
+        W = self.layer.W_qkv.float()
         out = W.new_zeros(len(W) + 1, len(part.tokens), W.shape[-1])
         torch.bmm(self.heads[:, part.tokens], W, out=out[:-1])
         coefficients = torch.cat(self.coefficients)[:, part.tokens]

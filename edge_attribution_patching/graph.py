@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from edge_attribution_patching.weights import ModelWeights
+from edge_attribution_patching.weights import Letter, ModelWeights
 
-QKV = ("q", "k", "v")
+QKV: tuple[Letter, ...] = ("q", "k", "v")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from edge_attribution_patching.rotary import Rotary
 from edge_attribution_patching.weights import ModelWeights
 
 
@@ -134,15 +135,29 @@ class Layout:
         """The packed tokens' entries of a right-padded [prompt, position, ...]."""
         return padded[self.prompt, self.position]
 
-    def rotation(self, weights: ModelWeights) -> tuple[Tensor, Tensor] | None:
-        """Cosine and sine at each packed token, [token, 1, rotary_dim], in the model's dtype."""
-        if weights.rotary is None:
-            return None
-        cos, sin = weights.rotary.tables(self.width, self.lengths.device)
-        return (
-            cos[self.position, None].to(weights.dtype),
-            sin[self.position, None].to(weights.dtype),
-        )
+    def rotations(self, weights: ModelWeights) -> list[Rotation | None]:
+        """Every layer's cosine and sine at the packed tokens, in the model's dtype; layers alike share them."""
+        dtype = torch.promote_types(weights.dtype, torch.float32)
+        made: dict[Rotary, Rotation] = {}
+        for layer in weights.layers:
+            if layer.rotary is not None and layer.rotary not in made:
+                cos, sin = layer.rotary.tables(self.width, self.lengths.device, dtype)
+                made[layer.rotary] = Rotation(
+                    cos[self.position, None].to(weights.dtype), sin[self.position, None].to(weights.dtype)
+                )
+        return [None if layer.rotary is None else made[layer.rotary] for layer in weights.layers]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rotary's cosine and sine at some packed tokens."""
+
+    cos: Float[Tensor, "token 1 dim"]
+    sin: Float[Tensor, "token 1 dim"]
+
+    def at(self, tokens: Int[Tensor, " part"]) -> Rotation:
+        """Some of these tokens."""
+        return Rotation(self.cos[tokens], self.sin[tokens])
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import attend, centred, mlp, pad_keys, rotate, unembed
-from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.forward import attend, centred, inverse_rms, mlp, pad_keys, to_attend, unembed
+from edge_attribution_patching.graph import QKV, Graph
 from edge_attribution_patching.layout import prefix_of_layer
 from edge_attribution_patching.pairs import GB, Metric
 from edge_attribution_patching.patching_differences import Differences
@@ -104,7 +104,7 @@ class _PatchedPass:
         self.weights, self.runs, self.plan, self.observe = weights, runs, plan, observe
         self.graph, self.layout = plan.graph, runs.layout
         self.last_layer = weights.n_layers - 1
-        self.rotation = runs.layout.rotation(weights)
+        self.rotations = runs.layout.rotations(weights)
         self.differences = Differences(plan, runs.base.embedded)
 
     def run(self) -> Float[Tensor, "mask prompt d_model"]:
@@ -149,7 +149,7 @@ class _PatchedPass:
         )
         keys, values = pad_keys(k, self.layout, before_k), pad_keys(v, self.layout, before_v)
         queries = self.layout.answers if index == self.last_layer else self.layout.queries
-        z, pattern = attend(q, keys, values, self.layout, queries, self.weights.layers[index].attn_scale)
+        z, pattern = attend(self.weights.layers[index], q, keys, values, self.layout, queries)
         if self.observe is not None:
             self.observe(index, heads, pattern)
         return z
@@ -168,21 +168,22 @@ class _PatchedPass:
 
     def _project(self, index: int, letter: int, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
         """q, k or v of some heads from the residual streams that they read, after rotary."""
-        layer, rotation, tokens = self.weights.layers[index], self.rotation, None
+        layer, rotation, tokens = self.weights.layers[index], self.rotations[index], None
         resid = self.runs.base.layers[index].resid_pre
         if index == self.last_layer and letter == 0:  # Only the answers' queries are asked for.
             tokens = self.layout.last
             resid = resid[tokens]
-            rotation = rotation and (rotation[0][tokens], rotation[1][tokens])
+            rotation = rotation and rotation.at(tokens)
         inputs = self.graph.qkv_inputs(index).start + letter * self.graph.n_heads + heads
         x = self.differences.read(inputs, resid, tokens)
-        W, b = layer.W_qkv[letter, heads], layer.b_qkv[letter, heads]
-        norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
-        inverse_scale = torch.rsqrt(norm.square() / x.shape[-1] + layer.attn_norm.eps).to(x.dtype)
+        rows = layer.rows(QKV[letter]).start + heads
+        W, b = layer.W_qkv[rows], layer.b_qkv[rows]
+        assert layer.attn_norm is not None
+        inverse_scale = inverse_rms(layer.attn_norm, x).to(x.dtype)
         out = torch.bmm(x.flatten(1, 2), W.transpose(1, 2)).view(*x.shape[:-1], -1)
-        out = out * inverse_scale[..., None] + b[:, None, None]
+        out = out * inverse_scale + b[:, None, None]
         out = rearrange(out, "head mask token d_head -> mask token head d_head")
-        return out if letter == 2 else rotate(out, rotation)
+        return to_attend(layer, QKV[letter], out, rotation)
 
     def _to_device(self, state: Tensor) -> Tensor:
         return state.to(self.weights.device)
@@ -202,5 +203,5 @@ class _PatchedPass:
         out = torch.where(state == SOURCE, source.mlp_out, base.mlp_out)
         if bool((state == COMPUTED).any()):
             x = self.differences.read(torch.tensor([column]), base.mlp_in)[0]
-            out = torch.where(state == COMPUTED, mlp(self.weights, self.weights.layers[index], x), out)
+            out = torch.where(state == COMPUTED, mlp(self.weights.layers[index], x), out)
         self.differences.of_next(1)[:, 0] = centred(self.weights.final_norm, out - base.mlp_out)

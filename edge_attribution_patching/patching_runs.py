@@ -93,6 +93,7 @@ def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupte
         batch: prompt pairs on the model's device.
         base: which run carries the edges outside of a mask; the other is the source.
     """
+    weights.require_plain_blocks()
     layout, norm = batch.layout, weights.final_norm
     prefix = prefix_cache(weights, layout, batch.clean)
     tokens = (batch.corrupted, batch.clean) if base == "corrupted" else (batch.clean, batch.corrupted)

@@ -1,18 +1,18 @@
 """A model's weights under the names of the field, read from a Hugging Face model.
 
-Everything in this package runs on these tensors: one explicit forward pass (`forward.py`) instead of hooks. To add an
-architecture, enter it in `ARCHITECTURES` and write its reader `(config, tensors) -> ModelWeights`; no caller changes.
+Everything in this package runs on these tensors: one explicit forward pass (`forward.py`) instead of hooks. An
+architecture is an entry in `architecture_table.py`; one reader builds them all.
 
-Every residual stream of a pre-LayerNorm transformer is read through a normalisation n = (x - mean(x)) / s, so the gain,
-the bias and the centring are folded into the projections that follow (Elhage et al. 2021, "A Mathematical Framework for
-Transformer Circuits"): q = n @ W + b with W centred over d_model. RMSNorm models are the same without the centring.
+Where a residual stream is read through a normalisation n = (x - mean(x)) / s, gain, bias and centring are folded into
+the projections that follow (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"): q = n @ W + b,
+with W centred over d_model. RMSNorm is the same without the centring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -20,76 +20,106 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from edge_attribution_patching.activations import ACTIVATIONS, Activation
+from edge_attribution_patching.activations import Activation, read_activation
+from edge_attribution_patching.architecture_table import ARCHITECTURES, BARE_EPS
 from edge_attribution_patching.architectures import Shape, read_shape
+from edge_attribution_patching.rotary import Rotary, read_rotaries
+
+Letter = Literal["q", "k", "v"]
 
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm (`center=True`) or RMSNorm (`center=False`): (x - mean) / sqrt(var + eps) * gain + bias."""
+    """LayerNorm (`center=True`) or RMSNorm (`center=False`, bias zero): (x - mean) / sqrt(var + eps) * gain + bias."""
 
-    gain: Float[Tensor, " d_model"]
-    bias: Float[Tensor, " d_model"]
+    gain: Float[Tensor, " size"]
+    bias: Float[Tensor, " size"]
     eps: float
     center: bool = True
 
 
 @dataclass(frozen=True)
-class Rotary:
-    """Rotary position embedding of the first `dim` entries of a head's q and k (Su et al. 2021), half-split layout."""
-
-    dim: int
-    base: float
-
-    def tables(self, n_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, each float32 [n_positions, dim]."""
-        inverse = 1.0 / self.base ** (torch.arange(0, self.dim, 2, dtype=torch.float32, device=device) / self.dim)
-        angles = torch.outer(torch.arange(n_positions, dtype=torch.float32, device=device), inverse)
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos(), angles.sin()
-
-
-@dataclass(frozen=True)
 class LayerWeights:
-    """One block. W_O maps d_head to d_model.
+    """One block: what attention reads, how it attends, what it writes, and the MLP. W_O maps d_head to d_model.
 
-    `W_qkv` and `b_qkv` are what the engine multiplies with: the three projections (q, k, v in this order) with the
-    attention norm's gain and bias folded in, centred over d_model.
+    Attributes:
+        W_qkv, b_qkv: the projections to q of every query head, then to k of every key-value head, then to v of every
+            key-value head, with the gain and the bias of `attn_norm` folded in, centred over d_model where it centres.
+        attn_norm, mlp_norm: before attention and before the MLP; None where they read the residual stream itself.
+        attn_post_norm, mlp_post_norm: of what all heads together and the MLP write, before it is added.
+        qkv_clamp: q, k and v are clamped to +- this.
+        q_norm, k_norm: RMSNorms of q and k after the clamp, over each head by itself (gain [d_head]) or over all heads
+            together (gain [head * d_head]).
+        rotary: turns q and k last.
+        attn_scale: attention scores are attn_scale * (q . k).
+        attn_softcap: then softcap * tanh(score / softcap).
+        W_gate, b_gate: of gated MLPs, activation(x W_gate + b_gate) * (x W_in + b_in).
     """
 
-    W_qkv: Float[Tensor, "3 head d_head d_model"]
-    b_qkv: Float[Tensor, "3 head d_head"]
+    W_qkv: Float[Tensor, "qkv_head d_head d_model"]
+    b_qkv: Float[Tensor, "qkv_head d_head"]
     W_O: Float[Tensor, "head d_head d_model"]
     b_O: Float[Tensor, " d_model"]
-    attn_norm: Norm
-    attn_scale: float  # attention scores are attn_scale * (q . k)
-    mlp_norm: Norm
+    attn_norm: Norm | None
+    attn_scale: float
+    mlp_norm: Norm | None
     W_in: Float[Tensor, "d_model d_mlp"]
     b_in: Float[Tensor, " d_mlp"]
     W_out: Float[Tensor, "d_mlp d_model"]
     b_out: Float[Tensor, " d_model"]
-    W_gate: Float[Tensor, "d_model d_mlp"] | None = None  # gated MLPs (Llama): act(x W_gate) * (x W_in)
+    activation: Activation
+    W_gate: Float[Tensor, "d_model d_mlp"] | None = None
+    b_gate: Float[Tensor, " d_mlp"] | None = None
+    rotary: Rotary | None = None
+    qkv_clamp: float | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    attn_softcap: float | None = None
+    attn_post_norm: Norm | None = None
+    mlp_post_norm: Norm | None = None
 
+    @property
+    def n_heads(self) -> int:
+        return self.W_O.shape[0]
 
-def fold_norm(
-    norm: Norm, W: Float[Tensor, "3 head d_head d_model"], b: Float[Tensor, "3 head d_head"]
-) -> tuple[Float[Tensor, "3 head d_head d_model"], Float[Tensor, "3 head d_head"]]:
-    """Projections and biases that read the normalised residual stream as the raw ones read the norm's output.
+    @property
+    def n_kv_heads(self) -> int:
+        return (self.W_qkv.shape[0] - self.n_heads) // 2
 
-    Computed in float32 or better; the projections are centred over d_model where the norm centres.
-    """
-    precise = torch.promote_types(W.dtype, torch.float32)
-    folded = W.to(precise)
-    b_folded = b.to(precise) + torch.einsum("d,ched->che", norm.bias.to(precise), folded)
-    folded = folded * norm.gain.to(precise)
-    if norm.center:
-        folded = folded - folded.mean(dim=-1, keepdim=True)
-    return folded.to(W.dtype).contiguous(), b_folded.to(W.dtype).contiguous()
+    @property
+    def group(self) -> int:
+        """Query heads that share a key-value head."""
+        return self.n_heads // self.n_kv_heads
+
+    def rows(self, letter: Letter) -> slice:
+        """Where q, k or v are among the `qkv_head` of `W_qkv`."""
+        n_q, n_kv = self.n_heads, self.n_kv_heads
+        start, count = {"q": (0, n_q), "k": (n_q, n_kv), "v": (n_q + n_kv, n_kv)}[letter]
+        return slice(start, start + count)
+
+    def per_head(self, x: Float[Tensor, "kv_head ..."]) -> Float[Tensor, "head ..."]:
+        """What belongs to the key-value heads, once for each query head that they serve."""
+        return x if self.group == 1 else x.repeat_interleave(self.group, dim=0)
+
+    @property
+    def W_V(self) -> Float[Tensor, "kv_head d_head d_model"]:
+        """The folded projection to v."""
+        return self.W_qkv[self.rows("v")]
+
+    @property
+    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
+        """The folded bias of v."""
+        return self.b_qkv[self.rows("v")]
 
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """A decoder-only transformer as named tensors."""
+    """A decoder-only transformer as named tensors.
+
+    Attributes:
+        embed_scale: factor of the token embeddings.
+        logit_softcap: logits are softcap * tanh(logit / softcap).
+    """
 
     shape: Shape
     layers: tuple[LayerWeights, ...]
@@ -97,9 +127,9 @@ class ModelWeights:
     unembed: Float[Tensor, "vocab d_model"]
     unembed_bias: Float[Tensor, " vocab"] | None
     final_norm: Norm
-    activation: Activation
-    rotary: Rotary | None = None
     position_embed: Float[Tensor, "position d_model"] | None = None
+    embed_scale: float = 1.0
+    logit_softcap: float | None = None
 
     @property
     def n_layers(self) -> int:
@@ -129,6 +159,17 @@ class ModelWeights:
     def parallel(self) -> bool:
         return self.shape.parallel
 
+    def require_plain_blocks(self) -> None:
+        """Refuse blocks that run, but that nothing takes apart into heads and edges yet.
+
+        Raises:
+            ValueError: where heads share keys and values, or norms stand elsewhere than before attention and the MLP.
+        """
+        for layer in self.layers:
+            norms = layer.attn_norm is None or layer.attn_post_norm or layer.mlp_post_norm or layer.q_norm
+            if layer.group > 1 or norms or layer.qkv_clamp is not None:
+                raise ValueError(f"model_type={self.shape.architecture}: its blocks are not taken apart into edges yet")
+
     @property
     def device(self) -> torch.device:
         return self.embed.device
@@ -149,107 +190,136 @@ def read_weights(model: PreTrainedModel) -> ModelWeights:
     """
     shape = read_shape(model.config)
     with torch.no_grad():
-        return READERS[shape.architecture](shape, model.config, model.state_dict())
+        return _Reader(shape, model.config, model.state_dict()).model()
 
 
-def _zeros_like_rows(weight: Tensor) -> Tensor:
-    return weight.new_zeros(weight.shape[0])
+class _Reader:
+    """Finds an architecture's tensors by the names in its entry of the table."""
 
+    def __init__(self, shape: Shape, config: Any, tensors: Mapping[str, Tensor]) -> None:
+        self.shape, self.config, self.tensors = shape, config, tensors
+        self.architecture = ARCHITECTURES[shape.architecture]
+        self.rotaries = read_rotaries(config, self.architecture, shape.n_layers, shape.d_head)
 
-def _read_gpt_neox(shape: Shape, config: Any, tensors: Mapping[str, Tensor]) -> ModelWeights:
-    def norm(name: str) -> Norm:
-        return Norm(tensors[name + ".weight"], tensors[name + ".bias"], config.layer_norm_eps)
-
-    def linear(name: str) -> tuple[Tensor, Tensor]:
-        weight = tensors[name + ".weight"]
-        return weight, tensors.get(name + ".bias", _zeros_like_rows(weight))
-
-    layers = []
-    for index in range(shape.n_layers):
-        block = f"gpt_neox.layers.{index}."
-        attn_norm = norm(block + "input_layernorm")
-        # The fused projection holds q, k, v of head 0, then of head 1, and so on.
-        W, b = linear(block + "attention.query_key_value")
-        W = rearrange(W, "(head qkv d_head) d_model -> qkv head d_head d_model", head=shape.n_heads, qkv=3)
-        b = rearrange(b, "(head qkv d_head) -> qkv head d_head", head=shape.n_heads, qkv=3)
-        W_qkv, b_qkv = fold_norm(attn_norm, W, b)
-        dense, b_O = linear(block + "attention.dense")
-        up, b_in = linear(block + "mlp.dense_h_to_4h")
-        down, b_out = linear(block + "mlp.dense_4h_to_h")
-        layers.append(
-            LayerWeights(
-                W_qkv=W_qkv,
-                b_qkv=b_qkv,
-                W_O=dense.T.view(shape.n_heads, shape.d_head, shape.d_model),
-                b_O=b_O,
-                attn_norm=attn_norm,
-                attn_scale=shape.d_head**-0.5,
-                mlp_norm=norm(block + "post_attention_layernorm"),
-                W_in=up.T,
-                b_in=b_in,
-                W_out=down.T,
-                b_out=b_out,
-            )
+    def model(self) -> ModelWeights:
+        names, tensors = self.architecture, self.tensors
+        embed = tensors[names.embed + ".weight"]
+        # Hugging Face rounds the scale to float32 and then to the weights' dtype.
+        scale = torch.tensor(self.shape.d_model**0.5, dtype=torch.float32).to(embed.dtype).item()
+        return ModelWeights(
+            shape=self.shape,
+            layers=tuple(self.layer(index) for index in range(self.shape.n_layers)),
+            embed=embed,
+            unembed=tensors["lm_head.weight"],
+            unembed_bias=tensors.get("lm_head.bias"),
+            final_norm=self.norm(names.final_norm),
+            position_embed=None if names.position_embed is None else tensors[names.position_embed + ".weight"],
+            embed_scale=scale if names.scaled_embedding else 1.0,
+            logit_softcap=self.field("final_logit_softcapping"),
         )
-    parameters = config.rope_parameters
-    return ModelWeights(
-        shape=shape,
-        layers=tuple(layers),
-        embed=tensors["gpt_neox.embed_in.weight"],
-        unembed=tensors["lm_head.weight"],
-        unembed_bias=None,
-        final_norm=norm("gpt_neox.final_layer_norm"),
-        activation=ACTIVATIONS[config.hidden_act],
-        rotary=Rotary(
-            dim=int(shape.d_head * parameters.get("partial_rotary_factor", 1.0)), base=parameters["rope_theta"]
-        ),
-    )
 
+    def layer(self, index: int) -> LayerWeights:
+        names, shape = self.architecture, self.shape
+        block = names.block.format(index)
 
-def _read_gpt2(shape: Shape, config: Any, tensors: Mapping[str, Tensor]) -> ModelWeights:
-    def norm(name: str) -> Norm:
-        return Norm(tensors[name + ".weight"], tensors[name + ".bias"], config.layer_norm_epsilon)
+        def linear(name: str) -> tuple[Tensor, Tensor]:
+            return self.linear(block + name)
 
-    layers = []
-    for index in range(shape.n_layers):
-        block = f"transformer.h.{index}."
-        attn_norm = norm(block + "ln_1")
-        # Conv1D stores [in, out]; the fused projection holds all q, then all k, then all v.
-        W = tensors[block + "attn.c_attn.weight"]
-        W = rearrange(W, "d_model (qkv head d_head) -> qkv head d_head d_model", head=shape.n_heads, qkv=3)
-        b = tensors[block + "attn.c_attn.bias"].view(3, shape.n_heads, shape.d_head)
-        W_qkv, b_qkv = fold_norm(attn_norm, W, b)
-        attn_scale = shape.d_head**-0.5 if config.scale_attn_weights else 1.0
-        if config.scale_attn_by_inverse_layer_idx:
-            attn_scale /= index + 1
-        layers.append(
-            LayerWeights(
-                W_qkv=W_qkv,
-                b_qkv=b_qkv,
-                W_O=tensors[block + "attn.c_proj.weight"].view(shape.n_heads, shape.d_head, shape.d_model),
-                b_O=tensors[block + "attn.c_proj.bias"],
-                attn_norm=attn_norm,
-                attn_scale=attn_scale,
-                mlp_norm=norm(block + "ln_2"),
-                W_in=tensors[block + "mlp.c_fc.weight"],
-                b_in=tensors[block + "mlp.c_fc.bias"],
-                W_out=tensors[block + "mlp.c_proj.weight"],
-                b_out=tensors[block + "mlp.c_proj.bias"],
-            )
+        def norm(name: str | None) -> Norm | None:
+            return None if name is None else self.norm(block + name)
+
+        attn_norm = norm(names.attn_norm)
+        W_qkv, b_qkv = fold_norm(attn_norm, *self.qkv(block))
+        W_O, b_O = linear(names.attn_out)
+        W_in, b_in = linear(names.mlp_in)
+        W_out, b_out = linear(names.mlp_out)
+        W_gate, b_gate = (None, None) if names.mlp_gate is None else linear(names.mlp_gate)
+        activation = getattr(self.config, names.activation)
+        return LayerWeights(
+            W_qkv=W_qkv,
+            b_qkv=b_qkv,
+            W_O=W_O.view(shape.n_heads, shape.d_head, shape.d_model),
+            b_O=b_O,
+            attn_norm=attn_norm,
+            attn_scale=self.attn_scale(index),
+            mlp_norm=norm(names.mlp_norm),
+            W_in=W_in,
+            b_in=b_in,
+            W_out=W_out,
+            b_out=b_out,
+            activation=read_activation(activation, self.tensors, f"{block}mlp.act_fn."),
+            W_gate=W_gate,
+            b_gate=b_gate,
+            rotary=self.rotaries[index],
+            qkv_clamp=self.field("clip_qkv"),
+            q_norm=norm(names.q_norm),
+            k_norm=norm(names.k_norm),
+            attn_softcap=self.field("attn_logit_softcapping"),
+            attn_post_norm=norm(names.attn_post_norm),
+            mlp_post_norm=norm(names.mlp_post_norm),
         )
-    return ModelWeights(
-        shape=shape,
-        layers=tuple(layers),
-        embed=tensors["transformer.wte.weight"],
-        unembed=tensors["lm_head.weight"],
-        unembed_bias=None,
-        final_norm=norm("transformer.ln_f"),
-        activation=ACTIVATIONS[config.activation_function],
-        position_embed=tensors["transformer.wpe.weight"],
-    )
+
+    def field(self, name: str) -> Any:
+        """A field of the config where the architecture reads it, else None."""
+        return getattr(self.config, name) if name in self.architecture.reads else None
+
+    def attn_scale(self, layer: int) -> float:
+        scale = (self.field("query_pre_attn_scalar") or self.shape.d_head) ** -0.5
+        if self.field("scale_attn_weights") is False:
+            scale = 1.0
+        return scale / (layer + 1) if self.field("scale_attn_by_inverse_layer_idx") else scale
+
+    def norm(self, name: str) -> Norm:
+        kind, eps = self.architecture.norm, self.architecture.eps
+        centre = kind in ("layer", "bare layer")
+        if kind == "bare layer":
+            gain = self.tensors["lm_head.weight"].new_ones(self.shape.d_model)
+        else:
+            gain = self.tensors[name + ".weight"]
+        if kind == "rms one plus":
+            gain = 1 + gain.to(torch.promote_types(gain.dtype, torch.float32))
+        bias = self.tensors[name + ".bias"] if kind == "layer" else torch.zeros_like(gain)
+        return Norm(gain, bias, BARE_EPS if eps is None else getattr(self.config, eps), centre)
+
+    def linear(self, name: str) -> tuple[Float[Tensor, "input output"], Float[Tensor, " output"]]:
+        W = self.tensors[name + ".weight"]
+        W = W if self.architecture.conv1d else W.T
+        bias = self.tensors.get(name + ".bias")
+        return W, W.new_zeros(W.shape[1]) if bias is None else bias
+
+    def qkv(self, block: str) -> tuple[Float[Tensor, "qkv_head d_head d_model"], Float[Tensor, "qkv_head d_head"]]:
+        """The raw projections, in the order of `LayerWeights`."""
+        names, d_head = self.architecture, self.shape.d_head
+        parts = [self.linear(block + name) for name in names.qkv]
+        fused = len(parts) == 1
+        W, b = parts[0] if fused else (torch.cat(tensors, dim=-1) for tensors in zip(*parts, strict=True))
+        stored, heads = names.qkv_order.split(" -> ")
+        sizes = {"d_head": d_head} | ({"qkv": 3} if fused else {})
+        W = rearrange(W, f"d_model {stored} -> {heads} d_model", **sizes)
+        b = rearrange(b, f"{stored} -> {heads}", **sizes)
+        if names.interleaved_rotary:
+            # In another order of entries, the same in q and k, rotary turns those half of its width apart.
+            dim = self.config.rotary_dim
+            entries = torch.arange(d_head, device=W.device)
+            entries[:dim] = rearrange(entries[:dim], "(half two) -> (two half)", two=2)
+            turned = slice(self.shape.n_heads + self.shape.n_kv_heads)
+            W[turned], b[turned] = W[turned][:, entries], b[turned][:, entries]
+        return W, b
 
 
-READERS: dict[str, Callable[[Shape, Any, Mapping[str, Tensor]], ModelWeights]] = {
-    "gpt_neox": _read_gpt_neox,
-    "gpt2": _read_gpt2,
-}
+def fold_norm(
+    norm: Norm | None, W: Float[Tensor, "qkv_head d_head d_model"], b: Float[Tensor, "qkv_head d_head"]
+) -> tuple[Float[Tensor, "qkv_head d_head d_model"], Float[Tensor, "qkv_head d_head"]]:
+    """Projections and biases that read the normalised residual stream as the raw ones read the norm's output.
+
+    Computed in float32 or better; the projections are centred over d_model where the norm centres.
+    """
+    if norm is None:
+        return W.contiguous(), b.contiguous()
+    precise = torch.promote_types(W.dtype, torch.float32)
+    folded = W.to(precise)
+    b_folded = b.to(precise) + folded @ norm.bias.to(precise)
+    folded = folded * norm.gain.to(precise)
+    if norm.center:
+        folded = folded - folded.mean(dim=-1, keepdim=True)
+    return folded.to(W.dtype).contiguous(), b_folded.to(W.dtype).contiguous()

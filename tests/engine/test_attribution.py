@@ -11,7 +11,7 @@ from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.weights import read_weights
 from tests.support import eap_reference
-from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
+from tests.support.random_models import HOOKED, random_model, random_pairs
 
 QUADRATURES = ("left", "right", "midpoint", "gauss-legendre")
 
@@ -19,7 +19,7 @@ QUADRATURES = ("left", "right", "midpoint", "gauss-legendre")
 @pytest.mark.parametrize(
     ("architecture", "quadrature"),
     [
-        *((architecture, "left") for architecture in ARCHITECTURES),
+        *((architecture, "left") for architecture in HOOKED),
         *(("neox-parallel", rule) for rule in QUADRATURES[1:]),
     ],
 )
@@ -34,7 +34,7 @@ def test_attribution_equals_autograd_with_expanded_inputs(architecture: str, qua
     assert ((scores - reference).abs().max() / reference.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 @pytest.mark.parametrize(
     "options",
     [
@@ -54,7 +54,7 @@ def test_batching_prefix_and_memory_budget_change_nothing(architecture: str, opt
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_scores_exist_on_edges_only(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     scores = attribute(weights, TokenPairs(*random_pairs(3)), eap_reference.logit_diff_metric(97, 3), steps=2)

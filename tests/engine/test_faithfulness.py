@@ -16,7 +16,7 @@ from edge_attribution_patching.search import edge_order
 from edge_attribution_patching.statistics import percentile_interval
 from edge_attribution_patching.weights import read_weights
 from tests.support import eap_reference
-from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
+from tests.support.random_models import HOOKED, random_model, random_pairs
 
 
 def curve_of(n_prompts: int = 4) -> FaithfulnessCurve:
@@ -68,7 +68,7 @@ def test_a_gap_within_its_noise_is_not_learned() -> None:
     assert math.isnan(one.full_se)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 @pytest.mark.parametrize("memory_budget_gb", [1.0, 1e-9])
 def test_evaluator_gives_the_full_model_and_the_corrupted_run_at_its_ends(
     architecture: str, memory_budget_gb: float

@@ -16,7 +16,7 @@ from edge_attribution_patching.mib import MIB_SHARES, MibAreas, mib_areas, mib_m
 from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.weights import read_weights
 from tests.support import eap_reference
-from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
+from tests.support.random_models import HOOKED, random_model, random_pairs
 
 
 def benchmark_areas(faithfulness: list[float]) -> tuple[float, float]:
@@ -43,7 +43,7 @@ def test_a_perfect_method_has_the_whole_width() -> None:
     assert areas.cmd == 0
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_areas_equal_brute_force_on_random_models(architecture: str) -> None:
     """Edges sorted by hand, every circuit run node by node, nothing pruned: what no path joins changes nothing."""
     model = random_model(architecture, n_layers=2, n_heads=2, d_model=16)

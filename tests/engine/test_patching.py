@@ -12,7 +12,7 @@ from edge_attribution_patching.patching_runs import prepare_runs, run_metric
 from edge_attribution_patching.weights import read_weights
 from tests.support import eap_reference
 from tests.support.masked_logits import masked_logits
-from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
+from tests.support.random_models import HOOKED, random_model, random_pairs
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 
@@ -21,7 +21,7 @@ def hugging_face_logits(model, tokens: torch.Tensor, lengths: torch.Tensor) -> t
     return model(tokens).logits[torch.arange(len(lengths)), lengths - 1]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 @pytest.mark.parametrize("base", ["corrupted", "clean"])
 @pytest.mark.parametrize("shortcuts", [True, False])
 @pytest.mark.parametrize("share_prefix", [True, False])
@@ -52,7 +52,7 @@ def masks_of(draw, graph: Graph) -> torch.Tensor:
     return mask & graph.edge_mask
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_patched_forward_equals_brute_force_on_random_masks(architecture: str, data: st.DataObject) -> None:
@@ -74,7 +74,7 @@ def test_patched_forward_equals_brute_force_on_random_masks(architecture: str, d
             torch.testing.assert_close(result[row], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_shortcuts_change_nothing(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     graph = Graph.of(weights)
@@ -88,7 +88,7 @@ def test_shortcuts_change_nothing(architecture: str) -> None:
     )
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_edges_that_do_not_reach_the_logits_do_nothing(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     graph = Graph.of(weights)

@@ -10,7 +10,7 @@ from edge_attribution_patching.paths import Receivers, path_masks, swap_masks
 from edge_attribution_patching.weights import read_weights
 from tests.support.masked_logits import masked_logits
 from tests.support.path_patching_reference import path_patched_logits, swapped_at_end
-from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
+from tests.support.random_models import HOOKED, random_model, random_pairs
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 SENDERS = [(0, 1), (1, 0), (1, 3), (2, 2), (3, 1)]
@@ -36,7 +36,7 @@ def setup(architecture: str, n: int = 3):
 
 @pytest.mark.parametrize("through_mlps", [False, True])
 @pytest.mark.parametrize("stages", STAGES.values(), ids=list(STAGES))
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_path_masks_equal_forward_passes_with_hooks(architecture: str, stages: tuple, through_mlps: bool) -> None:
     model, weights, batch, runs = setup(architecture)
     masks = path_masks(Graph.of(weights), SENDERS, stages, through_mlps=through_mlps)
@@ -53,7 +53,7 @@ def test_path_masks_equal_forward_passes_with_hooks(architecture: str, stages: t
 
 @pytest.mark.parametrize("through_mlps", [False, True])
 @pytest.mark.parametrize("stages", [(), (QUERIES,)], ids=["logits", "queries"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_paths_into_queries_need_the_answers_tokens_alone(architecture: str, stages: tuple, through_mlps: bool) -> None:
     _, weights, _, runs = setup(architecture)
     masks = path_masks(Graph.of(weights), SENDERS, stages, through_mlps=through_mlps)
@@ -62,7 +62,7 @@ def test_paths_into_queries_need_the_answers_tokens_alone(architecture: str, sta
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_a_swap_at_the_answer_recomputes_everything_after_it(architecture: str, share_prefix: bool) -> None:
     model = random_model(architecture, n_layers=4, n_heads=4, d_model=32)
     weights = read_weights(model)

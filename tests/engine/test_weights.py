@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from edge_attribution_patching.architectures import (
     read_fields,
     read_shape,
 )
+from edge_attribution_patching.attribution import attribute
 from edge_attribution_patching.forward import embed, forward, unembed
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.layout import Layout
@@ -26,9 +29,10 @@ from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.patching_runs import prepare_runs
 from edge_attribution_patching.weights import read_weights
 from tests.support.masked_logits import masked_logits
-from tests.support.random_models import random_model, random_pairs
+from tests.support.random_models import VARIANTS, random_model, random_pairs
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+every_variant = pytest.mark.parametrize("architecture", VARIANTS)
 
 
 def logits_equal_hugging_face(model) -> bool:
@@ -56,25 +60,42 @@ def test_shapes_come_from_the_config_alone() -> None:
         n_positions=64,
         parallel=False,
     )
+    assert read_shape(CONFIG_MAPPING["mistral"]()) == Shape(
+        architecture="mistral",
+        n_layers=32,
+        n_heads=32,
+        n_kv_heads=8,
+        d_head=128,
+        d_model=4096,
+        d_mlp=14336,
+        d_vocab=32000,
+        n_positions=4096,  # the sliding window; the context is longer
+        parallel=False,
+    )
     assert read_shape(GPTNeoXConfig()).parallel
     assert not read_shape(GPTNeoXConfig(use_parallel_residual=False)).parallel
 
 
-@pytest.mark.parametrize("architecture", ["neox-parallel", "neox-sequential", "gpt2"])
+@every_variant
 def test_shapes_are_those_of_the_tensors(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     shape = weights.shape
     assert shape.n_layers == len(weights.layers)
     assert weights.embed.shape == (shape.d_vocab, shape.d_model)
     for layer in weights.layers:
-        assert layer.W_qkv.shape == (3, shape.n_heads, shape.d_head, shape.d_model)
+        assert layer.W_qkv.shape == (shape.n_heads + 2 * shape.n_kv_heads, shape.d_head, shape.d_model)
+        assert (layer.n_heads, layer.n_kv_heads, layer.group) == (shape.n_heads, shape.n_kv_heads, shape.group)
+        assert layer.W_V.shape[0] == layer.b_V.shape[0] == shape.n_kv_heads
         assert layer.W_O.shape == (shape.n_heads, shape.d_head, shape.d_model)
         assert layer.W_in.shape == (shape.d_model, shape.d_mlp)
 
 
-def test_prompts_end_where_a_sliding_window_would_begin_to_cut() -> None:
-    shape = read_shape(GPT2Config())
-    assert shape.longest_prompt == shape.n_positions == 1024
+def test_a_sliding_window_counts_where_some_layer_has_one() -> None:
+    gemma2, smollm3 = CONFIG_MAPPING["gemma2"], CONFIG_MAPPING["smollm3"]
+    assert read_shape(gemma2(sliding_window=512)).n_positions == 512
+    assert read_shape(gemma2(sliding_window=512, layer_types=["full_attention"] * 26)).n_positions == 8192
+    assert read_shape(smollm3(sliding_window=512)).n_positions == 32768
+    assert read_shape(smollm3(sliding_window=512, use_sliding_window=True)).n_positions == 512
 
 
 # --- what a config may say
@@ -93,21 +114,34 @@ def test_every_field_of_the_config_class_is_classified(architecture: str) -> Non
     config_class = CONFIG_MAPPING[architecture]
     config = config_class()
     read = read_fields(config, ARCHITECTURES[architecture])
+    neutral = NEUTRAL.keys() | ARCHITECTURES[architecture].neutral.keys()
     declared = {field.name for field in fields(config_class)}
-    assert read <= declared
-    assert declared <= read | NEUTRAL.keys() | IRRELEVANT
-    assert not read & (NEUTRAL.keys() | IRRELEVANT)
+    assert read - {"head_dim"} <= declared  # a head_dim counts even where the class does not declare it
+    assert declared <= read | neutral | IRRELEVANT
+    assert not read & (neutral | IRRELEVANT)
 
 
 @every_architecture
 def test_every_field_that_the_model_code_names_is_classified(architecture: str) -> None:
     config = CONFIG_MAPPING[architecture]()
-    # Not fields, or fields of other heads than the language model's.
-    others = {"num_labels", "get_text_config", "head_dim"}
+    others = {"num_labels", "head_dim"}  # of classifiers; checked by itself
+    if architecture == "gemma3_text":
+        others |= {"get_text_config", "image_token_id", "mm_tokens_per_image", "text_config", "vision_config"}
     named = {config.attribute_map.get(name, name) for name in source_fields(architecture)}
     read = read_fields(config, ARCHITECTURES[architecture])
     assert len(named) > 8
-    assert named <= read | NEUTRAL.keys() | IRRELEVANT | others
+    assert named <= read | NEUTRAL.keys() | ARCHITECTURES[architecture].neutral.keys() | IRRELEVANT | others
+
+
+def config(architecture: str, **options: Any) -> PretrainedConfig:
+    return CONFIG_MAPPING[architecture](**options)
+
+
+LONGROPE = {
+    **{"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 2048},
+    **{"short_factor": [1.0] * 64, "long_factor": [1.0] * 64},
+}
+PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 
 
 def refused(config: PretrainedConfig) -> str:
@@ -120,19 +154,32 @@ def refused(config: PretrainedConfig) -> str:
 
 def test_an_architecture_without_a_reader_is_refused_with_those_that_have_one() -> None:
     message = refused(CONFIG_MAPPING["bloom"]())
-    assert message == "model_type=bloom: no reader for this architecture (supported: gpt2, gpt_neox)"
+    supported = ", ".join(sorted(ARCHITECTURES))
+    assert message == f"model_type=bloom: no reader for this architecture (supported: {supported})"
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (GPT2Config(add_cross_attention=True), "add_cross_attention=True: not supported for gpt2 (supported: False)"),
-        (GPT2Config(activation_function="mish"), "activation_function=mish: unknown activation"),
-        (GPTNeoXConfig(hidden_act="mish"), "hidden_act=mish: unknown activation"),
+        (GPT2Config(activation_function="mish"), "activation_function=mish: not supported for gpt2 (supported: gelu,"),
+        (GPTNeoXConfig(hidden_act="mish"), "hidden_act=mish: not supported for gpt_neox"),
         (GPTNeoXConfig(chunk_size_feed_forward=4), "chunk_size_feed_forward=4: not supported for gpt_neox"),
         (GPTNeoXConfig(head_dim=32), "head_dim=32: not supported for gpt_neox (supported: 96)"),
         (GPTNeoXConfig(quantization_config={"bits": 4}), "quantization_config={'bits': 4}: not supported"),
         (GPTNeoXConfig(rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "rope_type=dynamic: unknown"),
+        (
+            config("llama", rope_parameters=LONGROPE),
+            "rope_type=longrope: unknown rotary embedding (supported: default,",
+        ),
+        (
+            config("llama", rope_parameters=PARTIAL),
+            "rope_parameters.partial_rotary_factor=0.5: not supported for llama",
+        ),
+        (config("llama", num_key_value_heads=5), "num_key_value_heads=5: does not divide num_attention_heads=32"),
+        (config("olmo2", attention_bias=True), "attention_bias=True: not supported for olmo2 (supported: False)"),
+        (config("gemma2", use_bidirectional_attention=True), "use_bidirectional_attention=True: not supported"),
+        (config("gemma3_text", attn_logit_softcapping=9.0), "attn_logit_softcapping=9.0: not supported"),
     ],
 )
 def test_what_changes_the_arithmetic_and_is_not_read_is_refused(config: PretrainedConfig, message: str) -> None:
@@ -176,16 +223,64 @@ def test_patched_passes_scale_attention_as_the_model_does() -> None:
     torch.testing.assert_close(logits, reference[batch.index], rtol=1e-4, atol=1e-4)
 
 
+# --- tensors
+
+
+class Recording(dict[str, torch.Tensor]):
+    """A state that knows which of its tensors were asked for."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(state)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+
+@every_variant
+def test_every_tensor_of_the_model_is_read(architecture: str, monkeypatch) -> None:
+    model = random_model(architecture)
+    state = Recording(model.state_dict())
+    monkeypatch.setattr(model, "state_dict", lambda: state)
+    read_weights(model)
+    assert state.keys() - state.read == set()
+
+
 # --- memory
 
 
-@pytest.mark.parametrize("architecture", ["neox-parallel", "gpt2"])
+@every_variant
 def test_only_the_folded_projections_are_new_memory(architecture: str) -> None:
     model = random_model(architecture)
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     weights = read_weights(model)
     for layer in weights.layers:
-        views = (layer.W_O, layer.W_in, layer.W_out, layer.attn_norm.gain, layer.mlp_norm.gain)
+        views = [layer.W_O, layer.W_in, layer.W_out, layer.W_in if layer.W_gate is None else layer.W_gate]
         assert all(tensor.untyped_storage().data_ptr() in own for tensor in views)
         assert layer.W_qkv.untyped_storage().data_ptr() not in own
         assert layer.W_qkv.untyped_storage().nbytes() == layer.W_qkv.numel() * layer.W_qkv.element_size()
+
+
+def test_layers_share_the_rotary_tables_that_are_the_same() -> None:
+    weights = read_weights(random_model("gemma3"))
+    assert len({id(layer.rotary) for layer in weights.layers}) == 2
+    rotations = Layout.whole(torch.tensor([5])).rotations(weights)
+    assert rotations[0] is rotations[2] is not rotations[1]
+
+
+@pytest.mark.parametrize("architecture", ["llama-grouped", "olmo-clamped", "olmo2", "qwen3", "gemma2"])
+def test_blocks_that_are_not_taken_apart_yet_are_refused(architecture: str) -> None:
+    weights = read_weights(random_model(architecture))
+    pairs = TokenPairs(*random_pairs(2))
+    (batch,) = pairs.batches(2)
+    for measure in (
+        lambda: attribute(weights, pairs, lambda logits, index: logits[:, 0], steps=1),
+        lambda: prepare_runs(weights, batch),
+    ):
+        with pytest.raises(ValueError, match="its blocks are not taken apart into edges yet"):
+            measure()

@@ -13,7 +13,7 @@ from get_full_model_components_over_time import ANALYSIS
 from tests.support.hand_built import PERIOD, VOCAB, attention_model, copying_model
 from tests.support.paths import TOY_STEPS
 from tests.support.random_models import (
-    ARCHITECTURES,
+    HOOKED,
     random_model,
     random_pairs,
     tiny_tokenizer,
@@ -134,7 +134,7 @@ def slow_copy_scores(model, tokens: torch.Tensor, lengths: torch.Tensor, positio
     return scores
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_attention_scores_equal_the_slow_reference(architecture: str) -> None:
     model = random_model(architecture, seed=1)
     tokens = repeated_blocks(torch.arange(1, 97), 5, 12, seed=3)
@@ -146,7 +146,7 @@ def test_attention_scores_equal_the_slow_reference(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("biases", [True, False])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_copy_scores_equal_the_slow_reference(architecture: str, biases: bool, monkeypatch) -> None:
     # With few candidates most names are ranked twice: among them, then among all.
     monkeypatch.setattr(head_scores, "_CANDIDATES", 8)

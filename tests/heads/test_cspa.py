@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edge_attribution_patching.weights import ModelWeights, read_weights
 from tests.support.cspa_models import COPYING, RANDOM, SUPPRESSING, copy_suppression_model, sequences
 from tests.support.cspa_reference import cspa_of_head
-from tests.support.random_models import ARCHITECTURES, random_model, tiny_tokenizer
+from tests.support.random_models import HOOKED, random_model, tiny_tokenizer
 from utils.heads import streamed_kl
 from utils.heads.cspa_scores import NO_EFFECT, OVERFLOW, cspa_scores, mean_outputs
 from utils.heads.cspa_sources import Ablation, kept_sources
@@ -39,7 +39,7 @@ def scores(weights: ModelWeights, tokens, others, function_words=FUNCTION_WORDS,
     return cspa_scores(weights, tokens, means, function_words, settings, batch)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=HOOKED)
 def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
 

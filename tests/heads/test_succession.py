@@ -11,7 +11,7 @@ from get_new_successor_head_scores_over_time import ANALYSIS
 from tests.support.hand_built import VOCAB, Head, successor_model
 from tests.support.paths import PYTHIA_TOKENIZER, TOY_STEPS
 from tests.support.random_models import (
-    ARCHITECTURES,
+    HOOKED,
     random_model,
     tiny_tokenizer,
     value_projection,
@@ -86,7 +86,7 @@ def slow_succession(model, pairs: Pairs) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("biases", [True, False])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_succession_equals_the_slow_reference(architecture: str, biases: bool) -> None:
     model = random_model(architecture, seed=5)
     if not biases:

@@ -18,7 +18,7 @@ from get_ioi_consistency import ANALYSIS
 from tests.support import ioi_transformer
 from tests.support.path_patching_reference import Hooked, path_patched_logits, swapped_at_end
 from tests.support.paths import CONFIGS, TOY_IOI, TOY_IOI_STEP, TOY_STEPS
-from tests.support.random_models import ARCHITECTURES, random_model
+from tests.support.random_models import HOOKED, random_model
 from tests.support.synthetic_results import write
 from tests.support.task_tokenizers import words
 from utils.config.keys import load_config
@@ -95,7 +95,7 @@ def facts_of(shape: tuple[int, int], **scores: dict[tuple[int, int], float]) -> 
 # --- effects against brute force
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_logit_differences_equal_the_metric_of_the_models_own_logits(architecture: str) -> None:
     model, weights, prompts, _, _ = random_setup(architecture)
     logits = model(prompts.clean).logits[torch.arange(len(prompts)), prompts.lengths - 1]
@@ -116,7 +116,7 @@ def test_an_output_bias_counts() -> None:
 
 
 @pytest.mark.parametrize("corruption", ["swap", "abc"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_direct_effects_in_closed_form_equal_the_mask_evaluation(architecture: str, corruption: str) -> None:
     _, weights, prompts, _, _ = random_setup(architecture, ioi_corruption=corruption)
     runs = PairedRuns(weights, prompts, prompts.corrupted, 4, 1.0)
@@ -127,7 +127,7 @@ def test_direct_effects_in_closed_form_equal_the_mask_evaluation(architecture: s
 
 
 @pytest.mark.parametrize("through_mlps", [False, True])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_effects_of_the_first_two_levels_equal_brute_force(architecture: str, through_mlps: bool) -> None:
     model, weights, prompts, variants, config = random_setup(architecture, through_mlps=through_mlps, n_prompts=3)
     movers = ((1, 0), (2, 1), (2, 3))
@@ -145,7 +145,7 @@ def test_effects_of_the_first_two_levels_equal_brute_force(architecture: str, th
             assert effects[(level, *sender)] == pytest.approx(change / np.mean(clean), abs=1e-5), (level, sender)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_effects_on_values_equal_brute_force(architecture: str) -> None:
     model, weights, prompts, _, _ = random_setup(architecture, n_prompts=3)
     runs = PairedRuns(weights, prompts, prompts.corrupted, 2, 1.0)
@@ -159,7 +159,7 @@ def test_effects_on_values_equal_brute_force(architecture: str) -> None:
     torch.testing.assert_close(found[2], runs.clean())  # (1, 1) cannot write to its own layer
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_swaps_equal_a_hook_at_the_answer(architecture: str) -> None:
     model, weights, prompts, variants, _ = random_setup(architecture, n_prompts=3)
     others = variants["same_token_opposite_order"]
@@ -177,7 +177,7 @@ def test_swaps_equal_a_hook_at_the_answer(architecture: str) -> None:
         torch.testing.assert_close(swap.mean_attention()[row], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_attention_equals_the_models_own(architecture: str) -> None:
     model, weights, prompts, _, _ = random_setup(architecture)
     names = torch.stack([prompts.positions[name] for name in NAMES], dim=1)

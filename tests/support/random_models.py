@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,86 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
     AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
     GPTNeoXForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
-ARCHITECTURES = ("neox-parallel", "neox-sequential", "gpt2")
+HOOKED = ("neox-parallel", "neox-sequential", "gpt2")
+"""Those whose modules the references with hooks know."""
+
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+_DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
+_GROUPED = {"num_key_value_heads": 2}
+
+# Name -> model_type and what its config says beside the sizes. Every variant of a block is somewhere here.
+VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "neox-parallel": ("gpt_neox", {"rotary_pct": 0.25}),
+    "neox-sequential": ("gpt_neox", {"rotary_pct": 0.25, "use_parallel_residual": False}),
+    "gpt2": ("gpt2", {}),
+    "gpt2-stanford": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    "gptj": ("gptj", {"rotary_dim": 4}),
+    "llama": ("llama", {"rope_parameters": _LLAMA3, "attention_bias": True, "mlp_bias": True}),
+    "llama-grouped": ("llama", {**_GROUPED, "head_dim": 12, "tie_word_embeddings": True}),
+    "mistral": ("mistral", {**_GROUPED, "sliding_window": 48}),
+    "olmo": ("olmo", {"tie_word_embeddings": True}),
+    "olmo-clamped": ("olmo", {**_GROUPED, "clip_qkv": 0.5}),
+    "olmo2": ("olmo2", {}),
+    "olmo2-grouped": ("olmo2", dict(_GROUPED)),
+    "olmo3": (
+        "olmo3",
+        {
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "sliding_window": 48,
+            "rope_parameters": {"sliding_attention": _DEFAULT, "full_attention": _YARN},
+        },
+    ),
+    "smollm3": ("smollm3", {**_GROUPED, "no_rope_layers": [1, 0, 1], "rope_parameters": _DEFAULT}),
+    "qwen2": ("qwen2", {**_GROUPED, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
+    "qwen3": ("qwen3", {**_GROUPED, "head_dim": 12}),
+    "gemma2": (
+        "gemma2",
+        {
+            **_GROUPED,
+            "head_dim": 12,
+            "query_pre_attn_scalar": 10,
+            "sliding_window": 48,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            **_GROUPED,
+            "head_dim": 12,
+            "query_pre_attn_scalar": 10,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "sliding_window": 48,
+            "rope_parameters": {
+                "sliding_attention": _DEFAULT,
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            },
+        },
+    ),
+    "apertus": ("apertus", {**_GROUPED, "rope_parameters": _LLAMA3}),
+}
+
+ARCHITECTURES = tuple(VARIANTS)
+
+_GPT2_NAMES = {"hidden_size": "n_embd", "intermediate_size": "n_inner"}
 
 
 def random_model(
@@ -35,47 +106,32 @@ def random_model(
     seed: int = 0,
     **options: Any,
 ) -> PreTrainedModel:
-    """A model with weights large enough that attention, norms and biases all matter; `options` go to its config."""
+    """A model with weights large enough that every piece of it matters; `options` go to its config."""
+    model_type, variant = VARIANTS[architecture]
+    sizes = {
+        "hidden_size": d_model,
+        "intermediate_size": d_mlp,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": n_heads,
+        "max_position_embeddings": n_positions,
+    }
+    # What is said layer by layer goes round.
+    variant = {name: (said * n_layers)[:n_layers] if isinstance(said, list) else said for name, said in variant.items()}
+    if model_type in ("gpt2", "gptj"):
+        sizes = {_GPT2_NAMES.get(name, name): size for name, size in sizes.items()}
+    config = CONFIG_MAPPING[model_type](
+        **deepcopy({**sizes, **variant, **options}), vocab_size=vocab, bos_token_id=0, eos_token_id=0, pad_token_id=None
+    )
     torch.manual_seed(seed)
-    if architecture == "gpt2":
-        model: PreTrainedModel = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=vocab,
-                n_embd=d_model,
-                n_layer=n_layers,
-                n_head=n_heads,
-                n_inner=d_mlp,
-                n_positions=n_positions,
-                attn_implementation="eager",
-                bos_token_id=0,
-                eos_token_id=0,
-                **options,
-            )
-        )
-    else:
-        model = GPTNeoXForCausalLM(
-            GPTNeoXConfig(
-                vocab_size=vocab,
-                hidden_size=d_model,
-                num_hidden_layers=n_layers,
-                num_attention_heads=n_heads,
-                intermediate_size=d_mlp,
-                max_position_embeddings=n_positions,
-                rotary_pct=0.25,
-                use_parallel_residual=architecture == "neox-parallel",
-                attn_implementation="eager",
-                bos_token_id=0,
-                eos_token_id=0,
-                **options,
-            )
-        )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
             if parameter.dim() > 1:
                 parameter.copy_(noise * (0.5 if "emb" in name or "wte" in name else 1.5 / parameter.shape[-1] ** 0.5))
             else:
-                parameter.copy_(0.3 * noise + (1.0 if "weight" in name else 0.0))
+                one = "weight" in name and not model_type.startswith("gemma")  # Gemma's gain is 1 + weight.
+                parameter.copy_(0.3 * noise + (1.0 if one else 0.0))
     return model.eval().requires_grad_(False)
 
 

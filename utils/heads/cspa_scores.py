@@ -87,6 +87,7 @@ def cspa_scores(
         `loss_cspa, loss_ablated`, nats, means over the positions whose next token is in the sequence; `reason`, why the
         score is empty, or empty.
     """
+    weights.require_plain_blocks()
     with torch.no_grad():
         tokens = tokens.to(weights.device)
         run = _Run(weights, tokens, means[:, : tokens.shape[1]], function_tokens.to(weights.device), settings)

@@ -36,7 +36,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.forward import Unembedding, mlp
+from edge_attribution_patching.forward import Unembedding, embed_tokens, mlp
 from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import BaseConfig
 from utils.errors import UserError
@@ -189,17 +189,18 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]]) -> Successi
     Raises:
         ValueError: if no class has pairs.
     """
+    weights.require_plain_blocks()
     lists = [torch.tensor(part, device=weights.device).T.contiguous() for parts in pairs.values() for part in parts]
     if not lists:
         raise ValueError("no class has a pair of single tokens under this tokenizer")
     sources, successors = (ids.unique() for ids in torch.cat(lists, dim=1))
     unembedding = Unembedding(weights)
     precise = unembedding.dtype
-    x = mlp(weights, weights.layers[0], weights.embed[sources]).to(precise)
+    x = mlp(weights.layers[0], embed_tokens(weights, sources)).to(precise)
     read = unembedding.rows(successors)
     layers = []
     for layer in weights.layers:
-        values = x @ layer.W_qkv[2].to(precise).transpose(1, 2)  # [head, source, d_head]
+        values = layer.per_head(x @ layer.W_V.to(precise).transpose(1, 2))  # [head, source, d_head]
         reads = layer.W_O.to(precise) @ read.T  # [head, d_head, successor]
         wins = []
         for source, successor in lists:

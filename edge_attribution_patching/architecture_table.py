@@ -1,0 +1,215 @@
+"""Architectures as data: where each keeps its tensors, how its blocks compute, and which config fields it reads.
+
+An architecture is one entry in `ARCHITECTURES`; `weights.read_weights` builds any of them from it. What a config may
+change (a scale, a clamp, a rotary embedding, whether a bias exists) is a field in `reads`; whatever else its class has
+must be neutral or irrelevant (`architectures.check_config`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+NormKind = Literal["layer", "bare layer", "rms", "rms one plus"]
+"""LayerNorm, LayerNorm without gain and bias (OLMo), RMSNorm, and RMSNorm whose gain is 1 + weight (Gemma)."""
+
+BARE_EPS = 1e-5
+"""OLMo's LayerNorm has its eps in the code."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is particular to one architecture. Names of tensors lack `.weight` and `.bias`, those in a block its prefix.
+
+    Attributes:
+        block: prefix of a block's tensors, `{}` being the layer's number.
+        embed, position_embed, final_norm: tensors outside the blocks.
+        norm: the kind of every norm.
+        attn_norm, mlp_norm: norms before attention and the MLP; none where they read the residual stream as it is.
+        attn_post_norm, mlp_post_norm: norms of what all heads together and the MLP write, before it is added.
+        qkv: the projections of q, k and v, or the one that holds all three.
+        qkv_order: how the outputs of all of `qkv` are ordered, and how they are read (einops).
+        attn_out: the output projection of attention.
+        mlp_in, mlp_gate, mlp_out: the MLP's projections, out(activation(gate(x)) * in(x)) or out(activation(in(x))).
+        conv1d: weights are stored [input, output].
+        q_norm, k_norm: norms of queries and keys before rotary, over each head or all heads: as wide as their gain.
+        scaled_embedding: embeddings are multiplied by sqrt(d_model).
+        parallel: attention and MLP read the same residual stream; or the name of the field that says so.
+        partial_rotary: `rope_parameters` may turn a part of each head only.
+        interleaved_rotary: rotary turns neighbouring entries (GPT-J), not those half a head apart.
+        rotary_by_layer_type: `rope_parameters` holds one entry for each of `layer_types`.
+        activation, eps, mlp_width: the fields that hold them (empty width: 4 * d_model; no field of eps: BARE_EPS).
+        reads: further fields that are read.
+        neutral: fields that are not read, and the values at which they change nothing.
+    """
+
+    block: str
+    embed: str
+    final_norm: str
+    norm: NormKind
+    qkv: tuple[str, ...]
+    attn_out: str
+    mlp_in: str
+    mlp_out: str
+    attn_norm: str | None = None
+    mlp_norm: str | None = None
+    attn_post_norm: str | None = None
+    mlp_post_norm: str | None = None
+    position_embed: str | None = None
+    qkv_order: str = "(qkv_head d_head) -> qkv_head d_head"
+    mlp_gate: str | None = None
+    conv1d: bool = False
+    q_norm: str | None = None
+    k_norm: str | None = None
+    scaled_embedding: bool = False
+    parallel: bool | str = False
+    partial_rotary: bool = False
+    interleaved_rotary: bool = False
+    rotary_by_layer_type: bool = False
+    activation: str = "hidden_act"
+    eps: str | None = "rms_norm_eps"
+    mlp_width: str = "intermediate_size"
+    reads: frozenset[str] = frozenset()
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+_GPT2 = Architecture(
+    block="transformer.h.{}.",
+    embed="transformer.wte",
+    position_embed="transformer.wpe",
+    final_norm="transformer.ln_f",
+    norm="layer",
+    attn_norm="ln_1",
+    mlp_norm="ln_2",
+    qkv=("attn.c_attn",),
+    qkv_order="(qkv head d_head) -> (qkv head) d_head",
+    attn_out="attn.c_proj",
+    mlp_in="mlp.c_fc",
+    mlp_out="mlp.c_proj",
+    conv1d=True,
+    activation="activation_function",
+    eps="layer_norm_epsilon",
+    mlp_width="n_inner",
+    reads=frozenset({"scale_attn_by_inverse_layer_idx", "scale_attn_weights"}),
+)
+
+_GPT_J = Architecture(
+    block="transformer.h.{}.",
+    embed="transformer.wte",
+    final_norm="transformer.ln_f",
+    norm="layer",
+    attn_norm="ln_1",
+    mlp_norm="ln_1",
+    qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    attn_out="attn.out_proj",
+    mlp_in="mlp.fc_in",
+    mlp_out="mlp.fc_out",
+    parallel=True,
+    interleaved_rotary=True,
+    activation="activation_function",
+    eps="layer_norm_epsilon",
+    mlp_width="n_inner",
+    reads=frozenset({"rotary_dim"}),
+)
+
+_GPT_NEOX = Architecture(
+    block="gpt_neox.layers.{}.",
+    embed="gpt_neox.embed_in",
+    final_norm="gpt_neox.final_layer_norm",
+    norm="layer",
+    attn_norm="input_layernorm",
+    mlp_norm="post_attention_layernorm",
+    qkv=("attention.query_key_value",),
+    qkv_order="(head qkv d_head) -> (qkv head) d_head",  # q, k, v of head 0, then of head 1, and so on
+    attn_out="attention.dense",
+    mlp_in="mlp.dense_h_to_4h",
+    mlp_out="mlp.dense_4h_to_h",
+    parallel="use_parallel_residual",
+    partial_rotary=True,
+    eps="layer_norm_eps",
+    reads=frozenset({"attention_bias", "rope_parameters"}),
+)
+
+_GROUPED = frozenset({"head_dim", "num_key_value_heads", "rope_parameters"})
+
+_LLAMA = Architecture(
+    block="model.layers.{}.",
+    embed="model.embed_tokens",
+    final_norm="model.norm",
+    norm="rms",
+    attn_norm="input_layernorm",
+    mlp_norm="post_attention_layernorm",
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    attn_out="self_attn.o_proj",
+    mlp_in="mlp.up_proj",
+    mlp_gate="mlp.gate_proj",
+    mlp_out="mlp.down_proj",
+    reads=_GROUPED | {"attention_bias", "mlp_bias"},
+)
+
+_WINDOWS = frozenset({"layer_types", "sliding_window"})
+
+_QWEN2 = replace(_LLAMA, reads=_GROUPED | _WINDOWS)
+
+# No norm before a sublayer, one after. An output bias would be scaled with the heads' sum and belong to none of them.
+_OLMO2 = replace(
+    _LLAMA,
+    attn_norm=None,
+    attn_post_norm="post_attention_layernorm",
+    mlp_norm=None,
+    mlp_post_norm="post_feedforward_layernorm",
+    q_norm="self_attn.q_norm",
+    k_norm="self_attn.k_norm",
+    reads=_GROUPED,
+    neutral={"attention_bias": (False,)},
+)
+
+_GEMMA2 = replace(
+    _LLAMA,
+    norm="rms one plus",
+    attn_post_norm="post_attention_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    mlp_post_norm="post_feedforward_layernorm",
+    scaled_embedding=True,
+    activation="hidden_activation",
+    reads=_GROUPED | _WINDOWS | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"},
+    neutral={"attention_bias": (False,), "use_bidirectional_attention": (None, False)},
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "apertus": replace(
+        _LLAMA,
+        attn_norm="attention_layernorm",
+        mlp_norm="feedforward_layernorm",
+        mlp_gate=None,
+        q_norm="self_attn.q_norm",
+        k_norm="self_attn.k_norm",
+        reads=_GROUPED | {"attention_bias"},
+    ),
+    "gemma2": _GEMMA2,
+    "gemma3_text": replace(
+        _GEMMA2,
+        q_norm="self_attn.q_norm",
+        k_norm="self_attn.k_norm",
+        rotary_by_layer_type=True,
+        reads=_GEMMA2.reads - {"attn_logit_softcapping"},
+        neutral={**_GEMMA2.neutral, "attn_logit_softcapping": (None,)},
+    ),
+    "gpt2": _GPT2,
+    "gpt_neox": _GPT_NEOX,
+    "gptj": _GPT_J,
+    "llama": _LLAMA,
+    "mistral": replace(_LLAMA, reads=_GROUPED | {"sliding_window"}),
+    "olmo": replace(_LLAMA, norm="bare layer", eps=None, reads=_GROUPED | {"attention_bias", "clip_qkv"}),
+    "olmo2": _OLMO2,
+    "olmo3": replace(_OLMO2, rotary_by_layer_type=True, reads=_OLMO2.reads | _WINDOWS),
+    "qwen2": _QWEN2,
+    "qwen3": replace(
+        _QWEN2,
+        q_norm="self_attn.q_norm",
+        k_norm="self_attn.k_norm",
+        reads=_QWEN2.reads | {"attention_bias"},
+    ),
+    "smollm3": replace(_LLAMA, reads=_LLAMA.reads | _WINDOWS | {"no_rope_layers"}),
+}
