@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edge_attribution_patching.layout import Layout, PrefixCache, Queries, Rotation, prefix_of_layer
-from edge_attribution_patching.weights import LayerWeights, Letter, ModelWeights, Norm
+from edge_attribution_patching.norms import apply_norm, centred, inverse_rms, normalise
+from edge_attribution_patching.weights import LayerWeights, Letter, ModelWeights
 
 
 @dataclass
@@ -59,41 +60,11 @@ def embed(weights: ModelWeights, layout: Layout, tokens: Int[Tensor, " token"]) 
     return x
 
 
-def normalise(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The normalised residual stream without gain and bias, and 1 / s, with s the norm's scale ([..., 1])."""
-    if norm.center:
-        normalised, _, inverse_scale = torch.native_layer_norm(x, (x.shape[-1],), None, None, norm.eps)
-        return normalised, inverse_scale
-    inverse_scale = inverse_rms(norm, x)
-    return (x * inverse_scale).to(x.dtype), inverse_scale
-
-
 def attention_input(
     layer: LayerWeights, x: Float[Tensor, "*stack token d_model"]
 ) -> tuple[Float[Tensor, "*stack token d_model"], Float[Tensor, "*stack token 1"] | None]:
     """What attention projects, see `normalise`; the residual stream itself and None where no norm stands before."""
     return (x, None) if layer.attn_norm is None else normalise(layer.attn_norm, x)
-
-
-def inverse_rms(norm: Norm, x: Tensor) -> Float[Tensor, "... 1"]:
-    """1 / s of a norm for x that is centred where the norm centres, in float32 or better."""
-    precise = torch.promote_types(x.dtype, torch.float32)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
-    return torch.rsqrt(length.square() / x.shape[-1] + norm.eps)
-
-
-def centred(norm: Norm, x: Float[Tensor, "*stack d_model"]) -> Float[Tensor, "*stack d_model"]:
-    """The part of a residual stream that a norm sees: without its mean over d_model, where the norm centres."""
-    return x - x.mean(-1, keepdim=True) if norm.center else x
-
-
-def apply_norm(norm: Norm | None, x: Tensor) -> Tensor:
-    """LayerNorm or RMSNorm with its gain and bias; x itself without a norm."""
-    if norm is None:
-        return x
-    if norm.center:
-        return F.layer_norm(x, (x.shape[-1],), norm.gain, norm.bias, norm.eps)
-    return (x * inverse_rms(norm, x) * norm.gain).to(x.dtype)
 
 
 def rotate(x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | None) -> Tensor:

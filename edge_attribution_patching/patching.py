@@ -26,9 +26,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import attend, centred, inverse_rms, mlp, pad_keys, to_attend, unembed
+from edge_attribution_patching.forward import attend, mlp, pad_keys, to_attend, unembed
 from edge_attribution_patching.graph import QKV, Graph
 from edge_attribution_patching.layout import prefix_of_layer
+from edge_attribution_patching.norms import centred, inverse_rms
 from edge_attribution_patching.pairs import GB, Metric
 from edge_attribution_patching.patching_differences import Differences
 from edge_attribution_patching.patching_plan import COMPUTED, SOURCE, Plan

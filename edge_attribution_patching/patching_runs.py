@@ -12,7 +12,6 @@ from torch import Tensor
 
 from edge_attribution_patching.forward import (
     LayerActivations,
-    centred,
     embed,
     forward,
     prefix_cache,
@@ -20,6 +19,7 @@ from edge_attribution_patching.forward import (
     with_prefix,
 )
 from edge_attribution_patching.layout import Layout, PrefixCache, prefix_of_layer
+from edge_attribution_patching.norms import centred
 from edge_attribution_patching.pairs import GB, Metric, PairBatch
 from edge_attribution_patching.weights import ModelWeights
 

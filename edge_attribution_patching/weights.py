@@ -2,10 +2,6 @@
 
 Everything in this package runs on these tensors: one explicit forward pass (`forward.py`) instead of hooks. An
 architecture is an entry in `architecture_table.py`; one reader builds them all.
-
-Where a residual stream is read through a normalisation n = (x - mean(x)) / s, gain, bias and centring are folded into
-the projections that follow (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"): q = n @ W + b,
-with W centred over d_model. RMSNorm is the same without the centring.
 """
 
 from __future__ import annotations
@@ -23,19 +19,10 @@ from transformers import PreTrainedModel
 from edge_attribution_patching.activations import Activation, read_activation
 from edge_attribution_patching.architecture_table import ARCHITECTURES, BARE_EPS
 from edge_attribution_patching.architectures import Shape, read_shape
+from edge_attribution_patching.norms import Norm, fold_norm
 from edge_attribution_patching.rotary import Rotary, read_rotaries
 
 Letter = Literal["q", "k", "v"]
-
-
-@dataclass(frozen=True)
-class Norm:
-    """LayerNorm (`center=True`) or RMSNorm (`center=False`, bias zero): (x - mean) / sqrt(var + eps) * gain + bias."""
-
-    gain: Float[Tensor, " size"]
-    bias: Float[Tensor, " size"]
-    eps: float
-    center: bool = True
 
 
 @dataclass(frozen=True)
@@ -305,21 +292,3 @@ class _Reader:
             turned = slice(self.shape.n_heads + self.shape.n_kv_heads)
             W[turned], b[turned] = W[turned][:, entries], b[turned][:, entries]
         return W, b
-
-
-def fold_norm(
-    norm: Norm | None, W: Float[Tensor, "qkv_head d_head d_model"], b: Float[Tensor, "qkv_head d_head"]
-) -> tuple[Float[Tensor, "qkv_head d_head d_model"], Float[Tensor, "qkv_head d_head"]]:
-    """Projections and biases that read the normalised residual stream as the raw ones read the norm's output.
-
-    Computed in float32 or better; the projections are centred over d_model where the norm centres.
-    """
-    if norm is None:
-        return W.contiguous(), b.contiguous()
-    precise = torch.promote_types(W.dtype, torch.float32)
-    folded = W.to(precise)
-    b_folded = b.to(precise) + folded @ norm.bias.to(precise)
-    folded = folded * norm.gain.to(precise)
-    if norm.center:
-        folded = folded - folded.mean(dim=-1, keepdim=True)
-    return folded.to(W.dtype).contiguous(), b_folded.to(W.dtype).contiguous()

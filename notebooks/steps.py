@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, embed, forward
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.norms import normalise
 from edge_attribution_patching.patching import evaluate_metric
 from edge_attribution_patching.patching_runs import prepare_runs, run_metric
 from edge_attribution_patching.paths import Head, Receivers, path_masks

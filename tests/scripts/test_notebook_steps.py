@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, embed, forward, normalise, unembed
+from edge_attribution_patching.forward import LayerActivations, embed, forward, unembed
 from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.norms import normalise
 from edge_attribution_patching.weights import ModelWeights, read_weights
 from notebooks.steps import PathPatching, at_end, head_table
-from tests.support.random_models import ARCHITECTURES, random_model
+from tests.support.random_models import HOOKED, random_model
 from tests.support.task_tokenizers import words
 from utils.tasks import build_prompts
 from utils.tasks.prompts import Prompts
@@ -21,7 +22,7 @@ def prompts() -> Prompts:
     return build_prompts("ioi", words(), 6, seed=0)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=HOOKED)
 def weights(request: pytest.FixtureRequest) -> ModelWeights:
     return read_weights(random_model(request.param, n_layers=2, vocab=len(words())))
 

@@ -22,8 +22,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.forward import LayerActivations, Unembedding, attention_input, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, Unembedding, attention_input, embed, forward
 from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.norms import normalise
 from edge_attribution_patching.weights import LayerWeights, ModelWeights
 from utils.config.keys import BaseConfig, Section
 from utils.errors import UserError

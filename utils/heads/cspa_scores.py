@@ -34,8 +34,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward
 from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.norms import normalise
 from edge_attribution_patching.weights import ModelWeights
 from utils.heads.cspa_sources import Ablation, first_places, kept_sources
 from utils.heads.streamed_kl import Divergences, HeadChange, Kept, kl_of_changes

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward, normalise
+from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.norms import normalise
 from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.patching import evaluate_masks_final
 from edge_attribution_patching.patching_runs import PreparedBatches, PreparedRuns, at_answers
