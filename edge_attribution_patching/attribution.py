@@ -76,7 +76,6 @@ def attribute(
         ValueError: for an unknown quadrature or no steps.
         FloatingPointError: if scores are not finite (float16 overflows in some models).
     """
-    weights.require_plain_blocks()
     graph = Graph.of(weights)
     scores = torch.zeros(graph.n_forward, graph.n_backward, dtype=torch.float32, device=weights.device)
     points = quadrature_points(quadrature, steps)

@@ -85,14 +85,17 @@ def to_attend(
 
     All heads must be there where one norm covers them all; else any may.
     """
-    if layer.qkv_clamp is not None:
-        x = x.clamp(-layer.qkv_clamp, layer.qkv_clamp)
+    x = clamp(layer, x)
     if letter == "v":
         return x
-    norm = layer.q_norm if letter == "q" else layer.k_norm
-    if norm is not None:
-        x = apply_norm(norm, x) if len(norm.gain) == x.shape[-1] else apply_norm(norm, x.flatten(-2)).view_as(x)
+    norm = layer.norm_of(letter)
+    x = apply_norm(norm, x.flatten(-2)).view_as(x) if layer.ties(letter) else apply_norm(norm, x)
     return rotate(x, rotation)
+
+
+def clamp(layer: LayerWeights, x: Tensor) -> Tensor:
+    """q, k or v within the bounds of blocks that have some (OLMo)."""
+    return x if layer.qkv_clamp is None else x.clamp(-layer.qkv_clamp, layer.qkv_clamp)
 
 
 def with_prefix(
@@ -113,6 +116,17 @@ def pad_keys(
     return padded.unflatten(-3, (layout.n_prompts, layout.width)).transpose(-3, -2)
 
 
+def pad_queries(
+    x: Float[Tensor, "*stack query head d_head"], layout: Layout, queries: Queries
+) -> Float[Tensor, "*stack prompt head width d_head"]:
+    """Queries (or z) as attention wants them; zero where a prompt has fewer than the others."""
+    *stack, _, n_heads, d_head = x.shape
+    size = layout.n_prompts * queries.width
+    if size > len(queries.index):
+        x = x.new_zeros(*stack, size, n_heads, d_head).index_copy(-3, queries.index, x)
+    return x.reshape(*stack, layout.n_prompts, queries.width, n_heads, d_head).transpose(-3, -2)
+
+
 def attend(
     layer: LayerWeights,
     q: Float[Tensor, "*stack query head d_head"],
@@ -128,11 +142,7 @@ def attend(
     *stack, _, n_heads, d_head = q.shape
     n_kv_heads = keys.shape[-3]
     size = layout.n_prompts * queries.width
-    if size == len(queries.index):  # nothing is padded
-        padded = q
-    else:
-        padded = q.new_zeros(*stack, size, n_heads, d_head).index_copy(-3, queries.index, q)
-    padded = padded.reshape(*stack, layout.n_prompts, queries.width, n_heads, d_head).transpose(-3, -2)
+    padded = pad_queries(q, layout, queries)
     # A group's queries stand one after the other, so that neither keys nor values are copied for each of its heads.
     grouped = (*stack, layout.n_prompts, n_kv_heads, -1)
     by_head = (*stack, layout.n_prompts, n_heads, queries.width)

@@ -7,7 +7,11 @@ a head that projects q = n W + b and receives the gradient g has at its own resi
     dM/dx = (g W^T - n (g . (q - b)) / d_model) / s        (backward through LayerNorm; W is centred)
 
 which is a part of d_head numbers, summed over the integration steps before it is multiplied out, and one coefficient
-for n per step. The product with the differences of node outputs is taken once for all the steps that share them.
+for n per step; without a norm before attention (OLMo-2) it is g W^T. What follows the projection, a clamp, a norm of q
+and k, and rotary, is autograd's. Query heads that share a key-value head have a k and a v input each; their gradients
+come from `grouped_gradients.py`. Behind a norm of what attention writes, a head writes its share of the norm's output,
+at the scale of that run. The product with the differences of node outputs is taken once for all the steps that share
+them.
 """
 
 from __future__ import annotations
@@ -21,10 +25,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edge_attribution_patching.forward import LayerActivations, forward, unembed
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.layout import Layout, PrefixCache, TokenPart
+from edge_attribution_patching.graph import QKV, Graph
+from edge_attribution_patching.grouped_gradients import grouped_gradients
+from edge_attribution_patching.layout import Layout, PrefixCache, Rotation, TokenPart, prefix_of_layer
 from edge_attribution_patching.pairs import Metric, PairBatch
-from edge_attribution_patching.weights import LayerWeights, ModelWeights
+from edge_attribution_patching.weights import LayerWeights, Letter, ModelWeights
 
 
 @dataclass
@@ -32,6 +37,7 @@ class NodeOutputs:
     """What every node computed in one run or in a stack of them, at the packed tokens (last layer: at the answers)."""
 
     embedded: Float[Tensor, "*stack token d_model"]
+    # Over the scale of a norm of what attention writes, where there is one; a head writes z W_written.
     z: list[Float[Tensor, "*stack token head d_head"]] = field(default_factory=list)
     mlp_out: list[Float[Tensor, "*stack token d_model"]] = field(default_factory=list)
 
@@ -47,7 +53,8 @@ class NodeOutputs:
 
     def keep(self, layer: LayerActivations) -> None:
         """Add a layer; a visitor of the forward pass."""
-        self.z.append(layer.z.detach())
+        z = layer.z if layer.post_inverse_scale is None else layer.z * layer.post_inverse_scale[..., None]
+        self.z.append(z.detach())
         self.mlp_out.append(layer.mlp_out.detach())
 
     def of_step(self, step: int) -> NodeOutputs:
@@ -73,7 +80,7 @@ class NodeOutputs:
         for index, layer in enumerate(weights.layers):
             heads, mlp = slice(graph.head(index), graph.mlp(index)), graph.mlp(index)
             z = rearrange(self.z[index].float(), "token head d_head -> head token d_head")
-            mlp_out, W_O = self.mlp_out[index].float(), layer.W_O.float()
+            mlp_out, W_O = self.mlp_out[index].float(), layer.W_written.float()
             if index == graph.n_layers - 1:
                 out[heads, part.answers] = torch.bmm(z[:, part.prompts], W_O)
                 out[mlp, part.answers] = mlp_out[part.prompts]
@@ -90,52 +97,85 @@ class LayerGradients:
     gradients add up, and what they are at the residual stream.
 
     Args:
-        layer: the block, which normalises what it reads and nothing else.
+        layer: the block.
         layout: where the tokens sit.
+        rotation: of the block's keys.
+        prefix: the block's keys and values before the layout.
         last: whether it is the last block, whose MLP reads the answers' tokens alone.
     """
 
-    def __init__(self, layer: LayerWeights, layout: Layout, *, last: bool) -> None:
-        n_inputs, d_head, d_model = layer.W_qkv.shape
+    def __init__(
+        self,
+        layer: LayerWeights,
+        layout: Layout,
+        rotation: Rotation | None,
+        prefix: tuple[Tensor | None, Tensor | None],
+        *,
+        last: bool,
+    ) -> None:
+        n_heads, d_head, d_model = layer.W_O.shape
         self.layer, self.layout, self.last = layer, layout, last
+        self.rotation, self.prefix = rotation, prefix
         # The sum over steps k of g_k / s_k, and of dM/dx_k for the MLP.
-        self.heads = torch.zeros(n_inputs, layout.n_tokens, d_head, device=layer.W_qkv.device)
+        self.heads = torch.zeros(3 * n_heads, layout.n_tokens, d_head, device=layer.W_qkv.device)
         n_read = layout.n_prompts if last else layout.n_tokens
         self.mlp = torch.zeros(n_read, d_model, device=layer.W_qkv.device)
         # Per chunk of steps: (g_k . (q_k - b)) / (d_model s_k) [step, token, input], and n_k [step, token, d_model].
         self.coefficients: list[Tensor] = []
         self.normalised: list[Tensor] = []
 
-    @staticmethod
-    def differentiated(activations: LayerActivations) -> tuple[Tensor, Tensor]:
-        """What to differentiate by: q, k, v before rotary, and the MLP's residual input."""
-        return activations.qkv, activations.mlp_in
+    def differentiated(self, activations: LayerActivations) -> tuple[Tensor, ...]:
+        """What to differentiate by: q, k, v as projected, the MLP's residual input, and z where heads share k and v."""
+        inputs = (activations.qkv, activations.mlp_in)
+        return inputs if self.layer.group == 1 else (*inputs, activations.z)
 
-    def add(self, activations: LayerActivations, qkv_gradient: Tensor, mlp_gradient: Tensor) -> None:
+    def add(self, activations: LayerActivations, gradients: Sequence[Tensor]) -> None:
         """Add some steps: the gradients at `differentiated`, [step, token, ...]."""
-        g = qkv_gradient.float()
-        assert activations.inverse_scale is not None  # the block has a norm
-        inverse_scale = activations.inverse_scale.float()
-        unbiased = activations.qkv.detach().float() - self.layer.b_qkv.float()
-        of_normalised = (g * unbiased).sum(-1)  # [step, token, input]
-        self.coefficients.append(of_normalised * (inverse_scale / activations.normalised.shape[-1]))
-        self.normalised.append(activations.normalised.detach())
-        of_projection = (g * inverse_scale[..., None]).sum(0)
-        self.heads += rearrange(of_projection, "token input d_head -> input token d_head")
-        self.mlp += mlp_gradient.float().sum(0)
+        of_qkv, of_mlp, *of_z = gradients
+        self.mlp += of_mlp.float().sum(0)
+        layer = self.layer
+        projected = activations.qkv.detach()
+        of_letters: dict[Letter, Tensor] = {"q": of_qkv[..., layer.rows("q"), None, :]}
+        if of_z:
+            of_letters |= grouped_gradients(layer, self.layout, activations, of_z[0], self.rotation, self.prefix)
+        else:
+            of_letters |= {letter: of_qkv[..., layer.rows(letter), None, :] for letter in ("k", "v")}
+        of_projections = []
+        of_normalised = []
+        for letter in QKV:
+            g = of_letters[letter].float()  # [step, token, projection, group, d_head]
+            if activations.inverse_scale is not None:
+                rows = layer.rows(letter)
+                unbiased = projected[..., rows, :].float() - layer.b_qkv[rows].float()
+                of_normalised.append((g * unbiased[..., None, :]).sum(-1).flatten(-2))
+                g = g * activations.inverse_scale.float()[..., None, None]
+            of_projections.append(g.sum(0).flatten(1, 2))
+        self.heads += rearrange(torch.cat(of_projections, dim=1), "token input d_head -> input token d_head")
+        if activations.inverse_scale is not None:
+            share = activations.inverse_scale.float() / activations.normalised.shape[-1]
+            self.coefficients.append(torch.cat(of_normalised, dim=-1) * share)
+            self.normalised.append(activations.normalised.detach())
 
     def at(self, part: TokenPart) -> Float[Tensor, "3_head_plus_1 token d_model"]:
         """dM/dx at some tokens of q of all heads, then k, then v, then the MLP, each at its residual input."""
-        W = self.layer.W_qkv.float()
-        out = W.new_zeros(len(W) + 1, len(part.tokens), W.shape[-1])
-        torch.bmm(self.heads[:, part.tokens], W, out=out[:-1])
-        coefficients = torch.cat(self.coefficients)[:, part.tokens]
-        normalised = torch.cat(self.normalised)[:, part.tokens].float()
-        along_normalised = torch.bmm(
-            rearrange(coefficients, "step token input -> token input step"),
-            rearrange(normalised, "step token d_model -> token step d_model"),
-        )
-        out[:-1] -= rearrange(along_normalised, "token input d_model -> input token d_model")
+        layer, n_heads = self.layer, self.layer.n_heads
+        out = self.mlp.new_zeros(3 * n_heads + 1, len(part.tokens), self.mlp.shape[-1])
+        for number, letter in enumerate(QKV):
+            W = layer.W_qkv[layer.rows(letter)].float()
+            inputs = slice(number * n_heads, (number + 1) * n_heads)
+            # The heads of a group stand one after the other; their projection is one.
+            grouped = rearrange(
+                self.heads[inputs, part.tokens], "(row group) token d_head -> row (group token) d_head", row=len(W)
+            )
+            torch.bmm(grouped, W, out=out[inputs].view(len(W), -1, W.shape[-1]))
+        if self.normalised:
+            coefficients = torch.cat(self.coefficients)[:, part.tokens]
+            normalised = torch.cat(self.normalised)[:, part.tokens].float()
+            along_normalised = torch.bmm(
+                rearrange(coefficients, "step token input -> token input step"),
+                rearrange(normalised, "step token d_model -> token step d_model"),
+            )
+            out[:-1] -= rearrange(along_normalised, "token input d_model -> input token d_model")
         if self.last:
             out[-1, part.answers] = self.mlp[part.prompts]
         else:
@@ -166,7 +206,11 @@ class Gradients:
         """Forget all steps."""
         weights, layout = self.weights, self.batch.layout
         last = weights.n_layers - 1
-        self.layers = [LayerGradients(layer, layout, last=index == last) for index, layer in enumerate(weights.layers)]
+        rotations = layout.rotations(weights)
+        self.layers = [
+            LayerGradients(layer, layout, rotation, prefix_of_layer(self.prefix, index), last=index == last)
+            for index, (layer, rotation) in enumerate(zip(weights.layers, rotations, strict=True))
+        ]
         self.final = torch.zeros(layout.n_prompts, weights.d_model, device=weights.device)
 
     @property
@@ -200,13 +244,12 @@ class Gradients:
             by_layer = [
                 gradients.differentiated(layer) for gradients, layer in zip(self.layers, activations, strict=True)
             ]
-            *of_layers, of_final = torch.autograd.grad(total, [*(x for pair in by_layer for x in pair), final])
+            *of_layers, of_final = torch.autograd.grad(total, [*(x for inputs in by_layer for x in inputs), final])
         with torch.no_grad():
             self.final += of_final.float().sum(0)
-            for gradients, layer, of_qkv, of_mlp in zip(
-                self.layers, activations, of_layers[::2], of_layers[1::2], strict=True
-            ):
-                gradients.add(layer, of_qkv, of_mlp)
+            left = iter(of_layers)
+            for gradients, layer, inputs in zip(self.layers, activations, by_layer, strict=True):
+                gradients.add(layer, [next(left) for _ in inputs])
         return outputs
 
     def contract(self, difference: NodeOutputs, memory_budget: float) -> Float[Tensor, "n_forward n_backward"]:

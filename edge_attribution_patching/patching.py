@@ -26,15 +26,15 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import attend, mlp, pad_keys, to_attend, unembed
+from edge_attribution_patching.forward import attend, clamp, mlp, pad_keys, rotate, to_attend, unembed
 from edge_attribution_patching.graph import QKV, Graph
 from edge_attribution_patching.layout import prefix_of_layer
 from edge_attribution_patching.norms import centred, inverse_rms
 from edge_attribution_patching.pairs import GB, Metric
 from edge_attribution_patching.patching_differences import Differences
-from edge_attribution_patching.patching_plan import COMPUTED, SOURCE, Plan
+from edge_attribution_patching.patching_plan import COMPUTED, SOURCE, Plan, Ties
 from edge_attribution_patching.patching_runs import PreparedRuns
-from edge_attribution_patching.weights import ModelWeights
+from edge_attribution_patching.weights import Letter, ModelWeights
 
 # Told of the attention of recomputed heads: which masks of all, layer, heads [head], and pattern
 # [mask, prompt, head, query, key] with the queries of `Layout.queries` (in the last layer `Layout.answers`).
@@ -63,7 +63,7 @@ def evaluate_masks_final(
             masks of the stack that leave a head alone it is that of the run the head is taken from.
     """
     with torch.no_grad():
-        plan = Plan.of(Graph.of(weights), masks, shortcuts=shortcuts)
+        plan = Plan.of(Graph.of(weights), masks, Ties.of(weights), shortcuts=shortcuts)
         token_bytes = runs.layout.n_tokens * weights.d_model * weights.embed.element_size()
         finals = []
         for part in plan.stacks(memory_budget_gb * GB, token_bytes):
@@ -115,86 +115,146 @@ class _PatchedPass:
         if not bool((state == COMPUTED).any()):
             return final
         if bool(self.plan.needed[:, 0].any()):
-            change = runs.source.embedded - runs.base.embedded
-            self.differences.of_next(1)[:, 0] = centred(self.weights.final_norm, change)
+            of_input = runs.source.embedded - runs.base.embedded
+            self.differences.of_next(1)[:, 0] = centred(self.weights.final_norm, of_input)
         for index in range(graph.n_layers):
             heads = self.plan.needed[:, self.plan.heads(index)].any(0).nonzero()[:, 0]
-            change_of_z = self._change_of_z(index, heads) if len(heads) else None
+            change = self._change_of_heads(index, heads) if len(heads) else None
             if index == self.last_layer and self.layout.n_tokens > self.layout.n_prompts:
                 self.differences.keep_tokens(self.layout.last)  # From here on only the answers matter.
-            if change_of_z is not None:
-                self._write_heads(index, heads, change_of_z)
+            if change is not None:
+                self._write_heads(index, heads, change)
             if bool(self.plan.needed[:, graph.mlp(index)].any()):
                 self._write_mlp(index)
         computed = self.differences.read(torch.tensor([graph.logits]), runs.base.final)[0]
         return torch.where(state == COMPUTED, computed, final)
 
-    def _change_of_z(self, index: int, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask head token d_head"]:
-        """The z of some heads of a layer, patched minus base."""
-        base, source = (run.layers[index].z[:, heads] for run in (self.runs.base, self.runs.source))
-        nodes = self.plan.nodes[:, self.plan.heads(index)][:, heads]
-        needed = self.plan.needed[:, self.plan.heads(index)][:, heads]
-        computed = (needed & (nodes == COMPUTED)).any(0).nonzero()[:, 0]
-        state = self._to_device(nodes)[:, None, :, None]
-        z = torch.where(state == SOURCE, source, base)
+    def _change_of_heads(self, index: int, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask head token d_head"]:
+        """What some heads of a layer write, patched minus base, before W_written."""
+        base, source = (run.layers[index].written[:, heads] for run in (self.runs.base, self.runs.source))
+        state = self._to_device(self.plan.nodes[:, self.plan.heads(index)][:, heads])[:, None, :, None]
+        written = torch.where(state == SOURCE, source, base)
+        attending = self.plan.attending[:, self.plan.heads(index)].any(0).nonzero()[:, 0]
+        computed = torch.isin(heads, attending).nonzero()[:, 0]
         if len(computed):
-            fresh = self._attend(index, heads[computed])
-            z[:, :, computed] = torch.where(state[:, :, computed] == COMPUTED, fresh, z[:, :, computed])
-        return rearrange(z - base, "mask token head d_head -> mask head token d_head")
+            fresh = self._attend(index, attending)
+            if self.weights.layers[index].attn_post_norm is not None:
+                fresh = fresh * self._post_inverse_scale(index, attending, fresh)
+            fresh = fresh[:, :, torch.isin(attending, heads)]
+            written[:, :, computed] = torch.where(state[:, :, computed] == COMPUTED, fresh, written[:, :, computed])
+        return rearrange(written - base, "mask token head d_head -> mask head token d_head")
+
+    def _post_inverse_scale(self, index: int, attending: Int[Tensor, " head"], fresh: Tensor) -> Tensor:
+        """1 / s of the norm of what all heads of a layer write under every mask, [mask, token, 1, 1]."""
+        layer = self.weights.layers[index]
+        assert layer.attn_post_norm is not None
+        base, source = (run.layers[index].z for run in (self.runs.base, self.runs.source))
+        state = self._to_device(self.plan.nodes[:, self.plan.heads(index)])[:, None, :, None]
+        z = torch.where(state == SOURCE, source, base)
+        z[:, :, attending] = torch.where(state[:, :, attending] == COMPUTED, fresh, z[:, :, attending])
+        out = z.flatten(-2) @ layer.W_O.flatten(0, 1) + layer.b_O
+        return inverse_rms(layer.attn_post_norm, out)[..., None].to(fresh.dtype)
 
     def _attend(self, index: int, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
         """The z of some heads under every mask, from their q, k and v."""
-        q, k, v = (self._qkv(index, letter, heads) for letter in range(3))
+        layer = self.weights.layers[index]
+        q, k, v = (self._qkv(index, letter, heads) for letter in QKV)
         before_k, before_v = (
-            None if before is None else before[:, heads] for before in prefix_of_layer(self.runs.prefix, index)
+            None if before is None else before[:, heads // layer.group]
+            for before in prefix_of_layer(self.runs.prefix, index)
         )
         keys, values = pad_keys(k, self.layout, before_k), pad_keys(v, self.layout, before_v)
         queries = self.layout.answers if index == self.last_layer else self.layout.queries
-        z, pattern = attend(self.weights.layers[index], q, keys, values, self.layout, queries)
+        z, pattern = attend(layer, q, keys, values, self.layout, queries)
         if self.observe is not None:
             self.observe(index, heads, pattern)
         return z
 
-    def _qkv(self, index: int, letter: int, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
-        """q, k or v (letter 0, 1 or 2) of some heads under every mask: a run's, or computed."""
-        base, source = (run.layers[index].qkv[letter][:, heads] for run in (self.runs.base, self.runs.source))
-        inputs = self.plan.qkv(index)[:, letter, heads]
-        computed = (inputs == COMPUTED).any(0).nonzero()[:, 0]
-        state = self._to_device(inputs)[:, None, :, None]
+    def _qkv(self, index: int, letter: Letter, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
+        """q, k or v of some heads under every mask, as they attend: a run's, or computed."""
+        layer = self.weights.layers[index]
+        rows = heads if letter == "q" else heads // layer.group
+        base, source = (run.layers[index].attended(letter)[:, rows] for run in (self.runs.base, self.runs.source))
+        state = self._to_device(self.plan.qkv(index)[:, QKV.index(letter), heads])[:, None, :, None]
         x = torch.where(state == SOURCE, source, base)
+        projected = self.plan.projected(index, letter)
+        computed = torch.isin(heads, projected).nonzero()[:, 0]
         if len(computed):
-            fresh = self._project(index, letter, heads[computed])
+            fresh = self._to_attend(index, letter, projected, self._project(index, letter, projected))
+            fresh = fresh[:, :, torch.isin(projected, heads)]
             x[:, :, computed] = torch.where(state[:, :, computed] == COMPUTED, fresh, x[:, :, computed])
         return x
 
-    def _project(self, index: int, letter: int, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
-        """q, k or v of some heads from the residual streams that they read, after rotary."""
-        layer, rotation, tokens = self.weights.layers[index], self.rotations[index], None
+    def _project(
+        self, index: int, letter: Letter, heads: Int[Tensor, " head"]
+    ) -> Float[Tensor, "mask token head d_head"]:
+        """The projections of some heads from the residual streams that they read."""
+        layer, tokens = self.weights.layers[index], None
         resid = self.runs.base.layers[index].resid_pre
-        if index == self.last_layer and letter == 0:  # Only the answers' queries are asked for.
+        if self._at_answers(index, letter):
             tokens = self.layout.last
             resid = resid[tokens]
-            rotation = rotation and rotation.at(tokens)
-        inputs = self.graph.qkv_inputs(index).start + letter * self.graph.n_heads + heads
+        inputs = self.graph.qkv_inputs(index).start + QKV.index(letter) * self.graph.n_heads + heads
         x = self.differences.read(inputs, resid, tokens)
-        rows = layer.rows(QKV[letter]).start + heads
-        W, b = layer.W_qkv[rows], layer.b_qkv[rows]
-        assert layer.attn_norm is not None
-        inverse_scale = inverse_rms(layer.attn_norm, x).to(x.dtype)
-        out = torch.bmm(x.flatten(1, 2), W.transpose(1, 2)).view(*x.shape[:-1], -1)
-        out = out * inverse_scale + b[:, None, None]
-        out = rearrange(out, "head mask token d_head -> mask token head d_head")
-        return to_attend(layer, QKV[letter], out, rotation)
+        rows = layer.rows(letter).start + (heads if letter == "q" else heads // layer.group)
+        out = torch.bmm(x.flatten(1, 2), layer.W_qkv[rows].transpose(1, 2)).view(*x.shape[:-1], -1)
+        if layer.attn_norm is not None:
+            out = out * inverse_rms(layer.attn_norm, x).to(x.dtype)
+        out = out + layer.b_qkv[rows][:, None, None]
+        return rearrange(out, "head mask token d_head -> mask token head d_head")
+
+    def _to_attend(
+        self, index: int, letter: Letter, heads: Int[Tensor, " head"], x: Float[Tensor, "mask token head d_head"]
+    ) -> Float[Tensor, "mask token head d_head"]:
+        """q, k or v of some heads as they attend, from what was projected."""
+        layer, rotation = self.weights.layers[index], self.rotations[index]
+        if rotation is not None and self._at_answers(index, letter):
+            rotation = rotation.at(self.layout.last)
+        norm = layer.norm_of(letter)
+        if norm is None or not layer.ties(letter):
+            return to_attend(layer, letter, x, rotation)
+        x = clamp(layer, x)
+        rows = heads if letter == "q" else heads // layer.group
+        gain = norm.gain.view(-1, x.shape[-1])[rows]
+        return rotate((x * self._inverse_scale_of_all(index, letter, heads, x) * gain).to(x.dtype), rotation)
+
+    def _inverse_scale_of_all(
+        self, index: int, letter: Letter, heads: Int[Tensor, " head"], x: Float[Tensor, "mask token head d_head"]
+    ) -> Float[Tensor, "mask token head 1"]:
+        """1 / s of a norm that covers q or k of all heads: x where a head's is computed, else that of a run.
+
+        Of the query heads that share a key-value head, each has its own key; the first, second, ... of every group are
+        normalised together.
+        """
+        layer = self.weights.layers[index]
+        norm = layer.norm_of(letter)
+        assert norm is not None
+        group = 1 if letter == "q" else layer.group
+        base, source = (
+            run.layers[index].squares(letter).repeat_interleave(group, dim=-1)
+            for run in (self.runs.base, self.runs.source)
+        )
+        state = self._to_device(self.plan.qkv(index)[:, QKV.index(letter)])[:, None]
+        squares = torch.where(state == SOURCE, source, base)
+        fresh = x.to(squares.dtype).square().sum(-1)
+        squares[:, :, heads] = torch.where(state[:, :, heads] == COMPUTED, fresh, squares[:, :, heads])
+        total = rearrange(squares, "mask token (row group) -> mask token row group", group=group).sum(-2)
+        inverse_scale = torch.rsqrt(total / len(norm.gain) + norm.eps)
+        return inverse_scale[:, :, heads % group, None]
+
+    def _at_answers(self, index: int, letter: Letter) -> bool:
+        """Whether only the answers' tokens are asked for: of the last layer, its queries and what follows."""
+        return index == self.last_layer and letter == "q"
 
     def _to_device(self, state: Tensor) -> Tensor:
         return state.to(self.weights.device)
 
-    def _write_heads(self, index: int, heads: Int[Tensor, " head"], change_of_z: Tensor) -> None:
+    def _write_heads(self, index: int, heads: Int[Tensor, " head"], change: Tensor) -> None:
         """Write the differences of some heads of a layer."""
-        W_O = centred(self.weights.final_norm, self.weights.layers[index].W_O[heads])
+        W_O = centred(self.weights.final_norm, self.weights.layers[index].W_written[heads])
         written = self.differences.of_next(len(heads))
         for mask in range(len(self.plan)):
-            torch.bmm(change_of_z[mask], W_O, out=written[mask])
+            torch.bmm(change[mask], W_O, out=written[mask])
 
     def _write_mlp(self, index: int) -> None:
         """Write the difference of a layer's MLP."""

@@ -2,21 +2,41 @@
 
 A node none of whose edges carries a difference keeps its base value; a node that reads everything from nodes at their
 source value has its source value; the others are computed, if their difference can reach the logits at all.
+
+In some blocks a norm ties the heads of a layer together (`Ties`). A head that is at its base or source value stays
+there; one that is computed is normalised with all the others as they are under the mask, so they are computed too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int8
+from jaxtyping import Bool, Int, Int8
 from torch import Tensor
 
-from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.graph import QKV, Graph
+from edge_attribution_patching.weights import Letter, ModelWeights
 
 BASE, SOURCE, COMPUTED = 0, 1, 2
 """The state of a node or input: as in the base run, as in the source run, or neither."""
+
+
+@dataclass(frozen=True)
+class Ties:
+    """What one norm covers of all heads of a layer together: their queries, their keys, what they write."""
+
+    q: bool = False
+    k: bool = False
+    written: bool = False
+
+    @classmethod
+    def of(cls, weights: ModelWeights) -> tuple[Ties, ...]:
+        """Those of every layer."""
+        return tuple(
+            cls(layer.ties("q"), layer.ties("k"), layer.attn_post_norm is not None) for layer in weights.layers
+        )
 
 
 @dataclass(frozen=True)
@@ -28,6 +48,8 @@ class Plan:
         nodes: BASE, SOURCE or COMPUTED for each forward node.
         inputs: the same for each backward node.
         needed: forward nodes whose difference reaches the logits through computed inputs.
+        attending: heads whose z is computed.
+        read: inputs whose residual stream is computed.
     """
 
     graph: Graph
@@ -35,20 +57,38 @@ class Plan:
     nodes: Int8[Tensor, "mask n_forward"]
     inputs: Int8[Tensor, "mask n_backward"]
     needed: Bool[Tensor, "mask n_forward"]
+    attending: Bool[Tensor, "mask n_forward"]
+    read: Bool[Tensor, "mask n_backward"]
 
     @classmethod
-    def of(cls, graph: Graph, masks: Bool[Tensor, "mask n_forward n_backward"], *, shortcuts: bool = True) -> Plan:
-        """Work out every state; without shortcuts no input is taken to have its source value."""
+    def of(
+        cls,
+        graph: Graph,
+        masks: Bool[Tensor, "mask n_forward n_backward"],
+        ties: Sequence[Ties] | None = None,
+        *,
+        shortcuts: bool = True,
+    ) -> Plan:
+        """Work out every state; without shortcuts no input is taken to have its source value.
+
+        Args:
+            graph: the graph.
+            masks: edges that carry the source run, any device; entries that are no edges are ignored.
+            ties: of every layer; none by default.
+            shortcuts: see above.
+        """
         masks = masks.cpu() & graph.edge_mask
         nodes, inputs = _states(graph, masks, shortcuts)
-        return cls(graph, masks, nodes, inputs, _needed(graph, masks, nodes, inputs))
+        ties = ties or [Ties()] * graph.n_layers
+        return cls(graph, masks, nodes, inputs, *_reaching(graph, masks, nodes, inputs, ties))
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def select(self, part: slice) -> Plan:
         """Some of the masks."""
-        return Plan(self.graph, self.masks[part], self.nodes[part], self.inputs[part], self.needed[part])
+        tensors = (self.masks, self.nodes, self.inputs, self.needed, self.attending, self.read)
+        return Plan(self.graph, *(tensor[part] for tensor in tensors))
 
     def heads(self, layer: int) -> slice:
         """Forward indices of a layer's heads."""
@@ -57,6 +97,11 @@ class Plan:
     def qkv(self, layer: int) -> Int8[Tensor, "mask 3 head"]:
         """States of the inputs of a layer's heads."""
         return self.inputs[:, self.graph.qkv_inputs(layer)].view(len(self), 3, self.graph.n_heads)
+
+    def projected(self, layer: int, letter: Letter) -> Int[Tensor, " head"]:
+        """The heads of a layer whose q, k or v is projected under some mask."""
+        read = self.read[:, self.graph.qkv_inputs(layer)].view(len(self), 3, self.graph.n_heads)
+        return read[:, QKV.index(letter)].any(0).nonzero()[:, 0]
 
     def stacks(self, memory_budget: float, token_bytes: int) -> Iterator[slice]:
         """Split the masks into stacks whose differences stay within a budget, one mask at least.
@@ -108,15 +153,35 @@ def _states(graph: Graph, masks: Tensor, shortcuts: bool) -> tuple[Tensor, Tenso
     return nodes, inputs
 
 
-def _needed(graph: Graph, masks: Tensor, nodes: Tensor, inputs: Tensor) -> Tensor:
-    """Which forward nodes' differences reach the logits, from the logits back to the first layer."""
-    needed = torch.zeros_like(nodes, dtype=torch.bool)
+def _reaching(
+    graph: Graph, masks: Tensor, nodes: Tensor, inputs: Tensor, ties: Sequence[Ties]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`needed`, `attending` and `read`, from the logits back to the first layer."""
     computed = inputs == COMPUTED
-    read = torch.zeros_like(computed)  # computed inputs of computed nodes that are needed themselves
+    needed, attending = (torch.zeros_like(nodes, dtype=torch.bool) for _ in range(2))
+    read = torch.zeros_like(computed)
     read[:, graph.logits] = computed[:, graph.logits]
-    for u in range(graph.n_forward - 1, -1, -1):
-        needed[:, u] = (nodes[:, u] != BASE) & (masks[:, u] & read).any(1)
-        if u > 0:
-            mine = (graph.forward_of_backward == u).nonzero()[:, 0]
-            read[:, mine] = computed[:, mine] & (needed[:, u] & (nodes[:, u] == COMPUTED))[:, None]
-    return needed
+
+    def mark_needed(which: slice) -> None:
+        reaches = (masks[:, which] & read[:, None]).any(2)
+        needed[:, which] = (nodes[:, which] != BASE) & reaches
+
+    for layer, tied in reversed(list(enumerate(ties))):
+        mlp, mlp_input = graph.mlp(layer), graph.mlp_input(layer)
+        mark_needed(slice(mlp, mlp + 1))
+        read[:, mlp_input] = computed[:, mlp_input] & needed[:, mlp] & (nodes[:, mlp] == COMPUTED)
+        heads = slice(graph.head(layer), mlp)
+        mark_needed(heads)
+        runs = needed[:, heads] & (nodes[:, heads] == COMPUTED)
+        if tied.written:
+            runs = (nodes[:, heads] == COMPUTED) & runs.any(1, keepdim=True)
+        attending[:, heads] = runs
+        columns = graph.qkv_inputs(layer)
+        projects = computed[:, columns].view(len(masks), 3, graph.n_heads)
+        wanted = projects & runs[:, None]
+        for number, tie in enumerate((tied.q, tied.k)):
+            if tie:
+                wanted[:, number] = projects[:, number] & wanted[:, number].any(1, keepdim=True)
+        read[:, columns] = wanted.flatten(1)
+    mark_needed(slice(0, 1))
+    return needed, attending, read

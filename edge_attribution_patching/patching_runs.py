@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edge_attribution_patching.forward import (
     LayerActivations,
+    clamp,
     embed,
     forward,
     prefix_cache,
@@ -21,7 +22,7 @@ from edge_attribution_patching.forward import (
 from edge_attribution_patching.layout import Layout, PrefixCache, prefix_of_layer
 from edge_attribution_patching.norms import centred
 from edge_attribution_patching.pairs import GB, Metric, PairBatch
-from edge_attribution_patching.weights import ModelWeights
+from edge_attribution_patching.weights import Letter, ModelWeights
 
 Base = Literal["corrupted", "clean"]
 """Which run carries the edges outside of a mask; the other one is the source."""
@@ -33,19 +34,39 @@ class LayerRun:
 
     resid_pre: Float[Tensor, "token d_model"]  # centred
     mlp_in: Float[Tensor, "token d_model"]  # centred
-    q: Float[Tensor, "token head d_head"]  # after rotary
-    k: Float[Tensor, "token head d_head"]  # after rotary
-    v: Float[Tensor, "token head d_head"]
+    q: Float[Tensor, "token head d_head"]  # as they attend
+    k: Float[Tensor, "token kv_head d_head"]
+    v: Float[Tensor, "token kv_head d_head"]
     z: Float[Tensor, "token head d_head"]
     mlp_out: Float[Tensor, "token d_model"]
+    # 1 / s of a norm of what attention writes, and where one norm covers q or k of all heads, each one's sum of squares
+    # before it.
+    post_inverse_scale: Float[Tensor, "token 1"] | None = None
+    q_squares: Float[Tensor, "token head"] | None = None
+    k_squares: Float[Tensor, "token kv_head"] | None = None
+
+    def attended(self, letter: Letter) -> Float[Tensor, "token head_or_kv_head d_head"]:
+        """q, k or v as they attend."""
+        return {"q": self.q, "k": self.k, "v": self.v}[letter]
+
+    def squares(self, letter: Letter) -> Float[Tensor, "token head_or_kv_head"]:
+        """Sums of squares that a norm of all heads together adds up."""
+        found = {"q": self.q_squares, "k": self.k_squares}[letter]
+        assert found is not None, "no norm covers all heads"
+        return found
 
     @property
-    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.q, self.k, self.v
+    def written(self) -> Float[Tensor, "token head d_head"]:
+        """What heads write, written @ W_written."""
+        return self.z if self.post_inverse_scale is None else self.z * self.post_inverse_scale[..., None]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is there, by name."""
+        return {name: x for name, x in vars(self).items() if x is not None}
 
     def at(self, tokens: Int[Tensor, " part"]) -> LayerRun:
         """Some of the packed tokens."""
-        return LayerRun(**{name: x[tokens] for name, x in vars(self).items()})
+        return LayerRun(**{name: x[tokens] for name, x in self.tensors().items()})
 
 
 @dataclass(frozen=True)
@@ -79,7 +100,7 @@ class PreparedRuns:
     @property
     def nbytes(self) -> int:
         """Memory of the layers and the prefix."""
-        tensors = [x for run in (self.base, self.source) for layer in run.layers for x in vars(layer).values()]
+        tensors = [x for run in (self.base, self.source) for layer in run.layers for x in layer.tensors().values()]
         if self.prefix is not None:
             tensors += [*self.prefix.keys, *self.prefix.values]
         return sum({x.data_ptr(): x.numel() * x.element_size() for x in tensors}.values())
@@ -93,7 +114,6 @@ def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupte
         batch: prompt pairs on the model's device.
         base: which run carries the edges outside of a mask; the other is the source.
     """
-    weights.require_plain_blocks()
     layout, norm = batch.layout, weights.final_norm
     prefix = prefix_cache(weights, layout, batch.clean)
     tokens = (batch.corrupted, batch.clean) if base == "corrupted" else (batch.clean, batch.corrupted)
@@ -108,9 +128,19 @@ def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupte
             mlp_in = resid_pre
         else:
             mlp_in = resid_pre[:, layout.last]
+        parts = {"resid_pre": resid_pre, "mlp_in": mlp_in, "q": layer.q, "k": layer.k, "v": v}
+        parts |= {"z": layer.z, "mlp_out": layer.mlp_out}
+        if layer.post_inverse_scale is not None:
+            parts["post_inverse_scale"] = layer.post_inverse_scale
+        block = weights.layers[layer.layer]
+        for letter in ("q", "k"):
+            if block.ties(letter):
+                projected = clamp(block, layer.qkv[..., block.rows(letter), :])
+                squares = projected.to(torch.promote_types(projected.dtype, torch.float32)).square().sum(-1)
+                cut = letter == "q" and layer.layer == weights.n_layers - 1
+                parts[f"{letter}_squares"] = squares[:, layout.last] if cut else squares
         for run, of_run in enumerate(layers):
-            parts = (resid_pre, mlp_in, layer.q, layer.k, v, layer.z, layer.mlp_out)
-            of_run.append(LayerRun(*(part[run] for part in parts)))
+            of_run.append(LayerRun(**{name: part[run] for name, part in parts.items()}))
 
     with torch.no_grad():
         finals = centred(norm, forward(weights, layout, embedded, prefix=prefix, visit=keep, last_layer="answers"))
@@ -173,5 +203,6 @@ def at_answers(runs: PreparedRuns) -> PreparedRuns:
 def _cut(run: RunActivations, last: Int[Tensor, " prompt"]) -> RunActivations:
     """A run at the answers; the last layer's q, z and MLP are there already."""
     *below, top = run.layers
-    top = replace(top, resid_pre=top.resid_pre[last], k=top.k[last], v=top.v[last])
+    k_squares = None if top.k_squares is None else top.k_squares[last]
+    top = replace(top, resid_pre=top.resid_pre[last], k=top.k[last], v=top.v[last], k_squares=k_squares)
     return RunActivations(run.embedded[last], [*(layer.at(last) for layer in below), top], run.final)

@@ -89,6 +89,22 @@ class LayerWeights:
         return x if self.group == 1 else x.repeat_interleave(self.group, dim=0)
 
     @property
+    def W_written(self) -> Float[Tensor, "head d_head d_model"]:
+        """W_O with the gain of `attn_post_norm`: head h writes (z_h W_written) / s, with s the scale of that norm."""
+        if self.attn_post_norm is None:
+            return self.W_O
+        return (self.W_O * self.attn_post_norm.gain).to(self.W_O.dtype)
+
+    def norm_of(self, letter: Letter) -> Norm | None:
+        """The norm of q or k; None without one, and of v."""
+        return {"q": self.q_norm, "k": self.k_norm, "v": None}[letter]
+
+    def ties(self, letter: Letter) -> bool:
+        """Whether one norm covers q (or k) of all heads together, so that one head's depends on every head's input."""
+        norm = self.norm_of(letter)
+        return norm is not None and len(norm.gain) > self.W_O.shape[1]
+
+    @property
     def W_V(self) -> Float[Tensor, "kv_head d_head d_model"]:
         """The folded projection to v."""
         return self.W_qkv[self.rows("v")]
@@ -145,17 +161,6 @@ class ModelWeights:
     @property
     def parallel(self) -> bool:
         return self.shape.parallel
-
-    def require_plain_blocks(self) -> None:
-        """Refuse blocks that run, but that nothing takes apart into heads and edges yet.
-
-        Raises:
-            ValueError: where heads share keys and values, or norms stand elsewhere than before attention and the MLP.
-        """
-        for layer in self.layers:
-            norms = layer.attn_norm is None or layer.attn_post_norm or layer.mlp_post_norm or layer.q_norm
-            if layer.group > 1 or norms or layer.qkv_clamp is not None:
-                raise ValueError(f"model_type={self.shape.architecture}: its blocks are not taken apart into edges yet")
 
     @property
     def device(self) -> torch.device:

@@ -11,7 +11,8 @@ from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.weights import read_weights
 from tests.support import eap_reference
-from tests.support.random_models import HOOKED, random_model, random_pairs
+from tests.support.float64 import Float64, in_float64
+from tests.support.random_models import ARCHITECTURES, GROUPED, HOOKED, random_model, random_pairs
 
 QUADRATURES = ("left", "right", "midpoint", "gauss-legendre")
 
@@ -19,22 +20,70 @@ QUADRATURES = ("left", "right", "midpoint", "gauss-legendre")
 @pytest.mark.parametrize(
     ("architecture", "quadrature"),
     [
-        *((architecture, "left") for architecture in HOOKED),
+        *((architecture, "left") for architecture in ARCHITECTURES),
         *(("neox-parallel", rule) for rule in QUADRATURES[1:]),
     ],
 )
 def test_attribution_equals_autograd_with_expanded_inputs(architecture: str, quadrature: str) -> None:
-    model = random_model(architecture).double()
+    model = in_float64(random_model(architecture))
     clean, corrupted, lengths = random_pairs(3)
     metric = eap_reference.logit_diff_metric(97, 3)
     scores = attribute(
         read_weights(model), TokenPairs(clean, corrupted, lengths), metric, steps=3, quadrature=quadrature
     )
-    reference = eap_reference.attribute(model, clean, corrupted, lengths, metric, *quadrature_points(quadrature, 3))
-    assert ((scores - reference).abs().max() / reference.abs().max()) < 1e-5
+    with Float64():
+        reference = eap_reference.attribute(model, clean, corrupted, lengths, metric, *quadrature_points(quadrature, 3))
+    assert ((scores - reference).abs().max() / reference.abs().max()) < 2e-6
 
 
-@pytest.mark.parametrize("architecture", HOOKED)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scores_of_the_input_add_up_to_its_integrated_gradients(architecture: str) -> None:
+    """sum over v of score(input -> v) is the integrated gradient of the embeddings, by Hugging Face's own autograd."""
+    model = in_float64(random_model(architecture))
+    clean, corrupted, lengths = random_pairs(3)
+    metric = eap_reference.logit_diff_metric(97, 3)
+    alphas, step_weights = quadrature_points("midpoint", 2)
+    scores = attribute(
+        read_weights(model), TokenPairs(clean, corrupted, lengths), metric, steps=2, quadrature="midpoint"
+    )
+    total = 0.0
+    embed = model.get_input_embeddings()
+    for prompt, n in enumerate(lengths.tolist()):
+        ends = [embed(tokens[prompt, :n]) for tokens in (clean, corrupted)]
+        for alpha, weight in zip(alphas, step_weights, strict=True):
+            x = (ends[1] + alpha * (ends[0] - ends[1])).detach().requires_grad_(True)
+            with Float64():
+                logits = model(inputs_embeds=x[None]).logits[0, -1]
+            (gradient,) = torch.autograd.grad(metric(logits[None], torch.tensor([prompt]))[0], x)
+            total += weight * float((gradient * (ends[0] - ends[1])).sum())
+    close = 2e-6 * float(scores[0].abs().sum())
+    assert float(scores[0].double().sum()) == pytest.approx(total / len(lengths), abs=close)
+
+
+@pytest.mark.parametrize("architecture", GROUPED)
+def test_scores_of_a_groups_heads_add_up_to_those_of_their_key_value_head(architecture: str) -> None:
+    """Against the same model written with one k and v input per key-value head: its autograd adds the group up."""
+    model = in_float64(random_model(architecture))
+    clean, corrupted, lengths = random_pairs(2)
+    metric = eap_reference.logit_diff_metric(97, 2)
+    weights = read_weights(model)
+    scores = attribute(weights, TokenPairs(clean, corrupted, lengths), metric, steps=2, quadrature="midpoint")
+    with Float64():
+        reference = eap_reference.attribute(
+            model, clean, corrupted, lengths, metric, *quadrature_points("midpoint", 2), grouped=True
+        )
+    graph, group = Graph.of(weights), weights.layers[0].group
+    for layer in range(graph.n_layers):
+        for letter in ("k", "v"):
+            for first in range(0, graph.n_heads, group):
+                members = [graph.head_input(layer, first + member, letter) for member in range(group)]
+                together = scores[:, members].double().sum(1)
+                torch.testing.assert_close(
+                    together, reference[:, members[0]], rtol=0, atol=2e-6 * float(reference.abs().max())
+                )
+
+
+@pytest.mark.parametrize("architecture", [*HOOKED, "llama-grouped", "qwen3", "olmo2-grouped", "gemma2"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -54,7 +103,7 @@ def test_batching_prefix_and_memory_budget_change_nothing(architecture: str, opt
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("architecture", HOOKED)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_scores_exist_on_edges_only(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     scores = attribute(weights, TokenPairs(*random_pairs(3)), eap_reference.logit_diff_metric(97, 3), steps=2)

@@ -90,6 +90,8 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
 }
 
 ARCHITECTURES = tuple(VARIANTS)
+GROUPED = tuple(name for name, (_, options) in VARIANTS.items() if "num_key_value_heads" in options)
+"""Those whose query heads share key-value heads."""
 
 _GPT2_NAMES = {"hidden_size": "n_embd", "intermediate_size": "n_inner"}
 
