@@ -58,7 +58,9 @@ class LayerRun:
     @property
     def written(self) -> Float[Tensor, "token head d_head"]:
         """What heads write, written @ W_written."""
-        return self.z if self.post_inverse_scale is None else self.z * self.post_inverse_scale[..., None]
+        if self.post_inverse_scale is None:
+            return self.z
+        return (self.z * self.post_inverse_scale[..., None]).to(self.z.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         """What is there, by name."""

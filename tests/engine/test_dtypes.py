@@ -12,7 +12,7 @@ from edge_attribution_patching.patching_runs import prepare_runs
 from edge_attribution_patching.weights import read_weights
 from tests.support.eap_reference import logit_diff_metric
 from tests.support.masked_logits import masked_logits
-from tests.support.random_models import HOOKED, random_model, random_pairs
+from tests.support.random_models import ARCHITECTURES, HOOKED, random_model, random_pairs
 
 # Rounding of one number, times what a few layers make of it.
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}
@@ -22,7 +22,7 @@ def relative(difference: torch.Tensor, reference: torch.Tensor) -> float:
     return float(difference.float().norm() / reference.float().norm())
 
 
-@pytest.mark.parametrize("architecture", HOOKED)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_half_precision_stays_close_to_float32(architecture: str, dtype: torch.dtype) -> None:
     exact = read_weights(random_model(architecture))

@@ -8,9 +8,11 @@ from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.patching_runs import at_answers, prepare_runs
 from edge_attribution_patching.paths import Receivers, path_masks, swap_masks
 from edge_attribution_patching.weights import read_weights
+from tests.support.eap_reference import patched_logits
+from tests.support.float64 import Float64, in_float64
 from tests.support.masked_logits import masked_logits
 from tests.support.path_patching_reference import path_patched_logits, swapped_at_end
-from tests.support.random_models import HOOKED, random_model, random_pairs
+from tests.support.random_models import ARCHITECTURES, HOOKED, random_model, random_pairs
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 SENDERS = [(0, 1), (1, 0), (1, 3), (2, 2), (3, 1)]
@@ -74,6 +76,21 @@ def test_a_swap_at_the_answer_recomputes_everything_after_it(architecture: str, 
             tokens = batch.clean[prompt, :length], batch.corrupted[prompt, :length]
             expected, _ = swapped_at_end(model, *tokens, sender)
             torch.testing.assert_close(logits[row, prompt], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("stages", [(), (QUERIES,), (VALUES, QUERIES)], ids=["logits", "queries", "values, queries"])
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in HOOKED])
+def test_path_masks_equal_brute_force_on_every_block(architecture: str, stages: tuple) -> None:
+    model = in_float64(random_model(architecture, n_layers=4))
+    weights = read_weights(model)
+    (batch,) = TokenPairs(*random_pairs(1)).batches(1)
+    masks = path_masks(Graph.of(weights), SENDERS[:3], stages)
+    logits = masked_logits(weights, prepare_runs(weights, batch, "clean"), masks)
+    n = int(batch.layout.lengths[0])
+    for row, mask in enumerate(masks):
+        with Float64():
+            expected = patched_logits(model, batch.corrupted[0, :n], batch.clean[0, :n], mask)
+        torch.testing.assert_close(logits[row, 0], expected, rtol=1e-9, atol=1e-10)
 
 
 def test_masks_hold_edges_only_and_no_receiver_below_its_sender() -> None:

@@ -21,7 +21,6 @@ from edge_attribution_patching.architectures import (
     read_fields,
     read_shape,
 )
-from edge_attribution_patching.attribution import attribute
 from edge_attribution_patching.forward import embed, forward, unembed
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.layout import Layout
@@ -271,16 +270,3 @@ def test_layers_share_the_rotary_tables_that_are_the_same() -> None:
     assert len({id(layer.rotary) for layer in weights.layers}) == 2
     rotations = Layout.whole(torch.tensor([5])).rotations(weights)
     assert rotations[0] is rotations[2] is not rotations[1]
-
-
-@pytest.mark.parametrize("architecture", ["llama-grouped", "olmo-clamped", "olmo2", "qwen3", "gemma2"])
-def test_blocks_that_are_not_taken_apart_yet_are_refused(architecture: str) -> None:
-    weights = read_weights(random_model(architecture))
-    pairs = TokenPairs(*random_pairs(2))
-    (batch,) = pairs.batches(2)
-    for measure in (
-        lambda: attribute(weights, pairs, lambda logits, index: logits[:, 0], steps=1),
-        lambda: prepare_runs(weights, batch),
-    ):
-        with pytest.raises(ValueError, match="its blocks are not taken apart into edges yet"):
-            measure()

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.forward import LayerActivations, Unembedding, attention_input, embed, forward
+from edge_attribution_patching.forward import LayerActivations, Unembedding, attention_input, clamp, embed, forward
 from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.norms import normalise
 from edge_attribution_patching.weights import LayerWeights, ModelWeights
@@ -199,7 +199,6 @@ def copy_scores(
         `copy`, `negative_copy`: percentages in [0, 100] of the (prompt, name) positions. A token that shares its logit
         with others counts as below them, so a head that writes nothing scores 0.
     """
-    weights.require_plain_blocks()
     precise = torch.promote_types(weights.dtype, torch.float32)
     residual = _after_layer_0(weights, tokens, lengths, positions, batch_size).to(precise)
     own = tokens.gather(1, positions).flatten().to(weights.device)
@@ -233,8 +232,9 @@ def _after_layer_0(
 
 def _written(layer: LayerWeights, normalised: Float[Tensor, "row d_model"]) -> Float[Tensor, "head row d_model"]:
     """What each head writes where it attends to one row alone, without the output bias (which is no head's)."""
-    W_V, b_V, W_O = (part.to(normalised.dtype) for part in (layer.W_V, layer.b_V, layer.W_O))
-    return layer.per_head(normalised @ W_V.transpose(1, 2) + b_V[:, None]) @ W_O
+    W_V, b_V, W_O = (part.to(normalised.dtype) for part in (layer.W_V, layer.b_V, layer.W_written))
+    values = clamp(layer, normalised @ W_V.transpose(1, 2) + b_V[:, None])
+    return layer.per_head(values) @ W_O
 
 
 class _Ranking:

@@ -38,6 +38,7 @@ from edge_attribution_patching.forward import LayerActivations, Unembedding, emb
 from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.norms import normalise
 from edge_attribution_patching.weights import ModelWeights
+from utils.errors import UserError
 from utils.heads.cspa_sources import Ablation, first_places, kept_sources
 from utils.heads.streamed_kl import Divergences, HeadChange, Kept, kl_of_changes
 
@@ -48,14 +49,14 @@ OVERFLOW = "the change of the logits overflows"
 def mean_outputs(
     weights: ModelWeights, tokens: Int[Tensor, "sequence position"], start_layer: int = 0, batch_size: int = 32
 ) -> Float[Tensor, "layer position head d_head"]:
-    """Mean z of the heads at each position, from `start_layer` up; z @ W_O is the head's output."""
+    """Mean of what the heads write at each position, from `start_layer` up: times W_written it is the head's output."""
     layers = weights.n_layers - start_layer
     dtype = torch.promote_types(weights.dtype, torch.float32)
     sums = torch.zeros(layers, tokens.shape[1], weights.n_heads, weights.d_head, dtype=dtype, device=weights.device)
 
     def add(layer: LayerActivations) -> None:
         if layer.layer >= start_layer:
-            z = layer.z.view(-1, tokens.shape[1], *layer.z.shape[1:])
+            z = written(layer).view(-1, tokens.shape[1], *layer.z.shape[1:])
             sums[layer.layer - start_layer] += z.sum(dim=0, dtype=dtype)
 
     with torch.no_grad():
@@ -87,8 +88,12 @@ def cspa_scores(
         One row a head: `layer, head, score`; `kl_cspa, kl_ablated`, nats, means over all `n_positions`; `loss`,
         `loss_cspa, loss_ablated`, nats, means over the positions whose next token is in the sequence; `reason`, why the
         score is empty, or empty.
+
+    Raises:
+        UserError: if the model caps its logits (Gemma 2): effects on them then do not add up.
     """
-    weights.require_plain_blocks()
+    if weights.logit_softcap is not None:
+        raise UserError("model: its logits are capped, which CSPA's direct effects cannot see; leave CSPA out")
     with torch.no_grad():
         tokens = tokens.to(weights.device)
         run = _Run(weights, tokens, means[:, : tokens.shape[1]], function_tokens.to(weights.device), settings)
@@ -100,6 +105,11 @@ def cspa_scores(
 
 def _layout(tokens: Int[Tensor, "sequence position"]) -> Layout:
     return Layout.whole(torch.full((len(tokens),), tokens.shape[1], device=tokens.device))
+
+
+def written(layer: LayerActivations) -> Float[Tensor, "token head d_head"]:
+    """What heads write, before W_written."""
+    return layer.z if layer.post_inverse_scale is None else layer.z * layer.post_inverse_scale[..., None]
 
 
 class _Run:
@@ -149,8 +159,13 @@ class _Run:
         """
         tokens, place = self.tokens[batch], layer.layer - self.settings.start_layer
         shape = (*tokens.shape, self.weights.n_heads, self.weights.d_head)
-        z, v = (part.to(self.dtype).view(shape).movedim(2, 0) for part in (layer.z, layer.v))
+        of_block = self.weights.layers[layer.layer]
+        v = of_block.per_head(layer.v.to(self.dtype).movedim(1, 0)).movedim(0, 1)
+        z, v = (part.to(self.dtype).reshape(shape).movedim(2, 0) for part in (written(layer), v))
         pattern = layer.pattern.to(self.dtype).transpose(0, 1)
+        # Behind a norm, what a source adds is divided by the scale at its destination.
+        scale = layer.post_inverse_scale
+        inverse: Tensor | float = 1.0 if scale is None else scale.to(self.dtype).view(1, *tokens.shape, 1)
         mean = self.means[place].to(self.dtype).transpose(0, 1)[:, None]
         ablated = mean - z
         heads = slice(place * self.weights.n_heads, (place + 1) * self.weights.n_heads)
@@ -162,12 +177,12 @@ class _Run:
         kept = kept_sources(predicted, tokens, self.function_tokens, self.settings)
         if "ov" not in self.settings.interventions:
             share = pattern * kept
-            other = mean * (1 - share.sum(dim=-1, keepdim=True)) + share @ v - z
+            other = mean * (1 - share.sum(dim=-1, keepdim=True)) + (share @ v) * inverse - z
             return ablated.flatten(1, 2), other.flatten(1, 2)
-        W_O = self.weights.layers[layer.layer].W_O.to(self.dtype)
+        W_O = of_block.W_written.to(self.dtype)
         # W_O u_s, so that o_s . u_s is a dot product of d_head numbers.
         readers = torch.einsum("hed,bsd->hbse", W_O, self.units[self.vector[batch]])
-        component = (v * readers).sum(dim=-1)[:, :, None] - mean @ readers.transpose(2, 3)
+        component = (v * readers).sum(dim=-1)[:, :, None] * inverse - mean @ readers.transpose(2, 3)
         if self.settings.negative_only:
             component = component.clamp(max=0)
         component = component * pattern * kept
@@ -188,7 +203,7 @@ class _Run:
         n_layers = self.weights.n_layers - self.settings.start_layer
         joined = [_joined(parts) for parts in self.parts]
         changes = [joined[i * self.weights.n_heads : (i + 1) * self.weights.n_heads] for i in range(n_layers)]
-        outputs = [layer.W_O.to(self.dtype) for layer in self.weights.layers[self.settings.start_layer :]]
+        outputs = [layer.W_written.to(self.dtype) for layer in self.weights.layers[self.settings.start_layer :]]
         targets = self.tokens.roll(-1, dims=1)
         targets[:, -1] = -1
         final = torch.cat(self.final)

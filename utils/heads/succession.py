@@ -189,7 +189,6 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]]) -> Successi
     Raises:
         ValueError: if no class has pairs.
     """
-    weights.require_plain_blocks()
     lists = [torch.tensor(part, device=weights.device).T.contiguous() for parts in pairs.values() for part in parts]
     if not lists:
         raise ValueError("no class has a pair of single tokens under this tokenizer")
@@ -201,7 +200,7 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]]) -> Successi
     layers = []
     for layer in weights.layers:
         values = layer.per_head(x @ layer.W_V.to(precise).transpose(1, 2))  # [head, source, d_head]
-        reads = layer.W_O.to(precise) @ read.T  # [head, d_head, successor]
+        reads = layer.W_written.to(precise) @ read.T  # [head, d_head, successor]
         wins = []
         for source, successor in lists:
             candidates, own = successor.unique(return_inverse=True)

@@ -96,10 +96,10 @@ class PairedRuns:
             for layer in sorted({layer for layer, _ in senders}):
                 rows = [row for row, (of, _) in enumerate(senders) if of == layer]
                 heads = [senders[row][1] for row in rows]
-                change = runs.source.layers[layer].z[:, heads] - runs.base.layers[layer].z[:, heads]
+                change = runs.source.layers[layer].written[:, heads] - runs.base.layers[layer].written[:, heads]
                 if layer < self.graph.n_layers - 1:  # the last layer's is at the answers already
                     change = change[runs.layout.last]
-                written = torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_O[heads])
+                written = torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_written[heads])
                 finals = runs.base.final + written
                 at = torch.tensor(rows, device=values.device)[:, None], runs.batch.index[None]
                 values[at] = self.logit_difference(finals, runs.batch.index)
