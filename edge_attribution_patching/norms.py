@@ -55,6 +55,14 @@ def apply_norm(norm: Norm | None, x: Tensor) -> Tensor:
     return (x * inverse_rms(norm, x) * norm.gain).to(x.dtype)
 
 
+def value_mean(norm: Norm | None, W_V: Float[Tensor, "kv_head d_head d_model"]) -> Float[Tensor, "kv_head d_head"]:
+    """What `fold_norm` takes out of the projection to v where the norm centres, in float32 or better."""
+    precise = torch.promote_types(W_V.dtype, torch.float32)
+    if norm is None or not norm.center:
+        return W_V.new_zeros(W_V.shape[:2], dtype=precise)
+    return (W_V.to(precise) @ norm.gain.to(precise)) / W_V.shape[-1]
+
+
 def fold_norm(
     norm: Norm | None, W: Float[Tensor, "qkv_head d_head d_model"], b: Float[Tensor, "qkv_head d_head"]
 ) -> tuple[Float[Tensor, "qkv_head d_head d_model"], Float[Tensor, "qkv_head d_head"]]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from edge_attribution_patching.activations import Activation, read_activation
 from edge_attribution_patching.architecture_table import ARCHITECTURES, BARE_EPS
 from edge_attribution_patching.architectures import Shape, read_shape
-from edge_attribution_patching.norms import Norm, fold_norm
+from edge_attribution_patching.norms import Norm, fold_norm, value_mean
 from edge_attribution_patching.rotary import Rotary, read_rotaries
 
 Letter = Literal["q", "k", "v"]
@@ -32,6 +32,8 @@ class LayerWeights:
     Attributes:
         W_qkv, b_qkv: the projections to q of every query head, then to k of every key-value head, then to v of every
             key-value head, with the gain and the bias of `attn_norm` folded in, centred over d_model where it centres.
+        V_mean: what the centring took out of the projection to v, in float32 or better: with it the stored projection
+            can be told (`stored_W_V`).
         attn_norm, mlp_norm: before attention and before the MLP; None where they read the residual stream itself.
         attn_post_norm, mlp_post_norm: of what all heads together and the MLP write, before it is added.
         qkv_clamp: q, k and v are clamped to +- this.
@@ -45,6 +47,7 @@ class LayerWeights:
 
     W_qkv: Float[Tensor, "qkv_head d_head d_model"]
     b_qkv: Float[Tensor, "qkv_head d_head"]
+    V_mean: Float[Tensor, "kv_head d_head"]
     W_O: Float[Tensor, "head d_head d_model"]
     b_O: Float[Tensor, " d_model"]
     attn_norm: Norm | None
@@ -114,6 +117,21 @@ class LayerWeights:
         """The folded bias of v."""
         return self.b_qkv[self.rows("v")]
 
+    def stored_W_V(self) -> Float[Tensor, "kv_head d_head d_model"]:
+        """The projection to v as the checkpoint stores it, without the norm: folding undone, up to rounding.
+
+        In float32 or better.
+
+        Raises:
+            ZeroDivisionError: if a gain of the norm is 0, so that what it multiplied is lost.
+        """
+        unfolded = self.W_V.to(self.V_mean.dtype) + self.V_mean[..., None]
+        if self.attn_norm is None:
+            return unfolded
+        if not bool(self.attn_norm.gain.all()):
+            raise ZeroDivisionError("a gain of the norm before attention is 0, and what it multiplied is lost")
+        return unfolded / self.attn_norm.gain.to(unfolded.dtype)
+
 
 @dataclass(frozen=True)
 class ModelWeights:
@@ -174,7 +192,7 @@ class ModelWeights:
 def read_weights(model: PreTrainedModel) -> ModelWeights:
     """The weights of a Hugging Face causal language model.
 
-    Tensors are views of the model's own memory; only the folded q, k, v projections are new.
+    Tensors are views of the model's own memory; only the folded q, k, v projections (and `V_mean`) are new.
 
     Raises:
         ValueError: if the architecture has no reader, or its config asks for arithmetic that is not supported
@@ -221,7 +239,8 @@ class _Reader:
             return None if name is None else self.norm(block + name)
 
         attn_norm = norm(names.attn_norm)
-        W_qkv, b_qkv = fold_norm(attn_norm, *self.qkv(block))
+        W, b = self.qkv(block)
+        W_qkv, b_qkv = fold_norm(attn_norm, W, b)
         W_O, b_O = linear(names.attn_out)
         W_in, b_in = linear(names.mlp_in)
         W_out, b_out = linear(names.mlp_out)
@@ -230,6 +249,7 @@ class _Reader:
         return LayerWeights(
             W_qkv=W_qkv,
             b_qkv=b_qkv,
+            V_mean=value_mean(attn_norm, W[-shape.n_kv_heads :]),
             W_O=W_O.view(shape.n_heads, shape.d_head, shape.d_model),
             b_O=b_O,
             attn_norm=attn_norm,
