@@ -6,7 +6,7 @@ Writes results/successor/<model>/step{n}.csv with one row a head: `layer, head`;
 word and its successor that the head gets right; `pairs`, how many there are under the model's tokenizer; `class_mean`,
 the mean over classes, each counting alike; and for each class `<class>` and `<class>_pairs`. A class without any pair
 has an empty cell and 0 pairs. `utils/heads/succession.py` defines the score, lists the words and says where it departs
-from Gould et al. 2023 (arXiv 2312.09230).
+from Gould et al. 2023 (arXiv 2312.09230); `head_scores: study` measures it as Tigges et al. 2024 do (arXiv 2407.10827).
 """
 
 import sys

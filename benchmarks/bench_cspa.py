@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_pythia import random_pythia  # noqa: E402
 from edge_attribution_patching.weights import read_weights  # noqa: E402
-from utils import streamed_kl  # noqa: E402
+from utils.heads import streamed_kl  # noqa: E402
 from utils.heads.cspa_scores import cspa_scores, mean_outputs  # noqa: E402
 from utils.heads.cspa_sources import Ablation  # noqa: E402
 

@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_pythia import SHAPES, random_pythia  # noqa: E402
 from edge_attribution_patching.weights import read_weights  # noqa: E402
-from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks  # noqa: E402
+from utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks  # noqa: E402
+from utils.heads.copy_scores import copy_scores  # noqa: E402
 from utils.heads.succession import succession, successor_pairs  # noqa: E402
 from utils.tasks import build_prompts  # noqa: E402
 

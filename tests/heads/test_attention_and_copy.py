@@ -1,30 +1,22 @@
-"""Head scores against hand-built models and against a slow second implementation."""
+"""Attention scores against hand-built models and a slow second implementation, and the script that writes all five."""
 
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from edge_attribution_patching import forward as engine
 from edge_attribution_patching.weights import read_weights
 from get_full_model_components_over_time import ANALYSIS
-from tests.support.hand_built import PERIOD, VOCAB, attention_model, copying_model
+from tests.support.hand_built import PERIOD, VOCAB, attention_model
 from tests.support.paths import TOY_STEPS
-from tests.support.random_models import (
-    HOOKED,
-    random_model,
-    random_pairs,
-    tiny_tokenizer,
-    value_projection,
-    without_biases,
-)
+from tests.support.random_models import HOOKED, random_model, tiny_tokenizer
 from tests.support.task_tokenizers import words
 from tests.support.word_family import word_model
 from utils.errors import UserError
-from utils.heads import attention_and_copy as head_scores
-from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
+from utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks, study_blocks
+from utils.heads.copy_scores import copy_scores
 from utils.results.store import Store
 from utils.runner import main
 from utils.tasks import build_prompts
@@ -64,6 +56,18 @@ EXPECTED = {
 }
 
 
+# Under the study's definition the last token of the first block counts too. From there the uniform heads attend to the
+# first token as to any other, the duplicate-token head as to any but its own, and the induction head not at all.
+STUDY_INDUCTION = {
+    (0, 0): 0.0,
+    (0, 1): 1 / (PERIOD - 1) / (PERIOD + 1),
+    (0, 2): harmonic(PERIOD, 2 * PERIOD) / (PERIOD + 1),
+    (1, 0): PERIOD / (PERIOD + 1),
+    (1, 1): harmonic(PERIOD, 2 * PERIOD) / (PERIOD + 1),
+    (1, 2): harmonic(PERIOD, 2 * PERIOD) / (PERIOD + 1),
+}
+
+
 @pytest.mark.parametrize("score", CHANCE)
 def test_hand_built_heads_have_their_closed_form_attention_scores(score: str) -> None:
     scores = attention_scores(read_weights(attention_model()), BLOCKS, batch_size=4)[score]
@@ -71,23 +75,20 @@ def test_hand_built_heads_have_their_closed_form_attention_scores(score: str) ->
         assert scores[layer, head].item() == pytest.approx(expected[score], abs=1e-3), (layer, head)
 
 
+def test_hand_built_heads_have_their_closed_form_induction_scores_under_the_studys_definition() -> None:
+    weights = read_weights(attention_model())
+    standard, study = (attention_scores(weights, BLOCKS, 4, name) for name in ("standard", "study"))
+    for (layer, head), expected in STUDY_INDUCTION.items():
+        assert study["induction"][layer, head].item() == pytest.approx(expected, abs=1e-3), (layer, head)
+    # The other two diagonals lie within the queries that count anyway.
+    assert torch.equal(study["previous_token"], standard["previous_token"])
+    assert torch.equal(study["duplicate_token"], standard["duplicate_token"])
+
+
 def test_the_hand_built_induction_model_predicts_the_second_block() -> None:
     """The hand-built induction head is a real one: it makes the model repeat what came."""
     logits = attention_model()(BLOCKS).logits
     assert torch.equal(logits[:, PERIOD:-1].argmax(-1), BLOCKS[:, PERIOD + 1 :])
-
-
-# --- hand-built copying
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_hand_built_copying_head_scores_100_and_its_sign_flipped_twin_the_reverse(dtype: torch.dtype) -> None:
-    tokens = BLOCKS[:, :PERIOD]
-    lengths = torch.full((len(tokens),), PERIOD)
-    positions = torch.tensor([[1, 3, 6]]).expand(len(tokens), 3)
-    scores = copy_scores(read_weights(copying_model().to(dtype)), tokens, lengths, positions, batch_size=4)
-    assert scores["copy"].tolist() == [[0, 0, 0], [100, 0, 0]]
-    assert scores["negative_copy"].tolist() == [[0, 0, 0], [0, 100, 0]]
 
 
 # --- a slow second implementation
@@ -113,25 +114,26 @@ def slow_attention_scores(model, tokens: torch.Tensor, period: int) -> dict[str,
     return scores
 
 
-def slow_copy_scores(model, tokens: torch.Tensor, lengths: torch.Tensor, positions: torch.Tensor):
-    """One prompt, one name and one head at a time, with the model's own norms and unembedding."""
-    weights = read_weights(model)
-    body = model.transformer if hasattr(model, "transformer") else model.gpt_neox
-    final_norm = body.ln_f if hasattr(body, "ln_f") else body.final_layer_norm
-    scores = {name: torch.zeros(weights.n_layers, weights.n_heads) for name in ("copy", "negative_copy")}
-    for prompt, size, names in zip(tokens, lengths.tolist(), positions.tolist(), strict=True):
-        residual = model(prompt[None, :size], output_hidden_states=True).hidden_states[1][0]
-        for name in names:
-            for index, layer in enumerate(weights.layers):
-                norm = layer.attn_norm
-                x = F.layer_norm(residual[name], (weights.d_model,), norm.gain, norm.bias, norm.eps)
-                for head in range(weights.n_heads):
-                    W_V, b_V = value_projection(model, index, head)
-                    output = (x @ W_V + b_V) @ layer.W_O[head]
-                    for score, sign in (("copy", 1), ("negative_copy", -1)):
-                        top = model.lm_head(final_norm(sign * output)).topk(5).indices
-                        scores[score][index, head] += 100 * float(prompt[name] in top) / positions.numel()
+def slow_diagonal_means(model, tokens: torch.Tensor, period: int) -> dict[str, torch.Tensor]:
+    """The study's scores: whole diagonals, entry by entry."""
+    patterns = model(tokens, output_attentions=True).attentions
+    scores = {}
+    for name, back in (("induction", period - 1), ("duplicate_token", period), ("previous_token", 1)):
+        queries = range(back, tokens.shape[1])
+        entries = [[pattern[:, :, query, query - back] for query in queries] for pattern in patterns]
+        scores[name] = torch.stack([torch.stack(layer).mean(dim=(0, 1)) for layer in entries])
     return scores
+
+
+@pytest.mark.parametrize("architecture", HOOKED)
+def test_attention_scores_of_the_study_equal_the_means_of_whole_diagonals(architecture: str) -> None:
+    model = random_model(architecture, seed=1)
+    generator = torch.Generator().manual_seed(3)
+    block = torch.randint(1, 20, (5, 12), generator=generator)  # few tokens, so that some repeat within a block
+    tokens = torch.cat((block, block), dim=1)
+    fast = attention_scores(read_weights(model), tokens, 2, "study")
+    for name, expected in slow_diagonal_means(model, tokens, 12).items():
+        torch.testing.assert_close(fast[name], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", HOOKED)
@@ -143,25 +145,6 @@ def test_attention_scores_equal_the_slow_reference(architecture: str) -> None:
     assert fast.keys() == slow.keys()
     for name, expected in slow.items():
         torch.testing.assert_close(fast[name], expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("biases", [True, False])
-@pytest.mark.parametrize("architecture", HOOKED)
-def test_copy_scores_equal_the_slow_reference(architecture: str, biases: bool, monkeypatch) -> None:
-    # With few candidates most names are ranked twice: among them, then among all.
-    monkeypatch.setattr(head_scores, "_CANDIDATES", 8)
-    monkeypatch.setattr(head_scores, "_LOGITS_AT_ONCE", 700)
-    model = random_model(architecture, seed=2)
-    if not biases:
-        model = without_biases(model)
-    tokens, _, lengths = random_pairs(9, seed=4)
-    positions = torch.stack([torch.zeros_like(lengths), lengths // 2, lengths - 1], dim=1)
-    fast = copy_scores(read_weights(model), tokens, lengths, positions, batch_size=4)
-    slow = slow_copy_scores(model, tokens, lengths, positions)
-    assert fast.keys() == slow.keys()
-    for name, expected in slow.items():
-        assert expected.max() > 0
-        torch.testing.assert_close(fast[name], expected, rtol=0, atol=1e-4)
 
 
 # --- memory and input
@@ -197,6 +180,27 @@ def test_blocks_depend_on_the_seed_and_do_not_change_when_more_are_drawn() -> No
     blocks = repeated_blocks(tokens, 4, 10, seed=1)
     assert torch.equal(blocks, repeated_blocks(tokens, 9, 10, seed=1)[:4])
     assert not torch.equal(blocks, repeated_blocks(tokens, 4, 10, seed=2))
+
+
+def test_blocks_of_the_study_are_drawn_with_replacement_from_its_ids() -> None:
+    blocks = study_blocks(torch.arange(50_000), 300, 100, seed=1)
+    assert blocks.shape == (300, 200)
+    assert torch.equal(blocks[:, :100], blocks[:, 100:])
+    assert 100 <= blocks.min() < 200
+    assert 19_900 < blocks.max() <= 19_999
+    # In a fifth of all blocks two of the 100 tokens are the same.
+    repeating = sum(len(set(block.tolist())) < 100 for block in blocks)
+    assert 30 < repeating < 120
+    assert torch.equal(blocks[:2], study_blocks(torch.arange(50_000), 2, 100, seed=1))
+    assert not torch.equal(blocks[:2], study_blocks(torch.arange(50_000), 2, 100, seed=2))
+
+
+def test_blocks_of_the_study_take_what_a_small_vocabulary_has_of_its_ids() -> None:
+    assert set(study_blocks(torch.arange(103), 20, 5, seed=0).flatten().tolist()) == {100, 101, 102}
+    with pytest.raises(
+        UserError, match="head_scores: study draws ids from 100 up, the tokenizer has none; use standard"
+    ):
+        study_blocks(torch.arange(100), 1, 5, seed=0)
 
 
 def test_special_tokens_and_padding_of_the_embedding_are_not_ordinary(tmp_path) -> None:
@@ -237,6 +241,27 @@ def test_the_script_writes_five_scores_of_every_head(word_family: Path, tmp_path
         assert row.value == pytest.approx(expected[row.score][row.layer, row.head].item(), abs=1e-5)
 
 
+def test_the_script_writes_the_studys_scores(word_family: Path, tmp_path: Path) -> None:
+    assert run(word_family, tmp_path, "seed=7", "head_scores=study", "checkpoints=[5]") == 0
+    table = Store(tmp_path).folder("components", "words").read_table(5)
+    weights, tokenizer = read_weights(word_model(5)), words()
+    blocks = study_blocks(ordinary_tokens(tokenizer, len(tokenizer)), 3, 10, seed=7)
+    prompts = build_prompts("ioi", tokenizer, 8, seed=7)
+    positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
+    expected = attention_scores(weights, blocks, 3, "study")
+    expected |= copy_scores(weights, prompts.clean, prompts.lengths, positions, 8, "study")
+    for row in table.itertuples():
+        assert row.value == pytest.approx(expected[row.score][row.layer, row.head].item(), abs=1e-5)
+
+
+def test_results_of_the_two_definitions_are_not_mixed(
+    word_family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(word_family, tmp_path, "checkpoints=[0]") == 0
+    assert run(word_family, tmp_path, "head_scores=study") == 2
+    assert "holds head_scores=standard, this run asks study" in capsys.readouterr().err
+
+
 def test_a_second_run_adds_only_the_missing_checkpoints(word_family: Path, tmp_path: Path) -> None:
     assert run(word_family, tmp_path, "checkpoints=[5]") == 0
     path = Store(tmp_path).folder("components", "words").file(5)
@@ -253,6 +278,10 @@ def test_a_second_run_adds_only_the_missing_checkpoints(word_family: Path, tmp_p
         ("seq_len=5000", "seq_len: two blocks of 5000 tokens need 10000 positions, the model has 64; use"),
         ("n_prompts=1000000000", "n_prompts: 1000000000 prompts of ioi asked for, at most"),
         ("n_sequences=0", "command line: n_sequences: "),
+        (
+            "head_scores=studies",
+            "command line: head_scores: 'studies' is not 'standard' or 'study'; did you mean 'study'",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_line(

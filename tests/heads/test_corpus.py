@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.support.paths import PYTHIA_TOKENIZER
+from tests.support.paths import PYTHIA_TOKENIZER, TOY
 from tests.support.random_models import tiny_tokenizer
 from utils.errors import UserError
 from utils.heads import corpus
-from utils.heads.corpus import Corpus, draw_sequences, tokens_sha256
+from utils.heads.corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
 from utils.heads.function_words import function_tokens, spellings
 
 
@@ -80,6 +80,65 @@ def test_long_document_is_not_all_there_is(tokenizer, tmp_path: Path) -> None:
     for seed in range(5):
         tokens = draw_sequences(Corpus(str(path)), tokenizer, 10, 10, seed)
         assert {1, 2} <= set(tokens.flatten().tolist())
+
+
+# --- the study's rule: beginnings of long documents
+
+
+@pytest.fixture
+def long_and_short(tmp_path: Path) -> Path:
+    """Documents of word n, n times, for n from 1 to 30."""
+    path = tmp_path / "lengths.txt"
+    path.write_text("\n\n".join(" ".join([str(word)] * word) for word in range(1, 31)))
+    return path
+
+
+def test_beginnings_are_of_documents_longer_than_a_sequence(tokenizer, long_and_short: Path) -> None:
+    tokens = draw_beginnings(Corpus(str(long_and_short)), tokenizer, 20, 10, seed=0)
+    assert tokens.shape == (20, 10)
+    assert all(len(set(row.tolist())) == 1 for row in tokens)
+    assert sorted(tokens[:, 0].tolist()) == list(range(11, 31))
+
+
+def test_the_start_token_counts_towards_the_length_of_a_document(tokenizer, long_and_short: Path) -> None:
+    tokens = draw_beginnings(Corpus(str(long_and_short)), tokenizer, 21, 10, seed=0, prepend_bos=True)
+    assert tokens[:, 0].tolist() == [tokenizer.bos_token_id] * 21
+    assert sorted(tokens[:, 1].tolist()) == list(range(10, 31))
+
+
+def test_a_window_asks_for_longer_documents_than_a_sequence(tokenizer, long_and_short: Path) -> None:
+    source = Corpus(str(long_and_short))
+    tokens = draw_beginnings(source, tokenizer, 5, 10, seed=0, window=25)
+    assert tokens.shape == (5, 10)
+    assert sorted(tokens[:, 0].tolist()) == list(range(26, 31))
+    with pytest.raises(UserError, match="has 5 documents of more than 25 tokens, 6 are needed"):
+        draw_beginnings(source, tokenizer, 6, 10, seed=0, window=25)
+    with pytest.raises(UserError, match="corpus_window: 9 tokens are less than seq_len=10"):
+        draw_beginnings(source, tokenizer, 6, 10, seed=0, window=9)
+
+
+def test_beginnings_come_in_the_seeded_order_of_the_documents(tokenizer, long_and_short: Path) -> None:
+    source = Corpus(str(long_and_short))
+    tokens = draw_beginnings(source, tokenizer, 8, 5, seed=3)
+    first = [int(document.split()[0]) for document in source.documents(3) if len(document.split()) > 5][:8]
+    assert tokens[:, 0].tolist() == first
+    assert torch.equal(tokens[:3], draw_beginnings(source, tokenizer, 3, 5, seed=3))
+    assert not torch.equal(tokens, draw_beginnings(source, tokenizer, 8, 5, seed=4))
+
+
+def test_toy_documents_are_sentences_joined_until_they_are_long_enough() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TOY / "step1350")
+    tokens = draw_beginnings(Corpus("toy"), tokenizer, 6, 30, seed=0, prepend_bos=True)
+    sentences = iter(Corpus("toy").documents(0))
+    for row in tokens.tolist():
+        joined = [tokenizer.bos_token_id]
+        while len(joined) <= 30:
+            joined += [tokenizer.eos_token_id] * (len(joined) > 1)
+            joined += tokenizer(next(sentences), add_special_tokens=False)["input_ids"]
+        assert row == joined[:30]
+
+
+# --- where text comes from
 
 
 def test_data_set_is_read_by_split_and_field(tokenizer, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from tests.support.cspa_models import COPYING, RANDOM, SUPPRESSING, copy_suppres
 from tests.support.cspa_reference import cspa_of_head
 from tests.support.random_models import HOOKED, random_model, tiny_tokenizer
 from utils.heads import streamed_kl
+from utils.heads.corpus import Corpus
+from utils.heads.cspa import CspaConfig, prepare, score_heads
 from utils.heads.cspa_scores import NO_EFFECT, OVERFLOW, cspa_scores, mean_outputs
 from utils.heads.cspa_sources import Ablation, kept_sources
 
@@ -58,7 +60,7 @@ def bridge(architecture: str, tmp_path_factory: pytest.TempPathFactory) -> Trans
     )
 
 
-def assert_equals_reference(bridge, weights, settings: Cspa, heads=((0, 0), (1, 2), (2, 3))) -> None:
+def assert_equals_reference(bridge, weights, settings: Ablation, heads=((0, 0), (1, 2), (2, 3))) -> None:
     tokens, others = random_text(3, 23, 1), random_text(5, 23, 2)
     table = scores(weights, tokens, others, settings=settings).set_index(["layer", "head"])
     for layer, head in heads:
@@ -84,6 +86,44 @@ def assert_equals_reference(bridge, weights, settings: Cspa, heads=((0, 0), (1, 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_scores_equal_the_definition(bridge: TransformerBridge, weights: ModelWeights, name: str) -> None:
     assert_equals_reference(bridge, weights, SETTINGS[name])
+
+
+def test_scores_under_the_studys_rule_equal_the_definition_on_its_text(bridge, weights, tmp_path) -> None:
+    """The text by explicit loops, the scores by the slow reference."""
+    tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(5, 60, (40,), generator=generator).tolist()
+    documents = [" ".join(map(str, random_text(1, size, place)[0].tolist())) for place, size in enumerate(lengths)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(documents))
+    config = CspaConfig(
+        model="any",
+        corpus=str(path),
+        head_scores="study",
+        prepend_bos=True,
+        n_sequences=3,
+        n_mean_sequences=7,
+        seq_len=12,
+        corpus_window=30,
+        start_layer=1,
+        seed=5,
+    )
+    inputs = prepare(config, tokenizer, weights.shape)
+    table = score_heads(weights, inputs, config, batch_size=2).set_index(["layer", "head"])
+
+    beginnings: list[list[int]] = []
+    for document in Corpus(str(path)).documents(5):
+        ids = [tokenizer.bos_token_id, *(int(word) for word in document.split())]
+        if len(ids) > 30 and len(beginnings) < 7:
+            beginnings.append(ids[:12])
+    text = torch.tensor(beginnings)
+    assert text.shape == (7, 12)
+    assert torch.equal(inputs.others, text)
+    function_words = set(inputs.function_tokens.tolist())
+    assert table.index.get_level_values("layer").min() == 1
+    for layer, head in ((1, 2), (2, 3)):
+        expected = cspa_of_head(bridge, weights, text[:3], text, function_words, layer, head)
+        assert table.loc[(layer, head), list(expected)].to_dict() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("small", [0.0, math.inf])

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 import get_model_cspa
-from get_model_cspa import ANALYSIS, CspaConfig
+from get_model_cspa import ANALYSIS
 from tests.support.demo_analysis import results_in
-from tests.support.paths import CONFIGS
-from utils.config.keys import load_config
 from utils.results.store import Store
 from utils.runner import main
 
@@ -62,6 +60,18 @@ def test_seed_changes_the_text(word_family: Path, tmp_path: Path) -> None:
     assert hashes[0] != hashes[1]
 
 
+def test_study_scores_the_first_of_the_sequences_that_it_averages_over(word_family: Path, tmp_path: Path) -> None:
+    """With as many of both they are the same text, and the hashes say so."""
+    given = arguments(
+        word_family, tmp_path, "head_scores=study", "prepend_bos=true", "n_sequences=6", "checkpoints=[0]"
+    )
+    assert main(ANALYSIS, given) == 0
+    folder = Store(tmp_path).folder("cspa", "words")
+    about = folder.read_json(0)
+    assert about["sequences_sha256"] == about["mean_sequences_sha256"]
+    assert set(folder.read_table(0)["n_positions"]) == {6 * 12}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -70,6 +80,7 @@ def test_seed_changes_the_text(word_family: Path, tmp_path: Path) -> None:
         ("interventions=[]", "interventions"),
         ("interventions=[vo]", "interventions"),
         ("k_unembeddings=5", "k_unembeddings"),
+        ("corpus_window=20", "corpus_window: counts with head_scores=study alone; leave it out, or pass that too"),
         ("corpus_feld=text", "did you mean 'corpus_field'"),
     ],
 )
@@ -80,10 +91,3 @@ def test_bad_config_is_one_line_and_exit_code_two(
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "Traceback" not in error
-
-
-@pytest.mark.parametrize("name", ["cspa_160m", "cspa_toy"])
-def test_shipped_configs_load(name: str) -> None:
-    config = load_config(CspaConfig, CONFIGS / f"{name}.yml", [])
-    assert (config.n_sequences, config.n_mean_sequences, config.k_unembeddings) == (17, 100, 0.05)
-    assert config.interventions == ["ov", "qk"]

@@ -2,41 +2,39 @@
 
 The attention scores come from one forward pass over random blocks of tokens that stand twice in a row (Olsson et al.
 2022, arXiv 2209.11895). Each layer's attention is reduced to one number per head and score as soon as it is computed.
+`copy_scores.py` has the copy scores.
 
-The copy scores ask what a head would write if it attended to a name alone (Wang et al. 2022, arXiv 2211.00593,
-section 3.1): the residual stream after layer 0 at the name's position goes through the head's own input norm, V and O
-(biases of norm and V included), the final norm and the unembedding. The copy score is the percentage of names that are
-among the 5 highest logits, the negative copy score the same for minus the head's output.
+The study (Tigges et al. 2024, arXiv 2407.10827) draws a block's tokens with replacement from the ids 100 to 19,999, so
+some stand in a block twice, and averages whole diagonals of the attention pattern. For induction that is one query
+more: the last token of the first block, which looks at the first token before anything has repeated.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.forward import LayerActivations, Unembedding, attention_input, clamp, embed, forward
+from edge_attribution_patching.forward import LayerActivations, embed, forward
 from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.norms import normalise
-from edge_attribution_patching.weights import LayerWeights, ModelWeights
+from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import BaseConfig, Section
 from utils.errors import UserError
+from utils.heads.copy_scores import copy_scores
+from utils.heads.definition import Definition
 from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.store import Result
 from utils.tasks import Prompts, Task, build_prompts
 
-TOP_K = 5
-"""A name counts as copied if it is among this many highest logits (Wang et al. 2022)."""
-
-_CANDIDATES = 512
-_LOGITS_AT_ONCE = 2**25
+STUDY_IDS = range(100, 20_000)
+"""The ids that the study draws its random blocks from."""
 
 HeadScores = Float[Tensor, "layer head"]
 
@@ -44,6 +42,9 @@ HeadScores = Float[Tensor, "layer head"]
 class ComponentsKeys(Section):
     """What the scores depend on besides the model."""
 
+    head_scores: Definition = "standard"
+    """`study`: random blocks are drawn with replacement from the ids 100 to 19,999, the induction score counts the last
+    token of the first block too, and the copy scores leave out the norms' scale, all as Tigges et al. 2024 do."""
     n_sequences: int = Field(50, gt=0)
     """Random blocks that the attention scores are averaged over."""
     seq_len: int = Field(50, gt=1)
@@ -63,10 +64,12 @@ class ComponentsInputs:
     Attributes:
         blocks: random blocks of tokens, each repeated once.
         prompts: IOI prompts.
+        definition: of the scores.
     """
 
     blocks: Int[Tensor, "sequence position"]
     prompts: Prompts
+    definition: Definition
 
 
 def prepare(config: ComponentsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> ComponentsInputs:
@@ -81,10 +84,11 @@ def prepare(config: ComponentsConfig, tokenizer: PreTrainedTokenizerBase, shape:
             f"{shape.n_positions}; use seq_len={shape.n_positions // 2} or less"
         )
     tokens = ordinary_tokens(tokenizer, shape.d_vocab)
-    blocks = repeated_blocks(tokens, config.n_sequences, config.seq_len, config.seed)
+    draw = repeated_blocks if config.head_scores == "standard" else study_blocks
+    blocks = draw(tokens, config.n_sequences, config.seq_len, config.seed)
     prompts = build_prompts("ioi", tokenizer, config.n_prompts, config.seed)
     prompts.require_fit("ioi", shape.n_positions)
-    return ComponentsInputs(blocks, prompts)
+    return ComponentsInputs(blocks, prompts, config.head_scores)
 
 
 def measure(
@@ -104,8 +108,8 @@ def component_scores(weights: ModelWeights, inputs: ComponentsInputs, batch_size
     """The three attention scores and the two copy scores of every head."""
     prompts = inputs.prompts
     positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
-    scores = attention_scores(weights, inputs.blocks, batch_size)
-    return scores | copy_scores(weights, prompts.clean, prompts.lengths, positions, batch_size)
+    scores = attention_scores(weights, inputs.blocks, batch_size, inputs.definition)
+    return scores | copy_scores(weights, prompts.clean, prompts.lengths, positions, batch_size, inputs.definition)
 
 
 def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> Int[Tensor, " token"]:
@@ -144,9 +148,30 @@ def repeated_blocks(
     return torch.cat((blocks, blocks), dim=1)
 
 
+def study_blocks(
+    tokens: Int[Tensor, " token"], n_sequences: int, period: int, seed: int
+) -> Int[Tensor, "sequence position"]:
+    """Random blocks as the study draws them, each repeated once: with replacement, from the ids in `STUDY_IDS`.
+
+    Arguments and result are those of `repeated_blocks`. Of a smaller vocabulary, the ids that it has are drawn from.
+
+    Raises:
+        UserError: if there are no such ids.
+    """
+    among = tokens[(tokens >= STUDY_IDS.start) & (tokens < STUDY_IDS.stop)]
+    if not len(among):
+        raise UserError(f"head_scores: study draws ids from {STUDY_IDS.start} up, the tokenizer has none; use standard")
+    generator = torch.Generator().manual_seed(seed)
+    blocks = among[torch.randint(len(among), (n_sequences, period), generator=generator)]
+    return torch.cat((blocks, blocks), dim=1)
+
+
 @torch.inference_mode()
 def attention_scores(
-    weights: ModelWeights, tokens: Int[Tensor, "sequence position"], batch_size: int
+    weights: ModelWeights,
+    tokens: Int[Tensor, "sequence position"],
+    batch_size: int,
+    definition: Definition = "standard",
 ) -> dict[str, HeadScores]:
     """Mean attention along three diagonals of the attention pattern (Olsson et al. 2022).
 
@@ -154,17 +179,20 @@ def attention_scores(
         weights: the model.
         tokens: blocks repeated once, see `repeated_blocks`; of an even number of positions, 2 * period.
         batch_size: sequences that run at once. No more than one layer's attention of one batch is held.
+        definition: whether the induction score counts queries of the second block (`standard`) or all (`study`).
 
     Returns:
         Attention probabilities in [0, 1], averaged over sequences and queries:
         `induction`: from every token of the second block to the token after its first occurrence (period - 1 back);
+        under `study` also from the last token of the first block to the first token, which lies as far back;
         `duplicate_token`: from every token of the second block to its first occurrence (period back);
         `previous_token`: from every token but the first to the one before it.
     """
     n_sequences, width = tokens.shape
     period = width // 2
     # Score -> (how many positions back, the first query that counts).
-    places = {"induction": (period - 1, period), "previous_token": (1, 1), "duplicate_token": (period, period)}
+    first_induction = period if definition == "standard" else period - 1
+    places = {"induction": (period - 1, first_induction), "previous_token": (1, 1), "duplicate_token": (period, period)}
     totals = {name: torch.zeros(weights.n_layers, weights.n_heads) for name in places}
 
     def reduce(layer: LayerActivations) -> None:
@@ -176,112 +204,3 @@ def attention_scores(
         layout = Layout.whole(torch.full((len(batch),), width, device=weights.device))
         forward(weights, layout, embed(weights, layout, batch.flatten()), visit=reduce)
     return {name: totals[name] / (n_sequences * (width - first)) for name, (_, first) in places.items()}
-
-
-@torch.inference_mode()
-def copy_scores(
-    weights: ModelWeights,
-    tokens: Int[Tensor, "prompt position"],
-    lengths: Int[Tensor, " prompt"],
-    positions: Int[Tensor, "prompt name"],
-    batch_size: int,
-) -> dict[str, HeadScores]:
-    """How often each head's OV circuit raises, or lowers, the very token it reads (Wang et al. 2022, section 3.1).
-
-    Args:
-        weights: the model.
-        tokens: right-padded token ids.
-        lengths: tokens of each prompt.
-        positions: of the tokens to copy (in IOI prompts: IO, S1 and S2).
-        batch_size: prompts that run through layer 0 at once.
-
-    Returns:
-        `copy`, `negative_copy`: percentages in [0, 100] of the (prompt, name) positions. A token that shares its logit
-        with others counts as below them, so a head that writes nothing scores 0.
-    """
-    precise = torch.promote_types(weights.dtype, torch.float32)
-    residual = _after_layer_0(weights, tokens, lengths, positions, batch_size).to(precise)
-    own = tokens.gather(1, positions).flatten().to(weights.device)
-    # The attention norm before V has the same scale whatever the layer; its gain and bias are folded into W_V.
-    normalised, _ = attention_input(weights.layers[0], residual)
-    ranking = _Ranking(weights, own.unique())
-    copied = torch.stack(
-        [ranking.in_top_k(_written(layer, normalised), own).float().mean(dim=2) for layer in weights.layers]
-    )
-    return {"copy": 100 * copied[:, 0].cpu(), "negative_copy": 100 * copied[:, 1].cpu()}
-
-
-def _after_layer_0(
-    weights: ModelWeights,
-    tokens: Int[Tensor, "prompt position"],
-    lengths: Int[Tensor, " prompt"],
-    positions: Int[Tensor, "prompt name"],
-    batch_size: int,
-) -> Float[Tensor, "prompt_x_name d_model"]:
-    """The residual stream after layer 0 at the given positions."""
-    bottom = replace(weights, layers=weights.layers[:1])
-    parts = []
-    for index in torch.arange(len(tokens)).split(batch_size):
-        size = lengths[index].to(weights.device)
-        layout = Layout.whole(size)
-        x = forward(bottom, layout, embed(weights, layout, layout.pack(tokens[index].to(weights.device))))
-        starts = size.cumsum(0) - size
-        parts.append(x[(starts[:, None] + positions[index].to(weights.device)).flatten()])
-    return torch.cat(parts)
-
-
-def _written(layer: LayerWeights, normalised: Float[Tensor, "row d_model"]) -> Float[Tensor, "head row d_model"]:
-    """What each head writes where it attends to one row alone, without the output bias (which is no head's)."""
-    W_V, b_V, W_O = (part.to(normalised.dtype) for part in (layer.W_V, layer.b_V, layer.W_written))
-    values = clamp(layer, normalised @ W_V.transpose(1, 2) + b_V[:, None])
-    return layer.per_head(values) @ W_O
-
-
-class _Ranking:
-    """Whether tokens are among the highest logits, without computing most logits.
-
-    A token that `TOP_K` of a few hundred candidate tokens beat is out whatever the others' logits are. Only what is
-    left, few heads and names in practice, is ranked among the whole vocabulary; the answer is exact.
-
-    Args:
-        weights: the model.
-        asked: the tokens that will be asked about; they join the candidates, as likely to have high logits.
-    """
-
-    def __init__(self, weights: ModelWeights, asked: Int[Tensor, " token"]) -> None:
-        unembedding = Unembedding(weights)
-        self.norm, self.gain = weights.final_norm, unembedding.gain
-        # The gain joins what is read, not the unembedding: that one is left as it is, without a copy.
-        unembed = weights.unembed.to(unembedding.dtype)
-        # What the logits are without any input: the same for a head's output and its negative.
-        offset = unembedding.bias(slice(None))
-        everything = torch.arange(weights.d_vocab, device=weights.device)
-        candidates = torch.cat((asked, everything[:: max(weights.d_vocab // _CANDIDATES, 1)])).unique()
-        self.candidates = (candidates, unembed[candidates], offset[candidates])
-        self.everything = (everything, unembed, offset)
-
-    def in_top_k(
-        self, written: Float[Tensor, "head row d_model"], own: Int[Tensor, " row"]
-    ) -> Bool[Tensor, "2 head row"]:
-        """Whether each row's own token is in the top k of what a head writes, and of minus that."""
-        n_heads, n_rows, d_model = written.shape
-        directions = normalise(self.norm, written.reshape(-1, d_model))[0] * self.gain
-        directions = torch.cat((directions, -directions))
-        own = own.repeat(2 * n_heads)
-        left = _in_top_k(directions, own, *self.candidates)
-        for part in left.nonzero()[:, 0].split(max(_LOGITS_AT_ONCE // len(self.everything[0]), 1)):
-            left[part] = _in_top_k(directions[part], own[part], *self.everything)
-        return left.view(2, n_heads, n_rows)
-
-
-def _in_top_k(
-    directions: Float[Tensor, "row d_model"],
-    own: Int[Tensor, " row"],
-    among: Int[Tensor, " token"],
-    unembed: Float[Tensor, "token d_model"],
-    offset: Float[Tensor, " token"],
-) -> Bool[Tensor, " row"]:
-    """Whether each row's own token is in the top k of some tokens (sorted, its own among them); ties count against."""
-    logits = torch.addmm(offset, directions, unembed.T)
-    value = logits.gather(1, torch.searchsorted(among, own)[:, None])
-    return (logits >= value).sum(dim=1) <= TOP_K

@@ -4,12 +4,17 @@ A text file's documents are its blocks between blank lines, a data set's are its
 order, tokenised, joined with the end-of-text token between them and cut into sequences, so a sequence may begin and end
 inside a document. More are cut than are needed, and the ones to use are drawn from them, so that a few long documents
 are not all there is.
+
+Under the study's rule (Tigges et al. 2024, arXiv 2407.10827) a sequence is the beginning of a document, and only
+documents of more tokens than a window count, so that no document ends inside a sequence. The toy family's sentences are
+far shorter; there a document is as many of them, joined by the end-of-text token, as it takes to pass the window.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -82,16 +87,12 @@ def draw_sequences(
     Raises:
         UserError: if the text is not to be had or too short, or there is no start token.
     """
-    start = []
-    if prepend_bos:
-        if tokenizer.bos_token_id is None:
-            raise UserError("prepend_bos: the tokenizer has no start token; pass prepend_bos=false")
-        start = [tokenizer.bos_token_id]
+    start = _start(tokenizer, prepend_bos)
     width = seq_len - len(start)
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    end = _end_of_text(tokenizer)
     stream: list[int] = []
     for document in corpus.documents(seed):
-        stream += tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"] + end
+        stream += _ids(tokenizer, document) + end
         if len(stream) >= POOL * n * width:
             break
     n_cut = len(stream) // width
@@ -102,6 +103,72 @@ def draw_sequences(
         )
     drawn = random.Random(f"sequences {seed}").sample(range(min(n_cut, POOL * n)), n)
     return torch.tensor([start + stream[index * width : (index + 1) * width] for index in drawn])
+
+
+def draw_beginnings(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    n: int,
+    seq_len: int,
+    seed: int,
+    prepend_bos: bool = False,
+    window: int | None = None,
+) -> Int[Tensor, "n seq_len"]:
+    """The beginnings of long documents, the first that come (the study's rule).
+
+    Args:
+        corpus, tokenizer, n, seq_len, prepend_bos: as of `draw_sequences`.
+        seed: of the documents' order.
+        window: only documents of more tokens than this count, the start token among them; at least `seq_len`, which it
+            is where None.
+
+    Raises:
+        UserError: if the text is not to be had, too few of its documents are long enough, the window is shorter than a
+            sequence, or there is no start token.
+    """
+    window = seq_len if window is None else window
+    if window < seq_len:
+        raise UserError(f"corpus_window: {window} tokens are less than seq_len={seq_len}; raise it or leave it out")
+    start = _start(tokenizer, prepend_bos)
+    documents = _long_documents(corpus, tokenizer, window - len(start), seed)
+    rows = [(start + document)[:seq_len] for document in itertools.islice(documents, n)]
+    if len(rows) < n:
+        raise UserError(
+            f"corpus: {corpus.name} has {len(rows)} documents of more than {window} tokens, {n} are needed (the larger "
+            "of n_sequences and n_mean_sequences); name a longer text, or lower these or corpus_window"
+        )
+    return torch.tensor(rows)
+
+
+def _long_documents(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, window: int, seed: int) -> Iterator[list[int]]:
+    """Documents of more than `window` tokens, as ids, in seeded order."""
+    joined: list[int] = []
+    for document in corpus.documents(seed):
+        joined += _ids(tokenizer, document)
+        if len(joined) > window:
+            yield joined
+            joined = []
+        elif corpus.name == TOY:
+            joined += _end_of_text(tokenizer)
+        else:
+            joined = []
+
+
+def _start(tokenizer: PreTrainedTokenizerBase, prepend_bos: bool) -> list[int]:
+    if not prepend_bos:
+        return []
+    if tokenizer.bos_token_id is None:
+        raise UserError("prepend_bos: the tokenizer has no start token; pass prepend_bos=false")
+    return [tokenizer.bos_token_id]
+
+
+def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, document: str) -> list[int]:
+    ids: list[int] = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
 
 
 def tokens_sha256(tokens: Int[Tensor, "sequence position"]) -> str:

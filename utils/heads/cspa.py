@@ -17,9 +17,10 @@ from edge_attribution_patching.architectures import Shape
 from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import BaseConfig
 from utils.errors import UserError
-from utils.heads.corpus import Corpus, draw_sequences, tokens_sha256
+from utils.heads.corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
 from utils.heads.cspa_scores import cspa_scores, mean_outputs
 from utils.heads.cspa_sources import Ablation
+from utils.heads.definition import Definition
 from utils.heads.function_words import function_tokens
 from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.store import Result
@@ -37,10 +38,15 @@ class CspaKeys(Ablation):
     """Split of a data set, as `datasets` writes it (`train[:1000]`)."""
     corpus_field: str = "text"
     """Column of a data set's text."""
+    head_scores: Definition = "standard"
+    """`study`: sequences are the beginnings of documents longer than `corpus_window`, and the means are over
+    `n_mean_sequences` that begin with the scored ones, as of Tigges et al. 2024."""
+    corpus_window: int | None = Field(None, gt=1)
+    """Of `study`: a document must have more tokens than this; `seq_len` where it is left out."""
     n_sequences: int = Field(17, gt=0)
     """Sequences that are scored."""
     n_mean_sequences: int = Field(100, gt=0)
-    """Other sequences, over which heads' outputs are averaged for the mean ablation."""
+    """Sequences over which heads' outputs are averaged for the mean ablation; others than those that are scored."""
     seq_len: int = Field(61, gt=1)
     """Tokens of a sequence; documents are joined by the end-of-text token and cut."""
     prepend_bos: bool = False
@@ -57,7 +63,7 @@ class CspaInputs:
 
     Attributes:
         scored: sequences that are scored.
-        others: sequences that heads' outputs are averaged over.
+        others: sequences that heads' outputs are averaged over; under `study` the scored ones are among them.
         function_tokens: tokens that the qk intervention never keeps.
     """
 
@@ -71,8 +77,10 @@ def prepare(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
 
     Raises:
         UserError: if there is too little text, sequences are longer than the model's context, or it has no layer
-            `start_layer`.
+            `start_layer`; or if `corpus_window` is given where it does not count.
     """
+    if config.corpus_window is not None and config.head_scores != "study":
+        raise UserError("corpus_window: counts with head_scores=study alone; leave it out, or pass that too")
     if config.seq_len > shape.n_positions:
         raise UserError(f"seq_len: {config.seq_len} tokens; the model has {shape.n_positions} positions; lower seq_len")
     if config.start_layer >= shape.n_layers:
@@ -80,9 +88,15 @@ def prepare(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
             f"start_layer: {config.start_layer}; the model has layers 0 to {shape.n_layers - 1}; lower start_layer"
         )
     corpus = Corpus(config.corpus, config.corpus_split, config.corpus_field)
-    n = config.n_sequences + config.n_mean_sequences
-    tokens = draw_sequences(corpus, tokenizer, n, config.seq_len, config.seed, config.prepend_bos)
-    scored, others = tokens.tensor_split([config.n_sequences])
+    sizes = config.seq_len, config.seed, config.prepend_bos
+    if config.head_scores == "study":
+        n = max(config.n_sequences, config.n_mean_sequences)
+        tokens = draw_beginnings(corpus, tokenizer, n, *sizes, config.corpus_window)
+        scored, others = tokens[: config.n_sequences], tokens[: config.n_mean_sequences]
+    else:
+        n = config.n_sequences + config.n_mean_sequences
+        tokens = draw_sequences(corpus, tokenizer, n, *sizes)
+        scored, others = tokens.tensor_split([config.n_sequences])
     return CspaInputs(scored, others, function_tokens(tokenizer))
 
 

@@ -1,4 +1,4 @@
-"""Which sources copy-suppression-preserving ablation keeps at each destination; `utils/heads/cspa.py` defines it."""
+"""Which sources copy-suppression-preserving ablation keeps at each destination; `cspa_scores.py` defines it."""
 
 from __future__ import annotations
 

@@ -21,11 +21,20 @@ Where this departs from Gould et al.:
   the biases of V, O, both norms and the unembedding, which are the same whatever the token, are left out.
 - More words: roman numerals to XX, ordinals to twentieth, three spellings of a word and two of a letter, each with and
   without a leading space. Days and months go round, from the last to the first.
+
+The study (Tigges et al. 2024, arXiv 2407.10827) has no norm anywhere: MLP0 reads E[token] as it is, and
+
+    logits = U W_O^T W_V^T x
+
+with the projections as the checkpoint stores them. All of it is computed in the weights' own number format, and a
+successor that shares the highest logit is right: in bfloat16 that happens, and a head that writes nothing scores 1. Its
+spellings are the words as they stand here and with the first letter in lower case, letters and roman numerals in
+capitals alone, ordinals to tenth. Numbers have no case, so each of their pairs counts twice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -40,6 +49,7 @@ from edge_attribution_patching.forward import Unembedding, embed_tokens, mlp
 from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import BaseConfig
 from utils.errors import UserError
+from utils.heads.definition import Definition
 from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.store import Result
 from utils.tasks import Task
@@ -58,26 +68,43 @@ from utils.tasks.word_series import (
 
 @dataclass(frozen=True)
 class WordList:
-    """Words in order; `cyclic`: the first follows the last."""
+    """Words in order.
+
+    Attributes:
+        words: as they are written.
+        cyclic: the first follows the last.
+        study_count: how many of them the study has; None: all.
+        study_capitals: the study has them in capitals alone.
+    """
 
     words: tuple[str, ...]
     cyclic: bool = False
+    study_count: int | None = None
+    study_capitals: bool = False
 
-    def spellings(self) -> list[tuple[str, ...]]:
-        """The list as it stands, in lower case and in upper case, each with a leading space and without."""
-        cases = (str, str.lower, str.upper)
-        cased = dict.fromkeys(tuple(case(word) for word in self.words) for case in cases)
+    def spellings(self, definition: Definition = "standard") -> list[tuple[str, ...]]:
+        """The list as it stands, in lower case and in upper case, each with a leading space and without.
+
+        Under `study` as it stands and with the first letter in lower case; then two of them may be the same.
+        """
+        cased: list[tuple[str, ...]]
+        if definition == "study":
+            words = self.words[: self.study_count]
+            cased = [words] if self.study_capitals else [words, tuple(word[0].lower() + word[1:] for word in words)]
+        else:
+            cases = (str, str.lower, str.upper)
+            cased = list(dict.fromkeys(tuple(case(word) for word in self.words) for case in cases))
         return [tuple(space + word for word in words) for words in cased for space in (" ", "")]
 
 
 CLASSES: dict[str, tuple[WordList, ...]] = {
     "numbers": (WordList(tuple(str(number) for number in range(1, 201))),),
     "number_words": (WordList(NUMBER_WORDS),),
-    "ordinals": (WordList(ORDINALS),),
+    "ordinals": (WordList(ORDINALS, study_count=10),),
     "days": (WordList(DAYS, cyclic=True), WordList(SHORT_DAYS, cyclic=True)),
     "months": (WordList(MONTHS, cyclic=True), WordList(SHORT_MONTHS, cyclic=True)),
-    "letters": (WordList(LETTERS),),
-    "roman_numerals": (WordList(ROMAN_NUMERALS),),
+    "letters": (WordList(LETTERS, study_capitals=True),),
+    "roman_numerals": (WordList(ROMAN_NUMERALS, study_capitals=True),),
 }
 
 Pairs = tuple[tuple[int, int], ...]
@@ -85,8 +112,11 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 class SuccessorConfig(BaseConfig):
-    """Keys of get_new_successor_head_scores_over_time.py: those of every script, and no others. Nothing in it is
-    sampled, so `seed` and `batch_size` change nothing."""
+    """Keys of get_new_successor_head_scores_over_time.py. Nothing in it is sampled, so `seed` and `batch_size` change
+    nothing."""
+
+    head_scores: Definition = "standard"
+    """`study`: no norms, ties are right, the study's spellings, as Tigges et al. 2024 do."""
 
 
 def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, list[Pairs]]:
@@ -95,7 +125,7 @@ def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: 
     Raises:
         UserError: if the tokenizer splits all words.
     """
-    pairs = successor_pairs(tokenizer)
+    pairs = successor_pairs(tokenizer, config.head_scores)
     if not any(pairs.values()):
         raise UserError(
             f"model: no class of words ({', '.join(CLASSES)}) has two words that are single tokens under this "
@@ -107,9 +137,16 @@ def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: 
 def measure(
     checkpoint: LoadedCheckpoint, config: SuccessorConfig, inputs: dict[str, list[Pairs]], task: Task | None
 ) -> dict[str, Result]:
-    """The scores of every head, one row a head."""
+    """The scores of every head, one row a head.
+
+    Raises:
+        UserError: under `study`, if a norm hides the stored value projection.
+    """
     weights = checkpoint.weights
-    result = succession(weights, inputs)
+    try:
+        result = succession(weights, inputs, config.head_scores)
+    except ZeroDivisionError as error:
+        raise UserError(f"head_scores: study: step {checkpoint.step}: {error}; use standard") from None
     layers, heads = (
         index.flatten().tolist()
         for index in torch.meshgrid(torch.arange(weights.n_layers), torch.arange(weights.n_heads), indexing="ij")
@@ -123,22 +160,23 @@ def measure(
     return {"successor": Result(pd.DataFrame(columns))}
 
 
-def successor_pairs(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Pairs]]:
+def successor_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition = "standard") -> dict[str, list[Pairs]]:
     """The pairs of every class whose words are both single tokens, list by list.
 
-    Spellings that are the same tokens count once. A class of which nothing is left has an empty list.
+    Spellings that are the same tokens count once, and lists of one pair do not count; under `study` all count. A class
+    of which nothing is left has an empty list.
     """
     found: dict[str, list[Pairs]] = {}
     for name, word_lists in CLASSES.items():
-        lists: dict[Pairs, None] = {}
+        lists: list[Pairs] = []
         for word_list in word_lists:
-            for words in word_list.spellings():
+            for words in word_list.spellings(definition):
                 ids = _single_tokens(tokenizer, words)
                 neighbours = [*pairwise(ids), *([(ids[-1], ids[0])] if word_list.cyclic else [])]
                 pairs = tuple((a, b) for a, b in neighbours if a is not None and b is not None)
-                if len(pairs) > 1:
-                    lists[pairs] = None
-        found[name] = list(lists)
+                if pairs and (definition == "study" or (len(pairs) > 1 and pairs not in lists)):
+                    lists.append(pairs)
+        found[name] = lists
     return found
 
 
@@ -179,42 +217,53 @@ class Succession:
 
 
 @torch.inference_mode()
-def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]]) -> Succession:
+def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition: Definition = "standard") -> Succession:
     """Run every head's OV circuit on the first MLP's output and see which successors win (module docstring).
 
     Args:
         weights: the model.
         pairs: see `successor_pairs`.
+        definition: with the norms' gains and centring, ties wrong (`standard`), or without norms, ties right (`study`).
 
     Raises:
         ValueError: if no class has pairs.
+        ZeroDivisionError: under `study`, if a norm hides what the checkpoint stores (`LayerWeights.stored_W_V`).
     """
     lists = [torch.tensor(part, device=weights.device).T.contiguous() for parts in pairs.values() for part in parts]
     if not lists:
         raise ValueError("no class has a pair of single tokens under this tokenizer")
     sources, successors = (ids.unique() for ids in torch.cat(lists, dim=1))
-    unembedding = Unembedding(weights)
-    precise = unembedding.dtype
-    x = mlp(weights.layers[0], embed_tokens(weights, sources)).to(precise)
-    read = unembedding.rows(successors)
+    bottom = weights.layers[0]
+    if definition == "study":
+        bottom, read = replace(bottom, mlp_norm=None, mlp_post_norm=None), weights.unembed[successors]
+    else:
+        read = Unembedding(weights).rows(successors)
+    x = mlp(bottom, embed_tokens(weights, sources)).to(read.dtype)
     layers = []
     for layer in weights.layers:
-        values = layer.per_head(x @ layer.W_V.to(precise).transpose(1, 2))  # [head, source, d_head]
-        reads = layer.W_written.to(precise) @ read.T  # [head, d_head, successor]
+        if definition == "study":
+            W_V, W_O = layer.stored_W_V(), layer.W_O
+        else:
+            W_V, W_O = layer.W_V, layer.W_written
+        values = layer.per_head(x @ W_V.to(read.dtype).transpose(1, 2))  # [head, source, d_head]
+        reads = W_O.to(read.dtype) @ read.T  # [head, d_head, successor]
         wins = []
         for source, successor in lists:
             candidates, own = successor.unique(return_inverse=True)
             from_source = values[:, torch.searchsorted(sources, source)]
             to_candidates = reads[..., torch.searchsorted(successors, candidates)]
-            wins.append(_wins(from_source @ to_candidates, own))
+            wins.append(_wins(from_source @ to_candidates, own, ties=definition == "study"))
         layers.append(torch.cat(wins, dim=-1))
     sizes = [sum(len(part) for part in parts) for parts in pairs.values()]
     right = torch.stack(layers).cpu().split(sizes, dim=-1)
     return Succession(dict(zip(pairs, right, strict=True)))
 
 
-def _wins(logits: Float[Tensor, "head pair candidate"], own: Int[Tensor, " pair"]) -> Bool[Tensor, "head pair"]:
-    """Whether each pair's own candidate has a higher logit than every other one."""
+def _wins(
+    logits: Float[Tensor, "head pair candidate"], own: Int[Tensor, " pair"], ties: bool
+) -> Bool[Tensor, "head pair"]:
+    """Whether each pair's own candidate has a higher logit than every other one, or with `ties` as high a one."""
     column = own[None, :, None].expand(len(logits), -1, 1)
+    own_logit = logits.gather(2, column)[..., 0]
     others = logits.scatter(2, column, float("-inf")).amax(dim=2)
-    return logits.gather(2, column)[..., 0] > others
+    return own_logit >= others if ties else own_logit > others

@@ -1,0 +1,153 @@
+"""Copy and negative copy score of every attention head (Wang et al. 2022, arXiv 2211.00593, section 3.1).
+
+They ask what a head would write if it attended to a name alone: the residual stream after layer 0 at the name's
+position goes through the head's own input norm, V and O (biases of norm and V included), the final norm and the
+unembedding. The copy score is the percentage of names that are among the 5 highest logits, the negative copy score the
+same for minus the head's output.
+
+The study (Tigges et al. 2024, arXiv 2407.10827) takes the same path with both norms folded into the weights and their
+scales left out, so that x - mean(x) stands in the place of (x - mean(x)) / s. What depends on the name then weighs more
+or less against the biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from edge_attribution_patching.forward import Unembedding, clamp, embed, forward
+from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.norms import Norm, centred, normalise
+from edge_attribution_patching.weights import LayerWeights, ModelWeights
+from utils.heads.definition import Definition
+
+TOP_K = 5
+"""A name counts as copied if it is among this many highest logits (Wang et al. 2022)."""
+
+_CANDIDATES = 512
+_LOGITS_AT_ONCE = 2**25
+
+
+@torch.inference_mode()
+def copy_scores(
+    weights: ModelWeights,
+    tokens: Int[Tensor, "prompt position"],
+    lengths: Int[Tensor, " prompt"],
+    positions: Int[Tensor, "prompt name"],
+    batch_size: int,
+    definition: Definition = "standard",
+) -> dict[str, Float[Tensor, "layer head"]]:
+    """How often each head's OV circuit raises, or lowers, the very token it reads (Wang et al. 2022, section 3.1).
+
+    Args:
+        weights: the model.
+        tokens: right-padded token ids.
+        lengths: tokens of each prompt.
+        positions: of the tokens to copy (in IOI prompts: IO, S1 and S2).
+        batch_size: prompts that run through layer 0 at once.
+        definition: whether the norms divide by their scale (`standard`) or not (`study`).
+
+    Returns:
+        `copy`, `negative_copy`: percentages in [0, 100] of the (prompt, name) positions. A token that shares its logit
+        with others counts as below them, so a head that writes nothing scores 0.
+    """
+    precise = torch.promote_types(weights.dtype, torch.float32)
+    residual = _after_layer_0(weights, tokens, lengths, positions, batch_size).to(precise)
+    own = tokens.gather(1, positions).flatten().to(weights.device)
+    seen = _SEEN[definition]
+    # The attention norm before V sees the same whatever the layer; its gain and bias are folded into W_V.
+    norm = weights.layers[0].attn_norm
+    read = residual if norm is None else seen(norm, residual)
+    ranking = _Ranking(weights, own.unique(), seen)
+    copied = torch.stack([ranking.in_top_k(_written(layer, read), own).float().mean(dim=2) for layer in weights.layers])
+    return {"copy": 100 * copied[:, 0].cpu(), "negative_copy": 100 * copied[:, 1].cpu()}
+
+
+def _scaled(norm: Norm, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    return normalise(norm, x)[0]
+
+
+# What a norm, its gain and bias aside, makes of a residual stream.
+_SEEN: dict[Definition, Callable[[Norm, Tensor], Tensor]] = {"standard": _scaled, "study": centred}
+
+
+def _after_layer_0(
+    weights: ModelWeights,
+    tokens: Int[Tensor, "prompt position"],
+    lengths: Int[Tensor, " prompt"],
+    positions: Int[Tensor, "prompt name"],
+    batch_size: int,
+) -> Float[Tensor, "prompt_x_name d_model"]:
+    """The residual stream after layer 0 at the given positions."""
+    bottom = replace(weights, layers=weights.layers[:1])
+    parts = []
+    for index in torch.arange(len(tokens)).split(batch_size):
+        size = lengths[index].to(weights.device)
+        layout = Layout.whole(size)
+        x = forward(bottom, layout, embed(weights, layout, layout.pack(tokens[index].to(weights.device))))
+        starts = size.cumsum(0) - size
+        parts.append(x[(starts[:, None] + positions[index].to(weights.device)).flatten()])
+    return torch.cat(parts)
+
+
+def _written(layer: LayerWeights, read: Float[Tensor, "row d_model"]) -> Float[Tensor, "head row d_model"]:
+    """What each head writes where it attends to one row alone, without the output bias (which is no head's)."""
+    W_V, b_V, W_O = (part.to(read.dtype) for part in (layer.W_V, layer.b_V, layer.W_written))
+    return layer.per_head(clamp(layer, read @ W_V.transpose(1, 2) + b_V[:, None])) @ W_O
+
+
+class _Ranking:
+    """Whether tokens are among the highest logits, without computing most logits.
+
+    A token that `TOP_K` of a few hundred candidate tokens beat is out whatever the others' logits are. Only what is
+    left, few heads and names in practice, is ranked among the whole vocabulary; the answer is exact.
+
+    Args:
+        weights: the model.
+        asked: the tokens that will be asked about; they join the candidates, as likely to have high logits.
+        seen: what the final norm makes of what is written.
+    """
+
+    def __init__(
+        self, weights: ModelWeights, asked: Int[Tensor, " token"], seen: Callable[[Norm, Tensor], Tensor]
+    ) -> None:
+        unembedding = Unembedding(weights)
+        self.norm, self.gain, self.seen = weights.final_norm, unembedding.gain, seen
+        # The gain joins what is read, not the unembedding: that one is left as it is, without a copy.
+        unembed = weights.unembed.to(unembedding.dtype)
+        # What the logits are without any input: the same for a head's output and its negative.
+        offset = unembedding.bias(slice(None))
+        everything = torch.arange(weights.d_vocab, device=weights.device)
+        candidates = torch.cat((asked, everything[:: max(weights.d_vocab // _CANDIDATES, 1)])).unique()
+        self.candidates = (candidates, unembed[candidates], offset[candidates])
+        self.everything = (everything, unembed, offset)
+
+    def in_top_k(
+        self, written: Float[Tensor, "head row d_model"], own: Int[Tensor, " row"]
+    ) -> Bool[Tensor, "2 head row"]:
+        """Whether each row's own token is in the top k of what a head writes, and of minus that."""
+        n_heads, n_rows, d_model = written.shape
+        directions = self.seen(self.norm, written.reshape(-1, d_model)) * self.gain
+        directions = torch.cat((directions, -directions))
+        own = own.repeat(2 * n_heads)
+        left = _in_top_k(directions, own, *self.candidates)
+        for part in left.nonzero()[:, 0].split(max(_LOGITS_AT_ONCE // len(self.everything[0]), 1)):
+            left[part] = _in_top_k(directions[part], own[part], *self.everything)
+        return left.view(2, n_heads, n_rows)
+
+
+def _in_top_k(
+    directions: Float[Tensor, "row d_model"],
+    own: Int[Tensor, " row"],
+    among: Int[Tensor, " token"],
+    unembed: Float[Tensor, "token d_model"],
+    offset: Float[Tensor, " token"],
+) -> Bool[Tensor, " row"]:
+    """Whether each row's own token is in the top k of some tokens (sorted, its own among them); ties count against."""
+    logits = torch.addmm(offset, directions, unembed.T)
+    value = logits.gather(1, torch.searchsorted(among, own)[:, None])
+    return (logits >= value).sum(dim=1) <= TOP_K
