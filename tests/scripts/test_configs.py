@@ -1,0 +1,105 @@
+"""Every config that comes with the project loads with the schema of the script that it names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from get_circuits_over_time import ANALYSIS as CIRCUITS
+from get_full_model_components_over_time import ANALYSIS as COMPONENTS
+from get_ioi_consistency import ANALYSIS as IOI_CONSISTENCY
+from get_model_cspa import ANALYSIS as CSPA
+from get_model_task_performance import ANALYSIS as PERFORMANCE
+from get_new_successor_head_scores_over_time import ANALYSIS as SUCCESSOR
+from tests.support.paths import CONFIGS, ROOT
+from utils.config.keys import BaseConfig, load_config, result_settings
+from utils.models.families import known_model
+from utils.models.schedules import PYTHIA_STEPS, select_steps
+from utils.tasks import TASKS
+from utils.toy.family import FamilyConfig
+
+# How the name of a script's configs starts. A config of circuits is called after its task, or after its family.
+ANALYSES = {
+    "components": COMPONENTS,
+    "successor": SUCCESSOR,
+    "cspa": CSPA,
+    "performance": PERFORMANCE,
+    "ioi_consistency": IOI_CONSISTENCY,
+    **dict.fromkeys((*TASKS, "toy"), CIRCUITS),
+}
+MAKES_FAMILIES = ("toy_family", "toy_ioi_family")
+FILES = sorted(CONFIGS.rglob("*.yml"))
+STUDY = CONFIGS / "study"
+STUDY_MODELS = ["pythia-70m", "pythia-160m", "pythia-410m", "pythia-1.4b", "pythia-2.8b"]
+
+
+def analysis_of(path: Path) -> Any:
+    starts = [start for start in ANALYSES if path.stem == start or path.stem.startswith(f"{start}_")]
+    return ANALYSES[max(starts, key=len)]
+
+
+def study(name: str) -> Any:
+    path = STUDY / f"{name}.yml"
+    return load_config(analysis_of(path).schema, path, [])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
+def test_every_config_loads_with_its_scripts_schema(path: Path) -> None:
+    if path.stem in MAKES_FAMILIES:
+        load_config(FamilyConfig, path, [])
+        return
+    config = load_config(analysis_of(path).schema, path, [])
+    for model in config.models:
+        assert known_model(model) or model.startswith("model_cache/"), model
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
+def test_a_command_in_a_config_names_that_config_and_its_script(path: Path) -> None:
+    for script, named in re.findall(r"python (\S+\.py) -c (\S+)", path.read_text().partition("\nmodel")[0]):
+        assert (ROOT / named).is_file()
+        if ROOT / named == path and path.stem not in MAKES_FAMILIES:
+            assert script == f"{analysis_of(path).name}.py"
+
+
+def test_the_study_has_a_config_of_every_script_and_task() -> None:
+    assert {path.stem for path in STUDY.glob("*.yml")} == set(ANALYSES) - {"toy"}
+
+
+@pytest.mark.parametrize("name", sorted(set(ANALYSES) - {"toy"}))
+def test_configs_of_the_study_share_models_seed_and_number_format(name: str) -> None:
+    config: BaseConfig = study(name)
+    assert (config.model, config.seed, config.dtype) == (STUDY_MODELS, 42, "bfloat16")
+
+
+def test_circuits_of_the_study_have_its_settings() -> None:
+    numbers = {"ioi": 70, "greater_than": 200, "gendered_pronoun": 100, "sva": 200}
+    for name, n_prompts in numbers.items():
+        config = study(name)
+        assert (config.tasks, config.n_prompts) == ([name], n_prompts)
+        assert (config.eap.ig_steps, config.eap.quadrature) == (30, "left")
+        search = config.search
+        assert (search.threshold, search.criterion, search.grid, search.order) == (0.8, "raw", "study", "greedy")
+        assert config.evaluate_on == "same"
+        assert not config.prepend_bos
+        assert config.ioi_corruption == "swap"
+
+
+def test_head_scores_of_the_study_have_its_settings() -> None:
+    components, successor, cspa = (study(name) for name in ("components", "successor", "cspa"))
+    assert {config.head_scores for config in (components, successor, cspa)} == {"study"}
+    assert (components.n_sequences, components.seq_len, components.n_prompts) == (2, 100, 70)
+    assert (cspa.n_sequences, cspa.seq_len, cspa.n_mean_sequences, cspa.start_layer) == (17, 61, 100, 2)
+    assert cspa.prepend_bos
+
+
+def test_the_studys_consistency_asks_for_what_its_other_configs_measure() -> None:
+    """Otherwise it would compute circuits and scores again that are stored."""
+    config = study("ioi_consistency")
+    asked = {"ioi": config.circuits_config(), "components": config.components_config(), "cspa": config.cspa_config()}
+    for name, of_consistency in asked.items():
+        assert result_settings(of_consistency) == result_settings(study(name)), name
+        measured = select_steps(study(name).checkpoints, PYTHIA_STEPS, "pythia-160m")
+        assert set(select_steps(config.checkpoints, PYTHIA_STEPS, "pythia-160m")) <= set(measured)
