@@ -45,11 +45,11 @@ class ComponentsKeys(Section):
     """What the scores depend on besides the model."""
 
     n_sequences: int = Field(50, gt=0)
-    """Random blocks that the attention scores are averaged over."""
+    """How many random blocks of tokens to average the attention scores over."""
     seq_len: int = Field(50, gt=1)
-    """Tokens of a block; it stands twice in a row, so the model's context must hold `2 * seq_len`."""
+    """Tokens in a block. Each block comes twice in a row, so `2 * seq_len` tokens must fit the model's context."""
     n_prompts: int = Field(100, gt=0)
-    """IOI prompts whose names (three a prompt) the copy scores are averaged over."""
+    """How many IOI prompts to average the copy scores over; each has three names."""
 
 
 class ComponentsConfig(ComponentsKeys, BaseConfig):

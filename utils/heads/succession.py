@@ -85,8 +85,8 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 class SuccessorConfig(BaseConfig):
-    """Keys of get_new_successor_head_scores_over_time.py: those of every script, and no others. Nothing in it is
-    sampled, so `seed` and `batch_size` change nothing."""
+    """Keys of get_new_successor_head_scores_over_time.py: those of every script. Nothing here is sampled, so `seed` and
+    `batch_size` change nothing."""
 
 
 def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, list[Pairs]]:
