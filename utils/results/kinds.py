@@ -189,7 +189,7 @@ TASK_PERFORMANCE = Kind(
     "task_performance",
     {
         "run": "`clean` or `corrupted` prompts",
-        "metric": "`logit_diff`, `prob_diff`, `accuracy`, `rank_0_rate` or `prob_mass`",
+        "metric": "name of the metric (`utils/tasks/metrics.py` defines them)",
         "value": "mean over prompts",
         "se": "its standard error",
         "n": "prompts",
