@@ -99,12 +99,6 @@ def _unexplained(schema: type[BaseModel]) -> list[str]:
     return found
 
 
-def test_every_link_leads_to_a_heading() -> None:
-    anchors = {line.lstrip("# ").lower().replace(" ", "-") for line in README.splitlines() if line.startswith("#")}
-    linked = {part.partition(")")[0] for part in README.split("](#")[1:]}
-    assert linked <= anchors
-
-
 def test_a_key_has_its_default_its_meaning_and_whether_it_is_free(page: Page) -> None:
     assert page.keys(Shared, "Every script").splitlines() == [
         "| key | default | meaning | free |",
