@@ -175,5 +175,5 @@ def test_docstrings_of_keys_are_their_descriptions() -> None:
 
 def test_results_of_a_script_are_told_column_by_column() -> None:
     lines = results_table("get_model_task_performance.py").splitlines()
-    assert lines[2] == "| `task_performance/.../step*.csv` | `run` | `clean` or `corrupted` prompts |"
+    assert lines[2] == "| `task_performance/.../step*.csv` | `run` | which prompts: `clean` or `corrupted` |"
     assert lines[3].startswith("| | `metric` |")
