@@ -12,7 +12,7 @@ DEVELOPING := $(VENV)/installed-requirements-dev.txt
 # Written last, so a family that has it is whole.
 TOY := model_cache/toy/family.json
 
-.PHONY: help environment dev-environment toy circuits test lint format types check bench clean
+.PHONY: help environment dev-environment toy circuits test lint format types check docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -65,6 +65,10 @@ types: $(DEVELOPING)
 	$(RUN) -m mypy
 
 check: format lint types test
+
+# The tables of configs/README.md, from the schemas and the kinds of results.
+docs: $(RUNNING)
+	$(RUN) -m utils.config.document
 
 bench: $(DEVELOPING)
 	set -e; for script in benchmarks/bench_*.py; do $(RUN) $$script; done

@@ -39,34 +39,36 @@ class EapConfig(Section):
     """How edges are scored."""
 
     ig_steps: int = Field(12, gt=0)
-    """Integration steps of EAP-IG; the published runs have 30."""
+    """Integration steps of EAP-IG. The published runs use 30."""
     quadrature: Quadrature = "left"
-    """Where the steps lie: `left` (alpha = k/m from k = 0, the published EAP-IG), `right` (one step of it is plain
-    EAP), `midpoint` or `gauss-legendre`."""
+    """Where the m steps lie between the corrupted (alpha = 0) and the clean prompt (alpha = 1): `left` (alpha = k/m for
+    k = 0 to m - 1, the published EAP-IG), `right` (k = 1 to m; a single step is plain EAP), `midpoint` or
+    `gauss-legendre`."""
 
 
 class SearchConfig(Section):
     """How the circuit's size is found."""
 
     threshold: float = Field(0.8, gt=0)
-    """Faithfulness that the circuit must reach."""
+    """The faithfulness a circuit must reach."""
     criterion: Criterion = "normalised"
-    """Which faithfulness: `normalised`, (M(C) - M(corrupted)) / (M(clean) - M(corrupted)), or `raw`, M(C) / M(clean),
-    as in the study. The corrupted metric is mostly negative, so the raw one is harder to reach."""
+    """Which faithfulness must reach the threshold: `normalised`, (M(C) - M(corrupted)) / (M(clean) - M(corrupted)), or
+    `raw`, M(C) / M(clean), as in the study. The corrupted metric is mostly negative, so `raw` asks for more."""
     grid: Grid = "adaptive"
-    """Sizes that are tried: `adaptive` (8, 16, 32, ... until two in a row reach the threshold, then down to the
-    smallest that is confirmed by the next larger one) or `study` (25, 50, ... up to 1,600, then bisection and 5 sizes
-    either side; no confirmation)."""
+    """Which sizes to try. `adaptive` tries 8, 16, 32, ... edges until two sizes in a row reach the threshold, then
+    narrows down to the smallest size that reaches it and that the next larger one confirms. `study` tries 25, 50, 75,
+    ... up to 1,600, bisects, and looks at 5 sizes on either side, without confirmation."""
     order: Order = "greedy"
-    """`greedy`: edges join from the logits backwards, the strongest first; `top_n`: the strongest edges anywhere."""
+    """In which order edges join: `greedy` goes backwards from the logits and always takes the strongest edge into the
+    circuit so far; `top_n` takes the strongest edges wherever they are."""
     sizes: list[int] | None = None
-    """Evaluate these numbers of edges (`[25, 50, 100]`) instead of searching."""
+    """Evaluate exactly these numbers of edges (`[25, 50, 100]`) instead of searching."""
     mib: bool = False
-    """Also report CPR and CMD of the Mechanistic Interpretability Benchmark, from circuits of .1% to 100% of all edges:
-    20 more circuits, most of them large."""
+    """Also report CPR and CMD of the Mechanistic Interpretability Benchmark (MIB), from circuits of 0.1% to 100% of all
+    edges. This costs 20 more circuits, most of them large."""
     min_gap: float = Field(0.01, ge=0)
-    """A task counts as learned if the metric on clean prompts exceeds that on corrupted ones by more than this, in the
-    metric's units, and by 3 standard errors."""
+    """A task counts as learned if the metric on clean prompts beats that on corrupted prompts by more than this, in the
+    metric's units, and by more than 3 standard errors."""
 
     def rule(self) -> SizeRule:
         """How the size is chosen."""
@@ -84,20 +86,20 @@ class CircuitKeys(Section):
     """What a circuit depends on besides the model and the task."""
 
     n_prompts: int = Field(100, gt=0)
-    """Prompt pairs that edges are scored on, and again as many for faithfulness where those are held out."""
+    """How many prompt pairs to score edges on. With `evaluate_on: heldout`, faithfulness gets as many again."""
     eap: EapConfig = EapConfig()
     search: SearchConfig = SearchConfig()
     evaluate_on: Literal["heldout", "same"] = "heldout"
-    """Measure faithfulness on held-out prompts (another `n_prompts`), or on the same that edges were scored on."""
+    """Which prompts to measure faithfulness on: `heldout` ones, or the `same` that edges were scored on."""
 
 
 class CircuitsConfig(CircuitKeys, TaskConfig):
     """Keys of get_circuits_over_time.py."""
 
     export_json: bool = execution(False)
-    """Also write every graph as EAP-IG's JSON beside its `.pt`."""
+    """Also write every graph in the JSON format of EAP-IG, next to its `.pt`."""
     memory_budget_gb: float = execution(1.0, gt=0)
-    """Memory that one step of the computation may take beside the weights; work is split to stay below it."""
+    """How much memory one step of the computation may use on top of the weights. Work is split up to stay below it."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,24 @@ class UserError(Exception):
 
 
 def suggest(name: str, known: Iterable[str], listing: str = "known", examples: Iterable[str] | None = None) -> str:
-    """The way out of an unknown name: `; did you mean 'batch_size'?`, or the list of names where none is close (or of
-    examples, where there are too many)."""
+    """The way out of an unknown name: `; did you mean 'batch_size'?`, or a list of the known names.
+
+    Args:
+        name: what was written.
+        known: what may be written.
+        listing: introduces the list, where no known name is close.
+        examples: what to list instead, where there are too many known names.
+    """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; {listing}: {', '.join(names if examples is None else examples)}"
+    listed = ", ".join(names if examples is None else examples)
+    return did_you_mean(closest(name, names)) or f"; {listing}: {listed}"
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that looks most like `name`; None where the similarity of all is below `cutoff` (0 to 1)."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(name: str | None) -> str:
+    """`; did you mean 'batch_size'?`, or nothing where there is no such name."""
+    return "" if name is None else f"; did you mean '{name}'?"

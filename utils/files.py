@@ -1,6 +1,6 @@
-"""Files: written whole or not at all, and their hashes.
+"""Files: written whole or not at all, and hashed.
 
-Equal hashes of weights at different steps give away branches of the hub that hold the same checkpoint.
+If the weights of two steps have the same hash, two branches on the hub hold the same checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: temporary file in the same folder, fsync, replace.
 
     Raises:
-        UserError: if the folder cannot be made or written to, or the disk is full.
+        UserError: if the folder cannot be created or written to, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     make_folder(path.parent)
@@ -39,26 +39,26 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, where they are missing.
+    """Create a folder, and those above it, if they are missing.
 
     Raises:
-        UserError: if that is not possible there.
+        UserError: if that is impossible.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
+        raise UserError(f"{folder}: cannot be created ({error.strerror}); name another folder") from error
 
 
 def require_writable(folder: Path, key: str) -> None:
-    """Make a folder and see that files can be written into it.
+    """Create a folder and check that files can be written into it.
 
     Args:
-        folder: that is going to be written to.
+        folder: the folder.
         key: the config key that names it.
 
     Raises:
-        UserError: if it cannot be made or written to.
+        UserError: if it cannot be created or written to.
     """
     probe = folder / f".probe.{socket.gethostname()}.{os.getpid()}.tmp"
     try:
@@ -72,7 +72,7 @@ def require_writable(folder: Path, key: str) -> None:
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Delete what killed runs left of files they were writing; those of running processes stay."""
+    """Delete the half-written files of killed runs. Those of running processes stay."""
     for path in folder.glob(".*.tmp"):
         host, _, pid = path.name.removesuffix(".tmp").rpartition(".")
         here = host.endswith(f".{socket.gethostname()}") and pid.isdigit()
@@ -84,13 +84,13 @@ def remove_stale_temporaries(folder: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes; the hub gives the same for files in its large-file storage."""
+    """SHA-256 of a file's bytes. The hub reports the same for files in its large-file storage."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def combine(hashes: dict[str, str]) -> str:
-    """One hash for a checkpoint: its file's, or for several the SHA-256 of their `<sha256>  <name>` lines."""
+    """One hash for a checkpoint: that of its file, or for several the SHA-256 of their `<sha256>  <name>` lines."""
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(hashes.items()))
@@ -98,7 +98,7 @@ def combine(hashes: dict[str, str]) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weights in a `save_pretrained` folder, by name: safetensors, or torch's own format where there are no others.
+    """The weights in a `save_pretrained` folder, by name: safetensors, or torch's own format if there are none.
 
     Raises:
         UserError: if the folder holds no weights.
@@ -111,7 +111,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
-        return  # Only there can a folder be opened, and only there does a rename need it to last.
+        return  # Elsewhere a folder cannot be opened, and a rename lasts without it.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

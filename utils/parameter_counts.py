@@ -1,4 +1,4 @@
-"""How many parameters a model has, without loading it."""
+"""How many parameters a model has, found without loading it."""
 
 import json
 import math
@@ -28,7 +28,7 @@ PYTHIA_SHAPES: dict[str, tuple[int, int, int]] = {
 def neox_parameters(n_layers: int, d_model: int, vocab: int) -> int:
     """Parameters of a GPT-NeoX model with untied embeddings and MLPs four times as wide as the residual stream.
 
-    A layer has attention (4 d^2 + 4 d), an MLP (8 d^2 + 5 d) and two LayerNorms (4 d); one more LayerNorm comes last.
+    A layer has attention (4 d^2 + 4 d), an MLP (8 d^2 + 5 d) and two LayerNorms (4 d). One more LayerNorm comes last.
     """
     return 2 * vocab * d_model + n_layers * (12 * d_model**2 + 13 * d_model) + 2 * d_model
 
@@ -37,7 +37,7 @@ def safetensors_parameters(path: Path) -> int:
     """Parameters in a safetensors file, from its header alone.
 
     Raises:
-        UserError: if it is no safetensors file.
+        UserError: if it is not a safetensors file.
     """
     try:
         with path.open("rb") as file:
@@ -52,11 +52,11 @@ def parameter_count(model: str, sources: Mapping[str, str | Path] | None = None)
     """Parameters of a model, with embeddings.
 
     Args:
-        model: name as results folders have it, e.g. `pythia-160m-seed3`.
-        sources: folders of local families by model name; one `step{n}` folder's weights are counted.
+        model: its name in a results folder, such as `pythia-160m-seed3`.
+        sources: folders of local families by model name. The weights in one `step{n}` folder are counted.
 
     Returns:
-        For a Pythia model the count of its architecture, for a local family that of its weights, else None.
+        For a Pythia model the count that follows from its shape, for a local family that of its weights, else None.
     """
     size = model.removeprefix("pythia-").split("-")[0] if model.startswith("pythia-") else ""
     if size in PYTHIA_SHAPES:

@@ -1,4 +1,4 @@
-"""What a user sees while a sweep runs: log lines, and a progress bar with the time left."""
+"""What you see while a sweep runs: log lines, and a progress bar with the time left."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """A bar with what is being done and the time left; where nobody watches, one log line per measurement."""
+    """A bar that says what is going on and how long it will take; without a terminal, a log line per measurement."""
 
     def __init__(self, name: str, total: int) -> None:
         self.total, self.done, self._what, self._start = total, 0, name, time.monotonic()
-        # smoothing 0: the time left follows from the mean, as checkpoints take equally long.
+        # smoothing 0: the time left follows from the mean, because checkpoints take equally long.
         self._bar = tqdm(
             total=total,
             smoothing=0,
@@ -31,12 +31,12 @@ class Progress:
         return time.monotonic() - self._start
 
     def say(self, what: str) -> None:
-        """Show what is being done."""
+        """Show what is going on."""
         self._what = what
         self._bar.set_description_str(what)
 
     def advance(self) -> None:
-        """One measurement is saved."""
+        """Count one more measurement as saved."""
         self.done += 1
         self._bar.update()
         if self._bar.disable:
@@ -44,7 +44,7 @@ class Progress:
             log.info("%s: measured %d of %d, about %s left", self._what, self.done, self.total, duration(left))
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Leave the bar as it is."""
         self._bar.close()
 
 
@@ -54,14 +54,14 @@ def duration(seconds: float) -> str:
 
 
 class _BarHandler(logging.StreamHandler):
-    """Log lines above the progress bar instead of through it."""
+    """Writes log lines above the progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 def configure_logging() -> None:
-    """Messages go to stderr above the bar, as plain lines; the libraries' own only from errors on. Does it once."""
+    """Send messages to stderr as plain lines above the bar, and of the libraries' own only errors. Happens once."""
     root = logging.getLogger()
     if any(isinstance(handler, _BarHandler) for handler in root.handlers):
         return

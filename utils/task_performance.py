@@ -25,7 +25,7 @@ ALL = "all"
 
 
 class PerformanceConfig(TaskConfig):
-    """The keys every script that runs tasks shares; `task: all` is every task of the registry."""
+    """Keys of get_model_task_performance.py: those of every script with tasks. `task: all` means all built-in ones."""
 
     @property
     def tasks(self) -> list[str]:

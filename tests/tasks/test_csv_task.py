@@ -59,7 +59,7 @@ def test_draws_repeat_begin_alike_and_take_bos(write):
     assert few.texts == many.texts[:2]
     assert len(set(many.texts)) == 5
     assert (build(path, 5, prepend_bos=True).clean[:, 0] == words().bos_token_id).all()
-    with pytest.raises(UserError, match=r"n_prompts: 6 prompts of mine.csv asked for, at most 5 distinct ones exist"):
+    with pytest.raises(UserError, match=r"n_prompts: 6 prompts of mine.csv asked for, but it can make only 5"):
         build(path, 6)
 
 
@@ -80,7 +80,9 @@ def test_the_metric_is_required_and_must_be_a_primary_one(write):
 
 def test_the_folder_is_the_stem_unless_a_task_has_it():
     assert get_task("configs/example_prompts.csv", "logit_diff").name == "example_prompts"
-    with pytest.raises(UserError, match=r"x/ioi.csv would write to the results of the task 'ioi'; rename the file"):
+    with pytest.raises(
+        UserError, match=r"x/ioi.csv would write into the results of the built-in task 'ioi'; rename the file"
+    ):
         get_task("x/ioi.csv", "logit_diff")
 
 
@@ -91,15 +93,18 @@ def test_the_folder_is_the_stem_unless_a_task_has_it():
             "So Paul is,So John was not, he, she",
             r"clean has 3 tokens and corrupted 4, .*'So Paul is' / 'So John was not'",
         ),
-        ("So Paul is,So John is, he;she, her", r"'she' is no token of its own behind 'So Paul is'; write ' she', with"),
-        ("So Paul is,So John is, such a, he", r"' such a' is 2 tokens behind 'So Paul is'$"),
-        ("So Paul is,So John is, xylophone, he", r"' xylophone' is no token of its own behind 'So Paul is'$"),
+        (
+            "So Paul is,So John is, he;she, her",
+            r"'she' is not a token of its own after 'So Paul is'; write ' she', with",
+        ),
+        ("So Paul is,So John is, such a, he", r"' such a' is 2 tokens after 'So Paul is'$"),
+        ("So Paul is,So John is, xylophone, he", r"' xylophone' is not a token of its own after 'So Paul is'$"),
         ("So Paul is,So John is, he, she; he", r"'he' is both an answer and a wrong answer$"),
         ("So Paul is,So Paul is, he, she", r"clean and corrupted are the same tokens: 'So Paul is'$"),
         ("So Paul is,So John is,, she", r"answers is empty$"),
         ("So Paul is,So John is, he;, she", r"an answer between two ';' is empty$"),
-        ("So Paul is,So John is, he", r"has another number of cells than the header's 4$"),
-        ("So Paul is,So John is, he, she,x", r"has another number of cells than the header's 4$"),
+        ("So Paul is,So John is, he", r"does not have as many cells as the header \(4\)$"),
+        ("So Paul is,So John is, he, she,x", r"does not have as many cells as the header \(4\)$"),
         (GOOD, r"repeats the prompts of row 1: 'So Paul is such a good cook'$"),
     ],
 )
@@ -120,7 +125,9 @@ def test_a_row_of_unequal_length_under_pythia_names_both_lengths(write):
 def test_a_forgotten_space_is_refused_even_where_the_word_alone_is_a_token(write):
     path = write(HEADER, "John gave a drink to,Mary gave a drink to,Mary,John")
     assert len(pythia()("toMary")["input_ids"]) == 2
-    with pytest.raises(UserError, match=r"'Mary' is no token of its own behind 'John gave a drink to'; write ' Mary'"):
+    with pytest.raises(
+        UserError, match=r"'Mary' is not a token of its own after 'John gave a drink to'; write ' Mary'"
+    ):
         build(path, tokenizer=pythia())
 
 
@@ -128,10 +135,10 @@ def test_a_forgotten_space_is_refused_even_where_the_word_alone_is_a_token(write
     ("lines", "reason"),
     [
         (["clean,corrupted,answer,wrong_answers", GOOD], r"column 'answers' is missing; a prompts CSV has clean, corr"),
-        ([f"{HEADER},clean", f"{GOOD},x"], r"a column comes twice"),
+        ([f"{HEADER},clean", f"{GOOD},x"], r"has the same column twice"),
         ([HEADER], r"holds no prompts"),
         ([""], r"column 'clean' is missing"),
-        ([HEADER, '"So Paul'], r"cannot be read as a CSV in UTF-8"),
+        ([HEADER, '"So Paul'], r"cannot be read as a UTF-8 CSV"),
     ],
 )
 def test_a_file_that_is_no_prompts_csv_is_refused(write, lines, reason):
@@ -140,9 +147,9 @@ def test_a_file_that_is_no_prompts_csv_is_refused(write, lines, reason):
 
 
 def test_a_missing_file_and_other_encodings_are_refused(write, tmp_path):
-    with pytest.raises(UserError, match=r"none\.csv: no such file; task is a registry name or a prompts CSV"):
+    with pytest.raises(UserError, match=r"none\.csv: no such file; a task is a built-in one or a prompts CSV"):
         build(str(tmp_path / "none.csv"))
-    with pytest.raises(UserError, match=r"mine\.csv: cannot be read as a CSV in UTF-8"):
+    with pytest.raises(UserError, match=r"mine\.csv: cannot be read as a UTF-8 CSV"):
         build(write(HEADER, GOOD.replace("Paul", "Zoë"), encoding="latin-1"))
 
 

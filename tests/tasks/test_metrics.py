@@ -135,5 +135,5 @@ def test_answers_that_do_not_fit_are_refused():
     right, wrong = padded([[0], [1]], 0), padded([[2]], 0)
     with pytest.raises(ValueError, match="2 prompts have right answers and 1 wrong ones"):
         Answers(*right, *wrong)
-    with pytest.raises(ValueError, match="another shape"):
+    with pytest.raises(ValueError, match="does not have the shape"):
         Answers(right[0], wrong[1], *wrong)

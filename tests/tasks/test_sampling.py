@@ -41,7 +41,7 @@ def test_draws_are_distinct_within_the_sizes_and_begin_alike(groups, seed, data)
     assert len(drawn) == len(set(drawn)) == n
     assert all(0 <= number < groups[group][stratum] for group, stratum, number in drawn)
     assert drawn == draw("x", groups, total, seed)[:n]
-    with pytest.raises(UserError, match=f"x asked for, at most {total} distinct ones exist"):
+    with pytest.raises(UserError, match=f"x asked for, but it can make only {total}"):
         draw("x", groups, total + 1, seed)
 
 

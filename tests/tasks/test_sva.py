@@ -58,7 +58,7 @@ def test_each_structure_has_its_published_sentence_and_its_number_swapped(struct
     singular, plural = EXAMPLES[structure]
     assert (singular, plural) in mine
     assert (plural, singular) in mine
-    with pytest.raises(UserError, match="at most 54 distinct ones exist"):
+    with pytest.raises(UserError, match="but it can make only 54"):
         build_prompts("sva", tokenizer, 55, 0)
 
 

@@ -133,7 +133,7 @@ def test_pairs_of_unequal_length_are_refused_with_texts_and_lengths():
     with pytest.raises(UserError) as error:
         assemble(words(), [pair], lambda index: f"pair {index}")
     assert str(error.value) == (
-        "pair 0: clean has 2 tokens and corrupted 3, they must have as many: 'The war' / 'The great war'"
+        "pair 0: clean has 2 tokens and corrupted 3, but they must have the same number: 'The war' / 'The great war'"
     )
 
 
@@ -141,7 +141,7 @@ def test_pairs_of_unequal_length_are_refused_with_texts_and_lengths():
     ("pair", "reason"),
     [
         (Pair("The war", "The war", (3,), (4,)), "clean and corrupted are the same tokens: 'The war'"),
-        (Pair("The war", "The xylophone", (3,), (4,)), "holds a word unknown to the tokenizer"),
+        (Pair("The war", "The xylophone", (3,), (4,)), "has a word that the tokenizer does not know"),
         (Pair("The war", "The trip", (3, 4), (4,)), "is both an answer and a wrong answer"),
     ],
 )
@@ -161,7 +161,11 @@ def test_a_name_that_is_no_single_token_is_left_out():
 @pytest.mark.parametrize(
     ("task", "without", "reason"),
     [
-        ("ioi", ioi.NAMES[4:], r"ioi: only 4 of 120 names are single tokens under this tokenizer, the task needs 5"),
+        (
+            "ioi",
+            ioi.NAMES[4:],
+            r"ioi: only 4 of 120 names are single tokens under this tokenizer, but the task needs 5",
+        ),
         ("gendered_pronoun", ["she"], r"gendered_pronoun: only 1 of 2 pronouns are single tokens"),
         ("greater_than", greater_than.NOUNS, r"greater_than: only 0 of 113 nouns are single tokens"),
         ("sva", ["from", "by"], r"sva \(prep_inanim\): only 0 of 2 links are single tokens"),
@@ -174,7 +178,7 @@ def test_too_few_words_are_refused_with_task_number_and_reason(task, without, re
 
 def test_a_tokenizer_that_cuts_years_otherwise_is_refused():
     tokenizer = word_level([greater_than.TEMPLATE, *greater_than.NOUNS, "16 17"])  # 1616 and 1617: first and last
-    with pytest.raises(UserError, match="greater_than: no year 1100-1799 is a century's token and a two-digit token"):
+    with pytest.raises(UserError, match="greater_than: this tokenizer cuts no year from 1100 to 1799 into its century"):
         build_prompts("greater_than", tokenizer, 10, 0)
 
 
@@ -182,11 +186,9 @@ def test_more_prompts_than_there_are_names_the_maximum():
     few = [greater_than.TEMPLATE, "war trip", "17 01 30 31 32 33 34"]
     tokenizer = word_level(few)
     assert len(build_prompts("greater_than", tokenizer, 10, 0)) == 10  # 2 nouns, years 17, 30-33 (not 01, 34)
-    with pytest.raises(
-        UserError, match="n_prompts: 11 prompts of greater_than asked for, at most 10 distinct ones exist"
-    ):
+    with pytest.raises(UserError, match="n_prompts: 11 prompts of greater_than asked for, but it can make only 10"):
         build_prompts("greater_than", tokenizer, 11, 0)
-    with pytest.raises(UserError, match="n_prompts: 0 prompts of greater_than asked for, at least 1 is needed"):
+    with pytest.raises(UserError, match="n_prompts: 0 prompts of greater_than asked for; ask for at least 1"):
         build_prompts("greater_than", tokenizer, 0, 0)
 
 
@@ -269,7 +271,9 @@ def test_prompts_longer_than_a_context_are_refused_with_the_longest():
     prompts = build_prompts("ioi", words(), 8, 0)
     longest = int(prompts.lengths.max())
     prompts.require_fit("ioi", longest)
-    with pytest.raises(UserError, match=rf"task: ioi: a prompt has {longest} tokens, the model's context holds 7; use"):
+    with pytest.raises(
+        UserError, match=rf"task: ioi: a prompt has {longest} tokens, but the model's context holds 7; use"
+    ):
         prompts.require_fit("ioi", 7)
 
 
@@ -284,5 +288,5 @@ def test_a_tokenizer_that_makes_no_tokens_is_refused_in_one_line(tmp_path):
 
     path = tmp_path / "prompts.csv"
     path.write_text("clean,corrupted,answers,wrong_answers\nSo Paul,So Mary, he, she\n")
-    with pytest.raises(UserError, match=r"row 1 \(line 2\): the tokenizer makes no tokens of 'So Paul'; check"):
+    with pytest.raises(UserError, match=r"row 1 \(line 2\): the tokenizer produces no tokens for 'So Paul'; check"):
         build_prompts(str(path), Silent(), 1, 0, metric="logit_diff")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import pydantic
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from utils.errors import suggest
+from utils.errors import closest, did_you_mean, suggest
 
 Key = tuple[str | int, ...]
 
@@ -120,9 +120,7 @@ def _expected(details: ErrorDetails) -> str:
 def _closest(details: ErrorDetails, expected: list[str]) -> str:
     if details["type"] != "literal_error" or not isinstance(details["input"], str):
         return ""
-    words = [word for word in expected[0].split("'") if word.isidentifier() and word != "or"]
-    close = difflib.get_close_matches(details["input"], words, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return did_you_mean(closest(details["input"], re.findall(r"'([^']*)'", expected[0])))
 
 
 def _shown(value: Any) -> str:
@@ -142,32 +140,32 @@ def _known_keys(key: Key, schema: type[pydantic.BaseModel]) -> str:
     everywhere = list(_all_keys(schema))
     prefix = "".join(f"{part}." for part in block)
     here = [known for known in everywhere if known.startswith(prefix) and "." not in known[len(prefix) :]]
-    close = difflib.get_close_matches(name, [known[len(prefix) :] for known in here], n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{prefix}{close[0]}'?"
+    if (close := closest(name, [known[len(prefix) :] for known in here])) is not None:
+        return did_you_mean(f"{prefix}{close}")
     by_last = {known.rpartition(".")[2]: known for known in reversed(everywhere)}
-    close = difflib.get_close_matches(name, by_last, n=1, cutoff=0.8)
-    return f"; did you mean '{by_last[close[0]]}'?" if close else suggest(name, here)
+    elsewhere = closest(name, by_last, cutoff=0.8)
+    return suggest(name, here) if elsewhere is None else did_you_mean(by_last[elsewhere])
 
 
 def _all_keys(schema: type[pydantic.BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in schema.model_fields.items():
         yield f"{prefix}{name}"
-        for block in _blocks(field.annotation):
+        for block in blocks_in(field.annotation):
             yield from _all_keys(block, f"{prefix}{name}.")
 
 
-def _blocks(annotation: Any) -> list[type[pydantic.BaseModel]]:
+def blocks_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
+    """The schemas of blocks that an annotation names, wherever they stand in it (`CspaKeys | None`)."""
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         return [annotation]
-    return [block for part in typing.get_args(annotation) for block in _blocks(part)]
+    return [block for part in typing.get_args(annotation) for block in blocks_in(part)]
 
 
 def _field(key: Key, schema: type[pydantic.BaseModel]) -> pydantic.fields.FieldInfo | None:
     """The field a key names, if the key names one (and not an entry of a list)."""
     field = None
     for part in key:
-        blocks = [schema] if field is None else _blocks(field.annotation)
+        blocks = [schema] if field is None else blocks_in(field.annotation)
         field = next((block.model_fields[str(part)] for block in blocks if part in block.model_fields), None)
         if field is None:
             return None

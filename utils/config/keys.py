@@ -1,10 +1,12 @@
-"""Configs: strict YAML, overrides on the command line, and errors that name the file, the key and the way out.
+"""Configs: strict YAML, overrides on the command line, and errors that say where to look and what to do.
 
-A script declares its keys as a `BaseConfig` (or `TaskConfig`) subclass. `load_config` merges
-defaults < YAML < command line and checks every key and value once; afterwards a config is frozen.
+A script declares its keys as a subclass of `BaseConfig` or `TaskConfig`; the string below a key is its entry in
+configs/README.md. `load_config` merges defaults < YAML < command line and checks every key and value once. After that
+a config is frozen.
 
-YAML is read with the types of its 1.2 core schema, because those of 1.1 trap: `1e-3` is a number, `on`, `off`, `yes`
-and `no` are text (write `true` or `false`), `012` is 12, and dates stay text. Underscores between digits are allowed.
+YAML values have the types of YAML 1.2's core schema, because those of 1.1 are full of traps: `1e-3` is a number; `on`,
+`off`, `yes` and `no` are text (write `true` or `false`); `012` is 12; dates stay text. Digits may be grouped with
+underscores.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from utils.models.schedules import SCHEDULES
 
 
 def execution(default: Any, **kwargs: Any) -> Any:
-    """A field that says how or where to run and never changes a result, so two runs may differ in it."""
+    """A key that says how or where to run. It never changes a result, so two runs into one folder may differ in it."""
     return Field(default, json_schema_extra={"execution": True}, **kwargs)
 
 
@@ -33,36 +35,41 @@ Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
 class Section(pydantic.BaseModel):
-    """A block of keys inside a config (`eap: {ig_steps: 30}`): unknown keys are refused, values never change."""
+    """A block of keys in a config (`eap: {ig_steps: 30}`). It refuses unknown keys, and its values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class BaseConfig(Section):
-    """The keys every script shares."""
+    """The keys that every script shares."""
 
     model: str | list[str] = execution(...)
-    """A Pythia name, a hub id, a local family folder, or a list of these."""
+    """What to measure: a Pythia name (`pythia-160m`, `pythia-1.4b-deduped`, `pythia-160m-seed3`), the id of a hub
+    repository whose branches are checkpoints, a local folder of `step{n}` folders (`model_cache/toy`), or a list of
+    these."""
     checkpoints: str | list[int] = execution("all")
-    """A schedule's name (`utils/models/schedules.py`) or a list of steps."""
+    """Which checkpoints: the name of a [schedule](#schedules), or a list of training steps."""
     device: str = execution("auto")
-    """`auto` (a GPU where there is one), or a torch device."""
+    """Where to compute: `auto` (a CUDA GPU if there is one, else Apple's GPU, else the CPU), `cpu`, `cuda`, `cuda:1` or
+    `mps`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the weights and activations."""
+    """Number format of weights and activations."""
     batch_size: int = execution(32, gt=0)
-    """Prompts that go through the model at once."""
+    """How many prompts go through the model at once."""
     seed: int = Field(0, ge=0)
-    """Seed of everything that is drawn at random."""
+    """Seed of everything drawn at random."""
     tokens_per_step: int | None = Field(None, gt=0)
-    """Tokens of one training step, for hub models that do not say (Pythia, OLMo and local families do)."""
+    """Tokens per training step. Only needed for hub models that do not say; Pythia and local families with a
+    `family.json` do."""
     results_dir: Path = execution(Path("results"))
-    """Where results are written."""
+    """Where to write results."""
     cache_dir: Path = execution(Path("model_cache"))
-    """Where hub checkpoints are downloaded to."""
+    """Where to keep downloads from the hub, as `<org>--<name>/step{n}/`."""
     overwrite: bool = execution(False)
-    """Measure again what is already there."""
+    """Delete the results this run would write, or a whole folder of them if another config made it, and measure again.
+    To resume such a run after a stop, leave `overwrite` out."""
     keep_downloads: bool = execution(True)
-    """False: delete a hub checkpoint's files once it is measured."""
+    """`false` deletes the files of a hub checkpoint as soon as it is measured."""
 
     @field_validator("model")
     @classmethod
@@ -76,9 +83,9 @@ class BaseConfig(Section):
             if not value:
                 raise ValueError("the list is empty; name a schedule or at least one step")
             if min(value) < 0:
-                raise ValueError(f"{min(value)} is no training step; steps are 0 or more")
+                raise ValueError(f"{min(value)} is not a training step; steps are 0 or more")
         elif value not in SCHEDULES:
-            raise ValueError(f"'{value}' is no schedule{suggest(value, SCHEDULES)}")
+            raise ValueError(f"'{value}' is not a schedule{suggest(value, SCHEDULES)}")
         return value
 
     @property
@@ -88,23 +95,25 @@ class BaseConfig(Section):
 
 
 class PromptOptions(Section):
-    """What a run may choose about its prompts beyond their number and seed."""
+    """What a run may choose about its prompts, apart from their number and seed."""
 
     prepend_bos: bool = False
-    """Put the tokenizer's start token before every prompt."""
+    """Start every prompt with the tokenizer's start token."""
     ioi_corruption: Literal["swap", "abc"] = "swap"
-    """IOI's corrupted prompts: the second subject replaced by the indirect object, or three other names."""
+    """How IOI prompts are corrupted: `swap` replaces the second subject with the indirect object, so that the answer
+    flips; `abc` puts three other names in."""
 
 
 class TaskConfig(PromptOptions, BaseConfig):
-    """The keys every script that runs tasks shares."""
+    """The keys that every script with tasks shares."""
 
     task: str | list[str] = execution(...)
-    """A task of the registry (`utils/tasks`), a prompts CSV, or a list of these."""
+    """`ioi`, `greater_than`, `gendered_pronoun`, `sva`, the path of a [prompts CSV](#a-csv-of-prompts), or a list of
+    these."""
     n_prompts: int = Field(100, gt=0)
-    """Prompt pairs per task."""
+    """How many prompt pairs each task gets."""
     metric: Literal["logit_diff", "prob_diff"] | None = None
-    """Primary metric of a prompts CSV; the registry's tasks have their own."""
+    """Primary metric of a prompts CSV: `logit_diff` or `prob_diff`. The built-in tasks have their own."""
 
     @field_validator("task")
     @classmethod
@@ -127,16 +136,16 @@ def _names(value: str | list[str]) -> str | list[str]:
 
 
 def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -> Schema:
-    """Read a YAML config, lay `key=value` overrides over it, and check the whole.
+    """Read a YAML config, apply the `key=value` overrides, and check the result.
 
     Args:
         schema: the script's config class.
-        path: the YAML file; None: defaults and overrides only.
-        overrides: `key=value` each; a dot reaches into a block (`eap.ig_steps=30`), the value is YAML
-            (`checkpoints=[1000,143000]`), a block is merged with the file's, and the last one of a key counts.
+        path: the YAML file; None for defaults and overrides alone.
+        overrides: each a `key=value`. A dot reaches into a block (`eap.ig_steps=30`), the value is YAML
+            (`checkpoints=[1000,143000]`), and a block is merged with the file's. If a key comes twice, the last wins.
 
     Raises:
-        UserError: one line per unknown key, missing key or refused value, each naming the file or `command line`.
+        UserError: one line for each unknown key, missing key or bad value, naming the file or `command line`.
     """
     data: Block = {} if path is None else read_yaml(path)
     changed: list[tuple[str, ...]] = []
@@ -145,16 +154,16 @@ def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -
         merge(data, keys, value)
         changed.append(keys)
     try:
-        # JSON's strict mode: no text taken for a number, no true for 1, yet paths may be text.
+        # Strict mode of JSON: text is never taken for a number, nor 1 for true, but a path may be written as text.
         return schema.model_validate_json(json.dumps(data), strict=True)
     except pydantic.ValidationError as error:
         raise UserError("\n".join(explain(error, schema, data, path, changed))) from None
 
 
 def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:
-    """The settings that results depend on, flat (`eap.ig_steps`): all but the execution keys.
+    """The settings that results depend on (all but the execution keys), with flat names (`eap.ig_steps`).
 
-    Two runs may write into one results folder exactly if these are equal.
+    Two runs may write into one results folder if and only if these are equal.
     """
     return dict(_flat_settings(config, ""))
 
@@ -162,7 +171,7 @@ def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:
 def _flat_settings(config: pydantic.BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
     plain = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
-        if _is_execution(field):
+        if is_execution(field):
             continue
         value = getattr(config, name)
         if isinstance(value, pydantic.BaseModel):
@@ -171,6 +180,7 @@ def _flat_settings(config: pydantic.BaseModel, prefix: str) -> Iterator[tuple[st
             yield f"{prefix}{name}", plain[name]
 
 
-def _is_execution(field: FieldInfo) -> bool:
+def is_execution(field: FieldInfo) -> bool:
+    """Whether a field was made by `execution`."""
     extra = field.json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("execution"))

@@ -46,11 +46,11 @@ class ComponentsKeys(Section):
     """`study`: random blocks are drawn with replacement from the ids 100 to 19,999, the induction score counts the last
     token of the first block too, and the copy scores leave out the norms' scale, all as Tigges et al. 2024 do."""
     n_sequences: int = Field(50, gt=0)
-    """Random blocks that the attention scores are averaged over."""
+    """How many random blocks of tokens to average the attention scores over."""
     seq_len: int = Field(50, gt=1)
-    """Tokens of a block; it stands twice in a row, so the model's context must hold `2 * seq_len`."""
+    """Tokens in a block. Each block comes twice in a row, so `2 * seq_len` tokens must fit the model's context."""
     n_prompts: int = Field(100, gt=0)
-    """IOI prompts whose names (three a prompt) the copy scores are averaged over."""
+    """How many IOI prompts to average the copy scores over; each has three names."""
 
 
 class ComponentsConfig(ComponentsKeys, BaseConfig):

@@ -31,30 +31,30 @@ class CspaKeys(Ablation):
     """What the scores depend on besides the model: the text, and what is kept of a head."""
 
     corpus: str
-    """The text: a text file in UTF-8 (documents are its blocks between blank lines), a data set of the hub
-    (`NeelNanda/pile-10k`) or a folder that `datasets` reads, or `toy` (the toy family's sentences); a file called
-    `toy` is written `./toy`."""
+    """The text to read: a UTF-8 text file with blank lines between its documents, a data set from the hub
+    (`NeelNanda/pile-10k`), a folder that `datasets` can read, or `toy` for the toy family's own sentences. Write
+    `./toy` for a file called `toy`."""
     corpus_split: str = "train"
-    """Split of a data set, as `datasets` writes it (`train[:1000]`)."""
+    """Which split of a data set, in the notation of `datasets` (`train[:1000]`)."""
     corpus_field: str = "text"
-    """Column of a data set's text."""
+    """Which column of a data set holds the text."""
     head_scores: Definition = "standard"
     """`study`: sequences are the beginnings of documents longer than `corpus_window`, and the means are over
-    `n_mean_sequences` that begin with the scored ones, as of Tigges et al. 2024."""
+    `n_mean_sequences` that begin with the scored ones, as in Tigges et al. 2024."""
     corpus_window: int | None = Field(None, gt=1)
-    """Of `study`: a document must have more tokens than this; `seq_len` where it is left out."""
+    """With `head_scores: study`: a document must have more tokens than this. Left out, it is `seq_len`."""
     n_sequences: int = Field(17, gt=0)
-    """Sequences that are scored."""
+    """How many sequences to score heads on."""
     n_mean_sequences: int = Field(100, gt=0)
-    """Sequences over which heads' outputs are averaged for the mean ablation; others than those that are scored."""
+    """How many other sequences to average the heads' outputs over, for the mean ablation."""
     seq_len: int = Field(61, gt=1)
-    """Tokens of a sequence; documents are joined by the end-of-text token and cut."""
+    """Tokens in a sequence. Documents are joined by the end-of-text token and cut into sequences."""
     prepend_bos: bool = False
-    """Begin every sequence with the tokenizer's start token, within `seq_len`."""
+    """Start every sequence with the tokenizer's start token, which counts towards `seq_len`."""
 
 
 class CspaConfig(CspaKeys, BaseConfig):
-    """Keys of get_model_cspa.py. `batch_size` is in sequences; the text is drawn with `seed`."""
+    """Keys of get_model_cspa.py. `batch_size` counts sequences, and `seed` draws the text."""
 
 
 @dataclass(frozen=True)

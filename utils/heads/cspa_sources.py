@@ -18,17 +18,17 @@ class Ablation(Section):
     """What the ablation keeps of a head."""
 
     interventions: list[Literal["ov", "qk"]] = Field(["ov", "qk"], min_length=1, max_length=2)
-    """What restricts a head: `ov` to the part along the source's unembedding, `qk` to sources that are predicted and
-    no function words; one or both."""
+    """What to restrict, one or both: `ov` keeps only the part of a head's output along the source token's unembedding;
+    `qk` keeps only sources that the model predicts here and that are not function words."""
     k_unembeddings: float = Field(0.05, gt=0, le=1)
-    """Of `qk`: distinct sources that are kept, as a fraction of the destination's place (1 for the first), rounded up;
-    1.0 keeps all."""
+    """For `qk`: how many different source tokens to keep, as a fraction of the destination's place in the sequence
+    (counted from 1), rounded up. 1.0 keeps all."""
     keep_self_attention: bool = True
-    """Whether a position's own token is one of its sources."""
+    """Whether the destination's own token is among its sources."""
     negative_only: bool = True
-    """Of `ov`: keep a component only where it lowers the source's logit."""
+    """For `ov`: keep the part along the unembedding only where it lowers the source token's logit."""
     start_layer: int = Field(0, ge=0)
-    """First layer whose heads are scored."""
+    """The first layer to score."""
 
     def n_kept(self, seq_len: int) -> list[int]:
         """K at each position; the fraction is taken as it is written, so that 0.07 of 100 is 7."""

@@ -112,11 +112,11 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 class SuccessorConfig(BaseConfig):
-    """Keys of get_new_successor_head_scores_over_time.py. Nothing in it is sampled, so `seed` and `batch_size` change
+    """Keys of get_new_successor_head_scores_over_time.py. Nothing here is sampled, so `seed` and `batch_size` change
     nothing."""
 
     head_scores: Definition = "standard"
-    """`study`: no norms, ties are right, the study's spellings, as Tigges et al. 2024 do."""
+    """`study`: no norms, ties count as right, and the study's spellings, as in Tigges et al. 2024."""
 
 
 def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, list[Pairs]]:

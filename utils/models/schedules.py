@@ -99,7 +99,7 @@ def _named(schedule: str, steps: list[int]) -> list[int]:
     if schedule == "all":
         return steps
     if schedule not in _WANTED:
-        raise UserError(f"checkpoints: '{schedule}' is no schedule{suggest(schedule, SCHEDULES)}")
+        raise UserError(f"checkpoints: '{schedule}' is not a schedule{suggest(schedule, SCHEDULES)}")
     last = steps[-1]
     wanted = [step for step in _WANTED[schedule](_unit(steps), last) if step <= last]
     return sorted({*(_nearest(step, steps) for step in wanted), last})

@@ -1,6 +1,7 @@
-"""The kinds of results: what their tables hold, what lies beside them, and which command makes them.
+"""The kinds of results: what their tables hold, which files come with them, and which command makes them.
 
-To add a kind, write a `Kind` here and list it in `KINDS`; the store refuses tables with other columns.
+To add a kind, write a `Kind` here and list it in `KINDS`. The store refuses tables with other columns, and
+`make docs` takes the meanings over into configs/README.md.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ class Kind:
 
     Attributes:
         name: its folder, `results/<name>/...`.
-        columns: of every table, after `model, step, tokens`: name -> meaning.
+        columns: the columns of its tables after `model, step, tokens`: name -> meaning.
         script: the root script that writes it.
-        config: how the names of that script's configs start; empty: with the task's name.
-        companions: what else may lie beside a checkpoint's table: suffix -> meaning.
+        config: how the names of that script's configs start; empty if they start with the task's name.
+        companions: further files next to a checkpoint's table: suffix -> meaning.
     """
 
     name: str
@@ -37,14 +38,14 @@ class Kind:
 GRAPHS = Kind(
     "graphs",
     {
-        "source": "node the edge comes from (`input`, `a3.h2`, `m3`)",
-        "target": "input it goes to (`a5.h0<q>`, `m5`, `logits`)",
-        "score": "EAP-IG score, in the metric's units; positive: the edge raises the metric",
+        "source": "node that the edge comes from (`input`, `a3.h2`, `m3`)",
+        "target": "what it goes into (`a5.h0<q>`, `m5`, `logits`)",
+        "score": "EAP-IG score, in the metric's units; a positive one means that the edge raises the metric",
     },
     "get_circuits_over_time.py",
     companions={
-        ".pt": "`scores` and `in_circuit` of every edge, the node names, whether blocks are `parallel`",
-        ".json": "the graph as EAP-IG's JSON, with `export_json: true`",
+        ".pt": "`scores` and `in_circuit` for every edge, the names of the nodes, and whether blocks are `parallel`",
+        ".json": "the graph in the JSON format of EAP-IG, with `export_json: true`",
     },
 )
 FAITHFULNESS = Kind(
@@ -52,14 +53,14 @@ FAITHFULNESS = Kind(
     {
         "size": "edges asked for",
         "n_edges": "edges left after pruning",
-        "n_nodes": "nodes with an edge, `input` and `logits` counted",
-        "metric": "mean of the metric over prompts",
+        "n_nodes": "nodes that have an edge, `input` and `logits` included",
+        "metric": "mean metric over prompts",
         "faithfulness": "(M(C) - M(corrupted)) / (M(clean) - M(corrupted))",
         "faithfulness_raw": "M(C) / M(clean)",
-        "selected": "whether this is the circuit that was chosen",
+        "selected": "whether this circuit was chosen",
         "metric_se": "standard error of `metric`",
         "faithfulness_low": "lower end of the 95% interval of `faithfulness`",
-        "faithfulness_high": "upper end",
+        "faithfulness_high": "upper end of that interval",
     },
     "get_circuits_over_time.py",
 )
@@ -68,15 +69,15 @@ BASELINES = Kind(
     {
         "full": "the whole model's metric on clean prompts",
         "corrupted": "its metric on corrupted prompts",
-        "n_prompts": "prompts that circuits are evaluated on",
+        "n_prompts": "how many prompts circuits are evaluated on",
         "full_se": "standard error of `full`",
         "corrupted_se": "standard error of `corrupted`",
         "status": "`found`, `task not learned` or `threshold not reached`",
-        "size": "edges of the circuit; empty where there is none",
+        "size": "edges asked for of the chosen circuit; empty if there is none",
         "size_low": "lower end of the 95% interval of `size`",
-        "size_high": "upper end; empty where some resamples find no size",
-        "cpr": "area under the faithfulness curve of MIB, with `search.mib: true`",
-        "cmd": "its distance from 1, with `search.mib: true`",
+        "size_high": "upper end of that interval; empty if too many resamples find no size",
+        "cpr": "area under the faithfulness curve, as MIB defines it; only with `search.mib: true`",
+        "cmd": "area between that curve and 1, as MIB defines it; only with `search.mib: true`",
     },
     "get_circuits_over_time.py",
 )
@@ -85,7 +86,7 @@ COMPONENTS = Kind(
     {
         "score": "`induction`, `previous_token`, `duplicate_token`, `copy` or `negative_copy`",
         "layer": "layer of the head",
-        "head": "number of the head",
+        "head": "number of the head in its layer",
         "value": "attention probability, or percent for the copy scores",
     },
     "get_full_model_components_over_time.py",
@@ -95,17 +96,17 @@ SUCCESSOR = Kind(
     "successor",
     {
         "layer": "layer of the head",
-        "head": "number of the head",
+        "head": "number of the head in its layer",
         "value": "share of all pairs of a word and its successor that the head gets right",
-        "pairs": "how many pairs there are under the model's tokenizer",
-        "class_mean": "mean over classes, each counting alike",
+        "pairs": "how many pairs the model's tokenizer leaves",
+        "class_mean": "mean over classes, each with the same weight",
     }
     | {
         column: meaning
         for name in SUCCESSION_CLASSES
         for column, meaning in (
-            (name, f"share of the class {name.replace('_', ' ')}; empty where it has no pairs"),
-            (f"{name}_pairs", "pairs of that class"),
+            (name, f"share of the pairs of {name.replace('_', ' ')}; empty if there are none"),
+            (f"{name}_pairs", "how many those are"),
         )
     },
     "get_new_successor_head_scores_over_time.py",
@@ -115,14 +116,14 @@ CSPA = Kind(
     "cspa",
     {
         "layer": "layer of the head",
-        "head": "number of the head",
-        "score": "1 - KL(orig || CSPA) / KL(orig || mean-ablated); empty where there is a `reason`",
-        "kl_cspa": "KL(orig || CSPA), nats",
-        "kl_ablated": "KL(orig || mean-ablated), nats",
-        "loss": "cross-entropy with the next token, nats",
+        "head": "number of the head in its layer",
+        "score": "1 - KL(orig || CSPA) / KL(orig || mean-ablated); empty if there is a `reason`",
+        "kl_cspa": "KL(orig || CSPA), in nats",
+        "kl_ablated": "KL(orig || mean-ablated), in nats",
+        "loss": "cross-entropy with the next token, in nats",
         "loss_cspa": "the same under CSPA",
         "loss_ablated": "the same under mean ablation",
-        "n_positions": "positions measured",
+        "n_positions": "how many positions were measured",
         "reason": "why the score is empty",
     },
     "get_model_cspa.py",
@@ -133,37 +134,37 @@ IOI_CONSISTENCY = Kind(
     "ioi_consistency",
     {
         "level": "`name_movers`, `s_inhibition` or `induction`",
-        "percent": "share of the level's effect from heads that hold its role; empty where there is a `reason`",
-        "n_heads": "heads that hold the role",
-        "total_effect": "sum of the sizes of the effects of all heads measured",
+        "percent": "share of the level's effect that comes from heads in its role; empty if there is a `reason`",
+        "n_heads": "how many heads hold the role",
+        "total_effect": "sum of the absolute effects of all heads measured",
         "percent_se": "standard error of `percent`, from resampled prompts",
-        "n_measured": "heads measured",
-        "n_receivers": "heads whose inputs are patched; empty at the first level",
-        "logit_diff": "mean logit difference of the clean prompts",
-        "logit_diff_se": "its standard error",
+        "n_measured": "how many heads were measured",
+        "n_receivers": "how many heads have their inputs patched; empty at the first level",
+        "logit_diff": "mean logit difference on clean prompts",
+        "logit_diff_se": "standard error of `logit_diff`",
         "reason": "why the level is empty",
     },
     "get_ioi_consistency.py",
     "ioi_consistency",
-    companions={".json": "where the circuit and the scores come from"},
+    companions={".json": "where the circuit and the scores came from"},
 )
 IOI_CONSISTENCY_HEADS = Kind(
     "ioi_consistency_heads",
     {
-        "level": "as above",
+        "level": "`name_movers`, `s_inhibition` or `induction`",
         "layer": "layer of the head",
-        "head": "number of the head",
-        "role": "what its effect and scores make it a candidate for, or empty",
+        "head": "number of the head in its layer",
+        "role": "the role that its effect and scores make it a candidate for, if any",
         "effect": "change of the mean logit difference, as a share of it",
-        "effect_se": "its standard error, from resampled prompts",
-        "copy_score": "percent",
+        "effect_se": "standard error of `effect`, from resampled prompts",
+        "copy_score": "copy score, in percent",
         "cspa": "copy-suppression score",
-        "induction": "attention probability",
-        "duplicate_token": "attention probability",
-        "attention_io": "its attention to IO from the last token (level `induction`: from S2)",
-        "attention_s1": "to S1",
-        "attention_s2": "to S2",
-        "passes": "whether it holds the role",
+        "induction": "induction score, an attention probability",
+        "duplicate_token": "duplicate-token score, an attention probability",
+        "attention_io": "attention to IO from the last token (at level `induction`: from S2)",
+        "attention_s1": "attention to S1, from the same token",
+        "attention_s2": "attention to S2, from the same token",
+        "passes": "whether the head holds the role",
     },
     "get_ioi_consistency.py",
     "ioi_consistency",
@@ -173,14 +174,14 @@ IOI_CONSISTENCY_SIGNALS = Kind(
     {
         "layer": "layer of the candidate for S-inhibition",
         "head": "number of the candidate",
-        "variant": "of the prompt that its output at the last token comes from: the same or another S, the names in "
-        "the same or the opposite order; `same_token_same_order` is the prompt itself",
+        "variant": "variant of the prompt that the candidate's output at the last token is taken from: the same or "
+        "another S, the names in the same or the opposite order; `same_token_same_order` is the prompt itself",
         "logit_diff": "mean logit difference",
-        "attention_io": "attention to IO of the name movers that read the candidate",
-        "attention_s1": "to S1",
-        "attention_s2": "to S2",
-        "n_name_movers": "name movers that read it",
-        "passes": "whether it is an S-inhibition head",
+        "attention_io": "how much the name movers that read the candidate attend to IO",
+        "attention_s1": "how much they attend to S1",
+        "attention_s2": "how much they attend to S2",
+        "n_name_movers": "how many name movers read the candidate",
+        "passes": "whether the candidate is an S-inhibition head",
     },
     "get_ioi_consistency.py",
     "ioi_consistency",
@@ -188,11 +189,11 @@ IOI_CONSISTENCY_SIGNALS = Kind(
 TASK_PERFORMANCE = Kind(
     "task_performance",
     {
-        "run": "`clean` or `corrupted` prompts",
-        "metric": "`logit_diff`, `prob_diff`, `accuracy`, `rank_0_rate` or `prob_mass`",
+        "run": "which prompts: `clean` or `corrupted`",
+        "metric": "name of the metric (`utils/tasks/metrics.py` defines them)",
         "value": "mean over prompts",
-        "se": "its standard error",
-        "n": "prompts",
+        "se": "standard error of `value`",
+        "n": "how many prompts",
     },
     "get_model_task_performance.py",
     "performance",
@@ -224,12 +225,12 @@ def find_kind(kind: str | Kind) -> Kind:
     if isinstance(kind, Kind):
         return kind
     if kind not in KINDS:
-        raise ValueError(f"'{kind}' is no kind of result{suggest(kind, KINDS)}")
+        raise ValueError(f"'{kind}' is not a kind of result{suggest(kind, KINDS)}")
     return KINDS[kind]
 
 
 def how_to_make(kind: str | Kind, model: str | None = None, task: str | None = None) -> str:
-    """The command that makes a kind's results, with a config that is there (or the name it would have)."""
+    """The command that makes a kind's results, with a config that exists (or the name that one would have)."""
     found = find_kind(kind)
     start = found.config or task or "ioi"
     own = Path("configs", f"{start}_{(model or '160m').removeprefix('pythia-')}.yml")

@@ -1,11 +1,11 @@
-"""`run.json`: what a results folder was made with, and the guard that it was one config only.
+"""`run.json`: what made the results of a folder, and the guard that it was one config only.
 
     {"analysis": script, "config": every key, "settings": the keys that results depend on, "seed": n,
      "repository": where the weights are from, "versions": {package: version},
      "checkpoints": {step: {repository, revision, commit, sha256}}, "equal_weights": [[1000, 2000]]}
 
-A second run may write into the folder if its settings are equal and its weights come from the same place. Checkpoints
-whose weights have equal hashes are listed under `equal_weights` (some hub revisions hold another step's weights).
+Another run may write into the folder if its settings are the same and its weights come from the same place.
+`equal_weights` lists checkpoints whose weights have the same hash (some revisions on the hub hold another step's).
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class RunRecord:
         self.path = folder.path / "run.json"
 
     def check(self, analysis: str, config: BaseConfig, family: Family) -> None:
-        """Refuse to add results of another config or of other weights to the folder's.
+        """Refuse to mix results of two configs, or of two models' weights, in one folder.
 
         Args:
             analysis: the script's name.
             config: this run's config.
-            family: this run's weights. A hub repository is compared by name. A local family is compared by the hash of
-                its last measured step, as a folder may be named in many ways and trained anew.
+            family: this run's weights. Hub repositories are compared by name. Local families are compared by the hash
+                of the last measured step, because a folder goes by many names and may have been trained again.
 
         Raises:
-            UserError: naming what the folder holds and what this run asks.
+            UserError: naming what the folder holds and what this run asks for.
         """
         done = self.folder.steps()
         if not done:
@@ -64,7 +64,7 @@ class RunRecord:
         way_out = "pass overwrite=true or another results_dir"
         held = self._read()
         if held is None:
-            raise UserError(f"{self.folder.path} holds results and no run.json, so their config is unknown; {way_out}")
+            raise UserError(f"{self.folder.path} holds results but no run.json, so their config is unknown; {way_out}")
         differing = differences(held, analysis, config)
         if differing:
             holds = " and ".join(f"{name}={shown(old)}" for name, old, _ in differing)
@@ -76,15 +76,15 @@ class RunRecord:
             raise UserError(f"{self.folder.path} holds {holds} {asks}; {way_out}")
 
     def begin(self, analysis: str, config: BaseConfig, family: Family, steps: list[int]) -> None:
-        """Write what this run was asked; with `overwrite`, delete the results that it replaces.
+        """Record what this run was asked for. With `overwrite`, delete the results that it replaces.
 
         Args:
             analysis: the script's name.
             config: this run's config.
             family: this run's weights.
-            steps: the steps that this run is asked for. With `overwrite` their results are deleted, or all results of
-                the folder if they come from another config or other weights; a later run without `overwrite` then
-                goes on where this one stopped.
+            steps: the steps that this run will measure. `overwrite` deletes their results, or all results in the folder
+                if they come from another config or other weights. A later run without `overwrite` goes on where this
+                one stops.
         """
         require_writable(self.folder.path, "results_dir")
         remove_stale_temporaries(self.folder.path)
@@ -99,7 +99,7 @@ class RunRecord:
                         self.folder.delete(step)
                 known = known if same else {}
             if known and held["versions"] != versions():
-                log.warning("%s was begun with other package versions: %s", self.folder.path, held["versions"])
+                log.warning("%s was started with other package versions: %s", self.folder.path, held["versions"])
             self._write(
                 {
                     "analysis": analysis,
@@ -138,7 +138,7 @@ class RunRecord:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """One process at a time, for runs that measure different checkpoints into one folder."""
+        """Let one process at a time through: several runs may measure different checkpoints into one folder."""
         lock = FileLock(self.folder.path / ".lock")
         try:
             lock.acquire()
@@ -153,7 +153,7 @@ class RunRecord:
 
 
 def equal_weights(checkpoints: dict[str, dict[str, Any]]) -> list[list[int]]:
-    """Groups of two or more steps whose weights have one hash, each sorted, in order of their first step."""
+    """Groups of two or more steps whose weights have the same hash, each sorted, in order of their first step."""
     groups: dict[str, list[int]] = {}
     for step, weights in checkpoints.items():
         groups.setdefault(weights["sha256"], []).append(int(step))
@@ -168,7 +168,7 @@ def _same_weights(held: dict[str, Any], family: Family, done: list[int]) -> bool
 
 
 def differences(held: dict[str, Any], analysis: str, config: BaseConfig) -> list[tuple[str, Any, Any]]:
-    """(key, held, asked) where a run.json and a run differ; a key is named by its last part."""
+    """(key, held, asked for) wherever a run.json and a run differ; keys go by their last part."""
     old = {"analysis": held.get("analysis", _UNSET), **held["settings"]}
     new = {"analysis": analysis, **result_settings(config)}
     names = list(dict.fromkeys([*old, *new]))

@@ -1,13 +1,13 @@
-"""Results on disk: the only code that knows where a result lies.
+"""Results on disk: the only code that knows where results are.
 
-    results/<kind>/<model>/<task>/step001000.csv   one tidy table per checkpoint; no <task> level where there is no task
-                                  step001000.pt    tensors, where a kind has some; .json alike
-                                  run.json         what the folder's results were made with (`utils/results/record.py`)
+    results/<kind>/<model>/<task>/step001000.csv   one tidy table per checkpoint; no <task> level if there is no task
+                                  step001000.pt    tensors, for kinds that have some; the same for .json
+                                  run.json         what made the folder's results (`utils/results/record.py`)
                                   <name>.csv       a summary of all steps, such as ioi_consistency's role_handover.csv
 
 A file that exists is complete: everything goes through a temporary file in the same folder, `fsync` and `os.replace`.
-The table is written after its tensors, so a checkpoint is finished exactly if its table exists. The same results give
-the same bytes: numbers are written in their shortest exact form and nothing holds a date.
+The table is written after its tensors, so a checkpoint is finished if and only if its table exists. The same results
+give the same bytes: numbers are written in their shortest exact form, and nothing holds a date.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _NAME = re.compile(r"[^/\\\0.][^/\\\0]*")
 
 @dataclass(frozen=True)
 class Result:
-    """What one checkpoint gives of one kind.
+    """What an analysis found in one checkpoint, for one kind of result.
 
     Attributes:
-        table: with the kind's columns; the store adds `model, step, tokens`.
-        tensors: go to a .pt file beside the table.
-        json: goes to a .json file beside the table.
+        table: has the kind's columns; the store adds `model, step, tokens`.
+        tensors: go into a .pt file next to the table.
+        json: goes into a .json file next to the table.
     """
 
     table: pd.DataFrame
@@ -54,11 +54,11 @@ class Result:
 
 @dataclass(frozen=True)
 class ResultsFolder:
-    """One kind of result of one model, and of one task where the kind has tasks.
+    """One kind of result for one model, and for one task if the kind has tasks.
 
     Attributes:
-        root: the results folder that this one lies in.
-        kind: kind of result.
+        root: the folder of all results.
+        kind: the kind of result.
         model: the model's folder name.
         task: the task's folder name, or None.
 
@@ -89,7 +89,7 @@ class ResultsFolder:
         return self.path / f"step{step:06d}{suffix}"
 
     def has(self, step: int, suffix: str = ".csv") -> bool:
-        """Whether a checkpoint's file is there, and so complete."""
+        """Whether a checkpoint's file exists, and so is complete."""
         return self.file(step, suffix).is_file()
 
     def steps(self) -> list[int]:
@@ -101,10 +101,10 @@ class ResultsFolder:
         return how_to_make(self.kind, self.model, self.task)
 
     def write_table(self, step: int, table: pd.DataFrame, tokens: int) -> Path:
-        """Write a checkpoint's table, with `model, step, tokens` as its first columns; the index is left out.
+        """Write a checkpoint's table, with `model, step, tokens` as its first columns and without its index.
 
         Raises:
-            ValueError: if its columns are not the kind's, in their order.
+            ValueError: unless its columns are those of the kind, in the same order.
         """
         if list(table.columns) != list(self.kind.columns):
             raise ValueError(f"a table of {self.kind.name} has {list(self.kind.columns)}, not {list(table.columns)}")
@@ -117,7 +117,7 @@ class ResultsFolder:
         return path
 
     def read_table(self, step: int) -> pd.DataFrame:
-        """A checkpoint's table as it was written; an empty cell is a missing value, and text like `NA` stays text.
+        """A checkpoint's table as it was written. An empty cell is a missing value; text like `NA` stays text.
 
         Raises:
             UserError: if it is missing, naming the command that makes it.
@@ -125,10 +125,10 @@ class ResultsFolder:
         return _read_csv(self._existing(self.file(step)))
 
     def write_summary(self, name: str, table: pd.DataFrame) -> Path:
-        """Write a table about all of the folder's steps as `<folder>/<name>.csv`, with `model` as its first column.
+        """Write a table about all steps of the folder as `<folder>/<name>.csv`, with `model` as its first column.
 
         Raises:
-            ValueError: if the table has the column `model`.
+            ValueError: if the table already has a column `model`.
         """
         stamped = table.reset_index(drop=True)
         stamped.insert(0, "model", self.model)
@@ -145,8 +145,8 @@ class ResultsFolder:
         return _read_csv(self._existing(self.path / f"{name}.csv"))
 
     def write_tensors(self, step: int, tensors: dict[str, Any]) -> Path:
-        """Write tensors, numbers, texts and lists of them; they are read back with `weights_only=True`."""
-        import torch  # Readers of tables need not wait for torch.
+        """Write tensors, numbers, texts and lists of them. They are read back with `weights_only=True`."""
+        import torch  # Whoever only reads tables need not wait for torch.
 
         buffer = io.BytesIO()
         torch.save(tensors, buffer)
@@ -167,7 +167,7 @@ class ResultsFolder:
         return tensors
 
     def write_json(self, step: int, value: dict[str, Any]) -> Path:
-        """Write a checkpoint's JSON; NaN and infinity are refused with ValueError, as JSON has neither."""
+        """Write a checkpoint's JSON. JSON has no NaN and no infinity, so both raise a ValueError."""
         path = self._companion(step, ".json")
         atomic_write(path, json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
         return path
@@ -191,13 +191,13 @@ class ResultsFolder:
         return run
 
     def delete(self, step: int) -> None:
-        """Delete a checkpoint's files, the table first: without it, the rest does not count."""
+        """Delete a checkpoint's files, the table first: without it, the others do not count."""
         for suffix in (".csv", *self.kind.companions):
             self.file(step, suffix).unlink(missing_ok=True)
 
     def _companion(self, step: int, suffix: str) -> Path:
         if suffix not in self.kind.companions:
-            raise ValueError(f"{self.kind.name} has no {suffix} files beside its tables")
+            raise ValueError(f"{self.kind.name} has no {suffix} files next to its tables")
         return self.file(step, suffix)
 
     def _existing(self, path: Path, overrides: str = "") -> Path:
@@ -207,17 +207,17 @@ class ResultsFolder:
 
 
 class Store:
-    """All results of a folder.
+    """All results in a folder.
 
     Args:
-        results_dir: the folder; it need not exist to be read from.
+        results_dir: the folder. It need not exist: then it holds no results.
     """
 
     def __init__(self, results_dir: Path | str) -> None:
         self.root = Path(results_dir)
 
     def folder(self, kind: str | Kind, model: str, task: str | None = None) -> ResultsFolder:
-        """The folder of a kind, a model and a task.
+        """The folder for a kind, a model and a task.
 
         Raises:
             ValueError: if the kind is unknown, or a name would leave its folder.
@@ -225,19 +225,19 @@ class Store:
         return ResultsFolder(self.root, find_kind(kind), model, task)
 
     def models(self, kind: str | Kind) -> list[str]:
-        """The models with results of a kind, sorted."""
+        """The models that have results of a kind, sorted."""
         names = [folder.name for folder in _subfolders(self.root / find_kind(kind).name)]
         return [name for name in names if self.folder(kind, name).steps() or self.tasks(kind, name)]
 
     def tasks(self, kind: str | Kind, model: str) -> list[str]:
-        """The tasks with results, sorted; empty where the kind has no task level."""
+        """The tasks that have results, sorted; empty if the kind has no task level."""
         return [folder.name for folder in _subfolders(self.folder(kind, model).path) if _steps_in(folder)]
 
     def read_tables(self, kind: str | Kind, model: str | None = None, task: str | None = None) -> pd.DataFrame:
-        """All steps of a kind as one tidy frame, of one model or all, of one task or all.
+        """All steps of a kind in one tidy frame, for one model or all, for one task or all.
 
         Returns:
-            Rows sorted by model, task and step; a `task` column after `model` where there is a task level.
+            Rows sorted by model, task and step, with a `task` column after `model` if there is a task level.
 
         Raises:
             UserError: if there are no results, naming the command that makes them.
@@ -260,7 +260,7 @@ class Store:
 
 def _csv_bytes(table: pd.DataFrame) -> bytes:
     text = table.to_csv(index=False, lineterminator="\n")
-    if "\r" in text:  # Python before 3.13 leaves it unquoted, and a reader takes it for the end of a line.
+    if "\r" in text:  # Python before 3.13 leaves it unquoted, and readers take it for the end of a line.
         text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     return text.encode()
 

@@ -1,4 +1,4 @@
-"""Tasks: prompt pairs whose right answer the corruption takes away, and the metrics that say so."""
+"""Tasks: prompt pairs, whose right answer is lost in the corruption, and the metrics that show it."""
 
 from utils.tasks.prompts import Pair, Prompts, Task
 from utils.tasks.registry import TASKS, build_prompts, get_task, tasks_of

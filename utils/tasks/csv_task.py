@@ -1,8 +1,8 @@
 """A task from a CSV of prompt pairs.
 
-Columns `clean, corrupted, answers, wrong_answers`; the last two hold one or more answers separated by ";". An answer is
-read as it stands and must continue the clean prompt as exactly one token, so a word has its leading space: " he; she".
-Any further column becomes a column of `meta`. Every row of the file is checked, also those a run does not draw.
+The columns are `clean, corrupted, answers, wrong_answers`; the last two hold one or more answers separated by ";". An
+answer is taken literally and must continue the clean prompt as exactly one token, so a word needs its leading space:
+" he; she". Any other column becomes a column of `meta`. Every row is checked, even those that a run does not draw.
 """
 
 import csv
@@ -26,7 +26,7 @@ PRIMARY_METRICS: tuple[str, ...] = ("logit_diff", "prob_diff")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the file: where it stands, its cells, its answers as text and its other columns."""
+    """One row of the file: where it is, its cells, its answers as text, and its other columns."""
 
     where: str
     clean: str
@@ -37,10 +37,10 @@ class Row:
 
 
 def csv_task(path: Path, metric: str | None) -> Task:
-    """The task a prompts CSV describes; the file is read when prompts are built.
+    """The task that a prompts CSV describes. The file is read when prompts are built.
 
     Raises:
-        UserError: if the metric is missing or cannot be a primary one.
+        UserError: if the metric is missing or cannot be the primary one.
     """
     if metric not in PRIMARY_METRICS:
         given = "is missing" if metric is None else f"{metric!r} cannot be used"
@@ -49,11 +49,11 @@ def csv_task(path: Path, metric: str | None) -> Task:
 
 
 def build(path: Path, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
-    """n distinct rows of the file in seeded random order, the first k of n being the k.
+    """n distinct rows of the file in seeded random order. The first k of n rows are the k rows of the same seed.
 
     Raises:
-        UserError: if the file cannot be read, a row cannot be used (with the file, the row and the reason), or n
-            exceeds its rows.
+        UserError: if the file cannot be read, a row cannot be used (naming the row and the reason), or there are fewer
+            than n rows.
     """
     rows = read_rows(path)
     chosen = [number for _, _, number in draw(path.name, [[len(rows)]], n, seed)]
@@ -65,11 +65,11 @@ def build(path: Path, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, opt
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read and check the file's text; rows count from 1 below the header.
+    """Read and check the file. Rows count from 1, below the header.
 
     Raises:
-        UserError: if the file is missing or no CSV in UTF-8, a column is missing, a cell is empty, a row has more cells
-            than the header or repeats another, or there is none.
+        UserError: if the file is missing or not a UTF-8 CSV, has no rows or lacks a column; or if a row has an empty
+            cell, a different number of cells from the header, or the prompts of another row.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -77,13 +77,13 @@ def read_rows(path: Path) -> list[Row]:
             header = list(reader.fieldnames or [])
             cells = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; task is a registry name or a prompts CSV") from None
+        raise UserError(f"{path}: no such file; a task is a built-in one or a prompts CSV") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a CSV in UTF-8: {error}") from None
+        raise UserError(f"{path}: cannot be read as a UTF-8 CSV: {error}") from None
     if missing := [column for column in COLUMNS if column not in header]:
         raise UserError(f"{path}: column {missing[0]!r} is missing; a prompts CSV has {', '.join(COLUMNS)}")
     if len(set(header)) != len(header):
-        raise UserError(f"{path}: a column comes twice: {', '.join(header)}")
+        raise UserError(f"{path}: has the same column twice: {', '.join(header)}")
     if not cells:
         raise UserError(f"{path}: holds no prompts")
     rows: list[Row] = []
@@ -91,7 +91,7 @@ def read_rows(path: Path) -> list[Row]:
     for number, (line, row) in enumerate(cells, start=1):
         where = f"{path}: row {number} (line {line})"
         if None in row or None in row.values():
-            raise UserError(f"{where}: has another number of cells than the header's {len(header)}")
+            raise UserError(f"{where}: does not have as many cells as the header ({len(header)})")
         for column in COLUMNS:
             if not row[column].strip():
                 raise UserError(f"{where}: {column} is empty")
@@ -110,7 +110,7 @@ def read_rows(path: Path) -> list[Row]:
 def _tokens(
     tokenizer: PreTrainedTokenizerBase, rows: list[Row], answers: Callable[[Row], tuple[str, ...]]
 ) -> list[tuple[int, ...]]:
-    """The token of every answer of every row, each behind its own clean prompt."""
+    """The token of every answer in every row, each after its own clean prompt."""
     prompts = encode(tokenizer, [row.clean for row in rows])
     joined = iter(encode(tokenizer, [row.clean + answer for row in rows for answer in answers(row)]))
     unknown = unknown_token(tokenizer)
@@ -122,15 +122,15 @@ def _tokens(
             if not prompt or not whole:
                 empty = answer if prompt else row.clean
                 raise UserError(
-                    f"{row.where}: the tokenizer makes no tokens of {empty!r}; check the model's tokenizer files"
+                    f"{row.where}: the tokenizer produces no tokens for {empty!r}; check the model's tokenizer files"
                 )
-            # Two words run into one: nearly always a forgotten space, and the token of another word.
+            # Two words run together: nearly always a forgotten space, and the token of another word.
             glued = row.clean[-1].isalpha() and answer[0].isalpha()
             if glued or whole[:-1] != prompt or whole[-1] == unknown:
                 extra = len(whole) - len(prompt)
-                reason = f"{extra} tokens" if extra > 1 and whole[: len(prompt)] == prompt else "no token of its own"
+                reason = f"{extra} tokens" if extra > 1 and whole[: len(prompt)] == prompt else "not a token of its own"
                 hint = f"; write {' ' + answer!r}, with the leading space" if not answer.startswith(" ") else ""
-                raise UserError(f"{row.where}: {answer!r} is {reason} behind {row.clean!r}{hint}")
+                raise UserError(f"{row.where}: {answer!r} is {reason} after {row.clean!r}{hint}")
             tokens.append(whole[-1])
         found.append(tuple(tokens))
     return found

@@ -1,7 +1,7 @@
-"""Gendered pronouns: the pronoun of a tag question agrees with the name (Mathwin et al. 2023).
+"""Gendered pronouns: the pronoun in a tag question agrees with the name (Mathwin et al. 2023).
 
 "So Paul is such a good cook, isn't" -> " he", not " she". The corrupted prompt has a name of the other gender. Male and
-female names alternate, templates come equally often.
+female names alternate, and all templates come equally often.
 
 `meta` columns: name, gender (male or female), template (index into TEMPLATES), role, corrupted_name.
 """
@@ -37,7 +37,7 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     """n distinct pronoun prompts.
 
     Raises:
-        UserError: if the pronouns or too few names or roles are single tokens, or n exceeds the prompts there are.
+        UserError: if a pronoun is not a single token, too few names or roles are, or there are fewer than n prompts.
     """
     pronouns = single_tokens(tokenizer, tuple(PRONOUNS.values()), "gendered_pronoun", "pronouns", len(PRONOUNS))
     genders = list(NAMES_BY_GENDER)

@@ -1,11 +1,11 @@
-"""Greater-than: a span of years ends after it began (Hanna et al. 2023, arXiv 2305.00586).
+"""Greater-than: a span of years ends later than it began (Hanna et al. 2023, arXiv 2305.00586).
 
-"The war lasted from the year 1732 to the year 17" -> a two-digit token greater than 32. The corrupted prompt's first
-year is 1701, which allows every answer.
+"The war lasted from the year 1732 to the year 17" -> a two-digit token greater than 32. The corrupted prompt begins
+with the year 1701, which allows every answer.
 
-Years are those of 1100-1799 that are two tokens, century and two digits, less the first and the last such year of each
-century, so that there always is a right and a wrong answer. A year that is its own corruption (1701, where 1700 is two
-tokens) is in that set, but makes no prompt.
+The years are those from 1100 to 1799 that are two tokens, the century and two digits. The first and the last such year
+of each century are left out, so that there is always a right and a wrong answer. A year that is its own corruption
+(1701) makes no prompt.
 
 `meta` columns: noun, century (17), year (1732).
 """
@@ -43,19 +43,19 @@ CORRUPTED_DIGITS = 1  # the corrupted year is XX01
 
 
 def two_digit_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
-    """Number 0-99 -> the token that is its two digits without a space, for those in the vocabulary."""
+    """Number from 0 to 99 -> the token that is its two digits without a space, for those in the vocabulary."""
     found = {}
     for number in range(100):
         text = f"{number:02d}"
         token = tokenizer.convert_tokens_to_ids(text)
-        # A text that is no token comes back as the unknown token or as None.
+        # A text that is not a token comes back as the unknown token or as None.
         if isinstance(token, int) and tokenizer.convert_ids_to_tokens(token) == text:
             found[number] = token
     return found
 
 
 def valid_years(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The years 1100-1799 that are a century's token and a two-digit token, without each century's first and last."""
+    """The years 1100-1799 that are a century token and a two-digit token, without the first and last of a century."""
     digits = two_digit_tokens(tokenizer)
     carrier = "year"
     centuries = range(FIRST_YEAR // 100, LAST_YEAR // 100 + 1)
@@ -75,14 +75,14 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
 
     Raises:
         UserError: if the tokenizer does not cut years into century and two digits, too few nouns are single tokens, or
-            n exceeds the prompts there are.
+            there are fewer than n prompts.
     """
     nouns = list(single_tokens(tokenizer, NOUNS, "greater_than", "nouns", 1))
     years = [year for year in valid_years(tokenizer) if year % 100 != CORRUPTED_DIGITS]
     if not years:
         raise UserError(
-            f"greater_than: no year {FIRST_YEAR}-{LAST_YEAR} is a century's token and a two-digit token under this "
-            "tokenizer; use another model or leave the task out"
+            f"greater_than: this tokenizer cuts no year from {FIRST_YEAR} to {LAST_YEAR} into its century and two "
+            "digits; use another model or leave the task out"
         )
     digits = two_digit_tokens(tokenizer)
     sets = {

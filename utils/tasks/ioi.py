@@ -1,13 +1,13 @@
 """Indirect object identification (Wang et al. 2022, arXiv 2211.00593).
 
-"When Mary and John went to the store, John gave a drink to" -> " Mary", not " John". The name that comes once is IO,
-the repeated one S (S1 and S2). In an ABBA prompt IO comes first, in a BABA prompt S; they alternate.
+"When Mary and John went to the store, John gave a drink to" -> " Mary", not " John". The name that comes once is IO;
+the repeated one is S, first as S1, then as S2. ABBA prompts begin with IO and BABA prompts with S; they alternate.
 
-Corruptions: `swap` replaces S2 by IO, so that the answer flips (Tigges et al. 2024, arXiv 2407.10827); `abc` replaces
-the three names by three other ones, all different, so that there is no answer (Wang et al. 2022).
+Corruptions: `swap` replaces S2 with IO, so that the answer flips (Tigges et al. 2024, arXiv 2407.10827); `abc` replaces
+the names with three others, all different, so that there is no answer (Wang et al. 2022).
 
 `meta` columns: io, s (names), template (index into TEMPLATES), order (ABBA or BABA), place, object.
-`positions` (in the clean prompt, and in its corruption the same places): io, s1, s1_next (the token after S1), s2, end.
+`positions` (the same in both prompts of a pair): io, s1, s1_next (the token after S1), s2, end.
 """
 
 from dataclasses import replace
@@ -57,14 +57,14 @@ OBJECTS: tuple[str, ...] = (
 )
 
 ORDERS: tuple[str, ...] = ("ABBA", "BABA")
-LEAST_NAMES = 5  # IO, S and three other ones
+LEAST_NAMES = 5  # IO, S and three others
 
 
 def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
-    """n distinct IOI prompts, the same clean ones for both corruptions.
+    """n distinct IOI prompts. Both corruptions have the same clean prompts.
 
     Raises:
-        UserError: if too few words are single tokens, or n exceeds the prompts there are.
+        UserError: if too few words are single tokens, or there are fewer than n prompts.
     """
     tokens = single_tokens(tokenizer, NAMES, "ioi", "names", LEAST_NAMES)
     places = list(single_tokens(tokenizer, PLACES, "ioi", "places", 1))
@@ -78,7 +78,7 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
         first, second, place, object_ = unravel(number, sizes)
         io = names[first]
         s = names[second + (second >= first)]  # any name but IO
-        # Drawn one prompt after the other whatever the corruption, so that n does not change the first prompts.
+        # Drawn prompt by prompt, whatever the corruption, so that the first prompts do not depend on n.
         strangers = [name for name in others.sample(names, LEAST_NAMES) if name not in (io, s)][:3]
         order = ORDERS[group]
         clause = (io, s) if order == "ABBA" else (s, io)
@@ -100,7 +100,7 @@ def _name_positions(prompts: Prompts) -> dict[str, Int[Tensor, "n"]]:
     odd = (is_io.sum(dim=1) != 1) | (is_s.sum(dim=1) != 2)
     if odd.any():
         text = prompts.texts[int(odd.nonzero()[0])][0]
-        raise UserError(f"ioi: the names are other tokens in the prompt than as answers: {text!r}")
+        raise UserError(f"ioi: the names are not the same tokens in the prompt as in the answers: {text!r}")
     width = prompts.clean.shape[1]
     s1 = is_s.int().argmax(dim=1)
     s2 = width - 1 - is_s.flip(1).int().argmax(dim=1)
@@ -110,25 +110,24 @@ def _name_positions(prompts: Prompts) -> dict[str, Int[Tensor, "n"]]:
 def signal_variants(
     prompts: Prompts, tokenizer: PreTrainedTokenizerBase, seed: int = 0
 ) -> dict[str, Int[Tensor, "n width"]]:
-    """The clean prompts with the two signals of S-inhibition heads changed one by one (Wang et al. 2022, section 3.2).
+    """The clean prompts, with the two signals of S-inhibition heads changed one by one (Wang et al. 2022, section 3.2).
 
-    S-inhibition heads tell the name movers which name to leave alone by two signals: which token S is (token signal)
-    and where in the first clause it stands (position signal). Every variant is a valid IOI prompt whose tokens differ
-    at the names alone, so that activations can be exchanged position by position. With the clean prompt
-    "When Mary and John .., John ..":
+    S-inhibition heads tell the name movers which name to avoid, by two signals: which token S is (the token signal) and
+    where it is in the first clause (the position signal). Every variant is a valid IOI prompt that differs in its names
+    alone, so activations can be swapped position by position. For the clean prompt "When Mary and John .., John ..":
 
     - `same_token_same_order`: the clean prompt itself.
     - `same_token_opposite_order`: IO and S1 change places, S2 stays: "When John and Mary .., John ..".
     - `other_token_same_order`: S1 and S2 become a third name: "When Mary and Paul .., Paul ..".
     - `other_token_opposite_order`: both: "When Paul and Mary .., Paul ..".
 
-    IO is the same token in all four, and so is the third name of a prompt in both variants that have one. In the
-    variants of opposite order S1 stands at position `io` of the clean prompt and IO at `s1`.
+    IO is the same token in all four. The third name of a prompt is the same in both variants that have one. In the
+    variants with the opposite order, S1 is at position `io` of the clean prompt and IO at `s1`.
 
     Args:
-        prompts: of this task, or rows selected from them.
+        prompts: prompts of this task, or some of them.
         tokenizer: the one the prompts were built with.
-        seed: of the draw of the third names.
+        seed: draws the third names.
 
     Raises:
         ValueError: if the prompts have no positions io, s1, s2.

@@ -1,8 +1,8 @@
-"""How well the logits at a prompt's end answer it: one value a prompt, in float32.
+"""How well the logits at the end of a prompt answer it: one value per prompt, in float32.
 
-A prompt has a set of right answers A and a set of wrong ones W, all single tokens. P is the softmax over the whole
-vocabulary, computed in float32 whatever the logits' dtype. `logit_diff` and `prob_diff` are differentiable; the metrics
-of a set of prompts are means over prompts of these values.
+A prompt has a set of right answers A and a set of wrong answers W, all single tokens. P is the softmax over the whole
+vocabulary, computed in float32 whatever the dtype of the logits. `logit_diff` and `prob_diff` are differentiable. The
+metric of a set of prompts is the mean over prompts.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Values = Float[Tensor, "b"]
 
 @dataclass(frozen=True)
 class Answers:
-    """The tokens that count as right and as wrong answers of n prompts, padded on the right.
+    """The tokens that count as right and wrong answers to n prompts, padded on the right.
 
     Attributes:
         right, wrong: token ids; meaningless where the masks are false.
-        right_mask, wrong_mask: true where `right` and `wrong` hold a token; at least one a row.
+        right_mask, wrong_mask: true where `right` and `wrong` hold a token, at least once in a row.
 
     Raises:
         ValueError: if the parts describe different numbers of prompts, or a mask does not fit its tokens.
@@ -37,7 +37,7 @@ class Answers:
 
     def __post_init__(self) -> None:
         if self.right.shape != self.right_mask.shape or self.wrong.shape != self.wrong_mask.shape:
-            raise ValueError("a mask has another shape than its answers")
+            raise ValueError("a mask does not have the shape of its answers")
         if len(self.right) != len(self.wrong):
             raise ValueError(f"{len(self.right)} prompts have right answers and {len(self.wrong)} wrong ones")
 
@@ -45,7 +45,7 @@ class Answers:
         return len(self.right)
 
     def select(self, index: Int[Tensor, " b"] | slice) -> Answers:
-        """The answers of some prompts, in the given order."""
+        """The answers to some of the prompts, in the given order."""
         return Answers(self.right[index], self.right_mask[index], self.wrong[index], self.wrong_mask[index])
 
     def to(self, device: torch.device | str) -> Answers:
@@ -63,7 +63,7 @@ def logit_diff(logits: Logits, answers: Answers) -> Values:
 
 
 def prob_diff(logits: Logits, answers: Answers) -> Values:
-    """P(A) - P(W), the summed probabilities' difference, in [-1, 1]."""
+    """P(A) - P(W), the difference of the summed probabilities, in [-1, 1]."""
     right, wrong = _probabilities(logits, answers)
     return right - wrong
 
@@ -75,7 +75,7 @@ def prob_mass(logits: Logits, answers: Answers) -> Values:
 
 
 def accuracy(logits: Logits, answers: Answers) -> Values:
-    """1 where the best right answer has a higher logit than the best wrong one, else 0; a tie is wrong."""
+    """1 if the best right answer has a higher logit than the best wrong one, else 0. A tie counts as wrong."""
     (right, wrong), (right_mask, wrong_mask) = _gather(logits, answers), _masks(logits, answers)
     lowest = -torch.inf
     best_right = right.masked_fill(~right_mask, lowest).amax(dim=1)
@@ -84,9 +84,9 @@ def accuracy(logits: Logits, answers: Answers) -> Values:
 
 
 def rank_0_rate(logits: Logits, answers: Answers) -> Values:
-    """1 where the most likely token of all is a right answer, else 0; of equally likely ones the lowest id counts."""
+    """1 if the likeliest token of all is a right answer, else 0. Of equally likely tokens the lowest id counts."""
     _check(logits, answers)
-    # max over equal values gives no fixed index, so ties are settled here.
+    # argmax does not say which of equal values it returns, so ties are settled here.
     top = (logits == logits.amax(dim=1, keepdim=True)).int().argmax(dim=1)
     right_mask, _ = _masks(logits, answers)
     return ((answers.right.to(logits.device) == top[:, None]) & right_mask).any(dim=1).float()
@@ -102,7 +102,7 @@ METRICS: dict[str, Callable[[Logits, Answers], Values]] = {
 
 
 def _check(logits: Logits, answers: Answers) -> None:
-    """Refuse logits of other prompts.
+    """Refuse the logits of other prompts.
 
     Raises:
         ValueError: if there is not one row of logits for each prompt.
@@ -112,7 +112,7 @@ def _check(logits: Logits, answers: Answers) -> None:
 
 
 def _gather(logits: Logits, answers: Answers) -> tuple[Float[Tensor, "b a"], Float[Tensor, "b w"]]:
-    """The logits of the right and of the wrong answers in float32, meaningless where the masks are false."""
+    """The logits of the right and the wrong answers in float32; meaningless where the masks are false."""
     _check(logits, answers)
     tokens: tuple[Int[Tensor, "b any"], ...] = (answers.right, answers.wrong)
     right, wrong = (logits.gather(1, token.to(logits.device)).float() for token in tokens)
@@ -124,7 +124,7 @@ def _masks(logits: Logits, answers: Answers) -> tuple[Bool[Tensor, "b a"], Bool[
 
 
 def _sum(values: Float[Tensor, "b any"], mask: Bool[Tensor, "b any"]) -> Values:
-    # Zero rather than multiply: what stands at padding may be infinite.
+    # Fill with zeros rather than multiply by zero: the values at padding may be infinite.
     return values.masked_fill(~mask, 0.0).sum(dim=1)
 
 

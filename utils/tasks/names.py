@@ -1,6 +1,6 @@
 """English first names by gender, shared by the tasks whose prompts name people.
 
-Every name is one token of the Pythia tokenizer when a space precedes it; names common to both genders are left out.
+After a space, every name is one token of the Pythia tokenizer. Names that both genders use are left out.
 """
 
 MALE_NAMES: tuple[str, ...] = (

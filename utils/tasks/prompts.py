@@ -1,8 +1,8 @@
 """Tokenised prompt pairs: what a task hands to everything that runs a model.
 
-A pair is a clean prompt and a corrupted one of the same number of tokens, with the tokens that count as right and as
-wrong answers at the clean prompt's end. All pairs of a set stand in two tensors, padded on the right, so that position
-i of a clean prompt faces position i of its corruption and causal attention needs no mask.
+A pair is a clean and a corrupted prompt with the same number of tokens, together with the tokens that count as right
+and wrong answers at the end of the clean prompt. All pairs are in two tensors, padded on the right. So position i of a
+clean prompt matches position i of its corruption, and causal attention needs no mask.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Prompts:
 
     Attributes:
         clean, corrupted: token ids, padded on the right to a common width.
-        lengths: tokens of each prompt without padding; the answer is read at position `lengths - 1`.
+        lengths: tokens in each prompt without padding; the answer is read at position `lengths - 1`.
         answers: the right and the wrong answers.
         texts: the (clean, corrupted) texts.
-        meta: one row a prompt, the facts the task was built from (each task's module lists its columns).
-        positions: named positions in the clean prompt; every task has `end`, the last token.
+        meta: one row per prompt with what it was built from (each task's module lists its columns).
+        positions: named positions in the clean prompt. Every task has `end`, the last token.
     """
 
     clean: Int[Tensor, "n width"]
@@ -47,7 +47,7 @@ class Prompts:
     positions: dict[str, Int[Tensor, n]]
 
     def __post_init__(self) -> None:
-        """Check that every part describes the same prompts.
+        """Check that all parts describe the same prompts.
 
         Raises:
             ValueError: if two parts disagree on the number of prompts, or clean and corrupted have different widths.
@@ -69,7 +69,7 @@ class Prompts:
         return TokenPairs(self.clean, self.corrupted, self.lengths)
 
     def metric(self, name: str) -> Metric:
-        """A metric of these prompts as the engine takes it: of logits and of which prompts they belong to."""
+        """A metric on these prompts, as the engine takes it: a function of logits and of the prompts they belong to."""
         of_answers = METRICS[name]
         return lambda logits, index: of_answers(logits, self.answers.select(index))
 
@@ -83,12 +83,12 @@ class Prompts:
         length = int(self.lengths[longest])
         if length > n_positions:
             raise UserError(
-                f"task: {name}: a prompt has {length} tokens, the model's context holds {n_positions}; use shorter "
+                f"task: {name}: a prompt has {length} tokens, but the model's context holds {n_positions}; use shorter "
                 f"prompts or another model ({self.texts[longest][0]!r})"
             )
 
     def select(self, index: slice | Sequence[int] | Sequence[bool] | np.ndarray | pd.Series | Tensor) -> Prompts:
-        """The prompts at the given rows, in the given order, at the same width.
+        """The prompts in the given rows, in the given order and at the same width.
 
         Args:
             index: a slice, row numbers (negative ones count from the end), or a boolean mask over all rows, such as a
@@ -133,12 +133,12 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Task:
-    """A task: how its prompts are built and how a model is scored on them.
+    """A task: how to build its prompts and how to score a model on them.
 
     Attributes:
-        name: the registry's name, or the stem of a prompts CSV; names the results folder.
+        name: its name in the registry, or the stem of a prompts CSV. It names the results folder.
         build: (tokenizer, n, seed, options) -> Prompts.
-        primary: the metric circuits are found with, a key of `utils.tasks.metrics.METRICS`.
+        primary: the metric that circuits are found with, a key of `utils.tasks.metrics.METRICS`.
     """
 
     name: str
@@ -147,13 +147,13 @@ class Task:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Every metric, the primary first."""
+        """All metrics, the primary one first."""
         return (self.primary, *(name for name in METRICS if name != self.primary))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt pair before it is tokenised, its answers as token ids."""
+    """One prompt pair before it is tokenised, with its answers as token ids."""
 
     clean: str
     corrupted: str
@@ -171,15 +171,15 @@ def assemble(
         tokenizer: adds no special tokens, whatever its default.
         pairs: at least one.
         where: names a pair in error messages, by its index.
-        prepend_bos: exactly one beginning-of-sequence token (the end-of-sequence token where the tokenizer has no
-            other) in front of every prompt; positions count it.
+        prepend_bos: put exactly one start token in front of every prompt (the end-of-sequence token if the tokenizer
+            has no other). Positions count it.
 
     Returns:
         The prompts in the order of `pairs`, with the one position `end`.
 
     Raises:
-        UserError: if a pair's lengths differ, its prompts are the same or empty, hold a word unknown to the tokenizer,
-            or an answer is both right and wrong; or if the tokenizer has no token to put in front.
+        UserError: if the prompts of a pair differ in length, are the same, are empty or hold a word that the tokenizer
+            does not know; if an answer is both right and wrong; or if the tokenizer has no token to put in front.
     """
     rows = encode(tokenizer, [pair.clean for pair in pairs] + [pair.corrupted for pair in pairs])
     if prepend_bos:
@@ -190,19 +190,19 @@ def assemble(
     for index, (pair, x, y) in enumerate(zip(pairs, clean, corrupted, strict=True)):
         if not x or not y:
             raise UserError(
-                f"{where(index)}: the tokenizer makes no tokens of {(pair.corrupted if x else pair.clean)!r}; check "
-                "the model's tokenizer files"
+                f"{where(index)}: the tokenizer produces no tokens for {(pair.corrupted if x else pair.clean)!r}; "
+                "check the model's tokenizer files"
             )
         if len(x) != len(y):
             raise UserError(
-                f"{where(index)}: clean has {len(x)} tokens and corrupted {len(y)}, they must have as many: "
-                f"{pair.clean!r} / {pair.corrupted!r}"
+                f"{where(index)}: clean has {len(x)} tokens and corrupted {len(y)}, but they must have the same "
+                f"number: {pair.clean!r} / {pair.corrupted!r}"
             )
         if x == y:
             raise UserError(f"{where(index)}: clean and corrupted are the same tokens: {pair.clean!r}")
         if unknown is not None and (unknown in x or unknown in y):
             raise UserError(
-                f"{where(index)}: holds a word unknown to the tokenizer: {pair.clean!r} / {pair.corrupted!r}"
+                f"{where(index)}: has a word that the tokenizer does not know: {pair.clean!r} / {pair.corrupted!r}"
             )
         if both := set(pair.answers) & set(pair.wrong_answers):
             raise UserError(f"{where(index)}: {tokenizer.decode(min(both))!r} is both an answer and a wrong answer")
@@ -221,7 +221,7 @@ def assemble(
 
 
 def bos_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that stands in front of a sequence: BOS, or EOS where there is no BOS.
+    """The token to put in front of a sequence: BOS, or EOS if there is no BOS.
 
     Raises:
         UserError: if the tokenizer has neither.
@@ -233,7 +233,7 @@ def bos_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Int[Tensor, "n width"], Bool[Tensor, "n width"]]:
-    """Rows of token ids as one tensor padded on the right with `fill`, and true where it holds a row's own token."""
+    """Rows of token ids as one tensor, padded on the right with `fill`, and a mask that is true at the rows' tokens."""
     width = max(len(row) for row in rows)
     tokens = torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)
     lengths = torch.tensor([len(row) for row in rows])

@@ -1,4 +1,4 @@
-"""The registry of tasks: names and prompts CSVs to tasks, and tasks to prompts."""
+"""The registry of tasks: from names and prompts CSVs to tasks, and from tasks to prompts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,22 +16,22 @@ TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK, greater_than.TA
 
 
 def get_task(task: str, metric: str | None = None) -> Task:
-    """The task of a name or a prompts CSV.
+    """Find a task by its name or its prompts CSV.
 
     Args:
         task: a key of `TASKS`, or the path of a CSV, whose stem then names the task.
-        metric: a CSV's primary metric, `logit_diff` or `prob_diff`. Tasks of the registry have their own and ignore it,
-            so that one run can have both.
+        metric: the primary metric of a CSV, `logit_diff` or `prob_diff`. Built-in tasks have their own and ignore it,
+            so one run can have both.
 
     Raises:
-        UserError: if there is no such task, a CSV comes without a metric, or its stem is a name of the registry.
+        UserError: if there is no such task, a CSV has no metric, or its stem is the name of a built-in task.
     """
     if not task.lower().endswith(".csv"):
         if task not in TASKS:
             raise UserError(f"task: '{task}' is unknown{suggest(task, TASKS, 'name a prompts CSV or one of')}")
         return TASKS[task]
     if (stem := Path(task).stem) in TASKS:
-        raise UserError(f"task: {task} would write to the results of the task '{stem}'; rename the file")
+        raise UserError(f"task: {task} would write into the results of the built-in task '{stem}'; rename the file")
     return csv_task(Path(task), metric)
 
 
@@ -56,15 +56,15 @@ def build_prompts(
 ) -> Prompts:
     """Build n distinct prompt pairs of a task.
 
-    The same arguments give the same prompts in every process, and the first k of n prompts are the k prompts of the
-    same seed, so that prompts can be added without changing those that are there.
+    The same arguments give the same prompts in every process. The first k of n prompts are the k prompts of the same
+    seed, so you can add prompts without changing the ones you have.
 
     Args:
         task: a key of `TASKS`, or the path of a prompts CSV.
         tokenizer: the model's.
-        n: number of pairs.
+        n: how many pairs.
         seed: of the draw.
-        prepend_bos: put exactly one BOS token in front of every prompt; without it there are no special tokens.
+        prepend_bos: put exactly one BOS token in front of every prompt. Otherwise there are no special tokens.
         ioi_corruption: how `ioi` prompts are corrupted.
         metric: see `get_task`.
 

@@ -1,8 +1,8 @@
-"""Seeded draws of distinct prompts from a task's whole space, balanced over its kinds of prompts.
+"""Seeded draws of distinct prompts from all that a task can make, balanced over its kinds of prompts.
 
-A task numbers its prompts: groups that must alternate (ABBA and BABA, singular and plural), in each group strata that
-must come equally often (templates, structures), in each stratum the prompts 0 .. size - 1. Draws depend on the seed and
-the sizes alone, in every process, and the first k of n draws are the k draws.
+A task numbers its prompts. There are groups that alternate (ABBA and BABA, singular and plural); in each group there
+are strata that come equally often (templates, structures); and in each stratum there are the prompts 0 .. size - 1. A
+draw depends on the seed and these sizes alone, in every process. The first k of n draws are the k draws of that seed.
 """
 
 import random
@@ -13,12 +13,12 @@ from utils.errors import UserError
 
 
 def seeded(*key: object) -> random.Random:
-    """A generator of its own for a key such as a task and a seed, the same in every process."""
+    """A random generator for a key such as a task and a seed: another key, another generator, in every process."""
     return random.Random(" ".join(map(str, key)))
 
 
 def shuffled(size: int, generator: random.Random) -> Iterator[int]:
-    """The numbers 0 .. size - 1 in random order (Fisher & Yates), in memory proportional to the numbers taken."""
+    """The numbers 0 .. size - 1 in random order (Fisher-Yates). Takes memory only for the numbers that are used."""
     moved: dict[int, int] = {}
     for last in range(size - 1, -1, -1):
         pick = generator.randrange(last + 1)
@@ -29,25 +29,25 @@ def shuffled(size: int, generator: random.Random) -> Iterator[int]:
 def draw(task: str, groups: Sequence[Sequence[int]], n: int, seed: int) -> list[tuple[int, int, int]]:
     """Draw n distinct prompts.
 
-    A round takes one prompt of every stratum that has any left, strata in random order, groups in turn.
+    Each round takes one prompt from every stratum that has any left: groups take turns, strata come in random order.
 
     Args:
-        task: names the task in errors and keeps its draws apart from other tasks'.
-        groups: the number of prompts of each stratum of each group.
-        n: number of prompts.
+        task: names the task in errors, and keeps its draws apart from those of other tasks.
+        groups: how many prompts each stratum of each group has.
+        n: how many prompts to draw.
         seed: of the draw.
 
     Returns:
         (group, stratum, number) of each prompt, all different.
 
     Raises:
-        UserError: if n is not positive or exceeds the number of prompts there are.
+        UserError: if n is not positive, or there are fewer than n prompts.
     """
     total = sum(chain.from_iterable(groups))
     if n < 1:
-        raise UserError(f"n_prompts: {n} prompts of {task} asked for, at least 1 is needed")
+        raise UserError(f"n_prompts: {n} prompts of {task} asked for; ask for at least 1")
     if n > total:
-        raise UserError(f"n_prompts: {n} prompts of {task} asked for, at most {total} distinct ones exist")
+        raise UserError(f"n_prompts: {n} prompts of {task} asked for, but it can make only {total}")
     return list(islice(chain.from_iterable(_rounds(task, groups, seed)), n))
 
 
@@ -69,7 +69,7 @@ def _rounds(task: str, groups: Sequence[Sequence[int]], seed: int) -> Iterator[l
 
 
 def unravel(number: int, sizes: Sequence[int]) -> list[int]:
-    """The digits of a number in mixed radix, the last varying fastest: which word of each list a prompt holds."""
+    """The digits of a number in mixed radix, the last varying fastest: which word of each list a prompt has."""
     digits = []
     for size in reversed(sizes):
         number, digit = divmod(number, size)

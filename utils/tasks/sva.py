@@ -1,9 +1,9 @@
 """Subject-verb agreement in the 15 structures of Marvin & Linzen 2018 (arXiv 1808.09031).
 
-"The officers near the guard" -> verbs in the plural, not in the singular. The corrupted prompt has the subject in the
-other number, and so has every verb of the prompt that agrees with it ("The officer that likes the guard" -> "The
-officers that like the guard"); all else stays, the other noun's number too. Singular and plural subjects alternate,
-structures come equally often until a small one has no prompt left.
+"The officers near the guard" -> verbs in the plural, not in the singular. In the corrupted prompt the subject has the
+other number, and so does every verb that agrees with it ("The officer that likes the guard" -> "The officers that like
+the guard"). Everything else stays, including the number of the other noun. Singular and plural subjects alternate, and
+all structures come equally often until a small one has no prompts left.
 
 `meta` columns: structure (its name), subject (in the singular), number (singular or plural, of the subject), other and
 other_number (the second noun, in the singular, or empty), verbs (the right answers' words, separated by ";").
@@ -28,14 +28,15 @@ Inflected = tuple[str, str]
 class Structure:
     """One sentence frame, up to the verb that is asked for.
 
-    Slots of the template: `{subject}` is the noun the verb agrees with; `{other}` a second noun whose number varies by
-    itself; `{verb}` agrees with the subject, `{other_verb}` with the other noun; `{link}` does not inflect.
+    Slots of the template: `{subject}` is the noun that the verb agrees with. `{other}` is a second noun, whose number
+    varies independently. `{verb}` agrees with the subject and `{other_verb}` with the other noun. `{link}` does not
+    inflect.
 
     Attributes:
         name: the name of the structure's file in Marvin & Linzen's data.
         description: the structure in their words.
         template: the frame.
-        subjects, others, verbs, other_verbs, links: the words of each slot; empty where the frame has no such slot.
+        subjects, others, verbs, other_verbs, links: the words for each slot; empty if the frame has no such slot.
     """
 
     name: str

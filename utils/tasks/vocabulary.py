@@ -1,7 +1,7 @@
 """Which words are single tokens under the tokenizer at hand.
 
-Words are looked up behind other text, never alone: a byte-level tokenizer keeps the space in front of a word in its
-token, a SentencePiece one marks it, a word-level one drops it, and all three are right behind a prompt.
+Words are looked up after other text, never alone: a byte-level tokenizer keeps the space before a word in its token, a
+SentencePiece one marks it, and a word-level one drops it. After a prompt, all three are right.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,19 +11,19 @@ from transformers import PreTrainedTokenizerBase
 from utils.errors import UserError
 
 CARRIER = "The"
-"""Stands in front of a word that is looked up."""
+"""The text before a word that is looked up."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without special tokens, in one call of the tokenizer."""
+    """Token ids of each text, without special tokens, from one call of the tokenizer."""
     encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
     return encoded["input_ids"]
 
 
 def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that stands for words outside the vocabulary, if the tokenizer makes one of text it does not know."""
+    """The token for words outside the vocabulary, if the tokenizer has one."""
     unknown = tokenizer.unk_token_id
-    # Byte-level tokenizers know every text; theirs is the document separator, which may rightly stand in a prompt.
+    # Byte-level tokenizers know every text. Theirs is the document separator, which a prompt may contain.
     return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
 
 
@@ -31,12 +31,12 @@ def continuations(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], carr
     """The words that follow a text as exactly one token.
 
     Args:
-        words: as they follow, with their leading space where they have one.
-        carrier: the text they follow.
+        words: with their leading space, if they have one.
+        carrier: the text that they follow.
 
     Returns:
-        Word -> token id, in the order given, without the words that are several tokens, change the tokens of the
-        carrier, or are unknown to the tokenizer.
+        Word -> token id, in the order given. Words are left out if they are several tokens, if they change the tokens
+        of the carrier, or if the tokenizer does not know them.
     """
     words = list(dict.fromkeys(words))
     base, *rows = encode(tokenizer, [carrier, *(carrier + word for word in words)])
@@ -51,11 +51,11 @@ def continuations(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], carr
 def single_tokens(
     tokenizer: PreTrainedTokenizerBase, words: Sequence[str], task: str, what: str, least: int
 ) -> dict[str, int]:
-    """The words that are one token behind a space, with their token ids.
+    """The words that are one token after a space, with their token ids.
 
     Args:
         words: without the leading space.
-        task, what: the task and the kind of words, for the error message.
+        task, what: the task and the kind of word, for the error message.
         least: how many words the task needs.
 
     Raises:
@@ -74,6 +74,6 @@ def require(found: int, of: int, task: str, what: str, least: int) -> None:
     """
     if found < least:
         raise UserError(
-            f"{task}: only {found} of {of} {what} are single tokens under this tokenizer, the task needs {least}; "
+            f"{task}: only {found} of {of} {what} are single tokens under this tokenizer, but the task needs {least}; "
             "use another model or a prompts CSV"
         )

@@ -1,4 +1,4 @@
-"""Words that come in an order, each with a successor: what successor heads are asked for and toy models learn."""
+"""Words that come in order, each with a successor: what successor heads are tested on, and what toy models learn."""
 
 NUMBER_WORDS: tuple[str, ...] = (
     *("One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve"),

@@ -22,40 +22,41 @@ from utils.toy.tokenizer import END_OF_TEXT
 
 
 class TextConfig(Section):
-    """What the training text consists of."""
+    """What the training text is made of. `ioi` to `induction` are weights: each is a share of the tokens, relative to
+    their sum."""
 
     rows: int = Field(24, gt=0)
-    """Rows of a batch."""
+    """Rows in a batch."""
     width: int = Field(40, ge=32)
-    """Tokens of a row."""
+    """Tokens in a row. Whole documents are packed into it."""
     ioi: float = Field(0.32, gt=0)
-    """Share of the tokens in sentences with an indirect object; shares are weights and need not sum to 1."""
+    """Share of sentences with an indirect object."""
     greater_than: float = Field(0.2, gt=0)
-    """Share of spans of years."""
+    """Share of sentences that name a span of years."""
     gendered_pronoun: float = Field(0.07, gt=0)
-    """Share of tag questions and other sentences that tell a name's gender."""
+    """Share of tag questions and other sentences that tell the gender of a name."""
     sva: float = Field(0.1, gt=0)
-    """Share of sentences whose verb agrees with a subject."""
+    """Share of sentences whose verb agrees with its subject."""
     succession: float = Field(0.08, gt=0)
     """Share of counted sequences."""
     positions: float = Field(0.0, ge=0)
-    """Share of lists and questions about places in them (`utils/toy/positions.py`)."""
+    """Share of lists with questions about who or what came first or second (`utils/toy/positions.py`)."""
     induction: float = Field(0.23, gt=0)
-    """Share of repeated blocks of random tokens; their first copy is not learned."""
+    """Share of repeated blocks of random tokens. The loss leaves their first copy out."""
     ioi_from: int = Field(0, ge=0)
-    """First step whose text holds sentences with an indirect object."""
+    """First step with sentences that have an indirect object."""
     short: float = Field(0.5, ge=0, le=1)
-    """Part of the sentences with an indirect object, and of the spans of years, that are short forms of the task's."""
+    """Fraction of `ioi` and `greater_than` sentences that are shorter forms of the task's."""
     third_person: float = Field(0.1, ge=0, le=1)
-    """Part of the sentences with an indirect object in which a third name acts."""
+    """Fraction of `ioi` sentences in which a third person acts."""
     end_of_text: float = Field(0.5, ge=0, le=1)
-    """Part of the documents with an end-of-text token in front."""
+    """Fraction of documents that start with the end-of-text token."""
     shortest_block: int = Field(4, gt=1, le=15)
-    """Fewest tokens of a random block."""
+    """Fewest tokens in a random block."""
     longest_block: int = Field(16, gt=1)
-    """Most tokens of a random block, which also must fit a row twice."""
+    """Most tokens in a random block. Two copies must also fit a row."""
     copies: int = Field(3, gt=1)
-    """Copies of a random block, or as many as fit a row."""
+    """How many copies of a random block to write, or as many as fit a row."""
 
 
 @dataclass(frozen=True)

@@ -50,18 +50,18 @@ LAST_POWER = 128
 
 
 class FamilyConfig(Section):
-    """Every key of configs/toy_family.yml and configs/toy_ioi_family.yml."""
+    """Keys of make_toy_checkpoints.py."""
 
     folder: Path = execution(Path("model_cache/toy"))
-    """Where the family is written."""
+    """Where to write the family."""
     overwrite: bool = execution(False)
-    """Train again what is already there."""
+    """Train again a family that is already there."""
     seed: int = Field(0, ge=0)
-    """Seed of the weights and of the text."""
+    """Seed of the first weights and of the text."""
     threads: int = Field(1, gt=0)
-    """Threads of the matrix products; another number gives slightly other weights (see utils/toy/training.py)."""
+    """How many threads to compute with. Another number rounds differently and trains slightly different weights."""
     checkpoint_every: int = Field(150, gt=0)
-    """Steps between the later checkpoints."""
+    """Steps between checkpoints, after those at 0, 1, 2, 4, ..., 128."""
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     text: TextConfig = TextConfig()

@@ -1,0 +1,79 @@
+"""CONTRIBUTING.md's recipes do what they say: each is followed word for word in a copy of the repository."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.support.paths import TOY_STEPS
+from tests.support.recipes import Recipe, apply, copy_of_repository, follow, recipes
+
+RECIPES = recipes()
+STEPS = [f"step{step:06d}.csv" for step in TOY_STEPS]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return copy_of_repository(tmp_path)
+
+
+def test_every_recipe_is_followed_by_a_test() -> None:
+    assert set(RECIPES) == {"A new analysis", "A new figure", "A new metric", "A new task"}
+
+
+def test_every_recipe_writes_code_in_the_style_of_the_repository(copy: Path) -> None:
+    for recipe in RECIPES.values():
+        follow(Recipe(recipe.files, recipe.edits), copy)
+    names = {name for recipe in RECIPES.values() for name in (*recipe.files, *dict(recipe.edits))}
+    written = sorted(name for name in names if name.endswith(".py"))
+    for check in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *check, *written], cwd=copy, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_recipe_of_an_analysis_measures_and_that_of_a_figure_draws_it(copy: Path) -> None:
+    follow(RECIPES["A new analysis"], copy)
+    assert (
+        "| `n_prompts` | `100` | How many IOI prompts to average over. | |" in (copy / "configs/README.md").read_text()
+    )
+    folder = copy / "results" / "sinks" / "toy"
+    assert sorted(path.name for path in folder.glob("*.csv")) == STEPS
+    table = pd.read_csv(folder / STEPS[-1])
+    assert list(table.columns) == ["model", "step", "tokens", "layer", "head", "value"]
+    assert len(table) == 16
+    assert table["value"].between(0, 1).all()
+    follow(RECIPES["A new figure"], copy)
+    assert "Attention to the first token" in (copy / "figures" / "sinks.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_recipe_of_a_metric_adds_it_to_every_task(copy: Path) -> None:
+    follow(RECIPES["A new metric"], copy)
+    table = pd.read_csv(copy / "results" / "task_performance" / "toy" / "ioi" / STEPS[-1])
+    values = table[table["run"] == "clean"].set_index("metric")["value"]
+    # On prompts that the model gets right the answer ranks first.
+    assert values["rank_0_rate"] <= values["reciprocal_rank"] <= 1
+    assert "reciprocal rank of the answer" in (copy / "figures" / "task_performance.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_recipe_of_a_task_leads_to_its_circuits(copy: Path) -> None:
+    follow(RECIPES["A new task"], copy)
+    table = pd.read_csv(copy / "results" / "baselines" / "toy" / "days" / STEPS[-1])
+    assert table["status"].item() == "found"
+    assert "Days of the week" in (copy / "figures" / "circuits.html").read_text()
+
+
+def test_a_change_that_does_not_fit_the_file_is_told() -> None:
+    assert apply("a\nb\n", [" a", "-b", "+c"]) == "a\nc\n"
+    with pytest.raises(AssertionError, match="found 0 times"):
+        apply("a\nb\n", [" b", "+c", " a"])
+    with pytest.raises(AssertionError, match="found 2 times"):
+        apply("a\na\n", [" a", "+c"])
