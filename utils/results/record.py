@@ -143,7 +143,9 @@ class RunRecord:
         try:
             lock.acquire()
         except OSError as error:
-            raise UserError(f"results_dir: {lock.lock_file} cannot be written ({error.strerror}); name another") from error
+            raise UserError(
+                f"results_dir: {lock.lock_file} cannot be written ({error.strerror}); name another"
+            ) from error
         try:
             yield
         finally:
