@@ -13,7 +13,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from plotting.style import INK, NEGATIVE, POSITIVE, SERIES, finish
+from plotting.style import INK, NEGATIVE, POSITIVE, SERIES, Drawing, finish
 
 SIGNED = [[0.0, NEGATIVE], [0.5, "#ffffff"], [1.0, POSITIVE]]
 UNSIGNED = [[0.0, "#ffffff"], [1.0, POSITIVE]]
@@ -37,7 +37,7 @@ def draw_head_maps(
     *,
     signed: bool = True,
     darkest: float | None = None,
-) -> go.Figure:
+) -> Drawing:
     """One map of heads per panel, layers upwards, on one colour scale.
 
     Args:
@@ -55,7 +55,7 @@ def draw_head_maps(
 
 def draw_attention(
     patterns: Mapping[str, Float[Tensor, "query key"]], tokens: Sequence[str], title: str, subtitle: str
-) -> go.Figure:
+) -> Drawing:
     """Attention of heads on one prompt: each row is a token that attends, each column a token attended to.
 
     Args:
@@ -93,7 +93,7 @@ def draw_maps(
     darkest: float | None = None,
     per_row: int = 3,
     each_own_scale: bool = False,
-) -> go.Figure:
+) -> Drawing:
     """Heat maps side by side.
 
     Args:
@@ -117,7 +117,7 @@ def draw_maps(
     cell = cell or int(np.clip(260 / max(n_rows, n_columns), 7, 52))
     panel_width, panel_height = max(cell * n_columns, 130), max((height_of_cell or cell) * n_rows, 90)
     longest = max(len(str(label)) for label in rows.labels)
-    margin = {"l": 50 + 7 * longest, "r": 96, "t": 118, "b": 44 + 7 * max(len(str(label)) for label in columns.labels)}
+    margin = {"l": 50 + 7 * longest, "r": 96, "t": 40, "b": 44 + 7 * max(len(str(label)) for label in columns.labels)}
     between, above = 34, 40
     inner_width = panel_width * grid_columns + between * (grid_columns - 1)
     inner_height = panel_height * grid_rows + above * (grid_rows - 1)
@@ -158,9 +158,9 @@ def draw_maps(
             col=1 + place % grid_columns,
         )
     width = max(inner_width + margin["l"] + margin["r"], 640)
-    finish(
-        figure, title, subtitle, width=width, height=inner_height + margin["t"] + margin["b"], legend=False
-    ).update_layout(margin=margin)
+    height = inner_height + margin["t"] + margin["b"]
+    drawing = finish(figure, title, subtitle, width=width, height=height, legend=False)
+    figure.update_layout(margin=margin)
     # What is left over of a figure that its title needs wider than its panels stays empty on the right.
     if width > inner_width + margin["l"] + margin["r"]:
         figure.update_layout(margin_r=width - inner_width - margin["l"])
@@ -172,12 +172,12 @@ def draw_maps(
     if max(n_rows, n_columns) > 24:
         figure.update_xaxes(nticks=10)
         figure.update_yaxes(nticks=10)
-    return figure
+    return drawing
 
 
 def draw_scatter(
     groups: Mapping[str, tuple[Tensor, Tensor]], title: str, subtitle: str, x_title: str, y_title: str
-) -> go.Figure:
+) -> Drawing:
     """Points in groups, one colour each, on one pair of axes with a line at 0.
 
     Args:
@@ -191,10 +191,10 @@ def draw_scatter(
     for (name, (x, y)), colour in zip(groups.items(), SERIES, strict=False):
         marker = {"color": colour, "size": 6, "opacity": 0.65}
         figure.add_trace(go.Scatter(x=x.tolist(), y=y.tolist(), name=name, mode="markers", marker=marker))
-    finish(figure, title, subtitle, width=680, height=460)
+    drawing = finish(figure, title, subtitle, width=680, height=352)
     figure.update_xaxes(title_text=x_title, title_font_size=12, tickfont_size=11)
     figure.update_yaxes(title_text=y_title, zeroline=True)
-    return figure
+    return drawing
 
 
 def top_heads(values: Float[Tensor, "layer head"], n: int, share: float = 0.1) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from IPython.display import Image, Markdown, display
 from PIL import Image as Pillow
 
+from plotting.style import Drawing
 from utils.progress import configure_logging
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +28,7 @@ NO_BROWSER = (
     "For pictures install one (Debian: `apt-get install chromium`, macOS: `brew install --cask chromium`)."
 )
 
-Show = Callable[[go.Figure], None]
+Show = Callable[[Drawing], None]
 
 
 def start(figures: Literal["png", "interactive"] = "png") -> Show:
@@ -53,14 +54,14 @@ def start(figures: Literal["png", "interactive"] = "png") -> Show:
 
     painter = _Painter() if figures == "png" else None
 
-    def show(figure: go.Figure) -> None:
+    def show(drawing: Drawing) -> None:
         nonlocal painter
+        figure = drawing.titled()
         if painter is not None:
             png = painter.picture(figure)
             if png is not None:
-                # Without its markup the title is what a screen reader reads out.
-                title = (figure.layout.title.text or "").partition("</b>")[0].removeprefix("<b>")
-                display(Image(data=png, format="png", width=figure.layout.width, alt=title))
+                # A screen reader reads the title out.
+                display(Image(data=png, format="png", width=figure.layout.width, alt=drawing.title))
                 return
             painter = None
             display(Markdown(NO_BROWSER))

@@ -108,23 +108,3 @@ def similarity_over_training(circuits: Mapping[int, pd.DataFrame], reference: in
     pairs = itertools.pairwise(steps) if reference is None else ((reference, step) for step in steps)
     rows = [{"step": step, **compare(circuits[before], circuits[step])} for before, step in pairs]
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def ewma(values: pd.Series, alpha: float) -> pd.Series:
-    """Exponentially weighted moving average started at the first value: s = alpha x + (1 - alpha) s.
-
-    A missing value leaves the average as it was and is missing in the result too.
-
-    Raises:
-        ValueError: if alpha is not in (0, 1].
-    """
-    if not 0 < alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; it lies in (0, 1]")
-    averages, average = [], None
-    for value in values.astype(float):
-        if np.isnan(value):
-            averages.append(np.nan)
-            continue
-        average = value if average is None else alpha * value + (1 - alpha) * average
-        averages.append(average)
-    return pd.Series(averages, index=values.index, dtype=float)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from plotting.style import Drawing
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.results.store import Store
@@ -19,7 +20,7 @@ from utils.results.store import Store
 logger = logging.getLogger("plotting")
 
 FORMATS = ("html", "png", "pdf")
-Draw = Callable[[Store, argparse.Namespace], dict[str, go.Figure]]
+Draw = Callable[[Store, argparse.Namespace], dict[str, Drawing]]
 
 
 def figure_main(
@@ -54,8 +55,8 @@ def figure_main(
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         formats = parse_formats(arguments.format)
-        for name, figure in draw(Store(arguments.results), arguments).items():
-            for path in write_figure(figure, arguments.output, name, formats):
+        for name, drawing in draw(Store(arguments.results), arguments).items():
+            for path in write_figure(drawing.titled(), arguments.output, name, formats):
                 logger.info("wrote %s", path)
     except UserError as error:
         logger.error("%s", error)

@@ -7,13 +7,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from plotting.style import FONT, INK, ModelLook, finish, translucent
+from plotting.style import FONT, INK, Drawing, ModelLook, finish, translucent
 from plotting.time_axis import TimeAxis
 
 _PANEL_WIDTH = 345
 _PANEL_HEIGHT = 215
-# Pixels that titles, legend and the last row's axis labels take.
-_FRAME_WIDTH, _FRAME_HEIGHT = 106, 220
+# Pixels that the axes' labels and the panels' titles take.
+_FRAME_WIDTH, _FRAME_HEIGHT = 106, 112
+# Pixels between columns: for an axis, and for names of lines before it. Screens may squeeze them by a quarter.
+_BETWEEN_COLUMNS, _END_NAMES = 78, 42
 # Half a 95% interval in standard errors.
 INTERVAL = 1.96
 
@@ -63,6 +65,7 @@ class Panels:
         *,
         n_panels: int | None = None,
         panel_height: int = _PANEL_HEIGHT,
+        names_at_ends: bool = False,
     ) -> None:
         """Make a grid.
 
@@ -73,6 +76,7 @@ class Panels:
             titles: written above the panels: one per column, or where `n_panels` is given one per panel.
             n_panels: number of panels, filled row by row, where the grid is not full.
             panel_height: pixels of a panel.
+            names_at_ends: leave room right of every panel for `name_ends`.
         """
         self.axis = axis
         self.rows, self.columns, self.n_panels = rows, columns, n_panels or rows * columns
@@ -81,14 +85,16 @@ class Panels:
         self._title_room = 18 * max((title.count("<br>") for title in titles), default=0)
         between = 34 if n_panels is None else 62
         inner = panel_height * rows + between * (rows - 1)
-        self.width = _FRAME_WIDTH + self.panel_width * columns
+        aside = _END_NAMES if names_at_ends else 0
+        self._margin_right = 28 + aside
+        self.width = _FRAME_WIDTH + (self.panel_width + aside) * columns
         self.height = _FRAME_HEIGHT + self._title_room + inner
         self.figure = make_subplots(
             rows=rows,
             cols=columns,
             shared_xaxes=True,
             subplot_titles=[*titles, *[""] * (rows * columns - len(titles))],
-            horizontal_spacing=min(0.2, 78 / self.width) if columns > 1 else 0,
+            horizontal_spacing=min(0.2, (_BETWEEN_COLUMNS + aside) / self.width) if columns > 1 else 0,
             vertical_spacing=between / inner if rows > 1 else 0,
         )
         self.figure.update_annotations(font={"size": 15, "family": FONT, "color": INK}, yshift=4)
@@ -182,10 +188,11 @@ class Panels:
                 col=column,
             )
 
-    def done(self, title: str, subtitle: str, *, legend: bool = True) -> go.Figure:
-        """Set the axes and titles; returns the figure."""
-        figure = finish(self.figure, title, subtitle, width=self.width, height=self.height, legend=legend)
-        figure.update_layout(margin={"l": 78, "t": figure.layout.margin.t + self._title_room})
+    def done(self, title: str, subtitle: str, *, legend: bool = True) -> Drawing:
+        """Set the axes and titles; returns the drawing."""
+        figure = self.figure
+        drawing = finish(figure, title, subtitle, width=self.width, height=self.height, legend=legend)
+        figure.update_layout(margin={"l": 78, "r": self._margin_right, "t": figure.layout.margin.t + self._title_room})
         self.axis.apply(figure, most=max(4, self.panel_width // 46), title="")
         self.axis.mark_break(figure, row="all", col="all")
         for panel in range(self.rows * self.columns):
@@ -195,7 +202,7 @@ class Panels:
                 figure.update_yaxes(visible=False, **where)
             elif panel + self.columns >= self.n_panels:
                 figure.update_xaxes(title_text=self.axis.title, showticklabels=True, **where)
-        return figure
+        return drawing
 
     def _band(
         self, x: pd.Series, low: pd.Series, high: pd.Series, colour: str, entry: str, where: dict[str, int]

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.circuit_layout import BOX_HEIGHT, BOX_WIDTH, Layout, lay_out
 from plotting.export import figure_main
-from plotting.style import FAINT, INK, NEGATIVE, POSITIVE, finish, task_label, translucent
+from plotting.style import FAINT, INK, NEGATIVE, POSITIVE, Drawing, finish, task_label, translucent
 from plotting.tables import circuits
 from utils.errors import UserError
 from utils.results.store import Store
@@ -56,7 +56,7 @@ def edge_path(start: tuple[float, float], end: tuple[float, float], n: int = 20)
     return curve[0], curve[1]
 
 
-def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str) -> go.Figure:
+def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str) -> Drawing:
     """The drawing of a circuit.
 
     Args:
@@ -71,8 +71,8 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str) -> go.Figure:
     _draw_nodes(figure, layout)
     row = float(np.clip(1000 / (layout.height + 1), 62, 104))
     width = int(max(820, 190 + 64 * 2 * layout.half_width))
-    height = int(250 + row * (layout.height + 0.6))
-    finish(figure, title, subtitle, width=width, height=height)
+    height = int(142 + row * (layout.height + 0.6))
+    drawing = finish(figure, title, subtitle, width=width, height=height)
     figure.update_layout(hovermode="closest", margin={"l": 84, "b": 30, "r": 30})
     figure.update_xaxes(visible=False, range=[-layout.half_width - 0.9, layout.half_width + 0.9])
     labels = [(y, name) for y, name in layout.rows if name]
@@ -85,7 +85,7 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str) -> go.Figure:
         zeroline=False,
         tickfont_size=12,
     )
-    return figure
+    return drawing
 
 
 def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: Layout) -> None:
@@ -152,7 +152,7 @@ def _draw_nodes(figure: go.Figure, layout: Layout) -> None:
                 )
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name: every model and task asked for, at the step asked for or the last with a circuit."""
     if arguments.strongest < 1:
         raise UserError(f"--strongest: {arguments.strongest} edges asked for; at least 1")

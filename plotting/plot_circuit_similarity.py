@@ -15,14 +15,13 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import plotly.graph_objects as go
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plotting.circuit_similarity import ewma, similarity_over_training
+from plotting.circuit_similarity import similarity_over_training
 from plotting.export import figure_main
 from plotting.panels import Line, Panels
-from plotting.style import ModelLook, model_looks, task_label
+from plotting.style import Drawing, ModelLook, model_looks, task_label
 from plotting.tables import circuits, every_model, models_in, tasks_in
 from plotting.time_axis import TimeAxis
 from utils.errors import UserError
@@ -36,6 +35,14 @@ MEASURES = {
     "edge_jaccard": "edges, Jaccard",
     "weighted_edge_jaccard": "edges, score-weighted",
 }
+
+
+def moving_average(values: pd.Series, alpha: float) -> pd.Series:
+    """Exponentially weighted moving average from the first value on: s = alpha x + (1 - alpha) s.
+
+    A missing value leaves the average as it was and is missing in the result too.
+    """
+    return values.ewm(alpha=alpha, adjust=False, ignore_na=True).mean().where(values.notna())
 
 
 def similarities(
@@ -58,7 +65,7 @@ def similarities(
             continue
         table = similarity_over_training(by_step, reference)
         for measure in MEASURES:
-            table[f"{measure}_average"] = ewma(table[measure], alpha)
+            table[f"{measure}_average"] = moving_average(table[measure], alpha)
         tokens = {step: edges["tokens"].iloc[0] for step, edges in by_step.items()}
         frames.append(table.assign(model=model, task=task, tokens=table["step"].map(tokens)))
     if not frames:
@@ -71,7 +78,7 @@ def similarities(
     return table
 
 
-def draw_similarity(table: pd.DataFrame, looks: dict[str, ModelLook], against: str) -> go.Figure:
+def draw_similarity(table: pd.DataFrame, looks: dict[str, ModelLook], against: str) -> Drawing:
     """The figure; `against` says what circuits are compared with."""
     tasks = tasks_in(table)
     panels = Panels(
@@ -100,7 +107,7 @@ def draw_similarity(table: pd.DataFrame, looks: dict[str, ModelLook], against: s
     )
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name."""
     if not 0 < arguments.alpha <= 1:
         raise UserError(f"--alpha: {arguments.alpha} given; it lies in (0, 1]")

@@ -13,13 +13,12 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import plotly.graph_objects as go
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
 from plotting.panels import Line, Panels
-from plotting.style import METRIC_LABELS, PRIMARY_METRICS, ModelLook, model_looks, task_label, within
+from plotting.style import METRIC_LABELS, PRIMARY_METRICS, Drawing, ModelLook, model_looks, task_label, within
 from plotting.tables import every_model, load, models_in, tasks_in
 from plotting.time_axis import TimeAxis
 from utils.results.store import Store
@@ -53,7 +52,7 @@ def selected_circuits(faithfulness: pd.DataFrame, baselines: pd.DataFrame) -> pd
     return table.sort_values(keys, ignore_index=True)
 
 
-def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, metrics: dict[str, str]) -> go.Figure:
+def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, metrics: dict[str, str]) -> Drawing:
     """The figure.
 
     Args:
@@ -109,7 +108,7 @@ def task_metrics(store: Store, table: pd.DataFrame) -> dict[str, str]:
     return metrics
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name."""
     table = selected_circuits(load(store, "faithfulness", arguments), load(store, "baselines", arguments))
     return {

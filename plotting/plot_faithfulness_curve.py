@@ -1,8 +1,8 @@
 """Draw faithfulness against circuit size, and its two summaries CPR and CMD over training.
 
 Writes figures/faithfulness_curve_<model>.html (a column per task, a curve per checkpoint, the selected size ringed) and
-figures/cpr_cmd.html: the area under the curve and the area between it and 1, as the MIB benchmark defines them
-(arXiv 2504.13151), over all checkpoints. Sizes not measured are interpolated towards the whole model.
+figures/cpr_cmd.html (over all checkpoints, the area under the curve and the area between it and 1, as the MIB benchmark
+defines them, arXiv 2504.13151; measured with `search.mib: true`).
 
     python plotting/plot_faithfulness_curve.py -r results --curves 6
 """
@@ -20,14 +20,13 @@ from plotly.subplots import make_subplots
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from edge_attribution_patching.circuit import Circuit
 from plotting.export import figure_main
 from plotting.panels import Line, Panels
-from plotting.style import ModelLook, finish, model_looks, task_label, within
-from plotting.tables import every_model, load, models_in, tasks_in
+from plotting.style import Drawing, ModelLook, finish, model_looks, task_label, within
+from plotting.tables import every_model, load, load_if_any, models_in, tasks_in
 from plotting.time_axis import TimeAxis
 from utils.errors import UserError
-from utils.faithfulness_area import cmd, cpr
+from utils.results.kinds import how_to_make
 from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
@@ -45,51 +44,12 @@ def spread_steps(steps: list[int], n: int) -> list[int]:
     return [steps[i] for i in sorted(set(chosen.tolist()))]
 
 
-def areas(table: pd.DataFrame, totals: dict[tuple[str, str], int]) -> pd.DataFrame:
-    """CPR and CMD of every checkpoint.
-
-    Args:
-        table: faithfulness results of models and tasks in `totals`.
-        totals: number of edges of the whole graph, by (model, task).
-
-    Returns:
-        `model, task, step, tokens, cpr, cmd, covered`, the last being the largest share of edges measured.
-    """
-    rows = []
-    for (*key, step), part in table.groupby(["model", "task", "step"]):
-        model, task = map(str, key)
-        part = part.dropna(subset="faithfulness").drop_duplicates("size")
-        if part.empty:
-            logger.info("%s %s step %d: no faithfulness; left out", model, task, step)
-            continue
-        shares = part["size"] / totals[model, task]
-        values = {
-            "cpr": cpr(shares, part["faithfulness"]),
-            "cmd": cmd(shares, part["faithfulness"]),
-            "covered": shares.max(),
-        }
-        rows.append({"model": model, "task": task, "step": step, "tokens": part["tokens"].iloc[0], **values})
-    return pd.DataFrame(rows)
+def measured_areas(baselines: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the models and tasks that have CPR and CMD at some checkpoint; others have them empty."""
+    return baselines.groupby(["model", "task"]).filter(lambda rows: rows[["cpr", "cmd"]].notna().any(axis=None))
 
 
-def graph_sizes(store: Store, table: pd.DataFrame) -> dict[tuple[str, str], int]:
-    """Edges of each model's whole graph, by (model, task); those without a saved graph are logged and absent."""
-    totals: dict[tuple[str, str], int] = {}
-    for key, part in table.groupby(["model", "task"]):
-        model, task = map(str, key)
-        steps = [step for step in part["step"].unique() if store.folder("graphs", model, task).has(step, ".pt")]
-        if not steps:
-            logger.warning(
-                "%s %s: no graph in %s, so no CPR and CMD", model, task, store.folder("graphs", model, task).path
-            )
-            continue
-        totals[model, task] = Circuit.from_tensors(
-            store.folder("graphs", model, task).read_tensors(steps[-1])
-        ).graph.n_edges
-    return totals
-
-
-def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> go.Figure:
+def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
     """One model's curves; dark checkpoints are early, bright ones late."""
     tasks = tasks_in(table)
     width = 106 + max(PANEL_WIDTH * len(tasks), 520)
@@ -134,7 +94,7 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> go.Figure:
         figure.add_hline(y=1, line={"dash": "dash", "width": 1, "color": "#777777"}, row=1, col=column)
     limits, cut = within([0.0, 1.0, *table.loc[table["step"].isin(steps), "faithfulness"]], *CURVE_LIMITS)
     subtitle = "Rings mark the selected circuit; 1 is the whole model" + (CUT.format(*CURVE_LIMITS) if cut else "")
-    finish(figure, f"Faithfulness of circuits of {model}", subtitle, width=width, height=520)
+    drawing = finish(figure, f"Faithfulness of circuits of {model}", subtitle, width=width, height=412)
     figure.update_yaxes(range=limits)
     figure.update_xaxes(
         type="log", title_text="circuit size (edges, before pruning)", title_font_size=12, tickfont_size=11
@@ -142,10 +102,10 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> go.Figure:
     sizes = table.loc[table["size"] > 0, "size"]
     figure.update_xaxes(dtick=1, range=[np.log10(sizes.min()) - 0.1, np.log10(sizes.max()) + 0.1])
     figure.update_yaxes(title_text="faithfulness (share)", row=1, col=1)
-    return figure
+    return drawing
 
 
-def draw_areas(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Figure:
+def draw_areas(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     """CPR above CMD, a column per task, a line per model."""
     tasks = tasks_in(table)
     panels = Panels(2, len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks])
@@ -154,7 +114,7 @@ def draw_areas(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Figure:
         for model in models_in(table[table["task"] == task]):
             rows = table[(table["task"] == task) & (table["model"] == model)]
             for row, measure in enumerate(("cpr", "cmd"), 1):
-                panels.draw(Line(rows, measure, model, looks[model], hover=("covered",)), row, column)
+                panels.draw(Line(rows, measure, model, looks[model], hover=("status",)), row, column)
         panels.level(1, 1, column)
         for row, measure in enumerate(("cpr", "cmd"), 1):
             limits, cut = within([float(2 - row), *table.loc[table["task"] == task, measure]], *AREA_LIMITS)
@@ -168,7 +128,7 @@ def draw_areas(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Figure:
     return panels.done("Faithfulness over all circuit sizes", subtitle)
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name."""
     if arguments.curves < 1:
         raise UserError(f"--curves: {arguments.curves} asked for; at least 1")
@@ -176,16 +136,13 @@ def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
     figures = {}
     for model in models_in(table):
         figures[f"faithfulness_curve_{model}"] = draw_curves(table[table["model"] == model], model, arguments.curves)
-    totals = graph_sizes(store, table)
-    known = [pair in totals for pair in zip(table["model"], table["task"], strict=True)]
-    if any(known):
-        summary = areas(table[known], totals)
-        least = summary["covered"].min()
-        if least < 0.5:
-            logger.info(
-                "CPR and CMD: circuits were measured up to %s%% of the edges, interpolated beyond", f"{100 * least:.2g}"
-            )
-        figures["cpr_cmd"] = draw_areas(summary, model_looks(every_model(store)))
+    baselines = load_if_any(store, "baselines", arguments)
+    areas = pd.DataFrame() if baselines is None else measured_areas(baselines)
+    if areas.empty:
+        model, task = table[["model", "task"]].iloc[0]
+        logger.info("no CPR and CMD; run: %s search.mib=true overwrite=true", how_to_make("baselines", model, task))
+    else:
+        figures["cpr_cmd"] = draw_areas(areas, model_looks(every_model(store)))
     return figures
 
 

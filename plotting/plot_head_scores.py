@@ -13,13 +13,12 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import plotly.graph_objects as go
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
 from plotting.panels import Line, Panels
-from plotting.style import SERIES, ModelLook, model_looks, within
+from plotting.style import SERIES, Drawing, ModelLook, model_looks, within
 from plotting.tables import every_model, load_if_any, models_in
 from plotting.time_axis import TimeAxis
 from utils.errors import UserError
@@ -83,7 +82,7 @@ def maxima(table: pd.DataFrame) -> pd.DataFrame:
     return best.assign(best_head=best["layer"].astype(str) + "." + best["head"].astype(str))
 
 
-def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Figure:
+def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     """Per score a panel with every model's best head."""
     best = maxima(table)
     panels, places = _score_panels(best)
@@ -98,9 +97,9 @@ def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Figure:
     )
 
 
-def draw_top_heads(table: pd.DataFrame, model: str, n: int) -> go.Figure:
+def draw_top_heads(table: pd.DataFrame, model: str, n: int) -> Drawing:
     """Per score a panel with the model's top heads, each named at the end of its line."""
-    panels, places = _score_panels(table)
+    panels, places = _score_panels(table, names_at_ends=True)
     for score, (row, column) in places.items():
         part = table[table["score"] == score]
         heads = top_heads(part, n)
@@ -114,10 +113,10 @@ def draw_top_heads(table: pd.DataFrame, model: str, n: int) -> go.Figure:
     _limit_cspa(panels, places, table)
     return panels.done(
         f"Top heads of {model}", "The heads with the highest score at any checkpoint, as layer.head", legend=False
-    ).update_layout(margin_r=52)
+    )
 
 
-def _score_panels(table: pd.DataFrame) -> tuple[Panels, dict[str, tuple[int, int]]]:
+def _score_panels(table: pd.DataFrame, *, names_at_ends: bool = False) -> tuple[Panels, dict[str, tuple[int, int]]]:
     """A grid with one panel per score and the place of each."""
     known = list(SCORES)
     there = table["score"].unique().tolist()
@@ -125,7 +124,9 @@ def _score_panels(table: pd.DataFrame) -> tuple[Panels, dict[str, tuple[int, int
     labels = {score: score_label(score) for score in scores}
     rows = -(-len(scores) // MAX_COLUMNS)
     columns = -(-len(scores) // rows)
-    panels = Panels(rows, columns, TimeAxis.of(table), [labels[score][0] for score in scores], n_panels=len(scores))
+    titles = [labels[score][0] for score in scores]
+    axis = TimeAxis.of(table)
+    panels = Panels(rows, columns, axis, titles, n_panels=len(scores), names_at_ends=names_at_ends)
     places = {score: (1 + i // columns, 1 + i % columns) for i, score in enumerate(scores)}
     for score, (row, column) in places.items():
         panels.figure.update_yaxes(title_text=labels[score][1], row=row, col=column)
@@ -139,7 +140,7 @@ def _limit_cspa(panels: Panels, places: dict[str, tuple[int, int]], table: pd.Da
         panels.figure.update_yaxes(range=limits, row=row, col=column)
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name."""
     if arguments.top < 1:
         raise UserError(f"--top: {arguments.top} heads asked for; at least 1")

@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import plotly.graph_objects as go
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
 from plotting.panels import Line, Panels
-from plotting.style import ModelLook, model_looks
+from plotting.style import Drawing, ModelLook, model_looks
 from plotting.tables import every_model, load, models_in
 from plotting.time_axis import TimeAxis
 from utils.results.store import Store
@@ -29,7 +28,7 @@ TITLES = {
 }
 
 
-def draw_consistency(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Figure:
+def draw_consistency(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     """The figure.
 
     Args:
@@ -53,7 +52,7 @@ def draw_consistency(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Fig
     )
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name."""
     table = load(store, "ioi_consistency", arguments)
     return {"ioi_consistency": draw_consistency(table, model_looks(every_model(store)))}

@@ -12,14 +12,13 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import plotly.graph_objects as go
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.eval_results import read_evaluations
 from plotting.export import figure_main
 from plotting.panels import Line, Panels
-from plotting.style import ModelLook, model_looks
+from plotting.style import Drawing, ModelLook, model_looks
 from plotting.tables import every_model, models_in
 from plotting.time_axis import TimeAxis
 from utils.errors import UserError
@@ -67,7 +66,7 @@ def choose(table: pd.DataFrame, shots: int, benchmarks: list[str] | None) -> pd.
     return pd.concat(parts, ignore_index=True)
 
 
-def draw_evaluations(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Figure:
+def draw_evaluations(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     """The figure, from rows `model, step, tokens, benchmark, metric, value, stderr`."""
     benchmarks = list(dict.fromkeys(table["benchmark"]))
     columns = min(COLUMNS, len(benchmarks))
@@ -91,7 +90,7 @@ def draw_evaluations(table: pd.DataFrame, looks: dict[str, ModelLook]) -> go.Fig
     return panels.done("Benchmarks over training", "lm-evaluation-harness; bands are 95% intervals")
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name."""
     table = read_evaluations(arguments.evaluations)
     for model in arguments.model or []:

@@ -1,8 +1,8 @@
 """Draw mean circuit size over training against the models' parameter counts (figures/size_vs_scale.html).
 
 A panel per task; r is Pearson's correlation over models between parameters and mean size, both as they are, not their
-logarithms. Checkpoints at which no circuit reached the threshold do not count. Sizes of Pythia models follow from their
-architecture, those of local families from their weights; --parameters gives others.
+logarithms. Checkpoints at which no circuit reached the threshold do not count. Parameters are those that the results
+record with every checkpoint; --parameters gives others.
 
     python plotting/plot_size_vs_scale.py -r results --count nodes --parameters my-model=25000000
 """
@@ -21,11 +21,11 @@ from plotly.subplots import make_subplots
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
-from plotting.style import ModelLook, finish, model_looks, nominal_size, task_label
-from plotting.tables import every_model, load, models_in, tasks_in
+from plotting.style import Drawing, ModelLook, finish, model_looks, task_label
+from plotting.tables import every_model, load, models_in, recorded_parameters, tasks_in
 from plotting.time_axis import compact
 from utils.errors import UserError
-from utils.parameter_counts import parameter_count
+from utils.results.kinds import how_to_make
 from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
@@ -68,8 +68,8 @@ def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> 
     return pd.DataFrame(rows)
 
 
-def model_parameters(store: Store, table: pd.DataFrame, given: list[str] | None) -> dict[str, float]:
-    """Parameters of every model in the table: as given (`name=count`), else counted, else as the name states.
+def model_parameters(store: Store, table: pd.DataFrame, given: list[str] | None = None) -> dict[str, float]:
+    """Parameters of the table's models: as given (`name=count`), else as recorded; others are logged and absent.
 
     Raises:
         UserError: if a given count cannot be read.
@@ -82,29 +82,22 @@ def model_parameters(store: Store, table: pd.DataFrame, given: list[str] | None)
         except ValueError:
             raise UserError(f"--parameters: '{text}' is not name=count, such as my-model=25000000") from None
     for model in models_in(table):
-        if model in counts:
-            continue
-        task = table.loc[table["model"] == model, "task"].iloc[0]
-        count = parameter_count(model, _local_families(store, model, task)) or nominal_size(model)
-        if count is None:
-            logger.warning("%s: number of parameters unknown, left out; give --parameters %s=COUNT", model, model)
-            continue
-        counts[model] = float(count)
+        if model not in counts and (recorded := recorded_parameters(store, model)) is not None:
+            counts[model] = float(recorded)
+        if model not in counts:
+            command = f"{how_to_make('task_performance', model)} overwrite=true"
+            step = int(table.loc[table["model"] == model, "step"].max())
+            logger.warning(
+                "%s: its results do not record its number of parameters; left out. Give --parameters %s=COUNT, or run: "
+                "%s checkpoints=[%d]",
+                *(model, model, command, step),
+            )
     return counts
-
-
-def _local_families(store: Store, model: str, task: str) -> dict[str, Path]:
-    """The folder that the model's results were measured from, if the run named one that is still there."""
-    if not (store.folder("faithfulness", model, task).path / "run.json").is_file():
-        return {}
-    named = store.folder("faithfulness", model, task).read_run()["config"]["model"]
-    folders = [Path(name) for name in ([named] if isinstance(named, str) else named)]
-    return {folder.name: folder for folder in folders if folder.name == model and folder.is_dir()}
 
 
 def draw_scale(
     sizes: pd.DataFrame, parameters: Mapping[str, float], looks: dict[str, ModelLook], count: str
-) -> go.Figure:
+) -> Drawing:
     """The figure: a point per model with one standard deviation over checkpoints, and r in each panel's title."""
     correlations = size_against_scale(sizes, parameters).set_index("task")
     tasks = tasks_in(sizes)
@@ -143,20 +136,20 @@ def draw_scale(
                 row=1,
                 col=column,
             )
-    finish(
+    drawing = finish(
         figure,
         "Circuit size against model size",
         f"Mean number of {count} over checkpoints; bars are one standard deviation over checkpoints",
         width=width,
-        height=500,
+        height=392,
     )
-    figure.update_layout(margin_t=170)
+    figure.update_layout(margin_t=62)
     figure.update_xaxes(
         type="log", title_text="parameters", title_font_size=12, tickfont_size=11, **_decades(sizes, parameters)
     )
     figure.update_yaxes(rangemode="tozero")
     figure.update_yaxes(title_text=f"mean circuit size ({count})", row=1, col=1)
-    return figure
+    return drawing
 
 
 def _decades(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> dict[str, object]:
@@ -169,7 +162,7 @@ def _decades(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> dict[str, 
     return {"range": [np.log10(low), np.log10(high)], "tickvals": ticks, "ticktext": [compact(tick) for tick in ticks]}
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name."""
     table = load(store, "faithfulness", arguments)
     sizes = mean_sizes(table, arguments.count)

@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import plotly.graph_objects as go
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
 from plotting.panels import Line, Panels
-from plotting.style import METRIC_LABELS, ModelLook, model_looks, task_label
+from plotting.style import METRIC_LABELS, Drawing, ModelLook, model_looks, task_label
 from plotting.tables import every_model, load, models_in, tasks_in
 from plotting.time_axis import TimeAxis
 from utils.errors import UserError
@@ -28,7 +27,7 @@ DASHES = {"clean": None, "corrupted": "dot"}
 SHARES = ("accuracy", "rank_0_rate", "prob_mass")
 
 
-def draw_performance(table: pd.DataFrame, metrics: list[str], looks: dict[str, ModelLook]) -> go.Figure:
+def draw_performance(table: pd.DataFrame, metrics: list[str], looks: dict[str, ModelLook]) -> Drawing:
     """The figure.
 
     Args:
@@ -70,7 +69,7 @@ def draw_performance(table: pd.DataFrame, metrics: list[str], looks: dict[str, M
     return panels.done("Task performance over training", "The whole model; bands are 95% intervals")
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, go.Figure]:
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name."""
     table = load(store, "task_performance", arguments)
     measured = [metric for metric in METRIC_LABELS if (table["metric"] == metric).any()]

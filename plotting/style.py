@@ -136,52 +136,83 @@ def within(values: Iterable[float], low: float, high: float) -> tuple[list[float
     return [bottom - pad, top + pad], any(not bottom <= value <= top for value in finite)
 
 
+# Pixels above the panels: their own titles; and in a file the heading, with and without a legend below it.
+_PANEL_TITLES = 34
+_HEADING, _HEADING_WITH_LEGEND = 78, 108
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and its heading, apart: files have it above the panels, the report as text that wraps.
+
+    Attributes:
+        figure: the panels, without a title and without room for one.
+        title: what is shown, in plotly's markup of text.
+        subtitle: one line on how to read it, alike.
+    """
+
+    figure: go.Figure
+    title: str
+    subtitle: str = ""
+
+    def titled(self) -> go.Figure:
+        """A copy of the figure with the heading, and the legend if it has one, above the panels."""
+        figure = go.Figure(self.figure)
+        layout = figure.layout
+        room = _HEADING_WITH_LEGEND if layout.showlegend else _HEADING
+        height = layout.height + room
+        faint = f"<br><span style='font-size:13px;color:#555'>{self.subtitle}</span>" if self.subtitle else ""
+        return figure.update_layout(
+            height=height,
+            margin_t=layout.margin.t + room,
+            title={
+                "text": f"<b>{self.title}</b>{faint}",
+                "font": {"size": 19},
+                "x": 0,
+                "xref": "paper",
+                "xanchor": "left",
+                "y": 1 - 32 / height,
+                "yref": "container",
+                "yanchor": "top",
+            },
+            legend={
+                "orientation": "h",
+                "x": 0,
+                "xanchor": "left",
+                "xref": "paper",
+                "y": 1 - 76 / height,
+                "yref": "container",
+                "yanchor": "top",
+                "font": {"size": 13},
+            },
+        )
+
+
 def finish(
     figure: go.Figure, title: str, subtitle: str = "", *, width: int, height: int, legend: bool = True
-) -> go.Figure:
-    """Give a drawn figure the shared look.
+) -> Drawing:
+    """Give a drawn figure the shared look, and a heading.
 
     Args:
         figure: the figure, changed in place.
         title: what is shown.
         subtitle: one line in smaller type: how to read it.
         width: pixels in PNG and PDF; the HTML fills the window but keeps the height.
-        height: pixels.
-        legend: whether a legend stands between title and panels.
+        height: pixels, without the heading.
+        legend: whether the figure has a legend.
     """
-    heading = f"<b>{title}</b>" + (f"<br><span style='font-size:13px;color:#555'>{subtitle}</span>" if subtitle else "")
     figure.update_layout(
         template="plotly_white",
         width=width,
         height=height,
-        title={
-            "text": heading,
-            "font": {"size": 19},
-            "x": 0,
-            "xref": "paper",
-            "xanchor": "left",
-            "y": 1 - 32 / height,
-            "yref": "container",
-            "yanchor": "top",
-        },
         font={"family": FONT, "size": 13, "color": INK},
         hoverlabel={"font": {"family": FONT}},
-        margin={"l": 72, "r": 28, "t": 142 if legend else 112, "b": 78},
+        margin={"l": 72, "r": 28, "t": _PANEL_TITLES, "b": 78},
         showlegend=legend,
-        legend={
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "xref": "paper",
-            "y": 1 - 76 / height,
-            "yref": "container",
-            "yanchor": "top",
-            "font": {"size": 13},
-        },
     )
     figure.update_xaxes(
         showline=True, linecolor=FAINT, gridcolor=GRID, zeroline=False, ticks="outside", tickcolor=FAINT
     )
     figure.update_yaxes(showline=True, linecolor=FAINT, gridcolor=GRID, zerolinecolor="#c8c8c8", ticks="")
     figure.update_yaxes(title_font_size=12, tickfont_size=11, title_standoff=8)
-    return figure
+    return Drawing(figure, title, subtitle)

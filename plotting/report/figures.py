@@ -1,13 +1,10 @@
 """Every figure that the results allow, whole for wide screens and panel by panel for narrow ones.
 
-The drawing is that of the figure scripts. Here a figure loses its title, which the page writes as text that wraps, and
-its legend, which the page writes as buttons.
+The drawing is that of the figure scripts. The page writes headings as text that wraps, and legends as buttons.
 """
 
-import html
 import json
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,14 +17,14 @@ from plotly.io.json import to_json_plotly
 from plotting.eval_results import read_evaluations
 from plotting.plot_circuit_similarity import draw_similarity, similarities
 from plotting.plot_circuits import draw_circuits, selected_circuits, task_metrics
-from plotting.plot_faithfulness_curve import areas, draw_areas, draw_curves, graph_sizes
+from plotting.plot_faithfulness_curve import draw_areas, draw_curves, measured_areas
 from plotting.plot_head_scores import SINGLE, draw_maxima, draw_top_heads, head_scores
 from plotting.plot_ioi_consistency import draw_consistency
 from plotting.plot_pythia_evals import choose, draw_evaluations
 from plotting.plot_size_vs_scale import draw_scale, mean_sizes, model_parameters
 from plotting.plot_task_performance import draw_performance
 from plotting.report.results import Results, escaped, shown
-from plotting.style import METRIC_LABELS, model_looks
+from plotting.style import METRIC_LABELS, Drawing, model_looks
 from plotting.tables import models_in, tasks_in
 from plotting.time_axis import TimeAxis
 from utils.errors import UserError
@@ -35,8 +32,6 @@ from utils.models.schedules import tokens_at
 
 logger = logging.getLogger("plotting")
 
-# Pixels above the panels that `plotting.style.finish` keeps for title and legend; the panels' own titles stay.
-_WITH_LEGEND, _WITHOUT_LEGEND, _PANEL_TITLES = 142, 112, 34
 # Ticks of the training axis that fit a panel as wide as a phone.
 _NARROW_TICKS = 6
 # Share of its width below which two of its labels touch.
@@ -55,15 +50,8 @@ class ReportFigure:
     """
 
     name: str
-    whole: go.Figure
+    whole: Drawing
     parts: list[go.Figure] = field(default_factory=list)
-
-    def heading(self) -> tuple[str, str]:
-        """Title and the line below it, as plain text."""
-        text = self.whole.layout.title.text
-        match = re.fullmatch(r"<b>(.*?)</b>(?:<br><span[^>]*>(.*)</span>)?", text, re.DOTALL)
-        title, subtitle = (match[1], match[2] or "") if match else (text, "")
-        return html.unescape(title), html.unescape(subtitle)
 
 
 def report_figures(results: Results) -> list[ReportFigure]:
@@ -84,7 +72,7 @@ def _performance(results: Results) -> list[ReportFigure]:
     metrics = [metric for metric in METRIC_LABELS if (table["metric"] == metric).any()]
     metrics += sorted(set(table["metric"]) - set(metrics))
 
-    def draw(rows: pd.DataFrame) -> go.Figure:
+    def draw(rows: pd.DataFrame) -> Drawing:
         return draw_performance(
             rows, [metric for metric in metrics if (rows["metric"] == metric).any()], results.looks()
         )
@@ -136,14 +124,10 @@ def _curves(results: Results) -> list[ReportFigure]:
 
 
 def _areas(results: Results) -> list[ReportFigure]:
-    table = results.table("faithfulness")
-    totals = graph_sizes(results.store, table)
-    known = [pair in totals for pair in zip(table["model"], table["task"], strict=True)]
-    summary = areas(table[known], totals) if any(known) else pd.DataFrame()
-    if summary.empty:
-        return []
-    summary = escaped(summary)
-    return [_by_panel("cpr_cmd", lambda rows: draw_areas(rows, results.looks()), summary, "task", tasks_in(summary))]
+    table = escaped(measured_areas(results.table("baselines")))
+    if table.empty:
+        return []  # They are measured only where the config asks for them.
+    return [_by_panel("cpr_cmd", lambda rows: draw_areas(rows, results.looks()), table, "task", tasks_in(table))]
 
 
 def _heads(results: Results) -> list[ReportFigure]:
@@ -172,14 +156,14 @@ def _consistency(results: Results) -> list[ReportFigure]:
     table = escaped(raw)
     levels = list(dict.fromkeys(table["level"]))
     whole = draw_consistency(table, results.looks())
-    titles = [note.text for note in whole.layout.annotations[: len(levels)]]
+    titles = [note.text for note in whole.figure.layout.annotations[: len(levels)]]
     parts = []
     for level, title in zip(levels, titles, strict=True):
-        part = draw_consistency(table[table["level"] == level], results.looks())
+        part = draw_consistency(table[table["level"] == level], results.looks()).figure
         # Alone, a level would be taken for the first.
         part.layout.annotations[0].text = title
         parts.append(_narrow(part, table))
-    return [ReportFigure("ioi_consistency", _bare(whole), parts if len(parts) > 1 else [])]
+    return [ReportFigure("ioi_consistency", whole, parts if len(parts) > 1 else [])]
 
 
 def _log_empty_levels(table: pd.DataFrame) -> None:
@@ -199,7 +183,7 @@ def _scale(results: Results) -> list[ReportFigure]:
     sizes = mean_sizes(table, "nodes")
     if sizes["model"].nunique() < 2:
         return []  # A model has no size to be compared with but another's.
-    parameters = model_parameters(results.store, table, None)
+    parameters = model_parameters(results.store, table)
     sizes = sizes[sizes["model"].isin(parameters.keys())]
     if sizes.empty:
         return []
@@ -230,7 +214,7 @@ BUILDERS: tuple[tuple[Callable[[Results], list[ReportFigure]], tuple[str, ...]],
     (_circuits, ("faithfulness", "baselines")),
     (_similarity, ("graphs",)),
     (_curves, ("faithfulness",)),
-    (_areas, ("faithfulness",)),
+    (_areas, ("baselines",)),
     (_heads, ()),
     (_consistency, ("ioi_consistency",)),
     (_scale, ("faithfulness",)),
@@ -240,25 +224,18 @@ BUILDERS: tuple[tuple[Callable[[Results], list[ReportFigure]], tuple[str, ...]],
 
 
 def _by_panel(
-    name: str, draw: Callable[[pd.DataFrame], go.Figure], table: pd.DataFrame, column: str, values: list[str]
+    name: str, draw: Callable[[pd.DataFrame], Drawing], table: pd.DataFrame, column: str, values: list[str]
 ) -> ReportFigure:
     """The figure of the whole table, and of each value of the column that tells its panels apart."""
-    whole = _bare(draw(table))
+    whole = draw(table)
     if len(values) < 2:
         return ReportFigure(name, whole)
     parts = [table[table[column] == value] for value in values]
-    return ReportFigure(name, whole, [_narrow(draw(part), part) for part in parts])
-
-
-def _bare(figure: go.Figure) -> go.Figure:
-    """The figure without room for title and legend; the title stays readable in its layout."""
-    room = (_WITH_LEGEND if figure.layout.showlegend else _WITHOUT_LEGEND) - _PANEL_TITLES
-    return figure.update_layout(margin_t=figure.layout.margin.t - room, height=figure.layout.height - room)
+    return ReportFigure(name, whole, [_narrow(draw(part).figure, part) for part in parts])
 
 
 def _narrow(figure: go.Figure, table: pd.DataFrame) -> go.Figure:
     """The figure of one panel (or column of panels) with fewer ticks on a training axis and smaller margins."""
-    _bare(figure)
     if "tokens" in table and figure.layout.xaxis.tickmode == "array":
         axis = TimeAxis.of(table)
         positions, labels = axis.ticks(_NARROW_TICKS)
@@ -283,14 +260,14 @@ def figures_json(figures: list[ReportFigure]) -> str:
     entries = []
     for figure in figures:
         records = []
-        for drawing in (figure.whole, *figure.parts):
-            record = drawing.to_plotly_json()
+        for drawn in (figure.whole.figure, *figure.parts):
+            record = drawn.to_plotly_json()
             template = record["layout"].pop("template", template)
-            for key in ("title", "width", "legend"):
+            for key in ("width", "legend"):
                 record["layout"].pop(key, None)
             records.append({"data": record["data"], "layout": record["layout"]})
         entries.append(
-            {"name": figure.name, "width": figure.whole.layout.width, "whole": records[0], "parts": records[1:]}
+            {"name": figure.name, "width": figure.whole.figure.layout.width, "whole": records[0], "parts": records[1:]}
         )
     text: str = to_json_plotly({"template": template, "figures": entries})
     json.loads(text)  # A NaN that slipped through would stop the whole page.

@@ -135,22 +135,23 @@ def _summary(circuits: list[dict[str, Any]]) -> str:
             continue
         last = record["steps"][-1]
         first = next((step["step"] for step in record["steps"] if step["edges"]), None)
-        cells = [
-            record["model"],
-            record["label"],
-            f"{last['step']:,}",
-            _number(last.get("full")),
-            _number(last.get("corrupted")),
-            f"{len(last['edges']):,}" if last["edges"] else last.get("status", "none"),
-            f"{last['nodes']:,}" if last["edges"] else "–",
-            _number(last.get("faithfulness")),
-            "–" if first is None else f"{first:,}",
-        ]
-        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+        cells = {
+            "Model": record["model"],
+            "Task": record["label"],
+            "Step": f"{last['step']:,}",
+            "First circuit at step": "–" if first is None else f"{first:,}",
+            "Metric, clean": _number(last.get("full")),
+            "Metric, corrupted": _number(last.get("corrupted")),
+            "Circuit edges": f"{len(last['edges']):,}" if last["edges"] else last.get("status", "none"),
+            "Circuit nodes": f"{last['nodes']:,}" if last["edges"] else "–",
+            "Faithfulness": _number(last.get("faithfulness")),
+        }
+        # On a phone, where a row is a block, every cell says what it holds.
+        row = "".join(f"<td data-name='{name}'>{html.escape(cell)}</td>" for name, cell in cells.items())
+        rows.append(f"<tr>{row}</tr>")
     if not rows:
         return ""
-    names = ["Model", "Task", "Step", "Metric, clean", "corrupted", "Circuit edges", "nodes", "Faithfulness"]
-    head = "".join(f"<th scope='col'>{name}</th>" for name in [*names, "First circuit at step"])
+    head = "".join(f"<th scope='col'>{name}</th>" for name in cells)
     return (
         "<h2>At the last checkpoint</h2><div class='scroll'><table class='summary'><thead><tr>"
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
@@ -162,12 +163,14 @@ def _number(value: float | None) -> str:
 
 
 def _figure_html(index: int, figure: ReportFigure) -> str:
-    title, subtitle = (html.escape(text) for text in figure.heading())
+    drawing = figure.whole
+    # Plotly's markup writes `<` and `&` as HTML does.
+    title, subtitle = (html.escape(html.unescape(text)) for text in (drawing.title, drawing.subtitle))
     anchor = re.sub(r"[^\w.-]", "_", figure.name)
     return (
         f"<figure id='figure-{index}-{html.escape(anchor)}'><figcaption><h3>{title}</h3><p>{subtitle}</p></figcaption>"
         f"<div class='legend' role='group' aria-label='Legend: {title}'></div>"
-        f"<div class='plot' data-figure='{index}' style='min-height:{figure.whole.layout.height}px'></div></figure>"
+        f"<div class='plot' data-figure='{index}' style='min-height:{drawing.figure.layout.height}px'></div></figure>"
     )
 
 

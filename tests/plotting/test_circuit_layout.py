@@ -51,7 +51,7 @@ def test_every_edge_leaves_its_source_on_top_and_reaches_its_target_from_below(c
 
 
 def test_the_drawing_shows_every_node_and_every_edge_in_the_colour_of_its_sign(circuit) -> None:
-    figure = draw_circuit(circuit, "a circuit", "")
+    figure = draw_circuit(circuit, "a circuit", "").figure
     written = {note.text for note in figure.layout.annotations}
     assert set(circuit["source"]) | set(circuit["target"].str.partition("<")[0]) <= written
     assert len(figure.layout.shapes) == len(lay_out(edges(circuit)).positions)
@@ -71,7 +71,7 @@ def test_the_drawing_shows_every_node_and_every_edge_in_the_colour_of_its_sign(c
 
 def test_stronger_edges_are_wider() -> None:
     circuit = random_circuit(40, np.random.default_rng(0))
-    figure = draw_circuit(circuit, "a circuit", "")
+    figure = draw_circuit(circuit, "a circuit", "").figure
     lines = [trace for trace in figure.data if trace.mode == "lines" and trace.showlegend is False]
     points = [trace for trace in figure.data if trace.mode == "markers"]
     found = [

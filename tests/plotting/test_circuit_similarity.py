@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plotting.circuit_similarity import compare, edges_of, ewma, nodes_of, similarity_over_training, weighted_jaccard
+from plotting.circuit_similarity import compare, edges_of, nodes_of, similarity_over_training, weighted_jaccard
+from plotting.plot_circuit_similarity import moving_average
 
 SOURCES = ("input", "a0.h0", "a0.h1", "m0")
 TARGETS = ("a1.h0<q>", "a1.h0<v>", "m1", "logits")
@@ -107,15 +108,13 @@ def test_circuits_are_compared_with_the_reference() -> None:
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=12), st.floats(0.01, 1))
 def test_moving_average_agrees_with_its_closed_form(values: list[float], alpha: float) -> None:
-    found = ewma(pd.Series(values), alpha)
+    found = moving_average(pd.Series(values), alpha)
     for t in range(len(values)):
         weights = [(1 - alpha) ** t] + [alpha * (1 - alpha) ** (t - i) for i in range(1, t + 1)]
         assert found[t] == pytest.approx(sum(w * x for w, x in zip(weights, values[: t + 1], strict=True)))
 
 
 def test_moving_average_starts_at_the_first_value_and_passes_over_gaps() -> None:
-    found = ewma(pd.Series([np.nan, 0.8, np.nan, 0.4], index=[3, 1, 4, 9]), 0.5)
+    found = moving_average(pd.Series([np.nan, 0.8, np.nan, 0.4], index=[3, 1, 4, 9]), 0.5)
     assert found.index.tolist() == [3, 1, 4, 9]
     assert found.tolist() == pytest.approx([np.nan, 0.8, np.nan, 0.6], nan_ok=True)
-    with pytest.raises(ValueError, match="alpha is 0"):
-        ewma(pd.Series([1.0]), 0)

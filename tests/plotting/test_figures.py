@@ -25,7 +25,7 @@ from plotting import (
 )
 from plotting.export import figure_main, parse_formats
 from plotting.panels import INTERVAL
-from plotting.style import model_looks, task_label
+from plotting.style import Drawing, model_looks, task_label
 from plotting.tables import every_model, load
 from tests.support.paths import ROOT
 from tests.support.synthetic_results import MODELS, STEPS, TASKS, write_all
@@ -55,9 +55,9 @@ def run(script: str, *argv: str | Path) -> int:
     return figure_main(module.draw, module.__doc__, [str(part) for part in argv], getattr(module, "options", None))
 
 
-def lines(figure, name: str, axis: str = "x") -> list:
+def lines(drawing: Drawing, name: str, axis: str = "x") -> list:
     """A figure's visible curves of one legend entry on one panel."""
-    found = [trace for trace in figure.data if trace.name == name and trace.xaxis == axis]
+    found = [trace for trace in drawing.figure.data if trace.name == name and trace.xaxis == axis]
     return [trace for trace in found if trace.x is not None and trace.x[0] is not None]
 
 
@@ -119,7 +119,7 @@ def test_circuit_figure_shows_the_selected_sizes_with_gaps_and_the_metric_with_b
         axes = ["x" if panel == 1 else f"x{panel}" for panel in panels]
         for model in MODELS:
             (sizes,), (faithful,) = (lines(drawn, model, axis) for axis in axes[:2])
-            of_metric = [trace for trace in drawn.data if trace.xaxis == axes[2] and trace.legendgroup == model]
+            of_metric = [trace for trace in drawn.figure.data if trace.xaxis == axes[2] and trace.legendgroup == model]
             full, corrupted = (trace for trace in of_metric if trace.fill is None)
             band, _ = (trace for trace in of_metric if trace.fill == "toself")
             for i, step in enumerate(STEPS):
@@ -136,7 +136,7 @@ def test_circuit_figure_shows_the_selected_sizes_with_gaps_and_the_metric_with_b
                 assert corrupted.y[i] == baseline["corrupted"]
                 assert band.y[i] == pytest.approx(baseline["full"] + INTERVAL * baseline["full_se"])
                 assert band.y[-1 - i] == pytest.approx(baseline["full"] - INTERVAL * baseline["full_se"])
-    titles = [note.text for note in drawn.layout.annotations]
+    titles = [note.text for note in drawn.figure.layout.annotations]
     assert [title for title in titles if title] == [task_label(task) for task in TASKS]
 
 
@@ -153,14 +153,14 @@ def test_a_model_has_its_colour_in_every_figure(store: Store) -> None:
         plot_circuit_similarity,
         plot_size_vs_scale,
     ):
-        for figure in module.draw(store, namespace).values():
+        for drawing in module.draw(store, namespace).values():
             for model in MODELS:
-                colours = {trace.marker.color for trace in figure.data if trace.name == model}
+                colours = {trace.marker.color for trace in drawing.figure.data if trace.name == model}
                 assert colours == {looks[model].colour}, module.__name__
 
 
 def test_legend_names_each_model_once(store: Store) -> None:
-    figure = plot_circuits.draw(store, Namespace(**vars(EVERYTHING), count="edges"))["circuits"]
+    figure = plot_circuits.draw(store, Namespace(**vars(EVERYTHING), count="edges"))["circuits"].figure
     named = [trace.name for trace in figure.data if trace.showlegend is not False]
     assert sorted(named) == sorted([*MODELS, "whole model: clean prompts", "corrupted prompts"])
 
@@ -169,7 +169,7 @@ def test_a_task_from_a_csv_goes_by_the_metric_of_its_run(tmp_path: Path) -> None
     store = write_all(tmp_path, models=("toy",), tasks=("my_prompts",))
     run_record = store.folder("baselines", "toy", "my_prompts").path / "run.json"
     run_record.write_text(json.dumps({"config": {"metric": "prob_diff"}}))
-    figure = plot_circuits.draw(store, Namespace(**vars(EVERYTHING), count="edges"))["circuits"]
+    figure = plot_circuits.draw(store, Namespace(**vars(EVERYTHING), count="edges"))["circuits"].figure
     assert figure.layout.yaxis3.title.text == "probability difference"
 
 
@@ -202,7 +202,7 @@ def test_head_figure_draws_what_is_measured_where_successor_and_cspa_are_not(
             path.unlink()
     with caplog.at_level(logging.INFO):
         figures = plot_head_scores.draw(store, Namespace(**vars(EVERYTHING), top=2))
-    titles = [note.text for note in figures["head_scores"].layout.annotations if note.text]
+    titles = [note.text for note in figures["head_scores"].figure.layout.annotations if note.text]
     assert titles == ["Induction", "Previous token", "Duplicate token", "Copying (name movers)"]
     assert "get_model_cspa.py" in caplog.text
 
@@ -211,7 +211,7 @@ def test_a_head_without_effect_does_not_flatten_the_cspa_panel() -> None:
     table = pd.DataFrame(
         {"model": "toy", "step": [1, 2], "tokens": [9, 18], "score": "cspa", "layer": 0, "head": [0, 1]}
     )
-    figure = plot_head_scores.draw_top_heads(table.assign(value=[-40.0, 0.6]), "toy", 2)
+    figure = plot_head_scores.draw_top_heads(table.assign(value=[-40.0, 0.6]), "toy", 2).figure
     low, high = figure.layout.yaxis.range
     assert -0.7 < low < -0.5
     assert 0.6 < high < 1.1
@@ -219,7 +219,7 @@ def test_a_head_without_effect_does_not_flatten_the_cspa_panel() -> None:
 
 def test_names_at_line_ends_do_not_overlap(store: Store) -> None:
     table = plot_head_scores.head_scores(store, EVERYTHING)
-    figure = plot_head_scores.draw_top_heads(table[table["model"] == MODELS[0]], MODELS[0], 8)
+    figure = plot_head_scores.draw_top_heads(table[table["model"] == MODELS[0]], MODELS[0], 8).figure
     bottom, top = figure.layout.yaxis.domain
     pixels = (top - bottom) * (figure.layout.height - figure.layout.margin.t - figure.layout.margin.b)
     drawn = [y for trace in figure.data if trace.xaxis == "x" for y in trace.y]
@@ -231,7 +231,7 @@ def test_names_at_line_ends_do_not_overlap(store: Store) -> None:
 
 def test_ioi_figure_has_three_panels_in_percent(store: Store) -> None:
     figure = plot_ioi_consistency.draw(store, EVERYTHING)["ioi_consistency"]
-    assert figure.layout.yaxis.title.text.endswith("(%)")
+    assert figure.figure.layout.yaxis.title.text.endswith("(%)")
     for axis, level in (("x", "name_movers"), ("x2", "s_inhibition"), ("x3", "induction")):
         (line,) = lines(figure, "pythia-70m", axis)
         for value, step in zip(line.y, STEPS, strict=True):
@@ -250,32 +250,42 @@ def test_similarity_table_is_written_beside_the_figure(store: Store, tmp_path: P
 
 def test_curves_ring_the_selected_size(store: Store) -> None:
     arguments = Namespace(model=["pythia-70m"], task=["ioi"], curves=3)
-    figure = plot_faithfulness_curve.draw(store, arguments)["faithfulness_curve_pythia-70m"]
+    figure = plot_faithfulness_curve.draw(store, arguments)["faithfulness_curve_pythia-70m"].figure
     assert [trace.name for trace in figure.data] == ["step 0", "step 512", "step 143,000"]
     table = store.folder("faithfulness", "pythia-70m", "ioi").read_table(143_000)
     ringed = [x for x, size in zip(figure.data[-1].x, figure.data[-1].marker.size, strict=True) if size > 5]
     assert ringed == table.loc[table["selected"], "size"].tolist()
 
 
-def test_areas_follow_from_the_table_and_the_graphs_edges(store: Store) -> None:
-    table = load(store, "faithfulness", Namespace(model=["pythia-70m"], task=["ioi"]))
-    (row, *_) = plot_faithfulness_curve.areas(table, plot_faithfulness_curve.graph_sizes(store, table)).to_dict(
-        "records"
+def test_areas_are_those_of_the_results_with_gaps_where_there_are_none(store: Store) -> None:
+    figure = plot_faithfulness_curve.draw(store, Namespace(model=["pythia-70m"], task=["ioi"], curves=3))["cpr_cmd"]
+    for axis, measure in (("x", "cpr"), ("x2", "cmd")):
+        (line,) = lines(figure, "pythia-70m", axis)
+        expected = store.read_tables("baselines", "pythia-70m", "ioi")[measure]
+        assert expected.isna().any()
+        assert list(line.y) == pytest.approx(expected.tolist(), nan_ok=True)
+
+
+def test_without_areas_a_line_says_how_to_measure_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = write_all(tmp_path, models=("toy",), tasks=("ioi",))
+    for step in STEPS:
+        folder = store.folder("baselines", "toy", "ioi")
+        table = folder.read_table(step).drop(columns=["model", "step", "tokens"])
+        folder.write_table(step, table.assign(cpr=np.nan, cmd=np.nan), step)
+    with caplog.at_level(logging.INFO):
+        assert list(plot_faithfulness_curve.draw(store, Namespace(**vars(EVERYTHING), curves=3))) == [
+            "faithfulness_curve_toy"
+        ]
+    assert re.search(
+        r"no CPR and CMD; run: .*get_circuits_over_time\.py .*search\.mib=true overwrite=true", caplog.text
     )
-    first = store.folder("faithfulness", "pythia-70m", "ioi").read_table(0)
-    # 4 layers of 6 heads in parallel blocks: sum over layers of (1 + 7 l) * 19, and 29 into the logits.
-    n_edges = sum((1 + 7 * layer) * 19 for layer in range(4)) + 29
-    k = np.array([0, *first["size"] / n_edges, 1])
-    f = np.array([0, *first["faithfulness"], 1])
-    assert row["cpr"] == pytest.approx(((f[1:] + f[:-1]) / 2 * np.diff(k)).sum())
-    assert row["covered"] == pytest.approx(first["size"].max() / n_edges)
 
 
 def test_size_figure_states_the_correlation(store: Store) -> None:
     arguments = Namespace(
         **vars(EVERYTHING), count="edges", parameters=["pythia-70m=1", "pythia-160m=2", "pythia-1.4b=4"]
     )
-    figure = plot_size_vs_scale.draw(store, arguments)["size_vs_scale"]
+    figure = plot_size_vs_scale.draw(store, arguments)["size_vs_scale"].figure
     sizes = plot_size_vs_scale.mean_sizes(load(store, "faithfulness", EVERYTHING), "edges")
     ioi = sizes[sizes["task"] == "ioi"].set_index("model")["size"]
     r = np.corrcoef([1, 2, 4], ioi[["pythia-70m", "pythia-160m", "pythia-1.4b"]])[0, 1]
@@ -309,6 +319,27 @@ def test_formats_are_read_once_each() -> None:
         parse_formats(" ,")
 
 
+def test_files_have_the_heading_above_the_panels(store: Store, tmp_path: Path) -> None:
+    drawing = plot_ioi_consistency.draw(store, EVERYTHING)["ioi_consistency"]
+    assert drawing.figure.layout.title.text is None
+    figure = drawing.titled()
+    assert figure.layout.title.text.startswith(f"<b>{drawing.title}</b>")
+    assert drawing.subtitle in figure.layout.title.text
+    # The room that the heading takes is added to the figure: its panels keep their height.
+    before, after = drawing.figure.layout, figure.layout
+    assert after.height - before.height == after.margin.t - before.margin.t > 60
+
+
+def test_figure_scripts_do_without_torch() -> None:
+    modules = [f"plotting.{path.stem}" for path in (ROOT / "plotting").glob("*.py") if path.stem != "__init__"]
+    assert "plotting.make_report" in modules
+    code = (
+        f"import sys, {', '.join(modules)}; print(*sorted({{'torch', 'transformers', 'jaxtyping'}} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_scripts_run_by_path_from_anywhere(store: Store, tmp_path: Path) -> None:
     script = ROOT / "plotting" / "plot_ioi_consistency.py"
     command = [sys.executable, script, "-r", store.root, "-o", "figures"]
@@ -324,7 +355,7 @@ def test_png_and_pdf_are_drawn_in_the_browser(store: Store, tmp_path: Path) -> N
     assert run("plot_ioi_consistency", "-r", store.root, "-o", tmp_path, "--format", "png,pdf") == 0
     png = (tmp_path / "ioi_consistency.png").read_bytes()
     assert png.startswith(b"\x89PNG")
-    figure = plot_ioi_consistency.draw(store, EVERYTHING)["ioi_consistency"]
+    figure = plot_ioi_consistency.draw(store, EVERYTHING)["ioi_consistency"].titled()
     # Width and height stand in the header; figures are drawn at twice their size for sharpness.
     assert int.from_bytes(png[16:20]) == 2 * figure.layout.width
     assert int.from_bytes(png[20:24]) == 2 * figure.layout.height

@@ -1,5 +1,6 @@
 """The report in a headless Chromium with the network off: what it says and does, against the tables."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from plotting.make_report import main
 from tests.support.browser import OpenPage, chromium
 from tests.support.report_family import MODEL as FAMILY
 from tests.support.report_family import N_EDGES, N_STEPS, write_family
-from tests.support.synthetic_results import MODELS, STEPS, write
+from tests.support.synthetic_results import MODELS, STEPS, TASKS, write
 from utils.results.store import Store
 
 pytestmark = pytest.mark.browser
@@ -70,6 +71,61 @@ def test_a_phone_gets_figures_panel_by_panel_and_a_wide_screen_whole(wide: OpenP
         figure = opened.page.locator("figure[id$=circuit_similarity] .js-plotly-plot")
         assert figure.count() == plots
         assert figure.first.bounding_box()["width"] <= opened.page.viewport_size["width"]
+
+
+def test_a_phone_shows_every_cell_of_the_summary_with_its_name(phone: OpenPage) -> None:
+    rows = phone.page.locator(".summary tbody tr").all()
+    assert len(rows) == len(TASKS)
+    for cell in phone.page.locator(".summary td").all():
+        box = cell.bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= phone.page.viewport_size["width"]
+    shown = [cell.evaluate("(td) => getComputedStyle(td, '::before').content") for cell in rows[0].locator("td").all()]
+    assert shown[2:4] == ['"Step"', '"First circuit at step"']
+
+
+def test_no_button_stands_over_a_title_on_a_phone(phone: OpenPage) -> None:
+    phone.see_everything()
+    assert phone.page.locator(".modebar-btn").count() == 0
+
+
+@pytest.mark.parametrize("width", [1600, 990])
+def test_heads_names_at_line_ends_keep_clear_of_the_next_panels_axis(browser: Any, report: Path, width: int) -> None:
+    opened = OpenPage(browser, report, width=width)
+    figure = opened.page.locator(f"figure[id$=head_scores_{MODEL}]")
+    figure.scroll_into_view_if_needed()
+    figure.locator(".main-svg").first.wait_for(state="attached")
+    assert figure.locator(".js-plotly-plot").count() == 1, "the whole figure, not its panels one by one"
+    boxes = """(texts) => texts.map((text) => {
+        const { left, right, top, bottom } = text.getBoundingClientRect();
+        return { text: text.textContent, left, right, top, bottom };
+    })"""
+    texts = figure.locator(".annotation-text").evaluate_all(boxes)
+    names = [text for text in texts if re.fullmatch(r"\d+\.\d+", text["text"])]
+    others = figure.locator(".ytitle, .ytick text, [class*='y'][class*='title']").evaluate_all(boxes)
+    assert len(names) > 5
+    assert len(others) > 5
+    for name, other in itertools.product(names, others):
+        apart = name["right"] < other["left"] or other["right"] < name["left"]
+        assert apart or name["bottom"] < other["top"] or other["bottom"] < name["top"], (name, other)
+    opened.close()
+
+
+def test_on_paper_every_figure_is_drawn_and_nothing_is_cut(browser: Any, report: Path) -> None:
+    opened = OpenPage(browser, report)
+    page = opened.page
+    # Before anything is scrolled to. Some browsers tell of printing by the change of medium alone.
+    page.emulate_media(media="print")
+    assert page.evaluate("[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('.main-svg'))")
+    # Paper is narrower than the window, and no resize tells of it.
+    page.evaluate("document.body.style.width = '700px'")
+    for selector in (".main-svg", ".drawing svg", "table"):
+        rights = page.locator(f"{selector}:visible").evaluate_all(
+            "(elements) => elements.map((element) => element.getBoundingClientRect().right)"
+        )
+        assert rights
+        assert max(rights) <= 700, selector
+    assert page.locator(".slider-row").is_hidden()
+    opened.close()
 
 
 def test_slider_shows_every_checkpoints_circuit_and_its_change(wide: OpenPage, store: Store) -> None:

@@ -1,17 +1,19 @@
 """Circuit size against model size, against the published study's numbers; parameter counts against the models' own."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from plotting.plot_size_vs_scale import mean_sizes, size_against_scale
+from plotting.plot_size_vs_scale import mean_sizes, model_parameters, size_against_scale
 from plotting.style import nominal_size
+from plotting.tables import recorded_parameters
+from tests.support.synthetic_results import write
 from utils.errors import UserError
-from utils.parameter_counts import parameter_count, safetensors_parameters
+from utils.results.store import Store
 
 TASKS = ("ioi", "greater_than", "gendered_pronoun", "sva")
 # Mean number of nodes over training of Tigges et al. 2024 (arXiv 2407.10827).
@@ -40,8 +42,10 @@ def test_published_sizes_give_the_published_correlations() -> None:
     assert found["n_models"].tolist() == [5] * 4
 
 
-def test_exact_parameter_counts_change_the_published_correlations_by_less_than_a_hundredth() -> None:
-    found = size_against_scale(published(), {model: parameter_count(model) for model in PUBLISHED_MEAN_NODES})
+def test_true_parameter_counts_change_the_published_correlations_by_less_than_a_hundredth() -> None:
+    # Of the models' cards: embeddings counted.
+    counts = (70_426_624, 162_322_944, 405_334_016, 1_414_647_808, 2_775_208_960)
+    found = size_against_scale(published(), dict(zip(PUBLISHED_MEAN_NODES, counts, strict=True)))
     for task, r in zip(found["task"], found["r"], strict=True):
         assert r == pytest.approx(PUBLISHED_R[task], abs=0.01)
 
@@ -71,40 +75,37 @@ def test_mean_size_counts_selected_circuits_only() -> None:
     assert mean_sizes(table, "nodes")["size"].tolist() == [6.0]
 
 
-@pytest.mark.parametrize(
-    ("model", "count"),
-    [
-        ("pythia-70m", 70_426_624),
-        ("pythia-160m", 162_322_944),
-        ("pythia-410m-deduped", 405_334_016),
-        ("pythia-1b", 1_011_781_632),
-        ("pythia-1.4b", 1_414_647_808),
-        ("pythia-2.8b", 2_775_208_960),
-        ("pythia-6.9b", 6_857_302_016),
-        ("pythia-12b", 11_846_072_320),
-        ("pythia-160m-seed3", 162_322_944),
-        ("some-model", None),
-    ],
-)
-def test_parameters_of_pythia_models_are_those_of_the_model_cards(model: str, count: int | None) -> None:
-    assert parameter_count(model) == count
+def record(store: Store, model: str, task: str | None, counts: dict[int, int | None]) -> None:
+    """A checkpoint's results and their run.json, with the number of parameters or, as older ones, without."""
+    kind = "components" if task is None else "faithfulness"
+    for step in counts:
+        write(store, kind, model, task, step, pd.DataFrame(), step)
+    checkpoints = {str(step): {"sha256": "0"} | ({"parameters": n} if n else {}) for step, n in counts.items()}
+    (store.folder(kind, model, task).path / "run.json").write_text(json.dumps({"checkpoints": checkpoints}))
 
 
-def test_parameters_of_a_local_family_are_those_of_its_weights(tmp_path: Path) -> None:
-    for step in (0, 5):
-        folder = tmp_path / "mine" / f"step{step}"
-        folder.mkdir(parents=True)
-        tensors = {"a": torch.zeros(3, 4), "b": torch.zeros(5), "c": torch.tensor(1.0)}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    assert parameter_count("mine", {"mine": tmp_path / "mine"}) == 18
-    assert parameter_count("other", {"mine": tmp_path / "mine"}) is None
+def test_parameters_are_those_that_any_run_of_the_model_recorded(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record(store, "mine", "ioi", {1: None, 2: None})
+    assert recorded_parameters(store, "mine") is None
+    record(store, "mine", None, {2: 463})
+    record(store, "other", "sva", {2: 7})
+    assert [recorded_parameters(store, model) for model in ("mine", "other", "absent")] == [463, 7, None]
+    record(store, "mine", "sva", {8: 464})
+    with pytest.raises(UserError, match="mine has 463 and 464 parameters"):
+        recorded_parameters(store, "mine")
 
 
-def test_a_broken_weights_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"\x05")
-    with pytest.raises(UserError, match=r"model\.safetensors: not a safetensors file"):
-        safetensors_parameters(path)
+def test_a_model_of_unknown_size_is_left_out_with_the_command_that_records_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    record(store, "known", "ioi", {1: 10})
+    record(store, "unknown", "ioi", {1: None})
+    table = pd.DataFrame({"model": ["known", "unknown", "given"], "step": [1, 8, 1]})
+    assert model_parameters(store, table, ["given=25e6"]) == {"known": 10, "given": 25e6}
+    assert re.search(r"unknown: .* Give --parameters unknown=COUNT, or run: .*checkpoints=\[8\]", caplog.text)
+    assert "--parameters known" not in caplog.text
 
 
 @pytest.mark.parametrize(

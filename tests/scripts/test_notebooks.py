@@ -95,9 +95,10 @@ def test_without_a_browser_figures_are_interactive_and_the_notebook_says_so_once
     head = next(cell for cell in load("ioi_circuit").cells if cell.cell_type == "code").source.partition(
         "import pandas"
     )[0]
-    figure = "show(go.Figure().update_layout(width=300, height=200))"
+    figure = "show(finish(go.Figure(), 'A figure', width=300, height=200))"
     sources = (
-        f"{head}\nimport plotly.graph_objects as go\nfrom notebooks.support import start\nshow = start()",
+        f"{head}\nimport plotly.graph_objects as go\nfrom notebooks.support import start\n"
+        "from plotting.style import finish\nshow = start()",
         *[figure] * 2,
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])

@@ -66,9 +66,9 @@ class OpenPage:
         """Scroll from top to bottom, and wait until every figure is drawn."""
         for figure in self.page.locator("figure").all():
             figure.scroll_into_view_if_needed()
-        self.page.wait_for_function(
-            "[...document.querySelectorAll('.plot')].every((p) => p.querySelector('.main-svg'))"
-        )
+        # Not `wait_for_function`, which the page's content security policy stops as soon as it has to wait.
+        for figure in self.page.locator(".plot").all():
+            figure.locator(".main-svg").first.wait_for(state="attached")
 
     def close(self) -> None:
         """Close the page and its context."""

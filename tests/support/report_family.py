@@ -54,8 +54,6 @@ def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = 
                 {"run": "clean", "metric": ["logit_diff", "prob_diff", "accuracy"], "value": rng.random(3), "se": 0.02}
             )
             write(store, "task_performance", MODEL, task, step, metrics.assign(n=100), tokens)
-        # The report reads no more than one graph's size.
-        store.folder("graphs", MODEL, task).write_tensors(steps[-1], circuit.to_tensors())
     for step in steps:
         heads = pd.concat([_heads(rng).assign(score=score) for score in SCORES], ignore_index=True)
         write(store, "components", MODEL, None, step, heads, tokens_at(step))

@@ -1,13 +1,11 @@
 """Made-up results with the shapes that real ones have, written through the store, for the tests of figures."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-from edge_attribution_patching.circuit import Circuit
-from edge_attribution_patching.graph import Graph
 from utils.models.schedules import tokens_at
 from utils.results.store import Store
 
@@ -45,14 +43,23 @@ def write_all(folder: Path, models: tuple[str, ...] = MODELS, tasks: tuple[str, 
                 tokens_at(step),
             )
             write(store, "ioi_consistency", model, None, step, _consistency(learnt, rng), tokens_at(step))
+        write_parameters(store, model, 10**6 * (seed + 1))
     return store
+
+
+def write_parameters(store: Store, model: str, count: int) -> None:
+    """The run.json of head scores, as far as it says how many parameters the model has."""
+    weights = {"repository": model, "revision": f"step{STEPS[-1]}", "commit": None, "sha256": "0", "parameters": count}
+    run = {"analysis": "get_full_model_components_over_time", "checkpoints": {str(STEPS[-1]): weights}}
+    (store.folder("components", model).path / "run.json").write_text(json.dumps(run))
 
 
 def write_circuit(store: Store, model: str, task: str, step: int, learnt: float, rng: np.random.Generator) -> None:
     """Baselines, faithfulness and circuit of a checkpoint; none is selected before anything is learnt."""
     full = 4 * learnt + 0.05 * rng.normal()
     noise = {"full_se": 0.15, "corrupted_se": 0.1}
-    baselines = {"full": full, "corrupted": -full / 2, "n_prompts": 100, **noise}
+    areas = {"cpr": 0.9 * learnt, "cmd": 1 - 0.9 * learnt} if learnt > 0.01 else {}
+    baselines = {"full": full, "corrupted": -full / 2, "n_prompts": 100, **noise, **areas}
     write(store, "baselines", model, task, step, pd.DataFrame([baselines]), tokens_at(step))
     sizes = np.unique(np.geomspace(1, 250, 24).round().astype(int))
     faithful = np.clip(1.02 - np.exp(-sizes / (40 + 30 * rng.random())), 0, None)
@@ -73,11 +80,6 @@ def write_circuit(store: Store, model: str, task: str, step: int, learnt: float,
     )
     write(store, "faithfulness", model, task, step, table, tokens_at(step))
     edges = random_circuit(int(table.loc[selected, "size"].iloc[0]) if selected.any() else 0, rng)
-    graph = Graph(LAYERS, HEADS, parallel=True)
-    scores = torch.zeros(graph.n_forward, graph.n_backward)
-    for source, target, score in edges[["source", "target", "score"]].itertuples(index=False):
-        scores[graph.edge_index(f"{source}->{target}")] = score
-    store.folder("graphs", model, task).write_tensors(step, Circuit(graph, scores, scores != 0).to_tensors())
     write(store, "graphs", model, task, step, edges, tokens_at(step))
 
 

@@ -49,7 +49,7 @@ class CircuitDrawing {
     this.y = (y) => 14 + (record.height - y + BOX_HEIGHT) * rise;
     this.width = left + units * unit;
     this.height = 28 + (record.height + 2 * BOX_HEIGHT) * rise;
-    this.svg = svgElement("svg", { width: this.width.toFixed(0), height: this.height.toFixed(0), role: "img", class: narrow ? "narrow" : "" });
+    this.svg = svgElement("svg", { width: this.width.toFixed(0), height: this.height.toFixed(0), viewBox: `0 0 ${this.width.toFixed(0)} ${this.height.toFixed(0)}`, role: "img", class: narrow ? "narrow" : "" });
     this.edgeLayer = svgElement("g", { class: "edges" });
     this.highlight = svgElement("path", { class: "highlight", d: "" });
     this.svg.append(this.rowLabels(), this.edgeLayer, this.highlight, this.boxes());

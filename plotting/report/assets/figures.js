@@ -1,4 +1,5 @@
-// The figures: whole where the page is wide enough, else panel by panel; drawn when they come into view.
+// The figures: whole where the page is wide enough, else panel by panel; drawn when they come into view, or when the page
+// has nothing else to do.
 
 // A whole figure may be squeezed to this share of the width it was drawn for.
 const SQUEEZE = 0.72;
@@ -33,11 +34,18 @@ class FigureView {
     const settings = {
       responsive: true,
       displaylogo: false,
+      // Without a pointer the buttons would always stand there, over the panels' titles.
+      displayModeBar: window.matchMedia("(hover: none)").matches ? false : "hover",
       modeBarButtonsToRemove: ["lasso2d", "select2d"],
       toImageButtonOptions: { format: "svg", filename: this.record.name },
     };
     const entries = data.filter((trace) => layout.showlegend !== false && trace.name && trace.showlegend !== false);
-    Plotly.newPlot(place, data, { ...layout, template: this.template, autosize: true, showlegend: false }, settings);
+    Plotly.newPlot(place, data, { ...layout, template: this.template, autosize: true, showlegend: false }, settings).then(
+      () => {
+        place.on("plotly_afterplot", () => fitToPaper(place));
+        fitToPaper(place);
+      },
+    );
     return { place, groups: data.map((trace) => trace.legendgroup ?? null), entries };
   }
 
@@ -75,23 +83,42 @@ class FigureView {
   }
 }
 
+// Paper has another width than the window, and nothing is drawn anew for it: the style sheet scales what is there.
+function fitToPaper(place) {
+  const layers = [...place.querySelectorAll(".main-svg")];
+  const [width, height] = ["width", "height"].map((name) => layers[0].getAttribute(name));
+  for (const layer of layers) layer.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  place.style.setProperty("--width", `${width}px`);
+  place.style.setProperty("--ratio", width / height);
+}
+
+const whenIdle = window.requestIdleCallback ?? ((work) => setTimeout(work, 50));
+
 function startFigures() {
   const { template, figures } = JSON.parse(byId("figure-data").textContent);
   const views = [...document.querySelectorAll(".plot")].map(
     (holder) => new FigureView(holder, figures[Number(holder.dataset.figure)], template),
   );
-  const seen = new Set();
+  const undrawn = new Set(views);
+  const draw = (view) => { undrawn.delete(view); view.draw(); };
   const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (!entry.isIntersecting) continue;
-      const view = views.find((candidate) => candidate.holder === entry.target);
-      seen.add(view);
-      watcher.unobserve(view.holder);
-      view.draw();
+    for (const { isIntersecting, target } of entries) {
+      if (isIntersecting) draw(views.find((view) => view.holder === target));
     }
   }, { rootMargin: "600px" });
   views.forEach((view) => watcher.observe(view.holder));
-  // A page is printed from top to bottom, seen or not.
-  window.addEventListener("beforeprint", () => views.forEach((view) => { seen.add(view); view.draw(); }));
-  window.addEventListener("resize", () => seen.forEach((view) => view.draw()));
+  const drawNext = () => {
+    const [next] = undrawn;
+    if (!next) return;
+    draw(next);
+    whenIdle(drawNext);
+  };
+  whenIdle(drawNext);
+  // A page is printed from top to bottom, seen or not. Some browsers only say that the medium changed.
+  const drawAll = () => [...undrawn].forEach(draw);
+  window.addEventListener("beforeprint", drawAll);
+  window.matchMedia("print").addEventListener("change", (medium) => { if (medium.matches) drawAll(); });
+  window.addEventListener("resize", () => {
+    if (!window.matchMedia("print").matches) views.forEach((view) => { if (!undrawn.has(view)) view.draw(); });
+  });
 }
