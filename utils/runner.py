@@ -168,7 +168,7 @@ class _Run:
         config = self.config
         sweeps: list[Sweep] = []
         for model in config.models:
-            family = resolve_family(model, config.cache_dir, config.tokens_per_step)
+            family = resolve_family(model, config.cache_dir, config.tokens_per_step, config.revisions, config.stages)
             for other in sweeps:
                 if other.family.name == family.name:
                     raise UserError(

@@ -255,6 +255,7 @@ def test_settings_leave_out_what_changes_no_result() -> None:
         "dtype": "float32",
         "seed": 0,
         "tokens_per_step": None,
+        "revisions": None,
         "n_prompts": 100,
         "prepend_bos": False,
         "ioi_corruption": "swap",

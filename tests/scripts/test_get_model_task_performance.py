@@ -167,7 +167,7 @@ def test_results_are_those_of_the_checkpoint_and_the_seed(word_family: Path, tmp
         ),
         (
             ["task=nowhere.csv", "metric=prob_diff"],
-            "nowhere.csv: no such file; task is a registry name or a prompts CSV",
+            "nowhere.csv: no such file; a task is a built-in one or a prompts CSV",
         ),
     ],
 )
@@ -194,7 +194,7 @@ def test_more_prompts_than_there_are_are_refused_before_anything_is_measured(
     assert main(ANALYSIS, [*given, "device=cpu"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "3 prompts" in line
-    assert "at most 2" in line
+    assert "only 2" in line
     assert not list((tmp_path / "out").rglob("*.csv"))
 
 

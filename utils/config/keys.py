@@ -61,6 +61,11 @@ class BaseConfig(Section):
     tokens_per_step: int | None = Field(None, gt=0)
     """Tokens per training step. Only needed for hub models that do not say; Pythia and local families with a
     `family.json` do."""
+    revisions: str | None = None
+    r"""How the names of checkpoints are read where no rule knows them: a regular expression with the group `step`
+    (`run7-(?P<step>\d+)`), and `stage` and `tokens` if need be."""
+    stages: list[int] = execution([1], min_length=1)
+    """Which stages of training to take checkpoints from, for families that have several."""
     results_dir: Path = execution(Path("results"))
     """Where to write results."""
     cache_dir: Path = execution(Path("model_cache"))
