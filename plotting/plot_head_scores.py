@@ -37,6 +37,17 @@ SCORES = {
     "succession": ("Succession", "share of pairs"),
     "cspa": ("Copy suppression (CSPA)", "share of effect recovered"),
 }
+# Values above which a head is said to play the score's role: the study's where it gives one (arXiv 2407.10827), else
+# more than half of the attention, or of the pairs.
+THRESHOLDS = {
+    "induction": 0.5,
+    "previous_token": 0.5,
+    "duplicate_token": 0.5,
+    "copy": 10.0,
+    "negative_copy": 10.0,
+    "succession": 0.5,
+    "cspa": 0.1,
+}
 # Tables of one score each: kind -> the score's name.
 SINGLE = {"successor": "succession", "cspa": "cspa"}
 MAX_COLUMNS = 4

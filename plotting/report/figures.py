@@ -3,6 +3,7 @@
 The drawing is that of the figure scripts. The page writes headings as text that wraps, and legends as buttons.
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -21,9 +22,12 @@ from plotting.plot_faithfulness_curve import draw_areas, draw_curves, measured_a
 from plotting.plot_head_scores import SINGLE, draw_maxima, draw_top_heads, head_scores
 from plotting.plot_ioi_consistency import draw_consistency
 from plotting.plot_pythia_evals import choose, draw_evaluations
+from plotting.plot_reproduction import draw_reproduction, panel_title
 from plotting.plot_size_vs_scale import draw_scale, mean_sizes, model_parameters
 from plotting.plot_task_performance import draw_performance
+from plotting.report.reproduction import reproduction_html
 from plotting.report.results import Results, escaped, shown
+from plotting.reproduction import reproduction
 from plotting.style import METRIC_LABELS, Drawing, model_looks
 from plotting.tables import models_in, tasks_in
 from plotting.time_axis import TimeAxis
@@ -47,11 +51,13 @@ class ReportFigure:
         name: unique, also the name of a downloaded image.
         whole: the figure as its script draws it.
         parts: the same panel by panel, for screens too narrow for the whole; empty if the whole has one panel.
+        details: HTML that goes below the figure.
     """
 
     name: str
     whole: Drawing
     parts: list[go.Figure] = field(default_factory=list)
+    details: str = ""
 
 
 def report_figures(results: Results) -> list[ReportFigure]:
@@ -197,6 +203,15 @@ def _scale(results: Results) -> list[ReportFigure]:
     ]
 
 
+def _reproduction(results: Results) -> list[ReportFigure]:
+    table = reproduction(results.store, results.arguments)
+    if table.empty or (table["verdict"] == "not measured").all():
+        return []  # Results of other models than the study's.
+    panels = table.apply(panel_title, axis=1)
+    figure = _by_panel("reproduction", draw_reproduction, table.assign(panel=panels), "panel", list(panels.unique()))
+    return [dataclasses.replace(figure, details=reproduction_html(table))]
+
+
 def _evaluations(results: Results) -> list[ReportFigure]:
     if results.arguments.evaluations is None:
         return []
@@ -218,6 +233,7 @@ BUILDERS: tuple[tuple[Callable[[Results], list[ReportFigure]], tuple[str, ...]],
     (_heads, ()),
     (_consistency, ("ioi_consistency",)),
     (_scale, ("faithfulness",)),
+    (_reproduction, ()),
     (_evaluations, ()),
 )
 """What draws figures, and the kinds of result without which it has nothing to draw."""

@@ -6,21 +6,20 @@ from typing import Any
 import pandas as pd
 
 from plotting.circuit_layout import level
-from plotting.plot_head_scores import SCORES, SINGLE, head_scores, score_label
+from plotting.plot_head_scores import SCORES, SINGLE, THRESHOLDS, head_scores, score_label
 from plotting.report.results import Results, plain
 from plotting.style import model_order, task_label
 from utils.results.kinds import KINDS
 
-# Role by score alone: the score and the value above which a head is said to play it. The study's thresholds where it
-# gives one (arXiv 2407.10827); otherwise more than half of the attention, or of the pairs.
+# Role by score alone: the score, and what being above its threshold is called.
 SCORE_ROLES = {
-    "induction": ("induction", 0.5, "induction score above 0.5"),
-    "previous token": ("previous_token", 0.5, "previous-token score above 0.5"),
-    "duplicate token": ("duplicate_token", 0.5, "duplicate-token score above 0.5"),
-    "copying": ("copy", 10.0, "copy score above 10%"),
-    "negative copying": ("negative_copy", 10.0, "negative copy score above 10%"),
-    "succession": ("succession", 0.5, "succession score above 0.5"),
-    "copy suppression": ("cspa", 0.1, "CSPA score above 0.10"),
+    "induction": ("induction", "induction score above 0.5"),
+    "previous token": ("previous_token", "previous-token score above 0.5"),
+    "duplicate token": ("duplicate_token", "duplicate-token score above 0.5"),
+    "copying": ("copy", "copy score above 10%"),
+    "negative copying": ("negative_copy", "negative copy score above 10%"),
+    "succession": ("succession", "succession score above 0.5"),
+    "copy suppression": ("cspa", "CSPA score above 0.10"),
 }
 
 Head = tuple[int, int]
@@ -83,9 +82,9 @@ def _spans(role: str, by_step: dict[int, set[Head]]) -> list[dict[str, Any]]:
 
 def _score_roles(scores: pd.DataFrame, meanings: dict[str, str]) -> list[dict[str, Any]]:
     rows = []
-    for role, (score, threshold, meaning) in SCORE_ROLES.items():
+    for role, (score, meaning) in SCORE_ROLES.items():
         part = scores[scores["score"] == score]
-        above = part[part["value"] > threshold]
+        above = part[part["value"] > THRESHOLDS[score]]
         by_step = {int(step): _heads(above[above["step"] == step]) for step in part["step"].unique()}
         spans = _spans(role, by_step) if by_step else []
         if spans:

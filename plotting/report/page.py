@@ -170,7 +170,8 @@ def _figure_html(index: int, figure: ReportFigure) -> str:
     return (
         f"<figure id='figure-{index}-{html.escape(anchor)}'><figcaption><h3>{title}</h3><p>{subtitle}</p></figcaption>"
         f"<div class='legend' role='group' aria-label='Legend: {title}'></div>"
-        f"<div class='plot' data-figure='{index}' style='min-height:{drawing.figure.layout.height}px'></div></figure>"
+        f"<div class='plot' data-figure='{index}' style='min-height:{drawing.figure.layout.height}px'></div>"
+        f"{figure.details}</figure>"
     )
 
 

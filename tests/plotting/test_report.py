@@ -87,8 +87,8 @@ def test_circuit_records_hold_every_edge_of_every_checkpoint(store: Store) -> No
 def test_a_head_has_a_role_from_the_first_to_the_last_step_with_a_score_above_the_threshold(store: Store) -> None:
     ((record,), meanings) = head_records(results_of(store))
     table = store.read_tables("components", MODEL)
-    score, threshold, _ = SCORE_ROLES["induction"]
-    above = table[(table["score"] == score) & (table["value"] > threshold)]
+    score, _ = SCORE_ROLES["induction"]
+    above = table[(table["score"] == score) & (table["value"] > 0.5)]
     expected = {
         key: (rows["step"].min(), rows["step"].max(), len(rows)) for key, rows in above.groupby(["layer", "head"])
     }

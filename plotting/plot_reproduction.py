@@ -1,0 +1,229 @@
+"""Draw the published study's numbers beside the results' own (figures/reproduction.html).
+
+A panel per published quantity (Tigges et al. 2024, arXiv 2407.10827): nodes of circuits, how they go with model size,
+edges of IOI in pythia-410m, the levels of the IOI algorithm, and when kinds of heads emerge. Published values are
+grey, measured ones have 95% intervals. figures/reproduction.csv holds every number, with the checkpoints it rests on,
+the settings that differ from the study's, and the command that measures what is missing.
+
+    python plotting/plot_reproduction.py -r results
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.plot_head_scores import score_label
+from plotting.reproduction import commands, reproduction
+from plotting.style import NEGATIVE, POSITIVE, Drawing, finish, task_label
+from plotting.time_axis import compact
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.results.store import Store
+
+logger = logging.getLogger("plotting")
+
+PUBLISHED_COLOUR = "#b5b5b5"
+# Verdict -> colour and symbol of what was measured.
+LOOKS = {"agrees": (POSITIVE, "circle"), "disagrees": (NEGATIVE, "diamond"), "open": ("#777777", "circle-open")}
+SENTENCES = {"agrees": "agree", "disagrees": "disagree", "open": "are open", "not measured": "are not measured"}
+QUANTITIES = {
+    "circuit_nodes": "mean nodes",
+    "size_correlation": "Pearson's r",
+    "circuit_edges": "edges",
+    "level_percent": "% of the level's effect",
+    "emergence_tokens": "training tokens",
+}
+FORMATS = {"circuit_nodes": ".1f", "size_correlation": ".3f", "circuit_edges": ",.0f", "level_percent": ".0f"}
+LEVELS = {
+    "name_movers": "Level 1: name movers",
+    "s_inhibition": "Level 2: S-inhibition",
+    "induction": "Level 3: induction",
+}
+# Quantities side by side in one row of panels.
+ROWS = (("circuit_nodes",), ("size_correlation", "circuit_edges"), ("level_percent",), ("emergence_tokens",))
+_PANEL_WIDTH, _PANEL_HEIGHT, _BETWEEN = 330, 200, 76
+
+
+def panel_title(row: pd.Series) -> str:
+    """The panel that a row of `reproduction` stands in."""
+    return {
+        "circuit_nodes": f"Nodes: {task_label(row['task'])}",
+        "size_correlation": f"Nodes and parameters ({'as printed' if row['item'] == 'printed' else row['item']})",
+        "circuit_edges": f"{task_label(row['task'])} edges of {row['model']}",
+        "level_percent": LEVELS.get(row["item"], row["item"]),
+        "emergence_tokens": f"Emergence: {score_label(row['item'])[0]}",
+    }[str(row["quantity"])]
+
+
+def row_label(row: pd.Series) -> str:
+    """What tells a row from the others of its panel: the model, the task or the step."""
+    if row["quantity"] == "size_correlation":
+        return task_label(row["task"]).replace(" ", "<br>")
+    return f"{row['step']:,}" if row["quantity"] == "circuit_edges" else str(row["model"]).removeprefix("pythia-")
+
+
+def shown(value: float, quantity: str) -> str:
+    """A number of a quantity, in the digits that the study prints, or a dash."""
+    if np.isnan(value):
+        return "–"
+    return compact(value) if quantity == "emergence_tokens" else format(value, FORMATS[quantity])
+
+
+def shown_range(low: float, high: float, quantity: str) -> str:
+    """A range as `shown` writes its ends, or one number where they are equal."""
+    if np.isnan(low) or np.isnan(high):
+        return ""
+    if np.isinf(high):
+        return f"after {shown(low, quantity)}"
+    return shown(low, quantity) if low == high else f"{shown(low, quantity)} to {shown(high, quantity)}"
+
+
+def draw_reproduction(table: pd.DataFrame) -> Drawing:
+    """The figure, from what `reproduction` returns."""
+    table = table.assign(panel=table.apply(panel_title, axis=1), label=table.apply(row_label, axis=1))
+    grid = [list(dict.fromkeys(table.loc[table["quantity"].isin(row), "panel"])) for row in ROWS]
+    grid = [panels for panels in grid if panels]
+    columns = max(map(len, grid))
+    width = 106 + max(_PANEL_WIDTH * columns, 420)
+    inner = _PANEL_HEIGHT * len(grid) + _BETWEEN * (len(grid) - 1)
+    figure = make_subplots(
+        rows=len(grid),
+        cols=columns,
+        specs=[[{} if i < len(panels) else None for i in range(columns)] for panels in grid],
+        subplot_titles=[panel for panels in grid for panel in panels],
+        horizontal_spacing=min(0.2, 78 / width) if columns > 1 else 0,
+        vertical_spacing=_BETWEEN / inner if len(grid) > 1 else 0,
+    )
+    figure.update_annotations(font_size=14, yshift=4)
+    named: set[str] = set()
+    for row, panels in enumerate(grid, 1):
+        for column, panel in enumerate(panels, 1):
+            _draw_panel(figure, table[table["panel"] == panel], named, {"row": row, "col": column})
+    counts = table["verdict"].value_counts()
+    told = ", ".join(f"{counts[verdict]} {SENTENCES[verdict]}" for verdict in SENTENCES if verdict in counts)
+    drawing = finish(
+        figure,
+        "Published and measured",
+        f"Of {len(table)} numbers of Tigges et al. 2024 (arXiv 2407.10827) {told}; bars are 95% intervals",
+        width=width,
+        height=inner + 112,
+    )
+    figure.update_xaxes(type="category", showgrid=False, tickfont_size=11, tickangle=0)
+    return drawing
+
+
+def _draw_panel(figure: go.Figure, rows: pd.DataFrame, named: set[str], where: dict[str, int]) -> None:
+    quantity = rows["quantity"].iloc[0]
+    low, high = rows["published_low"].astype(float), rows["published_high"].astype(float)
+    middle = (low + high) / 2
+    _add(
+        figure,
+        rows,
+        "published",
+        named,
+        where,
+        y=middle,
+        error_y={"type": "data", "array": high - middle, "thickness": 9, "width": 0, "color": PUBLISHED_COLOUR},
+        # One number is a dash, a range a bar.
+        marker={
+            "symbol": "line-ew",
+            "size": np.where(low == high, 20, 0),
+            "color": PUBLISHED_COLOUR,
+            "line": {"color": PUBLISHED_COLOUR, "width": 3},
+        },
+    )
+    for verdict, (colour, symbol) in LOOKS.items():
+        # What has not happened by the last checkpoint is drawn there, as a triangle that points onwards.
+        yet = rows["measured"].isna() & np.isinf(rows["high"].astype(float))
+        part = rows[(rows["verdict"] == verdict) & (rows["measured"].notna() | yet)]
+        if part.empty:
+            continue
+        up, down = part["high"] - part["measured"], part["measured"] - part["low"]
+        ends = {"array": up, "arrayminus": down, "symmetric": False}
+        _add(
+            figure,
+            part,
+            f"measured, {verdict}",
+            named,
+            where,
+            y=part["measured"].fillna(part["low"]),
+            error_y={"type": "data", "thickness": 1.5, "width": 4, "color": colour, **ends},
+            marker={"color": colour, "symbol": np.where(yet[part.index], "triangle-up", symbol), "size": 9},
+        )
+    if rows["measured"].isna().all():
+        reasons = rows["note"][rows["note"] != ""]
+        text = "not measured" if reasons.empty else reasons.iloc[0]
+        x, y = (figure.get_subplot(**where).xaxis.domain, figure.get_subplot(**where).yaxis.domain)
+        place = {"x": sum(x) / 2, "y": y[0] + 0.1 * (y[1] - y[0]), "xref": "paper", "yref": "paper"}
+        figure.add_annotation(text=text, showarrow=False, font={"size": 12, "color": "#777777"}, **place)
+    figure.update_xaxes(categoryorder="array", categoryarray=rows["label"].tolist(), **where)
+    figure.update_yaxes(title_text=QUANTITIES[quantity], **where)
+    if quantity == "emergence_tokens":
+        ticks = [factor * 10.0**power for power in range(6, 13) for factor in (1, 2, 5)]
+        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[compact(tick) for tick in ticks], **where)
+    elif quantity == "level_percent":
+        figure.update_yaxes(range=[-3, 105], **where)
+    elif quantity == "size_correlation":
+        figure.update_yaxes(range=[min(-0.05, rows["low"].min() - 0.05), 1.05], **where)
+    else:
+        figure.update_yaxes(rangemode="tozero", **where)
+
+
+def _add(
+    figure: go.Figure, rows: pd.DataFrame, name: str, named: set[str], where: dict[str, int], **look: object
+) -> None:
+    quantity = rows["quantity"].iloc[0]
+    told = [
+        (
+            shown_range(row["published_low"], row["published_high"], quantity),
+            shown(row["measured"], quantity),
+            shown_range(row["low"], row["high"], quantity) or "none",
+            row["n_checkpoints"],
+        )
+        for row in rows.to_dict("records")
+    ]
+    figure.add_trace(
+        go.Scatter(
+            x=rows["label"],
+            name=name,
+            legendgroup=name,
+            showlegend=name not in named,
+            legendrank=1 + ["published", *LOOKS].index(name.removeprefix("measured, ")),
+            mode="markers",
+            customdata=told,
+            hovertemplate="<b>%{x}</b><br>published: %{customdata[0]}<br>measured: %{customdata[1]}"
+            "<br>95% interval: %{customdata[2]}<br>checkpoints: %{customdata[3]}<extra></extra>",
+            **look,
+        ),
+        **where,
+    )
+    named.add(name)
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
+    """Figures by file name."""
+    table = reproduction(store, arguments)
+    if table.empty:
+        raise UserError("--model, --task: the study published nothing of these; leave them out")
+    missing = commands(table)
+    if (table["verdict"] == "not measured").all():
+        raise UserError(f"{store.root} holds no results of the study's models; run: {next(iter(missing))}")
+    for command, n in missing.items():
+        logger.info("%d numbers are not measured, or open; run: %s", n, command)
+    path = arguments.output / "reproduction.csv"
+    atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())
+    logger.info("wrote %s", path)
+    return {"reproduction": draw_reproduction(table)}
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__))

@@ -1,0 +1,1 @@
+"""Published numbers, to lay the results' own beside."""

@@ -1,0 +1,81 @@
+"""The numbers of the published study, read from `circuits_over_time.csv`.
+
+The file has a row per number of "LLM Circuit Analyses Are Consistent Across Training and Scale" (Tigges et al. 2024,
+arXiv 2407.10827), as a range: "about 2e9" is what rounds to it. Quantities:
+
+    parameters         a model's parameter count: `printed`, behind the published correlations, and `true`
+    circuit_nodes      nodes of a task's circuit, mean over checkpoints from `from_step` on
+    size_correlation   Pearson's r over the five models between these means and the parameter count
+    circuit_edges      edges of the circuit at one checkpoint
+    level_percent      percentage of a level of the IOI algorithm, median over checkpoints from `from_step` on
+    emergence_tokens   tokens at the first checkpoint at which some head's score passes the score's threshold, there and
+                       at the next checkpoint measured
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from plotting.plot_head_scores import SINGLE
+from utils.results.kinds import find_kind
+
+FILE = Path(__file__).parent / "circuits_over_time.csv"
+# Where the configs with the study's settings lie, from the repository's root.
+CONFIGS = Path("configs", "study")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A published number, or a range of them; what does not apply is "" or None.
+
+    Attributes:
+        quantity: what it is, as above.
+        model: e.g. `pythia-70m`.
+        task: e.g. `ioi`.
+        item: the level, the kind of head, or whose parameter count.
+        step: the checkpoint, of a number about one.
+        from_step: the first checkpoint of a mean or median.
+        low: lower end of the range.
+        high: upper end; equal to `low` for one number.
+        source: where it is published.
+    """
+
+    quantity: str
+    model: str
+    task: str
+    item: str
+    step: int | None
+    from_step: int | None
+    low: float
+    high: float
+    source: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of result that it is about."""
+        if self.quantity == "emergence_tokens":
+            return next((kind for kind, score in SINGLE.items() if score == self.item), "components")
+        return "ioi_consistency" if self.quantity == "level_percent" else "faithfulness"
+
+    @property
+    def config(self) -> Path:
+        """The config with the study's settings for that kind."""
+        return CONFIGS / f"{find_kind(self.kind).config or self.task}.yml"
+
+
+def published() -> list[Number]:
+    """The published numbers, in the order of the file."""
+    with FILE.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        Number(
+            **{name: row[name] for name in ("quantity", "model", "task", "item", "source")},
+            step=int(row["step"]) if row["step"] else None,
+            from_step=int(row["from_step"]) if row["from_step"] else None,
+            low=float(row["low"]),
+            high=float(row["high"]),
+        )
+        for row in rows
+    ]
