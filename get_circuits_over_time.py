@@ -1,12 +1,13 @@
 """Find the circuit behind each task at every checkpoint, and say how faithful it is.
 
-For every checkpoint and task: scores of all edges by EAP-IG (Hanna et al. 2024, arXiv 2403.17806), the smallest circuit
-whose faithfulness reaches the threshold, and its faithfulness at every size that was tried.
+For every checkpoint and task it finds the scores of all edges by EAP-IG (Hanna et al. 2024, arXiv 2403.17806), the
+smallest circuit whose faithfulness reaches the threshold, and the faithfulness at every size that it tried.
 
     python get_circuits_over_time.py -c configs/ioi_160m.yml
     python get_circuits_over_time.py -c configs/toy.yml task=sva checkpoints=[0,1350]
 
-Writes results/graphs (scores and edges), results/faithfulness (curve), results/baselines (whole model, circuit size).
+Writes results/graphs (scores and edges), results/faithfulness (the curve) and results/baselines (the whole model and
+the size of the circuit).
 Keys: configs/README.md. Figures: plotting/plot_circuits.py, plot_faithfulness_curve.py, plot_circuit.py.
 """
 

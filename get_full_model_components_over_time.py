@@ -3,9 +3,9 @@
     python get_full_model_components_over_time.py -c configs/components_160m.yml
 
 Writes results/components/<model>/step{n}.csv with `score, layer, head, value`. `induction`, `previous_token` and
-`duplicate_token` are attention probabilities in [0, 1] on random blocks of tokens repeated once; `copy` and
+`duplicate_token` are attention probabilities in [0, 1] on random blocks of tokens that are repeated once. `copy` and
 `negative_copy` are percentages of the names in IOI prompts. `utils/heads/attention_and_copy.py` and `copy_scores.py`
-there define them; `head_scores: study` measures them as Tigges et al. 2024 do (arXiv 2407.10827).
+define them; `head_scores: study` measures them as Tigges et al. 2024 do (arXiv 2407.10827).
 """
 
 import sys

@@ -3,7 +3,7 @@
     python get_model_cspa.py -c configs/cspa_160m.yml
 
 Writes results/cspa/<model>/step{n}.csv with `layer, head, score`, `kl_cspa, kl_ablated` (nats), `loss, loss_cspa,
-loss_ablated` (nats), `n_positions`, and the `reason` where the score is empty; `.json` beside it says which text was
+loss_ablated` (nats), `n_positions`, and a `reason` if the score is empty. The .json next to it says which text was
 read. `utils/heads/cspa_scores.py` defines the score (McDougall et al. 2023); `head_scores: study` draws the text as
 Tigges et al. 2024 do (arXiv 2407.10827).
 """

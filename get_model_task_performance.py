@@ -1,10 +1,10 @@
-"""How well the whole model does each task at every checkpoint: all metrics, on clean and on corrupted prompts.
+"""How well the whole model does each task at every checkpoint: all metrics, on clean and corrupted prompts.
 
     python get_model_task_performance.py -c configs/performance_160m.yml
 
-Writes results/task_performance/<model>/<task>/step{n}.csv with one row a run (`clean` or `corrupted`) and metric:
-`run, metric, value, se, n` (mean over prompts, its standard error, number of prompts). Corrupted prompts are held
-against the clean prompts' answers, so a metric falls as far as the corruption takes the answer away.
+Writes results/task_performance/<model>/<task>/step{n}.csv with one row per run (`clean` or `corrupted`) and metric:
+`run, metric, value, se, n` (mean over prompts, its standard error, number of prompts). Corrupted prompts are scored
+with the answers to the clean ones, so a metric falls as far as the corruption hides the answer.
 """
 
 import sys

@@ -1,12 +1,13 @@
-"""Train the toy family: small GPT-NeoX checkpoints that everything runs on by default.
+"""Train a toy family: small GPT-NeoX checkpoints that everything runs on by default.
 
     python make_toy_checkpoints.py -c configs/toy_family.yml
     python make_toy_checkpoints.py -c configs/toy_ioi_family.yml
     python make_toy_checkpoints.py -c configs/toy_family.yml seed=1 folder=model_cache/toy_seed1
 
-On the CPU, from scratch, in two to five minutes: `model_cache/toy/step{n}` (save_pretrained form, with tokenizer),
-`evaluation.csv` (what each checkpoint can do on held-out prompts) and `family.json` (written last). A training that was
-stopped goes on where it was; a finished family is found again. Exit codes: 0 done, 2 bad input, 130 Ctrl-C.
+It trains on the CPU, from scratch, in two to five minutes, and writes `model_cache/toy/step{n}` (save_pretrained
+format, with the tokenizer), `evaluation.csv` (what each checkpoint can do on held-out prompts) and, last,
+`family.json`. If you stop it, the same command goes on where it stopped; a finished family is left as it is. Exit
+codes: 0 done, 2 bad input, 130 Ctrl-C.
 """
 
 import argparse

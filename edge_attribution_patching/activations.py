@@ -1,4 +1,4 @@
-"""The nonlinearities of MLPs, by the names that configs give them."""
+"""The nonlinearities of MLPs, by the names that configs use."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def read_activation(name: str, tensors: Mapping[str, Tensor], prefix: str) -> Ac
     """An activation by name, one of `ACTIVATIONS`.
 
     Args:
-        name: as the config has it.
-        tensors: the model's state, which holds the parameters of an activation that learns some.
-        prefix: of these parameters' names.
+        name: as in the config.
+        tensors: the model's state, which holds the parameters of activations that have some.
+        prefix: what the names of these parameters begin with.
     """
     if name == "xielu":
         return partial(xielu, **{part: tensors[prefix + part] for part in ("alpha_p", "alpha_n", "beta", "eps")})

@@ -1,8 +1,8 @@
 """Architectures as data: where each keeps its tensors, how its blocks compute, and which config fields it reads.
 
-An architecture is one entry in `ARCHITECTURES`; `weights.read_weights` builds any of them from it. What a config may
-change (a scale, a clamp, a rotary embedding, whether a bias exists) is a field in `reads`; whatever else its class has
-must be neutral or irrelevant (`architectures.check_config`).
+An architecture is one entry in `ARCHITECTURES`, and `weights.read_weights` reads any model from its entry. What a
+config may change (a scale, a clamp, a rotary embedding, whether a bias exists) is a field in `reads`. All other fields
+of the config class must be neutral or irrelevant (`architectures.check_config`).
 """
 
 from __future__ import annotations
@@ -15,32 +15,34 @@ NormKind = Literal["layer", "bare layer", "rms", "rms one plus"]
 """LayerNorm, LayerNorm without gain and bias (OLMo), RMSNorm, and RMSNorm whose gain is 1 + weight (Gemma)."""
 
 BARE_EPS = 1e-5
-"""OLMo's LayerNorm has its eps in the code."""
+"""The eps of OLMo's LayerNorm, which is in its code and not in its config."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is particular to one architecture. Names of tensors lack `.weight` and `.bias`, those in a block its prefix.
+    """What is particular to one architecture.
+
+    Names of tensors are without `.weight` and `.bias`, and those in a block without its prefix.
 
     Attributes:
-        block: prefix of a block's tensors, `{}` being the layer's number.
+        block: what the names of a block's tensors begin with; `{}` is the number of the layer.
         embed, position_embed, final_norm: tensors outside the blocks.
         norm: the kind of every norm.
-        attn_norm, mlp_norm: norms before attention and the MLP; none where they read the residual stream as it is.
-        attn_post_norm, mlp_post_norm: norms of what all heads together and the MLP write, before it is added.
+        attn_norm, mlp_norm: norms before attention and the MLP; None if they read the residual stream as it is.
+        attn_post_norm, mlp_post_norm: norms of what the heads together, and the MLP, write, before it is added.
         qkv: the projections of q, k and v, or the one that holds all three.
-        qkv_order: how the outputs of all of `qkv` are ordered, and how they are read (einops).
+        qkv_order: the order of the outputs of `qkv`, and the order they are read in (einops).
         attn_out: the output projection of attention.
         mlp_in, mlp_gate, mlp_out: the MLP's projections, out(activation(gate(x)) * in(x)) or out(activation(in(x))).
         conv1d: weights are stored [input, output].
-        q_norm, k_norm: norms of queries and keys before rotary, over each head or all heads: as wide as their gain.
+        q_norm, k_norm: norms of queries and keys before rotary, over each head or over all, according to their width.
         scaled_embedding: embeddings are multiplied by sqrt(d_model).
-        parallel: attention and MLP read the same residual stream; or the name of the field that says so.
-        partial_rotary: `rope_parameters` may turn a part of each head only.
-        interleaved_rotary: rotary turns neighbouring entries (GPT-J), not those half a head apart.
-        rotary_by_layer_type: `rope_parameters` holds one entry for each of `layer_types`.
-        activation, eps, mlp_width: the fields that hold them (empty width: 4 * d_model; no field of eps: BARE_EPS).
-        reads: further fields that are read.
+        parallel: whether attention and MLP read the same residual stream, or the name of the field that says so.
+        partial_rotary: whether `rope_parameters` may turn only a part of each head.
+        interleaved_rotary: whether rotary turns neighbouring entries (GPT-J), instead of entries half a head apart.
+        rotary_by_layer_type: whether `rope_parameters` has one entry for each of `layer_types`.
+        activation, eps, mlp_width: the fields that hold these. An empty width means 4 * d_model; no eps means BARE_EPS.
+        reads: all other fields that are read.
         neutral: fields that are not read, and the values at which they change nothing.
     """
 
@@ -152,7 +154,8 @@ _WINDOWS = frozenset({"layer_types", "sliding_window"})
 
 _QWEN2 = replace(_LLAMA, reads=_GROUPED | _WINDOWS)
 
-# No norm before a sublayer, one after. An output bias would be scaled with the heads' sum and belong to none of them.
+# No norm before a sublayer but one after it. An output bias would be scaled along with the sum of the heads, and so
+# would belong to none of them.
 _OLMO2 = replace(
     _LLAMA,
     attn_norm=None,

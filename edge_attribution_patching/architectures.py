@@ -1,9 +1,9 @@
-"""What a config says of a model: its shape, and whether every field that changes the arithmetic is one that is read.
+"""What a config says about a model: its shape, and whether we read every field that changes the arithmetic.
 
-`read_shape` needs the config alone, so a model that cannot be measured is refused before its weights are fetched. Each
-field of a supported config class is classified: read, allowed at its neutral values only, or without influence on the
-logits in evaluation. A field that is none of these (transformers may add one) is refused by name: nothing that could
-change the result is ignored.
+`read_shape` needs the config alone, so a model that cannot be measured is refused before its weights are downloaded.
+Every field of a supported config class is either read, or allowed at its neutral values only, or without influence on
+the logits in evaluation. Any other field (transformers may add one) is refused by name, so nothing that could change a
+result is ignored.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Shape:
 
     Attributes:
         architecture: transformers' `model_type`.
-        n_heads: query heads; these are the graph's heads.
+        n_heads: query heads, which are the heads of the graph.
         n_kv_heads: key-value heads, each shared by a group of query heads (grouped-query attention).
-        n_positions: the most tokens that a prompt may have: the context length, or the smallest sliding window where
-            that is shorter. Windows are not modelled, so they must never cut anything off.
-        parallel: attention and MLP of a block read the same residual stream (GPT-NeoX, GPT-J); otherwise the MLP reads
-            what attention has written to.
+        n_positions: the most tokens that a prompt may have: the context length, or the smallest sliding window if that
+            is shorter. Windows are not modelled, so they must never cut anything off.
+        parallel: whether attention and MLP of a block read the same residual stream (GPT-NeoX, GPT-J). Otherwise the
+            MLP reads it after attention has written to it.
     """
 
     architecture: str
@@ -56,7 +56,7 @@ SHAPE_FIELDS = (
     "tie_word_embeddings",  # The output layer is read by its own name, tied or not.
 )
 
-# Fields that no reader reads: allowed where they change nothing.
+# Fields that no reader reads, allowed at these values, where they change nothing.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "chunk_size_feed_forward": (0,),
@@ -84,11 +84,11 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def read_shape(config: PretrainedConfig) -> Shape:
-    """A model's shape, if everything that its config says can be computed here.
+    """A model's shape, if we can compute everything that its config says.
 
     Raises:
-        ValueError: in one line that names the field, its value and what is supported, for an architecture without a
-            reader and for a field that changes the arithmetic and is not read.
+        ValueError: if the architecture has no reader, or a field changes the arithmetic and is not read. One line that
+            names the field, its value and what is supported.
     """
     architecture = check_config(config)
     n_heads, d_model = config.num_attention_heads, config.hidden_size
@@ -111,7 +111,7 @@ def read_shape(config: PretrainedConfig) -> Shape:
 
 
 def check_config(config: PretrainedConfig) -> Architecture:
-    """The architecture's entry, if every field of the config is one that is read or changes nothing.
+    """The architecture's entry in the table, if every field of the config is read or changes nothing.
 
     Raises:
         ValueError: see `read_shape`.
@@ -128,7 +128,7 @@ def check_config(config: PretrainedConfig) -> Architecture:
         if name in neutral:
             _require(config, name, neutral[name])
         elif name in declared:  # Others are unknown to transformers too and change nothing.
-            raise ValueError(f"{name}={value}: a field of {config.model_type} that no reader knows")
+            raise ValueError(f"{name}={value}: no reader knows this field of {config.model_type}")
     if "head_dim" not in read and getattr(config, "head_dim", None) is not None:
         _require(config, "head_dim", (_d_head(config, architecture),))
     _require(config, architecture.activation, ACTIVATIONS)
@@ -140,7 +140,7 @@ def check_config(config: PretrainedConfig) -> Architecture:
 
 
 def read_fields(config: PretrainedConfig, architecture: Architecture) -> frozenset[str]:
-    """The names, as the config class has them, of the fields that are read."""
+    """The names of the fields that are read, as the config class has them."""
     names = {config.attribute_map.get(name, name) for name in SHAPE_FIELDS}
     names |= {architecture.mlp_width, architecture.activation}
     names |= {name for name in (architecture.eps, architecture.parallel) if isinstance(name, str)}

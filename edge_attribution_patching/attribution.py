@@ -2,13 +2,13 @@
 
     score(u -> v) = mean over prompts of the sum over positions of (a_u(clean) - a_u(corrupted)) . mean_k dM/dx_v(k)
 
-Step k runs the model on embeddings e_corrupted + alpha_k (e_clean - e_corrupted); x_v is the residual stream that v
-reads, a_u what u writes to it. A positive score says that the edge raises the metric. One step at alpha = 1: plain EAP.
-Sources: Syed et al. 2023, "Attribution Patching Outperforms Automated Circuit Discovery" (EAP); Hanna et al. 2024,
-"Have Faith in Faithfulness" (EAP-IG, arXiv 2403.17806).
+Step k runs the model on embeddings e_corrupted + alpha_k (e_clean - e_corrupted). x_v is the residual stream that v
+reads, and a_u is what u writes to it. A positive score means that the edge raises the metric. One step at alpha = 1 is
+plain EAP. Sources: Syed et al. 2023, "Attribution Patching Outperforms Automated Circuit Discovery" (EAP); Hanna et al.
+2024, "Have Faith in Faithfulness" (EAP-IG, arXiv 2403.17806).
 
-What the nodes write in the two runs does not depend on the step, so the gradients of all steps of a batch are summed
-first (`gradients.py`) and then multiplied with these differences once.
+What the nodes write in the two runs does not depend on the step. So the gradients of all steps of a batch are summed
+first (`gradients.py`) and multiplied with these differences once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def quadrature_points(quadrature: Quadrature, steps: int) -> tuple[list[float], 
     `gauss-legendre`: exact for polynomials up to degree 2m - 1.
     """
     if steps < 1:
-        raise ValueError(f"ig_steps={steps}: at least 1 is needed")
+        raise ValueError(f"ig_steps={steps}: take at least 1")
     if quadrature == "gauss-legendre":
         points, weights = np.polynomial.legendre.leggauss(steps)
         return ((points + 1) / 2).tolist(), (weights / 2).tolist()
@@ -68,9 +68,9 @@ def attribute(
         metric: per-prompt metric of the logits at the answer, differentiable.
         steps: integration steps.
         quadrature: where the steps lie, see `quadrature_points`.
-        batch_size: prompts a pass.
-        memory_budget_gb: bounds what autograd keeps and what the contraction holds; the work is split to stay below it.
-        share_prefix: run only the positions from each pair's first difference on (the rest cannot contribute).
+        batch_size: prompts per pass.
+        memory_budget_gb: bounds what autograd keeps and what the contraction holds. Work is split up to stay below it.
+        share_prefix: run only the positions from the first difference of a pair on (the others cannot contribute).
 
     Raises:
         ValueError: for an unknown quadrature or no steps.

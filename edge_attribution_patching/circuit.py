@@ -44,7 +44,7 @@ class Circuit:
 
     @classmethod
     def from_tensors(cls, stored: Mapping[str, Any]) -> Circuit:
-        """Read back what `to_tensors` gave.
+        """Read back what `to_tensors` returned.
 
         Raises:
             ValueError: if the node names are not those of a transformer's graph.
@@ -58,7 +58,7 @@ class Circuit:
         return cls(graph, stored["scores"], stored["in_circuit"])
 
     def to_table(self) -> pd.DataFrame:
-        """The circuit's edges `source, target, score`, the strongest first."""
+        """The edges of the circuit as `source, target, score`, the strongest first."""
         edges = self.in_circuit.nonzero()
         scores = self.scores[edges[:, 0], edges[:, 1]]
         ranked = scores.abs().argsort(descending=True, stable=True)

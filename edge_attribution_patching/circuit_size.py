@@ -1,16 +1,16 @@
-"""The smallest circuit that keeps enough of the model: which sizes are evaluated, and which of them is chosen.
+"""The smallest circuit that keeps enough of the model: which sizes to evaluate, and which of them to choose.
 
 `criterion` says what must reach the threshold:
 
     normalised   (M(C) - M(corrupted)) / (M(clean) - M(corrupted)) >= threshold      (Hanna et al. 2024)
     raw          M(C) / M(clean) > threshold                                         (Tigges et al. 2024)
 
-`grid` says which sizes are looked at:
+`grid` says which sizes to look at:
 
     adaptive   8, 16, 32, ... until a size is confirmed, then several sizes a round between it and the next smaller one.
                A size is confirmed if the next larger one evaluated reaches the threshold too.
-    study      25, 50, 75, ... up to 1,600 until one reaches the threshold, bisection below it, then a look at 5 sizes
-               either side; the smallest that reaches the threshold counts (Tigges et al. 2024, arXiv 2407.10827).
+    study      25, 50, 75, ... up to 1,600 until one reaches the threshold, then bisection below it, then 5 sizes on
+               either side. The smallest that reaches the threshold counts (Tigges et al. 2024, arXiv 2407.10827).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ STUDY_STEP, STUDY_LAST, STUDY_AROUND = 25, 1600, 5
 
 @dataclass(frozen=True)
 class SizeRule:
-    """When a circuit is faithful enough, and how the smallest such is found.
+    """When a circuit is faithful enough, and how to find the smallest one that is.
 
     Attributes:
-        threshold: what its faithfulness has to reach.
+        threshold: what its faithfulness must reach.
         criterion: see the module.
         grid: see the module.
     """
@@ -50,7 +50,7 @@ class SizeRule:
     grid: Grid = "adaptive"
 
     def values(self, curve: FaithfulnessCurve) -> list[float]:
-        """What is held against the threshold, at every size evaluated, in the order of the sizes."""
+        """What must reach the threshold, at every size evaluated, in the order of the sizes."""
         of_size = curve.faithfulness if self.criterion == "normalised" else curve.raw
         return [of_size(size) for size in curve.sizes]
 
@@ -59,11 +59,11 @@ class SizeRule:
         return curve.resampled(seed) if self.criterion == "normalised" else curve.resampled_raw(seed)
 
     def reached(self, value: float) -> bool:
-        """Whether a value is enough."""
+        """Whether a value reaches the threshold."""
         return value >= self.threshold if self.criterion == "normalised" else value > self.threshold
 
     def select(self, sizes: Sequence[int], values: Sequence[float], n_edges: int) -> int | None:
-        """The size that is chosen among those evaluated (ascending); None if there is none.
+        """The size to choose among those evaluated (ascending), or None.
 
         The whole graph needs no confirmation.
         """
@@ -78,12 +78,12 @@ class SizeRule:
         """Find the size.
 
         Args:
-            curve: filled with every size that is evaluated.
-            evaluate: per-prompt metric of the circuits of some sizes.
-            n_edges: edges of the whole graph.
+            curve: receives every size that is evaluated.
+            evaluate: sizes -> the metric of their circuits, per prompt.
+            n_edges: edges in the whole graph.
 
         Returns:
-            The size of the smallest circuit that is faithful enough; None if none is.
+            The size of the smallest circuit that is faithful enough, or None.
         """
         search = _Search(self, curve, evaluate, n_edges)
         return search.study() if self.grid == "study" else search.adaptive()

@@ -3,8 +3,8 @@
     faithfulness(C) = (M(C) - M(empty)) / (M(full) - M(empty))      M(empty): the corrupted run
     faithfulness_raw(C) = M(C) / M(full)
 
-(Hanna et al. 2024, arXiv 2403.17806; the raw share as in Tigges et al. 2024, arXiv 2407.10827.) Everything is kept per
-prompt, so that intervals come from resampling prompts (paired: the same prompts in every term of the ratio).
+(Hanna et al. 2024, arXiv 2403.17806; the raw share as in Tigges et al. 2024, arXiv 2407.10827.) Every value is kept per
+prompt, so that intervals can resample prompts: the same ones in every term of the ratio.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from edge_attribution_patching.weights import ModelWeights
 
 
 class CircuitEvaluator:
-    """Evaluates circuits on a set of prompts, whose two runs are prepared once.
+    """Evaluates circuits on a set of prompts, and prepares the two runs of each prompt once.
 
     Args:
         weights: the model.
         pairs: prompt pairs on the model's device.
         metric: per-prompt metric.
-        batch_size: prompts a pass.
-        memory_budget_gb: prepared runs are kept up to this much and prepared again beyond it; also bounds each pass.
+        batch_size: prompts per pass.
+        memory_budget_gb: how much of the prepared runs to keep; the others are prepared again. Also bounds each pass.
 
     Attributes:
         full, corrupted: the metric of every prompt in the whole model and in the corrupted run, on the CPU.
@@ -70,7 +70,7 @@ class CircuitEvaluator:
         return values
 
     def prefixes_of(self, order: Int[Tensor, "edge 2"]) -> Callable[[Sequence[int]], Float[Tensor, "size prompt"]]:
-        """The same for the circuits of the first n edges of an order, pruned, by their sizes n."""
+        """sizes n -> the same for the circuits of the first n edges of an order, pruned."""
         return lambda sizes: self(prefix_masks(order, self.graph, sizes))
 
 
@@ -103,7 +103,7 @@ class Baselines:
         )
 
     def learned(self, min_gap: float) -> bool:
-        """Whether clean prompts clearly score higher: by `min_gap` and by 3 standard errors of the difference."""
+        """Whether clean prompts score clearly higher: by more than `min_gap`, and by 3 standard errors of the gap."""
         gap = self.full - self.corrupted
         return gap > min_gap and (self.n_prompts == 1 or gap > 3 * self.gap_se)
 
@@ -124,12 +124,12 @@ class FaithfulnessCurve:
         return float(self.values[size].double().mean())
 
     def faithfulness(self, size: int) -> float:
-        """Normalised by the corrupted run; nan where that does what the model does."""
+        """Normalised by the corrupted run; nan if that does what the model does."""
         corrupted, full = float(self.corrupted.double().mean()), float(self.full.double().mean())
         return (self.metric(size) - corrupted) / (full - corrupted) if full != corrupted else math.nan
 
     def raw(self, size: int) -> float:
-        """The share of the model's metric; nan where that is zero."""
+        """The share of the model's metric; nan if that is zero."""
         full = float(self.full.double().mean())
         return self.metric(size) / full if full != 0 else math.nan
 

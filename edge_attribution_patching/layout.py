@@ -1,8 +1,8 @@
-"""Where the tokens of a batch sit.
+"""Where the tokens of a batch are.
 
 Tokens are packed: a batch of prompts of different lengths is one row of T real tokens, and only attention lays them out
-as [prompt, position]. Nothing is computed for padding, and nothing for a prompt's tokens before `Layout.starts`, whose
-keys and values come from a `PrefixCache` (a clean and a corrupted prompt share everything before they first differ).
+as [prompt, position]. Padding costs nothing. Neither do the tokens of a prompt before `Layout.starts`, whose keys and
+values come from a `PrefixCache`: a clean and a corrupted prompt share everything before they first differ.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TokenPart:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each packed token sits.
+    """Where each packed token is.
 
     Attributes:
         starts: first position of each prompt that runs; the earlier ones are in a prefix cache.
@@ -136,7 +136,7 @@ class Layout:
         return padded[self.prompt, self.position]
 
     def rotations(self, weights: ModelWeights) -> list[Rotation | None]:
-        """Every layer's cosine and sine at the packed tokens, in the model's dtype; layers alike share them."""
+        """Every layer's cosine and sine at the packed tokens, in the model's dtype. Layers with the same ones share."""
         dtype = torch.promote_types(weights.dtype, torch.float32)
         made: dict[Rotary, Rotation] = {}
         for layer in weights.layers:
@@ -169,5 +169,5 @@ class PrefixCache:
 
 
 def prefix_of_layer(cache: PrefixCache | None, layer: int) -> tuple[Tensor | None, Tensor | None]:
-    """A layer's keys and values before `starts`; None twice where no prompt has a prefix."""
+    """A layer's keys and values before `starts`; None and None if no prompt has a prefix."""
     return (None, None) if cache is None else (cache.keys[layer], cache.values[layer])

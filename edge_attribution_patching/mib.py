@@ -1,8 +1,8 @@
 """CPR and CMD, the two numbers by which the Mechanistic Interpretability Benchmark compares methods of scoring edges.
 
-Mueller et al. 2025 (arXiv 2504.13151). A method's circuits hold the shares p = .001 to 1 of all edges (`MIB_SHARES`):
-the int(p * n_edges) edges of highest score wherever they stand, less those on no path from `input` to `logits`. With
-f(p) the faithfulness of such a circuit, the trapezoidal rule over these ten shares gives
+Mueller et al. 2025 (arXiv 2504.13151). A method's circuits hold shares p = .001 to 1 of all edges (`MIB_SHARES`): the
+int(p * n_edges) edges of highest score wherever they are, minus those on no path from `input` to `logits`. With f(p)
+the faithfulness of such a circuit, the trapezoidal rule over these ten shares gives
 
     CPR = integral of f(p) dp          edges ranked by score: circuit performance ratio, higher is better
     CMD = integral of |1 - f(p)| dp    edges ranked by |score|: circuit-model distance, 0 is best
@@ -46,7 +46,7 @@ class MibAreas:
 
     @property
     def cmd(self) -> float:
-        """Area between the faithfulness of the strongest edges and 1, whichever side of 1 it runs on."""
+        """Area between the faithfulness of the strongest edges and 1, on either side of 1."""
         return float(np.trapezoid(np.abs(1 - np.array(self.by_strength)), MIB_SHARES))
 
 

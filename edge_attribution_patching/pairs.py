@@ -1,4 +1,4 @@
-"""Clean and corrupted prompts as tokens, in batches that run only what differs."""
+"""Clean and corrupted prompts as tokens, in batches that run only what differs between them."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class TokenPairs:
         return len(self.lengths)
 
     def first_difference(self) -> Int[Tensor, " prompt"]:
-        """The first position where each pair differs; its last position where it never does."""
+        """The first position where each pair differs; the last position of a pair that never does."""
         positions = torch.arange(self.clean.shape[1], device=self.clean.device)
         differs = (self.clean != self.corrupted) & (positions < self.lengths[:, None])
         first = torch.where(differs.any(dim=1), differs.int().argmax(dim=1), self.lengths - 1)
         return first
 
     def batches(self, batch_size: int, *, share_prefix: bool = True) -> Iterator[PairBatch]:
-        """All pairs, those with tails of similar length together so that attention pads little."""
+        """All pairs. Those whose tails have similar lengths come together, so that attention pads little."""
         starts = self.first_difference() if share_prefix else torch.zeros_like(self.lengths)
         order = torch.argsort((self.lengths - starts) * (self.clean.shape[1] + 1) + self.lengths, stable=True)
         for index in order.split(batch_size):

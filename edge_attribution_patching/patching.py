@@ -4,9 +4,9 @@ Given two runs of the same prompts, `base` and `source`, and a mask over edges, 
 
     base residual stream + sum over its edges u -> v in the mask of (patched output of u - base output of u)
 
-and everything downstream is recomputed; `input` writes the source run's embeddings. With base = corrupted and
-source = clean this is circuit evaluation (edges in the circuit carry the clean prompt, all others the corrupted one):
-the full mask gives the clean run, the empty mask the corrupted run. With base = clean and source = corrupted it is path
+and everything downstream is recomputed; `input` writes the embeddings of the source run. With base = corrupted and
+source = clean this evaluates circuits: edges in the circuit carry the clean prompt, all others the corrupted one. The
+full mask gives the clean run and the empty mask the corrupted run. With base = clean and source = corrupted it is path
 patching: only the edges of the named paths carry the corrupted prompt (Wang et al. 2022, "Interpretability in the
 Wild"; Goldowsky-Dill et al. 2023, "Localizing Model Behavior with Path Patching").
 
@@ -57,10 +57,10 @@ def evaluate_masks_final(
         runs: both runs of a batch (`prepare_runs`).
         masks: edges that carry the source run, any device; entries that are not edges are ignored.
         memory_budget_gb: bounds the differences that are held at once; masks are stacked up to it.
-        shortcuts: take nodes that are wholly at their source value from the source run. Without, they are recomputed:
-            slower and the same, which is how tests see that recomputing gives back the model.
-        observe: called with the attention of the heads that are recomputed under some mask of a stack; under those
-            masks of the stack that leave a head alone it is that of the run the head is taken from.
+        shortcuts: take nodes that are wholly at their source value from the source run. Otherwise they are recomputed,
+            which is slower and gives the same: tests use it to show that recomputing gives back the model.
+        observe: called with the attention of the heads that are recomputed under some mask of a stack. Under masks of
+            the stack that leave a head alone, it is the attention in the run that the head is taken from.
     """
     with torch.no_grad():
         plan = Plan.of(Graph.of(weights), masks, Ties.of(weights), shortcuts=shortcuts)

@@ -1,4 +1,4 @@
-"""What nodes write in a patched pass beyond the base run, and what the inputs that read them get."""
+"""How what nodes write in a patched pass differs from the base run, and what the inputs that read them get."""
 
 from __future__ import annotations
 

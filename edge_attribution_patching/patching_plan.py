@@ -1,10 +1,10 @@
-"""What each edge mask makes of each node, before anything is computed.
+"""What each edge mask does to each node, worked out before anything is computed.
 
-A node none of whose edges carries a difference keeps its base value; a node that reads everything from nodes at their
-source value has its source value; the others are computed, if their difference can reach the logits at all.
+A node whose edges carry no difference keeps its base value. A node that reads everything from nodes at their source
+value has its source value. The others are computed, if their difference can reach the logits at all.
 
 In some blocks a norm ties the heads of a layer together (`Ties`). A head that is at its base or source value stays
-there; one that is computed is normalised with all the others as they are under the mask, so they are computed too.
+there. One that is computed is normalised with all the others as they are under the mask, so they are computed too.
 """
 
 from __future__ import annotations

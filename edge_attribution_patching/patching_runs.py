@@ -1,4 +1,4 @@
-"""The two runs that masks are evaluated from: prepared once a batch, kept while they fit the memory budget."""
+"""The two runs that masks are evaluated from: prepared once per batch, and kept while they fit the memory budget."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edge_attribution_patching.pairs import GB, Metric, PairBatch
 from edge_attribution_patching.weights import Letter, ModelWeights
 
 Base = Literal["corrupted", "clean"]
-"""Which run carries the edges outside of a mask; the other one is the source."""
+"""Which run the edges outside a mask carry; the other one is the source."""
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,10 @@ class PreparedBatches:
 
 
 def at_answers(runs: PreparedRuns) -> PreparedRuns:
-    """The same runs with the answers' tokens alone; the base run's keys and values stand for the tokens before.
+    """The same runs at the answers' tokens alone; the tokens before them keep the keys and values of the base run.
 
-    Exact for masks under which the base's keys and values at other tokens stay as they are: paths that enter heads by
-    their queries only, and swaps that are meant for the answers' tokens only. Several times cheaper.
+    This is exact for masks that leave keys and values at other tokens alone: paths that enter heads by their queries
+    only, and swaps that are meant for the answers' tokens only. It is several times cheaper.
     """
     layout = runs.layout
     cache = PrefixCache([], [])

@@ -24,7 +24,7 @@ KINDS: Mapping[str, frozenset[str]] = {
         }
     ),
 }
-"""Supported kinds of `rope_parameters`, and what each has beside `rope_theta`. None depends on the prompt's length."""
+"""Supported kinds of `rope_parameters`, and what each has besides `rope_theta`. None depends on the prompt's length."""
 
 GPT_J_THETA = 10000.0
 
@@ -78,7 +78,7 @@ def check_rotary(config: PretrainedConfig, architecture: Architecture) -> None:
 def read_rotaries(
     config: PretrainedConfig, architecture: Architecture, n_layers: int, d_head: int
 ) -> tuple[Rotary | None, ...]:
-    """Every layer's rotary embedding, if it has one; equal ones are one object. `check_rotary` accepts the config."""
+    """Every layer's rotary embedding, or None; equal ones are one object. `check_rotary` must accept the config."""
     if "rotary_dim" in architecture.reads:
         return (Rotary(_frequencies(config.rotary_dim, GPT_J_THETA)),) * n_layers
     if "rope_parameters" not in architecture.reads:

@@ -1,8 +1,8 @@
 """From edge scores to circuits: one order of edges, of which every circuit is a pruned prefix.
 
-Greedy (Hanna et al. 2024): start at `logits`; repeatedly add the edge of highest |score| whose destination is in the
-circuit, and with it its source. `top_n` orders all edges by |score|. Either way the circuit of n edges is the first n
-edges of the order, minus nodes that no path joins to `input` and to `logits`.
+Greedy (Hanna et al. 2024): start at `logits`, and again and again add the edge of highest |score| whose destination is
+in the circuit, together with its source. `top_n` orders all edges by |score|. Either way the circuit of n edges is the
+first n edges of the order, minus nodes without a path from `input` or to `logits`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def edge_order(
 def ranked_edges(
     values: Float[Tensor, "n_forward n_backward"], graph: Graph, limit: int | None = None
 ) -> Int[Tensor, "edge 2"]:
-    """Edges wherever they stand, the highest value first; equal values in index order.
+    """Edges wherever they are, the highest value first; equal values in index order.
 
     Args:
         values: one for every edge; entries that are not edges are ignored.

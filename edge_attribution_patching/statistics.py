@@ -1,7 +1,7 @@
-"""Uncertainty of what is averaged over prompts: standard errors, and the bootstrap for what is no plain mean.
+"""Uncertainty of averages over prompts: standard errors for means, and the bootstrap for everything else.
 
-The bootstrap draws as many prompts as there are, with replacement, many times (Efron 1979). Quantities are paired, the
-same prompts in each of them, where they are averaged by the same `Bootstrap`.
+The bootstrap draws as many prompts as there are, with replacement, many times (Efron 1979). Quantities that use the
+same `Bootstrap` are paired: they are averaged over the same prompts.
 """
 
 from __future__ import annotations

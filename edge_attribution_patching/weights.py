@@ -1,7 +1,7 @@
-"""A model's weights under the names of the field, read from a Hugging Face model.
+"""A model's weights under the names that the field uses, read from a Hugging Face model.
 
 Everything in this package runs on these tensors: one explicit forward pass (`forward.py`) instead of hooks. An
-architecture is an entry in `architecture_table.py`; one reader builds them all.
+architecture is an entry in `architecture_table.py`, and one reader serves them all.
 """
 
 from __future__ import annotations

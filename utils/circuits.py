@@ -1,4 +1,4 @@
-"""The circuit behind a task in one checkpoint: attribution, search, faithfulness, and what is reported of them."""
+"""The circuit behind a task in one checkpoint: attribution, search, faithfulness, and the tables that report them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EapConfig(Section):
 
 
 class SearchConfig(Section):
-    """How the circuit's size is found."""
+    """How the circuit is searched."""
 
     threshold: float = Field(0.8, gt=0)
     """The faithfulness a circuit must reach."""
@@ -83,7 +83,7 @@ class SearchConfig(Section):
 
 
 class CircuitKeys(Section):
-    """What a circuit depends on besides the model and the task."""
+    """What a circuit depends on, apart from the model and the task."""
 
     n_prompts: int = Field(100, gt=0)
     """How many prompt pairs to score edges on. With `evaluate_on: heldout`, faithfulness gets as many again."""
@@ -108,8 +108,8 @@ class CircuitPrompts:
 
     Attributes:
         task: the task.
-        scoring: prompts that edges are scored on.
-        evaluation: prompts that circuits are evaluated on; others, or the same (`evaluate_on`).
+        scoring: the prompts that edges are scored on.
+        evaluation: the prompts that circuits are evaluated on: others, or the same ones (`evaluate_on`).
     """
 
     task: Task
@@ -122,10 +122,10 @@ class CircuitReport:
     """The circuit of one task in one checkpoint, and the tables that say how good it is.
 
     Attributes:
-        circuit: scores of all edges, and the edges of the circuit (none where none is found).
+        circuit: the scores of all edges, and the edges of the circuit (none if there is no circuit).
         status: whether there is a circuit, or why not.
-        faithfulness: one row a size evaluated.
-        baselines: one row: the whole model, and the circuit's size.
+        faithfulness: one row per size evaluated.
+        baselines: one row about the whole model and the size of the circuit.
     """
 
     circuit: Circuit
@@ -144,7 +144,7 @@ def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: S
     sizes = config.search.sizes
     n_edges = Graph(shape.n_layers, shape.n_heads, shape.parallel).n_edges
     if sizes and sizes[-1] > n_edges:
-        raise UserError(f"search.sizes: {sizes[-1]} is more than the model's {n_edges} edges; leave it out")
+        raise UserError(f"search.sizes: {sizes[-1]} is more than the {n_edges} edges of the model; leave it out")
     prepared = {}
     for task in tasks_of(config):
         prompts = circuit_prompts(config, task, tokenizer)
@@ -169,7 +169,7 @@ def measure(
 
 
 def circuit_prompts(config: CircuitsConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> CircuitPrompts:
-    """Prompts to score edges on and prompts to evaluate circuits on: disjoint, or the same (`evaluate_on`).
+    """Prompts to score edges on and prompts to evaluate circuits on: disjoint, or the same ones (`evaluate_on`).
 
     Raises:
         UserError: if the task has too few prompts under this tokenizer.
@@ -186,7 +186,7 @@ def circuit_prompts(config: CircuitsConfig, task: Task, tokenizer: PreTrainedTok
 
 
 def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, config: CircuitsConfig) -> CircuitReport:
-    """Score all edges, search the smallest faithful circuit, and report.
+    """Score all edges, search for the smallest faithful circuit, and report it.
 
     Raises:
         UserError: if scores overflow in the model's number format.
@@ -274,7 +274,8 @@ def _baselines_table(
 ) -> pd.DataFrame:
     """One row: the whole model's metric, whether a circuit was found, its size with a 95% interval, CPR and CMD.
 
-    The size's interval resamples prompts among the sizes evaluated; it is open (empty) where resamples find no size.
+    The interval of the size resamples prompts and chooses among the sizes evaluated. An end is empty if the resamples
+    there find no size.
     """
     row: dict[str, object] = dict.fromkeys(BASELINES.columns) | {
         "full": baselines.full,
@@ -291,7 +292,7 @@ def _baselines_table(
         rule = config.search.rule()
         resampled = rule.resampled(curve, config.seed).tolist()
         found = [rule.select(curve.sizes, values, graph.n_edges) for values in resampled]
-        # A resample without a circuit counts as larger than any.
+        # A resample without a circuit counts as larger than every size.
         ranked = sorted(float("inf") if size is None else float(size) for size in found)
         low, high = ranked[int(0.025 * len(ranked))], ranked[int(0.975 * len(ranked))]
         row["size_low"] = None if low == float("inf") else int(low)

@@ -1,8 +1,8 @@
-"""The scripts' command line: arguments, signals and exit codes.
+"""The command line of the scripts: arguments, signals and exit codes.
 
 Exit codes: 0 all done, 2 bad input (one line on stderr), 130 Ctrl-C, 143 SIGTERM.
-Global settings that it changes: the root logger, the log levels of the libraries and the progress bars of transformers
-(once); the handler of SIGTERM (while the script runs).
+It changes these global settings: the root logger, the log levels of the libraries and the progress bars of transformers
+(once), and the handler of SIGTERM (while the script runs).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
 class Terminated(BaseException):
-    """SIGTERM, raised where the main thread is, so that it ends as cleanly as Ctrl-C."""
+    """SIGTERM, raised in the main thread so that the script ends as cleanly as on Ctrl-C."""
 
 
 def run_script(
@@ -39,10 +39,10 @@ def run_script(
     """Run a script from its command line.
 
     Args:
-        script: its file's name.
+        script: the name of its file.
         schema: its config.
-        execute: does the work, given the config and the parsed arguments; returns the exit code.
-        argv: arguments, by default the process's own.
+        execute: does the work, given the config and the parsed arguments, and returns the exit code.
+        argv: its arguments, by default those of the process.
         options: adds the script's own options.
 
     Returns:
@@ -86,7 +86,7 @@ def _sigterm_raises() -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # Only the main thread may handle signals (a notebook may run elsewhere).
+    except ValueError:  # Only the main thread may handle signals, and a notebook may run in another.
         yield
         return
     try:

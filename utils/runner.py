@@ -1,10 +1,11 @@
-"""The one loop over checkpoints: what is finished, prepare, load, prefetch, measure, save, free, report.
+"""The one loop over checkpoints: find what is missing, prepare, load, prefetch, measure, save, free, report.
 
-A script hands `main` its `Analysis`; the runner walks models x checkpoints x tasks. A checkpoint is loaded once for all
-of its missing tasks, while the next one is downloaded. Everything measured is saved at once, so a run that ends early,
-by Ctrl-C, SIGTERM, an error or a crash, loses at most the task at hand; the same command goes on from there.
+A script hands `main` its `Analysis`, and the runner walks models x checkpoints x tasks. It loads a checkpoint once for
+all of its missing tasks, and meanwhile downloads the next one. Whatever is measured is saved at once. So a run that
+ends early, by Ctrl-C, SIGTERM, an error or a crash, loses at most the task at hand, and the same command goes on from
+there.
 
-Seeds, threads and gradients are left to the analysis.
+Seeds, threads and gradients are up to the analysis.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ class Analysis:
         schema: its config.
         kinds: every kind of result that `measure` returns.
         prepare: (config, tokenizer, shape) -> inputs: everything that does not depend on the weights. Raises UserError
-            on bad input. Called before a model's first checkpoint is loaded, and again only where a later checkpoint
-            has another tokenizer or shape.
-        measure: (checkpoint, config, inputs, task) -> kind's name -> result.
-        tasks: config -> the tasks to measure one by one; None: scores have no task.
-        finish: (config, store, model's name) -> None, runs after a model's sweep, also if nothing was left to measure.
+            on bad input. The runner calls it before it loads a model's first checkpoint, and again only if a later
+            checkpoint has another tokenizer or shape.
+        measure: (checkpoint, config, inputs, task) -> {name of a kind: result}.
+        tasks: config -> the tasks to measure one by one; None if scores have no task.
+        finish: (config, store, model's name) -> None. Runs after a model's sweep, even if nothing was left to measure.
     """
 
     name: str
@@ -65,13 +66,13 @@ class Analysis:
     finish: Callable[[Any, Store, str], None] | None = None
 
     def tasks_in(self, config: BaseConfig) -> Sequence[Task | None]:
-        """The tasks that a config asks for; [None] where scores have no task."""
+        """The tasks that a config asks for; [None] if scores have no task."""
         return [None] if self.tasks is None else self.tasks(config)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One model's part of a run: the steps asked for, and the tasks that are missing at each unfinished one."""
+    """One model's part of a run: the steps asked for, and the tasks missing at each unfinished one."""
 
     family: Family
     steps: list[int]
@@ -79,7 +80,7 @@ class Sweep:
 
     @property
     def size(self) -> int:
-        """Measurements to make."""
+        """How many measurements there are to make."""
         return sum(len(tasks) for tasks in self.missing.values())
 
 
@@ -88,10 +89,10 @@ def main(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
 
     Args:
         analysis: the script.
-        argv: arguments, by default the process's own.
+        argv: its arguments, by default those of the process.
 
     Returns:
-        The exit code, see `utils/command_line.py`.
+        The exit code (see `utils/command_line.py`).
     """
 
     def options(parser: argparse.ArgumentParser) -> None:
@@ -109,13 +110,13 @@ def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False) -> int
     Args:
         analysis: the script.
         config: an instance of its schema.
-        dry_run: say on stdout what would be measured and load nothing.
+        dry_run: write to stdout what would be measured, and load nothing.
 
     Returns:
         The exit code 0.
 
     Raises:
-        UserError: on bad input; what was measured before it is saved.
+        UserError: on bad input. What was measured before is saved.
     """
     return _Run(analysis, config).execute(dry_run)
 
@@ -159,11 +160,11 @@ class _Run:
         return 0
 
     def _plan(self) -> list[Sweep]:
-        """What each model still needs, without loading any.
+        """Find out what each model still needs, without loading any.
 
         Raises:
-            UserError: if a model or step is not to be had, two models share a results folder, or a folder holds
-                results of another config.
+            UserError: if a model or step does not exist, two models share a results folder, or a folder holds results
+                of another config.
         """
         config = self.config
         sweeps: list[Sweep] = []
@@ -240,7 +241,7 @@ class _Run:
         return results
 
     def _save(self, checkpoint: LoadedCheckpoint, task: Task | None, results: dict[str, Result]) -> None:
-        """Provenance first, then what lies beside the tables, the tables last: a table says that all else is there."""
+        """Write provenance first, then what goes with the tables, and the tables last: a table says all is complete."""
         name, step = checkpoint.name, checkpoint.step
         folders = [self._folder(kind, name, task) for kind in self.analysis.kinds]
         equal: set[int] = set()

@@ -59,7 +59,7 @@ def measure(
 def answer_logits(
     weights: ModelWeights, tokens: Int[Tensor, "prompt position"], lengths: Int[Tensor, " prompt"]
 ) -> Float[Tensor, "prompt vocab"]:
-    """Logits of the token that follows each right-padded prompt."""
+    """Logits of the next token after each right-padded prompt."""
     layout = Layout.whole(lengths)
     x = embed(weights, layout, layout.pack(tokens))
     return unembed(weights, forward(weights, layout, x, last_layer="answers"))
@@ -70,16 +70,16 @@ def task_performance(weights: ModelWeights, prompts: Prompts, metrics: Iterable[
 
     Args:
         weights: the model.
-        prompts: a task's prompts; the corrupted ones are held against the clean ones' answers.
+        prompts: a task's prompts. Corrupted prompts are scored with the answers to the clean ones.
         metrics: keys of `METRICS`.
         batch_size: prompts that run at once.
 
     Returns:
-        One row a run (`clean`, `corrupted`) and metric: `run, metric, value` (mean), `se` (its standard error, missing
-        where there is one prompt), `n` (prompts).
+        One row per run (`clean`, `corrupted`) and metric: `run, metric, value` (mean), `se` (its standard error,
+        missing if there is only one prompt), `n` (how many prompts).
     """
     rows = []
-    order = prompts.lengths.argsort(stable=True)  # prompts of similar length run together
+    order = prompts.lengths.argsort(stable=True)  # Prompts of similar length run together.
     for run in ("clean", "corrupted"):
         values: dict[str, list[Tensor]] = {metric: [] for metric in metrics}
         for index in order.split(batch_size):

@@ -187,7 +187,7 @@ def test_what_changes_the_arithmetic_and_is_not_read_is_refused(config: Pretrain
 
 def test_a_field_that_nobody_has_looked_at_is_refused(monkeypatch) -> None:
     monkeypatch.setattr("edge_attribution_patching.architectures.IRRELEVANT", IRRELEVANT - {"is_decoder"})
-    assert refused(GPTNeoXConfig()) == "is_decoder=False: a field of gpt_neox that no reader knows"
+    assert refused(GPTNeoXConfig()) == "is_decoder=False: no reader knows this field of gpt_neox"
 
 
 def test_what_transformers_does_not_know_either_is_ignored() -> None:

@@ -29,9 +29,9 @@ TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
     ("text", "told"),
     [
         (None, "is missing; save the checkpoint again with save_pretrained"),
-        ("no json", "names no model_type ("),
-        ("[]", "names no model_type ("),
-        ("{}", "names no model_type ("),
+        ("no json", "does not name a model_type ("),
+        ("[]", "does not name a model_type ("),
+        ("{}", "does not name a model_type ("),
         ('{"model_type": "gpt_neox", "hidden_size": "wide"}', "cannot be read ("),
     ],
 )
@@ -180,7 +180,7 @@ def test_weights_that_the_config_has_no_place_for_are_refused(tmp_path: Path) ->
     with pytest.raises(UserError) as caught:
         resolve_family(str(tmp_path / "mine"), tmp_path).load(5)
     assert str(caught.value) == (
-        f"{weights.parent}: holds weights that its config.json has no place for ({name}); mend config.json"
+        f"{weights.parent}: holds weights that its config.json has no place for ({name}); correct it"
     )
 
 

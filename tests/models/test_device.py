@@ -15,5 +15,5 @@ def test_auto_is_a_device_of_this_machine() -> None:
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta"])
 def test_a_device_that_is_not_here_is_refused(device: str) -> None:
-    with pytest.raises(UserError, match=rf"^device: '{device}' is not here; this machine has .*cpu"):
+    with pytest.raises(UserError, match=rf"^device: there is no '{device}' here, only .*cpu"):
         resolve_device(device)

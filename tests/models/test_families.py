@@ -276,9 +276,9 @@ def test_a_users_own_rule_reads_other_names(served: HubServer, branches: dict[st
 @pytest.mark.parametrize(
     ("rule", "told"),
     [
-        ("main-(", "'main-(' is no regular expression (missing ), unterminated subpattern at position 5)"),
+        ("main-(", "'main-(' is not a regular expression (missing ), unterminated subpattern at position 5)"),
         (r"main-(\d+)", r"'main-(\d+)' does not say which part is the step; write it as (?P<step>\d+)"),
-        ("(?P<step>.*)", "'main': its step is 'main', which is no number; narrow the expression"),
+        ("(?P<step>.*)", "'main': its step is 'main', not a number; narrow the expression"),
         (r"run-(?P<step>\d+)", r"no branch or tag of lab/run is named like 'run-(?P<step>\d+)' (it has main, step0, "),
     ],
 )
@@ -319,11 +319,11 @@ def test_a_renamed_repository_is_recorded_under_its_name_of_today(
     [
         ("m-a-p/neo_7b", "its checkpoints are Megatron's own files, which transformers does not load"),
         ("EuroLLM-1.7B", "it publishes no checkpoints of its training"),
-        ("LLM360/Crystal", "it needs code of its own, which is not run here"),
+        ("LLM360/Crystal", "it needs its own code, which this suite does not run"),
         ("allenai/Olmo-Hybrid-7B", "not all of its layers are attention"),
-        ("pico-lm/pico-decoder-tiny", "it needs code of its own, which is not run here"),
-        ("bigscience/bloom-560m", "its attention is biased by distance (ALiBi), which is not computed here"),
-        ("DataDecide-dolma1_7-1B", "it is stored in an older format than transformers 5 loads"),
+        ("pico-lm/pico-decoder-tiny", "it needs its own code, which this suite does not run"),
+        ("bigscience/bloom-560m", "its attention is biased by distance (ALiBi), which this suite does not compute"),
+        ("DataDecide-dolma1_7-1B", "its format is too old for transformers 5"),
     ],
 )
 def test_a_family_that_cannot_be_measured_is_refused_with_the_reason(
@@ -344,13 +344,13 @@ def test_pythia_names_are_eleutherais_repositories(name: str, served: HubServer,
 @pytest.mark.parametrize(("typed", "meant"), [("pythia-16om", "pythia-160m"), ("SmolLM2-135", "SmolLM2-135M")])
 def test_a_misspelt_name_gets_a_suggestion(typed: str, meant: str, tmp_path: Path) -> None:
     assert error_of(typed, tmp_path) == (
-        f"model: '{typed}' is no known model, no hub id (organisation/name) and no folder; did you mean '{meant}'?"
+        f"model: '{typed}' is not a known model, a hub id (organisation/name) or a folder; did you mean '{meant}'?"
     )
 
 
 def test_a_name_like_no_other_gets_an_example_of_each_family(tmp_path: Path) -> None:
     message = error_of("zzz", tmp_path)
-    assert "; known are, among others: pythia-14m, OLMo-1B-hf, OLMo-2-0425-1B, " in message
+    assert "; known models are, among others: pythia-14m, OLMo-1B-hf, OLMo-2-0425-1B, " in message
     assert len(message) < 400
 
 

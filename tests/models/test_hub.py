@@ -141,7 +141,7 @@ def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubSe
     with pytest.raises(UserError) as caught:
         pythia.fetch(1000)
     file = pythia.folder(1000) / "model.safetensors"
-    assert str(caught.value) == f"{file}: arrived damaged (SHA-256 differs from the hub's); deleted, run again"
+    assert str(caught.value) == f"{file}: arrived damaged (SHA-256 differs from the hub's); it is deleted, run again"
     served.damage.clear()
     assert loads_weights_of(pythia, 1000, 1)
 
@@ -199,7 +199,7 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, 
     point_at("http://127.0.0.1:9", monkeypatch)
     message = error_of("lab/run", tmp_path)
     assert message.startswith("model: lab/run: the hub cannot be reached (")
-    assert message.endswith("; connect, or measure checkpoints that are here")
+    assert message.endswith("; connect, or measure checkpoints that you have")
 
 
 def test_offline_mode_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -139,8 +139,8 @@ def test_a_refused_key_is_named_with_its_file_value_and_way_out(line: str, told:
         ("eap.ig_steps=0", "command line: eap.ig_steps: 0 is not a number > 0 (default: 30)"),
         ("eap={ig_steps: 0}", "command line: eap.ig_steps: 0 is not a number > 0 (default: 30)"),
         ("checkpoints.x=3", "command line: checkpoints.x: checkpoints is 'all' and has no key 'x'"),
-        ("seed", "command line: 'seed': not an override; write it as key=value, for example batch_size=16"),
-        ("=3", "command line: '=3': not an override; write it as key=value, for example batch_size=16"),
+        ("seed", "command line: 'seed' is not an override; write it as key=value, for example batch_size=16"),
+        ("=3", "command line: '=3' is not an override; write it as key=value, for example batch_size=16"),
         (
             "checkpoints=[1",
             "command line: checkpoints: line 1, column 3: not valid YAML (expected ',' or ']', but got '<stream end>')",
@@ -174,7 +174,7 @@ def test_a_missing_key_says_where_to_write_it(write: Any) -> None:
         ("[a]: 3\n", "configs/c.yml: line 1: key [...] is not text; put it in quotes"),
         ("- a\n", "configs/c.yml: holds no keys; write lines like 'model: pythia-160m'"),
         ("a: b: c\n", "configs/c.yml: line 1, column 5: not valid YAML (mapping values are not allowed here)"),
-        ("a: &x [*x]\n", "configs/c.yml: an alias (*) stands inside what it names; write the value out"),
+        ("a: &x [*x]\n", "configs/c.yml: an alias (*) is inside the value it names; write the value out"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(text: str, told: str, write: Any) -> None:
@@ -196,7 +196,7 @@ def test_a_missing_file_suggests_a_neighbour(write: Any) -> None:
 def test_a_file_that_is_not_text_is_refused(write: Any) -> None:
     path = write("")
     path.write_bytes(b"model: \xff\xfe\n")
-    assert errors_of(path) == ["configs/c.yml: is not UTF-8 text; save it as UTF-8"]
+    assert errors_of(path) == ["configs/c.yml: not UTF-8 text; save it as UTF-8"]
 
 
 @pytest.mark.parametrize(

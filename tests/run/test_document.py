@@ -8,10 +8,12 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, Field
 
+from edge_attribution_patching.architecture_table import ARCHITECTURES
 from tests.support.paths import CONFIGS, ROOT
-from utils.config.document import Page, document, documented, find_schema, results_table
+from utils.config.document import Page, document, documented, find_schema, models_table, results_table
 from utils.config.explain import blocks_in
 from utils.config.keys import BaseConfig, Section, execution
+from utils.models.families import FAMILIES
 from utils.results.kinds import KINDS
 
 README = (CONFIGS / "README.md").read_text(encoding="utf-8")
@@ -157,6 +159,7 @@ def test_what_stands_outside_the_markers_is_kept() -> None:
         ("# A\n<!-- keys: utils.nothing.A -->\n<!-- end -->", "there is no such schema"),
         ("# A\n<!-- keys: utils.errors.UserError -->\n<!-- end -->", "not a schema"),
         ("# A\n<!-- results: get_nothing.py -->\n<!-- end -->", "no kind of result names this script"),
+        ("# A\n<!-- models: all -->\n<!-- end -->", "name families or architectures"),
         (
             "# A\n<!-- keys: utils.config.keys.BaseConfig -->\n<!-- results: get_model_cspa.py -->\n<!-- end -->",
             "no <!-- end -->",
@@ -166,6 +169,15 @@ def test_what_stands_outside_the_markers_is_kept() -> None:
 def test_a_marker_that_asks_for_nothing_is_refused(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         document(text)
+
+
+def test_every_family_and_every_architecture_is_listed() -> None:
+    families = models_table("families")
+    assert len(families.splitlines()) == 2 + len(FAMILIES)
+    assert all(f"`{next(iter(family.models))}`" in families for family in FAMILIES)
+    assert "`pythia-12b`, steps 50000 and 58000: has one wrong shard (EleutherAI/pythia issue 206)" in families
+    assert models_table("architectures").count("`") == 2 * len(ARCHITECTURES)
+    assert documented(README, "models") == ["families", "architectures"]
 
 
 def test_docstrings_of_keys_are_their_descriptions() -> None:

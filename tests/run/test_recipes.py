@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_every_recipe_is_followed_by_a_test() -> None:
-    assert set(RECIPES) == {"A new analysis", "A new figure", "A new metric", "A new task"}
+    assert set(RECIPES) == {"A new analysis", "A new figure", "A new metric", "A new task", "A new architecture"}
 
 
 def test_every_recipe_writes_code_in_the_style_of_the_repository(copy: Path) -> None:
@@ -69,6 +70,13 @@ def test_the_recipe_of_a_task_leads_to_its_circuits(copy: Path) -> None:
     table = pd.read_csv(copy / "results" / "baselines" / "toy" / "days" / STEPS[-1])
     assert table["status"].item() == "found"
     assert "Days of the week" in (copy / "figures" / "circuits.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_recipe_of_an_architecture_computes_what_hugging_face_computes(copy: Path) -> None:
+    written = follow(RECIPES["A new architecture"], copy)
+    assert int(re.findall(r"(\d+) passed", written)[-1]) >= 5
+    assert "failed" not in written
 
 
 def test_a_change_that_does_not_fit_the_file_is_told() -> None:

@@ -164,7 +164,7 @@ def test_prompts_for_scores_and_for_evaluation_are_disjoint_unless_asked(word_fa
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("search.sizes=[100000]", "search.sizes: 100000 is more than the model's"),
+        ("search.sizes=[100000]", "search.sizes: 100000 is more than the"),
         ("n_prompts=1000000", "evaluate_on=heldout needs twice n_prompts=1000000"),
         ("search.sizes=[5,3]", "search.sizes"),
         ("eap.quadrature=simpson", "eap.quadrature"),

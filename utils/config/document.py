@@ -1,10 +1,11 @@
-"""The tables of configs/README.md, written from the code: keys from the schemas' docstrings, columns from the kinds.
+"""The tables of configs/README.md, written from the code: keys, columns of results, families of models.
 
     python -m utils.config.document        (or: make docs)
 
 Markers on the page say which table goes where. `<!-- keys: utils.circuits.CircuitsConfig -->` asks for the keys of that
-schema, `<!-- results: get_circuits_over_time.py -->` for the files that a script writes, column by column. Each table
-ends at `<!-- end -->`; everything outside them is written by hand.
+schema, `<!-- results: get_circuits_over_time.py -->` for the files that a script writes, `<!-- models: families -->`
+for the known families and `<!-- models: architectures -->` for the architectures. Each table ends at `<!-- end -->`;
+everything outside them is written by hand.
 
 A key is explained once, in the first table that has it. Later tables leave out the keys that they inherit from a schema
 above, and point to that table where a block of their own holds the same key.
@@ -26,15 +27,17 @@ import pydantic
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from edge_attribution_patching.architecture_table import ARCHITECTURES
 from utils.config.explain import blocks_in
 from utils.config.keys import is_execution
+from utils.models.families import FAMILIES, Damage, FamilyRecord
 from utils.progress import configure_logging
 from utils.results.kinds import KINDS, Kind
 
 log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).resolve().parents[2] / "configs" / "README.md"
-PLACE = re.compile(r"(<!-- (keys|results): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- (keys|results|models): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Schema = type[pydantic.BaseModel]
 Key = tuple[Schema, str]
@@ -104,24 +107,28 @@ def document(page: str) -> str:
     """The page with its tables as the code has them.
 
     Raises:
-        ValueError: if a marker names no schema or no script, or has no end.
+        ValueError: if there is nothing of a marker's name, or it has no end.
     """
     so_far = Page()
 
     def rewrite(place: re.Match[str]) -> str:
         marker, what, name, end = place.groups()
-        if "<!-- keys:" in (body := place[0][len(marker) :]) or "<!-- results:" in body:
+        if re.search(r"<!-- (keys|results|models):", place[0][len(marker) :]):
             raise ValueError(f"{marker.strip()}: no <!-- end --> before the next marker")
         if what == "results":
-            return f"{marker}\n{results_table(name)}\n{end}"
-        heading = re.findall(r"^#+ (.*)$", page[: place.start()], re.MULTILINE)[-1]
-        return f"{marker}\n{so_far.keys(find_schema(name), heading)}\n{end}"
+            table = results_table(name)
+        elif what == "models":
+            table = models_table(name)
+        else:
+            heading = re.findall(r"^#+ (.*)$", page[: place.start()], re.MULTILINE)[-1]
+            table = so_far.keys(find_schema(name), heading)
+        return f"{marker}\n{table}\n{end}"
 
     return PLACE.sub(rewrite, page)
 
 
-def documented(page: str, what: Literal["keys", "results"]) -> list[str]:
-    """The schemas (`keys`) or scripts (`results`) that have a table on the page."""
+def documented(page: str, what: Literal["keys", "results", "models"]) -> list[str]:
+    """The schemas (`keys`), scripts (`results`) or lists (`models`) that have a table on the page."""
     return [place[3] for place in PLACE.finditer(page) if place[2] == what]
 
 
@@ -163,6 +170,37 @@ def _files(kind: Kind) -> Iterator[str]:
         file = ""
     for suffix, meaning in kind.companions.items():
         yield _line(f"`{kind.name}/.../step*{suffix}`", "", _cell(meaning))
+
+
+def models_table(name: str) -> str:
+    """The known families of checkpoints (`families`), or the architectures that can be read (`architectures`).
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name == "architectures":
+        return ", ".join(f"`{architecture}`" for architecture in sorted(ARCHITECTURES)) + "\n"
+    if name != "families":
+        raise ValueError(f"<!-- models: {name} -->: name families or architectures")
+    lines = [_line("models", "trained with a start token", "known trouble"), _line("---", "---", "---")]
+    for family in FAMILIES:
+        start = {True: "yes", False: "no", None: "not known"}[family.prepend_bos]
+        trouble = "<br>".join(_cell(_trouble(damage, family)) for damage in family.damage)
+        lines.append(_line(_some(list(family.models)), start, trouble))
+    return "\n".join(lines) + "\n"
+
+
+def _trouble(damage: Damage, family: FamilyRecord) -> str:
+    models = "every model" if len(damage.models) == len(family.models) > 1 else _some(list(damage.models))
+    step = "step" if len(damage.steps) == 1 else "steps"
+    steps = f", {step} {' and '.join(map(str, damage.steps))}" if damage.steps else ""
+    return f"{models}{steps}: {damage.problem} ({damage.source})"
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    """Names, of many only the first ones."""
+    text = ", ".join(f"`{name}`" for name in names[:most])
+    return text if len(names) <= most else f"{text} and {len(names) - most} more"
 
 
 def _key(schema: Schema, name: str) -> Key:

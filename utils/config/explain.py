@@ -1,4 +1,4 @@
-"""pydantic's findings about a config, told as lines a user can act on."""
+"""What pydantic finds wrong with a config, told in lines that a user can act on."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def explain(
     path: Path | None,
     changed: Sequence[tuple[str, ...]],
 ) -> list[str]:
-    """One line per refused key, naming where it was given, the key, the value and the way out.
+    """One line per refused key: where it was given, the key, the value and the way out.
 
     Args:
         error: what pydantic found in `data`.
         schema: the config class.
-        data: the file's keys with the overrides laid over them.
+        data: the file's keys with the overrides applied.
         path: the config file, if any.
         changed: the keys given on the command line.
     """
@@ -62,7 +62,7 @@ def explain(
     lines = []
     for key, reasons in found.items():
         if any(len(other) > len(key) and other[: len(key)] == key for other in found):
-            continue  # Another form of a union came further: its finding is the telling one.
+            continue  # Another member of a union matched further down: its error says more.
         where = "command line" if path is None or _given_there(key, changed) else str(path)
         lines.append(f"{where}: {_written(key)}{_reason(key, reasons, schema)}")
     return lines
@@ -124,7 +124,7 @@ def _closest(details: ErrorDetails, expected: list[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as YAML writes it, cut at 60 characters."""
+    """A value as YAML would write it, cut at 60 characters."""
     if isinstance(value, Path | str):
         text = f"'{value}'"
     elif isinstance(value, pydantic.BaseModel):
@@ -135,7 +135,7 @@ def _shown(value: Any) -> str:
 
 
 def _known_keys(key: Key, schema: type[pydantic.BaseModel]) -> str:
-    """Names near a misspelt key: in its own block first, then anywhere in the config."""
+    """A known key close to a misspelt one: in the same block first, then anywhere in the config."""
     *block, name = [str(part) for part in key]
     everywhere = list(_all_keys(schema))
     prefix = "".join(f"{part}." for part in block)

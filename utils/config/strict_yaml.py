@@ -1,4 +1,4 @@
-"""YAML as configs use it: the plain types of the 1.2 core schema, no key twice, text keys only."""
+"""YAML as configs use it: the plain types of the 1.2 core schema, every key once, and keys that are text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EXAMPLE = "write it as key=value, for example batch_size=16"
 
 
 class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader` without the types and the type guesses of YAML 1.1."""
+    """`yaml.SafeLoader` without the extra types and the guesses of YAML 1.1."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -56,21 +56,21 @@ _Loader.add_constructor(
 
 
 class _Refused(Exception):
-    """YAML that is well formed and still not a config."""
+    """YAML that is well formed but not a config."""
 
 
 def read_yaml(path: Path) -> Block:
-    """A config file's block of keys; an empty file is an empty block.
+    """The block of keys in a config file. An empty file is an empty block.
 
     Raises:
-        UserError: if the file is missing or unreadable, is not YAML, holds a key twice or is not a block of keys.
+        UserError: if the file is missing or unreadable, is not YAML, has a key twice or is not a block of keys.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{_other_configs(path)}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from None
     value = _parse(text, str(path))
@@ -86,15 +86,15 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     key, equals, value = text.partition("=")
     keys = tuple(part.strip() for part in key.split("."))
     if not equals or not all(keys):
-        raise UserError(f"command line: '{text}': not an override; {_EXAMPLE}")
+        raise UserError(f"command line: '{text}' is not an override; {_EXAMPLE}")
     return keys, _parse(value, f"command line: {key}")
 
 
 def merge(data: Block, keys: tuple[str, ...], value: Any) -> None:
-    """Lay one override over `data`, in place; blocks are merged key by key.
+    """Apply one override to `data`, in place. Blocks are merged key by key.
 
     Raises:
-        UserError: if a key on the way holds a value and no block.
+        UserError: if a key on the way holds a value instead of a block.
     """
     for depth, key in enumerate(keys[:-1], start=1):
         below = data.setdefault(key, {})
@@ -123,7 +123,7 @@ def _parse(text: str, where: str) -> Any:
     finally:
         loader.dispose()
     if _holds_itself(value, ()):
-        raise UserError(f"{where}: an alias (*) stands inside what it names; write the value out")
+        raise UserError(f"{where}: an alias (*) is inside the value it names; write the value out")
     return value
 
 

@@ -1,7 +1,7 @@
-"""One checkpoint on disk: what its small files say of it, its weights, and a TransformerBridge for who wants hooks.
+"""One checkpoint on disk: what its small files say, its weights, and a TransformerBridge for anyone who wants hooks.
 
-This is the only place that calls `from_pretrained`. It always reads the files of one folder, so what is loaded is the
-revision that was asked for, and no question goes to the hub.
+This is the only place that calls `from_pretrained`. It always reads the files of one folder, so it loads the revision
+that was asked for and never asks the hub.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TOKENIZER_FILES = (
 )
 SMALL_FILES = ("config.json", *TOKENIZER_FILES)
 _TOKENIZER_KEYS = ("model_type", "tokenizer_class", "auto_map", "transformers_version")  # of config.json
-# Masks and rotary frequencies, which older versions of transformers saved beside the weights.
+# Masks and rotary frequencies, which older versions of transformers saved with the weights.
 _BUFFER = re.compile(r"\.(attention|attn|self_attn)\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
 _WAY_OUT = "delete the folder and fetch or train it again"
 _tokenizers: dict[str, PreTrainedTokenizerBase] = {}
@@ -48,10 +48,10 @@ _tokenizers_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint's small files say; equal for checkpoints that the same inputs fit.
+    """What a checkpoint's small files say. Two checkpoints with equal descriptions take the same inputs.
 
     Attributes:
-        tokenizer: shared by all checkpoints that have the same tokenizer files; leave it as it is.
+        tokenizer: shared by all checkpoints with the same tokenizer files, so do not change it.
         shape: the model's sizes, as the engine reads them.
     """
 
@@ -65,7 +65,7 @@ class CheckpointFiles:
 
     Attributes:
         folder: where they are, in `save_pretrained` format.
-        origin: `repository, revision, commit`; no commit for a local family.
+        origin: `repository, revision, commit`; a local family has no commit.
         sha256: hashes the weights, or returns their known hash.
     """
 
@@ -83,9 +83,9 @@ class LoadedCheckpoint:
         step: training step.
         tokens: tokens seen in training.
         weights: what the engine computes with.
-        parameters: how many numbers the model holds, tied tensors counted once.
+        parameters: how many numbers the model has, with tied tensors counted once.
         tokenizer: as in `Description`.
-        files: where all this was read from.
+        files: where all this came from.
         sha256: hash of the weights, computed in the background while the checkpoint is measured.
     """
 
@@ -114,10 +114,10 @@ class LoadedCheckpoint:
 
     @cached_property
     def bridge(self) -> TransformerBridge:
-        """The same checkpoint as a TransformerBridge, to hook: raw weights, eager attention, eval mode.
+        """The same checkpoint as a TransformerBridge, for hooks: raw weights, eager attention, eval mode.
 
-        It is booted from the files when first asked for and shares no memory with `weights` or `tokenizer`, since
-        booting rewrites the model and the tokenizer that it is given.
+        It is booted from the files on first use. It shares no memory with `weights` or `tokenizer`, because booting
+        rewrites the model and the tokenizer that it gets.
 
         Raises:
             UserError: if the files are gone or do not fit on the device.
@@ -125,7 +125,7 @@ class LoadedCheckpoint:
         from transformer_lens.model_bridge import TransformerBridge
 
         folder, dtype = self.files.folder, self.weights.dtype
-        # A folder as name: no question goes to the hub.
+        # With a folder as the name, nothing asks the hub.
         bridge: TransformerBridge = TransformerBridge.boot_transformers(
             str(folder),
             hf_model=_load_model(folder, dtype, self.device),
@@ -137,10 +137,10 @@ class LoadedCheckpoint:
 
 
 def describe(folder: Path) -> Description:
-    """Read a checkpoint's small files; no weights need be there.
+    """Read a checkpoint's small files. Its weights need not be there.
 
     Raises:
-        UserError: if one is missing or broken, or the engine cannot read such a model.
+        UserError: if a file is missing or broken, or the engine cannot read such a model.
     """
     path = folder / "config.json"
     try:
@@ -151,7 +151,7 @@ def describe(folder: Path) -> Description:
 
 
 def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[ModelWeights, int]:
-    """The weights in a `save_pretrained` folder, and how many parameters they are.
+    """The weights in a `save_pretrained` folder, and how many parameters they hold.
 
     Raises:
         UserError: if they cannot be loaded, some are missing, or they do not fit on the device.
@@ -165,7 +165,7 @@ def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> tupl
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A checkpoint's tokenizer, from its folder or the one above; the same files give the same object.
+    """A checkpoint's tokenizer, from its folder or the one above. The same files give the same object.
 
     Raises:
         UserError: if there is none, or it cannot be loaded.
@@ -176,7 +176,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         if (holder / name).is_file():
             digest.update(f"{name} {file_sha256(holder / name)}\n".encode())
     if (path := holder / "config.json").is_file():
-        # What AutoTokenizer looks up there: the class where no file names it, and which versions need mending.
+        # What AutoTokenizer looks up there: the class if no file names it, and which versions need repairs.
         config = json.loads(path.read_text(encoding="utf-8"))
         digest.update(repr([config.get(key) for key in _TOKENIZER_KEYS]).encode())
     key = digest.hexdigest()
@@ -194,7 +194,7 @@ def _read_config(path: Path) -> PretrainedConfig:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; save the checkpoint again with save_pretrained") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: names no model_type ({_first_line(error)}); {_WAY_OUT}") from None
+        raise UserError(f"{path}: does not name a model_type ({_first_line(error)}); {_WAY_OUT}") from None
     # transformers may not know it either, or want to run code that comes with it.
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -210,7 +210,7 @@ def _tokenizer_folder(folder: Path) -> Path:
     for holder in (folder, folder.parent):
         if any((holder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
             return holder
-    raise UserError(f"{folder}: holds no tokenizer (tokenizer.json); save one there with save_pretrained")
+    raise UserError(f"{folder}: has no tokenizer (tokenizer.json); save one there with save_pretrained")
 
 
 def _read_tokenizer(holder: Path) -> PreTrainedTokenizerBase:
@@ -245,13 +245,13 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTr
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
         raise UserError(f"{folder}: the checkpoint cannot be loaded ({_first_line(error)}); {_WAY_OUT}") from error
     if report["missing_keys"]:
-        # transformers would go on with random numbers in their place.
+        # transformers would carry on with random numbers instead.
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"{folder}: weights are missing ({some}); {_WAY_OUT}")
     if unread := sorted(name for name in report["unexpected_keys"] if not _BUFFER.search(name)):
-        # And leave these out.
+        # And it would ignore these.
         some = ", ".join(unread[:3])
-        raise UserError(f"{folder}: holds weights that its config.json has no place for ({some}); mend config.json")
+        raise UserError(f"{folder}: holds weights that its config.json has no place for ({some}); correct it")
     result: PreTrainedModel = model
     return result
 

@@ -8,10 +8,10 @@ from utils.errors import UserError
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is a CUDA device where there is one, else Apple's GPU, else the CPU; anything else is torch's own name.
+    """The device that a name stands for: `auto` is CUDA if there is one, else Apple's GPU, else the CPU.
 
     Raises:
-        UserError: if there is no such device here.
+        UserError: if this machine has no such device.
     """
     found = ["cpu"]
     if torch.backends.mps.is_available():
@@ -26,5 +26,5 @@ def resolve_device(device: str) -> torch.device:
         asked = torch.device("meta")
     index_exists = asked.type != "cuda" or (asked.index or 0) < torch.cuda.device_count()
     if asked.type not in found or not index_exists:
-        raise UserError(f"device: '{device}' is not here; this machine has {', '.join(found)} (auto takes {found[0]})")
+        raise UserError(f"device: there is no '{device}' here, only {', '.join(found)} (auto takes {found[0]})")
     return asked

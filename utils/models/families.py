@@ -1,7 +1,7 @@
-"""What is known of public families of checkpoints: where they are, how they name a step, and which are damaged.
+"""What is known about public families of checkpoints: where they are, how they name a step, and which are damaged.
 
-The steps themselves are not written here but asked from the hub, which may list more of them tomorrow. A family that is
-not here is read by the general rules (`revisions.GENERAL`), or by those of the key `revisions`.
+The steps themselves are not written here. The hub lists them, and may list more tomorrow. A family that is not here is
+read by the general rules (`revisions.GENERAL`), or by the key `revisions`.
 
 To add a family, add a record to `FAMILIES`.
 """
@@ -21,10 +21,10 @@ class Damage:
     """Something that is wrong with published checkpoints.
 
     Attributes:
-        models: the short names it concerns.
-        steps: those it concerns; empty where they are not known one by one.
+        models: the short names that it concerns.
+        steps: the steps that it concerns; empty if they are not known one by one.
         problem: what is wrong, as the predicate of a sentence.
-        source: where that is told.
+        source: who says so.
     """
 
     models: tuple[str, ...]
@@ -38,12 +38,12 @@ class FamilyRecord:
     """A family of checkpoints on the hub.
 
     Attributes:
-        models: short name -> the repositories that hold its checkpoints; where two hold one step, the first counts.
+        models: short name -> the repositories that hold its checkpoints. If two hold the same step, the first counts.
         revisions: how branches or tags of checkpoints are named, as in `revisions.naming_rule`.
-        tokens: of training.
-        prepend_bos: whether it was trained with a start token before every document; None: not known.
-        names: its revisions, where they are known without asking the hub.
-        renamed: repositories' earlier ids -> today's.
+        tokens: how to count the tokens of training.
+        prepend_bos: whether it was trained with a start token before every document; None if nobody says.
+        names: its revisions, if they are known without asking the hub.
+        renamed: earlier ids of repositories -> today's.
         damage: what is known to be wrong.
     """
 
@@ -63,7 +63,7 @@ class KnownModel:
     Attributes:
         name: its short name.
         repositories: where its checkpoints are.
-        family: what is known of all its family's models.
+        family: what is known about all models of its family.
     """
 
     name: str
@@ -124,7 +124,7 @@ PYTHIA = FamilyRecord(
     ),
 )
 
-# Groeneveld et al. 2024 (arXiv 2402.00838). Batches differ between the models, so tokens are those of the names.
+# Groeneveld et al. 2024 (arXiv 2402.00838). Batches differ between the models, so tokens are taken from the names.
 OLMO = FamilyRecord(
     _at("allenai", "OLMo-1B-hf", "OLMo-1B-0724-hf", "OLMo-7B-hf", "OLMo-7B-0424-hf", "OLMo-7B-0724-hf"),
     re.compile(f"step{STEP}-tokens{TOKENS}"),
@@ -132,7 +132,7 @@ OLMO = FamilyRecord(
     damage=(Damage(("OLMo-1B-hf",), (), "has no checkpoints from step 117,000 to 330,000", "allenai/OLMo issue 879"),),
 )
 
-# OLMo 2 (arXiv 2501.00656). Stage 2 was run several times, on other data each; its names count from its own start.
+# OLMo 2 (arXiv 2501.00656). Stage 2 was run several times, each on other data. Its names count from its own start.
 _OLMO_2_NAMES = re.compile(f"{STAGE}-(?:ingredient{RUN}-)?step{STEP}-tokens{TOKENS}")
 _OLMO_2 = (
     FamilyRecord(
@@ -175,7 +175,7 @@ FAMILIES: tuple[FamilyRecord, ...] = (
     OLMO,
     *_OLMO_2,
     *_OLMO_3,
-    _smollm2("135M", 1_048_576),  # inferred from its training's length, as that of 360M
+    _smollm2("135M", 1_048_576),  # inferred from the length of its training, as for 360M
     _smollm2("360M", 1_572_864),
     _smollm2("1.7B", 2_097_152),
     FamilyRecord(
@@ -221,11 +221,11 @@ FAMILIES: tuple[FamilyRecord, ...] = (
 UNUSABLE: Mapping[str, str] = {
     r"(?:m-a-p/)?(?:MAP-Neo|neo_).*": "its checkpoints are Megatron's own files, which transformers does not load",
     r"(?:utter-project/)?EuroLLM-.*": "it publishes no checkpoints of its training",
-    r"(?:(?:LLM360|IFM)/)?Crystal(?:Coder|Chat)?": "it needs code of its own, which is not run here",
+    r"(?:(?:LLM360|IFM)/)?Crystal(?:Coder|Chat)?": "it needs its own code, which this suite does not run",
     r"(?:allenai/)?Olmo-Hybrid-.*": "not all of its layers are attention",
-    r"(?:pico-lm/)?pico-.*": "it needs code of its own, which is not run here",
-    r"(?:bigscience/)?bloom.*": "its attention is biased by distance (ALiBi), which is not computed here",
-    r"(?:allenai/)?DataDecide-.*": "it is stored in an older format than transformers 5 loads",
+    r"(?:pico-lm/)?pico-.*": "it needs its own code, which this suite does not run",
+    r"(?:bigscience/)?bloom.*": "its attention is biased by distance (ALiBi), which this suite does not compute",
+    r"(?:allenai/)?DataDecide-.*": "its format is too old for transformers 5",
 }
 """Names and hub ids (whole, upper or lower case) of families that cannot be measured, and why."""
 
@@ -241,10 +241,10 @@ EXAMPLES: tuple[str, ...] = tuple(next(iter(family.models)) for family in FAMILI
 
 
 def known_model(model: str) -> KnownModel | None:
-    """What is known of a model, by its short name or the id of one of its repositories."""
+    """What is known about a model, by its short name or the id of one of its repositories."""
     return _KNOWN.get(model)
 
 
 def unusable(model: str) -> str | None:
-    """Why a model cannot be measured, if that is known."""
+    """Why a model cannot be measured, or None if nothing speaks against it."""
     return next((why for name, why in UNUSABLE.items() if re.fullmatch(name, model, re.IGNORECASE)), None)

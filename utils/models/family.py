@@ -3,7 +3,7 @@
 A family is named by
 - the short name of a known model (`utils/models/families.py`): `pythia-160m`, `pythia-160m-seed3`, `OLMo-2-0425-1B`;
 - a hub id `organisation/name` whose branches or tags are checkpoints (`utils/models/hub.py`);
-- a local folder of checkpoints' folders (`utils/models/local.py`).
+- a local folder with one folder per checkpoint (`utils/models/local.py`).
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def resolve_family(
     """Find a model's checkpoints.
 
     Args:
-        model: the short name of a known model, a hub id or a local folder (a folder called like a known model:
-            `./pythia-70m`).
-        cache_dir: where hub checkpoints are downloaded to.
-        tokens_per_step: for families that do not say themselves.
-        revisions: a regular expression for the names of checkpoints (`revisions.naming_rule`); None: the family's own,
-            or the general rules.
-        stages: the training stages to take.
+        model: the short name of a known model, a hub id or a local folder. Write `./pythia-70m` for a folder that has
+            the name of a known model.
+        cache_dir: where to keep downloads from the hub.
+        tokens_per_step: for families that do not say.
+        revisions: a regular expression for the names of checkpoints (`revisions.naming_rule`). None takes the family's
+            own rule, or the general ones.
+        stages: which training stages to take.
 
     Raises:
         UserError: if there is no such model, it has no checkpoints or cannot be measured, or its tokens are unknown.
@@ -72,8 +72,8 @@ def resolve_family(
             "or name a known model, a hub id or a folder of step{n} folders"
         )
     raise UserError(
-        f"model: '{model}' is no known model, no hub id (organisation/name) and no folder"
-        f"{suggest(model, SHORT_NAMES, 'known are, among others', EXAMPLES)}"
+        f"model: '{model}' is not a known model, a hub id (organisation/name) or a folder"
+        f"{suggest(model, SHORT_NAMES, 'known models are, among others', EXAMPLES)}"
     )
 
 
@@ -89,7 +89,7 @@ def _hub_family(
     named: list[Named] = []
     for repository in known.repositories:
         names = _names_on_hub(repository, cache_dir, family)
-        # The plainest name first: it counts where two branches hold one step.
+        # The plainest name first: it counts if two branches hold the same step.
         named += sorted(read_names(names, pattern, repository), key=lambda one: (len(one.name), one.name))
         if not named:
             raise UserError(_no_revisions(repository, pattern, names))
@@ -144,6 +144,6 @@ def _local_family(
 
 
 def _looks_local(model: str, cache_dir: Path) -> bool:
-    """A path that no hub id would be: its folder is there, is the downloads' folder, or is written as a path."""
+    """Whether this can only be a path: its folder exists, is the folder of downloads, or is written as a path."""
     parent = Path(model).expanduser().parent
     return model.startswith((".", "~", "/")) or parent.is_dir() or parent == cache_dir

@@ -1,9 +1,9 @@
 """Checkpoints on the Hugging Face hub: a repository's branches and tags, and their files on disk.
 
-A checkpoint's files lie in `<cache_dir>/<org>--<name>/<branch or tag>/`. First come its small files (config and
-tokenizer; those that another checkpoint has too are copied) and `revision.json`, which says what the hub lists; then
-the weights and last the manifest `download.json`, so a folder with a manifest is complete and needs no network. The
-SHA-256 of every weight file is computed once it is here and compared with the hub's.
+A checkpoint's files are in `<cache_dir>/<org>--<name>/<branch or tag>/`. First come its small files (config and
+tokenizer; those that another checkpoint also has are copied) and `revision.json`, which says what the hub lists. Then
+come the weights, and last the manifest `download.json`. So a folder with a manifest is complete and needs no network.
+The SHA-256 of every weight file is computed on arrival and compared with the hub's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class HubUnreachable(UserError):
 
 
 class _Silent(tqdm):
-    """No bars of the hub's own: the runner shows one, and downloads go on beside it."""
+    """Hides the hub's own progress bars: the runner shows one, and downloads run in the background."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.pop("name", None)
@@ -48,11 +48,11 @@ class _Silent(tqdm):
 
 
 def published_names(repository: str, downloads: Path) -> list[str]:
-    """The names of a repository's branches, then of its tags; without the hub, those it listed before.
+    """The names of a repository's branches, then of its tags. Without the hub, those that it listed before.
 
     Args:
         repository: the hub id.
-        downloads: where its checkpoints are downloaded to; the names are kept there.
+        downloads: where its checkpoints are downloaded to. The names are kept there.
 
     Raises:
         UserError: if there is no such repository.
@@ -70,7 +70,7 @@ def published_names(repository: str, downloads: Path) -> list[str]:
         log.warning("%s; taking the branches and tags that it listed before (%s)", error, kept)
         return [*names["branches"], *names["tags"]]
     names = {"branches": [ref.name for ref in refs.branches], "tags": [ref.name for ref in refs.tags]}
-    with contextlib.suppress(UserError):  # A cache that cannot be written is told where a checkpoint is fetched.
+    with contextlib.suppress(UserError):  # Downloading a checkpoint will tell if the cache cannot be written to.
         _write(kept, names)
     return [*names["branches"], *names["tags"]]
 
@@ -81,10 +81,10 @@ def downloads_of(cache_dir: Path, repository: str) -> Path:
 
 
 def download_small(repository: str, revision: str, folder: Path) -> dict[str, Any]:
-    """Bring a checkpoint's config and tokenizer into a folder.
+    """Download a checkpoint's config and tokenizer into a folder.
 
     Returns:
-        What the hub lists: `repository, revision, commit`, `weights`: file -> SHA-256 (None where the hub has none).
+        What the hub lists: `repository, revision, commit`, `weights`: file -> SHA-256 (None if the hub has none).
 
     Raises:
         UserError: if the revision is missing or holds no weights.
@@ -103,14 +103,14 @@ def download_small(repository: str, revision: str, folder: Path) -> dict[str, An
             raise UserError(f"model: revision {revision} of {repository} holds no weights; leave that step out")
         small = [file for name, file in files.items() if name in SMALL_FILES or name.endswith(".index.json")]
         _bring_small(api, info, small, folder)
-    listing = {"repository": info.id, "revision": revision, "commit": info.sha}  # the id of today, if it was renamed
+    listing = {"repository": info.id, "revision": revision, "commit": info.sha}  # today's id, if it was renamed
     listing["weights"] = {name: lfs.sha256 if (lfs := files[name].lfs) is not None else None for name in weights}
     _write(folder / LISTING, listing)
     return listing
 
 
 def download(repository: str, revision: str, folder: Path) -> dict[str, Any]:
-    """Bring all of a checkpoint's files into a folder, going on where an earlier download stopped.
+    """Download all of a checkpoint's files into a folder. Goes on where an earlier download stopped.
 
     Returns:
         The manifest: `repository, revision, commit`, `sha256` of the weights.
@@ -137,19 +137,21 @@ def download(repository: str, revision: str, folder: Path) -> dict[str, Any]:
     for name, sha256 in hashes.items():
         if weights[name] not in (None, sha256):
             (folder / name).unlink()
-            raise UserError(f"{folder / name}: arrived damaged (SHA-256 differs from the hub's); deleted, run again")
+            raise UserError(
+                f"{folder / name}: arrived damaged (SHA-256 differs from the hub's); it is deleted, run again"
+            )
     manifest = listing | {"sha256": combine(hashes)}
     _write(folder / MANIFEST, manifest)
     return manifest
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a complete download; None where there is none."""
+    """The manifest of a complete download, or None."""
     return _read(folder / MANIFEST)
 
 
 def _bring_small(api: HfApi, info: ModelInfo, files: Sequence[RepoSibling], folder: Path) -> None:
-    """Bring files into a folder; what many checkpoints have is downloaded once and kept under its hash."""
+    """Download files into a folder. Files that many checkpoints share are downloaded once and kept under their hash."""
     kept = {}
     for file in files:
         known = file.lfs.sha256 if file.lfs is not None else file.blob_id
@@ -173,7 +175,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _weight_files(names: list[str]) -> list[str]:
-    """The weights in safetensors; in torch's own format only where there are no others."""
+    """The weights in safetensors, or in torch's own format if there are no others."""
     for pattern in (_SAFETENSORS, _TORCH):
         if found := sorted(name for name in names if pattern.fullmatch(name)):
             return found
@@ -182,7 +184,7 @@ def _weight_files(names: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _told(repository: str, revision: str | None = None) -> Iterator[None]:
-    """The hub's errors, each as one line."""
+    """Turns the hub's errors into one line each."""
     from huggingface_hub import errors
 
     named = repository if revision is None else f"revision {revision} of {repository}"
@@ -197,7 +199,7 @@ def _told(repository: str, revision: str | None = None) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise UserError(f"checkpoints: {named} is not on the hub; leave that step out") from None
     except errors.HFValidationError:
-        raise UserError(f"model: '{repository}' is no hub id; write it as organisation/name") from None
+        raise UserError(f"model: '{repository}' is not a hub id; write it as organisation/name") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         way_out = "try again later" if status >= 500 or status == 429 else "check the name and your access"
@@ -205,7 +207,7 @@ def _told(repository: str, revision: str | None = None) -> Iterator[None]:
     except (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
         raise HubUnreachable(
-            f"model: {named}: the hub cannot be reached ({reason}); connect, or measure checkpoints that are here"
+            f"model: {named}: the hub cannot be reached ({reason}); connect, or measure checkpoints that you have"
         ) from error
     except OSError as error:
         raise UserError(f"model: {named} cannot be stored ({error}); free space or name another cache_dir") from error

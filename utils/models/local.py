@@ -1,7 +1,7 @@
 """A local family on disk: a folder for each checkpoint, in `save_pretrained` format.
 
-Folders are named `step{n}`, or as trainers name them (`checkpoint-500`, `iter_0000500`, `global_step500`). Beside them,
-`family.json` may hold `{"tokens_per_step": n}`; a tokenizer that all steps share may lie there too.
+Folders are named `step{n}`, or as trainers name them (`checkpoint-500`, `iter_0000500`, `global_step500`). Next to them
+there may be a `family.json` with `{"tokens_per_step": n}`, and a tokenizer that all steps share.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def named_folders(path: Path, pattern: re.Pattern[str]) -> list[Named]:
     """The checkpoints in a family's folder.
 
     Raises:
-        UserError: if there are none, or two for one step.
+        UserError: if there are none, or two of the same step.
     """
     folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
     named = read_names(folders, pattern)
@@ -49,7 +49,7 @@ def _no_checkpoints(path: Path, pattern: re.Pattern[str], folders: list[str]) ->
             f"to a Hugging Face model and save it with save_pretrained as {path}/step{{n}}"
         )
     if (path / "config.json").is_file():
-        return f"model: {path} is one checkpoint; name the folder above it, which holds one folder a checkpoint"
+        return f"model: {path} is one checkpoint; name the folder above it, which has a folder for each checkpoint"
     return (
         f"model: {path} holds no folders that name a step ({GENERAL_NAMES}); name a folder of checkpoints, or pass "
         r"revisions='...(?P<step>\d+)' for other names"
@@ -57,7 +57,7 @@ def _no_checkpoints(path: Path, pattern: re.Pattern[str], folders: list[str]) ->
 
 
 def tokens_per_step(path: Path, otherwise: int | None) -> int:
-    """Tokens of one training step, from `family.json`; `otherwise` is taken where there is no such file.
+    """Tokens per training step, from `family.json`, or `otherwise` if there is no such file.
 
     Raises:
         UserError: if neither says it.
@@ -77,7 +77,7 @@ def tokens_per_step(path: Path, otherwise: int | None) -> int:
 
 
 def stamps(folder: Path) -> Stamps:
-    """What tells whether a checkpoint's weights have changed: inode, size and time of change of each file.
+    """What shows whether a checkpoint's weights have changed: inode, size and time of change of each file.
 
     Raises:
         UserError: if the folder holds no weights.
@@ -86,7 +86,7 @@ def stamps(folder: Path) -> Stamps:
 
 
 def weights_sha256(before: Stamps) -> str:
-    """Hash of the weights that had these stamps; each file is read once, until it changes.
+    """Hash of the weights with these stamps. Each file is read only once, until it changes.
 
     Raises:
         UserError: if one has changed since.

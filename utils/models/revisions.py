@@ -1,11 +1,11 @@
-"""Names of checkpoints, read as points of one training: branches and tags on the hub, folders on disk.
+"""Names of checkpoints, read as points in a training: branches and tags on the hub, folders on disk.
 
-A name tells a step, and may tell a training stage, the tokens seen, and which of several parallel runs it is of:
+A name tells a step. It may also tell a training stage, the tokens seen, and which of several parallel runs it is from:
 `step1000`, `checkpoint-500`, `stage1-step2000-tokens5B`, `stage2-ingredient1-step1000-tokens3B`.
 
-Steps and tokens are counted over the whole training, whichever stages are asked for, so that a checkpoint always has
-the same key: a later stage's steps follow the last step of the stage before. (A stage whose first step already lies
-beyond it counts on by itself.) Families of one stage keep the steps of their names.
+Steps and tokens are counted over the whole training, whichever stages you ask for, so a checkpoint always has the same
+key: the steps of a later stage follow the last step of the stage before. (If its first step is already beyond that, its
+names count from the start of training.) Families with one stage keep the steps of their names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 GENERAL = re.compile(
     rf"(?:{STAGE}[-_])?(?:step|checkpoint|ckpt|iter|iteration|global[-_]?step)[-_]?{STEP}(?:[-_]tokens?[-_]?{TOKENS})?"
 )
-"""What is read where nothing else is known."""
+"""How names are read if nothing else is known."""
 GENERAL_NAMES = "step{n}, checkpoint-{n}, iter_{n}, global_step{n}"
 
 
@@ -34,10 +34,10 @@ class Named:
 
     Attributes:
         name: the branch, tag or folder.
-        step: as the name has it.
+        step: as in the name.
         stage: of training, from 1.
-        tokens: seen in training, where the name tells them.
-        run: which of several runs of the stage it belongs to, where there are several.
+        tokens: tokens seen in training, if the name tells.
+        run: which of several runs of the stage it belongs to, if there are several.
         repository: where it is, for families in several repositories.
     """
 
@@ -51,13 +51,13 @@ class Named:
 
 @dataclass(frozen=True)
 class TokensRule:
-    """Tokens of training.
+    """How to count the tokens of training.
 
     Attributes:
-        per_step: tokens of one step, stage by stage; the last number holds for the stages after it. Empty: what the
+        per_step: tokens per step, stage by stage. The last number also holds for the stages after it. If empty, the
             names tell.
-        at_zero: tokens seen at step 0, where that is no untrained model.
-        stage_lengths: steps of each stage, where they are known; else up to the last step that is published.
+        at_zero: tokens seen at step 0, if that is not an untrained model.
+        stage_lengths: how many steps each stage has, if known; otherwise it ends at the last published step.
     """
 
     per_step: tuple[int, ...] = ()
@@ -74,25 +74,25 @@ class Placed:
 
 
 def naming_rule(text: str) -> re.Pattern[str]:
-    """A regular expression for whole names, with the groups `step` and, if need be, `stage`, `tokens` and `run`.
+    """A regular expression for whole names, with the group `step` and, if needed, `stage`, `tokens` and `run`.
 
     Raises:
-        UserError: if it is no such expression.
+        UserError: if it is not such an expression.
     """
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise UserError(f"revisions: '{text}' is no regular expression ({error})") from None
+        raise UserError(f"revisions: '{text}' is not a regular expression ({error})") from None
     if "step" not in pattern.groupindex:
         raise UserError(f"revisions: '{text}' does not say which part is the step; write it as (?P<step>\\d+)")
     return pattern
 
 
 def read_names(names: Iterable[str], pattern: re.Pattern[str], repository: str = "") -> list[Named]:
-    """What the names tell that the pattern fits; the others (`main`) are left out.
+    """What names tell that match the pattern. The others (`main`) are left out.
 
     Raises:
-        UserError: if it takes something else than a number for one.
+        UserError: if the pattern takes something for a number that is not one.
     """
     found = []
     for name in names:
@@ -121,11 +121,11 @@ def timeline(
     """Step of the whole training -> checkpoint, sorted.
 
     Args:
-        named: the checkpoints; where two have one step, the first counts.
+        named: the checkpoints. If two have the same step, the first counts.
         source: the family's name, for errors.
-        rule: what is known of its tokens.
-        stages: those to take.
-        tokens_per_step: for what neither rule nor names tell.
+        rule: what is known about its tokens.
+        stages: the stages to take.
+        tokens_per_step: used if neither the rule nor the names tell.
 
     Raises:
         UserError: if a stage is not published, or the tokens are unknown.
@@ -164,10 +164,10 @@ def timeline(
 
 
 def refuse_several_runs(named: Sequence[Named], pattern: re.Pattern[str], source: str, stages: Sequence[int]) -> None:
-    """Where a stage was run several times, which run is meant must be said.
+    """If a stage was run several times, the config must say which run it means.
 
     Raises:
-        UserError: if it is not.
+        UserError: if it does not.
     """
     for stage in stages:
         runs = sorted({one.run for one in named if one.stage == stage and one.run is not None})
@@ -182,5 +182,5 @@ def refuse_several_runs(named: Sequence[Named], pattern: re.Pattern[str], source
 def _number(text: str | None, name: str, what: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?)", (text or "").upper())
     if match is None:
-        raise UserError(f"revisions: '{name}': its {what} is '{text or ''}', which is no number; narrow the expression")
+        raise UserError(f"revisions: '{name}': its {what} is '{text or ''}', not a number; narrow the expression")
     return round(float(match[1]) * _UNITS[match[2]])

@@ -10,8 +10,8 @@ Pythia publishes 154 steps: 0, 1, 2, 4, ..., 512, 1000, 2000, ..., 143000 (Bider
 - `sparse`: 256, 512; every 1000 to 9000, every 5000 to 45000, every 10000 to 90000; 100000, 120000, 140000, 143000.
 - `late_start_all`: 4000, 5000, ..., 143000.
 
-Other families have other steps. There the same rules hold with the family's usual gap between later steps (1000 for
-Pythia) as the unit, each wanted step is replaced by the nearest published one, and the last step is always in.
+Other families have other steps. The same rules hold for them, with the family's usual gap between later steps (1000 for
+Pythia) as the unit and the nearest published step in place of a missing one. The last step is always in.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _named(schedule: str, steps: list[int]) -> list[int]:
 
 
 def _unit(steps: list[int]) -> int:
-    """The usual gap in the second half of training: a median, so that a missing checkpoint does not change it."""
+    """The usual gap between steps in the second half of training: a median, so a missing checkpoint does not matter."""
     gaps = [after - before for before, after in itertools.pairwise(steps) if 2 * after > steps[-1]]
     return statistics.median_low(gaps) if gaps else max(steps[-1], 1)
 

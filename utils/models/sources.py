@@ -29,11 +29,11 @@ class Family:
     """A model's published checkpoints.
 
     Attributes:
-        name: the model's short name, or the last part of its hub id or folder; it names the results.
+        name: the model's short name, or the last part of its hub id or folder. Its results go by this name.
         source: the hub repository, or the local folder as it was given.
         steps: the published steps, sorted, counted over the whole training (`utils/models/revisions.py`).
         tokens: tokens seen at each published step.
-        prepend_bos: whether it was trained with a start token before every document; None: not known.
+        prepend_bos: whether it was trained with a start token before every document; None if nobody says.
         damage: what is known to be wrong with its checkpoints.
     """
 
@@ -46,19 +46,19 @@ class Family:
 
     @property
     def is_local(self) -> bool:
-        """Whether the checkpoints are the user's own folder, not the hub's."""
+        """Whether the checkpoints are in the user's own folder, not on the hub."""
         return isinstance(self, LocalFamily)
 
     def fetch_small(self, step: int) -> Path:
-        """The folder that holds a checkpoint's config and tokenizer, downloaded if need be."""
+        """The folder with a checkpoint's config and tokenizer, downloaded if needed."""
         raise NotImplementedError
 
     def fetch(self, step: int) -> CheckpointFiles:
-        """All of a checkpoint's files on disk, downloaded if need be."""
+        """All of a checkpoint's files on disk, downloaded if needed."""
         raise NotImplementedError
 
     def prefetch(self, step: int) -> None:
-        """Begin to fetch a checkpoint in the background; its errors come when it is loaded."""
+        """Start to download a checkpoint in the background. Errors appear when it is loaded."""
 
     def free(self, step: int) -> None:
         """Delete a downloaded checkpoint's files."""
@@ -68,10 +68,10 @@ class Family:
         return self.tokens[step]
 
     def describe(self, step: int) -> Description:
-        """A checkpoint's tokenizer and shape, from its small files alone: of a hub family only these are downloaded.
+        """A checkpoint's tokenizer and shape, from its small files alone: only these are downloaded from the hub.
 
         Raises:
-            UserError: if it cannot be had, or the engine cannot read such a model.
+            UserError: if there is no such checkpoint, or the engine cannot read such a model.
         """
         return describe(self.fetch_small(step))
 
@@ -84,13 +84,13 @@ class Family:
             device: see `resolve_device`.
 
         Raises:
-            UserError: if it cannot be had, the engine cannot read such a model, or its files cannot be loaded.
+            UserError: if there is no such checkpoint, the engine cannot read such a model, or its files do not load.
         """
         where = resolve_device(device)
         tokenizer = self.describe(step).tokenizer
         files = self.fetch(step)
         weights, parameters = load_weights(files.folder, getattr(torch, dtype), where)
-        # Hashing takes longer than loading and is needed last, so it goes on while the checkpoint is measured.
+        # Hashing takes longer than loading and is needed last, so it runs while the checkpoint is measured.
         sha256 = _in_background(files.sha256)
         return LoadedCheckpoint(self.name, step, self.tokens_at(step), weights, parameters, tokenizer, files, sha256)
 
@@ -151,13 +151,13 @@ class HubFamily(Family):
         return revision.repository, revision.name, self.folder(step)
 
     def _download(self, step: int) -> None:
-        """The small files first, so that no weights are fetched that the engine cannot read."""
+        """The small files first, so that it never downloads weights that the engine cannot read."""
         hub.download_small(*self._where(step))
         describe(self.folder(step))
         hub.download(*self._where(step))
 
     def _settle(self, step: int) -> None:
-        """Wait for a prefetch; what went wrong will be told when it goes wrong again."""
+        """Wait for a prefetch. If it failed, the error will come up again."""
         if (pending := self._pending.pop(step, None)) is not None and (error := pending.exception()) is not None:
             log.debug("prefetch of step %d: %s", step, error)
 

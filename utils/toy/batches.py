@@ -1,7 +1,7 @@
-"""Training batches of the toy family: whole documents packed into rows, each seeing only itself.
+"""Training batches of the toy family: whole documents packed into rows, where each sees only itself.
 
-The batch of a training step is a function of the seed and the step alone, so training that resumes reads what it
-would have read.
+The batch of a training step depends on the seed and the step alone, so a training that resumes reads what it would have
+read anyway.
 """
 
 import random
@@ -61,7 +61,7 @@ class TextConfig(Section):
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids, of which the first `unlearned` are read but not predicted; nothing precedes the very first."""
+    """Token ids. The first `unlearned` of them are read but not predicted; nothing precedes the very first."""
 
     tokens: Sequence[int]
     unlearned: int = 1
@@ -72,10 +72,10 @@ class Batch:
     """Packed documents.
 
     Attributes:
-        tokens: right padded with token 0.
-        positions: place of each token in its document, from 0.
-        documents: number of each token's document, -1 on padding.
-        learned: whether the token is predicted (from its predecessor); never the first of a document.
+        tokens: padded on the right with token 0.
+        positions: the place of each token in its document, from 0.
+        documents: the number of each token's document, -1 on padding.
+        learned: whether the loss includes the token; never for the first of a document.
     """
 
     tokens: Int[Tensor, "row width"]
@@ -84,7 +84,7 @@ class Batch:
     learned: Bool[Tensor, "row width"]
 
     def visible(self) -> Bool[Tensor, "row 1 query key"]:
-        """Attention is causal and stays within a document; padding sees itself."""
+        """Attention is causal and stays within a document. Padding sees itself."""
         same = self.documents[:, :, None] == self.documents[:, None, :]
         return (same & torch.ones_like(same[0]).tril())[:, None]
 
@@ -97,7 +97,7 @@ class TextSource:
         self.separator = tokenizer.get_vocab()[END_OF_TEXT]
         self.vocabulary = [token for token in range(len(tokenizer)) if token != self.separator]
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        # The words of sentences: pieces with a leading space, neither bytes nor bare names.
+        # The words in sentences: pieces with a leading space, so neither bytes nor bare names.
         self.words = [token for token, piece in enumerate(pieces) if piece.startswith("Ġ")]
         self.draws: dict[str, Callable[[random.Random], Document]] = {
             "ioi": self._ioi,
@@ -132,8 +132,8 @@ class TextSource:
         return Batch(*map(torch.from_numpy, (tokens, positions, documents, learned)))
 
     def _draw(self, rng: random.Random, kinds: Sequence[str]) -> list[Document]:
-        """Documents of about as many tokens as a batch holds; the kind furthest behind its share always comes next."""
-        # The random start keeps the last documents, which may find no room, from always being of the same kind.
+        """Documents with about as many tokens as a batch holds. The kind furthest behind its share comes next."""
+        # The last documents may not fit. The random start keeps them from always being of the same kind.
         spent = {kind: rng.random() * self.config.width for kind in kinds}
         documents: list[Document] = []
         total = 0
@@ -167,9 +167,9 @@ class TextSource:
         return self._encode(toy_text.gendered_pronoun_question(rng, held_out=False).document(rng))
 
     def _repeated_block(self, rng: random.Random) -> Document:
-        room = self.config.width - 1  # One place is kept for the end-of-text token.
+        room = self.config.width - 1  # Leave one place for the end-of-text token.
         period = rng.randint(self.config.shortest_block, min(self.config.longest_block, room // 2))
-        # Half of the blocks from the sentences' words alone: over the whole vocabulary each token comes too seldom.
+        # Half of the blocks take words of sentences only: over the whole vocabulary each token comes too seldom.
         block = rng.choices(self.vocabulary if rng.random() < 0.5 else self.words, k=period)
-        # The second copy's first token cannot be known: nothing tells where the first copy ends.
+        # Nobody can know the first token of the second copy: nothing tells where the first copy ends.
         return Document(block * min(self.config.copies, room // period), unlearned=period + 1)

@@ -1,4 +1,4 @@
-"""What a toy checkpoint can do: the skills of `utils.toy.text`, asked on held-out questions."""
+"""What a toy checkpoint can do: the skills of `utils.toy.text`, tested on held-out questions."""
 
 import random
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from utils.toy.positions import position_question
 from utils.toy.text import EVALUATED, Question
 
 QUESTIONS = 200
-"""Questions of each skill."""
+"""Questions for each skill."""
 BLOCK, BLOCKS = 18, 20
 """Tokens of a random block whose second copy is predicted, and the number of blocks."""
 
 
 class Examination:
-    """The held-out questions, in tokens: the same ones at every checkpoint and for every training seed.
+    """The held-out questions, in tokens. They are the same at every checkpoint and for every training seed.
 
     Args:
         tokenizer: the toy family's.
@@ -46,12 +46,12 @@ class Examination:
         """What a checkpoint can do.
 
         Returns:
-            Skill -> value. Accuracies are shares in [0, 1]: the answer's logit is above the wrong one's (`ioi`,
-            `positions`), more probability is on the right than on wrong answers (`gendered_pronoun`, `sva`), the most
-            probable token is right (`succession`; `induction`, from the second token of the second copy on).
-            `ioi_logit_diff` is logit(IO) - logit(S); `ioi_abc_logit_diff` is the same when a third name acts and either
-            of the two names stands for IO, and `..._abs` its mean size; `greater_than_prob_diff` is P(later years) -
-            P(all others of the century).
+            Skill -> value. Accuracies are shares of questions, in [0, 1]. A question is right if the answer has a
+            higher logit than the wrong one (`ioi`, `positions`), if right answers have more probability than wrong ones
+            (`gendered_pronoun`, `sva`), or if the likeliest token is right (`succession`; `induction`, from the second
+            token of the second copy on). `ioi_logit_diff` is logit(IO) - logit(S). `ioi_abc_logit_diff` is the same if
+            a third person acts and one of the two names is taken for IO; `..._abs` is its mean absolute value.
+            `greater_than_prob_diff` is P(later years) - P(all other years of the century).
         """
         logits = {skill: asked.logits(model) for skill, asked in self._asked.items()}
         by_probability = {
@@ -89,8 +89,8 @@ class _Asked:
         self.wrong = _mask(tokenizer, [question.wrong for question in questions])
 
     def logits(self, model: GPTNeoXForCausalLM) -> Float[Tensor, "question vocab"]:
-        """Logits of the token that follows each prompt."""
-        # Padding stands on the right, so causal attention needs no mask for it.
+        """Logits of the next token after each prompt."""
+        # Padding is on the right, so causal attention needs no mask for it.
         hidden = model.gpt_neox(self.tokens, use_cache=False).last_hidden_state
         logits: Tensor = model.lm_head(hidden[torch.arange(len(self.ends)), self.ends])
         return logits

@@ -5,9 +5,9 @@
                     family.json        the manifest, written last: config, steps, tokens per step, hashes, versions
                     training_state.pt  only while training is unfinished: what it resumes from
 
-A checkpoint's folder is written under another name and renamed, so one that exists is complete. The batch of a step
-depends on the seed and the step alone; training that is stopped and started again ends with the same bytes as
-training that was not.
+A checkpoint's folder is written under another name and then renamed, so one that exists is complete. The batch of a
+step depends on the seed and the step alone, so a training that is stopped and started again ends with the same bytes as
+one that was not.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST, EVALUATION, STATE = "family.json", "evaluation.csv", "training_state.pt"
 LAST_POWER = 128
-"""Checkpoints stand at 0 and the powers of two up to here, then at equal distances."""
+"""There are checkpoints at 0 and at the powers of two up to here, then at equal distances."""
 
 
 class FamilyConfig(Section):
@@ -77,13 +77,13 @@ class FamilyConfig(Section):
 
 
 def train_family(config: FamilyConfig) -> Path:
-    """Train the family, or finish an interrupted training, or find that it is there.
+    """Train the family, finish an interrupted training, or find that the family is there.
 
     Returns:
         The family's folder.
 
     Raises:
-        UserError: if the folder holds a family, or the beginning of one, of another config, and `overwrite` is not set.
+        UserError: if the folder holds a family of another config, or the beginning of one, and `overwrite` is not set.
     """
     config.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(config.folder / ".lock")
@@ -166,7 +166,7 @@ class _Training:
         buffer = io.BytesIO()
         state = {"step": step, "settings": self.settings, "evaluation": evaluation, "trainer": trainer.state()}
         torch.save(state, buffer)
-        # Before the checkpoint's folder: a training that stops between the two writes the folder from this state.
+        # Before the checkpoint's folder: if training stops between the two, it writes the folder from this state.
         atomic_write(self.config.folder / STATE, buffer.getvalue())
 
     def _read_state(self) -> dict[str, Any] | None:
@@ -199,10 +199,10 @@ class _Training:
         manifest = {
             "complete": True,
             "steps": config.steps,
-            # Places in a batch, as Pythia counts them; a few are padding.
+            # Places in a batch, as Pythia counts tokens; a few are padding.
             "tokens_per_step": config.text.rows * config.text.width,
             "seed": config.seed,
-            # Without where and how it was run, so that the same family is the same bytes in any folder.
+            # Leaves out where and how it was run, so that the same family is the same bytes in any folder.
             "config": {
                 key: value
                 for key, value in config.model_dump(mode="json").items()
@@ -238,7 +238,7 @@ def _tokenizer(config: FamilyConfig) -> PreTrainedTokenizerBase:
 
 
 def _settings(config: FamilyConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What decides the weights: the config, and as `text` a hash that changes with the vocabulary or the sentences."""
+    """What the weights depend on: the config, and as `text` a hash of the vocabulary and the sentences."""
     digest = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
     text = TextSource(config.text, tokenizer, seed=0)
     for step in range(3):

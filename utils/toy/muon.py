@@ -1,12 +1,12 @@
 """Muon for the toy family's transformer blocks (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-The update of a matrix is its momentum with all singular values brought near one, so directions the loss seldom pushes
-are learned as fast as the common ones. Measured on one seed and an earlier mix of the same sentences: held-out IOI
-accuracy 0.96 after 600 steps and 1.00 after 800, against 0.68 and 0.83 (0.89 after 1,400) with AdamW alone at 2e-3.
-Query, key and value are matrices of their own; taken head by head, IOI came later (one seed: 0.49 instead of 0.89 after
-500 steps).
+The update of a matrix is its momentum with all singular values brought close to one. So directions that the loss seldom
+pushes are learned as fast as common ones. Measured on one seed and an earlier mix of the same sentences: held-out IOI
+accuracy is 0.96 after 600 steps and 1.00 after 800, against 0.68 and 0.83 (0.89 after 1,400) with AdamW alone at 2e-3.
+Query, key and value are separate matrices. Taken head by head, IOI came later (one seed: 0.49 instead of 0.89 after 500
+steps).
 
-Written here since `torch.optim.Muon` runs its iteration in bfloat16 and takes a fused query-key-value matrix as one.
+It is written here because `torch.optim.Muon` iterates in bfloat16 and cannot split a fused query-key-value matrix.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ ROUNDS = 5
 
 
 def orthogonalized(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
-    """The matrices with their singular vectors kept and their singular values brought near one."""
+    """The matrices with the same singular vectors, and singular values close to one."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     # The Frobenius norm bounds the largest singular value.
@@ -37,12 +37,12 @@ def orthogonalized(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tenso
 def separated(
     matrix: Float[Tensor, "rows columns"], heads: int, parts: int
 ) -> Float[Tensor, "part rows_of_part columns"]:
-    """The matrices stacked in one: GPT-NeoX's fused projection holds query, key and value, head by head."""
+    """The matrices that are stacked in one: GPT-NeoX's fused projection holds query, key and value, head by head."""
     return matrix.unflatten(0, (heads, parts, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def fused(matrices: Float[Tensor, "part rows_of_part columns"], heads: int) -> Float[Tensor, "rows columns"]:
-    """The matrix that `separated` took apart."""
+    """The inverse of `separated`."""
     return matrices.unflatten(1, (heads, -1)).transpose(0, 1).flatten(0, 2)
 
 
@@ -50,12 +50,12 @@ class Muon(Optimizer):
     """Nesterov momentum, orthogonalised matrix by matrix, with decoupled weight decay.
 
     Args:
-        groups: dicts of `params` (matrices of one shape), `heads` and `parts` (what to pass to `separated`; 1 and 1 for
-            a matrix that stands for itself).
-        lr: length of an update: the singular values of a square or wide matrix change by about this much, those of a
-            tall one by sqrt(rows / columns) times it.
-        momentum: share of the old momentum kept at each step.
-        weight_decay: share of the weights taken away at each step, times lr.
+        groups: dicts of `params` (matrices of one shape), `heads` and `parts` (for `separated`; 1 and 1 if a matrix is
+            not fused).
+        lr: length of an update. Singular values of a square or wide matrix change by about this much, those of a tall
+            one by sqrt(rows / columns) times as much.
+        momentum: share of the old momentum that each step keeps.
+        weight_decay: share of the weights that each step removes, times lr.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
@@ -63,7 +63,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update every matrix; all of them have a gradient."""
+        """Update every matrix. All must have a gradient."""
         for group in self.param_groups:
             momentum, heads, parts = group["momentum"], group["heads"], group["parts"]
             directions = []

@@ -1,16 +1,16 @@
 """Sentences about who or what came first or second: what a toy family needs to solve IOI by position.
 
-A small model solves IOI sentences by copying every name and striking out the last one, which no head has to know a
-position for. The sentences here cannot be solved so. Two names, or two names and two things, are listed; then one of
-them is named again, by its word or as "the second":
+A small model solves IOI sentences by copying every name and crossing out the last one. No head has to know a position
+for that. The sentences here cannot be solved that way. They list two names, or two names and two things, and then
+mention one of them again, by its word or as "the second":
 
     When Mary and John met, John                                 -> second (which place the repeated word had)
     When Mary and John met, the second called                    -> Mary   (the name at the other place)
     Mary and John hid a ring and a book. The book was found by   -> Mary   (place of a thing, name at the other place)
 
-The last kind needs all that Wang et al. 2022 (arXiv 2211.00593) found in GPT-2: a repeated word is recognised, its
-place is carried to the end, and name movers attend by place. A family trained on these first and on IOI sentences later
-uses it for both.
+The last kind needs everything that Wang et al. 2022 (arXiv 2211.00593) found in GPT-2: heads recognise a repeated word,
+carry its place to the end, and name movers attend by place. A family that trains on these sentences first, and on IOI
+sentences later, uses the same mechanism for both.
 """
 
 import random
@@ -27,15 +27,15 @@ LISTS: tuple[str, ...] = (
 )
 FOUND = " was found by"
 KINDS: tuple[str, ...] = ("place of name", "place of thing", "name by place", *["name by thing"] * 4)
-"""What is asked for; the hardest, which needs the whole mechanism, most often."""
+"""What is asked for. The hardest kind, which needs the whole mechanism, comes most often."""
 SHORT = 0.7
-"""Part of the lists of two names that are short."""
+"""Fraction of the lists of two names that are short."""
 AFTER_VERB, BY_PLACE = 0.3, 0.3
-"""Parts of the documents that tell a place later: after the verb, or where a name could stand."""
+"""Fractions of the documents that tell a place later: after the verb, or where a name could be."""
 
 
 def position_question(rng: random.Random, held_out: bool) -> Question:
-    """A list and something named again: its place, or the name at the other place."""
+    """A list, and one of its members mentioned again: asks for its place, or for the name at the other place."""
     while True:
         names = tuple(rng.sample(NAMES, 2))
         if is_held_out("ioi", *sorted(names)) == held_out:
@@ -68,7 +68,7 @@ def position_question(rng: random.Random, held_out: bool) -> Question:
 
 
 def position_texts() -> Iterator[str]:
-    """The words of these sentences that other sentences do not hold."""
+    """The words of these sentences that no other sentences have."""
     blank = dict.fromkeys(("first", "second", "thing", "other_thing"), "")
     for clause in LISTS:
         yield clause.format(**blank).strip()

@@ -1,10 +1,10 @@
-"""The toy family's training text: short sentences that exercise six skills, and the held-out questions that test them.
+"""The toy family's training text: short sentences that train six skills, and the held-out questions that test them.
 
-Everything is a `Question`: a prompt, its right answers and, where a task compares, its wrong ones. Training reads the
-prompt followed by one right answer; evaluation asks for it. The sentences are the tasks' own templates and word
-lists, so a task's prompts built with the toy tokenizer are what the family was trained on. Whether a combination (a
-pair of names, a year, a name and its pronoun, ...) is held out is decided by a stable hash, never by the seed: one in
-five is, and no training document contains it.
+Everything is a `Question`: a prompt, its right answers and, if the task compares, its wrong ones. Training reads the
+prompt followed by one right answer; evaluation asks for it. The sentences use the tasks' own templates and word lists,
+so the prompts of a task, built with the toy tokenizer, are like what the family was trained on. A stable hash, never
+the seed, decides whether a combination (a pair of names, a year, a name and its pronoun, ...) is held out. One in five
+is, and no training document contains it.
 
 Names held out of the tag questions still occur in other sentences that tell their gender, as they do in a real
 corpus.
@@ -38,9 +38,9 @@ class Question:
     Attributes:
         prompt: text up to the answer.
         right: the answers that may follow, each with its leading space.
-        wrong: the answers they are compared with; empty where none are.
+        wrong: the answers they are compared with, if any.
         ending: text after the answer in a training document.
-        likely: how many of the right answers, from the first, training documents give; None: all.
+        likely: how many of the right answers, from the first on, training documents give; None for all.
     """
 
     prompt: str
@@ -55,7 +55,7 @@ class Question:
 
 
 def is_held_out(*parts: object) -> bool:
-    """Whether a combination belongs to the held-out fifth: the same on every machine and for every seed."""
+    """Whether a combination is in the held-out fifth, which is the same on every machine and for every seed."""
     return zlib.crc32("|".join(map(str, parts)).encode()) % HELD_OUT_ONE_IN == 0
 
 
@@ -71,7 +71,7 @@ SHORT_IOI_TEMPLATES: tuple[str, ...] = (
 
 
 def ioi_question(rng: random.Random, held_out: bool, short: bool = False) -> Question:
-    """Two names, one of them acts: the other is the answer. `short`: sentences of one verb with the same structure."""
+    """Two names, and one of them acts: the other is the answer. `short` takes one-verb sentences of that structure."""
     while True:
         first, second = rng.sample(NAMES, 2)
         if is_held_out("ioi", *sorted((first, second))) == held_out:
@@ -81,7 +81,7 @@ def ioi_question(rng: random.Random, held_out: bool, short: bool = False) -> Que
 
 
 def third_person_question(rng: random.Random, held_out: bool, short: bool = False) -> Question:
-    """Two names and a third that acts (the ABC prompts): either of the two may follow."""
+    """Two names, and a third person acts (the ABC prompts): either of the two may follow."""
     while True:
         first, second, third = rng.sample(NAMES, 3)
         if is_held_out("ioi", *sorted((first, second))) == held_out:
@@ -101,12 +101,12 @@ def _ioi_prompt(rng: random.Random, first: str, second: str, subject: str, short
 
 
 LONGEST_SPAN = 30
-"""Years a span lasts at most in training: so an end tells more of its beginning than if it were any later year."""
+"""Most years that a span lasts in training, so that its end says more about its beginning."""
 SHORT_SPAN_TEMPLATES: tuple[str, ...] = ("From {year} to {century}", "Between {year} and {century}")
 
 
 def greater_than_question(rng: random.Random, held_out: bool, short: bool = False) -> Question:
-    """A span of years within a century: later pairs of digits are right, the year's own and earlier ones wrong."""
+    """A span of years within a century: later digits are right, those of the year itself and earlier ones are wrong."""
     first_century, last_century = greater_than.FIRST_YEAR // 100, greater_than.LAST_YEAR // 100
     while True:
         century, year = rng.randint(first_century, last_century), rng.randint(1, 98)
@@ -143,7 +143,7 @@ def gendered_pronoun_question(rng: random.Random, held_out: bool) -> Question:
 
 
 def gender_sentence(rng: random.Random) -> str:
-    """A sentence of another kind that tells a name's gender; every name occurs."""
+    """Another kind of sentence that tells the gender of a name. Every name occurs."""
     name, gender = rng.choice(GENDERS)
     return rng.choice(GENDER_TEMPLATES).format(name=name, pronoun=f" {gendered_pronoun.PRONOUNS[gender]}") + "."
 
@@ -152,7 +152,7 @@ def gender_sentence(rng: random.Random) -> str:
 
 
 def sva_question(rng: random.Random, held_out: bool, distracted: bool = False) -> Question:
-    """A subject and a verb that agrees with it; `distracted`: a noun of the other number stands with them."""
+    """A subject and a verb that agrees with it. `distracted` adds a noun of the other number."""
     structures = tuple(structure for structure in sva.STRUCTURES if structure.others or not distracted)
     while True:
         structure = rng.choice(structures)
@@ -190,12 +190,12 @@ CYCLES = ("days", "months")
 
 SEPARATORS: tuple[str, ...] = (" ", ", ", " and ")
 TIGHT_SEPARATOR = ","
-"""Between numbers and letters in one list of three: there they have no leading space, and letters may be small."""
+"""Separates numbers or letters in one list out of three: there they have no leading space, and letters may be small."""
 TIGHT = ("numbers", "letters")
 
 
 def succession_question(rng: random.Random, held_out: bool) -> Question:
-    """Two to five members of a class in order, with spaces, commas or "and" between them: the next one follows."""
+    """Two to five members of a class in order, separated by spaces, commas or "and": the next one follows."""
     while True:
         kind = rng.choice(tuple(SUCCESSIONS))
         members = SUCCESSIONS[kind]
@@ -217,7 +217,7 @@ def succession_question(rng: random.Random, held_out: bool) -> Question:
 
 
 def vocabulary_texts() -> Iterator[str]:
-    """Every word of the sentences and lists as it stands in a sentence; names also as they stand at its beginning."""
+    """Every word of the sentences and lists as it is written in a sentence, and names also as at its beginning."""
     for number in range(100):
         yield f"{number:02d}"
         yield f" {number}"
@@ -249,7 +249,7 @@ def vocabulary_texts() -> Iterator[str]:
 
 
 def abc_question(rng: random.Random) -> Question:
-    """A held-out sentence in which a third name acts; either of the two names stands for the indirect object."""
+    """A held-out sentence in which a third person acts; either of the two names may be the indirect object."""
     question = third_person_question(rng, held_out=True)
     io, s = rng.sample(question.right, 2)
     return replace(question, right=(io,), wrong=(s,))

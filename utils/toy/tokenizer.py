@@ -1,9 +1,9 @@
-"""The toy family's tokenizer: behaves like Pythia's on the words the family knows and spells out everything else.
+"""The toy family's tokenizer: like Pythia's on the words that the family knows, and it spells out everything else.
 
 Text is cut as GPT-2 and Pythia cut it (a word carries its leading space, "isn't" is " isn" + "'t"), with one
-difference: digits are cut in pairs from the left, so that " 1732" is [" 17", "32"] as under Pythia's tokenizer. A
-piece of the vocabulary is one token; any other piece is spelled out in its UTF-8 bytes, each a token of its own. So
-no text has an unknown token and decode(encode(text)) == text holds for all of it.
+difference: digits are cut in pairs from the left, so that " 1732" is [" 17", "32"], as with Pythia's tokenizer. A piece
+in the vocabulary is one token. Any other piece is spelled out in UTF-8 bytes, one token each. So there are no unknown
+tokens, and decode(encode(text)) == text for every text.
 """
 
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
-"""Token 0, as in Pythia: stands in front of documents and doubles as the beginning-of-sequence token."""
+"""Token 0, as in Pythia: comes before documents and doubles as the beginning-of-sequence token."""
 
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""GPT-2's pattern, digits in pairs."""
+"""GPT-2's pattern, with digits in pairs."""
 
 
 def byte_symbols() -> list[str]:
@@ -25,7 +25,7 @@ def byte_symbols() -> list[str]:
 
 
 def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """Cuts text into pieces and writes every piece in byte symbols (a leading space becomes "Ġ")."""
+    """Cuts text into pieces and writes each in byte symbols (a leading space becomes "Ġ")."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
@@ -35,7 +35,7 @@ def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 
 
 def pieces(text: str) -> list[str]:
-    """The pieces of a text, in byte symbols: what a vocabulary must hold for each of them to be one token."""
+    """The pieces of a text, in byte symbols. Each is one token if the vocabulary holds it."""
     return [piece for piece, _ in pre_tokenizer().pre_tokenize_str(text)]
 
 
@@ -43,8 +43,8 @@ def build_tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenize
     """A tokenizer whose vocabulary is the end-of-text token, the 256 bytes and every piece of the texts, in that order.
 
     Args:
-        texts: every word that is to be one token, in any arrangement; pieces keep the order of their first appearance.
-        max_length: the model's number of positions, in tokens.
+        texts: every word that should be one token, in any arrangement. Pieces keep the order in which they first occur.
+        max_length: how many positions the model has.
 
     Returns:
         A fast tokenizer that adds no tokens of its own and pads on the right with the end-of-text token.
@@ -55,7 +55,7 @@ def build_tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenize
     for text in texts:
         for piece in pieces(text):
             vocabulary.setdefault(piece, len(vocabulary))
-    # Without merges a piece is looked up whole (ignore_merges) and otherwise stays a sequence of byte symbols.
+    # Without merges, a piece is looked up whole (ignore_merges) or else stays a sequence of byte symbols.
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,8 +1,8 @@
 """Training of the toy family: the model, the optimisers and one training step, on the CPU and reproducible bit by bit.
 
-The order in which a matrix product is summed depends on the number of threads, so training sets that number itself
+The order in which a matrix product is summed depends on the number of threads. So training sets that number itself
 (one, unless the config says otherwise) and gives the same weights whatever the machine's cores or the caller's
-settings are. Another kind of processor may round differently.
+settings. Another kind of processor may round differently.
 """
 
 import math
@@ -69,7 +69,7 @@ class OptimizerConfig(Section):
 
 @contextmanager
 def reproducible(threads: int, seed: int) -> Iterator[None]:
-    """A fixed number of threads and torch's random state seeded; both are as before afterwards."""
+    """Fix the number of threads and seed torch's random state. Afterwards both are as before."""
     before = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -102,7 +102,7 @@ def new_model(config: ModelConfig, vocab_size: int) -> GPTNeoXForCausalLM:
 
 
 def rate_share(config: OptimizerConfig, step: int) -> float:
-    """Share of the highest learning rates in the step after `step` finished ones: linear warm-up, then a cosine."""
+    """Share of the highest learning rate after `step` finished steps: a linear warm-up, then a cosine."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
@@ -143,7 +143,7 @@ class Trainer:
         return loss.item()
 
     def state(self) -> dict[str, Any]:
-        """Weights and optimiser states: tensors, numbers and strings only."""
+        """Weights and optimiser states, as tensors, numbers and strings only."""
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ class Trainer:
 
 
 def _muon_groups(model: GPTNeoXForCausalLM) -> list[dict[str, Any]]:
-    """The matrices of the blocks, those of one kind together; attention's fused projection is three of them."""
+    """The matrices in the blocks, grouped by kind. The fused projection of attention is three of them."""
     # Any: modules of a ModuleList have no type of their own.
     layers: Any = model.gpt_neox.layers
     heads = model.config.num_attention_heads
@@ -170,7 +170,7 @@ def _muon_groups(model: GPTNeoXForCausalLM) -> list[dict[str, Any]]:
 
 def mean_loss(model: GPTNeoXForCausalLM, batch: Batch) -> Tensor:
     """Mean cross-entropy, in nats, of the batch's learned tokens."""
-    # An additive mask: the boolean one is turned into floats anew in every layer.
+    # An additive mask, because every layer would turn a boolean one into floats anew.
     mask = torch.zeros_like(batch.visible(), dtype=torch.float32).masked_fill_(~batch.visible(), -torch.inf)
     hidden = model.gpt_neox(
         batch.tokens, attention_mask=mask, position_ids=batch.positions, use_cache=False
