@@ -198,7 +198,7 @@ def test_blocks_of_the_study_are_drawn_with_replacement_from_its_ids() -> None:
 def test_blocks_of_the_study_take_what_a_small_vocabulary_has_of_its_ids() -> None:
     assert set(study_blocks(torch.arange(103), 20, 5, seed=0).flatten().tolist()) == {100, 101, 102}
     with pytest.raises(
-        UserError, match="head_scores: study draws ids from 100 up, the tokenizer has none; use standard"
+        UserError, match="head_scores: study draws ids from 100 up, but the tokenizer has none; use standard"
     ):
         study_blocks(torch.arange(100), 1, 5, seed=0)
 
@@ -210,7 +210,7 @@ def test_special_tokens_and_padding_of_the_embedding_are_not_ordinary(tmp_path) 
 
 
 def test_blocks_longer_than_the_vocabulary_are_refused() -> None:
-    with pytest.raises(UserError, match="seq_len: 11 different tokens a block asked for, the tokenizer has 10"):
+    with pytest.raises(UserError, match="seq_len: a block of 11 different tokens asked for, the tokenizer has 10"):
         repeated_blocks(torch.arange(10), 1, 11, seed=0)
 
 

@@ -69,7 +69,7 @@ def test_start_token_has_to_exist(tokenizer, text_file: Path) -> None:
 
 
 def test_text_too_short_is_refused_with_what_there_is(tokenizer, text_file: Path) -> None:
-    with pytest.raises(UserError, match=r"text.txt gives 2 sequences of 100 tokens, 3 are needed"):
+    with pytest.raises(UserError, match=r"text.txt gives 2 sequences of 100 tokens, but 3 are needed"):
         draw_sequences(Corpus(str(text_file)), tokenizer, 3, 100, seed=0)
 
 
@@ -111,9 +111,9 @@ def test_a_window_asks_for_longer_documents_than_a_sequence(tokenizer, long_and_
     tokens = draw_beginnings(source, tokenizer, 5, 10, seed=0, window=25)
     assert tokens.shape == (5, 10)
     assert sorted(tokens[:, 0].tolist()) == list(range(26, 31))
-    with pytest.raises(UserError, match="has 5 documents of more than 25 tokens, 6 are needed"):
+    with pytest.raises(UserError, match="has 5 documents of more than 25 tokens, but 6 are needed"):
         draw_beginnings(source, tokenizer, 6, 10, seed=0, window=25)
-    with pytest.raises(UserError, match="corpus_window: 9 tokens are less than seq_len=10"):
+    with pytest.raises(UserError, match="corpus_window: 9 tokens are fewer than seq_len=10"):
         draw_beginnings(source, tokenizer, 6, 10, seed=0, window=9)
 
 
@@ -160,7 +160,7 @@ def test_data_set_that_cannot_be_loaded_is_one_line(tokenizer, monkeypatch: pyte
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     corpus._data_set.cache_clear()
-    with pytest.raises(UserError, match=r"corpus: 'texts/none.txt' is no text file here.*no way through") as error:
+    with pytest.raises(UserError, match=r"corpus: 'texts/none.txt' is not a text file.*no way through") as error:
         draw_sequences(Corpus("texts/none.txt"), tokenizer, 3, 9, seed=0)
     assert "\n" not in str(error.value)
 

@@ -127,7 +127,8 @@ def test_a_folder_without_steps_is_refused(tmp_path: Path) -> None:
 
 def test_one_checkpoint_is_no_family(tiny_family: Path, tmp_path: Path) -> None:
     assert error_of(str(tiny_family / "step10"), tmp_path) == (
-        f"model: {tiny_family}/step10 is one checkpoint; name the folder above it, which has a folder for each checkpoint"
+        f"model: {tiny_family}/step10 is one checkpoint; name the folder above it, "
+        "which has a folder for each checkpoint"
     )
 
 

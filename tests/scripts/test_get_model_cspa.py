@@ -80,7 +80,7 @@ def test_study_scores_the_first_of_the_sequences_that_it_averages_over(word_fami
         ("interventions=[]", "interventions"),
         ("interventions=[vo]", "interventions"),
         ("k_unembeddings=5", "k_unembeddings"),
-        ("corpus_window=20", "corpus_window: counts with head_scores=study alone; leave it out, or pass that too"),
+        ("corpus_window=20", "corpus_window: only counts with head_scores=study; leave it out, or pass that too"),
         ("corpus_feld=text", "did you mean 'corpus_field'"),
     ],
 )

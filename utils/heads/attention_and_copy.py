@@ -1,12 +1,12 @@
 """Scores of every attention head: induction, previous-token, duplicate-token, copy and negative copy score.
 
-The attention scores come from one forward pass over random blocks of tokens that stand twice in a row (Olsson et al.
-2022, arXiv 2209.11895). Each layer's attention is reduced to one number per head and score as soon as it is computed.
+The attention scores come from one forward pass over random blocks of tokens, each repeated once (Olsson et al. 2022,
+arXiv 2209.11895). Each layer's attention is reduced to one number per head and score as soon as it is computed.
 `copy_scores.py` has the copy scores.
 
-The study (Tigges et al. 2024, arXiv 2407.10827) draws a block's tokens with replacement from the ids 100 to 19,999, so
-some stand in a block twice, and averages whole diagonals of the attention pattern. For induction that is one query
-more: the last token of the first block, which looks at the first token before anything has repeated.
+The study (Tigges et al. 2024, arXiv 2407.10827) draws the tokens of a block with replacement from the ids 100 to
+19,999, so some tokens come twice in a block, and averages whole diagonals of the attention pattern. For induction that
+is one query more: the last token of the first block, which looks at the first token before anything has repeated.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ from utils.results.store import Result
 from utils.tasks import Prompts, Task, build_prompts
 
 STUDY_IDS = range(100, 20_000)
-"""The ids that the study draws its random blocks from."""
+"""The ids from which the study draws its random blocks."""
 
 HeadScores = Float[Tensor, "layer head"]
 
 
 class ComponentsKeys(Section):
-    """What the scores depend on besides the model."""
+    """What the scores depend on, apart from the model."""
 
     head_scores: Definition = "standard"
-    """`study`: random blocks are drawn with replacement from the ids 100 to 19,999, the induction score counts the last
-    token of the first block too, and the copy scores leave out the norms' scale, all as Tigges et al. 2024 do."""
+    """Which definition of the scores: `standard`, or `study` for that of Tigges et al. 2024. The study draws random
+    blocks with replacement from the ids 100 to 19,999, counts the last token of the first block in the induction score,
+    and leaves the scale of the norms out of the copy scores."""
     n_sequences: int = Field(50, gt=0)
     """How many random blocks of tokens to average the attention scores over."""
     seq_len: int = Field(50, gt=1)
@@ -64,7 +65,7 @@ class ComponentsInputs:
     Attributes:
         blocks: random blocks of tokens, each repeated once.
         prompts: IOI prompts.
-        definition: of the scores.
+        definition: which definition of the scores.
     """
 
     blocks: Int[Tensor, "sequence position"]
@@ -76,7 +77,7 @@ def prepare(config: ComponentsConfig, tokenizer: PreTrainedTokenizerBase, shape:
     """Draw the random blocks and build the prompts.
 
     Raises:
-        UserError: if blocks or prompts do not fit the model's context, or cannot be made under this tokenizer.
+        UserError: if blocks or prompts do not fit the model's context, or this tokenizer cannot make them.
     """
     if 2 * config.seq_len > shape.n_positions:
         raise UserError(
@@ -113,7 +114,7 @@ def component_scores(weights: ModelWeights, inputs: ComponentsInputs, batch_size
 
 
 def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> Int[Tensor, " token"]:
-    """The ids of the tokenizer's vocabulary that the model embeds, without special tokens, in order."""
+    """The ids in the tokenizer's vocabulary that the model embeds, in order and without special tokens."""
     special = set(tokenizer.all_special_ids)
     special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     known = sorted(set(tokenizer.get_vocab().values()) - special)
@@ -125,22 +126,22 @@ def repeated_blocks(
 ) -> Int[Tensor, "sequence position"]:
     """Random blocks, each repeated once: position i and position i + period hold the same token.
 
-    A block's tokens are all different, so that a token occurs nowhere but at these two places.
+    All tokens of a block are different, so a token occurs at these two places and nowhere else.
 
     Args:
         tokens: the tokens to draw from.
-        n_sequences: number of blocks; the first k of n are the k of the same seed.
+        n_sequences: how many blocks. The first k of n are the k blocks of the same seed.
         period: block length in tokens.
         seed: of the draw.
 
     Returns:
-        Token ids, 2 * period a row.
+        Token ids, 2 * period in a row.
 
     Raises:
         UserError: if there are fewer than `period` tokens.
     """
     if period > len(tokens):
-        raise UserError(f"seq_len: {period} different tokens a block asked for, the tokenizer has {len(tokens)}")
+        raise UserError(f"seq_len: a block of {period} different tokens asked for, the tokenizer has {len(tokens)}")
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.stack(
         [tokens[torch.randperm(len(tokens), generator=generator)[:period]] for _ in range(n_sequences)]
@@ -153,14 +154,16 @@ def study_blocks(
 ) -> Int[Tensor, "sequence position"]:
     """Random blocks as the study draws them, each repeated once: with replacement, from the ids in `STUDY_IDS`.
 
-    Arguments and result are those of `repeated_blocks`. Of a smaller vocabulary, the ids that it has are drawn from.
+    Arguments and result are those of `repeated_blocks`. A smaller vocabulary gives those of the ids that it has.
 
     Raises:
         UserError: if there are no such ids.
     """
     among = tokens[(tokens >= STUDY_IDS.start) & (tokens < STUDY_IDS.stop)]
     if not len(among):
-        raise UserError(f"head_scores: study draws ids from {STUDY_IDS.start} up, the tokenizer has none; use standard")
+        raise UserError(
+            f"head_scores: study draws ids from {STUDY_IDS.start} up, but the tokenizer has none; use standard"
+        )
     generator = torch.Generator().manual_seed(seed)
     blocks = among[torch.randint(len(among), (n_sequences, period), generator=generator)]
     return torch.cat((blocks, blocks), dim=1)
@@ -177,14 +180,14 @@ def attention_scores(
 
     Args:
         weights: the model.
-        tokens: blocks repeated once, see `repeated_blocks`; of an even number of positions, 2 * period.
-        batch_size: sequences that run at once. No more than one layer's attention of one batch is held.
+        tokens: blocks repeated once (see `repeated_blocks`), 2 * period tokens each.
+        batch_size: sequences that run at once. Only one layer's attention of one batch is held at a time.
         definition: whether the induction score counts queries of the second block (`standard`) or all (`study`).
 
     Returns:
         Attention probabilities in [0, 1], averaged over sequences and queries:
         `induction`: from every token of the second block to the token after its first occurrence (period - 1 back);
-        under `study` also from the last token of the first block to the first token, which lies as far back;
+        under `study` also from the last token of the first block to the first token, which is as far back;
         `duplicate_token`: from every token of the second block to its first occurrence (period back);
         `previous_token`: from every token but the first to the one before it.
     """

@@ -1,13 +1,13 @@
 """Copy and negative copy score of every attention head (Wang et al. 2022, arXiv 2211.00593, section 3.1).
 
-They ask what a head would write if it attended to a name alone: the residual stream after layer 0 at the name's
-position goes through the head's own input norm, V and O (biases of norm and V included), the final norm and the
-unembedding. The copy score is the percentage of names that are among the 5 highest logits, the negative copy score the
-same for minus the head's output.
+They ask what a head would write if it attended to a name alone. The residual stream after layer 0 at the name's
+position goes through the head's own input norm, V and O (with the biases of norm and V), the final norm and the
+unembedding. The copy score is the percentage of names that are among the 5 highest logits. The negative copy score is
+the same for minus the head's output.
 
-The study (Tigges et al. 2024, arXiv 2407.10827) takes the same path with both norms folded into the weights and their
-scales left out, so that x - mean(x) stands in the place of (x - mean(x)) / s. What depends on the name then weighs more
-or less against the biases.
+The study (Tigges et al. 2024, arXiv 2407.10827) takes the same path, with both norms folded into the weights and their
+scales left out: x - mean(x) takes the place of (x - mean(x)) / s. So what depends on the name weighs more or less
+against the biases.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edge_attribution_patching.weights import LayerWeights, ModelWeights
 from utils.heads.definition import Definition
 
 TOP_K = 5
-"""A name counts as copied if it is among this many highest logits (Wang et al. 2022)."""
+"""A name counts as copied if it is among this many of the highest logits (Wang et al. 2022)."""
 
 _CANDIDATES = 512
 _LOGITS_AT_ONCE = 2**25
@@ -45,15 +45,15 @@ def copy_scores(
 
     Args:
         weights: the model.
-        tokens: right-padded token ids.
-        lengths: tokens of each prompt.
-        positions: of the tokens to copy (in IOI prompts: IO, S1 and S2).
+        tokens: token ids, padded on the right.
+        lengths: tokens in each prompt.
+        positions: where the tokens to copy are (in IOI prompts: IO, S1 and S2).
         batch_size: prompts that run through layer 0 at once.
         definition: whether the norms divide by their scale (`standard`) or not (`study`).
 
     Returns:
-        `copy`, `negative_copy`: percentages in [0, 100] of the (prompt, name) positions. A token that shares its logit
-        with others counts as below them, so a head that writes nothing scores 0.
+        `copy`, `negative_copy`: percentages in [0, 100] of the (prompt, name) positions. A token that ties with others
+        counts as below them, so a head that writes nothing scores 0.
     """
     precise = torch.promote_types(weights.dtype, torch.float32)
     residual = _after_layer_0(weights, tokens, lengths, positions, batch_size).to(precise)
@@ -95,20 +95,20 @@ def _after_layer_0(
 
 
 def _written(layer: LayerWeights, read: Float[Tensor, "row d_model"]) -> Float[Tensor, "head row d_model"]:
-    """What each head writes where it attends to one row alone, without the output bias (which is no head's)."""
+    """What each head writes if it attends to one row alone, without the output bias (which belongs to no head)."""
     W_V, b_V, W_O = (part.to(read.dtype) for part in (layer.W_V, layer.b_V, layer.W_written))
     return layer.per_head(clamp(layer, read @ W_V.transpose(1, 2) + b_V[:, None])) @ W_O
 
 
 class _Ranking:
-    """Whether tokens are among the highest logits, without computing most logits.
+    """Whether tokens are among the highest logits, found without computing most logits.
 
-    A token that `TOP_K` of a few hundred candidate tokens beat is out whatever the others' logits are. Only what is
-    left, few heads and names in practice, is ranked among the whole vocabulary; the answer is exact.
+    If `TOP_K` of a few hundred candidates beat a token, it is out, whatever the other logits are. Only what is left,
+    few heads and names in practice, is ranked against the whole vocabulary. The answer is exact.
 
     Args:
         weights: the model.
-        asked: the tokens that will be asked about; they join the candidates, as likely to have high logits.
+        asked: the tokens that will be asked about. They join the candidates, since they are likely to have high logits.
         seen: what the final norm makes of what is written.
     """
 
@@ -147,7 +147,7 @@ def _in_top_k(
     unembed: Float[Tensor, "token d_model"],
     offset: Float[Tensor, " token"],
 ) -> Bool[Tensor, " row"]:
-    """Whether each row's own token is in the top k of some tokens (sorted, its own among them); ties count against."""
+    """Whether each row's own token is in the top k of some tokens (sorted, with its own). Ties count against it."""
     logits = torch.addmm(offset, directions, unembed.T)
     value = logits.gather(1, torch.searchsorted(among, own)[:, None])
     return (logits >= value).sum(dim=1) <= TOP_K

@@ -1,13 +1,13 @@
-"""Running text as sequences of equal length: a text file, a data set of the hub, or the toy family's sentences.
+"""Running text as sequences of equal length: from a text file, a data set on the hub, or the toy family's sentences.
 
-A text file's documents are its blocks between blank lines, a data set's are its rows. Documents are taken in a seeded
-order, tokenised, joined with the end-of-text token between them and cut into sequences, so a sequence may begin and end
-inside a document. More are cut than are needed, and the ones to use are drawn from them, so that a few long documents
-are not all there is.
+The documents of a text file are its blocks between blank lines, those of a data set are its rows. They are taken in a
+seeded order, tokenised, joined by the end-of-text token and cut into sequences, so a sequence may begin and end inside
+a document. More sequences are cut than needed, and the ones to use are drawn from them, so that a few long documents do
+not fill them all.
 
-Under the study's rule (Tigges et al. 2024, arXiv 2407.10827) a sequence is the beginning of a document, and only
-documents of more tokens than a window count, so that no document ends inside a sequence. The toy family's sentences are
-far shorter; there a document is as many of them, joined by the end-of-text token, as it takes to pass the window.
+By the study's rule (Tigges et al. 2024, arXiv 2407.10827) a sequence is the beginning of a document, and only documents
+with more tokens than a window count, so no document ends inside a sequence. The toy family's sentences are much
+shorter. There a document is as many sentences, joined by the end-of-text token, as it takes to pass the window.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from utils.toy import text as toy_text
 TOY = "toy"
 
 POOL = 16
-"""Sequences that are cut for each one that is drawn, if there is text enough."""
+"""How many sequences to cut for each one that is drawn, if there is enough text."""
 
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
@@ -43,9 +43,9 @@ class Corpus:
     """Where text comes from.
 
     Attributes:
-        name: a text file, a data set of the hub (or a folder that `datasets` can read), or `toy`.
-        split: of a data set, as `datasets` writes it: `train`, `train[:1000]`.
-        field: column of a data set's text.
+        name: a text file, a data set on the hub (or a folder that `datasets` can read), or `toy`.
+        split: which split of a data set, in the notation of `datasets`: `train`, `train[:1000]`.
+        field: which column of a data set holds the text.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Corpus:
     field: str = "text"
 
     def documents(self, seed: int) -> Iterator[str]:
-        """The documents in seeded order; without end for `toy`.
+        """The documents in seeded order. Those of `toy` never end.
 
         Raises:
             UserError: if there is no such text.
@@ -79,13 +79,13 @@ def draw_sequences(
     Args:
         corpus: the text.
         tokenizer: of the model.
-        n: number of sequences.
-        seq_len: tokens of each.
-        seed: of the documents' order and the draw.
-        prepend_bos: put the tokenizer's start token at the beginning of each, within `seq_len`.
+        n: how many sequences.
+        seq_len: tokens in each.
+        seed: of the order of documents and of the draw.
+        prepend_bos: begin each with the tokenizer's start token, which counts towards `seq_len`.
 
     Raises:
-        UserError: if the text is not to be had or too short, or there is no start token.
+        UserError: if there is no such text, it is too short, or there is no start token.
     """
     start = _start(tokenizer, prepend_bos)
     width = seq_len - len(start)
@@ -98,7 +98,7 @@ def draw_sequences(
     n_cut = len(stream) // width
     if n_cut < n:
         raise UserError(
-            f"corpus: {corpus.name} gives {n_cut} sequences of {seq_len} tokens, {n} are needed (n_sequences + "
+            f"corpus: {corpus.name} gives {n_cut} sequences of {seq_len} tokens, but {n} are needed (n_sequences + "
             "n_mean_sequences); name a longer text, or lower one of these or seq_len"
         )
     drawn = random.Random(f"sequences {seed}").sample(range(min(n_cut, POOL * n)), n)
@@ -114,28 +114,28 @@ def draw_beginnings(
     prepend_bos: bool = False,
     window: int | None = None,
 ) -> Int[Tensor, "n seq_len"]:
-    """The beginnings of long documents, the first that come (the study's rule).
+    """The beginnings of the first long documents (the study's rule).
 
     Args:
-        corpus, tokenizer, n, seq_len, prepend_bos: as of `draw_sequences`.
-        seed: of the documents' order.
-        window: only documents of more tokens than this count, the start token among them; at least `seq_len`, which it
-            is where None.
+        corpus, tokenizer, n, seq_len, prepend_bos: as for `draw_sequences`.
+        seed: of the order of documents.
+        window: a document must have more tokens than this, including the start token. At least `seq_len`, which is also
+            the default.
 
     Raises:
-        UserError: if the text is not to be had, too few of its documents are long enough, the window is shorter than a
+        UserError: if there is no such text, too few of its documents are long enough, the window is shorter than a
             sequence, or there is no start token.
     """
     window = seq_len if window is None else window
     if window < seq_len:
-        raise UserError(f"corpus_window: {window} tokens are less than seq_len={seq_len}; raise it or leave it out")
+        raise UserError(f"corpus_window: {window} tokens are fewer than seq_len={seq_len}; raise it or leave it out")
     start = _start(tokenizer, prepend_bos)
     documents = _long_documents(corpus, tokenizer, window - len(start), seed)
     rows = [(start + document)[:seq_len] for document in itertools.islice(documents, n)]
     if len(rows) < n:
         raise UserError(
-            f"corpus: {corpus.name} has {len(rows)} documents of more than {window} tokens, {n} are needed (the larger "
-            "of n_sequences and n_mean_sequences); name a longer text, or lower these or corpus_window"
+            f"corpus: {corpus.name} has {len(rows)} documents of more than {window} tokens, but {n} are needed (the "
+            "larger of n_sequences and n_mean_sequences); name a longer text, or lower these or corpus_window"
         )
     return torch.tensor(rows)
 
@@ -172,7 +172,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, document: str) -> list[int]:
 
 
 def tokens_sha256(tokens: Int[Tensor, "sequence position"]) -> str:
-    """Hash of the token ids, to tell that two results are about the same text."""
+    """Hash of the token ids, which shows whether two results are about the same text."""
     return hashlib.sha256(tokens.cpu().to(torch.int64).numpy().astype("<i8").tobytes()).hexdigest()
 
 
@@ -180,7 +180,7 @@ def _blocks(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"corpus: {path} cannot be read ({error}); name a text file in UTF-8") from None
+        raise UserError(f"corpus: {path} cannot be read ({error}); name a UTF-8 text file") from None
     return [block.strip() for block in _BLANK_LINES.split(text) if block.strip()]
 
 
@@ -190,11 +190,11 @@ def _data_set(name: str, split: str, field: str) -> Any:
 
     try:
         rows = datasets.load_dataset(name, split=split)
-    except Exception as error:  # The library raises the errors of several others.
+    except Exception as error:  # The library passes on errors of several others.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"corpus: '{name}' is no text file here, and split '{split}' of a data set of that name cannot be loaded "
-            f"({reason}); name a text file, a data set of the hub (NeelNanda/pile-10k) or toy"
+            f"corpus: '{name}' is not a text file, and split '{split}' of a data set of that name cannot be loaded "
+            f"({reason}); name a text file, a data set on the hub (NeelNanda/pile-10k) or toy"
         ) from error
     if field not in rows.column_names:
         raise UserError(f"corpus_field: {name} has no '{field}'; its columns are {', '.join(rows.column_names)}")

@@ -28,7 +28,7 @@ from utils.tasks import Task
 
 
 class CspaKeys(Ablation):
-    """What the scores depend on besides the model: the text, and what is kept of a head."""
+    """What the scores depend on, apart from the model: the text, and what to keep of a head."""
 
     corpus: str
     """The text to read: a UTF-8 text file with blank lines between its documents, a data set from the hub
@@ -39,10 +39,11 @@ class CspaKeys(Ablation):
     corpus_field: str = "text"
     """Which column of a data set holds the text."""
     head_scores: Definition = "standard"
-    """`study`: sequences are the beginnings of documents longer than `corpus_window`, and the means are over
-    `n_mean_sequences` that begin with the scored ones, as in Tigges et al. 2024."""
+    """How to draw the text: `standard`, or `study` for the way of Tigges et al. 2024, where sequences are the
+    beginnings of documents longer than `corpus_window`, and the scored sequences are the first of the
+    `n_mean_sequences`."""
     corpus_window: int | None = Field(None, gt=1)
-    """With `head_scores: study`: a document must have more tokens than this. Left out, it is `seq_len`."""
+    """With `head_scores: study`, a document must have more tokens than this. `null` means `seq_len`."""
     n_sequences: int = Field(17, gt=0)
     """How many sequences to score heads on."""
     n_mean_sequences: int = Field(100, gt=0)
@@ -62,8 +63,8 @@ class CspaInputs:
     """The text that scores are measured on.
 
     Attributes:
-        scored: sequences that are scored.
-        others: sequences that heads' outputs are averaged over; under `study` the scored ones are among them.
+        scored: the sequences to score heads on.
+        others: the sequences to average heads' outputs over; under `study` they include the scored ones.
         function_tokens: tokens that the qk intervention never keeps.
     """
 
@@ -76,11 +77,11 @@ def prepare(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
     """Draw the text.
 
     Raises:
-        UserError: if there is too little text, sequences are longer than the model's context, or it has no layer
-            `start_layer`; or if `corpus_window` is given where it does not count.
+        UserError: if there is too little text, sequences are longer than the model's context, the model has no layer
+            `start_layer`, or `corpus_window` is given without `head_scores: study`.
     """
     if config.corpus_window is not None and config.head_scores != "study":
-        raise UserError("corpus_window: counts with head_scores=study alone; leave it out, or pass that too")
+        raise UserError("corpus_window: only counts with head_scores=study; leave it out, or pass that too")
     if config.seq_len > shape.n_positions:
         raise UserError(f"seq_len: {config.seq_len} tokens; the model has {shape.n_positions} positions; lower seq_len")
     if config.start_layer >= shape.n_layers:

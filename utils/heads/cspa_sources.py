@@ -31,7 +31,7 @@ class Ablation(Section):
     """The first layer to score."""
 
     def n_kept(self, seq_len: int) -> list[int]:
-        """K at each position; the fraction is taken as it is written, so that 0.07 of 100 is 7."""
+        """K at each position. The fraction is exact as written, so 0.07 of 100 is 7."""
         fraction = Fraction(str(self.k_unembeddings))
         return [math.ceil(fraction * place) for place in range(1, seq_len + 1)]
 
@@ -42,13 +42,13 @@ def kept_sources(
     function_tokens: Int[Tensor, " token"],
     settings: Ablation,
 ) -> Bool[Tensor, "sequence query key"]:
-    """Which sources each position keeps; of different tokens that tie for the last of the K places, all.
+    """Which sources each position keeps. If different tokens tie for the last of the K places, it keeps all of them.
 
     Args:
-        predicted: logit at the query of the key's token.
+        predicted: at each query, the logit of each key's token.
         tokens: the sequences.
-        function_tokens: never kept by qk.
-        settings: what is kept.
+        function_tokens: tokens that qk never keeps.
+        settings: what to keep.
     """
     seq_len = tokens.shape[1]
     causal = torch.ones(seq_len, seq_len, dtype=torch.bool, device=tokens.device)
@@ -57,7 +57,7 @@ def kept_sources(
         return causal.expand_as(predicted)
     possible = causal & ~torch.isin(tokens, function_tokens)[:, None]
     first = first_places(tokens)
-    # A repeated token has one logit, taken at its first place so that rounding cannot split its places.
+    # A repeated token has one logit, taken at its first place, so that rounding cannot tell its places apart.
     logits = predicted.gather(2, first[:, None].expand_as(predicted)).masked_fill(~possible, -math.inf)
     is_first = first == torch.arange(seq_len, device=tokens.device)
     ranked = logits.masked_fill(~is_first[:, None], -math.inf).sort(dim=2, descending=True).values

@@ -1,8 +1,8 @@
 """Function words: tokens that carry grammar rather than content, which CSPA never takes for a suppressed token.
 
-English determiners, pronouns, prepositions, conjunctions, auxiliaries and particles, as they stand inside a sentence
-and at its beginning; pieces that contractions leave; punctuation; white space and control characters;
-and the tokenizer's special tokens. Of these, a tokenizer's are the ones that are single tokens in it.
+English determiners, pronouns, prepositions, conjunctions, auxiliaries and particles, written as inside a sentence and
+as at its beginning; pieces of contractions; punctuation; white space and control characters; and the tokenizer's
+special tokens. For a given tokenizer, the ones that are single tokens count.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CONTROL = (*map(chr, range(32)), "\x7f")
 
 
 def spellings() -> Iterator[str]:
-    """Everything in the list, words in each of their forms; some come more than once."""
+    """Everything in the list, with words in each of their forms. Some come more than once."""
     for words in WORDS.values():
         for word in words.split():
             for form in {word} if word in CAPITALISED_CONTENT else {word, word[0].upper() + word[1:]}:
@@ -68,7 +68,7 @@ def spellings() -> Iterator[str]:
 
 
 def function_tokens(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " token"]:
-    """The function words that are single tokens of a tokenizer, sorted; its special tokens are among them."""
+    """The function words that are single tokens of a tokenizer, sorted, and its special tokens."""
     found = set(tokenizer.all_special_ids)
     texts = sorted(set(spellings()))
     for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:

@@ -1,35 +1,36 @@
 """Succession score of every attention head (Gould et al. 2023, arXiv 2312.09230).
 
-A successor head moves "Monday" to "Tuesday" and "2" to "3" by its weights alone. What is computed, per head:
+A successor head moves "Monday" to "Tuesday" and "2" to "3" by its weights alone. For each head we compute
 
     x = MLP0(E[token])        E: token embedding; MLP0: first MLP with its own LayerNorm and all its biases
     logits = U g_f C W_O^T W_V^T g C x
 
-where g and g_f are the gains of the head's input norm and of the final norm, C takes the mean over d_model out
-(LayerNorm models only) and U is the unembedding. A pair (token, successor) succeeds if the successor's logit exceeds
-those of all other successors in the list that the pair comes from; a tie fails. The score is the share of pairs.
+where g and g_f are the gains of the head's input norm and of the final norm, C takes out the mean over d_model (in
+LayerNorm models only) and U is the unembedding. A pair (token, successor) succeeds if the successor's logit exceeds
+those of all other successors in the list that the pair comes from; a tie fails. The score is the share of pairs that
+succeed.
 
-A list is a class of words in one spelling (case, with or without a leading space), so that a score says whether a head
-counts and not whether it keeps the spelling. Of a list, the pairs of which both words are single tokens count; where
-only one pair is left there is nothing to confuse, so it is left out.
+A list is a class of words in one spelling (a case, with or without a leading space), so a score says whether a head
+counts, not whether it keeps the spelling. Of a list, the pairs count whose words are both single tokens. A list with
+only one such pair has nothing to confuse it with, so it is left out.
 
-Where this departs from Gould et al.:
+Where this differs from Gould et al.:
 - MLP0 reads the embedding through its own LayerNorm in every architecture. In sequential blocks it then lacks what
   attention 0 would add; in parallel blocks (Pythia) MLP0 reads the embedding anyway.
-- MLP0's output alone is the effective embedding, without the token embedding beside it.
-- The gains of the norms and the centring are part of the map. The norms' scales are positive and so change no order;
-  the biases of V, O, both norms and the unembedding, which are the same whatever the token, are left out.
+- MLP0's output alone is the effective embedding, without the token embedding added to it.
+- The gains of the norms and the centring are part of the map. The scales of the norms are positive and so change no
+  order. The biases of V, O, both norms and the unembedding are the same whatever the token, and are left out.
 - More words: roman numerals to XX, ordinals to twentieth, three spellings of a word and two of a letter, each with and
-  without a leading space. Days and months go round, from the last to the first.
+  without a leading space. After the last day or month comes the first.
 
 The study (Tigges et al. 2024, arXiv 2407.10827) has no norm anywhere: MLP0 reads E[token] as it is, and
 
     logits = U W_O^T W_V^T x
 
-with the projections as the checkpoint stores them. All of it is computed in the weights' own number format, and a
-successor that shares the highest logit is right: in bfloat16 that happens, and a head that writes nothing scores 1. Its
-spellings are the words as they stand here and with the first letter in lower case, letters and roman numerals in
-capitals alone, ordinals to tenth. Numbers have no case, so each of their pairs counts twice.
+with the projections as the checkpoint stores them. All of it is computed in the number format of the weights, and a
+successor that ties for the highest logit is right. In bfloat16 that happens, and a head that writes nothing scores 1.
+Its spellings are the words as written here and with the first letter in lower case; letters and roman numerals come in
+capitals only, and ordinals go to tenth. Numbers have no case, so each of their pairs counts twice.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ class WordList:
 
     Attributes:
         words: as they are written.
-        cyclic: the first follows the last.
-        study_count: how many of them the study has; None: all.
-        study_capitals: the study has them in capitals alone.
+        cyclic: whether the first follows the last.
+        study_count: how many of them the study has; None for all.
+        study_capitals: whether the study has them in capitals only.
     """
 
     words: tuple[str, ...]
@@ -83,9 +84,9 @@ class WordList:
     study_capitals: bool = False
 
     def spellings(self, definition: Definition = "standard") -> list[tuple[str, ...]]:
-        """The list as it stands, in lower case and in upper case, each with a leading space and without.
+        """The list as written, in lower case and in upper case, each with and without a leading space.
 
-        Under `study` as it stands and with the first letter in lower case; then two of them may be the same.
+        Under `study`, as written and with the first letter in lower case; two of these may be the same.
         """
         cased: list[tuple[str, ...]]
         if definition == "study":
@@ -116,7 +117,8 @@ class SuccessorConfig(BaseConfig):
     nothing."""
 
     head_scores: Definition = "standard"
-    """`study`: no norms, ties count as right, and the study's spellings, as in Tigges et al. 2024."""
+    """Which definition of the score: `standard`, or `study` for that of Tigges et al. 2024, which leaves out the norms,
+    counts ties as right and has fewer spellings."""
 
 
 def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, list[Pairs]]:
@@ -137,7 +139,7 @@ def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: 
 def measure(
     checkpoint: LoadedCheckpoint, config: SuccessorConfig, inputs: dict[str, list[Pairs]], task: Task | None
 ) -> dict[str, Result]:
-    """The scores of every head, one row a head.
+    """The scores of every head, one row each.
 
     Raises:
         UserError: under `study`, if a norm hides the stored value projection.
@@ -163,8 +165,8 @@ def measure(
 def successor_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition = "standard") -> dict[str, list[Pairs]]:
     """The pairs of every class whose words are both single tokens, list by list.
 
-    Spellings that are the same tokens count once, and lists of one pair do not count; under `study` all count. A class
-    of which nothing is left has an empty list.
+    Spellings that are the same tokens count once, and lists with one pair do not count; under `study` all count. If
+    nothing is left of a class, its list is empty.
     """
     found: dict[str, list[Pairs]] = {}
     for name, word_lists in CLASSES.items():
@@ -181,7 +183,7 @@ def successor_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition =
 
 
 def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]) -> list[int | None]:
-    """Each word's token, or None where it is several or a token of something else (unknown words, lost capitals)."""
+    """Each word's token; None if it is several, or the token of something else (unknown words, lost capitals)."""
     rows = encode(tokenizer, words)
     return [
         row[0] if len(row) == 1 and str(tokenizer.decode(row)).strip() == word.strip() else None
@@ -194,7 +196,7 @@ class Succession:
     """Which pairs every head gets right.
 
     Attributes:
-        right: class -> whether the successor wins; one column a pair, the class's lists one after the other.
+        right: class -> whether the successor wins, one column per pair, list after list.
     """
 
     right: dict[str, Bool[Tensor, "layer head pair"]]
@@ -208,7 +210,7 @@ class Succession:
         return self.right[name].float().mean(dim=-1)
 
     def class_mean(self) -> Float[Tensor, "layer head"]:
-        """Mean of the shares of the classes that have pairs, each class counting alike."""
+        """Mean of the shares of the classes that have pairs, each class with the same weight."""
         return torch.stack([self.share(name) for name in self.right if self.pairs(name)]).mean(dim=0)
 
     def overall(self) -> Float[Tensor, "layer head"]:
@@ -223,7 +225,8 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
     Args:
         weights: the model.
         pairs: see `successor_pairs`.
-        definition: with the norms' gains and centring, ties wrong (`standard`), or without norms, ties right (`study`).
+        definition: `standard` has the norms' gains and centring, and ties are wrong; `study` has no norms, and ties are
+            right.
 
     Raises:
         ValueError: if no class has pairs.
@@ -262,7 +265,7 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
 def _wins(
     logits: Float[Tensor, "head pair candidate"], own: Int[Tensor, " pair"], ties: bool
 ) -> Bool[Tensor, "head pair"]:
-    """Whether each pair's own candidate has a higher logit than every other one, or with `ties` as high a one."""
+    """Whether each pair's own candidate has a higher logit than every other one; with `ties`, at least as high."""
     column = own[None, :, None].expand(len(logits), -1, 1)
     own_logit = logits.gather(2, column)[..., 0]
     others = logits.scatter(2, column, float("-inf")).amax(dim=2)
