@@ -115,6 +115,8 @@ def test_on_paper_every_figure_is_drawn_and_nothing_is_cut(browser: Any, report:
     page = opened.page
     # Before anything is scrolled to. Some browsers tell of printing by the change of medium alone.
     page.emulate_media(media="print")
+    # The page is told of it with its next frame.
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert page.evaluate("[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('.main-svg'))")
     # Paper is narrower than the window, and no resize tells of it.
     page.evaluate("document.body.style.width = '700px'")
