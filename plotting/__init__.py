@@ -1,1 +1,1 @@
-"""Results to figures."""
+"""From results to figures."""

@@ -1,4 +1,4 @@
-"""Where a circuit's nodes stand: layers upwards, a layer's heads side by side with its MLP half a row above them."""
+"""Where to draw a circuit's nodes: layers go upwards, heads of a layer side by side, with its MLP half a row above."""
 
 import re
 from collections.abc import Iterable
@@ -44,14 +44,14 @@ def level(node: str) -> tuple[int, int]:
         return (int(match[1]), 0)
     if match := _MLP.fullmatch(node):
         return (int(match[1]), 1)
-    raise ValueError(f"'{node}' is no node of a circuit; nodes are input, a0.h1, m0, logits")
+    raise ValueError(f"'{node}' is not a node of a circuit; nodes are input, a0.h1, m0, logits")
 
 
 def lay_out(edges: Iterable[tuple[str, str]]) -> Layout:
     """Place the nodes that edges (source node, target node) join.
 
-    Rows without nodes take no space. Within a row nodes are ordered by the mean position of their neighbours, swept
-    upwards and downwards as in Sugiyama's layered drawings, so that fewer edges cross; MLPs stand right of all heads.
+    Rows without nodes take no space. Within a row, nodes are ordered by the mean position of their neighbours, in
+    sweeps up and down as in Sugiyama's layered drawings, so that fewer edges cross. MLPs are to the right of all heads.
     """
     edges = list(edges)
     neighbours: dict[str, list[str]] = {}

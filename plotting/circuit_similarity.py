@@ -1,7 +1,7 @@
 """How much two circuits overlap, and how a circuit changes over training.
 
-A circuit is its table of edges, `source, target, score`, as `results/graphs` holds it. Its nodes are heads, MLPs,
-`input` and `logits`: the `<q>`, `<k>`, `<v>` of a target name its input, not another node.
+A circuit is its table of edges, `source, target, score`, as in `results/graphs`. Its nodes are heads, MLPs, `input` and
+`logits`: the `<q>`, `<k>` and `<v>` of a target name an input of a node, not another node.
 """
 
 import itertools
@@ -30,12 +30,12 @@ def edges_of(circuit: pd.DataFrame) -> dict[Edge, float]:
     """Scores by (source, target).
 
     Raises:
-        ValueError: if an edge stands twice.
+        ValueError: if an edge is there twice.
     """
     edges = {(str(s), str(t)): float(x) for s, t, x in circuit[["source", "target", "score"]].itertuples(index=False)}
     if len(edges) < len(circuit):
         twice = circuit.loc[circuit.duplicated(["source", "target"]), ["source", "target"]].iloc[0]
-        raise ValueError(f"{twice['source']}->{twice['target']} stands twice in the circuit")
+        raise ValueError(f"{twice['source']}->{twice['target']} is in the circuit twice")
     return edges
 
 
@@ -45,7 +45,7 @@ def nodes_of(edges: Iterable[Edge]) -> set[str]:
 
 
 def jaccard(first: set[T], second: set[T]) -> float:
-    """Size of the intersection over size of the union, in [0, 1]; NaN where both are empty."""
+    """Size of the intersection over size of the union, in [0, 1]; NaN if both are empty."""
     union = len(first | second)
     return len(first & second) / union if union else float("nan")
 
@@ -53,17 +53,17 @@ def jaccard(first: set[T], second: set[T]) -> float:
 def weighted_jaccard(first: Mapping[Edge, float], second: Mapping[Edge, float], *, shares: bool = True) -> float:
     """Score-weighted edge overlap: sum of minima over sum of maxima of the scores (Ruzicka), in [0, 1].
 
-    An edge outside a circuit has score 0. A score's positive and negative parts are compared apart, so an edge that
-    helps in one circuit and hurts in the other counts as no overlap.
+    An edge outside a circuit has score 0. Positive and negative parts of scores are compared separately, so an edge
+    that helps in one circuit and hurts in the other does not count as overlap.
 
     Args:
         first: scores by edge.
         second: scores by edge.
-        shares: divide each circuit's scores by the sum of their sizes first. The metric, and with it every score, grows
-            as a model learns; without this the growth would read as dissimilarity.
+        shares: first divide each circuit's scores by the sum of their absolute values. The metric, and with it every
+            score, grows as a model learns; without this, growth would look like dissimilarity.
 
     Returns:
-        NaN where neither circuit has a score other than zero.
+        NaN if all scores of both circuits are zero.
     """
     keys = sorted(first.keys() | second.keys())
     a = np.array([first.get(key, 0.0) for key in keys])
@@ -97,7 +97,7 @@ def similarity_over_training(circuits: Mapping[int, pd.DataFrame], reference: in
         reference: step to compare all with; by default every circuit is compared with that of the checkpoint before.
 
     Returns:
-        One row per step, ascending, with `COLUMNS`. The first checkpoint, having none before it, has no row.
+        One row per step, ascending, with `COLUMNS`. The first checkpoint has none before it, and so no row.
 
     Raises:
         ValueError: if the reference is not among the steps.

@@ -2,7 +2,7 @@
 
 Step and model come from the names of the file and its folders, as in `pythia-160m/zero-shot/160m_step1000.json` or
 `EleutherAI__pythia-160m/step1000/results_2024-05-01.json`. Old files (`"acc": 0.5, "acc_stderr": 0.01`) and new ones
-(`"acc,none": 0.5, "acc_stderr,none": 0.01`) are read alike.
+(`"acc,none": 0.5, "acc_stderr,none": 0.01`) both work.
 """
 
 import json
@@ -27,17 +27,17 @@ def step_and_model(path: Path, root: Path) -> tuple[int, str]:
 
     Args:
         path: the file.
-        root: the folder it was found in; its own name counts where no folder below names a model.
+        root: the folder it was found in. Its own name counts if no folder below names a model.
 
     Raises:
-        UserError: if no name holds a step, or none a model.
+        UserError: if no name tells a step, or none a model.
     """
     relative = path.resolve().relative_to(root.resolve())
     folders = [root.resolve().name, *relative.parts[:-1]]
     stem = path.name.removesuffix(".json")
     match = next((found for name in (stem, *reversed(folders)) if (found := _STEP.search(name))), None)
     if match is None:
-        raise UserError(f"{path}: neither the file's name nor its folders hold a step, such as step1000")
+        raise UserError(f"{path}: neither the file's name nor its folders name a step, such as step1000")
     before = stem[: m.start()] if (m := _STEP.search(stem)) else ""
     for folder in reversed(folders):
         name = folder.rpartition("__")[2]
@@ -47,7 +47,7 @@ def step_and_model(path: Path, root: Path) -> tuple[int, str]:
         if name.endswith(before) or not before:
             return int(match[1]), _STEP.sub("", name)
     if not before:
-        raise UserError(f"{path}: neither the file's name nor its folders hold a model, such as pythia-160m")
+        raise UserError(f"{path}: neither the file's name nor its folders name a model, such as pythia-160m")
     return int(match[1]), before
 
 
@@ -55,11 +55,11 @@ def read_evaluations(folder: Path) -> pd.DataFrame:
     """All results below a folder.
 
     Returns:
-        Columns `model, step, shots, benchmark, metric, value, stderr` (stderr NaN where the file has none). Where all
-        of a file's 57 MMLU subjects are there, a benchmark `mmlu` holds their mean, with the standard error of a mean.
+        Columns `model, step, shots, benchmark, metric, value, stderr` (stderr is NaN if the file has none). If a file
+        has all 57 MMLU subjects, a benchmark `mmlu` holds their mean, with the standard error of a mean.
 
     Raises:
-        UserError: if there is no such folder, it holds no results, or a file is no result.
+        UserError: if there is no such folder, it holds no results, or a file is not a result.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of the harness's JSON files with -e")
@@ -84,13 +84,13 @@ def read_evaluations(folder: Path) -> pd.DataFrame:
     if (twice := table.duplicated(keys)).any():
         model, step, shots, benchmark, metric = table.loc[twice, keys].iloc[0]
         raise UserError(
-            f"{folder}: {benchmark} {metric} of {model} step {step} ({shots} shots) stands in two files; remove one"
+            f"{folder}: {benchmark} {metric} of {model} step {step} ({shots} shots) is in two files; remove one"
         )
     return pd.concat([table, _mmlu(table)], ignore_index=True)
 
 
 def _metrics(values: dict[str, object]) -> list[tuple[str, float, float]]:
-    """Metric, value and standard error of each of a benchmark's metrics."""
+    """Metric, value and standard error, for each metric of a benchmark."""
     plain = {key.partition(",")[0]: value for key, value in values.items() if isinstance(value, int | float)}
     errors = {key.removesuffix("_stderr"): float(value) for key, value in plain.items() if key.endswith("_stderr")}
     return [
@@ -101,7 +101,7 @@ def _metrics(values: dict[str, object]) -> list[tuple[str, float, float]]:
 
 
 def _mmlu(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean accuracy over the MMLU subjects of the checkpoints that have all of them, each subject counting the same."""
+    """Mean accuracy over the MMLU subjects, with equal weights, for the checkpoints that have all of them."""
     subjects = table[table["benchmark"].str.startswith(MMLU) & (table["metric"] == "acc")]
     n_subjects = subjects["benchmark"].nunique()
     rows = []

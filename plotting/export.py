@@ -32,13 +32,13 @@ def figure_main(
     """Run a figure script.
 
     Args:
-        draw: from the store and the parsed arguments to figures by file name (without suffix).
-        description: the script's docstring; its first line is shown by --help.
-        argv: command line, by default the process's.
+        draw: takes the store and the parsed arguments, and returns figures by file name (without suffix).
+        description: the script's docstring. --help shows its first line.
+        argv: command line, by default that of the process.
         options: adds the script's own options.
 
     Returns:
-        Exit code: 0, or 2 where the user has something to put right, told in one line.
+        Exit code: 0, or 2 if there is something to correct, told in one line.
     """
     parser = argparse.ArgumentParser(description=(description or "").strip().splitlines()[0] if description else None)
     parser.add_argument("-r", "--results", type=Path, default=Path("results"), help="folder of results (results)")
@@ -50,7 +50,7 @@ def figure_main(
         options(parser)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # The browser's and kaleido's own chatter is no news.
+    # The browser and kaleido report things that users need not see.
     for noisy in ("kaleido", "choreographer", "logistro"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
@@ -78,7 +78,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
 
 
 def write_figure(figure: go.Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
-    """Write `folder/name.<format>` for every format; existing files are replaced whole.
+    """Write `folder/name.<format>` for every format. Existing files are replaced whole.
 
     Raises:
         UserError: if PNG or PDF is asked for and no browser is installed.
@@ -93,7 +93,7 @@ def write_figure(figure: go.Figure, folder: Path, name: str, formats: Sequence[s
 
 
 def figure_html(figure: go.Figure, name: str) -> str:
-    """A page with the figure and plotly.js in it; the same figure gives the same bytes."""
+    """A page with the figure and plotly.js in it. The same figure gives the same bytes."""
     responsive = go.Figure(figure).update_layout(width=None, autosize=True)
     body = responsive.to_html(
         full_html=False,

@@ -1,7 +1,8 @@
 """Put the results on one page that opens offline (report.html).
 
-The circuit of every checkpoint behind a slider, with the edges added and removed since the last; a table of heads that
-sorts and filters; every figure that the results allow; the configs, versions and weights behind them.
+It shows the circuit of every checkpoint behind a slider, with the edges added and removed since the one before; a table
+of heads that you can sort and filter; every figure that the results allow; and the configs, versions and weights behind
+them.
 
     python plotting/make_report.py -r results -o report.html
 """
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the report.
 
     Returns:
-        Exit code: 0, or 2 where the user has something to put right, told in one line.
+        Exit code: 0, or 2 if there is something to correct, told in one line.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-r", "--results", type=Path, default=Path("results"), help="folder of results (results)")

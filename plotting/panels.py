@@ -1,4 +1,4 @@
-"""Grids of small panels over training, one line per model, intervals as bands."""
+"""Grids of small panels over training: one line per model, with intervals as bands."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ class Line:
     """One curve over training.
 
     Attributes:
-        table: rows with `step`, `tokens` and the columns below, ascending in step; NaN breaks the line.
-        value: column drawn.
+        table: rows with `step`, `tokens` and the columns below, ascending in step. NaN breaks the line.
+        value: the column to draw.
         name: legend entry, and first line of the hover text.
         look: colour, marker and dash.
         error: column of standard errors, drawn as a 95% band, or None.
-        interval: columns of a 95% interval's ends, drawn as a band; an end that is missing closes the band there.
+        interval: columns with the ends of a 95% interval, drawn as a band. A missing end closes the band there.
         dash: overrides the look's dash.
-        hover: further columns shown on hover.
-        markers: whether checkpoints are marked.
-        legend: legend entry that the line belongs to; lines of one entry are switched together.
+        hover: more columns to show on hover.
+        markers: whether to mark checkpoints.
+        legend: legend entry that the line belongs to. Lines of one entry switch on and off together.
         width: pixels.
         opacity: of the whole line.
     """
@@ -73,10 +73,10 @@ class Panels:
             rows: panels from top to bottom.
             columns: panels from left to right.
             axis: the training axis.
-            titles: written above the panels: one per column, or where `n_panels` is given one per panel.
-            n_panels: number of panels, filled row by row, where the grid is not full.
+            titles: what to write above the panels: one per column, or one per panel if `n_panels` is given.
+            n_panels: how many panels there are, row by row, if the grid is not full.
             panel_height: pixels of a panel.
-            names_at_ends: leave room right of every panel for `name_ends`.
+            names_at_ends: leave room to the right of every panel for `name_ends`.
         """
         self.axis = axis
         self.rows, self.columns, self.n_panels = rows, columns, n_panels or rows * columns
@@ -156,7 +156,7 @@ class Panels:
         self.figure.add_hline(y=y, line={"dash": "dash", "width": 1, "color": "#777777"}, row=row, col=column)
 
     def name_ends(self, ends: Sequence[tuple[float, str, str]], row: int, column: int) -> None:
-        """Write names right of the last checkpoint, moved apart where lines end close together.
+        """Write names to the right of the last checkpoint, moved apart if lines end close together.
 
         Args:
             ends: for each line its last value, its name and its colour.
@@ -189,7 +189,7 @@ class Panels:
             )
 
     def done(self, title: str, subtitle: str, *, legend: bool = True) -> Drawing:
-        """Set the axes and titles; returns the drawing."""
+        """Set the axes and titles, and return the drawing."""
         figure = self.figure
         drawing = finish(figure, title, subtitle, width=self.width, height=self.height, legend=legend)
         figure.update_layout(margin={"l": 78, "r": self._margin_right, "t": figure.layout.margin.t + self._title_room})
@@ -207,7 +207,7 @@ class Panels:
     def _band(
         self, x: pd.Series, low: pd.Series, high: pd.Series, colour: str, entry: str, where: dict[str, int]
     ) -> None:
-        """A filled outline per run of finite values: a gap in the line is a gap in the band."""
+        """A filled outline for each run of finite values: a gap in the line is a gap in the band."""
         finite = low.notna() & high.notna() & x.notna()
         runs = (finite != finite.shift()).cumsum()[finite]
         for _, run in runs.groupby(runs):

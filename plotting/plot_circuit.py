@@ -1,7 +1,7 @@
 """Draw the circuit itself at one checkpoint (figures/circuit_<model>_<task>_step<n>.html).
 
-Layers upwards, heads and MLPs as boxes; an edge into a head ends at its q, k or v input. Blue edges raise the task
-metric, orange ones lower it, and wider ones do so more. Point at an edge for its name and score.
+Layers go upwards, and heads and MLPs are boxes. An edge into a head ends at its q, k or v input. Blue edges raise the
+task metric, orange ones lower it, and wider ones do so more. Point at an edge to see its name and score.
 
     python plotting/plot_circuit.py -r results -m pythia-160m -t ioi --step 143000
 """
@@ -44,7 +44,7 @@ def edge_ends(source: str, target: str, layout: Layout) -> tuple[tuple[float, fl
 
 
 def edge_path(start: tuple[float, float], end: tuple[float, float], n: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """A curve that leaves and arrives upwards; one that would run straight up bows out past the boxes between."""
+    """A curve that leaves and arrives upwards. One that would run straight up bends around the boxes between."""
     (x0, y0), (x1, y1) = start, end
     rise = y1 - y0
     bow = (0.75 if x0 >= 0 else -0.75) if abs(x1 - x0) < BOX_WIDTH and rise > 1 else 0.0
@@ -61,7 +61,7 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str) -> Drawing:
 
     Args:
         edges: `source, target, score`, at least one row.
-        title: what circuit.
+        title: which circuit this is.
         subtitle: its size.
     """
     edges = edges.reindex(edges["score"].abs().sort_values(kind="stable").index)
@@ -89,7 +89,7 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str) -> Drawing:
 
 
 def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: Layout) -> None:
-    """Edges by sign and class of width, thin ones first, each class one trace."""
+    """Edges by sign and class of width, thin ones first; each class is one trace."""
     strongest = float(edges["score"].abs().max()) or 1.0
     share = np.sqrt(edges["score"].abs() / strongest)
     classes = np.minimum((share * WIDTH_CLASSES).astype(int), WIDTH_CLASSES - 1)
@@ -155,7 +155,7 @@ def _draw_nodes(figure: go.Figure, layout: Layout) -> None:
 def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name: every model and task asked for, at the step asked for or the last with a circuit."""
     if arguments.strongest < 1:
-        raise UserError(f"--strongest: {arguments.strongest} edges asked for; at least 1")
+        raise UserError(f"--strongest: {arguments.strongest} edges asked for; ask for at least 1")
     figures = {}
     for (model, task), by_step in circuits(store, arguments).items():
         step = max(by_step) if arguments.step is None else arguments.step

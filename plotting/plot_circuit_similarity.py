@@ -1,9 +1,9 @@
 """Draw how circuits change over training (figures/circuit_similarity.html).
 
-A column per task. From the top: Jaccard similarity of nodes, of edges, and of edges weighted by score, each circuit
-against that of the checkpoint before (faint) with its exponentially weighted moving average (strong), or with
---reference against one checkpoint's circuit; then the edges added and removed. figures/circuit_similarity.csv holds the
-numbers.
+There is a column per task. From the top, it shows the Jaccard similarity of nodes, of edges, and of edges weighted by
+score. Each circuit is compared with that of the checkpoint before (faint, with its exponentially weighted moving
+average strong), or with that of one checkpoint (--reference). Below are the edges added and removed. The numbers are in
+figures/circuit_similarity.csv.
 
     python plotting/plot_circuit_similarity.py -r results --alpha 0.5
     python plotting/plot_circuit_similarity.py -r results --reference 143000
@@ -40,7 +40,7 @@ MEASURES = {
 def moving_average(values: pd.Series, alpha: float) -> pd.Series:
     """Exponentially weighted moving average from the first value on: s = alpha x + (1 - alpha) s.
 
-    A missing value leaves the average as it was and is missing in the result too.
+    A missing value leaves the average as it is, and is missing in the result too.
     """
     return values.ewm(alpha=alpha, adjust=False, ignore_na=True).mean().where(values.notna())
 
@@ -52,7 +52,7 @@ def similarities(
 
     Args:
         found: edge tables by (model, task) and step, with `tokens`.
-        reference: step compared with; None for the checkpoint before. Models without it are logged and left out.
+        reference: the step to compare with; None for the checkpoint before. Models without it are logged and left out.
         alpha: weight of the newest value in the moving average.
 
     Returns:
@@ -79,7 +79,7 @@ def similarities(
 
 
 def draw_similarity(table: pd.DataFrame, looks: dict[str, ModelLook], against: str) -> Drawing:
-    """The figure; `against` says what circuits are compared with."""
+    """The figure. `against` says what circuits are compared with."""
     tasks = tasks_in(table)
     panels = Panels(
         len(MEASURES) + 1, len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks], panel_height=180
@@ -110,7 +110,7 @@ def draw_similarity(table: pd.DataFrame, looks: dict[str, ModelLook], against: s
 def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name."""
     if not 0 < arguments.alpha <= 1:
-        raise UserError(f"--alpha: {arguments.alpha} given; it lies in (0, 1]")
+        raise UserError(f"--alpha: {arguments.alpha} is not in (0, 1]")
     table = similarities(circuits(store, arguments), arguments.reference, arguments.alpha)
     path = arguments.output / "circuit_similarity.csv"
     atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())

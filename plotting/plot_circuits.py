@@ -1,8 +1,8 @@
 """Draw circuit size and faithfulness over training, with the task metric beneath (figures/circuits.html).
 
-For each task a column: the size of the smallest circuit found that reaches the threshold, that circuit's faithfulness,
-and the metric of the whole model on clean and on corrupted prompts. Where no size reached the threshold the lines have
-a gap.
+There is a column per task. It shows the size of the smallest circuit found that reaches the threshold, the faithfulness
+of that circuit, and the metric of the whole model on clean and corrupted prompts. If no size reached the threshold, the
+lines have a gap.
 
     python plotting/plot_circuits.py -r results -o figures --format html,png
 """
@@ -25,15 +25,15 @@ from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 
-# Before a task is learnt, faithfulness is a quotient of noise; the axis goes no further.
+# Before a task is learned, faithfulness is a quotient of noise, so the axis goes no further.
 FAITHFULNESS_LIMITS = (0.0, 2.0)
 COUNTS = {"edges": "n_edges", "nodes": "n_nodes"}
 
 
 def selected_circuits(faithfulness: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
-    """One row per model, task and step: the baselines and the selected circuit, NaN where none was selected.
+    """One row per model, task and step: the baselines and the selected circuit, NaN if none was selected.
 
-    `n_edges_low, n_edges_high` and the same of `n_nodes` are those of the circuits at the ends of the size's interval.
+    `n_edges_low, n_edges_high` and the same for `n_nodes` belong to the circuits at the ends of the size's interval.
     """
     keys = ["model", "task", "step"]
     interval = [name for name in ("faithfulness_low", "faithfulness_high") if name in faithfulness]
@@ -98,7 +98,7 @@ def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, 
 
 
 def task_metrics(store: Store, table: pd.DataFrame) -> dict[str, str]:
-    """The metric that each task's circuits were found with: the task's own, or for prompts from a CSV the run's."""
+    """The metric that each task's circuits were found with: the task's own, or for a prompts CSV that of the run."""
     metrics = {}
     for task in tasks_in(table):
         model = table.loc[table["task"] == task, "model"].iloc[0]

@@ -1,8 +1,8 @@
 """Draw faithfulness against circuit size, and its two summaries CPR and CMD over training.
 
-Writes figures/faithfulness_curve_<model>.html (a column per task, a curve per checkpoint, the selected size ringed) and
-figures/cpr_cmd.html (over all checkpoints, the area under the curve and the area between it and 1, as the MIB benchmark
-defines them, arXiv 2504.13151; measured with `search.mib: true`).
+It writes figures/faithfulness_curve_<model>.html (a column per task, a curve per checkpoint, a ring around the selected
+size) and figures/cpr_cmd.html (over all checkpoints, the area under the curve and the area between it and 1, as the MIB
+benchmark defines them, arXiv 2504.13151; measured with `search.mib: true`).
 
     python plotting/plot_faithfulness_curve.py -r results --curves 6
 """
@@ -39,13 +39,13 @@ CUT = "; values outside [{:g}, {:g}] are cut off"
 
 
 def spread_steps(steps: list[int], n: int) -> list[int]:
-    """At most `n` of the steps, evenly spread over their order, the last among them."""
+    """At most `n` of the steps, spread evenly over their order, with the last."""
     chosen = np.linspace(len(steps) - 1, 0, min(n, len(steps))).round().astype(int)
     return [steps[i] for i in sorted(set(chosen.tolist()))]
 
 
 def measured_areas(baselines: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the models and tasks that have CPR and CMD at some checkpoint; others have them empty."""
+    """The rows of the models and tasks that have CPR and CMD at some checkpoint."""
     return baselines.groupby(["model", "task"]).filter(lambda rows: rows[["cpr", "cmd"]].notna().any(axis=None))
 
 
@@ -131,7 +131,7 @@ def draw_areas(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
 def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name."""
     if arguments.curves < 1:
-        raise UserError(f"--curves: {arguments.curves} asked for; at least 1")
+        raise UserError(f"--curves: {arguments.curves} asked for; ask for at least 1")
     table = load(store, "faithfulness", arguments)
     figures = {}
     for model in models_in(table):

@@ -1,8 +1,8 @@
 """Draw what attention heads do over training: the best head of each kind, and each model's top heads.
 
-Writes figures/head_scores.html (per kind of head, every model's maximum over heads) and, for each model,
-figures/head_scores_<model>.html (its top heads of each kind, named `layer.head`). Kinds are the scores in
-results/components and, where measured, succession (results/successor) and copy suppression (results/cspa).
+It writes figures/head_scores.html (for each kind of head, every model's maximum over heads) and, for each model,
+figures/head_scores_<model>.html (its top heads of each kind, named `layer.head`). The kinds are the scores in
+results/components and, if measured, succession (results/successor) and copy suppression (results/cspa).
 
     python plotting/plot_head_scores.py -r results --top 5
 """
@@ -51,7 +51,7 @@ THRESHOLDS = {
 # Tables of one score each: kind -> the score's name.
 SINGLE = {"successor": "succession", "cspa": "cspa"}
 MAX_COLUMNS = 4
-# One minus a quotient: heads that do next to nothing can score far below zero, which nobody needs to see.
+# One minus a quotient: heads that do next to nothing can score far below zero, and nobody needs to see that.
 CSPA_LIMITS = (-0.5, 1.0)
 
 
@@ -154,7 +154,7 @@ def _limit_cspa(panels: Panels, places: dict[str, tuple[int, int]], table: pd.Da
 def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name."""
     if arguments.top < 1:
-        raise UserError(f"--top: {arguments.top} heads asked for; at least 1")
+        raise UserError(f"--top: {arguments.top} heads asked for; ask for at least 1")
     table = head_scores(store, arguments)
     figures = {"head_scores": draw_maxima(table, model_looks(every_model(store)))}
     for model in models_in(table):

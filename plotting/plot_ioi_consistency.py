@@ -1,7 +1,7 @@
 """Draw whether the IOI algorithm stays the same over training (figures/ioi_consistency.html).
 
-Three panels, one per level of the algorithm: the percentage of the circuit's heads' effect that comes from heads which
-play the expected role. The level's number of heads is shown on hover.
+There are three panels, one for each level of the algorithm. Each shows how much of the effect of the circuit's heads,
+in percent, comes from heads that play the expected role. Point at a line to see how many heads those are.
 
     python plotting/plot_ioi_consistency.py -r results
 """

@@ -1,9 +1,9 @@
 """Draw published benchmark results over training (figures/pythia_evals.html).
 
-Reads the JSON files of lm-evaluation-harness below a folder: one panel per benchmark, a line per model, 95% bands from
-the harness's standard errors, and chance as a dashed line.
+It reads the JSON files of lm-evaluation-harness below a folder, and draws a panel for each benchmark with a line for
+each model, 95% bands from the harness's standard errors, and chance as a dashed line.
 
-    python plotting/plot_pythia_evals.py -e ../shared/pythia_evals --format html,png
+    python plotting/plot_pythia_evals.py -e pythia_evals --format html,png
 """
 
 import argparse
@@ -43,7 +43,7 @@ COLUMNS = 3
 
 
 def choose(table: pd.DataFrame, shots: int, benchmarks: list[str] | None) -> pd.DataFrame:
-    """The rows drawn: one metric per benchmark, at one number of shots.
+    """The rows to draw: one metric per benchmark, at one number of shots.
 
     Raises:
         UserError: if nothing is left, naming what there is.

@@ -1,9 +1,9 @@
-"""Draw the published study's numbers beside the results' own (figures/reproduction.html).
+"""Draw the numbers of the published study next to your own (figures/reproduction.html).
 
-A panel per published quantity (Tigges et al. 2024, arXiv 2407.10827): nodes of circuits, how they go with model size,
-edges of IOI in pythia-410m, the levels of the IOI algorithm, and when kinds of heads emerge. Published values are
-grey, measured ones have 95% intervals. figures/reproduction.csv holds every number, with the checkpoints it rests on,
-the settings that differ from the study's, and the command that measures what is missing.
+There is a panel for each published quantity (Tigges et al. 2024, arXiv 2407.10827): nodes of circuits, how they grow
+with model size, edges of IOI in pythia-410m, the levels of the IOI algorithm, and when kinds of heads emerge. Published
+values are grey; measured ones have 95% intervals. figures/reproduction.csv has every number, with the checkpoints it
+comes from, the settings that differ from the study's, and the command that measures what is missing.
 
     python plotting/plot_reproduction.py -r results
 """
@@ -54,7 +54,7 @@ _PANEL_WIDTH, _PANEL_HEIGHT, _BETWEEN = 330, 200, 76
 
 
 def panel_title(row: pd.Series) -> str:
-    """The panel that a row of `reproduction` stands in."""
+    """The panel that a row of `reproduction` belongs to."""
     return {
         "circuit_nodes": f"Nodes: {task_label(row['task'])}",
         "size_correlation": f"Nodes and parameters ({'as printed' if row['item'] == 'printed' else row['item']})",
@@ -65,21 +65,21 @@ def panel_title(row: pd.Series) -> str:
 
 
 def row_label(row: pd.Series) -> str:
-    """What tells a row from the others of its panel: the model, the task or the step."""
+    """What distinguishes a row from the others in its panel: the model, the task or the step."""
     if row["quantity"] == "size_correlation":
         return task_label(row["task"]).replace(" ", "<br>")
     return f"{row['step']:,}" if row["quantity"] == "circuit_edges" else str(row["model"]).removeprefix("pythia-")
 
 
 def shown(value: float, quantity: str) -> str:
-    """A number of a quantity, in the digits that the study prints, or a dash."""
+    """A number with as many digits as the study prints, or a dash."""
     if np.isnan(value):
         return "–"
     return compact(value) if quantity == "emergence_tokens" else format(value, FORMATS[quantity])
 
 
 def shown_range(low: float, high: float, quantity: str) -> str:
-    """A range as `shown` writes its ends, or one number where they are equal."""
+    """A range whose ends are written by `shown`, or one number if they are equal."""
     if np.isnan(low) or np.isnan(high):
         return ""
     if np.isinf(high):
@@ -142,7 +142,7 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, named: set[str], where: d
         },
     )
     for verdict, (colour, symbol) in LOOKS.items():
-        # What has not happened by the last checkpoint is drawn there, as a triangle that points onwards.
+        # What has not happened by the last checkpoint is drawn there, as a triangle that points on.
         yet = rows["measured"].isna() & np.isinf(rows["high"].astype(float))
         part = rows[(rows["verdict"] == verdict) & (rows["measured"].notna() | yet)]
         if part.empty:

@@ -1,8 +1,8 @@
 """Draw mean circuit size over training against the models' parameter counts (figures/size_vs_scale.html).
 
-A panel per task; r is Pearson's correlation over models between parameters and mean size, both as they are, not their
-logarithms. Checkpoints at which no circuit reached the threshold do not count. Parameters are those that the results
-record with every checkpoint; --parameters gives others.
+There is a panel per task. r is Pearson's correlation over models between parameters and mean size, both as they are and
+not their logarithms. Checkpoints where no circuit reached the threshold do not count. Parameters are those that the
+results record with every checkpoint; --parameters gives others.
 
     python plotting/plot_size_vs_scale.py -r results --count nodes --parameters my-model=25000000
 """
@@ -52,10 +52,10 @@ def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> 
         `task, r, n_models`; r is NaN with fewer than three models or without variation.
 
     Raises:
-        ValueError: if a model and task stand twice, or a model has no parameter count.
+        ValueError: if a model and task come twice, or a model has no parameter count.
     """
     if sizes.duplicated(["model", "task"]).any():
-        raise ValueError("a model and task stand twice among the sizes")
+        raise ValueError("a model and task come twice among the sizes")
     if unknown := set(sizes["model"]) - set(parameters):
         raise ValueError(f"no parameter count of {', '.join(sorted(unknown))}")
     rows = []
@@ -69,7 +69,7 @@ def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> 
 
 
 def model_parameters(store: Store, table: pd.DataFrame, given: list[str] | None = None) -> dict[str, float]:
-    """Parameters of the table's models: as given (`name=count`), else as recorded; others are logged and absent.
+    """Parameters of the table's models: as given (`name=count`), else as recorded. Others are logged and left out.
 
     Raises:
         UserError: if a given count cannot be read.

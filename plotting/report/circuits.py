@@ -1,4 +1,4 @@
-"""Circuits over training as the page's slider draws them: one layout for all checkpoints, edges by number."""
+"""Circuits over training, as the slider on the page draws them: one layout for all checkpoints, edges by number."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ CHOSEN = ("faithfulness", "faithfulness_low", "faithfulness_high")
 def circuit_records(results: Results) -> list[dict[str, Any]]:
     """One record per model and task, in the order of the study.
 
-    Every checkpoint whose graph was measured stands in it, also those at which no circuit was found.
+    It holds every checkpoint whose graph was measured, even those at which no circuit was found.
 
     Raises:
         UserError: if a table cannot be read as a circuit.
     """
-    # Tables of circuits may all be without rows: then no task is learnt at any checkpoint, and the page says so.
+    # If no table of circuits has rows, no task is learned at any checkpoint, and the page says so.
     by_pair = {} if results.table_if_any("graphs") is None else results.circuits()
     baselines, faithfulness = results.table_if_any("baselines"), results.table_if_any("faithfulness")
     records = []
@@ -58,7 +58,7 @@ def _record(
         edges = [] if table is None else list(zip(table["source"], table["target"], strict=True))
         ids = [numbers.setdefault(edge, len(numbers)) for edge in edges]
         if len(set(ids)) < len(ids):
-            raise ValueError(f"an edge stands twice at step {step}")
+            raise ValueError(f"an edge is there twice at step {step}")
         scores = [] if table is None else [plain(score) for score in table["score"]]
         record = {"step": step, "tokens": plain(tokens.get(step)), "edges": ids, "scores": scores}
         record["nodes"] = len(nodes_of(edges))
@@ -71,7 +71,7 @@ def _record(
     for source, target in numbers:
         node, _, letter = target.partition("<")
         if (port := letter.removesuffix(">")) not in PORTS:
-            raise ValueError(f"'{target}' is no end of an edge; ends are a0.h1<q>, a0.h1<k>, a0.h1<v>, m0, logits")
+            raise ValueError(f"'{target}' is not an end of an edge; ends are a0.h1<q>, a0.h1<k>, a0.h1<v>, m0, logits")
         flat += [place[source], place[node], PORTS.index(port)]
     metric = PRIMARY_METRICS.get(task, "metric")
     return {

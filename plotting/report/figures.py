@@ -1,6 +1,6 @@
-"""Every figure that the results allow, whole for wide screens and panel by panel for narrow ones.
+"""Every figure that the results allow: whole for wide screens, and panel by panel for narrow ones.
 
-The drawing is that of the figure scripts. The page writes headings as text that wraps, and legends as buttons.
+The figure scripts do the drawing. The page writes headings as text that wraps, and legends as buttons.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class ReportFigure:
 
 
 def report_figures(results: Results) -> list[ReportFigure]:
-    """The figures, in reading order; what cannot be drawn is left out with a line in the log."""
+    """The figures, in reading order. What cannot be drawn is left out, with a line in the log."""
     figures: list[ReportFigure] = []
     for build, kinds in BUILDERS:
         if not all(results.models(kind) for kind in kinds):
@@ -166,7 +166,7 @@ def _consistency(results: Results) -> list[ReportFigure]:
     parts = []
     for level, title in zip(levels, titles, strict=True):
         part = draw_consistency(table[table["level"] == level], results.looks()).figure
-        # Alone, a level would be taken for the first.
+        # A level by itself would be taken for the first.
         part.layout.annotations[0].text = title
         parts.append(_narrow(part, table))
     return [ReportFigure("ioi_consistency", whole, parts if len(parts) > 1 else [])]
@@ -236,7 +236,7 @@ BUILDERS: tuple[tuple[Callable[[Results], list[ReportFigure]], tuple[str, ...]],
     (_reproduction, ()),
     (_evaluations, ()),
 )
-"""What draws figures, and the kinds of result without which it has nothing to draw."""
+"""What draws figures, and the kinds of result that it needs."""
 
 
 def _by_panel(
@@ -270,7 +270,7 @@ def _narrow(figure: go.Figure, table: pd.DataFrame) -> go.Figure:
 def figures_json(figures: list[ReportFigure]) -> str:
     """The figures as plotly.js takes them: `{"template": ..., "figures": [{name, width, whole, parts}]}`.
 
-    They all have one template, which stands there once; arrays are in plotly's binary form.
+    They share one template, which is there once. Arrays are in plotly's binary form.
     """
     template: dict[str, Any] = {}
     entries = []

@@ -26,10 +26,10 @@ Head = tuple[int, int]
 
 
 def head_records(results: Results) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """One record per model with anything to say of heads, smallest model first; and what the roles mean.
+    """One record for each model that has something to say about heads, smallest first; and what the roles mean.
 
     A role comes from the scores, from the IOI consistency results (the role that a head was found to play), or from a
-    circuit that the head is in. Each has the first and last checkpoint with it and the number of checkpoints.
+    circuit that the head is in. Each has its first and last checkpoint, and the number of checkpoints with it.
     """
     measured = [kind for kind in ("components", *SINGLE) if results.table_if_any(kind) is not None]
     scores = pd.DataFrame(columns=["model", "step", "tokens", "score", "layer", "head", "value"])
@@ -98,7 +98,7 @@ def _heads(rows: pd.DataFrame) -> set[Head]:
 
 
 def _membership(results: Results) -> dict[str, dict[tuple[str, str], dict[int, set[Head]]]]:
-    """Model -> (role, meaning) -> step -> heads in the circuit; a step without a circuit counts as measured."""
+    """Model -> (role, meaning) -> step -> heads in the circuit. A step without a circuit counts as measured."""
     if results.table_if_any("graphs") is None:
         return {}
     by_pair = results.circuits()
@@ -130,7 +130,7 @@ def _found_roles(results: Results) -> dict[str, dict[tuple[str, str], dict[int, 
             steps = results.store.folder(kind, model).steps() or [int(step) for step in rows["step"].unique()]
             held = rows.dropna(subset=["role", "layer", "head"])
             if "passes" in held:
-                # A head that was not put to the test has no verdict, and keeps its role.
+                # A head that was not tested has no verdict, and keeps its role.
                 held = held[held["passes"].map(lambda verdict: str(verdict).lower() not in ("false", "0", "0.0"))]
             for name in held["role"].unique():
                 of_role = held[held["role"] == name]

@@ -1,4 +1,4 @@
-"""The page: template, style, scripts and data put into one file that asks nothing of the network."""
+"""The page: template, style, scripts and data in one file that needs no network."""
 
 import html
 import json
@@ -45,11 +45,11 @@ def page_html(
     """The whole page.
 
     Args:
-        results: what the report is of.
-        circuits: records of `circuit_records`, perhaps none.
-        heads: records of `head_records`, perhaps none.
+        results: the results that the report is about.
+        circuits: records of `circuit_records`, if any.
+        heads: records of `head_records`, if any.
         meanings: what each role means.
-        figures: in reading order, perhaps none.
+        figures: in reading order, if any.
         runs: the run records.
         notes: lines about what is absent.
     """
@@ -80,7 +80,7 @@ def page_html(
 
 
 def script_safe(text: str) -> str:
-    """JSON that cannot end the script element it stands in, nor be taken for markup."""
+    """JSON that can neither end the script element around it nor be taken for markup."""
     for character in ("<", ">", "&", "\u2028", "\u2029"):
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -1,4 +1,4 @@
-"""Results as the report needs them: every kind read once, names escaped for figures, absences collected."""
+"""Results as the report needs them: each kind is read once, names are escaped for figures, absences are collected."""
 
 import argparse
 import html
@@ -32,7 +32,7 @@ class Results:
         self._tokens: dict[str, dict[int, float]] = {}
 
     def table(self, kind: str) -> pd.DataFrame:
-        """All rows of a kind, as `plotting.tables.load` gives them.
+        """All rows of a kind, as `plotting.tables.load` returns them.
 
         Raises:
             UserError: naming the command that makes the results, if there are none.
@@ -50,7 +50,7 @@ class Results:
         return found
 
     def table_if_any(self, kind: str) -> pd.DataFrame | None:
-        """As `table`, but None where there is nothing."""
+        """Like `table`, but None if there is nothing."""
         try:
             return self.table(kind)
         except UserError:
@@ -83,7 +83,7 @@ class Results:
         return found
 
     def tokens(self, model: str) -> dict[int, float]:
-        """Training tokens by step, from whichever kinds the model has; a table without rows does not tell."""
+        """Training tokens by step, from whichever kinds the model has (tables without rows do not tell)."""
         if model not in self._tokens:
             known: dict[int, float] = {}
             for table in self._tables.values():
@@ -99,12 +99,12 @@ class Results:
 
 
 def shown(name: str) -> str:
-    """A name as plotly's and HTML's text takes it: without markup of its own."""
+    """A name as text in plotly and HTML, where nothing in it counts as markup."""
     return html.escape(name, quote=False)
 
 
 def escaped(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with every text in it escaped, for figures, which read their labels as markup."""
+    """The table with all its texts escaped, because figures read labels as markup."""
     texts = [column for column in table if table[column].map(lambda value: isinstance(value, str)).any()]
     return table.assign(
         **{
@@ -127,14 +127,14 @@ def plain(value: Any) -> Any:
 
 
 def fields(row: Mapping[Any, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """The named cells of a row that are there and hold something."""
+    """The named cells of a row that exist and are not empty."""
     cells = {name: plain(row[name]) for name in names if name in row}
     return {name: cell for name, cell in cells.items() if cell is not None}
 
 
 @contextmanager
 def collected_notes() -> Iterator[list[str]]:
-    """What the figures' code logs inside the block, each line once: what is absent, and why."""
+    """Collect what the figures' code logs inside the block, each line once: what is absent, and why."""
     notes: list[str] = []
 
     class Collector(logging.Handler):

@@ -15,7 +15,7 @@ logger = logging.getLogger("plotting")
 
 @dataclass(frozen=True)
 class Run:
-    """One run record and the folders (`kind/model/task`) that carry it."""
+    """One run record, and the folders (`kind/model/task`) that have it."""
 
     record: dict[str, Any]
     model: str
@@ -23,7 +23,7 @@ class Run:
 
 
 def run_records(results: Results) -> list[Run]:
-    """Every different run.json once, in the order of kinds; folders without one are logged."""
+    """Every different run.json once, in the order of kinds. Folders without one are logged."""
     runs: dict[str, Run] = {}
     for kind in KINDS:
         for model in results.models(kind):
@@ -46,7 +46,7 @@ def runs_html(runs: list[Run]) -> str:
 
 
 def equal_weights_notes(runs: list[Run]) -> list[str]:
-    """A line per model and group of checkpoints that turned out to hold the same weights."""
+    """A line for each model and group of checkpoints that turn out to hold the same weights."""
     lines = [
         f"{run.model}: steps {', '.join(f'{step:,}' for step in group)} hold the same weights (equal SHA-256), "
         "so at most one of them is what its name says"
@@ -93,7 +93,7 @@ def _cell(value: object) -> str:
 
 
 def _yaml_like(values: dict[str, Any], indent: str = "") -> str:
-    """Keys and values a line each, blocks indented, as configs are written."""
+    """Keys and values, one per line and with blocks indented, as in a config."""
     lines = []
     for key, value in values.items():
         if isinstance(value, dict):

@@ -82,5 +82,5 @@ def test_stronger_edges_are_wider() -> None:
 
 
 def test_a_name_that_is_no_node_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'a1\.2' is no node of a circuit"):
+    with pytest.raises(ValueError, match=r"'a1\.2' is not a node of a circuit"):
         lay_out([("input", "a1.2"), ("a1.2", "logits")])

@@ -85,7 +85,7 @@ def test_inputs_of_a_head_are_one_node() -> None:
 
 def test_an_edge_that_stands_twice_is_refused() -> None:
     twice = pd.DataFrame({"source": ["input"] * 2, "target": ["m0"] * 2, "score": [1.0, 2.0]})
-    with pytest.raises(ValueError, match="input->m0 stands twice"):
+    with pytest.raises(ValueError, match="input->m0 is in the circuit twice"):
         edges_of(twice)
 
 

@@ -39,7 +39,7 @@ def test_the_given_folder_may_be_the_models_own(tmp_path: Path) -> None:
 
 def test_a_file_without_a_step_is_named(tmp_path: Path) -> None:
     write(tmp_path / "pythia-70m" / "last.json", {"piqa": {"acc": 0.5}})
-    with pytest.raises(UserError, match=r"last\.json: neither the file's name nor its folders hold a step"):
+    with pytest.raises(UserError, match=r"last\.json: neither the file's name nor its folders name a step"):
         read_evaluations(tmp_path)
 
 
@@ -64,7 +64,7 @@ def test_mmlu_is_the_mean_over_subjects_where_all_are_there(tmp_path: Path) -> N
 def test_one_measurement_in_two_files_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "m" / "step1" / "results_a.json", {"piqa": {"acc": 0.5}})
     write(tmp_path / "m" / "step1" / "results_b.json", {"piqa": {"acc": 0.6}})
-    with pytest.raises(UserError, match=r"piqa acc of m step 1 \(0 shots\) stands in two files"):
+    with pytest.raises(UserError, match=r"piqa acc of m step 1 \(0 shots\) is in two files"):
         read_evaluations(tmp_path)
 
 

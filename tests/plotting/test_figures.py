@@ -298,7 +298,7 @@ def test_size_figure_states_the_correlation(store: Store) -> None:
         ("plot_circuits", ["--format", "svg"], "--format: svg given; choose from html, png, pdf"),
         ("plot_circuit", ["--step", "5"], "--step 5: no circuit of that step"),
         ("plot_circuit", ["--strongest", "0"], "--strongest: 0 edges asked for"),
-        ("plot_circuit_similarity", ["--alpha", "0"], "--alpha: 0.0 given"),
+        ("plot_circuit_similarity", ["--alpha", "0"], "--alpha: 0.0 is not in"),
         ("plot_task_performance", ["--metric", "loss"], "--metric: loss is not in"),
         ("plot_head_scores", ["--top", "0"], "--top: 0 heads asked for"),
         ("plot_size_vs_scale", ["--parameters", "toy=many"], "'toy=many' is not name=count"),
