@@ -5,6 +5,8 @@ One prompt at a time, and one pass per stage of a path:
 2. the clean prompt with the sender's output replaced and every other head and MLP frozen, to remember the receivers'
    input q, k or v (repeated for every further stage, with the receivers' input replaced instead of the sender);
 3. the clean prompt with the last receivers' inputs replaced and everything else frozen, for the logits.
+
+`recomputed_after` is the patching of the paper: MLPs are free in pass 2, and in pass 3 nothing is frozen.
 """
 
 from __future__ import annotations
@@ -138,6 +140,21 @@ class Frozen(Edit):
 
 
 @dataclass
+class GivenInputs(Edit):
+    """Some heads' q, k or v replaced at some tokens, everything else as it then is."""
+
+    values: dict[Head, Tensor]
+    letter: int
+    tokens: slice
+
+    def qkv(self, layer: int, qkv: Tensor) -> Tensor:
+        for (at, head), value in self.values.items():
+            if at == layer:
+                qkv[self.letter, self.tokens, head] = value[self.tokens]
+        return qkv
+
+
+@dataclass
 class ReplacedAtEnd(Edit):
     """One head's output at the last token replaced, everything after it as it then is."""
 
@@ -170,6 +187,27 @@ def path_patched_logits(
         above = [head for head in stage.heads if head[0] > sender[0]]
         edit = Frozen(clean_run, receivers={(at, head): (letter, seen.qkv[at][letter, :, head]) for at, head in above})
     return hooked.run(clean, edit).logits
+
+
+def recomputed_after(
+    model: PreTrainedModel,
+    clean: Tensor,
+    corrupted: Tensor,
+    sender: Head,
+    receivers: Receivers,
+    *,
+    at_end: bool = False,
+) -> Record:
+    """The clean prompt where receivers read the sender's corrupted output, and everything after them is recomputed.
+
+    With `at_end` the receivers' inputs are replaced at the last token alone.
+    """
+    hooked = Hooked(model)
+    value = hooked.run(corrupted).z[sender[0]][:, sender[1]]
+    seen = hooked.run(clean, Frozen(hooked.run(clean), sender, value, free_mlps_from=0))
+    letter = "qkv".index(receivers.letter)
+    values = {head: seen.qkv[head[0]][letter, :, head[1]] for head in receivers.heads}
+    return hooked.run(clean, GivenInputs(values, letter, slice(-1, None) if at_end else slice(None)))
 
 
 def swapped_at_end(model: PreTrainedModel, clean: Tensor, other: Tensor, sender: Head) -> tuple[Tensor, Record]:

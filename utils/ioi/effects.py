@@ -19,7 +19,7 @@ from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.norms import normalise
 from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import evaluate_masks_final
+from edge_attribution_patching.patching import Attended, evaluate_masks_final
 from edge_attribution_patching.patching_runs import PreparedBatches, PreparedRuns, at_answers
 from edge_attribution_patching.paths import Head, Receivers, path_masks, swap_masks
 from edge_attribution_patching.weights import ModelWeights
@@ -133,13 +133,13 @@ class PairedRuns:
         for runs in self._batches:
             index = runs.batch.index
 
-            def watch(part: slice, layer: int, heads: Tensor, pattern: Tensor, index: Tensor = index) -> None:
+            def watch(rows: Tensor, attended: Attended, index: Tensor = index) -> None:
+                pattern = attended.pattern[:, :, :, 0]  # [mask, prompt, head, key]
                 of_names = positions[index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
-                attended = pattern[:, :, :, 0].gather(3, of_names)  # [mask, prompt, head, name]
-                for column, head in enumerate(heads.tolist()):
-                    if (layer, head) in places:
-                        seen = attention[part, places[layer, head]]
-                        seen[:, index] = attended[:, :, column].to(seen.dtype)
+                to_names = pattern.gather(3, of_names).to(attention.dtype)  # [mask, prompt, head, name]
+                for column, head in enumerate(attended.heads.tolist()):
+                    if (place := places.get((attended.layer, head))) is not None:
+                        attention[rows[:, None], place, index[None]] = to_names[:, :, column]
 
             finals = evaluate_masks_final(
                 self.weights, at_answers(runs), masks, memory_budget_gb=self.memory_budget_gb, observe=watch
