@@ -30,6 +30,7 @@ class Record:
     qkv: list[Tensor] = field(default_factory=list)  # [3, token, head, d_head]
     mlp: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)  # [head, query, key]
+    final: Tensor | None = None  # the residual stream before the final norm, at the last token
     logits: Tensor | None = None  # at the last token
 
 
@@ -40,6 +41,7 @@ class Hooked:
         self.model = model
         self.neox = model.config.model_type == "gpt_neox"
         self.blocks = model.gpt_neox.layers if self.neox else model.transformer.h
+        self.final_norm = model.gpt_neox.final_layer_norm if self.neox else model.transformer.ln_f
         self.n_layers, self.n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
 
     def split(self, fused: Tensor) -> Tensor:
@@ -54,7 +56,11 @@ class Hooked:
 
     @contextlib.contextmanager
     def hooks(self, record: Record, edit: Edit) -> Iterator[None]:
-        handles = []
+
+        def on_final(module, inputs):
+            record.final = inputs[0][0, -1]
+
+        handles = [self.final_norm.register_forward_pre_hook(on_final)]
         for layer, block in enumerate(self.blocks):
 
             def on_qkv(module, inputs, output, layer=layer):
@@ -156,14 +162,14 @@ class GivenInputs(Edit):
 
 @dataclass
 class ReplacedAtEnd(Edit):
-    """One head's output at the last token replaced, everything after it as it then is."""
+    """Some heads' outputs at the last token replaced, everything after them as it then is."""
 
-    sender: Head
-    value: Tensor
+    values: dict[Head, Tensor]
 
     def z(self, layer: int, z: Tensor) -> Tensor:
-        if layer == self.sender[0]:
-            z[-1, self.sender[1]] = self.value
+        for (at, head), value in self.values.items():
+            if at == layer:
+                z[-1, head] = value
         return z
 
 
@@ -214,5 +220,5 @@ def swapped_at_end(model: PreTrainedModel, clean: Tensor, other: Tensor, sender:
     """Logits and record of the clean prompt with one head's output at the last token taken from another prompt."""
     hooked = Hooked(model)
     value = hooked.run(other).z[sender[0]][-1, sender[1]]
-    record = hooked.run(clean, ReplacedAtEnd(sender, value))
+    record = hooked.run(clean, ReplacedAtEnd({sender: value}))
     return record.logits, record
