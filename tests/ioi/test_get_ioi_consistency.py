@@ -215,7 +215,7 @@ def test_text_that_is_too_short_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(LocalFamily, "load", None)  # Nothing may be loaded.
     assert main(ANALYSIS, given(family, tmp_path / "results", "cspa.n_mean_sequences=100000")) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert "sequences of 20 tokens, 100010 are needed" in line
+    assert "sequences of 20 tokens, but 100010 are needed" in line
 
 
 def test_without_a_text_cspa_cannot_be_computed(

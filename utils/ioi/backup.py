@@ -200,7 +200,7 @@ def _row(
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(IOI_BACKUP.columns))
-    words = ("part", "role", "ablation", "reason")
+    words = ("definitions", "part", "role", "ablation", "reason")
     counts = ("layer", "head", "n_ablated")
     numbers = [name for name in table if name not in (*words, *counts)]
     return table.astype(dict.fromkeys(numbers, "float64") | dict.fromkeys(counts, "Int64"))

@@ -31,5 +31,5 @@ def measure(
         "ioi_consistency": Result(found.levels, json={"inputs": facts.sources}),
         "ioi_consistency_heads": Result(found.heads),
         "ioi_consistency_signals": Result(found.signals),
-        "ioi_backup": Result(backup),
+        "ioi_backup": Result(backup.assign(definitions=config.definitions)),
     }

@@ -24,12 +24,12 @@ class Thresholds(Section):
     s_inhibition_effect: float = -0.001
     """S-inhibition heads have an effect below this through the name movers' queries, in the unit of the definitions."""
     logit_diff_change: float = 0.0
-    """S-inhibition heads change the logit difference by less than this when they write what they write in a prompt with
-    the names in the opposite order."""
+    """An S-inhibition head is made to write what it writes in a prompt with the names in the opposite order. The logit
+    difference has to change by less than this."""
     attention_io_change: float = 0.0
-    """With the same exchange, the name movers' attention to IO changes by less than this."""
+    """With the same exchange, the name movers' attention to IO has to change by less than this."""
     attention_s1_change: float = 0.0
-    """With the same exchange, the name movers' attention to S1 changes by more than this."""
+    """With the same exchange, the name movers' attention to S1 has to change by more than this."""
     induction_effect: float = -0.001
     """Induction and duplicate-token heads have an effect below this through the S-inhibition heads' values, in the unit
     of the definitions."""
@@ -42,7 +42,7 @@ class CircuitInput(CircuitKeys):
     """The IOI circuit over whose heads the percentages are taken; other keys as of get_circuits_over_time.py."""
 
     heads: Literal["circuit", "all"] = "circuit"
-    """Take percentages over the heads of the IOI circuit, or, without any circuit, over `all` heads of the model."""
+    """Take percentages over the heads of the IOI `circuit`, or over `all` heads of the model, without any circuit."""
 
 
 class IoiConsistencyConfig(PromptOptions, BaseConfig):
@@ -53,19 +53,19 @@ class IoiConsistencyConfig(PromptOptions, BaseConfig):
     """
 
     definitions: Literal["study", "frozen"] = "study"
-    """How effects are measured and roles given. `study`: as Tigges et al. 2024 do, after Wang et al. 2022: receivers
-    read what the sender writes in the corrupted prompt, directly and through MLPs, and everything after them is
-    recomputed; an effect is a share of the drop from the clean to the corrupted logit difference; roles are looked for
-    among all heads. `frozen`: everything off the path is held at its clean value; an effect is a share of the clean
-    logit difference; roles are looked for among the circuit's heads."""
+    """How effects are measured and who can hold a role. `study` does as Tigges et al. 2024, after Wang et al. 2022: the
+    receivers read what the sender writes in the corrupted prompt, directly and through MLPs, and everything after them
+    is recomputed. Effects are shares of the drop from clean to corrupted prompts, and any head of the model can hold a
+    role. `frozen` holds everything off the path at its clean value. Effects are shares of the clean logit difference,
+    and only heads of the circuit can hold a role."""
     n_prompts: int = Field(70, gt=0)
     """IOI prompts that effects are measured on."""
     through_mlps: bool = False
-    """Only with `definitions: frozen`: count paths from a sender to its level's receivers that lead through MLPs too;
-    from the receivers on, paths are direct either way. `study` always counts them."""
+    """Only with `definitions: frozen`: also count paths from a sender to its level's receivers that lead through MLPs.
+    From the receivers on, paths are direct either way. `study` always counts them."""
     backup: bool = True
     """Ablate the name movers and measure how much of the lost logit difference later parts bring back (Wang et al.
-    2022; McGrath et al. 2023). It costs about as much as one forward pass of the prompts' last tokens."""
+    2022; McGrath et al. 2023). This costs less than a forward pass."""
     backup_ablation: Literal["mean", "corrupted"] = "mean"
     """What ablated name movers write at the last token: their `mean` over the clean prompts, or what they write in the
     `corrupted` prompt."""

@@ -115,7 +115,8 @@ class Tables:
             logit_diffs = exchange.logit_difference.double().mean(dim=1).tolist()
             attention = exchange.mean_attention().tolist()
             for row, (layer, head) in enumerate(candidates):
-                line = {"layer": layer, "head": head, "variant": name, "logit_diff": logit_diffs[row]}
+                line: dict[str, Any] = {"definitions": self.definition.name, "layer": layer, "head": head}
+                line |= {"variant": name, "logit_diff": logit_diffs[row]}
                 line |= {f"attention_{at}": x for at, x in zip(NAMES, attention[row], strict=True)}
                 line |= {"n_name_movers": int(exchange.reads[row].sum()), "passes": roles[layer, head].passes}
                 self._signals.append(line)
@@ -149,7 +150,8 @@ class Tables:
         }
         for at, (layer, head) in enumerate(self.measured):
             role = roles.get((layer, head), Role("", False))
-            row: dict[str, Any] = {"level": level, "layer": layer, "head": head, "role": role.name}
+            row: dict[str, Any] = {"level": level, "definitions": self.definition.name, "layer": layer, "head": head}
+            row |= {"role": role.name}
             row |= {"effect": float(effects.sizes[at]), "effect_se": errors[at], "unit": self.definition.unit}
             row |= {name: float(score[layer, head]) for name, score in scores.items()}
             row |= {f"attention_{name}": float(attention[i, layer, head]) for i, name in enumerate(NAMES)}

@@ -162,6 +162,7 @@ IOI_CONSISTENCY_HEADS = Kind(
     "ioi_consistency_heads",
     {
         "level": "`name_movers`, `s_inhibition` or `induction`",
+        "definitions": "`study` or `frozen`",
         "layer": "layer of the head",
         "head": "number of the head in its layer",
         "role": "the role that its effect and scores make it a candidate for, if any",
@@ -185,6 +186,7 @@ IOI_CONSISTENCY_HEADS = Kind(
 IOI_CONSISTENCY_SIGNALS = Kind(
     "ioi_consistency_signals",
     {
+        "definitions": "`study` or `frozen`",
         "layer": "layer of the candidate for S-inhibition",
         "head": "number of the candidate",
         "variant": "variant of the prompt that the candidate's output at the last token is taken from: the same or "
@@ -202,18 +204,19 @@ IOI_CONSISTENCY_SIGNALS = Kind(
 IOI_BACKUP = Kind(
     "ioi_backup",
     {
+        "definitions": "`study` or `frozen`, by which the name movers were found",
         "part": "`all` of the model, the ablated `name_movers`, all other `heads`, all `mlps`, the `final_norm` (its "
         "change of scale), or one `head`",
         "layer": "layer of the head",
         "head": "number of the head in its layer",
-        "role": "that the head holds at the level `name_movers`, or empty",
+        "role": "the role that the head holds at level `name_movers`, if any",
         "direct_effect": "what the part adds to the mean logit difference, at the clean run's norm scale; of `all` the "
         "logit difference",
         "direct_effect_ablated": "the same with the name movers ablated",
-        "change": "the latter less the former",
+        "change": "`direct_effect_ablated` - `direct_effect`",
         "change_se": "standard error of `change`, from resampled prompts",
-        "came_back": "percent: the change as a share of what the name movers write less; of `all` the sum over the "
-        "parts that are not ablated",
+        "came_back": "`change` in percent of what the name movers add less than before; of `all` the sum over what is "
+        "not ablated",
         "came_back_low": "lower end of its 95% interval",
         "came_back_high": "upper end of that interval",
         "n_ablated": "how many name movers were ablated",
