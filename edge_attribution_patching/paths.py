@@ -1,9 +1,9 @@
 """Path patching and activation patching as edge masks.
 
 With base = clean and source = another prompt (`prepare_runs(weights, batch, "clean")`), a mask says which edges carry
-what differs. Every mask here holds all edges below one sender head, so that the sender has its value in the source
-run, and then the edges that carry that value on (Wang et al. 2022, arXiv 2211.00593, appendix B; Goldowsky-Dill et al.
-2023, arXiv 2304.05969):
+what differs. The first two kinds here hold all edges below one sender head, so that the sender has its value in the
+source run, and then the edges that carry that value on (Wang et al. 2022, arXiv 2211.00593, appendix B;
+Goldowsky-Dill et al. 2023, arXiv 2304.05969):
 
     path_masks       sender -> first receivers -> next receivers -> ... -> logits, and nothing else
     swap_masks       sender -> everything that reads it, all recomputed

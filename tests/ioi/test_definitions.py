@@ -119,7 +119,7 @@ def test_the_study_asks_for_an_edge_of_the_circuit_into_a_name_movers_query() ->
     assert set(zip(found.signals["layer"], found.signals["head"], strict=True)) == {(0, 2)}
     facts.edges[graph.head(0, 2)] = False
     levels = setup.measure(facts).levels
-    reason = "no S-inhibition heads: no edge of the circuit joins any of 12 candidates to a name mover"
+    reason = "no S-inhibition heads: no edge of the circuit joins any of 12 candidates to a name mover's query"
     assert levels["reason"][2] == reason
 
 

@@ -109,7 +109,7 @@ class Levels:
     def _s_inhibition(
         self, movers: Sequence[Head], attention: Float[Tensor, "name layer head"]
     ) -> tuple[tuple[Head, ...], str]:
-        """The S-inhibition heads, or why there are none."""
+        """The S-inhibition heads, and what to say if there are none."""
         if not movers:
             reason = f"no name movers: no head has a copy score above {self.limits.copy_score:g}% and an effect below 0"
             self.tables.leave_out("s_inhibition", 0, reason)
@@ -123,13 +123,12 @@ class Levels:
         self.tables.add_signals(candidates, exchanges, roles)
         self.tables.add_level("s_inhibition", effects, roles, attention, len(movers))
         if not below:
-            return (), f"no S-inhibition heads: no effect on name movers' queries is below {limit:g}"
-        if not candidates:
-            return (
-                (),
-                f"no S-inhibition heads: no edge of the circuit joins any of {len(below)} candidates to a name mover",
-            )
-        return holders(roles), f"no S-inhibition heads: none of {len(candidates)} candidates passes the signal test"
+            missing = f"no effect on name movers' queries is below {limit:g}"
+        elif not candidates:
+            missing = f"no edge of the circuit joins any of {len(below)} candidates to a name mover's query"
+        else:
+            missing = f"none of {len(candidates)} candidates passes the signal test"
+        return holders(roles), f"no S-inhibition heads: {missing}"
 
     def _exchange(
         self, candidates: Sequence[Head], movers: Sequence[Head], attention: Float[Tensor, "name layer head"]
