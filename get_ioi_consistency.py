@@ -2,16 +2,17 @@
 
     python get_ioi_consistency.py -c configs/ioi_consistency_160m.yml
 
-Writes, for every checkpoint, with the levels name_movers, s_inhibition and induction of `utils/ioi/consistency.py`
+Writes, for every checkpoint, with the levels name_movers, s_inhibition and induction of `utils/ioi/levels.py`
 (Tigges et al. 2024, arXiv 2407.10827):
 
 results/ioi_consistency/<model>/step{n}.csv          the share of each level's effect that heads in its role have
-results/ioi_consistency_heads/<model>/step{n}.csv    effect, scores, attention and role of every head of the circuit
+results/ioi_consistency_heads/<model>/step{n}.csv    effect, scores, attention and role of every head
 results/ioi_consistency_signals/<model>/step{n}.csv  the candidates for S-inhibition under four variants of the prompt
+results/ioi_backup/<model>/step{n}.csv               what brings the logit difference back without the name movers
 results/ioi_consistency/<model>/role_handover.csv    from when to when each head holds a role
 
 The circuit and the copy, induction, duplicate-token and CSPA scores are read from the results where they are there, and
-computed where not. Keys: configs/README.md. Figure: plotting/plot_ioi_consistency.py.
+computed where not. Keys: configs/README.md. Figures: plotting/plot_ioi_consistency.py, plot_ioi_backup.py.
 """
 
 import sys
@@ -20,13 +21,13 @@ from utils.ioi.consistency import measure
 from utils.ioi.handover import write_handover
 from utils.ioi.inputs import prepare
 from utils.ioi.keys import IoiConsistencyConfig
-from utils.results.kinds import IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
+from utils.results.kinds import IOI_BACKUP, IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
 from utils.runner import Analysis, main
 
 ANALYSIS = Analysis(
     "get_ioi_consistency",
     IoiConsistencyConfig,
-    (IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS),
+    (IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS, IOI_BACKUP),
     prepare,
     measure,
     finish=write_handover,

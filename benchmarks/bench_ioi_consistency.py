@@ -4,14 +4,16 @@
         OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/bench_ioi_consistency.py
 
 Prints, for every round and then as the median: processor seconds of a plain forward pass over the 70 prompts, of the
-three levels (circuit and scores stored), and of the scores that are computed in the same load where none are stored
-(copy, induction, duplicate-token, CSPA; the circuit's cost is that of get_circuits_over_time.py); and the ratios to the
-forward pass of the same round. Bound: the levels of a checkpoint take at most 60 forward passes.
+three levels and the backup of the name movers (circuit and scores stored), and of the scores that are computed in the
+same load where none are stored (copy, induction, duplicate-token, CSPA; the circuit's cost is that of
+get_circuits_over_time.py); and the ratios to the forward pass of the same round. Bound: the levels of a checkpoint take
+at most 60 forward passes.
 
 Random weights have no name movers, so scores are made up: all 144 heads are in the circuit (the study's circuits of
-this model hold some 40 nodes), 16 of the upper layers are name movers, and the threshold of the effect on their queries
-is 0, so that half of the heads below them are tested for S-inhibition. With `--corruption abc` prompts differ from
-their first name on, so that there is more to compute than with `swap`; `--through-mlps` adds paths.
+this model hold some 40 nodes), 32 of the upper layers can be name movers (about half of them have an effect below 0),
+and the threshold of the effect on their queries is 0, so that half of the heads below them are tested for S-inhibition.
+`--definitions` picks the way effects are measured. With `--corruption abc` prompts differ from their first name on, so
+that there is more to compute than with `swap`; `--through-mlps` adds paths to `frozen`.
 """
 
 from __future__ import annotations
@@ -30,15 +32,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_pythia import SHAPES, random_pythia  # noqa: E402
+from edge_attribution_patching.graph import Graph  # noqa: E402
 from edge_attribution_patching.weights import read_weights  # noqa: E402
 from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks  # noqa: E402
 from utils.heads.cspa_scores import cspa_scores, mean_outputs  # noqa: E402
 from utils.heads.cspa_sources import Ablation  # noqa: E402
 from utils.heads.function_words import function_tokens  # noqa: E402
-from utils.ioi.consistency import Consistency, ioi_consistency  # noqa: E402
+from utils.ioi.backup import backup_table  # noqa: E402
 from utils.ioi.effects import PairedRuns  # noqa: E402
 from utils.ioi.inputs import HeadFacts  # noqa: E402
 from utils.ioi.keys import IoiConsistencyConfig, Thresholds  # noqa: E402
+from utils.ioi.levels import Levels  # noqa: E402
+from utils.ioi.tables import Consistency  # noqa: E402
 from utils.tasks import TASKS  # noqa: E402
 from utils.tasks.ioi import signal_variants  # noqa: E402
 from utils.tasks.metrics import Answers  # noqa: E402
@@ -47,15 +52,16 @@ BOUND = 60
 
 
 def made_up_facts() -> HeadFacts:
-    """16 name movers and 4 copy-suppression heads in layers 8 to 11; the other scores are the same everywhere."""
+    """32 heads with a copy score and 4 copy-suppression heads in layers 8 to 11; other scores are random."""
     generator = torch.Generator().manual_seed(0)
+    graph = Graph(12, 12, parallel=True)
     copy, cspa = torch.zeros(12, 12), torch.zeros(12, 12)
     upper = torch.randperm(48, generator=generator) + 8 * 12
-    copy.view(-1)[upper[:16]] = 90.0
-    cspa.view(-1)[upper[16:20]] = 0.5
+    copy.view(-1)[upper[:32]] = 90.0
+    cspa.view(-1)[upper[32:36]] = 0.5
     induction, duplicate = torch.rand(2, 12, 12, generator=generator)
     sources = dict.fromkeys(("circuit", "components", "cspa"), "made up")
-    return HeadFacts(torch.ones(12, 12, dtype=torch.bool), "found", copy, induction, duplicate, cspa, sources)
+    return HeadFacts(graph, graph.edge_mask, "found", copy, torch.zeros(12, 12), induction, duplicate, cspa, sources)
 
 
 class Bench:
@@ -64,6 +70,7 @@ class Bench:
         self.model = random_pythia(*SHAPES["160m"])
         self.config = IoiConsistencyConfig(
             model="pythia-160m",
+            definitions=arguments.definitions,
             ioi_corruption=arguments.corruption,
             through_mlps=arguments.through_mlps,
             thresholds=Thresholds(s_inhibition_effect=0.0),
@@ -71,7 +78,8 @@ class Bench:
         prompts = TASKS["ioi"].build(self.tokenizer, self.config.n_prompts, self.config.seed, self.config)
         self.variants = signal_variants(prompts, self.tokenizer, self.config.seed)
         runs = PairedRuns(read_weights(self.model), prompts, prompts.corrupted, 32, 1.0)
-        if float(runs.clean().mean()) <= 0:  # the answer that random weights happen to prefer
+        clean, corrupted = (values.mean() for values in runs.both())
+        if clean <= (corrupted if arguments.definitions == "study" else 0):  # what random weights happen to prefer
             answers = prompts.answers
             turned = Answers(answers.wrong, answers.wrong_mask, answers.right, answers.right_mask)
             prompts = replace(prompts, answers=turned)
@@ -84,8 +92,10 @@ class Bench:
             self.model(batch, use_cache=False)
 
     def levels(self) -> Consistency:
-        weights = read_weights(self.model)
-        return ioi_consistency(weights, self.prompts, self.variants, made_up_facts(), self.config)
+        levels = Levels(read_weights(self.model), self.prompts, self.variants, made_up_facts(), self.config)
+        found, roles = levels.run()
+        backup_table(levels.runs, roles, self.config.backup_ablation, levels.scale)
+        return found
 
     def scores(self) -> None:
         """The defaults of get_full_model_components_over_time.py and get_model_cspa.py."""
@@ -110,6 +120,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", default=ROOT.parent / "shared" / "pythia_tokenizer", help="folder or hub name")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--definitions", choices=("study", "frozen"), default="study")
     parser.add_argument("--corruption", choices=("swap", "abc"), default="swap")
     parser.add_argument("--through-mlps", action="store_true")
     arguments = parser.parse_args()

@@ -8,7 +8,8 @@ and everything downstream is recomputed; `input` writes the embeddings of the so
 source = clean this evaluates circuits: edges in the circuit carry the clean prompt, all others the corrupted one. The
 full mask gives the clean run and the empty mask the corrupted run. With base = clean and source = corrupted it is path
 patching: only the edges of the named paths carry the corrupted prompt (Wang et al. 2022, "Interpretability in the
-Wild"; Goldowsky-Dill et al. 2023, "Localizing Model Behavior with Path Patching").
+Wild"; Goldowsky-Dill et al. 2023, "Localizing Model Behavior with Path Patching"). Where a path is not a set of edges,
+because a node on it would have to carry two values, heads can be `Given` an input or an output instead.
 
 How it is computed. Only differences to the base run are propagated. `patching_plan.py` says which nodes keep the value
 of one of the two runs (`patching_runs.py`) and which cannot reach the logits; none of these is computed. The other
@@ -18,7 +19,8 @@ d_model, so that LayerNorm is a scalar per token and is never written out. Sever
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -32,13 +34,34 @@ from edge_attribution_patching.layout import prefix_of_layer
 from edge_attribution_patching.norms import centred, inverse_rms
 from edge_attribution_patching.pairs import GB, Metric
 from edge_attribution_patching.patching_differences import Differences
-from edge_attribution_patching.patching_plan import COMPUTED, SOURCE, Plan, Ties
+from edge_attribution_patching.patching_plan import COMPUTED, NOTHING, SOURCE, Given, Plan, Ties
 from edge_attribution_patching.patching_runs import PreparedRuns
 from edge_attribution_patching.weights import Letter, ModelWeights
 
-# Told of the attention of recomputed heads: which masks of all, layer, heads [head], and pattern
-# [mask, prompt, head, query, key] with the queries of `Layout.queries` (in the last layer `Layout.answers`).
-Observer = Callable[[slice, int, Tensor, Tensor], None]
+
+@dataclass(frozen=True)
+class Attended:
+    """The attention of recomputed heads of a layer; in the last layer q and what heads write are at the answers alone.
+
+    Attributes:
+        layer: which.
+        heads: which of its heads.
+        q, k, v: as they attend.
+        pattern: padded, with the queries of `Layout.queries` (in the last layer `Layout.answers`).
+        written: what comes of them, before W_written.
+    """
+
+    layer: int
+    heads: Int[Tensor, " head"]
+    q: Float[Tensor, "mask token head d_head"]
+    k: Float[Tensor, "mask token head d_head"]
+    v: Float[Tensor, "mask token head d_head"]
+    pattern: Float[Tensor, "mask prompt head query key"]
+    written: Float[Tensor, "mask token head d_head"]
+
+
+Observer = Callable[[Int[Tensor, " mask"], Attended], None]
+"""Told under which masks of all, and what the recomputed heads of a layer attend to."""
 
 
 def evaluate_masks_final(
@@ -46,6 +69,7 @@ def evaluate_masks_final(
     runs: PreparedRuns,
     masks: Bool[Tensor, "mask n_forward n_backward"],
     *,
+    given: Given = NOTHING,
     memory_budget_gb: float = 1.0,
     shortcuts: bool = True,
     observe: Observer | None = None,
@@ -56,6 +80,7 @@ def evaluate_masks_final(
         weights: the model.
         runs: both runs of a batch (`prepare_runs`).
         masks: edges that carry the source run, any device; entries that are not edges are ignored.
+        given: what heads are given whatever their edges carry.
         memory_budget_gb: bounds the differences that are held at once; masks are stacked up to it.
         shortcuts: take nodes that are wholly at their source value from the source run. Otherwise they are recomputed,
             which is slower and gives the same: tests use it to show that recomputing gives back the model.
@@ -63,12 +88,12 @@ def evaluate_masks_final(
             the stack that leave a head alone, it is the attention in the run that the head is taken from.
     """
     with torch.no_grad():
-        plan = Plan.of(Graph.of(weights), masks, Ties.of(weights), shortcuts=shortcuts)
+        plan = Plan.of(Graph.of(weights), masks, Ties.of(weights), given=given, shortcuts=shortcuts)
         token_bytes = runs.layout.n_tokens * weights.d_model * weights.embed.element_size()
         finals = []
         for part in plan.stacks(memory_budget_gb * GB, token_bytes):
-            see = None if observe is None else partial(observe, part)
-            finals.append(_PatchedPass(weights, runs, plan.select(part), see).run())
+            see = None if observe is None else partial(observe, torch.arange(len(plan))[part])
+            finals.append(_PatchedPass(weights, runs, plan.select(part), given.select(part), see).run())
         return torch.cat(finals)
 
 
@@ -92,7 +117,8 @@ class _PatchedPass:
         weights: the model.
         runs: both runs of a batch.
         plan: of the masks of the stack.
-        observe: told of every layer's recomputed heads: layer, heads, pattern.
+        given: what heads are given under these masks.
+        observe: told of every layer's recomputed heads.
     """
 
     def __init__(
@@ -100,9 +126,10 @@ class _PatchedPass:
         weights: ModelWeights,
         runs: PreparedRuns,
         plan: Plan,
-        observe: Callable[[int, Tensor, Tensor], None] | None = None,
+        given: Given,
+        observe: Callable[[Attended], None] | None = None,
     ) -> None:
-        self.weights, self.runs, self.plan, self.observe = weights, runs, plan, observe
+        self.weights, self.runs, self.plan, self.given, self.observe = weights, runs, plan, given, observe
         self.graph, self.layout = plan.graph, runs.layout
         self.last_layer = weights.n_layers - 1
         self.rotations = runs.layout.rotations(weights)
@@ -137,11 +164,15 @@ class _PatchedPass:
         attending = self.plan.attending[:, self.plan.heads(index)].any(0).nonzero()[:, 0]
         computed = torch.isin(heads, attending).nonzero()[:, 0]
         if len(computed):
-            fresh = self._attend(index, attending)
+            attended = self._attend(index, attending)
             if self.weights.layers[index].attn_post_norm is not None:
-                fresh = fresh * self._post_inverse_scale(index, attending, fresh)
-            fresh = fresh[:, :, torch.isin(attending, heads)]
+                z = attended.written
+                attended = replace(attended, written=z * self._post_inverse_scale(index, attending, z))
+            if self.observe is not None:
+                self.observe(attended)
+            fresh = attended.written[:, :, torch.isin(attending, heads)]
             written[:, :, computed] = torch.where(state[:, :, computed] == COMPUTED, fresh, written[:, :, computed])
+        _give(written, self.given.outputs, [self.graph.head(index, head) for head in heads.tolist()])
         return rearrange(written - base, "mask token head d_head -> mask head token d_head")
 
     def _post_inverse_scale(self, index: int, attending: Int[Tensor, " head"], fresh: Tensor) -> Tensor:
@@ -155,8 +186,8 @@ class _PatchedPass:
         out = z.flatten(-2) @ layer.W_O.flatten(0, 1) + layer.b_O
         return inverse_rms(layer.attn_post_norm, out)[..., None].to(fresh.dtype)
 
-    def _attend(self, index: int, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
-        """The z of some heads under every mask, from their q, k and v."""
+    def _attend(self, index: int, heads: Int[Tensor, " head"]) -> Attended:
+        """The attention of some heads under every mask, and their z as what they write."""
         layer = self.weights.layers[index]
         q, k, v = (self._qkv(index, letter, heads) for letter in QKV)
         before_k, before_v = (
@@ -166,9 +197,7 @@ class _PatchedPass:
         keys, values = pad_keys(k, self.layout, before_k), pad_keys(v, self.layout, before_v)
         queries = self.layout.answers if index == self.last_layer else self.layout.queries
         z, pattern = attend(layer, q, keys, values, self.layout, queries)
-        if self.observe is not None:
-            self.observe(index, heads, pattern)
-        return z
+        return Attended(index, heads, q, k, v, pattern, z)
 
     def _qkv(self, index: int, letter: Letter, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
         """q, k or v of some heads under every mask, as they attend: a run's, or computed."""
@@ -183,6 +212,7 @@ class _PatchedPass:
             fresh = self._to_attend(index, letter, projected, self._project(index, letter, projected))
             fresh = fresh[:, :, torch.isin(projected, heads)]
             x[:, :, computed] = torch.where(state[:, :, computed] == COMPUTED, fresh, x[:, :, computed])
+        _give(x, self.given.inputs, [self.graph.head_input(index, head, letter) for head in heads.tolist()])
         return x
 
     def _project(
@@ -195,9 +225,12 @@ class _PatchedPass:
             tokens = self.layout.last
             resid = resid[tokens]
         inputs = self.graph.qkv_inputs(index).start + QKV.index(letter) * self.graph.n_heads + heads
-        x = self.differences.read(inputs, resid, tokens)
+        edges = self.plan.masks[:, :, inputs]
+        alike = bool((edges == edges[:, :, :1]).all())  # Then all read one residual stream.
+        x = self.differences.read(inputs[:1] if alike else inputs, resid, tokens)
         rows = layer.rows(letter).start + (heads if letter == "q" else heads // layer.group)
-        out = torch.bmm(x.flatten(1, 2), layer.W_qkv[rows].transpose(1, 2)).view(*x.shape[:-1], -1)
+        out = torch.bmm(x.flatten(1, 2).expand(len(heads), -1, -1), layer.W_qkv[rows].transpose(1, 2))
+        out = out.view(len(heads), *x.shape[1:-1], -1)
         if layer.attn_norm is not None:
             out = out * inverse_rms(layer.attn_norm, x).to(x.dtype)
         out = out + layer.b_qkv[rows][:, None, None]
@@ -266,3 +299,14 @@ class _PatchedPass:
             x = self.differences.read(torch.tensor([column]), base.mlp_in)[0]
             out = torch.where(state == COMPUTED, mlp(self.weights.layers[index], x), out)
         self.differences.of_next(1)[:, 0] = centred(self.weights.final_norm, out - base.mlp_out)
+
+
+def _give(
+    x: Float[Tensor, "mask token head d_head"],
+    given: Mapping[int, Float[Tensor, "#mask token d_head"]],
+    nodes: Sequence[int],
+) -> None:
+    """Put what is given in the place of some heads' nodes."""
+    for place, node in enumerate(nodes):
+        if node in given:
+            x[:, :, place] = given[node]

@@ -1,7 +1,8 @@
 """What each edge mask does to each node, worked out before anything is computed.
 
 A node whose edges carry no difference keeps its base value. A node that reads everything from nodes at their source
-value has its source value. The others are computed, if their difference can reach the logits at all.
+value has its source value. The others are computed, if their difference can reach the logits at all. Inputs that are
+given count as computed; what a head is given to write is as it is.
 
 In some blocks a norm ties the heads of a layer together (`Ties`). A head that is at its base or source value stays
 there. One that is computed is normalised with all the others as they are under the mask, so they are computed too.
@@ -9,18 +10,44 @@ there. One that is computed is normalised with all the others as they are under 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Int, Int8
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from edge_attribution_patching.graph import QKV, Graph
 from edge_attribution_patching.weights import Letter, ModelWeights
 
-BASE, SOURCE, COMPUTED = 0, 1, 2
-"""The state of a node or input: as in the base run, as in the source run, or neither."""
+BASE, SOURCE, COMPUTED, GIVEN = 0, 1, 2, 3
+"""The state of a node or input: as in the base run, as in the source run, or neither; of a node also: given."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What some heads are given in place of what they would compute, under every mask alike or one value a mask.
+
+    Tokens are the packed ones of the runs; in the last layer q and what heads write are at the answers alone.
+
+    Attributes:
+        inputs: backward index of a q, k or v -> its value as it attends.
+        outputs: forward index of a head -> what it writes, before W_written.
+    """
+
+    inputs: Mapping[int, Float[Tensor, "#mask token d_head"]] = field(default_factory=dict)
+    outputs: Mapping[int, Float[Tensor, "#mask token d_head"]] = field(default_factory=dict)
+
+    def select(self, part: slice) -> Given:
+        """What is given under some of the masks."""
+        inputs, outputs = (
+            {node: value if len(value) == 1 else value[part] for node, value in of_kind.items()}
+            for of_kind in (self.inputs, self.outputs)
+        )
+        return Given(inputs, outputs)
+
+
+NOTHING = Given()
 
 
 @dataclass(frozen=True)
@@ -45,8 +72,8 @@ class Plan:
 
     Attributes:
         masks: edges that carry the source run.
-        nodes: BASE, SOURCE or COMPUTED for each forward node.
-        inputs: the same for each backward node.
+        nodes: BASE, SOURCE, COMPUTED or GIVEN for each forward node.
+        inputs: BASE, SOURCE or COMPUTED for each backward node.
         needed: forward nodes whose difference reaches the logits through computed inputs.
         attending: heads whose z is computed.
         read: inputs whose residual stream is computed.
@@ -67,6 +94,7 @@ class Plan:
         masks: Bool[Tensor, "mask n_forward n_backward"],
         ties: Sequence[Ties] | None = None,
         *,
+        given: Given = NOTHING,
         shortcuts: bool = True,
     ) -> Plan:
         """Work out every state; without shortcuts no input is taken to have its source value.
@@ -75,10 +103,11 @@ class Plan:
             graph: the graph.
             masks: edges that carry the source run, any device; entries that are no edges are ignored.
             ties: of every layer; none by default.
+            given: what heads are given.
             shortcuts: see above.
         """
         masks = masks.cpu() & graph.edge_mask
-        nodes, inputs = _states(graph, masks, shortcuts)
+        nodes, inputs = _states(graph, masks, given, shortcuts)
         ties = ties or [Ties()] * graph.n_layers
         return cls(graph, masks, nodes, inputs, *_reaching(graph, masks, nodes, inputs, ties))
 
@@ -125,8 +154,9 @@ class Plan:
             start = stop
 
 
-def _states(graph: Graph, masks: Tensor, shortcuts: bool) -> tuple[Tensor, Tensor]:
+def _states(graph: Graph, masks: Tensor, given: Given, shortcuts: bool) -> tuple[Tensor, Tensor]:
     """States of the forward nodes and of the inputs, from the first layer to the logits."""
+    given_inputs, given_outputs = (torch.tensor(list(part), dtype=torch.long) for part in (given.inputs, given.outputs))
     n_masks = len(masks)
     nodes = torch.full((n_masks, graph.n_forward), BASE, dtype=torch.int8)
     inputs = torch.full((n_masks, graph.n_backward), BASE, dtype=torch.int8)
@@ -141,11 +171,12 @@ def _states(graph: Graph, masks: Tensor, shortcuts: bool) -> tuple[Tensor, Tenso
         return torch.where(whole, SOURCE, torch.where(touched, COMPUTED, BASE)).to(torch.int8)
 
     for layer in range(graph.n_layers):
-        heads = read(graph.qkv_inputs(layer), graph.n_before_heads(layer))
-        inputs[:, graph.qkv_inputs(layer)] = heads
-        heads = heads.view(n_masks, 3, graph.n_heads)
+        inputs[:, graph.qkv_inputs(layer)] = read(graph.qkv_inputs(layer), graph.n_before_heads(layer))
+        inputs[:, given_inputs] = COMPUTED
+        heads = inputs[:, graph.qkv_inputs(layer)].view(n_masks, 3, graph.n_heads)
         joint = torch.where((heads == SOURCE).all(1), SOURCE, torch.where((heads == BASE).all(1), BASE, COMPUTED))
         nodes[:, graph.head(layer) : graph.mlp(layer)] = joint.to(torch.int8)
+        nodes[:, given_outputs] = GIVEN
         mlp = read(graph.mlp_input(layer), graph.n_before_mlp(layer))[:, 0]
         inputs[:, graph.mlp_input(layer)] = mlp
         nodes[:, graph.mlp(layer)] = mlp

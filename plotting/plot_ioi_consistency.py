@@ -1,7 +1,8 @@
 """Draw whether the IOI algorithm stays the same over training (figures/ioi_consistency.html).
 
-There are three panels, one for each level of the algorithm. Each shows how much of the effect of the circuit's heads,
-in percent, comes from heads that play the expected role. Point at a line to see how many heads those are.
+There are three panels, one for each level of the algorithm. Each shows the effect of the heads that play the expected
+role, in percent of the effect of the circuit's heads, with a 95% interval. It exceeds 100% if heads outside the circuit
+play the role too. Point at a line to see how many heads those are, and by which definitions.
 
     python plotting/plot_ioi_consistency.py -r results
 """
@@ -27,12 +28,16 @@ TITLES = {
     3: "Heads to S-inhibition values:<br>induction, duplicate token",
 }
 
+INTERVAL = ("percent_low", "percent_high")
+HOVER = ("n_heads", "n_heads_in_circuit", "circuit_effect", "definitions")
+
 
 def draw_consistency(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     """The figure.
 
     Args:
-        table: `model, step, tokens, level, percent, n_heads, total_effect`; levels in the order of the algorithm.
+        table: `model, step, tokens, level, percent, percent_low, percent_high`, and the columns of HOVER; levels in the
+            order of the algorithm.
         looks: the look of every model.
     """
     levels = list(dict.fromkeys(table["level"]))
@@ -42,9 +47,10 @@ def draw_consistency(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawin
         for model in models_in(table):
             rows = table[(table["model"] == model) & (table["level"] == level)]
             if not rows.empty:
-                line = Line(rows, "percent", model, looks[model], error="percent_se", hover=("n_heads", "total_effect"))
+                line = Line(rows, "percent", model, looks[model], interval=INTERVAL, hover=HOVER)
                 panels.draw(line, 1, column)
-        panels.figure.update_yaxes(range=[-3, 105], row=1, col=column)
+        highest = table.loc[table["level"] == level, "percent"].max()
+        panels.figure.update_yaxes(range=[-3, 105 if not highest > 100 else 1.05 * highest], row=1, col=column)
     panels.figure.update_yaxes(title_text="effect from identified heads (%)", row=1, col=1)
     return panels.done(
         "Is the IOI algorithm the same at every checkpoint?",

@@ -20,6 +20,8 @@ from plotting.plot_circuit_similarity import draw_similarity, similarities
 from plotting.plot_circuits import draw_circuits, selected_circuits, task_metrics
 from plotting.plot_faithfulness_curve import draw_areas, draw_curves, measured_areas
 from plotting.plot_head_scores import SINGLE, draw_maxima, draw_top_heads, head_scores
+from plotting.plot_ioi_backup import TITLES as BACKUP_PARTS
+from plotting.plot_ioi_backup import draw_backup
 from plotting.plot_ioi_consistency import draw_consistency
 from plotting.plot_pythia_evals import choose, draw_evaluations
 from plotting.plot_reproduction import draw_reproduction, panel_title
@@ -172,6 +174,12 @@ def _consistency(results: Results) -> list[ReportFigure]:
     return [ReportFigure("ioi_consistency", whole, parts if len(parts) > 1 else [])]
 
 
+def _backup(results: Results) -> list[ReportFigure]:
+    table = escaped(results.table("ioi_backup"))
+    parts = [part for part in BACKUP_PARTS if (table["part"] == part).any()]
+    return [_by_panel("ioi_backup", lambda rows: draw_backup(rows, results.looks()), table, "part", parts)]
+
+
 def _log_empty_levels(table: pd.DataFrame) -> None:
     """Say at how many checkpoints a level has no percentage, and the reason that the results give."""
     if "reason" not in table:
@@ -232,6 +240,7 @@ BUILDERS: tuple[tuple[Callable[[Results], list[ReportFigure]], tuple[str, ...]],
     (_areas, ("baselines",)),
     (_heads, ()),
     (_consistency, ("ioi_consistency",)),
+    (_backup, ("ioi_backup",)),
     (_scale, ("faithfulness",)),
     (_reproduction, ()),
     (_evaluations, ()),

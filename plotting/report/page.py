@@ -29,6 +29,7 @@ KIND_LABELS = {
     "ioi_consistency": "IOI consistency",
     "ioi_consistency_heads": "roles of heads in IOI",
     "ioi_consistency_signals": "token and position signals in IOI",
+    "ioi_backup": "backup of the name movers in IOI",
     "task_performance": "task performance",
 }
 

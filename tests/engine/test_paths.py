@@ -3,15 +3,18 @@
 import pytest
 import torch
 
+from edge_attribution_patching.forward import unembed
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.pairs import TokenPairs
+from edge_attribution_patching.patching import Attended, evaluate_masks_final
+from edge_attribution_patching.patching_plan import Given
 from edge_attribution_patching.patching_runs import at_answers, prepare_runs
-from edge_attribution_patching.paths import Receivers, path_masks, swap_masks
+from edge_attribution_patching.paths import Receivers, path_masks, recompute_after, recompute_mask, swap_masks
 from edge_attribution_patching.weights import read_weights
 from tests.support.eap_reference import patched_logits
 from tests.support.float64 import Float64, in_float64
 from tests.support.masked_logits import masked_logits
-from tests.support.path_patching_reference import path_patched_logits, swapped_at_end
+from tests.support.path_patching_reference import path_patched_logits, recomputed_after, swapped_at_end
 from tests.support.random_models import ARCHITECTURES, HOOKED, random_model, random_pairs
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -91,6 +94,77 @@ def test_path_masks_equal_brute_force_on_every_block(architecture: str, stages: 
         with Float64():
             expected = patched_logits(model, batch.corrupted[0, :n], batch.clean[0, :n], mask)
         torch.testing.assert_close(logits[row, 0], expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("memory_budget_gb", [1.0, 1e-6])
+@pytest.mark.parametrize("stage", [QUERIES, VALUES, STAGES["keys"][0]], ids=["queries", "values", "keys"])
+@pytest.mark.parametrize("architecture", HOOKED)
+def test_recomputing_after_receivers_equals_three_runs_with_hooks(
+    architecture: str, stage: Receivers, memory_budget_gb: float
+) -> None:
+    model, weights, batch, runs = setup(architecture)
+    finals = recompute_after(weights, runs, SENDERS, stage, memory_budget_gb=memory_budget_gb)
+    logits = unembed(weights, finals)
+    frozen = masked_logits(weights, runs, path_masks(Graph.of(weights), SENDERS, [stage], through_mlps=True))
+    for row, sender in enumerate(SENDERS):
+        for prompt, length in enumerate(batch.layout.lengths.tolist()):
+            tokens = batch.clean[prompt, :length], batch.corrupted[prompt, :length]
+            expected = recomputed_after(model, *tokens, sender, stage).logits
+            torch.testing.assert_close(logits[row, prompt], expected, **CLOSE)
+    assert float((logits - frozen).abs().max()) > 1e-3  # what follows the receivers matters
+
+
+@pytest.mark.parametrize("architecture", HOOKED)
+def test_at_the_answers_receivers_change_there_alone_and_are_seen(architecture: str) -> None:
+    model, weights, batch, runs = setup(architecture)
+    top = (3, 0)  # the highest receiver
+    seen: dict[int, torch.Tensor] = {}
+
+    def see(rows: torch.Tensor, attended: Attended) -> None:
+        if attended.layer == top[0]:
+            place = attended.heads.tolist().index(top[1])
+            seen.update(zip(rows.tolist(), attended.pattern[:, :, place, -1], strict=True))  # [prompt, key]
+
+    logits = unembed(weights, recompute_after(weights, at_answers(runs), SENDERS, QUERIES, observe=see))
+    for row, sender in enumerate(SENDERS):
+        for prompt, length in enumerate(batch.layout.lengths.tolist()):
+            tokens = batch.clean[prompt, :length], batch.corrupted[prompt, :length]
+            expected = recomputed_after(model, *tokens, sender, QUERIES, at_end=True)
+            torch.testing.assert_close(logits[row, prompt], expected.logits, **CLOSE)
+            if sender[0] < top[0]:
+                own = expected.attention[top[0]][top[1], -1]
+                torch.testing.assert_close(seen[row][prompt, :length], own, **CLOSE)
+            else:
+                assert row not in seen  # it is not read by any receiver
+
+
+@pytest.mark.parametrize("letter", ["q", "k", "v"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_receivers_of_one_layer_need_no_second_pass(architecture: str, letter: str) -> None:
+    model = in_float64(random_model(architecture, n_layers=4))
+    weights = read_weights(model)
+    graph = Graph.of(weights)
+    (batch,) = TokenPairs(*random_pairs(3)).batches(3)
+    runs = prepare_runs(weights, batch, "clean")
+    senders, receivers = SENDERS[:3], Receivers(((2, 0), (2, 3)), letter)
+    masks = path_masks(graph, senders, [receivers], through_mlps=True)
+    masks[:, :, graph.mlp_input(2) :] = False  # What comes after reads the receivers, and no MLP below them.
+    above = slice(graph.head(2), None)
+    masks[:, above] = graph.edge_mask[above]
+    found = unembed(weights, recompute_after(weights, runs, senders, receivers))
+    torch.testing.assert_close(found, masked_logits(weights, runs, masks), rtol=1e-9, atol=1e-9)
+    assert float((found - unembed(weights, runs.base.final)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("architecture", HOOKED)
+def test_given_outputs_equal_a_swap_and_reach_everything_after_them(architecture: str) -> None:
+    _, weights, _, runs = setup(architecture)
+    graph, runs = Graph.of(weights), at_answers(runs)
+    for layer, head in SENDERS:
+        given = Given(outputs={graph.head(layer, head): runs.source.layers[layer].written[None, :, head]})
+        found = evaluate_masks_final(weights, runs, recompute_mask(graph)[None], given=given)
+        expected = evaluate_masks_final(weights, runs, swap_masks(graph, [(layer, head)]))
+        torch.testing.assert_close(found, expected, **CLOSE)
 
 
 def test_masks_hold_edges_only_and_no_receiver_below_its_sender() -> None:

@@ -19,6 +19,7 @@ from plotting import (
     plot_circuits,
     plot_faithfulness_curve,
     plot_head_scores,
+    plot_ioi_backup,
     plot_ioi_consistency,
     plot_size_vs_scale,
     plot_task_performance,
@@ -37,6 +38,7 @@ SCRIPTS = {
     "plot_task_performance": ["task_performance"],
     "plot_head_scores": ["head_scores", *(f"head_scores_{model}" for model in MODELS)],
     "plot_ioi_consistency": ["ioi_consistency"],
+    "plot_ioi_backup": ["ioi_backup"],
     "plot_circuit_similarity": ["circuit_similarity"],
     "plot_size_vs_scale": ["size_vs_scale"],
     "plot_circuit": [f"circuit_{model}_ioi_step143000" for model in MODELS],
@@ -237,6 +239,29 @@ def test_ioi_figure_has_three_panels_in_percent(store: Store) -> None:
         for value, step in zip(line.y, STEPS, strict=True):
             table = store.folder("ioi_consistency", "pythia-70m").read_table(step).set_index("level")
             assert value == table.loc[level, "percent"]
+
+
+def test_ioi_figure_shows_percentages_above_100_whole(store: Store) -> None:
+    table = store.read_tables("ioi_consistency", "pythia-70m")
+    table.loc[table["level"] == "induction", "percent"] += 60
+    figure = plot_ioi_consistency.draw_consistency(table, model_looks(["pythia-70m"])).figure
+    top = table.loc[table["level"] == "induction", "percent"].max()
+    assert figure.layout.yaxis3.range[1] > top > 105
+    assert figure.layout.yaxis.range[1] == 105
+
+
+def test_backup_figure_has_a_panel_for_every_part_that_can_bring_something_back(store: Store) -> None:
+    figure = plot_ioi_backup.draw(store, EVERYTHING)["ioi_backup"]
+    table = store.read_tables("ioi_backup", "pythia-70m").set_index("part")
+    for axis, part in (("x", "all"), ("x2", "heads"), ("x3", "mlps"), ("x4", "final_norm")):
+        (line,) = lines(figure, "pythia-70m", axis)
+        assert list(line.y) == list(table.loc[part, "came_back"])
+
+
+def test_without_any_backup_the_figure_says_why(store: Store) -> None:
+    table = store.read_tables("ioi_backup", "pythia-70m").assign(came_back=np.nan, reason="there are no name movers")
+    with pytest.raises(UserError, match="ioi_backup: nothing to draw: there are no name movers"):
+        plot_ioi_backup.draw_backup(table, model_looks(["pythia-70m"]))
 
 
 def test_similarity_table_is_written_beside_the_figure(store: Store, tmp_path: Path) -> None:

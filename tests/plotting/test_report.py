@@ -217,6 +217,7 @@ def test_every_figure_of_the_results_is_on_the_page(page: str) -> None:
         "head_scores",
         f"head_scores_{MODEL}",
         "ioi_consistency",
+        "ioi_backup",
         "reproduction",
     ]
 

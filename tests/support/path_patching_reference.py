@@ -5,6 +5,8 @@ One prompt at a time, and one pass per stage of a path:
 2. the clean prompt with the sender's output replaced and every other head and MLP frozen, to remember the receivers'
    input q, k or v (repeated for every further stage, with the receivers' input replaced instead of the sender);
 3. the clean prompt with the last receivers' inputs replaced and everything else frozen, for the logits.
+
+`recomputed_after` is the patching of the paper: MLPs are free in pass 2, and in pass 3 nothing is frozen.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ class Record:
     qkv: list[Tensor] = field(default_factory=list)  # [3, token, head, d_head]
     mlp: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)  # [head, query, key]
+    final: Tensor | None = None  # the residual stream before the final norm, at the last token
     logits: Tensor | None = None  # at the last token
 
 
@@ -38,6 +41,7 @@ class Hooked:
         self.model = model
         self.neox = model.config.model_type == "gpt_neox"
         self.blocks = model.gpt_neox.layers if self.neox else model.transformer.h
+        self.final_norm = model.gpt_neox.final_layer_norm if self.neox else model.transformer.ln_f
         self.n_layers, self.n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
 
     def split(self, fused: Tensor) -> Tensor:
@@ -52,7 +56,11 @@ class Hooked:
 
     @contextlib.contextmanager
     def hooks(self, record: Record, edit: Edit) -> Iterator[None]:
-        handles = []
+
+        def on_final(module, inputs):
+            record.final = inputs[0][0, -1]
+
+        handles = [self.final_norm.register_forward_pre_hook(on_final)]
         for layer, block in enumerate(self.blocks):
 
             def on_qkv(module, inputs, output, layer=layer):
@@ -138,15 +146,30 @@ class Frozen(Edit):
 
 
 @dataclass
-class ReplacedAtEnd(Edit):
-    """One head's output at the last token replaced, everything after it as it then is."""
+class GivenInputs(Edit):
+    """Some heads' q, k or v replaced at some tokens, everything else as it then is."""
 
-    sender: Head
-    value: Tensor
+    values: dict[Head, Tensor]
+    letter: int
+    tokens: slice
+
+    def qkv(self, layer: int, qkv: Tensor) -> Tensor:
+        for (at, head), value in self.values.items():
+            if at == layer:
+                qkv[self.letter, self.tokens, head] = value[self.tokens]
+        return qkv
+
+
+@dataclass
+class ReplacedAtEnd(Edit):
+    """Some heads' outputs at the last token replaced, everything after them as it then is."""
+
+    values: dict[Head, Tensor]
 
     def z(self, layer: int, z: Tensor) -> Tensor:
-        if layer == self.sender[0]:
-            z[-1, self.sender[1]] = self.value
+        for (at, head), value in self.values.items():
+            if at == layer:
+                z[-1, head] = value
         return z
 
 
@@ -172,9 +195,30 @@ def path_patched_logits(
     return hooked.run(clean, edit).logits
 
 
+def recomputed_after(
+    model: PreTrainedModel,
+    clean: Tensor,
+    corrupted: Tensor,
+    sender: Head,
+    receivers: Receivers,
+    *,
+    at_end: bool = False,
+) -> Record:
+    """The clean prompt where receivers read the sender's corrupted output, and everything after them is recomputed.
+
+    With `at_end` the receivers' inputs are replaced at the last token alone.
+    """
+    hooked = Hooked(model)
+    value = hooked.run(corrupted).z[sender[0]][:, sender[1]]
+    seen = hooked.run(clean, Frozen(hooked.run(clean), sender, value, free_mlps_from=0))
+    letter = "qkv".index(receivers.letter)
+    values = {head: seen.qkv[head[0]][letter, :, head[1]] for head in receivers.heads}
+    return hooked.run(clean, GivenInputs(values, letter, slice(-1, None) if at_end else slice(None)))
+
+
 def swapped_at_end(model: PreTrainedModel, clean: Tensor, other: Tensor, sender: Head) -> tuple[Tensor, Record]:
     """Logits and record of the clean prompt with one head's output at the last token taken from another prompt."""
     hooked = Hooked(model)
     value = hooked.run(other).z[sender[0]][-1, sender[1]]
-    record = hooked.run(clean, ReplacedAtEnd(sender, value))
+    record = hooked.run(clean, ReplacedAtEnd({sender: value}))
     return record.logits, record

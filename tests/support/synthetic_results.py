@@ -43,6 +43,7 @@ def write_all(folder: Path, models: tuple[str, ...] = MODELS, tasks: tuple[str, 
                 tokens_at(step),
             )
             write(store, "ioi_consistency", model, None, step, _consistency(learnt, rng), tokens_at(step))
+            write(store, "ioi_backup", model, None, step, _backup(learnt, rng), tokens_at(step))
         write_parameters(store, model, 10**6 * (seed + 1))
     return store
 
@@ -133,8 +134,20 @@ def _components(learnt: float, rng: np.random.Generator) -> pd.DataFrame:
 
 def _consistency(learnt: float, rng: np.random.Generator) -> pd.DataFrame:
     levels = {"name_movers": 85, "s_inhibition": 65, "induction": 55}
-    rows = [
-        {"level": level, "percent": top * learnt + 2 * rng.random(), "n_heads": int(5 * learnt), "total_effect": learnt}
-        for level, top in levels.items()
-    ]
+    rows = []
+    for level, top in levels.items():
+        percent = top * learnt + 2 * rng.random()
+        row = {"level": level, "definitions": "study", "percent": percent, "n_heads": int(5 * learnt)}
+        row |= {"percent_low": percent - 3, "percent_high": percent + 3}
+        rows.append(row | {"n_heads_in_circuit": int(4 * learnt), "circuit_effect": learnt})
+    return pd.DataFrame(rows)
+
+
+def _backup(learnt: float, rng: np.random.Generator) -> pd.DataFrame:
+    shares = {"all": 40, "name_movers": np.nan, "heads": 25, "mlps": 10, "final_norm": 5}
+    rows = []
+    for part, top in shares.items():
+        share = top * learnt + rng.random()
+        row = {"part": part, "change": learnt, "came_back": share, "n_ablated": 2, "ablation": "mean"}
+        rows.append(row | {"came_back_low": share - 4, "came_back_high": share + 4})
     return pd.DataFrame(rows)

@@ -1,32 +1,29 @@
 """What a head does to the logit difference of IOI prompts, by patching.
 
-Everything is an edge mask of the patched forward with base = clean prompts (`edge_attribution_patching/paths.py`): the
-named edges carry what the head writes in another prompt, all others the clean run. Results are logit differences
-logit(IO) - logit(S) per prompt; shares and thresholds are left to `utils/ioi/consistency.py`.
+Everything is the patched forward with base = clean prompts (`edge_attribution_patching/paths.py`): along named paths
+the model reads what a head writes in another prompt, along all others what it reads in the clean run. Results are logit
+differences logit(IO) - logit(S) per prompt; shares and thresholds are left to `levels.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward
+from edge_attribution_patching.forward import Unembedding, softcap
 from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.norms import normalise
 from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.patching import evaluate_masks_final
 from edge_attribution_patching.patching_runs import PreparedBatches, PreparedRuns, at_answers
-from edge_attribution_patching.paths import Head, Receivers, path_masks, swap_masks
+from edge_attribution_patching.paths import Head, Receivers, path_masks, recompute_after, swap_masks
 from edge_attribution_patching.weights import ModelWeights
+from utils.ioi.attention import AttentionWatch
 from utils.tasks import Prompts
-
-NAMES = ("io", "s1", "s2")
-"""The positions whose attention is reported."""
 
 
 class LogitDifference:
@@ -40,16 +37,40 @@ class LogitDifference:
     def __init__(self, weights: ModelWeights, prompts: Prompts) -> None:
         right, wrong = (tokens[:, 0].to(weights.device) for tokens in (prompts.answers.right, prompts.answers.wrong))
         unembedding = Unembedding(weights)
-        self._norm = weights.final_norm
-        self._direction = unembedding.rows(right) - unembedding.rows(wrong)
-        self._constant = unembedding.bias(right) - unembedding.bias(wrong)
+        self._norm, self._softcap = weights.final_norm, weights.logit_softcap
+        self._rows = torch.stack((unembedding.rows(right), unembedding.rows(wrong)))
+        self._bias = torch.stack((unembedding.bias(right), unembedding.bias(wrong)))
 
     def __call__(
         self, finals: Float[Tensor, "*stack prompt d_model"], index: Int[Tensor, " prompt"]
     ) -> Float[Tensor, "*stack prompt"]:
         """The logit difference of some prompts, float32 or better."""
-        normalised, _ = normalise(self._norm, finals.to(self._direction.dtype))
-        return (normalised * self._direction[index]).sum(-1) + self._constant[index]
+        normalised, _ = normalise(self._norm, finals.to(self._rows.dtype))
+        right, wrong = (
+            (normalised * rows[index]).sum(-1) + bias[index] for rows, bias in zip(self._rows, self._bias, strict=True)
+        )
+        if self._softcap is not None:
+            right, wrong = softcap(right, self._softcap), softcap(wrong, self._softcap)
+        return right - wrong
+
+    def of_part(
+        self,
+        written: Float[Tensor, "*stack prompt d_model"],
+        final: Float[Tensor, "prompt d_model"],
+        index: Int[Tensor, " prompt"],
+    ) -> Float[Tensor, "*stack prompt"]:
+        """What a part of the final residual stream adds to the logit difference, at the norm scale of the whole.
+
+        A soft cap of the logits is left out.
+
+        Args:
+            written: the part; parts that add up to `final` add up to its logit difference, less a constant.
+            final: the residual stream that sets the scale.
+            index: which prompts.
+        """
+        _, inverse_scale = normalise(self._norm, final.to(self._rows.dtype))
+        direction = self._rows[0, index] - self._rows[1, index]
+        return (written.to(direction.dtype) * direction).sum(-1) * inverse_scale[..., 0]
 
 
 class PairedRuns:
@@ -79,20 +100,26 @@ class PairedRuns:
         batches = TokenPairs(prompts.clean, others, prompts.lengths).batches(batch_size)
         self._batches = PreparedBatches(weights, batches, "clean", memory_budget_gb)
 
-    def clean(self) -> Float[Tensor, " prompt"]:
-        """The logit difference of the clean prompts."""
-        values = self._empty(())
-        for runs in self._batches:
-            values[runs.batch.index] = self.logit_difference(runs.base.final, runs.batch.index)
-        return values.cpu()
+    def __iter__(self) -> Iterator[PreparedRuns]:
+        """The runs of every batch, base = clean."""
+        return iter(self._batches)
+
+    def both(self) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+        """The logit difference of the clean and of the other prompts, both towards the clean prompts' answers."""
+        values = self._empty(2)
+        for runs in self:
+            index = runs.batch.index
+            values[:, index] = self.logit_difference(torch.stack((runs.base.final, runs.source.final)), index)
+        clean, others = values.cpu()
+        return clean, others
 
     def direct(self, senders: Sequence[Head]) -> Float[Tensor, "sender prompt"]:
         """The logit difference where the logits alone read a head's other output, in closed form.
 
         The final residual stream changes by what the head writes at the answer, and goes through the final norm.
         """
-        values = self._empty((len(senders),))
-        for runs in self._batches:
+        values = self._empty(len(senders))
+        for runs in self:
             for layer in sorted({layer for layer, _ in senders}):
                 rows = [row for row, (of, _) in enumerate(senders) if of == layer]
                 heads = [senders[row][1] for row in rows]
@@ -112,51 +139,59 @@ class PairedRuns:
         masks = path_masks(self.graph, senders, stages, through_mlps=through_mlps)
         # Where heads are entered by their queries, what happens at other tokens cannot reach the answer.
         cut = all(stage.letter == "q" for stage in stages)
-        values = self._empty((len(senders),))
-        for runs in self._batches:
-            finals = self._evaluate(at_answers(runs) if cut else runs, masks)
+        values = self._empty(len(senders))
+        for runs in self:
+            finals = evaluate_masks_final(
+                self.weights, at_answers(runs) if cut else runs, masks, memory_budget_gb=self.memory_budget_gb
+            )
             values[:, runs.batch.index] = self.logit_difference(finals, runs.batch.index)
         return values.cpu()
 
-    def swapped(self, senders: Sequence[Head], movers: Sequence[Head], positions: Int[Tensor, "prompt name"]) -> Swap:
-        """What happens where a head writes its other output at the answer's token, and everything after is recomputed.
+    def recomputed_after(self, senders: Sequence[Head], receivers: Receivers) -> Float[Tensor, "sender prompt"]:
+        """The logit difference where receivers read a head's other output, and everything after them is recomputed."""
+        values = self._empty(len(senders))
+        for runs in self:
+            finals = recompute_after(self.weights, runs, senders, receivers, memory_budget_gb=self.memory_budget_gb)
+            values[:, runs.batch.index] = self.logit_difference(finals, runs.batch.index)
+        return values.cpu()
+
+    def exchanged(
+        self,
+        senders: Sequence[Head],
+        movers: Sequence[Head],
+        positions: Int[Tensor, "prompt name"],
+        *,
+        only_into_queries: bool,
+    ) -> Exchange:
+        """What happens where a head writes its other output at the answer's token, and what reads it is recomputed.
 
         Args:
             senders: heads whose output is exchanged, one at a time.
             movers: heads whose attention from the answer's token is watched.
             positions: of the tokens attended to.
+            only_into_queries: the movers' queries alone read the other output, directly and through MLPs (at the
+                answer's token), and what follows them is recomputed; otherwise everything after the sender reads it.
         """
-        values = self._empty((len(senders),))
-        attention = self._empty((len(senders), len(movers)), positions.shape[1])
-        masks = swap_masks(self.graph, senders)
-        places = {mover: row for row, mover in enumerate(movers)}
-        for runs in self._batches:
+        values = self._empty(len(senders))
+        watch = AttentionWatch(movers, positions, len(senders))
+        queries, masks = Receivers(tuple(movers), "q"), swap_masks(self.graph, senders)
+        for runs in self:
             index = runs.batch.index
-
-            def watch(part: slice, layer: int, heads: Tensor, pattern: Tensor, index: Tensor = index) -> None:
-                of_names = positions[index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
-                attended = pattern[:, :, :, 0].gather(3, of_names)  # [mask, prompt, head, name]
-                for column, head in enumerate(heads.tolist()):
-                    if (layer, head) in places:
-                        seen = attention[part, places[layer, head]]
-                        seen[:, index] = attended[:, :, column].to(seen.dtype)
-
-            finals = evaluate_masks_final(
-                self.weights, at_answers(runs), masks, memory_budget_gb=self.memory_budget_gb, observe=watch
-            )
+            end, observe, memory = at_answers(runs), watch.of_prompts(index), self.memory_budget_gb
+            if only_into_queries:
+                finals = recompute_after(self.weights, end, senders, queries, memory_budget_gb=memory, observe=observe)
+            else:
+                finals = evaluate_masks_final(self.weights, end, masks, memory_budget_gb=memory, observe=observe)
             values[:, index] = self.logit_difference(finals, index)
-        return Swap(values.cpu(), attention.mean(dim=2).cpu(), _reads(senders, movers))
+        return Exchange(values.cpu(), watch.attention.mean(dim=2).cpu(), reads(senders, movers))
 
-    def _evaluate(self, runs: PreparedRuns, masks: Tensor) -> Tensor:
-        return evaluate_masks_final(self.weights, runs, masks, memory_budget_gb=self.memory_budget_gb)
-
-    def _empty(self, leading: tuple[int, ...], *trailing: int) -> Tensor:
+    def _empty(self, n_rows: int) -> Tensor:
         dtype = torch.promote_types(self.weights.dtype, torch.float32)
-        return torch.zeros(*leading, self.n_prompts, *trailing, dtype=dtype, device=self.weights.device)
+        return torch.zeros(n_rows, self.n_prompts, dtype=dtype, device=self.weights.device)
 
 
 @dataclass(frozen=True)
-class Swap:
+class Exchange:
     """One head's output exchanged at the answer's token, for several heads.
 
     Attributes:
@@ -171,17 +206,17 @@ class Swap:
     reads: Bool[Tensor, "sender mover"]
 
     @classmethod
-    def unchanged(
+    def of_nothing(
         cls,
         senders: Sequence[Head],
         movers: Sequence[Head],
         logit_difference: Float[Tensor, " prompt"],
         attention: Float[Tensor, "name layer head"],
-    ) -> Swap:
-        """A swap with the prompt itself, from what is known of the clean run: every head's attention."""
+    ) -> Exchange:
+        """An exchange with the prompt itself, from what is known of the clean run: every head's attention."""
         of_movers = torch.stack([attention[:, layer, head] for layer, head in movers])
         n = len(senders)
-        return cls(logit_difference.expand(n, -1), of_movers.expand(n, -1, -1), _reads(senders, movers))
+        return cls(logit_difference.expand(n, -1), of_movers.expand(n, -1, -1), reads(senders, movers))
 
     def mean_attention(self) -> Float[Tensor, "sender name"]:
         """Mean over the movers that read the sender; nan where none does."""
@@ -189,30 +224,6 @@ class Swap:
         return self.attention.masked_fill(~reads, 0.0).sum(dim=1) / reads.sum(dim=1)
 
 
-def _reads(senders: Sequence[Head], movers: Sequence[Head]) -> Bool[Tensor, "sender mover"]:
+def reads(senders: Sequence[Head], movers: Sequence[Head]) -> Bool[Tensor, "sender mover"]:
+    """Whether each mover is above each sender."""
     return torch.tensor([[mover[0] > sender[0] for mover in movers] for sender in senders], dtype=torch.bool)
-
-
-def name_attention(
-    weights: ModelWeights,
-    tokens: Int[Tensor, "prompt position"],
-    lengths: Int[Tensor, " prompt"],
-    queries: Int[Tensor, "prompt query"],
-    names: Int[Tensor, "prompt name"],
-    batch_size: int,
-) -> Float[Tensor, "query name layer head"]:
-    """Mean attention of every head from some positions of each prompt to others, in [0, 1]."""
-    total = torch.zeros(queries.shape[1], names.shape[1], weights.n_layers, weights.n_heads)
-    for index in torch.arange(len(tokens), device=tokens.device).split(batch_size):
-        layout = Layout.whole(lengths[index])
-        rows = torch.arange(len(index), device=tokens.device)[:, None]
-
-        def add(layer: LayerActivations, index: Tensor = index, rows: Tensor = rows) -> None:
-            from_queries = layer.pattern.transpose(1, 2)[rows, queries[index]]  # [prompt, query, head, key]
-            keys = names[index][:, None, None].expand(*from_queries.shape[:3], -1)
-            seen = from_queries.gather(3, keys).float().sum(dim=0)  # [query, head, name]
-            total[:, :, layer.layer] += seen.transpose(1, 2).cpu()
-
-        with torch.no_grad():
-            forward(weights, layout, embed(weights, layout, layout.pack(tokens[index])), visit=add)
-    return total / len(tokens)

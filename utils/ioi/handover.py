@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from utils.ioi.keys import IoiConsistencyConfig
+from utils.ioi.roles import ROLES
 from utils.results.store import Store
 
-ROLES = ("name_mover", "copy_suppression", "s_inhibition", "induction", "duplicate_token")
 COLUMNS = ["role", "layer", "head", "first_step", "last_step", "first_tokens", "last_tokens"]
 COLUMNS += ["n_held", "n_between", "peak_step", "peak_effect"]
 

@@ -8,8 +8,9 @@ checkpoint; with `require_stored` that is refused, naming the command or the key
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.architectures import Shape
 from edge_attribution_patching.circuit import Circuit
+from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.search import nodes_in
 from utils import circuits
 from utils.circuits import CircuitPrompts, find_circuit
@@ -36,7 +38,7 @@ from utils.tasks import TASKS, Prompts
 from utils.tasks.ioi import signal_variants
 
 STORED, COMPUTED, ALL_HEADS = "stored", "computed", "all heads"
-SCORES = ("copy", "induction", "duplicate_token")
+SCORES = ("copy", "negative_copy", "induction", "duplicate_token")
 
 OfHeads = Float[Tensor, "layer head"]
 
@@ -68,21 +70,41 @@ class HeadFacts:
     """What is known of every head before anything is patched.
 
     Attributes:
-        in_circuit: which heads the IOI circuit holds.
+        graph: of the model.
+        edges: of the IOI circuit.
         status: `found`, or why there is no circuit.
-        copy: copy score, percent.
+        copy, negative_copy: copy scores, percent.
         induction, duplicate_token: attention probabilities.
         cspa: copy-suppression score; nan where a head has none.
         sources: input -> `stored` or `computed` (the circuit: or `all heads`).
     """
 
-    in_circuit: Bool[Tensor, "layer head"]
+    graph: Graph
+    edges: Bool[Tensor, "n_forward n_backward"]
     status: str
     copy: OfHeads
+    negative_copy: OfHeads
     induction: OfHeads
     duplicate_token: OfHeads
     cspa: OfHeads
     sources: dict[str, str]
+
+    @cached_property
+    def in_circuit(self) -> Bool[Tensor, "layer head"]:
+        """Which heads the circuit holds."""
+        graph = self.graph
+        nodes = nodes_in(self.edges[None], graph)[0]
+        return torch.stack([nodes[graph.head(layer) : graph.mlp(layer)] for layer in range(graph.n_layers)])
+
+    @property
+    def circuit_heads(self) -> list[tuple[int, int]]:
+        """The circuit's heads, in order."""
+        return [(layer, head) for layer, head in self.in_circuit.nonzero().tolist()]
+
+    def writes_to_queries(self, sender: tuple[int, int], receivers: Sequence[tuple[int, int]]) -> bool:
+        """Whether an edge of the circuit joins a head to the query of one of some others."""
+        queries = [self.graph.head_input(layer, head, "q") for layer, head in receivers]
+        return bool(self.edges[self.graph.head(*sender), queries].any())
 
 
 def prepare(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> IoiInputs:
@@ -125,9 +147,9 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
     }
     if config.circuit.heads == "all":
         sources["circuit"] = ALL_HEADS
-    in_circuit, status = circuit
-    copy, induction, duplicate_token = (components[name] for name in SCORES)
-    return HeadFacts(in_circuit, status, copy, induction, duplicate_token, of_cspa, sources)
+    edges, status = circuit
+    scores = {name: components[name] for name in SCORES}
+    return HeadFacts(reader.graph, edges, status, cspa=of_cspa, sources=sources, **scores)
 
 
 class _Reader:
@@ -137,12 +159,13 @@ class _Reader:
         self.checkpoint, self.config, self.inputs = checkpoint, config, inputs
         self.store = Store(config.results_dir)
         self.weights = checkpoint.weights
+        self.graph = Graph.of(self.weights)
         self.shape = (self.weights.n_layers, self.weights.n_heads)
 
-    def circuit(self) -> tuple[Bool[Tensor, "layer head"], str] | None:
-        """Heads of the stored IOI circuit, and its status."""
+    def circuit(self) -> tuple[Bool[Tensor, "n_forward n_backward"], str] | None:
+        """Edges of the stored IOI circuit, and its status."""
         if self.config.circuit.heads == "all":
-            return torch.ones(self.shape, dtype=torch.bool), "found"
+            return self.graph.edge_mask, "found"
         folder = self._stored("graphs", self.config.circuits_config(), "ioi")
         if folder is None:
             return None
@@ -151,13 +174,13 @@ class _Reader:
         if (circuit.graph.n_layers, circuit.graph.n_heads) != self.shape:
             raise UserError(f"{folder.file(step, '.pt')} is a circuit of another architecture; {_again(folder)}")
         baselines = self.store.folder("baselines", self.checkpoint.name, "ioi").read_table(step)
-        return _heads_of(circuit), str(baselines["status"][0])
+        return circuit.in_circuit, str(baselines["status"][0])
 
-    def compute_circuit(self) -> tuple[Bool[Tensor, "layer head"], str]:
-        """Heads of the IOI circuit of the loaded checkpoint, and whether there is one."""
+    def compute_circuit(self) -> tuple[Bool[Tensor, "n_forward n_backward"], str]:
+        """Edges of the IOI circuit of the loaded checkpoint, and whether there is one."""
         assert self.inputs.circuit is not None
         report = find_circuit(self.weights, self.inputs.circuit, self.config.circuits_config())
-        return _heads_of(report.circuit), report.status
+        return report.circuit.in_circuit, report.status
 
     def components(self) -> dict[str, OfHeads] | None:
         """Stored copy, induction and duplicate-token scores."""
@@ -241,9 +264,3 @@ def _differing(folder: ResultsFolder, run: dict[str, Any], asked: BaseConfig) ->
 
 def _again(folder: ResultsFolder) -> str:
     return f"run: {folder.how_to_make()} overwrite=true"
-
-
-def _heads_of(circuit: Circuit) -> Bool[Tensor, "layer head"]:
-    graph = circuit.graph
-    nodes = nodes_in(circuit.in_circuit[None], graph)[0]
-    return torch.stack([nodes[graph.head(layer) : graph.mlp(layer)] for layer in range(graph.n_layers)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from utils.circuits import CircuitKeys, CircuitsConfig
 from utils.config.keys import BaseConfig, PromptOptions, Section, execution
@@ -13,31 +13,36 @@ from utils.heads.cspa import CspaConfig, CspaKeys
 
 
 class Thresholds(Section):
-    """When a head counts; the defaults are those of Tigges et al. 2024 (arXiv 2407.10827)."""
+    """When a head holds a role; the defaults are those of Tigges et al. 2024 (arXiv 2407.10827)."""
 
     copy_score: float = 10.0
-    """Name movers have a higher copy score, in percent."""
+    """Name movers have a copy score above this, in percent, and an effect below 0."""
+    negative_copy_score: float = 10.0
+    """Negative name movers have a negative copy score above this, in percent; only with `definitions: study`."""
     cspa: float = 0.10
-    """Copy-suppression heads have a higher CSPA score."""
+    """Copy-suppression heads have a CSPA score above this."""
     s_inhibition_effect: float = -0.001
-    """S-inhibition heads have a lower effect through the name movers' queries, as a share of the logit difference."""
-    induction_effect: float = -0.001
-    """Induction and duplicate-token heads have a lower effect through the S-inhibition heads' values."""
-    score_over_mean: float = Field(1.0, gt=0)
-    """Induction and duplicate-token heads have a higher score than this multiple of the mean over all heads."""
+    """S-inhibition heads have an effect below this through the name movers' queries, in the unit of the definitions."""
     logit_diff_change: float = 0.0
-    """With an S-inhibition head's output for the opposite name order, the logit difference changes by less."""
+    """An S-inhibition head is made to write what it writes in a prompt with the names in the opposite order. The logit
+    difference has to change by less than this."""
     attention_io_change: float = 0.0
-    """With it, the name movers' attention to IO changes by less."""
+    """With the same exchange, the name movers' attention to IO has to change by less than this."""
     attention_s1_change: float = 0.0
-    """With it, the name movers' attention to S1 changes by more."""
+    """With the same exchange, the name movers' attention to S1 has to change by more than this."""
+    induction_effect: float = -0.001
+    """Induction and duplicate-token heads have an effect below this through the S-inhibition heads' values, in the unit
+    of the definitions."""
+    score_over_mean: float = Field(1.0, gt=0)
+    """Induction and duplicate-token heads have an induction or duplicate-token score above this multiple of its mean
+    over all heads of the model."""
 
 
 class CircuitInput(CircuitKeys):
-    """The circuit whose heads are measured; the keys are those of get_circuits_over_time.py."""
+    """The IOI circuit over whose heads the percentages are taken; other keys as of get_circuits_over_time.py."""
 
     heads: Literal["circuit", "all"] = "circuit"
-    """Measure the heads of the IOI circuit, or all heads of the model."""
+    """Take percentages over the heads of the IOI `circuit`, or over `all` heads of the model, without any circuit."""
 
 
 class IoiConsistencyConfig(PromptOptions, BaseConfig):
@@ -47,11 +52,23 @@ class IoiConsistencyConfig(PromptOptions, BaseConfig):
     weights and the same settings as here, and computed where not.
     """
 
+    definitions: Literal["study", "frozen"] = "study"
+    """How effects are measured and who can hold a role. `study` does as Tigges et al. 2024, after Wang et al. 2022: the
+    receivers read what the sender writes in the corrupted prompt, directly and through MLPs, and everything after them
+    is recomputed. Effects are shares of the drop from clean to corrupted prompts, and any head of the model can hold a
+    role. `frozen` holds everything off the path at its clean value. Effects are shares of the clean logit difference,
+    and only heads of the circuit can hold a role."""
     n_prompts: int = Field(70, gt=0)
     """IOI prompts that effects are measured on."""
     through_mlps: bool = False
-    """Count paths from a sender to its level's receivers that lead through MLPs too; from the receivers on, paths are
-    direct either way."""
+    """Only with `definitions: frozen`: also count paths from a sender to its level's receivers that lead through MLPs.
+    From the receivers on, paths are direct either way. `study` always counts them."""
+    backup: bool = True
+    """Ablate the name movers and measure how much of the lost logit difference later parts bring back (Wang et al.
+    2022; McGrath et al. 2023). This costs less than a forward pass."""
+    backup_ablation: Literal["mean", "corrupted"] = "mean"
+    """What ablated name movers write at the last token: their `mean` over the clean prompts, or what they write in the
+    `corrupted` prompt."""
     require_stored: bool = execution(False)
     """Refuse to compute the circuit and the scores; what is missing is named with the command that makes it."""
     thresholds: Thresholds = Thresholds()
@@ -61,6 +78,15 @@ class IoiConsistencyConfig(PromptOptions, BaseConfig):
     """Text and settings of the CSPA scores, as of get_model_cspa.py; needed where none are stored."""
     memory_budget_gb: float = execution(1.0, gt=0)
     """Memory that one step of the computation may take beside the weights; work is split to stay below it."""
+
+    @model_validator(mode="after")
+    def _through_mlps_is_a_choice(self) -> IoiConsistencyConfig:
+        if self.through_mlps and self.definitions == "study":
+            raise ValueError(
+                "through_mlps: definitions=study counts paths through MLPs anyway; leave it out, or pass "
+                "definitions=frozen"
+            )
+        return self
 
     def circuits_config(self) -> CircuitsConfig:
         """The config with which get_circuits_over_time.py finds the same circuit."""

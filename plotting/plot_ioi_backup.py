@@ -1,0 +1,74 @@
+"""Draw what brings back the logit difference of IOI without the name movers (figures/ioi_backup.html).
+
+With all name movers ablated at the last token, what they wrote is lost, and parts after them write more or less than
+before (Wang et al. 2022; McGrath et al. 2023). The first panel has the share of the loss that comes back in all; the
+others have the shares of the other heads, of the MLPs, and of the final norm, whose scale changes. Bands are 95%
+intervals. Checkpoints without name movers have none.
+
+    python plotting/plot_ioi_backup.py -r results
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.panels import Line, Panels
+from plotting.style import Drawing, ModelLook, model_looks
+from plotting.tables import every_model, load, models_in
+from plotting.time_axis import TimeAxis
+from utils.errors import UserError
+from utils.results.store import Store
+
+TITLES = {"all": "All parts together", "heads": "Other heads", "mlps": "MLPs", "final_norm": "Scale of the final norm"}
+
+
+def draw_backup(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
+    """The figure.
+
+    Args:
+        table: `model, step, tokens, part, came_back, came_back_low, came_back_high, n_ablated`.
+        looks: the look of every model.
+
+    Raises:
+        UserError: if nothing came back or was lost anywhere; says the reasons that the results give.
+    """
+    parts = [part for part in TITLES if (table["part"] == part).any()]
+    if table["came_back"].isna().all():
+        reasons = ", ".join(sorted(set(table["reason"].dropna()))) if "reason" in table else "no reason given"
+        raise UserError(f"ioi_backup: nothing to draw: {reasons}")
+    panels = Panels(1, len(parts), TimeAxis.of(table), [TITLES[part] for part in parts], panel_height=260)
+    for column, part in enumerate(parts, 1):
+        for model in models_in(table):
+            rows = table[(table["model"] == model) & (table["part"] == part)]
+            if rows.empty:
+                continue
+            line = Line(
+                rows,
+                "came_back",
+                model,
+                looks[model],
+                interval=("came_back_low", "came_back_high"),
+                hover=("change", "n_ablated"),
+            )
+            panels.draw(line, 1, column)
+        panels.level(0, 1, column)
+    panels.figure.update_yaxes(title_text="of the lost logit difference (%)", row=1, col=1)
+    return panels.done(
+        "What brings the logit difference back without the name movers",
+        "Share of what the ablated name movers wrote; negative: more is lost",
+    )
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
+    """Figures by file name."""
+    table = load(store, "ioi_backup", arguments)
+    return {"ioi_backup": draw_backup(table, model_looks(every_model(store)))}
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__))

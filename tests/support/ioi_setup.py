@@ -1,0 +1,132 @@
+"""IOI on small random models and on the hand-built transformer: prompts, made-up head facts, levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.paths import Head
+from edge_attribution_patching.weights import ModelWeights, read_weights
+from tests.support import ioi_transformer
+from tests.support.float64 import in_float64
+from tests.support.random_models import random_model
+from tests.support.task_tokenizers import words
+from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
+from utils.ioi.attention import NAMES
+from utils.ioi.effects import PairedRuns
+from utils.ioi.inputs import HeadFacts
+from utils.ioi.keys import IoiConsistencyConfig
+from utils.ioi.levels import Levels
+from utils.ioi.tables import Consistency
+from utils.tasks import TASKS, Prompts
+from utils.tasks.ioi import signal_variants
+from utils.tasks.metrics import Answers
+
+HEADS = [(layer, head) for layer in range(3) for head in range(4)]
+"""Those of the random models."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model and what its levels are measured on."""
+
+    model: PreTrainedModel
+    weights: ModelWeights
+    prompts: Prompts
+    variants: Mapping[str, Tensor]
+    config: IoiConsistencyConfig
+
+    def runs(self, others: Tensor | None = None, batch_size: int = 2) -> PairedRuns:
+        """Clean prompts and others, by default the corrupted ones."""
+        return PairedRuns(
+            self.weights, self.prompts, self.prompts.corrupted if others is None else others, batch_size, 1.0
+        )
+
+    def levels(self, facts: HeadFacts, **changes: Any) -> Levels:
+        """The levels, to be run."""
+        config = self.config.model_copy(update=changes)
+        return Levels(self.weights, self.prompts, self.variants, facts, config)
+
+    def measure(self, facts: HeadFacts, **changes: Any) -> Consistency:
+        """The tables of the levels."""
+        return self.levels(facts, **changes).run()[0]
+
+    def pair(self, others: Tensor, row: int) -> tuple[Tensor, Tensor]:
+        """A clean prompt and the other one beside it, without padding."""
+        n = int(self.prompts.lengths[row])
+        return self.prompts.clean[row, :n], others[row, :n]
+
+    def logit_diff(self, logits: Tensor, row: int) -> float:
+        """From the logits at the end of a prompt."""
+        answers = self.prompts.answers
+        return float(logits[answers.right[row, 0]] - logits[answers.wrong[row, 0]])
+
+
+def config_of(**keys: Any) -> IoiConsistencyConfig:
+    return IoiConsistencyConfig(model="any", **({"n_prompts": 6} | keys))
+
+
+def _prompts(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompts, dict[str, Tensor]]:
+    prompts = TASKS["ioi"].build(tokenizer, config.n_prompts, config.seed, config)
+    return prompts, signal_variants(prompts, tokenizer, config.seed)
+
+
+def turned_around(setup: Setup) -> Setup:
+    """The same prompts with right and wrong answers exchanged."""
+    answers = setup.prompts.answers
+    turned = Answers(answers.wrong, answers.wrong_mask, answers.right, answers.right_mask)
+    return replace(setup, prompts=replace(setup.prompts, answers=turned))
+
+
+def random_setup(architecture: str, *, float64: bool = False, **keys: Any) -> Setup:
+    """A random model of three layers of four heads; its effects have a positive unit under the config's definitions."""
+    tokenizer = words()
+    model = random_model(architecture, n_layers=3, n_heads=4, d_model=32, vocab=len(tokenizer))
+    model = in_float64(model) if float64 else model
+    config = config_of(**keys)
+    prompts, variants = _prompts(config, tokenizer)
+    setup = Setup(model, read_weights(model), prompts, variants, config)
+    clean, corrupted = (values.mean() for values in setup.runs().both())
+    unit = clean if config.definitions == "frozen" else clean - corrupted
+    return setup if unit > 0 else turned_around(setup)
+
+
+def hand_built(**keys: Any) -> tuple[Setup, HeadFacts]:
+    """The hand-built transformer, and its scores; only the CSPA score is made up."""
+    tokenizer = ioi_transformer.tokenizer()
+    model = ioi_transformer.ioi_transformer()
+    weights = read_weights(model)
+    config = config_of(**({"n_prompts": 24} | keys))
+    prompts, variants = _prompts(config, tokenizer)
+    blocks = repeated_blocks(ordinary_tokens(tokenizer, weights.d_vocab), 20, 10, seed=0)
+    names = torch.stack([prompts.positions[name] for name in NAMES], dim=1)
+    scores = attention_scores(weights, blocks, 32)
+    scores |= copy_scores(weights, prompts.clean, prompts.lengths, names, 32)
+    scores.pop("previous_token")
+    facts = facts_of(Graph.of(weights), cspa={(3, 1): 0.9})
+    return Setup(model, weights, prompts, variants, config), replace(facts, **scores)
+
+
+def facts_of(graph: Graph, **scores: Mapping[Head, float]) -> HeadFacts:
+    """Head facts with given scores, 0 elsewhere; the circuit holds every edge."""
+    names = ("copy", "negative_copy", "induction", "duplicate_token", "cspa")
+    planted = {name: torch.zeros(graph.n_layers, graph.n_heads) for name in names}
+    for name, heads in scores.items():
+        for head, value in heads.items():
+            planted[name][head] = value
+    return HeadFacts(graph, graph.edge_mask.clone(), "found", **planted, sources={})
+
+
+def without(facts: HeadFacts, *heads: Head) -> HeadFacts:
+    """The same facts with some heads left out of the circuit."""
+    edges = facts.edges.clone()
+    for head in heads:
+        edges[facts.graph.head(*head)] = False
+        edges[:, [facts.graph.head_input(*head, letter) for letter in "qkv"]] = False
+    return replace(facts, edges=edges)

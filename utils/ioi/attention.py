@@ -1,0 +1,76 @@
+"""Attention to the three names of IOI prompts: of every head as the model runs, and of watched heads under patching."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from edge_attribution_patching.forward import LayerActivations, embed, forward
+from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.patching import Attended, Observer
+from edge_attribution_patching.paths import Head
+from edge_attribution_patching.weights import ModelWeights
+
+NAMES = ("io", "s1", "s2")
+"""The positions whose attention is reported."""
+
+
+def name_attention(
+    weights: ModelWeights,
+    tokens: Int[Tensor, "prompt position"],
+    lengths: Int[Tensor, " prompt"],
+    queries: Int[Tensor, "prompt query"],
+    names: Int[Tensor, "prompt name"],
+    batch_size: int,
+) -> Float[Tensor, "query name layer head"]:
+    """Mean attention of every head from some positions of each prompt to others, in [0, 1]."""
+    total = torch.zeros(queries.shape[1], names.shape[1], weights.n_layers, weights.n_heads)
+    for index in torch.arange(len(tokens), device=tokens.device).split(batch_size):
+        layout = Layout.whole(lengths[index])
+        rows = torch.arange(len(index), device=tokens.device)[:, None]
+
+        def add(layer: LayerActivations, index: Tensor = index, rows: Tensor = rows) -> None:
+            from_queries = layer.pattern.transpose(1, 2)[rows, queries[index]]  # [prompt, query, head, key]
+            keys = names[index][:, None, None].expand(*from_queries.shape[:3], -1)
+            seen = from_queries.gather(3, keys).float().sum(dim=0)  # [query, head, name]
+            total[:, :, layer.layer] += seen.transpose(1, 2).cpu()
+
+        with torch.no_grad():
+            forward(weights, layout, embed(weights, layout, layout.pack(tokens[index])), visit=add)
+    return total / len(tokens)
+
+
+class AttentionWatch:
+    """The attention of some heads from the answer's token, under every mask of a patched forward of `at_answers` runs.
+
+    Args:
+        heads: the watched ones.
+        positions: of the tokens attended to.
+        n_masks: masks of the patched forward.
+
+    Attributes:
+        attention: filled as batches run; zero where a head is not recomputed.
+    """
+
+    def __init__(self, heads: Sequence[Head], positions: Int[Tensor, "prompt name"], n_masks: int) -> None:
+        self._places = {head: place for place, head in enumerate(heads)}
+        self._positions = positions
+        shape = (n_masks, len(heads), *positions.shape)
+        self.attention: Float[Tensor, "mask head prompt name"] = torch.zeros(shape, device=positions.device)
+
+    def of_prompts(self, index: Int[Tensor, " prompt"]) -> Observer:
+        """The observer of one batch."""
+
+        def observe(masks: Int[Tensor, " mask"], attended: Attended) -> None:
+            pattern = attended.pattern[:, :, :, 0]  # [mask, prompt, head, key]
+            keys = self._positions[index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
+            to_names = pattern.gather(3, keys).to(self.attention.dtype)
+            rows = masks.to(index.device)[:, None]
+            for column, head in enumerate(attended.heads.tolist()):
+                if (place := self._places.get((attended.layer, head))) is not None:
+                    self.attention[rows, place, index[None]] = to_names[:, :, column]
+
+        return observe

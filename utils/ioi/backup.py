@@ -1,0 +1,206 @@
+"""Backup behaviour: what brings back the logit difference when the name movers are ablated.
+
+Wang et al. 2022 (arXiv 2211.00593, section 3.4) found that other heads take over when name movers are knocked out;
+McGrath et al. 2023 (arXiv 2307.15771, "The Hydra effect") measured such compensation by direct effects. Here all name
+movers at once are made to write, at the last token, their mean over the clean prompts or what they write in the
+corrupted prompt; everything after them is recomputed, and every part of the model is asked for its direct effect before
+and after.
+
+A part's direct effect is what it adds to the logit difference itself: what it writes at the last token, along the
+difference of the two answers' unembedding directions, at the scale that the final norm has in the clean run. With that
+scale held, what the name movers write less is `lost`; what all other parts then write more or less, and what the
+final norm's own change of scale adds, is what comes back:
+
+    LD_ablated - LD_clean = heads + mlps + final_norm - lost        came_back = 100 * (heads + mlps + final_norm) / lost
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from edge_attribution_patching.patching import Attended, evaluate_masks_final
+from edge_attribution_patching.patching_plan import Given
+from edge_attribution_patching.patching_runs import PreparedRuns, at_answers
+from edge_attribution_patching.paths import Head, recompute_mask
+from utils.ioi.effects import PairedRuns
+from utils.ioi.roles import Roles, holders
+from utils.ioi.shares import Scale
+from utils.results.kinds import IOI_BACKUP
+
+Ablation = Literal["mean", "corrupted"]
+
+
+@dataclass(frozen=True)
+class DirectEffects:
+    """Parts of the logit difference of every prompt, at the clean run's norm scale; changes where heads are ablated.
+
+    Attributes:
+        heads, heads_change: of every head.
+        mlps, mlps_change: of all MLPs together.
+        final_norm_change: what the change of the final norm's scale adds.
+        logit_diff, logit_diff_change: of the whole.
+    """
+
+    heads: Float[Tensor, "layer head prompt"]
+    heads_change: Float[Tensor, "layer head prompt"]
+    mlps: Float[Tensor, " prompt"]
+    mlps_change: Float[Tensor, " prompt"]
+    final_norm_change: Float[Tensor, " prompt"]
+    logit_diff: Float[Tensor, " prompt"]
+    logit_diff_change: Float[Tensor, " prompt"]
+
+
+def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation) -> DirectEffects:
+    """Every part's direct effect, and its change where some heads are ablated at the last token.
+
+    Args:
+        runs: clean prompts, and the corrupted ones.
+        ablated: heads, all at once.
+        ablation: what they write instead.
+    """
+    means = _means(runs, ablated) if ablation == "mean" else {}
+    graph, n = runs.graph, runs.n_prompts
+    heads, heads_change = torch.zeros(2, graph.n_layers, graph.n_heads, n, dtype=torch.float64)
+    mlps, mlps_change, norm_change, whole, whole_change = torch.zeros(5, n, dtype=torch.float64)
+    for prepared in runs:
+        index, end = prepared.batch.index, at_answers(prepared)
+        at = index.cpu()
+        part = _Parts(runs, end, index)
+        given = {
+            graph.head(*head): (
+                means[head].expand(len(index), -1) if means else end.source.layers[head[0]].written[:, head[1]]
+            )
+            for head in ablated
+        }
+        for layer, run in enumerate(end.base.layers):
+            heads[layer][:, at] = part.of_heads(layer, run.written, torch.arange(graph.n_heads))
+            mlps[at] += part.of(run.mlp_out)
+        for layer, head in ablated:
+            change = given[graph.head(layer, head)] - end.base.layers[layer].written[:, head]
+            heads_change[layer, head, at] = part.of_heads(layer, change[:, None], torch.tensor([head]))[0]
+
+        def see(_: Tensor, attended: Attended, part: _Parts = part, end: PreparedRuns = end, at: Tensor = at) -> None:
+            layer, of = attended.layer, attended.heads
+            change = attended.written[0] - end.base.layers[layer].written[:, of]
+            heads_change[layer, of[:, None], at[None]] = part.of_heads(layer, change, of)
+
+        final = evaluate_masks_final(
+            runs.weights,
+            end,
+            recompute_mask(graph)[None],
+            given=Given(outputs={node: written[None] for node, written in given.items()}),
+            memory_budget_gb=runs.memory_budget_gb,
+            observe=see,
+        )[0]
+        before, after = runs.logit_difference(torch.stack((end.base.final, final)), index).double().cpu()
+        written = part.of(final - end.base.final)
+        whole[at], whole_change[at] = before, after - before
+        norm_change[at] = after - before - written
+        mlps_change[at] = written - heads_change[:, :, at].sum(dim=(0, 1))
+    return DirectEffects(heads, heads_change, mlps, mlps_change, norm_change, whole, whole_change)
+
+
+class _Parts:
+    """Direct effects of what is written at the answers of one batch."""
+
+    def __init__(self, runs: PairedRuns, end: PreparedRuns, index: Int[Tensor, " prompt"]) -> None:
+        self.runs, self.final, self.index = runs, end.base.final, index
+
+    def of(self, written: Float[Tensor, "*stack prompt d_model"]) -> Float[Tensor, "*stack prompt"]:
+        return self.runs.logit_difference.of_part(written, self.final, self.index).double().cpu()
+
+    def of_heads(
+        self, layer: int, written: Float[Tensor, "prompt head d_head"], heads: Int[Tensor, " head"]
+    ) -> Float[Tensor, "head prompt"]:
+        return self.of(torch.bmm(written.transpose(0, 1), self.runs.weights.layers[layer].W_written[heads]))
+
+
+def _means(runs: PairedRuns, heads: Sequence[Head]) -> dict[Head, Float[Tensor, " d_head"]]:
+    """What each head writes at the answer, before W_written, as the mean over the clean prompts."""
+    totals: dict[Head, Tensor] = {}
+    for prepared in runs:
+        end = at_answers(prepared)
+        for head in heads:
+            total = end.base.layers[head[0]].written[:, head[1]].sum(dim=0)
+            totals[head] = totals[head] + total if head in totals else total
+    return {head: total / runs.n_prompts for head, total in totals.items()}
+
+
+def backup_table(runs: PairedRuns, roles: Roles, ablation: Ablation, scale: Scale) -> pd.DataFrame:
+    """The table of kind `ioi_backup`: parts of the model first, then every head.
+
+    Args:
+        runs: clean prompts, and the corrupted ones.
+        roles: of the first level; those that hold `name_mover` are ablated.
+        ablation: what they write instead.
+        scale: gives the resamples of the prompts.
+    """
+    movers = holders(roles, "name_mover")
+    if not movers:
+        return without_backup("there are no name movers to ablate")
+    found = direct_effects(runs, movers, ablation)
+    ablated = torch.zeros(found.heads.shape[:2], dtype=torch.bool)
+    ablated[tuple(torch.tensor(movers).T)] = True
+    lost = -found.heads_change[ablated].sum(dim=0)
+    reason = None if float(lost.mean()) > 0 else "ablating the name movers loses nothing directly"
+    parts = {
+        "all": (found.logit_diff, found.logit_diff_change, found.logit_diff_change + lost),
+        "name_movers": (found.heads[ablated].sum(dim=0), -lost, None),
+        "heads": _twice(found.heads[~ablated].sum(dim=0), found.heads_change[~ablated].sum(dim=0)),
+        "mlps": _twice(found.mlps, found.mlps_change),
+        "final_norm": _twice(torch.full_like(lost, torch.nan), found.final_norm_change),
+    }
+    rows = [
+        {"part": name, "n_ablated": len(movers), "ablation": ablation, "reason": reason}
+        | _row(scale, effect, change, back if reason is None else None, lost)
+        for name, (effect, change, back) in parts.items()
+    ]
+    for layer, head in torch.ones_like(ablated).nonzero().tolist():
+        role = roles.get((layer, head))
+        effect, change = found.heads[layer, head], found.heads_change[layer, head]
+        back = None if ablated[layer, head] or reason is not None else change
+        row = {"part": "head", "layer": layer, "head": head, "n_ablated": len(movers), "ablation": ablation}
+        row |= {"role": role.name if role is not None and role.passes else ""}
+        rows.append(row | _row(scale, effect, change, back, lost))
+    return _table(rows)
+
+
+def without_backup(reason: str) -> pd.DataFrame:
+    """The table where nothing is measured."""
+    return _table([{"part": "all", "reason": reason}])
+
+
+def _twice(effect: Tensor, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return effect, change, change
+
+
+def _row(
+    scale: Scale,
+    effect: Float[Tensor, " prompt"],
+    change: Float[Tensor, " prompt"],
+    back: Float[Tensor, " prompt"] | None,
+    lost: Float[Tensor, " prompt"],
+) -> dict[str, Any]:
+    """Means over prompts, and the share of what is lost that comes back; without one where `back` is None."""
+    bootstrap = scale.bootstrap
+    row = {"direct_effect": float(effect.mean()), "direct_effect_ablated": float((effect + change).mean())}
+    row |= {"change": float(change.mean()), "change_se": float(bootstrap.error(bootstrap.means(change)))}
+    if back is None:
+        return row
+    low, high = scale.interval(100 * bootstrap.means(back) / bootstrap.means(lost))
+    return row | {"came_back": 100 * float(back.mean() / lost.mean()), "came_back_low": low, "came_back_high": high}
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(IOI_BACKUP.columns))
+    words = ("definitions", "part", "role", "ablation", "reason")
+    counts = ("layer", "head", "n_ablated")
+    numbers = [name for name in table if name not in (*words, *counts)]
+    return table.astype(dict.fromkeys(numbers, "float64") | dict.fromkeys(counts, "Int64"))

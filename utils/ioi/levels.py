@@ -1,0 +1,170 @@
+"""The three levels of the IOI algorithm in one checkpoint, from the logits backwards.
+
+    name_movers    heads -> logits                    name movers, copy-suppression heads, negative name movers
+    s_inhibition   heads -> queries of name movers    S-inhibition heads
+    induction      heads -> values of S-inhibition    induction and duplicate-token heads
+
+How effects are measured is in `definitions.py`, who holds a role in `roles.py`. Each level reports
+
+    percent = 100 * sum of |effect| over the heads that hold a role / sum of |effect| over the circuit's heads.
+
+A level without receivers, as in early checkpoints, has no percentage but a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from edge_attribution_patching.paths import Head
+from edge_attribution_patching.statistics import standard_error
+from edge_attribution_patching.weights import ModelWeights
+from utils.ioi.attention import NAMES, name_attention
+from utils.ioi.definitions import definition_of
+from utils.ioi.effects import Exchange, PairedRuns
+from utils.ioi.inputs import HeadFacts
+from utils.ioi.keys import IoiConsistencyConfig
+from utils.ioi.roles import CLEAN, Roles, holders, inhibition_roles, reading_roles, writing_roles
+from utils.ioi.shares import Scale
+from utils.ioi.tables import Consistency, Tables
+from utils.tasks import Prompts
+
+LEVELS = ("name_movers", "s_inhibition", "induction")
+
+
+class Levels:
+    """One checkpoint's levels, in order: each needs the heads that the one before it identified.
+
+    Args:
+        weights: the model.
+        prompts: IOI prompts with their corruptions, on the model's device.
+        variants: `utils.tasks.ioi.signal_variants` of the prompts.
+        facts: circuit and head scores.
+        config: definitions, thresholds and how to measure.
+    """
+
+    def __init__(
+        self,
+        weights: ModelWeights,
+        prompts: Prompts,
+        variants: Mapping[str, Int[Tensor, "n width"]],
+        facts: HeadFacts,
+        config: IoiConsistencyConfig,
+    ) -> None:
+        self.weights, self.prompts, self.variants = weights, prompts, variants
+        self.facts, self.config, self.limits = facts, config, config.thresholds
+        self.definition = definition_of(config)
+        self.names = torch.stack([prompts.positions[name] for name in NAMES], dim=1)
+        self.runs = self.runs_with(prompts.corrupted)
+        self.clean, corrupted = self.runs.both()
+        self.scale = Scale(self.clean, self.definition.divisor(self.clean, corrupted), config.seed)
+        logit_diffs = {
+            "logit_diff": float(self.clean.double().mean()),
+            "logit_diff_se": standard_error(self.clean),
+            "corrupted_logit_diff": float(corrupted.double().mean()),
+        }
+        self.tables = Tables(self.definition, facts, self.scale, logit_diffs)
+        self.heads = self.tables.measured
+
+    def run(self) -> tuple[Consistency, Roles]:
+        """The tables, and who holds a role at the first level."""
+        if reason := self._nothing_to_explain():
+            for level in LEVELS:
+                self.tables.leave_out(level, None, reason)
+            return self.tables.done(), {}
+        from_end, from_s2 = self._attention("end", "s2")
+        writing = self._name_movers(from_end)
+        movers = holders(writing, "name_mover")
+        inhibitors, none_because = self._s_inhibition(movers, from_end)
+        self._induction(inhibitors, none_because, movers, from_s2)
+        return self.tables.done(), writing
+
+    def runs_with(self, others: Int[Tensor, "prompt position"]) -> PairedRuns:
+        """The clean prompts and other ones."""
+        return PairedRuns(self.weights, self.prompts, others, self.config.batch_size, self.config.memory_budget_gb)
+
+    def _nothing_to_explain(self) -> str:
+        if self.facts.status != "found":
+            return f"no circuit: {self.facts.status}"
+        if not self.facts.circuit_heads:
+            return "no circuit: it holds no heads"
+        known = self.tables.logit_diffs
+        return self.definition.why_nothing(known["logit_diff"], known["corrupted_logit_diff"])
+
+    def _name_movers(self, attention: Float[Tensor, "name layer head"]) -> Roles:
+        effects = self.scale.effects(self.definition.on_logits(self.runs, self.heads))
+        roles = writing_roles(
+            self.heads,
+            effects.sizes,
+            self.facts,
+            self.limits,
+            negative_name_movers=self.definition.negative_name_movers,
+        )
+        self.tables.add_level("name_movers", effects, roles, attention, None)
+        return roles
+
+    def _s_inhibition(
+        self, movers: Sequence[Head], attention: Float[Tensor, "name layer head"]
+    ) -> tuple[tuple[Head, ...], str]:
+        """The S-inhibition heads, and what to say if there are none."""
+        if not movers:
+            reason = f"no name movers: no head has a copy score above {self.limits.copy_score:g}% and an effect below 0"
+            self.tables.leave_out("s_inhibition", 0, reason)
+            return (), "no S-inhibition heads: there are no name movers to inhibit"
+        effects = self.scale.effects(self.definition.on_queries(self.runs, self.heads, movers))
+        limit = self.limits.s_inhibition_effect
+        below = [head for head, effect in zip(self.heads, effects.sizes.tolist(), strict=True) if effect < limit]
+        candidates = [head for head in below if self.definition.may_inhibit(head, movers, self.facts)]
+        exchanges = self._exchange(candidates, movers, attention)
+        roles = inhibition_roles(candidates, exchanges, self.limits)
+        self.tables.add_signals(candidates, exchanges, roles)
+        self.tables.add_level("s_inhibition", effects, roles, attention, len(movers))
+        if not below:
+            missing = f"no effect on name movers' queries is below {limit:g}"
+        elif not candidates:
+            missing = f"no edge of the circuit joins any of {len(below)} candidates to a name mover's query"
+        else:
+            missing = f"none of {len(candidates)} candidates passes the signal test"
+        return holders(roles), f"no S-inhibition heads: {missing}"
+
+    def _exchange(
+        self, candidates: Sequence[Head], movers: Sequence[Head], attention: Float[Tensor, "name layer head"]
+    ) -> dict[str, Exchange]:
+        """What the candidates write at the answer exchanged for what they write in each variant of the prompt."""
+        if not candidates:
+            return {}
+        exchanges = {CLEAN: Exchange.of_nothing(candidates, movers, self.clean, attention)}
+        for name, tokens in self.variants.items():
+            if name != CLEAN:
+                runs = self.runs_with(tokens.to(self.weights.device))
+                exchanges[name] = self.definition.exchange(runs, candidates, movers, self.names)
+        return exchanges
+
+    def _induction(
+        self,
+        inhibitors: Sequence[Head],
+        none_because: str,
+        movers: Sequence[Head],
+        attention: Float[Tensor, "name layer head"],
+    ) -> None:
+        receivers = self.definition.value_receivers(inhibitors, self.facts, self.limits)
+        if inhibitors and not receivers:
+            none_because = "no receivers: every S-inhibition head is a copy-suppression head too"
+        if not receivers:
+            self.tables.leave_out("induction", 0, none_because)
+            return
+        effects = self.scale.effects(self.definition.on_values(self.runs, self.heads, receivers, movers))
+        roles = reading_roles(self.heads, effects.sizes, self.facts, self.limits)
+        self.tables.add_level("induction", effects, roles, attention, len(receivers))
+
+    def _attention(self, *names: str) -> list[Float[Tensor, "name layer head"]]:
+        """Attention of every head of the clean run to the names, from each of some named positions."""
+        queries = torch.stack([self.prompts.positions[name] for name in names], dim=1)
+        prompts = self.prompts
+        found = name_attention(
+            self.weights, prompts.clean, prompts.lengths, queries, self.names, self.config.batch_size
+        )
+        return list(found)
