@@ -53,7 +53,7 @@ def tiny_config(folder: Path, *overrides: str) -> FamilyConfig:
 
 @pytest.fixture(scope="module")
 def tiny_trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A family of a few steps; not to be changed."""
+    """A family of a few steps. Do not change it."""
     return train_family(tiny_config(tmp_path_factory.mktemp("toy") / "tiny"))
 
 
