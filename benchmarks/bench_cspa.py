@@ -44,7 +44,7 @@ VOCAB, D_MODEL, LAYERS, HEADS, D_HEAD = 50304, 768, 12, 12, 64
 
 
 def pythia_160m(untrained: bool) -> GPTNeoXForCausalLM:
-    """pythia-160m's shape, random weights. Its output layer is scaled up so that logits spread like a trained model's."""
+    """pythia-160m's shape with random weights, and an output layer that spreads logits like a trained model's."""
     model = random_pythia(LAYERS, HEADS, D_MODEL)
     if not untrained:
         model.lm_head.weight.mul_(6)
