@@ -44,7 +44,7 @@ VOCAB, D_MODEL, LAYERS, HEADS, D_HEAD = 50304, 768, 12, 12, 64
 
 
 def pythia_160m(untrained: bool) -> GPTNeoXForCausalLM:
-    """pythia-160m's shape, random weights; its output layer is scaled up so that logits spread as a trained model's."""
+    """pythia-160m's shape with random weights, and an output layer that spreads logits like a trained model's."""
     model = random_pythia(LAYERS, HEADS, D_MODEL)
     if not untrained:
         model.lm_head.weight.mul_(6)
@@ -71,7 +71,7 @@ def resident() -> int:
 
 
 def peak_of(run: Callable[[], object]) -> int:
-    """Most bytes in memory while `run` runs, above those before, sampled every 5 ms."""
+    """The most bytes in memory while `run` runs, beyond those before, sampled every 5 ms."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed but kept is not there before
     before, most, done = resident(), 0, threading.Event()
 

@@ -47,7 +47,7 @@ def make_all_heads_copy(model: GPTNeoXForCausalLM) -> None:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """CPU time, so that what else the machine does counts as little as possible."""
+    """CPU time, so that whatever else the machine does counts as little as possible."""
     start = time.process_time()
     run()
     return time.process_time() - start

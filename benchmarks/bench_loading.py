@@ -4,7 +4,7 @@
 
 Random weights at pythia-160m shape are saved to a temporary local family, float32 on the CPU, and each is loaded in
 turn from the page cache. The goal: until the weights can be computed with, loading takes at most 1.3 times what
-`from_pretrained` and the folding take. The rest of the columns is told apart, not hidden:
+`from_pretrained` and the folding take. The other columns show the rest:
 
 - `weights`: a checkpoint of the suite, with its tokenizer, config, device and step checked;
 - `hash`: the SHA-256 of the weights, which is computed beside the loading and awaited only when results are saved;

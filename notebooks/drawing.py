@@ -64,7 +64,7 @@ def draw_attention(
         title: what is shown.
         subtitle: how to read it.
     """
-    # A token may stand twice; plotly wants names of their own.
+    # A token may come twice, but plotly wants different names.
     labels = [f"{place} {escape(token.strip())}" for place, token in enumerate(tokens)]
     return draw_maps(
         {head: pattern.flip(0) for head, pattern in patterns.items()},

@@ -1,4 +1,4 @@
-"""Run notebooks from their .py and write the .ipynb beside them, with its outputs.
+"""Run notebooks from their .py, and write the .ipynb with its outputs next to them.
 
     python notebooks/execute.py                      # all of them
     python notebooks/execute.py ioi_circuit          # one
@@ -46,7 +46,7 @@ def with_parameters(notebook: nbformat.NotebookNode, parameters: Mapping[str, An
 def execute(
     notebook: nbformat.NotebookNode, environment: Mapping[str, str] | None = None, timeout: int | None = None
 ) -> nbformat.NotebookNode:
-    """Run a notebook from the folder it lies in, as Jupyter does.
+    """Run a notebook from its own folder, as Jupyter does.
 
     Args:
         notebook: gets its outputs.

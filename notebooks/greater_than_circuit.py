@@ -163,7 +163,7 @@ show(
 # ## Who writes the answer? Direct effects of heads and MLPs
 #
 # Change one thing: the *logits* read what one head (or MLP) writes on the corrupted prompt; everything else keeps its
-# clean value. The change of the probability difference is its **direct effect**. As every intervention here, that is
+# clean value. The change of the probability difference is its **direct effect**. Like every intervention here, that is
 # an *edge mask*: the edges in the mask carry the corrupted run, all others the clean one (`PathPatching` in
 # [steps.py](steps.py)). **Look for** orange: without that message the answer gets worse. In GPT-2 most of it is in the
 # MLPs.
@@ -244,10 +244,10 @@ pd.DataFrame(share).T
 
 # %% [markdown]
 # **The toy model**'s two strongest heads write the finished band, low years lowered, the years after the start
-# raised. The strongest looks at YY and at nothing else, so what it writes was worked out where YY stands (the circuit
-# below shows its values come from the MLPs there): the comparison is made first, and moved afterwards. In GPT-2 it is
-# the other way round. The last MLP adds GPT-2's version, in coarse steps: the upper end of the century, the lower
-# end, little between.
+# raised. The strongest looks at YY and at nothing else, so what it writes was worked out at YY (the circuit below
+# shows that its values come from the MLPs there): the model compares first and moves the result afterwards. In GPT-2
+# it is the other way round. The last MLP adds GPT-2's version, in coarse steps: the upper end of the century, the
+# lower end, little in between.
 #
 # ## The circuit
 #
@@ -289,7 +289,7 @@ table.sort_values("with MLPs", ignore_index=True).head(10)
 # - The map of answers by start year says *whether* a model compares; direct effects say *who* writes the comparison;
 #   the maps of what is written say *where* it is made. The three together are the claim, not the circuit's drawing
 #   alone.
-# - The toy model mostly compares where the year stands and then moves the result, and does a smaller part as GPT-2
-#   does: move the year, then compare in the MLPs.
+# - The toy model mostly compares at the year and then moves the result. A smaller part it does like GPT-2: it moves
+#   the year, then compares in the MLPs.
 # - Now set `MODEL = "pythia-160m"` and see which of the two it does. Over all checkpoints at once:
 #   `get_circuits_over_time.py`, read in [reading_a_sweep](reading_a_sweep.ipynb).

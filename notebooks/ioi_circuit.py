@@ -15,17 +15,16 @@
 # # The IOI circuit of one model, step by step
 #
 # "When Mary and John went to the store, John gave a drink to" → " Mary". To finish the sentence with the **indirect
-# object** (IO, *Mary*) and not with the **subject** (S, *John*), a model has to notice which name stands there twice.
+# object** (IO, *Mary*) and not with the **subject** (S, *John*), a model has to notice which name comes twice.
 # Wang et al. 2022 ([arXiv 2211.00593](https://arxiv.org/abs/2211.00593)) found how GPT-2 small does it:
 #
-# 1. **duplicate-token** and **induction heads**, at the second *John* (S2), notice that the name has been there
-#    before;
-# 2. **S-inhibition heads** carry that to the sentence's end (END) and keep the next heads from looking at *John*;
+# 1. **duplicate-token** and **induction heads**, at the second *John* (S2), notice that the name has come before;
+# 2. **S-inhibition heads** carry that to the end of the sentence (END) and keep the next heads from looking at *John*;
 # 3. **name movers** look at the name that is left and copy it; **negative name movers** do the opposite.
 #
 # Tigges et al. 2024 ([arXiv 2407.10827](https://arxiv.org/abs/2407.10827)) asked whether other models, and earlier
-# checkpoints of the same model, do the same. This notebook asks it of one checkpoint: what the model says, where its
-# heads look, which heads write the answer, who tells those heads where to look, and what the whole circuit is.
+# checkpoints of the same model, do the same. This notebook asks that about one checkpoint: what the model says, where
+# its heads look, which heads write the answer, who tells those heads where to look, and what the whole circuit is.
 #
 # By default it runs on the small family that `make toy` trains in minutes (4 layers of 4 heads, a world of a few
 # sentence patterns). Every step says what to look for in any model, and then what **the toy model** shows. It learns
@@ -222,7 +221,7 @@ show(
 )
 
 # %% [markdown]
-# And its attention on one whole prompt, beside that of the head that looks at IO most. The last row is END.
+# And its attention on one whole prompt, next to that of the head that looks at IO most. The last row is END.
 
 # %%
 length = int(swap.lengths[0])
@@ -273,9 +272,9 @@ show(
 #
 # What makes the decisive heads look at S2: that the name is *repeated*, or merely that it is the *last* name? Three
 # kinds of prompts tell these apart. In `abc` prompts the name at the place of S2 is new. In the variants of Wang et
-# al. (section 3.2) the names of the first clause change places, or S is replaced by another name at both its places.
-# **Look for** attention that collapses on `abc`: the head depends on the repetition. If it stays, the head only knows
-# where names stand.
+# al. (section 3.2) the names of the first clause change places, or another name replaces S in both its places. **Look
+# for** attention that collapses on `abc`: the head depends on the repetition. If it stays, the head only knows where
+# names are.
 
 # %%
 variants = signal_variants(swap, checkpoint.tokenizer)
@@ -291,10 +290,10 @@ for kind, tokens in kinds.items():
 pd.DataFrame(rows).set_index("prompts")
 
 # %% [markdown]
-# **The toy model** looks at the last name whether or not it has been there before. It has found a shortcut that its
-# world rewards: the last name mentioned is never the answer. All its accuracy on IOI comes from that, and a benchmark
-# of IOI prompts alone could not have told it from the algorithm of GPT-2. Its answer to an `abc` prompt gives the
-# shortcut away: it should prefer neither of the first two names, and avoid the third.
+# **The toy model** looks at the last name whether or not it has come before. It has found a shortcut that its world
+# rewards: the last name mentioned is never the answer. All its accuracy on IOI comes from that, and a benchmark of IOI
+# prompts alone could not have told it apart from GPT-2's algorithm. Its answer to an `abc` prompt gives the shortcut
+# away: it should prefer neither of the first two names, and avoid the third.
 
 # %%
 probabilities = answer_logits(weights, abc.corrupted, abc.lengths).softmax(dim=-1)
@@ -311,7 +310,7 @@ pd.DataFrame(
 #
 # The definition of Tigges et al. goes further than a path's effect. Replace what a candidate head writes at END by
 # what it writes for the same prompt with the first clause's names in the **opposite order**, and recompute everything
-# after it. If the head carries the signal "S stands *there*", the logit difference falls, and the heads above look
+# after it. If the head carries the signal "S is *there*", the logit difference falls, and the heads above look
 # less at IO and more at S1. Here is that test for the heads with the largest effect on the decisive heads' queries.
 
 # %%
@@ -334,8 +333,8 @@ pd.DataFrame(
 # %% [markdown]
 # **The toy model** has no head that passes: whatever is exchanged, nothing moves.
 #
-# The heads that would feed S-inhibition are duplicate-token and induction heads. They can be recognised without any
-# IOI prompt, on random tokens that stand twice in a row (Olsson et al. 2022, [arXiv
+# The heads that would feed S-inhibition are duplicate-token and induction heads. You can recognise them without any
+# IOI prompt, on random blocks of tokens that are repeated (Olsson et al. 2022, [arXiv
 # 2209.11895](https://arxiv.org/abs/2209.11895)):
 
 # %%
@@ -383,9 +382,9 @@ if len(report.faithfulness):
 # %% [markdown]
 # **The toy model**'s circuit is a handful of edges: the names' embeddings go through the first MLP into the *values*
 # of the decisive head, and its output to the logits. No edge enters its queries or keys: where it looks does not
-# differ between the clean and the corrupted prompt, only what it finds there does. That the layer-2 heads are absent
-# is no mistake: they put *both* names on the list and would do the same for the corrupted prompt, and a circuit found
-# by contrast holds only what differs. Circuits answer the question that the corrupted prompts ask.
+# differ between the clean and the corrupted prompt, only what it finds there does. It is not a mistake that the layer-2
+# heads are absent: they put *both* names on the list and would do the same for the corrupted prompt, and a circuit
+# found by contrast holds only what differs. Circuits answer the question that the corrupted prompts ask.
 #
 # ## What to take away
 #

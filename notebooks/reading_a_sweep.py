@@ -16,11 +16,11 @@
 #
 # `get_circuits_over_time.py` measures the circuit of every task at every checkpoint of a model and leaves a folder of
 # small files. This notebook reads such a folder: what is in it, when tasks are learned, when circuits form, whether
-# they stay, and which heads come and go. It asks the questions in the order in which a doubtful reader should.
+# they stay, and which heads come and go. It asks the questions in the order in which a sceptical reader would.
 #
-# Everything is read through `utils.results.store.Store`, the only code that knows where a result lies, and drawn with
-# the same functions as the scripts in `plotting/`, so every figure here can also be had as `python
-# plotting/plot_<subject>.py`.
+# Everything is read through `utils.results.store.Store`, the only code that knows where results are, and drawn with
+# the same functions as in the scripts of `plotting/`, so `python plotting/plot_<subject>.py` gives you every figure
+# here too.
 
 # %%
 import sys
@@ -62,9 +62,9 @@ show = start(figures="png")  # "interactive": hover and zoom while you work
 # ## Choose the sweep
 #
 # `RESULTS` is a folder of results and `MODEL` what its sweep was run on: after `python get_circuits_over_time.py -c
-# configs/ioi_160m.yml`, set `MODEL = "pythia-160m"` and `TASKS = ["ioi"]`. What the folder lacks (fewer than three
-# checkpoints of a kind) the notebook measures itself, at `CHECKPOINTS`, into a temporary folder, and says so. For the
-# toy family that takes a minute or two; for a Pythia run the scripts instead, on a GPU.
+# configs/ioi_160m.yml`, set `MODEL = "pythia-160m"` and `TASKS = ["ioi"]`. If the folder has fewer than three
+# checkpoints of a kind, the notebook measures that kind itself, at `CHECKPOINTS`, into a temporary folder, and says
+# so. For the toy family that takes a minute or two. For a Pythia, run the scripts instead, on a GPU.
 
 # %% tags=["parameters"]
 RESULTS = "results"
@@ -100,8 +100,8 @@ head_store = results_of(get_full_model_components_over_time, "seq_len=18", f"n_p
 # %% [markdown]
 # ## What is there?
 #
-# One folder a kind, model and task, one file a checkpoint. A file that exists is complete, so what is there can be
-# read while a sweep is still running.
+# There is one folder for each kind, model and task, and one file for each checkpoint. A file that exists is complete,
+# so you can read what is there while a sweep is still running.
 
 # %%
 rows = []
@@ -114,8 +114,8 @@ rows.append({"kind": "components", "task": "", "checkpoints": len(steps), "first
 pd.DataFrame(rows)
 
 # %% [markdown]
-# `run.json` beside the files says how they were made. All results of a folder come from one set of settings (the
-# runner refuses others), so there is nothing to compare, only to know:
+# The `run.json` next to the files says how they were made. All results in a folder come from one set of settings (the
+# runner refuses others), so there is nothing to compare, only something to know:
 
 # %%
 record = store.folder("graphs", model, TASKS[0]).read_run()
@@ -123,8 +123,8 @@ names = ["n_prompts", "eap.ig_steps", "eap.quadrature", "search.threshold", "eva
 pd.DataFrame([{name: record["settings"][name] for name in names} | {"torch": record["versions"]["torch"]}])
 
 # %% [markdown]
-# It also holds a hash of each checkpoint's weights. Two steps with the same hash are the same weights, as has
-# happened with published revisions, and would look like a phase in which nothing changes:
+# It also holds a hash of each checkpoint's weights. Two steps with the same hash have the same weights. That has
+# happened with published revisions, and it would look like a phase in which nothing changes:
 
 # %%
 hashes = pd.Series({int(step): entry["sha256"] for step, entry in record["checkpoints"].items()}).sort_index()
@@ -134,8 +134,8 @@ Markdown(f"Steps with the same weights as another: {', '.join(map(str, same)) or
 # %% [markdown]
 # ## Is there anything to explain yet?
 #
-# Ask this before looking at any circuit. Below, the status of each checkpoint: `task not learned` where clean and
-# corrupted prompts score alike. Whatever edges were scored there, they explain noise.
+# Ask this before you look at any circuit. Below is the status of each checkpoint: `task not learned` means that clean
+# and corrupted prompts score the same. Whatever edges were scored there, they explain noise.
 
 # %%
 wanted = argparse.Namespace(model=[model], task=TASKS)  # what the scripts take as -m and -t
@@ -165,9 +165,9 @@ show(draw_circuits(chosen, looks, "edges", {task: PRIMARY_METRICS[task] for task
 # greater-than, and IOI suddenly, about half way. The circuits of the two agreement tasks shrink to half and less
 # while the task is mastered; that of greater-than does not; IOI's is tiny from the moment it exists.
 #
-# The same numbers as a table for one task, with the 95% interval of the size (open where resampled prompts find no
-# circuit). The earliest rows are a warning: the difference between clean and corrupted prompts is real there but
-# minute, and so is what the many edges of that circuit explain.
+# The same numbers as a table for one task, with the 95% interval of the size (open if resampled prompts find no
+# circuit). The earliest rows are a warning: the difference between clean and corrupted prompts is real there, but tiny,
+# and so is what the many edges of that circuit explain.
 
 # %%
 columns = ["task", "step", "full", "corrupted", "status", "size", "size_low", "size_high", "cpr"]
@@ -221,10 +221,10 @@ Markdown(told)
 # %% [markdown]
 # ## One edge over training
 #
-# Circuits hold the edges that were *chosen*. The `.pt` files beside them hold the score of **every** edge at every
-# checkpoint, also where nothing was chosen, so an edge can be followed from before it mattered. Here the strongest
-# edges of the last circuit, as a share of the task's gap between clean and corrupted prompts at the last checkpoint
-# (a score is in units of the metric).
+# Circuits hold the edges that were *chosen*. The `.pt` files next to them hold the score of **every** edge at every
+# checkpoint, even where nothing was chosen, so you can follow an edge from before it mattered. Here are the strongest
+# edges of the last circuit, as a share of the gap between clean and corrupted prompts at the last checkpoint (a score
+# is in units of the metric).
 
 # %%
 steps = store.folder("graphs", model, task).steps()
@@ -261,13 +261,13 @@ show(draw_top_heads(head_store.read_tables("components", model), model, 3))
 # **The toy family** has copying heads in layer 2 early, long before it solves IOI. What rises exactly when IOI begins
 # (between steps 450 and 600) is the *negative* copying of one head of the last layer, the head at the top of the
 # circuit above. Induction comes only after that: a second reason to believe that IOI does not rest on it here. A
-# correlation over training is no proof, but it can rule out: what comes later cannot be the cause.
+# correlation over training proves nothing, but it can rule something out: what comes later cannot be the cause.
 #
 # ## Five ways to misread a sweep
 #
 # 1. Reading circuits of a task that is not learned. Look at the status first.
 # 2. Reading a change of size without the slope of the faithfulness curve, or without the interval.
 # 3. Counting edges where weights matter: two circuits can share half of their edges and nearly all of their score.
-# 4. Taking a phase without change for stability without a look at the hashes of the weights.
-# 5. Taking one corruption for the task. A circuit holds what *differs* between the prompts and their corruptions, no
-#    more.
+# 4. Taking a phase without change for stability, without looking at the hashes of the weights.
+# 5. Taking one corruption for the task. A circuit holds what *differs* between the prompts and their corruptions, and
+#    nothing else.

@@ -77,7 +77,7 @@ class _Painter:
         self.running = False
 
     def picture(self, figure: go.Figure) -> bytes | None:
-        """The figure as a small PNG, or None where no browser is installed."""
+        """The figure as a small PNG, or None if no browser is installed."""
         import kaleido
         from choreographer.browsers.chromium import ChromeNotFoundError
 

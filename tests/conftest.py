@@ -29,17 +29,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A local family `tiny` of four steps, 64 tokens each; steps 20 and 30 hold the same weights. Not to be changed."""
+    """A local family `tiny` of four steps, 64 tokens each; steps 20 and 30 hold the same weights. Do not change it."""
     return save_family(tmp_path_factory.mktemp("families") / "tiny", {0: 0, 10: 1, 20: 2, 30: 2})
 
 
 @pytest.fixture(scope="session")
 def word_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A local family `words` of the untrained steps 0 and 5, whose tokenizer knows every task. Not to be changed."""
+    """A local family `words` of the untrained steps 0 and 5, whose tokenizer knows every task. Do not change it."""
     return save_word_family(tmp_path_factory.mktemp("families") / "words", steps=(0, 5))
 
 
 @pytest.fixture
 def toy_family() -> Path:
-    """Three steps of the trained toy family, TOY_STEPS, kept in tests/data. Not to be changed."""
+    """Three steps of the trained toy family, TOY_STEPS, kept in tests/data. Do not change it."""
     return TOY

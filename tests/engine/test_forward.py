@@ -34,7 +34,7 @@ def test_logits_equal_hugging_face(architecture: str) -> None:
 
 
 def test_logits_equal_hugging_face_in_float64(architecture: str) -> None:
-    """In double precision nothing is left of a difference that float32 could hide."""
+    """Double precision leaves no room for a difference that float32 could hide."""
     model = in_float64(random_model(architecture, seed=3))
     weights = read_weights(model)
     tokens, _, lengths = random_pairs(6)
@@ -60,7 +60,7 @@ def test_bfloat16_rounds_no_more_than_hugging_face_does(architecture: str) -> No
 
 
 def test_every_piece_of_a_block_matters(architecture: str) -> None:
-    """Without any one of the pieces that this architecture has, its logits are others: none is tested in vain."""
+    """Take away any piece that this architecture has, and its logits change: none is tested in vain."""
     weights = read_weights(random_model(architecture))
     tokens, _, lengths = random_pairs(6)
     layout = Layout.whole(lengths)

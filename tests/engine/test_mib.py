@@ -45,7 +45,7 @@ def test_a_perfect_method_has_the_whole_width() -> None:
 
 @pytest.mark.parametrize("architecture", HOOKED)
 def test_areas_equal_brute_force_on_random_models(architecture: str) -> None:
-    """Edges sorted by hand, every circuit run node by node, nothing pruned: what no path joins changes nothing."""
+    """Edges sorted by hand, every circuit run node by node, nothing pruned: edges without a path change nothing."""
     model = random_model(architecture, n_layers=2, n_heads=2, d_model=16)
     weights = read_weights(model)
     graph = Graph.of(weights)

@@ -259,7 +259,7 @@ def test_results_of_the_two_definitions_are_not_mixed(
 ) -> None:
     assert run(word_family, tmp_path, "checkpoints=[0]") == 0
     assert run(word_family, tmp_path, "head_scores=study") == 2
-    assert "holds head_scores=standard, this run asks study" in capsys.readouterr().err
+    assert "holds head_scores=standard, this run asks for study" in capsys.readouterr().err
 
 
 def test_a_second_run_adds_only_the_missing_checkpoints(word_family: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_ties_of_half_precision_are_right_under_the_studys_definition_alone(tmp_
 
 
 def test_biases_of_attention_and_norms_do_not_matter(tmp_path) -> None:
-    """They are the same whatever the token, however much they favour one successor."""
+    """They are the same for every token, however much they favour one successor."""
     model = successor_model()
     Head(model, 1, 0).v_bias[5] = 100.0
     model.transformer.h[1].attn.c_proj.bias.normal_()

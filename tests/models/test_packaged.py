@@ -1,4 +1,4 @@
-"""The real model in a package: what is said where it is not installed, and what lies on disk where it is."""
+"""The real model in a package: what you are told if it is not installed, and what is on disk if it is."""
 
 import importlib.metadata
 import json

@@ -13,13 +13,13 @@ from utils.results.store import Store
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Every kind of result of one model, the first of MODELS. Not to be changed."""
+    """Every kind of result of one model, the first of MODELS. Do not change it."""
     return write_all(tmp_path_factory.mktemp("results"), models=MODELS[:1])
 
 
 @pytest.fixture(scope="session")
 def report(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of these results. Not to be changed."""
+    """The report of these results. Do not change it."""
     path = tmp_path_factory.mktemp("page") / "report.html"
     assert main(["-r", str(store.root), "-o", str(path)]) == 0
     return path

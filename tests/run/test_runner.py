@@ -163,7 +163,7 @@ def test_another_config_is_refused_and_nothing_changes(bench: Bench, capsys: pyt
     before = results_in(bench.results)
     assert bench.run("seed=3", "n_prompts=5") == 2
     assert capsys.readouterr().err.strip().splitlines()[-1] == (
-        f"{bench.results}/first/tiny/x holds seed=0 and n_prompts=100, this run asks 3 and 5; "
+        f"{bench.results}/first/tiny/x holds seed=0 and n_prompts=100, this run asks for 3 and 5; "
         "pass overwrite=true or another results_dir"
     )
     assert bench.measured == []

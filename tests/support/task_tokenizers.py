@@ -23,7 +23,7 @@ def _load_pythia() -> PreTrainedTokenizerBase:
 
 def pythia() -> PreTrainedTokenizerBase:
     if not PYTHIA_TOKENIZER.is_dir():
-        pytest.skip("Pythia's tokenizer is not there (../shared/pythia_tokenizer beside the repository)")
+        pytest.skip("Pythia's tokenizer is missing (../shared/pythia_tokenizer, next to the repository)")
     return _load_pythia()
 
 

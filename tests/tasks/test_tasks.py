@@ -279,7 +279,7 @@ def test_prompts_longer_than_a_context_are_refused_with_the_longest():
 
 def test_a_tokenizer_that_makes_no_tokens_is_refused_in_one_line(tmp_path):
     class Silent:
-        """Takes every text for nothing, as a broken tokenizer file can make it."""
+        """Turns every text into no tokens, as a broken tokenizer file can."""
 
         unk_token_id = bos_token_id = eos_token_id = pad_token_id = None
 

@@ -11,5 +11,5 @@ from utils.toy.tokenizer import build_tokenizer
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
-    """The default family's. Not to be changed."""
+    """The default family's. Do not change it."""
     return build_tokenizer(vocabulary_texts(), 128)

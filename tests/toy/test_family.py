@@ -53,7 +53,7 @@ def tiny_config(folder: Path, *overrides: str) -> FamilyConfig:
 
 @pytest.fixture(scope="module")
 def tiny_trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A family of a few steps; not to be changed."""
+    """A family of a few steps. Do not change it."""
     return train_family(tiny_config(tmp_path_factory.mktemp("toy") / "tiny"))
 
 
@@ -190,14 +190,14 @@ def test_a_family_of_another_config_is_refused_with_the_way_out(tiny_trained: Pa
     with pytest.raises(UserError) as refused:
         train_family(tiny_config(tiny_trained, "seed=5", "optimizer.clip=2.0"))
     assert str(refused.value) == (
-        f"{tiny_trained} holds a family with seed=0 (this run asks 5), optimizer.clip=1.0 (this run asks 2.0); "
+        f"{tiny_trained} holds a family with seed=0 (this run asks for 5), optimizer.clip=1.0 (this run asks for 2.0); "
         "pass overwrite=true or another folder (folder=...)"
     )
 
 
 def test_a_family_trained_on_other_text_is_refused(tiny_trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("utils.toy.text.SHORT_IOI_TEMPLATES", ("When {first} and {second} met, {subject} thanked",))
-    with pytest.raises(UserError, match=r"holds a family with text=\w+ \(this run asks \w+\)"):
+    with pytest.raises(UserError, match=r"holds a family with text=\w+ \(this run asks for \w+\)"):
         train_family(tiny_config(tiny_trained))
 
 
@@ -207,7 +207,7 @@ def test_an_unfinished_training_of_another_config_is_refused_and_overwritten_on_
     config = tiny_config(tmp_path / "stopped")
     stop_training(config, 4, monkeypatch)
     other = ("seed=1", "optimizer.steps=2")
-    with pytest.raises(UserError, match=r"holds an unfinished training with seed=0 \(this run asks 1\)"):
+    with pytest.raises(UserError, match=r"holds an unfinished training with seed=0 \(this run asks for 1\)"):
         train_family(tiny_config(config.folder, *other))
     train_family(tiny_config(config.folder, *other, "overwrite=true"))
     assert sorted(weights_of(config.folder)) == ["step0", "step1", "step2"]

