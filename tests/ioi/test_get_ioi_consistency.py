@@ -134,10 +134,10 @@ def test_stored_scores_are_read(family: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "kind", "says"),
     [
-        ("components.seq_len=9", "components", "components/hand holds seq_len=10, this run asks 9"),
-        ("components.n_prompts=21", "components", "components/hand holds n_prompts=20, this run asks 21"),
-        ("cspa.k_unembeddings=0.1", "cspa", "cspa/hand holds k_unembeddings=0.05, this run asks 0.1"),
-        ("seed=1", "components", "components/hand holds seed=0, this run asks 1"),
+        ("components.seq_len=9", "components", "components/hand holds seq_len=10, this run asks for 9"),
+        ("components.n_prompts=21", "components", "components/hand holds n_prompts=20, this run asks for 21"),
+        ("cspa.k_unembeddings=0.1", "cspa", "cspa/hand holds k_unembeddings=0.05, this run asks for 0.1"),
+        ("seed=1", "components", "components/hand holds seed=0, this run asks for 1"),
     ],
 )
 def test_scores_that_depend_on_other_settings_are_measured_anew_or_refused(
@@ -169,9 +169,9 @@ def test_a_stored_circuit_is_taken_only_where_it_is_the_one_this_run_would_find(
     asked = [*found, "evaluate_on=same", "ioi_corruption=abc", "search.threshold=0.95"]
     assert main(CIRCUITS, asked) == 0
     assert main(ANALYSIS, [*keys, "require_stored=true"]) == 2
-    assert f"{results}/graphs/hand/ioi holds ioi_corruption=abc, this run asks swap" in capsys.readouterr().err
+    assert f"{results}/graphs/hand/ioi holds ioi_corruption=abc, this run asks for swap" in capsys.readouterr().err
     assert main(ANALYSIS, keys) == 0
-    assert any("holds ioi_corruption=abc, this run asks swap" in record.getMessage() for record in caplog.records)
+    assert any("holds ioi_corruption=abc, this run asks for swap" in record.getMessage() for record in caplog.records)
     assert sources(Store(results))["circuit"] == "computed"
     assert main(CIRCUITS, [*found, "evaluate_on=same", "overwrite=true"]) == 0
     assert main(ANALYSIS, [*keys, "overwrite=true"]) == 0
@@ -224,7 +224,7 @@ def test_without_a_text_cspa_cannot_be_computed(
     keys = [key for key in given(family, tmp_path / "results", "circuit.heads=all") if not key.startswith("cspa=")]
     assert main(ANALYSIS, keys) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert line == "cspa: no scores are stored and no text is named to compute them; pass cspa.corpus=FILE"
+    assert line == "cspa: no scores are stored, and no text is named to compute them; pass cspa.corpus=FILE"
 
 
 @pytest.mark.parametrize("definitions", ["study", "frozen"])

@@ -1,4 +1,4 @@
-"""Attention to the three names of IOI prompts: of every head as the model runs, and of watched heads under patching."""
+"""Attention to the three names in IOI prompts: by every head as the model runs, and by watched heads under patching."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edge_attribution_patching.paths import Head
 from edge_attribution_patching.weights import ModelWeights
 
 NAMES = ("io", "s1", "s2")
-"""The positions whose attention is reported."""
+"""The positions that attention is reported for."""
 
 
 def name_attention(
@@ -47,12 +47,12 @@ class AttentionWatch:
     """The attention of some heads from the answer's token, under every mask of a patched forward of `at_answers` runs.
 
     Args:
-        heads: the watched ones.
-        positions: of the tokens attended to.
-        n_masks: masks of the patched forward.
+        heads: the heads to watch.
+        positions: where the tokens attended to are.
+        n_masks: how many masks the patched forward has.
 
     Attributes:
-        attention: filled as batches run; zero where a head is not recomputed.
+        attention: fills up as batches run; zero if a head is not recomputed.
     """
 
     def __init__(self, heads: Sequence[Head], positions: Int[Tensor, "prompt name"], n_masks: int) -> None:
@@ -62,7 +62,7 @@ class AttentionWatch:
         self.attention: Float[Tensor, "mask head prompt name"] = torch.zeros(shape, device=positions.device)
 
     def of_prompts(self, index: Int[Tensor, " prompt"]) -> Observer:
-        """The observer of one batch."""
+        """The observer for one batch."""
 
         def observe(masks: Int[Tensor, " mask"], attended: Attended) -> None:
             pattern = attended.pattern[:, :, :, 0]  # [mask, prompt, head, key]

@@ -1,15 +1,15 @@
 """Backup behaviour: what brings back the logit difference when the name movers are ablated.
 
-Wang et al. 2022 (arXiv 2211.00593, section 3.4) found that other heads take over when name movers are knocked out;
+Wang et al. 2022 (arXiv 2211.00593, section 3.4) found that other heads take over when name movers are knocked out.
 McGrath et al. 2023 (arXiv 2307.15771, "The Hydra effect") measured such compensation by direct effects. Here all name
-movers at once are made to write, at the last token, their mean over the clean prompts or what they write in the
-corrupted prompt; everything after them is recomputed, and every part of the model is asked for its direct effect before
-and after.
+movers together have to write something else at the last token: their mean over the clean prompts, or what they write in
+the corrupted prompt. Everything after them is recomputed, and the direct effect of every part of the model is measured
+before and after.
 
 A part's direct effect is what it adds to the logit difference itself: what it writes at the last token, along the
-difference of the two answers' unembedding directions, at the scale that the final norm has in the clean run. With that
-scale held, what the name movers write less is `lost`; what all other parts then write more or less, and what the
-final norm's own change of scale adds, is what comes back:
+difference of the two answers' unembedding directions, at the scale of the final norm in the clean run. With that scale
+held, what the name movers add less is `lost`. What all other parts then add more or less, and what the change of the
+final norm's own scale adds, is what comes back:
 
     LD_ablated - LD_clean = heads + mlps + final_norm - lost        came_back = 100 * (heads + mlps + final_norm) / lost
 """
@@ -39,13 +39,13 @@ Ablation = Literal["mean", "corrupted"]
 
 @dataclass(frozen=True)
 class DirectEffects:
-    """Parts of the logit difference of every prompt, at the clean run's norm scale; changes where heads are ablated.
+    """Parts of every prompt's logit difference, at the norm scale of the clean run, and how they change by ablation.
 
     Attributes:
         heads, heads_change: of every head.
         mlps, mlps_change: of all MLPs together.
         final_norm_change: what the change of the final norm's scale adds.
-        logit_diff, logit_diff_change: of the whole.
+        logit_diff, logit_diff_change: of the whole model.
     """
 
     heads: Float[Tensor, "layer head prompt"]
@@ -58,11 +58,11 @@ class DirectEffects:
 
 
 def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation) -> DirectEffects:
-    """Every part's direct effect, and its change where some heads are ablated at the last token.
+    """Every part's direct effect, and how it changes when some heads are ablated at the last token.
 
     Args:
-        runs: clean prompts, and the corrupted ones.
-        ablated: heads, all at once.
+        runs: the clean and the corrupted prompts.
+        ablated: the heads to ablate, all at once.
         ablation: what they write instead.
     """
     means = _means(runs, ablated) if ablation == "mean" else {}
@@ -137,10 +137,10 @@ def backup_table(runs: PairedRuns, roles: Roles, ablation: Ablation, scale: Scal
     """The table of kind `ioi_backup`: parts of the model first, then every head.
 
     Args:
-        runs: clean prompts, and the corrupted ones.
-        roles: of the first level; those that hold `name_mover` are ablated.
+        runs: the clean and the corrupted prompts.
+        roles: roles at the first level. Heads that hold `name_mover` are ablated.
         ablation: what they write instead.
-        scale: gives the resamples of the prompts.
+        scale: has the resamples of the prompts.
     """
     movers = holders(roles, "name_mover")
     if not movers:
@@ -173,7 +173,7 @@ def backup_table(runs: PairedRuns, roles: Roles, ablation: Ablation, scale: Scal
 
 
 def without_backup(reason: str) -> pd.DataFrame:
-    """The table where nothing is measured."""
+    """The table if nothing is measured."""
     return _table([{"part": "all", "reason": reason}])
 
 
@@ -188,7 +188,7 @@ def _row(
     back: Float[Tensor, " prompt"] | None,
     lost: Float[Tensor, " prompt"],
 ) -> dict[str, Any]:
-    """Means over prompts, and the share of what is lost that comes back; without one where `back` is None."""
+    """Means over prompts, and the share of what is lost that comes back, unless `back` is None."""
     bootstrap = scale.bootstrap
     row = {"direct_effect": float(effect.mean()), "direct_effect_ablated": float((effect + change).mean())}
     row |= {"change": float(change.mean()), "change_se": float(bootstrap.error(bootstrap.means(change)))}

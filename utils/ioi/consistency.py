@@ -1,7 +1,7 @@
 """Does the algorithm that solves IOI stay the same? Three levels of heads, recognised by effect and by role.
 
-Tigges et al. 2024 (arXiv 2407.10827, section 4), after Wang et al. 2022 (arXiv 2211.00593). `levels.py` measures the
-levels, by the definitions of `definitions.py` and the criteria of `roles.py`; `backup.py` ablates the name movers.
+After Tigges et al. 2024 (arXiv 2407.10827, section 4) and Wang et al. 2022 (arXiv 2211.00593). `levels.py` measures the
+levels, by the definitions of `definitions.py` and the criteria of `roles.py`. `backup.py` ablates the name movers.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
 """The two definitions of an effect: `study` and `frozen`.
 
-Both patch a path from a sender (a head, at all tokens) to its level's receivers, and compare the mean logit difference
-LD with that of the clean prompts. They differ in what else may change, in the unit, and in which heads are looked at:
+Both patch a path from a sender (a head, at all tokens) to the receivers of its level, and compare the mean logit
+difference LD with that of the clean prompts. They differ in what else may change, in the unit, and in which heads
+count:
 
     study     Tigges et al. 2024 (arXiv 2407.10827), after Wang et al. 2022 (arXiv 2211.00593). The receivers read what
               they would if the sender alone were corrupted, other heads frozen and MLPs free; everything after them is
               recomputed. Receivers: the final residual stream; the name movers' queries; the values of those
-              S-inhibition heads that are no copy-suppression heads. All heads of the model.
+              S-inhibition heads that are not copy-suppression heads. All heads of the model count.
               effect = (LD_patched - LD_clean) / (LD_clean - LD_corrupted): 0 nothing lost, -1 all of it.
     frozen    The strictest notion of a path: everything off it keeps its clean value. From the receivers the path goes
               on to the logits: name mover -> logits, S-inhibition head -> name movers' queries -> logits. Heads of the
-              circuit.
-              effect = (LD_patched - LD_clean) / LD_clean: -0.1 says that a tenth is lost.
+              circuit count.
+              effect = (LD_patched - LD_clean) / LD_clean: -0.1 means that a tenth is lost.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ByPrompt = Float[Tensor, "sender prompt"]
 
 
 class Definition(ABC):
-    """How effects are measured, and which heads are up for a role.
+    """How effects are measured, and which heads can hold a role.
 
     Attributes:
         name: as in the config.
@@ -50,11 +51,11 @@ class Definition(ABC):
 
     @abstractmethod
     def divisor(self, clean: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
-        """Of every prompt, what the mean change of the logit difference is divided by the mean of."""
+        """A value per prompt. Its mean divides the mean change of the logit difference."""
 
     @abstractmethod
     def why_nothing(self, clean: float, corrupted: float) -> str:
-        """Why effects have no unit where the mean logit differences are these; empty where they have one."""
+        """Why effects have no unit with these mean logit differences; empty if they have one."""
 
     @abstractmethod
     def on_logits(self, runs: PairedRuns, heads: Sequence[Head]) -> ByPrompt:
@@ -78,7 +79,7 @@ class Definition(ABC):
         movers: Sequence[Head],
         positions: Int[Tensor, "prompt name"],
     ) -> Exchange:
-        """Exchange what candidates for S-inhibition write at the answer for what they write in the other prompts."""
+        """Replace what candidates for S-inhibition write at the answer with what they write in the other prompts."""
 
     @abstractmethod
     def may_inhibit(self, head: Head, movers: Sequence[Head], facts: HeadFacts) -> bool:
@@ -90,7 +91,7 @@ class Definition(ABC):
 
 
 class Study(Definition):
-    """Receivers read the sender, and everything after them is recomputed; see the module's docstring."""
+    """Receivers read the sender, and everything after them is recomputed (see the module)."""
 
     name = "study"
     unit = "LD_clean - LD_corrupted"
@@ -136,10 +137,10 @@ class Study(Definition):
 
 
 class Frozen(Definition):
-    """Everything off the path keeps its clean value; see the module's docstring.
+    """Everything off the path keeps its clean value (see the module).
 
     Args:
-        through_mlps: count paths from a sender to its level's receivers that lead through MLPs too.
+        through_mlps: also count paths through MLPs from a sender to the receivers of its level.
     """
 
     name = "frozen"

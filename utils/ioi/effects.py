@@ -1,8 +1,8 @@
 """What a head does to the logit difference of IOI prompts, by patching.
 
-Everything is the patched forward with base = clean prompts (`edge_attribution_patching/paths.py`): along named paths
-the model reads what a head writes in another prompt, along all others what it reads in the clean run. Results are logit
-differences logit(IO) - logit(S) per prompt; shares and thresholds are left to `levels.py`.
+Everything is the patched forward with base = clean prompts (`edge_attribution_patching/paths.py`). Along named paths
+the model reads what a head writes in another prompt; along all others it reads what it reads in the clean run. Results
+are logit differences logit(IO) - logit(S) per prompt. Shares and thresholds are up to `levels.py`.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ class PairedRuns:
 
     Args:
         weights: the model.
-        prompts: the clean prompts and where their answers stand, on the model's device.
-        others: token ids the senders' outputs are taken from.
+        prompts: the clean prompts and their answers, on the model's device.
+        others: token ids of the prompts that senders take their output from.
         batch_size: prompts that run at once.
-        memory_budget_gb: what is kept for later passes; what does not fit is run again. The patched forward may take
+        memory_budget_gb: how much to keep for later passes. What does not fit runs again. The patched forward may use
             as much on top.
     """
 
@@ -105,7 +105,7 @@ class PairedRuns:
         return iter(self._batches)
 
     def both(self) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
-        """The logit difference of the clean and of the other prompts, both towards the clean prompts' answers."""
+        """The logit differences of the clean and of the other prompts, both for the clean prompts' answers."""
         values = self._empty(2)
         for runs in self:
             index = runs.batch.index
@@ -114,7 +114,7 @@ class PairedRuns:
         return clean, others
 
     def direct(self, senders: Sequence[Head]) -> Float[Tensor, "sender prompt"]:
-        """The logit difference where the logits alone read a head's other output, in closed form.
+        """The logit difference if only the logits read a head's other output, in closed form.
 
         The final residual stream changes by what the head writes at the answer, and goes through the final norm.
         """
@@ -124,7 +124,7 @@ class PairedRuns:
                 rows = [row for row, (of, _) in enumerate(senders) if of == layer]
                 heads = [senders[row][1] for row in rows]
                 change = runs.source.layers[layer].written[:, heads] - runs.base.layers[layer].written[:, heads]
-                if layer < self.graph.n_layers - 1:  # the last layer's is at the answers already
+                if layer < self.graph.n_layers - 1:  # That of the last layer is at the answers already.
                     change = change[runs.layout.last]
                 written = torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_written[heads])
                 finals = runs.base.final + written
@@ -148,7 +148,7 @@ class PairedRuns:
         return values.cpu()
 
     def recomputed_after(self, senders: Sequence[Head], receivers: Receivers) -> Float[Tensor, "sender prompt"]:
-        """The logit difference where receivers read a head's other output, and everything after them is recomputed."""
+        """The logit difference if receivers read a head's other output and everything after them is recomputed."""
         values = self._empty(len(senders))
         for runs in self:
             finals = recompute_after(self.weights, runs, senders, receivers, memory_budget_gb=self.memory_budget_gb)
@@ -163,14 +163,14 @@ class PairedRuns:
         *,
         only_into_queries: bool,
     ) -> Exchange:
-        """What happens where a head writes its other output at the answer's token, and what reads it is recomputed.
+        """What happens if a head writes its other output at the answer's token, and what reads it is recomputed.
 
         Args:
             senders: heads whose output is exchanged, one at a time.
             movers: heads whose attention from the answer's token is watched.
-            positions: of the tokens attended to.
-            only_into_queries: the movers' queries alone read the other output, directly and through MLPs (at the
-                answer's token), and what follows them is recomputed; otherwise everything after the sender reads it.
+            positions: where the tokens attended to are.
+            only_into_queries: only the movers' queries read the other output, directly and through MLPs (at the
+                answer's token), and what follows them is recomputed. Otherwise everything after the sender reads it.
         """
         values = self._empty(len(senders))
         watch = AttentionWatch(movers, positions, len(senders))
@@ -196,7 +196,7 @@ class Exchange:
 
     Attributes:
         logit_difference: of every prompt.
-        attention: of the movers from the answer's token, mean over prompts; meaningless where a mover does not read the
+        attention: mean attention of the movers from the answer's token; meaningless if a mover does not read the
             sender.
         reads: whether a mover reads the sender.
     """
@@ -213,13 +213,13 @@ class Exchange:
         logit_difference: Float[Tensor, " prompt"],
         attention: Float[Tensor, "name layer head"],
     ) -> Exchange:
-        """An exchange with the prompt itself, from what is known of the clean run: every head's attention."""
+        """The exchange with the prompt itself, from what is known about the clean run: every head's attention."""
         of_movers = torch.stack([attention[:, layer, head] for layer, head in movers])
         n = len(senders)
         return cls(logit_difference.expand(n, -1), of_movers.expand(n, -1, -1), reads(senders, movers))
 
     def mean_attention(self) -> Float[Tensor, "sender name"]:
-        """Mean over the movers that read the sender; nan where none does."""
+        """Mean over the movers that read the sender; nan if none does."""
         reads = self.reads[:, :, None]
         return self.attention.masked_fill(~reads, 0.0).sum(dim=1) / reads.sum(dim=1)
 

@@ -17,13 +17,13 @@ def role_handover(heads: pd.DataFrame, steps: list[int]) -> pd.DataFrame:
 
     Args:
         heads: `ioi_consistency_heads` of all steps of one model: `step, tokens, layer, head, role, effect, passes`. A
-            head holds its role where it passes.
-        steps: all measured steps, also those without any head.
+            head holds its role at the steps where it passes.
+        steps: all measured steps, even those without any head.
 
     Returns:
-        One row per role and head, in the order of their first steps within a role: `first_step, last_step` and the
+        One row per role and head, within a role in the order of their first steps: `first_step, last_step` and the
         tokens seen by then; `n_held`, at how many checkpoints the head holds the role, out of `n_between` measured from
-        the first to the last (fewer: it lost the role in between); `peak_step, peak_effect`, where its effect is
+        the first to the last (if fewer, it lost the role in between); `peak_step, peak_effect`, where its effect is
         largest while it holds the role.
     """
     held = heads[heads["passes"].astype(bool)]
@@ -55,7 +55,7 @@ def role_handover(heads: pd.DataFrame, steps: list[int]) -> pd.DataFrame:
 
 
 def write_handover(config: IoiConsistencyConfig, store: Store, model: str) -> None:
-    """Write `role_handover.csv`, over all steps that are there, beside a model's levels."""
+    """Write `role_handover.csv`, over all steps that are there, next to a model's levels."""
     heads = store.read_tables("ioi_consistency_heads", model)
     table = role_handover(heads, store.folder("ioi_consistency_heads", model).steps())
     store.folder("ioi_consistency", model).write_summary("role_handover", table)

@@ -1,8 +1,8 @@
-"""What the IOI consistency needs to know before anything is patched: prompts, the circuit, and scores of every head.
+"""What the IOI consistency needs to know before it patches anything: prompts, the circuit, and scores of every head.
 
-The circuit, the copy, induction and duplicate-token scores, and the CSPA scores are taken from the store where they
-were measured on the same weights with the settings that this run would use. Otherwise they are computed from the loaded
-checkpoint; with `require_stored` that is refused, naming the command or the key.
+The circuit, the copy, induction and duplicate-token scores, and the CSPA scores are taken from the store if they were
+measured on the same weights with the settings that this run would use. Otherwise they are computed from the loaded
+checkpoint, or refused with `require_stored`, naming the command or the key.
 """
 
 from __future__ import annotations
@@ -47,14 +47,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class IoiInputs:
-    """What is prepared once a model.
+    """What is prepared once for a model.
 
     Attributes:
         prompts: IOI prompts that effects are measured on.
         variants: their four signal variants (`utils/tasks/ioi.py`).
-        circuit, components, cspa: what the circuit and the scores are computed from; None where they are not to be
-            computed.
-        told: what the log has said already.
+        circuit, components, cspa: what the circuit and the scores are computed from; None if they must not be computed.
+        told: what the log has already said.
     """
 
     prompts: Prompts
@@ -67,16 +66,16 @@ class IoiInputs:
 
 @dataclass(frozen=True)
 class HeadFacts:
-    """What is known of every head before anything is patched.
+    """What is known about every head before anything is patched.
 
     Attributes:
-        graph: of the model.
-        edges: of the IOI circuit.
+        graph: the graph of the model.
+        edges: the edges of the IOI circuit.
         status: `found`, or why there is no circuit.
-        copy, negative_copy: copy scores, percent.
+        copy, negative_copy: copy scores, in percent.
         induction, duplicate_token: attention probabilities.
-        cspa: copy-suppression score; nan where a head has none.
-        sources: input -> `stored` or `computed` (the circuit: or `all heads`).
+        cspa: copy-suppression score; nan if a head has none.
+        sources: input -> `stored` or `computed` (for the circuit also `all heads`).
     """
 
     graph: Graph
@@ -102,16 +101,16 @@ class HeadFacts:
         return [(layer, head) for layer, head in self.in_circuit.nonzero().tolist()]
 
     def writes_to_queries(self, sender: tuple[int, int], receivers: Sequence[tuple[int, int]]) -> bool:
-        """Whether an edge of the circuit joins a head to the query of one of some others."""
+        """Whether an edge of the circuit joins a head to the query of one of these others."""
         queries = [self.graph.head_input(layer, head, "q") for layer, head in receivers]
         return bool(self.edges[self.graph.head(*sender), queries].any())
 
 
 def prepare(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> IoiInputs:
-    """Build the prompts, and check all that a checkpoint's inputs may have to be computed from.
+    """Build the prompts, and check everything that a checkpoint's inputs may have to be computed from.
 
     Raises:
-        UserError: if prompts, random blocks or text cannot be had under this tokenizer or do not fit the model.
+        UserError: if this tokenizer cannot make prompts, random blocks or text, or they do not fit the model.
     """
     task = TASKS["ioi"]
     prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
@@ -132,11 +131,11 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
     """Read or compute the circuit and the scores of one checkpoint.
 
     Raises:
-        UserError: if one is missing or depends on other settings and `require_stored` is set, no text is named for
-            CSPA scores that have to be computed, or stored results do not fit the model.
+        UserError: if one is missing or depends on other settings and `require_stored` is set, if no text is named for
+            CSPA scores that must be computed, or if stored results do not fit the model.
     """
     reader = _Reader(checkpoint, config, inputs)
-    # All three are looked up before any is computed, so that what is missing is told at once.
+    # All three are looked up before any is computed, to say at once what is missing.
     stored = reader.circuit(), reader.components(), reader.cspa()
     circuit = stored[0] or reader.compute_circuit()
     components = stored[1] or reader.compute_components()
@@ -177,7 +176,7 @@ class _Reader:
         return circuit.in_circuit, str(baselines["status"][0])
 
     def compute_circuit(self) -> tuple[Bool[Tensor, "n_forward n_backward"], str]:
-        """Edges of the IOI circuit of the loaded checkpoint, and whether there is one."""
+        """Edges of the loaded checkpoint's IOI circuit, and whether there is one."""
         assert self.inputs.circuit is not None
         report = find_circuit(self.weights, self.inputs.circuit, self.config.circuits_config())
         return report.circuit.in_circuit, report.status
@@ -199,7 +198,7 @@ class _Reader:
         """Stored CSPA scores."""
         folder = self._stored("cspa", self.config.cspa_config())
         if folder is None and self.config.cspa is None:
-            raise UserError("cspa: no scores are stored and no text is named to compute them; pass cspa.corpus=FILE")
+            raise UserError("cspa: no scores are stored, and no text is named to compute them; pass cspa.corpus=FILE")
         if folder is None:
             return None
         return self._by_head(folder, folder.read_table(self.checkpoint.step), "score", some=True)
@@ -212,7 +211,7 @@ class _Reader:
         return self._fill(table, "score")
 
     def _stored(self, kind: str, asked: BaseConfig | None, task: str | None = None) -> ResultsFolder | None:
-        """The folder of a kind where it holds this step, measured on these weights as this run would.
+        """The folder of a kind, if it holds this step, measured on these weights and as this run would.
 
         Raises:
             UserError: with `require_stored`, instead of None.
@@ -229,7 +228,7 @@ class _Reader:
         return None
 
     def _unusable(self, folder: ResultsFolder, asked: BaseConfig | None) -> str:
-        """Why a stored result cannot be taken; empty if it can."""
+        """Why a stored result cannot be used; empty if it can."""
         step = self.checkpoint.step
         if not folder.has(step):
             return f"{folder.file(step)} is missing; run: {folder.how_to_make()}"
@@ -238,15 +237,15 @@ class _Reader:
             return f"{folder.file(step)} was measured on other weights; {_again(folder)}"
         if asked is not None and (differing := _differing(folder, run, asked)):
             name, held, new = differing[0]
-            return f"{folder.path} holds {name}={shown(held)}, this run asks {shown(new)}; {_again(folder)}"
+            return f"{folder.path} holds {name}={shown(held)}, this run asks for {shown(new)}; {_again(folder)}"
         return ""
 
     def _by_head(self, folder: ResultsFolder, table: pd.DataFrame, column: str, *, some: bool = False) -> OfHeads:
-        """A column of a stored table as [layer, head]; with `some`, heads may be left out."""
+        """A column of a stored table as [layer, head]. With `some`, heads may be missing."""
         inside = (table["layer"] < self.shape[0]) & (table["head"] < self.shape[1])
         if not inside.all() or not (some or len(table) == self.shape[0] * self.shape[1]):
             path = folder.file(self.checkpoint.step)
-            raise UserError(f"{path} holds other heads than the model; {_again(folder)}")
+            raise UserError(f"{path} does not hold the heads of this model; {_again(folder)}")
         return self._fill(table, column)
 
     def _fill(self, table: pd.DataFrame, column: str) -> OfHeads:
@@ -257,7 +256,7 @@ class _Reader:
 
 
 def _differing(folder: ResultsFolder, run: dict[str, Any], asked: BaseConfig) -> list[tuple[str, Any, Any]]:
-    """Where the settings of stored results differ from those asked; a key that only fills a column does not count."""
+    """Where the settings of stored results differ from those asked for. Keys that only fill a column do not count."""
     found = differences(run, folder.kind.script.removesuffix(".py"), asked)
     return [difference for difference in found if difference[0] != "mib"]
 

@@ -13,7 +13,7 @@ from utils.heads.cspa import CspaConfig, CspaKeys
 
 
 class Thresholds(Section):
-    """When a head holds a role; the defaults are those of Tigges et al. 2024 (arXiv 2407.10827)."""
+    """When a head holds a role. The defaults are those of Tigges et al. 2024 (arXiv 2407.10827)."""
 
     copy_score: float = 10.0
     """Name movers have a copy score above this, in percent, and an effect below 0."""
@@ -24,12 +24,12 @@ class Thresholds(Section):
     s_inhibition_effect: float = -0.001
     """S-inhibition heads have an effect below this through the name movers' queries, in the unit of the definitions."""
     logit_diff_change: float = 0.0
-    """An S-inhibition head is made to write what it writes in a prompt with the names in the opposite order. The logit
-    difference has to change by less than this."""
+    """A candidate for S-inhibition is made to write what it writes in a prompt with the names in the opposite order.
+    The logit difference must change by less than this."""
     attention_io_change: float = 0.0
-    """With the same exchange, the name movers' attention to IO has to change by less than this."""
+    """With the same exchange, the name movers' attention to IO must change by less than this."""
     attention_s1_change: float = 0.0
-    """With the same exchange, the name movers' attention to S1 has to change by more than this."""
+    """With the same exchange, the name movers' attention to S1 must change by more than this."""
     induction_effect: float = -0.001
     """Induction and duplicate-token heads have an effect below this through the S-inhibition heads' values, in the unit
     of the definitions."""
@@ -39,17 +39,18 @@ class Thresholds(Section):
 
 
 class CircuitInput(CircuitKeys):
-    """The IOI circuit over whose heads the percentages are taken; other keys as of get_circuits_over_time.py."""
+    """The IOI circuit whose heads the percentages are taken over. It is searched with these keys if none is stored."""
 
     heads: Literal["circuit", "all"] = "circuit"
-    """Take percentages over the heads of the IOI `circuit`, or over `all` heads of the model, without any circuit."""
+    """Whether to take percentages over the heads of the IOI `circuit`, or over `all` heads of the model, without a
+    circuit."""
 
 
 class IoiConsistencyConfig(PromptOptions, BaseConfig):
     """Keys of get_ioi_consistency.py.
 
-    The circuit, the head scores and the CSPA scores are taken from the results where they lie there for the same
-    weights and the same settings as here, and computed where not.
+    The circuit, the head scores and the CSPA scores are taken from the results if those are of the same weights and the
+    same settings. Otherwise they are computed.
     """
 
     definitions: Literal["study", "frozen"] = "study"
@@ -59,7 +60,7 @@ class IoiConsistencyConfig(PromptOptions, BaseConfig):
     role. `frozen` holds everything off the path at its clean value. Effects are shares of the clean logit difference,
     and only heads of the circuit can hold a role."""
     n_prompts: int = Field(70, gt=0)
-    """IOI prompts that effects are measured on."""
+    """How many IOI prompts to measure effects on."""
     through_mlps: bool = False
     """Only with `definitions: frozen`: also count paths from a sender to its level's receivers that lead through MLPs.
     From the receivers on, paths are direct either way. `study` always counts them."""
@@ -70,14 +71,14 @@ class IoiConsistencyConfig(PromptOptions, BaseConfig):
     """What ablated name movers write at the last token: their `mean` over the clean prompts, or what they write in the
     `corrupted` prompt."""
     require_stored: bool = execution(False)
-    """Refuse to compute the circuit and the scores; what is missing is named with the command that makes it."""
+    """Refuse to compute the circuit and the scores. If something is missing, name the command that makes it."""
     thresholds: Thresholds = Thresholds()
     circuit: CircuitInput = CircuitInput()
     components: ComponentsKeys = ComponentsKeys()
     cspa: CspaKeys | None = None
-    """Text and settings of the CSPA scores, as of get_model_cspa.py; needed where none are stored."""
+    """Text and settings for the CSPA scores. Needed if none are stored."""
     memory_budget_gb: float = execution(1.0, gt=0)
-    """Memory that one step of the computation may take beside the weights; work is split to stay below it."""
+    """How much memory one step of the computation may use on top of the weights. Work is split up to stay below it."""
 
     @model_validator(mode="after")
     def _through_mlps_is_a_choice(self) -> IoiConsistencyConfig:
@@ -99,7 +100,7 @@ class IoiConsistencyConfig(PromptOptions, BaseConfig):
         return ComponentsConfig(**self._shared(), **dict(self.components))
 
     def cspa_config(self) -> CspaConfig | None:
-        """The config with which get_model_cspa.py measures the same scores; None where no text is named."""
+        """The config with which get_model_cspa.py measures the same scores; None if no text is named."""
         return None if self.cspa is None else CspaConfig(**self._shared(), **dict(self.cspa))
 
     def _shared(self) -> dict[str, Any]:

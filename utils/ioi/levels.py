@@ -8,7 +8,7 @@ How effects are measured is in `definitions.py`, who holds a role in `roles.py`.
 
     percent = 100 * sum of |effect| over the heads that hold a role / sum of |effect| over the circuit's heads.
 
-A level without receivers, as in early checkpoints, has no percentage but a reason.
+A level without receivers, as in early checkpoints, has no percentage, but a reason.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ LEVELS = ("name_movers", "s_inhibition", "induction")
 
 
 class Levels:
-    """One checkpoint's levels, in order: each needs the heads that the one before it identified.
+    """One checkpoint's levels, in order: each needs the heads that the one before it has identified.
 
     Args:
         weights: the model.
         prompts: IOI prompts with their corruptions, on the model's device.
         variants: `utils.tasks.ioi.signal_variants` of the prompts.
-        facts: circuit and head scores.
-        config: definitions, thresholds and how to measure.
+        facts: the circuit and the head scores.
+        config: definitions, thresholds, and how to measure.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Levels:
         return self.tables.done(), writing
 
     def runs_with(self, others: Int[Tensor, "prompt position"]) -> PairedRuns:
-        """The clean prompts and other ones."""
+        """The clean prompts together with others."""
         return PairedRuns(self.weights, self.prompts, others, self.config.batch_size, self.config.memory_budget_gb)
 
     def _nothing_to_explain(self) -> str:
@@ -133,7 +133,7 @@ class Levels:
     def _exchange(
         self, candidates: Sequence[Head], movers: Sequence[Head], attention: Float[Tensor, "name layer head"]
     ) -> dict[str, Exchange]:
-        """What the candidates write at the answer exchanged for what they write in each variant of the prompt."""
+        """Replace what the candidates write at the answer with what they write in each variant of the prompt."""
         if not candidates:
             return {}
         exchanges = {CLEAN: Exchange.of_nothing(candidates, movers, self.clean, attention)}
@@ -161,7 +161,7 @@ class Levels:
         self.tables.add_level("induction", effects, roles, attention, len(receivers))
 
     def _attention(self, *names: str) -> list[Float[Tensor, "name layer head"]]:
-        """Attention of every head of the clean run to the names, from each of some named positions."""
+        """Attention of every head to the names in the clean run, from each of some named positions."""
         queries = torch.stack([self.prompts.positions[name] for name in names], dim=1)
         prompts = self.prompts
         found = name_attention(

@@ -5,10 +5,10 @@
     s_inhibition   S-inhibition heads (effect, and the position signal that they send to the name movers)
     induction      induction and duplicate-token heads (effect, score)
 
-S-inhibition heads tell the name movers where S stands. Each candidate's output at the answer's token is exchanged for
-that in four variants of the prompt: S the same token or another, the names in the same order or the opposite
-(`utils/tasks/ioi.py`). With the same token and the opposite order the logit difference has to fall, and the name movers
-that read the head have to attend less to IO and more to S1.
+S-inhibition heads tell the name movers where S is. Each candidate's output at the answer's token is replaced with that
+in four variants of the prompt: S the same token or another, the names in the same order or the opposite
+(`utils/tasks/ioi.py`). With the same token and the opposite order, the logit difference must fall, and the name movers
+that read the head must attend less to IO and more to S1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLEAN, OPPOSITE_ORDER = "same_token_same_order", "same_token_opposite_order"
 
 @dataclass(frozen=True)
 class Role:
-    """What a head is up for at a level, and whether it passes."""
+    """The role that a head is a candidate for at a level, and whether it passes."""
 
     name: str
     passes: bool
@@ -40,7 +40,7 @@ Roles = Mapping[Head, Role]
 
 
 def holders(roles: Roles, *names: str) -> tuple[Head, ...]:
-    """The heads that hold one of some roles, or any."""
+    """The heads that hold one of these roles, or any role."""
     return tuple(head for head, role in roles.items() if role.passes and (not names or role.name in names))
 
 
@@ -52,13 +52,13 @@ def writing_roles(
     *,
     negative_name_movers: bool,
 ) -> dict[Head, Role]:
-    """Level 1. A head of several roles has the first of: name mover, copy suppression, negative name mover.
+    """Level 1. A head with several roles has the first of: name mover, copy suppression, negative name mover.
 
     Args:
         heads: the candidates.
-        effects: of each on the logits.
+        effects: the effect of each on the logits.
         facts: scores of every head.
-        thresholds: of the scores.
+        thresholds: for the scores.
         negative_name_movers: whether there is such a role.
     """
     roles = {}
@@ -76,19 +76,19 @@ def writing_roles(
 
 
 def is_copy_suppression(head: Head, facts: HeadFacts, thresholds: Thresholds) -> bool:
-    """Whether a head's CSPA score is high enough; a head without one (nan) is none."""
+    """Whether a head's CSPA score is high enough. A head without one (nan) does not count."""
     return bool(facts.cspa[head] > thresholds.cspa)
 
 
 def inhibition_roles(
     candidates: Sequence[Head], exchanges: Mapping[str, Exchange], thresholds: Thresholds
 ) -> dict[Head, Role]:
-    """Level 2: the candidates, passing where they send the position signal.
+    """Level 2: the candidates. They pass if they send the position signal.
 
     Args:
         candidates: the senders of the exchanges.
-        exchanges: by variant, `CLEAN` (nothing exchanged) and `OPPOSITE_ORDER` among them.
-        thresholds: of the changes.
+        exchanges: by variant, including `CLEAN` (nothing exchanged) and `OPPOSITE_ORDER`.
+        thresholds: for the changes.
     """
     if not candidates:
         return {}
@@ -109,7 +109,7 @@ def inhibition_roles(
 def reading_roles(
     heads: Sequence[Head], effects: Float[Tensor, " head"], facts: HeadFacts, thresholds: Thresholds
 ) -> dict[Head, Role]:
-    """Level 3: the score that is the highest multiple of its mean over all heads, if above; passes by effect."""
+    """Level 3: the role of the score that is the highest multiple of its mean over heads; passes by effect."""
     relative: dict[str, OfHeads] = {
         name: score / score.mean().clamp(min=1e-12)
         for name, score in (("induction", facts.induction), ("duplicate_token", facts.duplicate_token))

@@ -1,4 +1,4 @@
-"""Effects in their unit, and the share of them that some heads have, with intervals from resampled prompts."""
+"""Effects in their unit, and the share of them that belongs to some heads, with intervals from resampled prompts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Scale:
 
     Args:
         clean: logit difference of every clean prompt.
-        divisor: of every prompt; effects are mean changes of the logit difference over its mean.
+        divisor: a value per prompt. Effects are mean changes of the logit difference, divided by its mean.
         seed: of the resamples of the prompts.
     """
 
@@ -45,7 +45,7 @@ class Scale:
         self.bootstrap = Bootstrap.of(len(clean), seed)
 
     def effects(self, patched: Float[Tensor, "head prompt"]) -> Effects:
-        """The effects of heads from the logit differences of every prompt where each is patched."""
+        """The effects of heads, from the logit difference of every prompt with each of them patched."""
         change = patched.double() - self.clean
         sizes = change.mean(dim=1) / self.divisor.mean()
         return Effects(sizes, self.bootstrap.means(change) / self.bootstrap.means(self.divisor)[:, None])
@@ -55,7 +55,7 @@ class Scale:
         return self.bootstrap.error(effects.resampled)
 
     def share(self, effects: Effects, of: Bool[Tensor, " head"], among: Bool[Tensor, " head"]) -> Share:
-        """100 * sum of the sizes of some effects / sum of the sizes of some others; nan where the latter is 0."""
+        """100 * sum of some absolute effects / sum of some others; nan if the latter is 0."""
         numerator, denominator = (float(effects.sizes[part].abs().sum()) for part in (of, among))
         if denominator == 0:
             return Share(NAN, NAN, NAN, numerator, denominator)
@@ -64,7 +64,7 @@ class Scale:
         return Share(100 * numerator / denominator, low, high, numerator, denominator)
 
     def interval(self, resampled: Float[Tensor, " resample"]) -> tuple[float, float]:
-        """The 95% interval of what was worked out for every resample; nan twice for a single prompt."""
+        """The 95% interval of what was worked out for every resample; nan and nan for a single prompt."""
         if len(self.clean) == 1:
             return NAN, NAN
         low, high = percentile_interval(resampled)

@@ -33,7 +33,7 @@ class Consistency:
     """The tables of one checkpoint.
 
     Attributes:
-        levels: one row a level, columns of `IOI_CONSISTENCY`; percent is empty where there is a reason.
+        levels: one row per level, with the columns of `IOI_CONSISTENCY`; percent is empty if there is a reason.
         heads: one row per measured level and head.
         signals: one row per candidate for S-inhibition and variant.
     """
@@ -48,7 +48,7 @@ class Tables:
 
     Args:
         definition: how effects are measured.
-        facts: circuit and head scores.
+        facts: the circuit and the head scores.
         scale: of the effects.
         logit_diffs: mean logit difference of the clean prompts, its standard error, and the mean of the corrupted ones.
     """
@@ -71,14 +71,14 @@ class Tables:
         attention: Float[Tensor, "name layer head"],
         n_receivers: int | None,
     ) -> None:
-        """Add a level's row and those of its heads.
+        """Add the row of a level and those of its heads.
 
         Args:
             level: its name.
             effects: of every measured head.
             roles: of those that have one.
             attention: of every head to the names, from the token that counts at this level.
-            n_receivers: heads whose inputs are patched; None at the first level.
+            n_receivers: how many heads have their inputs patched; None at the first level.
         """
         self._add_heads(level, effects, roles, attention)
         held = set(holders(roles))
@@ -122,7 +122,7 @@ class Tables:
                 self._signals.append(line)
 
     def done(self) -> Consistency:
-        """All that was added."""
+        """Everything that was added."""
         levels = pd.DataFrame(self._levels, columns=list(IOI_CONSISTENCY.columns))
         types = dict.fromkeys(_NUMBERS, "float64") | dict.fromkeys(_COUNTS, "Int64")
         signals = pd.DataFrame(self._signals, columns=list(IOI_CONSISTENCY_SIGNALS.columns))
