@@ -87,9 +87,9 @@ show(draw_curves(curve[curve["task"] == "ioi"], name, 1))
 # %% [markdown]
 # ## The circuit
 #
-# Its strongest edges; blue ones raise the logit difference, orange ones lower it. Read from below: a17.h4 finds, at the
-# second *John*, the first one. a20.h0 reads that through its values and writes into the **queries** of the heads of layer
-# 23, which write the answer. a24.h4 and a29.h0 write against it.
+# Its strongest edges; blue ones raise the logit difference, orange ones lower it. Read from below: a17.h4 (an induction
+# head) writes into the values of a20.h0, which looks at the second *John* and writes into the **queries** of the heads of
+# layer 23. Those write the answer. a24.h4 and a29.h0 write against it.
 
 # %%
 edges = store.folder("graphs", name, "ioi").read_table(STEP)
@@ -101,9 +101,9 @@ show(draw_circuit(strongest, f"IOI circuit of {name}", f"{len(edges)} edges; the
 #
 # `get_ioi_consistency.py` asks this at three levels: which heads act on the logits, on the queries of the name movers,
 # on the values of the S-inhibition heads. It gives roles by measured effects *and* by what a head does (does it copy
-# names? does the exchange of its output move the name movers' attention?). It does so by two definitions: `study` patches
-# and recomputes everything after the receiver, as the published study did, and any head of the model can hold a role;
-# `frozen` holds everything off the path at its clean value, and only heads of the circuit count. The results hold
+# names? does the exchange of its output move the name movers' attention?). It does so by two definitions: `study`
+# patches and recomputes everything after the receiver, as the published study did, and any head of the model can hold a
+# role; `frozen` holds everything off the path at its clean value, and only heads of the circuit count. The results hold
 # `study`; here is `frozen` too, from the same circuit and scores.
 
 # %%
@@ -140,3 +140,22 @@ def holders(table, most=6):
 
 
 pd.DataFrame({key: holders(table) for key, table in heads.items()}).loc[["name_movers", "s_inhibition", "induction"]]
+
+# %% [markdown]
+# Where the heads that act on the logits look, from the prompt's last token, and what they copy (in percent):
+
+# %%
+columns = ["effect", "role", "attention_io", "attention_s1", "attention_s2", "copy_score", "negative_copy_score"]
+acting = heads["study"][heads["study"]["level"] == "name_movers"].copy()
+acting.index = [f"a{head.layer}.h{head.head}" for head in acting.itertuples()]
+acting.loc[acting["effect"].abs().nlargest(10).index, columns]
+
+# %% [markdown]
+# - **The algorithm is that of GPT-2 small**, in a model of another architecture that was trained on far more
+#   text: induction (a17.h4), S-inhibition (a20.h0, a19.h2) and name movers (a23.h0, h1, h2, h7), each acting on the
+#   next through the inputs that the literature names.
+# - **Its strongest head is of another kind**: a23.h3 looks at the *second John* and copies negatively, so it crosses the
+#   wrong name out. By the study's criteria it is a *negative name mover*, although patching it lowers the logit
+#   difference. a24.h4 is the usual kind: it looks at Mary and writes against her.
+# - **Level 1 misses heads without a name**: a29.h1 and a29.h0 of the last layer have large effects and look at no name,
+#   so no criterion fits them.

@@ -26,7 +26,7 @@ from utils.models.packaged import STEP
 from utils.results.store import Store
 from utils.runner import main
 from utils.task_performance import answer_logits, task_performance
-from utils.tasks import TASKS, Prompts, build_prompts
+from utils.tasks import Prompts, build_prompts
 
 MODEL = ROOT / "model_cache" / "smollm2-135m"
 NAME = MODEL.name
