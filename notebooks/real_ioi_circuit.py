@@ -88,8 +88,8 @@ show(draw_curves(curve[curve["task"] == "ioi"], name, 1))
 # ## The circuit
 #
 # Its strongest edges; blue ones raise the logit difference, orange ones lower it. Read from below: a17.h4 (an induction
-# head) writes into the values of a20.h0, which looks at the second *John* and writes into the **queries** of the heads of
-# layer 23. Those write the answer. a24.h4 and a29.h0 write against it.
+# head) writes into the values of a20.h0, which looks at the second *John* and writes into the **queries** of the heads
+# of layer 23. Those write the answer. a24.h4 and a29.h0 write against it.
 
 # %%
 edges = store.folder("graphs", name, "ioi").read_table(STEP)
@@ -154,8 +154,8 @@ acting.loc[acting["effect"].abs().nlargest(10).index, columns]
 # - **The algorithm is that of GPT-2 small**, in a model of another architecture that was trained on far more
 #   text: induction (a17.h4), S-inhibition (a20.h0, a19.h2) and name movers (a23.h0, h1, h2, h7), each acting on the
 #   next through the inputs that the literature names.
-# - **Its strongest head is of another kind**: a23.h3 looks at the *second John* and copies negatively, so it crosses the
-#   wrong name out. By the study's criteria it is a *negative name mover*, although patching it lowers the logit
+# - **Its strongest head is of another kind**: a23.h3 looks at the *second John* and copies negatively, so it crosses
+#   the wrong name out. By the study's criteria it is a *negative name mover*, although patching it lowers the logit
 #   difference. a24.h4 is the usual kind: it looks at Mary and writes against her.
 # - **Level 1 misses heads without a name**: a29.h1 and a29.h0 of the last layer have large effects and look at no name,
 #   so no criterion fits them.
