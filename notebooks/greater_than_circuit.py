@@ -257,7 +257,7 @@ pd.DataFrame(share).T
 # not seen.
 
 # %%
-config = CircuitsConfig(model=MODEL, task="greater_than", n_prompts=N_PROMPTS)
+config = CircuitsConfig(model=MODEL, task="greater_than", n_prompts=N_PROMPTS, eap={"ig_steps": 12})
 report = find_circuit(weights, circuit_prompts(config, TASKS["greater_than"], checkpoint.tokenizer), config)
 report.baselines.T.rename(columns={0: "greater-than circuit"})
 

@@ -364,7 +364,7 @@ show(
 # seen.
 
 # %%
-config = CircuitsConfig(model=MODEL, task="ioi", n_prompts=N_PROMPTS)
+config = CircuitsConfig(model=MODEL, task="ioi", n_prompts=N_PROMPTS, eap={"ig_steps": 12})
 report = find_circuit(weights, circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer), config)
 report.baselines.T.rename(columns={0: "IOI circuit"})
 

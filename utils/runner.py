@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from utils.command_line import Terminated, run_script
-from utils.config.keys import BaseConfig
+from utils.config.keys import BaseConfig, with_start_token
 from utils.errors import UserError
 from utils.models.checkpoint import Description, LoadedCheckpoint
 from utils.models.family import Family, resolve_family
@@ -72,11 +72,13 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One model's part of a run: the steps asked for, and the tasks missing at each unfinished one."""
+    """One model's part of a run: the steps asked for, the tasks missing at each unfinished one, and the config with
+    whatever depends on the model resolved."""
 
     family: Family
     steps: list[int]
     missing: dict[int, list[Task | None]]
+    config: BaseConfig
 
     @property
     def size(self) -> int:
@@ -177,11 +179,12 @@ class _Run:
                         f"'{family.name}'; run them with two results_dir"
                     )
             steps = select_steps(config.checkpoints, family.steps, family.name)
+            resolved = with_start_token(config, family.prepend_bos)
             if not config.overwrite:
                 for record in self._records(family):
-                    record.check(self.analysis.name, config, family)
+                    record.check(self.analysis.name, resolved, family)
             missing = {step: self._missing(family.name, step) for step in steps}
-            sweeps.append(Sweep(family, steps, {step: left for step, left in missing.items() if left}))
+            sweeps.append(Sweep(family, steps, {step: left for step, left in missing.items() if left}, resolved))
         return sweeps
 
     def _folder(self, kind: Kind, model: str, task: Task | None) -> ResultsFolder:
@@ -198,7 +201,7 @@ class _Run:
 
     def _sweep(self, sweep: Sweep) -> None:
         """Measure one model's missing checkpoints."""
-        family, config, steps = sweep.family, self.config, list(sweep.missing)
+        family, config, steps = sweep.family, sweep.config, list(sweep.missing)
         prepared: tuple[Description, Any] | None = None
         following = dict(itertools.pairwise(steps))
         for step in steps:
@@ -216,7 +219,7 @@ class _Run:
                 family.prefetch(following[step])
             for task in sweep.missing[step]:
                 self.progress.say(" ".join([family.name, "step", str(step), *([task.name] if task else [])]))
-                self._save(checkpoint, task, self._measure(checkpoint, prepared[1], task))
+                self._save(checkpoint, task, self._measure(checkpoint, config, prepared[1], task))
                 self.progress.advance()
             del checkpoint
             if torch.cuda.is_available():
@@ -226,11 +229,13 @@ class _Run:
         if self.analysis.finish is not None:
             self.analysis.finish(config, self.store, family.name)
 
-    def _measure(self, checkpoint: LoadedCheckpoint, inputs: Any, task: Task | None) -> dict[str, Result]:
+    def _measure(
+        self, checkpoint: LoadedCheckpoint, config: BaseConfig, inputs: Any, task: Task | None
+    ) -> dict[str, Result]:
         try:
-            results = self.analysis.measure(checkpoint, self.config, inputs, task)
+            results = self.analysis.measure(checkpoint, config, inputs, task)
         except torch.OutOfMemoryError:
-            size = self.config.batch_size
+            size = config.batch_size
             raise UserError(
                 f"batch_size: {size} does not fit on {checkpoint.device} ({checkpoint.name} step {checkpoint.step}); "
                 f"pass a smaller one, for example batch_size={max(size // 2, 1)}"
@@ -265,6 +270,8 @@ class _Run:
             lines.append(
                 f"{name} from {sweep.family.source}: {len(left)} of {len(sweep.steps)} checkpoints to measure\n"
             )
+            if sweep.config != self.config:
+                lines.append(f"  prepend_bos: auto is {'true' if sweep.family.prepend_bos else 'false'}\n")
             if left:
                 lines.append(f"  measure: {', '.join(str(step) for step in left)}\n")
             if done := [step for step in sweep.steps if step not in sweep.missing]:

@@ -149,7 +149,7 @@ def test_what_stands_outside_the_markers_is_kept() -> None:
     assert written.startswith(text.partition("old")[0])
     assert written.endswith("<!-- end -->\nafter\n")
     assert "old" not in written
-    assert "| `prepend_bos` | `false` |" in written
+    assert "| `prepend_bos` | `auto` |" in written
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,7 @@ def test_dry_run_loads_and_writes_nothing(bench: Bench, capsys: pytest.CaptureFi
     assert "batch_size: 32\n" in out
     assert out.endswith(
         f"tiny from {bench.family}: 3 of 4 checkpoints to measure\n"
+        "  prepend_bos: auto is false\n"
         "  measure: 10, 20, 30\n"
         "  finished: 0\n"
         f"  results: {bench.results}/first/tiny, {bench.results}/second/tiny\n"

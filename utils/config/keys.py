@@ -33,6 +33,9 @@ def execution(default: Any, **kwargs: Any) -> Any:
 
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
+StartToken = bool | Literal["auto"]
+"""Whether to start with the tokenizer's start token; `auto` until `with_start_token` says so for a model."""
+
 
 class Section(pydantic.BaseModel):
     """A block of keys in a config (`eap: {ig_steps: 30}`). It refuses unknown keys, and its values never change."""
@@ -102,8 +105,10 @@ class BaseConfig(Section):
 class PromptOptions(Section):
     """What a run may choose about its prompts, apart from their number and seed."""
 
-    prepend_bos: bool = False
-    """Start every prompt with the tokenizer's start token."""
+    prepend_bos: StartToken = "auto"
+    """Start every prompt with the tokenizer's start token. `auto` does what the model was trained with, as far as it is
+    [known](#models) (a local family can say `"prepend_bos": true` in its `family.json`), and starts without one where
+    nobody says. `run.json` records `true` or `false`. EAP-IG's own code and MIB always prepend it."""
     ioi_corruption: Literal["swap", "abc"] = "swap"
     """How IOI prompts are corrupted: `swap` replaces the second subject with the indirect object, so that the answer
     flips; `abc` puts three other names in."""
@@ -129,6 +134,23 @@ class TaskConfig(PromptOptions, BaseConfig):
     def tasks(self) -> list[str]:
         """`task` as a list."""
         return [self.task] if isinstance(self.task, str) else list(self.task)
+
+
+def with_start_token(config: Schema, trained_with: bool | None) -> Schema:
+    """The config for one model: `prepend_bos: auto` is replaced by true or false, in its blocks too.
+
+    Args:
+        config: any script's.
+        trained_with: whether the model was trained with a start token; None, if nobody says, counts as no.
+    """
+    changed: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if name == "prepend_bos" and value == "auto":
+            changed[name] = trained_with is True
+        elif isinstance(value, pydantic.BaseModel):
+            changed[name] = with_start_token(value, trained_with)
+    return config.model_copy(update=changed)
 
 
 def _names(value: str | list[str]) -> str | list[str]:

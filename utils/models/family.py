@@ -140,6 +140,7 @@ def _local_family(
         tuple(placed),
         {step: one.tokens for step, one in placed.items()},
         {step: path / one.named.name for step, one in placed.items()},
+        prepend_bos=local.prepend_bos(path),
     )
 
 

@@ -76,6 +76,22 @@ def tokens_per_step(path: Path, otherwise: int | None) -> int:
     return per_step
 
 
+def prepend_bos(path: Path) -> bool | None:
+    """Whether a local family was trained with a start token, if its `family.json` says so.
+
+    Raises:
+        UserError: if what it says is not true or false.
+    """
+    about = path / "family.json"
+    try:
+        habit = json.loads(about.read_text(encoding="utf-8")).get("prepend_bos")
+    except (OSError, ValueError, AttributeError):
+        return None  # `tokens_per_step` refuses a broken file.
+    if habit is not None and not isinstance(habit, bool):
+        raise UserError(f"{about}: prepend_bos: {habit!r} is not true or false; correct it or leave it out")
+    return habit
+
+
 def stamps(folder: Path) -> Stamps:
     """What shows whether a checkpoint's weights have changed: inode, size and time of change of each file.
 
