@@ -44,7 +44,7 @@ from notebooks.steps import PathPatching, at_end, head_table, heads_of, load_che
 from notebooks.support import start
 from plotting.plot_faithfulness_curve import draw_curves
 from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
-from utils.ioi.effects import name_attention
+from utils.ioi.attention import name_attention
 from utils.task_performance import answer_logits, task_performance
 from utils.tasks import TASKS, build_prompts
 from utils.tasks.greater_than import two_digit_tokens
