@@ -19,8 +19,8 @@ _FRAME_WIDTH, _FRAME_HEIGHT = 106, 112
 _BETWEEN_COLUMNS, _END_NAMES = 78, 42
 # Half a 95% interval in standard errors.
 INTERVAL = 1.96
-# A panel without values names no more reasons than fit into it.
-MOST_REASONS = 4
+# What fits into a panel without values: reasons, and characters in a line, on a phone too.
+MOST_REASONS, _LINE = 4, 42
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class Panels:
             lines = ["<b>No value at any checkpoint</b>", *_reasons(gaps)]
             if hint:
                 lines += ["", hint]
-            text = "<br>".join(wrapped(line, self.panel_width // 8) for line in lines)
+            text = "<br>".join(wrapped(line, _LINE) for line in lines)
             self.figure.add_annotation(
                 text=text,
                 x=0.5,

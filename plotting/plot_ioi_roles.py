@@ -28,7 +28,7 @@ from utils.results.store import Store
 
 # Pixels: a row, the frame around them, and the widest that all columns may take together.
 _ROW, _FRAME, _WIDTH = 20, 90, 900
-_MOST_TICKS = 12
+MOST_TICKS = 12
 # Characters in a line of text: what fits a phone. Rows that such a line takes.
 _LINE, _LINE_ROWS = 44, 0.72
 
@@ -44,17 +44,20 @@ class Holder:
     held: frozenset[int]
 
 
-def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str) -> Drawing:
+def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str, most_ticks: int = MOST_TICKS) -> Drawing:
     """The figure of one model.
 
     Args:
         heads: `step, level, layer, head, role, effect, passes` of the model.
         levels: `step, level, reason` of the model, with a row for each level of every measured checkpoint.
         model: its name, for the heading.
+        most_ticks: how many checkpoints the axis names.
     """
     steps = sorted(int(step) for step in levels["step"].unique())
     figure = go.Figure()
-    y, ticks, unheld = 0.0, {}, set()
+    y = 0.0
+    ticks: dict[float, str] = {}
+    unheld: set[str] = set()
     for level, (_, roles) in LEVELS.items():
         for role in roles:
             _note(figure, role_chip(role), y, size=12, colour=INK)
@@ -79,7 +82,7 @@ def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str) -> Drawing
         height=int(_FRAME + _ROW * y),
         legend=False,
     )
-    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _MOST_TICKS)).round().astype(int))
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), most_ticks)).round().astype(int))
     figure.update_xaxes(
         range=[-0.5, len(steps) - 0.5],
         tickvals=shown,

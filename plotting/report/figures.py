@@ -177,13 +177,12 @@ def _consistency(results: Results) -> list[ReportFigure]:
 
 def _roles(results: Results) -> list[ReportFigure]:
     levels, heads = (escaped(results.table(kind)) for kind in ("ioi_consistency", "ioi_consistency_heads"))
-    return [
-        ReportFigure(
-            f"ioi_roles_{model}",
-            draw_roles(heads[heads["model"] == model], levels[levels["model"] == model], model),
-        )
-        for model in models_in(heads)
-    ]
+    figures = []
+    for model in models_in(heads):
+        tables = heads[heads["model"] == model], levels[levels["model"] == model]
+        narrow = draw_roles(*tables, model, _NARROW_TICKS).figure
+        figures.append(ReportFigure(f"ioi_roles_{model}", draw_roles(*tables, model), [narrow]))
+    return figures
 
 
 def _backup(results: Results) -> list[ReportFigure]:

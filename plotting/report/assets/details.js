@@ -73,7 +73,7 @@ class Details {
       element("p", {}, `${model}, ${record.label}. ${facts} ${this.span(steps, history.score)}`),
       other ? this.key(model, other) : null,
       ...charts,
-      element("p", { class: "ends" }, "Ends: ", this.link(source), " and ", this.link(into)),
+      element("p", { class: "ends" }, "Ends: ", ...this.end(source, model, state), " and ", ...this.end(into, model, state)),
       this.neighbours(`Edges into ${source}`, record, state, source, 1),
       this.neighbours(`Edges out of ${into}`, record, state, into, 0),
       this.numbers(steps, columns),
@@ -136,6 +136,12 @@ class Details {
     const button = element("button", { type: "button", class: "link" }, text);
     button.addEventListener("click", () => this.open(name));
     return button;
+  }
+
+  // A link to an end of an edge, and the roles that it holds at the checkpoint.
+  end(name, model, state) {
+    const held = this.headRecords.find((record) => record.model === model)?.held[state.step]?.[name] ?? [];
+    return [this.link(name), ...held.flatMap((role) => [" ", roleChip(...this.roles[role])])];
   }
 
   neighbours(title, record, state, name, way) {
