@@ -323,6 +323,20 @@ def test_a_task_that_is_learned_at_no_checkpoint_says_so_in_its_panel(store: Sto
     assert "task not learned" in note.text.replace("<br>", " ")
 
 
+def test_a_head_score_that_is_empty_at_a_checkpoint_has_its_reason_there(store: Store) -> None:
+    table = plot_head_scores.head_scores(store, EVERYTHING).query("model == 'pythia-70m'").assign(reason=None)
+    first = (table["score"] == "cspa") & (table["step"] == STEPS[0])
+    table.loc[first, ["value", "reason"]] = [np.nan, "nothing was ablated"]
+    one_head = (table["score"] == "cspa") & (table["step"] == STEPS[1]) & (table["head"] == 0)
+    table.loc[one_head, "value"] = np.nan
+    figure = plot_head_scores.draw_maxima(table, model_looks(["pythia-70m"])).figure
+    (marks,) = [trace for trace in figure.data if trace.mode == "markers" and trace.x[0] is not None]
+    assert [tuple(said) for said in marks.customdata] == [(STEPS[0], "nothing was ablated")]
+    nothing = table.assign(value=table["value"].where(table["score"] != "cspa"))
+    figure = plot_head_scores.draw_maxima(nothing, model_looks(["pythia-70m"])).figure
+    assert sum("No value at any checkpoint" in note.text for note in figure.layout.annotations) == 1
+
+
 def test_the_timeline_of_roles_has_a_row_per_head_and_role_coloured_where_it_holds_the_role() -> None:
     levels = pd.DataFrame(
         [
