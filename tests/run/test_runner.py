@@ -231,6 +231,7 @@ def test_run_json_holds_config_versions_and_provenance(bench: Bench) -> None:
     assert run["versions"]["torch"] == torch.__version__
     provenance = run["checkpoints"]["10"]
     assert (provenance["repository"], provenance["revision"]) == (str(bench.family), "step10")
+    assert provenance["shape"] == {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": True, "d_model": 8}
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_sweep_goes_on(bench: Bench, tmp_path: Path) -> None:

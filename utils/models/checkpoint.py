@@ -109,12 +109,18 @@ class LoadedCheckpoint:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """`repository, revision, commit, sha256, parameters` of the weights.
+        """`repository, revision, commit, sha256, parameters` of the weights, and the `shape` of the model's graph.
 
         Raises:
             CheckpointUnusable: if the files changed while they were read.
         """
-        return self.files.origin | {"sha256": self.sha256.result(), "parameters": self.parameters}
+        shape = {
+            "n_layers": self.weights.n_layers,
+            "n_heads": self.weights.n_heads,
+            "parallel_attn_mlp": self.weights.parallel,
+            "d_model": self.weights.d_model,
+        }
+        return self.files.origin | {"sha256": self.sha256.result(), "parameters": self.parameters, "shape": shape}
 
     @cached_property
     def bridge(self) -> TransformerBridge:
