@@ -61,6 +61,8 @@ def _record(
             raise ValueError(f"an edge is there twice at step {step}")
         scores = [] if table is None else [plain(score) for score in table["score"]]
         record = {"step": step, "tokens": plain(tokens.get(step)), "edges": ids, "scores": scores}
+        if table is not None and "stability" in table and table["stability"].notna().any():
+            record["stability"] = [plain(round(share, 3)) for share in table["stability"].astype(float)]
         record["nodes"] = len(nodes_of(edges))
         record |= _facts(baselines, step, BASELINE) | _facts(faithfulness, step, CHOSEN, chosen=True)
         steps.append(record)
@@ -84,8 +86,19 @@ def _record(
         "halfWidth": layout.half_width if layout else 1,
         "height": layout.height if layout else 0,
         "edges": flat,
+        "shape": _shape(results, model, task),
         "steps": steps,
     }
+
+
+def _shape(results: Results, model: str, task: str) -> dict[str, Any] | None:
+    """`n_layers, n_heads, parallel_attn_mlp, d_model` of the model, if the run says so."""
+    try:
+        checkpoints = results.store.folder("graphs", model, task).read_run().get("checkpoints", {})
+    except UserError:
+        return None
+    shapes = [weights["shape"] for weights in checkpoints.values() if "shape" in weights]
+    return shapes[-1] if shapes else None
 
 
 def _facts(table: pd.DataFrame | None, step: int, names: tuple[str, ...], *, chosen: bool = False) -> dict[str, Any]:

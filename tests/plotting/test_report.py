@@ -132,7 +132,7 @@ def test_roles_found_by_effect_agree_with_the_handover_table(store: Store, tmp_p
     handover = role_handover(copied.read_tables(kind, MODEL), steps)
     columns = ["layer", "head", "first_step", "last_step", "n_held"]
     assert held == [(2, 1, 8, 64, 2)] == [tuple(row) for row in handover[columns].to_numpy().tolist()]
-    assert "s inhibition (by effect)" in meanings
+    assert "S-inhibition (by effect)" in meanings
 
 
 @pytest.mark.parametrize("kind", MADE_UP)
@@ -217,6 +217,7 @@ def test_every_figure_of_the_results_is_on_the_page(page: str) -> None:
         "head_scores",
         f"head_scores_{MODEL}",
         "ioi_consistency",
+        f"ioi_roles_{MODEL}",
         "ioi_backup",
         "reproduction",
     ]

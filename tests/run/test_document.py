@@ -14,7 +14,7 @@ from utils.config.document import Page, document, documented, find_schema, model
 from utils.config.explain import blocks_in
 from utils.config.keys import BaseConfig, Section, execution
 from utils.models.families import FAMILIES
-from utils.results.kinds import KINDS
+from utils.results.kinds import IOI_CONSISTENCY, KINDS
 
 README = (CONFIGS / "README.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
@@ -189,3 +189,11 @@ def test_results_of_a_script_are_told_column_by_column() -> None:
     lines = results_table("get_model_task_performance.py").splitlines()
     assert lines[2] == "| `task_performance/.../step*.csv` | `run` | which prompts: `clean` or `corrupted` |"
     assert lines[3].startswith("| | `metric` |")
+
+
+def test_summaries_over_all_checkpoints_are_told_column_by_column() -> None:
+    lines = results_table("get_ioi_consistency.py").splitlines()
+    columns = IOI_CONSISTENCY.summaries["role_handover"]
+    at = next(i for i, line in enumerate(lines) if "`ioi_consistency/.../role_handover.csv`" in line)
+    told = [line.split("|")[2:4] for line in lines[at : at + len(columns)]]
+    assert [(name.strip(" `"), meaning.strip()) for name, meaning in told] == list(columns.items())

@@ -170,6 +170,11 @@ def _files(kind: Kind) -> Iterator[str]:
         file = ""
     for suffix, meaning in kind.companions.items():
         yield _line(f"`{kind.name}/.../step*{suffix}`", "", _cell(meaning))
+    for name, columns in kind.summaries.items():
+        file = f"`{kind.name}/.../{name}.csv`, when a model's sweep ends"
+        for column, meaning in columns.items():
+            yield _line(file, f"`{column}`", _cell(meaning))
+            file = ""
 
 
 def models_table(name: str) -> str:

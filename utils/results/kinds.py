@@ -26,6 +26,8 @@ class Kind:
         script: the root script that writes it.
         config: how the names of that script's configs start; empty if they start with the task's name.
         companions: further files next to a checkpoint's table: suffix -> meaning.
+        summaries: tables about all checkpoints of a model: file name without its ending -> column (after `model`) ->
+            meaning.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Kind:
     script: str
     config: str = ""
     companions: Mapping[str, str] = field(default_factory=dict)
+    summaries: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 GRAPHS = Kind(
@@ -157,6 +160,21 @@ IOI_CONSISTENCY = Kind(
     "get_ioi_consistency.py",
     "ioi_consistency",
     companions={".json": "where the circuit and the scores came from"},
+    summaries={
+        "role_handover": {
+            "role": "the role that the head holds at one or more checkpoints",
+            "layer": "layer of the head",
+            "head": "number of the head in its layer",
+            "first_step": "first checkpoint at which it holds the role",
+            "last_step": "last such checkpoint",
+            "first_tokens": "tokens seen by the first of them",
+            "last_tokens": "tokens seen by the last of them",
+            "n_held": "at how many checkpoints it holds the role",
+            "n_between": "how many were measured from the first to the last; if more, it lost the role in between",
+            "peak_step": "checkpoint at which its effect is largest while it holds the role",
+            "peak_effect": "its effect there, as in `ioi_consistency_heads`",
+        }
+    },
 )
 IOI_CONSISTENCY_HEADS = Kind(
     "ioi_consistency_heads",

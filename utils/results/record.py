@@ -2,7 +2,7 @@
 
     {"analysis": script, "config": every key, "settings": the keys that results depend on, "seed": n,
      "repository": where the weights are from, "versions": {package: version},
-     "checkpoints": {step: {repository, revision, commit, sha256}}, "equal_weights": [[1000, 2000]]}
+     "checkpoints": {step: {repository, revision, commit, sha256, ...}}, "equal_weights": [[1000, 2000]]}
 
 Another run may write into the folder if its settings are the same and its weights come from the same place.
 `equal_weights` lists checkpoints whose weights have the same hash (some revisions on the hub hold another step's).

@@ -128,8 +128,11 @@ class ResultsFolder:
         """Write a table about all steps of the folder as `<folder>/<name>.csv`, with `model` as its first column.
 
         Raises:
-            ValueError: if the table already has a column `model`.
+            ValueError: unless it is a summary of the kind, with the kind's columns for it in the same order.
         """
+        columns = self.kind.summaries.get(name)
+        if columns is None or list(table.columns) != list(columns):
+            raise ValueError(f"{self.kind.name} has no summary '{name}' with the columns {list(table.columns)}")
         stamped = table.reset_index(drop=True)
         stamped.insert(0, "model", self.model)
         path = self.path / f"{name}.csv"
