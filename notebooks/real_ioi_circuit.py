@@ -157,5 +157,8 @@ acting.loc[acting["effect"].abs().nlargest(10).index, columns]
 # - **Its strongest head is of another kind**: a23.h3 looks at the *second John* and copies negatively, so it crosses
 #   the wrong name out. By the study's criteria it is a *negative name mover*, although patching it lowers the logit
 #   difference. a24.h4 is the usual kind: it looks at Mary and writes against her.
+# - **A role can hang on a threshold**: a24.h4 counts as a copy-suppression head at level 1 because its CSPA score is
+#   0.107, just above 0.1. On other text it was 0.03. By the `frozen` definitions a head that copies negatively has no
+#   other role, and a third of the 39% of level 1 is its effect. Look at the scores, not at the roles alone.
 # - **Level 1 misses heads without a name**: a29.h1 and a29.h0 of the last layer have large effects and look at no name,
 #   so no criterion fits them.

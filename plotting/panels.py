@@ -323,7 +323,10 @@ class Panels:
     def _band(
         self, x: pd.Series, low: pd.Series, high: pd.Series, colour: str, entry: str, where: dict[str, int]
     ) -> None:
-        """A filled outline for each run of finite values: a gap in the line is a gap in the band."""
+        """A filled outline for each run of finite values: a gap in the line is a gap in the band.
+
+        A single checkpoint has no width to fill, so it gets a bar.
+        """
         finite = low.notna() & high.notna() & x.notna()
         runs = (finite != finite.shift()).cumsum()[finite]
         for _, run in runs.groupby(runs):
@@ -334,7 +337,7 @@ class Panels:
                     y=[*high[at], *low[at][::-1]],
                     fill="toself",
                     fillcolor=translucent(colour, 0.18),
-                    line={"width": 0},
+                    line={"width": 0 if len(at) > 1 else 4, "color": translucent(colour, 0.4)},
                     mode="lines",
                     legendgroup=entry,
                     showlegend=False,
