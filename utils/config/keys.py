@@ -73,6 +73,9 @@ class BaseConfig(Section):
     overwrite: bool = execution(False)
     """Delete the results this run would write, or a whole folder of them if another config made it, and measure again.
     To resume such a run after a stop, leave `overwrite` out."""
+    repair: bool = execution(False)
+    """Measure again what is damaged: files that are not what was written, by their hashes in run.json. Otherwise the
+    first one is named and nothing is measured."""
     keep_downloads: bool = execution(True)
     """`false` deletes the files of a hub checkpoint as soon as it is measured."""
 
