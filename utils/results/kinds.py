@@ -28,6 +28,8 @@ class Kind:
         companions: further files next to a checkpoint's table: suffix -> meaning.
         summaries: tables about all checkpoints of a model: file name without its ending -> column (after `model`) ->
             meaning.
+        version: of the definitions of its numbers. Raise it by one when a change to the code moves them: results of
+            another version are then refused.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Kind:
     config: str = ""
     companions: Mapping[str, str] = field(default_factory=dict)
     summaries: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    version: int = 1
 
 
 GRAPHS = Kind(
