@@ -97,18 +97,6 @@ def combine(hashes: dict[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weights in a `save_pretrained` folder, by name: safetensors, or torch's own format if there are none.
-
-    Raises:
-        UserError: if the folder holds no weights.
-    """
-    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return files
-    raise UserError(f"{folder}: holds no weights (model.safetensors); save the checkpoint again with save_pretrained")
-
-
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
         return  # Elsewhere a folder cannot be opened, and a rename lasts without it.

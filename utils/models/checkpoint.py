@@ -46,6 +46,10 @@ _tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 _tokenizers_lock = threading.Lock()
 
 
+class CheckpointUnusable(UserError):
+    """One checkpoint is missing or damaged. A sweep reports it and goes on with the others."""
+
+
 @dataclass(frozen=True)
 class Description:
     """What a checkpoint's small files say. Two checkpoints with equal descriptions take the same inputs.
@@ -108,7 +112,7 @@ class LoadedCheckpoint:
         """`repository, revision, commit, sha256, parameters` of the weights.
 
         Raises:
-            UserError: if the files changed while they were read.
+            CheckpointUnusable: if the files changed while they were read.
         """
         return self.files.origin | {"sha256": self.sha256.result(), "parameters": self.parameters}
 
@@ -120,7 +124,8 @@ class LoadedCheckpoint:
         rewrites the model and the tokenizer that it gets.
 
         Raises:
-            UserError: if the files are gone or do not fit on the device.
+            CheckpointUnusable: if the files are gone.
+        UserError: if they do not fit on the device.
         """
         from transformer_lens.model_bridge import TransformerBridge
 
@@ -140,7 +145,8 @@ def describe(folder: Path) -> Description:
     """Read a checkpoint's small files. Its weights need not be there.
 
     Raises:
-        UserError: if a file is missing or broken, or the engine cannot read such a model.
+        CheckpointUnusable: if a file is missing or broken.
+        UserError: if the engine cannot read such a model.
     """
     path = folder / "config.json"
     try:
@@ -154,7 +160,8 @@ def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> tupl
     """The weights in a `save_pretrained` folder, and how many parameters they hold.
 
     Raises:
-        UserError: if they cannot be loaded, some are missing, or they do not fit on the device.
+        CheckpointUnusable: if they cannot be loaded, or some are missing.
+        UserError: if they do not fit on the device.
     """
     model = _load_model(folder, dtype, device)
     try:
@@ -164,11 +171,25 @@ def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> tupl
     return weights, sum(parameter.numel() for parameter in model.parameters())
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The weights in a `save_pretrained` folder, by name: safetensors, or torch's own format if there are none.
+
+    Raises:
+        CheckpointUnusable: if the folder holds no weights.
+    """
+    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+        if files := sorted(folder.glob(pattern)):
+            return files
+    raise CheckpointUnusable(
+        f"{folder}: holds no weights (model.safetensors); save the checkpoint again with save_pretrained"
+    )
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer, from its folder or the one above. The same files give the same object.
 
     Raises:
-        UserError: if there is none, or it cannot be loaded.
+        CheckpointUnusable: if there is none, or it cannot be loaded.
     """
     holder = _tokenizer_folder(folder)
     digest = hashlib.sha256()
@@ -192,9 +213,9 @@ def _read_config(path: Path) -> PretrainedConfig:
     try:
         architecture = json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; save the checkpoint again with save_pretrained") from None
+        raise CheckpointUnusable(f"{path} is missing; save the checkpoint again with save_pretrained") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: does not name a model_type ({_first_line(error)}); {_WAY_OUT}") from None
+        raise CheckpointUnusable(f"{path}: does not name a model_type ({_first_line(error)}); {_WAY_OUT}") from None
     # transformers may not know it either, or want to run code that comes with it.
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -202,7 +223,7 @@ def _read_config(path: Path) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"{path}: cannot be read ({_first_line(error)}); {_WAY_OUT}") from error
+        raise CheckpointUnusable(f"{path}: cannot be read ({_first_line(error)}); {_WAY_OUT}") from error
     return config
 
 
@@ -210,7 +231,7 @@ def _tokenizer_folder(folder: Path) -> Path:
     for holder in (folder, folder.parent):
         if any((holder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
             return holder
-    raise UserError(f"{folder}: has no tokenizer (tokenizer.json); save one there with save_pretrained")
+    raise CheckpointUnusable(f"{folder}: has no tokenizer (tokenizer.json); save one there with save_pretrained")
 
 
 def _read_tokenizer(holder: Path) -> PreTrainedTokenizerBase:
@@ -221,7 +242,9 @@ def _read_tokenizer(holder: Path) -> PreTrainedTokenizerBase:
             holder, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{holder}: the tokenizer cannot be loaded ({_first_line(error)}); save it again") from error
+        raise CheckpointUnusable(
+            f"{holder}: the tokenizer cannot be loaded ({_first_line(error)}); save it again"
+        ) from error
     return tokenizer
 
 
@@ -243,15 +266,17 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTr
     except torch.OutOfMemoryError:
         raise _too_large(folder, dtype, device) from None
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
-        raise UserError(f"{folder}: the checkpoint cannot be loaded ({_first_line(error)}); {_WAY_OUT}") from error
+        raise CheckpointUnusable(
+            f"{folder}: the checkpoint cannot be loaded ({_first_line(error)}); {_WAY_OUT}"
+        ) from error
     if report["missing_keys"]:
         # transformers would carry on with random numbers instead.
         some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(f"{folder}: weights are missing ({some}); {_WAY_OUT}")
+        raise CheckpointUnusable(f"{folder}: weights are missing ({some}); {_WAY_OUT}")
     if unread := sorted(name for name in report["unexpected_keys"] if not _BUFFER.search(name)):
         # And it would ignore these.
         some = ", ".join(unread[:3])
-        raise UserError(f"{folder}: holds weights that its config.json has no place for ({some}); correct it")
+        raise CheckpointUnusable(f"{folder}: holds weights that its config.json has no place for ({some}); correct it")
     result: PreTrainedModel = model
     return result
 

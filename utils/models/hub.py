@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import atomic_write, combine, file_sha256
-from utils.models.checkpoint import SMALL_FILES
+from utils.models.checkpoint import SMALL_FILES, CheckpointUnusable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -35,7 +35,7 @@ _SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _TORCH = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 
 
-class HubUnreachable(UserError):
+class HubUnreachable(CheckpointUnusable):
     """The hub did not answer: no network, offline mode, or the hub is down."""
 
 
@@ -100,7 +100,9 @@ def download_small(repository: str, revision: str, folder: Path) -> dict[str, An
         files = {file.rfilename: file for file in info.siblings or []}
         weights = _weight_files(list(files))
         if not weights:
-            raise UserError(f"model: revision {revision} of {repository} holds no weights; leave that step out")
+            raise CheckpointUnusable(
+                f"model: revision {revision} of {repository} holds no weights; leave that step out"
+            )
         small = [file for name, file in files.items() if name in SMALL_FILES or name.endswith(".index.json")]
         _bring_small(api, info, small, folder)
     listing = {"repository": info.id, "revision": revision, "commit": info.sha}  # today's id, if it was renamed
@@ -137,7 +139,7 @@ def download(repository: str, revision: str, folder: Path) -> dict[str, Any]:
     for name, sha256 in hashes.items():
         if weights[name] not in (None, sha256):
             (folder / name).unlink()
-            raise UserError(
+            raise CheckpointUnusable(
                 f"{folder / name}: arrived damaged (SHA-256 differs from the hub's); it is deleted, run again"
             )
     manifest = listing | {"sha256": combine(hashes)}
@@ -197,7 +199,7 @@ def _told(repository: str, revision: str | None = None) -> Iterator[None]:
             f"model: {repository} is not on the hub (or private); check the name, or name a folder of step{{n}} folders"
         ) from None
     except errors.RevisionNotFoundError:
-        raise UserError(f"checkpoints: {named} is not on the hub; leave that step out") from None
+        raise CheckpointUnusable(f"checkpoints: {named} is not on the hub; leave that step out") from None
     except errors.HFValidationError:
         raise UserError(f"model: '{repository}' is not a hub id; write it as organisation/name") from None
     except errors.HfHubHTTPError as error:

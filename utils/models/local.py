@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import combine, file_sha256, weight_files
+from utils.files import combine, file_sha256
+from utils.models.checkpoint import CheckpointUnusable, weight_files
 from utils.models.revisions import GENERAL, GENERAL_NAMES, Named, read_names
 
 Stamp = tuple[int, int, int]
@@ -80,7 +81,7 @@ def stamps(folder: Path) -> Stamps:
     """What shows whether a checkpoint's weights have changed: inode, size and time of change of each file.
 
     Raises:
-        UserError: if the folder holds no weights.
+        CheckpointUnusable: if the folder holds no weights.
     """
     return {path: _stamp(path) for path in weight_files(folder)}
 
@@ -89,12 +90,12 @@ def weights_sha256(before: Stamps) -> str:
     """Hash of the weights with these stamps. Each file is read only once, until it changes.
 
     Raises:
-        UserError: if one has changed since.
+        CheckpointUnusable: if one has changed since.
     """
     sha256 = combine({path.name: _sha256(path, stamp) for path, stamp in before.items()})
     for path, stamp in before.items():
         if _stamp(path) != stamp:
-            raise UserError(f"{path}: changed while it was read; run again once the checkpoint is complete")
+            raise CheckpointUnusable(f"{path}: changed while it was read; run again once the checkpoint is complete")
     return sha256
 
 
