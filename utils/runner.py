@@ -221,8 +221,7 @@ class _Run:
             del checkpoint
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if not config.keep_downloads:
-                family.free(step)
+            family.release(step, config.keep_checkpoints)
         if self.analysis.finish is not None:
             self.analysis.finish(config, self.store, family.name)
 

@@ -172,7 +172,7 @@ def test_another_config_is_refused_and_nothing_changes(bench: Bench, capsys: pyt
 
 def test_keys_that_say_how_to_run_may_change(bench: Bench) -> None:
     bench.run("checkpoints=[0]")
-    assert bench.run("checkpoints=[0,10]", "batch_size=7", "keep_downloads=false") == 0
+    assert bench.run("checkpoints=[0,10]", "batch_size=7", "keep_checkpoints=none") == 0
     assert bench.measured == [(10, "x"), (10, "y")]
 
 
