@@ -233,17 +233,22 @@ def test_run_json_holds_config_versions_and_provenance(bench: Bench) -> None:
     assert (provenance["repository"], provenance["revision"]) == (str(bench.family), "step10")
 
 
-def test_a_checkpoint_that_cannot_be_loaded_loses_nothing(
-    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_sweep_goes_on(bench: Bench, tmp_path: Path) -> None:
     bench.family = save_family(tmp_path / "tiny", {0: 0, 10: 1, 20: 2})
     (bench.family / "step10" / "model.safetensors").write_bytes(b"not weights")
-    assert bench.run() == 2
-    assert (
-        capsys.readouterr().err.splitlines()[-1].startswith(f"{bench.family}/step10: the checkpoint cannot be loaded")
-    )
-    assert bench.said[-1] == "stopped: 2 of 6 measured and saved; to go on, run the same command again"
-    assert Store(bench.results).folder(SECOND, "tiny", "y").steps() == [0]
+    assert bench.run() == 1
+    assert bench.measured == [(0, "x"), (0, "y"), (20, "x"), (20, "y")]
+    assert bench.said[-2] == "left out, because they could not be loaded: 1"
+    assert bench.said[-1].startswith(f"  tiny step 10: {bench.family}/step10: the checkpoint cannot be loaded (")
+    assert Store(bench.results).folder(SECOND, "tiny", "y").steps() == [0, 20]
+
+
+def test_a_first_checkpoint_without_its_small_files_stops_no_other(bench: Bench, tmp_path: Path) -> None:
+    bench.family = save_family(tmp_path / "tiny", {0: 0, 10: 1})
+    (bench.family / "step0" / "config.json").unlink()
+    assert bench.run() == 1
+    assert bench.measured == [(10, "x"), (10, "y")]
+    assert bench.said[-1].startswith(f"  tiny step 0: {bench.family}/step0/config.json is missing")
 
 
 def test_an_error_of_the_analysis_loses_nothing_and_is_not_hidden(bench: Bench) -> None:

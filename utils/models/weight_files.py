@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,11 +62,44 @@ def read_state(folder: Path, stop: threading.Event | None = None) -> dict[str, T
             else:
                 state |= torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
-            raise CheckpointUnusable(
-                f"{folder}: the checkpoint cannot be loaded ({one_line(error)}); delete the folder and fetch or train "
-                "it again"
-            ) from error
+            raise _unreadable(folder, error) from error
     return state
+
+
+def read_some(folder: Path, choose: Callable[[list[str]], list[str]]) -> dict[str, Tensor]:
+    """A few tensors of a checkpoint. Of safetensors, only these are read.
+
+    Args:
+        folder: in `save_pretrained` format.
+        choose: the names of all matrices -> those to read.
+
+    Raises:
+        CheckpointUnusable: if the weights cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = weight_files(folder)
+    if files[0].suffix != ".safetensors":
+        state = read_state(folder)
+        return {name: state[name] for name in choose([name for name, tensor in state.items() if tensor.ndim == 2])}
+    try:
+        places: dict[str, Path] = {}
+        for path in files:
+            with safe_open(path, "pt") as file:
+                places |= {name: path for name in file.keys() if len(file.get_slice(name).get_shape()) == 2}  # noqa: SIM118
+        found = {}
+        for name in choose(list(places)):
+            with safe_open(places[name], "pt") as file:
+                found[name] = file.get_tensor(name).clone()
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(folder, error) from error
+    return found
+
+
+def _unreadable(folder: Path, error: Exception) -> CheckpointUnusable:
+    return CheckpointUnusable(
+        f"{folder}: the checkpoint cannot be loaded ({one_line(error)}); delete the folder and fetch or train it again"
+    )
 
 
 def _shards(folder: Path, index: Path) -> list[Path]:

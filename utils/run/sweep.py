@@ -1,0 +1,150 @@
+"""The one loop over checkpoints: prepare, load, prefetch, measure, save, free, report.
+
+It loads a checkpoint once for all that is missing there, and meanwhile downloads the next one. Whatever is measured is
+saved at once. So a run that ends early, by Ctrl-C, SIGTERM, an error or a crash, loses at most the measurement at hand,
+and the same command goes on from there.
+
+A checkpoint that is missing or damaged is reported, and the sweep goes on without it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from utils.command_line import Terminated
+from utils.errors import UserError
+from utils.models.checkpoint import CheckpointUnusable, Description
+from utils.progress import Progress, duration
+from utils.run import unit
+from utils.run.plan import Job, Sweep
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A checkpoint that could not be measured.
+
+    Attributes:
+        model: its family's name.
+        step: its training step.
+        reason: what is wrong with it, in one line.
+    """
+
+    model: str
+    step: int
+    reason: str
+
+
+class Run:
+    """One run: the loop over its sweeps."""
+
+    def __init__(self, name: str, sweeps: Sequence[Sweep]) -> None:
+        self.name, self.sweeps = name, sweeps
+        self.config = sweeps[0].jobs[0].config
+        self.progress = Progress(name, 0)
+        self.failures: list[Failure] = []
+
+    def execute(self) -> int:
+        """Measure what is missing.
+
+        Returns:
+            The exit code: 0, or 1 if checkpoints had to be left out.
+
+        Raises:
+            UserError: on bad input. What was measured before is saved.
+        """
+        total = sum(sweep.size for sweep in self.sweeps)
+        root = self.sweeps[0].jobs[0].store.root
+        if total == 0:
+            names = ", ".join(f"{sweep.family.name} ({len(sweep.steps)} checkpoints)" for sweep in self.sweeps)
+            log.info("nothing to do: %s finished in %s; pass overwrite=true to measure again", names, root)
+        self.progress = progress = Progress(self.name, total)
+        try:
+            for sweep in self.sweeps:
+                self._sweep(sweep)
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            progress.close()
+            again = "run the same command " + ("without overwrite=true" if self.config.overwrite else "again")
+            stopped = "stopped" if isinstance(error, Exception) else "interrupted"
+            if progress.done or not isinstance(error, UserError):  # Bad input that stops a run at once is one line.
+                log.warning("%s: %d of %d measured and saved; to go on, %s", stopped, progress.done, total, again)
+            raise
+        progress.close()
+        if total:
+            log.info("finished: %d measured into %s in %s", progress.done, root, duration(progress.seconds))
+        return self._report_failures()
+
+    def _sweep(self, sweep: Sweep) -> None:
+        """Measure one model's missing checkpoints, then let each job finish."""
+        inputs = unit.Inputs()
+        steps = self._begin(sweep, inputs)
+        following = dict(itertools.pairwise(steps))
+        for step in steps:
+            try:
+                self._checkpoint(sweep, step, inputs, following.get(step))
+            except CheckpointUnusable as error:
+                self._failed(sweep, step, error)
+            sweep.family.release(step, self.config.keep_checkpoints)
+        for job in sweep.jobs:
+            if job.analysis.finish is not None and any(
+                record.folder.steps() for record in job.records(sweep.family.name)
+            ):
+                job.analysis.finish(job.config, job.store, sweep.family.name)
+
+    def _begin(self, sweep: Sweep, inputs: unit.Inputs) -> list[int]:
+        """Check everything that can be checked without weights, then record what each job was asked for.
+
+        Returns:
+            The unfinished steps, without those at the start whose small files are missing or damaged.
+        """
+        steps = list(sweep.missing)
+        jobs = [job for job in sweep.jobs if sweep.missing_of(job)]
+        while steps:
+            try:
+                described = sweep.family.describe(steps[0])
+            except CheckpointUnusable as error:
+                self._failed(sweep, steps.pop(0), error)
+                continue
+            for job in jobs:
+                self._prepare(sweep, job, inputs, described)
+            for job in jobs:
+                for record in job.records(sweep.family.name):
+                    record.begin(job.analysis.name, job.config, sweep.family, sweep.steps_of(job))
+            break
+        return steps
+
+    def _prepare(self, sweep: Sweep, job: Job, inputs: unit.Inputs, described: Description) -> object:
+        self.progress.say(f"{sweep.family.name}: preparing")
+        return inputs.of(job, described)
+
+    def _checkpoint(self, sweep: Sweep, step: int, inputs: unit.Inputs, following: int | None) -> None:
+        """Load a checkpoint once, and measure and save all that is missing there."""
+        family, missing = sweep.family, sweep.missing[step]
+        described = family.describe(step)
+        prepared = {one.job: self._prepare(sweep, one.job, inputs, described) for one in missing}
+        self.progress.say(f"{family.name} step {step}: loading")
+        checkpoint = unit.load(family, step, missing[0].job)
+        if following is not None:
+            family.prefetch(following)
+        for one in missing:
+            self.progress.say(unit.label(family, step, one.task, one.job, named=len(sweep.jobs) > 1))
+            unit.save(checkpoint, one, unit.measure(checkpoint, one, prepared[one.job]))
+            self.progress.advance()
+        del checkpoint
+        unit.free_memory()
+
+    def _failed(self, sweep: Sweep, step: int, error: CheckpointUnusable) -> None:
+        self.failures.append(Failure(sweep.family.name, step, str(error)))
+        log.warning("%s step %d is left out: %s", sweep.family.name, step, error)
+
+    def _report_failures(self) -> int:
+        if not self.failures:
+            return 0
+        log.warning("left out, because they could not be loaded: %d", len(self.failures))
+        for failure in self.failures:
+            log.warning("  %s step %d: %s", failure.model, failure.step, failure.reason)
+        return 1
