@@ -43,6 +43,12 @@ class Progress:
             left = self.seconds / self.done * (self.total - self.done)
             log.info("%s: measured %d of %d, about %s left", self._what, self.done, self.total, duration(left))
 
+    def drop(self, n: int) -> None:
+        """Expect n measurements fewer."""
+        self.total -= n
+        self._bar.total = self.total
+        self._bar.refresh()
+
     def close(self) -> None:
         """Leave the bar as it is."""
         self._bar.close()

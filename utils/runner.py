@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from utils.command_line import run_script
 from utils.config.keys import BaseConfig
 from utils.run.analysis import Analysis
+from utils.run.needs import needs
 from utils.run.plan import Job, describe, plan, shown_config
 from utils.run.sweep import Run
 
@@ -55,6 +56,6 @@ def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False) -> int
     """
     sweeps = plan([Job(analysis, config)])
     if dry_run:
-        sys.stdout.write(shown_config(config) + describe(sweeps))
+        sys.stdout.write(shown_config(config) + describe(sweeps) + "".join(needs(sweep) for sweep in sweeps))
         return 0
     return Run(analysis.name, sweeps).execute()

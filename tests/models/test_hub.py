@@ -129,7 +129,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(pythia: HubFamily, ser
     chunk = constants.DOWNLOAD_CHUNK_SIZE
     weights = bytes(chunk) + b"the rest"
     served.repositories["EleutherAI/pythia-70m"]["step1000"] = {"model.safetensors": weights}
-    served.break_off["model.safetensors"] = chunk + 3
+    served.cuts["model.safetensors"] = [chunk + 3]
     files = pythia.fetch(1000)
     assert served.resumed_at == [chunk]
     assert (files.folder / "model.safetensors").read_bytes() == weights

@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -51,7 +52,8 @@ class HubServer:
         tags: names that are tags; the others are branches.
         renamed: earlier `org/name` -> today's, to which requests are redirected.
         requests: (method, path) of every request, in order.
-        break_off: file name -> bytes after which its next download breaks off, once.
+        cuts: file name -> bytes after which its next downloads break off, one after the other.
+        on_cut: called after each cut.
         resumed_at: first byte of every download that began within a file.
         damage: names of files that are sent with their last byte changed, and how often; -1 is always.
         truncated: names of files that are sent without their second half, as if they were stored like this.
@@ -68,7 +70,8 @@ class HubServer:
     tags: set[str] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
-    break_off: dict[str, int] = field(default_factory=dict)
+    cuts: dict[str, list[int]] = field(default_factory=dict)
+    on_cut: Callable[[], object] = lambda: None
     resumed_at: list[int] = field(default_factory=list)
     damage: dict[str, int] = field(default_factory=dict)
     truncated: set[str] = field(default_factory=set)
@@ -206,7 +209,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"}, with_body, None)
             self.hub.resumed_at.append(start)
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        stop = self.hub.break_off.pop(name, None) if with_body else None
+        left = self.hub.cuts.get(name, []) if with_body else []
+        stop = left.pop(0) if left else None
         self._send(status, data[start:], headers, with_body, stop)
         return None
 
@@ -235,6 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
         if stop is not None:
             self.wfile.flush()
             self.close_connection = True
+            self.hub.on_cut()
 
 
 def _is_large(name: str) -> bool:

@@ -83,6 +83,9 @@ class BaseConfig(Section):
     `warn` measures them, `skip` leaves them out ([Damaged checkpoints](#damaged-checkpoints))."""
     trust_remote_code: bool = execution(False)
     """Whether a tokenizer may run Python code that comes with it. The weights never need any."""
+    repair: bool = execution(False)
+    """Measure again what is damaged: files that are not what was written, by their hashes in run.json. Otherwise the
+    first one is named and nothing is measured."""
 
     @field_validator("model")
     @classmethod

@@ -26,7 +26,7 @@ from utils.models.retries import patiently
 
 log = logging.getLogger(__name__)
 
-Arrived = Callable[[int], None]
+Arrived = Callable[[int], object]
 """Called with the number of bytes that have just arrived."""
 
 
@@ -87,6 +87,7 @@ def bring(file: RemoteFile, folder: Path, arrived: Arrived = lambda count: None)
 
 def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
     from huggingface_hub import hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -102,14 +103,23 @@ def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
             start = 0
         with part.open("r+b" if start else "wb") as stream:
             stream.seek(start)
-            http_get(
-                hf_hub_url(file.repository, file.name, revision=file.commit),
-                stream,
-                resume_size=start,
-                headers=build_hf_headers(),
-                expected_size=file.size or None,
-                tqdm_class=bar,
-            )
+            try:
+                http_get(
+                    hf_hub_url(file.repository, file.name, revision=file.commit),
+                    stream,
+                    resume_size=start,
+                    headers=build_hf_headers(),
+                    expected_size=file.size or None,
+                    tqdm_class=bar,
+                )
+            except HfHubHTTPError as error:
+                if error.response.status_code != 416:
+                    raise
+                # It has no bytes beyond those that have arrived.
+                raise CheckpointUnusable(
+                    f"model: {file.name} of {file.repository} at commit {file.commit} is shorter than the hub says "
+                    f"({start} of {file.size} bytes); leave that step out"
+                ) from None
             stream.flush()
             os.fsync(stream.fileno())
 

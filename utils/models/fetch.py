@@ -39,7 +39,7 @@ def fetch(family: Family, steps: Sequence[int]) -> dict[int, str]:
             bar.set_description_str(f"{family.name} step {step}")
             try:
                 family.fetch_small(step)
-                family.fetch(step, lambda count: _ignored(bar.update(count)))
+                family.fetch(step, bar.update)
             except CheckpointUnusable as error:
                 failed[step] = str(error)
                 log.warning("%s step %d is left out: %s", family.name, step, error)
@@ -51,7 +51,7 @@ def fetch(family: Family, steps: Sequence[int]) -> dict[int, str]:
 
 
 def listings(
-    family: HubFamily, steps: Sequence[int], advance: Callable[[], None] = lambda: None
+    family: HubFamily, steps: Sequence[int], advance: Callable[[], object] = lambda: None
 ) -> dict[int | str, Listing | CheckpointUnusable]:
     """What the hub lists of some steps; see `in_parallel`."""
 
@@ -59,7 +59,3 @@ def listings(
         return lambda: family.listing(step)
 
     return in_parallel({step: listing(step) for step in steps}, advance)
-
-
-def _ignored(result: object) -> None:
-    """Nothing, whatever there was."""

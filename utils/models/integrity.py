@@ -149,7 +149,7 @@ def damages_at(family: Family, step: int) -> list[Damage]:
     return [damage for damage in family.damage if step in damage.steps or not damage.steps]
 
 
-def check(family: Family, *, exact: bool = True, advance: Callable[[], None] = lambda: None) -> Report:
+def check(family: Family, *, exact: bool = True, advance: Callable[[], object] = lambda: None) -> Report:
     """Compare the weights of all published steps, from the hub's metadata alone.
 
     Args:
@@ -171,7 +171,7 @@ def check(family: Family, *, exact: bool = True, advance: Callable[[], None] = l
     return Report(family, held, tuple(_shared(family, held, main)))
 
 
-def screen(family: Family, steps: Sequence[int], on_duplicate: str, advance: Callable[[], None]) -> list[int]:
+def screen(family: Family, steps: Sequence[int], on_duplicate: str, advance: Callable[[], object]) -> list[int]:
     """The check at the start of a sweep: say what is wrong with the steps to measure.
 
     Args:
@@ -238,7 +238,7 @@ def _by_number(text: str) -> tuple[int, str]:
     return int(digits or -1), text
 
 
-def _on_hub(family: HubFamily, advance: Callable[[], None]) -> tuple[dict[int, Held], Held | None]:
+def _on_hub(family: HubFamily, advance: Callable[[], object]) -> tuple[dict[int, Held], Held | None]:
     def listing(step: int) -> Callable[[], Listing]:
         return lambda: family.listing(step)
 
@@ -263,7 +263,7 @@ def _held(family: HubFamily, step: int, found: Listing | CheckpointUnusable) -> 
     return Held(revision, error=str(found), unasked=isinstance(found, HubUnreachable))
 
 
-def _on_disk(family: LocalFamily, exact: bool, advance: Callable[[], None]) -> dict[int, Held]:
+def _on_disk(family: LocalFamily, exact: bool, advance: Callable[[], object]) -> dict[int, Held]:
     held: dict[int, Held] = {}
     for step, folder in family.folders.items():
         try:

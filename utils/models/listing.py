@@ -172,7 +172,7 @@ def kept_listing(downloads: Path, commit: str) -> Listing | None:
 
 
 def in_parallel(
-    tasks: Mapping[int | str, Callable[[], Listing]], advance: Callable[[], None] = lambda: None
+    tasks: Mapping[int | str, Callable[[], Listing]], advance: Callable[[], object] = lambda: None
 ) -> dict[int | str, Listing | CheckpointUnusable]:
     """Listings by key, several requests at a time.
 
@@ -244,6 +244,10 @@ def told(repository: str, revision: str | None = None) -> Iterator[None]:
         raise CheckpointUnusable(f"checkpoints: {named} is not on the hub; leave that step out") from None
     except errors.HFValidationError:
         raise UserError(f"model: '{repository}' is not a hub id; write it as organisation/name") from None
+    except UnicodeEncodeError:
+        raise UserError(
+            "HF_TOKEN: the token holds characters that none can have; set it again (hf auth login)"
+        ) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         way_out = "try again later" if status >= 500 or status == 429 else "check the name and your access"

@@ -26,6 +26,8 @@ class Kind:
         script: the root script that writes it.
         config: how the names of that script's configs start; empty if they start with the task's name.
         companions: further files next to a checkpoint's table: suffix -> meaning.
+        version: of the definitions of its numbers. Raise it by one when a change to the code moves them: results of
+            another version are then refused.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Kind:
     script: str
     config: str = ""
     companions: Mapping[str, str] = field(default_factory=dict)
+    version: int = 1
 
 
 GRAPHS = Kind(
@@ -238,6 +241,8 @@ TASK_PERFORMANCE = Kind(
     "get_model_task_performance.py",
     "performance",
 )
+CHECKS = Kind("checks", {}, "check_checkpoints.py", "check")
+"""Not in `KINDS`: its tables are about all steps at once (`utils/models/integrity.py` has their columns)."""
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
