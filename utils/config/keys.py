@@ -40,6 +40,23 @@ class Section(pydantic.BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+class SlurmKeys(Section):
+    """What a Slurm task asks for, with `executor: slurm`."""
+
+    cluster: Literal["slurm", "local"] = "slurm"
+    """`local` starts the tasks as processes on this machine, to try a setup out."""
+    partition: str | None = None
+    """The partition; `null` takes the cluster's default."""
+    account: str | None = None
+    """The account to charge; `null` takes your default."""
+    minutes: int = Field(240, gt=0)
+    """The time limit of a task. What it has not measured by then, the same command measures later."""
+    memory_gb: float | None = Field(None, gt=0)
+    """Memory for a task; `null` takes the cluster's default."""
+    setup: list[str] = []
+    """Shell commands to run before a task starts (`module load cuda`)."""
+
+
 class BaseConfig(Section):
     """The keys that every script shares."""
 
@@ -86,6 +103,23 @@ class BaseConfig(Section):
     repair: bool = execution(False)
     """Measure again what is damaged: files that are not what was written, by their hashes in run.json. Otherwise the
     first one is named and nothing is measured."""
+    executor: Literal["local", "ray", "slurm"] = execution("local")
+    """Who measures: this process (`local`), the workers of a Ray cluster, or a Slurm job array. Any number of processes
+    on one `results_dir` share the work too."""
+    workers: int | None = execution(None, gt=0)
+    """With `ray`, how many checkpoints to measure at once at most; `null` means as many as the cluster has room for.
+    With `slurm`, how many tasks the array has; `null` means 4."""
+    cpus_per_checkpoint: int | None = execution(None, gt=0)
+    """Cores for each checkpoint, and threads to compute with, with any executor. `null` leaves the number of threads to
+    torch. On the CPU, results can depend on it in the last digits."""
+    gpus_per_checkpoint: float | None = execution(None, gt=0)
+    """With `ray` and `slurm`, GPUs for each checkpoint; Ray also takes shares, such as 0.5."""
+    ray_address: str | None = execution(None)
+    """The Ray cluster, as `ray.init` takes it (`auto`, `ray://head:10001`). `null` starts one on this machine, unless
+    RAY_ADDRESS names one."""
+    retries: int = execution(2, ge=0)
+    """How often a checkpoint whose worker was lost is tried again."""
+    slurm: SlurmKeys = execution(SlurmKeys())
 
     @field_validator("model")
     @classmethod

@@ -24,7 +24,6 @@ from utils.progress import Progress, duration
 from utils.run import unit
 from utils.run.claims import Claims
 from utils.run.plan import Job, Measurement, Sweep
-from utils.run.screen import screened
 from utils.run.share import Share
 
 WAIT = 0.5
@@ -68,7 +67,6 @@ class Run:
         Raises:
             UserError: on bad input. What was measured before is saved.
         """
-        self.sweeps = [screened(sweep) for sweep in self.sweeps]
         total = sum(sweep.size for sweep in self.sweeps)
         root = self.sweeps[0].jobs[0].store.root
         if total == 0:
@@ -90,12 +88,29 @@ class Run:
         if total:
             others = f", {self.elsewhere} by other processes" if self.elsewhere else ""
             log.info("finished: %d measured into %s in %s%s", progress.done, root, duration(progress.seconds), others)
-        return self._report_failures()
+        return self.report_failures()
 
     def _sweep(self, sweep: Sweep) -> None:
         """Measure one model's missing checkpoints, then let each job finish."""
         inputs = unit.Inputs()
-        share = Share(sweep, self._begin(sweep, inputs), self.claims)
+        share = Share(sweep, self.begin(sweep, inputs), self.claims)
+        try:
+            self._measure(sweep, share, inputs)
+        finally:
+            sweep.family.stop()
+        self.elsewhere += share.elsewhere
+        self.progress.drop(share.elsewhere)
+        self.finish(sweep)
+
+    def finish(self, sweep: Sweep) -> None:
+        """Let each job that has results of a model sum them up."""
+        for job in sweep.jobs:
+            measured = any(record.folder.steps() for record in job.records(sweep.family.name))
+            if job.analysis.finish is not None and measured:
+                job.analysis.finish(job.config, job.store, sweep.family.name)
+
+    def _measure(self, sweep: Sweep, share: Share, inputs: unit.Inputs) -> None:
+        """Measure this process's share of a model's checkpoints, one after the other."""
         following = None
         while (taken := following or self._take(share)) is not None:
             step, missing = taken
@@ -103,16 +118,9 @@ class Run:
             try:
                 self._checkpoint(sweep, step, missing, inputs, None if following is None else following[0])
             except CheckpointUnusable as error:
-                self._failed(sweep, step, error, len(missing))
+                self.fail(sweep, step, str(error), len(missing))
             share.give_back(step)
             sweep.family.release(step, self.config.keep_checkpoints)
-        sweep.family.stop()
-        self.elsewhere += share.elsewhere
-        for job in sweep.jobs:
-            if job.analysis.finish is not None and any(
-                record.folder.steps() for record in job.records(sweep.family.name)
-            ):
-                job.analysis.finish(job.config, job.store, sweep.family.name)
 
     def _take(self, share: Share) -> tuple[int, list[Measurement]] | None:
         """The next checkpoint of this process. Waits while others measure what is left; None once nothing is."""
@@ -121,12 +129,13 @@ class Run:
             time.sleep(WAIT)
         return taken
 
-    def _begin(self, sweep: Sweep, inputs: unit.Inputs) -> list[int]:
+    def begin(self, sweep: Sweep, inputs: unit.Inputs | None = None) -> list[int]:
         """Check everything that can be checked without weights, then record what each job was asked for.
 
         Returns:
             The unfinished steps, without those at the start whose small files are missing or damaged.
         """
+        inputs = inputs or unit.Inputs()
         steps = list(sweep.missing)
         jobs = [job for job in sweep.jobs if sweep.missing_of(job)]
         while steps:
@@ -134,7 +143,7 @@ class Run:
                 described = sweep.family.describe(steps[0])
             except CheckpointUnusable as error:
                 step = steps.pop(0)
-                self._failed(sweep, step, error, len(sweep.missing[step]))
+                self.fail(sweep, step, str(error), len(sweep.missing[step]))
                 continue
             for job in jobs:
                 self._prepare(sweep, job, inputs, described)
@@ -179,15 +188,21 @@ class Run:
         del checkpoint
         unit.free_memory()
 
-    def _failed(self, sweep: Sweep, step: int, error: CheckpointUnusable, lost: int) -> None:
+    def fail(self, sweep: Sweep, step: int, reason: str, lost: int) -> None:
+        """Report a checkpoint that cannot be measured, and with it `lost` measurements."""
         self.progress.drop(lost)
-        self.failures.append(Failure(sweep.family.name, step, str(error)))
-        log.warning("%s step %d is left out: %s", sweep.family.name, step, error)
+        self.failures.append(Failure(sweep.family.name, step, reason))
+        log.warning("%s step %d is left out: %s", sweep.family.name, step, reason)
 
-    def _report_failures(self) -> int:
+    def report_failures(self) -> int:
+        """List what could not be measured.
+
+        Returns:
+            The exit code: 0, or 1 if there is something to list.
+        """
         if not self.failures:
             return 0
-        log.warning("left out, because they could not be loaded: %d", len(self.failures))
+        log.warning("checkpoints that could not be measured: %d", len(self.failures))
         for failure in self.failures:
             log.warning("  %s step %d: %s", failure.model, failure.step, failure.reason)
         return 1
