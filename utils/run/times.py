@@ -1,7 +1,7 @@
 """How long measurements took on this machine: what `--dry-run` estimates time from.
 
-One JSON line a measurement in `<cache_dir>/.times/<analysis>.jsonl`. It is not part of the results, whose bytes follow
-from the config alone, and it may be deleted at any time.
+One JSON line a measurement, in `~/.cache/circuits-over-time/times/<analysis>.jsonl` (below XDG_CACHE_HOME, if that is
+set). It is not part of the results, whose bytes follow from the config alone, and it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ from pathlib import Path
 from utils.config.keys import BaseConfig, result_settings
 
 
+def folder() -> Path:
+    """Where this machine keeps them."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "circuits-over-time" / "times"
+
+
 class Times:
-    """The times of one analysis with one config, on the machine that keeps this cache."""
+    """The times of one analysis with one config, on this machine."""
 
     def __init__(self, analysis: str, config: BaseConfig) -> None:
-        self.path: Path = config.cache_dir / ".times" / f"{analysis}.jsonl"
+        self.path = folder() / f"{analysis}.jsonl"
         settings = json.dumps([result_settings(config), config.device, config.batch_size], sort_keys=True, default=str)
         self._settings = hashlib.sha256(settings.encode()).hexdigest()[:16]
 
