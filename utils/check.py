@@ -121,7 +121,9 @@ def shown_moves(family: Family, found: Sequence[Move], unusable: dict[int, str])
                 f"{family.name}: step {move.step} does not seem to descend from step {move.before}: relative distance "
                 f"{move.distance:.3g}, around it {move.usual:.3g}{f' (known: {known})' if known else ''}\n"
             )
-    if not lines:
+    if not any(move.usual is not None for move in found):
+        lines.append(f"{family.name}: too few checkpoints to say whether one descends from another; four are needed\n")
+    elif not lines:
         lines.append(f"{family.name}: each of {len(found) + 1} checkpoints is near the one before\n")
     return "".join(lines)
 

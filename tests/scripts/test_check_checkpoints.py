@@ -51,6 +51,8 @@ def test_a_sound_family_passes(toy: Path, tmp_path: Path, capsys: pytest.Capture
     assert run(toy, tmp_path, "--deep") == 0
     out = capsys.readouterr().out
     assert "0 steps hold weights that are not theirs alone, 0 are missing" in out
+    assert "toy: too few checkpoints to say whether one descends from another" in out
+    assert table(tmp_path, name="distances")["usual"].isna().all()
     found = table(tmp_path)
     assert list(found["step"]) == list(TOY_STEPS)
     assert found["problem"].isna().all()

@@ -34,18 +34,18 @@ class Move:
         before: the earlier step.
         step: the later one.
         distance: relative L2 distance, mean over tensors; 0 if they are equal.
-        usual: the median of the neighbouring pairs' distances.
+        usual: the median of the neighbouring pairs' distances; None if there are fewer than two.
     """
 
     before: int
     step: int
     distance: float
-    usual: float
+    usual: float | None
 
     @property
     def stands_out(self) -> bool:
         """Whether the later checkpoint does not seem to descend from the earlier one."""
-        return self.distance > max(FACTOR * self.usual, FLOOR)
+        return self.usual is not None and self.distance > max(FACTOR * self.usual, FLOOR)
 
 
 def moves(
@@ -55,7 +55,7 @@ def moves(
 
     Args:
         family: where they are from; what is not on disk is downloaded.
-        steps: sorted; at least three say something.
+        steps: sorted. Fewer than four say nothing: a pair needs two neighbours.
         done: called with each step that has been read.
 
     Returns:
@@ -78,7 +78,7 @@ def moves(
     found = []
     for place, (earlier, step, moved) in enumerate(pairs):
         near = [pairs[other][2] for other in range(place - 2, place + 3) if other != place and 0 <= other < len(pairs)]
-        found.append(Move(earlier, step, moved, statistics.median(near) if near else moved))
+        found.append(Move(earlier, step, moved, statistics.median(near) if len(near) > 1 else None))
     return found, unusable
 
 
