@@ -294,7 +294,7 @@ def test_dry_run_loads_and_writes_nothing(bench: Bench, capsys: pytest.CaptureFi
         "  measure: 10, 20, 30\n"
         "  finished: 0\n"
         f"  results: {bench.results}/first/tiny, {bench.results}/second/tiny\n"
-        f"  needs: download 0 B, peak disk 0 B, peak memory {size(3 * weights)} (weights alone)\n"
+        f"  needs: download 0 B, peak disk 0 B, peak memory {size(2 * weights)} (weights alone)\n"
         "  time: about 00:00, as measured here before, without loading\n"
     )
 

@@ -29,8 +29,9 @@ class Estimate:
     Attributes:
         download: bytes still to download.
         disk: the most bytes of weights that will be on disk for these steps at once; 0 for a local family.
-        memory: the most bytes that weights will take in memory at once: while a model is loaded, transformers' copy and
-            the engine's, besides the next checkpoint if it is prefetched. None if no config is at hand.
+        memory: the most bytes that weights will take in memory at once: a model in the number format asked for, and a
+            file of weights, either its own while it is loaded, or the next one that is read meanwhile. On a GPU, the
+            model is there and the file in CPU memory. None if no config is at hand.
         unknown: steps whose sizes are not known.
     """
 
@@ -62,9 +63,7 @@ def estimate(
         at_once = len(to_fetch) if keep == "all" else (0 if keep == "none" else keep) + 1 + int(prefetch)
         windows = [to_fetch[start : start + at_once] for start in range(max(len(to_fetch) - at_once, 0) + 1)]
         disk = held + max(sum(sizes[step] for step in window) for window in windows)
-    return Estimate(
-        sum(sizes[step] for step in to_fetch), disk, _memory(family, known, sizes, dtype, prefetch), unknown
-    )
+    return Estimate(sum(sizes[step] for step in to_fetch), disk, _memory(family, known, sizes, dtype), unknown)
 
 
 def told(estimate: Estimate) -> str:
@@ -107,7 +106,7 @@ def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in weight_files(folder))
 
 
-def _memory(family: Family, steps: Sequence[int], sizes: dict[int, int], dtype: str, prefetch: bool) -> int | None:
+def _memory(family: Family, steps: Sequence[int], sizes: dict[int, int], dtype: str) -> int | None:
     if not steps:
         return 0
     try:
@@ -117,4 +116,4 @@ def _memory(family: Family, steps: Sequence[int], sizes: dict[int, int], dtype: 
     stored = BYTES.get(str(config.get("dtype") or config.get("torch_dtype") or "float32"), 4)
     largest = max(sizes[step] for step in steps)
     model = largest // stored * BYTES[dtype]
-    return 2 * model + (largest if prefetch and len(steps) > 1 else 0)
+    return model + largest
