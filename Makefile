@@ -12,7 +12,7 @@ DEVELOPING := $(VENV)/installed-requirements-dev.txt
 # Written last, so a family that has it is whole.
 TOY := model_cache/toy/family.json
 
-.PHONY: help environment dev-environment toy circuits test lint format types check docs bench clean
+.PHONY: help environment dev-environment toy circuits test test-slow lint format types check docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -40,18 +40,17 @@ $(TOY): | $(RUNNING)
 	$(RUN) make_toy_checkpoints.py -c configs/toy_family.yml
 
 circuits: $(RUNNING) $(TOY)
-	$(RUN) get_circuits_over_time.py -c configs/toy.yml
-	$(RUN) get_model_task_performance.py -c configs/performance_toy.yml
-	$(RUN) get_full_model_components_over_time.py -c configs/components_toy.yml
-	$(RUN) get_new_successor_head_scores_over_time.py -c configs/successor_toy.yml
-	$(RUN) get_model_cspa.py -c configs/cspa_toy.yml
-	$(RUN) get_ioi_consistency.py -c configs/ioi_consistency_toy.yml
+	$(RUN) run_suite.py -c configs/suite_toy.yml
 	$(RUN) plotting/plot_circuits.py -r results -o figures
 	$(RUN) plotting/make_report.py -r results -o report.html
 	@echo "Open report.html in a browser (the first figure alone: figures/circuits.html)."
 
 test: $(DEVELOPING)
 	$(RUN) -m pytest -n auto --dist worksteal
+
+# What takes too long for every change: Ray and Slurm, with workers and nodes that are killed.
+test-slow: $(DEVELOPING)
+	$(RUN) -m pytest -m endurance
 
 lint: $(DEVELOPING)
 	$(RUN) -m ruff format --check .

@@ -8,6 +8,7 @@ same checkpoint in a worker as it does in a single process.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from utils.models.family import Family, resolve_family
 from utils.results.record import RunRecord
 from utils.run import unit
 from utils.run.plan import Job, Measurement, Sweep
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,13 @@ class Worker:
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+
+
+def import_path() -> str:
+    """For PYTHONPATH: this repository, and the other folders that this process imports from, packages apart."""
+    packages = (sys.prefix, sys.base_prefix)
+    own = [path for path in sys.path if path and not path.startswith(packages)]
+    return os.pathsep.join(dict.fromkeys([str(ROOT), *own]))
 
 
 _workers: dict[str, Worker] = {}
