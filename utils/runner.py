@@ -14,6 +14,7 @@ from utils.command_line import run_script
 from utils.config.keys import BaseConfig
 from utils.run.analysis import Analysis
 from utils.run.execute import execute, fetch
+from utils.run.needs import needs
 from utils.run.plan import Job, describe, plan, shown_config
 from utils.run.suite import SuiteConfig, jobs_of
 
@@ -73,7 +74,7 @@ def run_suite(config: SuiteConfig, *, dry_run: bool = False, only_fetch: bool = 
 def _run(name: str, jobs: list[Job], config: BaseConfig, dry_run: bool, only_fetch: bool) -> int:
     sweeps = plan(jobs)
     if dry_run:
-        sys.stdout.write(shown_config(config) + describe(sweeps))
+        sys.stdout.write(shown_config(config) + describe(sweeps) + "".join(needs(sweep) for sweep in sweeps))
         return 0
     return fetch(name, sweeps) if only_fetch else execute(name, sweeps)
 

@@ -129,7 +129,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(pythia: HubFamily, ser
     chunk = constants.DOWNLOAD_CHUNK_SIZE
     weights = bytes(chunk) + b"the rest"
     served.repositories["EleutherAI/pythia-70m"]["step1000"] = {"model.safetensors": weights}
-    served.break_off["model.safetensors"] = chunk + 3
+    served.cuts["model.safetensors"] = [chunk + 3]
     files = pythia.fetch(1000)
     assert served.resumed_at == [chunk]
     assert (files.folder / "model.safetensors").read_bytes() == weights
@@ -137,7 +137,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(pythia: HubFamily, ser
 
 
 def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubServer) -> None:
-    served.damage.add("model.safetensors")
+    served.damage["model.safetensors"] = -1
     with pytest.raises(UserError) as caught:
         pythia.fetch(1000)
     file = pythia.folder(1000) / "model.safetensors"
@@ -149,7 +149,7 @@ def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubSe
 def test_freed_checkpoints_leave_the_disk_and_can_be_fetched_again(pythia: HubFamily) -> None:
     folder = pythia.fetch(1000).folder
     pythia.fetch(2000)
-    pythia.free(1000)
+    pythia.release(1000, "none")
     assert not folder.exists()
     assert (pythia.folder(2000) / "model.safetensors").is_file()
     assert loads_weights_of(pythia, 1000, 1)
@@ -223,7 +223,7 @@ def test_small_files_that_checkpoints_share_are_downloaded_once(pythia: HubFamil
     assert len(served.downloads("config.json")) - len(served.downloads("tokenizer_config.json")) == 2
     assert (pythia.folder(2000) / "config.json").read_bytes() == files["config.json"]
     assert (pythia.folder(3000) / "config.json").read_bytes() == changed
-    pythia.free(0)
+    pythia.release(0, "none")
     pythia.describe(0)
     assert len(served.downloads("tokenizer.json")) == 1
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import ConfigDict, Field, field_validator
@@ -93,11 +93,19 @@ class BaseConfig(Section):
     overwrite: bool = execution(False)
     """Delete the results this run would write, or a whole folder of them if another config made it, and measure again.
     To resume such a run after a stop, leave `overwrite` out."""
+    prefetch: bool = execution(True)
+    """While a checkpoint is measured, download the next one and read it into CPU memory. `false` saves the memory."""
+    keep_checkpoints: Literal["all", "none"] | Annotated[int, Field(gt=0)] = execution("all")
+    """Which downloads to keep once they are measured: `all`, `none`, or how many (the newest). Only files that the run
+    itself has downloaded are ever deleted."""
+    on_duplicate_weights: Literal["error", "warn", "skip"] = execution("error")
+    """What to do if the checkpoints to measure hold weights of another step or of `main`: `error` stops and names them,
+    `warn` measures them, `skip` leaves them out ([Damaged checkpoints](#damaged-checkpoints))."""
+    trust_remote_code: bool = execution(False)
+    """Whether a tokenizer may run Python code that comes with it. The weights never need any."""
     repair: bool = execution(False)
     """Measure again what is damaged: files that are not what was written, by their hashes in run.json. Otherwise the
     first one is named and nothing is measured."""
-    keep_downloads: bool = execution(True)
-    """`false` deletes the files of a hub checkpoint as soon as it is measured."""
     executor: Literal["local", "ray", "slurm"] = execution("local")
     """Who measures: this process (`local`), the workers of a Ray cluster, or a Slurm job array. Any number of processes
     on one `results_dir` share the work too."""

@@ -259,6 +259,8 @@ TASK_PERFORMANCE = Kind(
     "get_model_task_performance.py",
     "performance",
 )
+CHECKS = Kind("checks", {}, "check_checkpoints.py", "check")
+"""Not in `KINDS`: its tables are about all steps at once (`utils/models/integrity.py` has their columns)."""
 
 KINDS: dict[str, Kind] = {
     kind.name: kind

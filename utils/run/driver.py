@@ -65,7 +65,7 @@ class DriverRun(Run):
         if outcome.refused:
             raise UserError(outcome.refused)
         if outcome.unusable:
-            self._failed(sweep, outcome.step, outcome.unusable, len(missing))
+            self.fail(sweep, outcome.step, outcome.unusable, len(missing))
             return
         for one, measured in zip(missing, outcome.measured, strict=True):
             self.progress.say(unit.label(sweep.family, outcome.step, one.task, one.job, named=len(sweep.jobs) > 1))

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from utils.config.keys import BaseConfig
-from utils.models.checkpoint import CheckpointUnusable
-from utils.progress import Progress
+from utils.models.fetch import fetch as fetch_steps
 from utils.run.plan import Sweep
-from utils.run.sweep import Run
+from utils.run.screen import screened
+from utils.run.sweep import Failure, Run
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +22,15 @@ def execute(name: str, sweeps: Sequence[Sweep]) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        UserError: on bad input, also if checkpoints hold another's weights (`on_duplicate_weights`).
     """
     jobs = sweeps[0].jobs
     config = jobs[0].config
     if not any(sweep.missing for sweep in sweeps):
         return Run(name, sweeps).execute()
+    sweeps = [screened(sweep) for sweep in sweeps]
     if config.executor == "ray":
         from utils.run.driver import DriverRun
         from utils.run.ray_pool import RayPool
@@ -60,15 +64,7 @@ def fetch(name: str, sweeps: Sequence[Sweep]) -> int:
         The exit code: 0, or 1 if checkpoints are missing or damaged.
     """
     run = Run(name, sweeps)
-    progress = Progress(name, sum(len(sweep.missing) for sweep in sweeps), "fetched")
     for sweep in sweeps:
-        for step in sweep.missing:
-            progress.say(f"{sweep.family.name} step {step}")
-            try:
-                sweep.family.describe(step)
-                sweep.family.fetch(step)
-            except CheckpointUnusable as error:
-                run.fail(sweep, step, str(error), 0)
-            progress.advance()
-    progress.close()
+        failed = fetch_steps(sweep.family, list(sweep.missing))
+        run.failures += [Failure(sweep.family.name, step, reason) for step, reason in failed.items()]
     return run.report_failures()

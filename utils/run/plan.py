@@ -128,7 +128,9 @@ def plan(jobs: Sequence[Job]) -> list[Sweep]:
         _ = job.tasks  # Unknown tasks are told before any model is looked up.
     sweeps: list[Sweep] = []
     for model in config.models:
-        family = resolve_family(model, config.cache_dir, config.tokens_per_step, config.revisions, config.stages)
+        family = resolve_family(
+            model, config.cache_dir, config.tokens_per_step, config.revisions, config.stages, config.trust_remote_code
+        )
         for other in sweeps:
             if other.family.name == family.name:
                 raise UserError(

@@ -19,7 +19,7 @@ import torch
 from utils.config.keys import BaseConfig
 from utils.errors import UserError
 from utils.run.plan import Job
-from utils.run.worker import Outcome, Shared, Unit, run_unit
+from utils.run.worker import Outcome, Shared, Unit, import_path, run_unit
 
 
 def import_ray() -> Any:
@@ -69,9 +69,13 @@ class RayPool:
             )
         threads = config.cpus_per_checkpoint or torch.get_num_threads()
         self._shared = ray.put(Shared(uuid.uuid4().hex, tuple(jobs), Path.cwd(), threads))
-        self._task = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=config.retries, max_calls=0)(
-            run_unit
-        )
+        self._task = ray.remote(
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            max_retries=config.retries,
+            max_calls=0,  # Otherwise Ray ends a process that used a GPU after one task.
+            runtime_env={"env_vars": {"PYTHONPATH": import_path()}},
+        )(run_unit)
         self._running: dict[Any, int] = {}
 
     def __enter__(self) -> RayPool:

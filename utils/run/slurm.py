@@ -6,10 +6,12 @@ for the tasks. It can be stopped: the tasks go on, and the same command later fi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from utils.errors import UserError
 from utils.progress import Progress, configure_logging
 from utils.run.plan import Job, Sweep, plan
 from utils.run.sweep import Failure, Run
+from utils.run.worker import import_path
 
 LOGS = ".slurm"
 DEFAULT_TASKS = 4
@@ -65,7 +68,7 @@ def run_array(name: str, sweeps: Sequence[Sweep]) -> int:
             if not missing:
                 break
             number = min(config.workers or DEFAULT_TASKS, missing)
-            with executor.batch():
+            with _importable(), executor.batch():
                 submitted = [executor.submit(run_share, name, plain, Path.cwd()) for _ in range(number)]
             log.info("submitted %d tasks (%s); to stop them: scancel %s", *_told(submitted))
             lost = _await(submitted, progress, plain)
@@ -119,11 +122,24 @@ def _executor(submitit: Any, config: BaseConfig) -> Any:
             **({} if asked.memory_gb is None else {"mem_gb": asked.memory_gb}),
             **({} if asked.partition is None else {"slurm_partition": asked.partition}),
             **({} if asked.account is None else {"slurm_account": asked.account}),
-            **({"slurm_setup": asked.setup} if asked.setup else {}),
+            slurm_setup=[f"export PYTHONPATH={shlex.quote(import_path())}", *asked.setup],
         )
     except RuntimeError as error:
         raise UserError(f"executor: no Slurm here ({error}); run on a login node, or try slurm.cluster=local") from None
     return executor
+
+
+@contextlib.contextmanager
+def _importable() -> Iterator[None]:
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = import_path()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _told(submitted: Sequence[Any]) -> tuple[int, str, str]:
@@ -152,5 +168,5 @@ def _await(submitted: Sequence[Any], progress: Progress, jobs: Sequence[Job]) ->
             raise UserError(str(error).rpartition("UserError: ")[2].strip().splitlines()[0])
         lost[job.job_id] = error is not None
         if error is not None:
-            log.warning("task %s: %s", job.job_id, " ".join(str(error).strip().splitlines()[-1:])[:300])
+            log.warning("task %s was lost; its log: %s", job.job_id, job.paths.stderr)
     return lost

@@ -1,8 +1,8 @@
 """The one loop over checkpoints: prepare, load, prefetch, measure, save, free, report.
 
-It loads a checkpoint once for all that is missing there, and meanwhile downloads the next one. Whatever is measured is
-saved at once. So a run that ends early, by Ctrl-C, SIGTERM, an error or a crash, loses at most the measurement at hand,
-and the same command goes on from there.
+It loads a checkpoint once for all that is missing there, and meanwhile brings the next one into memory. Whatever is
+measured is saved at once. So a run that ends early, by Ctrl-C, SIGTERM, an error or a crash, loses at most the
+measurement at hand, and the same command goes on from there.
 
 A checkpoint that is missing or damaged is reported, and the sweep goes on without it.
 
@@ -94,7 +94,10 @@ class Run:
         """Measure one model's missing checkpoints, then let each job finish."""
         inputs = unit.Inputs()
         share = Share(sweep, self.begin(sweep, inputs), self.claims)
-        self._measure(sweep, share, inputs)
+        try:
+            self._measure(sweep, share, inputs)
+        finally:
+            sweep.family.stop()
         self.elsewhere += share.elsewhere
         self.progress.drop(share.elsewhere)
         self.finish(sweep)
@@ -117,8 +120,7 @@ class Run:
             except CheckpointUnusable as error:
                 self.fail(sweep, step, str(error), len(missing))
             share.give_back(step)
-            if not self.config.keep_downloads:
-                sweep.family.free(step)
+            sweep.family.release(step, self.config.keep_checkpoints)
 
     def _take(self, share: Share) -> tuple[int, list[Measurement]] | None:
         """The next checkpoint of this process. Waits while others measure what is left; None once nothing is."""
@@ -174,13 +176,15 @@ class Run:
         prepared = {one.job: self._prepare(sweep, one.job, inputs, described) for one in missing}
         self.progress.say(f"{family.name} step {step}: loading")
         checkpoint = unit.load(family, step, missing[0].job)
-        if following is not None:
+        if following is not None and self.config.prefetch:
             family.prefetch(following)
         for one in missing:
             self.progress.say(unit.label(family, step, one.task, one.job, named=len(sweep.jobs) > 1))
+            start = time.monotonic()
             results = unit.measure(checkpoint, one, prepared[one.job])
             unit.save(family.name, one, unit.encode(checkpoint, one, results))
             self.progress.advance()
+            unit.times_of(one.job).add(family.name, step, unit.task_name(one), time.monotonic() - start)
         del checkpoint
         unit.free_memory()
 

@@ -14,6 +14,7 @@ from utils.models.family import Family
 from utils.results.record import RunRecord
 from utils.results.store import Result
 from utils.run.plan import Job, Measurement
+from utils.run.times import Times
 from utils.tasks.prompts import Task
 
 log = logging.getLogger(__name__)
@@ -122,3 +123,13 @@ def label(family: Family, step: int, task: Task | None, job: Job, *, named: bool
     if task is not None:
         parts.append(task.name)
     return " ".join(parts)
+
+
+def times_of(job: Job) -> Times:
+    """How long a job's measurements took on this machine."""
+    return Times(job.analysis.name, job.config)
+
+
+def task_name(what: Measurement) -> str | None:
+    """The name of a measurement's task; None if it has none."""
+    return None if what.task is None else what.task.name

@@ -8,6 +8,7 @@ same checkpoint in a worker as it does in a single process.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from utils.models.family import Family, resolve_family
 from utils.results.record import RunRecord
 from utils.run import unit
 from utils.run.plan import Job, Measurement, Sweep
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def unit_of(sweep: Sweep, number: int, step: int, missing: Sequence[Measurement]
     """
     job, name = sweep.jobs[0], sweep.family.name
     places = tuple((sweep.jobs.index(one.job), one.job.tasks.index(one.task)) for one in missing)
-    found = {}
+    found: dict[str, bytes] = {}
     for kind in {kind.name: kind for one in missing for kind in one.job.analysis.reads}.values():
         for task in [None, *job.store.tasks(kind, name)]:
             folder = job.store.folder(kind, name, task)
@@ -145,15 +148,19 @@ class Worker:
                 unit.save(what.name, one, found)
         del checkpoint
         unit.free_memory()
-        if not self.jobs[0].config.keep_downloads:
-            family.free(what.step)
+        family.release(what.step, self.jobs[0].config.keep_checkpoints)
         return measured
 
     def _family(self, model: str) -> Family:
         if model not in self._families:
             config = self.jobs[0].config
             self._families[model] = resolve_family(
-                model, config.cache_dir, config.tokens_per_step, config.revisions, config.stages
+                model,
+                config.cache_dir,
+                config.tokens_per_step,
+                config.revisions,
+                config.stages,
+                config.trust_remote_code,
             )
         return self._families[model]
 
@@ -165,6 +172,13 @@ class Worker:
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+
+
+def import_path() -> str:
+    """For PYTHONPATH: this repository, and the other folders that this process imports from, packages apart."""
+    packages = (sys.prefix, sys.base_prefix)
+    own = [path for path in sys.path if path and not path.startswith(packages)]
+    return os.pathsep.join(dict.fromkeys([str(ROOT), *own]))
 
 
 _workers: dict[str, Worker] = {}
