@@ -4,7 +4,7 @@
 const CHART = { width: 330, height: 84, left: 50, right: 8, top: 8, bottom: 16 };
 const LINE_CLASSES = ["first", "second"];
 
-// `lines`: [{label, values}], a value or null per step. `at`: the step to mark. `best`: whether 1 is at the top (ranks).
+// `lines`: [{label, values, hollow}], a value or null per step, drawn as a ring where `hollow` says so. `at`: the step to mark. `best`: whether 1 is at the top (ranks).
 function chart(title, steps, lines, { at = null, best = false, limits = null } = {}) {
   const values = lines.flatMap((line) => line.values).filter((value) => value !== null);
   if (!values.length) return null;
@@ -36,7 +36,7 @@ function chart(title, steps, lines, { at = null, best = false, limits = null } =
     svg.append(svgElement("path", { d: path, class: `line ${LINE_CLASSES[number]}` }));
     line.values.forEach((value, i) => {
       if (value === null) return;
-      const dot = svgElement("circle", { cx: x(i), cy: y(value), r: steps[i] === at ? 3.4 : 1.9, class: `dot ${LINE_CLASSES[number]}` });
+      const dot = svgElement("circle", { cx: x(i), cy: y(value), r: steps[i] === at ? 3.4 : 1.9, class: `dot ${LINE_CLASSES[number]}${line.hollow?.[i] ? " hollow" : ""}` });
       dot.append(svgElement("title", {}, `${line.label}step ${shownNumber(steps[i])}: ${shownNumber(value)}`));
       svg.append(dot);
     });
