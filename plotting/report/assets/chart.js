@@ -10,6 +10,7 @@ function chart(title, steps, lines, { at = null, best = false, limits = null } =
   if (!values.length) return null;
   let [low, high] = limits ?? [Math.min(...values), Math.max(...values)];
   if (!limits && low === high) [low, high] = low === 0 ? [-1, 1] : [Math.min(0, low), Math.max(0, high)];
+  if (best) [low, high] = [1, Math.max(2, high)];
   const { width, height, left, right, top, bottom } = CHART;
   const x = (i) => left + (steps.length < 2 ? 0.5 : i / (steps.length - 1)) * (width - left - right);
   const up = (value) => (best ? (value - low) / (high - low) : (high - value) / (high - low));
