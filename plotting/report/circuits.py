@@ -35,7 +35,7 @@ def circuit_records(results: Results) -> list[dict[str, Any]]:
             rows = [_of(table, model, task) for table in (baselines, faithfulness)]
             circuits = by_pair.get((model, task), {})
             try:
-                records.append(_record(results, model, task, circuits, *rows, BUDGET // len(pairs)))
+                records.append(_record(results, model, task, circuits, rows[0], rows[1], BUDGET // len(pairs)))
             except ValueError as error:
                 raise UserError(f"{results.store.folder('graphs', model, task).path}: {error}") from error
     return records
