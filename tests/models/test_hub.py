@@ -259,11 +259,21 @@ def test_a_tokenizer_with_code_of_its_own_is_run_only_if_the_config_says_so(serv
         "own.py": code.encode(),
     }
     family = resolve_family("lab/run", tmp_path, tokens_per_step=1)
-    with pytest.raises(
-        UserError, match="needs code of its own; read it, and if you trust it pass trust_remote_code=true"
-    ):
-        family.describe(1000)
+    assert not hasattr(family.describe(1000).tokenizer, "marked")
     assert served.downloads("own.py") == []
     trusting = resolve_family("lab/run", tmp_path, tokens_per_step=1, trust_remote_code=True)
     assert getattr(trusting.describe(1000).tokenizer, "marked", None) == "own code"
     assert len(served.downloads("own.py")) == 1
+
+
+def test_a_tokenizer_that_is_nothing_without_its_code_says_what_to_pass(served: HubServer, tmp_path: Path) -> None:
+    files = dict(served.repositories["lab/run"]["step1000"])
+    del files["tokenizer.json"]
+    settings = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    files["tokenizer_config.json"] = json.dumps(settings).encode()
+    served.repositories["lab/run"]["step1000"] = files
+    with pytest.raises(UserError) as caught:
+        resolve_family("lab/run", tmp_path, tokens_per_step=1).describe(1000)
+    assert str(caught.value).endswith(
+        "the tokenizer needs code of its own; read it, and if you trust it pass trust_remote_code=true"
+    )
