@@ -195,7 +195,9 @@ def test_without_the_hub_pythia_has_its_154_steps(
     assert "the hub answered 503 for EleutherAI/pythia-70m" in caplog.text
 
 
-def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_one_clear_error(
+    waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     point_at("http://127.0.0.1:9", monkeypatch)
     message = error_of("lab/run", tmp_path)
     assert message.startswith("model: lab/run: the hub cannot be reached (")
@@ -239,3 +241,39 @@ def test_without_the_hub_a_family_has_the_steps_that_it_listed_before(
     assert family.steps == before.steps
     assert "taking the branches and tags that it listed before" in caplog.text
     assert loads_weights_of(family, 1000, 1)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_run_only_if_the_config_says_so(served: HubServer, tmp_path: Path) -> None:
+    code = (
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n"
+        "    marked = 'own code'\n"
+    )
+    files = served.repositories["lab/run"]["step1000"]
+    settings = json.loads(files["tokenizer_config.json"]) | {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]},
+    }
+    served.repositories["lab/run"]["step1000"] = files | {
+        "tokenizer_config.json": json.dumps(settings).encode(),
+        "own.py": code.encode(),
+    }
+    family = resolve_family("lab/run", tmp_path, tokens_per_step=1)
+    assert not hasattr(family.describe(1000).tokenizer, "marked")
+    assert served.downloads("own.py") == []
+    trusting = resolve_family("lab/run", tmp_path, tokens_per_step=1, trust_remote_code=True)
+    assert getattr(trusting.describe(1000).tokenizer, "marked", None) == "own code"
+    assert len(served.downloads("own.py")) == 1
+
+
+def test_a_tokenizer_that_is_nothing_without_its_code_says_what_to_pass(served: HubServer, tmp_path: Path) -> None:
+    files = dict(served.repositories["lab/run"]["step1000"])
+    del files["tokenizer.json"]
+    settings = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    files["tokenizer_config.json"] = json.dumps(settings).encode()
+    served.repositories["lab/run"]["step1000"] = files
+    with pytest.raises(UserError) as caught:
+        resolve_family("lab/run", tmp_path, tokens_per_step=1).describe(1000)
+    assert str(caught.value).endswith(
+        "the tokenizer needs code of its own; read it, and if you trust it pass trust_remote_code=true"
+    )

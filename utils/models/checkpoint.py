@@ -258,7 +258,7 @@ def _read_tokenizer(holder: Path, trust_remote_code: bool) -> PreTrainedTokenize
             holder, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if "trust_remote_code" in str(error):
+        if not trust_remote_code and _names_own_code(holder / "tokenizer_config.json"):
             raise UserError(
                 f"{holder}: the tokenizer needs code of its own; read it, and if you trust it pass "
                 "trust_remote_code=true"
@@ -267,6 +267,13 @@ def _read_tokenizer(holder: Path, trust_remote_code: bool) -> PreTrainedTokenize
             f"{holder}: the tokenizer cannot be loaded ({one_line(error)}); save it again"
         ) from error
     return tokenizer
+
+
+def _names_own_code(path: Path) -> bool:
+    try:
+        return "auto_map" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _load_model(
