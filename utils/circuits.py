@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
+from jaxtyping import Int
 from pydantic import Field, field_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.attribution import Quadrature, attribute
+from edge_attribution_patching.attribution import Quadrature, attribute_folds
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.circuit_size import Criterion, Grid, SizeRule
 from edge_attribution_patching.faithfulness import (
@@ -20,6 +21,7 @@ from edge_attribution_patching.faithfulness import (
     CircuitEvaluator,
     FaithfulnessCurve,
 )
+from edge_attribution_patching.folds import FoldScores, assign_folds
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.mib import MibAreas, mib_areas
 from edge_attribution_patching.search import Order, count_nodes, edge_order, prefix_masks
@@ -44,6 +46,10 @@ class EapConfig(Section):
     """Where the m steps lie between the corrupted (alpha = 0) and the clean prompt (alpha = 1): `left` (alpha = k/m for
     k = 0 to m - 1, the published EAP-IG), `right` (k = 1 to m; a single step is plain EAP), `midpoint` or
     `gauss-legendre`."""
+    n_folds: int = Field(10, ge=2)
+    """Into how many folds the prompts are dealt. Scores are kept apart for each, which says how sure they are. With
+    fewer prompts than folds, each prompt is one. It costs no pass of the model, but on its device 4 bytes per fold and
+    pair of nodes: with 10 folds 3 MB for pythia-160m, 257 MB for 12b."""
 
 
 class SearchConfig(Section):
@@ -123,12 +129,16 @@ class CircuitReport:
 
     Attributes:
         circuit: the scores of all edges, and the edges of the circuit (none if there is no circuit).
+        folds: the scores of every fold of the prompts.
+        order: the edges in the order in which circuits take them.
         status: whether there is a circuit, or why not.
         faithfulness: one row per size evaluated.
         baselines: one row about the whole model and the size of the circuit.
     """
 
     circuit: Circuit
+    folds: FoldScores
+    order: Int[Tensor, "edge 2"]
     status: Status
     faithfulness: pd.DataFrame
     baselines: pd.DataFrame
@@ -161,8 +171,11 @@ def measure(
     report = find_circuit(checkpoint.weights, inputs[task.name], config)
     circuit = report.circuit
     json = circuit.to_json(checkpoint.weights.d_model) if config.export_json else None
+    largest = int(report.faithfulness["size"].max()) if len(report.faithfulness) else 0
+    kept = report.folds.keep(report.order, largest)
+    tensors = circuit.to_tensors() | {"score_se": report.folds.standard_error} | kept.to_tensors()
     return {
-        "graphs": Result(circuit.to_table(), tensors=circuit.to_tensors(), json=json),
+        "graphs": Result(circuit.to_table(), tensors=tensors, json=json),
         "faithfulness": Result(report.faithfulness),
         "baselines": Result(report.baselines),
     }
@@ -195,10 +208,11 @@ def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, config: Circuit
     scoring, evaluation = prompts.scoring.to(weights.device), prompts.evaluation.to(weights.device)
     primary = prompts.task.primary
     try:
-        scores = attribute(
+        folds = attribute_folds(
             weights,
             scoring.pairs,
             scoring.metric(primary),
+            assign_folds(len(scoring), config.eap.n_folds, config.seed),
             steps=config.eap.ig_steps,
             quadrature=config.eap.quadrature,
             batch_size=config.batch_size,
@@ -206,6 +220,7 @@ def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, config: Circuit
         )
     except FloatingPointError as error:
         raise UserError(f"dtype: {config.dtype}: {error}; use dtype=float32 or bfloat16") from None
+    scores = folds.scores
     order = edge_order(scores, graph, config.search.order)
     evaluator = CircuitEvaluator(
         weights,
@@ -231,6 +246,8 @@ def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, config: Circuit
     areas = mib_areas(evaluator, scores) if config.search.mib and learned else None
     return CircuitReport(
         Circuit(graph, scores, in_circuit),
+        folds,
+        order,
         status,
         _faithfulness_table(curve, order, graph, selected, config.seed),
         _baselines_table(baselines, curve, graph, status, selected, areas, config),

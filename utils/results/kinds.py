@@ -44,7 +44,10 @@ GRAPHS = Kind(
     },
     "get_circuits_over_time.py",
     companions={
-        ".pt": "`scores` and `in_circuit` for every edge, the names of the nodes, and whether blocks are `parallel`",
+        ".pt": "`scores`, their standard errors `score_se` and `in_circuit` for every edge, the names of the nodes, "
+        "and whether blocks are `parallel`; for the edges that a circuit may hold (`fold_edges`: all edges of a graph "
+        "of up to 50,000) the mean score of each fold of prompts, `fold_scores` times `fold_scale`, and `fold_sizes`, "
+        "the prompts in each",
         ".json": "the graph in the JSON format of EAP-IG, with `export_json: true`",
     },
 )
