@@ -6,20 +6,26 @@ smallest circuit whose faithfulness reaches the threshold, and the faithfulness 
     python get_circuits_over_time.py -c configs/ioi_160m.yml
     python get_circuits_over_time.py -c configs/toy.yml task=sva checkpoints=[0,1350]
 
-Writes results/graphs (scores and edges), results/faithfulness (the curve) and results/baselines (the whole model and
-the size of the circuit).
+Writes results/graphs (scores and edges), results/faithfulness (the curve), results/baselines (the whole model and the
+size of the circuit), results/controls (random circuits), results/prompt_groups (the spread over prompts) and
+results/hypothesis_tests.
 Keys: configs/README.md. Figures: plotting/plot_circuits.py, plot_faithfulness_curve.py, plot_circuit.py.
 """
 
 import sys
 
 from utils.circuits import CircuitsConfig, measure, prepare
-from utils.results.kinds import BASELINES, FAITHFULNESS, GRAPHS
+from utils.results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS
 from utils.runner import Analysis, main
 from utils.tasks import tasks_of
 
 ANALYSIS = Analysis(
-    "get_circuits_over_time", CircuitsConfig, (GRAPHS, FAITHFULNESS, BASELINES), prepare, measure, tasks=tasks_of
+    "get_circuits_over_time",
+    CircuitsConfig,
+    (GRAPHS, FAITHFULNESS, BASELINES, CONTROLS, PROMPT_GROUPS, HYPOTHESIS_TESTS),
+    prepare,
+    measure,
+    tasks=tasks_of,
 )
 
 if __name__ == "__main__":

@@ -96,9 +96,14 @@ class FoldScores:
             reach[first] = torch.inf
             kept = torch.zeros_like(kept)
             kept[reach.topk(n_kept).indices] = True
-        edges = kept.nonzero()[:, 0]
-        means = self.sums.flatten(1)[:, edges] / self.sizes[:, None]
-        return KeptFolds.rounded(graph, edges, means, self.sizes)
+        return self._kept(kept.nonzero()[:, 0])
+
+    def keep_all(self) -> KeptFolds:
+        """The fold scores of all edges, rounded as if they were kept."""
+        return self._kept(self.graph.edge_mask.flatten().nonzero()[:, 0])
+
+    def _kept(self, edges: Int[Tensor, " kept"]) -> KeptFolds:
+        return KeptFolds.rounded(self.graph, edges, self.sums.flatten(1)[:, edges] / self.sizes[:, None], self.sizes)
 
 
 @dataclass(frozen=True)
