@@ -119,6 +119,11 @@ class CircuitsConfig(CircuitKeys, TaskConfig):
     hypothesis_tests: bool = False
     """Also test the circuit as Shi et al. 2024: equivalence, independence, minimality, sufficiency and necessity. This
     evaluates one circuit for each edge of the circuit and 200 more."""
+    transfer: Literal["all", "neighbours"] | list[int] | None = execution(None)
+    """Then also put circuits into the models of other checkpoints, which are loaded once more for it: the circuits
+    found at these steps, at the steps before and after (`neighbours`) or at `all` steps. In every model that has
+    learned the task, its own circuit and those of the other tasks are evaluated too. Costs one circuit a pair of
+    steps."""
     export_json: bool = execution(False)
     """Also write every graph in the JSON format of EAP-IG, next to its `.pt`."""
     memory_budget_gb: float = execution(1.0, gt=0)

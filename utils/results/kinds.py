@@ -139,6 +139,22 @@ HYPOTHESIS_TESTS = Kind(
     },
     "get_circuits_over_time.py",
 )
+TRANSFER = Kind(
+    "transfer",
+    {
+        "from_step": "step at which the circuit was found; `step` is that of the model it is put into",
+        "from_task": "task that it was found for; the folder's task is that it is evaluated on",
+        "circuit": "fingerprint of its edges",
+        "n_edges": "how many those are",
+        "metric": "mean metric over prompts",
+        "metric_se": "standard error of `metric`",
+        "faithfulness": "(M(C) - M(corrupted)) / (M(clean) - M(corrupted)) in this model",
+        "faithfulness_low": "lower end of its 95% interval",
+        "faithfulness_high": "upper end of that interval",
+        "faithfulness_raw": "M(C) / M(clean)",
+    },
+    "get_circuits_over_time.py",
+)
 COMPONENTS = Kind(
     "components",
     {
@@ -306,6 +322,7 @@ KINDS: dict[str, Kind] = {
         CONTROLS,
         PROMPT_GROUPS,
         HYPOTHESIS_TESTS,
+        TRANSFER,
         COMPONENTS,
         SUCCESSOR,
         CSPA,
