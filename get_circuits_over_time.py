@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             transfer.discard_outdated(config)
         return max(code, run(SECOND, config, dry_run=arguments.dry_run))
 
-    return run_script(f"{ANALYSIS.name}.py", ANALYSIS.schema, execute, argv, options)
+    return run_script(f"{ANALYSIS.name}.py", CircuitsConfig, execute, argv, options)
 
 
 if __name__ == "__main__":

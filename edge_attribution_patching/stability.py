@@ -26,7 +26,7 @@ from edge_attribution_patching.statistics import RESAMPLES, Bootstrap
 
 STABLE_SIGN = 0.95
 """The sign of a score is stable if so many of the resamples share it."""
-POSITIVE_SHARE = 0.5
+POSITIVE_SHARE = 0.75
 """The share of positive edges that signed selection keeps up by default."""
 _AT_ONCE = 20_000_000
 """How many entries of masks or scores are worked on at once."""

@@ -115,7 +115,10 @@ def _draw_matrix(
                 "title": {"text": "faithfulness", "side": "right"},
                 "thickness": 14,
                 "x": 1.01,
-                "outlinewidth": 0,
+                "lenmode": "pixels",
+                "len": CELLS,
+                "y": 1,
+                "yanchor": "top",
             },
             texttemplate="%{z:.2f}" if written else None,
             textfont={"size": 9 if by_step else 12},
@@ -127,7 +130,8 @@ def _draw_matrix(
         row=row,
         col=column,
     )
-    figure.update_xaxes(title_text=along, type="category", tickangle=-45 if by_step else 0, row=row, col=column)
+    title = {"text": along, "font": {"size": 12}}
+    figure.update_xaxes(title=title, type="category", tickangle=-45, tickfont_size=11, row=row, col=column)
     figure.update_yaxes(title_text=down, type="category", autorange="reversed", row=row, col=column)
 
 

@@ -27,7 +27,7 @@ from edge_attribution_patching.folds import FoldScores, assign_folds
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.mib import mib_areas
 from edge_attribution_patching.search import Order, Selection, Signed, edge_order, prefix_masks
-from edge_attribution_patching.stability import sign_stable
+from edge_attribution_patching.stability import POSITIVE_SHARE, sign_stable
 from edge_attribution_patching.weights import ModelWeights
 from utils.circuit_checks import check
 from utils.circuit_tables import baselines_table, edges_table, faithfulness_table
@@ -76,7 +76,7 @@ class SearchConfig(Section):
     """What makes an edge strong: `absolute`, its |score| alone, or `signed` (Nikankin et al. 2025). Signed selection
     takes edges whose score has one sign in 95% of the bootstrap resamples of folds before all others, and keeps up a
     share of edges that raise the metric."""
-    positive_share: float = Field(0.5, ge=0, le=1)
+    positive_share: float = Field(POSITIVE_SHARE, ge=0, le=1)
     """With `selection: signed`: at least this share of the edges have a positive score, as long as there are some."""
     sizes: list[int] | None = None
     """Evaluate exactly these numbers of edges (`[25, 50, 100]`) instead of searching."""
