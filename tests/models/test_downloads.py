@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.models.checkpoint import CheckpointUnusable
 from utils.models.family import HubFamily, resolve_family
 from utils.models.fetch import fetch, listings
-from utils.models.listing import AT_ONCE, HubUnreachable
+from utils.models.listing import AT_ONCE, HubUnreachable, Listing, in_parallel
 from utils.models.retries import WAITS, without_secrets
 
 TOKEN = "hf_plantedSecretToken0123456789"
@@ -274,3 +274,22 @@ def test_an_unreachable_endpoint_gives_up_after_the_last_wait(
     with pytest.raises(HubUnreachable):
         resolve_family("lab/run", tmp_path)
     assert waits == list(WAITS)
+
+
+def test_once_the_hub_is_gone_all_that_is_not_known_is_told_the_same(served: HubServer, pythia: HubFamily) -> None:
+    def gone() -> Listing:
+        raise HubUnreachable("gone")
+
+    first = pythia.listing(0)
+    few = dict.fromkeys(range(AT_ONCE), gone)
+    found = in_parallel({"there": lambda: first, **few})
+    assert isinstance(found["there"], Listing | HubUnreachable)
+    assert all(isinstance(found[key], HubUnreachable) for key in few)
+
+
+def test_an_error_of_the_code_is_not_hidden_by_the_threads() -> None:
+    def wrong() -> Listing:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        in_parallel({0: wrong})

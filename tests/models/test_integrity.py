@@ -18,7 +18,8 @@ from utils.files import file_sha256
 from utils.models import local
 from utils.models.families import PYTHIA, Damage
 from utils.models.family import Family, HubFamily, LocalFamily, resolve_family
-from utils.models.integrity import Held, Report, _shared, check, screen
+from utils.models.integrity import Held, Report, _shared, check
+from utils.models.screening import screen
 
 
 def problems(report: Report) -> dict[tuple[int, str], set[str]]:
