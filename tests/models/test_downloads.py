@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from utils.errors import UserError
 from utils.models.checkpoint import CheckpointUnusable
 from utils.models.family import HubFamily, resolve_family
 from utils.models.fetch import fetch, listings
-from utils.models.listing import AT_ONCE, HubUnreachable
+from utils.models.listing import AT_ONCE, HubUnreachable, Listing, in_parallel
 from utils.models.retries import WAITS, without_secrets
 
 TOKEN = "hf_plantedSecretToken0123456789"
@@ -274,3 +275,51 @@ def test_an_unreachable_endpoint_gives_up_after_the_last_wait(
     with pytest.raises(HubUnreachable):
         resolve_family("lab/run", tmp_path)
     assert waits == list(WAITS)
+
+
+def test_once_the_hub_is_gone_all_that_is_not_known_is_told_the_same(served: HubServer, pythia: HubFamily) -> None:
+    def gone() -> Listing:
+        raise HubUnreachable("gone")
+
+    first = pythia.listing(0)
+    few = dict.fromkeys(range(AT_ONCE), gone)
+    found = in_parallel({"there": lambda: first, **few})
+    assert isinstance(found["there"], Listing | HubUnreachable)
+    assert all(isinstance(found[key], HubUnreachable) for key in few)
+
+
+def test_an_error_of_the_code_is_not_hidden_by_the_threads() -> None:
+    def wrong() -> Listing:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        in_parallel({0: wrong})
+
+
+@pytest.mark.slow
+def test_a_download_that_was_killed_resumes(served: HubServer, tmp_path: Path) -> None:
+    chunk = constants.DOWNLOAD_CHUNK_SIZE
+    weights = bytes(chunk) + b"the rest"
+    served.repositories["lab/run"]["step1000"] = {"model.safetensors": weights}
+    served.cuts["model.safetensors"] = [chunk + 3]
+    code = (
+        "from pathlib import Path; from utils.models.family import resolve_family; "
+        "resolve_family('lab/run', Path('cache'), tokens_per_step=1).fetch(1000)"
+    )
+    settings = {"HF_ENDPOINT": served.endpoint, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if any(part.stat().st_size == chunk for part in (tmp_path / "cache").rglob(".*.part")):
+                break
+            time.sleep(0.01)
+        process.kill()
+
+    served.on_cut = kill
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | settings)
+    assert process.wait(120) == -signal.SIGKILL
+    served.on_cut = lambda: None
+    folder = resolve_family("lab/run", tmp_path / "cache", tokens_per_step=1).fetch(1000).folder
+    assert served.resumed_at == [chunk]
+    assert (folder / "model.safetensors").read_bytes() == weights

@@ -18,7 +18,8 @@ from utils.files import file_sha256
 from utils.models import local
 from utils.models.families import PYTHIA, Damage
 from utils.models.family import Family, HubFamily, LocalFamily, resolve_family
-from utils.models.integrity import Held, Report, _shared, check, screen
+from utils.models.integrity import Held, Report, _shared, check
+from utils.models.screening import screen
 
 
 def problems(report: Report) -> dict[tuple[int, str], set[str]]:
@@ -154,11 +155,11 @@ def test_what_is_on_disk_is_compared_without_the_hub(served: HubServer, pythia: 
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_local_files_are_compared(exact: bool, tiny_family: Path, tmp_path: Path) -> None:
-    family = resolve_family(str(tiny_family), tmp_path)
+def test_local_files_are_compared(exact: bool, twin_family: Path, tmp_path: Path) -> None:
+    family = resolve_family(str(twin_family), tmp_path)
     report = check(family, exact=exact)
     assert problems(report) == {(20, "equal weights"): {"30"}, (30, "equal weights"): {"20"}}
-    file = tiny_family / "step20" / "model.safetensors"
+    file = twin_family / "step20" / "model.safetensors"
     assert report.held[20].hashes == {"model.safetensors": file_sha256(file)}
 
 

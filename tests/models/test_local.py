@@ -147,8 +147,8 @@ def test_a_step_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     assert error_of(str(tmp_path), tmp_path) == f"model: {tmp_path} holds step 1 twice: step001 and step1; keep one"
 
 
-def test_hashes_of_a_local_family_follow_its_weights(tiny_family: Path, tmp_path: Path) -> None:
-    family = resolve_family(str(tiny_family), tmp_path)
+def test_hashes_of_a_local_family_follow_its_weights(twin_family: Path, tmp_path: Path) -> None:
+    family = resolve_family(str(twin_family), tmp_path)
     assert isinstance(family, LocalFamily)
     hashes = [family.sha256(step) for step in family.steps]
     assert hashes[2] == hashes[3]

@@ -50,7 +50,6 @@ class Bench:
         self.caplog.clear()
         watched = dataclasses.replace(analysis, measure=measure)
         given = [f"model={self.family}", "task=[x, y]", f"results_dir={self.results}", "device=cpu"]
-        given.append("on_duplicate_weights=warn")  # Two of its steps are equal.
         return main(watched, [*given, *overrides])
 
     @property
@@ -216,10 +215,11 @@ def test_a_family_may_be_named_in_another_way(bench: Bench, monkeypatch: pytest.
     assert bench.measured == [(10, "x"), (10, "y")]
 
 
-def test_equal_weights_at_two_steps_are_reported_and_recorded(bench: Bench) -> None:
-    bench.run()
-    assert bench.said.count("tiny: step 30 holds the same weights as step 20; recorded in run.json") == 2
-    run = Store(bench.results).folder(FIRST, "tiny", "x").read_run()
+def test_equal_weights_at_two_steps_are_reported_and_recorded(bench: Bench, twin_family: Path) -> None:
+    bench.family = twin_family
+    bench.run("on_duplicate_weights=warn")
+    assert bench.said.count("twins: step 30 holds the same weights as step 20; recorded in run.json") == 2
+    run = Store(bench.results).folder(FIRST, "twins", "x").read_run()
     assert run["equal_weights"] == [[20, 30]]
     assert run["checkpoints"]["20"]["sha256"] == run["checkpoints"]["30"]["sha256"]
 
@@ -388,7 +388,7 @@ def test_results_that_cannot_be_written_are_told_in_one_line_before_anything_is_
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("a file, and no folder")
     bench.results = Path(place)
-    assert bench.run("checkpoints=[0]") == 2
+    assert bench.run() == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"results_dir: {place}/first/tiny/x cannot be written to (")
     assert line.endswith("; name another folder")

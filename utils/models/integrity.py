@@ -10,14 +10,12 @@ Some families are known to have equal steps for a good reason (`Damage.expected`
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-from utils.errors import UserError
 from utils.models import local
 from utils.models.checkpoint import CheckpointUnusable
 from utils.models.families import Damage
@@ -27,8 +25,6 @@ from utils.models.listing import HubUnreachable, Listing, in_parallel
 
 COLUMNS = ("step", "tokens", "revision", "file", "bytes", "sha256", "problem", "same_as", "known")
 MAIN = "main"
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,73 +165,6 @@ def check(family: Family, *, exact: bool = True, advance: Callable[[], object] =
     else:
         raise TypeError(f"{type(family).__name__} has no files to compare")
     return Report(family, held, tuple(_shared(family, held, main)))
-
-
-def screen(family: Family, steps: Sequence[int], on_duplicate: str, advance: Callable[[], object]) -> list[int]:
-    """The check at the start of a sweep: say what is wrong with the steps to measure.
-
-    Args:
-        family: the family. All its steps are compared.
-        steps: the steps to measure.
-        on_duplicate: `error`, `warn` or `skip` (see `on_duplicate_weights`).
-        advance: called after each step that has been looked at.
-
-    Returns:
-        The steps to leave out.
-
-    Raises:
-        UserError: with `error`, naming the steps to measure that hold another step's weights.
-    """
-    report = check(family, exact=False, advance=advance)
-    for damage in family.damage:
-        if not damage.expected and (not damage.steps or set(damage.steps) & set(steps)):
-            where = f" step {', '.join(map(str, damage.steps))}" if damage.steps else ""
-            log.warning("%s%s is known for trouble: it %s (%s)", family.name, where, damage.problem, damage.source)
-    if unasked := [step for step in steps if step in report.unasked]:
-        log.warning(
-            "%s: the weights of %s are not checked for duplicates: %s",
-            family.name,
-            some(unasked),
-            report.held[unasked[0]].error,
-        )
-    for step, problem in report.missing.items():
-        if step in steps:
-            log.warning("%s step %d: %s", family.name, step, problem)
-    wrong = {step: shared for step, shared in report.suspicious.items() if step in steps}
-    if not wrong:
-        return []
-    told = f"{family.name}: {_told(wrong)}"
-    if on_duplicate == "error":
-        raise UserError(
-            f"{told}; leave these steps out of checkpoints, or pass on_duplicate_weights=skip or warn "
-            "(python check_checkpoints.py lists all)"
-        )
-    log.warning("%s; %s", told, "they are left out" if on_duplicate == "skip" else "they are measured all the same")
-    return list(wrong) if on_duplicate == "skip" else []
-
-
-def some(steps: Sequence[int], most: int = 10) -> str:
-    """`step 1000`, `steps 1000, 2000`, `steps 0, 1 and 152 more`."""
-    shown = ", ".join(str(step) for step in steps[:most])
-    more = f" and {len(steps) - most} more" if len(steps) > most else ""
-    return f"step{'s' if len(steps) > 1 else ''} {shown}{more}"
-
-
-def _told(wrong: Mapping[int, Sequence[Shared]], most: int = 10) -> str:
-    sentences = []
-    for step, shared in list(wrong.items())[:most]:
-        whole = sorted({one.named for one in shared if one.whole}, key=_by_number)
-        parts = sorted({f"{one.file} of {one.named}" for one in shared if not one.whole}, key=_by_number)
-        what = [f"the weights of {' and '.join(whole[:3])}"] if whole else []
-        what += [f"{' and '.join(parts[:3])}"] if parts else []
-        sentences.append(f"step {step} holds {' and '.join(what)}")
-    more = f" and {len(wrong) - most} more steps are like this" if len(wrong) > most else ""
-    return ", ".join(sentences) + more
-
-
-def _by_number(text: str) -> tuple[int, str]:
-    digits = "".join(filter(str.isdigit, text))
-    return int(digits or -1), text
 
 
 def _on_hub(family: HubFamily, advance: Callable[[], object]) -> tuple[dict[int, Held], Held | None]:

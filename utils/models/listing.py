@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import queue
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,28 +188,37 @@ def in_parallel(
     Raises:
         UserError: if the repository is missing or closed.
     """
-    found: dict[int | str, Listing | CheckpointUnusable] = {}
-    pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="listings")
-    try:
-        waiting = {pool.submit(task): key for key, task in tasks.items()}
-        gone: HubUnreachable | None = None
-        for future in as_completed(waiting):
-            key = waiting[future]
-            if future.cancelled():
-                continue
+    waiting, arrived = queue.SimpleQueue[int | str](), queue.SimpleQueue[tuple[int | str, Listing | Exception]]()
+    stop = threading.Event()
+    for key in tasks:
+        waiting.put(key)
+
+    def work() -> None:
+        while not stop.is_set():
             try:
-                found[key] = future.result()
-            except HubUnreachable as error:
-                found[key] = gone = error
-                for other in waiting:
-                    other.cancel()
-            except CheckpointUnusable as error:
-                found[key] = error
+                key = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                arrived.put((key, tasks[key]()))
+            except Exception as error:
+                arrived.put((key, error))
+
+    # Daemon threads: whoever presses Ctrl-C need not wait for the waits between their attempts.
+    for _ in range(min(AT_ONCE, len(tasks))):
+        threading.Thread(target=work, daemon=True).start()
+    found: dict[int | str, Listing | CheckpointUnusable] = {}
+    try:
+        while len(found) < len(tasks):
+            key, outcome = arrived.get()
+            if isinstance(outcome, HubUnreachable):
+                return {each: found.get(each, outcome) for each in tasks}
+            if isinstance(outcome, Exception) and not isinstance(outcome, CheckpointUnusable):
+                raise outcome
+            found[key] = outcome
             advance()
-        if gone is not None:
-            found = dict.fromkeys(tasks, gone) | found
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        stop.set()
     return {key: found[key] for key in tasks}
 
 

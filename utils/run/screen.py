@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from utils.models.integrity import screen
+from utils.models.screening import screen
 from utils.run.plan import Sweep
 
 
