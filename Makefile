@@ -16,7 +16,7 @@ REAL_MODEL := $(VENV)/installed-requirements-real.txt
 TOY := model_cache/toy/family.json
 REAL := model_cache/smollm2-135m/family.json
 
-.PHONY: help environment dev-environment toy circuits real test test-real lint format types check docs bench clean
+.PHONY: help environment dev-environment toy circuits real test test-slow test-real lint format types check docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -44,12 +44,7 @@ $(TOY): | $(RUNNING)
 	$(RUN) make_toy_checkpoints.py -c configs/toy_family.yml
 
 circuits: $(RUNNING) $(TOY)
-	$(RUN) get_circuits_over_time.py -c configs/toy.yml
-	$(RUN) get_model_task_performance.py -c configs/performance_toy.yml
-	$(RUN) get_full_model_components_over_time.py -c configs/components_toy.yml
-	$(RUN) get_new_successor_head_scores_over_time.py -c configs/successor_toy.yml
-	$(RUN) get_model_cspa.py -c configs/cspa_toy.yml
-	$(RUN) get_ioi_consistency.py -c configs/ioi_consistency_toy.yml
+	$(RUN) run_suite.py -c configs/suite_toy.yml
 	$(RUN) plotting/plot_circuits.py -r results -o figures
 	$(RUN) plotting/make_report.py -r results -o report.html
 	@echo "Open report.html in a browser (the first figure alone: figures/circuits.html)."
@@ -75,6 +70,10 @@ real: $(RUNNING) $(REAL)
 
 test: $(DEVELOPING)
 	$(RUN) -m pytest -n auto --dist worksteal
+
+# What takes too long for every change: Ray and Slurm, with workers and nodes that are killed.
+test-slow: $(DEVELOPING)
+	$(RUN) -m pytest -m endurance
 
 test-real: $(DEVELOPING) $(REAL)
 	$(RUN) -m pytest -m real

@@ -1,7 +1,7 @@
 """What a script calls: it hands `main` its `Analysis`, and the runner walks models x checkpoints x tasks.
 
 `utils/run/plan.py` finds what is missing, `utils/run/sweep.py` is the loop, `utils/run/unit.py` measures and saves.
-Seeds, threads and gradients are up to the analysis.
+Seeds and gradients are up to the analysis.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from utils.command_line import run_script
 from utils.config.keys import BaseConfig
 from utils.run.analysis import Analysis
+from utils.run.execute import execute, fetch
+from utils.run.needs import needs
 from utils.run.plan import Job, describe, plan, shown_config
-from utils.run.sweep import Run
+from utils.run.suite import SuiteConfig, jobs_of
 
-__all__ = ["Analysis", "main", "run"]
+__all__ = ["Analysis", "main", "main_of_suite", "run", "run_suite"]
 
 
 def main(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
@@ -30,22 +32,30 @@ def main(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
         The exit code (see `utils/command_line.py`).
     """
 
-    def options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--dry-run", action="store_true", help="say what would be measured, load nothing")
+    def start(config: BaseConfig, arguments: argparse.Namespace) -> int:
+        return run(analysis, config, dry_run=arguments.dry_run, only_fetch=arguments.fetch)
 
-    def execute(config: BaseConfig, arguments: argparse.Namespace) -> int:
-        return run(analysis, config, dry_run=arguments.dry_run)
-
-    return run_script(f"{analysis.name}.py", analysis.schema, execute, argv, options)
+    return run_script(f"{analysis.name}.py", analysis.schema, start, argv, _options)
 
 
-def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False) -> int:
+def main_of_suite(argv: Sequence[str] | None = None) -> int:
+    """Run run_suite.py from its command line; see `main`."""
+
+    def start(config: SuiteConfig, arguments: argparse.Namespace) -> int:
+        where = "analyses" if arguments.config is None else f"{arguments.config}: analyses"
+        return run_suite(config, dry_run=arguments.dry_run, only_fetch=arguments.fetch, where=where)
+
+    return run_script("run_suite.py", SuiteConfig, start, argv, _options)
+
+
+def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False, only_fetch: bool = False) -> int:
     """Measure what is missing.
 
     Args:
         analysis: the script.
         config: an instance of its schema.
         dry_run: write to stdout what would be measured, and load nothing.
+        only_fetch: download what is missing checkpoints need, and measure nothing.
 
     Returns:
         The exit code: 0, or 1 if checkpoints that are missing or damaged had to be left out.
@@ -53,8 +63,22 @@ def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False) -> int
     Raises:
         UserError: on bad input. What was measured before is saved.
     """
-    sweeps = plan([Job(analysis, config)])
+    return _run(analysis.name, [Job(analysis, config)], config, dry_run, only_fetch)
+
+
+def run_suite(config: SuiteConfig, *, dry_run: bool = False, only_fetch: bool = False, where: str = "analyses") -> int:
+    """Measure what a suite's analyses are missing, with each checkpoint loaded once; see `run`."""
+    return _run("run_suite", jobs_of(config, where), config, dry_run, only_fetch)
+
+
+def _run(name: str, jobs: list[Job], config: BaseConfig, dry_run: bool, only_fetch: bool) -> int:
+    sweeps = plan(jobs)
     if dry_run:
-        sys.stdout.write(shown_config(config) + describe(sweeps))
+        sys.stdout.write(shown_config(config) + describe(sweeps) + "".join(needs(sweep) for sweep in sweeps))
         return 0
-    return Run(analysis.name, sweeps).execute()
+    return fetch(name, sweeps) if only_fetch else execute(name, sweeps)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="say what would be measured, load nothing")
+    parser.add_argument("--fetch", action="store_true", help="only download what is missing, measure nothing")

@@ -12,8 +12,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from edge_attribution_patching.circuit import Circuit
+from edge_attribution_patching.graph import Graph
 from plotting.circuit_similarity import compare, edges_of
 from plotting.make_report import main
 from plotting.style import ROLES
@@ -46,9 +48,21 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Store:
                 table = folder.read_table(step)
                 table["stability"] = np.linspace(1, 0.5, len(table)).round(3)
                 table.to_csv(folder.file(step), index=False)
+                folder.write_tensors(step, tensors(table, step))
             run = {"analysis": "get_circuits_over_time", "checkpoints": {str(LAST): {"shape": shape, "sha256": "0"}}}
             (folder.path / "run.json").write_text(json.dumps(run))
     return store
+
+
+def tensors(circuit: pd.DataFrame, step: int) -> dict[str, Any]:
+    """A graph with the scores of a circuit, and random ones outside it."""
+    graph = Graph(LAYERS, HEADS, parallel=True)
+    scores = 0.01 * torch.randn(graph.n_forward, graph.n_backward, generator=torch.Generator().manual_seed(step))
+    in_circuit = torch.zeros(scores.shape, dtype=torch.bool)
+    for (source, target), score in edges_of(circuit).items():
+        scores[graph.edge_index(f"{source}->{target}")] = score
+        in_circuit[graph.edge_index(f"{source}->{target}")] = True
+    return Circuit(graph, scores, in_circuit).to_tensors()
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +172,7 @@ def test_a_circuit_compared_with_itself_keeps_every_edge(page: Any, pair: Store)
 
 def test_details_of_an_edge_hold_its_numbers_at_every_checkpoint(page: Any, pair: Store) -> None:
     last = circuit(pair, ONE, "ioi", LAST)
+    assert circuit(pair, ONE, "ioi", 0).empty, "so the edge is not in every circuit"
     source, target, score, stability = last.loc[
         last["score"].abs().idxmax(), ["source", "target", "score", "stability"]
     ]
@@ -173,11 +188,14 @@ def test_details_of_an_edge_hold_its_numbers_at_every_checkpoint(page: Any, pair
     for at, step in enumerate(STEPS):
         table = circuit(pair, ONE, "ioi", step)
         row = table[(table["source"] == source) & (table["target"] == target)]
+        stored = pair.folder("graphs", ONE, "ioi").read_tensors(step)
+        indices = stored["forward_nodes"].index(source), stored["backward_nodes"].index(target)
+        assert float(told["Score"][at]) == pytest.approx(float(stored["scores"][indices]), rel=6e-3)
         if row.empty:
-            assert [told[name][at] for name in ("Score", "Rank", "Stability")] == ["–"] * 3
+            assert [told[name][at] for name in ("Score in the circuit", "Rank", "Stability")] == ["–"] * 3
             continue
         rank = 1 + int((table["score"].abs() > abs(row["score"].iloc[0])).sum())
-        assert float(told["Score"][at]) == pytest.approx(row["score"].iloc[0], rel=1e-3)
+        assert float(told["Score in the circuit"][at]) == pytest.approx(row["score"].iloc[0], rel=1e-3)
         assert int(told["Rank"][at]) == rank
         assert float(told["Stability"][at]) == pytest.approx(row["stability"].iloc[0], abs=1e-3)
     assert page.locator("#details figure.small").count() == 3
@@ -273,7 +291,10 @@ def test_search_finds_heads_and_edges_by_any_way_of_writing_them(page: Any) -> N
     name = second.inner_text()
     page.press("#find", "Enter")
     assert page.locator("#details-title").inner_text() == name
-    page.locator("#find").focus()
+    page.keyboard.press("Escape")
+    assert page.locator("#details").is_hidden()
+    assert page.evaluate("document.activeElement.id") == "find"
+    assert page.locator("#found").is_hidden(), "what was found does not come back with the focus"
     page.press("#find", "Escape")
     assert page.locator("#find").input_value() == ""
 

@@ -15,6 +15,7 @@ from get_model_cspa import ANALYSIS as CSPA
 from get_model_task_performance import ANALYSIS as PERFORMANCE
 from get_new_successor_head_scores_over_time import ANALYSIS as SUCCESSOR
 from tests.support.paths import CONFIGS, ROOT
+from utils.check import CheckConfig
 from utils.config.keys import BaseConfig, load_config, result_settings
 from utils.models.families import known_model
 from utils.models.schedules import PYTHIA_STEPS, select_steps
@@ -51,7 +52,8 @@ def test_every_config_loads_with_its_scripts_schema(path: Path) -> None:
     if path.stem in MAKES_FAMILIES:
         load_config(FamilyConfig, path, [])
         return
-    config = load_config(analysis_of(path).schema, path, [])
+    schema = CheckConfig if path.stem.startswith("check_") else analysis_of(path).schema
+    config: BaseConfig = load_config(schema, path, [])
     for model in config.models:
         assert known_model(model) or model.startswith("model_cache/"), model
 

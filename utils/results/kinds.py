@@ -28,6 +28,8 @@ class Kind:
         companions: further files next to a checkpoint's table: suffix -> meaning.
         summaries: tables about all checkpoints of a model: file name without its ending -> column (after `model`) ->
             meaning.
+        version: of the definitions of its numbers. Raise it by one when a change to the code moves them: results of
+            another version are then refused.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Kind:
     config: str = ""
     companions: Mapping[str, str] = field(default_factory=dict)
     summaries: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    version: int = 1
 
 
 GRAPHS = Kind(
@@ -256,6 +259,33 @@ TASK_PERFORMANCE = Kind(
     "get_model_task_performance.py",
     "performance",
 )
+CHECKS = Kind(
+    "checks",
+    {},
+    "check_checkpoints.py",
+    "check",
+    summaries={
+        "checkpoints": {
+            "step": "training step of a published checkpoint",
+            "tokens": "tokens seen in training",
+            "revision": "branch, tag or folder",
+            "file": "file with weights",
+            "bytes": "its size",
+            "sha256": "SHA-256 of its content",
+            "problem": "`equal weights`, `equal shard`, `equal as expected`, `missing: ...` or `not asked: ...`; empty "
+            "if nothing is wrong",
+            "same_as": "the other steps that hold the same file, or `main`",
+            "known": "what is known to be wrong with the step, and who says so",
+        },
+        "distances": {
+            "step": "a checkpoint; only with `--deep`",
+            "before": "the one before it in `checkpoints`",
+            "distance": "relative L2 distance between the two, the mean over a few matrices",
+            "usual": "median of the neighbouring pairs",
+            "stands_out": "whether `distance` is more than 5 times that",
+        },
+    },
+)
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -273,6 +303,10 @@ KINDS: dict[str, Kind] = {
         TASK_PERFORMANCE,
     )
 }
+
+
+WITHOUT_STEPS = (CHECKS,)
+"""Kinds of results about all checkpoints at once: they have summaries only, and the report has no use for them."""
 
 
 def find_kind(kind: str | Kind) -> Kind:

@@ -17,7 +17,7 @@ from utils.models.family import Family, resolve_family
 from utils.models.schedules import select_steps
 from utils.results.kinds import Kind
 from utils.results.record import RunRecord
-from utils.results.store import ResultsFolder, Store
+from utils.results.store import DamagedRecord, ResultsFolder, Store
 from utils.run.analysis import Analysis
 from utils.tasks.prompts import Task
 
@@ -121,14 +121,16 @@ def plan(jobs: Sequence[Job]) -> list[Sweep]:
 
     Raises:
         UserError: if a model, step or task does not exist, two models share a results folder, or a folder holds results
-            of another config.
+            of another config or damaged ones.
     """
     config = jobs[0].config
     for job in jobs:
         _ = job.tasks  # Unknown tasks are told before any model is looked up.
     sweeps: list[Sweep] = []
     for model in config.models:
-        family = resolve_family(model, config.cache_dir, config.tokens_per_step, config.revisions, config.stages)
+        family = resolve_family(
+            model, config.cache_dir, config.tokens_per_step, config.revisions, config.stages, config.trust_remote_code
+        )
         for other in sweeps:
             if other.family.name == family.name:
                 raise UserError(
@@ -137,31 +139,40 @@ def plan(jobs: Sequence[Job]) -> list[Sweep]:
                 )
         asked = tuple(tuple(select_steps(job.config.checkpoints, family.steps, family.name)) for job in jobs)
         resolved = tuple(replace(job, config=with_start_token(job.config, family.prepend_bos)) for job in jobs)
-        if not config.overwrite:
-            for job in resolved:
-                for record in job.records(family.name):
-                    record.check(job.analysis.name, job.config, family)
         asks = any(one.config != job.config for one, job in zip(resolved, jobs, strict=True))
-        missing = _missing(resolved, asked, family.name, config.overwrite)
-        sweeps.append(Sweep(family, resolved, asked, missing, family.prepend_bos is True if asks else None))
+        missing: dict[int, list[Measurement]] = {}
+        for job, steps in zip(resolved, asked, strict=True):
+            for task in job.tasks:
+                for step in _missing(job, task, steps, family):
+                    missing.setdefault(step, []).append(Measurement(job, task))
+        start_token = family.prepend_bos is True if asks else None
+        sweeps.append(Sweep(family, resolved, asked, dict(sorted(missing.items())), start_token))
     return sweeps
 
 
-def _missing(
-    jobs: Sequence[Job], asked: Sequence[Sequence[int]], model: str, overwrite: bool
-) -> dict[int, list[Measurement]]:
-    missing = {}
-    for step in sorted({step for steps in asked for step in steps}):
-        here = [
-            Measurement(job, task)
-            for job, steps in zip(jobs, asked, strict=True)
-            if step in steps
-            for task in job.tasks
-            if overwrite or not job.has(model, step, task)
-        ]
-        if here:
-            missing[step] = here
-    return missing
+def _missing(job: Job, task: Task | None, steps: Sequence[int], family: Family) -> list[int]:
+    """The steps that a task lacks.
+
+    Raises:
+        UserError: if a folder holds results of another config, or damaged ones that are not to be repaired.
+    """
+    if job.config.overwrite:
+        return list(steps)
+    damaged: set[int] = set()
+    for folder in job.folders(family.name, task):
+        record = RunRecord(folder)
+        try:
+            record.check(job.analysis.name, job.config, family)
+            found = record.damaged(steps)
+        except DamagedRecord:
+            if not job.config.repair:
+                raise
+            return list(steps)
+        if found and not job.config.repair:
+            more = f" and {len(found) - 1} more files are" if len(found) > 1 else " is"
+            raise UserError(f"{found[0]}{more} damaged (not what was written); pass repair=true to measure again")
+        damaged.update(int(path.stem.removeprefix("step")) for path in found)
+    return [step for step in steps if step in damaged or not job.has(family.name, step, task)]
 
 
 def describe(sweeps: Sequence[Sweep]) -> str:

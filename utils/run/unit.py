@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from utils.models.family import Family
 from utils.results.record import RunRecord
 from utils.results.store import Result
 from utils.run.plan import Job, Measurement
+from utils.run.times import Times
 from utils.tasks.prompts import Task
 
 log = logging.getLogger(__name__)
@@ -58,23 +60,43 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Any) -> dic
     return results
 
 
-def save(checkpoint: LoadedCheckpoint, what: Measurement, results: dict[str, Result]) -> None:
+@dataclass(frozen=True)
+class Measured:
+    """What was measured, ready to be written.
+
+    Attributes:
+        step: the checkpoint's.
+        provenance: of its weights.
+        files: for each kind of the analysis, suffix -> bytes.
+    """
+
+    step: int
+    provenance: dict[str, Any]
+    files: tuple[dict[str, bytes], ...]
+
+
+def encode(checkpoint: LoadedCheckpoint, what: Measurement, results: dict[str, Result]) -> Measured:
+    """The files of one measurement."""
+    folders = what.job.folders(checkpoint.name, what.task)
+    files = [folder.encode(checkpoint.step, results[folder.kind.name], checkpoint.tokens) for folder in folders]
+    return Measured(checkpoint.step, checkpoint.provenance, tuple(files))
+
+
+def save(model: str, what: Measurement, measured: Measured) -> None:
     """Write provenance first, then what goes with the tables, and the tables last: a table says all is complete."""
-    name, step = checkpoint.name, checkpoint.step
-    folders = what.job.folders(name, what.task)
+    step = measured.step
+    folders = what.job.folders(model, what.task)
     equal: set[int] = set()
-    for folder in folders:
-        equal.update(RunRecord(folder).add(step, checkpoint.provenance))
-        result = results[folder.kind.name]
-        if result.tensors is not None:
-            folder.write_tensors(step, result.tensors)
-        if result.json is not None:
-            folder.write_json(step, result.json)
-    for folder in folders:
-        folder.write_table(step, results[folder.kind.name].table, checkpoint.tokens)
+    for folder, files in zip(folders, measured.files, strict=True):
+        equal.update(RunRecord(folder).add(step, measured.provenance, files))
+        for suffix, data in files.items():
+            if suffix != ".csv":
+                folder.write(step, suffix, data)
+    for folder, files in zip(folders, measured.files, strict=True):
+        folder.write(step, ".csv", files[".csv"])
     if equal:
         steps = ", ".join(str(other) for other in sorted(equal))
-        log.warning("%s: step %d holds the same weights as step %s; recorded in run.json", name, step, steps)
+        log.warning("%s: step %d holds the same weights as step %s; recorded in run.json", model, step, steps)
 
 
 def load(family: Family, step: int, job: Job) -> LoadedCheckpoint:
@@ -101,3 +123,13 @@ def label(family: Family, step: int, task: Task | None, job: Job, *, named: bool
     if task is not None:
         parts.append(task.name)
     return " ".join(parts)
+
+
+def times_of(job: Job) -> Times:
+    """How long a job's measurements took on this machine."""
+    return Times(job.analysis.name, job.config)
+
+
+def task_name(what: Measurement) -> str | None:
+    """The name of a measurement's task; None if it has none."""
+    return None if what.task is None else what.task.name

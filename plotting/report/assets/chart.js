@@ -4,12 +4,13 @@
 const CHART = { width: 330, height: 84, left: 50, right: 8, top: 8, bottom: 16 };
 const LINE_CLASSES = ["first", "second"];
 
-// `lines`: [{label, values}], a value or null per step. `at`: the step to mark. `best`: whether 1 is at the top (ranks).
+// `lines`: [{label, values, hollow}], a value or null per step, drawn as a ring where `hollow` says so. `at`: the step to mark. `best`: whether 1 is at the top (ranks).
 function chart(title, steps, lines, { at = null, best = false, limits = null } = {}) {
   const values = lines.flatMap((line) => line.values).filter((value) => value !== null);
   if (!values.length) return null;
   let [low, high] = limits ?? [Math.min(...values), Math.max(...values)];
   if (!limits && low === high) [low, high] = low === 0 ? [-1, 1] : [Math.min(0, low), Math.max(0, high)];
+  if (best) [low, high] = [1, Math.max(2, high)];
   const { width, height, left, right, top, bottom } = CHART;
   const x = (i) => left + (steps.length < 2 ? 0.5 : i / (steps.length - 1)) * (width - left - right);
   const up = (value) => (best ? (value - low) / (high - low) : (high - value) / (high - low));
@@ -36,7 +37,7 @@ function chart(title, steps, lines, { at = null, best = false, limits = null } =
     svg.append(svgElement("path", { d: path, class: `line ${LINE_CLASSES[number]}` }));
     line.values.forEach((value, i) => {
       if (value === null) return;
-      const dot = svgElement("circle", { cx: x(i), cy: y(value), r: steps[i] === at ? 3.4 : 1.9, class: `dot ${LINE_CLASSES[number]}` });
+      const dot = svgElement("circle", { cx: x(i), cy: y(value), r: steps[i] === at ? 3.4 : 1.9, class: `dot ${LINE_CLASSES[number]}${line.hollow?.[i] ? " hollow" : ""}` });
       dot.append(svgElement("title", {}, `${line.label}step ${shownNumber(steps[i])}: ${shownNumber(value)}`));
       svg.append(dot);
     });

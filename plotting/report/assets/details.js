@@ -50,27 +50,33 @@ class Details {
     const at = record.steps.indexOf(state);
     const [source, target] = name.split("->");
     const into = target.replace(/<.>$/, "");
-    const facts = history.score[at] === null
-      ? `Not in the circuit at step ${shownNumber(state.step)}.`
+    const facts = history.inside[at] === null
+      ? `Not in the circuit at step ${shownNumber(state.step)}${history.score[at] === null ? "" : `: score ${signed(history.score[at])}`}.`
       : [
         `At step ${shownNumber(state.step)}: score ${signed(history.score[at])}`,
         `rank ${history.rank[at]} of ${shownNumber(state.edges.length)}`,
         history.stability[at] === null ? null : `stability ${shownNumber(history.stability[at])}`,
       ].filter((fact) => fact !== null).join(", ") + ".";
     const lines = (key, values) => {
-      const own = [{ label: other ? `${model}, ` : "", values }];
-      if (other) own.push({ label: `${other.model} ${other.label}, `, values: alignedTo(steps, other, edgeHistory(other, name)[key]) });
+      const own = [{ label: other ? `${model}, ` : "", values, hollow: history.inside.map((value) => value === null) }];
+      if (other) {
+        const theirs = edgeHistory(other, name);
+        const hollow = alignedTo(steps, other, theirs.inside).map((value) => value === null);
+        own.push({ label: `${other.model} ${other.label}, `, values: alignedTo(steps, other, theirs[key]), hollow });
+      }
       return own;
     };
+    const outside = history.score.some((score, i) => score !== null && history.inside[i] === null);
     const charts = [
-      chart("Score", steps, lines("score", history.score), { at: state.step }),
+      chart(outside ? "Score (rings: not in the circuit)" : "Score", steps, lines("score", history.score), { at: state.step }),
       chart("Rank by |score| (1 is the strongest)", steps, lines("rank", history.rank), { at: state.step, best: true }),
       chart("Stability (share of resamples that have it)", steps, lines("stability", history.stability), { at: state.step, limits: [0, 1] }),
     ];
-    const columns = { Score: history.score, Rank: history.rank };
+    const columns = { Score: history.score, "Score in the circuit": history.inside, Rank: history.rank };
+    if (!outside) delete columns["Score in the circuit"];
     if (history.stability.some((value) => value !== null)) columns.Stability = history.stability;
     return [
-      element("p", {}, `${model}, ${record.label}. ${facts} ${this.span(steps, history.score)}`),
+      element("p", {}, `${model}, ${record.label}. ${facts} ${this.span(steps, history.inside)}`),
       other ? this.key(model, other) : null,
       ...charts,
       element("p", { class: "ends" }, "Ends: ", ...this.end(source, model, state), " and ", ...this.end(into, model, state)),

@@ -38,7 +38,8 @@ class Search {
     this.input.addEventListener("input", () => this.fill());
     this.input.addEventListener("keydown", (event) => this.press(event));
     this.input.addEventListener("blur", () => setTimeout(() => this.hide(), 150));
-    this.input.addEventListener("focus", () => { if (this.input.value) this.fill(); });
+    // Not when the focus comes back from what was found.
+    this.input.addEventListener("click", () => { if (this.input.value) this.fill(); });
   }
 
   fill() {
@@ -69,7 +70,9 @@ class Search {
   press(event) {
     const open = !this.list.hidden;
     const moves = { ArrowDown: 1, ArrowUp: -1 };
-    if (event.key in moves && open) {
+    if (event.key === "ArrowDown" && !open && this.input.value) {
+      this.fill();
+    } else if (event.key in moves && open) {
       const n = this.found.length;
       this.point((this.at + moves[event.key] + n) % n);
     } else if (event.key === "Enter" && open) {
