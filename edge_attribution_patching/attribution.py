@@ -17,9 +17,10 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from edge_attribution_patching.folds import FoldScores
 from edge_attribution_patching.forward import embed, prefix_cache
 from edge_attribution_patching.gradients import Gradients, NodeOutputs
 from edge_attribution_patching.graph import Graph
@@ -76,25 +77,71 @@ def attribute(
         ValueError: for an unknown quadrature or no steps.
         FloatingPointError: if scores are not finite (float16 overflows in some models).
     """
+    return attribute_folds(
+        weights,
+        pairs,
+        metric,
+        torch.zeros(len(pairs), dtype=torch.long),
+        steps=steps,
+        quadrature=quadrature,
+        batch_size=batch_size,
+        memory_budget_gb=memory_budget_gb,
+        share_prefix=share_prefix,
+    ).scores
+
+
+def attribute_folds(
+    weights: ModelWeights,
+    pairs: TokenPairs,
+    metric: Metric,
+    fold_of: Int[Tensor, " prompt"],
+    *,
+    steps: int = 12,
+    quadrature: Quadrature = "left",
+    batch_size: int = 32,
+    memory_budget_gb: float = 1.0,
+    share_prefix: bool = True,
+) -> FoldScores:
+    """The same scores, kept apart for each fold of the prompts.
+
+    The passes are those of `attribute`: only the last product is taken fold by fold. The sums take 4 bytes per fold and
+    entry of the graph on the model's device: with 10 folds 3 MB for pythia-160m, 19 MB for 1.4b, 131 MB for 6.9b and
+    257 MB for 12b.
+
+    Args:
+        weights, pairs, metric: see `attribute`, and for the options too.
+        fold_of: the fold of each prompt; every fold from 0 to the last has prompts (`folds.assign`).
+
+    Raises:
+        ValueError: for an unknown quadrature, no steps, or a fold without prompts.
+        FloatingPointError: if scores are not finite (float16 overflows in some models).
+    """
     graph = Graph.of(weights)
-    scores = torch.zeros(graph.n_forward, graph.n_backward, dtype=torch.float32, device=weights.device)
+    fold_of = fold_of.to(weights.device)
+    sizes = fold_of.bincount().cpu()
+    if len(fold_of) != len(pairs) or bool((sizes == 0).any()):
+        raise ValueError(f"{len(pairs)} prompts cannot be in folds of {sizes.tolist()} prompts")
+    sums = torch.zeros(len(sizes), graph.n_forward, graph.n_backward, device=weights.device)
     points = quadrature_points(quadrature, steps)
     for batch in pairs.batches(batch_size, share_prefix=share_prefix):
-        scores += _batch_scores(weights, batch, metric, points, memory_budget_gb * GB)
-    scores = (scores / len(pairs)).cpu() * graph.edge_mask
-    if not bool(scores.isfinite().all()):
+        _add_batch(weights, batch, metric, points, memory_budget_gb * GB, fold_of[batch.index], sums)
+    sums = sums.cpu()
+    sums *= graph.edge_mask
+    if not bool(sums.isfinite().all()):
         raise FloatingPointError(f"scores are not finite in {weights.dtype}")
-    return scores
+    return FoldScores(graph, sums, sizes)
 
 
-def _batch_scores(
+def _add_batch(
     weights: ModelWeights,
     batch: PairBatch,
     metric: Metric,
     points: tuple[list[float], list[float]],
     memory_budget: float,
-) -> Float[Tensor, "n_forward n_backward"]:
-    """Scores of every edge, summed over the prompts of a batch."""
+    fold_of: Int[Tensor, " batch"],
+    sums: Float[Tensor, "fold n_forward n_backward"],
+) -> None:
+    """Add the scores of every edge, summed over the prompts of a batch, to their folds."""
     layout = batch.layout
     alphas, step_weights = points
     prefix = prefix_cache(weights, layout, batch.clean)
@@ -103,7 +150,6 @@ def _batch_scores(
     corrupted = None if alphas[0] == 0 else NodeOutputs.of_run(weights, layout, at_corrupted, prefix)
 
     gradients = Gradients(weights, batch, metric, prefix)
-    scores = torch.zeros_like(Graph.of(weights).edge_mask, dtype=torch.float32, device=weights.device)
     step_bytes = AUTOGRAD_COPIES * weights.n_layers * layout.n_tokens * weights.d_model * weights.embed.element_size()
     at_once = max(1, int(memory_budget // step_bytes))
     for start in range(0, len(alphas), at_once):
@@ -112,6 +158,5 @@ def _batch_scores(
         outputs = gradients.add(at_corrupted + alpha * (at_clean - at_corrupted), step_weights[chunk])
         corrupted = corrupted or outputs.of_step(0)  # alpha = 0: the first step is the corrupted run
         if gradients.nbytes > memory_budget or start + at_once >= len(alphas):
-            scores += gradients.contract(clean.minus(corrupted), memory_budget)
+            gradients.contract(clean.minus(corrupted), memory_budget, fold_of, sums)
             gradients.clear()
-    return scores

@@ -57,8 +57,12 @@ class Circuit:
             raise ValueError(f"the {len(names)} nodes are not those of {n_layers} layers of {n_heads} heads")
         return cls(graph, stored["scores"], stored["in_circuit"])
 
-    def to_table(self) -> pd.DataFrame:
-        """The edges of the circuit as `source, target, score`, the strongest first."""
+    def to_table(self, **columns: Float[Tensor, "n_forward n_backward"]) -> pd.DataFrame:
+        """The edges of the circuit as `source, target, score`, the strongest first.
+
+        Args:
+            columns: further columns, of every edge of the graph.
+        """
         edges = self.in_circuit.nonzero()
         scores = self.scores[edges[:, 0], edges[:, 1]]
         ranked = scores.abs().argsort(descending=True, stable=True)
@@ -69,6 +73,7 @@ class Circuit:
                 "target": [backward[v] for v in edges[ranked, 1].tolist()],
                 "score": scores[ranked].numpy(),
             }
+            | {name: values[edges[ranked, 0], edges[ranked, 1]].numpy() for name, values in columns.items()}
         )
 
     def to_json(self, d_model: int) -> dict[str, Any]:

@@ -16,12 +16,13 @@ them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from edge_attribution_patching.forward import LayerActivations, forward, unembed
@@ -252,24 +253,44 @@ class Gradients:
                 gradients.add(layer, [next(left) for _ in inputs])
         return outputs
 
-    def contract(self, difference: NodeOutputs, memory_budget: float) -> Float[Tensor, "n_forward n_backward"]:
-        """Sum over the batch's tokens of (what u writes) . (gradient at v's input), for every edge u -> v.
+    def contract(
+        self,
+        difference: NodeOutputs,
+        memory_budget: float,
+        fold_of: Int[Tensor, " prompt"],
+        into: Float[Tensor, "fold n_forward n_backward"],
+    ) -> None:
+        """Add to every fold its tokens' sum of (what u writes) . (gradient at v's input), for every edge u -> v.
 
         Args:
             difference: node outputs of one run minus those of another.
             memory_budget: bytes that may be held at once; tokens are taken in parts to stay below it.
+            fold_of: the fold of each prompt of the batch.
+            into: the sums so far.
         """
         weights, layout, graph = self.weights, self.batch.layout, Graph.of(self.weights)
-        scores = torch.zeros(graph.n_forward, graph.n_backward, device=weights.device)
         token_bytes = 4 * weights.d_model * (graph.n_forward + 2 * (3 * graph.n_heads + 1))
         at_once = max(1, int(memory_budget // token_bytes))
-        for tokens in torch.arange(layout.n_tokens, device=weights.device).split(at_once):
+        fold_of_token = fold_of[layout.prompt]
+        # A fold's tokens stand together, so that each product is one of slices.
+        for tokens in fold_of_token.argsort(stable=True).split(at_once):
             part = layout.part(tokens)
+            counts = fold_of_token[tokens].bincount(minlength=len(into)).tolist()
+            ends = list(itertools.accumulate(counts))
+            width = weights.d_model
+            columns_of = [
+                (fold, slice((end - count) * width, end * width))
+                for fold, (count, end) in enumerate(zip(counts, ends, strict=True))
+                if count
+            ]
             written = difference.written(weights, part)
             flat = written.flatten(1)
             for index, gradients in enumerate(self.layers):
                 n_before = graph.n_before_mlp(index)
-                columns = slice(graph.qkv_inputs(index).start, graph.mlp_input(index) + 1)
-                scores[:n_before, columns] += flat[:n_before] @ gradients.at(part).flatten(1).T
-            scores[:, graph.logits] += written[:, part.answers].flatten(1) @ self.final[part.prompts].flatten()
-        return scores
+                inputs = slice(graph.qkv_inputs(index).start, graph.mlp_input(index) + 1)
+                of_inputs = gradients.at(part).flatten(1)
+                for fold, here in columns_of:
+                    into[fold, :n_before, inputs] += flat[:n_before, here] @ of_inputs[:, here].T
+            at_answers = torch.einsum("utd,td->ut", written[:, part.answers], self.final[part.prompts])
+            members = torch.nn.functional.one_hot(fold_of[part.prompts], len(into)).to(at_answers)
+            into[:, :, graph.logits] += (at_answers @ members).T

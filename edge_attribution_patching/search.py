@@ -3,25 +3,49 @@
 Greedy (Hanna et al. 2024): start at `logits`, and again and again add the edge of highest |score| whose destination is
 in the circuit, together with its source. `top_n` orders all edges by |score|. Either way the circuit of n edges is the
 first n edges of the order, minus nodes without a path from `input` or to `logits`.
+
+Signed selection (Nikankin et al. 2025, arXiv 2510.25786) prefers edges whose sign does not depend on the prompts drawn,
+and keeps up a share of edges that raise the metric: an edge of unstable sign comes only when no other is within reach,
+and the next edge is the strongest positive one whenever fewer than that share are.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.greedy import Grower
 
 Order = Literal["greedy", "top_n"]
+Selection = Literal["absolute", "signed"]
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What signed selection needs beside the scores.
+
+    Attributes:
+        stable: whether the sign of each edge's score is stable (`stability.sign_stable`).
+        positive_share: the share of positive edges to keep up.
+    """
+
+    stable: Bool[Tensor, "n_forward n_backward"]
+    positive_share: float
 
 
 def edge_order(
-    scores: Float[Tensor, "n_forward n_backward"], graph: Graph, order: Order = "greedy", limit: int | None = None
+    scores: Float[Tensor, "n_forward n_backward"],
+    graph: Graph,
+    order: Order = "greedy",
+    limit: int | None = None,
+    signed: Signed | None = None,
 ) -> Int[Tensor, "edge 2"]:
     """Edges (forward index, backward index), the best first; equal scores in index order.
 
@@ -30,6 +54,7 @@ def edge_order(
         graph: the graph the scores belong to.
         order: "greedy" or "top_n".
         limit: stop after this many edges (all by default).
+        signed: select by sign too; None: by |score| alone.
 
     Raises:
         ValueError: for an unknown order or scores of another shape.
@@ -37,43 +62,44 @@ def edge_order(
     if scores.shape != (graph.n_forward, graph.n_backward):
         raise ValueError(f"scores have shape {tuple(scores.shape)}, the graph {(graph.n_forward, graph.n_backward)}")
     limit = graph.n_edges if limit is None else min(limit, graph.n_edges)
-    strength = scores.abs()
-    if order == "top_n":
-        return ranked_edges(strength, graph, limit)
-    if order != "greedy":
-        raise ValueError(f"order={order}: unknown (known: greedy, top_n)")
-
-    # Every node that joins opens one run: the edges into its inputs, sorted. The heap holds the first of each run.
-    opened: list[tuple[list[float], list[int]]] = []  # of each run: -|score|, flat edge index
-    heap: list[tuple[float, int, int, int]] = []  # -|score|, flat edge index, run, place in the run
-    joined = torch.zeros(graph.n_forward, dtype=torch.bool).tolist()
-
-    def open_run(node: int) -> None:
-        inputs = (graph.forward_of_backward == node).nonzero()[:, 0]
-        if len(inputs) == 0:
-            return
-        n_before = int(graph.n_before[inputs[0]])
-        flat = (torch.arange(n_before)[:, None] * graph.n_backward + inputs).flatten()
-        values, ranked = strength[:n_before, inputs].flatten().sort(descending=True, stable=True)
-        opened.append(((-values).tolist(), flat[ranked].tolist()))
-        heapq.heappush(heap, (opened[-1][0][0], opened[-1][1][0], len(opened) - 1, 0))
-
-    open_run(graph.n_forward)
-    found: list[int] = []
-    while heap and len(found) < limit:
-        _, edge, run, place = heap[0]
-        found.append(edge)
-        negative, edges = opened[run]
-        if place + 1 < len(edges):
-            heapq.heapreplace(heap, (negative[place + 1], edges[place + 1], run, place + 1))
-        else:
-            heapq.heappop(heap)
-        source = edge // graph.n_backward
-        if not joined[source]:
-            joined[source] = True
-            open_run(source)
-    flat = torch.tensor(found, dtype=torch.long)
+    if order not in get_args(Order):
+        raise ValueError(f"order={order}: unknown (known: {', '.join(get_args(Order))})")
+    if order == "top_n" and signed is None:
+        return ranked_edges(scores.abs(), graph, limit)
+    grower = Grower(graph)
+    stable = None if signed is None else signed.stable.flatten()[grower.edges]
+    share = 0.0 if signed is None else signed.positive_share
+    found = grow(grower, scores.flatten()[grower.edges], limit, order, stable, share)
+    flat = grower.edges[found]
     return torch.stack((flat // graph.n_backward, flat % graph.n_backward), dim=1)
+
+
+def grow(
+    grower: Grower,
+    scores: Float[Tensor, " candidate"],
+    limit: int,
+    order: Order = "greedy",
+    stable: Bool[Tensor, " candidate"] | None = None,
+    positive_share: float = 0.0,
+) -> list[int]:
+    """The edges of an order, as places among a grower's candidates.
+
+    Args:
+        grower: of the graph.
+        scores: of its candidates.
+        limit: stop after this many edges.
+        order: "greedy" or "top_n".
+        stable: for signed selection, whether the sign of each candidate is stable; None: select by |score| alone.
+        positive_share: the share of positive edges that signed selection keeps up.
+    """
+    strength = scores.abs().double().numpy()
+    everywhere = order == "top_n"
+    if stable is None:
+        return grower.grow(strength, limit, everywhere=everywhere)
+    # Edges of unstable sign rank behind all others, among themselves by strength.
+    keys = np.where(stable.numpy(), strength, strength - strength.max(initial=0.0) - 1)
+    positive = ((scores > 0) & stable).numpy()
+    return grower.grow(keys, limit, positive, positive_share, everywhere=everywhere)
 
 
 def ranked_edges(

@@ -1,8 +1,9 @@
 """Draw the circuit itself at one checkpoint (figures/circuit_<model>_<task>_step<n>.html).
 
 Layers go upwards, and heads and MLPs are boxes. An edge into a head ends at its q, k or v input. Blue edges raise the
-task metric, orange ones lower it, and wider ones do so more. Point at an edge to see its name and score. If the roles
-of IOI were measured at the checkpoint, a head has the colour of the roles that it holds.
+task metric, orange ones lower it, and wider ones do so more. Faint edges are unstable: other prompts would often have
+given a circuit without them. Point at an edge to see its name and numbers. If the roles of IOI were measured at the
+checkpoint, a head has the colour of the roles that it holds.
 
     python plotting/plot_circuit.py -r results -m pythia-160m -t ioi --step 143000
 """
@@ -11,6 +12,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,6 +45,8 @@ logger = logging.getLogger("plotting")
 # Where on a box's lower side an edge ends, as a share of its width.
 PORTS = {"q": -0.3, "k": 0.0, "v": 0.3}
 WIDTH_CLASSES = 8
+OPACITY_CLASSES = 6
+FAINTEST, STRONGEST = 0.12, 0.9
 THINNEST, WIDEST = 0.7, 6.5
 # How much of a role's colour a box has, so that its name stays readable.
 ROLE_TINT = 0.5
@@ -76,7 +80,7 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
     """The drawing of a circuit.
 
     Args:
-        edges: `source, target, score`, at least one row.
+        edges: `source, target, score` and, if known, `score_se, stability, inclusion`; at least one row.
         title: which circuit this is.
         subtitle: its size.
         roles: the roles of heads, if measured.
@@ -112,28 +116,28 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
 
 
 def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: Layout) -> None:
-    """Edges by sign and class of width, thin ones first; each class is one trace."""
+    """Edges by sign, class of width and class of opacity, thin ones first; each class is one trace."""
     strongest = float(edges["score"].abs().max()) or 1.0
     share = np.sqrt(edges["score"].abs() / strongest)
     classes = np.minimum((share * WIDTH_CLASSES).astype(int), WIDTH_CLASSES - 1)
+    opacities = _opacities(edges, classes)
     for positive, colour, name in ((True, POSITIVE, "raises the metric"), (False, NEGATIVE, "lowers the metric")):
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line={"color": colour, "width": 3}, name=name))
-        for size in range(WIDTH_CLASSES):
-            members = edges[(classes == size) & ((edges["score"] >= 0) == positive)]
-            if members.empty:
-                continue
+        of_sign = (edges["score"] >= 0) == positive
+        for size, opacity in sorted(set(zip(classes[of_sign], opacities[of_sign], strict=True))):
+            members = edges[(classes == size) & (opacities == opacity) & of_sign]
             xs: list[float | None] = []
             ys: list[float | None] = []
             middles = []
-            for source, target, score in members[["source", "target", "score"]].itertuples(index=False):
+            for row in members.to_dict("records"):
+                source, target = row["source"], row["target"]
                 x, y = edge_path(*edge_ends(source, target, layout))
                 xs += [*x.tolist(), None]
                 ys += [*y.tolist(), None]
-                name = f"{source} → {target}".replace("<", "&lt;").replace(">", "&gt;")
                 quarters = (len(x) // 4, len(x) // 2, 3 * len(x) // 4)
-                middles += [(x[at], y[at], name, score) for at in quarters]
+                middles += [(x[at], y[at], *_told(row)) for at in quarters]
             width = THINNEST + (WIDEST - THINNEST) * (size + 0.5) / WIDTH_CLASSES
-            line = {"color": translucent(colour, 0.3 + 0.6 * size / WIDTH_CLASSES), "width": width}
+            line = {"color": translucent(colour, opacity), "width": width}
             figure.add_trace(go.Scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False))
             # Points that only answer the pointer: plotly shows no hover text along a line.
             figure.add_trace(
@@ -143,10 +147,31 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: Layout) -> None:
                     mode="markers",
                     marker={"size": 9, "color": colour, "opacity": 0},
                     customdata=[middle[2:] for middle in middles],
-                    hovertemplate="%{customdata[0]}<br>score %{customdata[1]:+.4g}<extra></extra>",
+                    hovertemplate="%{customdata[0]}<br>score %{customdata[1]:+.4g}%{customdata[2]}<extra></extra>",
                     showlegend=False,
                 )
             )
+
+
+def _opacities(edges: pd.DataFrame, classes: pd.Series) -> pd.Series:
+    """Opacity of every edge: by its stability in a few classes, or by its width where stability is not known."""
+    by_width = 0.3 + 0.6 * classes / WIDTH_CLASSES
+    if "stability" not in edges:
+        return by_width
+    classed = (edges["stability"].astype(float) * (OPACITY_CLASSES - 1)).round() / (OPACITY_CLASSES - 1)
+    return (FAINTEST + (STRONGEST - FAINTEST) * classed).round(3).fillna(by_width)
+
+
+def _told(row: dict[str, Any]) -> tuple[str, float, str]:
+    """What pointing at an edge shows: its name, its score and, as far as that is known, how sure it is."""
+    name = f"{row['source']} → {row['target']}".replace("<", "&lt;").replace(">", "&gt;")
+    known = {key: float(row[key]) for key in ("score_se", "stability", "inclusion") if pd.notna(row.get(key))}
+    lines = [f" ± {known['score_se']:.2g}" if "score_se" in known else ""]
+    if "stability" in known:
+        lines.append(f"in {known['stability']:.0%} of resampled circuits")
+    if "inclusion" in known:
+        lines.append(f"in the circuits of {known['inclusion']:.0%} of thresholds")
+    return name, float(row["score"]), "<br>".join(lines)
 
 
 def _draw_nodes(figure: go.Figure, layout: Layout, roles: Roles) -> None:
@@ -206,9 +231,11 @@ def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
         size = f"{len(edges)} edges, {n_nodes} nodes" + (
             f"; the {len(shown)} strongest edges drawn" if len(shown) < len(edges) else ""
         )
+        stable = "stability" in shown and bool(shown["stability"].notna().any())
+        faint = ", opacity with stability" if stable else ""
         title = f"{task_label(task)} circuit of {model} at step {step:,}"
         figures[f"circuit_{model}_{task}_step{step:06d}"] = draw_circuit(
-            shown, title, f"{size}; width grows with |score|", _roles(store, model).get(step)
+            shown, title, f"{size}; width grows with |score|{faint}", _roles(store, model).get(step)
         )
     if not figures:
         raise UserError(f"--step {arguments.step}: no circuit of that step in {store.root}/graphs")

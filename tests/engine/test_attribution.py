@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_attribution_patching.attribution import attribute, quadrature_points
+from edge_attribution_patching.attribution import attribute, attribute_folds, quadrature_points
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.pairs import TokenPairs
 from edge_attribution_patching.weights import read_weights
@@ -135,3 +135,24 @@ def test_unknown_quadrature_and_no_steps_are_refused() -> None:
         quadrature_points("simpson", 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ig_steps=0"):
         quadrature_points("left", 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"memory_budget_gb": 1e-7}])
+@pytest.mark.parametrize("architecture", ["neox-parallel", "llama-grouped", "olmo2-grouped"])
+def test_a_fold_scores_what_its_prompts_score_alone(architecture: str, options: dict) -> None:
+    weights = read_weights(random_model(architecture))
+    pairs = TokenPairs(*random_pairs(7))
+    metric = eap_reference.logit_diff_metric(97, 7)
+    fold_of = torch.tensor([2, 0, 1, 0, 2, 2, 1])
+    folds = attribute_folds(weights, pairs, metric, fold_of, steps=3, **options)
+    assert folds.sizes.tolist() == [2, 2, 3]
+    for fold, size in enumerate(folds.sizes.tolist()):
+        index = (fold_of == fold).nonzero()[:, 0]
+        alone = TokenPairs(pairs.clean[index], pairs.corrupted[index], pairs.lengths[index])
+        expected = attribute(weights, alone, lambda logits, at, index=index: metric(logits, index[at]), steps=3)
+        atol = 1e-5 * float(expected.abs().max())
+        torch.testing.assert_close(folds.sums[fold] / size, expected, rtol=0, atol=atol)
+    total = folds.sums.double().sum(0) / 7
+    assert torch.equal(folds.scores, total.float())
+    unfolded = attribute(weights, pairs, metric, steps=3, **options)
+    assert float((folds.scores - unfolded).abs().max() / unfolded.abs().max()) < 1e-6

@@ -48,6 +48,25 @@ def test_error_of_a_mean_is_its_standard_error() -> None:
     assert math.isnan(alone.error(alone.means(values[:1])))
 
 
+def test_95_percent_intervals_cover_the_truth_about_95_percent_of_the_time() -> None:
+    """500 trials of a skewed distribution's mean, and of a paired ratio with a known value."""
+    generator = torch.Generator().manual_seed(0)
+    covered = {"mean": 0, "ratio": 0}
+    for trial in range(500):
+        bootstrap = Bootstrap.of(100, seed=trial)
+        full = 4 + torch.randn(100, generator=generator)
+        kept = 0.8 * full + 0.3 * torch.randn(100, generator=generator)
+        skewed = -torch.rand(100, generator=generator).log()
+        for name, resampled, truth in (
+            ("mean", bootstrap.means(skewed), 1.0),
+            ("ratio", bootstrap.means(kept) / bootstrap.means(full), 0.8),
+        ):
+            low, high = percentile_interval(resampled)
+            covered[name] += bool(low <= truth <= high)
+    for name, count in covered.items():
+        assert 0.92 <= count / 500 <= 0.98, name
+
+
 def test_interval_leaves_out_resamples_without_a_value() -> None:
     resampled = torch.arange(101, dtype=torch.float64)
     missing = torch.cat((resampled, torch.full((50,), float("nan"), dtype=torch.float64)))

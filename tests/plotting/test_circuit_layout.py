@@ -81,6 +81,26 @@ def test_stronger_edges_are_wider() -> None:
         assert (width > other_width) == (strength > other_strength) or width == other_width
 
 
+def test_unstable_edges_are_fainter_and_say_how_stable_they_are() -> None:
+    circuit = random_circuit(40, np.random.default_rng(0))
+    circuit["stability"] = np.linspace(0, 1, len(circuit))
+    figure = draw_circuit(circuit, "a circuit", "").figure
+    lines = [trace for trace in figure.data if trace.mode == "lines" and trace.showlegend is False]
+    points = [trace for trace in figure.data if trace.mode == "markers"]
+    stability = {f"{source} → {target}": share for source, target, _, share in circuit.itertuples(index=False)}
+    found = []
+    for trace, dots in zip(lines, points, strict=True):
+        opacity = float(trace.line.color.rpartition(",")[2].rstrip(")"))
+        for name, _, told in dots.customdata:
+            share = stability[name.replace("&lt;", "<").replace("&gt;", ">")]
+            assert f"in {share:.0%} of resampled circuits" in told
+            found.append((share, opacity))
+    found.sort()
+    assert [opacity for _, opacity in found] == sorted(opacity for _, opacity in found)
+    assert found[0][1] == 0.12
+    assert found[-1][1] == 0.9
+
+
 def test_a_name_that_is_no_node_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'a1\.2' is not a node of a circuit"):
         lay_out([("input", "a1.2"), ("a1.2", "logits")])

@@ -25,6 +25,7 @@ from plotting import (
     plot_ioi_roles,
     plot_size_vs_scale,
     plot_task_performance,
+    plot_transfer,
 )
 from plotting.export import figure_main, parse_formats
 from plotting.panels import INTERVAL
@@ -44,6 +45,7 @@ SCRIPTS = {
     "plot_ioi_roles": [f"ioi_roles_{model}" for model in MODELS],
     "plot_circuit_similarity": ["circuit_similarity"],
     "plot_size_vs_scale": ["size_vs_scale"],
+    "plot_transfer": [f"transfer_{model}" for model in MODELS],
     "plot_circuit": [f"circuit_{model}_ioi_step143000" for model in MODELS],
     "plot_faithfulness_curve": ["cpr_cmd", *(f"faithfulness_curve_{model}" for model in MODELS)],
 }
@@ -163,6 +165,21 @@ def test_a_model_has_its_colour_in_every_figure(store: Store) -> None:
             for model in MODELS:
                 colours = {trace.marker.color for trace in drawing.figure.data if trace.name == model}
                 assert colours == {looks[model].colour}, module.__name__
+
+
+def test_transfer_matrices_have_the_circuits_step_down_and_the_models_along(store: Store) -> None:
+    figure = plot_transfer.draw(store, Namespace(**vars(EVERYTHING), step=None))[f"transfer_{MODELS[0]}"].figure
+    maps = [trace for trace in figure.data if trace.type == "heatmap"]
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles == [*(task_label(task) for task in TASKS), "Across tasks at step 143,000"]
+    table = store.read_tables("transfer", MODELS[0], "ioi")
+    for row in table[table["from_task"] == "ioi"].itertuples():
+        down, along = list(maps[0].y).index(f"{row.from_step:,}"), list(maps[0].x).index(f"{row.step:,}")
+        assert maps[0].z[down][along] == row.faithfulness
+    across = maps[-1]
+    assert list(across.x) == list(across.y) == [task_label(task) for task in TASKS]
+    assert np.allclose(np.diag(across.z), 0.9)
+    assert np.allclose(across.z - np.diag(np.diag(across.z)), 0.01 * (1 - np.eye(len(TASKS))))
 
 
 def test_legend_names_each_model_once(store: Store) -> None:
@@ -439,6 +456,7 @@ def test_size_figure_states_the_correlation(store: Store) -> None:
         ("plot_circuits", ["--format", "svg"], "--format: svg given; choose from html, png, pdf"),
         ("plot_circuit", ["--step", "5"], "--step 5: no circuit of that step"),
         ("plot_circuit", ["--strongest", "0"], "--strongest: 0 edges asked for"),
+        ("plot_transfer", ["--step", "5"], "--step 5: nothing was transferred to that step"),
         ("plot_circuit_similarity", ["--alpha", "0"], "--alpha: 0.0 is not in"),
         ("plot_task_performance", ["--metric", "loss"], "--metric: loss is not in"),
         ("plot_head_scores", ["--top", "0"], "--top: 0 heads asked for"),

@@ -174,7 +174,7 @@ def test_without_results_one_line_names_the_command_that_makes_them(
 
 def test_an_unreadable_circuit_is_named_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     edges = pd.DataFrame({"source": ["input"], "target": ["a0.h1<z>"], "score": [1.0]})
-    Store(tmp_path).folder("graphs", MODEL, "ioi").write_table(8, edges, 8)
+    write(Store(tmp_path), "graphs", MODEL, "ioi", 8, edges, 8)
     assert main(["-r", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 2
     (error,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert f"graphs/{MODEL}/ioi" in error

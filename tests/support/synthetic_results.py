@@ -82,7 +82,26 @@ def write_circuit(store: Store, model: str, task: str, step: int, learnt: float,
     )
     write(store, "faithfulness", model, task, step, table, tokens_at(step))
     edges = random_circuit(int(table.loc[selected, "size"].iloc[0]) if selected.any() else 0, rng)
+    sure = np.random.default_rng(step).random(len(edges))
+    edges = edges.assign(score_se=0.1 * edges["score"].abs(), stability=sure, inclusion=sure.round())
     write(store, "graphs", model, task, step, edges, tokens_at(step))
+    write(store, "transfer", model, task, step, _transfer(task, step, not edges.empty), tokens_at(step))
+
+
+def _transfer(task: str, step: int, learned: bool) -> pd.DataFrame:
+    """Circuits do worse the more checkpoints away they were found, and nothing on other tasks."""
+    sources = [(other, task) for other in STEPS if other >= 512] + [(step, other) for other in TASKS if other != task]
+    rows = [
+        {
+            "from_step": other,
+            "from_task": name,
+            "circuit": "abcdefgh",
+            "n_edges": 10,
+            "faithfulness": 0.9 - 0.2 * abs(STEPS.index(other) - STEPS.index(step)) if name == task else 0.01,
+        }
+        for other, name in (sources if learned else [])
+    ]
+    return pd.DataFrame(rows, columns=["from_step", "from_task", "circuit", "n_edges", "faithfulness"])
 
 
 def random_circuit(n_edges: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -47,10 +47,16 @@ GRAPHS = Kind(
         "source": "node that the edge comes from (`input`, `a3.h2`, `m3`)",
         "target": "what it goes into (`a5.h0<q>`, `m5`, `logits`)",
         "score": "EAP-IG score, in the metric's units; a positive one means that the edge raises the metric",
+        "score_se": "standard error of `score`, from folds of the prompts",
+        "stability": "share of 1,000 bootstrap resamples of the folds whose circuit of the same size has the edge",
+        "inclusion": "share of the faithfulness thresholds 0.60, 0.65, ..., 0.95 whose circuit has the edge",
     },
     "get_circuits_over_time.py",
     companions={
-        ".pt": "`scores` and `in_circuit` for every edge, the names of the nodes, and whether blocks are `parallel`",
+        ".pt": "`scores`, their standard errors `score_se` and `in_circuit` for every edge, the names of the nodes, "
+        "and whether blocks are `parallel`; for the edges that a circuit may hold (`fold_edges`: all edges of a graph "
+        "of up to 50,000) the mean score of each fold of prompts, `fold_scores` times `fold_scale`, and `fold_sizes`, "
+        "the prompts in each",
         ".json": "the graph in the JSON format of EAP-IG, with `export_json: true`",
     },
 )
@@ -84,6 +90,74 @@ BASELINES = Kind(
         "size_high": "upper end of that interval; empty if too many resamples find no size",
         "cpr": "area under the faithfulness curve, as MIB defines it; only with `search.mib: true`",
         "cmd": "area between that curve and 1, as MIB defines it; only with `search.mib: true`",
+    },
+    "get_circuits_over_time.py",
+)
+CONTROLS = Kind(
+    "controls",
+    {
+        "control": "`circuit`, a `random` one of its size, or the whole model `without_circuit` or `without_random`",
+        "number": "number of the random circuit; empty for the circuit itself",
+        "n_edges": "edges of the circuit that is evaluated or removed",
+        "metric": "mean metric over prompts",
+        "metric_se": "standard error of `metric`",
+        "faithfulness": "(M - M(corrupted)) / (M(clean) - M(corrupted))",
+        "beaten": "whether the circuit is more faithful than this random one, or the model less without the circuit "
+        "than without this random one",
+    },
+    "get_circuits_over_time.py",
+)
+PROMPT_GROUPS = Kind(
+    "prompt_groups",
+    {
+        "group": "`all` prompts, or a kind of the task's prompts (IOI: `ABBA`, `BABA`)",
+        "n_prompts": "how many prompts that are",
+    }
+    | {
+        column: meaning
+        for name, what in (("full", "the whole model's metric"), ("circuit", "the circuit's metric"))
+        for column, meaning in (
+            (name, f"mean of {what}; empty if there is no circuit" if name == "circuit" else f"mean of {what}"),
+            (f"{name}_se", "standard error of that mean"),
+            (f"{name}_q25", f"lower quartile over prompts of {what}"),
+            (f"{name}_median", "median over prompts"),
+            (f"{name}_q75", "upper quartile over prompts"),
+        )
+    }
+    | {
+        "corrupted": "mean metric on corrupted prompts",
+        "faithfulness": "(M(C) - M(corrupted)) / (M(clean) - M(corrupted)) on these prompts",
+        "faithfulness_low": "lower end of its 95% interval",
+        "faithfulness_high": "upper end of that interval",
+    },
+    "get_circuits_over_time.py",
+)
+HYPOTHESIS_TESTS = Kind(
+    "hypothesis_tests",
+    {
+        "test": "`equivalence`, `independence`, `minimality`, `sufficiency` or `necessity` "
+        "(`edge_attribution_patching/hypothesis_tests.py` defines them); no rows without `hypothesis_tests: true`",
+        "statistic": "in this order: share of prompts on which the circuit beats the model; HSIC; share of edges that "
+        "matter more than 90% of edges added at random; share of random circuits that the circuit beats (twice)",
+        "p_value": "of the null hypothesis; for minimality of the worst edge, corrected for their number",
+        "passes": "whether the circuit has the property, at 5%",
+        "n": "how many prompts, edges or random circuits were compared",
+    },
+    "get_circuits_over_time.py",
+)
+TRANSFER = Kind(
+    "transfer",
+    {
+        "from_step": "step at which the circuit was found; `step` is that of the model it is put into",
+        "from_task": "task that it was found for; the folder's task is that it is evaluated on",
+        "circuit": "fingerprint of its edges",
+        "n_edges": "how many those are",
+        "metric": "mean metric over prompts",
+        "metric_se": "standard error of `metric`",
+        "faithfulness": "(M(C) - M(corrupted)) / (M(clean) - M(corrupted)) in this model",
+        "faithfulness_low": "lower end of its 95% interval",
+        "faithfulness_high": "upper end of that interval",
+        "faithfulness_raw": "M(C) / M(clean)",
     },
     "get_circuits_over_time.py",
 )
@@ -293,6 +367,10 @@ KINDS: dict[str, Kind] = {
         GRAPHS,
         FAITHFULNESS,
         BASELINES,
+        CONTROLS,
+        PROMPT_GROUPS,
+        HYPOTHESIS_TESTS,
+        TRANSFER,
         COMPONENTS,
         SUCCESSOR,
         CSPA,

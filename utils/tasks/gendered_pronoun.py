@@ -60,4 +60,4 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     return assemble(tokenizer, pairs, lambda index: f"gendered_pronoun prompt {index}", options.prepend_bos)
 
 
-TASK = Task("gendered_pronoun", build, "logit_diff")
+TASK = Task("gendered_pronoun", build, "logit_diff", group="gender")

@@ -156,4 +156,4 @@ def signal_variants(
     return variants
 
 
-TASK = Task("ioi", build, "logit_diff")
+TASK = Task("ioi", build, "logit_diff", group="order")

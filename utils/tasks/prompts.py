@@ -139,11 +139,13 @@ class Task:
         name: its name in the registry, or the stem of a prompts CSV. It names the results folder.
         build: (tokenizer, n, seed, options) -> Prompts.
         primary: the metric that circuits are found with, a key of `utils.tasks.metrics.METRICS`.
+        group: the column of `Prompts.meta` whose kinds of prompts results are also given apart for, if any.
     """
 
     name: str
     build: Callable[[PreTrainedTokenizerBase, int, int, PromptOptions], Prompts]
     primary: str
+    group: str | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -271,4 +271,4 @@ def _fill(structure: Structure, choice: list[int], number: int) -> str:
     return structure.template.format(**words)
 
 
-TASK = Task("sva", build, "prob_diff")
+TASK = Task("sva", build, "prob_diff", group="structure")

@@ -1,0 +1,150 @@
+"""Draw what circuits do in the models of other checkpoints and on other tasks (figures/transfer_<model>.html).
+
+There is a matrix per task. Its rows are the checkpoints whose circuit is taken, its columns those whose model it is put
+into, and the colour is faithfulness there: 0 does what the corrupted run does, 1 what the model does. The last matrix
+puts every task's circuit to every task, at one checkpoint (--step).
+
+    python plotting/plot_transfer.py -r results -m toy --step 1350
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.style import Drawing, finish, task_label
+from plotting.tables import load, models_in, tasks_in
+from utils.errors import UserError
+from utils.results.store import Store
+
+# Values are written into cells where these are wide enough.
+MOST_WITH_TEXT = 14
+CELLS = 330
+"""Width and height of a matrix, in pixels."""
+
+
+def over_steps(table: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Faithfulness of one task's circuits: rows the steps of the circuits, columns those of the models."""
+    rows = table[(table["task"] == task) & (table["from_task"] == task)]
+    return rows.pivot_table(index="from_step", columns="step", values="faithfulness", sort=True)
+
+
+def over_tasks(table: pd.DataFrame, step: int) -> pd.DataFrame:
+    """Faithfulness at one step: rows the tasks of the circuits, columns the tasks they are evaluated on."""
+    rows = table[(table["step"] == step) & (table["from_step"] == step)]
+    matrix = rows.pivot_table(index="from_task", columns="task", values="faithfulness")
+    names = tasks_in(rows.assign(task=rows["from_task"])) if len(rows) else []
+    columns = [name for name in names if name in matrix.columns]
+    return matrix.reindex(index=names, columns=columns)
+
+
+def draw_transfer(table: pd.DataFrame, model: str, step: int | None) -> Drawing:
+    """The figure of one model.
+
+    Args:
+        table: the rows of kind `transfer`, with `task`.
+        model: whose.
+        step: the step of the matrix over tasks; None takes the last at which most tasks have a circuit.
+
+    Raises:
+        UserError: if no circuit was put into a model of that step.
+    """
+    table = table[table["model"] == model]
+    tasks = tasks_in(table)
+    if step is None:
+        own = table[(table["from_step"] == table["step"]) & (table["from_task"] == table["task"])]
+        counts = own.groupby("step").size()
+        step = int(counts.index[counts == counts.max()].max()) if len(counts) else int(table["step"].max())
+    elif step not in set(table["step"]):
+        there = ", ".join(str(known) for known in sorted(table["step"].unique()))
+        raise UserError(f"--step {step}: nothing was transferred to that step of {model} (there: {there})")
+    matrices = [(task_label(task), over_steps(table, task), "circuit of step", "model of step") for task in tasks]
+    across = over_tasks(table, step)
+    if len(tasks) > 1 and across.size:
+        across = across.rename(index=task_label, columns=task_label)
+        matrices.append((f"Across tasks at step {step:,}", across, "circuit of", "task"))
+    columns = min(3, len(matrices))
+    rows = -(-len(matrices) // columns)
+    figure = make_subplots(
+        rows=rows,
+        cols=columns,
+        subplot_titles=[title for title, *_ in matrices],
+        horizontal_spacing=0.13,
+        vertical_spacing=0.24 / rows,
+    )
+    for place, (_, matrix, down, along) in enumerate(matrices):
+        row, column = place // columns + 1, place % columns + 1
+        _draw_matrix(figure, matrix, down, along, row, column, scale=place == 0)
+    figure.update_annotations(font_size=14)
+    drawing = finish(
+        figure,
+        f"Transfer of circuits in {model}",
+        "Faithfulness of a circuit in another checkpoint's model, or on another task; colours end at 0 and 1",
+        width=130 + columns * (CELLS + 95),
+        height=90 + rows * (CELLS + 95),
+        legend=False,
+    )
+    figure.update_layout(margin={"l": 96, "r": 96})
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False)
+    return drawing
+
+
+def _draw_matrix(
+    figure: go.Figure, matrix: pd.DataFrame, down: str, along: str, row: int, column: int, *, scale: bool
+) -> None:
+    by_step = not isinstance(matrix.index[0], str)
+    named = [[f"{name:,}" if by_step else str(name) for name in axis] for axis in (matrix.columns, matrix.index)]
+    written = max(matrix.shape) <= MOST_WITH_TEXT
+    figure.add_trace(
+        go.Heatmap(
+            z=matrix.to_numpy(),
+            x=named[0],
+            y=named[1],
+            zmin=0,
+            zmax=1,
+            colorscale="Blues",
+            showscale=scale,
+            colorbar={
+                "title": {"text": "faithfulness", "side": "right"},
+                "thickness": 14,
+                "x": 1.01,
+                "lenmode": "pixels",
+                "len": CELLS,
+                "y": 1,
+                "yanchor": "top",
+            },
+            texttemplate="%{z:.2f}" if written else None,
+            textfont={"size": 9 if by_step else 12},
+            hovertemplate=f"{down} %{{y}}<br>{along} %{{x}}<br>faithfulness %{{z:.3f}}<extra></extra>",
+            hoverongaps=False,
+            xgap=1,
+            ygap=1,
+        ),
+        row=row,
+        col=column,
+    )
+    title = {"text": along, "font": {"size": 12}}
+    figure.update_xaxes(title=title, type="category", tickangle=-45, tickfont_size=11, row=row, col=column)
+    figure.update_yaxes(title_text=down, type="category", autorange="reversed", row=row, col=column)
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
+    """Figures by file name."""
+    table = load(store, "transfer", arguments)
+    return {f"transfer_{model}": draw_transfer(table, model, arguments.step) for model in models_in(table)}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The script's own options."""
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoint of the matrix over tasks (the last)")
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__, options=options))

@@ -1,0 +1,136 @@
+"""The second walk of get_circuits_over_time.py: circuits in the models of other checkpoints and on other tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from edge_attribution_patching.circuit import Circuit
+from edge_attribution_patching.faithfulness import CircuitEvaluator
+from get_circuits_over_time import SECOND, main
+from tests.support import ioi_transformer
+from tests.support.paths import TOY, TOY_STEPS
+from utils.circuits import CircuitsConfig, circuit_prompts
+from utils.models.family import resolve_family
+from utils.results.store import Store
+from utils.tasks import TASKS
+
+LAST = TOY_STEPS[-1]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The toy family's circuits of two tasks, transferred between all its kept steps."""
+    results = tmp_path_factory.mktemp("transfer") / "results"
+    overrides = [f"model={TOY}", "task=[greater_than, sva]", "n_prompts=20", f"results_dir={results}"]
+    overrides += ["n_random=0", "device=cpu"]
+    assert main([*overrides, "transfer=all"]) == 0
+    return overrides
+
+
+def results_of(given: list[str]) -> Store:
+    return Store(given[3].partition("=")[2])
+
+
+def test_a_circuit_in_its_own_model_has_its_own_faithfulness(given: list[str]) -> None:
+    store, found = results_of(given), 0
+    for task in ("greater_than", "sva"):
+        for step in store.folder("transfer", TOY.name, task).steps():
+            table = store.folder("transfer", TOY.name, task).read_table(step)
+            own = table.query("from_step == @step and from_task == @task")
+            curve = store.folder("faithfulness", TOY.name, task).read_table(step)
+            selected = curve[curve["selected"].astype(bool)]
+            assert len(own) == len(selected)
+            for column in ("metric", "faithfulness", "faithfulness_raw", "n_edges", "faithfulness_low"):
+                assert own[column].tolist() == pytest.approx(selected[column].tolist(), rel=1e-4), column
+            found += len(own)
+    assert found >= 3
+
+
+def test_rows_are_the_circuits_of_other_steps_and_other_tasks_by_hand(given: list[str]) -> None:
+    store, name = results_of(given), TOY.name
+    found = {
+        task: [
+            step
+            for step in store.folder("graphs", name, task).steps()
+            if len(store.folder("graphs", name, task).read_table(step))
+        ]
+        for task in ("greater_than", "sva")
+    }
+    table = store.folder("transfer", name, "sva").read_table(LAST)
+    expected = {(step, "sva") for step in found["sva"]}
+    expected |= {(LAST, "greater_than")} if LAST in found["greater_than"] else set()
+    assert set(zip(table["from_step"], table["from_task"], strict=True)) == expected
+    assert len(expected) == len(table) > 2
+    config = CircuitsConfig(model=str(TOY), task="sva", n_prompts=20)
+    checkpoint = resolve_family(str(TOY), Path("model_cache")).load(LAST, "float32", torch.device("cpu"))
+    prompts = circuit_prompts(config, TASKS["sva"], checkpoint.tokenizer).evaluation
+    evaluator = CircuitEvaluator(checkpoint.weights, prompts.pairs, prompts.metric("prob_diff"))
+    for row in table.itertuples():
+        circuit = Circuit.from_tensors(store.folder("graphs", name, row.from_task).read_tensors(row.from_step))
+        metric = float(evaluator(circuit.in_circuit[None])[0].double().mean())
+        assert row.metric == pytest.approx(metric, rel=1e-4, abs=1e-6)
+        gap = float((evaluator.full - evaluator.corrupted).double().mean())
+        share = (metric - float(evaluator.corrupted.double().mean())) / gap
+        assert row.faithfulness == pytest.approx(share, rel=1e-4, abs=1e-6)
+
+
+def test_a_model_that_has_not_learned_the_task_gets_no_rows(given: list[str]) -> None:
+    store = results_of(given)
+    assert store.folder("baselines", TOY.name, "sva").read_table(0)["status"].item() == "task not learned"
+    assert store.folder("transfer", TOY.name, "sva").read_table(0).empty
+
+
+def test_fewer_circuits_are_not_measured_again_and_changed_ones_are(given: list[str]) -> None:
+    store = results_of(given)
+    folder = store.folder("transfer", TOY.name, "sva")
+    before = folder.file(LAST).read_bytes()
+    stamp = folder.file(LAST).stat().st_mtime_ns
+    assert main([*given, "transfer=neighbours"]) == 0
+    assert folder.file(LAST).stat().st_mtime_ns == stamp
+    # A circuit that is another one now.
+    graphs = store.folder("graphs", TOY.name, "sva")
+    tensors = graphs.read_tensors(LAST)
+    changed = tensors["in_circuit"].clone()
+    changed[tuple(changed.nonzero()[0])] = False
+    graphs.write_tensors(LAST, tensors | {"in_circuit": changed})
+    assert main([*given, "transfer=all"]) == 0
+    after = folder.read_table(LAST)
+    own = after[(after["from_step"] == LAST) & (after["from_task"] == "sva")]
+    assert own["n_edges"].item() == int(changed.sum())
+    graphs.write_tensors(LAST, tensors)
+    assert main([*given, "transfer=all"]) == 0
+    assert folder.file(LAST).read_bytes() == before
+
+
+def test_a_step_without_results_is_refused(given: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main([*given, "transfer=[7]"]) == 2
+    assert "transfer: no results of " in capsys.readouterr().err
+
+
+def test_neighbours_are_the_steps_before_and_after_with_a_circuit(tmp_path: Path) -> None:
+    family = tmp_path / "family"
+    for step in (0, 10, 20, 30, 40):
+        model = ioi_transformer.ioi_transformer()
+        if step == 0:
+            model.lm_head.weight.zero_()
+        model.save_pretrained(family / f"step{step}")
+        ioi_transformer.tokenizer().save_pretrained(family / f"step{step}")
+    (family / "family.json").write_text('{"tokens_per_step": 10}')
+    overrides = [f"model={family}", "task=ioi", "n_prompts=6", f"results_dir={tmp_path}", "n_random=0", "device=cpu"]
+    assert main([*overrides, "transfer=neighbours"]) == 0
+    folder = Store(tmp_path).folder(SECOND.kinds[0], "family", "ioi")
+    assert {step: folder.read_table(step)["from_step"].tolist() for step in folder.steps()} == {
+        0: [],
+        10: [10, 20],
+        20: [10, 20, 30],
+        30: [20, 30, 40],
+        40: [30, 40],
+    }
+    # Every checkpoint holds the same weights: a circuit does the same in all of them.
+    table = folder.read_table(20)
+    assert table["metric"].nunique() == 1
+    assert main([*overrides, "transfer=[40]"]) == 0
+    assert folder.read_table(20)["from_step"].tolist() == [20, 40]
