@@ -150,9 +150,13 @@ def test_induction_and_copy_suppression_heads_are_there(results: Path) -> None:
     assert best["induction"] > 0.5
     assert best["previous_token"] > 0.5
     assert best["duplicate_token"] > 0.3
-    cspa = Store(results).folder("cspa", NAME).read_table(STEP)
-    assert (cspa["score"] > 0.1).any()
-    assert cspa["score"].max() > cspa["score"].median() + 0.1
+    copying = components.set_index(["score", "layer", "head"])["value"]
+    negative = copying["negative_copy"]
+    assert set(negative[negative > 50].index) == {(23, 3), (24, 4)}
+    cspa = Store(results).folder("cspa", NAME).read_table(STEP).set_index(["layer", "head"])["score"]
+    assert cspa.notna().all()
+    # How much depends on the text: 0.11 or 0.03 on two draws from Python 3.11's documentation.
+    assert cspa[24, 4] > max(0.0, cspa.quantile(0.9))
 
 
 def test_faithfulness_goes_from_the_corrupted_run_to_the_model(results: Path) -> None:
