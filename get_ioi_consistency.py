@@ -21,7 +21,16 @@ from utils.ioi.consistency import measure
 from utils.ioi.handover import write_handover
 from utils.ioi.inputs import prepare
 from utils.ioi.keys import IoiConsistencyConfig
-from utils.results.kinds import IOI_BACKUP, IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
+from utils.results.kinds import (
+    BASELINES,
+    COMPONENTS,
+    CSPA,
+    GRAPHS,
+    IOI_BACKUP,
+    IOI_CONSISTENCY,
+    IOI_CONSISTENCY_HEADS,
+    IOI_CONSISTENCY_SIGNALS,
+)
 from utils.runner import Analysis, main
 
 ANALYSIS = Analysis(
@@ -31,6 +40,7 @@ ANALYSIS = Analysis(
     prepare,
     measure,
     finish=write_handover,
+    reads=(GRAPHS, BASELINES, COMPONENTS, CSPA),
 )
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_report.py [--checkpoints 40] [--edges 1000]
 
 Writes made-up results (four tasks, all kinds but IOI consistency) to a temporary folder, makes the report and opens it
-in the installed Chromium. The slider's time runs from its event to the second frame after it, when the drawing is on
-the screen, over all checkpoints; at least 33 ms of it are two frames of 60 Hz. Bounds: 15 MB; 200 ms as the median.
+in the installed Chromium. A redraw's time runs from its event to the second frame after it, when the drawing is on the
+screen; at least 33 ms of it are two frames of 60 Hz. Measured are the slider over all checkpoints (one circuit; two
+tasks side by side; with a head's details open), the threshold, and the search. Bounds: 15 MB; 200 ms as the median.
 """
 
 from __future__ import annotations
@@ -26,27 +27,49 @@ from tests.support.report_family import write_family  # noqa: E402
 SCREENS = {"wide": (1600, 1000), "phone": (390, 844)}
 
 
-def slider_times(page: Any, strongest: str) -> list[float]:
-    """Milliseconds of the report from the slider's event to the second frame after it, for every checkpoint, sorted."""
-    page.locator("#step").scroll_into_view_if_needed()
-    page.select_option("#circuit-strongest", strongest)
+def input_times(page: Any, field: str, values: list[str]) -> list[float]:
+    """Milliseconds of the report from the event of an input to the second frame after it, for every value, sorted."""
+    page.locator(f"#{field}").scroll_into_view_if_needed()
     times: list[float] = page.evaluate(
-        """async () => {
-            const slider = document.getElementById("step");
+        """async ([field, values]) => {
+            const input = document.getElementById(field);
             const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
             const times = [];
-            for (let at = 0; at <= Number(slider.max); at += 1) {
+            for (const value of values) {
                 await frame();
                 const began = performance.now();
-                slider.value = at;
-                slider.dispatchEvent(new Event("input", { bubbles: true }));
+                input.value = value;
+                input.dispatchEvent(new Event("input", { bubbles: true }));
                 await frame();
                 times.push(performance.now() - began);
             }
             return times;
-        }"""
+        }""",
+        [field, values],
     )
     return sorted(times)
+
+
+def measure(page: Any, screen: str, steps: list[str]) -> None:
+    """Print the times of one window."""
+
+    def tell(what: str, times: list[float]) -> None:
+        print(f"{screen}, {what}: median {times[len(times) // 2]:.0f} ms, longest {times[-1]:.0f} ms")
+
+    for strongest in ("200", "all"):
+        page.select_option("#circuit-strongest", strongest)
+        tell(f"slider, {strongest} edges", input_times(page, "step", steps))
+    tell("threshold, all edges", input_times(page, "threshold", [str(place) for place in range(0, 101, 5)]))
+    page.locator("#threshold").fill("0")
+    tell("search", input_times(page, "find", ["m", "m1", "a3.h1", "a3.h1->", "a11.h2 -> logits", "5.7", ""]))
+    page.select_option("#other-task", "sva")
+    page.check("#side")
+    tell("slider, all edges, two tasks side by side", input_times(page, "step", steps))
+    page.uncheck("#side")
+    page.select_option("#other-task", "")
+    page.fill("#find", "m5")
+    page.press("#find", "Enter")
+    tell("slider, all edges, with the details of an MLP", input_times(page, "step", steps))
 
 
 def main() -> None:
@@ -65,10 +88,7 @@ def main() -> None:
         with chromium() as browser:
             for screen, (width, height) in SCREENS.items():
                 opened = OpenPage(browser, path, width, height)
-                for strongest in ("200", "all"):
-                    times = slider_times(opened.page, strongest)
-                    median, longest = times[len(times) // 2], times[-1]
-                    print(f"{screen}, {strongest} edges: median {median:.0f} ms, longest {longest:.0f} ms")
+                measure(opened.page, screen, [str(at) for at in range(arguments.checkpoints)])
                 opened.close()
 
 

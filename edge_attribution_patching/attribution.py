@@ -55,7 +55,7 @@ def attribute(
     pairs: TokenPairs,
     metric: Metric,
     *,
-    steps: int = 12,
+    steps: int = 20,
     quadrature: Quadrature = "left",
     batch_size: int = 32,
     memory_budget_gb: float = 1.0,

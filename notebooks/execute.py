@@ -1,7 +1,8 @@
 """Run notebooks from their .py, and write the .ipynb with its outputs next to them.
 
-    python notebooks/execute.py                      # all of them
+    python notebooks/execute.py                      # all that need only the toy family
     python notebooks/execute.py ioi_circuit          # one
+    python notebooks/execute.py real_ioi_circuit     # the one that needs `make real` first
 
 The .py (jupytext, percent format) is what is edited; the .ipynb is made from it, so the two cannot differ. What differs
 from run to run (times, ids) is left out of the file.
@@ -23,6 +24,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent
 NAMES = ("ioi_circuit", "greater_than_circuit", "reading_a_sweep")
+REAL = ("real_ioi_circuit",)  # needs the results of `make real`
 
 logger = logging.getLogger("notebooks")
 
@@ -68,12 +70,12 @@ def execute(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the notebooks named, or all."""
+    """Run the notebooks named, or all of the toy family."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(NAMES)} (all)")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(NAMES + REAL)} (all but the last)")
     names = parser.parse_args(argv).names or list(NAMES)
-    if unknown := sorted(set(names) - set(NAMES)):
-        parser.error(f"no notebook {unknown[0]}; there are {', '.join(NAMES)}")
+    if unknown := sorted(set(names) - set(NAMES + REAL)):
+        parser.error(f"no notebook {unknown[0]}; there are {', '.join(NAMES + REAL)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in names:
         notebook = execute(load(name))

@@ -44,7 +44,7 @@ from notebooks.steps import PathPatching, at_end, head_table, heads_of, load_che
 from notebooks.support import start
 from plotting.plot_faithfulness_curve import draw_curves
 from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
-from utils.ioi.effects import name_attention
+from utils.ioi.attention import name_attention
 from utils.task_performance import answer_logits, task_performance
 from utils.tasks import TASKS, build_prompts
 from utils.tasks.greater_than import two_digit_tokens
@@ -257,7 +257,7 @@ pd.DataFrame(share).T
 # not seen.
 
 # %%
-config = CircuitsConfig(model=MODEL, task="greater_than", n_prompts=N_PROMPTS)
+config = CircuitsConfig(model=MODEL, task="greater_than", n_prompts=N_PROMPTS, eap={"ig_steps": 12})
 report = find_circuit(weights, circuit_prompts(config, TASKS["greater_than"], checkpoint.tokenizer), config)
 report.baselines.T.rename(columns={0: "greater-than circuit"})
 

@@ -50,7 +50,8 @@ from notebooks.support import start
 from plotting.plot_faithfulness_curve import draw_curves
 from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
 from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
-from utils.ioi.effects import PairedRuns, Swap, name_attention
+from utils.ioi.attention import name_attention
+from utils.ioi.effects import Exchange, PairedRuns
 from utils.task_performance import answer_logits, task_performance
 from utils.tasks import TASKS, build_prompts
 from utils.tasks.ioi import signal_variants
@@ -317,14 +318,14 @@ pd.DataFrame(
 candidates = top_heads(steering["into their queries"], 4, share=0.0)
 opposite = variants["same_token_opposite_order"]
 paired = PairedRuns(weights, swap, opposite, batch_size=64, memory_budget_gb=1.0)
-swapped = paired.swapped(candidates, writers, names)
-own = Swap.unchanged(candidates, writers, paired.clean(), attention)
-change = swapped.mean_attention() - own.mean_attention()
+exchanged = paired.exchanged(candidates, writers, names, only_into_queries=False)
+own = Exchange.of_nothing(candidates, writers, paired.both()[0], attention)
+change = exchanged.mean_attention() - own.mean_attention()
 pd.DataFrame(
     {
         "head": [f"a{layer}.h{head}" for layer, head in candidates],
         "path effect on queries": [float(steering["into their queries"][head]) for head in candidates],
-        "logit difference, change": (swapped.logit_difference - own.logit_difference).mean(dim=1).tolist(),
+        "logit difference, change": (exchanged.logit_difference - own.logit_difference).mean(dim=1).tolist(),
         "attention to IO, change": change[:, 0].tolist(),
         "attention to S1, change": change[:, 1].tolist(),
     }
@@ -363,7 +364,7 @@ show(
 # seen.
 
 # %%
-config = CircuitsConfig(model=MODEL, task="ioi", n_prompts=N_PROMPTS)
+config = CircuitsConfig(model=MODEL, task="ioi", n_prompts=N_PROMPTS, eap={"ig_steps": 12})
 report = find_circuit(weights, circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer), config)
 report.baselines.T.rename(columns={0: "IOI circuit"})
 

@@ -94,7 +94,7 @@ def results_of(script, *settings):
     return Store(temporary.name)
 
 
-store = results_of(get_circuits_over_time, f"task=[{', '.join(TASKS)}]", f"n_prompts={N_PROMPTS}")
+store = results_of(get_circuits_over_time, f"task=[{', '.join(TASKS)}]", f"n_prompts={N_PROMPTS}", "eap.ig_steps=12")
 head_store = results_of(get_full_model_components_over_time, "seq_len=18", f"n_prompts={N_PROMPTS}")
 
 # %% [markdown]

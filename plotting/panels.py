@@ -1,5 +1,6 @@
 """Grids of small panels over training: one line per model, with intervals as bands."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ _FRAME_WIDTH, _FRAME_HEIGHT = 106, 112
 _BETWEEN_COLUMNS, _END_NAMES = 78, 42
 # Half a 95% interval in standard errors.
 INTERVAL = 1.96
+# What fits into a panel without values: reasons, and characters in a line, on a phone too.
+MOST_REASONS, _LINE = 4, 42
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,50 @@ class Line:
     legend: str | None = None
     width: float = 2
     opacity: float = 1
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Where a curve has no value, and why.
+
+    Attributes:
+        table: all rows of the curve, with `step`, `tokens` and the columns below.
+        value: the column that is drawn.
+        reason: the column that says why it is empty. If the table has none, or it is empty too, so is the reason.
+        name: the model.
+        look: its colour.
+    """
+
+    table: pd.DataFrame
+    value: str
+    reason: str
+    name: str
+    look: ModelLook
+
+    def without(self) -> pd.DataFrame:
+        """The rows without a value, in order of steps, with the reason as the column `why`."""
+        rows = self.table[self.table[self.value].isna()].sort_values("step")
+        reasons = rows[self.reason] if self.reason in rows else pd.Series(pd.NA, rows.index)
+        return rows.assign(why=reasons.fillna("the results give no reason").astype(str))
+
+
+def _reasons(gaps: Sequence[Gaps]) -> list[str]:
+    """A line for each reason and the models that have it: from which step to which."""
+    spans: dict[tuple[str, int, int], list[str]] = {}
+    for gap in gaps:
+        for why, rows in gap.without().groupby("why", sort=False):
+            spans.setdefault((str(why), int(rows["step"].min()), int(rows["step"].max())), []).append(gap.name)
+    lines = []
+    # The last checkpoints first: they are what a reader looks for.
+    for (why, first, last), models in sorted(spans.items(), key=lambda item: -item[0][2]):
+        steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+        lines.append(f"{', '.join(models)}, {steps}: {why}")
+    return lines[:MOST_REASONS] + ([f"and {len(lines) - MOST_REASONS} more"] if len(lines) > MOST_REASONS else [])
+
+
+def wrapped(text: str, width: int) -> str:
+    """Text in lines of at most `width` characters; names longer than that stay whole."""
+    return "<br>".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
 
 class Panels:
@@ -99,6 +146,7 @@ class Panels:
         )
         self.figure.update_annotations(font={"size": 15, "family": FONT, "color": INK}, yshift=4)
         self._in_legend: set[str] = set()
+        self._has_gaps = False
 
     def draw(self, line: Line, row: int, column: int) -> None:
         """Add a line, and its band, to the panel at `row`, `column` (from 1)."""
@@ -136,6 +184,65 @@ class Panels:
         )
         self._in_legend.add(entry)
 
+    def missing(self, gaps: Sequence[Gaps], row: int, column: int, *, hint: str = "") -> None:
+        """Say where a panel has no values, and why.
+
+        A cross on the panel's zero marks each checkpoint without one, and tells the reason to the pointer. A panel
+        without any value has the reasons written where its curves would be.
+
+        Args:
+            gaps: of every model of the panel.
+            row: panel row.
+            column: panel column.
+            hint: what to say below the reasons of a panel without any value.
+        """
+        where = {"row": row, "col": column}
+        for gap in gaps:
+            table = gap.without()
+            if table.empty:
+                continue
+            self.figure.add_trace(
+                go.Scatter(
+                    x=self.axis.position(table["tokens"]),
+                    y=[0.0] * len(table),
+                    mode="markers",
+                    marker={
+                        "symbol": "x-thin",
+                        "size": 6,
+                        "color": gap.look.colour,
+                        "line": {"width": 1.2, "color": gap.look.colour},
+                    },
+                    opacity=0.55,
+                    cliponaxis=False,
+                    name=gap.name,
+                    legendgroup=gap.name,
+                    showlegend=False,
+                    customdata=[
+                        (int(step), wrapped(why, 48)) for step, why in zip(table["step"], table["why"], strict=True)
+                    ],
+                    hovertemplate=f"<b>{gap.name}</b><br>step %{{customdata[0]:,}}: no value"
+                    "<br>%{customdata[1]}<extra></extra>",
+                ),
+                **where,
+            )
+            self._has_gaps = True
+        if gaps and all(len(gap.without()) == len(gap.table) for gap in gaps):
+            lines = ["<b>No value at any checkpoint</b>", *_reasons(gaps)]
+            if hint:
+                lines += ["", hint]
+            text = "<br>".join(wrapped(line, _LINE) for line in lines)
+            self.figure.add_annotation(
+                text=text,
+                x=0.5,
+                y=0.5,
+                xref="x domain",
+                yref="y domain",
+                showarrow=False,
+                font={"size": 12, "color": "#555555"},
+                bgcolor="rgba(255,255,255,0.85)",
+                **where,
+            )
+
     def key(self, name: str, dash: str, colour: str = "#555555") -> None:
         """A legend entry for a line style that all models share."""
         self.figure.add_trace(
@@ -149,6 +256,13 @@ class Panels:
             ),
             row=1,
             col=1,
+        )
+
+    def mark(self, name: str, symbol: str, colour: str = "#555555") -> None:
+        """A legend entry for a mark that all models share."""
+        marker = {"symbol": symbol, "size": 8, "color": colour, "line": {"width": 1.2, "color": colour}}
+        self.figure.add_trace(
+            go.Scatter(x=[None], y=[None], name=name, mode="markers", marker=marker, hoverinfo="skip"), row=1, col=1
         )
 
     def level(self, y: float, row: int, column: int) -> None:
@@ -190,6 +304,8 @@ class Panels:
 
     def done(self, title: str, subtitle: str, *, legend: bool = True) -> Drawing:
         """Set the axes and titles, and return the drawing."""
+        if self._has_gaps:
+            self.mark("no value: point at it for the reason", "x-thin")
         figure = self.figure
         drawing = finish(figure, title, subtitle, width=self.width, height=self.height, legend=legend)
         figure.update_layout(margin={"l": 78, "r": self._margin_right, "t": figure.layout.margin.t + self._title_room})
@@ -207,7 +323,10 @@ class Panels:
     def _band(
         self, x: pd.Series, low: pd.Series, high: pd.Series, colour: str, entry: str, where: dict[str, int]
     ) -> None:
-        """A filled outline for each run of finite values: a gap in the line is a gap in the band."""
+        """A filled outline for each run of finite values: a gap in the line is a gap in the band.
+
+        A single checkpoint has no width to fill, so it gets a bar.
+        """
         finite = low.notna() & high.notna() & x.notna()
         runs = (finite != finite.shift()).cumsum()[finite]
         for _, run in runs.groupby(runs):
@@ -218,7 +337,7 @@ class Panels:
                     y=[*high[at], *low[at][::-1]],
                     fill="toself",
                     fillcolor=translucent(colour, 0.18),
-                    line={"width": 0},
+                    line={"width": 0 if len(at) > 1 else 4, "color": translucent(colour, 0.4)},
                     mode="lines",
                     legendgroup=entry,
                     showlegend=False,

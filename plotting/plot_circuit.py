@@ -2,7 +2,8 @@
 
 Layers go upwards, and heads and MLPs are boxes. An edge into a head ends at its q, k or v input. Blue edges raise the
 task metric, orange ones lower it, and wider ones do so more. Faint edges are unstable: other prompts would often have
-given a circuit without them. Point at an edge to see its name and numbers.
+given a circuit without them. Point at an edge to see its name and numbers. If the roles of IOI were measured at the
+checkpoint, a head has the colour of the roles that it holds.
 
     python plotting/plot_circuit.py -r results -m pythia-160m -t ioi --step 143000
 """
@@ -21,7 +22,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.circuit_layout import BOX_HEIGHT, BOX_WIDTH, Layout, lay_out
 from plotting.export import figure_main
-from plotting.style import FAINT, INK, NEGATIVE, POSITIVE, Drawing, finish, task_label, translucent
+from plotting.roles import Roles, roles_by_step
+from plotting.style import (
+    FAINT,
+    INK,
+    NEGATIVE,
+    POSITIVE,
+    ROLES,
+    Drawing,
+    finish,
+    on_white,
+    role_look,
+    task_label,
+    translucent,
+)
 from plotting.tables import circuits
 from utils.errors import UserError
 from utils.results.store import Store
@@ -34,6 +48,8 @@ WIDTH_CLASSES = 8
 OPACITY_CLASSES = 6
 FAINTEST, STRONGEST = 0.12, 0.9
 THINNEST, WIDEST = 0.7, 6.5
+# How much of a role's colour a box has, so that its name stays readable.
+ROLE_TINT = 0.5
 FILL = {"a": "#eef3f7", "m": "#f6efe2"}
 
 
@@ -60,19 +76,26 @@ def edge_path(start: tuple[float, float], end: tuple[float, float], n: int = 20)
     return curve[0], curve[1]
 
 
-def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str) -> Drawing:
+def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | None = None) -> Drawing:
     """The drawing of a circuit.
 
     Args:
         edges: `source, target, score` and, if known, `score_se, stability, inclusion`; at least one row.
         title: which circuit this is.
         subtitle: its size.
+        roles: the roles of heads, if measured.
     """
+    roles = roles or {}
     edges = edges.reindex(edges["score"].abs().sort_values(kind="stable").index)
     layout = lay_out(zip(edges["source"], edges["target"].str.partition("<")[0], strict=True))
     figure = go.Figure()
     _draw_edges(figure, edges, layout)
-    _draw_nodes(figure, layout)
+    _draw_nodes(figure, layout, roles)
+    held = {role for node in layout.positions for role in roles.get(node, ())}
+    for role in sorted(held, key=lambda role: (list(ROLES).index(role) if role in ROLES else len(ROLES), role)):
+        label, colour = role_look(role)
+        marker = {"symbol": "square", "size": 12, "color": on_white(colour, ROLE_TINT)}
+        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=label))
     row = float(np.clip(1000 / (layout.height + 1), 62, 104))
     width = int(max(820, 190 + 64 * 2 * layout.half_width))
     height = int(142 + row * (layout.height + 0.6))
@@ -151,8 +174,21 @@ def _told(row: dict[str, Any]) -> tuple[str, float, str]:
     return name, float(row["score"]), "<br>".join(lines)
 
 
-def _draw_nodes(figure: go.Figure, layout: Layout) -> None:
+def _draw_nodes(figure: go.Figure, layout: Layout, roles: Roles) -> None:
     for node, (x, y) in layout.positions.items():
+        held = roles.get(node, ())
+        for i, role in enumerate(held):
+            # Several roles share the box.
+            left, width = x - BOX_WIDTH / 2, BOX_WIDTH / len(held)
+            figure.add_shape(
+                type="rect",
+                x0=left + i * width,
+                x1=left + (i + 1) * width,
+                y0=y - BOX_HEIGHT / 2,
+                y1=y + BOX_HEIGHT / 2,
+                line={"width": 0},
+                fillcolor=on_white(role_look(role)[1], ROLE_TINT),
+            )
         figure.add_shape(
             type="rect",
             x0=x - BOX_WIDTH / 2,
@@ -160,7 +196,7 @@ def _draw_nodes(figure: go.Figure, layout: Layout) -> None:
             y0=y - BOX_HEIGHT / 2,
             y1=y + BOX_HEIGHT / 2,
             line={"color": FAINT, "width": 1},
-            fillcolor=FILL.get(node[0] if node[1:2].isdigit() else "", "#ffffff"),
+            fillcolor=None if held else FILL.get(node[0] if node[1:2].isdigit() else "", "#ffffff"),
         )
         # An annotation, because plotly draws shapes over the text of traces.
         name = {"text": node, "font": {"size": 11, "color": INK}, "yshift": 5 if "." in node else 0}
@@ -199,11 +235,18 @@ def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
         faint = ", opacity with stability" if stable else ""
         title = f"{task_label(task)} circuit of {model} at step {step:,}"
         figures[f"circuit_{model}_{task}_step{step:06d}"] = draw_circuit(
-            shown, title, f"{size}; width grows with |score|{faint}"
+            shown, title, f"{size}; width grows with |score|{faint}", _roles(store, model).get(step)
         )
     if not figures:
         raise UserError(f"--step {arguments.step}: no circuit of that step in {store.root}/graphs")
     return figures
+
+
+def _roles(store: Store, model: str) -> dict[int, Roles]:
+    """The roles of a model's heads by step; empty if they were not measured."""
+    if model not in store.models("ioi_consistency_heads"):
+        return {}
+    return roles_by_step(store.read_tables("ioi_consistency_heads", model))
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
-from plotting.panels import Line, Panels
+from plotting.panels import Gaps, Line, Panels
 from plotting.style import METRIC_LABELS, PRIMARY_METRICS, Drawing, ModelLook, model_looks, task_label, within
 from plotting.tables import every_model, load, models_in, tasks_in
 from plotting.time_axis import TimeAxis
@@ -65,11 +65,13 @@ def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, 
     panels = Panels(3, len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks])
     cuts = []
     for column, task in enumerate(tasks, 1):
+        gaps = []
         for model in models_in(table):
             rows = table[(table["model"] == model) & (table["task"] == task)]
             if rows.empty:
                 continue
             look = looks[model]
+            gaps.append(Gaps(rows, COUNTS[count], "status", model, look))
             for row, value, hover in (
                 (1, COUNTS[count], ("n_edges", "n_nodes", "faithfulness")),
                 (2, "faithfulness", ("n_edges", "n_nodes")),
@@ -80,6 +82,7 @@ def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, 
             panels.draw(
                 Line(rows, "corrupted", model, look, error="corrupted_se", dash="dot", markers=False), 3, column
             )
+        panels.missing(gaps, 1, column)
         panels.level(1.0, 2, column)
         metric = METRIC_LABELS.get(metrics[task], metrics[task])
         panels.figure.update_yaxes(title_text=metric, row=3, col=column)

@@ -17,7 +17,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
-from plotting.panels import Line, Panels
+from plotting.panels import Gaps, Line, Panels
 from plotting.style import SERIES, Drawing, ModelLook, model_looks, within
 from plotting.tables import every_model, load_if_any, models_in
 from plotting.time_axis import TimeAxis
@@ -61,7 +61,7 @@ def score_label(score: str) -> tuple[str, str]:
 
 
 def head_scores(store: Store, arguments: argparse.Namespace) -> pd.DataFrame:
-    """All scores in one table: `model, step, tokens, score, layer, head, value`.
+    """All scores in one table: `model, step, tokens, score, layer, head, value`, and a `reason` if any kind has one.
 
     Raises:
         UserError: if no kind of head score has results.
@@ -74,7 +74,8 @@ def head_scores(store: Store, arguments: argparse.Namespace) -> pd.DataFrame:
         if kind in SINGLE:
             value = "value" if "value" in table else "score"
             table = table.rename(columns={value: "value"}).assign(score=SINGLE[kind])
-        frames.append(table[["model", "step", "tokens", "score", "layer", "head", "value"]])
+        columns = ["model", "step", "tokens", "score", "layer", "head", "value"]
+        frames.append(table[[*columns, "reason"] if "reason" in table else columns])
     if not frames:
         raise UserError(f"{store.root} holds no head scores; run: {how_to_make('components')}")
     return pd.concat(frames, ignore_index=True)
@@ -96,12 +97,27 @@ def maxima(table: pd.DataFrame) -> pd.DataFrame:
 def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     """Per score a panel with every model's best head."""
     best = maxima(table)
-    panels, places = _score_panels(best)
+    panels, places = _score_panels(table)
     for score, (row, column) in places.items():
-        for model in models_in(best):
+        gaps = []
+        for model in models_in(table):
             rows = best[(best["model"] == model) & (best["score"] == score)]
             if not rows.empty:
                 panels.draw(Line(rows, "value", model, looks[model], hover=("best_head",)), row, column)
+            measured = table[(table["model"] == model) & (table["score"] == score)]
+            if not measured.empty:
+                # At a checkpoint without any value, the heads' reasons are mostly one.
+                by_step = measured.groupby("step", as_index=False)
+                gaps.append(
+                    Gaps(
+                        by_step.first().assign(value=by_step["value"].max()["value"]),
+                        "value",
+                        "reason",
+                        model,
+                        looks[model],
+                    )
+                )
+        panels.missing(gaps, row, column)
     _limit_cspa(panels, places, best)
     return panels.done(
         "Attention heads over training", "The highest score among a model's heads, for each kind of head"

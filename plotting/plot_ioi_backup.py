@@ -17,11 +17,10 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
-from plotting.panels import Line, Panels
+from plotting.panels import Gaps, Line, Panels
 from plotting.style import Drawing, ModelLook, model_looks
 from plotting.tables import every_model, load, models_in
 from plotting.time_axis import TimeAxis
-from utils.errors import UserError
 from utils.results.store import Store
 
 TITLES = {"all": "All parts together", "heads": "Other heads", "mlps": "MLPs", "final_norm": "Scale of the final norm"}
@@ -33,16 +32,11 @@ def draw_backup(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     Args:
         table: `model, step, tokens, part, came_back, came_back_low, came_back_high, n_ablated`.
         looks: the look of every model.
-
-    Raises:
-        UserError: if nothing came back or was lost anywhere; says the reasons that the results give.
     """
     parts = [part for part in TITLES if (table["part"] == part).any()]
-    if table["came_back"].isna().all():
-        reasons = ", ".join(sorted(set(table["reason"].dropna()))) if "reason" in table else "no reason given"
-        raise UserError(f"ioi_backup: nothing to draw: {reasons}")
     panels = Panels(1, len(parts), TimeAxis.of(table), [TITLES[part] for part in parts], panel_height=260)
     for column, part in enumerate(parts, 1):
+        gaps = []
         for model in models_in(table):
             rows = table[(table["model"] == model) & (table["part"] == part)]
             if rows.empty:
@@ -56,6 +50,8 @@ def draw_backup(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
                 hover=("change", "n_ablated"),
             )
             panels.draw(line, 1, column)
+            gaps.append(Gaps(rows, "came_back", "reason", model, looks[model]))
+        panels.missing(gaps, 1, column)
         panels.level(0, 1, column)
     panels.figure.update_yaxes(title_text="of the lost logit difference (%)", row=1, col=1)
     return panels.done(

@@ -16,17 +16,24 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
-from plotting.panels import Line, Panels
-from plotting.style import Drawing, ModelLook, model_looks
+from plotting.panels import Gaps, Line, Panels
+from plotting.style import Drawing, ModelLook, model_looks, role_chip
 from plotting.tables import every_model, load, models_in
 from plotting.time_axis import TimeAxis
 from utils.results.store import Store
 
-TITLES = {
-    1: "Heads to logits:<br>name movers, copy suppression",
-    2: "Heads to name movers' queries:<br>S-inhibition",
-    3: "Heads to S-inhibition values:<br>induction, duplicate token",
+# Level -> which heads act on what, and the roles that count.
+LEVELS = {
+    "name_movers": ("Heads to logits", ("name_mover", "copy_suppression", "negative_name_mover")),
+    "s_inhibition": ("Heads to name movers' queries", ("s_inhibition",)),
+    "induction": ("Heads to S-inhibition values", ("induction", "duplicate_token")),
 }
+# The family that `make circuits` trains, and what to tell whoever finds its panels empty.
+TOY = "toy"
+HINT = (
+    "The toy strikes out the repeated name; its circuit has no name movers. "
+    "Try configs/toy_ioi_family.yml or make real."
+)
 
 INTERVAL = ("percent_low", "percent_high")
 HOVER = ("n_heads", "n_heads_in_circuit", "circuit_effect", "definitions")
@@ -41,14 +48,16 @@ def draw_consistency(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawin
         looks: the look of every model.
     """
     levels = list(dict.fromkeys(table["level"]))
-    titles = [TITLES.get(number, str(level)) for number, level in enumerate(levels, 1)]
-    panels = Panels(1, len(levels), TimeAxis.of(table), titles, panel_height=290)
+    panels = Panels(1, len(levels), TimeAxis.of(table), [level_title(level) for level in levels], panel_height=290)
     for column, level in enumerate(levels, 1):
+        gaps = []
         for model in models_in(table):
             rows = table[(table["model"] == model) & (table["level"] == level)]
-            if not rows.empty:
-                line = Line(rows, "percent", model, looks[model], interval=INTERVAL, hover=HOVER)
-                panels.draw(line, 1, column)
+            if rows.empty:
+                continue
+            panels.draw(Line(rows, "percent", model, looks[model], interval=INTERVAL, hover=HOVER), 1, column)
+            gaps.append(Gaps(rows, "percent", "reason", model, looks[model]))
+        panels.missing(gaps, 1, column, hint=HINT if TOY in models_in(table) else "")
         highest = table.loc[table["level"] == level, "percent"].max()
         panels.figure.update_yaxes(range=[-3, 105 if not highest > 100 else 1.05 * highest], row=1, col=column)
     panels.figure.update_yaxes(title_text="effect from identified heads (%)", row=1, col=1)
@@ -56,6 +65,17 @@ def draw_consistency(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawin
         "Is the IOI algorithm the same at every checkpoint?",
         "Share of each level's effect from the heads that play its role",
     )
+
+
+def level_title(level: str) -> str:
+    """A level's title: which heads act on what, and below it the roles that count, each with its colour."""
+    if level not in LEVELS:
+        return level
+    path, roles = LEVELS[level]
+    chips = [role_chip(role) for role in roles]
+    # Three in a row would reach into the next panel.
+    lines = ["  ".join(chips[i : i + 2]) for i in range(0, len(chips), 2)]
+    return f"{path}<br><span style='font-size:12px'>{'<br>'.join(lines)}</span>"
 
 
 def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:

@@ -39,6 +39,18 @@ PRIMARY_METRICS = {
     "sva": "prob_diff",
 }
 
+# Roles of heads in IOI, in the order of the algorithm: name in the tables -> label and colour, the same everywhere.
+# Edges in drawings of circuits are blue or orange, so no role is.
+ROLES = {
+    "name_mover": ("name mover", "#332288"),
+    "copy_suppression": ("copy suppression", "#882255"),
+    "negative_name_mover": ("negative name mover", "#CC6677"),
+    "s_inhibition": ("S-inhibition", "#DDAA33"),
+    "induction": ("induction", "#44AA99"),
+    "duplicate_token": ("duplicate token", "#88CCEE"),
+}
+_OTHER_ROLE = "#999933"
+
 _SIZE_LOOKS = {
     "14m": ("#777777", "x"),
     "31m": ("#999933", "cross"),
@@ -119,10 +131,26 @@ def task_label(task: str) -> str:
     return TASK_LABELS.get(task, task.replace("_", " "))
 
 
+def role_look(role: str) -> tuple[str, str]:
+    """Label and colour of a role that a table names."""
+    return ROLES.get(role, (role.replace("_", " "), _OTHER_ROLE))
+
+
+def role_chip(role: str) -> str:
+    """A square of the role's colour and its label, in plotly's markup."""
+    label, colour = role_look(role)
+    return f"<span style='color:{colour}'>■</span> {label}"
+
+
 def translucent(colour: str, alpha: float) -> str:
     """`#rrggbb` as a CSS colour of opacity `alpha`, for bands."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
+
+
+def on_white(colour: str, alpha: float) -> str:
+    """`#rrggbb` of opacity `alpha` on white, as an opaque `#rrggbb`: nothing below it shows through."""
+    return "#" + "".join(f"{round(255 + alpha * (int(colour[i : i + 2], 16) - 255)):02x}" for i in (1, 3, 5))
 
 
 def within(values: Iterable[float], low: float, high: float) -> tuple[list[float], bool]:

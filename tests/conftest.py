@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 # Tests are small and run side by side: one thread each, in the scripts that they start too.
@@ -15,6 +16,7 @@ from hypothesis import settings
 from tests.support.paths import TOY
 from tests.support.tiny_models import save_family
 from tests.support.word_family import save_word_family
+from utils.run import times
 
 torch.set_num_threads(1)
 # A busy machine is no failure.
@@ -22,9 +24,21 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The training of the recipe first, so that one worker trains while the others run the rest."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The training of the recipe first, so that one worker trains while the others run the rest; the real model only
+    where it is asked for."""
+    if "real" not in config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("real"):
+                item.add_marker(pytest.mark.skip(reason="measures a real language model; run: make test-real"))
     items.sort(key=lambda item: not {"slow", "trained"} <= {mark.name for mark in item.iter_markers()})
+
+
+@pytest.fixture(autouse=True)
+def no_times_of_earlier_runs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test neither sees nor changes how long measurements took on this machine."""
+    folder = tmp_path_factory.getbasetemp() / "times" / uuid.uuid4().hex
+    monkeypatch.setattr(times, "folder", lambda: folder)
 
 
 @pytest.fixture(scope="session")

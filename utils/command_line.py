@@ -1,6 +1,7 @@
 """The command line of the scripts: arguments, signals and exit codes.
 
-Exit codes: 0 all done, 2 bad input (one line on stderr), 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 all done, 1 done but for checkpoints that could not be loaded, 2 bad input (one line on stderr), 130
+Ctrl-C, 143 SIGTERM.
 It changes these global settings: the root logger, the log levels of the libraries and the progress bars of transformers
 (once), and the handler of SIGTERM (while the script runs).
 """

@@ -44,8 +44,11 @@ def make_folder(folder: Path) -> None:
     Raises:
         UserError: if that is impossible.
     """
+    above = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for made in above:
+            _sync_folder(made.parent)
     except OSError as error:
         raise UserError(f"{folder}: cannot be created ({error.strerror}); name another folder") from error
 
@@ -77,7 +80,7 @@ def remove_stale_temporaries(folder: Path) -> None:
         host, _, pid = path.name.removesuffix(".tmp").rpartition(".")
         here = host.endswith(f".{socket.gethostname()}") and pid.isdigit()
         try:
-            if (here and not _is_running(int(pid))) or time.time() - path.stat().st_mtime > _DAY:
+            if (here and not is_running(int(pid))) or time.time() - path.stat().st_mtime > _DAY:
                 path.unlink(missing_ok=True)
         except FileNotFoundError:
             continue
@@ -97,18 +100,6 @@ def combine(hashes: dict[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weights in a `save_pretrained` folder, by name: safetensors, or torch's own format if there are none.
-
-    Raises:
-        UserError: if the folder holds no weights.
-    """
-    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return files
-    raise UserError(f"{folder}: holds no weights (model.safetensors); save the checkpoint again with save_pretrained")
-
-
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
         return  # Elsewhere a folder cannot be opened, and a rename lasts without it.
@@ -119,7 +110,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

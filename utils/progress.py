@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 class Progress:
     """A bar that says what is going on and how long it will take; without a terminal, a log line per measurement."""
 
-    def __init__(self, name: str, total: int) -> None:
-        self.total, self.done, self._what, self._start = total, 0, name, time.monotonic()
+    def __init__(self, name: str, total: int, verb: str = "measured") -> None:
+        self.total, self.done, self._what, self._start, self._verb = total, 0, name, time.monotonic(), verb
         # smoothing 0: the time left follows from the mean, because checkpoints take equally long.
         self._bar = tqdm(
             total=total,
@@ -41,7 +41,18 @@ class Progress:
         self._bar.update()
         if self._bar.disable:
             left = self.seconds / self.done * (self.total - self.done)
-            log.info("%s: measured %d of %d, about %s left", self._what, self.done, self.total, duration(left))
+            log.info("%s: %s %d of %d, about %s left", self._what, self._verb, self.done, self.total, duration(left))
+
+    def reach(self, done: int) -> None:
+        """Count what others have saved, up to now `done` measurements in all."""
+        while self.done < done:
+            self.advance()
+
+    def drop(self, n: int) -> None:
+        """Expect n measurements fewer."""
+        self.total -= n
+        self._bar.total = self.total
+        self._bar.refresh()
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -1,11 +1,13 @@
 """Circuits over training, as the slider on the page draws them: one layout for all checkpoints, edges by number."""
 
+from collections import Counter
 from typing import Any
 
 import pandas as pd
 
 from plotting.circuit_layout import lay_out
 from plotting.circuit_similarity import nodes_of
+from plotting.report.histories import BUDGET, score_histories
 from plotting.report.results import Results, fields, plain
 from plotting.style import METRIC_LABELS, PRIMARY_METRICS, task_label, task_order
 from utils.errors import UserError
@@ -27,12 +29,13 @@ def circuit_records(results: Results) -> list[dict[str, Any]]:
     by_pair = {} if results.table_if_any("graphs") is None else results.circuits()
     baselines, faithfulness = results.table_if_any("baselines"), results.table_if_any("faithfulness")
     records = []
+    pairs = [(model, task) for model in results.models("graphs") for task in results.tasks("graphs", model)]
     for model in results.models("graphs"):
         for task in task_order(results.tasks("graphs", model)):
             rows = [_of(table, model, task) for table in (baselines, faithfulness)]
             circuits = by_pair.get((model, task), {})
             try:
-                records.append(_record(results, model, task, circuits, *rows))
+                records.append(_record(results, model, task, circuits, rows[0], rows[1], BUDGET // len(pairs)))
             except ValueError as error:
                 raise UserError(f"{results.store.folder('graphs', model, task).path}: {error}") from error
     return records
@@ -49,6 +52,7 @@ def _record(
     circuits: dict[int, pd.DataFrame],
     baselines: pd.DataFrame | None,
     faithfulness: pd.DataFrame | None,
+    budget: int,
 ) -> dict[str, Any]:
     numbers: dict[tuple[str, str], int] = {}
     tokens = results.tokens(model)
@@ -61,6 +65,8 @@ def _record(
             raise ValueError(f"an edge is there twice at step {step}")
         scores = [] if table is None else [plain(score) for score in table["score"]]
         record = {"step": step, "tokens": plain(tokens.get(step)), "edges": ids, "scores": scores}
+        if table is not None and "stability" in table and table["stability"].notna().any():
+            record["stability"] = [plain(round(share, 3)) for share in table["stability"].astype(float)]
         record["nodes"] = len(nodes_of(edges))
         record |= _facts(baselines, step, BASELINE) | _facts(faithfulness, step, CHOSEN, chosen=True)
         steps.append(record)
@@ -74,6 +80,10 @@ def _record(
             raise ValueError(f"'{target}' is not an end of an edge; ends are a0.h1<q>, a0.h1<k>, a0.h1<v>, m0, logits")
         flat += [place[source], place[node], PORTS.index(port)]
     metric = PRIMARY_METRICS.get(task, "metric")
+    counts = Counter(edge for state in steps for edge in state["edges"])
+    histories = score_histories(
+        results.store.folder("graphs", model, task), list(numbers), [counts[i] for i in range(len(numbers))], budget
+    )
     return {
         "model": model,
         "task": task,
@@ -84,8 +94,20 @@ def _record(
         "halfWidth": layout.half_width if layout else 1,
         "height": layout.height if layout else 0,
         "edges": flat,
+        "shape": _shape(results, model, task),
+        "histories": histories,
         "steps": steps,
     }
+
+
+def _shape(results: Results, model: str, task: str) -> dict[str, Any] | None:
+    """`n_layers, n_heads, parallel_attn_mlp, d_model` of the model, if the run says so."""
+    try:
+        checkpoints = results.store.folder("graphs", model, task).read_run().get("checkpoints", {})
+    except UserError:
+        return None
+    shapes = [weights["shape"] for weights in checkpoints.values() if "shape" in weights]
+    return shapes[-1] if shapes else None
 
 
 def _facts(table: pd.DataFrame | None, step: int, names: tuple[str, ...], *, chosen: bool = False) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from plotting.plot_head_scores import SINGLE, draw_maxima, draw_top_heads, head_
 from plotting.plot_ioi_backup import TITLES as BACKUP_PARTS
 from plotting.plot_ioi_backup import draw_backup
 from plotting.plot_ioi_consistency import draw_consistency
+from plotting.plot_ioi_roles import draw_roles
 from plotting.plot_pythia_evals import choose, draw_evaluations
 from plotting.plot_reproduction import draw_reproduction, panel_title
 from plotting.plot_size_vs_scale import draw_scale, mean_sizes, model_parameters
@@ -174,6 +175,16 @@ def _consistency(results: Results) -> list[ReportFigure]:
     return [ReportFigure("ioi_consistency", whole, parts if len(parts) > 1 else [])]
 
 
+def _roles(results: Results) -> list[ReportFigure]:
+    levels, heads = (escaped(results.table(kind)) for kind in ("ioi_consistency", "ioi_consistency_heads"))
+    figures = []
+    for model in models_in(heads):
+        tables = heads[heads["model"] == model], levels[levels["model"] == model]
+        narrow = draw_roles(*tables, model, _NARROW_TICKS).figure
+        figures.append(ReportFigure(f"ioi_roles_{model}", draw_roles(*tables, model), [narrow]))
+    return figures
+
+
 def _backup(results: Results) -> list[ReportFigure]:
     table = escaped(results.table("ioi_backup"))
     parts = [part for part in BACKUP_PARTS if (table["part"] == part).any()]
@@ -240,6 +251,7 @@ BUILDERS: tuple[tuple[Callable[[Results], list[ReportFigure]], tuple[str, ...]],
     (_areas, ("baselines",)),
     (_heads, ()),
     (_consistency, ("ioi_consistency",)),
+    (_roles, ("ioi_consistency", "ioi_consistency_heads")),
     (_backup, ("ioi_backup",)),
     (_scale, ("faithfulness",)),
     (_reproduction, ()),

@@ -8,7 +8,8 @@ import pandas as pd
 from plotting.circuit_layout import level
 from plotting.plot_head_scores import SCORES, SINGLE, THRESHOLDS, head_scores, score_label
 from plotting.report.results import Results, plain
-from plotting.style import model_order, task_label
+from plotting.roles import roles_by_step
+from plotting.style import ROLES, model_order, role_look, task_label
 from utils.results.kinds import KINDS
 
 # Role by score alone: the score, and what being above its threshold is called.
@@ -46,11 +47,13 @@ def head_records(results: Results) -> tuple[list[dict[str, Any]], dict[str, str]
         for (role, meaning), by_step in [*found.get(model, {}).items(), *membership.get(model, {}).items()]:
             roles += _spans(role, by_step)
             meanings[role] = meaning
-        records.append(_record(model, own, roles))
+        records.append(_record(model, own, roles, _held(results, model)))
     return records, meanings
 
 
-def _record(model: str, scores: pd.DataFrame, roles: list[dict[str, Any]]) -> dict[str, Any]:
+def _record(
+    model: str, scores: pd.DataFrame, roles: list[dict[str, Any]], held: dict[int, dict[str, list[int]]]
+) -> dict[str, Any]:
     named = {(int(layer), int(head)) for layer, head in scores[["layer", "head"]].drop_duplicates().to_numpy()}
     heads = sorted(named | {tuple(role["head"]) for role in roles})
     place = {head: i for i, head in enumerate(heads)}
@@ -66,7 +69,20 @@ def _record(model: str, scores: pd.DataFrame, roles: list[dict[str, Any]]) -> di
         title, unit = score_label(name)
         columns.append({"key": name, "title": title, "unit": unit, "steps": steps, "values": values})
     rows = [role | {"head": place[tuple(role["head"])]} for role in roles]
-    return {"model": model, "heads": heads, "scores": columns, "roles": rows}
+    return {"model": model, "heads": heads, "scores": columns, "roles": rows, "held": held}
+
+
+def _held(results: Results, model: str) -> dict[int, dict[str, list[int]]]:
+    """Step -> head (`a3.h1`) -> the numbers in ROLES of the roles it holds in IOI. Steps not measured are absent."""
+    table = results.table_if_any("ioi_consistency_heads")
+    if table is None:
+        return {}
+    order = list(ROLES)
+    by_step = roles_by_step(table[table["model"] == model])
+    return {
+        step: {head: [order.index(role) for role in roles if role in order] for head, roles in by_head.items()}
+        for step, by_head in by_step.items()
+    }
 
 
 def _spans(role: str, by_step: dict[int, set[Head]]) -> list[dict[str, Any]]:
@@ -135,7 +151,7 @@ def _found_roles(results: Results) -> dict[str, dict[tuple[str, str], dict[int, 
             for name in held["role"].unique():
                 of_role = held[held["role"] == name]
                 by_step = {step: _heads(of_role[of_role["step"] == step]) for step in steps}
-                role = f"{str(name).replace('_', ' ')} (by effect)"
+                role = f"{role_look(str(name))[0]} (by effect)"
                 key = (role, f"found to play this role by its effect, and passed the role's tests (results/{kind})")
                 found.setdefault(str(model), {})[key] = by_step
     return found

@@ -13,12 +13,27 @@ from plotly.offline import get_plotlyjs
 from plotting.report.figures import ReportFigure, figures_json
 from plotting.report.results import Results
 from plotting.report.runs import Run, equal_weights_notes, runs_html
-from plotting.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, task_label, task_order
+from plotting.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, ROLES, task_label, task_order
 from utils.errors import UserError
 from utils.results.kinds import KINDS, how_to_make
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("dom.js", "sort_table.js", "circuit_drawing.js", "circuit.js", "heads.js", "figures.js", "main.js")
+SCRIPTS = (
+    "dom.js",
+    "address.js",
+    "sort_table.js",
+    "circuit_scene.js",
+    "history.js",
+    "chart.js",
+    "details.js",
+    "search.js",
+    "downloads.js",
+    "circuit_drawing.js",
+    "circuit.js",
+    "heads.js",
+    "figures.js",
+    "main.js",
+)
 KIND_LABELS = {
     "graphs": "circuits",
     "faithfulness": "faithfulness of circuits",
@@ -54,7 +69,7 @@ def page_html(
         runs: the run records.
         notes: lines about what is absent.
     """
-    data = {"circuits": circuits, "heads": heads, "meanings": meanings}
+    data = {"circuits": circuits, "heads": heads, "meanings": meanings, "roles": list(ROLES.values())}
     colours = {"positive": POSITIVE, "negative": NEGATIVE, "ink": INK, "faint": FAINT, "grid": GRID}
     root = "".join(f"--{name}:{value};" for name, value in colours.items()) + f"--font:{FONT};"
     parts = {
@@ -64,6 +79,7 @@ def page_html(
         "navigation": _navigation(circuits, heads, figures),
         "warnings": "".join(f"<p class='warning'>{html.escape(line)}.</p>" for line in equal_weights_notes(runs)),
         "summary": _summary(circuits),
+        "role_keys": _role_keys(),
         "circuit_hidden": "" if circuits else "hidden",
         "heads_hidden": "" if heads else "hidden",
         "figures": "\n".join(_figure_html(i, figure) for i, figure in enumerate(figures)),
@@ -120,6 +136,14 @@ def _steps(results: Results, kind: str) -> set[int]:
 
 def _count(n: int, what: str) -> str:
     return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
+def _role_keys() -> str:
+    chips = (
+        f"<span class='chip'><i class='swatch' style='background:{colour}'></i>{html.escape(label)}</span>"
+        for label, colour in ROLES.values()
+    )
+    return f"<span>Roles in IOI:</span>{''.join(chips)}"
 
 
 def _navigation(circuits: list[Any], heads: list[Any], figures: list[ReportFigure]) -> str:

@@ -201,3 +201,21 @@ def test_function_words_are_the_listed_ones_that_are_single_tokens() -> None:
 
 def test_function_words_that_a_tokenizer_does_not_know_are_left_out(tokenizer) -> None:
     assert function_tokens(tokenizer).tolist() == [0]
+
+
+def test_pythons_documentation_is_text_without_downloads(tokenizer) -> None:
+    documents = list(Corpus("python_docs").documents(0))
+    assert len(documents) == len(set(documents)) > 50
+    assert sum(map(len, documents)) > 200_000
+    assert sorted(documents) == sorted(Corpus("python_docs").documents(1))
+    assert documents == list(Corpus("python_docs").documents(0)) != list(Corpus("python_docs").documents(1))
+    assert any('"if" statement' in text for text in documents)
+
+
+def test_a_python_without_its_documentation_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(UserError) as error:
+        next(Corpus("python_docs").documents(0))
+    assert str(error.value) == (
+        "corpus: python_docs: this Python comes without its documentation (pydoc_data.topics); name a text file"
+    )

@@ -13,7 +13,7 @@ from get_ioi_consistency import ANALYSIS
 from tests.support import ioi_transformer
 from tests.support.paths import CONFIGS, TOY_IOI, TOY_IOI_STEP, TOY_STEPS
 from tests.support.synthetic_results import write
-from utils.config.keys import load_config
+from utils.config.keys import load_config, with_start_token
 from utils.ioi.keys import IoiConsistencyConfig
 from utils.models.family import LocalFamily, resolve_family
 from utils.results.kinds import IOI_BACKUP, IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
@@ -97,7 +97,7 @@ def test_the_circuit_is_found_in_the_same_load_where_none_is_stored(family: Path
 
 def store_inputs(keys: list[str], step: int) -> Store:
     """Stored scores that say the name mover is a negative one, as a run with these keys would take them."""
-    config = load_config(IoiConsistencyConfig, None, keys)
+    config = with_start_token(load_config(IoiConsistencyConfig, None, keys), None)
     store = Store(config.results_dir)
     cells = [(layer, head) for layer in range(4) for head in range(3)]
     rows = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.hub_server import Files, HubServer, read_folder
-from tests.support.loading import point_at
+from tests.support.loading import instant_waits, point_at
 from tests.support.tiny_models import save_checkpoint
 from utils.models.family import HubFamily, resolve_family
 
@@ -24,7 +24,13 @@ def branches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Files]:
 
 
 @pytest.fixture
-def served(branches: dict[str, Files], monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Every wait for the hub, in seconds, ours and its client's; none of them takes any time."""
+    return instant_waits(monkeypatch)
+
+
+@pytest.fixture
+def served(branches: dict[str, Files], monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> Iterator[HubServer]:
     repositories = {"EleutherAI/pythia-70m": dict(branches), "lab/run": dict(branches), "lab/plain": {"main": {}}}
     with HubServer(repositories) as hub:
         point_at(hub.endpoint, monkeypatch)

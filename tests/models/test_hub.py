@@ -129,7 +129,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(pythia: HubFamily, ser
     chunk = constants.DOWNLOAD_CHUNK_SIZE
     weights = bytes(chunk) + b"the rest"
     served.repositories["EleutherAI/pythia-70m"]["step1000"] = {"model.safetensors": weights}
-    served.break_off["model.safetensors"] = chunk + 3
+    served.cuts["model.safetensors"] = [chunk + 3]
     files = pythia.fetch(1000)
     assert served.resumed_at == [chunk]
     assert (files.folder / "model.safetensors").read_bytes() == weights
@@ -137,7 +137,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(pythia: HubFamily, ser
 
 
 def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubServer) -> None:
-    served.damage.add("model.safetensors")
+    served.damage["model.safetensors"] = -1
     with pytest.raises(UserError) as caught:
         pythia.fetch(1000)
     file = pythia.folder(1000) / "model.safetensors"
@@ -149,7 +149,7 @@ def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubSe
 def test_freed_checkpoints_leave_the_disk_and_can_be_fetched_again(pythia: HubFamily) -> None:
     folder = pythia.fetch(1000).folder
     pythia.fetch(2000)
-    pythia.free(1000)
+    pythia.release(1000, "none")
     assert not folder.exists()
     assert (pythia.folder(2000) / "model.safetensors").is_file()
     assert loads_weights_of(pythia, 1000, 1)
@@ -195,7 +195,9 @@ def test_without_the_hub_pythia_has_its_154_steps(
     assert "the hub answered 503 for EleutherAI/pythia-70m" in caplog.text
 
 
-def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_one_clear_error(
+    waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     point_at("http://127.0.0.1:9", monkeypatch)
     message = error_of("lab/run", tmp_path)
     assert message.startswith("model: lab/run: the hub cannot be reached (")
@@ -223,7 +225,7 @@ def test_small_files_that_checkpoints_share_are_downloaded_once(pythia: HubFamil
     assert len(served.downloads("config.json")) - len(served.downloads("tokenizer_config.json")) == 2
     assert (pythia.folder(2000) / "config.json").read_bytes() == files["config.json"]
     assert (pythia.folder(3000) / "config.json").read_bytes() == changed
-    pythia.free(0)
+    pythia.release(0, "none")
     pythia.describe(0)
     assert len(served.downloads("tokenizer.json")) == 1
 
@@ -239,3 +241,39 @@ def test_without_the_hub_a_family_has_the_steps_that_it_listed_before(
     assert family.steps == before.steps
     assert "taking the branches and tags that it listed before" in caplog.text
     assert loads_weights_of(family, 1000, 1)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_run_only_if_the_config_says_so(served: HubServer, tmp_path: Path) -> None:
+    code = (
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n"
+        "    marked = 'own code'\n"
+    )
+    files = served.repositories["lab/run"]["step1000"]
+    settings = json.loads(files["tokenizer_config.json"]) | {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]},
+    }
+    served.repositories["lab/run"]["step1000"] = files | {
+        "tokenizer_config.json": json.dumps(settings).encode(),
+        "own.py": code.encode(),
+    }
+    family = resolve_family("lab/run", tmp_path, tokens_per_step=1)
+    assert not hasattr(family.describe(1000).tokenizer, "marked")
+    assert served.downloads("own.py") == []
+    trusting = resolve_family("lab/run", tmp_path, tokens_per_step=1, trust_remote_code=True)
+    assert getattr(trusting.describe(1000).tokenizer, "marked", None) == "own code"
+    assert len(served.downloads("own.py")) == 1
+
+
+def test_a_tokenizer_that_is_nothing_without_its_code_says_what_to_pass(served: HubServer, tmp_path: Path) -> None:
+    files = dict(served.repositories["lab/run"]["step1000"])
+    del files["tokenizer.json"]
+    settings = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    files["tokenizer_config.json"] = json.dumps(settings).encode()
+    served.repositories["lab/run"]["step1000"] = files
+    with pytest.raises(UserError) as caught:
+        resolve_family("lab/run", tmp_path, tokens_per_step=1).describe(1000)
+    assert str(caught.value).endswith(
+        "the tokenizer needs code of its own; read it, and if you trust it pass trust_remote_code=true"
+    )

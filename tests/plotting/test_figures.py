@@ -15,19 +15,21 @@ import pytest
 from choreographer.browsers.chromium import Chromium
 
 from plotting import (
+    plot_circuit,
     plot_circuit_similarity,
     plot_circuits,
     plot_faithfulness_curve,
     plot_head_scores,
     plot_ioi_backup,
     plot_ioi_consistency,
+    plot_ioi_roles,
     plot_size_vs_scale,
     plot_task_performance,
     plot_transfer,
 )
 from plotting.export import figure_main, parse_formats
 from plotting.panels import INTERVAL
-from plotting.style import Drawing, model_looks, task_label
+from plotting.style import ROLES, Drawing, model_looks, on_white, task_label
 from plotting.tables import every_model, load
 from tests.support.paths import ROOT
 from tests.support.synthetic_results import MODELS, STEPS, TASKS, write_all
@@ -40,12 +42,14 @@ SCRIPTS = {
     "plot_head_scores": ["head_scores", *(f"head_scores_{model}" for model in MODELS)],
     "plot_ioi_consistency": ["ioi_consistency"],
     "plot_ioi_backup": ["ioi_backup"],
+    "plot_ioi_roles": [f"ioi_roles_{model}" for model in MODELS],
     "plot_circuit_similarity": ["circuit_similarity"],
     "plot_size_vs_scale": ["size_vs_scale"],
     "plot_transfer": [f"transfer_{model}" for model in MODELS],
     "plot_circuit": [f"circuit_{model}_ioi_step143000" for model in MODELS],
     "plot_faithfulness_curve": ["cpr_cmd", *(f"faithfulness_curve_{model}" for model in MODELS)],
 }
+TINTS = {role: on_white(colour, plot_circuit.ROLE_TINT) for role, (_, colour) in ROLES.items()}
 EVERYTHING = Namespace(model=None, task=None)
 
 
@@ -62,7 +66,7 @@ def run(script: str, *argv: str | Path) -> int:
 def lines(drawing: Drawing, name: str, axis: str = "x") -> list:
     """A figure's visible curves of one legend entry on one panel."""
     found = [trace for trace in drawing.figure.data if trace.name == name and trace.xaxis == axis]
-    return [trace for trace in found if trace.x is not None and trace.x[0] is not None]
+    return [trace for trace in found if trace.mode != "markers" and trace.x is not None and trace.x[0] is not None]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -181,7 +185,8 @@ def test_transfer_matrices_have_the_circuits_step_down_and_the_models_along(stor
 def test_legend_names_each_model_once(store: Store) -> None:
     figure = plot_circuits.draw(store, Namespace(**vars(EVERYTHING), count="edges"))["circuits"].figure
     named = [trace.name for trace in figure.data if trace.showlegend is not False]
-    assert sorted(named) == sorted([*MODELS, "whole model: clean prompts", "corrupted prompts"])
+    shared = ["whole model: clean prompts", "corrupted prompts", "no value: point at it for the reason"]
+    assert sorted(named) == sorted([*MODELS, *shared])
 
 
 def test_a_task_from_a_csv_goes_by_the_metric_of_its_run(tmp_path: Path) -> None:
@@ -275,10 +280,121 @@ def test_backup_figure_has_a_panel_for_every_part_that_can_bring_something_back(
         assert list(line.y) == list(table.loc[part, "came_back"])
 
 
-def test_without_any_backup_the_figure_says_why(store: Store) -> None:
+def test_without_any_backup_every_panel_says_why(store: Store) -> None:
     table = store.read_tables("ioi_backup", "pythia-70m").assign(came_back=np.nan, reason="there are no name movers")
-    with pytest.raises(UserError, match="ioi_backup: nothing to draw: there are no name movers"):
-        plot_ioi_backup.draw_backup(table, model_looks(["pythia-70m"]))
+    figure = plot_ioi_backup.draw_backup(table, model_looks(["pythia-70m"])).figure
+    said = [note.text.replace("<br>", " ") for note in figure.layout.annotations if note.text]
+    assert sum("pythia-70m, steps 0 to 143,000: there are no name movers" in text for text in said) == 4
+
+
+def test_a_level_without_any_percentage_says_why_where_its_curve_would_be(store: Store) -> None:
+    table = store.read_tables("ioi_consistency", "pythia-70m").assign(reason=None)
+    empty = table["level"] == "s_inhibition"
+    table.loc[empty, ["percent", "percent_low", "percent_high"]] = np.nan
+    table.loc[empty, "reason"] = ["no circuit: task not learned"] * 3 + ["no head of the circuit has an effect"] * 5
+    figure = plot_ioi_consistency.draw_consistency(table, model_looks(["pythia-70m"])).figure
+    (note,) = [note for note in figure.layout.annotations if "No value at any checkpoint" in note.text]
+    assert note.xref == "x2 domain"
+    lines = note.text.replace("<br>", " ")
+    last, first = (
+        lines.index(f"pythia-70m, steps {steps}: {why}")
+        for steps, why in (
+            ("64 to 143,000", "no head of the circuit has an effect"),
+            ("0 to 8", "no circuit: task not learned"),
+        )
+    )
+    assert last < first
+    assert "configs/toy_ioi_family.yml" not in lines
+    toy = table.assign(model="toy")
+    figure = plot_ioi_consistency.draw_consistency(toy, model_looks(["toy"])).figure
+    assert any("configs/toy_ioi_family.yml" in note.text for note in figure.layout.annotations)
+
+
+def test_checkpoints_without_a_percentage_are_marked_with_the_reason(store: Store) -> None:
+    table = store.read_tables("ioi_consistency", "pythia-70m").assign(reason=None)
+    gone = (table["level"] == "name_movers") & table["step"].isin([0, 8])
+    table.loc[gone, "percent"] = np.nan
+    table.loc[gone, "reason"] = "no circuit: task not learned"
+    figure = plot_ioi_consistency.draw_consistency(table, model_looks(["pythia-70m"])).figure
+    (marks,) = [trace for trace in figure.data if trace.mode == "markers" and trace.x[0] is not None]
+    assert [tuple(said) for said in marks.customdata] == [
+        (0, "no circuit: task not learned"),
+        (8, "no circuit: task not learned"),
+    ]
+    (line,) = (trace for trace in figure.data if trace.xaxis == "x" and trace.mode == "lines+markers")
+    assert list(marks.x) == [line.x[0], line.x[2]]
+    assert not any("No value" in note.text for note in figure.layout.annotations)
+
+
+def test_a_task_that_is_learned_at_no_checkpoint_says_so_in_its_panel(store: Store) -> None:
+    table = plot_circuits.selected_circuits(
+        load(store, "faithfulness", EVERYTHING), load(store, "baselines", EVERYTHING)
+    )
+    table = table[table["model"] == "pythia-70m"]
+    sva = table["task"] == "sva"
+    table = table.assign(n_edges=table["n_edges"].where(~sva), status="task not learned")
+    metrics = {"ioi": "logit_diff", "sva": "prob_diff"}
+    figure = plot_circuits.draw_circuits(table, model_looks(["pythia-70m"]), "edges", metrics).figure
+    (note,) = [note for note in figure.layout.annotations if "No value at any checkpoint" in note.text]
+    assert note.xref == "x2 domain"
+    assert "task not learned" in note.text.replace("<br>", " ")
+
+
+def test_a_head_score_that_is_empty_at_a_checkpoint_has_its_reason_there(store: Store) -> None:
+    table = plot_head_scores.head_scores(store, EVERYTHING).query("model == 'pythia-70m'").assign(reason=None)
+    first = (table["score"] == "cspa") & (table["step"] == STEPS[0])
+    table.loc[first, ["value", "reason"]] = [np.nan, "nothing was ablated"]
+    one_head = (table["score"] == "cspa") & (table["step"] == STEPS[1]) & (table["head"] == 0)
+    table.loc[one_head, "value"] = np.nan
+    figure = plot_head_scores.draw_maxima(table, model_looks(["pythia-70m"])).figure
+    (marks,) = [trace for trace in figure.data if trace.mode == "markers" and trace.x[0] is not None]
+    assert [tuple(said) for said in marks.customdata] == [(STEPS[0], "nothing was ablated")]
+    nothing = table.assign(value=table["value"].where(table["score"] != "cspa"))
+    figure = plot_head_scores.draw_maxima(nothing, model_looks(["pythia-70m"])).figure
+    assert sum("No value at any checkpoint" in note.text for note in figure.layout.annotations) == 1
+
+
+def test_the_timeline_of_roles_has_a_row_per_head_and_role_coloured_where_it_holds_the_role() -> None:
+    levels = pd.DataFrame(
+        [
+            {"step": step, "level": level, "reason": "too early" if step == 0 else None}
+            for step in (0, 10, 20)
+            for level in plot_ioi_roles.LEVELS
+        ]
+    )
+    heads = pd.DataFrame(
+        [
+            (10, "name_movers", 1, 0, "name_mover", -0.2, True),
+            (20, "name_movers", 1, 0, "", 0.0, False),
+            (10, "name_movers", 0, 2, "name_mover", -0.1, False),
+            (20, "name_movers", 0, 2, "name_mover", -0.3, True),
+            (20, "s_inhibition", 0, 2, "s_inhibition", -0.4, True),
+        ],
+        columns=["step", "level", "layer", "head", "role", "effect", "passes"],
+    )
+    figure = plot_ioi_roles.draw_roles(heads, levels, "m").figure
+    assert list(figure.layout.yaxis.ticktext) == ["a1.h0", "a0.h2", "a0.h2"]
+    assert list(figure.layout.xaxis.ticktext) == ["0", "10", "20"]
+    colours = [trace.colorscale[0][1] for trace in figure.data]
+    assert colours[1::2] == [ROLES["name_mover"][1], ROLES["s_inhibition"][1]]
+    not_held, held = ([list(row) for row in trace.z] for trace in figure.data[:2])
+    assert held == [[None, 1, None], [None, None, 1]]
+    assert not_held == [[None, None, 1], [None, 1, None]]
+    notes = [note.text.replace("<br>", " ") for note in figure.layout.annotations]
+    assert notes.count("no head holds it: too early") == 4
+
+
+def test_the_drawing_of_a_circuit_colours_heads_by_their_roles() -> None:
+    edges = pd.DataFrame(
+        {"source": ["input", "a0.h1", "input"], "target": ["a0.h1<v>", "logits", "logits"], "score": [1.0, 2.0, 0.1]}
+    )
+    roles = {"a0.h1": ("name_mover", "s_inhibition"), "a3.h3": ("induction",)}
+    drawing = plot_circuit.draw_circuit(edges, "", "", roles)
+    fills = [shape.fillcolor for shape in drawing.figure.layout.shapes]
+    assert [fill for fill in fills if fill in TINTS.values()] == [TINTS["name_mover"], TINTS["s_inhibition"]]
+    keys = {trace.name: trace.marker.color for trace in drawing.figure.data if trace.mode == "markers" and trace.name}
+    assert keys == {"name mover": TINTS["name_mover"], "S-inhibition": TINTS["s_inhibition"]}
+    assert not set(fills) & set(TINTS.values()) - {TINTS["name_mover"], TINTS["s_inhibition"]}
 
 
 def test_similarity_table_is_written_beside_the_figure(store: Store, tmp_path: Path) -> None:

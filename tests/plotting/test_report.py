@@ -1,5 +1,6 @@
 """What the report holds, checked without a browser: its data against the tables, its size, its safety."""
 
+import base64
 import json
 import logging
 import re
@@ -10,12 +11,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from plotly.offline import get_plotlyjs
 
+from edge_attribution_patching.circuit import Circuit
+from edge_attribution_patching.graph import Graph
 from plotting.circuit_similarity import edges_of, nodes_of
 from plotting.make_report import main
 from plotting.report.circuits import PORTS, circuit_records
 from plotting.report.heads import SCORE_ROLES, head_records
+from plotting.report.histories import score_histories
 from plotting.report.page import script_safe
 from plotting.report.results import Results
 from tests.support.synthetic_results import MODELS, STEPS, TASKS, write
@@ -132,7 +137,7 @@ def test_roles_found_by_effect_agree_with_the_handover_table(store: Store, tmp_p
     handover = role_handover(copied.read_tables(kind, MODEL), steps)
     columns = ["layer", "head", "first_step", "last_step", "n_held"]
     assert held == [(2, 1, 8, 64, 2)] == [tuple(row) for row in handover[columns].to_numpy().tolist()]
-    assert "s inhibition (by effect)" in meanings
+    assert "S-inhibition (by effect)" in meanings
 
 
 @pytest.mark.parametrize("kind", MADE_UP)
@@ -199,6 +204,32 @@ def test_configs_versions_weights_and_equal_weights_stand_on_the_page(store: Sto
     assert "steps 0, 8 hold the same weights" in text
 
 
+@pytest.mark.parametrize(("budget", "n_kept"), [(10**6, 4), (2 * 4 * 3, 3), (0, 0)])
+def test_histories_hold_the_scores_of_the_edges_most_often_in_a_circuit(
+    tmp_path: Path, budget: int, n_kept: int
+) -> None:
+    folder = Store(tmp_path).folder("graphs", MODEL, "ioi")
+    graph = Graph(2, 2, parallel=True)
+    edges = [("input", "m0"), ("m0", "a1.h1<v>"), ("a1.h1", "logits"), ("m0", "logits")]
+    scores = {}
+    for step in (0, 8, 64):
+        values = torch.randn(graph.n_forward, graph.n_backward, generator=torch.Generator().manual_seed(step))
+        scores[step] = [float(1000 * values[graph.edge_index("->".join(edge))]) for edge in edges]
+        write(Store(tmp_path), "graphs", MODEL, "ioi", step, pd.DataFrame(columns=["source"]), 8)
+        if step != 8:
+            folder.write_tensors(step, Circuit(graph, 1000 * values, values > 0).to_tensors())
+    found = score_histories(folder, edges, [1, 2, 3, 2], budget)
+    if not n_kept:
+        assert found is None
+        return
+    assert found is not None
+    assert found["edges"] == [2, 1, 3, 0][:n_kept]
+    values = found["scale"] * np.frombuffer(base64.b64decode(found["data"]), "<f2").reshape(n_kept, 3).astype(float)
+    assert np.isnan(values[:, 1]).all(), "step 8 has no tensors"
+    for row, edge in enumerate(found["edges"]):
+        assert values[row, [0, 2]] == pytest.approx([scores[0][edge], scores[64][edge]], rel=1e-3)
+
+
 def test_embedded_data_cannot_end_its_script() -> None:
     hostile = "</script><script>alert(1)</script> & \u2028"
     safe = script_safe(json.dumps(hostile, ensure_ascii=False))
@@ -217,6 +248,7 @@ def test_every_figure_of_the_results_is_on_the_page(page: str) -> None:
         "head_scores",
         f"head_scores_{MODEL}",
         "ioi_consistency",
+        f"ioi_roles_{MODEL}",
         "ioi_backup",
         "reproduction",
     ]

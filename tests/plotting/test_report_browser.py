@@ -196,7 +196,10 @@ def test_pointing_at_an_edge_shows_its_score(screen: str, store: Store, request:
                 return [box.left + at.x, box.top + at.y];
             }"""
         )
-        page.mouse.click(*spot) if screen == "wide" else page.touchscreen.tap(*spot)
+        page.mouse.move(*spot) if screen == "wide" else page.touchscreen.tap(*spot)
+        if page.locator("#details").is_visible():  # A second tap on the box that lies over this edge and the last.
+            page.locator("#details-close").tap()
+            continue
         assert page.locator("#tip").is_visible()
         name, *lines = page.locator("#tip").inner_text().split("\n")
         if name in scores:  # Not a box that lies over the edge.

@@ -14,7 +14,7 @@ from utils.config.document import Page, document, documented, find_schema, model
 from utils.config.explain import blocks_in
 from utils.config.keys import BaseConfig, Section, execution
 from utils.models.families import FAMILIES
-from utils.results.kinds import KINDS
+from utils.results.kinds import IOI_CONSISTENCY, KINDS, WITHOUT_STEPS
 
 README = (CONFIGS / "README.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
@@ -82,7 +82,7 @@ def _is_schema(part: object) -> bool:
 
 
 def test_every_kind_of_result_is_in_the_readme() -> None:
-    assert set(documented(README, "results")) == {kind.script for kind in KINDS.values()}
+    assert set(documented(README, "results")) == {kind.script for kind in (*KINDS.values(), *WITHOUT_STEPS)}
 
 
 def test_every_key_and_column_has_a_meaning() -> None:
@@ -149,7 +149,7 @@ def test_what_stands_outside_the_markers_is_kept() -> None:
     assert written.startswith(text.partition("old")[0])
     assert written.endswith("<!-- end -->\nafter\n")
     assert "old" not in written
-    assert "| `prepend_bos` | `false` |" in written
+    assert "| `prepend_bos` | `auto` |" in written
 
 
 @pytest.mark.parametrize(
@@ -189,3 +189,11 @@ def test_results_of_a_script_are_told_column_by_column() -> None:
     lines = results_table("get_model_task_performance.py").splitlines()
     assert lines[2] == "| `task_performance/.../step*.csv` | `run` | which prompts: `clean` or `corrupted` |"
     assert lines[3].startswith("| | `metric` |")
+
+
+def test_summaries_over_all_checkpoints_are_told_column_by_column() -> None:
+    lines = results_table("get_ioi_consistency.py").splitlines()
+    columns = IOI_CONSISTENCY.summaries["role_handover"]
+    at = next(i for i, line in enumerate(lines) if "`ioi_consistency/.../role_handover.csv`" in line)
+    told = [line.split("|")[2:4] for line in lines[at : at + len(columns)]]
+    assert [(name.strip(" `"), meaning.strip()) for name, meaning in told] == list(columns.items())

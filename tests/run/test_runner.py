@@ -22,6 +22,7 @@ from tests.support.paths import ROOT
 from tests.support.tiny_models import save_family
 from utils.errors import UserError
 from utils.models.checkpoint import LoadedCheckpoint
+from utils.models.estimate import size
 from utils.models.family import LocalFamily
 from utils.progress import duration
 from utils.results.store import Result, Store
@@ -49,6 +50,7 @@ class Bench:
         self.caplog.clear()
         watched = dataclasses.replace(analysis, measure=measure)
         given = [f"model={self.family}", "task=[x, y]", f"results_dir={self.results}", "device=cpu"]
+        given.append("on_duplicate_weights=warn")  # Two of its steps are equal.
         return main(watched, [*given, *overrides])
 
     @property
@@ -172,7 +174,7 @@ def test_another_config_is_refused_and_nothing_changes(bench: Bench, capsys: pyt
 
 def test_keys_that_say_how_to_run_may_change(bench: Bench) -> None:
     bench.run("checkpoints=[0]")
-    assert bench.run("checkpoints=[0,10]", "batch_size=7", "keep_downloads=false") == 0
+    assert bench.run("checkpoints=[0,10]", "batch_size=7", "keep_checkpoints=none") == 0
     assert bench.measured == [(10, "x"), (10, "y")]
 
 
@@ -231,19 +233,25 @@ def test_run_json_holds_config_versions_and_provenance(bench: Bench) -> None:
     assert run["versions"]["torch"] == torch.__version__
     provenance = run["checkpoints"]["10"]
     assert (provenance["repository"], provenance["revision"]) == (str(bench.family), "step10")
+    assert provenance["shape"] == {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": True, "d_model": 8}
 
 
-def test_a_checkpoint_that_cannot_be_loaded_loses_nothing(
-    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_sweep_goes_on(bench: Bench, tmp_path: Path) -> None:
     bench.family = save_family(tmp_path / "tiny", {0: 0, 10: 1, 20: 2})
     (bench.family / "step10" / "model.safetensors").write_bytes(b"not weights")
-    assert bench.run() == 2
-    assert (
-        capsys.readouterr().err.splitlines()[-1].startswith(f"{bench.family}/step10: the checkpoint cannot be loaded")
-    )
-    assert bench.said[-1] == "stopped: 2 of 6 measured and saved; to go on, run the same command again"
-    assert Store(bench.results).folder(SECOND, "tiny", "y").steps() == [0]
+    assert bench.run() == 1
+    assert bench.measured == [(0, "x"), (0, "y"), (20, "x"), (20, "y")]
+    assert bench.said[-2] == "checkpoints that could not be measured: 1"
+    assert bench.said[-1].startswith(f"  tiny step 10: {bench.family}/step10: the checkpoint cannot be loaded (")
+    assert Store(bench.results).folder(SECOND, "tiny", "y").steps() == [0, 20]
+
+
+def test_a_first_checkpoint_without_its_small_files_stops_no_other(bench: Bench, tmp_path: Path) -> None:
+    bench.family = save_family(tmp_path / "tiny", {0: 0, 10: 1})
+    (bench.family / "step0" / "config.json").unlink()
+    assert bench.run() == 1
+    assert bench.measured == [(10, "x"), (10, "y")]
+    assert bench.said[-1].startswith(f"  tiny step 0: {bench.family}/step0/config.json is missing")
 
 
 def test_an_error_of_the_analysis_loses_nothing_and_is_not_hidden(bench: Bench) -> None:
@@ -276,6 +284,7 @@ def test_an_analysis_that_leaves_out_a_kind_is_a_bug(bench: Bench) -> None:
 def test_dry_run_loads_and_writes_nothing(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.run("checkpoints=[0]")
     before = results_in(bench.results)
+    weights = (bench.family / "step10" / "model.safetensors").stat().st_size
     assert bench.run("--dry-run") == 0
     assert bench.loaded == []
     assert results_in(bench.results) == before
@@ -283,9 +292,12 @@ def test_dry_run_loads_and_writes_nothing(bench: Bench, capsys: pytest.CaptureFi
     assert "batch_size: 32\n" in out
     assert out.endswith(
         f"tiny from {bench.family}: 3 of 4 checkpoints to measure\n"
+        "  prepend_bos: auto is false\n"
         "  measure: 10, 20, 30\n"
         "  finished: 0\n"
         f"  results: {bench.results}/first/tiny, {bench.results}/second/tiny\n"
+        f"  needs: download 0 B, peak disk 0 B, peak memory {size(2 * weights)} (weights alone)\n"
+        "  time: about 00:00, as measured here before, without loading\n"
     )
 
 
@@ -376,7 +388,7 @@ def test_results_that_cannot_be_written_are_told_in_one_line_before_anything_is_
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("a file, and no folder")
     bench.results = Path(place)
-    assert bench.run() == 2
+    assert bench.run("checkpoints=[0]") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"results_dir: {place}/first/tiny/x cannot be written to (")
     assert line.endswith("; name another folder")

@@ -118,6 +118,16 @@ def test_float32_values_are_read_back_as_the_same_float32(store: Store) -> None:
     pd.testing.assert_series_equal(read, table["value"], check_exact=True)
 
 
+def test_a_summary_has_the_columns_that_its_kind_documents(store: Store) -> None:
+    kind = Kind("trial", {}, "get_model_cspa.py", summaries={"peaks": {"head": "number", "value": "score"}})
+    folder = store.folder(kind, "toy")
+    folder.write_summary("peaks", TABLE)
+    pd.testing.assert_frame_equal(folder.read_summary("peaks"), TABLE.assign(model="toy")[["model", "head", "value"]])
+    for name, table in (("peaks", TABLE[["value"]]), ("lows", TABLE)):
+        with pytest.raises(ValueError, match=f"trial has no summary '{name}' with the columns"):
+            folder.write_summary(name, table)
+
+
 def test_read_tables_joins_models_tasks_and_steps(store: Store) -> None:
     for model in ("toy", "other"):
         for task in ("sva", "ioi"):

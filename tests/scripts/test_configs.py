@@ -15,6 +15,7 @@ from get_model_cspa import ANALYSIS as CSPA
 from get_model_task_performance import ANALYSIS as PERFORMANCE
 from get_new_successor_head_scores_over_time import ANALYSIS as SUCCESSOR
 from tests.support.paths import CONFIGS, ROOT
+from utils.check import CheckConfig
 from utils.config.keys import BaseConfig, load_config, result_settings
 from utils.models.families import known_model
 from utils.models.schedules import PYTHIA_STEPS, select_steps
@@ -28,7 +29,7 @@ ANALYSES = {
     "cspa": CSPA,
     "performance": PERFORMANCE,
     "ioi_consistency": IOI_CONSISTENCY,
-    **dict.fromkeys((*TASKS, "toy"), CIRCUITS),
+    **dict.fromkeys((*TASKS, "toy", "real"), CIRCUITS),
 }
 MAKES_FAMILIES = ("toy_family", "toy_ioi_family")
 FILES = sorted(CONFIGS.rglob("*.yml"))
@@ -51,7 +52,8 @@ def test_every_config_loads_with_its_scripts_schema(path: Path) -> None:
     if path.stem in MAKES_FAMILIES:
         load_config(FamilyConfig, path, [])
         return
-    config = load_config(analysis_of(path).schema, path, [])
+    schema = CheckConfig if path.stem.startswith("check_") else analysis_of(path).schema
+    config: BaseConfig = load_config(schema, path, [])
     for model in config.models:
         assert known_model(model) or model.startswith("model_cache/"), model
 
@@ -65,10 +67,10 @@ def test_a_command_in_a_config_names_that_config_and_its_script(path: Path) -> N
 
 
 def test_the_study_has_a_config_of_every_script_and_task() -> None:
-    assert {path.stem for path in STUDY.glob("*.yml")} == set(ANALYSES) - {"toy"}
+    assert {path.stem for path in STUDY.glob("*.yml")} == set(ANALYSES) - {"toy", "real"}
 
 
-@pytest.mark.parametrize("name", sorted(set(ANALYSES) - {"toy"}))
+@pytest.mark.parametrize("name", sorted(set(ANALYSES) - {"toy", "real"}))
 def test_configs_of_the_study_share_models_seed_and_number_format(name: str) -> None:
     config: BaseConfig = study(name)
     assert (config.model, config.seed, config.dtype) == (STUDY_MODELS, 42, "bfloat16")
@@ -83,7 +85,7 @@ def test_circuits_of_the_study_have_its_settings() -> None:
         search = config.search
         assert (search.threshold, search.criterion, search.grid, search.order) == (0.8, "raw", "study", "greedy")
         assert config.evaluate_on == "same"
-        assert not config.prepend_bos
+        assert config.prepend_bos is False
         assert config.ioi_corruption == "swap"
 
 
@@ -103,3 +105,15 @@ def test_the_studys_consistency_asks_for_what_its_other_configs_measure() -> Non
         assert result_settings(of_consistency) == result_settings(study(name)), name
         measured = select_steps(study(name).checkpoints, PYTHIA_STEPS, "pythia-160m")
         assert set(select_steps(config.checkpoints, PYTHIA_STEPS, "pythia-160m")) <= set(measured)
+
+
+@pytest.mark.parametrize("family", ["toy", "real", "160m"])
+def test_the_consistency_of_a_family_asks_for_what_its_other_configs_measure(family: str) -> None:
+    config = load_config(IOI_CONSISTENCY.schema, CONFIGS / f"ioi_consistency_{family}.yml", [])
+    asked = {f"components_{family}": config.components_config(), f"cspa_{family}": config.cspa_config()}
+    asked[f"ioi_{family}" if family == "160m" else family] = config.circuits_config()
+    for name, of_consistency in asked.items():
+        other = load_config(analysis_of(CONFIGS / f"{name}.yml").schema, CONFIGS / f"{name}.yml", [])
+        of_other = result_settings(other)
+        differing = [key for key, value in result_settings(of_consistency).items() if of_other[key] != value]
+        assert set(differing) <= {"search.mib"}, name  # which only fills a column

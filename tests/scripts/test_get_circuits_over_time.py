@@ -246,7 +246,7 @@ def test_another_config_in_the_same_folder_is_refused(
     overrides = [f"model={word_family}", "task=gendered_pronoun", "n_prompts=4", f"results_dir={tmp_path}"]
     assert main(ANALYSIS, overrides) == 0
     assert main(ANALYSIS, [*overrides, "eap.ig_steps=7"]) == 2
-    assert "holds ig_steps=12, this run asks for 7; pass overwrite=true or another results_dir" in (
+    assert "holds ig_steps=20, this run asks for 7; pass overwrite=true or another results_dir" in (
         capsys.readouterr().err
     )
 

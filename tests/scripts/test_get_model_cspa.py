@@ -11,6 +11,8 @@ import pytest
 import get_model_cspa
 from get_model_cspa import ANALYSIS
 from tests.support.demo_analysis import results_in
+from utils.heads.corpus import Corpus, draw_sequences, tokens_sha256
+from utils.models.family import resolve_family
 from utils.results.store import Store
 from utils.runner import main
 
@@ -58,6 +60,16 @@ def test_seed_changes_the_text(word_family: Path, tmp_path: Path) -> None:
     main(ANALYSIS, arguments(word_family, tmp_path / "4", "checkpoints=[0]", "seed=4"))
     hashes = [Store(tmp_path / seed).folder("cspa", "words").read_json(0)["sequences_sha256"] for seed in "34"]
     assert hashes[0] != hashes[1]
+
+
+def test_pythons_documentation_is_read_and_its_hash_recorded(toy_family: Path, tmp_path: Path) -> None:
+    given = arguments(toy_family, tmp_path, "corpus=python_docs", "checkpoints=[0]")
+    assert main(ANALYSIS, given) == 0
+    about = Store(tmp_path).folder("cspa", "toy").read_json(0)
+    tokenizer = resolve_family(str(toy_family), tmp_path).describe(0).tokenizer
+    drawn = draw_sequences(Corpus("python_docs"), tokenizer, 9, 12, seed=3)
+    assert about["sequences_sha256"] == tokens_sha256(drawn[:3])
+    assert about["mean_sequences_sha256"] == tokens_sha256(drawn[3:])
 
 
 def test_study_scores_the_first_of_the_sequences_that_it_averages_over(word_family: Path, tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import nbformat
 import pytest
 from choreographer.browsers.chromium import Chromium
 
-from notebooks.execute import FOLDER, NAMES, execute, load, with_parameters
+from notebooks.execute import FOLDER, NAMES, REAL, execute, load, with_parameters
 from tests.support.paths import ROOT, TOY_STEPS
 
 MOST_BYTES = 400_000
 MOST_SECONDS = 600  # a cell, on a machine that is busy otherwise
 # Pictures that each notebook shows at least.
-FIGURES = {"ioi_circuit": 8, "greater_than_circuit": 5, "reading_a_sweep": 6}
+FIGURES = {"ioi_circuit": 8, "greater_than_circuit": 5, "reading_a_sweep": 6, "real_ioi_circuit": 2}
 PICTURE, INTERACTIVE = "image/png", "application/vnd.plotly.v1+json"
 
 
@@ -34,10 +34,10 @@ def shown(notebook: nbformat.NotebookNode, *kinds: str) -> list[Any]:
 
 
 def test_the_names_are_those_of_the_folder() -> None:
-    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(NAMES) == set(FIGURES)
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(NAMES + REAL) == set(FIGURES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + REAL)
 def test_py_and_ipynb_hold_the_same_cells(name: str) -> None:
     def cells(notebook: nbformat.NotebookNode) -> list[tuple[str, str, list[str]]]:
         return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
@@ -45,7 +45,7 @@ def test_py_and_ipynb_hold_the_same_cells(name: str) -> None:
     assert cells(load(name)) == cells(committed(name)), f"run: python notebooks/execute.py {name}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + REAL)
 def test_committed_outputs_are_there_small_and_without_errors(name: str) -> None:
     notebook = committed(name)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -58,7 +58,7 @@ def test_committed_outputs_are_there_small_and_without_errors(name: str) -> None
     assert (FOLDER / f"{name}.ipynb").stat().st_size < MOST_BYTES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + REAL)
 def test_nothing_committed_tells_where_it_was_run(name: str) -> None:
     text = json.dumps([output for output in outputs(committed(name)) if "image/png" not in output.get("data", {})])
     for place in (str(ROOT), str(Path.home()), "site-packages", "/home/", "/Users/", "/tmp/"):

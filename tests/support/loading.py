@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+import types
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http
 
 from edge_attribution_patching.weights import read_weights
 from tests.support.tiny_models import tiny_model
 from utils.errors import UserError
+from utils.models import retries
 from utils.models.family import Family, resolve_family
 
 
@@ -19,6 +23,17 @@ def point_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What HF_ENDPOINT does when huggingface_hub is imported."""
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def instant_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let no wait for the hub take time, neither ours nor those of its client; returns the list of waits to come."""
+    waits: list[float] = []
+    clock = types.SimpleNamespace(**{name: getattr(time, name) for name in dir(time) if not name.startswith("_")})
+    clock.sleep = waits.append
+    monkeypatch.setattr(retries, "time", clock)
+    monkeypatch.setattr(file_download, "time", clock)
+    monkeypatch.setattr(_http, "time", clock)
+    return waits
 
 
 def loads_weights_of(family: Family, step: int, seed: int) -> bool:

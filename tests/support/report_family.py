@@ -40,6 +40,7 @@ def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = 
             others = np.setdiff1d(np.arange(len(edges)), kept)
             chosen = np.concatenate([kept, rng.choice(others, n_edges // 10, replace=False)])
             circuit = _circuit(graph, edges[chosen], rng)
+            store.folder("graphs", MODEL, task).write_tensors(step, circuit.to_tensors())
             write(store, "graphs", MODEL, task, step, circuit.to_table(), tokens)
             write(store, "faithfulness", MODEL, task, step, _faithfulness(n_edges, rng), tokens)
             full = {
@@ -64,12 +65,14 @@ def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = 
 
 def _circuit(graph: Graph, edges: np.ndarray, rng: np.random.Generator) -> Circuit:
     """A circuit of these edges [n, 2], with scores that few strong edges dominate."""
-    scores = torch.zeros(graph.n_forward, graph.n_backward)
+    scores = 1e-3 * torch.from_numpy(rng.normal(size=(graph.n_forward, graph.n_backward))).float()
+    in_circuit = torch.zeros(scores.shape, dtype=torch.bool)
     at = torch.from_numpy(edges)
+    in_circuit[at[:, 0], at[:, 1]] = True
     scores[at[:, 0], at[:, 1]] = torch.from_numpy(
         rng.normal(size=len(edges)) * np.exp(rng.normal(size=len(edges)) - 3)
     ).float()
-    return Circuit(graph, scores, scores != 0)
+    return Circuit(graph, scores, in_circuit)
 
 
 def _faithfulness(n_edges: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -43,6 +43,7 @@ def write_all(folder: Path, models: tuple[str, ...] = MODELS, tasks: tuple[str, 
                 tokens_at(step),
             )
             write(store, "ioi_consistency", model, None, step, _consistency(learnt, rng), tokens_at(step))
+            write(store, "ioi_consistency_heads", model, None, step, _roles(learnt), tokens_at(step))
             write(store, "ioi_backup", model, None, step, _backup(learnt, rng), tokens_at(step))
         write_parameters(store, model, 10**6 * (seed + 1))
     return store
@@ -160,6 +161,24 @@ def _consistency(learnt: float, rng: np.random.Generator) -> pd.DataFrame:
         row |= {"percent_low": percent - 3, "percent_high": percent + 3}
         rows.append(row | {"n_heads_in_circuit": int(4 * learnt), "circuit_effect": learnt})
     return pd.DataFrame(rows)
+
+
+def _roles(learnt: float) -> pd.DataFrame:
+    """One head takes a role over from another; before anything is learnt nobody was measured."""
+    rows = []
+    for level, role, layer, before, after in (
+        ("name_movers", "name_mover", 3, 1, 4),
+        ("name_movers", "copy_suppression", 3, 2, 2),
+        ("s_inhibition", "s_inhibition", 2, 0, 0),
+        ("induction", "induction", 1, 3, 5),
+    ):
+        for head in range(HEADS) if learnt > 0.01 else ():
+            holds = head == (after if learnt > 0.5 else before)
+            row = {"level": level, "definitions": "study", "layer": layer, "head": head, "effect": -learnt * holds}
+            rows.append(row | {"role": role if holds else "", "in_circuit": True, "passes": holds})
+    return pd.DataFrame(
+        rows, columns=["level", "definitions", "layer", "head", "effect", "role", "in_circuit", "passes"]
+    )
 
 
 def _backup(learnt: float, rng: np.random.Generator) -> pd.DataFrame:

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from tests.support.task_tokenizers import TOKENIZERS, pythia, word_level, words
+from tests.support.task_tokenizers import OTHERS, TOKENIZERS, pythia, task_texts, word_level, words
+from utils.errors import UserError
 from utils.tasks import build_prompts, greater_than
 
 
@@ -70,3 +71,50 @@ def test_nouns_and_years_vary():
     assert all(
         re.fullmatch(r"The [a-z]+ lasted from the year 1\d{3} to the year 1\d", text) for text, _ in prompts.texts
     )
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_year_that_is_cut_before_its_last_digit_is_shown_up_to_there(name):
+    tokenizer = OTHERS[name]()
+    prompts = build_prompts("greater_than", tokenizer, 200, 0)
+    for (clean, corrupted), fact in zip(prompts.texts, prompts.meta.itertuples(), strict=True):
+        assert clean == f"The {fact.noun} lasted from the year {fact.year} to the year {fact.year // 10}"
+        assert corrupted == clean.replace(str(fact.year), f"{fact.year // 10}0")
+        assert 1 <= fact.year % 10 <= 8
+    # The pair differs in one token, the last digit of its first year.
+    assert ((prompts.clean != prompts.corrupted).sum(dim=1) == 1).all()
+    assert prompts.meta["noun"].nunique() > 50
+    assert prompts.meta["year"].nunique() > 100
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_answers_before_the_last_digit_are_the_greater_digits_and_end_the_year(name):
+    tokenizer = OTHERS[name]()
+    prompts = build_prompts("greater_than", tokenizer, 30, 1)
+    for row, year in enumerate(prompts.meta["year"]):
+        right = prompts.answers.right[row][prompts.answers.right_mask[row]].tolist()
+        wrong = prompts.answers.wrong[row][prompts.answers.wrong_mask[row]].tolist()
+        assert tokenizer.convert_ids_to_tokens(right) == [str(digit) for digit in range(year % 10 + 1, 10)]
+        assert tokenizer.convert_ids_to_tokens(wrong) == [str(digit) for digit in range(year % 10 + 1)]
+        shown = prompts.clean[row, : prompts.lengths[row]].tolist()
+        for digit, token in enumerate(wrong + right):
+            whole = prompts.texts[row][0] + str(digit)
+            assert tokenizer(whole, add_special_tokens=False)["input_ids"] == [*shown, token]
+
+
+def test_the_papers_form_is_taken_where_it_can_be_had():
+    assert [greater_than.form_of(TOKENIZERS[name]()).digits for name in TOKENIZERS] == [2, 2]
+    assert [greater_than.form_of(OTHERS[name]()).digits for name in ("digits", "three", "pieces")] == [1, 1, 1]
+
+
+def test_every_year_with_a_right_and_a_wrong_digit_makes_prompts():
+    form = greater_than.form_of(OTHERS["digits"]())
+    assert form.years == tuple(year for year in range(1100, 1800) if year % 10 not in (0, 9))
+    assert {form.corrupted(year) for year in form.years} == set(range(1100, 1800, 10))
+
+
+def test_years_cut_into_three_digits_from_the_right_have_no_form():
+    tokenizer = word_level(task_texts(), pieces=r"\d(?=\d{3})|\d{3}|[A-Za-z]+|[^\sA-Za-z\d]")
+    assert tokenizer.tokenize("the year 1732") == ["the", "year", "[UNK]", "[UNK]"]
+    with pytest.raises(UserError, match="cuts no year from 1100 to 1799 into its century and two digits, nor before"):
+        build_prompts("greater_than", tokenizer, 10, 0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.paths import ROOT
-from tests.support.task_tokenizers import TOKENIZERS, pythia, task_texts, word_level, words
+from tests.support.task_tokenizers import OTHERS, TOKENIZERS, pythia, task_texts, word_level, words
 from utils.errors import UserError
 from utils.tasks import TASKS, build_prompts, get_task, greater_than, ioi
 from utils.tasks.metrics import METRICS
@@ -174,6 +174,45 @@ def test_a_name_that_is_no_single_token_is_left_out():
 def test_too_few_words_are_refused_with_task_number_and_reason(task, without, reason):
     with pytest.raises(UserError, match=reason):
         build_prompts(task, word_level(task_texts(), without=without), 10, 0)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("task", ["ioi", "gendered_pronoun", "sva"])
+def test_other_kinds_of_tokenizers_make_prompts_with_answers_that_continue_them(task, name):
+    tokenizer = OTHERS[name]()
+    prompts = build_prompts(task, tokenizer, 60, 2)
+    unknown = tokenizer.unk_token_id if name == "pieces" else None
+    for row, (clean, corrupted) in enumerate(prompts.texts):
+        assert prompts.clean[row, : prompts.lengths[row]].tolist() == ids(tokenizer, clean)
+        assert unknown not in ids(tokenizer, clean) + ids(tokenizer, corrupted)
+        right = prompts.answers.right[row][prompts.answers.right_mask[row]].tolist()
+        wrong = prompts.answers.wrong[row][prompts.answers.wrong_mask[row]].tolist()
+        for token in right[:3] + wrong[:3]:
+            word = tokenizer.convert_ids_to_tokens(token).lstrip("Ġ▁")
+            assert ids(tokenizer, f"{clean} {word}") == [*ids(tokenizer, clean), token]
+
+
+def test_how_many_words_a_tokenizer_leaves_is_said_once(caplog):
+    caplog.set_level("INFO")
+    some = word_level(task_texts(), without=["Mary", "Paul", "store", "surgeons", "war", "goes"])
+    some.name_or_path = "leaves some"
+    for _ in range(2):
+        for task in TASKS:
+            build_prompts(task, some, 5, 0)
+    left = " are single tokens under this tokenizer; the others are left out"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"ioi: 118 of 120 names{left}",
+        f"ioi: 15 of 16 places{left}",
+        f"greater_than: 112 of 113 nouns{left}",
+        f"gendered_pronoun: 59 of 60 male names{left}",
+        f"gendered_pronoun: 59 of 60 female names{left}",
+        f"sva: 75 of 76 words and phrases of prompts{left}",
+        f"sva: 74 of 75 verbs asked for (in both numbers){left}",
+    ]
+    caplog.clear()
+    for task in TASKS:
+        build_prompts(task, words(), 5, 0)
+    assert not caplog.records
 
 
 def test_a_tokenizer_that_cuts_years_otherwise_is_refused():

@@ -32,7 +32,7 @@ from utils.config.explain import blocks_in
 from utils.config.keys import is_execution
 from utils.models.families import FAMILIES, Damage, FamilyRecord
 from utils.progress import configure_logging
-from utils.results.kinds import KINDS, Kind
+from utils.results.kinds import KINDS, WITHOUT_STEPS, Kind
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def results_table(script: str) -> str:
     Raises:
         ValueError: if no kind of result comes from this script.
     """
-    kinds = [kind for kind in KINDS.values() if kind.script == script]
+    kinds = [kind for kind in (*KINDS.values(), *WITHOUT_STEPS) if kind.script == script]
     if not kinds:
         raise ValueError(f"<!-- results: {script} -->: no kind of result names this script")
     lines = [_line("file", "column", "meaning"), _line("---", "---", "---")]
@@ -170,6 +170,11 @@ def _files(kind: Kind) -> Iterator[str]:
         file = ""
     for suffix, meaning in kind.companions.items():
         yield _line(f"`{kind.name}/.../step*{suffix}`", "", _cell(meaning))
+    for name, columns in kind.summaries.items():
+        file = f"`{kind.name}/.../{name}.csv`" + (", when a model's sweep ends" if kind.columns else "")
+        for column, meaning in columns.items():
+            yield _line(file, f"`{column}`", _cell(meaning))
+            file = ""
 
 
 def models_table(name: str) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import ConfigDict, Field, field_validator
@@ -33,11 +33,31 @@ def execution(default: Any, **kwargs: Any) -> Any:
 
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
+StartToken = bool | Literal["auto"]
+"""Whether to start with the tokenizer's start token; `auto` until `with_start_token` says so for a model."""
+
 
 class Section(pydantic.BaseModel):
     """A block of keys in a config (`eap: {ig_steps: 30}`). It refuses unknown keys, and its values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class SlurmKeys(Section):
+    """What a Slurm task asks for, with `executor: slurm`."""
+
+    cluster: Literal["slurm", "local"] = "slurm"
+    """`local` starts the tasks as processes on this machine, to try a setup out."""
+    partition: str | None = None
+    """The partition; `null` takes the cluster's default."""
+    account: str | None = None
+    """The account to charge; `null` takes your default."""
+    minutes: int = Field(240, gt=0)
+    """The time limit of a task. What it has not measured by then, the same command measures later."""
+    memory_gb: float | None = Field(None, gt=0)
+    """Memory for a task; `null` takes the cluster's default."""
+    setup: list[str] = []
+    """Shell commands to run before a task starts (`module load cuda`)."""
 
 
 class BaseConfig(Section):
@@ -73,8 +93,36 @@ class BaseConfig(Section):
     overwrite: bool = execution(False)
     """Delete the results this run would write, or a whole folder of them if another config made it, and measure again.
     To resume such a run after a stop, leave `overwrite` out."""
-    keep_downloads: bool = execution(True)
-    """`false` deletes the files of a hub checkpoint as soon as it is measured."""
+    prefetch: bool = execution(True)
+    """While a checkpoint is measured, download the next one and read it into CPU memory. `false` saves the memory."""
+    keep_checkpoints: Literal["all", "none"] | Annotated[int, Field(gt=0)] = execution("all")
+    """Which downloads to keep once they are measured: `all`, `none`, or how many (the newest). Only files that the run
+    itself has downloaded are ever deleted."""
+    on_duplicate_weights: Literal["error", "warn", "skip"] = execution("error")
+    """What to do if the checkpoints to measure hold weights of another step or of `main`: `error` stops and names them,
+    `warn` measures them, `skip` leaves them out ([Damaged checkpoints](#damaged-checkpoints))."""
+    trust_remote_code: bool = execution(False)
+    """Whether a tokenizer may run Python code that comes with it. The weights never need any."""
+    repair: bool = execution(False)
+    """Measure again what is damaged: files that are not what was written, by their hashes in run.json. Otherwise the
+    first one is named and nothing is measured."""
+    executor: Literal["local", "ray", "slurm"] = execution("local")
+    """Who measures: this process (`local`), the workers of a Ray cluster, or a Slurm job array. Any number of processes
+    on one `results_dir` share the work too."""
+    workers: int | None = execution(None, gt=0)
+    """With `ray`, how many checkpoints to measure at once at most; `null` means as many as the cluster has room for.
+    With `slurm`, how many tasks the array has; `null` means 4."""
+    cpus_per_checkpoint: int | None = execution(None, gt=0)
+    """Cores for each checkpoint, and threads to compute with, with any executor. `null` leaves the number of threads to
+    torch. On the CPU, results can depend on it in the last digits."""
+    gpus_per_checkpoint: float | None = execution(None, gt=0)
+    """With `ray` and `slurm`, GPUs for each checkpoint; Ray also takes shares, such as 0.5."""
+    ray_address: str | None = execution(None)
+    """The Ray cluster, as `ray.init` takes it (`auto`, `ray://head:10001`). `null` starts one on this machine, unless
+    RAY_ADDRESS names one."""
+    retries: int = execution(2, ge=0)
+    """How often a checkpoint whose worker was lost is tried again."""
+    slurm: SlurmKeys = execution(SlurmKeys())
 
     @field_validator("model")
     @classmethod
@@ -102,8 +150,10 @@ class BaseConfig(Section):
 class PromptOptions(Section):
     """What a run may choose about its prompts, apart from their number and seed."""
 
-    prepend_bos: bool = False
-    """Start every prompt with the tokenizer's start token."""
+    prepend_bos: StartToken = "auto"
+    """Start every prompt with the tokenizer's start token. `auto` does what the model was trained with, as far as it is
+    [known](#models) (a local family can say `"prepend_bos": true` in its `family.json`), and starts without one where
+    nobody says. `run.json` records `true` or `false`. EAP-IG's own code and MIB always prepend it."""
     ioi_corruption: Literal["swap", "abc"] = "swap"
     """How IOI prompts are corrupted: `swap` replaces the second subject with the indirect object, so that the answer
     flips; `abc` puts three other names in."""
@@ -129,6 +179,23 @@ class TaskConfig(PromptOptions, BaseConfig):
     def tasks(self) -> list[str]:
         """`task` as a list."""
         return [self.task] if isinstance(self.task, str) else list(self.task)
+
+
+def with_start_token(config: Schema, trained_with: bool | None) -> Schema:
+    """The config for one model: `prepend_bos: auto` is replaced by true or false, in its blocks too.
+
+    Args:
+        config: any script's.
+        trained_with: whether the model was trained with a start token; None, if nobody says, counts as no.
+    """
+    changed: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if name == "prepend_bos" and value == "auto":
+            changed[name] = trained_with is True
+        elif isinstance(value, pydantic.BaseModel):
+            changed[name] = with_start_token(value, trained_with)
+    return config.model_copy(update=changed)
 
 
 def _names(value: str | list[str]) -> str | list[str]:

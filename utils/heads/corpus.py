@@ -1,6 +1,8 @@
-"""Running text as sequences of equal length: from a text file, a data set on the hub, or the toy family's sentences.
+"""Running text as sequences of equal length: from a text file, a data set on the hub, Python's own documentation, or
+the toy family's sentences.
 
-The documents of a text file are its blocks between blank lines, those of a data set are its rows. They are taken in a
+The documents of a text file are its blocks between blank lines, those of a data set are its rows, and those of Python's
+documentation (`pydoc_data.topics`, which comes with Python) are its topics. They are taken in a
 seeded order, tokenised, joined by the end-of-text token and cut into sequences, so a sequence may begin and end inside
 a document. More sequences are cut than needed, and the ones to use are drawn from them, so that a few long documents do
 not fill them all.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import itertools
 import random
 import re
@@ -27,10 +30,12 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from utils.config.keys import StartToken
 from utils.errors import UserError
 from utils.toy import text as toy_text
 
 TOY = "toy"
+PYTHON_DOCS = "python_docs"
 
 POOL = 16
 """How many sequences to cut for each one that is drawn, if there is enough text."""
@@ -43,7 +48,7 @@ class Corpus:
     """Where text comes from.
 
     Attributes:
-        name: a text file, a data set on the hub (or a folder that `datasets` can read), or `toy`.
+        name: a text file, a data set on the hub (or a folder that `datasets` can read), `python_docs` or `toy`.
         split: which split of a data set, in the notation of `datasets`: `train`, `train[:1000]`.
         field: which column of a data set holds the text.
     """
@@ -62,6 +67,9 @@ class Corpus:
         if self.name == TOY:
             while True:
                 yield _toy_document(rng)
+        elif self.name == PYTHON_DOCS:
+            topics = _python_topics()
+            yield from rng.sample(topics, len(topics))
         elif Path(self.name).is_file():
             blocks = _blocks(Path(self.name))
             yield from rng.sample(blocks, len(blocks))
@@ -72,7 +80,7 @@ class Corpus:
 
 
 def draw_sequences(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, n: int, seq_len: int, seed: int, prepend_bos: bool = False
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, n: int, seq_len: int, seed: int, prepend_bos: StartToken = False
 ) -> Int[Tensor, "n seq_len"]:
     """Distinct sequences of running text.
 
@@ -111,7 +119,7 @@ def draw_beginnings(
     n: int,
     seq_len: int,
     seed: int,
-    prepend_bos: bool = False,
+    prepend_bos: StartToken = False,
     window: int | None = None,
 ) -> Int[Tensor, "n seq_len"]:
     """The beginnings of the first long documents (the study's rule).
@@ -154,8 +162,8 @@ def _long_documents(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, window: 
             joined = []
 
 
-def _start(tokenizer: PreTrainedTokenizerBase, prepend_bos: bool) -> list[int]:
-    if not prepend_bos:
+def _start(tokenizer: PreTrainedTokenizerBase, prepend_bos: StartToken) -> list[int]:
+    if prepend_bos is not True:  # `auto` that no family has resolved counts as no
         return []
     if tokenizer.bos_token_id is None:
         raise UserError("prepend_bos: the tokenizer has no start token; pass prepend_bos=false")
@@ -184,6 +192,18 @@ def _blocks(path: Path) -> list[str]:
     return [block.strip() for block in _BLANK_LINES.split(text) if block.strip()]
 
 
+def _python_topics() -> list[str]:
+    """What `help()` says about each topic, about 700 kB of English with examples. It depends on Python's version."""
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:
+        raise UserError(
+            f"corpus: {PYTHON_DOCS}: this Python comes without its documentation (pydoc_data.topics); name a text file"
+        ) from None
+    # Several topics may share a text.
+    return list(dict.fromkeys(topics[name] for name in sorted(topics)))
+
+
 @functools.lru_cache(maxsize=1)
 def _data_set(name: str, split: str, field: str) -> Any:
     import datasets  # Slow to import, and only data sets need it.
@@ -194,7 +214,7 @@ def _data_set(name: str, split: str, field: str) -> Any:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"corpus: '{name}' is not a text file, and split '{split}' of a data set of that name cannot be loaded "
-            f"({reason}); name a text file, a data set on the hub (NeelNanda/pile-10k) or toy"
+            f"({reason}); name a text file, a data set on the hub (NeelNanda/pile-10k), python_docs or toy"
         ) from error
     if field not in rows.column_names:
         raise UserError(f"corpus_field: {name} has no '{field}'; its columns are {', '.join(rows.column_names)}")

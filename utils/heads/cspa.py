@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.architectures import Shape
 from edge_attribution_patching.weights import ModelWeights
-from utils.config.keys import BaseConfig
+from utils.config.keys import BaseConfig, StartToken
 from utils.errors import UserError
 from utils.heads.corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
 from utils.heads.cspa_scores import cspa_scores, mean_outputs
@@ -32,8 +32,9 @@ class CspaKeys(Ablation):
 
     corpus: str
     """The text to read: a UTF-8 text file with blank lines between its documents, a data set from the hub
-    (`NeelNanda/pile-10k`), a folder that `datasets` can read, or `toy` for the toy family's own sentences. Write
-    `./toy` for a file called `toy`."""
+    (`NeelNanda/pile-10k`), a folder that `datasets` can read, `python_docs` for the documentation that comes with
+    Python (the text differs between its versions, and the hashes of what was read say so), or `toy` for the toy
+    family's own sentences. Write `./toy` for a file called `toy`."""
     corpus_split: str = "train"
     """Which split of a data set, in the notation of `datasets` (`train[:1000]`)."""
     corpus_field: str = "text"
@@ -50,8 +51,9 @@ class CspaKeys(Ablation):
     """How many other sequences to average the heads' outputs over, for the mean ablation."""
     seq_len: int = Field(61, gt=1)
     """Tokens in a sequence. Documents are joined by the end-of-text token and cut into sequences."""
-    prepend_bos: bool = False
-    """Start every sequence with the tokenizer's start token, which counts towards `seq_len`."""
+    prepend_bos: StartToken = "auto"
+    """Start every sequence with the tokenizer's start token, which counts towards `seq_len`. `auto` is as for prompts
+    ([Keys of every script with tasks](#keys-of-every-script-with-tasks))."""
 
 
 class CspaConfig(CspaKeys, BaseConfig):

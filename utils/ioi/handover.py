@@ -6,10 +6,11 @@ import pandas as pd
 
 from utils.ioi.keys import IoiConsistencyConfig
 from utils.ioi.roles import ROLES
+from utils.results.kinds import IOI_CONSISTENCY
 from utils.results.store import Store
 
-COLUMNS = ["role", "layer", "head", "first_step", "last_step", "first_tokens", "last_tokens"]
-COLUMNS += ["n_held", "n_between", "peak_step", "peak_effect"]
+SUMMARY = "role_handover"
+COLUMNS = list(IOI_CONSISTENCY.summaries[SUMMARY])
 
 
 def role_handover(heads: pd.DataFrame, steps: list[int]) -> pd.DataFrame:
@@ -58,4 +59,4 @@ def write_handover(config: IoiConsistencyConfig, store: Store, model: str) -> No
     """Write `role_handover.csv`, over all steps that are there, next to a model's levels."""
     heads = store.read_tables("ioi_consistency_heads", model)
     table = role_handover(heads, store.folder("ioi_consistency_heads", model).steps())
-    store.folder("ioi_consistency", model).write_summary("role_handover", table)
+    store.folder("ioi_consistency", model).write_summary(SUMMARY, table)

@@ -32,7 +32,7 @@ from utils.heads.attention_and_copy import ComponentsInputs, component_scores
 from utils.heads.cspa import CspaInputs, score_heads
 from utils.ioi.keys import IoiConsistencyConfig
 from utils.models.checkpoint import LoadedCheckpoint
-from utils.results.record import differences, shown
+from utils.results.record import RunRecord, differences, shown
 from utils.results.store import ResultsFolder, Store
 from utils.tasks import TASKS, Prompts
 from utils.tasks.ioi import signal_variants
@@ -235,6 +235,8 @@ class _Reader:
         run = folder.read_run()
         if run["checkpoints"].get(str(step), {}).get("sha256") != self.checkpoint.provenance["sha256"]:
             return f"{folder.file(step)} was measured on other weights; {_again(folder)}"
+        if damaged := RunRecord(folder).damaged([step]):
+            return f"{damaged[0]} is damaged; {_again(folder)[: -len('overwrite=true')]}repair=true"
         if asked is not None and (differing := _differing(folder, run, asked)):
             name, held, new = differing[0]
             return f"{folder.path} holds {name}={shown(held)}, this run asks for {shown(new)}; {_again(folder)}"
@@ -257,7 +259,7 @@ class _Reader:
 
 def _differing(folder: ResultsFolder, run: dict[str, Any], asked: BaseConfig) -> list[tuple[str, Any, Any]]:
     """Where the settings of stored results differ from those asked for. Keys that only fill a column do not count."""
-    found = differences(run, folder.kind.script.removesuffix(".py"), asked)
+    found = differences(run, folder.kind, folder.kind.script.removesuffix(".py"), asked)
     return [difference for difference in found if difference[0] not in ("mib", "n_random", "hypothesis_tests")]
 
 

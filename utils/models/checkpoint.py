@@ -22,7 +22,8 @@ import torch
 from edge_attribution_patching.architectures import ARCHITECTURES, Shape, read_shape
 from edge_attribution_patching.weights import ModelWeights, read_weights
 from utils.errors import UserError
-from utils.files import file_sha256
+from utils.files import combine, file_sha256
+from utils.models.retries import one_line
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -46,6 +47,10 @@ _tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 _tokenizers_lock = threading.Lock()
 
 
+class CheckpointUnusable(UserError):
+    """One checkpoint is missing or damaged. A sweep reports it and goes on with the others."""
+
+
 @dataclass(frozen=True)
 class Description:
     """What a checkpoint's small files say. Two checkpoints with equal descriptions take the same inputs.
@@ -66,12 +71,18 @@ class CheckpointFiles:
     Attributes:
         folder: where they are, in `save_pretrained` format.
         origin: `repository, revision, commit`; a local family has no commit.
-        sha256: hashes the weights, or returns their known hash.
+        hashes: SHA-256 of each weight file; hashes them, or returns the known ones.
+        trust_remote_code: whether the tokenizer may run code of its own.
     """
 
     folder: Path
     origin: dict[str, Any]
-    sha256: Callable[[], str]
+    hashes: Callable[[], dict[str, str]]
+    trust_remote_code: bool = False
+
+    def sha256(self) -> str:
+        """One hash of all weights."""
+        return combine(self.hashes())
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ class LoadedCheckpoint:
         parameters: how many numbers the model has, with tied tensors counted once.
         tokenizer: as in `Description`.
         files: where all this came from.
-        sha256: hash of the weights, computed in the background while the checkpoint is measured.
+        hashes: SHA-256 of each weight file, computed in the background while the checkpoint is measured.
     """
 
     name: str
@@ -96,7 +107,7 @@ class LoadedCheckpoint:
     parameters: int
     tokenizer: PreTrainedTokenizerBase
     files: CheckpointFiles
-    sha256: Future[str]
+    hashes: Future[dict[str, str]]
 
     @property
     def device(self) -> torch.device:
@@ -105,12 +116,23 @@ class LoadedCheckpoint:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """`repository, revision, commit, sha256, parameters` of the weights.
+        """`repository, revision, commit, sha256, parameters` of the weights, and the `shape` of the model's graph.
+
+        `shards` has the SHA-256 of each file if there are several; then `sha256` combines them.
 
         Raises:
-            UserError: if the files changed while they were read.
+            CheckpointUnusable: if the files changed while they were read.
         """
-        return self.files.origin | {"sha256": self.sha256.result(), "parameters": self.parameters}
+        shape = {
+            "n_layers": self.weights.n_layers,
+            "n_heads": self.weights.n_heads,
+            "parallel_attn_mlp": self.weights.parallel,
+            "d_model": self.weights.d_model,
+        }
+        hashes = self.hashes.result()
+        shards = {"shards": dict(sorted(hashes.items()))} if len(hashes) > 1 else {}
+        found = {"sha256": combine(hashes), "parameters": self.parameters, "shape": shape}
+        return self.files.origin | found | shards
 
     @cached_property
     def bridge(self) -> TransformerBridge:
@@ -120,7 +142,8 @@ class LoadedCheckpoint:
         rewrites the model and the tokenizer that it gets.
 
         Raises:
-            UserError: if the files are gone or do not fit on the device.
+            CheckpointUnusable: if the files are gone.
+        UserError: if they do not fit on the device.
         """
         from transformer_lens.model_bridge import TransformerBridge
 
@@ -129,34 +152,48 @@ class LoadedCheckpoint:
         bridge: TransformerBridge = TransformerBridge.boot_transformers(
             str(folder),
             hf_model=_load_model(folder, dtype, self.device),
-            tokenizer=_read_tokenizer(_tokenizer_folder(folder)),
+            tokenizer=_read_tokenizer(_tokenizer_folder(folder), self.files.trust_remote_code),
             dtype=dtype,
             device=self.device,
         )
         return bridge
 
 
-def describe(folder: Path) -> Description:
+def describe(folder: Path, trust_remote_code: bool = False) -> Description:
     """Read a checkpoint's small files. Its weights need not be there.
 
+    Args:
+        folder: in `save_pretrained` format.
+        trust_remote_code: whether the tokenizer may run Python code that comes with it.
+
     Raises:
-        UserError: if a file is missing or broken, or the engine cannot read such a model.
+        CheckpointUnusable: if a file is missing or broken.
+        UserError: if the engine cannot read such a model.
     """
     path = folder / "config.json"
     try:
         shape = read_shape(_read_config(path))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    return Description(load_tokenizer(folder), shape)
+    return Description(load_tokenizer(folder, trust_remote_code), shape)
 
 
-def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[ModelWeights, int]:
+def load_weights(
+    folder: Path, dtype: torch.dtype, device: torch.device, state: dict[str, torch.Tensor] | None = None
+) -> tuple[ModelWeights, int]:
     """The weights in a `save_pretrained` folder, and how many parameters they hold.
 
+    Args:
+        folder: where they are.
+        dtype: the number format to load them in.
+        device: where to put them.
+        state: the tensors of the folder's files, if they have been read.
+
     Raises:
-        UserError: if they cannot be loaded, some are missing, or they do not fit on the device.
+        CheckpointUnusable: if they cannot be loaded, or some are missing.
+        UserError: if they do not fit on the device.
     """
-    model = _load_model(folder, dtype, device)
+    model = _load_model(folder, dtype, device, state)
     try:
         weights = read_weights(model)
     except torch.OutOfMemoryError:
@@ -164,14 +201,14 @@ def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> tupl
     return weights, sum(parameter.numel() for parameter in model.parameters())
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer, from its folder or the one above. The same files give the same object.
 
     Raises:
-        UserError: if there is none, or it cannot be loaded.
+        CheckpointUnusable: if there is none, or it cannot be loaded.
     """
     holder = _tokenizer_folder(folder)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr((str(holder), trust_remote_code) if trust_remote_code else "").encode())
     for name in TOKENIZER_FILES:
         if (holder / name).is_file():
             digest.update(f"{name} {file_sha256(holder / name)}\n".encode())
@@ -182,7 +219,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     key = digest.hexdigest()
     with _tokenizers_lock:
         if key not in _tokenizers:
-            _tokenizers[key] = _read_tokenizer(holder)
+            _tokenizers[key] = _read_tokenizer(holder, trust_remote_code)
         return _tokenizers[key]
 
 
@@ -192,9 +229,9 @@ def _read_config(path: Path) -> PretrainedConfig:
     try:
         architecture = json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; save the checkpoint again with save_pretrained") from None
+        raise CheckpointUnusable(f"{path} is missing; save the checkpoint again with save_pretrained") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: does not name a model_type ({_first_line(error)}); {_WAY_OUT}") from None
+        raise CheckpointUnusable(f"{path}: does not name a model_type ({one_line(error)}); {_WAY_OUT}") from None
     # transformers may not know it either, or want to run code that comes with it.
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -202,7 +239,7 @@ def _read_config(path: Path) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"{path}: cannot be read ({_first_line(error)}); {_WAY_OUT}") from error
+        raise CheckpointUnusable(f"{path}: cannot be read ({one_line(error)}); {_WAY_OUT}") from error
     return config
 
 
@@ -210,48 +247,72 @@ def _tokenizer_folder(folder: Path) -> Path:
     for holder in (folder, folder.parent):
         if any((holder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
             return holder
-    raise UserError(f"{folder}: has no tokenizer (tokenizer.json); save one there with save_pretrained")
+    raise CheckpointUnusable(f"{folder}: has no tokenizer (tokenizer.json); save one there with save_pretrained")
 
 
-def _read_tokenizer(holder: Path) -> PreTrainedTokenizerBase:
+def _read_tokenizer(holder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            holder, local_files_only=True, trust_remote_code=False
+            holder, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{holder}: the tokenizer cannot be loaded ({_first_line(error)}); save it again") from error
+        if not trust_remote_code and _names_own_code(holder / "tokenizer_config.json"):
+            raise UserError(
+                f"{holder}: the tokenizer needs code of its own; read it, and if you trust it pass "
+                "trust_remote_code=true"
+            ) from None
+        raise CheckpointUnusable(
+            f"{holder}: the tokenizer cannot be loaded ({one_line(error)}); save it again"
+        ) from error
     return tokenizer
 
 
-def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
+def _names_own_code(path: Path) -> bool:
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation="eager",
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        return "auto_map" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _load_model(
+    folder: Path, dtype: torch.dtype, device: torch.device, state: dict[str, torch.Tensor] | None = None
+) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    how: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": "eager",
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+    }
+    try:
+        loaded: Any
+        if state is None:
+            loaded = AutoModelForCausalLM.from_pretrained(folder, **how)
+        else:
+            config = _read_config(folder / "config.json")
+            model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            loaded = model_class.from_pretrained(None, config=config, state_dict=state, **how)
         model, report = loaded
         model.to(device)
     except torch.OutOfMemoryError:
         raise _too_large(folder, dtype, device) from None
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
-        raise UserError(f"{folder}: the checkpoint cannot be loaded ({_first_line(error)}); {_WAY_OUT}") from error
+        raise CheckpointUnusable(
+            f"{folder}: the checkpoint cannot be loaded ({one_line(error)}); {_WAY_OUT}"
+        ) from error
     if report["missing_keys"]:
         # transformers would carry on with random numbers instead.
         some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(f"{folder}: weights are missing ({some}); {_WAY_OUT}")
+        raise CheckpointUnusable(f"{folder}: weights are missing ({some}); {_WAY_OUT}")
     if unread := sorted(name for name in report["unexpected_keys"] if not _BUFFER.search(name)):
         # And it would ignore these.
         some = ", ".join(unread[:3])
-        raise UserError(f"{folder}: holds weights that its config.json has no place for ({some}); correct it")
+        raise CheckpointUnusable(f"{folder}: holds weights that its config.json has no place for ({some}); correct it")
     result: PreTrainedModel = model
     return result
 
@@ -259,7 +320,3 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTr
 def _too_large(folder: Path, dtype: torch.dtype, device: torch.device) -> UserError:
     kind = str(dtype).removeprefix("torch.")
     return UserError(f"device: {folder} as {kind} does not fit on {device}; pass dtype=bfloat16 or another device")
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).strip().split("\n")[0].split())[:200] or type(error).__name__

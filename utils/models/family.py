@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from utils.errors import UserError, suggest
-from utils.models import hub, local
+from utils.models import local
 from utils.models.families import EXAMPLES, SHORT_NAMES, FamilyRecord, KnownModel, known_model, unusable
+from utils.models.listing import HubUnreachable, downloads_of, published_names
 from utils.models.revisions import (
     GENERAL,
     GENERAL_NAMES,
@@ -40,6 +42,7 @@ def resolve_family(
     tokens_per_step: int | None = None,
     revisions: str | None = None,
     stages: Sequence[int] = (1,),
+    trust_remote_code: bool = False,
 ) -> Family:
     """Find a model's checkpoints.
 
@@ -51,21 +54,25 @@ def resolve_family(
         revisions: a regular expression for the names of checkpoints (`revisions.naming_rule`). None takes the family's
             own rule, or the general ones.
         stages: which training stages to take.
+        trust_remote_code: whether a tokenizer may run Python code that comes with it.
 
     Raises:
         UserError: if there is no such model, it has no checkpoints or cannot be measured, or its tokens are unknown.
     """
     pattern = None if revisions is None else naming_rule(revisions)
     if (known := known_model(model)) is not None:
-        return _hub_family(known, cache_dir, pattern, tokens_per_step, stages)
+        family: Family = _hub_family(known, cache_dir, pattern, tokens_per_step, stages)
+        return replace(family, trust_remote_code=trust_remote_code)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _local_family(model, path, pattern or GENERAL, tokens_per_step, stages)
+        family = _local_family(model, path, pattern or GENERAL, tokens_per_step, stages)
+        return replace(family, trust_remote_code=trust_remote_code)
     if (why := unusable(model)) is not None:
         raise UserError(f"model: {model} cannot be measured: {why}; name another family")
     if model.count("/") == 1 and not _looks_local(model, cache_dir):
         unknown = KnownModel(model.rpartition("/")[2], (model,), FamilyRecord({}, GENERAL, TokensRule()))
-        return _hub_family(unknown, cache_dir, pattern, tokens_per_step, stages)
+        family = _hub_family(unknown, cache_dir, pattern, tokens_per_step, stages)
+        return replace(family, trust_remote_code=trust_remote_code)
     if "/" in model or os.sep in model:
         raise UserError(
             f"model: the folder {model} does not exist; train a small family with: python make_toy_checkpoints.py, "
@@ -87,8 +94,10 @@ def _hub_family(
     source, family = known.repositories[0], known.family
     pattern = pattern or family.revisions
     named: list[Named] = []
+    commits: dict[str, Mapping[str, str | None]] = {}
     for repository in known.repositories:
-        names = _names_on_hub(repository, cache_dir, family)
+        commits[repository] = _names_on_hub(repository, cache_dir, family)
+        names = list(commits[repository])
         # The plainest name first: it counts if two branches hold the same step.
         named += sorted(read_names(names, pattern, repository), key=lambda one: (len(one.name), one.name))
         if not named:
@@ -102,19 +111,20 @@ def _hub_family(
         {step: one.tokens for step, one in placed.items()},
         {step: one.named for step, one in placed.items()},
         cache_dir,
+        commits,
         prepend_bos=family.prepend_bos,
         damage=known.damage,
     )
 
 
-def _names_on_hub(repository: str, cache_dir: Path, family: FamilyRecord) -> list[str]:
+def _names_on_hub(repository: str, cache_dir: Path, family: FamilyRecord) -> dict[str, str | None]:
     try:
-        return hub.published_names(repository, hub.downloads_of(cache_dir, repository))
-    except hub.HubUnreachable as error:
+        return published_names(repository, downloads_of(cache_dir, repository))
+    except HubUnreachable as error:
         if not family.names:
             raise
         log.warning("%s; taking the %d steps that %s publishes", error, len(family.names), repository)
-        return list(family.names)
+        return dict.fromkeys(family.names)
 
 
 def _no_revisions(repository: str, pattern: re.Pattern[str], names: Sequence[str]) -> str:
@@ -140,6 +150,7 @@ def _local_family(
         tuple(placed),
         {step: one.tokens for step, one in placed.items()},
         {step: path / one.named.name for step, one in placed.items()},
+        prepend_bos=local.prepend_bos(path),
     )
 
 

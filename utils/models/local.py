@@ -7,17 +7,21 @@ there may be a `family.json` with `{"tokens_per_step": n}`, and a tokenizer that
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import re
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import combine, file_sha256, weight_files
+from utils.files import file_sha256
+from utils.models.checkpoint import CheckpointUnusable
 from utils.models.revisions import GENERAL, GENERAL_NAMES, Named, read_names
+from utils.models.weight_files import weight_files
 
 Stamp = tuple[int, int, int]
 Stamps = dict[Path, Stamp]
 
+_SAMPLES, _SAMPLE = 16, 65_536
 _OWN_FORMAT = re.compile(r"model_\d+\.pt")  # nanochat's
 _WAY_OUT = 'write {"tokens_per_step": N} into it'
 
@@ -76,26 +80,50 @@ def tokens_per_step(path: Path, otherwise: int | None) -> int:
     return per_step
 
 
+def prepend_bos(path: Path) -> bool | None:
+    """Whether a local family was trained with a start token, if its `family.json` says so.
+
+    Raises:
+        UserError: if what it says is not true or false.
+    """
+    about = path / "family.json"
+    try:
+        habit = json.loads(about.read_text(encoding="utf-8")).get("prepend_bos")
+    except (OSError, ValueError, AttributeError):
+        return None  # `tokens_per_step` refuses a broken file.
+    if habit is not None and not isinstance(habit, bool):
+        raise UserError(f"{about}: prepend_bos: {habit!r} is not true or false; correct it or leave it out")
+    return habit
+
+
 def stamps(folder: Path) -> Stamps:
     """What shows whether a checkpoint's weights have changed: inode, size and time of change of each file.
 
     Raises:
-        UserError: if the folder holds no weights.
+        CheckpointUnusable: if the folder holds no weights.
     """
     return {path: _stamp(path) for path in weight_files(folder)}
 
 
-def weights_sha256(before: Stamps) -> str:
-    """Hash of the weights with these stamps. Each file is read only once, until it changes.
+def hashes(before: Stamps) -> dict[str, str]:
+    """SHA-256 of each weight file with these stamps. Each file is read only once, until it changes.
 
     Raises:
-        UserError: if one has changed since.
+        CheckpointUnusable: if one has changed since.
     """
-    sha256 = combine({path.name: _sha256(path, stamp) for path, stamp in before.items()})
+    found = {path.name: _sha256(path, stamp) for path, stamp in before.items()}
     for path, stamp in before.items():
         if _stamp(path) != stamp:
-            raise UserError(f"{path}: changed while it was read; run again once the checkpoint is complete")
-    return sha256
+            raise CheckpointUnusable(f"{path}: changed while it was read; run again once the checkpoint is complete")
+    return found
+
+
+def fingerprints(before: Stamps) -> dict[str, str]:
+    """For each weight file, a hash of its size and of samples of its bytes. Files that differ in it differ.
+
+    It reads a megabyte of each file, where `hashes` would read all.
+    """
+    return {path.name: _fingerprint(path, stamp) for path, stamp in before.items()}
 
 
 def _stamp(path: Path) -> Stamp:
@@ -106,3 +134,14 @@ def _stamp(path: Path) -> Stamp:
 @functools.cache
 def _sha256(path: Path, stamp: Stamp) -> str:
     return file_sha256(path)
+
+
+@functools.cache
+def _fingerprint(path: Path, stamp: Stamp) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for sample in range(_SAMPLES):
+            file.seek(max(size - _SAMPLE, 0) * sample // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Literal
 
 import torch
 
+from utils.files import combine
 from utils.models import hub, local
 from utils.models.checkpoint import CheckpointFiles, Description, LoadedCheckpoint, describe, load_weights
 from utils.models.device import resolve_device
+from utils.models.download import Arrived
 from utils.models.families import Damage
+from utils.models.listing import Listing, downloads_of, listing_of
+from utils.models.prefetch import Ahead, Ready, in_background
 from utils.models.revisions import Named
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
+from utils.models.weight_files import read_state
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Family:
         tokens: tokens seen at each published step.
         prepend_bos: whether it was trained with a start token before every document; None if nobody says.
         damage: what is known to be wrong with its checkpoints.
+        trust_remote_code: whether its tokenizer may run Python code that comes with it.
     """
 
     name: str
@@ -43,6 +42,8 @@ class Family:
     tokens: dict[int, int]
     prepend_bos: bool | None = field(default=None, kw_only=True)
     damage: tuple[Damage, ...] = field(default=(), kw_only=True)
+    trust_remote_code: bool = field(default=False, kw_only=True)
+    _ahead: Ahead = field(default_factory=Ahead, kw_only=True, compare=False, repr=False)
 
     @property
     def is_local(self) -> bool:
@@ -53,15 +54,39 @@ class Family:
         """The folder with a checkpoint's config and tokenizer, downloaded if needed."""
         raise NotImplementedError
 
-    def fetch(self, step: int) -> CheckpointFiles:
-        """All of a checkpoint's files on disk, downloaded if needed."""
+    def fetch(self, step: int, arrived: Arrived = lambda count: None) -> CheckpointFiles:
+        """All of a checkpoint's files on disk, downloaded if needed; `arrived` is told of every few bytes."""
         raise NotImplementedError
 
     def prefetch(self, step: int) -> None:
-        """Start to download a checkpoint in the background. Errors appear when it is loaded."""
+        """Start to download a checkpoint and to read it into CPU memory, in the background.
 
-    def free(self, step: int) -> None:
-        """Delete a downloaded checkpoint's files."""
+        There is room for one: starting another drops it. Errors appear when the checkpoint is described or loaded.
+        """
+        self._ahead.start(step, lambda stop: self._read(step, stop))
+
+    def stop(self) -> None:
+        """Give up what `prefetch` started, and the memory that it holds."""
+        self._ahead.drop()
+
+    def release(self, step: int, keep: Literal["all", "none"] | int) -> None:
+        """Say that a checkpoint has been measured. Deletes downloads of this process that are no longer to be kept.
+
+        Args:
+            step: the checkpoint.
+            keep: `all`, `none`, or how many to keep: those that were released last.
+        """
+
+    def _read(self, step: int, stop: threading.Event) -> Ready:
+        describe(self._folder_of_small(step), self.trust_remote_code)  # Never weights that the engine cannot read.
+        files = self._files(step, lambda count: None)
+        return Ready(files, read_state(files.folder, stop))
+
+    def _folder_of_small(self, step: int) -> Path:
+        raise NotImplementedError
+
+    def _files(self, step: int, arrived: Arrived) -> CheckpointFiles:
+        raise NotImplementedError
 
     def tokens_at(self, step: int) -> int:
         """Tokens seen in training up to a published step."""
@@ -71,9 +96,10 @@ class Family:
         """A checkpoint's tokenizer and shape, from its small files alone: only these are downloaded from the hub.
 
         Raises:
-            UserError: if there is no such checkpoint, or the engine cannot read such a model.
+            CheckpointUnusable: if it is missing or damaged.
+            UserError: if the engine cannot read such a model.
         """
-        return describe(self.fetch_small(step))
+        return describe(self.fetch_small(step), self.trust_remote_code)
 
     def load(self, step: int, dtype: str = "float32", device: str = "auto") -> LoadedCheckpoint:
         """Load a checkpoint.
@@ -84,15 +110,19 @@ class Family:
             device: see `resolve_device`.
 
         Raises:
-            UserError: if there is no such checkpoint, the engine cannot read such a model, or its files do not load.
+            CheckpointUnusable: if it is missing or damaged.
+            UserError: if the engine cannot read such a model, or it does not fit on the device.
         """
         where = resolve_device(device)
         tokenizer = self.describe(step).tokenizer
-        files = self.fetch(step)
-        weights, parameters = load_weights(files.folder, getattr(torch, dtype), where)
+        ready = self._ahead.take(step)
+        files = self.fetch(step) if ready is None else ready.files
+        state = None if ready is None else ready.state
+        del ready
+        weights, parameters = load_weights(files.folder, getattr(torch, dtype), where, state)
         # Hashing takes longer than loading and is needed last, so it runs while the checkpoint is measured.
-        sha256 = _in_background(files.sha256)
-        return LoadedCheckpoint(self.name, step, self.tokens_at(step), weights, parameters, tokenizer, files, sha256)
+        hashes = in_background(files.hashes)
+        return LoadedCheckpoint(self.name, step, self.tokens_at(step), weights, parameters, tokenizer, files, hashes)
 
 
 @dataclass(frozen=True)
@@ -102,75 +132,103 @@ class LocalFamily(Family):
     folders: dict[int, Path]
 
     def fetch_small(self, step: int) -> Path:
-        return self.folders[step]
+        self._ahead.wait(step)
+        return self._folder_of_small(step)
 
-    def fetch(self, step: int) -> CheckpointFiles:
-        folder = self.folders[step]
-        before = local.stamps(folder)
-        origin = {"repository": self.source, "revision": folder.name, "commit": None}
-        return CheckpointFiles(folder, origin, lambda: local.weights_sha256(before))
+    def fetch(self, step: int, arrived: Arrived = lambda count: None) -> CheckpointFiles:
+        self._ahead.wait(step)
+        return self._files(step, arrived)
 
     def sha256(self, step: int) -> str:
         """Hash of a checkpoint's weights as they are on disk now."""
-        return local.weights_sha256(local.stamps(self.folders[step]))
+        return combine(local.hashes(local.stamps(self.folders[step])))
+
+    def _folder_of_small(self, step: int) -> Path:
+        return self.folders[step]
+
+    def _files(self, step: int, arrived: Arrived) -> CheckpointFiles:
+        folder = self.folders[step]
+        before = local.stamps(folder)
+        origin = {"repository": self.source, "revision": folder.name, "commit": None}
+        return CheckpointFiles(folder, origin, lambda: local.hashes(before), self.trust_remote_code)
 
 
 @dataclass(frozen=True)
 class HubFamily(Family):
-    """Checkpoints on the hub: branches or tags of one or several repositories."""
+    """Checkpoints on the hub: branches or tags of one or several repositories.
+
+    Attributes:
+        revisions: step -> branch or tag.
+        cache_dir: where downloads go.
+        commits: repository -> branch or tag -> its commit, None if the hub was not asked.
+    """
 
     revisions: dict[int, Named]
     cache_dir: Path
-    _pending: dict[int, Future[None]] = field(default_factory=dict, compare=False, repr=False)
+    commits: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict, compare=False, repr=False)
+    _own: hub.OwnFiles = field(default_factory=hub.OwnFiles, compare=False, repr=False)
+    _released: list[int] = field(default_factory=list, compare=False, repr=False)
 
     def folder(self, step: int) -> Path:
         """Where a checkpoint's files are downloaded to."""
         revision = self.revisions[step]
-        return hub.downloads_of(self.cache_dir, revision.repository) / revision.name.replace("/", "--")
+        return hub.folder_of(self.cache_dir, revision.repository, revision.name)
+
+    def listing(self, step: int) -> Listing:
+        """What the hub lists of a checkpoint; the answer of an earlier request, if its commit is the same.
+
+        Raises:
+            CheckpointUnusable: if the revision is missing, or the hub did not answer.
+        """
+        revision = self.revisions[step]
+        downloads = downloads_of(self.cache_dir, revision.repository)
+        return listing_of(revision.repository, revision.name, downloads, self._commit(step))
+
+    def main(self) -> Listing | None:
+        """What the hub lists of the branch `main`; None if there is none.
+
+        Raises:
+            CheckpointUnusable: if the hub did not answer.
+        """
+        names = self.commits.get(self.source, {})
+        if "main" not in names:
+            return None
+        return listing_of(self.source, "main", downloads_of(self.cache_dir, self.source), names["main"])
+
+    def is_complete(self, step: int) -> bool:
+        """Whether all of a checkpoint's files are on disk."""
+        return hub.read_manifest(self.folder(step)) is not None
 
     def fetch_small(self, step: int) -> Path:
-        self._settle(step)
-        hub.download_small(*self._where(step))
-        return self.folder(step)
+        self._ahead.wait(step)
+        return self._folder_of_small(step)
 
-    def fetch(self, step: int) -> CheckpointFiles:
-        self._settle(step)
-        origin = hub.download(*self._where(step))
-        sha256 = origin.pop("sha256")
-        return CheckpointFiles(self.folder(step), origin, lambda: sha256)
+    def fetch(self, step: int, arrived: Arrived = lambda count: None) -> CheckpointFiles:
+        self._ahead.wait(step)
+        return self._files(step, arrived)
 
-    def prefetch(self, step: int) -> None:
-        if step not in self._pending and hub.read_manifest(self.folder(step)) is None:
-            self._pending[step] = _in_background(self._download, step)
+    def release(self, step: int, keep: Literal["all", "none"] | int) -> None:
+        if keep == "all":
+            return
+        self._released.append(step)
+        while len(self._released) > (0 if keep == "none" else keep):
+            self._own.delete(self.folder(self._released.pop(0)))
 
-    def free(self, step: int) -> None:
-        shutil.rmtree(self.folder(step), ignore_errors=True)
+    def _folder_of_small(self, step: int) -> Path:
+        revision, folder = self.revisions[step], self.folder(step)
+        self._own.note(folder)
+        code = self.trust_remote_code
+        hub.download_small(revision.repository, revision.name, folder, self._commit(step), code=code)
+        return folder
 
-    def _where(self, step: int) -> tuple[str, str, Path]:
+    def _files(self, step: int, arrived: Arrived) -> CheckpointFiles:
+        revision, folder = self.revisions[step], self.folder(step)
+        self._own.note(folder)
+        origin = hub.download(revision.repository, revision.name, folder, self._commit(step), arrived)
+        hashes = origin.get("files") or {"": origin["sha256"]}  # Earlier manifests have one hash alone.
+        about = {key: origin[key] for key in ("repository", "revision", "commit")}
+        return CheckpointFiles(folder, about, lambda: hashes, self.trust_remote_code)
+
+    def _commit(self, step: int) -> str | None:
         revision = self.revisions[step]
-        return revision.repository, revision.name, self.folder(step)
-
-    def _download(self, step: int) -> None:
-        """The small files first, so that it never downloads weights that the engine cannot read."""
-        hub.download_small(*self._where(step))
-        describe(self.folder(step))
-        hub.download(*self._where(step))
-
-    def _settle(self, step: int) -> None:
-        """Wait for a prefetch. If it failed, the error will come up again."""
-        if (pending := self._pending.pop(step, None)) is not None and (error := pending.exception()) is not None:
-            log.debug("prefetch of step %d: %s", step, error)
-
-
-def _in_background(function: Callable[..., T], *args: Any) -> Future[T]:
-    """Call a function in a daemon thread, so that an interrupted run does not wait for gigabytes."""
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function(*args))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
+        return self.commits.get(revision.repository, {}).get(revision.name)

@@ -26,6 +26,10 @@ class Kind:
         script: the root script that writes it.
         config: how the names of that script's configs start; empty if they start with the task's name.
         companions: further files next to a checkpoint's table: suffix -> meaning.
+        summaries: tables about all checkpoints of a model: file name without its ending -> column (after `model`) ->
+            meaning.
+        version: of the definitions of its numbers. Raise it by one when a change to the code moves them: results of
+            another version are then refused.
     """
 
     name: str
@@ -33,6 +37,8 @@ class Kind:
     script: str
     config: str = ""
     companions: Mapping[str, str] = field(default_factory=dict)
+    summaries: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    version: int = 1
 
 
 GRAPHS = Kind(
@@ -231,6 +237,21 @@ IOI_CONSISTENCY = Kind(
     "get_ioi_consistency.py",
     "ioi_consistency",
     companions={".json": "where the circuit and the scores came from"},
+    summaries={
+        "role_handover": {
+            "role": "the role that the head holds at one or more checkpoints",
+            "layer": "layer of the head",
+            "head": "number of the head in its layer",
+            "first_step": "first checkpoint at which it holds the role",
+            "last_step": "last such checkpoint",
+            "first_tokens": "tokens seen by the first of them",
+            "last_tokens": "tokens seen by the last of them",
+            "n_held": "at how many checkpoints it holds the role",
+            "n_between": "how many were measured from the first to the last; if more, it lost the role in between",
+            "peak_step": "checkpoint at which its effect is largest while it holds the role",
+            "peak_effect": "its effect there, as in `ioi_consistency_heads`",
+        }
+    },
 )
 IOI_CONSISTENCY_HEADS = Kind(
     "ioi_consistency_heads",
@@ -312,6 +333,33 @@ TASK_PERFORMANCE = Kind(
     "get_model_task_performance.py",
     "performance",
 )
+CHECKS = Kind(
+    "checks",
+    {},
+    "check_checkpoints.py",
+    "check",
+    summaries={
+        "checkpoints": {
+            "step": "training step of a published checkpoint",
+            "tokens": "tokens seen in training",
+            "revision": "branch, tag or folder",
+            "file": "file with weights",
+            "bytes": "its size",
+            "sha256": "SHA-256 of its content",
+            "problem": "`equal weights`, `equal shard`, `equal as expected`, `missing: ...` or `not asked: ...`; empty "
+            "if nothing is wrong",
+            "same_as": "the other steps that hold the same file, or `main`",
+            "known": "what is known to be wrong with the step, and who says so",
+        },
+        "distances": {
+            "step": "a checkpoint; only with `--deep`",
+            "before": "the one before it in `checkpoints`",
+            "distance": "relative L2 distance between the two, the mean over a few matrices",
+            "usual": "median of the neighbouring pairs",
+            "stands_out": "whether `distance` is more than 5 times that",
+        },
+    },
+)
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -333,6 +381,10 @@ KINDS: dict[str, Kind] = {
         TASK_PERFORMANCE,
     )
 }
+
+
+WITHOUT_STEPS = (CHECKS,)
+"""Kinds of results about all checkpoints at once: they have summaries only, and the report has no use for them."""
 
 
 def find_kind(kind: str | Kind) -> Kind:

@@ -2,9 +2,12 @@
 
     {"analysis": script, "config": every key, "settings": the keys that results depend on, "seed": n,
      "repository": where the weights are from, "versions": {package: version},
-     "checkpoints": {step: {repository, revision, commit, sha256}}, "equal_weights": [[1000, 2000]]}
+     "checkpoints": {step: {repository, revision, commit, sha256, ...}}, "equal_weights": [[1000, 2000]],
+     "files": {name: SHA-256}}
 
-Another run may write into the folder if its settings are the same and its weights come from the same place.
+Another run may write into the folder if its settings are the same and its weights come from the same place. The
+settings include `definitions_version`, the version of the definitions that the numbers follow (`Kind.version`). A file
+whose hash is not the one in `files` was damaged, and is measured again with `repair`.
 `equal_weights` lists checkpoints whose weights have the same hash (some revisions on the hub hold another step's).
 """
 
@@ -12,20 +15,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import json
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from utils.config.keys import BaseConfig, result_settings
 from utils.errors import UserError
-from utils.files import atomic_write, remove_stale_temporaries, require_writable
+from utils.files import atomic_write, file_sha256, remove_stale_temporaries, require_writable
 from utils.models.family import Family, LocalFamily
-from utils.results.store import ResultsFolder
+from utils.results.kinds import Kind
+from utils.results.store import DamagedRecord, ResultsFolder
 
 _PACKAGES = ("torch", "transformers", "transformer_lens", "numpy", "pandas")
 _UNSET = object()
@@ -52,8 +58,8 @@ class RunRecord:
         Args:
             analysis: the script's name.
             config: this run's config.
-            family: this run's weights. Hub repositories are compared by name. Local families are compared by the hash
-                of the last measured step, because a folder goes by many names and may have been trained again.
+            family: this run's weights. Hub repositories are compared by name. Local families are compared by the hashes
+                of their weights, because a folder goes by many names and may have been trained again.
 
         Raises:
             UserError: naming what the folder holds and what this run asks for.
@@ -65,18 +71,18 @@ class RunRecord:
         held = self._read()
         if held is None:
             raise UserError(f"{self.folder.path} holds results but no run.json, so their config is unknown; {way_out}")
-        differing = differences(held, analysis, config)
+        differing = differences(held, self.folder.kind, analysis, config)
         if differing:
             holds = " and ".join(f"{name}={shown(old)}" for name, old, _ in differing)
             asks = " and ".join(shown(new) for _, _, new in differing)
             raise UserError(f"{self.folder.path} holds {holds}, this run asks for {asks}; {way_out}")
-        if not _same_weights(held, family, done):
+        if not _same_weights(held, family, done, self._time()):
             holds = f"results of {held['repository']}, this run measures"
             asks = f"other weights in {family.source}" if family.is_local else family.source
             raise UserError(f"{self.folder.path} holds {holds} {asks}; {way_out}")
 
     def begin(self, analysis: str, config: BaseConfig, family: Family, steps: list[int]) -> None:
-        """Record what this run was asked for. With `overwrite`, delete the results that it replaces.
+        """Record what this run was asked for. With `overwrite` or `repair`, delete the results that it replaces.
 
         Args:
             analysis: the script's name.
@@ -84,43 +90,62 @@ class RunRecord:
             family: this run's weights.
             steps: the steps that this run will measure. `overwrite` deletes their results, or all results in the folder
                 if they come from another config or other weights. A later run without `overwrite` goes on where this
-                one stops.
+                one stops. `repair` deletes those of them that are damaged, or all in the folder if run.json is.
         """
         require_writable(self.folder.path, "results_dir")
         remove_stale_temporaries(self.folder.path)
         with self._lock():
-            held = self._read() or {"settings": {}, "checkpoints": {}}
-            known = held["checkpoints"]
-            if config.overwrite:
+            held = self._read_anyhow() if config.overwrite or config.repair else self._read()
+            readable, held = held is not None or not self.path.is_file(), held or {"settings": {}, "checkpoints": {}}
+            known, files = held["checkpoints"], held.get("files", {})
+            if config.overwrite or not readable:
                 done = self.folder.steps()
-                same = not differences(held, analysis, config) and _same_weights(held, family, done)
+                same = not differences(held, self.folder.kind, analysis, config) and _same_weights(
+                    held, family, done, self._time()
+                )
                 for step in done:
                     if step in steps or not same:
                         self.folder.delete(step)
-                known = known if same else {}
+                known, files = (known, _without(files, steps)) if same else ({}, {})
+            elif config.repair:
+                damaged = sorted({int(path.stem.removeprefix("step")) for path in self._damaged(files, steps)})
+                for step in damaged:
+                    self.folder.delete(step)
+                files = _without(files, damaged)
             if known and held["versions"] != versions():
                 log.warning("%s was started with other package versions: %s", self.folder.path, held["versions"])
             self._write(
                 {
                     "analysis": analysis,
                     "config": config.model_dump(mode="json"),
-                    "settings": result_settings(config),
+                    "settings": _settings(self.folder.kind, config),
                     "seed": config.seed,
                     "repository": family.source,
                     "versions": versions(),
                     "checkpoints": known,
+                    "files": files,
                 }
             )
 
-    def add(self, step: int, provenance: dict[str, Any]) -> list[int]:
+    def add(self, step: int, provenance: dict[str, Any], files: Mapping[str, bytes] | None = None) -> list[int]:
         """Record where a checkpoint's weights come from, before its results are written.
+
+        Args:
+            step: the checkpoint.
+            provenance: of its weights.
+            files: what is going to be written: suffix -> bytes. Their hashes are recorded.
 
         Returns:
             The other recorded steps with the same weights.
         """
+        hashes = {
+            self.folder.file(step, suffix).name: hashlib.sha256(data).hexdigest()
+            for suffix, data in (files or {}).items()
+        }
         with self._lock():
             run = self.folder.read_run()
             run["checkpoints"][str(step)] = provenance
+            run["files"] = run.get("files", {}) | hashes
             self._write(run)
         return [
             int(other)
@@ -128,12 +153,61 @@ class RunRecord:
             if int(other) != step and weights["sha256"] == provenance["sha256"]
         ]
 
+    def damaged(self, steps: Collection[int]) -> list[Path]:
+        """Files of finished checkpoints whose bytes are not those that were written, or that are gone.
+
+        Args:
+            steps: the checkpoints to look at. Each of their files is read once and hashed.
+
+        Raises:
+            DamagedRecord: if run.json itself is.
+        """
+        held = self._read()
+        return [] if held is None else self._damaged(held.get("files", {}), steps)
+
+    def _damaged(self, files: Mapping[str, str], steps: Collection[int]) -> list[Path]:
+        found = []
+        for step in steps:
+            if not self.folder.has(step):
+                continue  # It was not finished, and will be measured anyway.
+            for suffix in (".csv", *self.folder.kind.companions):
+                path = self.folder.file(step, suffix)
+                if path.name in files and not (path.is_file() and file_sha256(path) == files[path.name]):
+                    found.append(path)
+        return found
+
+    def _time(self) -> float:
+        """When run.json was written last; 0 if it is not there."""
+        return self.path.stat().st_mtime if self.path.is_file() else 0.0
+
     def _read(self) -> dict[str, Any] | None:
-        return self.folder.read_run() if self.path.is_file() else None
+        """What run.json holds; None if it is not there.
+
+        Raises:
+            DamagedRecord: if it lacks a part.
+        """
+        if not self.path.is_file():
+            return None
+        held = self.folder.read_run()
+        weights = held.get("checkpoints")
+        blocks = [held.get("settings"), weights, held.get("files", {}), held.get("versions")]
+        if not all(isinstance(block, dict) for block in blocks) or "repository" not in held:
+            raise DamagedRecord(self.path)
+        if not all(isinstance(one, dict) and "sha256" in one for one in (weights or {}).values()):
+            raise DamagedRecord(self.path)
+        return held
+
+    def _read_anyhow(self) -> dict[str, Any] | None:
+        try:
+            return self._read()
+        except DamagedRecord:
+            return None
 
     def _write(self, run: dict[str, Any]) -> None:
         checkpoints = dict(sorted(run["checkpoints"].items(), key=lambda item: int(item[0])))
+        files = run.pop("files")
         run = run | {"checkpoints": checkpoints, "equal_weights": equal_weights(checkpoints)}
+        run["files"] = dict(sorted(files.items(), key=lambda item: _order(item[0])))
         atomic_write(self.path, (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
 
     @contextlib.contextmanager
@@ -141,7 +215,12 @@ class RunRecord:
         """Let one process at a time through: several runs may measure different checkpoints into one folder."""
         lock = FileLock(self.folder.path / ".lock")
         try:
-            lock.acquire()
+            lock.acquire(poll_interval=0.005)
+        except NotImplementedError:
+            raise UserError(
+                f"results_dir: the file system of {self.folder.path} has no locks; mount it with them (flock), or name "
+                "another folder"
+            ) from None
         except OSError as error:
             raise UserError(
                 f"results_dir: {lock.lock_file} cannot be written ({error.strerror}); name another"
@@ -160,20 +239,47 @@ def equal_weights(checkpoints: dict[str, dict[str, Any]]) -> list[list[int]]:
     return sorted(sorted(steps) for steps in groups.values() if len(steps) > 1)
 
 
-def _same_weights(held: dict[str, Any], family: Family, done: list[int]) -> bool:
+def _same_weights(held: dict[str, Any], family: Family, done: list[int], since: float) -> bool:
+    """Whether results come from a family's weights, as far as can be told without reading all of them.
+
+    Hub repositories are compared by name. Of a local family, weights are hashed whose files are newer than run.json,
+    and those of the last measured step in any case.
+    """
     if not isinstance(family, LocalFamily):
         return bool(held["repository"] == family.source)
     recorded = [step for step in done if step in family.steps and str(step) in held["checkpoints"]]
-    return not recorded or held["checkpoints"][str(recorded[-1])]["sha256"] == family.sha256(recorded[-1])
+    suspects = [step for step in recorded if step == recorded[-1] or _newest(family.folders[step]) > since]
+    return all(held["checkpoints"][str(step)]["sha256"] == family.sha256(step) for step in suspects)
 
 
-def differences(held: dict[str, Any], analysis: str, config: BaseConfig) -> list[tuple[str, Any, Any]]:
+def _newest(folder: Path) -> float:
+    try:
+        return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+    except OSError:
+        return 0.0
+
+
+def differences(held: dict[str, Any], kind: Kind, analysis: str, config: BaseConfig) -> list[tuple[str, Any, Any]]:
     """(key, held, asked for) wherever a run.json and a run differ; keys go by their last part."""
     old = {"analysis": held.get("analysis", _UNSET), **held["settings"]}
-    new = {"analysis": analysis, **result_settings(config)}
+    new = {"analysis": analysis, **_settings(kind, config)}
     names = list(dict.fromkeys([*old, *new]))
     pairs = [(name.rpartition(".")[2], old.get(name, _UNSET), new.get(name, _UNSET)) for name in names]
     return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _settings(kind: Kind, config: BaseConfig) -> dict[str, Any]:
+    return {"definitions_version": kind.version, **result_settings(config)}
+
+
+def _without(files: Mapping[str, str], steps: Collection[int]) -> dict[str, str]:
+    """Hashes of files, without those of some steps."""
+    return {name: sha256 for name, sha256 in files.items() if _order(name)[0] not in steps}
+
+
+def _order(name: str) -> tuple[int, str]:
+    stem, _, suffix = name.removeprefix("step").partition(".")
+    return int(stem), suffix
 
 
 def shown(value: Any) -> str:

@@ -37,6 +37,13 @@ _STEP_FILE = re.compile(r"step(\d{6,})\.csv")
 _NAME = re.compile(r"[^/\\\0.][^/\\\0]*")
 
 
+class DamagedRecord(UserError):
+    """A run.json that does not hold what it should."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is damaged; pass repair=true to measure the folder again, or put the file back")
+
+
 @dataclass(frozen=True)
 class Result:
     """What an analysis found in one checkpoint, for one kind of result.
@@ -100,21 +107,32 @@ class ResultsFolder:
         """The command that makes these results."""
         return how_to_make(self.kind, self.model, self.task)
 
+    def encode(self, step: int, result: Result, tokens: int) -> dict[str, bytes]:
+        """A checkpoint's files as they will be written: suffix -> bytes, the table last.
+
+        Raises:
+            ValueError: unless the result is as its kind says.
+        """
+        files = {}
+        if result.tensors is not None:
+            files[self._companion(".pt")] = _tensor_bytes(result.tensors)
+        if result.json is not None:
+            files[self._companion(".json")] = _json_bytes(result.json)
+        return files | {".csv": self._table_bytes(step, result.table, tokens)}
+
+    def write(self, step: int, suffix: str, data: bytes) -> Path:
+        """Write one of the files that `encode` made."""
+        path = self.file(step, suffix)
+        atomic_write(path, data)
+        return path
+
     def write_table(self, step: int, table: pd.DataFrame, tokens: int) -> Path:
         """Write a checkpoint's table, with `model, step, tokens` as its first columns and without its index.
 
         Raises:
             ValueError: unless its columns are those of the kind, in the same order.
         """
-        if list(table.columns) != list(self.kind.columns):
-            raise ValueError(f"a table of {self.kind.name} has {list(self.kind.columns)}, not {list(table.columns)}")
-        stamped = table.reset_index(drop=True)
-        stamped.insert(0, "model", self.model)
-        stamped.insert(1, "step", step)
-        stamped.insert(2, "tokens", tokens)
-        path = self.file(step)
-        atomic_write(path, _csv_bytes(stamped))
-        return path
+        return self.write(step, ".csv", self._table_bytes(step, table, tokens))
 
     def read_table(self, step: int) -> pd.DataFrame:
         """A checkpoint's table as it was written. An empty cell is a missing value; text like `NA` stays text.
@@ -128,8 +146,11 @@ class ResultsFolder:
         """Write a table about all steps of the folder as `<folder>/<name>.csv`, with `model` as its first column.
 
         Raises:
-            ValueError: if the table already has a column `model`.
+            ValueError: unless it is a summary of the kind, with the kind's columns for it in the same order.
         """
+        columns = self.kind.summaries.get(name)
+        if columns is None or list(table.columns) != list(columns):
+            raise ValueError(f"{self.kind.name} has no summary '{name}' with the columns {list(table.columns)}")
         stamped = table.reset_index(drop=True)
         stamped.insert(0, "model", self.model)
         path = self.path / f"{name}.csv"
@@ -146,13 +167,7 @@ class ResultsFolder:
 
     def write_tensors(self, step: int, tensors: dict[str, Any]) -> Path:
         """Write tensors, numbers, texts and lists of them. They are read back with `weights_only=True`."""
-        import torch  # Whoever only reads tables need not wait for torch.
-
-        buffer = io.BytesIO()
-        torch.save(tensors, buffer)
-        path = self._companion(step, ".pt")
-        atomic_write(path, buffer.getvalue())
-        return path
+        return self.write(step, self._companion(".pt"), _tensor_bytes(tensors))
 
     def read_tensors(self, step: int) -> dict[str, torch.Tensor | Any]:
         """What `write_tensors` wrote, on the CPU.
@@ -168,9 +183,7 @@ class ResultsFolder:
 
     def write_json(self, step: int, value: dict[str, Any]) -> Path:
         """Write a checkpoint's JSON. JSON has no NaN and no infinity, so both raise a ValueError."""
-        path = self._companion(step, ".json")
-        atomic_write(path, json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
-        return path
+        return self.write(step, self._companion(".json"), _json_bytes(value))
 
     def read_json(self, step: int) -> dict[str, Any]:
         """What `write_json` wrote.
@@ -185,9 +198,15 @@ class ResultsFolder:
         """The folder's run.json (`utils/results/record.py`).
 
         Raises:
-            UserError: if it is missing, naming the command that makes it.
+            UserError: if it is missing, naming the command that makes it, or damaged.
         """
-        run: dict[str, Any] = json.loads(self._existing(self.path / "run.json").read_text(encoding="utf-8"))
+        path = self._existing(self.path / "run.json")
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise DamagedRecord(path) from None
+        if not isinstance(run, dict):
+            raise DamagedRecord(path)
         return run
 
     def delete(self, step: int) -> None:
@@ -195,10 +214,19 @@ class ResultsFolder:
         for suffix in (".csv", *self.kind.companions):
             self.file(step, suffix).unlink(missing_ok=True)
 
-    def _companion(self, step: int, suffix: str) -> Path:
+    def _table_bytes(self, step: int, table: pd.DataFrame, tokens: int) -> bytes:
+        if list(table.columns) != list(self.kind.columns):
+            raise ValueError(f"a table of {self.kind.name} has {list(self.kind.columns)}, not {list(table.columns)}")
+        stamped = table.reset_index(drop=True)
+        stamped.insert(0, "model", self.model)
+        stamped.insert(1, "step", step)
+        stamped.insert(2, "tokens", tokens)
+        return _csv_bytes(stamped)
+
+    def _companion(self, suffix: str) -> str:
         if suffix not in self.kind.companions:
             raise ValueError(f"{self.kind.name} has no {suffix} files next to its tables")
-        return self.file(step, suffix)
+        return suffix
 
     def _existing(self, path: Path, overrides: str = "") -> Path:
         if not path.is_file():
@@ -256,6 +284,18 @@ class Store:
             where = self.root / find_kind(kind).name if model is None else self.folder(kind, model, task).path
             raise UserError(f"{where} holds no results; run: {how_to_make(kind, model, task)}")
         return pd.concat(frames, ignore_index=True)
+
+
+def _tensor_bytes(tensors: dict[str, Any]) -> bytes:
+    import torch  # Whoever only reads tables need not wait for torch.
+
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+def _json_bytes(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _csv_bytes(table: pd.DataFrame) -> bytes:

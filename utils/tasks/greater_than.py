@@ -1,14 +1,23 @@
 """Greater-than: a span of years ends later than it began (Hanna et al. 2023, arXiv 2305.00586).
 
-"The war lasted from the year 1732 to the year 17" -> a two-digit token greater than 32. The corrupted prompt begins
-with the year 1701, which allows every answer.
+The prompt shows the beginning of the second year, and the answers are the tokens that may end it. How much it shows
+depends on how the tokenizer cuts years:
 
-The years are those from 1100 to 1799 that are two tokens, the century and two digits. The first and the last such year
-of each century are left out, so that there is always a right and a wrong answer. A year that is its own corruption
-(1701) makes no prompt.
+- Into the century and two digits (Pythia, GPT-2), the form of the paper: "The war lasted from the year 1732 to the year
+  17" -> a two-digit token greater than 32. The corrupted prompt begins with the year 1701, which allows every answer
+  above 01. The first and the last such year of each century are left out.
+- Before the last digit, as tokenizers with a token for each digit (SmolLM2, Llama 2) and with tokens of up to three
+  digits (Llama 3, OLMo 2) do: "... from the year 1732 to the year 173" -> a digit greater than 2. The corrupted prompt
+  begins with the year 1730, which allows every answer above 0.
+
+The years are those from 1100 to 1799 that are cut so and have both a right and a wrong answer. A year that is its own
+corruption (1701, or 1730) makes no prompt.
 
 `meta` columns: noun, century (17), year (1732).
 """
+
+import logging
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,8 +25,9 @@ from utils.config.keys import PromptOptions
 from utils.errors import UserError
 from utils.tasks.prompts import Pair, Prompts, Task, assemble
 from utils.tasks.sampling import draw, unravel
-from utils.tasks.vocabulary import continuations, encode, single_tokens
+from utils.tasks.vocabulary import continuations, encode, single_tokens, unknown_token
 
+# {century} is the beginning of the second year: its century, or all but its last digit.
 TEMPLATE = "The {noun} lasted from the year {year} to the year {century}"
 
 FIRST_YEAR, LAST_YEAR = 1100, 1799  # inclusive; years outside are rarely two tokens
@@ -39,19 +49,45 @@ NOUNS: tuple[str, ...] = (
     *("voyage", "warfare", "work"),
 )
 
-CORRUPTED_DIGITS = 1  # the corrupted year is XX01
+CORRUPTED_DIGITS = 1  # the corrupted year is XX01, or XXX0 where the answer is one digit
+
+log = logging.getLogger(__name__)
 
 
-def two_digit_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
-    """Number from 0 to 99 -> the token that is its two digits without a space, for those in the vocabulary."""
+@dataclass(frozen=True)
+class Form:
+    """What the prompts ask for under a tokenizer.
+
+    Attributes:
+        digits: how many digits of a year the answer is: 2 or 1.
+        years: the years that prompts can begin with.
+        answers: number of that many digits -> token.
+    """
+
+    digits: int
+    years: tuple[int, ...]
+    answers: dict[int, int]
+
+    def corrupted(self, year: int) -> int:
+        """The year that the corrupted prompt begins with."""
+        return year // 100 * 100 + CORRUPTED_DIGITS if self.digits == 2 else year // 10 * 10
+
+
+def number_tokens(tokenizer: PreTrainedTokenizerBase, digits: int) -> dict[int, int]:
+    """Number -> the token that is its digits without a space, for the numbers of so many digits in the vocabulary."""
     found = {}
-    for number in range(100):
-        text = f"{number:02d}"
+    for number in range(10**digits):
+        text = f"{number:0{digits}d}"
         token = tokenizer.convert_tokens_to_ids(text)
         # A text that is not a token comes back as the unknown token or as None.
         if isinstance(token, int) and tokenizer.convert_ids_to_tokens(token) == text:
             found[number] = token
     return found
+
+
+def two_digit_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
+    """Number from 0 to 99 -> the token that is its two digits without a space, for those in the vocabulary."""
+    return number_tokens(tokenizer, 2)
 
 
 def valid_years(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -70,38 +106,67 @@ def valid_years(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [year for found in by_century.values() for year in found[1:-1]]
 
 
+def years_before_a_digit(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The years 1100-1799 whose last digit is a token of its own after the others, which do not depend on it.
+
+    Only those that have a right answer: a greater digit that is a token.
+    """
+    digits = number_tokens(tokenizer, 1)
+    years = range(FIRST_YEAR, LAST_YEAR + 1)
+    texts = dict.fromkeys(number for year in years for number in (year, year // 10))
+    rows = dict(zip(texts, encode(tokenizer, [f"year {number}" for number in texts]), strict=True))
+    unknown = unknown_token(tokenizer)
+    cut = {
+        year
+        for year in years
+        if year % 10 in digits and unknown not in rows[year] and rows[year] == [*rows[year // 10], digits[year % 10]]
+    }
+    return [year for year in years if {year, year // 10 * 10} <= cut and year % 10 < max(digits)]
+
+
+def form_of(tokenizer: PreTrainedTokenizerBase) -> Form:
+    """The form of the prompts under a tokenizer; the paper's where it can be had.
+
+    Raises:
+        UserError: if the tokenizer cuts years in neither of the two ways.
+    """
+    if years := [year for year in valid_years(tokenizer) if year % 100 != CORRUPTED_DIGITS]:
+        return Form(2, tuple(years), two_digit_tokens(tokenizer))
+    if years := [year for year in years_before_a_digit(tokenizer) if year % 10 != 0]:
+        log.info("greater_than: this tokenizer cuts a year before its last digit, so that is what prompts ask for")
+        return Form(1, tuple(years), number_tokens(tokenizer, 1))
+    raise UserError(
+        f"greater_than: this tokenizer cuts no year from {FIRST_YEAR} to {LAST_YEAR} into its century and two digits, "
+        "nor before its last digit; use another model or leave the task out"
+    )
+
+
 def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
     """n distinct greater-than prompts, uniform over nouns and years.
 
     Raises:
-        UserError: if the tokenizer does not cut years into century and two digits, too few nouns are single tokens, or
-            there are fewer than n prompts.
+        UserError: if the tokenizer cuts years in neither of the two ways, too few nouns are single tokens, or there are
+            fewer than n prompts.
     """
     nouns = list(single_tokens(tokenizer, NOUNS, "greater_than", "nouns", 1))
-    years = [year for year in valid_years(tokenizer) if year % 100 != CORRUPTED_DIGITS]
-    if not years:
-        raise UserError(
-            f"greater_than: this tokenizer cuts no year from {FIRST_YEAR} to {LAST_YEAR} into its century and two "
-            "digits; use another model or leave the task out"
-        )
-    digits = two_digit_tokens(tokenizer)
+    form = form_of(tokenizer)
+    base = 10**form.digits
     sets = {
         start: (
-            tuple(token for number, token in digits.items() if number > start),
-            tuple(token for number, token in digits.items() if number <= start),
+            tuple(token for number, token in form.answers.items() if number > start),
+            tuple(token for number, token in form.answers.items() if number <= start),
         )
-        for start in {year % 100 for year in years}
+        for start in {year % base for year in form.years}
     }
     pairs = []
-    for _, _, number in draw("greater_than", [[len(nouns) * len(years)]], n, seed):
-        noun_index, year_index = unravel(number, (len(nouns), len(years)))
-        noun, year = nouns[noun_index], years[year_index]
-        century, start = divmod(year, 100)
+    for _, _, number in draw("greater_than", [[len(nouns) * len(form.years)]], n, seed):
+        noun_index, year_index = unravel(number, (len(nouns), len(form.years)))
+        noun, year = nouns[noun_index], form.years[year_index]
         clean, corrupted = (
-            TEMPLATE.format(noun=noun, year=first, century=century)
-            for first in (year, century * 100 + CORRUPTED_DIGITS)
+            TEMPLATE.format(noun=noun, year=first, century=year // base) for first in (year, form.corrupted(year))
         )
-        pairs.append(Pair(clean, corrupted, *sets[start], {"noun": noun, "century": century, "year": year}))
+        meta = {"noun": noun, "century": year // 100, "year": year}
+        pairs.append(Pair(clean, corrupted, *sets[year % base], meta))
     return assemble(tokenizer, pairs, lambda index: f"greater_than prompt {index}", options.prepend_bos)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from edge_attribution_patching.pairs import Metric, TokenPairs
-from utils.config.keys import PromptOptions
+from utils.config.keys import PromptOptions, StartToken
 from utils.errors import UserError
 from utils.tasks.metrics import METRICS, Answers
 from utils.tasks.vocabulary import encode, unknown_token
@@ -165,7 +165,10 @@ class Pair:
 
 
 def assemble(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], where: Callable[[int], str], prepend_bos: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    where: Callable[[int], str],
+    prepend_bos: StartToken = False,
 ) -> Prompts:
     """Tokenise prompt pairs and check that they can be compared position by position.
 
@@ -174,7 +177,7 @@ def assemble(
         pairs: at least one.
         where: names a pair in error messages, by its index.
         prepend_bos: put exactly one start token in front of every prompt (the end-of-sequence token if the tokenizer
-            has no other). Positions count it.
+            has no other). Positions count it. `auto` that no family has resolved counts as no.
 
     Returns:
         The prompts in the order of `pairs`, with the one position `end`.
@@ -184,7 +187,7 @@ def assemble(
             does not know; if an answer is both right and wrong; or if the tokenizer has no token to put in front.
     """
     rows = encode(tokenizer, [pair.clean for pair in pairs] + [pair.corrupted for pair in pairs])
-    if prepend_bos:
+    if prepend_bos is True:
         first = bos_token(tokenizer)
         rows = [row if row[:1] == [first] else [first, *row] for row in rows]
     clean, corrupted = rows[: len(pairs)], rows[len(pairs) :]

@@ -9,6 +9,7 @@ all structures come equally often until a small one has no prompts left.
 other_number (the second noun, in the singular, or empty), verbs (the right answers' words, separated by ";").
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from utils.config.keys import PromptOptions
 from utils.tasks.prompts import Pair, Prompts, Task, assemble
 from utils.tasks.sampling import draw, unravel
-from utils.tasks.vocabulary import continuations, require, single_tokens
+from utils.tasks.vocabulary import continuations, require, say_left, single_tokens
 
 # Words that inflect are (singular, plural) pairs.
 Inflected = tuple[str, str]
@@ -195,6 +196,10 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     structures = [_known(tokenizer, structure) for structure in STRUCTURES]
     verbs = _single_token_pairs(tokenizer, VERBS)
     require(len(verbs), len(VERBS), "sva", "verbs (in both numbers)", LEAST_VERBS)
+    say_left(
+        tokenizer, "sva", "words and phrases of prompts", *(len(_words(every)) for every in (structures, STRUCTURES))
+    )
+    say_left(tokenizer, "sva", "verbs asked for (in both numbers)", len(verbs), len(VERBS))
     tokens = single_tokens(tokenizer, [verb for pair in verbs for verb in pair], "sva", "verbs", LEAST_VERBS)
     answers = [tuple(tokens[pair[number]] for pair in verbs) for number in range(len(NUMBERS))]
     words = [";".join(pair[number] for pair in verbs) for number in range(len(NUMBERS))]
@@ -236,6 +241,12 @@ def _known(tokenizer: PreTrainedTokenizerBase, structure: Structure) -> Structur
     links = _single_token_pairs(tokenizer, tuple((link, link) for link in structure.links))
     require(len(links), len(structure.links), f"sva ({structure.name})", "links", min(1, len(structure.links)))
     return replace(structure, **kept, links=tuple(link for link, _ in links))
+
+
+def _words(structures: Iterable[Structure]) -> set[Inflected | str]:
+    """All that fills the slots of some structures."""
+    slots = ("subjects", "others", "verbs", "other_verbs", "links")
+    return {word for structure in structures for slot in slots for word in getattr(structure, slot)}
 
 
 def _slot_sizes(structure: Structure) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ Words are looked up after other text, never alone: a byte-level tokenizer keeps 
 SentencePiece one marks it, and a word-level one drops it. After a prompt, all three are right.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +13,9 @@ from utils.errors import UserError
 
 CARRIER = "The"
 """The text before a word that is looked up."""
+
+log = logging.getLogger(__name__)
+_told: set[tuple[str, str]] = set()
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -63,7 +67,16 @@ def single_tokens(
     """
     found = {word[1:]: token for word, token in continuations(tokenizer, [f" {word}" for word in words]).items()}
     require(len(found), len(words), task, what, least)
+    say_left(tokenizer, task, what, len(found), len(words))
     return found
+
+
+def say_left(tokenizer: PreTrainedTokenizerBase, task: str, what: str, found: int, of: int) -> None:
+    """Log how many words a tokenizer leaves a task, once, unless it leaves all."""
+    line = f"{task}: {found} of {of} {what} are single tokens under this tokenizer; the others are left out"
+    if found < of and (key := (tokenizer.name_or_path, line)) not in _told:
+        _told.add(key)
+        log.info(line)
 
 
 def require(found: int, of: int, task: str, what: str, least: int) -> None:

@@ -1,46 +1,71 @@
-// The circuit section: choice of model and task, the slider over checkpoints, what changed since the last circuit.
+// The circuit section: choice of model and task, the slider over checkpoints, and what changed against another circuit:
+// the one before it, another checkpoint's, or another model's or task's.
 
 const PLAY_PAUSE = 900;
+const WANTED = { kept: "show-kept", only: "show-kept", added: "show-added", removed: "show-removed" };
+// Positions of the threshold's slider; the first hides nothing.
+const THRESHOLDS = 100;
 
 class CircuitView {
-  constructor(records, headRecords) {
-    this.records = records;
-    this.headRecords = headRecords;
-    this.drawing = new CircuitDrawing(byId("drawing"), byId("tip"));
-    this.table = new SortTable(byId("edge-table"), "Edges of the circuit");
+  constructor(records, headRecords, roles, details) {
+    Object.assign(this, { records, headRecords, roles, details });
+    this.threshold = 0;
+    this.onChange = () => {};
+    this.onModel = () => {};
+    const choose = (name, focus) => this.choose(name, focus);
+    this.drawing = new CircuitDrawing(byId("drawing"), byId("tip"), roles, choose);
+    this.second = new CircuitDrawing(byId("drawing-other"), byId("tip"), roles, choose);
+    this.edges = new EdgeList(byId("edge-list"), byId("edge-table"), (name) => this.choose(name, true));
+    this.search = new Search(() => this.findable(), (name) => this.choose(name, true));
     this.slider = byId("step");
     const models = [...new Set(records.map((record) => record.model))];
     fillSelect(byId("circuit-model"), models.map((model) => [model, model]));
+    fillSelect(byId("other-model"), [["", "the same model"], ...models.map((model) => [model, model])]);
     this.listen();
     this.chooseModel();
   }
 
   listen() {
-    byId("circuit-model").addEventListener("change", () => this.chooseModel());
-    byId("circuit-task").addEventListener("change", () => this.chooseRecord());
-    this.slider.addEventListener("input", () => this.show());
-    byId("previous-step").addEventListener("click", () => this.move(-1));
-    byId("next-step").addEventListener("click", () => this.move(1));
-    byId("play").addEventListener("click", () => this.play());
-    for (const id of ["circuit-strongest", "show-kept", "show-added", "show-removed"]) {
-      byId(id).addEventListener("change", () => this.show());
-    }
-    byId("edge-list").addEventListener("toggle", () => this.fillTable());
-    let wide = window.innerWidth;
-    window.addEventListener("resize", () => {
-      // Phones resize in height whenever their address bar goes.
-      if (window.innerWidth === wide) return;
-      wide = window.innerWidth;
-      this.drawing.resize();
+    const on = (id, event, act) => byId(id).addEventListener(event, () => { act(); this.onChange(); });
+    on("circuit-model", "change", () => this.chooseModel());
+    on("circuit-task", "change", () => this.chooseRecord());
+    on("other-model", "change", () => { this.fillOtherTasks(); this.chooseOther(); });
+    on("other-task", "change", () => this.chooseOther());
+    on("other-step", "change", () => this.show());
+    on("side", "change", () => this.layOut());
+    on("step", "input", () => this.show());
+    on("previous-step", "click", () => this.move(-1));
+    on("next-step", "click", () => this.move(1));
+    on("play", "click", () => this.play());
+    on("threshold", "input", () => { this.threshold = this.thresholdAt(Number(byId("threshold").value)); this.show(); });
+    for (const id of ["circuit-strongest", ...new Set(Object.values(WANTED))]) on(id, "change", () => this.show());
+    byId("edge-list").addEventListener("toggle", () => this.fillList());
+    byId("save-csv").addEventListener("click", () => saveFile(`${this.fileStem()}.csv`, "text/csv", toCsv(this.rows())));
+    byId("save-svg").addEventListener("click", () => saveFile(`${this.fileStem()}.svg`, "image/svg+xml", toSvg(this.sheets())));
+    byId("save-json").addEventListener("click", () => saveFile(`${this.fileStem()}.json`, "application/json", toEapIg(this.record.shape, this.present())));
+    byId("copy-address").addEventListener("click", () => this.copyAddress());
+    // Not the window: details beside the drawing make it narrower too. Phones change in height whenever their address bar goes.
+    let wide = byId("drawings").clientWidth;
+    new ResizeObserver(() => {
+      if (byId("drawings").clientWidth === wide) return;
+      wide = byId("drawings").clientWidth;
       this.drawTimeline();
-      this.show();
-    });
+      this.layOut();
+    }).observe(byId("drawings"));
   }
 
   chooseModel() {
     const own = this.records.filter((record) => record.model === byId("circuit-model").value);
     fillSelect(byId("circuit-task"), own.map((record) => [record.task, record.label]), this.record?.task);
+    this.onModel(own[0].model);
     this.chooseRecord();
+  }
+
+  goToModel(model) {
+    if (model === this.record.model || !this.records.some((record) => record.model === model)) return;
+    byId("circuit-model").value = model;
+    this.chooseModel();
+    this.onChange();
   }
 
   chooseRecord() {
@@ -52,9 +77,41 @@ class CircuitView {
     this.slider.disabled = steps.length < 2;
     const same = steps.findIndex((state) => state.step === before);
     this.slider.value = same < 0 ? steps.length - 1 : same;
-    this.strongestEver = null;
-    this.drawing.setRecord(this.record, (node, edge) => this.describe(node, edge));
+    const scores = steps.flatMap((state) => state.scores.map(Math.abs)).filter((score) => score > 0);
+    this.limits = scores.length ? [scores.reduce((a, b) => Math.min(a, b)), scores.reduce((a, b) => Math.max(a, b))] : [1, 1];
+    byId("threshold").value = this.thresholdPlace();
+    byId("save-json").disabled = !this.record.shape;
+    byId("save-json").title = this.record.shape ? "" : "The results do not say how many layers and heads the model has; measure them anew";
     this.drawTimeline();
+    this.fillOtherTasks();
+    this.chooseOther();
+  }
+
+  // What to compare with. Empty choices follow the record on the left.
+  fillOtherTasks() {
+    const model = byId("other-model").value || this.record.model;
+    const tasks = this.records.filter((record) => record.model === model).map((record) => [record.task, record.label]);
+    fillSelect(byId("other-task"), [["", "the same task"], ...tasks], byId("other-task").value);
+  }
+
+  chooseOther() {
+    const [model, task] = [byId("other-model").value || this.record.model, byId("other-task").value || this.record.task];
+    this.other = this.records.find((record) => record.model === model && record.task === task) ?? null;
+    const usual = this.other === this.record ? ["before", "the circuit before"] : ["same", "the same step"];
+    const steps = (this.other?.steps ?? []).map(({ step }) => [step, `step ${shownNumber(step)}`]);
+    fillSelect(byId("other-step"), [usual, ...steps], byId("other-step").value);
+    this.scene = sceneOf(this.record, this.other);
+    this.layOut();
+  }
+
+  // Both drawings on one plan, so that a box stands at the same place in each.
+  layOut() {
+    const side = byId("side").checked;
+    byId("drawings").classList.toggle("side", side);
+    for (const id of ["drawing-title", "drawing-other", "drawing-other-title"]) byId(id).hidden = !side;
+    for (const drawing of side ? [this.drawing, this.second] : [this.drawing]) {
+      drawing.setRecord(this.scene, (node, item) => this.describe(node, item));
+    }
     this.show();
   }
 
@@ -77,6 +134,7 @@ class CircuitView {
     button.setAttribute("aria-pressed", "true");
     this.timer = setInterval(() => {
       this.move(1);
+      this.onChange();
       if (this.slider.value === this.slider.max) stop();
     }, PLAY_PAUSE);
     return undefined;
@@ -102,55 +160,90 @@ class CircuitView {
       const frame = holder.getBoundingClientRect();
       this.slider.value = Math.floor(((event.clientX - frame.left) / frame.width) * steps.length);
       this.show();
+      this.onChange();
     };
   }
 
-  // Edges of the checkpoint chosen and their state against the last checkpoint before it that has a circuit.
-  compare() {
-    const { steps } = this.record;
+  // |score| at a position of the threshold's slider, on a log scale, in two digits.
+  thresholdAt(place) {
+    if (!place) return 0;
+    const [low, high] = this.limits;
+    return Number((low * (high / low) ** (place / THRESHOLDS)).toPrecision(2));
+  }
+
+  thresholdPlace() {
+    const [low, high] = this.limits;
+    if (!this.threshold || low === high) return 0;
+    return Math.min(THRESHOLDS, Math.max(1, Math.round((THRESHOLDS * Math.log(this.threshold / low)) / Math.log(high / low))));
+  }
+
+  otherState() {
     const at = Number(this.slider.value);
-    this.state = steps[at];
-    this.before = steps.slice(0, at).findLast((state) => state.edges.length) ?? null;
-    this.now = new Map(this.state.edges.map((edge, i) => [edge, this.state.scores[i]]));
-    this.then = new Map((this.before?.edges ?? []).map((edge, i) => [edge, this.before.scores[i]]));
-    const items = [];
-    for (const [edge, score] of this.now) {
-      items.push({ edge, score, state: this.then.has(edge) ? "kept" : "added" });
-    }
-    if (!this.before) items.forEach((item) => { item.state = "only"; });
-    if (this.now.size) {
-      for (const [edge, score] of this.then) {
-        if (!this.now.has(edge)) items.push({ edge, score, state: "removed" });
-      }
-    }
-    return items;
+    const wanted = byId("other-step").value;
+    if (wanted === "before") return this.record.steps.slice(0, at).findLast((state) => state.edges.length) ?? null;
+    const step = wanted === "same" ? this.record.steps[at].step : Number(wanted);
+    return this.other?.steps.find((state) => state.step === step) ?? null;
   }
 
   show() {
-    this.items = this.compare();
-    const limit = byId("circuit-strongest").value === "all" ? Infinity : Number(byId("circuit-strongest").value);
-    const wanted = { kept: "show-kept", only: "show-kept", added: "show-added", removed: "show-removed" };
-    const chosen = this.items.filter((item) => byId(wanted[item.state]).checked);
-    const strongestFirst = (a, b) => Math.abs(b.score) - Math.abs(a.score);
-    const present = chosen.filter((item) => item.state !== "removed").sort(strongestFirst).slice(0, limit);
-    const gone = chosen.filter((item) => item.state === "removed").sort(strongestFirst).slice(0, limit);
-    const strongest = Math.max(0, ...this.state.scores.map(Math.abs)) || 1;
-    this.drawing.draw([...present, ...gone], strongest, this.nodeStates());
-    this.tell(present.length, gone.length);
-    this.bars.forEach((bar, index) => bar.classList.toggle("now", index === Number(this.slider.value)));
-    this.fillTable();
+    this.draw();
+    if (this.details.name) this.details.show(this.details.name, this.context());
   }
 
-  nodeStates() {
-    const nodesOf = (edges) => new Set([...edges.keys()].flatMap((edge) => this.record.edges.slice(3 * edge, 3 * edge + 2)));
+  draw() {
+    this.state = this.record.steps[Number(this.slider.value)];
+    this.before = this.otherState();
+    Object.assign(this, compareCircuits(this.state, this.before, this.scene.fromOther));
+    const limit = byId("circuit-strongest").value === "all" ? Infinity : Number(byId("circuit-strongest").value);
+    const strongestFirst = (a, b) => Math.abs(b.score) - Math.abs(a.score);
+    this.wanted = this.items.filter((item) => byId(WANTED[item.state]).checked).sort(strongestFirst);
+    const above = this.wanted.filter((item) => Math.abs(item.score) >= this.threshold);
+    this.shown = {
+      here: above.filter((item) => item.state !== "removed").slice(0, limit),
+      gone: above.filter((item) => item.state === "removed").slice(0, limit),
+    };
+    const side = byId("side").checked;
+    const { here, gone } = this.shown;
+    const strongest = (state) => Math.max(0, ...(state?.scores ?? []).map(Math.abs)) || 1;
+    const [mine, theirs] = [this.held(this.record.model, this.state), this.held(this.other?.model, this.before)];
+    this.drawing.draw(side ? here : [...here, ...gone], strongest(this.state), this.nodeStates(side ? "here" : "both"), mine, this.details.name);
+    if (side) {
+      const kept = here.filter((item) => item.earlier !== null).map((item) => ({ ...item, score: item.earlier }));
+      this.second.draw([...kept, ...gone], strongest(this.before), this.nodeStates("there"), theirs, this.details.name);
+    }
+    this.tell();
+    this.bars.forEach((bar, index) => bar.classList.toggle("now", index === Number(this.slider.value)));
+    this.fillList();
+  }
+
+  // Head -> roles at a checkpoint; empty where they were not measured.
+  held(model, state) {
+    return this.headRecords.find((record) => record.model === model)?.held[state?.step] ?? {};
+  }
+
+  nodeStates(which) {
+    const nodesOf = (edges) => new Set([...edges.keys()].flatMap((edge) => edgeEnds(this.scene, edge).slice(0, 2)));
     const [now, then] = [nodesOf(this.now), nodesOf(this.then)];
     const states = new Map();
-    for (const node of now) states.set(node, this.before && !then.has(node) ? "new" : "in");
-    if (now.size) for (const node of then) if (!now.has(node)) states.set(node, "gone");
+    if (which === "there") {
+      for (const node of then) states.set(node, now.size && !now.has(node) ? "gone" : "in");
+      return states;
+    }
+    for (const node of now) states.set(node, then.size && !then.has(node) ? "new" : "in");
+    if (which === "both" && now.size) for (const node of then) if (!now.has(node)) states.set(node, "gone");
     return states;
   }
 
-  tell(present, gone) {
+  // How the circuit compared with is called.
+  otherName() {
+    const parts = [];
+    if (this.other && this.other.model !== this.record.model) parts.push(this.other.model);
+    if (this.other && this.other.task !== this.record.task) parts.push(this.other.label);
+    parts.push(this.before ? `step ${shownNumber(this.before.step)}` : "no such checkpoint");
+    return parts.join(", ");
+  }
+
+  tell() {
     const { state, before } = this;
     const tokens = state.tokens === null ? "" : ` (${compactNumber(state.tokens)} tokens)`;
     byId("step-label").textContent = `step ${shownNumber(state.step)}${tokens}`;
@@ -168,35 +261,61 @@ class CircuitView {
       facts.push(`${this.record.metric} of the whole model ${shownNumber(state.full)}, on corrupted prompts ${shownNumber(state.corrupted)}`);
     }
     byId("facts").textContent = `${facts.join(" · ")}.`;
+    byId("change").textContent = this.changeText();
+    byId("drawing-title").textContent = this.titleOf(this.record, state);
+    byId("drawing-other-title").textContent = before ? this.titleOf(this.other, before) : `Nothing to compare with: ${this.otherName()}`;
+    const hidden = this.wanted.filter((item) => Math.abs(item.score) < this.threshold).length;
+    const told = this.threshold
+      ? `|score| ≥ ${shownNumber(this.threshold)}: ${shownNumber(hidden)} of ${count(this.wanted.length, "edge")} hidden`
+      : `none: 0 of ${count(this.wanted.length, "edge")} hidden`;
+    byId("threshold-label").textContent = told;
+    byId("threshold").setAttribute("aria-valuetext", told);
+    byId("role-keys").hidden = !this.headRecords.some((record) => record.model === this.record.model && Object.keys(record.held).length);
+  }
+
+  titleOf(record, state) {
+    return `${record.model}, ${record.label}, step ${shownNumber(state.step)}: ${count(state.edges.length, "edge")}`;
+  }
+
+  changeText() {
+    const { before } = this;
     const total = (name) => this.items.filter((item) => item.state === name).length;
+    const usual = byId("other-step").value === "before";
     const lines = [];
-    if (!this.now.size) lines.push("");
-    else if (!before) lines.push("The first circuit: nothing before it to compare with.");
-    else lines.push(`Since step ${shownNumber(before.step)}: ${count(total("added"), "edge")} added, ${shownNumber(total("removed"))} removed, ${shownNumber(total("kept"))} kept.`);
-    const hidden = this.now.size - present;
-    if (hidden > 0) lines.push(`${count(present, "edge")} of ${shownNumber(this.now.size)} drawn.`);
-    if (gone < total("removed")) lines.push(`${shownNumber(gone)} of ${shownNumber(total("removed"))} removed ones drawn.`);
-    byId("change").textContent = lines.join(" ");
+    if (this.now.size && !before?.edges.length) {
+      const why = before ? `${this.otherName()} has no circuit` : this.otherName();
+      lines.push(usual ? "The first circuit: nothing before it to compare with." : `Nothing to compare with: ${why}.`);
+    } else if (this.now.size) {
+      lines.push(`${usual ? "Since" : "Against"} ${this.otherName()}: ${count(total("added"), "edge")} added, ${shownNumber(total("removed"))} removed, ${shownNumber(total("kept"))} kept.`);
+    }
+    const { here, gone } = this.shown;
+    if (here.length < this.now.size) lines.push(`${count(here.length, "edge")} of ${shownNumber(this.now.size)} drawn.`);
+    if (gone.length < total("removed")) lines.push(`${shownNumber(gone.length)} of ${shownNumber(total("removed"))} removed ones drawn.`);
+    return lines.join(" ");
   }
 
   describe(node, item) {
     return item ? this.describeEdge(item) : this.describeNode(node);
   }
 
-  describeEdge({ edge, score, state }) {
-    const lines = [this.drawing.edgeName(edge)];
-    const before = this.before ? `step ${shownNumber(this.before.step)}` : "";
-    if (state === "removed") return [...lines, `score ${signed(score)} at ${before}`, "removed since"];
-    lines.push(`score ${signed(score)}`);
-    if (state === "kept") lines.push(`${signed(this.then.get(edge))} at ${before}`);
-    if (state === "added") lines.push(`added since ${before}`);
+  describeEdge({ edge, score, earlier, stability, state }) {
+    const lines = [shownEdge(edgeName(this.scene, edge))];
+    const there = this.before ? this.otherName() : "";
+    const since = byId("other-step").value === "before";
+    if (state === "removed") return [...lines, `score ${signed(score)} at ${there}`, since ? "removed since" : "not in this one"];
+    lines.push(`score ${signed(this.state.scores[this.now.get(edge)] ?? score)}`);
+    if (stability !== null) lines.push(`stability ${shownNumber(stability)}`);
+    if (state === "kept") lines.push(`${signed(earlier)} at ${there}`);
+    if (state === "added") lines.push(since ? `added since ${there}` : `not in ${there}`);
     return lines;
   }
 
   describeNode(node) {
-    const [name] = this.record.nodes[node];
+    const [name] = this.scene.nodes[node];
     const lines = [name];
-    const own = [...this.now].map(([edge, score]) => [this.record.edges.slice(3 * edge, 3 * edge + 2), score]);
+    const held = this.held(this.record.model, this.state)[name] ?? [];
+    if (held.length) lines.push(held.map((role) => this.roles[role][0]).join(", "));
+    const own = [...this.now].map(([edge, i]) => [edgeEnds(this.scene, edge), this.state.scores[i]]);
     const into = own.filter(([[, target]]) => target === node);
     const from = own.filter(([[source]]) => source === node);
     if (into.length + from.length === 0) return [...lines, "not in this checkpoint's circuit"];
@@ -218,27 +337,152 @@ class CircuitView {
     });
   }
 
-  fillTable() {
-    if (!byId("edge-list").open) return;
-    if (!this.table.columns.length) {
+  // Open the details of a box or an edge.
+  choose(name, focus = false) {
+    this.details.show(name, this.context(), focus);
+    this.draw();
+    this.onChange();
+  }
+
+  closed() {
+    this.draw();
+    this.onChange();
+  }
+
+  context() {
+    const other = this.other && this.other !== this.record ? this.other : null;
+    return { model: this.record.model, record: this.record, state: this.state, other };
+  }
+
+  // Names that the search finds: boxes, then the circuit's edges from the strongest, then edges of other checkpoints.
+  findable() {
+    const heads = this.headRecords.find((record) => record.model === this.record.model)?.heads ?? [];
+    const nodes = new Set([...this.scene.nodes.map(([name]) => name), ...heads.map(([layer, head]) => `a${layer}.h${head}`)]);
+    const rank = ranks(this.state);
+    const now = [...rank.keys()].map((edge) => edgeName(this.scene, edge));
+    return [...new Set([...nodes, ...now, ...edgeNumbers(this.scene).keys()])];
+  }
+
+  fillList() {
+    const itemsWithNames = () => this.items.map((item) => ({ ...item, name: edgeName(this.scene, item.edge) }));
+    this.edges.fill(itemsWithNames);
+  }
+
+  // The edges drawn that are in the circuit of the checkpoint.
+  present() {
+    return this.shown.here.map(({ edge }) => ({ name: edgeName(this.scene, edge), score: this.state.scores[this.now.get(edge)] }));
+  }
+
+  // The edges drawn, a row each.
+  rows() {
+    const rank = ranks(this.state);
+    const there = this.before ? { other_model: this.other.model, other_task: this.other.task, other_step: this.before.step } : {};
+    return [...this.shown.here, ...this.shown.gone].map(({ edge, score, earlier, stability, state }) => {
+      const [source, target] = edgeName(this.scene, edge).split("->");
+      const here = state !== "removed";
+      return {
+        model: this.record.model, task: this.record.task, step: this.state.step, source, target,
+        score: here ? score : null, rank: here ? rank.get(edge) : null, stability: here ? stability : null, state,
+        ...there, other_score: earlier,
+      };
+    });
+  }
+
+  sheets() {
+    const sheets = [{ svg: this.drawing.svg, title: this.titleOf(this.record, this.state) }];
+    if (byId("side").checked && this.before) sheets.push({ svg: this.second.svg, title: this.titleOf(this.other, this.before) });
+    return sheets;
+  }
+
+  fileStem() {
+    return fileName("circuit", this.record.model, this.record.task, `step${this.state.step}`);
+  }
+
+  async copyAddress() {
+    address.write();
+    const said = byId("copied");
+    try {
+      await navigator.clipboard.writeText(window.location.href);
+      said.textContent = "Address of this view copied";
+    } catch {
+      said.textContent = "The address above the page now leads to this view; copy it from there";
+    }
+  }
+
+  // For the address: what differs from how the page opens.
+  addressState() {
+    const at = (id) => byId(id).value;
+    const entries = [
+      ["model", this.record.model, null], ["task", this.record.task, null], ["step", this.state.step, null],
+      ["other-model", at("other-model"), ""], ["other-task", at("other-task"), ""],
+      ["other-step", at("other-step"), this.other === this.record ? "before" : "same"],
+      ["side", byId("side").checked ? "1" : "", ""],
+      ["strongest", at("circuit-strongest"), "200"], ["threshold", String(this.threshold), "0"],
+      ["hide", ["kept", "added", "removed"].filter((state) => !byId(WANTED[state]).checked).join(","), ""],
+      ["open", this.details.name ?? "", ""],
+    ];
+    return entries.filter(([, value, usual]) => value !== usual).map(([key, value]) => [key, value]);
+  }
+
+  restore(parameters) {
+    const choose = (id, value) => { if ([...byId(id).options].some((option) => option.value === value)) byId(id).value = value; };
+    const hidden = (parameters.get("hide") ?? "").split(",");
+    for (const state of ["kept", "added", "removed"]) byId(WANTED[state]).checked = !hidden.includes(state);
+    choose("circuit-strongest", parameters.get("strongest") ?? "200");
+    byId("side").checked = parameters.get("side") === "1";
+    const threshold = Number(parameters.get("threshold"));
+    this.threshold = threshold > 0 && Number.isFinite(threshold) ? threshold : 0;
+    choose("circuit-model", parameters.get("model"));
+    this.chooseModel();
+    choose("circuit-task", parameters.get("task"));
+    this.chooseRecord();
+    choose("other-model", parameters.get("other-model") ?? "");
+    this.fillOtherTasks();
+    choose("other-task", parameters.get("other-task") ?? "");
+    this.chooseOther();
+    choose("other-step", parameters.get("other-step") ?? (this.other === this.record ? "before" : "same"));
+    const step = this.record.steps.findIndex((state) => String(state.step) === parameters.get("step"));
+    if (step >= 0) this.slider.value = step;
+    const name = parameters.get("open");
+    if (name && /^(input|[am]\d+(\.h\d+)?)(->(logits|[am]\d+(\.h\d+<[qkv]>)?))?$|^logits$/.test(name)) this.details.name = name;
+    else this.details.close();
+    this.show();
+  }
+}
+
+// The list of edges below the drawing, filled only while it is open.
+class EdgeList {
+  constructor(holder, place, open) {
+    this.holder = holder;
+    this.table = new SortTable(place, "Edges of the circuit");
+    this.open = open;
+  }
+
+  fill(itemsWithNames) {
+    if (!this.holder.open) return;
+    const items = itemsWithNames();
+    const stable = items.some((item) => item.stability !== null);
+    if (this.stable !== stable) {
+      this.stable = stable;
+      const press = { label: ({ name }) => `${shownEdge(name)}: numbers over training`, act: ({ name }) => this.open(name) };
       this.table.setColumns(
         [
-          { key: "source", title: "Source", type: "text" },
+          { key: "source", title: "Source", type: "text", press },
           { key: "target", title: "Target", type: "text" },
           { key: "score", title: "Score", type: "number", format: signedOrNone },
           { key: "earlier", title: "Score before", type: "number", format: signedOrNone },
           { key: "size", title: "|Score|", type: "number" },
+          ...(stable ? [{ key: "stability", title: "Stability", type: "number", hint: "share of resamples that have the edge", bar: 1 }] : []),
           { key: "state", title: "State", type: "choice" },
         ],
         ["size", false],
       );
     }
     this.table.setRows(
-      this.items.map(({ edge, score, state }) => {
-        const [source, target] = this.drawing.edgeName(edge).split(" → ");
-        const earlier = this.then.get(edge) ?? null;
+      items.map(({ name, score, earlier, stability, state }) => {
+        const [source, target] = name.split("->");
         const now = state === "removed" ? null : score;
-        return { source, target, score: now, earlier, size: Math.abs(score), state: state === "only" ? null : state };
+        return { name, source, target, score: now, earlier, size: Math.abs(score), stability, state: state === "only" ? null : state };
       }),
     );
   }

@@ -1,27 +1,32 @@
 // The drawing of one circuit at one checkpoint: boxes stand still over training, edges come and go.
 //
 // The shapes are those of plotting/plot_circuit.py: an edge leaves the top of its source's box, arrives from below, and
-// bows out past the boxes between where it would run straight up.
+// bows out past the boxes between where it would run straight up. With the keyboard, arrows go from box to box.
 
 const BOX_WIDTH = 0.84;
 const BOX_HEIGHT = 0.36;
 const PORT_SHARE = [0, -0.3, 0, 0.3];
-const PORT_NAMES = ["", "<q>", "<k>", "<v>"];
 const THINNEST = 0.7;
 const WIDEST = 6.5;
 const REACH = { mouse: 8, pen: 12, touch: 18 };
 const SAMPLES = 24;
 // Milliseconds after which a drawing that stands still is drawn smoothly; while the slider moves, speed counts.
 const SETTLED = 180;
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
 class CircuitDrawing {
-  constructor(holder, tip) {
-    this.holder = holder;
-    this.tip = tip;
+  // `choose(name)` is told which box or edge was asked for, `asked(true)` if by keyboard.
+  constructor(holder, tip, roles, choose) {
+    Object.assign(this, { holder, tip, roles, choose });
+    this.active = -1;
     this.drawn = [];
     this.samples = null;
     holder.addEventListener("pointermove", (event) => this.point(event));
-    holder.addEventListener("pointerdown", (event) => this.point(event));
+    holder.addEventListener("pointerdown", (event) => { this.pointerType = event.pointerType; this.point(event); });
+    holder.addEventListener("click", () => this.take());
+    holder.addEventListener("keydown", (event) => this.press(event));
+    holder.addEventListener("focus", () => { if (holder.matches(":focus-visible")) this.activate(this.active < 0 ? this.firstNode() : this.active); });
+    holder.addEventListener("blur", () => this.leave());
     // A finger leaves as soon as it has tapped; what it asked for stays until it taps elsewhere.
     holder.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") this.leave(); });
     document.addEventListener("pointerdown", (event) => { if (!holder.contains(event.target)) this.leave(); });
@@ -40,7 +45,7 @@ class CircuitDrawing {
     const narrow = this.holder.clientWidth < 560;
     // MLPs stand on the right only, so on a phone the rows' names fit into the empty column on the left.
     const left = narrow && record.nodes.some(([name]) => /^m\d/.test(name)) ? 0 : 58;
-    const units = 2 * record.halfWidth + (narrow ? 0.3 : 1);
+    const units = 2 * record.halfWidth + (narrow ? 0.46 : 1);
     const unit = Math.min(96, Math.max(narrow ? 40 : 46, (this.holder.clientWidth - left - 4) / units));
     const rise = Math.min(narrow ? 72 : 104, Math.max(narrow ? 54 : 62, 1000 / (record.height + 1)));
     this.unit = unit;
@@ -49,12 +54,13 @@ class CircuitDrawing {
     this.y = (y) => 14 + (record.height - y + BOX_HEIGHT) * rise;
     this.width = left + units * unit;
     this.height = 28 + (record.height + 2 * BOX_HEIGHT) * rise;
-    this.svg = svgElement("svg", { width: this.width.toFixed(0), height: this.height.toFixed(0), viewBox: `0 0 ${this.width.toFixed(0)} ${this.height.toFixed(0)}`, role: "img", class: narrow ? "narrow" : "" });
+    this.svg = svgElement("svg", { width: this.width.toFixed(0), height: this.height.toFixed(0), viewBox: `0 0 ${this.width.toFixed(0)} ${this.height.toFixed(0)}`, class: narrow ? "narrow" : "" });
     this.edgeLayer = svgElement("g", { class: "edges" });
     this.highlight = svgElement("path", { class: "highlight", d: "" });
     this.svg.append(this.rowLabels(), this.edgeLayer, this.highlight, this.boxes());
     this.holder.replaceChildren(this.svg);
     this.holder.scrollLeft = (this.width - this.holder.clientWidth) / 2;
+    this.active = -1;
   }
 
   rowLabels() {
@@ -68,11 +74,12 @@ class CircuitDrawing {
   boxes() {
     const layer = svgElement("g", { class: "boxes" });
     const [width, height] = [BOX_WIDTH * this.unit, BOX_HEIGHT * this.rise];
-    this.boxElements = this.record.nodes.map(([name, x, y]) => {
+    this.boxElements = this.record.nodes.map(([name, x, y], index) => {
       const isHead = name.includes(".");
-      const box = svgElement("g", { class: isHead ? "head" : /^m\d/.test(name) ? "mlp" : "end", "data-node": name });
+      const box = svgElement("g", { class: isHead ? "head" : /^m\d/.test(name) ? "mlp" : "end", "data-node": name, role: "option", id: `${this.holder.id}-${index}`, "aria-label": name, "aria-selected": "false" });
       const [cx, cy] = [this.x(x), this.y(y)];
-      box.append(svgElement("rect", { x: cx - width / 2, y: cy - height / 2, width, height, rx: 3 }));
+      if (isHead) box.append(svgElement("g", { class: "tints" }));
+      box.append(svgElement("rect", { class: "box", x: cx - width / 2, y: cy - height / 2, width, height, rx: 3 }));
       box.append(svgElement("text", { x: cx, y: cy + (isHead ? 0 : 4) }, name));
       if (isHead) {
         for (const port of [1, 2, 3]) {
@@ -86,8 +93,28 @@ class CircuitDrawing {
     return layer;
   }
 
+  // Colour heads by their roles; `held`: head -> numbers of roles. Several share the box.
+  tint(held) {
+    const [width, height] = [BOX_WIDTH * this.unit, BOX_HEIGHT * this.rise];
+    this.boxElements.forEach((box, index) => {
+      const [name, x, y] = this.record.nodes[index];
+      const own = held[name] ?? [];
+      const key = own.join();
+      if (box.dataset.roles === key || (!own.length && !box.dataset.roles)) return;
+      box.dataset.roles = key;
+      const share = width / own.length;
+      const left = this.x(x) - width / 2;
+      const rects = own.map((role, i) => {
+        const [, colour] = this.roles[role];
+        return svgElement("rect", { class: "tint", x: left + i * share, y: this.y(y) - height / 2, width: share, height, style: `fill:${colour}` });
+      });
+      box.querySelector(".tints").replaceChildren(...rects);
+      box.classList.toggle("has-role", own.length > 0);
+    });
+  }
+
   ends(edge) {
-    const [source, target, port] = this.record.edges.slice(3 * edge, 3 * edge + 3);
+    const [source, target, port] = edgeEnds(this.record, edge);
     const [, x0, y0] = this.record.nodes[source];
     const [, x1, y1] = this.record.nodes[target];
     const lean = 0.4 * Math.tanh((x1 - x0) / 3);
@@ -113,9 +140,11 @@ class CircuitDrawing {
     return `M${a}C${b} ${c} ${d}`;
   }
 
-  // `edges`: [{edge, score, state: "kept" | "added" | "removed" | "only"}], drawn weakest first; `states`: by number of
-  // node "in", "new" or "gone", which hold for the whole circuit, drawn or not.
-  draw(edges, strongest, states) {
+  // `edges`: [{edge, score, stability, state: "kept" | "added" | "removed" | "only"}], drawn weakest first; `states`: by
+  // number of node "in", "new" or "gone", which hold for the whole circuit, drawn or not; `held`: head -> roles; `chosen`:
+  // name of the box or edge whose details are open.
+  draw(edges, strongest, states, held, chosen) {
+    const chosenNode = this.record.nodes.findIndex(([name]) => name === chosen);
     const ordered = [...edges].sort((a, b) => Math.abs(a.score) - Math.abs(b.score));
     const markup = [];
     for (const item of ordered) {
@@ -123,15 +152,25 @@ class CircuitDrawing {
       const width = (THINNEST + (WIDEST - THINNEST) * Math.min(1, share)).toFixed(2);
       item.path = this.path(item.edge);
       const sign = item.score >= 0 ? "positive" : "negative";
-      if (item.state === "added") markup.push(`<path class="halo" d="${item.path}" stroke-width="${(Number(width) + 5).toFixed(2)}"/>`);
-      const opacity = (0.35 + 0.55 * share).toFixed(2);
+      const [source, target] = edgeEnds(this.record, item.edge);
+      const far = chosenNode >= 0 && source !== chosenNode && target !== chosenNode ? " far" : "";
+      if (item.state === "added") markup.push(`<path class="halo${far}" d="${item.path}" stroke-width="${(Number(width) + 5).toFixed(2)}"/>`);
+      const opacity = (0.35 + 0.55 * (item.stability ?? share)).toFixed(2);
+      if (chosen && chosenNode < 0 && edgeName(this.record, item.edge) === chosen) {
+        markup.push(`<path class="chosen" d="${item.path}" stroke-width="${(Number(width) + 6).toFixed(2)}"/>`);
+      }
       markup.push(
-        `<path class="edge ${sign} ${item.state}" data-edge="${item.edge}" d="${item.path}" stroke-width="${width}" stroke-opacity="${opacity}"/>`,
+        `<path class="edge ${sign} ${item.state}${far}" data-edge="${item.edge}" d="${item.path}" stroke-width="${width}" stroke-opacity="${opacity}"/>`,
       );
     }
     // Numbers and class names only; no text from data.
     this.edgeLayer.innerHTML = markup.join("");
-    this.boxElements.forEach((box, node) => { box.dataset.state = states.get(node) ?? "out"; });
+    this.boxElements.forEach((box, node) => {
+      box.dataset.state = states.get(node) ?? "out";
+      box.classList.toggle("chosen", node === chosenNode);
+      box.setAttribute("aria-selected", String(node === chosenNode));
+    });
+    this.tint(held);
     this.drawn = ordered;
     this.samples = null;
     this.leave();
@@ -178,11 +217,6 @@ class CircuitDrawing {
     );
   }
 
-  edgeName(edge) {
-    const [source, target, port] = this.record.edges.slice(3 * edge, 3 * edge + 3);
-    return `${this.record.nodes[source][0]} → ${this.record.nodes[target][0]}${PORT_NAMES[port]}`;
-  }
-
   point(event) {
     if (!this.svg) return;
     const frame = this.svg.getBoundingClientRect();
@@ -191,14 +225,73 @@ class CircuitDrawing {
     const edge = node < 0 ? this.nearestEdge(x, y, REACH[event.pointerType] ?? REACH.mouse) : null;
     this.highlight.setAttribute("d", edge?.path ?? "");
     for (const [index, box] of this.boxElements.entries()) box.classList.toggle("pointed", index === node);
-    if (node < 0 && !edge) return this.hideTip();
-    return this.showTip(this.describe(node, edge), event.clientX, event.clientY);
+    this.under = node >= 0 ? this.record.nodes[node][0] : edge ? edgeName(this.record, edge.edge) : null;
+    this.holder.classList.toggle("pointing", this.under !== null);
+    if (!this.under) return this.hideTip();
+    const lines = this.describe(node, edge);
+    if (event.pointerType === "touch") lines.push("Tap again for its history");
+    return this.showTip(lines, event.clientX, event.clientY);
+  }
+
+  // A click opens what is under the pointer. A finger covers it, so its first tap tells and its second one opens.
+  take() {
+    if (!this.under) return;
+    const again = this.tapped === this.under;
+    this.tapped = this.under;
+    if (this.pointerType !== "touch" || again) this.choose(this.under, false);
+  }
+
+  press(event) {
+    if (event.key === "Enter" && this.active >= 0) {
+      this.choose(this.record.nodes[this.active][0], true);
+    } else if (event.key in ARROWS) {
+      this.activate(this.active < 0 ? this.firstNode() : this.neighbour(...ARROWS[event.key]));
+    } else return;
+    event.preventDefault();
+  }
+
+  isDrawn(node) {
+    return this.boxElements[node].dataset.state !== "out";
+  }
+
+  // The topmost box of the circuit.
+  firstNode() {
+    const drawn = this.record.nodes.map((node, index) => [node[2], index]).filter(([, index]) => this.isDrawn(index));
+    return drawn.length ? drawn.reduce((best, node) => (node[0] > best[0] ? node : best))[1] : -1;
+  }
+
+  // The next box of the row (`dx`), or the nearest in the next row (`dy`, upwards) that has one; else where we are.
+  neighbour(dx, dy) {
+    const [, x, y] = this.record.nodes[this.active];
+    let best = this.active;
+    let least = Infinity;
+    this.record.nodes.forEach(([, otherX, otherY], index) => {
+      const ahead = dx ? (otherX - x) * dx : (otherY - y) * dy;
+      if (!this.isDrawn(index) || ahead <= 1e-6 || (dx && Math.abs(otherY - y) > 1e-6)) return;
+      const far = dx ? ahead : 1000 * ahead + Math.abs(otherX - x);
+      if (far < least) [best, least] = [index, far];
+    });
+    return best;
+  }
+
+  activate(node) {
+    this.active = node;
+    for (const [index, box] of this.boxElements.entries()) box.classList.toggle("pointed", index === node);
+    if (node < 0) return this.holder.removeAttribute("aria-activedescendant");
+    const box = this.boxElements[node];
+    const lines = this.describe(node, null);
+    box.setAttribute("aria-label", lines.join(", "));
+    this.holder.setAttribute("aria-activedescendant", box.id);
+    box.scrollIntoView({ block: "nearest", inline: "nearest" });
+    const { right, bottom } = box.getBoundingClientRect();
+    return this.showTip(lines, right - 8, bottom - 8);
   }
 
   showTip([name, ...lines], x, y) {
     const { tip } = this;
     tip.replaceChildren(element("b", {}, name), ...lines.map((line) => element("div", {}, line)));
     tip.hidden = false;
+    tip.owner = this;
     const margin = 12;
     const width = document.documentElement.clientWidth;
     const left = x + margin + tip.offsetWidth > width ? x - margin - tip.offsetWidth : x + margin;
@@ -208,7 +301,8 @@ class CircuitDrawing {
   }
 
   hideTip() {
-    this.tip.hidden = true;
+    // Two drawings share it.
+    if (this.tip.owner === this) this.tip.hidden = true;
   }
 
   leave() {

@@ -65,7 +65,9 @@ class FigureView {
     if (trace.mode !== "markers") {
       sample.append(svgElement("line", { x1: 1, x2: 25, y1: 6, y2: 6, stroke: colour, "stroke-width": 2, "stroke-dasharray": dash }));
     }
-    if (trace.mode?.includes("markers")) sample.append(svgElement("circle", { cx: 13, cy: 6, r: 4, fill: colour }));
+    if (trace.marker?.symbol === "x-thin") {
+      sample.append(svgElement("path", { d: "M9 2L17 10M17 2L9 10", stroke: trace.marker.line.color, "stroke-width": 1.3 }));
+    } else if (trace.mode?.includes("markers")) sample.append(svgElement("circle", { cx: 13, cy: 6, r: 4, fill: colour }));
     const group = trace.legendgroup;
     const label = unescaped(trace.name);
     if (!group) return element("span", {}, sample, label);

@@ -1,12 +1,15 @@
 // The head table: a row per head and role, scores at a checkpoint or their highest over training.
 
 class HeadView {
-  constructor(records, meanings) {
-    this.records = records;
+  // `roles`: [label, colour] of the roles in IOI; `open(model, head)` shows a head's details.
+  constructor(records, meanings, roles, open) {
+    Object.assign(this, { records, open });
+    this.colours = new Map(roles);
     this.table = new SortTable(byId("heads-table"), "Heads");
     fillSelect(byId("heads-model"), records.map((record) => [record.model, record.model]));
-    byId("heads-model").addEventListener("change", () => this.chooseModel());
-    byId("heads-step").addEventListener("change", () => this.fill());
+    byId("heads-model").addEventListener("change", () => { this.chooseModel(); this.onChange(); });
+    byId("heads-step").addEventListener("change", () => { this.fill(); this.onChange(); });
+    this.table.onChange = () => this.onChange();
     for (const [role, meaning] of Object.entries(meanings)) {
       byId("meanings").append(element("dt", {}, role), element("dd", {}, meaning));
     }
@@ -26,10 +29,11 @@ class HeadView {
       byId("heads-step").value,
     );
     byId("heads-step").parentElement.hidden = !scores.length;
+    const press = { label: ({ name }) => `${name}: numbers over training`, act: ({ name }) => this.open(this.record.model, name) };
     this.table.setColumns(
       [
-        { key: "name", title: "Head", type: "text", sortKey: "place", hint: "layer and head" },
-        { key: "role", title: "Role", type: "choice" },
+        { key: "name", title: "Head", type: "text", sortKey: "place", hint: "layer and head", press },
+        { key: "role", title: "Role", type: "choice", colour: ({ role }) => this.colours.get(role?.replace(/ \(by effect\)$/, "")) },
         { key: "first", title: "First step", type: "number", hint: "first checkpoint with the role" },
         { key: "last", title: "Last step", type: "number", hint: "last checkpoint with the role" },
         { key: "n", title: "Checkpoints", type: "number", hint: "checkpoints with the role" },
@@ -43,6 +47,25 @@ class HeadView {
       ],
       ["name", true],
     );
+    this.fill();
+  }
+
+  addressState() {
+    const { sort } = this.table;
+    const entries = [["heads-model", this.record.model, this.records[0].model], ["heads-step", byId("heads-step").value, "highest"]];
+    entries.push(["heads-sort", `${sort[0]}${sort[1] ? " up" : " down"}`, "name up"]);
+    for (const [key, text] of this.table.filters) entries.push([`heads-filter ${key}`, text, ""]);
+    return entries.filter(([, value, usual]) => value !== usual).map(([key, value]) => [key, value]);
+  }
+
+  restore(parameters) {
+    const choose = (id, value) => { if ([...byId(id).options].some((option) => option.value === value)) byId(id).value = value; };
+    choose("heads-model", parameters.get("heads-model") ?? this.records[0].model);
+    this.table.filters = new Map([...parameters].filter(([key]) => key.startsWith("heads-filter ")).map(([key, text]) => [key.slice("heads-filter ".length), text]));
+    const [, key, way] = (parameters.get("heads-sort") ?? "").match(/^(.*) (up|down)$/) ?? [null, "name", "up"];
+    this.table.sort = [key, way === "up"];
+    this.chooseModel();
+    choose("heads-step", parameters.get("heads-step") ?? "highest");
     this.fill();
   }
 

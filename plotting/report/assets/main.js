@@ -1,8 +1,32 @@
 // Start: the circuit and the heads at once, the figures when plotly.js, the last script of the page, is there.
 
 const data = JSON.parse(byId("data").textContent);
-if (data.circuits.length) new CircuitView(data.circuits, data.heads);
-if (data.heads.length) new HeadView(data.heads, data.meanings);
+const address = new Address();
+const page = { circuit: null };
+const details = new Details(data.heads, data.roles, {
+  open: (name) => page.open(name),
+  closed: () => page.circuit?.closed(),
+});
+if (data.circuits.length) {
+  page.circuit = new CircuitView(data.circuits, data.heads, data.roles, details);
+  address.add(page.circuit);
+}
+// What is open belongs to the circuit that is shown, or for a model without one to its head scores alone.
+page.model = data.heads[0]?.model ?? null;
+page.open = (name, focus = true) => {
+  if (page.circuit?.record.model === page.model) page.circuit.choose(name, focus);
+  else details.show(name, { model: page.model, record: null, state: null, other: null }, focus);
+};
+if (page.circuit) page.circuit.onModel = (model) => { page.model = model; };
+if (data.heads.length) {
+  const heads = new HeadView(data.heads, data.meanings, data.roles, (model, name) => {
+    page.circuit?.goToModel(model);
+    page.model = model;
+    page.open(name);
+  });
+  address.add(heads);
+}
+address.read();
 window.addEventListener("load", () => {
   startFigures();
   document.documentElement.dataset.ready = "true";

@@ -1,6 +1,7 @@
 // A table that sorts by any column and filters by all of them.
 //
-// Columns: {key, title, hint, type: "number" | "text" | "choice", sortKey, format, bar: [low, high]}.
+// Columns: {key, title, hint, type: "number" | "text" | "choice", sortKey, format, bar: highest, colour(row), press}.
+// `press`: {label(row), act(row)} makes the cell's text a button.
 // Rows are objects; a missing value (null) sorts last whichever way, and passes no filter.
 
 const ROWS_AT_FIRST = 300;
@@ -69,7 +70,7 @@ class SortTable {
     } else {
       input = element("input", { "aria-label": label, placeholder: column.type === "number" ? "> 0" : "filter", value: kept, size: 4 });
     }
-    input.addEventListener("input", () => { this.filters.set(column.key, input.value); this.all = false; this.render(); });
+    input.addEventListener("input", () => { this.filters.set(column.key, input.value); this.all = false; this.render(); this.onChange?.(); });
     this.inputs.set(column.key, input);
     return input;
   }
@@ -92,6 +93,7 @@ class SortTable {
     // Numbers are looked for at their highest first.
     this.sort = [column.key, again ? !this.sort[1] : column.type !== "number"];
     this.render();
+    this.onChange?.();
   }
 
   tests() {
@@ -149,7 +151,14 @@ class SortTable {
       const cell = document.createElement("td");
       const value = row[column.key];
       cell.className = column.type;
-      cell.textContent = column.type === "number" ? (column.format ?? shownNumber)(value) : (value ?? "–");
+      const text = column.type === "number" ? (column.format ?? shownNumber)(value) : (value ?? "–");
+      const colour = column.colour?.(row);
+      if (column.press) {
+        const button = element("button", { type: "button", class: "link", "aria-label": column.press.label(row) }, text);
+        button.addEventListener("click", () => column.press.act(row));
+        cell.append(button);
+      } else if (colour) cell.append(roleChip(text, colour));
+      else cell.textContent = text;
       if (column.bar && value !== null && value !== undefined) {
         const share = Math.min(1, Math.max(0, value / column.bar));
         cell.style.backgroundSize = `${(100 * share).toFixed(1)}% 100%`;

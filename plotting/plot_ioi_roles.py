@@ -1,0 +1,184 @@
+"""Draw which heads hold each role of the IOI algorithm, from when to when (figures/ioi_roles_<model>.html).
+
+A row is a head in one role, a column a checkpoint. A cell has the role's colour if the head holds the role there, and
+is grey if it was measured and does not. Roles follow the algorithm, and heads the order in which they take the role
+over. A role that no head ever holds says why. Point at a cell for the head's effect.
+
+    python plotting/plot_ioi_roles.py -r results -m pythia-160m
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.panels import wrapped
+from plotting.plot_ioi_consistency import HINT, LEVELS, TOY
+from plotting.style import GRID, INK, Drawing, finish, role_chip, role_look
+from plotting.tables import load, models_in
+from utils.results.store import Store
+
+# Pixels: a row, the frame around them, and the widest that all columns may take together.
+_ROW, _FRAME, _WIDTH = 20, 90, 900
+MOST_TICKS = 12
+# Characters in a line of text: what fits a phone. Rows that such a line takes.
+_LINE, _LINE_ROWS = 44, 0.72
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A head in a role: `y` of its row, and whether it holds the role by step (absent: not measured)."""
+
+    role: str
+    head: str
+    y: float
+    effects: dict[int, float]
+    held: frozenset[int]
+
+
+def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str, most_ticks: int = MOST_TICKS) -> Drawing:
+    """The figure of one model.
+
+    Args:
+        heads: `step, level, layer, head, role, effect, passes` of the model.
+        levels: `step, level, reason` of the model, with a row for each level of every measured checkpoint.
+        model: its name, for the heading.
+        most_ticks: how many checkpoints the axis names.
+    """
+    steps = sorted(int(step) for step in levels["step"].unique())
+    figure = go.Figure()
+    y = 0.0
+    ticks: dict[float, str] = {}
+    unheld: set[str] = set()
+    for level, (_, roles) in LEVELS.items():
+        for role in roles:
+            _note(figure, role_chip(role), y, size=12, colour=INK)
+            y += 1
+            rows = list(_holders(heads[heads["level"] == level], role, y))
+            if rows:
+                _cells(figure, rows, steps)
+                ticks |= {row.y: row.head for row in rows}
+                y += len(rows)
+            else:
+                y += _explain(figure, _why_none(levels[levels["level"] == level]), y)
+                unheld.add(level)
+            y += 0.4
+    if model == TOY and {"s_inhibition", "induction"} <= unheld:
+        y += _explain(figure, HINT, y)
+    width = int(np.clip(120 + 22 * len(steps), 640, _WIDTH))
+    drawing = finish(
+        figure,
+        f"Which heads hold the roles of IOI: {model}",
+        "Coloured: the head holds the role; grey: measured, and does not; white: not measured",
+        width=width,
+        height=int(_FRAME + _ROW * y),
+        legend=False,
+    )
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), most_ticks)).round().astype(int))
+    figure.update_xaxes(
+        range=[-0.5, len(steps) - 0.5],
+        tickvals=shown,
+        ticktext=[_short(steps[i]) for i in shown],
+        title={"text": "training step", "font": {"size": 13}},
+        tickangle=0,
+        tickfont_size=11,
+        showgrid=False,
+    )
+    figure.update_yaxes(
+        range=[y, -0.6],
+        tickvals=list(ticks),
+        ticktext=list(ticks.values()),
+        showgrid=False,
+        showline=False,
+        zeroline=False,
+    )
+    figure.update_layout(margin={"t": 12, "b": 62, "l": 66})
+    return drawing
+
+
+def _holders(heads: pd.DataFrame, role: str, y: float) -> Iterator[Holder]:
+    """The heads that ever hold a role, in the order in which they take it over; the first has its row at `y`."""
+    held = heads[(heads["role"] == role) & heads["passes"].astype(bool)]
+    spans = held.groupby(["layer", "head"])["step"].agg(["min", "max"]).sort_values(["min", "max"], kind="stable")
+    for i, (layer, head) in enumerate(spans.index):
+        own = heads[(heads["layer"] == layer) & (heads["head"] == head)]
+        effects = {int(step): float(effect) for step, effect in zip(own["step"], own["effect"], strict=True)}
+        at = held.loc[(held["layer"] == layer) & (held["head"] == head), "step"]
+        yield Holder(role, f"a{layer}.h{head}", y + i, effects, frozenset(int(step) for step in at))
+
+
+def _cells(figure: go.Figure, rows: list[Holder], steps: list[int]) -> None:
+    """The cells of a role's rows: those where the head was measured, and those where it holds the role."""
+    label, colour = role_look(rows[0].role)
+    for fill, state, wanted in ((GRID, "does not hold the role", False), (colour, f"holds the role: {label}", True)):
+        z = [[1.0 if step in row.effects and (step in row.held) == wanted else None for step in steps] for row in rows]
+        figure.add_trace(
+            go.Heatmap(
+                x=list(range(len(steps))),
+                y=[row.y for row in rows],
+                z=z,
+                colorscale=[[0, fill], [1, fill]],
+                showscale=False,
+                zmin=0,
+                zmax=1,
+                xgap=1,
+                ygap=2,
+                customdata=[[[row.head, step, row.effects.get(step)] for step in steps] for row in rows],
+                hovertemplate=f"<b>%{{customdata[0]}}</b> at step %{{customdata[1]:,}}<br>{state}"
+                "<br>effect %{customdata[2]:.3g}<extra></extra>",
+                hoverongaps=False,
+                name=label,
+            )
+        )
+
+
+def _why_none(level: pd.DataFrame) -> str:
+    """Why no head ever holds a role: the last reason that the level gives."""
+    reasons = level.sort_values("step")["reason"].dropna() if "reason" in level else pd.Series(dtype=str)
+    return f"no head holds it: {reasons.iloc[-1]}" if len(reasons) else "no head holds it"
+
+
+def _explain(figure: go.Figure, text: str, y: float) -> float:
+    """Write a text where rows would be, and return how many rows it takes."""
+    lines = wrapped(text, _LINE)
+    _note(figure, lines, y, size=11, colour="#666666")
+    return _LINE_ROWS * (1 + lines.count("<br>")) + 0.2
+
+
+def _note(figure: go.Figure, text: str, y: float, *, size: int, colour: str) -> None:
+    figure.add_annotation(
+        text=text,
+        x=0,
+        xref="paper",
+        xanchor="left",
+        y=y - 0.4,
+        yanchor="top",
+        align="left",
+        showarrow=False,
+        font={"size": size, "color": colour},
+    )
+
+
+def _short(step: int) -> str:
+    return f"{step / 1000:g}k" if step >= 1000 else str(step)
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
+    """Figures by file name: one for each model."""
+    levels, heads = (load(store, kind, arguments) for kind in ("ioi_consistency", "ioi_consistency_heads"))
+    return {
+        f"ioi_roles_{model}": draw_roles(heads[heads["model"] == model], levels[levels["model"] == model], model)
+        for model in models_in(heads)
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__))

@@ -1,0 +1,68 @@
+"""What a sweep will need, against sizes that can be counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.hub_server import HubServer
+from utils.models.estimate import Estimate, estimate, size, told
+from utils.models.family import HubFamily, resolve_family
+
+
+@pytest.fixture
+def sized(served: HubServer, tmp_path: Path) -> HubFamily:
+    """Weights of 100, 200, 400 and 300 bytes, in this order."""
+    for step, count in ((0, 100), (1000, 200), (2000, 400), (3000, 300)):
+        files = served.repositories["EleutherAI/pythia-70m"][f"step{step}"]
+        served.repositories["EleutherAI/pythia-70m"][f"step{step}"] = files | {"model.safetensors": bytes(count)}
+    family = resolve_family("pythia-70m", tmp_path)
+    assert isinstance(family, HubFamily)
+    return family
+
+
+@pytest.mark.parametrize(
+    ("keep", "prefetch", "disk"),
+    [("all", True, 1000), ("none", False, 400), ("none", True, 700), (1, True, 900), (2, True, 1000), (9, True, 1000)],
+)
+def test_download_and_disk_are_counted_from_metadata(
+    keep: str | int, prefetch: bool, disk: int, sized: HubFamily, served: HubServer
+) -> None:
+    found = estimate(sized, sized.steps, "float32", keep, prefetch)  # type: ignore[arg-type]
+    assert (found.download, found.disk, found.unknown) == (1000, disk, ())
+    assert served.downloads("model.safetensors") == []
+
+
+@pytest.mark.parametrize(("dtype", "memory"), [("float32", 400 + 400), ("bfloat16", 200 + 400)])
+def test_memory_is_the_largest_model_and_a_file(dtype: str, memory: int, sized: HubFamily) -> None:
+    assert estimate(sized, sized.steps, dtype, "all", True).memory == memory
+
+
+def test_what_is_on_disk_is_not_downloaded_again(sized: HubFamily) -> None:
+    sized.fetch(2000)
+    found = estimate(sized, sized.steps, "float32", "none", False)
+    assert (found.download, found.disk) == (600, 400 + 300)
+
+
+def test_steps_without_sizes_are_told(sized: HubFamily, served: HubServer) -> None:
+    served.missing.add("step2000")
+    found = estimate(sized, sized.steps, "float32", "all", False)
+    assert (found.download, found.unknown) == (600, (2000,))
+    assert told(found).endswith("sizes of 1 checkpoints are unknown")
+
+
+def test_without_the_hub_nothing_is_claimed(sized: HubFamily, served: HubServer) -> None:
+    served.status = 503
+    found = estimate(sized, sized.steps, "float32", "all", True)
+    assert found == Estimate(0, 0, 0, sized.steps)
+
+
+def test_a_local_family_needs_memory_alone(tiny_family: Path, tmp_path: Path) -> None:
+    weights = (tiny_family / "step10" / "model.safetensors").stat().st_size
+    found = estimate(resolve_family(str(tiny_family), tmp_path), [0, 10], "float32", "all", True)
+    assert found == Estimate(0, 0, 2 * weights, ())
+
+
+def test_sizes_are_shown_as_the_hub_shows_them() -> None:
+    assert [size(count) for count in (512, 1600, 24e9, 1.5e12)] == ["512 B", "1.6 kB", "24.0 GB", "1.5 TB"]

@@ -1,0 +1,37 @@
+"""Lines over training and their intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from plotting.panels import INTERVAL, Line, Panels
+from plotting.style import model_looks
+from plotting.time_axis import TimeAxis
+
+
+def band_traces(values: list[float | None]) -> list[Any]:
+    steps = [1000 * (place + 1) for place in range(len(values))]
+    table = pd.DataFrame({"step": steps, "tokens": [2e6 * step for step in steps], "value": values, "se": 0.5})
+    panels = Panels(1, 1, TimeAxis.of(table))
+    panels.draw(Line(table, "value", "m", model_looks(["m"])["m"], error="se"), 1, 1)
+    return [trace for trace in panels.done("title", "").figure.data if trace.fill == "toself"]
+
+
+def test_an_interval_over_several_checkpoints_is_a_filled_band() -> None:
+    (band,) = band_traces([1.0, 2.0, 3.0])
+    assert band.line.width == 0
+    assert len(band.x) == 6
+
+
+def test_the_interval_of_a_single_checkpoint_is_a_bar_that_can_be_seen() -> None:
+    (bar,) = band_traces([1.0])
+    assert list(bar.y) == [1 + INTERVAL * 0.5, 1 - INTERVAL * 0.5]
+    assert bar.line.width > 0
+    assert len(set(bar.x)) == 1
+
+
+def test_a_checkpoint_between_gaps_gets_a_bar_too() -> None:
+    first, alone = band_traces([1.0, 2.0, None, 3.0, None])
+    assert (first.line.width == 0, alone.line.width > 0) == (True, True)

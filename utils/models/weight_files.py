@@ -1,0 +1,114 @@
+"""The files that a checkpoint's weights are in, and what is in them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.models.checkpoint import CheckpointUnusable
+from utils.models.retries import one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
+"""Names of files with weights, without shard and ending, and endings; the first format that is there counts."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights in a `save_pretrained` folder that transformers loads, by name: safetensors if there are any.
+
+    Raises:
+        CheckpointUnusable: if the folder holds no weights, or not all that its index lists.
+    """
+    for stem, ending in FORMATS:
+        if (whole := folder / f"{stem}.{ending}").is_file():
+            return [whole]
+        if (index := folder / f"{stem}.{ending}.index.json").is_file():
+            return _shards(folder, index)
+        if files := sorted(folder.glob(f"{stem}*.{ending}")):
+            return files
+    raise CheckpointUnusable(
+        f"{folder}: holds no weights (model.safetensors); save the checkpoint again with save_pretrained"
+    )
+
+
+def read_state(folder: Path, stop: threading.Event | None = None) -> dict[str, Tensor]:
+    """All tensors of a checkpoint as they are in its files, copied into memory.
+
+    Args:
+        folder: in `save_pretrained` format.
+        stop: ends the reading early once it is set; then some tensors are missing.
+
+    Raises:
+        CheckpointUnusable: if the weights cannot be read.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    state: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    for name in file.keys():  # noqa: SIM118 (it is no dict)
+                        if stop is not None and stop.is_set():
+                            return state
+                        # safe_open maps the file, so only the copy is sure to be in memory.
+                        state[name] = file.get_tensor(name).clone()
+            else:
+                state |= torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
+            raise _unreadable(folder, error) from error
+    return state
+
+
+def read_some(folder: Path, choose: Callable[[list[str]], list[str]]) -> dict[str, Tensor]:
+    """A few tensors of a checkpoint. Of safetensors, only these are read.
+
+    Args:
+        folder: in `save_pretrained` format.
+        choose: the names of all matrices -> those to read.
+
+    Raises:
+        CheckpointUnusable: if the weights cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = weight_files(folder)
+    if files[0].suffix != ".safetensors":
+        state = read_state(folder)
+        return {name: state[name] for name in choose([name for name, tensor in state.items() if tensor.ndim == 2])}
+    try:
+        places: dict[str, Path] = {}
+        for path in files:
+            with safe_open(path, "pt") as file:
+                places |= {name: path for name in file.keys() if len(file.get_slice(name).get_shape()) == 2}  # noqa: SIM118
+        found = {}
+        for name in choose(list(places)):
+            with safe_open(places[name], "pt") as file:
+                found[name] = file.get_tensor(name).clone()
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(folder, error) from error
+    return found
+
+
+def _unreadable(folder: Path, error: Exception) -> CheckpointUnusable:
+    return CheckpointUnusable(
+        f"{folder}: the checkpoint cannot be loaded ({one_line(error)}); delete the folder and fetch or train it again"
+    )
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointUnusable(f"{index}: does not list shards; delete the folder and fetch it again") from None
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointUnusable(
+            f"{folder}: {missing[0]}, which {index.name} lists, is missing; fetch the checkpoint again"
+        )
+    return [folder / name for name in names]

@@ -1,0 +1,287 @@
+"""Who measures what: claims, with which any number of processes share one results folder.
+
+A process that takes a checkpoint puts a file `<results_dir>/.claims/<analysis>/<model>/step000010` there, which says
+its host and process id. The file's modification time is the heartbeat: a thread renews it every few seconds. Other
+processes leave that checkpoint alone until its results are there, or the claim is stale. A claim is stale if its
+process no longer runs on this very machine, or, wherever it was made, if its heartbeat stopped.
+
+This asks of a shared file system what local disks, NFS, Lustre and the like all do: making a hard link fails if the
+name is taken (where there are no hard links, creating a file with O_EXCL does), and a file's time is set by one clock,
+that of the file server, so the clocks of the machines may differ.
+
+A claim saves work and protects nothing: results are written whole and the same results have the same bytes. If a
+process that was suspended for minutes wakes up, two processes may measure the same checkpoint, and both write the same
+files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.files import is_running
+
+FOLDER = ".claims"
+BEAT, STALE = 10.0, 120.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who made a claim.
+
+    Attributes:
+        host: name of the machine.
+        pid: process id.
+        machine: the machine since it was last started, and the processes that are visible there. Process ids can only
+            be compared where this is equal.
+        started: when the process started, in the kernel's count; tells it from a later one with the same id.
+        token: unlike that of every other `Claims`.
+    """
+
+    host: str
+    pid: int
+    machine: str
+    started: str
+    token: str
+
+    def is_gone(self) -> bool:
+        """Whether the process is known to have ended. False if it may run where this process cannot see it."""
+        if self.machine != _machine():
+            return False
+        return not is_running(self.pid) or _started(self.pid) != self.started
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class Claims:
+    """The claims of this process on one results folder.
+
+    Args:
+        root: the results folder.
+        beat: seconds between two heartbeats.
+        stale: a claim without a heartbeat for so many seconds is stale.
+    """
+
+    def __init__(self, root: Path, beat: float = BEAT, stale: float = STALE) -> None:
+        self.folder, self.beat, self.stale = root / FOLDER, beat, stale
+        pid = os.getpid()
+        self.owner = Owner(socket.gethostname(), pid, _machine(), _started(pid), uuid.uuid4().hex)
+        self._held: set[str] = set()
+        self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def acquire(self, names: Sequence[str]) -> bool:
+        """Claim all of these, or none.
+
+        Args:
+            names: `<analysis>/<model>/step000010`. All processes name them in the same order.
+
+        Returns:
+            Whether they are now this process's.
+
+        Raises:
+            UserError: if the folder cannot be written to.
+        """
+        mine: list[str] = []
+        for name in names:
+            if not self._acquire(name):
+                self.release(mine)
+                return False
+            mine.append(name)
+        return True
+
+    def release(self, names: Iterable[str]) -> None:
+        """Give claims up. Those that another process has taken over stay."""
+        for name in names:
+            self._held.discard(name)
+            path = self.folder / name
+            with contextlib.suppress(OSError):
+                if _read(path) == self.owner:
+                    path.unlink()
+
+    def is_taken(self, name: str) -> bool:
+        """Whether another process holds a claim that is not known to be stale, without a look at its heartbeat."""
+        owner = _read(self.folder / name)
+        return owner is not None and owner != self.owner and not owner.is_gone()
+
+    def others(self, prefix: str) -> list[Owner]:
+        """The other processes with live claims below `<analysis>/<model>`."""
+        found: dict[Owner, None] = {}
+        now = self._now(self.folder / prefix)
+        for path in _files(self.folder / prefix):
+            owner = _read(path)
+            if owner is not None and owner != self.owner and not self._is_stale(path, owner, now):
+                found[owner] = None
+        return list(found)
+
+    def close(self) -> None:
+        """Give all claims up, and delete what killed processes left."""
+        self._stop.set()
+        self.release(list(self._held))
+        if not self.folder.is_dir():
+            return
+        now = self._now(self.folder)
+        for path in _files(self.folder, hidden=True):
+            with contextlib.suppress(OSError):
+                owner = _read(path)
+                if path.name.startswith(".") and not (owner is None or owner.is_gone()):
+                    continue
+                if self._is_stale(path, owner, now):
+                    path.unlink()
+        for folder in sorted((path for path in self.folder.rglob("*") if path.is_dir()), reverse=True):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _acquire(self, name: str) -> bool:
+        path = self.folder / name
+        written = path.with_name(f".{path.name}.{self.owner.token}")
+        try:
+            for _ in range(3):  # Another process may delete an empty folder in between, or take the claim over first.
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    written.write_text(json.dumps(asdict(self.owner)), encoding="utf-8")
+                except FileNotFoundError:
+                    continue
+                try:
+                    if self._link(written, path):
+                        self._held.add(name)
+                        self._start_beating()
+                        return True
+                    if not self._remove_stale(path, written):
+                        return False
+                finally:
+                    written.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"results_dir: {path} cannot be written ({error.strerror}); free space or name another folder"
+            ) from error
+        return False
+
+    @staticmethod
+    def _link(written: Path, path: Path) -> bool:
+        """Give the claim its name, if the name is free."""
+        try:
+            os.link(written, path)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            return False
+        except OSError:  # No hard links here.
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                return False
+            with os.fdopen(handle, "wb") as file:
+                file.write(written.read_bytes())
+        return True
+
+    def _remove_stale(self, path: Path, written: Path) -> bool:
+        """Delete a claim if it is stale.
+
+        Args:
+            path: the claim.
+            written: a file that was just written next to it: its time is that of the file system's clock.
+
+        Returns:
+            Whether the name is free now.
+        """
+        try:
+            now = written.stat().st_mtime
+            owner = _read(path)
+            if not self._is_stale(path, owner, now):
+                return not path.exists()
+            taken = path.with_name(f".{path.name}.{self.owner.token}.stale")
+            os.rename(path, taken)
+        except FileNotFoundError:
+            return True
+        if _read(taken) != owner:  # In between another process took it over: it gets its claim back.
+            with contextlib.suppress(OSError):
+                os.link(taken, path)
+            taken.unlink(missing_ok=True)
+            return False
+        taken.unlink(missing_ok=True)
+        return True
+
+    def _is_stale(self, path: Path, owner: Owner | None, now: float) -> bool:
+        if owner is not None and owner.is_gone():
+            return True
+        try:
+            return now - path.stat().st_mtime > self.stale
+        except FileNotFoundError:
+            return False
+
+    def _now(self, folder: Path) -> float:
+        """The time by the file system's clock; 0 if there is no such folder."""
+        probe = folder / f".now.{self.owner.token}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime
+        except OSError:
+            return 0.0
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+    def _start_beating(self) -> None:
+        if self._beating is None:
+            self._beating = threading.Thread(target=self._keep_beating, daemon=True)
+            self._beating.start()
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(self.beat):
+            for name in list(self._held):
+                with contextlib.suppress(OSError):
+                    os.utime(self.folder / name)
+
+
+def _read(path: Path) -> Owner | None:
+    """Who made a claim; None if it is gone, or not whole."""
+    try:
+        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Owner(**said)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _files(folder: Path, *, hidden: bool = False) -> list[Path]:
+    try:
+        return [path for path in folder.rglob("*") if path.is_file() and (hidden or not path.name.startswith("."))]
+    except OSError:  # Another process is tidying up.
+        return []
+
+
+@functools.cache
+def _machine() -> str:
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _started(pid: int) -> str:
+    try:
+        # The name of the program, in brackets, may hold spaces. The 22nd field is the start.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

@@ -1,0 +1,208 @@
+"""The one loop over checkpoints: prepare, load, prefetch, measure, save, free, report.
+
+It loads a checkpoint once for all that is missing there, and meanwhile brings the next one into memory. Whatever is
+measured is saved at once. So a run that ends early, by Ctrl-C, SIGTERM, an error or a crash, loses at most the
+measurement at hand, and the same command goes on from there.
+
+A checkpoint that is missing or damaged is reported, and the sweep goes on without it.
+
+Other processes may run the same command on the same results folder: each takes the checkpoints that no other has
+claimed (`claims.py`), and all end when everything is measured.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from utils.command_line import Terminated
+from utils.errors import UserError
+from utils.models.checkpoint import CheckpointUnusable, Description
+from utils.progress import Progress, duration
+from utils.run import unit
+from utils.run.claims import Claims
+from utils.run.plan import Job, Measurement, Sweep
+from utils.run.share import Share
+
+WAIT = 0.5
+"""Seconds between two looks at what other processes measure."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A checkpoint that could not be measured.
+
+    Attributes:
+        model: its family's name.
+        step: its training step.
+        reason: what is wrong with it, in one line.
+    """
+
+    model: str
+    step: int
+    reason: str
+
+
+class Run:
+    """One run: the loop over its sweeps."""
+
+    def __init__(self, name: str, sweeps: Sequence[Sweep]) -> None:
+        self.name, self.sweeps = name, sweeps
+        self.config = sweeps[0].jobs[0].config
+        self.progress = Progress(name, 0)
+        self.claims = Claims(sweeps[0].jobs[0].store.root)
+        self.failures: list[Failure] = []
+        self.elsewhere = 0
+
+    def execute(self) -> int:
+        """Measure what is missing.
+
+        Returns:
+            The exit code: 0, or 1 if checkpoints had to be left out.
+
+        Raises:
+            UserError: on bad input. What was measured before is saved.
+        """
+        total = sum(sweep.size for sweep in self.sweeps)
+        root = self.sweeps[0].jobs[0].store.root
+        if total == 0:
+            names = ", ".join(f"{sweep.family.name} ({len(sweep.steps)} checkpoints)" for sweep in self.sweeps)
+            log.info("nothing to do: %s finished in %s; pass overwrite=true to measure again", names, root)
+        self.progress = progress = Progress(self.name, total)
+        try:
+            with self.claims:
+                for sweep in self.sweeps:
+                    self._sweep(sweep)
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            progress.close()
+            again = "run the same command " + ("without overwrite=true" if self.config.overwrite else "again")
+            stopped = "stopped" if isinstance(error, Exception) else "interrupted"
+            if progress.done or not isinstance(error, UserError):  # Bad input that stops a run at once is one line.
+                log.warning("%s: %d of %d measured and saved; to go on, %s", stopped, progress.done, total, again)
+            raise
+        progress.close()
+        if total:
+            others = f", {self.elsewhere} by other processes" if self.elsewhere else ""
+            log.info("finished: %d measured into %s in %s%s", progress.done, root, duration(progress.seconds), others)
+        return self.report_failures()
+
+    def _sweep(self, sweep: Sweep) -> None:
+        """Measure one model's missing checkpoints, then let each job finish."""
+        inputs = unit.Inputs()
+        share = Share(sweep, self.begin(sweep, inputs), self.claims)
+        try:
+            self._measure(sweep, share, inputs)
+        finally:
+            sweep.family.stop()
+        self.elsewhere += share.elsewhere
+        self.progress.drop(share.elsewhere)
+        self.finish(sweep)
+
+    def finish(self, sweep: Sweep) -> None:
+        """Let each job that has results of a model sum them up."""
+        for job in sweep.jobs:
+            measured = any(record.folder.steps() for record in job.records(sweep.family.name))
+            if job.analysis.finish is not None and measured:
+                job.analysis.finish(job.config, job.store, sweep.family.name)
+
+    def _measure(self, sweep: Sweep, share: Share, inputs: unit.Inputs) -> None:
+        """Measure this process's share of a model's checkpoints, one after the other."""
+        following = None
+        while (taken := following or self._take(share)) is not None:
+            step, missing = taken
+            following = share.take(ahead=True)
+            try:
+                self._checkpoint(sweep, step, missing, inputs, None if following is None else following[0])
+            except CheckpointUnusable as error:
+                self.fail(sweep, step, str(error), len(missing))
+            share.give_back(step)
+            sweep.family.release(step, self.config.keep_checkpoints)
+
+    def _take(self, share: Share) -> tuple[int, list[Measurement]] | None:
+        """The next checkpoint of this process. Waits while others measure what is left; None once nothing is."""
+        while (taken := share.take()) is None and share.left:
+            self.progress.say(f"{share.sweep.family.name}: waiting for {len(share.left)} that others measure")
+            time.sleep(WAIT)
+        return taken
+
+    def begin(self, sweep: Sweep, inputs: unit.Inputs | None = None) -> list[int]:
+        """Check everything that can be checked without weights, then record what each job was asked for.
+
+        Returns:
+            The unfinished steps, without those at the start whose small files are missing or damaged.
+        """
+        inputs = inputs or unit.Inputs()
+        steps = list(sweep.missing)
+        jobs = [job for job in sweep.jobs if sweep.missing_of(job)]
+        while steps:
+            try:
+                described = sweep.family.describe(steps[0])
+            except CheckpointUnusable as error:
+                step = steps.pop(0)
+                self.fail(sweep, step, str(error), len(sweep.missing[step]))
+                continue
+            for job in jobs:
+                self._prepare(sweep, job, inputs, described)
+            if self.config.overwrite:
+                self._require_alone(sweep)
+            for job in jobs:
+                for record in job.records(sweep.family.name):
+                    record.begin(job.analysis.name, job.config, sweep.family, sweep.steps_of(job))
+            break
+        return steps
+
+    def _require_alone(self, sweep: Sweep) -> None:
+        for job in sweep.jobs:
+            if others := self.claims.others(f"{job.analysis.name}/{sweep.family.name}"):
+                raise UserError(
+                    f"overwrite: {others[0]} is measuring {job.analysis.name} of {sweep.family.name} into "
+                    f"{job.store.root}; wait for it, or leave overwrite out to share the work"
+                )
+
+    def _prepare(self, sweep: Sweep, job: Job, inputs: unit.Inputs, described: Description) -> object:
+        self.progress.say(f"{sweep.family.name}: preparing")
+        return inputs.of(job, described)
+
+    def _checkpoint(
+        self, sweep: Sweep, step: int, missing: list[Measurement], inputs: unit.Inputs, following: int | None
+    ) -> None:
+        """Load a checkpoint once, and measure and save all that is missing there."""
+        family = sweep.family
+        described = family.describe(step)
+        prepared = {one.job: self._prepare(sweep, one.job, inputs, described) for one in missing}
+        self.progress.say(f"{family.name} step {step}: loading")
+        checkpoint = unit.load(family, step, missing[0].job)
+        if following is not None and self.config.prefetch:
+            family.prefetch(following)
+        for one in missing:
+            self.progress.say(unit.label(family, step, one.task, one.job, named=len(sweep.jobs) > 1))
+            start = time.monotonic()
+            results = unit.measure(checkpoint, one, prepared[one.job])
+            unit.save(family.name, one, unit.encode(checkpoint, one, results))
+            self.progress.advance()
+            unit.times_of(one.job).add(family.name, step, unit.task_name(one), time.monotonic() - start)
+        del checkpoint
+        unit.free_memory()
+
+    def fail(self, sweep: Sweep, step: int, reason: str, lost: int) -> None:
+        """Report a checkpoint that cannot be measured, and with it `lost` measurements."""
+        self.progress.drop(lost)
+        self.failures.append(Failure(sweep.family.name, step, reason))
+        log.warning("%s step %d is left out: %s", sweep.family.name, step, reason)
+
+    def report_failures(self) -> int:
+        """List what could not be measured.
+
+        Returns:
+            The exit code: 0, or 1 if there is something to list.
+        """
+        if not self.failures:
+            return 0
+        log.warning("checkpoints that could not be measured: %d", len(self.failures))
+        for failure in self.failures:
+            log.warning("  %s step %d: %s", failure.model, failure.step, failure.reason)
+        return 1
