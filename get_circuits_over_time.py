@@ -14,24 +14,13 @@ Keys: configs/README.md. Figures: plotting/plot_circuits.py, plot_faithfulness_c
 plot_transfer.py.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
 
-from utils import transfer
 from utils.circuits import CircuitsConfig, measure, prepare
-from utils.command_line import run_script
-from utils.results.kinds import (
-    BASELINES,
-    CONTROLS,
-    FAITHFULNESS,
-    GRAPHS,
-    HYPOTHESIS_TESTS,
-    PROMPT_GROUPS,
-    TRANSFER,
-)
-from utils.runner import Analysis, run
+from utils.results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS
+from utils.runner import Analysis, main
 from utils.tasks import tasks_of
+from utils.transfer import second_walk
 
 ANALYSIS = Analysis(
     "get_circuits_over_time",
@@ -40,29 +29,8 @@ ANALYSIS = Analysis(
     prepare,
     measure,
     tasks=tasks_of,
+    then=second_walk,
 )
-SECOND = Analysis(
-    "get_circuits_over_time", CircuitsConfig, (TRANSFER,), transfer.prepare, transfer.measure, tasks=tasks_of
-)
-"""Walks over the checkpoints again, with `transfer`: it needs the circuits of all of them."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script from its command line; returns the exit code."""
-
-    def options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--dry-run", action="store_true", help="say what would be measured, load nothing")
-
-    def execute(config: CircuitsConfig, arguments: argparse.Namespace) -> int:
-        code = run(ANALYSIS, config, dry_run=arguments.dry_run)
-        if config.transfer is None:
-            return code
-        if not arguments.dry_run:
-            transfer.discard_outdated(config)
-        return max(code, run(SECOND, config, dry_run=arguments.dry_run))
-
-    return run_script(f"{ANALYSIS.name}.py", CircuitsConfig, execute, argv, options)
-
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(ANALYSIS))

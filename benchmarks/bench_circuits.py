@@ -31,9 +31,10 @@ from transformers import GPTNeoXForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.random_pythia import SHAPES, random_pythia
-from edge_attribution_patching.attribution import attribute
+from edge_attribution_patching.attribution import attribute, attribute_folds
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.faithfulness import CircuitEvaluator
+from edge_attribution_patching.folds import assign_folds
 from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.mib import mib_areas
 from edge_attribution_patching.pairs import TokenPairs
@@ -140,6 +141,7 @@ def table(name: str, device: str, rounds: int) -> None:
     weights = read_weights(setting.model)
     graph = Graph.of(weights)
     pairs, metric = setting.pairs, setting.metric
+    fold_of = assign_folds(len(pairs), 10, seed=0)
 
     def score(share_prefix: bool = True) -> torch.Tensor:
         return attribute(weights, pairs, metric, steps=setting.steps, share_prefix=share_prefix)
@@ -171,6 +173,7 @@ def table(name: str, device: str, rounds: int) -> None:
                 "forward + backward": lambda: setting.plain(True),
                 "attribution": lambda: score(False),
                 "attribution, shared prefix": score,
+                "attribution, 10 folds": lambda: attribute_folds(weights, pairs, metric, fold_of, steps=setting.steps),
                 "prepare both runs": lambda: prepare_runs(weights, batch),
                 "one circuit, 1000 edges": lambda: evaluate_metric(weights, runs, thousand, metric),
                 "curve of 40 sizes": curve,
@@ -188,6 +191,7 @@ def table(name: str, device: str, rounds: int) -> None:
     rows = [
         ("attribution / 5 forward + backward", "attribution", passes, 1.3),
         ("  with shared prefix", "attribution, shared prefix", passes, 0.65),
+        ("  and in 10 folds", "attribution, 10 folds", passes, 0.65),
         ("prepare both runs / forward", "prepare both runs", times["forward"], 1.2),
         ("one circuit of 1000 edges / forward", "one circuit, 1000 edges", times["forward"], 0.8),
         ("40 sizes, all included / forward", "curve of 40 sizes", times["forward"], 25.0),

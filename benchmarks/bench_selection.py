@@ -68,7 +68,7 @@ def main() -> int:
     parser.add_argument("--model", default="model_cache/toy")
     parser.add_argument("--task", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--resamples", type=int, default=300)
     arguments = parser.parse_args()
     family = resolve_family(arguments.model, Path("model_cache"))
     rows = []

@@ -73,10 +73,17 @@ def run_suite(config: SuiteConfig, *, dry_run: bool = False, only_fetch: bool = 
 
 def _run(name: str, jobs: list[Job], config: BaseConfig, dry_run: bool, only_fetch: bool) -> int:
     sweeps = plan(jobs)
+    if only_fetch and not dry_run:
+        return fetch(name, sweeps)
+    code = 0
     if dry_run:
         sys.stdout.write(shown_config(config) + describe(sweeps) + "".join(needs(sweep) for sweep in sweeps))
-        return 0
-    return fetch(name, sweeps) if only_fetch else execute(name, sweeps)
+    else:
+        code = execute(name, sweeps)
+    for job in jobs:
+        if job.analysis.then is not None and (following := job.analysis.then(job.config, dry_run)) is not None:
+            code = max(code, _run(following.name, [Job(following, job.config)], job.config, dry_run, only_fetch))
+    return code
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

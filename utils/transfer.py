@@ -30,6 +30,7 @@ from utils.models.checkpoint import LoadedCheckpoint
 from utils.models.family import resolve_family
 from utils.results.kinds import TRANSFER
 from utils.results.store import Result, Store
+from utils.run.analysis import Analysis
 from utils.tasks import Task, tasks_of
 
 STACK = 16
@@ -217,3 +218,22 @@ def _table(
         for number, circuit in enumerate(circuits)
     ]
     return pd.DataFrame(rows, columns=list(TRANSFER.columns))
+
+
+ANALYSIS = Analysis("get_circuits_over_time", CircuitsConfig, (TRANSFER,), prepare, measure, tasks=tasks_of)
+"""The second walk."""
+
+
+def second_walk(config: CircuitsConfig, dry_run: bool) -> Analysis | None:
+    """The analysis that follows the circuits, if `transfer` asks for it.
+
+    Unless it is a dry run, tables that lack a circuit are deleted first (`discard_outdated`).
+
+    Raises:
+        UserError: if `transfer` names a step without results.
+    """
+    if config.transfer is None:
+        return None
+    if not dry_run:
+        discard_outdated(config)
+    return ANALYSIS

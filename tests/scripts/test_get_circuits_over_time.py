@@ -19,6 +19,7 @@ from edge_attribution_patching.graph import Graph
 from edge_attribution_patching.mib import mib_areas
 from edge_attribution_patching.patching import evaluate_metric
 from edge_attribution_patching.patching_runs import prepare_runs, run_metric
+from edge_attribution_patching.search import edge_order, prefix_masks
 from get_circuits_over_time import ANALYSIS
 from tests.support import ioi_transformer
 from tests.support.paths import ROOT, TOY_STEPS
@@ -124,6 +125,63 @@ def test_cpr_and_cmd_are_measured_where_asked_and_empty_otherwise(hand_built: Pa
     areas = mib_areas(CircuitEvaluator(checkpoint.weights, prompts.evaluation.pairs, metric), scores)
     assert with_areas["cpr"].item() == pytest.approx(areas.cpr, rel=1e-5)
     assert with_areas["cmd"].item() == pytest.approx(areas.cmd, rel=1e-5)
+
+
+def test_a_circuit_stands_beside_random_ones_and_its_prompts_are_told_apart(
+    hand_built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = [f"model={hand_built}", "task=ioi", "n_prompts=20", f"results_dir={tmp_path}", "device=cpu", "n_random=6"]
+    with caplog.at_level("INFO"):
+        assert main(ANALYSIS, [*given, "hypothesis_tests=true"]) == 0
+    assert "beats 6 of 6 random circuits" in caplog.text
+    store = Store(tmp_path)
+    tables = {
+        kind: store.folder(kind, "hand", "ioi").read_table(10)
+        for kind in ("graphs", "faithfulness", "baselines", "controls", "prompt_groups", "hypothesis_tests")
+    }
+    chosen = tables["faithfulness"][tables["faithfulness"]["selected"]]
+    controls, groups = tables["controls"], tables["prompt_groups"].set_index("group")
+    assert controls["control"].value_counts().to_dict() == {
+        "random": 6, "without_random": 6, "circuit": 1, "without_circuit": 1,
+    }  # fmt: skip
+    own = controls[controls["control"] == "circuit"]
+    assert own["faithfulness"].item() == pytest.approx(chosen["faithfulness"].item())
+    assert (controls.loc[controls["control"] == "random", "n_edges"] >= chosen["n_edges"].item()).all()
+    assert list(groups.index) == ["all", "ABBA", "BABA"]
+    assert groups.loc["all", "full"] == pytest.approx(tables["baselines"]["full"].item())
+    assert groups.loc["all", "faithfulness_low"] == pytest.approx(chosen["faithfulness_low"].item())
+    for column in ("full", "circuit", "corrupted"):
+        parts = groups.loc[["ABBA", "BABA"]]
+        mean = (parts[column] * parts["n_prompts"]).sum() / parts["n_prompts"].sum()
+        assert groups.loc["all", column] == pytest.approx(mean)
+    assert set(tables["hypothesis_tests"]["test"]) >= {"equivalence", "independence", "sufficiency", "necessity"}
+    edges = tables["graphs"]
+    assert edges["stability"].between(0, 1).all()
+    assert edges["inclusion"].max() == 1.0
+    assert (edges["score_se"] >= 0).all()
+    # Where there is no circuit there is nothing to compare.
+    assert store.folder("controls", "hand", "ioi").read_table(0).empty
+    assert pd.isna(store.folder("prompt_groups", "hand", "ioi").read_table(0)["circuit"]).all()
+
+
+def test_inclusion_counts_the_thresholds_whose_circuit_has_the_edge(toy_family: Path, tmp_path: Path) -> None:
+    last, task = TOY_STEPS[-1], "greater_than"
+    given = [f"model={toy_family}", f"task={task}", f"checkpoints=[{last}]", "n_prompts=30", "n_random=0"]
+    assert main(ANALYSIS, [*given, f"results_dir={tmp_path}"]) == 0
+    store = Store(tmp_path)
+    curve = store.folder("faithfulness", toy_family.name, task).read_table(last)
+    stored = store.folder("graphs", toy_family.name, task)
+    circuit = Circuit.from_tensors(stored.read_tensors(last))
+    order = edge_order(circuit.scores, circuit.graph)
+    counts = torch.zeros_like(circuit.scores)
+    for threshold in (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
+        good = (curve["faithfulness"] >= min(threshold, 0.8)).tolist()
+        confirmed = [a and b for a, b in zip(good, [*good[1:], False], strict=True)]
+        counts += prefix_masks(order, circuit.graph, [int(curve["size"][confirmed.index(True)])])[0]
+    table = stored.read_table(last)
+    for row in table.itertuples():
+        assert row.inclusion == counts[circuit.graph.edge_index(f"{row.source}->{row.target}")] / 8
+    assert table["inclusion"].nunique() > 1
 
 
 def test_the_studys_criterion_and_grid_can_be_asked_for(hand_built: Path, tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ import torch
 
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.faithfulness import CircuitEvaluator
-from get_circuits_over_time import SECOND, main
+from get_circuits_over_time import ANALYSIS
 from tests.support import ioi_transformer
 from tests.support.paths import TOY, TOY_STEPS
 from utils.circuits import CircuitsConfig, circuit_prompts
 from utils.models.family import resolve_family
+from utils.results.kinds import TRANSFER
 from utils.results.store import Store
+from utils.runner import main
 from utils.tasks import TASKS
+from utils.transfer import StoredCircuit
 
 LAST = TOY_STEPS[-1]
 
@@ -26,7 +29,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     results = tmp_path_factory.mktemp("transfer") / "results"
     overrides = [f"model={TOY}", "task=[greater_than, sva]", "n_prompts=20", f"results_dir={results}"]
     overrides += ["n_random=0", "device=cpu"]
-    assert main([*overrides, "transfer=all"]) == 0
+    assert main(ANALYSIS, [*overrides, "transfer=all"]) == 0
     return overrides
 
 
@@ -83,30 +86,32 @@ def test_a_model_that_has_not_learned_the_task_gets_no_rows(given: list[str]) ->
     assert store.folder("transfer", TOY.name, "sva").read_table(0).empty
 
 
-def test_fewer_circuits_are_not_measured_again_and_changed_ones_are(given: list[str]) -> None:
-    store = results_of(given)
-    folder = store.folder("transfer", TOY.name, "sva")
-    before = folder.file(LAST).read_bytes()
-    stamp = folder.file(LAST).stat().st_mtime_ns
-    assert main([*given, "transfer=neighbours"]) == 0
+def test_fewer_circuits_are_not_measured_again_and_changed_ones_are(
+    given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = results_of(given).folder("transfer", TOY.name, "sva")
+    before, stamp = folder.file(LAST).read_bytes(), folder.file(LAST).stat().st_mtime_ns
+    assert main(ANALYSIS, [*given, "transfer=neighbours"]) == 0
     assert folder.file(LAST).stat().st_mtime_ns == stamp
-    # A circuit that is another one now.
-    graphs = store.folder("graphs", TOY.name, "sva")
-    tensors = graphs.read_tensors(LAST)
-    changed = tensors["in_circuit"].clone()
-    changed[tuple(changed.nonzero()[0])] = False
-    graphs.write_tensors(LAST, tensors | {"in_circuit": changed})
-    assert main([*given, "transfer=all"]) == 0
-    after = folder.read_table(LAST)
-    own = after[(after["from_step"] == LAST) & (after["from_task"] == "sva")]
-    assert own["n_edges"].item() == int(changed.sum())
-    graphs.write_tensors(LAST, tensors)
-    assert main([*given, "transfer=all"]) == 0
+    with monkeypatch.context() as other:
+        other.setattr(StoredCircuit, "fingerprint", "another")
+        assert main(ANALYSIS, [*given, "transfer=all"]) == 0
+    assert set(folder.read_table(LAST)["circuit"]) == {"another"}
+    assert main(ANALYSIS, [*given, "transfer=all"]) == 0
     assert folder.file(LAST).read_bytes() == before
 
 
+def test_a_table_is_measured_again_when_there_are_more_circuits(tmp_path: Path) -> None:
+    given = [f"model={TOY}", "task=sva", "n_prompts=20", f"results_dir={tmp_path}", "n_random=0", "device=cpu"]
+    folder = Store(tmp_path).folder("transfer", TOY.name, "sva")
+    assert main(ANALYSIS, [*given, "transfer=all", f"checkpoints=[{LAST}]"]) == 0
+    assert folder.read_table(LAST)["from_step"].tolist() == [LAST]
+    assert main(ANALYSIS, [*given, "transfer=all"]) == 0
+    assert folder.read_table(LAST)["from_step"].tolist() == [750, LAST]
+
+
 def test_a_step_without_results_is_refused(given: list[str], capsys: pytest.CaptureFixture) -> None:
-    assert main([*given, "transfer=[7]"]) == 2
+    assert main(ANALYSIS, [*given, "transfer=[7]"]) == 2
     assert "transfer: no results of " in capsys.readouterr().err
 
 
@@ -120,8 +125,9 @@ def test_neighbours_are_the_steps_before_and_after_with_a_circuit(tmp_path: Path
         ioi_transformer.tokenizer().save_pretrained(family / f"step{step}")
     (family / "family.json").write_text('{"tokens_per_step": 10}')
     overrides = [f"model={family}", "task=ioi", "n_prompts=6", f"results_dir={tmp_path}", "n_random=0", "device=cpu"]
-    assert main([*overrides, "transfer=neighbours"]) == 0
-    folder = Store(tmp_path).folder(SECOND.kinds[0], "family", "ioi")
+    overrides += ["on_duplicate_weights=warn"]
+    assert main(ANALYSIS, [*overrides, "transfer=neighbours"]) == 0
+    folder = Store(tmp_path).folder(TRANSFER, "family", "ioi")
     assert {step: folder.read_table(step)["from_step"].tolist() for step in folder.steps()} == {
         0: [],
         10: [10, 20],
@@ -132,5 +138,15 @@ def test_neighbours_are_the_steps_before_and_after_with_a_circuit(tmp_path: Path
     # Every checkpoint holds the same weights: a circuit does the same in all of them.
     table = folder.read_table(20)
     assert table["metric"].nunique() == 1
-    assert main([*overrides, "transfer=[40]"]) == 0
+    assert main(ANALYSIS, [*overrides, "transfer=[40]"]) == 0
     assert folder.read_table(20)["from_step"].tolist() == [20, 40]
+
+
+def test_a_dry_run_says_what_both_walks_lack_and_deletes_nothing(
+    given: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    folder = results_of(given).folder(TRANSFER, TOY.name, "sva")
+    before = folder.steps()
+    assert main(ANALYSIS, ["--dry-run", *given, "transfer=all", "overwrite=true"]) == 0
+    assert capsys.readouterr().out.count("3 of 3 checkpoints to measure") == 2
+    assert folder.steps() == before == list(TOY_STEPS)

@@ -34,6 +34,8 @@ class Analysis:
         finish: (config, store, model's name) -> None. Runs after a model's sweep, even if nothing was left to measure.
         reads: kinds of results that `measure` takes from the store if they are there. In a suite, the analyses that
             write them come first.
+        then: (config, dry run) -> another analysis with the same config, or None. It runs after this one, because it
+            needs the results of all checkpoints; its walk loads each of them once more. A dry run changes nothing.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Analysis:
     tasks: Callable[[Any], Sequence[Task]] | None = None
     finish: Callable[[Any, Store, str], None] | None = None
     reads: tuple[Kind, ...] = ()
+    then: Callable[[Any, bool], Analysis | None] | None = None
 
     def tasks_in(self, config: BaseConfig) -> Sequence[Task | None]:
         """The tasks that a config asks for; [None] if scores have no task."""
