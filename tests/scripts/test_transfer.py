@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from utils.circuits import CircuitsConfig, circuit_prompts
 from utils.models.family import resolve_family
 from utils.results.kinds import TRANSFER
 from utils.results.store import Store
-from utils.runner import main
+from utils.runner import main, main_of_suite
 from utils.tasks import TASKS
 from utils.transfer import StoredCircuit
 
@@ -150,3 +151,15 @@ def test_a_dry_run_says_what_both_walks_lack_and_deletes_nothing(
     assert main(ANALYSIS, ["--dry-run", *given, "transfer=all", "overwrite=true"]) == 0
     assert capsys.readouterr().out.count("3 of 3 checkpoints to measure") == 2
     assert folder.steps() == before == list(TOY_STEPS)
+
+
+def test_a_suite_makes_the_second_walk_after_all_circuits(tmp_path: Path) -> None:
+    entry = {"script": "get_circuits_over_time.py", "task": "sva", "n_prompts": 20, "n_random": 0, "transfer": "all"}
+    suite = {"model": str(TOY), "device": "cpu", "checkpoints": [750, LAST], "results_dir": str(tmp_path / "results")}
+    (tmp_path / "suite.yml").write_text(json.dumps(suite | {"analyses": [entry]}))
+    assert main_of_suite(["-c", str(tmp_path / "suite.yml")]) == 0
+    folder = Store(tmp_path / "results").folder(TRANSFER, TOY.name, "sva")
+    assert {step: folder.read_table(step)["from_step"].tolist() for step in folder.steps()} == {
+        750: [750, LAST],
+        LAST: [750, LAST],
+    }
