@@ -48,8 +48,8 @@ def test_one_of_two_gets_a_claim_and_the_other_gets_it_when_it_is_given_up(tmp_p
     with Claims(tmp_path) as first, Claims(tmp_path) as second:
         assert first.acquire([NAME])
         assert not second.acquire([NAME])
-        assert second.is_taken(NAME)
-        assert not first.is_taken(NAME)
+        assert second.holders("demo/tiny") == {NAME: first.owner}
+        assert first.holders("demo/tiny") == {}
         first.release([NAME])
         assert second.acquire([NAME])
 
@@ -145,7 +145,7 @@ def test_without_hard_links_a_claim_is_still_exclusive(tmp_path: Path, monkeypat
     with Claims(tmp_path) as first, Claims(tmp_path) as second:
         assert first.acquire([NAME])
         assert not second.acquire([NAME])
-        assert second.is_taken(NAME)
+        assert second.holders("demo/tiny") == {NAME: first.owner}
 
 
 def test_nothing_is_left_at_the_end_not_even_of_killed_processes(tmp_path: Path) -> None:

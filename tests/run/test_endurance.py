@@ -25,6 +25,7 @@ def undisturbed(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.endurance
 def test_a_sweep_killed_at_thirty_random_instants_ends_in_the_same_bytes(
     undisturbed: dict[str, bytes], tiny_family: Path, tmp_path: Path
 ) -> None:
@@ -54,7 +55,7 @@ def test_one_sweep_killed_again_and_again_ends_in_the_same_bytes(
     draw = random.Random(1)
     for _ in range(30):
         process = start(tmp_path, tiny_family, slow(0.02))
-        time.sleep(draw.uniform(0, 0.25))
+        time.sleep(draw.uniform(0, 0.4))
         kill(process)
     assert finished(start(tmp_path, tiny_family)) == 0
     assert files(tmp_path) == undisturbed
@@ -92,6 +93,7 @@ def test_when_one_of_four_processes_is_killed_the_others_take_over(tmp_path: Pat
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a tmpfs needs root")
 @pytest.mark.slow
+@pytest.mark.endurance
 def test_a_results_folder_that_fills_up_ends_in_one_line_without_a_half_file(tiny_family: Path, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     folder.mkdir()

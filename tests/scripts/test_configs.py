@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from utils.check import CheckConfig
 from utils.config.keys import BaseConfig, load_config, result_settings
 from utils.models.families import known_model
 from utils.models.schedules import PYTHIA_STEPS, select_steps
+from utils.run.plan import Job
+from utils.run.suite import SuiteConfig, jobs_of
 from utils.tasks import TASKS
 from utils.toy.family import FamilyConfig
 
@@ -32,6 +35,7 @@ ANALYSES = {
     **dict.fromkeys((*TASKS, "toy"), CIRCUITS),
 }
 MAKES_FAMILIES = ("toy_family", "toy_ioi_family")
+SUITES = ("suite_toy", "suite_160m", "suite_pythia")
 FILES = sorted(CONFIGS.rglob("*.yml"))
 STUDY = CONFIGS / "study"
 STUDY_MODELS = ["pythia-70m", "pythia-160m", "pythia-410m", "pythia-1.4b", "pythia-2.8b"]
@@ -40,6 +44,25 @@ STUDY_MODELS = ["pythia-70m", "pythia-160m", "pythia-410m", "pythia-1.4b", "pyth
 def analysis_of(path: Path) -> Any:
     starts = [start for start in ANALYSES if path.stem == start or path.stem.startswith(f"{start}_")]
     return ANALYSES[max(starts, key=len)]
+
+
+def suite_of(path: Path) -> list[Job]:
+    with contextlib.chdir(ROOT):  # The paths of its configs are relative to the repository.
+        return jobs_of(load_config(SuiteConfig, path, []))
+
+
+@pytest.mark.parametrize(("name", "ending"), [("suite_toy", "toy"), ("suite_160m", "160m"), ("suite_pythia", "160m")])
+def test_a_suite_has_every_analysis_with_the_settings_of_its_own_config(name: str, ending: str) -> None:
+    jobs = suite_of(CONFIGS / f"{name}.yml")
+    assert {job.analysis.name for job in jobs} == {analysis.name for analysis in ANALYSES.values()}
+    own = [path for path in CONFIGS.glob(f"*{ending}.yml") if path.stem not in SUITES]
+    settings = [(analysis_of(path).name, load_config(analysis_of(path).schema, path, [])) for path in own]
+    for job in jobs:
+        asked = (job.analysis.name, result_settings(job.config), job.config.checkpoints)
+        found = [(script, result_settings(config), config.checkpoints) for script, config in settings]
+        assert asked in found, job.analysis.name
+    assert len(jobs) == len(own)
+    assert jobs[-1].analysis.name == "get_ioi_consistency"
 
 
 def study(name: str) -> Any:
@@ -52,6 +75,9 @@ def test_every_config_loads_with_its_scripts_schema(path: Path) -> None:
     if path.stem in MAKES_FAMILIES:
         load_config(FamilyConfig, path, [])
         return
+    if path.stem in SUITES:
+        assert suite_of(path)
+        return
     schema = CheckConfig if path.stem.startswith("check_") else analysis_of(path).schema
     config: BaseConfig = load_config(schema, path, [])
     for model in config.models:
@@ -62,7 +88,9 @@ def test_every_config_loads_with_its_scripts_schema(path: Path) -> None:
 def test_a_command_in_a_config_names_that_config_and_its_script(path: Path) -> None:
     for script, named in re.findall(r"python (\S+\.py) -c (\S+)", path.read_text().partition("\nmodel")[0]):
         assert (ROOT / named).is_file()
-        if ROOT / named == path and path.stem not in MAKES_FAMILIES:
+        if ROOT / named == path and path.stem in SUITES:
+            assert script == "run_suite.py"
+        elif ROOT / named == path and path.stem not in MAKES_FAMILIES:
             assert script == f"{analysis_of(path).name}.py"
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import threading
 import time
 from dataclasses import replace
 from multiprocessing.context import ForkProcess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from tests.support.demo_analysis import ANALYSIS, results_in
 from utils.config.keys import load_config
@@ -41,6 +43,7 @@ def start(folder: Path, family: Path, analysis: Any = ANALYSIS, *overrides: str)
     """Start a sweep in a process of its own, in `folder`, with results in `folder/results`."""
 
     def work() -> None:
+        tqdm.set_lock(threading.RLock())  # Its own is shared by forks, and a killed one would keep it.
         os.chdir(folder)
         torch.set_num_threads(1)
         logging.disable()

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
 from utils.config.explain import explain
-from utils.config.strict_yaml import Block, merge, parse_override, read_yaml
+from utils.config.strict_yaml import Block, holds_null, merge, parse_override, read_yaml
 from utils.errors import UserError, suggest
 from utils.models.schedules import SCHEDULES
 
@@ -203,6 +203,10 @@ def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -
         keys, value = parse_override(text)
         merge(data, keys, value)
         changed.append(keys)
+    for key, value in data.items():
+        if holds_null(value):
+            where = "command line" if path is None or any(keys[0] == key for keys in changed) else str(path)
+            raise UserError(f"{where}: {key}: holds the character \\0, which no name has; remove it")
     try:
         # Strict mode of JSON: text is never taken for a number, nor 1 for true, but a path may be written as text.
         return schema.model_validate_json(json.dumps(data), strict=True)

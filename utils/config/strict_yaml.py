@@ -113,15 +113,14 @@ def merge(data: Block, keys: tuple[str, ...], value: Any) -> None:
 
 
 def _parse(text: str, where: str) -> Any:
-    loader = _Loader(text)
     try:
-        value = loader.get_single_data()
+        value = yaml.load(text, _Loader)  # A SafeLoader with fewer types.
     except _Refused as error:
         raise UserError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{where}: {_one_line(error)}") from None
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise UserError(f"{where}: blocks or lists are nested too deeply; write fewer levels") from None
     if _holds_itself(value, ()):
         raise UserError(f"{where}: an alias (*) is inside the value it names; write the value out")
     return value
@@ -139,6 +138,13 @@ def _holds_itself(value: Any, above: tuple[int, ...]) -> bool:
         return False
     items = value.values() if isinstance(value, dict) else value
     return id(value) in above or any(_holds_itself(item, (*above, id(value))) for item in items)
+
+
+def holds_null(value: Any) -> bool:
+    """Whether a text in a value, or a key, holds the character that no file name may."""
+    if isinstance(value, dict):
+        return any(holds_null(key) or holds_null(item) for key, item in value.items())
+    return any(holds_null(item) for item in value) if isinstance(value, list) else "\0" in str(value)
 
 
 def _other_configs(path: Path) -> str:

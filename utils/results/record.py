@@ -208,7 +208,7 @@ class RunRecord:
         files = run.pop("files")
         run = run | {"checkpoints": checkpoints, "equal_weights": equal_weights(checkpoints)}
         run["files"] = dict(sorted(files.items(), key=lambda item: _order(item[0])))
-        atomic_write(self.path, (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
+        atomic_write(self.path, _text(run).encode())
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -229,6 +229,18 @@ class RunRecord:
             yield
         finally:
             lock.release()
+
+
+def _text(run: dict[str, Any]) -> str:
+    """A run.json: blocks over several lines, but one line for each of their entries, which is fast to write."""
+    parts = []
+    for name, value in run.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, dict) and value:
+            lines = [f"  {json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items()]
+            text = "{\n" + ",\n".join(lines) + "\n }"
+        parts.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def equal_weights(checkpoints: dict[str, dict[str, Any]]) -> list[list[int]]:

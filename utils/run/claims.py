@@ -116,10 +116,22 @@ class Claims:
                 if _read(path) == self.owner:
                     path.unlink()
 
-    def is_taken(self, name: str) -> bool:
-        """Whether another process holds a claim that is not known to be stale, without a look at its heartbeat."""
-        owner = _read(self.folder / name)
-        return owner is not None and owner != self.owner and not owner.is_gone()
+    def holders(self, prefix: str) -> dict[str, Owner | None]:
+        """The claims below `<analysis>/<model>` that are not this process's, without a look at their heartbeats.
+
+        Returns:
+            Name -> who holds it; None if the claim is known to be stale.
+        """
+        gone: dict[Owner, bool] = {}
+        found: dict[str, Owner | None] = {}
+        for path in _files(self.folder / prefix):
+            owner = _read(path)
+            if owner is None or owner == self.owner:
+                continue
+            if owner not in gone:
+                gone[owner] = owner.is_gone()
+            found[f"{prefix}/{path.name}"] = None if gone[owner] else owner
+        return found
 
     def others(self, prefix: str) -> list[Owner]:
         """The other processes with live claims below `<analysis>/<model>`."""
@@ -145,11 +157,9 @@ class Claims:
                     continue
                 if self._is_stale(path, owner, now):
                     path.unlink()
-        for folder in sorted((path for path in self.folder.rglob("*") if path.is_dir()), reverse=True):
+        for folder, _, _ in os.walk(self.folder, topdown=False):
             with contextlib.suppress(OSError):
-                folder.rmdir()
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
+                os.rmdir(folder)
 
     def _acquire(self, name: str) -> bool:
         path = self.folder / name
@@ -263,8 +273,11 @@ def _read(path: Path) -> Owner | None:
 
 
 def _files(folder: Path, *, hidden: bool = False) -> list[Path]:
+    """The claims in a folder; with `hidden` every file in it and below."""
     try:
-        return [path for path in folder.rglob("*") if path.is_file() and (hidden or not path.name.startswith("."))]
+        if not hidden:
+            return [folder / name for name in os.listdir(folder) if not name.startswith(".")]
+        return [Path(where, name) for where, _, names in os.walk(folder) for name in names]
     except OSError:  # Another process is tidying up.
         return []
 

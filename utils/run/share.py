@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from utils.run.claims import Claims
+import time
+from collections import Counter
+
+from utils.run.claims import Claims, Owner
 from utils.run.plan import Measurement, Sweep
+
+LOOK = 5.0
+"""Seconds between two looks at the heartbeats of others."""
 
 
 class Share:
@@ -23,22 +29,32 @@ class Share:
         self.sweep, self.claims = sweep, claims
         self.left = list(steps)
         self.elsewhere = 0
+        self._looked = time.monotonic()
 
     def take(self, *, ahead: bool = False) -> tuple[int, list[Measurement]] | None:
         """Claim the first step that can be had.
 
         Args:
-            ahead: for later. Then, only if more steps are free than other processes hold, so that none is kept waiting
-                while another process has nothing to do.
+            ahead: for later, while this process measures another. Then only if enough are left for each other process
+                to have one ahead too: none is kept waiting while another has nothing to do.
 
         Returns:
             The step, and what is missing there. None if nothing is left, or others have claimed all that is.
         """
-        taken = [step for step in self.left if self.claims.is_taken(self._names(step)[0])] if ahead else []
-        if ahead and len(self.left) - len(taken) <= len(taken):
-            return None
+        holders = self._holders()
+        if ahead:
+            busy = Counter(owner for owner in holders.values() if owner is not None)
+            free = len(self.left) - sum(owner is not None for owner in holders.values())
+            if free <= sum(number == 1 for number in busy.values()):
+                return None
+        # A claim whose process seems to live is tried too, for its heart may have stopped, but not all the time.
+        patient = ahead or time.monotonic() - self._looked < LOOK
+        if not patient:
+            self._looked = time.monotonic()
         for step in list(self.left):
-            if step in taken or (self._missing(step) and not self.claims.acquire(self._names(step))):
+            if patient and holders.get(step) is not None:
+                continue
+            if self._missing(step) and not self.claims.acquire(self._names(step)):
                 continue
             self.left.remove(step)
             missing = self._missing(step)  # Once more: it may have been finished just before it was claimed.
@@ -47,6 +63,13 @@ class Share:
                 return step, missing
             self.give_back(step)
         return None
+
+    def _holders(self) -> dict[int, Owner | None]:
+        """Which of the steps left are claimed, and by whom; None if the claim is stale."""
+        names = {self._names(step)[0]: step for step in self.left}
+        prefixes = {name.rpartition("/")[0] for name in names}
+        held = {name: owner for prefix in prefixes for name, owner in self.claims.holders(prefix).items()}
+        return {names[name]: owner for name, owner in held.items() if name in names}
 
     def give_back(self, step: int) -> None:
         """Give up the claim on a step."""

@@ -26,7 +26,7 @@ from utils.run.claims import Claims
 from utils.run.plan import Job, Measurement, Sweep
 from utils.run.share import Share
 
-WAIT = 0.5
+WAIT = 0.3
 """Seconds between two looks at what other processes measure."""
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,204 @@
+"""How a sweep scales: processes and Ray on this machine, and a simulated cluster of up to 64 workers.
+
+    python benchmarks/bench_scaling.py [--simulated] [--toy]
+
+The simulated cluster runs the real loop, claims, store and driver; downloads and analyses sleep (0.5 s and 1 s a
+checkpoint), so that many workers fit on few cores and only the runner's own cost shows. Every worker has 10
+checkpoints, so a run would take as long with any number of workers if the runner cost nothing, and efficiency is what
+one worker took over what n took. `processes` are plain processes on one results folder that share by claims, and
+download ahead. `driver` is one process that hands checkpoints to a pool, whose workers download and measure by turns,
+and that writes what comes back, as with `executor: ray`.
+
+The other part measures all tasks' performance on the toy family (model_cache/toy) for real: one process, two processes,
+and Ray with two workers. It counts whole commands, with the time that libraries take to import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.config.keys import BaseConfig
+from utils.models.checkpoint import Description
+from utils.models.family import Family
+from utils.progress import configure_logging
+from utils.results.kinds import Kind
+from utils.results.store import Result
+from utils.run import unit
+from utils.run.analysis import Analysis
+from utils.run.driver import DriverRun
+from utils.run.plan import Job, Measurement, Sweep
+from utils.run.sweep import Run
+from utils.run.worker import Outcome, Unit
+
+ROOT = Path(__file__).resolve().parents[1]
+DOWNLOAD, MEASURE, EACH = 0.5, 1.0, 10
+WORKERS = (1, 4, 16, 64)
+KIND = Kind("sleeping", {"value": "nothing"}, "sleeping.py")
+
+
+@dataclass(frozen=True)
+class SlowHub(Family):
+    """Checkpoints whose download takes a while. One is fetched ahead."""
+
+    _ahead: dict[int, threading.Thread] = field(default_factory=dict, compare=False)
+
+    def describe(self, step: int) -> Description:
+        return Description(None, None)  # type: ignore[arg-type]
+
+    def prefetch(self, step: int) -> None:
+        if step not in self._ahead:
+            self._ahead[step] = threading.Thread(target=time.sleep, args=(DOWNLOAD,), daemon=True)
+            self._ahead[step].start()
+
+    def load(self, step: int, dtype: str = "float32", device: str = "auto") -> Any:
+        self.prefetch(step)
+        self._ahead.pop(step).join()
+        origin = {"repository": "hub", "revision": f"step{step}", "commit": None, "sha256": str(step), "parameters": 1}
+        return SimpleNamespace(name=self.name, step=step, tokens=step, provenance=origin, device="cpu")
+
+
+def sleep(*_: Any) -> dict[str, Result]:
+    """An analysis that takes a second and no work."""
+    time.sleep(MEASURE)
+    return {KIND.name: Result(pd.DataFrame({"value": [1.0] * 100}))}
+
+
+def sweep_of(folder: Path, workers: int) -> Sweep:
+    """A sweep with as many checkpoints as so many workers measure in 10 s."""
+    steps = tuple(range(workers * EACH))
+    config = BaseConfig(model="hub", results_dir=folder)
+    job = Job(Analysis("sleeping", BaseConfig, (KIND,), lambda *_: None, sleep), config)
+    family = SlowHub("hub", "hub", steps, {step: step for step in steps})
+    return Sweep(family, (job,), (steps,), {step: [Measurement(job, None)] for step in steps})
+
+
+class Threads:
+    """A pool like Ray's, whose workers are threads."""
+
+    def __init__(self, sweep: Sweep, workers: int) -> None:
+        self.sweep, self.workers = sweep, workers
+        self._threads = ThreadPoolExecutor(workers)
+        self._running: set[Future[Outcome]] = set()
+
+    def room(self) -> int:
+        return self.workers + max(1, self.workers // 8)
+
+    def submit(self, what: Unit) -> None:
+        self._running.add(self._threads.submit(self._measure, what))
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        done, self._running = wait(self._running, seconds, FIRST_COMPLETED)
+        return [future.result() for future in done]
+
+    def _measure(self, what: Unit) -> Outcome:
+        checkpoint = SlowHub("hub", "hub", (), {}).load(what.step)
+        one = self.sweep.missing[what.step][0]
+        return Outcome(what.step, (unit.encode(checkpoint, one, unit.measure(checkpoint, one, None)),))
+
+
+def by_processes(folder: Path, workers: int) -> float:
+    """Seconds that forked processes on one folder take."""
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(workers + 1)
+
+    def work() -> None:
+        tqdm.set_lock(threading.RLock())
+        sweep = sweep_of(folder, workers)
+        start.wait()
+        os._exit(Run("sleeping", [sweep]).execute())
+
+    processes = [context.Process(target=work) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    start.wait()
+    begun = time.perf_counter()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    return time.perf_counter() - begun
+
+
+def by_driver(folder: Path, workers: int) -> float:
+    """Seconds that a driver with a pool takes."""
+    sweep = sweep_of(folder, workers)
+    begun = time.perf_counter()
+    DriverRun("sleeping", [sweep], Threads(sweep, workers)).execute()
+    return time.perf_counter() - begun
+
+
+def simulate() -> None:
+    """Print the table of the simulated cluster."""
+    logging.disable()
+    print("| workers | processes: seconds | efficiency | driver: seconds | efficiency |")
+    print("| --- | --- | --- | --- | --- |")
+    first: dict[str, float] = {}
+    for workers in WORKERS:
+        row = []
+        for name, measure in (("processes", by_processes), ("driver", by_driver)):
+            with tempfile.TemporaryDirectory(dir=".") as folder:
+                seconds = measure(Path(folder), workers)
+            assert workers == 1 or name in first
+            row.append(f"{seconds:.1f} | {first.setdefault(name, seconds) / seconds:.0%}")
+        print(f"| {workers} | {' | '.join(row)} |", flush=True)
+    logging.disable(logging.NOTSET)
+
+
+def on_toy(model: str) -> None:
+    """Print the table of this machine."""
+    print("| | seconds | against one process |")
+    print("| --- | --- | --- |")
+    once = 0.0
+    for name, count, overrides in (
+        ("one process", 1, []),
+        ("two processes", 2, []),
+        ("Ray, two workers", 1, ["executor=ray"]),
+    ):
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            command = [sys.executable, str(ROOT / "get_circuits_over_time.py"), f"model={model}", "n_prompts=100"]
+            command += ["task=[ioi, greater_than, gendered_pronoun, sva]", f"results_dir={folder}", *overrides]
+            begun = time.perf_counter()
+            running = [subprocess.Popen([*command, "cpus_per_checkpoint=1"], stderr=subprocess.DEVNULL)]
+            running += [
+                subprocess.Popen([*command, "cpus_per_checkpoint=1"], stderr=subprocess.DEVNULL)
+                for _ in range(count - 1)
+            ]
+            assert [process.wait() for process in running] == [0] * count
+            seconds = time.perf_counter() - begun
+        once = once or seconds
+        print(f"| {name} | {seconds:.0f} | {once / seconds:.2f} |", flush=True)
+
+
+def main() -> None:
+    """Print both tables, or the one asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--simulated", action="store_true", help="only the simulated cluster")
+    parser.add_argument("--toy", action="store_true", help="only this machine")
+    parser.add_argument("--model", default="model_cache/toy", help="the family to measure for real")
+    arguments = parser.parse_args()
+    configure_logging()
+    if not arguments.toy:
+        simulate()
+    if not arguments.simulated:
+        on_toy(arguments.model)
+
+
+if __name__ == "__main__":
+    main()
