@@ -135,7 +135,7 @@ class Claims:
 
     def others(self, prefix: str) -> list[Owner]:
         """The other processes with live claims below `<analysis>/<model>`."""
-        found = {}
+        found: dict[Owner, None] = {}
         now = self._now(self.folder / prefix)
         for path in _files(self.folder / prefix):
             owner = _read(path)
