@@ -9,7 +9,7 @@ one worker took over what n took. `processes` are plain processes on one results
 download ahead. `driver` is one process that hands checkpoints to a pool, whose workers download and measure by turns,
 and that writes what comes back, as with `executor: ray`.
 
-The other part measures all tasks' performance on the toy family (model_cache/toy) for real: one process, two processes,
+The other part finds circuits of two tasks in the toy family (model_cache/toy) for real: one process, two processes,
 and Ray with two workers. It counts whole commands, with the time that libraries take to import.
 """
 
@@ -178,8 +178,8 @@ def on_toy(model: str) -> None:
         ("Ray, two workers", 1, ["executor=ray"]),
     ):
         with tempfile.TemporaryDirectory(dir=".") as folder:
-            command = [sys.executable, str(ROOT / "get_circuits_over_time.py"), f"model={model}", "n_prompts=100"]
-            command += ["task=[ioi, greater_than, gendered_pronoun, sva]", f"results_dir={folder}", *overrides]
+            command = [sys.executable, str(ROOT / "get_circuits_over_time.py"), f"model={model}", "n_prompts=50"]
+            command += ["task=[ioi, sva]", f"results_dir={folder}", *overrides]
             begun = time.perf_counter()
             running = [subprocess.Popen([*command, "cpus_per_checkpoint=1"], stderr=subprocess.DEVNULL)]
             running += [
