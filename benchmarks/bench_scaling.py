@@ -9,7 +9,7 @@ one worker took over what n took. `processes` are plain processes on one results
 download ahead. `driver` is one process that hands checkpoints to a pool, whose workers download and measure by turns,
 and that writes what comes back, as with `executor: ray`.
 
-The other part measures all tasks' performance on the toy family (model_cache/toy) for real: one process, two processes,
+The other part finds circuits of two tasks in the toy family (model_cache/toy) for real: one process, two processes,
 and Ray with two workers. It counts whole commands, with the time that libraries take to import.
 """
 
@@ -49,7 +49,7 @@ from utils.run.sweep import Run
 from utils.run.worker import Outcome, Unit
 
 ROOT = Path(__file__).resolve().parents[1]
-DOWNLOAD, MEASURE, EACH = 0.5, 1.0, 10
+DOWNLOAD, MEASURE, EACH, MODEL = 0.5, 1.0, 10, 160
 WORKERS = (1, 4, 16, 64)
 KIND = Kind("sleeping", {"value": "nothing"}, "sleeping.py")
 
@@ -81,20 +81,25 @@ def sleep(*_: Any) -> dict[str, Result]:
     return {KIND.name: Result(pd.DataFrame({"value": [1.0] * 100}))}
 
 
-def sweep_of(folder: Path, workers: int) -> Sweep:
-    """A sweep with as many checkpoints as so many workers measure in 10 s."""
-    steps = tuple(range(workers * EACH))
-    config = BaseConfig(model="hub", results_dir=folder)
+def sweeps_of(folder: Path, workers: int) -> list[Sweep]:
+    """Models of up to 160 checkpoints, together as many as so many workers measure in 10 s."""
+    total, sweeps = workers * EACH, []
+    names = [f"hub{number}" for number in range(-(-total // MODEL))]
+    config = BaseConfig(model=names, results_dir=folder)
     job = Job(Analysis("sleeping", BaseConfig, (KIND,), lambda *_: None, sleep), config)
-    family = SlowHub("hub", "hub", steps, {step: step for step in steps})
-    return Sweep(family, (job,), (steps,), {step: [Measurement(job, None)] for step in steps})
+    what = Measurement(job, None)
+    for number, name in enumerate(names):
+        steps = tuple(range(min(MODEL, total - number * MODEL)))
+        family = SlowHub(name, name, steps, {step: step for step in steps})
+        sweeps.append(Sweep(family, (job,), (steps,), {step: [what] for step in steps}))
+    return sweeps
 
 
 class Threads:
     """A pool like Ray's, whose workers are threads."""
 
     def __init__(self, sweep: Sweep, workers: int) -> None:
-        self.sweep, self.workers = sweep, workers
+        self.what, self.workers = next(iter(sweep.missing.values()))[0], workers
         self._threads = ThreadPoolExecutor(workers)
         self._running: set[Future[Outcome]] = set()
 
@@ -109,9 +114,10 @@ class Threads:
         return [future.result() for future in done]
 
     def _measure(self, what: Unit) -> Outcome:
-        checkpoint = SlowHub("hub", "hub", (), {}).load(what.step)
-        one = self.sweep.missing[what.step][0]
-        return Outcome(what.step, (unit.encode(checkpoint, one, unit.measure(checkpoint, one, None)),))
+        checkpoint = SlowHub(what.name, what.name, (), {}).load(what.step)
+        return Outcome(
+            what.name, what.step, (unit.encode(checkpoint, self.what, unit.measure(checkpoint, self.what, None)),)
+        )
 
 
 def by_processes(folder: Path, workers: int) -> float:
@@ -121,9 +127,9 @@ def by_processes(folder: Path, workers: int) -> float:
 
     def work() -> None:
         tqdm.set_lock(threading.RLock())
-        sweep = sweep_of(folder, workers)
+        sweeps = sweeps_of(folder, workers)
         start.wait()
-        os._exit(Run("sleeping", [sweep]).execute())
+        os._exit(Run("sleeping", sweeps).execute())
 
     processes = [context.Process(target=work) for _ in range(workers)]
     for process in processes:
@@ -138,9 +144,9 @@ def by_processes(folder: Path, workers: int) -> float:
 
 def by_driver(folder: Path, workers: int) -> float:
     """Seconds that a driver with a pool takes."""
-    sweep = sweep_of(folder, workers)
+    sweeps = sweeps_of(folder, workers)
     begun = time.perf_counter()
-    DriverRun("sleeping", [sweep], Threads(sweep, workers)).execute()
+    DriverRun("sleeping", sweeps, Threads(sweeps[0], workers)).execute()
     return time.perf_counter() - begun
 
 
@@ -172,8 +178,8 @@ def on_toy(model: str) -> None:
         ("Ray, two workers", 1, ["executor=ray"]),
     ):
         with tempfile.TemporaryDirectory(dir=".") as folder:
-            command = [sys.executable, str(ROOT / "get_circuits_over_time.py"), f"model={model}", "n_prompts=100"]
-            command += ["task=[ioi, greater_than, gendered_pronoun, sva]", f"results_dir={folder}", *overrides]
+            command = [sys.executable, str(ROOT / "get_circuits_over_time.py"), f"model={model}", "n_prompts=50"]
+            command += ["task=[ioi, sva]", f"results_dir={folder}", *overrides]
             begun = time.perf_counter()
             running = [subprocess.Popen([*command, "cpus_per_checkpoint=1"], stderr=subprocess.DEVNULL)]
             running += [

@@ -16,8 +16,13 @@ from utils.errors import UserError
 _DAY = 86_400.0
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: temporary file in the same folder, fsync, replace.
+def atomic_write(path: Path, data: bytes, *, sync_folder: bool = True) -> None:
+    """Write a file whole or not at all: temporary file in the same folder, fsync, replace, fsync of the folder.
+
+    Args:
+        path: the file.
+        data: what it will hold.
+        sync_folder: `False` leaves the folder to the next file that is written there.
 
     Raises:
         UserError: if the folder cannot be created or written to, or the disk is full.
@@ -33,7 +38,8 @@ def atomic_write(path: Path, data: bytes) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        if sync_folder:
+            _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); free space or name another folder") from error
 

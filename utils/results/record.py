@@ -128,30 +128,43 @@ class RunRecord:
             )
 
     def add(self, step: int, provenance: dict[str, Any], files: Mapping[str, bytes] | None = None) -> list[int]:
-        """Record where a checkpoint's weights come from, before its results are written.
-
-        Args:
-            step: the checkpoint.
-            provenance: of its weights.
-            files: what is going to be written: suffix -> bytes. Their hashes are recorded.
+        """Record one checkpoint; see `add_all`.
 
         Returns:
             The other recorded steps with the same weights.
         """
+        return self.add_all({step: (provenance, files or {})})[step]
+
+    def add_all(self, found: Mapping[int, tuple[dict[str, Any], Mapping[str, bytes]]]) -> dict[int, list[int]]:
+        """Record where checkpoints' weights come from, before their results are written.
+
+        The folder is left to be synchronised with the results, which are written there next.
+
+        Args:
+            found: step -> the provenance of its weights, and what is going to be written: suffix -> bytes. The hashes
+                of these bytes are recorded.
+
+        Returns:
+            Step -> the other recorded steps with the same weights.
+        """
         hashes = {
             self.folder.file(step, suffix).name: hashlib.sha256(data).hexdigest()
-            for suffix, data in (files or {}).items()
+            for step, (_, files) in found.items()
+            for suffix, data in files.items()
         }
         with self._lock():
             run = self.folder.read_run()
-            run["checkpoints"][str(step)] = provenance
+            run["checkpoints"] |= {str(step): provenance for step, (provenance, _) in found.items()}
             run["files"] = run.get("files", {}) | hashes
-            self._write(run)
-        return [
-            int(other)
-            for other, weights in run["checkpoints"].items()
-            if int(other) != step and weights["sha256"] == provenance["sha256"]
-        ]
+            self._write(run, sync_folder=False)
+        return {
+            step: [
+                int(other)
+                for other, weights in run["checkpoints"].items()
+                if int(other) != step and weights["sha256"] == provenance["sha256"]
+            ]
+            for step, (provenance, _) in found.items()
+        }
 
     def damaged(self, steps: Collection[int]) -> list[Path]:
         """Files of finished checkpoints whose bytes are not those that were written, or that are gone.
@@ -203,12 +216,12 @@ class RunRecord:
         except DamagedRecord:
             return None
 
-    def _write(self, run: dict[str, Any]) -> None:
+    def _write(self, run: dict[str, Any], *, sync_folder: bool = True) -> None:
         checkpoints = dict(sorted(run["checkpoints"].items(), key=lambda item: int(item[0])))
         files = run.pop("files")
         run = run | {"checkpoints": checkpoints, "equal_weights": equal_weights(checkpoints)}
         run["files"] = dict(sorted(files.items(), key=lambda item: _order(item[0])))
-        atomic_write(self.path, _text(run).encode())
+        atomic_write(self.path, _text(run).encode(), sync_folder=sync_folder)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

@@ -120,10 +120,10 @@ class ResultsFolder:
             files[self._companion(".json")] = _json_bytes(result.json)
         return files | {".csv": self._table_bytes(step, result.table, tokens)}
 
-    def write(self, step: int, suffix: str, data: bytes) -> Path:
-        """Write one of the files that `encode` made."""
+    def write(self, step: int, suffix: str, data: bytes, *, sync_folder: bool = True) -> Path:
+        """Write one of the files that `encode` made; `sync_folder` as in `atomic_write`."""
         path = self.file(step, suffix)
-        atomic_write(path, data)
+        atomic_write(path, data, sync_folder=sync_folder)
         return path
 
     def write_table(self, step: int, table: pd.DataFrame, tokens: int) -> Path:

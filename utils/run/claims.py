@@ -22,6 +22,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ from utils.errors import UserError
 from utils.files import is_running
 
 FOLDER = ".claims"
-BEAT, STALE = 10.0, 120.0
+BEAT, STALE, CHECK = 10.0, 120.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ class Claims:
         pid = os.getpid()
         self.owner = Owner(socket.gethostname(), pid, _machine(), _started(pid), uuid.uuid4().hex)
         self._held: set[str] = set()
+        self._seen: dict[tuple[str, int], Owner | None] = {}
+        self._gone: dict[Owner, bool] = {}
+        self._checked = float("-inf")
         self._stop = threading.Event()
         self._beating: threading.Thread | None = None
 
@@ -122,15 +126,26 @@ class Claims:
         Returns:
             Name -> who holds it; None if the claim is known to be stale.
         """
-        gone: dict[Owner, bool] = {}
         found: dict[str, Owner | None] = {}
-        for path in _files(self.folder / prefix):
-            owner = _read(path)
-            if owner is None or owner == self.owner:
+        now = time.monotonic()
+        if now - self._checked > CHECK:
+            self._gone, self._checked = {}, now
+        seen: dict[tuple[str, int], Owner | None] = {}
+        try:
+            entries = [(entry.name, entry.inode()) for entry in os.scandir(self.folder / prefix)]
+        except OSError:
+            return {}
+        for name, inode in entries:
+            if name.startswith("."):
                 continue
-            if owner not in gone:
-                gone[owner] = owner.is_gone()
-            found[f"{prefix}/{path.name}"] = None if gone[owner] else owner
+            # A claim's file never changes, so each is read once. Whoever takes one over reads it again.
+            key = (f"{prefix}/{name}", inode)
+            seen[key] = owner = self._seen[key] if key in self._seen else _read(self.folder / prefix / name)
+            if owner is not None and owner != self.owner:
+                if owner not in self._gone:
+                    self._gone[owner] = owner.is_gone()
+                found[key[0]] = None if self._gone[owner] else owner
+        self._seen = seen
         return found
 
     def others(self, prefix: str) -> list[Owner]:

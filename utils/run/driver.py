@@ -17,6 +17,9 @@ from utils.run.share import Share
 from utils.run.sweep import WAIT, Run
 from utils.run.worker import Outcome, Unit, unit_of
 
+Place = tuple[str, int]
+"""A family's name and a step."""
+
 
 class Pool(Protocol):
     """Workers somewhere."""
@@ -44,30 +47,60 @@ class DriverRun(Run):
         super().__init__(name, sweeps)
         self.pool = pool
 
-    def _measure(self, sweep: Sweep, share: Share, inputs: unit.Inputs) -> None:
-        number = list(self.sweeps).index(sweep)
-        running: dict[int, list[Measurement]] = {}
-        while True:
-            while len(running) < self.pool.room() and (taken := share.take()) is not None:
-                step, running[step] = taken[0], taken[1]
-                self.pool.submit(unit_of(sweep, number, step, taken[1]))
-            if not running and not share.left:
-                return
-            self.progress.say(f"{sweep.family.name}: {len(running)} checkpoints at work")
-            if not running:
-                time.sleep(WAIT)
-                continue
-            for outcome in self.pool.wait(WAIT):
-                self._take_in(sweep, outcome, running.pop(outcome.step))
-                share.give_back(outcome.step)
+    def _measure_all(self) -> None:
+        """Keep the pool busy, with the next model's checkpoints while the last of this one are measured."""
+        unopened = list(self.sweeps)
+        opened: list[Share] = []
+        running: dict[Place, list[Measurement]] = {}
+        while unopened or opened:
+            while len(running) < self.pool.room():
+                handed = next((place for share in opened if (place := self._hand_out(share, running))), None)
+                if handed is None and not unopened:
+                    break
+                if handed is None:
+                    sweep = unopened.pop(0)
+                    opened.append(Share(sweep, self.begin(sweep), self.claims))
+            self.progress.say(f"{len(running)} checkpoints at work")
+            if running:
+                self._take_in(opened, self.pool.wait(WAIT), running)
+            elif any(share.left for share in opened):
+                time.sleep(WAIT)  # Others measure them.
+            for share in list(opened):
+                if not share.left and not any(model == share.sweep.family.name for model, _ in running):
+                    self._close(share.sweep, share)
+                    opened.remove(share)
 
-    def _take_in(self, sweep: Sweep, outcome: Outcome, missing: list[Measurement]) -> None:
-        if outcome.refused:
-            raise UserError(outcome.refused)
-        if outcome.unusable:
-            self.fail(sweep, outcome.step, outcome.unusable, len(missing))
-            return
-        for one, measured in zip(missing, outcome.measured, strict=True):
-            self.progress.say(unit.label(sweep.family, outcome.step, one.task, one.job, named=len(sweep.jobs) > 1))
-            unit.save(sweep.family.name, one, measured)
-            self.progress.advance()
+    def _hand_out(self, share: Share, running: dict[Place, list[Measurement]]) -> Place | None:
+        """Give one of a model's checkpoints to the pool, if there is one to be had."""
+        if not share.left or (taken := share.take()) is None:
+            return None
+        step, missing = taken
+        number = next(place for place, sweep in enumerate(self.sweeps) if sweep is share.sweep)
+        self.pool.submit(unit_of(share.sweep, number, step, missing))
+        place = (share.sweep.family.name, step)
+        running[place] = missing
+        return place
+
+    def _take_in(
+        self, opened: Sequence[Share], outcomes: Sequence[Outcome], running: dict[Place, list[Measurement]]
+    ) -> None:
+        """Write what came back, all of it before bad input ends the run. What came together is written together."""
+        shares = {share.sweep.family.name: share for share in opened}
+        found: dict[tuple[str, Measurement], list[unit.Measured]] = {}
+        for outcome in outcomes:
+            missing = running.pop((outcome.name, outcome.step))
+            if outcome.unusable:
+                self.fail(shares[outcome.name].sweep, outcome.step, outcome.unusable, len(missing))
+            elif not outcome.refused:
+                for one, measured in zip(missing, outcome.measured, strict=True):
+                    found.setdefault((outcome.name, one), []).append(measured)
+        for (name, one), several in found.items():
+            sweep = shares[name].sweep
+            unit.save_all(name, one, several)
+            for measured in several:
+                self.progress.say(unit.label(sweep.family, measured.step, one.task, one.job, named=len(sweep.jobs) > 1))
+                self.progress.advance()
+        for outcome in outcomes:
+            shares[outcome.name].give_back(outcome.step)
+            if outcome.refused:
+                raise UserError(outcome.refused)

@@ -64,9 +64,9 @@ class Job:
         return all(folder.has(step) for folder in self.folders(model, task))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measurement:
-    """One job's measurement of one task, at a checkpoint."""
+    """One job's measurement of one task, at a checkpoint. One object stands for it at all checkpoints of a model."""
 
     job: Job
     task: Task | None
@@ -143,8 +143,9 @@ def plan(jobs: Sequence[Job]) -> list[Sweep]:
         missing: dict[int, list[Measurement]] = {}
         for job, steps in zip(resolved, asked, strict=True):
             for task in job.tasks:
+                what = Measurement(job, task)
                 for step in _missing(job, task, steps, family):
-                    missing.setdefault(step, []).append(Measurement(job, task))
+                    missing.setdefault(step, []).append(what)
         start_token = family.prepend_bos is True if asks else None
         sweeps.append(Sweep(family, resolved, asked, dict(sorted(missing.items())), start_token))
     return sweeps

@@ -76,7 +76,7 @@ class RayPool:
             max_calls=0,  # Otherwise Ray ends a process that used a GPU after one task.
             runtime_env={"env_vars": {"PYTHONPATH": import_path()}},
         )(run_unit)
-        self._running: dict[Any, int] = {}
+        self._running: dict[Any, Unit] = {}
 
     def __enter__(self) -> RayPool:
         return self
@@ -93,7 +93,7 @@ class RayPool:
 
     def submit(self, what: Unit) -> None:
         """Hand out a unit."""
-        self._running[self._task.remote(self._shared, what)] = what.step
+        self._running[self._task.remote(self._shared, what)] = what
 
     def wait(self, seconds: float) -> list[Outcome]:
         """What has come back."""
@@ -110,7 +110,7 @@ class RayPool:
         for reference in getattr(self, "_running", {}):
             self._ray.cancel(reference, force=True)
 
-    def _outcome(self, reference: Any, step: int) -> Outcome:
+    def _outcome(self, reference: Any, what: Unit) -> Outcome:
         errors = self._ray.exceptions
         try:
             outcome: Outcome = self._ray.get(reference)
@@ -120,7 +120,8 @@ class RayPool:
         except errors.RayError as error:
             tried = self._config.retries + 1
             why = " ".join(str(error).split())[:160]
-            return Outcome(step, unusable=f"its worker was lost, the last of {tried} times; run again ({why})")
+            reason = f"its worker was lost, the last of {tried} times; run again ({why})"
+            return Outcome(what.name, what.step, unusable=reason)
 
     def _slots(self) -> int:
         """How many checkpoints the machines of the cluster can measure at once."""

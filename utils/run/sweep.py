@@ -75,8 +75,7 @@ class Run:
         self.progress = progress = Progress(self.name, total)
         try:
             with self.claims:
-                for sweep in self.sweeps:
-                    self._sweep(sweep)
+                self._measure_all()
         except (Exception, KeyboardInterrupt, Terminated) as error:
             progress.close()
             again = "run the same command " + ("without overwrite=true" if self.config.overwrite else "again")
@@ -90,14 +89,32 @@ class Run:
             log.info("finished: %d measured into %s in %s%s", progress.done, root, duration(progress.seconds), others)
         return self.report_failures()
 
-    def _sweep(self, sweep: Sweep) -> None:
-        """Measure one model's missing checkpoints, then let each job finish."""
-        inputs = unit.Inputs()
-        share = Share(sweep, self.begin(sweep, inputs), self.claims)
+    def _measure_all(self) -> None:
+        """Measure this process's share of every model, and wait for others only once there is nothing left to take."""
+        opened = []
+        for sweep in self.sweeps:
+            inputs = unit.Inputs()
+            share = Share(sweep, self.begin(sweep, inputs), self.claims)
+            self._take_part(sweep, share, inputs)
+            opened.append((sweep, share, inputs))
+            if not share.left:
+                self._close(sweep, share)
+        for sweep, share, inputs in opened:
+            if share.left:
+                while share.left:
+                    self.progress.say(f"{sweep.family.name}: waiting for {len(share.left)} that others measure")
+                    time.sleep(WAIT)
+                    self._take_part(sweep, share, inputs)
+                self._close(sweep, share)
+
+    def _take_part(self, sweep: Sweep, share: Share, inputs: unit.Inputs) -> None:
+        """Measure what can be claimed, and leave nothing behind that still downloads."""
         try:
             self._measure(sweep, share, inputs)
         finally:
             sweep.family.stop()
+
+    def _close(self, sweep: Sweep, share: Share) -> None:
         self.elsewhere += share.elsewhere
         self.progress.drop(share.elsewhere)
         self.finish(sweep)
@@ -110,9 +127,9 @@ class Run:
                 job.analysis.finish(job.config, job.store, sweep.family.name)
 
     def _measure(self, sweep: Sweep, share: Share, inputs: unit.Inputs) -> None:
-        """Measure this process's share of a model's checkpoints, one after the other."""
+        """Measure what can be had of a model's checkpoints, one after the other."""
         following = None
-        while (taken := following or self._take(share)) is not None:
+        while (taken := following or share.take()) is not None:
             step, missing = taken
             following = share.take(ahead=True)
             try:
@@ -121,13 +138,6 @@ class Run:
                 self.fail(sweep, step, str(error), len(missing))
             share.give_back(step)
             sweep.family.release(step, self.config.keep_checkpoints)
-
-    def _take(self, share: Share) -> tuple[int, list[Measurement]] | None:
-        """The next checkpoint of this process. Waits while others measure what is left; None once nothing is."""
-        while (taken := share.take()) is None and share.left:
-            self.progress.say(f"{share.sweep.family.name}: waiting for {len(share.left)} that others measure")
-            time.sleep(WAIT)
-        return taken
 
     def begin(self, sweep: Sweep, inputs: unit.Inputs | None = None) -> list[int]:
         """Check everything that can be checked without weights, then record what each job was asked for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,20 +84,32 @@ def encode(checkpoint: LoadedCheckpoint, what: Measurement, results: dict[str, R
 
 
 def save(model: str, what: Measurement, measured: Measured) -> None:
-    """Write provenance first, then what goes with the tables, and the tables last: a table says all is complete."""
-    step = measured.step
+    """Write one measurement; see `save_all`."""
+    save_all(model, what, [measured])
+
+
+def save_all(model: str, what: Measurement, found: Sequence[Measured]) -> None:
+    """Write one measurement of several checkpoints.
+
+    Provenance comes first, then what goes with the tables, and the tables last: a table says that all is complete.
+    """
     folders = what.job.folders(model, what.task)
-    equal: set[int] = set()
-    for folder, files in zip(folders, measured.files, strict=True):
-        equal.update(RunRecord(folder).add(step, measured.provenance, files))
-        for suffix, data in files.items():
-            if suffix != ".csv":
-                folder.write(step, suffix, data)
-    for folder, files in zip(folders, measured.files, strict=True):
-        folder.write(step, ".csv", files[".csv"])
-    if equal:
-        steps = ", ".join(str(other) for other in sorted(equal))
-        log.warning("%s: step %d holds the same weights as step %s; recorded in run.json", model, step, steps)
+    equal: dict[int, set[int]] = {}
+    for place, folder in enumerate(folders):
+        added = RunRecord(folder).add_all({one.step: (one.provenance, one.files[place]) for one in found})
+        for step, others in added.items():
+            equal.setdefault(step, set()).update(others)
+        for one in found:
+            for suffix, data in one.files[place].items():
+                if suffix != ".csv":
+                    folder.write(one.step, suffix, data)
+    for place, folder in enumerate(folders):
+        for one in found:
+            folder.write(one.step, ".csv", one.files[place][".csv"], sync_folder=one is found[-1])
+    for step, same in equal.items():
+        if same:
+            steps = ", ".join(str(other) for other in sorted(same))
+            log.warning("%s: step %d holds the same weights as step %s; recorded in run.json", model, step, steps)
 
 
 def load(family: Family, step: int, job: Job) -> LoadedCheckpoint:

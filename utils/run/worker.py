@@ -67,12 +67,14 @@ class Outcome:
     """What became of a unit.
 
     Attributes:
+        name: the family's name.
         step: its training step.
         measured: the files, one for each of `Unit.missing`; empty if there is an error.
         unusable: why the checkpoint could not be measured, in one line.
         refused: bad input, in one line; it ends the run.
     """
 
+    name: str
     step: int
     measured: tuple[unit.Measured, ...] = ()
     unusable: str = ""
@@ -123,11 +125,11 @@ class Worker:
     def measure(self, what: Unit) -> Outcome:
         """Load a checkpoint, measure all that is missing there, and return it."""
         try:
-            return Outcome(what.step, tuple(self._measure(what)))
+            return Outcome(what.name, what.step, tuple(self._measure(what)))
         except CheckpointUnusable as error:
-            return Outcome(what.step, unusable=str(error))
+            return Outcome(what.name, what.step, unusable=str(error))
         except UserError as error:
-            return Outcome(what.step, refused=str(error))
+            return Outcome(what.name, what.step, refused=str(error))
 
     def _measure(self, what: Unit) -> list[unit.Measured]:
         missing = [Measurement(self.jobs[job], self.jobs[job].tasks[task]) for job, task in what.missing]
@@ -191,5 +193,5 @@ def run_unit(shared: Shared, what: Unit) -> Outcome:
         try:
             _workers[shared.token] = Worker(shared)
         except UserError as error:
-            return Outcome(what.step, refused=str(error))
+            return Outcome(what.name, what.step, refused=str(error))
     return _workers[shared.token].measure(what)
