@@ -1,0 +1,155 @@
+"""How similar two circuits would be if only the prompts differed, and whether an observed similarity is lower.
+
+Scores are stored for every fold of the prompts (`edge_attribution_patching/folds.py`), so that circuits for other draws
+of prompts can be grown without a model. Sizes are kept: the first circuit of a pair always has as many edges as the
+first observed one, the second as many as the second, so that a difference of size alone is never a change.
+
+Noise floor: pairs of bootstrap resamples of the folds of one checkpoint. A bootstrapped mean of K folds has only
+(K - 1) / K of the variance of the mean, so deviations from the mean are widened by sqrt(K / (K - 1)) (Davison and
+Hinkley 1997, section 2.7).
+
+p-value: the noise floor describes, but as a null distribution it is not exact, because resamples lie around the
+observed mean and not around the true one. The test therefore permutes: if both circuits came from draws of one
+distribution of prompts' scores, every deal of all folds to the two would have been as likely as the observed one
+(Fisher 1935; Phipson and Smyth 2010 for counting the observed deal). Scores grow with the metric while a model learns,
+which changes no circuit, so folds are first divided by the sum of |score| of their checkpoint. Checkpoints that were
+measured on the same prompts are more alike than two draws, so for them the test errs to the safe side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from edge_attribution_patching.folds import KeptFolds
+from edge_attribution_patching.search import Order, Selection
+from edge_attribution_patching.stability import POSITIVE_SHARE, CircuitBootstrap, resampled_scores
+from utils.comparison.similarity import COUNTS, Circuits, Edges, of_circuits, rank_correlation
+
+Samples = dict[str, Float[np.ndarray, " sample"]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the stored circuits were grown from scores: `search.order`, `search.selection`, and so on, of their run."""
+
+    order: Order = "greedy"
+    selection: Selection = "absolute"
+    positive_share: float = POSITIVE_SHARE
+    seed: int = 0
+
+    def grower(self, folds: KeptFolds) -> CircuitBootstrap:
+        """What grows circuits from scores of these folds' edges."""
+        return CircuitBootstrap(folds, self.order, self.selection, self.positive_share, self.seed)
+
+
+def draws(folds: KeptFolds, seed: int, n: int) -> Float[Tensor, "draw kept"]:
+    """Scores as n other draws of as many prompts would give them: the widened bootstrap."""
+    n_folds = len(folds.sizes)
+    mean = _weighted(folds.means, folds.sizes)
+    return mean + sqrt(n_folds / max(n_folds - 1, 1)) * (resampled_scores(folds, seed, n) - mean)
+
+
+def noise_floor(folds: KeptFolds, sizes: Mapping[str, tuple[int, int]], rule: Rule, seed: int, pairs: int) -> Samples:
+    """Similarities of pairs of circuits that differ only in the prompts drawn.
+
+    Args:
+        folds: the folds of one checkpoint.
+        sizes: edges before pruning of the first and the second circuit, under names of the caller's choice.
+        rule: how circuits are grown.
+        seed: of the draws.
+        pairs: how many.
+
+    Returns:
+        `<name>/<measure>` for every measure of the circuits, and `rank_correlation`.
+    """
+    scores = draws(folds, seed, 2 * pairs)
+    return _similarities(rule.grower(folds), scores[0::2], scores[1::2], sizes)
+
+
+def permutation_test(
+    first: KeptFolds, second: KeptFolds, sizes: Mapping[str, tuple[int, int]], rule: Rule, seed: int, permutations: int
+) -> dict[str, float]:
+    """Whether two circuits are less alike than two draws of prompts would leave them.
+
+    Args:
+        first, second: folds of the two checkpoints, of the same graph.
+        sizes: edges before pruning of the first and the second circuit, under names of the caller's choice.
+        rule: how circuits are grown. Which signs are stable is worked out from all folds together.
+        seed: of the deals.
+        permutations: how many deals besides the observed one.
+
+    Returns:
+        p-values by `<name>/<measure>`, and of `rank_correlation`: the share of deals whose circuits are at most as
+        alike as the observed ones, the observed deal among them. nan where the similarity is not defined.
+    """
+    pooled = _pool(first, second)
+    n_first = len(first.sizes)
+    generator = torch.Generator().manual_seed(seed)
+    deals = [torch.arange(len(pooled.sizes))]
+    deals += [torch.randperm(len(pooled.sizes), generator=generator) for _ in range(permutations)]
+    to_first = torch.zeros(len(deals), len(pooled.sizes))
+    for row, deal in zip(to_first, deals, strict=True):
+        row[deal[:n_first]] = 1
+    sides = [(weights * pooled.sizes) for weights in (to_first, 1 - to_first)]
+    scores = [weights / weights.sum(1, keepdim=True) @ pooled.means for weights in sides]
+    found = _similarities(rule.grower(pooled), scores[0], scores[1], sizes)
+    return {name: _p_value(values, name.rpartition("/")[2] in COUNTS) for name, values in found.items()}
+
+
+def changed(p_values: Float[np.ndarray, " test"], rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """Adjusted p-values and flags of Benjamini and Hochberg (1995); nan p-values are no tests.
+
+    Args:
+        p_values: one for each checkpoint.
+        rate: of false discoveries among the flags.
+    """
+    adjusted = np.full(len(p_values), np.nan)
+    tested = np.isfinite(p_values)
+    if tested.any():
+        adjusted[tested] = stats.false_discovery_control(p_values[tested], method="bh")
+    return adjusted, np.nan_to_num(adjusted, nan=1.0) <= rate
+
+
+def _similarities(
+    grower: CircuitBootstrap,
+    first: Float[Tensor, "pair kept"],
+    second: Float[Tensor, "pair kept"],
+    sizes: Mapping[str, tuple[int, int]],
+) -> Samples:
+    edges = Edges(grower.folds.graph, grower.folds.edges)
+    found: Samples = {"rank_correlation": rank_correlation(first, second)}
+    for name, (a, b) in sizes.items():
+        sides = (Circuits(edges, grower.circuits(scores, size), scores) for scores, size in ((first, a), (second, b)))
+        found |= {f"{name}/{measure}": values for measure, values in of_circuits(*sides).items()}
+    return found
+
+
+def _p_value(values: Float[np.ndarray, " deal"], grows: bool) -> float:
+    """The share of values at least as extreme as the first; rounding errors do not break ties."""
+    if np.isnan(values[0]):
+        return float("nan")
+    observed, others = (-values[0], -values) if grows else (values[0], values)
+    return float(np.mean(np.nan_to_num(others, nan=np.inf) <= observed + 1e-9))
+
+
+def _pool(first: KeptFolds, second: KeptFolds) -> KeptFolds:
+    """The folds of both, over the edges that both keep, each divided by its checkpoint's sum of |score|."""
+    common = np.intersect1d(first.edges.numpy(), second.edges.numpy())
+    means = []
+    for folds in (first, second):
+        part = folds.means[:, torch.from_numpy(np.searchsorted(folds.edges.numpy(), common))]
+        means.append(part / _weighted(part, folds.sizes).abs().sum().clamp_min(1e-30))
+    sizes = torch.cat([first.sizes, second.sizes])
+    return KeptFolds(first.graph, torch.from_numpy(common), torch.cat(means), sizes, 1.0)
+
+
+def _weighted(means: Float[Tensor, "fold kept"], sizes: Tensor) -> Float[Tensor, " kept"]:
+    return (sizes / sizes.sum()).float() @ means
