@@ -15,6 +15,7 @@ from get_model_cspa import ANALYSIS as CSPA
 from get_model_task_performance import ANALYSIS as PERFORMANCE
 from get_new_successor_head_scores_over_time import ANALYSIS as SUCCESSOR
 from tests.support.paths import CONFIGS, ROOT
+from utils.comparison.keys import ComparisonConfig
 from utils.config.keys import BaseConfig, load_config, result_settings
 from utils.models.families import known_model
 from utils.models.schedules import PYTHIA_STEPS, select_steps
@@ -30,6 +31,7 @@ ANALYSES = {
     "ioi_consistency": IOI_CONSISTENCY,
     **dict.fromkeys((*TASKS, "toy"), CIRCUITS),
 }
+COMPARES = "compare_toy"
 MAKES_FAMILIES = ("toy_family", "toy_ioi_family")
 FILES = sorted(CONFIGS.rglob("*.yml"))
 STUDY = CONFIGS / "study"
@@ -51,6 +53,9 @@ def test_every_config_loads_with_its_scripts_schema(path: Path) -> None:
     if path.stem in MAKES_FAMILIES:
         load_config(FamilyConfig, path, [])
         return
+    if path.stem == COMPARES:
+        load_config(ComparisonConfig, path, [])
+        return
     config = load_config(analysis_of(path).schema, path, [])
     for model in config.models:
         assert known_model(model) or model.startswith("model_cache/"), model
@@ -60,7 +65,7 @@ def test_every_config_loads_with_its_scripts_schema(path: Path) -> None:
 def test_a_command_in_a_config_names_that_config_and_its_script(path: Path) -> None:
     for script, named in re.findall(r"python (\S+\.py) -c (\S+)", path.read_text().partition("\nmodel")[0]):
         assert (ROOT / named).is_file()
-        if ROOT / named == path and path.stem not in MAKES_FAMILIES:
+        if ROOT / named == path and path.stem not in (*MAKES_FAMILIES, COMPARES):
             assert script == f"{analysis_of(path).name}.py"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from torch import Tensor
 from edge_attribution_patching.search import Signed, edge_order, prefix_masks
 from edge_attribution_patching.stability import sign_stable
 from utils.comparison.chance import expected_added, expected_jaccard, expected_weighted_jaccard
-from utils.comparison.floors import Rule, Samples, changed, noise_floor, permutation_test
+from utils.comparison.floors import Rule, Samples, changed, noise_floor, p_value
 from utils.comparison.inputs import Checkpoint, Sequence
 from utils.comparison.keys import ComparisonConfig
 from utils.comparison.similarity import OF_CIRCUITS, Circuits, Edges, of_circuits, rank_correlation
@@ -55,7 +56,7 @@ class Pair:
 def pairs_over_training(sequence: Sequence, reference: int) -> Iterator[Pair]:
     """Every checkpoint with the one before it, and with the reference."""
     checkpoints = list(sequence.checkpoints.values())
-    for before, after in zip(checkpoints, checkpoints[1:], strict=False):
+    for before, after in pairwise(checkpoints):
         yield Pair("previous", sequence, before, sequence, after)
     for checkpoint in checkpoints:
         yield Pair("reference", sequence, sequence.checkpoints[reference], sequence, checkpoint)
@@ -91,24 +92,17 @@ class Comparer:
     def __init__(self, config: ComparisonConfig, size: int) -> None:
         self.config, self.size = config, size
         self._masks: dict[tuple[str, int], Tensor] = {}
+        self._fixed: dict[tuple[str, int], Samples] = {}
 
     def rows(self, pair: Pair) -> list[dict[str, object]]:
         """One row for every measure at either size, without `q_value` and `changed`."""
-        config = self.config
         sizes: dict[str, tuple[int, int]] = {"size": (self.size, self.size)}
         if pair.first.size is not None and pair.second.size is not None:
             sizes = {"faithfulness": (pair.first.size, pair.second.size)} | sizes
-        # Half of the pairs of resamples at either checkpoint.
-        per_side = max(config.pairs // 2, 1)
         floors = [
-            noise_floor(side.folds, sizes, rule, config.seed, per_side)
-            for side, rule in ((pair.first, pair.first_of.rule), (pair.second, pair.second_of.rule))
+            self._floors(sequence, checkpoint, sizes)
+            for sequence, checkpoint in ((pair.first_of, pair.first), (pair.second_of, pair.second))
         ]
-        p_values = {}
-        if not pair.is_same:
-            p_values = permutation_test(
-                pair.first.folds, pair.second.folds, sizes, pair.second_of.rule, config.seed, config.permutations
-            )
         stamp = {
             "model": pair.second_of.model,
             "task": pair.second_of.task,
@@ -121,7 +115,9 @@ class Comparer:
         graph = pair.first.circuit.graph
         edges = Edges.all_of(graph)
         scores = [side.circuit.scores.flatten()[edges.flat][None] for side in (pair.first, pair.second)]
-        correlation = float(rank_correlation(*scores)[0])
+        # Of large graphs only some edges have fold scores, and with them a noise floor.
+        kept = torch.isin(edges.flat, pair.first.folds.edges) & torch.isin(edges.flat, pair.second.folds.edges)
+        correlation = float(rank_correlation(*(score[:, kept] for score in scores))[0])
         rows: list[dict[str, object]] = []
         for at, (first_size, second_size) in sizes.items():
             masks = (
@@ -133,7 +129,7 @@ class Comparer:
                 for mask, score in zip(masks, scores, strict=True)
             ]
             values = of_circuits(*sides)
-            chance = _chance(sides[0], sides[1], config.seed)
+            chance = _chance(sides[0], sides[1], self.config.seed)
             counts = {
                 "size": second_size,
                 "other_size": first_size,
@@ -143,12 +139,21 @@ class Comparer:
             for measure in OF_CIRCUITS:
                 key = f"{at}/{measure}"
                 row = {"at": at, "measure": measure, "value": float(values[measure][0])}
-                row |= _floor(floors, key) | {"chance_floor": chance[measure], "p_value": p_values.get(key, np.nan)}
+                row |= {"chance_floor": chance[measure]} | _against_noise(pair, row["value"], floors, key, measure)
                 rows.append(stamp | row | counts)
         row = {"at": "scores", "measure": "rank_correlation", "value": correlation, "chance_floor": 0.0}
-        row |= _floor(floors, "rank_correlation") | {"p_value": p_values.get("rank_correlation", np.nan)}
+        row |= _against_noise(pair, correlation, floors, "rank_correlation", "rank_correlation")
         rows.append(stamp | row)
         return rows
+
+    def _floors(self, sequence: Sequence, checkpoint: Checkpoint, sizes: Mapping[str, tuple[int, int]]) -> Samples:
+        """Noise floors of a checkpoint; that at the fixed size is the same in every pair, and worked out once."""
+        key = (sequence.model, checkpoint.step)
+        given = (sequence.rule, self.config.seed, self.config.pairs)
+        if key not in self._fixed:
+            self._fixed[key] = noise_floor(checkpoint.folds, {"size": sizes["size"]}, *given)
+        varying = {name: both for name, both in sizes.items() if name != "size"}
+        return self._fixed[key] | (noise_floor(checkpoint.folds, varying, *given) if varying else {})
 
     def _mask(self, sequence: Sequence, checkpoint: Checkpoint, at: str) -> Tensor:
         if at == "faithfulness":
@@ -166,7 +171,7 @@ def flagged(rows: Table, rate: float) -> Table:
         adjusted, flags = changed(family["p_value"].to_numpy(dtype=float), rate)
         table.loc[family.index, "q_value"] = adjusted
         table.loc[family.index, "changed"] = flags
-    return table.astype({name: "Int64" for name in ("size", "other_size", "n_edges", "other_n_edges")})[
+    return table.astype(dict.fromkeys(("size", "other_size", "n_edges", "other_n_edges"), "Int64"))[
         list(SIMILARITY.columns)
     ]
 
@@ -180,13 +185,20 @@ def similarity_rows(comparer: Comparer, pairs: Iterator[Pair], done: Callable[[]
     return pd.DataFrame(rows)
 
 
-def _floor(floors: list[Samples], key: str) -> Mapping[str, float]:
-    values = np.concatenate([floor[key] for floor in floors])
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return dict.fromkeys(("noise_floor", "noise_low", "noise_high"), np.nan)
-    low, high = np.quantile(values, [0.025, 0.975])
-    return {"noise_floor": float(values.mean()), "noise_low": float(low), "noise_high": float(high)}
+def _against_noise(pair: Pair, value: float, floors: list[Samples], key: str, measure: str) -> Mapping[str, float]:
+    """Noise floor, its band and the p-value of one similarity; a checkpoint and itself are not tested."""
+    sides = [floor[key] for floor in floors]
+    p = np.nan if pair.is_same else p_value(value, sides, measure)
+    known = [side[~np.isnan(side)] for side in sides]
+    known = [side for side in known if len(side)]
+    if not known:
+        return dict.fromkeys(("noise_floor", "noise_low", "noise_high"), np.nan) | {"p_value": p}
+    return {
+        "noise_floor": float(np.mean([side.mean() for side in known])),
+        "noise_low": float(min(np.quantile(side, 0.025) for side in known)),
+        "noise_high": float(max(np.quantile(side, 0.975) for side in known)),
+        "p_value": p,
+    }
 
 
 def _chance(first: Circuits, second: Circuits, seed: int) -> dict[str, float]:

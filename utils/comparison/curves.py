@@ -160,7 +160,7 @@ def circuit_curves(sequence: Sequence, reference: int, size: int, config: Compar
     tokens = np.array([checkpoint.tokens for checkpoint in checkpoints])
     edges = Edges.all_of(sequence.graph)
     observed = torch.stack([grown(at, sequence.rule, size).flatten()[edges.flat] for at in checkpoints])
-    n = config.pairs
+    n = config.resamples // 5  # Circuits cost more than other curves.
     resampled = []
     redrawn = _redrawn(sequence, reference, size, config, n, edges)
     for step in sequence.steps:

@@ -1,9 +1,9 @@
 """When a curve emerges: the first checkpoint at which it crosses a fraction of its maximum and stays there.
 
-Between two checkpoints nothing is known, so emergence is an interval: after the last checkpoint below the level, and not
-after the first one of the sustained crossing. Uncertainty of the values comes on top. Every resample has a maximum, a
-level and a crossing of its own, and the 95% interval reaches from the 2.5% quantile of the interval's lower ends to the
-97.5% quantile of its upper ends. A resample that never crosses counts as later than all checkpoints.
+Between two checkpoints nothing is known, so emergence is an interval: after the last checkpoint below the level, and
+not after the first one of the sustained crossing. Uncertainty of the values comes on top. Every resample has its own
+maximum, level and crossing. The 95% interval reaches from the 2.5% quantile of the interval's lower ends to the 97.5%
+quantile of its upper ends. A resample that never crosses counts as later than all checkpoints.
 """
 
 from __future__ import annotations
@@ -67,10 +67,8 @@ def find_emergence(
     """
     place = int(crossings(values[None], fraction, sustained, baseline)[0])
     maximum = float(np.nanmax(values))
-    if resampled is None:
-        places = np.full(resamples, place)
-    else:
-        places = crossings(resampled, fraction, sustained, baseline)
+    certain = np.full(resamples, place)
+    places = certain if resampled is None else crossings(resampled, fraction, sustained, baseline)
     return Emergence(maximum, baseline + fraction * (maximum - baseline), place, places, len(values))
 
 

@@ -102,7 +102,7 @@ def seed_emergence(
                 }
             )
     table = pd.DataFrame(rows, columns=list(SEED_EMERGENCE.columns))
-    return table.astype({name: "Int64" for name in ("median_step", "earliest_step", "latest_step")})
+    return table.astype(dict.fromkeys(("median_step", "earliest_step", "latest_step"), "Int64"))
 
 
 def _summary(values: np.ndarray) -> dict[str, float | int]:

@@ -76,7 +76,7 @@ def emergence_table(
             leading[curve.name] = (curve, found)
     table = pd.DataFrame(rows, columns=list(EMERGENCE.columns))
     whole = ("layer", "head", "after_step", "step", "after_tokens", "tokens", "low_step", "high_step")
-    return table.astype({name: "Int64" for name in whole}), leading
+    return table.astype(dict.fromkeys(whole, "Int64")), leading
 
 
 def order_table(model: str, leading: dict[str, tuple[Curve, Emergence]], resamples: int) -> pd.DataFrame:

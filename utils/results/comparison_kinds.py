@@ -26,8 +26,8 @@ _AT = "`faithfulness`: circuits as they were found, each with its own size; `siz
 _CURVE = {
     "curve": "its name",
     "kind": "`head`, `metric` or `circuit`",
-    "score": "head score, metric, or of a circuit `similarity` (edge Jaccard with the reference at fixed size), `found` "
-    "(1 if there is a circuit) or `n_edges`",
+    "score": "head score, metric, or of a circuit `similarity` (edge Jaccard with the reference at fixed size), "
+    "`found` (1 if there is a circuit) or `n_edges`",
     "task": "the task, if it has one",
     "layer": "layer of the head; empty where the best head of every checkpoint is taken",
     "head": "number of the head",
@@ -46,12 +46,12 @@ SIMILARITY = Comparison(
         "measure": "`node_jaccard`, `head_jaccard`, `edge_jaccard`, `weighted_jaccard` (by score), `edges_added`, "
         "`edges_removed`, or `rank_correlation` of all scores (Spearman)",
         "value": "similarity, or number of edges",
-        "noise_floor": "the same where only the prompts differ: mean over pairs of circuits from resampled folds, half "
-        "of them of either checkpoint, of the same two sizes",
-        "noise_low": "where 2.5% of these pairs are below",
-        "noise_high": "where 2.5% of these pairs are above",
+        "noise_floor": "the same where only the prompts differ: mean over pairs of circuits of the same two sizes from "
+        "resampled folds of one checkpoint, and over the two checkpoints",
+        "noise_low": "where 2.5% of the pairs are below, at the checkpoint with more noise",
+        "noise_high": "where 2.5% of the pairs are above, at the checkpoint where this is higher",
         "chance_floor": "the mean for random circuits of the same numbers of edges, heads and nodes",
-        "p_value": "how often the circuits would differ as much if their folds were dealt to the two at random",
+        "p_value": "how often prompts alone make circuits differ as much, at the checkpoint where this is more often",
         "q_value": "`p_value` corrected for the number of checkpoints (Benjamini and Hochberg 1995)",
         "changed": "whether `q_value` is at most `false_discovery_rate`",
         "size": "edges of the circuit before pruning",
@@ -139,8 +139,8 @@ CHANGE_POINTS = Comparison(
     "change_points",
     _OF
     | {
-        "quantity": "`n_edges` of the circuit that was found (compared as logarithms), or `similarity` with the previous "
-        "checkpoint (edge Jaccard at fixed size)",
+        "quantity": "`n_edges` of the circuit that was found (compared as logarithms), or `similarity` with the "
+        "previous checkpoint (edge Jaccard at fixed size)",
         "after_step": "last checkpoint before the change",
         "step": "first checkpoint after it",
         "before": "mean of the stretch before",
@@ -158,8 +158,8 @@ HANDOVERS = Comparison(
         "to_head": "the head that takes over",
         "from_effect": "effect of the first head at `step`; empty if it was not measured",
         "to_effect": "effect of the other one",
-        "share": "share of the resamples in which the new head has the larger absolute effect at `step` and the old one "
-        "at `after_step`; empty where no standard errors are stored",
+        "share": "share of the resamples in which the new head has the larger absolute effect at `step` and the old "
+        "one at `after_step`; empty where no standard errors are stored",
     },
 )
 SEEDS = Comparison(
