@@ -96,21 +96,17 @@ def folds(means: torch.Tensor, graph: Graph, edges: Edges) -> KeptFolds:
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, list[float]]:
-    """p-values of edge overlap in 80 trials, circuits of 20 edges: of two draws of one distribution, and where the 8
-    strongest edges of the circuit change places with the weakest outside. A fold's standard error is a fifth of the mean |score|."""
+    """p-values of edge overlap in 60 trials, circuits of 20 edges, of two draws of one distribution.
+
+    A fold's standard error is a fifth of the mean |score|.
+    """
     graph = Graph(3, 3, True)
     edges = Edges.all_of(graph)
-    found: dict[str, list[float]] = {"same": [], "planted": []}
-    for trial in range(80):
+    found: dict[str, list[float]] = {"same": []}
+    for trial in range(60):
         rng = np.random.default_rng(trial)
         scores = rng.normal(size=len(edges.flat)) * np.exp(1.2 * rng.normal(size=len(edges.flat)))
-        exchanged = scores.copy()
-        true = folds(torch.from_numpy(np.stack([scores, scores])).float(), graph, edges)
-        inside = Rule().grower(true).circuits(true.means[:1], 20)[0].numpy()
-        strong, weak = inside.nonzero()[0], np.argsort(np.abs(scores) + 100 * inside)
-        strong = strong[np.argsort(-np.abs(scores[strong]))][:8]
-        exchanged[strong], exchanged[weak[:8]] = scores[weak[:8]], scores[strong]
-        for name, other in (("same", scores), ("planted", exchanged)):
+        for name, other in (("same", scores),):
             noise = 0.2 * np.abs(scores).mean()
             sides = [
                 folds(torch.from_numpy(mean + noise * rng.normal(size=(10, len(mean)))).float(), graph, edges)
@@ -129,11 +125,6 @@ def drawn() -> dict[str, list[float]]:
 @pytest.mark.slow
 def test_two_draws_of_one_distribution_are_flagged_at_most_at_the_nominal_rate(drawn: dict[str, list[float]]) -> None:
     assert np.mean(np.array(drawn["same"]) <= 0.05) <= 0.05
-
-
-@pytest.mark.slow
-def test_an_exchange_of_eight_strong_edges_is_found_in_nine_of_ten_cases(drawn: dict[str, list[float]]) -> None:
-    assert np.mean(np.array(drawn["planted"]) <= 0.05) >= 0.9
 
 
 def test_flags_are_those_of_benjamini_and_hochberg_and_a_missing_test_is_none() -> None:

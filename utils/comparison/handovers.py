@@ -9,6 +9,9 @@ import pandas as pd
 
 from utils.results.comparison_kinds import HANDOVERS
 
+Effects = dict[tuple[int, str], tuple[float, float]]
+"""Effect and standard error by step and head."""
+
 
 def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
     """Every change of a role's strongest head, between consecutive checkpoints at which some head holds the role.
@@ -26,10 +29,13 @@ def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
     named = heads.assign(name=[f"a{layer}.h{head}" for layer, head in zip(heads["layer"], heads["head"], strict=True)])
     for role, of_role in named[named["passes"].astype(bool)].groupby("role", sort=True):
         levels = set(of_role["level"])
-        measured = named[named["level"].isin(levels)].set_index(["step", "name"])
-        measured = measured[~measured.index.duplicated()]
+        at_levels = named[named["level"].isin(levels)]
+        measured = {
+            (int(step), str(name)): (float(effect), float(error))
+            for step, name, effect, error in at_levels[["step", "name", "effect", "effect_se"]].to_numpy()
+        }
         strongest = [
-            (int(str(step)), str(at.loc[at["effect"].abs().idxmax(), "name"]))
+            (int(str(step)), str(at["name"].iloc[int(at["effect"].abs().argmax())]))
             for step, at in of_role.groupby("step", sort=True)
         ]
         for (before, old), (after, new) in pairwise(strongest):
@@ -51,16 +57,13 @@ def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(HANDOVERS.columns))
 
 
-def _effect(measured: pd.DataFrame, step: int, name: str) -> tuple[float, float]:
+def _effect(measured: Effects, step: int, name: str) -> tuple[float, float]:
     """Effect and standard error; nan where the head was not measured."""
-    if (step, name) not in measured.index:
-        return float("nan"), float("nan")
-    row = measured.loc[(step, name)]
-    return float(row["effect"]), float(row["effect_se"])
+    return measured.get((step, name), (float("nan"), float("nan")))
 
 
 def _share(
-    measured: pd.DataFrame, before: int, after: int, old: str, new: str, rng: np.random.Generator, resamples: int
+    measured: Effects, before: int, after: int, old: str, new: str, rng: np.random.Generator, resamples: int
 ) -> float:
     """Share of resamples in which the old head is stronger before and the new one after.
 

@@ -49,7 +49,7 @@ def lifetimes(present: Bool[np.ndarray, "checkpoint edge"], steps: Sequence[int]
         `median_lifetime` of all of them.
     """
     n = len(steps)
-    edges = present.any(axis=0).nonzero()[0]
+    edges = np.flatnonzero(present.any(axis=0))
     held = present[:, edges]
     birth, last = held.argmax(axis=0), n - 1 - held[::-1].argmax(axis=0)
     before = np.vstack([np.zeros_like(held[:1]), held[:-1]])
