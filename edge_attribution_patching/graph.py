@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from edge_attribution_patching.weights import Letter, ModelWeights
+if TYPE_CHECKING:  # Whoever only reads stored circuits need not wait for transformers.
+    from edge_attribution_patching.weights import Letter, ModelWeights
 
 QKV: tuple[Letter, ...] = ("q", "k", "v")
 

@@ -8,6 +8,7 @@ import pandas as pd
 from plotting.style import model_order, task_order
 from utils.errors import UserError
 from utils.results.kinds import KINDS, how_to_make
+from utils.results.parameters import recorded_parameters as recorded_parameters
 from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
@@ -88,24 +89,6 @@ def tasks_in(table: pd.DataFrame) -> list[str]:
 def every_model(store: Store) -> list[str]:
     """All models of the results folder, so that a model keeps its colour whichever kinds a figure shows."""
     return model_order(model for kind in KINDS for model in store.models(kind))
-
-
-def recorded_parameters(store: Store, model: str) -> int | None:
-    """Number of parameters that the runs of a model recorded with its checkpoints; None where none did.
-
-    Raises:
-        UserError: if they differ.
-    """
-    counts = set()
-    for kind in KINDS:
-        for task in [*store.tasks(kind, model), None]:
-            folder = store.folder(kind, model, task)
-            if folder.steps() and (folder.path / "run.json").is_file():
-                counts |= {weights.get("parameters") for weights in folder.read_run().get("checkpoints", {}).values()}
-    known = sorted(counts - {None})
-    if len(known) > 1:
-        raise UserError(f"{store.root}: {model} has {' and '.join(f'{n:,}' for n in known)} parameters; keep one model")
-    return known[0] if known else None
 
 
 def _present(found: list[str], asked: list[str] | None, message: str) -> list[str]:

@@ -82,6 +82,6 @@ def configure_logging() -> None:
     root.setLevel(logging.INFO)
     for library in ("transformers", "huggingface_hub", "httpx", "httpx2", "urllib3", "transformer_lens"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
+    # Scripts that use transformers have imported it by now; the others need not wait for it.
+    if (transformers_logging := sys.modules.get("transformers.utils.logging")) is not None:
+        transformers_logging.disable_progress_bar()

@@ -14,6 +14,7 @@ from utils.config.document import Page, document, documented, find_schema, model
 from utils.config.explain import blocks_in
 from utils.config.keys import BaseConfig, Section, execution
 from utils.models.families import FAMILIES
+from utils.results.comparison_kinds import COMPARISONS
 from utils.results.kinds import IOI_CONSISTENCY, KINDS, WITHOUT_STEPS
 
 README = (CONFIGS / "README.md").read_text(encoding="utf-8")
@@ -82,7 +83,8 @@ def _is_schema(part: object) -> bool:
 
 
 def test_every_kind_of_result_is_in_the_readme() -> None:
-    assert set(documented(README, "results")) == {kind.script for kind in (*KINDS.values(), *WITHOUT_STEPS)}
+    kinds = (*KINDS.values(), *WITHOUT_STEPS, *COMPARISONS.values())
+    assert set(documented(README, "results")) == {kind.script for kind in kinds}
 
 
 def test_every_key_and_column_has_a_meaning() -> None:

@@ -17,6 +17,7 @@ from get_model_task_performance import ANALYSIS as PERFORMANCE
 from get_new_successor_head_scores_over_time import ANALYSIS as SUCCESSOR
 from tests.support.paths import CONFIGS, ROOT
 from utils.check import CheckConfig
+from utils.comparison.keys import ComparisonConfig
 from utils.config.keys import BaseConfig, load_config, result_settings
 from utils.models.families import known_model
 from utils.models.schedules import PYTHIA_STEPS, select_steps
@@ -34,6 +35,7 @@ ANALYSES = {
     "ioi_consistency": IOI_CONSISTENCY,
     **dict.fromkeys((*TASKS, "toy", "real"), CIRCUITS),
 }
+COMPARES = "compare_toy"
 MAKES_FAMILIES = ("toy_family", "toy_ioi_family")
 SUITES = ("suite_toy", "suite_160m", "suite_pythia")
 FILES = sorted(CONFIGS.rglob("*.yml"))
@@ -76,6 +78,9 @@ def test_every_config_loads_with_its_scripts_schema(path: Path) -> None:
     if path.stem in MAKES_FAMILIES:
         load_config(FamilyConfig, path, [])
         return
+    if path.stem == COMPARES:
+        load_config(ComparisonConfig, path, [])
+        return
     if path.stem in SUITES:
         assert suite_of(path)
         return
@@ -91,7 +96,7 @@ def test_a_command_in_a_config_names_that_config_and_its_script(path: Path) -> N
         assert (ROOT / named).is_file()
         if ROOT / named == path and path.stem in SUITES:
             assert script == "run_suite.py"
-        elif ROOT / named == path and path.stem not in MAKES_FAMILIES:
+        elif ROOT / named == path and path.stem not in (*MAKES_FAMILIES, COMPARES):
             assert script == f"{analysis_of(path).name}.py"
 
 

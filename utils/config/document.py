@@ -32,6 +32,7 @@ from utils.config.explain import blocks_in
 from utils.config.keys import is_execution
 from utils.models.families import FAMILIES, Damage, FamilyRecord
 from utils.progress import configure_logging
+from utils.results.comparison_kinds import COMPARISONS
 from utils.results.kinds import KINDS, WITHOUT_STEPS, Kind
 
 log = logging.getLogger(__name__)
@@ -155,11 +156,17 @@ def results_table(script: str) -> str:
         ValueError: if no kind of result comes from this script.
     """
     kinds = [kind for kind in (*KINDS.values(), *WITHOUT_STEPS) if kind.script == script]
-    if not kinds:
+    comparisons = [table for table in COMPARISONS.values() if table.script == script]
+    if not kinds and not comparisons:
         raise ValueError(f"<!-- results: {script} -->: no kind of result names this script")
     lines = [_line("file", "column", "meaning"), _line("---", "---", "---")]
     for kind in kinds:
         lines += _files(kind)
+    for table in comparisons:
+        file = f"`comparison/{table.name}.csv`"
+        for column, meaning in table.columns.items():
+            lines.append(_line(file, f"`{column}`", _cell(meaning)))
+            file = ""
     return "\n".join(lines) + "\n"
 
 

@@ -140,7 +140,7 @@ class ResultsFolder:
         Raises:
             UserError: if it is missing, naming the command that makes it.
         """
-        return _read_csv(self._existing(self.file(step)))
+        return read_csv(self._existing(self.file(step)))
 
     def write_summary(self, name: str, table: pd.DataFrame) -> Path:
         """Write a table about all steps of the folder as `<folder>/<name>.csv`, with `model` as its first column.
@@ -154,7 +154,7 @@ class ResultsFolder:
         stamped = table.reset_index(drop=True)
         stamped.insert(0, "model", self.model)
         path = self.path / f"{name}.csv"
-        atomic_write(path, _csv_bytes(stamped))
+        atomic_write(path, csv_bytes(stamped))
         return path
 
     def read_summary(self, name: str) -> pd.DataFrame:
@@ -163,7 +163,7 @@ class ResultsFolder:
         Raises:
             UserError: if it is missing, naming the command that makes it.
         """
-        return _read_csv(self._existing(self.path / f"{name}.csv"))
+        return read_csv(self._existing(self.path / f"{name}.csv"))
 
     def write_tensors(self, step: int, tensors: dict[str, Any]) -> Path:
         """Write tensors, numbers, texts and lists of them. They are read back with `weights_only=True`."""
@@ -221,7 +221,7 @@ class ResultsFolder:
         stamped.insert(0, "model", self.model)
         stamped.insert(1, "step", step)
         stamped.insert(2, "tokens", tokens)
-        return _csv_bytes(stamped)
+        return csv_bytes(stamped)
 
     def _companion(self, suffix: str) -> str:
         if suffix not in self.kind.companions:
@@ -298,14 +298,16 @@ def _json_bytes(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
-def _csv_bytes(table: pd.DataFrame) -> bytes:
+def csv_bytes(table: pd.DataFrame) -> bytes:
+    """A table as CSV; the same table gives the same bytes."""
     text = table.to_csv(index=False, lineterminator="\n")
     if "\r" in text:  # Python before 3.13 leaves it unquoted, and readers take it for the end of a line.
         text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     return text.encode()
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def read_csv(path: Path) -> pd.DataFrame:
+    """A table as it was written. An empty cell is a missing value; text like `NA` stays text."""
     return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip", encoding="utf-8")
 
 

@@ -1,0 +1,34 @@
+"""Is a change real? Circuits compared between checkpoints, seeds and models, from stored results alone.
+
+    python compare_circuits.py -c configs/compare_toy.yml
+    python compare_circuits.py -c configs/compare_toy.yml task=sva reference=750
+
+Compares every circuit with that of the checkpoint before, with a reference, and with other models of one shape: how
+similar they are, how similar they would be if only the prompts differed, or by chance, and whether the change is more
+than that. Finds out when head scores, metrics and circuits emerge, and in what order. No model is loaded.
+
+Writes the tables of `utils/results/comparison_kinds.py` into results/comparison.
+Keys: configs/README.md. Figures: plotting/plot_comparison.py, plot_emergence.py.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from utils.command_line import run_script
+from utils.comparison.keys import ComparisonConfig
+from utils.comparison.run import compare
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the config, compare, and return the exit code."""
+
+    def execute(config: ComparisonConfig, arguments: argparse.Namespace) -> int:
+        compare(config)
+        return 0
+
+    return run_script("compare_circuits.py", ComparisonConfig, execute, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

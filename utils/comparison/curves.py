@@ -1,0 +1,216 @@
+"""Everything that can emerge, as curves over training: head scores, metrics of the tasks, circuits.
+
+Where results keep what they were averaged over, curves are resampled: circuits from the folds of their prompts, the
+same folds at every checkpoint. Where only standard errors are stored (metrics of tasks, effects of heads), errors are
+taken as normal and independent between checkpoints; as all checkpoints are measured on the same prompts, this makes
+intervals rather too wide than too narrow. A succession score is a share of pairs of words, and gets binomial errors.
+Other head scores are stored without any error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from utils.comparison.changes import grown
+from utils.comparison.emergence import binomial_resamples, normal_resamples
+from utils.comparison.floors import draws
+from utils.comparison.inputs import Sequence
+from utils.comparison.keys import ComparisonConfig
+from utils.comparison.similarity import Edges, jaccard
+from utils.results.store import Store
+
+PRIMARY_METRICS = {
+    "ioi": "logit_diff",
+    "greater_than": "prob_diff",
+    "gendered_pronoun": "logit_diff",
+    "sva": "prob_diff",
+}
+"""Of the built-in tasks; the registry says the same, but imports transformers."""
+GUESSED = {"accuracy": 0.5}
+"""What metrics are where a model guesses; 0 for all others."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One curve over training.
+
+    Attributes:
+        model: of which model.
+        name: unlike that of any other of the model's curves.
+        kind: `head`, `metric` or `circuit`.
+        score: which score, metric or property of the circuit.
+        steps, tokens: of the checkpoints.
+        values: over the checkpoints; nan where there is none.
+        resampled: under other draws, or None.
+        uncertainty: `folds`, `standard errors`, `binomial` or `none`.
+        task: the task, if it has one.
+        layer, head: the head, if it is one's.
+        leading: whether it stands for its kind: the strongest head, the primary metric, the circuit.
+    """
+
+    model: str
+    name: str
+    kind: str
+    score: str
+    steps: np.ndarray
+    tokens: np.ndarray
+    values: Float[np.ndarray, " checkpoint"]
+    resampled: Float[np.ndarray, "resample checkpoint"] | None = None
+    uncertainty: str = "none"
+    task: str | None = None
+    layer: int | None = None
+    head: int | None = None
+    leading: bool = False
+
+    @property
+    def baseline(self) -> float:
+        """What the curve is where nothing has emerged."""
+        return GUESSED.get(self.score, 0.0)
+
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of the 95% interval at every checkpoint; nan where there is none."""
+        if self.resampled is None:
+            return np.full(len(self.values), np.nan), np.full(len(self.values), np.nan)
+        low, high = np.quantile(self.resampled, [0.025, 0.975], axis=0)
+        return low, high
+
+
+def head_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[Curve]:
+    """Every head's every score; the strongest head of a score is leading."""
+    for score, table in _head_tables(store, model):
+        curves = []
+        for (layer, head), rows in table.groupby(["layer", "head"], sort=True):
+            rows = rows.sort_values("step")
+            values = rows["value"].to_numpy(dtype=float)
+            if np.isnan(values).all():
+                continue
+            curve = Curve(
+                model,
+                f"{score} a{layer}.h{head}",
+                "head",
+                score,
+                rows["step"].to_numpy(),
+                rows["tokens"].to_numpy(),
+                values,
+                layer=int(str(layer)),
+                head=int(str(head)),
+            )
+            seed = config.seed + 1000 * int(str(layer)) + int(str(head))
+            if "pairs" in rows:
+                resampled = binomial_resamples(values, rows["pairs"].to_numpy(), seed, config.resamples)
+                curve = replace(curve, resampled=resampled, uncertainty="binomial")
+            elif "se" in rows and rows["se"].notna().all():
+                resampled = np.abs(normal_resamples(rows["signed"], rows["se"], seed, config.resamples))
+                curve = replace(curve, resampled=resampled, uncertainty="standard errors")
+            curves.append(curve)
+        if curves:
+            best = max(range(len(curves)), key=lambda place: np.nanmax(curves[place].values))
+            curves[best] = replace(curves[best], leading=True)
+        yield from curves
+
+
+def best_head_curves(store: Store, model: str) -> Iterator[Curve]:
+    """Of every head score the largest of all heads at each checkpoint: comparable between seeds, whose heads differ."""
+    for score, table in _head_tables(store, model):
+        best = table.groupby(["step", "tokens"])["value"].max().dropna().reset_index()
+        if len(best):
+            columns = (best[name].to_numpy() for name in ("step", "tokens", "value"))
+            yield Curve(model, f"best {score} head", "head", score, *columns)
+
+
+def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[Curve]:
+    """Every metric of every task on clean prompts; the primary one is leading."""
+    for place, task in enumerate(store.tasks("task_performance", model)):
+        table = store.read_tables("task_performance", model, task)
+        clean = table[table["run"] == "clean"]
+        folder = store.folder("task_performance", model, task)
+        primary = PRIMARY_METRICS.get(task) or folder.read_run()["config"]["metric"]
+        for metric, rows in clean.groupby("metric", sort=True):
+            rows = rows.sort_values("step")
+            seed = config.seed + 100_000 * (1 + place)
+            yield Curve(
+                model,
+                f"{task} {metric}",
+                "metric",
+                str(metric),
+                rows["step"].to_numpy(),
+                rows["tokens"].to_numpy(),
+                rows["value"].to_numpy(dtype=float),
+                normal_resamples(rows["value"], rows["se"].fillna(0), seed, config.resamples),
+                "standard errors",
+                task,
+                leading=primary == metric,
+            )
+
+
+def circuit_curves(sequence: Sequence, reference: int, size: int, config: ComparisonConfig) -> Iterator[Curve]:
+    """Similarity of a task's circuit to the reference at a fixed size, whether there is a circuit, and its edges.
+
+    Resampled circuits are compared with a reference from another draw of prompts, and the value at the reference is the
+    mean of those: an emerging circuit is held against what a redraw of the final one would score, not against itself.
+    """
+    checkpoints = list(sequence.checkpoints.values())
+    steps = np.array([checkpoint.step for checkpoint in checkpoints])
+    tokens = np.array([checkpoint.tokens for checkpoint in checkpoints])
+    edges = Edges.all_of(sequence.graph)
+    observed = torch.stack([grown(at, sequence.rule, size).flatten()[edges.flat] for at in checkpoints])
+    n = config.resamples // 5  # Circuits cost more than other curves.
+    resampled = []
+    redrawn = _redrawn(sequence, reference, size, config, n, edges)
+    for step in sequence.steps:
+        held = redrawn if step == reference else _redrawn(sequence, step, size, config, n, edges)
+        resampled.append(jaccard(held, redrawn.roll(1, 0)).numpy())
+    of_reference = int((steps == reference).argmax())
+    values = jaccard(observed, observed[of_reference].expand_as(observed)).numpy()
+    values[of_reference] = resampled[of_reference].mean()
+    common = (sequence.model, steps, tokens, sequence.task)
+
+    def curve(score: str, values: np.ndarray, **others: object) -> Curve:
+        model, steps, tokens, task = common
+        return Curve(model, f"{task} circuit {score}", "circuit", score, steps, tokens, values, task=task, **others)  # type: ignore[arg-type]
+
+    yield curve("similarity", values, resampled=np.stack(resampled, axis=1), uncertainty="folds", leading=True)
+    yield curve("found", np.array([float(at.size is not None) for at in checkpoints]))
+    sizes = [at.circuit.n_edges if at.size is not None else np.nan for at in checkpoints]
+    yield curve("n_edges", np.array(sizes, dtype=float))
+
+
+def _redrawn(sequence: Sequence, step: int, size: int, config: ComparisonConfig, n: int, edges: Edges) -> torch.Tensor:
+    """Circuits of n other draws of the prompts at one checkpoint, over all edges of the graph."""
+    folds = sequence.checkpoints[step].folds
+    held = torch.zeros(n, len(edges.flat), dtype=torch.bool)
+    places = torch.searchsorted(edges.flat, folds.edges)
+    held[:, places] = sequence.rule.grower(folds).circuits(draws(folds, config.seed, n), size)
+    return held
+
+
+def _head_tables(store: Store, model: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Tables with `step, tokens, layer, head, value` and what is known of its error, by score."""
+    if model in store.models("components"):
+        components = store.read_tables("components", model)
+        for score, table in components.groupby("score", sort=False):
+            yield str(score), table[["step", "tokens", "layer", "head", "value"]]
+    if model in store.models("successor"):
+        yield "succession", store.read_tables("successor", model)[["step", "tokens", "layer", "head", "value", "pairs"]]
+    if model in store.models("cspa"):
+        table = store.read_tables("cspa", model).rename(columns={"score": "value"})
+        yield "copy_suppression", table[["step", "tokens", "layer", "head", "value"]]
+    if model in store.models("ioi_consistency_heads"):
+        heads = store.read_tables("ioi_consistency_heads", model)
+        for level, table in heads.groupby("level", sort=False):
+            effects = table.assign(signed=table["effect"], value=table["effect"].abs(), se=table["effect_se"])
+            yield f"effect_{level}", _everywhere(effects, heads, ["value", "signed", "se"])
+
+
+def _everywhere(table: pd.DataFrame, every: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """A row for each head and checkpoint: a head that is not measured at a checkpoint has no effect there, exactly."""
+    steps = every[["step", "tokens"]].drop_duplicates()
+    grid = steps.merge(table[["layer", "head"]].drop_duplicates(), how="cross")
+    found = grid.merge(table, on=["step", "tokens", "layer", "head"], how="left")
+    return found[["step", "tokens", "layer", "head", *columns]].fillna(dict.fromkeys(columns, 0.0))

@@ -1,0 +1,80 @@
+"""Hand-overs of roles in the IOI algorithm: where another head becomes the strongest of those that hold a role."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from utils.results.comparison_kinds import HANDOVERS
+
+Effects = dict[tuple[int, str], tuple[float, float]]
+"""Effect and standard error by step and head."""
+
+
+def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
+    """Every change of a role's strongest head, between consecutive checkpoints at which some head holds the role.
+
+    Args:
+        heads: `ioi_consistency_heads` of one model: `model, step, role, layer, head, effect, effect_se, passes`.
+        seed: of the resampled effects: normal errors, independent between heads and checkpoints.
+        resamples: how many.
+
+    Returns:
+        The columns of `handovers`, in order of roles and steps.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    named = heads.assign(name=[f"a{layer}.h{head}" for layer, head in zip(heads["layer"], heads["head"], strict=True)])
+    for role, of_role in named[named["passes"].astype(bool)].groupby("role", sort=True):
+        levels = set(of_role["level"])
+        at_levels = named[named["level"].isin(levels)]
+        measured = {
+            (int(step), str(name)): (float(effect), float(error))
+            for step, name, effect, error in at_levels[["step", "name", "effect", "effect_se"]].to_numpy()
+        }
+        strongest = [
+            (int(str(step)), str(at["name"].iloc[int(at["effect"].abs().argmax())]))
+            for step, at in of_role.groupby("step", sort=True)
+        ]
+        for (before, old), (after, new) in pairwise(strongest):
+            if old == new:
+                continue
+            rows.append(
+                {
+                    "model": of_role["model"].iloc[0],
+                    "role": role,
+                    "after_step": before,
+                    "step": after,
+                    "from_head": old,
+                    "to_head": new,
+                    "from_effect": _effect(measured, after, old)[0],
+                    "to_effect": _effect(measured, after, new)[0],
+                    "share": _share(measured, before, after, old, new, rng, resamples),
+                }
+            )
+    return pd.DataFrame(rows, columns=list(HANDOVERS.columns))
+
+
+def _effect(measured: Effects, step: int, name: str) -> tuple[float, float]:
+    """Effect and standard error; nan where the head was not measured."""
+    return measured.get((step, name), (float("nan"), float("nan")))
+
+
+def _share(
+    measured: Effects, before: int, after: int, old: str, new: str, rng: np.random.Generator, resamples: int
+) -> float:
+    """Share of resamples in which the old head is stronger before and the new one after.
+
+    A head that was not measured at a checkpoint counts as weaker there.
+    """
+    agreed = np.ones(resamples, dtype=bool)
+    for step, stronger, weaker in ((before, old, new), (after, new, old)):
+        (a, a_se), (b, b_se) = _effect(measured, step, stronger), _effect(measured, step, weaker)
+        if np.isnan(a_se) or (np.isnan(b_se) and not np.isnan(b)):
+            return float("nan")
+        if not np.isnan(b):
+            first, second = rng.normal(a, a_se, resamples), rng.normal(b, b_se, resamples)
+            agreed &= np.abs(first) > np.abs(second)
+    return float(agreed.mean())

@@ -1,0 +1,166 @@
+"""What the comparisons start from: stored circuits with the scores of their folds. No model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import pandas as pd
+
+from edge_attribution_patching.circuit import Circuit
+from edge_attribution_patching.folds import KeptFolds
+from edge_attribution_patching.graph import Graph
+from utils.comparison.floors import Rule
+from utils.comparison.keys import ComparisonConfig
+from utils.errors import UserError, suggest
+from utils.results.comparison import fingerprint
+from utils.results.kinds import how_to_make
+from utils.results.store import Store
+
+log = logging.getLogger(__name__)
+
+Unit = tuple[str, str]
+"""A model and a task."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The stored circuit of one checkpoint.
+
+    Attributes:
+        step: training step.
+        tokens: tokens seen by then.
+        circuit: scores and the circuit's edges, none if no circuit was found.
+        folds: scores by fold of the prompts.
+        size: edges asked for of the circuit that was found, before pruning; None if none was.
+        full, corrupted: the model's metric on clean and on corrupted prompts, each with its standard error.
+        status: as in the results.
+    """
+
+    step: int
+    tokens: int
+    circuit: Circuit
+    folds: KeptFolds
+    size: int | None
+    full: tuple[float, float]
+    corrupted: tuple[float, float]
+    status: str
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """The circuits of one model and task over training.
+
+    Attributes:
+        model, task: names of their results folders.
+        checkpoints: by step, ascending.
+        rule: how circuits are grown.
+        fingerprint: a hash of everything that was read.
+    """
+
+    model: str
+    task: str
+    checkpoints: Mapping[int, Checkpoint]
+    rule: Rule
+    fingerprint: str
+
+    @property
+    def steps(self) -> list[int]:
+        """Ascending."""
+        return list(self.checkpoints)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of all its circuits."""
+        return next(iter(self.checkpoints.values())).circuit.graph
+
+    @property
+    def last(self) -> int:
+        """The last step."""
+        return self.steps[-1]
+
+
+def units(store: Store, config: ComparisonConfig) -> list[Unit]:
+    """The models and tasks to compare, in order of their names.
+
+    Raises:
+        UserError: if there are no circuits, or none of a model or task that the config names.
+    """
+    models = store.models("graphs")
+    if not models:
+        raise UserError(f"{store.root / 'graphs'} holds no circuits; run: {how_to_make('graphs')}")
+    for name in config.models or []:
+        if name not in models:
+            raise UserError(f"model: {store.root / 'graphs'} has no circuits of '{name}'{suggest(name, models)}")
+    chosen = config.models or models
+    tasks = sorted({task for model in chosen for task in store.tasks("graphs", model)})
+    for name in config.tasks or []:
+        if name not in tasks:
+            raise UserError(f"task: {store.root / 'graphs'} has no circuits of '{name}'{suggest(name, tasks)}")
+    wanted = config.tasks or tasks
+    return [(model, task) for model in chosen for task in store.tasks("graphs", model) if task in wanted]
+
+
+def read_sequence(store: Store, model: str, task: str) -> Sequence:
+    """All checkpoints of one model and task.
+
+    Raises:
+        UserError: if results are missing, or come from a version that kept no fold scores.
+    """
+    graphs, baselines = store.folder("graphs", model, task), store.folder("baselines", model, task)
+    settings = graphs.read_run()["settings"]
+    rule = Rule(
+        settings["search.order"],
+        settings.get("search.selection", "absolute"),
+        settings.get("search.positive_share", Rule.positive_share),
+        settings["seed"],
+    )
+    checkpoints = {}
+    for step in graphs.steps():
+        stored = graphs.read_tensors(step)
+        circuit = Circuit.from_tensors(stored)
+        try:
+            folds = KeptFolds.from_tensors(stored, circuit.graph)
+        except ValueError as error:
+            way_out = f"measure again: {graphs.how_to_make()} overwrite=true"
+            raise UserError(f"{graphs.file(step, '.pt')}: holds {error}; {way_out}") from None
+        row = baselines.read_table(step).iloc[0]
+        checkpoints[step] = Checkpoint(
+            step,
+            int(row["tokens"]),
+            circuit,
+            folds,
+            None if pd.isna(row["size"]) else int(row["size"]),
+            (float(row["full"]), float(row["full_se"])),
+            (float(row["corrupted"]), float(row["corrupted_se"])),
+            str(row["status"]),
+        )
+    return Sequence(model, task, checkpoints, rule, fingerprint((graphs, baselines), settings))
+
+
+def fixed_sizes(sequences: Mapping[Unit, Sequence], config: ComparisonConfig) -> dict[str, int]:
+    """For every task the size that is compared at where sizes are fixed, in edges before pruning.
+
+    A task without any circuit is logged, and gets 2% of its edges.
+
+    Raises:
+        UserError: if `size` exceeds a graph.
+    """
+    sizes = {}
+    for task in sorted({task for _, task in sequences}):
+        of_task = [sequence for (_, name), sequence in sequences.items() if name == task]
+        smallest = min(sequence.graph.n_edges for sequence in of_task)
+        if config.size is not None and config.size > smallest:
+            raise UserError(f"size: {config.size} is more than the {smallest} edges of a model; choose a smaller one")
+        found = [
+            checkpoint.size
+            for sequence in of_task
+            for checkpoint in sequence.checkpoints.values()
+            if checkpoint.size is not None
+        ]
+        if config.size is None and not found:
+            log.info("%s: no checkpoint has a circuit; sizes are fixed at 2%% of the edges", task)
+        sizes[task] = config.size or (round(median(found)) if found else max(1, smallest // 50))
+    return sizes

@@ -1,0 +1,72 @@
+"""The keys of compare_circuits.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from utils.config.keys import Section, execution
+
+
+class EmergenceConfig(Section):
+    """When something emerges."""
+
+    fraction: float = Field(0.5, gt=0, lt=1)
+    """A curve emerges where it first crosses this fraction of its maximum. Accuracies count from 0.5, which guessing
+    gives, everything else from 0."""
+    sustained: int = Field(2, ge=1)
+    """At how many checkpoints in a row it must stay there."""
+    weakest: float = Field(0.25, ge=0, lt=1)
+    """Leave out a head whose maximum is below this share of the largest maximum of its score in the model."""
+
+
+class ComparisonConfig(Section):
+    """Keys of compare_circuits.py."""
+
+    results_dir: Path = execution(Path("results"))
+    """Where the results are, and where to write `comparison/`."""
+    model: str | list[str] | None = None
+    """Names of results folders (`toy`, `[pythia-160m, pythia-160m-seed1]`); `null`: every model with circuits."""
+    task: str | list[str] | None = None
+    """Tasks to compare; `null`: all there are."""
+    reference: int | None = Field(None, ge=0)
+    """The step whose circuit all others are compared with; `null`: the last one."""
+    size: int | None = Field(None, gt=0)
+    """Edges of a circuit, before pruning, where sizes are fixed; `null`: the median size of the circuits found for the
+    task, over checkpoints and models."""
+    between: Literal["all", "none"] = "all"
+    """Whether to compare models of one shape (seeds) with each other, at every step that both have: `all` pairs, or
+    `none`."""
+    seeds: dict[str, list[str]] | None = None
+    """Groups of models that are drawn and summed up together (`{pythia-160m: [pythia-160m-seed1, pythia-160m-seed2]}`);
+    `null`: models of one shape whose names differ in a seed alone."""
+    pairs: int = Field(999, ge=100)
+    """Pairs of resamples of each checkpoint that its noise floor is taken from. A p-value cannot be smaller than
+    1 / (pairs + 1), so after the correction for many checkpoints a few hundred may find nothing."""
+    resamples: int = Field(1000, ge=100)
+    """Resamples that all other intervals are taken from (of the circuits' own curves a fifth)."""
+    false_discovery_rate: float = Field(0.05, gt=0, lt=1)
+    """Of the changes that are flagged, how many may be none (Benjamini and Hochberg 1995, over checkpoints)."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything drawn at random."""
+    emergence: EmergenceConfig = EmergenceConfig()
+
+    @field_validator("model", "task")
+    @classmethod
+    def _named(cls, value: str | list[str] | None) -> str | list[str] | None:
+        names = [value] if isinstance(value, str) else value
+        if names is not None and (not names or not all(name.strip() for name in names)):
+            raise ValueError("the name is empty")
+        return value
+
+    @property
+    def models(self) -> list[str] | None:
+        """`model` as a list."""
+        return [self.model] if isinstance(self.model, str) else self.model
+
+    @property
+    def tasks(self) -> list[str] | None:
+        """`task` as a list."""
+        return [self.task] if isinstance(self.task, str) else self.task

@@ -1,0 +1,85 @@
+"""Births, deaths and lifetimes of edges over the checkpoints of one model and task.
+
+An edge is born at the first checkpoint whose circuit has it and dies after the last one. In between it may leave and
+return: those are its spells. A lifetime counts checkpoints, because nothing is known of the time between them. Edges of
+the last circuit may live on, so their lifetimes are right-censored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+
+
+def turnover(present: Bool[np.ndarray, "checkpoint edge"]) -> pd.DataFrame:
+    """How many edges are born, return, leave for a while, and die: one row a checkpoint.
+
+    Args:
+        present: which edges each circuit has.
+
+    Returns:
+        `n_edges, born, returned, left, died`. Leaving and dying count at the first checkpoint without the edge.
+    """
+    before = np.vstack([np.zeros_like(present[:1]), present[:-1]])
+    ever_before = np.maximum.accumulate(before, axis=0)
+    ever_after = np.maximum.accumulate(present[::-1], axis=0)[::-1]  # at this checkpoint or later
+    joined, gone = present & ~before, before & ~present
+    counts = {
+        "n_edges": present,
+        "born": joined & ~ever_before,
+        "returned": joined & ever_before,
+        "left": gone & ever_after,
+        "died": gone & ~ever_after,
+    }
+    return pd.DataFrame({name: flags.sum(axis=1) for name, flags in counts.items()})
+
+
+def lifetimes(present: Bool[np.ndarray, "checkpoint edge"], steps: Sequence[int]) -> pd.DataFrame:
+    """One row for every edge that is ever present, in the order of the edges.
+
+    Args:
+        present: which edges each circuit has.
+        steps: of the checkpoints.
+
+    Returns:
+        `edge` (its place), `birth_after, birth_step, last_step, death_step, lifetime, n_present, n_spells` and
+        `median_lifetime` of all of them.
+    """
+    n = len(steps)
+    edges = np.flatnonzero(present.any(axis=0))
+    held = present[:, edges]
+    birth, last = held.argmax(axis=0), n - 1 - held[::-1].argmax(axis=0)
+    before = np.vstack([np.zeros_like(held[:1]), held[:-1]])
+    at = np.asarray(steps)
+    table = pd.DataFrame(
+        {
+            "edge": edges,
+            "birth_after": [at[place - 1] if place else pd.NA for place in birth],
+            "birth_step": at[birth],
+            "last_step": at[last],
+            "death_step": [at[place + 1] if place < n - 1 else pd.NA for place in last],
+            "lifetime": last - birth + 1,
+            "n_present": held.sum(axis=0),
+            "n_spells": (held & ~before).sum(axis=0),
+        }
+    ).astype({"birth_after": "Int64", "death_step": "Int64"})
+    return table.assign(median_lifetime=median_lifetime(table["lifetime"].to_numpy(), last < n - 1))
+
+
+def median_lifetime(lifetimes: np.ndarray, died: np.ndarray) -> float:
+    """Median by Kaplan and Meier (1958); nan if the curve of survivors does not fall to one half.
+
+    Args:
+        lifetimes: in checkpoints.
+        died: whether each ended; if not, it is censored.
+    """
+    alive = 1.0
+    for age in np.unique(lifetimes[died]):
+        at_risk, deaths = (lifetimes >= age).sum(), (died & (lifetimes == age)).sum()
+        alive *= 1 - deaths / at_risk
+        if alive <= 0.5:
+            return float(age)
+    return float("nan")

@@ -1,0 +1,116 @@
+"""Circuit size against model size: correlations over models, for as few models as there are.
+
+With a handful of models no approximation of a p-value holds, so all permutations of the models are counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+
+EXACT_UP_TO = 8
+"""Models of which all permutations are counted: 40,320."""
+RANDOM_PERMUTATIONS = 9999
+FEWEST_FOR_INTERVAL = 5
+COUNTS = {"edges": "n_edges", "nodes": "n_nodes"}
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A correlation over models.
+
+    Attributes:
+        statistic: `pearson` or `spearman`.
+        value: nan with fewer than three models, or without variation.
+        low, high: 95% interval from resampled models; nan with fewer than five.
+        p_value: two-sided.
+        exact: whether all permutations were counted.
+        n: how many models.
+    """
+
+    statistic: str
+    value: float
+    low: float
+    high: float
+    p_value: float
+    exact: bool
+    n: int
+
+
+def mean_sizes(faithfulness: pd.DataFrame, count: str) -> pd.DataFrame:
+    """Mean and standard deviation over checkpoints of the selected circuit's size: `model, task, size, sd, n_steps`."""
+    chosen = faithfulness[faithfulness["selected"].astype(bool)]
+    means = chosen.groupby(["model", "task"])[COUNTS[count]].agg(size="mean", sd="std", n_steps="count")
+    return means.reset_index()
+
+
+def correlations(
+    x: Float[np.ndarray, " model"], y: Float[np.ndarray, " model"], seed: int = 0, resamples: int = 1000
+) -> list[Correlation]:
+    """Pearson's and Spearman's correlation of two quantities over models."""
+    ranks = stats.rankdata(x), stats.rankdata(y)
+    return [
+        _correlate(name, np.asarray(a, dtype=float), np.asarray(b, dtype=float), seed, resamples)
+        for name, (a, b) in {"pearson": (x, y), "spearman": ranks}.items()
+    ]
+
+
+def scale_table(
+    faithfulness: pd.DataFrame, parameters: Mapping[str, float], seed: int = 0, resamples: int = 1000
+) -> pd.DataFrame:
+    """Correlations of mean circuit size with parameters for every task.
+
+    Args:
+        faithfulness: `model, task, step, selected, n_edges, n_nodes`; models without a parameter count are left out.
+        parameters: of every model.
+        seed: of resamples and random permutations.
+        resamples: for the intervals.
+
+    Returns:
+        `task, count, n_models, statistic, value, low, high, p_value, exact`.
+    """
+    rows = []
+    for count in COUNTS:
+        sizes = mean_sizes(faithfulness[faithfulness["model"].isin(list(parameters))], count)
+        for task, part in sizes.groupby("task", sort=True):
+            x = part["model"].map(parameters).to_numpy(dtype=float)
+            for found in correlations(x, part["size"].to_numpy(dtype=float), seed, resamples):
+                row = {"task": task, "count": count, "n_models": found.n, "statistic": found.statistic}
+                rows.append(row | {name: getattr(found, name) for name in ("value", "low", "high", "p_value", "exact")})
+    columns = ["task", "count", "n_models", "statistic", "value", "low", "high", "p_value", "exact"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _correlate(name: str, x: np.ndarray, y: np.ndarray, seed: int, resamples: int) -> Correlation:
+    n = len(x)
+    exact = n <= EXACT_UP_TO
+    if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Correlation(name, np.nan, np.nan, np.nan, np.nan, exact, n)
+
+    def r(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        a, b = a - a.mean(axis, keepdims=True), b - b.mean(axis, keepdims=True)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray((a * b).sum(axis) / np.sqrt((a * a).sum(axis) * (b * b).sum(axis)))
+
+    test = stats.permutation_test(
+        (y,),
+        lambda b, axis=-1: r(np.broadcast_to(x, b.shape), b, axis),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=math.factorial(n) if exact else RANDOM_PERMUTATIONS,
+        rng=np.random.default_rng(seed),
+    )
+    low = high = np.nan
+    if n >= FEWEST_FOR_INTERVAL:
+        drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
+        a, b = x[drawn], y[drawn]
+        if name == "spearman":
+            a, b = stats.rankdata(a, axis=1), stats.rankdata(b, axis=1)
+        low, high = np.nanquantile(r(a, b), [0.025, 0.975])
+    return Correlation(name, float(r(x, y)), float(low), float(high), float(test.pvalue), exact, n)

@@ -1,0 +1,122 @@
+"""What is common to models that differ in their seed alone, and whether they fall apart into groups.
+
+A curve that jumps in one run says little: with few checkpoints everything jumps. Across seeds an abrupt change shows as
+two groups of models at one checkpoint, those before and those after (Zhao et al. 2025, arXiv 2502.17356). The dip test
+(Hartigan and Hartigan 1985) asks whether values have more than one mode. Nothing is called abrupt without it, nor with
+fewer than five models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import diptest
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from utils.comparison.curves import Curve
+from utils.results.comparison_kinds import SEED_EMERGENCE, SEEDS
+
+FEWEST = 5
+"""Models without which nothing is called abrupt."""
+ABRUPT, NOT_SHOWN = "abrupt", "not shown to be abrupt"
+_SEED = re.compile(r"[-_](?:weight-|data-)?seed[-_]?\d+")
+
+
+def seed_groups(models: Iterable[str], same_shape: Callable[[str, str], bool]) -> dict[str, list[str]]:
+    """Models whose names differ in `-seed3` or `_seed3` alone and that have one shape; groups of two or more."""
+    groups: dict[str, list[str]] = {}
+    for model in models:
+        name = _SEED.sub("", model)
+        if all(same_shape(model, other) for other in groups.get(name, [])):
+            groups.setdefault(name, []).append(model)
+    return {name: members for name, members in groups.items() if len(members) > 1}
+
+
+def seeds_table(curves: Mapping[str, Sequence[Curve]], groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Median, quartiles and dip test of every curve at every step that two models of a group or more have.
+
+    Args:
+        curves: of every model; those of one name are put together.
+        groups: models of each group.
+    """
+    rows: list[dict[str, object]] = []
+    for group, models in groups.items():
+        points = [
+            {"curve": curve.name, "step": step, "tokens": tokens, "value": value}
+            for model in models
+            for curve in curves.get(model, ())
+            for step, tokens, value in zip(curve.steps, curve.tokens, curve.values, strict=True)
+        ]
+        table = pd.DataFrame(points, columns=["curve", "step", "tokens", "value"]).dropna(subset="value")
+        for name, of_curve in table.groupby("curve", sort=False):
+            found = [
+                {"group": group, "curve": name, "step": step, "tokens": at["tokens"].iloc[0]}
+                | _summary(at["value"].to_numpy(dtype=float))
+                for step, at in of_curve.groupby("step", sort=True)
+                if len(at) > 1
+            ]
+            p_values = np.array([row["dip_p"] for row in found], dtype=float)
+            tested = np.isfinite(p_values)
+            corrected = np.full(len(found), np.nan)
+            if tested.any():
+                corrected[tested] = stats.false_discovery_control(p_values[tested])
+            rows += [row | {"dip_q": float(q)} for row, q in zip(found, corrected, strict=True)]
+    return pd.DataFrame(rows, columns=list(SEEDS.columns))
+
+
+def seed_emergence(
+    emergence: pd.DataFrame, seeds: pd.DataFrame, groups: Mapping[str, Sequence[str]], rate: float
+) -> pd.DataFrame:
+    """When each curve emerges over the models of a group.
+
+    Args:
+        emergence: `model, curve, step`; an empty step means never.
+        seeds: what `seeds_table` returned.
+        groups: models of each group.
+    """
+    rows = []
+    for group, models in groups.items():
+        of_group = emergence[emergence["model"].isin(models)]
+        for name, part in of_group.groupby("curve", sort=False):
+            if len(part) < 2:
+                continue
+            steps = part["step"].to_numpy(dtype=float, na_value=np.nan)
+            there = steps[~np.isnan(steps)]
+            middle = float(np.sort(np.nan_to_num(steps, nan=np.inf))[(len(steps) - 1) // 2])
+            dips = seeds[(seeds["group"] == group) & (seeds["curve"] == name)]
+            enough = len(part) >= FEWEST
+            abrupt = bool((dips["dip_q"] <= rate).any())
+            rows.append(
+                {
+                    "group": group,
+                    "curve": name,
+                    "n_seeds": len(part),
+                    "n_emerged": len(there),
+                    "median_step": middle if np.isfinite(middle) else np.nan,
+                    "earliest_step": there.min() if len(there) else np.nan,
+                    "latest_step": there.max() if len(there) else np.nan,
+                    "shape": (ABRUPT if abrupt else NOT_SHOWN) if enough else None,
+                }
+            )
+    table = pd.DataFrame(rows, columns=list(SEED_EMERGENCE.columns))
+    return table.astype(dict.fromkeys(("median_step", "earliest_step", "latest_step"), "Int64"))
+
+
+def _summary(values: np.ndarray) -> dict[str, float | int]:
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    dip = p_value = float("nan")
+    if len(values) >= FEWEST and np.ptp(values) > 0:
+        dip, p_value = diptest.diptest(values)
+    return {
+        "n_seeds": len(values),
+        "median": float(median),
+        "lower_quartile": float(low),
+        "upper_quartile": float(high),
+        "lowest": float(values.min()),
+        "highest": float(values.max()),
+        "dip": float(dip),
+        "dip_p": float(p_value),
+    }

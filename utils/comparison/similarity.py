@@ -1,0 +1,147 @@
+"""How much two circuits overlap, for many pairs of circuits of one graph at once.
+
+Circuits are rows of a boolean matrix over the same candidate edges, with the scores that they were grown from.
+
+    node_jaccard       shared nodes / all nodes of either; `input` and `logits` are in every circuit
+    head_jaccard       the same for attention heads alone
+    edge_jaccard       the same for edges
+    weighted_jaccard   sum of minima / sum of maxima of the edges' scores, as shares of the circuit's sum of |score|;
+                       an edge outside a circuit has 0, and positive and negative parts are compared apart (Ruzicka)
+    rank_correlation   Spearman's correlation of the scores of all edges, whatever the circuits hold
+    edges_added        edges of the second circuit that the first lacks
+    edges_removed      edges of the first that the second lacks
+
+A Jaccard similarity of two empty sets is nan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+from torch import Tensor
+
+from edge_attribution_patching.graph import Graph
+
+OF_CIRCUITS = ("node_jaccard", "head_jaccard", "edge_jaccard", "weighted_jaccard", "edges_added", "edges_removed")
+"""Measures that depend on the circuits."""
+OF_SCORES = ("rank_correlation",)
+"""Measures of the scores alone."""
+MEASURES = (*OF_CIRCUITS, *OF_SCORES)
+COUNTS = ("edges_added", "edges_removed")
+"""Measures that grow where circuits differ; all others fall."""
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Candidate edges of a graph.
+
+    Attributes:
+        graph: the graph.
+        flat: flat index forward * n_backward + backward of each, ascending.
+    """
+
+    graph: Graph
+    flat: Int[Tensor, " edge"]
+
+    @classmethod
+    def all_of(cls, graph: Graph) -> Edges:
+        """Every edge of a graph."""
+        return cls(graph, graph.edge_mask.flatten().nonzero()[:, 0])
+
+    @property
+    def sources(self) -> Int[Tensor, " edge"]:
+        """The forward node that each comes from."""
+        return self.flat // self.graph.n_backward
+
+    @property
+    def targets(self) -> Int[Tensor, " edge"]:
+        """The node that each goes into; `logits` is n_forward."""
+        return self.graph.forward_of_backward[self.flat % self.graph.n_backward]
+
+    @cached_property
+    def heads(self) -> Bool[Tensor, " node"]:
+        """Which nodes (`logits` last) are attention heads."""
+        return torch.tensor([name.startswith("a") for name in [*self.graph.forward_nodes, "logits"]])
+
+    def nodes(self, held: Bool[Tensor, "circuit edge"]) -> Bool[Tensor, "circuit node"]:
+        """Which nodes have an edge in each circuit, `logits` last."""
+        counts = torch.zeros(len(held), self.graph.n_forward + 1, dtype=torch.int32)
+        for ends in (self.sources, self.targets):
+            counts.index_add_(1, ends, held.int())
+        return counts > 0
+
+    def names(self) -> list[tuple[str, str]]:
+        """Source and target of each, as the tables of circuits have them."""
+        forward, backward = self.graph.forward_nodes, self.graph.backward_nodes
+        width = self.graph.n_backward
+        return [(forward[edge // width], backward[edge % width]) for edge in self.flat.tolist()]
+
+
+@dataclass(frozen=True)
+class Circuits:
+    """Circuits over the same candidate edges.
+
+    Attributes:
+        edges: the candidates.
+        held: which of them each circuit holds.
+        scores: what the circuits were grown from.
+    """
+
+    edges: Edges
+    held: Bool[Tensor, "circuit edge"]
+    scores: Float[Tensor, "circuit edge"]
+
+
+def similarities(first: Circuits, second: Circuits) -> dict[str, Float[np.ndarray, " circuit"]]:
+    """All measures, for every circuit of the first with the one of the same row of the second.
+
+    Raises:
+        ValueError: if their candidate edges differ.
+    """
+    if not torch.equal(first.edges.flat, second.edges.flat):
+        raise ValueError("the circuits have other candidate edges")
+    return of_circuits(first, second) | {"rank_correlation": rank_correlation(first.scores, second.scores)}
+
+
+def of_circuits(first: Circuits, second: Circuits) -> dict[str, Float[np.ndarray, " circuit"]]:
+    """The measures that depend on the circuits."""
+    edges = first.edges
+    nodes = [edges.nodes(side.held) for side in (first, second)]
+    found = {
+        "node_jaccard": jaccard(*nodes),
+        "head_jaccard": jaccard(*(part[:, edges.heads] for part in nodes)),
+        "edge_jaccard": jaccard(first.held, second.held),
+        "weighted_jaccard": weighted_jaccard(first.scores * first.held, second.scores * second.held),
+        "edges_added": (second.held & ~first.held).sum(1).double(),
+        "edges_removed": (first.held & ~second.held).sum(1).double(),
+    }
+    return {name: values.numpy() for name, values in found.items()}
+
+
+def jaccard(first: Bool[Tensor, "row item"], second: Bool[Tensor, "row item"]) -> Float[Tensor, " row"]:
+    """Size of the intersection over size of the union, float64; nan if both are empty."""
+    return (first & second).sum(1).double() / (first | second).sum(1).double()
+
+
+def weighted_jaccard(first: Float[Tensor, "row item"], second: Float[Tensor, "row item"]) -> Float[Tensor, " row"]:
+    """Sum of minima over sum of maxima of two rows of weights, each divided by its sum of absolute values; float64.
+
+    Positive and negative parts are compared apart, so an item of opposite signs is no overlap. nan if both are all 0.
+    """
+    a, b = (rows.double() / rows.double().abs().sum(1, keepdim=True).clamp_min(1e-300) for rows in (first, second))
+    low = torch.minimum(a.clamp_min(0), b.clamp_min(0)) + torch.minimum((-a).clamp_min(0), (-b).clamp_min(0))
+    high = torch.maximum(a.clamp_min(0), b.clamp_min(0)) + torch.maximum((-a).clamp_min(0), (-b).clamp_min(0))
+    return low.sum(1) / high.sum(1)
+
+
+def rank_correlation(first: Float[Tensor, "row item"], second: Float[Tensor, "row item"]) -> Float[np.ndarray, " row"]:
+    """Spearman's correlation of each row with that of the other, ties sharing a rank; nan if all of a row are tied."""
+    ranks = [stats.rankdata(rows.numpy(), axis=1) for rows in (first, second)]
+    a, b = (rank - rank.mean(1, keepdims=True) for rank in ranks)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1)))

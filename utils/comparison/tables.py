@@ -1,0 +1,171 @@
+"""Tables of emergence, of its order, of change points and of the turnover of edges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from utils.comparison.change_points import change_points
+from utils.comparison.changes import AT, grown
+from utils.comparison.curves import Curve
+from utils.comparison.emergence import Emergence, find_emergence, order_shares
+from utils.comparison.inputs import Sequence
+from utils.comparison.keys import ComparisonConfig
+from utils.comparison.lifetimes import lifetimes, turnover
+from utils.comparison.similarity import Edges
+from utils.results.comparison_kinds import CHANGE_POINTS, CURVES, EMERGENCE, LIFETIMES, ORDER, TURNOVER
+
+_NOT_CURVED = "n_edges"
+"""A size falls as often as it rises, so it has change points instead of an emergence."""
+
+
+def curves_table(curves: Items[Curve]) -> pd.DataFrame:
+    """Curves with their intervals, one row a checkpoint."""
+    frames = []
+    for curve in curves:
+        low, high = curve.interval()
+        frame = pd.DataFrame(
+            {"step": curve.steps, "tokens": curve.tokens, "value": curve.values, "low": low, "high": high}
+        )
+        frames.append(frame.assign(**_stamp(curve), uncertainty=curve.uncertainty))
+    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(CURVES.columns))
+    return table.reindex(columns=list(CURVES.columns)).astype({"layer": "Int64", "head": "Int64"})
+
+
+def emergence_table(
+    curves: Items[Curve], config: ComparisonConfig
+) -> tuple[pd.DataFrame, dict[str, tuple[Curve, Emergence]]]:
+    """When each curve of one model emerges; and the leading curves that do, by name, for the order of emergence."""
+    keys = config.emergence
+    strongest: dict[str, float] = {}
+    for curve in curves:
+        if curve.kind == "head":
+            strongest[curve.score] = max(strongest.get(curve.score, 0.0), float(np.nanmax(curve.values)))
+    rows, leading = [], {}
+    for curve in curves:
+        if curve.score == _NOT_CURVED:
+            continue
+        resampled = curve.resampled
+        found = find_emergence(
+            curve.values, resampled, keys.fraction, keys.sustained, curve.baseline, resamples=config.resamples
+        )
+        row: dict[str, object] = _stamp(curve) | {"maximum": found.maximum, "uncertainty": curve.uncertainty}
+        if curve.kind == "head" and found.maximum < keys.weakest * strongest[curve.score]:
+            rows.append(row | {"reason": f"weaker than {keys.weakest:g} of the score's strongest head"})
+            continue
+        row["level"] = found.level
+        row["share_emerged"] = found.share
+        if found.maximum <= curve.baseline:
+            rows.append(row | {"reason": "never above what guessing gives" if curve.baseline else "never above 0"})
+            continue
+        if found.place == found.n:
+            rows.append(row | {"reason": f"crosses its level at fewer than {keys.sustained} checkpoints in a row"})
+            continue
+        low, high = found.interval
+        place = found.place
+        row |= {"step": curve.steps[place], "tokens": curve.tokens[place]}
+        if place > 0:
+            row |= {"after_step": curve.steps[place - 1], "after_tokens": curve.tokens[place - 1]}
+        row |= {"low_step": curve.steps[low]} if low >= 0 else {}
+        row |= {"high_step": curve.steps[high]} if high < found.n else {}
+        rows.append(row)
+        if curve.leading:
+            leading[curve.name] = (curve, found)
+    table = pd.DataFrame(rows, columns=list(EMERGENCE.columns))
+    whole = ("layer", "head", "after_step", "step", "after_tokens", "tokens", "low_step", "high_step")
+    return table.astype(dict.fromkeys(whole, "Int64")), leading
+
+
+def order_table(model: str, leading: dict[str, tuple[Curve, Emergence]], resamples: int) -> pd.DataFrame:
+    """Which of every two leading curves emerges first, and in which share of the resamples.
+
+    Curves of the same checkpoints are compared. Resamples of different curves are independent of each other, except for
+    curves of circuits, which are all taken from the same draws of folds.
+    """
+    rows = []
+    for (first, (a, found_a)), (second, (b, found_b)) in combinations(leading.items(), 2):
+        if not np.array_equal(a.steps, b.steps):
+            continue
+        sides = [np.resize(found.resampled, resamples) for found in (found_a, found_b)]
+        shares = order_shares(sides[0], sides[1], len(a.steps))
+        names = ("share_before", "share_same", "share_after")
+        rows.append({"model": model, "first": first, "second": second} | dict(zip(names, shares, strict=True)))
+    return pd.DataFrame(rows, columns=list(ORDER.columns))
+
+
+def change_points_table(similarity: pd.DataFrame, curves: Items[Curve]) -> pd.DataFrame:
+    """Change points of the size of circuits and of their similarity with the previous checkpoint.
+
+    Args:
+        similarity: rows of `similarity`.
+        curves: curves of circuits.
+    """
+    series: list[tuple[str, str, str, np.ndarray, np.ndarray]] = []
+    for curve in curves:
+        if curve.score == "n_edges" and curve.task is not None:
+            there = ~np.isnan(curve.values)
+            series.append((curve.model, curve.task, "n_edges", curve.steps[there], curve.values[there]))
+    wanted = (similarity["against"] == "previous") & (similarity["at"] == "size")
+    wanted &= similarity["measure"] == "edge_jaccard"
+    for (model, task), rows in similarity[wanted].groupby(["model", "task"], sort=False):
+        rows = rows.dropna(subset="value").sort_values("step")
+        values = rows["value"].to_numpy(dtype=float)
+        series.append((str(model), str(task), "similarity", rows["step"].to_numpy(), values))
+    found = []
+    for model, task, quantity, steps, values in series:
+        logarithmic = quantity == "n_edges"
+        places = change_points(np.log(values) if logarithmic else values)
+        bounds = [0, *places, len(values)]
+        for i, place in enumerate(places, 1):
+            stretches = values[bounds[i - 1] : place], values[place : bounds[i + 1]]
+            means = [float(np.exp(np.log(part).mean()) if logarithmic else part.mean()) for part in stretches]
+            row = {"model": model, "task": task, "quantity": quantity}
+            row |= {"after_step": steps[place - 1], "step": steps[place], "before": means[0], "after": means[1]}
+            found.append(row)
+    return pd.DataFrame(found, columns=list(CHANGE_POINTS.columns))
+
+
+def edges_tables(sequence: Sequence, size: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`turnover` and `lifetimes` of one model and task, at either size.
+
+    At fixed faithfulness a checkpoint without a circuit has no edges.
+    """
+    edges = Edges.all_of(sequence.graph)
+    names = edges.names()
+    checkpoints = list(sequence.checkpoints.values())
+    of_unit = {"model": sequence.model, "task": sequence.task}
+    turned, lived = [], []
+    for at in AT:
+        masks = [
+            (checkpoint.circuit.in_circuit if at == "faithfulness" else grown(checkpoint, sequence.rule, size))
+            for checkpoint in checkpoints
+        ]
+        present = np.stack([mask.flatten()[edges.flat].numpy() for mask in masks])
+        if not present.any():
+            continue
+        stamp = {"step": sequence.steps, "tokens": [checkpoint.tokens for checkpoint in checkpoints]}
+        turned.append(turnover(present).assign(**of_unit, at=at, **stamp))
+        table = lifetimes(present, sequence.steps)
+        ends = {
+            "source": [names[edge][0] for edge in table["edge"]],
+            "target": [names[edge][1] for edge in table["edge"]],
+        }
+        lived.append(table.assign(**of_unit, at=at, **ends))
+    columns = list(TURNOVER.columns), list(LIFETIMES.columns)
+    frames = [pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for parts in (turned, lived)]
+    return frames[0].reindex(columns=columns[0]), frames[1].reindex(columns=columns[1])
+
+
+def _stamp(curve: Curve) -> dict[str, object]:
+    return {
+        "model": curve.model,
+        "curve": curve.name,
+        "kind": curve.kind,
+        "score": curve.score,
+        "task": curve.task,
+        "layer": curve.layer,
+        "head": curve.head,
+    }
