@@ -58,19 +58,19 @@ KIND = Kind("sleeping", {"value": "nothing"}, "sleeping.py")
 class SlowHub(Family):
     """Checkpoints whose download takes a while. One is fetched ahead."""
 
-    _ahead: dict[int, threading.Thread] = field(default_factory=dict, compare=False)
+    _fetching: dict[int, threading.Thread] = field(default_factory=dict, kw_only=True, compare=False)
 
     def describe(self, step: int) -> Description:
         return Description(None, None)  # type: ignore[arg-type]
 
     def prefetch(self, step: int) -> None:
-        if step not in self._ahead:
-            self._ahead[step] = threading.Thread(target=time.sleep, args=(DOWNLOAD,), daemon=True)
-            self._ahead[step].start()
+        if step not in self._fetching:
+            self._fetching[step] = threading.Thread(target=time.sleep, args=(DOWNLOAD,), daemon=True)
+            self._fetching[step].start()
 
     def load(self, step: int, dtype: str = "float32", device: str = "auto") -> Any:
         self.prefetch(step)
-        self._ahead.pop(step).join()
+        self._fetching.pop(step).join()
         origin = {"repository": "hub", "revision": f"step{step}", "commit": None, "sha256": str(step), "parameters": 1}
         return SimpleNamespace(name=self.name, step=step, tokens=step, provenance=origin, device="cpu")
 

@@ -13,24 +13,22 @@ whose hash is not the one in `files` was damaged, and is measured again with `re
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
 import platform
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from utils.config.keys import BaseConfig, result_settings
 from utils.errors import UserError
 from utils.files import atomic_write, file_sha256, remove_stale_temporaries, require_writable
 from utils.models.family import Family, LocalFamily
 from utils.results.kinds import Kind
+from utils.results.shared_lock import SharedLock
 from utils.results.store import DamagedRecord, ResultsFolder
 
 _PACKAGES = ("torch", "transformers", "transformer_lens", "numpy", "pandas")
@@ -51,6 +49,7 @@ class RunRecord:
     def __init__(self, folder: ResultsFolder) -> None:
         self.folder = folder
         self.path = folder.path / "run.json"
+        self._lock = SharedLock(folder.path)
 
     def check(self, analysis: str, config: BaseConfig, family: Family) -> None:
         """Refuse to mix results of two configs, or of two models' weights, in one folder.
@@ -94,7 +93,7 @@ class RunRecord:
         """
         require_writable(self.folder.path, "results_dir")
         remove_stale_temporaries(self.folder.path)
-        with self._lock():
+        with self._lock.held():
             held = self._read_anyhow() if config.overwrite or config.repair else self._read()
             readable, held = held is not None or not self.path.is_file(), held or {"settings": {}, "checkpoints": {}}
             known, files = held["checkpoints"], held.get("files", {})
@@ -107,6 +106,7 @@ class RunRecord:
                     if step in steps or not same:
                         self.folder.delete(step)
                 known, files = (known, _without(files, steps)) if same else ({}, {})
+                self._lock.discard_notes()  # Of processes that were killed elsewhere: no other one is at work.
             elif config.repair:
                 damaged = sorted({int(path.stem.removeprefix("step")) for path in self._damaged(files, steps)})
                 for step in damaged:
@@ -152,15 +152,14 @@ class RunRecord:
             for step, (_, files) in found.items()
             for suffix, data in files.items()
         }
-        with self._lock():
-            run = self.folder.read_run()
-            run["checkpoints"] |= {str(step): provenance for step, (provenance, _) in found.items()}
-            run["files"] = run.get("files", {}) | hashes
-            self._write(run, sync_folder=False)
+        own = {"checkpoints": {str(step): provenance for step, (provenance, _) in found.items()}, "files": hashes}
+        checkpoints = self._lock.hand_in(own, self._take_in)
+        if checkpoints is None:
+            checkpoints = self.folder.read_run()["checkpoints"]
         return {
             step: [
                 int(other)
-                for other, weights in run["checkpoints"].items()
+                for other, weights in checkpoints.items()
                 if int(other) != step and weights["sha256"] == provenance["sha256"]
             ]
             for step, (provenance, _) in found.items()
@@ -221,27 +220,20 @@ class RunRecord:
         files = run.pop("files")
         run = run | {"checkpoints": checkpoints, "equal_weights": equal_weights(checkpoints)}
         run["files"] = dict(sorted(files.items(), key=lambda item: _order(item[0])))
-        atomic_write(self.path, _text(run).encode(), sync_folder=sync_folder)
+        data = _text(run).encode()
+        if not (self.path.is_file() and self.path.read_bytes() == data):  # Many processes begin the same run.
+            atomic_write(self.path, data, sync_folder=sync_folder)
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Let one process at a time through: several runs may measure different checkpoints into one folder."""
-        lock = FileLock(self.folder.path / ".lock")
-        try:
-            lock.acquire(poll_interval=0.005)
-        except NotImplementedError:
-            raise UserError(
-                f"results_dir: the file system of {self.folder.path} has no locks; mount it with them (flock), or name "
-                "another folder"
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"results_dir: {lock.lock_file} cannot be written ({error.strerror}); name another"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def _take_in(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Write entries of several processes into run.json, under the lock; returns its checkpoints."""
+        run = self.folder.read_run()
+        run["files"] = run.get("files", {})
+        for entry in entries:
+            for block in ("checkpoints", "files"):
+                run[block] |= entry[block]
+        checkpoints = dict(run["checkpoints"])
+        self._write(run, sync_folder=False)
+        return checkpoints
 
 
 def _text(run: dict[str, Any]) -> str:

@@ -1,0 +1,121 @@
+"""The lock of a results folder, and how many processes write into one file behind it without a queue.
+
+Where many processes measure into one folder, each would rewrite run.json for every checkpoint, one after the other.
+Instead each puts its entries next to it as a note, and whoever has the lock writes all the notes that are there (the
+group commit of databases). Whoever finds its note gone knows that its entries are written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from utils.errors import UserError
+from utils.files import atomic_write, is_running
+
+_NOTE, _WAIT = ".note.", 0.01
+
+Entries = Mapping[str, Any]
+TakeIn = Callable[[Sequence[Entries]], dict[str, Any]]
+
+
+class SharedLock:
+    """The lock of one folder.
+
+    Args:
+        folder: the folder; it exists when the lock is taken.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let one process at a time through.
+
+        Raises:
+            UserError: if the folder cannot be written to, or its file system has no locks.
+        """
+        lock = FileLock(self.folder / ".lock")
+        self._acquire(lock, timeout=-1)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def hand_in(self, entries: Entries, take_in: TakeIn) -> dict[str, Any] | None:
+        """Have entries written, by this process or by the one that has the lock.
+
+        Args:
+            entries: what to write, as JSON has it.
+            take_in: writes the entries of several processes. It is called under the lock.
+
+        Returns:
+            What `take_in` returned; None if another process has written the entries.
+
+        Raises:
+            UserError: as `held` does.
+        """
+        lock = FileLock(self.folder / ".lock")
+        note = None
+        try:
+            while not self._acquire(lock, timeout=0):
+                if note is None:
+                    note = self.folder / f"{_NOTE}{uuid.uuid4().hex}.{socket.gethostname()}.{os.getpid()}.tmp"
+                    atomic_write(note, json.dumps(entries, ensure_ascii=False).encode(), sync_folder=False)
+                elif not note.exists():
+                    return None
+                time.sleep(_WAIT)
+            try:
+                notes = self._notes()
+                found = take_in([*notes.values(), entries])
+                for path in notes:
+                    path.unlink(missing_ok=True)
+                return found
+            finally:
+                lock.release()
+        finally:
+            if note is not None:
+                note.unlink(missing_ok=True)
+
+    def discard_notes(self) -> None:
+        """Delete all notes. Only for whoever knows that no other process is at work."""
+        for path in self.folder.glob(f"{_NOTE}*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def _notes(self) -> dict[Path, Entries]:
+        """The entries that others wait to have written, in no order. Those of killed processes are left out."""
+        found = {}
+        for path in self.folder.glob(f"{_NOTE}*.tmp"):
+            host, _, pid = path.name.removesuffix(".tmp").rpartition(".")
+            if host.endswith(f".{socket.gethostname()}") and not is_running(int(pid)):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                found[path] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def _acquire(self, lock: FileLock, timeout: float) -> bool:
+        """Wait for the lock for some seconds (-1: until it is free); whether this process has it now."""
+        try:
+            lock.acquire(timeout=timeout, poll_interval=0.005)
+        except Timeout:
+            return False
+        except NotImplementedError:
+            raise UserError(
+                f"results_dir: the file system of {self.folder} has no locks; mount it with them (flock), or name "
+                "another folder"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"results_dir: {lock.lock_file} cannot be written ({error.strerror}); name another"
+            ) from error
+        return True
