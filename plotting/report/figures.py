@@ -26,7 +26,7 @@ from plotting.plot_ioi_consistency import draw_consistency
 from plotting.plot_ioi_roles import draw_roles
 from plotting.plot_pythia_evals import choose, draw_evaluations
 from plotting.plot_reproduction import draw_reproduction, panel_title
-from plotting.plot_size_vs_scale import draw_scale, mean_sizes, model_parameters
+from plotting.plot_size_vs_scale import draw_scale, model_parameters
 from plotting.plot_task_performance import draw_performance
 from plotting.report.reproduction import reproduction_html
 from plotting.report.results import Results, escaped, shown
@@ -34,6 +34,7 @@ from plotting.reproduction import reproduction
 from plotting.style import METRIC_LABELS, Drawing, model_looks
 from plotting.tables import models_in, tasks_in
 from plotting.time_axis import TimeAxis
+from utils.comparison.scale import mean_sizes
 from utils.errors import UserError
 from utils.models.schedules import tokens_at
 
