@@ -78,7 +78,7 @@ def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLo
     _key(panels)
     return panels.done(
         f"Do circuits of {model} change by more than the prompts explain?",
-        f"{MEASURES[measure].capitalize()}: {_direction(measure)} Rings: more change than resampled prompts make",
+        f"{_title(measure)}: {_direction(measure)} Rings: more change than resampled prompts make",
     )
 
 
@@ -113,7 +113,7 @@ def draw_between(table: pd.DataFrame, measure: str) -> Drawing:
     _key(panels)
     return panels.done(
         "Do models of one shape have one circuit?",
-        f"{MEASURES[measure].capitalize()} at the same step: {_direction(measure)} Rings: differ beyond the prompts",
+        f"{_title(measure)} at the same step: {_direction(measure)} Rings: differ beyond the prompts",
     )
 
 
@@ -209,6 +209,11 @@ def _set_range(panels: Panels, table: pd.DataFrame, measure: str, row: int, colu
         return
     low = float(np.nanmin([0.0, *table["value"], *table["noise_low"]]))
     panels.figure.update_yaxes(range=[low - 0.03, 1.05], row=row, col=column)
+
+
+def _title(measure: str) -> str:
+    name = MEASURES[measure]
+    return name[0].upper() + name[1:]
 
 
 def _direction(measure: str) -> str:
