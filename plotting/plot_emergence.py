@@ -13,10 +13,11 @@ a band of quartiles.
 """
 
 import argparse
-import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,20 +28,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plotting.export import figure_main
 from plotting.panels import Line, Panels, wrapped
 from plotting.plot_head_scores import score_label
-from plotting.style import FAINT, METRIC_LABELS, Drawing, ModelLook, finish, model_looks, task_label, translucent
-from plotting.tables import every_model, load_comparison, models_in
+from plotting.style import FAINT, METRIC_LABELS, Drawing, ModelLook, finish, task_label, translucent
+from plotting.tables import load_comparison, models_in
 from plotting.time_axis import TimeAxis
-from utils.errors import UserError
 from utils.results.comparison import ComparisonFolder
 from utils.results.store import Store
 
-logger = logging.getLogger("plotting")
-
 KINDS = {"head": ("heads", "#0072B2"), "metric": ("metrics of tasks", "#009E73"), "circuit": ("circuits", "#D55E00")}
 CIRCUITS = {"similarity": "circuit like the reference", "found": "a faithful circuit exists"}
-ROW, LEFT, WIDTH = 30, 290, 960
+ROW, LEFT, WIDTH = 30, 260, 940
 """Pixels: height of a row, margin for the rows' names, width of the figure."""
 MAX_COLUMNS = 3
+WHOLE = ("layer", "head", "after_step", "step", "low_step", "high_step")
+# As utils/comparison/seeds.py, which imports torch.
+_SEED = re.compile(r"[-_](?:weight-|data-)?seed[-_]?\d+")
 
 
 def leading(emergence: pd.DataFrame) -> pd.DataFrame:
@@ -54,10 +55,10 @@ def leading(emergence: pd.DataFrame) -> pd.DataFrame:
     rows = pd.concat([strongest, emergence[emergence["kind"] != "head"]])
     order = rows["kind"].map({kind: place for place, kind in enumerate(KINDS)})
     rows = rows.assign(order=order).sort_values(["order", "step"], kind="stable", na_position="last")
-    return rows.drop(columns="order").reset_index(drop=True)
+    return rows.drop(columns="order").astype(dict.fromkeys(WHOLE, "Int64")).reset_index(drop=True)
 
 
-def label(row: "pd.Series[object]", *, head: bool = True) -> str:
+def label(row: Mapping[str, Any], *, head: bool = True) -> str:
     """A row's name, with that of the head unless several models share the row."""
     score, kind = str(row["score"]), row["kind"]
     if kind == "head":
@@ -85,8 +86,8 @@ def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str) -> 
     """
     rows = leading(emergence[emergence["model"] == model])
     checkpoints = curves.loc[curves["model"] == model, ["step", "tokens"]].drop_duplicates()
-    timeline = _Timeline(checkpoints, [label(row) for _, row in rows.iterrows()])
-    for place, (_, row) in enumerate(rows.iterrows()):
+    timeline = _Timeline(checkpoints, [label(row) for row in rows.to_dict("records")])
+    for place, row in enumerate(rows.to_dict("records")):
         name, colour = KINDS[str(row["kind"])]
         if pd.isna(row["step"]):
             timeline.say(place, str(row["reason"]))
@@ -94,15 +95,14 @@ def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str) -> 
         steps = sorted(curves.loc[(curves["model"] == model) & (curves["curve"] == row["curve"]), "step"])
         if row["uncertainty"] != "none":
             low, high = _ends(row["low_step"], row["high_step"], steps)
-            timeline.bar(place, low, high, colour, f"{name}: 95% interval", width=2.5)
+            timeline.bar(place, low, high, colour, name, width=2.5)
             timeline.arrows(place, pd.isna(row["low_step"]), pd.isna(row["high_step"]), low, high, colour)
         low, high = _ends(row["after_step"], row["step"], steps)
-        timeline.bar(place, low, high, colour, f"{name}: crossed here", width=12, text=_hover(row))
+        timeline.bar(place, low, high, colour, name, width=12, text=_hover(row))
         timeline.arrows(place, pd.isna(row["after_step"]), False, low, high, colour)
     return timeline.done(
         f"When things emerge in {model}",
-        "Thick: the checkpoints between which a curve crosses its level for good; thin: 95% interval; "
-        "arrow: goes on unmeasured",
+        "Thick: between which checkpoints its level is crossed for good; thin: 95% interval",
     )
 
 
@@ -116,30 +116,30 @@ def draw_seeds_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, group: st
         models: its members.
     """
     rows = leading(emergence[emergence["model"].isin(models)])
-    rows = rows.assign(row=[label(row, head=False) for _, row in rows.iterrows()])
+    rows = rows.assign(row=[label(row, head=False) for row in rows.to_dict("records")])
     names = list(dict.fromkeys(rows["row"]))
     checkpoints = curves.loc[curves["model"].isin(models), ["step", "tokens"]].drop_duplicates()
     every = sorted(checkpoints["step"].unique())
     timeline = _Timeline(checkpoints, names)
     for place, name in enumerate(names):
         of_row = rows[rows["row"] == name]
-        there = of_row.dropna(subset="step")
+        seeds = of_row.dropna(subset="step").to_dict("records")
         colour = KINDS[str(of_row["kind"].iloc[0])][1]
-        if there.empty:
+        if not seeds:
             timeline.say(place, "emerges in no seed")
             continue
-        spans = [_ends(row["after_step"], row["step"], every) for _, row in there.iterrows()]
+        spans = [_ends(row["after_step"], row["step"], every) for row in seeds]
         timeline.band(place, min(low for low, _ in spans), max(high for _, high in spans), colour)
-        for nth, ((_, row), (low, high)) in enumerate(zip(there.iterrows(), spans, strict=True)):
+        for nth, (row, (low, high)) in enumerate(zip(seeds, spans, strict=True)):
             # Side by side within the row, so that every seed can be seen.
-            at = place + (0.3 * (2 * (nth + 0.5) / len(there) - 1))
+            at = place + (0.3 * (2 * (nth + 0.5) / len(seeds) - 1))
             timeline.bar(at, low, high, colour, "a seed", width=2.5, text=f"<b>{row['model']}</b><br>{_hover(row)}")
             timeline.arrows(at, pd.isna(row["after_step"]), False, low, high, colour)
         # A seed in which it never emerges counts as later than all others.
         later = sorted(of_row["step"].astype(float).fillna(np.inf))
         if np.isfinite(middle := later[(len(later) - 1) // 2]):
             timeline.tick(place, int(middle), f"median: step {int(middle):,}")
-        if missing := len(of_row) - len(there):
+        if missing := len(of_row) - len(seeds):
             timeline.note(place, f"not in {missing} of {len(of_row)} seeds")
     return timeline.done(
         f"When things emerge in {len(models)} seeds of {group}",
@@ -163,18 +163,17 @@ def draw_seed_curves(
     own = curves[curves["model"].isin(models)]
     names = [name for name in dict.fromkeys(own["curve"]) if name in set(summary["curve"])]
     columns = min(MAX_COLUMNS, len(names))
-    titles = [_curve_title(own[own["curve"] == name].iloc[0], shapes.get(name)) for name in names]
-    panels = Panels(
-        -(-len(names) // columns), columns, TimeAxis.of(own), titles, n_panels=len(names), panel_height=170
-    )
+    titles = [_curve_title(own[own["curve"] == name].iloc[0].to_dict(), shapes.get(name)) for name in names]
+    panels = Panels(-(-len(names) // columns), columns, TimeAxis.of(own), titles, n_panels=len(names), panel_height=170)
     for place, name in enumerate(names):
         row, column = place // columns + 1, place % columns + 1
         of_curve = own[own["curve"] == name]
         colour = KINDS[str(of_curve["kind"].iloc[0])][1]
         thin, strong = ModelLook("#8a8a8a", "circle", "solid"), ModelLook(colour, "circle", "solid")
         for model in models_in(of_curve):
-            line = Line(of_curve[of_curve["model"] == model], "value", model, thin, markers=False, width=1)
-            panels.draw(Line(**{**line.__dict__, "legend": "a seed", "opacity": 0.7}), row, column)
+            of_seed = of_curve[of_curve["model"] == model]
+            line = Line(of_seed, "value", model, thin, markers=False, legend="a seed", width=1, opacity=0.7)
+            panels.draw(line, row, column)
         middle = summary[summary["curve"] == name]
         quartiles = ("lower_quartile", "upper_quartile")
         line = Line(middle, "median", "median and quartiles", strong, interval=quartiles, hover=("n_seeds", "dip_q"))
@@ -185,19 +184,19 @@ def draw_seed_curves(
     )
 
 
-def _curve_title(row: "pd.Series[object]", shape: str | None) -> str:
+def _curve_title(row: Mapping[str, Any], shape: str | None) -> str:
     title = label(row, head=False) if row["score"] != "n_edges" else f"{task_label(str(row['task']))}: circuit's edges"
     return f"{title}<br><span style='font-size:12px;color:#555'>{shape}</span>" if shape else title
 
 
-def _ends(after: object, step: object, steps: Sequence[int]) -> tuple[int, int]:
+def _ends(after: Any, step: Any, steps: Sequence[int]) -> tuple[int, int]:
     """The steps that a bar spans; a missing end is the first or the last checkpoint."""
-    low = steps[0] if pd.isna(after) else int(after)  # type: ignore[call-overload]
-    high = steps[-1] if pd.isna(step) else int(step)  # type: ignore[call-overload]
+    low = steps[0] if pd.isna(after) else int(after)
+    high = steps[-1] if pd.isna(step) else int(step)
     return int(low), int(high)
 
 
-def _hover(row: "pd.Series[object]") -> str:
+def _hover(row: Mapping[str, Any]) -> str:
     after = "at the first checkpoint" if pd.isna(row["after_step"]) else f"after step {row['after_step']:,}"
     span = f"{after}, by step {row['step']:,}"
     low = "the first checkpoint" if pd.isna(row["low_step"]) else f"step {row['low_step']:,}"
@@ -218,10 +217,8 @@ class _Timeline:
         self._named: set[str] = set()
         self._marks = checkpoints
 
-    def bar(
-        self, place: float, low: int, high: int, colour: str, entry: str, *, width: float, text: str | None = None
-    ) -> None:
-        """A bar from one step to another; one step alone is a short one."""
+    def bar(self, place: float, low: int, high: int, colour: str, entry: str, *, width: float, text: str = "") -> None:
+        """A bar from one step to another; one step alone is a short one. Bars without a text are not in the legend."""
         x = self._x(low, high)
         mark = {"symbol": "line-ns", "size": width, "color": colour, "line": {"width": 2.5, "color": colour}}
         self.figure.add_trace(
@@ -231,14 +228,14 @@ class _Timeline:
                 mode="lines+markers" if low == high or width < 5 else "lines",
                 name=entry,
                 legendgroup=entry,
-                showlegend=entry not in self._named,
+                showlegend=entry not in self._named and bool(text),
                 line={"width": width, "color": colour},
                 marker=mark | {"size": 7},
                 hovertemplate=f"{text}<extra></extra>" if text else None,
                 hoverinfo=None if text else "skip",
             )
         )
-        self._named.add(entry)
+        self._named |= {entry} if text else set()
 
     def band(self, place: int, low: int, high: int, colour: str) -> None:
         """A band as high as the row."""
@@ -328,6 +325,7 @@ class _Timeline:
             tickvals=list(range(len(self.rows))),
             ticktext=list(self.rows),
             range=[len(self.rows) - 0.4, -0.6],
+            zeroline=False,
             tickfont_size=12,
         )
         # A small tick for every checkpoint: between two of them nothing is known.
@@ -346,3 +344,40 @@ class _Timeline:
 
     def _x(self, *steps: int) -> list[float]:
         return self.axis.position(pd.Series([self._tokens[step] for step in steps])).tolist()
+
+
+def seed_groups(store: Store, models: Sequence[str]) -> dict[str, list[str]]:
+    """Members of the groups of seeds that were compared: as the config named them, else by their names."""
+    folder = ComparisonFolder(store.root)
+    if not folder.has("seeds"):
+        return {}
+    named = folder.read_run()["config"]["seeds"]
+    groups = {}
+    for group in dict.fromkeys(folder.read("seeds")["group"]):
+        members = named[group] if named else [model for model in models if _SEED.sub("", model) == group]
+        if len(there := [model for model in members if model in models]) > 1:
+            groups[str(group)] = there
+    return groups
+
+
+def figures(store: Store, emergence: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Drawing]:
+    """Figures by file name, from rows of `emergence` and `curves`."""
+    models = models_in(emergence)
+    drawn = {f"emergence_{model}": draw_timeline(emergence, curves, model) for model in models}
+    folder = ComparisonFolder(store.root)
+    for group, members in seed_groups(store, models).items():
+        table = folder.read("seed_emergence")
+        known = table[table["group"] == group].dropna(subset="shape")
+        shapes = dict(zip(known["curve"], known["shape"], strict=True))
+        drawn[f"emergence_seeds_{group}"] = draw_seeds_timeline(emergence, curves, group, members)
+        drawn[f"curves_seeds_{group}"] = draw_seed_curves(curves, folder.read("seeds"), shapes, group, members)
+    return drawn
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
+    """Figures by file name."""
+    return figures(store, *(load_comparison(store, name, arguments) for name in ("emergence", "curves")))
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__))
