@@ -41,7 +41,8 @@ MEASURES = {
 COUNTED = ("edges_added", "edges_removed")
 AT = {"faithfulness": "as found", "size": "fixed size", "scores": "all scores"}
 NOISE, CHANCE, CHANGED = "#777777", "#B8860B", "#D55E00"
-NOISE_ENTRY, CHANCE_ENTRY, CHANGED_ENTRY = "noise floor (95%)", "chance floor", "changed beyond noise"
+NOISE_ENTRY, CHANCE_ENTRY = "noise floor (95%)", "chance floor"
+CHANGED_ENTRY, DIFFERS_ENTRY = "changed beyond noise", "differs beyond noise"
 PAIRS_ENTRY, MEDIAN_ENTRY = "pair of models", "median and quartiles of pairs"
 
 
@@ -75,7 +76,7 @@ def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLo
     for row, (against, at) in enumerate(rows, 1):
         other = "checkpoint before" if against == "previous" else reference
         panels.figure.update_yaxes(title_text=f"to {other}<br>{AT[at]}", row=row, col=1)
-    _key(panels)
+    _key(panels, CHANGED_ENTRY)
     return panels.done(
         f"Do circuits of {model} change by more than the prompts explain?",
         f"{_title(measure)}: {_direction(measure)} Rings: more change than resampled prompts make",
@@ -102,7 +103,7 @@ def draw_between(table: pd.DataFrame, measure: str) -> Drawing:
             for (one, other), of_pair in part.groupby(["other_model", "model"], sort=True):
                 line = Line(of_pair, "value", f"{one} and {other}", pair, markers=False, width=1, legend=PAIRS_ENTRY)
                 panels.draw(line, row, column)
-                _mark_changes(panels, of_pair, f"{one} and {other}", row, column)
+                _mark_changes(panels, of_pair, f"{one} and {other}", row, column, entry=DIFFERS_ENTRY, size=6)
             if part.groupby(["other_model", "model"]).ngroups > 2:
                 summary = _over_pairs(part)
                 interval = ("lower_quartile", "upper_quartile")
@@ -110,7 +111,7 @@ def draw_between(table: pd.DataFrame, measure: str) -> Drawing:
             _set_range(panels, table, measure, row, column)
     for row, at in enumerate(rows, 1):
         panels.figure.update_yaxes(title_text=AT[at], row=row, col=1)
-    _key(panels)
+    _key(panels, DIFFERS_ENTRY)
     return panels.done(
         "Do models of one shape have one circuit?",
         f"{_title(measure)} at the same step: {_direction(measure)} Rings: differ beyond the prompts",
@@ -164,7 +165,9 @@ def _draw_curve(panels: Panels, part: pd.DataFrame, look: ModelLook, model: str,
     _mark_changes(panels, part, model, row, column)
 
 
-def _mark_changes(panels: Panels, part: pd.DataFrame, name: str, row: int, column: int) -> None:
+def _mark_changes(
+    panels: Panels, part: pd.DataFrame, name: str, row: int, column: int, *, entry: str = CHANGED_ENTRY, size: int = 12
+) -> None:
     """A ring around every value that is more of a change than noise."""
     flagged = part[part["changed"].astype(bool)].sort_values("step")
     if flagged.empty:
@@ -174,12 +177,12 @@ def _mark_changes(panels: Panels, part: pd.DataFrame, name: str, row: int, colum
             x=panels.axis.position(flagged["tokens"]),
             y=flagged["value"],
             mode="markers",
-            name=CHANGED_ENTRY,
-            legendgroup=CHANGED_ENTRY,
+            name=entry,
+            legendgroup=entry,
             showlegend=False,
-            marker={"symbol": "circle-open", "size": 12, "color": CHANGED, "line": {"width": 1.8, "color": CHANGED}},
+            marker=_ring(size),
             customdata=flagged[["step", "q_value"]].to_numpy(),
-            hovertemplate=f"<b>{name}</b><br>step %{{customdata[0]:,}}: changed (q = %{{customdata[1]:.2g}})"
+            hovertemplate=f"<b>{name}</b><br>step %{{customdata[0]:,}}: {entry} (q = %{{customdata[1]:.2g}})"
             "<extra></extra>",
         ),
         row=row,
@@ -187,15 +190,20 @@ def _mark_changes(panels: Panels, part: pd.DataFrame, name: str, row: int, colum
     )
 
 
-def _key(panels: Panels) -> None:
+def _ring(size: int) -> dict[str, object]:
+    return {"symbol": "circle-open", "size": size, "color": CHANGED, "line": {"width": 1.8, "color": CHANGED}}
+
+
+def _key(panels: Panels, entry: str) -> None:
+    """The legend's entry of the rings, also where there are none."""
     panels.figure.add_trace(
         go.Scatter(
             x=[None],
             y=[None],
-            name=CHANGED_ENTRY,
-            legendgroup=CHANGED_ENTRY,
+            name=entry,
+            legendgroup=entry,
             mode="markers",
-            marker={"symbol": "circle-open", "size": 12, "color": CHANGED, "line": {"width": 1.8, "color": CHANGED}},
+            marker=_ring(12),
             hoverinfo="skip",
         ),
         row=1,

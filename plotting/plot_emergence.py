@@ -36,9 +36,10 @@ from utils.results.store import Store
 
 KINDS = {"head": ("heads", "#0072B2"), "metric": ("metrics of tasks", "#009E73"), "circuit": ("circuits", "#D55E00")}
 CIRCUITS = {"similarity": "circuit like the reference", "found": "a faithful circuit exists"}
-ROW, LEFT, WIDTH = 30, 260, 940
-"""Pixels: height of a row, margin for the rows' names, width of the figure."""
+ROW, SEEDS_ROW, LEFT, WIDTH = 30, 46, 280, 960
+"""Pixels: height of a row, also where it holds seeds, margin for the rows' names, width of the figure."""
 MAX_COLUMNS = 3
+OPEN = "no checkpoint beyond"
 WHOLE = ("layer", "head", "after_step", "step", "low_step", "high_step")
 # As utils/comparison/seeds.py, which imports torch.
 _SEED = re.compile(r"[-_](?:weight-|data-)?seed[-_]?\d+")
@@ -90,7 +91,7 @@ def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str) -> 
     for place, row in enumerate(rows.to_dict("records")):
         name, colour = KINDS[str(row["kind"])]
         if pd.isna(row["step"]):
-            timeline.say(place, str(row["reason"]))
+            timeline.say(place, f"does not emerge: {row['reason']}")
             continue
         steps = sorted(curves.loc[(curves["model"] == model) & (curves["curve"] == row["curve"]), "step"])
         if row["uncertainty"] != "none":
@@ -120,7 +121,7 @@ def draw_seeds_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, group: st
     names = list(dict.fromkeys(rows["row"]))
     checkpoints = curves.loc[curves["model"].isin(models), ["step", "tokens"]].drop_duplicates()
     every = sorted(checkpoints["step"].unique())
-    timeline = _Timeline(checkpoints, names)
+    timeline = _Timeline(checkpoints, names, SEEDS_ROW)
     for place, name in enumerate(names):
         of_row = rows[rows["row"] == name]
         seeds = of_row.dropna(subset="step").to_dict("records")
@@ -186,6 +187,7 @@ def draw_seed_curves(
 
 def _curve_title(row: Mapping[str, Any], shape: str | None) -> str:
     title = label(row, head=False) if row["score"] != "n_edges" else f"{task_label(str(row['task']))}: circuit's edges"
+    title = wrapped(title, 38)
     return f"{title}<br><span style='font-size:12px;color:#555'>{shape}</span>" if shape else title
 
 
@@ -209,12 +211,14 @@ def _hover(row: Mapping[str, Any]) -> str:
 class _Timeline:
     """Rows over the training axis, from top to bottom."""
 
-    def __init__(self, checkpoints: pd.DataFrame, rows: Sequence[str]) -> None:
+    def __init__(self, checkpoints: pd.DataFrame, rows: Sequence[str], row_height: int = ROW) -> None:
+        self.row_height = row_height
         self.axis = TimeAxis.of(checkpoints)
         self.rows = rows
         self.figure = go.Figure()
         self._tokens = dict(zip(checkpoints["step"], checkpoints["tokens"], strict=False))
         self._named: set[str] = set()
+        self._open = False
         self._marks = checkpoints
 
     def bar(self, place: float, low: int, high: int, colour: str, entry: str, *, width: float, text: str = "") -> None:
@@ -225,7 +229,7 @@ class _Timeline:
             go.Scatter(
                 x=x,
                 y=[place, place],
-                mode="lines+markers" if low == high or width < 5 else "lines",
+                mode="lines+markers" if low == high or not text else "lines",
                 name=entry,
                 legendgroup=entry,
                 showlegend=entry not in self._named and bool(text),
@@ -248,7 +252,7 @@ class _Timeline:
                 mode="lines",
                 fillcolor=translucent(colour, 0.18),
                 line={"width": 0, "color": colour},
-                name="earliest to latest seed",
+                name="earliest to latest",
                 legendgroup="band",
                 showlegend="band" not in self._named,
                 hoverinfo="skip",
@@ -281,15 +285,15 @@ class _Timeline:
                     x=self._x(step, step)[:1],
                     y=[place],
                     mode="markers",
-                    name="goes on unmeasured",
-                    legendgroup="arrow",
-                    showlegend="arrow" not in self._named,
+                    name=OPEN,
+                    legendgroup=OPEN,
+                    showlegend=False,
                     marker={"symbol": symbol, "size": 11, "color": colour},
                     cliponaxis=False,
                     hoverinfo="skip",
                 )
             )
-            self._named.add("arrow")
+            self._open = True
 
     def say(self, place: int, text: str) -> None:
         """A row without a bar: why."""
@@ -297,7 +301,8 @@ class _Timeline:
             x=0.01,
             xref="paper",
             y=place,
-            text=f"does not emerge: {wrapped(text, 90)}",
+            text=wrapped(text, 90),
+            bgcolor="#ffffff",
             showarrow=False,
             xanchor="left",
             font={"size": 12, "color": "#666666"},
@@ -317,7 +322,7 @@ class _Timeline:
 
     def done(self, title: str, subtitle: str) -> Drawing:
         """Set the axes, and return the drawing."""
-        drawing = finish(self.figure, title, subtitle, width=WIDTH, height=110 + ROW * len(self.rows))
+        drawing = finish(self.figure, title, subtitle, width=WIDTH, height=110 + self.row_height * len(self.rows))
         self.figure.update_layout(margin={"l": LEFT, "t": 14})
         self.axis.apply(self.figure)
         self.axis.mark_break(self.figure)
@@ -340,6 +345,11 @@ class _Timeline:
                 hovertemplate="checkpoint: step %{customdata:,}<extra></extra>",
             )
         )
+        if self._open:
+            marker = {"symbol": "triangle-left", "size": 11, "color": FAINT}
+            self.figure.add_trace(
+                go.Scatter(x=[None], y=[None], name=OPEN, legendgroup=OPEN, mode="markers", marker=marker)
+            )
         return drawing
 
     def _x(self, *steps: int) -> list[float]:

@@ -48,7 +48,7 @@ def write_comparison(store: Store, models: Sequence[str] = ("toy",), group: str 
 
 def _row(step: int, task: str, at: str, shift: float) -> dict[str, object]:
     place = STEPS.index(step)
-    value = 0.2 + 0.12 * place + 0.02 * shift
+    value = 0.1 + 0.12 * place + 0.02 * shift
     row = {"task": task, "step": step, "tokens": step * TOKENS_PER_STEP, "at": at, "measure": "edge_jaccard"}
     floors = {"noise_floor": 0.8, "noise_low": 0.6, "noise_high": 0.9, "chance_floor": 0.05}
     changed = step in CHANGED_AT
@@ -62,8 +62,8 @@ def _similarity(model: str, shift: float) -> pd.DataFrame:
         for at, start in (("faithfulness", 3), ("size", 0)):
             for before, step in zip(STEPS[start:], STEPS[start + 1 :], strict=False):
                 rows.append(_row(step, task, at, shift) | {"against": "previous", "other_step": before})
-            for step in STEPS[start:]:
-                rows.append(_row(step, task, at, shift + 1) | {"against": "reference", "other_step": STEPS[-1]})
+            last = {"against": "reference", "other_step": STEPS[-1]}
+            rows += [_row(step, task, at, shift + 1) | last for step in STEPS[start:]]
     return pd.DataFrame(rows).assign(model=model, other_model=model)
 
 
