@@ -38,6 +38,8 @@ KINDS = {"head": ("heads", "#0072B2"), "metric": ("metrics of tasks", "#009E73")
 CIRCUITS = {"similarity": "circuit like the reference", "found": "a faithful circuit exists"}
 ROW, SEEDS_ROW, LEFT, WIDTH = 30, 46, 280, 960
 """Pixels: height of a row, also where it holds seeds, margin for the rows' names, width of the figure."""
+ABOVE = 16
+"""Pixels that names above the rows take."""
 MAX_COLUMNS = 3
 OPEN = "no checkpoint beyond"
 WHOLE = ("layer", "head", "after_step", "step", "low_step", "high_step")
@@ -77,17 +79,18 @@ def _score_title(score: str) -> str:
     return score_label({"copy_suppression": "cspa"}.get(score, score))[0]
 
 
-def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str) -> Drawing:
+def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str, *, narrow: bool = False) -> Drawing:
     """The timeline of one model.
 
     Args:
         emergence: rows of `emergence`.
         curves: rows of `curves`, which say where the checkpoints are.
         model: whose.
+        narrow: whether to write the rows' names into the figure instead of next to it.
     """
     rows = leading(emergence[emergence["model"] == model])
     checkpoints = curves.loc[curves["model"] == model, ["step", "tokens"]].drop_duplicates()
-    timeline = _Timeline(checkpoints, [label(row) for row in rows.to_dict("records")])
+    timeline = _Timeline(checkpoints, [label(row) for row in rows.to_dict("records")], narrow=narrow)
     for place, row in enumerate(rows.to_dict("records")):
         name, colour = KINDS[str(row["kind"])]
         if pd.isna(row["step"]):
@@ -107,7 +110,9 @@ def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str) -> 
     )
 
 
-def draw_seeds_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, group: str, models: Sequence[str]) -> Drawing:
+def draw_seeds_timeline(
+    emergence: pd.DataFrame, curves: pd.DataFrame, group: str, models: Sequence[str], *, narrow: bool = False
+) -> Drawing:
     """The timeline of models that differ in their seed alone: a bar each, a band from the earliest to the latest.
 
     Args:
@@ -115,13 +120,14 @@ def draw_seeds_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, group: st
         curves: rows of `curves`.
         group: what the models are called together.
         models: its members.
+        narrow: whether to write the rows' names into the figure instead of next to it.
     """
     rows = leading(emergence[emergence["model"].isin(models)])
     rows = rows.assign(row=[label(row, head=False) for row in rows.to_dict("records")])
     names = list(dict.fromkeys(rows["row"]))
     checkpoints = curves.loc[curves["model"].isin(models), ["step", "tokens"]].drop_duplicates()
     every = sorted(checkpoints["step"].unique())
-    timeline = _Timeline(checkpoints, names, SEEDS_ROW)
+    timeline = _Timeline(checkpoints, names, SEEDS_ROW, narrow=narrow)
     for place, name in enumerate(names):
         of_row = rows[rows["row"] == name]
         seeds = of_row.dropna(subset="step").to_dict("records")
@@ -211,8 +217,10 @@ def _hover(row: Mapping[str, Any]) -> str:
 class _Timeline:
     """Rows over the training axis, from top to bottom."""
 
-    def __init__(self, checkpoints: pd.DataFrame, rows: Sequence[str], row_height: int = ROW) -> None:
-        self.row_height = row_height
+    def __init__(
+        self, checkpoints: pd.DataFrame, rows: Sequence[str], row_height: int = ROW, *, narrow: bool = False
+    ) -> None:
+        self.row_height, self.narrow = row_height + ABOVE * narrow, narrow
         self.axis = TimeAxis.of(checkpoints)
         self.rows = rows
         self.figure = go.Figure()
@@ -301,7 +309,7 @@ class _Timeline:
             x=0.01,
             xref="paper",
             y=place,
-            text=wrapped(text, 90),
+            text=wrapped(text, 46 if self.narrow else 90),
             bgcolor="#ffffff",
             showarrow=False,
             xanchor="left",
@@ -323,7 +331,7 @@ class _Timeline:
     def done(self, title: str, subtitle: str) -> Drawing:
         """Set the axes, and return the drawing."""
         drawing = finish(self.figure, title, subtitle, width=WIDTH, height=110 + self.row_height * len(self.rows))
-        self.figure.update_layout(margin={"l": LEFT, "t": 14})
+        self.figure.update_layout(margin={"l": 18 if self.narrow else LEFT, "t": 14})
         self.axis.apply(self.figure)
         self.axis.mark_break(self.figure)
         self.figure.update_yaxes(
@@ -370,17 +378,21 @@ def seed_groups(store: Store, models: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
+def shapes(store: Store, group: str) -> dict[str, str]:
+    """Whether each curve of a group of seeds is abrupt, by its name; empty where there are too few seeds to tell."""
+    table = ComparisonFolder(store.root).read("seed_emergence")
+    known = table[table["group"] == group].dropna(subset="shape")
+    return dict(zip(known["curve"], known["shape"], strict=True))
+
+
 def figures(store: Store, emergence: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Drawing]:
     """Figures by file name, from rows of `emergence` and `curves`."""
     models = models_in(emergence)
     drawn = {f"emergence_{model}": draw_timeline(emergence, curves, model) for model in models}
-    folder = ComparisonFolder(store.root)
     for group, members in seed_groups(store, models).items():
-        table = folder.read("seed_emergence")
-        known = table[table["group"] == group].dropna(subset="shape")
-        shapes = dict(zip(known["curve"], known["shape"], strict=True))
+        seeds = ComparisonFolder(store.root).read("seeds")
         drawn[f"emergence_seeds_{group}"] = draw_seeds_timeline(emergence, curves, group, members)
-        drawn[f"curves_seeds_{group}"] = draw_seed_curves(curves, folder.read("seeds"), shapes, group, members)
+        drawn[f"curves_seeds_{group}"] = draw_seed_curves(curves, seeds, shapes(store, group), group, members)
     return drawn
 
 
