@@ -340,7 +340,19 @@ class _Timeline:
             range=[len(self.rows) - 0.4, -0.6],
             zeroline=False,
             tickfont_size=12,
+            showticklabels=not self.narrow,
         )
+        for place, name in enumerate(self.rows) if self.narrow else ():
+            self.figure.add_annotation(
+                x=0.01,
+                xref="paper",
+                y=place,
+                yshift=0.5 * self.row_height - 4,
+                text=name,
+                showarrow=False,
+                xanchor="left",
+                font={"size": 11},
+            )
         # A small tick for every checkpoint: between two of them nothing is known.
         self.figure.add_trace(
             go.Scatter(

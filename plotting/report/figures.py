@@ -126,6 +126,8 @@ def _comparison(results: Results) -> list[ReportFigure]:
     raw = load_comparison(results.store, "similarity", results.arguments)
     table = escaped(raw[raw["measure"] == MEASURE])
     looks, between = results.looks(), table[table["against"] == "model"]
+    if missing := set(table["model"]) - set(looks):  # Results that are gone.
+        looks = model_looks([*looks, *missing])
     over_training = table[table["against"] != "model"]
     figures = [
         _by_panel(
