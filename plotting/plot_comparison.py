@@ -122,7 +122,7 @@ def _over_pairs(part: pd.DataFrame) -> pd.DataFrame:
     """Median and quartiles over pairs of models at each step, and the medians of their floors."""
     grouped = part.groupby(["step", "tokens"])
     table = grouped[["value", "noise_floor", "noise_low", "noise_high", "chance_floor"]].median()
-    quartiles = grouped["value"].quantile([0.25, 0.75]).unstack()
+    quartiles = grouped["value"].quantile(np.array([0.25, 0.75])).unstack()
     return table.assign(lower_quartile=quartiles[0.25], upper_quartile=quartiles[0.75]).reset_index()
 
 

@@ -61,7 +61,7 @@ def leading(emergence: pd.DataFrame) -> pd.DataFrame:
     return rows.drop(columns="order").astype(dict.fromkeys(WHOLE, "Int64")).reset_index(drop=True)
 
 
-def label(row: Mapping[str, Any], *, head: bool = True) -> str:
+def label(row: Mapping[Any, Any], *, head: bool = True) -> str:
     """A row's name, with that of the head unless several models share the row."""
     score, kind = str(row["score"]), row["kind"]
     if kind == "head":
@@ -191,7 +191,7 @@ def draw_seed_curves(
     )
 
 
-def _curve_title(row: Mapping[str, Any], shape: str | None) -> str:
+def _curve_title(row: Mapping[Any, Any], shape: str | None) -> str:
     title = label(row, head=False) if row["score"] != "n_edges" else f"{task_label(str(row['task']))}: circuit's edges"
     title = wrapped(title, 38)
     return f"{title}<br><span style='font-size:12px;color:#555'>{shape}</span>" if shape else title
@@ -204,7 +204,7 @@ def _ends(after: Any, step: Any, steps: Sequence[int]) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _hover(row: Mapping[str, Any]) -> str:
+def _hover(row: Mapping[Any, Any]) -> str:
     after = "at the first checkpoint" if pd.isna(row["after_step"]) else f"after step {row['after_step']:,}"
     span = f"{after}, by step {row['step']:,}"
     low = "the first checkpoint" if pd.isna(row["low_step"]) else f"step {row['low_step']:,}"
@@ -352,6 +352,8 @@ class _Timeline:
                 showarrow=False,
                 xanchor="left",
                 font={"size": 11},
+                bgcolor="#ffffff",
+                borderpad=0,
             )
         # A small tick for every checkpoint: between two of them nothing is known.
         self.figure.add_trace(
