@@ -123,7 +123,9 @@ def _over_pairs(part: pd.DataFrame) -> pd.DataFrame:
     grouped = part.groupby(["step", "tokens"])
     table = grouped[["value", "noise_floor", "noise_low", "noise_high", "chance_floor"]].median()
     quartiles = grouped["value"].quantile(np.array([0.25, 0.75])).unstack()
-    return table.assign(lower_quartile=quartiles[0.25], upper_quartile=quartiles[0.75]).reset_index()
+    return table.assign(
+        measure=part["measure"].iloc[0], lower_quartile=quartiles[0.25], upper_quartile=quartiles[0.75]
+    ).reset_index()
 
 
 def _draw_floors(panels: Panels, part: pd.DataFrame, row: int, column: int) -> None:
@@ -136,7 +138,8 @@ def _draw_floors(panels: Panels, part: pd.DataFrame, row: int, column: int) -> N
             "chance_floor",
             CHANCE_ENTRY,
             chance,
-            interval=("zero", "chance_floor"),
+            # Of changes that are counted, chance makes most, so nothing is below it.
+            interval=None if part["measure"].isin(COUNTED).any() else ("zero", "chance_floor"),
             markers=False,
             width=1.2,
         ),
@@ -216,7 +219,7 @@ def _set_range(panels: Panels, table: pd.DataFrame, measure: str, row: int, colu
         panels.figure.update_yaxes(rangemode="tozero", row=row, col=column)
         return
     low = float(np.nanmin([0.0, *table["value"], *table["noise_low"]]))
-    panels.figure.update_yaxes(range=[low - 0.03, 1.05], row=row, col=column)
+    panels.figure.update_yaxes(range=[low - 0.05, 1.05], row=row, col=column)
 
 
 def _title(measure: str) -> str:
@@ -225,7 +228,9 @@ def _title(measure: str) -> str:
 
 
 def _direction(measure: str) -> str:
-    return "0 is no change." if measure in COUNTED else "1 is the same circuit."
+    if measure in COUNTED:
+        return "0 is no change."
+    return "1 is the same order." if measure == "rank_correlation" else "1 is the same circuit."
 
 
 def chosen(table: pd.DataFrame, measure: str, at: str | None) -> pd.DataFrame:

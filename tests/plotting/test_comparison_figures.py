@@ -127,6 +127,16 @@ def test_models_of_one_shape_are_a_thin_line_a_pair_with_their_median_and_quarti
     assert on_panel(figure, 1, NOISE_ENTRY, band=True)
 
 
+def test_the_chance_level_of_counted_changes_is_a_line_without_a_band(one: Store) -> None:
+    table = ComparisonFolder(one.root).read("similarity").assign(measure="edges_added", value=3.0, chance_floor=30.0)
+    look = plot_comparison.model_looks(["toy"])["toy"]
+    figure = plot_comparison.draw_comparison(table, "toy", "edges_added", look).figure
+    assert not on_panel(figure, 1, CHANCE_ENTRY, band=True)
+    (level,) = on_panel(figure, 1, CHANCE_ENTRY)
+    assert set(level.y) == {30.0}
+    assert on_panel(figure, 1, NOISE_ENTRY, band=True)
+
+
 def row_of(figure: Any, name: str) -> int:
     return list(figure.layout.yaxis.ticktext).index(name)
 
