@@ -1,8 +1,9 @@
 """Draw mean circuit size over training against the models' parameter counts (figures/size_vs_scale.html).
 
 There is a panel per task. r is Pearson's correlation over models between parameters and mean size, both as they are and
-not their logarithms. Checkpoints where no circuit reached the threshold do not count. Parameters are those that the
-results record with every checkpoint; --parameters gives others.
+not their logarithms; its p-value comes from permutations of the models, all of them where there are few. Checkpoints
+where no circuit reached the threshold do not count. Parameters are those that the results record with every checkpoint;
+--parameters gives others.
 
     python plotting/plot_size_vs_scale.py -r results --count nodes --parameters my-model=25000000
 """
@@ -24,21 +25,14 @@ from plotting.export import figure_main
 from plotting.style import Drawing, ModelLook, finish, model_looks, task_label
 from plotting.tables import every_model, load, models_in, recorded_parameters, tasks_in
 from plotting.time_axis import compact
+from utils.comparison.scale import COUNTS, correlations, mean_sizes
 from utils.errors import UserError
 from utils.results.kinds import how_to_make
 from utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 
-COUNTS = {"edges": "n_edges", "nodes": "n_nodes"}
 PANEL_WIDTH = 345
-
-
-def mean_sizes(faithfulness: pd.DataFrame, count: str) -> pd.DataFrame:
-    """Mean and standard deviation over checkpoints of the selected circuit's size: `model, task, size, sd, n_steps`."""
-    chosen = faithfulness[faithfulness["selected"].astype(bool)]
-    means = chosen.groupby(["model", "task"])[COUNTS[count]].agg(size="mean", sd="std", n_steps="count")
-    return means.reset_index()
 
 
 def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> pd.DataFrame:
@@ -49,7 +43,8 @@ def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> 
         parameters: parameter count of every model.
 
     Returns:
-        `task, r, n_models`; r is NaN with fewer than three models or without variation.
+        `task, r, p_value, exact, n_models`; r is NaN with fewer than three models or without variation. p-values are
+        those of `utils.comparison.scale`, from permutations of the models.
 
     Raises:
         ValueError: if a model and task come twice, or a model has no parameter count.
@@ -63,8 +58,9 @@ def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> 
         part = sizes[sizes["task"] == task]
         x = part["model"].map(parameters).astype(float).to_numpy()
         y = part["size"].astype(float).to_numpy()
-        varies = len(part) >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0
-        rows.append({"task": task, "r": np.corrcoef(x, y)[0, 1] if varies else np.nan, "n_models": len(part)})
+        pearson = next(found for found in correlations(x, y) if found.statistic == "pearson")
+        row = {"task": task, "r": pearson.value, "p_value": pearson.p_value, "exact": pearson.exact}
+        rows.append(row | {"n_models": len(part)})
     return pd.DataFrame(rows)
 
 
@@ -99,12 +95,14 @@ def draw_scale(
     sizes: pd.DataFrame, parameters: Mapping[str, float], looks: dict[str, ModelLook], count: str
 ) -> Drawing:
     """The figure: a point per model with one standard deviation over checkpoints, and r in each panel's title."""
-    correlations = size_against_scale(sizes, parameters).set_index("task")
+    found = size_against_scale(sizes, parameters).set_index("task")
     tasks = tasks_in(sizes)
     titles = []
     for task in tasks:
-        r, n = float(correlations["r"][task]), int(correlations["n_models"][task])
-        verdict = f"r = {r:.2f} ({n} models)" if not np.isnan(r) else "r needs three models of different sizes"
+        r, p, n = (float(found[name][task]) for name in ("r", "p_value", "n_models"))
+        verdict = "r needs three models of different sizes"
+        if not np.isnan(r):
+            verdict = f"r = {r:.2f} ({n:.0f} models), {'exact ' if found['exact'][task] else ''}p = {p:.2g}"
         titles.append(f"{task_label(task)}<br><span style='font-size:12px;color:#555'>{verdict}</span>")
     width = 106 + max(PANEL_WIDTH * len(tasks), 420)
     figure = make_subplots(cols=len(tasks), subplot_titles=titles, horizontal_spacing=min(0.2, 70 / width))

@@ -9,6 +9,8 @@ puts every task's circuit to every task, at one checkpoint (--step).
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -44,8 +46,18 @@ def over_tasks(table: pd.DataFrame, step: int) -> pd.DataFrame:
     return matrix.reindex(index=names, columns=columns)
 
 
-def draw_transfer(table: pd.DataFrame, model: str, step: int | None) -> Drawing:
-    """The figure of one model.
+@dataclass(frozen=True)
+class Matrix:
+    """One panel: faithfulness with a row per circuit and a column per model or task, and what these are."""
+
+    title: str
+    values: pd.DataFrame
+    down: str
+    along: str
+
+
+def matrices(table: pd.DataFrame, model: str, step: int | None) -> list[Matrix]:
+    """The panels of one model: each task's steps, then all tasks at one step if there are several.
 
     Args:
         table: the rows of kind `transfer`, with `task`.
@@ -64,23 +76,29 @@ def draw_transfer(table: pd.DataFrame, model: str, step: int | None) -> Drawing:
     elif step not in set(table["step"]):
         there = ", ".join(str(known) for known in sorted(table["step"].unique()))
         raise UserError(f"--step {step}: nothing was transferred to that step of {model} (there: {there})")
-    matrices = [(task_label(task), over_steps(table, task), "circuit of step", "model of step") for task in tasks]
+    by_step = [(task_label(task), over_steps(table, task)) for task in tasks]
+    found = [Matrix(title, values, "circuit of step", "model of step") for title, values in by_step if values.size]
     across = over_tasks(table, step)
     if len(tasks) > 1 and across.size:
         across = across.rename(index=task_label, columns=task_label)
-        matrices.append((f"Across tasks at step {step:,}", across, "circuit of", "task"))
-    columns = min(3, len(matrices))
-    rows = -(-len(matrices) // columns)
+        found.append(Matrix(f"Across tasks at step {step:,}", across, "circuit of", "task"))
+    return found
+
+
+def draw_transfer(panels: Sequence[Matrix], model: str) -> Drawing:
+    """The figure of one model, or of some of its panels."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
     figure = make_subplots(
         rows=rows,
         cols=columns,
-        subplot_titles=[title for title, *_ in matrices],
-        horizontal_spacing=0.13,
+        subplot_titles=[panel.title for panel in panels],
+        horizontal_spacing=0.13 if columns > 1 else 0,
         vertical_spacing=0.24 / rows,
     )
-    for place, (_, matrix, down, along) in enumerate(matrices):
+    for place, panel in enumerate(panels):
         row, column = place // columns + 1, place % columns + 1
-        _draw_matrix(figure, matrix, down, along, row, column, scale=place == 0)
+        _draw_matrix(figure, panel.values, panel.down, panel.along, row, column, scale=place == 0)
     figure.update_annotations(font_size=14)
     drawing = finish(
         figure,
@@ -138,7 +156,9 @@ def _draw_matrix(
 def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name."""
     table = load(store, "transfer", arguments)
-    return {f"transfer_{model}": draw_transfer(table, model, arguments.step) for model in models_in(table)}
+    return {
+        f"transfer_{model}": draw_transfer(matrices(table, model, arguments.step), model) for model in models_in(table)
+    }
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from plotting.style import model_order, task_order
 from utils.errors import UserError
+from utils.results.comparison import ComparisonFolder
 from utils.results.kinds import KINDS, how_to_make
 from utils.results.parameters import recorded_parameters as recorded_parameters
 from utils.results.store import Store
@@ -58,6 +59,28 @@ def load_if_any(store: Store, kind: str, arguments: argparse.Namespace) -> pd.Da
     except UserError as error:
         logger.info("left out: %s", error)
         return None
+
+
+def load_comparison(store: Store, name: str, arguments: argparse.Namespace) -> pd.DataFrame:
+    """A table of `results/comparison` for the models and tasks asked for. Rows that are of no task stay.
+
+    Raises:
+        UserError: naming the command that makes the table, if it is missing or holds nothing of them.
+    """
+    table = ComparisonFolder(store.root).read(name)
+    for column, asked in (("model", arguments.model), ("task", arguments.task)):
+        if asked is None or column not in table:
+            continue
+        for absent in sorted(set(asked) - set(table[column].dropna())):
+            logger.warning("%s/comparison: no results of %s %s; left out", store.root, column, absent)
+        table = table[table[column].isin(asked) | table[column].isna()]
+    if table.empty:
+        wanted = " ".join([*(arguments.model or []), *(arguments.task or [])])
+        raise UserError(
+            f"{store.root}/comparison/{name}.csv holds nothing{' of ' if wanted else ''}{wanted}; run: "
+            "python compare_circuits.py -c configs/compare_toy.yml"
+        )
+    return table.reset_index(drop=True)
 
 
 def circuits(store: Store, arguments: argparse.Namespace) -> dict[tuple[str, str], dict[int, pd.DataFrame]]:

@@ -18,6 +18,8 @@ from plotly.io.json import to_json_plotly
 from plotting.eval_results import read_evaluations
 from plotting.plot_circuit_similarity import draw_similarity, similarities
 from plotting.plot_circuits import draw_circuits, selected_circuits, task_metrics
+from plotting.plot_comparison import draw_between, draw_comparison
+from plotting.plot_emergence import draw_seed_curves, draw_seeds_timeline, draw_timeline, seed_groups, shapes
 from plotting.plot_faithfulness_curve import draw_areas, draw_curves, measured_areas
 from plotting.plot_head_scores import SINGLE, draw_maxima, draw_top_heads, head_scores
 from plotting.plot_ioi_backup import TITLES as BACKUP_PARTS
@@ -26,16 +28,19 @@ from plotting.plot_ioi_consistency import draw_consistency
 from plotting.plot_ioi_roles import draw_roles
 from plotting.plot_pythia_evals import choose, draw_evaluations
 from plotting.plot_reproduction import draw_reproduction, panel_title
-from plotting.plot_size_vs_scale import draw_scale, mean_sizes, model_parameters
+from plotting.plot_size_vs_scale import draw_scale, model_parameters
 from plotting.plot_task_performance import draw_performance
+from plotting.plot_transfer import draw_transfer, matrices
 from plotting.report.reproduction import reproduction_html
 from plotting.report.results import Results, escaped, shown
 from plotting.reproduction import reproduction
 from plotting.style import METRIC_LABELS, Drawing, model_looks
-from plotting.tables import models_in, tasks_in
+from plotting.tables import load_comparison, models_in, tasks_in
 from plotting.time_axis import TimeAxis
+from utils.comparison.scale import mean_sizes
 from utils.errors import UserError
 from utils.models.schedules import tokens_at
+from utils.results.comparison import ComparisonFolder
 
 logger = logging.getLogger("plotting")
 
@@ -43,7 +48,7 @@ logger = logging.getLogger("plotting")
 _NARROW_TICKS = 6
 # Share of its width below which two of its labels touch.
 _TOUCH = 0.12
-CURVES, TOP_HEADS, EWMA_ALPHA = 6, 5, 0.5
+CURVES, TOP_HEADS, EWMA_ALPHA, MEASURE = 6, 5, 0.5, "edge_jaccard"
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,75 @@ def _similarity(results: Results) -> list[ReportFigure]:
             tasks_in(table),
         )
     ]
+
+
+def _comparison(results: Results) -> list[ReportFigure]:
+    raw = load_comparison(results.store, "similarity", results.arguments)
+    table = escaped(raw[raw["measure"] == MEASURE])
+    looks, between = results.looks(), table[table["against"] == "model"]
+    if missing := set(table["model"]) - set(looks):  # Results that are gone.
+        looks = model_looks([*looks, *missing])
+    over_training = table[table["against"] != "model"]
+    figures = [
+        _by_panel(
+            f"comparison_{model}",
+            lambda rows, model=model: draw_comparison(rows, model, MEASURE, looks[model]),  # type: ignore[misc]
+            rows,
+            "task",
+            tasks_in(rows),
+        )
+        for model in models_in(over_training)
+        for rows in [over_training[over_training["model"] == model]]
+    ]
+    if not between.empty:
+        tasks = tasks_in(between)
+        figures.append(_by_panel("comparison_models", lambda rows: draw_between(rows, MEASURE), between, "task", tasks))
+    return figures
+
+
+def _emergence(results: Results) -> list[ReportFigure]:
+    folder = ComparisonFolder(results.store.root)
+    if not folder.has("emergence"):
+        return []  # As with the similarities, which say so.
+    raw = load_comparison(results.store, "emergence", results.arguments)
+    emergence, curves = escaped(raw), escaped(load_comparison(results.store, "curves", results.arguments))
+    figures = []
+    for model in models_in(emergence):
+        narrow = draw_timeline(emergence, curves, model, narrow=True).figure
+        figures.append(ReportFigure(f"emergence_{model}", draw_timeline(emergence, curves, model), [narrow]))
+    for group, members in seed_groups(results.store, models_in(raw)).items():
+        seeds, name, models = escaped(folder.read("seeds")), shown(group), [shown(model) for model in members]
+        whole = draw_seeds_timeline(emergence, curves, name, models)
+        narrow = draw_seeds_timeline(emergence, curves, name, models, narrow=True).figure
+        figures.append(ReportFigure(f"emergence_seeds_{name}", whole, [narrow]))
+        abrupt = {shown(curve): shape for curve, shape in shapes(results.store, group).items()}
+        of_group = curves[curves["model"].isin(models) & curves["curve"].isin(seeds["curve"])]
+        figures.append(
+            _by_panel(
+                f"curves_seeds_{name}",
+                lambda rows, seeds=seeds, abrupt=abrupt, name=name, models=models: draw_seed_curves(  # type: ignore[misc]
+                    rows, seeds, abrupt, name, models
+                ),
+                of_group,
+                "curve",
+                list(dict.fromkeys(of_group["curve"])),
+            )
+        )
+    return figures
+
+
+def _transfer(results: Results) -> list[ReportFigure]:
+    table = escaped(results.table("transfer"))
+    figures = []
+    for model in models_in(table):
+        panels = matrices(table, model, None)
+        parts = [draw_transfer([panel], model).figure for panel in panels] if len(panels) > 1 else []
+        for part in parts:
+            part.update_traces(showscale=False)
+            part.update_layout(margin={"l": 78, "r": 14})
+        if panels:
+            figures.append(ReportFigure(f"transfer_{model}", draw_transfer(panels, model), parts))
+    return figures
 
 
 def _curves(results: Results) -> list[ReportFigure]:
@@ -247,9 +321,12 @@ BUILDERS: tuple[tuple[Callable[[Results], list[ReportFigure]], tuple[str, ...]],
     (_performance, ("task_performance",)),
     (_circuits, ("faithfulness", "baselines")),
     (_similarity, ("graphs",)),
+    (_comparison, ()),
+    (_transfer, ("transfer",)),
     (_curves, ("faithfulness",)),
     (_areas, ("baselines",)),
     (_heads, ()),
+    (_emergence, ()),
     (_consistency, ("ioi_consistency",)),
     (_roles, ("ioi_consistency", "ioi_consistency_heads")),
     (_backup, ("ioi_backup",)),

@@ -33,6 +33,7 @@ from plotting.style import ROLES, Drawing, model_looks, on_white, task_label
 from plotting.tables import every_model, load
 from tests.support.paths import ROOT
 from tests.support.synthetic_results import MODELS, STEPS, TASKS, write_all
+from utils.comparison.scale import mean_sizes
 from utils.errors import UserError
 from utils.results.store import Store
 
@@ -444,10 +445,10 @@ def test_size_figure_states_the_correlation(store: Store) -> None:
         **vars(EVERYTHING), count="edges", parameters=["pythia-70m=1", "pythia-160m=2", "pythia-1.4b=4"]
     )
     figure = plot_size_vs_scale.draw(store, arguments)["size_vs_scale"].figure
-    sizes = plot_size_vs_scale.mean_sizes(load(store, "faithfulness", EVERYTHING), "edges")
+    sizes = mean_sizes(load(store, "faithfulness", EVERYTHING), "edges")
     ioi = sizes[sizes["task"] == "ioi"].set_index("model")["size"]
     r = np.corrcoef([1, 2, 4], ioi[["pythia-70m", "pythia-160m", "pythia-1.4b"]])[0, 1]
-    assert f"r = {r:.2f} (3 models)" in figure.layout.annotations[0].text
+    assert f"r = {r:.2f} (3 models), exact p = " in figure.layout.annotations[0].text
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plotting.plot_size_vs_scale import mean_sizes, model_parameters, size_against_scale
+from plotting.plot_size_vs_scale import model_parameters, size_against_scale
 from plotting.style import nominal_size
 from plotting.tables import recorded_parameters
 from tests.support.synthetic_results import write
+from utils.comparison.scale import mean_sizes
 from utils.errors import UserError
 from utils.results.store import Store
 

@@ -70,6 +70,20 @@ class ComparisonFolder:
         """Record what made the tables."""
         atomic_write(self.path / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
 
+    def read_run(self) -> dict[str, Any]:
+        """What made the tables.
+
+        Raises:
+            UserError: if it is missing or damaged, naming the command that writes it.
+        """
+        path = self.path / "run.json"
+        try:
+            run: dict[str, Any] = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            command = "python compare_circuits.py -c configs/compare_toy.yml"
+            raise UserError(f"{path} is missing or damaged; run: {command}") from None
+        return run
+
     def part(self, key: str) -> pd.DataFrame | None:
         """The rows kept under a key, if there are any."""
         path = self._part(key)

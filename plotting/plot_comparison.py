@@ -1,0 +1,277 @@
+"""Draw whether circuits change by more than the prompts explain (figures/comparison_<model>.html).
+
+There is a column per task. The rows show each checkpoint's circuit against that of the checkpoint before, and against
+the reference, first with the circuits as they were found, then with circuits of one size (--at draws one of them). A
+line is the similarity. The band around it is the noise floor: 95% of pairs of circuits that differ in their prompts
+alone. The band at the bottom reaches up to the chance floor, the mean of random circuits of these sizes. A ring marks a
+change beyond noise. With several models of one shape, figures/comparison_models.html compares them step by step: a thin
+line per pair, and the pairs' median and quartiles.
+
+    python plotting/plot_comparison.py -r results --measure edge_jaccard --at size
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.panels import Line, Panels
+from plotting.style import Drawing, ModelLook, model_looks, task_label
+from plotting.tables import every_model, load_comparison, models_in, tasks_in
+from plotting.time_axis import TimeAxis
+from utils.errors import UserError
+from utils.results.store import Store
+
+MEASURES = {
+    "edge_jaccard": "edges, Jaccard",
+    "node_jaccard": "nodes, Jaccard",
+    "head_jaccard": "heads, Jaccard",
+    "weighted_jaccard": "edges, score-weighted",
+    "edges_added": "edges added",
+    "edges_removed": "edges removed",
+    "rank_correlation": "rank correlation of scores",
+}
+COUNTED = ("edges_added", "edges_removed")
+AT = {"faithfulness": "as found", "size": "fixed size", "scores": "all scores"}
+NOISE, CHANCE, CHANGED = "#777777", "#B8860B", "#D55E00"
+NOISE_ENTRY, CHANCE_ENTRY = "noise floor (95%)", "chance floor"
+CHANGED_ENTRY, DIFFERS_ENTRY = "changed beyond noise", "differs beyond noise"
+PAIRS_ENTRY, MEDIAN_ENTRY = "pair of models", "median and quartiles of pairs"
+
+
+def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLook) -> Drawing:
+    """The figure of one model over training.
+
+    Args:
+        table: rows of `similarity` of one measure, against the previous checkpoint and the reference.
+        model: whose.
+        measure: which.
+        look: its colour.
+    """
+    table = table[(table["model"] == model) & table["against"].isin(["previous", "reference"])]
+    tasks = tasks_in(table)
+    rows = [
+        (against, at)
+        for against in ("previous", "reference")
+        for at in AT
+        if ((table["against"] == against) & (table["at"] == at)).any()
+    ]
+    panels = Panels(len(rows), len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks], panel_height=170)
+    for column, task in enumerate(tasks, 1):
+        for row, (against, at) in enumerate(rows, 1):
+            part = table[(table["task"] == task) & (table["against"] == against) & (table["at"] == at)]
+            if not part.empty:
+                _draw_floors(panels, part, row, column)
+                _draw_curve(panels, part, look, model, row, column)
+            _set_range(panels, table, measure, row, column)
+    references = sorted(int(step) for step in table.loc[table["against"] == "reference", "other_step"].unique())
+    reference = f"step {references[0]:,}" if len(references) == 1 else "reference"
+    for row, (against, at) in enumerate(rows, 1):
+        other = "checkpoint before" if against == "previous" else reference
+        panels.figure.update_yaxes(title_text=f"to {other}<br>{AT[at]}", row=row, col=1)
+    _key(panels, CHANGED_ENTRY)
+    return panels.done(
+        f"Do circuits of {model} change by more than the prompts explain?",
+        f"{_title(measure)}: {_direction(measure)} Rings: more change than resampled prompts make",
+    )
+
+
+def draw_between(table: pd.DataFrame, measure: str) -> Drawing:
+    """The figure of models of one shape, such as seeds, compared at every step that two of them have.
+
+    Args:
+        table: rows of `similarity` of one measure, between models.
+        measure: which.
+    """
+    table = table[table["against"] == "model"]
+    tasks = tasks_in(table)
+    rows = [at for at in AT if (table["at"] == at).any()]
+    panels = Panels(len(rows), len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks], panel_height=200)
+    pair, middle = ModelLook("#56B4E9", "circle", "solid"), ModelLook("#0072B2", "circle", "solid")
+    for column, task in enumerate(tasks, 1):
+        for row, at in enumerate(rows, 1):
+            part = table[(table["task"] == task) & (table["at"] == at)]
+            if not part.empty:
+                _draw_floors(panels, _over_pairs(part), row, column)
+            for (one, other), of_pair in part.groupby(["other_model", "model"], sort=True):
+                line = Line(of_pair, "value", f"{one} and {other}", pair, markers=False, width=1, legend=PAIRS_ENTRY)
+                panels.draw(line, row, column)
+                _mark_changes(panels, of_pair, f"{one} and {other}", row, column, entry=DIFFERS_ENTRY, size=6)
+            if part.groupby(["other_model", "model"]).ngroups > 2:
+                summary = _over_pairs(part)
+                interval = ("lower_quartile", "upper_quartile")
+                panels.draw(Line(summary, "value", MEDIAN_ENTRY, middle, interval=interval), row, column)
+            _set_range(panels, table, measure, row, column)
+    for row, at in enumerate(rows, 1):
+        panels.figure.update_yaxes(title_text=AT[at], row=row, col=1)
+    _key(panels, DIFFERS_ENTRY)
+    return panels.done(
+        "Do models of one shape have one circuit?",
+        f"{_title(measure)} at the same step: {_direction(measure)} Rings: differ beyond the prompts",
+    )
+
+
+def _over_pairs(part: pd.DataFrame) -> pd.DataFrame:
+    """Median and quartiles over pairs of models at each step, and the medians of their floors."""
+    grouped = part.groupby(["step", "tokens"])
+    table = grouped[["value", "noise_floor", "noise_low", "noise_high", "chance_floor"]].median()
+    quartiles = grouped["value"].quantile(np.array([0.25, 0.75])).unstack()
+    return table.assign(
+        measure=part["measure"].iloc[0], lower_quartile=quartiles[0.25], upper_quartile=quartiles[0.75]
+    ).reset_index()
+
+
+def _draw_floors(panels: Panels, part: pd.DataFrame, row: int, column: int) -> None:
+    """The noise floor as a band around its mean, the chance floor as a band from zero, both below the curve."""
+    chance = ModelLook(CHANCE, "circle", "dot")
+    floors = part.assign(zero=0.0)
+    panels.draw(
+        Line(
+            floors,
+            "chance_floor",
+            CHANCE_ENTRY,
+            chance,
+            # Of changes that are counted, chance makes most, so nothing is below it.
+            interval=None if part["measure"].isin(COUNTED).any() else ("zero", "chance_floor"),
+            markers=False,
+            width=1.2,
+        ),
+        row,
+        column,
+    )
+    panels.draw(
+        Line(
+            part,
+            "noise_floor",
+            NOISE_ENTRY,
+            ModelLook(NOISE, "circle", "solid"),
+            interval=("noise_low", "noise_high"),
+            markers=False,
+            width=1,
+            opacity=0.7,
+        ),
+        row,
+        column,
+    )
+
+
+def _draw_curve(panels: Panels, part: pd.DataFrame, look: ModelLook, model: str, row: int, column: int) -> None:
+    hover = ("other_step", "noise_floor", "chance_floor", "p_value", "q_value", "n_edges")
+    panels.draw(Line(part.round(dict.fromkeys(hover, 4)), "value", model, look, hover=hover), row, column)
+    _mark_changes(panels, part, model, row, column)
+
+
+def _mark_changes(
+    panels: Panels, part: pd.DataFrame, name: str, row: int, column: int, *, entry: str = CHANGED_ENTRY, size: int = 12
+) -> None:
+    """A ring around every value that is more of a change than noise."""
+    flagged = part[part["changed"].astype(bool)].sort_values("step")
+    if flagged.empty:
+        return
+    panels.figure.add_trace(
+        go.Scatter(
+            x=panels.axis.position(flagged["tokens"]),
+            y=flagged["value"],
+            mode="markers",
+            name=entry,
+            legendgroup=entry,
+            showlegend=False,
+            marker=_ring(size),
+            customdata=flagged[["step", "q_value"]].to_numpy(),
+            hovertemplate=f"<b>{name}</b><br>step %{{customdata[0]:,}}: {entry} (q = %{{customdata[1]:.2g}})"
+            "<extra></extra>",
+        ),
+        row=row,
+        col=column,
+    )
+
+
+def _ring(size: int) -> dict[str, object]:
+    return {"symbol": "circle-open", "size": size, "color": CHANGED, "line": {"width": 1.8, "color": CHANGED}}
+
+
+def _key(panels: Panels, entry: str) -> None:
+    """The legend's entry of the rings, also where there are none."""
+    panels.figure.add_trace(
+        go.Scatter(
+            x=[None],
+            y=[None],
+            name=entry,
+            legendgroup=entry,
+            mode="markers",
+            marker=_ring(12),
+            hoverinfo="skip",
+        ),
+        row=1,
+        col=1,
+    )
+
+
+def _set_range(panels: Panels, table: pd.DataFrame, measure: str, row: int, column: int) -> None:
+    if measure in COUNTED:
+        panels.figure.update_yaxes(rangemode="tozero", row=row, col=column)
+        return
+    low = float(np.nanmin([0.0, *table["value"], *table["noise_low"]]))
+    panels.figure.update_yaxes(range=[low - 0.05, 1.05], row=row, col=column)
+
+
+def _title(measure: str) -> str:
+    name = MEASURES[measure]
+    return name[0].upper() + name[1:]
+
+
+def _direction(measure: str) -> str:
+    if measure in COUNTED:
+        return "0 is no change."
+    return "1 is the same order." if measure == "rank_correlation" else "1 is the same circuit."
+
+
+def chosen(table: pd.DataFrame, measure: str, at: str | None) -> pd.DataFrame:
+    """Rows of `similarity` of one measure at the size asked for; all sizes if that is None.
+
+    Raises:
+        UserError: if there are none.
+    """
+    rows = table[table["measure"] == measure]
+    if at is not None and measure != "rank_correlation":  # All scores have no size.
+        rows = rows[rows["at"] == at]
+    if rows.empty:
+        raise UserError(f"similarity.csv has no {measure}" + (f" at fixed {at}" if at else ""))
+    return rows
+
+
+def figures(table: pd.DataFrame, measure: str, looks: Mapping[str, ModelLook]) -> dict[str, Drawing]:
+    """Figures by file name, from rows of `similarity` of one measure."""
+    over_training = table[table["against"] != "model"]
+    drawn = {
+        f"comparison_{model}": draw_comparison(over_training, model, measure, looks[model])
+        for model in models_in(over_training)
+    }
+    if (table["against"] == "model").any():
+        drawn["comparison_models"] = draw_between(table, measure)
+    return drawn
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
+    """Figures by file name."""
+    table = chosen(load_comparison(store, "similarity", arguments), arguments.measure, arguments.at)
+    return figures(table, arguments.measure, model_looks([*every_model(store), *table["model"]]))
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The script's own options."""
+    parser.add_argument(
+        "--measure", choices=tuple(MEASURES), default="edge_jaccard", help="what to draw (edge_jaccard)"
+    )
+    parser.add_argument("--at", choices=("faithfulness", "size"), help="circuits as found, or of one size (both)")
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__, options=options))

@@ -1,0 +1,419 @@
+"""Draw when head scores, metrics and circuits emerge (figures/emergence_<model>.html).
+
+There is a row for each kind of head (its strongest head), for each task's metrics and for each task's circuit. A thick
+bar spans the two checkpoints between which the curve crosses half of its maximum for good. The thin line is the 95%
+interval over resamples of the prompts. An arrow means that the interval goes on where nothing was measured: before the
+first checkpoint, or after the last. Rows without a bar say why.
+
+Models that differ in their seed alone are drawn together as well: figures/emergence_seeds_<group>.html has a bar per
+seed over a band from the earliest to the latest, and figures/curves_seeds_<group>.html their curves as thin lines over
+a band of quartiles.
+
+    python plotting/plot_emergence.py -r results
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.panels import Line, Panels, wrapped
+from plotting.plot_head_scores import score_label
+from plotting.style import FAINT, METRIC_LABELS, Drawing, ModelLook, finish, task_label, translucent
+from plotting.tables import load_comparison, models_in
+from plotting.time_axis import TimeAxis
+from utils.results.comparison import ComparisonFolder
+from utils.results.store import Store
+
+KINDS = {"head": ("heads", "#0072B2"), "metric": ("metrics of tasks", "#009E73"), "circuit": ("circuits", "#D55E00")}
+CIRCUITS = {"similarity": "circuit like the reference", "found": "a faithful circuit exists"}
+ROW, SEEDS_ROW, LEFT, WIDTH = 30, 46, 280, 960
+"""Pixels: height of a row, also where it holds seeds, margin for the rows' names, width of the figure."""
+ABOVE = 16
+"""Pixels that names above the rows take."""
+MAX_COLUMNS = 3
+OPEN = "no checkpoint beyond"
+WHOLE = ("layer", "head", "after_step", "step", "low_step", "high_step")
+# As utils/comparison/seeds.py, which imports torch.
+_SEED = re.compile(r"[-_](?:weight-|data-)?seed[-_]?\d+")
+
+
+def leading(emergence: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a timeline: of every model the strongest head of each score, and all curves of tasks.
+
+    Returns:
+        Rows of `emergence`, heads before metrics before circuits, each kind in order of emergence.
+    """
+    heads = emergence[emergence["kind"] == "head"]
+    strongest = heads.sort_values("maximum", ascending=False, kind="stable").drop_duplicates(["model", "score"])
+    rows = pd.concat([strongest, emergence[emergence["kind"] != "head"]])
+    order = rows["kind"].map({kind: place for place, kind in enumerate(KINDS)})
+    rows = rows.assign(order=order).sort_values(["order", "step"], kind="stable", na_position="last")
+    return rows.drop(columns="order").astype(dict.fromkeys(WHOLE, "Int64")).reset_index(drop=True)
+
+
+def label(row: Mapping[Any, Any], *, head: bool = True) -> str:
+    """A row's name, with that of the head unless several models share the row."""
+    score, kind = str(row["score"]), row["kind"]
+    if kind == "head":
+        title = _score_title(score)
+        return f"{title}: a{row['layer']}.h{row['head']}" if head else f"{title}: strongest head"
+    task = task_label(str(row["task"]))
+    if kind == "metric":
+        return f"{task}: {METRIC_LABELS.get(score, score.replace('_', ' ')).split(' (')[0]}"
+    return f"{task}: {CIRCUITS.get(score, score.replace('_', ' '))}"
+
+
+def _score_title(score: str) -> str:
+    if score.startswith("effect_"):
+        return f"IOI effect, {score.removeprefix('effect_').replace('_', ' ')}"
+    return score_label({"copy_suppression": "cspa"}.get(score, score))[0]
+
+
+def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str, *, narrow: bool = False) -> Drawing:
+    """The timeline of one model.
+
+    Args:
+        emergence: rows of `emergence`.
+        curves: rows of `curves`, which say where the checkpoints are.
+        model: whose.
+        narrow: whether to write the rows' names into the figure instead of next to it.
+    """
+    rows = leading(emergence[emergence["model"] == model])
+    checkpoints = curves.loc[curves["model"] == model, ["step", "tokens"]].drop_duplicates()
+    timeline = _Timeline(checkpoints, [label(row) for row in rows.to_dict("records")], narrow=narrow)
+    for place, row in enumerate(rows.to_dict("records")):
+        name, colour = KINDS[str(row["kind"])]
+        if pd.isna(row["step"]):
+            timeline.say(place, f"does not emerge: {row['reason']}")
+            continue
+        steps = sorted(curves.loc[(curves["model"] == model) & (curves["curve"] == row["curve"]), "step"])
+        if row["uncertainty"] != "none":
+            low, high = _ends(row["low_step"], row["high_step"], steps)
+            timeline.bar(place, low, high, colour, name, width=2.5)
+            timeline.arrows(place, pd.isna(row["low_step"]), pd.isna(row["high_step"]), low, high, colour)
+        low, high = _ends(row["after_step"], row["step"], steps)
+        timeline.bar(place, low, high, colour, name, width=12, text=_hover(row))
+        timeline.arrows(place, pd.isna(row["after_step"]), False, low, high, colour)
+    return timeline.done(
+        f"When things emerge in {model}",
+        "Thick: between which checkpoints its level is crossed for good; thin: 95% interval",
+    )
+
+
+def draw_seeds_timeline(
+    emergence: pd.DataFrame, curves: pd.DataFrame, group: str, models: Sequence[str], *, narrow: bool = False
+) -> Drawing:
+    """The timeline of models that differ in their seed alone: a bar each, a band from the earliest to the latest.
+
+    Args:
+        emergence: rows of `emergence`.
+        curves: rows of `curves`.
+        group: what the models are called together.
+        models: its members.
+        narrow: whether to write the rows' names into the figure instead of next to it.
+    """
+    rows = leading(emergence[emergence["model"].isin(models)])
+    rows = rows.assign(row=[label(row, head=False) for row in rows.to_dict("records")])
+    names = list(dict.fromkeys(rows["row"]))
+    checkpoints = curves.loc[curves["model"].isin(models), ["step", "tokens"]].drop_duplicates()
+    every = sorted(checkpoints["step"].unique())
+    timeline = _Timeline(checkpoints, names, SEEDS_ROW, narrow=narrow)
+    for place, name in enumerate(names):
+        of_row = rows[rows["row"] == name]
+        seeds = of_row.dropna(subset="step").to_dict("records")
+        colour = KINDS[str(of_row["kind"].iloc[0])][1]
+        if not seeds:
+            timeline.say(place, "emerges in no seed")
+            continue
+        spans = [_ends(row["after_step"], row["step"], every) for row in seeds]
+        timeline.band(place, min(low for low, _ in spans), max(high for _, high in spans), colour)
+        for nth, (row, (low, high)) in enumerate(zip(seeds, spans, strict=True)):
+            # Side by side within the row, so that every seed can be seen.
+            at = place + (0.3 * (2 * (nth + 0.5) / len(seeds) - 1))
+            timeline.bar(at, low, high, colour, "a seed", width=2.5, text=f"<b>{row['model']}</b><br>{_hover(row)}")
+            timeline.arrows(at, pd.isna(row["after_step"]), False, low, high, colour)
+        # A seed in which it never emerges counts as later than all others.
+        later = sorted(of_row["step"].astype(float).fillna(np.inf))
+        if np.isfinite(middle := later[(len(later) - 1) // 2]):
+            timeline.tick(place, int(middle), f"median: step {int(middle):,}")
+        if missing := len(of_row) - len(seeds):
+            timeline.note(place, f"not in {missing} of {len(of_row)} seeds")
+    return timeline.done(
+        f"When things emerge in {len(models)} seeds of {group}",
+        "A thin bar per seed; band: earliest to latest; upright line: median over seeds",
+    )
+
+
+def draw_seed_curves(
+    curves: pd.DataFrame, seeds: pd.DataFrame, shapes: Mapping[str, str], group: str, models: Sequence[str]
+) -> Drawing:
+    """The curves of models that differ in their seed alone: every seed as a thin line over a band of quartiles.
+
+    Args:
+        curves: rows of `curves`.
+        seeds: rows of `seeds`.
+        shapes: whether a curve is abrupt, by its name, where enough models tell.
+        group: what the models are called together.
+        models: its members.
+    """
+    summary = seeds[seeds["group"] == group]
+    own = curves[curves["model"].isin(models)]
+    names = [name for name in dict.fromkeys(own["curve"]) if name in set(summary["curve"])]
+    columns = min(MAX_COLUMNS, len(names))
+    titles = [_curve_title(own[own["curve"] == name].iloc[0].to_dict(), shapes.get(name)) for name in names]
+    panels = Panels(-(-len(names) // columns), columns, TimeAxis.of(own), titles, n_panels=len(names), panel_height=170)
+    for place, name in enumerate(names):
+        row, column = place // columns + 1, place % columns + 1
+        of_curve = own[own["curve"] == name]
+        colour = KINDS[str(of_curve["kind"].iloc[0])][1]
+        thin, strong = ModelLook("#8a8a8a", "circle", "solid"), ModelLook(colour, "circle", "solid")
+        for model in models_in(of_curve):
+            of_seed = of_curve[of_curve["model"] == model]
+            line = Line(of_seed, "value", model, thin, markers=False, legend="a seed", width=1, opacity=0.7)
+            panels.draw(line, row, column)
+        middle = summary[summary["curve"] == name]
+        quartiles = ("lower_quartile", "upper_quartile")
+        line = Line(middle, "median", "median and quartiles", strong, interval=quartiles, hover=("n_seeds", "dip_q"))
+        panels.draw(line, row, column)
+    return panels.done(
+        f"{len(models)} seeds of {group} over training",
+        "Thin: every seed; strong: their median, with the quartiles as a band",
+    )
+
+
+def _curve_title(row: Mapping[Any, Any], shape: str | None) -> str:
+    title = label(row, head=False) if row["score"] != "n_edges" else f"{task_label(str(row['task']))}: circuit's edges"
+    title = wrapped(title, 38)
+    return f"{title}<br><span style='font-size:12px;color:#555'>{shape}</span>" if shape else title
+
+
+def _ends(after: Any, step: Any, steps: Sequence[int]) -> tuple[int, int]:
+    """The steps that a bar spans; a missing end is the first or the last checkpoint."""
+    low = steps[0] if pd.isna(after) else int(after)
+    high = steps[-1] if pd.isna(step) else int(step)
+    return int(low), int(high)
+
+
+def _hover(row: Mapping[Any, Any]) -> str:
+    after = "at the first checkpoint" if pd.isna(row["after_step"]) else f"after step {row['after_step']:,}"
+    span = f"{after}, by step {row['step']:,}"
+    low = "the first checkpoint" if pd.isna(row["low_step"]) else f"step {row['low_step']:,}"
+    high = "after the last checkpoint" if pd.isna(row["high_step"]) else f"step {row['high_step']:,}"
+    interval = "" if row["uncertainty"] == "none" else f"<br>95%: {low} to {high}"
+    share = f"<br>in {row['share_emerged']:.0%} of the resamples; level {row['level']:.3g} of {row['maximum']:.3g}"
+    return f"{row['curve']}<br>{span}{interval}{share}"
+
+
+class _Timeline:
+    """Rows over the training axis, from top to bottom."""
+
+    def __init__(
+        self, checkpoints: pd.DataFrame, rows: Sequence[str], row_height: int = ROW, *, narrow: bool = False
+    ) -> None:
+        self.row_height, self.narrow = row_height + ABOVE * narrow, narrow
+        self.axis = TimeAxis.of(checkpoints)
+        self.rows = rows
+        self.figure = go.Figure()
+        self._tokens = dict(zip(checkpoints["step"], checkpoints["tokens"], strict=False))
+        self._named: set[str] = set()
+        self._open = False
+        self._marks = checkpoints
+
+    def bar(self, place: float, low: int, high: int, colour: str, entry: str, *, width: float, text: str = "") -> None:
+        """A bar from one step to another; one step alone is a short one. Bars without a text are not in the legend."""
+        x = self._x(low, high)
+        mark = {"symbol": "line-ns", "size": width, "color": colour, "line": {"width": 2.5, "color": colour}}
+        self.figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=[place, place],
+                mode="lines+markers" if low == high or not text else "lines",
+                name=entry,
+                legendgroup=entry,
+                showlegend=entry not in self._named and bool(text),
+                line={"width": width, "color": colour},
+                marker=mark | {"size": 7},
+                hovertemplate=f"{text}<extra></extra>" if text else None,
+                hoverinfo=None if text else "skip",
+            )
+        )
+        self._named |= {entry} if text else set()
+
+    def band(self, place: int, low: int, high: int, colour: str) -> None:
+        """A band as high as the row."""
+        (start, end), half = self._x(low, high), 0.4
+        self.figure.add_trace(
+            go.Scatter(
+                x=[start, end, end, start],
+                y=[place - half, place - half, place + half, place + half],
+                fill="toself",
+                mode="lines",
+                fillcolor=translucent(colour, 0.18),
+                line={"width": 0, "color": colour},
+                name="earliest to latest",
+                legendgroup="band",
+                showlegend="band" not in self._named,
+                hoverinfo="skip",
+            )
+        )
+        self._named.add("band")
+
+    def tick(self, place: int, step: int, text: str) -> None:
+        """An upright line as high as the row."""
+        self.figure.add_trace(
+            go.Scatter(
+                x=self._x(step, step),
+                y=[place - 0.4, place + 0.4],
+                mode="lines",
+                line={"width": 2.5, "color": "#222222"},
+                name="median over seeds",
+                legendgroup="median",
+                showlegend="median" not in self._named,
+                hovertemplate=f"{text}<extra></extra>",
+            )
+        )
+        self._named.add("median")
+
+    def arrows(self, place: float, left: bool, right: bool, low: int, high: int, colour: str) -> None:
+        """Arrows where an interval goes on before the first checkpoint, or after the last."""
+        ends = [(low, "triangle-left")] * left + [(high, "triangle-right")] * right
+        for step, symbol in ends:
+            self.figure.add_trace(
+                go.Scatter(
+                    x=self._x(step, step)[:1],
+                    y=[place],
+                    mode="markers",
+                    name=OPEN,
+                    legendgroup=OPEN,
+                    showlegend=False,
+                    marker={"symbol": symbol, "size": 11, "color": colour},
+                    cliponaxis=False,
+                    hoverinfo="skip",
+                )
+            )
+            self._open = True
+
+    def say(self, place: int, text: str) -> None:
+        """A row without a bar: why."""
+        self.figure.add_annotation(
+            x=0.01,
+            xref="paper",
+            y=place,
+            text=wrapped(text, 46 if self.narrow else 90),
+            bgcolor="#ffffff",
+            showarrow=False,
+            xanchor="left",
+            font={"size": 12, "color": "#666666"},
+        )
+
+    def note(self, place: int, text: str) -> None:
+        """A remark at the row's right end."""
+        self.figure.add_annotation(
+            x=0.995,
+            xref="paper",
+            y=place,
+            text=text,
+            showarrow=False,
+            xanchor="right",
+            font={"size": 11, "color": "#666666"},
+        )
+
+    def done(self, title: str, subtitle: str) -> Drawing:
+        """Set the axes, and return the drawing."""
+        drawing = finish(self.figure, title, subtitle, width=WIDTH, height=110 + self.row_height * len(self.rows))
+        self.figure.update_layout(margin={"l": 18 if self.narrow else LEFT, "t": 14})
+        self.axis.apply(self.figure)
+        self.axis.mark_break(self.figure)
+        self.figure.update_yaxes(
+            tickvals=list(range(len(self.rows))),
+            ticktext=list(self.rows),
+            range=[len(self.rows) - 0.4, -0.6],
+            zeroline=False,
+            tickfont_size=12,
+            showticklabels=not self.narrow,
+        )
+        for place, name in enumerate(self.rows) if self.narrow else ():
+            self.figure.add_annotation(
+                x=0.01,
+                xref="paper",
+                y=place,
+                yshift=0.5 * self.row_height - 4,
+                text=name,
+                showarrow=False,
+                xanchor="left",
+                font={"size": 11},
+                bgcolor="#ffffff",
+                borderpad=0,
+            )
+        # A small tick for every checkpoint: between two of them nothing is known.
+        self.figure.add_trace(
+            go.Scatter(
+                x=self.axis.position(self._marks["tokens"]),
+                y=[len(self.rows) - 0.45] * len(self._marks),
+                mode="markers",
+                name="checkpoint",
+                marker={"symbol": "line-ns", "size": 6, "line": {"width": 1, "color": FAINT}, "color": FAINT},
+                customdata=self._marks["step"],
+                hovertemplate="checkpoint: step %{customdata:,}<extra></extra>",
+            )
+        )
+        if self._open:
+            marker = {"symbol": "triangle-left", "size": 11, "color": FAINT}
+            self.figure.add_trace(
+                go.Scatter(x=[None], y=[None], name=OPEN, legendgroup=OPEN, mode="markers", marker=marker)
+            )
+        return drawing
+
+    def _x(self, *steps: int) -> list[float]:
+        return self.axis.position(pd.Series([self._tokens[step] for step in steps])).tolist()
+
+
+def seed_groups(store: Store, models: Sequence[str]) -> dict[str, list[str]]:
+    """Members of the groups of seeds that were compared: as the config named them, else by their names."""
+    folder = ComparisonFolder(store.root)
+    if not folder.has("seeds"):
+        return {}
+    named = folder.read_run()["config"]["seeds"]
+    groups = {}
+    for group in dict.fromkeys(folder.read("seeds")["group"]):
+        members = named[group] if named else [model for model in models if _SEED.sub("", model) == group]
+        if len(there := [model for model in members if model in models]) > 1:
+            groups[str(group)] = there
+    return groups
+
+
+def shapes(store: Store, group: str) -> dict[str, str]:
+    """Whether each curve of a group of seeds is abrupt, by its name; empty where there are too few seeds to tell."""
+    table = ComparisonFolder(store.root).read("seed_emergence")
+    known = table[table["group"] == group].dropna(subset="shape")
+    return dict(zip(known["curve"], known["shape"], strict=True))
+
+
+def figures(store: Store, emergence: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Drawing]:
+    """Figures by file name, from rows of `emergence` and `curves`."""
+    models = models_in(emergence)
+    drawn = {f"emergence_{model}": draw_timeline(emergence, curves, model) for model in models}
+    for group, members in seed_groups(store, models).items():
+        seeds = ComparisonFolder(store.root).read("seeds")
+        drawn[f"emergence_seeds_{group}"] = draw_seeds_timeline(emergence, curves, group, members)
+        drawn[f"curves_seeds_{group}"] = draw_seed_curves(curves, seeds, shapes(store, group), group, members)
+    return drawn
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
+    """Figures by file name."""
+    return figures(store, *(load_comparison(store, name, arguments) for name in ("emergence", "curves")))
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__))

@@ -1,0 +1,273 @@
+"""Figures of comparisons: floors, flags, intervals and censoring as the tables have them."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from plotting import plot_comparison, plot_emergence, plot_transfer
+from plotting.export import figure_main
+from plotting.plot_comparison import CHANCE_ENTRY, CHANGED_ENTRY, DIFFERS_ENTRY, NOISE_ENTRY, PAIRS_ENTRY
+from plotting.plot_emergence import OPEN, leading
+from plotting.report import figures
+from plotting.report.results import Results
+from plotting.time_axis import TimeAxis
+from tests.support.paths import ROOT
+from tests.support.synthetic_comparison import CHANGED_AT, NEVER, STEPS, TASKS, TOKENS_PER_STEP, write_comparison
+from tests.support.synthetic_results import write_all
+from utils.results.comparison import ComparisonFolder
+from utils.results.store import Store
+
+SEEDS = tuple(f"toy-seed{number}" for number in range(5))
+EVERYTHING = {"model": None, "task": None, "measure": "edge_jaccard", "at": None}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("one"))
+    write_comparison(store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("seeds"))
+    write_comparison(store, SEEDS, group="toy")
+    return store
+
+
+def comparison(store: Store, **arguments: Any) -> dict[str, Any]:
+    drawn = plot_comparison.draw(store, Namespace(**EVERYTHING | arguments))
+    return {name: drawing.figure for name, drawing in drawn.items()}
+
+
+def emergence(store: Store, **arguments: Any) -> dict[str, Any]:
+    drawn = plot_emergence.draw(store, Namespace(**EVERYTHING | arguments))
+    return {name: drawing.figure for name, drawing in drawn.items()}
+
+
+def on_panel(figure: Any, panel: int, entry: str, *, band: bool = False) -> list[Any]:
+    axis = "x" if panel == 1 else f"x{panel}"
+    traces = [trace for trace in figure.data if trace.xaxis == axis and trace.legendgroup == entry]
+    return [trace for trace in traces if (trace.fill == "toself") == band and trace.x[0] is not None]
+
+
+def rows_of(store: Store, **cells: str) -> pd.DataFrame:
+    table = ComparisonFolder(store.root).read("similarity")
+    for name, value in cells.items():
+        table = table[table[name] == value]
+    return table
+
+
+def position(figure_axis: TimeAxis, step: int) -> float:
+    return float(figure_axis.position(pd.Series([step * TOKENS_PER_STEP])).iloc[0])
+
+
+AXIS = TimeAxis.of(pd.DataFrame({"step": STEPS, "tokens": [step * TOKENS_PER_STEP for step in STEPS]}))
+
+
+def test_every_similarity_curve_lies_over_its_noise_floor_and_its_chance_floor(one: Store) -> None:
+    figure = comparison(one)["comparison_toy"]
+    panel = 0
+    for against in ("previous", "reference"):
+        for at in ("faithfulness", "size"):
+            for task in TASKS:
+                panel += 1
+                rows = rows_of(one, against=against, at=at, task=task)
+                (line,) = on_panel(figure, panel, "toy")
+                assert list(line.y) == rows["value"].tolist()
+                (noise,), (chance,) = (on_panel(figure, panel, name, band=True) for name in (NOISE_ENTRY, CHANCE_ENTRY))
+                n = len(rows)
+                assert list(noise.y) == [*rows["noise_high"], *rows["noise_low"][::-1]]
+                assert list(chance.y) == [*rows["chance_floor"], *[0.0] * n]
+                (level,) = on_panel(figure, panel, CHANCE_ENTRY)
+                assert list(level.y) == rows["chance_floor"].tolist()
+
+
+def test_rings_are_around_the_flagged_changes_alone(one: Store) -> None:
+    figure = comparison(one)["comparison_toy"]
+    for panel, cells in enumerate(
+        ({"against": "previous", "at": at, "task": task} for at in ("faithfulness", "size") for task in TASKS), 1
+    ):
+        (rings,) = on_panel(figure, panel, CHANGED_ENTRY)
+        flagged = rows_of(one, **cells)[lambda rows: rows["changed"].astype(bool)]
+        assert list(rings.y) == flagged["value"].tolist()
+        assert [step for step, _ in rings.customdata] == flagged["step"].tolist()
+        assert set(flagged["step"]) <= set(CHANGED_AT)
+
+
+@pytest.mark.parametrize(("at", "rows"), [(None, 4), ("size", 2), ("faithfulness", 2)])
+def test_sizes_are_drawn_below_each_other_or_one_is_chosen(one: Store, at: str | None, rows: int) -> None:
+    figure = comparison(one, at=at)["comparison_toy"]
+    titles = [figure.layout[f"yaxis{panel if panel > 1 else ''}"].title.text for panel in range(1, 2 * rows, 2)]
+    shown = {"size": ["fixed size"], "faithfulness": ["as found"], None: ["as found", "fixed size"]}[at]
+    assert [title.split("<br>")[1] for title in titles] == shown * 2
+    assert titles[-1].startswith("to step 4,000")
+
+
+def test_models_of_one_shape_are_a_thin_line_a_pair_with_their_median_and_quartiles(seeds: Store) -> None:
+    figure = comparison(seeds)["comparison_models"]
+    pairs = on_panel(figure, 1, PAIRS_ENTRY)
+    assert len(pairs) == 10
+    assert {pair.line.width for pair in pairs} == {1}
+    values = np.array([pair.y for pair in pairs], dtype=float)
+    (median,) = on_panel(figure, 1, plot_comparison.MEDIAN_ENTRY)
+    (band,) = on_panel(figure, 1, plot_comparison.MEDIAN_ENTRY, band=True)
+    assert list(median.y) == pytest.approx(np.median(values, axis=0))
+    assert list(band.y[: len(STEPS)]) == pytest.approx(np.quantile(values, 0.75, axis=0))
+    assert len(on_panel(figure, 1, DIFFERS_ENTRY)) == 10
+    assert on_panel(figure, 1, NOISE_ENTRY, band=True)
+
+
+def test_the_chance_level_of_counted_changes_is_a_line_without_a_band(one: Store) -> None:
+    table = ComparisonFolder(one.root).read("similarity").assign(measure="edges_added", value=3.0, chance_floor=30.0)
+    look = plot_comparison.model_looks(["toy"])["toy"]
+    figure = plot_comparison.draw_comparison(table, "toy", "edges_added", look).figure
+    assert not on_panel(figure, 1, CHANCE_ENTRY, band=True)
+    (level,) = on_panel(figure, 1, CHANCE_ENTRY)
+    assert set(level.y) == {30.0}
+    assert on_panel(figure, 1, NOISE_ENTRY, band=True)
+
+
+def row_of(figure: Any, name: str) -> int:
+    return list(figure.layout.yaxis.ticktext).index(name)
+
+
+def bars(figure: Any, place: float, width: float) -> list[Any]:
+    lines = [trace for trace in figure.data if trace.line.width == width and trace.x[0] is not None]
+    return [trace for trace in lines if list(trace.y) == [place, place]]
+
+
+def test_timeline_has_a_row_for_the_strongest_head_of_a_kind_and_for_tasks(one: Store) -> None:
+    figure = emergence(one)["emergence_toy"]
+    assert list(figure.layout.yaxis.ticktext) == [
+        "Induction: a1.h5",
+        "Subject-verb agreement: probability difference",
+        "Subject-verb agreement: accuracy",
+        "IOI: circuit like the reference",
+        "IOI: a faithful circuit exists",
+    ]
+
+
+def test_thick_bars_span_the_two_checkpoints_and_thin_ones_the_interval(one: Store) -> None:
+    figure = emergence(one)["emergence_toy"]
+    place = row_of(figure, "Subject-verb agreement: probability difference")
+    (thick,), (thin,) = bars(figure, place, 12), bars(figure, place, 2.5)
+    assert list(thick.x) == [position(AXIS, 8), position(AXIS, 64)]
+    assert list(thin.x) == [position(AXIS, 1), position(AXIS, 512)]
+    without = row_of(figure, "IOI: a faithful circuit exists")
+    assert not bars(figure, without, 2.5), "nothing is known of its uncertainty"
+
+
+def test_an_end_that_no_checkpoint_bounds_gets_an_arrow(one: Store) -> None:
+    figure = emergence(one)["emergence_toy"]
+    arrows = [trace for trace in figure.data if trace.name == OPEN and trace.x[0] is not None]
+    place = row_of(figure, "IOI: circuit like the reference")
+    assert {(arrow.y[0], arrow.marker.symbol) for arrow in arrows} == {(place, "triangle-left")}
+    assert {arrow.x[0] for arrow in arrows} == {position(AXIS, 0)}
+    table = ComparisonFolder(one.root).read("emergence")
+    table.loc[table["curve"] == "sva prob_diff", "high_step"] = np.nan
+    curves = ComparisonFolder(one.root).read("curves")
+    figure = plot_emergence.draw_timeline(table, curves, "toy").figure
+    (right,) = [trace for trace in figure.data if trace.marker.symbol == "triangle-right"]
+    assert right.x[0] == position(AXIS, STEPS[-1])
+
+
+def test_what_does_not_emerge_says_why(one: Store) -> None:
+    figure = emergence(one)["emergence_toy"]
+    place = row_of(figure, "Subject-verb agreement: accuracy")
+    (note,) = [note for note in figure.layout.annotations if note.y == place]
+    assert note.text == f"does not emerge: {NEVER}"
+
+
+def test_of_every_model_the_strongest_head_of_a_score_leads(seeds: Store) -> None:
+    rows = leading(ComparisonFolder(seeds.root).read("emergence"))
+    assert rows.loc[rows["kind"] == "head", ["model", "layer", "head"]].to_numpy().tolist() == [
+        [model, 1, 5] for model in sorted(SEEDS, key=lambda name: int(name[-1]) % 2)
+    ]
+
+
+def test_seeds_have_a_bar_each_over_a_band_from_the_earliest_to_the_latest(seeds: Store) -> None:
+    figure = emergence(seeds)["emergence_seeds_toy"]
+    place = row_of(figure, "Subject-verb agreement: probability difference")
+    near = [trace for trace in figure.data if trace.name == "a seed" and abs(trace.y[0] - place) < 0.5]
+    assert sorted(tuple(trace.x) for trace in near) == sorted(
+        [(position(AXIS, 8), position(AXIS, 64))] * 3 + [(position(AXIS, 64), position(AXIS, 512))] * 2
+    )
+    (band,) = [trace for trace in figure.data if trace.fill == "toself" and trace.y[0] == place - 0.4]
+    assert (min(band.x), max(band.x)) == (position(AXIS, 8), position(AXIS, 512))
+    (median,) = [trace for trace in figure.data if trace.legendgroup == "median" and trace.y[0] == place - 0.4]
+    assert median.x[0] == position(AXIS, 64)
+
+
+def test_seeds_curves_are_thin_lines_over_quartiles_and_only_enough_seeds_are_called_anything(seeds: Store) -> None:
+    figure = emergence(seeds)["curves_seeds_toy"]
+    table = ComparisonFolder(seeds.root).read("curves")
+    names = [name for name in dict.fromkeys(table["curve"]) if ".h" not in name]
+    for panel, name in enumerate(names, 1):
+        thin = on_panel(figure, panel, "a seed")
+        assert [list(trace.y) for trace in thin] == [
+            table[(table["model"] == model) & (table["curve"] == name)]["value"].tolist() for model in SEEDS
+        ]
+        assert on_panel(figure, panel, "median and quartiles", band=True)
+    titles = [note.text for note in figure.layout.annotations[: len(names)]]
+    assert [title for title in titles if "abrupt" in title] == [titles[names.index("sva prob_diff")]]
+
+
+def test_one_model_has_no_figure_of_seeds(one: Store) -> None:
+    assert list(emergence(one)) == ["emergence_toy"]
+    assert list(comparison(one)) == ["comparison_toy"]
+
+
+@pytest.mark.parametrize("module", [plot_comparison, plot_emergence])
+def test_without_tables_one_line_names_the_command(
+    module: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    argv = ["-r", str(tmp_path), "-o", str(tmp_path / "figures")]
+    assert figure_main(module.draw, module.__doc__, argv, getattr(module, "options", None)) == 2
+    (error,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert error.endswith("is missing; run: python compare_circuits.py -c configs/compare_toy.yml")
+
+
+def test_a_model_or_task_without_rows_is_named(one: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    argv = ["-r", str(one.root), "-o", str(tmp_path), "-m", "toy", "gone", "-t", "sva"]
+    assert figure_main(plot_comparison.draw, "", argv, plot_comparison.options) == 0
+    assert "no results of model gone; left out" in caplog.text
+    assert figure_main(plot_comparison.draw, "", [*argv[:4], "-m", "gone"], plot_comparison.options) == 2
+    assert "similarity.csv holds nothing of gone" in caplog.text
+
+
+def test_report_has_these_figures_whole_and_for_narrow_screens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ("_comparison", "_emergence", "_transfer")
+    few = tuple(builder for builder in figures.BUILDERS if builder[0].__name__ in wanted)
+    monkeypatch.setattr(figures, "BUILDERS", few)
+    store = write_all(tmp_path, models=SEEDS[:1], tasks=TASKS)
+    write_comparison(store, SEEDS[:2], group="toy")
+    arguments = Namespace(model=None, task=None, evaluations=None)
+    found = {figure.name: figure for figure in figures.report_figures(Results(store, arguments))}
+    for model in SEEDS[:2]:
+        assert len(found[f"comparison_{model}"].parts) == len(TASKS)
+        (narrow,) = found[f"emergence_{model}"].parts
+        assert narrow.layout.margin.l < 40
+        texts = [note.text for note in narrow.layout.annotations]
+        assert set(found[f"emergence_{model}"].whole.figure.layout.yaxis.ticktext) <= set(texts)
+    transfer = found[f"transfer_{SEEDS[0]}"]
+    panels = [trace for trace in transfer.whole.figure.data if trace.type == "heatmap"]
+    assert len(panels) == len(TASKS) + 1
+    for part, panel in zip(transfer.parts, panels, strict=True):
+        assert np.array_equal(part.data[0].z, panel.z, equal_nan=True)
+    assert {"comparison_models", "emergence_seeds_toy", "curves_seeds_toy"} <= set(found)
+
+
+def test_these_figures_need_no_torch() -> None:
+    modules = [module.__name__ for module in (plot_comparison, plot_emergence, plot_transfer)]
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
