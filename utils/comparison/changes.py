@@ -19,7 +19,7 @@ from torch import Tensor
 from edge_attribution_patching.search import Signed, edge_order, prefix_masks
 from edge_attribution_patching.stability import sign_stable
 from utils.comparison.chance import expected_added, expected_jaccard, expected_weighted_jaccard
-from utils.comparison.floors import Rule, Samples, changed, noise_floor, permutation_test
+from utils.comparison.floors import Rule, Samples, change_test, changed, noise_floor
 from utils.comparison.inputs import Checkpoint, Sequence
 from utils.comparison.keys import ComparisonConfig
 from utils.comparison.similarity import OF_CIRCUITS, Circuits, Edges, of_circuits, rank_correlation
@@ -162,7 +162,7 @@ class Comparer:
         if pair.is_same:
             return {}
         given = (pair.second_of.rule, self.config.seed, self.config.permutations)
-        return permutation_test(pair.first.folds, pair.second.folds, sizes, *given)
+        return change_test(pair.first.folds, pair.second.folds, sizes, *given)
 
     def _mask(self, sequence: Sequence, checkpoint: Checkpoint, at: str) -> Tensor:
         if at == "faithfulness":

@@ -45,7 +45,7 @@ class ComparisonConfig(Section):
     pairs: int = Field(200, ge=100)
     """Pairs of resamples of each checkpoint that its noise floor is taken from."""
     permutations: int = Field(999, ge=99)
-    """Deals of the folds of two checkpoints that a p-value is taken from. It cannot be smaller than
+    """Random deals of two checkpoints' folds that a p-value is taken from. It cannot be smaller than
     1 / (permutations + 1), so after the correction for many checkpoints a few hundred may find nothing."""
     resamples: int = Field(1000, ge=100)
     """Resamples that all other intervals are taken from (of the circuits' own curves a fifth)."""

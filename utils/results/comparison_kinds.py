@@ -53,7 +53,7 @@ SIMILARITY = Comparison(
         "`p_value` tests",
         "chance_floor": "the mean for random circuits of the same numbers of edges, heads and nodes",
         "p_value": "of the null hypothesis that both circuits come from draws of one distribution of prompts' scores: "
-        "share of random deals of both checkpoints' folds that make circuits differ at least as much",
+        "share of random deals of the folds' deviations to the two that make circuits differ at least as much",
         "q_value": "`p_value` corrected for the number of checkpoints (Benjamini and Hochberg 1995)",
         "changed": "whether `q_value` is at most `false_discovery_rate`",
         "size": "edges of the circuit before pruning",
