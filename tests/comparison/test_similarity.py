@@ -138,7 +138,7 @@ def test_two_draws_of_one_distribution_are_flagged_at_most_at_the_nominal_rate(n
 
 @pytest.mark.slow
 def test_a_planted_change_is_found_with_the_stated_power() -> None:
-    """Of about 14 edges that pruning leaves, 8 or 4 exchanged; a fold's noise as large as a fifth of the mean |score|."""
+    """Of about 14 edges that pruning leaves, 8 or 4 exchanged; a fold's noise a fifth of the mean |score|."""
     found = share_found(0.2, 8, 100)
     assert found["at/edge_jaccard"] >= 0.9
     assert found["at/weighted_jaccard"] >= 0.9
