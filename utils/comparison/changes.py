@@ -19,7 +19,7 @@ from torch import Tensor
 from edge_attribution_patching.search import Signed, edge_order, prefix_masks
 from edge_attribution_patching.stability import sign_stable
 from utils.comparison.chance import expected_added, expected_jaccard, expected_weighted_jaccard
-from utils.comparison.floors import Rule, Samples, changed, noise_floor, p_value
+from utils.comparison.floors import Rule, Samples, change_test, changed, noise_floor
 from utils.comparison.inputs import Checkpoint, Sequence
 from utils.comparison.keys import ComparisonConfig
 from utils.comparison.similarity import OF_CIRCUITS, Circuits, Edges, of_circuits, rank_correlation
@@ -103,6 +103,7 @@ class Comparer:
             self._floors(sequence, checkpoint, sizes)
             for sequence, checkpoint in ((pair.first_of, pair.first), (pair.second_of, pair.second))
         ]
+        p_values = self._p_values(pair, sizes)
         stamp = {
             "model": pair.second_of.model,
             "task": pair.second_of.task,
@@ -119,6 +120,7 @@ class Comparer:
         kept = torch.isin(edges.flat, pair.first.folds.edges) & torch.isin(edges.flat, pair.second.folds.edges)
         correlation = float(rank_correlation(*(score[:, kept] for score in scores))[0])
         rows: list[dict[str, object]] = []
+        row: dict[str, object]
         for at, (first_size, second_size) in sizes.items():
             masks = (
                 self._mask(pair.first_of, pair.first, at),
@@ -139,10 +141,10 @@ class Comparer:
             for measure in OF_CIRCUITS:
                 key = f"{at}/{measure}"
                 row = {"at": at, "measure": measure, "value": float(values[measure][0])}
-                row |= {"chance_floor": chance[measure]} | _against_noise(pair, row["value"], floors, key, measure)
+                row |= {"chance_floor": chance[measure], "p_value": p_values.get(key, np.nan)} | _band(floors, key)
                 rows.append(stamp | row | counts)
         row = {"at": "scores", "measure": "rank_correlation", "value": correlation, "chance_floor": 0.0}
-        row |= _against_noise(pair, correlation, floors, "rank_correlation", "rank_correlation")
+        row |= {"p_value": p_values.get("rank_correlation", np.nan)} | _band(floors, "rank_correlation")
         rows.append(stamp | row)
         return rows
 
@@ -154,6 +156,13 @@ class Comparer:
             self._fixed[key] = noise_floor(checkpoint.folds, {"size": sizes["size"]}, *given)
         varying = {name: both for name, both in sizes.items() if name != "size"}
         return self._fixed[key] | (noise_floor(checkpoint.folds, varying, *given) if varying else {})
+
+    def _p_values(self, pair: Pair, sizes: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
+        """p-values by size and measure; a checkpoint and itself are not tested."""
+        if pair.is_same:
+            return {}
+        given = (pair.second_of.rule, self.config.seed, self.config.permutations)
+        return change_test(pair.first.folds, pair.second.folds, sizes, *given)
 
     def _mask(self, sequence: Sequence, checkpoint: Checkpoint, at: str) -> Tensor:
         if at == "faithfulness":
@@ -185,19 +194,17 @@ def similarity_rows(comparer: Comparer, pairs: Iterator[Pair], done: Callable[[]
     return pd.DataFrame(rows)
 
 
-def _against_noise(pair: Pair, value: float, floors: list[Samples], key: str, measure: str) -> Mapping[str, float]:
-    """Noise floor, its band and the p-value of one similarity; a checkpoint and itself are not tested."""
+def _band(floors: list[Samples], key: str) -> dict[str, float]:
+    """Noise floor and its band of one similarity, over both checkpoints."""
     sides = [floor[key] for floor in floors]
-    p = np.nan if pair.is_same else p_value(value, sides, measure)
     known = [side[~np.isnan(side)] for side in sides]
     known = [side for side in known if len(side)]
     if not known:
-        return dict.fromkeys(("noise_floor", "noise_low", "noise_high"), np.nan) | {"p_value": p}
+        return dict.fromkeys(("noise_floor", "noise_low", "noise_high"), float("nan"))
     return {
         "noise_floor": float(np.mean([side.mean() for side in known])),
         "noise_low": float(min(np.quantile(side, 0.025) for side in known)),
         "noise_high": float(max(np.quantile(side, 0.975) for side in known)),
-        "p_value": p,
     }
 
 

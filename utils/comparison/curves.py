@@ -106,7 +106,9 @@ def head_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[
                 resampled = binomial_resamples(values, rows["pairs"].to_numpy(), seed, config.resamples)
                 curve = replace(curve, resampled=resampled, uncertainty="binomial")
             elif "se" in rows and rows["se"].notna().all():
-                resampled = np.abs(normal_resamples(rows["signed"], rows["se"], seed, config.resamples))
+                resampled = np.abs(
+                    normal_resamples(rows["signed"].to_numpy(), rows["se"].to_numpy(), seed, config.resamples)
+                )
                 curve = replace(curve, resampled=resampled, uncertainty="standard errors")
             curves.append(curve)
         if curves:
@@ -120,8 +122,8 @@ def best_head_curves(store: Store, model: str) -> Iterator[Curve]:
     for score, table in _head_tables(store, model):
         best = table.groupby(["step", "tokens"])["value"].max().dropna().reset_index()
         if len(best):
-            columns = (best[name].to_numpy() for name in ("step", "tokens", "value"))
-            yield Curve(model, f"best {score} head", "head", score, *columns)
+            steps, tokens, values = (best[name].to_numpy() for name in ("step", "tokens", "value"))
+            yield Curve(model, f"best {score} head", "head", score, steps, tokens, values)
 
 
 def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[Curve]:
@@ -142,7 +144,7 @@ def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterato
                 rows["step"].to_numpy(),
                 rows["tokens"].to_numpy(),
                 rows["value"].to_numpy(dtype=float),
-                normal_resamples(rows["value"], rows["se"].fillna(0), seed, config.resamples),
+                normal_resamples(rows["value"].to_numpy(), rows["se"].fillna(0).to_numpy(), seed, config.resamples),
                 "standard errors",
                 task,
                 leading=primary == metric,

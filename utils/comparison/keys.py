@@ -42,9 +42,11 @@ class ComparisonConfig(Section):
     seeds: dict[str, list[str]] | None = None
     """Groups of models that are drawn and summed up together (`{pythia-160m: [pythia-160m-seed1, pythia-160m-seed2]}`);
     `null`: models of one shape whose names differ in a seed alone."""
-    pairs: int = Field(999, ge=100)
-    """Pairs of resamples of each checkpoint that its noise floor is taken from. A p-value cannot be smaller than
-    1 / (pairs + 1), so after the correction for many checkpoints a few hundred may find nothing."""
+    pairs: int = Field(200, ge=100)
+    """Pairs of resamples of each checkpoint that its noise floor is taken from."""
+    permutations: int = Field(999, ge=99)
+    """Random deals of two checkpoints' folds that a p-value is taken from. It cannot be smaller than
+    1 / (permutations + 1), so after the correction for many checkpoints a few hundred may find nothing."""
     resamples: int = Field(1000, ge=100)
     """Resamples that all other intervals are taken from (of the circuits' own curves a fifth)."""
     false_discovery_rate: float = Field(0.05, gt=0, lt=1)

@@ -76,7 +76,7 @@ def _similarity(
 ) -> pd.DataFrame:
     """All rows of `similarity`: what is kept from an earlier run, and the rest worked out with a progress bar."""
     jobs: dict[str, tuple[str, list[Pair], str]] = {}  # key -> name, pairs, task
-    keys = config.model_dump(mode="json", include={"pairs", "seed"})
+    keys = config.model_dump(mode="json", include={"pairs", "permutations", "seed"})
     for unit, sequence in sequences.items():
         settings = keys | {"size": sizes[unit[1]], "reference": references[unit], "what": "training"}
         pairs = list(pairs_over_training(sequence, references[unit]))

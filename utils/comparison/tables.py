@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -122,7 +123,7 @@ def change_points_table(similarity: pd.DataFrame, curves: Items[Curve]) -> pd.Da
         for i, place in enumerate(places, 1):
             stretches = values[bounds[i - 1] : place], values[place : bounds[i + 1]]
             means = [float(np.exp(np.log(part).mean()) if logarithmic else part.mean()) for part in stretches]
-            row = {"model": model, "task": task, "quantity": quantity}
+            row: dict[str, object] = {"model": model, "task": task, "quantity": quantity}
             row |= {"after_step": steps[place - 1], "step": steps[place], "before": means[0], "after": means[1]}
             found.append(row)
     return pd.DataFrame(found, columns=list(CHANGE_POINTS.columns))
@@ -159,7 +160,7 @@ def edges_tables(sequence: Sequence, size: int) -> tuple[pd.DataFrame, pd.DataFr
     return frames[0].reindex(columns=columns[0]), frames[1].reindex(columns=columns[1])
 
 
-def _stamp(curve: Curve) -> dict[str, object]:
+def _stamp(curve: Curve) -> dict[str, Any]:
     return {
         "model": curve.model,
         "curve": curve.name,

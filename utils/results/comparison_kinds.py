@@ -49,9 +49,11 @@ SIMILARITY = Comparison(
         "noise_floor": "the same where only the prompts differ: mean over pairs of circuits of the same two sizes from "
         "resampled folds of one checkpoint, and over the two checkpoints",
         "noise_low": "where 2.5% of the pairs are below, at the checkpoint with more noise",
-        "noise_high": "where 2.5% of the pairs are above, at the checkpoint where this is higher",
+        "noise_high": "where 2.5% of the pairs are above, at the checkpoint where this is higher; the band describes, "
+        "`p_value` tests",
         "chance_floor": "the mean for random circuits of the same numbers of edges, heads and nodes",
-        "p_value": "how often prompts alone make circuits differ as much, at the checkpoint where this is more often",
+        "p_value": "of the null hypothesis that both circuits come from draws of one distribution of prompts' scores: "
+        "share of random deals of the folds' deviations to the two that make circuits differ at least as much",
         "q_value": "`p_value` corrected for the number of checkpoints (Benjamini and Hochberg 1995)",
         "changed": "whether `q_value` is at most `false_discovery_rate`",
         "size": "edges of the circuit before pruning",

@@ -1,0 +1,151 @@
+"""compare_circuits.py from stored results of two made-up seeds: tables, resuming, errors, and what it imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from edge_attribution_patching.circuit import Circuit
+from edge_attribution_patching.folds import KeptFolds
+from edge_attribution_patching.graph import Graph
+from edge_attribution_patching.search import edge_order, prefix_masks
+from tests.support.synthetic_results import write
+from utils.comparison import changes
+from utils.comparison.inputs import read_sequence
+from utils.comparison.keys import ComparisonConfig
+from utils.comparison.run import compare
+from utils.errors import UserError
+from utils.results.store import Store
+
+GRAPH = Graph(2, 2, True)
+MODELS = ("m-seed1", "m-seed2")
+STEPS = (0, 10, 20)
+SIZE = 12
+
+
+def write_seed(store: Store, model: str, seed: int) -> None:
+    """Circuits of one task: alike at steps 10 and 20, another one at step 0."""
+    rng = np.random.default_rng(seed)
+    graphs = store.folder("graphs", model, "ioi")
+    edges = GRAPH.edge_mask.flatten().nonzero()[:, 0]
+    means = {0: rng.normal(size=len(edges)), 10: rng.normal(size=len(edges)) ** 3}
+    for step in STEPS:
+        noisy = means[min(step, 10)] + 0.02 * rng.normal(size=(10, len(edges)))
+        folds = KeptFolds.rounded(GRAPH, edges, torch.from_numpy(noisy).float(), torch.full((10,), 10))
+        scores = torch.zeros(GRAPH.n_forward * GRAPH.n_backward)
+        scores[edges] = folds.means.mean(0)
+        scores = scores.view(GRAPH.n_forward, GRAPH.n_backward)
+        circuit = Circuit(GRAPH, scores, prefix_masks(edge_order(scores, GRAPH), GRAPH, [SIZE])[0])
+        graphs.write_tensors(step, circuit.to_tensors() | folds.to_tensors())
+        write(store, "graphs", model, "ioi", step, circuit.to_table(), 100 * step)
+        row = {"full": 3.0, "full_se": 0.1, "corrupted": -1.0, "corrupted_se": 0.1, "n_prompts": 100}
+        row |= {"size": SIZE, "status": "found"}
+        write(store, "baselines", model, "ioi", step, pd.DataFrame([row]), 100 * step)
+        chosen = {"selected": [True], "n_edges": [circuit.n_edges], "n_nodes": [circuit.n_nodes]}
+        write(store, "faithfulness", model, "ioi", step, pd.DataFrame(chosen), 100 * step)
+    settings = {"search.order": "greedy", "search.selection": "signed", "search.positive_share": 0.6, "seed": 7}
+    (graphs.path / "run.json").write_text(json.dumps({"settings": settings}))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "results")
+    for seed, model in enumerate(MODELS):
+        write_seed(store, model, seed)
+    return store
+
+
+def config(store: Store, **keys: object) -> ComparisonConfig:
+    return ComparisonConfig.model_validate({"results_dir": store.root, "pairs": 100, "permutations": 199} | keys)
+
+
+def test_seeds_are_compared_with_each_other_and_over_training(store: Store) -> None:
+    tables = compare(config(store))
+    rows = tables["similarity"]
+    edges = rows[(rows["measure"] == "edge_jaccard") & (rows["at"] == "size")]
+    previous = edges[edges["against"] == "previous"].set_index(["model", "step"])["changed"]
+    for model in MODELS:
+        assert previous[model, 10]
+        assert not previous[model, 20]
+    between = edges[edges["against"] == "model"]
+    assert between["step"].tolist() == list(STEPS)
+    assert set(between["model"]) | set(between["other_model"]) == set(MODELS)
+    assert between["changed"].all()
+    # A checkpoint with itself: similarity 1, and no test.
+    itself = edges[(edges["against"] == "reference") & (edges["step"] == 20)]
+    assert itself["value"].tolist() == [1.0, 1.0]
+    assert itself["p_value"].isna().all()
+    assert set(tables["seeds"]["group"]) == {"m"}
+    assert tables["seed_emergence"]["shape"].isna().all()
+
+
+def test_a_stopped_run_goes_on_where_it_was(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = compare(config(store))["similarity"]
+    for part in (store.root / "comparison" / ".parts").glob("*.csv"):
+        part.unlink()
+    rows, compared = changes.Comparer.rows, list[str]()
+
+    def stop_at_the_second(comparer: changes.Comparer, pair: changes.Pair) -> list[dict[str, object]]:
+        if pair.second_of.model == MODELS[1]:
+            raise KeyboardInterrupt
+        return rows(comparer, pair)
+
+    def count(comparer: changes.Comparer, pair: changes.Pair) -> list[dict[str, object]]:
+        compared.append(pair.second_of.model)
+        return rows(comparer, pair)
+
+    monkeypatch.setattr(changes.Comparer, "rows", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        compare(config(store))
+    monkeypatch.setattr(changes.Comparer, "rows", count)
+    again = compare(config(store))["similarity"]
+    assert set(compared) == {MODELS[1]}
+    pd.testing.assert_frame_equal(again, whole, check_dtype=False)
+
+
+def test_circuits_are_grown_by_the_keys_of_their_run(store: Store) -> None:
+    rule = read_sequence(store, MODELS[0], "ioi").rule
+    assert (rule.order, rule.selection, rule.positive_share, rule.seed) == ("greedy", "signed", 0.6, 7)
+
+
+def test_missing_results_name_the_command_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no circuits; run: python get_circuits_over_time\.py"):
+        compare(config(Store(tmp_path)))
+
+
+def test_results_without_fold_scores_name_the_way_out(store: Store) -> None:
+    graphs = store.folder("graphs", MODELS[0], "ioi")
+    stored = graphs.read_tensors(10)
+    graphs.write_tensors(10, {name: value for name, value in stored.items() if not name.startswith("fold_")})
+    with pytest.raises(UserError, match=r"no fold scores; measure again: python get_circuits_over_time\.py"):
+        compare(config(store))
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"model": "m-seed3"}, "has no circuits of 'm-seed3'"),
+        ({"task": "iou"}, "has no circuits of 'iou'"),
+        ({"reference": 15}, "has no results of step 15"),
+        ({"size": 10**6}, "size: 1000000 is more than"),
+        ({"seeds": {"m": ["m-seed1", "m-sed2"]}}, r"seeds\.m: 'm-sed2' is not compared"),
+    ],
+)
+def test_errors_name_the_key_and_the_value(store: Store, keys: dict[str, object], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        compare(config(store, **keys))
+
+
+@pytest.mark.slow
+def test_no_model_library_is_imported() -> None:
+    code = "import sys, compare_circuits; print([name for name in ('transformers', 'datasets') if name in sys.modules])"
+    root = Path(__file__).parents[2]
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
