@@ -38,6 +38,8 @@ from utils.results.store import Store
 log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "ruptures", "diptest")
+METHOD = 2
+"""Count up when rows of similarities are worked out otherwise: those kept from before are not used then."""
 Tables = dict[str, pd.DataFrame]
 
 
@@ -76,7 +78,7 @@ def _similarity(
 ) -> pd.DataFrame:
     """All rows of `similarity`: what is kept from an earlier run, and the rest worked out with a progress bar."""
     jobs: dict[str, tuple[str, list[Pair], str]] = {}  # key -> name, pairs, task
-    keys = config.model_dump(mode="json", include={"pairs", "permutations", "seed"})
+    keys = config.model_dump(mode="json", include={"pairs", "permutations", "seed"}) | {"method": METHOD}
     for unit, sequence in sequences.items():
         settings = keys | {"size": sizes[unit[1]], "reference": references[unit], "what": "training"}
         pairs = list(pairs_over_training(sequence, references[unit]))
