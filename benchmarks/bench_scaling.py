@@ -159,7 +159,7 @@ def simulate() -> None:
     for workers in WORKERS:
         row = []
         for name, measure in (("processes", by_processes), ("driver", by_driver)):
-            with tempfile.TemporaryDirectory(dir=".") as folder:
+            with tempfile.TemporaryDirectory() as folder:
                 seconds = measure(Path(folder), workers)
             assert workers == 1 or name in first
             row.append(f"{seconds:.1f} | {first.setdefault(name, seconds) / seconds:.0%}")
@@ -177,7 +177,7 @@ def on_toy(model: str) -> None:
         ("two processes", 2, []),
         ("Ray, two workers", 1, ["executor=ray"]),
     ):
-        with tempfile.TemporaryDirectory(dir=".") as folder:
+        with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, str(ROOT / "get_circuits_over_time.py"), f"model={model}", "n_prompts=50"]
             command += ["task=[ioi, sva]", f"results_dir={folder}", *overrides]
             begun = time.perf_counter()
