@@ -9,7 +9,7 @@ Biderman 2024, arXiv 2407.10827), so that you can compare numbers with its own. 
 - succession leaves out all norms, counts a tie as right and weighs spellings as there (`succession.py`);
 - CSPA reads the beginnings of long documents (`corpus.py`).
 
-All other differences are numbers that have their own keys; `configs/study/README.md` lists them.
+All other differences are numbers that have their own keys; `configs/README.md` lists them.
 """
 
 from typing import Literal
