@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from scipy import stats
+
+if TYPE_CHECKING:
+    from jaxtyping import Float  # Figures use this module, and do without it.
 
 EXACT_UP_TO = 8
 """Models of which all permutations are counted: 40,320."""
