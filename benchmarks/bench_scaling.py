@@ -91,7 +91,7 @@ def sweeps_of(folder: Path, workers: int) -> list[Sweep]:
     for number, name in enumerate(names):
         steps = tuple(range(min(MODEL, total - number * MODEL)))
         family = SlowHub(name, name, steps, {step: step for step in steps})
-        sweeps.append(Sweep(family, (job,), (steps,), {step: [what] for step in steps}))
+        sweeps.append(Sweep(family, (job,), (job,), (steps,), {step: [what] for step in steps}))
     return sweeps
 
 

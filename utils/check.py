@@ -21,7 +21,7 @@ from utils.heads.cspa import CspaConfig
 from utils.heads.succession import SuccessorConfig
 from utils.ioi.keys import IoiConsistencyConfig
 from utils.models.descent import Move, moves
-from utils.models.family import Family, resolve_family
+from utils.models.family import Family, family_of
 from utils.models.integrity import Report, check, damages_at
 from utils.models.schedules import select_steps
 from utils.models.screening import some
@@ -68,14 +68,7 @@ def check_models(config: CheckConfig, *, deep: bool = False) -> int:
     """
     wrong = False
     for model in config.models:
-        family = resolve_family(
-            model,
-            config.cache_dir,
-            config.tokens_per_step,
-            config.revisions,
-            config.stages,
-            config.trust_remote_code,
-        )
+        family = family_of(config, model)
         steps = select_steps(config.checkpoints, family.steps, family.name)
         with tqdm(total=len(family.steps), disable=None, dynamic_ncols=True, leave=False) as bar:
             bar.set_description_str(f"{family.name}: comparing weights")

@@ -27,7 +27,7 @@ from utils.circuits import CircuitPrompts, CircuitsConfig
 from utils.circuits import prepare as prepare_circuits
 from utils.errors import UserError
 from utils.models.checkpoint import LoadedCheckpoint
-from utils.models.family import resolve_family
+from utils.models.family import family_of
 from utils.results.kinds import TRANSFER
 from utils.results.store import Result, Store
 from utils.run.analysis import Analysis
@@ -143,7 +143,7 @@ def discard_outdated(config: CircuitsConfig) -> None:
     """
     store = Store(config.results_dir)
     for model in config.models:
-        family = resolve_family(model, config.cache_dir, config.tokens_per_step, config.revisions, config.stages)
+        family = family_of(config, model)
         circuits = StoredCircuits(store, family.name)
         for task in tasks_of(config):
             folder = store.folder(TRANSFER, family.name, task.name)

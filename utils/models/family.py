@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from utils.config.keys import BaseConfig
 from utils.errors import UserError, suggest
 from utils.models import local
 from utils.models.families import EXAMPLES, SHORT_NAMES, FamilyRecord, KnownModel, known_model, unusable
@@ -31,9 +32,16 @@ from utils.models.revisions import (
 )
 from utils.models.sources import Family, HubFamily, LocalFamily
 
-__all__ = ["Family", "HubFamily", "LocalFamily", "resolve_family"]
+__all__ = ["Family", "HubFamily", "LocalFamily", "family_of", "resolve_family"]
 
 log = logging.getLogger(__name__)
+
+
+def family_of(config: BaseConfig, model: str) -> Family:
+    """The checkpoints of one of a config's models; see `resolve_family`."""
+    return resolve_family(
+        model, config.cache_dir, config.tokens_per_step, config.revisions, config.stages, config.trust_remote_code
+    )
 
 
 def resolve_family(

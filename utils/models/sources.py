@@ -52,11 +52,13 @@ class Family:
 
     def fetch_small(self, step: int) -> Path:
         """The folder with a checkpoint's config and tokenizer, downloaded if needed."""
-        raise NotImplementedError
+        self._ahead.wait(step)
+        return self._folder_of_small(step)
 
     def fetch(self, step: int, arrived: Arrived = lambda count: None) -> CheckpointFiles:
         """All of a checkpoint's files on disk, downloaded if needed; `arrived` is told of every few bytes."""
-        raise NotImplementedError
+        self._ahead.wait(step)
+        return self._files(step, arrived)
 
     def prefetch(self, step: int) -> None:
         """Start to download a checkpoint and to read it into CPU memory, in the background.
@@ -131,14 +133,6 @@ class LocalFamily(Family):
 
     folders: dict[int, Path]
 
-    def fetch_small(self, step: int) -> Path:
-        self._ahead.wait(step)
-        return self._folder_of_small(step)
-
-    def fetch(self, step: int, arrived: Arrived = lambda count: None) -> CheckpointFiles:
-        self._ahead.wait(step)
-        return self._files(step, arrived)
-
     def sha256(self, step: int) -> str:
         """Hash of a checkpoint's weights as they are on disk now."""
         return combine(local.hashes(local.stamps(self.folders[step])))
@@ -198,14 +192,6 @@ class HubFamily(Family):
     def is_complete(self, step: int) -> bool:
         """Whether all of a checkpoint's files are on disk."""
         return hub.read_manifest(self.folder(step)) is not None
-
-    def fetch_small(self, step: int) -> Path:
-        self._ahead.wait(step)
-        return self._folder_of_small(step)
-
-    def fetch(self, step: int, arrived: Arrived = lambda count: None) -> CheckpointFiles:
-        self._ahead.wait(step)
-        return self._files(step, arrived)
 
     def release(self, step: int, keep: Literal["all", "none"] | int) -> None:
         if keep == "all":

@@ -26,8 +26,8 @@ def execute(name: str, sweeps: Sequence[Sweep]) -> int:
     Raises:
         UserError: on bad input, also if checkpoints hold another's weights (`on_duplicate_weights`).
     """
-    jobs = sweeps[0].jobs
-    config = jobs[0].config
+    given = sweeps[0].given
+    config = given[0].config
     if not any(sweep.missing for sweep in sweeps):
         return Run(name, sweeps).execute()
     sweeps = [screened(sweep) for sweep in sweeps]
@@ -35,7 +35,7 @@ def execute(name: str, sweeps: Sequence[Sweep]) -> int:
         from utils.run.driver import DriverRun
         from utils.run.ray_pool import RayPool
 
-        with RayPool(config, jobs) as pool:
+        with RayPool(config, given) as pool:
             return DriverRun(name, sweeps, pool).execute()
     if config.executor == "slurm":
         from utils.run.slurm import run_array

@@ -13,7 +13,7 @@ import yaml
 
 from utils.config.keys import BaseConfig, with_start_token
 from utils.errors import UserError
-from utils.models.family import Family, resolve_family
+from utils.models.family import Family, family_of
 from utils.models.schedules import select_steps
 from utils.results.kinds import Kind
 from utils.results.record import RunRecord
@@ -28,6 +28,10 @@ class Job:
 
     analysis: Analysis
     config: BaseConfig
+
+    def resolved_for(self, family: Family) -> Job:
+        """The job for one model: what depends on it is resolved."""
+        return replace(self, config=with_start_token(self.config, family.prepend_bos))
 
     @cached_property
     def store(self) -> Store:
@@ -82,17 +86,17 @@ class Sweep:
 
     Attributes:
         family: the model's checkpoints.
-        jobs: what to measure, in order.
+        given: what to measure, in order, as the configs have it for all models.
+        jobs: the same, with what depends on the model resolved (`prepend_bos: auto`).
         asked: the steps that each job asks for.
         missing: step -> what is missing there, in order; only the unfinished steps, sorted.
-        start_token: what `prepend_bos: auto` is for this model; None if no job asks for it.
     """
 
     family: Family
+    given: tuple[Job, ...]
     jobs: tuple[Job, ...]
     asked: tuple[tuple[int, ...], ...]
     missing: dict[int, list[Measurement]]
-    start_token: bool | None = None
 
     @property
     def steps(self) -> list[int]:
@@ -128,9 +132,7 @@ def plan(jobs: Sequence[Job]) -> list[Sweep]:
         _ = job.tasks  # Unknown tasks are told before any model is looked up.
     sweeps: list[Sweep] = []
     for model in config.models:
-        family = resolve_family(
-            model, config.cache_dir, config.tokens_per_step, config.revisions, config.stages, config.trust_remote_code
-        )
+        family = family_of(config, model)
         for other in sweeps:
             if other.family.name == family.name:
                 raise UserError(
@@ -138,16 +140,14 @@ def plan(jobs: Sequence[Job]) -> list[Sweep]:
                     f"'{family.name}'; run them with two results_dir"
                 )
         asked = tuple(tuple(select_steps(job.config.checkpoints, family.steps, family.name)) for job in jobs)
-        resolved = tuple(replace(job, config=with_start_token(job.config, family.prepend_bos)) for job in jobs)
-        asks = any(one.config != job.config for one, job in zip(resolved, jobs, strict=True))
+        resolved = tuple(job.resolved_for(family) for job in jobs)
         missing: dict[int, list[Measurement]] = {}
         for job, steps in zip(resolved, asked, strict=True):
             for task in job.tasks:
                 what = Measurement(job, task)
                 for step in _missing(job, task, steps, family):
                     missing.setdefault(step, []).append(what)
-        start_token = family.prepend_bos is True if asks else None
-        sweeps.append(Sweep(family, resolved, asked, dict(sorted(missing.items())), start_token))
+        sweeps.append(Sweep(family, tuple(jobs), resolved, asked, dict(sorted(missing.items()))))
     return sweeps
 
 
@@ -191,8 +191,8 @@ def _describe_job(sweep: Sweep, job: Job, *, named: bool) -> str:
     steps = sweep.steps_of(job)
     what = f"{job.analysis.name}: " if named else ""
     lines = [f"{what}{name} from {sweep.family.source}: {len(left)} of {len(steps)} checkpoints to measure\n"]
-    if sweep.start_token is not None:
-        lines.append(f"  prepend_bos: auto is {'true' if sweep.start_token else 'false'}\n")
+    if any(one.config != given.config for one, given in zip(sweep.jobs, sweep.given, strict=True)):
+        lines.append(f"  prepend_bos: auto is {'true' if sweep.family.prepend_bos else 'false'}\n")
     if left:
         lines.append(f"  measure: {', '.join(str(step) for step in left)}\n")
     if done := [step for step in steps if step not in left]:

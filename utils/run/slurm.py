@@ -52,7 +52,7 @@ def run_array(name: str, sweeps: Sequence[Sweep]) -> int:
         UserError: on bad input, in a task too; or if there is no Slurm here.
     """
     submitit = import_submitit()
-    config, jobs = sweeps[0].jobs[0].config, sweeps[0].jobs
+    config, jobs = sweeps[0].given[0].config, sweeps[0].given
     executor = _executor(submitit, config)
     run = Run(name, sweeps)
     with run.claims:  # Bad input ends here, and overwrite deletes once, not in every task.

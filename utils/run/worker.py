@@ -18,7 +18,7 @@ import torch
 
 from utils.errors import UserError
 from utils.models.checkpoint import CheckpointUnusable
-from utils.models.family import Family, resolve_family
+from utils.models.family import Family, family_of
 from utils.results.record import RunRecord
 from utils.run import unit
 from utils.run.plan import Job, Measurement, Sweep
@@ -120,6 +120,7 @@ class Worker:
         here = {"results_dir": Path(self._scratch.name), "overwrite": False, "repair": False}
         self.jobs = [Job(job.analysis, job.config.model_copy(update=here)) for job in shared.jobs]
         self._families: dict[str, Family] = {}
+        self._jobs: dict[str, list[Job]] = {}
         self._inputs: dict[str, unit.Inputs] = {}
 
     def measure(self, what: Unit) -> Outcome:
@@ -132,9 +133,10 @@ class Worker:
             return Outcome(what.name, what.step, refused=str(error))
 
     def _measure(self, what: Unit) -> list[unit.Measured]:
-        missing = [Measurement(self.jobs[job], self.jobs[job].tasks[task]) for job, task in what.missing]
-        inputs = self._inputs.setdefault(what.model, unit.Inputs())
         family = self._family(what.model)
+        jobs = self._jobs.setdefault(what.model, [job.resolved_for(family) for job in self.jobs])
+        missing = [Measurement(jobs[job], jobs[job].tasks[task]) for job, task in what.missing]
+        inputs = self._inputs.setdefault(what.model, unit.Inputs())
         described = family.describe(what.step)
         prepared = {one.job: inputs.of(one.job, described) for one in missing}
         read = {kind.name for one in missing for kind in one.job.analysis.reads}
@@ -155,15 +157,7 @@ class Worker:
 
     def _family(self, model: str) -> Family:
         if model not in self._families:
-            config = self.jobs[0].config
-            self._families[model] = resolve_family(
-                model,
-                config.cache_dir,
-                config.tokens_per_step,
-                config.revisions,
-                config.stages,
-                config.trust_remote_code,
-            )
+            self._families[model] = family_of(self.jobs[0].config, model)
         return self._families[model]
 
     def _receive(self, found: dict[str, bytes]) -> None:

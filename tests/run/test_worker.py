@@ -1,0 +1,44 @@
+"""A worker measures each model with the settings that the model asks for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from tests.support.tiny_models import save_family
+from utils.config.keys import BaseConfig, PromptOptions
+from utils.models.checkpoint import LoadedCheckpoint
+from utils.results.kinds import Kind
+from utils.results.store import Result
+from utils.run.analysis import Analysis
+from utils.run.plan import Job, plan
+from utils.run.worker import Shared, Worker, unit_of
+
+
+class Asking(PromptOptions, BaseConfig):
+    """A config with a key that depends on the model."""
+
+
+KIND = Kind("asked", {"start": "whether prompts start with a start token"}, "asking.py")
+
+
+def measure(checkpoint: LoadedCheckpoint, config: Asking, inputs: None, task: None) -> dict[str, Result]:
+    return {"asked": Result(pd.DataFrame({"start": [config.prepend_bos]}))}
+
+
+def test_models_of_one_run_keep_their_own_start_token(tmp_path: Path) -> None:
+    names = ["without", "with"]
+    for name in names:
+        save_family(tmp_path / name, {10: 1})
+    about = tmp_path / "with" / "family.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "prepend_bos": True}))
+    config = Asking(model=[str(tmp_path / name) for name in names], results_dir=tmp_path / "results", device="cpu")
+    job = Job(Analysis("asking", Asking, (KIND,), lambda *_: None, measure), config)
+    sweeps = plan([job])
+    worker = Worker(Shared("run", sweeps[0].given, Path.cwd(), torch.get_num_threads()))
+    found = [worker.measure(unit_of(sweep, number, 10, sweep.missing[10])) for number, sweep in enumerate(sweeps)]
+    tables = [outcome.measured[0].files[0][".csv"].decode().splitlines()[1] for outcome in found]
+    assert [table.rpartition(",")[2] for table in tables] == ["False", "True"]
