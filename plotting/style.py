@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
+import plotly.io as pio
 
 FONT = "Helvetica, Arial, sans-serif"
 INK = "#222222"
@@ -18,6 +19,32 @@ POSITIVE = "#0072B2"
 NEGATIVE = "#D55E00"
 # Heads within one model, told apart by colour and by the name at the end of the line.
 SERIES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#332288", "#999933", "#882255", "#777777")
+
+# What is the same in every figure. A page with many figures holds it once.
+TEMPLATE = "circuits"
+pio.templates[TEMPLATE] = go.layout.Template(pio.templates["plotly_white"]).update(
+    layout={
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "hoverlabel": {"font": {"family": FONT}},
+        "xaxis": {
+            "showline": True,
+            "linecolor": FAINT,
+            "gridcolor": GRID,
+            "zeroline": False,
+            "ticks": "outside",
+            "tickcolor": FAINT,
+        },
+        "yaxis": {
+            "showline": True,
+            "linecolor": FAINT,
+            "gridcolor": GRID,
+            "zerolinecolor": "#c8c8c8",
+            "ticks": "",
+            "tickfont": {"size": 11},
+            "title": {"font": {"size": 12}, "standoff": 8},
+        },
+    }
+)
 
 TASK_LABELS = {
     "ioi": "IOI",
@@ -167,6 +194,8 @@ def within(values: Iterable[float], low: float, high: float) -> tuple[list[float
 # Pixels above the panels: their own titles; and in a file the heading, with and without a legend below it.
 _PANEL_TITLES = 34
 _HEADING, _HEADING_WITH_LEGEND = 78, 108
+# Pixels of a legend's row, of an entry without its name, and of a letter of a name.
+_LEGEND_ROW, _LEGEND_ENTRY, _LEGEND_LETTER = 30, 46, 6.8
 
 
 @dataclass(frozen=True)
@@ -187,10 +216,11 @@ class Drawing:
         """A copy of the figure with the heading, and the legend if it has one, above the panels."""
         figure = go.Figure(self.figure)
         layout = figure.layout
-        room = _HEADING_WITH_LEGEND if layout.showlegend else _HEADING
+        room = _HEADING_WITH_LEGEND + _LEGEND_ROW * (self._legend_rows() - 1) if layout.showlegend else _HEADING
         height = layout.height + room
         faint = f"<br><span style='font-size:13px;color:#555'>{self.subtitle}</span>" if self.subtitle else ""
         return figure.update_layout(
+            template=TEMPLATE,
             height=height,
             margin_t=layout.margin.t + room,
             title={
@@ -215,6 +245,19 @@ class Drawing:
             },
         )
 
+    def _legend_rows(self) -> int:
+        """About how many rows the legend takes, from the lengths of its names."""
+        layout = self.figure.layout
+        names = [trace.name for trace in self.figure.data if trace.name and trace.showlegend is not False]
+        widths = [_LEGEND_ENTRY + _LEGEND_LETTER * len(name) for name in names]
+        room = layout.width - (layout.margin.l or 0) - (layout.margin.r or 0)
+        rows, left = 1, room
+        for width in widths:
+            if width > left:
+                rows, left = rows + 1, room
+            left -= width
+        return rows
+
 
 def finish(
     figure: go.Figure, title: str, subtitle: str = "", *, width: int, height: int, legend: bool = True
@@ -230,17 +273,9 @@ def finish(
         legend: whether the figure has a legend.
     """
     figure.update_layout(
-        template="plotly_white",
         width=width,
         height=height,
-        font={"family": FONT, "size": 13, "color": INK},
-        hoverlabel={"font": {"family": FONT}},
         margin={"l": 72, "r": 28, "t": _PANEL_TITLES, "b": 78},
         showlegend=legend,
     )
-    figure.update_xaxes(
-        showline=True, linecolor=FAINT, gridcolor=GRID, zeroline=False, ticks="outside", tickcolor=FAINT
-    )
-    figure.update_yaxes(showline=True, linecolor=FAINT, gridcolor=GRID, zerolinecolor="#c8c8c8", ticks="")
-    figure.update_yaxes(title_font_size=12, tickfont_size=11, title_standoff=8)
     return Drawing(figure, title, subtitle)

@@ -8,11 +8,11 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io as pio
 from plotly.io.json import to_json_plotly
 
 from plotting.eval_results import read_evaluations
@@ -34,7 +34,7 @@ from plotting.plot_transfer import draw_transfer, matrices
 from plotting.report.reproduction import reproduction_html
 from plotting.report.results import Results, escaped, shown
 from plotting.reproduction import reproduction
-from plotting.style import METRIC_LABELS, Drawing, model_looks
+from plotting.style import METRIC_LABELS, TEMPLATE, Drawing, model_looks
 from plotting.tables import load_comparison, models_in, tasks_in
 from plotting.time_axis import TimeAxis
 from utils.comparison.scale import mean_sizes
@@ -370,19 +370,17 @@ def figures_json(figures: list[ReportFigure]) -> str:
 
     They share one template, which is there once. Arrays are in plotly's binary form.
     """
-    template: dict[str, Any] = {}
     entries = []
     for figure in figures:
         records = []
         for drawn in (figure.whole.figure, *figure.parts):
             record = drawn.to_plotly_json()
-            template = record["layout"].pop("template", template)
-            for key in ("width", "legend"):
+            for key in ("template", "width", "legend"):
                 record["layout"].pop(key, None)
             records.append({"data": record["data"], "layout": record["layout"]})
         entries.append(
             {"name": figure.name, "width": figure.whole.figure.layout.width, "whole": records[0], "parts": records[1:]}
         )
-    text: str = to_json_plotly({"template": template, "figures": entries})
+    text: str = to_json_plotly({"template": pio.templates[TEMPLATE].to_plotly_json(), "figures": entries})
     json.loads(text)  # A NaN that slipped through would stop the whole page.
     return text

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,11 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Results of two models of one shape, with the stability of edges and the shape in run.json."""
+    """Results of two models of one shape, with the stability of edges and the shape in run.json; those of other
+    kinds, of which nothing here tells, would take long to draw."""
     store = write_all(tmp_path_factory.mktemp("results"), models=(ONE, OTHER))
+    for kind in ("transfer", "task_performance", "successor", "cspa", "ioi_consistency", "ioi_backup"):
+        shutil.rmtree(store.root / kind)
     shape = {"n_layers": LAYERS, "n_heads": HEADS, "parallel_attn_mlp": True, "d_model": 8}
     for model in (ONE, OTHER):
         for task in store.tasks("graphs", model):

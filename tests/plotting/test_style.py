@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
 from plotting.style import (
@@ -10,6 +11,7 @@ from plotting.style import (
     PRIMARY_METRICS,
     SERIES,
     TASK_LABELS,
+    finish,
     model_looks,
     model_order,
     task_order,
@@ -82,3 +84,11 @@ def test_every_task_and_metric_of_the_registries_has_its_label() -> None:
     assert {name: task.primary for name, task in TASKS.items()} == PRIMARY_METRICS
     assert set(TASK_LABELS) == set(TASKS)
     assert set(METRIC_LABELS) == set(METRICS)
+
+
+@pytest.mark.parametrize(("n_entries", "n_rows"), [(2, 1), (4, 2), (6, 3)])
+def test_a_legend_of_several_rows_gets_the_room_for_them(n_entries: int, n_rows: int) -> None:
+    traces = [go.Scatter(name=f"an entry with a long name, {i}") for i in range(n_entries)]
+    height = finish(go.Figure(traces), "Title", width=600, height=300).titled().layout.height
+    one_row = finish(go.Figure(traces[:1]), "Title", width=600, height=300).titled().layout.height
+    assert height - one_row == 30 * (n_rows - 1)

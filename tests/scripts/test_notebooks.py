@@ -16,6 +16,7 @@ from tests.support.paths import ROOT, TOY_STEPS
 
 MOST_BYTES = 400_000
 MOST_SECONDS = 600  # a cell, on a machine that is busy otherwise
+NO_BROWSER = {"BROWSER_PATH": "/nowhere/chromium"}  # figures stay interactive, which takes less long
 # Pictures that each notebook shows at least.
 FIGURES = {"ioi_circuit": 8, "greater_than_circuit": 5, "reading_a_sweep": 6, "real_ioi_circuit": 2}
 PICTURE, INTERACTIVE = "image/png", "application/vnd.plotly.v1+json"
@@ -66,9 +67,10 @@ def test_nothing_committed_tells_where_it_was_run(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ioi_circuit", "greater_than_circuit"])
-def test_the_circuit_notebooks_run_on_the_toy_family(name: str, toy_family: Path) -> None:
-    notebook = execute(with_parameters(load(name), {"MODEL": str(toy_family), "N_PROMPTS": 12}), timeout=MOST_SECONDS)
+@pytest.mark.parametrize(("name", "environment"), [("ioi_circuit", {}), ("greater_than_circuit", NO_BROWSER)])
+def test_the_circuit_notebooks_run_on_the_toy_family(name: str, environment: dict[str, str], toy_family: Path) -> None:
+    parameters = {"MODEL": str(toy_family), "N_PROMPTS": 12}
+    notebook = execute(with_parameters(load(name), parameters), environment, MOST_SECONDS)
     assert "error" not in {output.output_type for output in outputs(notebook)}
     assert len(shown(notebook, PICTURE, INTERACTIVE)) >= FIGURES[name]
 
@@ -82,7 +84,7 @@ def test_the_sweep_notebook_measures_what_is_missing(toy_family: Path, tmp_path:
         "TASKS": ["ioi", "sva"],
         "N_PROMPTS": 10,
     }
-    notebook = execute(with_parameters(load("reading_a_sweep"), parameters), timeout=MOST_SECONDS)
+    notebook = execute(with_parameters(load("reading_a_sweep"), parameters), NO_BROWSER, MOST_SECONDS)
     assert len(shown(notebook, PICTURE, INTERACTIVE)) >= FIGURES["reading_a_sweep"]
     told = " ".join(data["text/markdown"] for data in shown(notebook, "text/markdown"))
     assert told.count("measuring 3 checkpoints") == 2
@@ -102,7 +104,7 @@ def test_without_a_browser_figures_are_interactive_and_the_notebook_says_so_once
         *[figure] * 2,
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    execute(notebook, {"BROWSER_PATH": "/nowhere/chromium"}, MOST_SECONDS)
+    execute(notebook, NO_BROWSER, MOST_SECONDS)
     assert not shown(notebook, PICTURE)
     assert len(shown(notebook, INTERACTIVE)) == 2
     assert [data["text/markdown"].count("apt-get install chromium") for data in shown(notebook, "text/markdown")] == [1]
