@@ -34,7 +34,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.random_pythia import SHAPES, random_pythia  # noqa: E402
 from edge_attribution_patching.graph import Graph  # noqa: E402
 from edge_attribution_patching.weights import read_weights  # noqa: E402
-from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks  # noqa: E402
+from utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks  # noqa: E402
+from utils.heads.copy_scores import copy_scores  # noqa: E402
 from utils.heads.cspa_scores import cspa_scores, mean_outputs  # noqa: E402
 from utils.heads.cspa_sources import Ablation  # noqa: E402
 from utils.heads.function_words import function_tokens  # noqa: E402

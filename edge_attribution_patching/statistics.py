@@ -18,7 +18,26 @@ RESAMPLES = 1000
 
 def standard_error(values: Float[Tensor, " n"]) -> float:
     """Standard error of the mean; nan for a single value."""
-    return float(values.double().std() / sqrt(len(values))) if len(values) > 1 else float("nan")
+    return float(standard_errors(values))
+
+
+def standard_errors(values: Float[Tensor, "... n"]) -> Float[Tensor, ...]:
+    """Standard error of each mean over the last axis, float64; nan for a single value."""
+    n = values.shape[-1]
+    if n < 2:
+        return torch.full(values.shape[:-1], float("nan"), dtype=torch.float64)
+    return values.double().std(dim=-1) / sqrt(n)
+
+
+def quotient_errors(above: Float[Tensor, "... n"], below: Float[Tensor, "... n"]) -> Float[Tensor, ...]:
+    """Standard error of the quotient of two means over the last axis, float64; nan for a single pair of values.
+
+    To first order, the quotient errs as the mean of (above - quotient * below) / mean(below) does (Cochran 1977,
+    "Sampling Techniques", section 6.3).
+    """
+    above, below = above.double(), below.double()
+    mean = below.mean(dim=-1, keepdim=True)
+    return standard_errors((above - above.mean(dim=-1, keepdim=True) / mean * below) / mean)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ from notebooks.steps import PathPatching, at_end, head_table, heads_of, load_che
 from notebooks.support import start
 from plotting.plot_faithfulness_curve import draw_curves
 from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
-from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
+from utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
+from utils.heads.copy_scores import copy_scores
 from utils.ioi.attention import name_attention
 from utils.ioi.effects import Exchange, PairedRuns
 from utils.task_performance import answer_logits, task_performance

@@ -12,6 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -61,7 +62,9 @@ def score_label(score: str) -> tuple[str, str]:
 
 
 def head_scores(store: Store, arguments: argparse.Namespace) -> pd.DataFrame:
-    """All scores in one table: `model, step, tokens, score, layer, head, value`, and a `reason` if any kind has one.
+    """All scores in one table: `model, step, tokens, score, layer, head, value, se`, and any kind's `reason`.
+
+    `se` is the standard error of the value; a share of pairs of words has the binomial one.
 
     Raises:
         UserError: if no kind of head score has results.
@@ -72,9 +75,10 @@ def head_scores(store: Store, arguments: argparse.Namespace) -> pd.DataFrame:
         if table is None:
             continue
         if kind in SINGLE:
-            value = "value" if "value" in table else "score"
-            table = table.rename(columns={value: "value"}).assign(score=SINGLE[kind])
-        columns = ["model", "step", "tokens", "score", "layer", "head", "value"]
+            table = table.rename(columns={"score": "value", "score_se": "se"}).assign(score=SINGLE[kind])
+        if "pairs" in table:
+            table = table.assign(se=np.sqrt(table["value"] * (1 - table["value"]) / table["pairs"]))
+        columns = ["model", "step", "tokens", "score", "layer", "head", "value", "se"]
         frames.append(table[[*columns, "reason"] if "reason" in table else columns])
     if not frames:
         raise UserError(f"{store.root} holds no head scores; run: {how_to_make('components')}")
@@ -103,7 +107,7 @@ def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
         for model in models_in(table):
             rows = best[(best["model"] == model) & (best["score"] == score)]
             if not rows.empty:
-                panels.draw(Line(rows, "value", model, looks[model], hover=("best_head",)), row, column)
+                panels.draw(Line(rows, "value", model, looks[model], error="se", hover=("best_head",)), row, column)
             measured = table[(table["model"] == model) & (table["score"] == score)]
             if not measured.empty:
                 # At a checkpoint without any value, the heads' reasons are mostly one.
@@ -120,7 +124,8 @@ def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
         panels.missing(gaps, row, column)
     _limit_cspa(panels, places, best)
     return panels.done(
-        "Attention heads over training", "The highest score among a model's heads, for each kind of head"
+        "Attention heads over training",
+        "The highest score among a model's heads, for each kind of head; bands are 95% intervals of that head's score",
     )
 
 
@@ -134,12 +139,15 @@ def draw_top_heads(table: pd.DataFrame, model: str, n: int) -> Drawing:
         for rank, (layer, head) in enumerate(heads):
             rows = part[(part["layer"] == layer) & (part["head"] == head)].sort_values("step")
             colour = SERIES[rank % len(SERIES)]
-            panels.draw(Line(rows, "value", f"{layer}.{head}", ModelLook(colour, "circle", "solid")), row, column)
+            look = ModelLook(colour, "circle", "solid")
+            panels.draw(Line(rows, "value", f"{layer}.{head}", look, error="se"), row, column)
             ends.append((float(rows["value"].iloc[-1]), f"{layer}.{head}", colour))
         panels.name_ends(ends, row, column)
     _limit_cspa(panels, places, table)
     return panels.done(
-        f"Top heads of {model}", "The heads with the highest score at any checkpoint, as layer.head", legend=False
+        f"Top heads of {model}",
+        "The heads with the highest score at any checkpoint, as layer.head; bands are 95% intervals",
+        legend=False,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import brentq
 
 from utils.comparison.change_points import change_points
 from utils.comparison.emergence import crossings, find_emergence, normal_resamples, order_shares
@@ -87,20 +88,30 @@ def test_accuracies_count_from_guessing() -> None:
     assert crossings(np.array([[0.5, 0.6, 0.8, 1.0]]), 0.5, 2, baseline=0.5).tolist() == [2]
 
 
-def test_intervals_of_emergence_cover_the_truth() -> None:
-    """Smooth curves that cross half their maximum at a random time, measured with errors of 6% of it."""
+@pytest.mark.parametrize("place", ["anywhere", "at a checkpoint"])
+def test_intervals_of_emergence_cover_the_truth(place: str) -> None:
+    """Smooth curves that cross half their maximum at some time, measured with errors of 6% of it."""
     at = np.arange(17.0)
     covered = []
     for seed in range(500):
         rng = np.random.default_rng(seed)
-        middle = rng.uniform(5, 11)
-        truth = 1 / (1 + np.exp(-0.75 * (at - middle)))
-        crossing = middle - np.log(2 / truth.max() - 1) / 0.75
+        crossing = rng.uniform(5, 11) if place == "anywhere" else float(rng.integers(5, 12))
+        truth = smooth(at, brentq(short_of_half, 0, 16, args=(crossing, at[-1])))
         values = truth + 0.06 * rng.normal(size=len(at))
         resampled = normal_resamples(values, np.full(len(at), 0.06), seed, 200)
         low, high = find_emergence(values, resampled, 0.5, 2).interval
-        covered.append(low < crossing <= high)
+        covered.append(low <= crossing <= high)
     assert np.mean(covered) >= 0.95
+
+
+def short_of_half(middle: float, crossing: float, last: float) -> float:
+    """How far a curve is at `crossing` from half of its last value."""
+    return float(smooth(crossing, middle) - 0.5 * smooth(last, middle))
+
+
+def smooth(at: np.ndarray | float, middle: float) -> np.ndarray:
+    """A logistic curve."""
+    return 1 / (1 + np.exp(-0.75 * (at - middle)))
 
 
 def test_without_uncertainty_the_interval_lies_between_two_checkpoints() -> None:

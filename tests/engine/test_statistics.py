@@ -5,12 +5,43 @@ import math
 import pytest
 import torch
 
-from edge_attribution_patching.statistics import Bootstrap, percentile_interval, standard_error
+from edge_attribution_patching.statistics import (
+    Bootstrap,
+    percentile_interval,
+    quotient_errors,
+    standard_error,
+    standard_errors,
+)
 
 
 def test_standard_error_is_that_of_the_mean() -> None:
     assert standard_error(torch.tensor([1.0, 2.0, 3.0, 6.0])) == pytest.approx(math.sqrt(14 / 3) / 2)
     assert math.isnan(standard_error(torch.tensor([1.0])))
+
+
+def test_standard_errors_are_those_of_each_row() -> None:
+    values = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    errors = standard_errors(values)
+    assert errors.shape == (2, 3)
+    for i in range(2):
+        for j in range(3):
+            assert errors[i, j] == pytest.approx(standard_error(values[i, j]))
+    assert standard_errors(values[..., :1]).isnan().all()
+
+
+def test_95_percent_intervals_of_a_quotient_cover_it_about_95_percent_of_the_time() -> None:
+    generator = torch.Generator().manual_seed(0)
+    below = 2 + torch.rand(1000, 40, generator=generator)
+    above = 0.3 * below + 0.2 * torch.randn(1000, 40, generator=generator)
+    errors = quotient_errors(above, below)
+    off = (above.double().mean(dim=1) / below.double().mean(dim=1) - 0.3).abs()
+    assert 0.92 <= float((off <= 1.96 * errors).double().mean()) <= 0.98
+
+
+def test_a_quotient_that_is_the_same_everywhere_has_no_error() -> None:
+    below = 1 + torch.rand(20, generator=torch.Generator().manual_seed(0))
+    assert float(quotient_errors(0.4 * below, below)) == pytest.approx(0, abs=1e-8)
+    assert quotient_errors(below[:1], below[:1]).isnan()
 
 
 def test_resamples_hold_whole_prompts_and_are_seeded() -> None:

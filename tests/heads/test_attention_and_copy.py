@@ -3,6 +3,7 @@
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -229,7 +230,7 @@ def test_the_script_writes_five_scores_of_every_head(word_family: Path, tmp_path
     store = Store(tmp_path)
     assert store.folder("components", "words").steps() == [0, 5]
     table = store.folder("components", "words").read_table(5)
-    assert list(table) == ["model", "step", "tokens", "score", "layer", "head", "value"]
+    assert list(table) == ["model", "step", "tokens", "score", "layer", "head", "value", "se"]
     assert len(table) == len(SCORES) * 2 * 4
     weights, tokenizer = read_weights(word_model(5)), words()
     tokens = repeated_blocks(ordinary_tokens(tokenizer, len(tokenizer)), 3, 10, seed=7)
@@ -239,6 +240,18 @@ def test_the_script_writes_five_scores_of_every_head(word_family: Path, tmp_path
     assert tuple(expected) == SCORES
     for row in table.itertuples():
         assert row.value == pytest.approx(expected[row.score][row.layer, row.head].item(), abs=1e-5)
+    # Errors come from the blocks, and for the copy scores from the prompts, each measured by itself.
+    blocks = [attention_scores(weights, block[None], 1) for block in tokens]
+    alone = [
+        copy_scores(weights, prompts.clean[i : i + 1], prompts.lengths[i : i + 1], positions[i : i + 1], 1)
+        for i in range(len(prompts))
+    ]
+    assert (table["se"] > 0).any()
+    for row in table.itertuples():
+        parts = alone if row.score in ("copy", "negative_copy") else blocks
+        samples = np.array([part[row.score][row.layer, row.head].item() for part in parts])
+        assert row.value == pytest.approx(samples.mean(), abs=1e-5)
+        assert row.se == pytest.approx(samples.std(ddof=1) / len(samples) ** 0.5, abs=1e-5)
 
 
 def test_the_script_writes_the_studys_scores(word_family: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -222,8 +223,30 @@ def test_overflow_gives_a_reason_instead_of_a_wild_number() -> None:
 def test_number_of_positions_and_columns() -> None:
     table = scores(read_weights(random_model()), random_text(3, 23, 1), random_text(5, 23, 2))
     losses = ["loss", "loss_cspa", "loss_ablated"]
-    assert list(table) == ["layer", "head", "score", "kl_cspa", "kl_ablated", *losses, "n_positions", "reason"]
+    assert list(table) == [
+        "layer",
+        "head",
+        "score",
+        "score_se",
+        "kl_cspa",
+        "kl_ablated",
+        *losses,
+        "n_positions",
+        "reason",
+    ]
     assert set(table["n_positions"]) == {69}
+
+
+def test_the_error_of_a_score_follows_from_the_sequences_by_themselves() -> None:
+    weights, tokens, others = read_weights(random_model()), random_text(6, 23, 1), random_text(5, 23, 2)
+    table = scores(weights, tokens, others)
+    alone = [scores(weights, sequence[None], others) for sequence in tokens]
+    assert all(one["score_se"].isna().all() for one in alone)
+    for number, row in enumerate(table.itertuples()):
+        cspa, ablated = (np.array([one[name][number] for one in alone]) for name in ("kl_cspa", "kl_ablated"))
+        left = cspa - (1 - row.score) * ablated
+        expected = left.std(ddof=1) / 6**0.5 / ablated.mean()
+        assert row.score_se == pytest.approx(expected, rel=1e-3)
 
 
 def test_loss_is_the_models() -> None:

@@ -17,7 +17,8 @@ from tests.support import ioi_transformer
 from tests.support.float64 import in_float64
 from tests.support.random_models import random_model
 from tests.support.task_tokenizers import words
-from utils.heads.attention_and_copy import attention_scores, copy_scores, ordinary_tokens, repeated_blocks
+from utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
+from utils.heads.copy_scores import copy_scores
 from utils.ioi.attention import NAMES
 from utils.ioi.effects import PairedRuns
 from utils.ioi.inputs import HeadFacts

@@ -149,7 +149,9 @@ def _heads(learnt: float, rng: np.random.Generator, best: int) -> pd.DataFrame:
 
 def _components(learnt: float, rng: np.random.Generator) -> pd.DataFrame:
     kinds = {"induction": 5, "previous_token": 6, "duplicate_token": 8, "copy": 9}
-    return pd.concat([_heads(learnt, rng, best).assign(score=kind) for kind, best in kinds.items()], ignore_index=True)
+    return pd.concat(
+        [_heads(learnt, rng, best).assign(score=kind, se=0.02) for kind, best in kinds.items()], ignore_index=True
+    )
 
 
 def _consistency(learnt: float, rng: np.random.Generator) -> pd.DataFrame:

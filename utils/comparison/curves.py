@@ -1,10 +1,10 @@
 """Everything that can emerge, as curves over training: head scores, metrics of the tasks, circuits.
 
 Where results keep what they were averaged over, curves are resampled: circuits from the folds of their prompts, the
-same folds at every checkpoint. Where only standard errors are stored (metrics of tasks, effects of heads), errors are
-taken as normal and independent between checkpoints; as all checkpoints are measured on the same prompts, this makes
-intervals rather too wide than too narrow. A succession score is a share of pairs of words, and gets binomial errors.
-Other head scores are stored without any error.
+same folds at every checkpoint. Where only standard errors are stored (metrics of tasks, scores and effects of heads),
+errors are taken as normal and independent between checkpoints; as all checkpoints are measured on the same prompts,
+this makes intervals rather too wide than too narrow. A succession score is a share of pairs of words, and gets
+binomial errors.
 """
 
 from __future__ import annotations
@@ -105,10 +105,12 @@ def head_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[
             if "pairs" in rows:
                 resampled = binomial_resamples(values, rows["pairs"].to_numpy(), seed, config.resamples)
                 curve = replace(curve, resampled=resampled, uncertainty="binomial")
-            elif "se" in rows and rows["se"].notna().all():
-                resampled = np.abs(
-                    normal_resamples(rows["signed"].to_numpy(), rows["se"].to_numpy(), seed, config.resamples)
-                )
+            elif rows.loc[rows["value"].notna(), "se"].notna().all():
+                signed = rows["signed"] if "signed" in rows else rows["value"]
+                errors = rows["se"].fillna(0).to_numpy()
+                resampled = normal_resamples(signed.to_numpy(), errors, seed, config.resamples)
+                if "signed" in rows:
+                    resampled = np.abs(resampled)
                 curve = replace(curve, resampled=resampled, uncertainty="standard errors")
             curves.append(curve)
         if curves:
@@ -197,12 +199,12 @@ def _head_tables(store: Store, model: str) -> Iterator[tuple[str, pd.DataFrame]]
     if model in store.models("components"):
         components = store.read_tables("components", model)
         for score, table in components.groupby("score", sort=False):
-            yield str(score), table[["step", "tokens", "layer", "head", "value"]]
+            yield str(score), table[["step", "tokens", "layer", "head", "value", "se"]]
     if model in store.models("successor"):
         yield "succession", store.read_tables("successor", model)[["step", "tokens", "layer", "head", "value", "pairs"]]
     if model in store.models("cspa"):
-        table = store.read_tables("cspa", model).rename(columns={"score": "value"})
-        yield "copy_suppression", table[["step", "tokens", "layer", "head", "value"]]
+        table = store.read_tables("cspa", model).rename(columns={"score": "value", "score_se": "se"})
+        yield "copy_suppression", table[["step", "tokens", "layer", "head", "value", "se"]]
     if model in store.models("ioi_consistency_heads"):
         heads = store.read_tables("ioi_consistency_heads", model)
         for level, table in heads.groupby("level", sort=False):

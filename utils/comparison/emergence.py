@@ -3,7 +3,8 @@
 Between two checkpoints nothing is known, so emergence is an interval: after the last checkpoint below the level, and
 not after the first one of the sustained crossing. Uncertainty of the values comes on top. Every resample has its own
 maximum, level and crossing. The 95% interval reaches from the 2.5% quantile of the interval's lower ends to the 97.5%
-quantile of its upper ends. A resample that never crosses counts as later than all checkpoints.
+quantile of its upper ends; both ends belong to it, as a curve may reach its level at a checkpoint. A resample that
+never crosses counts as later than all checkpoints.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ is one query more: the last token of the first block, which looks at the first t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -24,10 +25,11 @@ from transformers import PreTrainedTokenizerBase
 from edge_attribution_patching.architectures import Shape
 from edge_attribution_patching.forward import LayerActivations, embed, forward
 from edge_attribution_patching.layout import Layout
+from edge_attribution_patching.statistics import standard_errors
 from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import BaseConfig, Section
 from utils.errors import UserError
-from utils.heads.copy_scores import copy_scores
+from utils.heads.copy_scores import copy_samples
 from utils.heads.definition import Definition
 from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.store import Result
@@ -37,6 +39,7 @@ STUDY_IDS = range(100, 20_000)
 """The ids from which the study draws its random blocks."""
 
 HeadScores = Float[Tensor, "layer head"]
+HeadSamples = Float[Tensor, "layer head sample"]
 
 
 class ComponentsKeys(Section):
@@ -95,22 +98,29 @@ def prepare(config: ComponentsConfig, tokenizer: PreTrainedTokenizerBase, shape:
 def measure(
     checkpoint: LoadedCheckpoint, config: ComponentsConfig, inputs: ComponentsInputs, task: Task | None
 ) -> dict[str, Result]:
-    """The five scores of every head, as rows."""
+    """The five scores of every head and their standard errors, as rows."""
     rows: list[dict[str, Any]] = [
-        {"score": name, "layer": layer, "head": head, "value": value}
-        for name, by_head in component_scores(checkpoint.weights, inputs, config.batch_size).items()
-        for layer, values in enumerate(by_head.tolist())
-        for head, value in enumerate(values)
+        {"score": name, "layer": layer, "head": head, "value": values[layer][head], "se": errors[layer][head]}
+        for name, samples in component_samples(checkpoint.weights, inputs, config.batch_size).items()
+        for values, errors in [(samples.mean(dim=2).float().tolist(), standard_errors(samples).tolist())]
+        for layer, head in product(range(samples.shape[0]), range(samples.shape[1]))
     ]
     return {"components": Result(pd.DataFrame(rows))}
 
 
 def component_scores(weights: ModelWeights, inputs: ComponentsInputs, batch_size: int) -> dict[str, HeadScores]:
     """The three attention scores and the two copy scores of every head."""
+    return {
+        name: samples.mean(dim=2).float() for name, samples in component_samples(weights, inputs, batch_size).items()
+    }
+
+
+def component_samples(weights: ModelWeights, inputs: ComponentsInputs, batch_size: int) -> dict[str, HeadSamples]:
+    """The same of every random block (attention scores) and of every prompt (copy scores)."""
     prompts = inputs.prompts
     positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
-    scores = attention_scores(weights, inputs.blocks, batch_size, inputs.definition)
-    return scores | copy_scores(weights, prompts.clean, prompts.lengths, positions, batch_size, inputs.definition)
+    samples = attention_samples(weights, inputs.blocks, batch_size, inputs.definition)
+    return samples | copy_samples(weights, prompts.clean, prompts.lengths, positions, batch_size, inputs.definition)
 
 
 def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> Int[Tensor, " token"]:
@@ -169,7 +179,6 @@ def study_blocks(
     return torch.cat((blocks, blocks), dim=1)
 
 
-@torch.inference_mode()
 def attention_scores(
     weights: ModelWeights,
     tokens: Int[Tensor, "sequence position"],
@@ -191,19 +200,33 @@ def attention_scores(
         `duplicate_token`: from every token of the second block to its first occurrence (period back);
         `previous_token`: from every token but the first to the one before it.
     """
+    samples = attention_samples(weights, tokens, batch_size, definition)
+    return {name: by_sequence.mean(dim=2).float() for name, by_sequence in samples.items()}
+
+
+@torch.inference_mode()
+def attention_samples(
+    weights: ModelWeights,
+    tokens: Int[Tensor, "sequence position"],
+    batch_size: int,
+    definition: Definition = "standard",
+) -> dict[str, HeadSamples]:
+    """The scores of `attention_scores` for each sequence by itself; arguments are the same."""
     n_sequences, width = tokens.shape
     period = width // 2
     # Score -> (how many positions back, the first query that counts).
     first_induction = period if definition == "standard" else period - 1
     places = {"induction": (period - 1, first_induction), "previous_token": (1, 1), "duplicate_token": (period, period)}
-    totals = {name: torch.zeros(weights.n_layers, weights.n_heads) for name in places}
+    shape = weights.n_layers, weights.n_heads, n_sequences
+    samples = {name: torch.zeros(shape, dtype=torch.float64) for name in places}
 
-    def reduce(layer: LayerActivations) -> None:
-        for name, (back, first) in places.items():
-            attention = layer.pattern.diagonal(-back, dim1=-2, dim2=-1)[..., first - back :]
-            totals[name][layer.layer] += attention.float().sum(dim=(0, 2)).cpu()
+    for batch in torch.arange(n_sequences).split(batch_size):
 
-    for batch in tokens.to(weights.device).split(batch_size):
+        def reduce(layer: LayerActivations, batch: Tensor = batch) -> None:
+            for name, (back, first) in places.items():
+                attention = layer.pattern.diagonal(-back, dim1=-2, dim2=-1)[..., first - back :]
+                samples[name][layer.layer][:, batch] = attention.float().mean(dim=2).T.double().cpu()
+
         layout = Layout.whole(torch.full((len(batch),), width, device=weights.device))
-        forward(weights, layout, embed(weights, layout, batch.flatten()), visit=reduce)
-    return {name: totals[name] / (n_sequences * (width - first)) for name, (_, first) in places.items()}
+        forward(weights, layout, embed(weights, layout, tokens[batch].to(weights.device).flatten()), visit=reduce)
+    return samples

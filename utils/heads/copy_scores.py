@@ -32,7 +32,6 @@ _CANDIDATES = 512
 _LOGITS_AT_ONCE = 2**25
 
 
-@torch.inference_mode()
 def copy_scores(
     weights: ModelWeights,
     tokens: Int[Tensor, "prompt position"],
@@ -55,6 +54,20 @@ def copy_scores(
         `copy`, `negative_copy`: percentages in [0, 100] of the (prompt, name) positions. A token that ties with others
         counts as below them, so a head that writes nothing scores 0.
     """
+    samples = copy_samples(weights, tokens, lengths, positions, batch_size, definition)
+    return {name: by_prompt.mean(dim=2).float() for name, by_prompt in samples.items()}
+
+
+@torch.inference_mode()
+def copy_samples(
+    weights: ModelWeights,
+    tokens: Int[Tensor, "prompt position"],
+    lengths: Int[Tensor, " prompt"],
+    positions: Int[Tensor, "prompt name"],
+    batch_size: int,
+    definition: Definition = "standard",
+) -> dict[str, Float[Tensor, "layer head prompt"]]:
+    """The scores of `copy_scores` for each prompt by itself, in float64; arguments are the same."""
     precise = torch.promote_types(weights.dtype, torch.float32)
     residual = _after_layer_0(weights, tokens, lengths, positions, batch_size).to(precise)
     own = tokens.gather(1, positions).flatten().to(weights.device)
@@ -63,8 +76,9 @@ def copy_scores(
     norm = weights.layers[0].attn_norm
     read = residual if norm is None else seen(norm, residual)
     ranking = _Ranking(weights, own.unique(), seen)
-    copied = torch.stack([ranking.in_top_k(_written(layer, read), own).float().mean(dim=2) for layer in weights.layers])
-    return {"copy": 100 * copied[:, 0].cpu(), "negative_copy": 100 * copied[:, 1].cpu()}
+    copied = torch.stack([ranking.in_top_k(_written(layer, read), own) for layer in weights.layers]).cpu()
+    by_prompt = 100 * copied.unflatten(3, positions.shape).double().mean(dim=4)
+    return {"copy": by_prompt[:, 0], "negative_copy": by_prompt[:, 1]}
 
 
 def _scaled(norm: Norm, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:

@@ -37,6 +37,7 @@ from torch import Tensor
 from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward
 from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.norms import normalise
+from edge_attribution_patching.statistics import quotient_errors
 from edge_attribution_patching.weights import ModelWeights
 from utils.errors import UserError
 from utils.heads.cspa_sources import Ablation, first_places, kept_sources
@@ -85,9 +86,9 @@ def cspa_scores(
         batch_size: sequences that go through the model at once.
 
     Returns:
-        One row a head: `layer, head, score`; `kl_cspa, kl_ablated`, nats, means over all `n_positions`; `loss`,
-        `loss_cspa, loss_ablated`, nats, means over the positions whose next token is in the sequence; `reason`, why the
-        score is empty, or empty.
+        One row a head: `layer, head, score`; `score_se`, its standard error from sequences; `kl_cspa, kl_ablated`,
+        nats, means over all `n_positions`; `loss`, `loss_cspa, loss_ablated`, nats, means over the positions whose next
+        token is in the sequence; `reason`, why the score is empty, or empty.
 
     Raises:
         UserError: if the model caps its logits (Gemma 2): effects on them then do not add up.
@@ -215,6 +216,9 @@ class _Run:
         known = torch.ones_like(self.tokens, dtype=torch.bool)
         known[:, -1] = False
         kl = found.kl.mean(dim=2).clamp(min=0).tolist()
+        # Positions of a sequence are no independent draws; sequences are.
+        ablated, cspa = found.kl.unflatten(2, self.tokens.shape).mean(dim=3).unbind(dim=1)
+        errors = quotient_errors(cspa, ablated).tolist()
         losses = found.loss[:, :, known.flatten()].mean(dim=2).tolist()
         original = float(found.original_loss[known.flatten()].mean())
         # What rounding of the logits, and of a head's output before its mean is taken off, can pass for an effect.
@@ -223,18 +227,19 @@ class _Run:
         rows = []
         for number, ((kl_ablated, kl_cspa), (loss_ablated, loss_cspa)) in enumerate(zip(kl, losses, strict=True)):
             effect, size = self.share[number].tolist()
-            score, reason = None, ""
+            score, error, reason = None, None, ""
             if not (math.isfinite(kl_ablated) and math.isfinite(kl_cspa)):
                 reason = OVERFLOW
             elif kl_ablated <= floor or effect <= coarse * size:
                 reason = NO_EFFECT
             else:
-                score = 1 - kl_cspa / kl_ablated
+                score, error = 1 - kl_cspa / kl_ablated, errors[number]
             rows.append(
                 {
                     "layer": self.settings.start_layer + number // n_heads,
                     "head": number % n_heads,
                     "score": score,
+                    "score_se": error,
                     "kl_cspa": kl_cspa,
                     "kl_ablated": kl_ablated,
                     "loss": original,
@@ -245,7 +250,7 @@ class _Run:
                 }
             )
         table = pd.DataFrame(rows)
-        return table.astype({"score": float}).replace([math.inf, -math.inf], math.nan)
+        return table.astype({"score": float, "score_se": float}).replace([math.inf, -math.inf], math.nan)
 
 
 def _joined(parts: list[HeadChange]) -> HeadChange:

@@ -119,7 +119,8 @@ EMERGENCE = Comparison(
         "step": "first checkpoint of the sustained crossing: the curve emerged between these two",
         "after_tokens": "tokens seen by `after_step`",
         "tokens": "tokens seen by `step`",
-        "low_step": "lower end of the 95% interval: 2.5% of the resamples have an earlier `after_step`",
+        "low_step": "lower end of the 95% interval: 2.5% of the resamples have an earlier `after_step`. Both ends "
+        "belong to the interval",
         "high_step": "upper end: 2.5% of the resamples have a later `step`, or none (then it is empty)",
         "share_emerged": "share of the resamples in which it emerges at all",
         "uncertainty": "as in `curves`; without any, the interval is that between the two checkpoints",

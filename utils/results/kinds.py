@@ -28,8 +28,8 @@ class Kind:
         companions: further files next to a checkpoint's table: suffix -> meaning.
         summaries: tables about all checkpoints of a model: file name without its ending -> column (after `model`) ->
             meaning.
-        version: of the definitions of its numbers. Raise it by one when a change to the code moves them: results of
-            another version are then refused.
+        version: of the definitions of its numbers. Raise it by one when a change to the code moves them, or adds to
+            them: results of another version are then refused.
     """
 
     name: str
@@ -168,9 +168,11 @@ COMPONENTS = Kind(
         "layer": "layer of the head",
         "head": "number of the head in its layer",
         "value": "attention probability, or percent for the copy scores",
+        "se": "standard error of `value`, from the random blocks, or for the copy scores from the prompts",
     },
     "get_full_model_components_over_time.py",
     "components",
+    version=2,
 )
 SUCCESSOR = Kind(
     "successor",
@@ -198,6 +200,7 @@ CSPA = Kind(
         "layer": "layer of the head",
         "head": "number of the head in its layer",
         "score": "1 - KL(orig || CSPA) / KL(orig || mean-ablated); empty if there is a `reason`",
+        "score_se": "standard error of `score`, from sequences",
         "kl_cspa": "KL(orig || CSPA), in nats",
         "kl_ablated": "KL(orig || mean-ablated), in nats",
         "loss": "cross-entropy with the next token, in nats",
@@ -209,6 +212,7 @@ CSPA = Kind(
     "get_model_cspa.py",
     "cspa",
     companions={".json": "hashes of the text that was read"},
+    version=2,
 )
 IOI_CONSISTENCY = Kind(
     "ioi_consistency",

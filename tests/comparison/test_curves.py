@@ -1,0 +1,65 @@
+"""Curves of head scores, with the uncertainty that their tables hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.support.synthetic_results import write
+from utils.comparison.curves import Curve, head_curves
+from utils.comparison.keys import ComparisonConfig
+from utils.results.store import Store
+
+STEPS = (0, 10, 20, 30)
+VALUES = (0.0, 0.1, 0.8, 0.9)
+
+
+def curves(store: Store) -> dict[str, Curve]:
+    return {curve.name: curve for curve in head_curves(store, "m", ComparisonConfig(results_dir=store.root))}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """One head of each kind of score; the copy-suppression score is not defined at the first step."""
+    store = Store(tmp_path)
+    for step, value in zip(STEPS, VALUES, strict=True):
+        head = pd.DataFrame({"layer": [1], "head": [2]})
+        write(store, "components", "m", None, step, head.assign(score="induction", value=value, se=0.02), step)
+        write(store, "successor", "m", None, step, head.assign(value=value, pairs=50), step)
+        score = {"score": np.nan, "score_se": np.nan} if step == 0 else {"score": value, "score_se": 0.1}
+        write(store, "cspa", "m", None, step, head.assign(**score), step)
+    return store
+
+
+def test_scores_of_heads_are_resampled_by_their_stored_errors(store: Store) -> None:
+    curve = curves(store)["induction a1.h2"]
+    assert curve.uncertainty == "standard errors"
+    low, high = curve.interval()
+    assert low == pytest.approx(np.array(VALUES) - 1.96 * 0.02, abs=0.005)
+    assert high == pytest.approx(np.array(VALUES) + 1.96 * 0.02, abs=0.005)
+
+
+def test_a_share_of_pairs_is_resampled_as_one(store: Store) -> None:
+    curve = curves(store)["succession a1.h2"]
+    assert curve.uncertainty == "binomial"
+    assert curve.resampled is not None
+    assert curve.resampled[:, 2].std() == pytest.approx(np.sqrt(0.8 * 0.2 / 50), rel=0.1)
+
+
+def test_a_checkpoint_without_a_score_stays_without_one(store: Store) -> None:
+    curve = curves(store)["copy_suppression a1.h2"]
+    assert curve.uncertainty == "standard errors"
+    assert curve.resampled is not None
+    assert np.isnan(curve.resampled[:, 0]).all()
+    assert curve.resampled[:, 1:].std(axis=0) == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_score_without_a_stored_error_is_not_resampled(store: Store) -> None:
+    head = pd.DataFrame({"score": ["copy"], "layer": [0], "head": [0], "value": [50.0]})
+    table = store.folder("components", "m").read_table(30)[["score", "layer", "head", "value", "se"]]
+    write(store, "components", "m", None, 30, pd.concat([table, head]), 30)
+    curve = curves(store)["copy a0.h0"]
+    assert (curve.uncertainty, curve.resampled) == ("none", None)
