@@ -1,5 +1,5 @@
 # make circuits   everything from nothing: environment, toy checkpoints, their circuits and head scores, figures, report
-# make real       the same on a real language model from a Python package, SmolLM2-135M (about 10 minutes on two cores)
+# make real       the same on a real language model from a Python package, SmolLM2-135M (about 5 minutes on two cores)
 # make test       the tests          make check   formatting, lint, types and tests
 # make test-real  the tests on that model
 # The interpreter can be chosen: make test PYTHON=python3.12 (3.11 or later).

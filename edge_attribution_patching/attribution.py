@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from edge_attribution_patching.bars import bar
 from edge_attribution_patching.folds import FoldScores
 from edge_attribution_patching.forward import embed, prefix_cache
 from edge_attribution_patching.gradients import Gradients, NodeOutputs
@@ -152,7 +153,7 @@ def _add_batch(
     gradients = Gradients(weights, batch, metric, prefix)
     step_bytes = AUTOGRAD_COPIES * weights.n_layers * layout.n_tokens * weights.d_model * weights.embed.element_size()
     at_once = max(1, int(memory_budget // step_bytes))
-    for start in range(0, len(alphas), at_once):
+    for start in bar(range(0, len(alphas), at_once), "integrated gradients"):
         chunk = slice(start, start + at_once)
         alpha = torch.tensor(alphas[chunk], dtype=weights.dtype, device=weights.device)[:, None, None]
         outputs = gradients.add(at_corrupted + alpha * (at_clean - at_corrupted), step_weights[chunk])

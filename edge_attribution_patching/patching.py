@@ -28,6 +28,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from edge_attribution_patching.bars import bar
 from edge_attribution_patching.forward import attend, clamp, mlp, pad_keys, rotate, to_attend, unembed
 from edge_attribution_patching.graph import QKV, Graph
 from edge_attribution_patching.layout import prefix_of_layer
@@ -91,7 +92,7 @@ def evaluate_masks_final(
         plan = Plan.of(Graph.of(weights), masks, Ties.of(weights), given=given, shortcuts=shortcuts)
         token_bytes = runs.layout.n_tokens * weights.d_model * weights.embed.element_size()
         finals = []
-        for part in plan.stacks(memory_budget_gb * GB, token_bytes):
+        for part in bar(list(plan.stacks(memory_budget_gb * GB, token_bytes)), "circuits and patches"):
             see = None if observe is None else partial(observe, torch.arange(len(plan))[part])
             finals.append(_PatchedPass(weights, runs, plan.select(part), given.select(part), see).run())
         return torch.cat(finals)

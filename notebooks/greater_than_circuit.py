@@ -63,7 +63,7 @@ STEP = None
 N_PROMPTS = 100
 
 # %%
-checkpoint = load_checkpoint(MODEL, STEP)
+checkpoint, prepend_bos = load_checkpoint(MODEL, STEP)
 step = checkpoint.step
 weights, graph = checkpoint.weights, Graph.of(checkpoint.weights)
 size = f"{graph.n_layers} layers of {graph.n_heads} heads, {graph.n_edges:,} edges"
@@ -77,7 +77,8 @@ f"{checkpoint.name}, step {step:,} ({checkpoint.tokens:,} tokens): {size}"
 # position where the two prompts differ is that of the start year's digits, YY.
 
 # %%
-prompts = build_prompts("greater_than", checkpoint.tokenizer, N_PROMPTS, seed=0).to(checkpoint.device)
+prompts = build_prompts("greater_than", checkpoint.tokenizer, N_PROMPTS, seed=0, prepend_bos=prepend_bos)
+prompts = prompts.to(checkpoint.device)
 yy = prompts.pairs.first_difference()
 pd.DataFrame(prompts.texts, columns=["clean", "corrupted"]).assign(
     **{"right answers": [f"{year % 100 + 1:02d} ... 99" for year in prompts.meta["year"]]}

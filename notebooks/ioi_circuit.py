@@ -71,7 +71,7 @@ STEP = None
 N_PROMPTS = 100
 
 # %%
-checkpoint = load_checkpoint(MODEL, STEP)
+checkpoint, prepend_bos = load_checkpoint(MODEL, STEP)
 step = checkpoint.step
 weights, graph = checkpoint.weights, Graph.of(checkpoint.weights)
 size = f"{graph.n_layers} layers of {graph.n_heads} heads, {graph.n_edges:,} edges"
@@ -85,8 +85,9 @@ f"{checkpoint.name}, step {step:,} ({checkpoint.tokens:,} tokens): {size}"
 # `abc` names three different people, so that there is no right answer.
 
 # %%
-swap = build_prompts("ioi", checkpoint.tokenizer, N_PROMPTS, seed=0).to(checkpoint.device)
-abc = build_prompts("ioi", checkpoint.tokenizer, N_PROMPTS, seed=0, ioi_corruption="abc").to(checkpoint.device)
+asked = "ioi", checkpoint.tokenizer, N_PROMPTS, 0  # seed 0
+swap = build_prompts(*asked, prepend_bos=prepend_bos).to(checkpoint.device)
+abc = build_prompts(*asked, prepend_bos=prepend_bos, ioi_corruption="abc").to(checkpoint.device)
 names = torch.stack([swap.positions[name] for name in ("io", "s1", "s2")], dim=1)  # [prompt, 3]
 
 pd.DataFrame(

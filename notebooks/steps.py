@@ -32,11 +32,15 @@ MOST_EDGES = 100
 """Edges that the drawing of a circuit shows."""
 
 
-def load_checkpoint(model: str, step: int | None) -> LoadedCheckpoint:
-    """A checkpoint of a model, by default the last; downloads go to `model_cache`."""
+def load_checkpoint(model: str, step: int | None) -> tuple[LoadedCheckpoint, bool]:
+    """A checkpoint of a model, by default the last; downloads go to `model_cache`.
+
+    Returns:
+        The checkpoint, and whether the model was trained with a start token, so that its prompts begin with one.
+    """
     family = resolve_family(model, Path("model_cache"))
     [step] = select_steps([family.steps[-1] if step is None else step], family.steps, family.name)
-    return family.load(step)
+    return family.load(step), family.prepend_bos is True
 
 
 def all_heads(graph: Graph) -> list[Head]:

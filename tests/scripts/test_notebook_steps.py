@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +14,7 @@ from edge_attribution_patching.forward import LayerActivations, embed, forward, 
 from edge_attribution_patching.layout import Layout
 from edge_attribution_patching.norms import normalise
 from edge_attribution_patching.weights import ModelWeights, read_weights
-from notebooks.steps import PathPatching, at_end, head_table
+from notebooks.steps import PathPatching, at_end, head_table, load_checkpoint
 from tests.support.random_models import HOOKED, random_model
 from tests.support.task_tokenizers import words
 from utils.tasks import build_prompts
@@ -84,3 +88,12 @@ def test_a_table_of_heads_has_a_row_for_each_even_for_none() -> None:
         "value": [3.0, 2.0],
     }
     assert list(head_table([], {"value": values}).columns) == ["head", "value"]
+
+
+def test_prompts_begin_with_a_start_token_where_the_model_was_trained_with_one(
+    tiny_family: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(tiny_family, tmp_path / "own")
+    described = json.loads((own / "family.json").read_text())
+    (own / "family.json").write_text(json.dumps(described | {"prepend_bos": True}))
+    assert [load_checkpoint(str(family), 10)[1] for family in (tiny_family, own)] == [False, True]

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from edge_attribution_patching.bars import bar
 from edge_attribution_patching.forward import Unembedding
 
 LOG2_E = math.log2(math.e)
@@ -135,7 +136,7 @@ def kl_of_changes(
     powers = _powers_of_two(unembedding, outputs, changes)
     steps = [_Steps.of(head, power) for head, power in zip(heads, powers, strict=True)]
     scratch = final.new_empty(2 * rows * columns)
-    for start in range(0, unembedding.d_vocab, columns):
+    for start in bar(range(0, unembedding.d_vocab, columns), "the vocabulary"):
         tile = slice(start, min(start + columns, unembedding.d_vocab))
         directions = unembedding.rows(tile)
         p, shrink = softmax.add(directions, unembedding.bias(tile))
