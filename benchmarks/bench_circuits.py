@@ -47,6 +47,15 @@ from utils.files import atomic_write
 SIZES = list(range(25, 1001, 25))
 
 
+def random_pairs(n_prompts: int, device: str) -> TokenPairs:
+    """Pairs of 15 to 18 tokens that differ at position 11."""
+    lengths = 15 + torch.arange(n_prompts, device=device) % 4
+    clean = torch.randint(0, 50000, (n_prompts, 18), device=device)
+    corrupted = clean.clone()
+    corrupted[:, 11] += 1
+    return TokenPairs(clean, corrupted, lengths)
+
+
 @dataclass
 class Setting:
     """A model of random weights and prompt pairs."""
@@ -57,12 +66,7 @@ class Setting:
 
     @classmethod
     def of(cls, shape: tuple[int, int, int], n_prompts: int, steps: int, device: str) -> Setting:
-        model = random_pythia(*shape).to(device)
-        lengths = 15 + torch.arange(n_prompts, device=device) % 4
-        clean = torch.randint(0, 50000, (n_prompts, 18), device=device)
-        corrupted = clean.clone()
-        corrupted[:, 11] += 1
-        return cls(model, TokenPairs(clean, corrupted, lengths), steps)
+        return cls(random_pythia(*shape).to(device), random_pairs(n_prompts, device), steps)
 
     def metric(self, logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(len(index), device=logits.device)
