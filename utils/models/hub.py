@@ -52,8 +52,10 @@ def download_small(
         CheckpointUnusable: if the revision is missing or holds no weights.
         HubUnreachable: if the hub did not answer.
     """
-    held = read_json(folder / LISTING) or read_manifest(folder)
-    if held is not None and (held.get("code", False) or not code):
+    complete = read_manifest(folder)
+    held = read_json(folder / LISTING) or complete
+    moved = complete is None and held is not None and commit not in (None, held.get("commit"))
+    if held is not None and not moved and (held.get("code", False) or not code):
         return held
     listing = listing_of(repository, revision, folder.parent, commit)
     weights = listing.weights

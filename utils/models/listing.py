@@ -79,6 +79,17 @@ class Listing:
         return sum(self.files[name].size for name in self.weights)
 
     @property
+    def formats(self) -> list[dict[str, str]]:
+        """SHA-256 of the weights, one format at a time; without those of which the hub does not say every hash."""
+        found = []
+        for pattern in (_SAFETENSORS, _TORCH):
+            named = {name: file.sha256 for name, file in self.files.items() if pattern.fullmatch(name)}
+            known = {name: sha256 for name, sha256 in sorted(named.items()) if sha256 is not None}
+            if known and len(known) == len(named):
+                found.append(known)
+        return found
+
+    @property
     def weight_hashes(self) -> dict[str, str]:
         """SHA-256 of all weights, in both formats, as far as the hub says them."""
         patterns = (_SAFETENSORS, _TORCH)
