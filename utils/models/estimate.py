@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.models.checkpoint import CheckpointUnusable
 from utils.models.family import Family, HubFamily, LocalFamily
 from utils.models.fetch import listings
 from utils.models.listing import Listing
+from utils.models.unusable import CheckpointUnusable
 from utils.models.weight_files import weight_files
 
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}

@@ -20,9 +20,10 @@ from filelock import FileLock
 
 from utils.errors import UserError
 from utils.files import atomic_write, combine, make_folder
-from utils.models.checkpoint import SMALL_FILES, CheckpointUnusable
+from utils.models.checkpoint import SMALL_FILES
 from utils.models.download import Arrived, RemoteFile, bring
 from utils.models.listing import Listing, downloads_of, listing_of, read_json, told, write_json
+from utils.models.unusable import CheckpointUnusable
 
 SHARED, LOCKS = ".shared", ".locks"
 LISTING, MANIFEST = "revision.json", "download.json"

@@ -19,8 +19,8 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.models.checkpoint import CheckpointUnusable
 from utils.models.retries import WAITS, one_line, patiently
+from utils.models.unusable import CheckpointUnusable
 
 NAMES, LISTINGS = "names.json", ".listings"
 AT_ONCE = 8

@@ -75,7 +75,7 @@ def _on_hub(
     silent = next((one for one in found.values() if isinstance(one, HubUnreachable)), None)
     if silent is not None and named and not changed:
         log.warning("%s: results are not compared with the weights of today: %s", family.name, silent)
-    return Compared(changed, named or bool(recorded) and not unknown)
+    return Compared(changed, named or (bool(recorded) and not unknown))
 
 
 def _changed_on_disk(
