@@ -23,6 +23,8 @@ from utils.config.keys import load_config
 from utils.errors import UserError
 from utils.progress import configure_logging
 
+_TOLD = "said how to go on"
+
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
@@ -58,10 +60,22 @@ def run_script(
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        _say_interrupted(error)
         return 130
-    except Terminated:
+    except Terminated as error:
+        _say_interrupted(error)
         return 143
+
+
+def told_how_to_go_on(error: BaseException) -> None:
+    """Note that the user has been told what an interruption leaves, so that it is said once."""
+    error.add_note(_TOLD)
+
+
+def _say_interrupted(error: BaseException) -> None:
+    if _TOLD not in getattr(error, "__notes__", []):
+        sys.stderr.write("interrupted: to go on, run the same command again\n")
 
 
 def _parse(

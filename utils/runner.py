@@ -55,7 +55,7 @@ def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False, only_f
         analysis: the script.
         config: an instance of its schema.
         dry_run: write to stdout what would be measured, and load nothing.
-        only_fetch: download what is missing checkpoints need, and measure nothing.
+        only_fetch: download what missing measurements need, and measure nothing.
 
     Returns:
         The exit code: 0, or 1 if checkpoints that are missing or damaged had to be left out.
@@ -74,16 +74,22 @@ def run_suite(config: SuiteConfig, *, dry_run: bool = False, only_fetch: bool = 
 def _run(name: str, jobs: list[Job], config: BaseConfig, dry_run: bool, only_fetch: bool) -> int:
     sweeps = plan(jobs)
     if only_fetch and not dry_run:
-        return fetch(name, sweeps)
+        later = [Job(following, job.config) for job in jobs if (following := _then(job, dry_run=True)) is not None]
+        return fetch(name, sweeps, [sweep for job in later for sweep in plan([job])])
     code = 0
     if dry_run:
         sys.stdout.write(shown_config(config) + describe(sweeps) + "".join(needs(sweep) for sweep in sweeps))
     else:
         code = execute(name, sweeps)
     for job in jobs:
-        if job.analysis.then is not None and (following := job.analysis.then(job.config, dry_run)) is not None:
+        if (following := _then(job, dry_run)) is not None:
             code = max(code, _run(following.name, [Job(following, job.config)], job.config, dry_run, only_fetch))
     return code
+
+
+def _then(job: Job, dry_run: bool) -> Analysis | None:
+    """The analysis that follows a job, if its config asks for one."""
+    return None if job.analysis.then is None else job.analysis.then(job.config, dry_run)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

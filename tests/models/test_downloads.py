@@ -20,11 +20,11 @@ from tests.support.loading import loads_weights_of, point_at
 from tests.support.paths import ROOT
 from tests.support.tiny_models import tiny_model
 from utils.errors import UserError
-from utils.models.checkpoint import CheckpointUnusable
 from utils.models.family import HubFamily, resolve_family
 from utils.models.fetch import fetch, listings
 from utils.models.listing import AT_ONCE, HubUnreachable, Listing, in_parallel
 from utils.models.retries import WAITS, without_secrets
+from utils.models.unusable import CheckpointUnusable
 
 TOKEN = "hf_plantedSecretToken0123456789"
 

@@ -34,8 +34,8 @@ def test_download_and_disk_are_counted_from_metadata(
     assert served.downloads("model.safetensors") == []
 
 
-@pytest.mark.parametrize(("dtype", "memory"), [("float32", 400 + 400), ("bfloat16", 200 + 400)])
-def test_memory_is_the_largest_model_and_a_file(dtype: str, memory: int, sized: HubFamily) -> None:
+@pytest.mark.parametrize(("dtype", "memory"), [("float32", 400 + 400), ("bfloat16", 2 * 200 + 400)])
+def test_memory_is_the_largest_file_and_its_model_twice_if_converted(dtype: str, memory: int, sized: HubFamily) -> None:
     assert estimate(sized, sized.steps, dtype, "all", True).memory == memory
 
 

@@ -14,9 +14,9 @@ from tests.support.hub_server import HubServer
 from tests.support.loading import loads_weights_of, same_tensors
 from tests.support.tiny_models import save_family
 from utils.models import sources
-from utils.models.checkpoint import CheckpointUnusable
 from utils.models.family import Family, HubFamily, resolve_family
 from utils.models.prefetch import Ahead, Ready
+from utils.models.unusable import CheckpointUnusable
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import torch
 
 from tests.support.demo_analysis import ANALYSIS, FIRST, SECOND, results_in
 from tests.support.paths import ROOT
-from tests.support.tiny_models import save_family
+from tests.support.tiny_models import save_checkpoint, save_family
 from utils.errors import UserError
 from utils.models.checkpoint import LoadedCheckpoint
 from utils.models.estimate import size
@@ -203,7 +203,25 @@ def test_a_family_trained_anew_is_refused(bench: Bench, tmp_path: Path, capsys: 
     assert bench.run("checkpoints=[0]") == 2
     assert capsys.readouterr().err.strip().splitlines()[-1] == (
         f"{bench.results}/first/tiny/x holds results of {bench.family}, this run measures other weights in "
-        f"{bench.family}; pass overwrite=true or another results_dir"
+        f"{bench.family} (step 10); pass overwrite=true or another results_dir"
+    )
+
+
+def test_a_checkpoint_trained_anew_while_others_were_measured_is_refused(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.family = save_family(tmp_path / "tiny", {0: 0, 10: 1, 20: 2})
+
+    def trained_anew(checkpoint: LoadedCheckpoint, config: Any, inputs: Any, task: Task) -> dict[str, Result]:
+        if checkpoint.step == 10:  # run.json is written again after this.
+            save_checkpoint(bench.family / "step0", 7)
+        return ANALYSIS.measure(checkpoint, config, inputs, task)
+
+    assert bench.run("checkpoints=[0, 10]", analysis=dataclasses.replace(ANALYSIS, measure=trained_anew)) == 0
+    assert bench.run() == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == (
+        f"{bench.results}/first/tiny/x holds results of {bench.family}, this run measures other weights in "
+        f"{bench.family} (step 0); pass overwrite=true or another results_dir"
     )
 
 

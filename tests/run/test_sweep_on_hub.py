@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,11 +46,11 @@ def served(
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     # Paths are in run.json, so all results are seen from their own folder.
-    def sweep(*overrides: str, where: str = "here", measure: Any = ANALYSIS.measure) -> int:
+    def sweep(*overrides: str, where: str = "here", **replaced: Any) -> int:
         (tmp_path / where).mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / where)
         given = ["model=pythia-70m", "task=x", "device=cpu", f"cache_dir={tmp_path}/cache"]
-        return main(dataclasses.replace(ANALYSIS, measure=measure), [*given, *overrides])
+        return main(dataclasses.replace(ANALYSIS, **replaced), [*given, *overrides])
 
     return sweep
 
@@ -166,6 +167,17 @@ def test_fetching_first_lets_everything_run_offline(
     assert Store("results").folder(FIRST, "pythia-70m", "x").steps() == [0, 1000, 2000, 3000]
 
 
+def test_fetching_prepares_once_so_that_data_sets_arrive_too(served: HubServer, run: Run) -> None:
+    prepared: list[int] = []
+
+    def prepare(config: Any, tokenizer: Any, shape: Any) -> Any:
+        prepared.append(shape.d_vocab)
+        return ANALYSIS.prepare(config, tokenizer, shape)
+
+    assert run("--fetch", prepare=prepare) == 0
+    assert len(prepared) == 1
+
+
 def test_a_dry_run_estimates_from_metadata_and_from_earlier_times(
     served: HubServer, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +208,68 @@ def test_shards_and_their_hashes_are_recorded(served: HubServer, run: Run, tmp_p
     assert len(listing.weights) > 1
     assert recorded["1000"]["shards"] == listing.weight_hashes
     assert "shards" not in recorded["0"]
+
+
+def test_results_of_weights_that_the_hub_has_replaced_are_refused_from_metadata_alone(
+    served: HubServer, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("checkpoints=[0, 1000]", "keep_checkpoints=none") == 0
+    before = results_in(tmp_path / "here" / "results")
+    branches = served.repositories["EleutherAI/pythia-70m"]
+    save_checkpoint(tmp_path / "anew", 9)
+    branches["step1000"] = read_folder(tmp_path / "anew")
+    served.requests.clear()
+    assert run("keep_checkpoints=none") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "results/first/pythia-70m/x holds results of EleutherAI/pythia-70m, this run measures other weights in "
+        "EleutherAI/pythia-70m (step 1000); pass overwrite=true or another results_dir"
+    )
+    # One listing of branches, and one of the only commit that is new.
+    assert len(served.requests) == 2
+    assert results_in(tmp_path / "here" / "results") == before
+    assert run("overwrite=true", "keep_checkpoints=none") == 0
+    assert run("checkpoints=[0, 1000, 2000, 3000]") == 0
+    found = Store("results").folder(FIRST, "pythia-70m", "x").read_run()["checkpoints"]["1000"]
+    assert found["sha256"] == family(tmp_path).listing(1000).formats[0]["model.safetensors"]
+
+
+def test_a_new_commit_with_the_same_weights_and_a_renamed_repository_go_on(
+    served: HubServer, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    branches = served.repositories["EleutherAI/pythia-70m"]
+    served.repositories["old/run"] = dict(branches)
+    given = ("tokens_per_step=64", "keep_checkpoints=none")
+    assert run("model=old/run", "checkpoints=[0]", *given) == 0
+    branches["step0"] = branches["step0"] | {"README.md": b"a new sentence"}
+    served.repositories["old/run"]["step0"] = branches["step0"]
+    assert run("model=old/run", "checkpoints=[0, 1000]", *given) == 0
+    served.repositories["new/run"] = served.repositories["old/run"]
+    served.renamed["old/run"] = "new/run"
+    assert run("model=new/run", "checkpoints=[0, 1000, 2000]", *given) == 0
+    assert run("model=old/run", "checkpoints=[0, 1000, 2000, 3000]", *given) == 0
+    save_checkpoint(tmp_path / "other", 9)
+    served.repositories["other/run"] = dict(branches, step0=read_folder(tmp_path / "other"))
+    assert run("model=other/run", *given) == 2
+    assert "this run measures other weights in other/run (step 0); pass overwrite=true" in capsys.readouterr().err
+
+
+def test_a_download_that_the_hub_has_replaced_is_never_measured_unnoticed(
+    served: HubServer, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family(tmp_path).fetch(1000)
+    family(tmp_path).fetch_small(2000)
+    branches = served.repositories["EleutherAI/pythia-70m"]
+    for number, step in enumerate(("step1000", "step2000")):
+        save_checkpoint(tmp_path / step, 8 + number)
+        branches[step] = read_folder(tmp_path / step)
+    assert run("checkpoints=[0, 1000]") == 2
+    folder = family(tmp_path).folder(1000)
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"cache_dir: {folder} holds other weights of step 1000")
+    shutil.rmtree(folder)
+    assert run("checkpoints=[1000, 2000]") == 0
+    found = Store("results").folder(FIRST, "pythia-70m", "x").read_run()["checkpoints"]
+    for step in (1000, 2000):
+        assert found[str(step)]["sha256"] == family(tmp_path).listing(step).formats[0]["model.safetensors"]
 
 
 @pytest.mark.slow

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.faithfulness import CircuitEvaluator
 from get_circuits_over_time import ANALYSIS
 from tests.support import ioi_transformer
+from tests.support.hub_server import HubServer, read_folder
+from tests.support.loading import point_at
 from tests.support.paths import TOY, TOY_STEPS
 from utils.circuits import CircuitsConfig, circuit_prompts
 from utils.models.family import resolve_family
@@ -163,3 +166,25 @@ def test_a_suite_makes_the_second_walk_after_all_circuits(tmp_path: Path) -> Non
         750: [750, LAST],
         LAST: [750, LAST],
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["all", "none"])
+def test_after_fetching_both_walks_run_offline(keep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = {path.name: path.read_bytes() for path in TOY.iterdir() if path.is_file() and path.name != "family.json"}
+    branches = {f"step{step}": shared | read_folder(TOY / f"step{step}") for step in TOY_STEPS}
+    overrides = ["model=lab/toy", "tokens_per_step=4096", "task=sva", "n_prompts=10", "n_random=0", "device=cpu"]
+    overrides += [f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache", f"keep_checkpoints={keep}"]
+    with HubServer({"lab/toy": branches}) as hub:
+        point_at(hub.endpoint, monkeypatch)
+        if keep == "none":  # Circuits are there already, and their checkpoints are gone.
+            assert main(ANALYSIS, overrides) == 0
+            assert not list((tmp_path / "cache").rglob("*.safetensors"))
+        assert main(ANALYSIS, [*overrides, "transfer=all", "--fetch"]) == 0
+        hub.requests.clear()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert main(ANALYSIS, [*overrides, "transfer=all"]) == 0
+        assert hub.requests == []
+    assert Store(tmp_path / "results").folder(TRANSFER, "toy", "sva").steps() == list(TOY_STEPS)
+    # What another run fetched is never deleted.
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == len(TOY_STEPS)

@@ -62,6 +62,8 @@ class HubServer:
         on_cdn: send large files from another host, to which `resolve` redirects with a signed address.
         sent_tokens: (host, path, Authorization header) of every request that had one.
         status: answer every request with this status instead.
+        holds: requests for paths with this text are not answered while it is set.
+        holds_after: file name -> bytes after which a longer download stops arriving, without an end, while it is there.
         delay: seconds before each listing of a revision.
         busiest: the largest number of listings that were asked for at the same time.
     """
@@ -80,6 +82,8 @@ class HubServer:
     on_cdn: bool = False
     sent_tokens: list[tuple[str, str, str]] = field(default_factory=list)
     status: int | None = None
+    holds: str | None = None
+    holds_after: dict[str, int] = field(default_factory=dict)
     delay: float = 0.0
     busiest: int = 0
     _busy: int = 0
@@ -144,6 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path))
         if token := self.headers.get("Authorization"):
             self.hub.sent_tokens.append((self.headers.get("Host", "").partition(":")[0], path, token))
+        while self.hub.holds is not None and self.hub.holds in path:
+            time.sleep(0.02)
         if self.hub.status is not None:
             return self._error(self.hub.status, "")
         if (fault := self.hub.fault(path)) is not None:
@@ -209,10 +215,25 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"}, with_body, None)
             self.hub.resumed_at.append(start)
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        if with_body and len(data) > (first := self.hub.holds_after.get(name, len(data))):
+            return self._hold(status, data[start:], headers, name, first)
         left = self.hub.cuts.get(name, []) if with_body else []
         stop = left.pop(0) if left else None
         self._send(status, data[start:], headers, with_body, stop)
         return None
+
+    def _hold(self, status: int, data: bytes, headers: dict[str, str], name: str, first: int) -> None:
+        """Send the first bytes, then nothing until the client has gone or `holds_after` is cleared."""
+        self.send_response(status)
+        for header, value in headers.items():
+            self.send_header(header, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[:first])
+        self.wfile.flush()
+        while name in self.hub.holds_after:
+            time.sleep(0.02)
+        self.close_connection = True
 
     def _branch(self, repository: str, revision: str) -> str | None:
         branches = self.hub.repositories[repository]

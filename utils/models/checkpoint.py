@@ -1,15 +1,13 @@
 """One checkpoint on disk: what its small files say, its weights, and a TransformerBridge for anyone who wants hooks.
 
-This is the only place that calls `from_pretrained`. It always reads the files of one folder, so it loads the revision
-that was asked for and never asks the hub.
+Only this module and `tokenizers.py` call `from_pretrained`. They always read the files of one folder, so they load the
+revision that was asked for and never ask the hub.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,33 +20,19 @@ import torch
 from edge_attribution_patching.architectures import ARCHITECTURES, Shape, read_shape
 from edge_attribution_patching.weights import ModelWeights, read_weights
 from utils.errors import UserError
-from utils.files import combine, file_sha256
+from utils.files import combine
 from utils.models.retries import one_line
+from utils.models.tokenizers import TOKENIZER_FILES, load_tokenizer, read_tokenizer, tokenizer_folder
+from utils.models.unusable import CheckpointUnusable
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
 SMALL_FILES = ("config.json", *TOKENIZER_FILES)
-_TOKENIZER_KEYS = ("model_type", "tokenizer_class", "auto_map", "transformers_version")  # of config.json
 # Masks and rotary frequencies, which older versions of transformers saved with the weights.
 _BUFFER = re.compile(r"\.(attention|attn|self_attn)\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
 _WAY_OUT = "delete the folder and fetch or train it again"
-_tokenizers: dict[str, PreTrainedTokenizerBase] = {}
-_tokenizers_lock = threading.Lock()
-
-
-class CheckpointUnusable(UserError):
-    """One checkpoint is missing or damaged. A sweep reports it and goes on with the others."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +136,7 @@ class LoadedCheckpoint:
         bridge: TransformerBridge = TransformerBridge.boot_transformers(
             str(folder),
             hf_model=_load_model(folder, dtype, self.device),
-            tokenizer=_read_tokenizer(_tokenizer_folder(folder), self.files.trust_remote_code),
+            tokenizer=read_tokenizer(tokenizer_folder(folder), self.files.trust_remote_code),
             dtype=dtype,
             device=self.device,
         )
@@ -201,28 +185,6 @@ def load_weights(
     return weights, sum(parameter.numel() for parameter in model.parameters())
 
 
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A checkpoint's tokenizer, from its folder or the one above. The same files give the same object.
-
-    Raises:
-        CheckpointUnusable: if there is none, or it cannot be loaded.
-    """
-    holder = _tokenizer_folder(folder)
-    digest = hashlib.sha256(repr((str(holder), trust_remote_code) if trust_remote_code else "").encode())
-    for name in TOKENIZER_FILES:
-        if (holder / name).is_file():
-            digest.update(f"{name} {file_sha256(holder / name)}\n".encode())
-    if (path := holder / "config.json").is_file():
-        # What AutoTokenizer looks up there: the class if no file names it, and which versions need repairs.
-        config = json.loads(path.read_text(encoding="utf-8"))
-        digest.update(repr([config.get(key) for key in _TOKENIZER_KEYS]).encode())
-    key = digest.hexdigest()
-    with _tokenizers_lock:
-        if key not in _tokenizers:
-            _tokenizers[key] = _read_tokenizer(holder, trust_remote_code)
-        return _tokenizers[key]
-
-
 def _read_config(path: Path) -> PretrainedConfig:
     from transformers import AutoConfig
 
@@ -241,39 +203,6 @@ def _read_config(path: Path) -> PretrainedConfig:
     except Exception as error:
         raise CheckpointUnusable(f"{path}: cannot be read ({one_line(error)}); {_WAY_OUT}") from error
     return config
-
-
-def _tokenizer_folder(folder: Path) -> Path:
-    for holder in (folder, folder.parent):
-        if any((holder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-            return holder
-    raise CheckpointUnusable(f"{folder}: has no tokenizer (tokenizer.json); save one there with save_pretrained")
-
-
-def _read_tokenizer(holder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            holder, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if not trust_remote_code and _names_own_code(holder / "tokenizer_config.json"):
-            raise UserError(
-                f"{holder}: the tokenizer needs code of its own; read it, and if you trust it pass "
-                "trust_remote_code=true"
-            ) from None
-        raise CheckpointUnusable(
-            f"{holder}: the tokenizer cannot be loaded ({one_line(error)}); save it again"
-        ) from error
-    return tokenizer
-
-
-def _names_own_code(path: Path) -> bool:
-    try:
-        return "auto_map" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 def _load_model(

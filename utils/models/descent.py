@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.models.checkpoint import CheckpointUnusable
+from utils.models.unusable import CheckpointUnusable
 from utils.models.weight_files import read_some
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 from utils.files import file_sha256, make_folder
-from utils.models.checkpoint import CheckpointUnusable
 from utils.models.retries import patiently
+from utils.models.unusable import CheckpointUnusable
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.models.checkpoint import CheckpointUnusable
 from utils.models.family import Family, HubFamily, LocalFamily
 from utils.models.fetch import listings
 from utils.models.listing import Listing
+from utils.models.unusable import CheckpointUnusable
 from utils.models.weight_files import weight_files
 
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -29,9 +29,9 @@ class Estimate:
     Attributes:
         download: bytes still to download.
         disk: the most bytes of weights that will be on disk for these steps at once; 0 for a local family.
-        memory: the most bytes that weights will take in memory at once: a model in the number format asked for, and a
-            file of weights, either its own while it is loaded, or the next one that is read meanwhile. On a GPU, the
-            model is there and the file in CPU memory. None if no config is at hand.
+        memory: the most bytes that weights will take in memory at once, while a checkpoint is loaded: a file of weights
+            and a model in the number format asked for, twice if that is not the file's. On a GPU, the model is there
+            and the file in CPU memory. None if no config is at hand.
         unknown: steps whose sizes are not known.
     """
 
@@ -113,7 +113,9 @@ def _memory(family: Family, steps: Sequence[int], sizes: dict[int, int], dtype: 
         config = json.loads((family.fetch_small(steps[0]) / "config.json").read_text(encoding="utf-8"))
     except (CheckpointUnusable, OSError, ValueError):
         return None
-    stored = BYTES.get(str(config.get("dtype") or config.get("torch_dtype") or "float32"), 4)
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     largest = max(sizes[step] for step in steps)
-    model = largest // stored * BYTES[dtype]
-    return model + largest
+    model = largest // BYTES.get(stored, 4) * BYTES[dtype]
+    # In another format than the file's, the model shares no memory with the file, and some tensors exist twice while
+    # the engine's weights are made from it.
+    return largest + model * (1 if dtype == stored else 2)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from utils.models.checkpoint import CheckpointUnusable
 from utils.models.family import Family, HubFamily
 from utils.models.listing import Listing, in_parallel
+from utils.models.unusable import CheckpointUnusable
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ from filelock import FileLock
 
 from utils.errors import UserError
 from utils.files import atomic_write, combine, make_folder
-from utils.models.checkpoint import SMALL_FILES, CheckpointUnusable
+from utils.models.checkpoint import SMALL_FILES
 from utils.models.download import Arrived, RemoteFile, bring
 from utils.models.listing import Listing, downloads_of, listing_of, read_json, told, write_json
+from utils.models.unusable import CheckpointUnusable
 
 SHARED, LOCKS = ".shared", ".locks"
 LISTING, MANIFEST = "revision.json", "download.json"
@@ -52,8 +53,10 @@ def download_small(
         CheckpointUnusable: if the revision is missing or holds no weights.
         HubUnreachable: if the hub did not answer.
     """
-    held = read_json(folder / LISTING) or read_manifest(folder)
-    if held is not None and (held.get("code", False) or not code):
+    complete = read_manifest(folder)
+    held = read_json(folder / LISTING) or complete
+    moved = complete is None and held is not None and commit not in (None, held.get("commit"))
+    if held is not None and not moved and (held.get("code", False) or not code):
         return held
     listing = listing_of(repository, revision, folder.parent, commit)
     weights = listing.weights

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from utils.models import local
-from utils.models.checkpoint import CheckpointUnusable
 from utils.models.families import Damage
 from utils.models.family import Family, HubFamily, LocalFamily
 from utils.models.hub import read_manifest
 from utils.models.listing import HubUnreachable, Listing, in_parallel
+from utils.models.unusable import CheckpointUnusable
 
 COLUMNS = ("step", "tokens", "revision", "file", "bytes", "sha256", "problem", "same_as", "known")
 MAIN = "main"

@@ -19,8 +19,8 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.models.checkpoint import CheckpointUnusable
 from utils.models.retries import WAITS, one_line, patiently
+from utils.models.unusable import CheckpointUnusable
 
 NAMES, LISTINGS = "names.json", ".listings"
 AT_ONCE = 8
@@ -77,6 +77,17 @@ class Listing:
     def bytes_of_weights(self) -> int:
         """How large they are together."""
         return sum(self.files[name].size for name in self.weights)
+
+    @property
+    def formats(self) -> list[dict[str, str]]:
+        """SHA-256 of the weights, one format at a time; without those of which the hub does not say every hash."""
+        found = []
+        for pattern in (_SAFETENSORS, _TORCH):
+            named = {name: file.sha256 for name, file in self.files.items() if pattern.fullmatch(name)}
+            known = {name: sha256 for name, sha256 in sorted(named.items()) if sha256 is not None}
+            if known and len(known) == len(named):
+                found.append(known)
+        return found
 
     @property
     def weight_hashes(self) -> dict[str, str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import file_sha256
-from utils.models.checkpoint import CheckpointUnusable
 from utils.models.revisions import GENERAL, GENERAL_NAMES, Named, read_names
+from utils.models.unusable import CheckpointUnusable
 from utils.models.weight_files import weight_files
 
 Stamp = tuple[int, int, int]

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from utils.errors import UserError
-from utils.models.family import Family
-from utils.models.integrity import Shared, check
+from utils.models.family import Family, HubFamily
+from utils.models.hub import read_manifest
+from utils.models.integrity import Report, Shared, check
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,12 @@ def screen(family: Family, steps: Sequence[int], on_duplicate: str, advance: Cal
         The steps to leave out.
 
     Raises:
-        UserError: with `error`, naming the steps to measure that hold another step's weights.
+        UserError: with `error`, naming the steps to measure that hold another step's weights; or if a download is of
+            other weights than the hub has now.
     """
     report = check(family, exact=False, advance=advance)
+    if isinstance(family, HubFamily):
+        _refuse_outdated(family, steps, report)
     for damage in family.damage:
         if not damage.expected and (not damage.steps or set(damage.steps) & set(steps)):
             where = f" step {', '.join(map(str, damage.steps))}" if damage.steps else ""
@@ -53,6 +57,18 @@ def screen(family: Family, steps: Sequence[int], on_duplicate: str, advance: Cal
         )
     log.warning("%s; %s", told, "they are left out" if on_duplicate == "skip" else "they are measured all the same")
     return list(wrong) if on_duplicate == "skip" else []
+
+
+def _refuse_outdated(family: HubFamily, steps: Sequence[int], report: Report) -> None:
+    """Old downloads next to new ones would mix two trainings; and deleting them is up to the user."""
+    for step in steps:
+        files = (read_manifest(family.folder(step)) or {}).get("files") or {}
+        today = report.held[step].hashes
+        if any(today.get(name, sha256) != sha256 for name, sha256 in files.items()):
+            raise UserError(
+                f"cache_dir: {family.folder(step)} holds other weights of step {step} than {family.source} has now; "
+                "delete that folder to measure those of now, or name another cache_dir"
+            )
 
 
 def some(steps: Sequence[int], most: int = 10) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +13,18 @@ import torch
 
 from utils.files import combine
 from utils.models import hub, local
-from utils.models.checkpoint import CheckpointFiles, Description, LoadedCheckpoint, describe, load_weights
+from utils.models.checkpoint import (
+    CheckpointFiles,
+    CheckpointUnusable,
+    Description,
+    LoadedCheckpoint,
+    describe,
+    load_weights,
+)
 from utils.models.device import resolve_device
 from utils.models.download import Arrived
 from utils.models.families import Damage
-from utils.models.listing import Listing, downloads_of, listing_of
+from utils.models.listing import Listing, downloads_of, in_parallel, listing_of
 from utils.models.prefetch import Ahead, Ready, in_background
 from utils.models.revisions import Named
 from utils.models.weight_files import read_state
@@ -161,6 +169,7 @@ class HubFamily(Family):
     cache_dir: Path
     commits: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict, compare=False, repr=False)
     _own: hub.OwnFiles = field(default_factory=hub.OwnFiles, compare=False, repr=False)
+    _listed: dict[int | str, Listing | CheckpointUnusable] = field(default_factory=dict, compare=False, repr=False)
     _released: list[int] = field(default_factory=list, compare=False, repr=False)
 
     def folder(self, step: int) -> Path:
@@ -176,7 +185,15 @@ class HubFamily(Family):
         """
         revision = self.revisions[step]
         downloads = downloads_of(self.cache_dir, revision.repository)
-        return listing_of(revision.repository, revision.name, downloads, self._commit(step))
+        return listing_of(revision.repository, revision.name, downloads, self.commit(step))
+
+    def listed(self, steps: Sequence[int]) -> dict[int, Listing | CheckpointUnusable]:
+        """What the hub lists of some steps, or what is wrong. It is asked once for each, also if it does not answer."""
+        asked: dict[int | str, Callable[[], Listing]] = {
+            step: partial(self.listing, step) for step in steps if step not in self._listed
+        }
+        self._listed.update(in_parallel(asked))
+        return {step: self._listed[step] for step in steps}
 
     def main(self) -> Listing | None:
         """What the hub lists of the branch `main`; None if there is none.
@@ -204,17 +221,18 @@ class HubFamily(Family):
         revision, folder = self.revisions[step], self.folder(step)
         self._own.note(folder)
         code = self.trust_remote_code
-        hub.download_small(revision.repository, revision.name, folder, self._commit(step), code=code)
+        hub.download_small(revision.repository, revision.name, folder, self.commit(step), code=code)
         return folder
 
     def _files(self, step: int, arrived: Arrived) -> CheckpointFiles:
         revision, folder = self.revisions[step], self.folder(step)
         self._own.note(folder)
-        origin = hub.download(revision.repository, revision.name, folder, self._commit(step), arrived)
+        origin = hub.download(revision.repository, revision.name, folder, self.commit(step), arrived)
         hashes = origin.get("files") or {"": origin["sha256"]}  # Earlier manifests have one hash alone.
         about = {key: origin[key] for key in ("repository", "revision", "commit")}
         return CheckpointFiles(folder, about, lambda: hashes, self.trust_remote_code)
 
-    def _commit(self, step: int) -> str | None:
+    def commit(self, step: int) -> str | None:
+        """The commit that a step's revision is at today; None if the hub was not asked."""
         revision = self.revisions[step]
         return self.commits.get(revision.repository, {}).get(revision.name)

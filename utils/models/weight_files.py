@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.models.checkpoint import CheckpointUnusable
 from utils.models.retries import one_line
+from utils.models.unusable import CheckpointUnusable
 
 if TYPE_CHECKING:
     from torch import Tensor

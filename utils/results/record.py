@@ -5,7 +5,7 @@
      "checkpoints": {step: {repository, revision, commit, sha256, ...}}, "equal_weights": [[1000, 2000]],
      "files": {name: SHA-256}}
 
-Another run may write into the folder if its settings are the same and its weights come from the same place. The
+Another run may write into the folder if its settings are the same and so are its weights (`origin.py`). The
 settings include `definitions_version`, the version of the definitions that the numbers follow (`Kind.version`). A file
 whose hash is not the one in `files` was damaged, and is measured again with `repair`.
 `equal_weights` lists checkpoints whose weights have the same hash (some revisions on the hub hold another step's).
@@ -26,8 +26,10 @@ from typing import Any
 from utils.config.keys import BaseConfig, result_settings
 from utils.errors import UserError
 from utils.files import atomic_write, file_sha256, remove_stale_temporaries, require_writable
-from utils.models.family import Family, LocalFamily
+from utils.models.family import Family
+from utils.models.screening import some
 from utils.results.kinds import Kind
+from utils.results.origin import compare_weights
 from utils.results.shared_lock import SharedLock
 from utils.results.store import DamagedRecord, ResultsFolder
 
@@ -57,8 +59,7 @@ class RunRecord:
         Args:
             analysis: the script's name.
             config: this run's config.
-            family: this run's weights. Hub repositories are compared by name. Local families are compared by the hashes
-                of their weights, because a folder goes by many names and may have been trained again.
+            family: this run's weights (`utils/results/origin.py`).
 
         Raises:
             UserError: naming what the folder holds and what this run asks for.
@@ -75,9 +76,11 @@ class RunRecord:
             holds = " and ".join(f"{name}={shown(old)}" for name, old, _ in differing)
             asks = " and ".join(shown(new) for _, _, new in differing)
             raise UserError(f"{self.folder.path} holds {holds}, this run asks for {asks}; {way_out}")
-        if not _same_weights(held, family, done, self._time()):
+        compared = compare_weights(held, family, self._written())
+        if not compared.same:
             holds = f"results of {held['repository']}, this run measures"
-            asks = f"other weights in {family.source}" if family.is_local else family.source
+            moved = f"other weights in {family.source} ({some(compared.changed)})"
+            asks = moved if compared.changed else family.source
             raise UserError(f"{self.folder.path} holds {holds} {asks}; {way_out}")
 
     def begin(self, analysis: str, config: BaseConfig, family: Family, steps: list[int]) -> None:
@@ -99,9 +102,8 @@ class RunRecord:
             known, files = held["checkpoints"], held.get("files", {})
             if config.overwrite or not readable:
                 done = self.folder.steps()
-                same = not differences(held, self.folder.kind, analysis, config) and _same_weights(
-                    held, family, done, self._time()
-                )
+                same = not differences(held, self.folder.kind, analysis, config)
+                same = same and compare_weights(held, family, self._written()).same
                 for step in done:
                     if step in steps or not same:
                         self.folder.delete(step)
@@ -188,9 +190,9 @@ class RunRecord:
                     found.append(path)
         return found
 
-    def _time(self) -> float:
-        """When run.json was written last; 0 if it is not there."""
-        return self.path.stat().st_mtime if self.path.is_file() else 0.0
+    def _written(self) -> dict[int, float]:
+        """Finished step -> when its table was written."""
+        return {step: self.folder.file(step).stat().st_mtime for step in self.folder.steps()}
 
     def _read(self) -> dict[str, Any] | None:
         """What run.json holds; None if it is not there.
@@ -254,26 +256,6 @@ def equal_weights(checkpoints: dict[str, dict[str, Any]]) -> list[list[int]]:
     for step, weights in checkpoints.items():
         groups.setdefault(weights["sha256"], []).append(int(step))
     return sorted(sorted(steps) for steps in groups.values() if len(steps) > 1)
-
-
-def _same_weights(held: dict[str, Any], family: Family, done: list[int], since: float) -> bool:
-    """Whether results come from a family's weights, as far as can be told without reading all of them.
-
-    Hub repositories are compared by name. Of a local family, weights are hashed whose files are newer than run.json,
-    and those of the last measured step in any case.
-    """
-    if not isinstance(family, LocalFamily):
-        return bool(held["repository"] == family.source)
-    recorded = [step for step in done if step in family.steps and str(step) in held["checkpoints"]]
-    suspects = [step for step in recorded if step == recorded[-1] or _newest(family.folders[step]) > since]
-    return all(held["checkpoints"][str(step)]["sha256"] == family.sha256(step) for step in suspects)
-
-
-def _newest(folder: Path) -> float:
-    try:
-        return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
-    except OSError:
-        return 0.0
 
 
 def differences(held: dict[str, Any], kind: Kind, analysis: str, config: BaseConfig) -> list[tuple[str, Any, Any]]:

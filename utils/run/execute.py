@@ -10,6 +10,7 @@ import torch
 
 from utils.config.keys import BaseConfig
 from utils.models.fetch import fetch as fetch_steps
+from utils.run import unit
 from utils.run.plan import Sweep
 from utils.run.screen import screened
 from utils.run.sweep import Failure, Run
@@ -57,14 +58,30 @@ def with_threads(config: BaseConfig) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fetch(name: str, sweeps: Sequence[Sweep]) -> int:
-    """Download every unfinished checkpoint, and measure nothing.
+def fetch(name: str, sweeps: Sequence[Sweep], later: Sequence[Sweep] = ()) -> int:
+    """Bring everything to disk that measuring needs, and measure nothing: checkpoints, and the data sets of jobs.
+
+    Args:
+        name: the script's.
+        sweeps: what to measure.
+        later: second walks over the same models. What they lack depends on what is measured first, so all of their
+            checkpoints are fetched.
 
     Returns:
         The exit code: 0, or 1 if checkpoints are missing or damaged.
+
+    Raises:
+        UserError: as `utils.models.fetch.fetch`, or on bad input of a job.
     """
     run = Run(name, sweeps)
     for sweep in sweeps:
-        failed = fetch_steps(sweep.family, list(sweep.missing))
+        following = [one for one in later if one.family.name == sweep.family.name]
+        steps = sorted({*sweep.missing, *(step for one in following for step in one.steps)})
+        failed = fetch_steps(sweep.family, steps)
         run.failures += [Failure(sweep.family.name, step, reason) for step, reason in failed.items()]
+        if (there := next((step for step in steps if step not in failed), None)) is not None:
+            inputs, described = unit.Inputs(), sweep.family.describe(there)
+            for job in sweep.jobs:
+                if sweep.missing_of(job):
+                    inputs.of(job, described)  # Data sets arrive with this.
     return run.report_failures()

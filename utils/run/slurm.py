@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.command_line import Terminated
+from utils.command_line import Terminated, told_how_to_go_on
 from utils.config.keys import BaseConfig
 from utils.errors import UserError
 from utils.progress import Progress, configure_logging
@@ -76,8 +76,9 @@ def run_array(name: str, sweeps: Sequence[Sweep]) -> int:
             if not any(lost.values()):
                 break
             log.warning("%d of %d tasks were lost; what they had claimed is tried again", sum(lost.values()), number)
-    except (KeyboardInterrupt, Terminated):
+    except (KeyboardInterrupt, Terminated) as error:
         progress.close()
+        told_how_to_go_on(error)
         log.warning("interrupted: the tasks go on; the same command later finds what they wrote")
         raise
     progress.close()

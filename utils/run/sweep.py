@@ -17,9 +17,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from utils.command_line import Terminated
+from utils.command_line import Terminated, told_how_to_go_on
 from utils.errors import UserError
-from utils.models.checkpoint import CheckpointUnusable, Description
+from utils.models.checkpoint import Description
+from utils.models.unusable import CheckpointUnusable
 from utils.progress import Progress, duration
 from utils.run import unit
 from utils.run.claims import Claims
@@ -82,6 +83,7 @@ class Run:
             stopped = "stopped" if isinstance(error, Exception) else "interrupted"
             if progress.done or not isinstance(error, UserError):  # Bad input that stops a run at once is one line.
                 log.warning("%s: %d of %d measured and saved; to go on, %s", stopped, progress.done, total, again)
+                told_how_to_go_on(error)
             raise
         progress.close()
         if total:

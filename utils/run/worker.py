@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from utils.errors import UserError
-from utils.models.checkpoint import CheckpointUnusable
 from utils.models.family import Family, family_of
+from utils.models.unusable import CheckpointUnusable
 from utils.results.record import RunRecord
 from utils.run import unit
 from utils.run.plan import Job, Measurement, Sweep

@@ -1,0 +1,99 @@
+"""The tokenizer of a checkpoint, from its own folder or the family's.
+
+All checkpoints with the same tokenizer files share one object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.errors import UserError
+from utils.files import file_sha256
+from utils.models.retries import one_line
+from utils.models.unusable import CheckpointUnusable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+_TOKENIZER_KEYS = ("model_type", "tokenizer_class", "auto_map", "transformers_version")  # of config.json
+_tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+_tokenizers_lock = threading.Lock()
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, from its folder or the one above. The same files give the same object.
+
+    Raises:
+        CheckpointUnusable: if there is none, or it cannot be loaded.
+    """
+    holder = tokenizer_folder(folder)
+    digest = hashlib.sha256(repr((str(holder), trust_remote_code) if trust_remote_code else "").encode())
+    for name in TOKENIZER_FILES:
+        if (holder / name).is_file():
+            digest.update(f"{name} {file_sha256(holder / name)}\n".encode())
+    if (path := holder / "config.json").is_file():
+        # What AutoTokenizer looks up there: the class if no file names it, and which versions need repairs.
+        config = json.loads(path.read_text(encoding="utf-8"))
+        digest.update(repr([config.get(key) for key in _TOKENIZER_KEYS]).encode())
+    key = digest.hexdigest()
+    with _tokenizers_lock:
+        if key not in _tokenizers:
+            _tokenizers[key] = read_tokenizer(holder, trust_remote_code)
+        return _tokenizers[key]
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """The folder that holds a checkpoint's tokenizer: its own, or the one above.
+
+    Raises:
+        CheckpointUnusable: if neither does.
+    """
+    for holder in (folder, folder.parent):
+        if any((holder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            return holder
+    raise CheckpointUnusable(f"{folder}: has no tokenizer (tokenizer.json); save one there with save_pretrained")
+
+
+def read_tokenizer(holder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """A new tokenizer from a folder.
+
+    Raises:
+        CheckpointUnusable: if it cannot be loaded.
+        UserError: if it needs code of its own that is not trusted.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            holder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not trust_remote_code and _names_own_code(holder / "tokenizer_config.json"):
+            raise UserError(
+                f"{holder}: the tokenizer needs code of its own; read it, and if you trust it pass "
+                "trust_remote_code=true"
+            ) from None
+        raise CheckpointUnusable(
+            f"{holder}: the tokenizer cannot be loaded ({one_line(error)}); save it again"
+        ) from error
+    return tokenizer
+
+
+def _names_own_code(path: Path) -> bool:
+    try:
+        return "auto_map" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
