@@ -16,10 +16,11 @@ import pytest
 from plotting import plot_comparison, plot_emergence, plot_transfer
 from plotting.export import figure_main
 from plotting.plot_comparison import CHANCE_ENTRY, CHANGED_ENTRY, DIFFERS_ENTRY, NOISE_ENTRY, PAIRS_ENTRY
-from plotting.plot_emergence import OPEN, leading
+from plotting.plot_emergence import leading
 from plotting.report import figures
 from plotting.report.results import Results
 from plotting.time_axis import TimeAxis
+from plotting.timeline import OPEN
 from tests.support.paths import ROOT
 from tests.support.synthetic_comparison import CHANGED_AT, NEVER, STEPS, TASKS, TOKENS_PER_STEP, write_comparison
 from tests.support.synthetic_results import write_all
