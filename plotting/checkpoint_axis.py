@@ -1,9 +1,9 @@
 """An axis on which checkpoints stand at equal distances, for what counts checkpoints instead of tokens."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import plotly.graph_objects as go
 
 
@@ -33,12 +33,13 @@ class CheckpointAxis:
     def apply(self, figure: go.Figure, most: int, **where: int) -> None:
         """Set the x axes at `row=`, `col=` (all axes by default), with at most `most` labels."""
         last = len(self.steps) - 1
-        shown = np.unique(np.linspace(0, last, min(last + 1, most)).round().astype(int))
+        # From the last one back, at equal distances, so that no two labels touch.
+        shown = range(last, -1, -math.ceil((last + 1) / most))[::-1]
         figure.update_xaxes(
             type="linear",
             range=[-0.6, last + 0.6],
             tickmode="array",
-            tickvals=shown.tolist(),
+            tickvals=list(shown),
             ticktext=[short(self.steps[place]) for place in shown],
             tickangle=0,
             tickfont={"size": 11},

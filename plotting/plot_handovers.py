@@ -20,7 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.checkpoint_axis import CheckpointAxis
 from plotting.export import figure_main
-from plotting.style import FAINT, INK, ROLES, SERIES, Drawing, finish, role_chip, role_look
+from plotting.panels import wrapped
+from plotting.plot_ioi_roles import LEVELS, why_none
+from plotting.style import FAINT, INK, SERIES, Drawing, finish, role_chip, role_look
 from plotting.tables import load, models_in
 from utils.results.comparison import ComparisonFolder
 from utils.results.store import Store
@@ -29,6 +31,8 @@ SURE = 0.95
 _ROW, _FRAME, _WIDTH, _NAMES, _PHONE = 52, 110, 960, 160, 320
 # Pixels of a letter of a head's name, and what two shares need between them.
 _LETTER, _SHARE = 6.8, 30
+# Characters in a line of a reason.
+_LINE, _NARROW_LINE = 110, 46
 
 
 @dataclass(frozen=True)
@@ -63,28 +67,28 @@ def segments(heads: pd.DataFrame, role: str, axis: CheckpointAxis) -> list[Segme
 
 
 def draw_handovers(
-    heads: pd.DataFrame, handovers: pd.DataFrame, steps: list[int], model: str, *, narrow: bool = False
+    heads: pd.DataFrame, handovers: pd.DataFrame, levels: pd.DataFrame, model: str, *, narrow: bool = False
 ) -> Drawing:
     """The figure of one model.
 
     Args:
         heads: rows of `ioi_consistency_heads`.
         handovers: rows of `handovers`.
-        steps: of all checkpoints that were measured.
+        levels: rows of `ioi_consistency`, which have every checkpoint, and why no head holds a role.
         model: whose.
         narrow: whether it is drawn for a narrow screen.
     """
-    heads, handovers = heads[heads["model"] == model], handovers[handovers["model"] == model]
-    axis = CheckpointAxis.of(steps)
-    present = set(heads.loc[heads["passes"].astype(bool), "role"])
-    roles = [*ROLES, *sorted(present - set(ROLES))]
+    heads, handovers, levels = (table[table["model"] == model] for table in (heads, handovers, levels))
+    axis = CheckpointAxis.of(levels["step"])
+    roles = {role: level for level, (_, held) in LEVELS.items() for role in held}
     figure = go.Figure()
     pixels = (_PHONE if narrow else _WIDTH - _NAMES - 28) / (len(axis.steps) + 0.2)
     colours: dict[str, str] = {}
-    for row, role in enumerate(roles):
+    for row, (role, level) in enumerate(roles.items()):
         held = segments(heads, role, axis)
         if not held:
-            _write(figure, "no head holds it at any checkpoint", 0.5 * (len(axis.steps) - 1), row, "#666666", 12)
+            why = wrapped(why_none(levels[levels["level"] == level]), _NARROW_LINE if narrow else _LINE)
+            _write(figure, why, -0.5, row + 0.05, "#666666", 11, xanchor="left")
         for segment in held:
             colour = colours.setdefault(segment.head, SERIES[len(colours) % len(SERIES)])
             _draw_segment(figure, segment, role, colour, axis, row, pixels)
@@ -149,7 +153,7 @@ def _draw_segment(
     names = [segment.head, segment.head.replace(".", "<br>")]
     for name in names:
         if max(len(line) for line in name.split("<br>")) * _LETTER <= room:
-            _write(figure, name, middle, row + 0.06, "#ffffff", 10 if "<br>" in name else 11)
+            _write(figure, name, middle, row + 0.06, _readable_on(colour), 10 if "<br>" in name else 11)
             break
 
 
@@ -188,6 +192,12 @@ def _draw_marks(figure: go.Figure, handovers: pd.DataFrame, axis: CheckpointAxis
             written = at
 
 
+def _readable_on(colour: str) -> str:
+    """White or ink, whichever stands out more."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
+
+
 def _share(share: float) -> str:
     return "an unknown share" if pd.isna(share) else f"{share:.0%}"
 
@@ -196,7 +206,14 @@ def _write(
     figure: go.Figure, text: str, x: float, y: float, colour: str, size: int, *, xanchor: str = "center"
 ) -> None:
     figure.add_annotation(
-        text=text, x=x, y=y, showarrow=False, xanchor=xanchor, font={"size": size, "color": colour}, borderpad=0
+        text=text,
+        x=x,
+        y=y,
+        showarrow=False,
+        xanchor=xanchor,
+        align="left",
+        font={"size": size, "color": colour},
+        borderpad=0,
     )
 
 
@@ -204,15 +221,7 @@ def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name: one for each model."""
     handovers = ComparisonFolder(store.root).read("handovers")
     heads, levels = (load(store, kind, arguments) for kind in ("ioi_consistency_heads", "ioi_consistency"))
-    return {
-        f"handovers_{model}": draw_handovers(heads, handovers, steps_of(levels, model), model)
-        for model in models_in(heads)
-    }
-
-
-def steps_of(levels: pd.DataFrame, model: str) -> list[int]:
-    """Every checkpoint at which the roles of a model were measured."""
-    return sorted(int(step) for step in levels.loc[levels["model"] == model, "step"].unique())
+    return {f"handovers_{model}": draw_handovers(heads, handovers, levels, model) for model in models_in(heads)}
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ _CELL, _MOST, _FRAME, _NAMES, _LINE = 34, 760, 100, 330, 17
 # Values are written into cells where these are wide enough.
 MOST_WITH_TEXT = 22
 # What fits below a phone's matrix.
-_LETTERS = 46
+_LETTERS = 54
 
 
 def ordered(order: pd.DataFrame, emergence: pd.DataFrame) -> list[str]:
@@ -83,7 +83,7 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
             zmax=1,
             colorscale="Blues",
             showscale=not narrow,
-            colorbar={"title": {"text": "share of resamples", "side": "right"}, "thickness": 14},
+            colorbar={"title": {"text": "share of resamples", "side": "right", "font": {"size": 12}}, "thickness": 14},
             texttemplate="%{z:.2f}" if n <= MOST_WITH_TEXT and not narrow else None,
             textfont={"size": 10},
             customdata=told,
@@ -141,7 +141,8 @@ def _named(rows: dict[str, dict[str, object]], curve: str) -> str:
 
 def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     """Figures by file name. Pairs of all tasks are drawn."""
-    order, emergence = (load_comparison(store, name, arguments) for name in ("order", "emergence"))
+    everything = argparse.Namespace(**{**vars(arguments), "task": None})
+    order, emergence = (load_comparison(store, name, everything) for name in ("order", "emergence"))
     return {f"order_{model}": draw_order(order, emergence, model) for model in models_in(order)}
 
 
