@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -158,9 +159,9 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
     )
 
 
-def _beats(row: Mapping[str, object]) -> str:
+def _beats(row: Mapping[Any, Any]) -> str:
     n = row["n_random"]
-    return "" if pd.isna(n) else f"{row['n_beaten']:.0f} of {n:.0f} random circuits"  # type: ignore[call-overload]
+    return "" if pd.isna(n) else f"{row['n_beaten']:.0f} of {n:.0f} random circuits"
 
 
 def _ring(panels: Panels, table: pd.DataFrame, row: int, column: int) -> bool:

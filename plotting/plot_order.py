@@ -10,7 +10,9 @@ between the same two checkpoints.
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +29,8 @@ from utils.results.store import Store
 
 # Pixels: a cell, the widest of all cells together, the frame, and the room for names of rows.
 _CELL, _MOST, _FRAME, _NAMES, _LINE = 34, 760, 100, 330, 17
+# The least width of the figure: that of its heading.
+_LEAST = 900
 # Values are written into cells where these are wide enough.
 MOST_WITH_TEXT = 22
 # What fits below a phone's matrix.
@@ -35,7 +39,8 @@ _LETTERS = 54
 
 def ordered(order: pd.DataFrame, emergence: pd.DataFrame) -> list[str]:
     """The curves of one model's rows of `order` by their step of emergence, and where these agree by the shares."""
-    before = shares(order)[0].mean(axis=1).to_dict()
+    mean = shares(order)[0].mean(axis=1)
+    before = {str(curve): float(share) for curve, share in mean.items()}
     step = emergence.set_index("curve")["step"].astype(float).to_dict()
     return sorted(before, key=lambda curve: (step.get(curve, np.inf), -before[curve], curve))
 
@@ -73,6 +78,7 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
     n = len(curves)
     numbers = [str(number) for number in range(1, n + 1)]
     cells = min(_CELL * n, _MOST)
+    width = max(cells + _NAMES + _FRAME, _LEAST)
     told = [[[names[i], names[j], same.iloc[i, j]] for j in range(n)] for i in range(n)]
     figure = go.Figure(
         go.Heatmap(
@@ -101,11 +107,13 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
         figure,
         f"In which order things emerge in {model}",
         "Share of resamples in which the row emerges at an earlier checkpoint than the column",
-        width=cells + _NAMES + _FRAME,
+        width=width,
         height=max(cells, 120) + _FRAME + below,
         legend=False,
     )
-    figure.update_layout(margin={"l": 34 if narrow else _NAMES, "r": 14 if narrow else 100, "t": 26, "b": 30 + below})
+    figure.update_layout(
+        margin={"l": 34 if narrow else _NAMES, "r": 14 if narrow else width - _NAMES - cells, "t": 26, "b": 30 + below}
+    )
     figure.update_xaxes(
         tickvals=list(range(n)), ticktext=numbers, side="top", tickangle=0, showgrid=False, tickfont_size=11
     )
@@ -135,7 +143,7 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
     return drawing
 
 
-def _named(rows: dict[str, dict[str, object]], curve: str) -> str:
+def _named(rows: Mapping[Any, Mapping[Any, Any]], curve: str) -> str:
     return label(rows[curve]) if curve in rows else curve
 
 
