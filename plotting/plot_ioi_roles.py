@@ -68,7 +68,7 @@ def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str, most_ticks
                 ticks |= {row.y: row.head for row in rows}
                 y += len(rows)
             else:
-                y += _explain(figure, _why_none(levels[levels["level"] == level]), y)
+                y += _explain(figure, why_none(levels[levels["level"] == level]), y)
                 unheld.add(level)
             y += 0.4
     if model == TOY and {"s_inhibition", "induction"} <= unheld:
@@ -140,7 +140,7 @@ def _cells(figure: go.Figure, rows: list[Holder], steps: list[int]) -> None:
         )
 
 
-def _why_none(level: pd.DataFrame) -> str:
+def why_none(level: pd.DataFrame) -> str:
     """Why no head ever holds a role: the last reason that the level gives."""
     reasons = level.sort_values("step")["reason"].dropna() if "reason" in level else pd.Series(dtype=str)
     return f"no head holds it: {reasons.iloc[-1]}" if len(reasons) else "no head holds it"

@@ -3,6 +3,7 @@
 The figure scripts do the drawing. The page writes headings as text that wraps, and legends as buttons.
 """
 
+import argparse
 import dataclasses
 import json
 import logging
@@ -19,18 +20,22 @@ from plotting.eval_results import read_evaluations
 from plotting.plot_circuit_similarity import draw_similarity, similarities
 from plotting.plot_circuits import draw_circuits, selected_circuits, task_metrics
 from plotting.plot_comparison import draw_between, draw_comparison
+from plotting.plot_controls import control_points, draw_controls
 from plotting.plot_emergence import draw_seed_curves, draw_seeds_timeline, draw_timeline, seed_groups, shapes
 from plotting.plot_faithfulness_curve import draw_areas, draw_curves, measured_areas
+from plotting.plot_handovers import draw_handovers
 from plotting.plot_head_scores import SINGLE, draw_maxima, draw_top_heads, head_scores
 from plotting.plot_ioi_backup import TITLES as BACKUP_PARTS
 from plotting.plot_ioi_backup import draw_backup
 from plotting.plot_ioi_consistency import draw_consistency
 from plotting.plot_ioi_roles import draw_roles
+from plotting.plot_order import draw_order
 from plotting.plot_pythia_evals import choose, draw_evaluations
 from plotting.plot_reproduction import draw_reproduction, panel_title
 from plotting.plot_size_vs_scale import draw_scale, model_parameters
 from plotting.plot_task_performance import draw_performance
 from plotting.plot_transfer import draw_transfer, matrices
+from plotting.plot_turnover import draw_turnover
 from plotting.report.reproduction import reproduction_html
 from plotting.report.results import Results, escaped, shown
 from plotting.reproduction import reproduction
@@ -144,6 +149,72 @@ def _comparison(results: Results) -> list[ReportFigure]:
         tasks = tasks_in(between)
         figures.append(_by_panel("comparison_models", lambda rows: draw_between(rows, MEASURE), between, "task", tasks))
     return figures
+
+
+def _controls(results: Results) -> list[ReportFigure]:
+    controls, rest = results.table("controls"), (results.table_if_any(kind) for kind in ("graphs", "prompt_groups"))
+    points = escaped(control_points(results.table("baselines"), controls, *rest))
+    looks = results.looks()
+    return [
+        _by_panel(
+            f"controls_{model}",
+            lambda rows, model=model: draw_controls(rows, model, looks[model]),  # type: ignore[misc]
+            rows,
+            "task",
+            tasks_in(rows),
+        )
+        for model in map(shown, models_in(controls))
+        for rows in [points[points["model"] == model]]
+    ]
+
+
+def _turnover(results: Results) -> list[ReportFigure]:
+    folder = ComparisonFolder(results.store.root)
+    if not folder.has("turnover"):
+        return []  # As with the similarities, which say so.
+    turnover, lives = (
+        escaped(load_comparison(results.store, name, results.arguments)) for name in ("turnover", "lifetimes")
+    )
+    changes = escaped(folder.read("change_points"))
+    figures = []
+    for model in models_in(turnover):
+        rows = turnover[turnover["model"] == model].drop(columns="tokens")
+        tasks = [rows[rows["task"] == task] for task in tasks_in(rows)]
+        parts = [_narrow(draw_turnover(part, lives, changes, model, narrow=True).figure, part) for part in tasks]
+        figures.append(ReportFigure(f"turnover_{model}", draw_turnover(rows, lives, changes, model), parts))
+    return figures
+
+
+def _order(results: Results) -> list[ReportFigure]:
+    if not ComparisonFolder(results.store.root).has("order"):
+        return []  # As with the similarities, which say so.
+    everything = argparse.Namespace(**{**vars(results.arguments), "task": None})
+    order = escaped(load_comparison(results.store, "order", everything))
+    emergence = escaped(load_comparison(results.store, "emergence", everything))
+    return [
+        ReportFigure(
+            f"order_{model}",
+            draw_order(order, emergence, model),
+            [draw_order(order, emergence, model, narrow=True).figure],
+        )
+        for model in models_in(order)
+    ]
+
+
+def _handovers(results: Results) -> list[ReportFigure]:
+    folder = ComparisonFolder(results.store.root)
+    if not folder.has("handovers"):
+        return []  # As with the similarities, which say so.
+    changes = escaped(folder.read("handovers"))
+    heads, levels = (escaped(results.table(kind)) for kind in ("ioi_consistency_heads", "ioi_consistency"))
+    return [
+        ReportFigure(
+            f"handovers_{model}",
+            draw_handovers(heads, changes, levels, model),
+            [draw_handovers(heads, changes, levels, model, narrow=True).figure],
+        )
+        for model in models_in(heads)
+    ]
 
 
 def _emergence(results: Results) -> list[ReportFigure]:
@@ -320,15 +391,19 @@ def _evaluations(results: Results) -> list[ReportFigure]:
 BUILDERS: tuple[tuple[Callable[[Results], list[ReportFigure]], tuple[str, ...]], ...] = (
     (_performance, ("task_performance",)),
     (_circuits, ("faithfulness", "baselines")),
+    (_controls, ("controls", "baselines")),
     (_similarity, ("graphs",)),
     (_comparison, ()),
+    (_turnover, ()),
     (_transfer, ("transfer",)),
     (_curves, ("faithfulness",)),
     (_areas, ("baselines",)),
     (_heads, ()),
     (_emergence, ()),
+    (_order, ()),
     (_consistency, ("ioi_consistency",)),
     (_roles, ("ioi_consistency", "ioi_consistency_heads")),
+    (_handovers, ("ioi_consistency", "ioi_consistency_heads")),
     (_backup, ("ioi_backup",)),
     (_scale, ("faithfulness",)),
     (_reproduction, ()),

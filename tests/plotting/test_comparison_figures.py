@@ -13,13 +13,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plotting import plot_comparison, plot_emergence, plot_transfer
+from plotting import (
+    plot_comparison,
+    plot_controls,
+    plot_emergence,
+    plot_handovers,
+    plot_order,
+    plot_transfer,
+    plot_turnover,
+)
 from plotting.export import figure_main
 from plotting.plot_comparison import CHANCE_ENTRY, CHANGED_ENTRY, DIFFERS_ENTRY, NOISE_ENTRY, PAIRS_ENTRY
-from plotting.plot_emergence import OPEN, leading
+from plotting.plot_emergence import leading
 from plotting.report import figures
 from plotting.report.results import Results
 from plotting.time_axis import TimeAxis
+from plotting.timeline import OPEN
 from tests.support.paths import ROOT
 from tests.support.synthetic_comparison import CHANGED_AT, NEVER, STEPS, TASKS, TOKENS_PER_STEP, write_comparison
 from tests.support.synthetic_results import write_all
@@ -27,6 +36,15 @@ from utils.results.comparison import ComparisonFolder
 from utils.results.store import Store
 
 SEEDS = tuple(f"toy-seed{number}" for number in range(5))
+NEED_NO_TORCH = (
+    plot_comparison,
+    plot_controls,
+    plot_emergence,
+    plot_handovers,
+    plot_order,
+    plot_transfer,
+    plot_turnover,
+)
 EVERYTHING = {"model": None, "task": None, "measure": "edge_jaccard", "at": None}
 
 
@@ -227,7 +245,7 @@ def test_one_model_has_no_figure_of_seeds(one: Store) -> None:
     assert list(comparison(one)) == ["comparison_toy"]
 
 
-@pytest.mark.parametrize("module", [plot_comparison, plot_emergence])
+@pytest.mark.parametrize("module", [plot_comparison, plot_emergence, plot_handovers, plot_order, plot_turnover])
 def test_without_tables_one_line_names_the_command(
     module: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -246,7 +264,7 @@ def test_a_model_or_task_without_rows_is_named(one: Store, tmp_path: Path, caplo
 
 
 def test_report_has_these_figures_whole_and_for_narrow_screens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = ("_comparison", "_emergence", "_transfer")
+    wanted = ("_comparison", "_emergence", "_transfer", "_turnover", "_order", "_handovers", "_controls")
     few = tuple(builder for builder in figures.BUILDERS if builder[0].__name__ in wanted)
     monkeypatch.setattr(figures, "BUILDERS", few)
     store = write_all(tmp_path, models=SEEDS[:1], tasks=TASKS)
@@ -259,6 +277,10 @@ def test_report_has_these_figures_whole_and_for_narrow_screens(tmp_path: Path, m
         assert narrow.layout.margin.l < 40
         texts = [note.text for note in narrow.layout.annotations]
         assert set(found[f"emergence_{model}"].whole.figure.layout.yaxis.ticktext) <= set(texts)
+        assert len(found[f"turnover_{model}"].parts) == len(TASKS)
+        assert len(found[f"order_{model}"].parts) == 1
+    assert len(found[f"controls_{SEEDS[0]}"].parts) == len(TASKS)
+    assert len(found[f"handovers_{SEEDS[0]}"].parts) == 1
     transfer = found[f"transfer_{SEEDS[0]}"]
     panels = [trace for trace in transfer.whole.figure.data if trace.type == "heatmap"]
     assert len(panels) == len(TASKS) + 1
@@ -268,6 +290,6 @@ def test_report_has_these_figures_whole_and_for_narrow_screens(tmp_path: Path, m
 
 
 def test_these_figures_need_no_torch() -> None:
-    modules = [module.__name__ for module in (plot_comparison, plot_emergence, plot_transfer)]
+    modules = [module.__name__ for module in NEED_NO_TORCH]
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -242,6 +242,7 @@ def test_every_figure_of_the_results_is_on_the_page(page: str) -> None:
     assert names == [
         "task_performance",
         "circuits",
+        f"controls_{MODEL}",
         "circuit_similarity",
         f"transfer_{MODEL}",
         f"faithfulness_curve_{MODEL}",

@@ -8,8 +8,11 @@ import torch
 
 from edge_attribution_patching.circuit import Circuit
 from edge_attribution_patching.graph import Graph
+from tests.support.synthetic_comparison import edges_over_time
 from tests.support.synthetic_results import write
 from utils.models.schedules import PYTHIA_STEPS, tokens_at
+from utils.results.comparison import ComparisonFolder
+from utils.results.comparison_kinds import COMPARISONS
 from utils.results.store import Store
 
 MODEL = "pythia-160m"
@@ -25,13 +28,15 @@ def family_steps(n: int = N_STEPS) -> list[int]:
 
 
 def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = TASKS, n_edges: int = N_EDGES) -> Store:
-    """All kinds of results but IOI consistency, written through the store; the same on every call."""
+    """Most kinds of results, and what becomes of edges, written through the store; the same on every call."""
     store = Store(folder)
     rng = np.random.default_rng(0)
     graph = Graph(LAYERS, HEADS, parallel=True)
     edges = torch.as_tensor(graph.edge_mask).nonzero().numpy()
     steps = family_steps(n_steps)
+    over_time: list[tuple[pd.DataFrame, ...]] = []
     for task in tasks:
+        present = np.zeros((len(steps), len(edges)), dtype=bool)
         chosen = rng.choice(len(edges), n_edges, replace=False)
         for step in steps:
             tokens = tokens_at(step)
@@ -39,6 +44,7 @@ def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = 
             kept = rng.choice(chosen, n_edges - n_edges // 10, replace=False)
             others = np.setdiff1d(np.arange(len(edges)), kept)
             chosen = np.concatenate([kept, rng.choice(others, n_edges // 10, replace=False)])
+            present[steps.index(step), chosen] = True
             circuit = _circuit(graph, edges[chosen], rng)
             store.folder("graphs", MODEL, task).write_tensors(step, circuit.to_tensors())
             write(store, "graphs", MODEL, task, step, circuit.to_table(), tokens)
@@ -55,6 +61,11 @@ def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = 
                 {"run": "clean", "metric": ["logit_diff", "prob_diff", "accuracy"], "value": rng.random(3), "se": 0.02}
             )
             write(store, "task_performance", MODEL, task, step, metrics.assign(n=100), tokens)
+        over_time.append(edges_over_time(steps, present, MODEL, task))
+    comparison = ComparisonFolder(store.root)
+    for name, tables in zip(("turnover", "lifetimes"), zip(*over_time, strict=True), strict=True):
+        comparison.write(name, pd.concat(tables, ignore_index=True))
+    comparison.write("change_points", pd.DataFrame(columns=list(COMPARISONS["change_points"].columns)))
     for step in steps:
         heads = pd.concat([_heads(rng).assign(score=score) for score in SCORES], ignore_index=True)
         write(store, "components", MODEL, None, step, heads, tokens_at(step))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from utils.comparison.lifetimes import lifetimes, turnover
 from utils.results.comparison import ComparisonFolder
 from utils.results.comparison_kinds import COMPARISONS
 from utils.results.store import Store
@@ -40,6 +41,12 @@ def write_comparison(store: Store, models: Sequence[str] = ("toy",), group: str 
         shape = {"group": group, "curve": "sva prob_diff", "n_seeds": len(models), "shape": "not shown to be abrupt"}
         over_seeds = pd.DataFrame([shape])
     tables = {"similarity": similarity, "curves": curves, "emergence": emergence}
+    turned, lived = zip(*(_edges(model, task) for model in models for task in TASKS), strict=True)
+    tables |= {"turnover": pd.concat(turned, ignore_index=True), "lifetimes": pd.concat(lived, ignore_index=True)}
+    tables |= {
+        name: pd.concat([make(model) for model in models], ignore_index=True)
+        for name, make in (("order", _order), ("change_points", _change_points), ("handovers", _handovers))
+    }
     for name, table in (tables | {"seeds": seeds, "seed_emergence": over_seeds}).items():
         folder.write(name, table.reindex(columns=list(COMPARISONS[name].columns)))
     folder.write_run({"config": {"seeds": {group: list(models)} if group else None}})
@@ -108,3 +115,47 @@ def _emergence(model: str, shift: int) -> pd.DataFrame:
     rows.append(weak | _stamp("induction a0.h1"))
     rows.append({"model": model, "maximum": 0.6, "reason": NEVER, "uncertainty": "none"} | _stamp("sva accuracy"))
     return pd.DataFrame(rows)
+
+
+def edges_over_time(steps: Sequence[int], present: np.ndarray, model: str, task: str) -> tuple[pd.DataFrame, ...]:
+    """`turnover` and `lifetimes` of both sizes, from which edges each circuit has, of shape [checkpoint, edge]."""
+    stamp = {"model": model, "task": task}
+    tokens = [step * TOKENS_PER_STEP for step in steps]
+    turned, lived = turnover(present).assign(step=steps, tokens=tokens), lifetimes(present, steps)
+    lived = lived.assign(source=[f"m{edge}" for edge in lived["edge"]], target="logits")
+    tables = []
+    for name, table in (("turnover", turned), ("lifetimes", lived)):
+        both = [table.assign(**stamp, at=at) for at in ("faithfulness", "size")]
+        tables.append(pd.concat(both, ignore_index=True).reindex(columns=list(COMPARISONS[name].columns)))
+    return tables[0], tables[1]
+
+
+def _edges(model: str, task: str) -> tuple[pd.DataFrame, ...]:
+    """Edges of which some come, return, go for a while and die; sva never has one as it is found."""
+    present = np.random.default_rng(len(model)).random((len(STEPS), 30)) < np.linspace(0, 0.7, len(STEPS))[:, None]
+    tables = edges_over_time(STEPS, present, model, task)
+    return tables if task == TASKS[0] else tuple(table[table["at"] == "size"] for table in tables)
+
+
+def _order(model: str) -> pd.DataFrame:
+    rows = []
+    for place, first in enumerate(EMERGED):
+        for second in list(EMERGED)[place + 1 :]:
+            before = 0.9 if EMERGED[first] < EMERGED[second] else 0.05
+            row = {"model": model, "first": first, "second": second, "share_before": before}
+            rows.append(row | {"share_same": 0.02, "share_after": 0.98 - before})
+    return pd.DataFrame(rows)
+
+
+def _change_points(model: str) -> pd.DataFrame:
+    rows = [(model, "ioi", "n_edges", 8, 64, 6.5, 18.0), (model, "ioi", "similarity", 64, 512, 0.2, 0.75)]
+    return pd.DataFrame(rows, columns=list(COMPARISONS["change_points"].columns))
+
+
+def _handovers(model: str) -> pd.DataFrame:
+    """As the heads of `synthetic_results.write_all` hand their roles over."""
+    rows = [
+        (model, "name_mover", 512, 4000, "a3.h1", "a3.h4", 0.0, -0.9, 0.97),
+        (model, "induction", 512, 4000, "a1.h3", "a1.h5", 0.0, -0.9, 0.6),
+    ]
+    return pd.DataFrame(rows, columns=list(COMPARISONS["handovers"].columns))

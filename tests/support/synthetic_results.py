@@ -85,6 +85,9 @@ def write_circuit(store: Store, model: str, task: str, step: int, learnt: float,
     sure = np.random.default_rng(step).random(len(edges))
     edges = edges.assign(score_se=0.1 * edges["score"].abs(), stability=sure, inclusion=sure.round())
     write(store, "graphs", model, task, step, edges, tokens_at(step))
+    if not edges.empty:
+        write(store, "controls", model, task, step, _controls(step), tokens_at(step))
+    write(store, "prompt_groups", model, task, step, _prompts(full, not edges.empty), tokens_at(step))
     write(store, "transfer", model, task, step, _transfer(task, step, not edges.empty), tokens_at(step))
 
 
@@ -102,6 +105,24 @@ def _transfer(task: str, step: int, learned: bool) -> pd.DataFrame:
         for other, name in (sources if learned else [])
     ]
     return pd.DataFrame(rows, columns=["from_step", "from_task", "circuit", "n_edges", "faithfulness"])
+
+
+def _controls(step: int) -> pd.DataFrame:
+    """A circuit against five random ones; at the last checkpoint one of them beats it."""
+    rows = [{"control": "circuit", "faithfulness": 0.85}, {"control": "without_circuit", "faithfulness": 0.05}]
+    for number in range(5):
+        lost = step == STEPS[-1] and number == 4
+        rows.append({"control": "random", "number": number, "faithfulness": 0.9 if lost else 0.02 * number})
+        rows.append({"control": "without_random", "number": number, "faithfulness": 0.6 + 0.1 * number})
+        rows[-2]["beaten"], rows[-1]["beaten"] = not lost, True
+    return pd.DataFrame(rows).assign(n_edges=30)
+
+
+def _prompts(full: float, learned: bool) -> pd.DataFrame:
+    ends = {"_q25": -0.5, "_median": 0.1, "_q75": 0.7}
+    row = {f"full{end}": full + shift for end, shift in ends.items()}
+    row |= {f"circuit{end}": 0.8 * full + shift for end, shift in ends.items() if learned}
+    return pd.DataFrame([{"group": "all", "n_prompts": 100} | row])
 
 
 def random_circuit(n_edges: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -8,7 +8,6 @@ fewer than five models.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import diptest
@@ -17,19 +16,19 @@ import pandas as pd
 from scipy import stats
 
 from utils.comparison.curves import Curve
+from utils.comparison.seed_names import without_seed
 from utils.results.comparison_kinds import SEED_EMERGENCE, SEEDS
 
 FEWEST = 5
 """Models without which nothing is called abrupt."""
 ABRUPT, NOT_SHOWN = "abrupt", "not shown to be abrupt"
-_SEED = re.compile(r"[-_](?:weight-|data-)?seed[-_]?\d+")
 
 
 def seed_groups(models: Iterable[str], same_shape: Callable[[str, str], bool]) -> dict[str, list[str]]:
     """Models whose names differ in `-seed3` or `_seed3` alone and that have one shape; groups of two or more."""
     groups: dict[str, list[str]] = {}
     for model in models:
-        name = _SEED.sub("", model)
+        name = without_seed(model)
         if all(same_shape(model, other) for other in groups.get(name, [])):
             groups.setdefault(name, []).append(model)
     return {name: members for name, members in groups.items() if len(members) > 1}

@@ -1,0 +1,202 @@
+"""Draw circuits against random ones, and how sure their edges are (figures/controls_<model>.html).
+
+There is a column per task. From top to bottom: faithfulness of the circuit over that of random circuits of its size
+(their median, and a band from the lowest to the highest); what the whole model still does without the circuit, over
+what it does without random ones; the stability of the circuit's edges, which is the share of bootstrap resamples of the
+prompts whose circuit has the edge (median and quartiles over edges, and the share of edges of at least 0.9); and the
+metric over prompts (median and quartiles), of the whole model and of the circuit. A ring marks a circuit that does not
+beat every random one.
+
+    python plotting/plot_controls.py -r results
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.panels import Gaps, Line, Panels
+from plotting.style import Drawing, ModelLook, model_looks, task_label
+from plotting.tables import every_model, load, load_if_any, models_in, tasks_in
+from plotting.time_axis import TimeAxis
+from utils.results.store import Store
+
+STABLE = 0.9
+RANDOM, BEATEN_BY = "#777777", "#D55E00"
+# Panel -> title of its axis.
+PANELS = {
+    "circuit": "faithfulness<br>of the circuit",
+    "without": "faithfulness of the<br>model without it",
+    "stability": "stability of<br>its edges",
+    "prompts": "metric<br>over prompts",
+}
+CIRCUIT, RANDOM_ENTRY = "the circuit", "random circuits: median, lowest to highest"
+STABILITY, STABLE_ENTRY = "stability: median and quartiles of edges", f"share of edges of at least {STABLE:g}"
+WHOLE, ITS = "whole model over prompts: median and quartiles", "circuit over prompts: median and quartiles"
+RING = "does not beat every random circuit"
+_VALUES = ("value", "low", "high")
+
+
+def control_points(
+    baselines: pd.DataFrame, controls: pd.DataFrame | None, graphs: pd.DataFrame | None, prompts: pd.DataFrame | None
+) -> pd.DataFrame:
+    """What the figure draws, a row per model, task, checkpoint, panel and line.
+
+    Args:
+        baselines: rows of `baselines`: every checkpoint, and why one has no circuit.
+        controls, graphs, prompts: rows of `controls`, `graphs` and `prompt_groups`; None where there are none.
+
+    Returns:
+        `model, task, step, tokens, panel, line, value, low, high, n_random, n_beaten, reason`.
+    """
+    keys = ["model", "task", "step"]
+    parts = []
+    if controls is not None:
+        parts += [_against_random(controls, keys)]
+    if graphs is not None and graphs["stability"].notna().any():
+        grouped = graphs.dropna(subset="stability").groupby(keys)["stability"]
+        low, middle, high = (grouped.quantile(share) for share in (0.25, 0.5, 0.75))
+        parts.append(_line("stability", STABILITY, middle, low, high))
+        parts.append(_line("stability", STABLE_ENTRY, grouped.agg(lambda values: (values >= STABLE).mean())))
+    if prompts is not None:
+        everyone = prompts[prompts["group"] == "all"].set_index(keys)
+        for name, entry in (("full", WHOLE), ("circuit", ITS)):
+            parts.append(_line("prompts", entry, *(everyone[f"{name}_{end}"] for end in ("median", "q25", "q75"))))
+    columns = [*keys, "panel", "line", *_VALUES, "n_random", "n_beaten"]
+    found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    # Every line at every checkpoint, so that gaps break lines and have their reasons.
+    every = baselines[[*keys, "tokens", "status"]]
+    lines = found[["panel", "line"]].drop_duplicates()
+    table = every.merge(lines, how="cross").merge(found, how="left", on=[*keys, "panel", "line"])
+    reason = table["status"].where(table["status"].notna() & (table["status"] != "found"), "it was not measured")
+    return table.reindex(columns=[*columns, "tokens"]).assign(reason=reason.where(table["value"].isna()))
+
+
+def _against_random(controls: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The circuit and the random circuits, in the model and removed from it."""
+    parts = []
+    for panel, own, others in (("circuit", "circuit", "random"), ("without", "without_circuit", "without_random")):
+        random = controls[controls["control"] == others].groupby(keys)
+        beaten = random["beaten"].agg(n_random="size", n_beaten=lambda flags: int(flags.astype(bool).sum()))
+        faithful = random["faithfulness"]
+        parts.append(_line(panel, RANDOM_ENTRY, faithful.median(), faithful.min(), faithful.max()))
+        value = controls[controls["control"] == own].set_index(keys)["faithfulness"]
+        parts.append(_line(panel, CIRCUIT, value).merge(beaten.reset_index(), how="left", on=keys))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _line(
+    panel: str, name: str, value: pd.Series, low: pd.Series | None = None, high: pd.Series | None = None
+) -> pd.DataFrame:
+    nothing = value * np.nan
+    columns = {"value": value, "low": nothing if low is None else low, "high": nothing if high is None else high}
+    return pd.DataFrame(columns).reset_index().assign(panel=panel, line=name)
+
+
+def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
+    """The figure of one model.
+
+    Args:
+        points: rows of `control_points`.
+        model: whose.
+        look: its colour.
+    """
+    points = points[points["model"] == model]
+    tasks = tasks_in(points)
+    rows = [panel for panel in PANELS if points.loc[points["panel"] == panel, "value"].notna().any()]
+    grey, second = ModelLook(RANDOM, "circle", "solid"), ModelLook("#009E73", "square", "dot")
+    looks: Mapping[str, ModelLook] = {
+        CIRCUIT: look,
+        RANDOM_ENTRY: grey,
+        STABILITY: ModelLook("#0072B2", "diamond", "solid"),
+        STABLE_ENTRY: second,
+        WHOLE: grey,
+        ITS: ModelLook("#882255", "triangle-up", "solid"),
+    }
+    panels = Panels(len(rows), len(tasks), TimeAxis.of(points), [task_label(task) for task in tasks], panel_height=170)
+    ringed = False
+    for column, task in enumerate(tasks, 1):
+        for row, panel in enumerate(rows, 1):
+            part = points[(points["task"] == task) & (points["panel"] == panel)]
+            gaps = []
+            for name in dict.fromkeys(sorted(part["line"], key=list(looks).index, reverse=True)):
+                table = part[part["line"] == name].sort_values("step")
+                gaps.append(Gaps(table, "value", "reason", model, look))
+                if table["value"].isna().all():
+                    continue
+                against = name == CIRCUIT
+                told = table.assign(beats=[_beats(row) for row in table.to_dict("records")]) if against else table
+                interval = None if name in (CIRCUIT, STABLE_ENTRY) else ("low", "high")
+                hover = ("beats",) if against else ("low", "high") if interval else ()
+                told = told.round({"low": 4, "high": 4})
+                markers = name not in (RANDOM_ENTRY, WHOLE)
+                panels.draw(
+                    Line(told, "value", name, looks[name], interval=interval, hover=hover, markers=markers), row, column
+                )
+                if against:
+                    ringed |= _ring(panels, table, row, column)
+            # Lines of a panel are missing together, but for the metric, which the whole model always has.
+            panels.missing(gaps[-1:], row, column)
+            if panel == "stability":
+                panels.figure.update_yaxes(range=[-0.03, 1.05], row=row, col=column)
+            elif panel == "circuit":
+                panels.level(0, row, column)
+    for row, panel in enumerate(rows, 1):
+        panels.figure.update_yaxes(title_text=PANELS[panel], row=row, col=1)
+    if ringed:
+        panels.mark(RING, "circle-open", BEATEN_BY)
+    return panels.done(
+        f"Circuits of {model} against random circuits, and how sure their edges are",
+        "Faithfulness: 0 does what the corrupted run does, 1 what the model does",
+    )
+
+
+def _beats(row: Mapping[Any, Any]) -> str:
+    n = row["n_random"]
+    return "" if pd.isna(n) else f"{row['n_beaten']:.0f} of {n:.0f} random circuits"
+
+
+def _ring(panels: Panels, table: pd.DataFrame, row: int, column: int) -> bool:
+    """A ring around every checkpoint whose circuit does not beat all random ones; whether there is one."""
+    beaten = table[table["value"].notna() & (table["n_beaten"] < table["n_random"])]
+    if beaten.empty:
+        return False
+    panels.figure.add_trace(
+        go.Scatter(
+            x=panels.axis.position(beaten["tokens"]),
+            y=beaten["value"],
+            mode="markers",
+            name=RING,
+            legendgroup=RING,
+            showlegend=False,
+            marker={"symbol": "circle-open", "size": 12, "color": BEATEN_BY, "line": {"width": 1.8}},
+            customdata=[
+                [int(step), _beats(row)] for step, row in zip(beaten["step"], beaten.to_dict("records"), strict=True)
+            ],
+            hovertemplate="step %{customdata[0]:,}: beats %{customdata[1]}<extra></extra>",
+        ),
+        row=row,
+        col=column,
+    )
+    return True
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
+    """Figures by file name."""
+    controls = load(store, "controls", arguments)
+    rest = (load_if_any(store, kind, arguments) for kind in ("graphs", "prompt_groups"))
+    points = control_points(load(store, "baselines", arguments), controls, *rest)
+    looks = model_looks(every_model(store))
+    return {f"controls_{model}": draw_controls(points, model, looks[model]) for model in models_in(controls)}
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__))

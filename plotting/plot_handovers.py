@@ -1,0 +1,228 @@
+"""Draw which head is the strongest in each role of the IOI algorithm, over training (figures/handovers_<model>.html).
+
+There is a row per role. A segment spans the checkpoints at which one head has the largest effect of those that hold the
+role; its name is written where it fits. A white gap is a stretch in which no head holds the role. A triangle marks each
+hand-over, with the share of resamples in which it holds: filled if that is at least 95%. Checkpoints stand at equal
+distances.
+
+    python plotting/plot_handovers.py -r results
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.checkpoint_axis import CheckpointAxis
+from plotting.export import figure_main
+from plotting.panels import wrapped
+from plotting.plot_ioi_roles import LEVELS, why_none
+from plotting.style import FAINT, INK, SERIES, Drawing, finish, role_chip, role_look
+from plotting.tables import load, models_in
+from utils.results.comparison import ComparisonFolder
+from utils.results.store import Store
+
+SURE = 0.95
+_ROW, _FRAME, _WIDTH, _NAMES, _PHONE = 52, 110, 960, 160, 320
+# Pixels of a letter of a head's name, and what two shares need between them.
+_LETTER, _SHARE = 6.8, 30
+# Characters in a line of a reason.
+_LINE, _NARROW_LINE = 110, 46
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A head that is the strongest of a role from one checkpoint to another, both counted, as places."""
+
+    head: str
+    first: int
+    last: int
+    effects: tuple[float, float]
+
+
+def segments(heads: pd.DataFrame, role: str, axis: CheckpointAxis) -> list[Segment]:
+    """Who holds a role when, in order; neighbours differ in the head or have a checkpoint without any between them.
+
+    Args:
+        heads: rows of `ioi_consistency_heads` of one model.
+        role: which.
+        axis: where checkpoints stand.
+    """
+    held = heads[(heads["role"] == role) & heads["passes"].astype(bool)]
+    found: list[Segment] = []
+    for step, at in held.groupby("step", sort=True):
+        best = at.iloc[int(at["effect"].abs().argmax())]
+        name, place, effect = f"a{best['layer']}.h{best['head']}", axis.place(int(str(step))), float(best["effect"])
+        if found and found[-1].head == name and found[-1].last == place - 1:
+            before = found.pop()
+            found.append(Segment(name, before.first, place, (before.effects[0], effect)))
+        else:
+            found.append(Segment(name, place, place, (effect, effect)))
+    return found
+
+
+def draw_handovers(
+    heads: pd.DataFrame, handovers: pd.DataFrame, levels: pd.DataFrame, model: str, *, narrow: bool = False
+) -> Drawing:
+    """The figure of one model.
+
+    Args:
+        heads: rows of `ioi_consistency_heads`.
+        handovers: rows of `handovers`.
+        levels: rows of `ioi_consistency`, which have every checkpoint, and why no head holds a role.
+        model: whose.
+        narrow: whether it is drawn for a narrow screen.
+    """
+    heads, handovers, levels = (table[table["model"] == model] for table in (heads, handovers, levels))
+    axis = CheckpointAxis.of(levels["step"])
+    roles = {role: level for level, (_, held) in LEVELS.items() for role in held}
+    figure = go.Figure()
+    pixels = (_PHONE if narrow else _WIDTH - _NAMES - 28) / (len(axis.steps) + 0.2)
+    colours: dict[str, str] = {}
+    for row, (role, level) in enumerate(roles.items()):
+        held = segments(heads, role, axis)
+        if not held:
+            why = wrapped(why_none(levels[levels["level"] == level]), _NARROW_LINE if narrow else _LINE)
+            _write(figure, why, -0.5, row + 0.05, "#666666", 11, xanchor="left")
+        for segment in held:
+            colour = colours.setdefault(segment.head, SERIES[len(colours) % len(SERIES)])
+            _draw_segment(figure, segment, role, colour, axis, row, pixels)
+        _draw_marks(figure, handovers[handovers["role"] == role], axis, row, pixels)
+    drawing = finish(
+        figure,
+        f"Who is the strongest head of each role in {model}",
+        "Triangles: hand-overs, with the share of resamples in which they hold; filled from 95%",
+        width=_WIDTH,
+        height=_FRAME + _ROW * len(roles),
+        legend=False,
+    )
+    figure.update_layout(margin={"l": 18 if narrow else _NAMES, "t": 18, "r": 18})
+    axis.apply(figure, 6 if narrow else 14)
+    figure.update_xaxes(title={"text": "checkpoint (training step)", "font": {"size": 12}})
+    figure.update_yaxes(
+        range=[len(roles) - 0.5, -0.7],
+        tickvals=list(range(len(roles))),
+        ticktext=[role_chip(role) for role in roles],
+        showticklabels=not narrow,
+        tickfont_size=12,
+        showgrid=False,
+        zeroline=False,
+    )
+    for row, role in enumerate(roles) if narrow else ():
+        _write(figure, role_chip(role), -0.5, row - 0.4, INK, 11, xanchor="left")
+    return drawing
+
+
+def _draw_segment(
+    figure: go.Figure, segment: Segment, role: str, colour: str, axis: CheckpointAxis, row: int, pixels: float
+) -> None:
+    left, right = segment.first - 0.48, segment.last + 0.48
+    first, last = axis.steps[segment.first], axis.steps[segment.last]
+    span = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+    middle = (left + right) / 2
+    figure.add_trace(
+        go.Scatter(
+            x=[left, right, right, left, left],
+            y=[row - 0.18, row - 0.18, row + 0.3, row + 0.3, row - 0.18],
+            fill="toself",
+            mode="lines",
+            fillcolor=colour,
+            line={"width": 0, "color": colour},
+            name=f"{role}: {segment.head}",
+            hoverinfo="skip",
+        )
+    )
+    # What the pointer finds: a point in the middle, because outlines have no text of their own inside.
+    figure.add_trace(
+        go.Scatter(
+            x=list(range(segment.first, segment.last + 1)),
+            y=[row + 0.06] * (segment.last - segment.first + 1),
+            mode="markers",
+            marker={"size": 16, "color": colour, "opacity": 0},
+            name=segment.head,
+            hovertemplate=f"<b>{segment.head}</b>: {role_look(role)[0]}<br>{span}"
+            f"<br>effect {segment.effects[0]:.3g} → {segment.effects[1]:.3g}<extra></extra>",
+        )
+    )
+    room = (right - left) * pixels
+    names = [segment.head, segment.head.replace(".", "<br>")]
+    for name in names:
+        if max(len(line) for line in name.split("<br>")) * _LETTER <= room:
+            _write(figure, name, middle, row + 0.06, _readable_on(colour), 10 if "<br>" in name else 11)
+            break
+
+
+def _draw_marks(figure: go.Figure, handovers: pd.DataFrame, axis: CheckpointAxis, row: int, pixels: float) -> None:
+    rows = [
+        change
+        for change in handovers.sort_values("step").to_dict("records")
+        if {change["after_step"], change["step"]} <= set(axis.steps)
+    ]
+    if not rows:
+        return
+    x = [(axis.place(change["after_step"]) + axis.place(change["step"])) / 2 for change in rows]
+    figure.add_trace(
+        go.Scatter(
+            x=x,
+            y=[row - 0.27] * len(rows),
+            mode="markers",
+            marker={
+                "symbol": ["triangle-down" if change["share"] >= SURE else "triangle-down-open" for change in rows],
+                "size": 9,
+                "color": INK,
+            },
+            name="hand-over",
+            customdata=[
+                [change["from_head"], change["to_head"], change["after_step"], change["step"], _share(change["share"])]
+                for change in rows
+            ],
+            hovertemplate="<b>%{customdata[0]} → %{customdata[1]}</b><br>between steps %{customdata[2]:,} and "
+            "%{customdata[3]:,}<br>in %{customdata[4]} of the resamples<extra></extra>",
+        )
+    )
+    written = float("-inf")
+    for at, change in zip(x, rows, strict=True):
+        if pd.notna(change["share"]) and (at - written) * pixels >= _SHARE:
+            _write(figure, _share(change["share"]), at, row - 0.44, FAINT, 10)
+            written = at
+
+
+def _readable_on(colour: str) -> str:
+    """White or ink, whichever stands out more."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
+
+
+def _share(share: float) -> str:
+    return "an unknown share" if pd.isna(share) else f"{share:.0%}"
+
+
+def _write(
+    figure: go.Figure, text: str, x: float, y: float, colour: str, size: int, *, xanchor: str = "center"
+) -> None:
+    figure.add_annotation(
+        text=text,
+        x=x,
+        y=y,
+        showarrow=False,
+        xanchor=xanchor,
+        align="left",
+        font={"size": size, "color": colour},
+        borderpad=0,
+    )
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
+    """Figures by file name: one for each model."""
+    handovers = ComparisonFolder(store.root).read("handovers")
+    heads, levels = (load(store, kind, arguments) for kind in ("ioi_consistency_heads", "ioi_consistency"))
+    return {f"handovers_{model}": draw_handovers(heads, handovers, levels, model) for model in models_in(heads)}
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__))

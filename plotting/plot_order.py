@@ -1,0 +1,158 @@
+"""Draw which of two things emerges first (figures/order_<model>.html).
+
+Rows and columns are the leading curves of a model, its strongest heads, its tasks and their circuits, in the order in
+which they emerge. A cell is the share of resamples in which its row emerges at an earlier checkpoint than its column:
+above the diagonal a dark cell says that the order is sure. Two pale cells across the diagonal say that both emerge
+between the same two checkpoints.
+
+    python plotting/plot_order.py -r results
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.export import figure_main
+from plotting.panels import wrapped
+from plotting.plot_emergence import WHOLE, label
+from plotting.style import Drawing, finish
+from plotting.tables import load_comparison, models_in
+from utils.results.store import Store
+
+# Pixels: a cell, the widest of all cells together, the frame, and the room for names of rows.
+_CELL, _MOST, _FRAME, _NAMES, _LINE = 34, 760, 100, 330, 17
+# The least width of the figure: that of its heading.
+_LEAST = 900
+# Values are written into cells where these are wide enough.
+MOST_WITH_TEXT = 22
+# What fits below a phone's matrix.
+_LETTERS = 54
+
+
+def ordered(order: pd.DataFrame, emergence: pd.DataFrame) -> list[str]:
+    """The curves of one model's rows of `order` by their step of emergence, and where these agree by the shares."""
+    mean = shares(order)[0].mean(axis=1)
+    before = {str(curve): float(share) for curve, share in mean.items()}
+    step = emergence.set_index("curve")["step"].astype(float).to_dict()
+    return sorted(before, key=lambda curve: (step.get(curve, np.inf), -before[curve], curve))
+
+
+def shares(order: pd.DataFrame, curves: list[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Shares of resamples in which the row emerges before the column, and with it; a curve and itself have none.
+
+    Args:
+        order: rows of `order` of one model.
+        curves: the order of rows and columns; by default that of the table.
+    """
+    names = curves if curves is not None else list(dict.fromkeys([*order["first"], *order["second"]]))
+    before = pd.DataFrame(np.nan, index=names, columns=names)
+    same = before.copy()
+    for row in order.to_dict("records"):
+        first, second = row["first"], row["second"]
+        before.loc[first, second], before.loc[second, first] = row["share_before"], row["share_after"]
+        same.loc[first, second] = same.loc[second, first] = row["share_same"]
+    return before, same
+
+
+def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narrow: bool = False) -> Drawing:
+    """The figure of one model.
+
+    Args:
+        order, emergence: rows of `order` and `emergence`.
+        model: whose.
+        narrow: whether to write the rows' names below the matrix instead of next to it.
+    """
+    order, emergence = (table[table["model"] == model] for table in (order, emergence))
+    curves = ordered(order, emergence)
+    before, same = shares(order, curves)
+    rows = emergence.astype(dict.fromkeys(WHOLE, "Int64")).set_index("curve").to_dict("index")
+    names = [_named(rows, curve) for curve in curves]
+    n = len(curves)
+    numbers = [str(number) for number in range(1, n + 1)]
+    cells = min(_CELL * n, _MOST)
+    width = max(cells + _NAMES + _FRAME, _LEAST)
+    told = [[[names[i], names[j], same.iloc[i, j]] for j in range(n)] for i in range(n)]
+    figure = go.Figure(
+        go.Heatmap(
+            z=before.to_numpy(),
+            x=list(range(n)),
+            y=list(range(n)),
+            zmin=0,
+            zmax=1,
+            colorscale="Blues",
+            showscale=not narrow,
+            colorbar={"title": {"text": "share of resamples", "side": "right", "font": {"size": 12}}, "thickness": 14},
+            texttemplate="%{z:.2f}" if n <= MOST_WITH_TEXT and not narrow else None,
+            textfont={"size": 10},
+            customdata=told,
+            hovertemplate="<b>%{customdata[0]}</b><br>before <b>%{customdata[1]}</b>: %{z:.1%} of the resamples"
+            "<br>at the same checkpoint: %{customdata[2]:.1%}<extra></extra>",
+            hoverongaps=False,
+            xgap=1,
+            ygap=1,
+        )
+    )
+    numbered = [f"{name}  {number}" for name, number in zip(names, numbers, strict=True)]
+    lines = [wrapped(f"{number}  {name}", _LETTERS) for name, number in zip(names, numbers, strict=True)]
+    below = _LINE * sum(1 + line.count("<br>") for line in lines) + 24 if narrow else 0
+    drawing = finish(
+        figure,
+        f"In which order things emerge in {model}",
+        "Share of resamples in which the row emerges at an earlier checkpoint than the column",
+        width=width,
+        height=max(cells, 120) + _FRAME + below,
+        legend=False,
+    )
+    figure.update_layout(
+        margin={"l": 34 if narrow else _NAMES, "r": 14 if narrow else width - _NAMES - cells, "t": 26, "b": 30 + below}
+    )
+    figure.update_xaxes(
+        tickvals=list(range(n)), ticktext=numbers, side="top", tickangle=0, showgrid=False, tickfont_size=11
+    )
+    figure.update_yaxes(
+        tickvals=list(range(n)),
+        ticktext=numbers if narrow else numbered,
+        range=[n - 0.5, -0.5],
+        showgrid=False,
+        zeroline=False,
+        tickfont_size=11 if narrow else 12,
+    )
+    if narrow:
+        figure.add_annotation(
+            text="<br>".join(lines),
+            x=0,
+            xref="paper",
+            xanchor="left",
+            xshift=-24,
+            y=0,
+            yref="paper",
+            yanchor="top",
+            yshift=-14,
+            align="left",
+            showarrow=False,
+            font={"size": 11},
+        )
+    return drawing
+
+
+def _named(rows: Mapping[Any, Mapping[Any, Any]], curve: str) -> str:
+    return label(rows[curve]) if curve in rows else curve
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
+    """Figures by file name. Pairs of all tasks are drawn."""
+    everything = argparse.Namespace(**{**vars(arguments), "task": None})
+    order, emergence = (load_comparison(store, name, everything) for name in ("order", "emergence"))
+    return {f"order_{model}": draw_order(order, emergence, model) for model in models_in(order)}
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__))

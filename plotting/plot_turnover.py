@@ -1,0 +1,308 @@
+"""Draw which edges come and go over training, and how long they live (figures/turnover_<model>.html).
+
+There is a column per task. Bars above zero are edges that join the circuit at a checkpoint: born if no circuit before
+had them, returned if an earlier one had. Bars below zero are edges that go: they left if a later circuit has them
+again, and died if none has. The line is the circuit's size. Dotted lines mark change points: of the size for circuits
+as found, of the similarity with the checkpoint before for circuits of one size. Below, every edge that is ever in the
+circuit is a line as thin as their number asks for, from its first checkpoint to its last, in order of birth.
+Checkpoints stand at equal distances, because lifetimes count them.
+
+    python plotting/plot_turnover.py -r results --at size
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plotting.checkpoint_axis import CheckpointAxis
+from plotting.export import figure_main
+from plotting.style import FONT, INK, Drawing, finish, task_label
+from plotting.tables import load_comparison, models_in, tasks_in
+from utils.errors import UserError
+from utils.results.comparison import ComparisonFolder
+from utils.results.store import Store
+
+AT = {"faithfulness": "as found", "size": "fixed size"}
+# What a checkpoint's bars count, from zero outwards: column -> legend entry, colour, direction.
+PARTS = {
+    "born": ("born", "#0072B2", 1),
+    "returned": ("returned", "#56B4E9", 1),
+    "died": ("died", "#D55E00", -1),
+    "left": ("left for a while", "#E69F00", -1),
+}
+SIZE, CHANGE = "edges of the circuit", "change point"
+LASTING, ENDED = "lives at the last checkpoint", "lifetime of edges that died"
+LIVES = {LASTING: "#009E73", ENDED: "#9a9a9a"}
+QUANTITIES = {"faithfulness": ("n_edges", "mean size"), "size": ("similarity", "mean similarity")}
+NARROW_TICKS, MOST_TICKS = 6, 10
+# Edges whose lines are apart by more than outlines between them would take.
+MOST_OUTLINED = 150
+# Pixels: a panel's width and height, what is between panels, and the frame.
+_WIDTHS, _HEIGHT, _BETWEEN, _ASIDE, _FRAME = {1: 620, 2: 430}, 170, 40, 64, 150
+
+
+def spans(lifetimes: pd.DataFrame) -> pd.DataFrame:
+    """Edges that are born and die together, in order of birth, then of death.
+
+    Args:
+        lifetimes: rows of `lifetimes` of one model, task and size.
+
+    Returns:
+        `birth_step, last_step, lifetime, n_edges, n_present` (its mean), `lives` (whether the last circuit has them),
+        and `below`, the number of edges in the rows before.
+    """
+    keys = ["birth_step", "last_step"]
+    rows = lifetimes.assign(lives=lifetimes["death_step"].isna())
+    table = rows.groupby(keys, sort=True).agg(
+        lifetime=("lifetime", "first"),
+        n_edges=("source", "size"),
+        n_present=("n_present", "mean"),
+        lives=("lives", "first"),
+    )
+    return table.assign(below=table["n_edges"].cumsum() - table["n_edges"]).reset_index()
+
+
+def draw_turnover(
+    turnover: pd.DataFrame, lifetimes: pd.DataFrame, changes: pd.DataFrame, model: str, *, narrow: bool = False
+) -> Drawing:
+    """The figure of one model.
+
+    Args:
+        turnover, lifetimes, changes: rows of `turnover`, `lifetimes` and `change_points`.
+        model: whose.
+        narrow: whether it is drawn for a narrow screen, with fewer labels.
+    """
+    turnover, lifetimes, changes = (table[table["model"] == model] for table in (turnover, lifetimes, changes))
+    tasks, sizes = tasks_in(turnover), [at for at in AT if (turnover["at"] == at).any()]
+    axis = CheckpointAxis.of(turnover["step"])
+    rows = 2 * len(sizes)
+    width = _WIDTHS.get(len(tasks), 345)
+    inner = rows * _HEIGHT + (rows - 1) * _BETWEEN
+    figure = make_subplots(
+        rows=rows,
+        cols=len(tasks),
+        shared_xaxes=True,
+        subplot_titles=[task_label(task) for task in tasks],
+        horizontal_spacing=_ASIDE / (len(tasks) * (width + _ASIDE)) if len(tasks) > 1 else 0,
+        vertical_spacing=_BETWEEN / inner,
+    )
+    figure.update_annotations(font={"size": 15, "family": FONT, "color": INK}, yshift=4)
+    named: set[str] = set()
+    for column, task in enumerate(tasks, 1):
+        for place, at in enumerate(sizes):
+            row = 2 * place + 1
+            of_task = turnover[(turnover["task"] == task) & (turnover["at"] == at)]
+            lived = lifetimes[(lifetimes["task"] == task) & (lifetimes["at"] == at)]
+            if of_task.empty or lived.empty:
+                for empty in (row, row + 1):
+                    _say(figure, "no circuit has an edge at any checkpoint", empty, column)
+                continue
+            _draw_bars(figure, of_task, axis, named, row, column)
+            quantity, meaning = QUANTITIES[at]
+            marked = changes[(changes["task"] == task) & (changes["quantity"] == quantity)]
+            _draw_changes(figure, marked, meaning, of_task, axis, named, row, column)
+            _draw_lives(figure, lived, axis, named, row + 1, column)
+    for place, at in enumerate(sizes):
+        figure.update_yaxes(title_text=f"edges that come<br>and go, {AT[at]}", row=2 * place + 1, col=1)
+        figure.update_yaxes(title_text=f"every edge<br>{AT[at]}", row=2 * place + 2, col=1)
+    drawing = finish(
+        figure,
+        f"Which edges come and go in {model}, and how long they live",
+        "Above zero edges join, below they go; under it every edge from its birth to its last checkpoint",
+        width=_ASIDE + len(tasks) * (width + _ASIDE),
+        height=inner + _FRAME,
+    )
+    figure.update_layout(barmode="overlay", margin={"l": 78})
+    axis.apply(figure, NARROW_TICKS if narrow else MOST_TICKS)
+    figure.update_xaxes(title={"text": "checkpoint (training step)", "font": {"size": 12}}, row=rows)
+    figure.update_xaxes(showticklabels=True, row=rows)
+    return drawing
+
+
+def _draw_bars(
+    figure: go.Figure, table: pd.DataFrame, axis: CheckpointAxis, named: set[str], row: int, column: int
+) -> None:
+    table = table.sort_values("step")
+    x = [axis.place(step) for step in table["step"]]
+    outwards = {1: 0 * table["born"], -1: 0 * table["born"]}
+    for name, (entry, colour, sign) in PARTS.items():
+        figure.add_trace(
+            go.Bar(
+                x=x,
+                y=sign * table[name],
+                base=outwards[sign],
+                name=entry,
+                legendgroup=entry,
+                showlegend=entry not in named,
+                marker={"color": colour, "line": {"width": 0}},
+                width=0.8,
+                customdata=table[["step", name, "n_edges"]].to_numpy(),
+                hovertemplate=f"step %{{customdata[0]:,}}: %{{customdata[1]:,}} {entry}"
+                "<br>%{customdata[2]:,} edges in the circuit<extra></extra>",
+            ),
+            row=row,
+            col=column,
+        )
+        outwards[sign] = outwards[sign] + sign * table[name]
+        named.add(entry)
+    figure.add_trace(
+        go.Scatter(
+            x=x,
+            y=table["n_edges"],
+            mode="lines+markers",
+            name=SIZE,
+            legendgroup=SIZE,
+            showlegend=SIZE not in named,
+            line={"color": INK, "width": 1.4},
+            marker={"size": 4, "color": INK},
+            customdata=table["step"],
+            hovertemplate="step %{customdata:,}: %{y:,} edges<extra></extra>",
+        ),
+        row=row,
+        col=column,
+    )
+    named.add(SIZE)
+
+
+def _draw_changes(
+    figure: go.Figure,
+    changes: pd.DataFrame,
+    meaning: str,
+    turnover: pd.DataFrame,
+    axis: CheckpointAxis,
+    named: set[str],
+    row: int,
+    column: int,
+) -> None:
+    """An upright dotted line between the checkpoints before and after each change, with the levels for the pointer."""
+    if changes.empty:
+        return
+    bottom = -float((turnover["left"] + turnover["died"]).max())
+    top = float(turnover["n_edges"].max())
+    x: list[float | None] = []
+    y: list[float | None] = []
+    text: list[str | None] = []
+    for change in changes.to_dict("records"):
+        at = (axis.place(change["after_step"]) + axis.place(change["step"])) / 2
+        told = (
+            f"between steps {change['after_step']:,} and {change['step']:,}"
+            f"<br>{meaning} {change['before']:.3g} → {change['after']:.3g}"
+        )
+        x += [at, at, None]
+        y += [bottom, top, None]
+        text += [told, told, None]
+    figure.add_trace(
+        go.Scatter(
+            x=x,
+            y=y,
+            mode="lines+markers",
+            name=CHANGE,
+            legendgroup=CHANGE,
+            showlegend=CHANGE not in named,
+            line={"color": "#CC79A7", "width": 1.8, "dash": "dot"},
+            marker={"symbol": "triangle-down", "size": [0, 9, 0] * len(changes), "color": "#CC79A7"},
+            text=text,
+            hovertemplate=f"<b>{CHANGE}</b> %{{text}}<extra></extra>",
+            cliponaxis=False,
+        ),
+        row=row,
+        col=column,
+    )
+    named.add(CHANGE)
+
+
+def _draw_lives(
+    figure: go.Figure, lifetimes: pd.DataFrame, axis: CheckpointAxis, named: set[str], row: int, column: int
+) -> None:
+    table = spans(lifetimes)
+    outline = 0.4 if len(lifetimes) <= MOST_OUTLINED else 0
+    for entry, rows in ((LASTING, table[table["lives"]]), (ENDED, table[~table["lives"]])):
+        if rows.empty:
+            continue
+        first = [axis.place(step) for step in rows["birth_step"]]
+        last = [axis.place(step) for step in rows["last_step"]]
+        figure.add_trace(
+            go.Bar(
+                orientation="h",
+                base=[place - 0.5 for place in first],
+                x=[end - start + 1 for start, end in zip(first, last, strict=True)],
+                y=(rows["below"] + rows["n_edges"] / 2).to_numpy("float32"),
+                width=rows["n_edges"],
+                name=entry,
+                legendgroup=entry,
+                showlegend=entry not in named,
+                marker={"color": LIVES[entry], "line": {"width": outline, "color": "#ffffff"}},
+                # Half the bytes of the default; steps are exact up to 16 million.
+                customdata=rows[["birth_step", "last_step", "n_edges", "lifetime", "n_present"]].to_numpy("float32"),
+                hovertemplate="%{customdata[2]:,} edges from step %{customdata[0]:,} to %{customdata[1]:,}"
+                "<br>lifetime: %{customdata[3]} checkpoints, in the circuit at %{customdata[4]:.1f} of them"
+                "<extra></extra>",
+            ),
+            row=row,
+            col=column,
+        )
+        named.add(entry)
+    median = lifetimes["median_lifetime"].iloc[0]
+    told = (
+        "more than half live on at the end"
+        if pd.isna(median)
+        else f"median lifetime: {median:g} checkpoint{'' if median == 1 else 's'}"
+    )
+    figure.add_annotation(
+        text=f"{len(lifetimes):,} edges; {told}",
+        x=0.01,
+        y=0.02,
+        xref="x domain",
+        yref="y domain",
+        xanchor="left",
+        yanchor="bottom",
+        showarrow=False,
+        font={"size": 11},
+        bgcolor="rgba(255,255,255,0.85)",
+        row=row,
+        col=column,
+    )
+    figure.update_yaxes(range=[len(lifetimes), 0], row=row, col=column)
+
+
+def _say(figure: go.Figure, text: str, row: int, column: int) -> None:
+    # A panel without any trace has no axes, and the text would go to another.
+    figure.add_trace(go.Scatter(x=[0], y=[0], opacity=0, showlegend=False, hoverinfo="skip"), row=row, col=column)
+    figure.add_annotation(
+        text=text,
+        x=0.5,
+        y=0.5,
+        xref="x domain",
+        yref="y domain",
+        showarrow=False,
+        font={"size": 12, "color": "#555555"},
+        row=row,
+        col=column,
+    )
+    figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False, row=row, col=column)
+
+
+def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
+    """Figures by file name."""
+    turnover, lifetimes = (load_comparison(store, name, arguments) for name in ("turnover", "lifetimes"))
+    if arguments.at is not None:
+        turnover = turnover[turnover["at"] == arguments.at]
+    if turnover.empty:
+        raise UserError(f"{store.root}/comparison/turnover.csv has no circuits at fixed {arguments.at}")
+    changes = ComparisonFolder(store.root).read("change_points")
+    return {f"turnover_{model}": draw_turnover(turnover, lifetimes, changes, model) for model in models_in(turnover)}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The script's own options."""
+    parser.add_argument("--at", choices=tuple(AT), help="circuits as found, or of one size (both)")
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main(draw, __doc__, options=options))
