@@ -71,7 +71,7 @@ real: $(RUNNING) $(REAL)
 test: $(DEVELOPING)
 	$(RUN) -m pytest -n auto --dist worksteal
 
-# What takes too long for every change: Ray and Slurm, with workers and nodes that are killed.
+# What takes too long for every change: Ray and Slurm, runs that are killed, the page of the largest family.
 test-slow: $(DEVELOPING)
 	$(RUN) -m pytest -m endurance
 

@@ -233,7 +233,7 @@ def test_texts_lose_tokens_passwords_and_signatures(monkeypatch: pytest.MonkeyPa
     assert shown == "GET https://***@hub/file failed with Authorization: Bearer *** and ***"
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_hub_settings_of_the_environment_are_respected(served: HubServer, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from utils.models.family import resolve_family; "

@@ -325,7 +325,7 @@ def test_names_from_data_are_shown_as_they_are(browser: Any, store: Store, tmp_p
     opened.close()
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_the_page_of_a_family_of_40_checkpoints_stays_small_and_draws_every_edge(browser: Any, tmp_path: Path) -> None:
     store = write_family(tmp_path / "results")
     steps = store.folder("graphs", FAMILY, "ioi").steps()

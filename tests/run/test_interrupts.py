@@ -76,6 +76,7 @@ def demo(*overrides: str) -> list[str]:
     return ["-m", "tests.support.demo_analysis", "task=[x, y]", "device=cpu", *overrides]
 
 
+@pytest.mark.endurance
 def test_ctrl_c_while_the_hub_lists_branches_or_checkpoints(served: HubServer, tmp_path: Path) -> None:
     command = demo("model=lab/run", "tokens_per_step=64")
     for part in ("/refs", "/revision/"):

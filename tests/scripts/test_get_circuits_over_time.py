@@ -251,7 +251,7 @@ def test_another_config_in_the_same_folder_is_refused(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_a_killed_run_resumes_to_identical_bytes(
     word_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
