@@ -148,12 +148,18 @@ def test_a_killed_sweep_resumes_to_identical_bytes(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_sweep_says_in_one_line_how_to_go_on(number: int, code: int, bench: Bench) -> None:
+    # A shell that starts the tests in the background has them ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupted(checkpoint: LoadedCheckpoint, config: Any, inputs: Any, task: Task) -> dict[str, Result]:
         if checkpoint.step == 10:
             os.kill(os.getpid(), number)
         return ANALYSIS.measure(checkpoint, config, inputs, task)
 
-    assert bench.run(analysis=dataclasses.replace(ANALYSIS, measure=interrupted)) == code
+    try:
+        assert bench.run(analysis=dataclasses.replace(ANALYSIS, measure=interrupted)) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert bench.said[-1] == "interrupted: 2 of 8 measured and saved; to go on, run the same command again"
     assert Store(bench.results).folder(FIRST, "tiny", "y").steps() == [0]
     assert not [path for path in results_in(bench.results) if path.endswith(".tmp")]
