@@ -100,6 +100,25 @@ def wrapped(text: str, width: int) -> str:
     return "<br>".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
 
+def write_in_middle(figure: go.Figure, text: str, **options: str | int) -> None:
+    """Write in the middle of the panel at `row=`, `col=`; further options are those of plotly's annotations."""
+    figure.add_annotation(
+        text=text,
+        x=0.5,
+        y=0.5,
+        xref="x domain",
+        yref="y domain",
+        showarrow=False,
+        font={"size": 12, "color": "#555555"},
+        **options,
+    )
+
+
+def ring(colour: str, size: int = 12) -> dict[str, object]:
+    """The marker of a ring around a value."""
+    return {"symbol": "circle-open", "size": size, "color": colour, "line": {"width": 1.8, "color": colour}}
+
+
 class Panels:
     """A grid of panels that share the training axis of a column."""
 
@@ -231,17 +250,7 @@ class Panels:
             if hint:
                 lines += ["", hint]
             text = "<br>".join(wrapped(line, _LINE) for line in lines)
-            self.figure.add_annotation(
-                text=text,
-                x=0.5,
-                y=0.5,
-                xref="x domain",
-                yref="y domain",
-                showarrow=False,
-                font={"size": 12, "color": "#555555"},
-                bgcolor="rgba(255,255,255,0.85)",
-                **where,
-            )
+            write_in_middle(self.figure, text, bgcolor="rgba(255,255,255,0.85)", **where)
 
     def key(self, name: str, dash: str, colour: str = "#555555") -> None:
         """A legend entry for a line style that all models share."""

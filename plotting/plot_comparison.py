@@ -22,7 +22,7 @@ import plotly.graph_objects as go
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
-from plotting.panels import Line, Panels
+from plotting.panels import Line, Panels, ring
 from plotting.style import Drawing, ModelLook, model_looks, task_label
 from plotting.tables import every_model, load_comparison, models_in, tasks_in
 from plotting.time_axis import TimeAxis
@@ -183,7 +183,7 @@ def _mark_changes(
             name=entry,
             legendgroup=entry,
             showlegend=False,
-            marker=_ring(size),
+            marker=ring(CHANGED, size),
             customdata=flagged[["step", "q_value"]].to_numpy(),
             hovertemplate=f"<b>{name}</b><br>step %{{customdata[0]:,}}: {entry} (q = %{{customdata[1]:.2g}})"
             "<extra></extra>",
@@ -191,10 +191,6 @@ def _mark_changes(
         row=row,
         col=column,
     )
-
-
-def _ring(size: int) -> dict[str, object]:
-    return {"symbol": "circle-open", "size": size, "color": CHANGED, "line": {"width": 1.8, "color": CHANGED}}
 
 
 def _key(panels: Panels, entry: str) -> None:
@@ -206,7 +202,7 @@ def _key(panels: Panels, entry: str) -> None:
             name=entry,
             legendgroup=entry,
             mode="markers",
-            marker=_ring(12),
+            marker=ring(CHANGED),
             hoverinfo="skip",
         ),
         row=1,

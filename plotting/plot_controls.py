@@ -23,7 +23,7 @@ import plotly.graph_objects as go
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
-from plotting.panels import Gaps, Line, Panels
+from plotting.panels import Gaps, Line, Panels, ring
 from plotting.style import Drawing, ModelLook, model_looks, task_label
 from plotting.tables import every_model, load, load_if_any, models_in, tasks_in
 from plotting.time_axis import TimeAxis
@@ -177,7 +177,7 @@ def _ring(panels: Panels, table: pd.DataFrame, row: int, column: int) -> bool:
             name=RING,
             legendgroup=RING,
             showlegend=False,
-            marker={"symbol": "circle-open", "size": 12, "color": BEATEN_BY, "line": {"width": 1.8}},
+            marker=ring(BEATEN_BY),
             customdata=[
                 [int(step), _beats(row)] for step, row in zip(beaten["step"], beaten.to_dict("records"), strict=True)
             ],

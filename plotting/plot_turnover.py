@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.checkpoint_axis import CheckpointAxis
 from plotting.export import figure_main
+from plotting.panels import write_in_middle
 from plotting.style import FONT, INK, Drawing, finish, task_label
 from plotting.tables import load_comparison, models_in, tasks_in
 from utils.errors import UserError
@@ -274,17 +275,7 @@ def _draw_lives(
 def _say(figure: go.Figure, text: str, row: int, column: int) -> None:
     # A panel without any trace has no axes, and the text would go to another.
     figure.add_trace(go.Scatter(x=[0], y=[0], opacity=0, showlegend=False, hoverinfo="skip"), row=row, col=column)
-    figure.add_annotation(
-        text=text,
-        x=0.5,
-        y=0.5,
-        xref="x domain",
-        yref="y domain",
-        showarrow=False,
-        font={"size": 12, "color": "#555555"},
-        row=row,
-        col=column,
-    )
+    write_in_middle(figure, text, row=row, col=column)
     figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False, row=row, col=column)
 
 

@@ -29,7 +29,7 @@ from edge_attribution_patching.statistics import standard_errors
 from edge_attribution_patching.weights import ModelWeights
 from utils.config.keys import BaseConfig, Section
 from utils.errors import UserError
-from utils.heads.copy_scores import copy_samples
+from utils.heads.copy_scores import copy_samples, mean_scores
 from utils.heads.definition import Definition
 from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.store import Result
@@ -99,20 +99,20 @@ def measure(
     checkpoint: LoadedCheckpoint, config: ComponentsConfig, inputs: ComponentsInputs, task: Task | None
 ) -> dict[str, Result]:
     """The five scores of every head and their standard errors, as rows."""
-    rows: list[dict[str, Any]] = [
-        {"score": name, "layer": layer, "head": head, "value": values[layer][head], "se": errors[layer][head]}
-        for name, samples in component_samples(checkpoint.weights, inputs, config.batch_size).items()
-        for values, errors in [(samples.mean(dim=2).float().tolist(), standard_errors(samples).tolist())]
-        for layer, head in product(range(samples.shape[0]), range(samples.shape[1]))
-    ]
+    samples = component_samples(checkpoint.weights, inputs, config.batch_size)
+    rows: list[dict[str, Any]] = []
+    for name, means in mean_scores(samples).items():
+        values, errors = means.tolist(), standard_errors(samples[name]).tolist()
+        rows += [
+            {"score": name, "layer": layer, "head": head, "value": values[layer][head], "se": errors[layer][head]}
+            for layer, head in product(range(len(values)), range(len(values[0])))
+        ]
     return {"components": Result(pd.DataFrame(rows))}
 
 
 def component_scores(weights: ModelWeights, inputs: ComponentsInputs, batch_size: int) -> dict[str, HeadScores]:
     """The three attention scores and the two copy scores of every head."""
-    return {
-        name: samples.mean(dim=2).float() for name, samples in component_samples(weights, inputs, batch_size).items()
-    }
+    return mean_scores(component_samples(weights, inputs, batch_size))
 
 
 def component_samples(weights: ModelWeights, inputs: ComponentsInputs, batch_size: int) -> dict[str, HeadSamples]:
@@ -200,8 +200,7 @@ def attention_scores(
         `duplicate_token`: from every token of the second block to its first occurrence (period back);
         `previous_token`: from every token but the first to the one before it.
     """
-    samples = attention_samples(weights, tokens, batch_size, definition)
-    return {name: by_sequence.mean(dim=2).float() for name, by_sequence in samples.items()}
+    return mean_scores(attention_samples(weights, tokens, batch_size, definition))
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ against the biases.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -54,8 +54,14 @@ def copy_scores(
         `copy`, `negative_copy`: percentages in [0, 100] of the (prompt, name) positions. A token that ties with others
         counts as below them, so a head that writes nothing scores 0.
     """
-    samples = copy_samples(weights, tokens, lengths, positions, batch_size, definition)
-    return {name: by_prompt.mean(dim=2).float() for name, by_prompt in samples.items()}
+    return mean_scores(copy_samples(weights, tokens, lengths, positions, batch_size, definition))
+
+
+def mean_scores(
+    samples: Mapping[str, Float[Tensor, "layer head sample"]],
+) -> dict[str, Float[Tensor, "layer head"]]:
+    """The mean of each score over its samples, taken in their precision and stored in float32."""
+    return {name: of_score.mean(dim=2).float() for name, of_score in samples.items()}
 
 
 @torch.inference_mode()
