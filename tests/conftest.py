@@ -25,13 +25,12 @@ settings.load_profile("no deadline")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest first, the training of the recipe before all, so that no worker is left with them at the end; the
-    real model only where it is asked for."""
+    """The longest first, so that no worker is left with them at the end; the real model only where it is asked for."""
     if "real" not in config.getoption("markexpr"):
         for item in items:
             if item.get_closest_marker("real"):
                 item.add_marker(pytest.mark.skip(reason="measures a real language model; run: make test-real"))
-    items.sort(key=lambda item: -len({"slow", "trained"} & {mark.name for mark in item.iter_markers()}))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)

@@ -90,16 +90,16 @@ def test_the_first_kept_checkpoint_has_no_skill_and_the_last_has_all(
     assert_every_skill(last)
 
 
-# --- what it trains, on whichever processor this is
+# --- what it trains, on whichever processor this is (make test-recipe)
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.trained
 def test_the_recipe_learns_every_skill(trained_family: Path) -> None:
     assert_every_skill(json.loads((trained_family / "family.json").read_text())["evaluation"])
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.trained
 def test_the_recipe_starts_without_skills_and_its_family_is_small(trained_family: Path) -> None:
     table = pd.read_csv(trained_family / "evaluation.csv")
