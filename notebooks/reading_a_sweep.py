@@ -47,12 +47,13 @@ from plotting.plot_circuit_similarity import draw_similarity, similarities
 from plotting.plot_circuits import draw_circuits, selected_circuits
 from plotting.plot_faithfulness_curve import draw_curves
 from plotting.plot_head_scores import draw_top_heads
-from plotting.style import PRIMARY_METRICS, SERIES, ModelLook, model_looks, task_label
+from plotting.style import SERIES, ModelLook, model_looks, task_label
 from plotting.tables import circuits, load
 from plotting.time_axis import TimeAxis
 from utils.config.keys import load_config
 from utils.errors import UserError
 from utils.models.family import resolve_family
+from utils.results.kinds import PRIMARY_METRICS
 from utils.results.store import Store
 from utils.runner import run
 

@@ -18,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
 from plotting.panels import Gaps, Line, Panels
-from plotting.style import METRIC_LABELS, PRIMARY_METRICS, Drawing, ModelLook, model_looks, task_label, within
+from plotting.style import METRIC_LABELS, Drawing, ModelLook, model_looks, task_label, within
 from plotting.tables import every_model, load, models_in, tasks_in
 from plotting.time_axis import TimeAxis
+from utils.results.kinds import PRIMARY_METRICS
 from utils.results.store import Store
 
 logger = logging.getLogger("plotting")

@@ -59,12 +59,6 @@ METRIC_LABELS = {
     "rank_0_rate": "rank-0 rate (share of prompts)",
     "prob_mass": "probability of the answers",
 }
-PRIMARY_METRICS = {
-    "ioi": "logit_diff",
-    "greater_than": "prob_diff",
-    "gendered_pronoun": "logit_diff",
-    "sva": "prob_diff",
-}
 
 # Roles of heads in IOI, in the order of the algorithm: name in the tables -> label and colour, the same everywhere.
 # Edges in drawings of circuits are blue or orange, so no role is.

@@ -31,7 +31,7 @@ from edge_attribution_patching.stability import POSITIVE_SHARE, sign_stable
 from edge_attribution_patching.weights import ModelWeights
 from utils.circuit_checks import check
 from utils.circuit_tables import baselines_table, edges_table, faithfulness_table
-from utils.config.keys import Section, TaskConfig, execution
+from utils.config.keys import MemoryKeys, Section, TaskConfig, execution
 from utils.errors import UserError
 from utils.models.checkpoint import LoadedCheckpoint
 from utils.results.store import Result
@@ -111,7 +111,7 @@ class CircuitKeys(Section):
     """Which prompts to measure faithfulness on: `heldout` ones, or the `same` that edges were scored on."""
 
 
-class CircuitsConfig(CircuitKeys, TaskConfig):
+class CircuitsConfig(CircuitKeys, MemoryKeys, TaskConfig):
     """Keys of get_circuits_over_time.py."""
 
     n_random: int = Field(20, ge=0)
@@ -127,8 +127,6 @@ class CircuitsConfig(CircuitKeys, TaskConfig):
     steps."""
     export_json: bool = execution(False)
     """Also write every graph in the JSON format of EAP-IG, next to its `.pt`."""
-    memory_budget_gb: float = execution(1.0, gt=0)
-    """How much memory one step of the computation may use on top of the weights. Work is split up to stay below it."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from plotting.circuit_layout import lay_out
 from plotting.circuit_similarity import nodes_of
 from plotting.report.histories import BUDGET, score_histories
 from plotting.report.results import Results, fields, plain
-from plotting.style import METRIC_LABELS, PRIMARY_METRICS, task_label, task_order
+from plotting.style import METRIC_LABELS, task_label, task_order
 from utils.errors import UserError
+from utils.results.kinds import PRIMARY_METRICS
 
 PORTS = ("", "q", "k", "v")
 BASELINE = ("full", "corrupted", "n_prompts", "full_se", "corrupted_se", "status", "cpr", "cmd")

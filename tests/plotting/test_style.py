@@ -8,7 +8,6 @@ import pytest
 
 from plotting.style import (
     METRIC_LABELS,
-    PRIMARY_METRICS,
     SERIES,
     TASK_LABELS,
     finish,
@@ -18,6 +17,7 @@ from plotting.style import (
     translucent,
     within,
 )
+from utils.results.kinds import PRIMARY_METRICS
 from utils.tasks import TASKS
 from utils.tasks.metrics import METRICS
 

@@ -23,15 +23,9 @@ from utils.comparison.floors import draws
 from utils.comparison.inputs import Sequence
 from utils.comparison.keys import ComparisonConfig
 from utils.comparison.similarity import Edges, jaccard
+from utils.results.kinds import PRIMARY_METRICS
 from utils.results.store import Store
 
-PRIMARY_METRICS = {
-    "ioi": "logit_diff",
-    "greater_than": "prob_diff",
-    "gendered_pronoun": "logit_diff",
-    "sva": "prob_diff",
-}
-"""Of the built-in tasks; the registry says the same, but imports transformers."""
 GUESSED = {"accuracy": 0.5}
 """What metrics are where a model guesses; 0 for all others."""
 

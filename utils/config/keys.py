@@ -43,6 +43,13 @@ class Section(pydantic.BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+class MemoryKeys(Section):
+    """How much memory to compute in."""
+
+    memory_budget_gb: float = execution(1.0, gt=0)
+    """How much memory one step of the computation may use on top of the weights. Work is split up to stay below it."""
+
+
 class SlurmKeys(Section):
     """What a Slurm task asks for, with `executor: slurm`."""
 

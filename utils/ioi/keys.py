@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from utils.circuits import CircuitKeys, CircuitsConfig
-from utils.config.keys import BaseConfig, PromptOptions, Section, execution
+from utils.config.keys import BaseConfig, MemoryKeys, PromptOptions, Section, execution
 from utils.heads.attention_and_copy import ComponentsConfig, ComponentsKeys
 from utils.heads.cspa import CspaConfig, CspaKeys
 
@@ -46,7 +46,7 @@ class CircuitInput(CircuitKeys):
     circuit."""
 
 
-class IoiConsistencyConfig(PromptOptions, BaseConfig):
+class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
     """Keys of get_ioi_consistency.py.
 
     The circuit, the head scores and the CSPA scores are taken from the results if those are of the same weights and the
@@ -77,8 +77,6 @@ class IoiConsistencyConfig(PromptOptions, BaseConfig):
     components: ComponentsKeys = ComponentsKeys()
     cspa: CspaKeys | None = None
     """Text and settings for the CSPA scores. Needed if none are stored."""
-    memory_budget_gb: float = execution(1.0, gt=0)
-    """How much memory one step of the computation may use on top of the weights. Work is split up to stay below it."""
 
     @model_validator(mode="after")
     def _through_mlps_is_a_choice(self) -> IoiConsistencyConfig:
