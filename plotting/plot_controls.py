@@ -3,9 +3,11 @@
 There is a column per task. From top to bottom: faithfulness of the circuit over that of random circuits of its size
 (their median, and a band from the lowest to the highest); what the whole model still does without the circuit, over
 what it does without random ones; the stability of the circuit's edges, which is the share of bootstrap resamples of the
-prompts whose circuit has the edge (median and quartiles over edges, and the share of edges of at least 0.9); and the
-metric over prompts (median and quartiles), of the whole model and of the circuit. A ring marks a circuit that does not
-beat every random one.
+prompts whose circuit has the edge (median and quartiles over edges, and the share of edges of at least 0.9), and their
+inclusion, which is the share of faithfulness thresholds from 0.6 to 0.95 whose circuit has the edge (mean over edges);
+the metric over prompts (median and quartiles), of the whole model and of the circuit; and, where prompts are of several
+kinds (IOI: ABBA and BABA), the circuit's faithfulness on each kind with its 95% interval. A ring marks a circuit that
+does not beat every random one.
 
     python plotting/plot_controls.py -r results
 """
@@ -23,7 +25,7 @@ import plotly.graph_objects as go
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
-from plotting.panels import Gaps, Line, Panels, ring
+from plotting.panels import Gaps, Line, Panels, ring, write_in_middle
 from plotting.style import Drawing, ModelLook, model_looks, task_label
 from plotting.tables import every_model, load, load_if_any, models_in, tasks_in
 from plotting.time_axis import TimeAxis
@@ -37,10 +39,25 @@ PANELS = {
     "without": "faithfulness of the<br>model without it",
     "stability": "stability of<br>its edges",
     "prompts": "metric<br>over prompts",
+    "groups": "faithfulness by<br>kind of prompt",
+}
+# Why a panel has no value although there is a circuit.
+UNMEASURED = {
+    "circuit": "no random circuits are stored; measure with n_random above 0",
+    "without": "no random circuits are stored; measure with n_random above 0",
+    "stability": "no stability is stored; measure the circuit again",
+    "prompts": "nothing is stored of single prompts; measure the circuit again",
+    "groups": "nothing is stored of kinds of prompts; measure the circuit again",
 }
 CIRCUIT, RANDOM_ENTRY = "the circuit", "random circuits: median, lowest to highest"
 STABILITY, STABLE_ENTRY = "stability: median and quartiles of edges", f"share of edges of at least {STABLE:g}"
+INCLUSION = "inclusion over thresholds: mean of edges"
 WHOLE, ITS = "whole model over prompts: median and quartiles", "circuit over prompts: median and quartiles"
+GROUP = "on {} prompts"
+GROUP_LOOKS = tuple(
+    ModelLook(colour, symbol, "solid")
+    for colour, symbol in (("#0072B2", "square"), ("#E69F00", "x"), ("#009E73", "cross"))
+)
 RING = "does not beat every random circuit"
 _VALUES = ("value", "low", "high")
 
@@ -66,17 +83,25 @@ def control_points(
         low, middle, high = (grouped.quantile(share) for share in (0.25, 0.5, 0.75))
         parts.append(_line("stability", STABILITY, middle, low, high))
         parts.append(_line("stability", STABLE_ENTRY, grouped.agg(lambda values: (values >= STABLE).mean())))
+        parts.append(_line("stability", INCLUSION, graphs.groupby(keys)["inclusion"].mean()))
     if prompts is not None:
         everyone = prompts[prompts["group"] == "all"].set_index(keys)
         for name, entry in (("full", WHOLE), ("circuit", ITS)):
             parts.append(_line("prompts", entry, *(everyone[f"{name}_{end}"] for end in ("median", "q25", "q75"))))
+        for group, rows in prompts[prompts["group"] != "all"].groupby("group", sort=True):
+            ends = (rows.set_index(keys)[f"faithfulness{end}"] for end in ("", "_low", "_high"))
+            parts.append(_line("groups", GROUP.format(group), *ends))
     columns = [*keys, "panel", "line", *_VALUES, "n_random", "n_beaten"]
     found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    # Every line at every checkpoint, so that gaps break lines and have their reasons.
+    # Every line at every checkpoint, so that gaps break lines and have reasons. Kinds of prompts are a task's own.
     every = baselines[[*keys, "tokens", "status"]]
-    lines = found[["panel", "line"]].drop_duplicates()
-    table = every.merge(lines, how="cross").merge(found, how="left", on=[*keys, "panel", "line"])
-    reason = table["status"].where(table["status"].notna() & (table["status"] != "found"), "it was not measured")
+    lines = found.loc[found["panel"] != "groups", ["panel", "line"]].drop_duplicates()
+    own = found.loc[found["panel"] == "groups", ["model", "task", "panel", "line"]].drop_duplicates()
+    all_lines = pd.concat([every.merge(lines, how="cross"), every.merge(own, on=["model", "task"])], ignore_index=True)
+    table = all_lines.merge(found, how="left", on=[*keys, "panel", "line"])
+    reason = table["status"].where(
+        table["status"].notna() & (table["status"] != "found"), table["panel"].map(UNMEASURED)
+    )
     return table.reindex(columns=[*columns, "tokens"]).assign(reason=reason.where(table["value"].isna()))
 
 
@@ -113,14 +138,17 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
     tasks = tasks_in(points)
     rows = [panel for panel in PANELS if points.loc[points["panel"] == panel, "value"].notna().any()]
     grey, second = ModelLook(RANDOM, "circle", "solid"), ModelLook("#009E73", "square", "dot")
-    looks: Mapping[str, ModelLook] = {
+    looks: dict[str, ModelLook] = {
         CIRCUIT: look,
         RANDOM_ENTRY: grey,
         STABILITY: ModelLook("#0072B2", "diamond", "solid"),
         STABLE_ENTRY: second,
+        INCLUSION: ModelLook("#CC79A7", "triangle-down", "dash"),
         WHOLE: grey,
         ITS: ModelLook("#882255", "triangle-up", "solid"),
     }
+    groups = sorted(set(points.loc[points["panel"] == "groups", "line"]))
+    looks |= {name: GROUP_LOOKS[place % len(GROUP_LOOKS)] for place, name in enumerate(groups)}
     panels = Panels(len(rows), len(tasks), TimeAxis.of(points), [task_label(task) for task in tasks], panel_height=170)
     ringed = False
     for column, task in enumerate(tasks, 1):
@@ -134,7 +162,7 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
                     continue
                 against = name == CIRCUIT
                 told = table.assign(beats=[_beats(row) for row in table.to_dict("records")]) if against else table
-                interval = None if name in (CIRCUIT, STABLE_ENTRY) else ("low", "high")
+                interval = None if name in (CIRCUIT, STABLE_ENTRY, INCLUSION) else ("low", "high")
                 hover = ("beats",) if against else ("low", "high") if interval else ()
                 told = told.round({"low": 4, "high": 4})
                 markers = name not in (RANDOM_ENTRY, WHOLE)
@@ -144,11 +172,16 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
                 if against:
                     ringed |= _ring(panels, table, row, column)
             # Lines of a panel are missing together, but for the metric, which the whole model always has.
-            panels.missing(gaps[-1:], row, column)
+            if gaps:
+                panels.missing(gaps[-1:], row, column)
+            else:
+                write_in_middle(panels.figure, "its prompts are all of one kind", row=row, col=column)
             if panel == "stability":
                 panels.figure.update_yaxes(range=[-0.03, 1.05], row=row, col=column)
             elif panel == "circuit":
                 panels.level(0, row, column)
+            elif panel == "groups":
+                panels.level(1, row, column)
     for row, panel in enumerate(rows, 1):
         panels.figure.update_yaxes(title_text=PANELS[panel], row=row, col=1)
     if ringed:

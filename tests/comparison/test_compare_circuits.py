@@ -115,6 +115,18 @@ def test_circuits_are_grown_by_the_keys_of_their_run(store: Store) -> None:
     assert (rule.order, rule.selection, rule.positive_share, rule.seed) == ("greedy", "signed", 0.6, 7)
 
 
+def test_circuits_grown_by_different_rules_are_not_held_against_each_other(store: Store) -> None:
+    run = store.folder("graphs", MODELS[1], "ioi").path / "run.json"
+    settings = json.loads(run.read_text())["settings"] | {"search.selection": "absolute"}
+    run.write_text(json.dumps({"settings": settings}))
+    rules = r"m-seed1 \(.*selection=signed, positive_share=0\.6\) and m-seed2 \(.*selection=absolute\).*between=none"
+    with pytest.raises(UserError, match=rules):
+        compare(config(store))
+    rows = compare(config(store, between="none"))["similarity"]
+    assert set(rows["model"]) == set(MODELS)
+    assert "model" not in set(rows["against"])
+
+
 def test_missing_results_name_the_command_that_makes_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no circuits; run: python get_circuits_over_time\.py"):
         compare(config(Store(tmp_path)))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.support.synthetic_results import write
-from utils.comparison.curves import Curve, head_curves
+from utils.comparison.curves import Curve, best_head_curves, head_curves
 from utils.comparison.keys import ComparisonConfig
 from utils.results.store import Store
 
@@ -63,3 +63,30 @@ def test_a_score_without_a_stored_error_is_not_resampled(store: Store) -> None:
     write(store, "components", "m", None, 30, pd.concat([table, head]), 30)
     curve = curves(store)["copy a0.h0"]
     assert (curve.uncertainty, curve.resampled) == ("none", None)
+
+
+def test_the_best_head_is_the_largest_at_each_checkpoint_with_that_heads_resamples(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    early, late = (0.0, 0.6, 0.4, np.nan), (0.0, 0.1, 0.8, 0.9)
+    for step, *values in zip(STEPS, early, late, strict=True):
+        heads = pd.DataFrame({"layer": [0, 1], "head": [3, 2], "score": "induction", "value": values})
+        write(store, "components", "m", None, step, heads.assign(se=[0.1, 0.01]), step)
+    heads = curves(store)
+    (best,) = best_head_curves(heads.values())
+    assert best.name == "best induction head"
+    assert best.values.tolist() == [0.0, 0.6, 0.8, 0.9]
+    assert best.steps.tolist() == list(STEPS)
+    assert best.uncertainty == "standard errors"
+    assert best.resampled is not None
+    assert best.resampled[:, 1].tolist() == heads["induction a0.h3"].resampled[:, 1].tolist()  # type: ignore[index]
+    assert best.resampled[:, 2:].tolist() == heads["induction a1.h2"].resampled[:, 2:].tolist()  # type: ignore[index]
+
+
+def test_a_best_head_without_a_stored_error_is_not_resampled(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for step in STEPS:
+        heads = pd.DataFrame({"layer": [0, 1], "head": [3, 2], "score": "induction", "value": [0.2, step / 30]})
+        write(store, "components", "m", None, step, heads.assign(se=[0.1, np.nan]), step)
+    (best,) = best_head_curves(curves(store).values())
+    assert best.resampled is None
+    assert best.uncertainty == "none"

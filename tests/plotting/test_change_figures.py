@@ -13,7 +13,7 @@ import pytest
 
 from plotting import plot_controls, plot_handovers, plot_order, plot_turnover
 from plotting.checkpoint_axis import CheckpointAxis
-from plotting.plot_controls import CIRCUIT, ITS, RANDOM_ENTRY, RING, STABILITY, STABLE_ENTRY
+from plotting.plot_controls import CIRCUIT, GROUP, INCLUSION, ITS, RANDOM_ENTRY, RING, STABILITY, STABLE_ENTRY
 from plotting.plot_turnover import CHANGE, ENDED, LASTING, PARTS, SIZE
 from plotting.style import model_looks
 from tests.support.synthetic_comparison import EMERGED, STEPS, TASKS, write_comparison
@@ -212,9 +212,34 @@ def test_stability_is_summarised_over_the_edges_of_each_circuit(results: Store) 
     assert [value for value in median.y if value == value] == pytest.approx(grouped.median().tolist())
     stable = grouped.agg(lambda values: np.mean(values >= 0.9))
     assert [value for value in share.y if value == value] == pytest.approx(stable.tolist())
+    (included,) = on_panel(figure, 5, INCLUSION)
+    inclusion = results.read_tables("graphs", MODEL, "ioi").groupby("step")["inclusion"].mean()
+    assert [value for value in included.y if value == value] == pytest.approx(inclusion.tolist())
+
+
+def test_prompts_have_their_spread_and_those_of_ioi_their_kinds(results: Store) -> None:
+    figure = controls_figure(results)
     prompts = results.read_tables("prompt_groups", MODEL, "ioi").sort_values("step")
     (its,) = on_panel(figure, 7, ITS)
-    assert [value for value in its.y if value == value] == prompts["circuit_median"].dropna().tolist()
+    everyone = prompts[prompts["group"] == "all"]
+    assert [value for value in its.y if value == value] == everyone["circuit_median"].dropna().tolist()
+    for kind, faithful in (("ABBA", 0.9), ("BABA", 0.75)):
+        entry = GROUP.format(kind)
+        (line,), (band,) = on_panel(figure, 9, entry), on_panel(figure, 9, entry, band=True)
+        n = int((prompts["group"] == kind).sum() - prompts.loc[prompts["group"] == kind, "faithfulness"].isna().sum())
+        assert [value for value in line.y if value == value] == [faithful] * n
+        assert list(band.y) == pytest.approx([faithful + 0.05] * n + [faithful - 0.05] * n)
+    assert not [trace for trace in figure.data if trace.xaxis == "x10" and trace.name]
+    assert "its prompts are all of one kind" in texts(figure)
+
+
+def test_controls_that_are_not_stored_name_the_key_to_measure_them_with(results: Store) -> None:
+    baselines = results.read_tables("baselines", MODEL, "ioi").assign(status="found")
+    first = results.read_tables("controls", MODEL, "ioi").query("step == 512")
+    points = plot_controls.control_points(baselines, first, None, None)
+    missing = points[points["value"].isna()]
+    assert set(missing["step"]) == set(baselines["step"]) - {512}
+    assert set(missing["reason"]) == {"no random circuits are stored; measure with n_random above 0"}
 
 
 def test_a_task_that_is_not_learned_says_so_where_controls_would_be(results: Store) -> None:

@@ -87,7 +87,7 @@ def write_circuit(store: Store, model: str, task: str, step: int, learnt: float,
     write(store, "graphs", model, task, step, edges, tokens_at(step))
     if not edges.empty:
         write(store, "controls", model, task, step, _controls(step), tokens_at(step))
-    write(store, "prompt_groups", model, task, step, _prompts(full, not edges.empty), tokens_at(step))
+    write(store, "prompt_groups", model, task, step, _prompts(task, full, not edges.empty), tokens_at(step))
     write(store, "transfer", model, task, step, _transfer(task, step, not edges.empty), tokens_at(step))
 
 
@@ -118,11 +118,16 @@ def _controls(step: int) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(n_edges=30)
 
 
-def _prompts(full: float, learned: bool) -> pd.DataFrame:
+def _prompts(task: str, full: float, learned: bool) -> pd.DataFrame:
+    """All prompts; those of IOI also by kind, of which the circuit does better on ABBA."""
     ends = {"_q25": -0.5, "_median": 0.1, "_q75": 0.7}
     row = {f"full{end}": full + shift for end, shift in ends.items()}
     row |= {f"circuit{end}": 0.8 * full + shift for end, shift in ends.items() if learned}
-    return pd.DataFrame([{"group": "all", "n_prompts": 100} | row])
+    rows = [{"group": "all", "n_prompts": 100} | row]
+    for group, value in {"ABBA": 0.9, "BABA": 0.75}.items():
+        interval = {"faithfulness": value, "faithfulness_low": value - 0.05, "faithfulness_high": value + 0.05}
+        rows.append({"group": group, "n_prompts": 50} | row | (interval if learned else {}))
+    return pd.DataFrame(rows if task == "ioi" else rows[:1])
 
 
 def random_circuit(n_edges: int, rng: np.random.Generator) -> pd.DataFrame:

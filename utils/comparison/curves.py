@@ -9,8 +9,9 @@ binomial errors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -113,13 +114,38 @@ def head_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[
         yield from curves
 
 
-def best_head_curves(store: Store, model: str) -> Iterator[Curve]:
-    """Of every head score the largest of all heads at each checkpoint: comparable between seeds, whose heads differ."""
-    for score, table in _head_tables(store, model):
-        best = table.groupby(["step", "tokens"])["value"].max().dropna().reset_index()
-        if len(best):
-            steps, tokens, values = (best[name].to_numpy() for name in ("step", "tokens", "value"))
-            yield Curve(model, f"best {score} head", "head", score, steps, tokens, values)
+def best_head_curves(heads: Iterable[Curve]) -> Iterator[Curve]:
+    """Of every head score the largest of all heads at each checkpoint: comparable between seeds, whose heads differ.
+
+    A checkpoint's resamples are those of the head that is largest there. The largest head of each resample would be
+    larger on average than the value: it is chosen with its error.
+
+    Args:
+        heads: what `head_curves` yields.
+    """
+    for score, found in groupby(heads, key=lambda curve: curve.score):
+        curves = list(found)
+        # step -> value, tokens, curve and place in it of the largest head
+        largest: dict[int, tuple[float, int, Curve, int]] = {}
+        for curve in curves:
+            for place, (step, value) in enumerate(zip(curve.steps.tolist(), curve.values.tolist(), strict=True)):
+                if not np.isnan(value) and (step not in largest or value > largest[step][0]):
+                    largest[step] = (value, int(curve.tokens[place]), curve, place)
+        chosen = [largest[step] for step in sorted(largest)]
+        resampled = None
+        if all(curve.resampled is not None for _, _, curve, _ in chosen):
+            resampled = np.stack([curve.resampled[:, place] for _, _, curve, place in chosen], axis=1)  # type: ignore[index]
+        yield Curve(
+            curves[0].model,
+            f"best {score} head",
+            "head",
+            score,
+            np.array(sorted(largest)),
+            np.array([tokens for _, tokens, _, _ in chosen]),
+            np.array([value for value, _, _, _ in chosen]),
+            resampled,
+            curves[0].uncertainty if resampled is not None else "none",
+        )
 
 
 def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[Curve]:

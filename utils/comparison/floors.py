@@ -58,6 +58,14 @@ class Rule:
     positive_share: float = POSITIVE_SHARE
     seed: int = 0
 
+    def __str__(self) -> str:
+        share = f", positive_share={self.positive_share:g}" if self.selection == "signed" else ""
+        return f"order={self.order}, selection={self.selection}{share}"
+
+    def grows(self) -> tuple[object, ...]:
+        """What sets which edges a circuit takes, apart from their scores: equal in circuits that can be compared."""
+        return self.order, self.selection, self.positive_share if self.selection == "signed" else None
+
     def grower(self, folds: KeptFolds) -> CircuitBootstrap:
         """What grows circuits from scores of these folds' edges."""
         return CircuitBootstrap(folds, self.order, self.selection, self.positive_share, self.seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import chain, combinations
 
 import pandas as pd
 
@@ -115,6 +115,7 @@ def _rest(
     models = list(dict.fromkeys(model for model, _ in sequences))
     groups = _groups(config, sequences)
     curves: dict[str, list[Curve]] = {}
+    best: dict[str, list[Curve]] = {}
     shared: dict[str, list[Curve]] = {}  # of names that seeds have in common
     emerged, orders, roles, turned, lived, common = [], [], [], [], [], []
     progress = Progress("compare_circuits", len(models))
@@ -125,15 +126,17 @@ def _rest(
             curve for unit in own for curve in circuit_curves(sequences[unit], references[unit], sizes[unit[1]], config)
         ]
         metrics = list(metric_curves(store, model, config))
-        curves[model] = [*head_curves(store, model, config), *metrics, *circuits]
-        shared[model] = [*best_head_curves(store, model), *metrics, *circuits]
+        heads = list(head_curves(store, model, config))
+        best[model] = list(best_head_curves(heads))
+        curves[model] = [*heads, *metrics, *circuits]
+        shared[model] = [*best[model], *metrics, *circuits]
         table, leading = emergence_table(curves[model], config)
         emerged.append(table)
         common.append(emergence_table(shared[model], config)[0])
         orders.append(order_table(model, leading, config.resamples))
         if model in store.models("ioi_consistency_heads"):
-            heads = store.read_tables("ioi_consistency_heads", model)
-            roles.append(handovers(heads, config.seed, config.resamples))
+            roles_of_heads = store.read_tables("ioi_consistency_heads", model)
+            roles.append(handovers(roles_of_heads, config.seed, config.resamples))
         for unit in own:
             of_edges = edges_tables(sequences[unit], sizes[unit[1]])
             turned.append(of_edges[0])
@@ -148,7 +151,7 @@ def _rest(
         "similarity": similarity,
         "turnover": pd.concat(turned, ignore_index=True),
         "lifetimes": pd.concat(lived, ignore_index=True),
-        "curves": curves_table([*every_curve, *(best for model in models for best in best_head_curves(store, model))]),
+        "curves": curves_table([*every_curve, *chain.from_iterable(best.values())]),
         "emergence": pd.concat(emerged, ignore_index=True),
         "order": pd.concat(orders, ignore_index=True) if orders else pd.DataFrame(columns=list(ORDER.columns)),
         "change_points": change_points_table(similarity, every_curve),
@@ -176,11 +179,19 @@ def _reference(sequence: Sequence, config: ComparisonConfig) -> int:
 def _comparable(config: ComparisonConfig, sequences: Mapping[Unit, Sequence]) -> list[tuple[Sequence, Sequence]]:
     if config.between == "none":
         return []
-    return [
+    pairs = [
         (one, other)
         for one, other in combinations(sequences.values(), 2)
         if one.task == other.task and one.graph == other.graph
     ]
+    for one, other in pairs:
+        if one.rule.grows() != other.rule.grows():
+            raise UserError(
+                f"between: the {one.task} circuits of {one.model} ({one.rule}) and {other.model} ({other.rule}) were "
+                "grown by different rules; measure one of them again, name models of one rule (model=...), or pass "
+                "between=none"
+            )
+    return pairs
 
 
 def _groups(config: ComparisonConfig, sequences: Mapping[Unit, Sequence]) -> Mapping[str, list[str]]:
