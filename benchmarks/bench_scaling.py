@@ -3,7 +3,7 @@
     python benchmarks/bench_scaling.py [--simulated] [--toy]
 
 The simulated cluster runs the real loop, claims, store and driver; downloads and analyses sleep (0.5 s and 1 s a
-checkpoint), so that many workers fit on few cores and only the runner's own cost shows. Every worker has 10
+checkpoint), so that many workers fit on few cores and only the runner's own cost shows. Every worker has 20
 checkpoints, so a run would take as long with any number of workers if the runner cost nothing, and efficiency is what
 one worker took over what n took. `processes` are plain processes on one results folder that share by claims, and
 download ahead. `driver` is one process that hands checkpoints to a pool, whose workers download and measure by turns,
@@ -40,6 +40,7 @@ from utils.models.checkpoint import Description
 from utils.models.family import Family
 from utils.progress import configure_logging
 from utils.results.kinds import Kind
+from utils.results.record import versions
 from utils.results.store import Result
 from utils.run import unit
 from utils.run.analysis import Analysis
@@ -49,7 +50,7 @@ from utils.run.sweep import Run
 from utils.run.worker import Outcome, Unit
 
 ROOT = Path(__file__).resolve().parents[1]
-DOWNLOAD, MEASURE, EACH, MODEL = 0.5, 1.0, 10, 160
+DOWNLOAD, MEASURE, EACH, MODEL = 0.5, 1.0, 20, 160
 WORKERS = (1, 4, 16, 64)
 KIND = Kind("sleeping", {"value": "nothing"}, "sleeping.py")
 
@@ -82,7 +83,7 @@ def sleep(*_: Any) -> dict[str, Result]:
 
 
 def sweeps_of(folder: Path, workers: int) -> list[Sweep]:
-    """Models of up to 160 checkpoints, together as many as so many workers measure in 10 s."""
+    """Models of up to 160 checkpoints, together as many as so many workers measure in 20 s."""
     total, sweeps = workers * EACH, []
     names = [f"hub{number}" for number in range(-(-total // MODEL))]
     config = BaseConfig(model=names, results_dir=folder)
@@ -124,6 +125,8 @@ def by_processes(folder: Path, workers: int) -> float:
     """Seconds that forked processes on one folder take."""
     context = multiprocessing.get_context("fork")
     start = context.Barrier(workers + 1)
+
+    versions()  # As importing libraries does, looking up their versions takes each process a while before it starts.
 
     def work() -> None:
         tqdm.set_lock(threading.RLock())

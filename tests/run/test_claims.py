@@ -113,6 +113,39 @@ def test_the_heart_beats_while_a_claim_is_held(tmp_path: Path) -> None:
         assert path.stat().st_mtime > 1
 
 
+def test_claims_of_one_process_are_one_file_that_others_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"demo/tiny/step{step:06d}" for step in range(5)]
+    with Claims(tmp_path) as first, Claims(tmp_path) as second:
+        assert first.acquire(names)
+        assert len({(tmp_path / ".claims" / name).stat().st_ino for name in names}) == 1
+        read = list[Path]()
+        monkeypatch.setattr("utils.run.claims._read", lambda path: read.append(path) or first.owner)
+        assert second.holders("demo/tiny") == dict.fromkeys(names, first.owner)
+        assert second.holders("demo/tiny") == dict.fromkeys(names, first.owner)
+        assert len(read) == 1
+
+
+def test_after_a_pause_a_new_claim_is_not_as_old_as_the_last_one(tmp_path: Path) -> None:
+    with Claims(tmp_path, stale=120) as first, Claims(tmp_path, stale=120) as second:
+        first.acquire([NAME])
+        first.release([NAME])
+        for path in (tmp_path / ".claims").glob(".*"):
+            os.utime(path, (1, 1))
+        first.acquire([NAME])
+        monkey = dataclasses.replace(first.owner, machine="another boot")
+        (tmp_path / ".claims" / NAME).write_text(json.dumps(asdict(monkey)))  # Its heartbeat alone tells.
+        assert not second.acquire([NAME])
+
+
+def test_who_comes_late_to_an_unclaimed_checkpoint_does_not_look_at_the_claim(tmp_path: Path) -> None:
+    put(tmp_path, ended())
+    with Claims(tmp_path) as claims:
+        assert not claims.acquire([NAME], unclaimed=True)
+        assert claims.acquire([NAME])
+
+
 def test_a_claim_that_another_took_over_is_left_alone(tmp_path: Path) -> None:
     with Claims(tmp_path) as claims:
         claims.acquire([NAME])

@@ -356,6 +356,39 @@ def test_several_models_are_measured_one_after_the_other(bench: Bench, tmp_path:
     assert Store(bench.results).models(FIRST) == ["other", "tiny"]
 
 
+def test_the_next_models_first_checkpoint_is_read_while_the_last_of_this_one_is_measured(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[tuple[str, int, list[tuple[int, str | None]]]] = []
+
+    def prefetch(self: LocalFamily, step: int) -> None:
+        fetched.append((self.name, step, list(bench.measured)))
+
+    monkeypatch.setattr(LocalFamily, "prefetch", prefetch)
+    other = save_family(tmp_path / "other", {5: 3})
+    assert bench.run(f"model=[{bench.family}, {other}]", "checkpoints=all", "task=x") == 0
+    steps = [0, 10, 20, 30]
+    assert [(name, step) for name, step, _ in fetched] == [("tiny", 10), ("tiny", 20), ("tiny", 30), ("other", 5)]
+    # Each is fetched before the one ahead of it is measured.
+    assert [len(measured) for _, _, measured in fetched] == [steps.index(step) for step in steps]
+
+
+def test_bad_input_of_a_later_model_costs_no_measurement_of_an_earlier_one(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prepare(config: Any, tokenizer: Any, shape: Any) -> Any:
+        if bench.loaded:
+            raise UserError("task: the other model does not know these words")
+        return ANALYSIS.prepare(config, tokenizer, shape)
+
+    other = save_family(tmp_path / "other", {5: 3})
+    analysis = dataclasses.replace(ANALYSIS, prepare=prepare)
+    assert bench.run(f"model=[{bench.family}, {other}]", "task=x", analysis=analysis) == 2
+    assert [step for step, _ in bench.measured] == [0, 10, 20, 30]
+    assert Store(bench.results).folder(FIRST, "tiny", "x").steps() == [0, 10, 20, 30]
+    assert "task: the other model does not know these words" in capsys.readouterr().err
+
+
 def test_two_models_of_one_name_are_refused(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = save_family(tmp_path / "tiny", {5: 3})
     assert bench.run(f"model=[{bench.family}, {other}]") == 2

@@ -96,38 +96,56 @@ class RunRecord:
         """
         require_writable(self.folder.path, "results_dir")
         remove_stale_temporaries(self.folder.path)
-        with self._lock.held():
-            held = self._read_anyhow() if config.overwrite or config.repair else self._read()
-            readable, held = held is not None or not self.path.is_file(), held or {"settings": {}, "checkpoints": {}}
-            known, files = held["checkpoints"], held.get("files", {})
-            if config.overwrite or not readable:
-                done = self.folder.steps()
-                same = not differences(held, self.folder.kind, analysis, config)
-                same = same and compare_weights(held, family, self._written()).same
-                for step in done:
-                    if step in steps or not same:
-                        self.folder.delete(step)
-                known, files = (known, _without(files, steps)) if same else ({}, {})
-                self._lock.discard_notes()  # Of processes that were killed elsewhere: no other one is at work.
-            elif config.repair:
-                damaged = sorted({int(path.stem.removeprefix("step")) for path in self._damaged(files, steps)})
-                for step in damaged:
+        asked = {
+            "analysis": analysis,
+            "config": config.model_dump(mode="json"),
+            "settings": _settings(self.folder.kind, config),
+            "seed": config.seed,
+            "repository": family.source,
+            "versions": versions(),
+        }
+        if config.overwrite or config.repair:
+            with self._lock.held():
+                self._begin(asked, *self._clear(analysis, config, family, steps))
+        else:  # Many processes begin the same run: the first writes it down, and the others need not queue to read it.
+            self._lock.once(lambda: self._is_begun(asked), lambda: self._begin(asked, *self._recorded(self._read())))
+
+    def _is_begun(self, asked: dict[str, Any]) -> bool:
+        held = self._read()
+        return held is not None and all(held.get(key) == value for key, value in asked.items())
+
+    def _begin(self, asked: dict[str, Any], known: dict[str, Any], files: dict[str, str]) -> None:
+        """Write what a run was asked for, and what is kept of earlier runs; under the lock."""
+        held = self._read_anyhow()
+        if known and held is not None and held["versions"] != asked["versions"]:
+            log.warning("%s was started with other package versions: %s", self.folder.path, held["versions"])
+        self._write(asked | {"checkpoints": known, "files": files})
+
+    def _clear(
+        self, analysis: str, config: BaseConfig, family: Family, steps: list[int]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Delete the results that a run replaces; what is kept as `_recorded` has it."""
+        held = self._read_anyhow()
+        readable = held is not None or not self.path.is_file()
+        known, files = self._recorded(held)
+        if config.overwrite or not readable:
+            held = held or {"settings": {}}
+            same = not differences(held, self.folder.kind, analysis, config)
+            same = same and compare_weights(held, family, self._written()).same
+            for step in self.folder.steps():
+                if step in steps or not same:
                     self.folder.delete(step)
-                files = _without(files, damaged)
-            if known and held["versions"] != versions():
-                log.warning("%s was started with other package versions: %s", self.folder.path, held["versions"])
-            self._write(
-                {
-                    "analysis": analysis,
-                    "config": config.model_dump(mode="json"),
-                    "settings": _settings(self.folder.kind, config),
-                    "seed": config.seed,
-                    "repository": family.source,
-                    "versions": versions(),
-                    "checkpoints": known,
-                    "files": files,
-                }
-            )
+            self._lock.discard_notes()  # Of processes that were killed elsewhere: no other one is at work.
+            return (known, _without(files, steps)) if same else ({}, {})
+        damaged = sorted({int(path.stem.removeprefix("step")) for path in self._damaged(files, steps)})
+        for step in damaged:
+            self.folder.delete(step)
+        return known, _without(files, damaged)
+
+    @staticmethod
+    def _recorded(held: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, str]]:
+        """The weights and the hashes of files in a run.json."""
+        return ({}, {}) if held is None else (held["checkpoints"], held.get("files", {}))
 
     def add(self, step: int, provenance: dict[str, Any], files: Mapping[str, bytes] | None = None) -> list[int]:
         """Record one checkpoint; see `add_all`.

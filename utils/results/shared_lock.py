@@ -52,6 +52,27 @@ class SharedLock:
         finally:
             lock.release()
 
+    def once(self, done: Callable[[], bool], act: Callable[[], None]) -> None:
+        """Do something under the lock, unless it is done already. Who finds it done does not wait for the lock.
+
+        Args:
+            done: whether it is done. It is also called without the lock.
+            act: does it.
+
+        Raises:
+            UserError: as `held` does.
+        """
+        lock = FileLock(self.folder / ".lock")
+        while not done():
+            if self._acquire(lock, timeout=0):
+                try:
+                    if not done():
+                        act()
+                finally:
+                    lock.release()
+                return
+            time.sleep(_WAIT)
+
     def hand_in(self, entries: Entries, take_in: TakeIn) -> dict[str, Any] | None:
         """Have entries written, by this process or by the one that has the lock.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -318,4 +319,4 @@ def _subfolders(folder: Path) -> list[Path]:
 def _steps_in(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
-    return sorted(int(match[1]) for path in folder.iterdir() if (match := _STEP_FILE.fullmatch(path.name)))
+    return sorted(int(match[1]) for name in os.listdir(folder) if (match := _STEP_FILE.fullmatch(name)))

@@ -3,7 +3,8 @@
 A process that takes a checkpoint puts a file `<results_dir>/.claims/<analysis>/<model>/step000010` there, which says
 its host and process id. The file's modification time is the heartbeat: a thread renews it every few seconds. Other
 processes leave that checkpoint alone until its results are there, or the claim is stale. A claim is stale if its
-process no longer runs on this very machine, or, wherever it was made, if its heartbeat stopped.
+process no longer runs on this very machine, or, wherever it was made, if its heartbeat stopped. All claims of a process
+are hard links to one file, so whoever has read one of them knows them all.
 
 This asks of a shared file system what local disks, NFS, Lustre and the like all do: making a hard link fails if the
 name is taken (where there are no hard links, creating a file with O_EXCL does), and a file's time is set by one clock,
@@ -78,9 +79,10 @@ class Claims:
         self.folder, self.beat, self.stale = root / FOLDER, beat, stale
         pid = os.getpid()
         self.owner = Owner(socket.gethostname(), pid, _machine(), _started(pid), uuid.uuid4().hex)
+        self._card = self.folder / f".{self.owner.token}"
         self._held: set[str] = set()
-        self._seen: dict[tuple[str, int], Owner | None] = {}
-        self._gone: dict[Owner, bool] = {}
+        self._seen: dict[int, Owner | None] = {}
+        self._gone: dict[str, bool] = {}
         self._checked = float("-inf")
         self._stop = threading.Event()
         self._beating: threading.Thread | None = None
@@ -91,11 +93,13 @@ class Claims:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def acquire(self, names: Sequence[str]) -> bool:
+    def acquire(self, names: Sequence[str], *, unclaimed: bool = False) -> bool:
         """Claim all of these, or none.
 
         Args:
             names: `<analysis>/<model>/step000010`. All processes name them in the same order.
+            unclaimed: they were just seen without a claim. One that is there now is so new that it cannot be stale, and
+                is not looked at: where many processes want the same, most of them learn at once that they are late.
 
         Returns:
             Whether they are now this process's.
@@ -105,7 +109,7 @@ class Claims:
         """
         mine: list[str] = []
         for name in names:
-            if not self._acquire(name):
+            if (unclaimed and (self.folder / name).exists()) or not self._acquire(name):
                 self.release(mine)
                 return False
             mine.append(name)
@@ -130,7 +134,7 @@ class Claims:
         now = time.monotonic()
         if now - self._checked > CHECK:
             self._gone, self._checked = {}, now
-        seen: dict[tuple[str, int], Owner | None] = {}
+        seen: dict[int, Owner | None] = {}
         try:
             entries = [(entry.name, entry.inode()) for entry in os.scandir(self.folder / prefix)]
         except OSError:
@@ -138,14 +142,18 @@ class Claims:
         for name, inode in entries:
             if name.startswith("."):
                 continue
-            # A claim's file never changes, so each is read once. Whoever takes one over reads it again.
-            key = (f"{prefix}/{name}", inode)
-            seen[key] = owner = self._seen[key] if key in self._seen else _read(self.folder / prefix / name)
-            if owner is not None and owner != self.owner:
-                if owner not in self._gone:
-                    self._gone[owner] = owner.is_gone()
-                found[key[0]] = None if self._gone[owner] else owner
-        self._seen = seen
+            # What a claim says never changes, so each process is read once. Whoever takes a claim over reads it again.
+            if inode not in seen:
+                known = self._seen.get(inode)
+                seen[inode] = _read(self.folder / prefix / name) if known is None else known
+            owner = seen[inode]
+            if owner is not None and owner.token != self.owner.token:
+                if owner.token not in self._gone:
+                    self._gone[owner.token] = owner.is_gone()
+                found[f"{prefix}/{name}"] = None if self._gone[owner.token] else owner
+                if self._gone[owner.token]:
+                    seen[inode] = None  # Another process may be given the same inode: read it again.
+        self._seen |= seen
         return found
 
     def others(self, prefix: str) -> list[Owner]:
@@ -162,6 +170,8 @@ class Claims:
         """Give all claims up, and delete what killed processes left."""
         self._stop.set()
         self.release(list(self._held))
+        with contextlib.suppress(OSError):
+            self._card.unlink()
         if not self.folder.is_dir():
             return
         now = self._now(self.folder)
@@ -178,28 +188,28 @@ class Claims:
 
     def _acquire(self, name: str) -> bool:
         path = self.folder / name
-        written = path.with_name(f".{path.name}.{self.owner.token}")
         try:
             for _ in range(3):  # Another process may delete an empty folder in between, or take the claim over first.
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    written.write_text(json.dumps(asdict(self.owner)), encoding="utf-8")
-                except FileNotFoundError:
-                    continue
-                try:
-                    if self._link(written, path):
-                        self._held.add(name)
-                        self._start_beating()
-                        return True
-                    if not self._remove_stale(path, written):
-                        return False
-                finally:
-                    written.unlink(missing_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._renew_card()
+                if self._link(self._card, path):
+                    self._held.add(name)
+                    self._start_beating()
+                    return True
+                if not self._remove_stale(path):
+                    return False
         except OSError as error:
             raise UserError(
                 f"results_dir: {path} cannot be written ({error.strerror}); free space or name another folder"
             ) from error
         return False
+
+    def _renew_card(self) -> None:
+        """Write the file that all of this process's claims are links to, or let its heart beat."""
+        try:
+            os.utime(self._card)
+        except FileNotFoundError:
+            self._card.write_text(json.dumps(asdict(self.owner)), encoding="utf-8")
 
     @staticmethod
     def _link(written: Path, path: Path) -> bool:
@@ -219,18 +229,10 @@ class Claims:
                 file.write(written.read_bytes())
         return True
 
-    def _remove_stale(self, path: Path, written: Path) -> bool:
-        """Delete a claim if it is stale.
-
-        Args:
-            path: the claim.
-            written: a file that was just written next to it: its time is that of the file system's clock.
-
-        Returns:
-            Whether the name is free now.
-        """
+    def _remove_stale(self, path: Path) -> bool:
+        """Delete a claim if it is stale; returns whether the name is free now."""
         try:
-            now = written.stat().st_mtime
+            now = self._now(path.parent)
             owner = _read(path)
             if not self._is_stale(path, owner, now):
                 return not path.exists()
@@ -273,9 +275,9 @@ class Claims:
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(self.beat):
-            for name in list(self._held):
+            for path in [self._card, *(self.folder / name for name in list(self._held))]:
                 with contextlib.suppress(OSError):
-                    os.utime(self.folder / name)
+                    os.utime(path)
 
 
 def _read(path: Path) -> Owner | None:
@@ -310,6 +312,7 @@ def _machine() -> str:
 def _started(pid: int) -> str:
     try:
         # The name of the program, in brackets, may hold spaces. The 22nd field is the start.
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
     except (OSError, IndexError):
         return ""

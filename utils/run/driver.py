@@ -14,8 +14,11 @@ from utils.errors import UserError
 from utils.run import unit
 from utils.run.plan import Measurement, Sweep
 from utils.run.share import Share
-from utils.run.sweep import WAIT, Run
+from utils.run.sweep import Run
 from utils.run.worker import Outcome, Unit, unit_of
+
+WAIT = 0.3
+"""Seconds to wait for the pool, or for other processes, before looking at both again."""
 
 Place = tuple[str, int]
 """A family's name and a step."""

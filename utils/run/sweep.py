@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ from utils.run.claims import Claims
 from utils.run.plan import Job, Measurement, Sweep
 from utils.run.share import Share
 
-WAIT = 0.3
-"""Seconds between two looks at what other processes measure."""
+SHORTEST, LONGEST = 0.05, 1.0
+"""Seconds between two looks at what other processes measure. The longer it takes them, the less often it is looked."""
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,38 @@ class Failure:
     model: str
     step: int
     reason: str
+
+
+@dataclass
+class Opened:
+    """A model that has been begun.
+
+    Attributes:
+        sweep: its part of the run.
+        share: what this process takes of it.
+        inputs: what jobs have prepared for it.
+        closed: whether all of it is measured and summed up.
+    """
+
+    sweep: Sweep
+    share: Share
+    inputs: unit.Inputs
+    closed: bool = False
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A checkpoint that this process has claimed.
+
+    Attributes:
+        of: the model.
+        step: the training step.
+        missing: what to measure there.
+    """
+
+    of: Opened
+    step: int
+    missing: list[Measurement]
 
 
 class Run:
@@ -93,28 +126,74 @@ class Run:
 
     def _measure_all(self) -> None:
         """Measure this process's share of every model, and wait for others only once there is nothing left to take."""
-        opened = []
-        for sweep in self.sweeps:
-            inputs = unit.Inputs()
-            share = Share(sweep, self.begin(sweep, inputs), self.claims)
-            self._take_part(sweep, share, inputs)
-            opened.append((sweep, share, inputs))
-            if not share.left:
-                self._close(sweep, share)
-        for sweep, share, inputs in opened:
-            if share.left:
-                while share.left:
-                    self.progress.say(f"{sweep.family.name}: waiting for {len(share.left)} that others measure")
-                    time.sleep(WAIT)
-                    self._take_part(sweep, share, inputs)
-                self._close(sweep, share)
-
-    def _take_part(self, sweep: Sweep, share: Share, inputs: unit.Inputs) -> None:
-        """Measure what can be claimed, and leave nothing behind that still downloads."""
+        unopened, opened = list(self.sweeps), list[Opened]()
         try:
-            self._measure(sweep, share, inputs)
+            taken = self._take(unopened, opened)
+            idle = time.monotonic()
+            while taken is not None or any(one.share.left for one in opened):
+                if taken is None:
+                    self._wait(opened, idle)
+                    taken = self._take(unopened, opened)
+                    continue
+                following, trouble = None, None
+                try:
+                    following = self._take(unopened, opened, ahead=True)
+                except UserError as error:  # In another model's inputs. This checkpoint can be measured all the same.
+                    trouble = error
+                self._measure(taken, following)
+                self._close_all(opened, following)
+                if trouble is not None:
+                    raise trouble
+                done, taken = taken, following or self._take(unopened, opened)
+                idle = time.monotonic()
+                done.of.share.give_back(done.step)  # Only now: whoever has no claim at all, others take to be gone.
+            self._close_all(opened)
         finally:
-            sweep.family.stop()
+            for one in opened:
+                one.sweep.family.stop()  # Nothing is left behind that still downloads.
+
+    def _take(self, unopened: list[Sweep], opened: list[Opened], *, ahead: bool = False) -> Taken | None:
+        """Claim the next checkpoint that can be had, of the first model that has one. Opens models as they are needed.
+
+        Args:
+            unopened: models that are still to come.
+            opened: models that have been begun.
+            ahead: for later, while another is measured. Then as many of the last steps are left as other processes have
+                none ahead: none is kept waiting while another has nothing to do.
+        """
+        at_work = [one for one in opened if one.share.left]
+        holders = [one.share.holders() for one in at_work]
+        leave = 0
+        if ahead and not unopened:
+            claims = Counter(owner.token for held in holders for owner in held.values() if owner is not None)
+            leave = sum(number == 1 for number in claims.values())
+        for one, held in zip(at_work, holders, strict=True):
+            if (found := one.share.take(held, ahead=ahead, leave=leave)) is not None:
+                return Taken(one, *found)
+        while unopened:
+            sweep = unopened.pop(0)
+            inputs = unit.Inputs()
+            one = Opened(sweep, Share(sweep, self.begin(sweep, inputs), self.claims), inputs)
+            opened.append(one)
+            if (found := one.share.take(ahead=ahead)) is not None:
+                return Taken(one, *found)
+        return None
+
+    def _wait(self, opened: Sequence[Opened], since: float) -> None:
+        """Give other processes some time for what they measure; `since` when there has been nothing else to do."""
+        self._close_all(opened)
+        if waiting := [one for one in opened if one.share.left]:
+            left = sum(len(one.share.left) for one in waiting)
+            self.progress.say(f"{waiting[0].sweep.family.name}: waiting for {left} that others measure")
+            time.sleep(min(LONGEST, SHORTEST + 0.1 * (time.monotonic() - since)))
+
+    def _close_all(self, opened: Sequence[Opened], following: Taken | None = None) -> None:
+        """Close the models of which all is measured."""
+        for one in opened:
+            if not one.closed and not one.share.left and (following is None or following.of is not one):
+                one.closed = True
+                one.sweep.family.stop()
+                self._close(one.sweep, one.share)
 
     def _close(self, sweep: Sweep, share: Share) -> None:
         self.elsewhere += share.elsewhere
@@ -128,18 +207,14 @@ class Run:
             if job.analysis.finish is not None and measured:
                 job.analysis.finish(job.config, job.store, sweep.family.name)
 
-    def _measure(self, sweep: Sweep, share: Share, inputs: unit.Inputs) -> None:
-        """Measure what can be had of a model's checkpoints, one after the other."""
-        following = None
-        while (taken := following or share.take()) is not None:
-            step, missing = taken
-            following = share.take(ahead=True)
-            try:
-                self._checkpoint(sweep, step, missing, inputs, None if following is None else following[0])
-            except CheckpointUnusable as error:
-                self.fail(sweep, step, str(error), len(missing))
-            share.give_back(step)
-            sweep.family.release(step, self.config.keep_checkpoints)
+    def _measure(self, taken: Taken, following: Taken | None) -> None:
+        """Measure a claimed checkpoint, unless it cannot be had."""
+        sweep, step = taken.of.sweep, taken.step
+        try:
+            self._checkpoint(taken, following)
+        except CheckpointUnusable as error:
+            self.fail(sweep, step, str(error), len(taken.missing))
+        sweep.family.release(step, self.config.keep_checkpoints)
 
     def begin(self, sweep: Sweep, inputs: unit.Inputs | None = None) -> list[int]:
         """Check everything that can be checked without weights, then record what each job was asked for.
@@ -179,17 +254,16 @@ class Run:
         self.progress.say(f"{sweep.family.name}: preparing")
         return inputs.of(job, described)
 
-    def _checkpoint(
-        self, sweep: Sweep, step: int, missing: list[Measurement], inputs: unit.Inputs, following: int | None
-    ) -> None:
+    def _checkpoint(self, taken: Taken, following: Taken | None) -> None:
         """Load a checkpoint once, and measure and save all that is missing there."""
+        sweep, step, missing = taken.of.sweep, taken.step, taken.missing
         family = sweep.family
         described = family.describe(step)
-        prepared = {one.job: self._prepare(sweep, one.job, inputs, described) for one in missing}
+        prepared = {one.job: self._prepare(sweep, one.job, taken.of.inputs, described) for one in missing}
         self.progress.say(f"{family.name} step {step}: loading")
         checkpoint = unit.load(family, step, missing[0].job)
         if following is not None and self.config.prefetch:
-            family.prefetch(following)
+            following.of.sweep.family.prefetch(following.step)
         for one in missing:
             self.progress.say(unit.label(family, step, one.task, one.job, named=len(sweep.jobs) > 1))
             start = time.monotonic()
