@@ -231,6 +231,24 @@ def test_a_checkpoint_trained_anew_while_others_were_measured_is_refused(
     )
 
 
+def test_a_checkpoint_replaced_by_one_as_old_is_refused(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `cp -p` or `rsync -t` leave it. It is not the last step measured, which is hashed in any case."""
+    bench.family = save_family(tmp_path / "tiny", {0: 0, 10: 1, 20: 2})
+    bench.run()
+    times = {path: path.stat().st_mtime for path in (bench.family / "step0").iterdir()}
+    save_checkpoint(bench.family / "step0", 7)
+    for path, time in times.items():
+        os.utime(path, (time, time))
+    Store(bench.results).folder(SECOND, "tiny", "y").file(10).unlink()
+    assert bench.run() == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == (
+        f"{bench.results}/first/tiny/x holds results of {bench.family}, this run measures other weights in "
+        f"{bench.family} (step 0); pass overwrite=true or another results_dir"
+    )
+
+
 def test_a_family_may_be_named_in_another_way(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.run("checkpoints=[0]")
     monkeypatch.chdir(bench.family.parent)

@@ -54,7 +54,7 @@ class CheckpointFiles:
 
     Attributes:
         folder: where they are, in `save_pretrained` format.
-        origin: `repository, revision, commit`; a local family has no commit.
+        origin: `repository, revision, commit`; a local family has no commit, but a `fingerprint`.
         hashes: SHA-256 of each weight file; hashes them, or returns the known ones.
         trust_remote_code: whether the tokenizer may run code of its own.
     """

@@ -145,6 +145,10 @@ class LocalFamily(Family):
         """Hash of a checkpoint's weights as they are on disk now."""
         return combine(local.hashes(local.stamps(self.folders[step])))
 
+    def fingerprint(self, step: int) -> str:
+        """Hash of samples of a checkpoint's weights as they are on disk now (`local.fingerprints`)."""
+        return combine(local.fingerprints(local.stamps(self.folders[step])))
+
     def _folder_of_small(self, step: int) -> Path:
         return self.folders[step]
 
@@ -152,6 +156,7 @@ class LocalFamily(Family):
         folder = self.folders[step]
         before = local.stamps(folder)
         origin = {"repository": self.source, "revision": folder.name, "commit": None}
+        origin["fingerprint"] = combine(local.fingerprints(before))
         return CheckpointFiles(folder, origin, lambda: local.hashes(before), self.trust_remote_code)
 
 

@@ -1,12 +1,13 @@
 """Whether the results of a folder come from the weights that a run would measure now.
 
 run.json holds the hash of the weights behind every result. On the hub, a branch can be moved to other weights; on disk,
-a checkpoint can be trained again. Both are found without reading weights that have not changed: the hub lists commits
-and hashes, and files have times.
+a checkpoint can be trained again. Both are found without reading all weights: the hub lists commits
+and hashes, and of files on disk run.json also holds the hash of a few samples.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from utils.files import combine
 from utils.models.family import Family, HubFamily, LocalFamily
 from utils.models.listing import HubUnreachable, Listing
+from utils.models.unusable import CheckpointUnusable
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,8 @@ def compare_weights(held: Mapping[str, Any], family: Family, written: Mapping[in
         held: a run.json.
         family: the weights of today. A hub revision whose commit is the recorded one is known to be equal; otherwise
             the hashes that the hub lists are compared, and where it lists none, the repository's name counts. Of a
-            local family, weights are hashed whose files are newer than the result, and those of the last measured step
-            in any case.
+            local family, weights are hashed whose samples have changed or whose files are newer than the result, and
+            those of the last measured step in any case.
         written: finished step -> when its result was written, in seconds since 1970.
     """
     recorded = {step: held["checkpoints"][str(step)] for step in sorted(written) if str(step) in held["checkpoints"]}
@@ -81,8 +83,21 @@ def _on_hub(
 def _changed_on_disk(
     family: LocalFamily, recorded: Mapping[int, Mapping[str, Any]], written: Mapping[int, float]
 ) -> list[int]:
-    suspects = [step for step in recorded if step == max(recorded) or _newest(family.folders[step]) > written[step]]
+    suspects = [
+        step
+        for step, weights in recorded.items()
+        if step == max(recorded)
+        or _newest(family.folders[step]) > written[step]
+        or _samples_differ(weights, family, step)
+    ]
     return [step for step in suspects if recorded[step]["sha256"] != family.sha256(step)]
+
+
+def _samples_differ(recorded: Mapping[str, Any], family: LocalFamily, step: int) -> bool:
+    """Whether samples of the weights are not the recorded ones. Missing weights are told when they are measured."""
+    with contextlib.suppress(CheckpointUnusable):
+        return "fingerprint" in recorded and recorded["fingerprint"] != family.fingerprint(step)
+    return False
 
 
 def _newest(folder: Path) -> float:
