@@ -28,7 +28,7 @@ def family_steps(n: int = N_STEPS) -> list[int]:
 
 
 def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = TASKS, n_edges: int = N_EDGES) -> Store:
-    """Most kinds of results, and what becomes of edges, written through the store; the same on every call."""
+    """All kinds of results but those of the IOI algorithm, and what becomes of edges; the same on every call."""
     store = Store(folder)
     rng = np.random.default_rng(0)
     graph = Graph(LAYERS, HEADS, parallel=True)
@@ -47,7 +47,11 @@ def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = 
             present[steps.index(step), chosen] = True
             circuit = _circuit(graph, edges[chosen], rng)
             store.folder("graphs", MODEL, task).write_tensors(step, circuit.to_tensors())
-            write(store, "graphs", MODEL, task, step, circuit.to_table(), tokens)
+            sure = {"score_se": rng.random(n_edges), "stability": rng.random(n_edges), "inclusion": rng.random(n_edges)}
+            write(store, "graphs", MODEL, task, step, circuit.to_table().assign(**sure), tokens)
+            write(store, "controls", MODEL, task, step, _controls(rng), tokens)
+            write(store, "prompt_groups", MODEL, task, step, _prompts(task, rng), tokens)
+            write(store, "transfer", MODEL, task, step, _transfer(task, step, steps, rng), tokens)
             write(store, "faithfulness", MODEL, task, step, _faithfulness(n_edges, rng), tokens)
             full = {
                 "full": 3.0 + rng.normal(),
@@ -84,6 +88,37 @@ def _circuit(graph: Graph, edges: np.ndarray, rng: np.random.Generator) -> Circu
         rng.normal(size=len(edges)) * np.exp(rng.normal(size=len(edges)) - 3)
     ).float()
     return Circuit(graph, scores, in_circuit)
+
+
+def _controls(rng: np.random.Generator) -> pd.DataFrame:
+    rows = [{"control": "circuit", "faithfulness": 0.85}, {"control": "without_circuit", "faithfulness": 0.05}]
+    for control in ("random", "without_random"):
+        rows += [{"control": control, "number": n, "faithfulness": rng.random(), "beaten": True} for n in range(20)]
+    return pd.DataFrame(rows)
+
+
+def _prompts(task: str, rng: np.random.Generator) -> pd.DataFrame:
+    groups = ("all", "ABBA", "BABA") if task == "ioi" else ("all",)
+    names = [f"{name}_{end}" for name in ("full", "circuit") for end in ("q25", "median", "q75")]
+    names += [f"faithfulness{end}" for end in ("", "_low", "_high")]
+    return pd.DataFrame([{"group": group, "n_prompts": 100} | dict.fromkeys(names, rng.random()) for group in groups])
+
+
+def _transfer(task: str, step: int, steps: list[int], rng: np.random.Generator) -> pd.DataFrame:
+    """The circuits of all steps, and those of the other tasks."""
+    sources = [(other, task) for other in steps] + [(step, other) for other in TASKS if other != task]
+    return pd.DataFrame(
+        [
+            {
+                "from_step": other,
+                "from_task": name,
+                "circuit": f"{other:08x}",
+                "n_edges": 1000,
+                "faithfulness": rng.random(),
+            }
+            for other, name in sources
+        ]
+    )
 
 
 def _faithfulness(n_edges: int, rng: np.random.Generator) -> pd.DataFrame:
