@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/bench_report.py [--checkpoints 40] [--edges 1000]
 
-Writes made-up results (four tasks, all kinds but those of the IOI algorithm) to a temporary folder, makes the report and opens it
+Writes made-up results (four tasks, all kinds but those of the IOI algorithm), makes the report and opens it
 in the installed Chromium. A redraw's time runs from its event to the second frame after it, when the drawing is on the
 screen; at least 33 ms of it are two frames of 60 Hz. Measured are the slider over all checkpoints (one circuit; two
 tasks side by side; with a head's details open), the threshold, and the search. Bounds: 15 MB; 200 ms as the median.
