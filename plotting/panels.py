@@ -149,7 +149,8 @@ class Panels:
         # A lone panel is drawn wider than one of a row.
         self.panel_width = {1: 620, 2: 430}.get(columns, _PANEL_WIDTH)
         self._title_room = 18 * max((title.count("<br>") for title in titles), default=0)
-        between = 34 if n_panels is None else 62
+        # Titles of single panels stand between them, and have room for a second line.
+        between = 34 if n_panels is None else 62 + max(0, self._title_room - 18)
         inner = panel_height * rows + between * (rows - 1)
         aside = _END_NAMES if names_at_ends else 0
         self._margin_right = 28 + aside
@@ -273,6 +274,13 @@ class Panels:
         self.figure.add_trace(
             go.Scatter(x=[None], y=[None], name=name, mode="markers", marker=marker, hoverinfo="skip"), row=1, col=1
         )
+
+    def leave_empty(self, text: str, row: int, column: int) -> None:
+        """Write in the middle of a panel that has no curves at all, and so no axes."""
+        plot = self.figure.get_subplot(row, column)
+        x, y = (sum(axis.domain) / 2 for axis in (plot.xaxis, plot.yaxis))
+        font = {"size": 12, "color": "#555555"}
+        self.figure.add_annotation(text=text, x=x, y=y, xref="paper", yref="paper", showarrow=False, font=font)
 
     def level(self, y: float, row: int, column: int) -> None:
         """A thin dashed horizontal line."""

@@ -5,9 +5,9 @@ There is a column per task. From top to bottom: faithfulness of the circuit over
 what it does without random ones; the stability of the circuit's edges, which is the share of bootstrap resamples of the
 prompts whose circuit has the edge (median and quartiles over edges, and the share of edges of at least 0.9), and their
 inclusion, which is the share of faithfulness thresholds from 0.6 to 0.95 whose circuit has the edge (mean over edges);
-the metric over prompts (median and quartiles), of the whole model and of the circuit; and, where prompts are of several
-kinds (IOI: ABBA and BABA), the circuit's faithfulness on each kind with its 95% interval. A ring marks a circuit that
-does not beat every random one.
+the metric over prompts (median and quartiles), of the whole model and of the circuit; and, where prompts are of two or
+three kinds (IOI: ABBA and BABA), the circuit's faithfulness on each kind with its 95% interval. A ring marks a circuit
+that does not beat every random one.
 
     python plotting/plot_controls.py -r results
 """
@@ -25,7 +25,7 @@ import plotly.graph_objects as go
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plotting.export import figure_main
-from plotting.panels import Gaps, Line, Panels, ring, write_in_middle
+from plotting.panels import Gaps, Line, Panels, ring
 from plotting.style import Drawing, ModelLook, model_looks, task_label
 from plotting.tables import every_model, load, load_if_any, models_in, tasks_in
 from plotting.time_axis import TimeAxis
@@ -88,9 +88,12 @@ def control_points(
         everyone = prompts[prompts["group"] == "all"].set_index(keys)
         for name, entry in (("full", WHOLE), ("circuit", ITS)):
             parts.append(_line("prompts", entry, *(everyone[f"{name}_{end}"] for end in ("median", "q25", "q75"))))
-        for group, rows in prompts[prompts["group"] != "all"].groupby("group", sort=True):
-            ends = (rows.set_index(keys)[f"faithfulness{end}"] for end in ("", "_low", "_high"))
-            parts.append(_line("groups", GROUP.format(group), *ends))
+        for _, of_task in prompts[prompts["group"] != "all"].groupby("task", sort=True):
+            if of_task["group"].nunique() > len(GROUP_LOOKS):
+                continue  # Lines of so many would hide each other.
+            for group, rows in of_task.groupby("group", sort=True):
+                ends = (rows.set_index(keys)[f"faithfulness{end}"] for end in ("", "_low", "_high"))
+                parts.append(_line("groups", GROUP.format(group), *ends))
     columns = [*keys, "panel", "line", *_VALUES, "n_random", "n_beaten"]
     found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     # Every line at every checkpoint, so that gaps break lines and have reasons. Kinds of prompts are a task's own.
@@ -175,7 +178,7 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
             if gaps:
                 panels.missing(gaps[-1:], row, column)
             else:
-                write_in_middle(panels.figure, "its prompts are all of one kind", row=row, col=column)
+                panels.leave_empty("its prompts are of one kind,<br>or of too many to draw", row, column)
             if panel == "stability":
                 panels.figure.update_yaxes(range=[-0.03, 1.05], row=row, col=column)
             elif panel == "circuit":

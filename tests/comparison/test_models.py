@@ -26,7 +26,7 @@ def curves(values: dict[str, np.ndarray]) -> dict[str, list[Curve]]:
 def shape(values: dict[str, np.ndarray]) -> str | None:
     groups = {"family": list(values)}
     emergence = pd.DataFrame(
-        {"model": list(values), "curve": "curve", "step": [int(v.argmax()) for v in values.values()]}
+        {"model": list(values), "curve": "curve", "step": [int((v > 0.5).argmax()) for v in values.values()]}
     )
     table = seed_emergence(emergence, seeds_table(curves(values), groups), groups, 0.05)
     found = table["shape"].iloc[0]
@@ -70,6 +70,38 @@ def test_five_alike_seeds_are_not_shown_to_be_abrupt() -> None:
 
 def test_seeds_in_two_groups_are_abrupt() -> None:
     assert shape(two_groups(12)) == ABRUPT
+
+
+def test_groups_before_or_after_the_curve_emerges_are_not_abrupt() -> None:
+    noise = 1e-3 * np.random.default_rng(0).normal(size=(12, len(STEPS)))
+    lower = {f"m-seed{i}": np.where(STEPS < 3, 0.1 * (i % 2), 1.0) + noise[i] for i in range(12)}
+    assert (seeds_table(curves(lower), {"m": list(lower)})["dip_q"] < 0.05).any()
+    assert shape(lower) == NOT_SHOWN
+
+
+@pytest.mark.parametrize(
+    "at_the_jump", [[0, 0, 0, 1, 1], [0.0, 0.0, 0.0, 0.0, 1.0], [0.45, 0.45, 0.5, 0.5, 0.55]], ids=str
+)
+def test_models_that_tie_are_no_groups(at_the_jump: list[float]) -> None:
+    """Whether there is a circuit, or a share of few prompts: five models of one distribution often agree exactly."""
+    values = {f"m-seed{i}": np.array([0, 0, at, 1, 1, 1]) for i, at in enumerate(at_the_jump)}
+    assert shape(values) == NOT_SHOWN
+
+
+def test_counts_of_one_distribution_are_called_groups_at_most_at_the_nominal_rate() -> None:
+    """Shares of 20 prompts in five models: ties in most draws. Without care for them, far more would be called so."""
+    rng = np.random.default_rng(0)
+    draws = rng.binomial(20, 0.5, size=(500, 5)) / 20
+    tables = seeds_table(
+        {
+            f"m-seed{i}": [
+                Curve("m", f"curve{n}", "metric", "c", STEPS[:1], STEPS[:1], draws[n, i : i + 1]) for n in range(500)
+            ]
+            for i in range(5)
+        },
+        {"m": [f"m-seed{i}" for i in range(5)]},
+    )
+    assert (tables["dip_p"] <= 0.05).mean() <= 0.05
 
 
 @pytest.mark.parametrize("n", [4, 6])

@@ -230,7 +230,18 @@ def test_prompts_have_their_spread_and_those_of_ioi_their_kinds(results: Store) 
         assert [value for value in line.y if value == value] == [faithful] * n
         assert list(band.y) == pytest.approx([faithful + 0.05] * n + [faithful - 0.05] * n)
     assert not [trace for trace in figure.data if trace.xaxis == "x10" and trace.name]
-    assert "its prompts are all of one kind" in texts(figure)
+    assert sum("its prompts are of one kind" in text for text in texts(figure)) == 1
+
+
+def test_kinds_of_prompts_that_are_too_many_to_draw_are_left_out(results: Store) -> None:
+    baselines = results.read_tables("baselines", MODEL, "sva")
+    prompts = results.read_tables("prompt_groups", MODEL, "sva")
+    every = pd.concat([prompts.assign(group=f"kind {n}", faithfulness=0.8) for n in range(4)], ignore_index=True)
+    drawn = plot_controls.control_points(baselines, None, None, pd.concat([prompts, every]))
+    assert set(drawn["panel"]) == {"prompts"}
+    few = every[every["group"] != "kind 0"]
+    drawn = plot_controls.control_points(baselines, None, None, pd.concat([prompts, few]))
+    assert set(drawn.loc[drawn["panel"] == "groups", "line"]) == {GROUP.format(f"kind {n}") for n in (1, 2, 3)}
 
 
 def test_controls_that_are_not_stored_name_the_key_to_measure_them_with(results: Store) -> None:

@@ -3,7 +3,10 @@
 A curve that jumps in one run says little: with few checkpoints everything jumps. Across seeds an abrupt change shows as
 two groups of models at one checkpoint, those before and those after (Zhao et al. 2025, arXiv 2502.17356). The dip test
 (Hartigan and Hartigan 1985) asks whether values have more than one mode. Nothing is called abrupt without it, nor with
-fewer than five models.
+fewer than five models, nor at a checkpoint where the curve has emerged in all models or in none.
+
+The test takes values to be continuous. Shares of prompts and counts of edges are not, and models that tie would look
+like groups. So values that are equal are spread evenly over the smallest distance between unequal ones.
 """
 
 from __future__ import annotations
@@ -72,7 +75,8 @@ def seed_emergence(
     """When each curve emerges over the models of a group.
 
     Args:
-        emergence: `model, curve, step`; an empty step means never.
+        emergence: `model, curve, step`; an empty step means never. A curve is abrupt if its models fall into groups
+            at a checkpoint by which it has emerged in some of them and not in others.
         seeds: what `seeds_table` returned.
         groups: models of each group.
     """
@@ -86,8 +90,10 @@ def seed_emergence(
             there = steps[~np.isnan(steps)]
             middle = float(np.sort(np.nan_to_num(steps, nan=np.inf))[(len(steps) - 1) // 2])
             dips = seeds[(seeds["group"] == group) & (seeds["curve"] == name)]
+            emerged = (steps[None, :] <= dips["step"].to_numpy(dtype=float)[:, None]).sum(axis=1)
+            between = (emerged > 0) & (emerged < len(part))
             enough = len(part) >= FEWEST
-            abrupt = bool((dips["dip_q"] <= rate).any())
+            abrupt = bool((between & (dips["dip_q"].to_numpy(dtype=float) <= rate)).any())
             rows.append(
                 {
                     "group": group,
@@ -108,7 +114,7 @@ def _summary(values: np.ndarray) -> dict[str, float | int]:
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
     dip = p_value = float("nan")
     if len(values) >= FEWEST and np.ptp(values) > 0:
-        dip, p_value = diptest.diptest(values)
+        dip, p_value = diptest.diptest(_without_ties(values))
     return {
         "n_seeds": len(values),
         "median": float(median),
@@ -119,3 +125,11 @@ def _summary(values: np.ndarray) -> dict[str, float | int]:
         "dip": float(dip),
         "dip_p": float(p_value),
     }
+
+
+def _without_ties(values: np.ndarray) -> np.ndarray:
+    """Values, sorted. Equal ones are spread over half the smallest distance between unequal ones, either way."""
+    found, counts = np.unique(values, return_counts=True)
+    width = np.diff(found).min()
+    spread = [value + width * ((np.arange(n) + 0.5) / n - 0.5) for value, n in zip(found, counts, strict=True)]
+    return np.concatenate(spread)

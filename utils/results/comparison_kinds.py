@@ -178,7 +178,8 @@ SEEDS = Comparison(
         "upper_quartile": "upper quartile",
         "lowest": "smallest value",
         "highest": "largest value",
-        "dip": "dip statistic (Hartigan and Hartigan 1985) of the values; only with five models or more",
+        "dip": "dip statistic (Hartigan and Hartigan 1985) of the values, equal ones spread apart; only with five "
+        "models or more",
         "dip_p": "its p-value; small if the models fall into several groups",
         "dip_q": "`dip_p` corrected for the number of checkpoints",
     },
@@ -193,8 +194,9 @@ SEED_EMERGENCE = Comparison(
         "median_step": "median of the steps at which it has emerged; models in which it never does count as later",
         "earliest_step": "earliest of them",
         "latest_step": "latest of those that emerge",
-        "shape": "`abrupt` if at some checkpoint the models fall apart into groups (`dip_q` at most "
-        "`false_discovery_rate`); `not shown to be abrupt` if not; empty with fewer than five models",
+        "shape": "`abrupt` if at some checkpoint where it has emerged in some models and not in others they fall apart "
+        "into groups (`dip_q` at most `false_discovery_rate`); `not shown to be abrupt` if not; empty with fewer than "
+        "five models",
     },
 )
 SCALE = Comparison(
