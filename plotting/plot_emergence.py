@@ -70,7 +70,7 @@ def label(row: Mapping[Any, Any], *, head: bool = True) -> str:
 
 def _score_title(score: str) -> str:
     if score.startswith("effect_"):
-        return f"IOI effect, {score.removeprefix('effect_').replace('_', ' ')}"
+        return f"IOI effect, {score.removeprefix('effect_').replace('s_inhibition', 'S-inhibition').replace('_', ' ')}"
     return score_label({"copy_suppression": "cspa"}.get(score, score))[0]
 
 

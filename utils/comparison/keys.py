@@ -38,7 +38,8 @@ class ComparisonConfig(Section):
     task, over checkpoints and models."""
     between: Literal["all", "none"] = "all"
     """Whether to compare models of one shape (seeds) with each other, at every step that both have: `all` pairs, or
-    `none`."""
+    `none`. Which number a head has in its layer is chance, so two seeds with one algorithm may well have few edges in
+    common. Between the steps of one run, and between runs that start from one step, the numbers mean the same."""
     seeds: dict[str, list[str]] | None = None
     """Groups of models that are drawn and summed up together (`{pythia-160m: [pythia-160m-seed1, pythia-160m-seed2]}`);
     `null`: models of one shape whose names differ in a seed alone."""
