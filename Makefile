@@ -16,7 +16,7 @@ REAL_MODEL := $(VENV)/installed-requirements-real.txt
 TOY := model_cache/toy/family.json
 REAL := model_cache/smollm2-135m/family.json
 
-.PHONY: help environment dev-environment toy circuits real test test-slow test-recipe test-real lint format types check docs bench clean
+.PHONY: help environment dev-environment toy circuits real test test-slow test-long test-real lint format types check docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -71,13 +71,14 @@ real: $(RUNNING) $(REAL)
 test: $(DEVELOPING)
 	$(RUN) -m pytest -n auto --dist worksteal
 
-# What takes too long for every change: Ray and Slurm, runs that are killed, the page of the largest family, the toy family's whole recipe.
+# What takes too long for every change: Ray and Slurm, runs that are killed, the page of the largest family, the toy family's whole recipe, notebooks.
 test-slow: $(DEVELOPING)
 	$(RUN) -m pytest -m endurance
 
-# The toy family's whole recipe, trained where model_cache/toy does not hold it.
-test-recipe: $(DEVELOPING)
-	$(RUN) -m pytest -m endurance tests/toy/test_recipe.py
+# The part of it that starts no cluster and kills nothing: the toy family's whole recipe, which is trained where
+# model_cache/toy does not hold it, and the notebooks.
+test-long: $(DEVELOPING)
+	$(RUN) -m pytest -m endurance -n auto tests/toy tests/scripts/test_notebooks.py
 
 test-real: $(DEVELOPING) $(REAL)
 	$(RUN) -m pytest -m real

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from plotting.make_report import main
+from tests.support.shared_folder import filled_once
 from tests.support.synthetic_results import MODELS, write_all
 from utils.results.store import Store
 
@@ -20,6 +21,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="session")
 def report(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of these results. Do not change it."""
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    assert main(["-r", str(store.root), "-o", str(path)]) == 0
-    return path
+
+    def fill(folder: Path) -> None:
+        assert main(["-r", str(store.root), "-o", str(folder / "report.html")]) == 0
+
+    return filled_once(tmp_path_factory, "page", fill) / "report.html"

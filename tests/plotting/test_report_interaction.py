@@ -21,6 +21,7 @@ from plotting.circuit_similarity import compare, edges_of
 from plotting.make_report import main
 from plotting.style import ROLES
 from tests.support.browser import OpenPage, chromium
+from tests.support.shared_folder import filled_once
 from tests.support.synthetic_results import HEADS, LAYERS, MODELS, STEPS, write_all
 from utils.results.store import Store
 
@@ -71,9 +72,10 @@ def tensors(circuit: pd.DataFrame, step: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def path(pair: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    assert main(["-r", str(pair.root), "-o", str(path)]) == 0
-    return path
+    def fill(folder: Path) -> None:
+        assert main(["-r", str(pair.root), "-o", str(folder / "report.html")]) == 0
+
+    return filled_once(tmp_path_factory, "page_of_two", fill) / "report.html"
 
 
 @pytest.fixture(scope="module")

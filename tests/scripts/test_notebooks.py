@@ -66,8 +66,13 @@ def test_nothing_committed_tells_where_it_was_run(name: str) -> None:
         assert place not in text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "environment"), [("ioi_circuit", {}), ("greater_than_circuit", NO_BROWSER)])
+@pytest.mark.parametrize(
+    ("name", "environment"),
+    [
+        pytest.param("ioi_circuit", {}, marks=pytest.mark.endurance),
+        pytest.param("greater_than_circuit", NO_BROWSER, marks=pytest.mark.slow),
+    ],
+)
 def test_the_circuit_notebooks_run_on_the_toy_family(name: str, environment: dict[str, str], toy_family: Path) -> None:
     parameters = {"MODEL": str(toy_family), "N_PROMPTS": 12}
     notebook = execute(with_parameters(load(name), parameters), environment, MOST_SECONDS)
@@ -75,7 +80,7 @@ def test_the_circuit_notebooks_run_on_the_toy_family(name: str, environment: dic
     assert len(shown(notebook, PICTURE, INTERACTIVE)) >= FIGURES[name]
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_the_sweep_notebook_measures_what_is_missing(toy_family: Path, tmp_path: Path) -> None:
     parameters = {
         "RESULTS": str(tmp_path / "results"),

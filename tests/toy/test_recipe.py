@@ -90,7 +90,7 @@ def test_the_first_kept_checkpoint_has_no_skill_and_the_last_has_all(
     assert_every_skill(last)
 
 
-# --- what it trains, on whichever processor this is (make test-recipe)
+# --- what it trains, on whichever processor this is (make test-long)
 
 
 @pytest.mark.endurance
