@@ -1,5 +1,6 @@
 """Circuits over training, as the slider on the page draws them: one layout for all checkpoints, edges by number."""
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -68,6 +69,10 @@ def _record(
         record = {"step": step, "tokens": plain(tokens.get(step)), "edges": ids, "scores": scores}
         if table is not None and "stability" in table and table["stability"].notna().any():
             record["stability"] = [plain(round(share, 3)) for share in table["stability"].astype(float)]
+        if table is not None and "inclusion" in table and table["inclusion"].notna().any():
+            # In thousandths, which are exact for eight thresholds: whole numbers keep the page small.
+            shares = [None if math.isnan(share) else round(1000 * share) for share in table["inclusion"]]
+            record["inclusion"] = [plain(share) for share in shares]
         record["nodes"] = len(nodes_of(edges))
         record |= _facts(baselines, step, BASELINE) | _facts(faithfulness, step, CHOSEN, chosen=True)
         steps.append(record)

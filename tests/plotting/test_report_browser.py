@@ -236,6 +236,12 @@ def test_edge_list_holds_the_circuit(wide: OpenPage, store: Store) -> None:
     found = {(row[0], row[1]): float(row[2]) for row in cells(page, "#edge-table")}
     last, before = (edges_of(store.folder("graphs", MODEL, "ioi").read_table(step)) for step in (STEPS[-1], STEPS[-2]))
     assert found == pytest.approx({edge: score for edge, score in last.items() if edge not in before}, rel=1e-3)
+    titles = page.locator("#edge-table th").all_inner_texts()
+    table = store.folder("graphs", MODEL, "ioi").read_table(STEPS[-1]).set_index(["source", "target"])
+    for name in ("stability", "inclusion"):
+        column = titles.index(name.capitalize())
+        shares = {(row[0], row[1]): float(row[column]) for row in cells(page, "#edge-table")}
+        assert shares == pytest.approx(table[name].loc[list(found)].to_dict(), abs=1e-3)
     page.locator("#edge-list > summary").click()
 
 

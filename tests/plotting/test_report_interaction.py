@@ -52,6 +52,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Store:
             for step in folder.steps():
                 table = folder.read_table(step)
                 table["stability"] = np.linspace(1, 0.5, len(table)).round(3)
+                table["inclusion"] = np.arange(len(table)) % 9 / 8
                 table.to_csv(folder.file(step), index=False)
                 folder.write_tensors(step, tensors(table, step))
             run = {"analysis": "get_circuits_over_time", "checkpoints": {str(LAST): {"shape": shape, "sha256": "0"}}}
@@ -363,8 +364,10 @@ def test_downloads_hold_what_is_shown(page: Any, pair: Store) -> None:
     found = {(row["source"], row["target"]): float(row["score"]) for row in rows}
     assert found == pytest.approx(expected, rel=1e-5)
     before = edges_of(circuit(pair, ONE, "ioi", STEPS[-2]))
+    inclusion = shown.set_index(["source", "target"])["inclusion"]
     for row in rows:
         edge = (row["source"], row["target"])
+        assert float(row["inclusion"]) == pytest.approx(inclusion[edge], abs=1e-3)
         assert row["state"] == ("kept" if edge in before else "added")
         assert row["other_score"] == "" or float(row["other_score"]) == pytest.approx(before[edge], rel=1e-5)
         assert (row["model"], row["task"], row["step"], row["other_step"]) == (ONE, "ioi", str(LAST), str(STEPS[-2]))

@@ -298,13 +298,14 @@ class CircuitView {
     return item ? this.describeEdge(item) : this.describeNode(node);
   }
 
-  describeEdge({ edge, score, earlier, stability, state }) {
+  describeEdge({ edge, score, earlier, stability, inclusion, state }) {
     const lines = [shownEdge(edgeName(this.scene, edge))];
     const there = this.before ? this.otherName() : "";
     const since = byId("other-step").value === "before";
     if (state === "removed") return [...lines, `score ${signed(score)} at ${there}`, since ? "removed since" : "not in this one"];
     lines.push(`score ${signed(this.state.scores[this.now.get(edge)] ?? score)}`);
     if (stability !== null) lines.push(`stability ${shownNumber(stability)}`);
+    if (inclusion !== null) lines.push(`in the circuits of ${shownNumber(100 * inclusion)}% of the thresholds`);
     if (state === "kept") lines.push(`${signed(earlier)} at ${there}`);
     if (state === "added") lines.push(since ? `added since ${there}` : `not in ${there}`);
     return lines;
@@ -377,12 +378,13 @@ class CircuitView {
   rows() {
     const rank = ranks(this.state);
     const there = this.before ? { other_model: this.other.model, other_task: this.other.task, other_step: this.before.step } : {};
-    return [...this.shown.here, ...this.shown.gone].map(({ edge, score, earlier, stability, state }) => {
+    return [...this.shown.here, ...this.shown.gone].map(({ edge, score, earlier, stability, inclusion, state }) => {
       const [source, target] = edgeName(this.scene, edge).split("->");
       const here = state !== "removed";
       return {
         model: this.record.model, task: this.record.task, step: this.state.step, source, target,
-        score: here ? score : null, rank: here ? rank.get(edge) : null, stability: here ? stability : null, state,
+        score: here ? score : null, rank: here ? rank.get(edge) : null, stability: here ? stability : null,
+        inclusion: here ? inclusion : null, state,
         ...there, other_score: earlier,
       };
     });
@@ -461,9 +463,9 @@ class EdgeList {
   fill(itemsWithNames) {
     if (!this.holder.open) return;
     const items = itemsWithNames();
-    const stable = items.some((item) => item.stability !== null);
-    if (this.stable !== stable) {
-      this.stable = stable;
+    const sure = SHARES.filter(({ key }) => items.some((item) => item[key] !== null));
+    if (this.sure?.length !== sure.length) {
+      this.sure = sure;
       const press = { label: ({ name }) => `${shownEdge(name)}: numbers over training`, act: ({ name }) => this.open(name) };
       this.table.setColumns(
         [
@@ -472,20 +474,26 @@ class EdgeList {
           { key: "score", title: "Score", type: "number", format: signedOrNone },
           { key: "earlier", title: "Score before", type: "number", format: signedOrNone },
           { key: "size", title: "|Score|", type: "number" },
-          ...(stable ? [{ key: "stability", title: "Stability", type: "number", hint: "share of resamples that have the edge", bar: 1 }] : []),
+          ...sure,
           { key: "state", title: "State", type: "choice" },
         ],
         ["size", false],
       );
     }
     this.table.setRows(
-      items.map(({ name, score, earlier, stability, state }) => {
+      items.map(({ name, score, earlier, stability, inclusion, state }) => {
         const [source, target] = name.split("->");
         const now = state === "removed" ? null : score;
-        return { name, source, target, score: now, earlier, size: Math.abs(score), stability, state: state === "only" ? null : state };
+        const size = Math.abs(score);
+        return { name, source, target, score: now, earlier, size, stability, inclusion, state: state === "only" ? null : state };
       }),
     );
   }
 }
 
+// Columns that say how sure an edge is, where the results do.
+const SHARES = [
+  { key: "stability", title: "Stability", type: "number", hint: "share of resamples that have the edge", bar: 1 },
+  { key: "inclusion", title: "Inclusion", type: "number", hint: "share of the faithfulness thresholds from 0.6 to 0.95 whose circuit has the edge", bar: 1 },
+];
 const signedOrNone = (value) => (value === null || value === undefined ? "–" : signed(value));

@@ -81,6 +81,9 @@ function planOf(nodes, n) {
   return { nodes: placed, rows, halfWidth, height };
 }
 
+// The page holds shares of thresholds in thousandths.
+const ofThousand = (share) => (share === null || share === undefined ? null : share / 1000);
+
 // Edges of a circuit and their state against another: `added` (only here), `removed` (only there), `kept`, or `only` if
 // there is nothing to compare with. `now` and `then`: number of an edge -> its place in `state` and `other`.
 function compareCircuits(state, other, fromOther) {
@@ -96,6 +99,7 @@ function compareCircuits(state, other, fromOther) {
       score: state.scores[i],
       earlier: kept ? other.scores[j] : null,
       stability: state.stability?.[i] ?? null,
+      inclusion: ofThousand(state.inclusion?.[i]),
       state: !there.length ? "only" : kept ? "kept" : "added",
     });
   }
@@ -103,7 +107,8 @@ function compareCircuits(state, other, fromOther) {
     for (const [edge, j] of then) {
       if (now.has(edge)) continue;
       const stability = other.stability?.[j] ?? null;
-      items.push({ edge, score: other.scores[j], earlier: other.scores[j], stability, state: "removed" });
+      const inclusion = ofThousand(other.inclusion?.[j]);
+      items.push({ edge, score: other.scores[j], earlier: other.scores[j], stability, inclusion, state: "removed" });
     }
   }
   return { now, then, items };
