@@ -39,11 +39,18 @@ def slow(seconds: float, diary: Path | None = None) -> Any:
     return replace(ANALYSIS, measure=measure)
 
 
+def renew_locks(bar: type[tqdm]) -> None:
+    """Give every kind of bar a lock of this process. Forks share theirs, and one that is killed would keep it."""
+    bar.set_lock(threading.RLock())
+    for kind in bar.__subclasses__():
+        renew_locks(kind)
+
+
 def start(folder: Path, family: Path, analysis: Any = ANALYSIS, *overrides: str) -> ForkProcess:
     """Start a sweep in a process of its own, in `folder`, with results in `folder/results`."""
 
     def work() -> None:
-        tqdm.set_lock(threading.RLock())  # Its own is shared by forks, and a killed one would keep it.
+        renew_locks(tqdm)
         os.chdir(folder)
         torch.set_num_threads(1)
         logging.disable()
