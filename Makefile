@@ -71,7 +71,8 @@ real: $(RUNNING) $(REAL)
 test: $(DEVELOPING)
 	$(RUN) -m pytest -n auto --dist worksteal
 
-# What takes too long for every change: Ray and Slurm, runs that are killed, the page of the largest family, the toy family's whole recipe, notebooks.
+# What takes too long for every change: Ray and Slurm, runs that are killed, the page of the largest family, the toy
+# family's whole recipe, notebooks.
 test-slow: $(DEVELOPING)
 	$(RUN) -m pytest -m endurance
 

@@ -21,6 +21,8 @@ _BETWEEN_COLUMNS, _END_NAMES = 78, 42
 INTERVAL = 1.96
 # What fits into a panel without values: reasons, and characters in a line, on a phone too.
 MOST_REASONS, _LINE = 4, 42
+# What is written where a panel has no curves.
+_NOTE = {"showarrow": False, "font": {"size": 12, "color": "#555555"}}
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,7 @@ def write_in_middle(figure: go.Figure, text: str, **options: str | int) -> None:
         y=0.5,
         xref="x domain",
         yref="y domain",
-        showarrow=False,
-        font={"size": 12, "color": "#555555"},
+        **_NOTE,
         **options,
     )
 
@@ -279,8 +280,7 @@ class Panels:
         """Write in the middle of a panel that has no curves at all, and so no axes."""
         plot = self.figure.get_subplot(row, column)
         x, y = (sum(axis.domain) / 2 for axis in (plot.xaxis, plot.yaxis))
-        font = {"size": 12, "color": "#555555"}
-        self.figure.add_annotation(text=text, x=x, y=y, xref="paper", yref="paper", showarrow=False, font=font)
+        self.figure.add_annotation(text=text, x=x, y=y, xref="paper", yref="paper", **_NOTE)
 
     def level(self, y: float, row: int, column: int) -> None:
         """A thin dashed horizontal line."""

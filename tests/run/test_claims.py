@@ -134,8 +134,8 @@ def test_after_a_pause_a_new_claim_is_not_as_old_as_the_last_one(tmp_path: Path)
         for path in (tmp_path / ".claims").glob(".*"):
             os.utime(path, (1, 1))
         first.acquire([NAME])
-        monkey = dataclasses.replace(first.owner, machine="another boot")
-        (tmp_path / ".claims" / NAME).write_text(json.dumps(asdict(monkey)))  # Its heartbeat alone tells.
+        elsewhere_now = dataclasses.replace(first.owner, machine="another boot")
+        (tmp_path / ".claims" / NAME).write_text(json.dumps(asdict(elsewhere_now)))  # Its heartbeat alone tells.
         assert not second.acquire([NAME])
 
 

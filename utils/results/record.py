@@ -106,26 +106,31 @@ class RunRecord:
         }
         if config.overwrite or config.repair:
             with self._lock.held():
-                self._begin(asked, *self._clear(analysis, config, family, steps))
+                held = self._read_anyhow()
+                self._begin(asked, held, *self._clear(held, analysis, config, family, steps))
         else:  # Many processes begin the same run: the first writes it down, and the others need not queue to read it.
-            self._lock.once(lambda: self._is_begun(asked), lambda: self._begin(asked, *self._recorded(self._read())))
+            self._lock.once(lambda: self._is_begun(asked), lambda: self._go_on(asked))
 
     def _is_begun(self, asked: dict[str, Any]) -> bool:
         held = self._read()
         return held is not None and all(held.get(key) == value for key, value in asked.items())
 
-    def _begin(self, asked: dict[str, Any], known: dict[str, Any], files: dict[str, str]) -> None:
-        """Write what a run was asked for, and what is kept of earlier runs; under the lock."""
-        held = self._read_anyhow()
+    def _go_on(self, asked: dict[str, Any]) -> None:
+        held = self._read()
+        self._begin(asked, held, *self._recorded(held))
+
+    def _begin(
+        self, asked: dict[str, Any], held: dict[str, Any] | None, known: dict[str, Any], files: dict[str, str]
+    ) -> None:
+        """Write what a run was asked for, and what is kept of what run.json held; under the lock."""
         if known and held is not None and held["versions"] != asked["versions"]:
             log.warning("%s was started with other package versions: %s", self.folder.path, held["versions"])
         self._write(asked | {"checkpoints": known, "files": files})
 
     def _clear(
-        self, analysis: str, config: BaseConfig, family: Family, steps: list[int]
+        self, held: dict[str, Any] | None, analysis: str, config: BaseConfig, family: Family, steps: list[int]
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Delete the results that a run replaces; what is kept as `_recorded` has it."""
-        held = self._read_anyhow()
         readable = held is not None or not self.path.is_file()
         known, files = self._recorded(held)
         if config.overwrite or not readable:

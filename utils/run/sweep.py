@@ -49,21 +49,19 @@ class Failure:
     reason: str
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Opened:
-    """A model that has been begun.
+    """A model that has been begun, and is not measured to its end.
 
     Attributes:
         sweep: its part of the run.
         share: what this process takes of it.
         inputs: what jobs have prepared for it.
-        closed: whether all of it is measured and summed up.
     """
 
     sweep: Sweep
     share: Share
     inputs: unit.Inputs
-    closed: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ class Run:
 
         Args:
             unopened: models that are still to come.
-            opened: models that have been begun.
+            opened: models that have been begun and not closed.
             ahead: for later, while another is measured. Then as many of the last steps are left as other processes have
                 none ahead: none is kept waiting while another has nothing to do.
         """
@@ -179,7 +177,7 @@ class Run:
                 return Taken(one, *found)
         return None
 
-    def _wait(self, opened: Sequence[Opened], since: float) -> None:
+    def _wait(self, opened: list[Opened], since: float) -> None:
         """Give other processes some time for what they measure; `since` when there has been nothing else to do."""
         self._close_all(opened)
         if waiting := [one for one in opened if one.share.left]:
@@ -187,11 +185,11 @@ class Run:
             self.progress.say(f"{waiting[0].sweep.family.name}: waiting for {left} that others measure")
             time.sleep(min(LONGEST, SHORTEST + 0.1 * (time.monotonic() - since)))
 
-    def _close_all(self, opened: Sequence[Opened], following: Taken | None = None) -> None:
-        """Close the models of which all is measured."""
-        for one in opened:
-            if not one.closed and not one.share.left and (following is None or following.of is not one):
-                one.closed = True
+    def _close_all(self, opened: list[Opened], following: Taken | None = None) -> None:
+        """Close the models of which all is measured, and leave them out of the opened ones."""
+        for one in list(opened):
+            if not one.share.left and (following is None or following.of is not one):
+                opened.remove(one)
                 one.sweep.family.stop()
                 self._close(one.sweep, one.share)
 
