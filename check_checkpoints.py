@@ -16,8 +16,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from utils.check import CheckConfig, check_models
-from utils.command_line import run_script
+from circuits_over_time.utils.config.command_line import run_script
+from circuits_over_time.utils.integrity.check import CheckConfig, check_models
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ Compares every circuit with that of the checkpoint before, with a reference, and
 similar they are, how similar they would be if only the prompts differed, or by chance, and whether the change is more
 than that. Finds out when head scores, metrics and circuits emerge, and in what order. No model is loaded.
 
-Writes the tables of `utils/results/comparison_kinds.py` into results/comparison.
+Writes the tables of `utils/results/comparison.py` into results/comparison.
 Keys: configs/README.md. Figures: plotting/plot_comparison.py, plot_emergence.py.
 """
 
@@ -15,9 +15,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from utils.command_line import run_script
-from utils.comparison.keys import ComparisonConfig
-from utils.comparison.run import compare
+from circuits_over_time.utils.comparison.keys import ComparisonConfig
+from circuits_over_time.utils.comparison.run import compare
+from circuits_over_time.utils.config.command_line import run_script
 
 
 def main(argv: Sequence[str] | None = None) -> int:

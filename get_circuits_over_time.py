@@ -16,11 +16,19 @@ plot_transfer.py.
 
 import sys
 
-from utils.circuits import CircuitsConfig, measure, prepare
-from utils.results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS
-from utils.runner import Analysis, main
-from utils.tasks import tasks_of
-from utils.transfer import second_walk
+from circuits_over_time.utils.circuits.find import measure, prepare
+from circuits_over_time.utils.circuits.keys import CircuitsConfig
+from circuits_over_time.utils.circuits.transfer import second_walk
+from circuits_over_time.utils.results.kinds import (
+    BASELINES,
+    CONTROLS,
+    FAITHFULNESS,
+    GRAPHS,
+    HYPOTHESIS_TESTS,
+    PROMPT_GROUPS,
+)
+from circuits_over_time.utils.sweep.runner import Analysis, main
+from circuits_over_time.utils.tasks import tasks_of
 
 ANALYSIS = Analysis(
     "get_circuits_over_time",

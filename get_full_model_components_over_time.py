@@ -10,9 +10,9 @@ define them; `head_scores: study` measures them as Tigges et al. 2024 do (arXiv 
 
 import sys
 
-from utils.heads.attention_and_copy import ComponentsConfig, measure, prepare
-from utils.results.kinds import COMPONENTS
-from utils.runner import Analysis, main
+from circuits_over_time.utils.heads.attention_and_copy import ComponentsConfig, measure, prepare
+from circuits_over_time.utils.results.kinds import COMPONENTS
+from circuits_over_time.utils.sweep.runner import Analysis, main
 
 ANALYSIS = Analysis("get_full_model_components_over_time", ComponentsConfig, (COMPONENTS,), prepare, measure)
 

@@ -17,11 +17,11 @@ computed where not. Keys: configs/README.md. Figures: plotting/plot_ioi_consiste
 
 import sys
 
-from utils.ioi.consistency import measure
-from utils.ioi.handover import write_handover
-from utils.ioi.inputs import prepare
-from utils.ioi.keys import IoiConsistencyConfig
-from utils.results.kinds import (
+from circuits_over_time.utils.ioi.consistency import measure
+from circuits_over_time.utils.ioi.handover import write_handover
+from circuits_over_time.utils.ioi.inputs import prepare
+from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
+from circuits_over_time.utils.results.kinds import (
     BASELINES,
     COMPONENTS,
     CSPA,
@@ -31,7 +31,7 @@ from utils.results.kinds import (
     IOI_CONSISTENCY_HEADS,
     IOI_CONSISTENCY_SIGNALS,
 )
-from utils.runner import Analysis, main
+from circuits_over_time.utils.sweep.runner import Analysis, main
 
 ANALYSIS = Analysis(
     "get_ioi_consistency",

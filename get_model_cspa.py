@@ -10,9 +10,9 @@ Tigges et al. 2024 do (arXiv 2407.10827).
 
 import sys
 
-from utils.heads.cspa import CspaConfig, measure, prepare
-from utils.results.kinds import CSPA
-from utils.runner import Analysis, main
+from circuits_over_time.utils.heads.cspa import CspaConfig, measure, prepare
+from circuits_over_time.utils.results.kinds import CSPA
+from circuits_over_time.utils.sweep.runner import Analysis, main
 
 ANALYSIS = Analysis("get_model_cspa", CspaConfig, (CSPA,), prepare, measure)
 

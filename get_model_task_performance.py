@@ -9,10 +9,10 @@ with the answers to the clean ones, so a metric falls as far as the corruption h
 
 import sys
 
-from utils.results.kinds import TASK_PERFORMANCE
-from utils.runner import Analysis, main
-from utils.task_performance import PerformanceConfig, measure, prepare
-from utils.tasks import tasks_of
+from circuits_over_time.utils.results.kinds import TASK_PERFORMANCE
+from circuits_over_time.utils.sweep.runner import Analysis, main
+from circuits_over_time.utils.task_performance import PerformanceConfig, measure, prepare
+from circuits_over_time.utils.tasks import tasks_of
 
 ANALYSIS = Analysis(
     "get_model_task_performance", PerformanceConfig, (TASK_PERFORMANCE,), prepare, measure, tasks=tasks_of

@@ -11,9 +11,9 @@ from Gould et al. 2023 (arXiv 2312.09230); `head_scores: study` measures it as T
 
 import sys
 
-from utils.heads.succession import SuccessorConfig, measure, prepare
-from utils.results.kinds import SUCCESSOR
-from utils.runner import Analysis, main
+from circuits_over_time.utils.heads.succession import SuccessorConfig, measure, prepare
+from circuits_over_time.utils.results.kinds import SUCCESSOR
+from circuits_over_time.utils.sweep.runner import Analysis, main
 
 ANALYSIS = Analysis("get_new_successor_head_scores_over_time", SuccessorConfig, (SUCCESSOR,), prepare, measure)
 

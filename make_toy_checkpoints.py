@@ -14,8 +14,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from utils.command_line import run_script
-from utils.toy.family import FamilyConfig, train_family
+from circuits_over_time.utils.config.command_line import run_script
+from circuits_over_time.utils.toy.family import FamilyConfig, train_family
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ Writes what the single scripts write. Any number of processes started on one res
 
 import sys
 
-from utils.runner import main_of_suite
+from circuits_over_time.utils.sweep.runner import main_of_suite
 
 if __name__ == "__main__":
     sys.exit(main_of_suite())

@@ -11,23 +11,19 @@ in those of gpt_neox.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from bench_circuits import SIZES, in_turn, random_pairs
+from random_pythia import SHAPES
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel, Qwen3Config
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.bench_circuits import SIZES, in_turn, random_pairs
-from benchmarks.random_pythia import SHAPES
-from edge_attribution_patching.attribution import attribute
-from edge_attribution_patching.faithfulness import CircuitEvaluator
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.search import edge_order
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 
 ROUNDS = 3
 LAYERS, HEADS, WIDTH = SHAPES["160m"]

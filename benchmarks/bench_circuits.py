@@ -26,23 +26,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from random_pythia import SHAPES, random_pythia
 from transformers import GPTNeoXForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.random_pythia import SHAPES, random_pythia
-from edge_attribution_patching.attribution import attribute, attribute_folds
-from edge_attribution_patching.circuit import Circuit
-from edge_attribution_patching.faithfulness import CircuitEvaluator
-from edge_attribution_patching.folds import assign_folds
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.mib import mib_areas
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import evaluate_metric
-from edge_attribution_patching.patching_runs import prepare_runs
-from edge_attribution_patching.search import edge_order, prefix_masks
-from edge_attribution_patching.weights import read_weights
-from utils.files import atomic_write
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
+from circuits_over_time.edge_attribution_patching.circuits.mib import mib_areas
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_metric
+from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute, attribute_folds
+from circuits_over_time.edge_attribution_patching.scores.folds import assign_folds
+from circuits_over_time.utils.base.files import atomic_write
 
 SIZES = list(range(25, 1001, 25))
 

@@ -28,16 +28,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from random_pythia import random_pythia
 from transformers import GPTNeoXForCausalLM
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.heads import streamed_kl
+from circuits_over_time.utils.heads.cspa_scores import cspa_scores, mean_outputs
+from circuits_over_time.utils.heads.cspa_sources import Ablation
 
-from benchmarks.random_pythia import random_pythia  # noqa: E402
-from edge_attribution_patching.weights import read_weights  # noqa: E402
-from utils.heads import streamed_kl  # noqa: E402
-from utils.heads.cspa_scores import cspa_scores, mean_outputs  # noqa: E402
-from utils.heads.cspa_sources import Ablation  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 N_SEQUENCES, SEQ_LEN, N_MEAN = 17, 61, 100
 VOCAB, D_MODEL, LAYERS, HEADS, D_HEAD = 50304, 768, 12, 12, 64

@@ -20,17 +20,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from random_pythia import SHAPES, random_pythia
 from transformers import AutoTokenizer, GPTNeoXForCausalLM
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
+from circuits_over_time.utils.heads.copy_scores import copy_scores
+from circuits_over_time.utils.heads.succession import succession, successor_pairs
+from circuits_over_time.utils.tasks import build_prompts
 
-from benchmarks.random_pythia import SHAPES, random_pythia  # noqa: E402
-from edge_attribution_patching.weights import read_weights  # noqa: E402
-from utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks  # noqa: E402
-from utils.heads.copy_scores import copy_scores  # noqa: E402
-from utils.heads.succession import succession, successor_pairs  # noqa: E402
-from utils.tasks import build_prompts  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 N_SEQUENCES, SEQ_LEN, N_PROMPTS, BATCH_SIZE = 50, 50, 100, 32
 

@@ -26,28 +26,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from random_pythia import SHAPES, random_pythia
 from transformers import AutoTokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
+from circuits_over_time.utils.heads.copy_scores import copy_scores
+from circuits_over_time.utils.heads.cspa_scores import cspa_scores, mean_outputs
+from circuits_over_time.utils.heads.cspa_sources import Ablation
+from circuits_over_time.utils.heads.function_words import function_tokens
+from circuits_over_time.utils.ioi.backup import backup_table
+from circuits_over_time.utils.ioi.effects import PairedRuns
+from circuits_over_time.utils.ioi.inputs import HeadFacts
+from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig, Thresholds
+from circuits_over_time.utils.ioi.levels import Levels
+from circuits_over_time.utils.ioi.tables import Consistency
+from circuits_over_time.utils.tasks import TASKS
+from circuits_over_time.utils.tasks.ioi import signal_variants
+from circuits_over_time.utils.tasks.metrics import Answers
 
-from benchmarks.random_pythia import SHAPES, random_pythia  # noqa: E402
-from edge_attribution_patching.graph import Graph  # noqa: E402
-from edge_attribution_patching.weights import read_weights  # noqa: E402
-from utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks  # noqa: E402
-from utils.heads.copy_scores import copy_scores  # noqa: E402
-from utils.heads.cspa_scores import cspa_scores, mean_outputs  # noqa: E402
-from utils.heads.cspa_sources import Ablation  # noqa: E402
-from utils.heads.function_words import function_tokens  # noqa: E402
-from utils.ioi.backup import backup_table  # noqa: E402
-from utils.ioi.effects import PairedRuns  # noqa: E402
-from utils.ioi.inputs import HeadFacts  # noqa: E402
-from utils.ioi.keys import IoiConsistencyConfig, Thresholds  # noqa: E402
-from utils.ioi.levels import Levels  # noqa: E402
-from utils.ioi.tables import Consistency  # noqa: E402
-from utils.tasks import TASKS  # noqa: E402
-from utils.tasks.ioi import signal_variants  # noqa: E402
-from utils.tasks.metrics import Answers  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 BOUND = 60
 

@@ -20,21 +20,19 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from random_pythia import SHAPES, random_pythia
+
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.tests.support.random_models import tiny_tokenizer
+from circuits_over_time.utils.models.family import resolve_family
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.random_pythia import SHAPES, random_pythia  # noqa: E402
-from edge_attribution_patching.weights import read_weights  # noqa: E402
-from tests.support.random_models import tiny_tokenizer  # noqa: E402
-from utils.models.family import resolve_family  # noqa: E402
 
 GOAL = 1.3
 

@@ -8,17 +8,15 @@ Bound: 0.3 s a task under Pythia's tokenizer (a folder that `AutoTokenizer` read
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from circuits_over_time.tests.support.paths import TOY, TOY_STEPS
+from circuits_over_time.utils.tasks import TASKS, build_prompts
 
-from tests.support.paths import TOY, TOY_STEPS  # noqa: E402
-from utils.tasks import TASKS, build_prompts  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 N_PROMPTS = 200
 

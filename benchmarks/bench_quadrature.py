@@ -19,12 +19,11 @@ from typing import get_args
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from edge_attribution_patching.attribution import Quadrature, attribute
-from utils.circuits import CircuitsConfig, circuit_prompts
-from utils.models.family import resolve_family
-from utils.tasks import TASKS
+from circuits_over_time.edge_attribution_patching.scores.attribution import Quadrature, attribute
+from circuits_over_time.utils.circuits.find import circuit_prompts
+from circuits_over_time.utils.circuits.keys import CircuitsConfig
+from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.tasks import TASKS
 
 TOLERANCE = 0.01
 STRONGEST = 500

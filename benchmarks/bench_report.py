@@ -17,12 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from circuits_over_time.plotting.make_report import main as make_report
+from circuits_over_time.tests.support.browser import OpenPage, chromium
+from circuits_over_time.tests.support.report_family import write_family
 
-from plotting.make_report import main as make_report  # noqa: E402
-from tests.support.browser import OpenPage, chromium  # noqa: E402
-from tests.support.report_family import write_family  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 SCREENS = {"wide": (1600, 1000), "phone": (390, 844)}
 

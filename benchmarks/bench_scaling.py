@@ -33,23 +33,22 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from utils.config.keys import BaseConfig
-from utils.models.checkpoint import Description
-from utils.models.family import Family
-from utils.progress import configure_logging
-from utils.results.kinds import Kind
-from utils.results.record import versions
-from utils.results.store import Result
-from utils.run import unit
-from utils.run.analysis import Analysis
-from utils.run.driver import DriverRun
-from utils.run.plan import Job, Measurement, Sweep
-from utils.run.sweep import Run
-from utils.run.worker import Outcome, Unit
+from circuits_over_time.utils.base.progress import configure_logging
+from circuits_over_time.utils.config.keys import BaseConfig
+from circuits_over_time.utils.models.checkpoint import Description
+from circuits_over_time.utils.models.family import Family
+from circuits_over_time.utils.results.kinds import Kind
+from circuits_over_time.utils.results.record import versions
+from circuits_over_time.utils.results.store import Result
+from circuits_over_time.utils.sweep import loop as unit
+from circuits_over_time.utils.sweep.analysis import Analysis
+from circuits_over_time.utils.sweep.loop import Run
+from circuits_over_time.utils.sweep.plan import Job, Measurement, Sweep
+from circuits_over_time.utils.sweep.ray_pool import DriverRun
+from circuits_over_time.utils.sweep.worker import Outcome, Unit
 
 ROOT = Path(__file__).resolve().parents[1]
+
 DOWNLOAD, MEASURE, EACH, MODEL = 0.5, 1.0, 20, 160
 WORKERS = (1, 4, 16, 64)
 KIND = Kind("sleeping", {"value": "nothing"}, "sleeping.py")

@@ -18,19 +18,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from edge_attribution_patching.attribution import attribute_folds
-from edge_attribution_patching.circuit_size import SizeRule
-from edge_attribution_patching.faithfulness import Baselines, CircuitEvaluator, FaithfulnessCurve
-from edge_attribution_patching.folds import FoldScores, assign_folds
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.mib import MIB_SHARES
-from edge_attribution_patching.search import edge_order, prefix_masks
-from edge_attribution_patching.stability import CircuitBootstrap
-from utils.circuits import CircuitsConfig, circuit_prompts, signed_selection
-from utils.models.family import resolve_family
-from utils.tasks import TASKS
+from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
+    Baselines,
+    CircuitEvaluator,
+    FaithfulnessCurve,
+)
+from circuits_over_time.edge_attribution_patching.circuits.mib import MIB_SHARES
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.stability import CircuitBootstrap
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute_folds
+from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
+from circuits_over_time.utils.circuits.find import circuit_prompts, signed_selection
+from circuits_over_time.utils.circuits.keys import CircuitsConfig
+from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.tasks import TASKS
 
 SELECTIONS = (("absolute", 0.0), ("signed", 0.5), ("signed", 0.75), ("signed", 0.9))
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 if TYPE_CHECKING:  # Whoever only reads stored circuits need not wait for transformers.
-    from edge_attribution_patching.weights import Letter, ModelWeights
+    from .model.weights import Letter, ModelWeights
 
 QKV: tuple[Letter, ...] = ("q", "k", "v")
 

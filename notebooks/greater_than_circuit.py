@@ -27,27 +27,26 @@
 # model** shows.
 
 # %%
-import sys
 from pathlib import Path
 
 # The repository's root, from whichever folder the notebook was opened.
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "notebooks" / "support.py").is_file())
-sys.path.insert(0, str(ROOT))
 
 import pandas as pd
 import torch
 
-from edge_attribution_patching.forward import Unembedding
-from edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.forward import Unembedding
+from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
+from circuits_over_time.utils.circuits.find import circuit_prompts, find_circuit
+from circuits_over_time.utils.circuits.keys import CircuitsConfig
+from circuits_over_time.utils.ioi.attention import name_attention
+from circuits_over_time.utils.task_performance import answer_logits, task_performance
+from circuits_over_time.utils.tasks import TASKS, build_prompts
+from circuits_over_time.utils.tasks.greater_than import two_digit_tokens
 from notebooks.drawing import Axis, draw_head_maps, draw_maps, top_heads
 from notebooks.steps import PathPatching, at_end, head_table, heads_of, load_checkpoint, show_circuit
 from notebooks.support import start
-from plotting.plot_faithfulness_curve import draw_curves
-from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
-from utils.ioi.attention import name_attention
-from utils.task_performance import answer_logits, task_performance
-from utils.tasks import TASKS, build_prompts
-from utils.tasks.greater_than import two_digit_tokens
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 

@@ -31,31 +31,30 @@
 # the task perfectly. Whether it learns the *algorithm* is another question, and the answer is worth the read.
 
 # %%
-import sys
 from pathlib import Path
 
 # The repository's root, from whichever folder the notebook was opened.
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "notebooks" / "support.py").is_file())
-sys.path.insert(0, str(ROOT))
 
 import pandas as pd
 import torch
 
-from edge_attribution_patching.forward import Unembedding
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.paths import Receivers
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.forward import Unembedding
+from circuits_over_time.edge_attribution_patching.patching.paths import Receivers
+from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
+from circuits_over_time.utils.circuits.find import circuit_prompts, find_circuit
+from circuits_over_time.utils.circuits.keys import CircuitsConfig
+from circuits_over_time.utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
+from circuits_over_time.utils.heads.copy_scores import copy_scores
+from circuits_over_time.utils.ioi.attention import name_attention
+from circuits_over_time.utils.ioi.effects import Exchange, PairedRuns
+from circuits_over_time.utils.task_performance import answer_logits, task_performance
+from circuits_over_time.utils.tasks import TASKS, build_prompts
+from circuits_over_time.utils.tasks.ioi import signal_variants
 from notebooks.drawing import draw_attention, draw_head_maps, draw_scatter, top_heads
 from notebooks.steps import PathPatching, at_end, head_table, heads_of, load_checkpoint, show_circuit
 from notebooks.support import start
-from plotting.plot_faithfulness_curve import draw_curves
-from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
-from utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
-from utils.heads.copy_scores import copy_scores
-from utils.ioi.attention import name_attention
-from utils.ioi.effects import Exchange, PairedRuns
-from utils.task_performance import answer_logits, task_performance
-from utils.tasks import TASKS, build_prompts
-from utils.tasks.ioi import signal_variants
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 

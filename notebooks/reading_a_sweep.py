@@ -23,12 +23,10 @@
 # here too.
 
 # %%
-import sys
 from pathlib import Path
 
 # The repository's root, from whichever folder the notebook was opened.
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "notebooks" / "support.py").is_file())
-sys.path.insert(0, str(ROOT))
 
 import argparse
 import tempfile
@@ -38,24 +36,24 @@ from IPython.display import Markdown, display
 
 import get_circuits_over_time
 import get_full_model_components_over_time
-from edge_attribution_patching.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.plotting.parts.circuit_similarity import edges_of
+from circuits_over_time.plotting.parts.panels import Line, Panels
+from circuits_over_time.plotting.parts.style import SERIES, ModelLook, model_looks, task_label
+from circuits_over_time.plotting.parts.tables import circuits, load
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.plotting.plot_circuit import draw_circuit
+from circuits_over_time.plotting.plot_circuit_similarity import draw_similarity, similarities
+from circuits_over_time.plotting.plot_circuits import draw_circuits, selected_circuits
+from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
+from circuits_over_time.plotting.plot_head_scores import draw_top_heads
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.config.keys import load_config
+from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.results.kinds import PRIMARY_METRICS
+from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.runner import run
 from notebooks.support import start
-from plotting.circuit_similarity import edges_of
-from plotting.panels import Line, Panels
-from plotting.plot_circuit import draw_circuit
-from plotting.plot_circuit_similarity import draw_similarity, similarities
-from plotting.plot_circuits import draw_circuits, selected_circuits
-from plotting.plot_faithfulness_curve import draw_curves
-from plotting.plot_head_scores import draw_top_heads
-from plotting.style import SERIES, ModelLook, model_looks, task_label
-from plotting.tables import circuits, load
-from plotting.time_axis import TimeAxis
-from utils.config.keys import load_config
-from utils.errors import UserError
-from utils.models.family import resolve_family
-from utils.results.kinds import PRIMARY_METRICS
-from utils.results.store import Store
-from utils.runner import run
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 

@@ -26,22 +26,20 @@
 # come before, S-inhibition heads tell the name movers to look elsewhere, and name movers copy the name that is left.
 
 # %%
-import sys
 from pathlib import Path
 
 # The repository's root, from whichever folder the notebook was opened.
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "notebooks" / "support.py").is_file())
-sys.path.insert(0, str(ROOT))
 
 import pandas as pd
 
+from circuits_over_time.plotting.plot_circuit import draw_circuit
+from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
+from circuits_over_time.utils.config.keys import load_config, with_start_token
+from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.results.store import Store
 from get_ioi_consistency import ANALYSIS
 from notebooks.support import start
-from plotting.plot_circuit import draw_circuit
-from plotting.plot_faithfulness_curve import draw_curves
-from utils.config.keys import load_config, with_start_token
-from utils.models.family import resolve_family
-from utils.results.store import Store
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 

@@ -11,22 +11,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, embed, forward
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.norms import normalise
-from edge_attribution_patching.patching import evaluate_metric
-from edge_attribution_patching.patching_runs import prepare_runs, run_metric
-from edge_attribution_patching.paths import Head, Receivers, path_masks
-from edge_attribution_patching.search import nodes_in
-from edge_attribution_patching.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.circuits.search import nodes_in
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
+from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.norms import normalise
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_metric
+from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers, path_masks
+from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs, run_metric
+from circuits_over_time.plotting.plot_circuit import draw_circuit
+from circuits_over_time.utils.circuits.report import CircuitReport
+from circuits_over_time.utils.config.schedules import select_steps
+from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
+from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.tasks.prompts import Prompts
 from notebooks.support import Show
-from plotting.plot_circuit import draw_circuit
-from utils.circuits import CircuitReport
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.models.family import resolve_family
-from utils.models.schedules import select_steps
-from utils.tasks.prompts import Prompts
 
 MOST_EDGES = 100
 """Edges that the drawing of a circuit shows."""

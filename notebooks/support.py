@@ -14,8 +14,8 @@ import plotly.graph_objects as go
 from IPython.display import Image, Markdown, display
 from PIL import Image as Pillow
 
-from plotting.style import Drawing
-from utils.progress import configure_logging
+from circuits_over_time.plotting.parts.style import Drawing
+from circuits_over_time.utils.base.progress import configure_logging
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,18 +13,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.report.circuits import circuit_records
-from plotting.report.figures import report_figures
-from plotting.report.heads import head_records
-from plotting.report.page import page_html, refuse_empty
-from plotting.report.results import Results, collected_notes
-from plotting.report.runs import run_records
-from utils.errors import UserError
-from utils.files import atomic_write
-from utils.results.kinds import KINDS
-from utils.results.store import Store
+from circuits_over_time.plotting.report.circuits import circuit_records
+from circuits_over_time.plotting.report.figures import report_figures
+from circuits_over_time.plotting.report.heads import head_records
+from circuits_over_time.plotting.report.page import page_html, refuse_empty
+from circuits_over_time.plotting.report.results import Results, collected_notes
+from circuits_over_time.plotting.report.runs import run_records
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.base.files import atomic_write
+from circuits_over_time.utils.results.kinds import KINDS
+from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

@@ -11,34 +11,32 @@ checkpoint, a head has the colour of the roles that it holds.
 import argparse
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.circuit_layout import BOX_HEIGHT, BOX_WIDTH, Layout, lay_out
-from plotting.export import figure_main
-from plotting.roles import Roles, roles_by_step
-from plotting.style import (
+from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, Layout, lay_out
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.style import (
     FAINT,
     INK,
     NEGATIVE,
     POSITIVE,
     ROLES,
     Drawing,
+    Roles,
     finish,
     on_white,
     role_look,
+    roles_by_step,
     task_label,
     translucent,
 )
-from plotting.tables import circuits
-from utils.errors import UserError
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.tables import circuits
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

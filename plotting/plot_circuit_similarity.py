@@ -12,21 +12,18 @@ figures/circuit_similarity.csv.
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.circuit_similarity import similarity_over_training
-from plotting.export import figure_main
-from plotting.panels import Line, Panels
-from plotting.style import Drawing, ModelLook, model_looks, task_label
-from plotting.tables import circuits, every_model, models_in, tasks_in
-from plotting.time_axis import TimeAxis
-from utils.errors import UserError
-from utils.files import atomic_write
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.circuit_similarity import similarity_over_training
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import Line, Panels
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks, task_label
+from circuits_over_time.plotting.parts.tables import circuits, every_model, models_in, tasks_in
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.base.files import atomic_write
+from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

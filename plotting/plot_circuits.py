@@ -10,19 +10,16 @@ lines have a gap.
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.panels import Gaps, Line, Panels
-from plotting.style import METRIC_LABELS, Drawing, ModelLook, model_looks, task_label, within
-from plotting.tables import every_model, load, models_in, tasks_in
-from plotting.time_axis import TimeAxis
-from utils.results.kinds import PRIMARY_METRICS
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels
+from circuits_over_time.plotting.parts.style import METRIC_LABELS, Drawing, ModelLook, model_looks, task_label, within
+from circuits_over_time.plotting.parts.tables import every_model, load, models_in, tasks_in
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.utils.results.kinds import PRIMARY_METRICS
+from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

@@ -13,21 +13,18 @@ line per pair, and the pairs' median and quartiles.
 import argparse
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.panels import Line, Panels, ring
-from plotting.style import Drawing, ModelLook, model_looks, task_label
-from plotting.tables import every_model, load_comparison, models_in, tasks_in
-from plotting.time_axis import TimeAxis
-from utils.errors import UserError
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import Line, Panels, ring
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks, task_label
+from circuits_over_time.plotting.parts.tables import every_model, load_comparison, models_in, tasks_in
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.store import Store
 
 MEASURES = {
     "edge_jaccard": "edges, Jaccard",

@@ -15,21 +15,18 @@ that does not beat every random one.
 import argparse
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.panels import Gaps, Line, Panels, ring
-from plotting.style import Drawing, ModelLook, model_looks, task_label
-from plotting.tables import every_model, load, load_if_any, models_in, tasks_in
-from plotting.time_axis import TimeAxis
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, ring
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks, task_label
+from circuits_over_time.plotting.parts.tables import every_model, load, load_if_any, models_in, tasks_in
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.utils.results.store import Store
 
 STABLE = 0.9
 RANDOM, BEATEN_BY = "#777777", "#D55E00"

@@ -15,24 +15,21 @@ a band of quartiles.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.panels import Line, Panels, wrapped
-from plotting.plot_head_scores import score_label
-from plotting.style import METRIC_LABELS, Drawing, ModelLook, task_label
-from plotting.tables import load_comparison, models_in
-from plotting.time_axis import TimeAxis
-from plotting.timeline import Timeline
-from utils.comparison.seed_names import without_seed
-from utils.results.comparison import ComparisonFolder
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import Line, Panels, wrapped
+from circuits_over_time.plotting.parts.style import METRIC_LABELS, Drawing, ModelLook, task_label
+from circuits_over_time.plotting.parts.tables import load_comparison, models_in
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.plotting.parts.timeline import Timeline
+from circuits_over_time.plotting.plot_head_scores import score_label
+from circuits_over_time.utils.comparison.seeds import without_seed
+from circuits_over_time.utils.results.comparison import ComparisonFolder
+from circuits_over_time.utils.results.store import Store
 
 KINDS = {"head": ("heads", "#0072B2"), "metric": ("metrics of tasks", "#009E73"), "circuit": ("circuits", "#D55E00")}
 CIRCUITS = {"similarity": "circuit like the reference", "found": "a faithful circuit exists"}

@@ -10,7 +10,6 @@ benchmark defines them, arXiv 2504.13151; measured with `search.mib: true`).
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,16 +17,14 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.panels import Line, Panels
-from plotting.style import Drawing, ModelLook, finish, model_looks, task_label, within
-from plotting.tables import every_model, load, load_if_any, models_in, tasks_in
-from plotting.time_axis import TimeAxis
-from utils.errors import UserError
-from utils.results.kinds import how_to_make
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import Line, Panels
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish, model_looks, task_label, within
+from circuits_over_time.plotting.parts.tables import every_model, load, load_if_any, models_in, tasks_in
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.kinds import how_to_make
+from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

@@ -11,21 +11,18 @@ distances.
 import argparse
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.checkpoint_axis import CheckpointAxis
-from plotting.export import figure_main
-from plotting.panels import wrapped
-from plotting.plot_ioi_roles import LEVELS, why_none
-from plotting.style import FAINT, INK, SERIES, Drawing, finish, role_chip, role_look
-from plotting.tables import load, models_in
-from utils.results.comparison import ComparisonFolder
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import wrapped
+from circuits_over_time.plotting.parts.style import FAINT, INK, SERIES, Drawing, finish, role_chip, role_look
+from circuits_over_time.plotting.parts.tables import load, models_in
+from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
+from circuits_over_time.plotting.plot_ioi_roles import LEVELS, why_none
+from circuits_over_time.utils.results.comparison import ComparisonFolder
+from circuits_over_time.utils.results.store import Store
 
 SURE = 0.95
 _ROW, _FRAME, _WIDTH, _NAMES, _PHONE = 52, 110, 960, 160, 320

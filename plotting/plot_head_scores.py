@@ -10,21 +10,18 @@ results/components and, if measured, succession (results/successor) and copy sup
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.panels import Gaps, Line, Panels
-from plotting.style import SERIES, Drawing, ModelLook, model_looks, within
-from plotting.tables import every_model, load_if_any, models_in
-from plotting.time_axis import TimeAxis
-from utils.errors import UserError
-from utils.results.kinds import how_to_make
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels
+from circuits_over_time.plotting.parts.style import SERIES, Drawing, ModelLook, model_looks, within
+from circuits_over_time.plotting.parts.tables import every_model, load_if_any, models_in
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.kinds import how_to_make
+from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

@@ -9,18 +9,15 @@ play the role too. Point at a line to see how many heads those are, and by which
 
 import argparse
 import sys
-from pathlib import Path
 
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.panels import Gaps, Line, Panels
-from plotting.style import Drawing, ModelLook, model_looks, role_chip
-from plotting.tables import every_model, load, models_in
-from plotting.time_axis import TimeAxis
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks, role_chip
+from circuits_over_time.plotting.parts.tables import every_model, load, models_in
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.utils.results.store import Store
 
 # Level -> which heads act on what, and the roles that count.
 LEVELS = {

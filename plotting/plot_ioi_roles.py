@@ -11,20 +11,17 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.panels import wrapped
-from plotting.plot_ioi_consistency import HINT, LEVELS, TOY
-from plotting.style import GRID, INK, Drawing, finish, role_chip, role_look
-from plotting.tables import load, models_in
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import wrapped
+from circuits_over_time.plotting.parts.style import GRID, INK, Drawing, finish, role_chip, role_look
+from circuits_over_time.plotting.parts.tables import load, models_in
+from circuits_over_time.plotting.plot_ioi_consistency import HINT, LEVELS, TOY
+from circuits_over_time.utils.results.store import Store
 
 # Pixels: a row, the frame around them, and the widest that all columns may take together.
 _ROW, _FRAME, _WIDTH = 20, 90, 900

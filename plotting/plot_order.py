@@ -11,21 +11,18 @@ between the same two checkpoints.
 import argparse
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.panels import wrapped
-from plotting.plot_emergence import WHOLE, label
-from plotting.style import Drawing, finish
-from plotting.tables import load_comparison, models_in
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import wrapped
+from circuits_over_time.plotting.parts.style import Drawing, finish
+from circuits_over_time.plotting.parts.tables import load_comparison, models_in
+from circuits_over_time.plotting.plot_emergence import WHOLE, label
+from circuits_over_time.utils.results.store import Store
 
 # Pixels: a cell, the widest of all cells together, the frame, and the room for names of rows.
 _CELL, _MOST, _FRAME, _NAMES, _LINE = 34, 760, 100, 330, 17

@@ -13,17 +13,15 @@ from pathlib import Path
 
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.eval_results import read_evaluations
-from plotting.export import figure_main
-from plotting.panels import Line, Panels
-from plotting.style import Drawing, ModelLook, model_looks
-from plotting.tables import every_model, models_in
-from plotting.time_axis import TimeAxis
-from utils.errors import UserError
-from utils.models.schedules import tokens_at
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import Line, Panels
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks
+from circuits_over_time.plotting.parts.tables import every_model, models_in
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.plotting.published.eval_results import read_evaluations
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.config.schedules import tokens_at
+from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

@@ -9,25 +9,23 @@ comes from, the settings that differ from the study's, and the command that meas
 """
 
 import argparse
+import html
 import logging
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.plot_head_scores import score_label
-from plotting.reproduction import commands, reproduction
-from plotting.style import NEGATIVE, POSITIVE, Drawing, finish, task_label
-from plotting.time_axis import compact
-from utils.errors import UserError
-from utils.files import atomic_write
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, Drawing, finish, task_label
+from circuits_over_time.plotting.parts.time_axis import compact
+from circuits_over_time.plotting.plot_head_scores import score_label
+from circuits_over_time.plotting.published.reproduction import VERDICTS, commands, reproduction
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.base.files import atomic_write
+from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 
@@ -223,6 +221,43 @@ def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
     atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())
     logger.info("wrote %s", path)
     return {"reproduction": draw_reproduction(table)}
+
+
+# The published numbers and the measured ones as a table, below their figure.
+
+
+def reproduction_html(table: pd.DataFrame) -> str:
+    """A row per published number, what measures the missing ones below.
+
+    Args:
+        table: what `plotting.reproduction.reproduction` returns.
+    """
+    rows = "".join(_row(row) for _, row in table.iterrows())
+    names = ("Number", "", "Published", "Measured", "95% interval", "Checkpoints", "Verdict", "Notes")
+    head = "".join(f"<th scope='col'>{name}</th>" for name in names)
+    items = "".join(f"<li><code>{html.escape(command)}</code></li>" for command in commands(table))
+    missing = f"<p>To measure what is missing, with the study's settings:</p><ul>{items}</ul>"
+    return (
+        f"<details class='reproduction'><summary>All {len(table)} numbers</summary><div class='scroll'>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{missing if items else ''}</details>"
+    )
+
+
+def _row(row: pd.Series) -> str:
+    quantity = row["quantity"]
+    notes = [row["note"], f"settings: {row['settings']}" if row["settings"] else ""]
+    cells = (
+        panel_title(row),
+        row_label(row).replace("<br>", " "),
+        shown_range(row["published_low"], row["published_high"], quantity),
+        shown(row["measured"], quantity),
+        shown_range(row["low"], row["high"], quantity) or "–",
+        f"{row['n_checkpoints']:,}",
+        row["verdict"],
+        "; ".join(filter(None, notes)),
+    )
+    state = VERDICTS.index(row["verdict"])
+    return f"<tr data-verdict='{state}'>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
 if __name__ == "__main__":

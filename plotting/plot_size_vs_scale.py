@@ -12,23 +12,21 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.style import Drawing, ModelLook, finish, model_looks, task_label
-from plotting.tables import every_model, load, models_in, recorded_parameters, tasks_in
-from plotting.time_axis import compact
-from utils.comparison.scale import COUNTS, correlations, mean_sizes
-from utils.errors import UserError
-from utils.results.kinds import how_to_make
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish, model_looks, task_label
+from circuits_over_time.plotting.parts.tables import every_model, load, models_in, tasks_in
+from circuits_over_time.plotting.parts.time_axis import compact
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.comparison.scale import COUNTS, correlations, mean_sizes
+from circuits_over_time.utils.results.kinds import how_to_make
+from circuits_over_time.utils.results.record import recorded_parameters
+from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 

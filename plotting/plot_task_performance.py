@@ -8,19 +8,16 @@ results carry standard errors.
 
 import argparse
 import sys
-from pathlib import Path
 
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.panels import Line, Panels
-from plotting.style import METRIC_LABELS, Drawing, ModelLook, model_looks, task_label
-from plotting.tables import every_model, load, models_in, tasks_in
-from plotting.time_axis import TimeAxis
-from utils.errors import UserError
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import Line, Panels
+from circuits_over_time.plotting.parts.style import METRIC_LABELS, Drawing, ModelLook, model_looks, task_label
+from circuits_over_time.plotting.parts.tables import every_model, load, models_in, tasks_in
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.store import Store
 
 DASHES = {"clean": None, "corrupted": "dot"}
 # A share of prompts or a probability lies in [0, 1].

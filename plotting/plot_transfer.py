@@ -11,19 +11,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.export import figure_main
-from plotting.style import Drawing, finish, task_label
-from plotting.tables import load, models_in, tasks_in
-from utils.errors import UserError
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.style import Drawing, finish, task_label
+from circuits_over_time.plotting.parts.tables import load, models_in, tasks_in
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.store import Store
 
 # Values are written into cells where these are wide enough.
 MOST_WITH_TEXT = 14

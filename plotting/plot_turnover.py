@@ -12,22 +12,19 @@ Checkpoints stand at equal distances, because lifetimes count them.
 
 import argparse
 import sys
-from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plotting.checkpoint_axis import CheckpointAxis
-from plotting.export import figure_main
-from plotting.panels import write_in_middle
-from plotting.style import FONT, INK, Drawing, finish, task_label
-from plotting.tables import load_comparison, models_in, tasks_in
-from utils.errors import UserError
-from utils.results.comparison import ComparisonFolder
-from utils.results.store import Store
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.panels import write_in_middle
+from circuits_over_time.plotting.parts.style import FONT, INK, Drawing, finish, task_label
+from circuits_over_time.plotting.parts.tables import load_comparison, models_in, tasks_in
+from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.comparison import ComparisonFolder
+from circuits_over_time.utils.results.store import Store
 
 AT = {"faithfulness": "as found", "size": "fixed size"}
 # What a checkpoint's bars count, from zero outwards: column -> legend entry, colour, direction.

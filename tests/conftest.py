@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from circuits_over_time.utils.sweep import estimate as times
 from tests.support.paths import TOY
 from tests.support.tiny_models import save_family
 from tests.support.word_family import save_word_family
-from utils.run import times
 
 torch.set_num_threads(1)
 # A busy machine is no failure.

@@ -10,16 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.forward import embed, forward, unembed
-from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.statistics import standard_error
-from edge_attribution_patching.weights import ModelWeights
-from utils.config.keys import TaskConfig
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.results.store import Result
-from utils.tasks import TASKS, Prompts, Task, tasks_of
-from utils.tasks.metrics import METRICS
+from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
+from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.statistics import standard_error
+
+from .config.keys import TaskConfig
+from .models.checkpoint import LoadedCheckpoint
+from .results.store import Result
+from .tasks import TASKS, Prompts, Task, tasks_of
+from .tasks.metrics import METRICS
 
 ALL = "all"
 

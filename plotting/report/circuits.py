@@ -6,13 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from plotting.circuit_layout import lay_out
-from plotting.circuit_similarity import nodes_of
-from plotting.report.histories import BUDGET, score_histories
-from plotting.report.results import Results, fields, plain
-from plotting.style import METRIC_LABELS, task_label, task_order
-from utils.errors import UserError
-from utils.results.kinds import PRIMARY_METRICS
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.kinds import PRIMARY_METRICS
+
+from ..parts.circuit_layout import lay_out
+from ..parts.circuit_similarity import nodes_of
+from ..parts.style import METRIC_LABELS, task_label, task_order
+from .histories import BUDGET, score_histories
+from .results import Results, fields, plain
 
 PORTS = ("", "q", "k", "v")
 BASELINE = ("full", "corrupted", "n_prompts", "full_se", "corrupted_se", "status", "cpr", "cmd")

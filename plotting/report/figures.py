@@ -16,36 +16,36 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.io.json import to_json_plotly
 
-from plotting.eval_results import read_evaluations
-from plotting.plot_circuit_similarity import draw_similarity, similarities
-from plotting.plot_circuits import draw_circuits, selected_circuits, task_metrics
-from plotting.plot_comparison import draw_between, draw_comparison
-from plotting.plot_controls import control_points, draw_controls
-from plotting.plot_emergence import draw_seed_curves, draw_seeds_timeline, draw_timeline, seed_groups, shapes
-from plotting.plot_faithfulness_curve import draw_areas, draw_curves, measured_areas
-from plotting.plot_handovers import draw_handovers
-from plotting.plot_head_scores import SINGLE, draw_maxima, draw_top_heads, head_scores
-from plotting.plot_ioi_backup import TITLES as BACKUP_PARTS
-from plotting.plot_ioi_backup import draw_backup
-from plotting.plot_ioi_consistency import draw_consistency
-from plotting.plot_ioi_roles import draw_roles
-from plotting.plot_order import draw_order
-from plotting.plot_pythia_evals import choose, draw_evaluations
-from plotting.plot_reproduction import draw_reproduction, panel_title
-from plotting.plot_size_vs_scale import draw_scale, model_parameters
-from plotting.plot_task_performance import draw_performance
-from plotting.plot_transfer import draw_transfer, matrices
-from plotting.plot_turnover import draw_turnover
-from plotting.report.reproduction import reproduction_html
-from plotting.report.results import Results, escaped, shown
-from plotting.reproduction import reproduction
-from plotting.style import METRIC_LABELS, TEMPLATE, Drawing, model_looks
-from plotting.tables import load_comparison, models_in, tasks_in
-from plotting.time_axis import TimeAxis
-from utils.comparison.scale import mean_sizes
-from utils.errors import UserError
-from utils.models.schedules import tokens_at
-from utils.results.comparison import ComparisonFolder
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.comparison.scale import mean_sizes
+from circuits_over_time.utils.config.schedules import tokens_at
+from circuits_over_time.utils.results.comparison import ComparisonFolder
+
+from ..parts.style import METRIC_LABELS, TEMPLATE, Drawing, model_looks
+from ..parts.tables import load_comparison, models_in, tasks_in
+from ..parts.time_axis import TimeAxis
+from ..plot_circuit_similarity import draw_similarity, similarities
+from ..plot_circuits import draw_circuits, selected_circuits, task_metrics
+from ..plot_comparison import draw_between, draw_comparison
+from ..plot_controls import control_points, draw_controls
+from ..plot_emergence import draw_seed_curves, draw_seeds_timeline, draw_timeline, seed_groups, shapes
+from ..plot_faithfulness_curve import draw_areas, draw_curves, measured_areas
+from ..plot_handovers import draw_handovers
+from ..plot_head_scores import SINGLE, draw_maxima, draw_top_heads, head_scores
+from ..plot_ioi_backup import TITLES as BACKUP_PARTS
+from ..plot_ioi_backup import draw_backup
+from ..plot_ioi_consistency import draw_consistency
+from ..plot_ioi_roles import draw_roles
+from ..plot_order import draw_order
+from ..plot_pythia_evals import choose, draw_evaluations
+from ..plot_reproduction import draw_reproduction, panel_title, reproduction_html
+from ..plot_size_vs_scale import draw_scale, model_parameters
+from ..plot_task_performance import draw_performance
+from ..plot_transfer import draw_transfer, matrices
+from ..plot_turnover import draw_turnover
+from ..published.eval_results import read_evaluations
+from ..published.reproduction import reproduction
+from .results import Results, escaped, shown
 
 logger = logging.getLogger("plotting")
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from plotting.circuit_layout import level
-from plotting.plot_head_scores import SCORES, SINGLE, THRESHOLDS, head_scores, score_label
-from plotting.report.results import Results, plain
-from plotting.roles import roles_by_step
-from plotting.style import ROLES, model_order, role_look, task_label
-from utils.results.kinds import KINDS
+from circuits_over_time.utils.results.kinds import KINDS
+
+from ..parts.circuit_layout import level
+from ..parts.style import ROLES, model_order, role_look, roles_by_step, task_label
+from ..plot_head_scores import SCORES, SINGLE, THRESHOLDS, head_scores, score_label
+from .results import Results, plain
 
 # Role by score alone: the score, and what being above its threshold is called.
 SCORE_ROLES = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.results.store import ResultsFolder
+from circuits_over_time.utils.results.store import ResultsFolder
 
 # Bytes of base64 that all records of the page may take for this.
 BUDGET = 4_000_000

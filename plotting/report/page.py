@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from plotting.report.figures import ReportFigure, figures_json
-from plotting.report.results import Results
-from plotting.report.runs import Run, equal_weights_notes, runs_html
-from plotting.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, ROLES, task_label, task_order
-from utils.errors import UserError
-from utils.results.kinds import KINDS, how_to_make
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.kinds import KINDS, how_to_make
+
+from ..parts.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, ROLES, task_label, task_order
+from .figures import ReportFigure, figures_json
+from .results import Results
+from .runs import Run, equal_weights_notes, runs_html
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = (

@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from plotting.style import ModelLook, model_looks, model_order
-from plotting.tables import every_model, load, models_in, tasks_in
-from utils.errors import UserError
-from utils.results.kinds import how_to_make
-from utils.results.store import Store
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.kinds import how_to_make
+from circuits_over_time.utils.results.store import Store
+
+from ..parts.style import ModelLook, model_looks, model_order
+from ..parts.tables import every_model, load, models_in, tasks_in
 
 logger = logging.getLogger("plotting")
 

@@ -6,9 +6,10 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from plotting.report.results import Results
-from utils.errors import UserError
-from utils.results.kinds import KINDS
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.kinds import KINDS
+
+from .results import Results
 
 logger = logging.getLogger("plotting")
 

@@ -12,17 +12,17 @@ import pandas as pd
 import pytest
 import torch
 
-from edge_attribution_patching.circuit import Circuit
-from edge_attribution_patching.folds import KeptFolds
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.comparison import changes
+from circuits_over_time.utils.comparison.inputs import read_sequence
+from circuits_over_time.utils.comparison.keys import ComparisonConfig
+from circuits_over_time.utils.comparison.run import compare
+from circuits_over_time.utils.results.store import Store
 from tests.support.synthetic_results import write
-from utils.comparison import changes
-from utils.comparison.inputs import read_sequence
-from utils.comparison.keys import ComparisonConfig
-from utils.comparison.run import compare
-from utils.errors import UserError
-from utils.results.store import Store
 
 GRAPH = Graph(2, 2, True)
 MODELS = ("m-seed1", "m-seed2")

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from circuits_over_time.utils.comparison.curves import Curve, best_head_curves, head_curves
+from circuits_over_time.utils.comparison.keys import ComparisonConfig
+from circuits_over_time.utils.results.store import Store
 from tests.support.synthetic_results import write
-from utils.comparison.curves import Curve, best_head_curves, head_curves
-from utils.comparison.keys import ComparisonConfig
-from utils.results.store import Store
 
 STEPS = (0, 10, 20, 30)
 VALUES = (0.0, 0.1, 0.8, 0.9)

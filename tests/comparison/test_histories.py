@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy.optimize import brentq
 
-from utils.comparison.change_points import change_points
-from utils.comparison.emergence import crossings, find_emergence, normal_resamples, order_shares
-from utils.comparison.lifetimes import lifetimes, median_lifetime, turnover
+from circuits_over_time.utils.comparison.curves import change_points
+from circuits_over_time.utils.comparison.emergence import crossings, find_emergence, normal_resamples, order_shares
+from circuits_over_time.utils.comparison.lifetimes import lifetimes, median_lifetime, turnover
 
 STEPS = [0, 10, 20, 30, 40]
 PRESENT = np.array(

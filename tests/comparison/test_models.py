@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from utils.comparison.curves import Curve
-from utils.comparison.scale import correlations, scale_table
-from utils.comparison.seeds import ABRUPT, NOT_SHOWN, seed_emergence, seed_groups, seeds_table
+from circuits_over_time.utils.comparison.curves import Curve
+from circuits_over_time.utils.comparison.scale import correlations, scale_table
+from circuits_over_time.utils.comparison.seeds import ABRUPT, NOT_SHOWN, seed_emergence, seed_groups, seeds_table
 
 STEPS = np.arange(6)
 

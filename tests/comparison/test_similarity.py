@@ -12,13 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from edge_attribution_patching.folds import KeptFolds
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.search import Order, Selection, Signed, edge_order, prefix_masks
-from plotting.circuit_similarity import compare
-from utils.comparison.chance import expected_added, expected_jaccard, expected_weighted_jaccard
-from utils.comparison.floors import Rule, change_test, changed, draws, noise_floor, p_value
-from utils.comparison.similarity import Circuits, Edges, of_circuits, rank_correlation, similarities
+from circuits_over_time.edge_attribution_patching.circuits.search import (
+    Order,
+    Selection,
+    Signed,
+    edge_order,
+    prefix_masks,
+)
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
+from circuits_over_time.plotting.parts.circuit_similarity import compare
+from circuits_over_time.utils.comparison.chance import expected_added, expected_jaccard, expected_weighted_jaccard
+from circuits_over_time.utils.comparison.floors import Rule, change_test, changed, draws, noise_floor, p_value
+from circuits_over_time.utils.comparison.similarity import Circuits, Edges, of_circuits, rank_correlation, similarities
 
 GRAPH = Graph(2, 2, True)
 EDGES = Edges.all_of(GRAPH)

@@ -6,10 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_attribution_patching.attribution import attribute, attribute_folds, quadrature_points
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.scores.attribution import (
+    attribute,
+    attribute_folds,
+    quadrature_points,
+)
 from tests.support import eap_reference
 from tests.support.float64 import Float64, in_float64
 from tests.support.random_models import ARCHITECTURES, GROUPED, HOOKED, random_model, random_pairs

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from edge_attribution_patching import bars
-from edge_attribution_patching.attribution import attribute
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.model import pairs as bars
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from tests.support.random_models import random_model, random_pairs
 
 

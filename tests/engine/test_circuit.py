@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_attribution_patching.circuit import Circuit
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.graph import Graph
 
 graphs = st.builds(Graph, st.integers(1, 3), st.integers(1, 3), st.booleans())
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_attribution_patching.circuit_size import SizeRule
-from edge_attribution_patching.faithfulness import FaithfulnessCurve
+from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import FaithfulnessCurve
 
 FULL, CORRUPTED = 2.0, -1.0
 ADAPTIVE = SizeRule(0.8)

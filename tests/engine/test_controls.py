@@ -8,11 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_attribution_patching.circuit import Circuit
-from edge_attribution_patching.controls import Controls, random_circuits
-from edge_attribution_patching.faithfulness import CircuitEvaluator
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.hypothesis_tests import (
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.circuits.controls import Controls, random_circuits
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
+from circuits_over_time.edge_attribution_patching.circuits.hypothesis_tests import (
     LEVEL,
     N_REFERENCES,
     binomial_tail,
@@ -25,9 +24,10 @@ from edge_attribution_patching.hypothesis_tests import (
     run_tests,
     sufficiency,
 )
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.search import Signed, edge_order, prefix_masks, prune
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, prefix_masks, prune
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from tests.support import eap_reference
 from tests.support.random_models import random_model, random_pairs
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from edge_attribution_patching.attribution import attribute
-from edge_attribution_patching.forward import embed, forward, unembed
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching_runs import prepare_runs
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
+from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from tests.support.eap_reference import logit_diff_metric
 from tests.support.masked_logits import masked_logits
 from tests.support.random_models import ARCHITECTURES, HOOKED, random_model, random_pairs

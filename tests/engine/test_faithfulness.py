@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from edge_attribution_patching.faithfulness import (
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     Baselines,
     CircuitEvaluator,
     FaithfulnessCurve,
 )
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.search import edge_order
-from edge_attribution_patching.statistics import percentile_interval
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.statistics import percentile_interval
 from tests.support import eap_reference
 from tests.support.random_models import HOOKED, random_model, random_pairs
 

@@ -5,10 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from edge_attribution_patching.forward import Unembedding, embed, forward, prefix_cache, unembed
-from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.norms import normalise
-from edge_attribution_patching.weights import ModelWeights, read_weights
+from circuits_over_time.edge_attribution_patching.model.forward import (
+    Unembedding,
+    embed,
+    forward,
+    prefix_cache,
+    unembed,
+)
+from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.norms import normalise
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from tests.support.float64 import Float64, in_float64
 from tests.support.random_models import ARCHITECTURES, VARIANTS, random_model, random_pairs
 

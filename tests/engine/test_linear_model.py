@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from edge_attribution_patching.attribution import attribute
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import evaluate_metric
-from edge_attribution_patching.patching_runs import prepare_runs, run_metric
-from edge_attribution_patching.weights import ModelWeights, read_weights
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
+from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_metric
+from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs, run_metric
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from tests.support.random_models import HOOKED, random_model, random_pairs
 
 

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edge_attribution_patching.circuit_size import SizeRule
-from edge_attribution_patching.faithfulness import CircuitEvaluator, FaithfulnessCurve
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.mib import MIB_SHARES, MibAreas, mib_areas, mib_masks
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator, FaithfulnessCurve
+from circuits_over_time.edge_attribution_patching.circuits.mib import MIB_SHARES, MibAreas, mib_areas, mib_masks
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from tests.support import eap_reference
 from tests.support.random_models import HOOKED, random_model, random_pairs
 

@@ -5,11 +5,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import evaluate_metric
-from edge_attribution_patching.patching_runs import prepare_runs, run_metric
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_metric
+from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs, run_metric
 from tests.support import eap_reference
 from tests.support.float64 import Float64, in_float64
 from tests.support.masked_logits import masked_logits

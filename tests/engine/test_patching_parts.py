@@ -4,11 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.pairs import GB, TokenPairs
-from edge_attribution_patching.patching_plan import BASE, COMPUTED, SOURCE, Plan
-from edge_attribution_patching.patching_runs import PreparedBatches, run_metric
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.pairs import GB, TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.patching.plan import BASE, COMPUTED, SOURCE, Plan
+from circuits_over_time.edge_attribution_patching.patching.runs import PreparedBatches, run_metric
 from tests.support.eap_reference import logit_diff_metric
 from tests.support.random_models import random_model, random_pairs
 

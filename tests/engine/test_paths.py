@@ -3,14 +3,20 @@
 import pytest
 import torch
 
-from edge_attribution_patching.forward import unembed
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import Attended, evaluate_masks_final
-from edge_attribution_patching.patching_plan import Given
-from edge_attribution_patching.patching_runs import at_answers, prepare_runs
-from edge_attribution_patching.paths import Receivers, path_masks, recompute_after, recompute_mask, swap_masks
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.forward import unembed
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.patching.forward import Attended, evaluate_masks_final
+from circuits_over_time.edge_attribution_patching.patching.paths import (
+    Receivers,
+    path_masks,
+    recompute_after,
+    recompute_mask,
+    swap_masks,
+)
+from circuits_over_time.edge_attribution_patching.patching.plan import Given
+from circuits_over_time.edge_attribution_patching.patching.runs import at_answers, prepare_runs
 from tests.support.eap_reference import patched_logits
 from tests.support.float64 import Float64, in_float64
 from tests.support.masked_logits import masked_logits

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.search import count_nodes, edge_order, prefix_masks, prune
+from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, edge_order, prefix_masks, prune
+from circuits_over_time.edge_attribution_patching.graph import Graph
 
 graphs = st.builds(Graph, st.integers(1, 3), st.integers(1, 3), st.booleans())
 

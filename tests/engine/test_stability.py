@@ -8,11 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_attribution_patching import folds as folds_module
-from edge_attribution_patching.folds import FoldScores, KeptFolds, assign_folds
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.search import Signed, edge_order, prefix_masks
-from edge_attribution_patching.stability import CircuitBootstrap, resampled_scores, sign_stable
+from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.stability import (
+    CircuitBootstrap,
+    resampled_scores,
+    sign_stable,
+)
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.scores import folds as folds_module
+from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, KeptFolds, assign_folds
 
 graphs = st.builds(Graph, st.integers(1, 3), st.integers(1, 3), st.booleans())
 

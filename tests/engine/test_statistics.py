@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from edge_attribution_patching.statistics import (
+from circuits_over_time.edge_attribution_patching.statistics import (
     Bootstrap,
     percentile_interval,
     quotient_errors,

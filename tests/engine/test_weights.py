@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, GPT2Config, GPTNeoXConfig, PretrainedConfig
 
-from edge_attribution_patching.architectures import (
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.architectures import (
     ARCHITECTURES,
     IRRELEVANT,
     NEUTRAL,
@@ -21,12 +22,11 @@ from edge_attribution_patching.architectures import (
     read_fields,
     read_shape,
 )
-from edge_attribution_patching.forward import embed, forward, unembed
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching_runs import prepare_runs
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
+from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs
 from tests.support.masked_logits import masked_logits
 from tests.support.random_models import VARIANTS, random_model, random_pairs
 
@@ -186,7 +186,9 @@ def test_what_changes_the_arithmetic_and_is_not_read_is_refused(config: Pretrain
 
 
 def test_a_field_that_nobody_has_looked_at_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr("edge_attribution_patching.architectures.IRRELEVANT", IRRELEVANT - {"is_decoder"})
+    monkeypatch.setattr(
+        "circuits_over_time.edge_attribution_patching.model.architectures.IRRELEVANT", IRRELEVANT - {"is_decoder"}
+    )
     assert refused(GPTNeoXConfig()) == "is_decoder=False: no reader knows this field of gpt_neox"
 
 

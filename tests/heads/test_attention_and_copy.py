@@ -7,20 +7,25 @@ import numpy as np
 import pytest
 import torch
 
-from edge_attribution_patching import forward as engine
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.model import forward as engine
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.heads.attention_and_copy import (
+    attention_scores,
+    ordinary_tokens,
+    repeated_blocks,
+    study_blocks,
+)
+from circuits_over_time.utils.heads.copy_scores import copy_scores
+from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.runner import main
+from circuits_over_time.utils.tasks import build_prompts
 from get_full_model_components_over_time import ANALYSIS
 from tests.support.hand_built import PERIOD, VOCAB, attention_model
 from tests.support.paths import TOY_STEPS
 from tests.support.random_models import HOOKED, random_model, tiny_tokenizer
 from tests.support.task_tokenizers import words
 from tests.support.word_family import word_model
-from utils.errors import UserError
-from utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks, study_blocks
-from utils.heads.copy_scores import copy_scores
-from utils.results.store import Store
-from utils.runner import main
-from utils.tasks import build_prompts
 
 BLOCKS = repeated_blocks(torch.arange(VOCAB), 6, PERIOD, seed=0)
 

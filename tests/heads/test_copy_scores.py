@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.heads import copy_scores as module
+from circuits_over_time.utils.heads.attention_and_copy import repeated_blocks
+from circuits_over_time.utils.heads.copy_scores import copy_scores
+from circuits_over_time.utils.heads.definition import Definition
 from tests.support.hand_built import PERIOD, VOCAB, copying_model
 from tests.support.random_models import (
     HOOKED,
@@ -13,10 +17,6 @@ from tests.support.random_models import (
     value_projection,
     without_biases,
 )
-from utils.heads import copy_scores as module
-from utils.heads.attention_and_copy import repeated_blocks
-from utils.heads.copy_scores import copy_scores
-from utils.heads.definition import Definition
 
 DEFINITIONS: tuple[Definition, ...] = ("standard", "study")
 both_definitions = pytest.mark.parametrize("definition", DEFINITIONS)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.heads import corpus
+from circuits_over_time.utils.heads.corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
+from circuits_over_time.utils.heads.function_words import function_tokens, spellings
 from tests.support.paths import PYTHIA_TOKENIZER, TOY
 from tests.support.random_models import tiny_tokenizer
-from utils.errors import UserError
-from utils.heads import corpus
-from utils.heads.corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
-from utils.heads.function_words import function_tokens, spellings
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from edge_attribution_patching.weights import ModelWeights, read_weights
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
+from circuits_over_time.utils.heads import streamed_kl
+from circuits_over_time.utils.heads.corpus import Corpus
+from circuits_over_time.utils.heads.cspa import CspaConfig, prepare, score_heads
+from circuits_over_time.utils.heads.cspa_scores import NO_EFFECT, OVERFLOW, cspa_scores, mean_outputs
+from circuits_over_time.utils.heads.cspa_sources import Ablation, kept_sources
 from tests.support.cspa_models import COPYING, RANDOM, SUPPRESSING, copy_suppression_model, sequences
 from tests.support.cspa_reference import cspa_of_head
 from tests.support.random_models import HOOKED, random_model, tiny_tokenizer
-from utils.heads import streamed_kl
-from utils.heads.corpus import Corpus
-from utils.heads.cspa import CspaConfig, prepare, score_heads
-from utils.heads.cspa_scores import NO_EFFECT, OVERFLOW, cspa_scores, mean_outputs
-from utils.heads.cspa_sources import Ablation, kept_sources
 
 FUNCTION_WORDS = torch.tensor([1, 2, 3, 4, 39])
 NONE = torch.tensor([], dtype=torch.long)

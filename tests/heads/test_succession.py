@@ -7,7 +7,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.heads.definition import Definition
+from circuits_over_time.utils.heads.succession import CLASSES, Pairs, succession, successor_pairs
+from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.runner import main
 from get_new_successor_head_scores_over_time import ANALYSIS
 from tests.support.hand_built import COPY, OUT, VOCAB, Head, successor_model
 from tests.support.paths import PYTHIA_TOKENIZER, TOY_STEPS
@@ -20,10 +24,6 @@ from tests.support.random_models import (
 )
 from tests.support.task_tokenizers import words
 from tests.support.word_family import word_model
-from utils.heads.definition import Definition
-from utils.heads.succession import CLASSES, Pairs, succession, successor_pairs
-from utils.results.store import Store
-from utils.runner import main
 
 
 def roman(number: int) -> str:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.utils.ioi.backup import Ablation, backup_table, direct_effects, without_backup
+from circuits_over_time.utils.ioi.roles import Role
+from circuits_over_time.utils.results.kinds import IOI_BACKUP
 from tests.support.ioi_setup import HEADS, Setup, facts_of, random_setup
 from tests.support.path_patching_reference import Hooked, Record, ReplacedAtEnd
 from tests.support.random_models import ARCHITECTURES, HOOKED
-from utils.ioi.backup import Ablation, backup_table, direct_effects, without_backup
-from utils.ioi.roles import Role
-from utils.results.kinds import IOI_BACKUP
 
 MOVERS = [(0, 1), (1, 0), (1, 2)]
 ROLES = {head: Role("name_mover", True) for head in MOVERS} | {(2, 0): Role("copy_suppression", True)}

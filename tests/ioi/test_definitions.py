@@ -8,16 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.paths import Head, Receivers
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.config.keys import load_config
+from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig, Thresholds
+from circuits_over_time.utils.ioi.tables import Consistency
 from tests.support.float64 import Float64
 from tests.support.ioi_setup import HEADS, Setup, facts_of, random_setup
 from tests.support.path_patching_reference import Hooked, path_patched_logits, recomputed_after
 from tests.support.random_models import HOOKED
-from utils.config.keys import load_config
-from utils.errors import UserError
-from utils.ioi.keys import IoiConsistencyConfig, Thresholds
-from utils.ioi.tables import Consistency
 
 # Every head that a name mover reads passes, so that the third level has receivers in two layers.
 LAX = Thresholds(

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from edge_attribution_patching.norms import centred
-from edge_attribution_patching.paths import Receivers
+from circuits_over_time.edge_attribution_patching.model.norms import centred
+from circuits_over_time.edge_attribution_patching.patching.paths import Receivers
+from circuits_over_time.utils.ioi.attention import NAMES, name_attention
+from circuits_over_time.utils.ioi.effects import LogitDifference
+from circuits_over_time.utils.tasks.metrics import METRICS
 from tests.support.ioi_setup import HEADS, random_setup
 from tests.support.path_patching_reference import path_patched_logits, recomputed_after, swapped_at_end
 from tests.support.random_models import ARCHITECTURES, HOOKED
-from utils.ioi.attention import NAMES, name_attention
-from utils.ioi.effects import LogitDifference
-from utils.tasks.metrics import METRICS
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

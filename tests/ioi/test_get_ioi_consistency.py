@@ -8,19 +8,24 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from circuits_over_time.utils.config.keys import load_config, with_start_token
+from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
+from circuits_over_time.utils.models.family import LocalFamily, resolve_family
+from circuits_over_time.utils.results.kinds import (
+    IOI_BACKUP,
+    IOI_CONSISTENCY,
+    IOI_CONSISTENCY_HEADS,
+    IOI_CONSISTENCY_SIGNALS,
+)
+from circuits_over_time.utils.results.record import RunRecord
+from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.runner import main
+from circuits_over_time.utils.tasks import build_prompts
 from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_ioi_consistency import ANALYSIS
 from tests.support import ioi_transformer
 from tests.support.paths import CONFIGS, TOY_IOI, TOY_IOI_STEP, TOY_STEPS
 from tests.support.synthetic_results import write
-from utils.config.keys import load_config, with_start_token
-from utils.ioi.keys import IoiConsistencyConfig
-from utils.models.family import LocalFamily, resolve_family
-from utils.results.kinds import IOI_BACKUP, IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
-from utils.results.record import RunRecord
-from utils.results.store import Store
-from utils.runner import main
-from utils.tasks import build_prompts
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from utils.ioi.handover import role_handover
-from utils.results.kinds import IOI_CONSISTENCY_HEADS
+from circuits_over_time.utils.ioi.handover import role_handover
+from circuits_over_time.utils.results.kinds import IOI_CONSISTENCY_HEADS
 
 
 def test_handover_tells_who_follows_whom() -> None:

@@ -6,11 +6,18 @@ from dataclasses import replace
 
 import torch
 
-from edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.utils.ioi.effects import Exchange
+from circuits_over_time.utils.ioi.keys import Thresholds
+from circuits_over_time.utils.ioi.roles import (
+    CLEAN,
+    OPPOSITE_ORDER,
+    holders,
+    inhibition_roles,
+    reading_roles,
+    writing_roles,
+)
 from tests.support.ioi_setup import facts_of, without
-from utils.ioi.effects import Exchange
-from utils.ioi.keys import Thresholds
-from utils.ioi.roles import CLEAN, OPPOSITE_ORDER, holders, inhibition_roles, reading_roles, writing_roles
 
 ONE_LAYER = Graph(1, 6, parallel=True)
 HEADS = [(0, head) for head in range(6)]

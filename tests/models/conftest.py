@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from circuits_over_time.utils.models.family import HubFamily, resolve_family
 from tests.support.hub_server import Files, HubServer, read_folder
 from tests.support.loading import instant_waits, point_at
 from tests.support.tiny_models import save_checkpoint
-from utils.models.family import HubFamily, resolve_family
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.models.family import resolve_family
 from tests.support.loading import loads_weights_of, same_tensors
 from tests.support.paths import ROOT
 from tests.support.tiny_models import save_family, tiny_model, tiny_tokenizer
-from utils.errors import UserError
-from utils.models.family import resolve_family
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
 
@@ -77,7 +77,7 @@ def test_changing_the_bridge_leaves_weights_and_tokenizer_as_they_are(tiny_famil
 @pytest.mark.slow
 def test_loading_imports_no_bridge(tiny_family: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from utils.models.family import resolve_family; "
+        "import sys; from pathlib import Path; from circuits_over_time.utils.models.family import resolve_family; "
         f"resolve_family({str(tiny_family)!r}, Path('none')).load(10, device='cpu').provenance; "
         "sys.exit('transformer_lens' in sys.modules)"
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.errors import UserError
-from utils.models.device import resolve_device
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.models.checkpoint import resolve_device
 
 
 def test_auto_is_a_device_of_this_machine() -> None:

@@ -15,16 +15,14 @@ import pytest
 import torch
 from huggingface_hub import constants, hf_hub_download
 
+from circuits_over_time.utils.base.errors import CheckpointUnusable, UserError, without_secrets
+from circuits_over_time.utils.hub.download import WAITS
+from circuits_over_time.utils.hub.listing import AT_ONCE, HubUnreachable, Listing, in_parallel
+from circuits_over_time.utils.models.family import HubFamily, fetch, listings, resolve_family
 from tests.support.hub_server import Fault, HubServer
 from tests.support.loading import loads_weights_of, point_at
 from tests.support.paths import ROOT
 from tests.support.tiny_models import tiny_model
-from utils.errors import UserError
-from utils.models.family import HubFamily, resolve_family
-from utils.models.fetch import fetch, listings
-from utils.models.listing import AT_ONCE, HubUnreachable, Listing, in_parallel
-from utils.models.retries import WAITS, without_secrets
-from utils.models.unusable import CheckpointUnusable
 
 TOKEN = "hf_plantedSecretToken0123456789"
 
@@ -236,7 +234,7 @@ def test_texts_lose_tokens_passwords_and_signatures(monkeypatch: pytest.MonkeyPa
 @pytest.mark.endurance
 def test_hub_settings_of_the_environment_are_respected(served: HubServer, tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from utils.models.family import resolve_family; "
+        "from pathlib import Path; from circuits_over_time.utils.models.family import resolve_family; "
         "resolve_family('lab/run', Path('cache'), tokens_per_step=1).describe(1000)"
     )
     home = tmp_path / "home"
@@ -303,7 +301,7 @@ def test_a_download_that_was_killed_resumes(served: HubServer, tmp_path: Path) -
     served.repositories["lab/run"]["step1000"] = {"model.safetensors": weights}
     served.cuts["model.safetensors"] = [chunk + 3]
     code = (
-        "from pathlib import Path; from utils.models.family import resolve_family; "
+        "from pathlib import Path; from circuits_over_time.utils.models.family import resolve_family; "
         "resolve_family('lab/run', Path('cache'), tokens_per_step=1).fetch(1000)"
     )
     settings = {"HF_ENDPOINT": served.endpoint, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}

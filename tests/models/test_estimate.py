@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from circuits_over_time.utils.models.family import HubFamily, resolve_family
+from circuits_over_time.utils.sweep.estimate import Estimate, estimate, size, told
 from tests.support.hub_server import HubServer
-from utils.models.estimate import Estimate, estimate, size, told
-from utils.models.family import HubFamily, resolve_family
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.config.schedules import SCHEDULES, select_steps
+from circuits_over_time.utils.models.family import HubFamily, resolve_family
+from circuits_over_time.utils.models.known_families import FAMILIES, SHORT_NAMES, known_model
 from tests.support.hub_server import Files, HubServer
 from tests.support.loading import error_of, loads_weights_of
-from utils.errors import UserError
-from utils.models.families import FAMILIES, SHORT_NAMES, known_model
-from utils.models.family import HubFamily, resolve_family
-from utils.models.schedules import SCHEDULES, select_steps
 
 
 def test_a_repository_without_checkpoints_is_refused(served: HubServer, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.config.schedules import PYTHIA_STEPS
+from circuits_over_time.utils.models.family import HubFamily, resolve_family
 from tests.support.hub_server import HubServer
 from tests.support.loading import error_of, loads_weights_of, point_at
 from tests.support.tiny_models import tiny_model
-from utils.errors import UserError
-from utils.models.family import HubFamily, resolve_family
-from utils.models.schedules import PYTHIA_STEPS
 
 
 def test_each_revision_loads_its_own_weights(pythia: HubFamily) -> None:

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.base.files import file_sha256
+from circuits_over_time.utils.integrity.duplicates import Held, Report, _shared, check
+from circuits_over_time.utils.integrity.screening import screen
+from circuits_over_time.utils.models import local
+from circuits_over_time.utils.models.family import Family, HubFamily, LocalFamily, resolve_family
+from circuits_over_time.utils.models.known_families import PYTHIA, Damage
 from tests.support.hub_server import HubServer
 from tests.support.tiny_models import save_family
-from utils.errors import UserError
-from utils.files import file_sha256
-from utils.models import local
-from utils.models.families import PYTHIA, Damage
-from utils.models.family import Family, HubFamily, LocalFamily, resolve_family
-from utils.models.integrity import Held, Report, _shared, check
-from utils.models.screening import screen
 
 
 def problems(report: Report) -> dict[tuple[int, str], set[str]]:

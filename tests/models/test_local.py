@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.base.files import file_sha256
+from circuits_over_time.utils.models import local
+from circuits_over_time.utils.models.family import LocalFamily, resolve_family
 from tests.support.loading import error_of, loads_weights_of, same_tensors
 from tests.support.tiny_models import WORDS, save_checkpoint, save_family, tiny_model, tiny_tokenizer
-from utils.errors import UserError
-from utils.files import file_sha256
-from utils.models import local
-from utils.models.family import LocalFamily, resolve_family
 
 
 def test_a_local_family_loads_its_steps(tiny_family: Path, tmp_path: Path) -> None:

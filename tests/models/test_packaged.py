@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from circuits_over_time.utils.models.family import resolve_family
 from tests.support.paths import ROOT
-from utils.models import packaged
-from utils.models.family import resolve_family
+from tools import unpack_smollm2 as packaged
 
 UNPACKED = ROOT / "model_cache" / "smollm2-135m"
 
@@ -26,7 +26,7 @@ def test_without_the_package_one_line_says_what_to_install(
     assert not (tmp_path / "real").exists()
 
 
-@pytest.mark.skipif(not (UNPACKED / "family.json").is_file(), reason="needs python -m utils.models.packaged")
+@pytest.mark.skipif(not (UNPACKED / "family.json").is_file(), reason="needs python -m tools.unpack_smollm2")
 def test_what_is_unpacked_is_a_family_that_the_engine_reads() -> None:
     assert packaged.unpack(UNPACKED) == UNPACKED
     assert json.loads((UNPACKED / "provenance.json").read_text())["licence"] == "Apache-2.0"

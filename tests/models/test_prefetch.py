@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from circuits_over_time.utils.base.errors import CheckpointUnusable
+from circuits_over_time.utils.models import sources
+from circuits_over_time.utils.models.family import Family, HubFamily, resolve_family
+from circuits_over_time.utils.models.sources import Ahead, Ready
 from tests.support.hub_server import HubServer
 from tests.support.loading import loads_weights_of, same_tensors
 from tests.support.tiny_models import save_family
-from utils.models import sources
-from utils.models.family import Family, HubFamily, resolve_family
-from utils.models.prefetch import Ahead, Ready
-from utils.models.unusable import CheckpointUnusable
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.errors import UserError
-from utils.models.schedules import PYTHIA_STEPS, SCHEDULES, select_steps, tokens_at
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, SCHEDULES, select_steps, tokens_at
 
 TOY_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, *range(100, 1501, 100))
 FAMILIES = st.sets(st.integers(0, 200_000), min_size=1, max_size=60)

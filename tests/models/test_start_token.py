@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from circuits_over_time.utils.config.keys import TaskConfig, load_config, with_start_token
+from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
+from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.runner import main
 from get_model_task_performance import ANALYSIS as PERFORMANCE
 from tests.support.demo_analysis import ANALYSIS as DEMO
 from tests.support.hub_server import Files, HubServer
 from tests.support.paths import TOY
-from utils.config.keys import TaskConfig, load_config, with_start_token
-from utils.ioi.keys import IoiConsistencyConfig
-from utils.models.family import resolve_family
-from utils.results.store import Store
-from utils.runner import main
 
 CSPA = {"corpus": "toy"}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from plotting.make_report import main
+from circuits_over_time.plotting.make_report import main
+from circuits_over_time.utils.results.store import Store
 from tests.support.shared_folder import filled_once
 from tests.support.synthetic_results import MODELS, write_all
-from utils.results.store import Store
 
 
 @pytest.fixture(scope="session")

@@ -11,17 +11,26 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from plotting import plot_controls, plot_handovers, plot_order, plot_turnover
-from plotting.checkpoint_axis import CheckpointAxis
-from plotting.plot_controls import CIRCUIT, GROUP, INCLUSION, ITS, RANDOM_ENTRY, RING, STABILITY, STABLE_ENTRY
-from plotting.plot_turnover import CHANGE, ENDED, LASTING, PARTS, SIZE
-from plotting.style import model_looks
+from circuits_over_time.plotting import plot_controls, plot_handovers, plot_order, plot_turnover
+from circuits_over_time.plotting.parts.style import model_looks
+from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
+from circuits_over_time.plotting.plot_controls import (
+    CIRCUIT,
+    GROUP,
+    INCLUSION,
+    ITS,
+    RANDOM_ENTRY,
+    RING,
+    STABILITY,
+    STABLE_ENTRY,
+)
+from circuits_over_time.plotting.plot_turnover import CHANGE, ENDED, LASTING, PARTS, SIZE
+from circuits_over_time.utils.comparison.handovers import handovers
+from circuits_over_time.utils.results.comparison import ComparisonFolder
+from circuits_over_time.utils.results.store import Store
 from tests.support.synthetic_comparison import EMERGED, STEPS, TASKS, write_comparison
 from tests.support.synthetic_results import MODELS, write_all
 from tests.support.synthetic_results import STEPS as RESULT_STEPS
-from utils.comparison.handovers import handovers
-from utils.results.comparison import ComparisonFolder
-from utils.results.store import Store
 
 MODEL = MODELS[0]
 EVERYTHING = Namespace(model=None, task=None, at=None)

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from plotting.circuit_layout import BOX_HEIGHT, BOX_WIDTH, lay_out, level
-from plotting.plot_circuit import draw_circuit, edge_ends, edge_path
-from plotting.style import NEGATIVE, POSITIVE, translucent
+from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, lay_out, level
+from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, translucent
+from circuits_over_time.plotting.plot_circuit import draw_circuit, edge_ends, edge_path
 from tests.support.synthetic_results import random_circuit
 
 

@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plotting.circuit_similarity import compare, edges_of, nodes_of, similarity_over_training, weighted_jaccard
-from plotting.plot_circuit_similarity import moving_average
+from circuits_over_time.plotting.parts.circuit_similarity import (
+    compare,
+    edges_of,
+    nodes_of,
+    similarity_over_training,
+    weighted_jaccard,
+)
+from circuits_over_time.plotting.plot_circuit_similarity import moving_average
 
 SOURCES = ("input", "a0.h0", "a0.h1", "m0")
 TARGETS = ("a1.h0<q>", "a1.h0<v>", "m1", "logits")

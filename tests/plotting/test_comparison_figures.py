@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plotting import (
+from circuits_over_time.plotting import (
     plot_comparison,
     plot_controls,
     plot_emergence,
@@ -22,18 +22,24 @@ from plotting import (
     plot_transfer,
     plot_turnover,
 )
-from plotting.export import figure_main
-from plotting.plot_comparison import CHANCE_ENTRY, CHANGED_ENTRY, DIFFERS_ENTRY, NOISE_ENTRY, PAIRS_ENTRY
-from plotting.plot_emergence import leading
-from plotting.report import figures
-from plotting.report.results import Results
-from plotting.time_axis import TimeAxis
-from plotting.timeline import OPEN
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.plotting.parts.timeline import OPEN
+from circuits_over_time.plotting.plot_comparison import (
+    CHANCE_ENTRY,
+    CHANGED_ENTRY,
+    DIFFERS_ENTRY,
+    NOISE_ENTRY,
+    PAIRS_ENTRY,
+)
+from circuits_over_time.plotting.plot_emergence import leading
+from circuits_over_time.plotting.report import figures
+from circuits_over_time.plotting.report.results import Results
+from circuits_over_time.utils.results.comparison import ComparisonFolder
+from circuits_over_time.utils.results.store import Store
 from tests.support.paths import ROOT
 from tests.support.synthetic_comparison import CHANGED_AT, NEVER, STEPS, TASKS, TOKENS_PER_STEP, write_comparison
 from tests.support.synthetic_results import write_all
-from utils.results.comparison import ComparisonFolder
-from utils.results.store import Store
 
 SEEDS = tuple(f"toy-seed{number}" for number in range(5))
 NEED_NO_TORCH = (

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from plotting.eval_results import read_evaluations, step_and_model
-from plotting.plot_pythia_evals import choose
+from circuits_over_time.plotting.plot_pythia_evals import choose
+from circuits_over_time.plotting.published.eval_results import read_evaluations, step_and_model
+from circuits_over_time.utils.base.errors import UserError
 from tests.support.paths import PYTHIA_EVALS
-from utils.errors import UserError
 
 
 def write(path: Path, results: dict, shots: int = 0) -> Path:

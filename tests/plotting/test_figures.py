@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from choreographer.browsers.chromium import Chromium
 
-from plotting import (
+from circuits_over_time.plotting import (
     plot_circuit,
     plot_circuit_similarity,
     plot_circuits,
@@ -27,15 +27,15 @@ from plotting import (
     plot_task_performance,
     plot_transfer,
 )
-from plotting.export import figure_main, parse_formats
-from plotting.panels import INTERVAL
-from plotting.style import ROLES, Drawing, model_looks, on_white, task_label
-from plotting.tables import every_model, load
+from circuits_over_time.plotting.parts.export import figure_main, parse_formats
+from circuits_over_time.plotting.parts.panels import INTERVAL
+from circuits_over_time.plotting.parts.style import ROLES, Drawing, model_looks, on_white, task_label
+from circuits_over_time.plotting.parts.tables import every_model, load
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.comparison.scale import mean_sizes
+from circuits_over_time.utils.results.store import Store
 from tests.support.paths import ROOT
 from tests.support.synthetic_results import MODELS, STEPS, TASKS, write_all
-from utils.comparison.scale import mean_sizes
-from utils.errors import UserError
-from utils.results.store import Store
 
 SCRIPTS = {
     "plot_circuits": ["circuits"],
@@ -60,7 +60,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def run(script: str, *argv: str | Path) -> int:
-    module = importlib.import_module(f"plotting.{script}")
+    module = importlib.import_module(f"circuits_over_time.plotting.{script}")
     return figure_main(module.draw, module.__doc__, [str(part) for part in argv], getattr(module, "options", None))
 
 
@@ -492,7 +492,7 @@ def test_files_have_the_heading_above_the_panels(store: Store, tmp_path: Path) -
 
 def test_figure_scripts_do_without_torch() -> None:
     modules = [f"plotting.{path.stem}" for path in (ROOT / "plotting").glob("*.py") if path.stem != "__init__"]
-    assert "plotting.make_report" in modules
+    assert "circuits_over_time.plotting.make_report" in modules
     code = (
         f"import sys, {', '.join(modules)}; print(*sorted({{'torch', 'transformers', 'jaxtyping'}} & set(sys.modules)))"
     )

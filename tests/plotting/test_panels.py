@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from plotting.panels import INTERVAL, Line, Panels
-from plotting.style import model_looks
-from plotting.time_axis import TimeAxis
+from circuits_over_time.plotting.parts.panels import INTERVAL, Line, Panels
+from circuits_over_time.plotting.parts.style import model_looks
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
 
 
 def band_traces(values: list[float | None]) -> list[Any]:

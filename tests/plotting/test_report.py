@@ -14,19 +14,19 @@ import pytest
 import torch
 from plotly.offline import get_plotlyjs
 
-from edge_attribution_patching.circuit import Circuit
-from edge_attribution_patching.graph import Graph
-from plotting.circuit_similarity import edges_of, nodes_of
-from plotting.make_report import main
-from plotting.report.circuits import PORTS, circuit_records
-from plotting.report.heads import SCORE_ROLES, head_records
-from plotting.report.histories import score_histories
-from plotting.report.page import script_safe
-from plotting.report.results import Results
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.plotting.make_report import main
+from circuits_over_time.plotting.parts.circuit_similarity import edges_of, nodes_of
+from circuits_over_time.plotting.report.circuits import PORTS, circuit_records
+from circuits_over_time.plotting.report.heads import SCORE_ROLES, head_records
+from circuits_over_time.plotting.report.histories import score_histories
+from circuits_over_time.plotting.report.page import script_safe
+from circuits_over_time.plotting.report.results import Results
+from circuits_over_time.utils.ioi.handover import role_handover
+from circuits_over_time.utils.results.kinds import KINDS
+from circuits_over_time.utils.results.store import Store
 from tests.support.synthetic_results import MODELS, STEPS, TASKS, write
-from utils.ioi.handover import role_handover
-from utils.results.kinds import KINDS
-from utils.results.store import Store
 
 MODEL = MODELS[0]
 MADE_UP = (

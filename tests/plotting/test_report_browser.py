@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from plotting.circuit_similarity import compare, edges_of
-from plotting.make_report import main
+from circuits_over_time.plotting.make_report import main
+from circuits_over_time.plotting.parts.circuit_similarity import compare, edges_of
+from circuits_over_time.utils.results.store import Store
 from tests.support.browser import OpenPage, chromium
 from tests.support.report_family import MODEL as FAMILY
 from tests.support.report_family import N_EDGES, N_STEPS, write_family
 from tests.support.synthetic_results import MODELS, STEPS, TASKS, write
-from utils.results.store import Store
 
 pytestmark = pytest.mark.browser
 

@@ -15,15 +15,15 @@ import pandas as pd
 import pytest
 import torch
 
-from edge_attribution_patching.circuit import Circuit
-from edge_attribution_patching.graph import Graph
-from plotting.circuit_similarity import compare, edges_of
-from plotting.make_report import main
-from plotting.style import ROLES
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.plotting.make_report import main
+from circuits_over_time.plotting.parts.circuit_similarity import compare, edges_of
+from circuits_over_time.plotting.parts.style import ROLES
+from circuits_over_time.utils.results.store import Store
 from tests.support.browser import OpenPage, chromium
 from tests.support.shared_folder import filled_once
 from tests.support.synthetic_results import HEADS, LAYERS, MODELS, STEPS, write_all
-from utils.results.store import Store
 
 pytestmark = pytest.mark.browser
 

@@ -11,16 +11,23 @@ import pandas as pd
 import pytest
 import yaml
 
-from plotting.export import figure_main
-from plotting.make_report import main as make_report
-from plotting.plot_reproduction import __doc__ as description
-from plotting.plot_reproduction import draw, draw_reproduction, shown, shown_range
-from plotting.published.numbers import published
-from plotting.reproduction import COLUMNS, LEAST, MEASURES, commands, reproduction, resampled
+from circuits_over_time.plotting.make_report import main as make_report
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.plot_reproduction import __doc__ as description
+from circuits_over_time.plotting.plot_reproduction import draw, draw_reproduction, shown, shown_range
+from circuits_over_time.plotting.published.numbers import published
+from circuits_over_time.plotting.published.reproduction import (
+    COLUMNS,
+    LEAST,
+    MEASURES,
+    commands,
+    reproduction,
+    resampled,
+)
+from circuits_over_time.utils.results.store import Store
 from tests.support.paths import ROOT
 from tests.support.study_results import MODELS, STEPS, write_settings, write_study
 from tests.support.synthetic_results import write, write_all
-from utils.results.store import Store
 
 EVERYTHING = Namespace(model=None, task=None)
 COUNTS = {

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plotting.plot_size_vs_scale import model_parameters, size_against_scale
-from plotting.style import nominal_size
-from plotting.tables import recorded_parameters
+from circuits_over_time.plotting.parts.style import nominal_size
+from circuits_over_time.plotting.parts.tables import recorded_parameters
+from circuits_over_time.plotting.plot_size_vs_scale import model_parameters, size_against_scale
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.comparison.scale import mean_sizes
+from circuits_over_time.utils.results.store import Store
 from tests.support.synthetic_results import write
-from utils.comparison.scale import mean_sizes
-from utils.errors import UserError
-from utils.results.store import Store
 
 TASKS = ("ioi", "greater_than", "gendered_pronoun", "sva")
 # Mean number of nodes over training of Tigges et al. 2024 (arXiv 2407.10827).

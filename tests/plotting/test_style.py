@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from plotting.style import (
+from circuits_over_time.plotting.parts.style import (
     METRIC_LABELS,
     SERIES,
     TASK_LABELS,
@@ -17,9 +17,9 @@ from plotting.style import (
     translucent,
     within,
 )
-from utils.results.kinds import PRIMARY_METRICS
-from utils.tasks import TASKS
-from utils.tasks.metrics import METRICS
+from circuits_over_time.utils.results.kinds import PRIMARY_METRICS
+from circuits_over_time.utils.tasks import TASKS
+from circuits_over_time.utils.tasks.metrics import METRICS
 
 STUDY = ("pythia-70m", "pythia-160m", "pythia-410m", "pythia-1.4b", "pythia-2.8b")
 # Full deficiency, Machado, Oliveira and Fernandes 2009, on linear RGB.

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plotting.time_axis import TimeAxis, compact
-from utils.models.schedules import PYTHIA_STEPS, tokens_at
+from circuits_over_time.plotting.parts.time_axis import TimeAxis, compact
+from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, tokens_at
 
 
 def frame(steps: list[int] | tuple[int, ...], per_step: int = 2_097_152) -> pd.DataFrame:

@@ -11,29 +11,29 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from edge_attribution_patching.attribution import attribute
-from edge_attribution_patching.faithfulness import CircuitEvaluator
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.search import edge_order, ranked_edges
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, ranked_edges
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
+from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
+from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.runner import main
+from circuits_over_time.utils.task_performance import answer_logits, task_performance
+from circuits_over_time.utils.tasks import Prompts, build_prompts
 from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_full_model_components_over_time import ANALYSIS as COMPONENTS
 from get_ioi_consistency import ANALYSIS as IOI_CONSISTENCY
 from get_model_cspa import ANALYSIS as CSPA
 from tests.support.paths import CONFIGS, ROOT
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.models.family import resolve_family
-from utils.models.packaged import STEP
-from utils.results.store import Store
-from utils.runner import main
-from utils.task_performance import answer_logits, task_performance
-from utils.tasks import Prompts, build_prompts
+from tools.unpack_smollm2 import STEP
 
 MODEL = ROOT / "model_cache" / "smollm2-135m"
 NAME = MODEL.name
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(not (MODEL / "family.json").is_file(), reason="needs python -m utils.models.packaged"),
+    pytest.mark.skipif(not (MODEL / "family.json").is_file(), reason="needs python -m tools.unpack_smollm2"),
 ]
 
 

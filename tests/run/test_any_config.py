@@ -14,11 +14,11 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from circuits_over_time.utils.config.keys import TaskConfig
+from circuits_over_time.utils.sweep.runner import main, main_of_suite
+from circuits_over_time.utils.sweep.suite import SuiteConfig
 from tests.support.demo_analysis import ANALYSIS
 from tests.support.tiny_models import save_family
-from utils.config.keys import TaskConfig
-from utils.run.suite import SuiteConfig
-from utils.runner import main, main_of_suite
 
 # Ray and Slurm are tested for real in test_executors.py; here every try would start a cluster.
 KEYS = sorted({*TaskConfig.model_fields, *SuiteConfig.model_fields, "eap", "sede", ""} - {"executor", "ray_address"})

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from utils.errors import UserError
-from utils.run.claims import Claims, Owner
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.sweep.claims import Claims, Owner
 
 NAME = "demo/tiny/step000010"
 
@@ -121,7 +121,9 @@ def test_claims_of_one_process_are_one_file_that_others_read_once(
         assert first.acquire(names)
         assert len({(tmp_path / ".claims" / name).stat().st_ino for name in names}) == 1
         read = list[Path]()
-        monkeypatch.setattr("utils.run.claims._read", lambda path: read.append(path) or first.owner)
+        monkeypatch.setattr(
+            "circuits_over_time.utils.sweep.claims._read", lambda path: read.append(path) or first.owner
+        )
         assert second.holders("demo/tiny") == dict.fromkeys(names, first.owner)
         assert second.holders("demo/tiny") == dict.fromkeys(names, first.owner)
         assert len(read) == 1

@@ -12,9 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from utils.config.keys import BaseConfig, Section, TaskConfig, execution, load_config, result_settings
-from utils.config.strict_yaml import parse_override, read_yaml
-from utils.errors import UserError
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.config.keys import (
+    BaseConfig,
+    Section,
+    TaskConfig,
+    execution,
+    load_config,
+    result_settings,
+)
+from circuits_over_time.utils.config.strict_yaml import parse_override, read_yaml
 
 
 class Eap(Section):

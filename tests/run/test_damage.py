@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from circuits_over_time.utils.sweep.runner import Analysis, main
 from tests.support.demo_analysis import ANALYSIS, FIRST, SECOND, results_in
 from tests.support.tiny_models import save_family
-from utils.runner import Analysis, main
 
 
 @dataclasses.dataclass

@@ -8,14 +8,14 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from edge_attribution_patching.architecture_table import ARCHITECTURES
+from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
+from circuits_over_time.utils.config.explain import blocks_in
+from circuits_over_time.utils.config.keys import BaseConfig, Section, execution
+from circuits_over_time.utils.models.known_families import FAMILIES
+from circuits_over_time.utils.results.comparison import COMPARISONS
+from circuits_over_time.utils.results.kinds import IOI_CONSISTENCY, KINDS, WITHOUT_STEPS
 from tests.support.paths import CONFIGS, ROOT
-from utils.config.document import Page, document, documented, find_schema, models_table, results_table
-from utils.config.explain import blocks_in
-from utils.config.keys import BaseConfig, Section, execution
-from utils.models.families import FAMILIES
-from utils.results.comparison_kinds import COMPARISONS
-from utils.results.kinds import IOI_CONSISTENCY, KINDS, WITHOUT_STEPS
+from tools.reference import Page, document, documented, find_schema, models_table, results_table
 
 README = (CONFIGS / "README.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
@@ -73,7 +73,7 @@ def test_a_table_that_differs_is_written_anew() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_has_its_keys_in_the_readme(script: str) -> None:
-    schemas = [part for part in vars(importlib.import_module(script)).values() if _is_schema(part)]
+    schemas = [part for part in vars(importlib.import_module(f"circuits_over_time.{script}")).values() if _is_schema(part)]
     tables = [find_schema(name) for name in documented(README, "keys")]
     assert [schema for schema in schemas if schema not in tables] == []
 
@@ -157,9 +157,12 @@ def test_what_stands_outside_the_markers_is_kept() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("# A\n<!-- keys: utils.circuits.Circuit_ -->\n<!-- end -->", "there is no such schema"),
+        (
+            "# A\n<!-- keys: circuits_over_time.utils.circuits.find.Circuit_ -->\n<!-- end -->",
+            "there is no such schema",
+        ),
         ("# A\n<!-- keys: utils.nothing.A -->\n<!-- end -->", "there is no such schema"),
-        ("# A\n<!-- keys: utils.errors.UserError -->\n<!-- end -->", "not a schema"),
+        ("# A\n<!-- keys: circuits_over_time.utils.base.errors.UserError -->\n<!-- end -->", "not a schema"),
         ("# A\n<!-- results: get_nothing.py -->\n<!-- end -->", "no kind of result names this script"),
         ("# A\n<!-- models: all -->\n<!-- end -->", "name families or architectures"),
         (

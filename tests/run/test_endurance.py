@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from circuits_over_time.utils.results.store import Store
 from tests.support.endurance import files, finished, kill, slow, start
 from tests.support.paths import ROOT
 from tests.support.tiny_models import save_family
-from utils.results.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
+from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
+from circuits_over_time.utils.results.store import Result
+from circuits_over_time.utils.sweep.runner import Analysis, main
 from tests.support import demo_analysis
 from tests.support.demo_analysis import ANALYSIS
 from tests.support.endurance import files, without_config
 from tests.support.paths import TOY
 from tests.support.tiny_models import save_family
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.results.store import Result
-from utils.runner import Analysis, main
 
 STEPS = range(6)
 pytestmark = [pytest.mark.slow, pytest.mark.endurance]

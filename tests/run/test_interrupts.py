@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 SLOW_RAY = """
 import dataclasses, sys, time
 from tests.support import demo_analysis
-from utils.runner import main
+from circuits_over_time.utils.sweep.runner import main
 
 def measure(checkpoint, config, inputs, task):
     time.sleep(0.4)

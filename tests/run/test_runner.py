@@ -17,17 +17,17 @@ import pandas as pd
 import pytest
 import torch
 
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.base.progress import duration
+from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
+from circuits_over_time.utils.models.family import LocalFamily
+from circuits_over_time.utils.results.store import Result, Store
+from circuits_over_time.utils.sweep.estimate import size
+from circuits_over_time.utils.sweep.runner import Analysis, main
+from circuits_over_time.utils.tasks import Task
 from tests.support.demo_analysis import ANALYSIS, FIRST, SECOND, results_in
 from tests.support.paths import ROOT
 from tests.support.tiny_models import save_checkpoint, save_family
-from utils.errors import UserError
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.models.estimate import size
-from utils.models.family import LocalFamily
-from utils.progress import duration
-from utils.results.store import Result, Store
-from utils.runner import Analysis, main
-from utils.tasks import Task
 
 
 @dataclasses.dataclass

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.files import atomic_write
-from utils.results.shared_lock import Entries, SharedLock
+from circuits_over_time.utils.base.files import atomic_write
+from circuits_over_time.utils.results.shared_lock import Entries, SharedLock
 
 
 class Book:

@@ -18,11 +18,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from utils.errors import UserError
-from utils.files import atomic_write, remove_stale_temporaries
-from utils.results.kinds import KINDS, Kind, how_to_make
-from utils.results.record import equal_weights
-from utils.results.store import Store
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.base.files import atomic_write, remove_stale_temporaries
+from circuits_over_time.utils.results.kinds import KINDS, Kind, how_to_make
+from circuits_over_time.utils.results.record import equal_weights
+from circuits_over_time.utils.results.store import Store
 
 TABLE = pd.DataFrame({"head": [0, 1], "value": [0.1, -2.5]})
 SCORES = Kind("scores", {"head": "number", "value": "score"}, "get_model_cspa.py", "cspa")

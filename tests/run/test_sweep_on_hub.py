@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from circuits_over_time.utils.models.family import HubFamily, resolve_family
+from circuits_over_time.utils.results.store import Result, Store
+from circuits_over_time.utils.sweep import estimate as times
+from circuits_over_time.utils.sweep.runner import main
 from tests.support.demo_analysis import ANALYSIS, FIRST, results_in
 from tests.support.hub_server import Fault, HubServer, read_folder
 from tests.support.loading import instant_waits, point_at
 from tests.support.paths import TOY, TOY_STEPS
 from tests.support.tiny_models import save_checkpoint, tiny_model
-from utils.models.family import HubFamily, resolve_family
-from utils.results.store import Result, Store
-from utils.run import times
-from utils.runner import main
 
 Run = Callable[..., int]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from circuits_over_time.utils.config.keys import BaseConfig, PromptOptions
+from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
+from circuits_over_time.utils.results.kinds import Kind
+from circuits_over_time.utils.results.store import Result
+from circuits_over_time.utils.sweep.analysis import Analysis
+from circuits_over_time.utils.sweep.plan import Job, plan
+from circuits_over_time.utils.sweep.worker import Shared, Worker, unit_of
 from tests.support.tiny_models import save_family
-from utils.config.keys import BaseConfig, PromptOptions
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.results.kinds import Kind
-from utils.results.store import Result
-from utils.run.analysis import Analysis
-from utils.run.plan import Job, plan
-from utils.run.worker import Shared, Worker, unit_of
 
 
 class Asking(PromptOptions, BaseConfig):

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from check_checkpoints import main
+from circuits_over_time.utils.integrity.descent import FLOOR, distance, moves
+from circuits_over_time.utils.models.family import resolve_family
 from tests.support.hub_server import HubServer, read_folder
 from tests.support.loading import instant_waits, point_at
 from tests.support.paths import CONFIGS, TOY, TOY_STEPS
 from tests.support.tiny_models import save_checkpoint
-from utils.models.descent import FLOOR, distance, moves
-from utils.models.family import resolve_family
 
 
 @pytest.fixture

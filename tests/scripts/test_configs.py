@@ -9,6 +9,15 @@ from typing import Any
 
 import pytest
 
+from circuits_over_time.utils.comparison.keys import ComparisonConfig
+from circuits_over_time.utils.config.keys import BaseConfig, load_config, result_settings
+from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, select_steps
+from circuits_over_time.utils.integrity.check import CheckConfig
+from circuits_over_time.utils.models.known_families import known_model
+from circuits_over_time.utils.sweep.plan import Job
+from circuits_over_time.utils.sweep.suite import SuiteConfig, jobs_of
+from circuits_over_time.utils.tasks import TASKS
+from circuits_over_time.utils.toy.family import FamilyConfig
 from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_full_model_components_over_time import ANALYSIS as COMPONENTS
 from get_ioi_consistency import ANALYSIS as IOI_CONSISTENCY
@@ -16,15 +25,6 @@ from get_model_cspa import ANALYSIS as CSPA
 from get_model_task_performance import ANALYSIS as PERFORMANCE
 from get_new_successor_head_scores_over_time import ANALYSIS as SUCCESSOR
 from tests.support.paths import CONFIGS, ROOT
-from utils.check import CheckConfig
-from utils.comparison.keys import ComparisonConfig
-from utils.config.keys import BaseConfig, load_config, result_settings
-from utils.models.families import known_model
-from utils.models.schedules import PYTHIA_STEPS, select_steps
-from utils.run.plan import Job
-from utils.run.suite import SuiteConfig, jobs_of
-from utils.tasks import TASKS
-from utils.toy.family import FamilyConfig
 
 # How the name of a script's configs starts. A config of circuits is called after its task, or after its family.
 ANALYSES = {

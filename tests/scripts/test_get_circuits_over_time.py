@@ -12,22 +12,23 @@ import pandas as pd
 import pytest
 import torch
 
-from edge_attribution_patching.attribution import attribute
-from edge_attribution_patching.circuit import Circuit
-from edge_attribution_patching.faithfulness import CircuitEvaluator
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.mib import mib_areas
-from edge_attribution_patching.patching import evaluate_metric
-from edge_attribution_patching.patching_runs import prepare_runs, run_metric
-from edge_attribution_patching.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
+from circuits_over_time.edge_attribution_patching.circuits.mib import mib_areas
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_metric
+from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs, run_metric
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
+from circuits_over_time.utils.circuits.find import circuit_prompts, find_circuit
+from circuits_over_time.utils.circuits.keys import CircuitsConfig
+from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.runner import main
+from circuits_over_time.utils.tasks import TASKS
 from get_circuits_over_time import ANALYSIS
 from tests.support import ioi_transformer
 from tests.support.paths import ROOT, TOY_STEPS
-from utils.circuits import CircuitsConfig, circuit_prompts, find_circuit
-from utils.models.family import resolve_family
-from utils.results.store import Store
-from utils.runner import main
-from utils.tasks import TASKS
 
 
 def files_of(results: Path) -> dict[str, bytes]:
@@ -38,7 +39,7 @@ def files_of(results: Path) -> dict[str, bytes]:
 KILLED = """
 import dataclasses, itertools, os, signal, sys
 from get_circuits_over_time import ANALYSIS
-from utils.runner import main
+from circuits_over_time.utils.sweep.runner import main
 
 calls = itertools.count(1)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import get_model_cspa
+from circuits_over_time.utils.heads.corpus import Corpus, draw_sequences, tokens_sha256
+from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.runner import main
 from get_model_cspa import ANALYSIS
 from tests.support.demo_analysis import results_in
-from utils.heads.corpus import Corpus, draw_sequences, tokens_sha256
-from utils.models.family import resolve_family
-from utils.results.store import Store
-from utils.runner import main
 
 
 def arguments(family: Path, results: Path, *more: str) -> list[str]:

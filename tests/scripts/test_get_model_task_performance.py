@@ -9,18 +9,18 @@ import pandas as pd
 import pytest
 import torch
 
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.models.family import LocalFamily
+from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.runner import main
+from circuits_over_time.utils.task_performance import task_performance
+from circuits_over_time.utils.tasks import TASKS, build_prompts
+from circuits_over_time.utils.tasks.metrics import METRICS
 from get_model_task_performance import ANALYSIS
 from tests.support.paths import TOY_STEPS
 from tests.support.random_models import ARCHITECTURES, random_model
 from tests.support.task_tokenizers import words
 from tests.support.word_family import word_model
-from utils.models.family import LocalFamily
-from utils.results.store import Store
-from utils.runner import main
-from utils.task_performance import task_performance
-from utils.tasks import TASKS, build_prompts
-from utils.tasks.metrics import METRICS
 
 # --- a slow second implementation
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, embed, forward, unembed
-from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.norms import normalise
-from edge_attribution_patching.weights import ModelWeights, read_weights
+from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward, unembed
+from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.norms import normalise
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
+from circuits_over_time.utils.tasks import build_prompts
+from circuits_over_time.utils.tasks.prompts import Prompts
 from notebooks.steps import PathPatching, at_end, head_table, load_checkpoint
 from tests.support.random_models import HOOKED, random_model
 from tests.support.task_tokenizers import words
-from utils.tasks import build_prompts
-from utils.tasks.prompts import Prompts
 
 
 @pytest.fixture(scope="module")

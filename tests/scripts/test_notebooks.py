@@ -105,7 +105,7 @@ def test_without_a_browser_figures_are_interactive_and_the_notebook_says_so_once
     figure = "show(finish(go.Figure(), 'A figure', width=300, height=200))"
     sources = (
         f"{head}\nimport plotly.graph_objects as go\nfrom notebooks.support import start\n"
-        "from plotting.style import finish\nshow = start()",
+        "from circuits_over_time.plotting.parts.style import finish\nshow = start()",
         *[figure] * 2,
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
+from circuits_over_time.utils.config.keys import load_config
+from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
+from circuits_over_time.utils.models.family import LocalFamily
+from circuits_over_time.utils.sweep.plan import Job
+from circuits_over_time.utils.sweep.runner import main, main_of_suite
+from circuits_over_time.utils.sweep.suite import in_order
 from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_full_model_components_over_time import ANALYSIS as COMPONENTS
 from get_ioi_consistency import ANALYSIS as CONSISTENCY
 from get_model_cspa import ANALYSIS as CSPA
 from tests.support.paths import TOY
-from utils.config.keys import load_config
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.models.family import LocalFamily
-from utils.run.plan import Job
-from utils.run.suite import in_order
-from utils.runner import main, main_of_suite
 
 KEYS: dict[str, dict[str, Any]] = {
     "get_ioi_consistency": {

@@ -9,20 +9,21 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from edge_attribution_patching.circuit import Circuit
-from edge_attribution_patching.faithfulness import CircuitEvaluator
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
+from circuits_over_time.utils.circuits.find import circuit_prompts
+from circuits_over_time.utils.circuits.keys import CircuitsConfig
+from circuits_over_time.utils.circuits.transfer import StoredCircuit
+from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.results.kinds import TRANSFER
+from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.runner import main, main_of_suite
+from circuits_over_time.utils.tasks import TASKS
 from get_circuits_over_time import ANALYSIS
 from tests.support import ioi_transformer
 from tests.support.hub_server import HubServer, read_folder
 from tests.support.loading import point_at
 from tests.support.paths import TOY, TOY_STEPS
-from utils.circuits import CircuitsConfig, circuit_prompts
-from utils.models.family import resolve_family
-from utils.results.kinds import TRANSFER
-from utils.results.store import Store
-from utils.runner import main, main_of_suite
-from utils.tasks import TASKS
-from utils.transfer import StoredCircuit
 
 LAST = TOY_STEPS[-1]
 

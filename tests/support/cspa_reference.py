@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from edge_attribution_patching.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
 
 def activations(bridge: TransformerBridge, tokens: Int[Tensor, "sequence position"]) -> dict[str, Tensor]:

@@ -11,15 +11,15 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.forward import embed, forward, unembed
-from edge_attribution_patching.layout import Layout
-from utils.config.keys import TaskConfig
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.results.kinds import Kind
-from utils.results.store import Result
-from utils.runner import Analysis, main
-from utils.tasks import TASKS, Task
+from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
+from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.utils.config.keys import TaskConfig
+from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
+from circuits_over_time.utils.results.kinds import Kind
+from circuits_over_time.utils.results.store import Result
+from circuits_over_time.utils.sweep.runner import Analysis, main
+from circuits_over_time.utils.tasks import TASKS, Task
 
 COLUMNS = {"metric": "what is measured", "value": "its value"}
 FIRST = Kind("first", COLUMNS, "demo.py", "demo", {".pt": "logits"})

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.graph import Graph
 
 BASE, SOURCE, COMPUTED = "base", "source", "computed"
 Read = Callable[[int, list[Tensor], Tensor], Tensor]

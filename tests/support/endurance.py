@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from circuits_over_time.utils.config.keys import load_config
+from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
+from circuits_over_time.utils.results.store import Result
+from circuits_over_time.utils.sweep.runner import run
 from tests.support.demo_analysis import ANALYSIS, results_in
-from utils.config.keys import load_config
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.results.store import Result
-from utils.runner import run
 
 FORK = multiprocessing.get_context("fork")
 

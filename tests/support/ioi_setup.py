@@ -10,24 +10,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.paths import Head
-from edge_attribution_patching.weights import ModelWeights, read_weights
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
+from circuits_over_time.edge_attribution_patching.patching.paths import Head
+from circuits_over_time.utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
+from circuits_over_time.utils.heads.copy_scores import copy_scores
+from circuits_over_time.utils.ioi.attention import NAMES
+from circuits_over_time.utils.ioi.effects import PairedRuns
+from circuits_over_time.utils.ioi.inputs import HeadFacts
+from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
+from circuits_over_time.utils.ioi.levels import Levels
+from circuits_over_time.utils.ioi.tables import Consistency
+from circuits_over_time.utils.tasks import TASKS, Prompts
+from circuits_over_time.utils.tasks.ioi import signal_variants
+from circuits_over_time.utils.tasks.metrics import Answers
 from tests.support import ioi_transformer
 from tests.support.float64 import in_float64
 from tests.support.random_models import random_model
 from tests.support.task_tokenizers import words
-from utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
-from utils.heads.copy_scores import copy_scores
-from utils.ioi.attention import NAMES
-from utils.ioi.effects import PairedRuns
-from utils.ioi.inputs import HeadFacts
-from utils.ioi.keys import IoiConsistencyConfig
-from utils.ioi.levels import Levels
-from utils.ioi.tables import Consistency
-from utils.tasks import TASKS, Prompts
-from utils.tasks.ioi import signal_variants
-from utils.tasks.metrics import Answers
 
 HEADS = [(layer, head) for layer in range(3) for head in range(4)]
 """Those of the random models."""

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from circuits_over_time.utils.tasks import ioi
 from tests.support.task_tokenizers import word_level
-from utils.tasks import ioi
 
 POSITIONS = 26
 """Tokens of the longest prompt, and one to spare."""

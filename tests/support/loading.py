@@ -12,11 +12,11 @@ import torch
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 
-from edge_attribution_patching.weights import read_weights
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.hub import download as retries
+from circuits_over_time.utils.models.family import Family, resolve_family
 from tests.support.tiny_models import tiny_model
-from utils.errors import UserError
-from utils.models import retries
-from utils.models.family import Family, resolve_family
 
 
 def point_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from edge_attribution_patching.forward import unembed
-from edge_attribution_patching.patching import evaluate_masks_final
-from edge_attribution_patching.patching_runs import PreparedRuns
-from edge_attribution_patching.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.model.forward import unembed
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_masks_final
+from circuits_over_time.edge_attribution_patching.patching.runs import PreparedRuns
 
 
 def masked_logits(weights: ModelWeights, runs: PreparedRuns, masks: Tensor, **options: Any) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from edge_attribution_patching.paths import Head, Receivers
+from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers
 
 
 @dataclass

@@ -6,14 +6,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from edge_attribution_patching.circuit import Circuit
-from edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, tokens_at
+from circuits_over_time.utils.results.comparison import COMPARISONS, ComparisonFolder
+from circuits_over_time.utils.results.store import Store
 from tests.support.synthetic_comparison import edges_over_time
 from tests.support.synthetic_results import write
-from utils.models.schedules import PYTHIA_STEPS, tokens_at
-from utils.results.comparison import ComparisonFolder
-from utils.results.comparison_kinds import COMPARISONS
-from utils.results.store import Store
 
 MODEL = "pythia-160m"
 LAYERS, HEADS = 12, 12

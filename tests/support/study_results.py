@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from plotting.published.numbers import Number, published
+from circuits_over_time.plotting.published.numbers import Number, published
+from circuits_over_time.utils.config.schedules import tokens_at
+from circuits_over_time.utils.results.store import Store
 from tests.support.synthetic_results import write
-from utils.models.schedules import tokens_at
-from utils.results.store import Store
 
 MODELS = ("pythia-70m", "pythia-160m", "pythia-410m", "pythia-1.4b", "pythia-2.8b")
 # Twenty from step 1000 on, so that means of whole numbers of nodes can have the printed digits.

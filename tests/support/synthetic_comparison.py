@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from utils.comparison.lifetimes import lifetimes, turnover
-from utils.results.comparison import ComparisonFolder
-from utils.results.comparison_kinds import COMPARISONS
-from utils.results.store import Store
+from circuits_over_time.utils.comparison.lifetimes import lifetimes, turnover
+from circuits_over_time.utils.results.comparison import COMPARISONS, ComparisonFolder
+from circuits_over_time.utils.results.store import Store
 
 STEPS = (0, 1, 8, 64, 512, 4000)
 TOKENS_PER_STEP = 2**21

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.models.schedules import tokens_at
-from utils.results.store import Store
+from circuits_over_time.utils.config.schedules import tokens_at
+from circuits_over_time.utils.results.store import Store
 
 STEPS = (0, 1, 8, 64, 512, 4000, 32000, 143000)
 TASKS = ("ioi", "sva")

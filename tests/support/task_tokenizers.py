@@ -12,8 +12,8 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from circuits_over_time.utils.tasks import gendered_pronoun, greater_than, ioi, sva
 from tests.support.paths import PYTHIA_TOKENIZER, ROOT
-from utils.tasks import gendered_pronoun, greater_than, ioi, sva
 
 PIECES = r"\d\d|[A-Za-z]+|[^\sA-Za-z\d]"
 

@@ -5,10 +5,10 @@ import shutil
 import pytest
 import torch
 
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.tasks import build_prompts, get_task
 from tests.support.paths import CONFIGS
 from tests.support.task_tokenizers import pythia, words
-from utils.errors import UserError
-from utils.tasks import build_prompts, get_task
 
 EXAMPLE = CONFIGS / "example_prompts.csv"
 HEADER = "clean,corrupted,answers,wrong_answers"

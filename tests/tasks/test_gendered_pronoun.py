@@ -2,9 +2,9 @@
 
 import pytest
 
+from circuits_over_time.utils.tasks import build_prompts, gendered_pronoun
+from circuits_over_time.utils.tasks.names import FEMALE_NAMES, MALE_NAMES
 from tests.support.task_tokenizers import TOKENIZERS, pythia, words
-from utils.tasks import build_prompts, gendered_pronoun
-from utils.tasks.names import FEMALE_NAMES, MALE_NAMES
 
 
 def test_the_pronouns_are_pythias_344_and_703():

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.tasks import build_prompts, greater_than
 from tests.support.task_tokenizers import OTHERS, TOKENIZERS, pythia, task_texts, word_level, words
-from utils.errors import UserError
-from utils.tasks import build_prompts, greater_than
 
 
 def pieces(text):

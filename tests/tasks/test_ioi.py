@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
+from circuits_over_time.utils.tasks import build_prompts, ioi
 from tests.support.task_tokenizers import TOKENIZERS, pythia, words
-from utils.tasks import build_prompts, ioi
 
 
 @pytest.fixture(params=list(TOKENIZERS))

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.tasks.metrics import METRICS, Answers
-from utils.tasks.prompts import padded
+from circuits_over_time.utils.tasks.metrics import METRICS, Answers
+from circuits_over_time.utils.tasks.prompts import padded
 
 VOCABULARY = 11
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.errors import UserError
-from utils.tasks.sampling import draw, seeded, shuffled, unravel
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.tasks.sampling import draw, seeded, shuffled, unravel
 
 GROUPS = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4), min_size=1, max_size=3)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.tasks import build_prompts, sva
 from tests.support.task_tokenizers import TOKENIZERS, pythia, task_texts, word_level, words
-from utils.errors import UserError
-from utils.tasks import build_prompts, sva
 
 EXAMPLES = {
     "simple_agrmt": ("The author", "The authors"),

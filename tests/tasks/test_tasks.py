@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.tasks import TASKS, build_prompts, get_task, greater_than, ioi
+from circuits_over_time.utils.tasks.metrics import METRICS
+from circuits_over_time.utils.tasks.prompts import Pair, assemble
 from tests.support.paths import ROOT
 from tests.support.task_tokenizers import OTHERS, TOKENIZERS, pythia, task_texts, word_level, words
-from utils.errors import UserError
-from utils.tasks import TASKS, build_prompts, get_task, greater_than, ioi
-from utils.tasks.metrics import METRICS
-from utils.tasks.prompts import Pair, assemble
 
 BUILDS = [*((task, "swap") for task in TASKS), ("ioi", "abc")]
 META = {

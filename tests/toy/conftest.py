@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from utils.toy.text import vocabulary_texts
-from utils.toy.tokenizer import build_tokenizer
+from circuits_over_time.utils.toy.text import vocabulary_texts
+from circuits_over_time.utils.toy.tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from utils.toy import text as toy_text
-from utils.toy.batches import Batch, TextConfig, TextSource
+from circuits_over_time.utils.toy import text as toy_text
+from circuits_over_time.utils.toy.batches import Batch, TextConfig, TextSource
 
 
 def document_texts(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -14,13 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 import make_toy_checkpoints
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.config.keys import load_config
+from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.toy import family
+from circuits_over_time.utils.toy.evaluation import Examination
+from circuits_over_time.utils.toy.family import FamilyConfig, train_family
 from tests.support.paths import ROOT
-from utils.config.keys import load_config
-from utils.errors import UserError
-from utils.models.family import resolve_family
-from utils.toy import family
-from utils.toy.evaluation import Examination
-from utils.toy.family import FamilyConfig, train_family
 
 CONFIG = ROOT / "configs/toy_family.yml"
 TINY = (
@@ -180,7 +180,7 @@ def test_a_training_that_stops_before_a_checkpoint_is_renamed_writes_it_on_resum
 def test_a_finished_family_is_found_again(
     tiny_trained: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("utils.toy.family.Trainer", None)  # Nothing may be trained.
+    monkeypatch.setattr("circuits_over_time.utils.toy.family.Trainer", None)  # Nothing may be trained.
     with caplog.at_level("INFO"):
         assert train_family(tiny_config(tiny_trained)) == tiny_trained
     assert [record.message for record in caplog.records] == [f"{tiny_trained}: found, 7 checkpoints up to step 20"]
@@ -196,7 +196,9 @@ def test_a_family_of_another_config_is_refused_with_the_way_out(tiny_trained: Pa
 
 
 def test_a_family_trained_on_other_text_is_refused(tiny_trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.toy.text.SHORT_IOI_TEMPLATES", ("When {first} and {second} met, {subject} thanked",))
+    monkeypatch.setattr(
+        "circuits_over_time.utils.toy.text.SHORT_IOI_TEMPLATES", ("When {first} and {second} met, {subject} thanked",)
+    )
     with pytest.raises(UserError, match=r"holds a family with text=\w+ \(this run asks for \w+\)"):
         train_family(tiny_config(tiny_trained))
 

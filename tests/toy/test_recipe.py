@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from transformers import AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerBase
 
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.config.keys import load_config
+from circuits_over_time.utils.toy.evaluation import Examination
+from circuits_over_time.utils.toy.family import FamilyConfig, train_family
+from circuits_over_time.utils.toy.training import new_model
 from tests.support.paths import CONFIGS, ROOT, TOY_STEPS
-from utils.config.keys import load_config
-from utils.errors import UserError
-from utils.toy.evaluation import Examination
-from utils.toy.family import FamilyConfig, train_family
-from utils.toy.training import new_model
 
 
 def recipe(*overrides: str) -> FamilyConfig:

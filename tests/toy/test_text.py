@@ -7,10 +7,10 @@ import random
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from utils.tasks import ioi
-from utils.toy import text as toy_text
-from utils.toy.positions import position_question, position_texts
-from utils.toy.tokenizer import build_tokenizer
+from circuits_over_time.utils.tasks import ioi
+from circuits_over_time.utils.toy import text as toy_text
+from circuits_over_time.utils.toy.positions import position_question, position_texts
+from circuits_over_time.utils.toy.tokenizer import build_tokenizer
 
 
 @pytest.mark.parametrize("skill", toy_text.EVALUATED)

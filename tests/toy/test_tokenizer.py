@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from circuits_over_time.utils.toy import text as toy_text
+from circuits_over_time.utils.toy.tokenizer import END_OF_TEXT
 from tests.support.paths import PYTHIA_TOKENIZER
-from utils.toy import text as toy_text
-from utils.toy.tokenizer import END_OF_TEXT
 
 
 @given(st.text())

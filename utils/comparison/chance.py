@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from scipy import stats
 
-from utils.comparison.similarity import weighted_jaccard
+from .similarity import weighted_jaccard
 
 DRAWS = 1000
 """How often scores are dealt at random."""

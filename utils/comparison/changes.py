@@ -16,14 +16,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from edge_attribution_patching.search import Signed, edge_order, prefix_masks
-from edge_attribution_patching.stability import sign_stable
-from utils.comparison.chance import expected_added, expected_jaccard, expected_weighted_jaccard
-from utils.comparison.floors import Rule, Samples, change_test, changed, noise_floor
-from utils.comparison.inputs import Checkpoint, Sequence
-from utils.comparison.keys import ComparisonConfig
-from utils.comparison.similarity import OF_CIRCUITS, Circuits, Edges, of_circuits, rank_correlation
-from utils.results.comparison_kinds import SIMILARITY
+from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.stability import sign_stable
+
+from ..results.comparison import SIMILARITY
+from .chance import expected_added, expected_jaccard, expected_weighted_jaccard
+from .floors import Rule, Samples, change_test, changed, noise_floor
+from .inputs import Checkpoint, Sequence
+from .keys import ComparisonConfig
+from .similarity import OF_CIRCUITS, Circuits, Edges, of_circuits, rank_correlation
 
 Table = pd.DataFrame
 AT = ("faithfulness", "size")

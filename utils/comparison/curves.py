@@ -15,17 +15,18 @@ from itertools import groupby
 
 import numpy as np
 import pandas as pd
+import ruptures
 import torch
 from jaxtyping import Float
 
-from utils.comparison.changes import grown
-from utils.comparison.emergence import binomial_resamples, normal_resamples
-from utils.comparison.floors import draws
-from utils.comparison.inputs import Sequence
-from utils.comparison.keys import ComparisonConfig
-from utils.comparison.similarity import Edges, jaccard
-from utils.results.kinds import PRIMARY_METRICS
-from utils.results.store import Store
+from ..results.kinds import PRIMARY_METRICS
+from ..results.store import Store
+from .changes import grown
+from .emergence import binomial_resamples, normal_resamples
+from .floors import draws
+from .inputs import Sequence
+from .keys import ComparisonConfig
+from .similarity import Edges, jaccard
 
 GUESSED = {"accuracy": 0.5}
 """What metrics are where a model guesses; 0 for all others."""
@@ -238,3 +239,27 @@ def _everywhere(table: pd.DataFrame, every: pd.DataFrame, columns: list[str]) ->
     grid = steps.merge(table[["layer", "head"]].drop_duplicates(), how="cross")
     found = grid.merge(table, on=["step", "tokens", "layer", "head"], how="left")
     return found[["step", "tokens", "layer", "head", *columns]].fillna(dict.fromkeys(columns, 0.0))
+
+
+# Change points: stretches of training over which a quantity keeps its level (Killick et al. 2012, PELT).
+
+PENALTY = 3.0
+SHORTEST = 2
+"""Checkpoints of a stretch."""
+
+
+def change_points(values: Float[np.ndarray, " checkpoint"]) -> list[int]:
+    """The first places of new stretches, ascending; none where there are fewer than four values, or all are equal.
+
+    Args:
+        values: in order, without gaps.
+    """
+    n = len(values)
+    if n < 2 * SHORTEST or np.ptp(values) == 0:
+        return []
+    differences = np.diff(values)
+    spread = 1.4826 * float(np.median(np.abs(differences - np.median(differences)))) / np.sqrt(2)
+    if spread == 0:  # Most neighbours are equal: any change is one.
+        spread = 1e-3 * float(np.ptp(values))
+    found = ruptures.Pelt(model="l2", min_size=SHORTEST, jump=1).fit(np.asarray(values, dtype=float)[:, None])
+    return [int(place) for place in found.predict(pen=PENALTY * spread**2 * np.log(n))[:-1]]

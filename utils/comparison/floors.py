@@ -1,8 +1,8 @@
 """How similar two circuits would be if only the prompts differed, and whether an observed similarity is lower.
 
-Scores are stored for every fold of the prompts (`edge_attribution_patching/folds.py`), so that circuits for other draws
-of prompts can be grown without a model. Sizes are kept: the first circuit of a pair always has as many edges as the
-first observed one, the second as many as the second, so that a difference of size alone is never a change.
+Scores are stored for every fold of the prompts (`edge_attribution_patching/scores/folds.py`), so that circuits for
+other draws of prompts can be grown without a model. Sizes are kept: the first circuit of a pair always has as many
+edges as the first observed one, the second as many as the second, so that a difference of size alone is never a change.
 
 Noise floor: pairs of bootstrap resamples of the folds of one checkpoint. A bootstrapped mean of K folds has only
 (K - 1) / K of the variance of the mean, so deviations from the mean are widened by sqrt(K / (K - 1)) (Davison and
@@ -39,10 +39,15 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from edge_attribution_patching.folds import KeptFolds
-from edge_attribution_patching.search import Order, Selection
-from edge_attribution_patching.stability import POSITIVE_SHARE, CircuitBootstrap, resampled_scores
-from utils.comparison.similarity import COUNTS, Circuits, Edges, of_circuits, rank_correlation
+from circuits_over_time.edge_attribution_patching.circuits.search import Order, Selection
+from circuits_over_time.edge_attribution_patching.circuits.stability import (
+    POSITIVE_SHARE,
+    CircuitBootstrap,
+    resampled_scores,
+)
+from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
+
+from .similarity import COUNTS, Circuits, Edges, of_circuits, rank_correlation
 
 Samples = dict[str, Float[np.ndarray, " sample"]]
 _AT_ONCE = 20_000_000

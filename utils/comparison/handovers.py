@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from utils.results.comparison_kinds import HANDOVERS
+from ..results.comparison import HANDOVERS
 
 Effects = dict[tuple[int, str], tuple[float, float]]
 """Effect and standard error by step and head."""

@@ -9,15 +9,16 @@ from statistics import median
 
 import pandas as pd
 
-from edge_attribution_patching.circuit import Circuit
-from edge_attribution_patching.folds import KeptFolds
-from edge_attribution_patching.graph import Graph
-from utils.comparison.floors import Rule
-from utils.comparison.keys import ComparisonConfig
-from utils.errors import UserError, suggest
-from utils.results.comparison import fingerprint
-from utils.results.kinds import how_to_make
-from utils.results.store import Store
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
+
+from ..base.errors import UserError, suggest
+from ..results.comparison import fingerprint
+from ..results.kinds import how_to_make
+from ..results.store import Store
+from .floors import Rule
+from .keys import ComparisonConfig
 
 log = logging.getLogger(__name__)
 

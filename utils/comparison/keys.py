@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from utils.config.keys import Section, execution
+from ..config.keys import Section, execution
 
 
 class EmergenceConfig(Section):

@@ -13,27 +13,20 @@ from itertools import chain, combinations
 
 import pandas as pd
 
-from utils.comparison.changes import Comparer, Pair, flagged, pairs_between, pairs_over_training, similarity_rows
-from utils.comparison.curves import Curve, best_head_curves, circuit_curves, head_curves, metric_curves
-from utils.comparison.handovers import handovers
-from utils.comparison.inputs import Sequence, Unit, fixed_sizes, read_sequence, units
-from utils.comparison.keys import ComparisonConfig
-from utils.comparison.scale import scale_table
-from utils.comparison.seeds import seed_emergence, seed_groups, seeds_table
-from utils.comparison.tables import (
-    change_points_table,
-    curves_table,
-    edges_tables,
-    emergence_table,
-    order_table,
-)
-from utils.errors import UserError, suggest
-from utils.files import require_writable
-from utils.progress import Progress, duration
-from utils.results.comparison import ComparisonFolder, fingerprint
-from utils.results.comparison_kinds import COMPARISONS, HANDOVERS, ORDER
-from utils.results.parameters import recorded_parameters
-from utils.results.store import Store
+from ..base.errors import UserError, suggest
+from ..base.files import require_writable
+from ..base.progress import Progress, duration
+from ..results.comparison import COMPARISONS, HANDOVERS, ORDER, ComparisonFolder, fingerprint
+from ..results.record import recorded_parameters
+from ..results.store import Store
+from .changes import Comparer, Pair, flagged, pairs_between, pairs_over_training, similarity_rows
+from .curves import Curve, best_head_curves, circuit_curves, head_curves, metric_curves
+from .handovers import handovers
+from .inputs import Sequence, Unit, fixed_sizes, read_sequence, units
+from .keys import ComparisonConfig
+from .scale import scale_table
+from .seeds import seed_emergence, seed_groups, seeds_table
+from .tables import change_points_table, curves_table, edges_tables, emergence_table, order_table
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ like groups. So values that are equal are spread evenly over the smallest distan
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import diptest
@@ -18,9 +19,18 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from utils.comparison.curves import Curve
-from utils.comparison.seed_names import without_seed
-from utils.results.comparison_kinds import SEED_EMERGENCE, SEEDS
+from ..results.comparison import SEED_EMERGENCE, SEEDS
+from .curves import Curve
+
+# Models that differ in their seed alone, by their names.
+
+_SEED = re.compile(r"[-_](?:weight-|data-)?seed[-_]?\d+")
+
+
+def without_seed(model: str) -> str:
+    """The name that seeds share: `pythia-14m-seed3`, `pythia-14m-weight-seed3` and `pythia-14m` give `pythia-14m`."""
+    return _SEED.sub("", model)
+
 
 FEWEST = 5
 """Models without which nothing is called abrupt."""

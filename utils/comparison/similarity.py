@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
-from edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.graph import Graph
 
 OF_CIRCUITS = ("node_jaccard", "head_jaccard", "edge_jaccard", "weighted_jaccard", "edges_added", "edges_removed")
 """Measures that depend on the circuits."""

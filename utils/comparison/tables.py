@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from utils.comparison.change_points import change_points
-from utils.comparison.changes import AT, grown
-from utils.comparison.curves import Curve
-from utils.comparison.emergence import Emergence, find_emergence, order_shares
-from utils.comparison.inputs import Sequence
-from utils.comparison.keys import ComparisonConfig
-from utils.comparison.lifetimes import lifetimes, turnover
-from utils.comparison.similarity import Edges
-from utils.results.comparison_kinds import CHANGE_POINTS, CURVES, EMERGENCE, LIFETIMES, ORDER, TURNOVER
+from ..results.comparison import CHANGE_POINTS, CURVES, EMERGENCE, LIFETIMES, ORDER, TURNOVER
+from .changes import AT, grown
+from .curves import Curve, change_points
+from .emergence import Emergence, find_emergence, order_shares
+from .inputs import Sequence
+from .keys import ComparisonConfig
+from .lifetimes import lifetimes, turnover
+from .similarity import Edges
 
 _NOT_CURVED = "n_edges"
 """A size falls as often as it rises, so it has change points instead of an emergence."""

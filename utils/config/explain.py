@@ -12,7 +12,7 @@ from typing import Any
 import pydantic
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from utils.errors import closest, did_you_mean, suggest
+from ..base.errors import closest, did_you_mean, suggest
 
 Key = tuple[str | int, ...]
 

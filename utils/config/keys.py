@@ -20,10 +20,10 @@ import pydantic
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
-from utils.config.explain import explain
-from utils.config.strict_yaml import Block, holds_null, merge, parse_override, read_yaml
-from utils.errors import UserError, suggest
-from utils.models.schedules import SCHEDULES
+from ..base.errors import UserError, suggest
+from .explain import explain
+from .schedules import SCHEDULES
+from .strict_yaml import Block, holds_null, merge, parse_override, read_yaml
 
 
 def execution(default: Any, **kwargs: Any) -> Any:

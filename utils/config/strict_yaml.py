@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from utils.errors import UserError, suggest
+from ..base.errors import UserError, suggest
 
 Block = dict[str, Any]
 

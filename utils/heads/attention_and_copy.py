@@ -22,18 +22,19 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.forward import LayerActivations, embed, forward
-from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.statistics import standard_errors
-from edge_attribution_patching.weights import ModelWeights
-from utils.config.keys import BaseConfig, Section
-from utils.errors import UserError
-from utils.heads.copy_scores import copy_samples, mean_scores
-from utils.heads.definition import Definition
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.results.store import Result
-from utils.tasks import Prompts, Task, build_prompts
+from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
+from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.statistics import standard_errors
+
+from ..base.errors import UserError
+from ..config.keys import BaseConfig, Section
+from ..models.checkpoint import LoadedCheckpoint
+from ..results.store import Result
+from ..tasks import Prompts, Task, build_prompts
+from .copy_scores import copy_samples, mean_scores
+from .definition import Definition
 
 STUDY_IDS = range(100, 20_000)
 """The ids from which the study draws its random blocks."""

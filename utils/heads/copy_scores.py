@@ -19,11 +19,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import Unembedding, clamp, embed, forward
-from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.norms import Norm, centred, normalise
-from edge_attribution_patching.weights import LayerWeights, ModelWeights
-from utils.heads.definition import Definition
+from circuits_over_time.edge_attribution_patching.model.forward import Unembedding, clamp, embed, forward
+from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.norms import Norm, centred, normalise
+from circuits_over_time.edge_attribution_patching.model.weights import LayerWeights, ModelWeights
+
+from .definition import Definition
 
 TOP_K = 5
 """A name counts as copied if it is among this many of the highest logits (Wang et al. 2022)."""

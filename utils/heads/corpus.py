@@ -30,9 +30,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.keys import StartToken
-from utils.errors import UserError
-from utils.toy import text as toy_text
+from ..base.errors import UserError
+from ..config.keys import StartToken
+from ..toy import text as toy_text
 
 TOY = "toy"
 PYTHON_DOCS = "python_docs"

@@ -13,18 +13,19 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.weights import ModelWeights
-from utils.config.keys import BaseConfig, StartToken
-from utils.errors import UserError
-from utils.heads.corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
-from utils.heads.cspa_scores import cspa_scores, mean_outputs
-from utils.heads.cspa_sources import Ablation
-from utils.heads.definition import Definition
-from utils.heads.function_words import function_tokens
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.results.store import Result
-from utils.tasks import Task
+from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+
+from ..base.errors import UserError
+from ..config.keys import BaseConfig, StartToken
+from ..models.checkpoint import LoadedCheckpoint
+from ..results.store import Result
+from ..tasks import Task
+from .corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
+from .cspa_scores import cspa_scores, mean_outputs
+from .cspa_sources import Ablation
+from .definition import Definition
+from .function_words import function_tokens
 
 
 class CspaKeys(Ablation):

@@ -34,14 +34,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, Unembedding, embed, forward
-from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.norms import normalise
-from edge_attribution_patching.statistics import quotient_errors
-from edge_attribution_patching.weights import ModelWeights
-from utils.errors import UserError
-from utils.heads.cspa_sources import Ablation, first_places, kept_sources
-from utils.heads.streamed_kl import Divergences, HeadChange, Kept, kl_of_changes
+from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, Unembedding, embed, forward
+from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.norms import normalise
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.statistics import quotient_errors
+
+from ..base.errors import UserError
+from .cspa_sources import Ablation, first_places, kept_sources
+from .streamed_kl import Divergences, HeadChange, Kept, kl_of_changes
 
 NO_EFFECT = "mean ablation changes the logits by no more than rounding"
 OVERFLOW = "the change of the logits overflows"

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from utils.config.keys import Section
+from ..config.keys import Section
 
 
 class Ablation(Section):

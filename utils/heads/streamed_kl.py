@@ -27,8 +27,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from edge_attribution_patching.bars import bar
-from edge_attribution_patching.forward import Unembedding
+from circuits_over_time.edge_attribution_patching.model.forward import Unembedding
+from circuits_over_time.edge_attribution_patching.model.pairs import bar
 
 LOG2_E = math.log2(math.e)
 

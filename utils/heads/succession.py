@@ -45,26 +45,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.forward import Unembedding, embed_tokens, mlp
-from edge_attribution_patching.weights import ModelWeights
-from utils.config.keys import BaseConfig
-from utils.errors import UserError
-from utils.heads.definition import Definition
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.results.store import Result
-from utils.tasks import Task
-from utils.tasks.vocabulary import encode
-from utils.tasks.word_series import (
-    DAYS,
-    LETTERS,
-    MONTHS,
-    NUMBER_WORDS,
-    ORDINALS,
-    ROMAN_NUMERALS,
-    SHORT_DAYS,
-    SHORT_MONTHS,
-)
+from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+from circuits_over_time.edge_attribution_patching.model.forward import Unembedding, embed_tokens, mlp
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+
+from ..base.errors import UserError
+from ..config.keys import BaseConfig
+from ..models.checkpoint import LoadedCheckpoint
+from ..results.store import Result
+from ..tasks import Task
+from ..tasks.vocabulary import encode
+from ..tasks.word_series import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS, SHORT_DAYS, SHORT_MONTHS
+from .definition import Definition
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import LayerActivations, embed, forward
-from edge_attribution_patching.layout import Layout
-from edge_attribution_patching.patching import Attended, Observer
-from edge_attribution_patching.paths import Head
-from edge_attribution_patching.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
+from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.patching.forward import Attended, Observer
+from circuits_over_time.edge_attribution_patching.patching.paths import Head
 
 NAMES = ("io", "s1", "s2")
 """The positions that attention is reported for."""

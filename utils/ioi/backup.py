@@ -25,14 +25,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.patching import Attended, evaluate_masks_final
-from edge_attribution_patching.patching_plan import Given
-from edge_attribution_patching.patching_runs import PreparedRuns, at_answers
-from edge_attribution_patching.paths import Head, recompute_mask
-from utils.ioi.effects import PairedRuns
-from utils.ioi.roles import Roles, holders
-from utils.ioi.shares import Scale
-from utils.results.kinds import IOI_BACKUP
+from circuits_over_time.edge_attribution_patching.patching.forward import Attended, evaluate_masks_final
+from circuits_over_time.edge_attribution_patching.patching.paths import Head, recompute_mask
+from circuits_over_time.edge_attribution_patching.patching.plan import Given
+from circuits_over_time.edge_attribution_patching.patching.runs import PreparedRuns, at_answers
+
+from ..results.kinds import IOI_BACKUP
+from .effects import PairedRuns
+from .roles import Roles, holders
+from .shares import Scale
 
 Ablation = Literal["mean", "corrupted"]
 

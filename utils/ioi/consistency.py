@@ -6,13 +6,13 @@ levels, by the definitions of `definitions.py` and the criteria of `roles.py`. `
 
 from __future__ import annotations
 
-from utils.ioi.backup import backup_table, without_backup
-from utils.ioi.inputs import IoiInputs, gather
-from utils.ioi.keys import IoiConsistencyConfig
-from utils.ioi.levels import Levels
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.results.store import Result
-from utils.tasks import Task
+from ..models.checkpoint import LoadedCheckpoint
+from ..results.store import Result
+from ..tasks import Task
+from .backup import backup_table, without_backup
+from .inputs import IoiInputs, gather
+from .keys import IoiConsistencyConfig
+from .levels import Levels
 
 
 def measure(

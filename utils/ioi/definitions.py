@@ -23,11 +23,12 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.paths import Head, Receivers
-from utils.ioi.effects import Exchange, PairedRuns
-from utils.ioi.inputs import HeadFacts
-from utils.ioi.keys import IoiConsistencyConfig, Thresholds
-from utils.ioi.roles import is_copy_suppression
+from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers
+
+from .effects import Exchange, PairedRuns
+from .inputs import HeadFacts
+from .keys import IoiConsistencyConfig, Thresholds
+from .roles import is_copy_suppression
 
 ByPrompt = Float[Tensor, "sender prompt"]
 

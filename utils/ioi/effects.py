@@ -1,8 +1,8 @@
 """What a head does to the logit difference of IOI prompts, by patching.
 
-Everything is the patched forward with base = clean prompts (`edge_attribution_patching/paths.py`). Along named paths
-the model reads what a head writes in another prompt; along all others it reads what it reads in the clean run. Results
-are logit differences logit(IO) - logit(S) per prompt. Shares and thresholds are up to `levels.py`.
+Everything is the patched forward with base = clean prompts (`edge_attribution_patching/patching/paths.py`). Along
+named paths the model reads what a head writes in another prompt; along all others it reads what it reads in the clean
+run. Results are logit differences logit(IO) - logit(S) per prompt. Shares and thresholds are up to `levels.py`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.forward import Unembedding, softcap
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.norms import normalise
-from edge_attribution_patching.pairs import TokenPairs
-from edge_attribution_patching.patching import evaluate_masks_final
-from edge_attribution_patching.patching_runs import PreparedBatches, PreparedRuns, at_answers
-from edge_attribution_patching.paths import Head, Receivers, path_masks, recompute_after, swap_masks
-from edge_attribution_patching.weights import ModelWeights
-from utils.ioi.attention import AttentionWatch
-from utils.tasks import Prompts
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.forward import Unembedding, softcap
+from circuits_over_time.edge_attribution_patching.model.norms import normalise
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_masks_final
+from circuits_over_time.edge_attribution_patching.patching.paths import (
+    Head,
+    Receivers,
+    path_masks,
+    recompute_after,
+    swap_masks,
+)
+from circuits_over_time.edge_attribution_patching.patching.runs import PreparedBatches, PreparedRuns, at_answers
+
+from ..tasks import Prompts
+from .attention import AttentionWatch
 
 
 class LogitDifference:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from utils.ioi.keys import IoiConsistencyConfig
-from utils.ioi.roles import ROLES
-from utils.results.kinds import IOI_CONSISTENCY
-from utils.results.store import Store
+from ..results.kinds import IOI_CONSISTENCY
+from ..results.store import Store
+from .keys import IoiConsistencyConfig
+from .roles import ROLES
 
 SUMMARY = "role_handover"
 COLUMNS = list(IOI_CONSISTENCY.summaries[SUMMARY])

@@ -19,23 +19,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.architectures import Shape
-from edge_attribution_patching.circuit import Circuit
-from edge_attribution_patching.graph import Graph
-from edge_attribution_patching.search import nodes_in
-from utils import circuits
-from utils.circuits import CircuitPrompts, find_circuit
-from utils.config.keys import BaseConfig
-from utils.errors import UserError
-from utils.heads import attention_and_copy, cspa
-from utils.heads.attention_and_copy import ComponentsInputs, component_scores
-from utils.heads.cspa import CspaInputs, score_heads
-from utils.ioi.keys import IoiConsistencyConfig
-from utils.models.checkpoint import LoadedCheckpoint
-from utils.results.record import RunRecord, differences, shown
-from utils.results.store import ResultsFolder, Store
-from utils.tasks import TASKS, Prompts
-from utils.tasks.ioi import signal_variants
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.circuits.search import nodes_in
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+
+from ..base.errors import UserError
+from ..circuits import find as circuits
+from ..circuits.find import find_circuit
+from ..circuits.report import CircuitPrompts
+from ..config.keys import BaseConfig
+from ..heads import attention_and_copy, cspa
+from ..heads.attention_and_copy import ComponentsInputs, component_scores
+from ..heads.cspa import CspaInputs, score_heads
+from ..models.checkpoint import LoadedCheckpoint
+from ..results.record import RunRecord, differences, shown
+from ..results.store import ResultsFolder, Store
+from ..tasks import TASKS, Prompts
+from ..tasks.ioi import signal_variants
+from .keys import IoiConsistencyConfig
 
 STORED, COMPUTED, ALL_HEADS = "stored", "computed", "all heads"
 SCORES = ("copy", "negative_copy", "induction", "duplicate_token")

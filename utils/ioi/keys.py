@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from utils.circuits import CircuitKeys, CircuitsConfig
-from utils.config.keys import BaseConfig, MemoryKeys, PromptOptions, Section, execution
-from utils.heads.attention_and_copy import ComponentsConfig, ComponentsKeys
-from utils.heads.cspa import CspaConfig, CspaKeys
+from ..circuits.keys import CircuitKeys, CircuitsConfig
+from ..config.keys import BaseConfig, MemoryKeys, PromptOptions, Section, execution
+from ..heads.attention_and_copy import ComponentsConfig, ComponentsKeys
+from ..heads.cspa import CspaConfig, CspaKeys
 
 
 class Thresholds(Section):

@@ -19,18 +19,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from edge_attribution_patching.paths import Head
-from edge_attribution_patching.statistics import standard_error
-from edge_attribution_patching.weights import ModelWeights
-from utils.ioi.attention import NAMES, name_attention
-from utils.ioi.definitions import definition_of
-from utils.ioi.effects import Exchange, PairedRuns
-from utils.ioi.inputs import HeadFacts
-from utils.ioi.keys import IoiConsistencyConfig
-from utils.ioi.roles import CLEAN, Roles, holders, inhibition_roles, reading_roles, writing_roles
-from utils.ioi.shares import Scale
-from utils.ioi.tables import Consistency, Tables
-from utils.tasks import Prompts
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.patching.paths import Head
+from circuits_over_time.edge_attribution_patching.statistics import standard_error
+
+from ..tasks import Prompts
+from .attention import NAMES, name_attention
+from .definitions import definition_of
+from .effects import Exchange, PairedRuns
+from .inputs import HeadFacts
+from .keys import IoiConsistencyConfig
+from .roles import CLEAN, Roles, holders, inhibition_roles, reading_roles, writing_roles
+from .shares import Scale
+from .tables import Consistency, Tables
 
 LEVELS = ("name_movers", "s_inhibition", "induction")
 

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from edge_attribution_patching.paths import Head
-from utils.ioi.effects import Exchange
-from utils.ioi.inputs import HeadFacts, OfHeads
-from utils.ioi.keys import Thresholds
+from circuits_over_time.edge_attribution_patching.patching.paths import Head
+
+from .effects import Exchange
+from .inputs import HeadFacts, OfHeads
+from .keys import Thresholds
 
 ROLES = ("name_mover", "copy_suppression", "negative_name_mover", "s_inhibition", "induction", "duplicate_token")
 CLEAN, OPPOSITE_ORDER = "same_token_same_order", "same_token_opposite_order"

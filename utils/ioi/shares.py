@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from edge_attribution_patching.statistics import Bootstrap, percentile_interval
+from circuits_over_time.edge_attribution_patching.statistics import Bootstrap, percentile_interval
 
 NAN = float("nan")
 

@@ -11,14 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from edge_attribution_patching.paths import Head
-from utils.ioi.attention import NAMES
-from utils.ioi.definitions import Definition
-from utils.ioi.effects import Exchange
-from utils.ioi.inputs import HeadFacts
-from utils.ioi.roles import Role, Roles, holders
-from utils.ioi.shares import Effects, Scale
-from utils.results.kinds import IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
+from circuits_over_time.edge_attribution_patching.patching.paths import Head
+
+from ..results.kinds import IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
+from .attention import NAMES
+from .definitions import Definition
+from .effects import Exchange
+from .inputs import HeadFacts
+from .roles import Role, Roles, holders
+from .shares import Effects, Scale
 
 _COUNTS = ("n_heads", "n_heads_in_circuit", "n_measured", "n_receivers")
 _PERCENTAGES = ("percent", "percent_in_circuit")

@@ -17,19 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edge_attribution_patching.architectures import ARCHITECTURES, Shape, read_shape
-from edge_attribution_patching.weights import ModelWeights, read_weights
-from utils.errors import UserError
-from utils.files import combine
-from utils.models.retries import one_line
-from utils.models.tokenizers import TOKENIZER_FILES, load_tokenizer, read_tokenizer, tokenizer_folder
-from utils.models.unusable import CheckpointUnusable
+from circuits_over_time.edge_attribution_patching.model.architectures import ARCHITECTURES, Shape, read_shape
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
+
+from ..base.errors import CheckpointUnusable, UserError, one_line
+from ..base.files import combine
+from .tokenizers import load_tokenizer, read_tokenizer, tokenizer_folder
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-SMALL_FILES = ("config.json", *TOKENIZER_FILES)
+
 # Masks and rotary frequencies, which older versions of transformers saved with the weights.
 _BUFFER = re.compile(r"\.(attention|attn|self_attn)\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
 _WAY_OUT = "delete the folder and fetch or train it again"
@@ -249,3 +248,29 @@ def _load_model(
 def _too_large(folder: Path, dtype: torch.dtype, device: torch.device) -> UserError:
     kind = str(dtype).removeprefix("torch.")
     return UserError(f"device: {folder} as {kind} does not fit on {device}; pass dtype=bfloat16 or another device")
+
+
+# Where a model runs.
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that a name stands for: `auto` is CUDA if there is one, else Apple's GPU, else the CPU.
+
+    Raises:
+        UserError: if this machine has no such device.
+    """
+    found = ["cpu"]
+    if torch.backends.mps.is_available():
+        found.insert(0, "mps")
+    if torch.cuda.is_available():
+        found.insert(0, "cuda")
+    if device == "auto":
+        return torch.device(found[0])
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        asked = torch.device("meta")
+    index_exists = asked.type != "cuda" or (asked.index or 0) < torch.cuda.device_count()
+    if asked.type not in found or not index_exists:
+        raise UserError(f"device: there is no '{device}' here, only {', '.join(found)} (auto takes {found[0]})")
+    return asked

@@ -1,8 +1,8 @@
 """Names of model families, resolved to their checkpoints.
 
 A family is named by
-- the short name of a known model (`utils/models/families.py`): `pythia-160m`, `pythia-160m-seed3`, `OLMo-2-0425-1B`;
-- a hub id `organisation/name` whose branches or tags are checkpoints (`utils/models/hub.py`);
+- the short name of a known model (`utils/models/known_families.py`): `pythia-160m`, `OLMo-2-0425-1B`;
+- a hub id `organisation/name` whose branches or tags are checkpoints (`utils/hub/checkpoint_files.py`);
 - a local folder with one folder per checkpoint (`utils/models/local.py`).
 """
 
@@ -11,26 +11,19 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from utils.config.keys import BaseConfig
-from utils.errors import UserError, suggest
-from utils.models import local
-from utils.models.families import EXAMPLES, SHORT_NAMES, FamilyRecord, KnownModel, known_model, unusable
-from utils.models.listing import HubUnreachable, downloads_of, published_names
-from utils.models.revisions import (
-    GENERAL,
-    GENERAL_NAMES,
-    Named,
-    TokensRule,
-    naming_rule,
-    read_names,
-    refuse_several_runs,
-    timeline,
-)
-from utils.models.sources import Family, HubFamily, LocalFamily
+from tqdm import tqdm
+
+from ..base.errors import CheckpointUnusable, UserError, suggest
+from ..config.keys import BaseConfig
+from ..hub.listing import HubUnreachable, Listing, downloads_of, in_parallel, published_names
+from . import local
+from .known_families import EXAMPLES, SHORT_NAMES, FamilyRecord, KnownModel, known_model, unusable
+from .revisions import GENERAL, GENERAL_NAMES, Named, TokensRule, naming_rule, read_names, refuse_several_runs, timeline
+from .sources import Family, HubFamily, LocalFamily
 
 __all__ = ["Family", "HubFamily", "LocalFamily", "family_of", "resolve_family"]
 
@@ -166,3 +159,53 @@ def _looks_local(model: str, cache_dir: Path) -> bool:
     """Whether this can only be a path: its folder exists, is the folder of downloads, or is written as a path."""
     parent = Path(model).expanduser().parent
     return model.startswith((".", "~", "/")) or parent.is_dir() or parent == cache_dir
+
+
+# Fetch only: bring checkpoints to disk now, so that everything can run offline later.
+
+
+def fetch(family: Family, steps: Sequence[int]) -> dict[int, str]:
+    """Download all files of checkpoints, one after the other, with a bar that counts bytes.
+
+    Args:
+        family: the family. One on disk has nothing to fetch.
+        steps: the steps to fetch. What is complete is left as it is, what is half there goes on.
+
+    Returns:
+        The steps that could not be fetched, with what is wrong.
+
+    Raises:
+        UserError: if the repository is missing or closed, or the disk is full.
+    """
+    if not isinstance(family, HubFamily):
+        log.info("%s is on this machine: nothing to fetch", family.source)
+        return {}
+    wanted = [step for step in steps if not family.is_complete(step)]
+    found = listings(family, wanted)
+    total = sum(one.bytes_of_weights for one in found.values() if isinstance(one, Listing))
+    failed: dict[int, str] = {}
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None, dynamic_ncols=True, desc=family.name) as bar:
+        for number, step in enumerate(wanted, 1):
+            bar.set_description_str(f"{family.name} step {step}")
+            try:
+                family.fetch_small(step)
+                family.fetch(step, bar.update)
+            except CheckpointUnusable as error:
+                failed[step] = str(error)
+                log.warning("%s step %d is left out: %s", family.name, step, error)
+                continue
+            if bar.disable:
+                log.info("%s step %d: fetched %d of %d", family.name, step, number, len(wanted))
+    log.info("%s: %d of %d checkpoints are in %s", family.name, len(steps) - len(failed), len(steps), family.cache_dir)
+    return failed
+
+
+def listings(
+    family: HubFamily, steps: Sequence[int], advance: Callable[[], object] = lambda: None
+) -> dict[int | str, Listing | CheckpointUnusable]:
+    """What the hub lists of some steps; see `in_parallel`."""
+
+    def listing(step: int) -> Callable[[], Listing]:
+        return lambda: family.listing(step)
+
+    return in_parallel({step: listing(step) for step in steps}, advance)

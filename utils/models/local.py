@@ -12,11 +12,10 @@ import json
 import re
 from pathlib import Path
 
-from utils.errors import UserError
-from utils.files import file_sha256
-from utils.models.revisions import GENERAL, GENERAL_NAMES, Named, read_names
-from utils.models.unusable import CheckpointUnusable
-from utils.models.weight_files import weight_files
+from ..base.errors import CheckpointUnusable, UserError
+from ..base.files import file_sha256
+from .revisions import GENERAL, GENERAL_NAMES, Named, read_names
+from .weight_files import weight_files
 
 Stamp = tuple[int, int, int]
 Stamps = dict[Path, Stamp]

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from utils.errors import UserError
+from ..base.errors import UserError
 
 STEP = r"(?P<step>\d+k?)"
 STAGE = r"stage(?P<stage>\d+)"

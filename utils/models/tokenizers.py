@@ -11,23 +11,13 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.errors import UserError
-from utils.files import file_sha256
-from utils.models.retries import one_line
-from utils.models.unusable import CheckpointUnusable
+from ..base.errors import CheckpointUnusable, UserError, one_line
+from ..base.files import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+from ..hub.checkpoint_files import TOKENIZER_FILES
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
 _TOKENIZER_KEYS = ("model_type", "tokenizer_class", "auto_map", "transformers_version")  # of config.json
 _tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 _tokenizers_lock = threading.Lock()

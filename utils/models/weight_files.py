@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.models.retries import one_line
-from utils.models.unusable import CheckpointUnusable
+from ..base.errors import CheckpointUnusable, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

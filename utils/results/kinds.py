@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.errors import suggest
+from ..base.errors import suggest
 
 SUCCESSION_CLASSES = ("numbers", "number_words", "ordinals", "days", "months", "letters", "roman_numerals")
 """Classes of words with a successor; `utils/heads/succession.py` lists the words."""
@@ -143,7 +143,8 @@ HYPOTHESIS_TESTS = Kind(
     "hypothesis_tests",
     {
         "test": "`equivalence`, `independence`, `minimality`, `sufficiency` or `necessity` "
-        "(`edge_attribution_patching/hypothesis_tests.py` defines them); no rows without `hypothesis_tests: true`",
+        "(`edge_attribution_patching/circuits/hypothesis_tests.py` defines them); no rows without "
+        "`hypothesis_tests: true`",
         "statistic": "in this order: share of prompts on which the circuit beats the model; HSIC; share of edges that "
         "matter more than 90% of edges added at random; share of random circuits that the circuit beats (twice)",
         "p_value": "of the null hypothesis; for minimality of the worst edge, corrected for their number",

@@ -13,6 +13,7 @@ whose hash is not the one in `files` was damaged, and is measured again with `re
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -20,18 +21,106 @@ import json
 import logging
 import platform
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config.keys import BaseConfig, result_settings
-from utils.errors import UserError
-from utils.files import atomic_write, file_sha256, remove_stale_temporaries, require_writable
-from utils.models.family import Family
-from utils.models.screening import some
-from utils.results.kinds import Kind
-from utils.results.origin import compare_weights
-from utils.results.shared_lock import SharedLock
-from utils.results.store import DamagedRecord, ResultsFolder
+from ..base.errors import CheckpointUnusable, UserError
+from ..base.files import atomic_write, combine, file_sha256, remove_stale_temporaries, require_writable, some
+from ..config.keys import BaseConfig, result_settings
+from ..hub.listing import HubUnreachable, Listing
+from ..models.family import Family, HubFamily, LocalFamily
+from .kinds import KINDS, Kind
+from .shared_lock import SharedLock
+from .store import DamagedRecord, ResultsFolder, Store
+
+# Whether the results of a folder come from the weights that a run would measure now.
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison of weights found.
+
+    Attributes:
+        changed: steps whose results come from other weights than the family holds now.
+        same_family: whether the results are this family's, as far as can be told.
+    """
+
+    changed: list[int]
+    same_family: bool
+
+    @property
+    def same(self) -> bool:
+        """Whether the family may add to these results."""
+        return self.same_family and not self.changed
+
+
+def compare_weights(held: Mapping[str, Any], family: Family, written: Mapping[int, float]) -> Compared:
+    """Compare the weights behind results with those of a family.
+
+    Args:
+        held: a run.json.
+        family: the weights of today. A hub revision whose commit is the recorded one is known to be equal; otherwise
+            the hashes that the hub lists are compared, and where it lists none, the repository's name counts. Of a
+            local family, weights are hashed whose samples have changed or whose files are newer than the result, and
+            those of the last measured step in any case.
+        written: finished step -> when its result was written, in seconds since 1970.
+    """
+    recorded = {step: held["checkpoints"][str(step)] for step in sorted(written) if str(step) in held["checkpoints"]}
+    here = {step: weights for step, weights in recorded.items() if step in family.steps}
+    if isinstance(family, HubFamily):
+        return _on_hub(held, family, here, complete=len(here) == len(written))
+    return Compared(_changed_on_disk(family, here, written) if isinstance(family, LocalFamily) else [], True)
+
+
+def _on_hub(
+    held: Mapping[str, Any], family: HubFamily, recorded: Mapping[int, Mapping[str, Any]], *, complete: bool
+) -> Compared:
+    named = held["repository"] == family.source
+    today = {step: family.commit(step) for step in recorded}
+    moved = [step for step, commit in today.items() if commit not in (None, recorded[step].get("commit"))]
+    # Listings are kept on disk, so the check of all weights before a sweep does not ask for these again.
+    found = family.listed(moved)
+    changed, unknown = [], None in today.values() or not complete
+    for step in moved:
+        listing = found[step]
+        hashes = {combine(one) for one in listing.formats} if isinstance(listing, Listing) else set()
+        if not hashes:
+            unknown = True
+        elif recorded[step]["sha256"] not in hashes:
+            changed.append(step)
+    silent = next((one for one in found.values() if isinstance(one, HubUnreachable)), None)
+    if silent is not None and named and not changed:
+        log.warning("%s: results are not compared with the weights of today: %s", family.name, silent)
+    return Compared(changed, named or (bool(recorded) and not unknown))
+
+
+def _changed_on_disk(
+    family: LocalFamily, recorded: Mapping[int, Mapping[str, Any]], written: Mapping[int, float]
+) -> list[int]:
+    suspects = [
+        step
+        for step, weights in recorded.items()
+        if step == max(recorded)
+        or _newest(family.folders[step]) > written[step]
+        or _samples_differ(weights, family, step)
+    ]
+    return [step for step in suspects if recorded[step]["sha256"] != family.sha256(step)]
+
+
+def _samples_differ(recorded: Mapping[str, Any], family: LocalFamily, step: int) -> bool:
+    """Whether samples of the weights are not the recorded ones. Missing weights are told when they are measured."""
+    with contextlib.suppress(CheckpointUnusable):
+        return "fingerprint" in recorded and recorded["fingerprint"] != family.fingerprint(step)
+    return False
+
+
+def _newest(folder: Path) -> float:
+    try:
+        return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+    except OSError:
+        return 0.0
+
 
 _PACKAGES = ("torch", "transformers", "transformer_lens", "numpy", "pandas")
 _UNSET = object()
@@ -59,7 +148,7 @@ class RunRecord:
         Args:
             analysis: the script's name.
             config: this run's config.
-            family: this run's weights (`utils/results/origin.py`).
+            family: this run's weights (`utils/results/record.py`).
 
         Raises:
             UserError: naming what the folder holds and what this run asks for.
@@ -309,3 +398,24 @@ def shown(value: Any) -> str:
     if value is _UNSET:
         return "nothing"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+# How many parameters a model has, as the runs that measured it recorded.
+
+
+def recorded_parameters(store: Store, model: str) -> int | None:
+    """Number of parameters that the runs of a model recorded with its checkpoints; None where none did.
+
+    Raises:
+        UserError: if they differ.
+    """
+    counts = set()
+    for kind in KINDS:
+        for task in [*store.tasks(kind, model), None]:
+            folder = store.folder(kind, model, task)
+            if folder.steps() and (folder.path / "run.json").is_file():
+                counts |= {weights.get("parameters") for weights in folder.read_run().get("checkpoints", {}).values()}
+    known = sorted(counts - {None})
+    if len(known) > 1:
+        raise UserError(f"{store.root}: {model} has {' and '.join(f'{n:,}' for n in known)} parameters; keep one model")
+    return known[0] if known else None

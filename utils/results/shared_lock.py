@@ -19,8 +19,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from utils.errors import UserError
-from utils.files import atomic_write, is_running
+from ..base.errors import UserError
+from ..base.files import atomic_write, is_running
 
 _NOTE, _WAIT = ".note.", 0.01
 

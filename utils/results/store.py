@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from utils.errors import UserError
-from utils.files import atomic_write
-from utils.results.kinds import Kind, find_kind, how_to_make
+from ..base.errors import UserError
+from ..base.files import atomic_write
+from .kinds import Kind, find_kind, how_to_make
 
 if TYPE_CHECKING:
     import torch

@@ -14,11 +14,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.keys import PromptOptions
-from utils.errors import UserError
-from utils.tasks.prompts import Pair, Prompts, Task, assemble
-from utils.tasks.sampling import draw
-from utils.tasks.vocabulary import encode, unknown_token
+from ..base.errors import UserError
+from ..config.keys import PromptOptions
+from .prompts import Pair, Prompts, Task, assemble
+from .sampling import draw
+from .vocabulary import encode, unknown_token
 
 COLUMNS: tuple[str, ...] = ("clean", "corrupted", "answers", "wrong_answers")
 PRIMARY_METRICS: tuple[str, ...] = ("logit_diff", "prob_diff")

@@ -8,11 +8,11 @@ female names alternate, and all templates come equally often.
 
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.keys import PromptOptions
-from utils.tasks.names import FEMALE_NAMES, MALE_NAMES
-from utils.tasks.prompts import Pair, Prompts, Task, assemble
-from utils.tasks.sampling import draw, seeded, unravel
-from utils.tasks.vocabulary import single_tokens
+from ..config.keys import PromptOptions
+from .names import FEMALE_NAMES, MALE_NAMES
+from .prompts import Pair, Prompts, Task, assemble
+from .sampling import draw, seeded, unravel
+from .vocabulary import single_tokens
 
 PRONOUNS: dict[str, str] = {"male": "he", "female": "she"}
 

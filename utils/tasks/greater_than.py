@@ -21,11 +21,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.keys import PromptOptions
-from utils.errors import UserError
-from utils.tasks.prompts import Pair, Prompts, Task, assemble
-from utils.tasks.sampling import draw, unravel
-from utils.tasks.vocabulary import continuations, encode, single_tokens, unknown_token
+from ..base.errors import UserError
+from ..config.keys import PromptOptions
+from .prompts import Pair, Prompts, Task, assemble
+from .sampling import draw, unravel
+from .vocabulary import continuations, encode, single_tokens, unknown_token
 
 # {century} is the beginning of the second year: its century, or all but its last digit.
 TEMPLATE = "The {noun} lasted from the year {year} to the year {century}"

@@ -17,12 +17,12 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.keys import PromptOptions
-from utils.errors import UserError
-from utils.tasks.names import FEMALE_NAMES, MALE_NAMES
-from utils.tasks.prompts import Pair, Prompts, Task, assemble
-from utils.tasks.sampling import draw, seeded, unravel
-from utils.tasks.vocabulary import single_tokens
+from ..base.errors import UserError
+from ..config.keys import PromptOptions
+from .names import FEMALE_NAMES, MALE_NAMES
+from .prompts import Pair, Prompts, Task, assemble
+from .sampling import draw, seeded, unravel
+from .vocabulary import single_tokens
 
 NAMES: tuple[str, ...] = MALE_NAMES + FEMALE_NAMES
 

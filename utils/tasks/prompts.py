@@ -18,11 +18,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from edge_attribution_patching.pairs import Metric, TokenPairs
-from utils.config.keys import PromptOptions, StartToken
-from utils.errors import UserError
-from utils.tasks.metrics import METRICS, Answers
-from utils.tasks.vocabulary import encode, unknown_token
+from circuits_over_time.edge_attribution_patching.model.pairs import Metric, TokenPairs
+
+from ..base.errors import UserError
+from ..config.keys import PromptOptions, StartToken
+from .metrics import METRICS, Answers
+from .vocabulary import encode, unknown_token
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.keys import PromptOptions, TaskConfig
-from utils.errors import UserError, suggest
-from utils.tasks import gendered_pronoun, greater_than, ioi, sva
-from utils.tasks.csv_task import csv_task
-from utils.tasks.prompts import Prompts, Task
+from ..base.errors import UserError, suggest
+from ..config.keys import PromptOptions, TaskConfig
+from . import gendered_pronoun, greater_than, ioi, sva
+from .csv_task import csv_task
+from .prompts import Prompts, Task
 
 TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK, greater_than.TASK, gendered_pronoun.TASK, sva.TASK)}
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import chain, count, islice, zip_longest
 
-from utils.errors import UserError
+from ..base.errors import UserError
 
 
 def seeded(*key: object) -> random.Random:

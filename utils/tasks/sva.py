@@ -16,10 +16,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.keys import PromptOptions
-from utils.tasks.prompts import Pair, Prompts, Task, assemble
-from utils.tasks.sampling import draw, unravel
-from utils.tasks.vocabulary import continuations, require, say_left, single_tokens
+from ..config.keys import PromptOptions
+from .prompts import Pair, Prompts, Task, assemble
+from .sampling import draw, unravel
+from .vocabulary import continuations, require, say_left, single_tokens
 
 # Words that inflect are (singular, plural) pairs.
 Inflected = tuple[str, str]

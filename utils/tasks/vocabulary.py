@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from utils.errors import UserError
+from ..base.errors import UserError
 
 CARRIER = "The"
 """The text before a word that is looked up."""

@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.keys import Section
-from utils.toy import text as toy_text
-from utils.toy.positions import position_question
-from utils.toy.tokenizer import END_OF_TEXT
+from ..config.keys import Section
+from . import text as toy_text
+from .positions import position_question
+from .tokenizer import END_OF_TEXT
 
 
 class TextConfig(Section):

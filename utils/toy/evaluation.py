@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerBase
 
-from utils.toy.positions import position_question
-from utils.toy.text import EVALUATED, Question
+from .positions import position_question
+from .text import EVALUATED, Question
 
 QUESTIONS = 200
 """Questions for each skill."""

@@ -31,16 +31,16 @@ from pydantic import Field
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from utils.config.keys import Section, execution, result_settings
-from utils.errors import UserError
-from utils.files import atomic_write
-from utils.progress import duration
-from utils.toy.batches import TextConfig, TextSource
-from utils.toy.evaluation import Examination
-from utils.toy.positions import position_texts
-from utils.toy.text import vocabulary_texts
-from utils.toy.tokenizer import build_tokenizer
-from utils.toy.training import ModelConfig, OptimizerConfig, Trainer, new_model, reproducible
+from ..base.errors import UserError
+from ..base.files import atomic_write
+from ..base.progress import duration
+from ..config.keys import Section, execution, result_settings
+from .batches import TextConfig, TextSource
+from .evaluation import Examination
+from .positions import position_texts
+from .text import vocabulary_texts
+from .tokenizer import build_tokenizer
+from .training import ModelConfig, OptimizerConfig, Trainer, new_model, reproducible
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ sentences later, uses the same mechanism for both.
 import random
 from collections.abc import Iterator
 
-from utils.tasks import ioi
-from utils.toy.text import NAMES, SHORT_IOI_TEMPLATES, Question, is_held_out
+from ..tasks import ioi
+from .text import NAMES, SHORT_IOI_TEMPLATES, Question, is_held_out
 
 PLACES: tuple[str, str] = ("first", "second")
 LISTS: tuple[str, ...] = (

@@ -18,8 +18,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from utils.tasks import gendered_pronoun, greater_than, ioi, sva
-from utils.tasks.word_series import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS
+from ..tasks import gendered_pronoun, greater_than, ioi, sva
+from ..tasks.word_series import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS
 
 HELD_OUT_ONE_IN = 5
 

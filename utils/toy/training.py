@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from utils.config.keys import Section
-from utils.toy.batches import Batch
-from utils.toy.muon import Muon
+from ..config.keys import Section
+from .batches import Batch
+from .muon import Muon
 
 
 class ModelConfig(Section):

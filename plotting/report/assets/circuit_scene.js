@@ -2,7 +2,7 @@
 // and by name (`a0.h1->m2`) between records.
 
 const PORT_NAMES = ["", "<q>", "<k>", "<v>"];
-const SPREAD = 0.42; // half the width of a box, as in plotting/circuit_layout.py
+const SPREAD = 0.42; // half the width of a box, as in plotting/parts/circuit_layout.py
 
 // A record's edge by number: [source, target, port], the first two numbers of nodes.
 const edgeEnds = (record, edge) => [record.edges[3 * edge], record.edges[3 * edge + 1], record.edges[3 * edge + 2]];
@@ -50,7 +50,7 @@ function sceneOf(record, other) {
   return { ...record, ...planOf(nodes, record.nodes.length), edges, fromOther, numbers: null };
 }
 
-// Rows as plotting/circuit_layout.py stacks them. Within a row the first `n` nodes keep their order; the others follow.
+// Rows as plotting/parts/circuit_layout.py stacks them. Within a row the first `n` nodes keep their order; the others follow.
 function planOf(nodes, n) {
   const levels = new Map();
   nodes.forEach(([name, x], index) => {

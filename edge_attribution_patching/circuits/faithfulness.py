@@ -1,0 +1,150 @@
+"""How much of the model a circuit keeps.
+
+    faithfulness(C) = (M(C) - M(empty)) / (M(full) - M(empty))      M(empty): the corrupted run
+    faithfulness_raw(C) = M(C) / M(full)
+
+(Hanna et al. 2024, arXiv 2403.17806; the raw share as in Tigges et al. 2024, arXiv 2407.10827.) Every value is kept per
+prompt, so that intervals can resample prompts: the same ones in every term of the ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..graph import Graph
+from ..model.pairs import Metric, TokenPairs
+from ..model.weights import ModelWeights
+from ..patching.forward import evaluate_metric
+from ..patching.runs import PreparedBatches, run_metric
+from ..statistics import RESAMPLES, Bootstrap, standard_error
+from .search import prefix_masks
+
+
+class CircuitEvaluator:
+    """Evaluates circuits on a set of prompts, and prepares the two runs of each prompt once.
+
+    Args:
+        weights: the model.
+        pairs: prompt pairs on the model's device.
+        metric: per-prompt metric.
+        batch_size: prompts per pass.
+        memory_budget_gb: how much of the prepared runs to keep; the others are prepared again. Also bounds each pass.
+
+    Attributes:
+        full, corrupted: the metric of every prompt in the whole model and in the corrupted run, on the CPU.
+    """
+
+    def __init__(
+        self,
+        weights: ModelWeights,
+        pairs: TokenPairs,
+        metric: Metric,
+        *,
+        batch_size: int = 32,
+        memory_budget_gb: float = 1.0,
+    ) -> None:
+        self.weights, self.metric = weights, metric
+        self.graph = Graph.of(weights)
+        self.memory_budget_gb = memory_budget_gb
+        self.n_prompts = len(pairs)
+        self._batches = PreparedBatches(weights, pairs.batches(batch_size), "corrupted", memory_budget_gb)
+        self.full = torch.zeros(self.n_prompts)
+        self.corrupted = torch.zeros(self.n_prompts)
+        for runs in self._batches:
+            full, corrupted = run_metric(weights, runs, metric)
+            index = runs.batch.index.cpu()
+            self.full[index], self.corrupted[index] = full.cpu(), corrupted.cpu()
+
+    def __call__(self, masks: Bool[Tensor, "mask n_forward n_backward"]) -> Float[Tensor, "mask prompt"]:
+        """The metric of every prompt under circuits given by their edges, on the CPU."""
+        values = torch.zeros(len(masks), self.n_prompts)
+        for runs in self._batches:
+            metric = evaluate_metric(self.weights, runs, masks, self.metric, memory_budget_gb=self.memory_budget_gb)
+            values[:, runs.batch.index.cpu()] = metric.cpu()
+        return values
+
+    def prefixes_of(self, order: Int[Tensor, "edge 2"]) -> Callable[[Sequence[int]], Float[Tensor, "size prompt"]]:
+        """sizes n -> the same for the circuits of the first n edges of an order, pruned."""
+        return lambda sizes: self(prefix_masks(order, self.graph, sizes))
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The whole model on clean and on corrupted prompts.
+
+    Attributes:
+        full, corrupted: mean of the metric.
+        full_se, corrupted_se, gap_se: standard errors of the means and of their paired difference.
+        n_prompts: how many prompts.
+    """
+
+    full: float
+    corrupted: float
+    full_se: float
+    corrupted_se: float
+    gap_se: float
+    n_prompts: int
+
+    @classmethod
+    def of(cls, full: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]) -> Baselines:
+        return cls(
+            float(full.mean()),
+            float(corrupted.mean()),
+            standard_error(full),
+            standard_error(corrupted),
+            standard_error(full - corrupted),
+            len(full),
+        )
+
+    def learned(self, min_gap: float) -> bool:
+        """Whether clean prompts score clearly higher: by more than `min_gap`, and by 3 standard errors of the gap."""
+        gap = self.full - self.corrupted
+        return gap > min_gap and (self.n_prompts == 1 or gap > 3 * self.gap_se)
+
+
+@dataclass
+class FaithfulnessCurve:
+    """Per-prompt metrics of the circuits evaluated so far, by size."""
+
+    full: Float[Tensor, " prompt"]
+    corrupted: Float[Tensor, " prompt"]
+    values: dict[int, Float[Tensor, " prompt"]] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> list[int]:
+        return sorted(self.values)
+
+    def metric(self, size: int) -> float:
+        return float(self.values[size].double().mean())
+
+    def faithfulness(self, size: int) -> float:
+        """Normalised by the corrupted run; nan if that does what the model does."""
+        corrupted, full = float(self.corrupted.double().mean()), float(self.full.double().mean())
+        return (self.metric(size) - corrupted) / (full - corrupted) if full != corrupted else math.nan
+
+    def raw(self, size: int) -> float:
+        """The share of the model's metric; nan if that is zero."""
+        full = float(self.full.double().mean())
+        return self.metric(size) / full if full != 0 else math.nan
+
+    def resampled(self, seed: int, resamples: int = RESAMPLES) -> Float[Tensor, "resample size"]:
+        """Faithfulness at every size on prompts drawn with replacement, the same draw in every term of the ratio."""
+        values, full, corrupted = self._resampled_means(seed, resamples)
+        return (values - corrupted) / (full - corrupted)
+
+    def resampled_raw(self, seed: int, resamples: int = RESAMPLES) -> Float[Tensor, "resample size"]:
+        """M(C) / M(full) at every size on the same draws."""
+        values, full, _ = self._resampled_means(seed, resamples)
+        return values / full
+
+    def _resampled_means(self, seed: int, resamples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean metric of every circuit [resample, size], of the model and of its corrupted run, each [resample, 1]."""
+        bootstrap = Bootstrap.of(len(self.full), seed, resamples)
+        values = bootstrap.means(torch.stack([self.values[size] for size in self.sizes]))
+        return values, bootstrap.means(self.full)[:, None], bootstrap.means(self.corrupted)[:, None]

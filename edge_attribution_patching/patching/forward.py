@@ -1,0 +1,312 @@
+"""The patched forward: one primitive for every intervention.
+
+Given two runs of the same prompts, `base` and `source`, and a mask over edges, every backward node reads
+
+    base residual stream + sum over its edges u -> v in the mask of (patched output of u - base output of u)
+
+and everything downstream is recomputed; `input` writes the embeddings of the source run. With base = corrupted and
+source = clean this evaluates circuits: edges in the circuit carry the clean prompt, all others the corrupted one. The
+full mask gives the clean run and the empty mask the corrupted run. With base = clean and source = corrupted it is path
+patching: only the edges of the named paths carry the corrupted prompt (Wang et al. 2022, "Interpretability in the
+Wild"; Goldowsky-Dill et al. 2023, "Localizing Model Behavior with Path Patching"). Where a path is not a set of edges,
+because a node on it would have to carry two values, heads can be `Given` an input or an output instead.
+
+How it is computed. Only differences to the base run are propagated. `patching_plan.py` says which nodes keep the value
+of one of the two runs (`patching_runs.py`) and which cannot reach the logits; none of these is computed. The other
+inputs of a layer are one matrix product of the mask with the differences (`patching_differences.py`), kept centred over
+d_model, so that LayerNorm is a scalar per token and is never written out. Several masks are stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..graph import QKV, Graph
+from ..model.forward import attend, clamp, mlp, pad_keys, rotate, to_attend, unembed
+from ..model.layout import prefix_of_layer
+from ..model.norms import centred, inverse_rms
+from ..model.pairs import GB, Metric, bar
+from ..model.weights import Letter, ModelWeights
+from .differences import Differences
+from .plan import COMPUTED, NOTHING, SOURCE, Given, Plan, Ties
+from .runs import PreparedRuns
+
+
+@dataclass(frozen=True)
+class Attended:
+    """The attention of recomputed heads of a layer; in the last layer q and what heads write are at the answers alone.
+
+    Attributes:
+        layer: which.
+        heads: which of its heads.
+        q, k, v: as they attend.
+        pattern: padded, with the queries of `Layout.queries` (in the last layer `Layout.answers`).
+        written: what comes of them, before W_written.
+    """
+
+    layer: int
+    heads: Int[Tensor, " head"]
+    q: Float[Tensor, "mask token head d_head"]
+    k: Float[Tensor, "mask token head d_head"]
+    v: Float[Tensor, "mask token head d_head"]
+    pattern: Float[Tensor, "mask prompt head query key"]
+    written: Float[Tensor, "mask token head d_head"]
+
+
+Observer = Callable[[Int[Tensor, " mask"], Attended], None]
+"""Told under which masks of all, and what the recomputed heads of a layer attend to."""
+
+
+def evaluate_masks_final(
+    weights: ModelWeights,
+    runs: PreparedRuns,
+    masks: Bool[Tensor, "mask n_forward n_backward"],
+    *,
+    given: Given = NOTHING,
+    memory_budget_gb: float = 1.0,
+    shortcuts: bool = True,
+    observe: Observer | None = None,
+) -> Float[Tensor, "mask prompt d_model"]:
+    """The final residual stream (centred where the final norm centres) at the answers under each mask.
+
+    Args:
+        weights: the model.
+        runs: both runs of a batch (`prepare_runs`).
+        masks: edges that carry the source run, any device; entries that are not edges are ignored.
+        given: what heads are given whatever their edges carry.
+        memory_budget_gb: bounds the differences that are held at once; masks are stacked up to it.
+        shortcuts: take nodes that are wholly at their source value from the source run. Otherwise they are recomputed,
+            which is slower and gives the same: tests use it to show that recomputing gives back the model.
+        observe: called with the attention of the heads that are recomputed under some mask of a stack. Under masks of
+            the stack that leave a head alone, it is the attention in the run that the head is taken from.
+    """
+    with torch.no_grad():
+        plan = Plan.of(Graph.of(weights), masks, Ties.of(weights), given=given, shortcuts=shortcuts)
+        token_bytes = runs.layout.n_tokens * weights.d_model * weights.embed.element_size()
+        finals = []
+        for part in bar(list(plan.stacks(memory_budget_gb * GB, token_bytes)), "circuits and patches"):
+            see = None if observe is None else partial(observe, torch.arange(len(plan))[part])
+            finals.append(_PatchedPass(weights, runs, plan.select(part), given.select(part), see).run())
+        return torch.cat(finals)
+
+
+def evaluate_metric(
+    weights: ModelWeights,
+    runs: PreparedRuns,
+    masks: Bool[Tensor, "mask n_forward n_backward"],
+    metric: Metric,
+    *,
+    memory_budget_gb: float = 1.0,
+) -> Float[Tensor, "mask prompt"]:
+    """The metric of every prompt of the batch under each mask, float32."""
+    finals = evaluate_masks_final(weights, runs, masks, memory_budget_gb=memory_budget_gb)
+    return torch.stack([metric(unembed(weights, final), runs.batch.index).float() for final in finals])
+
+
+class _PatchedPass:
+    """One pass of stacked masks through the layers.
+
+    Args:
+        weights: the model.
+        runs: both runs of a batch.
+        plan: of the masks of the stack.
+        given: what heads are given under these masks.
+        observe: told of every layer's recomputed heads.
+    """
+
+    def __init__(
+        self,
+        weights: ModelWeights,
+        runs: PreparedRuns,
+        plan: Plan,
+        given: Given,
+        observe: Callable[[Attended], None] | None = None,
+    ) -> None:
+        self.weights, self.runs, self.plan, self.given, self.observe = weights, runs, plan, given, observe
+        self.graph, self.layout = plan.graph, runs.layout
+        self.last_layer = weights.n_layers - 1
+        self.rotations = runs.layout.rotations(weights)
+        self.differences = Differences(plan, runs.base.embedded)
+
+    def run(self) -> Float[Tensor, "mask prompt d_model"]:
+        runs, graph = self.runs, self.graph
+        state = self._to_device(self.plan.inputs[:, graph.logits])[:, None, None]
+        final = torch.where(state == SOURCE, runs.source.final, runs.base.final)
+        if not bool((state == COMPUTED).any()):
+            return final
+        if bool(self.plan.needed[:, 0].any()):
+            of_input = runs.source.embedded - runs.base.embedded
+            self.differences.of_next(1)[:, 0] = centred(self.weights.final_norm, of_input)
+        for index in range(graph.n_layers):
+            heads = self.plan.needed[:, self.plan.heads(index)].any(0).nonzero()[:, 0]
+            change = self._change_of_heads(index, heads) if len(heads) else None
+            if index == self.last_layer and self.layout.n_tokens > self.layout.n_prompts:
+                self.differences.keep_tokens(self.layout.last)  # From here on only the answers matter.
+            if change is not None:
+                self._write_heads(index, heads, change)
+            if bool(self.plan.needed[:, graph.mlp(index)].any()):
+                self._write_mlp(index)
+        computed = self.differences.read(torch.tensor([graph.logits]), runs.base.final)[0]
+        return torch.where(state == COMPUTED, computed, final)
+
+    def _change_of_heads(self, index: int, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask head token d_head"]:
+        """What some heads of a layer write, patched minus base, before W_written."""
+        base, source = (run.layers[index].written[:, heads] for run in (self.runs.base, self.runs.source))
+        state = self._to_device(self.plan.nodes[:, self.plan.heads(index)][:, heads])[:, None, :, None]
+        written = torch.where(state == SOURCE, source, base)
+        attending = self.plan.attending[:, self.plan.heads(index)].any(0).nonzero()[:, 0]
+        computed = torch.isin(heads, attending).nonzero()[:, 0]
+        if len(computed):
+            attended = self._attend(index, attending)
+            if self.weights.layers[index].attn_post_norm is not None:
+                z = attended.written
+                attended = replace(attended, written=z * self._post_inverse_scale(index, attending, z))
+            if self.observe is not None:
+                self.observe(attended)
+            fresh = attended.written[:, :, torch.isin(attending, heads)]
+            written[:, :, computed] = torch.where(state[:, :, computed] == COMPUTED, fresh, written[:, :, computed])
+        _give(written, self.given.outputs, [self.graph.head(index, head) for head in heads.tolist()])
+        return rearrange(written - base, "mask token head d_head -> mask head token d_head")
+
+    def _post_inverse_scale(self, index: int, attending: Int[Tensor, " head"], fresh: Tensor) -> Tensor:
+        """1 / s of the norm of what all heads of a layer write under every mask, [mask, token, 1, 1]."""
+        layer = self.weights.layers[index]
+        assert layer.attn_post_norm is not None
+        base, source = (run.layers[index].z for run in (self.runs.base, self.runs.source))
+        state = self._to_device(self.plan.nodes[:, self.plan.heads(index)])[:, None, :, None]
+        z = torch.where(state == SOURCE, source, base)
+        z[:, :, attending] = torch.where(state[:, :, attending] == COMPUTED, fresh, z[:, :, attending])
+        out = z.flatten(-2) @ layer.W_O.flatten(0, 1) + layer.b_O
+        return inverse_rms(layer.attn_post_norm, out)[..., None].to(fresh.dtype)
+
+    def _attend(self, index: int, heads: Int[Tensor, " head"]) -> Attended:
+        """The attention of some heads under every mask, and their z as what they write."""
+        layer = self.weights.layers[index]
+        q, k, v = (self._qkv(index, letter, heads) for letter in QKV)
+        before_k, before_v = (
+            None if before is None else before[:, heads // layer.group]
+            for before in prefix_of_layer(self.runs.prefix, index)
+        )
+        keys, values = pad_keys(k, self.layout, before_k), pad_keys(v, self.layout, before_v)
+        queries = self.layout.answers if index == self.last_layer else self.layout.queries
+        z, pattern = attend(layer, q, keys, values, self.layout, queries)
+        return Attended(index, heads, q, k, v, pattern, z)
+
+    def _qkv(self, index: int, letter: Letter, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
+        """q, k or v of some heads under every mask, as they attend: a run's, or computed."""
+        layer = self.weights.layers[index]
+        rows = heads if letter == "q" else heads // layer.group
+        base, source = (run.layers[index].attended(letter)[:, rows] for run in (self.runs.base, self.runs.source))
+        state = self._to_device(self.plan.qkv(index)[:, QKV.index(letter), heads])[:, None, :, None]
+        x = torch.where(state == SOURCE, source, base)
+        projected = self.plan.projected(index, letter)
+        computed = torch.isin(heads, projected).nonzero()[:, 0]
+        if len(computed):
+            fresh = self._to_attend(index, letter, projected, self._project(index, letter, projected))
+            fresh = fresh[:, :, torch.isin(projected, heads)]
+            x[:, :, computed] = torch.where(state[:, :, computed] == COMPUTED, fresh, x[:, :, computed])
+        _give(x, self.given.inputs, [self.graph.head_input(index, head, letter) for head in heads.tolist()])
+        return x
+
+    def _project(
+        self, index: int, letter: Letter, heads: Int[Tensor, " head"]
+    ) -> Float[Tensor, "mask token head d_head"]:
+        """The projections of some heads from the residual streams that they read."""
+        layer, tokens = self.weights.layers[index], None
+        resid = self.runs.base.layers[index].resid_pre
+        if self._at_answers(index, letter):
+            tokens = self.layout.last
+            resid = resid[tokens]
+        inputs = self.graph.qkv_inputs(index).start + QKV.index(letter) * self.graph.n_heads + heads
+        edges = self.plan.masks[:, :, inputs]
+        alike = bool((edges == edges[:, :, :1]).all())  # Then all read one residual stream.
+        x = self.differences.read(inputs[:1] if alike else inputs, resid, tokens)
+        rows = layer.rows(letter).start + (heads if letter == "q" else heads // layer.group)
+        out = torch.bmm(x.flatten(1, 2).expand(len(heads), -1, -1), layer.W_qkv[rows].transpose(1, 2))
+        out = out.view(len(heads), *x.shape[1:-1], -1)
+        if layer.attn_norm is not None:
+            out = out * inverse_rms(layer.attn_norm, x).to(x.dtype)
+        out = out + layer.b_qkv[rows][:, None, None]
+        return rearrange(out, "head mask token d_head -> mask token head d_head")
+
+    def _to_attend(
+        self, index: int, letter: Letter, heads: Int[Tensor, " head"], x: Float[Tensor, "mask token head d_head"]
+    ) -> Float[Tensor, "mask token head d_head"]:
+        """q, k or v of some heads as they attend, from what was projected."""
+        layer, rotation = self.weights.layers[index], self.rotations[index]
+        if rotation is not None and self._at_answers(index, letter):
+            rotation = rotation.at(self.layout.last)
+        norm = layer.norm_of(letter)
+        if norm is None or not layer.ties(letter):
+            return to_attend(layer, letter, x, rotation)
+        x = clamp(layer, x)
+        rows = heads if letter == "q" else heads // layer.group
+        gain = norm.gain.view(-1, x.shape[-1])[rows]
+        return rotate((x * self._inverse_scale_of_all(index, letter, heads, x) * gain).to(x.dtype), rotation)
+
+    def _inverse_scale_of_all(
+        self, index: int, letter: Letter, heads: Int[Tensor, " head"], x: Float[Tensor, "mask token head d_head"]
+    ) -> Float[Tensor, "mask token head 1"]:
+        """1 / s of a norm that covers q or k of all heads: x where a head's is computed, else that of a run.
+
+        Of the query heads that share a key-value head, each has its own key; the first, second, ... of every group are
+        normalised together.
+        """
+        layer = self.weights.layers[index]
+        norm = layer.norm_of(letter)
+        assert norm is not None
+        group = 1 if letter == "q" else layer.group
+        base, source = (
+            run.layers[index].squares(letter).repeat_interleave(group, dim=-1)
+            for run in (self.runs.base, self.runs.source)
+        )
+        state = self._to_device(self.plan.qkv(index)[:, QKV.index(letter)])[:, None]
+        squares = torch.where(state == SOURCE, source, base)
+        fresh = x.to(squares.dtype).square().sum(-1)
+        squares[:, :, heads] = torch.where(state[:, :, heads] == COMPUTED, fresh, squares[:, :, heads])
+        total = rearrange(squares, "mask token (row group) -> mask token row group", group=group).sum(-2)
+        inverse_scale = torch.rsqrt(total / len(norm.gain) + norm.eps)
+        return inverse_scale[:, :, heads % group, None]
+
+    def _at_answers(self, index: int, letter: Letter) -> bool:
+        """Whether only the answers' tokens are asked for: of the last layer, its queries and what follows."""
+        return index == self.last_layer and letter == "q"
+
+    def _to_device(self, state: Tensor) -> Tensor:
+        return state.to(self.weights.device)
+
+    def _write_heads(self, index: int, heads: Int[Tensor, " head"], change: Tensor) -> None:
+        """Write the differences of some heads of a layer."""
+        W_O = centred(self.weights.final_norm, self.weights.layers[index].W_written[heads])
+        written = self.differences.of_next(len(heads))
+        for mask in range(len(self.plan)):
+            torch.bmm(change[mask], W_O, out=written[mask])
+
+    def _write_mlp(self, index: int) -> None:
+        """Write the difference of a layer's MLP."""
+        base, source = (run.layers[index] for run in (self.runs.base, self.runs.source))
+        column = self.graph.mlp_input(index)
+        state = self._to_device(self.plan.inputs[:, column])[:, None, None]
+        out = torch.where(state == SOURCE, source.mlp_out, base.mlp_out)
+        if bool((state == COMPUTED).any()):
+            x = self.differences.read(torch.tensor([column]), base.mlp_in)[0]
+            out = torch.where(state == COMPUTED, mlp(self.weights.layers[index], x), out)
+        self.differences.of_next(1)[:, 0] = centred(self.weights.final_norm, out - base.mlp_out)
+
+
+def _give(
+    x: Float[Tensor, "mask token head d_head"],
+    given: Mapping[int, Float[Tensor, "#mask token d_head"]],
+    nodes: Sequence[int],
+) -> None:
+    """Put what is given in the place of some heads' nodes."""
+    for place, node in enumerate(nodes):
+        if node in given:
+            x[:, :, place] = given[node]

@@ -1,0 +1,192 @@
+"""Path patching and activation patching as edge masks.
+
+With base = clean and source = another prompt (`prepare_runs(weights, batch, "clean")`), a mask says which edges carry
+what differs. The first two kinds here hold all edges below one sender head, so that the sender has its value in the
+source run, and then the edges that carry that value on (Wang et al. 2022, arXiv 2211.00593, appendix B;
+Goldowsky-Dill et al. 2023, arXiv 2304.05969):
+
+    path_masks       sender -> first receivers -> next receivers -> ... -> logits, and nothing else
+    swap_masks       sender -> everything that reads it, all recomputed
+    recompute_mask   whatever some heads are given -> everything that reads it, all recomputed
+
+Where a mask changes nothing but the answers' tokens, `patching_runs.at_answers` cuts the runs down to these.
+
+`recompute_after` is the path patching of Wang et al. 2022 to the letter: the receivers get what they would read if the
+sender alone were exchanged, other heads held and MLPs free, and everything after them is recomputed. No one mask says
+that where receivers lie in several layers: an MLP between two of them carries the sender's change to the upper
+one, and to all else the lower one's. It takes two passes, of which the first records the receivers' inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..graph import QKV, Graph
+from ..model.weights import ModelWeights
+from .forward import Attended, Observer, evaluate_masks_final
+from .plan import Given
+from .runs import PreparedRuns
+
+Head = tuple[int, int]
+"""Layer and head."""
+
+
+@dataclass(frozen=True)
+class Receivers:
+    """Heads that are written to at one of their inputs, `letter` one of q, k, v."""
+
+    heads: tuple[Head, ...]
+    letter: str
+
+    def above(self, layer: int) -> Receivers:
+        """Those that read what a layer's heads write."""
+        return Receivers(tuple(head for head in self.heads if head[0] > layer), self.letter)
+
+
+def path_masks(
+    graph: Graph, senders: Sequence[Head], stages: Sequence[Receivers] = (), *, through_mlps: bool = False
+) -> Bool[Tensor, "sender n_forward n_backward"]:
+    """For each sender the edges sender -> receivers of each stage in turn -> logits.
+
+    Receivers in the sender's layer or below cannot read it and are left out of its mask. A head that is a receiver of
+    two stages passes on what it gets in either.
+
+    Args:
+        graph: the graph.
+        senders: heads that take their value in the source run.
+        stages: receivers in the order of the path; without any, the path is sender -> logits.
+        through_mlps: also take the paths from the sender to the first stage that lead through MLPs (through any number
+            of them). Later stages are always reached directly.
+    """
+    masks = torch.zeros(len(senders), graph.n_forward, graph.n_backward, dtype=torch.bool)
+    for mask, (layer, head) in zip(masks, senders, strict=True):
+        _take_source(mask, graph, layer, head)
+        writers = torch.tensor([graph.head(layer, head)])
+        for number, receivers in enumerate((*stages, None)):
+            if receivers is None:
+                inputs = torch.tensor([graph.logits])
+            else:
+                inputs = torch.tensor(
+                    [graph.head_input(*head, receivers.letter) for head in receivers.above(layer).heads],
+                    dtype=torch.long,
+                )
+            if number == 0 and through_mlps:
+                nodes, columns = _mlps_after(graph, layer, head)
+                mask[_grid(writers, columns)] = True
+                mask[_grid(nodes, columns)] = True
+                mask[_grid(nodes, inputs)] = True
+            mask[_grid(writers, inputs)] = True
+            if receivers is not None:
+                writers = graph.forward_of_backward[inputs]
+    return masks & graph.edge_mask
+
+
+def swap_masks(graph: Graph, senders: Sequence[Head]) -> Bool[Tensor, "sender n_forward n_backward"]:
+    """For each sender all edges that carry its source value on, directly or through others; all else is recomputed."""
+    masks = torch.zeros(len(senders), graph.n_forward, graph.n_backward, dtype=torch.bool)
+    for mask, (layer, head) in zip(masks, senders, strict=True):
+        _take_source(mask, graph, layer, head)
+        sender = graph.head(layer, head)
+        reads = graph.edge_mask[sender]
+        nodes = graph.forward_of_backward[reads].unique()
+        writers = torch.cat((torch.tensor([sender]), nodes[nodes < graph.n_forward]))
+        mask[_grid(writers, reads.nonzero()[:, 0])] = True
+    return masks & graph.edge_mask
+
+
+def recompute_mask(graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
+    """All edges but the input's: what heads are given reaches all that reads it, nothing else comes from the source."""
+    mask = graph.edge_mask.clone()
+    mask[0] = False
+    return mask
+
+
+def recompute_after(
+    weights: ModelWeights,
+    runs: PreparedRuns,
+    senders: Sequence[Head],
+    receivers: Receivers,
+    *,
+    memory_budget_gb: float = 1.0,
+    observe: Observer | None = None,
+) -> Float[Tensor, "sender prompt d_model"]:
+    """The final residual stream where receivers read each sender as in the source run, and what follows is recomputed.
+
+    Args:
+        weights: the model.
+        runs: with base = clean. With `at_answers` the receivers' inputs change at the answers alone.
+        senders: heads that take their value in the source run, one at a time.
+        receivers: heads, and which of their inputs carries the sender's value, directly and through MLPs. Those that
+            do not read a sender are left alone.
+        memory_budget_gb: as of `evaluate_masks_final`.
+        observe: told of the heads that are recomputed after the receivers, and under which senders.
+    """
+    graph = Graph.of(weights)
+    finals = runs.base.final.expand(len(senders), -1, -1).clone()
+    for layer in sorted({layer for layer, _ in senders}):
+        reading = receivers.above(layer)
+        if not reading.heads:
+            continue
+        rows = torch.tensor([row for row, (of, _) in enumerate(senders) if of == layer])
+        of_layer = [senders[row] for row in rows.tolist()]
+        masks = path_masks(graph, of_layer, [reading], through_mlps=True)
+        recorder = _Recorder(graph, reading, len(of_layer))
+        evaluate_masks_final(weights, runs, masks, memory_budget_gb=memory_budget_gb, observe=recorder)
+        finals[rows.to(finals.device)] = evaluate_masks_final(
+            weights,
+            runs,
+            recompute_mask(graph).expand_as(masks),
+            given=Given(inputs=recorder.inputs),
+            memory_budget_gb=memory_budget_gb,
+            observe=None if observe is None else _of_rows(observe, rows),
+        )
+    return finals
+
+
+class _Recorder:
+    """An observer that keeps what receivers read.
+
+    Attributes:
+        inputs: backward index -> q, k or v under every mask.
+    """
+
+    def __init__(self, graph: Graph, receivers: Receivers, n_masks: int) -> None:
+        self.graph, self.receivers, self.n_masks = graph, receivers, n_masks
+        self.inputs: dict[int, Float[Tensor, "mask token d_head"]] = {}
+
+    def __call__(self, masks: Int[Tensor, " mask"], attended: Attended) -> None:
+        letter = self.receivers.letter
+        read = getattr(attended, letter)
+        for place, head in enumerate(attended.heads.tolist()):
+            if (attended.layer, head) in self.receivers.heads:
+                index = self.graph.head_input(attended.layer, head, letter)
+                if index not in self.inputs:
+                    self.inputs[index] = read.new_empty(self.n_masks, read.shape[1], read.shape[-1])
+                self.inputs[index][masks.to(read.device)] = read[:, :, place]
+
+
+def _of_rows(observe: Observer, rows: Int[Tensor, " mask"]) -> Observer:
+    return lambda masks, attended: observe(rows[masks], attended)
+
+
+def _take_source(mask: Tensor, graph: Graph, layer: int, head: int) -> None:
+    """Let everything below a layer, and so this head of it, have its source value."""
+    mask[:, : graph.qkv_inputs(layer).start] = True
+    mask[:, [graph.head_input(layer, head, letter) for letter in QKV]] = True
+
+
+def _mlps_after(graph: Graph, layer: int, head: int) -> tuple[Tensor, Tensor]:
+    """Forward and backward indices of the MLPs that read a head."""
+    sender = graph.head(layer, head)
+    layers = [m for m in range(graph.n_layers) if graph.edge_mask[sender, graph.mlp_input(m)]]
+    nodes = torch.tensor([graph.mlp(m) for m in layers], dtype=torch.long)
+    return nodes, torch.tensor([graph.mlp_input(m) for m in layers], dtype=torch.long)
+
+
+def _grid(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    return rows[:, None], columns[None, :]

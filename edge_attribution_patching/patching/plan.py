@@ -1,0 +1,218 @@
+"""What each edge mask does to each node, worked out before anything is computed.
+
+A node whose edges carry no difference keeps its base value. A node that reads everything from nodes at their source
+value has its source value. The others are computed, if their difference can reach the logits at all. Inputs that are
+given count as computed; what a head is given to write is as it is.
+
+In some blocks a norm ties the heads of a layer together (`Ties`). A head that is at its base or source value stays
+there. One that is computed is normalised with all the others as they are under the mask, so they are computed too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int, Int8
+from torch import Tensor
+
+from ..graph import QKV, Graph
+from ..model.weights import Letter, ModelWeights
+
+BASE, SOURCE, COMPUTED, GIVEN = 0, 1, 2, 3
+"""The state of a node or input: as in the base run, as in the source run, or neither; of a node also: given."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What some heads are given in place of what they would compute, under every mask alike or one value a mask.
+
+    Tokens are the packed ones of the runs; in the last layer q and what heads write are at the answers alone.
+
+    Attributes:
+        inputs: backward index of a q, k or v -> its value as it attends.
+        outputs: forward index of a head -> what it writes, before W_written.
+    """
+
+    inputs: Mapping[int, Float[Tensor, "#mask token d_head"]] = field(default_factory=dict)
+    outputs: Mapping[int, Float[Tensor, "#mask token d_head"]] = field(default_factory=dict)
+
+    def select(self, part: slice) -> Given:
+        """What is given under some of the masks."""
+        inputs, outputs = (
+            {node: value if len(value) == 1 else value[part] for node, value in of_kind.items()}
+            for of_kind in (self.inputs, self.outputs)
+        )
+        return Given(inputs, outputs)
+
+
+NOTHING = Given()
+
+
+@dataclass(frozen=True)
+class Ties:
+    """What one norm covers of all heads of a layer together: their queries, their keys, what they write."""
+
+    q: bool = False
+    k: bool = False
+    written: bool = False
+
+    @classmethod
+    def of(cls, weights: ModelWeights) -> tuple[Ties, ...]:
+        """Those of every layer."""
+        return tuple(
+            cls(layer.ties("q"), layer.ties("k"), layer.attn_post_norm is not None) for layer in weights.layers
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The states of all nodes and inputs under some masks, on the CPU.
+
+    Attributes:
+        masks: edges that carry the source run.
+        nodes: BASE, SOURCE, COMPUTED or GIVEN for each forward node.
+        inputs: BASE, SOURCE or COMPUTED for each backward node.
+        needed: forward nodes whose difference reaches the logits through computed inputs.
+        attending: heads whose z is computed.
+        read: inputs whose residual stream is computed.
+    """
+
+    graph: Graph
+    masks: Bool[Tensor, "mask n_forward n_backward"]
+    nodes: Int8[Tensor, "mask n_forward"]
+    inputs: Int8[Tensor, "mask n_backward"]
+    needed: Bool[Tensor, "mask n_forward"]
+    attending: Bool[Tensor, "mask n_forward"]
+    read: Bool[Tensor, "mask n_backward"]
+
+    @classmethod
+    def of(
+        cls,
+        graph: Graph,
+        masks: Bool[Tensor, "mask n_forward n_backward"],
+        ties: Sequence[Ties] | None = None,
+        *,
+        given: Given = NOTHING,
+        shortcuts: bool = True,
+    ) -> Plan:
+        """Work out every state; without shortcuts no input is taken to have its source value.
+
+        Args:
+            graph: the graph.
+            masks: edges that carry the source run, any device; entries that are no edges are ignored.
+            ties: of every layer; none by default.
+            given: what heads are given.
+            shortcuts: see above.
+        """
+        masks = masks.cpu() & graph.edge_mask
+        nodes, inputs = _states(graph, masks, given, shortcuts)
+        ties = ties or [Ties()] * graph.n_layers
+        return cls(graph, masks, nodes, inputs, *_reaching(graph, masks, nodes, inputs, ties))
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def select(self, part: slice) -> Plan:
+        """Some of the masks."""
+        tensors = (self.masks, self.nodes, self.inputs, self.needed, self.attending, self.read)
+        return Plan(self.graph, *(tensor[part] for tensor in tensors))
+
+    def heads(self, layer: int) -> slice:
+        """Forward indices of a layer's heads."""
+        return slice(self.graph.head(layer), self.graph.mlp(layer))
+
+    def qkv(self, layer: int) -> Int8[Tensor, "mask 3 head"]:
+        """States of the inputs of a layer's heads."""
+        return self.inputs[:, self.graph.qkv_inputs(layer)].view(len(self), 3, self.graph.n_heads)
+
+    def projected(self, layer: int, letter: Letter) -> Int[Tensor, " head"]:
+        """The heads of a layer whose q, k or v is projected under some mask."""
+        read = self.read[:, self.graph.qkv_inputs(layer)].view(len(self), 3, self.graph.n_heads)
+        return read[:, QKV.index(letter)].any(0).nonzero()[:, 0]
+
+    def stacks(self, memory_budget: float, token_bytes: int) -> Iterator[slice]:
+        """Split the masks into stacks whose differences stay within a budget, one mask at least.
+
+        Args:
+            memory_budget: bytes.
+            token_bytes: bytes of one node's difference.
+        """
+        layer_inputs = 3 * self.graph.n_heads + 1
+        start = 0
+        while start < len(self):
+            union = self.needed[start].clone()
+            stop = start + 1
+            while stop < len(self):
+                grown = union | self.needed[stop]
+                widest = int(grown.sum()) + 1 + layer_inputs
+                if (stop + 1 - start) * widest * token_bytes > memory_budget:
+                    break
+                union, stop = grown, stop + 1
+            yield slice(start, stop)
+            start = stop
+
+
+def _states(graph: Graph, masks: Tensor, given: Given, shortcuts: bool) -> tuple[Tensor, Tensor]:
+    """States of the forward nodes and of the inputs, from the first layer to the logits."""
+    given_inputs, given_outputs = (torch.tensor(list(part), dtype=torch.long) for part in (given.inputs, given.outputs))
+    n_masks = len(masks)
+    nodes = torch.full((n_masks, graph.n_forward), BASE, dtype=torch.int8)
+    inputs = torch.full((n_masks, graph.n_backward), BASE, dtype=torch.int8)
+    nodes[:, 0] = SOURCE
+
+    def read(columns: slice | int, n_before: int) -> Tensor:
+        """States of some inputs [mask, input] from the states of the nodes that they read."""
+        edges = masks[:, :n_before, columns].reshape(n_masks, n_before, -1)
+        before = nodes[:, :n_before, None]
+        touched = (edges & (before != BASE)).any(1)
+        whole = (edges & (before == SOURCE)).all(1) & shortcuts
+        return torch.where(whole, SOURCE, torch.where(touched, COMPUTED, BASE)).to(torch.int8)
+
+    for layer in range(graph.n_layers):
+        inputs[:, graph.qkv_inputs(layer)] = read(graph.qkv_inputs(layer), graph.n_before_heads(layer))
+        inputs[:, given_inputs] = COMPUTED
+        heads = inputs[:, graph.qkv_inputs(layer)].view(n_masks, 3, graph.n_heads)
+        joint = torch.where((heads == SOURCE).all(1), SOURCE, torch.where((heads == BASE).all(1), BASE, COMPUTED))
+        nodes[:, graph.head(layer) : graph.mlp(layer)] = joint.to(torch.int8)
+        nodes[:, given_outputs] = GIVEN
+        mlp = read(graph.mlp_input(layer), graph.n_before_mlp(layer))[:, 0]
+        inputs[:, graph.mlp_input(layer)] = mlp
+        nodes[:, graph.mlp(layer)] = mlp
+    inputs[:, graph.logits] = read(graph.logits, graph.n_forward)[:, 0]
+    return nodes, inputs
+
+
+def _reaching(
+    graph: Graph, masks: Tensor, nodes: Tensor, inputs: Tensor, ties: Sequence[Ties]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`needed`, `attending` and `read`, from the logits back to the first layer."""
+    computed = inputs == COMPUTED
+    needed, attending = (torch.zeros_like(nodes, dtype=torch.bool) for _ in range(2))
+    read = torch.zeros_like(computed)
+    read[:, graph.logits] = computed[:, graph.logits]
+
+    def mark_needed(which: slice) -> None:
+        reaches = (masks[:, which] & read[:, None]).any(2)
+        needed[:, which] = (nodes[:, which] != BASE) & reaches
+
+    for layer, tied in reversed(list(enumerate(ties))):
+        mlp, mlp_input = graph.mlp(layer), graph.mlp_input(layer)
+        mark_needed(slice(mlp, mlp + 1))
+        read[:, mlp_input] = computed[:, mlp_input] & needed[:, mlp] & (nodes[:, mlp] == COMPUTED)
+        heads = slice(graph.head(layer), mlp)
+        mark_needed(heads)
+        runs = needed[:, heads] & (nodes[:, heads] == COMPUTED)
+        if tied.written:
+            runs = (nodes[:, heads] == COMPUTED) & runs.any(1, keepdim=True)
+        attending[:, heads] = runs
+        columns = graph.qkv_inputs(layer)
+        projects = computed[:, columns].view(len(masks), 3, graph.n_heads)
+        wanted = projects & runs[:, None]
+        for number, tie in enumerate((tied.q, tied.k)):
+            if tie:
+                wanted[:, number] = projects[:, number] & wanted[:, number].any(1, keepdim=True)
+        read[:, columns] = wanted.flatten(1)
+    mark_needed(slice(0, 1))
+    return needed, attending, read

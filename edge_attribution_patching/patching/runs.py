@@ -1,0 +1,202 @@
+"""The two runs that masks are evaluated from: prepared once per batch, and kept while they fit the memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..model.forward import LayerActivations, clamp, embed, forward, prefix_cache, unembed, with_prefix
+from ..model.layout import Layout, PrefixCache, prefix_of_layer
+from ..model.norms import centred
+from ..model.pairs import GB, Metric, PairBatch
+from ..model.weights import Letter, ModelWeights
+
+Base = Literal["corrupted", "clean"]
+"""Which run the edges outside a mask carry; the other one is the source."""
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """One layer of one run at the packed tokens; in the last layer q, z and what follows are at the answers alone."""
+
+    resid_pre: Float[Tensor, "token d_model"]  # centred
+    mlp_in: Float[Tensor, "token d_model"]  # centred
+    q: Float[Tensor, "token head d_head"]  # as they attend
+    k: Float[Tensor, "token kv_head d_head"]
+    v: Float[Tensor, "token kv_head d_head"]
+    z: Float[Tensor, "token head d_head"]
+    mlp_out: Float[Tensor, "token d_model"]
+    # 1 / s of a norm of what attention writes, and where one norm covers q or k of all heads, each one's sum of squares
+    # before it.
+    post_inverse_scale: Float[Tensor, "token 1"] | None = None
+    q_squares: Float[Tensor, "token head"] | None = None
+    k_squares: Float[Tensor, "token kv_head"] | None = None
+
+    def attended(self, letter: Letter) -> Float[Tensor, "token head_or_kv_head d_head"]:
+        """q, k or v as they attend."""
+        return {"q": self.q, "k": self.k, "v": self.v}[letter]
+
+    def squares(self, letter: Letter) -> Float[Tensor, "token head_or_kv_head"]:
+        """Sums of squares that a norm of all heads together adds up."""
+        found = {"q": self.q_squares, "k": self.k_squares}[letter]
+        assert found is not None, "no norm covers all heads"
+        return found
+
+    @property
+    def written(self) -> Float[Tensor, "token head d_head"]:
+        """What heads write, written @ W_written."""
+        if self.post_inverse_scale is None:
+            return self.z
+        return (self.z * self.post_inverse_scale[..., None]).to(self.z.dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is there, by name."""
+        return {name: x for name, x in vars(self).items() if x is not None}
+
+    def at(self, tokens: Int[Tensor, " part"]) -> LayerRun:
+        """Some of the packed tokens."""
+        return LayerRun(**{name: x[tokens] for name, x in self.tensors().items()})
+
+
+@dataclass(frozen=True)
+class RunActivations:
+    """One run of a batch.
+
+    Attributes:
+        embedded: the residual stream before layer 0.
+        layers: see `LayerRun`.
+        final: the residual stream before the final norm at the answers, centred.
+    """
+
+    embedded: Float[Tensor, "token d_model"]
+    layers: list[LayerRun]
+    final: Float[Tensor, "prompt d_model"]
+
+
+@dataclass(frozen=True)
+class PreparedRuns:
+    """Both runs of one batch, shared by all masks evaluated on it."""
+
+    batch: PairBatch
+    prefix: PrefixCache | None
+    base: RunActivations
+    source: RunActivations
+
+    @property
+    def layout(self) -> Layout:
+        return self.batch.layout
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the layers and the prefix."""
+        tensors = [x for run in (self.base, self.source) for layer in run.layers for x in layer.tensors().values()]
+        if self.prefix is not None:
+            tensors += [*self.prefix.keys, *self.prefix.values]
+        return sum({x.data_ptr(): x.numel() * x.element_size() for x in tensors}.values())
+
+
+def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupted") -> PreparedRuns:
+    """Run both prompts of a batch once and keep what masks are evaluated from.
+
+    Args:
+        weights: the model.
+        batch: prompt pairs on the model's device.
+        base: which run carries the edges outside of a mask; the other is the source.
+    """
+    layout, norm = batch.layout, weights.final_norm
+    prefix = prefix_cache(weights, layout, batch.clean)
+    tokens = (batch.corrupted, batch.clean) if base == "corrupted" else (batch.clean, batch.corrupted)
+    embedded = torch.stack([embed(weights, layout, layout.pack(padded)) for padded in tokens])
+    layers: tuple[list[LayerRun], list[LayerRun]] = ([], [])
+
+    def keep(layer: LayerActivations) -> None:
+        resid_pre, v = centred(norm, layer.resid_pre), layer.v.contiguous()
+        if not weights.parallel:
+            mlp_in = centred(norm, layer.mlp_in)
+        elif layer.layer < weights.n_layers - 1:
+            mlp_in = resid_pre
+        else:
+            mlp_in = resid_pre[:, layout.last]
+        parts = {"resid_pre": resid_pre, "mlp_in": mlp_in, "q": layer.q, "k": layer.k, "v": v}
+        parts |= {"z": layer.z, "mlp_out": layer.mlp_out}
+        if layer.post_inverse_scale is not None:
+            parts["post_inverse_scale"] = layer.post_inverse_scale
+        block = weights.layers[layer.layer]
+        for letter in ("q", "k"):
+            if block.ties(letter):
+                projected = clamp(block, layer.qkv[..., block.rows(letter), :])
+                squares = projected.to(torch.promote_types(projected.dtype, torch.float32)).square().sum(-1)
+                cut = letter == "q" and layer.layer == weights.n_layers - 1
+                parts[f"{letter}_squares"] = squares[:, layout.last] if cut else squares
+        for run, of_run in enumerate(layers):
+            of_run.append(LayerRun(**{name: part[run] for name, part in parts.items()}))
+
+    with torch.no_grad():
+        finals = centred(norm, forward(weights, layout, embedded, prefix=prefix, visit=keep, last_layer="answers"))
+    of_base, of_source = (RunActivations(*parts) for parts in zip(embedded, layers, finals, strict=True))
+    return PreparedRuns(batch, prefix, of_base, of_source)
+
+
+def run_metric(
+    weights: ModelWeights, runs: PreparedRuns, metric: Metric
+) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+    """The metric of every prompt of the batch in the source and in the base run, float32."""
+    source, base = (metric(unembed(weights, run.final), runs.batch.index).float() for run in (runs.source, runs.base))
+    return source, base
+
+
+class PreparedBatches:
+    """The runs of every batch, in turn: kept up to a memory budget, prepared again beyond it.
+
+    Args:
+        weights: the model.
+        batches: of prompt pairs on the model's device.
+        base: see `prepare_runs`.
+        memory_budget_gb: what is kept.
+    """
+
+    def __init__(
+        self, weights: ModelWeights, batches: Iterable[PairBatch], base: Base, memory_budget_gb: float
+    ) -> None:
+        self.weights, self.base, self.memory_budget_gb = weights, base, memory_budget_gb
+        self._batches = list(batches)
+        self._kept: dict[int, PreparedRuns] = {}
+
+    def __iter__(self) -> Iterator[PreparedRuns]:
+        for number, batch in enumerate(self._batches):
+            runs = self._kept.get(number)
+            if runs is None:
+                runs = prepare_runs(self.weights, batch, self.base)
+                if sum(kept.nbytes for kept in self._kept.values()) + runs.nbytes <= self.memory_budget_gb * GB:
+                    self._kept[number] = runs
+            yield runs
+
+
+def at_answers(runs: PreparedRuns) -> PreparedRuns:
+    """The same runs at the answers' tokens alone; the tokens before them keep the keys and values of the base run.
+
+    This is exact for masks that leave keys and values at other tokens alone: paths that enter heads by their queries
+    only, and swaps that are meant for the answers' tokens only. It is several times cheaper.
+    """
+    layout = runs.layout
+    cache = PrefixCache([], [])
+    for index, layer in enumerate(runs.base.layers):
+        before_k, before_v = prefix_of_layer(runs.prefix, index)
+        cache.keys.append(with_prefix(layer.k, layout, before_k))
+        cache.values.append(with_prefix(layer.v, layout, before_v))
+    batch = replace(runs.batch, layout=Layout(layout.lengths - 1, layout.lengths))
+    base, source = (_cut(run, layout.last) for run in (runs.base, runs.source))
+    return PreparedRuns(batch, cache, base, source)
+
+
+def _cut(run: RunActivations, last: Int[Tensor, " prompt"]) -> RunActivations:
+    """A run at the answers; the last layer's q, z and MLP are there already."""
+    *below, top = run.layers
+    k_squares = None if top.k_squares is None else top.k_squares[last]
+    top = replace(top, resid_pre=top.resid_pre[last], k=top.k[last], v=top.v[last], k_squares=k_squares)
+    return RunActivations(run.embedded[last], [*(layer.at(last) for layer in below), top], run.final)

@@ -1,0 +1,161 @@
+"""Scores of folds of the prompts: how sure every edge's score is, at no further passes of the model.
+
+Prompts are dealt into folds, and attribution keeps a sum for each. The mean of all prompts is the score. With n_k
+prompts in fold k of K, n in all, and m_k the mean score of an edge over the fold,
+
+    score = sum_k n_k m_k / n          se^2 = sum_k n_k (m_k - score)^2 / ((K - 1) n)
+
+because n_k (m_k - score)^2 has the expectation (1 - n_k / n) s^2, where s^2 is the variance of a prompt's score.
+
+Few of a large graph's edges can be in a circuit. `FoldScores.keep` picks those that matter and stores them in half
+precision (`KeptFolds`); bootstraps of circuits need nothing else (`stability.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..graph import Graph
+
+KEEP_ALL = 50_000
+"""Of a graph of up to so many edges, all fold scores are kept."""
+KEEP_MOST = 200_000
+"""Of larger ones at most so many."""
+_HALF_RANGE = 2.0**15
+"""What the largest score becomes in float16: its range is full precision from 6e-5 to 65504."""
+
+
+def assign_folds(n_prompts: int, n_folds: int, seed: int) -> Int[Tensor, " prompt"]:
+    """Deal prompts into folds at random: sizes differ by at most 1. With fewer prompts than folds, a prompt each.
+
+    The order of prompts cannot show in the folds: tasks take turns between their kinds of prompts.
+    """
+    dealt = torch.arange(n_prompts) % min(n_folds, n_prompts)
+    return dealt[torch.randperm(n_prompts, generator=torch.Generator().manual_seed(seed))]
+
+
+@dataclass(frozen=True)
+class FoldScores:
+    """Scores of every edge, by fold.
+
+    Attributes:
+        graph: the graph.
+        sums: over the prompts of each fold, float32 on the CPU; 0 where there is no edge.
+        sizes: prompts of each fold.
+    """
+
+    graph: Graph
+    sums: Float[Tensor, "fold n_forward n_backward"]
+    sizes: Int[Tensor, " fold"]
+
+    @cached_property
+    def scores(self) -> Float[Tensor, "n_forward n_backward"]:
+        """The mean over all prompts, float32. It is the folds' sum, rounded once."""
+        total = torch.zeros(self.sums.shape[1:], dtype=torch.float64)
+        for fold in self.sums:
+            total += fold
+        return (total / int(self.sizes.sum())).float()
+
+    @cached_property
+    def standard_error(self) -> Float[Tensor, "n_forward n_backward"]:
+        """Standard error of `scores`, float32; nan with a single fold, 0 where there is no edge."""
+        if len(self.sizes) == 1:
+            return torch.full_like(self.scores, torch.nan).where(self.graph.edge_mask, 0)
+        squares = torch.zeros(self.scores.shape, dtype=torch.float64)
+        mean = self.scores.double()
+        for fold, size in zip(self.sums, self.sizes.tolist(), strict=True):
+            squares += size * (fold.double() / size - mean).square()
+        return (squares / ((len(self.sizes) - 1) * int(self.sizes.sum()))).sqrt().float()
+
+    def keep(self, order: Int[Tensor, "edge 2"], largest: int) -> KeptFolds:
+        """The fold scores of the edges that a circuit may hold.
+
+        All edges of a graph of up to 50,000. Of a larger one 50,000, or four times the largest circuit that was tried
+        if that is more, but at most 200,000: half of them the first of the order that circuits are taken from, the
+        others those that come strongest at the far end of their score's 95% interval, |score| + 1.96 standard errors.
+
+        Args:
+            order: the edges in the order in which circuits take them.
+            largest: edges of the largest circuit that was tried.
+        """
+        graph = self.graph
+        kept = graph.edge_mask.flatten().clone()
+        n_kept = min(graph.n_edges, max(KEEP_ALL, min(4 * largest, KEEP_MOST)))
+        if n_kept < graph.n_edges:
+            first = order[: n_kept // 2, 0] * graph.n_backward + order[: n_kept // 2, 1]
+            reach = (self.scores.abs() + 1.96 * self.standard_error.nan_to_num()).flatten()
+            reach[~kept] = -1
+            reach[first] = torch.inf
+            kept = torch.zeros_like(kept)
+            kept[reach.topk(n_kept).indices] = True
+        return self._kept(kept.nonzero()[:, 0])
+
+    def keep_all(self) -> KeptFolds:
+        """The fold scores of all edges, rounded as if they were kept."""
+        return self._kept(self.graph.edge_mask.flatten().nonzero()[:, 0])
+
+    def _kept(self, edges: Int[Tensor, " kept"]) -> KeptFolds:
+        return KeptFolds.rounded(self.graph, edges, self.sums.flatten(1)[:, edges] / self.sizes[:, None], self.sizes)
+
+
+@dataclass(frozen=True)
+class KeptFolds:
+    """The stored fold scores.
+
+    Attributes:
+        graph: the graph.
+        edges: flat index forward * n_backward + backward of each edge that is kept, ascending.
+        means: mean score of the edge over the prompts of each fold, float32 with the precision of float16.
+        sizes: prompts of each fold.
+        scale: what the float16 numbers are multiplied by.
+    """
+
+    graph: Graph
+    edges: Int[Tensor, " kept"]
+    means: Float[Tensor, "fold kept"]
+    sizes: Int[Tensor, " fold"]
+    scale: float
+
+    @classmethod
+    def rounded(
+        cls, graph: Graph, edges: Int[Tensor, " kept"], means: Float[Tensor, "fold kept"], sizes: Int[Tensor, " fold"]
+    ) -> KeptFolds:
+        """Round to what is stored, so that whatever is worked out now can be worked out again from the file."""
+        strongest = float(means.abs().max()) if means.numel() else 0.0
+        # A power of two: dividing and multiplying lose nothing.
+        scale = 2.0 ** math.ceil(math.log2(strongest / _HALF_RANGE)) if strongest > 0 else 1.0
+        return cls(graph, edges.long(), (means / scale).half().float() * scale, sizes, scale)
+
+    def to_tensors(self) -> dict[str, Any]:
+        """What goes into a `.pt` file: `fold_sizes`, `fold_edges`, `fold_scores` and `fold_scale`."""
+        return {
+            "fold_sizes": self.sizes.long(),
+            "fold_edges": self.edges.int(),
+            "fold_scores": (self.means / self.scale).half(),
+            "fold_scale": torch.tensor([self.scale], dtype=torch.float32),
+        }
+
+    @classmethod
+    def from_tensors(cls, stored: Mapping[str, Any], graph: Graph) -> KeptFolds:
+        """Read back what `to_tensors` returned.
+
+        Args:
+            stored: the tensors of a `.pt` file.
+            graph: the graph of its circuit (`Circuit.from_tensors(stored).graph`).
+
+        Raises:
+            ValueError: if it holds no fold scores.
+        """
+        if "fold_scores" not in stored:
+            raise ValueError("no fold scores")
+        scale = float(stored["fold_scale"])
+        means = stored["fold_scores"].float() * scale
+        return cls(graph, stored["fold_edges"].long(), means, stored["fold_sizes"].long(), scale)

@@ -1,0 +1,359 @@
+"""Gradients at the inputs of all nodes, and their product with what the nodes before them write.
+
+Gradients are taken at the outputs of the q, k and v projections, at the MLP's input and at the final residual stream:
+no weight needs one, and no residual stream is copied per head. With n the normalised residual stream and 1/s its scale,
+a head that projects q = n W + b and receives the gradient g has at its own residual input
+
+    dM/dx = (g W^T - n (g . (q - b)) / d_model) / s        (backward through LayerNorm; W is centred)
+
+which is a part of d_head numbers, summed over the integration steps before it is multiplied out, and one coefficient
+for n per step; without a norm before attention (OLMo-2) it is g W^T. What follows the projection, a clamp, a norm of q
+and k, and rotary, is autograd's. Query heads that share a key-value head have a k and a v input each; their gradients
+come from `grouped_gradients.py`. Behind a norm of what attention writes, a head writes its share of the norm's output,
+at the scale of that run. The product with the differences of node outputs is taken once for all the steps that share
+them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..graph import QKV, Graph
+from ..model.forward import LayerActivations, forward, pad_keys, pad_queries, to_attend, unembed
+from ..model.layout import Layout, PrefixCache, Rotation, TokenPart, prefix_of_layer
+from ..model.pairs import Metric, PairBatch
+from ..model.weights import LayerWeights, Letter, ModelWeights
+
+# Gradients at k and v of every query head, where a group of query heads shares a key-value head.
+
+
+def grouped_gradients(
+    layer: LayerWeights,
+    layout: Layout,
+    activations: LayerActivations,
+    z_gradient: Float[Tensor, "*stack query head d_head"],
+    rotation: Rotation | None,
+    prefix: tuple[Tensor | None, Tensor | None],
+) -> dict[Letter, Float[Tensor, "*stack token kv_head group d_head"]]:
+    """Gradients at k and v as projected, one for each query head of a group.
+
+    Args:
+        layer: the block.
+        layout: where the tokens sit.
+        activations: what the block computed.
+        z_gradient: the metric's gradient at z.
+        rotation: of the keys.
+        prefix: the block's keys and values before the layout.
+    """
+    queries = layout.answers if z_gradient.shape[-3] == layout.n_prompts else layout.queries
+    q, of_z = (pad_queries(x.detach(), layout, queries) for x in (activations.q, z_gradient))
+    keys, values = (
+        pad_keys(x.detach(), layout, before) for x, before in zip((activations.k, activations.v), prefix, strict=True)
+    )
+    pattern = activations.pattern.detach()
+
+    def by_group(x: Tensor) -> Tensor:
+        return rearrange(x, "... (kv group) query width -> ... kv (group query) width", group=layer.group)
+
+    def by_head(x: Tensor) -> Tensor:
+        return rearrange(x, "... kv (group query) width -> ... (kv group) query width", group=layer.group)
+
+    of_pattern = by_head(by_group(of_z) @ values.transpose(-2, -1))
+    of_scores = pattern * (of_pattern - (of_pattern * pattern).sum(-1, keepdim=True))
+    if layer.attn_softcap is not None:
+        scores = by_head(by_group(q) @ keys.transpose(-2, -1)) * layer.attn_scale
+        of_scores = of_scores * (1 - torch.tanh(scores / layer.attn_softcap).square())
+    attended: dict[Letter, Tensor] = {
+        "k": layer.attn_scale * of_scores.transpose(-2, -1) @ q,
+        "v": pattern.transpose(-2, -1) @ of_z,
+    }
+    return {letter: _of_projected(layer, layout, letter, activations, g, rotation) for letter, g in attended.items()}
+
+
+def _of_projected(
+    layer: LayerWeights,
+    layout: Layout,
+    letter: Letter,
+    activations: LayerActivations,
+    gradient: Float[Tensor, "*stack prompt head key d_head"],
+    rotation: Rotation | None,
+) -> Float[Tensor, "*stack token kv_head group d_head"]:
+    """Through rotary, norm and clamp back to the projection, for one query head of every group at a time."""
+    packed = rearrange(gradient, "... prompt head key d_head -> ... (prompt key) head d_head")
+    packed = packed.index_select(-3, layout.key_index)
+    by_member = rearrange(packed, "... token (kv group) d_head -> group ... token kv d_head", group=layer.group)
+    with torch.enable_grad():
+        projected = activations.qkv[..., layer.rows(letter), :].detach().requires_grad_(True)
+        attended = to_attend(layer, letter, projected, rotation)
+        members = [torch.autograd.grad(attended, projected, g, retain_graph=True)[0] for g in by_member]
+    return torch.stack(members, dim=-2)
+
+
+@dataclass
+class NodeOutputs:
+    """What every node computed in one run or in a stack of them, at the packed tokens (last layer: at the answers)."""
+
+    embedded: Float[Tensor, "*stack token d_model"]
+    # Over the scale of a norm of what attention writes, where there is one; a head writes z W_written.
+    z: list[Float[Tensor, "*stack token head d_head"]] = field(default_factory=list)
+    mlp_out: list[Float[Tensor, "*stack token d_model"]] = field(default_factory=list)
+
+    @classmethod
+    def of_run(
+        cls, weights: ModelWeights, layout: Layout, embedded: Float[Tensor, "token d_model"], prefix: PrefixCache | None
+    ) -> NodeOutputs:
+        """Run embedded prompts."""
+        outputs = cls(embedded)
+        with torch.no_grad():
+            forward(weights, layout, embedded, prefix=prefix, visit=outputs.keep, last_layer="answers")
+        return outputs
+
+    def keep(self, layer: LayerActivations) -> None:
+        """Add a layer; a visitor of the forward pass."""
+        z = layer.z if layer.post_inverse_scale is None else layer.z * layer.post_inverse_scale[..., None]
+        self.z.append(z.detach())
+        self.mlp_out.append(layer.mlp_out.detach())
+
+    def of_step(self, step: int) -> NodeOutputs:
+        """One run of a stack."""
+        return NodeOutputs(self.embedded[step], [z[step] for z in self.z], [out[step] for out in self.mlp_out])
+
+    def minus(self, other: NodeOutputs) -> NodeOutputs:
+        """What the nodes compute here beyond what they compute in another run."""
+        return NodeOutputs(
+            self.embedded - other.embedded,
+            [one - two for one, two in zip(self.z, other.z, strict=True)],
+            [one - two for one, two in zip(self.mlp_out, other.mlp_out, strict=True)],
+        )
+
+    def written(self, weights: ModelWeights, part: TokenPart) -> Float[Tensor, "n_forward token d_model"]:
+        """What every node writes to the residual stream at some tokens, float32.
+
+        Of the last layer only what it writes at the answers; the rest nothing reads, and it is left 0.
+        """
+        graph = Graph.of(weights)
+        out = torch.zeros(graph.n_forward, len(part.tokens), weights.d_model, device=weights.device)
+        out[0] = self.embedded[part.tokens]
+        for index, layer in enumerate(weights.layers):
+            heads, mlp = slice(graph.head(index), graph.mlp(index)), graph.mlp(index)
+            z = rearrange(self.z[index].float(), "token head d_head -> head token d_head")
+            mlp_out, W_O = self.mlp_out[index].float(), layer.W_written.float()
+            if index == graph.n_layers - 1:
+                out[heads, part.answers] = torch.bmm(z[:, part.prompts], W_O)
+                out[mlp, part.answers] = mlp_out[part.prompts]
+            else:
+                torch.bmm(z[:, part.tokens], W_O, out=out[heads])
+                out[mlp] = mlp_out[part.tokens]
+        return out
+
+
+class LayerGradients:
+    """Gradients at the inputs of one block, summed over integration steps (module docstring).
+
+    Everything that depends on how a block reads the residual stream is here: the tensors to differentiate by, how their
+    gradients add up, and what they are at the residual stream.
+
+    Args:
+        layer: the block.
+        layout: where the tokens sit.
+        rotation: of the block's keys.
+        prefix: the block's keys and values before the layout.
+        last: whether it is the last block, whose MLP reads the answers' tokens alone.
+    """
+
+    def __init__(
+        self,
+        layer: LayerWeights,
+        layout: Layout,
+        rotation: Rotation | None,
+        prefix: tuple[Tensor | None, Tensor | None],
+        *,
+        last: bool,
+    ) -> None:
+        n_heads, d_head, d_model = layer.W_O.shape
+        self.layer, self.layout, self.last = layer, layout, last
+        self.rotation, self.prefix = rotation, prefix
+        # The sum over steps k of g_k / s_k, and of dM/dx_k for the MLP.
+        self.heads = torch.zeros(3 * n_heads, layout.n_tokens, d_head, device=layer.W_qkv.device)
+        n_read = layout.n_prompts if last else layout.n_tokens
+        self.mlp = torch.zeros(n_read, d_model, device=layer.W_qkv.device)
+        # Per chunk of steps: (g_k . (q_k - b)) / (d_model s_k) [step, token, input], and n_k [step, token, d_model].
+        self.coefficients: list[Tensor] = []
+        self.normalised: list[Tensor] = []
+
+    def differentiated(self, activations: LayerActivations) -> tuple[Tensor, ...]:
+        """What to differentiate by: q, k, v as projected, the MLP's residual input, and z where heads share k and v."""
+        inputs = (activations.qkv, activations.mlp_in)
+        return inputs if self.layer.group == 1 else (*inputs, activations.z)
+
+    def add(self, activations: LayerActivations, gradients: Sequence[Tensor]) -> None:
+        """Add some steps: the gradients at `differentiated`, [step, token, ...]."""
+        of_qkv, of_mlp, *of_z = gradients
+        self.mlp += of_mlp.float().sum(0)
+        layer = self.layer
+        projected = activations.qkv.detach()
+        of_letters: dict[Letter, Tensor] = {"q": of_qkv[..., layer.rows("q"), None, :]}
+        if of_z:
+            of_letters |= grouped_gradients(layer, self.layout, activations, of_z[0], self.rotation, self.prefix)
+        else:
+            of_letters |= {letter: of_qkv[..., layer.rows(letter), None, :] for letter in ("k", "v")}
+        of_projections = []
+        of_normalised = []
+        for letter in QKV:
+            g = of_letters[letter].float()  # [step, token, projection, group, d_head]
+            if activations.inverse_scale is not None:
+                rows = layer.rows(letter)
+                unbiased = projected[..., rows, :].float() - layer.b_qkv[rows].float()
+                of_normalised.append((g * unbiased[..., None, :]).sum(-1).flatten(-2))
+                g = g * activations.inverse_scale.float()[..., None, None]
+            of_projections.append(g.sum(0).flatten(1, 2))
+        self.heads += rearrange(torch.cat(of_projections, dim=1), "token input d_head -> input token d_head")
+        if activations.inverse_scale is not None:
+            share = activations.inverse_scale.float() / activations.normalised.shape[-1]
+            self.coefficients.append(torch.cat(of_normalised, dim=-1) * share)
+            self.normalised.append(activations.normalised.detach())
+
+    def at(self, part: TokenPart) -> Float[Tensor, "3_head_plus_1 token d_model"]:
+        """dM/dx at some tokens of q of all heads, then k, then v, then the MLP, each at its residual input."""
+        layer, n_heads = self.layer, self.layer.n_heads
+        out = self.mlp.new_zeros(3 * n_heads + 1, len(part.tokens), self.mlp.shape[-1])
+        for number, letter in enumerate(QKV):
+            W = layer.W_qkv[layer.rows(letter)].float()
+            inputs = slice(number * n_heads, (number + 1) * n_heads)
+            # The heads of a group stand one after the other; their projection is one.
+            grouped = rearrange(
+                self.heads[inputs, part.tokens], "(row group) token d_head -> row (group token) d_head", row=len(W)
+            )
+            torch.bmm(grouped, W, out=out[inputs].view(len(W), -1, W.shape[-1]))
+        if self.normalised:
+            coefficients = torch.cat(self.coefficients)[:, part.tokens]
+            normalised = torch.cat(self.normalised)[:, part.tokens].float()
+            along_normalised = torch.bmm(
+                rearrange(coefficients, "step token input -> token input step"),
+                rearrange(normalised, "step token d_model -> token step d_model"),
+            )
+            out[:-1] -= rearrange(along_normalised, "token input d_model -> input token d_model")
+        if self.last:
+            out[-1, part.answers] = self.mlp[part.prompts]
+        else:
+            out[-1] = self.mlp[part.tokens]
+        return out
+
+    @property
+    def nbytes(self) -> int:
+        """What grows with the steps that are added, in float32."""
+        return 4 * sum(chunk.numel() for chunk in self.normalised)
+
+
+class Gradients:
+    """Gradients of a batch's metric at every node's input, summed over the integration steps added so far.
+
+    Args:
+        weights: the model.
+        batch: prompt pairs on the model's device.
+        metric: per-prompt metric of the logits at the answer, differentiable.
+        prefix: keys and values before the batch's layout.
+    """
+
+    def __init__(self, weights: ModelWeights, batch: PairBatch, metric: Metric, prefix: PrefixCache | None) -> None:
+        self.weights, self.batch, self.metric, self.prefix = weights, batch, metric, prefix
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all steps."""
+        weights, layout = self.weights, self.batch.layout
+        last = weights.n_layers - 1
+        rotations = layout.rotations(weights)
+        self.layers = [
+            LayerGradients(layer, layout, rotation, prefix_of_layer(self.prefix, index), last=index == last)
+            for index, (layer, rotation) in enumerate(zip(weights.layers, rotations, strict=True))
+        ]
+        self.final = torch.zeros(layout.n_prompts, weights.d_model, device=weights.device)
+
+    @property
+    def nbytes(self) -> int:
+        """What is held for the steps added so far; 0 without any."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def add(self, embedded: Float[Tensor, "step token d_model"], step_weights: Sequence[float]) -> NodeOutputs:
+        """Run some integration steps forward and backward, stacked, and add their gradients.
+
+        Args:
+            embedded: the residual stream before layer 0 in each step.
+            step_weights: what each step's gradients are multiplied with.
+
+        Returns:
+            What the nodes computed in each of these steps.
+        """
+        outputs = NodeOutputs(embedded)
+        activations: list[LayerActivations] = []
+
+        def visit(layer: LayerActivations) -> None:
+            activations.append(layer)
+            outputs.keep(layer)
+
+        with torch.enable_grad():
+            x = embedded.detach().requires_grad_(True)
+            final = forward(self.weights, self.batch.layout, x, prefix=self.prefix, visit=visit, last_layer="answers")
+            logits = unembed(self.weights, final)
+            per_step = torch.stack([self.metric(step, self.batch.index).float().sum() for step in logits])
+            total = per_step @ torch.tensor(step_weights, device=per_step.device)
+            by_layer = [
+                gradients.differentiated(layer) for gradients, layer in zip(self.layers, activations, strict=True)
+            ]
+            *of_layers, of_final = torch.autograd.grad(total, [*(x for inputs in by_layer for x in inputs), final])
+        with torch.no_grad():
+            self.final += of_final.float().sum(0)
+            left = iter(of_layers)
+            for gradients, layer, inputs in zip(self.layers, activations, by_layer, strict=True):
+                gradients.add(layer, [next(left) for _ in inputs])
+        return outputs
+
+    def contract(
+        self,
+        difference: NodeOutputs,
+        memory_budget: float,
+        fold_of: Int[Tensor, " prompt"],
+        into: Float[Tensor, "fold n_forward n_backward"],
+    ) -> None:
+        """Add to every fold its tokens' sum of (what u writes) . (gradient at v's input), for every edge u -> v.
+
+        Args:
+            difference: node outputs of one run minus those of another.
+            memory_budget: bytes that may be held at once; tokens are taken in parts to stay below it.
+            fold_of: the fold of each prompt of the batch.
+            into: the sums so far.
+        """
+        weights, layout, graph = self.weights, self.batch.layout, Graph.of(self.weights)
+        token_bytes = 4 * weights.d_model * (graph.n_forward + 2 * (3 * graph.n_heads + 1))
+        at_once = max(1, int(memory_budget // token_bytes))
+        fold_of_token = fold_of[layout.prompt]
+        # A fold's tokens stand together, so that each product is one of slices.
+        for tokens in fold_of_token.argsort(stable=True).split(at_once):
+            part = layout.part(tokens)
+            counts = fold_of_token[tokens].bincount(minlength=len(into)).tolist()
+            ends = list(itertools.accumulate(counts))
+            width = weights.d_model
+            columns_of = [
+                (fold, slice((end - count) * width, end * width))
+                for fold, (count, end) in enumerate(zip(counts, ends, strict=True))
+                if count
+            ]
+            written = difference.written(weights, part)
+            flat = written.flatten(1)
+            for index, gradients in enumerate(self.layers):
+                n_before = graph.n_before_mlp(index)
+                inputs = slice(graph.qkv_inputs(index).start, graph.mlp_input(index) + 1)
+                of_inputs = gradients.at(part).flatten(1)
+                for fold, here in columns_of:
+                    into[fold, :n_before, inputs] += flat[:n_before, here] @ of_inputs[:, here].T
+            at_answers = torch.einsum("utd,td->ut", written[:, part.answers], self.final[part.prompts])
+            members = torch.nn.functional.one_hot(fold_of[part.prompts], len(into)).to(at_answers)
+            into[:, :, graph.logits] += (at_answers @ members).T

@@ -1,0 +1,127 @@
+"""What every figure script shares: its command line, its exit codes, and writing HTML, PNG and PDF.
+
+HTML files carry plotly.js and open offline. PNG and PDF are drawn by kaleido in an installed Chromium or Chrome.
+"""
+
+import argparse
+import html
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.base.files import atomic_write
+from circuits_over_time.utils.results.store import Store
+
+from .style import Drawing
+
+logger = logging.getLogger("plotting")
+
+FORMATS = ("html", "png", "pdf")
+Draw = Callable[[Store, argparse.Namespace], dict[str, Drawing]]
+
+
+def figure_main(
+    draw: Draw,
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    options: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> int:
+    """Run a figure script.
+
+    Args:
+        draw: takes the store and the parsed arguments, and returns figures by file name (without suffix).
+        description: the script's docstring. --help shows its first line.
+        argv: command line, by default that of the process.
+        options: adds the script's own options.
+
+    Returns:
+        Exit code: 0, or 2 if there is something to correct, told in one line.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").strip().splitlines()[0] if description else None)
+    parser.add_argument("-r", "--results", type=Path, default=Path("results"), help="folder of results (results)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("figures"), help="folder of figures (figures)")
+    parser.add_argument("-f", "--format", default="html", help="comma-separated: html, png, pdf (html)")
+    parser.add_argument("-m", "--model", nargs="+", metavar="NAME", help="models to draw (all)")
+    parser.add_argument("-t", "--task", nargs="+", metavar="NAME", help="tasks to draw (all)")
+    if options:
+        options(parser)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # The browser and kaleido report things that users need not see.
+    for noisy in ("kaleido", "choreographer", "logistro"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        formats = parse_formats(arguments.format)
+        for name, drawing in draw(Store(arguments.results), arguments).items():
+            for path in write_figure(drawing.titled(), arguments.output, name, formats):
+                logger.info("wrote %s", path)
+    except UserError as error:
+        logger.error("%s", error)
+        return 2
+    return 0
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """The formats named in a comma-separated list, each once.
+
+    Raises:
+        UserError: for an unknown format or none.
+    """
+    formats = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+    unknown = [part for part in formats if part not in FORMATS]
+    if unknown or not formats:
+        raise UserError(f"--format: {', '.join(unknown) or 'nothing'} given; choose from {', '.join(FORMATS)}")
+    return formats
+
+
+def write_figure(figure: go.Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
+    """Write `folder/name.<format>` for every format. Existing files are replaced whole.
+
+    Raises:
+        UserError: if PNG or PDF is asked for and no browser is installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix in formats:
+        path = folder / f"{name}.{suffix}"
+        atomic_write(path, figure_html(figure, name).encode() if suffix == "html" else _render(figure, suffix, path))
+        paths.append(path)
+    return paths
+
+
+def figure_html(figure: go.Figure, name: str) -> str:
+    """A page with the figure and plotly.js in it. The same figure gives the same bytes."""
+    responsive = go.Figure(figure).update_layout(width=None, autosize=True)
+    body = responsive.to_html(
+        full_html=False,
+        include_plotlyjs=True,
+        div_id=name,
+        default_width="100%",
+        config={"responsive": True, "displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": name}},
+    )
+    title = html.escape(name.replace("_", " "))
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'</head>\n<body style="margin:0">\n{body}\n</body>\n</html>\n'
+    )
+
+
+def _render(figure: go.Figure, suffix: str, path: Path) -> bytes:
+    # Imported here: HTML needs neither kaleido nor a browser.
+    import kaleido
+    from choreographer.browsers.chromium import ChromeNotFoundError
+
+    size = {"width": figure.layout.width, "height": figure.layout.height}
+    try:
+        # Without mathjax=False the page asks a content delivery network for it.
+        return kaleido.calc_fig_sync(figure, opts={"format": suffix, "scale": 2, **size}, kopts={"mathjax": False})
+    except ChromeNotFoundError:
+        raise UserError(
+            f"{path}: PNG and PDF need Chromium or Chrome; install it (Debian: apt-get install chromium, "
+            "macOS: brew install --cask chromium) or ask for --format html"
+        ) from None

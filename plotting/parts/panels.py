@@ -1,0 +1,364 @@
+"""Grids of small panels over training: one line per model, with intervals as bands."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from .style import FONT, INK, Drawing, ModelLook, finish, translucent
+from .time_axis import TimeAxis
+
+_PANEL_WIDTH = 345
+_PANEL_HEIGHT = 215
+# Pixels that the axes' labels and the panels' titles take.
+_FRAME_WIDTH, _FRAME_HEIGHT = 106, 112
+# Pixels between columns: for an axis, and for names of lines before it. Screens may squeeze them by a quarter.
+_BETWEEN_COLUMNS, _END_NAMES = 78, 42
+# Half a 95% interval in standard errors.
+INTERVAL = 1.96
+# What fits into a panel without values: reasons, and characters in a line, on a phone too.
+MOST_REASONS, _LINE = 4, 42
+# What is written where a panel has no curves.
+_NOTE = {"showarrow": False, "font": {"size": 12, "color": "#555555"}}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve over training.
+
+    Attributes:
+        table: rows with `step`, `tokens` and the columns below, ascending in step. NaN breaks the line.
+        value: the column to draw.
+        name: legend entry, and first line of the hover text.
+        look: colour, marker and dash.
+        error: column of standard errors, drawn as a 95% band, or None.
+        interval: columns with the ends of a 95% interval, drawn as a band. A missing end closes the band there.
+        dash: overrides the look's dash.
+        hover: more columns to show on hover.
+        markers: whether to mark checkpoints.
+        legend: legend entry that the line belongs to. Lines of one entry switch on and off together.
+        width: pixels.
+        opacity: of the whole line.
+    """
+
+    table: pd.DataFrame
+    value: str
+    name: str
+    look: ModelLook
+    error: str | None = None
+    interval: tuple[str, str] | None = None
+    dash: str | None = None
+    hover: tuple[str, ...] = ()
+    markers: bool = True
+    legend: str | None = None
+    width: float = 2
+    opacity: float = 1
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Where a curve has no value, and why.
+
+    Attributes:
+        table: all rows of the curve, with `step`, `tokens` and the columns below.
+        value: the column that is drawn.
+        reason: the column that says why it is empty. If the table has none, or it is empty too, so is the reason.
+        name: the model.
+        look: its colour.
+    """
+
+    table: pd.DataFrame
+    value: str
+    reason: str
+    name: str
+    look: ModelLook
+
+    def without(self) -> pd.DataFrame:
+        """The rows without a value, in order of steps, with the reason as the column `why`."""
+        rows = self.table[self.table[self.value].isna()].sort_values("step")
+        reasons = rows[self.reason] if self.reason in rows else pd.Series(pd.NA, rows.index)
+        return rows.assign(why=reasons.fillna("the results give no reason").astype(str))
+
+
+def _reasons(gaps: Sequence[Gaps]) -> list[str]:
+    """A line for each reason and the models that have it: from which step to which."""
+    spans: dict[tuple[str, int, int], list[str]] = {}
+    for gap in gaps:
+        for why, rows in gap.without().groupby("why", sort=False):
+            spans.setdefault((str(why), int(rows["step"].min()), int(rows["step"].max())), []).append(gap.name)
+    lines = []
+    # The last checkpoints first: they are what a reader looks for.
+    for (why, first, last), models in sorted(spans.items(), key=lambda item: -item[0][2]):
+        steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+        lines.append(f"{', '.join(models)}, {steps}: {why}")
+    return lines[:MOST_REASONS] + ([f"and {len(lines) - MOST_REASONS} more"] if len(lines) > MOST_REASONS else [])
+
+
+def wrapped(text: str, width: int) -> str:
+    """Text in lines of at most `width` characters; names longer than that stay whole."""
+    return "<br>".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
+
+
+def write_in_middle(figure: go.Figure, text: str, **options: str | int) -> None:
+    """Write in the middle of the panel at `row=`, `col=`; further options are those of plotly's annotations."""
+    figure.add_annotation(
+        text=text,
+        x=0.5,
+        y=0.5,
+        xref="x domain",
+        yref="y domain",
+        **_NOTE,
+        **options,
+    )
+
+
+def ring(colour: str, size: int = 12) -> dict[str, object]:
+    """The marker of a ring around a value."""
+    return {"symbol": "circle-open", "size": size, "color": colour, "line": {"width": 1.8, "color": colour}}
+
+
+class Panels:
+    """A grid of panels that share the training axis of a column."""
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        axis: TimeAxis,
+        titles: Sequence[str] = (),
+        *,
+        n_panels: int | None = None,
+        panel_height: int = _PANEL_HEIGHT,
+        names_at_ends: bool = False,
+    ) -> None:
+        """Make a grid.
+
+        Args:
+            rows: panels from top to bottom.
+            columns: panels from left to right.
+            axis: the training axis.
+            titles: what to write above the panels: one per column, or one per panel if `n_panels` is given.
+            n_panels: how many panels there are, row by row, if the grid is not full.
+            panel_height: pixels of a panel.
+            names_at_ends: leave room to the right of every panel for `name_ends`.
+        """
+        self.axis = axis
+        self.rows, self.columns, self.n_panels = rows, columns, n_panels or rows * columns
+        # A lone panel is drawn wider than one of a row.
+        self.panel_width = {1: 620, 2: 430}.get(columns, _PANEL_WIDTH)
+        self._title_room = 18 * max((title.count("<br>") for title in titles), default=0)
+        # Titles of single panels stand between them, and have room for a second line.
+        between = 34 if n_panels is None else 62 + max(0, self._title_room - 18)
+        inner = panel_height * rows + between * (rows - 1)
+        aside = _END_NAMES if names_at_ends else 0
+        self._margin_right = 28 + aside
+        self.width = _FRAME_WIDTH + (self.panel_width + aside) * columns
+        self.height = _FRAME_HEIGHT + self._title_room + inner
+        self.figure = make_subplots(
+            rows=rows,
+            cols=columns,
+            shared_xaxes=True,
+            subplot_titles=[*titles, *[""] * (rows * columns - len(titles))],
+            horizontal_spacing=min(0.2, (_BETWEEN_COLUMNS + aside) / self.width) if columns > 1 else 0,
+            vertical_spacing=between / inner if rows > 1 else 0,
+        )
+        self.figure.update_annotations(font={"size": 15, "family": FONT, "color": INK}, yshift=4)
+        self._in_legend: set[str] = set()
+        self._has_gaps = False
+
+    def draw(self, line: Line, row: int, column: int) -> None:
+        """Add a line, and its band, to the panel at `row`, `column` (from 1)."""
+        table = line.table.sort_values("step")
+        x = self.axis.position(table["tokens"])
+        y = table[line.value].astype(float)
+        entry = line.legend or line.name
+        where = {"row": row, "col": column}
+        if line.error is not None and line.error in table and table[line.error].notna().any():
+            half = INTERVAL * table[line.error].astype(float)
+            self._band(x, y - half, y + half, line.look.colour, entry, where)
+        if line.interval is not None and set(line.interval) <= set(table):
+            low, high = (table[end].astype(float).where(table[line.value].notna()) for end in line.interval)
+            if low.notna().any():
+                self._band(x, low.fillna(y), high.fillna(y), line.look.colour, entry, where)
+        extra = [column_name for column_name in line.hover if column_name in table]
+        hover = "".join(f"<br>{name.replace('_', ' ')}: %{{customdata[{i + 2}]}}" for i, name in enumerate(extra))
+        self.figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=y,
+                name=entry,
+                legendgroup=entry,
+                showlegend=entry not in self._in_legend,
+                mode="lines+markers" if line.markers else "lines",
+                line={"color": line.look.colour, "dash": line.dash or line.look.dash, "width": line.width},
+                marker={"symbol": line.look.symbol, "size": 6, "color": line.look.colour},
+                customdata=table[["step", "tokens", *extra]].astype(object).to_numpy(),
+                hovertemplate=f"<b>{line.name}</b><br>step %{{customdata[0]:,}} (%{{customdata[1]:.3s}} tokens)"
+                f"<br>{line.value.replace('_', ' ')}: %{{y:.4g}}{hover}<extra></extra>",
+                connectgaps=False,
+                opacity=line.opacity,
+            ),
+            **where,
+        )
+        self._in_legend.add(entry)
+
+    def missing(self, gaps: Sequence[Gaps], row: int, column: int, *, hint: str = "") -> None:
+        """Say where a panel has no values, and why.
+
+        A cross on the panel's zero marks each checkpoint without one, and tells the reason to the pointer. A panel
+        without any value has the reasons written where its curves would be.
+
+        Args:
+            gaps: of every model of the panel.
+            row: panel row.
+            column: panel column.
+            hint: what to say below the reasons of a panel without any value.
+        """
+        where = {"row": row, "col": column}
+        for gap in gaps:
+            table = gap.without()
+            if table.empty:
+                continue
+            self.figure.add_trace(
+                go.Scatter(
+                    x=self.axis.position(table["tokens"]),
+                    y=[0.0] * len(table),
+                    mode="markers",
+                    marker={
+                        "symbol": "x-thin",
+                        "size": 6,
+                        "color": gap.look.colour,
+                        "line": {"width": 1.2, "color": gap.look.colour},
+                    },
+                    opacity=0.55,
+                    cliponaxis=False,
+                    name=gap.name,
+                    legendgroup=gap.name,
+                    showlegend=False,
+                    customdata=[
+                        (int(step), wrapped(why, 48)) for step, why in zip(table["step"], table["why"], strict=True)
+                    ],
+                    hovertemplate=f"<b>{gap.name}</b><br>step %{{customdata[0]:,}}: no value"
+                    "<br>%{customdata[1]}<extra></extra>",
+                ),
+                **where,
+            )
+            self._has_gaps = True
+        if gaps and all(len(gap.without()) == len(gap.table) for gap in gaps):
+            lines = ["<b>No value at any checkpoint</b>", *_reasons(gaps)]
+            if hint:
+                lines += ["", hint]
+            text = "<br>".join(wrapped(line, _LINE) for line in lines)
+            write_in_middle(self.figure, text, bgcolor="rgba(255,255,255,0.85)", **where)
+
+    def key(self, name: str, dash: str, colour: str = "#555555") -> None:
+        """A legend entry for a line style that all models share."""
+        self.figure.add_trace(
+            go.Scatter(
+                x=[None],
+                y=[None],
+                name=name,
+                mode="lines",
+                line={"color": colour, "dash": dash, "width": 2},
+                hoverinfo="skip",
+            ),
+            row=1,
+            col=1,
+        )
+
+    def mark(self, name: str, symbol: str, colour: str = "#555555") -> None:
+        """A legend entry for a mark that all models share."""
+        marker = {"symbol": symbol, "size": 8, "color": colour, "line": {"width": 1.2, "color": colour}}
+        self.figure.add_trace(
+            go.Scatter(x=[None], y=[None], name=name, mode="markers", marker=marker, hoverinfo="skip"), row=1, col=1
+        )
+
+    def leave_empty(self, text: str, row: int, column: int) -> None:
+        """Write in the middle of a panel that has no curves at all, and so no axes."""
+        plot = self.figure.get_subplot(row, column)
+        x, y = (sum(axis.domain) / 2 for axis in (plot.xaxis, plot.yaxis))
+        self.figure.add_annotation(text=text, x=x, y=y, xref="paper", yref="paper", **_NOTE)
+
+    def level(self, y: float, row: int, column: int) -> None:
+        """A thin dashed horizontal line."""
+        self.figure.add_hline(y=y, line={"dash": "dash", "width": 1, "color": "#777777"}, row=row, col=column)
+
+    def name_ends(self, ends: Sequence[tuple[float, str, str]], row: int, column: int) -> None:
+        """Write names to the right of the last checkpoint, moved apart if lines end close together.
+
+        Args:
+            ends: for each line its last value, its name and its colour.
+            row: panel row.
+            column: panel column.
+        """
+        ends = sorted(end for end in ends if end[0] == end[0])
+        if not ends:
+            return
+        traces = self.figure.select_traces(row=row, col=column)
+        drawn = pd.Series([value for trace in traces if trace.y is not None for value in trace.y], dtype=float)
+        # Space for a line of text, in units of the axis.
+        apart = 14 / (self.height - _FRAME_HEIGHT) * self.rows * max(drawn.max() - drawn.min(), 1e-12) * 1.1
+        heights = [value for value, _, _ in ends]
+        for i in range(1, len(heights)):
+            heights[i] = max(heights[i], heights[i - 1] + apart)
+        shift = sum(height - value for height, (value, _, _) in zip(heights, ends, strict=True)) / len(ends)
+        x = self.axis.range()[1]
+        for height, (_, name, colour) in zip(heights, ends, strict=True):
+            self.figure.add_annotation(
+                x=x,
+                y=height - shift,
+                text=name,
+                showarrow=False,
+                xanchor="left",
+                xshift=2,
+                font={"size": 11, "color": colour},
+                row=row,
+                col=column,
+            )
+
+    def done(self, title: str, subtitle: str, *, legend: bool = True) -> Drawing:
+        """Set the axes and titles, and return the drawing."""
+        if self._has_gaps:
+            self.mark("no value: point at it for the reason", "x-thin")
+        figure = self.figure
+        drawing = finish(figure, title, subtitle, width=self.width, height=self.height, legend=legend)
+        figure.update_layout(margin={"l": 78, "r": self._margin_right, "t": figure.layout.margin.t + self._title_room})
+        self.axis.apply(figure, most=max(4, self.panel_width // 46), title="")
+        self.axis.mark_break(figure, row="all", col="all")
+        for panel in range(self.rows * self.columns):
+            where = {"row": 1 + panel // self.columns, "col": 1 + panel % self.columns}
+            if panel >= self.n_panels:
+                figure.update_xaxes(visible=False, **where)
+                figure.update_yaxes(visible=False, **where)
+            elif panel + self.columns >= self.n_panels:
+                figure.update_xaxes(title_text=self.axis.title, showticklabels=True, **where)
+        return drawing
+
+    def _band(
+        self, x: pd.Series, low: pd.Series, high: pd.Series, colour: str, entry: str, where: dict[str, int]
+    ) -> None:
+        """A filled outline for each run of finite values: a gap in the line is a gap in the band.
+
+        A single checkpoint has no width to fill, so it gets a bar.
+        """
+        finite = low.notna() & high.notna() & x.notna()
+        runs = (finite != finite.shift()).cumsum()[finite]
+        for _, run in runs.groupby(runs):
+            at = run.index
+            self.figure.add_trace(
+                go.Scatter(
+                    x=[*x[at], *x[at][::-1]],
+                    y=[*high[at], *low[at][::-1]],
+                    fill="toself",
+                    fillcolor=translucent(colour, 0.18),
+                    line={"width": 0 if len(at) > 1 else 4, "color": translucent(colour, 0.4)},
+                    mode="lines",
+                    legendgroup=entry,
+                    showlegend=False,
+                    hoverinfo="skip",
+                ),
+                **where,
+            )

@@ -1,0 +1,304 @@
+"""What every figure shares: one look per model, names of tasks and scores, the page's fonts and grid.
+
+Colours are those of Okabe and Ito (2008), distinguishable with any of the common colour-vision deficiencies, with
+a few of Paul Tol's for the remaining sizes. Marker shapes repeat the distinction for print in grey.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+
+FONT = "Helvetica, Arial, sans-serif"
+INK = "#222222"
+FAINT = "#8a8a8a"
+GRID = "#e6e6e6"
+POSITIVE = "#0072B2"
+NEGATIVE = "#D55E00"
+# Heads within one model, told apart by colour and by the name at the end of the line.
+SERIES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#332288", "#999933", "#882255", "#777777")
+
+# What is the same in every figure. A page with many figures holds it once.
+TEMPLATE = "circuits"
+pio.templates[TEMPLATE] = go.layout.Template(pio.templates["plotly_white"]).update(
+    layout={
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "hoverlabel": {"font": {"family": FONT}},
+        "xaxis": {
+            "showline": True,
+            "linecolor": FAINT,
+            "gridcolor": GRID,
+            "zeroline": False,
+            "ticks": "outside",
+            "tickcolor": FAINT,
+        },
+        "yaxis": {
+            "showline": True,
+            "linecolor": FAINT,
+            "gridcolor": GRID,
+            "zerolinecolor": "#c8c8c8",
+            "ticks": "",
+            "tickfont": {"size": 11},
+            "title": {"font": {"size": 12}, "standoff": 8},
+        },
+    }
+)
+
+TASK_LABELS = {
+    "ioi": "IOI",
+    "greater_than": "Greater-than",
+    "gendered_pronoun": "Gendered pronoun",
+    "sva": "Subject-verb agreement",
+}
+METRIC_LABELS = {
+    "logit_diff": "logit difference (logits)",
+    "prob_diff": "probability difference",
+    "accuracy": "accuracy (share of prompts)",
+    "rank_0_rate": "rank-0 rate (share of prompts)",
+    "prob_mass": "probability of the answers",
+}
+
+# Roles of heads in IOI, in the order of the algorithm: name in the tables -> label and colour, the same everywhere.
+# Edges in drawings of circuits are blue or orange, so no role is.
+ROLES = {
+    "name_mover": ("name mover", "#332288"),
+    "copy_suppression": ("copy suppression", "#882255"),
+    "negative_name_mover": ("negative name mover", "#CC6677"),
+    "s_inhibition": ("S-inhibition", "#DDAA33"),
+    "induction": ("induction", "#44AA99"),
+    "duplicate_token": ("duplicate token", "#88CCEE"),
+}
+_OTHER_ROLE = "#999933"
+
+_SIZE_LOOKS = {
+    "14m": ("#777777", "x"),
+    "31m": ("#999933", "cross"),
+    "70m": ("#56B4E9", "square"),
+    "160m": ("#E69F00", "circle"),
+    "410m": ("#009E73", "diamond"),
+    "1b": ("#882255", "star"),
+    "1.4b": ("#D55E00", "triangle-up"),
+    "2.8b": ("#0072B2", "triangle-down"),
+    "6.9b": ("#CC79A7", "pentagon"),
+    "12b": ("#000000", "hexagon"),
+}
+_OTHER_LOOKS = (
+    ("#332288", "circle"),
+    ("#117733", "square"),
+    ("#AA4499", "diamond"),
+    ("#44AA99", "triangle-up"),
+    ("#AA7733", "cross"),
+    ("#661100", "x"),
+)
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+@dataclass(frozen=True)
+class ModelLook:
+    """How a model is drawn: `colour` (hex), `symbol` (plotly marker), `dash` (plotly line)."""
+
+    colour: str
+    symbol: str
+    dash: str
+
+
+def model_looks(models: Iterable[str]) -> dict[str, ModelLook]:
+    """The look of every model among `models`, which should be all the models of a results folder.
+
+    A Pythia size has the same colour and symbol in every figure of every folder; further models of the size (other
+    seeds, the deduplicated data) share them and differ in dash. Other models take the remaining looks in order of name.
+    """
+    looks: dict[str, ModelLook] = {}
+    taken: dict[tuple[str, str], int] = {}
+    others = 0
+    for model in sorted(set(models), key=lambda name: (len(name), name)):
+        match = re.fullmatch(r"pythia-([\d.]+[mb])(-.*)?", model)
+        if match and match[1] in _SIZE_LOOKS:
+            look = _SIZE_LOOKS[match[1]]
+        else:
+            look = _OTHER_LOOKS[others % len(_OTHER_LOOKS)]
+            others += 1
+        nth = taken.get(look, 0)
+        taken[look] = nth + 1
+        looks[model] = ModelLook(look[0], look[1], _DASHES[nth % len(_DASHES)])
+    return looks
+
+
+def model_order(models: Iterable[str]) -> list[str]:
+    """Models by the size in their name, then by name: pythia-70m before pythia-160m before pythia-1.4b."""
+
+    def key(model: str) -> tuple[float, str]:
+        return (nominal_size(model) or 0.0, model)
+
+    return sorted(set(models), key=key)
+
+
+def nominal_size(model: str) -> float | None:
+    """Number of parameters that a name such as `pythia-1.4b` states, or None where it states none."""
+    match = re.search(r"(?:^|[-_])(\d+(?:\.\d+)?)([kmb])(?:$|[-_])", model.lower())
+    return float(match[1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[match[2]] if match else None
+
+
+def task_order(tasks: Iterable[str]) -> list[str]:
+    """Tasks in the order of the study, then the others by name."""
+    known = list(TASK_LABELS)
+    return sorted(set(tasks), key=lambda task: (known.index(task) if task in known else len(known), task))
+
+
+def task_label(task: str) -> str:
+    """A task's name as figures write it; a task from a CSV goes by its file's name."""
+    return TASK_LABELS.get(task, task.replace("_", " "))
+
+
+def role_look(role: str) -> tuple[str, str]:
+    """Label and colour of a role that a table names."""
+    return ROLES.get(role, (role.replace("_", " "), _OTHER_ROLE))
+
+
+def role_chip(role: str) -> str:
+    """A square of the role's colour and its label, in plotly's markup."""
+    label, colour = role_look(role)
+    return f"<span style='color:{colour}'>■</span> {label}"
+
+
+def translucent(colour: str, alpha: float) -> str:
+    """`#rrggbb` as a CSS colour of opacity `alpha`, for bands."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def on_white(colour: str, alpha: float) -> str:
+    """`#rrggbb` of opacity `alpha` on white, as an opaque `#rrggbb`: nothing below it shows through."""
+    return "#" + "".join(f"{round(255 + alpha * (int(colour[i : i + 2], 16) - 255)):02x}" for i in (1, 3, 5))
+
+
+def within(values: Iterable[float], low: float, high: float) -> tuple[list[float], bool]:
+    """An axis range that holds the values, but no wider than [low, high], and whether it cuts any off.
+
+    Before a model can do a task, shares of its metric are quotients of noise and would flatten everything else.
+    """
+    finite = [float(value) for value in values if value == value]
+    bottom, top = max(min(finite, default=0.0), low), min(max(finite, default=1.0), high)
+    pad = 0.05 * max(top - bottom, 0.1)
+    return [bottom - pad, top + pad], any(not bottom <= value <= top for value in finite)
+
+
+# Pixels above the panels: their own titles; and in a file the heading, with and without a legend below it.
+_PANEL_TITLES = 34
+_HEADING, _HEADING_WITH_LEGEND = 78, 108
+# Pixels of a legend's row, of an entry without its name, and of a letter of a name.
+_LEGEND_ROW, _LEGEND_ENTRY, _LEGEND_LETTER = 30, 46, 6.8
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and its heading, apart: files have it above the panels, the report as text that wraps.
+
+    Attributes:
+        figure: the panels, without a title and without room for one.
+        title: what is shown, in plotly's markup of text.
+        subtitle: one line on how to read it, alike.
+    """
+
+    figure: go.Figure
+    title: str
+    subtitle: str = ""
+
+    def titled(self) -> go.Figure:
+        """A copy of the figure with the heading, and the legend if it has one, above the panels."""
+        figure = go.Figure(self.figure)
+        layout = figure.layout
+        room = _HEADING_WITH_LEGEND + _LEGEND_ROW * (self._legend_rows() - 1) if layout.showlegend else _HEADING
+        height = layout.height + room
+        faint = f"<br><span style='font-size:13px;color:#555'>{self.subtitle}</span>" if self.subtitle else ""
+        return figure.update_layout(
+            template=TEMPLATE,
+            height=height,
+            margin_t=layout.margin.t + room,
+            title={
+                "text": f"<b>{self.title}</b>{faint}",
+                "font": {"size": 19},
+                "x": 0,
+                "xref": "paper",
+                "xanchor": "left",
+                "y": 1 - 32 / height,
+                "yref": "container",
+                "yanchor": "top",
+            },
+            legend={
+                "orientation": "h",
+                "x": 0,
+                "xanchor": "left",
+                "xref": "paper",
+                "y": 1 - 76 / height,
+                "yref": "container",
+                "yanchor": "top",
+                "font": {"size": 13},
+            },
+        )
+
+    def _legend_rows(self) -> int:
+        """About how many rows the legend takes, from the lengths of its names."""
+        layout = self.figure.layout
+        names = [trace.name for trace in self.figure.data if trace.name and trace.showlegend is not False]
+        widths = [_LEGEND_ENTRY + _LEGEND_LETTER * len(name) for name in names]
+        room = layout.width - (layout.margin.l or 0) - (layout.margin.r or 0)
+        rows, left = 1, room
+        for width in widths:
+            if width > left:
+                rows, left = rows + 1, room
+            left -= width
+        return rows
+
+
+def finish(
+    figure: go.Figure, title: str, subtitle: str = "", *, width: int, height: int, legend: bool = True
+) -> Drawing:
+    """Give a drawn figure the shared look, and a heading.
+
+    Args:
+        figure: the figure, changed in place.
+        title: what is shown.
+        subtitle: one line in smaller type: how to read it.
+        width: pixels in PNG and PDF; the HTML fills the window but keeps the height.
+        height: pixels, without the heading.
+        legend: whether the figure has a legend.
+    """
+    figure.update_layout(
+        width=width,
+        height=height,
+        margin={"l": 72, "r": 28, "t": _PANEL_TITLES, "b": 78},
+        showlegend=legend,
+    )
+    return Drawing(figure, title, subtitle)
+
+
+# Which heads hold which role in IOI, checkpoint by checkpoint.
+
+
+Roles = dict[str, tuple[str, ...]]
+"""Head (`a3.h1`) -> the roles that it holds, in the order of the algorithm."""
+
+
+def roles_by_step(heads: pd.DataFrame) -> dict[int, Roles]:
+    """The roles at every step at which heads were measured; heads without one are left out.
+
+    Args:
+        heads: `ioi_consistency_heads` of one model: `step, layer, head, role, passes`.
+    """
+    order = list(ROLES)
+    found: dict[int, dict[str, set[str]]] = {int(step): {} for step in heads["step"].unique()}
+    held = heads[heads["passes"].astype(bool)]
+    for step, layer, head, role in held[["step", "layer", "head", "role"]].itertuples(index=False):
+        found[int(step)].setdefault(f"a{layer}.h{head}", set()).add(str(role))
+
+    def place(role: str) -> tuple[int, str]:
+        return (order.index(role) if role in order else len(order), role)
+
+    return {
+        step: {head: tuple(sorted(roles, key=place)) for head, roles in by_head.items()}
+        for step, by_head in found.items()
+    }

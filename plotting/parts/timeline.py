@@ -1,0 +1,187 @@
+"""A timeline: rows with bars over the training axis."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from .panels import wrapped
+from .style import FAINT, Drawing, finish, translucent
+from .time_axis import TimeAxis
+
+ROW, LEFT, WIDTH = 30, 280, 960
+"""Pixels: height of a row, margin for the rows' names, width of the figure."""
+ABOVE = 16
+"""Pixels that names above the rows take."""
+OPEN = "no checkpoint beyond"
+
+
+class Timeline:
+    """Rows over the training axis, from top to bottom.
+
+    Args:
+        checkpoints: `step, tokens` of every checkpoint.
+        rows: their names.
+        row_height: pixels.
+        narrow: whether to write the rows' names into the figure instead of next to it.
+    """
+
+    def __init__(
+        self, checkpoints: pd.DataFrame, rows: Sequence[str], row_height: int = ROW, *, narrow: bool = False
+    ) -> None:
+        self.row_height, self.narrow = row_height + ABOVE * narrow, narrow
+        self.axis = TimeAxis.of(checkpoints)
+        self.rows = rows
+        self.figure = go.Figure()
+        self._tokens = dict(zip(checkpoints["step"], checkpoints["tokens"], strict=False))
+        self._named: set[str] = set()
+        self._open = False
+        self._marks = checkpoints
+
+    def bar(self, place: float, low: int, high: int, colour: str, entry: str, *, width: float, text: str = "") -> None:
+        """A bar from one step to another; one step alone is a short one. Bars without a text are not in the legend."""
+        x = self._x(low, high)
+        mark = {"symbol": "line-ns", "size": width, "color": colour, "line": {"width": 2.5, "color": colour}}
+        self.figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=[place, place],
+                mode="lines+markers" if low == high or not text else "lines",
+                name=entry,
+                legendgroup=entry,
+                showlegend=entry not in self._named and bool(text),
+                line={"width": width, "color": colour},
+                marker=mark | {"size": 7},
+                hovertemplate=f"{text}<extra></extra>" if text else None,
+                hoverinfo=None if text else "skip",
+            )
+        )
+        self._named |= {entry} if text else set()
+
+    def band(self, place: int, low: int, high: int, colour: str) -> None:
+        """A band as high as the row."""
+        (start, end), half = self._x(low, high), 0.4
+        self.figure.add_trace(
+            go.Scatter(
+                x=[start, end, end, start],
+                y=[place - half, place - half, place + half, place + half],
+                fill="toself",
+                mode="lines",
+                fillcolor=translucent(colour, 0.18),
+                line={"width": 0, "color": colour},
+                name="earliest to latest",
+                legendgroup="band",
+                showlegend="band" not in self._named,
+                hoverinfo="skip",
+            )
+        )
+        self._named.add("band")
+
+    def tick(self, place: int, step: int, text: str) -> None:
+        """An upright line as high as the row."""
+        self.figure.add_trace(
+            go.Scatter(
+                x=self._x(step, step),
+                y=[place - 0.4, place + 0.4],
+                mode="lines",
+                line={"width": 2.5, "color": "#222222"},
+                name="median over seeds",
+                legendgroup="median",
+                showlegend="median" not in self._named,
+                hovertemplate=f"{text}<extra></extra>",
+            )
+        )
+        self._named.add("median")
+
+    def arrows(self, place: float, left: bool, right: bool, low: int, high: int, colour: str) -> None:
+        """Arrows where an interval goes on before the first checkpoint, or after the last."""
+        ends = [(low, "triangle-left")] * left + [(high, "triangle-right")] * right
+        for step, symbol in ends:
+            self.figure.add_trace(
+                go.Scatter(
+                    x=self._x(step, step)[:1],
+                    y=[place],
+                    mode="markers",
+                    name=OPEN,
+                    legendgroup=OPEN,
+                    showlegend=False,
+                    marker={"symbol": symbol, "size": 11, "color": colour},
+                    cliponaxis=False,
+                    hoverinfo="skip",
+                )
+            )
+            self._open = True
+
+    def say(self, place: int, text: str) -> None:
+        """A row without a bar: why."""
+        self.figure.add_annotation(
+            x=0.01,
+            xref="paper",
+            y=place,
+            text=wrapped(text, 46 if self.narrow else 90),
+            bgcolor="#ffffff",
+            showarrow=False,
+            xanchor="left",
+            font={"size": 12, "color": "#666666"},
+        )
+
+    def note(self, place: int, text: str) -> None:
+        """A remark at the row's right end."""
+        self.figure.add_annotation(
+            x=0.995,
+            xref="paper",
+            y=place,
+            text=text,
+            showarrow=False,
+            xanchor="right",
+            font={"size": 11, "color": "#666666"},
+        )
+
+    def done(self, title: str, subtitle: str) -> Drawing:
+        """Set the axes, and return the drawing."""
+        drawing = finish(self.figure, title, subtitle, width=WIDTH, height=110 + self.row_height * len(self.rows))
+        self.figure.update_layout(margin={"l": 18 if self.narrow else LEFT, "t": 14})
+        self.axis.apply(self.figure)
+        self.axis.mark_break(self.figure)
+        self.figure.update_yaxes(
+            tickvals=list(range(len(self.rows))),
+            ticktext=list(self.rows),
+            range=[len(self.rows) - 0.4, -0.6],
+            zeroline=False,
+            tickfont_size=12,
+            showticklabels=not self.narrow,
+        )
+        for place, name in enumerate(self.rows) if self.narrow else ():
+            self.figure.add_annotation(
+                x=0.01,
+                xref="paper",
+                y=place,
+                yshift=0.5 * self.row_height - 4,
+                text=name,
+                showarrow=False,
+                xanchor="left",
+                font={"size": 11},
+                bgcolor="#ffffff",
+                borderpad=0,
+            )
+        # A small tick for every checkpoint: between two of them nothing is known.
+        self.figure.add_trace(
+            go.Scatter(
+                x=self.axis.position(self._marks["tokens"]),
+                y=[len(self.rows) - 0.45] * len(self._marks),
+                mode="markers",
+                name="checkpoint",
+                marker={"symbol": "line-ns", "size": 6, "line": {"width": 1, "color": FAINT}, "color": FAINT},
+                customdata=self._marks["step"],
+                hovertemplate="checkpoint: step %{customdata:,}<extra></extra>",
+            )
+        )
+        if self._open:
+            marker = {"symbol": "triangle-left", "size": 11, "color": FAINT}
+            self.figure.add_trace(
+                go.Scatter(x=[None], y=[None], name=OPEN, legendgroup=OPEN, mode="markers", marker=marker)
+            )
+        return drawing
+
+    def _x(self, *steps: int) -> list[float]:
+        return self.axis.position(pd.Series([self._tokens[step] for step in steps])).tolist()

@@ -1,0 +1,309 @@
+"""The published study's numbers (`published/numbers.py`) beside what the results give.
+
+Intervals hold 95%. Those of means and medians resample checkpoints in blocks of neighbours, which are alike; those of
+edges are the circuit's own, from resampled prompts; a head emerges between two checkpoints measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from circuits_over_time.utils.results.kinds import find_kind
+from circuits_over_time.utils.results.store import Store
+
+from ..plot_head_scores import THRESHOLDS
+from .numbers import Number, published
+
+RESAMPLES = 2000
+# Fewer checkpoints give no interval.
+LEAST = 5
+# Keys of a config that settings do not depend on.
+_FREE = ("model", "task", "checkpoints")
+VERDICTS = ("agrees", "disagrees", "open", "not measured")
+COLUMNS = (
+    *("quantity", "model", "task", "item", "step", "published_low", "published_high", "measured", "low", "high"),
+    *("n_checkpoints", "verdict", "note", "settings", "command", "source"),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the results give for a published number.
+
+    Attributes:
+        value: NaN where they give none.
+        low: lower end of the 95% interval, NaN without one.
+        high: upper end.
+        n: checkpoints it rests on.
+        note: what to know of it.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    note: str = ""
+
+
+def reproduction(store: Store, arguments: argparse.Namespace) -> pd.DataFrame:
+    """One row per published number, in the order of the file, with `COLUMNS`.
+
+    `verdict` is `agrees` or `disagrees` where an interval says so, `open` where there is none (`note` says why), else
+    `not measured`; `settings` names the keys in which the runs differ from the study's configs; `command` measures what
+    is missing.
+
+    Args:
+        store: the results.
+        arguments: parsed command line with `model` and `task` (lists of names, or None for all).
+    """
+    study = Study(store)
+    rows = []
+    for number in published():
+        asked = ((number.model, arguments.model), (number.task, arguments.task))
+        if number.quantity not in MEASURES or any(name and names and name not in names for name, names in asked):
+            continue
+        found = MEASURES[number.quantity](study, number)
+        measured = found or Measured(np.nan, np.nan, np.nan, 0)
+        verdict = _verdict(number, found)
+        rows.append(
+            {
+                "quantity": number.quantity,
+                "model": number.model,
+                "task": number.task,
+                "item": number.item,
+                "step": number.step,
+                "published_low": number.low,
+                "published_high": number.high,
+                "measured": measured.value,
+                "low": measured.low,
+                "high": measured.high,
+                "n_checkpoints": measured.n,
+                "verdict": verdict,
+                "note": measured.note,
+                "settings": study.settings(number),
+                "command": study.command(number) if verdict in ("open", "not measured") else "",
+                "source": number.source,
+            }
+        )
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"step": "Int64"})
+
+
+def _verdict(number: Number, measured: Measured | None) -> str:
+    if measured is None:
+        return "not measured"
+    if np.isnan(measured.low) or np.isnan(measured.high):
+        return "open"
+    if measured.low > number.high or number.low > measured.high:
+        return "disagrees"
+    # A head that has not emerged yet may still do so in time.
+    return "open" if np.isinf(measured.high) else "agrees"
+
+
+def resampled(
+    values: np.ndarray, statistic: Callable[..., np.ndarray] = np.mean, seed: int = 0, resamples: int = RESAMPLES
+) -> np.ndarray:
+    """A statistic of resampled series: circular blocks of about sqrt(n) neighbours (Politis and Romano 1992).
+
+    Args:
+        values: [n], in the order of training.
+        statistic: takes an array and `axis`.
+        seed: of the draw.
+        resamples: how many.
+
+    Returns:
+        [resamples], or an array of NaN for fewer than `LEAST` values.
+    """
+    n = len(values)
+    if n < LEAST:
+        return np.full(resamples, np.nan)
+    block = int(np.ceil(np.sqrt(n)))
+    starts = np.random.default_rng(seed).integers(n, size=(resamples, -(-n // block), 1))
+    places = ((starts + np.arange(block)) % n).reshape(resamples, -1)[:, :n]
+    return statistic(values[places], axis=1)
+
+
+def _interval(draws: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
+class Study:
+    """The results of the study's models, each read once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._tables: dict[tuple[str, str, str], pd.DataFrame | None] = {}
+        parameters = [number for number in published() if number.quantity == "parameters"]
+        self.parameters = {
+            item: {number.model: number.low for number in parameters if number.item == item}
+            for item in ("printed", "true")
+        }
+        self.models = list(self.parameters["true"])
+
+    def table(self, kind: str, model: str, task: str = "") -> pd.DataFrame | None:
+        """All steps of a kind, ascending, or None where none is measured."""
+        key = (kind, model, task)
+        if key not in self._tables:
+            there = self.store.folder(kind, model, task or None).steps()
+            self._tables[key] = self.store.read_tables(kind, model, task or None) if there else None
+        return self._tables[key]
+
+    def nodes(self, number: Number, model: str) -> tuple[np.ndarray, int] | None:
+        """Nodes of a model's circuits from a step on, and how many checkpoints were measured; None where none was."""
+        # A checkpoint without a circuit has baselines, and perhaps no sizes.
+        baselines, table = (self.table(kind, model, number.task) for kind in ("baselines", "faithfulness"))
+        if baselines is None or table is None:
+            return None
+        n_measured = int((baselines["step"] >= number.from_step).sum())
+        chosen = table[table["selected"].astype(bool) & (table["step"] >= number.from_step)]
+        return (chosen["n_nodes"].to_numpy(dtype=float), n_measured) if n_measured else None
+
+    def command(self, number: Number) -> str:
+        """The command that measures what a number needs, with the study's settings."""
+        models = [number.model] if number.model else [m for m in self.models if self.nodes(number, m) is None]
+        models = models or self.models
+        begin = f"python {find_kind(number.kind).script} -c {number.config.as_posix()}"
+        return _command(begin, models, [] if number.step is None else [number.step])
+
+    def settings(self, number: Number) -> str:
+        """The keys in which the runs behind a number differ from the study's config, with both values."""
+        config = Path(__file__).resolve().parents[1] / number.config
+        wanted = _flat(yaml.safe_load(config.read_text(encoding="utf-8")))
+        texts = []
+        for model in [number.model] if number.model else self.models:
+            folder = self.store.folder(number.kind, model, number.task or None)
+            if not folder.steps():
+                continue
+            if not (folder.path / "run.json").is_file():
+                texts.append("unknown: there is no run.json")
+                continue
+            held = _flat(folder.read_run().get("config", {}))
+            differing = [key for key in wanted if key not in _FREE and held.get(key) != wanted[key]]
+            texts += [f"{key}={held.get(key)} (study: {wanted[key]})" for key in differing]
+        return "; ".join(sorted(set(texts)))
+
+
+def commands(table: pd.DataFrame) -> dict[str, int]:
+    """The fewest commands that measure what a table of `reproduction` lacks, and how many numbers each is for."""
+    # What a correlation needs, the means that it rests on need too.
+    lacking = table[(table["command"] != "") & (table["quantity"] != "size_correlation")]
+    found = {}
+    begins = lacking["command"].map(lambda command: command.partition(" model=")[0])
+    for (begin, _), rows in lacking.groupby([begins, lacking["step"].notna()], sort=False):
+        models, steps = rows["model"].unique().tolist(), rows["step"].dropna().unique().tolist()
+        found[_command(str(begin), models, steps)] = len(rows)
+    return found
+
+
+def _command(begin: str, models: list[str], steps: list[int]) -> str:
+    named = models[0] if len(models) == 1 else f'"[{", ".join(models)}]"'
+    return f"{begin} model={named}" + (f" checkpoints={steps}".replace(", ", ",") if steps else "")
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _summary(values: np.ndarray, statistic: Callable[..., Any], n_measured: int, lacks: str) -> Measured:
+    """A statistic over checkpoints; `lacks` says what checkpoints without a value have none of."""
+    notes = [f"{n_measured - len(values)} of {n_measured} checkpoints have no {lacks}"] * (len(values) < n_measured)
+    if len(values) < LEAST:
+        notes.append(f"an interval needs {LEAST}")
+    value = float(statistic(values)) if len(values) else np.nan
+    return Measured(value, *_interval(resampled(values, statistic)), len(values), "; ".join(notes))
+
+
+def _circuit_nodes(study: Study, number: Number) -> Measured | None:
+    found = study.nodes(number, number.model)
+    return None if found is None else _summary(found[0], np.mean, found[1], "circuit")
+
+
+def _size_correlation(study: Study, number: Number) -> Measured | None:
+    found = {model: study.nodes(number, model) for model in study.models}
+    sizes = {model: nodes[0] for model, nodes in found.items() if nodes is not None and len(nodes[0])}
+    if not sizes:
+        return None
+    n = sum(map(len, sizes.values()))
+    if len(sizes) < len(study.models):
+        return Measured(np.nan, np.nan, np.nan, n, f"{len(sizes)} of {len(study.models)} models")
+    parameters = np.array([study.parameters[number.item][model] for model in sizes])
+    means = np.array([values.mean() for values in sizes.values()])
+    draws = np.stack([resampled(values, seed=seed) for seed, values in enumerate(sizes.values())])
+    note = f"an interval needs {LEAST} checkpoints of every model" if np.isnan(draws).any() else ""
+    r = float(_pearson(parameters, means[:, None])[0])
+    return Measured(r, *_interval(_pearson(parameters, draws)), n, note)
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's r of x [n] and every column of y [n, m]; NaN without variation."""
+    x, y = x - x.mean(), y - y.mean(axis=0)
+    norm = np.sqrt((x**2).sum() * (y**2).sum(axis=0))
+    return np.divide(x @ y, norm, out=np.full(y.shape[1], np.nan), where=norm > 0)
+
+
+def _circuit_edges(study: Study, number: Number) -> Measured | None:
+    baselines = study.table("baselines", number.model, number.task)
+    table = study.table("faithfulness", number.model, number.task)
+    if baselines is None or table is None or number.step not in set(baselines["step"]):
+        return None
+    table = table[table["step"] == number.step]
+    baseline = baselines[baselines["step"] == number.step].iloc[0]
+    chosen = table[table["selected"].astype(bool)]
+    if chosen.empty:
+        return Measured(np.nan, np.nan, np.nan, 1, f"no circuit: {baseline['status']}")
+    edges = table.set_index("size")["n_edges"].astype(float)
+    low, high = (float(edges.get(baseline[f"size_{end}"], np.nan)) for end in ("low", "high"))
+    note = "the size has no interval" if np.isnan(low) or np.isnan(high) else ""
+    return Measured(float(chosen["n_edges"].iloc[0]), low, high, 1, note)
+
+
+def _level_percent(study: Study, number: Number) -> Measured | None:
+    table = study.table("ioi_consistency", number.model)
+    if table is None:
+        return None
+    rows = table[(table["level"] == number.item) & (table["step"] >= number.from_step)]
+    if rows.empty:
+        return None
+    return _summary(rows["percent"].dropna().to_numpy(dtype=float), np.median, len(rows), "percentage")
+
+
+def _emergence(study: Study, number: Number) -> Measured | None:
+    kind, score = number.kind, number.item
+    table = study.table(kind, number.model)
+    if table is None:
+        return None
+    if kind == "components":
+        table = table[table["score"] == score]
+    value = "value" if "value" in table else "score"
+    best = table.groupby("step").agg(tokens=("tokens", "first"), best=(value, "max"))
+    if best.empty:
+        return None
+    above = (best["best"] > THRESHOLDS[score]).to_numpy()
+    lasting = above & np.append(above[1:], True)
+    tokens = best["tokens"].to_numpy(dtype=float)
+    if not lasting.any():
+        return Measured(np.nan, tokens[-1], np.inf, len(tokens), f"no head passes {THRESHOLDS[score]:g}")
+    first = int(lasting.argmax())
+    if first == 0:
+        return Measured(tokens[0], np.nan, np.nan, len(tokens), "the first checkpoint measured has such a head already")
+    return Measured(tokens[first], tokens[first - 1], tokens[first], len(tokens))
+
+
+MEASURES: dict[str, Callable[[Study, Number], Measured | None]] = {
+    "circuit_nodes": _circuit_nodes,
+    "size_correlation": _size_correlation,
+    "circuit_edges": _circuit_edges,
+    "level_percent": _level_percent,
+    "emergence_tokens": _emergence,
+}

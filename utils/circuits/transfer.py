@@ -1,0 +1,241 @@
+"""Transfer: what the circuit of one checkpoint, or of one task, does in the model of another.
+
+Two circuits with the same edges can compute different things, and two with different edges the same. So the circuit
+found at step i is put into the model of step j: same edges, prompts and metric. Its faithfulness there says whether the
+structure still does the work. The circuits of other tasks at step j are evaluated on this task alike.
+
+This is a second walk over the checkpoints, after all circuits are there, which loads each checkpoint once more. A
+checkpoint's table is measured again if it lacks a circuit that is asked for, or holds one that has changed since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator, FaithfulnessCurve
+from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
+
+from ..base.errors import UserError
+from ..models.checkpoint import LoadedCheckpoint
+from ..models.family import family_of
+from ..results.kinds import TRANSFER
+from ..results.store import Result, Store
+from ..sweep.analysis import Analysis
+from ..tasks import Task, tasks_of
+from .find import prepare as prepare_circuits
+from .keys import CircuitsConfig
+from .report import CircuitPrompts
+
+STACK = 16
+"""Circuits that are evaluated together."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredCircuit:
+    """A circuit as it is stored.
+
+    Attributes:
+        step, task: where it was found.
+        edges: flat indices of its edges.
+        n_backward: of its graph.
+    """
+
+    step: int
+    task: str
+    edges: Int[Tensor, " edge"]
+    n_backward: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight letters that change with the edges. Digits would be read back as a number."""
+        digits = hashlib.sha256(self.edges.numpy().tobytes()).hexdigest()[:8]
+        return "".join(chr(ord("a") + int(digit, 16)) for digit in digits)
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        """What a row of a table says of it."""
+        return self.step, self.task, self.fingerprint
+
+
+@dataclass
+class StoredCircuits:
+    """One model's circuits, read when they are asked for.
+
+    Attributes:
+        store: the results.
+        model: the model's folder name.
+    """
+
+    store: Store
+    model: str
+    _read: dict[tuple[str, int], StoredCircuit | None] = field(default_factory=dict)
+
+    def at(self, task: str, step: int) -> StoredCircuit | None:
+        """The circuit of a task at a step; None if it was not found there, or not measured."""
+        if (task, step) not in self._read:
+            folder = self.store.folder("graphs", self.model, task)
+            circuit = None
+            if folder.has(step):
+                edges = folder.read_tensors(step)["in_circuit"]
+                if bool(edges.any()):
+                    circuit = StoredCircuit(step, task, edges.flatten().nonzero()[:, 0], edges.shape[1])
+            self._read[task, step] = circuit
+        return self._read[task, step]
+
+    def learned(self, task: str, step: int) -> bool:
+        """Whether the model of a step can do a task."""
+        folder = self.store.folder("baselines", self.model, task)
+        return folder.has(step) and str(folder.read_table(step)["status"][0]) != "task not learned"
+
+    def wanted(self, config: CircuitsConfig, task: str, step: int) -> list[StoredCircuit]:
+        """The circuits to evaluate on a task in the model of a step: its own, those of other steps and other tasks.
+
+        Raises:
+            UserError: if `transfer` names a step without results.
+        """
+        if not self.learned(task, step):
+            return []
+        steps = self.store.folder("graphs", self.model, task).steps()
+        found = [other for other in steps if self.at(task, other) is not None]
+        if isinstance(config.transfer, list):
+            if absent := sorted(set(config.transfer) - set(steps)):
+                raise UserError(
+                    f"transfer: no results of {self.model} {task} at step {absent[0]}; measure that checkpoint too, or "
+                    f"name others (there: {', '.join(map(str, steps))})"
+                )
+            sources = [other for other in found if other in config.transfer or other == step]
+        elif config.transfer == "neighbours":
+            before, after = [s for s in found if s < step], [s for s in found if s > step]
+            sources = [*before[-1:], *(s for s in found if s == step), *after[:1]]
+        else:
+            sources = found
+        pairs = [(task, other) for other in sources]
+        pairs += [(other, step) for other in (one.name for one in tasks_of(config)) if other != task]
+        return [circuit for pair in pairs if (circuit := self.at(*pair)) is not None]
+
+
+@dataclass(frozen=True)
+class TransferInputs:
+    """Prompts by task, and the stored circuits by model."""
+
+    prompts: dict[str, CircuitPrompts]
+    circuits: dict[str, StoredCircuits]
+
+    def of(self, config: CircuitsConfig, model: str) -> StoredCircuits:
+        """A model's circuits."""
+        return self.circuits.setdefault(model, StoredCircuits(Store(config.results_dir), model))
+
+
+def discard_outdated(config: CircuitsConfig) -> None:
+    """Delete the tables that lack a circuit which this run asks for, so that they are measured again.
+
+    Raises:
+        UserError: if `transfer` names a step without results.
+    """
+    store = Store(config.results_dir)
+    for model in config.models:
+        family = family_of(config, model)
+        circuits = StoredCircuits(store, family.name)
+        for task in tasks_of(config):
+            folder = store.folder(TRANSFER, family.name, task.name)
+            for step in folder.steps():
+                table = folder.read_table(step)
+                held = set(zip(table["from_step"], table["from_task"], table["circuit"], strict=True))
+                if not {circuit.key for circuit in circuits.wanted(config, task.name, step)} <= held:
+                    log.info("%s lacks circuits that are there now; measured again", folder.file(step))
+                    folder.delete(step)
+
+
+def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> TransferInputs:
+    """The prompts that circuits are evaluated on.
+
+    Raises:
+        UserError: as for the circuits.
+    """
+    return TransferInputs(prepare_circuits(config, tokenizer, shape), {})
+
+
+def measure(
+    checkpoint: LoadedCheckpoint, config: CircuitsConfig, inputs: TransferInputs, task: Task
+) -> dict[str, Result]:
+    """The circuits of other checkpoints and tasks in this checkpoint, on this task.
+
+    Raises:
+        UserError: if `transfer` names a step without results.
+    """
+    circuits = inputs.of(config, checkpoint.name).wanted(config, task.name, checkpoint.step)
+    if not circuits:
+        return {"transfer": Result(pd.DataFrame(columns=list(TRANSFER.columns)))}
+    weights = checkpoint.weights
+    prompts = inputs.prompts[task.name].evaluation.to(weights.device)
+    evaluator = CircuitEvaluator(
+        weights,
+        prompts.pairs,
+        prompts.metric(task.primary),
+        batch_size=config.batch_size,
+        memory_budget_gb=config.memory_budget_gb,
+    )
+    values = torch.cat([evaluator(_masks(circuits[i : i + STACK], evaluator)) for i in range(0, len(circuits), STACK)])
+    return {"transfer": Result(_table(circuits, values, evaluator, config.seed))}
+
+
+def _masks(circuits: list[StoredCircuit], evaluator: CircuitEvaluator) -> Bool[Tensor, "mask n_forward n_backward"]:
+    graph = evaluator.graph
+    masks = torch.zeros(len(circuits), graph.n_forward * graph.n_backward, dtype=torch.bool)
+    for mask, circuit in zip(masks, circuits, strict=True):
+        if circuit.n_backward != graph.n_backward:
+            raise UserError(f"transfer: the circuit of step {circuit.step} is one of another architecture")
+        mask[circuit.edges] = True
+    return masks.view(-1, graph.n_forward, graph.n_backward)
+
+
+def _table(
+    circuits: list[StoredCircuit], values: Float[Tensor, "circuit prompt"], evaluator: CircuitEvaluator, seed: int
+) -> pd.DataFrame:
+    # Circuits of one size must not be confused: they go by their number.
+    curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted, dict(enumerate(values)))
+    low, high = percentile_interval(curve.resampled(seed))
+    rows = [
+        (
+            *circuit.key,
+            len(circuit.edges),
+            curve.metric(number),
+            standard_error(values[number]),
+            curve.faithfulness(number),
+            float(low[number]),
+            float(high[number]),
+            curve.raw(number),
+        )
+        for number, circuit in enumerate(circuits)
+    ]
+    return pd.DataFrame(rows, columns=list(TRANSFER.columns))
+
+
+ANALYSIS = Analysis("get_circuits_over_time", CircuitsConfig, (TRANSFER,), prepare, measure, tasks=tasks_of)
+"""The second walk."""
+
+
+def second_walk(config: CircuitsConfig, dry_run: bool) -> Analysis | None:
+    """The analysis that follows the circuits, if `transfer` asks for it.
+
+    Unless it is a dry run, tables that lack a circuit are deleted first (`discard_outdated`).
+
+    Raises:
+        UserError: if `transfer` names a step without results.
+    """
+    if config.transfer is None:
+        return None
+    if not dry_run:
+        discard_outdated(config)
+    return ANALYSIS

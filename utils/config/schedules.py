@@ -1,0 +1,123 @@
+"""Which training steps are published, and which of them a schedule picks.
+
+Pythia publishes 154 steps: 0, 1, 2, 4, ..., 512, 1000, 2000, ..., 143000 (Biderman et al. 2023, arXiv 2304.01373), each
+2,097,152 tokens. The named schedules are those of the published runs (Tigges et al. 2024); all end at the last step:
+
+- `all`: every published step.
+- `linear`: 1000, 2000, ..., 143000.
+- `exponential`: 1, 2, 4, ..., 512, 1000, 2000, 4000, 8000, 16000, 33000, 66000, 131000, 143000.
+- `exp_plus_detail`: 1, 2, 4, ..., 512; every 1000 to 15000, every 5000 to 65000, every 10000 to 140000; 143000.
+- `sparse`: 256, 512; every 1000 to 9000, every 5000 to 45000, every 10000 to 90000; 100000, 120000, 140000, 143000.
+- `late_start_all`: 4000, 5000, ..., 143000.
+
+Other families have other steps. The same rules hold for them, with the family's usual gap between later steps (1000 for
+Pythia) as the unit and the nearest published step in place of a missing one. The last step is always in.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+from ..base.errors import UserError, suggest
+
+PYTHIA_STEPS: tuple[int, ...] = (0, *(2**i for i in range(10)), *range(1000, 143_001, 1000))
+TOKENS_PER_STEP = 2_097_152
+
+
+def tokens_at(step: int, tokens_per_step: int = TOKENS_PER_STEP) -> int:
+    """Tokens seen in training up to a step (Pythia's batch unless told otherwise)."""
+    return step * tokens_per_step
+
+
+def _powers(last: int) -> list[int]:
+    return [2**i for i in range(max(last, 1).bit_length())]
+
+
+def _linear(unit: int, last: int) -> Iterable[int]:
+    return range(unit, last + 1, unit)
+
+
+def _exponential(unit: int, last: int) -> Iterable[int]:
+    return _powers(last)
+
+
+def _exp_plus_detail(unit: int, last: int) -> Iterable[int]:
+    early = [step for step in _powers(last) if step < unit]
+    detail = (*range(1, 16), *range(20, 70, 5), *range(70, last // unit + 1, 10))
+    return [*early, *(unit * i for i in detail)]
+
+
+def _sparse(unit: int, last: int) -> Iterable[int]:
+    early = [step for step in _powers(last) if step < unit][-2:]
+    late = (*range(1, 10), *range(10, 50, 5), *range(50, 100, 10), *range(100, last // unit + 1, 20))
+    return [*early, *(unit * i for i in late)]
+
+
+def _late_start_all(unit: int, last: int) -> Iterable[int]:
+    return range(4 * unit, last + 1, unit)
+
+
+_WANTED: dict[str, Callable[[int, int], Iterable[int]]] = {
+    "linear": _linear,
+    "exponential": _exponential,
+    "exp_plus_detail": _exp_plus_detail,
+    "sparse": _sparse,
+    "late_start_all": _late_start_all,
+}
+SCHEDULES: tuple[str, ...] = ("all", *_WANTED)
+
+
+def select_steps(schedule: str | list[int], published: Sequence[int], model: str) -> list[int]:
+    """The steps to measure: sorted, unique and published.
+
+    Args:
+        schedule: one of `SCHEDULES`, or a list of steps.
+        published: the family's steps, in any order.
+        model: the family's name, for errors.
+
+    Raises:
+        UserError: if the schedule is unknown, or a listed step is not published.
+    """
+    steps = sorted(set(published))
+    if not steps:
+        raise UserError(f"model: {model} has no published checkpoints")
+    if isinstance(schedule, str):
+        return _named(schedule, steps)
+    for step in schedule:
+        if step not in steps:
+            nearest = ", ".join(str(near) for near in _neighbours(step, steps))
+            raise UserError(f"checkpoints: step {step} is not published for {model} (nearest: {nearest})")
+    if not schedule:
+        raise UserError("checkpoints: the list is empty; name a schedule or at least one step")
+    return sorted(set(schedule))
+
+
+def _named(schedule: str, steps: list[int]) -> list[int]:
+    if schedule == "all":
+        return steps
+    if schedule not in _WANTED:
+        raise UserError(f"checkpoints: '{schedule}' is not a schedule{suggest(schedule, SCHEDULES)}")
+    last = steps[-1]
+    wanted = [step for step in _WANTED[schedule](_unit(steps), last) if step <= last]
+    return sorted({*(_nearest(step, steps) for step in wanted), last})
+
+
+def _unit(steps: list[int]) -> int:
+    """The usual gap between steps in the second half of training: a median, so a missing checkpoint does not matter."""
+    gaps = [after - before for before, after in itertools.pairwise(steps) if 2 * after > steps[-1]]
+    return statistics.median_low(gaps) if gaps else max(steps[-1], 1)
+
+
+def _neighbours(step: int, steps: list[int]) -> list[int]:
+    at = bisect.bisect_left(steps, step)
+    return steps[max(at - 1, 0) : at + 1]
+
+
+def _nearest(step: int, steps: list[int]) -> int:
+    at = bisect.bisect_left(steps, step)
+    if at < len(steps) and steps[at] == step:
+        return step
+    return min(_neighbours(step, steps), key=lambda near: abs(near - step))

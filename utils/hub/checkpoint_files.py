@@ -1,0 +1,191 @@
+"""Checkpoints on the Hugging Face hub, brought to disk.
+
+A checkpoint's files are in `<cache_dir>/<org>--<name>/<branch or tag>/`. First come its small files (config and
+tokenizer; those that another checkpoint also has are copied) and `revision.json`, which says what the hub lists. Then
+come the weights, and last the manifest `download.json`. So a folder with a manifest is complete and needs no network.
+The SHA-256 of every weight file is computed on arrival and compared with the hub's.
+
+HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to `huggingface_hub`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from ..base.errors import CheckpointUnusable, UserError
+from ..base.files import atomic_write, combine, make_folder
+from .download import Arrived, RemoteFile, bring
+from .listing import Listing, downloads_of, listing_of, read_json, told, write_json
+
+if TYPE_CHECKING:
+    pass
+
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+SMALL_FILES = ("config.json", *TOKENIZER_FILES)
+
+
+SHARED, LOCKS = ".shared", ".locks"
+LISTING, MANIFEST = "revision.json", "download.json"
+
+
+def folder_of(cache_dir: Path, repository: str, revision: str) -> Path:
+    """Where a checkpoint's files are downloaded to."""
+    return downloads_of(cache_dir, repository) / revision.replace("/", "--")
+
+
+def download_small(
+    repository: str, revision: str, folder: Path, commit: str | None = None, *, code: bool = False
+) -> dict[str, Any]:
+    """Download a checkpoint's config and tokenizer into a folder.
+
+    Args:
+        repository: the hub id.
+        revision: branch or tag.
+        folder: where to.
+        commit: the revision's commit, if it is known.
+        code: also the Python files next to them, for tokenizers that need their own code.
+
+    Returns:
+        `repository, revision, commit`, and `weights`: file -> SHA-256 (None if the hub has none).
+
+    Raises:
+        CheckpointUnusable: if the revision is missing or holds no weights.
+        HubUnreachable: if the hub did not answer.
+    """
+    complete = read_manifest(folder)
+    held = read_json(folder / LISTING) or complete
+    moved = complete is None and held is not None and commit not in (None, held.get("commit"))
+    if held is not None and not moved and (held.get("code", False) or not code):
+        return held
+    listing = listing_of(repository, revision, folder.parent, commit)
+    weights = listing.weights
+    if not weights:
+        raise CheckpointUnusable(f"model: revision {revision} of {repository} holds no weights; leave that step out")
+    with told(repository, revision):
+        for name in listing.files:
+            if name in SMALL_FILES or name.endswith(".index.json") or (code and name.endswith(".py")):
+                _bring_small(listing, name, folder)
+    about: dict[str, Any] = {"repository": listing.repository, "revision": revision, "commit": listing.commit}
+    about["weights"] = {name: listing.files[name].sha256 for name in weights}
+    write_json(folder / LISTING, about | ({"code": True} if code else {}))
+    return about
+
+
+def download(
+    repository: str, revision: str, folder: Path, commit: str | None = None, arrived: Arrived = lambda count: None
+) -> dict[str, Any]:
+    """Download all of a checkpoint's files into a folder. Goes on where an earlier download stopped.
+
+    Returns:
+        The manifest: `repository, revision, commit`, `sha256` of the weights, and `files`: weight file -> SHA-256.
+
+    Raises:
+        CheckpointUnusable: if the revision is missing, holds no weights, or arrived damaged.
+        HubUnreachable: if the hub did not answer.
+    """
+    if (manifest := read_manifest(folder)) is not None:
+        return manifest
+    with locked(folder):
+        if (manifest := read_manifest(folder)) is not None:  # Another process was faster.
+            return manifest
+        about = download_small(repository, revision, folder, commit)
+        listing = listing_of(about["repository"], about["commit"], folder.parent, about["commit"])
+        hashes = {}
+        for name in about["weights"]:
+            with told(repository, revision):
+                hashes[name] = bring(_remote(listing, name), folder, arrived)
+        manifest = {key: about[key] for key in ("repository", "revision", "commit")}
+        manifest |= {"sha256": combine(hashes), "files": hashes} | ({"code": True} if about.get("code") else {})
+        write_json(folder / MANIFEST, manifest)
+        return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a complete download, or None."""
+    return read_json(folder / MANIFEST)
+
+
+class OwnFiles:
+    """Which downloads are this process's own. Only these are ever deleted."""
+
+    def __init__(self) -> None:
+        self._before: dict[Path, frozenset[str]] = {}
+        self._lock = threading.Lock()
+
+    def note(self, folder: Path) -> None:
+        """Remember what a checkpoint's folder held before this process downloaded anything into it."""
+        with self._lock:
+            if folder not in self._before:
+                held = folder.iterdir() if folder.is_dir() else ()
+                self._before[folder] = frozenset(path.name for path in held)
+
+    def delete(self, folder: Path) -> None:
+        """Delete what has been added since, and the folder if nothing is left in it."""
+        with self._lock:
+            before = self._before.pop(folder, None)
+        if before is None or MANIFEST in before or not folder.is_dir():
+            return
+        with locked(folder):
+            (folder / MANIFEST).unlink(missing_ok=True)  # First: without it, the rest does not count.
+            for path in list(folder.iterdir()):
+                if path.name not in before and path.is_file():
+                    path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time download into a folder; the others then find it complete."""
+    locks = folder.parent / LOCKS
+    make_folder(locks)
+    lock = FileLock(locks / f"{folder.name}.lock")
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"cache_dir: {lock.lock_file} cannot be written ({error.strerror}); name another") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _bring_small(listing: Listing, name: str, folder: Path) -> None:
+    """Files that many checkpoints share are downloaded once and kept under the hash of their content."""
+    file = listing.files[name]
+    known = file.sha256 or file.blob or f"{listing.commit}-{name.replace('/', '--')}"
+    kept = folder.parent / SHARED / known
+    if not kept.is_file():
+        with locked(kept):
+            if not kept.is_file():
+                bring(_remote(listing, name), folder)
+                atomic_write(kept, (folder / name).read_bytes())
+                return
+    atomic_write(folder / name, kept.read_bytes())
+
+
+def _remote(listing: Listing, name: str) -> RemoteFile:
+    file = listing.files[name]
+    return RemoteFile(listing.repository, listing.commit, name, file.size, file.sha256)

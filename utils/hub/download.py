@@ -1,0 +1,230 @@
+"""One file of the hub, brought to disk: resumed where an earlier attempt stopped, and hashed before it counts.
+
+Bytes arrive in a hidden `.<name>.<hash>.part` next to the file. They stay there if the download ends early, also if the
+process is killed, and the next attempt asks for the rest. (`huggingface_hub` resumes within one call only, and deletes
+what it has when the call fails, so this calls the level below: its session, headers and `http_get`.)
+
+A file that the user's own hub cache (below HF_HOME) holds at the same commit is linked or copied instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from ..base.errors import CheckpointUnusable, one_line
+from ..base.files import file_sha256, make_folder
+
+# Patience with the hub: what is tried again, and after how long.
+
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Seconds before the second, third, ... attempt."""
+LONGEST = 900.0
+"""The longest wait that the hub may ask for; its limits count requests in windows of five minutes."""
+
+
+T = TypeVar("T")
+
+
+def wait(seconds: float) -> None:
+    """Sleep. Tests put their own clock here."""
+    time.sleep(seconds)
+
+
+def patiently(
+    request: Callable[[], T], what: str, progress: Callable[[], int] = lambda: 0, waits: Sequence[float] = WAITS
+) -> T:
+    """Make a request, and try again where that may help.
+
+    Args:
+        request: makes it.
+        what: what it asks for, for the log.
+        progress: how many bytes have arrived. Whenever there are more than before, the waits start anew.
+        waits: seconds between the attempts, if the hub asks for no longer ones.
+
+    Raises:
+        Exception: that of the last attempt.
+    """
+    left, arrived = iter(waits), progress()
+    while True:
+        try:
+            return request()
+        except Exception as error:
+            reason = _passing(error)
+            if reason is None:
+                raise
+            if (now := progress()) > arrived:
+                left, arrived = iter(waits), now
+            pause = next(left, None)
+            asked = _asked(error)
+            if pause is None or asked > LONGEST:
+                raise
+            pause = max(pause, asked)
+            log.warning("%s: %s; trying again in %.0f s", what, reason, pause)
+        wait(pause)
+
+
+def _passing(error: Exception) -> str | None:
+    """What is wrong, if it may pass; None if it will not."""
+    import httpx2
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return None
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        return f"the hub answered {status}" if status in (408, 429) or status >= 500 else None
+    if isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError)):
+        passing = not isinstance(error, (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError))
+        return one_line(error) if passing else None
+    # The hub's client says this if a stream ends early.
+    return "it broke off" if type(error) is OSError and "Consistency check failed" in str(error) else None
+
+
+def _asked(error: Exception) -> float:
+    """How long the hub asks to wait, in seconds; 0 if it does not say."""
+    headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
+    text = headers.get("Retry-After", "").strip()
+    if text.isdigit():
+        return float(text)
+    try:
+        return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError):
+        return 0.0
+
+
+log = logging.getLogger(__name__)
+
+Arrived = Callable[[int], object]
+"""Called with the number of bytes that have just arrived."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on the hub.
+
+    Attributes:
+        repository: the hub id.
+        commit: the commit that holds it.
+        name: its name in the repository.
+        size: its size in bytes.
+        sha256: the hash of its content; None if the hub has none.
+    """
+
+    repository: str
+    commit: str
+    name: str
+    size: int
+    sha256: str | None
+
+
+class _Count(tqdm):
+    """Shows nothing and hands the bytes on; `http_get` wants a class of bars."""
+
+    arrived: Arrived
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.pop("name", None)
+        super().__init__(*args, **kwargs | {"disable": True})
+
+    def update(self, n: float | None = 1) -> None:
+        self.arrived(int(n or 0))
+
+
+def bring(file: RemoteFile, folder: Path, arrived: Arrived = lambda count: None) -> str:
+    """Download a file into a folder, unless it is there.
+
+    Returns:
+        The SHA-256 of its content.
+
+    Raises:
+        CheckpointUnusable: if what arrives has another hash than the hub says, twice. It is deleted.
+        Exception: the hub client's errors, if it did not arrive after several attempts.
+    """
+    target = folder / file.name
+    make_folder(target.parent)
+    for again in (False, True):
+        if not target.is_file() and (again or not _from_cache(file, target)):
+            _fetch(file, target, arrived)
+        sha256 = file_sha256(target)
+        if file.sha256 in (None, sha256):
+            return sha256
+        target.unlink()
+        log.warning("%s: arrived damaged%s", target, "" if again else "; downloading it once more")
+    raise CheckpointUnusable(f"{target}: arrived damaged (SHA-256 differs from the hub's); it is deleted, run again")
+
+
+def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    part = target.with_name(f".{target.name}.{(file.sha256 or file.commit)[:16]}.part")
+    bar = type("_Count", (_Count,), {"arrived": staticmethod(arrived)})
+
+    def held() -> int:
+        return part.stat().st_size if part.is_file() else 0
+
+    def attempt() -> None:
+        if (start := held()) > file.size > 0:
+            part.unlink()
+            start = 0
+        with part.open("r+b" if start else "wb") as stream:
+            stream.seek(start)
+            try:
+                http_get(
+                    hf_hub_url(file.repository, file.name, revision=file.commit),
+                    stream,
+                    resume_size=start,
+                    headers=build_hf_headers(),
+                    expected_size=file.size or None,
+                    tqdm_class=bar,
+                )
+            except HfHubHTTPError as error:
+                if error.response.status_code != 416:
+                    raise
+                # It has no bytes beyond those that have arrived.
+                raise CheckpointUnusable(
+                    f"model: {file.name} of {file.repository} at commit {file.commit} is shorter than the hub says "
+                    f"({start} of {file.size} bytes); leave that step out"
+                ) from None
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    if start := held():
+        arrived(min(start, file.size))
+    patiently(attempt, f"{file.name} of {file.repository}", held)
+    os.replace(part, target)
+
+
+def _from_cache(file: RemoteFile, target: Path) -> bool:
+    """Take the file from the user's hub cache. Deleting the link later leaves the cache as it is."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    found = try_to_load_from_cache(file.repository, file.name, cache_dir=constants.HF_HUB_CACHE, revision=file.commit)
+    if not isinstance(found, str):
+        return False
+    source = Path(found).resolve()
+    if not source.is_file() or source.stat().st_size != file.size:
+        return False
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with contextlib.suppress(OSError):
+            os.link(source, temporary)
+        if not temporary.is_file():
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True

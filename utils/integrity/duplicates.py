@@ -1,0 +1,241 @@
+"""Are the published weights what they claim to be? What the hashes of all checkpoints tell, without loading any.
+
+Training changes every tensor, so two steps must not share a file of weights, not even one shard of many. `main` may
+hold the weights of the last step and of no other. The hashes are the hub's own (SHA-256 of each file in large-file
+storage, in both formats, if a checkpoint has both); no weights are fetched. Local files are hashed, or, where a hint is
+enough, compared by samples first.
+
+Some families are known to have equal steps for a good reason (`Damage.expected`): these are noted, and are no finding.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from ..base.errors import CheckpointUnusable
+from ..hub.checkpoint_files import read_manifest
+from ..hub.listing import HubUnreachable, Listing, in_parallel
+from ..models import local
+from ..models.family import Family, HubFamily, LocalFamily
+from ..models.known_families import Damage
+
+COLUMNS = ("step", "tokens", "revision", "file", "bytes", "sha256", "problem", "same_as", "known")
+MAIN = "main"
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a checkpoint, or `main`, holds.
+
+    Attributes:
+        revision: branch, tag or folder.
+        hashes: file with weights -> hash of its content.
+        sizes: file -> bytes.
+        error: why it is not known, or None.
+        unasked: whether that is only because the hub did not answer.
+    """
+
+    revision: str
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    error: str | None = None
+    unasked: bool = False
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A file that a step has in common with another.
+
+    Attributes:
+        step: the step.
+        file: its file.
+        other: the other step, or `main`.
+        whole: whether the two hold the same weights throughout.
+        expected: whether that is known to be right.
+    """
+
+    step: int
+    file: str
+    other: int | str
+    whole: bool
+    expected: bool
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, for tables."""
+        if self.expected:
+            return "equal as expected"
+        return "equal weights" if self.whole else "equal shard"
+
+    @property
+    def named(self) -> str:
+        """The other, for sentences."""
+        return str(self.other) if self.other == MAIN else f"step {self.other}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the hashes of a family tell.
+
+    Attributes:
+        family: the family.
+        held: what each published step holds.
+        shared: every file that two steps have in common, or a step and `main`, seen from each step.
+    """
+
+    family: Family
+    held: Mapping[int, Held]
+    shared: tuple[Shared, ...]
+
+    @property
+    def suspicious(self) -> dict[int, list[Shared]]:
+        """Steps whose weights cannot all be right -> what they share."""
+        found: dict[int, list[Shared]] = defaultdict(list)
+        for one in self.shared:
+            if not one.expected:
+                found[one.step].append(one)
+        return dict(sorted(found.items()))
+
+    @property
+    def missing(self) -> dict[int, str]:
+        """Steps that are missing or hold no weights -> what is wrong."""
+        return {step: held.error for step, held in self.held.items() if held.error is not None and not held.unasked}
+
+    @property
+    def unasked(self) -> list[int]:
+        """Steps of which nothing is known because the hub did not answer."""
+        return [step for step, held in self.held.items() if held.unasked]
+
+    def table(self) -> pd.DataFrame:
+        """One row for each file of each step, with what is wrong with it; the columns are `COLUMNS`."""
+        by_file: dict[tuple[int, str], list[Shared]] = defaultdict(list)
+        for one in self.shared:
+            by_file[one.step, one.file].append(one)
+        rows = []
+        for step, held in self.held.items():
+            known = "; ".join(f"{damage.problem} ({damage.source})" for damage in damages_at(self.family, step))
+            start = {"step": step, "tokens": self.family.tokens_at(step), "revision": held.revision}
+            if held.error is not None:
+                problem = "not asked: " if held.unasked else "missing: "
+                rows.append(start | {"problem": problem + held.error, "known": known})
+            for file, sha256 in held.hashes.items():
+                here = by_file[step, file]
+                worst = next((one for one in here if not one.expected), here[0] if here else None)
+                rows.append(
+                    start
+                    | {
+                        "file": file,
+                        "bytes": held.sizes.get(file),
+                        "sha256": sha256,
+                        "problem": worst.problem if worst else None,
+                        "same_as": "; ".join(str(one.other) for one in here) or None,
+                        "known": known,
+                    }
+                )
+        frame = pd.DataFrame(rows, columns=list(COLUMNS))
+        return frame.astype({"bytes": "Int64"})
+
+
+def damages_at(family: Family, step: int) -> list[Damage]:
+    """What is known to be wrong with a step, or with all of them."""
+    return [damage for damage in family.damage if step in damage.steps or not damage.steps]
+
+
+def check(family: Family, *, exact: bool = True, advance: Callable[[], object] = lambda: None) -> Report:
+    """Compare the weights of all published steps, from the hub's metadata alone.
+
+    Args:
+        family: the family.
+        exact: hash local files whole. Otherwise only those are hashed whose samples are equal; the others are known to
+            differ, and their `hashes` are those of the samples.
+        advance: called after each step.
+
+    Raises:
+        UserError: if the repository is missing or closed.
+    """
+    main: Held | None = None
+    if isinstance(family, HubFamily):
+        held, main = _on_hub(family, advance)
+    elif isinstance(family, LocalFamily):
+        held = _on_disk(family, exact, advance)
+    else:
+        raise TypeError(f"{type(family).__name__} has no files to compare")
+    return Report(family, held, tuple(_shared(family, held, main)))
+
+
+def _on_hub(family: HubFamily, advance: Callable[[], object]) -> tuple[dict[int, Held], Held | None]:
+    def listing(step: int) -> Callable[[], Listing]:
+        return lambda: family.listing(step)
+
+    tasks: dict[int | str, Callable[[], Listing]] = {step: listing(step) for step in family.steps}
+    found = in_parallel(tasks, advance)
+    held = {step: _held(family, step, found[step]) for step in family.steps}
+    try:
+        listed = family.main()
+    except CheckpointUnusable:
+        listed = None
+    return held, None if listed is None else Held(MAIN, listed.weight_hashes)
+
+
+def _held(family: HubFamily, step: int, found: Listing | CheckpointUnusable) -> Held:
+    revision = family.revisions[step].name
+    if isinstance(found, Listing):
+        sizes = {name: file.size for name, file in found.files.items()}
+        error = None if found.weights else "it holds no weights"
+        return Held(revision, found.weight_hashes, sizes, error)
+    if (manifest := read_manifest(family.folder(step))) is not None and manifest.get("files"):
+        return Held(revision, manifest["files"])
+    return Held(revision, error=str(found), unasked=isinstance(found, HubUnreachable))
+
+
+def _on_disk(family: LocalFamily, exact: bool, advance: Callable[[], object]) -> dict[int, Held]:
+    held: dict[int, Held] = {}
+    for step, folder in family.folders.items():
+        try:
+            before = local.stamps(folder)
+            sizes = {path.name: stamp[1] for path, stamp in before.items()}
+            held[step] = Held(folder.name, local.hashes(before) if exact else local.fingerprints(before), sizes)
+        except CheckpointUnusable as error:
+            held[step] = Held(folder.name, error=str(error))
+        advance()
+    if exact:
+        return held
+    owners = _owners(held)
+    for step, one in held.items():
+        if any(len(owners[sample]) > 1 for sample in one.hashes.values()):
+            held[step] = Held(one.revision, local.hashes(local.stamps(family.folders[step])), one.sizes)
+    return held
+
+
+def _owners(held: Mapping[int, Held]) -> dict[str, list[int]]:
+    owners: dict[str, list[int]] = defaultdict(list)
+    for step, one in held.items():
+        for sha256 in set(one.hashes.values()):
+            owners[sha256].append(step)
+    return owners
+
+
+def _shared(family: Family, held: Mapping[int, Held], main: Held | None) -> list[Shared]:
+    owners, last = _owners(held), max(held)
+    in_main = set(main.hashes.values()) if main is not None else set()
+    found = []
+    for step, one in held.items():
+        mine = set(one.hashes.values())
+        if step == last and mine & in_main:
+            continue  # The end of training is what `main` should hold, so the others are wrong.
+        for file, sha256 in one.hashes.items():
+            for other in owners[sha256]:
+                if other != step:
+                    whole = mine <= set(held[other].hashes.values()) or mine >= set(held[other].hashes.values())
+                    found.append(Shared(step, file, other, whole, _expected(family, step, other)))
+            if sha256 in in_main and step != last:
+                found.append(Shared(step, file, MAIN, mine <= in_main or mine >= in_main, False))
+    return found
+
+
+def _expected(family: Family, step: int, other: int) -> bool:
+    return any(damage.expected and {step, other} <= set(damage.steps) for damage in family.damage)

@@ -1,0 +1,53 @@
+"""What a script is to the runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..config.keys import BaseConfig
+from ..models.checkpoint import LoadedCheckpoint
+from ..results.kinds import Kind
+from ..results.store import Result, Store
+from ..tasks.prompts import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A script: two functions, and what the runner must know about them.
+
+    Attributes:
+        name: the script's name without `.py`.
+        schema: its config.
+        kinds: every kind of result that `measure` returns.
+        prepare: (config, tokenizer, shape) -> inputs: everything that does not depend on the weights. Raises UserError
+            on bad input. The runner calls it before it loads a model's first checkpoint, and again only if a later
+            checkpoint has another tokenizer or shape.
+        measure: (checkpoint, config, inputs, task) -> {name of a kind: result}.
+        tasks: config -> the tasks to measure one by one; None if scores have no task.
+        finish: (config, store, model's name) -> None. Runs after a model's sweep, even if nothing was left to measure.
+        reads: kinds of results that `measure` takes from the store if they are there. In a suite, the analyses that
+            write them come first.
+        then: (config, dry run) -> another analysis with the same config, or None. It runs after this one, because it
+            needs the results of all checkpoints; its walk loads each of them once more. A dry run changes nothing.
+    """
+
+    name: str
+    schema: type[BaseConfig]
+    kinds: tuple[Kind, ...]
+    prepare: Callable[[Any, PreTrainedTokenizerBase, Shape], Any]
+    measure: Callable[[LoadedCheckpoint, Any, Any, Any], dict[str, Result]]
+    tasks: Callable[[Any], Sequence[Task]] | None = None
+    finish: Callable[[Any, Store, str], None] | None = None
+    reads: tuple[Kind, ...] = ()
+    then: Callable[[Any, bool], Analysis | None] | None = None
+
+    def tasks_in(self, config: BaseConfig) -> Sequence[Task | None]:
+        """The tasks that a config asks for; [None] if scores have no task."""
+        return [None] if self.tasks is None else self.tasks(config)

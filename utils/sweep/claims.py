@@ -1,0 +1,419 @@
+"""Who measures what: claims, with which any number of processes share one results folder.
+
+A process that takes a checkpoint puts a file `<results_dir>/.claims/<analysis>/<model>/step000010` there, which says
+its host and process id. The file's modification time is the heartbeat: a thread renews it every few seconds. Other
+processes leave that checkpoint alone until its results are there, or the claim is stale. A claim is stale if its
+process no longer runs on this very machine, or, wherever it was made, if its heartbeat stopped. All claims of a process
+are hard links to one file, so whoever has read one of them knows them all.
+
+This asks of a shared file system what local disks, NFS, Lustre and the like all do: making a hard link fails if the
+name is taken (where there are no hard links, creating a file with O_EXCL does), and a file's time is set by one clock,
+that of the file server, so the clocks of the machines may differ.
+
+A claim saves work and protects nothing: results are written whole and the same results have the same bytes. If a
+process that was suspended for minutes wakes up, two processes may measure the same checkpoint, and both write the same
+files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import UserError
+from ..base.files import is_running
+from .plan import Measurement, Sweep
+
+FOLDER = ".claims"
+BEAT, STALE, CHECK = 10.0, 120.0, 1.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who made a claim.
+
+    Attributes:
+        host: name of the machine.
+        pid: process id.
+        machine: the machine since it was last started, and the processes that are visible there. Process ids can only
+            be compared where this is equal.
+        started: when the process started, in the kernel's count; tells it from a later one with the same id.
+        token: unlike that of every other `Claims`.
+    """
+
+    host: str
+    pid: int
+    machine: str
+    started: str
+    token: str
+
+    def is_gone(self) -> bool:
+        """Whether the process is known to have ended. False if it may run where this process cannot see it."""
+        if self.machine != _machine():
+            return False
+        return not is_running(self.pid) or _started(self.pid) != self.started
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class Claims:
+    """The claims of this process on one results folder.
+
+    Args:
+        root: the results folder.
+        beat: seconds between two heartbeats.
+        stale: a claim without a heartbeat for so many seconds is stale.
+    """
+
+    def __init__(self, root: Path, beat: float = BEAT, stale: float = STALE) -> None:
+        self.folder, self.beat, self.stale = root / FOLDER, beat, stale
+        pid = os.getpid()
+        self.owner = Owner(socket.gethostname(), pid, _machine(), _started(pid), uuid.uuid4().hex)
+        self._card = self.folder / f".{self.owner.token}"
+        self._held: set[str] = set()
+        self._seen: dict[int, Owner | None] = {}
+        self._gone: dict[str, bool] = {}
+        self._checked = float("-inf")
+        self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def acquire(self, names: Sequence[str], *, unclaimed: bool = False) -> bool:
+        """Claim all of these, or none.
+
+        Args:
+            names: `<analysis>/<model>/step000010`. All processes name them in the same order.
+            unclaimed: they were just seen without a claim. One that is there now is so new that it cannot be stale, and
+                is not looked at: where many processes want the same, most of them learn at once that they are late.
+
+        Returns:
+            Whether they are now this process's.
+
+        Raises:
+            UserError: if the folder cannot be written to.
+        """
+        mine: list[str] = []
+        for name in names:
+            if (unclaimed and (self.folder / name).exists()) or not self._acquire(name):
+                self.release(mine)
+                return False
+            mine.append(name)
+        return True
+
+    def release(self, names: Iterable[str]) -> None:
+        """Give claims up. Those that another process has taken over stay."""
+        for name in names:
+            self._held.discard(name)
+            path = self.folder / name
+            with contextlib.suppress(OSError):
+                if _read(path) == self.owner:
+                    path.unlink()
+
+    def holders(self, prefix: str) -> dict[str, Owner | None]:
+        """The claims below `<analysis>/<model>` that are not this process's, without a look at their heartbeats.
+
+        Returns:
+            Name -> who holds it; None if the claim is known to be stale.
+        """
+        found: dict[str, Owner | None] = {}
+        now = time.monotonic()
+        if now - self._checked > CHECK:
+            self._gone, self._checked = {}, now
+        seen: dict[int, Owner | None] = {}
+        try:
+            entries = [(entry.name, entry.inode()) for entry in os.scandir(self.folder / prefix)]
+        except OSError:
+            return {}
+        for name, inode in entries:
+            if name.startswith("."):
+                continue
+            # What a claim says never changes, so each process is read once. Whoever takes a claim over reads it again.
+            if inode not in seen:
+                known = self._seen.get(inode)
+                seen[inode] = _read(self.folder / prefix / name) if known is None else known
+            owner = seen[inode]
+            if owner is not None and owner.token != self.owner.token:
+                if owner.token not in self._gone:
+                    self._gone[owner.token] = owner.is_gone()
+                found[f"{prefix}/{name}"] = None if self._gone[owner.token] else owner
+                if self._gone[owner.token]:
+                    seen[inode] = None  # Another process may be given the same inode: read it again.
+        self._seen |= seen
+        return found
+
+    def others(self, prefix: str) -> list[Owner]:
+        """The other processes with live claims below `<analysis>/<model>`."""
+        found: dict[Owner, None] = {}
+        now = self._now(self.folder / prefix)
+        for path in _files(self.folder / prefix):
+            owner = _read(path)
+            if owner is not None and owner != self.owner and not self._is_stale(path, owner, now):
+                found[owner] = None
+        return list(found)
+
+    def close(self) -> None:
+        """Give all claims up, and delete what killed processes left."""
+        self._stop.set()
+        self.release(list(self._held))
+        with contextlib.suppress(OSError):
+            self._card.unlink()
+        if not self.folder.is_dir():
+            return
+        now = self._now(self.folder)
+        for path in _files(self.folder, hidden=True):
+            with contextlib.suppress(OSError):
+                owner = _read(path)
+                if path.name.startswith(".") and not (owner is None or owner.is_gone()):
+                    continue
+                if self._is_stale(path, owner, now):
+                    path.unlink()
+        for folder, _, _ in os.walk(self.folder, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+    def _acquire(self, name: str) -> bool:
+        path = self.folder / name
+        try:
+            for _ in range(3):  # Another process may delete an empty folder in between, or take the claim over first.
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._renew_card()
+                if self._link(self._card, path):
+                    self._held.add(name)
+                    self._start_beating()
+                    return True
+                if not self._remove_stale(path):
+                    return False
+        except OSError as error:
+            raise UserError(
+                f"results_dir: {path} cannot be written ({error.strerror}); free space or name another folder"
+            ) from error
+        return False
+
+    def _renew_card(self) -> None:
+        """Write the file that all of this process's claims are links to, or let its heart beat."""
+        try:
+            os.utime(self._card)
+        except FileNotFoundError:
+            self._card.write_text(json.dumps(asdict(self.owner)), encoding="utf-8")
+
+    @staticmethod
+    def _link(written: Path, path: Path) -> bool:
+        """Give the claim its name, if the name is free."""
+        try:
+            os.link(written, path)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            return False
+        except OSError:  # No hard links here.
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                return False
+            with os.fdopen(handle, "wb") as file:
+                file.write(written.read_bytes())
+        return True
+
+    def _remove_stale(self, path: Path) -> bool:
+        """Delete a claim if it is stale; returns whether the name is free now."""
+        try:
+            now = self._now(path.parent)
+            owner = _read(path)
+            if not self._is_stale(path, owner, now):
+                return not path.exists()
+            taken = path.with_name(f".{path.name}.{self.owner.token}.stale")
+            os.rename(path, taken)
+        except FileNotFoundError:
+            return True
+        if _read(taken) != owner:  # In between another process took it over: it gets its claim back.
+            with contextlib.suppress(OSError):
+                os.link(taken, path)
+            taken.unlink(missing_ok=True)
+            return False
+        taken.unlink(missing_ok=True)
+        return True
+
+    def _is_stale(self, path: Path, owner: Owner | None, now: float) -> bool:
+        if owner is not None and owner.is_gone():
+            return True
+        try:
+            return now - path.stat().st_mtime > self.stale
+        except FileNotFoundError:
+            return False
+
+    def _now(self, folder: Path) -> float:
+        """The time by the file system's clock; 0 if there is no such folder."""
+        probe = folder / f".now.{self.owner.token}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime
+        except OSError:
+            return 0.0
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+    def _start_beating(self) -> None:
+        if self._beating is None:
+            self._beating = threading.Thread(target=self._keep_beating, daemon=True)
+            self._beating.start()
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(self.beat):
+            for path in [self._card, *(self.folder / name for name in list(self._held))]:
+                with contextlib.suppress(OSError):
+                    os.utime(path)
+
+
+def _read(path: Path) -> Owner | None:
+    """Who made a claim; None if it is gone, or not whole."""
+    try:
+        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Owner(**said)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _files(folder: Path, *, hidden: bool = False) -> list[Path]:
+    """The claims in a folder; with `hidden` every file in it and below."""
+    try:
+        if not hidden:
+            return [folder / name for name in os.listdir(folder) if not name.startswith(".")]
+        return [Path(where, name) for where, _, names in os.walk(folder) for name in names]
+    except OSError:  # Another process is tidying up.
+        return []
+
+
+@functools.cache
+def _machine() -> str:
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _started(pid: int) -> str:
+    try:
+        # The name of the program, in brackets, may hold spaces. The 22nd field is the start.
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return ""
+
+
+# Which checkpoints this process measures: those that are unfinished and that no other process has claimed.
+
+Holders = dict[int, Owner | None]
+"""Step -> whose claim it has; None if that is known to be stale."""
+LOOK = 5.0
+"""Seconds between two looks at the heartbeats of others."""
+
+
+class Share:
+    """One model's unfinished checkpoints, as this process and others take them one by one.
+
+    Args:
+        sweep: the model's part of the run.
+        steps: its unfinished steps.
+        claims: this process's claims.
+
+    Attributes:
+        left: the steps that this process neither took nor saw finished.
+        elsewhere: how many measurements other processes have made since the run was planned.
+    """
+
+    def __init__(self, sweep: Sweep, steps: list[int], claims: Claims) -> None:
+        self.sweep, self.claims = sweep, claims
+        self.left = list(steps)
+        self.elsewhere = 0
+        self._looked = time.monotonic()
+        self._names = {step: self._names_of(step) for step in steps}
+        # The first name that a step is claimed under stands for it.
+        self._steps = {names[0]: step for step, names in self._names.items()}
+        self._prefixes = sorted({name.rpartition("/")[0] for name in self._steps})
+
+    def holders(self) -> Holders:
+        """Which of the steps left are claimed by others, and by whom."""
+        held = {name: owner for prefix in self._prefixes for name, owner in self.claims.holders(prefix).items()}
+        left = set(self.left)
+        return {self._steps[name]: owner for name, owner in held.items() if self._steps.get(name) in left}
+
+    def take(
+        self, holders: Holders | None = None, *, ahead: bool = False, leave: int = 0
+    ) -> tuple[int, list[Measurement]] | None:
+        """Claim the first step that can be had.
+
+        Args:
+            holders: what `holders` returned just now, if the caller has asked.
+            ahead: for later, while this process measures another. Claims of others are left alone then.
+            leave: claim none unless more than so many steps are free.
+
+        Returns:
+            The step, and what is missing there. None if nothing is left, or others have claimed all that is.
+        """
+        holders = self.holders() if holders is None else holders
+        if leave:
+            self._drop_finished()
+            free = len(self.left) - sum(holders.get(step) is not None for step in self.left)
+            if free <= leave:
+                return None
+        # A claim whose process seems to live is tried too, for its heart may have stopped, but not all the time.
+        patient = ahead or time.monotonic() - self._looked < LOOK
+        if not patient:
+            self._looked = time.monotonic()
+        for step in list(self.left):
+            if step not in self.left or (patient and holders.get(step) is not None):
+                continue
+            if not self._missing(step):
+                self._drop_finished()
+                continue
+            if not self.claims.acquire(self._names[step], unclaimed=step not in holders):
+                continue
+            self.left.remove(step)
+            missing = self._missing(step)  # Once more: it may have been finished just before it was claimed.
+            self.elsewhere += len(self.sweep.missing[step]) - len(missing)
+            if missing:
+                return step, missing
+            self.give_back(step)
+        return None
+
+    def _drop_finished(self) -> None:
+        """Leave out every step that others have finished. Folders are listed once, not searched for each step."""
+        finished: dict[Measurement, set[int]] = {}
+        for step in list(self.left):
+            for one in self.sweep.missing[step]:
+                if one not in finished:
+                    folders = one.job.folders(self.sweep.family.name, one.task)
+                    finished[one] = set.intersection(*(set(folder.steps()) for folder in folders))
+            if all(step in finished[one] for one in self.sweep.missing[step]):
+                self.left.remove(step)
+                self.elsewhere += len(self.sweep.missing[step])
+
+    def give_back(self, step: int) -> None:
+        """Give up the claim on a step."""
+        self.claims.release(self._names[step])
+
+    def _missing(self, step: int) -> list[Measurement]:
+        return [one for one in self.sweep.missing[step] if not one.done(self.sweep.family.name, step)]
+
+    def _names_of(self, step: int) -> list[str]:
+        analyses = sorted({one.job.analysis.name for one in self.sweep.missing[step]})
+        return [f"{analysis}/{self.sweep.family.name}/step{step:06d}" for analysis in analyses]

@@ -1,0 +1,193 @@
+"""What a sweep will need: bytes to download, disk and memory, from metadata alone.
+
+Sizes of files come from the hub's listing or the local disk. The number of parameters follows from the size of the
+weights and the number format that config.json names. Activations are not counted: they depend on `batch_size`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..base.errors import CheckpointUnusable
+from ..base.progress import duration
+from ..config.keys import BaseConfig, result_settings
+from ..hub.listing import Listing
+from ..models.family import Family, HubFamily, LocalFamily, listings
+from ..models.weight_files import weight_files
+from .plan import Sweep
+
+BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Of one number in each format."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What measuring some checkpoints takes.
+
+    Attributes:
+        download: bytes still to download.
+        disk: the most bytes of weights that will be on disk for these steps at once; 0 for a local family.
+        memory: the most bytes that weights will take in memory at once, while a checkpoint is loaded: a file of weights
+            and a model in the number format asked for, twice if that is not the file's. On a GPU, the model is there
+            and the file in CPU memory. None if no config is at hand.
+        unknown: steps whose sizes are not known.
+    """
+
+    download: int
+    disk: int
+    memory: int | None
+    unknown: tuple[int, ...]
+
+
+def estimate(
+    family: Family, steps: Sequence[int], dtype: str, keep: Literal["all", "none"] | int, prefetch: bool
+) -> Estimate:
+    """Estimate what measuring these steps takes.
+
+    Args:
+        family: the family.
+        steps: the unfinished steps, sorted.
+        dtype: number format that they are loaded in.
+        keep: as `keep_checkpoints`.
+        prefetch: whether the next checkpoint is brought while one is measured.
+    """
+    sizes, on_disk = _sizes(family, steps)
+    known = [step for step in steps if step in sizes]
+    unknown = tuple(step for step in steps if step not in sizes)
+    to_fetch = [step for step in known if step not in on_disk]
+    disk = 0
+    if isinstance(family, HubFamily):
+        held = sum(sizes[step] for step in known if step in on_disk)
+        at_once = len(to_fetch) if keep == "all" else (0 if keep == "none" else keep) + 1 + int(prefetch)
+        windows = [to_fetch[start : start + at_once] for start in range(max(len(to_fetch) - at_once, 0) + 1)]
+        disk = held + max(sum(sizes[step] for step in window) for window in windows)
+    return Estimate(sum(sizes[step] for step in to_fetch), disk, _memory(family, known, sizes, dtype), unknown)
+
+
+def told(estimate: Estimate) -> str:
+    """An estimate in one line, for `--dry-run`."""
+    parts = [f"download {size(estimate.download)}", f"peak disk {size(estimate.disk)}"]
+    parts.append("peak memory unknown" if estimate.memory is None else f"peak memory {size(estimate.memory)}")
+    more = f"; sizes of {len(estimate.unknown)} checkpoints are unknown" if estimate.unknown else ""
+    return f"{', '.join(parts)} (weights alone){more}"
+
+
+def size(count: float) -> str:
+    """`512 B`, `1.6 MB`, `24.0 GB`: in powers of 1000, as the hub shows sizes."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _sizes(family: Family, steps: Sequence[int]) -> tuple[dict[int, int], set[int]]:
+    """Bytes of weights of each step, where known, and which steps are on disk."""
+    if isinstance(family, HubFamily):
+        listed = listings(family, steps)
+        found = {step: one.bytes_of_weights for step in steps if isinstance(one := listed[step], Listing)}
+        complete = {step for step in steps if family.is_complete(step)}
+        for step in complete - found.keys():
+            found[step] = _bytes_in(family.folder(step))
+        return {step: count for step, count in found.items() if count}, complete
+    sizes = {}
+    if isinstance(family, LocalFamily):
+        for step in steps:
+            try:
+                sizes[step] = _bytes_in(family.folders[step])
+            except CheckpointUnusable:
+                continue
+    return sizes, set(sizes)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in weight_files(folder))
+
+
+def _memory(family: Family, steps: Sequence[int], sizes: dict[int, int], dtype: str) -> int | None:
+    if not steps:
+        return 0
+    try:
+        config = json.loads((family.fetch_small(steps[0]) / "config.json").read_text(encoding="utf-8"))
+    except (CheckpointUnusable, OSError, ValueError):
+        return None
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    largest = max(sizes[step] for step in steps)
+    model = largest // BYTES.get(stored, 4) * BYTES[dtype]
+    # In another format than the file's, the model shares no memory with the file, and some tensors exist twice while
+    # the engine's weights are made from it.
+    return largest + model * (1 if dtype == stored else 2)
+
+
+# What a sweep will need, for `--dry-run`: bytes from metadata, time from what was measured here before.
+
+
+def needs(sweep: Sweep) -> str:
+    """Two lines at most, each indented; nothing if there is nothing to measure.
+
+    Raises:
+        UserError: if the repository is missing or closed.
+    """
+    if not sweep.missing:
+        return ""
+    config = sweep.jobs[0].config
+    found = estimate(sweep.family, list(sweep.missing), config.dtype, config.keep_checkpoints, config.prefetch)
+    return f"  needs: {told(found)}\n{_time(sweep)}"
+
+
+def _time(sweep: Sweep) -> str:
+    usual = {job: Times(job.analysis.name, job.config).usual(sweep.family.name) for job in sweep.jobs}
+    left = [(one.job, one.task.name if one.task else None) for here in sweep.missing.values() for one in here]
+    known = [usual[job][task] for job, task in left if task in usual[job]]
+    if not known:
+        return ""
+    part = "" if len(known) == len(left) else f" for {len(known)} of {len(left)} measurements"
+    return f"  time: about {duration(sum(known))}{part}, as measured here before, without loading\n"
+
+
+# How long measurements took on this machine: what `--dry-run` estimates time from.
+
+
+def folder() -> Path:
+    """Where this machine keeps them."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "circuits-over-time" / "times"
+
+
+class Times:
+    """The times of one analysis with one config, on this machine."""
+
+    def __init__(self, analysis: str, config: BaseConfig) -> None:
+        self.path = folder() / f"{analysis}.jsonl"
+        settings = json.dumps([result_settings(config), config.device, config.batch_size], sort_keys=True, default=str)
+        self._settings = hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+    def add(self, model: str, step: int, task: str | None, seconds: float) -> None:
+        """Record a measurement. If that is impossible, it is left out."""
+        line = {"model": model, "step": step, "task": task, "settings": self._settings, "seconds": round(seconds, 3)}
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, (json.dumps(line) + "\n").encode())  # One call: processes do not mix their lines.
+            finally:
+                os.close(handle)
+
+    def usual(self, model: str) -> dict[str | None, float]:
+        """Task -> the median of its seconds, over the measurements of this model with the same settings."""
+        seconds: dict[str | None, list[float]] = defaultdict(list)
+        with contextlib.suppress(OSError):
+            for text in self.path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    line = json.loads(text)
+                    if (line["model"], line["settings"]) == (model, self._settings):
+                        seconds[line["task"]].append(float(line["seconds"]))
+        return {task: statistics.median(each) for task, each in seconds.items()}

@@ -1,0 +1,173 @@
+"""A Slurm job array, through submitit: every task is a plain process that measures its share, by claims.
+
+The results folder and the working folder must be on a file system that all nodes share. The script that submits waits
+for the tasks. It can be stopped: the tasks go on, and the same command later finds what they wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import UserError
+from ..base.progress import Progress, configure_logging
+from ..config.command_line import Terminated, told_how_to_go_on
+from ..config.keys import BaseConfig
+from .loop import Failure, Run
+from .plan import Job, Sweep, plan
+from .worker import import_path
+
+LOGS = ".slurm"
+DEFAULT_TASKS = 4
+
+log = logging.getLogger(__name__)
+
+
+def import_submitit() -> Any:
+    """The library.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("executor: submitit is not installed; run: pip install -r requirements-cluster.txt") from None
+    return submitit
+
+
+def run_array(name: str, sweeps: Sequence[Sweep]) -> int:
+    """Submit the array, wait for it, and say what came of it.
+
+    Returns:
+        The exit code: 0, or 1 if checkpoints could not be measured.
+
+    Raises:
+        UserError: on bad input, in a task too; or if there is no Slurm here.
+    """
+    submitit = import_submitit()
+    config, jobs = sweeps[0].given[0].config, sweeps[0].given
+    executor = _executor(submitit, config)
+    run = Run(name, sweeps)
+    with run.claims:  # Bad input ends here, and overwrite deletes once, not in every task.
+        for sweep in sweeps:
+            run.begin(sweep)
+    failures = list(run.failures)
+    tasks_config = {"executor": "local", "overwrite": False, "repair": False}
+    plain = [Job(job.analysis, job.config.model_copy(update=tasks_config)) for job in jobs]
+    progress = Progress(name, sum(sweep.size for sweep in sweeps))
+    try:
+        for _ in range(config.retries + 1):
+            missing = sum(sweep.size for sweep in plan(plain))
+            if not missing:
+                break
+            number = min(config.workers or DEFAULT_TASKS, missing)
+            with _importable(), executor.batch():
+                submitted = [executor.submit(run_share, name, plain, Path.cwd()) for _ in range(number)]
+            log.info("submitted %d tasks (%s); to stop them: scancel %s", *_told(submitted))
+            lost = _await(submitted, progress, plain)
+            failures += [one for job in submitted if not lost[job.job_id] for one in job.result()]
+            if not any(lost.values()):
+                break
+            log.warning("%d of %d tasks were lost; what they had claimed is tried again", sum(lost.values()), number)
+    except (KeyboardInterrupt, Terminated) as error:
+        progress.close()
+        told_how_to_go_on(error)
+        log.warning("interrupted: the tasks go on; the same command later finds what they wrote")
+        raise
+    progress.close()
+    left = plan(plain)
+    run = Run(name, left)
+    told = {(one.model, one.step) for one in failures}
+    run.failures = sorted({*failures}, key=lambda one: (one.model, one.step))
+    for sweep in left:
+        for step in sweep.missing:
+            if (sweep.family.name, step) not in told:
+                run.failures.append(Failure(sweep.family.name, step, "its tasks were lost; run again"))
+        run.finish(sweep)
+    return run.report_failures()
+
+
+def run_share(name: str, jobs: Sequence[Job], folder: Path) -> list[Failure]:
+    """What a task of the array does: measure what no other has claimed.
+
+    Returns:
+        The checkpoints that could not be measured.
+    """
+    from .loop import with_threads
+
+    os.chdir(folder)
+    configure_logging()
+    with with_threads(jobs[0].config):
+        run = Run(name, plan(jobs))
+        run.execute()
+    return run.failures
+
+
+def _executor(submitit: Any, config: BaseConfig) -> Any:
+    asked = config.slurm
+    folder = (config.results_dir / LOGS).absolute()
+    try:
+        executor = submitit.AutoExecutor(folder=folder / "%j", cluster=asked.cluster)
+        executor.update_parameters(
+            name="circuits",
+            timeout_min=asked.minutes,
+            cpus_per_task=config.cpus_per_checkpoint or 1,
+            gpus_per_node=int(config.gpus_per_checkpoint or 0),
+            **({} if asked.memory_gb is None else {"mem_gb": asked.memory_gb}),
+            **({} if asked.partition is None else {"slurm_partition": asked.partition}),
+            **({} if asked.account is None else {"slurm_account": asked.account}),
+            slurm_setup=[f"export PYTHONPATH={shlex.quote(import_path())}", *asked.setup],
+        )
+    except RuntimeError as error:
+        raise UserError(f"executor: no Slurm here ({error}); run on a login node, or try slurm.cluster=local") from None
+    return executor
+
+
+@contextlib.contextmanager
+def _importable() -> Iterator[None]:
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = import_path()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _told(submitted: Sequence[Any]) -> tuple[int, str, str]:
+    first = str(submitted[0].job_id).partition("_")[0]
+    return len(submitted), ", ".join(str(job.job_id) for job in submitted), first
+
+
+def _await(submitted: Sequence[Any], progress: Progress, jobs: Sequence[Job]) -> dict[str, bool]:
+    """Wait for tasks.
+
+    Returns:
+        Task -> whether it was lost.
+
+    Raises:
+        UserError: if a task was given bad input.
+    """
+    while not all(job.done() for job in submitted):
+        progress.reach(progress.total - sum(sweep.size for sweep in plan(jobs)))
+        time.sleep(1)
+    lost = {}
+    for job in submitted:
+        error = job.exception()
+        if isinstance(error, UserError):
+            raise error
+        if error is not None and "UserError: " in str(error):
+            raise UserError(str(error).rpartition("UserError: ")[2].strip().splitlines()[0])
+        lost[job.job_id] = error is not None
+        if error is not None:
+            log.warning("task %s was lost; its log: %s", job.job_id, job.paths.stderr)
+    return lost

@@ -1,0 +1,136 @@
+"""A suite: several analyses over the same checkpoints, each of which is loaded once for all of them.
+
+    model: pythia-160m
+    analyses:
+      - script: get_circuits_over_time.py
+        config: configs/ioi_160m.yml      # its settings, as for the script alone; its model does not count
+      - script: get_model_cspa.py
+        corpus: NeelNanda/pile-10k        # or its keys, right here
+
+The keys of every script stand above, for all analyses. An analysis may have its own `checkpoints`, `batch_size` and
+`seed`. Analyses run in an order in which later ones find what earlier ones made: get_ioi_consistency.py comes after the
+circuits and head scores that it reads. The files are those of the single scripts, byte for byte.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from pydantic import Field
+
+from ..base.errors import UserError, suggest
+from ..config.explain import explain
+from ..config.keys import BaseConfig
+from ..config.strict_yaml import Block, read_yaml
+from ..results.kinds import KINDS
+from .analysis import Analysis
+from .plan import Job
+
+SCRIPT, CONFIG = "script", "config"
+OWN = ("checkpoints", "batch_size", "seed")
+"""Keys of every script that an analysis of a suite may set for itself."""
+
+
+class SuiteConfig(BaseConfig):
+    """Keys of run_suite.py."""
+
+    analyses: list[dict[str, Any]] = Field(min_length=1)
+    """What to run. Each entry names its `script`, and its keys: in a `config` of that script, or right there, where
+    they win. The keys of every script come from the suite, except that `checkpoints`, `batch_size` and `seed` can
+    be set for an analysis."""
+
+
+def jobs_of(config: SuiteConfig, where: str = "analyses") -> list[Job]:
+    """A suite's analyses with their configs, in the order in which they run.
+
+    Args:
+        config: the suite.
+        where: how errors name the list.
+
+    Raises:
+        UserError: one line for each bad key, naming the entry; or if two entries write to the same folder.
+    """
+    lines: list[str] = []
+    jobs = []
+    for number, entry in enumerate(config.analyses):
+        try:
+            jobs.append(_job(config, entry, f"{where}[{number}]"))
+        except UserError as error:
+            lines.append(str(error))
+    if lines:
+        raise UserError("\n".join(lines))
+    _refuse_shared_folders(jobs, where)
+    return in_order(jobs)
+
+
+def in_order(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs sorted so that each comes after those that write what it reads; otherwise in the order given."""
+    left, ordered = list(jobs), []
+    while left:
+        ready = (job for job in left if not any(_writes_for(other, job) for other in left if other is not job))
+        following = next(ready, left[0])
+        left.remove(following)
+        ordered.append(following)
+    return ordered
+
+
+def _writes_for(writer: Job, reader: Job) -> bool:
+    return bool({kind.name for kind in writer.analysis.kinds} & {kind.name for kind in reader.analysis.reads})
+
+
+def find_analysis(script: str) -> Analysis:
+    """The analysis of a root script.
+
+    Raises:
+        UserError: if no script of that name writes results.
+    """
+    scripts = list(dict.fromkeys(kind.script for kind in KINDS.values()))
+    if script not in scripts:
+        raise UserError(f"'{script}' is not an analysis{suggest(script, scripts)}")
+    found: Analysis = importlib.import_module(f"circuits_over_time.{script.removesuffix('.py')}").ANALYSIS
+    return found
+
+
+def _job(suite: SuiteConfig, entry: Block, where: str) -> Job:
+    if not isinstance(entry.get(SCRIPT), str):
+        raise UserError(f"{where}: names no script; write '- script: get_circuits_over_time.py'")
+    try:
+        analysis = find_analysis(entry[SCRIPT])
+    except UserError as error:
+        raise UserError(f"{where}.{SCRIPT}: {error}") from None
+    where = f"{where} ({entry[SCRIPT]})"
+    own = {name: value for name, value in entry.items() if name not in (SCRIPT, CONFIG)}
+    shared = [name for name in BaseConfig.model_fields if name not in OWN]
+    if refused := sorted(set(own) & set(shared)):
+        raise UserError(f"{where}: {refused[0]}: is the same for all analyses; set it for the whole suite")
+    path = entry.get(CONFIG)
+    if path is not None and not isinstance(path, str):
+        raise UserError(f"{where}: {CONFIG}: {json.dumps(path)} is not a path")
+    base = {} if path is None else read_yaml(Path(path))
+    of_suite = suite.model_dump(mode="json", exclude_unset=True, exclude={"analyses"})
+    of_file = {name: value for name, value in base.items() if name not in shared}
+    data = of_file | of_suite | own
+    try:
+        config = analysis.schema.model_validate_json(json.dumps(data), strict=True)
+    except pydantic.ValidationError as error:
+        raise UserError("\n".join(explain(error, analysis.schema, data, Path(where), []))) from None
+    return Job(analysis, config)
+
+
+def _refuse_shared_folders(jobs: Sequence[Job], where: str) -> None:
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        for task in job.tasks:
+            for folder in job.folders("model", task):
+                if str(folder.path) in seen:
+                    what = f" of {task.name}" if task is not None else ""
+                    raise UserError(
+                        f"{where}: two entries of {job.analysis.name}.py would write the same results{what}; join "
+                        "them, or run one of them with another results_dir"
+                    )
+                seen[str(folder.path)] = job
