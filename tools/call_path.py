@@ -59,7 +59,7 @@ class CallPath:
 
 
 def _is_own(code: CodeType) -> bool:
-    """Whether it is a function of this project. Comprehensions and lambdas count as part of the function they are in."""
+    """Whether it is a function of this project. Comprehensions and lambdas belong to the function that they are in."""
     path = Path(code.co_filename)
     own = path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / ".venv") and path != Path(__file__).resolve()
     return own and not code.co_name.startswith("<")
@@ -87,7 +87,9 @@ def main() -> None:
     )
     sys.stdout.write("".join(f"{'  ' * depth}{name}\n" for depth, name in enumerate(path.open)))
     if verbose:
-        sys.stdout.write("".join(f"{name}\n" for name in sorted(f"{c.__module__}.{c.__qualname__}" for c in path.classes)))
+        sys.stdout.write(
+            "".join(f"{name}\n" for name in sorted(f"{c.__module__}.{c.__qualname__}" for c in path.classes))
+        )
         places = sorted((str(Path(c.co_filename).relative_to(ROOT)), c.co_qualname) for c in path.functions)
         sys.stdout.write("".join(f"{file}  {name}\n" for file, name in places))
 
