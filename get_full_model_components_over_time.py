@@ -10,7 +10,8 @@ define them; `head_scores: study` measures them as Tigges et al. 2024 do (arXiv 
 
 import sys
 
-from circuits_over_time.utils.heads.attention_and_copy import ComponentsConfig, measure, prepare
+from circuits_over_time.utils.heads.attention_and_copy import measure, prepare
+from circuits_over_time.utils.heads.keys import ComponentsConfig
 from circuits_over_time.utils.results.kinds import COMPONENTS
 from circuits_over_time.utils.sweep.runner import Analysis, main
 

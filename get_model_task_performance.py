@@ -11,8 +11,9 @@ import sys
 
 from circuits_over_time.utils.results.kinds import TASK_PERFORMANCE
 from circuits_over_time.utils.sweep.runner import Analysis, main
-from circuits_over_time.utils.task_performance import PerformanceConfig, measure, prepare
+from circuits_over_time.utils.task_performance import measure, prepare
 from circuits_over_time.utils.tasks import tasks_of
+from circuits_over_time.utils.tasks.keys import PerformanceConfig
 
 ANALYSIS = Analysis(
     "get_model_task_performance", PerformanceConfig, (TASK_PERFORMANCE,), prepare, measure, tasks=tasks_of

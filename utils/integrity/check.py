@@ -18,14 +18,12 @@ from ..base.files import some
 from ..circuits.keys import CircuitsConfig
 from ..config.keys import BaseConfig
 from ..config.schedules import select_steps
-from ..heads.attention_and_copy import ComponentsConfig
-from ..heads.cspa import CspaConfig
-from ..heads.succession import SuccessorConfig
+from ..heads.keys import ComponentsConfig, CspaConfig, SuccessorConfig
 from ..ioi.keys import IoiConsistencyConfig
 from ..models.family import Family, family_of
 from ..results.kinds import CHECKS
 from ..results.store import Store
-from ..task_performance import PerformanceConfig
+from ..tasks.keys import PerformanceConfig
 from .descent import Move, moves
 from .duplicates import Report, check, damages_at
 
