@@ -26,7 +26,7 @@ import pandas as pd
 
 from ..base.errors import UserError
 from ..base.files import atomic_write
-from .kinds import Kind, find_kind, how_to_make
+from .kinds import ResultSchema, find_kind, how_to_make
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ class ResultsFolder:
     """
 
     root: Path
-    kind: Kind
+    kind: ResultSchema
     model: str
     task: str | None = None
 
@@ -245,7 +245,7 @@ class Store:
     def __init__(self, results_dir: Path | str) -> None:
         self.root = Path(results_dir)
 
-    def folder(self, kind: str | Kind, model: str, task: str | None = None) -> ResultsFolder:
+    def folder(self, kind: str | ResultSchema, model: str, task: str | None = None) -> ResultsFolder:
         """The folder for a kind, a model and a task.
 
         Raises:
@@ -253,16 +253,16 @@ class Store:
         """
         return ResultsFolder(self.root, find_kind(kind), model, task)
 
-    def models(self, kind: str | Kind) -> list[str]:
+    def models(self, kind: str | ResultSchema) -> list[str]:
         """The models that have results of a kind, sorted."""
         names = [folder.name for folder in _subfolders(self.root / find_kind(kind).name)]
         return [name for name in names if self.folder(kind, name).steps() or self.tasks(kind, name)]
 
-    def tasks(self, kind: str | Kind, model: str) -> list[str]:
+    def tasks(self, kind: str | ResultSchema, model: str) -> list[str]:
         """The tasks that have results, sorted; empty if the kind has no task level."""
         return [folder.name for folder in _subfolders(self.folder(kind, model).path) if _steps_in(folder)]
 
-    def read_tables(self, kind: str | Kind, model: str | None = None, task: str | None = None) -> pd.DataFrame:
+    def read_tables(self, kind: str | ResultSchema, model: str | None = None, task: str | None = None) -> pd.DataFrame:
         """All steps of a kind in one tidy frame, for one model or all, for one task or all.
 
         Returns:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.keys import BaseConfig
 from ..models.checkpoint import LoadedCheckpoint
-from ..results.kinds import Kind
+from ..results.kinds import ResultSchema
 from ..results.store import Result, Store
 from ..tasks.prompts import Task
 
@@ -40,12 +40,12 @@ class Analysis:
 
     name: str
     schema: type[BaseConfig]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[ResultSchema, ...]
     prepare: Callable[[Any, PreTrainedTokenizerBase, Shape], Any]
     measure: Callable[[LoadedCheckpoint, Any, Any, Any], dict[str, Result]]
     tasks: Callable[[Any], Sequence[Task]] | None = None
     finish: Callable[[Any, Store, str], None] | None = None
-    reads: tuple[Kind, ...] = ()
+    reads: tuple[ResultSchema, ...] = ()
     then: Callable[[Any, bool], Analysis | None] | None = None
 
     def tasks_in(self, config: BaseConfig) -> Sequence[Task | None]:

@@ -17,7 +17,7 @@ from ..config.keys import BaseConfig, with_start_token
 from ..config.schedules import select_steps
 from ..integrity.screening import screen
 from ..models.family import Family, family_of
-from ..results.kinds import Kind
+from ..results.kinds import ResultSchema
 from ..results.record import RunRecord
 from ..results.store import DamagedRecord, ResultsFolder, Store
 from ..tasks.prompts import Task
@@ -53,7 +53,7 @@ class Job:
             raise UserError(f"task: two tasks would both write to the folder '{repeated[0]}'; rename one")
         return tasks
 
-    def folder(self, kind: Kind, model: str, task: Task | None) -> ResultsFolder:
+    def folder(self, kind: ResultSchema, model: str, task: Task | None) -> ResultsFolder:
         """Where results of a kind go."""
         return self.store.folder(kind, model, None if task is None else task.name)
 
