@@ -21,7 +21,7 @@ from pydantic import model_validator
 
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.command_line import run_script
-from circuits_over_time.utils.config.keys import BaseConfig
+from circuits_over_time.utils.config.keys import BaseConfig, Section
 from circuits_over_time.utils.integrity.check import check_models
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
@@ -43,8 +43,9 @@ def keys_of_all_scripts() -> set[str]:
     """The keys of every script that reads a config."""
     from circuits_over_time.utils.toy.family import FamilyConfig  # It imports torch.
 
-    analyses = [find_analysis(script).schema for script in {kind.script for kind in KINDS.values()}]
-    return {key for schema in (*analyses, SuiteConfig, ComparisonConfig, FamilyConfig) for key in schema.model_fields}
+    schemas: list[type[Section]] = [SuiteConfig, ComparisonConfig, FamilyConfig]
+    schemas += [find_analysis(script).schema for script in {kind.script for kind in KINDS.values()}]
+    return {key for schema in schemas for key in schema.model_fields}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
