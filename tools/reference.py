@@ -13,6 +13,7 @@ import importlib
 import json
 import logging
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, is_exec
 from circuits_over_time.utils.models.known_families import FAMILIES, Damage, FamilyRecord
 from circuits_over_time.utils.results.comparison import COMPARISONS
 from circuits_over_time.utils.results.kinds import KINDS, WITHOUT_STEPS
+from circuits_over_time.utils.sweep.suite import SuiteConfig
 from circuits_over_time.utils.tasks.metrics import METRICS
 from circuits_over_time.utils.tasks.registry import TASKS
 
@@ -132,20 +134,25 @@ def _files(script: str) -> Iterator[tuple[str, ...]]:
 
 
 def figures() -> str:
-    """Every figure script with the first sentence of its docstring."""
+    """Every figure script with the first line of its docstring, where file names stand in brackets."""
     paths = sorted((ROOT / "plotting").glob("plot_*.py"))
-    return table(("script", "what it does"), ((f"`{path.name}`", _summary(path)) for path in paths))
+    rows = ((f"`{path.name}`", re.sub(r"\((figures/\S+)\)", r"(`\1`)", _summary(path))) for path in paths)
+    return table(("script", "what it does"), rows)
 
 
 def tasks() -> str:
-    """The built-in tasks."""
-    modules = {task: _summary(ROOT / "utils" / "tasks" / f"{task}.py") for task in TASKS}
-    return table(("task", "about", "primary metric"), ((f"`{t}`", modules[t], f"`{TASKS[t].primary}`") for t in TASKS))
+    """The built-in tasks, with the first line of each module's docstring."""
+    about = {
+        name: (sys.modules[task.build.__module__].__doc__ or "").partition("\n")[0] for name, task in TASKS.items()
+    }
+    rows = ((f"`{name}`", about[name], f"`{task.primary}`") for name, task in TASKS.items())
+    return table(("task", "about", "primary metric"), rows)
 
 
 def metrics() -> str:
-    """The metrics, with the first paragraph of each function's docstring."""
-    return table(("metric", "of one prompt"), ((f"`{name}`", metric.__doc__ or "") for name, metric in METRICS.items()))
+    """The metrics, with the docstring of each function."""
+    rows = ((f"`{name}`", metric.function.__doc__ or "") for name, metric in METRICS.items())
+    return table(("metric", "of one prompt"), rows)
 
 
 def families() -> str:
@@ -179,6 +186,8 @@ def schema_of(script: str) -> Schema | None:
     module = importlib.import_module(f"circuits_over_time.{script.removesuffix('.py')}")
     if analysis := getattr(module, "ANALYSIS", None):
         return typing.cast(Schema, analysis.schema)
+    if script == "run_suite.py":
+        return SuiteConfig
     return next(
         (value for value in vars(module).values() if isinstance(value, type) and issubclass(value, pydantic.BaseModel)),
         None,

@@ -40,7 +40,7 @@ def test_no_page_sends_readers_outside_the_repository(page: Path) -> None:
 def test_the_readme_names_every_script_and_links_to_every_page_of_docs() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     names = [path.name for path in ROOT.glob("*.py")]
-    names += [f"](docs/{path.name})" for path in (ROOT / "docs").glob("*.md")]
+    names += [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
     assert [name for name in names if name not in text] == []
 
 

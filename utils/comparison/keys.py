@@ -43,7 +43,7 @@ class ComparisonConfig(Section):
     pairs: int = Field(200, ge=100)
     """Pairs of resamples of each checkpoint that its noise floor is taken from."""
     permutations: int = Field(999, ge=99)
-    """Random deals of two checkpoints' folds that a [p-value](../docs/comparisons.md#is-a-change-real) is taken from."""
+    """Random deals of two checkpoints' folds that a [p-value](../docs/comparisons.md#is-a-change-real) comes from."""
     resamples: int = Field(1000, ge=100)
     """Resamples that all other intervals are taken from (of the circuits' own curves a fifth)."""
     false_discovery_rate: float = Field(0.05, gt=0, lt=1)

@@ -95,11 +95,12 @@ class BaseConfig(Section):
     cache_dir: Path = execution(Path("model_cache"))
     """Where to keep downloads from the hub, as `<org>--<name>/step{n}/`."""
     overwrite: bool = execution(False)
-    """Delete what this run would write, or a whole folder of another config's, and measure again; leave it out to resume."""
+    """Delete what this run would write, or a whole folder of another config's, and measure again."""
     prefetch: bool = execution(True)
     """Download the next checkpoint, and read it into CPU memory, while one is measured."""
     keep_checkpoints: Literal["all", "none"] | Annotated[int, Field(gt=0)] = execution("all")
-    """Which of the run's own [downloads](../docs/models.md#downloads) to keep: `all`, `none`, or how many (the newest)."""
+    """Which of the run's own [downloads](../docs/models.md#downloads) to keep: `all`, `none`, or how many, the
+    newest."""
     on_duplicate_weights: Literal["error", "warn", "skip"] = execution("error")
     """Where a step holds [another's weights](../docs/models.md#damaged-checkpoints): `error` stops and names it, `warn`
     measures it, `skip` leaves it out."""
@@ -111,13 +112,13 @@ class BaseConfig(Section):
     """Who [measures](../docs/clusters.md): this process (`local`), workers of a Ray cluster (`ray`), or a Slurm job
     array (`slurm`)."""
     workers: int | None = execution(None, gt=0)
-    """Most checkpoints at once with `ray` (`null`: as the cluster has room), tasks of the array with `slurm` (`null`: 4)."""
+    """Most checkpoints at once with `ray` (`null`: all that fit), or tasks of the array with `slurm` (`null`: 4)."""
     cpus_per_checkpoint: int | None = execution(None, gt=0)
-    """Cores and threads for each checkpoint (`null`: torch decides); on the CPU they can change a result's last digits."""
+    """Cores and threads for each checkpoint; `null` leaves them to torch."""
     gpus_per_checkpoint: float | None = execution(None, gt=0)
     """GPUs for each checkpoint with `ray` and `slurm`; Ray also takes shares, such as 0.5."""
     ray_address: str | None = execution(None)
-    """The Ray cluster, as `ray.init` takes it (`auto`, `ray://head:10001`); `null` takes RAY_ADDRESS or starts one here."""
+    """The Ray cluster, as `ray.init` takes it (`auto`, `ray://head:10001`); `null`: RAY_ADDRESS, or a new one."""
     retries: int = execution(2, ge=0)
     """How often a checkpoint whose worker was lost is tried again."""
     slurm: SlurmKeys = execution(SlurmKeys())
@@ -152,15 +153,15 @@ class PromptOptions(Section):
     """Start every prompt with the tokenizer's start token; `auto` does what the model was
     [trained with](../docs/models.md#start-tokens)."""
     ioi_corruption: Literal["swap", "abc"] = "swap"
-    """How IOI prompts are corrupted: `swap` replaces the second subject with the indirect object, `abc` puts three other
-    names in."""
+    """How IOI prompts are corrupted: `swap` replaces the second subject with the indirect object, `abc` puts in
+    three others."""
 
 
 class TaskConfig(PromptOptions, BaseConfig):
     """The keys that every script with tasks shares."""
 
     task: str | list[str] = execution(...)
-    """A [task](../docs/tasks.md), the path of a [prompts CSV](../docs/tasks.md#a-task-of-your-own), or a list of these."""
+    """A [task](../docs/tasks.md), the path of a [prompts CSV](../docs/tasks.md#a-task-of-your-own), or a list."""
     n_prompts: int = Field(100, gt=0)
     """How many prompt pairs each task gets."""
     metric: Literal["logit_diff", "prob_diff"] | None = None

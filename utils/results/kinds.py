@@ -1,7 +1,7 @@
 """The kinds of results: what their tables hold, which files come with them, and which command makes them.
 
 To add a kind, write a `ResultSchema` here and list it in `KINDS`. The store refuses tables with other columns, and
-`make docs` takes the meanings over into configs/README.md.
+`make docs` takes the meanings over into docs/results.md.
 """
 
 from __future__ import annotations
@@ -14,13 +14,6 @@ from ..base.errors import suggest
 
 SUCCESSION_CLASSES = ("numbers", "number_words", "ordinals", "days", "months", "letters", "roman_numerals")
 """Classes of words with a successor; `utils/heads/succession.py` lists the words."""
-PRIMARY_METRICS = {
-    "ioi": "logit_diff",
-    "greater_than": "prob_diff",
-    "gendered_pronoun": "logit_diff",
-    "sva": "prob_diff",
-}
-"""Of the built-in tasks; their registry says the same, but imports transformers."""
 
 
 @dataclass(frozen=True)

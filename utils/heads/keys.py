@@ -1,0 +1,100 @@
+"""Keys of the three scripts that score attention heads. Nothing here imports torch.
+
+The key `head_scores` chooses between two definitions: `standard` is the suite's own, and `study` is what the published
+study measured (Tigges et al. 2024, arXiv 2407.10827), so that you can compare numbers with its own. Under `study`
+
+- copy scores leave out the scale of the norms before V and before the unembedding (`copy_scores.py`);
+- random blocks are drawn with replacement from the ids 100 to 19,999, and the induction score counts one query more
+  (`attention_and_copy.py`);
+- succession leaves out all norms, counts a tie as right and weighs spellings as there (`succession.py`);
+- CSPA reads the beginnings of long documents (`corpus.py`).
+
+All other differences are numbers that have their own keys; `docs/study.md` lists them.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Literal
+
+from pydantic import Field
+
+from ..config.keys import BaseConfig, Section, StartToken
+
+Definition = Literal["standard", "study"]
+
+
+class ComponentsKeys(Section):
+    """What the scores depend on, apart from the model."""
+
+    head_scores: Definition = "standard"
+    """Which [definition](../docs/heads.md#attention-scores) of the scores: `standard`, or `study` for that of Tigges et
+    al. 2024."""
+    n_sequences: int = Field(50, gt=0)
+    """How many random blocks of tokens to average the attention scores over."""
+    seq_len: int = Field(50, gt=1)
+    """Tokens in a block, which comes twice in a row."""
+    n_prompts: int = Field(100, gt=0)
+    """How many IOI prompts to average the copy scores over; each has three names."""
+
+
+class ComponentsConfig(ComponentsKeys, BaseConfig):
+    """Keys of get_full_model_components_over_time.py."""
+
+
+class Ablation(Section):
+    """What the ablation keeps of a head."""
+
+    interventions: list[Literal["ov", "qk"]] = Field(["ov", "qk"], min_length=1, max_length=2)
+    """What to [restrict](../docs/heads.md#copy-suppression): `ov`, what a head writes; `qk`, the sources it reads."""
+    k_unembeddings: float = Field(0.05, gt=0, le=1)
+    """For `qk`: how many different source tokens to keep, as a fraction of the destination's place in the sequence."""
+    keep_self_attention: bool = True
+    """Whether the destination's own token is among its sources."""
+    negative_only: bool = True
+    """For `ov`: keep the part along the unembedding only where it lowers the source token's logit."""
+    start_layer: int = Field(0, ge=0)
+    """The first layer to score."""
+
+    def n_kept(self, seq_len: int) -> list[int]:
+        """K at each position. The fraction is exact as written, so 0.07 of 100 is 7."""
+        fraction = Fraction(str(self.k_unembeddings))
+        return [math.ceil(fraction * place) for place in range(1, seq_len + 1)]
+
+
+class CspaKeys(Ablation):
+    """What the scores depend on, apart from the model: the text, and what to keep of a head."""
+
+    corpus: str
+    """The [text](../docs/heads.md#copy-suppression) to read: a file, a data set of the hub (`NeelNanda/pile-10k`), a
+    folder, `python_docs` or `toy`."""
+    corpus_split: str = "train"
+    """Which split of a data set, in the notation of `datasets` (`train[:1000]`)."""
+    corpus_field: str = "text"
+    """Which column of a data set holds the text."""
+    head_scores: Definition = "standard"
+    """How to draw the text: `standard`, or `study` for the beginnings of long documents, as Tigges et al. 2024."""
+    corpus_window: int | None = Field(None, gt=1)
+    """With `head_scores: study`, a document must have more tokens than this; `null`: than `seq_len`."""
+    n_sequences: int = Field(17, gt=0)
+    """How many sequences to score heads on."""
+    n_mean_sequences: int = Field(100, gt=0)
+    """How many other sequences to average the heads' outputs over, for the mean ablation."""
+    seq_len: int = Field(61, gt=1)
+    """Tokens in a sequence."""
+    prepend_bos: StartToken = "auto"
+    """Start every sequence with the tokenizer's start token; `auto` is as for [prompts](#every-script-with-tasks)."""
+
+
+class CspaConfig(CspaKeys, BaseConfig):
+    """Keys of get_model_cspa.py. `batch_size` counts sequences, and `seed` draws the text."""
+
+
+class SuccessorConfig(BaseConfig):
+    """Keys of get_new_successor_head_scores_over_time.py. Nothing here is sampled, so `seed` and `batch_size` change
+    nothing."""
+
+    head_scores: Definition = "standard"
+    """Which [definition](../docs/heads.md#succession) of the score: `standard`, or `study` for that of Tigges et al.
+    2024."""
