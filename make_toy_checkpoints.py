@@ -14,13 +14,15 @@ import sys
 from collections.abc import Sequence
 
 from circuits_over_time.utils.config.command_line import read_command_line, script
-from circuits_over_time.utils.toy.family import FamilyConfig, train_family
+from circuits_over_time.utils.toy.keys import FamilyConfig
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the config, train, and return the exit code."""
     config, _ = read_command_line("make_toy_checkpoints.py", FamilyConfig, argv)
+    from circuits_over_time.utils.toy.family import train_family  # Imports torch.
+
     train_family(config)
     return 0
 
