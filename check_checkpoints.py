@@ -23,6 +23,7 @@ from circuits_over_time.utils.config.command_line import read_command_line, scri
 from circuits_over_time.utils.config.keys import BaseConfig, Section
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
+from circuits_over_time.utils.toy.keys import FamilyConfig
 
 
 class CheckConfig(BaseConfig):
@@ -39,8 +40,6 @@ class CheckConfig(BaseConfig):
 
 def keys_of_all_scripts() -> set[str]:
     """The keys of every script that reads a config."""
-    from circuits_over_time.utils.toy.family import FamilyConfig  # It imports torch.
-
     schemas: list[type[Section]] = [SuiteConfig, ComparisonConfig, FamilyConfig]
     schemas += [find_analysis(script).schema for script in {kind.script for kind in KINDS.values()}]
     return {key for schema in schemas for key in schema.model_fields}
