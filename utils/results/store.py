@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from ..base.errors import UserError
 from ..base.files import atomic_write
 from .kinds import ResultSchema, find_kind, how_to_make
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
 STAMP = ("model", "step", "tokens")
@@ -271,6 +270,8 @@ class Store:
         Raises:
             UserError: if there are no results, naming the command that makes them.
         """
+        import pandas as pd
+
         frames = []
         for name in [model] if model is not None else self.models(kind):
             levels: Iterable[str | None] = [task] if task is not None else [*self.tasks(kind, name), None]
@@ -309,6 +310,8 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
 
 def read_csv(path: Path) -> pd.DataFrame:
     """A table as it was written. An empty cell is a missing value; text like `NA` stays text."""
+    import pandas as pd
+
     return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip", encoding="utf-8")
 
 
