@@ -23,7 +23,7 @@ NAMES, LISTINGS = "names.json", ".listings"
 AT_ONCE = 8
 """How many listings are asked for at the same time."""
 FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
-"""How files with weights are named, without shard and ending, and how they end; the first format that is there counts."""
+"""Names of files with weights, without shard and ending, and endings; the first format that is there counts."""
 
 log = logging.getLogger(__name__)
 

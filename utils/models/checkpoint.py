@@ -201,14 +201,15 @@ def _load_model(
         "trust_remote_code": False,
         "output_loading_info": True,
     }
-    model: Any
+    loaded: Any
     with unreadable_as_unusable(folder), _memory_of(folder, dtype, device):
         if state is None:
-            model, report = AutoModelForCausalLM.from_pretrained(folder, **how)
+            loaded = AutoModelForCausalLM.from_pretrained(folder, **how)
         else:
             config = _read_config(folder / "config.json")
             model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-            model, report = model_class.from_pretrained(None, config=config, state_dict=state, **how)
+            loaded = model_class.from_pretrained(None, config=config, state_dict=state, **how)
+        model, report = loaded
         model.to(device)
     if report["missing_keys"]:
         # transformers would carry on with random numbers instead.

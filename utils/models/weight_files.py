@@ -84,7 +84,8 @@ def read_state(folder: Path, stop: threading.Event | None = None) -> dict[str, T
     import torch
     from safetensors import safe_open
 
-    files, state = weight_files(folder), dict[str, Tensor]()
+    files = weight_files(folder)
+    state: dict[str, Tensor] = {}
     with unreadable_as_unusable(folder):
         for path in files:
             if path.suffix != ".safetensors":
