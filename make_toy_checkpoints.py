@@ -15,7 +15,8 @@ import sys
 from collections.abc import Sequence
 
 from circuits_over_time.utils.config.command_line import run_script
-from circuits_over_time.utils.toy.family import FamilyConfig, train_family
+from circuits_over_time.utils.toy.family import train_family
+from circuits_over_time.utils.toy.keys import FamilyConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,8 @@ from typing import get_args
 
 import torch
 
-from circuits_over_time.edge_attribution_patching.scores.attribution import Quadrature, attribute
+from circuits_over_time.edge_attribution_patching.choices import Quadrature
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.utils.circuits.find import circuit_prompts
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.models.family import resolve_family

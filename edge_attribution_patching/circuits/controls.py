@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..choices import Order
 from ..graph import Graph
 from .circuit import Circuit
 from .faithfulness import CircuitEvaluator
-from .search import Order, Signed, edge_order, prefix_masks
+from .search import Signed, edge_order, prefix_masks
 
 
 def random_circuits(

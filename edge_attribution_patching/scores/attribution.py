@@ -13,21 +13,20 @@ first (`gradients.py`) and multiplied with these differences once.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..choices import Quadrature
 from ..graph import Graph
 from ..model.forward import embed, prefix_cache
 from ..model.pairs import GB, Metric, PairBatch, TokenPairs, bar
 from ..model.weights import ModelWeights
 from .folds import FoldScores
 from .gradients import Gradients, NodeOutputs
-
-Quadrature = Literal["left", "right", "midpoint", "gauss-legendre"]
 
 # Float numbers per token, layer and d_model that autograd keeps for one integration step (measured: 25 to 30).
 AUTOGRAD_COPIES = 30
@@ -96,7 +95,7 @@ def attribute_folds(
     metric: Metric,
     fold_of: Int[Tensor, " prompt"],
     *,
-    steps: int = 12,
+    steps: int = 20,
     quadrature: Quadrature = "left",
     batch_size: int = 32,
     memory_budget_gb: float = 1.0,
@@ -110,7 +109,7 @@ def attribute_folds(
 
     Args:
         weights, pairs, metric: see `attribute`, and for the options too.
-        fold_of: the fold of each prompt; every fold from 0 to the last has prompts (`folds.assign`).
+        fold_of: the fold of each prompt; every fold from 0 to the last has prompts (`assign_folds`).
 
     Raises:
         ValueError: for an unknown quadrature, no steps, or a fold without prompts.

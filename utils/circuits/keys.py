@@ -6,13 +6,15 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from circuits_over_time.edge_attribution_patching.circuits.circuit_size import Criterion, Grid, SizeRule
-from circuits_over_time.edge_attribution_patching.circuits.search import (
+from circuits_over_time.edge_attribution_patching.choices import (
+    POSITIVE_SHARE,
+    Criterion,
+    Grid,
     Order,
+    Quadrature,
     Selection,
 )
-from circuits_over_time.edge_attribution_patching.circuits.stability import POSITIVE_SHARE
-from circuits_over_time.edge_attribution_patching.scores.attribution import Quadrature
+from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
 
 from ..config.keys import MemoryKeys, Section, TaskConfig, execution
 

@@ -24,7 +24,7 @@ from circuits_over_time.edge_attribution_patching.model.layout import Layout
 from circuits_over_time.edge_attribution_patching.model.norms import Norm, centred, normalise
 from circuits_over_time.edge_attribution_patching.model.weights import LayerWeights, ModelWeights
 
-from .definition import Definition
+from .keys import Definition
 
 TOP_K = 5
 """A name counts as copied if it is among this many of the highest logits (Wang et al. 2022)."""
