@@ -71,7 +71,7 @@ def test_the_library_works_beside_a_users_own_utils_and_plotting(
     lines = run(
         python,
         tmp_path,
-        f"""
+        """
 from circuits_over_time.plotting.published.numbers import FILE
 from circuits_over_time.plotting.report.page import ASSETS
 from circuits_over_time.utils.tasks.registry import TASKS
@@ -93,6 +93,10 @@ def test_it_puts_no_name_but_its_own_on_the_path(python: tuple[Path, dict[str, s
 
 def test_no_file_of_ours_asks_for_a_name_of_the_users() -> None:
     asked = re.compile(rf"^\s*(?:from|import) (?:{'|'.join(PARTS)})\b", re.MULTILINE)
-    here = [path for folder in (*PARTS, "benchmarks", "notebooks", "tests", "tools") for path in (ROOT / folder).rglob("*.py")]
+    here = [
+        path
+        for folder in (*PARTS, "benchmarks", "notebooks", "tests", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     files = [path for path in (*ROOT.glob("*.py"), *here) if path != Path(__file__)]
     assert [path.name for path in files if asked.search(path.read_text(encoding="utf-8"))] == []
