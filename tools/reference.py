@@ -65,9 +65,10 @@ def keys() -> str:
     explained: Explained = set()
     shared: dict[str, Schema] = {}
     text = []
-    for heading, schema in (("Every script", BaseConfig), ("Every script with tasks", TaskConfig)):
-        text.append(keys_of(schema, heading, shared, explained))
-        shared[heading] = schema
+    every: dict[str, Schema] = {"Every script": BaseConfig, "Every script with tasks": TaskConfig}
+    for heading, base in every.items():
+        text.append(keys_of(base, heading, shared, explained))
+        shared[heading] = base
     text += [keys_of(schema, script, shared, explained) for script in scripts() if (schema := schema_of(script))]
     return "\n".join(text)
 
