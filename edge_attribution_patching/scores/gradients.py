@@ -164,7 +164,7 @@ class LayerGradients:
             pad_keys(x.detach(), layout, before)
             for x, before in zip((activations.k, activations.v), self.prefix, strict=True)
         )
-        # The queries of a group stand one after the other, so that keys and values are not copied for each of its heads.
+        # A group's queries stand one after the other, so that keys and values are not copied for each of its heads.
         heads, groups = "... (kv group) query width", "... kv (group query) width"
         by_group = partial(rearrange, pattern=f"{heads} -> {groups}", group=layer.group)
         by_head = partial(rearrange, pattern=f"{groups} -> {heads}", group=layer.group)
@@ -182,14 +182,13 @@ class LayerGradients:
         self, letter: QKVName, activations: LayerActivations, gradient: Float[Tensor, "step prompt head key d_head"]
     ) -> Float[Tensor, "step token kv_head group d_head"]:
         """Through rotary, norm and clamp back to the projection, for one query head of every group at a time."""
+        layer = self.layer
         packed = rearrange(gradient, "... prompt head key d_head -> ... (prompt key) head d_head")
         packed = packed.index_select(-3, self.layout.key_index)
-        by_member = rearrange(
-            packed, "... token (kv group) d_head -> group ... token kv d_head", group=self.layer.group
-        )
+        by_member = rearrange(packed, "... token (kv group) d_head -> group ... token kv d_head", group=layer.group)
         with torch.enable_grad():
-            projected = activations.qkv[..., self.layer.rows(letter), :].detach().requires_grad_(True)
-            attended = clamp_norm_rotate(self.layer, letter, projected, self.rotation)
+            projected = activations.qkv[..., layer.rows(letter), :].detach().requires_grad_(True)
+            attended = clamp_norm_rotate(layer, letter, projected, self.rotation)
             members = [torch.autograd.grad(attended, projected, g, retain_graph=True)[0] for g in by_member]
         return torch.stack(members, dim=-2)
 
