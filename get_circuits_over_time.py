@@ -16,8 +16,8 @@ plot_transfer.py.
 
 import sys
 
-from circuits_over_time.utils.circuits.find import measure, prepare
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
+from circuits_over_time.utils.circuits.run import measure, prepare
 from circuits_over_time.utils.circuits.transfer import second_walk
 from circuits_over_time.utils.results.kinds import (
     BASELINES,

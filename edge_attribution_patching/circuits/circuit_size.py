@@ -17,15 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from ..options import Criterion, Grid
 from .faithfulness import FaithfulnessCurve
 
-Criterion = Literal["normalised", "raw"]
-Grid = Literal["adaptive", "study"]
 Evaluate = Callable[[Sequence[int]], Float[Tensor, "size prompt"]]
 
 FIRST = 8

@@ -17,9 +17,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..graph import Graph
+from ..options import Order
 from .circuit import Circuit
 from .faithfulness import CircuitEvaluator
-from .search import Order, Signed, edge_order, prefix_masks
+from .search import Signed, edge_order, prefix_masks
 
 
 def random_circuits(

@@ -15,7 +15,7 @@ import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..graph import Graph
+from ..options import Order
 
 # Circuits grown backwards from the logits, edge by edge (Hanna et al. 2024), for many sets of scores of one graph.
 
@@ -132,10 +133,6 @@ class _Frontier:
             if edge not in taken:
                 return edge
         return None
-
-
-Order = Literal["greedy", "top_n"]
-Selection = Literal["absolute", "signed"]
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..options import POSITIVE_SHARE, Order, Selection
 from ..scores.folds import KeptFolds
 from ..statistics import RESAMPLES, Bootstrap
-from .search import Grower, Order, Selection, grow, prune
+from .search import Grower, grow, prune
 
 STABLE_SIGN = 0.95
 """The sign of a score is stable if so many of the resamples share it."""
-POSITIVE_SHARE = 0.75
-"""The share of positive edges that signed selection keeps up by default."""
 _AT_ONCE = 20_000_000
 """How many entries of masks or scores are worked on at once."""
 

@@ -13,7 +13,7 @@ first (`gradients.py`) and multiplied with these differences once.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -24,10 +24,9 @@ from ..graph import Graph
 from ..model.forward import embed, prefix_cache
 from ..model.pairs import GB, Metric, PairBatch, TokenPairs, bar
 from ..model.weights import ModelWeights
+from ..options import Quadrature
 from .folds import FoldScores
 from .gradients import Gradients, NodeOutputs
-
-Quadrature = Literal["left", "right", "midpoint", "gauss-legendre"]
 
 # Float numbers per token, layer and d_model that autograd keeps for one integration step (measured: 25 to 30).
 AUTOGRAD_COPIES = 30

@@ -73,7 +73,9 @@ def test_a_table_that_differs_is_written_anew() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_has_its_keys_in_the_readme(script: str) -> None:
-    schemas = [part for part in vars(importlib.import_module(f"circuits_over_time.{script}")).values() if _is_schema(part)]
+    schemas = [
+        part for part in vars(importlib.import_module(f"circuits_over_time.{script}")).values() if _is_schema(part)
+    ]
     tables = [find_schema(name) for name in documented(README, "keys")]
     assert [schema for schema in schemas if schema not in tables] == []
 

@@ -1,20 +1,23 @@
-"""."""
+"""The keys of circuits: what finding one depends on, and what a run over checkpoints adds. It imports no torch."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from circuits_over_time.edge_attribution_patching.circuits.circuit_size import Criterion, Grid, SizeRule
-from circuits_over_time.edge_attribution_patching.circuits.search import (
+from circuits_over_time.edge_attribution_patching.options import (
+    POSITIVE_SHARE,
+    Criterion,
+    Grid,
     Order,
+    Quadrature,
     Selection,
 )
-from circuits_over_time.edge_attribution_patching.circuits.stability import POSITIVE_SHARE
-from circuits_over_time.edge_attribution_patching.scores.attribution import Quadrature
 
-from ..config.keys import MemoryKeys, Section, TaskConfig, execution
+from ..config.keys import BaseConfig, MemoryKeys, PromptOptions, Section, TaskConfig, execution
+
+_SHARED: dict[str, Any] = dict(BaseConfig.model_fields)
 
 
 class EapConfig(Section):
@@ -63,10 +66,6 @@ class SearchConfig(Section):
     """A task counts as learned if the metric on clean prompts beats that on corrupted prompts by more than this, in the
     metric's units, and by more than 3 standard errors."""
 
-    def rule(self) -> SizeRule:
-        """How the size is chosen."""
-        return SizeRule(self.threshold, self.criterion, self.grid)
-
     @field_validator("sizes")
     @classmethod
     def _ascending(cls, sizes: list[int] | None) -> list[int] | None:
@@ -86,15 +85,23 @@ class CircuitKeys(Section):
     """Which prompts to measure faithfulness on: `heldout` ones, or the `same` that edges were scored on."""
 
 
-class CircuitsConfig(CircuitKeys, MemoryKeys, TaskConfig):
-    """Keys of get_circuits_over_time.py."""
+class CircuitSettings(CircuitKeys, MemoryKeys, PromptOptions):
+    """Everything that finding a circuit in one model depends on, and checking it."""
 
+    # As every script has them.
+    batch_size: int = _SHARED["batch_size"]
+    seed: int = _SHARED["seed"]
     n_random: int = Field(20, ge=0)
     """Random circuits of the circuit's size, grown by the same rule from shuffled scores, to compare it with. Each is
     evaluated alone and removed from the whole model. `0` leaves them out."""
     hypothesis_tests: bool = False
     """Also test the circuit as Shi et al. 2024: equivalence, independence, minimality, sufficiency and necessity. This
     evaluates one circuit for each edge of the circuit and 200 more."""
+
+
+class CircuitsConfig(CircuitSettings, TaskConfig):
+    """Keys of get_circuits_over_time.py."""
+
     transfer: Literal["all", "neighbours"] | list[int] | None = execution(None)
     """Then also put circuits into the models of other checkpoints, which are loaded once more for it: the circuits
     found at these steps, at the steps before and after (`neighbours`) or at `all` steps. In every model that has
