@@ -15,9 +15,37 @@ wrong (0 with `on_duplicate_weights=warn` or `skip`), 2 bad input.
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+from pydantic import model_validator
+
+from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.command_line import run_script
-from circuits_over_time.utils.integrity.check import CheckConfig, check_models
+from circuits_over_time.utils.config.keys import BaseConfig, Section
+from circuits_over_time.utils.integrity.check import check_models
+from circuits_over_time.utils.results.kinds import KINDS
+from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
+
+
+class CheckConfig(BaseConfig):
+    """Keys of check_checkpoints.py: those that every script shares. The keys of other scripts are passed over."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pass_over_other_scripts_keys(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.keys() <= cls.model_fields.keys():
+            return data
+        passed_over = keys_of_all_scripts() - cls.model_fields.keys()
+        return {key: value for key, value in data.items() if key not in passed_over}
+
+
+def keys_of_all_scripts() -> set[str]:
+    """The keys of every script that reads a config."""
+    from circuits_over_time.utils.toy.family import FamilyConfig  # It imports torch.
+
+    schemas: list[type[Section]] = [SuiteConfig, ComparisonConfig, FamilyConfig]
+    schemas += [find_analysis(script).schema for script in {kind.script for kind in KINDS.values()}]
+    return {key for schema in schemas for key in schema.model_fields}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,8 +17,6 @@ plot_transfer.py.
 import sys
 
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
-from circuits_over_time.utils.circuits.run import measure, prepare
-from circuits_over_time.utils.circuits.transfer import second_walk
 from circuits_over_time.utils.results.kinds import (
     BASELINES,
     CONTROLS,
@@ -27,17 +25,16 @@ from circuits_over_time.utils.results.kinds import (
     HYPOTHESIS_TESTS,
     PROMPT_GROUPS,
 )
-from circuits_over_time.utils.sweep.runner import Analysis, main
-from circuits_over_time.utils.tasks import tasks_of
+from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
 ANALYSIS = Analysis(
     "get_circuits_over_time",
     CircuitsConfig,
     (GRAPHS, FAITHFULNESS, BASELINES, CONTROLS, PROMPT_GROUPS, HYPOTHESIS_TESTS),
-    prepare,
-    measure,
-    tasks=tasks_of,
-    then=second_walk,
+    Lazy("utils.circuits.run.prepare"),
+    Lazy("utils.circuits.run.measure"),
+    tasks=Lazy("utils.tasks.tasks_of"),
+    then=Lazy("utils.circuits.transfer.second_walk"),
 )
 
 if __name__ == "__main__":

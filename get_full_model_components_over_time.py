@@ -10,11 +10,17 @@ define them; `head_scores: study` measures them as Tigges et al. 2024 do (arXiv 
 
 import sys
 
-from circuits_over_time.utils.heads.attention_and_copy import ComponentsConfig, measure, prepare
+from circuits_over_time.utils.heads.attention_and_copy import ComponentsConfig
 from circuits_over_time.utils.results.kinds import COMPONENTS
-from circuits_over_time.utils.sweep.runner import Analysis, main
+from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
-ANALYSIS = Analysis("get_full_model_components_over_time", ComponentsConfig, (COMPONENTS,), prepare, measure)
+ANALYSIS = Analysis(
+    "get_full_model_components_over_time",
+    ComponentsConfig,
+    (COMPONENTS,),
+    Lazy("utils.heads.attention_and_copy.prepare"),
+    Lazy("utils.heads.attention_and_copy.measure"),
+)
 
 if __name__ == "__main__":
     sys.exit(main(ANALYSIS))

@@ -17,9 +17,6 @@ computed where not. Keys: configs/README.md. Figures: plotting/plot_ioi_consiste
 
 import sys
 
-from circuits_over_time.utils.ioi.consistency import measure
-from circuits_over_time.utils.ioi.handover import write_handover
-from circuits_over_time.utils.ioi.inputs import prepare
 from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
 from circuits_over_time.utils.results.kinds import (
     BASELINES,
@@ -31,15 +28,15 @@ from circuits_over_time.utils.results.kinds import (
     IOI_CONSISTENCY_HEADS,
     IOI_CONSISTENCY_SIGNALS,
 )
-from circuits_over_time.utils.sweep.runner import Analysis, main
+from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
 ANALYSIS = Analysis(
     "get_ioi_consistency",
     IoiConsistencyConfig,
     (IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS, IOI_BACKUP),
-    prepare,
-    measure,
-    finish=write_handover,
+    Lazy("utils.ioi.inputs.prepare"),
+    Lazy("utils.ioi.consistency.measure"),
+    finish=Lazy("utils.ioi.handover.write_handover"),
     reads=(GRAPHS, BASELINES, COMPONENTS, CSPA),
 )
 

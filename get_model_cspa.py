@@ -10,11 +10,13 @@ Tigges et al. 2024 do (arXiv 2407.10827).
 
 import sys
 
-from circuits_over_time.utils.heads.cspa import CspaConfig, measure, prepare
+from circuits_over_time.utils.heads.cspa import CspaConfig
 from circuits_over_time.utils.results.kinds import CSPA
-from circuits_over_time.utils.sweep.runner import Analysis, main
+from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
-ANALYSIS = Analysis("get_model_cspa", CspaConfig, (CSPA,), prepare, measure)
+ANALYSIS = Analysis(
+    "get_model_cspa", CspaConfig, (CSPA,), Lazy("utils.heads.cspa.prepare"), Lazy("utils.heads.cspa.measure")
+)
 
 if __name__ == "__main__":
     sys.exit(main(ANALYSIS))

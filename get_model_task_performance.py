@@ -10,12 +10,16 @@ with the answers to the clean ones, so a metric falls as far as the corruption h
 import sys
 
 from circuits_over_time.utils.results.kinds import TASK_PERFORMANCE
-from circuits_over_time.utils.sweep.runner import Analysis, main
-from circuits_over_time.utils.task_performance import PerformanceConfig, measure, prepare
-from circuits_over_time.utils.tasks import tasks_of
+from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
+from circuits_over_time.utils.task_performance import PerformanceConfig
 
 ANALYSIS = Analysis(
-    "get_model_task_performance", PerformanceConfig, (TASK_PERFORMANCE,), prepare, measure, tasks=tasks_of
+    "get_model_task_performance",
+    PerformanceConfig,
+    (TASK_PERFORMANCE,),
+    Lazy("utils.task_performance.prepare"),
+    Lazy("utils.task_performance.measure"),
+    tasks=Lazy("utils.tasks.tasks_of"),
 )
 
 if __name__ == "__main__":

@@ -11,11 +11,17 @@ from Gould et al. 2023 (arXiv 2312.09230); `head_scores: study` measures it as T
 
 import sys
 
-from circuits_over_time.utils.heads.succession import SuccessorConfig, measure, prepare
+from circuits_over_time.utils.heads.succession import SuccessorConfig
 from circuits_over_time.utils.results.kinds import SUCCESSOR
-from circuits_over_time.utils.sweep.runner import Analysis, main
+from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
-ANALYSIS = Analysis("get_new_successor_head_scores_over_time", SuccessorConfig, (SUCCESSOR,), prepare, measure)
+ANALYSIS = Analysis(
+    "get_new_successor_head_scores_over_time",
+    SuccessorConfig,
+    (SUCCESSOR,),
+    Lazy("utils.heads.succession.prepare"),
+    Lazy("utils.heads.succession.measure"),
+)
 
 if __name__ == "__main__":
     sys.exit(main(ANALYSIS))

@@ -19,7 +19,7 @@ from typing import get_args
 
 import torch
 
-from circuits_over_time.edge_attribution_patching.options import Quadrature
+from circuits_over_time.edge_attribution_patching.choices import Quadrature
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.utils.circuits.find import circuit_prompts
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
@@ -65,7 +65,7 @@ def main() -> int:
     for step in sorted(family.steps)[-arguments.checkpoints :]:
         checkpoint = family.load(step, "float32", "cpu")
         for task in arguments.tasks:
-            prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer, checkpoint.weights.shape).scoring
+            prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer).scoring
             pairs, metric = prompts.pairs, prompts.metric(TASKS[task].primary)
 
             def scores(steps: int, rule: str, pairs=pairs, metric=metric, weights=checkpoint.weights) -> torch.Tensor:

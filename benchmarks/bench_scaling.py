@@ -37,7 +37,7 @@ from circuits_over_time.utils.base.progress import configure_logging
 from circuits_over_time.utils.config.keys import BaseConfig
 from circuits_over_time.utils.models.checkpoint import Description
 from circuits_over_time.utils.models.family import Family
-from circuits_over_time.utils.results.kinds import Kind
+from circuits_over_time.utils.results.kinds import ResultSchema
 from circuits_over_time.utils.results.record import versions
 from circuits_over_time.utils.results.store import Result
 from circuits_over_time.utils.sweep import loop as unit
@@ -51,7 +51,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 DOWNLOAD, MEASURE, EACH, MODEL = 0.5, 1.0, 20, 160
 WORKERS = (1, 4, 16, 64)
-KIND = Kind("sleeping", {"value": "nothing"}, "sleeping.py")
+KIND = ResultSchema("sleeping", {"value": "nothing"}, "sleeping.py")
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ block `m{l}` does not read layer `l`'s heads, in a sequential block it does.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
+from .choices import QKV, QKVName
 
-if TYPE_CHECKING:  # Whoever only reads stored circuits need not wait for transformers.
-    from .model.weights import Letter, ModelWeights
+if TYPE_CHECKING:  # Counting and naming edges needs no torch: it is imported where the first tensor is made.
+    from jaxtyping import Bool, Int
+    from torch import Tensor
 
-QKV: tuple[Letter, ...] = ("q", "k", "v")
+    from .model.weights import ModelWeights
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Graph:
 
     @property
     def n_edges(self) -> int:
-        return int(self.edge_mask.sum())
+        return sum(self._counts_before())
 
     def head(self, layer: int, head: int = 0) -> int:
         """Forward index of head `a{layer}.h{head}`."""
@@ -55,7 +55,7 @@ class Graph:
         """Forward index of `m{layer}`."""
         return self.head(layer, self.n_heads)
 
-    def head_input(self, layer: int, head: int, letter: str) -> int:
+    def head_input(self, layer: int, head: int, letter: QKVName) -> int:
         """Backward index of `a{layer}.h{head}<letter>`, letter one of q, k, v."""
         return layer * (3 * self.n_heads + 1) + QKV.index(letter) * self.n_heads + head
 
@@ -81,22 +81,31 @@ class Graph:
         """How many forward nodes have written when `m{layer}` reads."""
         return self.head(layer) if self.parallel else self.mlp(layer)
 
+    def _counts_before(self) -> Iterator[int]:
+        for layer in range(self.n_layers):
+            yield from [self.n_before_heads(layer)] * (3 * self.n_heads)
+            yield self.n_before_mlp(layer)
+        yield self.n_forward
+
     @cached_property
     def n_before(self) -> Int[Tensor, " n_backward"]:
         """For each backward node the number of forward nodes it can read: the first this many."""
-        counts = []
-        for layer in range(self.n_layers):
-            counts += [self.n_before_heads(layer)] * (3 * self.n_heads) + [self.n_before_mlp(layer)]
-        return torch.tensor([*counts, self.n_forward])
+        import torch
+
+        return torch.tensor(list(self._counts_before()))
 
     @cached_property
     def edge_mask(self) -> Bool[Tensor, "n_forward n_backward"]:
         """Which (source, destination) pairs are edges."""
+        import torch
+
         return torch.arange(self.n_forward)[:, None] < self.n_before[None, :]
 
     @cached_property
     def forward_of_backward(self) -> Int[Tensor, " n_backward"]:
         """The forward node that each backward node is an input of (`a1.h0<q>` -> `a1.h0`); `logits` -> n_forward."""
+        import torch
+
         nodes = []
         for layer in range(self.n_layers):
             nodes += [self.head(layer, head) for _ in QKV for head in range(self.n_heads)] + [self.mlp(layer)]

@@ -33,7 +33,7 @@ from circuits_over_time.utils.config.explain import blocks_in
 from circuits_over_time.utils.config.keys import is_execution
 from circuits_over_time.utils.models.known_families import FAMILIES, Damage, FamilyRecord
 from circuits_over_time.utils.results.comparison import COMPARISONS
-from circuits_over_time.utils.results.kinds import KINDS, WITHOUT_STEPS, Kind
+from circuits_over_time.utils.results.kinds import KINDS, WITHOUT_STEPS, ResultSchema
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def results_table(script: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _files(kind: Kind) -> Iterator[str]:
+def _files(kind: ResultSchema) -> Iterator[str]:
     file = f"`{kind.name}/.../step*.csv`"
     for column, meaning in kind.columns.items():
         yield _line(file, f"`{column}`", _cell(meaning))

@@ -17,14 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from jaxtyping import Float
-from torch import Tensor
+from ..choices import Criterion, Grid
 
-from ..options import Criterion, Grid
-from .faithfulness import FaithfulnessCurve
+if TYPE_CHECKING:  # A config has a rule before anything needs torch.
+    from jaxtyping import Float
+    from torch import Tensor
 
-Evaluate = Callable[[Sequence[int]], Float[Tensor, "size prompt"]]
+    from .faithfulness import FaithfulnessCurve
+
+    Evaluate = Callable[[Sequence[int]], Float[Tensor, "size prompt"]]
 
 FIRST = 8
 """Smallest size of the adaptive ladder."""

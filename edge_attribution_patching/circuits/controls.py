@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..choices import Order
 from ..graph import Graph
-from ..options import Order
 from .circuit import Circuit
 from .faithfulness import CircuitEvaluator
 from .search import Signed, edge_order, prefix_masks

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..choices import Order
 from ..graph import Graph
-from ..options import Order
 
 # Circuits grown backwards from the logits, edge by edge (Hanna et al. 2024), for many sets of scores of one graph.
 

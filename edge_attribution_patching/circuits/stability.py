@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..options import POSITIVE_SHARE, Order, Selection
+from ..choices import POSITIVE_SHARE, Order, Selection
 from ..scores.folds import KeptFolds
 from ..statistics import RESAMPLES, Bootstrap
 from .search import Grower, grow, prune

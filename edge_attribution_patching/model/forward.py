@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..choices import QKVName
 from .layout import Layout, PrefixCache, Queries, Rotation, prefix_of_layer
 from .norms import apply_norm, centred, inverse_rms, normalise
-from .weights import LayerWeights, Letter, ModelWeights
+from .weights import LayerWeights, ModelWeights
 
 
 @dataclass
@@ -79,7 +80,7 @@ def rotate(x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | No
 
 
 def to_attend(
-    layer: LayerWeights, letter: Letter, x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | None
+    layer: LayerWeights, letter: QKVName, x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | None
 ) -> Float[Tensor, "*stack token head d_head"]:
     """q, k or v as they attend from what was projected: clamped; q and k also normed and turned.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -16,13 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..choices import QKVName
 from .activations import Activation, read_activation
 from .architecture_table import ARCHITECTURES, BARE_EPS
 from .architectures import Shape, read_shape
 from .norms import Norm, fold_norm, value_mean
 from .rotary import Rotary, read_rotaries
-
-Letter = Literal["q", "k", "v"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class LayerWeights:
         """Query heads that share a key-value head."""
         return self.n_heads // self.n_kv_heads
 
-    def rows(self, letter: Letter) -> slice:
+    def rows(self, letter: QKVName) -> slice:
         """Where q, k or v are among the `qkv_head` of `W_qkv`."""
         n_q, n_kv = self.n_heads, self.n_kv_heads
         start, count = {"q": (0, n_q), "k": (n_q, n_kv), "v": (n_q + n_kv, n_kv)}[letter]
@@ -98,11 +97,11 @@ class LayerWeights:
             return self.W_O
         return (self.W_O * self.attn_post_norm.gain).to(self.W_O.dtype)
 
-    def norm_of(self, letter: Letter) -> Norm | None:
+    def norm_of(self, letter: QKVName) -> Norm | None:
         """The norm of q or k; None without one, and of v."""
         return {"q": self.q_norm, "k": self.k_norm, "v": None}[letter]
 
-    def ties(self, letter: Letter) -> bool:
+    def ties(self, letter: QKVName) -> bool:
         """Whether one norm covers q (or k) of all heads together, so that one head's depends on every head's input."""
         norm = self.norm_of(letter)
         return norm is not None and len(norm.gain) > self.W_O.shape[1]

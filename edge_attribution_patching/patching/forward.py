@@ -28,12 +28,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..graph import QKV, Graph
+from ..choices import QKV, QKVName
+from ..graph import Graph
 from ..model.forward import attend, clamp, mlp, pad_keys, rotate, to_attend, unembed
 from ..model.layout import prefix_of_layer
 from ..model.norms import centred, inverse_rms
 from ..model.pairs import GB, Metric, bar
-from ..model.weights import Letter, ModelWeights
+from ..model.weights import ModelWeights
 from .differences import Differences
 from .plan import COMPUTED, NOTHING, SOURCE, Given, Plan, Ties
 from .runs import PreparedRuns
@@ -199,7 +200,7 @@ class _PatchedPass:
         z, pattern = attend(layer, q, keys, values, self.layout, queries)
         return Attended(index, heads, q, k, v, pattern, z)
 
-    def _qkv(self, index: int, letter: Letter, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
+    def _qkv(self, index: int, letter: QKVName, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
         """q, k or v of some heads under every mask, as they attend: a run's, or computed."""
         layer = self.weights.layers[index]
         rows = heads if letter == "q" else heads // layer.group
@@ -216,7 +217,7 @@ class _PatchedPass:
         return x
 
     def _project(
-        self, index: int, letter: Letter, heads: Int[Tensor, " head"]
+        self, index: int, letter: QKVName, heads: Int[Tensor, " head"]
     ) -> Float[Tensor, "mask token head d_head"]:
         """The projections of some heads from the residual streams that they read."""
         layer, tokens = self.weights.layers[index], None
@@ -237,7 +238,7 @@ class _PatchedPass:
         return rearrange(out, "head mask token d_head -> mask token head d_head")
 
     def _to_attend(
-        self, index: int, letter: Letter, heads: Int[Tensor, " head"], x: Float[Tensor, "mask token head d_head"]
+        self, index: int, letter: QKVName, heads: Int[Tensor, " head"], x: Float[Tensor, "mask token head d_head"]
     ) -> Float[Tensor, "mask token head d_head"]:
         """q, k or v of some heads as they attend, from what was projected."""
         layer, rotation = self.weights.layers[index], self.rotations[index]
@@ -252,7 +253,7 @@ class _PatchedPass:
         return rotate((x * self._inverse_scale_of_all(index, letter, heads, x) * gain).to(x.dtype), rotation)
 
     def _inverse_scale_of_all(
-        self, index: int, letter: Letter, heads: Int[Tensor, " head"], x: Float[Tensor, "mask token head d_head"]
+        self, index: int, letter: QKVName, heads: Int[Tensor, " head"], x: Float[Tensor, "mask token head d_head"]
     ) -> Float[Tensor, "mask token head 1"]:
         """1 / s of a norm that covers q or k of all heads: x where a head's is computed, else that of a run.
 
@@ -275,7 +276,7 @@ class _PatchedPass:
         inverse_scale = torch.rsqrt(total / len(norm.gain) + norm.eps)
         return inverse_scale[:, :, heads % group, None]
 
-    def _at_answers(self, index: int, letter: Letter) -> bool:
+    def _at_answers(self, index: int, letter: QKVName) -> bool:
         """Whether only the answers' tokens are asked for: of the last layer, its queries and what follows."""
         return index == self.last_layer and letter == "q"
 

@@ -26,7 +26,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..graph import QKV, Graph
+from ..choices import QKV, QKVName
+from ..graph import Graph
 from ..model.weights import ModelWeights
 from .forward import Attended, Observer, evaluate_masks_final
 from .plan import Given
@@ -41,7 +42,7 @@ class Receivers:
     """Heads that are written to at one of their inputs, `letter` one of q, k, v."""
 
     heads: tuple[Head, ...]
-    letter: str
+    letter: QKVName
 
     def above(self, layer: int) -> Receivers:
         """Those that read what a layer's heads write."""

@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
-from ..graph import QKV, Graph
-from ..model.weights import Letter, ModelWeights
+from ..choices import QKV, QKVName
+from ..graph import Graph
+from ..model.weights import ModelWeights
 
 BASE, SOURCE, COMPUTED, GIVEN = 0, 1, 2, 3
 """The state of a node or input: as in the base run, as in the source run, or neither; of a node also: given."""
@@ -127,7 +128,7 @@ class Plan:
         """States of the inputs of a layer's heads."""
         return self.inputs[:, self.graph.qkv_inputs(layer)].view(len(self), 3, self.graph.n_heads)
 
-    def projected(self, layer: int, letter: Letter) -> Int[Tensor, " head"]:
+    def projected(self, layer: int, letter: QKVName) -> Int[Tensor, " head"]:
         """The heads of a layer whose q, k or v is projected under some mask."""
         read = self.read[:, self.graph.qkv_inputs(layer)].view(len(self), 3, self.graph.n_heads)
         return read[:, QKV.index(letter)].any(0).nonzero()[:, 0]

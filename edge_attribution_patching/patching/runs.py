@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..choices import Base, QKVName
 from ..model.forward import LayerActivations, clamp, embed, forward, prefix_cache, unembed, with_prefix
 from ..model.layout import Layout, PrefixCache, prefix_of_layer
 from ..model.norms import centred
 from ..model.pairs import GB, Metric, PairBatch
-from ..model.weights import Letter, ModelWeights
-
-Base = Literal["corrupted", "clean"]
-"""Which run the edges outside a mask carry; the other one is the source."""
+from ..model.weights import ModelWeights
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,11 @@ class LayerRun:
     q_squares: Float[Tensor, "token head"] | None = None
     k_squares: Float[Tensor, "token kv_head"] | None = None
 
-    def attended(self, letter: Letter) -> Float[Tensor, "token head_or_kv_head d_head"]:
+    def attended(self, letter: QKVName) -> Float[Tensor, "token head_or_kv_head d_head"]:
         """q, k or v as they attend."""
         return {"q": self.q, "k": self.k, "v": self.v}[letter]
 
-    def squares(self, letter: Letter) -> Float[Tensor, "token head_or_kv_head"]:
+    def squares(self, letter: QKVName) -> Float[Tensor, "token head_or_kv_head"]:
         """Sums of squares that a norm of all heads together adds up."""
         found = {"q": self.q_squares, "k": self.k_squares}[letter]
         assert found is not None, "no norm covers all heads"

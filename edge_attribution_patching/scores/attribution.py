@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..choices import Quadrature
 from ..graph import Graph
 from ..model.forward import embed, prefix_cache
 from ..model.pairs import GB, Metric, PairBatch, TokenPairs, bar
 from ..model.weights import ModelWeights
-from ..options import Quadrature
 from .folds import FoldScores
 from .gradients import Gradients, NodeOutputs
 
@@ -95,7 +95,7 @@ def attribute_folds(
     metric: Metric,
     fold_of: Int[Tensor, " prompt"],
     *,
-    steps: int = 12,
+    steps: int = 20,
     quadrature: Quadrature = "left",
     batch_size: int = 32,
     memory_budget_gb: float = 1.0,
@@ -109,7 +109,7 @@ def attribute_folds(
 
     Args:
         weights, pairs, metric: see `attribute`, and for the options too.
-        fold_of: the fold of each prompt; every fold from 0 to the last has prompts (`folds.assign`).
+        fold_of: the fold of each prompt; every fold from 0 to the last has prompts (`assign_folds`).
 
     Raises:
         ValueError: for an unknown quadrature, no steps, or a fold without prompts.

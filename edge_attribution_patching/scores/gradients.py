@@ -25,11 +25,12 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..graph import QKV, Graph
+from ..choices import QKV, QKVName
+from ..graph import Graph
 from ..model.forward import LayerActivations, forward, pad_keys, pad_queries, to_attend, unembed
 from ..model.layout import Layout, PrefixCache, Rotation, TokenPart, prefix_of_layer
 from ..model.pairs import Metric, PairBatch
-from ..model.weights import LayerWeights, Letter, ModelWeights
+from ..model.weights import LayerWeights, ModelWeights
 
 # Gradients at k and v of every query head, where a group of query heads shares a key-value head.
 
@@ -41,7 +42,7 @@ def grouped_gradients(
     z_gradient: Float[Tensor, "*stack query head d_head"],
     rotation: Rotation | None,
     prefix: tuple[Tensor | None, Tensor | None],
-) -> dict[Letter, Float[Tensor, "*stack token kv_head group d_head"]]:
+) -> dict[QKVName, Float[Tensor, "*stack token kv_head group d_head"]]:
     """Gradients at k and v as projected, one for each query head of a group.
 
     Args:
@@ -70,7 +71,7 @@ def grouped_gradients(
     if layer.attn_softcap is not None:
         scores = by_head(by_group(q) @ keys.transpose(-2, -1)) * layer.attn_scale
         of_scores = of_scores * (1 - torch.tanh(scores / layer.attn_softcap).square())
-    attended: dict[Letter, Tensor] = {
+    attended: dict[QKVName, Tensor] = {
         "k": layer.attn_scale * of_scores.transpose(-2, -1) @ q,
         "v": pattern.transpose(-2, -1) @ of_z,
     }
@@ -80,7 +81,7 @@ def grouped_gradients(
 def _of_projected(
     layer: LayerWeights,
     layout: Layout,
-    letter: Letter,
+    letter: QKVName,
     activations: LayerActivations,
     gradient: Float[Tensor, "*stack prompt head key d_head"],
     rotation: Rotation | None,
@@ -199,7 +200,7 @@ class LayerGradients:
         self.mlp += of_mlp.float().sum(0)
         layer = self.layer
         projected = activations.qkv.detach()
-        of_letters: dict[Letter, Tensor] = {"q": of_qkv[..., layer.rows("q"), None, :]}
+        of_letters: dict[QKVName, Tensor] = {"q": of_qkv[..., layer.rows("q"), None, :]}
         if of_z:
             of_letters |= grouped_gradients(layer, self.layout, activations, of_z[0], self.rotation, self.prefix)
         else:

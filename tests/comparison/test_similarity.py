@@ -12,13 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from circuits_over_time.edge_attribution_patching.circuits.search import (
-    Order,
-    Selection,
-    Signed,
-    edge_order,
-    prefix_masks,
-)
+from circuits_over_time.edge_attribution_patching.choices import Order, Selection
+from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, prefix_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.plotting.parts.circuit_similarity import compare

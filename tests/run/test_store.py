@@ -20,17 +20,17 @@ from hypothesis import strategies as st
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import atomic_write, remove_stale_temporaries
-from circuits_over_time.utils.results.kinds import KINDS, Kind, how_to_make
+from circuits_over_time.utils.results.kinds import KINDS, ResultSchema, how_to_make
 from circuits_over_time.utils.results.record import equal_weights
 from circuits_over_time.utils.results.store import Store
 
 TABLE = pd.DataFrame({"head": [0, 1], "value": [0.1, -2.5]})
-SCORES = Kind("scores", {"head": "number", "value": "score"}, "get_model_cspa.py", "cspa")
+SCORES = ResultSchema("scores", {"head": "number", "value": "score"}, "get_model_cspa.py", "cspa")
 
 
-def kind_of(table: pd.DataFrame) -> Kind:
+def kind_of(table: pd.DataFrame) -> ResultSchema:
     """A kind with the table's columns."""
-    return Kind("trial", dict.fromkeys(table.columns, ""), "get_model_cspa.py")
+    return ResultSchema("trial", dict.fromkeys(table.columns, ""), "get_model_cspa.py")
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_float32_values_are_read_back_as_the_same_float32(store: Store) -> None:
 
 
 def test_a_summary_has_the_columns_that_its_kind_documents(store: Store) -> None:
-    kind = Kind("trial", {}, "get_model_cspa.py", summaries={"peaks": {"head": "number", "value": "score"}})
+    kind = ResultSchema("trial", {}, "get_model_cspa.py", summaries={"peaks": {"head": "number", "value": "score"}})
     folder = store.folder(kind, "toy")
     folder.write_summary("peaks", TABLE)
     pd.testing.assert_frame_equal(folder.read_summary("peaks"), TABLE.assign(model="toy")[["model", "head", "value"]])

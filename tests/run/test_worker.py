@@ -10,7 +10,7 @@ import torch
 
 from circuits_over_time.utils.config.keys import BaseConfig, PromptOptions
 from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
-from circuits_over_time.utils.results.kinds import Kind
+from circuits_over_time.utils.results.kinds import ResultSchema
 from circuits_over_time.utils.results.store import Result
 from circuits_over_time.utils.sweep.analysis import Analysis
 from circuits_over_time.utils.sweep.plan import Job, plan
@@ -22,7 +22,7 @@ class Asking(PromptOptions, BaseConfig):
     """A config with a key that depends on the model."""
 
 
-KIND = Kind("asked", {"start": "whether prompts start with a start token"}, "asking.py")
+KIND = ResultSchema("asked", {"start": "whether prompts start with a start token"}, "asking.py")
 
 
 def measure(checkpoint: LoadedCheckpoint, config: Asking, inputs: None, task: None) -> dict[str, Result]:

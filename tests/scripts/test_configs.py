@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from check_checkpoints import CheckConfig
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.keys import BaseConfig, load_config, result_settings
 from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, select_steps
-from circuits_over_time.utils.integrity.check import CheckConfig
 from circuits_over_time.utils.models.known_families import known_model
 from circuits_over_time.utils.sweep.plan import Job
 from circuits_over_time.utils.sweep.suite import SuiteConfig, jobs_of

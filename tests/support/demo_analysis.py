@@ -16,14 +16,14 @@ from circuits_over_time.edge_attribution_patching.model.forward import embed, fo
 from circuits_over_time.edge_attribution_patching.model.layout import Layout
 from circuits_over_time.utils.config.keys import TaskConfig
 from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
-from circuits_over_time.utils.results.kinds import Kind
+from circuits_over_time.utils.results.kinds import ResultSchema
 from circuits_over_time.utils.results.store import Result
 from circuits_over_time.utils.sweep.runner import Analysis, main
 from circuits_over_time.utils.tasks import TASKS, Task
 
 COLUMNS = {"metric": "what is measured", "value": "its value"}
-FIRST = Kind("first", COLUMNS, "demo.py", "demo", {".pt": "logits"})
-SECOND = Kind("second", COLUMNS, "demo.py", "demo")
+FIRST = ResultSchema("first", COLUMNS, "demo.py", "demo", {".pt": "logits"})
+SECOND = ResultSchema("second", COLUMNS, "demo.py", "demo")
 
 
 def tasks_named(config: TaskConfig) -> list[Task]:

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
-from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     Baselines,
     CircuitEvaluator,
@@ -33,7 +32,7 @@ from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
 
 from ..base.errors import UserError
 from ..tasks import Prompts, Task
-from .keys import CircuitSettings, SearchConfig
+from .keys import CircuitSettings
 
 Status = Literal["found", "task not learned", "threshold not reached"]
 
@@ -117,7 +116,7 @@ def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, settings: Circu
     order = edge_order(folds.scores, graph, search.order, signed=signed)
 
     evaluator = evaluator_of(weights, prompts, settings)
-    evaluate, rule = evaluator.prefixes_of(order), size_rule(search)
+    evaluate, rule = evaluator.prefixes_of(order), search.rule()
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
     learned = Baselines.of(evaluator.full, evaluator.corrupted).learned(search.min_gap)
     size = None
@@ -178,8 +177,3 @@ def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: Circu
         batch_size=settings.batch_size,
         memory_budget_gb=settings.memory_budget_gb,
     )
-
-
-def size_rule(search: SearchConfig) -> SizeRule:
-    """How the size of the circuit is chosen."""
-    return SizeRule(search.threshold, search.criterion, search.grid)

@@ -93,7 +93,12 @@ class Model:
 
 
 def load_named(
-    name: str, step: int | None, tokenizer: PreTrainedTokenizerBase | None, dtype: str, device: str, family: dict[str, Any]
+    name: str,
+    step: int | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dtype: str,
+    device: str,
+    family: dict[str, Any],
 ) -> Model:
     """A checkpoint of a family, by the family's name, or one checkpoint by its folder; see `cot.load`.
 
@@ -133,7 +138,7 @@ def model_in_memory(
     kind = model.dtype if dtype is None else getattr(torch, dtype)
     where = model.device if device is None else resolve_device(device)
     if (kind, where) != (model.dtype, model.device):
-        model = copy.deepcopy(model).to(device=where, dtype=kind)  # type: ignore[arg-type]
+        model = torch.nn.Module.to(copy.deepcopy(model), device=where, dtype=kind)
     name = Path(str(model.config.name_or_path)).name or type(model).__name__
     return Model(name, read_weights(model), tokenizer, step)
 
@@ -156,14 +161,13 @@ def settings_of(schema: type[Schema], keys: Mapping[str, Any], model: Model, **f
     """
     fields = schema.model_fields
     of_runs = set(BaseConfig.model_fields) - {"batch_size", "seed"}
-    within = {
-        name: block for block, info in fields.items() for inner in blocks_in(info.annotation) for name in inner.model_fields
-    }
+    blocks = {block: blocks_in(info.annotation) for block, info in fields.items() if block not in of_runs}
+    within = {name: block for block, inner in blocks.items() for one in inner for name in one.model_fields}
     given: dict[str, Any] = {}
     for name, value in keys.items():
         if name in fields and name not in of_runs:
             given[name] = {**given.get(name, {}), **value} if isinstance(value, Mapping) else value
-        elif name in within and within[name] not in of_runs:
+        elif name in within:
             given.setdefault(within[name], {})[name] = value
         else:
             known = [key for key in (*fields, *within) if key not in of_runs]
@@ -225,11 +229,11 @@ def edge_mask(edges: Any, graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
         return edges.bool().cpu() & graph.edge_mask
     if hasattr(edges, "columns"):
         edges = edges["source"] + "->" + edges["target"]
-    names = [edges] if isinstance(edges, str) else edges
-    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in (names := list(names))):
+    names = [edges] if isinstance(edges, str) else list(edges) if isinstance(edges, Iterable) else [None]
+    if not all(isinstance(name, str) for name in names):
         raise TypeError(f"edges: {edges!r} is neither names of edges, nor a circuit, a data frame, a mask or a file")
     mask = torch.zeros_like(graph.edge_mask)
-    for name in names:
+    for name in map(str, names):
         source, _, target = name.partition("->")
         is_head = "<" not in target and re.fullmatch(r"a\d+\.h\d+", target)
         for full in [f"{source}->{target}<{letter}>" for letter in QKV] if is_head else [name]:

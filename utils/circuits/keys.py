@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from circuits_over_time.edge_attribution_patching.options import (
+from circuits_over_time.edge_attribution_patching.choices import (
     POSITIVE_SHARE,
     Criterion,
     Grid,
@@ -14,6 +14,7 @@ from circuits_over_time.edge_attribution_patching.options import (
     Quadrature,
     Selection,
 )
+from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
 
 from ..config.keys import BaseConfig, MemoryKeys, PromptOptions, Section, TaskConfig, execution
 
@@ -65,6 +66,10 @@ class SearchConfig(Section):
     min_gap: float = Field(0.01, ge=0)
     """A task counts as learned if the metric on clean prompts beats that on corrupted prompts by more than this, in the
     metric's units, and by more than 3 standard errors."""
+
+    def rule(self) -> SizeRule:
+        """How the size is chosen."""
+        return SizeRule(self.threshold, self.criterion, self.grid)
 
     @field_validator("sizes")
     @classmethod

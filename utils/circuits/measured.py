@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from .keys import CircuitSettings
 from .tables import baselines_table, edges_table, faithfulness_table
 
 if TYPE_CHECKING:
-    import networkx
+    import networkx  # type: ignore[import-untyped]
     import plotly.graph_objects as go
 
 KINDS = (GRAPHS, FAITHFULNESS, BASELINES, CONTROLS, PROMPT_GROUPS, HYPOTHESIS_TESTS)
@@ -48,18 +48,18 @@ class MeasuredCircuit:
     """
 
     circuit: Circuit
-    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    tensors: Mapping[str, Any] = field(default_factory=dict)
-    about: Mapping[str, Any] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    tensors: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def edges(self) -> pd.DataFrame:
-        """The edges, the strongest first: `source, target, score`, and as far as known `score_se, stability, inclusion`."""
+        """The edges, the strongest first: `source, target, score`, and if known `score_se, stability, inclusion`."""
         return self.tables["graphs"] if "graphs" in self.tables else self.circuit.to_table()
 
     @property
     def nodes(self) -> pd.DataFrame:
-        """The nodes in the order of the model: `node, edges_in, edges_out`, and `score`, the sum of |score| going out."""
+        """The nodes in the model's order: `node, edges_in, edges_out`, and `score`, the sum of |score| going out."""
         edges = self.edges
         into = edges["target"].str.partition("<")[0].value_counts()
         out = edges.groupby("source")["score"].agg(edges_out="size", score=lambda scores: scores.abs().sum())
@@ -150,8 +150,8 @@ class MeasuredCircuit:
 
         graph = networkx.MultiDiGraph(**self.about)
         for edge in self.edges.to_dict("records"):
-            source, (target, _, letter) = edge.pop("source"), edge.pop("target").partition("<")
-            graph.add_edge(source, target, key=letter.rstrip(">"), **edge)
+            target, _, letter = edge["target"].partition("<")
+            graph.add_edge(edge["source"], target, key=letter.rstrip(">"), **{str(name): edge[name] for name in edge})
         return graph
 
     def draw(self, strongest: int = SHOWN) -> go.Figure:
@@ -175,18 +175,18 @@ class MeasuredCircuit:
         title, *lines = (escape(line.strip()) for line in repr(self).split("\n"))
         html = f"<b>{title}</b><br>{'<br>'.join(lines)}"
         if len(self.edges):
-            html += svg_of(self.edges[:SHOWN]) + self.edges[:10].to_html(index=False, float_format="%.3g", border=0)
+            html += svg_of(self.edges[:SHOWN]) + self.edges[:10].to_html(
+                index=False, float_format="{:.3g}".format, border=0
+            )
         return html
 
     def _lines(self) -> list[str]:
         metric = self.about.get("metric", "metric")
-        run = (
-            "" if self.full is None else f"{metric} of the whole model {self.full:.3g}, corrupted {self.corrupted:.3g}"
-        )
+        run = "" if self.full is None else f"{metric}: whole model {self.full:.3g}, corrupted {self.corrupted:.3g}"
         if len(self.edges) or self.status == "not measured":
             return [self._in_words(len(self.edges)), run or self.status]
-        best = self.curve.loc[self.curve["faithfulness"].idxmax()] if self.curve["faithfulness"].notna().any() else None
-        tried = "" if best is None else f"; the most faithful has {best['n_edges']} edges, {best['faithfulness']:.2f}"
+        best = self.curve.sort_values("faithfulness").tail(1).to_dict("records")
+        tried = "".join(f"; the best, of {row['n_edges']} edges, has {row['faithfulness']:.2f}" for row in best)
         return [f"{self.status}{tried}", run]
 
     def _of(self) -> str:
@@ -258,26 +258,19 @@ def read_circuit(path: str | Path) -> MeasuredCircuit:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
         raise UserError(f"{path}: holds no circuit ({error}); name a .pt of this project or EAP-IG's .json") from None
-    tables, about = stored.pop("tables", None), stored.pop("about", {})
-    if tables is not None:
-        return MeasuredCircuit(
-            circuit, {kind: read_csv(BytesIO(t.encode())) for kind, t in tables.items()}, stored, about
-        )
-    tables = {}
-    if len(path.parents) > 3 and path.parents[2].name == "graphs" and path.stem.removeprefix("step").isdigit():
-        store, model, task, step = (
-            Store(path.parents[3]),
-            path.parents[1].name,
-            path.parents[0].name,
-            int(path.stem[4:]),
-        )
-        folders = {kind.name: store.folder(kind, model, task) for kind in KINDS}
-        tables = {
-            name: folder.read_table(step).drop(columns=list(STAMP))
-            for name, folder in folders.items()
-            if folder.has(step)
-        }
-        about = {"model": model, "task": task, "step": step}
+    about = stored.pop("about", {})
+    tables = {kind: read_csv(StringIO(text)) for kind, text in stored.pop("tables", {}).items()}
+    if not tables and path.resolve().parents[2].name == "graphs":
+        # One of the results: its other tables are in the folders of their kinds.
+        task, model, _, root = list(path.resolve().parents)[:4]
+        step = int(path.stem.removeprefix("step"))
+        about = {"model": model.name, "task": task.name, "step": step}
+        for kind in KINDS:
+            folder = Store(root).folder(kind, model.name, task.name)
+            if folder.has(step):
+                tables[kind.name] = folder.read_table(step).drop(columns=list(STAMP))
+    if "graphs" in tables:  # As numbers were before they became text.
+        tables["graphs"] = tables["graphs"].astype(dict.fromkeys(tables["graphs"].columns[2:], "float32"))
     return MeasuredCircuit(circuit, tables, stored, about)
 
 
@@ -289,23 +282,20 @@ def svg_of(edges: pd.DataFrame) -> str:
 
     layout = lay_out(zip(edges["source"], edges["target"].str.partition("<")[0], strict=True))
     strongest = float(edges["score"].abs().max()) or 1.0
+    ranked = edges.sort_values("score", key=abs)
     shapes = []
-    for source, target, score in edges.sort_values("score", key=abs)[["source", "target", "score"]].itertuples(
-        index=False
-    ):
+    for source, target, score in zip(ranked["source"], ranked["target"], ranked["score"], strict=True):
         (x0, y0), (x1, y1) = edge_ends(source, target, layout)
         bend, share = 0.45 * (y1 - y0), (abs(score) / strongest) ** 0.5
         curve = f"M{x0:.2f} {-y0:.2f}C{x0:.2f} {-y0 - bend:.2f} {x1:.2f} {bend - y1:.2f} {x1:.2f} {-y1:.2f}"
-        colour = POSITIVE if score >= 0 else NEGATIVE
+        colour, name = POSITIVE if score >= 0 else NEGATIVE, escape(f"{source}->{target} {score:+.3g}")
         look = f'stroke="{colour}" stroke-width="{0.01 + 0.06 * share:.3f}" opacity="{0.3 + 0.6 * share:.2f}"'
-        shapes.append(
-            f'<path d="{curve}" fill="none" {look}><title>{escape(f"{source}->{target} {score:+.3g}")}</title></path>'
-        )
+        shapes.append(f'<path d="{curve}" fill="none" {look}><title>{name}</title></path>')
     for node, (x, y) in layout.positions.items():
         box = f'x="{x - BOX_WIDTH / 2:.2f}" y="{-y - BOX_HEIGHT / 2:.2f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}"'
         shapes.append(f'<rect {box} rx=".06" fill="#eef3f7" stroke="#8a8a8a" stroke-width=".015"/>')
         shapes.append(f'<text x="{x:.2f}" y="{0.07 - y:.2f}" font-size=".2" text-anchor="middle">{node}</text>')
     width, height = 2 * layout.half_width + 0.4, layout.height + 1
     view = f"{-width / 2:.2f} {-layout.height - 0.5:.2f} {width:.2f} {height:.2f}"
-    size = f"width:{min(900, 70 * width):.0f}px;max-width:100%"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}" style="{size};font-family:sans-serif">{"".join(shapes)}</svg>'
+    style = f"width:{min(900, 70 * width):.0f}px;max-width:100%;font-family:sans-serif"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}" style="{style}">{"".join(shapes)}</svg>'

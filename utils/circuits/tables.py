@@ -15,7 +15,7 @@ from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
 
 from ..results.kinds import BASELINES, FAITHFULNESS
-from .find import FoundCircuit, size_rule
+from .find import FoundCircuit
 from .keys import CircuitSettings, SearchConfig
 
 THRESHOLDS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -43,7 +43,7 @@ def inclusion(found: FoundCircuit, search: SearchConfig) -> Tensor:
     The circuits of lower thresholds are chosen among the sizes that were evaluated. Circuits are nested, so those of
     higher thresholds have all edges of this one, whatever their size.
     """
-    graph, rule = found.circuit.graph, size_rule(search)
+    graph, rule = found.circuit.graph, search.rule()
     counts = torch.zeros_like(found.circuit.scores)
     values = rule.values(found.curve)
     for threshold in THRESHOLDS:
@@ -99,7 +99,7 @@ def baselines_table(found: FoundCircuit, settings: CircuitSettings) -> pd.DataFr
         "cmd": None if areas is None else areas.cmd,
     }
     if curve.sizes and found.status != "task not learned":
-        rule, n_edges = size_rule(settings.search), found.circuit.graph.n_edges
+        rule, n_edges = settings.search.rule(), found.circuit.graph.n_edges
         resampled = rule.resampled(curve, settings.seed).tolist()
         sizes = [rule.select(curve.sizes, values, n_edges) for values in resampled]
         # A resample without a circuit counts as larger than every size.

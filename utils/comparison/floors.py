@@ -39,12 +39,8 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from circuits_over_time.edge_attribution_patching.circuits.stability import (
-    POSITIVE_SHARE,
-    CircuitBootstrap,
-    resampled_scores,
-)
-from circuits_over_time.edge_attribution_patching.options import Order, Selection
+from circuits_over_time.edge_attribution_patching.choices import POSITIVE_SHARE, Order, Selection
+from circuits_over_time.edge_attribution_patching.circuits.stability import CircuitBootstrap, resampled_scores
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 
 from .similarity import COUNTS, Circuits, Edges, of_circuits, rank_correlation

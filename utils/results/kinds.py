@@ -1,6 +1,6 @@
 """The kinds of results: what their tables hold, which files come with them, and which command makes them.
 
-To add a kind, write a `Kind` here and list it in `KINDS`. The store refuses tables with other columns, and
+To add a kind, write a `ResultSchema` here and list it in `KINDS`. The store refuses tables with other columns, and
 `make docs` takes the meanings over into configs/README.md.
 """
 
@@ -24,7 +24,7 @@ PRIMARY_METRICS = {
 
 
 @dataclass(frozen=True)
-class Kind:
+class ResultSchema:
     """One kind of result.
 
     Attributes:
@@ -48,7 +48,7 @@ class Kind:
     version: int = 1
 
 
-GRAPHS = Kind(
+GRAPHS = ResultSchema(
     "graphs",
     {
         "source": "node that the edge comes from (`input`, `a3.h2`, `m3`)",
@@ -67,7 +67,7 @@ GRAPHS = Kind(
         ".json": "the graph in the JSON format of EAP-IG, with `export_json: true`",
     },
 )
-FAITHFULNESS = Kind(
+FAITHFULNESS = ResultSchema(
     "faithfulness",
     {
         "size": "edges asked for",
@@ -83,7 +83,7 @@ FAITHFULNESS = Kind(
     },
     "get_circuits_over_time.py",
 )
-BASELINES = Kind(
+BASELINES = ResultSchema(
     "baselines",
     {
         "full": "the whole model's metric on clean prompts",
@@ -100,7 +100,7 @@ BASELINES = Kind(
     },
     "get_circuits_over_time.py",
 )
-CONTROLS = Kind(
+CONTROLS = ResultSchema(
     "controls",
     {
         "control": "`circuit`, a `random` one of its size, or the whole model `without_circuit` or `without_random`",
@@ -114,7 +114,7 @@ CONTROLS = Kind(
     },
     "get_circuits_over_time.py",
 )
-PROMPT_GROUPS = Kind(
+PROMPT_GROUPS = ResultSchema(
     "prompt_groups",
     {
         "group": "`all` prompts, or a kind of the task's prompts (IOI: `ABBA`, `BABA`)",
@@ -139,7 +139,7 @@ PROMPT_GROUPS = Kind(
     },
     "get_circuits_over_time.py",
 )
-HYPOTHESIS_TESTS = Kind(
+HYPOTHESIS_TESTS = ResultSchema(
     "hypothesis_tests",
     {
         "test": "`equivalence`, `independence`, `minimality`, `sufficiency` or `necessity` "
@@ -153,7 +153,7 @@ HYPOTHESIS_TESTS = Kind(
     },
     "get_circuits_over_time.py",
 )
-TRANSFER = Kind(
+TRANSFER = ResultSchema(
     "transfer",
     {
         "from_step": "step at which the circuit was found; `step` is that of the model it is put into",
@@ -169,7 +169,7 @@ TRANSFER = Kind(
     },
     "get_circuits_over_time.py",
 )
-COMPONENTS = Kind(
+COMPONENTS = ResultSchema(
     "components",
     {
         "score": "`induction`, `previous_token`, `duplicate_token`, `copy` or `negative_copy`",
@@ -182,7 +182,7 @@ COMPONENTS = Kind(
     "components",
     version=2,
 )
-SUCCESSOR = Kind(
+SUCCESSOR = ResultSchema(
     "successor",
     {
         "layer": "layer of the head",
@@ -202,7 +202,7 @@ SUCCESSOR = Kind(
     "get_new_successor_head_scores_over_time.py",
     "successor",
 )
-CSPA = Kind(
+CSPA = ResultSchema(
     "cspa",
     {
         "layer": "layer of the head",
@@ -222,7 +222,7 @@ CSPA = Kind(
     companions={".json": "hashes of the text that was read"},
     version=2,
 )
-IOI_CONSISTENCY = Kind(
+IOI_CONSISTENCY = ResultSchema(
     "ioi_consistency",
     {
         "level": "`name_movers`, `s_inhibition` or `induction`",
@@ -265,7 +265,7 @@ IOI_CONSISTENCY = Kind(
         }
     },
 )
-IOI_CONSISTENCY_HEADS = Kind(
+IOI_CONSISTENCY_HEADS = ResultSchema(
     "ioi_consistency_heads",
     {
         "level": "`name_movers`, `s_inhibition` or `induction`",
@@ -290,7 +290,7 @@ IOI_CONSISTENCY_HEADS = Kind(
     "get_ioi_consistency.py",
     "ioi_consistency",
 )
-IOI_CONSISTENCY_SIGNALS = Kind(
+IOI_CONSISTENCY_SIGNALS = ResultSchema(
     "ioi_consistency_signals",
     {
         "definitions": "`study` or `frozen`",
@@ -308,7 +308,7 @@ IOI_CONSISTENCY_SIGNALS = Kind(
     "get_ioi_consistency.py",
     "ioi_consistency",
 )
-IOI_BACKUP = Kind(
+IOI_BACKUP = ResultSchema(
     "ioi_backup",
     {
         "definitions": "`study` or `frozen`: how the name movers were found",
@@ -333,7 +333,7 @@ IOI_BACKUP = Kind(
     "get_ioi_consistency.py",
     "ioi_consistency",
 )
-TASK_PERFORMANCE = Kind(
+TASK_PERFORMANCE = ResultSchema(
     "task_performance",
     {
         "run": "which prompts: `clean` or `corrupted`",
@@ -345,7 +345,7 @@ TASK_PERFORMANCE = Kind(
     "get_model_task_performance.py",
     "performance",
 )
-CHECKS = Kind(
+CHECKS = ResultSchema(
     "checks",
     {},
     "check_checkpoints.py",
@@ -373,7 +373,7 @@ CHECKS = Kind(
     },
 )
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, ResultSchema] = {
     kind.name: kind
     for kind in (
         GRAPHS,
@@ -399,20 +399,20 @@ WITHOUT_STEPS = (CHECKS,)
 """Kinds of results about all checkpoints at once: they have summaries only, and the report has no use for them."""
 
 
-def find_kind(kind: str | Kind) -> Kind:
+def find_kind(kind: str | ResultSchema) -> ResultSchema:
     """A kind by its name.
 
     Raises:
         ValueError: if there is no such kind.
     """
-    if isinstance(kind, Kind):
+    if isinstance(kind, ResultSchema):
         return kind
     if kind not in KINDS:
         raise ValueError(f"'{kind}' is not a kind of result{suggest(kind, KINDS)}")
     return KINDS[kind]
 
 
-def how_to_make(kind: str | Kind, model: str | None = None, task: str | None = None) -> str:
+def how_to_make(kind: str | ResultSchema, model: str | None = None, task: str | None = None) -> str:
     """The command that makes a kind's results, with a config that exists (or the name that one would have)."""
     found = find_kind(kind)
     start = found.config or task or "ioi"

@@ -5,9 +5,9 @@
      "checkpoints": {step: {repository, revision, commit, sha256, ...}}, "equal_weights": [[1000, 2000]],
      "files": {name: SHA-256}}
 
-Another run may write into the folder if its settings are the same and so are its weights (`origin.py`). The
-settings include `definitions_version`, the version of the definitions that the numbers follow (`Kind.version`). A file
-whose hash is not the one in `files` was damaged, and is measured again with `repair`.
+Another run may write into the folder if its settings are the same and so are its weights. The settings include
+`definitions_version`, the version of the definitions that the numbers follow (`ResultSchema.version`). A file whose
+hash is not the one in `files` was damaged, and is measured again with `repair`.
 `equal_weights` lists checkpoints whose weights have the same hash (some revisions on the hub hold another step's).
 """
 
@@ -30,7 +30,7 @@ from ..base.files import atomic_write, combine, file_sha256, remove_stale_tempor
 from ..config.keys import BaseConfig, result_settings
 from ..hub.listing import HubUnreachable, Listing
 from ..models.family import Family, HubFamily, LocalFamily
-from .kinds import KINDS, Kind
+from .kinds import KINDS, ResultSchema
 from .shared_lock import SharedLock
 from .store import DamagedRecord, ResultsFolder, Store
 
@@ -370,7 +370,9 @@ def equal_weights(checkpoints: dict[str, dict[str, Any]]) -> list[list[int]]:
     return sorted(sorted(steps) for steps in groups.values() if len(steps) > 1)
 
 
-def differences(held: dict[str, Any], kind: Kind, analysis: str, config: BaseConfig) -> list[tuple[str, Any, Any]]:
+def differences(
+    held: dict[str, Any], kind: ResultSchema, analysis: str, config: BaseConfig
+) -> list[tuple[str, Any, Any]]:
     """(key, held, asked for) wherever a run.json and a run differ; keys go by their last part."""
     old = {"analysis": held.get("analysis", _UNSET), **held["settings"]}
     new = {"analysis": analysis, **_settings(kind, config)}
@@ -379,7 +381,7 @@ def differences(held: dict[str, Any], kind: Kind, analysis: str, config: BaseCon
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
-def _settings(kind: Kind, config: BaseConfig) -> dict[str, Any]:
+def _settings(kind: ResultSchema, config: BaseConfig) -> dict[str, Any]:
     return {"definitions_version": kind.version, **result_settings(config)}
 
 

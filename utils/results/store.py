@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from ..base.errors import UserError
 from ..base.files import atomic_write
-from .kinds import Kind, find_kind, how_to_make
+from .kinds import ResultSchema, find_kind, how_to_make
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
 STAMP = ("model", "step", "tokens")
@@ -75,7 +74,7 @@ class ResultsFolder:
     """
 
     root: Path
-    kind: Kind
+    kind: ResultSchema
     model: str
     task: str | None = None
 
@@ -245,7 +244,7 @@ class Store:
     def __init__(self, results_dir: Path | str) -> None:
         self.root = Path(results_dir)
 
-    def folder(self, kind: str | Kind, model: str, task: str | None = None) -> ResultsFolder:
+    def folder(self, kind: str | ResultSchema, model: str, task: str | None = None) -> ResultsFolder:
         """The folder for a kind, a model and a task.
 
         Raises:
@@ -253,16 +252,16 @@ class Store:
         """
         return ResultsFolder(self.root, find_kind(kind), model, task)
 
-    def models(self, kind: str | Kind) -> list[str]:
+    def models(self, kind: str | ResultSchema) -> list[str]:
         """The models that have results of a kind, sorted."""
         names = [folder.name for folder in _subfolders(self.root / find_kind(kind).name)]
         return [name for name in names if self.folder(kind, name).steps() or self.tasks(kind, name)]
 
-    def tasks(self, kind: str | Kind, model: str) -> list[str]:
+    def tasks(self, kind: str | ResultSchema, model: str) -> list[str]:
         """The tasks that have results, sorted; empty if the kind has no task level."""
         return [folder.name for folder in _subfolders(self.folder(kind, model).path) if _steps_in(folder)]
 
-    def read_tables(self, kind: str | Kind, model: str | None = None, task: str | None = None) -> pd.DataFrame:
+    def read_tables(self, kind: str | ResultSchema, model: str | None = None, task: str | None = None) -> pd.DataFrame:
         """All steps of a kind in one tidy frame, for one model or all, for one task or all.
 
         Returns:
@@ -271,6 +270,8 @@ class Store:
         Raises:
             UserError: if there are no results, naming the command that makes them.
         """
+        import pandas as pd
+
         frames = []
         for name in [model] if model is not None else self.models(kind):
             levels: Iterable[str | None] = [task] if task is not None else [*self.tasks(kind, name), None]
@@ -307,8 +308,10 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
     return text.encode()
 
 
-def read_csv(path: Path) -> pd.DataFrame:
+def read_csv(path: Path | io.StringIO) -> pd.DataFrame:
     """A table as it was written. An empty cell is a missing value; text like `NA` stays text."""
+    import pandas as pd
+
     return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip", encoding="utf-8")
 
 

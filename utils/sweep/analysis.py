@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config.keys import BaseConfig
-from ..models.checkpoint import LoadedCheckpoint
-from ..results.kinds import Kind
-from ..results.store import Result, Store
-from ..tasks.prompts import Task
+from ..results.kinds import ResultSchema
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 
+    from ..models.checkpoint import LoadedCheckpoint
+    from ..results.store import Result, Store
+    from ..tasks.prompts import Task
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A function of this project that is imported when it is first called: `Lazy("utils.heads.cspa.measure")`.
+
+    So a script answers `--help`, a wrong key or `--dry-run` before torch and transformers are imported.
+    """
+
+    path: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function."""
+        module, _, name = self.path.rpartition(".")
+        return getattr(importlib.import_module(f"circuits_over_time.{module}"), name)(*arguments)
+
 
 @dataclass(frozen=True)
 class Analysis:
-    """A script: two functions, and what the runner must know about them.
+    """A script: two functions, and what the runner must know about them. A script names them as `Lazy`.
 
     Attributes:
         name: the script's name without `.py`.
@@ -40,12 +57,12 @@ class Analysis:
 
     name: str
     schema: type[BaseConfig]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[ResultSchema, ...]
     prepare: Callable[[Any, PreTrainedTokenizerBase, Shape], Any]
     measure: Callable[[LoadedCheckpoint, Any, Any, Any], dict[str, Result]]
     tasks: Callable[[Any], Sequence[Task]] | None = None
     finish: Callable[[Any, Store, str], None] | None = None
-    reads: tuple[Kind, ...] = ()
+    reads: tuple[ResultSchema, ...] = ()
     then: Callable[[Any, bool], Analysis | None] | None = None
 
     def tasks_in(self, config: BaseConfig) -> Sequence[Task | None]:

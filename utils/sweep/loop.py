@@ -18,27 +18,29 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import CheckpointUnusable, UserError
 from ..base.progress import Progress, duration
 from ..config.command_line import Terminated, told_how_to_go_on
 from ..config.keys import BaseConfig
-from ..models.checkpoint import Description, LoadedCheckpoint
 from ..models.family import Family
 from ..results.record import RunRecord
 from ..results.store import Result
-from ..tasks.prompts import Task
 from .claims import Claims, Share
 from .estimate import Times
 from .plan import Job, Measurement, Sweep
+
+if TYPE_CHECKING:
+    from ..models.checkpoint import Description, LoadedCheckpoint
+    from ..tasks.prompts import Task
 
 
 @contextlib.contextmanager
 def with_threads(config: BaseConfig) -> Iterator[None]:
     """Compute with `cpus_per_checkpoint` threads, and with as many as before afterwards."""
+    import torch
+
     before = torch.get_num_threads()
     if config.cpus_per_checkpoint is not None:
         torch.set_num_threads(config.cpus_per_checkpoint)
@@ -340,6 +342,8 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Any) -> dic
     Raises:
         UserError: if a batch does not fit on the device, or as the analysis does.
     """
+    import torch
+
     analysis, config = what.job.analysis, what.job.config
     try:
         results = analysis.measure(checkpoint, config, inputs, what.task)
@@ -418,6 +422,8 @@ def load(family: Family, step: int, job: Job) -> LoadedCheckpoint:
 
 def free_memory() -> None:
     """Give the GPU memory of a checkpoint that is no longer used back to the device."""
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

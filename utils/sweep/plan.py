@@ -8,20 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import yaml
-from tqdm import tqdm
 
 from ..base.errors import UserError
 from ..config.keys import BaseConfig, with_start_token
 from ..config.schedules import select_steps
 from ..integrity.screening import screen
 from ..models.family import Family, family_of
-from ..results.kinds import Kind
+from ..results.kinds import ResultSchema
 from ..results.record import RunRecord
 from ..results.store import DamagedRecord, ResultsFolder, Store
-from ..tasks.prompts import Task
 from .analysis import Analysis
+
+if TYPE_CHECKING:
+    from ..tasks.prompts import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class Job:
             raise UserError(f"task: two tasks would both write to the folder '{repeated[0]}'; rename one")
         return tasks
 
-    def folder(self, kind: Kind, model: str, task: Task | None) -> ResultsFolder:
+    def folder(self, kind: ResultSchema, model: str, task: Task | None) -> ResultsFolder:
         """Where results of a kind go."""
         return self.store.folder(kind, model, None if task is None else task.name)
 
@@ -215,6 +217,8 @@ def screened(sweep: Sweep) -> Sweep:
     """
     if not sweep.missing:
         return sweep
+    from tqdm.auto import tqdm
+
     family, config = sweep.family, sweep.jobs[0].config
     with tqdm(total=len(family.steps), disable=None, dynamic_ncols=True, leave=False) as bar:
         bar.set_description_str(f"{family.name}: comparing weights")

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import torch
-
 from ..base.errors import UserError
 from ..config.keys import BaseConfig
 from . import loop as unit
@@ -49,6 +47,8 @@ class RayPool:
     """
 
     def __init__(self, config: BaseConfig, jobs: Sequence[Job]) -> None:
+        import torch
+
         self._ray = ray = import_ray()
         self._config = config
         # With a GPU a single core feeds it; without, the threads need a core each.

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 from ..config.command_line import run_script
 from ..config.keys import BaseConfig
-from .analysis import Analysis
+from .analysis import Analysis, Lazy
 from .estimate import needs
 from .execute import execute, fetch
 from .plan import Job, describe, plan, shown_config
 from .suite import SuiteConfig, jobs_of
 
-__all__ = ["Analysis", "main", "main_of_suite", "run", "run_suite"]
+__all__ = ["Analysis", "Lazy", "main", "main_of_suite", "run", "run_suite"]
 
 
 def main(analysis: Analysis, argv: Sequence[str] | None = None) -> int:

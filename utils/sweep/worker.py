@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..base.errors import CheckpointUnusable, UserError
 from ..models.family import Family, family_of
 from ..results.record import RunRecord
@@ -114,6 +112,8 @@ class Worker:
                 f"{shared.folder} is not there on {os.uname().nodename} ({error.strerror}); start the run in a folder "
                 "that all machines share"
             ) from None
+        import torch
+
         torch.set_num_threads(shared.threads)
         self._scratch = tempfile.TemporaryDirectory(prefix="circuits-")
         here = {"results_dir": Path(self._scratch.name), "overwrite": False, "repair": False}

@@ -1,0 +1,24 @@
+"""What a config may choose, in a module that imports nothing: keys can be read and explained without torch."""
+
+from typing import Literal
+
+Quadrature = Literal["left", "right", "midpoint", "gauss-legendre"]
+"""Where integration steps lie, see `scores.attribution.quadrature_points`."""
+
+Order = Literal["greedy", "top_n"]
+Selection = Literal["absolute", "signed"]
+"""In which order edges join a circuit, and what ranks them, see `circuits.search`."""
+
+POSITIVE_SHARE = 0.75
+"""The share of positive edges that signed selection keeps up by default."""
+
+Criterion = Literal["normalised", "raw"]
+Grid = Literal["adaptive", "study"]
+"""What must reach the threshold, and which sizes are tried, see `circuits.circuit_size`."""
+
+Base = Literal["corrupted", "clean"]
+"""Which run carries the edges outside a mask, see `patching.runs`; the other one is the source."""
+
+QKVName = Literal["q", "k", "v"]
+QKV: tuple[QKVName, ...] = ("q", "k", "v")
+"""The three inputs of a head, in the order of the graph's nodes."""
