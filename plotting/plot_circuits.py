@@ -18,8 +18,8 @@ from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels
 from circuits_over_time.plotting.parts.style import METRIC_LABELS, Drawing, ModelLook, model_looks, task_label, within
 from circuits_over_time.plotting.parts.tables import every_model, load, models_in, tasks_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
-from circuits_over_time.utils.results.kinds import PRIMARY_METRICS
 from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.tasks.registry import primary_metric
 
 logger = logging.getLogger("plotting")
 
@@ -103,9 +103,7 @@ def task_metrics(store: Store, table: pd.DataFrame) -> dict[str, str]:
     metrics = {}
     for task in tasks_in(table):
         model = table.loc[table["task"] == task, "model"].iloc[0]
-        metrics[task] = (
-            PRIMARY_METRICS.get(task) or store.folder("baselines", model, task).read_run()["config"]["metric"]
-        )
+        metrics[task] = primary_metric(task) or store.folder("baselines", model, task).read_run()["config"]["metric"]
     return metrics
 
 

@@ -12,6 +12,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 
+from circuits_over_time.utils.tasks.metrics import METRICS
+from circuits_over_time.utils.tasks.registry import TASKS
+from circuits_over_time.utils.tasks.registry import task_label as task_label
+
 FONT = "Helvetica, Arial, sans-serif"
 INK = "#222222"
 FAINT = "#8a8a8a"
@@ -47,19 +51,7 @@ pio.templates[TEMPLATE] = go.layout.Template(pio.templates["plotly_white"]).upda
     }
 )
 
-TASK_LABELS = {
-    "ioi": "IOI",
-    "greater_than": "Greater-than",
-    "gendered_pronoun": "Gendered pronoun",
-    "sva": "Subject-verb agreement",
-}
-METRIC_LABELS = {
-    "logit_diff": "logit difference (logits)",
-    "prob_diff": "probability difference",
-    "accuracy": "accuracy (share of prompts)",
-    "rank_0_rate": "rank-0 rate (share of prompts)",
-    "prob_mass": "probability of the answers",
-}
+METRIC_LABELS = {name: metric.label for name, metric in METRICS.items()}
 
 # Roles of heads in IOI, in the order of the algorithm: name in the tables -> label and colour, the same everywhere.
 # Edges in drawings of circuits are blue or orange, so no role is.
@@ -144,13 +136,8 @@ def nominal_size(model: str) -> float | None:
 
 def task_order(tasks: Iterable[str]) -> list[str]:
     """Tasks in the order of the study, then the others by name."""
-    known = list(TASK_LABELS)
+    known = list(TASKS)
     return sorted(set(tasks), key=lambda task: (known.index(task) if task in known else len(known), task))
-
-
-def task_label(task: str) -> str:
-    """A task's name as figures write it; a task from a CSV goes by its file's name."""
-    return TASK_LABELS.get(task, task.replace("_", " "))
 
 
 def role_look(role: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.kinds import PRIMARY_METRICS
+from circuits_over_time.utils.tasks.registry import primary_metric
 
 from ..parts.circuit_layout import lay_out
 from ..parts.circuit_similarity import nodes_of
@@ -86,7 +86,7 @@ def _record(
         if (port := letter.removesuffix(">")) not in PORTS:
             raise ValueError(f"'{target}' is not an end of an edge; ends are a0.h1<q>, a0.h1<k>, a0.h1<v>, m0, logits")
         flat += [place[source], place[node], PORTS.index(port)]
-    metric = PRIMARY_METRICS.get(task, "metric")
+    metric = primary_metric(task) or "metric"
     counts = Counter(edge for state in steps for edge in state["edges"])
     histories = score_histories(
         results.store.folder("graphs", model, task), list(numbers), [counts[i] for i in range(len(numbers))], budget

@@ -17,7 +17,7 @@ from circuits_over_time.utils.models.known_families import known_model
 from circuits_over_time.utils.sweep.plan import Job
 from circuits_over_time.utils.sweep.suite import SuiteConfig, jobs_of
 from circuits_over_time.utils.tasks import TASKS
-from circuits_over_time.utils.toy.family import FamilyConfig
+from circuits_over_time.utils.toy.keys import FamilyConfig
 from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_full_model_components_over_time import ANALYSIS as COMPONENTS
 from get_ioi_consistency import ANALYSIS as IOI_CONSISTENCY

@@ -22,7 +22,7 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     FaithfulnessCurve,
 )
 from circuits_over_time.edge_attribution_patching.circuits.mib import MibAreas, mib_areas
-from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import sign_stable
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
@@ -128,7 +128,7 @@ def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, settings: Circu
         size = rule.search(curve, evaluate, graph.n_edges)
 
     status: Status = "found" if size is not None else "threshold not reached" if learned else "task not learned"
-    circuit = Circuit(graph, folds.scores, prefix_masks(order, graph, [size or 0])[0])
+    circuit = Circuit(graph, folds.scores, top_n_masks(order, graph, [size or 0])[0])
     areas = mib_areas(evaluator, folds.scores) if search.mib and learned else None
     return FoundCircuit(circuit, folds, order, signed, status, size, curve, areas, evaluator)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import Baselines
-from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import CircuitBootstrap
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
@@ -51,7 +51,7 @@ def inclusion(found: FoundCircuit, search: SearchConfig) -> Tensor:
         if threshold < search.threshold and size is not None:
             size = replace(rule, threshold=threshold).select(found.curve.sizes, values, graph.n_edges)
         if size is not None:
-            counts += prefix_masks(found.order, graph, [size])[0]
+            counts += top_n_masks(found.order, graph, [size])[0]
     return counts / len(THRESHOLDS)
 
 
@@ -61,7 +61,7 @@ def faithfulness_table(found: FoundCircuit, seed: int) -> pd.DataFrame:
     if curve.sizes:
         low, high = percentile_interval(curve.resampled(seed))
     for place, size in enumerate(curve.sizes):
-        mask = prefix_masks(found.order, graph, [size])
+        mask = top_n_masks(found.order, graph, [size])
         rows.append(
             {
                 "size": size,
