@@ -27,7 +27,7 @@ from circuits_over_time.edge_attribution_patching.circuits.stability import sign
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
-from circuits_over_time.edge_attribution_patching.scores.attribution import attribute_folds
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
 
 from ..base.errors import UserError
@@ -141,7 +141,7 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
     """
     scoring = prompts.scoring.to(weights.device)
     try:
-        return attribute_folds(
+        return attribute(
             weights,
             scoring.pairs,
             scoring.metric(prompts.task.primary),
