@@ -40,8 +40,8 @@ PAGES = ("configs/README.md", "docs/results.md", "docs/models.md", "docs/tasks.m
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Schema = type[pydantic.BaseModel]
-Explained = set[tuple[Schema, str, str]]
-"""Keys that have a row: the class that declares each, its name and its default."""
+Explained = set[tuple[str, str, str]]
+"""Keys that have a row: the name of each, its meaning and its default."""
 
 
 def document(page: str) -> str:
@@ -98,15 +98,14 @@ def _rows(
     """(key, default, meaning, free), or (key,) where a table above explains it."""
     for name, info in schema.model_fields.items():
         default, written = getattr(values, name, PydanticUndefined), f"{prefix}{name}"
-        owner = next(cls for cls in schema.__mro__ if name in vars(cls).get("__annotations__", {}))
-        key = (owner, name, repr(default))
+        blocks = blocks_in(info.annotation)
+        meaning = info.description or (blocks[0].__doc__ if blocks else "") or ""
+        key = (name, meaning, repr(default))
         if key in explained:
             if base is None or name not in base.model_fields:
                 yield (written,)
             continue
         explained.add(key)
-        blocks = blocks_in(info.annotation)
-        meaning = info.description or (blocks[0].__doc__ if blocks else "") or ""
         shown = "" if isinstance(default, pydantic.BaseModel) else _shown(default)
         yield f"`{written}`", shown, meaning, "yes" if is_execution(info) else ""
         for block in blocks:
