@@ -9,12 +9,10 @@ written by hand. `TABLES` says which tables there are.
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import logging
 import re
 import sys
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,19 @@ from typing import Any
 import pydantic
 from pydantic_core import PydanticUndefined
 
+from circuits_over_time.check_checkpoints import CheckConfig
 from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
 from circuits_over_time.utils.base.progress import configure_logging
+from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.explain import blocks_in
 from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, is_execution
 from circuits_over_time.utils.models.known_families import FAMILIES, Damage, FamilyRecord
 from circuits_over_time.utils.results.comparison import COMPARISONS
 from circuits_over_time.utils.results.kinds import KINDS, WITHOUT_STEPS
-from circuits_over_time.utils.sweep.suite import SuiteConfig
+from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
 from circuits_over_time.utils.tasks.metrics import METRICS
 from circuits_over_time.utils.tasks.registry import TASKS
+from circuits_over_time.utils.toy.keys import FamilyConfig
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,13 @@ PAGES = ("configs/README.md", "docs/results.md", "docs/models.md", "docs/tasks.m
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Schema = type[pydantic.BaseModel]
+NO_ANALYSIS: dict[str, Schema] = {
+    "check_checkpoints.py": CheckConfig,
+    "compare_circuits.py": ComparisonConfig,
+    "make_toy_checkpoints.py": FamilyConfig,
+    "run_suite.py": SuiteConfig,
+}
+"""Root scripts that measure nothing, with their keys."""
 Explained = set[tuple[str, str, str]]
 """Keys that have a row: the name of each, its meaning and its default."""
 
@@ -183,15 +191,8 @@ def scripts() -> list[str]:
 
 def schema_of(script: str) -> Schema | None:
     """The keys of a root script; None for the library, which has none."""
-    module = importlib.import_module(f"circuits_over_time.{script.removesuffix('.py')}")
-    if analysis := getattr(module, "ANALYSIS", None):
-        return typing.cast(Schema, analysis.schema)
-    if script == "run_suite.py":
-        return SuiteConfig
-    return next(
-        (value for value in vars(module).values() if isinstance(value, type) and issubclass(value, pydantic.BaseModel)),
-        None,
-    )
+    measuring = {kind.script for kind in KINDS.values()}
+    return find_analysis(script).schema if script in measuring else NO_ANALYSIS.get(script)
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

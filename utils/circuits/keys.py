@@ -38,13 +38,13 @@ class SearchConfig(Section):
     threshold: float = Field(0.8, gt=0)
     """The faithfulness a circuit must reach."""
     criterion: Criterion = "normalised"
-    """Which [faithfulness](../docs/circuits.md#the-circuit) must reach it: `normalised` by the corrupted run, or `raw`."""
+    """Which [faithfulness](../docs/circuits.md#the-circuit) must reach it: `normalised` or `raw`."""
     grid: Grid = "adaptive"
     """Which [sizes](../docs/circuits.md#the-circuit) to try: `adaptive`, or as in the `study`."""
     order: Order = "greedy"
     """In which order edges join: `greedy`, the strongest edge into the circuit so far, or `top_n`, wherever it is."""
     selection: Selection = "absolute"
-    """What makes an edge [strong](../docs/circuits.md#the-circuit): `absolute`, its |score|, or `signed` (Nikankin et al. 2025)."""
+    """What makes an edge [strong](../docs/circuits.md#the-circuit): `absolute`, its |score|, or `signed`."""
     positive_share: float = Field(POSITIVE_SHARE, ge=0, le=1)
     """With `selection: signed`, at least this share of the edges have a positive score."""
     sizes: list[int] | None = None
