@@ -17,6 +17,7 @@ from circuits_over_time.edge_attribution_patching.choices import (
 from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
 
 from ..config.keys import MemoryKeys, Section, TaskConfig, execution
+from ..tasks import Task, tasks_of
 
 
 class EapConfig(Section):
@@ -104,3 +105,8 @@ class CircuitsConfig(CircuitKeys, MemoryKeys, TaskConfig):
     steps."""
     export_json: bool = execution(False)
     """Also write every graph in the JSON format of EAP-IG, next to its `.pt`."""
+
+
+def tasks_of_transfer(config: CircuitsConfig) -> list[Task]:
+    """The tasks of the second walk; none unless `transfer` asks for it."""
+    return [] if config.transfer is None else tasks_of(config)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ..base.errors import UserError
 from ..base.files import some
+from ..base.progress import bar
 from ..hub.checkpoint_files import read_manifest
 from ..models.family import Family, HubFamily
 from .duplicates import Report, Shared, check
@@ -14,14 +15,13 @@ from .duplicates import Report, Shared, check
 log = logging.getLogger(__name__)
 
 
-def screen(family: Family, steps: Sequence[int], on_duplicate: str, advance: Callable[[], object]) -> list[int]:
+def screen(family: Family, steps: Sequence[int], on_duplicate: str) -> list[int]:
     """The check at the start of a sweep: say what is wrong with the steps to measure.
 
     Args:
         family: the family. All its steps are compared.
         steps: the steps to measure.
         on_duplicate: `error`, `warn` or `skip` (see `on_duplicate_weights`).
-        advance: called after each step that has been looked at.
 
     Returns:
         The steps to leave out.
@@ -30,7 +30,8 @@ def screen(family: Family, steps: Sequence[int], on_duplicate: str, advance: Cal
         UserError: with `error`, naming the steps to measure that hold another step's weights; or if a download is of
             other weights than the hub has now.
     """
-    report = check(family, exact=False, advance=advance)
+    with bar(len(family.steps), f"{family.name}: comparing weights") as shown:
+        report = check(family, exact=False, advance=shown.update)
     if isinstance(family, HubFamily):
         _refuse_outdated(family, steps, report)
     for damage in family.damage:
