@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -107,6 +108,6 @@ class CircuitsConfig(CircuitKeys, MemoryKeys, TaskConfig):
     """Also write every graph in the JSON format of EAP-IG, next to its `.pt`."""
 
 
-def tasks_of_transfer(config: CircuitsConfig) -> list[Task]:
+def tasks_of_transfer(config: CircuitsConfig) -> Sequence[Task]:
     """The tasks of the second walk; none unless `transfer` asks for it."""
     return [] if config.transfer is None else tasks_of(config)

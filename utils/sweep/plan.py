@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import UserError
 from ..config.keys import BaseConfig, with_start_token
 from ..config.schedules import select_steps
-from ..integrity.screening import screen
+from ..integrity.screening import steps_to_leave_out
 from ..models.family import Family, family_of
 from ..results.record import RunRecord
 from ..results.store import DamagedRecord, ResultsFolder, Store
@@ -221,7 +221,7 @@ def drop_duplicate_weights(sweep: Sweep) -> Sweep:
     """
     if not sweep.missing:
         return sweep
-    left_out = screen(sweep.family, list(sweep.missing), sweep.jobs[0].config.on_duplicate_weights)
+    left_out = steps_to_leave_out(sweep.family, list(sweep.missing), sweep.jobs[0].config.on_duplicate_weights)
     return replace(sweep, missing={step: left for step, left in sweep.missing.items() if step not in left_out})
 
 
