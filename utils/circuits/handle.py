@@ -111,10 +111,10 @@ def load_named(
         weights, _ = load_weights(folder, getattr(torch, dtype), where)
         named = read_names([folder.name], GENERAL)
         step = named[0].step if step is None and named else step
-        tokens = None
-        if step is not None and (folder.parent / "family.json").is_file():
-            tokens = step * local.tokens_per_step(folder.parent, None)
-        habit = local.prepend_bos(folder.parent)
+        per_step, habit = None, None
+        if (folder.parent / "family.json").is_file():
+            per_step, habit = local.read_about(folder.parent, None)
+        tokens = None if step is None or per_step is None else step * per_step
         return Model(folder.resolve().name, weights, tokenizer or described.tokenizer, step, tokens, habit)
     checkpoints = resolve_family(name, **family)
     step = checkpoints.steps[-1] if step is None else step
