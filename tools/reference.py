@@ -9,6 +9,7 @@ written by hand. `TABLES` says which tables there are.
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import logging
 import re
@@ -20,7 +21,6 @@ from typing import Any
 import pydantic
 from pydantic_core import PydanticUndefined
 
-from circuits_over_time.check_checkpoints import CheckConfig
 from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
 from circuits_over_time.utils.base.progress import configure_logging
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
@@ -42,7 +42,7 @@ PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Schema = type[pydantic.BaseModel]
 NO_ANALYSIS: dict[str, Schema] = {
-    "check_checkpoints.py": CheckConfig,
+    "check_checkpoints.py": importlib.import_module("circuits_over_time.check_checkpoints").CheckConfig,
     "compare_circuits.py": ComparisonConfig,
     "make_toy_checkpoints.py": FamilyConfig,
     "run_suite.py": SuiteConfig,
