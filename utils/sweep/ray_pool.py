@@ -43,7 +43,11 @@ class Outcome:
 
 
 class Pool(Protocol):
-    """Workers somewhere that load and measure."""
+    """Workers somewhere that load and measure; a context, which is left when all is measured."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *raised: Any) -> None: ...
 
     def room(self) -> int:
         """How many claimed checkpoints they can have at once."""
