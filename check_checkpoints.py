@@ -12,7 +12,6 @@ Writes results/checks/<model>/checkpoints.csv, and with `--deep` distances.csv. 
 wrong (0 with `on_duplicate_weights=warn` or `skip`), 2 bad input.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,11 +19,11 @@ from typing import Any
 from pydantic import model_validator
 
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
-from circuits_over_time.utils.config.command_line import run_script
+from circuits_over_time.utils.config.command_line import read_command_line, script
 from circuits_over_time.utils.config.keys import BaseConfig, Section
-from circuits_over_time.utils.integrity.check import check_models
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
+from circuits_over_time.utils.toy.keys import FamilyConfig
 
 
 class CheckConfig(BaseConfig):
@@ -41,23 +40,19 @@ class CheckConfig(BaseConfig):
 
 def keys_of_all_scripts() -> set[str]:
     """The keys of every script that reads a config."""
-    from circuits_over_time.utils.toy.family import FamilyConfig  # It imports torch.
-
     schemas: list[type[Section]] = [SuiteConfig, ComparisonConfig, FamilyConfig]
     schemas += [find_analysis(script).schema for script in {kind.script for kind in KINDS.values()}]
     return {key for schema in schemas for key in schema.model_fields}
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the config, check, and return the exit code."""
+    deep = "also load a few tensors and compare consecutive steps"
+    config, arguments = read_command_line("check_checkpoints.py", CheckConfig, argv, deep=deep)
+    from circuits_over_time.utils.integrity.check import check_models  # Imports pandas.
 
-    def options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--deep", action="store_true", help="also load a few tensors and compare consecutive steps")
-
-    def execute(config: CheckConfig, arguments: argparse.Namespace) -> int:
-        return check_models(config, deep=arguments.deep)
-
-    return run_script("check_checkpoints.py", CheckConfig, execute, argv, options)
+    return check_models(config, deep=arguments.deep)
 
 
 if __name__ == "__main__":

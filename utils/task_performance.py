@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
@@ -50,7 +50,7 @@ def answer_logits(
     weights: ModelWeights, tokens: Int[Tensor, "prompt position"], lengths: Int[Tensor, " prompt"]
 ) -> Float[Tensor, "prompt vocab"]:
     """Logits of the next token after each right-padded prompt."""
-    layout = Layout.whole(lengths)
+    layout = PackedTokens.whole(lengths)
     x = embed(weights, layout, layout.pack(tokens))
     return unembed(weights, forward(weights, layout, x, last_layer="answers"))
 

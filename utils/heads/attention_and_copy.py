@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_errors
 
@@ -206,6 +206,6 @@ def attention_samples(
                 attention = layer.pattern.diagonal(-back, dim1=-2, dim2=-1)[..., first - back :]
                 samples[name][layer.layer][:, batch] = attention.float().mean(dim=2).T.double().cpu()
 
-        layout = Layout.whole(torch.full((len(batch),), width, device=weights.device))
+        layout = PackedTokens.whole(torch.full((len(batch),), width, device=weights.device))
         forward(weights, layout, embed(weights, layout, tokens[batch].to(weights.device).flatten()), visit=reduce)
     return samples

@@ -229,7 +229,7 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
         if definition == "study":
             W_V, W_O = layer.stored_W_V(), layer.W_O
         else:
-            W_V, W_O = layer.W_V, layer.W_written
+            W_V, W_O = layer.W_V, layer.W_O_scaled
         values = layer.per_head(x @ W_V.to(read.dtype).transpose(1, 2))  # [head, source, d_head]
         reads = W_O.to(read.dtype) @ read.T  # [head, d_head, successor]
         wins = []

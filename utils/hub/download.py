@@ -74,16 +74,16 @@ def patiently(
 
 def _passing(error: Exception) -> str | None:
     """What is wrong, if it may pass; None if it will not."""
-    import httpx2
     from huggingface_hub import errors
+    from huggingface_hub.utils import httpx  # its own client: httpx2 since huggingface_hub 2
 
     if isinstance(error, errors.OfflineModeIsEnabled):
         return None
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         return f"the hub answered {status}" if status in (408, 429) or status >= 500 else None
-    if isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError)):
-        passing = not isinstance(error, (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError))
+    if isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)):
+        passing = not isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError))
         return one_line(error) if passing else None
     # The hub's client says this if a stream ends early.
     return "it broke off" if type(error) is OSError and "Consistency check failed" in str(error) else None
