@@ -8,8 +8,9 @@ import pytest
 from scipy.optimize import brentq
 
 from circuits_over_time.utils.comparison.curves import change_points
-from circuits_over_time.utils.comparison.emergence import crossings, find_emergence, normal_resamples, order_shares
+from circuits_over_time.utils.comparison.emergence import crossings, find_emergence, order_shares
 from circuits_over_time.utils.comparison.lifetimes import lifetimes, median_lifetime, turnover
+from circuits_over_time.utils.comparison.statistics import normal_resamples
 
 STEPS = [0, 10, 20, 30, 40]
 PRESENT = np.array(

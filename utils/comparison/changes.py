@@ -7,7 +7,7 @@ both checkpoints have a circuit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,31 +21,28 @@ from circuits_over_time.edge_attribution_patching.circuits.stability import sign
 
 from ..results.comparison import SIMILARITY
 from .chance import expected_added, expected_jaccard, expected_weighted_jaccard
-from .floors import Rule, Samples, change_test, changed, noise_floor
-from .inputs import Checkpoint, Sequence
+from .floors import Samples, SelectionRule, change_test, noise_floor
+from .inputs import Checkpoint, Trajectory
 from .keys import ComparisonConfig
 from .similarity import OF_CIRCUITS, Circuits, Edges, of_circuits, rank_correlation
+from .statistics import TAILS, adjusted_p_values
 
-Table = pd.DataFrame
 AT = ("faithfulness", "size")
 FAMILY = ["model", "task", "against", "other_model", "at", "measure"]
 """Rows that agree in these differ in their checkpoint alone: one family of tests."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two circuits to compare: the later or the other one, `second`, with the `first`.
+class CircuitPair:
+    """Two circuits to compare, each with its trajectory: the later or the other one, `second`, with the `first`.
 
-    Attributes:
-        against: `previous`, `reference` or `model`.
-        first_of, second_of: the sequences that they are of.
-        first, second: their checkpoints.
+    `against` is `previous`, `reference` or `model`.
     """
 
     against: str
-    first_of: Sequence
+    first_of: Trajectory
     first: Checkpoint
-    second_of: Sequence
+    second_of: Trajectory
     second: Checkpoint
 
     @property
@@ -54,23 +51,23 @@ class Pair:
         return self.first is self.second
 
 
-def pairs_over_training(sequence: Sequence, reference: int) -> Iterator[Pair]:
+def pairs_over_training(trajectory: Trajectory, reference: int) -> Iterator[CircuitPair]:
     """Every checkpoint with the one before it, and with the reference."""
-    checkpoints = list(sequence.checkpoints.values())
+    checkpoints = list(trajectory.checkpoints.values())
     for before, after in pairwise(checkpoints):
-        yield Pair("previous", sequence, before, sequence, after)
+        yield CircuitPair("previous", trajectory, before, trajectory, after)
     for checkpoint in checkpoints:
-        yield Pair("reference", sequence, sequence.checkpoints[reference], sequence, checkpoint)
+        yield CircuitPair("reference", trajectory, trajectory.checkpoints[reference], trajectory, checkpoint)
 
 
-def pairs_between(first: Sequence, second: Sequence) -> Iterator[Pair]:
+def pairs_between(first: Trajectory, second: Trajectory) -> Iterator[CircuitPair]:
     """Two models at every step that both have."""
     for step in first.steps:
         if step in second.checkpoints:
-            yield Pair("model", first, first.checkpoints[step], second, second.checkpoints[step])
+            yield CircuitPair("model", first, first.checkpoints[step], second, second.checkpoints[step])
 
 
-def grown(checkpoint: Checkpoint, rule: Rule, size: int) -> Tensor:
+def grown(checkpoint: Checkpoint, rule: SelectionRule, size: int) -> Tensor:
     """The circuit of a number of edges (before pruning) of a checkpoint's own scores, [n_forward, n_backward]."""
     graph = checkpoint.circuit.graph
     signed = None
@@ -83,26 +80,21 @@ def grown(checkpoint: Checkpoint, rule: Rule, size: int) -> Tensor:
 
 
 class Comparer:
-    """Compares pairs of circuits of one task.
-
-    Args:
-        config: the config.
-        size: edges before pruning where sizes are fixed.
-    """
+    """Compares pairs of circuits of one task, where sizes are fixed at `size` edges before pruning."""
 
     def __init__(self, config: ComparisonConfig, size: int) -> None:
         self.config, self.size = config, size
         self._masks: dict[tuple[str, int], Tensor] = {}
         self._fixed: dict[tuple[str, int], Samples] = {}
 
-    def rows(self, pair: Pair) -> list[dict[str, object]]:
+    def rows(self, pair: CircuitPair) -> list[dict[str, object]]:
         """One row for every measure at either size, without `q_value` and `changed`."""
         sizes: dict[str, tuple[int, int]] = {"size": (self.size, self.size)}
         if pair.first.size is not None and pair.second.size is not None:
             sizes = {"faithfulness": (pair.first.size, pair.second.size)} | sizes
         floors = [
-            self._floors(sequence, checkpoint, sizes)
-            for sequence, checkpoint in ((pair.first_of, pair.first), (pair.second_of, pair.second))
+            self._floors(trajectory, checkpoint, sizes)
+            for trajectory, checkpoint in ((pair.first_of, pair.first), (pair.second_of, pair.second))
         ]
         p_values = self._p_values(pair, sizes)
         stamp = {
@@ -121,12 +113,8 @@ class Comparer:
         kept = torch.isin(edges.flat, pair.first.folds.edges) & torch.isin(edges.flat, pair.second.folds.edges)
         correlation = float(rank_correlation(*(score[:, kept] for score in scores))[0])
         rows: list[dict[str, object]] = []
-        row: dict[str, object]
         for at, (first_size, second_size) in sizes.items():
-            masks = (
-                self._mask(pair.first_of, pair.first, at),
-                self._mask(pair.second_of, pair.second, at),
-            )
+            masks = (self._mask(pair.first_of, pair.first, at), self._mask(pair.second_of, pair.second, at))
             sides = [
                 Circuits(edges, mask.flatten()[edges.flat][None], score)
                 for mask, score in zip(masks, scores, strict=True)
@@ -142,70 +130,60 @@ class Comparer:
             for measure in OF_CIRCUITS:
                 key = f"{at}/{measure}"
                 row = {"at": at, "measure": measure, "value": float(values[measure][0])}
-                row |= {"chance_floor": chance[measure], "p_value": p_values.get(key, np.nan)} | _band(floors, key)
-                rows.append(stamp | row | counts)
+                row |= {"chance_floor": chance[measure], "p_value": p_values.get(key, np.nan)}
+                rows.append(stamp | row | _band(floors, key) | counts)
         row = {"at": "scores", "measure": "rank_correlation", "value": correlation, "chance_floor": 0.0}
-        row |= {"p_value": p_values.get("rank_correlation", np.nan)} | _band(floors, "rank_correlation")
-        rows.append(stamp | row)
+        p_value = p_values.get("rank_correlation", np.nan)
+        rows.append(stamp | row | {"p_value": p_value} | _band(floors, "rank_correlation"))
         return rows
 
-    def _floors(self, sequence: Sequence, checkpoint: Checkpoint, sizes: Mapping[str, tuple[int, int]]) -> Samples:
+    def _floors(self, trajectory: Trajectory, checkpoint: Checkpoint, sizes: Mapping[str, tuple[int, int]]) -> Samples:
         """Noise floors of a checkpoint; that at the fixed size is the same in every pair, and worked out once."""
-        key = (sequence.model, checkpoint.step)
-        given = (sequence.rule, self.config.seed, self.config.pairs)
+        key = (trajectory.model, checkpoint.step)
+        given = (trajectory.rule, self.config.seed, self.config.pairs)
         if key not in self._fixed:
             self._fixed[key] = noise_floor(checkpoint.folds, {"size": sizes["size"]}, *given)
         varying = {name: both for name, both in sizes.items() if name != "size"}
         return self._fixed[key] | (noise_floor(checkpoint.folds, varying, *given) if varying else {})
 
-    def _p_values(self, pair: Pair, sizes: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
+    def _p_values(self, pair: CircuitPair, sizes: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
         """p-values by size and measure; a checkpoint and itself are not tested."""
         if pair.is_same:
             return {}
         given = (pair.second_of.rule, self.config.seed, self.config.permutations)
         return change_test(pair.first.folds, pair.second.folds, sizes, *given)
 
-    def _mask(self, sequence: Sequence, checkpoint: Checkpoint, at: str) -> Tensor:
+    def _mask(self, trajectory: Trajectory, checkpoint: Checkpoint, at: str) -> Tensor:
         if at == "faithfulness":
             return checkpoint.circuit.in_circuit
-        key = (sequence.model, checkpoint.step)
+        key = (trajectory.model, checkpoint.step)
         if key not in self._masks:
-            self._masks[key] = grown(checkpoint, sequence.rule, self.size)
+            self._masks[key] = grown(checkpoint, trajectory.rule, self.size)
         return self._masks[key]
 
 
-def flagged(rows: Table, rate: float) -> Table:
+def flagged(rows: pd.DataFrame, rate: float) -> pd.DataFrame:
     """The table with `q_value` and `changed`, corrected over the checkpoints of each family of tests."""
     table = rows.assign(q_value=np.nan, changed=False)
     for _, family in table.groupby(FAMILY, sort=False):
-        adjusted, flags = changed(family["p_value"].to_numpy(dtype=float), rate)
+        adjusted = adjusted_p_values(family["p_value"].to_numpy(dtype=float))
         table.loc[family.index, "q_value"] = adjusted
-        table.loc[family.index, "changed"] = flags
-    return table.astype(dict.fromkeys(("size", "other_size", "n_edges", "other_n_edges"), "Int64"))[
-        list(SIMILARITY.columns)
-    ]
-
-
-def similarity_rows(comparer: Comparer, pairs: Iterator[Pair], done: Callable[[], None] = lambda: None) -> Table:
-    """The rows of many pairs, in their order."""
-    rows: list[dict[str, object]] = []
-    for pair in pairs:
-        rows += comparer.rows(pair)
-        done()
-    return pd.DataFrame(rows)
+        table.loc[family.index, "changed"] = adjusted <= rate  # False where nothing was tested
+    sizes = ("size", "other_size", "n_edges", "other_n_edges")
+    return table.astype(dict.fromkeys(sizes, "Int64"))[list(SIMILARITY.columns)]
 
 
 def _band(floors: list[Samples], key: str) -> dict[str, float]:
     """Noise floor and its band of one similarity, over both checkpoints."""
-    sides = [floor[key] for floor in floors]
-    known = [side[~np.isnan(side)] for side in sides]
-    known = [side for side in known if len(side)]
+    sides = [floor[key][~np.isnan(floor[key])] for floor in floors]
+    known = [side for side in sides if len(side)]
     if not known:
         return dict.fromkeys(("noise_floor", "noise_low", "noise_high"), float("nan"))
+    ends = [np.quantile(side, TAILS) for side in known]
     return {
         "noise_floor": float(np.mean([side.mean() for side in known])),
-        "noise_low": float(min(np.quantile(side, 0.025) for side in known)),
-        "noise_high": float(max(np.quantile(side, 0.975) for side in known)),
+        "noise_low": float(min(low for low, _ in ends)),
+        "noise_high": float(max(high for _, high in ends)),
     }
 
 
@@ -215,8 +193,8 @@ def _chance(first: Circuits, second: Circuits, seed: int) -> dict[str, float]:
     sides = (first, second)
     n_edges = [int(side.held.sum()) for side in sides]
     nodes = [edges.nodes(side.held)[0] for side in sides]
-    n_nodes = [int(held.sum()) for held in nodes]
-    n_heads = [int((held & edges.heads).sum()) for held in nodes]
+    n_nodes = [int(of_circuit.sum()) for of_circuit in nodes]
+    n_heads = [int((of_circuit & edges.heads).sum()) for of_circuit in nodes]
     total = len(edges.flat)
     scores = [side.scores[side.held].numpy() for side in sides]
     # An empty circuit lacks even the two nodes that all others have.

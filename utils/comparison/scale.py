@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .statistics import TAILS
+
 if TYPE_CHECKING:
     from jaxtyping import Float  # Figures use this module, and do without it.
 
@@ -71,9 +73,7 @@ def scale_table(
 
     Args:
         faithfulness: `model, task, step, selected, n_edges, n_nodes`; models without a parameter count are left out.
-        parameters: of every model.
         seed: of resamples and random permutations.
-        resamples: for the intervals.
 
     Returns:
         `task, count, n_models, statistic, value, low, high, p_value, exact`.
@@ -115,5 +115,5 @@ def _correlate(name: str, x: np.ndarray, y: np.ndarray, seed: int, resamples: in
         a, b = x[drawn], y[drawn]
         if name == "spearman":
             a, b = stats.rankdata(a, axis=1), stats.rankdata(b, axis=1)
-        low, high = np.nanquantile(r(a, b), [0.025, 0.975])
+        low, high = np.nanquantile(r(a, b), TAILS)
     return Correlation(name, float(r(x, y)), float(low), float(high), float(test.pvalue), exact, n)

@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import diptest
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ..results.comparison import SEED_EMERGENCE, SEEDS
-from .curves import Curve
+from .statistics import adjusted_p_values
 
-# Models that differ in their seed alone, by their names.
+if TYPE_CHECKING:
+    from .curves import Curve  # Figures use this module, and do without torch.
+
+FEWEST = 5
+"""Models without which nothing is called abrupt."""
+ABRUPT, NOT_SHOWN = "abrupt", "not shown to be abrupt"
 
 _SEED = re.compile(r"[-_](?:weight-|data-)?seed[-_]?\d+")
 
@@ -30,11 +35,6 @@ _SEED = re.compile(r"[-_](?:weight-|data-)?seed[-_]?\d+")
 def without_seed(model: str) -> str:
     """The name that seeds share: `pythia-14m-seed3`, `pythia-14m-weight-seed3` and `pythia-14m` give `pythia-14m`."""
     return _SEED.sub("", model)
-
-
-FEWEST = 5
-"""Models without which nothing is called abrupt."""
-ABRUPT, NOT_SHOWN = "abrupt", "not shown to be abrupt"
 
 
 def seed_groups(models: Iterable[str], same_shape: Callable[[str, str], bool]) -> dict[str, list[str]]:
@@ -70,12 +70,8 @@ def seeds_table(curves: Mapping[str, Sequence[Curve]], groups: Mapping[str, Sequ
                 for step, at in of_curve.groupby("step", sort=True)
                 if len(at) > 1
             ]
-            p_values = np.array([row["dip_p"] for row in found], dtype=float)
-            tested = np.isfinite(p_values)
-            corrected = np.full(len(found), np.nan)
-            if tested.any():
-                corrected[tested] = stats.false_discovery_control(p_values[tested])
-            rows += [row | {"dip_q": float(q)} for row, q in zip(found, corrected, strict=True)]
+            adjusted = adjusted_p_values(np.array([row["dip_p"] for row in found], dtype=float))
+            rows += [row | {"dip_q": float(q)} for row, q in zip(found, adjusted, strict=True)]
     return pd.DataFrame(rows, columns=list(SEEDS.columns))
 
 
