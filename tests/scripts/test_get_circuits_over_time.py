@@ -319,7 +319,7 @@ def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(toy_fami
     exact = (full - evaluate_metric(weights, runs, masks, metric)).mean(1)
 
     def correlation(**how) -> float:
-        scores = attribute(weights, pairs, metric, **how)[edges[:, 0], edges[:, 1]]
+        scores = attribute(weights, pairs, metric, **how).scores[edges[:, 0], edges[:, 1]]
         return float(torch.corrcoef(torch.stack((scores, exact)))[0, 1])
 
     assert correlation(steps=30) > 0.8

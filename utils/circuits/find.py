@@ -24,7 +24,7 @@ from circuits_over_time.edge_attribution_patching.circuits.stability import sign
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
-from circuits_over_time.edge_attribution_patching.scores.attribution import attribute_folds
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
 
 from ..base.errors import UserError
@@ -108,7 +108,7 @@ def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, config: Circuit
     scoring, evaluation = prompts.scoring.to(weights.device), prompts.evaluation.to(weights.device)
     primary = prompts.task.primary
     try:
-        folds = attribute_folds(
+        folds = attribute(
             weights,
             scoring.pairs,
             scoring.metric(primary),
