@@ -33,31 +33,6 @@ _CANDIDATES = 512
 _LOGITS_AT_ONCE = 2**25
 
 
-def copy_scores(
-    weights: ModelWeights,
-    tokens: Int[Tensor, "prompt position"],
-    lengths: Int[Tensor, " prompt"],
-    positions: Int[Tensor, "prompt name"],
-    batch_size: int,
-    definition: Definition = "standard",
-) -> dict[str, Float[Tensor, "layer head"]]:
-    """How often each head's OV circuit raises, or lowers, the very token it reads (Wang et al. 2022, section 3.1).
-
-    Args:
-        weights: the model.
-        tokens: token ids, padded on the right.
-        lengths: tokens in each prompt.
-        positions: where the tokens to copy are (in IOI prompts: IO, S1 and S2).
-        batch_size: prompts that run through layer 0 at once.
-        definition: whether the norms divide by their scale (`standard`) or not (`study`).
-
-    Returns:
-        `copy`, `negative_copy`: percentages in [0, 100] of the (prompt, name) positions. A token that ties with others
-        counts as below them, so a head that writes nothing scores 0.
-    """
-    return mean_scores(copy_samples(weights, tokens, lengths, positions, batch_size, definition))
-
-
 def mean_scores(
     samples: Mapping[str, Float[Tensor, "layer head sample"]],
 ) -> dict[str, Float[Tensor, "layer head"]]:
@@ -74,7 +49,18 @@ def copy_samples(
     batch_size: int,
     definition: Definition = "standard",
 ) -> dict[str, Float[Tensor, "layer head prompt"]]:
-    """The scores of `copy_scores` for each prompt by itself, in float64; arguments are the same."""
+    """How often each head's OV circuit raises, or lowers, the very token it reads (Wang et al. 2022, section 3.1).
+
+    Args:
+        tokens: token ids, padded on the right.
+        positions: where the tokens to copy are (in IOI prompts: IO, S1 and S2).
+        batch_size: prompts that run through layer 0 at once.
+        definition: whether the norms divide by their scale (`standard`) or not (`study`).
+
+    Returns:
+        `copy`, `negative_copy`: percentages of each prompt's positions, in [0, 100], float64. A token that ties with
+        others counts as below them, so a head that writes nothing scores 0.
+    """
     precise = torch.promote_types(weights.dtype, torch.float32)
     residual = _after_layer_0(weights, tokens, lengths, positions, batch_size).to(precise)
     own = tokens.gather(1, positions).flatten().to(weights.device)
@@ -128,7 +114,6 @@ class _Ranking:
     few heads and names in practice, is ranked against the whole vocabulary. The answer is exact.
 
     Args:
-        weights: the model.
         asked: the tokens that will be asked about. They join the candidates, since they are likely to have high logits.
         seen: what the final norm makes of what is written.
     """

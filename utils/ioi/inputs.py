@@ -30,7 +30,8 @@ from ..circuits.find import find_circuit
 from ..circuits.report import CircuitPrompts
 from ..config.keys import BaseConfig
 from ..heads import attention_and_copy, cspa
-from ..heads.attention_and_copy import ComponentsInputs, component_scores
+from ..heads.attention_and_copy import ComponentsInputs, component_samples
+from ..heads.copy_scores import mean_scores
 from ..heads.cspa import CspaInputs, score_heads
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.record import RunRecord, differences, shown
@@ -166,7 +167,7 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
         scores = {name: lookup.by_head(stored_components, rows, "value") for name, rows in tables.items()}
     else:
         assert inputs.components is not None
-        computed = component_scores(weights, inputs.components, config.batch_size)
+        computed = mean_scores(component_samples(weights, inputs.components, config.batch_size))
         scores = {name: computed[name] for name in SCORES}
 
     if stored_cspa is not None:
