@@ -123,9 +123,6 @@ def best_head_curves(heads: Iterable[Curve]) -> Iterator[Curve]:
 
     A checkpoint's resamples are those of the head that is largest there. The largest head of each resample would be
     larger on average than the value: it is chosen with its error.
-
-    Args:
-        heads: what `head_curves` yields.
     """
     for score, of_score in groupby(heads, key=lambda curve: curve.score):
         curves = list(of_score)

@@ -22,8 +22,6 @@ class Emergence:
     """When a curve emerges, as places among its checkpoints; len(checkpoints) means never.
 
     Attributes:
-        maximum: of the curve.
-        level: what it must cross.
         place: first checkpoint of the sustained crossing.
         resampled: the same in every resample; as many equal ones where values have no uncertainty.
     """
@@ -62,7 +60,6 @@ def find_emergence(
         fraction: the level is baseline + fraction * (maximum - baseline).
         sustained: at how many checkpoints in a row the curve must be at or above the level.
         baseline: what counts as nothing.
-        resamples: how many, where there are none.
     """
     place = int(crossings(values[None], fraction, sustained, baseline)[0])
     maximum = float(np.nanmax(values))

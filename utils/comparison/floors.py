@@ -85,9 +85,7 @@ def noise_floor(
     """Similarities of pairs of circuits that differ only in the prompts drawn.
 
     Args:
-        folds: the folds of one checkpoint.
         sizes: edges before pruning of the first and the second circuit, under names of the caller's choice.
-        pairs: how many.
 
     Returns:
         `<name>/<measure>` for every measure of the circuits, and `rank_correlation`.

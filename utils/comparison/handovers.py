@@ -19,7 +19,6 @@ def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
     Args:
         heads: `ioi_consistency_heads` of one model: `model, step, role, layer, head, effect, effect_se, passes`.
         seed: of the resampled effects: normal errors, independent between heads and checkpoints.
-        resamples: how many.
 
     Returns:
         The columns of `handovers`, in order of roles and steps.

@@ -35,7 +35,6 @@ class Checkpoint:
         folds: scores by fold of the prompts.
         size: edges asked for of the circuit that was found, before pruning; None if none was.
         full, corrupted: the model's metric on clean and on corrupted prompts, each with its standard error.
-        status: as in the results.
     """
 
     step: int
@@ -54,7 +53,6 @@ class Trajectory:
 
     Attributes:
         checkpoints: by step, ascending.
-        rule: how circuits are grown.
         fingerprint: a hash of everything that was read.
     """
 

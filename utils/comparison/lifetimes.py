@@ -17,9 +17,6 @@ from jaxtyping import Bool
 def turnover(present: Bool[np.ndarray, "checkpoint edge"]) -> pd.DataFrame:
     """How many edges are born, return, leave for a while, and die: one row a checkpoint.
 
-    Args:
-        present: which edges each circuit has.
-
     Returns:
         `n_edges, born, returned, left, died`. Leaving and dying count at the first checkpoint without the edge.
     """
@@ -39,10 +36,6 @@ def turnover(present: Bool[np.ndarray, "checkpoint edge"]) -> pd.DataFrame:
 
 def lifetimes(present: Bool[np.ndarray, "checkpoint edge"], steps: Sequence[int]) -> pd.DataFrame:
     """One row for every edge that is ever present, in the order of the edges.
-
-    Args:
-        present: which edges each circuit has.
-        steps: of the checkpoints.
 
     Returns:
         `edge` (its place), `birth_after, birth_step, last_step, death_step, lifetime, n_present, n_spells` and
@@ -73,7 +66,6 @@ def median_lifetime(lifetimes: np.ndarray, died: np.ndarray) -> float:
     """Median by Kaplan and Meier (1958); nan if the curve of survivors does not fall to one half.
 
     Args:
-        lifetimes: in checkpoints.
         died: whether each ended; if not, it is censored.
     """
     alive = 1.0

@@ -36,7 +36,6 @@ class Correlation:
         low, high: 95% interval from resampled models; nan with fewer than five.
         p_value: two-sided.
         exact: whether all permutations were counted.
-        n: how many models.
     """
 
     statistic: str

@@ -52,7 +52,6 @@ def seeds_table(curves: Mapping[str, Sequence[Curve]], groups: Mapping[str, Sequ
 
     Args:
         curves: of every model; those of one name are put together.
-        groups: models of each group.
     """
     rows: list[dict[str, object]] = []
     for group, models in groups.items():
@@ -83,8 +82,6 @@ def seed_emergence(
     Args:
         emergence: `model, curve, step`; an empty step means never. A curve is abrupt if its models fall into groups
             at a checkpoint by which it has emerged in some of them and not in others.
-        seeds: what `seeds_table` returned.
-        groups: models of each group.
     """
     rows = []
     for group, models in groups.items():

@@ -41,7 +41,6 @@ class Edges:
     """Candidate edges of a graph.
 
     Attributes:
-        graph: the graph.
         flat: flat index forward * n_backward + backward of each, ascending.
     """
 
@@ -87,7 +86,6 @@ class Circuits:
     """Circuits over the same candidate edges.
 
     Attributes:
-        edges: the candidates.
         held: which of them each circuit holds.
         scores: what the circuits were grown from.
     """

@@ -85,8 +85,6 @@ def draw_sequences(
     """Distinct sequences of running text.
 
     Args:
-        n: how many sequences.
-        seq_len: tokens in each.
         seed: of the order of documents and of the draw.
         prepend_bos: begin each with the tokenizer's start token, which counts towards `seq_len`.
 

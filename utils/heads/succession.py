@@ -53,7 +53,7 @@ from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Task
 from ..tasks.vocabulary import encode
-from ..tasks.word_series import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS, SHORT_DAYS, SHORT_MONTHS
+from ..tasks.word_lists import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS, SHORT_DAYS, SHORT_MONTHS
 from .keys import Definition, SuccessorConfig
 
 
@@ -62,7 +62,6 @@ class WordList:
     """Words in order.
 
     Attributes:
-        words: as they are written.
         cyclic: whether the first follows the last.
         study_count: how many of them the study has; None for all.
         study_capitals: whether the study has them in capitals only.
@@ -201,7 +200,6 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
     """Run every head's OV circuit on the first MLP's output and see which successors win (module docstring).
 
     Args:
-        pairs: see `successor_pairs`.
         definition: `standard` has the norms' gains and centring, and ties are wrong; `study` has no norms, and ties are
             right.
 

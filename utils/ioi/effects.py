@@ -84,7 +84,6 @@ class PairedRuns:
     Args:
         prompts: the clean prompts and their answers, on the model's device.
         others: token ids of the prompts that senders take their output from.
-        batch_size: prompts that run at once.
         memory_budget_gb: how much to keep for later passes. What does not fit runs again. The patched forward may use
             as much on top.
     """

@@ -72,8 +72,6 @@ class HeadFacts:
     """What is known about every head before anything is patched.
 
     Attributes:
-        graph: the graph of the model.
-        edges: the edges of the IOI circuit.
         status: `found`, or why there is no circuit.
         copy, negative_copy: copy scores, in percent.
         induction, duplicate_token: attention probabilities.

@@ -35,9 +35,7 @@ class Scale:
     """Turns logit differences into effects and shares.
 
     Args:
-        clean: logit difference of every prompt.
         divisor: a value per prompt. Effects are mean changes of the logit difference, divided by its mean.
-        seed: of the resamples of the prompts.
     """
 
     def __init__(self, clean: Float[Tensor, " prompt"], divisor: Float[Tensor, " prompt"], seed: int) -> None:

@@ -38,10 +38,6 @@ def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def continuations(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], carrier: str = CARRIER) -> dict[str, int]:
     """The words that follow a text as exactly one token.
 
-    Args:
-        words: with their leading space, if they have one.
-        carrier: the text that they follow.
-
     Returns:
         Word -> token id, in the order given. Words are left out if they are several tokens, if they change the tokens
         of the carrier, or if the tokenizer does not know them.

@@ -20,10 +20,6 @@ BLOCK, BLOCKS = 18, 20
 class Examination:
     """The held-out questions, in tokens. They are the same at every checkpoint and for every training seed.
 
-    Args:
-        tokenizer: the toy family's.
-        positions: ask about positions too.
-
     Raises:
         ValueError: if an answer is not one token.
     """
