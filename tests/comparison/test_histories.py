@@ -117,7 +117,7 @@ def smooth(at: np.ndarray | float, middle: float) -> np.ndarray:
 
 def test_without_uncertainty_the_interval_lies_between_two_checkpoints() -> None:
     found = find_emergence(np.array([0.0, 0.2, 0.9, 1.0]), None, 0.5, 2)
-    assert (found.place, found.interval, found.share) == (2, (1, 2), 1.0)
+    assert (found.index, found.interval, found.share) == (2, (1, 2), 1.0)
 
 
 def test_order_counts_only_resamples_in_which_one_of_two_emerges() -> None:

@@ -124,8 +124,8 @@ class Comparer:
             counts = {
                 "size": second_size,
                 "other_size": first_size,
-                "n_edges": int(sides[1].held.sum()),
-                "other_n_edges": int(sides[0].held.sum()),
+                "n_edges": int(sides[1].masks.sum()),
+                "other_n_edges": int(sides[0].masks.sum()),
             }
             for measure in OF_CIRCUITS:
                 key = f"{at}/{measure}"
@@ -176,12 +176,12 @@ def flagged(rows: pd.DataFrame, rate: float) -> pd.DataFrame:
 def _band(floors: list[Samples], key: str) -> dict[str, float]:
     """Noise floor and its band of one similarity, over both checkpoints."""
     sides = [floor[key][~np.isnan(floor[key])] for floor in floors]
-    known = [side for side in sides if len(side)]
-    if not known:
+    defined = [side for side in sides if len(side)]
+    if not defined:
         return dict.fromkeys(("noise_floor", "noise_low", "noise_high"), float("nan"))
-    ends = [np.quantile(side, TAILS) for side in known]
+    ends = [np.quantile(side, TAILS) for side in defined]
     return {
-        "noise_floor": float(np.mean([side.mean() for side in known])),
+        "noise_floor": float(np.mean([side.mean() for side in defined])),
         "noise_low": float(min(low for low, _ in ends)),
         "noise_high": float(max(high for _, high in ends)),
     }
@@ -191,12 +191,12 @@ def _chance(first: Circuits, second: Circuits, seed: int) -> dict[str, float]:
     """What random circuits of these sizes would give, by measure."""
     edges = first.edges
     sides = (first, second)
-    n_edges = [int(side.held.sum()) for side in sides]
-    nodes = [edges.nodes(side.held)[0] for side in sides]
+    n_edges = [int(side.masks.sum()) for side in sides]
+    nodes = [edges.nodes(side.masks)[0] for side in sides]
     n_nodes = [int(of_circuit.sum()) for of_circuit in nodes]
     n_heads = [int((of_circuit & edges.heads).sum()) for of_circuit in nodes]
     total = len(edges.flat)
-    scores = [side.scores[side.held].numpy() for side in sides]
+    scores = [side.scores[side.masks].numpy() for side in sides]
     # An empty circuit lacks even the two nodes that all others have.
     both = 2 if min(n_nodes) >= 2 else 0
     return {

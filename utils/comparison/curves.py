@@ -135,7 +135,7 @@ def best_head_curves(heads: Iterable[Curve]) -> Iterator[Curve]:
                     largest[step] = curve, index
         chosen = [largest[step] for step in sorted(largest)]
         columns = [curve.resampled[:, at] for curve, at in chosen if curve.resampled is not None]
-        known = len(columns) == len(chosen)
+        all_resampled = len(columns) == len(chosen)
         yield Curve(
             curves[0].model,
             f"best {score} head",
@@ -144,8 +144,8 @@ def best_head_curves(heads: Iterable[Curve]) -> Iterator[Curve]:
             steps=np.array(sorted(largest)),
             tokens=np.array([int(curve.tokens[at]) for curve, at in chosen]),
             values=np.array([float(curve.values[at]) for curve, at in chosen]),
-            resampled=np.stack(columns, axis=1) if known else None,
-            uncertainty=curves[0].uncertainty if known else "none",
+            resampled=np.stack(columns, axis=1) if all_resampled else None,
+            uncertainty=curves[0].uncertainty if all_resampled else "none",
         )
 
 
@@ -273,4 +273,4 @@ def change_points(values: Float[np.ndarray, " checkpoint"]) -> list[int]:
     if spread == 0:  # Most neighbours are equal: any change is one.
         spread = 1e-3 * float(np.ptp(values))
     fitted = ruptures.Pelt(model="l2", min_size=SHORTEST, jump=1).fit(np.asarray(values, dtype=float)[:, None])
-    return [int(place) for place in fitted.predict(pen=PENALTY * spread**2 * np.log(n))[:-1]]
+    return [int(start) for start in fitted.predict(pen=PENALTY * spread**2 * np.log(n))[:-1]]

@@ -19,16 +19,16 @@ from .statistics import TAILS
 
 @dataclass(frozen=True)
 class Emergence:
-    """When a curve emerges, as places among its checkpoints; len(checkpoints) means never.
+    """When a curve emerges, as indices among its checkpoints; len(checkpoints) means never.
 
     Attributes:
-        place: first checkpoint of the sustained crossing.
+        index: first checkpoint of the sustained crossing.
         resampled: the same in every resample; as many equal ones where values have no uncertainty.
     """
 
     maximum: float
     level: float
-    place: int
+    index: int
     resampled: Int[np.ndarray, " resample"]
     n: int
 
@@ -61,12 +61,12 @@ def find_emergence(
         sustained: at how many checkpoints in a row the curve must be at or above the level.
         baseline: what counts as nothing.
     """
-    place = int(crossings(values[None], fraction, sustained, baseline)[0])
+    index = int(crossings(values[None], fraction, sustained, baseline)[0])
     maximum = float(np.nanmax(values))
-    places = np.full(resamples, place)
+    indices = np.full(resamples, index)
     if resampled is not None:
-        places = crossings(resampled, fraction, sustained, baseline)
-    return Emergence(maximum, baseline + fraction * (maximum - baseline), place, places, len(values))
+        indices = crossings(resampled, fraction, sustained, baseline)
+    return Emergence(maximum, baseline + fraction * (maximum - baseline), index, indices, len(values))
 
 
 def crossings(
@@ -93,7 +93,7 @@ def order_shares(
     """Shares of the resamples in which the first curve emerges before the second, with it, and after it.
 
     Args:
-        first, second: places from `Emergence.resampled` over the same checkpoints.
+        first, second: indices from `Emergence.resampled` over the same checkpoints.
         n: how many checkpoints there are. Resamples in which neither emerges do not count; nan if there are no others.
     """
     counted = (first < n) | (second < n)

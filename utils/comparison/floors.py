@@ -118,10 +118,10 @@ def change_test(
     n_first, n = len(first.sizes), len(pooled.sizes)
     grower = rule.grower(pooled)
     # The observed circuits, grown from the mean of each side's own folds.
-    own = [_weighted(pooled.means[part], pooled.sizes[part]) for part in (slice(n_first), slice(n_first, None))]
-    parts = [_similarities(grower, own[0][None], own[1][None], sizes)]
+    own = [_weighted(pooled.means[side], pooled.sizes[side]) for side in (slice(n_first), slice(n_first, None))]
+    samples = [_similarities(grower, own[0][None], own[1][None], sizes)]
     if n <= 2:
-        return dict.fromkeys(parts[0], float("nan"))
+        return dict.fromkeys(samples[0], float("nan"))
     # Under the null both sides have the mean of all folds, and only deviations tell them apart. Each fold deviates
     # from the mean of its own checkpoint, so the deviations do not hold the change that is tested.
     centre = _weighted(pooled.means, pooled.sizes)
@@ -137,8 +137,11 @@ def change_test(
     at_once = max(1, _AT_ONCE // max(len(pooled.edges), 1))
     for chosen, width in zip(to_first.split(at_once), widths.split(at_once), strict=True):
         sides = [centre + width * _mean_of(weights * pooled.sizes, deviations) for weights in (chosen, 1 - chosen)]
-        parts.append(_similarities(grower, sides[0], sides[1], sizes))
-    return {name: p_value(np.concatenate([part[name] for part in parts]), name.rpartition("/")[2]) for name in parts[0]}
+        samples.append(_similarities(grower, sides[0], sides[1], sizes))
+    return {
+        name: p_value(np.concatenate([sample[name] for sample in samples]), name.rpartition("/")[2])
+        for name in samples[0]
+    }
 
 
 def p_value(values: Float[np.ndarray, " permutation"], measure: str) -> float:
@@ -165,23 +168,23 @@ def _similarities(
     sizes: Mapping[str, tuple[int, int]],
 ) -> Samples:
     edges = Edges(grower.folds.graph, grower.folds.edges)
-    found: Samples = {"rank_correlation": rank_correlation(first, second)}
+    similarities: Samples = {"rank_correlation": rank_correlation(first, second)}
     for name, (a, b) in sizes.items():
         sides = (Circuits(edges, grower.circuits(scores, size), scores) for scores, size in ((first, a), (second, b)))
-        found |= {f"{name}/{measure}": values for measure, values in of_circuits(*sides).items()}
-    return found
+        similarities |= {f"{name}/{measure}": values for measure, values in of_circuits(*sides).items()}
+    return similarities
 
 
 def _pool(first: KeptFolds, second: KeptFolds) -> KeptFolds:
     """The folds of both, over the edges that both keep, each divided by its checkpoint's sum of |score|."""
     common = np.intersect1d(first.edges.numpy(), second.edges.numpy())
-    means = []
+    scaled = []
     for folds in (first, second):
-        part = folds.means[:, torch.from_numpy(np.searchsorted(folds.edges.numpy(), common))]
-        total = _weighted(part, folds.sizes).abs().sum()
-        means.append(part / total if total > 0 else part)
+        means_of_common = folds.means[:, torch.from_numpy(np.searchsorted(folds.edges.numpy(), common))]
+        total = _weighted(means_of_common, folds.sizes).abs().sum()
+        scaled.append(means_of_common / total if total > 0 else means_of_common)
     sizes = torch.cat([first.sizes, second.sizes])
-    return KeptFolds(first.graph, torch.from_numpy(common), torch.cat(means), sizes, 1.0)
+    return KeptFolds(first.graph, torch.from_numpy(common), torch.cat(scaled), sizes, 1.0)
 
 
 def _weighted(means: Float[Tensor, "fold kept"], sizes: Tensor) -> Float[Tensor, " kept"]:

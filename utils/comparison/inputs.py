@@ -146,8 +146,8 @@ def fixed_sizes(trajectories: Mapping[ModelTask, Trajectory], config: Comparison
         if config.size is not None and config.size > fewest:
             raise UserError(f"size: {config.size} is more than the {fewest} edges of a model; choose a smaller one")
         checkpoints = [checkpoint for trajectory in of_task for checkpoint in trajectory.checkpoints.values()]
-        found = [checkpoint.size for checkpoint in checkpoints if checkpoint.size is not None]
-        if config.size is None and not found:
+        circuit_sizes = [checkpoint.size for checkpoint in checkpoints if checkpoint.size is not None]
+        if config.size is None and not circuit_sizes:
             log.info("%s: no checkpoint has a circuit; sizes are fixed at 2%% of the edges", task)
-        sizes[task] = config.size or (round(median(found)) if found else max(1, fewest // 50))
+        sizes[task] = config.size or (round(median(circuit_sizes)) if circuit_sizes else max(1, fewest // 50))
     return sizes

@@ -43,20 +43,20 @@ def lifetimes(present: Bool[np.ndarray, "checkpoint edge"], steps: Sequence[int]
     """
     n = len(steps)
     edges = np.flatnonzero(present.any(axis=0))
-    held = present[:, edges]
-    birth, last = held.argmax(axis=0), n - 1 - held[::-1].argmax(axis=0)
-    before = np.vstack([np.zeros_like(held[:1]), held[:-1]])
+    alive = present[:, edges]
+    birth, last = alive.argmax(axis=0), n - 1 - alive[::-1].argmax(axis=0)
+    before = np.vstack([np.zeros_like(alive[:1]), alive[:-1]])
     at = np.asarray(steps)
     table = pd.DataFrame(
         {
             "edge": edges,
-            "birth_after": [at[place - 1] if place else pd.NA for place in birth],
+            "birth_after": [at[index - 1] if index else pd.NA for index in birth],
             "birth_step": at[birth],
             "last_step": at[last],
-            "death_step": [at[place + 1] if place < n - 1 else pd.NA for place in last],
+            "death_step": [at[index + 1] if index < n - 1 else pd.NA for index in last],
             "lifetime": last - birth + 1,
-            "n_present": held.sum(axis=0),
-            "n_spells": (held & ~before).sum(axis=0),
+            "n_present": alive.sum(axis=0),
+            "n_spells": (alive & ~before).sum(axis=0),
         }
     ).astype({"birth_after": "Int64", "death_step": "Int64"})
     return table.assign(median_lifetime=median_lifetime(table["lifetime"].to_numpy(), last < n - 1))

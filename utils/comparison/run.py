@@ -77,10 +77,10 @@ def _similarity(
         settings = keys | {"size": sizes[task], "reference": reference, "what": "training"}
         key = fingerprint((), [trajectory.fingerprint, settings])
         jobs[key] = (f"{model} {task}", list(pairs_over_training(trajectory, reference)), task)
-    for one, other in _comparable(config, trajectories):
-        settings = keys | {"size": sizes[one.task], "what": "between"}
-        key = fingerprint((), [one.fingerprint, other.fingerprint, settings])
-        jobs[key] = (f"{one.model} and {other.model} {one.task}", list(pairs_between(one, other)), one.task)
+    for first, second in _comparable(config, trajectories):
+        settings = keys | {"size": sizes[first.task], "what": "between"}
+        key = fingerprint((), [first.fingerprint, second.fingerprint, settings])
+        jobs[key] = (f"{first.model} and {second.model} {first.task}", list(pairs_between(first, second)), first.task)
     kept = {key: folder.part(key) for key in jobs}
     progress = Progress("compare_circuits", sum(len(jobs[key][1]) for key, rows in kept.items() if rows is None))
     frames = []
@@ -176,16 +176,16 @@ def _comparable(
     if config.between == "none":
         return []
     pairs = [
-        (one, other)
-        for one, other in combinations(trajectories.values(), 2)
-        if one.task == other.task and one.graph == other.graph
+        (first, second)
+        for first, second in combinations(trajectories.values(), 2)
+        if first.task == second.task and first.graph == second.graph
     ]
-    for one, other in pairs:
-        if one.rule.grows() != other.rule.grows():
+    for first, second in pairs:
+        if first.rule.grows() != second.rule.grows():
             raise UserError(
-                f"between: the {one.task} circuits of {one.model} ({one.rule}) and {other.model} ({other.rule}) were "
-                "grown by different rules; measure one of them again, name models of one rule (model=...), or pass "
-                "between=none"
+                f"between: the {first.task} circuits of {first.model} ({first.rule}) and {second.model} "
+                f"({second.rule}) were grown by different rules; measure one of them again, name models of one rule "
+                "(model=...), or pass between=none"
             )
     return pairs
 
@@ -193,7 +193,7 @@ def _comparable(
 def _groups(config: ComparisonConfig, trajectories: Mapping[ModelTask, Trajectory]) -> Mapping[str, list[str]]:
     shapes = {model: trajectory.graph for (model, _), trajectory in trajectories.items()}
     if config.seeds is None:
-        return seed_groups(shapes, lambda one, other: shapes[one] == shapes[other])
+        return seed_groups(shapes, lambda first, second: shapes[first] == shapes[second])
     for group, members in config.seeds.items():
         for model in members:
             if model not in shapes:

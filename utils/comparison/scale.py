@@ -80,11 +80,13 @@ def scale_table(
     rows = []
     for count in COUNTS:
         sizes = mean_sizes(faithfulness[faithfulness["model"].isin(list(parameters))], count)
-        for task, part in sizes.groupby("task", sort=True):
-            x = part["model"].map(parameters).to_numpy(dtype=float)
-            for found in correlations(x, part["size"].to_numpy(dtype=float), seed, resamples):
-                row = {"task": task, "count": count, "n_models": found.n, "statistic": found.statistic}
-                rows.append(row | {name: getattr(found, name) for name in ("value", "low", "high", "p_value", "exact")})
+        for task, of_task in sizes.groupby("task", sort=True):
+            x = of_task["model"].map(parameters).to_numpy(dtype=float)
+            for correlation in correlations(x, of_task["size"].to_numpy(dtype=float), seed, resamples):
+                row = {"task": task, "count": count, "n_models": correlation.n, "statistic": correlation.statistic}
+                rows.append(
+                    row | {name: getattr(correlation, name) for name in ("value", "low", "high", "p_value", "exact")}
+                )
     columns = ["task", "count", "n_models", "statistic", "value", "low", "high", "p_value", "exact"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -63,14 +63,14 @@ def seeds_table(curves: Mapping[str, Sequence[Curve]], groups: Mapping[str, Sequ
         ]
         table = pd.DataFrame(points, columns=["curve", "step", "tokens", "value"]).dropna(subset="value")
         for name, of_curve in table.groupby("curve", sort=False):
-            found = [
+            summaries = [
                 {"group": group, "curve": name, "step": step, "tokens": at["tokens"].iloc[0]}
                 | _summary(at["value"].to_numpy(dtype=float))
                 for step, at in of_curve.groupby("step", sort=True)
                 if len(at) > 1
             ]
-            adjusted = adjusted_p_values(np.array([row["dip_p"] for row in found], dtype=float))
-            rows += [row | {"dip_q": float(q)} for row, q in zip(found, adjusted, strict=True)]
+            adjusted = adjusted_p_values(np.array([row["dip_p"] for row in summaries], dtype=float))
+            rows += [row | {"dip_q": float(q)} for row, q in zip(summaries, adjusted, strict=True)]
     return pd.DataFrame(rows, columns=list(SEEDS.columns))
 
 
@@ -86,26 +86,26 @@ def seed_emergence(
     rows = []
     for group, models in groups.items():
         of_group = emergence[emergence["model"].isin(models)]
-        for name, part in of_group.groupby("curve", sort=False):
-            if len(part) < 2:
+        for name, of_curve in of_group.groupby("curve", sort=False):
+            if len(of_curve) < 2:
                 continue
-            steps = part["step"].to_numpy(dtype=float, na_value=np.nan)
-            there = steps[~np.isnan(steps)]
+            steps = of_curve["step"].to_numpy(dtype=float, na_value=np.nan)
+            emerged_at = steps[~np.isnan(steps)]
             middle = float(np.sort(np.nan_to_num(steps, nan=np.inf))[(len(steps) - 1) // 2])
             dips = seeds[(seeds["group"] == group) & (seeds["curve"] == name)]
             emerged = (steps[None, :] <= dips["step"].to_numpy(dtype=float)[:, None]).sum(axis=1)
-            between = (emerged > 0) & (emerged < len(part))
-            enough = len(part) >= FEWEST
+            between = (emerged > 0) & (emerged < len(of_curve))
+            enough = len(of_curve) >= FEWEST
             abrupt = bool((between & (dips["dip_q"].to_numpy(dtype=float) <= rate)).any())
             rows.append(
                 {
                     "group": group,
                     "curve": name,
-                    "n_seeds": len(part),
-                    "n_emerged": len(there),
+                    "n_seeds": len(of_curve),
+                    "n_emerged": len(emerged_at),
                     "median_step": middle if np.isfinite(middle) else np.nan,
-                    "earliest_step": there.min() if len(there) else np.nan,
-                    "latest_step": there.max() if len(there) else np.nan,
+                    "earliest_step": emerged_at.min() if len(emerged_at) else np.nan,
+                    "latest_step": emerged_at.max() if len(emerged_at) else np.nan,
                     "shape": (ABRUPT if abrupt else NOT_SHOWN) if enough else None,
                 }
             )

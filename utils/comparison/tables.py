@@ -59,14 +59,14 @@ def emergence_table(
         if emergence.maximum <= curve.baseline:
             rows.append(row | {"reason": "never above what guessing gives" if curve.baseline else "never above 0"})
             continue
-        if emergence.place == emergence.n:
+        if emergence.index == emergence.n:
             rows.append(row | {"reason": f"crosses its level at fewer than {keys.sustained} checkpoints in a row"})
             continue
         low, high = emergence.interval
-        place = emergence.place
-        row |= {"step": curve.steps[place], "tokens": curve.tokens[place]}
-        if place > 0:
-            row |= {"after_step": curve.steps[place - 1], "after_tokens": curve.tokens[place - 1]}
+        index = emergence.index
+        row |= {"step": curve.steps[index], "tokens": curve.tokens[index]}
+        if index > 0:
+            row |= {"after_step": curve.steps[index - 1], "after_tokens": curve.tokens[index - 1]}
         row |= {"low_step": curve.steps[low]} if low >= 0 else {}
         row |= {"high_step": curve.steps[high]} if high < emergence.n else {}
         rows.append(row)
@@ -84,10 +84,10 @@ def order_table(model: str, leading: dict[str, tuple[Curve, Emergence]], resampl
     curves of circuits, which are all taken from the same draws of folds.
     """
     rows = []
-    for (first, (a, found_a)), (second, (b, found_b)) in combinations(leading.items(), 2):
+    for (first, (a, of_a)), (second, (b, of_b)) in combinations(leading.items(), 2):
         if not np.array_equal(a.steps, b.steps):
             continue
-        sides = [np.resize(found.resampled, resamples) for found in (found_a, found_b)]
+        sides = [np.resize(emergence.resampled, resamples) for emergence in (of_a, of_b)]
         shares = order_shares(sides[0], sides[1], len(a.steps))
         names = ("share_before", "share_same", "share_after")
         rows.append({"model": model, "first": first, "second": second} | dict(zip(names, shares, strict=True)))
@@ -114,7 +114,7 @@ def change_points_table(similarity: pd.DataFrame, curves: Sequence[Curve]) -> pd
         bounds = [0, *points, len(values)]
         for i, start in enumerate(points, 1):
             stretches = values[bounds[i - 1] : start], values[start : bounds[i + 1]]
-            means = [float(np.exp(np.log(part).mean()) if logarithmic else part.mean()) for part in stretches]
+            means = [float(np.exp(np.log(stretch).mean()) if logarithmic else stretch.mean()) for stretch in stretches]
             row: dict[str, object] = {"model": model, "task": task, "quantity": quantity}
             row |= {"after_step": steps[start - 1], "step": steps[start], "before": means[0], "after": means[1]}
             rows.append(row)

@@ -95,8 +95,8 @@ def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> Int[Ten
     """The ids in the tokenizer's vocabulary that the model embeds, in order and without special tokens."""
     special = set(tokenizer.all_special_ids)
     special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    known = sorted(set(tokenizer.get_vocab().values()) - special)
-    return torch.tensor([token for token in known if token < d_vocab])
+    ordinary = sorted(set(tokenizer.get_vocab().values()) - special)
+    return torch.tensor([token for token in ordinary if token < d_vocab])
 
 
 def repeated_blocks(

@@ -91,19 +91,19 @@ def _after_layer_0(
 ) -> Float[Tensor, "prompt_x_name d_model"]:
     """The residual stream after layer 0 at the given positions."""
     bottom = replace(weights, layers=weights.layers[:1])
-    parts = []
+    residuals = []
     for index in torch.arange(len(tokens)).split(batch_size):
         size = lengths[index].to(weights.device)
         layout = PackedTokens.whole(size)
         x = forward(bottom, layout, embed(weights, layout, layout.pack(tokens[index].to(weights.device))))
         starts = size.cumsum(0) - size
-        parts.append(x[(starts[:, None] + positions[index].to(weights.device)).flatten()])
-    return torch.cat(parts)
+        residuals.append(x[(starts[:, None] + positions[index].to(weights.device)).flatten()])
+    return torch.cat(residuals)
 
 
 def _written(layer: LayerWeights, read: Float[Tensor, "row d_model"]) -> Float[Tensor, "head row d_model"]:
     """What each head writes if it attends to one row alone, without the output bias (which belongs to no head)."""
-    W_V, b_V, W_O = (part.to(read.dtype) for part in (layer.W_V, layer.b_V, layer.W_O_scaled))
+    W_V, b_V, W_O = (weight.to(read.dtype) for weight in (layer.W_V, layer.b_V, layer.W_O_scaled))
     return layer.per_head(clamp(layer, read @ W_V.transpose(1, 2) + b_V[:, None])) @ W_O
 
 
@@ -140,10 +140,10 @@ class _Ranking:
         directions = self.seen(self.norm, written.reshape(-1, d_model)) * self.gain
         directions = torch.cat((directions, -directions))
         own = own.repeat(2 * n_heads)
-        left = _in_top_k(directions, own, *self.candidates)
-        for part in left.nonzero()[:, 0].split(max(_LOGITS_AT_ONCE // len(self.everything[0]), 1)):
-            left[part] = _in_top_k(directions[part], own[part], *self.everything)
-        return left.view(2, n_heads, n_rows)
+        undecided = _in_top_k(directions, own, *self.candidates)
+        for rows in undecided.nonzero()[:, 0].split(max(_LOGITS_AT_ONCE // len(self.everything[0]), 1)):
+            undecided[rows] = _in_top_k(directions[rows], own[rows], *self.everything)
+        return undecided.view(2, n_heads, n_rows)
 
 
 def _in_top_k(

@@ -214,14 +214,14 @@ class _HeadChanges:
     def table(self, divergences: Divergences) -> pd.DataFrame:
         """One row a head."""
         n_heads = self.weights.n_heads
-        known = torch.ones_like(self.tokens, dtype=torch.bool)
-        known[:, -1] = False
+        has_next = torch.ones_like(self.tokens, dtype=torch.bool)
+        has_next[:, -1] = False
         kl = divergences.kl.mean(dim=2).clamp(min=0).tolist()
         # Positions of a sequence are no independent draws; sequences are.
         ablated, cspa = divergences.kl.unflatten(2, self.tokens.shape).mean(dim=3).unbind(dim=1)
         errors = quotient_errors(cspa, ablated).tolist()
-        losses = divergences.loss[:, :, known.flatten()].mean(dim=2).tolist()
-        original = float(divergences.original_loss[known.flatten()].mean())
+        losses = divergences.loss[:, :, has_next.flatten()].mean(dim=2).tolist()
+        original = float(divergences.original_loss[has_next.flatten()].mean())
         # What rounding of the logits, and of a head's output before its mean is taken off, can pass for an effect.
         floor = (torch.finfo(self.dtype).eps * divergences.largest_logit) ** 2
         coarse = (4 * torch.finfo(self.weights.dtype).eps) ** 2

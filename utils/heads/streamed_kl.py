@@ -238,9 +238,11 @@ def _finish(
     sums: Tensor,
 ) -> Divergences:
     """Turn the sums over the vocabulary into divergences and losses."""
-    known = targets.clamp(min=0)
-    wanted = unembedding.rows(known)
-    original = (softmax.top + softmax.total.log())[:, 0] - (softmax.final * wanted).sum(-1) - unembedding.bias(known)
+    next_tokens = targets.clamp(min=0)
+    wanted = unembedding.rows(next_tokens)
+    original = (
+        (softmax.top + softmax.total.log())[:, 0] - (softmax.final * wanted).sum(-1) - unembedding.bias(next_tokens)
+    )
     mean_direction = softmax.mean_direction / softmax.total
     kl, loss = torch.log1p(sums), torch.empty_like(sums)
     number = 0

@@ -207,7 +207,11 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
         ValueError: if no class has pairs.
         ZeroDivisionError: under `study`, if a norm hides what the checkpoint stores (`LayerWeights.stored_W_V`).
     """
-    lists = [torch.tensor(part, device=weights.device).T.contiguous() for parts in pairs.values() for part in parts]
+    lists = [
+        torch.tensor(pairs_of_list, device=weights.device).T.contiguous()
+        for of_class in pairs.values()
+        for pairs_of_list in of_class
+    ]
     if not lists:
         raise ValueError("no class has a pair of single tokens under this tokenizer")
     sources, successors = (ids.unique() for ids in torch.cat(lists, dim=1))
@@ -232,7 +236,7 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
             to_candidates = reads[..., torch.searchsorted(successors, candidates)]
             wins.append(_wins(from_source @ to_candidates, own, ties=definition == "study"))
         layers.append(torch.cat(wins, dim=-1))
-    sizes = [sum(len(part) for part in parts) for parts in pairs.values()]
+    sizes = [sum(map(len, of_class)) for of_class in pairs.values()]
     right = torch.stack(layers).cpu().split(sizes, dim=-1)
     return Succession(dict(zip(pairs, right, strict=True)))
 

@@ -67,7 +67,7 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
     for prepared in runs:
         index, end = prepared.batch.index, at_answers(prepared)
         at = index.cpu()
-        part = _Parts(runs, end, index, heads_change)
+        direct = _Parts(runs, end, index, heads_change)
         given = {
             graph.head(*head): (
                 means[head].expand(len(index), -1) if means else end.source.layers[head[0]].written[:, head[1]]
@@ -75,11 +75,11 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
             for head in ablated
         }
         for layer, run in enumerate(end.base.layers):
-            heads[layer][:, at] = part.of_heads(layer, run.written, torch.arange(graph.n_heads))
-            mlps[at] += part.of(run.mlp_out)
+            heads[layer][:, at] = direct.of_heads(layer, run.written, torch.arange(graph.n_heads))
+            mlps[at] += direct.of(run.mlp_out)
         for layer, head in ablated:
             change = given[graph.head(layer, head)] - end.base.layers[layer].written[:, head]
-            heads_change[layer, head, at] = part.of_heads(layer, change[:, None], torch.tensor([head]))[0]
+            heads_change[layer, head, at] = direct.of_heads(layer, change[:, None], torch.tensor([head]))[0]
 
         final = evaluate_masks_final(
             runs.weights,
@@ -87,10 +87,10 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
             recompute_mask(graph)[None],
             overrides=ActivationOverrides(outputs={node: written[None] for node, written in given.items()}),
             memory_budget_gb=runs.memory_budget_gb,
-            observe=part.observe,
+            observe=direct.observe,
         )[0]
         before, after = runs.logit_difference(torch.stack((end.base.final, final)), index).double().cpu()
-        written = part.of(final - end.base.final)
+        written = direct.of(final - end.base.final)
         whole[at], whole_change[at] = before, after - before
         norm_change[at] = after - before - written
         mlps_change[at] = written - heads_change[:, :, at].sum(dim=(0, 1))

@@ -241,8 +241,8 @@ def _by_head(table: pd.DataFrame, column: str, shape: tuple[int, int]) -> OfHead
 
 def _differing(folder: ResultsFolder, run: dict[str, Any], asked: BaseConfig) -> list[tuple[str, Any, Any]]:
     """Where the settings of stored results differ from those asked for. Keys that only fill a column do not count."""
-    found = differences(run, folder.kind, folder.kind.script.removesuffix(".py"), asked)
-    return [difference for difference in found if difference[0] not in ("mib", "n_random", "hypothesis_tests")]
+    differing = differences(run, folder.kind, folder.kind.script.removesuffix(".py"), asked)
+    return [difference for difference in differing if difference[0] not in ("mib", "n_random", "hypothesis_tests")]
 
 
 def _again(folder: ResultsFolder) -> str:

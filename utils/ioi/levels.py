@@ -4,7 +4,8 @@
     s_inhibition   heads -> queries of name movers    S-inhibition heads
     induction      heads -> values of S-inhibition    induction and duplicate-token heads
 
-How effects are measured is in `definitions.py`, who holds a role in `roles.py`. Each level reports
+How effects are measured is in `definitions.py`, who holds a role in `roles.py`, what backs up the name movers in
+`backup.py`. Each level reports
 
     percent = 100 * sum of |effect| over the heads that hold a role / sum of |effect| over the circuit's heads.
 
@@ -23,11 +24,14 @@ from circuits_over_time.edge_attribution_patching.model.weights import ModelWeig
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
-from ..tasks import Prompts
+from ..models.checkpoint import LoadedCheckpoint
+from ..results.store import Result
+from ..tasks import Prompts, Task
 from .attention import NAMES, name_attention
+from .backup import backup_table, without_backup
 from .definitions import EffectDefinition
 from .effects import Exchange, PairedRuns
-from .inputs import HeadFacts
+from .inputs import HeadFacts, IoiInputs, gather
 from .keys import IoiConsistencyConfig
 from .roles import CLEAN, Roles, holders, inhibition_roles, reading_roles, writing_roles
 from .shares import Scale
@@ -89,8 +93,8 @@ class Levels:
             return f"no circuit: {self.facts.status}"
         if not self.facts.circuit_heads:
             return "no circuit: it holds no heads"
-        known = self.tables.logit_diffs
-        return self.definition.why_nothing(known["logit_diff"], known["corrupted_logit_diff"])
+        means = self.tables.logit_diffs
+        return self.definition.why_nothing(means["logit_diff"], means["corrupted_logit_diff"])
 
     def _name_movers(self, attention: Float[Tensor, "name layer head"]) -> Roles:
         effects = self.scale.effects(self.definition.on_logits(self.runs, self.heads))
@@ -160,3 +164,23 @@ class Levels:
         queries = torch.stack([self.prompts.positions[name] for name in names], dim=1)
         clean, lengths, batch_size = self.prompts.clean, self.prompts.lengths, self.config.batch_size
         return list(name_attention(self.weights, clean, lengths, queries, self.names, batch_size))
+
+
+def measure(
+    checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: IoiInputs, task: Task | None
+) -> dict[str, Result]:
+    """The levels of one checkpoint, their heads, and what backs up the name movers."""
+    facts = gather(checkpoint, config, inputs)
+    prompts = inputs.prompts.to(checkpoint.weights.device)
+    levels = Levels(checkpoint.weights, prompts, inputs.variants, facts, config)
+    found, roles = levels.run()
+    if config.backup:
+        backup = backup_table(levels.runs, roles, config.backup_ablation, levels.scale)
+    else:
+        backup = without_backup("not measured: backup is false")
+    return {
+        "ioi_consistency": Result(found.levels, json={"inputs": facts.sources}),
+        "ioi_consistency_heads": Result(found.heads),
+        "ioi_consistency_signals": Result(found.signals),
+        "ioi_backup": Result(backup.assign(definitions=config.definitions)),
+    }

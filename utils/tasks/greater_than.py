@@ -76,24 +76,19 @@ class Form:
 
 def number_tokens(tokenizer: PreTrainedTokenizerBase, digits: int) -> dict[int, int]:
     """Number -> the token that is its digits without a space, for the numbers of so many digits in the vocabulary."""
-    found = {}
+    tokens = {}
     for number in range(10**digits):
         text = f"{number:0{digits}d}"
         token = tokenizer.convert_tokens_to_ids(text)
         # A text that is not a token comes back as the unknown token or as None.
         if isinstance(token, int) and tokenizer.convert_ids_to_tokens(token) == text:
-            found[number] = token
-    return found
-
-
-def two_digit_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
-    """Number from 0 to 99 -> the token that is its two digits without a space, for those in the vocabulary."""
-    return number_tokens(tokenizer, 2)
+            tokens[number] = token
+    return tokens
 
 
 def valid_years(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The years 1100-1799 that are a century token and a two-digit token, without the first and last of a century."""
-    digits = two_digit_tokens(tokenizer)
+    digits = number_tokens(tokenizer, 2)
     carrier = "year"
     centuries = range(FIRST_YEAR // 100, LAST_YEAR // 100 + 1)
     century_tokens = continuations(tokenizer, [f" {century}" for century in centuries], carrier)
@@ -104,7 +99,7 @@ def valid_years(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         century, number = divmod(year, 100)
         if row == [*base, century_tokens.get(f" {century}"), digits.get(number)]:
             by_century[century].append(year)
-    return [year for found in by_century.values() for year in found[1:-1]]
+    return [year for of_century in by_century.values() for year in of_century[1:-1]]
 
 
 def years_before_a_digit(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -132,7 +127,7 @@ def form_of(tokenizer: PreTrainedTokenizerBase) -> Form:
         UserError: if the tokenizer cuts years in neither of the two ways.
     """
     if years := [year for year in valid_years(tokenizer) if year % 100 != CORRUPTED_DIGITS]:
-        return Form(2, tuple(years), two_digit_tokens(tokenizer))
+        return Form(2, tuple(years), number_tokens(tokenizer, 2))
     if years := [year for year in years_before_a_digit(tokenizer) if year % 10 != 0]:
         log.info("greater_than: this tokenizer cuts a year before its last digit, so that is what prompts ask for")
         return Form(1, tuple(years), number_tokens(tokenizer, 1))

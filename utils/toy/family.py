@@ -123,8 +123,8 @@ class _Training:
                     evaluation += [{"step": step, "skill": skill, "value": value} for skill, value in skills]
                     self._save_state(step, trainer, evaluation)
                 self._save_checkpoint(step, trainer)
-                known = {row["skill"]: f"{row['value']:.2f}" for row in evaluation}
-                learned = f"ioi {known['ioi_accuracy']}, induction {known['induction_accuracy']}"
+                latest = {row["skill"]: f"{row['value']:.2f}" for row in evaluation}
+                learned = f"ioi {latest['ioi_accuracy']}, induction {latest['induction_accuracy']}"
                 bar.set_postfix_str(learned)
                 if bar.disable:
                     log.info("%s: step %d of %d; %s", config.folder, step, config.optimizer.steps, learned)
@@ -147,8 +147,8 @@ class _Training:
         return state
 
     def _save_checkpoint(self, step: int, trainer: Trainer) -> None:
-        place = self.config.folder / f"step{step}"
-        if place.is_dir():
+        path = self.config.folder / f"step{step}"
+        if path.is_dir():
             return
         temporary = self.config.folder / f".step{step}.tmp"
         trainer.model.save_pretrained(temporary)
@@ -156,7 +156,7 @@ class _Training:
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        os.replace(temporary, place)
+        os.replace(temporary, path)
 
     def _finish(self, evaluation: list[dict[str, Any]]) -> None:
         config, folder = self.config, self.config.folder
@@ -197,9 +197,9 @@ class _Training:
         # The manifest first: without it nothing takes the rest for complete.
         for name in (MANIFEST, STATE, EVALUATION):
             (folder / name).unlink(missing_ok=True)
-        for place in folder.glob("step*"):
-            if place.name.removeprefix("step").isdigit():
-                shutil.rmtree(place)
+        for path in folder.glob("step*"):
+            if path.name.removeprefix("step").isdigit():
+                shutil.rmtree(path)
 
 
 def _tokenizer(config: FamilyConfig) -> PreTrainedTokenizerBase:
