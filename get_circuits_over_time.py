@@ -24,17 +24,27 @@ from circuits_over_time.utils.results.kinds import (
     GRAPHS,
     HYPOTHESIS_TESTS,
     PROMPT_GROUPS,
+    TRANSFER,
 )
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
+SECOND_WALK = Analysis(
+    "get_circuits_over_time",
+    CircuitsConfig,
+    (TRANSFER,),
+    Lazy("utils.circuits.transfer.prepare"),
+    Lazy("utils.circuits.transfer.measure"),
+    tasks=Lazy("utils.circuits.keys.tasks_of_transfer"),
+    outdated=Lazy("utils.circuits.transfer.outdated"),
+)
 ANALYSIS = Analysis(
     "get_circuits_over_time",
     CircuitsConfig,
     (GRAPHS, FAITHFULNESS, BASELINES, CONTROLS, PROMPT_GROUPS, HYPOTHESIS_TESTS),
-    Lazy("utils.circuits.find.prepare"),
-    Lazy("utils.circuits.find.measure"),
+    Lazy("utils.circuits.run.prepare"),
+    Lazy("utils.circuits.run.measure"),
     tasks=Lazy("utils.tasks.tasks_of"),
-    then=Lazy("utils.circuits.transfer.second_walk"),
+    then=SECOND_WALK,
 )
 
 if __name__ == "__main__":
