@@ -22,7 +22,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..results.store import Store
-from ..tasks.registry import primary_metric
 from .changes import grown
 from .floors import bootstrap_scores
 from .inputs import Trajectory
@@ -154,8 +153,7 @@ def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterato
     for number, task in enumerate(store.tasks("task_performance", model), start=1):
         table = store.read_tables("task_performance", model, task)
         clean = table[table["run"] == "clean"]
-        folder = store.folder("task_performance", model, task)
-        primary = primary_metric(task) or folder.read_run()["config"]["metric"]
+        primary = clean["metric"].iloc[0]  # Tables begin with it.
         for metric, rows in clean.groupby("metric", sort=True):
             rows = rows.sort_values("step")
             seed = config.seed + 100_000 * number
