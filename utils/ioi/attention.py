@@ -60,12 +60,12 @@ class AttentionWatch:
         shape = (n_masks, len(heads), *positions.shape)
         self.attention: Float[Tensor, "mask head prompt name"] = torch.zeros(shape, device=positions.device)
 
-    def observe(self, index: Int[Tensor, " prompt"], masks: Int[Tensor, " mask"], attended: HeadAttention) -> None:
-        """Take over what a layer attends to under some masks; `index` says which prompts the batch holds."""
+    def observe(self, index: Int[Tensor, " prompt"], attended: HeadAttention) -> None:
+        """Take over what a layer attends to; `index` says which prompts the batch holds."""
         pattern = attended.pattern[:, :, :, 0]  # [mask, prompt, head, key]
         keys = self._positions[index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
         to_names = pattern.gather(3, keys).to(self.attention.dtype)
-        rows = masks.to(index.device)[:, None]
+        masks = attended.masks.to(index.device)[:, None]
         for place, head in enumerate(attended.heads.tolist()):
             if (column := self._columns.get((attended.layer, head))) is not None:
-                self.attention[rows, column, index[None]] = to_names[:, :, place]
+                self.attention[masks, column, index[None]] = to_names[:, :, place]

@@ -117,7 +117,7 @@ class _Parts:
     ) -> Float[Tensor, "head prompt"]:
         return self.of(torch.bmm(written.transpose(0, 1), self.runs.weights.layers[layer].W_O_scaled[heads]))
 
-    def observe(self, _: Tensor, attended: HeadAttention) -> None:
+    def observe(self, attended: HeadAttention) -> None:
         """Note how the direct effects of a layer's recomputed heads change."""
         layer, heads = attended.layer, attended.heads
         change = attended.written[0] - self.base.layers[layer].written[:, heads]
