@@ -93,12 +93,12 @@ def test_a_stopped_run_goes_on_where_it_was(store: Store, monkeypatch: pytest.Mo
     rows, compared = changes.Comparer.rows, list[str]()
 
     def stop_at_the_second(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
-        if pair.second_of.model == MODELS[1]:
+        if pair.second.model == MODELS[1]:
             raise KeyboardInterrupt
         return rows(comparer, pair)
 
     def count(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
-        compared.append(pair.second_of.model)
+        compared.append(pair.second.model)
         return rows(comparer, pair)
 
     monkeypatch.setattr(changes.Comparer, "rows", stop_at_the_second)

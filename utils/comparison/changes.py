@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
@@ -21,7 +22,7 @@ from circuits_over_time.edge_attribution_patching.circuits.stability import sign
 
 from ..results.comparison import SIMILARITY
 from .chance import expected_added, expected_jaccard, expected_weighted_jaccard
-from .floors import Samples, SelectionRule, change_test, noise_floor
+from .floors import Samples, change_test, noise_floor
 from .inputs import Checkpoint, Trajectory
 from .keys import ComparisonConfig
 from .similarity import OF_CIRCUITS, Circuits, Edges, of_circuits, rank_correlation
@@ -34,42 +35,35 @@ FAMILY = ["model", "task", "against", "other_model", "at", "measure"]
 
 @dataclass(frozen=True)
 class CircuitPair:
-    """Two circuits to compare, each with its trajectory: the later or the other one, `second`, with the `first`.
+    """Two circuits to compare: the later or the other one, `second`, with the `first`.
 
     `against` is `previous`, `reference` or `model`.
     """
 
     against: str
-    first_of: Trajectory
     first: Checkpoint
-    second_of: Trajectory
     second: Checkpoint
-
-    @property
-    def is_same(self) -> bool:
-        """Whether it is one checkpoint compared with itself."""
-        return self.first is self.second
 
 
 def pairs_over_training(trajectory: Trajectory, reference: int) -> Iterator[CircuitPair]:
     """Every checkpoint with the one before it, and with the reference."""
     checkpoints = list(trajectory.checkpoints.values())
     for before, after in pairwise(checkpoints):
-        yield CircuitPair("previous", trajectory, before, trajectory, after)
+        yield CircuitPair("previous", before, after)
     for checkpoint in checkpoints:
-        yield CircuitPair("reference", trajectory, trajectory.checkpoints[reference], trajectory, checkpoint)
+        yield CircuitPair("reference", trajectory.checkpoints[reference], checkpoint)
 
 
 def pairs_between(first: Trajectory, second: Trajectory) -> Iterator[CircuitPair]:
     """Two models at every step that both have."""
     for step in first.steps:
         if step in second.checkpoints:
-            yield CircuitPair("model", first, first.checkpoints[step], second, second.checkpoints[step])
+            yield CircuitPair("model", first.checkpoints[step], second.checkpoints[step])
 
 
-def grown(checkpoint: Checkpoint, rule: SelectionRule, size: int) -> Tensor:
-    """The circuit of a number of edges (before pruning) of a checkpoint's own scores, [n_forward, n_backward]."""
-    graph = checkpoint.circuit.graph
+def grown(checkpoint: Checkpoint, size: int) -> Bool[Tensor, "n_forward n_backward"]:
+    """The circuit of a number of edges (before pruning) of a checkpoint's own scores."""
+    graph, rule = checkpoint.circuit.graph, checkpoint.rule
     signed = None
     if rule.selection == "signed":
         stable = torch.zeros(graph.n_forward * graph.n_backward, dtype=torch.bool)
@@ -89,35 +83,28 @@ class Comparer:
 
     def rows(self, pair: CircuitPair) -> list[dict[str, object]]:
         """One row for every measure at either size, without `q_value` and `changed`."""
+        # At fixed faithfulness only where both checkpoints have a circuit.
         sizes: dict[str, tuple[int, int]] = {"size": (self.size, self.size)}
         if pair.first.size is not None and pair.second.size is not None:
             sizes = {"faithfulness": (pair.first.size, pair.second.size)} | sizes
-        floors = [
-            self._floors(trajectory, checkpoint, sizes)
-            for trajectory, checkpoint in ((pair.first_of, pair.first), (pair.second_of, pair.second))
-        ]
-        p_values = self._p_values(pair, sizes)
-        stamp = {
-            "model": pair.second_of.model,
-            "task": pair.second_of.task,
-            "step": pair.second.step,
-            "tokens": pair.second.tokens,
-            "against": pair.against,
-            "other_model": pair.first_of.model,
-            "other_step": pair.first.step,
-        }
-        graph = pair.first.circuit.graph
-        edges = Edges.all_of(graph)
-        scores = [side.circuit.scores.flatten()[edges.flat][None] for side in (pair.first, pair.second)]
+        checkpoints = first, second = pair.first, pair.second
+        floors = [self._floors(checkpoint, sizes) for checkpoint in checkpoints]
+        p_values: Mapping[str, float] = {}
+        if first is not second:  # A checkpoint and itself are not tested.
+            given = (second.rule, self.config.seed, self.config.permutations)
+            p_values = change_test(first.folds, second.folds, sizes, *given)
+        stamp = {"model": second.model, "task": second.task, "step": second.step, "tokens": second.tokens}
+        stamp |= {"against": pair.against, "other_model": first.model, "other_step": first.step}
+        edges = Edges.all_of(first.circuit.graph)
+        scores = [checkpoint.circuit.scores.flatten()[edges.flat][None] for checkpoint in checkpoints]
         # Of large graphs only some edges have fold scores, and with them a noise floor.
-        kept = torch.isin(edges.flat, pair.first.folds.edges) & torch.isin(edges.flat, pair.second.folds.edges)
+        kept = torch.isin(edges.flat, first.folds.edges) & torch.isin(edges.flat, second.folds.edges)
         correlation = float(rank_correlation(*(score[:, kept] for score in scores))[0])
         rows: list[dict[str, object]] = []
         for at, (first_size, second_size) in sizes.items():
-            masks = (self._mask(pair.first_of, pair.first, at), self._mask(pair.second_of, pair.second, at))
             sides = [
-                Circuits(edges, mask.flatten()[edges.flat][None], score)
-                for mask, score in zip(masks, scores, strict=True)
+                Circuits(edges, self._mask(checkpoint, at).flatten()[edges.flat][None], score)
+                for checkpoint, score in zip(checkpoints, scores, strict=True)
             ]
             values = of_circuits(*sides)
             chance = _chance(sides[0], sides[1], self.config.seed)
@@ -137,28 +124,21 @@ class Comparer:
         rows.append(stamp | row | {"p_value": p_value} | _band(floors, "rank_correlation"))
         return rows
 
-    def _floors(self, trajectory: Trajectory, checkpoint: Checkpoint, sizes: Mapping[str, tuple[int, int]]) -> Samples:
+    def _floors(self, checkpoint: Checkpoint, sizes: Mapping[str, tuple[int, int]]) -> Samples:
         """Noise floors of a checkpoint; that at the fixed size is the same in every pair, and worked out once."""
-        key = (trajectory.model, checkpoint.step)
-        given = (trajectory.rule, self.config.seed, self.config.pairs)
+        key = (checkpoint.model, checkpoint.step)
+        given = (checkpoint.rule, self.config.seed, self.config.pairs)
         if key not in self._fixed:
             self._fixed[key] = noise_floor(checkpoint.folds, {"size": sizes["size"]}, *given)
         varying = {name: both for name, both in sizes.items() if name != "size"}
         return self._fixed[key] | (noise_floor(checkpoint.folds, varying, *given) if varying else {})
 
-    def _p_values(self, pair: CircuitPair, sizes: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
-        """p-values by size and measure; a checkpoint and itself are not tested."""
-        if pair.is_same:
-            return {}
-        given = (pair.second_of.rule, self.config.seed, self.config.permutations)
-        return change_test(pair.first.folds, pair.second.folds, sizes, *given)
-
-    def _mask(self, trajectory: Trajectory, checkpoint: Checkpoint, at: str) -> Tensor:
+    def _mask(self, checkpoint: Checkpoint, at: str) -> Tensor:
         if at == "faithfulness":
             return checkpoint.circuit.in_circuit
-        key = (trajectory.model, checkpoint.step)
+        key = (checkpoint.model, checkpoint.step)
         if key not in self._masks:
-            self._masks[key] = grown(checkpoint, trajectory.rule, self.size)
+            self._masks[key] = grown(checkpoint, self.size)
         return self._masks[key]
 
 

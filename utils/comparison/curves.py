@@ -99,11 +99,13 @@ def head_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[
                 layer=int(str(layer)),
                 head=int(str(head)),
             )
+            # Heads err independently of each other.
             seed = config.seed + 1000 * int(str(layer)) + int(str(head))
             if "pairs" in rows:
                 resampled = binomial_resamples(values, rows["pairs"].to_numpy(), seed, config.resamples)
                 curve = replace(curve, resampled=resampled, uncertainty="binomial")
             elif rows.loc[rows["value"].notna(), "se"].notna().all():
+                # Errors are those of the signed effect, the curve is its size.
                 signed = rows["signed"] if "signed" in rows else rows["value"]
                 errors = rows["se"].fillna(0).to_numpy()
                 resampled = normal_resamples(signed.to_numpy(), errors, seed, config.resamples)
@@ -182,7 +184,7 @@ def circuit_curves(trajectory: Trajectory, reference: int, size: int, config: Co
     steps = np.array([checkpoint.step for checkpoint in checkpoints])
     tokens = np.array([checkpoint.tokens for checkpoint in checkpoints])
     edges = Edges.all_of(trajectory.graph)
-    observed = torch.stack([grown(at, trajectory.rule, size).flatten()[edges.flat] for at in checkpoints])
+    observed = torch.stack([grown(at, size).flatten()[edges.flat] for at in checkpoints])
     n = config.resamples // 5  # Circuits cost more than other curves.
     resampled = []
     redrawn = _redrawn(trajectory, reference, size, config, n, edges)

@@ -31,20 +31,20 @@ class Checkpoint:
     """The stored circuit of one checkpoint.
 
     Attributes:
+        rule: how circuits are grown from scores.
         circuit: scores and the circuit's edges, none if no circuit was found.
         folds: scores by fold of the prompts.
         size: edges asked for of the circuit that was found, before pruning; None if none was.
-        full, corrupted: the model's metric on clean and on corrupted prompts, each with its standard error.
     """
 
+    model: str
+    task: str
+    rule: SelectionRule
     step: int
     tokens: int
     circuit: Circuit
     folds: KeptFolds
     size: int | None
-    full: tuple[float, float]
-    corrupted: tuple[float, float]
-    status: str
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,8 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
             way_out = f"measure again: {graphs.how_to_make()} overwrite=true"
             raise UserError(f"{graphs.file(step, '.pt')}: holds {error}; {way_out}") from None
         row = baselines.read_table(step).iloc[0]
-        checkpoints[step] = Checkpoint(
-            step,
-            int(row["tokens"]),
-            circuit,
-            folds,
-            None if pd.isna(row["size"]) else int(row["size"]),
-            (float(row["full"]), float(row["full_se"])),
-            (float(row["corrupted"]), float(row["corrupted_se"])),
-            str(row["status"]),
-        )
+        size = None if pd.isna(row["size"]) else int(row["size"])
+        checkpoints[step] = Checkpoint(model, task, rule, step, int(row["tokens"]), circuit, folds, size)
     return Trajectory(model, task, checkpoints, rule, fingerprint((graphs, baselines), settings))
 
 

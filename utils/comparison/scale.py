@@ -102,6 +102,7 @@ def _correlate(name: str, x: np.ndarray, y: np.ndarray, seed: int, resamples: in
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((a * b).sum(axis) / np.sqrt((a * a).sum(axis) * (b * b).sum(axis)))
 
+    # With as many resamples as there are permutations, scipy goes through each of them once.
     test = stats.permutation_test(
         (y,),
         lambda b, axis=-1: r(np.broadcast_to(x, b.shape), b, axis),
@@ -112,6 +113,7 @@ def _correlate(name: str, x: np.ndarray, y: np.ndarray, seed: int, resamples: in
     )
     low = high = np.nan
     if n >= FEWEST_FOR_INTERVAL:
+        # Models are resampled; a resample without variation has no correlation, and does not count.
         drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
         a, b = x[drawn], y[drawn]
         if name == "spearman":

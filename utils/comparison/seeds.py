@@ -91,8 +91,10 @@ def seed_emergence(
                 continue
             steps = of_curve["step"].to_numpy(dtype=float, na_value=np.nan)
             emerged_at = steps[~np.isnan(steps)]
+            # The lower median. Never is later than every step.
             middle = float(np.sort(np.nan_to_num(steps, nan=np.inf))[(len(steps) - 1) // 2])
             dips = seeds[(seeds["group"] == group) & (seeds["curve"] == name)]
+            # At each step, in how many models the curve has emerged. Groups count between the first model and the last.
             emerged = (steps[None, :] <= dips["step"].to_numpy(dtype=float)[:, None]).sum(axis=1)
             between = (emerged > 0) & (emerged < len(of_curve))
             enough = len(of_curve) >= FEWEST

@@ -50,6 +50,7 @@ def emergence_table(
         emergence = find_emergence(
             curve.values, curve.resampled, keys.fraction, keys.sustained, curve.baseline, resamples=config.resamples
         )
+        # What is known of a curve goes into its row; the first reason why it has no step ends it.
         row: dict[str, object] = curve.stamp() | {"maximum": emergence.maximum, "uncertainty": curve.uncertainty}
         if curve.kind == "head" and emergence.maximum < keys.weakest * strongest[curve.score]:
             rows.append(row | {"reason": f"weaker than {keys.weakest:g} of the score's strongest head"})
@@ -67,6 +68,7 @@ def emergence_table(
         row |= {"step": curve.steps[index], "tokens": curve.tokens[index]}
         if index > 0:
             row |= {"after_step": curve.steps[index - 1], "after_tokens": curve.tokens[index - 1]}
+        # The interval is open where it reaches past the first or the last checkpoint.
         row |= {"low_step": curve.steps[low]} if low >= 0 else {}
         row |= {"high_step": curve.steps[high]} if high < emergence.n else {}
         rows.append(row)
@@ -110,6 +112,7 @@ def change_points_table(similarity: pd.DataFrame, curves: Sequence[Curve]) -> pd
     rows = []
     for model, task, quantity, steps, values in series:
         logarithmic = quantity == "n_edges"
+        # Sizes change by factors: their levels are means of logarithms.
         points = change_points(np.log(values) if logarithmic else values)
         bounds = [0, *points, len(values)]
         for i, start in enumerate(points, 1):
@@ -133,7 +136,7 @@ def edges_tables(trajectory: Trajectory, size: int) -> tuple[pd.DataFrame, pd.Da
     turned, lived = [], []
     for at in AT:
         masks = [
-            (checkpoint.circuit.in_circuit if at == "faithfulness" else grown(checkpoint, trajectory.rule, size))
+            (checkpoint.circuit.in_circuit if at == "faithfulness" else grown(checkpoint, size))
             for checkpoint in checkpoints
         ]
         present = np.stack([mask.flatten()[edges.flat].numpy() for mask in masks])

@@ -68,15 +68,18 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
         index, end = prepared.batch.index, at_answers(prepared)
         at = index.cpu()
         direct = _Parts(runs, end, index, heads_change)
+        # What the ablated heads write instead, by their nodes.
         given = {
             graph.head(*head): (
                 means[head].expand(len(index), -1) if means else end.source.layers[head[0]].written[:, head[1]]
             )
             for head in ablated
         }
+        # Before: what every part writes in the clean run, along the difference of the answers.
         for layer, run in enumerate(end.base.layers):
             heads[layer][:, at] = direct.of_heads(layer, run.written, torch.arange(graph.n_heads))
             mlps[at] += direct.of(run.mlp_out)
+        # After: the ablated heads' change is known; the patched forward tells that of the heads behind them.
         for layer, head in ablated:
             change = given[graph.head(layer, head)] - end.base.layers[layer].written[:, head]
             heads_change[layer, head, at] = direct.of_heads(layer, change[:, None], torch.tensor([head]))[0]
@@ -90,6 +93,8 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
             observe=direct.observe,
         )[0]
         before, after = runs.logit_difference(torch.stack((end.base.final, final)), index).double().cpu()
+        # At the clean scale everything written adds up. The rest of the change is the scale's, and what heads do not
+        # explain of the former is the MLPs'.
         written = direct.of(final - end.base.final)
         whole[at], whole_change[at] = before, after - before
         norm_change[at] = after - before - written

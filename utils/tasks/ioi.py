@@ -139,6 +139,7 @@ def signal_variants(
     rows = torch.arange(len(prompts), device=device)
     io, s1, s2 = (prompts.positions[name] for name in ("io", "s1", "s2"))
     io_token, s_token = prompts.clean[rows, io], prompts.clean[rows, s1]
+    # Of three different names, one at least is neither of the prompt's.
     taken = zip(io_token.tolist(), s_token.tolist(), strict=True)
     drawn = [
         next(token for token in third_name.sample(list(names.values()), 3) if token not in (a, b)) for a, b in taken

@@ -197,6 +197,7 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     tokens = single_tokens(tokenizer, [verb for pair in verbs for verb in pair], "sva", "verbs", LEAST_VERBS)
     answers = [tuple(tokens[pair[number]] for pair in verbs) for number in range(len(NUMBERS))]
     words = [";".join(pair[number] for pair in verbs) for number in range(len(NUMBERS))]
+    # Every verb that is left counts as an answer, in the subject's number right and in the other wrong.
     sizes = [prod(_slot_sizes(structure)) for structure in structures]
     pairs = []
     for number, stratum, index in draw("sva", [sizes] * len(NUMBERS), n, seed):

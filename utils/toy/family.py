@@ -120,6 +120,7 @@ class _Training:
         bar = tqdm(range(start, config.optimizer.steps + 1), desc=str(config.folder), unit="step", disable=None)
         for step in bar:
             if step in config.steps:
+                # The checkpoint that a training resumes at has been examined, but perhaps not written.
                 if state is None or step > start:
                     skills = examination.results(trainer.model).items()
                     evaluation += [{"step": step, "skill": skill, "value": value} for skill, value in skills]
