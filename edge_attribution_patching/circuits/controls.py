@@ -39,11 +39,10 @@ def random_circuits(
         deal = torch.from_numpy(generator.permutation(graph.n_edges))
         dealt = torch.zeros_like(circuit.scores)
         dealt[edges] = circuit.scores[edges][deal]
-        dealt_signed = None
         if signed is not None:
             stable = torch.zeros_like(signed.stable)
             stable[edges] = signed.stable[edges][deal]
-            dealt_signed = Signed(stable, signed.positive_share)
+        dealt_signed = signed and Signed(stable, signed.positive_share)
         mask[:] = _of_size(dealt, graph, circuit.n_edges, order, dealt_signed)
     return masks
 
