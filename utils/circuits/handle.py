@@ -53,7 +53,7 @@ class Model:
 
     Attributes:
         name: the last part of its name or folder.
-        weights: what the engine computes with; `weights.shape` has all sizes.
+        weights: what the engine computes with; it has all sizes (`n_layers`, `d_model`, ...).
         tokenizer: its tokenizer. Checkpoints share it, so do not change it.
         step, tokens: how long it was trained; None if nobody says.
         start_token: whether it was trained with a start token before every document; None if nobody says. Prompts get
@@ -222,7 +222,7 @@ def with_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[Cir
         UserError: as `circuit_prompts`.
     """
     settings = settings_of(CircuitSettings, keys, model)
-    return settings, circuit_prompts(settings, require_task(task), model.tokenizer, model.weights.shape)
+    return settings, circuit_prompts(settings, require_task(task), model.tokenizer, model.weights)
 
 
 def prompts_of(model: Model, task: Task, settings: TaskSettings) -> Prompts:
@@ -368,7 +368,7 @@ def head_table(model: Model, kind: str, keys: Mapping[str, Any]) -> pd.DataFrame
     settings = settings_of(
         getattr(importlib.import_module(f"{_HEADS}.keys"), schema), keys, model, {"model": model.name}
     )
-    inputs = functions.prepare(settings, model.tokenizer, model.weights.shape)
+    inputs = functions.prepare(settings, model.tokenizer, model.weights)
     # A model has what these functions read of a checkpoint.
     ((_, result),) = functions.measure(model, settings, inputs, None).items()
     table = result.table

@@ -40,9 +40,8 @@ class SuiteConfig(BaseConfig):
     """Keys of run_suite.py."""
 
     analyses: list[dict[str, Any]] = Field(min_length=1)
-    """What to run. Each entry names its `script`, and its keys: in a `config` of that script, or right there, where
-    they win. The keys of every script come from the suite, except that `checkpoints`, `batch_size` and `seed` can
-    be set for an analysis."""
+    """What to [run](../docs/clusters.md#suites): of each analysis its `script`, and its keys, in a `config` or right
+    there."""
 
 
 def jobs_of(config: SuiteConfig, where: str = "analyses") -> list[Job]:
@@ -123,14 +122,13 @@ def _job(suite: SuiteConfig, entry: Block, where: str) -> Job:
 
 
 def _refuse_shared_folders(jobs: Sequence[Job], where: str) -> None:
-    seen: dict[str, Job] = {}
+    seen: set[Path] = set()
     for job in jobs:
-        for task in job.tasks:
-            for folder in job.folders("model", task):
-                if str(folder.path) in seen:
-                    what = f" of {task.name}" if task is not None else ""
-                    raise UserError(
-                        f"{where}: two entries of {job.analysis.name}.py would write the same results{what}; join "
-                        "them, or run one of them with another results_dir"
-                    )
-                seen[str(folder.path)] = job
+        for folder in job.folders("model"):
+            if folder.path in seen:
+                what = f" of {folder.task}" if folder.task is not None else ""
+                raise UserError(
+                    f"{where}: two entries of {job.analysis.name}.py would write the same results{what}; join "
+                    "them, or run one of them with another results_dir"
+                )
+            seen.add(folder.path)
