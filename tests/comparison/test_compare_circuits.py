@@ -18,7 +18,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.comparison import changes
-from circuits_over_time.utils.comparison.inputs import read_sequence
+from circuits_over_time.utils.comparison.inputs import read_trajectory
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.comparison.run import compare
 from circuits_over_time.utils.results.store import Store
@@ -92,13 +92,13 @@ def test_a_stopped_run_goes_on_where_it_was(store: Store, monkeypatch: pytest.Mo
         part.unlink()
     rows, compared = changes.Comparer.rows, list[str]()
 
-    def stop_at_the_second(comparer: changes.Comparer, pair: changes.Pair) -> list[dict[str, object]]:
-        if pair.second_of.model == MODELS[1]:
+    def stop_at_the_second(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
+        if pair.second.model == MODELS[1]:
             raise KeyboardInterrupt
         return rows(comparer, pair)
 
-    def count(comparer: changes.Comparer, pair: changes.Pair) -> list[dict[str, object]]:
-        compared.append(pair.second_of.model)
+    def count(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
+        compared.append(pair.second.model)
         return rows(comparer, pair)
 
     monkeypatch.setattr(changes.Comparer, "rows", stop_at_the_second)
@@ -111,7 +111,7 @@ def test_a_stopped_run_goes_on_where_it_was(store: Store, monkeypatch: pytest.Mo
 
 
 def test_circuits_are_grown_by_the_keys_of_their_run(store: Store) -> None:
-    rule = read_sequence(store, MODELS[0], "ioi").rule
+    rule = read_trajectory(store, MODELS[0], "ioi").rule
     assert (rule.order, rule.selection, rule.positive_share, rule.seed) == ("greedy", "signed", 0.6, 7)
 
 
