@@ -72,7 +72,7 @@ def estimate(
     return Estimate(sum(sizes[step] for step in to_fetch), disk, _memory(family, known, sizes, dtype), unknown)
 
 
-def told(estimate: Estimate) -> str:
+def format_estimate(estimate: Estimate) -> str:
     """An estimate in one line, for `--dry-run`."""
     parts = [f"download {size(estimate.download)}", f"peak disk {size(estimate.disk)}"]
     parts.append("peak memory unknown" if estimate.memory is None else f"peak memory {size(estimate.memory)}")
@@ -141,7 +141,7 @@ def needs(sweep: Sweep) -> str:
         return ""
     config = sweep.jobs[0].config
     found = estimate(sweep.family, list(sweep.missing), config.dtype, config.keep_checkpoints, config.prefetch)
-    return f"  needs: {told(found)}\n{_time(sweep)}"
+    return f"  needs: {format_estimate(found)}\n{_time(sweep)}"
 
 
 def _time(sweep: Sweep) -> str:
