@@ -20,7 +20,6 @@ from typing import Literal
 from ..base.errors import CheckpointUnusable
 from ..base.progress import duration
 from ..config.keys import BaseConfig, result_settings
-from ..hub.listing import Listing
 from ..models.family import Family, HubFamily, LocalFamily
 from ..models.weight_files import weight_files
 from .plan import Sweep
@@ -86,7 +85,8 @@ def _sizes(family: Family, steps: Sequence[int]) -> tuple[dict[int, int], set[in
     """Bytes of weights of each step, where known, and which steps are on disk."""
     if isinstance(family, HubFamily):
         listed = family.listings(steps)
-        found = {step: one.bytes_of_weights for step in steps if isinstance(one := listed[step], Listing)}
+        known = {step: one for step, one in listed.items() if not isinstance(one, CheckpointUnusable)}
+        found = {step: one.bytes_of_weights for step, one in known.items()}
         complete = {step for step in steps if family.is_complete(step)}
         for step in complete - found.keys():
             found[step] = _bytes_in(family.folder(step))
