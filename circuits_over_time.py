@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from circuits_over_time.utils.circuits.callback import CircuitCallback
     from circuits_over_time.utils.circuits.handle import Evaluation, Model
     from circuits_over_time.utils.circuits.measured import MeasuredCircuit
     from circuits_over_time.utils.tasks import Task
     from circuits_over_time.utils.tasks.prompts import MetricFunction
 
-__all__ = ["ablate", "evaluate", "find_circuit", "load", "read_circuit", "scores", "task"]
+__all__ = ["CircuitCallback", "ablate", "evaluate", "find_circuit", "load", "read_circuit", "scores", "task"]
 
 
 def load(
@@ -252,3 +253,12 @@ def read_circuit(path: str | Path) -> MeasuredCircuit:
 
     with in_callers_words():
         return measured.read_circuit(path)
+
+
+def __getattr__(name: str) -> Any:
+    """`CircuitCallback`: importing it imports transformers and torch. docs/training.md shows it."""
+    if name == "CircuitCallback":
+        from circuits_over_time.utils.circuits.callback import CircuitCallback
+
+        return CircuitCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

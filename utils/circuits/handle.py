@@ -146,7 +146,7 @@ def model_in_memory(
 # Settings.
 
 
-def settings_of(schema: type[Schema], keys: Mapping[str, Any], model: Model, **fixed: Any) -> Schema:
+def settings_of(schema: type[Schema], keys: Mapping[str, Any], model: Model, /, **fixed: Any) -> Schema:
     """The settings that keywords give, with the defaults of the YAML files.
 
     Args:
