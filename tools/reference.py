@@ -9,6 +9,7 @@ written by hand. `TABLES` says which tables there are.
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import logging
 import re
@@ -20,7 +21,6 @@ from typing import Any
 import pydantic
 from pydantic_core import PydanticUndefined
 
-from circuits_over_time.check_checkpoints import CheckConfig
 from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
 from circuits_over_time.utils.base.progress import configure_logging
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
@@ -42,14 +42,12 @@ PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Schema = type[pydantic.BaseModel]
 NO_ANALYSIS: dict[str, Schema] = {
-    "check_checkpoints.py": CheckConfig,
+    "check_checkpoints.py": importlib.import_module("circuits_over_time.check_checkpoints").CheckConfig,
     "compare_circuits.py": ComparisonConfig,
     "make_toy_checkpoints.py": FamilyConfig,
     "run_suite.py": SuiteConfig,
 }
 """Root scripts that measure nothing, with their keys."""
-Explained = set[tuple[str, str, str]]
-"""Keys that have a row: the name of each, its meaning and its default."""
 
 
 def document(page: str) -> str:
@@ -69,57 +67,34 @@ def document(page: str) -> str:
 
 
 def keys() -> str:
-    """The keys of every script. A key that stands in a table above is only named."""
-    explained: Explained = set()
-    shared: dict[str, Schema] = {}
-    text = []
-    every: dict[str, Schema] = {"Every script": BaseConfig, "Every script with tasks": TaskConfig}
-    for heading, base in every.items():
-        text.append(keys_of(base, heading, shared, explained))
-        shared[heading] = base
-    text += [keys_of(schema, script, shared, explained) for script in scripts() if (schema := schema_of(script))]
-    return "\n".join(text)
+    """The keys of every script: first those that all share, then each script's own."""
+    shared: dict[str, Schema] = {"Every script": BaseConfig, "Every script with tasks": TaskConfig}
+    sections = shared | {script: schema for script in scripts() if (schema := schema_of(script))}
+    return "\n".join(keys_of(schema, heading, shared) for heading, schema in sections.items())
 
 
-def keys_of(schema: Schema, heading: str, shared: dict[str, Schema], explained: Explained) -> str:
+def keys_of(schema: Schema, heading: str, shared: dict[str, Schema]) -> str:
     """One schema's section, without the keys that it inherits from a shared one (heading -> schema)."""
-    text = f"## {heading}\n\n"
-    if heading.endswith(".py"):
-        text += f"{_summary(ROOT / heading)}\n\n"
-    base, inherited = None, ""
-    for above, base_schema in shared.items():
-        if issubclass(schema, base_schema):
-            base, inherited = base_schema, f"[{above.lower()}](#{above.lower().replace(' ', '-')})"
-    rows = [*_rows(schema, schema.model_construct(), "", base, explained)]
-    written = [row for row in rows if len(row) > 1]
-    again = ", ".join(f"`{row[0]}`" for row in rows if len(row) == 1)
-    if inherited:
-        text += f"The keys of {inherited}{', and' if written else '.'}\n\n"
-    if written:
-        text += table(("key", "default", "meaning", "free"), written)
-    return text + (f"\nAs above: {again}.\n" if again else "")
+    text = f"## {heading}\n\n" + (f"{_summary(ROOT / heading)}\n\n" if heading.endswith(".py") else "")
+    bases = {above: base for above, base in shared.items() if base in schema.__mro__[1:]}
+    inherited = {row for base in bases.values() for row in _rows(base)}
+    rows = [row for row in _rows(schema) if row not in inherited]
+    if bases:
+        above = [*bases][-1].lower()
+        text += f"The keys of [{above}](#{above.replace(' ', '-')}){', and' if rows else '.'}\n\n"
+    return text + (table(("key", "default", "meaning", "free"), rows) if rows else "")
 
 
-def _rows(
-    schema: Schema, values: pydantic.BaseModel, prefix: str, base: Schema | None, explained: Explained
-) -> Iterator[tuple[str, ...]]:
-    """(key, default, meaning, free), or (key,) where a table above explains it."""
+def _rows(schema: Schema, values: pydantic.BaseModel | None = None, prefix: str = "") -> Iterator[tuple[str, ...]]:
+    """(key, default, meaning, free) of every key, a block's below it."""
+    values = values or schema.model_construct()
     for name, info in schema.model_fields.items():
-        default, written = getattr(values, name, PydanticUndefined), f"{prefix}{name}"
-        blocks = blocks_in(info.annotation)
+        default, blocks = getattr(values, name, PydanticUndefined), blocks_in(info.annotation)
         meaning = info.description or (blocks[0].__doc__ if blocks else "") or ""
-        key = (name, meaning, repr(default))
-        if key in explained:
-            if base is None or name not in base.model_fields:
-                yield (written,)
-            continue
-        explained.add(key)
         shown = "" if isinstance(default, pydantic.BaseModel) else _shown(default)
-        yield f"`{written}`", shown, meaning, "yes" if is_execution(info) else ""
+        yield f"`{prefix}{name}`", shown, meaning, "yes" if is_execution(info) else ""
         for block in blocks:
-            inner = default if isinstance(default, block) else block.model_construct()
-            within = list(_rows(block, inner, f"{written}.", None, explained))
-            yield from within if any(len(row) > 1 for row in within) else [(f"{written}.*",)]
+            yield from _rows(block, default if isinstance(default, block) else None, f"{prefix}{name}.")
 
 
 def columns() -> str:

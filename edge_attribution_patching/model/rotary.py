@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from .architecture_table import Architecture
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 KINDS: Mapping[str, frozenset[str]] = {
     "default": frozenset(),
@@ -59,11 +61,10 @@ def check_rotary(config: PretrainedConfig, architecture: Architecture) -> None:
     """
     if "rope_parameters" not in architecture.reads:
         return
-    everything = config.rope_parameters
-    by_type = (
-        [everything[kind] for kind in dict.fromkeys(config.layer_types)] if architecture.rotary_by_layer_type else None
-    )
-    for parameters in by_type or [everything]:
+    said = [config.rope_parameters]
+    if architecture.rotary_by_layer_type:
+        said = [config.rope_parameters[kind] for kind in dict.fromkeys(config.layer_types)]
+    for parameters in said:
         kind = parameters.get("rope_type", "default")
         if kind not in KINDS:
             raise ValueError(f"rope_type={kind}: unknown rotary embedding (supported: {', '.join(KINDS)})")

@@ -35,6 +35,7 @@ from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.comparison.scale import mean_sizes
 from circuits_over_time.utils.results.store import Store
 from tests.support.paths import ROOT
+from tests.support.stored import write_table
 from tests.support.synthetic_results import MODELS, STEPS, TASKS, write_all
 
 SCRIPTS = {
@@ -430,7 +431,7 @@ def test_without_areas_a_line_says_how_to_measure_them(tmp_path: Path, caplog: p
     for step in STEPS:
         folder = store.folder("baselines", "toy", "ioi")
         table = folder.read_table(step).drop(columns=["model", "step", "tokens"])
-        folder.write_table(step, table.assign(cpr=np.nan, cmd=np.nan), step)
+        write_table(folder, step, table.assign(cpr=np.nan, cmd=np.nan), step)
     with caplog.at_level(logging.INFO):
         assert list(plot_faithfulness_curve.draw(store, Namespace(**vars(EVERYTHING), curves=3))) == [
             "faithfulness_curve_toy"

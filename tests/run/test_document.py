@@ -21,7 +21,6 @@ from tests.support.paths import ROOT
 from tools.reference import (
     PAGES,
     TABLES,
-    Explained,
     architectures,
     columns,
     document,
@@ -73,15 +72,7 @@ class Third(Shared):
 
 
 HEAD = ["| key | default | meaning | free |", "| --- | --- | --- | --- |"]
-SHARED = {"Every script": Shared}
-
-
-@pytest.fixture
-def explained() -> Explained:
-    """What a page has explained once the shared keys have their table."""
-    so_far: Explained = set()
-    keys_of(Shared, "Every script", {}, so_far)
-    return so_far
+SHARED: dict[str, type[BaseModel]] = {"Every script": Shared}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -150,7 +141,7 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def test_a_key_has_its_default_its_meaning_and_whether_it_is_free() -> None:
-    assert keys_of(Shared, "Every script", {}, set()).splitlines() == [
+    assert keys_of(Shared, "Every script", SHARED).splitlines() == [
         "## Every script",
         "",
         *HEAD,
@@ -159,8 +150,8 @@ def test_a_key_has_its_default_its_meaning_and_whether_it_is_free() -> None:
     ]
 
 
-def test_the_keys_of_a_block_are_nested(explained: Explained) -> None:
-    assert keys_of(First, "First", SHARED, explained).splitlines()[2:] == [
+def test_the_keys_of_a_block_are_nested() -> None:
+    assert keys_of(First, "First", SHARED).splitlines()[2:] == [
         "The keys of [every script](#every-script), and",
         "",
         *HEAD,
@@ -170,21 +161,21 @@ def test_the_keys_of_a_block_are_nested(explained: Explained) -> None:
     ]
 
 
-def test_a_shared_block_is_explained_once_and_another_default_is_told(explained: Explained) -> None:
-    keys_of(First, "First", SHARED, explained)
-    assert keys_of(Second, "Second", SHARED, explained).splitlines()[4:] == [
+def test_another_default_of_a_shared_key_or_of_a_block_is_told() -> None:
+    assert keys_of(Second, "Second", SHARED).splitlines()[4:] == [
         *HEAD,
         "| `seed` | `3` | Of c. | |",
         "| `scoring` | `null` | Scores, where none are stored. | |",
+        "| `scoring.steps` | `12` | How many steps. | |",
+        "| `scoring.rule` | `left` | Where they lie. | |",
         "| `other` | | How to score. | |",
         "| `other.steps` | `5` | How many steps. | |",
-        "",
-        "As above: `scoring.*`, `other.rule`.",
+        "| `other.rule` | `left` | Where they lie. | |",
     ]
 
 
-def test_a_schema_without_keys_of_its_own_says_so(explained: Explained) -> None:
-    assert keys_of(Third, "Third", SHARED, explained) == "## Third\n\nThe keys of [every script](#every-script).\n\n"
+def test_a_schema_without_keys_of_its_own_says_so() -> None:
+    assert keys_of(Third, "Third", SHARED) == "## Third\n\nThe keys of [every script](#every-script).\n\n"
 
 
 def test_every_family_and_every_architecture_is_listed() -> None:

@@ -33,7 +33,7 @@ from ..results.store import Result, ResultsFolder, Store
 from ..tasks import TASKS, Task, get_task
 from ..tasks.prompts import metric_name
 from .find import CircuitPrompts, circuit_prompts
-from .handle import in_callers_words, model_in_memory, settings_of
+from .handle import errors_of_python, model_in_memory, settings_of
 from .keys import CircuitsConfig
 from .measured import KINDS
 from .run import measure
@@ -83,7 +83,7 @@ class CircuitCallback(TrainerCallback):
         if isinstance(every, int) and every < 1:
             raise ValueError(f"every={every}: not a number of steps, 1 or more")
         tasks = [task] if isinstance(task, str | Task) else task
-        with in_callers_words():
+        with errors_of_python():
             self.tasks = [get_task(one, "logit_diff") if isinstance(one, str) else one for one in tasks]
         self.every, self.results_dir, self.name, self.overwrite = every, Path(results_dir), name, overwrite
         self.tokenizer, self.tokens_per_step, self.keys = tokenizer, tokens_per_step, keys
@@ -105,12 +105,12 @@ class CircuitCallback(TrainerCallback):
             counted = 'TrainingArguments(include_num_input_tokens_seen="all")'
             raise ValueError(f"tokens_per_step: not known; pass tokens_per_step=, or let the trainer count: {counted}")
         self.name = self.name or Path(str(args.output_dir)).resolve().name
-        with in_callers_words():
+        with errors_of_python():
             model = model_in_memory(kwargs["model"], None, self.tokenizer, None, None)
             for task in self.tasks:
                 run = {"model": self.name, "task": task.name, "results_dir": str(self.results_dir)}
                 run |= {"dtype": str(model.weights.dtype).removeprefix("torch."), "device": str(model.weights.device)}
-                config = settings_of(CircuitsConfig, self.keys, model, **run)
+                config = settings_of(CircuitsConfig, self.keys, model, run)
                 if task.name not in TASKS:  # Figures ask run.json.
                     config = config.model_copy(update={"metric": metric_name(task.primary)})
                 self._inputs[task.name] = circuit_prompts(config, task, self.tokenizer, model.weights)
