@@ -143,8 +143,8 @@ class _Training:
         atomic_write(self.config.folder / STATE, buffer.getvalue())
 
     def _save_checkpoint(self, step: int, trainer: Trainer) -> None:
-        path = self.config.folder / f"step{step}"
-        if path.is_dir():
+        checkpoint = self.config.folder / f"step{step}"
+        if checkpoint.is_dir():
             return
         temporary = self.config.folder / f".step{step}.tmp"
         trainer.model.save_pretrained(temporary)
@@ -152,7 +152,7 @@ class _Training:
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, checkpoint)
 
     def _finish(self, evaluation: list[dict[str, Any]]) -> None:
         config, folder = self.config, self.config.folder
