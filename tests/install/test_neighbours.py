@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, TOY
 
 PARTS = ("edge_attribution_patching", "plotting", "utils")
 # Names of modules that the repository's root would offer.
@@ -68,20 +68,22 @@ def test_the_library_works_beside_a_users_own_utils_and_plotting(
     (tmp_path / "utils.py").write_text("WHOSE = 'the user'\n")
     (tmp_path / "plotting").mkdir()
     (tmp_path / "plotting" / "__init__.py").write_text("WHOSE = 'the user'\n")
-    lines = run(
-        python,
-        tmp_path,
-        """
-from circuits_over_time.plotting.published.numbers import FILE
-from circuits_over_time.plotting.report.page import ASSETS
-from circuits_over_time.utils.tasks.registry import TASKS
+    code = f"""
+import circuits_over_time as cot
 import plotting
 import utils
 
-print(utils.WHOSE, plotting.WHOSE, FILE.is_file(), (ASSETS / "template.html").is_file())
-""",
-    )
-    assert lines == ["the user the user True True"]
+model = cot.load({str(TOY / "step1350")!r})
+circuit = cot.find_circuit(model, cot.task("sva"), n_prompts=4, ig_steps=1, n_random=0, sizes=[100])
+print(utils.WHOSE, plotting.WHOSE, len(circuit.curve), "sva" in circuit._repr_html_())
+
+from circuits_over_time.plotting.published.numbers import FILE
+from circuits_over_time.plotting.report.page import ASSETS
+
+print(FILE.is_file(), (ASSETS / "template.html").is_file())
+"""
+    lines = run(python, tmp_path, code)
+    assert lines == ["the user the user 1 True", "True True"]
 
 
 def test_it_puts_no_name_but_its_own_on_the_path(python: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
