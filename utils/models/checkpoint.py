@@ -1,7 +1,8 @@
 """One checkpoint on disk: what its small files say, its weights, and a TransformerBridge for anyone who wants hooks.
 
-Only this module and `tokenizers.py` call `from_pretrained`. They always read the files of one folder, so they load the
-revision that was asked for and never ask the hub.
+Weights are read from their files as they are. Where the names or shapes of tensors are not those that the config asks
+for, transformers builds the model instead: it knows older names, and says what is missing. Only this module and
+`tokenizers.py` call `from_pretrained`, always on one folder, so nothing here asks the hub.
 """
 
 from __future__ import annotations
