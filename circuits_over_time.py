@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from circuits_over_time.utils.circuits.callback import CircuitCallback
     from circuits_over_time.utils.circuits.handle import Evaluation, Model
     from circuits_over_time.utils.circuits.measured import MeasuredCircuit
     from circuits_over_time.utils.tasks import Task
     from circuits_over_time.utils.tasks.prompts import MetricFunction
 
 __all__ = [
+    "CircuitCallback",
     "ablate",
     "attention",
     "evaluate",
@@ -435,3 +437,12 @@ def over_time(
     from circuits_over_time.utils.circuits import over_time as sweep
 
     return sweep.over_time(str(model), steps, function, name or function.__name__, keys)
+
+
+def __getattr__(name: str) -> Any:
+    """`CircuitCallback`: importing it imports transformers and torch. docs/training.md shows it."""
+    if name == "CircuitCallback":
+        from circuits_over_time.utils.circuits.callback import CircuitCallback
+
+        return CircuitCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
