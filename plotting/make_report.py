@@ -10,14 +10,15 @@ them.
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.report.circuits import circuit_records
 from circuits_over_time.plotting.report.figures import report_figures
 from circuits_over_time.plotting.report.heads import head_records
 from circuits_over_time.plotting.report.page import page_html, refuse_empty
-from circuits_over_time.plotting.report.results import Results, collected_notes
 from circuits_over_time.plotting.report.runs import run_records
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import atomic_write
@@ -38,9 +39,9 @@ def report(store: Store, arguments: argparse.Namespace) -> str:
     Raises:
         UserError: if there are no results, or results that cannot be read.
     """
-    results = Results(store, arguments)
+    results = Results(store, arguments, in_report=True)
     refuse_empty(results)
-    with collected_notes() as notes:
+    with _collected_notes() as notes:
         for kind in KINDS:
             results.table_if_any(kind)
         circuits = circuit_records(results)
@@ -48,6 +49,26 @@ def report(store: Store, arguments: argparse.Namespace) -> str:
         figures = report_figures(results)
         runs = run_records(results)
     return page_html(results, circuits, heads, meanings, figures, runs, notes)
+
+
+@contextmanager
+def _collected_notes() -> Iterator[list[str]]:
+    """Collect what the figures' code logs inside the block, each line once: what is absent, and why."""
+    notes: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if (line := record.getMessage()) not in notes:
+                notes.append(line)
+
+    collector, level = Collector(), logger.level
+    logger.addHandler(collector)
+    logger.setLevel(min(logging.INFO, logger.getEffectiveLevel()))
+    try:
+        yield notes
+    finally:
+        logger.removeHandler(collector)
+        logger.setLevel(level)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

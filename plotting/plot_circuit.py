@@ -8,7 +8,6 @@ checkpoint, a head has the colour of the roles that it holds.
     python plotting/plot_circuit.py -r results -m pythia-160m -t ioi --step 143000
 """
 
-import argparse
 import logging
 import sys
 from typing import Any
@@ -17,24 +16,22 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, Layout, lay_out
-from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, CircuitLayout, lay_out
+from circuits_over_time.plotting.parts.circuit_similarity import nodes_of
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.roles import Roles, role_look, role_rank, roles_by_step
 from circuits_over_time.plotting.parts.style import (
     FAINT,
     INK,
     NEGATIVE,
     POSITIVE,
-    ROLES,
     Drawing,
-    Roles,
     finish,
     on_white,
-    role_look,
-    roles_by_step,
     task_label,
     translucent,
 )
-from circuits_over_time.plotting.parts.tables import circuits
+from circuits_over_time.plotting.parts.tables import Results, as_text
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.store import Store
 
@@ -51,7 +48,7 @@ ROLE_TINT = 0.5
 FILL = {"a": "#eef3f7", "m": "#f6efe2"}
 
 
-def edge_ends(source: str, target: str, layout: Layout) -> tuple[tuple[float, float], tuple[float, float]]:
+def edge_ends(source: str, target: str, layout: CircuitLayout) -> tuple[tuple[float, float], tuple[float, float]]:
     """The point an edge leaves its source at (top) and the one it reaches its target at (bottom, at its port)."""
     node, _, letter = target.partition("<")
     (x0, y0), (x1, y1) = layout.positions[source], layout.positions[node]
@@ -90,7 +87,7 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
     _draw_edges(figure, edges, layout)
     _draw_nodes(figure, layout, roles)
     held = {role for node in layout.positions for role in roles.get(node, ())}
-    for role in sorted(held, key=lambda role: (list(ROLES).index(role) if role in ROLES else len(ROLES), role)):
+    for role in sorted(held, key=role_rank):
         label, colour = role_look(role)
         marker = {"symbol": "square", "size": 12, "color": on_white(colour, ROLE_TINT)}
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=label))
@@ -113,7 +110,7 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
     return drawing
 
 
-def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: Layout) -> None:
+def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -> None:
     """Edges by sign, class of width and class of opacity, thin ones first; each class is one trace."""
     strongest = float(edges["score"].abs().max()) or 1.0
     share = np.sqrt(edges["score"].abs() / strongest)
@@ -133,7 +130,7 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: Layout) -> None:
                 xs += [*x.tolist(), None]
                 ys += [*y.tolist(), None]
                 quarters = (len(x) // 4, len(x) // 2, 3 * len(x) // 4)
-                middles += [(x[at], y[at], *_told(row)) for at in quarters]
+                middles += [(x[at], y[at], *_edge_hover(row)) for at in quarters]
             width = THINNEST + (WIDEST - THINNEST) * (size + 0.5) / WIDTH_CLASSES
             line = {"color": translucent(colour, opacity), "width": width}
             figure.add_trace(go.Scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False))
@@ -160,7 +157,7 @@ def _opacities(edges: pd.DataFrame, classes: pd.Series) -> pd.Series:
     return (FAINTEST + (STRONGEST - FAINTEST) * classed).round(3).fillna(by_width)
 
 
-def _told(row: dict[str, Any]) -> tuple[str, float, str]:
+def _edge_hover(row: dict[str, Any]) -> tuple[str, float, str]:
     """What pointing at an edge shows: its name, its score and, as far as that is known, how sure it is."""
     name = f"{row['source']} → {row['target']}".replace("<", "&lt;").replace(">", "&gt;")
     known = {key: float(row[key]) for key in ("score_se", "stability", "inclusion") if pd.notna(row.get(key))}
@@ -172,7 +169,7 @@ def _told(row: dict[str, Any]) -> tuple[str, float, str]:
     return name, float(row["score"]), "<br>".join(lines)
 
 
-def _draw_nodes(figure: go.Figure, layout: Layout, roles: Roles) -> None:
+def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles) -> None:
     for node, (x, y) in layout.positions.items():
         held = roles.get(node, ())
         for i, role in enumerate(held):
@@ -211,33 +208,31 @@ def _draw_nodes(figure: go.Figure, layout: Layout, roles: Roles) -> None:
                 )
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name: every model and task asked for, at the step asked for or the last with a circuit."""
-    if arguments.strongest < 1:
-        raise UserError(f"--strongest: {arguments.strongest} edges asked for; ask for at least 1")
-    figures = {}
-    for (model, task), by_step in circuits(store, arguments).items():
-        step = max(by_step) if arguments.step is None else arguments.step
+def draw(results: Results) -> dict[str, Drawing]:
+    """Every model and task asked for, at the step asked for or the last with a circuit."""
+    if (strongest := results.arguments.strongest) < 1:
+        raise UserError(f"--strongest: {strongest} edges asked for; ask for at least 1")
+    drawn = {}
+    for (model, task), by_step in results.circuits().items():
+        step = max(by_step) if results.arguments.step is None else results.arguments.step
         if step not in by_step:
-            logger.warning(
-                "%s %s: no circuit at step %d; left out (there: %s)", model, task, step, ", ".join(map(str, by_step))
-            )
+            there = ", ".join(map(str, by_step))
+            logger.warning("%s %s: no circuit at step %d; left out (there: %s)", model, task, step, there)
             continue
         edges = by_step[step]
-        shown = edges.loc[edges["score"].abs().nlargest(arguments.strongest).index]
-        n_nodes = len(set(edges["source"]) | set(edges["target"].str.partition("<")[0]))
-        size = f"{len(edges)} edges, {n_nodes} nodes" + (
-            f"; the {len(shown)} strongest edges drawn" if len(shown) < len(edges) else ""
-        )
-        stable = "stability" in shown and bool(shown["stability"].notna().any())
+        few = edges.loc[edges["score"].abs().nlargest(strongest).index]
+        size = f"{len(edges)} edges, {len(nodes_of(zip(edges['source'], edges['target'], strict=True)))} nodes"
+        if len(few) < len(edges):
+            size += f"; the {len(few)} strongest edges drawn"
+        stable = "stability" in few and bool(few["stability"].notna().any())
         faint = ", opacity with stability" if stable else ""
-        title = f"{task_label(task)} circuit of {model} at step {step:,}"
-        figures[f"circuit_{model}_{task}_step{step:06d}"] = draw_circuit(
-            shown, title, f"{size}; width grows with |score|{faint}", _roles(store, model).get(step)
+        title = f"{task_label(as_text(task))} circuit of {as_text(model)} at step {step:,}"
+        drawn[f"circuit_{model}_{task}_step{step:06d}"] = draw_circuit(
+            few, title, f"{size}; width grows with |score|{faint}", _roles(results.store, model).get(step)
         )
-    if not figures:
-        raise UserError(f"--step {arguments.step}: no circuit of that step in {store.root}/graphs")
-    return figures
+    if not drawn:
+        raise UserError(f"--step {results.arguments.step}: no circuit of that step in {results.store.root}/graphs")
+    return drawn
 
 
 def _roles(store: Store, model: str) -> dict[int, Roles]:
@@ -247,13 +242,20 @@ def _roles(store: Store, model: str) -> dict[int, Roles]:
     return roles_by_step(store.read_tables("ioi_consistency_heads", model))
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint (the last with a circuit)")
-    parser.add_argument(
-        "--strongest", type=int, default=200, metavar="N", help="draw the N edges of largest |score| (200)"
-    )
+# The report has a drawing of its own.
+FIGURE = Figure(
+    draw,
+    options={
+        "--step": {"type": int, "metavar": "N", "help": "checkpoint (the last with a circuit)"},
+        "--strongest": {
+            "type": int,
+            "default": 200,
+            "metavar": "N",
+            "help": "draw the N edges of largest |score| (200)",
+        },
+    },
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

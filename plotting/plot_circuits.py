@@ -7,19 +7,24 @@ lines have a gap.
     python plotting/plot_circuits.py -r results -o figures --format html,png
 """
 
-import argparse
 import logging
 import sys
+from functools import partial
 
 import pandas as pd
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels
-from circuits_over_time.plotting.parts.style import METRIC_LABELS, Drawing, ModelLook, model_looks, task_label, within
-from circuits_over_time.plotting.parts.tables import every_model, load, models_in, tasks_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel
+from circuits_over_time.plotting.parts.style import (
+    Drawing,
+    ModelLook,
+    metric_label,
+    primary_metric,
+    task_label,
+    within,
+)
+from circuits_over_time.plotting.parts.tables import Results, as_text, by_model, escaped, tasks_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
-from circuits_over_time.utils.results.kinds import PRIMARY_METRICS
-from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 
@@ -64,10 +69,7 @@ def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, 
     cuts = []
     for column, task in enumerate(tasks, 1):
         gaps = []
-        for model in models_in(table):
-            rows = table[(table["model"] == model) & (table["task"] == task)]
-            if rows.empty:
-                continue
+        for model, rows in by_model(table[table["task"] == task]):
             look = looks[model]
             gaps.append(Gaps(rows, COUNTS[count], "status", model, look))
             for row, value, hover in (
@@ -82,8 +84,7 @@ def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, 
             )
         panels.missing(gaps, 1, column)
         panels.level(1.0, 2, column)
-        metric = METRIC_LABELS.get(metrics[task], metrics[task])
-        panels.figure.update_yaxes(title_text=metric, row=3, col=column)
+        panels.figure.update_yaxes(title_text=metric_label(metrics[task]), row=3, col=column)
         panels.figure.update_yaxes(rangemode="tozero", row=1, col=column)
         limits, cut = within([0.0, 1.0, *table.loc[table["task"] == task, "faithfulness"]], *FAITHFULNESS_LIMITS)
         panels.figure.update_yaxes(range=limits, row=2, col=column)
@@ -98,29 +99,31 @@ def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, 
     return panels.done("Circuits over training", subtitle)
 
 
-def task_metrics(store: Store, table: pd.DataFrame) -> dict[str, str]:
+def task_metrics(results: Results, table: pd.DataFrame) -> dict[str, str]:
     """The metric that each task's circuits were found with: the task's own, or for a prompts CSV that of the run."""
     metrics = {}
     for task in tasks_in(table):
         model = table.loc[table["task"] == task, "model"].iloc[0]
-        metrics[task] = (
-            PRIMARY_METRICS.get(task) or store.folder("baselines", model, task).read_run()["config"]["metric"]
-        )
+        own = primary_metric(task) or results.store.folder("baselines", model, task).read_run()["config"]["metric"]
+        metrics[as_text(task)] = own or "task metric"
     return metrics
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    table = selected_circuits(load(store, "faithfulness", arguments), load(store, "baselines", arguments))
-    return {
-        "circuits": draw_circuits(table, model_looks(every_model(store)), arguments.count, task_metrics(store, table))
-    }
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure of all models."""
+    table = selected_circuits(results.table("faithfulness"), results.table("baselines"))
+    draw_rows = partial(
+        draw_circuits, looks=results.looks(), count=results.arguments.count, metrics=task_metrics(results, table)
+    )
+    return {"circuits": by_panel(draw_rows, escaped(table))}
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument("--count", choices=tuple(COUNTS), default="edges", help="what a circuit's size counts (edges)")
+FIGURE = Figure(
+    draw,
+    order=20,
+    options={"--count": {"choices": tuple(COUNTS), "default": "edges", "help": "what a circuit's size counts (edges)"}},
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

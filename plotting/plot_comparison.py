@@ -10,21 +10,19 @@ line per pair, and the pairs' median and quartiles.
     python plotting/plot_comparison.py -r results --measure edge_jaccard --at size
 """
 
-import argparse
 import sys
-from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels, ring
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks, task_label
-from circuits_over_time.plotting.parts.tables import every_model, load_comparison, models_in, tasks_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, ring
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, task_label
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.store import Store
 
 MEASURES = {
     "edge_jaccard": "edges, Jaccard",
@@ -240,31 +238,33 @@ def chosen(table: pd.DataFrame, measure: str, at: str | None) -> pd.DataFrame:
     return rows
 
 
-def figures(table: pd.DataFrame, measure: str, looks: Mapping[str, ModelLook]) -> dict[str, Drawing]:
-    """Figures by file name, from rows of `similarity` of one measure."""
-    over_training = table[table["against"] != "model"]
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model, and one of all pairs of models of one shape."""
+    measure = results.arguments.measure
+    table = chosen(results.comparison("similarity"), measure, results.arguments.at)
+    looks, table = results.looks(table["model"]), escaped(table)
+    between = table[table["against"] == "model"]
     drawn = {
-        f"comparison_{model}": draw_comparison(over_training, model, measure, looks[model])
-        for model in models_in(over_training)
+        f"comparison_{model}": by_panel(partial(draw_comparison, model=model, measure=measure, look=looks[model]), rows)
+        for model, rows in by_model(table[table["against"] != "model"])
     }
-    if (table["against"] == "model").any():
-        drawn["comparison_models"] = draw_between(table, measure)
-    return drawn
-
-
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    table = chosen(load_comparison(store, "similarity", arguments), arguments.measure, arguments.at)
-    return figures(table, arguments.measure, model_looks([*every_model(store), *table["model"]]))
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument(
-        "--measure", choices=tuple(MEASURES), default="edge_jaccard", help="what to draw (edge_jaccard)"
+    return (
+        drawn
+        if between.empty
+        else drawn | {"comparison_models": by_panel(partial(draw_between, measure=measure), between)}
     )
-    parser.add_argument("--at", choices=("faithfulness", "size"), help="circuits as found, or of one size (both)")
+
+
+FIGURE = Figure(
+    draw,
+    order=50,
+    options={
+        "--measure": {"choices": tuple(MEASURES), "default": "edge_jaccard", "help": "what to draw (edge_jaccard)"},
+        "--at": {"choices": ("faithfulness", "size"), "help": "circuits as found, or of one size (both)"},
+    },
+    notes_absence=True,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

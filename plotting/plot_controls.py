@@ -12,21 +12,20 @@ that does not beat every random one.
     python plotting/plot_controls.py -r results
 """
 
-import argparse
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, ring
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks, task_label
-from circuits_over_time.plotting.parts.tables import every_model, load, load_if_any, models_in, tasks_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel, ring
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, task_label
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
-from circuits_over_time.utils.results.store import Store
 
 STABLE = 0.9
 RANDOM, BEATEN_BY = "#777777", "#D55E00"
@@ -222,14 +221,20 @@ def _ring(panels: Panels, table: pd.DataFrame, row: int, column: int) -> bool:
     return True
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    controls = load(store, "controls", arguments)
-    rest = (load_if_any(store, kind, arguments) for kind in ("graphs", "prompt_groups"))
-    points = control_points(load(store, "baselines", arguments), controls, *rest)
-    looks = model_looks(every_model(store))
-    return {f"controls_{model}": draw_controls(points, model, looks[model]) for model in models_in(controls)}
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model."""
+    controls, baselines = results.table("controls"), results.table("baselines")
+    rest = (results.table_if_any(kind, note=True) for kind in ("graphs", "prompt_groups"))
+    baselines = baselines[baselines["model"].isin(controls["model"])]
+    points, looks = escaped(control_points(baselines, controls, *rest)), results.looks()
+    return {
+        f"controls_{model}": by_panel(partial(draw_controls, model=model, look=looks[model]), rows)
+        for model, rows in by_model(points)
+    }
+
+
+FIGURE = Figure(draw, order=30)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

@@ -12,21 +12,21 @@ a band of quartiles.
     python plotting/plot_emergence.py -r results
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels, wrapped
-from circuits_over_time.plotting.parts.style import METRIC_LABELS, Drawing, ModelLook, task_label
-from circuits_over_time.plotting.parts.tables import load_comparison, models_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.head_scores import score_label
+from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, for_both_widths, wrapped
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, task_label
+from circuits_over_time.plotting.parts.tables import Results, as_text, escaped, models_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.parts.timeline import Timeline
-from circuits_over_time.plotting.plot_head_scores import score_label
 from circuits_over_time.utils.comparison.seeds import without_seed
 from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.store import Store
@@ -61,7 +61,7 @@ def label(row: Mapping[Any, Any], *, head: bool = True) -> str:
         return f"{title}: a{row['layer']}.h{row['head']}" if head else f"{title}: strongest head"
     task = task_label(str(row["task"]))
     if kind == "metric":
-        return f"{task}: {METRIC_LABELS.get(score, score.replace('_', ' ')).split(' (')[0]}"
+        return f"{task}: {metric_label(score).split(' (')[0]}"
     return f"{task}: {CIRCUITS.get(score, score.replace('_', ' '))}"
 
 
@@ -220,28 +220,36 @@ def seed_groups(store: Store, models: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def shapes(store: Store, group: str) -> dict[str, str]:
+def shapes(results: Results, group: str) -> dict[str, str]:
     """Whether each curve of a group of seeds is abrupt, by its name; empty where there are too few seeds to tell."""
-    table = ComparisonFolder(store.root).read("seed_emergence")
+    table = results.comparison("seed_emergence", whole=True)
     known = table[table["group"] == group].dropna(subset="shape")
     return dict(zip(known["curve"], known["shape"], strict=True))
 
 
-def figures(store: Store, emergence: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Drawing]:
-    """Figures by file name, from rows of `emergence` and `curves`."""
-    models = models_in(emergence)
-    drawn = {f"emergence_{model}": draw_timeline(emergence, curves, model) for model in models}
-    for group, members in seed_groups(store, models).items():
-        seeds = ComparisonFolder(store.root).read("seeds")
-        drawn[f"emergence_seeds_{group}"] = draw_seeds_timeline(emergence, curves, group, members)
-        drawn[f"curves_seeds_{group}"] = draw_seed_curves(curves, seeds, shapes(store, group), group, members)
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model, and two for each group of seeds."""
+    raw = results.comparison("emergence")
+    emergence, curves = escaped(raw), escaped(results.comparison("curves"))
+    drawn = {
+        f"emergence_{model}": for_both_widths(partial(draw_timeline, emergence, curves, model))
+        for model in models_in(emergence)
+    }
+    for group, members in seed_groups(results.store, models_in(raw)).items():
+        name, models = as_text(group), [as_text(model) for model in members]
+        drawn[f"emergence_seeds_{name}"] = for_both_widths(
+            partial(draw_seeds_timeline, emergence, curves, name, models)
+        )
+        seeds = escaped(results.comparison("seeds", whole=True))
+        abrupt = {as_text(curve): shape for curve, shape in shapes(results, group).items()}
+        draw_rows = partial(draw_seed_curves, seeds=seeds, shapes=abrupt, group=name, models=models)
+        of_group = curves[curves["model"].isin(models) & curves["curve"].isin(seeds["curve"])]
+        drawn[f"curves_seeds_{name}"] = by_panel(draw_rows, of_group, "curve")
     return drawn
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    return figures(store, *(load_comparison(store, name, arguments) for name in ("emergence", "curves")))
+FIGURE = Figure(draw, order=100)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

@@ -8,21 +8,19 @@ distances.
     python plotting/plot_handovers.py -r results
 """
 
-import argparse
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import wrapped
-from circuits_over_time.plotting.parts.style import FAINT, INK, SERIES, Drawing, finish, role_chip, role_look
-from circuits_over_time.plotting.parts.tables import load, models_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import NARROW_TICKS, for_both_widths, wrapped
+from circuits_over_time.plotting.parts.roles import LEVELS, role_chip, role_look, why_none
+from circuits_over_time.plotting.parts.style import FAINT, INK, SERIES, Drawing, finish
+from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
 from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
-from circuits_over_time.plotting.plot_ioi_roles import LEVELS, why_none
-from circuits_over_time.utils.results.comparison import ComparisonFolder
-from circuits_over_time.utils.results.store import Store
 
 SURE = 0.95
 _ROW, _FRAME, _WIDTH, _NAMES, _PHONE = 52, 110, 960, 160, 320
@@ -99,7 +97,7 @@ def draw_handovers(
         legend=False,
     )
     figure.update_layout(margin={"l": 18 if narrow else _NAMES, "t": 18, "r": 18})
-    axis.apply(figure, 6 if narrow else 14)
+    axis.apply(figure, NARROW_TICKS if narrow else 14)
     figure.update_xaxes(title={"text": "checkpoint (training step)", "font": {"size": 12}})
     figure.update_yaxes(
         range=[len(roles) - 0.5, -0.7],
@@ -214,12 +212,18 @@ def _write(
     )
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name: one for each model."""
-    handovers = ComparisonFolder(store.root).read("handovers")
-    heads, levels = (load(store, kind, arguments) for kind in ("ioi_consistency_heads", "ioi_consistency"))
-    return {f"handovers_{model}": draw_handovers(heads, handovers, levels, model) for model in models_in(heads)}
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model."""
+    handovers = escaped(results.comparison("handovers", whole=True))
+    heads, levels = (escaped(results.table(kind)) for kind in ("ioi_consistency_heads", "ioi_consistency"))
+    return {
+        f"handovers_{model}": for_both_widths(partial(draw_handovers, heads, handovers, levels, model))
+        for model in models_in(heads)
+    }
+
+
+FIGURE = Figure(draw, order=140)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

@@ -8,21 +8,20 @@ between the same two checkpoints.
     python plotting/plot_order.py -r results
 """
 
-import argparse
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import wrapped
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import for_both_widths, wrapped
 from circuits_over_time.plotting.parts.style import Drawing, finish
-from circuits_over_time.plotting.parts.tables import load_comparison, models_in
+from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
 from circuits_over_time.plotting.plot_emergence import WHOLE, label
-from circuits_over_time.utils.results.store import Store
 
 # Pixels: a cell, the widest of all cells together, the frame, and the room for names of rows.
 _CELL, _MOST, _FRAME, _NAMES, _LINE = 34, 760, 100, 330, 17
@@ -144,12 +143,17 @@ def _named(rows: Mapping[Any, Mapping[Any, Any]], curve: str) -> str:
     return label(rows[curve]) if curve in rows else curve
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name. Pairs of all tasks are drawn."""
-    everything = argparse.Namespace(**{**vars(arguments), "task": None})
-    order, emergence = (load_comparison(store, name, everything) for name in ("order", "emergence"))
-    return {f"order_{model}": draw_order(order, emergence, model) for model in models_in(order)}
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model. Pairs of all tasks are drawn."""
+    everything = results.with_arguments(**vars(results.arguments) | {"task": None})
+    order, emergence = (escaped(everything.comparison(name)) for name in ("order", "emergence"))
+    return {
+        f"order_{model}": for_both_widths(partial(draw_order, order, emergence, model)) for model in models_in(order)
+    }
+
+
+FIGURE = Figure(draw, order=110)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

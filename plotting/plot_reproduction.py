@@ -8,24 +8,23 @@ comes from, the settings that differ from the study's, and the command that meas
     python plotting/plot_reproduction.py -r results
 """
 
-import argparse
 import html
 import logging
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.head_scores import score_label
+from circuits_over_time.plotting.parts.panels import by_panel
 from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, Drawing, finish, task_label
+from circuits_over_time.plotting.parts.tables import NotMeasured, Results
 from circuits_over_time.plotting.parts.time_axis import compact
-from circuits_over_time.plotting.plot_head_scores import score_label
 from circuits_over_time.plotting.published.reproduction import VERDICTS, commands, reproduction
-from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.base.files import atomic_write
-from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 
@@ -69,20 +68,24 @@ def row_label(row: pd.Series) -> str:
     return f"{row['step']:,}" if row["quantity"] == "circuit_edges" else str(row["model"]).removeprefix("pythia-")
 
 
-def shown(value: float, quantity: str) -> str:
+def format_number(value: float, quantity: str) -> str:
     """A number with as many digits as the study prints, or a dash."""
     if np.isnan(value):
         return "–"
     return compact(value) if quantity == "emergence_tokens" else format(value, FORMATS[quantity])
 
 
-def shown_range(low: float, high: float, quantity: str) -> str:
-    """A range whose ends are written by `shown`, or one number if they are equal."""
+def format_range(low: float, high: float, quantity: str) -> str:
+    """A range whose ends are written by `format_number`, or one number if they are equal."""
     if np.isnan(low) or np.isnan(high):
         return ""
     if np.isinf(high):
-        return f"after {shown(low, quantity)}"
-    return shown(low, quantity) if low == high else f"{shown(low, quantity)} to {shown(high, quantity)}"
+        return f"after {format_number(low, quantity)}"
+    return (
+        format_number(low, quantity)
+        if low == high
+        else f"{format_number(low, quantity)} to {format_number(high, quantity)}"
+    )
 
 
 def draw_reproduction(table: pd.DataFrame) -> Drawing:
@@ -182,9 +185,9 @@ def _add(
     quantity = rows["quantity"].iloc[0]
     told = [
         (
-            shown_range(row["published_low"], row["published_high"], quantity),
-            shown(row["measured"], quantity),
-            shown_range(row["low"], row["high"], quantity) or "none",
+            format_range(row["published_low"], row["published_high"], quantity),
+            format_number(row["measured"], quantity),
+            format_range(row["low"], row["high"], quantity) or "none",
             row["n_checkpoints"],
         )
         for row in rows.to_dict("records")
@@ -205,25 +208,6 @@ def _add(
         **where,
     )
     named.add(name)
-
-
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    table = reproduction(store, arguments)
-    if table.empty:
-        raise UserError("--model, --task: the study published nothing of these; leave them out")
-    missing = commands(table)
-    if (table["verdict"] == "not measured").all():
-        raise UserError(f"{store.root} holds no results of the study's models; run: {next(iter(missing))}")
-    for command, n in missing.items():
-        logger.info("%d numbers are not measured, or open; run: %s", n, command)
-    path = arguments.output / "reproduction.csv"
-    atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())
-    logger.info("wrote %s", path)
-    return {"reproduction": draw_reproduction(table)}
-
-
-# The published numbers and the measured ones as a table, below their figure.
 
 
 def reproduction_html(table: pd.DataFrame) -> str:
@@ -249,9 +233,9 @@ def _row(row: pd.Series) -> str:
     cells = (
         panel_title(row),
         row_label(row).replace("<br>", " "),
-        shown_range(row["published_low"], row["published_high"], quantity),
-        shown(row["measured"], quantity),
-        shown_range(row["low"], row["high"], quantity) or "–",
+        format_range(row["published_low"], row["published_high"], quantity),
+        format_number(row["measured"], quantity),
+        format_range(row["low"], row["high"], quantity) or "–",
         f"{row['n_checkpoints']:,}",
         row["verdict"],
         "; ".join(filter(None, notes)),
@@ -260,5 +244,26 @@ def _row(row: pd.Series) -> str:
     return f"<tr data-verdict='{state}'>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure, and its numbers."""
+    table = reproduction(results.store, results.arguments)
+    if table.empty:
+        raise NotMeasured("--model, --task: the study published nothing of these; leave them out")
+    missing = commands(table)
+    if (table["verdict"] == "not measured").all():
+        raise NotMeasured(f"{results.store.root} holds no results of the study's models; run: {next(iter(missing))}")
+    for command, n in missing.items() if not results.in_report else ():
+        logger.info("%d numbers are not measured, or open; run: %s", n, command)
+    panels = table.assign(panel=table.apply(panel_title, axis=1))
+    return {
+        "reproduction": replace(
+            by_panel(draw_reproduction, panels, "panel"), table=table, details=reproduction_html(table)
+        )
+    }
+
+
+FIGURE = Figure(draw, order=170)
+
+
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

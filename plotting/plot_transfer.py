@@ -7,20 +7,18 @@ puts every task's circuit to every task, at one checkpoint (--step).
     python plotting/plot_transfer.py -r results -m toy --step 1350
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.style import Drawing, finish, task_label
-from circuits_over_time.plotting.parts.tables import load, models_in, tasks_in
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.store import Store
 
 # Values are written into cells where these are wide enough.
 MOST_WITH_TEXT = 14
@@ -150,18 +148,32 @@ def _draw_matrix(
     figure.update_yaxes(title_text=down, type="category", autorange="reversed", row=row, col=column)
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    table = load(store, "transfer", arguments)
-    return {
-        f"transfer_{model}": draw_transfer(matrices(table, model, arguments.step), model) for model in models_in(table)
-    }
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model."""
+    drawn = {}
+    for model, rows in by_model(escaped(results.table("transfer"))):
+        if panels := matrices(rows, model, results.arguments.step):
+            drawn[f"transfer_{model}"] = _one_model(panels, model)
+    return drawn
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint of the matrix over tasks (the last)")
+def _one_model(panels: Sequence[Matrix], model: str) -> Drawing:
+    """The figure of one model, for narrow screens a matrix at a time without the scale of colours."""
+    return replace(
+        draw_transfer(panels, model),
+        narrow=lambda: [
+            draw_transfer([panel], model).figure.update_traces(showscale=False).update_layout(margin={"l": 78, "r": 14})
+            for panel in (panels if len(panels) > 1 else [])
+        ],
+    )
+
+
+FIGURE = Figure(
+    draw,
+    order=70,
+    options={"--step": {"type": int, "metavar": "N", "help": "checkpoint of the matrix over tasks (the last)"}},
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

@@ -10,21 +10,19 @@ Checkpoints stand at equal distances, because lifetimes count them.
     python plotting/plot_turnover.py -r results --at size
 """
 
-import argparse
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import write_in_middle
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import NARROW_TICKS, narrowed, write_in_middle
 from circuits_over_time.plotting.parts.style import FONT, INK, Drawing, finish, task_label
-from circuits_over_time.plotting.parts.tables import load_comparison, models_in, tasks_in
+from circuits_over_time.plotting.parts.tables import Results, escaped, models_in, tasks_in
 from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.comparison import ComparisonFolder
-from circuits_over_time.utils.results.store import Store
 
 AT = {"faithfulness": "as found", "size": "fixed size"}
 # What a checkpoint's bars count, from zero outwards: column -> legend entry, colour, direction.
@@ -38,7 +36,7 @@ SIZE, CHANGE = "edges of the circuit", "change point"
 LASTING, ENDED = "lives at the last checkpoint", "lifetime of edges that died"
 LIVES = {LASTING: "#009E73", ENDED: "#9a9a9a"}
 QUANTITIES = {"faithfulness": ("n_edges", "mean size"), "size": ("similarity", "mean similarity")}
-NARROW_TICKS, MOST_TICKS = 6, 10
+MOST_TICKS = 10
 # Edges whose lines are apart by more than outlines between them would take.
 MOST_OUTLINED = 150
 # Pixels: a panel's width and height, what is between panels, and the frame.
@@ -276,21 +274,33 @@ def _say(figure: go.Figure, text: str, row: int, column: int) -> None:
     figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False, row=row, col=column)
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    turnover, lifetimes = (load_comparison(store, name, arguments) for name in ("turnover", "lifetimes"))
-    if arguments.at is not None:
-        turnover = turnover[turnover["at"] == arguments.at]
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model."""
+    turnover, lifetimes = (escaped(results.comparison(name)) for name in ("turnover", "lifetimes"))
+    if (at := results.arguments.at) is not None:
+        turnover = turnover[turnover["at"] == at]
     if turnover.empty:
-        raise UserError(f"{store.root}/comparison/turnover.csv has no circuits at fixed {arguments.at}")
-    changes = ComparisonFolder(store.root).read("change_points")
-    return {f"turnover_{model}": draw_turnover(turnover, lifetimes, changes, model) for model in models_in(turnover)}
+        raise UserError(f"{results.store.root}/comparison/turnover.csv has no circuits at fixed {at}")
+    changes = escaped(results.comparison("change_points", whole=True))
+    return {f"turnover_{model}": _one_model(turnover, lifetimes, changes, model) for model in models_in(turnover)}
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument("--at", choices=tuple(AT), help="circuits as found, or of one size (both)")
+def _one_model(turnover: pd.DataFrame, lifetimes: pd.DataFrame, changes: pd.DataFrame, model: str) -> Drawing:
+    """The figure of one model, for narrow screens a column at a time."""
+    rows = turnover[turnover["model"] == model]
+    return replace(
+        draw_turnover(rows, lifetimes, changes, model),
+        narrow=lambda: [
+            narrowed(draw_turnover(part, lifetimes, changes, model, narrow=True).figure, part)
+            for part in (rows[rows["task"] == task] for task in tasks_in(rows))
+        ],
+    )
+
+
+FIGURE = Figure(
+    draw, order=60, options={"--at": {"choices": tuple(AT), "help": "circuits as found, or of one size (both)"}}
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

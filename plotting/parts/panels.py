@@ -1,14 +1,16 @@
 """Grids of small panels over training: one line per model, with intervals as bands."""
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from .style import FONT, INK, Drawing, ModelLook, finish, translucent
+from .tables import tasks_in
 from .time_axis import TimeAxis
 
 _PANEL_WIDTH = 345
@@ -21,6 +23,8 @@ _BETWEEN_COLUMNS, _END_NAMES = 78, 42
 INTERVAL = 1.96
 # What fits into a panel without values: reasons, and characters in a line, on a phone too.
 MOST_REASONS, _LINE = 4, 42
+# Ticks of the training axis that fit a panel as wide as a phone; the share of its width below which two labels touch.
+NARROW_TICKS, _TOUCH = 6, 0.12
 # What is written where a panel has no curves.
 _NOTE = {"showarrow": False, "font": {"size": 12, "color": "#555555"}}
 
@@ -362,3 +366,47 @@ class Panels:
                 ),
                 **where,
             )
+
+
+def by_panel(
+    draw: Callable[[pd.DataFrame], Drawing],
+    table: pd.DataFrame,
+    column: str = "task",
+    values: Sequence[str] | None = None,
+) -> Drawing:
+    """The drawing of a whole table, and for narrow screens that of each value of the column that tells panels apart.
+
+    Args:
+        draw: takes rows of the table.
+        table: of all panels.
+        column: which.
+        values: of the column, in order; by default as the table has them, but tasks in the order of the study.
+    """
+    if values is None:
+        values = tasks_in(table) if column == "task" else list(dict.fromkeys(table[column]))
+    parts = [table[table[column] == value] for value in values]
+    if len(parts) < 2:
+        return draw(table)
+    return replace(draw(table), narrow=lambda: [narrowed(draw(part).figure, part) for part in parts])
+
+
+def for_both_widths(draw: Callable[..., Drawing]) -> Drawing:
+    """What a function draws that can draw for narrow screens too, with `narrow=True`."""
+    return replace(draw(), narrow=lambda: [draw(narrow=True).figure])
+
+
+def narrowed(figure: go.Figure, table: pd.DataFrame) -> go.Figure:
+    """The figure of one panel (or column of panels) with fewer ticks on a training axis and smaller margins."""
+    if figure.layout.xaxis.type == "log" and figure.layout.xaxis.tickmode == "array":
+        axis = TimeAxis.of(table)
+        positions, labels = axis.ticks(NARROW_TICKS)
+        low, high = axis.range()
+        # On a phone the labels of step 0 and of a checkpoint close to it would touch.
+        if (
+            axis.zero is not None
+            and len(positions) > 2
+            and np.log10(positions[1] / positions[0]) < _TOUCH * (high - low)
+        ):
+            positions, labels = [positions[0], *positions[2:]], [labels[0], *labels[2:]]
+        figure.update_xaxes(tickvals=positions, ticktext=labels)
+    return figure.update_layout(margin={"l": 60, "r": max(14, (figure.layout.margin.r or 0) - 14)})

@@ -1,16 +1,18 @@
-"""What every figure shares: one look per model, names of tasks and scores, the page's fonts and grid.
+"""What every figure shares: one look per model, names of tasks and metrics, the page's fonts and grid.
 
 Colours are those of Okabe and Ito (2008), distinguishable with any of the common colour-vision deficiencies, with
 a few of Paul Tol's for the remaining sizes. Marker shapes repeat the distinction for print in grey.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
+
+from circuits_over_time.utils.results.kinds import PRIMARY_METRICS
 
 FONT = "Helvetica, Arial, sans-serif"
 INK = "#222222"
@@ -60,18 +62,6 @@ METRIC_LABELS = {
     "rank_0_rate": "rank-0 rate (share of prompts)",
     "prob_mass": "probability of the answers",
 }
-
-# Roles of heads in IOI, in the order of the algorithm: name in the tables -> label and colour, the same everywhere.
-# Edges in drawings of circuits are blue or orange, so no role is.
-ROLES = {
-    "name_mover": ("name mover", "#332288"),
-    "copy_suppression": ("copy suppression", "#882255"),
-    "negative_name_mover": ("negative name mover", "#CC6677"),
-    "s_inhibition": ("S-inhibition", "#DDAA33"),
-    "induction": ("induction", "#44AA99"),
-    "duplicate_token": ("duplicate token", "#88CCEE"),
-}
-_OTHER_ROLE = "#999933"
 
 _SIZE_LOOKS = {
     "14m": ("#777777", "x"),
@@ -148,20 +138,25 @@ def task_order(tasks: Iterable[str]) -> list[str]:
     return sorted(set(tasks), key=lambda task: (known.index(task) if task in known else len(known), task))
 
 
+def primary_metric(task: str) -> str | None:
+    """The metric that a task's circuits are found with; None for a task from a CSV, whose run says it."""
+    return PRIMARY_METRICS.get(task)
+
+
+def metric_order(metrics: Iterable[str]) -> list[str]:
+    """Metrics in the order of their registry, then the others by name."""
+    known = list(METRIC_LABELS)
+    return sorted(set(metrics), key=lambda metric: (known.index(metric) if metric in known else len(known), metric))
+
+
+def metric_label(metric: str) -> str:
+    """A metric's name as figures write it, with its unit."""
+    return METRIC_LABELS.get(metric, metric.replace("_", " "))
+
+
 def task_label(task: str) -> str:
     """A task's name as figures write it; a task from a CSV goes by its file's name."""
     return TASK_LABELS.get(task, task.replace("_", " "))
-
-
-def role_look(role: str) -> tuple[str, str]:
-    """Label and colour of a role that a table names."""
-    return ROLES.get(role, (role.replace("_", " "), _OTHER_ROLE))
-
-
-def role_chip(role: str) -> str:
-    """A square of the role's colour and its label, in plotly's markup."""
-    label, colour = role_look(role)
-    return f"<span style='color:{colour}'>■</span> {label}"
 
 
 def translucent(colour: str, alpha: float) -> str:
@@ -195,17 +190,23 @@ _LEGEND_ROW, _LEGEND_ENTRY, _LEGEND_LETTER = 30, 46, 6.8
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and its heading, apart: files have it above the panels, the report as text that wraps.
+    """A figure and what belongs to it. The heading is apart: files have it above the panels, the report as text.
 
     Attributes:
         figure: the panels, without a title and without room for one.
         title: what is shown, in plotly's markup of text.
         subtitle: one line on how to read it, alike.
+        narrow: makes the same panel by panel, for screens too narrow for the figure; nothing if it has one panel.
+        table: its numbers, written beside it as CSV.
+        details: HTML that the report has below it.
     """
 
     figure: go.Figure
     title: str
     subtitle: str = ""
+    narrow: Callable[[], list[go.Figure]] = list
+    table: pd.DataFrame | None = None
+    details: str = ""
 
     def titled(self) -> go.Figure:
         """A copy of the figure with the heading, and the legend if it has one, above the panels."""
@@ -274,31 +275,3 @@ def finish(
         showlegend=legend,
     )
     return Drawing(figure, title, subtitle)
-
-
-# Which heads hold which role in IOI, checkpoint by checkpoint.
-
-
-Roles = dict[str, tuple[str, ...]]
-"""Head (`a3.h1`) -> the roles that it holds, in the order of the algorithm."""
-
-
-def roles_by_step(heads: pd.DataFrame) -> dict[int, Roles]:
-    """The roles at every step at which heads were measured; heads without one are left out.
-
-    Args:
-        heads: `ioi_consistency_heads` of one model: `step, layer, head, role, passes`.
-    """
-    order = list(ROLES)
-    found: dict[int, dict[str, set[str]]] = {int(step): {} for step in heads["step"].unique()}
-    held = heads[heads["passes"].astype(bool)]
-    for step, layer, head, role in held[["step", "layer", "head", "role"]].itertuples(index=False):
-        found[int(step)].setdefault(f"a{layer}.h{head}", set()).add(str(role))
-
-    def place(role: str) -> tuple[int, str]:
-        return (order.index(role) if role in order else len(order), role)
-
-    return {
-        step: {head: tuple(sorted(roles, key=place)) for head, roles in by_head.items()}
-        for step, by_head in found.items()
-    }

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from circuits_over_time.utils.results.kinds import find_kind
 
-from ..plot_head_scores import SINGLE
+from ..parts.head_scores import SINGLE
 
 FILE = Path(__file__).parent / "circuits_over_time.csv"
 # Where the configs with the study's settings lie, from the repository's root.

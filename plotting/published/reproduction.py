@@ -19,7 +19,7 @@ import yaml
 from circuits_over_time.utils.results.kinds import find_kind
 from circuits_over_time.utils.results.store import Store
 
-from ..plot_head_scores import THRESHOLDS
+from ..parts.head_scores import SCORES
 from .numbers import Number, published
 
 RESAMPLES = 2000
@@ -279,7 +279,7 @@ def _level_percent(study: Study, number: Number) -> Measured | None:
 
 
 def _emergence(study: Study, number: Number) -> Measured | None:
-    kind, score = number.kind, number.item
+    kind, score, threshold = number.kind, number.item, SCORES[number.item].threshold
     table = study.table(kind, number.model)
     if table is None:
         return None
@@ -289,11 +289,11 @@ def _emergence(study: Study, number: Number) -> Measured | None:
     best = table.groupby("step").agg(tokens=("tokens", "first"), best=(value, "max"))
     if best.empty:
         return None
-    above = (best["best"] > THRESHOLDS[score]).to_numpy()
+    above = (best["best"] > threshold).to_numpy()
     lasting = above & np.append(above[1:], True)
     tokens = best["tokens"].to_numpy(dtype=float)
     if not lasting.any():
-        return Measured(np.nan, tokens[-1], np.inf, len(tokens), f"no head passes {THRESHOLDS[score]:g}")
+        return Measured(np.nan, tokens[-1], np.inf, len(tokens), f"no head passes {threshold:g}")
     first = int(lasting.argmax())
     if first == 0:
         return Measured(tokens[0], np.nan, np.nan, len(tokens), "the first checkpoint measured has such a head already")

@@ -8,20 +8,11 @@ import pandas as pd
 from circuits_over_time.utils.results.kinds import KINDS
 
 from ..parts.circuit_layout import level
-from ..parts.style import ROLES, model_order, role_look, roles_by_step, task_label
-from ..plot_head_scores import SCORES, SINGLE, THRESHOLDS, head_scores, score_label
-from .results import Results, plain
-
-# Role by score alone: the score, and what being above its threshold is called.
-SCORE_ROLES = {
-    "induction": ("induction", "induction score above 0.5"),
-    "previous token": ("previous_token", "previous-token score above 0.5"),
-    "duplicate token": ("duplicate_token", "duplicate-token score above 0.5"),
-    "copying": ("copy", "copy score above 10%"),
-    "negative copying": ("negative_copy", "negative copy score above 10%"),
-    "succession": ("succession", "succession score above 0.5"),
-    "copy suppression": ("cspa", "CSPA score above 0.10"),
-}
+from ..parts.head_scores import SCORES, SINGLE, head_scores, in_order, score_label
+from ..parts.roles import ROLES, role_look, roles_by_step
+from ..parts.style import model_order, task_label
+from ..parts.tables import Results
+from .cells import plain
 
 Head = tuple[int, int]
 
@@ -35,7 +26,7 @@ def head_records(results: Results) -> tuple[list[dict[str, Any]], dict[str, str]
     measured = [kind for kind in ("components", *SINGLE) if results.table_if_any(kind) is not None]
     scores = pd.DataFrame(columns=["model", "step", "tokens", "score", "layer", "head", "value"])
     if measured:
-        scores = head_scores(results.store, results.arguments)
+        scores = head_scores(results)
     membership = _membership(results)
     found = _found_roles(results)
     models = model_order([*scores["model"], *membership, *found])
@@ -57,9 +48,8 @@ def _record(
     named = {(int(layer), int(head)) for layer, head in scores[["layer", "head"]].drop_duplicates().to_numpy()}
     heads = sorted(named | {tuple(role["head"]) for role in roles})
     place = {head: i for i, head in enumerate(heads)}
-    known = [name for name in SCORES if name in set(scores["score"])]
     columns = []
-    for name in [*known, *sorted(set(scores["score"]) - set(known))]:
+    for name in in_order(scores["score"]):
         part = scores[scores["score"] == name]
         steps = sorted(int(step) for step in part["step"].unique())
         values: list[list[Any]] = [[None] * len(heads) for _ in steps]
@@ -98,13 +88,13 @@ def _spans(role: str, by_step: dict[int, set[Head]]) -> list[dict[str, Any]]:
 
 def _score_roles(scores: pd.DataFrame, meanings: dict[str, str]) -> list[dict[str, Any]]:
     rows = []
-    for role, (score, meaning) in SCORE_ROLES.items():
-        part = scores[scores["score"] == score]
-        above = part[part["value"] > THRESHOLDS[score]]
+    for name, score in SCORES.items():
+        part = scores[scores["score"] == name]
+        above = part[part["value"] > score.threshold]
         by_step = {int(step): _heads(above[above["step"] == step]) for step in part["step"].unique()}
-        spans = _spans(role, by_step) if by_step else []
+        spans = _spans(score.role, by_step) if by_step else []
         if spans:
-            meanings[role] = meaning
+            meanings[score.role] = score.meaning
         rows += spans
     return rows
 

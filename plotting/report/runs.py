@@ -9,7 +9,7 @@ from typing import Any
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.kinds import KINDS
 
-from .results import Results
+from ..parts.tables import Results
 
 logger = logging.getLogger("plotting")
 
