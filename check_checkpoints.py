@@ -12,24 +12,47 @@ Writes results/checks/<model>/checkpoints.csv, and with `--deep` distances.csv. 
 wrong (0 with `on_duplicate_weights=warn` or `skip`), 2 bad input.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from circuits_over_time.utils.config.command_line import run_script
-from circuits_over_time.utils.integrity.check import CheckConfig, check_models
+from pydantic import model_validator
+
+from circuits_over_time.utils.comparison.keys import ComparisonConfig
+from circuits_over_time.utils.config.command_line import read_command_line, script
+from circuits_over_time.utils.config.keys import BaseConfig, Section
+from circuits_over_time.utils.results.kinds import KINDS
+from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
+from circuits_over_time.utils.toy.keys import FamilyConfig
 
 
+class CheckConfig(BaseConfig):
+    """Keys of check_checkpoints.py: those that every script shares. The keys of other scripts are passed over."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pass_over_other_scripts_keys(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.keys() <= cls.model_fields.keys():
+            return data
+        passed_over = keys_of_all_scripts() - cls.model_fields.keys()
+        return {key: value for key, value in data.items() if key not in passed_over}
+
+
+def keys_of_all_scripts() -> set[str]:
+    """The keys of every script that reads a config."""
+    schemas: list[type[Section]] = [SuiteConfig, ComparisonConfig, FamilyConfig]
+    schemas += [find_analysis(script).schema for script in {kind.script for kind in KINDS.values()}]
+    return {key for schema in schemas for key in schema.model_fields}
+
+
+@script
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the config, check, and return the exit code."""
+    deep = "also load a few tensors and compare consecutive steps"
+    config, arguments = read_command_line("check_checkpoints.py", CheckConfig, argv, deep=deep)
+    from circuits_over_time.utils.integrity.check import check_models  # Imports pandas.
 
-    def options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--deep", action="store_true", help="also load a few tensors and compare consecutive steps")
-
-    def execute(config: CheckConfig, arguments: argparse.Namespace) -> int:
-        return check_models(config, deep=arguments.deep)
-
-    return run_script("check_checkpoints.py", CheckConfig, execute, argv, options)
+    return check_models(config, deep=arguments.deep)
 
 
 if __name__ == "__main__":

@@ -11,23 +11,21 @@ Writes the tables of `utils/results/comparison.py` into results/comparison.
 Keys: configs/README.md. Figures: plotting/plot_comparison.py, plot_emergence.py.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
-from circuits_over_time.utils.comparison.run import compare
-from circuits_over_time.utils.config.command_line import run_script
+from circuits_over_time.utils.config.command_line import read_command_line, script
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the config, compare, and return the exit code."""
+    config, _ = read_command_line("compare_circuits.py", ComparisonConfig, argv)
+    from circuits_over_time.utils.comparison.run import compare  # Imports pandas and scipy.
 
-    def execute(config: ComparisonConfig, arguments: argparse.Namespace) -> int:
-        compare(config)
-        return 0
-
-    return run_script("compare_circuits.py", ComparisonConfig, execute, argv)
+    compare(config)
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ define them; `head_scores: study` measures them as Tigges et al. 2024 do (arXiv 
 
 import sys
 
-from circuits_over_time.utils.heads.attention_and_copy import ComponentsConfig
+from circuits_over_time.utils.heads.keys import ComponentsConfig
 from circuits_over_time.utils.results.kinds import COMPONENTS
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 

@@ -10,7 +10,7 @@ Tigges et al. 2024 do (arXiv 2407.10827).
 
 import sys
 
-from circuits_over_time.utils.heads.cspa import CspaConfig
+from circuits_over_time.utils.heads.keys import CspaConfig
 from circuits_over_time.utils.results.kinds import CSPA
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 

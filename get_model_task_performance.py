@@ -11,7 +11,8 @@ import sys
 
 from circuits_over_time.utils.results.kinds import TASK_PERFORMANCE
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
-from circuits_over_time.utils.task_performance import PerformanceConfig
+from circuits_over_time.utils.tasks import tasks_of
+from circuits_over_time.utils.tasks.keys import PerformanceConfig
 
 ANALYSIS = Analysis(
     "get_model_task_performance",
@@ -19,7 +20,7 @@ ANALYSIS = Analysis(
     (TASK_PERFORMANCE,),
     Lazy("utils.task_performance.prepare"),
     Lazy("utils.task_performance.measure"),
-    tasks=Lazy("utils.tasks.tasks_of"),
+    tasks=tasks_of,
 )
 
 if __name__ == "__main__":

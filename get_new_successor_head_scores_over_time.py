@@ -11,7 +11,7 @@ from Gould et al. 2023 (arXiv 2312.09230); `head_scores: study` measures it as T
 
 import sys
 
-from circuits_over_time.utils.heads.succession import SuccessorConfig
+from circuits_over_time.utils.heads.keys import SuccessorConfig
 from circuits_over_time.utils.results.kinds import SUCCESSOR
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 

@@ -10,22 +10,21 @@ format, with the tokenizer), `evaluation.csv` (what each checkpoint can do on he
 codes: 0 done, 2 bad input, 130 Ctrl-C.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from circuits_over_time.utils.config.command_line import run_script
-from circuits_over_time.utils.toy.family import FamilyConfig, train_family
+from circuits_over_time.utils.config.command_line import read_command_line, script
+from circuits_over_time.utils.toy.keys import FamilyConfig
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the config, train, and return the exit code."""
+    config, _ = read_command_line("make_toy_checkpoints.py", FamilyConfig, argv)
+    from circuits_over_time.utils.toy.family import train_family  # Imports torch.
 
-    def execute(config: FamilyConfig, arguments: argparse.Namespace) -> int:
-        train_family(config)
-        return 0
-
-    return run_script("make_toy_checkpoints.py", FamilyConfig, execute, argv)
+    train_family(config)
+    return 0
 
 
 if __name__ == "__main__":

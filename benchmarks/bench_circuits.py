@@ -32,7 +32,7 @@ from transformers import GPTNeoXForCausalLM
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
 from circuits_over_time.edge_attribution_patching.circuits.mib import mib_areas
-from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
@@ -158,7 +158,7 @@ def table(name: str, device: str, rounds: int) -> None:
     (batch,) = pairs.batches(16)
     runs = prepare_runs(weights, batch)
     evaluator = CircuitEvaluator(weights, pairs, metric)
-    thousand = prefix_masks(edge_order(scores, graph, limit=1000), graph, [1000])
+    thousand = top_n_masks(edge_order(scores, graph, limit=1000), graph, [1000])
     circuit = Circuit(graph, scores, thousand[0])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "graph.pt"

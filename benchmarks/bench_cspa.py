@@ -34,7 +34,7 @@ from transformers import GPTNeoXForCausalLM
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.utils.heads import streamed_kl
 from circuits_over_time.utils.heads.cspa_scores import cspa_scores, mean_outputs
-from circuits_over_time.utils.heads.cspa_sources import Ablation
+from circuits_over_time.utils.heads.keys import Ablation
 
 ROOT = Path(__file__).resolve().parents[1]
 

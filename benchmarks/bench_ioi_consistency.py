@@ -34,8 +34,8 @@ from circuits_over_time.edge_attribution_patching.model.weights import read_weig
 from circuits_over_time.utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
 from circuits_over_time.utils.heads.copy_scores import copy_scores
 from circuits_over_time.utils.heads.cspa_scores import cspa_scores, mean_outputs
-from circuits_over_time.utils.heads.cspa_sources import Ablation
 from circuits_over_time.utils.heads.function_words import function_tokens
+from circuits_over_time.utils.heads.keys import Ablation
 from circuits_over_time.utils.ioi.backup import backup_table
 from circuits_over_time.utils.ioi.effects import PairedRuns
 from circuits_over_time.utils.ioi.inputs import HeadFacts

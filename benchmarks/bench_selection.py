@@ -25,7 +25,7 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     FaithfulnessCurve,
 )
 from circuits_over_time.edge_attribution_patching.circuits.mib import MIB_SHARES
-from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import CircuitBootstrap
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute_folds
@@ -56,7 +56,7 @@ def measure(evaluator: CircuitEvaluator, folds: FoldScores, config: CircuitsConf
     bootstrap = CircuitBootstrap(
         folds.keep(order, size), "greedy", search.selection, search.positive_share, config.seed
     )
-    circuit = prefix_masks(order, graph, [size])[0]
+    circuit = top_n_masks(order, graph, [size])[0]
     return {
         "edges": int(circuit.sum()),
         "faithfulness": curve.faithfulness(size),

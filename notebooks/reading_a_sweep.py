@@ -50,9 +50,9 @@ from circuits_over_time.plotting.plot_head_scores import draw_top_heads
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.config.keys import load_config
 from circuits_over_time.utils.models.family import resolve_family
-from circuits_over_time.utils.results.kinds import PRIMARY_METRICS
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import run
+from circuits_over_time.utils.tasks import TASKS as BUILT_IN
 from notebooks.support import start
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
@@ -157,7 +157,7 @@ baselines.pivot(index="step", columns="task", values="status")[TASKS]
 looks = model_looks([model])
 faithfulness = load(store, "faithfulness", wanted)
 chosen = selected_circuits(faithfulness, baselines)
-show(draw_circuits(chosen, looks, "edges", {task: PRIMARY_METRICS[task] for task in TASKS}))
+show(draw_circuits(chosen, looks, "edges", {task: BUILT_IN[task].primary for task in TASKS}))
 
 # %% [markdown]
 # **The toy family** learns the four tasks one after the other: pronouns and verbs first and gradually, then

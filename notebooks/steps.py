@@ -14,8 +14,8 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.circuits.search import nodes_in
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
 from circuits_over_time.edge_attribution_patching.model.norms import normalise
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_metric
 from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers, path_masks
@@ -123,7 +123,7 @@ def at_end(weights: ModelWeights, prompts: Prompts, heads: Sequence[Head] = (), 
         heads: heads whose output is kept.
         mlps: layers whose MLP's output is kept.
     """
-    layout = Layout.whole(prompts.lengths)
+    layout = PackedTokens.whole(prompts.lengths)
     everyone = torch.arange(len(prompts))
     written, attention, first = {}, [], []
 

@@ -28,12 +28,12 @@ from circuits_over_time.plotting.parts.style import (
     Drawing,
     finish,
     on_white,
-    task_label,
     translucent,
 )
 from circuits_over_time.plotting.parts.tables import Results, as_text
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.tasks.registry import task_label
 
 logger = logging.getLogger("plotting")
 

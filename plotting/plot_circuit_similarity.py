@@ -19,10 +19,11 @@ import pandas as pd
 from circuits_over_time.plotting.parts.circuit_similarity import similarity_over_training
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, task_label
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.tasks.registry import task_label
 
 logger = logging.getLogger("plotting")
 

@@ -15,16 +15,10 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel
-from circuits_over_time.plotting.parts.style import (
-    Drawing,
-    ModelLook,
-    metric_label,
-    primary_metric,
-    task_label,
-    within,
-)
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, within
 from circuits_over_time.plotting.parts.tables import Results, as_text, by_model, escaped, tasks_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.utils.tasks.registry import primary_metric, task_label
 
 logger = logging.getLogger("plotting")
 

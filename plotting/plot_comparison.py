@@ -19,10 +19,11 @@ import plotly.graph_objects as go
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, ring
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, task_label
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.tasks.registry import task_label
 
 MEASURES = {
     "edge_jaccard": "edges, Jaccard",

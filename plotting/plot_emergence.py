@@ -23,13 +23,14 @@ import pandas as pd
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import score_label
 from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, for_both_widths, wrapped
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, task_label
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label
 from circuits_over_time.plotting.parts.tables import Results, as_text, escaped, models_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.parts.timeline import Timeline
 from circuits_over_time.utils.comparison.seeds import without_seed
 from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.tasks.registry import task_label
 
 KINDS = {"head": ("heads", "#0072B2"), "metric": ("metrics of tasks", "#009E73"), "circuit": ("circuits", "#D55E00")}
 CIRCUITS = {"similarity": "circuit like the reference", "found": "a faithful circuit exists"}

@@ -19,11 +19,12 @@ from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish, task_label, within
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish, within
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.kinds import how_to_make
+from circuits_over_time.utils.tasks.registry import task_label
 
 logger = logging.getLogger("plotting")
 

@@ -21,10 +21,11 @@ from plotly.subplots import make_subplots
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import score_label
 from circuits_over_time.plotting.parts.panels import by_panel
-from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, Drawing, finish, task_label
+from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, Drawing, finish
 from circuits_over_time.plotting.parts.tables import NotMeasured, Results
 from circuits_over_time.plotting.parts.time_axis import compact
 from circuits_over_time.plotting.published.reproduction import VERDICTS, commands, reproduction
+from circuits_over_time.utils.tasks.registry import task_label
 
 logger = logging.getLogger("plotting")
 
@@ -81,11 +82,7 @@ def format_range(low: float, high: float, quantity: str) -> str:
         return ""
     if np.isinf(high):
         return f"after {format_number(low, quantity)}"
-    return (
-        format_number(low, quantity)
-        if low == high
-        else f"{format_number(low, quantity)} to {format_number(high, quantity)}"
-    )
+    return " to ".join(dict.fromkeys(format_number(end, quantity) for end in (low, high)))
 
 
 def draw_reproduction(table: pd.DataFrame) -> Drawing:

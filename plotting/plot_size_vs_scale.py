@@ -20,7 +20,7 @@ from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import by_panel
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish, task_label
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish
 from circuits_over_time.plotting.parts.tables import (
     NotMeasured,
     Results,
@@ -36,6 +36,7 @@ from circuits_over_time.utils.comparison.scale import COUNTS, correlations, mean
 from circuits_over_time.utils.results.kinds import how_to_make
 from circuits_over_time.utils.results.record import recorded_parameters
 from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.tasks.registry import task_label
 
 logger = logging.getLogger("plotting")
 

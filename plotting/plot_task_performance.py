@@ -13,10 +13,11 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, metric_order, task_label
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, metric_order
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in, tasks_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.tasks.registry import task_label
 
 DASHES = {"clean": None, "corrupted": "dot"}
 # A share of prompts or a probability lies in [0, 1].

@@ -16,9 +16,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.style import Drawing, finish, task_label
+from circuits_over_time.plotting.parts.style import Drawing, finish
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.tasks.registry import task_label
 
 # Values are written into cells where these are wide enough.
 MOST_WITH_TEXT = 14

@@ -19,10 +19,11 @@ from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import NARROW_TICKS, narrowed, write_in_middle
-from circuits_over_time.plotting.parts.style import FONT, INK, Drawing, finish, task_label
+from circuits_over_time.plotting.parts.style import FONT, INK, Drawing, finish
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in, tasks_in
 from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.tasks.registry import task_label
 
 AT = {"faithfulness": "as found", "size": "fixed size"}
 # What a checkpoint's bars count, from zero outwards: column -> legend entry, colour, direction.

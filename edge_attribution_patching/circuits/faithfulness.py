@@ -23,7 +23,7 @@ from ..model.weights import ModelWeights
 from ..patching.forward import evaluate_metric
 from ..patching.runs import PreparedBatches, run_metric
 from ..statistics import RESAMPLES, Bootstrap, standard_error
-from .search import prefix_masks
+from .search import top_n_masks
 
 
 class CircuitEvaluator:
@@ -71,7 +71,7 @@ class CircuitEvaluator:
 
     def prefixes_of(self, order: Int[Tensor, "edge 2"]) -> Callable[[Sequence[int]], Float[Tensor, "size prompt"]]:
         """sizes n -> the same for the circuits of the first n edges of an order, pruned."""
-        return lambda sizes: self(prefix_masks(order, self.graph, sizes))
+        return lambda sizes: self(top_n_masks(order, self.graph, sizes))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..graph import Graph
 from .faithfulness import CircuitEvaluator
-from .search import prefix_masks, ranked_edges
+from .search import ranked_edges, top_n_masks
 
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Sizes at which the benchmark evaluates, as shares of all edges."""
@@ -56,7 +56,7 @@ def mib_masks(
     """The benchmark's two circuits of one share of the edges: by score, and by absolute score."""
     size = int(share * graph.n_edges)
     orders = [ranked_edges(values, graph, limit=size) for values in (scores, scores.abs())]
-    return torch.cat([prefix_masks(order, graph, [size]) for order in orders])
+    return torch.cat([top_n_masks(order, graph, [size]) for order in orders])
 
 
 def mib_areas(evaluator: CircuitEvaluator, scores: Float[Tensor, "n_forward n_backward"]) -> MibAreas:

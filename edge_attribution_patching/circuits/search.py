@@ -226,7 +226,7 @@ def ranked_edges(
     return torch.stack((ranked // graph.n_backward, ranked % graph.n_backward), dim=1)
 
 
-def prefix_masks(
+def top_n_masks(
     order: Int[Tensor, "edge 2"], graph: Graph, sizes: Sequence[int]
 ) -> Bool[Tensor, "size n_forward n_backward"]:
     """The circuits of the first n edges of an order, pruned, for each n.

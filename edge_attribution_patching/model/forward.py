@@ -1,7 +1,7 @@
 """The forward pass, written out over named weights.
 
-The tokens of a batch are packed, see `layout.py`. All activations may carry a leading "stack" dimension (integration
-steps, circuits) that shares one layout.
+The tokens of a batch are packed, see `packed_tokens.py`. All activations may carry a leading "stack" dimension
+(integration steps, circuits) that shares one layout.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..choices import QKVName
-from .layout import Layout, PrefixCache, Queries, Rotation, prefix_of_layer
 from .norms import apply_norm, centred, inverse_rms, normalise
+from .packed_tokens import KVCache, PackedTokens, Queries, Rotation, prefix_of_layer
 from .weights import LayerWeights, ModelWeights
 
 
@@ -53,7 +53,7 @@ def embed_tokens(weights: ModelWeights, tokens: Int[Tensor, " token"]) -> Float[
     return x if weights.embed_scale == 1.0 else x * weights.embed_scale
 
 
-def embed(weights: ModelWeights, layout: Layout, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+def embed(weights: ModelWeights, layout: PackedTokens, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
     """The residual stream before layer 0 at the packed tokens."""
     x = embed_tokens(weights, tokens)
     if weights.position_embed is not None:
@@ -79,7 +79,7 @@ def rotate(x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | No
     return torch.cat((turned, kept), dim=-1)
 
 
-def to_attend(
+def clamp_norm_rotate(
     layer: LayerWeights, letter: QKVName, x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | None
 ) -> Float[Tensor, "*stack token head d_head"]:
     """q, k or v as they attend from what was projected: clamped; q and k also normed and turned.
@@ -90,7 +90,7 @@ def to_attend(
     if letter == "v":
         return x
     norm = layer.norm_of(letter)
-    x = apply_norm(norm, x.flatten(-2)).view_as(x) if layer.ties(letter) else apply_norm(norm, x)
+    x = apply_norm(norm, x.flatten(-2)).view_as(x) if layer.norm_spans_heads(letter) else apply_norm(norm, x)
     return rotate(x, rotation)
 
 
@@ -100,7 +100,7 @@ def clamp(layer: LayerWeights, x: Tensor) -> Tensor:
 
 
 def with_prefix(
-    x: Float[Tensor, "*stack token head d_head"], layout: Layout, prefix: Tensor | None
+    x: Float[Tensor, "*stack token head d_head"], layout: PackedTokens, prefix: Tensor | None
 ) -> Float[Tensor, "*stack prompt_x_width head d_head"]:
     """Keys or values of all positions: the packed tokens', and the prefix's before them (zero without one)."""
     *stack, _, n_heads, d_head = x.shape
@@ -110,7 +110,7 @@ def with_prefix(
 
 
 def pad_keys(
-    x: Float[Tensor, "*stack token head d_head"], layout: Layout, prefix: Tensor | None
+    x: Float[Tensor, "*stack token head d_head"], layout: PackedTokens, prefix: Tensor | None
 ) -> Float[Tensor, "*stack prompt head key d_head"]:
     """Keys or values as attention wants them, the prefix's filled in."""
     padded = with_prefix(x, layout, prefix)
@@ -118,7 +118,7 @@ def pad_keys(
 
 
 def pad_queries(
-    x: Float[Tensor, "*stack query head d_head"], layout: Layout, queries: Queries
+    x: Float[Tensor, "*stack query head d_head"], layout: PackedTokens, queries: Queries
 ) -> Float[Tensor, "*stack prompt head width d_head"]:
     """Queries (or z) as attention wants them; zero where a prompt has fewer than the others."""
     *stack, _, n_heads, d_head = x.shape
@@ -133,7 +133,7 @@ def attend(
     q: Float[Tensor, "*stack query head d_head"],
     keys: Float[Tensor, "*stack prompt kv_head key d_head"],
     values: Float[Tensor, "*stack prompt kv_head key d_head"],
-    layout: Layout,
+    layout: PackedTokens,
     queries: Queries,
 ) -> tuple[Float[Tensor, "*stack query head d_head"], Float[Tensor, "*stack prompt head width key"]]:
     """Causal attention of packed queries; returns the packed z and the padded pattern.
@@ -239,16 +239,16 @@ def project_qkv(layer: LayerWeights, normalised: Tensor) -> Float[Tensor, "*stac
 
 def keys_and_values(layer: LayerWeights, qkv: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
     """k and v as they attend, each [*stack, token, kv_head, d_head], from what was projected."""
-    k, v = (to_attend(layer, letter, qkv[..., layer.rows(letter), :], rotation) for letter in ("k", "v"))
+    k, v = (clamp_norm_rotate(layer, letter, qkv[..., layer.rows(letter), :], rotation) for letter in ("k", "v"))
     return k, v
 
 
 def forward(
     weights: ModelWeights,
-    layout: Layout,
+    layout: PackedTokens,
     x: Float[Tensor, "*stack token d_model"],
     *,
-    prefix: PrefixCache | None = None,
+    prefix: KVCache | None = None,
     visit: Visitor | None = None,
     last_layer: Literal["full", "answers"] = "full",
 ) -> Float[Tensor, "*stack token d_model"]:
@@ -278,7 +278,7 @@ def forward(
         if last_layer == "answers" and index == weights.n_layers - 1:
             queries, q, resid = layout.answers, q[..., layout.last, :, :], x[..., layout.last, :]
             rotation = rotation and rotation.at(layout.last)
-        q = to_attend(layer, "q", q, rotation)
+        q = clamp_norm_rotate(layer, "q", q, rotation)
         prefix_keys, prefix_values = prefix_of_layer(prefix, index)
         keys, values = pad_keys(k, layout, prefix_keys), pad_keys(v, layout, prefix_values)
         z, pattern = attend(layer, q, keys, values, layout, queries)
@@ -310,7 +310,7 @@ def forward(
     return x
 
 
-def prefix_cache(weights: ModelWeights, layout: Layout, tokens: Int[Tensor, "prompt position"]) -> PrefixCache | None:
+def kv_cache(weights: ModelWeights, layout: PackedTokens, tokens: Int[Tensor, "prompt position"]) -> KVCache | None:
     """Keys and values before `layout.starts`, from right-padded token ids; None where every prompt starts at 0.
 
     Costs one forward pass over the prefix tokens, less the last layer's attention and MLP.
@@ -319,9 +319,9 @@ def prefix_cache(weights: ModelWeights, layout: Layout, tokens: Int[Tensor, "pro
     if not bool(some.any()):
         return None
     rows = some.nonzero()[:, 0]
-    inner = Layout.whole(layout.starts[rows])
+    inner = PackedTokens.whole(layout.starts[rows])
     index = rows[inner.prompt] * layout.width + inner.position
-    cache = PrefixCache([], [])
+    cache = KVCache([], [])
 
     def keep(k: Tensor, v: Tensor) -> None:
         blank = k.new_zeros(layout.n_prompts * layout.width, *k.shape[-2:])

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from .layout import Layout
+from .packed_tokens import PackedTokens
 
 GB = 1e9
 """Bytes of the unit in which memory budgets are given."""
@@ -32,7 +32,7 @@ class PairBatch:
     index: Int[Tensor, " batch"]
     clean: Int[Tensor, "batch position"]
     corrupted: Int[Tensor, "batch position"]
-    layout: Layout
+    layout: PackedTokens
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class TokenPairs:
                 index,
                 self.clean[index, :width],
                 self.corrupted[index, :width],
-                Layout(starts[index], self.lengths[index]),
+                PackedTokens(starts[index], self.lengths[index]),
             )
 
 

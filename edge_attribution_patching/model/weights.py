@@ -91,8 +91,8 @@ class LayerWeights:
         return x if self.group == 1 else x.repeat_interleave(self.group, dim=0)
 
     @property
-    def W_written(self) -> Float[Tensor, "head d_head d_model"]:
-        """W_O with the gain of `attn_post_norm`: head h writes (z_h W_written) / s, with s the scale of that norm."""
+    def W_O_scaled(self) -> Float[Tensor, "head d_head d_model"]:
+        """W_O with the gain of `attn_post_norm`: head h writes (z_h W_O_scaled) / s, with s the scale of that norm."""
         if self.attn_post_norm is None:
             return self.W_O
         return (self.W_O * self.attn_post_norm.gain).to(self.W_O.dtype)
@@ -101,7 +101,7 @@ class LayerWeights:
         """The norm of q or k; None without one, and of v."""
         return {"q": self.q_norm, "k": self.k_norm, "v": None}[letter]
 
-    def ties(self, letter: QKVName) -> bool:
+    def norm_spans_heads(self, letter: QKVName) -> bool:
         """Whether one norm covers q (or k) of all heads together, so that one head's depends on every head's input."""
         norm = self.norm_of(letter)
         return norm is not None and len(norm.gain) > self.W_O.shape[1]

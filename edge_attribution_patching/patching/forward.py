@@ -9,12 +9,13 @@ source = clean this evaluates circuits: edges in the circuit carry the clean pro
 full mask gives the clean run and the empty mask the corrupted run. With base = clean and source = corrupted it is path
 patching: only the edges of the named paths carry the corrupted prompt (Wang et al. 2022, "Interpretability in the
 Wild"; Goldowsky-Dill et al. 2023, "Localizing Model Behavior with Path Patching"). Where a path is not a set of edges,
-because a node on it would have to carry two values, heads can be `Given` an input or an output instead.
+because a node on it would have to carry two values, heads can be given an input or an output instead
+(`ActivationOverrides`).
 
-How it is computed. Only differences to the base run are propagated. `patching_plan.py` says which nodes keep the value
-of one of the two runs (`patching_runs.py`) and which cannot reach the logits; none of these is computed. The other
-inputs of a layer are one matrix product of the mask with the differences (`patching_differences.py`), kept centred over
-d_model, so that LayerNorm is a scalar per token and is never written out. Several masks are stacked.
+How it is computed. Only differences to the base run are propagated. `plan.py` says which nodes keep the value of one of
+the two runs (`runs.py`) and which cannot reach the logits; none of these is computed. The other inputs of a layer are
+one matrix product of the mask with the differences (`differences.py`), kept centred over d_model, so that LayerNorm is
+a scalar per token and is never written out. Several masks are stacked.
 """
 
 from __future__ import annotations
@@ -30,26 +31,26 @@ from torch import Tensor
 
 from ..choices import QKV, QKVName
 from ..graph import Graph
-from ..model.forward import attend, clamp, mlp, pad_keys, rotate, to_attend, unembed
-from ..model.layout import prefix_of_layer
+from ..model.forward import attend, clamp, clamp_norm_rotate, mlp, pad_keys, rotate, unembed
 from ..model.norms import centred, inverse_rms
+from ..model.packed_tokens import prefix_of_layer
 from ..model.pairs import GB, Metric, bar
 from ..model.weights import ModelWeights
 from .differences import Differences
-from .plan import COMPUTED, NOTHING, SOURCE, Given, Plan, Ties
+from .plan import COMPUTED, NO_OVERRIDES, SOURCE, ActivationOverrides, Plan, SpanningNorms
 from .runs import PreparedRuns
 
 
 @dataclass(frozen=True)
-class Attended:
+class HeadAttention:
     """The attention of recomputed heads of a layer; in the last layer q and what heads write are at the answers alone.
 
     Attributes:
         layer: which.
         heads: which of its heads.
         q, k, v: as they attend.
-        pattern: padded, with the queries of `Layout.queries` (in the last layer `Layout.answers`).
-        written: what comes of them, before W_written.
+        pattern: padded, with the queries of `PackedTokens.queries` (in the last layer `PackedTokens.answers`).
+        written: what comes of them, before W_O_scaled.
     """
 
     layer: int
@@ -61,7 +62,7 @@ class Attended:
     written: Float[Tensor, "mask token head d_head"]
 
 
-Observer = Callable[[Int[Tensor, " mask"], Attended], None]
+Observer = Callable[[Int[Tensor, " mask"], HeadAttention], None]
 """Told under which masks of all, and what the recomputed heads of a layer attend to."""
 
 
@@ -70,7 +71,7 @@ def evaluate_masks_final(
     runs: PreparedRuns,
     masks: Bool[Tensor, "mask n_forward n_backward"],
     *,
-    given: Given = NOTHING,
+    overrides: ActivationOverrides = NO_OVERRIDES,
     memory_budget_gb: float = 1.0,
     shortcuts: bool = True,
     observe: Observer | None = None,
@@ -81,7 +82,7 @@ def evaluate_masks_final(
         weights: the model.
         runs: both runs of a batch (`prepare_runs`).
         masks: edges that carry the source run, any device; entries that are not edges are ignored.
-        given: what heads are given whatever their edges carry.
+        overrides: what heads are given whatever their edges carry.
         memory_budget_gb: bounds the differences that are held at once; masks are stacked up to it.
         shortcuts: take nodes that are wholly at their source value from the source run. Otherwise they are recomputed,
             which is slower and gives the same: tests use it to show that recomputing gives back the model.
@@ -89,12 +90,12 @@ def evaluate_masks_final(
             the stack that leave a head alone, it is the attention in the run that the head is taken from.
     """
     with torch.no_grad():
-        plan = Plan.of(Graph.of(weights), masks, Ties.of(weights), given=given, shortcuts=shortcuts)
+        plan = Plan.of(Graph.of(weights), masks, SpanningNorms.of(weights), overrides=overrides, shortcuts=shortcuts)
         token_bytes = runs.layout.n_tokens * weights.d_model * weights.embed.element_size()
         finals = []
         for part in bar(list(plan.stacks(memory_budget_gb * GB, token_bytes)), "circuits and patches"):
             see = None if observe is None else partial(observe, torch.arange(len(plan))[part])
-            finals.append(_PatchedPass(weights, runs, plan.select(part), given.select(part), see).run())
+            finals.append(_PatchedPass(weights, runs, plan.select(part), overrides.select(part), see).run())
         return torch.cat(finals)
 
 
@@ -118,7 +119,7 @@ class _PatchedPass:
         weights: the model.
         runs: both runs of a batch.
         plan: of the masks of the stack.
-        given: what heads are given under these masks.
+        overrides: what heads are given under these masks.
         observe: told of every layer's recomputed heads.
     """
 
@@ -127,10 +128,10 @@ class _PatchedPass:
         weights: ModelWeights,
         runs: PreparedRuns,
         plan: Plan,
-        given: Given,
-        observe: Callable[[Attended], None] | None = None,
+        overrides: ActivationOverrides,
+        observe: Callable[[HeadAttention], None] | None = None,
     ) -> None:
-        self.weights, self.runs, self.plan, self.given, self.observe = weights, runs, plan, given, observe
+        self.weights, self.runs, self.plan, self.overrides, self.observe = weights, runs, plan, overrides, observe
         self.graph, self.layout = plan.graph, runs.layout
         self.last_layer = weights.n_layers - 1
         self.rotations = runs.layout.rotations(weights)
@@ -158,7 +159,7 @@ class _PatchedPass:
         return torch.where(state == COMPUTED, computed, final)
 
     def _change_of_heads(self, index: int, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask head token d_head"]:
-        """What some heads of a layer write, patched minus base, before W_written."""
+        """What some heads of a layer write, patched minus base, before W_O_scaled."""
         base, source = (run.layers[index].written[:, heads] for run in (self.runs.base, self.runs.source))
         state = self._to_device(self.plan.nodes[:, self.plan.heads(index)][:, heads])[:, None, :, None]
         written = torch.where(state == SOURCE, source, base)
@@ -173,7 +174,7 @@ class _PatchedPass:
                 self.observe(attended)
             fresh = attended.written[:, :, torch.isin(attending, heads)]
             written[:, :, computed] = torch.where(state[:, :, computed] == COMPUTED, fresh, written[:, :, computed])
-        _give(written, self.given.outputs, [self.graph.head(index, head) for head in heads.tolist()])
+        _give(written, self.overrides.outputs, [self.graph.head(index, head) for head in heads.tolist()])
         return rearrange(written - base, "mask token head d_head -> mask head token d_head")
 
     def _post_inverse_scale(self, index: int, attending: Int[Tensor, " head"], fresh: Tensor) -> Tensor:
@@ -187,7 +188,7 @@ class _PatchedPass:
         out = z.flatten(-2) @ layer.W_O.flatten(0, 1) + layer.b_O
         return inverse_rms(layer.attn_post_norm, out)[..., None].to(fresh.dtype)
 
-    def _attend(self, index: int, heads: Int[Tensor, " head"]) -> Attended:
+    def _attend(self, index: int, heads: Int[Tensor, " head"]) -> HeadAttention:
         """The attention of some heads under every mask, and their z as what they write."""
         layer = self.weights.layers[index]
         q, k, v = (self._qkv(index, letter, heads) for letter in QKV)
@@ -198,7 +199,7 @@ class _PatchedPass:
         keys, values = pad_keys(k, self.layout, before_k), pad_keys(v, self.layout, before_v)
         queries = self.layout.answers if index == self.last_layer else self.layout.queries
         z, pattern = attend(layer, q, keys, values, self.layout, queries)
-        return Attended(index, heads, q, k, v, pattern, z)
+        return HeadAttention(index, heads, q, k, v, pattern, z)
 
     def _qkv(self, index: int, letter: QKVName, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
         """q, k or v of some heads under every mask, as they attend: a run's, or computed."""
@@ -210,10 +211,10 @@ class _PatchedPass:
         projected = self.plan.projected(index, letter)
         computed = torch.isin(heads, projected).nonzero()[:, 0]
         if len(computed):
-            fresh = self._to_attend(index, letter, projected, self._project(index, letter, projected))
+            fresh = self._clamp_norm_rotate(index, letter, projected, self._project(index, letter, projected))
             fresh = fresh[:, :, torch.isin(projected, heads)]
             x[:, :, computed] = torch.where(state[:, :, computed] == COMPUTED, fresh, x[:, :, computed])
-        _give(x, self.given.inputs, [self.graph.head_input(index, head, letter) for head in heads.tolist()])
+        _give(x, self.overrides.inputs, [self.graph.head_input(index, head, letter) for head in heads.tolist()])
         return x
 
     def _project(
@@ -237,7 +238,7 @@ class _PatchedPass:
         out = out + layer.b_qkv[rows][:, None, None]
         return rearrange(out, "head mask token d_head -> mask token head d_head")
 
-    def _to_attend(
+    def _clamp_norm_rotate(
         self, index: int, letter: QKVName, heads: Int[Tensor, " head"], x: Float[Tensor, "mask token head d_head"]
     ) -> Float[Tensor, "mask token head d_head"]:
         """q, k or v of some heads as they attend, from what was projected."""
@@ -245,8 +246,8 @@ class _PatchedPass:
         if rotation is not None and self._at_answers(index, letter):
             rotation = rotation.at(self.layout.last)
         norm = layer.norm_of(letter)
-        if norm is None or not layer.ties(letter):
-            return to_attend(layer, letter, x, rotation)
+        if norm is None or not layer.norm_spans_heads(letter):
+            return clamp_norm_rotate(layer, letter, x, rotation)
         x = clamp(layer, x)
         rows = heads if letter == "q" else heads // layer.group
         gain = norm.gain.view(-1, x.shape[-1])[rows]
@@ -285,7 +286,7 @@ class _PatchedPass:
 
     def _write_heads(self, index: int, heads: Int[Tensor, " head"], change: Tensor) -> None:
         """Write the differences of some heads of a layer."""
-        W_O = centred(self.weights.final_norm, self.weights.layers[index].W_written[heads])
+        W_O = centred(self.weights.final_norm, self.weights.layers[index].W_O_scaled[heads])
         written = self.differences.of_next(len(heads))
         for mask in range(len(self.plan)):
             torch.bmm(change[mask], W_O, out=written[mask])
@@ -304,10 +305,10 @@ class _PatchedPass:
 
 def _give(
     x: Float[Tensor, "mask token head d_head"],
-    given: Mapping[int, Float[Tensor, "#mask token d_head"]],
+    overrides: Mapping[int, Float[Tensor, "#mask token d_head"]],
     nodes: Sequence[int],
 ) -> None:
     """Put what is given in the place of some heads' nodes."""
     for place, node in enumerate(nodes):
-        if node in given:
-            x[:, :, place] = given[node]
+        if node in overrides:
+            x[:, :, place] = overrides[node]

@@ -9,7 +9,7 @@ Goldowsky-Dill et al. 2023, arXiv 2304.05969):
     swap_masks       sender -> everything that reads it, all recomputed
     recompute_mask   whatever some heads are given -> everything that reads it, all recomputed
 
-Where a mask changes nothing but the answers' tokens, `patching_runs.at_answers` cuts the runs down to these.
+Where a mask changes nothing but the answers' tokens, `runs.at_answers` cuts the runs down to these.
 
 `recompute_after` is the path patching of Wang et al. 2022 to the letter: the receivers get what they would read if the
 sender alone were exchanged, other heads held and MLPs free, and everything after them is recomputed. No one mask says
@@ -29,8 +29,8 @@ from torch import Tensor
 from ..choices import QKV, QKVName
 from ..graph import Graph
 from ..model.weights import ModelWeights
-from .forward import Attended, Observer, evaluate_masks_final
-from .plan import Given
+from .forward import HeadAttention, Observer, evaluate_masks_final
+from .plan import ActivationOverrides
 from .runs import PreparedRuns
 
 Head = tuple[int, int]
@@ -142,7 +142,7 @@ def recompute_after(
             weights,
             runs,
             recompute_mask(graph).expand_as(masks),
-            given=Given(inputs=recorder.inputs),
+            overrides=ActivationOverrides(inputs=recorder.inputs),
             memory_budget_gb=memory_budget_gb,
             observe=None if observe is None else _of_rows(observe, rows),
         )
@@ -160,7 +160,7 @@ class _Recorder:
         self.graph, self.receivers, self.n_masks = graph, receivers, n_masks
         self.inputs: dict[int, Float[Tensor, "mask token d_head"]] = {}
 
-    def __call__(self, masks: Int[Tensor, " mask"], attended: Attended) -> None:
+    def __call__(self, masks: Int[Tensor, " mask"], attended: HeadAttention) -> None:
         letter = self.receivers.letter
         read = getattr(attended, letter)
         for place, head in enumerate(attended.heads.tolist()):

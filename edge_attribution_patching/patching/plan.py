@@ -4,7 +4,7 @@ A node whose edges carry no difference keeps its base value. A node that reads e
 value has its source value. The others are computed, if their difference can reach the logits at all. Inputs that are
 given count as computed; what a head is given to write is as it is.
 
-In some blocks a norm ties the heads of a layer together (`Ties`). A head that is at its base or source value stays
+In some blocks one norm spans all heads of a layer (`SpanningNorms`). A head that is at its base or source value stays
 there. One that is computed is normalised with all the others as they are under the mask, so they are computed too.
 """
 
@@ -21,38 +21,38 @@ from ..choices import QKV, QKVName
 from ..graph import Graph
 from ..model.weights import ModelWeights
 
-BASE, SOURCE, COMPUTED, GIVEN = 0, 1, 2, 3
-"""The state of a node or input: as in the base run, as in the source run, or neither; of a node also: given."""
+BASE, SOURCE, COMPUTED, OVERRIDDEN = 0, 1, 2, 3
+"""The state of a node or input: as in the base run, as in the source run, or neither; of a node also: overridden."""
 
 
 @dataclass(frozen=True)
-class Given:
+class ActivationOverrides:
     """What some heads are given in place of what they would compute, under every mask alike or one value a mask.
 
     Tokens are the packed ones of the runs; in the last layer q and what heads write are at the answers alone.
 
     Attributes:
         inputs: backward index of a q, k or v -> its value as it attends.
-        outputs: forward index of a head -> what it writes, before W_written.
+        outputs: forward index of a head -> what it writes, before W_O_scaled.
     """
 
     inputs: Mapping[int, Float[Tensor, "#mask token d_head"]] = field(default_factory=dict)
     outputs: Mapping[int, Float[Tensor, "#mask token d_head"]] = field(default_factory=dict)
 
-    def select(self, part: slice) -> Given:
+    def select(self, part: slice) -> ActivationOverrides:
         """What is given under some of the masks."""
         inputs, outputs = (
             {node: value if len(value) == 1 else value[part] for node, value in of_kind.items()}
             for of_kind in (self.inputs, self.outputs)
         )
-        return Given(inputs, outputs)
+        return ActivationOverrides(inputs, outputs)
 
 
-NOTHING = Given()
+NO_OVERRIDES = ActivationOverrides()
 
 
 @dataclass(frozen=True)
-class Ties:
+class SpanningNorms:
     """What one norm covers of all heads of a layer together: their queries, their keys, what they write."""
 
     q: bool = False
@@ -60,10 +60,11 @@ class Ties:
     written: bool = False
 
     @classmethod
-    def of(cls, weights: ModelWeights) -> tuple[Ties, ...]:
+    def of(cls, weights: ModelWeights) -> tuple[SpanningNorms, ...]:
         """Those of every layer."""
         return tuple(
-            cls(layer.ties("q"), layer.ties("k"), layer.attn_post_norm is not None) for layer in weights.layers
+            cls(layer.norm_spans_heads("q"), layer.norm_spans_heads("k"), layer.attn_post_norm is not None)
+            for layer in weights.layers
         )
 
 
@@ -73,7 +74,7 @@ class Plan:
 
     Attributes:
         masks: edges that carry the source run.
-        nodes: BASE, SOURCE, COMPUTED or GIVEN for each forward node.
+        nodes: BASE, SOURCE, COMPUTED or OVERRIDDEN for each forward node.
         inputs: BASE, SOURCE or COMPUTED for each backward node.
         needed: forward nodes whose difference reaches the logits through computed inputs.
         attending: heads whose z is computed.
@@ -93,9 +94,9 @@ class Plan:
         cls,
         graph: Graph,
         masks: Bool[Tensor, "mask n_forward n_backward"],
-        ties: Sequence[Ties] | None = None,
+        spanning: Sequence[SpanningNorms] | None = None,
         *,
-        given: Given = NOTHING,
+        overrides: ActivationOverrides = NO_OVERRIDES,
         shortcuts: bool = True,
     ) -> Plan:
         """Work out every state; without shortcuts no input is taken to have its source value.
@@ -103,14 +104,14 @@ class Plan:
         Args:
             graph: the graph.
             masks: edges that carry the source run, any device; entries that are no edges are ignored.
-            ties: of every layer; none by default.
-            given: what heads are given.
+            spanning: of every layer; none by default.
+            overrides: what heads are given.
             shortcuts: see above.
         """
         masks = masks.cpu() & graph.edge_mask
-        nodes, inputs = _states(graph, masks, given, shortcuts)
-        ties = ties or [Ties()] * graph.n_layers
-        return cls(graph, masks, nodes, inputs, *_reaching(graph, masks, nodes, inputs, ties))
+        nodes, inputs = _states(graph, masks, overrides, shortcuts)
+        spanning = spanning or [SpanningNorms()] * graph.n_layers
+        return cls(graph, masks, nodes, inputs, *_reaching(graph, masks, nodes, inputs, spanning))
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -155,9 +156,11 @@ class Plan:
             start = stop
 
 
-def _states(graph: Graph, masks: Tensor, given: Given, shortcuts: bool) -> tuple[Tensor, Tensor]:
+def _states(graph: Graph, masks: Tensor, overrides: ActivationOverrides, shortcuts: bool) -> tuple[Tensor, Tensor]:
     """States of the forward nodes and of the inputs, from the first layer to the logits."""
-    given_inputs, given_outputs = (torch.tensor(list(part), dtype=torch.long) for part in (given.inputs, given.outputs))
+    given_inputs, given_outputs = (
+        torch.tensor(list(part), dtype=torch.long) for part in (overrides.inputs, overrides.outputs)
+    )
     n_masks = len(masks)
     nodes = torch.full((n_masks, graph.n_forward), BASE, dtype=torch.int8)
     inputs = torch.full((n_masks, graph.n_backward), BASE, dtype=torch.int8)
@@ -177,7 +180,7 @@ def _states(graph: Graph, masks: Tensor, given: Given, shortcuts: bool) -> tuple
         heads = inputs[:, graph.qkv_inputs(layer)].view(n_masks, 3, graph.n_heads)
         joint = torch.where((heads == SOURCE).all(1), SOURCE, torch.where((heads == BASE).all(1), BASE, COMPUTED))
         nodes[:, graph.head(layer) : graph.mlp(layer)] = joint.to(torch.int8)
-        nodes[:, given_outputs] = GIVEN
+        nodes[:, given_outputs] = OVERRIDDEN
         mlp = read(graph.mlp_input(layer), graph.n_before_mlp(layer))[:, 0]
         inputs[:, graph.mlp_input(layer)] = mlp
         nodes[:, graph.mlp(layer)] = mlp
@@ -186,7 +189,7 @@ def _states(graph: Graph, masks: Tensor, given: Given, shortcuts: bool) -> tuple
 
 
 def _reaching(
-    graph: Graph, masks: Tensor, nodes: Tensor, inputs: Tensor, ties: Sequence[Ties]
+    graph: Graph, masks: Tensor, nodes: Tensor, inputs: Tensor, spanning: Sequence[SpanningNorms]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`needed`, `attending` and `read`, from the logits back to the first layer."""
     computed = inputs == COMPUTED
@@ -198,7 +201,7 @@ def _reaching(
         reaches = (masks[:, which] & read[:, None]).any(2)
         needed[:, which] = (nodes[:, which] != BASE) & reaches
 
-    for layer, tied in reversed(list(enumerate(ties))):
+    for layer, tied in reversed(list(enumerate(spanning))):
         mlp, mlp_input = graph.mlp(layer), graph.mlp_input(layer)
         mark_needed(slice(mlp, mlp + 1))
         read[:, mlp_input] = computed[:, mlp_input] & needed[:, mlp] & (nodes[:, mlp] == COMPUTED)

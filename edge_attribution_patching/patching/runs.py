@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..choices import Base, QKVName
-from ..model.forward import LayerActivations, clamp, embed, forward, prefix_cache, unembed, with_prefix
-from ..model.layout import Layout, PrefixCache, prefix_of_layer
+from ..model.forward import LayerActivations, clamp, embed, forward, kv_cache, unembed, with_prefix
 from ..model.norms import centred
+from ..model.packed_tokens import KVCache, PackedTokens, prefix_of_layer
 from ..model.pairs import GB, Metric, PairBatch
 from ..model.weights import ModelWeights
 
@@ -46,7 +46,7 @@ class LayerRun:
 
     @property
     def written(self) -> Float[Tensor, "token head d_head"]:
-        """What heads write, written @ W_written."""
+        """What heads write, written @ W_O_scaled."""
         if self.post_inverse_scale is None:
             return self.z
         return (self.z * self.post_inverse_scale[..., None]).to(self.z.dtype)
@@ -80,12 +80,12 @@ class PreparedRuns:
     """Both runs of one batch, shared by all masks evaluated on it."""
 
     batch: PairBatch
-    prefix: PrefixCache | None
+    prefix: KVCache | None
     base: RunActivations
     source: RunActivations
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> PackedTokens:
         return self.batch.layout
 
     @property
@@ -106,7 +106,7 @@ def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupte
         base: which run carries the edges outside of a mask; the other is the source.
     """
     layout, norm = batch.layout, weights.final_norm
-    prefix = prefix_cache(weights, layout, batch.clean)
+    prefix = kv_cache(weights, layout, batch.clean)
     tokens = (batch.corrupted, batch.clean) if base == "corrupted" else (batch.clean, batch.corrupted)
     embedded = torch.stack([embed(weights, layout, layout.pack(padded)) for padded in tokens])
     layers: tuple[list[LayerRun], list[LayerRun]] = ([], [])
@@ -125,7 +125,7 @@ def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupte
             parts["post_inverse_scale"] = layer.post_inverse_scale
         block = weights.layers[layer.layer]
         for letter in ("q", "k"):
-            if block.ties(letter):
+            if block.norm_spans_heads(letter):
                 projected = clamp(block, layer.qkv[..., block.rows(letter), :])
                 squares = projected.to(torch.promote_types(projected.dtype, torch.float32)).square().sum(-1)
                 cut = letter == "q" and layer.layer == weights.n_layers - 1
@@ -181,12 +181,12 @@ def at_answers(runs: PreparedRuns) -> PreparedRuns:
     only, and swaps that are meant for the answers' tokens only. It is several times cheaper.
     """
     layout = runs.layout
-    cache = PrefixCache([], [])
+    cache = KVCache([], [])
     for index, layer in enumerate(runs.base.layers):
         before_k, before_v = prefix_of_layer(runs.prefix, index)
         cache.keys.append(with_prefix(layer.k, layout, before_k))
         cache.values.append(with_prefix(layer.v, layout, before_v))
-    batch = replace(runs.batch, layout=Layout(layout.lengths - 1, layout.lengths))
+    batch = replace(runs.batch, layout=PackedTokens(layout.lengths - 1, layout.lengths))
     base, source = (_cut(run, layout.last) for run in (runs.base, runs.source))
     return PreparedRuns(batch, cache, base, source)
 

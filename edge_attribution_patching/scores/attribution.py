@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..choices import Quadrature
 from ..graph import Graph
-from ..model.forward import embed, prefix_cache
+from ..model.forward import embed, kv_cache
 from ..model.pairs import GB, Metric, PairBatch, TokenPairs, bar
 from ..model.weights import ModelWeights
 from .folds import FoldScores
@@ -143,7 +143,7 @@ def _add_batch(
     """Add the scores of every edge, summed over the prompts of a batch, to their folds."""
     layout = batch.layout
     alphas, step_weights = points
-    prefix = prefix_cache(weights, layout, batch.clean)
+    prefix = kv_cache(weights, layout, batch.clean)
     at_clean, at_corrupted = (embed(weights, layout, layout.pack(tokens)) for tokens in (batch.clean, batch.corrupted))
     clean = NodeOutputs.of_run(weights, layout, at_clean, prefix)
     corrupted = None if alphas[0] == 0 else NodeOutputs.of_run(weights, layout, at_corrupted, prefix)

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ..choices import QKV, QKVName
 from ..graph import Graph
-from ..model.forward import LayerActivations, forward, pad_keys, pad_queries, to_attend, unembed
-from ..model.layout import Layout, PrefixCache, Rotation, TokenPart, prefix_of_layer
+from ..model.forward import LayerActivations, clamp_norm_rotate, forward, pad_keys, pad_queries, unembed
+from ..model.packed_tokens import KVCache, PackedTokens, Rotation, TokenPart, prefix_of_layer
 from ..model.pairs import Metric, PairBatch
 from ..model.weights import LayerWeights, ModelWeights
 
@@ -37,7 +37,7 @@ from ..model.weights import LayerWeights, ModelWeights
 
 def grouped_gradients(
     layer: LayerWeights,
-    layout: Layout,
+    layout: PackedTokens,
     activations: LayerActivations,
     z_gradient: Float[Tensor, "*stack query head d_head"],
     rotation: Rotation | None,
@@ -80,7 +80,7 @@ def grouped_gradients(
 
 def _of_projected(
     layer: LayerWeights,
-    layout: Layout,
+    layout: PackedTokens,
     letter: QKVName,
     activations: LayerActivations,
     gradient: Float[Tensor, "*stack prompt head key d_head"],
@@ -92,7 +92,7 @@ def _of_projected(
     by_member = rearrange(packed, "... token (kv group) d_head -> group ... token kv d_head", group=layer.group)
     with torch.enable_grad():
         projected = activations.qkv[..., layer.rows(letter), :].detach().requires_grad_(True)
-        attended = to_attend(layer, letter, projected, rotation)
+        attended = clamp_norm_rotate(layer, letter, projected, rotation)
         members = [torch.autograd.grad(attended, projected, g, retain_graph=True)[0] for g in by_member]
     return torch.stack(members, dim=-2)
 
@@ -102,13 +102,17 @@ class NodeOutputs:
     """What every node computed in one run or in a stack of them, at the packed tokens (last layer: at the answers)."""
 
     embedded: Float[Tensor, "*stack token d_model"]
-    # Over the scale of a norm of what attention writes, where there is one; a head writes z W_written.
+    # Over the scale of a norm of what attention writes, where there is one; a head writes z W_O_scaled.
     z: list[Float[Tensor, "*stack token head d_head"]] = field(default_factory=list)
     mlp_out: list[Float[Tensor, "*stack token d_model"]] = field(default_factory=list)
 
     @classmethod
     def of_run(
-        cls, weights: ModelWeights, layout: Layout, embedded: Float[Tensor, "token d_model"], prefix: PrefixCache | None
+        cls,
+        weights: ModelWeights,
+        layout: PackedTokens,
+        embedded: Float[Tensor, "token d_model"],
+        prefix: KVCache | None,
     ) -> NodeOutputs:
         """Run embedded prompts."""
         outputs = cls(embedded)
@@ -145,7 +149,7 @@ class NodeOutputs:
         for index, layer in enumerate(weights.layers):
             heads, mlp = slice(graph.head(index), graph.mlp(index)), graph.mlp(index)
             z = rearrange(self.z[index].float(), "token head d_head -> head token d_head")
-            mlp_out, W_O = self.mlp_out[index].float(), layer.W_written.float()
+            mlp_out, W_O = self.mlp_out[index].float(), layer.W_O_scaled.float()
             if index == graph.n_layers - 1:
                 out[heads, part.answers] = torch.bmm(z[:, part.prompts], W_O)
                 out[mlp, part.answers] = mlp_out[part.prompts]
@@ -172,7 +176,7 @@ class LayerGradients:
     def __init__(
         self,
         layer: LayerWeights,
-        layout: Layout,
+        layout: PackedTokens,
         rotation: Rotation | None,
         prefix: tuple[Tensor | None, Tensor | None],
         *,
@@ -263,7 +267,7 @@ class Gradients:
         prefix: keys and values before the batch's layout.
     """
 
-    def __init__(self, weights: ModelWeights, batch: PairBatch, metric: Metric, prefix: PrefixCache | None) -> None:
+    def __init__(self, weights: ModelWeights, batch: PairBatch, metric: Metric, prefix: KVCache | None) -> None:
         self.weights, self.batch, self.metric, self.prefix = weights, batch, metric, prefix
         self.clear()
 

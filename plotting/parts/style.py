@@ -12,7 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 
-from circuits_over_time.utils.results.kinds import PRIMARY_METRICS
+from circuits_over_time.utils.tasks.metrics import METRICS
+from circuits_over_time.utils.tasks.registry import TASKS
 
 FONT = "Helvetica, Arial, sans-serif"
 INK = "#222222"
@@ -48,20 +49,6 @@ pio.templates[TEMPLATE] = go.layout.Template(pio.templates["plotly_white"]).upda
         },
     }
 )
-
-TASK_LABELS = {
-    "ioi": "IOI",
-    "greater_than": "Greater-than",
-    "gendered_pronoun": "Gendered pronoun",
-    "sva": "Subject-verb agreement",
-}
-METRIC_LABELS = {
-    "logit_diff": "logit difference (logits)",
-    "prob_diff": "probability difference",
-    "accuracy": "accuracy (share of prompts)",
-    "rank_0_rate": "rank-0 rate (share of prompts)",
-    "prob_mass": "probability of the answers",
-}
 
 _SIZE_LOOKS = {
     "14m": ("#777777", "x"),
@@ -134,29 +121,19 @@ def nominal_size(model: str) -> float | None:
 
 def task_order(tasks: Iterable[str]) -> list[str]:
     """Tasks in the order of the study, then the others by name."""
-    known = list(TASK_LABELS)
+    known = list(TASKS)
     return sorted(set(tasks), key=lambda task: (known.index(task) if task in known else len(known), task))
-
-
-def primary_metric(task: str) -> str | None:
-    """The metric that a task's circuits are found with; None for a task from a CSV, whose run says it."""
-    return PRIMARY_METRICS.get(task)
 
 
 def metric_order(metrics: Iterable[str]) -> list[str]:
     """Metrics in the order of their registry, then the others by name."""
-    known = list(METRIC_LABELS)
+    known = list(METRICS)
     return sorted(set(metrics), key=lambda metric: (known.index(metric) if metric in known else len(known), metric))
 
 
 def metric_label(metric: str) -> str:
     """A metric's name as figures write it, with its unit."""
-    return METRIC_LABELS.get(metric, metric.replace("_", " "))
-
-
-def task_label(task: str) -> str:
-    """A task's name as figures write it; a task from a CSV goes by its file's name."""
-    return TASK_LABELS.get(task, task.replace("_", " "))
+    return METRICS[metric].label if metric in METRICS else metric.replace("_", " ")
 
 
 def translucent(colour: str, alpha: float) -> str:

@@ -175,7 +175,7 @@ class Study:
 
     def settings(self, number: Number) -> str:
         """The keys in which the runs behind a number differ from the study's config, with both values."""
-        config = Path(__file__).resolve().parents[1] / number.config
+        config = Path(__file__).resolve().parents[2] / number.config
         wanted = _flat(yaml.safe_load(config.read_text(encoding="utf-8")))
         texts = []
         for model in [number.model] if number.model else self.models:

@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.tasks.registry import primary_metric, task_label
 
 from ..parts.circuit_layout import lay_out
 from ..parts.circuit_similarity import nodes_of
-from ..parts.style import metric_label, primary_metric, task_label, task_order
+from ..parts.style import metric_label, task_order
 from ..parts.tables import Results
 from .cells import fields, plain
 from .histories import BUDGET, score_histories

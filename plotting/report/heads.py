@@ -6,11 +6,12 @@ from typing import Any
 import pandas as pd
 
 from circuits_over_time.utils.results.kinds import KINDS
+from circuits_over_time.utils.tasks.registry import task_label
 
 from ..parts.circuit_layout import level
 from ..parts.head_scores import SCORES, SINGLE, head_scores, in_order, score_label
 from ..parts.roles import ROLES, role_look, roles_by_step
-from ..parts.style import model_order, task_label
+from ..parts.style import model_order
 from ..parts.tables import Results
 from .cells import plain
 

@@ -12,9 +12,10 @@ from plotly.offline import get_plotlyjs
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.kinds import KINDS, how_to_make
+from circuits_over_time.utils.tasks.registry import task_label
 
 from ..parts.roles import ROLES
-from ..parts.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, Drawing, task_label, task_order
+from ..parts.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, Drawing, task_order
 from ..parts.tables import Results
 from .figures import figures_json
 from .runs import Run, equal_weights_notes, runs_html

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
-from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.utils.base.errors import UserError
@@ -42,7 +42,7 @@ def write_seed(store: Store, model: str, seed: int) -> None:
         scores = torch.zeros(GRAPH.n_forward * GRAPH.n_backward)
         scores[edges] = folds.means.mean(0)
         scores = scores.view(GRAPH.n_forward, GRAPH.n_backward)
-        circuit = Circuit(GRAPH, scores, prefix_masks(edge_order(scores, GRAPH), GRAPH, [SIZE])[0])
+        circuit = Circuit(GRAPH, scores, top_n_masks(edge_order(scores, GRAPH), GRAPH, [SIZE])[0])
         graphs.write_tensors(step, circuit.to_tensors() | folds.to_tensors())
         write(store, "graphs", model, "ioi", step, circuit.to_table(), 100 * step)
         row = {"full": 3.0, "full_se": 0.1, "corrupted": -1.0, "corrupted_se": 0.1, "n_prompts": 100}
@@ -157,7 +157,7 @@ def test_errors_name_the_key_and_the_value(store: Store, keys: dict[str, object]
 
 @pytest.mark.slow
 def test_no_model_library_is_imported() -> None:
-    code = "import sys, compare_circuits; print([name for name in ('transformers', 'datasets') if name in sys.modules])"
+    code = "import sys, circuits_over_time.compare_circuits; print([name for name in ('transformers', 'datasets') if name in sys.modules])"
     root = Path(__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from circuits_over_time.edge_attribution_patching.choices import Order, Selection
-from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.plotting.parts.circuit_similarity import compare
@@ -183,7 +183,7 @@ def test_circuits_are_grown_by_the_rule_of_the_stored_ones(order: Order, selecti
     side = folds(scores.flatten()[EDGES.flat].repeat(3, 1), GRAPH, EDGES)
     rule = Rule(order, selection, positive_share=0.9)
     signed = Signed(torch.ones_like(scores, dtype=torch.bool), 0.9) if selection == "signed" else None
-    expected = prefix_masks(edge_order(scores, GRAPH, order, signed=signed), GRAPH, [25])[0]
+    expected = top_n_masks(edge_order(scores, GRAPH, order, signed=signed), GRAPH, [25])[0]
     assert expected.any()
     found = rule.grower(side).circuits(side.means, 25)
     assert torch.equal(found, expected.flatten()[EDGES.flat].expand_as(found))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
-from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
 
 graphs = st.builds(Graph, st.integers(1, 3), st.integers(1, 3), st.booleans())
@@ -18,7 +18,7 @@ graphs = st.builds(Graph, st.integers(1, 3), st.integers(1, 3), st.booleans())
 def circuit_of(graph: Graph, seed: int, size: int) -> Circuit:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(graph.n_forward, graph.n_backward, generator=generator) * graph.edge_mask
-    return Circuit(graph, scores, prefix_masks(edge_order(scores, graph), graph, [min(size, graph.n_edges)])[0])
+    return Circuit(graph, scores, top_n_masks(edge_order(scores, graph), graph, [min(size, graph.n_edges)])[0])
 
 
 def same(one: Circuit, other: Circuit) -> bool:

@@ -24,7 +24,7 @@ from circuits_over_time.edge_attribution_patching.circuits.hypothesis_tests impo
     run_tests,
     sufficiency,
 )
-from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, prefix_masks, prune
+from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, prune, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
@@ -49,7 +49,7 @@ def exact_tail(n: int, at_least: int, probability: float) -> float:
 def circuit_of(graph: Graph, seed: int, size: int) -> Circuit:
     scores = torch.randn(graph.n_forward, graph.n_backward, generator=torch.Generator().manual_seed(seed))
     scores = scores * graph.edge_mask
-    return Circuit(graph, scores, prefix_masks(edge_order(scores, graph), graph, [min(size, graph.n_edges)])[0])
+    return Circuit(graph, scores, top_n_masks(edge_order(scores, graph), graph, [min(size, graph.n_edges)])[0])
 
 
 @settings(max_examples=30)
@@ -70,7 +70,7 @@ def test_random_circuits_are_the_smallest_of_their_deal_with_as_many_edges(
         dealt[graph.edge_mask] = circuit.scores[graph.edge_mask][deal]
         dealt_stable[graph.edge_mask] = stable[graph.edge_mask][deal]
         order = edge_order(dealt, graph, signed=Signed(dealt_stable, 0.5) if signed else None)
-        prefixes = prefix_masks(order, graph, range(len(order) + 1))
+        prefixes = top_n_masks(order, graph, range(len(order) + 1))
         first = next(prefix for prefix in prefixes if int(prefix.sum()) >= circuit.n_edges)
         assert torch.equal(mask, first)
 

@@ -5,7 +5,7 @@ import torch
 
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs
@@ -31,7 +31,7 @@ def test_half_precision_stays_close_to_float32(architecture: str, dtype: torch.d
     pairs = TokenPairs(*random_pairs(4))
     tolerance = TOLERANCE[dtype]
 
-    layout = Layout.whole(pairs.lengths)
+    layout = PackedTokens.whole(pairs.lengths)
     logits = [unembed(w, forward(w, layout, embed(w, layout, layout.pack(pairs.clean)))) for w in (exact, rounded)]
     assert logits[1].dtype == dtype
     assert relative(logits[1] - logits[0], logits[0]) < tolerance

@@ -9,11 +9,11 @@ from circuits_over_time.edge_attribution_patching.model.forward import (
     Unembedding,
     embed,
     forward,
-    prefix_cache,
+    kv_cache,
     unembed,
 )
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
 from circuits_over_time.edge_attribution_patching.model.norms import normalise
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from tests.support.float64 import Float64, in_float64
 from tests.support.random_models import ARCHITECTURES, VARIANTS, random_model, random_pairs
@@ -33,7 +33,7 @@ def test_logits_equal_hugging_face(architecture: str) -> None:
     model = random_model(architecture)
     weights = read_weights(model)
     tokens, _, lengths = random_pairs(6)
-    layout = Layout.whole(lengths)
+    layout = PackedTokens.whole(lengths)
     logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
     reference = layout.pack(model(tokens).logits)
     torch.testing.assert_close(logits, reference, rtol=1e-4, atol=1e-4)
@@ -44,7 +44,7 @@ def test_logits_equal_hugging_face_in_float64(architecture: str) -> None:
     model = in_float64(random_model(architecture, seed=3))
     weights = read_weights(model)
     tokens, _, lengths = random_pairs(6)
-    layout = Layout.whole(lengths)
+    layout = PackedTokens.whole(lengths)
     logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
     with Float64():
         reference = layout.pack(model(tokens).logits)
@@ -53,7 +53,7 @@ def test_logits_equal_hugging_face_in_float64(architecture: str) -> None:
 
 def test_bfloat16_rounds_no_more_than_hugging_face_does(architecture: str) -> None:
     tokens, _, lengths = random_pairs(6)
-    layout = Layout.whole(lengths)
+    layout = PackedTokens.whole(lengths)
     exact = layout.pack(random_model(architecture)(tokens).logits)
     model = random_model(architecture).bfloat16()
     weights = read_weights(model)
@@ -69,7 +69,7 @@ def test_every_piece_of_a_block_matters(architecture: str) -> None:
     """Take away any piece that this architecture has, and its logits change: none is tested in vain."""
     weights = read_weights(random_model(architecture))
     tokens, _, lengths = random_pairs(6)
-    layout = Layout.whole(lengths)
+    layout = PackedTokens.whole(lengths)
 
     def logits(weights: ModelWeights) -> torch.Tensor:
         return unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
@@ -95,14 +95,14 @@ def test_every_piece_of_a_block_matters(architecture: str) -> None:
 def test_prefix_cache_changes_nothing(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     clean, corrupted, lengths = random_pairs(6, shared=0)
-    whole = Layout.whole(lengths)
+    whole = PackedTokens.whole(lengths)
     starts = (clean != corrupted).int().argmax(dim=1)
     starts[0] = 0  # one prompt without any prefix
-    layout = Layout(starts, lengths)
+    layout = PackedTokens(starts, lengths)
     for tokens in (clean, corrupted):
         reference = forward(weights, whole, embed(weights, whole, whole.pack(tokens)))
         x = embed(weights, layout, layout.pack(tokens))
-        shared = forward(weights, layout, x, prefix=prefix_cache(weights, layout, clean))
+        shared = forward(weights, layout, x, prefix=kv_cache(weights, layout, clean))
         kept = whole.position >= starts[whole.prompt]
         torch.testing.assert_close(shared, reference[kept], rtol=1e-5, atol=1e-5)
 
@@ -110,7 +110,7 @@ def test_prefix_cache_changes_nothing(architecture: str) -> None:
 def test_last_layer_at_answers_only_equals_the_whole_pass(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     tokens, _, lengths = random_pairs(6)
-    layout = Layout.whole(lengths)
+    layout = PackedTokens.whole(lengths)
     x = embed(weights, layout, layout.pack(tokens))
     whole = forward(weights, layout, x)
     answers = forward(weights, layout, x, last_layer="answers")
@@ -120,8 +120,8 @@ def test_last_layer_at_answers_only_equals_the_whole_pass(architecture: str) -> 
 def test_stacked_passes_equal_single_ones(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     clean, corrupted, lengths = random_pairs(6)
-    layout = Layout((clean != corrupted).int().argmax(dim=1), lengths)
-    prefix = prefix_cache(weights, layout, clean)
+    layout = PackedTokens((clean != corrupted).int().argmax(dim=1), lengths)
+    prefix = kv_cache(weights, layout, clean)
     xs = torch.stack([embed(weights, layout, layout.pack(tokens)) for tokens in (clean, corrupted)])
     stacked = forward(weights, layout, xs, prefix=prefix)
     for x, result in zip(xs, stacked, strict=True):
@@ -131,7 +131,7 @@ def test_stacked_passes_equal_single_ones(architecture: str) -> None:
 def test_visited_activations_add_up_to_the_residual_stream(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     tokens, _, lengths = random_pairs(4)
-    layout = Layout.whole(lengths)
+    layout = PackedTokens.whole(lengths)
     x = total = embed(weights, layout, layout.pack(tokens))
 
     def add(layer) -> None:
@@ -151,7 +151,7 @@ def test_visited_activations_add_up_to_the_residual_stream(architecture: str) ->
 def test_keys_and_values_are_computed_once_for_a_group(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
     tokens, _, lengths = random_pairs(4)
-    layout = Layout.whole(lengths)
+    layout = PackedTokens.whole(lengths)
 
     def check(layer) -> None:
         n_heads, n_kv_heads = weights.shape.n_heads, weights.shape.n_kv_heads
@@ -192,7 +192,7 @@ def test_centring_over_the_vocabulary_takes_the_mean_logit_out(architecture: str
 
 def test_layout_without_its_prefix_is_refused(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
-    layout = Layout(torch.tensor([1]), torch.tensor([3]))
+    layout = PackedTokens(torch.tensor([1]), torch.tensor([3]))
     with pytest.raises(ValueError, match="prefix cache"):
         forward(weights, layout, torch.zeros(2, weights.d_model))
 
@@ -201,7 +201,7 @@ def test_prompts_beyond_the_context_or_the_window_are_refused(architecture: str)
     weights = read_weights(random_model(architecture))
     n_positions = weights.n_positions
     assert n_positions == (48 if "sliding_window" in VARIANTS[architecture][1] else 64)
-    layout = Layout.whole(torch.tensor([n_positions + 1]))
+    layout = PackedTokens.whole(torch.tensor([n_positions + 1]))
     x = torch.zeros(n_positions + 1, weights.d_model)
     with pytest.raises(
         ValueError, match=f"a prompt has {n_positions + 1} tokens; the model takes at most {n_positions}"
@@ -214,6 +214,6 @@ def test_the_longest_prompt_is_what_hugging_face_makes_of_it(architecture: str) 
     model = random_model(architecture)
     weights = read_weights(model)
     tokens = torch.randint(0, 97, (1, weights.n_positions), generator=torch.Generator().manual_seed(0))
-    layout = Layout.whole(torch.tensor([weights.n_positions]))
+    layout = PackedTokens.whole(torch.tensor([weights.n_positions]))
     logits = unembed(weights, forward(weights, layout, embed(weights, layout, tokens[0])))
     torch.testing.assert_close(logits, model(tokens).logits[0], rtol=1e-4, atol=1e-4)

@@ -7,7 +7,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.forward import unembed
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
-from circuits_over_time.edge_attribution_patching.patching.forward import Attended, evaluate_masks_final
+from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention, evaluate_masks_final
 from circuits_over_time.edge_attribution_patching.patching.paths import (
     Receivers,
     path_masks,
@@ -15,7 +15,7 @@ from circuits_over_time.edge_attribution_patching.patching.paths import (
     recompute_mask,
     swap_masks,
 )
-from circuits_over_time.edge_attribution_patching.patching.plan import Given
+from circuits_over_time.edge_attribution_patching.patching.plan import ActivationOverrides
 from circuits_over_time.edge_attribution_patching.patching.runs import at_answers, prepare_runs
 from tests.support.eap_reference import patched_logits
 from tests.support.float64 import Float64, in_float64
@@ -126,7 +126,7 @@ def test_at_the_answers_receivers_change_there_alone_and_are_seen(architecture: 
     top = (3, 0)  # the highest receiver
     seen: dict[int, torch.Tensor] = {}
 
-    def see(rows: torch.Tensor, attended: Attended) -> None:
+    def see(rows: torch.Tensor, attended: HeadAttention) -> None:
         if attended.layer == top[0]:
             place = attended.heads.tolist().index(top[1])
             seen.update(zip(rows.tolist(), attended.pattern[:, :, place, -1], strict=True))  # [prompt, key]
@@ -167,8 +167,8 @@ def test_given_outputs_equal_a_swap_and_reach_everything_after_them(architecture
     _, weights, _, runs = setup(architecture)
     graph, runs = Graph.of(weights), at_answers(runs)
     for layer, head in SENDERS:
-        given = Given(outputs={graph.head(layer, head): runs.source.layers[layer].written[None, :, head]})
-        found = evaluate_masks_final(weights, runs, recompute_mask(graph)[None], given=given)
+        given = ActivationOverrides(outputs={graph.head(layer, head): runs.source.layers[layer].written[None, :, head]})
+        found = evaluate_masks_final(weights, runs, recompute_mask(graph)[None], overrides=given)
         expected = evaluate_masks_final(weights, runs, swap_masks(graph, [(layer, head)]))
         torch.testing.assert_close(found, expected, **CLOSE)
 

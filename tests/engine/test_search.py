@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, edge_order, prefix_masks, prune
+from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, edge_order, prune, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
 
 graphs = st.builds(Graph, st.integers(1, 3), st.integers(1, 3), st.booleans())
@@ -123,7 +123,7 @@ def test_pruning_equals_the_naive_one(graph: Graph, seed: int, density: float) -
 def test_circuits_are_pruned_prefixes(graph: Graph, seed: int, order: str) -> None:
     edges = edge_order(random_scores(graph, seed, 10**6), graph, order)
     sizes = [0, 1, graph.n_edges // 2, graph.n_edges]
-    masks = prefix_masks(edges, graph, sizes)
+    masks = top_n_masks(edges, graph, sizes)
     assert not masks[0].any()
     assert torch.equal(masks[-1], graph.edge_mask)
     for size, mask in zip(sizes, masks, strict=True):
@@ -134,7 +134,7 @@ def test_sizes_beyond_the_order_and_unknown_orders_are_refused() -> None:
     graph = Graph(1, 1, True)
     scores = torch.zeros(graph.n_forward, graph.n_backward)
     with pytest.raises(ValueError, match="size 99: the order holds 7 edges"):
-        prefix_masks(edge_order(scores, graph), graph, [99])
+        top_n_masks(edge_order(scores, graph), graph, [99])
     with pytest.raises(ValueError, match="order=random: unknown"):
         edge_order(scores, graph, "random")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="scores have shape"):

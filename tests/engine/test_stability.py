@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import (
     CircuitBootstrap,
     resampled_scores,
@@ -124,7 +124,7 @@ def test_stability_is_the_share_of_resampled_circuits_with_the_edge(
         scores = torch.zeros(graph.n_forward * graph.n_backward)
         scores[kept.edges] = (total / sum(int(kept.sizes[fold]) for fold in drawn)).float()
         scores = scores.view_as(stability)
-        count += prefix_masks(edge_order(scores, graph, order, signed=signed), graph, [size])[0]
+        count += top_n_masks(edge_order(scores, graph, order, signed=signed), graph, [size])[0]
     torch.testing.assert_close(stability, count / resamples)
 
 

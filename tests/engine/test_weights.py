@@ -23,7 +23,7 @@ from circuits_over_time.edge_attribution_patching.model.architectures import (
     read_shape,
 )
 from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs
@@ -36,7 +36,7 @@ every_variant = pytest.mark.parametrize("architecture", VARIANTS)
 
 def logits_equal_hugging_face(model) -> bool:
     tokens, _, lengths = random_pairs(6)
-    layout = Layout.whole(lengths)
+    layout = PackedTokens.whole(lengths)
     weights = read_weights(model)
     logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
     return torch.allclose(logits, layout.pack(model(tokens).logits), rtol=1e-5, atol=1e-5)
@@ -270,5 +270,5 @@ def test_only_the_folded_projections_are_new_memory(architecture: str) -> None:
 def test_layers_share_the_rotary_tables_that_are_the_same() -> None:
     weights = read_weights(random_model("gemma3"))
     assert len({id(layer.rotary) for layer in weights.layers}) == 2
-    rotations = Layout.whole(torch.tensor([5])).rotations(weights)
+    rotations = PackedTokens.whole(torch.tensor([5])).rotations(weights)
     assert rotations[0] is rotations[2] is not rotations[1]

@@ -8,7 +8,7 @@ from circuits_over_time.edge_attribution_patching.model.weights import read_weig
 from circuits_over_time.utils.heads import copy_scores as module
 from circuits_over_time.utils.heads.attention_and_copy import repeated_blocks
 from circuits_over_time.utils.heads.copy_scores import copy_scores
-from circuits_over_time.utils.heads.definition import Definition
+from circuits_over_time.utils.heads.keys import Definition
 from tests.support.hand_built import PERIOD, VOCAB, copying_model
 from tests.support.random_models import (
     HOOKED,

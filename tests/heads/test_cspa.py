@@ -13,9 +13,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from circuits_over_time.utils.heads import streamed_kl
 from circuits_over_time.utils.heads.corpus import Corpus
-from circuits_over_time.utils.heads.cspa import CspaConfig, prepare, score_heads
+from circuits_over_time.utils.heads.cspa import prepare, score_heads
 from circuits_over_time.utils.heads.cspa_scores import NO_EFFECT, OVERFLOW, cspa_scores, mean_outputs
-from circuits_over_time.utils.heads.cspa_sources import Ablation, kept_sources
+from circuits_over_time.utils.heads.cspa_sources import kept_sources
+from circuits_over_time.utils.heads.keys import Ablation, CspaConfig
 from tests.support.cspa_models import COPYING, RANDOM, SUPPRESSING, copy_suppression_model, sequences
 from tests.support.cspa_reference import cspa_of_head
 from tests.support.random_models import HOOKED, random_model, tiny_tokenizer

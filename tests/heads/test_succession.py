@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
-from circuits_over_time.utils.heads.definition import Definition
+from circuits_over_time.utils.heads.keys import Definition
 from circuits_over_time.utils.heads.succession import CLASSES, Pairs, succession, successor_pairs
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main

@@ -491,7 +491,11 @@ def test_files_have_the_heading_above_the_panels(store: Store, tmp_path: Path) -
 
 
 def test_figure_scripts_do_without_torch() -> None:
-    modules = [f"plotting.{path.stem}" for path in (ROOT / "plotting").glob("*.py") if path.stem != "__init__"]
+    modules = [
+        f"circuits_over_time.plotting.{path.stem}"
+        for path in (ROOT / "plotting").glob("*.py")
+        if path.stem != "__init__"
+    ]
     assert "circuits_over_time.plotting.make_report" in modules
     code = (
         f"import sys, {', '.join(modules)}; print(*sorted({{'torch', 'transformers', 'jaxtyping'}} & set(sys.modules)))"

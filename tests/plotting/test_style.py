@@ -7,17 +7,15 @@ import plotly.graph_objects as go
 import pytest
 
 from circuits_over_time.plotting.parts.style import (
-    METRIC_LABELS,
     SERIES,
-    TASK_LABELS,
     finish,
     model_looks,
     model_order,
+    task_label,
     task_order,
     translucent,
     within,
 )
-from circuits_over_time.utils.results.kinds import PRIMARY_METRICS
 from circuits_over_time.utils.tasks import TASKS
 from circuits_over_time.utils.tasks.metrics import METRICS
 
@@ -81,9 +79,10 @@ def test_bands_keep_the_colour_of_their_line() -> None:
 
 
 def test_every_task_and_metric_of_the_registries_has_its_label() -> None:
-    assert {name: task.primary for name, task in TASKS.items()} == PRIMARY_METRICS
-    assert set(TASK_LABELS) == set(TASKS)
-    assert set(METRIC_LABELS) == set(METRICS)
+    assert [task_label(name) for name in TASKS] == ["IOI", "Greater-than", "Gendered pronoun", "Subject-verb agreement"]
+    assert task_label("my_prompts") == "my prompts"
+    assert METRICS["logit_diff"].label == "logit difference (logits)"
+    assert all(metric.label for metric in METRICS.values())
 
 
 @pytest.mark.parametrize(("n_entries", "n_rows"), [(2, 1), (4, 2), (6, 3)])

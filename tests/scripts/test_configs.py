@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from check_checkpoints import CheckConfig
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.keys import BaseConfig, load_config, result_settings
 from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, select_steps
-from circuits_over_time.utils.integrity.check import CheckConfig
 from circuits_over_time.utils.models.known_families import known_model
 from circuits_over_time.utils.sweep.plan import Job
 from circuits_over_time.utils.sweep.suite import SuiteConfig, jobs_of
 from circuits_over_time.utils.tasks import TASKS
-from circuits_over_time.utils.toy.family import FamilyConfig
+from circuits_over_time.utils.toy.keys import FamilyConfig
 from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_full_model_components_over_time import ANALYSIS as COMPONENTS
 from get_ioi_consistency import ANALYSIS as IOI_CONSISTENCY

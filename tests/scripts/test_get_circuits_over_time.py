@@ -15,7 +15,7 @@ import torch
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
 from circuits_over_time.edge_attribution_patching.circuits.mib import mib_areas
-from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_metric
 from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs, run_metric
@@ -178,7 +178,7 @@ def test_inclusion_counts_the_thresholds_whose_circuit_has_the_edge(toy_family: 
     for threshold in (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
         good = (curve["faithfulness"] >= min(threshold, 0.8)).tolist()
         confirmed = [a and b for a, b in zip(good, [*good[1:], False], strict=True)]
-        counts += prefix_masks(order, circuit.graph, [int(curve["size"][confirmed.index(True)])])[0]
+        counts += top_n_masks(order, circuit.graph, [int(curve["size"][confirmed.index(True)])])[0]
     table = stored.read_table(last)
     for row in table.itertuples():
         assert row.inclusion == counts[circuit.graph.edge_index(f"{row.source}->{row.target}")] / 8

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward, unembed
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
 from circuits_over_time.edge_attribution_patching.model.norms import normalise
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from circuits_over_time.utils.tasks import build_prompts
 from circuits_over_time.utils.tasks.prompts import Prompts
@@ -33,7 +33,7 @@ def weights(request: pytest.FixtureRequest) -> ModelWeights:
 
 def end_of_run(weights: ModelWeights, prompts: Prompts, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """At END: the embedding, the final residual stream, and what heads [layer, head] and MLPs [layer] write."""
-    layout, heads, mlps = Layout.whole(prompts.lengths), [], []
+    layout, heads, mlps = PackedTokens.whole(prompts.lengths), [], []
 
     def watch(activations: LayerActivations) -> None:
         W_O = weights.layers[activations.layer].W_O

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.utils.config.keys import TaskConfig
 from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
 from circuits_over_time.utils.results.kinds import ResultSchema
@@ -39,7 +39,7 @@ def prepare(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
 def measure(checkpoint: LoadedCheckpoint, config: TaskConfig, inputs: torch.Tensor, task: Task) -> dict[str, Result]:
     """Two kinds, one with tensors; the environment can ask for a sudden end."""
     lengths = torch.tensor([6, 6])
-    layout = Layout.whole(lengths)
+    layout = PackedTokens.whole(lengths)
     with torch.no_grad():
         x = embed(checkpoint.weights, layout, inputs.flatten())
         logits = unembed(checkpoint.weights, forward(checkpoint.weights, layout, x))

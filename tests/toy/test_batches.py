@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.utils.toy import text as toy_text
-from circuits_over_time.utils.toy.batches import Batch, TextConfig, TextSource
+from circuits_over_time.utils.toy.batches import Batch, TextSource
+from circuits_over_time.utils.toy.keys import TextConfig
 
 
 def document_texts(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> list[str]:

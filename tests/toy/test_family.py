@@ -19,7 +19,8 @@ from circuits_over_time.utils.config.keys import load_config
 from circuits_over_time.utils.models.family import resolve_family
 from circuits_over_time.utils.toy import family
 from circuits_over_time.utils.toy.evaluation import Examination
-from circuits_over_time.utils.toy.family import FamilyConfig, train_family
+from circuits_over_time.utils.toy.family import train_family
+from circuits_over_time.utils.toy.keys import FamilyConfig
 from tests.support.paths import ROOT
 
 CONFIG = ROOT / "configs/toy_family.yml"
@@ -32,7 +33,7 @@ TINY_STEPS = [0, 1, 2, 4, 8, 16, 20]
 KILLED = """
 import os, signal, sys
 import make_toy_checkpoints
-from utils.toy import family
+from circuits_over_time.utils.toy import family
 
 class Killed(family.Trainer):
     def step(self, step, batch):

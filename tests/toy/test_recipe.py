@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerB
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.config.keys import load_config
 from circuits_over_time.utils.toy.evaluation import Examination
-from circuits_over_time.utils.toy.family import FamilyConfig, train_family
+from circuits_over_time.utils.toy.family import train_family
+from circuits_over_time.utils.toy.keys import FamilyConfig
 from circuits_over_time.utils.toy.training import new_model
 from tests.support.paths import CONFIGS, ROOT, TOY_STEPS
 

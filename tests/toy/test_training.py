@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from circuits_over_time.utils.toy.batches import TextConfig, TextSource
+from circuits_over_time.utils.toy.batches import TextSource
+from circuits_over_time.utils.toy.keys import ModelConfig, OptimizerConfig, TextConfig
 from circuits_over_time.utils.toy.muon import fused, orthogonalized, separated
-from circuits_over_time.utils.toy.training import ModelConfig, OptimizerConfig, mean_loss, new_model, rate_share
+from circuits_over_time.utils.toy.training import mean_loss, new_model, rate_share
 
 
 def test_a_packed_document_is_read_as_if_alone(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -5,10 +5,19 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 log = logging.getLogger(__name__)
+
+
+def bar(total: int, what: str = "", **options: Any) -> tqdm:
+    """A progress bar: a line in a terminal, a widget in a notebook, and nothing where the output is no terminal."""
+    from tqdm.auto import tqdm  # Not above: it is slow, and most lines are logged without a bar.
+
+    return tqdm(total=total, desc=what, **{"disable": None, "dynamic_ncols": True, "leave": False} | options)
 
 
 class Progress:
@@ -17,11 +26,11 @@ class Progress:
     def __init__(self, name: str, total: int, verb: str = "measured") -> None:
         self.total, self.done, self._what, self._start, self._verb = total, 0, name, time.monotonic(), verb
         # smoothing 0: the time left follows from the mean, because checkpoints take equally long.
-        self._bar = tqdm(
-            total=total,
+        self._bar = bar(
+            total,
             smoothing=0,
             disable=True if total == 0 else None,
-            dynamic_ncols=True,
+            leave=True,
             bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed} passed, {remaining} left]",
         )
 
@@ -61,14 +70,22 @@ class Progress:
 
 def duration(seconds: float) -> str:
     """`02:05`, `1:02:05`."""
-    return str(tqdm.format_interval(seconds))
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:d}:{minutes:02d}:{left:02d}" if hours else f"{minutes:02d}:{left:02d}"
 
 
 class _BarHandler(logging.StreamHandler):
     """Writes log lines above the progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        line = self.format(record)
+        if "tqdm" in sys.modules:
+            from tqdm.auto import tqdm
+
+            tqdm.write(line, file=sys.stderr)
+        else:
+            sys.stderr.write(f"{line}\n")
 
 
 def configure_logging() -> None:

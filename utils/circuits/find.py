@@ -18,7 +18,7 @@ from circuits_over_time.edge_attribution_patching.circuits.mib import mib_areas
 from circuits_over_time.edge_attribution_patching.circuits.search import (
     Signed,
     edge_order,
-    prefix_masks,
+    top_n_masks,
 )
 from circuits_over_time.edge_attribution_patching.circuits.stability import sign_stable
 from circuits_over_time.edge_attribution_patching.graph import Graph
@@ -143,7 +143,7 @@ def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, config: Circuit
     elif learned:
         selected = rule.search(curve, evaluate, graph.n_edges)
     status: Status = "found" if selected is not None else "threshold not reached" if learned else "task not learned"
-    in_circuit = prefix_masks(order, graph, [selected or 0])[0]
+    in_circuit = top_n_masks(order, graph, [selected or 0])[0]
     areas = mib_areas(evaluator, scores) if config.search.mib and learned else None
     return CircuitReport(
         Circuit(graph, scores, in_circuit),

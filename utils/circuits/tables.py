@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import Baselines, FaithfulnessCurve
 from circuits_over_time.edge_attribution_patching.circuits.mib import MibAreas
-from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import CircuitBootstrap
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
@@ -58,7 +58,7 @@ def inclusion(report: CircuitReport, config: CircuitsConfig) -> Tensor:
             rule = replace(config.search.rule(), threshold=threshold)
             size = rule.select(report.curve.sizes, values, report.circuit.graph.n_edges)
         if size is not None:
-            counts += prefix_masks(report.order, report.circuit.graph, [size])[0]
+            counts += top_n_masks(report.order, report.circuit.graph, [size])[0]
     return counts / len(THRESHOLDS)
 
 
@@ -70,7 +70,7 @@ def faithfulness_table(
     if curve.sizes:
         low, high = percentile_interval(curve.resampled(seed))
     for place, size in enumerate(curve.sizes):
-        mask = prefix_masks(order, graph, [size])
+        mask = top_n_masks(order, graph, [size])
         rows.append(
             {
                 "size": size,

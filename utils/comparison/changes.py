@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, prefix_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import sign_stable
 
 from ..results.comparison import SIMILARITY
@@ -79,7 +79,7 @@ def grown(checkpoint: Checkpoint, rule: Rule, size: int) -> Tensor:
         stable[checkpoint.folds.edges] = sign_stable(checkpoint.folds, rule.seed)
         signed = Signed(stable.view(graph.n_forward, graph.n_backward), rule.positive_share)
     order = edge_order(checkpoint.circuit.scores, graph, rule.order, limit=size, signed=signed)
-    return prefix_masks(order, graph, [min(size, len(order))])[0]
+    return top_n_masks(order, graph, [min(size, len(order))])[0]
 
 
 class Comparer:

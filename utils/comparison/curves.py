@@ -19,8 +19,8 @@ import ruptures
 import torch
 from jaxtyping import Float
 
-from ..results.kinds import PRIMARY_METRICS
 from ..results.store import Store
+from ..tasks.registry import primary_metric
 from .changes import grown
 from .emergence import binomial_resamples, normal_resamples
 from .floors import draws
@@ -155,7 +155,7 @@ def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterato
         table = store.read_tables("task_performance", model, task)
         clean = table[table["run"] == "clean"]
         folder = store.folder("task_performance", model, task)
-        primary = PRIMARY_METRICS.get(task) or folder.read_run()["config"]["metric"]
+        primary = primary_metric(task) or folder.read_run()["config"]["metric"]
         for metric, rows in clean.groupby("metric", sort=True):
             rows = rows.sort_values("step")
             seed = config.seed + 100_000 * (1 + place)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import pydantic
 
@@ -26,72 +27,63 @@ from .keys import load_config
 _TOLD = "said how to go on"
 
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
+Arguments = ParamSpec("Arguments")
 
 
 class Terminated(BaseException):
     """SIGTERM, raised in the main thread so that the script ends as cleanly as on Ctrl-C."""
 
 
-def run_script(
-    script: str,
-    schema: type[Schema],
-    execute: Callable[[Schema, argparse.Namespace], int],
-    argv: Sequence[str] | None = None,
-    options: Callable[[argparse.ArgumentParser], None] | None = None,
-) -> int:
-    """Run a script from its command line.
+def script(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
+    """Make a function the `main` of a script: it logs to stderr, and whatever ends it becomes an exit code."""
+
+    @functools.wraps(main)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+        configure_logging()
+        try:
+            with _sigterm_raises():
+                return main(*args, **kwargs)
+        except UserError as error:
+            sys.stderr.write(f"{error}\n")
+            return 2
+        except (KeyboardInterrupt, Terminated) as error:
+            if _TOLD not in getattr(error, "__notes__", []):
+                sys.stderr.write("interrupted: to go on, run the same command again\n")
+            return 130 if isinstance(error, KeyboardInterrupt) else 143
+
+    return run
+
+
+def read_command_line(
+    name: str, schema: type[Schema], argv: Sequence[str] | None = None, **switches: str
+) -> tuple[Schema, argparse.Namespace]:
+    """Parse a script's arguments and read its config.
 
     Args:
-        script: the name of its file.
+        name: the name of its file.
         schema: its config.
-        execute: does the work, given the config and the parsed arguments, and returns the exit code.
         argv: its arguments, by default those of the process.
-        options: adds the script's own options.
+        switches: its own options that are on or off, and what `--help` says of them. `dry_run` is `--dry-run`.
 
-    Returns:
-        The exit code.
+    Raises:
+        UserError: if an argument is unknown, or as `load_config` does.
     """
-    configure_logging()
-    try:
-        arguments = _parse(script, argv, options)
-        config = load_config(schema, arguments.config, arguments.overrides)
-        with _sigterm_raises():
-            return execute(config, arguments)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except KeyboardInterrupt as error:
-        _say_interrupted(error)
-        return 130
-    except Terminated as error:
-        _say_interrupted(error)
-        return 143
-
-
-def told_how_to_go_on(error: BaseException) -> None:
-    """Note that the user has been told what an interruption leaves, so that it is said once."""
-    error.add_note(_TOLD)
-
-
-def _say_interrupted(error: BaseException) -> None:
-    if _TOLD not in getattr(error, "__notes__", []):
-        sys.stderr.write("interrupted: to go on, run the same command again\n")
-
-
-def _parse(
-    script: str, argv: Sequence[str] | None, options: Callable[[argparse.ArgumentParser], None] | None
-) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=script, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=name, allow_abbrev=False)
     parser.add_argument("-c", "--config", type=Path, help="YAML config; configs/README.md lists every key")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, for example batch_size=16")
-    if options is not None:
-        options(parser)
+    for switch, meaning in switches.items():
+        parser.add_argument(f"--{switch.replace('_', '-')}", action="store_true", help=meaning)
     arguments, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         hint = unknown[0].lstrip("-")
         way_out = f"write {hint}" if "=" in hint else f"--help lists them; an override is written {hint}=value"
         raise UserError(f"command line: {unknown[0]}: unknown option; {way_out}")
-    return arguments
+    return load_config(schema, arguments.config, arguments.overrides), arguments
+
+
+def told_how_to_go_on(error: BaseException) -> None:
+    """Note that the user has been told what an interruption leaves, so that it is said once."""
+    error.add_note(_TOLD)
 
 
 @contextlib.contextmanager

@@ -18,48 +18,27 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_errors
 
 from ..base.errors import UserError
-from ..config.keys import BaseConfig, Section
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Prompts, Task, build_prompts
 from .copy_scores import copy_samples, mean_scores
-from .definition import Definition
+from .keys import ComponentsConfig, Definition
 
 STUDY_IDS = range(100, 20_000)
 """The ids from which the study draws its random blocks."""
 
 HeadScores = Float[Tensor, "layer head"]
 HeadSamples = Float[Tensor, "layer head sample"]
-
-
-class ComponentsKeys(Section):
-    """What the scores depend on, apart from the model."""
-
-    head_scores: Definition = "standard"
-    """Which definition of the scores: `standard`, or `study` for that of Tigges et al. 2024. The study draws random
-    blocks with replacement from the ids 100 to 19,999, counts the last token of the first block in the induction score,
-    and leaves the scale of the norms out of the copy scores."""
-    n_sequences: int = Field(50, gt=0)
-    """How many random blocks of tokens to average the attention scores over."""
-    seq_len: int = Field(50, gt=1)
-    """Tokens in a block. Each block comes twice in a row, so `2 * seq_len` tokens must fit the model's context."""
-    n_prompts: int = Field(100, gt=0)
-    """How many IOI prompts to average the copy scores over; each has three names."""
-
-
-class ComponentsConfig(ComponentsKeys, BaseConfig):
-    """Keys of get_full_model_components_over_time.py."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +206,6 @@ def attention_samples(
                 attention = layer.pattern.diagonal(-back, dim1=-2, dim2=-1)[..., first - back :]
                 samples[name][layer.layer][:, batch] = attention.float().mean(dim=2).T.double().cpu()
 
-        layout = Layout.whole(torch.full((len(batch),), width, device=weights.device))
+        layout = PackedTokens.whole(torch.full((len(batch),), width, device=weights.device))
         forward(weights, layout, embed(weights, layout, tokens[batch].to(weights.device).flatten()), visit=reduce)
     return samples

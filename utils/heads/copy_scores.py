@@ -20,11 +20,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.model.forward import Unembedding, clamp, embed, forward
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
 from circuits_over_time.edge_attribution_patching.model.norms import Norm, centred, normalise
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import LayerWeights, ModelWeights
 
-from .definition import Definition
+from .keys import Definition
 
 TOP_K = 5
 """A name counts as copied if it is among this many of the highest logits (Wang et al. 2022)."""
@@ -108,7 +108,7 @@ def _after_layer_0(
     parts = []
     for index in torch.arange(len(tokens)).split(batch_size):
         size = lengths[index].to(weights.device)
-        layout = Layout.whole(size)
+        layout = PackedTokens.whole(size)
         x = forward(bottom, layout, embed(weights, layout, layout.pack(tokens[index].to(weights.device))))
         starts = size.cumsum(0) - size
         parts.append(x[(starts[:, None] + positions[index].to(weights.device)).flatten()])
@@ -117,7 +117,7 @@ def _after_layer_0(
 
 def _written(layer: LayerWeights, read: Float[Tensor, "row d_model"]) -> Float[Tensor, "head row d_model"]:
     """What each head writes if it attends to one row alone, without the output bias (which belongs to no head)."""
-    W_V, b_V, W_O = (part.to(read.dtype) for part in (layer.W_V, layer.b_V, layer.W_written))
+    W_V, b_V, W_O = (part.to(read.dtype) for part in (layer.W_V, layer.b_V, layer.W_O_scaled))
     return layer.per_head(clamp(layer, read @ W_V.transpose(1, 2) + b_V[:, None])) @ W_O
 
 

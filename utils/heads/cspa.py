@@ -1,4 +1,4 @@
-"""Copy-suppression-preserving ablation (CSPA) of every head: its keys, its text, and its table.
+"""Copy-suppression-preserving ablation (CSPA) of every head: its text and its table.
 
 `utils/heads/cspa_scores.py` defines the score (McDougall et al. 2023, arXiv 2310.04625).
 """
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 from jaxtyping import Int
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -17,48 +16,13 @@ from circuits_over_time.edge_attribution_patching.model.architectures import Sha
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
 from ..base.errors import UserError
-from ..config.keys import BaseConfig, StartToken
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Task
 from .corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
 from .cspa_scores import cspa_scores, mean_outputs
-from .cspa_sources import Ablation
-from .definition import Definition
 from .function_words import function_tokens
-
-
-class CspaKeys(Ablation):
-    """What the scores depend on, apart from the model: the text, and what to keep of a head."""
-
-    corpus: str
-    """The text to read: a UTF-8 text file with blank lines between its documents, a data set from the hub
-    (`NeelNanda/pile-10k`), a folder that `datasets` can read, `python_docs` for the documentation that comes with
-    Python (the text differs between its versions, and the hashes of what was read say so), or `toy` for the toy
-    family's own sentences. Write `./toy` for a file called `toy`."""
-    corpus_split: str = "train"
-    """Which split of a data set, in the notation of `datasets` (`train[:1000]`)."""
-    corpus_field: str = "text"
-    """Which column of a data set holds the text."""
-    head_scores: Definition = "standard"
-    """How to draw the text: `standard`, or `study` for the way of Tigges et al. 2024, where sequences are the
-    beginnings of documents longer than `corpus_window`, and the scored sequences are the first of the
-    `n_mean_sequences`."""
-    corpus_window: int | None = Field(None, gt=1)
-    """With `head_scores: study`, a document must have more tokens than this. `null` means `seq_len`."""
-    n_sequences: int = Field(17, gt=0)
-    """How many sequences to score heads on."""
-    n_mean_sequences: int = Field(100, gt=0)
-    """How many other sequences to average the heads' outputs over, for the mean ablation."""
-    seq_len: int = Field(61, gt=1)
-    """Tokens in a sequence. Documents are joined by the end-of-text token and cut into sequences."""
-    prepend_bos: StartToken = "auto"
-    """Start every sequence with the tokenizer's start token, which counts towards `seq_len`. `auto` is as for prompts
-    ([Keys of every script with tasks](#keys-of-every-script-with-tasks))."""
-
-
-class CspaConfig(CspaKeys, BaseConfig):
-    """Keys of get_model_cspa.py. `batch_size` counts sequences, and `seed` draws the text."""
+from .keys import Ablation, CspaConfig
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, Unembedding, embed, forward
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
 from circuits_over_time.edge_attribution_patching.model.norms import normalise
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import quotient_errors
 
@@ -51,7 +51,7 @@ OVERFLOW = "the change of the logits overflows"
 def mean_outputs(
     weights: ModelWeights, tokens: Int[Tensor, "sequence position"], start_layer: int = 0, batch_size: int = 32
 ) -> Float[Tensor, "layer position head d_head"]:
-    """Mean of what the heads write at each position, from `start_layer` up: times W_written it is the head's output."""
+    """Mean of what the heads write at each position, from `start_layer` up: times W_O_scaled, its output."""
     layers = weights.n_layers - start_layer
     dtype = torch.promote_types(weights.dtype, torch.float32)
     sums = torch.zeros(layers, tokens.shape[1], weights.n_heads, weights.d_head, dtype=dtype, device=weights.device)
@@ -105,12 +105,12 @@ def cspa_scores(
     return run.table(divergences)
 
 
-def _layout(tokens: Int[Tensor, "sequence position"]) -> Layout:
-    return Layout.whole(torch.full((len(tokens),), tokens.shape[1], device=tokens.device))
+def _layout(tokens: Int[Tensor, "sequence position"]) -> PackedTokens:
+    return PackedTokens.whole(torch.full((len(tokens),), tokens.shape[1], device=tokens.device))
 
 
 def written(layer: LayerActivations) -> Float[Tensor, "token head d_head"]:
-    """What heads write, before W_written."""
+    """What heads write, before W_O_scaled."""
     return layer.z if layer.post_inverse_scale is None else layer.z * layer.post_inverse_scale[..., None]
 
 
@@ -181,7 +181,7 @@ class _Run:
             share = pattern * kept
             other = mean * (1 - share.sum(dim=-1, keepdim=True)) + (share @ v) * inverse - z
             return ablated.flatten(1, 2), other.flatten(1, 2)
-        W_O = of_block.W_written.to(self.dtype)
+        W_O = of_block.W_O_scaled.to(self.dtype)
         # W_O u_s, so that o_s . u_s is a dot product of d_head numbers.
         readers = torch.einsum("hed,bsd->hbse", W_O, self.units[self.vector[batch]])
         component = (v * readers).sum(dim=-1)[:, :, None] * inverse - mean @ readers.transpose(2, 3)
@@ -205,7 +205,7 @@ class _Run:
         n_layers = self.weights.n_layers - self.settings.start_layer
         joined = [_joined(parts) for parts in self.parts]
         changes = [joined[i * self.weights.n_heads : (i + 1) * self.weights.n_heads] for i in range(n_layers)]
-        outputs = [layer.W_written.to(self.dtype) for layer in self.weights.layers[self.settings.start_layer :]]
+        outputs = [layer.W_O_scaled.to(self.dtype) for layer in self.weights.layers[self.settings.start_layer :]]
         targets = self.tokens.roll(-1, dims=1)
         targets[:, -1] = -1
         final = torch.cat(self.final)

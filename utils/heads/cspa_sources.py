@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor
 
-from ..config.keys import Section
-
-
-class Ablation(Section):
-    """What the ablation keeps of a head."""
-
-    interventions: list[Literal["ov", "qk"]] = Field(["ov", "qk"], min_length=1, max_length=2)
-    """What to restrict, one or both: `ov` keeps only the part of a head's output along the source token's unembedding;
-    `qk` keeps only sources that the model predicts here and that are not function words."""
-    k_unembeddings: float = Field(0.05, gt=0, le=1)
-    """For `qk`: how many different source tokens to keep, as a fraction of the destination's place in the sequence
-    (counted from 1), rounded up. 1.0 keeps all."""
-    keep_self_attention: bool = True
-    """Whether the destination's own token is among its sources."""
-    negative_only: bool = True
-    """For `ov`: keep the part along the unembedding only where it lowers the source token's logit."""
-    start_layer: int = Field(0, ge=0)
-    """The first layer to score."""
-
-    def n_kept(self, seq_len: int) -> list[int]:
-        """K at each position. The fraction is exact as written, so 0.07 of 100 is 7."""
-        fraction = Fraction(str(self.k_unembeddings))
-        return [math.ceil(fraction * place) for place in range(1, seq_len + 1)]
+from .keys import Ablation
 
 
 def kept_sources(

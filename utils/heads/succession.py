@@ -50,13 +50,12 @@ from circuits_over_time.edge_attribution_patching.model.forward import Unembeddi
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
 from ..base.errors import UserError
-from ..config.keys import BaseConfig
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Task
 from ..tasks.vocabulary import encode
 from ..tasks.word_series import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS, SHORT_DAYS, SHORT_MONTHS
-from .definition import Definition
+from .keys import Definition, SuccessorConfig
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,6 @@ CLASSES: dict[str, tuple[WordList, ...]] = {
 
 Pairs = tuple[tuple[int, int], ...]
 """(token, successor) ids of one list in one spelling."""
-
-
-class SuccessorConfig(BaseConfig):
-    """Keys of get_new_successor_head_scores_over_time.py. Nothing here is sampled, so `seed` and `batch_size` change
-    nothing."""
-
-    head_scores: Definition = "standard"
-    """Which definition of the score: `standard`, or `study` for that of Tigges et al. 2024, which leaves out the norms,
-    counts ties as right and has fewer spellings."""
 
 
 def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, list[Pairs]]:
@@ -239,7 +229,7 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
         if definition == "study":
             W_V, W_O = layer.stored_W_V(), layer.W_O
         else:
-            W_V, W_O = layer.W_V, layer.W_written
+            W_V, W_O = layer.W_V, layer.W_O_scaled
         values = layer.per_head(x @ W_V.to(read.dtype).transpose(1, 2))  # [head, source, d_head]
         reads = W_O.to(read.dtype) @ read.T  # [head, d_head, successor]
         wins = []

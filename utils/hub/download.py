@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from ..base.errors import CheckpointUnusable, one_line
 from ..base.files import file_sha256, make_folder
 
@@ -128,19 +126,6 @@ class RemoteFile:
     sha256: str | None
 
 
-class _Count(tqdm):
-    """Shows nothing and hands the bytes on; `http_get` wants a class of bars."""
-
-    arrived: Arrived
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.pop("name", None)
-        super().__init__(*args, **kwargs | {"disable": True})
-
-    def update(self, n: float | None = 1) -> None:
-        self.arrived(int(n or 0))
-
-
 def bring(file: RemoteFile, folder: Path, arrived: Arrived = lambda count: None) -> str:
     """Download a file into a folder, unless it is there.
 
@@ -169,9 +154,19 @@ def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
+    from tqdm import tqdm
 
     part = target.with_name(f".{target.name}.{(file.sha256 or file.commit)[:16]}.part")
-    bar = type("_Count", (_Count,), {"arrived": staticmethod(arrived)})
+
+    class Count(tqdm):
+        """Shows nothing and hands the bytes on; `http_get` wants a class of bars."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            super().__init__(*args, **kwargs | {"disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            arrived(int(n or 0))
 
     def held() -> int:
         return part.stat().st_size if part.is_file() else 0
@@ -189,7 +184,7 @@ def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
                     resume_size=start,
                     headers=build_hf_headers(),
                     expected_size=file.size or None,
-                    tqdm_class=bar,
+                    tqdm_class=Count,
                 )
             except HfHubHTTPError as error:
                 if error.response.status_code != 416:

@@ -1,59 +1,27 @@
-"""check_checkpoints.py: compares the weights of a family's checkpoints, says what is wrong, and writes it down.
-
-Its config may be that of any script: it reads the keys that all scripts share, and leaves the others alone.
-"""
+"""check_checkpoints.py: compares the weights of a family's checkpoints, says what is wrong, and writes it down."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
-from pydantic import model_validator
-from tqdm import tqdm
 
 from ..base.files import some
-from ..circuits.keys import CircuitsConfig
+from ..base.progress import bar
 from ..config.keys import BaseConfig
 from ..config.schedules import select_steps
-from ..heads.attention_and_copy import ComponentsConfig
-from ..heads.cspa import CspaConfig
-from ..heads.succession import SuccessorConfig
-from ..ioi.keys import IoiConsistencyConfig
 from ..models.family import Family, family_of
 from ..results.kinds import CHECKS
 from ..results.store import Store
-from ..task_performance import PerformanceConfig
 from .descent import Move, moves
 from .duplicates import Report, check, damages_at
-
-OTHERS: tuple[type[BaseConfig], ...] = (
-    CircuitsConfig,
-    ComponentsConfig,
-    CspaConfig,
-    SuccessorConfig,
-    IoiConsistencyConfig,
-    PerformanceConfig,
-)
-"""Schemas of the other scripts, whose keys may stand in a config without being read."""
-SUITE = "analyses"  # the key of run_suite.py's configs that lists analyses
 
 log = logging.getLogger(__name__)
 
 
-class CheckConfig(BaseConfig):
-    """Keys of check_checkpoints.py."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_other_scripts_keys(cls, data: Any) -> Any:
-        others = {SUITE}.union(*(schema.model_fields for schema in OTHERS)) - set(cls.model_fields)
-        return {key: value for key, value in data.items() if key not in others} if isinstance(data, dict) else data
-
-
-def check_models(config: CheckConfig, *, deep: bool = False) -> int:
+def check_models(config: BaseConfig, *, deep: bool = False) -> int:
     """Check every model of a config; print what is wrong and write the tables.
 
     Args:
@@ -70,9 +38,8 @@ def check_models(config: CheckConfig, *, deep: bool = False) -> int:
     for model in config.models:
         family = family_of(config, model)
         steps = select_steps(config.checkpoints, family.steps, family.name)
-        with tqdm(total=len(family.steps), disable=None, dynamic_ncols=True, leave=False) as bar:
-            bar.set_description_str(f"{family.name}: comparing weights")
-            report = check(family, advance=bar.update)
+        with bar(len(family.steps), f"{family.name}: comparing weights") as shown_bar:
+            report = check(family, advance=shown_bar.update)
         folder = Store(config.results_dir).folder(CHECKS, family.name)
         path = folder.write_summary("checkpoints", report.table())
         sys.stdout.write(shown(report))
@@ -129,12 +96,11 @@ def moves_table(found: Sequence[Move]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _deep(family: Family, steps: Sequence[int], config: CheckConfig) -> tuple[list[Move], dict[int, str]]:
-    with tqdm(total=len(steps), disable=None, dynamic_ncols=True, leave=False) as bar:
-        bar.set_description_str(f"{family.name}: comparing tensors")
+def _deep(family: Family, steps: Sequence[int], config: BaseConfig) -> tuple[list[Move], dict[int, str]]:
+    with bar(len(steps), f"{family.name}: comparing tensors") as shown_bar:
 
         def done(step: int) -> None:
             family.release(step, config.keep_checkpoints)
-            bar.update()
+            shown_bar.update()
 
         return moves(family, steps, done)

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ..base.errors import CheckpointUnusable
 from ..hub.checkpoint_files import read_manifest
@@ -22,6 +21,9 @@ from ..hub.listing import HubUnreachable, Listing, in_parallel
 from ..models import local
 from ..models.family import Family, HubFamily, LocalFamily
 from ..models.known_families import Damage
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("step", "tokens", "revision", "file", "bytes", "sha256", "problem", "same_as", "known")
 MAIN = "main"
@@ -112,6 +114,8 @@ class Report:
 
     def table(self) -> pd.DataFrame:
         """One row for each file of each step, with what is wrong with it; the columns are `COLUMNS`."""
+        import pandas as pd
+
         by_file: dict[tuple[int, str], list[Shared]] = defaultdict(list)
         for one in self.shared:
             by_file[one.step, one.file].append(one)

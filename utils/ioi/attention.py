@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
-from circuits_over_time.edge_attribution_patching.model.layout import Layout
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
-from circuits_over_time.edge_attribution_patching.patching.forward import Attended, Observer
+from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention, Observer
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
 
 NAMES = ("io", "s1", "s2")
@@ -29,7 +29,7 @@ def name_attention(
     """Mean attention of every head from some positions of each prompt to others, in [0, 1]."""
     total = torch.zeros(queries.shape[1], names.shape[1], weights.n_layers, weights.n_heads)
     for index in torch.arange(len(tokens), device=tokens.device).split(batch_size):
-        layout = Layout.whole(lengths[index])
+        layout = PackedTokens.whole(lengths[index])
         rows = torch.arange(len(index), device=tokens.device)[:, None]
 
         def add(layer: LayerActivations, index: Tensor = index, rows: Tensor = rows) -> None:
@@ -64,7 +64,7 @@ class AttentionWatch:
     def of_prompts(self, index: Int[Tensor, " prompt"]) -> Observer:
         """The observer for one batch."""
 
-        def observe(masks: Int[Tensor, " mask"], attended: Attended) -> None:
+        def observe(masks: Int[Tensor, " mask"], attended: HeadAttention) -> None:
             pattern = attended.pattern[:, :, :, 0]  # [mask, prompt, head, key]
             keys = self._positions[index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
             to_names = pattern.gather(3, keys).to(self.attention.dtype)

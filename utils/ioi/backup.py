@@ -25,9 +25,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits_over_time.edge_attribution_patching.patching.forward import Attended, evaluate_masks_final
+from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention, evaluate_masks_final
 from circuits_over_time.edge_attribution_patching.patching.paths import Head, recompute_mask
-from circuits_over_time.edge_attribution_patching.patching.plan import Given
+from circuits_over_time.edge_attribution_patching.patching.plan import ActivationOverrides
 from circuits_over_time.edge_attribution_patching.patching.runs import PreparedRuns, at_answers
 
 from ..results.kinds import IOI_BACKUP
@@ -87,7 +87,9 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
             change = given[graph.head(layer, head)] - end.base.layers[layer].written[:, head]
             heads_change[layer, head, at] = part.of_heads(layer, change[:, None], torch.tensor([head]))[0]
 
-        def see(_: Tensor, attended: Attended, part: _Parts = part, end: PreparedRuns = end, at: Tensor = at) -> None:
+        def see(
+            _: Tensor, attended: HeadAttention, part: _Parts = part, end: PreparedRuns = end, at: Tensor = at
+        ) -> None:
             layer, of = attended.layer, attended.heads
             change = attended.written[0] - end.base.layers[layer].written[:, of]
             heads_change[layer, of[:, None], at[None]] = part.of_heads(layer, change, of)
@@ -96,7 +98,7 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
             runs.weights,
             end,
             recompute_mask(graph)[None],
-            given=Given(outputs={node: written[None] for node, written in given.items()}),
+            overrides=ActivationOverrides(outputs={node: written[None] for node, written in given.items()}),
             memory_budget_gb=runs.memory_budget_gb,
             observe=see,
         )[0]
@@ -120,11 +122,11 @@ class _Parts:
     def of_heads(
         self, layer: int, written: Float[Tensor, "prompt head d_head"], heads: Int[Tensor, " head"]
     ) -> Float[Tensor, "head prompt"]:
-        return self.of(torch.bmm(written.transpose(0, 1), self.runs.weights.layers[layer].W_written[heads]))
+        return self.of(torch.bmm(written.transpose(0, 1), self.runs.weights.layers[layer].W_O_scaled[heads]))
 
 
 def _means(runs: PairedRuns, heads: Sequence[Head]) -> dict[Head, Float[Tensor, " d_head"]]:
-    """What each head writes at the answer, before W_written, as the mean over the clean prompts."""
+    """What each head writes at the answer, before W_O_scaled, as the mean over the clean prompts."""
     totals: dict[Head, Tensor] = {}
     for prepared in runs:
         end = at_answers(prepared)

@@ -133,7 +133,7 @@ class PairedRuns:
                 change = runs.source.layers[layer].written[:, heads] - runs.base.layers[layer].written[:, heads]
                 if layer < self.graph.n_layers - 1:  # That of the last layer is at the answers already.
                     change = change[runs.layout.last]
-                written = torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_written[heads])
+                written = torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_O_scaled[heads])
                 finals = runs.base.final + written
                 at = torch.tensor(rows, device=values.device)[:, None], runs.batch.index[None]
                 values[at] = self.logit_difference(finals, runs.batch.index)

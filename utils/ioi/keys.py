@@ -8,8 +8,7 @@ from pydantic import Field, model_validator
 
 from ..circuits.keys import CircuitKeys, CircuitsConfig
 from ..config.keys import BaseConfig, MemoryKeys, PromptOptions, Section, execution
-from ..heads.attention_and_copy import ComponentsConfig, ComponentsKeys
-from ..heads.cspa import CspaConfig, CspaKeys
+from ..heads.keys import ComponentsConfig, ComponentsKeys, CspaConfig, CspaKeys
 
 
 class Thresholds(Section):

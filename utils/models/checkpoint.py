@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from circuits_over_time.edge_attribution_patching.model.architectures import ARCHITECTURES, Shape, read_shape
-from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
+from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
 
 from ..base.errors import CheckpointUnusable, UserError, one_line
 from ..base.files import combine
 from .tokenizers import load_tokenizer, read_tokenizer, tokenizer_folder
+from .weight_files import CheckpointFiles
 
 if TYPE_CHECKING:
+    import torch
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+    from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
 
 # Masks and rotary frequencies, which older versions of transformers saved with the weights.
@@ -45,27 +46,6 @@ class Description:
 
     tokenizer: PreTrainedTokenizerBase
     shape: Shape
-
-
-@dataclass(frozen=True)
-class CheckpointFiles:
-    """A checkpoint's files on disk.
-
-    Attributes:
-        folder: where they are, in `save_pretrained` format.
-        origin: `repository, revision, commit`; a local family has no commit, but a `fingerprint`.
-        hashes: SHA-256 of each weight file; hashes them, or returns the known ones.
-        trust_remote_code: whether the tokenizer may run code of its own.
-    """
-
-    folder: Path
-    origin: dict[str, Any]
-    hashes: Callable[[], dict[str, str]]
-    trust_remote_code: bool = False
-
-    def sha256(self) -> str:
-        """One hash of all weights."""
-        return combine(self.hashes())
 
 
 @dataclass(frozen=True)
@@ -153,6 +133,8 @@ def describe(folder: Path, trust_remote_code: bool = False) -> Description:
         CheckpointUnusable: if a file is missing or broken.
         UserError: if the engine cannot read such a model.
     """
+    from circuits_over_time.edge_attribution_patching.model.architectures import read_shape
+
     path = folder / "config.json"
     try:
         shape = read_shape(_read_config(path))
@@ -176,6 +158,10 @@ def load_weights(
         CheckpointUnusable: if they cannot be loaded, or some are missing.
         UserError: if they do not fit on the device.
     """
+    import torch
+
+    from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+
     model = _load_model(folder, dtype, device, state)
     try:
         weights = read_weights(model)
@@ -207,6 +193,7 @@ def _read_config(path: Path) -> PretrainedConfig:
 def _load_model(
     folder: Path, dtype: torch.dtype, device: torch.device, state: dict[str, torch.Tensor] | None = None
 ) -> PreTrainedModel:
+    import torch
     from safetensors import SafetensorError
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
@@ -259,6 +246,8 @@ def resolve_device(device: str) -> torch.device:
     Raises:
         UserError: if this machine has no such device.
     """
+    import torch
+
     found = ["cpu"]
     if torch.backends.mps.is_available():
         found.insert(0, "mps")

@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..base.errors import CheckpointUnusable, UserError, suggest
+from ..base.progress import bar
 from ..config.keys import BaseConfig
 from ..hub.listing import HubUnreachable, Listing, downloads_of, in_parallel, published_names
 from . import local
@@ -184,17 +183,17 @@ def fetch(family: Family, steps: Sequence[int]) -> dict[int, str]:
     found = listings(family, wanted)
     total = sum(one.bytes_of_weights for one in found.values() if isinstance(one, Listing))
     failed: dict[int, str] = {}
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None, dynamic_ncols=True, desc=family.name) as bar:
+    with bar(total, family.name, unit="B", unit_scale=True, leave=True) as shown:
         for number, step in enumerate(wanted, 1):
-            bar.set_description_str(f"{family.name} step {step}")
+            shown.set_description_str(f"{family.name} step {step}")
             try:
                 family.fetch_small(step)
-                family.fetch(step, bar.update)
+                family.fetch(step, shown.update)
             except CheckpointUnusable as error:
                 failed[step] = str(error)
                 log.warning("%s step %d is left out: %s", family.name, step, error)
                 continue
-            if bar.disable:
+            if shown.disable:
                 log.info("%s step %d: fetched %d of %d", family.name, step, number, len(wanted))
     log.info("%s: %d of %d checkpoints are in %s", family.name, len(steps) - len(failed), len(steps), family.cache_dir)
     return failed

@@ -10,30 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import torch
-
+from ..base.errors import CheckpointUnusable
 from ..base.files import combine
 from ..hub import checkpoint_files as hub
 from ..hub.download import Arrived
 from ..hub.listing import Listing, downloads_of, in_parallel, listing_of
 from . import local
-from .checkpoint import (
-    CheckpointFiles,
-    CheckpointUnusable,
-    Description,
-    LoadedCheckpoint,
-    describe,
-    load_weights,
-    resolve_device,
-)
+from .checkpoint import Description, LoadedCheckpoint, describe, load_weights, resolve_device
 from .known_families import Damage
 from .revisions import Named
-from .weight_files import read_state
+from .weight_files import CheckpointFiles, read_state
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from .checkpoint import CheckpointFiles
 
 
 # One checkpoint ahead: while one is measured, the next is downloaded and its tensors are read into CPU memory.
@@ -210,6 +199,8 @@ class Family:
             CheckpointUnusable: if it is missing or damaged.
             UserError: if the engine cannot read such a model, or it does not fit on the device.
         """
+        import torch
+
         where = resolve_device(device)
         tokenizer = self.describe(step).tokenizer
         ready = self._ahead.take(step)

@@ -5,16 +5,39 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import CheckpointUnusable, one_line
+from ..base.files import combine
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
 """Names of files with weights, without shard and ending, and endings; the first format that is there counts."""
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """A checkpoint's files on disk.
+
+    Attributes:
+        folder: where they are, in `save_pretrained` format.
+        origin: `repository, revision, commit`; a local family has no commit, but a `fingerprint`.
+        hashes: SHA-256 of each weight file; hashes them, or returns the known ones.
+        trust_remote_code: whether the tokenizer may run code of its own.
+    """
+
+    folder: Path
+    origin: dict[str, Any]
+    hashes: Callable[[], dict[str, str]]
+    trust_remote_code: bool = False
+
+    def sha256(self) -> str:
+        """One hash of all weights."""
+        return combine(self.hashes())
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -14,13 +14,6 @@ from ..base.errors import suggest
 
 SUCCESSION_CLASSES = ("numbers", "number_words", "ordinals", "days", "months", "letters", "roman_numerals")
 """Classes of words with a successor; `utils/heads/succession.py` lists the words."""
-PRIMARY_METRICS = {
-    "ioi": "logit_diff",
-    "greater_than": "prob_diff",
-    "gendered_pronoun": "logit_diff",
-    "sva": "prob_diff",
-}
-"""Of the built-in tasks; their registry says the same, but imports transformers."""
 
 
 @dataclass(frozen=True)

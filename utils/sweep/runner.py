@@ -6,11 +6,10 @@ Seeds and gradients are up to the analysis.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from ..config.command_line import run_script
+from ..config.command_line import read_command_line, script
 from ..config.keys import BaseConfig
 from .analysis import Analysis, Lazy
 from .estimate import needs
@@ -21,6 +20,13 @@ from .suite import SuiteConfig, jobs_of
 __all__ = ["Analysis", "Lazy", "main", "main_of_suite", "run", "run_suite"]
 
 
+SWITCHES = {
+    "dry_run": "say what would be measured, load nothing",
+    "fetch": "only download what is missing, measure nothing",
+}
+
+
+@script
 def main(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
     """Run a script from its command line.
 
@@ -31,21 +37,16 @@ def main(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code (see `utils/config/command_line.py`).
     """
-
-    def start(config: BaseConfig, arguments: argparse.Namespace) -> int:
-        return run(analysis, config, dry_run=arguments.dry_run, only_fetch=arguments.fetch)
-
-    return run_script(f"{analysis.name}.py", analysis.schema, start, argv, _options)
+    config, arguments = read_command_line(f"{analysis.name}.py", analysis.schema, argv, **SWITCHES)
+    return run(analysis, config, dry_run=arguments.dry_run, only_fetch=arguments.fetch)
 
 
+@script
 def main_of_suite(argv: Sequence[str] | None = None) -> int:
     """Run run_suite.py from its command line; see `main`."""
-
-    def start(config: SuiteConfig, arguments: argparse.Namespace) -> int:
-        where = "analyses" if arguments.config is None else f"{arguments.config}: analyses"
-        return run_suite(config, dry_run=arguments.dry_run, only_fetch=arguments.fetch, where=where)
-
-    return run_script("run_suite.py", SuiteConfig, start, argv, _options)
+    config, arguments = read_command_line("run_suite.py", SuiteConfig, argv, **SWITCHES)
+    where = "analyses" if arguments.config is None else f"{arguments.config}: analyses"
+    return run_suite(config, dry_run=arguments.dry_run, only_fetch=arguments.fetch, where=where)
 
 
 def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False, only_fetch: bool = False) -> int:
@@ -90,8 +91,3 @@ def _run(name: str, jobs: list[Job], config: BaseConfig, dry_run: bool, only_fet
 def _then(job: Job, dry_run: bool) -> Analysis | None:
     """The analysis that follows a job, if its config asks for one."""
     return None if job.analysis.then is None else job.analysis.then(job.config, dry_run)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="say what would be measured, load nothing")
-    parser.add_argument("--fetch", action="store_true", help="only download what is missing, measure nothing")

@@ -5,20 +5,23 @@ answer is taken literally and must continue the clean prompt as exactly one toke
 " he; she". Any other column becomes a column of `meta`. Every row is checked, even those that a run does not draw.
 """
 
+from __future__ import annotations
+
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
 from ..config.keys import PromptOptions
 from .prompts import Pair, Prompts, Task, assemble
 from .sampling import draw
 from .vocabulary import encode, unknown_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 COLUMNS: tuple[str, ...] = ("clean", "corrupted", "answers", "wrong_answers")
 PRIMARY_METRICS: tuple[str, ...] = ("logit_diff", "prob_diff")

@@ -6,13 +6,18 @@ female names alternate, and all templates come equally often.
 `meta` columns: name, gender (male or female), template (index into TEMPLATES), role, corrupted_name.
 """
 
-from transformers import PreTrainedTokenizerBase
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from ..config.keys import PromptOptions
 from .names import FEMALE_NAMES, MALE_NAMES
 from .prompts import Pair, Prompts, Task, assemble
 from .sampling import draw, seeded, unravel
 from .vocabulary import single_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PRONOUNS: dict[str, str] = {"male": "he", "female": "she"}
 
@@ -60,4 +65,4 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     return assemble(tokenizer, pairs, lambda index: f"gendered_pronoun prompt {index}", options.prepend_bos)
 
 
-TASK = Task("gendered_pronoun", build, "logit_diff", group="gender")
+TASK = Task("gendered_pronoun", build, "logit_diff", group="gender", label="Gendered pronoun")

@@ -16,16 +16,20 @@ corruption (1701, or 1730) makes no prompt.
 `meta` columns: noun, century (17), year (1732).
 """
 
+from __future__ import annotations
+
 import logging
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from ..base.errors import UserError
 from ..config.keys import PromptOptions
 from .prompts import Pair, Prompts, Task, assemble
 from .sampling import draw, unravel
 from .vocabulary import continuations, encode, single_tokens, unknown_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # {century} is the beginning of the second year: its century, or all but its last digit.
 TEMPLATE = "The {noun} lasted from the year {year} to the year {century}"
@@ -170,4 +174,4 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     return assemble(tokenizer, pairs, lambda index: f"greater_than prompt {index}", options.prepend_bos)
 
 
-TASK = Task("greater_than", build, "prob_diff")
+TASK = Task("greater_than", build, "prob_diff", label="Greater-than")

@@ -10,12 +10,10 @@ the names with three others, all different, so that there is no answer (Wang et 
 `positions` (the same in both prompts of a pair): io, s1, s1_next (the token after S1), s2, end.
 """
 
-from dataclasses import replace
+from __future__ import annotations
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..base.errors import UserError
 from ..config.keys import PromptOptions
@@ -23,6 +21,11 @@ from .names import FEMALE_NAMES, MALE_NAMES
 from .prompts import Pair, Prompts, Task, assemble
 from .sampling import draw, seeded, unravel
 from .vocabulary import single_tokens
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 NAMES: tuple[str, ...] = MALE_NAMES + FEMALE_NAMES
 
@@ -94,7 +97,7 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     return replace(prompts, positions=prompts.positions | _name_positions(prompts))
 
 
-def _name_positions(prompts: Prompts) -> dict[str, Int[Tensor, "n"]]:
+def _name_positions(prompts: Prompts) -> dict[str, Int[Tensor, n]]:
     is_io = prompts.clean == prompts.answers.right[:, :1]
     is_s = prompts.clean == prompts.answers.wrong[:, :1]
     odd = (is_io.sum(dim=1) != 1) | (is_s.sum(dim=1) != 2)
@@ -133,6 +136,8 @@ def signal_variants(
         ValueError: if the prompts have no positions io, s1, s2.
         UserError: if too few names are single tokens.
     """
+    import torch
+
     if missing := {"io", "s1", "s2"} - prompts.positions.keys():
         raise ValueError(f"signal variants need IOI prompts; positions missing: {sorted(missing)}")
     names = single_tokens(tokenizer, NAMES, "ioi", "names", LEAST_NAMES)
@@ -156,4 +161,4 @@ def signal_variants(
     return variants
 
 
-TASK = Task("ioi", build, "logit_diff", group="order")
+TASK = Task("ioi", build, "logit_diff", group="order", label="IOI")

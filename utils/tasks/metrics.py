@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
 
-Logits = Float[Tensor, "b vocab"]
-Values = Float[Tensor, "b"]
+    Logits = Float[Tensor, "b vocab"]
+    Values = Float[Tensor, "b"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def prob_mass(logits: Logits, answers: Answers) -> Values:
 def accuracy(logits: Logits, answers: Answers) -> Values:
     """1 if the best right answer has a higher logit than the best wrong one, else 0. A tie counts as wrong."""
     (right, wrong), (right_mask, wrong_mask) = _gather(logits, answers), _masks(logits, answers)
-    lowest = -torch.inf
+    lowest = float("-inf")
     best_right = right.masked_fill(~right_mask, lowest).amax(dim=1)
     best_wrong = wrong.masked_fill(~wrong_mask, lowest).amax(dim=1)
     return (best_right > best_wrong).float()
@@ -92,13 +94,29 @@ def rank_0_rate(logits: Logits, answers: Answers) -> Values:
     return ((answers.right.to(logits.device) == top[:, None]) & right_mask).any(dim=1).float()
 
 
-METRICS: dict[str, Callable[[Logits, Answers], Values]] = {
-    "logit_diff": logit_diff,
-    "prob_diff": prob_diff,
-    "accuracy": accuracy,
-    "rank_0_rate": rank_0_rate,
-    "prob_mass": prob_mass,
+@dataclass(frozen=True)
+class AnswerMetric:
+    """A metric: call it with logits and answers.
+
+    Attributes:
+        label: its name in figures, and its unit in brackets.
+    """
+
+    function: Callable[[Logits, Answers], Values]
+    label: str
+
+    def __call__(self, logits: Logits, answers: Answers) -> Values:
+        return self.function(logits, answers)
+
+
+METRICS: dict[str, AnswerMetric] = {
+    "logit_diff": AnswerMetric(logit_diff, "logit difference (logits)"),
+    "prob_diff": AnswerMetric(prob_diff, "probability difference"),
+    "accuracy": AnswerMetric(accuracy, "accuracy (share of prompts)"),
+    "rank_0_rate": AnswerMetric(rank_0_rate, "rank-0 rate (share of prompts)"),
+    "prob_mass": AnswerMetric(prob_mass, "probability of the answers"),
 }
+"""Every metric by its name, in the order of the figures."""
 
 
 def _check(logits: Logits, answers: Answers) -> None:

@@ -3,27 +3,31 @@
 A pair is a clean and a corrupted prompt with the same number of tokens, together with the tokens that count as right
 and wrong answers at the end of the clean prompt. All pairs are in two tensors, padded on the right. So position i of a
 clean prompt matches position i of its corruption, and causal attention needs no mask.
+
+Figures and `--help` read the registry for names and labels. So no module of this folder imports torch, pandas or
+transformers before prompts are built.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
-import pandas as pd
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-
-from circuits_over_time.edge_attribution_patching.model.pairs import Metric, TokenPairs
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
 from ..config.keys import PromptOptions, StartToken
 from .metrics import METRICS, Answers
 from .vocabulary import encode, unknown_token
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+    from jaxtyping import Bool, Int
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from circuits_over_time.edge_attribution_patching.model.pairs import Metric, TokenPairs
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Prompts:
     @property
     def pairs(self) -> TokenPairs:
         """The tokens as the engine takes them."""
+        from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+
         return TokenPairs(self.clean, self.corrupted, self.lengths)
 
     def metric(self, name: str) -> Metric:
@@ -98,10 +104,11 @@ class Prompts:
         Raises:
             IndexError: if a row does not exist or a mask has another length.
         """
-        if isinstance(index, pd.Series):
-            index = index.to_numpy()
+        import numpy as np
+        import torch
+
         if not isinstance(index, slice):
-            index = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
+            index = np.asarray(index.cpu() if isinstance(index, torch.Tensor) else index)
             if index.size == 0:
                 index = index.astype(np.int64)
         rows = np.arange(len(self))[index]
@@ -141,12 +148,14 @@ class Task:
         build: (tokenizer, n, seed, options) -> Prompts.
         primary: the metric that circuits are found with, a key of `utils.tasks.metrics.METRICS`.
         group: the column of `Prompts.meta` whose kinds of prompts results are also given apart for, if any.
+        label: its name in figures; empty to take the name, without underscores.
     """
 
     name: str
     build: Callable[[PreTrainedTokenizerBase, int, int, PromptOptions], Prompts]
     primary: str
     group: str | None = None
+    label: str = ""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -187,6 +196,9 @@ def assemble(
         UserError: if the prompts of a pair differ in length, are the same, are empty or hold a word that the tokenizer
             does not know; if an answer is both right and wrong; or if the tokenizer has no token to put in front.
     """
+    import pandas as pd
+    import torch
+
     rows = encode(tokenizer, [pair.clean for pair in pairs] + [pair.corrupted for pair in pairs])
     if prepend_bos is True:
         first = bos_token(tokenizer)
@@ -240,6 +252,8 @@ def bos_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Int[Tensor, "n width"], Bool[Tensor, "n width"]]:
     """Rows of token ids as one tensor, padded on the right with `fill`, and a mask that is true at the rows' tokens."""
+    import torch
+
     width = max(len(row) for row in rows)
     tokens = torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)
     lengths = torch.tensor([len(row) for row in rows])

@@ -1,10 +1,10 @@
 """The registry of tasks: from names and prompts CSVs to tasks, and from tasks to prompts."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal
 
 from ..base.errors import UserError, suggest
 from ..config.keys import PromptOptions, TaskConfig
@@ -12,7 +12,20 @@ from . import gendered_pronoun, greater_than, ioi, sva
 from .csv_task import csv_task
 from .prompts import Prompts, Task
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK, greater_than.TASK, gendered_pronoun.TASK, sva.TASK)}
+
+
+def primary_metric(task: str) -> str | None:
+    """The primary metric of a built-in task; None for a task from a CSV, whose run.json states it."""
+    return TASKS[task].primary if task in TASKS else None
+
+
+def task_label(task: str) -> str:
+    """A task's name as figures write it; a task from a CSV goes by its file's name."""
+    return (TASKS[task].label if task in TASKS else "") or task.replace("_", " ")
 
 
 def get_task(task: str, metric: str | None = None) -> Task:

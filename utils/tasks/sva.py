@@ -9,17 +9,20 @@ all structures come equally often until a small one has no prompts left.
 other_number (the second noun, in the singular, or empty), verbs (the right answers' words, separated by ";").
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from ..config.keys import PromptOptions
 from .prompts import Pair, Prompts, Task, assemble
 from .sampling import draw, unravel
 from .vocabulary import continuations, require, say_left, single_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Words that inflect are (singular, plural) pairs.
 Inflected = tuple[str, str]
@@ -271,4 +274,4 @@ def _fill(structure: Structure, choice: list[int], number: int) -> str:
     return structure.template.format(**words)
 
 
-TASK = Task("sva", build, "prob_diff", group="structure")
+TASK = Task("sva", build, "prob_diff", group="structure", label="Subject-verb agreement")

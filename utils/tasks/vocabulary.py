@@ -4,12 +4,16 @@ Words are looked up after other text, never alone: a byte-level tokenizer keeps 
 SentencePiece one marks it, and a word-level one drops it. After a prompt, all three are right.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterable, Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from ..base.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CARRIER = "The"
 """The text before a word that is looked up."""

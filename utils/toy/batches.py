@@ -11,52 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..config.keys import Section
 from . import text as toy_text
+from .keys import TextConfig
 from .positions import position_question
 from .tokenizer import END_OF_TEXT
-
-
-class TextConfig(Section):
-    """What the training text is made of. `ioi` to `induction` are weights: each is a share of the tokens, relative to
-    their sum."""
-
-    rows: int = Field(24, gt=0)
-    """Rows in a batch."""
-    width: int = Field(40, ge=32)
-    """Tokens in a row. Whole documents are packed into it."""
-    ioi: float = Field(0.32, gt=0)
-    """Share of sentences with an indirect object."""
-    greater_than: float = Field(0.2, gt=0)
-    """Share of sentences that name a span of years."""
-    gendered_pronoun: float = Field(0.07, gt=0)
-    """Share of tag questions and other sentences that tell the gender of a name."""
-    sva: float = Field(0.1, gt=0)
-    """Share of sentences whose verb agrees with its subject."""
-    succession: float = Field(0.08, gt=0)
-    """Share of counted sequences."""
-    positions: float = Field(0.0, ge=0)
-    """Share of lists with questions about who or what came first or second (`utils/toy/positions.py`)."""
-    induction: float = Field(0.23, gt=0)
-    """Share of repeated blocks of random tokens. The loss leaves their first copy out."""
-    ioi_from: int = Field(0, ge=0)
-    """First step with sentences that have an indirect object."""
-    short: float = Field(0.5, ge=0, le=1)
-    """Fraction of `ioi` and `greater_than` sentences that are shorter forms of the task's."""
-    third_person: float = Field(0.1, ge=0, le=1)
-    """Fraction of `ioi` sentences in which a third person acts."""
-    end_of_text: float = Field(0.5, ge=0, le=1)
-    """Fraction of documents that start with the end-of-text token."""
-    shortest_block: int = Field(4, gt=1, le=15)
-    """Fewest tokens in a random block."""
-    longest_block: int = Field(16, gt=1)
-    """Most tokens in a random block. Two copies must also fit a row."""
-    copies: int = Field(3, gt=1)
-    """How many copies of a random block to write, or as many as fit a row."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ one that was not.
 
 import hashlib
 import io
-import itertools
 import json
 import logging
 import os
@@ -27,53 +26,24 @@ from typing import Any
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from pydantic import Field
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..base.errors import UserError
 from ..base.files import atomic_write
 from ..base.progress import duration
-from ..config.keys import Section, execution, result_settings
-from .batches import TextConfig, TextSource
+from ..config.keys import result_settings
+from .batches import TextSource
 from .evaluation import Examination
+from .keys import FamilyConfig
 from .positions import position_texts
 from .text import vocabulary_texts
 from .tokenizer import build_tokenizer
-from .training import ModelConfig, OptimizerConfig, Trainer, new_model, reproducible
+from .training import Trainer, new_model, reproducible
 
 log = logging.getLogger(__name__)
 
 MANIFEST, EVALUATION, STATE = "family.json", "evaluation.csv", "training_state.pt"
-LAST_POWER = 128
-"""There are checkpoints at 0 and at the powers of two up to here, then at equal distances."""
-
-
-class FamilyConfig(Section):
-    """Keys of make_toy_checkpoints.py."""
-
-    folder: Path = execution(Path("model_cache/toy"))
-    """Where to write the family."""
-    overwrite: bool = execution(False)
-    """Train again a family that is already there."""
-    seed: int = Field(0, ge=0)
-    """Seed of the first weights and of the text."""
-    threads: int = Field(1, gt=0)
-    """How many threads to compute with. Another number rounds differently and trains slightly different weights."""
-    checkpoint_every: int = Field(150, gt=0)
-    """Steps between checkpoints, after those at 0, 1, 2, 4, ..., 128."""
-    model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    text: TextConfig = TextConfig()
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """The checkpoints: 0, 1, 2, 4, ..., 128, then every multiple of `checkpoint_every`, and the last step."""
-        last = self.optimizer.steps
-        powers = itertools.takewhile(lambda step: step <= LAST_POWER, (2**exponent for exponent in itertools.count()))
-        multiples = range(self.checkpoint_every, last, self.checkpoint_every)
-        later = (step for step in multiples if step > LAST_POWER)
-        return tuple(sorted({0, last, *(step for step in powers if step < last), *later}))
 
 
 def train_family(config: FamilyConfig) -> Path:

@@ -11,60 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from ..config.keys import Section
 from .batches import Batch
+from .keys import ModelConfig, OptimizerConfig
 from .muon import Muon
-
-
-class ModelConfig(Section):
-    """The shape of the model: a GPT-NeoX with parallel blocks and rotary embeddings on a quarter of each head, like
-    Pythia."""
-
-    n_layers: int = Field(4, gt=0)
-    """Number of blocks."""
-    d_model: int = Field(128, gt=0)
-    """Width of the residual stream."""
-    n_heads: int = Field(4, gt=0)
-    """Heads in a block."""
-    d_mlp: int = Field(256, gt=0)
-    """Hidden units of an MLP."""
-    n_positions: int = Field(512, gt=0)
-    """The context length that model and tokenizer declare. Training rows are much shorter (`text.width`)."""
-    rotary_base: float = Field(100.0, gt=0)
-    """Base of the rotary frequencies. Pythia's 10,000 suits texts of thousands of tokens."""
-    tie_embeddings: bool = False
-    """Use the embedding's weights for the unembedding too. Pythia does not."""
-    init_std: float = Field(0.05, gt=0)
-    """Standard deviation of the initial weights."""
-
-
-class OptimizerConfig(Section):
-    """How to train: Muon for the matrices in the blocks, AdamW for everything else. Both warm up linearly and decay
-    along a cosine."""
-
-    steps: int = Field(1350, gt=0)
-    """Training steps; the last one is a checkpoint too."""
-    warmup_steps: int = Field(50, gt=0)
-    """Steps over which learning rates rise to their highest."""
-    final_share: float = Field(0.05, ge=0, le=1)
-    """Learning rate at the last step, as a share of the highest."""
-    muon_rate: float = Field(0.02, gt=0)
-    """Highest learning rate of Muon."""
-    momentum: float = Field(0.95, ge=0, lt=1)
-    """Momentum of Muon."""
-    adam_rate: float = Field(3e-3, gt=0)
-    """Highest learning rate of AdamW: embeddings, output layer, biases and LayerNorm parameters."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    """Betas of AdamW."""
-    weight_decay: float = Field(0.05, ge=0)
-    """Weight decay of matrices. Biases and LayerNorm parameters have none."""
-    clip: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
 
 
 @contextmanager

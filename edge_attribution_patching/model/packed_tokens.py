@@ -1,8 +1,8 @@
 """Where the tokens of a batch are.
 
 Tokens are packed: a batch of prompts of different lengths is one row of T real tokens, and only attention lays them out
-as [prompt, position]. Padding costs nothing. Neither do the tokens of a prompt before `Layout.starts`, whose keys and
-values come from a `PrefixCache`: a clean and a corrupted prompt share everything before they first differ.
+as [prompt, position]. Padding costs nothing. Neither do the tokens of a prompt before `PackedTokens.starts`, whose keys
+and values come from a `KVCache`: a clean and a corrupted prompt share everything before they first differ.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TokenPart:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedTokens:
     """Where each packed token is.
 
     Attributes:
@@ -59,7 +59,7 @@ class Layout:
             raise ValueError("every prompt needs at least one token to run: 0 <= starts < lengths")
 
     @classmethod
-    def whole(cls, lengths: Int[Tensor, " prompt"]) -> Layout:
+    def whole(cls, lengths: Int[Tensor, " prompt"]) -> PackedTokens:
         """Every prompt runs from its first token on."""
         return cls(torch.zeros_like(lengths), lengths)
 
@@ -161,13 +161,13 @@ class Rotation:
 
 
 @dataclass(frozen=True)
-class PrefixCache:
+class KVCache:
     """Keys (rotated) and values of every layer at the positions before `starts`, zero elsewhere."""
 
     keys: list[Float[Tensor, "prompt_x_width head d_head"]]
     values: list[Float[Tensor, "prompt_x_width head d_head"]]
 
 
-def prefix_of_layer(cache: PrefixCache | None, layer: int) -> tuple[Tensor | None, Tensor | None]:
+def prefix_of_layer(cache: KVCache | None, layer: int) -> tuple[Tensor | None, Tensor | None]:
     """A layer's keys and values before `starts`; None and None if no prompt has a prefix."""
     return (None, None) if cache is None else (cache.keys[layer], cache.values[layer])

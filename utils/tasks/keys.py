@@ -1,0 +1,13 @@
+"""Keys of get_model_task_performance.py."""
+
+from ..config.keys import TaskConfig
+from .registry import TASKS
+
+
+class PerformanceConfig(TaskConfig):
+    """Keys of get_model_task_performance.py: those of every script with tasks. `task: all` means all built-in ones."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """`task` as a list, `all` replaced by the registry's names."""
+        return list(dict.fromkeys(name for task in super().tasks for name in (TASKS if task == "all" else [task])))
