@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from circuits_over_time.plotting.parts.style import nominal_size
-from circuits_over_time.utils.results.record import recorded_parameters
 from circuits_over_time.plotting.plot_size_vs_scale import model_parameters, size_against_scale
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.comparison.scale import mean_sizes
+from circuits_over_time.utils.results.record import recorded_parameters
 from circuits_over_time.utils.results.store import Store
 from tests.support.synthetic_results import write
 
