@@ -16,11 +16,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import BaseModel, model_validator
 
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.command_line import read_command_line, script
-from circuits_over_time.utils.config.keys import BaseConfig, Section
+from circuits_over_time.utils.config.keys import BaseConfig
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
 from circuits_over_time.utils.toy.keys import FamilyConfig
@@ -40,8 +40,8 @@ class CheckConfig(BaseConfig):
 
 def keys_of_all_scripts() -> set[str]:
     """The keys of every script that reads a config."""
-    schemas: list[type[Section]] = [SuiteConfig, ComparisonConfig, FamilyConfig]
-    schemas += [find_analysis(script).schema for script in {kind.script for kind in KINDS.values()}]
+    schemas: list[type[BaseModel]] = [SuiteConfig, ComparisonConfig, FamilyConfig]
+    schemas += [find_analysis(name).schema for name in {kind.script for kind in KINDS.values()}]
     return {key for schema in schemas for key in schema.model_fields}
 
 

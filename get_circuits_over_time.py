@@ -31,8 +31,8 @@ ANALYSIS = Analysis(
     "get_circuits_over_time",
     CircuitsConfig,
     (GRAPHS, FAITHFULNESS, BASELINES, CONTROLS, PROMPT_GROUPS, HYPOTHESIS_TESTS),
-    Lazy("utils.circuits.find.prepare"),
-    Lazy("utils.circuits.find.measure"),
+    Lazy("utils.circuits.run.prepare"),
+    Lazy("utils.circuits.run.measure"),
     tasks=Lazy("utils.tasks.tasks_of"),
     then=Lazy("utils.circuits.transfer.second_walk"),
 )

@@ -65,11 +65,11 @@ def plain(model: PreTrainedModel, pairs: TokenPairs, *, backward: bool) -> None:
 def jobs_of(model: PreTrainedModel, pairs: TokenPairs) -> dict[str, Callable[[], object]]:
     """What is timed of one model."""
     weights = read_weights(model)
-    order = edge_order(attribute(weights, pairs, metric, steps=1), Graph.of(weights), limit=SIZES[-1])
+    order = edge_order(attribute(weights, pairs, metric, steps=1).scores, Graph.of(weights), limit=SIZES[-1])
     return {
         "forward": lambda: plain(model, pairs, backward=False),
         "both": lambda: plain(model, pairs, backward=True),
-        "attribution": lambda: attribute(weights, pairs, metric, steps=5, share_prefix=False),
+        "attribution": lambda: attribute(weights, pairs, metric, steps=5, share_prefix=False).scores,
         "curve": lambda: CircuitEvaluator(weights, pairs, metric).prefixes_of(order)(SIZES),
     }
 

@@ -38,7 +38,7 @@ from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_metric
 from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs
-from circuits_over_time.edge_attribution_patching.scores.attribution import attribute, attribute_folds
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.edge_attribution_patching.scores.folds import assign_folds
 from circuits_over_time.utils.base.files import atomic_write
 
@@ -146,7 +146,7 @@ def table(name: str, device: str, rounds: int) -> None:
     fold_of = assign_folds(len(pairs), 10, seed=0)
 
     def score(share_prefix: bool = True) -> torch.Tensor:
-        return attribute(weights, pairs, metric, steps=setting.steps, share_prefix=share_prefix)
+        return attribute(weights, pairs, metric, steps=setting.steps, share_prefix=share_prefix).scores
 
     def curve() -> None:
         evaluator = CircuitEvaluator(weights, pairs, metric)
@@ -175,7 +175,7 @@ def table(name: str, device: str, rounds: int) -> None:
                 "forward + backward": lambda: setting.plain(True),
                 "attribution": lambda: score(False),
                 "attribution, shared prefix": score,
-                "attribution, 10 folds": lambda: attribute_folds(weights, pairs, metric, fold_of, steps=setting.steps),
+                "attribution, 10 folds": lambda: attribute(weights, pairs, metric, fold_of, steps=setting.steps),
                 "prepare both runs": lambda: prepare_runs(weights, batch),
                 "one circuit, 1000 edges": lambda: evaluate_metric(weights, runs, thousand, metric),
                 "curve of 40 sizes": curve,
@@ -220,13 +220,13 @@ def growth(device: str, rounds: int) -> None:
         setting = Setting.of((layers, 8, 512), n_prompts, steps, device)
         weights = read_weights(setting.model)
         graph = Graph.of(weights)
-        scores = attribute(weights, setting.pairs, setting.metric, steps=1)
+        scores = attribute(weights, setting.pairs, setting.metric, steps=1).scores
         order = edge_order(scores, graph, limit=1000)
         times = in_turn(
             {
                 "forward": lambda setting=setting: setting.plain(False),
-                "attribution": lambda setting=setting, weights=weights: attribute(
-                    weights, setting.pairs, setting.metric, steps=setting.steps
+                "attribution": lambda setting=setting, weights=weights: (
+                    attribute(weights, setting.pairs, setting.metric, steps=setting.steps).scores
                 ),
                 "curve": lambda setting=setting, weights=weights, order=order: CircuitEvaluator(
                     weights, setting.pairs, setting.metric

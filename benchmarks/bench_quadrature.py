@@ -69,7 +69,7 @@ def main() -> int:
             pairs, metric = prompts.pairs, prompts.metric(TASKS[task].primary)
 
             def scores(steps: int, rule: str, pairs=pairs, metric=metric, weights=checkpoint.weights) -> torch.Tensor:
-                return attribute(weights, pairs, metric, steps=steps, quadrature=rule, batch_size=100)
+                return attribute(weights, pairs, metric, steps=steps, quadrature=rule, batch_size=100).scores
 
             exact = scores(arguments.reference, "gauss-legendre")
             for rule, found in needed.items():

@@ -28,7 +28,7 @@ from circuits_over_time.edge_attribution_patching.circuits.mib import MIB_SHARES
 from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import CircuitBootstrap
 from circuits_over_time.edge_attribution_patching.graph import Graph
-from circuits_over_time.edge_attribution_patching.scores.attribution import attribute_folds
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
 from circuits_over_time.utils.circuits.find import circuit_prompts, signed_selection
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
@@ -81,13 +81,13 @@ def main() -> int:
         for task in arguments.task:
             given = {"model": arguments.model, "task": task, "n_prompts": arguments.prompts}
             config = CircuitsConfig(**given)
-            prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer)
+            prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer, checkpoint.weights.shape)
             metrics = [part.metric(TASKS[task].primary) for part in (prompts.scoring, prompts.evaluation)]
             evaluator = CircuitEvaluator(weights, prompts.evaluation.pairs, metrics[1])
             if not Baselines.of(evaluator.full, evaluator.corrupted).learned(config.search.min_gap):
                 continue
             fold_of = assign_folds(len(prompts.scoring), config.eap.n_folds, config.seed)
-            folds = attribute_folds(weights, prompts.scoring.pairs, metrics[0], fold_of, steps=config.eap.ig_steps)
+            folds = attribute(weights, prompts.scoring.pairs, metrics[0], fold_of, steps=config.eap.ig_steps)
             for selection, share in SELECTIONS:
                 search = {"selection": selection, "positive_share": share}
                 found = measure(evaluator, folds, CircuitsConfig(**given, search=search), arguments.resamples)

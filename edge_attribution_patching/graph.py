@@ -102,6 +102,17 @@ class Graph:
         return torch.arange(self.n_forward)[:, None] < self.n_before[None, :]
 
     @cached_property
+    def flat_edges(self) -> Int[Tensor, " edge"]:
+        """Flat index forward * n_backward + backward of every edge, ascending."""
+        return self.edge_mask.flatten().nonzero()[:, 0]
+
+    def ends(self, flat: Int[Tensor, " edge"]) -> Int[Tensor, "edge 2"]:
+        """Forward and backward index of edges given by their flat indices."""
+        import torch
+
+        return torch.stack((flat // self.n_backward, flat % self.n_backward), dim=1)
+
+    @cached_property
     def forward_of_backward(self) -> Int[Tensor, " n_backward"]:
         """The forward node that each backward node is an input of (`a1.h0<q>` -> `a1.h0`); `logits` -> n_forward."""
         import torch

@@ -38,8 +38,9 @@ import torch
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.forward import Unembedding
 from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
-from circuits_over_time.utils.circuits.find import circuit_prompts, find_circuit
+from circuits_over_time.utils.circuits.find import circuit_prompts
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
+from circuits_over_time.utils.circuits.measured import measure_circuit
 from circuits_over_time.utils.ioi.attention import name_attention
 from circuits_over_time.utils.task_performance import answer_logits, task_performance
 from circuits_over_time.utils.tasks import TASKS, build_prompts
@@ -258,15 +259,17 @@ pd.DataFrame(share).T
 
 # %%
 config = CircuitsConfig(model=MODEL, task="greater_than", n_prompts=N_PROMPTS, eap={"ig_steps": 12})
-report = find_circuit(weights, circuit_prompts(config, TASKS["greater_than"], checkpoint.tokenizer), config)
-report.baselines.T.rename(columns={0: "greater-than circuit"})
+report = measure_circuit(
+    weights, circuit_prompts(config, TASKS["greater_than"], checkpoint.tokenizer, checkpoint.weights.shape), config
+)
+report.tables["baselines"].T.rename(columns={0: "greater-than circuit"})
 
 # %%
 show_circuit(show, report, checkpoint, "Greater-than")
 
 # %%
-if len(report.faithfulness):
-    curve = report.faithfulness.assign(model=checkpoint.name, task="greater_than", step=step)
+if len(report.curve):
+    curve = report.curve.assign(model=checkpoint.name, task="greater_than", step=step)
     show(draw_curves(curve, checkpoint.name, 1))
 
 # %% [markdown]

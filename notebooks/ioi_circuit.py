@@ -43,8 +43,9 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.forward import Unembedding
 from circuits_over_time.edge_attribution_patching.patching.paths import Receivers
 from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
-from circuits_over_time.utils.circuits.find import circuit_prompts, find_circuit
+from circuits_over_time.utils.circuits.find import circuit_prompts
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
+from circuits_over_time.utils.circuits.measured import measure_circuit
 from circuits_over_time.utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
 from circuits_over_time.utils.heads.copy_scores import copy_scores
 from circuits_over_time.utils.ioi.attention import name_attention
@@ -366,8 +367,10 @@ show(
 
 # %%
 config = CircuitsConfig(model=MODEL, task="ioi", n_prompts=N_PROMPTS, eap={"ig_steps": 12})
-report = find_circuit(weights, circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer), config)
-report.baselines.T.rename(columns={0: "IOI circuit"})
+report = measure_circuit(
+    weights, circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights.shape), config
+)
+report.tables["baselines"].T.rename(columns={0: "IOI circuit"})
 
 # %%
 show_circuit(show, report, checkpoint, "IOI")
@@ -378,8 +381,8 @@ show_circuit(show, report, checkpoint, "IOI")
 # faithfulness over all sizes tried (the ring marks the circuit drawn):
 
 # %%
-if len(report.faithfulness):
-    show(draw_curves(report.faithfulness.assign(model=checkpoint.name, task="ioi", step=step), checkpoint.name, 1))
+if len(report.curve):
+    show(draw_curves(report.curve.assign(model=checkpoint.name, task="ioi", step=step), checkpoint.name, 1))
 
 # %% [markdown]
 # **The toy model**'s circuit is a handful of edges: the names' embeddings go through the first MLP into the *values*

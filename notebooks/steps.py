@@ -21,7 +21,7 @@ from circuits_over_time.edge_attribution_patching.patching.forward import evalua
 from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers, path_masks
 from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs, run_metric
 from circuits_over_time.plotting.plot_circuit import draw_circuit
-from circuits_over_time.utils.circuits.report import CircuitReport
+from circuits_over_time.utils.circuits.measured import MeasuredCircuit
 from circuits_over_time.utils.config.schedules import select_steps
 from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
 from circuits_over_time.utils.models.family import resolve_family
@@ -143,18 +143,18 @@ def at_end(weights: ModelWeights, prompts: Prompts, heads: Sequence[Head] = (), 
     return AtEnd({name: value * inverse_scale for name, value in written.items()}, torch.stack(attention), first)
 
 
-def heads_of(report: CircuitReport) -> list[Head]:
+def heads_of(report: MeasuredCircuit) -> list[Head]:
     """The heads of a circuit."""
     graph = report.circuit.graph
     inside = nodes_in(report.circuit.in_circuit[None], graph)[0]
     return [(layer, head) for layer, head in all_heads(graph) if inside[graph.head(layer, head)]]
 
 
-def show_circuit(show: Show, report: CircuitReport, checkpoint: LoadedCheckpoint, task: str) -> None:
+def show_circuit(show: Show, report: MeasuredCircuit, checkpoint: LoadedCheckpoint, task: str) -> None:
     """Draw a circuit's strongest edges, or say why there is none."""
     circuit, edges = report.circuit, report.circuit.to_table()
     if edges.empty:
-        print(f"No circuit to draw: {report.baselines['status'][0]}.")
+        print(f"No circuit to draw: {report.status}.")
         return
     title = f"{task} circuit of {checkpoint.name} at step {checkpoint.step:,}"
     parts = f"{len(edges)} of {circuit.graph.n_edges:,} edges, {circuit.n_nodes} nodes"

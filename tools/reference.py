@@ -216,7 +216,11 @@ def _some(names: list[str], most: int = 5) -> str:
 
 
 def _key(schema: Schema, name: str) -> Key:
-    return next((cls, name) for cls in schema.__mro__ if name in vars(cls).get("__annotations__", {}))
+    """Where a key is from: the first class that says this of it. A class that repeats a key adds nothing."""
+    meaning = schema.model_fields[name].description
+    schemas = [cls for cls in reversed(schema.__mro__) if issubclass(cls, pydantic.BaseModel)]
+    named = [cls for cls in schemas if name in vars(cls).get("__annotations__", {})]
+    return next((cls, name) for cls in named if cls.model_fields[name].description == meaning)
 
 
 def _table(rows: list[Row]) -> str:

@@ -20,7 +20,7 @@ from .models.checkpoint import LoadedCheckpoint
 from .results.store import Result
 from .tasks import Prompts, Task, tasks_of
 from .tasks.keys import PerformanceConfig
-from .tasks.metrics import METRICS
+from .tasks.prompts import MetricFunction, metric_name
 
 
 def prepare(config: PerformanceConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, Prompts]:
@@ -55,13 +55,15 @@ def answer_logits(
     return unembed(weights, forward(weights, layout, x, last_layer="answers"))
 
 
-def task_performance(weights: ModelWeights, prompts: Prompts, metrics: Iterable[str], batch_size: int) -> pd.DataFrame:
+def task_performance(
+    weights: ModelWeights, prompts: Prompts, metrics: Iterable[str | MetricFunction], batch_size: int
+) -> pd.DataFrame:
     """Means over prompts.
 
     Args:
         weights: the model.
         prompts: a task's prompts. Corrupted prompts are scored with the answers to the clean ones.
-        metrics: keys of `METRICS`.
+        metrics: keys of `METRICS`, or functions.
         batch_size: prompts that run at once.
 
     Returns:
@@ -71,14 +73,15 @@ def task_performance(weights: ModelWeights, prompts: Prompts, metrics: Iterable[
     rows = []
     order = prompts.lengths.argsort(stable=True)  # Prompts of similar length run together.
     for run in ("clean", "corrupted"):
-        values: dict[str, list[Tensor]] = {metric: [] for metric in metrics}
+        values: dict[str | MetricFunction, list[Tensor]] = {metric: [] for metric in metrics}
         for index in order.split(batch_size):
             batch = prompts.select(index).to(weights.device)
             logits = answer_logits(weights, getattr(batch, run), batch.lengths)
+            everything = torch.arange(len(batch), device=weights.device)
             for metric, parts in values.items():
-                parts.append(METRICS[metric](logits, batch.answers).double().cpu())
+                parts.append(batch.metric(metric)(logits, everything).double().cpu())
         for metric, parts in values.items():
             every = torch.cat(parts)
-            row = {"run": run, "metric": metric, "value": every.mean().item()}
+            row = {"run": run, "metric": metric_name(metric), "value": every.mean().item()}
             rows.append({**row, "se": standard_error(every), "n": len(every)})
     return pd.DataFrame(rows)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # A config has a rule before anything needs torch.
     from .faithfulness import FaithfulnessCurve
 
     Evaluate = Callable[[Sequence[int]], Float[Tensor, "size prompt"]]
+    BestAfter = Callable[[Sequence[int]], int | None]
 
 FIRST = 8
 """Smallest size of the adaptive ladder."""
@@ -76,68 +77,52 @@ class SizeRule:
         return None
 
     def search(self, curve: FaithfulnessCurve, evaluate: Evaluate, n_edges: int) -> int | None:
-        """Find the size.
+        """Find the size of the smallest circuit that is faithful enough, or None.
 
         Args:
             curve: receives every size that is evaluated.
             evaluate: sizes -> the metric of their circuits, per prompt.
             n_edges: edges in the whole graph.
-
-        Returns:
-            The size of the smallest circuit that is faithful enough, or None.
         """
-        search = _Search(self, curve, evaluate, n_edges)
-        return search.study() if self.grid == "study" else search.adaptive()
 
+        def best_after(sizes: Sequence[int]) -> int | None:
+            fresh = [size for size in sizes if size not in curve.values]
+            for start in range(0, len(fresh), STACK):
+                stack = fresh[start : start + STACK]
+                curve.values.update(zip(stack, evaluate(stack), strict=True))
+            return self.select(curve.sizes, self.values(curve), n_edges)
 
-class _Search:
-    def __init__(self, rule: SizeRule, curve: FaithfulnessCurve, evaluate: Evaluate, n_edges: int) -> None:
-        self.rule, self.curve, self.evaluate, self.n_edges = rule, curve, evaluate, n_edges
+        if self.grid == "study":
+            return self._study(curve, best_after, n_edges)
+        return self._adaptive(curve, best_after, n_edges)
 
-    def adaptive(self) -> int | None:
+    def _adaptive(self, curve: FaithfulnessCurve, best_after: BestAfter, n_edges: int) -> int | None:
         """Doubling sizes, then several sizes a round."""
-        ladder = sorted({min(FIRST << power, self.n_edges) for power in range(self.n_edges.bit_length() + 1)})
-        best = None
-        for start in range(0, len(ladder), STACK // 2):
-            self._add(ladder[start : start + STACK // 2])
-            if (best := self._best()) is not None:
-                break
+        ladder = sorted({min(FIRST << power, n_edges) for power in range(n_edges.bit_length() + 1)})
+        best = _first(best_after, ladder, STACK // 2)
         while best is not None:
-            below = max((size for size in self.curve.sizes if size < best), default=0)
+            below = max((size for size in curve.sizes if size < best), default=0)
             if best - below <= 1:
                 return best
             gap = best - below
-            self._add(sorted({below + gap * step // (STACK + 1) for step in range(1, STACK + 1)} - {below}))
-            best = self._best()
+            best = best_after(sorted({below + gap * step // (STACK + 1) for step in range(1, STACK + 1)} - {below}))
         return None
 
-    def study(self) -> int | None:
+    def _study(self, curve: FaithfulnessCurve, best_after: BestAfter, n_edges: int) -> int | None:
         """Steps of 25, bisection, and a look around."""
-        grid = [*range(STUDY_STEP, min(STUDY_LAST, self.n_edges) + 1, STUDY_STEP)] or [self.n_edges]
-        high = None
-        for start in range(0, len(grid), STACK):
-            self._add(grid[start : start + STACK])
-            if (high := self._best()) is not None:
-                break
+        high = _first(best_after, [*range(STUDY_STEP, min(STUDY_LAST, n_edges) + 1, STUDY_STEP)] or [n_edges], STACK)
         if high is None:
             return None
         low = max(high - STUDY_STEP, 0)
         while high - low > 1:
             middle = (low + high) // 2
-            self._add([middle])
-            low, high = (low, middle) if self._enough(middle) else (middle, high)
-        around = range(max(1, high - STUDY_AROUND), min(self.n_edges, high + STUDY_AROUND) + 1)
-        self._add(list(around))
-        return self._best()
+            best_after([middle])
+            enough = self.reached(self.values(curve)[curve.sizes.index(middle)])
+            low, high = (low, middle) if enough else (middle, high)
+        return best_after(range(max(1, high - STUDY_AROUND), min(n_edges, high + STUDY_AROUND) + 1))
 
-    def _enough(self, size: int) -> bool:
-        return self.rule.reached(self.rule.values(self.curve)[self.curve.sizes.index(size)])
 
-    def _add(self, sizes: list[int]) -> None:
-        fresh = [size for size in sizes if size not in self.curve.values]
-        for start in range(0, len(fresh), STACK):
-            part = fresh[start : start + STACK]
-            self.curve.values.update(zip(part, self.evaluate(part), strict=True))
-
-    def _best(self) -> int | None:
-        return self.rule.select(self.curve.sizes, self.rule.values(self.curve), self.n_edges)
+def _first(best_after: BestAfter, sizes: list[int], at_once: int) -> int | None:
+    """The best size as soon as there is one, with some sizes evaluated together."""
+    parts = (sizes[start : start + at_once] for start in range(0, len(sizes), at_once))
+    return next((best for part in parts if (best := best_after(part)) is not None), None)

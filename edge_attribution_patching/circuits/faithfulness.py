@@ -30,9 +30,7 @@ class CircuitEvaluator:
     """Evaluates circuits on a set of prompts, and prepares the two runs of each prompt once.
 
     Args:
-        weights: the model.
         pairs: prompt pairs on the model's device.
-        metric: per-prompt metric.
         batch_size: prompts per pass.
         memory_budget_gb: how much of the prepared runs to keep; the others are prepared again. Also bounds each pass.
 
@@ -125,8 +123,12 @@ class FaithfulnessCurve:
 
     def faithfulness(self, size: int) -> float:
         """Normalised by the corrupted run; nan if that does what the model does."""
+        return self.normalised(self.metric(size))
+
+    def normalised(self, metric: float) -> float:
+        """The faithfulness of whatever has this mean metric."""
         corrupted, full = float(self.corrupted.double().mean()), float(self.full.double().mean())
-        return (self.metric(size) - corrupted) / (full - corrupted) if full != corrupted else math.nan
+        return (metric - corrupted) / (full - corrupted) if full != corrupted else math.nan
 
     def raw(self, size: int) -> float:
         """The share of the model's metric; nan if that is zero."""

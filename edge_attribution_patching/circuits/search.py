@@ -25,115 +25,6 @@ from torch import Tensor
 from ..choices import Order
 from ..graph import Graph
 
-# Circuits grown backwards from the logits, edge by edge (Hanna et al. 2024), for many sets of scores of one graph.
-
-
-class Grower:
-    """Grows circuits in a graph.
-
-    Args:
-        graph: the graph.
-        edges: flat indices of the edges that may join, ascending; all edges by default.
-
-    Attributes:
-        edges: these candidates.
-    """
-
-    def __init__(self, graph: Graph, edges: Int[Tensor, " candidate"] | None = None) -> None:
-        self.graph = graph
-        self.edges = graph.edge_mask.flatten().nonzero()[:, 0] if edges is None else edges
-        flat = self.edges.numpy()
-        into = graph.forward_of_backward.numpy()[flat % graph.n_backward]
-        by_node = into.argsort(kind="stable")
-        bounds = np.searchsorted(into[by_node], np.arange(graph.n_forward + 2))
-        # Of each node, and of `logits` at the end: its inputs' edges, as places among the candidates.
-        self._inputs = [by_node[start:end] for start, end in itertools.pairwise(bounds)]
-        self._sources = (flat // graph.n_backward).tolist()
-
-    def grow(
-        self,
-        keys: Float[np.ndarray, " candidate"],
-        limit: int,
-        positive: Bool[np.ndarray, " candidate"] | None = None,
-        positive_share: float = 0.0,
-        *,
-        everywhere: bool = False,
-    ) -> list[int]:
-        """The edges that join, in order, as places among the candidates.
-
-        Args:
-            keys: what ranks the candidates, the highest first.
-            limit: stop after this many edges.
-            positive: which candidates count as positive.
-            positive_share: the share of positive edges to keep up, as long as some are within reach.
-            everywhere: let all candidates be within reach from the start.
-        """
-        everything = _Frontier(keys, limit)
-        frontiers = [everything] if positive is None else [everything, _Frontier(keys, limit, positive)]
-        joined = np.zeros(self.graph.n_forward + 1, dtype=bool).tolist()
-        taken = set[int]()
-        found: list[int] = []
-
-        def join(node: int) -> None:
-            joined[node] = True
-            for frontier in frontiers:
-                frontier.open(self._inputs[node])
-
-        if everywhere:
-            joined = [True] * len(joined)
-            for frontier in frontiers:
-                frontier.open(np.arange(len(keys)))
-        else:
-            join(self.graph.n_forward)
-        n_positive = 0
-        while len(found) < limit:
-            edge = None
-            if positive is not None and n_positive < positive_share * (len(found) + 1):
-                edge = frontiers[1].pop(taken)
-            if edge is None:
-                edge = everything.pop(taken)
-            if edge is None:
-                break
-            found.append(edge)
-            if positive is not None:
-                taken.add(edge)
-                n_positive += bool(positive[edge])
-            if not joined[self._sources[edge]]:
-                join(self._sources[edge])
-        return found
-
-
-class _Frontier:
-    """The edges within reach, as sorted runs: one of each node that joined. The heap holds the first of each run."""
-
-    def __init__(self, keys: np.ndarray, limit: int, members: np.ndarray | None = None) -> None:
-        self.keys, self.limit, self.members = keys, limit, members
-        self._heap: list[tuple[float, int, Iterator[tuple[float, int]]]] = []
-
-    def open(self, edges: np.ndarray) -> None:
-        """Bring a node's inputs within reach."""
-        if self.members is not None:
-            edges = edges[self.members[edges]]
-        if len(edges) == 0:
-            return
-        values = self.keys[edges]
-        ranked = (-values).argsort(kind="stable")[: self.limit]
-        run = iter(zip((-values[ranked]).tolist(), edges[ranked].tolist(), strict=True))
-        heapq.heappush(self._heap, (*next(run), run))
-
-    def pop(self, taken: set[int]) -> int | None:
-        """The best edge that is not taken yet; None if there is none."""
-        while self._heap:
-            _, edge, run = self._heap[0]
-            following = next(run, None)
-            if following is None:
-                heapq.heappop(self._heap)
-            else:
-                heapq.heapreplace(self._heap, (*following, run))
-            if edge not in taken:
-                return edge
-        return None
-
 
 @dataclass(frozen=True)
 class Signed:
@@ -159,7 +50,6 @@ def edge_order(
 
     Args:
         scores: score of every edge; entries that are not edges are ignored.
-        graph: the graph the scores belong to.
         order: "greedy" or "top_n".
         limit: stop after this many edges (all by default).
         signed: select by sign too; None: by |score| alone.
@@ -169,61 +59,120 @@ def edge_order(
     """
     if scores.shape != (graph.n_forward, graph.n_backward):
         raise ValueError(f"scores have shape {tuple(scores.shape)}, the graph {(graph.n_forward, graph.n_backward)}")
-    limit = graph.n_edges if limit is None else min(limit, graph.n_edges)
     if order not in get_args(Order):
         raise ValueError(f"order={order}: unknown (known: {', '.join(get_args(Order))})")
     if order == "top_n" and signed is None:
         return ranked_edges(scores.abs(), graph, limit)
-    grower = Grower(graph)
-    stable = None if signed is None else signed.stable.flatten()[grower.edges]
-    share = 0.0 if signed is None else signed.positive_share
-    found = grow(grower, scores.flatten()[grower.edges], limit, order, stable, share)
-    flat = grower.edges[found]
-    return torch.stack((flat // graph.n_backward, flat % graph.n_backward), dim=1)
-
-
-def grow(
-    grower: Grower,
-    scores: Float[Tensor, " candidate"],
-    limit: int,
-    order: Order = "greedy",
-    stable: Bool[Tensor, " candidate"] | None = None,
-    positive_share: float = 0.0,
-) -> list[int]:
-    """The edges of an order, as places among a grower's candidates.
-
-    Args:
-        grower: of the graph.
-        scores: of its candidates.
-        limit: stop after this many edges.
-        order: "greedy" or "top_n".
-        stable: for signed selection, whether the sign of each candidate is stable; None: select by |score| alone.
-        positive_share: the share of positive edges that signed selection keeps up.
-    """
-    strength = scores.abs().double().numpy()
-    everywhere = order == "top_n"
-    if stable is None:
-        return grower.grow(strength, limit, everywhere=everywhere)
-    # Edges of unstable sign rank behind all others, among themselves by strength.
-    keys = np.where(stable.numpy(), strength, strength - strength.max(initial=0.0) - 1)
-    positive = ((scores > 0) & stable).numpy()
-    return grower.grow(keys, limit, positive, positive_share, everywhere=everywhere)
+    selector = EdgeSelector(graph)
+    limit = graph.n_edges if limit is None else min(limit, graph.n_edges)
+    return graph.ends(selector.edges[selector.select(scores.flatten()[selector.edges], limit, order, signed)])
 
 
 def ranked_edges(
     values: Float[Tensor, "n_forward n_backward"], graph: Graph, limit: int | None = None
 ) -> Int[Tensor, "edge 2"]:
-    """Edges wherever they are, the highest value first; equal values in index order.
+    """Edges wherever they are, the highest value first; equal values in index order; `limit` as in `edge_order`."""
+    of_edges = values.masked_fill(~graph.edge_mask, -torch.inf)
+    ranked = of_edges.flatten().argsort(descending=True, stable=True)
+    return graph.ends(ranked[: graph.n_edges][:limit])
+
+
+class EdgeSelector:
+    """Orders the edges of a graph, for many sets of scores.
 
     Args:
-        values: one for every edge; entries that are not edges are ignored.
-        graph: the graph the values belong to.
-        limit: stop after this many edges (all by default).
+        edges: flat indices of the edges that may join, ascending; all edges by default.
+
+    Attributes:
+        edges: these candidates.
     """
-    limit = graph.n_edges if limit is None else min(limit, graph.n_edges)
-    of_edges = values.masked_fill(~graph.edge_mask, -torch.inf)
-    ranked = of_edges.flatten().argsort(descending=True, stable=True)[:limit]
-    return torch.stack((ranked // graph.n_backward, ranked % graph.n_backward), dim=1)
+
+    def __init__(self, graph: Graph, edges: Int[Tensor, " candidate"] | None = None) -> None:
+        self.graph = graph
+        self.edges = graph.flat_edges if edges is None else edges
+        flat = self.edges.numpy()
+        into = graph.forward_of_backward.numpy()[flat % graph.n_backward]
+        by_node = into.argsort(kind="stable")
+        bounds = np.searchsorted(into[by_node], np.arange(graph.n_forward + 2))
+        # Of each node, and of `logits` at the end: its inputs' edges, as places among the candidates.
+        self._inputs = [by_node[start:end] for start, end in itertools.pairwise(bounds)]
+        self._sources = (flat // graph.n_backward).tolist()
+
+    def select(
+        self,
+        scores: Float[Tensor, " candidate"],
+        limit: int,
+        order: Order = "greedy",
+        signed: Signed | None = None,
+    ) -> list[int]:
+        """The edges that join, the first `limit` of an order, as places among the candidates."""
+        priority = strength = scores.abs().double().numpy()
+        positive = None
+        if signed is not None:
+            stable = signed.stable.flatten()[self.edges].numpy()
+            # Edges of unstable sign rank behind all others, among themselves by strength.
+            priority = np.where(stable, strength, strength - strength.max(initial=0.0) - 1)
+            positive = (scores.numpy() > 0) & stable
+        # The positive edges within reach have a frontier of their own: they take turns with the best of all.
+        frontiers = [_Frontier(priority, limit)] + [_Frontier(priority, limit, positive)] * (positive is not None)
+        joined = [order == "top_n"] * (self.graph.n_forward + 1)
+        reached: np.ndarray | None
+        reached = np.arange(len(priority)) if order == "top_n" else self._inputs[self.graph.n_forward]
+        taken = set[int]()
+        selected: list[int] = []
+        n_positive = 0
+        while len(selected) < limit:
+            if reached is not None:
+                for frontier in frontiers:
+                    frontier.open(reached)
+            short = signed is not None and n_positive < signed.positive_share * (len(selected) + 1)
+            edge = frontiers[1].pop(taken) if short else None
+            edge = frontiers[0].pop(taken) if edge is None else edge
+            if edge is None:
+                break
+            selected.append(edge)
+            if positive is not None:
+                taken.add(edge)
+                n_positive += bool(positive[edge])
+            source = self._sources[edge]
+            reached = None if joined[source] else self._inputs[source]
+            joined[source] = True
+        return selected
+
+
+class _Frontier:
+    """The edges within reach, as sorted runs: one of each node that joined. The heap holds the first of each run.
+
+    So a node's inputs are sorted once, when it joins, and a step costs the logarithm of the number of nodes.
+    """
+
+    def __init__(self, priority: np.ndarray, limit: int, members: np.ndarray | None = None) -> None:
+        self.priority, self.limit, self.members = priority, limit, members
+        self._heap: list[tuple[float, int, Iterator[tuple[float, int]]]] = []
+
+    def open(self, edges: np.ndarray) -> None:
+        """Bring a node's inputs within reach."""
+        if self.members is not None:
+            edges = edges[self.members[edges]]
+        if len(edges) == 0:
+            return
+        values = self.priority[edges]
+        ranked = (-values).argsort(kind="stable")[: self.limit]
+        run = iter(zip((-values[ranked]).tolist(), edges[ranked].tolist(), strict=True))
+        heapq.heappush(self._heap, (*next(run), run))
+
+    def pop(self, taken: set[int]) -> int | None:
+        """The best edge that is not taken yet; None if there is none."""
+        while self._heap:
+            _, edge, run = self._heap[0]
+            following = next(run, None)
+            if following is None:
+                heapq.heappop(self._heap)
+            else:
+                heapq.heapreplace(self._heap, (*following, run))
+            if edge not in taken:
+                return edge
+        return None
 
 
 def top_n_masks(
@@ -242,19 +191,12 @@ def top_n_masks(
     return prune(masks, graph)
 
 
-def _any_input(per_input: Bool[Tensor, "mask n_backward"], graph: Graph) -> Bool[Tensor, "mask n_forward_plus_1"]:
-    """For each forward node, and for `logits` at the end, whether any of its inputs holds."""
-    count = torch.zeros(len(per_input), graph.n_forward + 1, dtype=torch.int32)
-    count.index_add_(1, graph.forward_of_backward, per_input.int())
-    return count > 0
-
-
 def prune(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Bool[Tensor, "mask n_forward n_backward"]:
     """Keep the edges on a path from `input` to `logits`; a head passes on what reaches any of its q, k and v."""
     masks = masks & graph.edge_mask
-    reached = torch.zeros(len(masks), graph.n_forward, dtype=torch.bool)  # from input
+    reached = torch.zeros(len(masks), graph.n_forward, dtype=torch.bool)  # forward nodes that `input` leads to
     reached[:, 0] = True
-    leading = torch.zeros(len(masks), graph.n_backward, dtype=torch.bool)  # to logits
+    leading = torch.zeros(len(masks), graph.n_backward, dtype=torch.bool)  # backward nodes that lead to `logits`
     leading[:, graph.logits] = True
     for layer in range(graph.n_layers):
         columns = graph.qkv_inputs(layer)
@@ -273,8 +215,8 @@ def prune(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Boo
 
 def nodes_in(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Bool[Tensor, "mask n_forward_plus_1"]:
     """Which nodes have an edge in each circuit: `input`, heads (whatever of q, k, v is read), MLPs; last `logits`."""
-    as_source = torch.nn.functional.pad(masks.any(2), (0, 1))
-    return as_source | _any_input(masks.any(1), graph)
+    count = torch.nn.functional.pad(masks.any(2).int(), (0, 1))
+    return count.index_add(1, graph.forward_of_backward, masks.any(1).int()) > 0
 
 
 def count_nodes(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Int[Tensor, " mask"]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..choices import POSITIVE_SHARE, Order, Selection
 from ..scores.folds import KeptFolds
 from ..statistics import RESAMPLES, Bootstrap
-from .search import Grower, grow, prune
+from .search import EdgeSelector, Signed, prune
 
 STABLE_SIGN = 0.95
 """The sign of a score is stable if so many of the resamples share it."""
@@ -56,15 +56,20 @@ def sign_stable(folds: KeptFolds, seed: int, resamples: int = RESAMPLES) -> Bool
     return torch.maximum(positive, negative) >= STABLE_SIGN * resamples
 
 
+def signed_selection(folds: KeptFolds, seed: int, positive_share: float = POSITIVE_SHARE) -> Signed:
+    """What signed selection needs to know, from fold scores."""
+    stable = torch.zeros(folds.graph.n_forward * folds.graph.n_backward, dtype=torch.bool)
+    stable[folds.edges] = sign_stable(folds, seed)
+    return Signed(stable.view_as(folds.graph.edge_mask), positive_share)
+
+
 class CircuitBootstrap:
     """Grows a circuit from each set of scores, by the rule that the stored one was found by.
 
     Args:
         folds: the stored fold scores; they say which edges may join.
-        order: `search.order` of the run.
-        selection: `search.selection` of the run. Which signs are stable is worked out once, from all folds.
-        positive_share: `search.positive_share` of the run.
-        seed: the run's.
+        order, selection, positive_share, seed: of the run (`search.order`, ...). Which signs are stable is worked out
+            once, from all folds.
     """
 
     def __init__(
@@ -75,9 +80,9 @@ class CircuitBootstrap:
         positive_share: float = POSITIVE_SHARE,
         seed: int = 0,
     ) -> None:
-        self.folds, self.order, self.positive_share = folds, order, positive_share
-        self.stable = sign_stable(folds, seed) if selection == "signed" else None
-        self._grower = Grower(folds.graph, folds.edges)
+        self.folds, self.order = folds, order
+        self.signed = signed_selection(folds, seed, positive_share) if selection == "signed" else None
+        self._selector = EdgeSelector(folds.graph, folds.edges)
 
     def circuits(
         self, scores: Float[Tensor, "resample kept"], sizes: int | Sequence[int]
@@ -94,8 +99,7 @@ class CircuitBootstrap:
         for part in _parts(len(scores), graph.n_forward * graph.n_backward):
             masks = torch.zeros(len(held[part]), graph.n_forward * graph.n_backward, dtype=torch.bool)
             for mask, values, size in zip(masks, scores[part], per_resample[part], strict=True):
-                found = grow(self._grower, values, size, self.order, self.stable, self.positive_share)
-                mask[edges[found]] = True
+                mask[edges[self._selector.select(values, size, self.order, self.signed)]] = True
             held[part] = prune(masks.view(-1, graph.n_forward, graph.n_backward), graph).flatten(1)[:, edges]
         return held
 

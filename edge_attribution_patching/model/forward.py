@@ -43,6 +43,11 @@ class LayerActivations:
     mlp_in: Float[Tensor, "*stack token d_model"]  # the residual stream that the MLP reads, before its norm
     mlp_out: Float[Tensor, "*stack token d_model"]
 
+    @property
+    def written(self) -> Float[Tensor, "*stack token head d_head"]:
+        """What each head writes, times `LayerWeights.W_O_scaled`."""
+        return self.z if self.post_inverse_scale is None else self.z * self.post_inverse_scale[..., None]
+
 
 Visitor = Callable[[LayerActivations], None]
 

@@ -53,47 +53,7 @@ def attribute(
     weights: ModelWeights,
     pairs: TokenPairs,
     metric: Metric,
-    *,
-    steps: int = 20,
-    quadrature: Quadrature = "left",
-    batch_size: int = 32,
-    memory_budget_gb: float = 1.0,
-    share_prefix: bool = True,
-) -> Float[Tensor, "n_forward n_backward"]:
-    """EAP-IG score of every edge, float32 on the CPU; 0 where there is no edge.
-
-    Args:
-        weights: the model.
-        pairs: clean and corrupted prompts on the model's device.
-        metric: per-prompt metric of the logits at the answer, differentiable.
-        steps: integration steps.
-        quadrature: where the steps lie, see `quadrature_points`.
-        batch_size: prompts per pass.
-        memory_budget_gb: bounds what autograd keeps and what the contraction holds. Work is split up to stay below it.
-        share_prefix: run only the positions from the first difference of a pair on (the others cannot contribute).
-
-    Raises:
-        ValueError: for an unknown quadrature or no steps.
-        FloatingPointError: if scores are not finite (float16 overflows in some models).
-    """
-    return attribute_folds(
-        weights,
-        pairs,
-        metric,
-        torch.zeros(len(pairs), dtype=torch.long),
-        steps=steps,
-        quadrature=quadrature,
-        batch_size=batch_size,
-        memory_budget_gb=memory_budget_gb,
-        share_prefix=share_prefix,
-    ).scores
-
-
-def attribute_folds(
-    weights: ModelWeights,
-    pairs: TokenPairs,
-    metric: Metric,
-    fold_of: Int[Tensor, " prompt"],
+    fold_of: Int[Tensor, " prompt"] | None = None,
     *,
     steps: int = 20,
     quadrature: Quadrature = "left",
@@ -101,21 +61,27 @@ def attribute_folds(
     memory_budget_gb: float = 1.0,
     share_prefix: bool = True,
 ) -> FoldScores:
-    """The same scores, kept apart for each fold of the prompts.
+    """EAP-IG score of every edge, on all prompts (`.scores`) and kept apart for each fold of them.
 
-    The passes are those of `attribute`: only the last product is taken fold by fold. The sums take 4 bytes per fold and
-    entry of the graph on the model's device: with 10 folds 3 MB for pythia-160m, 19 MB for 1.4b, 131 MB for 6.9b and
-    257 MB for 12b.
+    Folds cost no further passes: only the last product is taken fold by fold. The sums take 4 bytes per fold and entry
+    of the graph on the model's device: with 10 folds 3 MB for pythia-160m, 19 MB for 1.4b, 131 MB for 6.9b and 257 MB
+    for 12b.
 
     Args:
-        weights, pairs, metric: see `attribute`, and for the options too.
-        fold_of: the fold of each prompt; every fold from 0 to the last has prompts (`assign_folds`).
+        pairs: clean and corrupted prompts on the model's device.
+        metric: per-prompt metric of the logits at the answer, differentiable.
+        fold_of: the fold of each prompt; every fold from 0 to the last has prompts (`assign_folds`). One by default.
+        steps, quadrature: how many integration steps, and where they lie (`quadrature_points`).
+        batch_size: prompts per pass.
+        memory_budget_gb: bounds what autograd keeps and what the contraction holds. Work is split up to stay below it.
+        share_prefix: run only the positions from the first difference of a pair on (the others cannot contribute).
 
     Raises:
         ValueError: for an unknown quadrature, no steps, or a fold without prompts.
         FloatingPointError: if scores are not finite (float16 overflows in some models).
     """
     graph = Graph.of(weights)
+    fold_of = torch.zeros(len(pairs), dtype=torch.long) if fold_of is None else fold_of
     fold_of = fold_of.to(weights.device)
     sizes = fold_of.bincount().cpu()
     if len(fold_of) != len(pairs) or bool((sizes == 0).any()):
@@ -141,8 +107,7 @@ def _add_batch(
     sums: Float[Tensor, "fold n_forward n_backward"],
 ) -> None:
     """Add the scores of every edge, summed over the prompts of a batch, to their folds."""
-    layout = batch.layout
-    alphas, step_weights = points
+    layout, (alphas, step_weights) = batch.layout, points
     prefix = kv_cache(weights, layout, batch.clean)
     at_clean, at_corrupted = (embed(weights, layout, layout.pack(tokens)) for tokens in (batch.clean, batch.corrupted))
     clean = NodeOutputs.of_run(weights, layout, at_clean, prefix)

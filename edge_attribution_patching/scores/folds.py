@@ -100,7 +100,7 @@ class FoldScores:
 
     def keep_all(self) -> KeptFolds:
         """The fold scores of all edges, rounded as if they were kept."""
-        return self._kept(self.graph.edge_mask.flatten().nonzero()[:, 0])
+        return self._kept(self.graph.flat_edges)
 
     def _kept(self, edges: Int[Tensor, " kept"]) -> KeptFolds:
         return KeptFolds.rounded(self.graph, edges, self.sums.flatten(1)[:, edges] / self.sizes[:, None], self.sizes)

@@ -8,10 +8,9 @@ a head that projects q = n W + b and receives the gradient g has at its own resi
 
 which is a part of d_head numbers, summed over the integration steps before it is multiplied out, and one coefficient
 for n per step; without a norm before attention (OLMo-2) it is g W^T. What follows the projection, a clamp, a norm of q
-and k, and rotary, is autograd's. Query heads that share a key-value head have a k and a v input each; their gradients
-come from `grouped_gradients.py`. Behind a norm of what attention writes, a head writes its share of the norm's output,
-at the scale of that run. The product with the differences of node outputs is taken once for all the steps that share
-them.
+and k, and rotary, is autograd's. Query heads that share a key-value head have a k and a v input each
+(`LayerGradients._of_shared`). Behind a norm of what attention writes, a head writes its share of the norm's output, at
+the scale of that run. The product with the differences of node outputs is taken once for all the steps that share them.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -32,78 +32,13 @@ from ..model.packed_tokens import KVCache, PackedTokens, Rotation, TokenPart, pr
 from ..model.pairs import Metric, PairBatch
 from ..model.weights import LayerWeights, ModelWeights
 
-# Gradients at k and v of every query head, where a group of query heads shares a key-value head.
-
-
-def grouped_gradients(
-    layer: LayerWeights,
-    layout: PackedTokens,
-    activations: LayerActivations,
-    z_gradient: Float[Tensor, "*stack query head d_head"],
-    rotation: Rotation | None,
-    prefix: tuple[Tensor | None, Tensor | None],
-) -> dict[QKVName, Float[Tensor, "*stack token kv_head group d_head"]]:
-    """Gradients at k and v as projected, one for each query head of a group.
-
-    Args:
-        layer: the block.
-        layout: where the tokens sit.
-        activations: what the block computed.
-        z_gradient: the metric's gradient at z.
-        rotation: of the keys.
-        prefix: the block's keys and values before the layout.
-    """
-    queries = layout.answers if z_gradient.shape[-3] == layout.n_prompts else layout.queries
-    q, of_z = (pad_queries(x.detach(), layout, queries) for x in (activations.q, z_gradient))
-    keys, values = (
-        pad_keys(x.detach(), layout, before) for x, before in zip((activations.k, activations.v), prefix, strict=True)
-    )
-    pattern = activations.pattern.detach()
-
-    def by_group(x: Tensor) -> Tensor:
-        return rearrange(x, "... (kv group) query width -> ... kv (group query) width", group=layer.group)
-
-    def by_head(x: Tensor) -> Tensor:
-        return rearrange(x, "... kv (group query) width -> ... (kv group) query width", group=layer.group)
-
-    of_pattern = by_head(by_group(of_z) @ values.transpose(-2, -1))
-    of_scores = pattern * (of_pattern - (of_pattern * pattern).sum(-1, keepdim=True))
-    if layer.attn_softcap is not None:
-        scores = by_head(by_group(q) @ keys.transpose(-2, -1)) * layer.attn_scale
-        of_scores = of_scores * (1 - torch.tanh(scores / layer.attn_softcap).square())
-    attended: dict[QKVName, Tensor] = {
-        "k": layer.attn_scale * of_scores.transpose(-2, -1) @ q,
-        "v": pattern.transpose(-2, -1) @ of_z,
-    }
-    return {letter: _of_projected(layer, layout, letter, activations, g, rotation) for letter, g in attended.items()}
-
-
-def _of_projected(
-    layer: LayerWeights,
-    layout: PackedTokens,
-    letter: QKVName,
-    activations: LayerActivations,
-    gradient: Float[Tensor, "*stack prompt head key d_head"],
-    rotation: Rotation | None,
-) -> Float[Tensor, "*stack token kv_head group d_head"]:
-    """Through rotary, norm and clamp back to the projection, for one query head of every group at a time."""
-    packed = rearrange(gradient, "... prompt head key d_head -> ... (prompt key) head d_head")
-    packed = packed.index_select(-3, layout.key_index)
-    by_member = rearrange(packed, "... token (kv group) d_head -> group ... token kv d_head", group=layer.group)
-    with torch.enable_grad():
-        projected = activations.qkv[..., layer.rows(letter), :].detach().requires_grad_(True)
-        attended = clamp_norm_rotate(layer, letter, projected, rotation)
-        members = [torch.autograd.grad(attended, projected, g, retain_graph=True)[0] for g in by_member]
-    return torch.stack(members, dim=-2)
-
 
 @dataclass
 class NodeOutputs:
     """What every node computed in one run or in a stack of them, at the packed tokens (last layer: at the answers)."""
 
     embedded: Float[Tensor, "*stack token d_model"]
-    # Over the scale of a norm of what attention writes, where there is one; a head writes z W_O_scaled.
-    z: list[Float[Tensor, "*stack token head d_head"]] = field(default_factory=list)
+    z: list[Float[Tensor, "*stack token head d_head"]] = field(default_factory=list)  # a head writes z W_O_scaled
     mlp_out: list[Float[Tensor, "*stack token d_model"]] = field(default_factory=list)
 
     @classmethod
@@ -122,8 +57,7 @@ class NodeOutputs:
 
     def keep(self, layer: LayerActivations) -> None:
         """Add a layer; a visitor of the forward pass."""
-        z = layer.z if layer.post_inverse_scale is None else layer.z * layer.post_inverse_scale[..., None]
-        self.z.append(z.detach())
+        self.z.append(layer.written.detach())
         self.mlp_out.append(layer.mlp_out.detach())
 
     def of_step(self, step: int) -> NodeOutputs:
@@ -132,11 +66,11 @@ class NodeOutputs:
 
     def minus(self, other: NodeOutputs) -> NodeOutputs:
         """What the nodes compute here beyond what they compute in another run."""
-        return NodeOutputs(
-            self.embedded - other.embedded,
-            [one - two for one, two in zip(self.z, other.z, strict=True)],
-            [one - two for one, two in zip(self.mlp_out, other.mlp_out, strict=True)],
+        z, mlp_out = (
+            [here - there for here, there in zip(*both, strict=True)]
+            for both in ((self.z, other.z), (self.mlp_out, other.mlp_out))
         )
+        return NodeOutputs(self.embedded - other.embedded, z, mlp_out)
 
     def written(self, weights: ModelWeights, part: TokenPart) -> Float[Tensor, "n_forward token d_model"]:
         """What every node writes to the residual stream at some tokens, float32.
@@ -166,10 +100,7 @@ class LayerGradients:
     gradients add up, and what they are at the residual stream.
 
     Args:
-        layer: the block.
-        layout: where the tokens sit.
-        rotation: of the block's keys.
-        prefix: the block's keys and values before the layout.
+        rotation, prefix: of the block's keys, and its keys and values before the layout.
         last: whether it is the last block, whose MLP reads the answers' tokens alone.
     """
 
@@ -190,6 +121,7 @@ class LayerGradients:
         n_read = layout.n_prompts if last else layout.n_tokens
         self.mlp = torch.zeros(n_read, d_model, device=layer.W_qkv.device)
         # Per chunk of steps: (g_k . (q_k - b)) / (d_model s_k) [step, token, input], and n_k [step, token, d_model].
+        # They cannot be summed over steps yet: n differs from step to step.
         self.coefficients: list[Tensor] = []
         self.normalised: list[Tensor] = []
 
@@ -202,28 +134,63 @@ class LayerGradients:
         """Add some steps: the gradients at `differentiated`, [step, token, ...]."""
         of_qkv, of_mlp, *of_z = gradients
         self.mlp += of_mlp.float().sum(0)
-        layer = self.layer
+        layer, inverse_scale = self.layer, activations.inverse_scale
         projected = activations.qkv.detach()
-        of_letters: dict[QKVName, Tensor] = {"q": of_qkv[..., layer.rows("q"), None, :]}
-        if of_z:
-            of_letters |= grouped_gradients(layer, self.layout, activations, of_z[0], self.rotation, self.prefix)
-        else:
-            of_letters |= {letter: of_qkv[..., layer.rows(letter), None, :] for letter in ("k", "v")}
-        of_projections = []
-        of_normalised = []
+        # Autograd adds up a shared k or v over its query heads; each of these is an input of the graph by itself.
+        of_letters = self._of_shared(activations, of_z[0]) if of_z else {}
+        of_projections, of_normalised = [], []
         for letter in QKV:
-            g = of_letters[letter].float()  # [step, token, projection, group, d_head]
-            if activations.inverse_scale is not None:
-                rows = layer.rows(letter)
+            rows = layer.rows(letter)
+            g = of_letters.get(letter, of_qkv[..., rows, None, :]).float()  # [step, token, projection, group, d_head]
+            if inverse_scale is not None:
                 unbiased = projected[..., rows, :].float() - layer.b_qkv[rows].float()
                 of_normalised.append((g * unbiased[..., None, :]).sum(-1).flatten(-2))
-                g = g * activations.inverse_scale.float()[..., None, None]
+                g = g * inverse_scale.float()[..., None, None]
             of_projections.append(g.sum(0).flatten(1, 2))
         self.heads += rearrange(torch.cat(of_projections, dim=1), "token input d_head -> input token d_head")
-        if activations.inverse_scale is not None:
-            share = activations.inverse_scale.float() / activations.normalised.shape[-1]
+        if inverse_scale is not None:
+            share = inverse_scale.float() / activations.normalised.shape[-1]
             self.coefficients.append(torch.cat(of_normalised, dim=-1) * share)
             self.normalised.append(activations.normalised.detach())
+
+    def _of_shared(
+        self, activations: LayerActivations, of_z: Float[Tensor, "step query head d_head"]
+    ) -> dict[QKVName, Float[Tensor, "step token kv_head group d_head"]]:
+        """Gradients at k and v as projected, one for each query head of a group: attention's backward pass by hand."""
+        layer, layout = self.layer, self.layout
+        queries = layout.answers if self.last else layout.queries
+        q, of_z = (pad_queries(x.detach(), layout, queries) for x in (activations.q, of_z))
+        keys, values = (
+            pad_keys(x.detach(), layout, before)
+            for x, before in zip((activations.k, activations.v), self.prefix, strict=True)
+        )
+        # A group's queries stand one after the other, so that keys and values are not copied for each of its heads.
+        heads, groups = "... (kv group) query width", "... kv (group query) width"
+        by_group = partial(rearrange, pattern=f"{heads} -> {groups}", group=layer.group)
+        by_head = partial(rearrange, pattern=f"{groups} -> {heads}", group=layer.group)
+        pattern = activations.pattern.detach()
+        of_pattern = by_head(by_group(of_z) @ values.transpose(-2, -1))
+        of_scores = pattern * (of_pattern - (of_pattern * pattern).sum(-1, keepdim=True))  # backward through softmax
+        if layer.attn_softcap is not None:
+            scores = by_head(by_group(q) @ keys.transpose(-2, -1)) * layer.attn_scale
+            of_scores = of_scores * (1 - torch.tanh(scores / layer.attn_softcap).square())
+        of_k = layer.attn_scale * of_scores.transpose(-2, -1) @ q
+        of_v = pattern.transpose(-2, -1) @ of_z
+        return {"k": self._of_projected("k", activations, of_k), "v": self._of_projected("v", activations, of_v)}
+
+    def _of_projected(
+        self, letter: QKVName, activations: LayerActivations, gradient: Float[Tensor, "step prompt head key d_head"]
+    ) -> Float[Tensor, "step token kv_head group d_head"]:
+        """Through rotary, norm and clamp back to the projection, for one query head of every group at a time."""
+        layer = self.layer
+        packed = rearrange(gradient, "... prompt head key d_head -> ... (prompt key) head d_head")
+        packed = packed.index_select(-3, self.layout.key_index)
+        by_member = rearrange(packed, "... token (kv group) d_head -> group ... token kv d_head", group=layer.group)
+        with torch.enable_grad():
+            projected = activations.qkv[..., layer.rows(letter), :].detach().requires_grad_(True)
+            attended = clamp_norm_rotate(layer, letter, projected, self.rotation)
+            members = [torch.autograd.grad(attended, projected, g, retain_graph=True)[0] for g in by_member]
+        return torch.stack(members, dim=-2)
 
     def at(self, part: TokenPart) -> Float[Tensor, "3_head_plus_1 token d_model"]:
         """dM/dx at some tokens of q of all heads, then k, then v, then the MLP, each at its residual input."""
@@ -238,11 +205,11 @@ class LayerGradients:
             )
             torch.bmm(grouped, W, out=out[inputs].view(len(W), -1, W.shape[-1]))
         if self.normalised:
-            coefficients = torch.cat(self.coefficients)[:, part.tokens]
-            normalised = torch.cat(self.normalised)[:, part.tokens].float()
             along_normalised = torch.bmm(
-                rearrange(coefficients, "step token input -> token input step"),
-                rearrange(normalised, "step token d_model -> token step d_model"),
+                rearrange(torch.cat(self.coefficients)[:, part.tokens], "step token input -> token input step"),
+                rearrange(
+                    torch.cat(self.normalised)[:, part.tokens].float(), "step token d_model -> token step d_model"
+                ),
             )
             out[:-1] -= rearrange(along_normalised, "token input d_model -> input token d_model")
         if self.last:
@@ -258,14 +225,7 @@ class LayerGradients:
 
 
 class Gradients:
-    """Gradients of a batch's metric at every node's input, summed over the integration steps added so far.
-
-    Args:
-        weights: the model.
-        batch: prompt pairs on the model's device.
-        metric: per-prompt metric of the logits at the answer, differentiable.
-        prefix: keys and values before the batch's layout.
-    """
+    """Gradients of a batch's metric at every node's input, summed over the integration steps added so far."""
 
     def __init__(self, weights: ModelWeights, batch: PairBatch, metric: Metric, prefix: KVCache | None) -> None:
         self.weights, self.batch, self.metric, self.prefix = weights, batch, metric, prefix
@@ -313,12 +273,13 @@ class Gradients:
             by_layer = [
                 gradients.differentiated(layer) for gradients, layer in zip(self.layers, activations, strict=True)
             ]
-            *of_layers, of_final = torch.autograd.grad(total, [*(x for inputs in by_layer for x in inputs), final])
+            # One backward pass for all layers: autograd returns a flat list, dealt out to the layers again below.
+            *of_layers, of_final = torch.autograd.grad(total, [*itertools.chain(*by_layer), final])
         with torch.no_grad():
             self.final += of_final.float().sum(0)
             left = iter(of_layers)
             for gradients, layer, inputs in zip(self.layers, activations, by_layer, strict=True):
-                gradients.add(layer, [next(left) for _ in inputs])
+                gradients.add(layer, list(itertools.islice(left, len(inputs))))
         return outputs
 
     def contract(
@@ -337,28 +298,32 @@ class Gradients:
             into: the sums so far.
         """
         weights, layout, graph = self.weights, self.batch.layout, Graph.of(self.weights)
-        token_bytes = 4 * weights.d_model * (graph.n_forward + 2 * (3 * graph.n_heads + 1))
+        width = weights.d_model
+        # What a token takes: what all nodes write, and a layer's gradients as they are and as a product.
+        token_bytes = 4 * width * (graph.n_forward + 2 * (3 * graph.n_heads + 1))
         at_once = max(1, int(memory_budget // token_bytes))
         fold_of_token = fold_of[layout.prompt]
-        # A fold's tokens stand together, so that each product is one of slices.
+        # The sum over positions and d_model is one matrix product [u, token * d_model] @ [token * d_model, v] a layer.
+        # Tokens are sorted by fold, so that a fold's share of it is a slice of the columns and needs no copy.
         for tokens in fold_of_token.argsort(stable=True).split(at_once):
             part = layout.part(tokens)
             counts = fold_of_token[tokens].bincount(minlength=len(into)).tolist()
-            ends = list(itertools.accumulate(counts))
-            width = weights.d_model
-            columns_of = [
-                (fold, slice((end - count) * width, end * width))
-                for fold, (count, end) in enumerate(zip(counts, ends, strict=True))
+            columns_of = {
+                fold: slice((end - count) * width, end * width)
+                for fold, (count, end) in enumerate(zip(counts, itertools.accumulate(counts), strict=True))
                 if count
-            ]
+            }
             written = difference.written(weights, part)
             flat = written.flatten(1)
             for index, gradients in enumerate(self.layers):
+                # The nodes that the MLP reads are all that any input of the layer reads. In a sequential block they
+                # hold the layer's own heads too; what those get at q, k and v are no edges and is masked at the end.
                 n_before = graph.n_before_mlp(index)
                 inputs = slice(graph.qkv_inputs(index).start, graph.mlp_input(index) + 1)
                 of_inputs = gradients.at(part).flatten(1)
-                for fold, here in columns_of:
-                    into[fold, :n_before, inputs] += flat[:n_before, here] @ of_inputs[:, here].T
+                for fold, columns in columns_of.items():
+                    into[fold, :n_before, inputs] += flat[:n_before, columns] @ of_inputs[:, columns].T
+            # `logits` reads the answers' tokens alone: few, so every fold's sum is a product with its members.
             at_answers = torch.einsum("utd,td->ut", written[:, part.answers], self.final[part.prompts])
             members = torch.nn.functional.one_hot(fold_of[part.prompts], len(into)).to(at_answers)
             into[:, :, graph.logits] += (at_answers @ members).T

@@ -157,7 +157,10 @@ def test_errors_name_the_key_and_the_value(store: Store, keys: dict[str, object]
 
 @pytest.mark.slow
 def test_no_model_library_is_imported() -> None:
-    code = "import sys, circuits_over_time.compare_circuits; print([name for name in ('transformers', 'datasets') if name in sys.modules])"
+    code = (
+        "import sys, circuits_over_time.compare_circuits; "
+        "print([name for name in ('transformers', 'datasets') if name in sys.modules])"
+    )
     root = Path(__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -11,7 +11,6 @@ from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.edge_attribution_patching.scores.attribution import (
     attribute,
-    attribute_folds,
     quadrature_points,
 )
 from tests.support import eap_reference
@@ -34,7 +33,7 @@ def test_attribution_equals_autograd_with_expanded_inputs(architecture: str, qua
     metric = eap_reference.logit_diff_metric(97, 3)
     scores = attribute(
         read_weights(model), TokenPairs(clean, corrupted, lengths), metric, steps=3, quadrature=quadrature
-    )
+    ).scores
     with Float64():
         reference = eap_reference.attribute(model, clean, corrupted, lengths, metric, *quadrature_points(quadrature, 3))
     assert ((scores - reference).abs().max() / reference.abs().max()) < 2e-6
@@ -49,7 +48,7 @@ def test_scores_of_the_input_add_up_to_its_integrated_gradients(architecture: st
     alphas, step_weights = quadrature_points("midpoint", 2)
     scores = attribute(
         read_weights(model), TokenPairs(clean, corrupted, lengths), metric, steps=2, quadrature="midpoint"
-    )
+    ).scores
     total = 0.0
     embed = model.get_input_embeddings()
     for prompt, n in enumerate(lengths.tolist()):
@@ -71,7 +70,7 @@ def test_scores_of_a_groups_heads_add_up_to_those_of_their_key_value_head(archit
     clean, corrupted, lengths = random_pairs(2)
     metric = eap_reference.logit_diff_metric(97, 2)
     weights = read_weights(model)
-    scores = attribute(weights, TokenPairs(clean, corrupted, lengths), metric, steps=2, quadrature="midpoint")
+    scores = attribute(weights, TokenPairs(clean, corrupted, lengths), metric, steps=2, quadrature="midpoint").scores
     with Float64():
         reference = eap_reference.attribute(
             model, clean, corrupted, lengths, metric, *quadrature_points("midpoint", 2), grouped=True
@@ -101,8 +100,8 @@ def test_batching_prefix_and_memory_budget_change_nothing(architecture: str, opt
     weights = read_weights(random_model(architecture))
     pairs = TokenPairs(*random_pairs(5))
     metric = eap_reference.logit_diff_metric(97, 5)
-    expected = attribute(weights, pairs, metric, steps=4)
-    scores = attribute(weights, pairs, metric, steps=4, **options)
+    expected = attribute(weights, pairs, metric, steps=4).scores
+    scores = attribute(weights, pairs, metric, steps=4, **options).scores
     # float32 sums in another order; processors differ by some units in the last place.
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
@@ -110,7 +109,7 @@ def test_batching_prefix_and_memory_budget_change_nothing(architecture: str, opt
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_scores_exist_on_edges_only(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
-    scores = attribute(weights, TokenPairs(*random_pairs(3)), eap_reference.logit_diff_metric(97, 3), steps=2)
+    scores = attribute(weights, TokenPairs(*random_pairs(3)), eap_reference.logit_diff_metric(97, 3), steps=2).scores
     mask = Graph.of(weights).edge_mask
     assert (scores[~mask] == 0).all()
     assert (scores[mask] != 0).float().mean() > 0.9
@@ -148,15 +147,15 @@ def test_a_fold_scores_what_its_prompts_score_alone(architecture: str, options: 
     pairs = TokenPairs(*random_pairs(7))
     metric = eap_reference.logit_diff_metric(97, 7)
     fold_of = torch.tensor([2, 0, 1, 0, 2, 2, 1])
-    folds = attribute_folds(weights, pairs, metric, fold_of, steps=3, **options)
+    folds = attribute(weights, pairs, metric, fold_of, steps=3, **options)
     assert folds.sizes.tolist() == [2, 2, 3]
     for fold, size in enumerate(folds.sizes.tolist()):
         index = (fold_of == fold).nonzero()[:, 0]
         alone = TokenPairs(pairs.clean[index], pairs.corrupted[index], pairs.lengths[index])
-        expected = attribute(weights, alone, lambda logits, at, index=index: metric(logits, index[at]), steps=3)
+        expected = attribute(weights, alone, lambda logits, at, index=index: metric(logits, index[at]), steps=3).scores
         atol = 1e-5 * float(expected.abs().max())
         torch.testing.assert_close(folds.sums[fold] / size, expected, rtol=0, atol=atol)
     total = folds.sums.double().sum(0) / 7
     assert torch.equal(folds.scores, total.float())
-    unfolded = attribute(weights, pairs, metric, steps=3, **options)
+    unfolded = attribute(weights, pairs, metric, steps=3, **options).scores
     assert float((folds.scores - unfolded).abs().max() / unfolded.abs().max()) < 1e-6

@@ -37,7 +37,7 @@ def test_half_precision_stays_close_to_float32(architecture: str, dtype: torch.d
     assert relative(logits[1] - logits[0], logits[0]) < tolerance
 
     metric = logit_diff_metric(97, 4)
-    scores = [attribute(w, pairs, metric, steps=3) for w in (exact, rounded)]
+    scores = [attribute(w, pairs, metric, steps=3).scores for w in (exact, rounded)]
     assert scores[1].dtype == torch.float32
     assert relative(scores[1] - scores[0], scores[0]) < 3 * tolerance
 
@@ -61,7 +61,7 @@ def test_gpu_gives_the_numbers_of_the_cpu(architecture: str) -> None:
     graph = Graph.of(on_cpu)
     clean, corrupted, lengths = random_pairs(4)
     metric = logit_diff_metric(97, 4)
-    expected = attribute(on_cpu, TokenPairs(clean, corrupted, lengths), metric, steps=3)
+    expected = attribute(on_cpu, TokenPairs(clean, corrupted, lengths), metric, steps=3).scores
     masks = torch.rand(3, graph.n_forward, graph.n_backward) < 0.3
     (batch,) = TokenPairs(clean, corrupted, lengths).batches(8)
     logits = masked_logits(on_cpu, prepare_runs(on_cpu, batch), masks)
@@ -70,7 +70,7 @@ def test_gpu_gives_the_numbers_of_the_cpu(architecture: str) -> None:
     pairs = TokenPairs(clean.cuda(), corrupted.cuda(), lengths.cuda())
     scores = attribute(
         on_gpu, pairs, lambda values, index: metric(values.cpu(), index.cpu()).to(values.device), steps=3
-    )
+    ).scores
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     (batch,) = pairs.batches(8)
     torch.testing.assert_close(

@@ -45,7 +45,7 @@ def test_eap_equals_exact_single_edge_patching_on_a_linear_model(
     weights = linear_weights(architecture)
     graph = Graph.of(weights)
     pairs = TokenPairs(*random_pairs(3))
-    scores = attribute(weights, pairs, logit_difference, steps=steps, quadrature=quadrature)
+    scores = attribute(weights, pairs, logit_difference, steps=steps, quadrature=quadrature).scores
 
     edges = graph.edge_mask.nonzero()
     masks = graph.edge_mask.repeat(len(edges), 1, 1)

@@ -31,7 +31,9 @@ def test_one_step_at_the_corrupted_run_agrees_with_transformer_lens(architecture
     graph = Graph.of(weights)
     clean, corrupted, lengths = random_pairs(1, lengths=(7, 7))
     pairs = TokenPairs(clean, corrupted, lengths)
-    scores = attribute(weights, pairs, lambda logits, index: logits[:, 3] - logits[:, 5], steps=1, quadrature="left")
+    scores = attribute(
+        weights, pairs, lambda logits, index: logits[:, 3] - logits[:, 5], steps=1, quadrature="left"
+    ).scores
 
     tiny_tokenizer(tmp_path)
     name = "gpt2" if architecture == "gpt2" else "EleutherAI/pythia-70m"

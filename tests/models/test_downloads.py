@@ -18,7 +18,7 @@ from huggingface_hub import constants, hf_hub_download
 from circuits_over_time.utils.base.errors import CheckpointUnusable, UserError, without_secrets
 from circuits_over_time.utils.hub.download import WAITS
 from circuits_over_time.utils.hub.listing import AT_ONCE, HubUnreachable, Listing, in_parallel
-from circuits_over_time.utils.models.family import HubFamily, fetch, listings, resolve_family
+from circuits_over_time.utils.models.family import HubFamily, fetch, resolve_family
 from tests.support.hub_server import Fault, HubServer
 from tests.support.loading import loads_weights_of, point_at
 from tests.support.paths import ROOT
@@ -168,7 +168,7 @@ def test_listings_are_asked_for_several_at_a_time(served: HubServer, tmp_path: P
     family = resolve_family("lab/run", tmp_path, tokens_per_step=1)
     assert isinstance(family, HubFamily)
     advanced: list[int] = []
-    found = listings(family, family.steps, lambda: advanced.append(1))
+    found = family.listings(family.steps, lambda: advanced.append(1))
     assert list(found) == list(family.steps)
     assert len(advanced) == len(found)
     assert 1 < served.busiest <= AT_ONCE
@@ -276,22 +276,24 @@ def test_an_unreachable_endpoint_gives_up_after_the_last_wait(
 
 
 def test_once_the_hub_is_gone_all_that_is_not_known_is_told_the_same(served: HubServer, pythia: HubFamily) -> None:
-    def gone() -> Listing:
+    first = pythia.listing(0)
+
+    def listing(step: int) -> Listing:
+        if step == 0:
+            return first
         raise HubUnreachable("gone")
 
-    first = pythia.listing(0)
-    few = dict.fromkeys(range(AT_ONCE), gone)
-    found = in_parallel({"there": lambda: first, **few})
-    assert isinstance(found["there"], Listing | HubUnreachable)
-    assert all(isinstance(found[key], HubUnreachable) for key in few)
+    found = in_parallel(listing, range(AT_ONCE + 1))
+    assert isinstance(found[0], Listing | HubUnreachable)
+    assert all(isinstance(found[step], HubUnreachable) for step in range(1, AT_ONCE + 1))
 
 
 def test_an_error_of_the_code_is_not_hidden_by_the_threads() -> None:
-    def wrong() -> Listing:
+    def wrong(step: int) -> Listing:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        in_parallel({0: wrong})
+        in_parallel(wrong, [0])
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import file_sha256
-from circuits_over_time.utils.integrity.duplicates import Held, Report, _shared, check
-from circuits_over_time.utils.integrity.screening import screen
+from circuits_over_time.utils.integrity.duplicates import CheckpointHashes, DuplicateReport, _shared, find_duplicates
+from circuits_over_time.utils.integrity.screening import steps_to_leave_out
 from circuits_over_time.utils.models import local
 from circuits_over_time.utils.models.family import Family, HubFamily, LocalFamily, resolve_family
 from circuits_over_time.utils.models.known_families import PYTHIA, Damage
@@ -22,7 +22,7 @@ from tests.support.hub_server import HubServer
 from tests.support.tiny_models import save_family
 
 
-def problems(report: Report) -> dict[tuple[int, str], set[str]]:
+def problems(report: DuplicateReport) -> dict[tuple[int, str], set[str]]:
     """(step, problem) -> the others."""
     found: dict[tuple[int, str], set[str]] = {}
     for one in report.shared:
@@ -45,7 +45,7 @@ def ignore() -> None:
 
 
 def test_equal_weights_are_found_without_fetching_any(pythia: HubFamily, served: HubServer) -> None:
-    report = check(pythia)
+    report = find_duplicates(pythia)
     assert problems(report) == {(2000, "equal weights"): {"3000"}, (3000, "equal weights"): {"2000"}}
     assert served.downloads("") == []
 
@@ -54,7 +54,7 @@ def test_one_equal_shard_of_several_is_found(served: HubServer, pythia: HubFamil
     branches = served.repositories["EleutherAI/pythia-70m"]
     branches |= {"step0": shards(1, 2, 3), "step1000": shards(4, 5, 6), "step2000": shards(7, 5, 8)}
     branches["step3000"] = shards(9, 10, 11)
-    report = check(pythia)
+    report = find_duplicates(pythia)
     assert problems(report) == {(1000, "equal shard"): {"2000"}, (2000, "equal shard"): {"1000"}}
     table = report.table().set_index(["step", "file"])
     row = table.loc[(1000, "model-00002-of-00003.safetensors")]
@@ -68,7 +68,7 @@ def test_a_step_that_holds_main_is_found_and_the_last_one_may(served: HubServer,
     branches |= {"main": shards(9), "step0": shards(1), "step1000": shards(9), "step2000": shards(2)}
     branches["step3000"] = shards(9)
     family = resolve_family("pythia-70m", tmp_path)
-    assert problems(check(family)) == {(1000, "equal weights"): {"3000", "main"}}
+    assert problems(find_duplicates(family)) == {(1000, "equal weights"): {"3000", "main"}}
 
 
 def test_formats_of_the_same_step_are_compared_with_both_of_the_other(served: HubServer, pythia: HubFamily) -> None:
@@ -77,13 +77,13 @@ def test_formats_of_the_same_step_are_compared_with_both_of_the_other(served: Hu
     branches["step1000"] = {"pytorch_model.bin": b"old 0"}
     branches["step2000"] = {"model.safetensors": b"new 2"}
     branches["step3000"] = {"model.safetensors": b"new 3"}
-    assert problems(check(pythia)) == {(0, "equal weights"): {"1000"}, (1000, "equal weights"): {"0"}}
+    assert problems(find_duplicates(pythia)) == {(0, "equal weights"): {"1000"}, (1000, "equal weights"): {"0"}}
 
 
 def test_missing_and_empty_revisions_are_in_the_table(served: HubServer, pythia: HubFamily) -> None:
     served.missing.add("step1000")
     served.repositories["EleutherAI/pythia-70m"]["step0"] = {"config.json": b"{}"}
-    report = check(pythia)
+    report = find_duplicates(pythia)
     assert report.missing == {
         0: "it holds no weights",
         1000: "checkpoints: revision step1000 of EleutherAI/pythia-70m is not on the hub; leave that step out",
@@ -96,23 +96,23 @@ def test_steps_that_are_known_to_be_equal_for_a_reason_are_no_finding(served: Hu
     branches = served.repositories["EleutherAI/pythia-70m"]
     branches |= {"step1": branches["step0"], "step2000": shards(5)}
     family = resolve_family("pythia-70m", tmp_path)
-    report = check(family)
+    report = find_duplicates(family)
     assert problems(report) == {(0, "equal as expected"): {"1"}, (1, "equal as expected"): {"0"}}
     assert report.suspicious == {}
-    assert screen(family, [0, 1], "error", ignore) == []
+    assert steps_to_leave_out(family, [0, 1], "error", ignore) == []
     assert all(damage.expected == (damage.steps == (0, 1)) for damage in PYTHIA.damage)
 
 
 def test_a_sweep_over_equal_steps_is_refused_with_their_names(pythia: HubFamily) -> None:
     with pytest.raises(UserError) as caught:
-        screen(pythia, [0, 2000], "error", ignore)
+        steps_to_leave_out(pythia, [0, 2000], "error", ignore)
     assert str(caught.value) == (
         "pythia-70m: step 2000 holds the weights of step 3000; leave these steps out of checkpoints, or pass "
         "on_duplicate_weights=skip or warn (python check_checkpoints.py lists all)"
     )
-    assert screen(pythia, [0, 1000], "error", ignore) == []
-    assert screen(pythia, [0, 2000, 3000], "skip", ignore) == [2000, 3000]
-    assert screen(pythia, [0, 2000, 3000], "warn", ignore) == []
+    assert steps_to_leave_out(pythia, [0, 1000], "error", ignore) == []
+    assert steps_to_leave_out(pythia, [0, 2000, 3000], "skip", ignore) == [2000, 3000]
+    assert steps_to_leave_out(pythia, [0, 2000, 3000], "warn", ignore) == []
 
 
 def test_many_wrong_steps_are_told_in_one_line(served: HubServer, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_many_wrong_steps_are_told_in_one_line(served: HubServer, tmp_path: Path
     branches |= {f"step{step}": shards(9) for step in range(4000, 44_000, 1000)}
     family = resolve_family("pythia-70m", tmp_path)
     with pytest.raises(UserError) as caught:
-        screen(family, family.steps, "error", ignore)
+        steps_to_leave_out(family, family.steps, "error", ignore)
     assert "\n" not in str(caught.value)
     assert "and 32 more steps are like this" in str(caught.value)
 
@@ -129,9 +129,9 @@ def test_known_damage_is_named(pythia: HubFamily, caplog: pytest.LogCaptureFixtu
     damage = (Damage(("pythia-70m",), (1000,), "misses weights", "somebody"),)
     family = dataclasses.replace(pythia, damage=damage)
     with caplog.at_level(logging.WARNING):
-        screen(family, [1000], "warn", ignore)
+        steps_to_leave_out(family, [1000], "warn", ignore)
     assert "pythia-70m step 1000 is known for trouble: it misses weights (somebody)" in caplog.text
-    known = check(family).table().set_index("step")["known"]
+    known = find_duplicates(family).table().set_index("step")["known"]
     assert (known[1000], known[0]) == ("misses weights (somebody)", "")
 
 
@@ -140,24 +140,24 @@ def test_without_the_hub_a_sweep_is_warned_and_goes_on(
 ) -> None:
     served.status = 503
     with caplog.at_level(logging.WARNING):
-        assert screen(pythia, [0, 1000], "error", ignore) == []
+        assert steps_to_leave_out(pythia, [0, 1000], "error", ignore) == []
     assert "pythia-70m: the weights of steps 0, 1000 are not checked for duplicates: model: the hub answered 503" in (
         caplog.text
     )
 
 
 def test_what_is_on_disk_is_compared_without_the_hub(served: HubServer, pythia: HubFamily, tmp_path: Path) -> None:
-    check(pythia)
+    find_duplicates(pythia)
     served.status = 503
     later = resolve_family("pythia-70m", tmp_path)
     with pytest.raises(UserError, match="step 2000 holds the weights of step 3000"):
-        screen(later, [2000], "error", ignore)
+        steps_to_leave_out(later, [2000], "error", ignore)
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_local_files_are_compared(exact: bool, twin_family: Path, tmp_path: Path) -> None:
     family = resolve_family(str(twin_family), tmp_path)
-    report = check(family, exact=exact)
+    report = find_duplicates(family, exact=exact)
     assert problems(report) == {(20, "equal weights"): {"30"}, (30, "equal weights"): {"20"}}
     file = twin_family / "step20" / "model.safetensors"
     assert report.held[20].hashes == {"model.safetensors": file_sha256(file)}
@@ -176,7 +176,7 @@ def test_a_sweep_reads_local_files_whole_only_where_samples_are_equal(
         return original(path)
 
     monkeypatch.setattr(local, "file_sha256", watched)
-    check(family, exact=False)
+    find_duplicates(family, exact=False)
     assert sorted(read) == ["step20", "step30"]
 
 
@@ -192,7 +192,7 @@ def test_files_whose_samples_are_equal_but_not_their_content_differ(tmp_path: Pa
     assert isinstance(family, LocalFamily)
     samples = [local.fingerprints(local.stamps(family.folders[step])) for step in (0, 10)]
     assert samples[0] == samples[1]
-    assert check(family, exact=False).shared == ()
+    assert find_duplicates(family, exact=False).shared == ()
 
 
 CONTENTS = st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=3), min_size=1, max_size=6)
@@ -200,8 +200,11 @@ CONTENTS = st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=3), min_siz
 
 @given(contents=CONTENTS, of_main=st.lists(st.integers(0, 8), max_size=3))
 def test_findings_are_those_of_comparing_every_pair(contents: list[list[int]], of_main: list[int]) -> None:
-    held = {step: Held("", {f"f{n}": str(c) for n, c in enumerate(files)}) for step, files in enumerate(contents)}
-    main = Held("main", {f"f{n}": str(c) for n, c in enumerate(of_main)})
+    held = {
+        step: CheckpointHashes("", {f"f{n}": str(c) for n, c in enumerate(files)})
+        for step, files in enumerate(contents)
+    }
+    main = CheckpointHashes("main", {f"f{n}": str(c) for n, c in enumerate(of_main)})
     family = Family("any", "any", tuple(held), dict.fromkeys(held, 0))
     found = {(one.step, one.file, str(one.other)) for one in _shared(family, held, main)}
     last = len(contents) - 1

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from circuits_over_time.utils.base.errors import CheckpointUnusable
-from circuits_over_time.utils.models import sources
+from circuits_over_time.utils.models import family as families
 from circuits_over_time.utils.models.family import Family, HubFamily, resolve_family
-from circuits_over_time.utils.models.sources import Ahead, Ready
+from circuits_over_time.utils.models.prefetch import PrefetchedCheckpoint, Prefetcher
 from tests.support.hub_server import HubServer
 from tests.support.loading import loads_weights_of, same_tensors
 from tests.support.tiny_models import save_family
@@ -52,13 +52,13 @@ def test_no_default_of_torch_changes_while_a_checkpoint_is_read(tiny: Family, mo
 
 def test_there_is_room_for_one(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    original = sources.read_state
+    original = families.read_state
 
     def watched(folder: Path, stop: threading.Event) -> dict[str, torch.Tensor]:
         read.append(folder.name)
         return original(folder, stop)
 
-    monkeypatch.setattr(sources, "read_state", watched)
+    monkeypatch.setattr(families, "read_state", watched)
     tiny.prefetch(10)
     tiny.describe(10)
     tiny.prefetch(20)
@@ -68,9 +68,9 @@ def test_there_is_room_for_one(tiny: Family, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_is_dropped_stops_and_frees_its_memory() -> None:
-    ahead, begun, stopped = Ahead(), threading.Event(), threading.Event()
+    ahead, begun, stopped = Prefetcher(), threading.Event(), threading.Event()
 
-    def read(stop: threading.Event) -> Ready:
+    def read(step: int, stop: threading.Event) -> PrefetchedCheckpoint:
         begun.set()
         assert stop.wait(30)
         stopped.set()

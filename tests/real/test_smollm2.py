@@ -119,7 +119,7 @@ def test_scores_follow_exact_patching_of_the_200_strongest_edges(checkpoint: Loa
     """Pearson correlation with the logit difference lost when an edge alone carries its corrupted activation."""
     prompts, weights = few(checkpoint, 6), checkpoint.weights
     graph, metric = Graph.of(weights), prompts.metric("logit_diff")
-    scores = attribute(weights, prompts.pairs, metric)
+    scores = attribute(weights, prompts.pairs, metric).scores
     edges = ranked_edges(scores.abs(), graph, 200)
     evaluate = CircuitEvaluator(weights, prompts.pairs, metric)
     exact = []
@@ -190,7 +190,7 @@ def test_bfloat16_gives_the_same_answers_and_nearly_the_same_scores(checkpoint: 
         logits = answer_logits(weights, prompts.clean, prompts.lengths)
         value[name] = metric(logits.float(), torch.arange(len(prompts)))
     assert (value["float32"] - value["bfloat16"]).abs().max() < 0.5
-    scores, of_short = (attribute(one.weights, prompts.pairs, metric) for one in (checkpoint, short))
+    scores, of_short = (attribute(one.weights, prompts.pairs, metric).scores for one in (checkpoint, short))
     edges = ranked_edges(scores.abs(), Graph.of(checkpoint.weights), 500)
     at = edges[:, 0], edges[:, 1]
     assert correlation(scores[at], of_short[at]) > 0.98

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from check_checkpoints import main
-from circuits_over_time.utils.integrity.descent import FLOOR, distance, moves
+from circuits_over_time.utils.integrity.descent import FLOOR, distance, weight_changes
 from circuits_over_time.utils.models.family import resolve_family
 from tests.support.hub_server import HubServer, read_folder
 from tests.support.loading import instant_waits, point_at
@@ -105,17 +105,17 @@ def test_a_run_that_does_not_descend_from_its_start_is_found(
 
 def test_weights_of_another_run_in_the_middle_are_found(tmp_path: Path) -> None:
     family = drifting(tmp_path / "own", {0: 1, 10: 1, 20: 1, 30: 5, 40: 1, 50: 1, 60: 1})
-    found, unusable = moves(resolve_family(str(family), tmp_path, tokens_per_step=1), range(0, 70, 10))
+    found, unusable = weight_changes(resolve_family(str(family), tmp_path, tokens_per_step=1), range(0, 70, 10))
     assert unusable == {}
-    assert [move.step for move in found if move.stands_out] == [30, 40]
+    assert [change.step for change in found if change.stands_out] == [30, 40]
 
 
 def test_a_training_that_slows_down_is_no_finding(tmp_path: Path) -> None:
     drift = [0, 0.01, 0.05, 0.2, 0.4, 0.55, 0.65, 0.7, 0.72]
     family = drifting(tmp_path / "own", dict.fromkeys(range(0, 90, 10), 1), drift)
-    found, _ = moves(resolve_family(str(family), tmp_path, tokens_per_step=1), range(0, 90, 10))
-    assert not any(move.stands_out for move in found)
-    assert all(move.distance > FLOOR for move in found)
+    found, _ = weight_changes(resolve_family(str(family), tmp_path, tokens_per_step=1), range(0, 90, 10))
+    assert not any(change.stands_out for change in found)
+    assert all(change.distance > FLOOR for change in found)
 
 
 def test_the_distance_is_relative_to_the_earlier_norm() -> None:

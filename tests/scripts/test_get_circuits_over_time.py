@@ -22,6 +22,7 @@ from circuits_over_time.edge_attribution_patching.patching.runs import prepare_r
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.utils.circuits.find import circuit_prompts, find_circuit
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
+from circuits_over_time.utils.circuits.measured import measure_circuit
 from circuits_over_time.utils.models.family import resolve_family
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
@@ -120,7 +121,7 @@ def test_cpr_and_cmd_are_measured_where_asked_and_empty_otherwise(hand_built: Pa
     family = resolve_family(str(hand_built), Path("model_cache"))
     checkpoint = family.load(10, device="cpu")
     config = CircuitsConfig(model=str(hand_built), task="ioi", n_prompts=6)
-    prompts = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer)
+    prompts = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights.shape)
     scores = find_circuit(checkpoint.weights, prompts, config).circuit.scores
     metric = prompts.evaluation.metric("logit_diff")
     areas = mib_areas(CircuitEvaluator(checkpoint.weights, prompts.evaluation.pairs, metric), scores)
@@ -199,24 +200,26 @@ def test_baselines_equal_the_hugging_face_model(word_family: Path) -> None:
     config = CircuitsConfig(model=str(word_family), task="ioi", n_prompts=8, checkpoints=[5])
     family = resolve_family(str(word_family), Path("model_cache"))
     checkpoint = family.load(5, "float32", torch.device("cpu"))
-    of_circuit = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer)
-    report = find_circuit(checkpoint.weights, of_circuit, config)
+    of_circuit = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights.shape)
+    measured = measure_circuit(checkpoint.weights, of_circuit, config)
     prompts = of_circuit.evaluation
     rows = torch.arange(len(prompts))
     for name, tokens in (("full", prompts.clean), ("corrupted", prompts.corrupted)):
         logits = checkpoint.bridge(tokens)[rows, prompts.lengths - 1]
         metric = prompts.metric("logit_diff")(logits, rows).detach()
-        assert report.baselines[name].item() == pytest.approx(float(metric.mean()), abs=1e-4)
+        assert measured.tables["baselines"][name].item() == pytest.approx(float(metric.mean()), abs=1e-4)
 
 
 def test_prompts_for_scores_and_for_evaluation_are_disjoint_unless_asked(word_family: Path) -> None:
-    tokenizer = resolve_family(str(word_family), Path("model_cache")).load(0, "float32", torch.device("cpu")).tokenizer
+    described = resolve_family(str(word_family), Path("model_cache")).describe(0)
     base = {"model": "m", "task": "ioi", "n_prompts": 20}
-    apart = circuit_prompts(CircuitsConfig(**base), TASKS["ioi"], tokenizer)
+    apart = circuit_prompts(CircuitsConfig(**base), TASKS["ioi"], described.tokenizer, described.shape)
     first, second = apart.scoring, apart.evaluation
     assert len(first) == len(second) == 20
     assert not set(first.texts) & set(second.texts)
-    same = circuit_prompts(CircuitsConfig(**base, evaluate_on="same"), TASKS["ioi"], tokenizer)
+    same = circuit_prompts(
+        CircuitsConfig(**base, evaluate_on="same"), TASKS["ioi"], described.tokenizer, described.shape
+    )
     assert same.scoring.texts == same.evaluation.texts == first.texts
 
 
@@ -307,7 +310,7 @@ def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(toy_fami
     weights = checkpoint.weights
     graph = Graph.of(weights)
     config = CircuitsConfig(model=str(toy_family), task=task, n_prompts=8, evaluate_on="same")
-    prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer).scoring
+    prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer, checkpoint.weights.shape).scoring
     metric = prompts.metric(TASKS[task].primary)
     pairs = prompts.pairs
     edges = graph.edge_mask.nonzero()
@@ -319,7 +322,7 @@ def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(toy_fami
     exact = (full - evaluate_metric(weights, runs, masks, metric)).mean(1)
 
     def correlation(**how) -> float:
-        scores = attribute(weights, pairs, metric, **how)[edges[:, 0], edges[:, 1]]
+        scores = attribute(weights, pairs, metric, **how).scores[edges[:, 0], edges[:, 1]]
         return float(torch.corrcoef(torch.stack((scores, exact)))[0, 1])
 
     assert correlation(steps=30) > 0.8

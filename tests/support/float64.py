@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
-from transformers.models.gptj.modeling_gptj import GPTJAttention, create_sinusoidal_positions
+from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
 
 class Float64(TorchFunctionMode):
@@ -36,7 +36,7 @@ def in_float64(model: PreTrainedModel) -> PreTrainedModel:
     """The model in float64, with the tables that it computed when it was made."""
     model = model.double()
     for module in model.modules():
-        if isinstance(module, GPTJAttention):
+        if hasattr(module, "pos_embd_dim"):  # GPT-J's, in its attention until transformers 5.23
             with Float64():
                 module.embed_positions = create_sinusoidal_positions(module.max_positions, module.pos_embd_dim)
     return model

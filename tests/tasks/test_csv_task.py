@@ -134,7 +134,10 @@ def test_a_forgotten_space_is_refused_even_where_the_word_alone_is_a_token(write
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (["clean,corrupted,answer,wrong_answers", GOOD], r"column 'answers' is missing; a prompts CSV has clean, corr"),
+        (
+            ["clean,corrupted,answer,wrong_answers", GOOD],
+            r"column 'answers' is missing; a table of prompts has clean, ",
+        ),
         ([f"{HEADER},clean", f"{GOOD},x"], r"has the same column twice"),
         ([HEADER], r"holds no prompts"),
         ([""], r"column 'clean' is missing"),

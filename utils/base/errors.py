@@ -1,10 +1,24 @@
-"""The one exception that is meant for users, and the words that help them out."""
+"""The exceptions that are meant for users, and the words that help them out."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+
+class UserError(Exception):
+    """Bad input, told in one line: what is wrong, where, the value, and the way out. Ends a script with exit code 2."""
+
+
+class CheckpointUnusable(UserError):
+    """One checkpoint is missing or damaged. A sweep reports it and goes on with the others."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's first line, without secrets."""
+    text = " ".join(str(error).strip().split("\n")[0].split()) or type(error).__name__
+    return without_secrets(text)[:200]
 
 
 def without_secrets(text: str) -> str:
@@ -16,16 +30,6 @@ def without_secrets(text: str) -> str:
     text = re.sub(r"(?i)\bbearer\s+[^\s'\"]+", "Bearer ***", text)
     text = re.sub(r"//[^/\s@]+@", "//***@", text)
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", text)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's first line, without secrets."""
-    text = " ".join(str(error).strip().split("\n")[0].split()) or type(error).__name__
-    return without_secrets(text)[:200]
-
-
-class UserError(Exception):
-    """Bad input, told in one line: what is wrong, where, the value, and the way out. Ends a script with exit code 2."""
 
 
 def suggest(name: str, known: Iterable[str], listing: str = "known", examples: Iterable[str] | None = None) -> str:
@@ -52,8 +56,12 @@ def did_you_mean(name: str | None) -> str:
     return "" if name is None else f"; did you mean '{name}'?"
 
 
-# What is wrong with one checkpoint and no other.
+def shortened(items: Sequence[object], most: int = 10, separator: str = ", ") -> str:
+    """`0, 1 and 152 more`: the first items, and how many there are besides."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(map(str, items[:most])) + more
 
 
-class CheckpointUnusable(UserError):
-    """One checkpoint is missing or damaged. A sweep reports it and goes on with the others."""
+def some(steps: Sequence[int]) -> str:
+    """`step 1000`, `steps 1000, 2000`, `steps 0, 1 and 152 more`."""
+    return f"step{'s' if len(steps) > 1 else ''} {shortened(steps)}"

@@ -1,26 +1,18 @@
-"""Files: written whole or not at all, and hashed.
-
-If the weights of two steps have the same hash, two branches on the hub hold the same checkpoint.
-"""
+"""Files: written whole or not at all, hashed, and locked."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
-
-
-def some(steps: Sequence[int], most: int = 10) -> str:
-    """`step 1000`, `steps 1000, 2000`, `steps 0, 1 and 152 more`."""
-    shown = ", ".join(str(step) for step in steps[:most])
-    more = f" and {len(steps) - most} more" if len(steps) > most else ""
-    return f"step{'s' if len(steps) > 1 else ''} {shown}{more}"
-
 
 _DAY = 86_400.0
 
@@ -29,14 +21,12 @@ def atomic_write(path: Path, data: bytes, *, sync_folder: bool = True) -> None:
     """Write a file whole or not at all: temporary file in the same folder, fsync, replace, fsync of the folder.
 
     Args:
-        path: the file.
-        data: what it will hold.
         sync_folder: `False` leaves the folder to the next file that is written there.
 
     Raises:
         UserError: if the folder cannot be created or written to, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_process()}.tmp")
     make_folder(path.parent)
     try:
         try:
@@ -51,6 +41,20 @@ def atomic_write(path: Path, data: bytes, *, sync_folder: bool = True) -> None:
             _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); free space or name another folder") from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON file with an object in it, or None if there is none or it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as `atomic_write` does."""
+    atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def make_folder(folder: Path) -> None:
@@ -72,13 +76,12 @@ def require_writable(folder: Path, key: str) -> None:
     """Create a folder and check that files can be written into it.
 
     Args:
-        folder: the folder.
-        key: the config key that names it.
+        key: the config key that names it, for the error.
 
     Raises:
         UserError: if it cannot be created or written to.
     """
-    probe = folder / f".probe.{socket.gethostname()}.{os.getpid()}.tmp"
+    probe = folder / f".probe.{_process()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -92,37 +95,15 @@ def require_writable(folder: Path, key: str) -> None:
 def remove_stale_temporaries(folder: Path) -> None:
     """Delete the half-written files of killed runs. Those of running processes stay."""
     for path in folder.glob(".*.tmp"):
-        host, _, pid = path.name.removesuffix(".tmp").rpartition(".")
-        here = host.endswith(f".{socket.gethostname()}") and pid.isdigit()
-        try:
-            if (here and not is_running(int(pid))) or time.time() - path.stat().st_mtime > _DAY:
+        with contextlib.suppress(FileNotFoundError):
+            if writer_is_gone(path) or time.time() - path.stat().st_mtime > _DAY:
                 path.unlink(missing_ok=True)
-        except FileNotFoundError:
-            continue
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes. The hub reports the same for files in its large-file storage."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def combine(hashes: dict[str, str]) -> str:
-    """One hash for a checkpoint: that of its file, or for several the SHA-256 of their `<sha256>  <name>` lines."""
-    if len(hashes) == 1:
-        return next(iter(hashes.values()))
-    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(hashes.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # Elsewhere a folder cannot be opened, and a rename lasts without it.
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def writer_is_gone(temporary: Path) -> bool:
+    """Whether a temporary file was made by a process of this machine that has ended. Its name ends `.host.pid.tmp`."""
+    host, _, pid = temporary.name.removesuffix(".tmp").rpartition(".")
+    return host.endswith(f".{socket.gethostname()}") and pid.isdigit() and not is_running(int(pid))
 
 
 def is_running(pid: int) -> bool:
@@ -134,3 +115,63 @@ def is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes. The hub reports the same for files in its large-file storage."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def combine(hashes: Mapping[str, str]) -> str:
+    """One hash for a checkpoint: that of its file, or for several the SHA-256 of their `<sha256>  <name>` lines."""
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, key: str, timeout: float = -1) -> Iterator[bool]:
+    """Hold the lock of a file that all processes know; says whether this process has it.
+
+    Args:
+        path: the file. Its folder exists.
+        key: the config key that names the folder, for errors.
+        timeout: seconds to wait for it; -1 waits until it is free.
+
+    Raises:
+        UserError: if the file cannot be written, or its file system has no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=timeout, poll_interval=0.005)
+    except Timeout:
+        yield False
+        return
+    except NotImplementedError:
+        raise UserError(
+            f"{key}: the file system of {path.parent} has no locks; mount it with them (flock), or name another folder"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be written ({error.strerror}); name another") from error
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _process() -> str:
+    return f"{socket.gethostname()}.{os.getpid()}"
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # Elsewhere a folder cannot be opened, and a rename lasts without it.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

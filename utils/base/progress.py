@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,9 @@ def configure_logging() -> None:
     root.setLevel(logging.INFO)
     for library in ("transformers", "huggingface_hub", "httpx", "httpx2", "urllib3", "transformer_lens"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    # Scripts that use transformers have imported it by now; the others need not wait for it.
+    # Read when the hub's client and transformers are imported. Most often they are not yet, and need not be.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if (hub := sys.modules.get("huggingface_hub.utils")) is not None:
+        hub.disable_progress_bars()
     if (transformers_logging := sys.modules.get("transformers.utils.logging")) is not None:
         transformers_logging.disable_progress_bar()

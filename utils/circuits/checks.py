@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
@@ -16,63 +13,37 @@ from circuits_over_time.edge_attribution_patching.circuits.hypothesis_tests impo
 from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
 
 from ..results.kinds import CONTROLS, HYPOTHESIS_TESTS, PROMPT_GROUPS
-
-if TYPE_CHECKING:
-    from .keys import CircuitsConfig
-    from .report import CircuitPrompts, CircuitReport
+from .find import CircuitPrompts, FoundCircuit
+from .keys import CircuitSettings
 
 
-@dataclass(frozen=True)
-class Checked:
-    """Tables of a circuit's checks; controls and tests have no rows where there is no circuit or none are asked for.
+def compare_with_random(found: FoundCircuit, settings: CircuitSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of random circuits (`n_random`) and of statistical tests (`hypothesis_tests`).
 
-    Attributes:
-        controls, groups, tests: of the kinds `controls`, `prompt_groups` and `hypothesis_tests`.
-        summary: one line about the random circuits; empty without them.
+    They have no rows where there is no circuit, or none are asked for. Both use the same random circuits.
     """
-
-    controls: pd.DataFrame
-    groups: pd.DataFrame
-    tests: pd.DataFrame
-    summary: str
-
-
-def check(report: CircuitReport, prompts: CircuitPrompts, config: CircuitsConfig) -> Checked:
-    """Compare a circuit with random ones, look at its prompts apart, and test it.
-
-    Args:
-        report: the circuit.
-        prompts: those it was found with.
-        config: `n_random` and `hypothesis_tests` say what to do.
-    """
-    groups = _groups_table(report, prompts, config.seed)
     controls = pd.DataFrame(columns=list(CONTROLS.columns))
     tests = pd.DataFrame(columns=list(HYPOTHESIS_TESTS.columns))
-    if report.size is None:
-        return Checked(controls, groups, tests, "")
-    circuit, search = report.circuit, config.search
-    n_random = max(config.n_random, N_REFERENCES) if config.hypothesis_tests else config.n_random
-    summary = ""
+    n_random, seed = settings.n_random, settings.seed
+    n_masks = max(n_random, N_REFERENCES) if settings.hypothesis_tests else n_random
+    if found.size is None or not n_masks:
+        return controls, tests
+    masks = random_circuits(found.circuit, n_masks, seed, settings.search.order, found.signed)
+    measured = Controls.of(found.evaluator, found.circuit, masks)
     if n_random:
-        masks = random_circuits(circuit, n_random, config.seed, search.order, report.signed)
-        measured = Controls.of(report.evaluator, circuit, masks)
-        if config.n_random:
-            controls = _controls_table(report, measured, config.n_random)
-            summary = _summary(controls, config.n_random)
-        if config.hypothesis_tests:
-            of_circuit = report.curve.values[report.size]
-            outcomes = run_tests(report.evaluator, circuit, of_circuit, measured, config.seed)
-            tests = pd.DataFrame(
-                [(o.test, o.statistic, o.p_value, o.passes, o.n) for o in outcomes],
-                columns=list(HYPOTHESIS_TESTS.columns),
-            )
-    return Checked(controls, groups, tests, summary)
+        controls = _controls_table(found, measured, n_random)
+    if settings.hypothesis_tests:
+        values = found.curve.values[found.size]
+        outcomes = run_tests(found.evaluator, found.circuit, values, measured, seed)
+        rows = [(o.test, o.statistic, o.p_value, o.passes, o.n) for o in outcomes]
+        tests = pd.DataFrame(rows, columns=list(HYPOTHESIS_TESTS.columns))
+    return controls, tests
 
 
-def _controls_table(report: CircuitReport, measured: Controls, n_random: int) -> pd.DataFrame:
+def _controls_table(found: FoundCircuit, measured: Controls, n_random: int) -> pd.DataFrame:
     """The circuit and the model without it, and the same for the first `n_random` random circuits."""
-    assert report.size is not None
-    corrupted, full = (float(values.double().mean()) for values in (report.curve.corrupted, report.curve.full))
+    assert found.size is not None
+    corrupted, full = (float(values.double().mean()) for values in (found.curve.corrupted, found.curve.full))
     sizes = measured.masks.flatten(1).sum(1).tolist()
     rows: list[dict[str, object]] = []
 
@@ -82,7 +53,7 @@ def _controls_table(report: CircuitReport, measured: Controls, n_random: int) ->
         values = (control, number, n_edges, mean, standard_error(metric), faithfulness, beaten)
         rows.append(dict(zip(CONTROLS.columns, values, strict=True)))
 
-    own, n_edges = report.curve.values[report.size], report.circuit.n_edges
+    own, n_edges = found.curve.values[found.size], found.circuit.n_edges
     add("circuit", None, n_edges, own, None)
     for number in range(n_random):
         metric = measured.random[number]
@@ -96,36 +67,38 @@ def _controls_table(report: CircuitReport, measured: Controls, n_random: int) ->
     return pd.DataFrame(rows, columns=list(CONTROLS.columns)).astype({"number": "Int64", "beaten": "boolean"})
 
 
-def _summary(controls: pd.DataFrame, n_random: int) -> str:
-    of = controls.set_index("control")["faithfulness"]
+def controls_in_words(controls: pd.DataFrame) -> str:
+    """One line about the random circuits."""
+    faithfulness = controls.set_index("control")["faithfulness"]
+    n_random = int((controls["control"] == "random").sum())
     beaten = controls.groupby("control")["beaten"].sum()
     # Adding 0 makes 0.00 of -0.00.
-    circuit, without = (round(of[name], 2) + 0 for name in ("circuit", "without_circuit"))
+    circuit, without = (round(faithfulness[name], 2) + 0 for name in ("circuit", "without_circuit"))
     return (
         f"{controls['n_edges'][0]} edges, faithfulness {circuit:.2f}, beats {beaten['random']} of {n_random} random "
         f"circuits; without it {without:.2f}, below {beaten['without_random']} of {n_random}"
     )
 
 
-def _groups_table(report: CircuitReport, prompts: CircuitPrompts, seed: int) -> pd.DataFrame:
+def groups_table(found: FoundCircuit, prompts: CircuitPrompts, seed: int) -> pd.DataFrame:
     """One row for all prompts and one for each kind of them, with quartiles over prompts."""
     groups: dict[str, Bool[Tensor, " prompt"]] = {"all": torch.ones(len(prompts.evaluation), dtype=torch.bool)}
     column = prompts.task.group
     if column is not None:
         kinds = prompts.evaluation.meta[column].astype(str)
         groups |= {kind: torch.tensor((kinds == kind).to_numpy()) for kind in sorted(kinds.unique())}
-    curve = report.curve
+    curve = found.curve
     rows = []
     for name, members in groups.items():
         row = dict.fromkeys(PROMPT_GROUPS.columns) | {"group": name, "n_prompts": int(members.sum())}
         row |= {f"full{key}": value for key, value in _spread(curve.full[members]).items()}
         row["corrupted"] = float(curve.corrupted[members].double().mean())
-        if report.size is not None:
-            own = curve.values[report.size][members]
-            here = FaithfulnessCurve(curve.full[members], curve.corrupted[members], {report.size: own})
+        if found.size is not None:
+            own = curve.values[found.size][members]
+            here = FaithfulnessCurve(curve.full[members], curve.corrupted[members], {found.size: own})
             low, high = percentile_interval(here.resampled(seed))
             row |= {f"circuit{key}": value for key, value in _spread(own).items()}
-            row["faithfulness"] = here.faithfulness(report.size)
+            row["faithfulness"] = here.faithfulness(found.size)
             row["faithfulness_low"], row["faithfulness_high"] = float(low[0]), float(high[0])
         rows.append(row)
     return pd.DataFrame(rows, columns=list(PROMPT_GROUPS.columns))

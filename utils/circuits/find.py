@@ -1,11 +1,18 @@
-"""The circuit behind a task in one checkpoint: attribution, search, faithfulness, and the tables that report them."""
+"""The circuit behind a task in one model.
+
+1. Score every edge by EAP-IG, apart for each fold of the prompts.
+2. Order the edges; every circuit is the first n of this order, pruned.
+3. Evaluate circuits on other prompts until the smallest one that is faithful enough is found.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
@@ -14,157 +21,159 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     CircuitEvaluator,
     FaithfulnessCurve,
 )
-from circuits_over_time.edge_attribution_patching.circuits.mib import mib_areas
-from circuits_over_time.edge_attribution_patching.circuits.search import (
-    Signed,
-    edge_order,
-    top_n_masks,
-)
+from circuits_over_time.edge_attribution_patching.circuits.mib import MibAreas, mib_areas
+from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import sign_stable
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
-from circuits_over_time.edge_attribution_patching.scores.attribution import attribute_folds
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
 
 from ..base.errors import UserError
-from ..models.checkpoint import LoadedCheckpoint
-from ..results.store import Result
-from ..tasks import Task, tasks_of
-from .checks import check
-from .keys import CircuitsConfig
-from .report import CircuitPrompts, CircuitReport, Status
-from .tables import baselines_table, edges_table, faithfulness_table
+from ..tasks import Prompts, Task
+from .keys import CircuitSettings
 
-log = logging.getLogger(__name__)
+Status = Literal["found", "task not learned", "threshold not reached"]
 
 
-def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, CircuitPrompts]:
-    """The prompts of every task, by its name.
+@dataclass(frozen=True)
+class CircuitPrompts:
+    """A task's prompts for one circuit.
 
-    Raises:
-        UserError: if a task has too few prompts under this tokenizer, a prompt is longer than the model's context, or
-            a size in `search.sizes` exceeds the graph.
+    Attributes:
+        task: the task.
+        scoring: the prompts that edges are scored on.
+        evaluation: the prompts that circuits are evaluated on: others, or the same ones (`evaluate_on`).
     """
-    sizes = config.search.sizes
-    n_edges = Graph(shape.n_layers, shape.n_heads, shape.parallel).n_edges
-    if sizes and sizes[-1] > n_edges:
-        raise UserError(f"search.sizes: {sizes[-1]} is more than the {n_edges} edges of the model; leave it out")
-    prepared = {}
-    for task in tasks_of(config):
-        prompts = circuit_prompts(config, task, tokenizer)
-        prompts.scoring.require_fit(task.name, shape.n_positions)
-        prompts.evaluation.require_fit(task.name, shape.n_positions)
-        prepared[task.name] = prompts
-    return prepared
+
+    task: Task
+    scoring: Prompts
+    evaluation: Prompts
 
 
-def measure(
-    checkpoint: LoadedCheckpoint, config: CircuitsConfig, inputs: Mapping[str, CircuitPrompts], task: Task
-) -> dict[str, Result]:
-    """The circuit of one task in one checkpoint."""
-    report = find_circuit(checkpoint.weights, inputs[task.name], config)
-    circuit = report.circuit
-    json = circuit.to_json(checkpoint.weights.d_model) if config.export_json else None
-    kept = report.folds.keep(report.order, max(report.curve.sizes, default=0))
-    tensors = circuit.to_tensors() | {"score_se": report.folds.standard_error} | kept.to_tensors()
-    checked = check(report, inputs[task.name], config)
-    if checked.summary:
-        log.info("%s step %d %s: %s", checkpoint.name, checkpoint.step, task.name, checked.summary)
-    return {
-        "graphs": Result(edges_table(report, kept, config), tensors=tensors, json=json),
-        "faithfulness": Result(report.faithfulness),
-        "baselines": Result(report.baselines),
-        "controls": Result(checked.controls),
-        "prompt_groups": Result(checked.groups),
-        "hypothesis_tests": Result(checked.tests),
-    }
+@dataclass(frozen=True)
+class FoundCircuit:
+    """The circuit of one task in one model, and what the search saw.
+
+    Attributes:
+        circuit: the scores of all edges, and the edges of the circuit (none if there is no circuit).
+        folds: the scores of every fold of the prompts.
+        order: the edges in the order in which circuits take them.
+        signed: what signed selection knew of the scores; None if edges were selected by |score|.
+        status: whether there is a circuit, or why not.
+        size: edges asked for of the circuit, before pruning; None if there is none.
+        curve: the metric of every size evaluated, per prompt.
+        areas: CPR and CMD, if asked for.
+        evaluator: evaluates more circuits on the same prompts.
+    """
+
+    circuit: Circuit
+    folds: FoldScores
+    order: Int[Tensor, "edge 2"]
+    signed: Signed | None
+    status: Status
+    size: int | None
+    curve: FaithfulnessCurve
+    areas: MibAreas | None
+    evaluator: CircuitEvaluator
 
 
-def circuit_prompts(config: CircuitsConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> CircuitPrompts:
+def circuit_prompts(
+    settings: CircuitSettings, task: Task, tokenizer: PreTrainedTokenizerBase, shape: Shape
+) -> CircuitPrompts:
     """Prompts to score edges on and prompts to evaluate circuits on: disjoint, or the same ones (`evaluate_on`).
 
     Raises:
-        UserError: if the task has too few prompts under this tokenizer.
+        UserError: if the task has too few prompts under this tokenizer, a prompt is longer than the model's context, or
+            a size in `search.sizes` exceeds the graph.
     """
-    if config.evaluate_on == "same":
-        prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
-        return CircuitPrompts(task, prompts, prompts)
+    sizes, n_edges = settings.search.sizes, Graph(shape.n_layers, shape.n_heads, shape.parallel).n_edges
+    if sizes and sizes[-1] > n_edges:
+        raise UserError(f"search.sizes: {sizes[-1]} is more than the {n_edges} edges of the model; leave it out")
+    n, heldout = settings.n_prompts, settings.evaluate_on == "heldout"
     try:
-        prompts = task.build(tokenizer, 2 * config.n_prompts, config.seed, config)
+        prompts = task.build(tokenizer, 2 * n if heldout else n, settings.seed, settings)
     except UserError as error:
-        raise UserError(f"{error} (evaluate_on=heldout needs twice n_prompts={config.n_prompts} prompts)") from None
-    halves = slice(0, config.n_prompts), slice(config.n_prompts, None)
-    return CircuitPrompts(task, *(prompts.select(half) for half in halves))
+        if not heldout:
+            raise
+        raise UserError(f"{error} (evaluate_on=heldout needs twice n_prompts={n} prompts)") from None
+    prompts.require_fit(task.name, shape.n_positions)
+    if not heldout:
+        return CircuitPrompts(task, prompts, prompts)
+    return CircuitPrompts(task, prompts.select(slice(0, n)), prompts.select(slice(n, None)))
 
 
-def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, config: CircuitsConfig) -> CircuitReport:
-    """Score all edges, search for the smallest faithful circuit, and report it.
+def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> FoundCircuit:
+    """Score all edges, and search for the smallest faithful circuit.
 
     Raises:
         UserError: if scores overflow in the model's number format.
     """
-    graph = Graph.of(weights)
-    scoring, evaluation = prompts.scoring.to(weights.device), prompts.evaluation.to(weights.device)
-    primary = prompts.task.primary
+    graph, search = Graph.of(weights), settings.search
+    folds = score_edges(weights, prompts, settings)
+    signed = signed_selection(folds, settings)
+    order = edge_order(folds.scores, graph, search.order, signed=signed)
+
+    evaluator = evaluator_of(weights, prompts, settings)
+    evaluate, rule = evaluator.prefixes_of(order), search.rule()
+    curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
+    learned = Baselines.of(evaluator.full, evaluator.corrupted).learned(search.min_gap)
+    size = None
+    if search.sizes:
+        curve.values.update(zip(search.sizes, evaluate(search.sizes), strict=True))
+        if learned:
+            size = rule.select(search.sizes, rule.values(curve), graph.n_edges)
+    elif learned:
+        size = rule.search(curve, evaluate, graph.n_edges)
+
+    status: Status = "found" if size is not None else "threshold not reached" if learned else "task not learned"
+    circuit = Circuit(graph, folds.scores, top_n_masks(order, graph, [size or 0])[0])
+    areas = mib_areas(evaluator, folds.scores) if search.mib and learned else None
+    return FoundCircuit(circuit, folds, order, signed, status, size, curve, areas, evaluator)
+
+
+def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> FoldScores:
+    """EAP-IG scores of every edge.
+
+    Raises:
+        UserError: if they overflow in the model's number format.
+    """
+    scoring = prompts.scoring.to(weights.device)
     try:
-        folds = attribute_folds(
+        return attribute(
             weights,
             scoring.pairs,
-            scoring.metric(primary),
-            assign_folds(len(scoring), config.eap.n_folds, config.seed),
-            steps=config.eap.ig_steps,
-            quadrature=config.eap.quadrature,
-            batch_size=config.batch_size,
-            memory_budget_gb=config.memory_budget_gb,
+            scoring.metric(prompts.task.primary),
+            assign_folds(len(scoring), settings.eap.n_folds, settings.seed),
+            steps=settings.eap.ig_steps,
+            quadrature=settings.eap.quadrature,
+            batch_size=settings.batch_size,
+            memory_budget_gb=settings.memory_budget_gb,
         )
     except FloatingPointError as error:
-        raise UserError(f"dtype: {config.dtype}: {error}; use dtype=float32 or bfloat16") from None
-    scores = folds.scores
-    signed = signed_selection(folds, config)
-    order = edge_order(scores, graph, config.search.order, signed=signed)
-    evaluator = CircuitEvaluator(
-        weights,
-        evaluation.pairs,
-        evaluation.metric(primary),
-        batch_size=config.batch_size,
-        memory_budget_gb=config.memory_budget_gb,
-    )
-    evaluate = evaluator.prefixes_of(order)
-    baselines = Baselines.of(evaluator.full, evaluator.corrupted)
-    curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
-    learned = baselines.learned(config.search.min_gap)
-    selected = None
-    sizes, rule = config.search.sizes, config.search.rule()
-    if sizes:
-        curve.values.update(zip(sizes, evaluate(sizes), strict=True))
-        if learned:
-            selected = rule.select(sizes, rule.values(curve), graph.n_edges)
-    elif learned:
-        selected = rule.search(curve, evaluate, graph.n_edges)
-    status: Status = "found" if selected is not None else "threshold not reached" if learned else "task not learned"
-    in_circuit = top_n_masks(order, graph, [selected or 0])[0]
-    areas = mib_areas(evaluator, scores) if config.search.mib and learned else None
-    return CircuitReport(
-        Circuit(graph, scores, in_circuit),
-        folds,
-        order,
-        signed,
-        status,
-        selected,
-        curve,
-        evaluator,
-        faithfulness_table(curve, order, graph, selected, config.seed),
-        baselines_table(baselines, curve, graph, status, selected, areas, config),
-    )
+        kind = str(weights.dtype).removeprefix("torch.")
+        raise UserError(f"dtype: {kind}: {error}; use dtype=float32 or bfloat16") from None
 
 
-def signed_selection(folds: FoldScores, config: CircuitsConfig) -> Signed | None:
+def signed_selection(folds: FoldScores, settings: CircuitSettings) -> Signed | None:
     """What `search.selection: signed` needs to know of the scores; None for `absolute`."""
-    if config.search.selection == "absolute":
+    if settings.search.selection == "absolute":
         return None
     graph = folds.graph
     everything = folds.keep_all()
     stable = torch.zeros(graph.n_forward * graph.n_backward, dtype=torch.bool)
-    stable[everything.edges] = sign_stable(everything, config.seed)
-    return Signed(stable.view_as(graph.edge_mask), config.search.positive_share)
+    stable[everything.edges] = sign_stable(everything, settings.seed)
+    return Signed(stable.view_as(graph.edge_mask), settings.search.positive_share)
+
+
+def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> CircuitEvaluator:
+    """Evaluates any circuits on the evaluation prompts."""
+    evaluation = prompts.evaluation.to(weights.device)
+    return CircuitEvaluator(
+        weights,
+        evaluation.pairs,
+        evaluation.metric(prompts.task.primary),
+        batch_size=settings.batch_size,
+        memory_budget_gb=settings.memory_budget_gb,
+    )

@@ -1,8 +1,8 @@
-"""."""
+"""The keys of circuits: what finding one depends on, and what a run over checkpoints adds. It imports no torch."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -16,7 +16,9 @@ from circuits_over_time.edge_attribution_patching.choices import (
 )
 from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
 
-from ..config.keys import MemoryKeys, Section, TaskConfig, execution
+from ..config.keys import BaseConfig, MemoryKeys, PromptOptions, Section, TaskConfig, execution
+
+_SHARED: dict[str, Any] = dict(BaseConfig.model_fields)
 
 
 class EapConfig(Section):
@@ -88,15 +90,23 @@ class CircuitKeys(Section):
     """Which prompts to measure faithfulness on: `heldout` ones, or the `same` that edges were scored on."""
 
 
-class CircuitsConfig(CircuitKeys, MemoryKeys, TaskConfig):
-    """Keys of get_circuits_over_time.py."""
+class CircuitSettings(CircuitKeys, MemoryKeys, PromptOptions):
+    """Everything that finding a circuit in one model depends on, and checking it."""
 
+    # As every script has them.
+    batch_size: int = _SHARED["batch_size"]
+    seed: int = _SHARED["seed"]
     n_random: int = Field(20, ge=0)
     """Random circuits of the circuit's size, grown by the same rule from shuffled scores, to compare it with. Each is
     evaluated alone and removed from the whole model. `0` leaves them out."""
     hypothesis_tests: bool = False
     """Also test the circuit as Shi et al. 2024: equivalence, independence, minimality, sufficiency and necessity. This
     evaluates one circuit for each edge of the circuit and 200 more."""
+
+
+class CircuitsConfig(CircuitSettings, TaskConfig):
+    """Keys of get_circuits_over_time.py."""
+
     transfer: Literal["all", "neighbours"] | list[int] | None = execution(None)
     """Then also put circuits into the models of other checkpoints, which are loaded once more for it: the circuits
     found at these steps, at the steps before and after (`neighbours`) or at `all` steps. In every model that has

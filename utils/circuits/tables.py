@@ -1,76 +1,67 @@
-"""The tables that report a circuit."""
+"""The tables that report a circuit, as they are stored (`utils/results/kinds.py` has their columns)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from circuits_over_time.edge_attribution_patching.circuits.faithfulness import Baselines, FaithfulnessCurve
-from circuits_over_time.edge_attribution_patching.circuits.mib import MibAreas
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import Baselines
 from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import CircuitBootstrap
-from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
 
 from ..results.kinds import BASELINES, FAITHFULNESS
-
-if TYPE_CHECKING:
-    from .keys import CircuitsConfig
-    from .report import CircuitReport, Status
+from .find import FoundCircuit
+from .keys import CircuitSettings, SearchConfig
 
 THRESHOLDS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Faithfulness thresholds over which an edge's inclusion is counted."""
 
 
-def edges_table(report: CircuitReport, kept: KeptFolds, config: CircuitsConfig) -> pd.DataFrame:
+def edges_table(found: FoundCircuit, kept: KeptFolds, settings: CircuitSettings) -> pd.DataFrame:
     """The edges of the circuit, with the standard error of their scores, stability and inclusion.
 
-    Args:
-        report: the circuit.
-        kept: the fold scores that are stored with it; stability is worked out from these alone.
-        config: the run's.
+    Stability is worked out from the fold scores that are kept with the circuit, and from no others.
     """
-    circuit, search = report.circuit, config.search
-    stability = torch.full_like(circuit.scores, torch.nan)
-    if report.size is not None:
-        bootstrap = CircuitBootstrap(kept, search.order, search.selection, search.positive_share, config.seed)
-        stability = bootstrap.stability(report.size, config.seed)
-    included = inclusion(report, config)
-    return circuit.to_table(score_se=report.folds.standard_error, stability=stability, inclusion=included)
+    search, seed = settings.search, settings.seed
+    stability = torch.full_like(found.circuit.scores, torch.nan)
+    if found.size is not None:
+        bootstrap = CircuitBootstrap(kept, search.order, search.selection, search.positive_share, seed)
+        stability = bootstrap.stability(found.size, seed)
+    return found.circuit.to_table(
+        score_se=found.folds.standard_error, stability=stability, inclusion=inclusion(found, search)
+    )
 
 
-def inclusion(report: CircuitReport, config: CircuitsConfig) -> Tensor:
+def inclusion(found: FoundCircuit, search: SearchConfig) -> Tensor:
     """The share of `THRESHOLDS` whose circuit has each edge of the circuit, [n_forward, n_backward].
 
     The circuits of lower thresholds are chosen among the sizes that were evaluated. Circuits are nested, so those of
     higher thresholds have all edges of this one, whatever their size.
     """
-    counts = torch.zeros_like(report.circuit.scores)
-    values = config.search.rule().values(report.curve)
+    graph, rule = found.circuit.graph, search.rule()
+    counts = torch.zeros_like(found.circuit.scores)
+    values = rule.values(found.curve)
     for threshold in THRESHOLDS:
-        size = report.size
-        if threshold < config.search.threshold and size is not None:
-            rule = replace(config.search.rule(), threshold=threshold)
-            size = rule.select(report.curve.sizes, values, report.circuit.graph.n_edges)
+        size = found.size
+        if threshold < search.threshold and size is not None:
+            size = replace(rule, threshold=threshold).select(found.curve.sizes, values, graph.n_edges)
         if size is not None:
-            counts += top_n_masks(report.order, report.circuit.graph, [size])[0]
+            counts += top_n_masks(found.order, graph, [size])[0]
     return counts / len(THRESHOLDS)
 
 
-def faithfulness_table(
-    curve: FaithfulnessCurve, order: Tensor, graph: Graph, selected: int | None, seed: int
-) -> pd.DataFrame:
+def faithfulness_table(found: FoundCircuit, seed: int) -> pd.DataFrame:
     """One row per size evaluated, with 95% intervals from resampled prompts."""
-    rows = []
+    curve, graph, rows = found.curve, found.circuit.graph, []
     if curve.sizes:
         low, high = percentile_interval(curve.resampled(seed))
     for place, size in enumerate(curve.sizes):
-        mask = top_n_masks(order, graph, [size])
+        mask = top_n_masks(found.order, graph, [size])
         rows.append(
             {
                 "size": size,
@@ -79,7 +70,7 @@ def faithfulness_table(
                 "metric": curve.metric(size),
                 "faithfulness": curve.faithfulness(size),
                 "faithfulness_raw": curve.raw(size),
-                "selected": size == selected,
+                "selected": size == found.size,
                 "metric_se": standard_error(curve.values[size]),
                 "faithfulness_low": float(low[place]),
                 "faithfulness_high": float(high[place]),
@@ -88,37 +79,31 @@ def faithfulness_table(
     return pd.DataFrame(rows, columns=list(FAITHFULNESS.columns))
 
 
-def baselines_table(
-    baselines: Baselines,
-    curve: FaithfulnessCurve,
-    graph: Graph,
-    status: Status,
-    selected: int | None,
-    areas: MibAreas | None,
-    config: CircuitsConfig,
-) -> pd.DataFrame:
+def baselines_table(found: FoundCircuit, settings: CircuitSettings) -> pd.DataFrame:
     """One row: the whole model's metric, whether a circuit was found, its size with a 95% interval, CPR and CMD.
 
     The interval of the size resamples prompts and chooses among the sizes evaluated. An end is empty if the resamples
     there find no size.
     """
+    curve, areas = found.curve, found.areas
+    model = Baselines.of(curve.full, curve.corrupted)
     row: dict[str, object] = dict.fromkeys(BASELINES.columns) | {
-        "full": baselines.full,
-        "corrupted": baselines.corrupted,
-        "n_prompts": baselines.n_prompts,
-        "full_se": baselines.full_se,
-        "corrupted_se": baselines.corrupted_se,
-        "status": status,
-        "size": selected,
+        "full": model.full,
+        "corrupted": model.corrupted,
+        "n_prompts": model.n_prompts,
+        "full_se": model.full_se,
+        "corrupted_se": model.corrupted_se,
+        "status": found.status,
+        "size": found.size,
         "cpr": None if areas is None else areas.cpr,
         "cmd": None if areas is None else areas.cmd,
     }
-    if curve.sizes and status != "task not learned":
-        rule = config.search.rule()
-        resampled = rule.resampled(curve, config.seed).tolist()
-        found = [rule.select(curve.sizes, values, graph.n_edges) for values in resampled]
+    if curve.sizes and found.status != "task not learned":
+        rule, n_edges = settings.search.rule(), found.circuit.graph.n_edges
+        resampled = rule.resampled(curve, settings.seed).tolist()
+        sizes = [rule.select(curve.sizes, values, n_edges) for values in resampled]
         # A resample without a circuit counts as larger than every size.
-        ranked = sorted(float("inf") if size is None else float(size) for size in found)
+        ranked = sorted(float("inf") if size is None else float(size) for size in sizes)
         low, high = ranked[int(0.025 * len(ranked))], ranked[int(0.975 * len(ranked))]
         row["size_low"] = None if low == float("inf") else int(low)
         row["size_high"] = None if high == float("inf") else int(high)

@@ -31,9 +31,9 @@ from ..results.kinds import TRANSFER
 from ..results.store import Result, Store
 from ..sweep.analysis import Analysis
 from ..tasks import Task, tasks_of
-from .find import prepare as prepare_circuits
+from .find import CircuitPrompts, evaluator_of
 from .keys import CircuitsConfig
-from .report import CircuitPrompts
+from .run import prepare as prepare_circuits
 
 STACK = 16
 """Circuits that are evaluated together."""
@@ -177,15 +177,7 @@ def measure(
     circuits = inputs.of(config, checkpoint.name).wanted(config, task.name, checkpoint.step)
     if not circuits:
         return {"transfer": Result(pd.DataFrame(columns=list(TRANSFER.columns)))}
-    weights = checkpoint.weights
-    prompts = inputs.prompts[task.name].evaluation.to(weights.device)
-    evaluator = CircuitEvaluator(
-        weights,
-        prompts.pairs,
-        prompts.metric(task.primary),
-        batch_size=config.batch_size,
-        memory_budget_gb=config.memory_budget_gb,
-    )
+    evaluator = evaluator_of(checkpoint.weights, inputs.prompts[task.name], config)
     values = torch.cat([evaluator(_masks(circuits[i : i + STACK], evaluator)) for i in range(0, len(circuits), STACK)])
     return {"transfer": Result(_table(circuits, values, evaluator, config.seed))}
 

@@ -51,7 +51,7 @@ class Edges:
     @classmethod
     def all_of(cls, graph: Graph) -> Edges:
         """Every edge of a graph."""
-        return cls(graph, graph.edge_mask.flatten().nonzero()[:, 0])
+        return cls(graph, graph.flat_edges)
 
     @property
     def sources(self) -> Int[Tensor, " edge"]:

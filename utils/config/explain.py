@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from ..base.errors import closest, did_you_mean, suggest
@@ -101,26 +102,22 @@ def _reason(key: Key, reasons: list[ErrorDetails], schema: type[pydantic.BaseMod
     if first["type"] == "missing":
         name = _written(key)[:-2]
         return f"missing; write it in the config or pass {name}=... on the command line"
-    value = _shown(first["input"])
-    told = [str(reason["ctx"]["error"]) for reason in reasons if reason["type"] in ("value_error", "assertion_error")]
-    if told:
-        return told[0]
+    for reason in reasons:
+        if reason["type"] in ("value_error", "assertion_error"):  # Raised by a schema's own validator.
+            return str(reason["ctx"]["error"])
+    # A union refuses a value once for each of its members.
     expected = list(dict.fromkeys(_expected(reason) for reason in reasons))
-    field = _field(key, schema)
+    close = None
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        close = closest(first["input"], re.findall(r"'([^']*)'", expected[0]))
+    field = dict(_all_keys(schema)).get(".".join(map(str, key)))
     default = "" if field is None or field.default is PydanticUndefined else f" (default: {_shown(field.default)})"
-    return f"{value} is not {' or '.join(expected)}{_closest(first, expected)}{default}"
+    return f"{_shown(first['input'])} is not {' or '.join(expected)}{did_you_mean(close)}{default}"
 
 
 def _expected(details: ErrorDetails) -> str:
-    if details["type"] in _EXPECTED:
-        return _EXPECTED[details["type"]].format(**details.get("ctx", {}))
-    return f"accepted ({details['msg']})"
-
-
-def _closest(details: ErrorDetails, expected: list[str]) -> str:
-    if details["type"] != "literal_error" or not isinstance(details["input"], str):
-        return ""
-    return did_you_mean(closest(details["input"], re.findall(r"'([^']*)'", expected[0])))
+    known = _EXPECTED.get(details["type"])
+    return f"accepted ({details['msg']})" if known is None else known.format(**details.get("ctx", {}))
 
 
 def _shown(value: Any) -> str:
@@ -137,7 +134,7 @@ def _shown(value: Any) -> str:
 def _known_keys(key: Key, schema: type[pydantic.BaseModel]) -> str:
     """A known key close to a misspelt one: in the same block first, then anywhere in the config."""
     *block, name = [str(part) for part in key]
-    everywhere = list(_all_keys(schema))
+    everywhere = [known for known, _ in _all_keys(schema)]
     prefix = "".join(f"{part}." for part in block)
     here = [known for known in everywhere if known.startswith(prefix) and "." not in known[len(prefix) :]]
     if (close := closest(name, [known[len(prefix) :] for known in here])) is not None:
@@ -147,9 +144,10 @@ def _known_keys(key: Key, schema: type[pydantic.BaseModel]) -> str:
     return suggest(name, here) if elsewhere is None else did_you_mean(by_last[elsewhere])
 
 
-def _all_keys(schema: type[pydantic.BaseModel], prefix: str = "") -> Iterator[str]:
+def _all_keys(schema: type[pydantic.BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of a config as `eap.ig_steps`, with its field."""
     for name, field in schema.model_fields.items():
-        yield f"{prefix}{name}"
+        yield f"{prefix}{name}", field
         for block in blocks_in(field.annotation):
             yield from _all_keys(block, f"{prefix}{name}.")
 
@@ -159,14 +157,3 @@ def blocks_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         return [annotation]
     return [block for part in typing.get_args(annotation) for block in blocks_in(part)]
-
-
-def _field(key: Key, schema: type[pydantic.BaseModel]) -> pydantic.fields.FieldInfo | None:
-    """The field a key names, if the key names one (and not an entry of a list)."""
-    field = None
-    for part in key:
-        blocks = [schema] if field is None else blocks_in(field.annotation)
-        field = next((block.model_fields[str(part)] for block in blocks if part in block.model_fields), None)
-        if field is None:
-            return None
-    return field

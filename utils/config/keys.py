@@ -12,18 +12,19 @@ underscores.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
 from ..base.errors import UserError, suggest
 from .explain import explain
 from .schedules import SCHEDULES
-from .strict_yaml import Block, holds_null, merge, parse_override, read_yaml
+from .strict_yaml import Block, merge, parse_override, read_yaml
 
 
 def execution(default: Any, **kwargs: Any) -> Any:
@@ -31,7 +32,21 @@ def execution(default: Any, **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"execution": True}, **kwargs)
 
 
+_NULL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes the character that no file name may hold
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
+
+
+def _check_names(value: str | list[str]) -> str | list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not names or not all(name.strip() for name in names):
+        raise ValueError("the name is empty")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"'{repeated[0]}' is listed twice")
+    return value
+
+
+Names = Annotated[str | list[str], AfterValidator(_check_names)]
+"""One name, or a list of different ones."""
 
 StartToken = bool | Literal["auto"]
 """Whether to start with the tokenizer's start token; `auto` until `with_start_token` says so for a model."""
@@ -70,7 +85,7 @@ class SlurmKeys(Section):
 class BaseConfig(Section):
     """The keys that every script shares."""
 
-    model: str | list[str] = execution(...)
+    model: Names = execution(...)
     """What to measure: a Pythia name (`pythia-160m`, `pythia-1.4b-deduped`, `pythia-160m-seed3`), the id of a hub
     repository whose branches are checkpoints, a local folder of `step{n}` folders (`model_cache/toy`), or a list of
     these."""
@@ -131,11 +146,6 @@ class BaseConfig(Section):
     """How often a checkpoint whose worker was lost is tried again."""
     slurm: SlurmKeys = execution(SlurmKeys())
 
-    @field_validator("model")
-    @classmethod
-    def _named_models(cls, value: str | list[str]) -> str | list[str]:
-        return _names(value)
-
     @field_validator("checkpoints")
     @classmethod
     def _known_schedule(cls, value: str | list[int]) -> str | list[int]:
@@ -169,18 +179,13 @@ class PromptOptions(Section):
 class TaskConfig(PromptOptions, BaseConfig):
     """The keys that every script with tasks shares."""
 
-    task: str | list[str] = execution(...)
+    task: Names = execution(...)
     """`ioi`, `greater_than`, `gendered_pronoun`, `sva`, the path of a [prompts CSV](#a-csv-of-prompts), or a list of
     these."""
     n_prompts: int = Field(100, gt=0)
     """How many prompt pairs each task gets."""
     metric: Literal["logit_diff", "prob_diff"] | None = None
     """Primary metric of a prompts CSV: `logit_diff` or `prob_diff`. The built-in tasks have their own."""
-
-    @field_validator("task")
-    @classmethod
-    def _named_tasks(cls, value: str | list[str]) -> str | list[str]:
-        return _names(value)
 
     @property
     def tasks(self) -> list[str]:
@@ -205,15 +210,6 @@ def with_start_token(config: Schema, trained_with: bool | None) -> Schema:
     return config.model_copy(update=changed)
 
 
-def _names(value: str | list[str]) -> str | list[str]:
-    names = [value] if isinstance(value, str) else value
-    if not names or not all(name.strip() for name in names):
-        raise ValueError("the name is empty")
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"'{repeated[0]}' is listed twice")
-    return value
-
-
 def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -> Schema:
     """Read a YAML config, apply the `key=value` overrides, and check the result.
 
@@ -233,7 +229,7 @@ def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -
         merge(data, keys, value)
         changed.append(keys)
     for key, value in data.items():
-        if holds_null(value):
+        if _NULL.search(json.dumps([key, value])):
             where = "command line" if path is None or any(keys[0] == key for keys in changed) else str(path)
             raise UserError(f"{where}: {key}: holds the character \\0, which no name has; remove it")
     try:

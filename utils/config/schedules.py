@@ -32,18 +32,6 @@ def tokens_at(step: int, tokens_per_step: int = TOKENS_PER_STEP) -> int:
     return step * tokens_per_step
 
 
-def _powers(last: int) -> list[int]:
-    return [2**i for i in range(max(last, 1).bit_length())]
-
-
-def _linear(unit: int, last: int) -> Iterable[int]:
-    return range(unit, last + 1, unit)
-
-
-def _exponential(unit: int, last: int) -> Iterable[int]:
-    return _powers(last)
-
-
 def _exp_plus_detail(unit: int, last: int) -> Iterable[int]:
     early = [step for step in _powers(last) if step < unit]
     detail = (*range(1, 16), *range(20, 70, 5), *range(70, last // unit + 1, 10))
@@ -56,16 +44,17 @@ def _sparse(unit: int, last: int) -> Iterable[int]:
     return [*early, *(unit * i for i in late)]
 
 
-def _late_start_all(unit: int, last: int) -> Iterable[int]:
-    return range(4 * unit, last + 1, unit)
+def _powers(last: int) -> list[int]:
+    return [2**i for i in range(max(last, 1).bit_length())]
 
 
+# (unit, last step) -> the steps that a schedule wants, whether they are published or not.
 _WANTED: dict[str, Callable[[int, int], Iterable[int]]] = {
-    "linear": _linear,
-    "exponential": _exponential,
+    "linear": lambda unit, last: range(unit, last + 1, unit),
+    "exponential": lambda unit, last: _powers(last),
     "exp_plus_detail": _exp_plus_detail,
     "sparse": _sparse,
-    "late_start_all": _late_start_all,
+    "late_start_all": lambda unit, last: range(4 * unit, last + 1, unit),
 }
 SCHEDULES: tuple[str, ...] = ("all", *_WANTED)
 
@@ -117,7 +106,4 @@ def _neighbours(step: int, steps: list[int]) -> list[int]:
 
 
 def _nearest(step: int, steps: list[int]) -> int:
-    at = bisect.bisect_left(steps, step)
-    if at < len(steps) and steps[at] == step:
-        return step
     return min(_neighbours(step, steps), key=lambda near: abs(near - step))

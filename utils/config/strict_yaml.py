@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -118,33 +119,16 @@ def _parse(text: str, where: str) -> Any:
     except _Refused as error:
         raise UserError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{where}: {_one_line(error)}") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        raise UserError(f"{where}: {place}not valid YAML ({' '.join(problem.split())})") from None
     except RecursionError:
         raise UserError(f"{where}: blocks or lists are nested too deeply; write fewer levels") from None
-    if _holds_itself(value, ()):
-        raise UserError(f"{where}: an alias (*) is inside the value it names; write the value out")
+    try:
+        json.dumps(value)
+    except ValueError:  # A value that holds itself.
+        raise UserError(f"{where}: an alias (*) is inside the value it names; write the value out") from None
     return value
-
-
-def _one_line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-    problem = getattr(error, "problem", None) or str(error)
-    return f"{place}not valid YAML ({' '.join(problem.split())})"
-
-
-def _holds_itself(value: Any, above: tuple[int, ...]) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    items = value.values() if isinstance(value, dict) else value
-    return id(value) in above or any(_holds_itself(item, (*above, id(value))) for item in items)
-
-
-def holds_null(value: Any) -> bool:
-    """Whether a text in a value, or a key, holds the character that no file name may."""
-    if isinstance(value, dict):
-        return any(holds_null(key) or holds_null(item) for key, item in value.items())
-    return any(holds_null(item) for item in value) if isinstance(value, list) else "\0" in str(value)
 
 
 def _other_configs(path: Path) -> str:

@@ -58,7 +58,7 @@ def mean_outputs(
 
     def add(layer: LayerActivations) -> None:
         if layer.layer >= start_layer:
-            z = written(layer).view(-1, tokens.shape[1], *layer.z.shape[1:])
+            z = layer.written.view(-1, tokens.shape[1], *layer.z.shape[1:])
             sums[layer.layer - start_layer] += z.sum(dim=0, dtype=dtype)
 
     with torch.no_grad():
@@ -107,11 +107,6 @@ def cspa_scores(
 
 def _layout(tokens: Int[Tensor, "sequence position"]) -> PackedTokens:
     return PackedTokens.whole(torch.full((len(tokens),), tokens.shape[1], device=tokens.device))
-
-
-def written(layer: LayerActivations) -> Float[Tensor, "token head d_head"]:
-    """What heads write, before W_O_scaled."""
-    return layer.z if layer.post_inverse_scale is None else layer.z * layer.post_inverse_scale[..., None]
 
 
 class _Run:
@@ -163,7 +158,7 @@ class _Run:
         shape = (*tokens.shape, self.weights.n_heads, self.weights.d_head)
         of_block = self.weights.layers[layer.layer]
         v = of_block.per_head(layer.v.to(self.dtype).movedim(1, 0)).movedim(0, 1)
-        z, v = (part.to(self.dtype).reshape(shape).movedim(2, 0) for part in (written(layer), v))
+        z, v = (part.to(self.dtype).reshape(shape).movedim(2, 0) for part in (layer.written, v))
         pattern = layer.pattern.to(self.dtype).transpose(0, 1)
         # Behind a norm, what a source adds is divided by the scale at its destination.
         scale = layer.post_inverse_scale

@@ -14,23 +14,12 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from filelock import FileLock
-
-from ..base.errors import CheckpointUnusable, UserError
-from ..base.files import atomic_write, combine, make_folder
-from .download import Arrived, RemoteFile, bring
-from .listing import Listing, downloads_of, listing_of, read_json, told, write_json
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from ..base.errors import CheckpointUnusable
+from ..base.files import atomic_write, combine, locked, make_folder, read_json, write_json
+from .download import Arrived, RemoteFile, download_file
+from .listing import Listing, downloads_of, hub_errors_as_user_errors, listing_of
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -41,10 +30,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-
-
 SMALL_FILES = ("config.json", *TOKENIZER_FILES)
-
 
 SHARED, LOCKS = ".shared", ".locks"
 LISTING, MANIFEST = "revision.json", "download.json"
@@ -53,6 +39,11 @@ LISTING, MANIFEST = "revision.json", "download.json"
 def folder_of(cache_dir: Path, repository: str, revision: str) -> Path:
     """Where a checkpoint's files are downloaded to."""
     return downloads_of(cache_dir, repository) / revision.replace("/", "--")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a complete download, or None."""
+    return read_json(folder / MANIFEST)
 
 
 def download_small(
@@ -75,20 +66,19 @@ def download_small(
         HubUnreachable: if the hub did not answer.
     """
     complete = read_manifest(folder)
-    held = read_json(folder / LISTING) or complete
-    moved = complete is None and held is not None and commit not in (None, held.get("commit"))
-    if held is not None and not moved and (held.get("code", False) or not code):
-        return held
+    known = read_json(folder / LISTING) or complete
+    moved = complete is None and known is not None and commit not in (None, known.get("commit"))
+    if known is not None and not moved and (known.get("code", False) or not code):
+        return known
     listing = listing_of(repository, revision, folder.parent, commit)
-    weights = listing.weights
-    if not weights:
+    if not listing.weights:
         raise CheckpointUnusable(f"model: revision {revision} of {repository} holds no weights; leave that step out")
-    with told(repository, revision):
+    with hub_errors_as_user_errors(repository, revision):
         for name in listing.files:
             if name in SMALL_FILES or name.endswith(".index.json") or (code and name.endswith(".py")):
-                _bring_small(listing, name, folder)
+                _download_shared(listing, name, folder)
     about: dict[str, Any] = {"repository": listing.repository, "revision": revision, "commit": listing.commit}
-    about["weights"] = {name: listing.files[name].sha256 for name in weights}
+    about["weights"] = {name: listing.files[name].sha256 for name in listing.weights}
     write_json(folder / LISTING, about | ({"code": True} if code else {}))
     return about
 
@@ -107,24 +97,17 @@ def download(
     """
     if (manifest := read_manifest(folder)) is not None:
         return manifest
-    with locked(folder):
+    with _alone(folder):
         if (manifest := read_manifest(folder)) is not None:  # Another process was faster.
             return manifest
         about = download_small(repository, revision, folder, commit)
         listing = listing_of(about["repository"], about["commit"], folder.parent, about["commit"])
-        hashes = {}
-        for name in about["weights"]:
-            with told(repository, revision):
-                hashes[name] = bring(_remote(listing, name), folder, arrived)
+        with hub_errors_as_user_errors(repository, revision):
+            hashes = {name: download_file(_remote(listing, name), folder, arrived) for name in about["weights"]}
         manifest = {key: about[key] for key in ("repository", "revision", "commit")}
         manifest |= {"sha256": combine(hashes), "files": hashes} | ({"code": True} if about.get("code") else {})
         write_json(folder / MANIFEST, manifest)
         return manifest
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a complete download, or None."""
-    return read_json(folder / MANIFEST)
 
 
 class OwnFiles:
@@ -147,7 +130,7 @@ class OwnFiles:
             before = self._before.pop(folder, None)
         if before is None or MANIFEST in before or not folder.is_dir():
             return
-        with locked(folder):
+        with _alone(folder):
             (folder / MANIFEST).unlink(missing_ok=True)  # First: without it, the rest does not count.
             for path in list(folder.iterdir()):
                 if path.name not in before and path.is_file():
@@ -157,30 +140,23 @@ class OwnFiles:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time download into a folder; the others then find it complete."""
-    locks = folder.parent / LOCKS
+def _alone(path: Path) -> Iterator[None]:
+    """Let one process at a time download to a path; the others then find it complete."""
+    locks = path.parent / LOCKS
     make_folder(locks)
-    lock = FileLock(locks / f"{folder.name}.lock")
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise UserError(f"cache_dir: {lock.lock_file} cannot be written ({error.strerror}); name another") from None
-    try:
+    with locked(locks / f"{path.name}.lock", "cache_dir"):
         yield
-    finally:
-        lock.release()
 
 
-def _bring_small(listing: Listing, name: str, folder: Path) -> None:
+def _download_shared(listing: Listing, name: str, folder: Path) -> None:
     """Files that many checkpoints share are downloaded once and kept under the hash of their content."""
     file = listing.files[name]
-    known = file.sha256 or file.blob or f"{listing.commit}-{name.replace('/', '--')}"
-    kept = folder.parent / SHARED / known
+    content = file.sha256 or file.blob or f"{listing.commit}-{name.replace('/', '--')}"
+    kept = folder.parent / SHARED / content
     if not kept.is_file():
-        with locked(kept):
+        with _alone(kept):
             if not kept.is_file():
-                bring(_remote(listing, name), folder)
+                download_file(_remote(listing, name), folder)
                 atomic_write(kept, (folder / name).read_bytes())
                 return
     atomic_write(folder / name, kept.read_bytes())

@@ -23,101 +23,22 @@ from typing import Any, TypeVar
 from ..base.errors import CheckpointUnusable, one_line
 from ..base.files import file_sha256, make_folder
 
-# Patience with the hub: what is tried again, and after how long.
-
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds before the second, third, ... attempt."""
 LONGEST = 900.0
 """The longest wait that the hub may ask for; its limits count requests in windows of five minutes."""
 
+Arrived = Callable[[int], object]
+"""Called with the number of bytes that have just arrived."""
 
 T = TypeVar("T")
 
-
-def wait(seconds: float) -> None:
-    """Sleep. Tests put their own clock here."""
-    time.sleep(seconds)
-
-
-def patiently(
-    request: Callable[[], T], what: str, progress: Callable[[], int] = lambda: 0, waits: Sequence[float] = WAITS
-) -> T:
-    """Make a request, and try again where that may help.
-
-    Args:
-        request: makes it.
-        what: what it asks for, for the log.
-        progress: how many bytes have arrived. Whenever there are more than before, the waits start anew.
-        waits: seconds between the attempts, if the hub asks for no longer ones.
-
-    Raises:
-        Exception: that of the last attempt.
-    """
-    left, arrived = iter(waits), progress()
-    while True:
-        try:
-            return request()
-        except Exception as error:
-            reason = _passing(error)
-            if reason is None:
-                raise
-            if (now := progress()) > arrived:
-                left, arrived = iter(waits), now
-            pause = next(left, None)
-            asked = _asked(error)
-            if pause is None or asked > LONGEST:
-                raise
-            pause = max(pause, asked)
-            log.warning("%s: %s; trying again in %.0f s", what, reason, pause)
-        wait(pause)
-
-
-def _passing(error: Exception) -> str | None:
-    """What is wrong, if it may pass; None if it will not."""
-    import httpx2
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return None
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        return f"the hub answered {status}" if status in (408, 429) or status >= 500 else None
-    if isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError)):
-        passing = not isinstance(error, (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError))
-        return one_line(error) if passing else None
-    # The hub's client says this if a stream ends early.
-    return "it broke off" if type(error) is OSError and "Consistency check failed" in str(error) else None
-
-
-def _asked(error: Exception) -> float:
-    """How long the hub asks to wait, in seconds; 0 if it does not say."""
-    headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
-    text = headers.get("Retry-After", "").strip()
-    if text.isdigit():
-        return float(text)
-    try:
-        return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
-    except (TypeError, ValueError):
-        return 0.0
-
-
 log = logging.getLogger(__name__)
-
-Arrived = Callable[[int], object]
-"""Called with the number of bytes that have just arrived."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the hub.
-
-    Attributes:
-        repository: the hub id.
-        commit: the commit that holds it.
-        name: its name in the repository.
-        size: its size in bytes.
-        sha256: the hash of its content; None if the hub has none.
-    """
+    """A file on the hub: `size` in bytes, `sha256` of its content (None if the hub has none)."""
 
     repository: str
     commit: str
@@ -126,11 +47,8 @@ class RemoteFile:
     sha256: str | None
 
 
-def bring(file: RemoteFile, folder: Path, arrived: Arrived = lambda count: None) -> str:
-    """Download a file into a folder, unless it is there.
-
-    Returns:
-        The SHA-256 of its content.
+def download_file(file: RemoteFile, folder: Path, arrived: Arrived = lambda count: None) -> str:
+    """Download a file into a folder, unless it is there, and return the SHA-256 of its content.
 
     Raises:
         CheckpointUnusable: if what arrives has another hash than the hub says, twice. It is deleted.
@@ -156,8 +74,6 @@ def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
     from huggingface_hub.utils import build_hf_headers
     from tqdm import tqdm
 
-    part = target.with_name(f".{target.name}.{(file.sha256 or file.commit)[:16]}.part")
-
     class Count(tqdm):
         """Shows nothing and hands the bytes on; `http_get` wants a class of bars."""
 
@@ -168,11 +84,13 @@ def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
         def update(self, n: float | None = 1) -> None:
             arrived(int(n or 0))
 
-    def held() -> int:
+    part = target.with_name(f".{target.name}.{(file.sha256 or file.commit)[:16]}.part")
+
+    def bytes_here() -> int:
         return part.stat().st_size if part.is_file() else 0
 
     def attempt() -> None:
-        if (start := held()) > file.size > 0:
+        if (start := bytes_here()) > file.size > 0:
             part.unlink()
             start = 0
         with part.open("r+b" if start else "wb") as stream:
@@ -197,9 +115,9 @@ def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
             stream.flush()
             os.fsync(stream.fileno())
 
-    if start := held():
+    if start := bytes_here():
         arrived(min(start, file.size))
-    patiently(attempt, f"{file.name} of {file.repository}", held)
+    retry(attempt, f"{file.name} of {file.repository}", bytes_here)
     os.replace(part, target)
 
 
@@ -223,3 +141,63 @@ def _from_cache(file: RemoteFile, target: Path) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def retry(
+    request: Callable[[], T], what: str, progress: Callable[[], int] = lambda: 0, waits: Sequence[float] = WAITS
+) -> T:
+    """Make a request, and try again where that may help.
+
+    Args:
+        what: what it asks for, for the log.
+        progress: how many bytes have arrived. Whenever there are more than before, the waits start anew.
+        waits: seconds between the attempts, if the hub asks for no longer ones.
+
+    Raises:
+        Exception: that of the last attempt.
+    """
+    left, arrived = iter(waits), progress()
+    while True:
+        try:
+            return request()
+        except Exception as error:
+            reason = _passing_trouble(error)
+            if reason is None:
+                raise
+            if (now := progress()) > arrived:
+                left, arrived = iter(waits), now
+            pause, asked = next(left, None), _retry_after(error)
+            if pause is None or asked > LONGEST:
+                raise
+            pause = max(pause, asked)
+            log.warning("%s: %s; trying again in %.0f s", what, reason, pause)
+        time.sleep(pause)
+
+
+def _passing_trouble(error: Exception) -> str | None:
+    """What is wrong, if it may pass; None if it will not."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import httpx  # its own client: httpx2 since huggingface_hub 2
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return None
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        return f"the hub answered {status}" if status in (408, 429) or status >= 500 else None
+    if isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)):
+        passing = not isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError))
+        return one_line(error) if passing else None
+    # The hub's client says this if a stream ends early.
+    return "it broke off" if type(error) is OSError and "Consistency check failed" in str(error) else None
+
+
+def _retry_after(error: Exception) -> float:
+    """How long the hub asks to wait, in seconds; 0 if it does not say."""
+    headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
+    text = headers.get("Retry-After", "").strip()
+    if text.isdigit():
+        return float(text)
+    try:
+        return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError):
+        return 0.0

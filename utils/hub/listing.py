@@ -7,28 +7,25 @@ its files with sizes and SHA-256; a commit never changes, so the answer is kept 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import queue
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from ..base.background import in_background
 from ..base.errors import CheckpointUnusable, UserError, one_line
-from ..base.files import atomic_write
-from .download import WAITS, patiently
+from ..base.files import read_json, write_json
+from .download import WAITS, retry
 
 NAMES, LISTINGS = "names.json", ".listings"
 AT_ONCE = 8
 """How many listings are asked for at the same time."""
+FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
+"""Names of files with weights, without shard and ending, and endings; the first format that is there counts."""
 
 log = logging.getLogger(__name__)
-
-_SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-_TORCH = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 
 
 class HubUnreachable(CheckpointUnusable):
@@ -52,25 +49,22 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a commit.
-
-    Attributes:
-        repository: today's id, if it was renamed.
-        commit: the commit's hash.
-        files: name -> file.
-    """
+    """The files of a commit, by name. `repository` is today's id, if it was renamed."""
 
     repository: str
     commit: str
     files: Mapping[str, ListedFile]
 
+    def _by_format(self) -> list[dict[str, ListedFile]]:
+        """The files with weights of each format that is there."""
+        patterns = [rf"{stem}(-\d+-of-\d+)?\.{ending}" for stem, ending in FORMATS]
+        found = [{name: self.files[name] for name in sorted(self.files) if re.fullmatch(p, name)} for p in patterns]
+        return [files for files in found if files]
+
     @property
     def weights(self) -> list[str]:
         """The weights to fetch: those in safetensors, or in torch's own format if there are no others; never both."""
-        for pattern in (_SAFETENSORS, _TORCH):
-            if found := sorted(name for name in self.files if pattern.fullmatch(name)):
-                return found
-        return []
+        return list(next(iter(self._by_format()), {}))
 
     @property
     def bytes_of_weights(self) -> int:
@@ -80,20 +74,13 @@ class Listing:
     @property
     def formats(self) -> list[dict[str, str]]:
         """SHA-256 of the weights, one format at a time; without those of which the hub does not say every hash."""
-        found = []
-        for pattern in (_SAFETENSORS, _TORCH):
-            named = {name: file.sha256 for name, file in self.files.items() if pattern.fullmatch(name)}
-            known = {name: sha256 for name, sha256 in sorted(named.items()) if sha256 is not None}
-            if known and len(known) == len(named):
-                found.append(known)
-        return found
+        hashes = [{name: file.sha256 for name, file in files.items()} for files in self._by_format()]
+        return [{name: sha256 for name, sha256 in one.items() if sha256} for one in hashes if all(one.values())]
 
     @property
     def weight_hashes(self) -> dict[str, str]:
         """SHA-256 of all weights, in both formats, as far as the hub says them."""
-        patterns = (_SAFETENSORS, _TORCH)
-        named = {name: file.sha256 for name, file in self.files.items() if any(p.fullmatch(name) for p in patterns)}
-        return {name: sha256 for name, sha256 in sorted(named.items()) if sha256 is not None}
+        return {name: file.sha256 for files in self._by_format() for name, file in files.items() if file.sha256}
 
 
 def downloads_of(cache_dir: Path, repository: str) -> Path:
@@ -114,18 +101,18 @@ def published_names(repository: str, downloads: Path) -> dict[str, str | None]:
     """
     from huggingface_hub import HfApi
 
-    held = read_json(kept := downloads / NAMES)
+    known = read_json(kept := downloads / NAMES)
     _never_hang()
     try:
-        with told(repository):
-            waits = WAITS if held is None else WAITS[:2]  # Where there is no network, do not make every run wait.
-            refs = patiently(lambda: HfApi().list_repo_refs(repository), f"branches of {repository}", waits=waits)
+        with hub_errors_as_user_errors(repository):
+            waits = WAITS if known is None else WAITS[:2]  # Where there is no network, do not make every run wait.
+            refs = retry(lambda: HfApi().list_repo_refs(repository), f"branches of {repository}", waits=waits)
     except HubUnreachable as error:
-        if held is None:
+        if known is None:
             raise
         log.warning("%s; taking the branches and tags that it listed before (%s)", error, kept)
         # Before commits were kept, the names were lists.
-        commits = [dict.fromkeys(part) | (part if isinstance(part, dict) else {}) for part in held.values()]
+        commits = [dict.fromkeys(part) | (part if isinstance(part, dict) else {}) for part in known.values()]
         return {name: commit for part in commits for name, commit in part.items()}
     branches, tags = ({ref.name: ref.target_commit for ref in part} for part in (refs.branches, refs.tags))
     with contextlib.suppress(UserError):  # Downloading a checkpoint will tell if the cache cannot be written to.
@@ -147,13 +134,13 @@ def listing_of(repository: str, revision: str, downloads: Path, commit: str | No
         HubUnreachable: if the hub did not answer.
         UserError: if the repository is missing or closed.
     """
-    if commit is not None and (held := kept_listing(downloads, commit)) is not None:
-        return held
+    if commit is not None and (known := read_json(downloads / LISTINGS / f"{commit}.json")) is not None:
+        return Listing(known["repository"], commit, {name: ListedFile(*file) for name, file in known["files"].items()})
     from huggingface_hub import HfApi, constants
 
     _never_hang()
-    with told(repository, revision):
-        info = patiently(
+    with hub_errors_as_user_errors(repository, revision):
+        info = retry(
             lambda: HfApi().model_info(
                 repository, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
             ),
@@ -174,80 +161,42 @@ def listing_of(repository: str, revision: str, downloads: Path, commit: str | No
     return listing
 
 
-def kept_listing(downloads: Path, commit: str) -> Listing | None:
-    """A commit's listing from an earlier request, or None."""
-    held = read_json(downloads / LISTINGS / f"{commit}.json")
-    if held is None:
-        return None
-    return Listing(held["repository"], commit, {name: ListedFile(*parts) for name, parts in held["files"].items()})
-
-
 def in_parallel(
-    tasks: Mapping[int | str, Callable[[], Listing]], advance: Callable[[], object] = lambda: None
-) -> dict[int | str, Listing | CheckpointUnusable]:
-    """Listings by key, several requests at a time.
+    listing: Callable[[int], Listing], steps: Sequence[int], advance: Callable[[], object] = lambda: None
+) -> dict[int, Listing | CheckpointUnusable]:
+    """The listings of many steps, `AT_ONCE` requests at a time.
 
     Args:
-        tasks: key -> a call of `listing_of`.
+        listing: asks for one.
         advance: called after each.
 
     Returns:
-        For each key, in order, its listing or what is wrong with it. After the first `HubUnreachable`, nothing more is
+        For each step, in order, its listing or what is wrong with it. After the first `HubUnreachable`, nothing more is
         asked for, and the rest get the same error.
 
     Raises:
         UserError: if the repository is missing or closed.
     """
-    waiting, arrived = queue.SimpleQueue[int | str](), queue.SimpleQueue[tuple[int | str, Listing | Exception]]()
-    stop = threading.Event()
-    for key in tasks:
-        waiting.put(key)
-
-    def work() -> None:
-        while not stop.is_set():
+    left, running = list(reversed(steps)), dict[Future[Listing], int]()
+    found: dict[int, Listing | CheckpointUnusable] = {}
+    while left or running:
+        while left and len(running) < AT_ONCE:
+            step = left.pop()
+            running[in_background(listing, step)] = step
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            step = running.pop(future)
             try:
-                key = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                arrived.put((key, tasks[key]()))
-            except Exception as error:
-                arrived.put((key, error))
-
-    # Daemon threads: whoever presses Ctrl-C need not wait for the waits between their attempts.
-    for _ in range(min(AT_ONCE, len(tasks))):
-        threading.Thread(target=work, daemon=True).start()
-    found: dict[int | str, Listing | CheckpointUnusable] = {}
-    try:
-        while len(found) < len(tasks):
-            key, outcome = arrived.get()
-            if isinstance(outcome, HubUnreachable):
-                return {each: found.get(each, outcome) for each in tasks}
-            if isinstance(outcome, Exception) and not isinstance(outcome, CheckpointUnusable):
-                raise outcome
-            found[key] = outcome
+                found[step] = future.result()
+            except HubUnreachable as error:
+                return {each: found.get(each, error) for each in steps}
+            except CheckpointUnusable as error:
+                found[step] = error
             advance()
-    finally:
-        stop.set()
-    return {key: found[key] for key in tasks}
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file, or None if there is none or it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
+    return {step: found[step] for step in steps}
 
 
 @contextlib.contextmanager
-def told(repository: str, revision: str | None = None) -> Iterator[None]:
+def hub_errors_as_user_errors(repository: str, revision: str | None = None) -> Iterator[None]:
     """Turns the hub client's errors into one line each, without secrets."""
     from huggingface_hub import errors
 

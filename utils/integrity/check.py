@@ -6,17 +6,15 @@ import logging
 import sys
 from collections.abc import Sequence
 
-import pandas as pd
-
-from ..base.files import some
+from ..base.errors import some
 from ..base.progress import bar
 from ..config.keys import BaseConfig
 from ..config.schedules import select_steps
 from ..models.family import Family, family_of
 from ..results.kinds import CHECKS
 from ..results.store import Store
-from .descent import Move, moves
-from .duplicates import Report, check, damages_at
+from .descent import WeightChange, weight_changes
+from .duplicates import DuplicateReport, damages_at, find_duplicates
 
 log = logging.getLogger(__name__)
 
@@ -34,30 +32,43 @@ def check_models(config: BaseConfig, *, deep: bool = False) -> int:
     Raises:
         UserError: if a model or step does not exist, or the results cannot be written.
     """
+    import pandas as pd
+
     wrong = False
     for model in config.models:
         family = family_of(config, model)
         steps = select_steps(config.checkpoints, family.steps, family.name)
-        with bar(len(family.steps), f"{family.name}: comparing weights") as shown_bar:
-            report = check(family, advance=shown_bar.update)
+        with bar(len(family.steps), f"{family.name}: comparing weights") as progress:
+            report = find_duplicates(family, advance=progress.update)
         folder = Store(config.results_dir).folder(CHECKS, family.name)
         path = folder.write_summary("checkpoints", report.table())
-        sys.stdout.write(shown(report))
+        sys.stdout.write(_report_text(report))
         wrong = wrong or bool(report.suspicious or report.missing)
         if deep:
-            found = _deep(family, steps, config)
-            sys.stdout.write(shown_moves(family, *found))
-            folder.write_summary("distances", moves_table(found[0]))
-            wrong = wrong or bool(found[1]) or any(move.stands_out for move in found[0])
+            changes, unusable = _deep(family, steps, config)
+            sys.stdout.write(_changes_text(family, changes, unusable))
+            columns = ["step", "before", "distance", "usual", "stands_out"]
+            rows = [[c.step, c.before, c.distance, c.usual, c.stands_out] for c in changes]
+            folder.write_summary("distances", pd.DataFrame(rows, columns=columns))
+            wrong = wrong or bool(unusable) or any(change.stands_out for change in changes)
         log.info("%s: hashes and findings are in %s", family.name, path)
     return int(wrong and config.on_duplicate_weights == "error")
 
 
-def shown(report: Report) -> str:
-    """What the hashes tell, as text: one line for each step with a finding, known damage, and a summary."""
-    family, suspicious, missing = report.family, report.suspicious, report.missing
+def _deep(family: Family, steps: Sequence[int], config: BaseConfig) -> tuple[list[WeightChange], dict[int, str]]:
+    with bar(len(steps), f"{family.name}: comparing tensors") as progress:
+
+        def done(step: int) -> None:
+            family.release(step, config.keep_checkpoints)
+            progress.update()
+
+        return weight_changes(family, steps, done)
+
+
+def _report_text(report: DuplicateReport) -> str:
+    """What the hashes tell: one line for each step with a finding, known damage, and a summary."""
+    family, table = report.family, report.table()
     lines = [f"{family.name} from {family.source}: {len(report.held)} checkpoints\n"]
-    table = report.table()
     found = table[table["problem"].notna()]
     if len(found):
         columns = ["step", "file", "problem", "same_as"]
@@ -66,41 +77,24 @@ def shown(report: Report) -> str:
         where = some(damage.steps) if damage.steps else "all"
         lines.append(f"known, {where}: {damage.problem} ({damage.source})\n")
     lines.append(
-        f"{len(suspicious)} steps hold weights that are not theirs alone, {len(missing)} are missing, "
+        f"{len(report.suspicious)} steps hold weights that are not theirs alone, {len(report.missing)} are missing, "
         f"{len(report.unasked)} are not known because the hub did not answer\n"
     )
     return "".join(lines)
 
 
-def shown_moves(family: Family, found: Sequence[Move], unusable: dict[int, str]) -> str:
-    """What the loaded tensors tell, as text."""
+def _changes_text(family: Family, changes: Sequence[WeightChange], unusable: dict[int, str]) -> str:
+    """What the loaded tensors tell."""
     lines = [f"{family.name} step {step}: {problem}\n" for step, problem in unusable.items()]
-    for move in found:
-        if move.stands_out:
-            known = "; ".join(damage.problem for damage in damages_at(family, move.before) if damage.steps)
+    for change in changes:
+        if change.stands_out:
+            known = "; ".join(damage.problem for damage in damages_at(family, change.before) if damage.steps)
             lines.append(
-                f"{family.name}: step {move.step} does not seem to descend from step {move.before}: relative distance "
-                f"{move.distance:.3g}, around it {move.usual:.3g}{f' (known: {known})' if known else ''}\n"
+                f"{family.name}: step {change.step} does not seem to descend from step {change.before}: relative "
+                f"distance {change.distance:.3g}, around it {change.usual:.3g}{f' (known: {known})' if known else ''}\n"
             )
-    if not any(move.usual is not None for move in found):
+    if not any(change.usual is not None for change in changes):
         lines.append(f"{family.name}: too few checkpoints to say whether one descends from another; four are needed\n")
     elif not lines:
-        lines.append(f"{family.name}: each of {len(found) + 1} checkpoints is near the one before\n")
+        lines.append(f"{family.name}: each of {len(changes) + 1} checkpoints is near the one before\n")
     return "".join(lines)
-
-
-def moves_table(found: Sequence[Move]) -> pd.DataFrame:
-    """One row for each pair of consecutive checkpoints."""
-    columns = ["step", "before", "distance", "usual", "stands_out"]
-    rows = [[move.step, move.before, move.distance, move.usual, move.stands_out] for move in found]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _deep(family: Family, steps: Sequence[int], config: BaseConfig) -> tuple[list[Move], dict[int, str]]:
-    with bar(len(steps), f"{family.name}: comparing tensors") as shown_bar:
-
-        def done(step: int) -> None:
-            family.release(step, config.keep_checkpoints)
-            shown_bar.update()
-
-        return moves(family, steps, done)

@@ -1,8 +1,8 @@
 """Does each checkpoint descend from the one before? What equal hashes cannot show.
 
-Between two consecutive checkpoints, a few tensors move by a relative distance |W' - W| / |W| (L2 norms, mean over the
+Between two consecutive checkpoints, a few tensors change by a relative distance |W' - W| / |W| (L2 norms, mean over the
 tensors). Along a training this changes gradually. A pair whose distance is more than `FACTOR` times the median of the
-two pairs before and the two after stands out: a checkpoint of another run moves by about sqrt(2), the distance of two
+two pairs before and the two after stands out: a checkpoint of another run is about sqrt(2) away, the distance of two
 independent random matrices of the same size.
 """
 
@@ -11,23 +11,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import CheckpointUnusable
+from ..models.family import Family
 from ..models.weight_files import read_some
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ..models.family import Family
 
 FACTOR, FLOOR, TENSORS = 5.0, 1e-3, 4
 """How far is too far, which distances are too small to matter, and how many tensors to compare."""
 
 
 @dataclass(frozen=True)
-class Move:
+class WeightChange:
     """From one checkpoint to the next.
 
     Attributes:
@@ -48,9 +46,9 @@ class Move:
         return self.usual is not None and self.distance > max(FACTOR * self.usual, FLOOR)
 
 
-def moves(
+def weight_changes(
     family: Family, steps: Sequence[int], done: Callable[[int], None] = lambda step: None
-) -> tuple[list[Move], dict[int, str]]:
+) -> tuple[list[WeightChange], dict[int, str]]:
     """Load a few tensors of each step and compare consecutive ones.
 
     Args:
@@ -59,36 +57,30 @@ def moves(
         done: called with each step that has been read.
 
     Returns:
-        The moves in order, and the steps that could not be read with what is wrong.
+        The changes in order, and the steps that could not be read with what is wrong.
     """
     pairs: list[tuple[int, int, float]] = []
     unusable: dict[int, str] = {}
     before: tuple[int, dict[str, Tensor]] | None = None
     for step in steps:
         try:
-            now = _tensors(family.fetch(step).folder)
+            now = read_some(family.fetch(step).folder, _spread_over_depth)
         except CheckpointUnusable as error:
             unusable[step] = str(error)
-            done(step)
-            continue
-        if before is not None:
-            pairs.append((before[0], step, distance(before[1], now)))
-        before = step, now
+        else:
+            if before is not None:
+                pairs.append((before[0], step, distance(before[1], now)))
+            before = step, now
         done(step)
-    found = []
-    for place, (earlier, step, moved) in enumerate(pairs):
-        near = [pairs[other][2] for other in range(place - 2, place + 3) if other != place and 0 <= other < len(pairs)]
-        found.append(Move(earlier, step, moved, statistics.median(near) if len(near) > 1 else None))
-    return found, unusable
+    changes = []
+    for index, (earlier, step, moved) in enumerate(pairs):
+        near = [other[2] for other in (*pairs[max(index - 2, 0) : index], *pairs[index + 1 : index + 3])]
+        changes.append(WeightChange(earlier, step, moved, statistics.median(near) if len(near) > 1 else None))
+    return changes, unusable
 
 
 def distance(before: dict[str, Tensor], now: dict[str, Tensor]) -> float:
-    """Relative L2 distance, mean over the tensors that both have in the same shape; infinite if there are none.
-
-    Args:
-        before: name -> tensor.
-        now: the same, later.
-    """
+    """Relative L2 distance, mean over the tensors that both have in the same shape; infinite if there are none."""
     each = []
     for name in before.keys() & now.keys():
         first, second = before[name].double(), now[name].double()
@@ -98,13 +90,9 @@ def distance(before: dict[str, Tensor], now: dict[str, Tensor]) -> float:
     return statistics.fmean(each) if each else float("inf")
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
+def _spread_over_depth(names: list[str]) -> list[str]:
     """Matrices spread over the depth of the model: the same names in all checkpoints of a family."""
-
-    def choose(names: list[str]) -> list[str]:
-        matrices = [name for name in sorted(names) if name.endswith("weight") and ".layers." in f".{name}"]
-        matrices = matrices or sorted(names)
-        count = min(TENSORS, len(matrices))
-        return [matrices[round(place * (len(matrices) - 1) / max(count - 1, 1))] for place in range(count)]
-
-    return read_some(folder, choose)
+    matrices = [name for name in sorted(names) if name.endswith("weight") and ".layers." in f".{name}"]
+    matrices = matrices or sorted(names)
+    count = min(TENSORS, len(matrices))
+    return [matrices[round(place * (len(matrices) - 1) / max(count - 1, 1))] for place in range(count)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..base.errors import CheckpointUnusable
 from ..hub.checkpoint_files import read_manifest
-from ..hub.listing import HubUnreachable, Listing, in_parallel
+from ..hub.listing import HubUnreachable, Listing
 from ..models import local
 from ..models.family import Family, HubFamily, LocalFamily
 from ..models.known_families import Damage
@@ -30,7 +30,7 @@ MAIN = "main"
 
 
 @dataclass(frozen=True)
-class Held:
+class CheckpointHashes:
     """What a checkpoint, or `main`, holds.
 
     Attributes:
@@ -49,12 +49,10 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedFile:
     """A file that a step has in common with another.
 
     Attributes:
-        step: the step.
-        file: its file.
         other: the other step, or `main`.
         whole: whether the two hold the same weights throughout.
         expected: whether that is known to be right.
@@ -80,23 +78,22 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Report:
+class DuplicateReport:
     """What the hashes of a family tell.
 
     Attributes:
-        family: the family.
         held: what each published step holds.
         shared: every file that two steps have in common, or a step and `main`, seen from each step.
     """
 
     family: Family
-    held: Mapping[int, Held]
-    shared: tuple[Shared, ...]
+    held: Mapping[int, CheckpointHashes]
+    shared: tuple[SharedFile, ...]
 
     @property
-    def suspicious(self) -> dict[int, list[Shared]]:
+    def suspicious(self) -> dict[int, list[SharedFile]]:
         """Steps whose weights cannot all be right -> what they share."""
-        found: dict[int, list[Shared]] = defaultdict(list)
+        found: dict[int, list[SharedFile]] = defaultdict(list)
         for one in self.shared:
             if not one.expected:
                 found[one.step].append(one)
@@ -116,7 +113,7 @@ class Report:
         """One row for each file of each step, with what is wrong with it; the columns are `COLUMNS`."""
         import pandas as pd
 
-        by_file: dict[tuple[int, str], list[Shared]] = defaultdict(list)
+        by_file: dict[tuple[int, str], list[SharedFile]] = defaultdict(list)
         for one in self.shared:
             by_file[one.step, one.file].append(one)
         rows = []
@@ -149,7 +146,9 @@ def damages_at(family: Family, step: int) -> list[Damage]:
     return [damage for damage in family.damage if step in damage.steps or not damage.steps]
 
 
-def check(family: Family, *, exact: bool = True, advance: Callable[[], object] = lambda: None) -> Report:
+def find_duplicates(
+    family: Family, *, exact: bool = True, advance: Callable[[], object] = lambda: None
+) -> DuplicateReport:
     """Compare the weights of all published steps, from the hub's metadata alone.
 
     Args:
@@ -161,61 +160,61 @@ def check(family: Family, *, exact: bool = True, advance: Callable[[], object] =
     Raises:
         UserError: if the repository is missing or closed.
     """
-    main: Held | None = None
+    main: CheckpointHashes | None = None
     if isinstance(family, HubFamily):
         held, main = _on_hub(family, advance)
     elif isinstance(family, LocalFamily):
         held = _on_disk(family, exact, advance)
     else:
         raise TypeError(f"{type(family).__name__} has no files to compare")
-    return Report(family, held, tuple(_shared(family, held, main)))
+    return DuplicateReport(family, held, tuple(_shared(family, held, main)))
 
 
-def _on_hub(family: HubFamily, advance: Callable[[], object]) -> tuple[dict[int, Held], Held | None]:
-    def listing(step: int) -> Callable[[], Listing]:
-        return lambda: family.listing(step)
-
-    tasks: dict[int | str, Callable[[], Listing]] = {step: listing(step) for step in family.steps}
-    found = in_parallel(tasks, advance)
+def _on_hub(
+    family: HubFamily, advance: Callable[[], object]
+) -> tuple[dict[int, CheckpointHashes], CheckpointHashes | None]:
+    found = family.listings(family.steps, advance)
     held = {step: _held(family, step, found[step]) for step in family.steps}
     try:
         listed = family.main()
     except CheckpointUnusable:
         listed = None
-    return held, None if listed is None else Held(MAIN, listed.weight_hashes)
+    return held, None if listed is None else CheckpointHashes(MAIN, listed.weight_hashes)
 
 
-def _held(family: HubFamily, step: int, found: Listing | CheckpointUnusable) -> Held:
+def _held(family: HubFamily, step: int, found: Listing | CheckpointUnusable) -> CheckpointHashes:
     revision = family.revisions[step].name
     if isinstance(found, Listing):
         sizes = {name: file.size for name, file in found.files.items()}
         error = None if found.weights else "it holds no weights"
-        return Held(revision, found.weight_hashes, sizes, error)
+        return CheckpointHashes(revision, found.weight_hashes, sizes, error)
     if (manifest := read_manifest(family.folder(step))) is not None and manifest.get("files"):
-        return Held(revision, manifest["files"])
-    return Held(revision, error=str(found), unasked=isinstance(found, HubUnreachable))
+        return CheckpointHashes(revision, manifest["files"])
+    return CheckpointHashes(revision, error=str(found), unasked=isinstance(found, HubUnreachable))
 
 
-def _on_disk(family: LocalFamily, exact: bool, advance: Callable[[], object]) -> dict[int, Held]:
-    held: dict[int, Held] = {}
+def _on_disk(family: LocalFamily, exact: bool, advance: Callable[[], object]) -> dict[int, CheckpointHashes]:
+    held: dict[int, CheckpointHashes] = {}
     for step, folder in family.folders.items():
         try:
             before = local.stamps(folder)
             sizes = {path.name: stamp[1] for path, stamp in before.items()}
-            held[step] = Held(folder.name, local.hashes(before) if exact else local.fingerprints(before), sizes)
+            held[step] = CheckpointHashes(
+                folder.name, local.hashes(before) if exact else local.fingerprints(before), sizes
+            )
         except CheckpointUnusable as error:
-            held[step] = Held(folder.name, error=str(error))
+            held[step] = CheckpointHashes(folder.name, error=str(error))
         advance()
     if exact:
         return held
     owners = _owners(held)
     for step, one in held.items():
         if any(len(owners[sample]) > 1 for sample in one.hashes.values()):
-            held[step] = Held(one.revision, local.hashes(local.stamps(family.folders[step])), one.sizes)
+            held[step] = CheckpointHashes(one.revision, local.hashes(local.stamps(family.folders[step])), one.sizes)
     return held
 
 
-def _owners(held: Mapping[int, Held]) -> dict[str, list[int]]:
+def _owners(held: Mapping[int, CheckpointHashes]) -> dict[str, list[int]]:
     owners: dict[str, list[int]] = defaultdict(list)
     for step, one in held.items():
         for sha256 in set(one.hashes.values()):
@@ -223,7 +222,7 @@ def _owners(held: Mapping[int, Held]) -> dict[str, list[int]]:
     return owners
 
 
-def _shared(family: Family, held: Mapping[int, Held], main: Held | None) -> list[Shared]:
+def _shared(family: Family, held: Mapping[int, CheckpointHashes], main: CheckpointHashes | None) -> list[SharedFile]:
     owners, last = _owners(held), max(held)
     in_main = set(main.hashes.values()) if main is not None else set()
     found = []
@@ -235,9 +234,9 @@ def _shared(family: Family, held: Mapping[int, Held], main: Held | None) -> list
             for other in owners[sha256]:
                 if other != step:
                     whole = mine <= set(held[other].hashes.values()) or mine >= set(held[other].hashes.values())
-                    found.append(Shared(step, file, other, whole, _expected(family, step, other)))
+                    found.append(SharedFile(step, file, other, whole, _expected(family, step, other)))
             if sha256 in in_main and step != last:
-                found.append(Shared(step, file, MAIN, mine <= in_main or mine >= in_main, False))
+                found.append(SharedFile(step, file, MAIN, mine <= in_main or mine >= in_main, False))
     return found
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from ..base.errors import UserError
-from ..base.files import some
+from ..base.errors import UserError, some
 from ..hub.checkpoint_files import read_manifest
 from ..models.family import Family, HubFamily
-from .duplicates import Report, Shared, check
+from .duplicates import DuplicateReport, SharedFile, find_duplicates
 
 log = logging.getLogger(__name__)
 
 
-def screen(family: Family, steps: Sequence[int], on_duplicate: str, advance: Callable[[], object]) -> list[int]:
-    """The check at the start of a sweep: say what is wrong with the steps to measure.
+def steps_to_leave_out(
+    family: Family, steps: Sequence[int], on_duplicate: str, advance: Callable[[], object]
+) -> list[int]:
+    """Say what is wrong with the steps to measure, and return those that must not be measured.
 
     Args:
         family: the family. All its steps are compared.
@@ -23,14 +24,11 @@ def screen(family: Family, steps: Sequence[int], on_duplicate: str, advance: Cal
         on_duplicate: `error`, `warn` or `skip` (see `on_duplicate_weights`).
         advance: called after each step that has been looked at.
 
-    Returns:
-        The steps to leave out.
-
     Raises:
         UserError: with `error`, naming the steps to measure that hold another step's weights; or if a download is of
             other weights than the hub has now.
     """
-    report = check(family, exact=False, advance=advance)
+    report = find_duplicates(family, exact=False, advance=advance)
     if isinstance(family, HubFamily):
         _refuse_outdated(family, steps, report)
     for damage in family.damage:
@@ -38,29 +36,25 @@ def screen(family: Family, steps: Sequence[int], on_duplicate: str, advance: Cal
             where = f" step {', '.join(map(str, damage.steps))}" if damage.steps else ""
             log.warning("%s%s is known for trouble: it %s (%s)", family.name, where, damage.problem, damage.source)
     if unasked := [step for step in steps if step in report.unasked]:
-        log.warning(
-            "%s: the weights of %s are not checked for duplicates: %s",
-            family.name,
-            some(unasked),
-            report.held[unasked[0]].error,
-        )
+        why = report.held[unasked[0]].error
+        log.warning("%s: the weights of %s are not checked for duplicates: %s", family.name, some(unasked), why)
     for step, problem in report.missing.items():
         if step in steps:
             log.warning("%s step %d: %s", family.name, step, problem)
     wrong = {step: shared for step, shared in report.suspicious.items() if step in steps}
     if not wrong:
         return []
-    told = f"{family.name}: {_told(wrong)}"
+    found = f"{family.name}: {_sentences(wrong)}"
     if on_duplicate == "error":
         raise UserError(
-            f"{told}; leave these steps out of checkpoints, or pass on_duplicate_weights=skip or warn "
+            f"{found}; leave these steps out of checkpoints, or pass on_duplicate_weights=skip or warn "
             "(python check_checkpoints.py lists all)"
         )
-    log.warning("%s; %s", told, "they are left out" if on_duplicate == "skip" else "they are measured all the same")
+    log.warning("%s; %s", found, "they are left out" if on_duplicate == "skip" else "they are measured all the same")
     return list(wrong) if on_duplicate == "skip" else []
 
 
-def _refuse_outdated(family: HubFamily, steps: Sequence[int], report: Report) -> None:
+def _refuse_outdated(family: HubFamily, steps: Sequence[int], report: DuplicateReport) -> None:
     """Old downloads next to new ones would mix two trainings; and deleting them is up to the user."""
     for step in steps:
         files = (read_manifest(family.folder(step)) or {}).get("files") or {}
@@ -72,13 +66,13 @@ def _refuse_outdated(family: HubFamily, steps: Sequence[int], report: Report) ->
             )
 
 
-def _told(wrong: Mapping[int, Sequence[Shared]], most: int = 10) -> str:
+def _sentences(wrong: Mapping[int, Sequence[SharedFile]], most: int = 10) -> str:
     sentences = []
     for step, shared in list(wrong.items())[:most]:
         whole = sorted({one.named for one in shared if one.whole}, key=_by_number)
         parts = sorted({f"{one.file} of {one.named}" for one in shared if not one.whole}, key=_by_number)
         what = [f"the weights of {' and '.join(whole[:3])}"] if whole else []
-        what += [f"{' and '.join(parts[:3])}"] if parts else []
+        what += [" and ".join(parts[:3])] if parts else []
         sentences.append(f"step {step} holds {' and '.join(what)}")
     more = f" and {len(wrong) - most} more steps are like this" if len(wrong) > most else ""
     return ", ".join(sentences) + more

@@ -25,9 +25,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 
 from ..base.errors import UserError
-from ..circuits import find as circuits
-from ..circuits.find import find_circuit
-from ..circuits.report import CircuitPrompts
+from ..circuits.find import CircuitPrompts, circuit_prompts, find_circuit
 from ..config.keys import BaseConfig
 from ..heads import attention_and_copy, cspa
 from ..heads.attention_and_copy import ComponentsInputs, component_scores
@@ -122,7 +120,7 @@ def prepare(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, sh
         return IoiInputs(prompts, variants, None, None, None)
     circuit = None
     if config.circuit.heads == "circuit":
-        circuit = circuits.prepare(config.circuits_config(), tokenizer, shape)[task.name]
+        circuit = circuit_prompts(config.circuits_config(), task, tokenizer, shape)
     components = attention_and_copy.prepare(config.components_config(), tokenizer, shape)
     of_cspa = config.cspa_config()
     text = None if of_cspa is None else cspa.prepare(of_cspa, tokenizer, shape)

@@ -6,20 +6,22 @@ revision that was asked for and never ask the hub.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
 
 from ..base.errors import CheckpointUnusable, UserError, one_line
 from ..base.files import combine
 from .tokenizers import load_tokenizer, read_tokenizer, tokenizer_folder
-from .weight_files import CheckpointFiles
+from .weight_files import WAY_OUT, CheckpointFiles, unreadable_as_unusable
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 # Masks and rotary frequencies, which older versions of transformers saved with the weights.
 _BUFFER = re.compile(r"\.(attention|attn|self_attn)\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
-_WAY_OUT = "delete the folder and fetch or train it again"
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,13 @@ class LoadedCheckpoint:
 
         Raises:
             CheckpointUnusable: if the files are gone.
-        UserError: if they do not fit on the device.
+            UserError: if they do not fit on the device.
         """
         from transformer_lens.model_bridge import TransformerBridge
 
         folder, dtype = self.files.folder, self.weights.dtype
-        # With a folder as the name, nothing asks the hub.
         bridge: TransformerBridge = TransformerBridge.boot_transformers(
-            str(folder),
+            str(folder),  # With a folder as the name, nothing asks the hub.
             hf_model=_load_model(folder, dtype, self.device),
             tokenizer=read_tokenizer(tokenizer_folder(folder), self.files.trust_remote_code),
             dtype=dtype,
@@ -136,21 +136,22 @@ def describe(folder: Path, trust_remote_code: bool = False) -> Description:
     from circuits_over_time.edge_attribution_patching.model.architectures import read_shape
 
     path = folder / "config.json"
+    config = _read_config(path)
     try:
-        shape = read_shape(_read_config(path))
+        shape = read_shape(config)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     return Description(load_tokenizer(folder, trust_remote_code), shape)
 
 
 def load_weights(
-    folder: Path, dtype: torch.dtype, device: torch.device, state: dict[str, torch.Tensor] | None = None
+    folder: Path, dtype: str, device: torch.device, state: dict[str, torch.Tensor] | None = None
 ) -> tuple[ModelWeights, int]:
     """The weights in a `save_pretrained` folder, and how many parameters they hold.
 
     Args:
         folder: where they are.
-        dtype: the number format to load them in.
+        dtype: the number format to load them in: float32, bfloat16, float16.
         device: where to put them.
         state: the tensors of the folder's files, if they have been read.
 
@@ -162,11 +163,9 @@ def load_weights(
 
     from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 
-    model = _load_model(folder, dtype, device, state)
-    try:
+    model = _load_model(folder, getattr(torch, dtype), device, state)
+    with _memory_of(folder, model.dtype, device):
         weights = read_weights(model)
-    except torch.OutOfMemoryError:
-        raise _too_large(folder, dtype, device) from None
     return weights, sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -178,7 +177,7 @@ def _read_config(path: Path) -> PretrainedConfig:
     except FileNotFoundError:
         raise CheckpointUnusable(f"{path} is missing; save the checkpoint again with save_pretrained") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointUnusable(f"{path}: does not name a model_type ({one_line(error)}); {_WAY_OUT}") from None
+        raise CheckpointUnusable(f"{path}: does not name a model_type ({one_line(error)}); {WAY_OUT}") from None
     # transformers may not know it either, or want to run code that comes with it.
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -186,15 +185,13 @@ def _read_config(path: Path) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise CheckpointUnusable(f"{path}: cannot be read ({one_line(error)}); {_WAY_OUT}") from error
+        raise CheckpointUnusable(f"{path}: cannot be read ({one_line(error)}); {WAY_OUT}") from error
     return config
 
 
 def _load_model(
     folder: Path, dtype: torch.dtype, device: torch.device, state: dict[str, torch.Tensor] | None = None
 ) -> PreTrainedModel:
-    import torch
-    from safetensors import SafetensorError
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     how: dict[str, Any] = {
@@ -204,8 +201,8 @@ def _load_model(
         "trust_remote_code": False,
         "output_loading_info": True,
     }
-    try:
-        loaded: Any
+    loaded: Any
+    with unreadable_as_unusable(folder), _memory_of(folder, dtype, device):
         if state is None:
             loaded = AutoModelForCausalLM.from_pretrained(folder, **how)
         else:
@@ -214,30 +211,29 @@ def _load_model(
             loaded = model_class.from_pretrained(None, config=config, state_dict=state, **how)
         model, report = loaded
         model.to(device)
-    except torch.OutOfMemoryError:
-        raise _too_large(folder, dtype, device) from None
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
-        raise CheckpointUnusable(
-            f"{folder}: the checkpoint cannot be loaded ({one_line(error)}); {_WAY_OUT}"
-        ) from error
     if report["missing_keys"]:
         # transformers would carry on with random numbers instead.
         some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise CheckpointUnusable(f"{folder}: weights are missing ({some}); {_WAY_OUT}")
+        raise CheckpointUnusable(f"{folder}: weights are missing ({some}); {WAY_OUT}")
     if unread := sorted(name for name in report["unexpected_keys"] if not _BUFFER.search(name)):
         # And it would ignore these.
         some = ", ".join(unread[:3])
         raise CheckpointUnusable(f"{folder}: holds weights that its config.json has no place for ({some}); correct it")
-    result: PreTrainedModel = model
-    return result
+    return cast("PreTrainedModel", model)
 
 
-def _too_large(folder: Path, dtype: torch.dtype, device: torch.device) -> UserError:
-    kind = str(dtype).removeprefix("torch.")
-    return UserError(f"device: {folder} as {kind} does not fit on {device}; pass dtype=bfloat16 or another device")
+@contextlib.contextmanager
+def _memory_of(folder: Path, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Says it in one line where a device has too little memory."""
+    import torch
 
-
-# Where a model runs.
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        kind = str(dtype).removeprefix("torch.")
+        raise UserError(
+            f"device: {folder} as {kind} does not fit on {device}; pass dtype=bfloat16 or another device"
+        ) from None
 
 
 def resolve_device(device: str) -> torch.device:

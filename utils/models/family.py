@@ -1,4 +1,4 @@
-"""Names of model families, resolved to their checkpoints.
+"""Families of checkpoints: where they come from, and how a model's name finds them.
 
 A family is named by
 - the short name of a known model (`utils/models/known_families.py`): `pythia-160m`, `OLMo-2-0425-1B`;
@@ -11,22 +11,238 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
+from ..base.background import in_background
 from ..base.errors import CheckpointUnusable, UserError, suggest
+from ..base.files import combine
 from ..base.progress import bar
 from ..config.keys import BaseConfig
-from ..hub.listing import HubUnreachable, Listing, downloads_of, in_parallel, published_names
+from ..hub import checkpoint_files as hub
+from ..hub.download import Arrived
+from ..hub.listing import HubUnreachable, Listing, downloads_of, in_parallel, listing_of, published_names
 from . import local
-from .known_families import EXAMPLES, SHORT_NAMES, FamilyRecord, KnownModel, known_model, unusable
+from .checkpoint import Description, LoadedCheckpoint, describe, load_weights, resolve_device
+from .known_families import EXAMPLES, SHORT_NAMES, Damage, FamilyRecord, KnownModel, known_model, unusable
+from .prefetch import PrefetchedCheckpoint, Prefetcher
 from .revisions import GENERAL, GENERAL_NAMES, Named, TokensRule, naming_rule, read_names, refuse_several_runs, timeline
-from .sources import Family, HubFamily, LocalFamily
-
-__all__ = ["Family", "HubFamily", "LocalFamily", "family_of", "resolve_family"]
+from .weight_files import CheckpointFiles, read_state
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model's published checkpoints.
+
+    Attributes:
+        name: the model's short name, or the last part of its hub id or folder. Its results go by this name.
+        source: the hub repository, or the local folder as it was given.
+        steps: the published steps, sorted, counted over the whole training (`utils/models/revisions.py`).
+        tokens: tokens seen at each published step.
+        prepend_bos: whether it was trained with a start token before every document; None if nobody says.
+        damage: what is known to be wrong with its checkpoints.
+        trust_remote_code: whether its tokenizer may run Python code that comes with it.
+    """
+
+    name: str
+    source: str
+    steps: tuple[int, ...]
+    tokens: dict[int, int]
+    prepend_bos: bool | None = field(default=None, kw_only=True)
+    damage: tuple[Damage, ...] = field(default=(), kw_only=True)
+    trust_remote_code: bool = field(default=False, kw_only=True)
+    _ahead: Prefetcher = field(default_factory=Prefetcher, kw_only=True, compare=False, repr=False)
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens seen in training up to a published step."""
+        return self.tokens[step]
+
+    def fetch_small(self, step: int) -> Path:
+        """The folder with a checkpoint's config and tokenizer, downloaded if needed."""
+        self._ahead.wait(step)
+        return self._small_files(step)
+
+    def fetch(self, step: int, arrived: Arrived = lambda count: None) -> CheckpointFiles:
+        """All of a checkpoint's files on disk, downloaded if needed; `arrived` is told of every few bytes."""
+        self._ahead.wait(step)
+        return self._all_files(step, arrived)
+
+    def prefetch(self, step: int) -> None:
+        """Start to download a checkpoint and to read it into CPU memory, in the background.
+
+        There is room for one: starting another drops it. Errors appear when the checkpoint is described or loaded.
+        """
+        self._ahead.start(step, self._read)
+
+    def stop(self) -> None:
+        """Give up what `prefetch` started, and the memory that it holds."""
+        self._ahead.drop()
+
+    def release(self, step: int, keep: Literal["all", "none"] | int) -> None:
+        """Say that a checkpoint has been measured. Deletes downloads of this process that are no longer to be kept.
+
+        Args:
+            step: the checkpoint.
+            keep: `all`, `none`, or how many to keep: those that were released last.
+        """
+
+    def describe(self, step: int) -> Description:
+        """A checkpoint's tokenizer and shape, from its small files alone: only these are downloaded from the hub.
+
+        Raises:
+            CheckpointUnusable: if it is missing or damaged.
+            UserError: if the engine cannot read such a model.
+        """
+        return describe(self.fetch_small(step), self.trust_remote_code)
+
+    def load(self, step: int, dtype: str = "float32", device: str = "auto") -> LoadedCheckpoint:
+        """Load a checkpoint.
+
+        Args:
+            step: a published step.
+            dtype: number format of the weights: float32, bfloat16, float16.
+            device: see `resolve_device`.
+
+        Raises:
+            CheckpointUnusable: if it is missing or damaged.
+            UserError: if the engine cannot read such a model, or it does not fit on the device.
+        """
+        where = resolve_device(device)
+        tokenizer = self.describe(step).tokenizer
+        prefetched = self._ahead.take(step)
+        files = self.fetch(step) if prefetched is None else prefetched.files
+        state = None if prefetched is None else prefetched.state
+        del prefetched  # Its tensors are freed as soon as the weights are made.
+        weights, parameters = load_weights(files.folder, dtype, where, state)
+        # Hashing takes longer than loading and is needed last, so it runs while the checkpoint is measured.
+        hashes = in_background(files.hashes)
+        return LoadedCheckpoint(self.name, step, self.tokens_at(step), weights, parameters, tokenizer, files, hashes)
+
+    def _read(self, step: int, stop: threading.Event) -> PrefetchedCheckpoint:
+        describe(self._small_files(step), self.trust_remote_code)  # Never weights that the engine cannot read.
+        files = self._all_files(step, lambda count: None)
+        return PrefetchedCheckpoint(files, read_state(files.folder, stop))
+
+    def _small_files(self, step: int) -> Path:
+        raise NotImplementedError
+
+    def _all_files(self, step: int, arrived: Arrived) -> CheckpointFiles:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LocalFamily(Family):
+    """A folder of `step{n}` folders."""
+
+    folders: dict[int, Path]
+
+    def sha256(self, step: int) -> str:
+        """Hash of a checkpoint's weights as they are on disk now."""
+        return combine(local.hashes(local.stamps(self.folders[step])))
+
+    def fingerprint(self, step: int) -> str:
+        """Hash of samples of a checkpoint's weights as they are on disk now (`local.fingerprints`)."""
+        return combine(local.fingerprints(local.stamps(self.folders[step])))
+
+    def _small_files(self, step: int) -> Path:
+        return self.folders[step]
+
+    def _all_files(self, step: int, arrived: Arrived) -> CheckpointFiles:
+        folder = self.folders[step]
+        before = local.stamps(folder)
+        origin = {"repository": self.source, "revision": folder.name, "commit": None}
+        origin["fingerprint"] = combine(local.fingerprints(before))
+        return CheckpointFiles(folder, origin, lambda: local.hashes(before), self.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class HubFamily(Family):
+    """Checkpoints on the hub: branches or tags of one or several repositories.
+
+    Attributes:
+        revisions: step -> branch or tag.
+        cache_dir: where downloads go.
+        commits: repository -> branch or tag -> its commit, None if the hub was not asked.
+    """
+
+    revisions: dict[int, Named]
+    cache_dir: Path
+    commits: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict, compare=False, repr=False)
+    _own: hub.OwnFiles = field(default_factory=hub.OwnFiles, compare=False, repr=False)
+    _listed: dict[int, Listing | CheckpointUnusable] = field(default_factory=dict, compare=False, repr=False)
+    _released: list[int] = field(default_factory=list, compare=False, repr=False)
+
+    def folder(self, step: int) -> Path:
+        """Where a checkpoint's files are downloaded to."""
+        revision = self.revisions[step]
+        return hub.folder_of(self.cache_dir, revision.repository, revision.name)
+
+    def is_complete(self, step: int) -> bool:
+        """Whether all of a checkpoint's files are on disk."""
+        return hub.read_manifest(self.folder(step)) is not None
+
+    def commit(self, step: int) -> str | None:
+        """The commit that a step's revision is at today; None if the hub was not asked."""
+        revision = self.revisions[step]
+        return self.commits.get(revision.repository, {}).get(revision.name)
+
+    def listing(self, step: int) -> Listing:
+        """What the hub lists of a checkpoint; the answer of an earlier request, if its commit is the same.
+
+        Raises:
+            CheckpointUnusable: if the revision is missing, or the hub did not answer.
+        """
+        revision = self.revisions[step]
+        downloads = downloads_of(self.cache_dir, revision.repository)
+        return listing_of(revision.repository, revision.name, downloads, self.commit(step))
+
+    def listings(
+        self, steps: Sequence[int], advance: Callable[[], object] = lambda: None
+    ) -> dict[int, Listing | CheckpointUnusable]:
+        """What the hub lists of some steps, or what is wrong; `advance` is called after each answer.
+
+        The hub is asked once for each step, also if it does not answer.
+        """
+        self._listed.update(in_parallel(self.listing, [step for step in steps if step not in self._listed], advance))
+        return {step: self._listed[step] for step in steps}
+
+    def main(self) -> Listing | None:
+        """What the hub lists of the branch `main`; None if there is none.
+
+        Raises:
+            CheckpointUnusable: if the hub did not answer.
+        """
+        names = self.commits.get(self.source, {})
+        if "main" not in names:
+            return None
+        return listing_of(self.source, "main", downloads_of(self.cache_dir, self.source), names["main"])
+
+    def release(self, step: int, keep: Literal["all", "none"] | int) -> None:
+        if keep == "all":
+            return
+        self._released.append(step)
+        while len(self._released) > (0 if keep == "none" else keep):
+            self._own.delete(self.folder(self._released.pop(0)))
+
+    def _small_files(self, step: int) -> Path:
+        revision, folder = self.revisions[step], self.folder(step)
+        self._own.note(folder)
+        code = self.trust_remote_code
+        hub.download_small(revision.repository, revision.name, folder, self.commit(step), code=code)
+        return folder
+
+    def _all_files(self, step: int, arrived: Arrived) -> CheckpointFiles:
+        revision, folder = self.revisions[step], self.folder(step)
+        self._own.note(folder)
+        manifest = hub.download(revision.repository, revision.name, folder, self.commit(step), arrived)
+        hashes = manifest.get("files") or {"": manifest["sha256"]}  # Earlier manifests have one hash alone.
+        origin = {key: manifest[key] for key in ("repository", "revision", "commit")}
+        return CheckpointFiles(folder, origin, lambda: hashes, self.trust_remote_code)
 
 
 def family_of(config: BaseConfig, model: str) -> Family:
@@ -60,19 +276,24 @@ def resolve_family(
         UserError: if there is no such model, it has no checkpoints or cannot be measured, or its tokens are unknown.
     """
     pattern = None if revisions is None else naming_rule(revisions)
-    if (known := known_model(model)) is not None:
-        family: Family = _hub_family(known, cache_dir, pattern, tokens_per_step, stages)
-        return replace(family, trust_remote_code=trust_remote_code)
-    path = Path(model).expanduser()
-    if path.is_dir():
+    known, path = known_model(model), Path(model).expanduser()
+    family: Family
+    if known is None and path.is_dir():
         family = _local_family(model, path, pattern or GENERAL, tokens_per_step, stages)
-        return replace(family, trust_remote_code=trust_remote_code)
+    else:
+        family = _hub_family(known or _unknown_on_hub(model, cache_dir), cache_dir, pattern, tokens_per_step, stages)
+    return replace(family, trust_remote_code=trust_remote_code)
+
+
+def _unknown_on_hub(model: str, cache_dir: Path) -> KnownModel:
+    """A hub id that no record knows: its names are read by the general rules."""
     if (why := unusable(model)) is not None:
         raise UserError(f"model: {model} cannot be measured: {why}; name another family")
-    if model.count("/") == 1 and not _looks_local(model, cache_dir):
-        unknown = KnownModel(model.rpartition("/")[2], (model,), FamilyRecord({}, GENERAL, TokensRule()))
-        family = _hub_family(unknown, cache_dir, pattern, tokens_per_step, stages)
-        return replace(family, trust_remote_code=trust_remote_code)
+    parent = Path(model).expanduser().parent
+    # It can only be a path if its folder exists, is the folder of downloads, or it is written as a path.
+    is_path = model.startswith((".", "~", "/")) or parent.is_dir() or parent == cache_dir
+    if model.count("/") == 1 and not is_path:
+        return KnownModel(model.rpartition("/")[2], (model,), FamilyRecord({}, GENERAL, TokensRule()))
     if "/" in model or os.sep in model:
         raise UserError(
             f"model: the folder {model} does not exist; train a small family with: python make_toy_checkpoints.py, "
@@ -91,19 +312,19 @@ def _hub_family(
     tokens_per_step: int | None,
     stages: Sequence[int],
 ) -> HubFamily:
-    source, family = known.repositories[0], known.family
-    pattern = pattern or family.revisions
+    source, record = known.repositories[0], known.family
+    pattern = pattern or record.revisions
     named: list[Named] = []
     commits: dict[str, Mapping[str, str | None]] = {}
     for repository in known.repositories:
-        commits[repository] = _names_on_hub(repository, cache_dir, family)
+        commits[repository] = _names_on_hub(repository, cache_dir, record)
         names = list(commits[repository])
         # The plainest name first: it counts if two branches hold the same step.
         named += sorted(read_names(names, pattern, repository), key=lambda one: (len(one.name), one.name))
         if not named:
             raise UserError(_no_revisions(repository, pattern, names))
     refuse_several_runs(named, pattern, source, stages)
-    placed = timeline(named, source, family.tokens, stages, tokens_per_step)
+    placed = timeline(named, source, record.tokens, stages, tokens_per_step)
     return HubFamily(
         known.name,
         source,
@@ -112,19 +333,19 @@ def _hub_family(
         {step: one.named for step, one in placed.items()},
         cache_dir,
         commits,
-        prepend_bos=family.prepend_bos,
+        prepend_bos=record.prepend_bos,
         damage=known.damage,
     )
 
 
-def _names_on_hub(repository: str, cache_dir: Path, family: FamilyRecord) -> dict[str, str | None]:
+def _names_on_hub(repository: str, cache_dir: Path, record: FamilyRecord) -> dict[str, str | None]:
     try:
         return published_names(repository, downloads_of(cache_dir, repository))
     except HubUnreachable as error:
-        if not family.names:
+        if not record.names:
             raise
-        log.warning("%s; taking the %d steps that %s publishes", error, len(family.names), repository)
-        return dict.fromkeys(family.names)
+        log.warning("%s; taking the %d steps that %s publishes", error, len(record.names), repository)
+        return dict.fromkeys(record.names)
 
 
 def _no_revisions(repository: str, pattern: re.Pattern[str], names: Sequence[str]) -> str:
@@ -142,7 +363,7 @@ def _local_family(
     model: str, path: Path, pattern: re.Pattern[str], tokens_per_step: int | None, stages: Sequence[int]
 ) -> LocalFamily:
     named = local.named_folders(path, pattern)
-    per_step = local.tokens_per_step(path, tokens_per_step)
+    per_step, prepend_bos = local.read_about(path, tokens_per_step)
     placed = timeline(named, model, TokensRule((per_step,)), stages)
     return LocalFamily(
         path.resolve().name,
@@ -150,17 +371,8 @@ def _local_family(
         tuple(placed),
         {step: one.tokens for step, one in placed.items()},
         {step: path / one.named.name for step, one in placed.items()},
-        prepend_bos=local.prepend_bos(path),
+        prepend_bos=prepend_bos,
     )
-
-
-def _looks_local(model: str, cache_dir: Path) -> bool:
-    """Whether this can only be a path: its folder exists, is the folder of downloads, or is written as a path."""
-    parent = Path(model).expanduser().parent
-    return model.startswith((".", "~", "/")) or parent.is_dir() or parent == cache_dir
-
-
-# Fetch only: bring checkpoints to disk now, so that everything can run offline later.
 
 
 def fetch(family: Family, steps: Sequence[int]) -> dict[int, str]:
@@ -180,8 +392,7 @@ def fetch(family: Family, steps: Sequence[int]) -> dict[int, str]:
         log.info("%s is on this machine: nothing to fetch", family.source)
         return {}
     wanted = [step for step in steps if not family.is_complete(step)]
-    found = listings(family, wanted)
-    total = sum(one.bytes_of_weights for one in found.values() if isinstance(one, Listing))
+    total = sum(one.bytes_of_weights for one in family.listings(wanted).values() if isinstance(one, Listing))
     failed: dict[int, str] = {}
     with bar(total, family.name, unit="B", unit_scale=True, leave=True) as shown:
         for number, step in enumerate(wanted, 1):
@@ -197,14 +408,3 @@ def fetch(family: Family, steps: Sequence[int]) -> dict[int, str]:
                 log.info("%s step %d: fetched %d of %d", family.name, step, number, len(wanted))
     log.info("%s: %d of %d checkpoints are in %s", family.name, len(steps) - len(failed), len(steps), family.cache_dir)
     return failed
-
-
-def listings(
-    family: HubFamily, steps: Sequence[int], advance: Callable[[], object] = lambda: None
-) -> dict[int | str, Listing | CheckpointUnusable]:
-    """What the hub lists of some steps; see `in_parallel`."""
-
-    def listing(step: int) -> Callable[[], Listing]:
-        return lambda: family.listing(step)
-
-    return in_parallel({step: listing(step) for step in steps}, advance)

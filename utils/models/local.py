@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 from pathlib import Path
 
 from ..base.errors import CheckpointUnusable, UserError
-from ..base.files import file_sha256
+from ..base.files import file_sha256, read_json
 from .revisions import GENERAL, GENERAL_NAMES, Named, read_names
 from .weight_files import weight_files
 
-Stamp = tuple[int, int, int]
-Stamps = dict[Path, Stamp]
+Stamps = dict[Path, tuple[int, int, int]]
+"""Inode, size and time of change of each weight file: equal as long as nobody has written to it."""
 
 _SAMPLES, _SAMPLE = 16, 65_536
 _OWN_FORMAT = re.compile(r"model_\d+\.pt")  # nanochat's
@@ -59,44 +58,34 @@ def _no_checkpoints(path: Path, pattern: re.Pattern[str], folders: list[str]) ->
     )
 
 
-def tokens_per_step(path: Path, otherwise: int | None) -> int:
-    """Tokens per training step, from `family.json`, or `otherwise` if there is no such file.
+def read_about(path: Path, tokens_per_step: int | None) -> tuple[int, bool | None]:
+    """What a family's `family.json` says: tokens per training step, and whether it was trained with a start token.
+
+    Args:
+        path: the family's folder.
+        tokens_per_step: used if there is no such file.
 
     Raises:
-        UserError: if neither says it.
+        UserError: if neither says the tokens, or the file says something else than a number, or true or false.
     """
     about = path / "family.json"
     if not about.is_file():
-        if otherwise is None:
+        if tokens_per_step is None:
             raise UserError(f"{about} is missing; {_WAY_OUT}, or pass tokens_per_step=N")
-        return otherwise
-    try:
-        per_step = json.loads(about.read_text(encoding="utf-8"))["tokens_per_step"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{about}: does not say tokens_per_step; {_WAY_OUT}") from None
+        return tokens_per_step, None
+    content = read_json(about) or {}
+    if "tokens_per_step" not in content:
+        raise UserError(f"{about}: does not say tokens_per_step; {_WAY_OUT}")
+    per_step, prepend_bos = content["tokens_per_step"], content.get("prepend_bos")
     if type(per_step) is not int or per_step <= 0:
         raise UserError(f"{about}: tokens_per_step: {per_step!r} is not a whole number > 0; {_WAY_OUT}")
-    return per_step
-
-
-def prepend_bos(path: Path) -> bool | None:
-    """Whether a local family was trained with a start token, if its `family.json` says so.
-
-    Raises:
-        UserError: if what it says is not true or false.
-    """
-    about = path / "family.json"
-    try:
-        habit = json.loads(about.read_text(encoding="utf-8")).get("prepend_bos")
-    except (OSError, ValueError, AttributeError):
-        return None  # `tokens_per_step` refuses a broken file.
-    if habit is not None and not isinstance(habit, bool):
-        raise UserError(f"{about}: prepend_bos: {habit!r} is not true or false; correct it or leave it out")
-    return habit
+    if prepend_bos is not None and not isinstance(prepend_bos, bool):
+        raise UserError(f"{about}: prepend_bos: {prepend_bos!r} is not true or false; correct it or leave it out")
+    return per_step, prepend_bos
 
 
 def stamps(folder: Path) -> Stamps:
-    """What shows whether a checkpoint's weights have changed: inode, size and time of change of each file.
+    """What shows whether a checkpoint's weights have changed.
 
     Raises:
         CheckpointUnusable: if the folder holds no weights.
@@ -125,19 +114,19 @@ def fingerprints(before: Stamps) -> dict[str, str]:
     return {path.name: _fingerprint(path, stamp) for path, stamp in before.items()}
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @functools.cache
-def _sha256(path: Path, stamp: Stamp) -> str:
+def _sha256(path: Path, stamp: tuple[int, int, int]) -> str:
     return file_sha256(path)
 
 
 @functools.cache
-def _fingerprint(path: Path, stamp: Stamp) -> str:
-    size = path.stat().st_size
+def _fingerprint(path: Path, stamp: tuple[int, int, int]) -> str:
+    size = stamp[1]
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         for sample in range(_SAMPLES):

@@ -6,17 +6,16 @@ All checkpoints with the same tokenizer files share one object.
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import CheckpointUnusable, UserError, one_line
-from ..base.files import file_sha256
+from ..base.files import file_sha256, read_json
+from ..hub.checkpoint_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-from ..hub.checkpoint_files import TOKENIZER_FILES
 
 _TOKENIZER_KEYS = ("model_type", "tokenizer_class", "auto_map", "transformers_version")  # of config.json
 _tokenizers: dict[str, PreTrainedTokenizerBase] = {}
@@ -34,9 +33,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     for name in TOKENIZER_FILES:
         if (holder / name).is_file():
             digest.update(f"{name} {file_sha256(holder / name)}\n".encode())
-    if (path := holder / "config.json").is_file():
+    if (config := read_json(holder / "config.json")) is not None:
         # What AutoTokenizer looks up there: the class if no file names it, and which versions need repairs.
-        config = json.loads(path.read_text(encoding="utf-8"))
         digest.update(repr([config.get(key) for key in _TOKENIZER_KEYS]).encode())
     key = digest.hexdigest()
     with _tokenizers_lock:
@@ -71,7 +69,7 @@ def read_tokenizer(holder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
             holder, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if not trust_remote_code and _names_own_code(holder / "tokenizer_config.json"):
+        if not trust_remote_code and "auto_map" in (read_json(holder / "tokenizer_config.json") or {}):
             raise UserError(
                 f"{holder}: the tokenizer needs code of its own; read it, and if you trust it pass "
                 "trust_remote_code=true"
@@ -80,10 +78,3 @@ def read_tokenizer(holder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
             f"{holder}: the tokenizer cannot be loaded ({one_line(error)}); save it again"
         ) from error
     return tokenizer
-
-
-def _names_own_code(path: Path) -> bool:
-    try:
-        return "auto_map" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import CheckpointUnusable, one_line
+from ..base.errors import CheckpointUnusable, UserError, one_line
 from ..base.files import combine
+from ..hub.listing import FORMATS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
-"""Names of files with weights, without shard and ending, and endings; the first format that is there counts."""
+WAY_OUT = "delete the folder and fetch or train it again"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,18 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def _shards(folder: Path, index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointUnusable(f"{index}: does not list shards; delete the folder and fetch it again") from None
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointUnusable(
+            f"{folder}: {missing[0]}, which {index.name} lists, is missing; fetch the checkpoint again"
+        )
+    return [folder / name for name in names]
+
+
 def read_state(folder: Path, stop: threading.Event | None = None) -> dict[str, Tensor]:
     """All tensors of a checkpoint as they are in its files, copied into memory.
 
@@ -69,22 +82,21 @@ def read_state(folder: Path, stop: threading.Event | None = None) -> dict[str, T
         CheckpointUnusable: if the weights cannot be read.
     """
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
+    files = weight_files(folder)
     state: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, "pt") as file:
-                    for name in file.keys():  # noqa: SIM118 (it is no dict)
-                        if stop is not None and stop.is_set():
-                            return state
-                        # safe_open maps the file, so only the copy is sure to be in memory.
-                        state[name] = file.get_tensor(name).clone()
-            else:
+    with unreadable_as_unusable(folder):
+        for path in files:
+            if path.suffix != ".safetensors":
                 state |= torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
-            raise _unreadable(folder, error) from error
+                continue
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 (it is no dict)
+                    if stop is not None and stop.is_set():
+                        return state
+                    # safe_open maps the file, so only the copy is sure to be in memory.
+                    state[name] = file.get_tensor(name).clone()
     return state
 
 
@@ -98,39 +110,36 @@ def read_some(folder: Path, choose: Callable[[list[str]], list[str]]) -> dict[st
     Raises:
         CheckpointUnusable: if the weights cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     files = weight_files(folder)
     if files[0].suffix != ".safetensors":
         state = read_state(folder)
         return {name: state[name] for name in choose([name for name, tensor in state.items() if tensor.ndim == 2])}
-    try:
-        places: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
+    found = {}
+    with unreadable_as_unusable(folder):
         for path in files:
             with safe_open(path, "pt") as file:
-                places |= {name: path for name in file.keys() if len(file.get_slice(name).get_shape()) == 2}  # noqa: SIM118
-        found = {}
-        for name in choose(list(places)):
-            with safe_open(places[name], "pt") as file:
+                file_of |= {name: path for name in file.keys() if len(file.get_slice(name).get_shape()) == 2}  # noqa: SIM118
+        for name in choose(list(file_of)):
+            with safe_open(file_of[name], "pt") as file:
                 found[name] = file.get_tensor(name).clone()
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(folder, error) from error
     return found
 
 
-def _unreadable(folder: Path, error: Exception) -> CheckpointUnusable:
-    return CheckpointUnusable(
-        f"{folder}: the checkpoint cannot be loaded ({one_line(error)}); delete the folder and fetch or train it again"
-    )
+@contextlib.contextmanager
+def unreadable_as_unusable(folder: Path) -> Iterator[None]:
+    """Turns what goes wrong while weights are read into one line.
 
+    Raises:
+        CheckpointUnusable: if the files are damaged or gone.
+    """
+    from safetensors import SafetensorError
 
-def _shards(folder: Path, index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointUnusable(f"{index}: does not list shards; delete the folder and fetch it again") from None
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise CheckpointUnusable(
-            f"{folder}: {missing[0]}, which {index.name} lists, is missing; fetch the checkpoint again"
-        )
-    return [folder / name for name in names]
+        yield
+    except UserError:
+        raise  # One line already.
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
+        raise CheckpointUnusable(f"{folder}: the checkpoint cannot be loaded ({one_line(error)}); {WAY_OUT}") from error

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import CheckpointUnusable, UserError
-from ..base.files import atomic_write, combine, file_sha256, remove_stale_temporaries, require_writable, some
+from ..base.errors import CheckpointUnusable, UserError, some
+from ..base.files import atomic_write, combine, file_sha256, remove_stale_temporaries, require_writable
 from ..config.keys import BaseConfig, result_settings
 from ..hub.listing import HubUnreachable, Listing
 from ..models.family import Family, HubFamily, LocalFamily
@@ -80,7 +80,7 @@ def _on_hub(
     today = {step: family.commit(step) for step in recorded}
     moved = [step for step, commit in today.items() if commit not in (None, recorded[step].get("commit"))]
     # Listings are kept on disk, so the check of all weights before a sweep does not ask for these again.
-    found = family.listed(moved)
+    found = family.listings(moved)
     changed, unknown = [], None in today.values() or not complete
     for step in moved:
         listing = found[step]

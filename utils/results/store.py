@@ -308,7 +308,7 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
     return text.encode()
 
 
-def read_csv(path: Path) -> pd.DataFrame:
+def read_csv(path: Path | io.StringIO) -> pd.DataFrame:
     """A table as it was written. An empty cell is a missing value; text like `NA` stays text."""
     import pandas as pd
 

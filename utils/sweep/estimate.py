@@ -21,7 +21,7 @@ from ..base.errors import CheckpointUnusable
 from ..base.progress import duration
 from ..config.keys import BaseConfig, result_settings
 from ..hub.listing import Listing
-from ..models.family import Family, HubFamily, LocalFamily, listings
+from ..models.family import Family, HubFamily, LocalFamily
 from ..models.weight_files import weight_files
 from .plan import Sweep
 
@@ -93,7 +93,7 @@ def size(count: float) -> str:
 def _sizes(family: Family, steps: Sequence[int]) -> tuple[dict[int, int], set[int]]:
     """Bytes of weights of each step, where known, and which steps are on disk."""
     if isinstance(family, HubFamily):
-        listed = listings(family, steps)
+        listed = family.listings(steps)
         found = {step: one.bytes_of_weights for step in steps if isinstance(one := listed[step], Listing)}
         complete = {step for step in steps if family.is_complete(step)}
         for step in complete - found.keys():

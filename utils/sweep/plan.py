@@ -15,7 +15,7 @@ import yaml
 from ..base.errors import UserError
 from ..config.keys import BaseConfig, with_start_token
 from ..config.schedules import select_steps
-from ..integrity.screening import screen
+from ..integrity.screening import steps_to_leave_out
 from ..models.family import Family, family_of
 from ..results.kinds import ResultSchema
 from ..results.record import RunRecord
@@ -222,7 +222,7 @@ def screened(sweep: Sweep) -> Sweep:
     family, config = sweep.family, sweep.jobs[0].config
     with tqdm(total=len(family.steps), disable=None, dynamic_ncols=True, leave=False) as bar:
         bar.set_description_str(f"{family.name}: comparing weights")
-        left_out = screen(family, list(sweep.missing), config.on_duplicate_weights, bar.update)
+        left_out = steps_to_leave_out(family, list(sweep.missing), config.on_duplicate_weights, bar.update)
     if not left_out:
         return sweep
     return replace(sweep, missing={step: left for step, left in sweep.missing.items() if step not in left_out})

@@ -1,4 +1,4 @@
-"""A task from a CSV of prompt pairs.
+"""A task from a CSV of prompt pairs, or from such a table in memory.
 
 The columns are `clean, corrupted, answers, wrong_answers`; the last two hold one or more answers separated by ";". An
 answer is taken literally and must continue the clean prompt as exactly one token, so a word needs its leading space:
@@ -8,7 +8,7 @@ answer is taken literally and must continue the clean prompt as exactly one toke
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
 from ..config.keys import PromptOptions
-from .prompts import Pair, Prompts, Task, assemble
+from .prompts import MetricFunction, Pair, Prompts, Task, assemble
 from .sampling import draw
 from .vocabulary import encode, unknown_token
 
@@ -48,18 +48,43 @@ def csv_task(path: Path, metric: str | None) -> Task:
     if metric not in PRIMARY_METRICS:
         given = "is missing" if metric is None else f"{metric!r} cannot be used"
         raise UserError(f"metric: {given} for the prompts of {path}; set it to {' or '.join(PRIMARY_METRICS)}")
-    return Task(path.stem, partial(build, path), metric)
+    return Task(path.stem, partial(build, path.name, partial(read_rows, path)), metric)
 
 
-def build(path: Path, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
-    """n distinct rows of the file in seeded random order. The first k of n rows are the k rows of the same seed.
+def table_task(table: Mapping[str, Sequence[Any]], name: str, metric: str | MetricFunction) -> Task:
+    """The same task from columns in memory. It draws the rows that `<name>.csv` with these rows would.
+
+    Args:
+        table: the columns of a prompts CSV; an answer may also be a list of answers.
+        name: of the task.
+        metric: the primary metric.
 
     Raises:
-        UserError: if the file cannot be read, a row cannot be used (naming the row and the reason), or there are fewer
-            than n rows.
+        UserError: if a column is missing, or a row cannot be used.
     """
-    rows = read_rows(path)
-    chosen = [number for _, _, number in draw(path.name, [[len(rows)]], n, seed)]
+    n = len(next(iter(table.values()), ()))
+    if unequal := [column for column in table if len(table[column]) != n]:
+        raise UserError(f"{name}: {unequal[0]} has {len(table[unequal[0]])} rows, the column before it {n}")
+    cells = [(f"row {row + 1}", {column: values[row] for column, values in table.items()}) for row in range(n)]
+    rows = check_rows(name, list(table), cells)
+    return Task(name, partial(build, f"{name}.csv", lambda: rows), metric)
+
+
+def build(
+    name: str,
+    read: Callable[[], list[Row]],
+    tokenizer: PreTrainedTokenizerBase,
+    n: int,
+    seed: int,
+    options: PromptOptions,
+) -> Prompts:
+    """n distinct rows in seeded random order. The first k of n rows are the k rows of the same seed.
+
+    Raises:
+        UserError: if a row cannot be used (naming the row and the reason), or there are fewer than n rows.
+    """
+    rows = read()
+    chosen = [number for _, _, number in draw(name, [[len(rows)]], n, seed)]
     right = _tokens(tokenizer, rows, lambda row: row.answers)
     wrong = _tokens(tokenizer, rows, lambda row: row.wrong_answers)
     pairs = [Pair(row.clean, row.corrupted, a, w, row.meta) for row, a, w in zip(rows, right, wrong, strict=True)]
@@ -83,22 +108,38 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path}: no such file; a task is a built-in one or a prompts CSV") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a UTF-8 CSV: {error}") from None
+    return check_rows(str(path), header, [(f"row {n} (line {line})", row) for n, (line, row) in enumerate(cells, 1)])
+
+
+def check_rows(source: str, header: Sequence[str], cells: Sequence[tuple[str, dict[str, Any]]]) -> list[Row]:
+    """Rows of a table of prompts.
+
+    Args:
+        source: names the table in errors.
+        header: its columns.
+        cells: where each row is, and column -> cell.
+
+    Raises:
+        UserError: if a column is missing, there are no rows, or one cannot be used.
+    """
     if missing := [column for column in COLUMNS if column not in header]:
-        raise UserError(f"{path}: column {missing[0]!r} is missing; a prompts CSV has {', '.join(COLUMNS)}")
+        raise UserError(f"{source}: column {missing[0]!r} is missing; a table of prompts has {', '.join(COLUMNS)}")
     if len(set(header)) != len(header):
-        raise UserError(f"{path}: has the same column twice: {', '.join(header)}")
+        raise UserError(f"{source}: has the same column twice: {', '.join(header)}")
     if not cells:
-        raise UserError(f"{path}: holds no prompts")
+        raise UserError(f"{source}: holds no prompts")
     rows: list[Row] = []
     seen: dict[tuple[str, str], int] = {}
-    for number, (line, row) in enumerate(cells, start=1):
-        where = f"{path}: row {number} (line {line})"
+    for number, (place, row) in enumerate(cells, start=1):
+        where = f"{source}: {place}"
         if None in row or None in row.values():
             raise UserError(f"{where}: does not have as many cells as the header ({len(header)})")
-        for column in COLUMNS:
-            if not row[column].strip():
+        answers, wrong_answers = (_answers(row[column]) for column in COLUMNS[2:])
+        for column, texts in zip(COLUMNS, ([row["clean"]], [row["corrupted"]], answers, wrong_answers), strict=True):
+            if wrong := [text for text in texts if not isinstance(text, str)]:
+                raise UserError(f"{where}: {column} is {wrong[0]!r}, not text")
+            if not any(text.strip() for text in texts):
                 raise UserError(f"{where}: {column} is empty")
-        answers, wrong_answers = (tuple(dict.fromkeys(row[column].split(";"))) for column in COLUMNS[2:])
         if not all(answer.strip() for answer in (*answers, *wrong_answers)):
             raise UserError(f"{where}: an answer between two ';' is empty")
         pair = (row["clean"], row["corrupted"])
@@ -108,6 +149,12 @@ def read_rows(path: Path) -> list[Row]:
         meta = {column: value for column, value in row.items() if column not in COLUMNS}
         rows.append(Row(where, *pair, answers, wrong_answers, meta))
     return rows
+
+
+def _answers(cell: Any) -> tuple[Any, ...]:
+    """The answers of a cell: parts between ";", or the items of a list."""
+    listed = cell.split(";") if isinstance(cell, str) else cell if isinstance(cell, list | tuple) else [cell]
+    return tuple(dict.fromkeys(listed))
 
 
 def _tokens(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import torch
-    from jaxtyping import Bool, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -75,10 +75,15 @@ class Prompts:
 
         return TokenPairs(self.clean, self.corrupted, self.lengths)
 
-    def metric(self, name: str) -> Metric:
-        """A metric on these prompts, as the engine takes it: a function of logits and of the prompts they belong to."""
-        of_answers = METRICS[name]
-        return lambda logits, index: of_answers(logits, self.answers.select(index))
+    def metric(self, metric: str | MetricFunction) -> Metric:
+        """A metric on these prompts, as the engine takes it: a function of logits and of the prompts they belong to.
+
+        Args:
+            metric: a key of `METRICS`, or a function of one's own.
+        """
+        if isinstance(metric, str):
+            return lambda logits, index: METRICS[metric](logits, self.answers.select(index))
+        return lambda logits, index: _checked(metric, logits, self.select(index))
 
     def require_fit(self, name: str, n_positions: int) -> None:
         """Refuse prompts that are longer than a model's context.
@@ -139,6 +144,36 @@ class Prompts:
         )
 
 
+MetricFunction = Callable[["Tensor", Prompts], "Tensor"]
+"""A metric of one's own: logits [prompt, vocab] at the end of some clean prompts, and these prompts -> values [prompt].
+"""
+
+
+def metric_name(metric: str | MetricFunction) -> str:
+    """What a metric is called."""
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+
+
+def _checked(metric: MetricFunction, logits: Float[Tensor, "prompt vocab"], prompts: Prompts) -> Tensor:
+    """The values of a metric of one's own, if they are what the engine needs.
+
+    Raises:
+        UserError: if there is not one value for each prompt, or no gradient where one is needed.
+    """
+    import torch
+
+    values = metric(logits, prompts)
+    if not isinstance(values, torch.Tensor) or values.shape != (len(prompts),):
+        what = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
+        raise UserError(
+            f"metric: {metric_name(metric)} returned {what}; it must return one value per prompt, a tensor of shape "
+            f"({len(prompts)},)"
+        )
+    if logits.requires_grad and not values.requires_grad:
+        raise UserError(f"metric: {metric_name(metric)} has no gradient; compute it from the logits with torch alone")
+    return values
+
+
 @dataclass(frozen=True)
 class Task:
     """A task: how to build its prompts and how to score a model on them.
@@ -146,19 +181,19 @@ class Task:
     Attributes:
         name: its name in the registry, or the stem of a prompts CSV. It names the results folder.
         build: (tokenizer, n, seed, options) -> Prompts.
-        primary: the metric that circuits are found with, a key of `utils.tasks.metrics.METRICS`.
+        primary: the metric that circuits are found with: a key of `utils.tasks.metrics.METRICS`, or a function.
         group: the column of `Prompts.meta` whose kinds of prompts results are also given apart for, if any.
         label: its name in figures; empty to take the name, without underscores.
     """
 
     name: str
     build: Callable[[PreTrainedTokenizerBase, int, int, PromptOptions], Prompts]
-    primary: str
+    primary: str | MetricFunction
     group: str | None = None
     label: str = ""
 
     @property
-    def metrics(self) -> tuple[str, ...]:
+    def metrics(self) -> tuple[str | MetricFunction, ...]:
         """All metrics, the primary one first."""
         return (self.primary, *(name for name in METRICS if name != self.primary))
 

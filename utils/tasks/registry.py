@@ -10,7 +10,7 @@ from ..base.errors import UserError, suggest
 from ..config.keys import PromptOptions, TaskConfig
 from . import gendered_pronoun, greater_than, ioi, sva
 from .csv_task import csv_task
-from .prompts import Prompts, Task
+from .prompts import Prompts, Task, metric_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK, greater_than.TA
 
 def primary_metric(task: str) -> str | None:
     """The primary metric of a built-in task; None for a task from a CSV, whose run.json states it."""
-    return TASKS[task].primary if task in TASKS else None
+    return metric_name(TASKS[task].primary) if task in TASKS else None
 
 
 def task_label(task: str) -> str:

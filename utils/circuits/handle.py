@@ -1,0 +1,297 @@
+"""What the library's functions work on: a model, the settings that keywords give, and sets of edges."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pydantic
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator, FaithfulnessCurve
+from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes
+from circuits_over_time.edge_attribution_patching.graph import QKV, Graph
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
+from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
+
+from ..base.errors import UserError, suggest
+from ..config.explain import blocks_in, explain
+from ..config.keys import BaseConfig, with_start_token
+from ..models import local
+from ..models.checkpoint import LoadedCheckpoint, describe, load_weights, resolve_device
+from ..models.family import resolve_family
+from ..models.revisions import GENERAL, read_names
+from .measured import MeasuredCircuit, read_circuit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Schema = TypeVar("Schema", bound=pydantic.BaseModel)
+
+
+@dataclass(frozen=True, repr=False)
+class Model:
+    """One model in memory.
+
+    Attributes:
+        name: the last part of its name or folder.
+        weights: what the engine computes with; `weights.shape` has all sizes.
+        tokenizer: its tokenizer. Checkpoints share it, so do not change it.
+        step, tokens: how long it was trained; None if nobody says.
+        start_token: whether it was trained with a start token before every document; None if nobody says. Prompts get
+            one if it was (`prepend_bos=` overrides it).
+    """
+
+    name: str
+    weights: ModelWeights
+    tokenizer: PreTrainedTokenizerBase
+    step: int | None = None
+    tokens: int | None = None
+    start_token: bool | None = None
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: LoadedCheckpoint, start_token: bool | None) -> Model:
+        """A checkpoint of a family."""
+        loaded = checkpoint.weights, checkpoint.tokenizer, checkpoint.step, checkpoint.tokens
+        return cls(checkpoint.name, *loaded, start_token)
+
+    @property
+    def n_layers(self) -> int:
+        """Layers."""
+        return self.weights.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads of a layer."""
+        return self.weights.n_heads
+
+    @property
+    def graph(self) -> Graph:
+        """Its nodes and edges: `graph.forward_nodes`, `graph.backward_nodes`, `graph.n_edges`."""
+        return Graph.of(self.weights)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is noted with results."""
+        return {"model": self.name, "step": self.step, "tokens": self.tokens, "d_model": self.weights.d_model}
+
+    def __repr__(self) -> str:
+        """One line."""
+        step = "" if self.step is None else f" at step {self.step:,}"
+        kind = str(self.weights.dtype).removeprefix("torch.")
+        sizes = f"{self.n_layers} layers of {self.n_heads} heads, {self.graph.n_edges:,} edges"
+        return f"{self.name}{step}: {sizes}, {kind} on {self.weights.device}"
+
+
+def load_named(
+    name: str,
+    step: int | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dtype: str,
+    device: str,
+    family: dict[str, Any],
+) -> Model:
+    """A checkpoint of a family, by the family's name, or one checkpoint by its folder; see `cot.load`.
+
+    Args:
+        family: how to resolve a family (`resolve_family`).
+    """
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        described, where = describe(folder), resolve_device(device)
+        weights, _ = load_weights(folder, getattr(torch, dtype), where)
+        named = read_names([folder.name], GENERAL)
+        step = named[0].step if step is None and named else step
+        per_step, habit = None, None
+        if (folder.parent / "family.json").is_file():
+            per_step, habit = local.read_about(folder.parent, None)
+        tokens = None if step is None or per_step is None else step * per_step
+        return Model(folder.resolve().name, weights, tokenizer or described.tokenizer, step, tokens, habit)
+    checkpoints = resolve_family(name, **family)
+    step = checkpoints.steps[-1] if step is None else step
+    if step not in checkpoints.steps:
+        near = ", ".join(map(str, sorted(sorted(checkpoints.steps, key=lambda other: abs(other - step))[:4])))
+        raise UserError(f"step={step}: not published for {checkpoints.name} (nearest: {near})")
+    model = Model.of_checkpoint(checkpoints.load(step, dtype, device), checkpoints.prepend_bos)
+    return model if tokenizer is None else Model(**{**vars(model), "tokenizer": tokenizer})
+
+
+def model_in_memory(
+    model: PreTrainedModel,
+    step: int | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dtype: str | None,
+    device: str | None,
+) -> Model:
+    """A Hugging Face model as it is now, which is not changed; see `cot.load`."""
+    if tokenizer is None:
+        raise TypeError("tokenizer: missing; a model in memory needs it: load(model, tokenizer=tokenizer)")
+    kind = model.dtype if dtype is None else getattr(torch, dtype)
+    where = model.device if device is None else resolve_device(device)
+    if (kind, where) != (model.dtype, model.device):
+        model = torch.nn.Module.to(copy.deepcopy(model), device=where, dtype=kind)
+    name = Path(str(model.config.name_or_path)).name or type(model).__name__
+    return Model(name, read_weights(model), tokenizer, step)
+
+
+# Settings.
+
+
+def settings_of(schema: type[Schema], keys: Mapping[str, Any], model: Model, **fixed: Any) -> Schema:
+    """The settings that keywords give, with the defaults of the YAML files.
+
+    Args:
+        schema: the settings. Keys of runs (`model`, `results_dir`, `executor`, ...) are refused, apart from `fixed`.
+        keys: keys of the schema; those within a block also by their own name (`ig_steps` for `eap={"ig_steps": ...}`).
+        model: says whether prompts get a start token.
+        fixed: further values.
+
+    Raises:
+        TypeError: if there is no such key, or a value has another type.
+        ValueError: if a value is not allowed.
+    """
+    fields = schema.model_fields
+    of_runs = set(BaseConfig.model_fields) - {"batch_size", "seed"}
+    blocks = {block: blocks_in(info.annotation) for block, info in fields.items() if block not in of_runs}
+    within = {name: block for block, inner in blocks.items() for one in inner for name in one.model_fields}
+    given: dict[str, Any] = {}
+    for name, value in keys.items():
+        if name in fields and name not in of_runs:
+            given[name] = {**given.get(name, {}), **value} if isinstance(value, Mapping) else value
+        elif name in within:
+            given.setdefault(within[name], {})[name] = value
+        else:
+            known = [key for key in (*fields, *within) if key not in of_runs]
+            raise TypeError(f"{name}: there is no such keyword{suggest(name, known)}")
+    try:
+        plain = json.loads(json.dumps(given | fixed, default=str))
+        settings = schema.model_validate_json(json.dumps(plain), strict=True)
+    except pydantic.ValidationError as error:
+        lines = [line.removeprefix("command line: ") for line in explain(error, schema, given, None, [])]
+        is_type = all(one["type"].endswith("_type") for one in error.errors())
+        raise (TypeError if is_type else ValueError)("\n".join(map(_as_keyword, lines))) from None
+    return with_start_token(settings, model.start_token)
+
+
+def _as_keyword(line: str) -> str:
+    """`n_prompts: 0 is not ...` as `n_prompts=0: not ...`."""
+    return re.sub(r"^([\w.]+): (\S+|'.*?') is not ", r"\1=\2: not ", line)
+
+
+@contextlib.contextmanager
+def in_callers_words(batch_size: int | None = None) -> Iterator[None]:
+    """Turn what scripts tell their users into errors of Python."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"batch_size={batch_size}: does not fit on the device; pass a smaller one ({error})") from None
+
+
+# Sets of edges.
+
+
+def edge_mask(edges: Any, graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
+    """Edges as the engine takes them.
+
+    Args:
+        edges: names (`"a3.h1->logits"`, `"a0.h1->a3.h2<q>"`; without `<q>` all three inputs of a head), a mask, a
+            circuit, a data frame with `source, target`, or a file that `read_circuit` reads.
+
+    Raises:
+        UserError: if the graph has no such edge.
+        TypeError: if these are no edges.
+    """
+    if isinstance(edges, str | Path) and "->" not in str(edges):
+        edges = read_circuit(edges)
+    if isinstance(edges, MeasuredCircuit):
+        edges = edges.circuit
+    if isinstance(edges, Circuit):
+        theirs, own = edges.graph, graph
+        if (theirs.n_layers, theirs.n_heads, theirs.parallel) != (own.n_layers, own.n_heads, own.parallel):
+            shapes = [f"{one.n_layers} layers of {one.n_heads} heads" for one in (theirs, own)]
+            blocks = "" if theirs.parallel == own.parallel else ", and blocks of another order"
+            raise UserError(f"edges: the circuit is one of {shapes[0]}, the model has {shapes[1]}{blocks}")
+        return edges.in_circuit
+    if isinstance(edges, Tensor):
+        if edges.shape != graph.edge_mask.shape:
+            raise UserError(f"edges: a mask of {tuple(edges.shape)}, the graph's is {tuple(graph.edge_mask.shape)}")
+        return edges.bool().cpu() & graph.edge_mask
+    if hasattr(edges, "columns"):
+        edges = edges["source"] + "->" + edges["target"]
+    names = [edges] if isinstance(edges, str) else list(edges) if isinstance(edges, Iterable) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"edges: {edges!r} is neither names of edges, nor a circuit, a data frame, a mask or a file")
+    mask = torch.zeros_like(graph.edge_mask)
+    for name in map(str, names):
+        source, _, target = name.partition("->")
+        is_head = "<" not in target and re.fullmatch(r"a\d+\.h\d+", target)
+        for full in [f"{source}->{target}<{letter}>" for letter in QKV] if is_head else [name]:
+            try:
+                mask[graph.edge_index(full)] = True
+            except ValueError as error:
+                raise UserError(f"edges: {error}") from None
+    return mask
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """The model with some edges on clean prompts and all others on corrupted ones.
+
+    Attributes:
+        n_edges, n_nodes: how many there are.
+        metric, metric_se: its mean over prompts, and the standard error.
+        faithfulness: (metric - corrupted) / (full - corrupted).
+        faithfulness_interval: its 95% interval, over resampled prompts.
+        faithfulness_raw: metric / full.
+        full, corrupted: the metric of the whole model on clean and on corrupted prompts.
+        values: the metric of every prompt.
+    """
+
+    n_edges: int
+    n_nodes: int
+    metric: float
+    metric_se: float
+    faithfulness: float
+    faithfulness_interval: tuple[float, float]
+    faithfulness_raw: float
+    full: float
+    corrupted: float
+    values: Float[Tensor, " prompt"]
+
+    def __repr__(self) -> str:
+        """One line."""
+        low, high = self.faithfulness_interval
+        return (
+            f"{self.n_edges} edges, {self.n_nodes} nodes: metric {self.metric:.4g} (whole model {self.full:.4g}, "
+            f"corrupted {self.corrupted:.4g}), faithfulness {self.faithfulness:.3f} [{low:.3f}, {high:.3f}]"
+        )
+
+
+def evaluation_of(evaluator: CircuitEvaluator, mask: Bool[Tensor, "n_forward n_backward"], seed: int) -> Evaluation:
+    """Evaluate a set of edges."""
+    values = evaluator(mask[None])[0]
+    curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted, {0: values})
+    low, high = percentile_interval(curve.resampled(seed))
+    return Evaluation(
+        n_edges=int(mask.sum()),
+        n_nodes=int(count_nodes(mask[None], evaluator.graph)[0]),
+        metric=curve.metric(0),
+        metric_se=standard_error(values),
+        faithfulness=curve.faithfulness(0),
+        faithfulness_interval=(float(low[0]), float(high[0])),
+        faithfulness_raw=curve.raw(0),
+        full=float(evaluator.full.double().mean()),
+        corrupted=float(evaluator.corrupted.double().mean()),
+        values=values,
+    )

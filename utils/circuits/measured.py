@@ -1,0 +1,301 @@
+"""A circuit with the tables that say how good it is: measured, saved, read, shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html import escape
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+
+from ..base.errors import UserError
+from ..base.files import atomic_write
+from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS
+from ..results.store import STAMP, Store, csv_bytes, read_csv
+from ..tasks.prompts import metric_name
+from .checks import compare_with_random, groups_table
+from .find import CircuitPrompts, find_circuit
+from .keys import CircuitSettings
+from .tables import baselines_table, edges_table, faithfulness_table
+
+if TYPE_CHECKING:
+    import networkx  # type: ignore[import-untyped]
+    import plotly.graph_objects as go
+
+KINDS = (GRAPHS, FAITHFULNESS, BASELINES, CONTROLS, PROMPT_GROUPS, HYPOTHESIS_TESTS)
+"""The tables of a circuit; `utils/results/kinds.py` says what each column means."""
+SHOWN = 200
+"""Of a large circuit, drawings show so many edges of largest |score|."""
+
+
+@dataclass(frozen=True, repr=False)
+class MeasuredCircuit:
+    """A circuit, and how good it is.
+
+    Attributes:
+        circuit: the scores of all edges and the edges of the circuit, as tensors; no edges if there is no circuit.
+        tables: the name of a kind of result -> its table. A circuit read from another program's file has none.
+        tensors: what its `.pt` file holds: `circuit`, and the scores of the folds of prompts.
+        about: what is known of `model, step, task, metric` and `d_model`.
+    """
+
+    circuit: Circuit
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    tensors: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def edges(self) -> pd.DataFrame:
+        """The edges, the strongest first: `source, target, score`, and if known `score_se, stability, inclusion`."""
+        return self.tables["graphs"] if "graphs" in self.tables else self.circuit.to_table()
+
+    @property
+    def nodes(self) -> pd.DataFrame:
+        """The nodes in the model's order: `node, edges_in, edges_out`, and `score`, the sum of |score| going out."""
+        edges = self.edges
+        into = edges["target"].str.partition("<")[0].value_counts()
+        out = edges.groupby("source")["score"].agg(edges_out="size", score=lambda scores: scores.abs().sum())
+        nodes = [name for name in (*self.circuit.graph.forward_nodes, "logits") if name in into or name in out.index]
+        table = pd.DataFrame({"node": nodes, "edges_in": [int(into.get(name, 0)) for name in nodes]})
+        return table.join(out, on="node").fillna({"edges_out": 0, "score": 0.0}).astype({"edges_out": int})
+
+    @property
+    def controls(self) -> pd.DataFrame:
+        """Random circuits of its size, and the model without it and without them."""
+        return self._table("controls")
+
+    @property
+    def curve(self) -> pd.DataFrame:
+        """The faithfulness at every size that was tried."""
+        return self._table("faithfulness")
+
+    @property
+    def prompt_groups(self) -> pd.DataFrame:
+        """The spread over prompts, and each kind of prompts by itself."""
+        return self._table("prompt_groups")
+
+    @property
+    def hypothesis_tests(self) -> pd.DataFrame:
+        """The statistical tests, if asked for."""
+        return self._table("hypothesis_tests")
+
+    @property
+    def status(self) -> str:
+        """`found`, `task not learned`, `threshold not reached`; `not measured` if it was read from another's file."""
+        return str(self._baseline("status") or "not measured")
+
+    @property
+    def full(self) -> float | None:
+        """The metric of the whole model on clean prompts."""
+        return self._baseline("full")
+
+    @property
+    def corrupted(self) -> float | None:
+        """The metric of the whole model on corrupted prompts."""
+        return self._baseline("corrupted")
+
+    @property
+    def size(self) -> int | None:
+        """Edges of the circuit before pruning; None if there is none."""
+        size = self._baseline("size")
+        return None if size is None else int(size)
+
+    @property
+    def size_interval(self) -> tuple[int | None, int | None]:
+        """95% interval of the size, over resampled prompts. An end is None where resamples find no size."""
+        low, high = self._baseline("size_low"), self._baseline("size_high")
+        return None if low is None else int(low), None if high is None else int(high)
+
+    @property
+    def faithfulness(self) -> float | None:
+        """(M(circuit) - M(corrupted)) / (M(full) - M(corrupted)); None if there is no circuit."""
+        return self._selected("faithfulness")
+
+    @property
+    def faithfulness_interval(self) -> tuple[float | None, float | None]:
+        """95% interval of the faithfulness, over resampled prompts."""
+        return self._selected("faithfulness_low"), self._selected("faithfulness_high")
+
+    def save(self, path: str | Path) -> None:
+        """Save everything as `.pt` (`read_circuit` reads it back), or the graph alone as EAP-IG's `.json`.
+
+        Raises:
+            UserError: for another ending, or if the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix == ".json":
+            if "d_model" not in self.about:
+                raise UserError(f"{path}: the width of the model is not known, which EAP-IG's JSON holds; save as .pt")
+            atomic_write(path, json.dumps(self.circuit.to_json(self.about["d_model"])).encode())
+            return
+        if path.suffix != ".pt":
+            raise UserError(f"path={path}: must end with .pt or .json")
+        tables = {kind: csv_bytes(table).decode() for kind, table in self.tables.items()}
+        buffer = BytesIO()
+        stored = {**self.circuit.to_tensors(), **self.tensors, "tables": tables, "about": dict(self.about)}
+        torch.save(stored, buffer)
+        atomic_write(path, buffer.getvalue())
+
+    def to_networkx(self) -> networkx.MultiDiGraph:
+        """The edges as a graph of networkx. An edge's key is `q`, `k`, `v` or empty, its attributes its columns."""
+        import networkx
+
+        graph = networkx.MultiDiGraph(**self.about)
+        for edge in self.edges.to_dict("records"):
+            target, _, letter = edge["target"].partition("<")
+            graph.add_edge(edge["source"], target, key=letter.rstrip(">"), **{str(name): edge[name] for name in edge})
+        return graph
+
+    def draw(self, strongest: int = SHOWN) -> go.Figure:
+        """An interactive drawing (plotly) of the edges of largest |score|.
+
+        Raises:
+            UserError: if there is no circuit.
+        """
+        from circuits_over_time.plotting.plot_circuit import draw_circuit
+
+        if not len(self.edges):
+            raise UserError(f"there is no circuit to draw: {self.status}")
+        return draw_circuit(self.edges[:strongest], f"Circuit{self._of()}", self._in_words(strongest)).titled()
+
+    def __repr__(self) -> str:
+        """Three lines: whose circuit it is, how large and faithful, and what the whole model does."""
+        return "\n  ".join((f"{'Circuit' if len(self.edges) else 'No circuit'}{self._of()}", *self._lines()))
+
+    def _repr_html_(self) -> str:
+        """A drawing and a short table, without a script or anything to download."""
+        title, *lines = (escape(line.strip()) for line in repr(self).split("\n"))
+        html = f"<b>{title}</b><br>{'<br>'.join(lines)}"
+        if len(self.edges):
+            html += svg_of(self.edges[:SHOWN]) + self.edges[:10].to_html(
+                index=False, float_format="{:.3g}".format, border=0
+            )
+        return html
+
+    def _lines(self) -> list[str]:
+        metric = self.about.get("metric", "metric")
+        run = "" if self.full is None else f"{metric}: whole model {self.full:.3g}, corrupted {self.corrupted:.3g}"
+        if len(self.edges) or self.status == "not measured":
+            return [self._in_words(len(self.edges)), run or self.status]
+        best = self.curve.sort_values("faithfulness").tail(1).to_dict("records")
+        tried = "".join(f"; the best, of {row['n_edges']} edges, has {row['faithfulness']:.2f}" for row in best)
+        return [f"{self.status}{tried}", run]
+
+    def _of(self) -> str:
+        task, model, step = (self.about.get(name) for name in ("task", "model", "step"))
+        words = (f" of {task}" if task else "", f" in {model}" if model else "")
+        return "".join(words) + (f" at step {step:,}" if step is not None else "")
+
+    def _in_words(self, strongest: int) -> str:
+        edges, n_nodes = self.edges, self.circuit.n_nodes
+        words = f"{len(edges)} edges, {n_nodes} nodes"
+        if self.faithfulness is not None:
+            low, high = self.faithfulness_interval
+            words += f", faithfulness {self.faithfulness:.2f} [{low:.2f}, {high:.2f}]"
+        return words + (f"; the {strongest} strongest edges drawn" if strongest < len(edges) else "")
+
+    def _table(self, kind: str) -> pd.DataFrame:
+        columns = next(one.columns for one in KINDS if one.name == kind)
+        return self.tables.get(kind, pd.DataFrame(columns=list(columns)))
+
+    def _baseline(self, column: str) -> Any:
+        table = self._table("baselines")
+        return None if not len(table) or pd.isna(table[column].iloc[0]) else table[column].iloc[0]
+
+    def _selected(self, column: str) -> float | None:
+        selected = self.curve.loc[self.curve["selected"].astype(bool), column]
+        return None if selected.empty else float(selected.iloc[0])
+
+
+def measure_circuit(
+    weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings, about: Mapping[str, Any] | None = None
+) -> MeasuredCircuit:
+    """Find a circuit, and everything that is reported about it.
+
+    Args:
+        about: what to note about the model.
+
+    Raises:
+        UserError: if scores overflow in the model's number format.
+    """
+    found = find_circuit(weights, prompts, settings)
+    kept = found.folds.keep(found.order, max(found.curve.sizes, default=0))
+    controls, tests = compare_with_random(found, settings)
+    tables = {
+        "graphs": edges_table(found, kept, settings),
+        "faithfulness": faithfulness_table(found, settings.seed),
+        "baselines": baselines_table(found, settings),
+        "controls": controls,
+        "prompt_groups": groups_table(found, prompts, settings.seed),
+        "hypothesis_tests": tests,
+    }
+    tensors = found.circuit.to_tensors() | {"score_se": found.folds.standard_error} | kept.to_tensors()
+    noted = {"task": prompts.task.name, "metric": metric_name(prompts.task.primary), "d_model": weights.d_model}
+    return MeasuredCircuit(found.circuit, tables, tensors, noted | dict(about or {}))
+
+
+def read_circuit(path: str | Path) -> MeasuredCircuit:
+    """A circuit from a file: one that was saved, one of the results of get_circuits_over_time.py, or EAP-IG's JSON.
+
+    Raises:
+        UserError: if there is no such file, or it holds no circuit.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".json":
+            return MeasuredCircuit(Circuit.from_json(stored := json.loads(path.read_text())), about=stored["cfg"])
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        circuit = Circuit.from_tensors(stored)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:
+        raise UserError(f"{path}: holds no circuit ({error}); name a .pt of this project or EAP-IG's .json") from None
+    about = stored.pop("about", {})
+    tables = {kind: read_csv(StringIO(text)) for kind, text in stored.pop("tables", {}).items()}
+    if not tables and path.resolve().parents[2].name == "graphs":
+        # One of the results: its other tables are in the folders of their kinds.
+        task, model, _, root = list(path.resolve().parents)[:4]
+        step = int(path.stem.removeprefix("step"))
+        about = {"model": model.name, "task": task.name, "step": step}
+        for kind in KINDS:
+            folder = Store(root).folder(kind, model.name, task.name)
+            if folder.has(step):
+                tables[kind.name] = folder.read_table(step).drop(columns=list(STAMP))
+    if "graphs" in tables:  # As numbers were before they became text.
+        tables["graphs"] = tables["graphs"].astype(dict.fromkeys(tables["graphs"].columns[2:], "float32"))
+    return MeasuredCircuit(circuit, tables, stored, about)
+
+
+def svg_of(edges: pd.DataFrame) -> str:
+    """A small drawing of edges: blue ones raise the metric, red ones lower it, and width grows with |score|."""
+    from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, lay_out
+    from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE
+    from circuits_over_time.plotting.plot_circuit import edge_ends
+
+    layout = lay_out(zip(edges["source"], edges["target"].str.partition("<")[0], strict=True))
+    strongest = float(edges["score"].abs().max()) or 1.0
+    ranked = edges.sort_values("score", key=abs)
+    shapes = []
+    for source, target, score in zip(ranked["source"], ranked["target"], ranked["score"], strict=True):
+        (x0, y0), (x1, y1) = edge_ends(source, target, layout)
+        bend, share = 0.45 * (y1 - y0), (abs(score) / strongest) ** 0.5
+        curve = f"M{x0:.2f} {-y0:.2f}C{x0:.2f} {-y0 - bend:.2f} {x1:.2f} {bend - y1:.2f} {x1:.2f} {-y1:.2f}"
+        colour, name = POSITIVE if score >= 0 else NEGATIVE, escape(f"{source}->{target} {score:+.3g}")
+        look = f'stroke="{colour}" stroke-width="{0.01 + 0.06 * share:.3f}" opacity="{0.3 + 0.6 * share:.2f}"'
+        shapes.append(f'<path d="{curve}" fill="none" {look}><title>{name}</title></path>')
+    for node, (x, y) in layout.positions.items():
+        box = f'x="{x - BOX_WIDTH / 2:.2f}" y="{-y - BOX_HEIGHT / 2:.2f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}"'
+        shapes.append(f'<rect {box} rx=".06" fill="#eef3f7" stroke="#8a8a8a" stroke-width=".015"/>')
+        shapes.append(f'<text x="{x:.2f}" y="{0.07 - y:.2f}" font-size=".2" text-anchor="middle">{node}</text>')
+    width, height = 2 * layout.half_width + 0.4, layout.height + 1
+    view = f"{-width / 2:.2f} {-layout.height - 0.5:.2f} {width:.2f} {height:.2f}"
+    style = f"width:{min(900, 70 * width):.0f}px;max-width:100%;font-family:sans-serif"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}" style="{style}">{"".join(shapes)}</svg>'
