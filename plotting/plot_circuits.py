@@ -14,11 +14,10 @@ from functools import partial
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel
+from circuits_over_time.plotting.parts.panels import Gaps, Line, by_panel, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, within
 from circuits_over_time.plotting.parts.tables import Results, as_text, by_model, escaped, tasks_in
-from circuits_over_time.plotting.parts.time_axis import TimeAxis
-from circuits_over_time.utils.tasks.registry import primary_metric, task_label
+from circuits_over_time.utils.tasks.registry import primary_metric
 
 logger = logging.getLogger("plotting")
 
@@ -50,16 +49,8 @@ def selected_circuits(faithfulness: pd.DataFrame, baselines: pd.DataFrame) -> pd
 
 
 def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, metrics: dict[str, str]) -> Drawing:
-    """The figure.
-
-    Args:
-        table: what `selected_circuits` returns.
-        looks: the look of every model.
-        count: "edges" or "nodes".
-        metrics: each task's metric, for the axis titles.
-    """
-    tasks = tasks_in(table)
-    panels = Panels(3, len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks])
+    """The figure, from what `selected_circuits` returns; `metrics` has each task's metric, for the axis titles."""
+    panels, tasks = task_panels(table, 3)
     cuts = []
     for column, task in enumerate(tasks, 1):
         gaps = []

@@ -22,11 +22,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel, ring
+from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel, ring, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook
-from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
-from circuits_over_time.plotting.parts.time_axis import TimeAxis
-from circuits_over_time.utils.tasks.registry import task_label
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 
 STABLE = 0.9
 RANDOM, BEATEN_BY = "#777777", "#D55E00"
@@ -65,8 +63,8 @@ def control_points(
     """What the figure draws, a row per model, task, checkpoint, panel and line.
 
     Args:
-        baselines: rows of `baselines`: every checkpoint, and why one has no circuit.
-        controls, graphs, prompts: rows of `controls`, `graphs` and `prompt_groups`; None where there are none.
+        baselines: every checkpoint, and why one has no circuit.
+        controls, graphs, prompts: `controls`, `graphs` and `prompt_groups`; None where there are none.
 
     Returns:
         `model, task, step, tokens, panel, line, value, low, high, n_random, n_beaten, reason`.
@@ -127,15 +125,8 @@ def _line(
 
 
 def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
-    """The figure of one model.
-
-    Args:
-        points: rows of `control_points`.
-        model: whose.
-        look: its colour.
-    """
+    """The figure of one model, from rows of `control_points`."""
     points = points[points["model"] == model]
-    tasks = tasks_in(points)
     rows = [panel for panel in PANELS if points.loc[points["panel"] == panel, "value"].notna().any()]
     grey, second = ModelLook(RANDOM, "circle", "solid"), ModelLook("#009E73", "square", "dot")
     looks: dict[str, ModelLook] = {
@@ -149,7 +140,7 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
     }
     groups = sorted(set(points.loc[points["panel"] == "groups", "line"]))
     looks |= {name: GROUP_LOOKS[place % len(GROUP_LOOKS)] for place, name in enumerate(groups)}
-    panels = Panels(len(rows), len(tasks), TimeAxis.of(points), [task_label(task) for task in tasks], panel_height=170)
+    panels, tasks = task_panels(points, len(rows), 170)
     ringed = False
     for column, task in enumerate(tasks, 1):
         for row, panel in enumerate(rows, 1):

@@ -73,19 +73,15 @@ def _score_title(score: str) -> str:
 
 
 def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str, *, narrow: bool = False) -> Drawing:
-    """The timeline of one model.
+    """The timeline of one model, from rows of `emergence` and of `curves`, which say where the checkpoints are.
 
-    Args:
-        emergence: rows of `emergence`.
-        curves: rows of `curves`, which say where the checkpoints are.
-        model: whose.
-        narrow: whether to write the rows' names into the figure instead of next to it.
+    The `narrow` one has the rows' names in the figure instead of next to it.
     """
     rows = leading(emergence[emergence["model"] == model])
     checkpoints = curves.loc[curves["model"] == model, ["step", "tokens"]].drop_duplicates()
     timeline = Timeline(checkpoints, [label(row) for row in rows.to_dict("records")], narrow=narrow)
     for place, row in enumerate(rows.to_dict("records")):
-        name, colour = KINDS[str(row["kind"])]
+        name, colour = KINDS[row["kind"]]
         if pd.isna(row["step"]):
             timeline.say(place, f"does not emerge: {row['reason']}")
             continue
@@ -106,15 +102,7 @@ def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str, *, 
 def draw_seeds_timeline(
     emergence: pd.DataFrame, curves: pd.DataFrame, group: str, models: Sequence[str], *, narrow: bool = False
 ) -> Drawing:
-    """The timeline of models that differ in their seed alone: a bar each, a band from the earliest to the latest.
-
-    Args:
-        emergence: rows of `emergence`.
-        curves: rows of `curves`.
-        group: what the models are called together.
-        models: its members.
-        narrow: whether to write the rows' names into the figure instead of next to it.
-    """
+    """That of models that differ in their seed alone: a bar each over a band from the earliest to the latest."""
     rows = leading(emergence[emergence["model"].isin(models)])
     rows = rows.assign(row=[label(row, head=False) for row in rows.to_dict("records")])
     names = list(dict.fromkeys(rows["row"]))
@@ -153,8 +141,7 @@ def draw_seed_curves(
     """The curves of models that differ in their seed alone: every seed as a thin line over a band of quartiles.
 
     Args:
-        curves: rows of `curves`.
-        seeds: rows of `seeds`.
+        curves, seeds: rows of these tables.
         shapes: whether a curve is abrupt, by its name, where enough models tell.
         group: what the models are called together.
         models: its members.

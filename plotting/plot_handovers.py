@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import NARROW_TICKS, for_both_widths, wrapped
 from circuits_over_time.plotting.parts.roles import LEVELS, role_chip, role_look, why_none
-from circuits_over_time.plotting.parts.style import FAINT, INK, SERIES, Drawing, finish
+from circuits_over_time.plotting.parts.style import FAINT, INK, SERIES, Drawing, finish, write
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
 from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
 
@@ -28,6 +28,7 @@ _ROW, _FRAME, _WIDTH, _NAMES, _PHONE = 52, 110, 960, 160, 320
 _LETTER, _SHARE = 6.8, 30
 # Characters in a line of a reason.
 _LINE, _NARROW_LINE = 110, 46
+_LEFT = {"xanchor": "left", "align": "left", "borderpad": 0}
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,9 @@ class Segment:
 
 
 def segments(heads: pd.DataFrame, role: str, axis: CheckpointAxis) -> list[Segment]:
-    """Who holds a role when, in order; neighbours differ in the head or have a checkpoint without any between them.
+    """Who holds a role when, in order, from rows of `ioi_consistency_heads` of one model.
 
-    Args:
-        heads: rows of `ioi_consistency_heads` of one model.
-        role: which.
-        axis: where checkpoints stand.
+    Neighbours differ in the head, or have a checkpoint without any between them.
     """
     held = heads[(heads["role"] == role) & heads["passes"].astype(bool)]
     found: list[Segment] = []
@@ -64,14 +62,9 @@ def segments(heads: pd.DataFrame, role: str, axis: CheckpointAxis) -> list[Segme
 def draw_handovers(
     heads: pd.DataFrame, handovers: pd.DataFrame, levels: pd.DataFrame, model: str, *, narrow: bool = False
 ) -> Drawing:
-    """The figure of one model.
+    """The figure of one model, from rows of `ioi_consistency_heads`, `handovers` and `ioi_consistency`.
 
-    Args:
-        heads: rows of `ioi_consistency_heads`.
-        handovers: rows of `handovers`.
-        levels: rows of `ioi_consistency`, which have every checkpoint, and why no head holds a role.
-        model: whose.
-        narrow: whether it is drawn for a narrow screen.
+    The last of these have every checkpoint, and why no head holds a role.
     """
     heads, handovers, levels = (table[table["model"] == model] for table in (heads, handovers, levels))
     axis = CheckpointAxis.of(levels["step"])
@@ -83,7 +76,7 @@ def draw_handovers(
         held = segments(heads, role, axis)
         if not held:
             why = wrapped(why_none(levels[levels["level"] == level]), _NARROW_LINE if narrow else _LINE)
-            _write(figure, why, -0.5, row + 0.05, "#666666", 11, xanchor="left")
+            write(figure, why, -0.5, row + 0.05, **_LEFT)
         for segment in held:
             colour = colours.setdefault(segment.head, SERIES[len(colours) % len(SERIES)])
             _draw_segment(figure, segment, role, colour, axis, row, pixels)
@@ -98,7 +91,6 @@ def draw_handovers(
     )
     figure.update_layout(margin={"l": 18 if narrow else _NAMES, "t": 18, "r": 18})
     axis.apply(figure, NARROW_TICKS if narrow else 14)
-    figure.update_xaxes(title={"text": "checkpoint (training step)", "font": {"size": 12}})
     figure.update_yaxes(
         range=[len(roles) - 0.5, -0.7],
         tickvals=list(range(len(roles))),
@@ -109,7 +101,7 @@ def draw_handovers(
         zeroline=False,
     )
     for row, role in enumerate(roles) if narrow else ():
-        _write(figure, role_chip(role), -0.5, row - 0.4, INK, 11, xanchor="left")
+        write(figure, role_chip(role), -0.5, row - 0.4, colour=INK, **_LEFT)
     return drawing
 
 
@@ -145,10 +137,9 @@ def _draw_segment(
         )
     )
     room = (right - left) * pixels
-    names = [segment.head, segment.head.replace(".", "<br>")]
-    for name in names:
-        if max(len(line) for line in name.split("<br>")) * _LETTER <= room:
-            _write(figure, name, middle, row + 0.06, _readable_on(colour), 10 if "<br>" in name else 11)
+    for name, size in ((segment.head, 11), (segment.head.replace(".", "<br>"), 10)):
+        if max(map(len, name.split("<br>"))) * _LETTER <= room:
+            write(figure, name, middle, row + 0.06, size=size, colour=_readable_on(colour), borderpad=0)
             break
 
 
@@ -183,7 +174,7 @@ def _draw_marks(figure: go.Figure, handovers: pd.DataFrame, axis: CheckpointAxis
     written = float("-inf")
     for at, change in zip(x, rows, strict=True):
         if pd.notna(change["share"]) and (at - written) * pixels >= _SHARE:
-            _write(figure, _share(change["share"]), at, row - 0.44, FAINT, 10)
+            write(figure, _share(change["share"]), at, row - 0.44, size=10, colour=FAINT, borderpad=0)
             written = at
 
 
@@ -195,21 +186,6 @@ def _readable_on(colour: str) -> str:
 
 def _share(share: float) -> str:
     return "an unknown share" if pd.isna(share) else f"{share:.0%}"
-
-
-def _write(
-    figure: go.Figure, text: str, x: float, y: float, colour: str, size: int, *, xanchor: str = "center"
-) -> None:
-    figure.add_annotation(
-        text=text,
-        x=x,
-        y=y,
-        showarrow=False,
-        xanchor=xanchor,
-        align="left",
-        font={"size": size, "color": colour},
-        borderpad=0,
-    )
 
 
 def draw(results: Results) -> dict[str, Drawing]:

@@ -23,12 +23,7 @@ TITLES = {"all": "All parts together", "heads": "Other heads", "mlps": "MLPs", "
 
 
 def draw_backup(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
-    """The figure.
-
-    Args:
-        table: `model, step, tokens, part, came_back, came_back_low, came_back_high, n_ablated`.
-        looks: the look of every model.
-    """
+    """The figure, from rows of `ioi_backup`."""
     parts = parts_in(table)
     panels = Panels(1, len(parts), TimeAxis.of(table), [TITLES[part] for part in parts], panel_height=260)
     for column, part in enumerate(parts, 1):

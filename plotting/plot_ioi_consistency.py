@@ -27,13 +27,7 @@ HOVER = ("n_heads", "n_heads_in_circuit", "circuit_effect", "definitions")
 
 
 def draw_consistency(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
-    """The figure.
-
-    Args:
-        table: `model, step, tokens, level, percent, percent_low, percent_high`, and the columns of HOVER; levels in the
-            order of the algorithm.
-        looks: the look of every model.
-    """
+    """The figure, from rows of `ioi_consistency`, their levels in the order of the algorithm."""
     levels = list(dict.fromkeys(table["level"]))
     panels = Panels(1, len(levels), TimeAxis.of(table), [level_title(level) for level in levels], panel_height=290)
     for column, level in enumerate(levels, 1):

@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import NARROW_TICKS, for_both_widths, wrapped
 from circuits_over_time.plotting.parts.roles import HINT, LEVELS, TOY, role_chip, role_look, why_none
-from circuits_over_time.plotting.parts.style import GRID, INK, Drawing, finish
+from circuits_over_time.plotting.parts.style import GRID, INK, Drawing, finish, write
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 from circuits_over_time.plotting.parts.time_axis import short
 
@@ -42,13 +42,9 @@ class Holder:
 
 
 def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str, *, narrow: bool = False) -> Drawing:
-    """The figure of one model.
+    """The figure of one model, from its rows of `ioi_consistency_heads` and `ioi_consistency`.
 
-    Args:
-        heads: `step, level, layer, head, role, effect, passes` of the model.
-        levels: `step, level, reason` of the model, with a row for each level of every measured checkpoint.
-        model: its name, for the heading.
-        narrow: whether the axis names fewer checkpoints, as fits a narrow screen.
+    The latter have a row for each level of every measured checkpoint. The `narrow` figure has fewer ticks.
     """
     steps = sorted(int(step) for step in levels["step"].unique())
     figure = go.Figure()
@@ -141,22 +137,13 @@ def _cells(figure: go.Figure, rows: list[Holder], steps: list[int]) -> None:
 def _explain(figure: go.Figure, text: str, y: float) -> float:
     """Write a text where rows would be, and return how many rows it takes."""
     lines = wrapped(text, _LINE)
-    _note(figure, lines, y, size=11, colour="#666666")
+    _note(figure, lines, y)
     return _LINE_ROWS * (1 + lines.count("<br>")) + 0.2
 
 
-def _note(figure: go.Figure, text: str, y: float, *, size: int, colour: str) -> None:
-    figure.add_annotation(
-        text=text,
-        x=0,
-        xref="paper",
-        xanchor="left",
-        y=y - 0.4,
-        yanchor="top",
-        align="left",
-        showarrow=False,
-        font={"size": size, "color": colour},
-    )
+def _note(figure: go.Figure, text: str, y: float, *, size: int = 11, colour: str = "#666666") -> None:
+    where = {"xref": "paper", "xanchor": "left", "yanchor": "top", "align": "left"}
+    write(figure, text, 0, y - 0.4, size=size, colour=colour, **where)
 
 
 def draw(results: Results) -> dict[str, Drawing]:

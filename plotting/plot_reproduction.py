@@ -21,7 +21,7 @@ from plotly.subplots import make_subplots
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import score_label
 from circuits_over_time.plotting.parts.panels import by_panel
-from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, Drawing, finish
+from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, Drawing, finish, write
 from circuits_over_time.plotting.parts.tables import NotMeasured, Results
 from circuits_over_time.plotting.parts.time_axis import compact
 from circuits_over_time.plotting.published.reproduction import VERDICTS, commands, reproduction
@@ -102,16 +102,15 @@ def draw_reproduction(table: pd.DataFrame) -> Drawing:
         vertical_spacing=_BETWEEN / inner if len(grid) > 1 else 0,
     )
     figure.update_annotations(font_size=14, yshift=4)
-    named: set[str] = set()
     for row, panels in enumerate(grid, 1):
         for column, panel in enumerate(panels, 1):
-            _draw_panel(figure, table[table["panel"] == panel], named, {"row": row, "col": column})
+            _draw_panel(figure, table[table["panel"] == panel], {"row": row, "col": column})
     counts = table["verdict"].value_counts()
-    told = ", ".join(f"{counts[verdict]} {SENTENCES[verdict]}" for verdict in SENTENCES if verdict in counts)
+    verdicts = ", ".join(f"{counts[verdict]} {SENTENCES[verdict]}" for verdict in SENTENCES if verdict in counts)
     drawing = finish(
         figure,
         "Published and measured",
-        f"Of {len(table)} numbers of Tigges et al. 2024 (arXiv 2407.10827) {told}; bars are 95% intervals",
+        f"Of {len(table)} numbers of Tigges et al. 2024 (arXiv 2407.10827) {verdicts}; bars are 95% intervals",
         width=width,
         height=inner + 112,
     )
@@ -119,7 +118,7 @@ def draw_reproduction(table: pd.DataFrame) -> Drawing:
     return drawing
 
 
-def _draw_panel(figure: go.Figure, rows: pd.DataFrame, named: set[str], where: dict[str, int]) -> None:
+def _draw_panel(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) -> None:
     quantity = rows["quantity"].iloc[0]
     low, high = rows["published_low"].astype(float), rows["published_high"].astype(float)
     middle = (low + high) / 2
@@ -127,7 +126,6 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, named: set[str], where: d
         figure,
         rows,
         "published",
-        named,
         where,
         y=middle,
         error_y={"type": "data", "array": high - middle, "thickness": 9, "width": 0, "color": PUBLISHED_COLOUR},
@@ -151,7 +149,6 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, named: set[str], where: d
             figure,
             part,
             f"measured, {verdict}",
-            named,
             where,
             y=part["measured"].fillna(part["low"]),
             error_y={"type": "data", "thickness": 1.5, "width": 4, "color": colour, **ends},
@@ -161,8 +158,8 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, named: set[str], where: d
         reasons = rows["note"][rows["note"] != ""]
         text = "not measured" if reasons.empty else reasons.iloc[0]
         x, y = (figure.get_subplot(**where).xaxis.domain, figure.get_subplot(**where).yaxis.domain)
-        place = {"x": sum(x) / 2, "y": y[0] + 0.1 * (y[1] - y[0]), "xref": "paper", "yref": "paper"}
-        figure.add_annotation(text=text, showarrow=False, font={"size": 12, "color": "#777777"}, **place)
+        at = sum(x) / 2, y[0] + 0.1 * (y[1] - y[0])
+        write(figure, text, *at, size=12, colour="#777777", xref="paper", yref="paper")
     figure.update_xaxes(categoryorder="array", categoryarray=rows["label"].tolist(), **where)
     figure.update_yaxes(title_text=QUANTITIES[quantity], **where)
     if quantity == "emergence_tokens":
@@ -176,11 +173,9 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, named: set[str], where: d
         figure.update_yaxes(rangemode="tozero", **where)
 
 
-def _add(
-    figure: go.Figure, rows: pd.DataFrame, name: str, named: set[str], where: dict[str, int], **look: object
-) -> None:
+def _add(figure: go.Figure, rows: pd.DataFrame, name: str, where: dict[str, int], **look: object) -> None:
     quantity = rows["quantity"].iloc[0]
-    told = [
+    hover = [
         (
             format_range(row["published_low"], row["published_high"], quantity),
             format_number(row["measured"], quantity),
@@ -194,25 +189,19 @@ def _add(
             x=rows["label"],
             name=name,
             legendgroup=name,
-            showlegend=name not in named,
             legendrank=1 + ["published", *LOOKS].index(name.removeprefix("measured, ")),
             mode="markers",
-            customdata=told,
+            customdata=hover,
             hovertemplate="<b>%{x}</b><br>published: %{customdata[0]}<br>measured: %{customdata[1]}"
             "<br>95% interval: %{customdata[2]}<br>checkpoints: %{customdata[3]}<extra></extra>",
             **look,
         ),
         **where,
     )
-    named.add(name)
 
 
 def reproduction_html(table: pd.DataFrame) -> str:
-    """A row per published number, what measures the missing ones below.
-
-    Args:
-        table: what `plotting.reproduction.reproduction` returns.
-    """
+    """What `reproduction` returns as a table, and below it what measures the missing numbers."""
     rows = "".join(_row(row) for _, row in table.iterrows())
     names = ("Number", "", "Published", "Measured", "95% interval", "Checkpoints", "Verdict", "Notes")
     head = "".join(f"<th scope='col'>{name}</th>" for name in names)

@@ -16,10 +16,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import by_panel
+from circuits_over_time.plotting.parts.panels import by_panel, row_of_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish
 from circuits_over_time.plotting.parts.tables import (
     NotMeasured,
@@ -40,19 +39,13 @@ from circuits_over_time.utils.tasks.registry import task_label
 
 logger = logging.getLogger("plotting")
 
-PANEL_WIDTH = 345
-
 
 def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> pd.DataFrame:
-    """Pearson's r over models between parameter count and circuit size, for every task.
-
-    Args:
-        sizes: `model, task, size`, one row per model and task.
-        parameters: parameter count of every model.
+    """Pearson's r over models between parameter count and circuit size (`model, task, size`), for every task.
 
     Returns:
-        `task, r, p_value, exact, n_models`; r is NaN with fewer than three models or without variation. p-values are
-        those of `utils.comparison.scale`, from permutations of the models.
+        `task, r, p_value, exact, n_models`; r is NaN with fewer than three models or without variation. p-values come
+        from permutations of the models (`utils.comparison.scale`).
 
     Raises:
         ValueError: if a model and task come twice, or a model has no parameter count.
@@ -112,9 +105,7 @@ def draw_scale(
         if not np.isnan(r):
             verdict = f"r = {r:.2f} ({n:.0f} models), {'exact ' if found['exact'][task] else ''}p = {p:.2g}"
         titles.append(f"{task_label(task)}<br><span style='font-size:12px;color:#555'>{verdict}</span>")
-    width = 106 + max(PANEL_WIDTH * len(tasks), 420)
-    figure = make_subplots(cols=len(tasks), subplot_titles=titles, horizontal_spacing=min(0.2, 70 / width))
-    figure.update_annotations(font_size=15)
+    figure, width = row_of_panels(titles, 420)
     for column, task in enumerate(tasks, 1):
         for model, rows in by_model(sizes[sizes["task"] == task]):
             row, look = rows.iloc[0], looks[model]
@@ -131,8 +122,6 @@ def draw_scale(
                     mode="markers",
                     name=model,
                     legendgroup=model,
-                    showlegend=column == 1
-                    or model not in set(sizes.loc[sizes["task"].isin(tasks[: column - 1]), "model"]),
                     marker={"color": look.colour, "symbol": look.symbol, "size": 11},
                     customdata=[[compact(parameters[model]), row["n_steps"]]],
                     hovertemplate=f"<b>{model}</b> (%{{customdata[0]}} parameters)<br>mean size: %{{y:.1f}} {count}"

@@ -12,12 +12,10 @@ from functools import partial
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel
+from circuits_over_time.plotting.parts.panels import Line, by_panel, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, metric_order
-from circuits_over_time.plotting.parts.tables import Results, escaped, models_in, tasks_in
-from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.tasks.registry import task_label
 
 DASHES = {"clean": None, "corrupted": "dot"}
 # A share of prompts or a probability lies in [0, 1].
@@ -25,17 +23,9 @@ SHARES = ("accuracy", "rank_0_rate", "prob_mass")
 
 
 def draw_performance(table: pd.DataFrame, metrics: list[str], looks: dict[str, ModelLook]) -> Drawing:
-    """The figure.
-
-    Args:
-        table: `model, task, step, tokens, metric, value`, and where present `run` (clean or corrupted), `se`, `n`.
-        metrics: rows of the figure, top to bottom, as far as the table has them.
-        looks: the look of every model.
-    """
-    tasks, metrics = tasks_in(table), [metric for metric in metrics if (table["metric"] == metric).any()]
-    panels = Panels(
-        len(metrics), len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks], panel_height=190
-    )
+    """The figure, from rows of `task_performance`: of the metrics, top to bottom, those that the table has."""
+    metrics = [metric for metric in metrics if (table["metric"] == metric).any()]
+    panels, tasks = task_panels(table, len(metrics), 190)
     there = set(table["run"]) if "run" in table else set()
     runs: list[str | None] = [run for run in DASHES if run in there] or [None]
     for row, metric in enumerate(metrics, 1):

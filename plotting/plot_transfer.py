@@ -56,9 +56,9 @@ def matrices(table: pd.DataFrame, model: str, step: int | None) -> list[Matrix]:
     """The panels of one model: each task's steps, then all tasks at one step if there are several.
 
     Args:
-        table: the rows of kind `transfer`, with `task`.
+        table: rows of `transfer`, with `task`.
         model: whose.
-        step: the step of the matrix over tasks; None takes the last at which most tasks have a circuit.
+        step: of the matrix over tasks; None takes the last at which most tasks have a circuit.
 
     Raises:
         UserError: if no circuit was put into a model of that step.

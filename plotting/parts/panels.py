@@ -9,9 +9,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .style import FONT, INK, Drawing, ModelLook, finish, translucent
+from circuits_over_time.utils.tasks.registry import task_label
+
+from .style import FONT, INK, Drawing, ModelLook, add_key, finish, translucent, write
 from .tables import tasks_in
-from .time_axis import TimeAxis
+from .time_axis import CheckpointAxis, TimeAxis
 
 _PANEL_WIDTH = 345
 _PANEL_HEIGHT = 215
@@ -25,8 +27,6 @@ INTERVAL = 1.96
 MOST_REASONS, _LINE = 4, 42
 # Ticks of the training axis that fit a panel as wide as a phone; the share of its width below which two labels touch.
 NARROW_TICKS, _TOUCH = 6, 0.12
-# What is written where a panel has no curves.
-_NOTE = {"showarrow": False, "font": {"size": 12, "color": "#555555"}}
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ class Gaps:
         table: all rows of the curve, with `step`, `tokens` and the columns below.
         value: the column that is drawn.
         reason: the column that says why it is empty. If the table has none, or it is empty too, so is the reason.
-        name: the model.
-        look: its colour.
+        name, look: of the model.
     """
 
     table: pd.DataFrame
@@ -108,15 +107,7 @@ def wrapped(text: str, width: int) -> str:
 
 def write_in_middle(figure: go.Figure, text: str, **options: str | int) -> None:
     """Write in the middle of the panel at `row=`, `col=`; further options are those of plotly's annotations."""
-    figure.add_annotation(
-        text=text,
-        x=0.5,
-        y=0.5,
-        xref="x domain",
-        yref="y domain",
-        **_NOTE,
-        **options,
-    )
+    write(figure, text, 0.5, 0.5, size=12, colour="#555555", xref="x domain", yref="y domain", **options)
 
 
 def ring(colour: str, size: int = 12) -> dict[str, object]:
@@ -131,7 +122,7 @@ class Panels:
         self,
         rows: int,
         columns: int,
-        axis: TimeAxis,
+        axis: TimeAxis | CheckpointAxis,
         titles: Sequence[str] = (),
         *,
         n_panels: int | None = None,
@@ -141,8 +132,7 @@ class Panels:
         """Make a grid.
 
         Args:
-            rows: panels from top to bottom.
-            columns: panels from left to right.
+            rows, columns: of panels.
             axis: the training axis.
             titles: what to write above the panels: one per column, or one per panel if `n_panels` is given.
             n_panels: how many panels there are, row by row, if the grid is not full.
@@ -170,7 +160,6 @@ class Panels:
             vertical_spacing=between / inner if rows > 1 else 0,
         )
         self.figure.update_annotations(font={"size": 15, "family": FONT, "color": INK}, yshift=4)
-        self._in_legend: set[str] = set()
         self._has_gaps = False
 
     def draw(self, line: Line, row: int, column: int) -> None:
@@ -195,7 +184,6 @@ class Panels:
                 y=y,
                 name=entry,
                 legendgroup=entry,
-                showlegend=entry not in self._in_legend,
                 mode="lines+markers" if line.markers else "lines",
                 line={"color": line.look.colour, "dash": line.dash or line.look.dash, "width": line.width},
                 marker={"symbol": line.look.symbol, "size": 6, "color": line.look.colour},
@@ -207,7 +195,6 @@ class Panels:
             ),
             **where,
         )
-        self._in_legend.add(entry)
 
     def missing(self, gaps: Sequence[Gaps], row: int, column: int, *, hint: str = "") -> None:
         """Say where a panel has no values, and why.
@@ -217,13 +204,12 @@ class Panels:
 
         Args:
             gaps: of every model of the panel.
-            row: panel row.
-            column: panel column.
+            row, column: of the panel.
             hint: what to say below the reasons of a panel without any value.
         """
         where = {"row": row, "col": column}
         for gap in gaps:
-            table = gap.without()
+            table, colour = gap.without(), gap.look.colour
             if table.empty:
                 continue
             self.figure.add_trace(
@@ -231,12 +217,7 @@ class Panels:
                     x=self.axis.position(table["tokens"]),
                     y=[0.0] * len(table),
                     mode="markers",
-                    marker={
-                        "symbol": "x-thin",
-                        "size": 6,
-                        "color": gap.look.colour,
-                        "line": {"width": 1.2, "color": gap.look.colour},
-                    },
+                    marker={"symbol": "x-thin", "size": 6, "color": colour, "line": {"width": 1.2, "color": colour}},
                     opacity=0.55,
                     cliponaxis=False,
                     name=gap.name,
@@ -260,31 +241,18 @@ class Panels:
 
     def key(self, name: str, dash: str, colour: str = "#555555") -> None:
         """A legend entry for a line style that all models share."""
-        self.figure.add_trace(
-            go.Scatter(
-                x=[None],
-                y=[None],
-                name=name,
-                mode="lines",
-                line={"color": colour, "dash": dash, "width": 2},
-                hoverinfo="skip",
-            ),
-            row=1,
-            col=1,
-        )
+        add_key(self.figure, name, mode="lines", line={"color": colour, "dash": dash, "width": 2})
 
     def mark(self, name: str, symbol: str, colour: str = "#555555") -> None:
         """A legend entry for a mark that all models share."""
         marker = {"symbol": symbol, "size": 8, "color": colour, "line": {"width": 1.2, "color": colour}}
-        self.figure.add_trace(
-            go.Scatter(x=[None], y=[None], name=name, mode="markers", marker=marker, hoverinfo="skip"), row=1, col=1
-        )
+        add_key(self.figure, name, mode="markers", marker=marker)
 
     def leave_empty(self, text: str, row: int, column: int) -> None:
         """Write in the middle of a panel that has no curves at all, and so no axes."""
         plot = self.figure.get_subplot(row, column)
         x, y = (sum(axis.domain) / 2 for axis in (plot.xaxis, plot.yaxis))
-        self.figure.add_annotation(text=text, x=x, y=y, xref="paper", yref="paper", **_NOTE)
+        write(self.figure, text, x, y, size=12, colour="#555555", xref="paper", yref="paper")
 
     def level(self, y: float, row: int, column: int) -> None:
         """A thin dashed horizontal line."""
@@ -295,8 +263,7 @@ class Panels:
 
         Args:
             ends: for each line its last value, its name and its colour.
-            row: panel row.
-            column: panel column.
+            row, column: of the panel.
         """
         ends = sorted(end for end in ends if end[0] == end[0])
         if not ends:
@@ -311,26 +278,17 @@ class Panels:
         shift = sum(height - value for height, (value, _, _) in zip(heights, ends, strict=True)) / len(ends)
         x = self.axis.range()[1]
         for height, (_, name, colour) in zip(heights, ends, strict=True):
-            self.figure.add_annotation(
-                x=x,
-                y=height - shift,
-                text=name,
-                showarrow=False,
-                xanchor="left",
-                xshift=2,
-                font={"size": 11, "color": colour},
-                row=row,
-                col=column,
-            )
+            where = {"row": row, "col": column}
+            write(self.figure, name, x, height - shift, colour=colour, xanchor="left", xshift=2, **where)
 
-    def done(self, title: str, subtitle: str, *, legend: bool = True) -> Drawing:
+    def done(self, title: str, subtitle: str, *, legend: bool = True, most_ticks: int | None = None) -> Drawing:
         """Set the axes and titles, and return the drawing."""
         if self._has_gaps:
             self.mark("no value: point at it for the reason", "x-thin")
         figure = self.figure
         drawing = finish(figure, title, subtitle, width=self.width, height=self.height, legend=legend)
         figure.update_layout(margin={"l": 78, "r": self._margin_right, "t": figure.layout.margin.t + self._title_room})
-        self.axis.apply(figure, most=max(4, self.panel_width // 46), title="")
+        self.axis.apply(figure, most=most_ticks or max(4, self.panel_width // 46), title="")
         self.axis.mark_break(figure, row="all", col="all")
         for panel in range(self.rows * self.columns):
             where = {"row": 1 + panel // self.columns, "col": 1 + panel % self.columns}
@@ -366,6 +324,20 @@ class Panels:
                 ),
                 **where,
             )
+
+
+def task_panels(table: pd.DataFrame, rows: int, panel_height: int = _PANEL_HEIGHT) -> tuple[Panels, list[str]]:
+    """Panels with a column for each task of a table, and the tasks."""
+    tasks = tasks_in(table)
+    titles = [task_label(task) for task in tasks]
+    return Panels(rows, len(tasks), TimeAxis.of(table), titles, panel_height=panel_height), tasks
+
+
+def row_of_panels(titles: Sequence[str], least: int) -> tuple[go.Figure, int]:
+    """A row of panels whose x axis is not time, and its width in pixels, which is at least about `least`."""
+    width = _FRAME_WIDTH + max(_PANEL_WIDTH * len(titles), least)
+    figure = make_subplots(cols=len(titles), subplot_titles=titles, horizontal_spacing=min(0.2, 70 / width))
+    return figure.update_annotations(font_size=15), width
 
 
 def by_panel(

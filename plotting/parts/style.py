@@ -7,6 +7,7 @@ a few of Paul Tol's for the remaining sizes. Marker shapes repeat the distinctio
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -158,6 +159,18 @@ def within(values: Iterable[float], low: float, high: float) -> tuple[list[float
     return [bottom - pad, top + pad], any(not bottom <= value <= top for value in finite)
 
 
+def write(
+    figure: go.Figure, text: str, x: float, y: float, *, size: int = 11, colour: str = "#666666", **options: Any
+) -> None:
+    """Write a text without an arrow; further options are those of plotly's annotations."""
+    figure.add_annotation(text=text, x=x, y=y, showarrow=False, font={"size": size, "color": colour}, **options)
+
+
+def add_key(figure: go.Figure, name: str, **look: Any) -> None:
+    """An entry of the legend for a look that no single curve stands for: `mode=`, `line=`, `marker=`."""
+    figure.add_trace(go.Scatter(x=[None], y=[None], name=name, hoverinfo="skip", **look))
+
+
 # Pixels above the panels: their own titles; and in a file the heading, with and without a legend below it.
 _PANEL_TITLES = 34
 _HEADING, _HEADING_WITH_LEGEND = 78, 108
@@ -235,20 +248,20 @@ class Drawing:
 def finish(
     figure: go.Figure, title: str, subtitle: str = "", *, width: int, height: int, legend: bool = True
 ) -> Drawing:
-    """Give a drawn figure the shared look, and a heading.
+    """Give a drawn figure the shared look, in place, and a heading.
 
     Args:
-        figure: the figure, changed in place.
-        title: what is shown.
-        subtitle: one line in smaller type: how to read it.
+        figure: traces of one name get one entry in the legend, however many panels they are in.
+        title, subtitle: see `Drawing`.
         width: pixels in PNG and PDF; the HTML fills the window but keeps the height.
         height: pixels, without the heading.
         legend: whether the figure has a legend.
     """
-    figure.update_layout(
-        width=width,
-        height=height,
-        margin={"l": 72, "r": 28, "t": _PANEL_TITLES, "b": 78},
-        showlegend=legend,
-    )
+    named: set[str] = set()
+    for trace in figure.data if legend else ():
+        if trace.name and trace.showlegend is None:
+            trace.showlegend = trace.name not in named
+            named.add(trace.name)
+    margin = {"l": 72, "r": 28, "t": _PANEL_TITLES, "b": 78}
+    figure.update_layout(width=width, height=height, margin=margin, showlegend=legend)
     return Drawing(figure, title, subtitle)

@@ -18,7 +18,7 @@ from ..parts.roles import ROLES
 from ..parts.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, Drawing, task_order
 from ..parts.tables import Results
 from .figures import figures_json
-from .runs import Run, equal_weights_notes, runs_html
+from .runs import RunRecord, equal_weights_notes, runs_html
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = (
@@ -58,15 +58,14 @@ def page_html(
     heads: list[dict[str, Any]],
     meanings: dict[str, str],
     figures: dict[str, Drawing],
-    runs: list[Run],
+    runs: list[RunRecord],
     notes: list[str],
 ) -> str:
     """The whole page.
 
     Args:
-        results: the results that the report is about.
-        circuits: records of `circuit_records`, if any.
-        heads: records of `head_records`, if any.
+        results: what the report is about.
+        circuits, heads: records of `circuit_records` and `head_records`, if any.
         meanings: what each role means.
         figures: by name, in reading order, if any.
         runs: the run records.
