@@ -1,7 +1,7 @@
 # make circuits   everything from nothing: environment, toy checkpoints, their circuits and head scores, figures, report
 # make real       the same on a real language model from a Python package, SmolLM2-135M (about 5 minutes on two cores)
 # make test       the tests          make check   formatting, lint, types and tests
-# make test-real  the tests on that model
+# make test-real  the tests on that model      make test-versions  with the lowest and the newest libraries that may be
 # The interpreter can be chosen: make test PYTHON=python3.12 (3.11 or later).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -16,7 +16,7 @@ REAL_MODEL := $(VENV)/installed-requirements-real.txt
 TOY := model_cache/toy/family.json
 REAL := model_cache/smollm2-135m/family.json
 
-.PHONY: help environment dev-environment toy circuits figures real test test-slow test-long test-real lint format types check docs bench clean
+.PHONY: help environment dev-environment toy circuits figures real test test-slow test-long test-real test-versions lint format types check docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -88,6 +88,14 @@ test-long: $(DEVELOPING)
 test-real: $(DEVELOPING) $(REAL)
 	$(RUN) -m pytest -m real
 
+# The tests with the lowest and with the newest versions that pyproject.toml allows, each in an environment of its own.
+test-versions:
+	for end in lowest newest; do test -x .venv-$$end/bin/pip || $(PYTHON) -m venv .venv-$$end; done
+	sed -n '/^dependencies/,/^]/s/^ *"\(.*\)>=\(.*\),<.*/\1==\2/p' pyproject.toml > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet -e '.[dev]' -c .venv-lowest/constraints.txt
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	failed=; for end in lowest newest; do .venv-$$end/bin/python -m pytest -n auto --dist worksteal || failed=1; done; test -z "$$failed"
+
 lint: $(DEVELOPING)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
@@ -111,4 +119,4 @@ bench: $(DEVELOPING)
 # Results and checkpoints cost hours and are left alone.
 clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis figures figures_real
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

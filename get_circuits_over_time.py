@@ -24,9 +24,19 @@ from circuits_over_time.utils.results.kinds import (
     GRAPHS,
     HYPOTHESIS_TESTS,
     PROMPT_GROUPS,
+    TRANSFER,
 )
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
+SECOND_WALK = Analysis(
+    "get_circuits_over_time",
+    CircuitsConfig,
+    (TRANSFER,),
+    Lazy("utils.circuits.transfer.prepare"),
+    Lazy("utils.circuits.transfer.measure"),
+    tasks=Lazy("utils.circuits.keys.tasks_of_transfer"),
+    outdated=Lazy("utils.circuits.transfer.outdated"),
+)
 ANALYSIS = Analysis(
     "get_circuits_over_time",
     CircuitsConfig,
@@ -34,7 +44,7 @@ ANALYSIS = Analysis(
     Lazy("utils.circuits.run.prepare"),
     Lazy("utils.circuits.run.measure"),
     tasks=Lazy("utils.tasks.tasks_of"),
-    then=Lazy("utils.circuits.transfer.second_walk"),
+    then=SECOND_WALK,
 )
 
 if __name__ == "__main__":

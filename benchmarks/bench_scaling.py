@@ -40,12 +40,11 @@ from circuits_over_time.utils.models.family import Family
 from circuits_over_time.utils.results.kinds import ResultSchema
 from circuits_over_time.utils.results.record import versions
 from circuits_over_time.utils.results.store import Result
-from circuits_over_time.utils.sweep import loop as unit
 from circuits_over_time.utils.sweep.analysis import Analysis
-from circuits_over_time.utils.sweep.loop import Run
+from circuits_over_time.utils.sweep.claims import ClaimedCheckpoint
+from circuits_over_time.utils.sweep.loop import SweepLoop, measure
 from circuits_over_time.utils.sweep.plan import Job, Measurement, Sweep
-from circuits_over_time.utils.sweep.ray_pool import DriverRun
-from circuits_over_time.utils.sweep.worker import Outcome, Unit
+from circuits_over_time.utils.sweep.ray_pool import WAIT, Outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,37 +86,36 @@ def sweeps_of(folder: Path, workers: int) -> list[Sweep]:
     names = [f"hub{number}" for number in range(-(-total // MODEL))]
     config = BaseConfig(model=names, results_dir=folder)
     job = Job(Analysis("sleeping", BaseConfig, (KIND,), lambda *_: None, sleep), config)
-    what = Measurement(job, None)
     for number, name in enumerate(names):
         steps = tuple(range(min(MODEL, total - number * MODEL)))
         family = SlowHub(name, name, steps, {step: step for step in steps})
-        sweeps.append(Sweep(family, (job,), (job,), (steps,), {step: [what] for step in steps}))
+        what = Measurement(job, name, None)
+        sweeps.append(Sweep(name, family, {job: list(steps)}, {step: [what] for step in steps}))
     return sweeps
 
 
 class Threads:
     """A pool like Ray's, whose workers are threads."""
 
-    def __init__(self, sweep: Sweep, workers: int) -> None:
-        self.what, self.workers = next(iter(sweep.missing.values()))[0], workers
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
         self._threads = ThreadPoolExecutor(workers)
         self._running: set[Future[Outcome]] = set()
 
     def room(self) -> int:
         return self.workers + max(1, self.workers // 8)
 
-    def submit(self, what: Unit) -> None:
-        self._running.add(self._threads.submit(self._measure, what))
+    def submit(self, claimed: ClaimedCheckpoint) -> None:
+        self._running.add(self._threads.submit(self._measure, claimed))
 
-    def wait(self, seconds: float) -> list[Outcome]:
-        done, self._running = wait(self._running, seconds, FIRST_COMPLETED)
+    def wait(self) -> list[Outcome]:
+        done, self._running = wait(self._running, WAIT, FIRST_COMPLETED)
         return [future.result() for future in done]
 
-    def _measure(self, what: Unit) -> Outcome:
-        checkpoint = SlowHub(what.name, what.name, (), {}).load(what.step)
-        return Outcome(
-            what.name, what.step, (unit.encode(checkpoint, self.what, unit.measure(checkpoint, self.what, None)),)
-        )
+    def _measure(self, claimed: ClaimedCheckpoint) -> Outcome:
+        name = claimed.family.name
+        checkpoint = SlowHub(name, name, (), {}).load(claimed.step)
+        return Outcome(claimed, [(what, measure(checkpoint, what, None)) for what in claimed.missing])
 
 
 def by_processes(folder: Path, workers: int) -> float:
@@ -131,7 +129,7 @@ def by_processes(folder: Path, workers: int) -> float:
         tqdm.set_lock(threading.RLock())
         sweeps = sweeps_of(folder, workers)
         start.wait()
-        os._exit(Run("sleeping", sweeps).execute())
+        os._exit(SweepLoop("sleeping", sweeps).run())
 
     processes = [context.Process(target=work) for _ in range(workers)]
     for process in processes:
@@ -148,7 +146,7 @@ def by_driver(folder: Path, workers: int) -> float:
     """Seconds that a driver with a pool takes."""
     sweeps = sweeps_of(folder, workers)
     begun = time.perf_counter()
-    DriverRun("sleeping", sweeps, Threads(sweeps[0], workers)).execute()
+    SweepLoop("sleeping", sweeps, Threads(workers)).run()
     return time.perf_counter() - begun
 
 
@@ -160,9 +158,9 @@ def simulate() -> None:
     first: dict[str, float] = {}
     for workers in WORKERS:
         row = []
-        for name, measure in (("processes", by_processes), ("driver", by_driver)):
+        for name, take in (("processes", by_processes), ("driver", by_driver)):
             with tempfile.TemporaryDirectory() as folder:
-                seconds = measure(Path(folder), workers)
+                seconds = take(Path(folder), workers)
             assert workers == 1 or name in first
             row.append(f"{seconds:.1f} | {first.setdefault(name, seconds) / seconds:.0%}")
         print(f"| {workers} | {' | '.join(row)} |", flush=True)

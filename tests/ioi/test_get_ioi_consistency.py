@@ -116,7 +116,7 @@ def store_inputs(keys: list[str], step: int) -> Store:
     for kind, of_kind in (("components", config.components_config()), ("cspa", config.cspa_config())):
         folder = store.folder(kind, "hand")
         RunRecord(folder).begin(folder.kind.script.removesuffix(".py"), of_kind, family, [step])
-        RunRecord(folder).add(step, family.load(step, device="cpu").provenance)
+        RunRecord(folder).add({step: (family.load(step, device="cpu").provenance, {})})
     return store
 
 

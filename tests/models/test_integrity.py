@@ -40,10 +40,6 @@ def shards(*contents: int) -> dict[str, bytes]:
     return files | {"model.safetensors.index.json": json.dumps(index).encode()}
 
 
-def ignore() -> None:
-    """Nothing."""
-
-
 def test_equal_weights_are_found_without_fetching_any(pythia: HubFamily, served: HubServer) -> None:
     report = find_duplicates(pythia)
     assert problems(report) == {(2000, "equal weights"): {"3000"}, (3000, "equal weights"): {"2000"}}
@@ -99,20 +95,20 @@ def test_steps_that_are_known_to_be_equal_for_a_reason_are_no_finding(served: Hu
     report = find_duplicates(family)
     assert problems(report) == {(0, "equal as expected"): {"1"}, (1, "equal as expected"): {"0"}}
     assert report.suspicious == {}
-    assert steps_to_leave_out(family, [0, 1], "error", ignore) == []
+    assert steps_to_leave_out(family, [0, 1], "error") == []
     assert all(damage.expected == (damage.steps == (0, 1)) for damage in PYTHIA.damage)
 
 
 def test_a_sweep_over_equal_steps_is_refused_with_their_names(pythia: HubFamily) -> None:
     with pytest.raises(UserError) as caught:
-        steps_to_leave_out(pythia, [0, 2000], "error", ignore)
+        steps_to_leave_out(pythia, [0, 2000], "error")
     assert str(caught.value) == (
         "pythia-70m: step 2000 holds the weights of step 3000; leave these steps out of checkpoints, or pass "
         "on_duplicate_weights=skip or warn (python check_checkpoints.py lists all)"
     )
-    assert steps_to_leave_out(pythia, [0, 1000], "error", ignore) == []
-    assert steps_to_leave_out(pythia, [0, 2000, 3000], "skip", ignore) == [2000, 3000]
-    assert steps_to_leave_out(pythia, [0, 2000, 3000], "warn", ignore) == []
+    assert steps_to_leave_out(pythia, [0, 1000], "error") == []
+    assert steps_to_leave_out(pythia, [0, 2000, 3000], "skip") == [2000, 3000]
+    assert steps_to_leave_out(pythia, [0, 2000, 3000], "warn") == []
 
 
 def test_many_wrong_steps_are_told_in_one_line(served: HubServer, tmp_path: Path) -> None:
@@ -120,7 +116,7 @@ def test_many_wrong_steps_are_told_in_one_line(served: HubServer, tmp_path: Path
     branches |= {f"step{step}": shards(9) for step in range(4000, 44_000, 1000)}
     family = resolve_family("pythia-70m", tmp_path)
     with pytest.raises(UserError) as caught:
-        steps_to_leave_out(family, family.steps, "error", ignore)
+        steps_to_leave_out(family, family.steps, "error")
     assert "\n" not in str(caught.value)
     assert "and 32 more steps are like this" in str(caught.value)
 
@@ -129,7 +125,7 @@ def test_known_damage_is_named(pythia: HubFamily, caplog: pytest.LogCaptureFixtu
     damage = (Damage(("pythia-70m",), (1000,), "misses weights", "somebody"),)
     family = dataclasses.replace(pythia, damage=damage)
     with caplog.at_level(logging.WARNING):
-        steps_to_leave_out(family, [1000], "warn", ignore)
+        steps_to_leave_out(family, [1000], "warn")
     assert "pythia-70m step 1000 is known for trouble: it misses weights (somebody)" in caplog.text
     known = find_duplicates(family).table().set_index("step")["known"]
     assert (known[1000], known[0]) == ("misses weights (somebody)", "")
@@ -140,7 +136,7 @@ def test_without_the_hub_a_sweep_is_warned_and_goes_on(
 ) -> None:
     served.status = 503
     with caplog.at_level(logging.WARNING):
-        assert steps_to_leave_out(pythia, [0, 1000], "error", ignore) == []
+        assert steps_to_leave_out(pythia, [0, 1000], "error") == []
     assert "pythia-70m: the weights of steps 0, 1000 are not checked for duplicates: model: the hub answered 503" in (
         caplog.text
     )
@@ -151,7 +147,7 @@ def test_what_is_on_disk_is_compared_without_the_hub(served: HubServer, pythia: 
     served.status = 503
     later = resolve_family("pythia-70m", tmp_path)
     with pytest.raises(UserError, match="step 2000 holds the weights of step 3000"):
-        steps_to_leave_out(later, [2000], "error", ignore)
+        steps_to_leave_out(later, [2000], "error")
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -13,8 +13,9 @@ from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
 from circuits_over_time.utils.results.kinds import ResultSchema
 from circuits_over_time.utils.results.store import Result
 from circuits_over_time.utils.sweep.analysis import Analysis
+from circuits_over_time.utils.sweep.claims import Claims, WorkQueue
 from circuits_over_time.utils.sweep.plan import Job, plan
-from circuits_over_time.utils.sweep.worker import Shared, Worker, unit_of
+from circuits_over_time.utils.sweep.worker import Worker, WorkerSetup, work_item
 from tests.support.tiny_models import save_family
 
 
@@ -37,8 +38,9 @@ def test_models_of_one_run_keep_their_own_start_token(tmp_path: Path) -> None:
     about.write_text(json.dumps({**json.loads(about.read_text()), "prepend_bos": True}))
     config = Asking(model=[str(tmp_path / name) for name in names], results_dir=tmp_path / "results", device="cpu")
     job = Job(Analysis("asking", Asking, (KIND,), lambda *_: None, measure), config)
-    sweeps = plan([job])
-    worker = Worker(Shared("run", sweeps[0].given, Path.cwd(), torch.get_num_threads()))
-    found = [worker.measure(unit_of(sweep, number, 10, sweep.missing[10])) for number, sweep in enumerate(sweeps)]
-    tables = [outcome.measured[0].files[0][".csv"].decode().splitlines()[1] for outcome in found]
+    with Claims(config.results_dir) as claims:
+        queues = [WorkQueue(sweep, [10], claims) for sweep in plan([job])]
+        worker = Worker(WorkerSetup("run", (job,), Path.cwd(), torch.get_num_threads()))
+        found = [worker.measure(work_item(claimed)) for queue in queues if (claimed := queue.take({})) is not None]
+    tables = [result.measured[0].files[0][".csv"].decode().splitlines()[1] for result in found]
     assert [table.rpartition(",")[2] for table in tables] == ["False", "True"]

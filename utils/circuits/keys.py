@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -17,6 +18,7 @@ from circuits_over_time.edge_attribution_patching.choices import (
 from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
 
 from ..config.keys import BaseConfig, MemoryKeys, PromptOptions, Section, TaskConfig, execution
+from ..tasks import Task, tasks_of
 
 _SHARED: dict[str, Any] = dict(BaseConfig.model_fields)
 
@@ -114,3 +116,8 @@ class CircuitsConfig(CircuitSettings, TaskConfig):
     steps."""
     export_json: bool = execution(False)
     """Also write every graph in the JSON format of EAP-IG, next to its `.pt`."""
+
+
+def tasks_of_transfer(config: CircuitsConfig) -> Sequence[Task]:
+    """The tasks of the second walk; none unless `transfer` asks for it."""
+    return [] if config.transfer is None else tasks_of(config)

@@ -26,10 +26,8 @@ from circuits_over_time.edge_attribution_patching.statistics import percentile_i
 
 from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
-from ..models.family import family_of
 from ..results.kinds import TRANSFER
 from ..results.store import Result, Store
-from ..sweep.analysis import Analysis
 from ..tasks import Task, tasks_of
 from .find import CircuitPrompts, evaluator_of
 from .keys import CircuitsConfig
@@ -137,24 +135,22 @@ class TransferInputs:
         return self.circuits.setdefault(model, StoredCircuits(Store(config.results_dir), model))
 
 
-def discard_outdated(config: CircuitsConfig) -> None:
-    """Delete the tables that lack a circuit which this run asks for, so that they are measured again.
+def outdated(config: CircuitsConfig, store: Store, model: str) -> set[tuple[str, int]]:
+    """The tasks and steps whose tables lack a circuit that this run asks for.
 
     Raises:
         UserError: if `transfer` names a step without results.
     """
-    store = Store(config.results_dir)
-    for model in config.models:
-        family = family_of(config, model)
-        circuits = StoredCircuits(store, family.name)
-        for task in tasks_of(config):
-            folder = store.folder(TRANSFER, family.name, task.name)
-            for step in folder.steps():
-                table = folder.read_table(step)
-                held = set(zip(table["from_step"], table["from_task"], table["circuit"], strict=True))
-                if not {circuit.key for circuit in circuits.wanted(config, task.name, step)} <= held:
-                    log.info("%s lacks circuits that are there now; measured again", folder.file(step))
-                    folder.delete(step)
+    circuits, found = StoredCircuits(store, model), set[tuple[str, int]]()
+    for task in tasks_of(config):
+        folder = store.folder(TRANSFER, model, task.name)
+        for step in folder.steps():
+            table = folder.read_table(step)
+            held = set(zip(table["from_step"], table["from_task"], table["circuit"], strict=True))
+            if not {circuit.key for circuit in circuits.wanted(config, task.name, step)} <= held:
+                log.info("%s lacks circuits that are there now; measured again", folder.file(step))
+                found.add((task.name, step))
+    return found
 
 
 def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> TransferInputs:
@@ -212,22 +208,3 @@ def _table(
         for number, circuit in enumerate(circuits)
     ]
     return pd.DataFrame(rows, columns=list(TRANSFER.columns))
-
-
-ANALYSIS = Analysis("get_circuits_over_time", CircuitsConfig, (TRANSFER,), prepare, measure, tasks=tasks_of)
-"""The second walk."""
-
-
-def second_walk(config: CircuitsConfig, dry_run: bool) -> Analysis | None:
-    """The analysis that follows the circuits, if `transfer` asks for it.
-
-    Unless it is a dry run, tables that lack a circuit are deleted first (`discard_outdated`).
-
-    Raises:
-        UserError: if `transfer` names a step without results.
-    """
-    if config.transfer is None:
-        return None
-    if not dry_run:
-        discard_outdated(config)
-    return ANALYSIS

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ..base.errors import UserError, some
+from ..base.progress import bar
 from ..hub.checkpoint_files import read_manifest
 from ..models.family import Family, HubFamily
 from .duplicates import DuplicateReport, SharedFile, find_duplicates
@@ -13,22 +14,20 @@ from .duplicates import DuplicateReport, SharedFile, find_duplicates
 log = logging.getLogger(__name__)
 
 
-def steps_to_leave_out(
-    family: Family, steps: Sequence[int], on_duplicate: str, advance: Callable[[], object]
-) -> list[int]:
+def steps_to_leave_out(family: Family, steps: Sequence[int], on_duplicate: str) -> list[int]:
     """Say what is wrong with the steps to measure, and return those that must not be measured.
 
     Args:
         family: the family. All its steps are compared.
         steps: the steps to measure.
         on_duplicate: `error`, `warn` or `skip` (see `on_duplicate_weights`).
-        advance: called after each step that has been looked at.
 
     Raises:
         UserError: with `error`, naming the steps to measure that hold another step's weights; or if a download is of
             other weights than the hub has now.
     """
-    report = find_duplicates(family, exact=False, advance=advance)
+    with bar(len(family.steps), f"{family.name}: comparing weights") as shown:
+        report = find_duplicates(family, exact=False, advance=shown.update)
     if isinstance(family, HubFamily):
         _refuse_outdated(family, steps, report)
     for damage in family.damage:

@@ -34,98 +34,49 @@ from .kinds import KINDS, ResultSchema
 from .shared_lock import SharedLock
 from .store import DamagedRecord, ResultsFolder, Store
 
-# Whether the results of a folder come from the weights that a run would measure now.
-
-
-@dataclass(frozen=True)
-class Compared:
-    """What a comparison of weights found.
-
-    Attributes:
-        changed: steps whose results come from other weights than the family holds now.
-        same_family: whether the results are this family's, as far as can be told.
-    """
-
-    changed: list[int]
-    same_family: bool
-
-    @property
-    def same(self) -> bool:
-        """Whether the family may add to these results."""
-        return self.same_family and not self.changed
-
-
-def compare_weights(held: Mapping[str, Any], family: Family, written: Mapping[int, float]) -> Compared:
-    """Compare the weights behind results with those of a family.
-
-    Args:
-        held: a run.json.
-        family: the weights of today. A hub revision whose commit is the recorded one is known to be equal; otherwise
-            the hashes that the hub lists are compared, and where it lists none, the repository's name counts. Of a
-            local family, weights are hashed whose samples have changed or whose files are newer than the result, and
-            those of the last measured step in any case.
-        written: finished step -> when its result was written, in seconds since 1970.
-    """
-    recorded = {step: held["checkpoints"][str(step)] for step in sorted(written) if str(step) in held["checkpoints"]}
-    here = {step: weights for step, weights in recorded.items() if step in family.steps}
-    if isinstance(family, HubFamily):
-        return _on_hub(held, family, here, complete=len(here) == len(written))
-    return Compared(_changed_on_disk(family, here, written) if isinstance(family, LocalFamily) else [], True)
-
-
-def _on_hub(
-    held: Mapping[str, Any], family: HubFamily, recorded: Mapping[int, Mapping[str, Any]], *, complete: bool
-) -> Compared:
-    named = held["repository"] == family.source
-    today = {step: family.commit(step) for step in recorded}
-    moved = [step for step, commit in today.items() if commit not in (None, recorded[step].get("commit"))]
-    # Listings are kept on disk, so the check of all weights before a sweep does not ask for these again.
-    found = family.listings(moved)
-    changed, unknown = [], None in today.values() or not complete
-    for step in moved:
-        listing = found[step]
-        hashes = {combine(one) for one in listing.formats} if isinstance(listing, Listing) else set()
-        if not hashes:
-            unknown = True
-        elif recorded[step]["sha256"] not in hashes:
-            changed.append(step)
-    silent = next((one for one in found.values() if isinstance(one, HubUnreachable)), None)
-    if silent is not None and named and not changed:
-        log.warning("%s: results are not compared with the weights of today: %s", family.name, silent)
-    return Compared(changed, named or (bool(recorded) and not unknown))
-
-
-def _changed_on_disk(
-    family: LocalFamily, recorded: Mapping[int, Mapping[str, Any]], written: Mapping[int, float]
-) -> list[int]:
-    suspects = [
-        step
-        for step, weights in recorded.items()
-        if step == max(recorded)
-        or _newest(family.folders[step]) > written[step]
-        or _samples_differ(weights, family, step)
-    ]
-    return [step for step in suspects if recorded[step]["sha256"] != family.sha256(step)]
-
-
-def _samples_differ(recorded: Mapping[str, Any], family: LocalFamily, step: int) -> bool:
-    """Whether samples of the weights are not the recorded ones. Missing weights are told when they are measured."""
-    with contextlib.suppress(CheckpointUnusable):
-        return "fingerprint" in recorded and recorded["fingerprint"] != family.fingerprint(step)
-    return False
-
-
-def _newest(folder: Path) -> float:
-    try:
-        return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
-    except OSError:
-        return 0.0
-
-
 _PACKAGES = ("torch", "transformers", "transformer_lens", "numpy", "pandas")
 _UNSET = object()
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EncodedResults:
+    """The files of one measurement of a checkpoint, ready to be written.
+
+    Attributes:
+        step: the checkpoint's.
+        provenance: of its weights.
+        files: for each results folder of the analysis, suffix -> bytes.
+    """
+
+    step: int
+    provenance: dict[str, Any]
+    files: tuple[dict[str, bytes], ...]
+
+
+def write_results(folders: Sequence[ResultsFolder], found: Sequence[EncodedResults]) -> None:
+    """Write one measurement of several checkpoints.
+
+    Provenance comes first, then what goes with the tables, and the tables last: a table says that all is complete.
+    """
+    equal: dict[int, set[int]] = {}
+    for place, folder in enumerate(folders):
+        added = RunRecord(folder).add({one.step: (one.provenance, one.files[place]) for one in found})
+        for step, others in added.items():
+            equal.setdefault(step, set()).update(others)
+        for one in found:
+            for suffix, data in one.files[place].items():
+                if suffix != ".csv":
+                    folder.write(one.step, suffix, data)
+    for place, folder in enumerate(folders):
+        for one in found:
+            # The folder is synchronised once, with the last table.
+            folder.write(one.step, ".csv", one.files[place][".csv"], sync_folder=one is found[-1])
+    for step, same in equal.items():
+        if same:
+            steps, model = ", ".join(str(other) for other in sorted(same)), folders[0].model
+            log.warning("%s: step %d holds the same weights as step %s; recorded in run.json", model, step, steps)
 
 
 @functools.cache
@@ -241,15 +192,7 @@ class RunRecord:
         """The weights and the hashes of files in a run.json."""
         return ({}, {}) if held is None else (held["checkpoints"], held.get("files", {}))
 
-    def add(self, step: int, provenance: dict[str, Any], files: Mapping[str, bytes] | None = None) -> list[int]:
-        """Record one checkpoint; see `add_all`.
-
-        Returns:
-            The other recorded steps with the same weights.
-        """
-        return self.add_all({step: (provenance, files or {})})[step]
-
-    def add_all(self, found: Mapping[int, tuple[dict[str, Any], Mapping[str, bytes]]]) -> dict[int, list[int]]:
+    def add(self, found: Mapping[int, tuple[dict[str, Any], Mapping[str, bytes]]]) -> dict[int, list[int]]:
         """Record where checkpoints' weights come from, before their results are written.
 
         The folder is left to be synchronised with the results, which are written there next.
@@ -402,7 +345,89 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-# How many parameters a model has, as the runs that measured it recorded.
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison of weights found.
+
+    Attributes:
+        changed: steps whose results come from other weights than the family holds now.
+        same_family: whether the results are this family's, as far as can be told.
+    """
+
+    changed: list[int]
+    same_family: bool
+
+    @property
+    def same(self) -> bool:
+        """Whether the family may add to these results."""
+        return self.same_family and not self.changed
+
+
+def compare_weights(held: Mapping[str, Any], family: Family, written: Mapping[int, float]) -> Compared:
+    """Compare the weights behind results with those of a family.
+
+    Args:
+        held: a run.json.
+        family: the weights of today. A hub revision whose commit is the recorded one is known to be equal; otherwise
+            the hashes that the hub lists are compared, and where it lists none, the repository's name counts. Of a
+            local family, weights are hashed whose samples have changed or whose files are newer than the result, and
+            those of the last measured step in any case.
+        written: finished step -> when its result was written, in seconds since 1970.
+    """
+    recorded = {step: held["checkpoints"][str(step)] for step in sorted(written) if str(step) in held["checkpoints"]}
+    here = {step: weights for step, weights in recorded.items() if step in family.steps}
+    if isinstance(family, HubFamily):
+        return _on_hub(held, family, here, complete=len(here) == len(written))
+    return Compared(_changed_on_disk(family, here, written) if isinstance(family, LocalFamily) else [], True)
+
+
+def _on_hub(
+    held: Mapping[str, Any], family: HubFamily, recorded: Mapping[int, Mapping[str, Any]], *, complete: bool
+) -> Compared:
+    named = held["repository"] == family.source
+    today = {step: family.commit(step) for step in recorded}
+    moved = [step for step, commit in today.items() if commit not in (None, recorded[step].get("commit"))]
+    # Listings are kept on disk, so the check of all weights before a sweep does not ask for these again.
+    found = family.listings(moved)
+    changed, unknown = [], None in today.values() or not complete
+    for step in moved:
+        listing = found[step]
+        hashes = {combine(one) for one in listing.formats} if isinstance(listing, Listing) else set()
+        if not hashes:
+            unknown = True
+        elif recorded[step]["sha256"] not in hashes:
+            changed.append(step)
+    silent = next((one for one in found.values() if isinstance(one, HubUnreachable)), None)
+    if silent is not None and named and not changed:
+        log.warning("%s: results are not compared with the weights of today: %s", family.name, silent)
+    return Compared(changed, named or (bool(recorded) and not unknown))
+
+
+def _changed_on_disk(
+    family: LocalFamily, recorded: Mapping[int, Mapping[str, Any]], written: Mapping[int, float]
+) -> list[int]:
+    suspects = [
+        step
+        for step, weights in recorded.items()
+        if step == max(recorded)
+        or _newest(family.folders[step]) > written[step]
+        or _samples_differ(weights, family, step)
+    ]
+    return [step for step in suspects if recorded[step]["sha256"] != family.sha256(step)]
+
+
+def _samples_differ(recorded: Mapping[str, Any], family: LocalFamily, step: int) -> bool:
+    """Whether samples of the weights are not the recorded ones. Missing weights are told when they are measured."""
+    with contextlib.suppress(CheckpointUnusable):
+        return "fingerprint" in recorded and recorded["fingerprint"] != family.fingerprint(step)
+    return False
+
+
+def _newest(folder: Path) -> float:
+    try:
+        return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+    except OSError:
+        return 0.0
 
 
 def recorded_parameters(store: Store, model: str) -> int | None:

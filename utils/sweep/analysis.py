@@ -51,8 +51,10 @@ class Analysis:
         finish: (config, store, model's name) -> None. Runs after a model's sweep, even if nothing was left to measure.
         reads: kinds of results that `measure` takes from the store if they are there. In a suite, the analyses that
             write them come first.
-        then: (config, dry run) -> another analysis with the same config, or None. It runs after this one, because it
-            needs the results of all checkpoints; its walk loads each of them once more. A dry run changes nothing.
+        then: another analysis with the same config, which needs the results of all checkpoints. Its walk, after this
+            one, loads each of them once more. It has no tasks where the config does not ask for it.
+        outdated: (config, store, model's name) -> the (task, step) whose results lack something that the config asks
+            for by now. They are measured again.
     """
 
     name: str
@@ -63,7 +65,8 @@ class Analysis:
     tasks: Callable[[Any], Sequence[Task]] | None = None
     finish: Callable[[Any, Store, str], None] | None = None
     reads: tuple[ResultSchema, ...] = ()
-    then: Callable[[Any, bool], Analysis | None] | None = None
+    then: Analysis | None = None
+    outdated: Callable[[Any, Store, str], set[tuple[str, int]]] | None = None
 
     def tasks_in(self, config: BaseConfig) -> Sequence[Task | None]:
         """The tasks that a config asks for; [None] if scores have no task."""

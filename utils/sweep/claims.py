@@ -28,11 +28,14 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
 from ..base.files import is_running
 from .plan import Measurement, Sweep
+
+if TYPE_CHECKING:
+    from ..models.family import Family
 
 FOLDER = ".claims"
 BEAT, STALE, CHECK = 10.0, 120.0, 1.0
@@ -319,15 +322,33 @@ def _started(pid: int) -> str:
         return ""
 
 
-# Which checkpoints this process measures: those that are unfinished and that no other process has claimed.
-
 Holders = dict[int, Owner | None]
 """Step -> whose claim it has; None if that is known to be stale."""
 LOOK = 5.0
 """Seconds between two looks at the heartbeats of others."""
 
 
-class Share:
+@dataclass(frozen=True)
+class ClaimedCheckpoint:
+    """A checkpoint that this process has claimed.
+
+    Attributes:
+        queue: the model's, which it is from.
+        step: its training step.
+        missing: what to measure there.
+    """
+
+    queue: WorkQueue
+    step: int
+    missing: list[Measurement]
+
+    @property
+    def family(self) -> Family:
+        """The model's checkpoints."""
+        return self.queue.sweep.family
+
+
+class WorkQueue:
     """One model's unfinished checkpoints, as this process and others take them one by one.
 
     Args:
@@ -348,32 +369,31 @@ class Share:
         self._names = {step: self._names_of(step) for step in steps}
         # The first name that a step is claimed under stands for it.
         self._steps = {names[0]: step for step, names in self._names.items()}
-        self._prefixes = sorted({name.rpartition("/")[0] for name in self._steps})
+
+    def _names_of(self, step: int) -> list[str]:
+        analyses = sorted({what.job.analysis.name for what in self.sweep.missing[step]})
+        return [f"{analysis}/{self.sweep.family.name}/step{step:06d}" for analysis in analyses]
 
     def holders(self) -> Holders:
         """Which of the steps left are claimed by others, and by whom."""
-        held = {name: owner for prefix in self._prefixes for name, owner in self.claims.holders(prefix).items()}
-        left = set(self.left)
-        return {self._steps[name]: owner for name, owner in held.items() if self._steps.get(name) in left}
+        prefixes = {name.rpartition("/")[0] for name in self._steps}
+        held = {name: owner for prefix in prefixes for name, owner in self.claims.holders(prefix).items()}
+        return {step: held[name] for name, step in self._steps.items() if name in held and step in self.left}
 
-    def take(
-        self, holders: Holders | None = None, *, ahead: bool = False, leave: int = 0
-    ) -> tuple[int, list[Measurement]] | None:
+    def take(self, holders: Holders, *, ahead: bool = False, leave: int = 0) -> ClaimedCheckpoint | None:
         """Claim the first step that can be had.
 
         Args:
-            holders: what `holders` returned just now, if the caller has asked.
+            holders: what `holders` returned just now.
             ahead: for later, while this process measures another. Claims of others are left alone then.
             leave: claim none unless more than so many steps are free.
 
         Returns:
-            The step, and what is missing there. None if nothing is left, or others have claimed all that is.
+            None if nothing is left, or others have claimed all that is.
         """
-        holders = self.holders() if holders is None else holders
         if leave:
             self._drop_finished()
-            free = len(self.left) - sum(holders.get(step) is not None for step in self.left)
-            if free <= leave:
+            if len(self.left) - sum(holders.get(step) is not None for step in self.left) <= leave:
                 return None
         # A claim whose process seems to live is tried too, for its heart may have stopped, but not all the time.
         patient = ahead or time.monotonic() - self._looked < LOOK
@@ -385,35 +405,31 @@ class Share:
             if not self._missing(step):
                 self._drop_finished()
                 continue
+            # Of many processes that want the same unclaimed step, most learn at once that they are late.
             if not self.claims.acquire(self._names[step], unclaimed=step not in holders):
                 continue
             self.left.remove(step)
             missing = self._missing(step)  # Once more: it may have been finished just before it was claimed.
             self.elsewhere += len(self.sweep.missing[step]) - len(missing)
             if missing:
-                return step, missing
+                return ClaimedCheckpoint(self, step, missing)
             self.give_back(step)
         return None
-
-    def _drop_finished(self) -> None:
-        """Leave out every step that others have finished. Folders are listed once, not searched for each step."""
-        finished: dict[Measurement, set[int]] = {}
-        for step in list(self.left):
-            for one in self.sweep.missing[step]:
-                if one not in finished:
-                    folders = one.job.folders(self.sweep.family.name, one.task)
-                    finished[one] = set.intersection(*(set(folder.steps()) for folder in folders))
-            if all(step in finished[one] for one in self.sweep.missing[step]):
-                self.left.remove(step)
-                self.elsewhere += len(self.sweep.missing[step])
 
     def give_back(self, step: int) -> None:
         """Give up the claim on a step."""
         self.claims.release(self._names[step])
 
     def _missing(self, step: int) -> list[Measurement]:
-        return [one for one in self.sweep.missing[step] if not one.done(self.sweep.family.name, step)]
+        return [what for what in self.sweep.missing[step] if not what.done(step)]
 
-    def _names_of(self, step: int) -> list[str]:
-        analyses = sorted({one.job.analysis.name for one in self.sweep.missing[step]})
-        return [f"{analysis}/{self.sweep.family.name}/step{step:06d}" for analysis in analyses]
+    def _drop_finished(self) -> None:
+        """Leave out every step that others have finished. Folders are listed once, not searched for each step."""
+        finished: dict[Measurement, set[int]] = {}
+        for step in list(self.left):
+            for what in self.sweep.missing[step]:
+                if what not in finished:
+                    finished[what] = set.intersection(*(set(folder.steps()) for folder in what.folders))
+            if all(step in finished[what] for what in self.sweep.missing[step]):
+                self.left.remove(step)
+                self.elsewhere += len(self.sweep.missing[step])

@@ -8,21 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
 from ..config.keys import BaseConfig, with_start_token
 from ..config.schedules import select_steps
 from ..integrity.screening import steps_to_leave_out
 from ..models.family import Family, family_of
-from ..results.kinds import ResultSchema
 from ..results.record import RunRecord
 from ..results.store import DamagedRecord, ResultsFolder, Store
 from .analysis import Analysis
 
 if TYPE_CHECKING:
+    from ..models.checkpoint import Description
     from ..tasks.prompts import Task
 
 
@@ -55,33 +53,65 @@ class Job:
             raise UserError(f"task: two tasks would both write to the folder '{repeated[0]}'; rename one")
         return tasks
 
-    def folder(self, kind: ResultSchema, model: str, task: Task | None) -> ResultsFolder:
-        """Where results of a kind go."""
-        return self.store.folder(kind, model, None if task is None else task.name)
+    def folders(self, model: str) -> list[ResultsFolder]:
+        """Every folder that it writes to."""
+        return [folder for task in self.tasks for folder in Measurement(self, model, task).folders]
 
-    def folders(self, model: str, task: Task | None) -> list[ResultsFolder]:
-        """Where the results of a task go, one folder for each kind."""
-        return [self.folder(kind, model, task) for kind in self.analysis.kinds]
+    def outdated(self, model: str) -> set[tuple[str, int]]:
+        """The tasks and steps whose results no longer hold all that the config asks for."""
+        if self.analysis.outdated is None or self.config.overwrite:
+            return set()
+        return self.analysis.outdated(self.config, self.store, model)
 
-    def records(self, model: str) -> list[RunRecord]:
-        """The run.json of every folder that it writes to."""
-        return [RunRecord(self.folder(kind, model, task)) for kind in self.analysis.kinds for task in self.tasks]
+    def finish(self, model: str) -> None:
+        """Sum up the results of a model, if there are any."""
+        if self.analysis.finish is not None and any(folder.steps() for folder in self.folders(model)):
+            self.analysis.finish(self.config, self.store, model)
 
-    def has(self, model: str, step: int, task: Task | None) -> bool:
-        """Whether a checkpoint's results for a task are all there."""
-        return all(folder.has(step) for folder in self.folders(model, task))
+
+class PreparedInputs:
+    """What jobs have prepared: once, and again only for a checkpoint with another tokenizer or shape."""
+
+    def __init__(self) -> None:
+        self._prepared: dict[Job, tuple[Description, Any]] = {}
+
+    def get(self, job: Job, described: Description) -> Any:
+        """A job's inputs for a checkpoint.
+
+        Raises:
+            UserError: on bad input.
+        """
+        if job not in self._prepared or self._prepared[job][0] != described:
+            self._prepared[job] = described, job.analysis.prepare(job.config, described.tokenizer, described.shape)
+        return self._prepared[job][1]
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """One job's measurement of one task, at a checkpoint. One object stands for it at all checkpoints of a model."""
+    """One job's measurement of one task in a model. One object stands for it at all of the model's checkpoints."""
 
     job: Job
+    model: str
     task: Task | None
 
-    def done(self, model: str, step: int) -> bool:
-        """Whether its results are there."""
-        return self.job.has(model, step, self.task)
+    @property
+    def task_name(self) -> str | None:
+        """The name of its task; None if it has none."""
+        return None if self.task is None else self.task.name
+
+    @cached_property
+    def folders(self) -> list[ResultsFolder]:
+        """Where its results go, one folder for each kind."""
+        return [self.job.store.folder(kind, self.model, self.task_name) for kind in self.job.analysis.kinds]
+
+    def done(self, step: int) -> bool:
+        """Whether its results at a checkpoint are all there."""
+        return all(folder.has(step) for folder in self.folders)
+
+    def label(self, step: int, *, named: bool) -> str:
+        """What the progress bar says of it; `named` if there are several analyses."""
+        name = self.job.analysis.name.removeprefix("get_") if named else None
+        return " ".join(part for part in (self.model, "step", str(step), name, self.task_name) if part)
 
 
 @dataclass(frozen=True)
@@ -89,43 +119,43 @@ class Sweep:
     """One model's part of a run.
 
     Attributes:
+        model: as the config names it.
         family: the model's checkpoints.
-        given: what to measure, in order, as the configs have it for all models.
-        jobs: the same, with what depends on the model resolved (`prepend_bos: auto`).
-        asked: the steps that each job asks for.
+        asked: the jobs, with what depends on the model resolved (`prepend_bos: auto`), and the steps each asks for.
         missing: step -> what is missing there, in order; only the unfinished steps, sorted.
     """
 
+    model: str
     family: Family
-    given: tuple[Job, ...]
-    jobs: tuple[Job, ...]
-    asked: tuple[tuple[int, ...], ...]
+    asked: dict[Job, list[int]]
     missing: dict[int, list[Measurement]]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What to measure, in order."""
+        return list(self.asked)
 
     @property
     def steps(self) -> list[int]:
         """Every step asked for, sorted."""
-        return sorted({step for steps in self.asked for step in steps})
+        return sorted({step for steps in self.asked.values() for step in steps})
 
     @property
     def size(self) -> int:
         """How many measurements there are to make."""
         return sum(len(left) for left in self.missing.values())
 
-    def steps_of(self, job: Job) -> list[int]:
-        """The steps that a job asks for."""
-        return list(self.asked[self.jobs.index(job)])
-
     def missing_of(self, job: Job) -> list[int]:
         """The steps at which a job lacks something."""
         return [step for step, left in self.missing.items() if any(one.job is job for one in left)]
 
 
-def plan(jobs: Sequence[Job]) -> list[Sweep]:
+def plan(jobs: Sequence[Job], *, outdated: bool = True) -> list[Sweep]:
     """Find out what each model still needs.
 
     Args:
         jobs: at least one. They agree in the keys that say which model and where results go.
+        outdated: whether results that lack something by now (`Analysis.outdated`) count as missing.
 
     Raises:
         UserError: if a model, step or task does not exist, two models share a results folder, or a folder holds results
@@ -134,95 +164,84 @@ def plan(jobs: Sequence[Job]) -> list[Sweep]:
     config = jobs[0].config
     for job in jobs:
         _ = job.tasks  # Unknown tasks are told before any model is looked up.
-    sweeps: list[Sweep] = []
+    sweeps: dict[str, Sweep] = {}
     for model in config.models:
         family = family_of(config, model)
-        for other in sweeps:
-            if other.family.name == family.name:
-                raise UserError(
-                    f"model: {other.family.source} and {family.source} would both write to the folder "
-                    f"'{family.name}'; run them with two results_dir"
-                )
-        asked = tuple(tuple(select_steps(job.config.checkpoints, family.steps, family.name)) for job in jobs)
-        resolved = tuple(job.resolved_for(family) for job in jobs)
+        if family.name in sweeps:
+            raise UserError(
+                f"model: {sweeps[family.name].family.source} and {family.source} would both write to the folder "
+                f"'{family.name}'; run them with two results_dir"
+            )
+        asked = {
+            job.resolved_for(family): list(select_steps(job.config.checkpoints, family.steps, family.name))
+            for job in jobs
+        }
         missing: dict[int, list[Measurement]] = {}
-        for job, steps in zip(resolved, asked, strict=True):
+        for job, steps in asked.items():
+            again = job.outdated(family.name) if outdated else set()
             for task in job.tasks:
-                what = Measurement(job, task)
-                for step in _missing(job, task, steps, family):
+                what = Measurement(job, family.name, task)
+                for step in _missing(what, steps, family, again):
                     missing.setdefault(step, []).append(what)
-        sweeps.append(Sweep(family, tuple(jobs), resolved, asked, dict(sorted(missing.items()))))
-    return sweeps
+        sweeps[family.name] = Sweep(model, family, asked, dict(sorted(missing.items())))
+    return list(sweeps.values())
 
 
-def _missing(job: Job, task: Task | None, steps: Sequence[int], family: Family) -> list[int]:
-    """The steps that a task lacks.
+def _missing(what: Measurement, steps: list[int], family: Family, outdated: set[tuple[str, int]]) -> list[int]:
+    """The steps that a measurement lacks.
 
     Raises:
         UserError: if a folder holds results of another config, or damaged ones that are not to be repaired.
     """
-    if job.config.overwrite:
-        return list(steps)
-    damaged: set[int] = set()
-    for folder in job.folders(family.name, task):
+    config = what.job.config
+    if config.overwrite:
+        return steps
+    again = {step for task, step in outdated if task == what.task_name}
+    for folder in what.folders:
         record = RunRecord(folder)
         try:
-            record.check(job.analysis.name, job.config, family)
-            found = record.damaged(steps)
+            record.check(what.job.analysis.name, config, family)
+            damaged = record.damaged(steps)
         except DamagedRecord:
-            if not job.config.repair:
+            if not config.repair:
                 raise
-            return list(steps)
-        if found and not job.config.repair:
-            more = f" and {len(found) - 1} more files are" if len(found) > 1 else " is"
-            raise UserError(f"{found[0]}{more} damaged (not what was written); pass repair=true to measure again")
-        damaged.update(int(path.stem.removeprefix("step")) for path in found)
-    return [step for step in steps if step in damaged or not job.has(family.name, step, task)]
+            return steps
+        if damaged and not config.repair:
+            more = f" and {len(damaged) - 1} more files are" if len(damaged) > 1 else " is"
+            raise UserError(f"{damaged[0]}{more} damaged (not what was written); pass repair=true to measure again")
+        again.update(int(path.stem.removeprefix("step")) for path in damaged)
+    return [step for step in steps if step in again or not what.done(step)]
 
 
-def describe(sweeps: Sequence[Sweep]) -> str:
-    """What `--dry-run` says after the config: what is finished, and what is missing."""
-    return "".join(_describe_job(sweep, job, named=len(sweep.jobs) > 1) for sweep in sweeps for job in sweep.jobs)
-
-
-def shown_config(config: BaseConfig) -> str:
-    """A config with all of its keys, as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _describe_job(sweep: Sweep, job: Job, *, named: bool) -> str:
-    name, left = sweep.family.name, sweep.missing_of(job)
-    steps = sweep.steps_of(job)
-    what = f"{job.analysis.name}: " if named else ""
-    lines = [f"{what}{name} from {sweep.family.source}: {len(left)} of {len(steps)} checkpoints to measure\n"]
-    if any(one.config != given.config for one, given in zip(sweep.jobs, sweep.given, strict=True)):
-        lines.append(f"  prepend_bos: auto is {'true' if sweep.family.prepend_bos else 'false'}\n")
-    if left:
-        lines.append(f"  measure: {', '.join(str(step) for step in left)}\n")
-    if done := [step for step in steps if step not in left]:
-        lines.append(f"  finished: {', '.join(str(step) for step in done)}\n")
-    folders = [job.folder(kind, name, None).path for kind in job.analysis.kinds]
-    lines.append(f"  results: {', '.join(str(folder) for folder in folders)}\n")
-    return "".join(lines)
-
-
-# Before a sweep: are the weights what they claim to be? Metadata tells, and only a sweep with work to do asks.
-
-
-def screened(sweep: Sweep) -> Sweep:
-    """A sweep without the checkpoints that `on_duplicate_weights: skip` leaves out.
+def drop_duplicate_weights(sweep: Sweep) -> Sweep:
+    """A sweep without the checkpoints that `on_duplicate_weights: skip` leaves out. Metadata tells which.
 
     Raises:
         UserError: if it is `error`, and checkpoints to measure hold another step's weights.
     """
     if not sweep.missing:
         return sweep
-    from tqdm.auto import tqdm
-
-    family, config = sweep.family, sweep.jobs[0].config
-    with tqdm(total=len(family.steps), disable=None, dynamic_ncols=True, leave=False) as bar:
-        bar.set_description_str(f"{family.name}: comparing weights")
-        left_out = steps_to_leave_out(family, list(sweep.missing), config.on_duplicate_weights, bar.update)
-    if not left_out:
-        return sweep
+    left_out = steps_to_leave_out(sweep.family, list(sweep.missing), sweep.jobs[0].config.on_duplicate_weights)
     return replace(sweep, missing={step: left for step, left in sweep.missing.items() if step not in left_out})
+
+
+def describe(jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> str:
+    """What `--dry-run` says after the config: what is finished, and what is missing."""
+    return "".join(
+        _describe_job(sweep, job, given) for sweep in sweeps for job, given in zip(sweep.jobs, jobs, strict=True)
+    )
+
+
+def _describe_job(sweep: Sweep, job: Job, given: Job) -> str:
+    name, steps, left = sweep.family.name, sweep.asked[job], sweep.missing_of(job)
+    what = f"{job.analysis.name}: " if len(sweep.jobs) > 1 else ""
+    lines = [f"{what}{name} from {sweep.family.source}: {len(left)} of {len(steps)} checkpoints to measure"]
+    if job.config != given.config:
+        lines.append(f"  prepend_bos: auto is {'true' if sweep.family.prepend_bos else 'false'}")
+    if left:
+        lines.append(f"  measure: {', '.join(str(step) for step in left)}")
+    if done := [step for step in steps if step not in left]:
+        lines.append(f"  finished: {', '.join(str(step) for step in done)}")
+    folders = [job.store.folder(kind, name).path for kind in job.analysis.kinds]
+    lines.append(f"  results: {', '.join(str(folder) for folder in folders)}")
+    return "".join(f"{line}\n" for line in lines)

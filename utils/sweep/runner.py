@@ -1,24 +1,26 @@
-"""What a script calls: it hands `main` its `Analysis`, and the runner walks models x checkpoints x tasks.
+"""What a script calls: it hands `main` its `Analysis`, and every checkpoint of its models is measured.
 
-`utils/sweep/plan.py` finds what is missing, `utils/sweep/loop.py` is the loop.
 Seeds and gradients are up to the analysis.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import yaml
 
 from ..config.command_line import read_command_line, script
 from ..config.keys import BaseConfig
+from ..models.family import fetch as fetch_steps
 from .analysis import Analysis, Lazy
 from .estimate import needs
-from .execute import execute, fetch
-from .plan import Job, describe, plan, shown_config
+from .loop import Failure, SweepLoop, report
+from .plan import Job, PreparedInputs, Sweep, describe, drop_duplicate_weights, plan
 from .suite import SuiteConfig, jobs_of
 
 __all__ = ["Analysis", "Lazy", "main", "main_of_suite", "run", "run_suite"]
-
 
 SWITCHES = {
     "dry_run": "say what would be measured, load nothing",
@@ -28,15 +30,7 @@ SWITCHES = {
 
 @script
 def main(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
-    """Run a script from its command line.
-
-    Args:
-        analysis: the script.
-        argv: its arguments, by default those of the process.
-
-    Returns:
-        The exit code (see `utils/config/command_line.py`).
-    """
+    """Run a script from its command line, by default that of the process; returns the exit code."""
     config, arguments = read_command_line(f"{analysis.name}.py", analysis.schema, argv, **SWITCHES)
     return run(analysis, config, dry_run=arguments.dry_run, only_fetch=arguments.fetch)
 
@@ -73,21 +67,76 @@ def run_suite(config: SuiteConfig, *, dry_run: bool = False, only_fetch: bool = 
 
 
 def _run(name: str, jobs: list[Job], config: BaseConfig, dry_run: bool, only_fetch: bool) -> int:
-    sweeps = plan(jobs)
-    if only_fetch and not dry_run:
-        later = [Job(following, job.config) for job in jobs if (following := _then(job, dry_run=True)) is not None]
-        return fetch(name, sweeps, [sweep for job in later for sweep in plan([job])])
+    sweeps = plan(jobs, outdated=not (dry_run or only_fetch))
+    later = [Job(job.analysis.then, job.config) for job in jobs if job.analysis.then is not None]
+    later = [job for job in later if job.tasks]
     code = 0
     if dry_run:
-        sys.stdout.write(shown_config(config) + describe(sweeps) + "".join(needs(sweep) for sweep in sweeps))
+        sys.stdout.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        sys.stdout.write(describe(jobs, sweeps) + "".join(needs(sweep) for sweep in sweeps))
+    elif only_fetch:
+        return _fetch(sweeps, [sweep for job in later for sweep in plan([job], outdated=False)])
     else:
-        code = execute(name, sweeps)
-    for job in jobs:
-        if (following := _then(job, dry_run)) is not None:
-            code = max(code, _run(following.name, [Job(following, job.config)], job.config, dry_run, only_fetch))
+        code = _measure(name, jobs, sweeps)
+        for sweep in sweeps:
+            for job in sweep.jobs:
+                job.finish(sweep.family.name)
+    for job in later:
+        code = max(code, _run(job.analysis.name, [job], job.config, dry_run, only_fetch))
     return code
 
 
-def _then(job: Job, dry_run: bool) -> Analysis | None:
-    """The analysis that follows a job, if its config asks for one."""
-    return None if job.analysis.then is None else job.analysis.then(job.config, dry_run)
+def _measure(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
+    """Measure what is missing where `executor` says: here, by the workers of a Ray cluster, or by a Slurm job array."""
+    config = jobs[0].config
+    if any(sweep.missing for sweep in sweeps):
+        sweeps = [drop_duplicate_weights(sweep) for sweep in sweeps]
+        if config.executor == "ray":
+            from .ray_pool import RayPool
+
+            with RayPool(config, jobs) as pool:
+                return SweepLoop(name, sweeps, pool).run()
+        if config.executor == "slurm":
+            from .slurm import run_array
+
+            return run_array(name, jobs, sweeps)
+    with _threads(config.cpus_per_checkpoint):
+        return SweepLoop(name, sweeps).run()
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Compute with so many threads, and with as many as before afterwards; None changes nothing."""
+    if number is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fetch(sweeps: Sequence[Sweep], later: Sequence[Sweep]) -> int:
+    """Bring everything to disk that measuring needs: checkpoints, and the data sets of jobs.
+
+    Args:
+        sweeps: what to measure.
+        later: second walks over the same models. What they lack depends on what is measured first, so all of their
+            checkpoints are fetched.
+    """
+    failures: list[Failure] = []
+    for sweep in sweeps:
+        following = [step for one in later if one.family.name == sweep.family.name for step in one.steps]
+        steps = sorted({*sweep.missing, *following})
+        failed = fetch_steps(sweep.family, steps)
+        failures += [Failure(sweep.family.name, step, reason) for step, reason in failed.items()]
+        if (there := next((step for step in steps if step not in failed), None)) is not None:
+            inputs, described = PreparedInputs(), sweep.family.describe(there)
+            for job in sweep.jobs:
+                if sweep.missing_of(job):
+                    inputs.get(job, described)  # Data sets arrive with this.
+    return report(failures)

@@ -19,7 +19,7 @@ from ..base.errors import UserError
 from ..base.progress import Progress, configure_logging
 from ..config.command_line import Terminated, told_how_to_go_on
 from ..config.keys import BaseConfig
-from .loop import Failure, Run
+from .loop import Failure, SweepLoop, report
 from .plan import Job, Sweep, plan
 from .worker import import_path
 
@@ -42,7 +42,7 @@ def import_submitit() -> Any:
     return submitit
 
 
-def run_array(name: str, sweeps: Sequence[Sweep]) -> int:
+def run_array(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
     """Submit the array, wait for it, and say what came of it.
 
     Returns:
@@ -52,27 +52,29 @@ def run_array(name: str, sweeps: Sequence[Sweep]) -> int:
         UserError: on bad input, in a task too; or if there is no Slurm here.
     """
     submitit = import_submitit()
-    config, jobs = sweeps[0].given[0].config, sweeps[0].given
+    config = jobs[0].config
     executor = _executor(submitit, config)
-    run = Run(name, sweeps)
-    with run.claims:  # Bad input ends here, and overwrite deletes once, not in every task.
+    loop = SweepLoop(name, sweeps)
+    with loop.claims:  # Bad input ends here, and overwrite deletes once, not in every task.
         for sweep in sweeps:
-            run.begin(sweep)
-    failures = list(run.failures)
+            loop.open(sweep)
+    failures = set(loop.failures)
     tasks_config = {"executor": "local", "overwrite": False, "repair": False}
     plain = [Job(job.analysis, job.config.model_copy(update=tasks_config)) for job in jobs]
     progress = Progress(name, sum(sweep.size for sweep in sweeps))
     try:
         for _ in range(config.retries + 1):
-            missing = sum(sweep.size for sweep in plan(plain))
+            missing = sum(sweep.size for sweep in plan(plain, outdated=False))
             if not missing:
                 break
             number = min(config.workers or DEFAULT_TASKS, missing)
             with _importable(), executor.batch():
                 submitted = [executor.submit(run_share, name, plain, Path.cwd()) for _ in range(number)]
-            log.info("submitted %d tasks (%s); to stop them: scancel %s", *_told(submitted))
+            names = [str(job.job_id) for job in submitted]
+            first = names[0].partition("_")[0]
+            log.info("submitted %d tasks (%s); to stop them: scancel %s", number, ", ".join(names), first)
             lost = _await(submitted, progress, plain)
-            failures += [one for job in submitted if not lost[job.job_id] for one in job.result()]
+            failures.update(one for job in submitted if not lost[job.job_id] for one in job.result())
             if not any(lost.values()):
                 break
             log.warning("%d of %d tasks were lost; what they had claimed is tried again", sum(lost.values()), number)
@@ -82,16 +84,11 @@ def run_array(name: str, sweeps: Sequence[Sweep]) -> int:
         log.warning("interrupted: the tasks go on; the same command later finds what they wrote")
         raise
     progress.close()
-    left = plan(plain)
-    run = Run(name, left)
     told = {(one.model, one.step) for one in failures}
-    run.failures = sorted({*failures}, key=lambda one: (one.model, one.step))
-    for sweep in left:
-        for step in sweep.missing:
-            if (sweep.family.name, step) not in told:
-                run.failures.append(Failure(sweep.family.name, step, "its tasks were lost; run again"))
-        run.finish(sweep)
-    return run.report_failures()
+    for sweep in plan(plain, outdated=False):
+        lost_steps = [step for step in sweep.missing if (sweep.family.name, step) not in told]
+        failures.update(Failure(sweep.family.name, step, "its tasks were lost; run again") for step in lost_steps)
+    return report(sorted(failures, key=lambda one: (one.model, one.step)))
 
 
 def run_share(name: str, jobs: Sequence[Job], folder: Path) -> list[Failure]:
@@ -100,14 +97,15 @@ def run_share(name: str, jobs: Sequence[Job], folder: Path) -> list[Failure]:
     Returns:
         The checkpoints that could not be measured.
     """
-    from .loop import with_threads
+    import torch
 
     os.chdir(folder)
     configure_logging()
-    with with_threads(jobs[0].config):
-        run = Run(name, plan(jobs))
-        run.execute()
-    return run.failures
+    if jobs[0].config.cpus_per_checkpoint is not None:
+        torch.set_num_threads(jobs[0].config.cpus_per_checkpoint)
+    loop = SweepLoop(name, plan(jobs, outdated=False))
+    loop.run()
+    return loop.failures
 
 
 def _executor(submitit: Any, config: BaseConfig) -> Any:
@@ -143,11 +141,6 @@ def _importable() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def _told(submitted: Sequence[Any]) -> tuple[int, str, str]:
-    first = str(submitted[0].job_id).partition("_")[0]
-    return len(submitted), ", ".join(str(job.job_id) for job in submitted), first
-
-
 def _await(submitted: Sequence[Any], progress: Progress, jobs: Sequence[Job]) -> dict[str, bool]:
     """Wait for tasks.
 
@@ -158,7 +151,7 @@ def _await(submitted: Sequence[Any], progress: Progress, jobs: Sequence[Job]) ->
         UserError: if a task was given bad input.
     """
     while not all(job.done() for job in submitted):
-        progress.reach(progress.total - sum(sweep.size for sweep in plan(jobs)))
+        progress.reach(progress.total - sum(sweep.size for sweep in plan(jobs, outdated=False)))
         time.sleep(1)
     lost = {}
     for job in submitted:

@@ -123,14 +123,13 @@ def _job(suite: SuiteConfig, entry: Block, where: str) -> Job:
 
 
 def _refuse_shared_folders(jobs: Sequence[Job], where: str) -> None:
-    seen: dict[str, Job] = {}
+    seen: set[Path] = set()
     for job in jobs:
-        for task in job.tasks:
-            for folder in job.folders("model", task):
-                if str(folder.path) in seen:
-                    what = f" of {task.name}" if task is not None else ""
-                    raise UserError(
-                        f"{where}: two entries of {job.analysis.name}.py would write the same results{what}; join "
-                        "them, or run one of them with another results_dir"
-                    )
-                seen[str(folder.path)] = job
+        for folder in job.folders("model"):
+            if folder.path in seen:
+                what = f" of {folder.task}" if folder.task is not None else ""
+                raise UserError(
+                    f"{where}: two entries of {job.analysis.name}.py would write the same results{what}; join "
+                    "them, or run one of them with another results_dir"
+                )
+            seen.add(folder.path)

@@ -10,22 +10,22 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import CheckpointUnusable, UserError
 from ..models.family import Family, family_of
-from ..results.record import RunRecord
-from . import loop as unit
-from .plan import Job, Measurement, Sweep
+from ..results.record import EncodedResults, RunRecord, write_results
+from .claims import ClaimedCheckpoint
+from .loop import measure
+from .plan import Job, Measurement, PreparedInputs
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What all units of a run have in common.
+class WorkerSetup:
+    """What all work of a run has in common.
 
     Attributes:
         token: names the run.
@@ -41,123 +41,110 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Unit:
+class WorkItem:
     """What to measure at one checkpoint.
 
     Attributes:
         model: as the config names it.
-        name: the family's name.
         step: training step.
         missing: numbers of the job and of its task.
         found: files of the results folder that the jobs may read: path in it -> bytes.
     """
 
     model: str
-    name: str
     step: int
     missing: tuple[tuple[int, int], ...]
     found: dict[str, bytes]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a unit.
+class WorkResult:
+    """What became of an item.
 
     Attributes:
-        name: the family's name.
-        step: its training step.
-        measured: the files, one for each of `Unit.missing`; empty if there is an error.
+        measured: the files, for each of `WorkItem.missing`; empty if there is an error.
         unusable: why the checkpoint could not be measured, in one line.
         refused: bad input, in one line; it ends the run.
     """
 
-    name: str
-    step: int
-    measured: tuple[unit.Measured, ...] = ()
+    measured: tuple[EncodedResults, ...] = ()
     unusable: str = ""
     refused: str = ""
 
 
-def unit_of(sweep: Sweep, number: int, step: int, missing: Sequence[Measurement]) -> Unit:
-    """What to send to a worker.
-
-    Args:
-        sweep: the model's part of the run.
-        number: which of the config's models it is.
-        step: the checkpoint.
-        missing: what is missing there.
-    """
-    job, name = sweep.jobs[0], sweep.family.name
-    places = tuple((sweep.jobs.index(one.job), one.job.tasks.index(one.task)) for one in missing)
+def work_item(claimed: ClaimedCheckpoint) -> WorkItem:
+    """What to send to a worker."""
+    sweep, name = claimed.queue.sweep, claimed.family.name
+    numbers = tuple((sweep.jobs.index(what.job), what.job.tasks.index(what.task)) for what in claimed.missing)
     found: dict[str, bytes] = {}
-    for kind in {kind.name: kind for one in missing for kind in one.job.analysis.reads}.values():
-        for task in [None, *job.store.tasks(kind, name)]:
-            folder = job.store.folder(kind, name, task)
-            if folder.has(step):
+    store = sweep.jobs[0].store
+    for kind in {kind.name: kind for what in claimed.missing for kind in what.job.analysis.reads}.values():
+        for task in [None, *store.tasks(kind, name)]:
+            folder = store.folder(kind, name, task)
+            if folder.has(claimed.step):
                 paths = [folder.path / "run.json"]
-                paths += [folder.file(step, suffix) for suffix in (".csv", *kind.companions)]
+                paths += [folder.file(claimed.step, suffix) for suffix in (".csv", *kind.companions)]
                 there = [path for path in paths if path.exists()]
-                found |= {path.relative_to(job.store.root).as_posix(): path.read_bytes() for path in there}
-    return Unit(job.config.models[number], name, step, places, found)
+                found |= {path.relative_to(store.root).as_posix(): path.read_bytes() for path in there}
+    return WorkItem(sweep.model, claimed.step, numbers, found)
 
 
 class Worker:
-    """A process that measures units of one run. Raises UserError if the driver's folder is not there."""
+    """A process that measures for one run. Raises UserError if the driver's folder is not there."""
 
-    def __init__(self, shared: Shared) -> None:
-        try:
-            os.chdir(shared.folder)
-        except OSError as error:
-            raise UserError(
-                f"{shared.folder} is not there on {os.uname().nodename} ({error.strerror}); start the run in a folder "
-                "that all machines share"
-            ) from None
+    def __init__(self, setup: WorkerSetup) -> None:
         import torch
 
-        torch.set_num_threads(shared.threads)
+        try:
+            os.chdir(setup.folder)
+        except OSError as error:
+            raise UserError(
+                f"{setup.folder} is not there on {os.uname().nodename} ({error.strerror}); start the run in a folder "
+                "that all machines share"
+            ) from None
+        torch.set_num_threads(setup.threads)
         self._scratch = tempfile.TemporaryDirectory(prefix="circuits-")
         here = {"results_dir": Path(self._scratch.name), "overwrite": False, "repair": False}
-        self.jobs = [Job(job.analysis, job.config.model_copy(update=here)) for job in shared.jobs]
-        self._families: dict[str, Family] = {}
-        self._jobs: dict[str, list[Job]] = {}
-        self._inputs: dict[str, unit.Inputs] = {}
+        self.jobs = [Job(job.analysis, job.config.model_copy(update=here)) for job in setup.jobs]
+        self._families: dict[str, tuple[Family, list[Job]]] = {}
+        self._inputs = PreparedInputs()
 
-    def measure(self, what: Unit) -> Outcome:
+    def measure(self, item: WorkItem) -> WorkResult:
         """Load a checkpoint, measure all that is missing there, and return it."""
         try:
-            return Outcome(what.name, what.step, tuple(self._measure(what)))
+            return WorkResult(tuple(self._measure(item)))
         except CheckpointUnusable as error:
-            return Outcome(what.name, what.step, unusable=str(error))
+            return WorkResult(unusable=str(error))
         except UserError as error:
-            return Outcome(what.name, what.step, refused=str(error))
+            return WorkResult(refused=str(error))
 
-    def _measure(self, what: Unit) -> list[unit.Measured]:
-        family = self._family(what.model)
-        jobs = self._jobs.setdefault(what.model, [job.resolved_for(family) for job in self.jobs])
-        missing = [Measurement(jobs[job], jobs[job].tasks[task]) for job, task in what.missing]
-        inputs = self._inputs.setdefault(what.model, unit.Inputs())
-        described = family.describe(what.step)
-        prepared = {one.job: inputs.of(one.job, described) for one in missing}
-        read = {kind.name for one in missing for kind in one.job.analysis.reads}
-        self._receive(what.found)
-        checkpoint = unit.load(family, what.step, missing[0].job)
+    def _measure(self, item: WorkItem) -> list[EncodedResults]:
+        import torch
+
+        if item.model not in self._families:
+            family = family_of(self.jobs[0].config, item.model)
+            self._families[item.model] = family, [job.resolved_for(family) for job in self.jobs]
+        family, jobs = self._families[item.model]
+        missing = [Measurement(jobs[job], family.name, jobs[job].tasks[task]) for job, task in item.missing]
+        described = family.describe(item.step)
+        prepared = {what.job: self._inputs.get(what.job, described) for what in missing}
+        read = {kind.name for what in missing for kind in what.job.analysis.reads}
+        self._receive(item.found)
+        config = self.jobs[0].config
+        checkpoint = family.load(item.step, config.dtype, config.device)
         measured = []
-        for one in missing:
-            found = unit.encode(checkpoint, one, unit.measure(checkpoint, one, prepared[one.job]))
-            measured.append(found)
-            if read & {kind.name for kind in one.job.analysis.kinds}:
-                for folder in one.job.folders(what.name, one.task):
-                    RunRecord(folder).begin(one.job.analysis.name, one.job.config, family, [what.step])
-                unit.save(what.name, one, found)
+        for what in missing:
+            results = measure(checkpoint, what, prepared[what.job])
+            measured.append(results)
+            if read & {kind.name for kind in what.job.analysis.kinds}:  # Another job of this checkpoint reads it.
+                for folder in what.folders:
+                    RunRecord(folder).begin(what.job.analysis.name, what.job.config, family, [item.step])
+                write_results(what.folders, [results])
         del checkpoint
-        unit.free_memory()
-        family.release(what.step, self.jobs[0].config.keep_checkpoints)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        family.release(item.step, config.keep_checkpoints)
         return measured
-
-    def _family(self, model: str) -> Family:
-        if model not in self._families:
-            self._families[model] = family_of(self.jobs[0].config, model)
-        return self._families[model]
 
     def _receive(self, found: dict[str, bytes]) -> None:
         root = Path(self._scratch.name)
@@ -179,12 +166,12 @@ def import_path() -> str:
 _workers: dict[str, Worker] = {}
 
 
-def run_unit(shared: Shared, what: Unit) -> Outcome:
-    """Measure a unit in this process, which stays warm: what it prepared serves its next units of the same run."""
-    if shared.token not in _workers:
+def work_on(setup: WorkerSetup, item: WorkItem) -> WorkResult:
+    """Measure in this process, which stays warm: what it prepared serves its next items of the same run."""
+    if setup.token not in _workers:
         _workers.clear()
         try:
-            _workers[shared.token] = Worker(shared)
+            _workers[setup.token] = Worker(setup)
         except UserError as error:
-            return Outcome(what.name, what.step, refused=str(error))
-    return _workers[shared.token].measure(what)
+            return WorkResult(refused=str(error))
+    return _workers[setup.token].measure(item)

@@ -1,0 +1,70 @@
+"""What a script imports before it has anything to compute."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.paths import ROOT, TOY
+
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if 'if __name__ == "__main__"' in path.read_text())
+HEAVY = ("torch", "transformers", "transformer_lens", "datasets", "huggingface_hub", "pandas", "scipy")
+RUN = """
+import importlib, io, json, sys
+sys.path.insert(0, ROOT)
+from circuits_over_time.utils.sweep import runner
+
+found = {}
+for name, arguments in CALLS:
+    script = importlib.import_module(f"circuits_over_time.{name}")
+    main = runner.main_of_suite if name == "run_suite" else getattr(script, "main", None)
+    given = [arguments] if name == "run_suite" or not hasattr(script, "ANALYSIS") else [script.ANALYSIS, arguments]
+    sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+    try:
+        code = main(*given)
+    except SystemExit as end:  # As argparse ends after its help.
+        code = end.code
+    said = sys.stdout.getvalue() + sys.stderr.getvalue()
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    found[f"{name} {' '.join(arguments)}"] = [code, said, sorted(set(HEAVY) & set(sys.modules)), len(sys.modules)]
+print(json.dumps(found))
+"""
+
+
+def started(calls: list[tuple[str, list[str]]], folder: Path) -> dict[str, Any]:
+    """Each call's exit code and text, and what it and those before it have imported, in one new process."""
+    code = RUN.replace("ROOT", repr(str(ROOT))).replace("HEAVY", repr(HEAVY)).replace("CALLS", repr(calls))
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.slow
+def test_help_and_wrong_keys_import_no_library_that_computes(tmp_path: Path) -> None:
+    assert len(SCRIPTS) == 10
+    calls = [(name, [argument]) for name in SCRIPTS for argument in ("--help", "no_such_key=1")]
+    for call, (code, said, heavy, modules) in started(calls, tmp_path).items():
+        assert (call, heavy) == (call, [])
+        assert modules < 450
+        assert code == (0 if "--help" in call else 2)
+        assert ("usage: " if "--help" in call else "no_such_key: unknown key") in said
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_a_local_model_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    keys = [f"model={TOY}", "--dry-run"]
+    more = {"get_model_cspa": ["corpus=toy"], "get_circuits_over_time": ["task=[ioi, sva]", "transfer=all"]}
+    more["get_model_task_performance"] = ["task=all"]
+    calls = [(name, [*keys, *more.get(name, [])]) for name in SCRIPTS if name.startswith("get_")]
+    (tmp_path / "suite.yml").write_text("analyses: [{script: get_circuits_over_time.py, task: ioi}]\n")
+    calls.append(("run_suite", ["-c", "suite.yml", *keys]))
+    for call, (code, said, heavy, _) in started(calls, tmp_path).items():
+        assert (call, heavy) in ((call, []), (call, ["pandas"]))
+        assert code == 0, said
+        assert "3 of 3 checkpoints to measure" in said
