@@ -220,12 +220,7 @@ FIGURE = Figure(
     draw,
     options={
         "--step": {"type": int, "metavar": "N", "help": "checkpoint (the last with a circuit)"},
-        "--strongest": {
-            "type": int,
-            "default": 200,
-            "metavar": "N",
-            "help": "draw the N edges of largest |score| (200)",
-        },
+        "--strongest": {"type": int, "default": 200, "metavar": "N", "help": "how many edges, by |score| (200)"},
     },
 )
 

@@ -136,14 +136,7 @@ def draw(results: Results) -> dict[str, Drawing]:
 FIGURE = Figure(
     draw,
     order=80,
-    options={
-        "--curves": {
-            "type": int,
-            "default": 6,
-            "metavar": "N",
-            "help": "checkpoints drawn, spread over training (6)",
-        }
-    },
+    options={"--curves": {"type": int, "default": 6, "metavar": "N", "help": "checkpoints, spread over training (6)"}},
 )
 
 

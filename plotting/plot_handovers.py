@@ -11,6 +11,7 @@ distances.
 import sys
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -28,7 +29,7 @@ _ROW, _FRAME, _WIDTH, _NAMES, _PHONE = 52, 110, 960, 160, 320
 _LETTER, _SHARE = 6.8, 30
 # Characters in a line of a reason.
 _LINE, _NARROW_LINE = 110, 46
-_LEFT = {"xanchor": "left", "align": "left", "borderpad": 0}
+_LEFT: dict[str, Any] = {"xanchor": "left", "align": "left", "borderpad": 0}
 
 
 @dataclass(frozen=True)

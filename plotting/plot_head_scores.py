@@ -52,15 +52,8 @@ def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
             if not measured.empty:
                 # At a checkpoint without any value, the heads' reasons are mostly one.
                 by_step = measured.groupby("step", as_index=False)
-                gaps.append(
-                    Gaps(
-                        by_step.first().assign(value=by_step["value"].max()["value"]),
-                        "value",
-                        "reason",
-                        model,
-                        looks[model],
-                    )
-                )
+                highest = by_step.first().assign(value=by_step["value"].max()["value"])
+                gaps.append(Gaps(highest, "value", "reason", model, looks[model]))
         panels.missing(gaps, row, column)
     _limit_cspa(panels, places, best)
     return panels.done(

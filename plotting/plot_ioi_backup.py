@@ -24,20 +24,13 @@ TITLES = {"all": "All parts together", "heads": "Other heads", "mlps": "MLPs", "
 
 def draw_backup(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     """The figure, from rows of `ioi_backup`."""
-    parts = parts_in(table)
+    parts = [part for part in TITLES if (table["part"] == part).any()]
     panels = Panels(1, len(parts), TimeAxis.of(table), [TITLES[part] for part in parts], panel_height=260)
     for column, part in enumerate(parts, 1):
         gaps = []
         for model, rows in by_model(table[table["part"] == part]):
-            line = Line(
-                rows,
-                "came_back",
-                model,
-                looks[model],
-                interval=("came_back_low", "came_back_high"),
-                hover=("change", "n_ablated"),
-            )
-            panels.draw(line, 1, column)
+            ends, hover = ("came_back_low", "came_back_high"), ("change", "n_ablated")
+            panels.draw(Line(rows, "came_back", model, looks[model], interval=ends, hover=hover), 1, column)
             gaps.append(Gaps(rows, "came_back", "reason", model, looks[model]))
         panels.missing(gaps, 1, column)
         panels.level(0, 1, column)
@@ -48,15 +41,10 @@ def draw_backup(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     )
 
 
-def parts_in(table: pd.DataFrame) -> list[str]:
-    """The parts of the table that have a panel, in its order."""
-    return [part for part in TITLES if (table["part"] == part).any()]
-
-
 def draw(results: Results) -> dict[str, Drawing]:
     """One figure of all models."""
     table = escaped(results.table("ioi_backup"))
-    return {"ioi_backup": by_panel(partial(draw_backup, looks=results.looks()), table, "part", parts_in(table))}
+    return {"ioi_backup": by_panel(partial(draw_backup, looks=results.looks()), table, "part", TITLES)}
 
 
 FIGURE = Figure(draw, order=150)

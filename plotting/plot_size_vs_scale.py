@@ -113,12 +113,7 @@ def draw_scale(
                 go.Scatter(
                     x=[parameters[model]],
                     y=[row["size"]],
-                    error_y={
-                        "type": "data",
-                        "array": [0.0 if pd.isna(row["sd"]) else row["sd"]],
-                        "thickness": 1.2,
-                        "width": 3,
-                    },
+                    error_y={"type": "data", "array": [np.nan_to_num(row["sd"])], "thickness": 1.2, "width": 3},
                     mode="markers",
                     name=model,
                     legendgroup=model,

@@ -94,7 +94,7 @@ def draw_transfer(panels: Sequence[Matrix], model: str) -> Drawing:
     )
     for place, panel in enumerate(panels):
         row, column = place // columns + 1, place % columns + 1
-        _draw_matrix(figure, panel.values, panel.down, panel.along, row, column, scale=place == 0)
+        _draw_matrix(figure, panel, row, column, scale=place == 0)
     figure.update_annotations(font_size=14)
     drawing = finish(
         figure,
@@ -110,9 +110,8 @@ def draw_transfer(panels: Sequence[Matrix], model: str) -> Drawing:
     return drawing
 
 
-def _draw_matrix(
-    figure: go.Figure, matrix: pd.DataFrame, down: str, along: str, row: int, column: int, *, scale: bool
-) -> None:
+def _draw_matrix(figure: go.Figure, panel: Matrix, row: int, column: int, *, scale: bool) -> None:
+    matrix = panel.values
     by_step = not isinstance(matrix.index[0], str)
     named = [[f"{name:,}" if by_step else str(name) for name in axis] for axis in (matrix.columns, matrix.index)]
     written = max(matrix.shape) <= MOST_WITH_TEXT
@@ -136,7 +135,7 @@ def _draw_matrix(
             },
             texttemplate="%{z:.2f}" if written else None,
             textfont={"size": 9 if by_step else 12},
-            hovertemplate=f"{down} %{{y}}<br>{along} %{{x}}<br>faithfulness %{{z:.3f}}<extra></extra>",
+            hovertemplate=f"{panel.down} %{{y}}<br>{panel.along} %{{x}}<br>faithfulness %{{z:.3f}}<extra></extra>",
             hoverongaps=False,
             xgap=1,
             ygap=1,
@@ -144,9 +143,9 @@ def _draw_matrix(
         row=row,
         col=column,
     )
-    title = {"text": along, "font": {"size": 12}}
+    title = {"text": panel.along, "font": {"size": 12}}
     figure.update_xaxes(title=title, type="category", tickangle=-45, tickfont_size=11, row=row, col=column)
-    figure.update_yaxes(title_text=down, type="category", autorange="reversed", row=row, col=column)
+    figure.update_yaxes(title_text=panel.down, type="category", autorange="reversed", row=row, col=column)
 
 
 def draw(results: Results) -> dict[str, Drawing]:

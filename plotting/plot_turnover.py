@@ -12,6 +12,7 @@ Checkpoints stand at equal distances, because lifetimes count them.
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -206,7 +207,14 @@ def _draw_lives(figure: go.Figure, lifetimes: pd.DataFrame, axis: CheckpointAxis
     median = lifetimes["median_lifetime"].iloc[0]
     lifetime = f"median lifetime: {median:g} checkpoint{'' if median == 1 else 's'}"
     text = f"{len(lifetimes):,} edges; {'more than half live on at the end' if pd.isna(median) else lifetime}"
-    where = {"xref": "x domain", "yref": "y domain", "xanchor": "left", "yanchor": "bottom", "row": row, "col": column}
+    where: dict[str, Any] = {
+        "xref": "x domain",
+        "yref": "y domain",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "row": row,
+        "col": column,
+    }
     write(figure, text, 0.01, 0.02, colour=INK, bgcolor="rgba(255,255,255,0.85)", **where)
     figure.update_yaxes(range=[len(lifetimes), 0], row=row, col=column)
 

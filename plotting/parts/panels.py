@@ -1,7 +1,7 @@
 """Grids of small panels over training: one line per model, with intervals as bands."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -139,7 +139,8 @@ class Panels:
             panel_height: pixels of a panel.
             names_at_ends: leave room to the right of every panel for `name_ends`.
         """
-        self.axis = axis
+        # Lines and gaps need a time axis; panels over checkpoints have bars.
+        self.axis: TimeAxis = axis  # type: ignore[assignment]
         self.rows, self.columns, self.n_panels = rows, columns, n_panels or rows * columns
         # A lone panel is drawn wider than one of a row.
         self.panel_width = {1: 620, 2: 430}.get(columns, _PANEL_WIDTH)
@@ -344,7 +345,7 @@ def by_panel(
     draw: Callable[[pd.DataFrame], Drawing],
     table: pd.DataFrame,
     column: str = "task",
-    values: Sequence[str] | None = None,
+    values: Iterable[str] | None = None,
 ) -> Drawing:
     """The drawing of a whole table, and for narrow screens that of each value of the column that tells panels apart.
 
@@ -352,11 +353,12 @@ def by_panel(
         draw: takes rows of the table.
         table: of all panels.
         column: which.
-        values: of the column, in order; by default as the table has them, but tasks in the order of the study.
+        values: of the column, in order, as far as they are there; by default as the table has them, but tasks in the
+            order of the study.
     """
     if values is None:
         values = tasks_in(table) if column == "task" else list(dict.fromkeys(table[column]))
-    parts = [table[table[column] == value] for value in values]
+    parts = [part for value in values if not (part := table[table[column] == value]).empty]
     if len(parts) < 2:
         return draw(table)
     return replace(draw(table), narrow=lambda: [narrowed(draw(part).figure, part) for part in parts])

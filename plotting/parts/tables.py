@@ -183,7 +183,7 @@ def as_text(name: str) -> str:
 def escaped(table: pd.DataFrame) -> pd.DataFrame:
     """The table with all its texts escaped, because figures read labels as markup."""
     texts = [column for column in table if table[column].map(lambda value: isinstance(value, str)).any()]
-    return table.assign(**{name: table[name].map(_escaped_cell) for name in texts})
+    return table.assign(**{str(name): table[name].map(_escaped_cell) for name in texts})
 
 
 def _escaped_cell(cell: Any) -> Any:

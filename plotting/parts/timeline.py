@@ -1,6 +1,7 @@
 """A timeline: rows with bars over the training axis."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -146,7 +147,7 @@ class Timeline:
             showticklabels=not self.narrow,
         )
         for place, name in enumerate(self.rows) if self.narrow else ():
-            options = {"xref": "paper", "xanchor": "left", "bgcolor": "#ffffff", "borderpad": 0}
+            options: dict[str, Any] = {"xref": "paper", "xanchor": "left", "bgcolor": "#ffffff", "borderpad": 0}
             write(self.figure, name, 0.01, place, colour=INK, yshift=0.5 * self.row_height - 4, **options)
         return drawing
 

@@ -16,6 +16,8 @@ from ..parts.tables import Results
 from .cells import plain
 
 Head = tuple[int, int]
+# Model -> (role, meaning) -> step measured -> heads that have the role.
+RoleHolders = dict[str, dict[tuple[str, str], dict[int, set[Head]]]]
 
 
 def head_records(results: Results) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -28,15 +30,14 @@ def head_records(results: Results) -> tuple[list[dict[str, Any]], dict[str, str]
     scores = pd.DataFrame(columns=["model", "step", "tokens", "score", "layer", "head", "value"])
     if measured:
         scores = head_scores(results)
-    membership = _membership(results)
-    found = _found_roles(results)
-    models = model_order([*scores["model"], *membership, *found])
+    in_circuits, by_effect = _in_circuits(results), _by_effect(results)
+    models = model_order([*scores["model"], *in_circuits, *by_effect])
     meanings: dict[str, str] = {}
     records = []
     for model in models:
         own = scores[scores["model"] == model]
         roles = _score_roles(own, meanings)
-        for (role, meaning), by_step in [*found.get(model, {}).items(), *membership.get(model, {}).items()]:
+        for (role, meaning), by_step in [*by_effect.get(model, {}).items(), *in_circuits.get(model, {}).items()]:
             roles += _spans(role, by_step)
             meanings[role] = meaning
         records.append(_record(model, own, roles, _held(results, model)))
@@ -104,20 +105,20 @@ def _heads(rows: pd.DataFrame) -> set[Head]:
     return {(int(layer), int(head)) for layer, head in rows[["layer", "head"]].to_numpy()}
 
 
-def _membership(results: Results) -> dict[str, dict[tuple[str, str], dict[int, set[Head]]]]:
-    """Model -> (role, meaning) -> step -> heads in the circuit. A step without a circuit counts as measured."""
+def _in_circuits(results: Results) -> RoleHolders:
+    """Heads in circuits. A step without a circuit counts as measured."""
     if results.table_if_any("graphs") is None:
         return {}
     by_pair = results.circuits()
-    found: dict[str, dict[tuple[str, str], dict[int, set[Head]]]] = {}
+    members: RoleHolders = {}
     for (model, task), circuits in by_pair.items():
         role = (f"in {task_label(task)} circuit", f"a node of the circuit found for {task_label(task)}")
         steps = results.store.folder("graphs", model, task).steps()
-        found.setdefault(model, {})[role] = {
+        members.setdefault(model, {})[role] = {
             step: _heads_among([*circuits[step]["source"], *circuits[step]["target"]]) if step in circuits else set()
             for step in steps
         }
-    return found
+    return members
 
 
 def _heads_among(ends: Iterable[str]) -> set[Head]:
@@ -125,9 +126,9 @@ def _heads_among(ends: Iterable[str]) -> set[Head]:
     return {(level(node)[0], int(node.partition(".h")[2])) for node in nodes if ".h" in node}
 
 
-def _found_roles(results: Results) -> dict[str, dict[tuple[str, str], dict[int, set[Head]]]]:
-    """As `_membership`, from every kind of result whose tables name the role of a head (`layer, head, role`)."""
-    found: dict[str, dict[tuple[str, str], dict[int, set[Head]]]] = {}
+def _by_effect(results: Results) -> RoleHolders:
+    """Heads by role, from every kind of result whose tables name the role of a head (`layer, head, role`)."""
+    roles: RoleHolders = {}
     for kind in KINDS:
         table = results.table_if_any(kind)
         if table is None or not {"layer", "head", "role"} <= set(table.columns):
@@ -144,5 +145,5 @@ def _found_roles(results: Results) -> dict[str, dict[tuple[str, str], dict[int, 
                 by_step = {step: _heads(of_role[of_role["step"] == step]) for step in steps}
                 role = f"{role_look(str(name))[0]} (by effect)"
                 key = (role, f"found to play this role by its effect, and passed the role's tests (results/{kind})")
-                found.setdefault(str(model), {})[key] = by_step
-    return found
+                roles.setdefault(str(model), {})[key] = by_step
+    return roles

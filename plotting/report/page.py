@@ -21,21 +21,10 @@ from .figures import figures_json
 from .runs import RunRecord, equal_weights_notes, runs_html
 
 ASSETS = Path(__file__).parent / "assets"
+# In the order in which they stand in the page.
 SCRIPTS = (
-    "dom.js",
-    "address.js",
-    "sort_table.js",
-    "circuit_scene.js",
-    "history.js",
-    "chart.js",
-    "details.js",
-    "search.js",
-    "downloads.js",
-    "circuit_drawing.js",
-    "circuit.js",
-    "heads.js",
-    "figures.js",
-    "main.js",
+    "dom address sort_table circuit_scene history chart details search downloads circuit_drawing "
+    "circuit heads figures main"
 )
 KIND_LABELS = {
     "graphs": "circuits",
@@ -92,7 +81,7 @@ def page_html(
         "runs": runs_html(runs),
         "data": script_safe(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
         "figure_data": script_safe(figures_json(figures)),
-        "script": "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();",
+        "script": "(() => {\n'use strict';\n" + "\n".join(_asset(f"{name}.js") for name in SCRIPTS.split()) + "\n})();",
         "plotly": get_plotlyjs() if figures else "",
     }
     return Template(_asset("template.html")).substitute(parts)
