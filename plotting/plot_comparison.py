@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, ring, task_panels
@@ -137,22 +136,8 @@ def _mark_changes(
     flagged = part[part["changed"].astype(bool)].sort_values("step")
     if flagged.empty:
         return
-    panels.figure.add_trace(
-        go.Scatter(
-            x=panels.axis.position(flagged["tokens"]),
-            y=flagged["value"],
-            mode="markers",
-            name=entry,
-            legendgroup=entry,
-            showlegend=False,
-            marker=ring(CHANGED, size),
-            customdata=flagged[["step", "q_value"]].to_numpy(),
-            hovertemplate=f"<b>{name}</b><br>step %{{customdata[0]:,}}: {entry} (q = %{{customdata[1]:.2g}})"
-            "<extra></extra>",
-        ),
-        row=row,
-        col=column,
-    )
+    hover = f"<b>{name}</b><br>step %{{customdata[0]:,}}: {entry} (q = %{{customdata[1]:.2g}})"
+    panels.rings(flagged, entry, ring(CHANGED, size), row, column, hover, flagged["q_value"])
 
 
 def _add_ring_key(panels: Panels, entry: str) -> None:

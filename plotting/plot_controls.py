@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel, ring, task_panels
@@ -193,23 +192,8 @@ def _ring(panels: Panels, table: pd.DataFrame, row: int, column: int) -> bool:
     beaten = table[table["value"].notna() & (table["n_beaten"] < table["n_random"])]
     if beaten.empty:
         return False
-    panels.figure.add_trace(
-        go.Scatter(
-            x=panels.axis.position(beaten["tokens"]),
-            y=beaten["value"],
-            mode="markers",
-            name=RING,
-            legendgroup=RING,
-            showlegend=False,
-            marker=ring(BEATEN_BY),
-            customdata=[
-                [int(step), _beats(row)] for step, row in zip(beaten["step"], beaten.to_dict("records"), strict=True)
-            ],
-            hovertemplate="step %{customdata[0]:,}: beats %{customdata[1]}<extra></extra>",
-        ),
-        row=row,
-        col=column,
-    )
+    hover, cells = "step %{customdata[0]:,}: beats %{customdata[1]}", map(_beats, beaten.to_dict("records"))
+    panels.rings(beaten, RING, ring(BEATEN_BY), row, column, hover, cells)
     return True
 
 

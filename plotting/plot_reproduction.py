@@ -11,7 +11,9 @@ comes from, the settings that differ from the study's, and the command that meas
 import html
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -174,16 +176,7 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) ->
 
 
 def _add(figure: go.Figure, rows: pd.DataFrame, name: str, where: dict[str, int], **look: object) -> None:
-    quantity = rows["quantity"].iloc[0]
-    hover = [
-        (
-            format_range(row["published_low"], row["published_high"], quantity),
-            format_number(row["measured"], quantity),
-            format_range(row["low"], row["high"], quantity) or "none",
-            row["n_checkpoints"],
-        )
-        for row in rows.to_dict("records")
-    ]
+    hover = [(*_texts(row, "none"), row["n_checkpoints"]) for row in rows.to_dict("records")]
     figure.add_trace(
         go.Scatter(
             x=rows["label"],
@@ -213,15 +206,20 @@ def reproduction_html(table: pd.DataFrame) -> str:
     )
 
 
-def _row(row: pd.Series) -> str:
+def _texts(row: Mapping[Any, Any] | pd.Series, no_interval: str) -> tuple[str, str, str]:
+    """What is published, what is measured, and its interval."""
     quantity = row["quantity"]
+    published = format_range(row["published_low"], row["published_high"], quantity)
+    interval = format_range(row["low"], row["high"], quantity) or no_interval
+    return published, format_number(row["measured"], quantity), interval
+
+
+def _row(row: pd.Series) -> str:
     notes = [row["note"], f"settings: {row['settings']}" if row["settings"] else ""]
     cells = (
         panel_title(row),
         row_label(row).replace("<br>", " "),
-        format_range(row["published_low"], row["published_high"], quantity),
-        format_number(row["measured"], quantity),
-        format_range(row["low"], row["high"], quantity) or "–",
+        *_texts(row, "–"),
         f"{row['n_checkpoints']:,}",
         row["verdict"],
         "; ".join(filter(None, notes)),

@@ -18,7 +18,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import NARROW_TICKS, Panels, narrowed
+from circuits_over_time.plotting.parts.panels import NARROW_TICKS, Panels, narrowed, write_in_middle
 from circuits_over_time.plotting.parts.style import INK, Drawing, write
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in, tasks_in
 from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
@@ -76,7 +76,7 @@ def draw_turnover(
             lived = lifetimes[(lifetimes["task"] == task) & (lifetimes["at"] == at)]
             if of_task.empty or lived.empty:
                 for empty in (row, row + 1):
-                    panels.leave_empty("no circuit has an edge at any checkpoint", empty, column)
+                    _say_nothing(panels.figure, {"row": empty, "col": column})
                 continue
             _draw_bars(panels.figure, of_task, axis, row, column)
             quantity, meaning = QUANTITIES[at]
@@ -207,16 +207,16 @@ def _draw_lives(figure: go.Figure, lifetimes: pd.DataFrame, axis: CheckpointAxis
     median = lifetimes["median_lifetime"].iloc[0]
     lifetime = f"median lifetime: {median:g} checkpoint{'' if median == 1 else 's'}"
     text = f"{len(lifetimes):,} edges; {'more than half live on at the end' if pd.isna(median) else lifetime}"
-    where: dict[str, Any] = {
-        "xref": "x domain",
-        "yref": "y domain",
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "row": row,
-        "col": column,
-    }
-    write(figure, text, 0.01, 0.02, colour=INK, bgcolor="rgba(255,255,255,0.85)", **where)
+    corner: dict[str, Any] = {"xref": "x domain", "yref": "y domain", "xanchor": "left", "yanchor": "bottom"}
+    write(figure, text, 0.01, 0.02, colour=INK, bgcolor="rgba(255,255,255,0.85)", row=row, col=column, **corner)
     figure.update_yaxes(range=[len(lifetimes), 0], row=row, col=column)
+
+
+def _say_nothing(figure: go.Figure, where: dict[str, Any]) -> None:
+    # A panel without any trace has no axes, and the text would go to another.
+    figure.add_trace(go.Scatter(x=[0], y=[0], opacity=0, showlegend=False, hoverinfo="skip"), **where)
+    write_in_middle(figure, "no circuit has an edge at any checkpoint", **where)
+    figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False, **where)
 
 
 def draw(results: Results) -> dict[str, Drawing]:

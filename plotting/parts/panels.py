@@ -249,6 +249,33 @@ class Panels:
         marker = {"symbol": symbol, "size": 8, "color": colour, "line": {"width": 1.2, "color": colour}}
         add_key(self.figure, name, mode="markers", marker=marker)
 
+    def rings(
+        self,
+        rows: pd.DataFrame,
+        entry: str,
+        ring: dict[str, object],
+        row: int,
+        column: int,
+        hover: str,
+        cells: Iterable,
+    ) -> None:
+        """Rings around values (`step, tokens, value`), each with a cell for the hover text. The key is apart."""
+        self.figure.add_trace(
+            go.Scatter(
+                x=self.axis.position(rows["tokens"]),
+                y=rows["value"],
+                mode="markers",
+                name=entry,
+                legendgroup=entry,
+                showlegend=False,
+                marker=ring,
+                customdata=[[int(step), cell] for step, cell in zip(rows["step"], cells, strict=True)],
+                hovertemplate=f"{hover}<extra></extra>",
+            ),
+            row=row,
+            col=column,
+        )
+
     def leave_empty(self, text: str, row: int, column: int) -> None:
         """Write in the middle of a panel that has no curves at all, and so no axes."""
         plot = self.figure.get_subplot(row, column)
