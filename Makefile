@@ -109,7 +109,7 @@ types: $(DEVELOPING)
 
 check: format lint types test
 
-# The tables of configs/README.md, from the schemas and the kinds of results.
+# The tables of the documentation, from the schemas, the kinds of results and the registries.
 docs: $(RUNNING)
 	$(RUN) -m tools.reference
 

@@ -154,7 +154,7 @@ def find_circuit(model: Model, task: Task, **keys: Any) -> MeasuredCircuit:
 
     settings = settings_of(CircuitSettings, keys, model)
     with in_callers_words(settings.batch_size):
-        prompts = circuit_prompts(settings, task, model.tokenizer, model.weights.shape)
+        prompts = circuit_prompts(settings, task, model.tokenizer, model.weights)
         return measure_circuit(model.weights, prompts, settings, model.about)
 
 
@@ -181,7 +181,7 @@ def scores(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
 
     settings = settings_of(CircuitSettings, keys, model)
     with in_callers_words(settings.batch_size):
-        prompts = circuit_prompts(settings, task, model.tokenizer, model.weights.shape)
+        prompts = circuit_prompts(settings, task, model.tokenizer, model.weights)
         folds = score_edges(model.weights, prompts, settings)
     everything = Circuit(folds.graph, folds.scores, folds.graph.edge_mask)
     return everything.to_table(score_se=folds.standard_error)
@@ -230,7 +230,7 @@ def _evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *,
         mask = edge_mask(edges, model.graph)
         if without:
             mask = model.graph.edge_mask & ~mask
-        prompts = circuit_prompts(settings, task, model.tokenizer, model.weights.shape)
+        prompts = circuit_prompts(settings, task, model.tokenizer, model.weights)
         return evaluation_of(evaluator_of(model.weights, prompts, settings), mask, settings.seed)
 
 

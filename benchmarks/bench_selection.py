@@ -81,7 +81,7 @@ def main() -> int:
         for task in arguments.task:
             given = {"model": arguments.model, "task": task, "n_prompts": arguments.prompts}
             config = CircuitsConfig(**given)
-            prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer, checkpoint.weights.shape)
+            prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer, checkpoint.weights)
             metrics = [part.metric(TASKS[task].primary) for part in (prompts.scoring, prompts.evaluation)]
             evaluator = CircuitEvaluator(weights, prompts.evaluation.pairs, metrics[1])
             if not Baselines.of(evaluator.full, evaluator.corrupted).learned(config.search.min_gap):

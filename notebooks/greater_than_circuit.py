@@ -260,7 +260,7 @@ pd.DataFrame(share).T
 # %%
 config = CircuitsConfig(model=MODEL, task="greater_than", n_prompts=N_PROMPTS, eap={"ig_steps": 12})
 report = measure_circuit(
-    weights, circuit_prompts(config, TASKS["greater_than"], checkpoint.tokenizer, checkpoint.weights.shape), config
+    weights, circuit_prompts(config, TASKS["greater_than"], checkpoint.tokenizer, checkpoint.weights), config
 )
 report.tables["baselines"].T.rename(columns={0: "greater-than circuit"})
 

@@ -368,7 +368,7 @@ show(
 # %%
 config = CircuitsConfig(model=MODEL, task="ioi", n_prompts=N_PROMPTS, eap={"ig_steps": 12})
 report = measure_circuit(
-    weights, circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights.shape), config
+    weights, circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights), config
 )
 report.tables["baselines"].T.rename(columns={0: "IOI circuit"})
 

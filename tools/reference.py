@@ -1,270 +1,198 @@
-"""The tables of configs/README.md, written from the code: keys, columns of results, families of models.
+"""The tables in the documentation, written from the code.
 
-    python -m utils.config.document        (or: make docs)
+    python -m tools.reference        (or: make docs)
 
-Markers on the page say which table goes where. `<!-- keys: utils.circuits.keys.CircuitsConfig -->` asks for the keys of that
-schema, `<!-- results: get_circuits_over_time.py -->` for the files that a script writes, `<!-- models: families -->`
-for the known families and `<!-- models: architectures -->` for the architectures. Each table ends at `<!-- end -->`;
-everything outside them is written by hand.
-
-A key is explained once, in the first table that has it. Later tables leave out the keys that they inherit from a schema
-above, and point to that table where a block of their own holds the same key.
+A page asks for a table with `<!-- table: keys -->`, and the table ends at `<!-- end -->`. What stands outside is
+written by hand. `TABLES` says which tables there are.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import logging
 import re
-import typing
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
 from circuits_over_time.utils.base.progress import configure_logging
+from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.explain import blocks_in
-from circuits_over_time.utils.config.keys import is_execution
+from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, is_execution
 from circuits_over_time.utils.models.known_families import FAMILIES, Damage, FamilyRecord
 from circuits_over_time.utils.results.comparison import COMPARISONS
-from circuits_over_time.utils.results.kinds import KINDS, WITHOUT_STEPS, ResultSchema
+from circuits_over_time.utils.results.kinds import KINDS, WITHOUT_STEPS
+from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
+from circuits_over_time.utils.tasks.metrics import METRICS
+from circuits_over_time.utils.tasks.registry import TASKS
+from circuits_over_time.utils.toy.keys import FamilyConfig
 
 log = logging.getLogger(__name__)
 
-PAGE = Path(__file__).resolve().parents[2] / "configs" / "README.md"
-PLACE = re.compile(r"(<!-- (keys|results|models): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("configs/README.md", "docs/results.md", "docs/models.md", "docs/tasks.md")
+PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Schema = type[pydantic.BaseModel]
-Key = tuple[Schema, str]
-"""The class that declares a key, and the key's name: the same in every schema that inherits it."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table of keys: a key with its meaning, or (`meaning` empty) one that is explained at `place`."""
-
-    key: str
-    default: str
-    meaning: str = ""
-    free: bool = False
-    place: str = ""
-
-
-@dataclass
-class Page:
-    """What the page has explained so far.
-
-    Attributes:
-        places: key -> heading of the section that explains it.
-        schemas: schema -> heading of the section with its table.
-    """
-
-    places: dict[Key, str] = field(default_factory=dict)
-    schemas: dict[Schema, str] = field(default_factory=dict)
-
-    def keys(self, schema: Schema, heading: str) -> str:
-        """A schema's table, without the keys of the schemas above that it inherits from."""
-        above = [known for known in self.schemas if known in schema.__mro__]
-        inherited = {name for known in above for name in known.model_fields if _key(schema, name) == _key(known, name)}
-        rows = list(self._rows(schema, schema.model_construct(), heading, set(inherited), ""))
-        nearest = [known for known in above if not any(known in other.__mro__[1:] for other in above)]
-        links = " and ".join(_link(self.schemas[known]) for known in nearest)
-        self.schemas[schema] = heading
-        if not rows:
-            return f"It has the keys of {links} and no others.\n"
-        return (f"In addition to {links}:\n\n" if links else "") + _table(rows)
-
-    def _rows(
-        self, schema: Schema, values: pydantic.BaseModel, heading: str, skipped: set[str], prefix: str
-    ) -> Iterator[Row]:
-        for name, info in schema.model_fields.items():
-            if name in skipped:
-                continue
-            key, written = _key(schema, name), f"{prefix}{name}"
-            default = getattr(values, name, PydanticUndefined)
-            usual = info.get_default() == default
-            inner = blocks_in(info.annotation)
-            if usual and key in self.places:
-                yield Row(written, _shown(default), place=self.places[key])
-                continue
-            self.places.setdefault(key, heading)
-            meaning = info.description or (inner[0].__doc__ if inner else "") or ""
-            shown = "" if isinstance(default, pydantic.BaseModel) else _shown(default)
-            yield Row(written, shown, _meaning(meaning, info), is_execution(info))
-            for block in inner:
-                given = default if isinstance(default, block) else block.model_construct()
-                within = list(self._rows(block, given, heading, set(), f"{written}."))
-                places = {row.place for row in within}
-                yield from within if len(places) > 1 or "" in places else [Row(f"{written}.*", "", place=places.pop())]
+NO_ANALYSIS: dict[str, Schema] = {
+    "check_checkpoints.py": importlib.import_module("circuits_over_time.check_checkpoints").CheckConfig,
+    "compare_circuits.py": ComparisonConfig,
+    "make_toy_checkpoints.py": FamilyConfig,
+    "run_suite.py": SuiteConfig,
+}
+"""Root scripts that measure nothing, with their keys."""
 
 
 def document(page: str) -> str:
     """The page with its tables as the code has them.
 
     Raises:
-        ValueError: if there is nothing of a marker's name, or it has no end.
+        ValueError: if there is no table of a marker's name, or it has no end.
     """
-    so_far = Page()
 
     def rewrite(place: re.Match[str]) -> str:
-        marker, what, name, end = place.groups()
-        if re.search(r"<!-- (keys|results|models):", place[0][len(marker) :]):
-            raise ValueError(f"{marker.strip()}: no <!-- end --> before the next marker")
-        if what == "results":
-            table = results_table(name)
-        elif what == "models":
-            table = models_table(name)
-        else:
-            heading = re.findall(r"^#+ (.*)$", page[: place.start()], re.MULTILINE)[-1]
-            table = so_far.keys(find_schema(name), heading)
-        return f"{marker}\n{table}\n{end}"
+        whole, marker, name, end = place[0], *place.groups()
+        if name not in TABLES or whole.count("<!-- table:") > 1:
+            raise ValueError(f"{marker.strip()}: no such table, or no <!-- end --> before the next marker")
+        return f"{marker}\n{TABLES[name]()}\n{end}"
 
     return PLACE.sub(rewrite, page)
 
 
-def documented(page: str, what: Literal["keys", "results", "models"]) -> list[str]:
-    """The schemas (`keys`), scripts (`results`) or lists (`models`) that have a table on the page."""
-    return [place[3] for place in PLACE.finditer(page) if place[2] == what]
+def keys() -> str:
+    """The keys of every script: first those that all share, then each script's own."""
+    shared: dict[str, Schema] = {"Every script": BaseConfig, "Every script with tasks": TaskConfig}
+    sections = shared | {script: schema for script in scripts() if (schema := schema_of(script))}
+    return "\n".join(keys_of(schema, heading, shared) for heading, schema in sections.items())
 
 
-def find_schema(name: str) -> Schema:
-    """The schema of a dotted name, `utils.circuits.CircuitsConfig`.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    module, _, attribute = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(f"circuits_over_time.{module}"), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"<!-- keys: {name} -->: there is no such schema ({error})") from None
-    if not (isinstance(found, type) and issubclass(found, pydantic.BaseModel)):
-        raise ValueError(f"<!-- keys: {name} -->: this is not a schema")
-    return found
+def keys_of(schema: Schema, heading: str, shared: dict[str, Schema]) -> str:
+    """One schema's section, without the keys that it inherits from a shared one (heading -> schema)."""
+    text = f"## {heading}\n\n" + (f"{_summary(ROOT / heading)}\n\n" if heading.endswith(".py") else "")
+    bases = {above: base for above, base in shared.items() if base in schema.__mro__[1:]}
+    inherited = {row for base in bases.values() for row in _rows(base)}
+    rows = [row for row in _rows(schema) if row not in inherited]
+    if bases:
+        above = [*bases][-1].lower()
+        text += f"The keys of [{above}](#{above.replace(' ', '-')}){', and' if rows else '.'}\n\n"
+    return text + (table(("key", "default", "meaning", "free"), rows) if rows else "")
 
 
-def results_table(script: str) -> str:
-    """The files of a script, column by column.
-
-    Raises:
-        ValueError: if no kind of result comes from this script.
-    """
-    kinds = [kind for kind in (*KINDS.values(), *WITHOUT_STEPS) if kind.script == script]
-    comparisons = [table for table in COMPARISONS.values() if table.script == script]
-    if not kinds and not comparisons:
-        raise ValueError(f"<!-- results: {script} -->: no kind of result names this script")
-    lines = [_line("file", "column", "meaning"), _line("---", "---", "---")]
-    for kind in kinds:
-        lines += _files(kind)
-    for table in comparisons:
-        file = f"`comparison/{table.name}.csv`"
-        for column, meaning in table.columns.items():
-            lines.append(_line(file, f"`{column}`", _cell(meaning)))
-            file = ""
-    return "\n".join(lines) + "\n"
+def _rows(schema: Schema, values: pydantic.BaseModel | None = None, prefix: str = "") -> Iterator[tuple[str, ...]]:
+    """(key, default, meaning, free) of every key, a block's below it."""
+    values = values or schema.model_construct()
+    for name, info in schema.model_fields.items():
+        default, blocks = getattr(values, name, PydanticUndefined), blocks_in(info.annotation)
+        meaning = info.description or (blocks[0].__doc__ if blocks else "") or ""
+        shown = "" if isinstance(default, pydantic.BaseModel) else _shown(default)
+        yield f"`{prefix}{name}`", shown, meaning, "yes" if is_execution(info) else ""
+        for block in blocks:
+            yield from _rows(block, default if isinstance(default, block) else None, f"{prefix}{name}.")
 
 
-def _files(kind: ResultSchema) -> Iterator[str]:
-    file = f"`{kind.name}/.../step*.csv`"
-    for column, meaning in kind.columns.items():
-        yield _line(file, f"`{column}`", _cell(meaning))
-        file = ""
-    for suffix, meaning in kind.companions.items():
-        yield _line(f"`{kind.name}/.../step*{suffix}`", "", _cell(meaning))
-    for name, columns in kind.summaries.items():
-        file = f"`{kind.name}/.../{name}.csv`" + (", when a model's sweep ends" if kind.columns else "")
-        for column, meaning in columns.items():
-            yield _line(file, f"`{column}`", _cell(meaning))
-            file = ""
+def columns() -> str:
+    """The files of every script, column by column."""
+    head = ("file", "column", "meaning")
+    return "\n".join(f"### {script}\n\n{table(head, rows)}" for script in scripts() if (rows := [*_files(script)]))
 
 
-def models_table(name: str) -> str:
-    """The known families of checkpoints (`families`), or the architectures that can be read (`architectures`).
+def _files(script: str) -> Iterator[tuple[str, ...]]:
+    files: list[tuple[str, Mapping[str, str]]] = []
+    for kind in (*KINDS.values(), *WITHOUT_STEPS):
+        if kind.script == script:
+            files.append((f"{kind.name}/.../step*.csv", kind.columns))
+            files += [(f"{kind.name}/.../step*{suffix}", {"": text}) for suffix, text in kind.companions.items()]
+            files += [(f"{kind.name}/.../{name}.csv", columns) for name, columns in kind.summaries.items()]
+    files += [(f"comparison/{made.name}.csv", made.columns) for made in COMPARISONS.values() if made.script == script]
+    for file, columns in files:
+        for number, (column, meaning) in enumerate(columns.items()):
+            yield "" if number else f"`{file}`", f"`{column}`" if column else "", meaning
 
-    Raises:
-        ValueError: for another name.
-    """
-    if name == "architectures":
-        return ", ".join(f"`{architecture}`" for architecture in sorted(ARCHITECTURES)) + "\n"
-    if name != "families":
-        raise ValueError(f"<!-- models: {name} -->: name families or architectures")
-    lines = [_line("models", "trained with a start token", "known trouble"), _line("---", "---", "---")]
-    for family in FAMILIES:
-        start = {True: "yes", False: "no", None: "not known"}[family.prepend_bos]
-        trouble = "<br>".join(_cell(_trouble(damage, family)) for damage in family.damage)
-        lines.append(_line(_some(list(family.models)), start, trouble))
-    return "\n".join(lines) + "\n"
+
+def figures() -> str:
+    """Every figure script with the first line of its docstring, where file names stand in brackets."""
+    paths = sorted((ROOT / "plotting").glob("plot_*.py"))
+    rows = ((f"`{path.name}`", re.sub(r"\((figures/\S+)\)", r"(`\1`)", _summary(path))) for path in paths)
+    return table(("script", "what it does"), rows)
+
+
+def tasks() -> str:
+    """The built-in tasks, with the first line of each module's docstring."""
+    about = {
+        name: (sys.modules[task.build.__module__].__doc__ or "").partition("\n")[0] for name, task in TASKS.items()
+    }
+    rows = ((f"`{name}`", about[name], f"`{task.primary}`") for name, task in TASKS.items())
+    return table(("task", "about", "primary metric"), rows)
+
+
+def metrics() -> str:
+    """The metrics, with the docstring of each function."""
+    rows = ((f"`{name}`", metric.function.__doc__ or "") for name, metric in METRICS.items())
+    return table(("metric", "of one prompt"), rows)
+
+
+def families() -> str:
+    """The known families of checkpoints, and what is known to be wrong with them."""
+    start = {True: "yes", False: "no", None: "not known"}
+    rows = (
+        (_some(list(family.models)), start[family.prepend_bos], "<br>".join(_trouble(d, family) for d in family.damage))
+        for family in FAMILIES
+    )
+    return table(("models", "trained with a start token", "known trouble"), rows)
+
+
+def architectures() -> str:
+    """The architectures that can be read."""
+    return ", ".join(f"`{name}`" for name in sorted(ARCHITECTURES)) + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    table_of.__name__: table_of for table_of in (keys, columns, figures, tasks, metrics, families, architectures)
+}
+
+
+def scripts() -> list[str]:
+    """The root scripts, those that measure first and in the order of the kinds of results."""
+    measuring = [kind.script for kind in KINDS.values()]
+    return list(dict.fromkeys([*measuring, *sorted(path.name for path in ROOT.glob("*.py"))]))
+
+
+def schema_of(script: str) -> Schema | None:
+    """The keys of a root script; None for the library, which has none."""
+    measuring = {kind.script for kind in KINDS.values()}
+    return find_analysis(script).schema if script in measuring else NO_ANALYSIS.get(script)
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    cells = [
+        [" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (head, ("---",) * len(head), *rows)
+    ]
+    return "".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) + "\n" for row in cells)
+
+
+def _summary(path: Path) -> str:
+    """The first line of a module's docstring."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0].rstrip(":")
 
 
 def _trouble(damage: Damage, family: FamilyRecord) -> str:
     models = "every model" if len(damage.models) == len(family.models) > 1 else _some(list(damage.models))
-    step = "step" if len(damage.steps) == 1 else "steps"
-    steps = f", {step} {' and '.join(map(str, damage.steps))}" if damage.steps else ""
+    steps = f", step{'s' * (len(damage.steps) > 1)} {' and '.join(map(str, damage.steps))}" if damage.steps else ""
     return f"{models}{steps}: {damage.problem} ({damage.source})"
 
 
 def _some(names: list[str], most: int = 5) -> str:
-    """Names, of many only the first ones."""
     text = ", ".join(f"`{name}`" for name in names[:most])
     return text if len(names) <= most else f"{text} and {len(names) - most} more"
-
-
-def _key(schema: Schema, name: str) -> Key:
-    """Where a key is from: the first class that says this of it. A class that repeats a key adds nothing."""
-    meaning = schema.model_fields[name].description
-    schemas = [cls for cls in reversed(schema.__mro__) if issubclass(cls, pydantic.BaseModel)]
-    named = [cls for cls in schemas if name in vars(cls).get("__annotations__", {})]
-    return next((cls, name) for cls in named if cls.model_fields[name].description == meaning)
-
-
-def _table(rows: list[Row]) -> str:
-    lines = [_line("key", "default", "meaning", "free"), _line("---", "---", "---", "---")]
-    while rows:
-        row, *rows = rows
-        if not row.place:
-            lines.append(_line(f"`{row.key}`", row.default, row.meaning, "yes" if row.free else ""))
-            continue
-        names = [row.key]
-        while rows and rows[0].place == row.place:
-            names.append(rows.pop(0).key)
-        lines.append(_line(", ".join(f"`{name}`" for name in names), "", f"As in {_link(row.place)}.", ""))
-    return "\n".join(lines) + "\n"
-
-
-def _link(heading: str) -> str:
-    """A link to a section, by the anchor that GitHub gives its heading."""
-    anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-    return f"[{heading}](#{anchor})"
-
-
-def _meaning(text: str, info: FieldInfo) -> str:
-    """A key's meaning, followed by its choices where the docstring does not name them all."""
-    text = _cell(text)
-    choices = [json.dumps(choice).strip('"') for choice in _choices(info.annotation)]
-    if all(f"`{choice}`" in text for choice in choices):
-        return text
-    return f"{text.removesuffix('.')}: {', '.join(f'`{choice}`' for choice in choices)}."
-
-
-def _choices(annotation: Any) -> list[Any]:
-    """The literal values that an annotation names, wherever they stand in it."""
-    if typing.get_origin(annotation) is Literal:
-        return list(typing.get_args(annotation))
-    return [choice for part in typing.get_args(annotation) for choice in _choices(part)]
-
-
-def _line(*cells: str) -> str:
-    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _shown(default: Any) -> str:
@@ -272,18 +200,16 @@ def _shown(default: Any) -> str:
         return "(needed)"
     if isinstance(default, list | tuple):
         return f"`[{', '.join(str(item) for item in default)}]`"
-    if isinstance(default, str | Path):
-        return f"`{default}`"
-    return f"`{json.dumps(default, default=str)}`"
+    return f"`{default}`" if isinstance(default, str | Path) else f"`{json.dumps(default, default=str)}`"
 
 
 def main() -> None:
-    """Write the page anew."""
+    """Write the pages anew."""
     configure_logging()
-    before = PAGE.read_text(encoding="utf-8")
-    after = document(before)
-    PAGE.write_text(after, encoding="utf-8")
-    log.info("%s: %s", PAGE, "its tables were up to date" if after == before else "its tables are new")
+    for name in PAGES:
+        before = (ROOT / name).read_text(encoding="utf-8")
+        (ROOT / name).write_text(after := document(before), encoding="utf-8")
+        log.info("%s: %s", name, "was up to date" if after == before else "is new")
 
 
 if __name__ == "__main__":

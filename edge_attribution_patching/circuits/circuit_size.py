@@ -43,8 +43,7 @@ class SizeRule:
 
     Attributes:
         threshold: what its faithfulness must reach.
-        criterion: see the module.
-        grid: see the module.
+        criterion, grid: see the module.
     """
 
     threshold: float
@@ -58,7 +57,7 @@ class SizeRule:
 
     def resampled(self, curve: FaithfulnessCurve, seed: int) -> Float[Tensor, "resample size"]:
         """The same on prompts drawn with replacement."""
-        return curve.resampled(seed) if self.criterion == "normalised" else curve.resampled_raw(seed)
+        return curve.resampled(seed, raw=self.criterion == "raw")
 
     def reached(self, value: float) -> bool:
         """Whether a value reaches the threshold."""

@@ -9,6 +9,7 @@ sufficiency and partial necessity.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,14 +27,10 @@ from .search import Signed, edge_order, top_n_masks
 def random_circuits(
     circuit: Circuit, n: int, seed: int, order: Order = "greedy", signed: Signed | None = None
 ) -> Bool[Tensor, "circuit n_forward n_backward"]:
-    """Circuits of as many edges as a circuit, from its scores dealt to the edges at random.
+    """n circuits of as many edges as a circuit, from its scores dealt to the edges at random.
 
     Args:
-        circuit: the scores of all edges, and the circuit whose size counts.
-        n: how many.
-        seed: of the deals.
-        order: the rule that found the circuit.
-        signed: likewise. Whether the sign of a score is stable goes with the score.
+        order, signed: the rule that found the circuit. Whether the sign of a score is stable goes with the score.
     """
     graph, edges = circuit.graph, circuit.graph.edge_mask
     generator = np.random.default_rng(seed)
@@ -61,14 +58,9 @@ def _of_size(
         ranked = edge_order(scores, graph, order, limit, signed)
         if int(top_n_masks(ranked, graph, [len(ranked)]).sum()) >= n_edges or limit == graph.n_edges:
             break
-    low, high = 0, len(ranked)  # Pruned circuits of one order are nested, so their sizes can be bisected.
-    while low < high:
-        middle = (low + high) // 2
-        if int(top_n_masks(ranked, graph, [middle]).sum()) >= n_edges:
-            high = middle
-        else:
-            low = middle + 1
-    return top_n_masks(ranked, graph, [low])[0]
+    # Pruned circuits of one order are nested, so their sizes can be bisected.
+    n = bisect_left(range(len(ranked)), n_edges, key=lambda n: int(top_n_masks(ranked, graph, [n]).sum()))
+    return top_n_masks(ranked, graph, [n])[0]
 
 
 @dataclass(frozen=True)
@@ -91,13 +83,7 @@ class Controls:
     def of(
         cls, evaluator: CircuitEvaluator, circuit: Circuit, masks: Bool[Tensor, "random n_forward n_backward"]
     ) -> Controls:
-        """Evaluate random circuits, and the model without the circuit and without each of them.
-
-        Args:
-            evaluator: of the prompts that circuits are evaluated on.
-            circuit: the circuit.
-            masks: random circuits of its size (`random_circuits`).
-        """
+        """Evaluate random circuits, and the model without the circuit and without each of them (`random_circuits`)."""
         # The small circuits first, then the large ones: a head that one circuit of a stack reads is computed for all.
         random = evaluator(masks)
         edges = circuit.graph.edge_mask

@@ -135,18 +135,9 @@ class FaithfulnessCurve:
         full = float(self.full.double().mean())
         return self.metric(size) / full if full != 0 else math.nan
 
-    def resampled(self, seed: int, resamples: int = RESAMPLES) -> Float[Tensor, "resample size"]:
+    def resampled(self, seed: int, resamples: int = RESAMPLES, *, raw: bool = False) -> Float[Tensor, "resample size"]:
         """Faithfulness at every size on prompts drawn with replacement, the same draw in every term of the ratio."""
-        values, full, corrupted = self._resampled_means(seed, resamples)
-        return (values - corrupted) / (full - corrupted)
-
-    def resampled_raw(self, seed: int, resamples: int = RESAMPLES) -> Float[Tensor, "resample size"]:
-        """M(C) / M(full) at every size on the same draws."""
-        values, full, _ = self._resampled_means(seed, resamples)
-        return values / full
-
-    def _resampled_means(self, seed: int, resamples: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean metric of every circuit [resample, size], of the model and of its corrupted run, each [resample, 1]."""
         bootstrap = Bootstrap.of(len(self.full), seed, resamples)
         values = bootstrap.means(torch.stack([self.values[size] for size in self.sizes]))
-        return values, bootstrap.means(self.full)[:, None], bootstrap.means(self.corrupted)[:, None]
+        full, corrupted = bootstrap.means(self.full)[:, None], bootstrap.means(self.corrupted)[:, None]
+        return values / full if raw else (values - corrupted) / (full - corrupted)

@@ -66,7 +66,7 @@ class Outcome:
 
 
 def binomial_tail(n: int, at_least: int, probability: float) -> float:
-    """P(X >= at_least) for X binomial of n trials."""
+    """P(X >= at_least) for X binomial of n trials, summed exactly: scipy's differs in the last digits."""
     return min(1.0, fsum(comb(n, k) * probability**k * (1 - probability) ** (n - k) for k in range(at_least, n + 1)))
 
 
@@ -185,11 +185,8 @@ def run_tests(
     """All tests. They evaluate one circuit an edge, and 2 for each of the 50 inflated circuits.
 
     Args:
-        evaluator: of the prompts that circuits are evaluated on.
-        circuit: the circuit, with at least one edge.
-        of_circuit: its metric.
+        circuit, of_circuit: a circuit with at least one edge, and its metric.
         controls: at least 29 random circuits.
-        seed: of permutations and paths.
     """
     full = evaluator.full
     edges = circuit.in_circuit.nonzero()

@@ -62,10 +62,6 @@ def mib_masks(
 def mib_areas(evaluator: CircuitEvaluator, scores: Float[Tensor, "n_forward n_backward"]) -> MibAreas:
     """Evaluate the benchmark's circuits: ten by score, ten by absolute score.
 
-    Args:
-        evaluator: of the prompts that faithfulness is measured on.
-        scores: score of every edge.
-
     Raises:
         ValueError: if the whole model's metric is the corrupted run's, so that no faithfulness is defined.
     """

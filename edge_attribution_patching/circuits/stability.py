@@ -33,13 +33,9 @@ _AT_ONCE = 20_000_000
 def resampled_scores(
     folds: KeptFolds, seed: int, resamples: int = RESAMPLES, part: slice = slice(None)
 ) -> Float[Tensor, "resample kept"]:
-    """Mean scores over folds drawn with replacement, float32.
+    """Mean scores over folds drawn with replacement, float32; of some of the resamples, if `part` says so.
 
-    Args:
-        folds: the stored fold scores.
-        seed: of the draws. The same seed draws the same folds of every circuit that has as many.
-        resamples: how many.
-        part: return only these of the resamples.
+    The same seed draws the same folds of every circuit that has as many.
     """
     shares = Bootstrap.of(len(folds.sizes), seed, resamples).shares[part] * folds.sizes
     return (shares / shares.sum(dim=1, keepdim=True)).float() @ folds.means
@@ -89,9 +85,7 @@ class CircuitBootstrap:
     ) -> Bool[Tensor, "resample kept"]:
         """Which of the kept edges each circuit holds after pruning.
 
-        Args:
-            scores: of the kept edges.
-            sizes: edges of every circuit before pruning, or of each. There are fewer if no more are within reach.
+        `sizes` are edges before pruning, of all circuits or of each. There are fewer if no more are within reach.
         """
         graph, edges = self.folds.graph, self.folds.edges
         per_resample = [sizes] * len(scores) if isinstance(sizes, int) else list(sizes)

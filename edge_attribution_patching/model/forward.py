@@ -7,7 +7,7 @@ The tokens of a batch are packed, see `packed_tokens.py`. All activations may ca
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -204,7 +204,6 @@ class Unembedding:
     better.
 
     Args:
-        weights: the model.
         centre_vocabulary: also centre rows and biases over the vocabulary. Every position's logits then lack a
             constant, which no softmax sees.
     """
@@ -260,8 +259,6 @@ def forward(
     """Run every layer on embedded tokens; gradients flow if `x` requires them.
 
     Args:
-        weights: the model.
-        layout: where the packed tokens sit.
         x: residual stream before layer 0 (`embed`).
         prefix: keys and values of the positions before `layout.starts`; needed where any start is above 0.
         visit: called with each layer's activations as the layers run; keep what you need, nothing is held here.
@@ -289,9 +286,9 @@ def forward(
         z, pattern = attend(layer, q, keys, values, layout, queries)
         attn_out, post_inverse_scale = write_heads(layer, z)
         # view_as: a separate tensor to differentiate by, which only the MLP reads.
-        mlp_in = resid.view_as(resid) if weights.parallel else resid + attn_out
-        mlp_read = mlp_in if weights.parallel else mlp_in.view_as(mlp_in)
-        mlp_out = mlp(layer, mlp_read)
+        attended = resid if weights.parallel else resid + attn_out
+        mlp_in = attended.view_as(attended)
+        mlp_out = mlp(layer, mlp_in)
         if visit is not None:
             visit(
                 LayerActivations(
@@ -306,11 +303,11 @@ def forward(
                     pattern=pattern,
                     z=z,
                     post_inverse_scale=post_inverse_scale,
-                    mlp_in=mlp_read,
+                    mlp_in=mlp_in,
                     mlp_out=mlp_out,
                 )
             )
-        x = (resid + attn_out if weights.parallel else mlp_in) + mlp_out
+        x = (resid + attn_out if weights.parallel else attended) + mlp_out
         del z, pattern  # So that no two layers' attention is held at once.
     return x
 
@@ -333,10 +330,11 @@ def kv_cache(weights: ModelWeights, layout: PackedTokens, tokens: Int[Tensor, "p
         cache.keys.append(blank.index_copy(0, index, k))
         cache.values.append(blank.index_copy(0, index, v))
 
-    *below, top = weights.layers
+    top = weights.layers[-1]
     with torch.no_grad():
         x = embed(weights, inner, inner.pack(tokens[rows]))
-        x = forward(replace(weights, layers=tuple(below)), inner, x, visit=lambda layer: keep(layer.k, layer.v))
+        below = weights.lowest(weights.n_layers - 1)
+        x = forward(below, inner, x, visit=lambda layer: keep(layer.k, layer.v))
         # Of the last layer only the keys and values are wanted.
         qkv = project_qkv(top, attention_input(top, x)[0])
         keep(*keys_and_values(top, qkv, inner.rotations(weights)[-1]))

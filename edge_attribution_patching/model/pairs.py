@@ -1,4 +1,4 @@
-"""Clean and corrupted prompts as tokens, in batches that run only what differs between them."""
+"""Pairs of clean and corrupted prompts, in batches that run only what differs between them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from .packed_tokens import PackedTokens
 
 GB = 1e9
 """Bytes of the unit in which memory budgets are given."""
 
-# Per-prompt metric: logits [batch, vocab] at the answer and which prompts they belong to [batch] -> values [batch].
 Metric = Callable[[Float[Tensor, "batch vocab"], Int[Tensor, " batch"]], Float[Tensor, " batch"]]
+"""Per prompt: logits at the answer, and which prompts they belong to -> values."""
+
+BAR_DELAY = 3.0
+"""Seconds after which a progress bar appears: what is over sooner needs none."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,15 +84,9 @@ class TokenPairs:
             )
 
 
-# A bar for what takes long within one measurement.
-
-T = TypeVar("T")
-
-DELAY = 3.0
-"""Seconds after which a bar appears: what is over sooner needs none."""
-
-
 def bar(items: Iterable[T], what: str) -> Iterable[T]:
     """The items, with a bar below the sweep's own while they are worked on; none where stderr is no terminal."""
-    watched: Iterable[T] = tqdm(items, desc=f"  {what}", leave=False, delay=DELAY, disable=None, dynamic_ncols=True)
+    from tqdm.auto import tqdm  # Slow to import in a notebook.
+
+    watched: Iterable[T] = tqdm(items, desc=f"  {what}", leave=False, delay=BAR_DELAY, disable=None, dynamic_ncols=True)
     return watched

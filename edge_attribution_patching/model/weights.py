@@ -7,7 +7,7 @@ architecture is an entry in `architecture_table.py`, and one reader serves them 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -133,15 +133,14 @@ class LayerWeights:
 
 
 @dataclass(frozen=True)
-class ModelWeights:
-    """A decoder-only transformer as named tensors.
+class ModelWeights(Shape):
+    """A decoder-only transformer as named tensors, and its dimensions.
 
     Attributes:
         embed_scale: factor of the token embeddings.
         logit_softcap: logits are softcap * tanh(logit / softcap).
     """
 
-    shape: Shape
     layers: tuple[LayerWeights, ...]
     embed: Float[Tensor, "vocab d_model"]
     unembed: Float[Tensor, "vocab d_model"]
@@ -151,33 +150,9 @@ class ModelWeights:
     embed_scale: float = 1.0
     logit_softcap: float | None = None
 
-    @property
-    def n_layers(self) -> int:
-        return len(self.layers)
-
-    @property
-    def n_heads(self) -> int:
-        return self.shape.n_heads
-
-    @property
-    def d_head(self) -> int:
-        return self.shape.d_head
-
-    @property
-    def d_model(self) -> int:
-        return self.shape.d_model
-
-    @property
-    def d_vocab(self) -> int:
-        return self.shape.d_vocab
-
-    @property
-    def n_positions(self) -> int:
-        return self.shape.n_positions
-
-    @property
-    def parallel(self) -> bool:
-        return self.shape.parallel
+    def lowest(self, n_layers: int) -> ModelWeights:
+        """The model without the layers above."""
+        return replace(self, n_layers=n_layers, layers=self.layers[:n_layers])
 
     @property
     def device(self) -> torch.device:
@@ -216,7 +191,7 @@ class _Reader:
         # Hugging Face rounds the scale to float32 and then to the weights' dtype.
         scale = torch.tensor(self.shape.d_model**0.5, dtype=torch.float32).to(embed.dtype).item()
         return ModelWeights(
-            shape=self.shape,
+            **vars(self.shape),
             layers=tuple(self.layer(index) for index in range(self.shape.n_layers)),
             embed=embed,
             unembed=tensors["lm_head.weight"],

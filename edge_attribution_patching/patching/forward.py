@@ -22,17 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from ..choices import QKV, QKVName
 from ..graph import Graph
 from ..model.forward import attend, clamp, clamp_norm_rotate, mlp, pad_keys, rotate, unembed
-from ..model.norms import centred, inverse_rms
+from ..model.norms import Norm, centred, inverse_rms
 from ..model.packed_tokens import prefix_of_layer
 from ..model.pairs import GB, Metric, bar
 from ..model.weights import ModelWeights
@@ -46,8 +45,7 @@ class HeadAttention:
     """The attention of recomputed heads of a layer; in the last layer q and what heads write are at the answers alone.
 
     Attributes:
-        layer: which.
-        heads: which of its heads.
+        masks: under which masks of all.
         q, k, v: as they attend.
         pattern: padded, with the queries of `PackedTokens.queries` (in the last layer `PackedTokens.answers`).
         written: what comes of them, before W_O_scaled.
@@ -55,6 +53,7 @@ class HeadAttention:
 
     layer: int
     heads: Int[Tensor, " head"]
+    masks: Int[Tensor, " mask"]
     q: Float[Tensor, "mask token head d_head"]
     k: Float[Tensor, "mask token head d_head"]
     v: Float[Tensor, "mask token head d_head"]
@@ -62,8 +61,8 @@ class HeadAttention:
     written: Float[Tensor, "mask token head d_head"]
 
 
-Observer = Callable[[Int[Tensor, " mask"], HeadAttention], None]
-"""Told under which masks of all, and what the recomputed heads of a layer attend to."""
+Observer = Callable[[HeadAttention], None]
+"""Told what the recomputed heads of a layer attend to."""
 
 
 def evaluate_masks_final(
@@ -79,7 +78,6 @@ def evaluate_masks_final(
     """The final residual stream (centred where the final norm centres) at the answers under each mask.
 
     Args:
-        weights: the model.
         runs: both runs of a batch (`prepare_runs`).
         masks: edges that carry the source run, any device; entries that are not edges are ignored.
         overrides: what heads are given whatever their edges carry.
@@ -92,11 +90,8 @@ def evaluate_masks_final(
     with torch.no_grad():
         plan = Plan.of(Graph.of(weights), masks, SpanningNorms.of(weights), overrides=overrides, shortcuts=shortcuts)
         token_bytes = runs.layout.n_tokens * weights.d_model * weights.embed.element_size()
-        finals = []
-        for part in bar(list(plan.stacks(memory_budget_gb * GB, token_bytes)), "circuits and patches"):
-            see = None if observe is None else partial(observe, torch.arange(len(plan))[part])
-            finals.append(_PatchedPass(weights, runs, plan.select(part), overrides.select(part), see).run())
-        return torch.cat(finals)
+        stacks = bar(list(plan.stacks(memory_budget_gb * GB, token_bytes)), "circuits and patches")
+        return torch.cat([_PatchedPass(weights, runs, plan.select(part), observe).run() for part in stacks])
 
 
 def evaluate_metric(
@@ -115,23 +110,12 @@ def evaluate_metric(
 class _PatchedPass:
     """One pass of stacked masks through the layers.
 
-    Args:
-        weights: the model.
-        runs: both runs of a batch.
-        plan: of the masks of the stack.
-        overrides: what heads are given under these masks.
-        observe: told of every layer's recomputed heads.
+    All that a layer knows of a mask is the state of its nodes. So for every quantity there are three candidates, that
+    of the base run, that of the source run and the computed one, and `_by_state` takes the right one for each mask.
     """
 
-    def __init__(
-        self,
-        weights: ModelWeights,
-        runs: PreparedRuns,
-        plan: Plan,
-        overrides: ActivationOverrides,
-        observe: Callable[[HeadAttention], None] | None = None,
-    ) -> None:
-        self.weights, self.runs, self.plan, self.overrides, self.observe = weights, runs, plan, overrides, observe
+    def __init__(self, weights: ModelWeights, runs: PreparedRuns, plan: Plan, observe: Observer | None = None) -> None:
+        self.weights, self.runs, self.plan, self.observe = weights, runs, plan, observe
         self.graph, self.layout = plan.graph, runs.layout
         self.last_layer = weights.n_layers - 1
         self.rotations = runs.layout.rotations(weights)
@@ -161,10 +145,10 @@ class _PatchedPass:
     def _change_of_heads(self, index: int, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask head token d_head"]:
         """What some heads of a layer write, patched minus base, before W_O_scaled."""
         base, source = (run.layers[index].written[:, heads] for run in (self.runs.base, self.runs.source))
-        state = self._to_device(self.plan.nodes[:, self.plan.heads(index)][:, heads])[:, None, :, None]
-        written = torch.where(state == SOURCE, source, base)
+        states = self.plan.nodes[:, self.plan.heads(index)][:, heads]
+        # Behind a norm of what all heads write, more of them attend than are needed here: its scale depends on all.
         attending = self.plan.attending[:, self.plan.heads(index)].any(0).nonzero()[:, 0]
-        computed = torch.isin(heads, attending).nonzero()[:, 0]
+        computed, fresh = torch.isin(heads, attending).nonzero()[:, 0], None
         if len(computed):
             attended = self._attend(index, attending)
             if self.weights.layers[index].attn_post_norm is not None:
@@ -173,8 +157,8 @@ class _PatchedPass:
             if self.observe is not None:
                 self.observe(attended)
             fresh = attended.written[:, :, torch.isin(attending, heads)]
-            written[:, :, computed] = torch.where(state[:, :, computed] == COMPUTED, fresh, written[:, :, computed])
-        _give(written, self.overrides.outputs, [self.graph.head(index, head) for head in heads.tolist()])
+        written = self._by_state(states, base, source, computed, fresh)
+        _override(written, self.plan.overrides.outputs, [self.graph.head(index, head) for head in heads.tolist()])
         return rearrange(written - base, "mask token head d_head -> mask head token d_head")
 
     def _post_inverse_scale(self, index: int, attending: Int[Tensor, " head"], fresh: Tensor) -> Tensor:
@@ -182,9 +166,7 @@ class _PatchedPass:
         layer = self.weights.layers[index]
         assert layer.attn_post_norm is not None
         base, source = (run.layers[index].z for run in (self.runs.base, self.runs.source))
-        state = self._to_device(self.plan.nodes[:, self.plan.heads(index)])[:, None, :, None]
-        z = torch.where(state == SOURCE, source, base)
-        z[:, :, attending] = torch.where(state[:, :, attending] == COMPUTED, fresh, z[:, :, attending])
+        z = self._by_state(self.plan.nodes[:, self.plan.heads(index)], base, source, attending, fresh)
         out = z.flatten(-2) @ layer.W_O.flatten(0, 1) + layer.b_O
         return inverse_rms(layer.attn_post_norm, out)[..., None].to(fresh.dtype)
 
@@ -199,22 +181,23 @@ class _PatchedPass:
         keys, values = pad_keys(k, self.layout, before_k), pad_keys(v, self.layout, before_v)
         queries = self.layout.answers if index == self.last_layer else self.layout.queries
         z, pattern = attend(layer, q, keys, values, self.layout, queries)
-        return HeadAttention(index, heads, q, k, v, pattern, z)
+        return HeadAttention(index, heads, self.plan.rows, q, k, v, pattern, z)
 
     def _qkv(self, index: int, letter: QKVName, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
         """q, k or v of some heads under every mask, as they attend: a run's, or computed."""
         layer = self.weights.layers[index]
         rows = heads if letter == "q" else heads // layer.group
-        base, source = (run.layers[index].attended(letter)[:, rows] for run in (self.runs.base, self.runs.source))
-        state = self._to_device(self.plan.qkv(index)[:, QKV.index(letter), heads])[:, None, :, None]
-        x = torch.where(state == SOURCE, source, base)
+        base, source = (getattr(run.layers[index], letter)[:, rows] for run in (self.runs.base, self.runs.source))
+        states = self.plan.qkv(index)[:, QKV.index(letter), heads]
         projected = self.plan.projected(index, letter)
-        computed = torch.isin(heads, projected).nonzero()[:, 0]
+        computed, fresh = torch.isin(heads, projected).nonzero()[:, 0], None
         if len(computed):
-            fresh = self._clamp_norm_rotate(index, letter, projected, self._project(index, letter, projected))
-            fresh = fresh[:, :, torch.isin(projected, heads)]
-            x[:, :, computed] = torch.where(state[:, :, computed] == COMPUTED, fresh, x[:, :, computed])
-        _give(x, self.overrides.inputs, [self.graph.head_input(index, head, letter) for head in heads.tolist()])
+            x = self._clamp_norm_rotate(index, letter, projected, self._project(index, letter, projected))
+            fresh = x[:, :, torch.isin(projected, heads)]
+        x = self._by_state(states, base, source, computed, fresh)
+        _override(
+            x, self.plan.overrides.inputs, [self.graph.head_input(index, head, letter) for head in heads.tolist()]
+        )
         return x
 
     def _project(
@@ -233,7 +216,7 @@ class _PatchedPass:
         rows = layer.rows(letter).start + (heads if letter == "q" else heads // layer.group)
         out = torch.bmm(x.flatten(1, 2).expand(len(heads), -1, -1), layer.W_qkv[rows].transpose(1, 2))
         out = out.view(len(heads), *x.shape[1:-1], -1)
-        if layer.attn_norm is not None:
+        if layer.attn_norm is not None:  # x is centred, and gain and bias are folded in: a norm is its scale alone.
             out = out * inverse_rms(layer.attn_norm, x).to(x.dtype)
         out = out + layer.b_qkv[rows][:, None, None]
         return rearrange(out, "head mask token d_head -> mask token head d_head")
@@ -248,34 +231,45 @@ class _PatchedPass:
         norm = layer.norm_of(letter)
         if norm is None or not layer.norm_spans_heads(letter):
             return clamp_norm_rotate(layer, letter, x, rotation)
+        # One norm spans all heads, of which only some are here: its scale is put together from sums of squares.
         x = clamp(layer, x)
         rows = heads if letter == "q" else heads // layer.group
         gain = norm.gain.view(-1, x.shape[-1])[rows]
-        return rotate((x * self._inverse_scale_of_all(index, letter, heads, x) * gain).to(x.dtype), rotation)
+        return rotate((x * self._spanning_inverse_scale(index, letter, norm, heads, x) * gain).to(x.dtype), rotation)
 
-    def _inverse_scale_of_all(
-        self, index: int, letter: QKVName, heads: Int[Tensor, " head"], x: Float[Tensor, "mask token head d_head"]
+    def _spanning_inverse_scale(
+        self, index: int, letter: QKVName, norm: Norm, heads: Int[Tensor, " head"], x: Tensor
     ) -> Float[Tensor, "mask token head 1"]:
         """1 / s of a norm that covers q or k of all heads: x where a head's is computed, else that of a run.
 
         Of the query heads that share a key-value head, each has its own key; the first, second, ... of every group are
         normalised together.
         """
-        layer = self.weights.layers[index]
-        norm = layer.norm_of(letter)
-        assert norm is not None
-        group = 1 if letter == "q" else layer.group
+        group = 1 if letter == "q" else self.weights.layers[index].group
         base, source = (
-            run.layers[index].squares(letter).repeat_interleave(group, dim=-1)
+            getattr(run.layers[index], f"{letter}_squares").repeat_interleave(group, dim=-1)
             for run in (self.runs.base, self.runs.source)
         )
-        state = self._to_device(self.plan.qkv(index)[:, QKV.index(letter)])[:, None]
-        squares = torch.where(state == SOURCE, source, base)
-        fresh = x.to(squares.dtype).square().sum(-1)
-        squares[:, :, heads] = torch.where(state[:, :, heads] == COMPUTED, fresh, squares[:, :, heads])
+        fresh = x.to(base.dtype).square().sum(-1, keepdim=True)
+        states = self.plan.qkv(index)[:, QKV.index(letter)]
+        squares = self._by_state(states, base[..., None], source[..., None], heads, fresh)[..., 0]
         total = rearrange(squares, "mask token (row group) -> mask token row group", group=group).sum(-2)
-        inverse_scale = torch.rsqrt(total / len(norm.gain) + norm.eps)
-        return inverse_scale[:, :, heads % group, None]
+        return torch.rsqrt(total / len(norm.gain) + norm.eps)[:, :, heads % group, None]
+
+    def _by_state(
+        self,
+        states: Int8[Tensor, "mask head"],
+        base: Float[Tensor, "token head size"],
+        source: Float[Tensor, "token head size"],
+        computed: Int[Tensor, " computed"],
+        fresh: Float[Tensor, "mask token computed size"] | None,
+    ) -> Float[Tensor, "mask token head size"]:
+        """What heads have under every mask: the base or the source run's, or of those computed the fresh one."""
+        states = self._to_device(states)[:, None, :, None]
+        x = torch.where(states == SOURCE, source, base)
+        if fresh is not None:
+            x[:, :, computed] = torch.where(states[:, :, computed] == COMPUTED, fresh, x[:, :, computed])
+        return x
 
     def _at_answers(self, index: int, letter: QKVName) -> bool:
         """Whether only the answers' tokens are asked for: of the last layer, its queries and what follows."""
@@ -303,12 +297,8 @@ class _PatchedPass:
         self.differences.of_next(1)[:, 0] = centred(self.weights.final_norm, out - base.mlp_out)
 
 
-def _give(
-    x: Float[Tensor, "mask token head d_head"],
-    overrides: Mapping[int, Float[Tensor, "#mask token d_head"]],
-    nodes: Sequence[int],
-) -> None:
+def _override(x: Float[Tensor, "mask token head d_head"], given: Mapping[int, Tensor], nodes: Sequence[int]) -> None:
     """Put what is given in the place of some heads' nodes."""
     for place, node in enumerate(nodes):
-        if node in overrides:
-            x[:, :, place] = overrides[node]
+        if node in given:
+            x[:, :, place] = given[node]

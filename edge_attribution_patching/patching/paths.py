@@ -20,7 +20,8 @@ one, and to all else the lower one's. It takes two passes, of which the first re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -58,7 +59,6 @@ def path_masks(
     two stages passes on what it gets in either.
 
     Args:
-        graph: the graph.
         senders: heads that take their value in the source run.
         stages: receivers in the order of the path; without any, the path is sender -> logits.
         through_mlps: also take the paths from the sender to the first stage that lead through MLPs (through any number
@@ -69,13 +69,10 @@ def path_masks(
         _take_source(mask, graph, layer, head)
         writers = torch.tensor([graph.head(layer, head)])
         for number, receivers in enumerate((*stages, None)):
-            if receivers is None:
-                inputs = torch.tensor([graph.logits])
-            else:
-                inputs = torch.tensor(
-                    [graph.head_input(*head, receivers.letter) for head in receivers.above(layer).heads],
-                    dtype=torch.long,
-                )
+            inputs = torch.tensor([graph.logits])
+            if receivers is not None:
+                above = receivers.above(layer).heads
+                inputs = torch.tensor([graph.head_input(*head, receivers.letter) for head in above], dtype=torch.long)
             if number == 0 and through_mlps:
                 nodes, columns = _mlps_after(graph, layer, head)
                 mask[_grid(writers, columns)] = True
@@ -119,13 +116,12 @@ def recompute_after(
     """The final residual stream where receivers read each sender as in the source run, and what follows is recomputed.
 
     Args:
-        weights: the model.
         runs: with base = clean. With `at_answers` the receivers' inputs change at the answers alone.
         senders: heads that take their value in the source run, one at a time.
         receivers: heads, and which of their inputs carries the sender's value, directly and through MLPs. Those that
             do not read a sender are left alone.
         memory_budget_gb: as of `evaluate_masks_final`.
-        observe: told of the heads that are recomputed after the receivers, and under which senders.
+        observe: told of the heads that are recomputed after the receivers; its masks are the senders.
     """
     graph = Graph.of(weights)
     finals = runs.base.final.expand(len(senders), -1, -1).clone()
@@ -144,23 +140,19 @@ def recompute_after(
             recompute_mask(graph).expand_as(masks),
             overrides=ActivationOverrides(inputs=recorder.inputs),
             memory_budget_gb=memory_budget_gb,
-            observe=None if observe is None else _of_rows(observe, rows),
+            observe=observe and partial(_observe_rows, observe, rows),
         )
     return finals
 
 
 class _Recorder:
-    """An observer that keeps what receivers read.
-
-    Attributes:
-        inputs: backward index -> q, k or v under every mask.
-    """
+    """An observer that keeps what receivers read: backward index -> q, k or v under every mask."""
 
     def __init__(self, graph: Graph, receivers: Receivers, n_masks: int) -> None:
         self.graph, self.receivers, self.n_masks = graph, receivers, n_masks
         self.inputs: dict[int, Float[Tensor, "mask token d_head"]] = {}
 
-    def __call__(self, masks: Int[Tensor, " mask"], attended: HeadAttention) -> None:
+    def __call__(self, attended: HeadAttention) -> None:
         letter = self.receivers.letter
         read = getattr(attended, letter)
         for place, head in enumerate(attended.heads.tolist()):
@@ -168,11 +160,11 @@ class _Recorder:
                 index = self.graph.head_input(attended.layer, head, letter)
                 if index not in self.inputs:
                     self.inputs[index] = read.new_empty(self.n_masks, read.shape[1], read.shape[-1])
-                self.inputs[index][masks.to(read.device)] = read[:, :, place]
+                self.inputs[index][attended.masks.to(read.device)] = read[:, :, place]
 
 
-def _of_rows(observe: Observer, rows: Int[Tensor, " mask"]) -> Observer:
-    return lambda masks, attended: observe(rows[masks], attended)
+def _observe_rows(observe: Observer, rows: Int[Tensor, " mask"], attended: HeadAttention) -> None:
+    observe(replace(attended, masks=rows[attended.masks]))
 
 
 def _take_source(mask: Tensor, graph: Graph, layer: int, head: int) -> None:

@@ -73,6 +73,7 @@ class Plan:
     """The states of all nodes and inputs under some masks, on the CPU.
 
     Attributes:
+        rows: which of all masks these are.
         masks: edges that carry the source run.
         nodes: BASE, SOURCE, COMPUTED or OVERRIDDEN for each forward node.
         inputs: BASE, SOURCE or COMPUTED for each backward node.
@@ -82,6 +83,8 @@ class Plan:
     """
 
     graph: Graph
+    overrides: ActivationOverrides
+    rows: Int[Tensor, " mask"]
     masks: Bool[Tensor, "mask n_forward n_backward"]
     nodes: Int8[Tensor, "mask n_forward"]
     inputs: Int8[Tensor, "mask n_backward"]
@@ -102,24 +105,21 @@ class Plan:
         """Work out every state; without shortcuts no input is taken to have its source value.
 
         Args:
-            graph: the graph.
             masks: edges that carry the source run, any device; entries that are no edges are ignored.
             spanning: of every layer; none by default.
-            overrides: what heads are given.
-            shortcuts: see above.
         """
         masks = masks.cpu() & graph.edge_mask
         nodes, inputs = _states(graph, masks, overrides, shortcuts)
-        spanning = spanning or [SpanningNorms()] * graph.n_layers
-        return cls(graph, masks, nodes, inputs, *_reaching(graph, masks, nodes, inputs, spanning))
+        reaching = _reaching(graph, masks, nodes, inputs, spanning or [SpanningNorms()] * graph.n_layers)
+        return cls(graph, overrides, torch.arange(len(masks)), masks, nodes, inputs, *reaching)
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def select(self, part: slice) -> Plan:
         """Some of the masks."""
-        tensors = (self.masks, self.nodes, self.inputs, self.needed, self.attending, self.read)
-        return Plan(self.graph, *(tensor[part] for tensor in tensors))
+        tensors = (self.rows, self.masks, self.nodes, self.inputs, self.needed, self.attending, self.read)
+        return Plan(self.graph, self.overrides.select(part), *(tensor[part] for tensor in tensors))
 
     def heads(self, layer: int) -> slice:
         """Forward indices of a layer's heads."""
@@ -131,14 +131,15 @@ class Plan:
 
     def projected(self, layer: int, letter: QKVName) -> Int[Tensor, " head"]:
         """The heads of a layer whose q, k or v is projected under some mask."""
-        read = self.read[:, self.graph.qkv_inputs(layer)].view(len(self), 3, self.graph.n_heads)
-        return read[:, QKV.index(letter)].any(0).nonzero()[:, 0]
+        inputs = self.graph.qkv_inputs(layer)
+        return self.read[:, inputs].view(len(self), 3, -1)[:, QKV.index(letter)].any(0).nonzero()[:, 0]
 
     def stacks(self, memory_budget: float, token_bytes: int) -> Iterator[slice]:
-        """Split the masks into stacks whose differences stay within a budget, one mask at least.
+        """Split the masks into stacks whose differences stay within a budget of bytes, one mask at least.
+
+        A stack computes for all of its masks what any of them needs, so it grows with the union.
 
         Args:
-            memory_budget: bytes.
             token_bytes: bytes of one node's difference.
         """
         layer_inputs = 3 * self.graph.n_heads + 1
@@ -166,6 +167,7 @@ def _states(graph: Graph, masks: Tensor, overrides: ActivationOverrides, shortcu
     inputs = torch.full((n_masks, graph.n_backward), BASE, dtype=torch.int8)
     nodes[:, 0] = SOURCE
 
+    # Whether what is COMPUTED reaches the logits, and so is computed at all, is worked out afterwards (`_reaching`).
     def read(columns: slice | int, n_before: int) -> Tensor:
         """States of some inputs [mask, input] from the states of the nodes that they read."""
         edges = masks[:, :n_before, columns].reshape(n_masks, n_before, -1)
@@ -176,7 +178,7 @@ def _states(graph: Graph, masks: Tensor, overrides: ActivationOverrides, shortcu
 
     for layer in range(graph.n_layers):
         inputs[:, graph.qkv_inputs(layer)] = read(graph.qkv_inputs(layer), graph.n_before_heads(layer))
-        inputs[:, given_inputs] = COMPUTED
+        inputs[:, given_inputs] = COMPUTED  # In every layer again: what is read has just overwritten its own.
         heads = inputs[:, graph.qkv_inputs(layer)].view(n_masks, 3, graph.n_heads)
         joint = torch.where((heads == SOURCE).all(1), SOURCE, torch.where((heads == BASE).all(1), BASE, COMPUTED))
         nodes[:, graph.head(layer) : graph.mlp(layer)] = joint.to(torch.int8)
@@ -208,6 +210,7 @@ def _reaching(
         heads = slice(graph.head(layer), mlp)
         mark_needed(heads)
         runs = needed[:, heads] & (nodes[:, heads] == COMPUTED)
+        # Where a norm spans the heads, the scale needs all those that are computed as soon as one of them is needed.
         if tied.written:
             runs = (nodes[:, heads] == COMPUTED) & runs.any(1, keepdim=True)
         attending[:, heads] = runs

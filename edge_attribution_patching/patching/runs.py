@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..choices import Base, QKVName
+from ..choices import Base
 from ..model.forward import LayerActivations, clamp, embed, forward, kv_cache, unembed, with_prefix
 from ..model.norms import centred
 from ..model.packed_tokens import KVCache, PackedTokens, prefix_of_layer
@@ -33,16 +33,6 @@ class LayerRun:
     post_inverse_scale: Float[Tensor, "token 1"] | None = None
     q_squares: Float[Tensor, "token head"] | None = None
     k_squares: Float[Tensor, "token kv_head"] | None = None
-
-    def attended(self, letter: QKVName) -> Float[Tensor, "token head_or_kv_head d_head"]:
-        """q, k or v as they attend."""
-        return {"q": self.q, "k": self.k, "v": self.v}[letter]
-
-    def squares(self, letter: QKVName) -> Float[Tensor, "token head_or_kv_head"]:
-        """Sums of squares that a norm of all heads together adds up."""
-        found = {"q": self.q_squares, "k": self.k_squares}[letter]
-        assert found is not None, "no norm covers all heads"
-        return found
 
     @property
     def written(self) -> Float[Tensor, "token head d_head"]:
@@ -101,8 +91,6 @@ def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupte
     """Run both prompts of a batch once and keep what masks are evaluated from.
 
     Args:
-        weights: the model.
-        batch: prompt pairs on the model's device.
         base: which run carries the edges outside of a mask; the other is the source.
     """
     layout, norm = batch.layout, weights.final_norm
@@ -148,14 +136,7 @@ def run_metric(
 
 
 class PreparedBatches:
-    """The runs of every batch, in turn: kept up to a memory budget, prepared again beyond it.
-
-    Args:
-        weights: the model.
-        batches: of prompt pairs on the model's device.
-        base: see `prepare_runs`.
-        memory_budget_gb: what is kept.
-    """
+    """The runs of every batch, in turn: kept up to a memory budget, prepared again beyond it."""
 
     def __init__(
         self, weights: ModelWeights, batches: Iterable[PairBatch], base: Base, memory_budget_gb: float

@@ -47,7 +47,6 @@ class FoldScores:
     """Scores of every edge, by fold.
 
     Attributes:
-        graph: the graph.
         sums: over the prompts of each fold, float32 on the CPU; 0 where there is no edge.
         sizes: prompts of each fold.
     """
@@ -83,7 +82,7 @@ class FoldScores:
         others those that come strongest at the far end of their score's 95% interval, |score| + 1.96 standard errors.
 
         Args:
-            order: the edges in the order in which circuits take them.
+            order: the edges in the order in which circuits take them (`search.edge_order`).
             largest: edges of the largest circuit that was tried.
         """
         graph = self.graph
@@ -111,7 +110,6 @@ class KeptFolds:
     """The stored fold scores.
 
     Attributes:
-        graph: the graph.
         edges: flat index forward * n_backward + backward of each edge that is kept, ascending.
         means: mean score of the edge over the prompts of each fold, float32 with the precision of float16.
         sizes: prompts of each fold.
@@ -145,11 +143,7 @@ class KeptFolds:
 
     @classmethod
     def from_tensors(cls, stored: Mapping[str, Any], graph: Graph) -> KeptFolds:
-        """Read back what `to_tensors` returned.
-
-        Args:
-            stored: the tensors of a `.pt` file.
-            graph: the graph of its circuit (`Circuit.from_tensors(stored).graph`).
+        """Read back what `to_tensors` returned; the graph is that of the file's circuit.
 
         Raises:
             ValueError: if it holds no fold scores.

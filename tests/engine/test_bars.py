@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, terminal: io.StringIO, delay: float) -> str:
-    monkeypatch.setattr(bars, "DELAY", delay)
+    monkeypatch.setattr(bars, "BAR_DELAY", delay)
     monkeypatch.setattr(sys, "stderr", terminal)
     weights = read_weights(random_model())
 

@@ -154,7 +154,7 @@ def test_keys_and_values_are_computed_once_for_a_group(architecture: str) -> Non
     layout = PackedTokens.whole(lengths)
 
     def check(layer) -> None:
-        n_heads, n_kv_heads = weights.shape.n_heads, weights.shape.n_kv_heads
+        n_heads, n_kv_heads = weights.n_heads, weights.n_kv_heads
         assert layer.qkv.shape[-2] == n_heads + 2 * n_kv_heads
         assert layer.k.shape[-2] == layer.v.shape[-2] == n_kv_heads
         assert layer.q.shape[-2] == layer.z.shape[-2] == n_heads

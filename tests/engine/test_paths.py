@@ -126,10 +126,10 @@ def test_at_the_answers_receivers_change_there_alone_and_are_seen(architecture: 
     top = (3, 0)  # the highest receiver
     seen: dict[int, torch.Tensor] = {}
 
-    def see(rows: torch.Tensor, attended: HeadAttention) -> None:
+    def see(attended: HeadAttention) -> None:
         if attended.layer == top[0]:
             place = attended.heads.tolist().index(top[1])
-            seen.update(zip(rows.tolist(), attended.pattern[:, :, place, -1], strict=True))  # [prompt, key]
+            seen.update(zip(attended.masks.tolist(), attended.pattern[:, :, place, -1], strict=True))  # [prompt, key]
 
     logits = unembed(weights, recompute_after(weights, at_answers(runs), SENDERS, QUERIES, observe=see))
     for row, sender in enumerate(SENDERS):

@@ -78,15 +78,14 @@ def test_shapes_come_from_the_config_alone() -> None:
 @every_variant
 def test_shapes_are_those_of_the_tensors(architecture: str) -> None:
     weights = read_weights(random_model(architecture))
-    shape = weights.shape
-    assert shape.n_layers == len(weights.layers)
-    assert weights.embed.shape == (shape.d_vocab, shape.d_model)
+    assert weights.n_layers == len(weights.layers)
+    assert weights.embed.shape == (weights.d_vocab, weights.d_model)
     for layer in weights.layers:
-        assert layer.W_qkv.shape == (shape.n_heads + 2 * shape.n_kv_heads, shape.d_head, shape.d_model)
-        assert (layer.n_heads, layer.n_kv_heads, layer.group) == (shape.n_heads, shape.n_kv_heads, shape.group)
-        assert layer.W_V.shape[0] == layer.b_V.shape[0] == shape.n_kv_heads
-        assert layer.W_O.shape == (shape.n_heads, shape.d_head, shape.d_model)
-        assert layer.W_in.shape == (shape.d_model, shape.d_mlp)
+        assert layer.W_qkv.shape == (weights.n_heads + 2 * weights.n_kv_heads, weights.d_head, weights.d_model)
+        assert (layer.n_heads, layer.n_kv_heads, layer.group) == (weights.n_heads, weights.n_kv_heads, weights.group)
+        assert layer.W_V.shape[0] == layer.b_V.shape[0] == weights.n_kv_heads
+        assert layer.W_O.shape == (weights.n_heads, weights.d_head, weights.d_model)
+        assert layer.W_in.shape == (weights.d_model, weights.d_mlp)
 
 
 def test_a_sliding_window_counts_where_some_layer_has_one() -> None:

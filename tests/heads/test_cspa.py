@@ -110,7 +110,7 @@ def test_scores_under_the_studys_rule_equal_the_definition_on_its_text(bridge, w
         start_layer=1,
         seed=5,
     )
-    inputs = prepare(config, tokenizer, weights.shape)
+    inputs = prepare(config, tokenizer, weights)
     table = score_heads(weights, inputs, config, batch_size=2).set_index(["layer", "head"])
 
     beginnings: list[list[int]] = []

@@ -1,9 +1,10 @@
-"""The tables of configs/README.md: what they hold, and that they are those of the code."""
+"""The tables in the documentation: what they hold, and that they are those of the code."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Literal
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field
@@ -14,11 +15,25 @@ from circuits_over_time.utils.config.keys import BaseConfig, Section, execution
 from circuits_over_time.utils.models.known_families import FAMILIES
 from circuits_over_time.utils.results.comparison import COMPARISONS
 from circuits_over_time.utils.results.kinds import IOI_CONSISTENCY, KINDS, WITHOUT_STEPS
-from tests.support.paths import CONFIGS, ROOT
-from tools.reference import Page, document, documented, find_schema, models_table, results_table
+from circuits_over_time.utils.tasks.metrics import METRICS
+from circuits_over_time.utils.tasks.registry import TASKS
+from tests.support.paths import ROOT
+from tools.reference import (
+    PAGES,
+    TABLES,
+    architectures,
+    columns,
+    document,
+    families,
+    figures,
+    keys_of,
+    metrics,
+    schema_of,
+    scripts,
+    tasks,
+)
 
-README = (CONFIGS / "README.md").read_text(encoding="utf-8")
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+SCRIPTS = [script for script in scripts() if script != "circuits_over_time.py"]
 
 
 class Shared(Section):
@@ -36,7 +51,7 @@ class Scoring(Section):
 
     steps: int = Field(12, gt=0)
     """How many steps."""
-    rule: Literal["left", "gauss-legendre"] = "left"
+    rule: str = "left"
     """Where they lie."""
 
 
@@ -56,135 +71,126 @@ class Third(Shared):
     pass
 
 
-@pytest.fixture
-def page() -> Page:
-    return Page()
+HEAD = ["| key | default | meaning | free |", "| --- | --- | --- | --- |"]
+SHARED: dict[str, type[BaseModel]] = {"Every script": Shared}
 
 
-def test_the_readme_has_the_tables_of_the_code() -> None:
-    assert document(README) == README, "configs/README.md differs from the code; run: make docs"
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_on_a_page_are_those_of_the_code(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert document(text) == text, f"{page} differs from the code; run: make docs"
 
 
-def test_a_table_that_differs_is_written_anew() -> None:
-    changed = README.replace("| `seed` | `0` |", "| `seed` | `1` |").replace("`kl_cspa`", "`kl`")
-    assert changed != README
-    assert document(changed) == README
+def test_every_table_stands_on_a_page() -> None:
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    assert [name for name in TABLES if text.count(f"<!-- table: {name} -->") != 1] == []
+
+
+def test_what_stands_outside_the_markers_is_kept() -> None:
+    written = document("before\n\n<!-- table: architectures -->\nold\n<!-- end -->\nafter\n")
+    assert written == f"before\n\n<!-- table: architectures -->\n\n{architectures()}\n<!-- end -->\nafter\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- table: nothing -->\n<!-- end -->",
+        "<!-- table: metrics -->\n<!-- table: architectures -->\n<!-- end -->",
+    ],
+)
+def test_a_marker_that_asks_for_nothing_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no such table, or no <!-- end -->"):
+        document(text)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_has_its_keys_in_the_readme(script: str) -> None:
-    schemas = [
-        part for part in vars(importlib.import_module(f"circuits_over_time.{script}")).values() if _is_schema(part)
-    ]
-    tables = [find_schema(name) for name in documented(README, "keys")]
-    assert [schema for schema in schemas if schema not in tables] == []
+def test_every_script_has_its_keys_and_every_key_its_meaning(script: str) -> None:
+    schema = schema_of(script)
+    assert schema is not None
+    assert list(_unexplained(schema)) == []
 
 
-def _is_schema(part: object) -> bool:
-    return isinstance(part, type) and issubclass(part, Section)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_key_with_choices_names_them_all(script: str) -> None:
+    schema = schema_of(script)
+    assert schema is not None
+    assert [key for key, meaning, choice in _named_choices(schema) if f"`{choice}`" not in meaning] == []
 
 
-def test_every_kind_of_result_is_in_the_readme() -> None:
-    kinds = (*KINDS.values(), *WITHOUT_STEPS, *COMPARISONS.values())
-    assert set(documented(README, "results")) == {kind.script for kind in kinds}
-
-
-def test_every_key_and_column_has_a_meaning() -> None:
-    schemas = [find_schema(name) for name in documented(README, "keys")]
-    assert [key for schema in schemas for key in _unexplained(schema)] == []
-    assert [(kind.name, name) for kind in KINDS.values() for name, told in kind.columns.items() if not told] == []
-
-
-def _unexplained(schema: type[BaseModel]) -> list[str]:
-    found = []
+def _unexplained(schema: type[BaseModel]) -> Iterator[str]:
     for name, info in schema.model_fields.items():
         blocks = blocks_in(info.annotation)
         if not (info.description or any(block.__doc__ for block in blocks)):
-            found.append(f"{schema.__name__}.{name}")
-        found += [key for block in blocks for key in _unexplained(block)]
-    return found
+            yield f"{schema.__name__}.{name}"
+        for block in blocks:
+            yield from _unexplained(block)
 
 
-def test_a_key_has_its_default_its_meaning_and_whether_it_is_free(page: Page) -> None:
-    assert page.keys(Shared, "Every script").splitlines() == [
-        "| key | default | meaning | free |",
-        "| --- | --- | --- | --- |",
+def _named_choices(schema: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
+    for name, info in schema.model_fields.items():
+        for choice in _choices(info.annotation):
+            yield f"{schema.__name__}.{name}", info.description or "", choice
+        for block in blocks_in(info.annotation):
+            yield from _named_choices(block)
+
+
+def _choices(annotation: Any) -> list[str]:
+    if typing.get_origin(annotation) is Literal:
+        return list(typing.get_args(annotation))
+    return [choice for part in typing.get_args(annotation) for choice in _choices(part)]
+
+
+def test_a_key_has_its_default_its_meaning_and_whether_it_is_free() -> None:
+    assert keys_of(Shared, "Every script", SHARED).splitlines() == [
+        "## Every script",
+        "",
+        *HEAD,
         "| `model` | (needed) | What to measure. | yes |",
         "| `seed` | `0` | Of a \\| b. | |",
     ]
 
 
-def test_the_keys_of_a_block_are_nested_and_choices_are_named(page: Page) -> None:
-    page.keys(Shared, "Every script")
-    assert page.keys(First, "First").splitlines() == [
-        "In addition to [Every script](#every-script):",
+def test_the_keys_of_a_block_are_nested() -> None:
+    assert keys_of(First, "First", SHARED).splitlines()[2:] == [
+        "The keys of [every script](#every-script), and",
         "",
-        "| key | default | meaning | free |",
-        "| --- | --- | --- | --- |",
+        *HEAD,
         "| `scoring` | | How to score. | |",
         "| `scoring.steps` | `12` | How many steps. | |",
-        "| `scoring.rule` | `left` | Where they lie: `left`, `gauss-legendre`. | |",
+        "| `scoring.rule` | `left` | Where they lie. | |",
     ]
 
 
-def test_a_shared_block_is_explained_once_and_another_default_is_told(page: Page) -> None:
-    page.keys(Shared, "Every script")
-    page.keys(First, "First")
-    assert page.keys(Second, "Second").splitlines()[2:] == [
-        "| key | default | meaning | free |",
-        "| --- | --- | --- | --- |",
+def test_another_default_of_a_shared_key_or_of_a_block_is_told() -> None:
+    assert keys_of(Second, "Second", SHARED).splitlines()[4:] == [
+        *HEAD,
         "| `seed` | `3` | Of c. | |",
         "| `scoring` | `null` | Scores, where none are stored. | |",
-        "| `scoring.*` | | As in [First](#first). | |",
+        "| `scoring.steps` | `12` | How many steps. | |",
+        "| `scoring.rule` | `left` | Where they lie. | |",
         "| `other` | | How to score. | |",
         "| `other.steps` | `5` | How many steps. | |",
-        "| `other.rule` | | As in [First](#first). | |",
+        "| `other.rule` | `left` | Where they lie. | |",
     ]
 
 
-def test_a_schema_without_keys_of_its_own_says_so(page: Page) -> None:
-    page.keys(Shared, "Every script")
-    assert page.keys(Third, "Third") == "It has the keys of [Every script](#every-script) and no others.\n"
-
-
-def test_what_stands_outside_the_markers_is_kept() -> None:
-    text = "before\n\n## A B\n\n<!-- keys: utils.config.keys.PromptOptions -->\nold\n<!-- end -->\nafter\n"
-    written = document(text)
-    assert written.startswith(text.partition("old")[0])
-    assert written.endswith("<!-- end -->\nafter\n")
-    assert "old" not in written
-    assert "| `prepend_bos` | `auto` |" in written
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        (
-            "# A\n<!-- keys: circuits_over_time.utils.circuits.find.Circuit_ -->\n<!-- end -->",
-            "there is no such schema",
-        ),
-        ("# A\n<!-- keys: utils.nothing.A -->\n<!-- end -->", "there is no such schema"),
-        ("# A\n<!-- keys: circuits_over_time.utils.base.errors.UserError -->\n<!-- end -->", "not a schema"),
-        ("# A\n<!-- results: get_nothing.py -->\n<!-- end -->", "no kind of result names this script"),
-        ("# A\n<!-- models: all -->\n<!-- end -->", "name families or architectures"),
-        (
-            "# A\n<!-- keys: utils.config.keys.BaseConfig -->\n<!-- results: get_model_cspa.py -->\n<!-- end -->",
-            "no <!-- end -->",
-        ),
-    ],
-)
-def test_a_marker_that_asks_for_nothing_is_refused(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        document(text)
+def test_a_schema_without_keys_of_its_own_says_so() -> None:
+    assert keys_of(Third, "Third", SHARED) == "## Third\n\nThe keys of [every script](#every-script).\n\n"
 
 
 def test_every_family_and_every_architecture_is_listed() -> None:
-    families = models_table("families")
-    assert len(families.splitlines()) == 2 + len(FAMILIES)
-    assert all(f"`{next(iter(family.models))}`" in families for family in FAMILIES)
-    assert "`pythia-12b`, steps 50000 and 58000: has one wrong shard (EleutherAI/pythia issue 206)" in families
-    assert models_table("architectures").count("`") == 2 * len(ARCHITECTURES)
-    assert documented(README, "models") == ["families", "architectures"]
+    lines = families()
+    assert len(lines.splitlines()) == 2 + len(FAMILIES)
+    assert all(f"`{next(iter(family.models))}`" in lines for family in FAMILIES)
+    assert "`pythia-12b`, steps 50000 and 58000: has one wrong shard (EleutherAI/pythia issue 206)" in lines
+    assert architectures().count("`") == 2 * len(ARCHITECTURES)
+
+
+def test_every_task_every_metric_and_every_figure_script_is_listed() -> None:
+    assert all(f"| `{name}` |" in tasks() for name in TASKS)
+    assert all(f"| `{name}` |" in metrics() for name in METRICS)
+    scripts_of_figures = [path.name for path in (ROOT / "plotting").glob("plot_*.py")]
+    assert all(f"| `{name}` | " in figures() for name in scripts_of_figures)
 
 
 def test_docstrings_of_keys_are_their_descriptions() -> None:
@@ -193,14 +199,26 @@ def test_docstrings_of_keys_are_their_descriptions() -> None:
 
 
 def test_results_of_a_script_are_told_column_by_column() -> None:
-    lines = results_table("get_model_task_performance.py").splitlines()
+    lines = _section("get_model_task_performance.py")
     assert lines[2] == "| `task_performance/.../step*.csv` | `run` | which prompts: `clean` or `corrupted` |"
     assert lines[3].startswith("| | `metric` |")
 
 
 def test_summaries_over_all_checkpoints_are_told_column_by_column() -> None:
-    lines = results_table("get_ioi_consistency.py").splitlines()
-    columns = IOI_CONSISTENCY.summaries["role_handover"]
+    lines, told = _section("get_ioi_consistency.py"), IOI_CONSISTENCY.summaries["role_handover"]
     at = next(i for i, line in enumerate(lines) if "`ioi_consistency/.../role_handover.csv`" in line)
-    told = [line.split("|")[2:4] for line in lines[at : at + len(columns)]]
-    assert [(name.strip(" `"), meaning.strip()) for name, meaning in told] == list(columns.items())
+    cells = [line.split("|")[2:4] for line in lines[at : at + len(told)]]
+    assert [(name.strip(" `"), meaning.strip()) for name, meaning in cells] == list(told.items())
+
+
+def test_every_kind_of_result_and_every_comparison_has_its_columns() -> None:
+    text = columns()
+    names = [f"`{kind.name}/" for kind in (*KINDS.values(), *WITHOUT_STEPS)]
+    names += [f"`comparison/{name}.csv`" for name in COMPARISONS]
+    assert [name for name in names if name not in text] == []
+    assert [(kind.name, name) for kind in KINDS.values() for name, told in kind.columns.items() if not told] == []
+
+
+def _section(script: str) -> list[str]:
+    """The lines of a script's table."""
+    return columns().partition(f"### {script}\n\n")[2].partition("\n### ")[0].splitlines()

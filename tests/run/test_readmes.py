@@ -14,10 +14,9 @@ LINK = re.compile(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)")
 
 
 def pages() -> list[Path]:
-    """Every Markdown page of the project (of a copy without git: those of the folders that have one)."""
+    """Every Markdown page of the project (of a copy without git: those at the top and one folder below)."""
     listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False)
-    names = listed.stdout.split() or ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "configs/README.md"]
-    return [ROOT / name for name in names]
+    return [ROOT / name for name in listed.stdout.split()] or sorted((*ROOT.glob("*.md"), *ROOT.glob("*/*.md")))
 
 
 def anchors(page: Path) -> set[str]:
@@ -38,10 +37,15 @@ def test_no_page_sends_readers_outside_the_repository(page: Path) -> None:
     assert "../shared" not in page.read_text(encoding="utf-8")
 
 
-def test_the_readme_names_every_script_and_every_figure_script() -> None:
+def test_the_readme_names_every_script_and_links_to_every_page_of_docs() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = [path.name for path in (*ROOT.glob("*.py"), *(ROOT / "plotting").glob("plot_*.py"))]
+    names = [path.name for path in ROOT.glob("*.py")]
+    names += [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
     assert [name for name in names if name not in text] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1300
 
 
 def test_the_readme_of_benchmarks_names_every_benchmark() -> None:

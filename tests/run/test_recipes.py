@@ -14,6 +14,15 @@ from tests.support.paths import TOY_STEPS
 from tests.support.recipes import Recipe, apply, copy_of_repository, follow, recipes
 
 RECIPES = recipes()
+# How many files each recipe touches, apart from tests and from what `make docs` writes.
+FILES = {
+    "A new analysis": 4,
+    "A new figure": 1,
+    "A new metric": 1,
+    "A new task": 2,
+    "A new family": 1,
+    "A new architecture": 2,
+}
 STEPS = [f"step{step:06d}.csv" for step in TOY_STEPS]
 
 
@@ -23,7 +32,19 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_every_recipe_is_followed_by_a_test() -> None:
-    assert set(RECIPES) == {"A new analysis", "A new figure", "A new metric", "A new task", "A new architecture"}
+    assert set(RECIPES) == set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_recipe_touches_few_files(name: str) -> None:
+    recipe = RECIPES[name]
+    touched = {path for path in (*recipe.files, *dict(recipe.edits)) if not path.startswith("tests/")}
+    assert len(touched) == FILES[name], sorted(touched)
+
+
+def test_the_recipe_of_a_family_makes_it_known(copy: Path) -> None:
+    follow(RECIPES["A new family"], copy)
+    assert "| `owl-70m`, `owl-160m` | not known |" in (copy / "docs/models.md").read_text()
 
 
 def test_every_recipe_writes_code_in_the_style_of_the_repository(copy: Path) -> None:

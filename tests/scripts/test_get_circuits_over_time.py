@@ -121,7 +121,7 @@ def test_cpr_and_cmd_are_measured_where_asked_and_empty_otherwise(hand_built: Pa
     family = resolve_family(str(hand_built), Path("model_cache"))
     checkpoint = family.load(10, device="cpu")
     config = CircuitsConfig(model=str(hand_built), task="ioi", n_prompts=6)
-    prompts = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights.shape)
+    prompts = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights)
     scores = find_circuit(checkpoint.weights, prompts, config).circuit.scores
     metric = prompts.evaluation.metric("logit_diff")
     areas = mib_areas(CircuitEvaluator(checkpoint.weights, prompts.evaluation.pairs, metric), scores)
@@ -200,7 +200,7 @@ def test_baselines_equal_the_hugging_face_model(word_family: Path) -> None:
     config = CircuitsConfig(model=str(word_family), task="ioi", n_prompts=8, checkpoints=[5])
     family = resolve_family(str(word_family), Path("model_cache"))
     checkpoint = family.load(5, "float32", torch.device("cpu"))
-    of_circuit = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights.shape)
+    of_circuit = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights)
     measured = measure_circuit(checkpoint.weights, of_circuit, config)
     prompts = of_circuit.evaluation
     rows = torch.arange(len(prompts))
@@ -310,7 +310,7 @@ def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(toy_fami
     weights = checkpoint.weights
     graph = Graph.of(weights)
     config = CircuitsConfig(model=str(toy_family), task=task, n_prompts=8, evaluate_on="same")
-    prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer, checkpoint.weights.shape).scoring
+    prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer, checkpoint.weights).scoring
     metric = prompts.metric(TASKS[task].primary)
     pairs = prompts.pairs
     edges = graph.edge_mask.nonzero()

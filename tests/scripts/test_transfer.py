@@ -74,7 +74,7 @@ def test_rows_are_the_circuits_of_other_steps_and_other_tasks_by_hand(given: lis
     assert len(expected) == len(table) > 2
     config = CircuitsConfig(model=str(TOY), task="sva", n_prompts=20)
     checkpoint = resolve_family(str(TOY), Path("model_cache")).load(LAST, "float32", torch.device("cpu"))
-    prompts = circuit_prompts(config, TASKS["sva"], checkpoint.tokenizer, checkpoint.weights.shape).evaluation
+    prompts = circuit_prompts(config, TASKS["sva"], checkpoint.tokenizer, checkpoint.weights).evaluation
     evaluator = CircuitEvaluator(checkpoint.weights, prompts.pairs, prompts.metric("prob_diff"))
     for row in table.itertuples():
         circuit = Circuit.from_tensors(store.folder("graphs", name, row.from_task).read_tensors(row.from_step))

@@ -44,7 +44,7 @@ class Model:
 
     Attributes:
         name: the last part of its name or folder.
-        weights: what the engine computes with; `weights.shape` has all sizes.
+        weights: what the engine computes with; it has all sizes (`n_layers`, `d_model`, ...).
         tokenizer: its tokenizer. Checkpoints share it, so do not change it.
         step, tokens: how long it was trained; None if nobody says.
         start_token: whether it was trained with a start token before every document; None if nobody says. Prompts get

@@ -14,8 +14,7 @@ class EmergenceConfig(Section):
     """When something emerges."""
 
     fraction: float = Field(0.5, gt=0, lt=1)
-    """A curve emerges where it first crosses this fraction of its maximum. Accuracies count from 0.5, which guessing
-    gives, everything else from 0."""
+    """A curve emerges where it first crosses this fraction of its maximum (of an accuracy, counted from 0.5)."""
     sustained: int = Field(2, ge=1)
     """At how many checkpoints in a row it must stay there."""
     weakest: float = Field(0.25, ge=0, lt=1)
@@ -34,20 +33,17 @@ class ComparisonConfig(Section):
     reference: int | None = Field(None, ge=0)
     """The step whose circuit all others are compared with; `null`: the last one."""
     size: int | None = Field(None, gt=0)
-    """Edges of a circuit, before pruning, where sizes are fixed; `null`: the median size of the circuits found for the
-    task, over checkpoints and models."""
+    """Edges of a circuit, before pruning, where sizes are fixed; `null`: the median over the task's circuits."""
     between: Literal["all", "none"] = "all"
-    """Whether to compare models of one shape (seeds) with each other, at every step that both have: `all` pairs, or
-    `none`. Which number a head has in its layer is chance, so two seeds with one algorithm may well have few edges in
-    common. Between the steps of one run, and between runs that start from one step, the numbers mean the same."""
+    """Whether to compare models of one shape ([seeds](../docs/comparisons.md#seeds)) at every step: `all` pairs, or
+    `none`."""
     seeds: dict[str, list[str]] | None = None
     """Groups of models that are drawn and summed up together (`{pythia-160m: [pythia-160m-seed1, pythia-160m-seed2]}`);
     `null`: models of one shape whose names differ in a seed alone."""
     pairs: int = Field(200, ge=100)
     """Pairs of resamples of each checkpoint that its noise floor is taken from."""
     permutations: int = Field(999, ge=99)
-    """Random deals of two checkpoints' folds that a p-value is taken from. It cannot be smaller than
-    1 / (permutations + 1), so after the correction for many checkpoints a few hundred may find nothing."""
+    """Random deals of two checkpoints' folds that a [p-value](../docs/comparisons.md#is-a-change-real) comes from."""
     resamples: int = Field(1000, ge=100)
     """Resamples that all other intervals are taken from (of the circuits' own curves a fifth)."""
     false_discovery_rate: float = Field(0.05, gt=0, lt=1)

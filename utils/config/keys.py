@@ -62,14 +62,14 @@ class MemoryKeys(Section):
     """How much memory to compute in."""
 
     memory_budget_gb: float = execution(1.0, gt=0)
-    """How much memory one step of the computation may use on top of the weights. Work is split up to stay below it."""
+    """Memory that one step of the computation may use on top of the weights."""
 
 
 class SlurmKeys(Section):
     """What a Slurm task asks for, with `executor: slurm`."""
 
     cluster: Literal["slurm", "local"] = "slurm"
-    """`local` starts the tasks as processes on this machine, to try a setup out."""
+    """`slurm`, or `local` to start the tasks as processes on this machine."""
     partition: str | None = None
     """The partition; `null` takes the cluster's default."""
     account: str | None = None
@@ -86,26 +86,23 @@ class BaseConfig(Section):
     """The keys that every script shares."""
 
     model: Names = execution(...)
-    """What to measure: a Pythia name (`pythia-160m`, `pythia-1.4b-deduped`, `pythia-160m-seed3`), the id of a hub
-    repository whose branches are checkpoints, a local folder of `step{n}` folders (`model_cache/toy`), or a list of
-    these."""
+    """What to measure: a [known name](../docs/models.md) (`pythia-160m`), the id of a hub repository, a local folder of
+    checkpoints (`model_cache/toy`), or a list of these."""
     checkpoints: str | list[int] = execution("all")
-    """Which checkpoints: the name of a [schedule](#schedules), or a list of training steps."""
+    """Which checkpoints: the name of a [schedule](../docs/models.md#schedules), or a list of training steps."""
     device: str = execution("auto")
-    """Where to compute: `auto` (a CUDA GPU if there is one, else Apple's GPU, else the CPU), `cpu`, `cuda`, `cuda:1` or
-    `mps`."""
+    """Where to compute: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: a CUDA GPU, else Apple's GPU, else the CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of weights and activations."""
+    """Number format of weights and activations: `float32`, `bfloat16` or `float16`."""
     batch_size: int = execution(32, gt=0)
     """How many prompts go through the model at once."""
     seed: int = Field(0, ge=0)
     """Seed of everything drawn at random."""
     tokens_per_step: int | None = Field(None, gt=0)
-    """Tokens per training step. Only needed for hub models that do not say; Pythia and local families with a
-    `family.json` do."""
+    """Tokens per training step, for hub models that do not say."""
     revisions: str | None = None
-    r"""How the names of checkpoints are read where no rule knows them: a regular expression with the group `step`
-    (`run7-(?P<step>\d+)`), and `stage` and `tokens` if need be."""
+    r"""A regular expression that reads the [names of checkpoints](../docs/models.md#names) where no rule does, with the
+    group `step` (`run7-(?P<step>\d+)`)."""
     stages: list[int] = execution([1], min_length=1)
     """Which stages of training to take checkpoints from, for families that have several."""
     results_dir: Path = execution(Path("results"))
@@ -113,35 +110,30 @@ class BaseConfig(Section):
     cache_dir: Path = execution(Path("model_cache"))
     """Where to keep downloads from the hub, as `<org>--<name>/step{n}/`."""
     overwrite: bool = execution(False)
-    """Delete the results this run would write, or a whole folder of them if another config made it, and measure again.
-    To resume such a run after a stop, leave `overwrite` out."""
+    """Delete what this run would write, or a whole folder of another config's, and measure again."""
     prefetch: bool = execution(True)
-    """While a checkpoint is measured, download the next one and read it into CPU memory. `false` saves the memory."""
+    """Download the next checkpoint, and read it into CPU memory, while one is measured."""
     keep_checkpoints: Literal["all", "none"] | Annotated[int, Field(gt=0)] = execution("all")
-    """Which downloads to keep once they are measured: `all`, `none`, or how many (the newest). Only files that the run
-    itself has downloaded are ever deleted."""
+    """Which of the run's own [downloads](../docs/models.md#downloads) to keep: `all`, `none`, or how many, the
+    newest."""
     on_duplicate_weights: Literal["error", "warn", "skip"] = execution("error")
-    """What to do if the checkpoints to measure hold weights of another step or of `main`: `error` stops and names them,
-    `warn` measures them, `skip` leaves them out ([Damaged checkpoints](#damaged-checkpoints))."""
+    """Where a step holds [another's weights](../docs/models.md#damaged-checkpoints): `error` stops and names it, `warn`
+    measures it, `skip` leaves it out."""
     trust_remote_code: bool = execution(False)
-    """Whether a tokenizer may run Python code that comes with it. The weights never need any."""
+    """Whether a tokenizer may run Python code that comes with it."""
     repair: bool = execution(False)
-    """Measure again what is damaged: files that are not what was written, by their hashes in run.json. Otherwise the
-    first one is named and nothing is measured."""
+    """Measure again the files that are damaged, by their hashes in run.json, instead of refusing the first of them."""
     executor: Literal["local", "ray", "slurm"] = execution("local")
-    """Who measures: this process (`local`), the workers of a Ray cluster, or a Slurm job array. Any number of processes
-    on one `results_dir` share the work too."""
+    """Who [measures](../docs/clusters.md): this process (`local`), workers of a Ray cluster (`ray`), or a Slurm job
+    array (`slurm`)."""
     workers: int | None = execution(None, gt=0)
-    """With `ray`, how many checkpoints to measure at once at most; `null` means as many as the cluster has room for.
-    With `slurm`, how many tasks the array has; `null` means 4."""
+    """Most checkpoints at once with `ray` (`null`: all that fit), or tasks of the array with `slurm` (`null`: 4)."""
     cpus_per_checkpoint: int | None = execution(None, gt=0)
-    """Cores for each checkpoint, and threads to compute with, with any executor. `null` leaves the number of threads to
-    torch. On the CPU, results can depend on it in the last digits."""
+    """Cores and threads for each checkpoint; `null` leaves them to torch."""
     gpus_per_checkpoint: float | None = execution(None, gt=0)
-    """With `ray` and `slurm`, GPUs for each checkpoint; Ray also takes shares, such as 0.5."""
+    """GPUs for each checkpoint with `ray` and `slurm`; Ray also takes shares, such as 0.5."""
     ray_address: str | None = execution(None)
-    """The Ray cluster, as `ray.init` takes it (`auto`, `ray://head:10001`). `null` starts one on this machine, unless
-    RAY_ADDRESS names one."""
+    """The Ray cluster, as `ray.init` takes it (`auto`, `ray://head:10001`); `null`: RAY_ADDRESS, or a new one."""
     retries: int = execution(2, ge=0)
     """How often a checkpoint whose worker was lost is tried again."""
     slurm: SlurmKeys = execution(SlurmKeys())
@@ -168,24 +160,22 @@ class PromptOptions(Section):
     """What a run may choose about its prompts, apart from their number and seed."""
 
     prepend_bos: StartToken = "auto"
-    """Start every prompt with the tokenizer's start token. `auto` does what the model was trained with, as far as it is
-    [known](#models) (a local family can say `"prepend_bos": true` in its `family.json`), and starts without one where
-    nobody says. `run.json` records `true` or `false`. EAP-IG's own code and MIB always prepend it."""
+    """Start every prompt with the tokenizer's start token; `auto` does what the model was
+    [trained with](../docs/models.md#start-tokens)."""
     ioi_corruption: Literal["swap", "abc"] = "swap"
-    """How IOI prompts are corrupted: `swap` replaces the second subject with the indirect object, so that the answer
-    flips; `abc` puts three other names in."""
+    """How IOI prompts are corrupted: `swap` replaces the second subject with the indirect object, `abc` puts in
+    three others."""
 
 
 class TaskConfig(PromptOptions, BaseConfig):
     """The keys that every script with tasks shares."""
 
     task: Names = execution(...)
-    """`ioi`, `greater_than`, `gendered_pronoun`, `sva`, the path of a [prompts CSV](#a-csv-of-prompts), or a list of
-    these."""
+    """A [task](../docs/tasks.md), the path of a [prompts CSV](../docs/tasks.md#a-task-of-your-own), or a list."""
     n_prompts: int = Field(100, gt=0)
     """How many prompt pairs each task gets."""
     metric: Literal["logit_diff", "prob_diff"] | None = None
-    """Primary metric of a prompts CSV: `logit_diff` or `prob_diff`. The built-in tasks have their own."""
+    """Primary metric of a prompts CSV: `logit_diff` or `prob_diff`."""
 
     @property
     def tasks(self) -> list[str]:

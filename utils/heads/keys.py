@@ -9,7 +9,7 @@ study measured (Tigges et al. 2024, arXiv 2407.10827), so that you can compare n
 - succession leaves out all norms, counts a tie as right and weighs spellings as there (`succession.py`);
 - CSPA reads the beginnings of long documents (`corpus.py`).
 
-All other differences are numbers that have their own keys; `configs/README.md` lists them.
+All other differences are numbers that have their own keys; `docs/study.md` lists them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ class ComponentsKeys(Section):
     """What the scores depend on, apart from the model."""
 
     head_scores: Definition = "standard"
-    """Which definition of the scores: `standard`, or `study` for that of Tigges et al. 2024. The study draws random
-    blocks with replacement from the ids 100 to 19,999, counts the last token of the first block in the induction score,
-    and leaves the scale of the norms out of the copy scores."""
+    """Which [definition](../docs/heads.md#attention-scores) of the scores: `standard`, or `study` for that of Tigges et
+    al. 2024."""
     n_sequences: int = Field(50, gt=0)
     """How many random blocks of tokens to average the attention scores over."""
     seq_len: int = Field(50, gt=1)
-    """Tokens in a block. Each block comes twice in a row, so `2 * seq_len` tokens must fit the model's context."""
+    """Tokens in a block, which comes twice in a row."""
     n_prompts: int = Field(100, gt=0)
     """How many IOI prompts to average the copy scores over; each has three names."""
 
@@ -48,11 +47,9 @@ class Ablation(Section):
     """What the ablation keeps of a head."""
 
     interventions: list[Literal["ov", "qk"]] = Field(["ov", "qk"], min_length=1, max_length=2)
-    """What to restrict, one or both: `ov` keeps only the part of a head's output along the source token's unembedding;
-    `qk` keeps only sources that the model predicts here and that are not function words."""
+    """What to [restrict](../docs/heads.md#copy-suppression): `ov`, what a head writes; `qk`, the sources it reads."""
     k_unembeddings: float = Field(0.05, gt=0, le=1)
-    """For `qk`: how many different source tokens to keep, as a fraction of the destination's place in the sequence
-    (counted from 1), rounded up. 1.0 keeps all."""
+    """For `qk`: how many different source tokens to keep, as a fraction of the destination's place in the sequence."""
     keep_self_attention: bool = True
     """Whether the destination's own token is among its sources."""
     negative_only: bool = True
@@ -70,29 +67,24 @@ class CspaKeys(Ablation):
     """What the scores depend on, apart from the model: the text, and what to keep of a head."""
 
     corpus: str
-    """The text to read: a UTF-8 text file with blank lines between its documents, a data set from the hub
-    (`NeelNanda/pile-10k`), a folder that `datasets` can read, `python_docs` for the documentation that comes with
-    Python (the text differs between its versions, and the hashes of what was read say so), or `toy` for the toy
-    family's own sentences. Write `./toy` for a file called `toy`."""
+    """The [text](../docs/heads.md#copy-suppression) to read: a file, a data set of the hub (`NeelNanda/pile-10k`), a
+    folder, `python_docs` or `toy`."""
     corpus_split: str = "train"
     """Which split of a data set, in the notation of `datasets` (`train[:1000]`)."""
     corpus_field: str = "text"
     """Which column of a data set holds the text."""
     head_scores: Definition = "standard"
-    """How to draw the text: `standard`, or `study` for the way of Tigges et al. 2024, where sequences are the
-    beginnings of documents longer than `corpus_window`, and the scored sequences are the first of the
-    `n_mean_sequences`."""
+    """How to draw the text: `standard`, or `study` for the beginnings of long documents, as Tigges et al. 2024."""
     corpus_window: int | None = Field(None, gt=1)
-    """With `head_scores: study`, a document must have more tokens than this. `null` means `seq_len`."""
+    """With `head_scores: study`, a document must have more tokens than this; `null`: than `seq_len`."""
     n_sequences: int = Field(17, gt=0)
     """How many sequences to score heads on."""
     n_mean_sequences: int = Field(100, gt=0)
     """How many other sequences to average the heads' outputs over, for the mean ablation."""
     seq_len: int = Field(61, gt=1)
-    """Tokens in a sequence. Documents are joined by the end-of-text token and cut into sequences."""
+    """Tokens in a sequence."""
     prepend_bos: StartToken = "auto"
-    """Start every sequence with the tokenizer's start token, which counts towards `seq_len`. `auto` is as for prompts
-    ([Keys of every script with tasks](#keys-of-every-script-with-tasks))."""
+    """Start every sequence with the tokenizer's start token; `auto` is as for [prompts](#every-script-with-tasks)."""
 
 
 class CspaConfig(CspaKeys, BaseConfig):
@@ -104,5 +96,5 @@ class SuccessorConfig(BaseConfig):
     nothing."""
 
     head_scores: Definition = "standard"
-    """Which definition of the score: `standard`, or `study` for that of Tigges et al. 2024, which leaves out the norms,
-    counts ties as right and has fewer spellings."""
+    """Which [definition](../docs/heads.md#succession) of the score: `standard`, or `study` for that of Tigges et al.
+    2024."""

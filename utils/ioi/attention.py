@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -63,14 +64,13 @@ class AttentionWatch:
 
     def of_prompts(self, index: Int[Tensor, " prompt"]) -> Observer:
         """The observer for one batch."""
+        return partial(self._observe, index)
 
-        def observe(masks: Int[Tensor, " mask"], attended: HeadAttention) -> None:
-            pattern = attended.pattern[:, :, :, 0]  # [mask, prompt, head, key]
-            keys = self._positions[index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
-            to_names = pattern.gather(3, keys).to(self.attention.dtype)
-            rows = masks.to(index.device)[:, None]
-            for column, head in enumerate(attended.heads.tolist()):
-                if (place := self._places.get((attended.layer, head))) is not None:
-                    self.attention[rows, place, index[None]] = to_names[:, :, column]
-
-        return observe
+    def _observe(self, index: Int[Tensor, " prompt"], attended: HeadAttention) -> None:
+        pattern = attended.pattern[:, :, :, 0]  # [mask, prompt, head, key]
+        keys = self._positions[index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
+        to_names = pattern.gather(3, keys).to(self.attention.dtype)
+        masks = attended.masks.to(index.device)[:, None]
+        for column, head in enumerate(attended.heads.tolist()):
+            if (place := self._places.get((attended.layer, head))) is not None:
+                self.attention[masks, place, index[None]] = to_names[:, :, column]

@@ -87,9 +87,7 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
             change = given[graph.head(layer, head)] - end.base.layers[layer].written[:, head]
             heads_change[layer, head, at] = part.of_heads(layer, change[:, None], torch.tensor([head]))[0]
 
-        def see(
-            _: Tensor, attended: HeadAttention, part: _Parts = part, end: PreparedRuns = end, at: Tensor = at
-        ) -> None:
+        def see(attended: HeadAttention, part: _Parts = part, end: PreparedRuns = end, at: Tensor = at) -> None:
             layer, of = attended.layer, attended.heads
             change = attended.written[0] - end.base.layers[layer].written[:, of]
             heads_change[layer, of[:, None], at[None]] = part.of_heads(layer, change, of)

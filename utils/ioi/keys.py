@@ -23,8 +23,8 @@ class Thresholds(Section):
     s_inhibition_effect: float = -0.001
     """S-inhibition heads have an effect below this through the name movers' queries, in the unit of the definitions."""
     logit_diff_change: float = 0.0
-    """A candidate for S-inhibition is made to write what it writes in a prompt with the names in the opposite order.
-    The logit difference must change by less than this."""
+    """In the [exchange](../docs/heads.md#the-ioi-algorithm) of a candidate for S-inhibition, the logit difference must
+    change by less than this."""
     attention_io_change: float = 0.0
     """With the same exchange, the name movers' attention to IO must change by less than this."""
     attention_s1_change: float = 0.0
@@ -38,7 +38,7 @@ class Thresholds(Section):
 
 
 class CircuitInput(CircuitKeys):
-    """The IOI circuit whose heads the percentages are taken over. It is searched with these keys if none is stored."""
+    """The IOI circuit whose heads the percentages are taken over, searched with these keys if none is stored."""
 
     heads: Literal["circuit", "all"] = "circuit"
     """Whether to take percentages over the heads of the IOI `circuit`, or over `all` heads of the model, without a
@@ -53,24 +53,20 @@ class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
     """
 
     definitions: Literal["study", "frozen"] = "study"
-    """How effects are measured and who can hold a role. `study` does as Tigges et al. 2024, after Wang et al. 2022: the
-    receivers read what the sender writes in the corrupted prompt, directly and through MLPs, and everything after them
-    is recomputed. Effects are shares of the drop from clean to corrupted prompts, and any head of the model can hold a
-    role. `frozen` holds everything off the path at its clean value. Effects are shares of the clean logit difference,
-    and only heads of the circuit can hold a role."""
+    """How [effects](../docs/heads.md#the-ioi-algorithm) are measured, and who can hold a role: as in the `study`,
+    or with everything off the path `frozen`."""
     n_prompts: int = Field(70, gt=0)
     """How many IOI prompts to measure effects on."""
     through_mlps: bool = False
-    """Only with `definitions: frozen`: also count paths from a sender to its level's receivers that lead through MLPs.
-    From the receivers on, paths are direct either way. `study` always counts them."""
+    """With `definitions: frozen`, also count paths through MLPs from a sender to its level's receivers."""
     backup: bool = True
-    """Ablate the name movers and measure how much of the lost logit difference later parts bring back (Wang et al.
-    2022; McGrath et al. 2023). This costs less than a forward pass."""
+    """Ablate the name movers and measure how much of the logit difference [later parts](../docs/heads.md#backup) bring
+    back."""
     backup_ablation: Literal["mean", "corrupted"] = "mean"
     """What ablated name movers write at the last token: their `mean` over the clean prompts, or what they write in the
     `corrupted` prompt."""
     require_stored: bool = execution(False)
-    """Refuse to compute the circuit and the scores. If something is missing, name the command that makes it."""
+    """Refuse to compute the circuit and the scores; name the command that makes what is missing."""
     thresholds: Thresholds = Thresholds()
     circuit: CircuitInput = CircuitInput()
     components: ComponentsKeys = ComponentsKeys()

@@ -1,7 +1,7 @@
 """The kinds of results: what their tables hold, which files come with them, and which command makes them.
 
 To add a kind, write a `ResultSchema` here and list it in `KINDS`. The store refuses tables with other columns, and
-`make docs` takes the meanings over into configs/README.md.
+`make docs` takes the meanings over into docs/results.md.
 """
 
 from __future__ import annotations

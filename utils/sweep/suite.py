@@ -40,9 +40,8 @@ class SuiteConfig(BaseConfig):
     """Keys of run_suite.py."""
 
     analyses: list[dict[str, Any]] = Field(min_length=1)
-    """What to run. Each entry names its `script`, and its keys: in a `config` of that script, or right there, where
-    they win. The keys of every script come from the suite, except that `checkpoints`, `batch_size` and `seed` can
-    be set for an analysis."""
+    """What to [run](../docs/clusters.md#suites): of each analysis its `script`, and its keys, in a `config` or right
+    there."""
 
 
 def jobs_of(config: SuiteConfig, where: str = "analyses") -> list[Job]:
