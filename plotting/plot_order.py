@@ -10,6 +10,7 @@ between the same two checkpoints.
 
 import sys
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -114,7 +115,14 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
         tickfont_size=11 if narrow else 12,
     )
     if narrow:
-        corner = {"xref": "paper", "xanchor": "left", "xshift": -24, "yref": "paper", "yanchor": "top", "yshift": -14}
+        corner: dict[str, Any] = {
+            "xref": "paper",
+            "xanchor": "left",
+            "xshift": -24,
+            "yref": "paper",
+            "yanchor": "top",
+            "yshift": -14,
+        }
         write(figure, "<br>".join(lines), 0, 0, colour=INK, align="left", **corner)
     return drawing
 
