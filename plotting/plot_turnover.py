@@ -37,7 +37,6 @@ SIZE, CHANGE = "edges of the circuit", "change point"
 LASTING, ENDED = "lives at the last checkpoint", "lifetime of edges that died"
 LIVES = {LASTING: "#009E73", ENDED: "#9a9a9a"}
 QUANTITIES = {"faithfulness": ("n_edges", "mean size"), "size": ("similarity", "mean similarity")}
-MOST_TICKS = 10
 # Edges whose lines are apart by more than outlines between them would take.
 MOST_OUTLINED = 150
 
@@ -90,7 +89,7 @@ def draw_turnover(
     return panels.done(
         f"Which edges come and go in {model}, and how long they live",
         "Above zero edges join, below they go; under it every edge from its birth to its last checkpoint",
-        most_ticks=NARROW_TICKS if narrow else MOST_TICKS,
+        most_ticks=NARROW_TICKS if narrow else None,
     )
 
 
