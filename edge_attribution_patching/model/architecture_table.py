@@ -33,13 +33,17 @@ class Architecture:
         qkv: the projections of q, k and v, or the one that holds all three.
         qkv_order: the order of the outputs of `qkv`, and the order they are read in (einops).
         attn_out: the output projection of attention.
+        biases: whether `qkv`, `attn_out` and the MLP's projections have biases, or the names of the fields that say so.
         mlp_in, mlp_gate, mlp_out: the MLP's projections, out(activation(gate(x)) * in(x)) or out(activation(in(x))).
         conv1d: weights are stored [input, output].
-        q_norm, k_norm: norms of queries and keys before rotary, over each head or over all, according to their width.
+        q_norm, k_norm: norms of queries and keys before rotary, over each head or over all.
+        norm_over_heads: whether `q_norm` and `k_norm` are over all heads together.
         scaled_embedding: embeddings are multiplied by sqrt(d_model).
         parallel: whether attention and MLP read the same residual stream, or the name of the field that says so.
         partial_rotary: whether `rope_parameters` may turn only a part of each head.
         interleaved_rotary: whether rotary turns neighbouring entries (GPT-J), instead of entries half a head apart.
+        unembed_bias: whether the output layer has one.
+        old_names: earlier names of tensors -> today's.
         rotary_by_layer_type: whether `rope_parameters` has one entry for each of `layer_types`.
         activation, eps, mlp_width: the fields that hold these. An empty width means 4 * d_model; no eps means BARE_EPS.
         reads: all other fields that are read.
@@ -61,9 +65,13 @@ class Architecture:
     position_embed: str | None = None
     qkv_order: str = "(qkv_head d_head) -> qkv_head d_head"
     mlp_gate: str | None = None
+    biases: tuple[bool | str, bool | str, bool | str] = (False, False, False)
+    unembed_bias: bool = False
+    old_names: Mapping[str, str] = field(default_factory=dict)
     conv1d: bool = False
     q_norm: str | None = None
     k_norm: str | None = None
+    norm_over_heads: bool = False
     scaled_embedding: bool = False
     parallel: bool | str = False
     partial_rotary: bool = False
@@ -89,6 +97,7 @@ _GPT2 = Architecture(
     attn_out="attn.c_proj",
     mlp_in="mlp.c_fc",
     mlp_out="mlp.c_proj",
+    biases=(True, True, True),
     conv1d=True,
     activation="activation_function",
     eps="layer_norm_epsilon",
@@ -107,6 +116,8 @@ _GPT_J = Architecture(
     attn_out="attn.out_proj",
     mlp_in="mlp.fc_in",
     mlp_out="mlp.fc_out",
+    biases=(False, False, True),
+    unembed_bias=True,
     parallel=True,
     interleaved_rotary=True,
     activation="activation_function",
@@ -127,6 +138,8 @@ _GPT_NEOX = Architecture(
     attn_out="attention.dense",
     mlp_in="mlp.dense_h_to_4h",
     mlp_out="mlp.dense_4h_to_h",
+    biases=("attention_bias", "attention_bias", True),
+    old_names={"embed_out.weight": "lm_head.weight"},
     parallel="use_parallel_residual",
     partial_rotary=True,
     eps="layer_norm_eps",
@@ -147,12 +160,16 @@ _LLAMA = Architecture(
     mlp_in="mlp.up_proj",
     mlp_gate="mlp.gate_proj",
     mlp_out="mlp.down_proj",
+    biases=("attention_bias", "attention_bias", "mlp_bias"),
     reads=_GROUPED | {"attention_bias", "mlp_bias"},
 )
 
 _WINDOWS = frozenset({"layer_types", "sliding_window"})
 
-_QWEN2 = replace(_LLAMA, reads=_GROUPED | _WINDOWS)
+_NO_BIAS = (False, False, False)
+_ATTENTION_BIAS = ("attention_bias", "attention_bias", False)
+
+_QWEN2 = replace(_LLAMA, biases=(True, False, False), reads=_GROUPED | _WINDOWS)
 
 # No norm before a sublayer but one after it. An output bias would be scaled along with the sum of the heads, and so
 # would belong to none of them.
@@ -164,6 +181,8 @@ _OLMO2 = replace(
     mlp_post_norm="post_feedforward_layernorm",
     q_norm="self_attn.q_norm",
     k_norm="self_attn.k_norm",
+    norm_over_heads=True,
+    biases=_NO_BIAS,
     reads=_GROUPED,
     neutral={"attention_bias": (False,)},
 )
@@ -175,6 +194,7 @@ _GEMMA2 = replace(
     mlp_norm="pre_feedforward_layernorm",
     mlp_post_norm="post_feedforward_layernorm",
     scaled_embedding=True,
+    biases=_NO_BIAS,
     activation="hidden_activation",
     reads=_GROUPED | _WINDOWS | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"},
     neutral={"attention_bias": (False,), "use_bidirectional_attention": (None, False)},
@@ -188,6 +208,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         mlp_gate=None,
         q_norm="self_attn.q_norm",
         k_norm="self_attn.k_norm",
+        biases=_ATTENTION_BIAS,
         reads=_GROUPED | {"attention_bias"},
     ),
     "gemma2": _GEMMA2,
@@ -203,8 +224,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt_neox": _GPT_NEOX,
     "gptj": _GPT_J,
     "llama": _LLAMA,
-    "mistral": replace(_LLAMA, reads=_GROUPED | {"sliding_window"}),
-    "olmo": replace(_LLAMA, norm="bare layer", eps=None, reads=_GROUPED | {"attention_bias", "clip_qkv"}),
+    "mistral": replace(_LLAMA, biases=_NO_BIAS, reads=_GROUPED | {"sliding_window"}),
+    "olmo": replace(
+        _LLAMA,
+        norm="bare layer",
+        biases=_ATTENTION_BIAS,
+        eps=None,
+        reads=_GROUPED | {"attention_bias", "clip_qkv"},
+    ),
     "olmo2": _OLMO2,
     "olmo3": replace(_OLMO2, rotary_by_layer_type=True, reads=_OLMO2.reads | _WINDOWS),
     "qwen2": _QWEN2,
@@ -212,6 +239,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         _QWEN2,
         q_norm="self_attn.q_norm",
         k_norm="self_attn.k_norm",
+        biases=_ATTENTION_BIAS,
         reads=_QWEN2.reads | {"attention_bias"},
     ),
     "smollm3": replace(_LLAMA, reads=_LLAMA.reads | _WINDOWS | {"no_rope_layers"}),

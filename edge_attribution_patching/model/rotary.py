@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from .architecture_table import Architecture
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 KINDS: Mapping[str, frozenset[str]] = {
     "default": frozenset(),

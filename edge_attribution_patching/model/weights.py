@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ..choices import QKVName
 from .activations import Activation, read_activation
@@ -22,6 +21,9 @@ from .architecture_table import ARCHITECTURES, BARE_EPS
 from .architectures import Shape, read_shape
 from .norms import Norm, fold_norm, value_mean
 from .rotary import Rotary, read_rotaries
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,73 @@ def read_weights(model: PreTrainedModel) -> ModelWeights:
         ValueError: if the architecture has no reader, or its config asks for arithmetic that is not supported
             (`architectures.read_shape`).
     """
-    shape = read_shape(model.config)
     with torch.no_grad():
-        return _Reader(shape, model.config, model.state_dict()).model()
+        return _Reader(read_shape(model.config), model.config, model.state_dict()).model()
+
+
+def read_tensors(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> ModelWeights | None:
+    """The weights from the tensors of a checkpoint's files. Nothing of transformers' model code is imported.
+
+    Returns:
+        None if the names and shapes are not exactly those of `tensor_shapes`: then only transformers knows how to read
+        them, or what is wrong.
+
+    Raises:
+        ValueError: as `read_weights`.
+    """
+    shape, names = read_shape(config), ARCHITECTURES[config.model_type]
+    tensors = {names.old_names.get(name, name): tensor for name, tensor in tensors.items()}
+    if config.tie_word_embeddings and "lm_head.weight" not in tensors and names.embed + ".weight" in tensors:
+        tensors["lm_head.weight"] = tensors[names.embed + ".weight"]
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != tensor_shapes(config):
+        return None
+    with torch.no_grad():
+        return _Reader(shape, config, tensors).model()
+
+
+def tensor_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """The name and the shape of every tensor of a model, those of learned activations excepted.
+
+    Raises:
+        ValueError: as `read_weights`.
+    """
+    shape, names = read_shape(config), ARCHITECTURES[config.model_type]
+    n_q, n_kv = shape.n_heads * shape.d_head, shape.n_kv_heads * shape.d_head
+    qkv_bias, out_bias, mlp_bias = (getattr(config, has) if isinstance(has, str) else has for has in names.biases)
+    found: dict[str, tuple[int, ...]] = {}
+
+    def linear(name: str, n_in: int, n_out: int, bias: bool) -> None:
+        found[name + ".weight"] = (n_in, n_out) if names.conv1d else (n_out, n_in)
+        if bias:
+            found[name + ".bias"] = (n_out,)
+
+    def norm(name: str, width: int) -> None:
+        if names.norm != "bare layer":
+            found[name + ".weight"] = (width,)
+        if names.norm == "layer":
+            found[name + ".bias"] = (width,)
+
+    found[names.embed + ".weight"] = found["lm_head.weight"] = (shape.d_vocab, shape.d_model)
+    if names.unembed_bias:
+        found["lm_head.bias"] = (shape.d_vocab,)
+    if names.position_embed is not None:
+        found[names.position_embed + ".weight"] = (config.max_position_embeddings, shape.d_model)
+    norm(names.final_norm, shape.d_model)
+    for block in map(names.block.format, range(shape.n_layers)):
+        for name in (names.attn_norm, names.mlp_norm, names.attn_post_norm, names.mlp_post_norm):
+            if name is not None:
+                norm(block + name, shape.d_model)
+        for name, width in ((names.q_norm, n_q), (names.k_norm, n_kv)):
+            if name is not None:
+                norm(block + name, width if names.norm_over_heads else shape.d_head)
+        widths = (n_q + 2 * n_kv,) if len(names.qkv) == 1 else (n_q, n_kv, n_kv)
+        for name, width in zip(names.qkv, widths, strict=True):
+            linear(block + name, shape.d_model, width, qkv_bias)
+        linear(block + names.attn_out, n_q, shape.d_model, out_bias)
+        for name in filter(None, (names.mlp_in, names.mlp_gate)):
+            linear(block + name, shape.d_model, shape.d_mlp, mlp_bias)
+        linear(block + names.mlp_out, shape.d_mlp, shape.d_model, mlp_bias)
+    return found
 
 
 class _Reader:

@@ -25,8 +25,9 @@ from circuits_over_time.edge_attribution_patching.model.architectures import (
 from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
-from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.model.weights import read_tensors, read_weights, tensor_shapes
 from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs
+from tests.support.loading import same_tensors
 from tests.support.masked_logits import masked_logits
 from tests.support.random_models import VARIANTS, random_model, random_pairs
 
@@ -249,6 +250,42 @@ def test_every_tensor_of_the_model_is_read(architecture: str, monkeypatch) -> No
     monkeypatch.setattr(model, "state_dict", lambda: state)
     read_weights(model)
     assert state.keys() - state.read == set()
+
+
+# --- tensors of a checkpoint's files
+
+
+@every_variant
+def test_names_and_shapes_of_tensors_follow_from_the_config(architecture: str) -> None:
+    model = random_model(architecture)
+    held = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if ".act_fn." not in name}
+    assert tensor_shapes(model.config) == held
+
+
+@every_variant
+@pytest.mark.parametrize("biased", [False, True])
+def test_tensors_are_read_as_a_model_is(architecture: str, biased: bool) -> None:
+    flags = {"attention_bias", "mlp_bias"} & ARCHITECTURES[VARIANTS[architecture][0]].reads if biased else set()
+    model = random_model(architecture, **dict.fromkeys(flags, True))
+    weights = read_tensors(model.config, model.state_dict())
+    if architecture == "apertus":  # Its activation is learned.
+        assert weights is None
+    else:
+        assert same_tensors(weights, read_weights(model))
+
+
+@pytest.mark.parametrize("change", ["missing", "more", "wider"])
+def test_tensors_that_are_not_exactly_the_models_are_left_to_transformers(change: str) -> None:
+    model = random_model("neox-parallel")
+    state = model.state_dict()
+    name = "gpt_neox.layers.0.mlp.dense_h_to_4h.bias"
+    if change == "missing":
+        del state[name]
+    elif change == "more":
+        state["gpt_neox.layers.3.mlp.dense_h_to_4h.bias"] = state[name]
+    else:
+        state[name] = torch.cat([state[name]] * 2)
+    assert read_tensors(model.config, state) is None
 
 
 # --- memory

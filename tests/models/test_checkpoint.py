@@ -9,14 +9,16 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
+from transformers import GPTNeoXForCausalLM
 
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.models import checkpoint as checkpoint_module
 from circuits_over_time.utils.models.family import resolve_family
 from tests.support.loading import loads_weights_of, same_tensors
 from tests.support.paths import ROOT
@@ -125,14 +127,14 @@ def test_the_same_tokenizer_files_give_the_same_tokenizer(tiny_family: Path, tmp
 def test_weights_that_change_while_they_are_loaded_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_family(tmp_path / "mine", {5: 1})
     weights = folder / "step5" / "model.safetensors"
-    read = AutoModelForCausalLM.from_pretrained
+    read = checkpoint_module.read_state
 
-    def meanwhile(*arguments: object, **options: object) -> object:
-        model = read(*arguments, **options)
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        state = read(*arguments, **options)
         os.utime(weights)
-        return model
+        return state
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", meanwhile)
+    monkeypatch.setattr(checkpoint_module, "read_state", meanwhile)
     checkpoint = resolve_family(str(folder), tmp_path).load(5, device="cpu")
     with pytest.raises(UserError) as caught:
         _ = checkpoint.provenance
@@ -184,14 +186,19 @@ def test_weights_that_the_config_has_no_place_for_are_refused(tmp_path: Path) ->
     )
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 def test_a_model_that_does_not_fit_names_the_way_out(
-    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ahead: bool, tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    family = resolve_family(str(tiny_family), tmp_path)
+    if ahead:
+        family.prefetch(10)
+        family.describe(10)  # waits
+    monkeypatch.setattr(torch.Tensor, "to", full)
     with pytest.raises(UserError) as caught:
-        resolve_family(str(tiny_family), tmp_path).load(10, "float32", "cpu")
+        family.load(10, "float32", "cpu")
     told = f"device: {tiny_family}/step10 as float32 does not fit on cpu; pass dtype=bfloat16 or another device"
     assert str(caught.value) == told

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, TOY, TOY_STEPS
 
 ROOMS = ("base", "config", "hub", "models", "integrity")
 SLOW = ("torch", "transformers", "transformer_lens", "huggingface_hub", "scipy", "tqdm", "safetensors")
@@ -28,3 +28,19 @@ def test_reading_configs_and_finding_checkpoints_imports_nothing_slow() -> None:
     assert told.returncode == 0, told.stderr
     assert set(modules) <= set(told.stdout.split())
     assert not set(SLOW) & set(told.stdout.split())
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_loaded_without_the_model_code_of_transformers() -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from circuits_over_time.utils.models.family import resolve_family\n"
+        f"resolve_family({str(TOY)!r}, Path()).load({TOY_STEPS[0]}, device='cpu')\n"
+        "print(*sys.modules)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert told.returncode == 0, told.stderr
+    assert "torch" in told.stdout.split()
+    assert not {"torch._dynamo", "transformers.modeling_utils"} & set(told.stdout.split())

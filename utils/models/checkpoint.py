@@ -21,7 +21,7 @@ from circuits_over_time.edge_attribution_patching.model.architecture_table impor
 from ..base.errors import CheckpointUnusable, UserError, one_line
 from ..base.files import combine
 from .tokenizers import load_tokenizer, read_tokenizer, tokenizer_folder
-from .weight_files import WAY_OUT, CheckpointFiles, unreadable_as_unusable
+from .weight_files import WAY_OUT, CheckpointFiles, read_state, unreadable_as_unusable
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +153,7 @@ def load_weights(
         folder: where they are.
         dtype: the number format to load them in: float32, bfloat16, float16.
         device: where to put them.
-        state: the tensors of the folder's files, if they have been read.
+        state: the tensors of the folder's files, if they have been read. It is emptied.
 
     Raises:
         CheckpointUnusable: if they cannot be loaded, or some are missing.
@@ -161,12 +161,26 @@ def load_weights(
     """
     import torch
 
-    from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+    from circuits_over_time.edge_attribution_patching.model.weights import read_tensors, read_weights
 
-    model = _load_model(folder, getattr(torch, dtype), device, state)
-    with _memory_of(folder, model.dtype, device):
-        weights = read_weights(model)
-    return weights, sum(parameter.numel() for parameter in model.parameters())
+    config, number = _read_config(folder / "config.json"), getattr(torch, dtype)
+    with _memory_of(folder, dtype, device):
+        if state is None:
+            state = read_state(folder, device=device, dtype=number)
+        tensors = {name: _moved(state, name, device, number) for name in list(state) if not _BUFFER.search(name)}
+        # transformers takes longer to import its model code than to read a checkpoint, and most need none of it.
+        if (weights := read_tensors(config, tensors)) is not None:
+            unique = {id(tensor): tensor.numel() for tensor in tensors.values()}
+            return weights, sum(unique.values())
+        del tensors, state
+        model = _load_model(folder, number, device)
+        return read_weights(model), sum(parameter.numel() for parameter in model.parameters())
+
+
+def _moved(state: dict[str, torch.Tensor], name: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor in the number format asked for. It leaves `state`, so that no more than one is there twice."""
+    tensor = state.pop(name)
+    return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
 
 def _read_config(path: Path) -> PretrainedConfig:
@@ -189,26 +203,19 @@ def _read_config(path: Path) -> PretrainedConfig:
     return config
 
 
-def _load_model(
-    folder: Path, dtype: torch.dtype, device: torch.device, state: dict[str, torch.Tensor] | None = None
-) -> PreTrainedModel:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
 
-    how: dict[str, Any] = {
-        "dtype": dtype,
-        "attn_implementation": "eager",
-        "local_files_only": True,
-        "trust_remote_code": False,
-        "output_loading_info": True,
-    }
     loaded: Any
-    with unreadable_as_unusable(folder), _memory_of(folder, dtype, device):
-        if state is None:
-            loaded = AutoModelForCausalLM.from_pretrained(folder, **how)
-        else:
-            config = _read_config(folder / "config.json")
-            model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-            loaded = model_class.from_pretrained(None, config=config, state_dict=state, **how)
+    with unreadable_as_unusable(folder), _memory_of(folder, str(dtype).removeprefix("torch."), device):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="eager",
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
         model, report = loaded
         model.to(device)
     if report["missing_keys"]:
@@ -223,16 +230,15 @@ def _load_model(
 
 
 @contextlib.contextmanager
-def _memory_of(folder: Path, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+def _memory_of(folder: Path, dtype: str, device: torch.device) -> Iterator[None]:
     """Says it in one line where a device has too little memory."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError:
-        kind = str(dtype).removeprefix("torch.")
         raise UserError(
-            f"device: {folder} as {kind} does not fit on {device}; pass dtype=bfloat16 or another device"
+            f"device: {folder} as {dtype} does not fit on {device}; pass dtype=bfloat16 or another device"
         ) from None
 
 

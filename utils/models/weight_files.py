@@ -15,6 +15,7 @@ from ..base.files import combine
 from ..hub.listing import FORMATS
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 WAY_OUT = "delete the folder and fetch or train it again"
@@ -71,12 +72,19 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read_state(folder: Path, stop: threading.Event | None = None) -> dict[str, Tensor]:
-    """All tensors of a checkpoint as they are in its files, copied into memory.
+def read_state(
+    folder: Path,
+    stop: threading.Event | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, copied into memory.
 
     Args:
         folder: in `save_pretrained` format.
         stop: ends the reading early once it is set; then some tensors are missing.
+        device: where to put them; None leaves them on the CPU.
+        dtype: their number format; None leaves that of the files.
 
     Raises:
         CheckpointUnusable: if the weights cannot be read.
@@ -95,8 +103,9 @@ def read_state(folder: Path, stop: threading.Event | None = None) -> dict[str, T
                 for name in file.keys():  # noqa: SIM118 (it is no dict)
                     if stop is not None and stop.is_set():
                         return state
+                    tensor = file.get_tensor(name)
                     # safe_open maps the file, so only the copy is sure to be in memory.
-                    state[name] = file.get_tensor(name).clone()
+                    state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
     return state
 
 
@@ -135,11 +144,12 @@ def unreadable_as_unusable(folder: Path) -> Iterator[None]:
     Raises:
         CheckpointUnusable: if the files are damaged or gone.
     """
+    import torch
     from safetensors import SafetensorError
 
     try:
         yield
-    except UserError:
-        raise  # One line already.
+    except (UserError, torch.OutOfMemoryError):
+        raise  # The files are sound, or it is one line already.
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
         raise CheckpointUnusable(f"{folder}: the checkpoint cannot be loaded ({one_line(error)}); {WAY_OUT}") from error
