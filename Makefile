@@ -1,4 +1,5 @@
 # make circuits   everything from nothing: environment, toy checkpoints, their circuits and head scores, figures, report
+# make figures    every figure that the results allow as a page of its own (figures/), and the report
 # make real       the same on a real language model from a Python package, SmolLM2-135M (about 5 minutes on two cores)
 # make test       the tests          make check   formatting, lint, types and tests
 # make test-real  the tests on that model      make test-versions  with the lowest and the newest libraries that may be
@@ -20,7 +21,7 @@ REAL := model_cache/smollm2-135m/family.json
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
 
 environment: $(RUNNING)
 
