@@ -161,7 +161,7 @@ class Panels:
             vertical_spacing=between / inner if rows > 1 else 0,
         )
         self.figure.update_annotations(font={"size": 15, "family": FONT, "color": INK}, yshift=4)
-        self._has_gaps = False
+        self._has_gaps, self._empty = False, set[int]()
 
     def draw(self, line: Line, row: int, column: int) -> None:
         """Add a line, and its band, to the panel at `row`, `column` (from 1)."""
@@ -278,6 +278,7 @@ class Panels:
 
     def leave_empty(self, text: str, row: int, column: int) -> None:
         """Write in the middle of a panel that has no curves at all, and so no axes."""
+        self._empty.add((row - 1) * self.columns + column - 1)
         plot = self.figure.get_subplot(row, column)
         x, y = (sum(axis.domain) / 2 for axis in (plot.xaxis, plot.yaxis))
         write(self.figure, text, x, y, size=12, colour="#555555", xref="paper", yref="paper")
@@ -323,7 +324,7 @@ class Panels:
             if panel >= self.n_panels:
                 figure.update_xaxes(visible=False, **where)
                 figure.update_yaxes(visible=False, **where)
-            elif panel + self.columns >= self.n_panels:
+            elif panel + self.columns >= self.n_panels or panel + self.columns in self._empty:
                 figure.update_xaxes(title_text=self.axis.title, showticklabels=True, **where)
         return drawing
 
