@@ -11,9 +11,10 @@ Importing this module imports no torch: that comes with the first call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 _HERE = Path(__file__).resolve().parent
 _INSTALLED = _HERE / "_circuits_over_time"
@@ -24,6 +25,7 @@ __path__ = [str(_INSTALLED if _INSTALLED.is_dir() else _HERE)]
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from circuits_over_time.utils.circuits.handle import Evaluation, Model
@@ -31,9 +33,39 @@ if TYPE_CHECKING:
     from circuits_over_time.utils.tasks import Task
     from circuits_over_time.utils.tasks.prompts import MetricFunction
 
-__all__ = ["ablate", "evaluate", "find_circuit", "load", "read_circuit", "scores", "task"]
+__all__ = [
+    "ablate",
+    "attention",
+    "evaluate",
+    "find_circuit",
+    "head_scores",
+    "load",
+    "over_time",
+    "path_effects",
+    "performance",
+    "read_circuit",
+    "results",
+    "scores",
+    "task",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _errors_of_python(function: F) -> F:
+    """A function of the library: it raises ValueError and TypeError, in the caller's words."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **keys: Any) -> Any:
+        from circuits_over_time.utils.circuits.handle import errors_of_python
+
+        with errors_of_python():
+            return function(*arguments, **keys)
+
+    return cast(F, call)
+
+
+@_errors_of_python
 def load(
     model: str | Path | PreTrainedModel,
     step: int | None = None,
@@ -68,13 +100,13 @@ def load(
 
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r}: not 'float32', 'bfloat16' or 'float16'")
-    with handle.in_callers_words():
-        if not isinstance(model, str | Path):
-            return handle.model_in_memory(model, step, tokenizer, dtype, device)
-        resolve = {"cache_dir": Path(cache_dir), **family}
-        return handle.load_named(str(model), step, tokenizer, dtype or "float32", device or "auto", resolve)
+    if not isinstance(model, str | Path):
+        return handle.model_in_memory(model, step, tokenizer, dtype, device)
+    resolve = {"cache_dir": Path(cache_dir), **family}
+    return handle.load_named(str(model), step, tokenizer, dtype or "float32", device or "auto", resolve)
 
 
+@_errors_of_python
 def task(
     prompts: str | Path | pd.DataFrame | None = None,
     *,
@@ -107,7 +139,6 @@ def task(
     """
     from dataclasses import replace
 
-    from circuits_over_time.utils.circuits.handle import in_callers_words
     from circuits_over_time.utils.tasks import get_task
     from circuits_over_time.utils.tasks.csv_task import PRIMARY_METRICS, table_task
 
@@ -117,15 +148,15 @@ def task(
         raise TypeError("prompts: give a name, a CSV or a data frame, or else the lists clean=, corrupted=, ...")
     if isinstance(metric, str) and metric not in PRIMARY_METRICS:
         raise ValueError(f"metric={metric!r}: not {' or '.join(map(repr, PRIMARY_METRICS))}, nor a function")
-    with in_callers_words():
-        if isinstance(prompts, str | Path):
-            found = get_task(str(prompts), "logit_diff")
-            return found if metric is None else replace(found, primary=metric)
-        if prompts is not None:
-            columns = {str(column): prompts[column].tolist() for column in prompts.columns}
-        return table_task(columns, name, metric or "logit_diff")
+    if isinstance(prompts, str | Path):
+        found = get_task(str(prompts), "logit_diff")
+        return found if metric is None else replace(found, primary=metric)
+    if prompts is not None:
+        columns = {str(column): prompts[column].tolist() for column in prompts.columns}
+    return table_task(columns, name, metric or "logit_diff")
 
 
+@_errors_of_python
 def find_circuit(model: Model, task: Task, **keys: Any) -> MeasuredCircuit:
     """The smallest circuit that does a task faithfully enough, as get_circuits_over_time.py finds it.
 
@@ -147,17 +178,14 @@ def find_circuit(model: Model, task: Task, **keys: Any) -> MeasuredCircuit:
     Example:
         circuit = cot.find_circuit(model, cot.task("ioi"), n_prompts=50, threshold=0.9)
     """
-    from circuits_over_time.utils.circuits.find import circuit_prompts
-    from circuits_over_time.utils.circuits.handle import in_callers_words, settings_of
-    from circuits_over_time.utils.circuits.keys import CircuitSettings
+    from circuits_over_time.utils.circuits.handle import with_prompts
     from circuits_over_time.utils.circuits.measured import measure_circuit
 
-    settings = settings_of(CircuitSettings, keys, model)
-    with in_callers_words(settings.batch_size):
-        prompts = circuit_prompts(settings, task, model.tokenizer, model.weights)
-        return measure_circuit(model.weights, prompts, settings, model.about)
+    settings, prompts = with_prompts(model, task, keys)
+    return measure_circuit(model.weights, prompts, settings, model.about)
 
 
+@_errors_of_python
 def scores(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
     """The EAP-IG score of every edge, without a search.
 
@@ -175,18 +203,16 @@ def scores(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
         cot.scores(model, cot.task("ioi"), ig_steps=5).head()
     """
     from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
-    from circuits_over_time.utils.circuits.find import circuit_prompts, score_edges
-    from circuits_over_time.utils.circuits.handle import in_callers_words, settings_of
-    from circuits_over_time.utils.circuits.keys import CircuitSettings
+    from circuits_over_time.utils.circuits.find import score_edges
+    from circuits_over_time.utils.circuits.handle import with_prompts
 
-    settings = settings_of(CircuitSettings, keys, model)
-    with in_callers_words(settings.batch_size):
-        prompts = circuit_prompts(settings, task, model.tokenizer, model.weights)
-        folds = score_edges(model.weights, prompts, settings)
+    settings, prompts = with_prompts(model, task, keys)
+    folds = score_edges(model.weights, prompts, settings)
     everything = Circuit(folds.graph, folds.scores, folds.graph.edge_mask)
     return everything.to_table(score_se=folds.standard_error)
 
 
+@_errors_of_python
 def evaluate(model: Model, task: Task, edges: Any, **keys: Any) -> Evaluation:
     """The model with these edges alone: they carry the clean prompt, all others the corrupted one.
 
@@ -206,9 +232,12 @@ def evaluate(model: Model, task: Task, edges: Any, **keys: Any) -> Evaluation:
     Example:
         cot.evaluate(model, cot.task("ioi"), circuit.edges.head(50))
     """
-    return _evaluated(model, task, edges, keys, without=False)
+    from circuits_over_time.utils.circuits.handle import evaluated
+
+    return evaluated(model, task, edges, keys, without=False)
 
 
+@_errors_of_python
 def ablate(model: Model, task: Task, edges: Any, **keys: Any) -> Evaluation:
     """The model without these edges: they carry the corrupted prompt, all others the clean one.
 
@@ -217,23 +246,12 @@ def ablate(model: Model, task: Task, edges: Any, **keys: Any) -> Evaluation:
     Example:
         cot.ablate(model, cot.task("ioi"), ["a3.h1->logits"])
     """
-    return _evaluated(model, task, edges, keys, without=True)
+    from circuits_over_time.utils.circuits.handle import evaluated
+
+    return evaluated(model, task, edges, keys, without=True)
 
 
-def _evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *, without: bool) -> Evaluation:
-    from circuits_over_time.utils.circuits.find import circuit_prompts, evaluator_of
-    from circuits_over_time.utils.circuits.handle import edge_mask, evaluation_of, in_callers_words, settings_of
-    from circuits_over_time.utils.circuits.keys import CircuitSettings
-
-    settings = settings_of(CircuitSettings, keys, model)
-    with in_callers_words(settings.batch_size):
-        mask = edge_mask(edges, model.graph)
-        if without:
-            mask = model.graph.edge_mask & ~mask
-        prompts = circuit_prompts(settings, task, model.tokenizer, model.weights)
-        return evaluation_of(evaluator_of(model.weights, prompts, settings), mask, settings.seed)
-
-
+@_errors_of_python
 def read_circuit(path: str | Path) -> MeasuredCircuit:
     """A circuit from a file.
 
@@ -248,7 +266,186 @@ def read_circuit(path: str | Path) -> MeasuredCircuit:
         cot.read_circuit("results/graphs/toy/ioi/step001350.pt").faithfulness
     """
     from circuits_over_time.utils.circuits import measured
-    from circuits_over_time.utils.circuits.handle import in_callers_words
 
-    with in_callers_words():
-        return measured.read_circuit(path)
+    return measured.read_circuit(path)
+
+
+@_errors_of_python
+def path_effects(
+    model: Model,
+    task: Task,
+    senders: Sequence[str] | None = None,
+    receivers: str | Sequence[str] = "logits",
+    **keys: Any,
+) -> pd.DataFrame:
+    """How the metric of clean prompts changes if receivers read a head as in the corrupted prompt (path patching).
+
+    To `logits`: the change reaches them directly, and nothing else. To heads: they read it directly and through MLPs,
+    and everything after them is recomputed, as in Wang et al. 2022 (arXiv 2211.00593).
+
+    Args:
+        model, task: from `load` and `task`.
+        senders: heads (`"a3.h1"`), one at a time; by default all.
+        receivers: `"logits"`, or heads with the input that they are entered by, the same for all: `["a5.h0<q>"]`.
+        keys: `n_prompts=100`, `batch_size=32`, `seed=0`, `memory_budget_gb=1.0`, `prepend_bos="auto"`,
+            `ioi_corruption="swap"`.
+
+    Returns:
+        One row for each sender: `sender`, `effect` in the metric's units (negative where the task needs the path),
+        `effect_se`, its standard error, and `share`, of the drop from clean to corrupted prompts.
+
+    Raises:
+        TypeError, ValueError: as `find_circuit`, and if the model has no such head.
+
+    Example:
+        cot.path_effects(model, cot.task("ioi")).nsmallest(5, "effect")
+    """
+    from circuits_over_time.utils.circuits import paths
+    from circuits_over_time.utils.circuits.handle import settings_of
+    from circuits_over_time.utils.circuits.keys import TaskSettings
+
+    return paths.path_effects(model, task, senders, receivers, settings_of(TaskSettings, keys, model))
+
+
+@_errors_of_python
+def head_scores(model: Model, kind: str, **keys: Any) -> pd.DataFrame:
+    """A score of every attention head.
+
+    Args:
+        model: from `load`.
+        kind: `induction`, `previous_token`, `duplicate_token` (attention in repeated random tokens), `copy`,
+            `negative_copy`, `succession`, or `copy_suppression` (CSPA, which needs `corpus=`).
+        keys: of the script that measures it: `n_sequences=`, `seq_len=`, `n_prompts=`, `head_scores="study"`,
+            `corpus="toy"`, ..., and `batch_size=`, `seed=`.
+
+    Returns:
+        One row for each head: `layer, head, value`, and what else the script writes about it.
+
+    Raises:
+        TypeError, ValueError: for a kind or keyword that does not exist, or a value that is not allowed.
+
+    Example:
+        cot.head_scores(model, "induction").nlargest(3, "value")
+    """
+    from circuits_over_time.utils.circuits.handle import head_table
+
+    return head_table(model, kind, keys)
+
+
+class Attention(NamedTuple):
+    """The attention of one prompt: its tokens as text, and `pattern` [layer, head, query, key], post-softmax."""
+
+    tokens: list[str]
+    pattern: Tensor
+
+
+@_errors_of_python
+def attention(model: Model, prompt: str, *, start_token: bool | None = None) -> Attention:
+    """The attention of every head in one prompt.
+
+    Args:
+        model: from `load`.
+        prompt: the text.
+        start_token: whether to put a start token in front; by default if the model was trained with one.
+
+    Returns:
+        `.tokens` and `.pattern`.
+
+    Raises:
+        ValueError: if the prompt is empty or longer than the model's context.
+
+    Example:
+        tokens, pattern = cot.attention(model, "When Mary and John went to the store, John gave a drink to")
+    """
+    from circuits_over_time.utils.circuits.handle import attention_of
+
+    return Attention(*attention_of(model, prompt, model.start_token is True if start_token is None else start_token))
+
+
+@_errors_of_python
+def performance(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
+    """How well the whole model does a task: every metric on clean and on corrupted prompts.
+
+    Args:
+        model, task: from `load` and `task`.
+        keys: `n_prompts=100`, `batch_size=32`, `seed=0`, `prepend_bos="auto"`, `ioi_corruption="swap"`.
+
+    Returns:
+        `run, metric, value, se, n`.
+
+    Raises:
+        TypeError, ValueError: as `find_circuit`.
+
+    Example:
+        cot.performance(model, cot.task("ioi"))
+    """
+    from circuits_over_time.utils.circuits.handle import prompts_of, settings_of
+    from circuits_over_time.utils.circuits.keys import TaskSettings
+    from circuits_over_time.utils.task_performance import task_performance
+
+    settings = settings_of(TaskSettings, keys, model)
+    return task_performance(model.weights, prompts_of(model, task, settings), task.metrics, settings.batch_size)
+
+
+@_errors_of_python
+def results(
+    folder: str | Path = "results", kind: str | None = None, model: str | None = None, task: str | None = None
+) -> pd.DataFrame:
+    """What the scripts, and `over_time`, wrote.
+
+    Args:
+        folder: the scripts' `results_dir`.
+        kind: which results: `baselines`, `faithfulness`, `graphs`, ...; None for a list of all that is there.
+        model, task: only of these.
+
+    Returns:
+        The table of a kind, all checkpoints below each other: `model, task, step, tokens` and its own columns. Without
+        a kind, one row for each folder of results: `kind, model, task, checkpoints, first, last`.
+
+    Raises:
+        ValueError: if there are no such results.
+
+    Example:
+        cot.results("results", "baselines")[["task", "step", "size"]]
+    """
+    from circuits_over_time.utils.circuits.over_time import stored_kind, stored_results
+    from circuits_over_time.utils.results.store import Store
+
+    if kind is None:
+        return stored_results(Path(folder))
+    return Store(folder).read_tables(stored_kind(Path(folder), kind), model, task)
+
+
+@_errors_of_python
+def over_time(
+    model: str | Path,
+    steps: str | Sequence[int],
+    function: Callable[[Model], Any],
+    *,
+    name: str | None = None,
+    **keys: Any,
+) -> pd.DataFrame:
+    """Your own function at every checkpoint. What is measured is saved at once, so a second call goes on or is done.
+
+    Args:
+        model: a name or a folder of checkpoints, as for `load`.
+        steps: a schedule (`"all"`, `"exponential"`, ...) or a list of steps.
+        function: takes a model as `load` returns it, and returns a data frame, a dict (one row) or a number.
+        name: of the results, `results/<name>/<model>/step001000.csv`; by default the function's.
+        keys: of every script: `results_dir="results"`, `device="auto"`, `dtype="float32"`, `seed=0`, `overwrite=False`,
+            `cache_dir="model_cache"`, `keep_checkpoints="all"`, ...
+
+    Returns:
+        All tables below each other, with `model, step, tokens` first. Checkpoints that cannot be loaded are logged and
+        left out.
+
+    Raises:
+        TypeError: if the function returns something else.
+        ValueError: if there is no such model or step, or the results there are of another function or other keys.
+
+    Example:
+        cot.over_time("model_cache/toy", [0, 1350], lambda model: cot.performance(model, cot.task("ioi")), name="ioi")
+    """
+    from circuits_over_time.utils.circuits import over_time as sweep
+
+    return sweep.over_time(str(model), steps, function, name or function.__name__, keys)

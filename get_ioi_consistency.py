@@ -35,7 +35,7 @@ ANALYSIS = Analysis(
     IoiConsistencyConfig,
     (IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS, IOI_BACKUP),
     Lazy("utils.ioi.inputs.prepare"),
-    Lazy("utils.ioi.consistency.measure"),
+    Lazy("utils.ioi.levels.measure"),
     finish=Lazy("utils.ioi.handover.write_handover"),
     reads=(GRAPHS, BASELINES, COMPONENTS, CSPA),
 )

@@ -24,8 +24,8 @@ from random_pythia import SHAPES, random_pythia
 from transformers import AutoTokenizer, GPTNeoXForCausalLM
 
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
-from circuits_over_time.utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
-from circuits_over_time.utils.heads.copy_scores import copy_scores
+from circuits_over_time.utils.heads.attention_and_copy import attention_samples, ordinary_tokens, repeated_blocks
+from circuits_over_time.utils.heads.copy_scores import copy_samples, mean_scores
 from circuits_over_time.utils.heads.succession import succession, successor_pairs
 from circuits_over_time.utils.tasks import build_prompts
 
@@ -77,8 +77,8 @@ def main() -> int:
         weights = read_weights(model)
         prompts = build_prompts("ioi", tokenizer, N_PROMPTS, seed=0)
         positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
-        attention_scores(weights, tokens, BATCH_SIZE)
-        copy_scores(weights, prompts.clean, prompts.lengths, positions, BATCH_SIZE)
+        mean_scores(attention_samples(weights, tokens, BATCH_SIZE))
+        mean_scores(copy_samples(weights, prompts.clean, prompts.lengths, positions, BATCH_SIZE))
 
     def successor() -> None:
         succession(read_weights(model), successor_pairs(tokenizer))

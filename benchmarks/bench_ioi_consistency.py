@@ -31,8 +31,8 @@ from transformers import AutoTokenizer
 
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
-from circuits_over_time.utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
-from circuits_over_time.utils.heads.copy_scores import copy_scores
+from circuits_over_time.utils.heads.attention_and_copy import attention_samples, ordinary_tokens, repeated_blocks
+from circuits_over_time.utils.heads.copy_scores import copy_samples, mean_scores
 from circuits_over_time.utils.heads.cspa_scores import cspa_scores, mean_outputs
 from circuits_over_time.utils.heads.function_words import function_tokens
 from circuits_over_time.utils.heads.keys import Ablation
@@ -101,9 +101,9 @@ class Bench:
         """The defaults of get_full_model_components_over_time.py and get_model_cspa.py."""
         weights = read_weights(self.model)
         tokens = repeated_blocks(ordinary_tokens(self.tokenizer, 50304), 50, 50, seed=0)
-        attention_scores(weights, tokens, 32)
+        mean_scores(attention_samples(weights, tokens, 32))
         names = torch.stack([self.prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
-        copy_scores(weights, self.prompts.clean, self.prompts.lengths, names, 32)
+        mean_scores(copy_samples(weights, self.prompts.clean, self.prompts.lengths, names, 32))
         scored, others = self.text.tensor_split([17])
         cspa_scores(weights, scored, mean_outputs(weights, others), function_tokens(self.tokenizer), Ablation())
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # Counting and naming edges needs no torch: it is imported wh
     from jaxtyping import Bool, Int
     from torch import Tensor
 
-    from .model.weights import ModelWeights
+    from .model.architectures import Shape
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Graph:
     parallel: bool
 
     @classmethod
-    def of(cls, weights: ModelWeights) -> Graph:
-        return cls(weights.n_layers, weights.n_heads, weights.parallel)
+    def of(cls, model: Shape) -> Graph:
+        return cls(model.n_layers, model.n_heads, model.parallel)
 
     @property
     def n_forward(self) -> int:
@@ -145,7 +145,7 @@ class Graph:
         """
         source, _, target = name.partition("->")
         try:
-            u, v = self._forward_index[source], self._backward_index[target]
+            u, v = self._indices[0][source], self._indices[1][target]
         except KeyError as missing:
             raise ValueError(f"{name}: the graph has no node {missing}") from None
         if not self.edge_mask[u, v]:
@@ -153,9 +153,5 @@ class Graph:
         return u, v
 
     @cached_property
-    def _forward_index(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.forward_nodes)}
-
-    @cached_property
-    def _backward_index(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.backward_nodes)}
+    def _indices(self) -> tuple[dict[str, int], ...]:
+        return tuple({name: n for n, name in enumerate(nodes)} for nodes in (self.forward_nodes, self.backward_nodes))

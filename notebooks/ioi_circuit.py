@@ -46,8 +46,8 @@ from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
 from circuits_over_time.utils.circuits.find import circuit_prompts
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.circuits.measured import measure_circuit
-from circuits_over_time.utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
-from circuits_over_time.utils.heads.copy_scores import copy_scores
+from circuits_over_time.utils.heads.attention_and_copy import attention_samples, ordinary_tokens, repeated_blocks
+from circuits_over_time.utils.heads.copy_scores import copy_samples, mean_scores
 from circuits_over_time.utils.ioi.attention import name_attention
 from circuits_over_time.utils.ioi.effects import Exchange, PairedRuns
 from circuits_over_time.utils.task_performance import answer_logits, task_performance
@@ -185,7 +185,7 @@ head_table(writers, {"direct effect": direct, "of clean": direct / clean_mean} |
 # whether the name is among the 5 most promoted tokens. The negative copy score takes minus the head's output.
 
 # %%
-copying = copy_scores(weights, swap.clean, swap.lengths, names, batch_size=64)
+copying = mean_scores(copy_samples(weights, swap.clean, swap.lengths, names, batch_size=64))
 show(
     draw_head_maps(
         {"copy score": copying["copy"], "negative copy score": copying["negative_copy"]},
@@ -342,7 +342,7 @@ pd.DataFrame(
 
 # %%
 tokens = repeated_blocks(ordinary_tokens(checkpoint.tokenizer, weights.d_vocab), n_sequences=50, period=18, seed=0)
-scores = attention_scores(weights, tokens, batch_size=50)
+scores = mean_scores(attention_samples(weights, tokens, batch_size=50))
 show(
     draw_head_maps(
         {name.replace("_", " "): scores[name] for name in ("induction", "duplicate_token", "previous_token")},

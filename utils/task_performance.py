@@ -61,10 +61,8 @@ def task_performance(
     """Means over prompts.
 
     Args:
-        weights: the model.
         prompts: a task's prompts. Corrupted prompts are scored with the answers to the clean ones.
         metrics: keys of `METRICS`, or functions.
-        batch_size: prompts that run at once.
 
     Returns:
         One row per run (`clean`, `corrupted`) and metric: `run, metric, value` (mean), `se` (its standard error,

@@ -80,22 +80,17 @@ class Circuit:
         """The JSON of EAP-IG's graphs: `cfg`, `nodes`, `edges`."""
         graph = self.graph
         members = nodes_in(self.in_circuit[None], graph)[0].tolist()
-        nodes = {
-            name: {"in_graph": member} for name, member in zip([*graph.forward_nodes, "logits"], members, strict=True)
-        }
+        names = [*graph.forward_nodes, "logits"]
         edges = {}
         for u, v in graph.edge_mask.nonzero().tolist():
-            edges[f"{graph.forward_nodes[u]}->{graph.backward_nodes[v]}"] = {
-                "score": float(self.scores[u, v]),
-                "in_graph": bool(self.in_circuit[u, v]),
-            }
-        cfg = {
-            "n_layers": graph.n_layers,
-            "n_heads": graph.n_heads,
-            "parallel_attn_mlp": graph.parallel,
-            "d_model": d_model,
+            edge = {"score": float(self.scores[u, v]), "in_graph": bool(self.in_circuit[u, v])}
+            edges[f"{graph.forward_nodes[u]}->{graph.backward_nodes[v]}"] = edge
+        cfg = {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": graph.parallel}
+        return {
+            "cfg": cfg | {"d_model": d_model},
+            "nodes": {name: {"in_graph": member} for name, member in zip(names, members, strict=True)},
+            "edges": edges,
         }
-        return {"cfg": cfg, "nodes": nodes, "edges": edges}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Circuit:

@@ -10,7 +10,7 @@ sufficiency and partial necessity.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,13 +37,10 @@ def random_circuits(
     masks = torch.zeros(n, graph.n_forward, graph.n_backward, dtype=torch.bool)
     for mask in masks:
         deal = torch.from_numpy(generator.permutation(graph.n_edges))
-        dealt = torch.zeros_like(circuit.scores)
-        dealt[edges] = circuit.scores[edges][deal]
-        dealt_signed = None
+        dealt = torch.zeros_like(circuit.scores).masked_scatter(edges, circuit.scores[edges][deal])
+        dealt_signed = signed
         if signed is not None:
-            stable = torch.zeros_like(signed.stable)
-            stable[edges] = signed.stable[edges][deal]
-            dealt_signed = Signed(stable, signed.positive_share)
+            dealt_signed = replace(signed, stable=edges.masked_scatter(edges, signed.stable[edges][deal]))
         mask[:] = _of_size(dealt, graph, circuit.n_edges, order, dealt_signed)
     return masks
 

@@ -103,9 +103,11 @@ def independence(without: Float[Tensor, " prompt"], full: Float[Tensor, " prompt
     return Outcome("independence", statistic, p_value, p_value >= LEVEL, len(full))
 
 
-def _beats(test: Test, beaten: int, n: int) -> Outcome:
-    p_value = binomial_tail(n, beaten, QUANTILE)
-    return Outcome(test, beaten / n, p_value, p_value < LEVEL, n)
+def _beats(test: Test, beaten: Bool[Tensor, " random"]) -> Outcome:
+    """Whether the circuit beats nearly all random ones, from which of them it does."""
+    n, n_beaten = len(beaten), int(beaten.sum())
+    p_value = binomial_tail(n, n_beaten, QUANTILE)
+    return Outcome(test, n_beaten / n, p_value, p_value < LEVEL, n)
 
 
 def sufficiency(
@@ -113,7 +115,7 @@ def sufficiency(
 ) -> Outcome:
     """Whether the circuit is closer to the model, on average over prompts, than random circuits are."""
     own = (circuit - full).double().abs().mean()
-    return _beats("sufficiency", int(((random - full).double().abs().mean(1) > own).sum()), len(random))
+    return _beats("sufficiency", (random - full).double().abs().mean(1) > own)
 
 
 def necessity(
@@ -121,8 +123,7 @@ def necessity(
 ) -> Outcome:
     """Whether removing the circuit changes the metric more than removing random circuits does."""
     own = (without - full).double().abs().mean()
-    beaten = int(((without_random - full).double().abs().mean(1) < own).sum())
-    return _beats("necessity", beaten, len(without_random))
+    return _beats("necessity", (without_random - full).double().abs().mean(1) < own)
 
 
 def minimality(changes: Float[Tensor, " edge"], references: Float[Tensor, " reference"]) -> Outcome:

@@ -27,13 +27,7 @@ ACTIVATIONS = (*FUNCTIONS, "xielu")
 
 
 def read_activation(name: str, tensors: Mapping[str, Tensor], prefix: str) -> Activation:
-    """An activation by name, one of `ACTIVATIONS`.
-
-    Args:
-        name: as in the config.
-        tensors: the model's state, which holds the parameters of activations that have some.
-        prefix: what the names of these parameters begin with.
-    """
+    """An activation by its name in the config; parameters that it may have are in the model's state below a prefix."""
     if name == "xielu":
         return partial(xielu, **{part: tensors[prefix + part] for part in ("alpha_p", "alpha_n", "beta", "eps")})
     return FUNCTIONS[name]

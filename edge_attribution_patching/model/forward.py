@@ -290,23 +290,8 @@ def forward(
         mlp_in = attended.view_as(attended)
         mlp_out = mlp(layer, mlp_in)
         if visit is not None:
-            visit(
-                LayerActivations(
-                    layer=index,
-                    resid_pre=x,
-                    normalised=normalised,
-                    inverse_scale=inverse_scale,
-                    qkv=qkv,
-                    q=q,
-                    k=k,
-                    v=v,
-                    pattern=pattern,
-                    z=z,
-                    post_inverse_scale=post_inverse_scale,
-                    mlp_in=mlp_in,
-                    mlp_out=mlp_out,
-                )
-            )
+            attention = (normalised, inverse_scale, qkv, q, k, v, pattern, z, post_inverse_scale)
+            visit(LayerActivations(index, x, *attention, mlp_in, mlp_out))
         x = (resid + attn_out if weights.parallel else attended) + mlp_out
         del z, pattern  # So that no two layers' attention is held at once.
     return x

@@ -115,9 +115,7 @@ class PackedTokens:
     @cached_property
     def answers(self) -> Queries:
         """Only each prompt's last token attends."""
-        keys = torch.arange(self.width, device=self.lengths.device)
-        allowed = keys[None, None, None, :] < self.lengths[:, None, None, None]
-        return Queries(torch.arange(self.n_prompts, device=self.lengths.device), 1, allowed)
+        return PackedTokens(self.lengths - 1, self.lengths).queries
 
     @cached_property
     def answer_of(self) -> Int[Tensor, " token"]:

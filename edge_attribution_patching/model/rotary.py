@@ -61,11 +61,10 @@ def check_rotary(config: PretrainedConfig, architecture: Architecture) -> None:
     """
     if "rope_parameters" not in architecture.reads:
         return
-    everything = config.rope_parameters
-    by_type = (
-        [everything[kind] for kind in dict.fromkeys(config.layer_types)] if architecture.rotary_by_layer_type else None
-    )
-    for parameters in by_type or [everything]:
+    said = [config.rope_parameters]
+    if architecture.rotary_by_layer_type:
+        said = [config.rope_parameters[kind] for kind in dict.fromkeys(config.layer_types)]
+    for parameters in said:
         kind = parameters.get("rope_type", "default")
         if kind not in KINDS:
             raise ValueError(f"rope_type={kind}: unknown rotary embedding (supported: {', '.join(KINDS)})")

@@ -272,19 +272,16 @@ class _Reader:
         names, shape = self.architecture, self.shape
         block = names.block.format(index)
 
-        def linear(name: str) -> tuple[Tensor, Tensor]:
-            return self.linear(block + name)
-
         def norm(name: str | None) -> Norm | None:
             return None if name is None else self.norm(block + name)
 
         attn_norm = norm(names.attn_norm)
         W, b = self.qkv(block)
         W_qkv, b_qkv = fold_norm(attn_norm, W, b)
-        W_O, b_O = linear(names.attn_out)
-        W_in, b_in = linear(names.mlp_in)
-        W_out, b_out = linear(names.mlp_out)
-        W_gate, b_gate = (None, None) if names.mlp_gate is None else linear(names.mlp_gate)
+        W_O, b_O = self.linear(block + names.attn_out)
+        W_in, b_in = self.linear(block + names.mlp_in)
+        W_out, b_out = self.linear(block + names.mlp_out)
+        W_gate, b_gate = (None, None) if names.mlp_gate is None else self.linear(block + names.mlp_gate)
         activation = getattr(self.config, names.activation)
         return LayerWeights(
             W_qkv=W_qkv,

@@ -17,11 +17,8 @@ DENSE = 0.15
 class Differences:
     """Differences to the base run of all nodes that some mask needs, in the order of the nodes, for stacked masks.
 
-    They are kept centred over d_model, and so are the residual streams that inputs read.
-
-    Args:
-        plan: of the masks of the stack.
-        like: what one node writes, [token, d_model]; gives shape, dtype and device.
+    They are kept centred over d_model, and so are the residual streams that inputs read. `like` is what one node
+    writes; it gives shape, dtype and device.
     """
 
     def __init__(self, plan: Plan, like: Float[Tensor, "token d_model"]) -> None:
@@ -50,10 +47,7 @@ class Differences:
     ) -> Float[Tensor, "input mask token d_model"]:
         """The residual streams of some backward nodes: the base run's, and the differences along the masks' edges.
 
-        Args:
-            inputs: backward indices; everything they read has been written.
-            base: residual stream of the base run.
-            tokens: which tokens `base` covers, if not all.
+        Everything they read has been written. `tokens` are those that `base` covers, if not all.
         """
         rows = self._rows if tokens is None else self._rows[:, tokens]
         rows[0] = base

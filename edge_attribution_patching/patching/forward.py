@@ -36,7 +36,7 @@ from ..model.packed_tokens import prefix_of_layer
 from ..model.pairs import GB, Metric, bar
 from ..model.weights import ModelWeights
 from .differences import Differences
-from .plan import COMPUTED, NO_OVERRIDES, SOURCE, ActivationOverrides, Plan, SpanningNorms
+from .plan import COMPUTED, NO_OVERRIDES, SOURCE, ActivationOverrides, Plan, spanning_norms
 from .runs import PreparedRuns
 
 
@@ -88,7 +88,7 @@ def evaluate_masks_final(
             the stack that leave a head alone, it is the attention in the run that the head is taken from.
     """
     with torch.no_grad():
-        plan = Plan.of(Graph.of(weights), masks, SpanningNorms.of(weights), overrides=overrides, shortcuts=shortcuts)
+        plan = Plan.of(Graph.of(weights), masks, spanning_norms(weights), overrides=overrides, shortcuts=shortcuts)
         token_bytes = runs.layout.n_tokens * weights.d_model * weights.embed.element_size()
         stacks = bar(list(plan.stacks(memory_budget_gb * GB, token_bytes)), "circuits and patches")
         return torch.cat([_PatchedPass(weights, runs, plan.select(part), observe).run() for part in stacks])
@@ -123,7 +123,7 @@ class _PatchedPass:
 
     def run(self) -> Float[Tensor, "mask prompt d_model"]:
         runs, graph = self.runs, self.graph
-        state = self._to_device(self.plan.inputs[:, graph.logits])[:, None, None]
+        state = self.plan.inputs[:, graph.logits].to(self.weights.device)[:, None, None]
         final = torch.where(state == SOURCE, runs.source.final, runs.base.final)
         if not bool((state == COMPUTED).any()):
             return final
@@ -265,7 +265,7 @@ class _PatchedPass:
         fresh: Float[Tensor, "mask token computed size"] | None,
     ) -> Float[Tensor, "mask token head size"]:
         """What heads have under every mask: the base or the source run's, or of those computed the fresh one."""
-        states = self._to_device(states)[:, None, :, None]
+        states = states.to(self.weights.device)[:, None, :, None]
         x = torch.where(states == SOURCE, source, base)
         if fresh is not None:
             x[:, :, computed] = torch.where(states[:, :, computed] == COMPUTED, fresh, x[:, :, computed])
@@ -274,9 +274,6 @@ class _PatchedPass:
     def _at_answers(self, index: int, letter: QKVName) -> bool:
         """Whether only the answers' tokens are asked for: of the last layer, its queries and what follows."""
         return index == self.last_layer and letter == "q"
-
-    def _to_device(self, state: Tensor) -> Tensor:
-        return state.to(self.weights.device)
 
     def _write_heads(self, index: int, heads: Int[Tensor, " head"], change: Tensor) -> None:
         """Write the differences of some heads of a layer."""
@@ -289,7 +286,7 @@ class _PatchedPass:
         """Write the difference of a layer's MLP."""
         base, source = (run.layers[index] for run in (self.runs.base, self.runs.source))
         column = self.graph.mlp_input(index)
-        state = self._to_device(self.plan.inputs[:, column])[:, None, None]
+        state = self.plan.inputs[:, column].to(self.weights.device)[:, None, None]
         out = torch.where(state == SOURCE, source.mlp_out, base.mlp_out)
         if bool((state == COMPUTED).any()):
             x = self.differences.read(torch.tensor([column]), base.mlp_in)[0]

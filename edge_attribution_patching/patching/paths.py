@@ -132,35 +132,30 @@ def recompute_after(
         rows = torch.tensor([row for row, (of, _) in enumerate(senders) if of == layer])
         of_layer = [senders[row] for row in rows.tolist()]
         masks = path_masks(graph, of_layer, [reading], through_mlps=True)
-        recorder = _Recorder(graph, reading, len(of_layer))
-        evaluate_masks_final(weights, runs, masks, memory_budget_gb=memory_budget_gb, observe=recorder)
+        inputs: dict[int, Tensor] = {}  # backward index -> what the receiver reads there, for every sender
+        record = partial(_record, graph, reading, inputs, len(of_layer))
+        evaluate_masks_final(weights, runs, masks, memory_budget_gb=memory_budget_gb, observe=record)
         finals[rows.to(finals.device)] = evaluate_masks_final(
             weights,
             runs,
             recompute_mask(graph).expand_as(masks),
-            overrides=ActivationOverrides(inputs=recorder.inputs),
+            overrides=ActivationOverrides(inputs=inputs),
             memory_budget_gb=memory_budget_gb,
             observe=observe and partial(_observe_rows, observe, rows),
         )
     return finals
 
 
-class _Recorder:
-    """An observer that keeps what receivers read: backward index -> q, k or v under every mask."""
-
-    def __init__(self, graph: Graph, receivers: Receivers, n_masks: int) -> None:
-        self.graph, self.receivers, self.n_masks = graph, receivers, n_masks
-        self.inputs: dict[int, Float[Tensor, "mask token d_head"]] = {}
-
-    def __call__(self, attended: HeadAttention) -> None:
-        letter = self.receivers.letter
-        read = getattr(attended, letter)
-        for place, head in enumerate(attended.heads.tolist()):
-            if (attended.layer, head) in self.receivers.heads:
-                index = self.graph.head_input(attended.layer, head, letter)
-                if index not in self.inputs:
-                    self.inputs[index] = read.new_empty(self.n_masks, read.shape[1], read.shape[-1])
-                self.inputs[index][attended.masks.to(read.device)] = read[:, :, place]
+def _record(
+    graph: Graph, receivers: Receivers, inputs: dict[int, Tensor], n_masks: int, attended: HeadAttention
+) -> None:
+    """An observer that keeps what receivers read. It is told of some masks at a time, and of all of a layer's heads."""
+    read = getattr(attended, receivers.letter)
+    for place, head in enumerate(attended.heads.tolist()):
+        if (attended.layer, head) in receivers.heads:
+            index = graph.head_input(attended.layer, head, receivers.letter)
+            kept = inputs.setdefault(index, read.new_empty(n_masks, read.shape[1], read.shape[-1]))
+            kept[attended.masks.to(read.device)] = read[:, :, place]
 
 
 def _observe_rows(observe: Observer, rows: Int[Tensor, " mask"], attended: HeadAttention) -> None:

@@ -51,21 +51,16 @@ class ActivationOverrides:
 NO_OVERRIDES = ActivationOverrides()
 
 
-@dataclass(frozen=True)
-class SpanningNorms:
-    """What one norm covers of all heads of a layer together: their queries, their keys, what they write."""
+SpanningNorms = tuple[bool, bool, bool]
+"""What one norm covers of all heads of a layer together: their queries, their keys, what they write."""
 
-    q: bool = False
-    k: bool = False
-    written: bool = False
 
-    @classmethod
-    def of(cls, weights: ModelWeights) -> tuple[SpanningNorms, ...]:
-        """Those of every layer."""
-        return tuple(
-            cls(layer.norm_spans_heads("q"), layer.norm_spans_heads("k"), layer.attn_post_norm is not None)
-            for layer in weights.layers
-        )
+def spanning_norms(weights: ModelWeights) -> list[SpanningNorms]:
+    """Those of every layer."""
+    return [
+        (layer.norm_spans_heads("q"), layer.norm_spans_heads("k"), layer.attn_post_norm is not None)
+        for layer in weights.layers
+    ]
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ class Plan:
         """
         masks = masks.cpu() & graph.edge_mask
         nodes, inputs = _states(graph, masks, overrides, shortcuts)
-        reaching = _reaching(graph, masks, nodes, inputs, spanning or [SpanningNorms()] * graph.n_layers)
+        reaching = _reaching(graph, masks, nodes, inputs, spanning or [(False, False, False)] * graph.n_layers)
         return cls(graph, overrides, torch.arange(len(masks)), masks, nodes, inputs, *reaching)
 
     def __len__(self) -> int:
@@ -203,7 +198,7 @@ def _reaching(
         reaches = (masks[:, which] & read[:, None]).any(2)
         needed[:, which] = (nodes[:, which] != BASE) & reaches
 
-    for layer, tied in reversed(list(enumerate(spanning))):
+    for layer, (of_q, of_k, of_written) in reversed(list(enumerate(spanning))):
         mlp, mlp_input = graph.mlp(layer), graph.mlp_input(layer)
         mark_needed(slice(mlp, mlp + 1))
         read[:, mlp_input] = computed[:, mlp_input] & needed[:, mlp] & (nodes[:, mlp] == COMPUTED)
@@ -211,14 +206,14 @@ def _reaching(
         mark_needed(heads)
         runs = needed[:, heads] & (nodes[:, heads] == COMPUTED)
         # Where a norm spans the heads, the scale needs all those that are computed as soon as one of them is needed.
-        if tied.written:
+        if of_written:
             runs = (nodes[:, heads] == COMPUTED) & runs.any(1, keepdim=True)
         attending[:, heads] = runs
         columns = graph.qkv_inputs(layer)
         projects = computed[:, columns].view(len(masks), 3, graph.n_heads)
         wanted = projects & runs[:, None]
-        for number, tie in enumerate((tied.q, tied.k)):
-            if tie:
+        for number, spans in enumerate((of_q, of_k)):
+            if spans:
                 wanted[:, number] = projects[:, number] & wanted[:, number].any(1, keepdim=True)
         read[:, columns] = wanted.flatten(1)
     mark_needed(slice(0, 1))

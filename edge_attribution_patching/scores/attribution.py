@@ -17,13 +17,13 @@ from typing import get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from ..choices import Quadrature
 from ..graph import Graph
 from ..model.forward import embed, kv_cache
-from ..model.pairs import GB, Metric, PairBatch, TokenPairs, bar
+from ..model.pairs import GB, Metric, TokenPairs, bar
 from ..model.weights import ModelWeights
 from .folds import FoldScores
 from .gradients import Gradients, NodeOutputs
@@ -87,40 +87,30 @@ def attribute(
     if len(fold_of) != len(pairs) or bool((sizes == 0).any()):
         raise ValueError(f"{len(pairs)} prompts cannot be in folds of {sizes.tolist()} prompts")
     sums = torch.zeros(len(sizes), graph.n_forward, graph.n_backward, device=weights.device)
-    points = quadrature_points(quadrature, steps)
+    alphas, step_weights = quadrature_points(quadrature, steps)
+    memory_budget = memory_budget_gb * GB
     for batch in pairs.batches(batch_size, share_prefix=share_prefix):
-        _add_batch(weights, batch, metric, points, memory_budget_gb * GB, fold_of[batch.index], sums)
+        layout = batch.layout
+        # 1. What all nodes write in the clean and in the corrupted run. With alpha = 0 the first step is the latter.
+        prefix = kv_cache(weights, layout, batch.clean)
+        at_clean, at_corrupted = (embed(weights, layout, layout.pack(ids)) for ids in (batch.clean, batch.corrupted))
+        clean = NodeOutputs.of_run(weights, layout, at_clean, prefix)
+        corrupted = None if alphas[0] == 0 else NodeOutputs.of_run(weights, layout, at_corrupted, prefix)
+        # 2. The gradients at what all nodes read, summed over the steps, of which as many as fit are run together.
+        gradients = Gradients(weights, batch, metric, prefix)
+        step_bytes = AUTOGRAD_COPIES * weights.n_layers * at_clean.numel() * at_clean.element_size()
+        at_once = max(1, int(memory_budget // step_bytes))
+        for start in bar(range(0, steps, at_once), "integrated gradients"):
+            chunk = slice(start, start + at_once)
+            alpha = torch.tensor(alphas[chunk], dtype=weights.dtype, device=weights.device)[:, None, None]
+            outputs = gradients.add(at_corrupted + alpha * (at_clean - at_corrupted), step_weights[chunk])
+            corrupted = corrupted or outputs.of_step(0)
+            # 3. Their product, for every edge: once all steps are in, or before their gradients outgrow the memory.
+            if gradients.nbytes > memory_budget or start + at_once >= steps:
+                gradients.contract(clean.minus(corrupted), memory_budget, fold_of[batch.index], sums)
+                gradients.clear()
     sums = sums.cpu()
     sums *= graph.edge_mask
     if not bool(sums.isfinite().all()):
         raise FloatingPointError(f"scores are not finite in {weights.dtype}")
     return FoldScores(graph, sums, sizes)
-
-
-def _add_batch(
-    weights: ModelWeights,
-    batch: PairBatch,
-    metric: Metric,
-    points: tuple[list[float], list[float]],
-    memory_budget: float,
-    fold_of: Int[Tensor, " batch"],
-    sums: Float[Tensor, "fold n_forward n_backward"],
-) -> None:
-    """Add the scores of every edge, summed over the prompts of a batch, to their folds."""
-    layout, (alphas, step_weights) = batch.layout, points
-    prefix = kv_cache(weights, layout, batch.clean)
-    at_clean, at_corrupted = (embed(weights, layout, layout.pack(tokens)) for tokens in (batch.clean, batch.corrupted))
-    clean = NodeOutputs.of_run(weights, layout, at_clean, prefix)
-    corrupted = None if alphas[0] == 0 else NodeOutputs.of_run(weights, layout, at_corrupted, prefix)
-
-    gradients = Gradients(weights, batch, metric, prefix)
-    step_bytes = AUTOGRAD_COPIES * weights.n_layers * layout.n_tokens * weights.d_model * weights.embed.element_size()
-    at_once = max(1, int(memory_budget // step_bytes))
-    for start in bar(range(0, len(alphas), at_once), "integrated gradients"):
-        chunk = slice(start, start + at_once)
-        alpha = torch.tensor(alphas[chunk], dtype=weights.dtype, device=weights.device)[:, None, None]
-        outputs = gradients.add(at_corrupted + alpha * (at_clean - at_corrupted), step_weights[chunk])
-        corrupted = corrupted or outputs.of_step(0)  # alpha = 0: the first step is the corrupted run
-        if gradients.nbytes > memory_budget or start + at_once >= len(alphas):
-            gradients.contract(clean.minus(corrupted), memory_budget, fold_of, sums)
-            gradients.clear()

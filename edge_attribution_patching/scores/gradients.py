@@ -218,11 +218,6 @@ class LayerGradients:
             out[-1] = self.mlp[part.tokens]
         return out
 
-    @property
-    def nbytes(self) -> int:
-        """What grows with the steps that are added, in float32."""
-        return 4 * sum(chunk.numel() for chunk in self.normalised)
-
 
 class Gradients:
     """Gradients of a batch's metric at every node's input, summed over the integration steps added so far."""
@@ -244,8 +239,8 @@ class Gradients:
 
     @property
     def nbytes(self) -> int:
-        """What is held for the steps added so far; 0 without any."""
-        return sum(layer.nbytes for layer in self.layers)
+        """What grows with the steps added so far, in float32; 0 without any."""
+        return 4 * sum(chunk.numel() for layer in self.layers for chunk in layer.normalised)
 
     def add(self, embedded: Float[Tensor, "step token d_model"], step_weights: Sequence[float]) -> NodeOutputs:
         """Run some integration steps forward and backward, stacked, and add their gradients.

@@ -18,10 +18,11 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.comparison import changes
-from circuits_over_time.utils.comparison.inputs import read_sequence
+from circuits_over_time.utils.comparison.inputs import read_trajectory
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.comparison.run import compare
 from circuits_over_time.utils.results.store import Store
+from tests.support.stored import write_tensors
 from tests.support.synthetic_results import write
 
 GRAPH = Graph(2, 2, True)
@@ -43,7 +44,7 @@ def write_seed(store: Store, model: str, seed: int) -> None:
         scores[edges] = folds.means.mean(0)
         scores = scores.view(GRAPH.n_forward, GRAPH.n_backward)
         circuit = Circuit(GRAPH, scores, top_n_masks(edge_order(scores, GRAPH), GRAPH, [SIZE])[0])
-        graphs.write_tensors(step, circuit.to_tensors() | folds.to_tensors())
+        write_tensors(graphs, step, circuit.to_tensors() | folds.to_tensors())
         write(store, "graphs", model, "ioi", step, circuit.to_table(), 100 * step)
         row = {"full": 3.0, "full_se": 0.1, "corrupted": -1.0, "corrupted_se": 0.1, "n_prompts": 100}
         row |= {"size": SIZE, "status": "found"}
@@ -92,13 +93,13 @@ def test_a_stopped_run_goes_on_where_it_was(store: Store, monkeypatch: pytest.Mo
         part.unlink()
     rows, compared = changes.Comparer.rows, list[str]()
 
-    def stop_at_the_second(comparer: changes.Comparer, pair: changes.Pair) -> list[dict[str, object]]:
-        if pair.second_of.model == MODELS[1]:
+    def stop_at_the_second(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
+        if pair.second.model == MODELS[1]:
             raise KeyboardInterrupt
         return rows(comparer, pair)
 
-    def count(comparer: changes.Comparer, pair: changes.Pair) -> list[dict[str, object]]:
-        compared.append(pair.second_of.model)
+    def count(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
+        compared.append(pair.second.model)
         return rows(comparer, pair)
 
     monkeypatch.setattr(changes.Comparer, "rows", stop_at_the_second)
@@ -111,7 +112,7 @@ def test_a_stopped_run_goes_on_where_it_was(store: Store, monkeypatch: pytest.Mo
 
 
 def test_circuits_are_grown_by_the_keys_of_their_run(store: Store) -> None:
-    rule = read_sequence(store, MODELS[0], "ioi").rule
+    rule = read_trajectory(store, MODELS[0], "ioi").rule
     assert (rule.order, rule.selection, rule.positive_share, rule.seed) == ("greedy", "signed", 0.6, 7)
 
 
@@ -135,7 +136,7 @@ def test_missing_results_name_the_command_that_makes_them(tmp_path: Path) -> Non
 def test_results_without_fold_scores_name_the_way_out(store: Store) -> None:
     graphs = store.folder("graphs", MODELS[0], "ioi")
     stored = graphs.read_tensors(10)
-    graphs.write_tensors(10, {name: value for name, value in stored.items() if not name.startswith("fold_")})
+    write_tensors(graphs, 10, {name: value for name, value in stored.items() if not name.startswith("fold_")})
     with pytest.raises(UserError, match=r"no fold scores; measure again: python get_circuits_over_time\.py"):
         compare(config(store))
 

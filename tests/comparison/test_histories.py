@@ -8,8 +8,9 @@ import pytest
 from scipy.optimize import brentq
 
 from circuits_over_time.utils.comparison.curves import change_points
-from circuits_over_time.utils.comparison.emergence import crossings, find_emergence, normal_resamples, order_shares
+from circuits_over_time.utils.comparison.emergence import crossings, find_emergence, order_shares
 from circuits_over_time.utils.comparison.lifetimes import lifetimes, median_lifetime, turnover
+from circuits_over_time.utils.comparison.statistics import normal_resamples
 
 STEPS = [0, 10, 20, 30, 40]
 PRESENT = np.array(
@@ -116,7 +117,7 @@ def smooth(at: np.ndarray | float, middle: float) -> np.ndarray:
 
 def test_without_uncertainty_the_interval_lies_between_two_checkpoints() -> None:
     found = find_emergence(np.array([0.0, 0.2, 0.9, 1.0]), None, 0.5, 2)
-    assert (found.place, found.interval, found.share) == (2, (1, 2), 1.0)
+    assert (found.index, found.interval, found.share) == (2, (1, 2), 1.0)
 
 
 def test_order_counts_only_resamples_in_which_one_of_two_emerges() -> None:

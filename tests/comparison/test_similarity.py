@@ -18,8 +18,15 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.plotting.parts.circuit_similarity import compare
 from circuits_over_time.utils.comparison.chance import expected_added, expected_jaccard, expected_weighted_jaccard
-from circuits_over_time.utils.comparison.floors import Rule, change_test, changed, draws, noise_floor, p_value
-from circuits_over_time.utils.comparison.similarity import Circuits, Edges, of_circuits, rank_correlation, similarities
+from circuits_over_time.utils.comparison.floors import (
+    SelectionRule,
+    bootstrap_scores,
+    change_test,
+    noise_floor,
+    p_value,
+)
+from circuits_over_time.utils.comparison.similarity import Circuits, Edges, of_circuits, rank_correlation
+from circuits_over_time.utils.comparison.statistics import adjusted_p_values
 
 GRAPH = Graph(2, 2, True)
 EDGES = Edges.all_of(GRAPH)
@@ -31,8 +38,8 @@ def circuit(held: np.ndarray, scores: np.ndarray) -> Circuits:
 
 
 def table(side: Circuits) -> pd.DataFrame:
-    names = [EDGES.names()[place] for place in side.held[0].nonzero()[:, 0].tolist()]
-    rows = [(*name, float(score)) for name, score in zip(names, side.scores[0][side.held[0]], strict=True)]
+    names = [EDGES.names()[place] for place in side.masks[0].nonzero()[:, 0].tolist()]
+    rows = [(*name, float(score)) for name, score in zip(names, side.scores[0][side.masks[0]], strict=True)]
     return pd.DataFrame(rows, columns=["source", "target", "score"])
 
 
@@ -57,7 +64,7 @@ def test_similarities_of_many_circuits_are_those_of_their_tables(seed: int, firs
 def test_a_circuit_is_the_same_as_itself() -> None:
     rng = np.random.default_rng(0)
     one = circuit(rng.random(N) < 0.3, rng.normal(size=N))
-    found = similarities(one, one)
+    found = of_circuits(one, one) | {"rank_correlation": rank_correlation(one.scores, one.scores)}
     assert {name: float(values[0]) for name, values in found.items()} == pytest.approx(
         dict.fromkeys(found, 1.0) | {"edges_added": 0, "edges_removed": 0}
     )
@@ -111,7 +118,7 @@ def of_two_draws(rng: np.random.Generator, noise: float, exchanged: int, trial: 
     second = first.copy()
     if exchanged:
         true = torch.from_numpy(first)[None].float()
-        held = Rule().grower(folds(true, graph, edges)).circuits(true, 20)[0].numpy()
+        held = SelectionRule().grower(folds(true, graph, edges)).circuits(true, 20)[0].numpy()
         inside, outside = np.flatnonzero(held), np.flatnonzero(~held)
         leave = rng.choice(inside, min(exchanged, len(inside)), replace=False)
         join = rng.choice(outside, len(leave), replace=False)
@@ -121,7 +128,7 @@ def of_two_draws(rng: np.random.Generator, noise: float, exchanged: int, trial: 
         folds(torch.from_numpy(mean + sd * rng.normal(size=(10, len(mean)))).float(), graph, edges)
         for mean in (first, second)
     ]
-    return change_test(sides[0], sides[1], {"at": (20, 20)}, Rule(), trial, 99)
+    return change_test(sides[0], sides[1], {"at": (20, 20)}, SelectionRule(), trial, 99)
 
 
 def share_found(noise: float, exchanged: int, trials: int) -> pd.Series:
@@ -150,13 +157,15 @@ def test_a_planted_change_is_found_with_the_stated_power() -> None:
 def test_a_metric_that_grows_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     means = torch.from_numpy(rng.normal(size=(10, N)) + 3 * rng.normal(size=N)).float()
-    found = change_test(folds(means, GRAPH, EDGES), folds(8 * means, GRAPH, EDGES), {"at": (10, 10)}, Rule(), 0, 99)
+    found = change_test(
+        folds(means, GRAPH, EDGES), folds(8 * means, GRAPH, EDGES), {"at": (10, 10)}, SelectionRule(), 0, 99
+    )
     assert found == dict.fromkeys(found, 1.0)
 
 
 def test_single_folds_have_no_p_value() -> None:
     one = folds(torch.ones(1, N), GRAPH, EDGES)
-    assert np.isnan(list(change_test(one, one, {"at": (5, 5)}, Rule(), 0, 99).values())).all()
+    assert np.isnan(list(change_test(one, one, {"at": (5, 5)}, SelectionRule(), 0, 99).values())).all()
 
 
 def test_p_values_count_the_observed_circuits_and_never_break_ties() -> None:
@@ -168,7 +177,7 @@ def test_p_values_count_the_observed_circuits_and_never_break_ties() -> None:
 def test_noise_floors_widen_resamples_to_the_variance_of_the_mean() -> None:
     means = torch.from_numpy(np.random.default_rng(0).normal(size=(4, N))).float()
     side = folds(means, GRAPH, EDGES)
-    spread = draws(side, 0, 20_000).var(0, correction=0)
+    spread = bootstrap_scores(side, 0, 20_000).var(0, correction=0)
     assert spread.numpy() == pytest.approx(means.var(0).numpy() / 4, rel=0.06)
 
 
@@ -181,7 +190,7 @@ def test_circuits_are_grown_by_the_rule_of_the_stored_ones(order: Order, selecti
     scores[EDGES.flat] = torch.from_numpy(rng.normal(size=N)).float()
     scores = scores.view(GRAPH.n_forward, GRAPH.n_backward)
     side = folds(scores.flatten()[EDGES.flat].repeat(3, 1), GRAPH, EDGES)
-    rule = Rule(order, selection, positive_share=0.9)
+    rule = SelectionRule(order, selection, positive_share=0.9)
     signed = Signed(torch.ones_like(scores, dtype=torch.bool), 0.9) if selection == "signed" else None
     expected = top_n_masks(edge_order(scores, GRAPH, order, signed=signed), GRAPH, [25])[0]
     assert expected.any()
@@ -191,6 +200,6 @@ def test_circuits_are_grown_by_the_rule_of_the_stored_ones(order: Order, selecti
 
 
 def test_flags_are_those_of_benjamini_and_hochberg_and_a_missing_test_is_none() -> None:
-    q, flags = changed(np.array([0.01, np.nan, 0.02, 0.5]), 0.05)
+    q = adjusted_p_values(np.array([0.01, np.nan, 0.02, 0.5]))
     assert q == pytest.approx([0.03, np.nan, 0.03, 0.5], nan_ok=True)
-    assert flags.tolist() == [True, False, True, False]
+    assert (q <= 0.05).tolist() == [True, False, True, False]

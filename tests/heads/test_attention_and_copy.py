@@ -11,12 +11,12 @@ from circuits_over_time.edge_attribution_patching.model import forward as engine
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.heads.attention_and_copy import (
-    attention_scores,
+    attention_samples,
     ordinary_tokens,
     repeated_blocks,
     study_blocks,
 )
-from circuits_over_time.utils.heads.copy_scores import copy_scores
+from circuits_over_time.utils.heads.copy_scores import copy_samples, mean_scores
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
 from circuits_over_time.utils.tasks import build_prompts
@@ -76,14 +76,14 @@ STUDY_INDUCTION = {
 
 @pytest.mark.parametrize("score", CHANCE)
 def test_hand_built_heads_have_their_closed_form_attention_scores(score: str) -> None:
-    scores = attention_scores(read_weights(attention_model()), BLOCKS, batch_size=4)[score]
+    scores = mean_scores(attention_samples(read_weights(attention_model()), BLOCKS, batch_size=4))[score]
     for (layer, head), expected in EXPECTED.items():
         assert scores[layer, head].item() == pytest.approx(expected[score], abs=1e-3), (layer, head)
 
 
 def test_hand_built_heads_have_their_closed_form_induction_scores_under_the_studys_definition() -> None:
     weights = read_weights(attention_model())
-    standard, study = (attention_scores(weights, BLOCKS, 4, name) for name in ("standard", "study"))
+    standard, study = (mean_scores(attention_samples(weights, BLOCKS, 4, name)) for name in ("standard", "study"))
     for (layer, head), expected in STUDY_INDUCTION.items():
         assert study["induction"][layer, head].item() == pytest.approx(expected, abs=1e-3), (layer, head)
     # The other two diagonals lie within the queries that count anyway.
@@ -137,7 +137,7 @@ def test_attention_scores_of_the_study_equal_the_means_of_whole_diagonals(archit
     generator = torch.Generator().manual_seed(3)
     block = torch.randint(1, 20, (5, 12), generator=generator)  # few tokens, so that some repeat within a block
     tokens = torch.cat((block, block), dim=1)
-    fast = attention_scores(read_weights(model), tokens, 2, "study")
+    fast = mean_scores(attention_samples(read_weights(model), tokens, 2, "study"))
     for name, expected in slow_diagonal_means(model, tokens, 12).items():
         torch.testing.assert_close(fast[name], expected, rtol=0, atol=1e-5)
 
@@ -146,7 +146,7 @@ def test_attention_scores_of_the_study_equal_the_means_of_whole_diagonals(archit
 def test_attention_scores_equal_the_slow_reference(architecture: str) -> None:
     model = random_model(architecture, seed=1)
     tokens = repeated_blocks(torch.arange(1, 97), 5, 12, seed=3)
-    fast = attention_scores(read_weights(model), tokens, batch_size=2)
+    fast = mean_scores(attention_samples(read_weights(model), tokens, batch_size=2))
     slow = slow_attention_scores(model, tokens, 12)
     assert fast.keys() == slow.keys()
     for name, expected in slow.items():
@@ -169,7 +169,9 @@ def test_no_more_attention_than_one_batch_of_one_layer_is_held(monkeypatch) -> N
         return z, pattern
 
     monkeypatch.setattr(engine, "attend", watched)
-    attention_scores(read_weights(random_model()), repeated_blocks(torch.arange(97), 6, 10, seed=0), batch_size=2)
+    mean_scores(
+        attention_samples(read_weights(random_model()), repeated_blocks(torch.arange(97), 6, 10, seed=0), batch_size=2)
+    )
     assert len(made) == 3 * 3  # layers x batches
 
 
@@ -241,14 +243,18 @@ def test_the_script_writes_five_scores_of_every_head(word_family: Path, tmp_path
     tokens = repeated_blocks(ordinary_tokens(tokenizer, len(tokenizer)), 3, 10, seed=7)
     prompts = build_prompts("ioi", tokenizer, 8, seed=7)
     positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
-    expected = attention_scores(weights, tokens, 3) | copy_scores(weights, prompts.clean, prompts.lengths, positions, 8)
+    expected = mean_scores(attention_samples(weights, tokens, 3)) | mean_scores(
+        copy_samples(weights, prompts.clean, prompts.lengths, positions, 8)
+    )
     assert tuple(expected) == SCORES
     for row in table.itertuples():
         assert row.value == pytest.approx(expected[row.score][row.layer, row.head].item(), abs=1e-5)
     # Errors come from the blocks, and for the copy scores from the prompts, each measured by itself.
-    blocks = [attention_scores(weights, block[None], 1) for block in tokens]
+    blocks = [mean_scores(attention_samples(weights, block[None], 1)) for block in tokens]
     alone = [
-        copy_scores(weights, prompts.clean[i : i + 1], prompts.lengths[i : i + 1], positions[i : i + 1], 1)
+        mean_scores(
+            copy_samples(weights, prompts.clean[i : i + 1], prompts.lengths[i : i + 1], positions[i : i + 1], 1)
+        )
         for i in range(len(prompts))
     ]
     assert (table["se"] > 0).any()
@@ -266,8 +272,8 @@ def test_the_script_writes_the_studys_scores(word_family: Path, tmp_path: Path) 
     blocks = study_blocks(ordinary_tokens(tokenizer, len(tokenizer)), 3, 10, seed=7)
     prompts = build_prompts("ioi", tokenizer, 8, seed=7)
     positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
-    expected = attention_scores(weights, blocks, 3, "study")
-    expected |= copy_scores(weights, prompts.clean, prompts.lengths, positions, 8, "study")
+    expected = mean_scores(attention_samples(weights, blocks, 3, "study"))
+    expected |= mean_scores(copy_samples(weights, prompts.clean, prompts.lengths, positions, 8, "study"))
     for row in table.itertuples():
         assert row.value == pytest.approx(expected[row.score][row.layer, row.head].item(), abs=1e-5)
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.utils.heads import copy_scores as module
 from circuits_over_time.utils.heads.attention_and_copy import repeated_blocks
-from circuits_over_time.utils.heads.copy_scores import copy_scores
+from circuits_over_time.utils.heads.copy_scores import copy_samples, mean_scores
 from circuits_over_time.utils.heads.keys import Definition
 from tests.support.hand_built import PERIOD, VOCAB, copying_model
 from tests.support.random_models import (
@@ -30,7 +30,9 @@ def test_hand_built_copying_head_scores_100_and_its_sign_flipped_twin_the_revers
     tokens = repeated_blocks(torch.arange(VOCAB), 6, PERIOD, seed=0)[:, :PERIOD]
     lengths = torch.full((len(tokens),), PERIOD)
     positions = torch.tensor([[1, 3, 6]]).expand(len(tokens), 3)
-    scores = copy_scores(read_weights(copying_model().to(dtype)), tokens, lengths, positions, 4, definition)
+    scores = mean_scores(
+        copy_samples(read_weights(copying_model().to(dtype)), tokens, lengths, positions, 4, definition)
+    )
     assert scores["copy"].tolist() == [[0, 0, 0], [100, 0, 0]]
     assert scores["negative_copy"].tolist() == [[0, 0, 0], [0, 100, 0]]
 
@@ -78,7 +80,7 @@ def test_copy_scores_equal_the_slow_reference(
         model = without_biases(model)
     tokens, _, lengths = random_pairs(9, seed=4)
     positions = torch.stack([torch.zeros_like(lengths), lengths // 2, lengths - 1], dim=1)
-    fast = copy_scores(read_weights(model), tokens, lengths, positions, 4, definition)
+    fast = mean_scores(copy_samples(read_weights(model), tokens, lengths, positions, 4, definition))
     slow = slow_copy_scores(model, tokens, lengths, positions, definition)
     assert fast.keys() == slow.keys()
     for name, expected in slow.items():
@@ -91,8 +93,8 @@ def test_without_any_bias_the_two_definitions_agree() -> None:
     weights = read_weights(without_biases(random_model(seed=2)))
     tokens, _, lengths = random_pairs(9, seed=4)
     positions = lengths[:, None] - 1
-    standard, study = (copy_scores(weights, tokens, lengths, positions, 4, name) for name in DEFINITIONS)
+    standard, study = (mean_scores(copy_samples(weights, tokens, lengths, positions, 4, name)) for name in DEFINITIONS)
     assert torch.equal(standard["copy"], study["copy"])
     weights = read_weights(random_model(seed=2))
-    standard, study = (copy_scores(weights, tokens, lengths, positions, 4, name) for name in DEFINITIONS)
+    standard, study = (mean_scores(copy_samples(weights, tokens, lengths, positions, 4, name)) for name in DEFINITIONS)
     assert not torch.equal(standard["copy"], study["copy"])

@@ -14,8 +14,7 @@ from circuits_over_time.edge_attribution_patching.model.weights import ModelWeig
 from circuits_over_time.utils.heads import streamed_kl
 from circuits_over_time.utils.heads.corpus import Corpus
 from circuits_over_time.utils.heads.cspa import prepare, score_heads
-from circuits_over_time.utils.heads.cspa_scores import NO_EFFECT, OVERFLOW, cspa_scores, mean_outputs
-from circuits_over_time.utils.heads.cspa_sources import kept_sources
+from circuits_over_time.utils.heads.cspa_scores import NO_EFFECT, OVERFLOW, cspa_scores, kept_sources, mean_outputs
 from circuits_over_time.utils.heads.keys import Ablation, CspaConfig
 from tests.support.cspa_models import COPYING, RANDOM, SUPPRESSING, copy_suppression_model, sequences
 from tests.support.cspa_reference import cspa_of_head

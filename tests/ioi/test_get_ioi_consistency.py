@@ -18,7 +18,7 @@ from circuits_over_time.utils.results.kinds import (
     IOI_CONSISTENCY_SIGNALS,
 )
 from circuits_over_time.utils.results.record import RunRecord
-from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.results.store import Store, read_csv
 from circuits_over_time.utils.sweep.runner import main
 from circuits_over_time.utils.tasks import build_prompts
 from get_circuits_over_time import ANALYSIS as CIRCUITS
@@ -70,8 +70,8 @@ def test_the_script_finds_the_algorithm_and_its_handover(family: Path, tmp_path:
     assert levels.loc[0, "reason"].str.contains("nothing can be lost").all()
     for step in (10, 20):
         assert levels.loc[step, "percent"].to_list() == pytest.approx([100, 100, 100], abs=1e-3)
-    handover = (
-        store.folder("ioi_consistency", "hand").read_summary("role_handover").set_index(["role", "layer", "head"])
+    handover = read_csv(store.folder("ioi_consistency", "hand").path / "role_handover.csv").set_index(
+        ["role", "layer", "head"]
     )
     spans = handover[["first_step", "last_step"]].apply(tuple, axis=1).to_dict()
     assert spans["name_mover", 3, 0] == (10, 10)
@@ -261,7 +261,7 @@ def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
         }
         assert score[row.role] > 0.10
         assert row.effect < 0 or row.role != "name_mover"
-    handover = store.folder("ioi_consistency", name).read_summary("role_handover")
+    handover = read_csv(store.folder("ioi_consistency", name).path / "role_handover.csv")
     assert set(handover["first_step"]) == {last}
 
 

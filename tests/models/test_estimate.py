@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from circuits_over_time.utils.models.family import HubFamily, resolve_family
-from circuits_over_time.utils.sweep.estimate import Estimate, estimate, size, told
+from circuits_over_time.utils.sweep.estimate import Estimate, estimate, format_estimate, size
 from tests.support.hub_server import HubServer
 
 
@@ -49,7 +49,7 @@ def test_steps_without_sizes_are_told(sized: HubFamily, served: HubServer) -> No
     served.missing.add("step2000")
     found = estimate(sized, sized.steps, "float32", "all", False)
     assert (found.download, found.unknown) == (600, (2000,))
-    assert told(found).endswith("sizes of 1 checkpoints are unknown")
+    assert format_estimate(found).endswith("sizes of 1 checkpoints are unknown")
 
 
 def test_without_the_hub_nothing_is_claimed(sized: HubFamily, served: HubServer) -> None:

@@ -39,6 +39,7 @@ from circuits_over_time.utils.tasks.registry import task_label
 from tests.support import drawings
 from tests.support.drawings import drawings as drawn_by
 from tests.support.paths import ROOT
+from tests.support.stored import write_table
 from tests.support.synthetic_results import MODELS, STEPS, TASKS, write_all
 
 SCRIPTS = {
@@ -426,7 +427,7 @@ def test_without_areas_a_line_says_how_to_measure_them(tmp_path: Path, caplog: p
     for step in STEPS:
         folder = store.folder("baselines", "toy", "ioi")
         table = folder.read_table(step).drop(columns=["model", "step", "tokens"])
-        folder.write_table(step, table.assign(cpr=np.nan, cmd=np.nan), step)
+        write_table(folder, step, table.assign(cpr=np.nan, cmd=np.nan), step)
     with caplog.at_level(logging.INFO):
         assert list(drawn_by(plot_faithfulness_curve, store, curves=3)) == ["faithfulness_curve_toy"]
     assert re.search(

@@ -25,6 +25,7 @@ from circuits_over_time.plotting.report.page import script_safe
 from circuits_over_time.utils.ioi.handover import role_handover
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.store import Store
+from tests.support.stored import write_tensors
 from tests.support.synthetic_results import MODELS, STEPS, TASKS, write
 
 MODEL = MODELS[0]
@@ -215,7 +216,7 @@ def test_histories_hold_the_scores_of_the_edges_most_often_in_a_circuit(
         scores[step] = [float(1000 * values[graph.edge_index("->".join(edge))]) for edge in edges]
         write(Store(tmp_path), "graphs", MODEL, "ioi", step, pd.DataFrame(columns=["source"]), 8)
         if step != 8:
-            folder.write_tensors(step, Circuit(graph, 1000 * values, values > 0).to_tensors())
+            write_tensors(folder, step, Circuit(graph, 1000 * values, values > 0).to_tensors())
     found = score_histories(folder, edges, [1, 2, 3, 2], budget)
     if not n_kept:
         assert found is None

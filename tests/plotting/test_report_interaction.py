@@ -23,6 +23,7 @@ from circuits_over_time.plotting.parts.roles import ROLES
 from circuits_over_time.utils.results.store import Store
 from tests.support.browser import OpenPage, chromium
 from tests.support.shared_folder import filled_once
+from tests.support.stored import write_tensors
 from tests.support.synthetic_results import HEADS, LAYERS, MODELS, STEPS, write_all
 
 pytestmark = pytest.mark.browser
@@ -54,7 +55,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Store:
                 table["stability"] = np.linspace(1, 0.5, len(table)).round(3)
                 table["inclusion"] = np.arange(len(table)) % 9 / 8
                 table.to_csv(folder.file(step), index=False)
-                folder.write_tensors(step, tensors(table, step))
+                write_tensors(folder, step, tensors(table, step))
             run = {"analysis": "get_circuits_over_time", "checkpoints": {str(LAST): {"shape": shape, "sha256": "0"}}}
             (folder.path / "run.json").write_text(json.dumps(run))
     return store

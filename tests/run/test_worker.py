@@ -42,5 +42,5 @@ def test_models_of_one_run_keep_their_own_start_token(tmp_path: Path) -> None:
         queues = [WorkQueue(sweep, [10], claims) for sweep in plan([job])]
         worker = Worker(WorkerSetup("run", (job,), Path.cwd(), torch.get_num_threads()))
         found = [worker.measure(work_item(claimed)) for queue in queues if (claimed := queue.take({})) is not None]
-    tables = [result.measured[0].files[0][".csv"].decode().splitlines()[1] for result in found]
+    tables = [result[0].files[0][".csv"].decode().splitlines()[1] for result in found]
     assert [table.rpartition(",")[2] for table in tables] == ["False", "True"]

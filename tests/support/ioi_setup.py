@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
-from circuits_over_time.utils.heads.attention_and_copy import attention_scores, ordinary_tokens, repeated_blocks
-from circuits_over_time.utils.heads.copy_scores import copy_scores
+from circuits_over_time.utils.heads.attention_and_copy import attention_samples, ordinary_tokens, repeated_blocks
+from circuits_over_time.utils.heads.copy_scores import copy_samples, mean_scores
 from circuits_over_time.utils.ioi.attention import NAMES
 from circuits_over_time.utils.ioi.effects import PairedRuns
 from circuits_over_time.utils.ioi.inputs import HeadFacts
@@ -107,8 +107,8 @@ def hand_built(**keys: Any) -> tuple[Setup, HeadFacts]:
     prompts, variants = _prompts(config, tokenizer)
     blocks = repeated_blocks(ordinary_tokens(tokenizer, weights.d_vocab), 20, 10, seed=0)
     names = torch.stack([prompts.positions[name] for name in NAMES], dim=1)
-    scores = attention_scores(weights, blocks, 32)
-    scores |= copy_scores(weights, prompts.clean, prompts.lengths, names, 32)
+    scores = mean_scores(attention_samples(weights, blocks, 32))
+    scores |= mean_scores(copy_samples(weights, prompts.clean, prompts.lengths, names, 32))
     scores.pop("previous_token")
     facts = facts_of(Graph.of(weights), cspa={(3, 1): 0.9})
     return Setup(model, weights, prompts, variants, config), replace(facts, **scores)

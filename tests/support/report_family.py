@@ -11,6 +11,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, tokens_at
 from circuits_over_time.utils.results.comparison import COMPARISONS, ComparisonFolder
 from circuits_over_time.utils.results.store import Store
+from tests.support.stored import write_tensors
 from tests.support.synthetic_comparison import edges_over_time
 from tests.support.synthetic_results import write
 
@@ -45,7 +46,7 @@ def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = 
             chosen = np.concatenate([kept, rng.choice(others, n_edges // 10, replace=False)])
             present[steps.index(step), chosen] = True
             circuit = _circuit(graph, edges[chosen], rng)
-            store.folder("graphs", MODEL, task).write_tensors(step, circuit.to_tensors())
+            write_tensors(store.folder("graphs", MODEL, task), step, circuit.to_tensors())
             sure = {"score_se": rng.random(n_edges), "stability": rng.random(n_edges), "inclusion": rng.random(n_edges)}
             write(store, "graphs", MODEL, task, step, circuit.to_table().assign(**sure), tokens)
             write(store, "controls", MODEL, task, step, _controls(rng), tokens)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from circuits_over_time.utils.config.schedules import tokens_at
 from circuits_over_time.utils.results.store import Store
+from tests.support.stored import write_table
 
 STEPS = (0, 1, 8, 64, 512, 4000, 32000, 143000)
 TASKS = ("ioi", "sva")
@@ -18,7 +19,7 @@ LAYERS, HEADS = 4, 6
 def write(store: Store, kind: str, model: str, task: str | None, step: int, table: pd.DataFrame, tokens: int) -> None:
     """Write a table of which some columns are left out; they are empty."""
     folder = store.folder(kind, model, task)
-    folder.write_table(step, table.reindex(columns=list(folder.kind.columns)), tokens)
+    write_table(folder, step, table.reindex(columns=list(folder.kind.columns)), tokens)
 
 
 def write_all(folder: Path, models: tuple[str, ...] = MODELS, tasks: tuple[str, ...] = TASKS) -> Store:

@@ -3,7 +3,7 @@
 import pytest
 
 from circuits_over_time.utils.tasks import build_prompts, gendered_pronoun
-from circuits_over_time.utils.tasks.names import FEMALE_NAMES, MALE_NAMES
+from circuits_over_time.utils.tasks.word_lists import FEMALE_NAMES, MALE_NAMES
 from tests.support.task_tokenizers import TOKENIZERS, pythia, words
 
 

@@ -21,7 +21,7 @@ def test_every_noun_and_every_answer_is_one_token_of_pythia():
     for text in (*(f" {noun}" for noun in greater_than.NOUNS), *(f"{number:02d}" for number in range(100))):
         assert len(pieces(text)) == 1, text
     assert len(set(greater_than.NOUNS)) == len(greater_than.NOUNS)
-    assert greater_than.two_digit_tokens(pythia()) == {n: pythia()(f"{n:02d}")["input_ids"][0] for n in range(100)}
+    assert greater_than.number_tokens(pythia(), 2) == {n: pythia()(f"{n:02d}")["input_ids"][0] for n in range(100)}
 
 
 def test_the_years_are_exactly_those_of_two_tokens_less_first_and_last_of_each_century():

@@ -15,6 +15,10 @@ class CheckpointUnusable(UserError):
     """One checkpoint is missing or damaged. A sweep reports it and goes on with the others."""
 
 
+class HubUnreachable(CheckpointUnusable):
+    """The hub did not answer: no network, offline mode, or the hub is down."""
+
+
 def one_line(error: BaseException) -> str:
     """An error's first line, without secrets."""
     text = " ".join(str(error).strip().split("\n")[0].split()) or type(error).__name__

@@ -95,7 +95,7 @@ def circuit_prompts(
     try:
         prompts = task.build(tokenizer, 2 * n if heldout else n, settings.seed, settings)
     except UserError as error:
-        if not heldout:
+        if not heldout or not str(error).startswith("n_prompts"):
             raise
         raise UserError(f"{error} (evaluate_on=heldout needs twice n_prompts={n} prompts)") from None
     prompts.require_fit(task.name, shape.n_positions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,22 +18,30 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
-from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator, FaithfulnessCurve
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import FaithfulnessCurve
 from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes
 from circuits_over_time.edge_attribution_patching.graph import QKV, Graph
+from circuits_over_time.edge_attribution_patching.model.forward import embed, forward
+from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
 
 from ..base.errors import UserError, suggest
 from ..config.explain import blocks_in, explain
-from ..config.keys import BaseConfig, with_start_token
+from ..config.keys import TaskConfig, with_start_token
 from ..models import local
 from ..models.checkpoint import LoadedCheckpoint, describe, load_weights, resolve_device
 from ..models.family import resolve_family
 from ..models.revisions import GENERAL, read_names
+from ..tasks import Prompts, Task
+from ..tasks.prompts import bos_token
+from ..tasks.vocabulary import encode
+from .find import CircuitPrompts, circuit_prompts, evaluator_of
+from .keys import CircuitSettings, TaskSettings
 from .measured import MeasuredCircuit, read_circuit
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
@@ -108,7 +117,7 @@ def load_named(
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         described, where = describe(folder), resolve_device(device)
-        weights, _ = load_weights(folder, getattr(torch, dtype), where)
+        weights, _ = load_weights(folder, dtype, where)
         named = read_names([folder.name], GENERAL)
         step = named[0].step if step is None and named else step
         per_step, habit = None, None
@@ -146,35 +155,41 @@ def model_in_memory(
 # Settings.
 
 
-def settings_of(schema: type[Schema], keys: Mapping[str, Any], model: Model, **fixed: Any) -> Schema:
+OF_RUNS = set(TaskConfig.model_fields) - set(TaskSettings.model_fields)
+"""Keys that only runs over checkpoints have."""
+
+
+def settings_of(
+    schema: type[Schema], keys: Mapping[str, Any], model: Model, fixed: Mapping[str, Any] | None = None
+) -> Schema:
     """The settings that keywords give, with the defaults of the YAML files.
 
     Args:
-        schema: the settings. Keys of runs (`model`, `results_dir`, `executor`, ...) are refused, apart from `fixed`.
+        schema: the settings. Keys of runs (`model`, `results_dir`, `executor`, ...) are refused.
         keys: keys of the schema; those within a block also by their own name (`ig_steps` for `eap={"ig_steps": ...}`).
         model: says whether prompts get a start token.
-        fixed: further values.
+        fixed: values of such keys that the schema asks for.
 
     Raises:
         TypeError: if there is no such key, or a value has another type.
         ValueError: if a value is not allowed.
     """
+    if not isinstance(model, Model):
+        raise TypeError(f"model: {type(model).__name__} is not a model; make one with cot.load(...)")
     fields = schema.model_fields
-    of_runs = set(BaseConfig.model_fields) - {"batch_size", "seed"}
-    blocks = {block: blocks_in(info.annotation) for block, info in fields.items() if block not in of_runs}
+    blocks = {block: blocks_in(info.annotation) for block, info in fields.items() if block not in OF_RUNS}
     within = {name: block for block, inner in blocks.items() for one in inner for name in one.model_fields}
     given: dict[str, Any] = {}
     for name, value in keys.items():
-        if name in fields and name not in of_runs:
+        if name in fields and name not in OF_RUNS:
             given[name] = {**given.get(name, {}), **value} if isinstance(value, Mapping) else value
         elif name in within:
             given.setdefault(within[name], {})[name] = value
         else:
-            known = [key for key in (*fields, *within) if key not in of_runs]
+            known = [key for key in (*fields, *within) if key not in OF_RUNS]
             raise TypeError(f"{name}: there is no such keyword{suggest(name, known)}")
     try:
-        plain = json.loads(json.dumps(given | fixed, default=str))
-        settings = schema.model_validate_json(json.dumps(plain), strict=True)
+        settings = schema.model_validate_json(json.dumps(given | dict(fixed or {}), default=str), strict=True)
     except pydantic.ValidationError as error:
         lines = [line.removeprefix("command line: ") for line in explain(error, schema, given, None, [])]
         is_type = all(one["type"].endswith("_type") for one in error.errors())
@@ -188,14 +203,49 @@ def _as_keyword(line: str) -> str:
 
 
 @contextlib.contextmanager
-def in_callers_words(batch_size: int | None = None) -> Iterator[None]:
-    """Turn what scripts tell their users into errors of Python."""
+def errors_of_python() -> Iterator[None]:
+    """Turn what scripts tell their users into errors of Python, in the caller's words."""
     try:
         yield
     except UserError as error:
-        raise ValueError(str(error)) from None
-    except torch.OutOfMemoryError as error:
-        raise ValueError(f"batch_size={batch_size}: does not fit on the device; pass a smaller one ({error})") from None
+        text = str(error).replace("=true", "=True").replace("=false", "=False")
+        raise ValueError(re.sub(r"pass dtype=(\w+)", r"pass dtype='\1'", text)) from None
+    except torch.OutOfMemoryError:
+        raise ValueError("batch_size: a batch does not fit on the device; pass a smaller one") from None
+
+
+def with_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[CircuitSettings, CircuitPrompts]:
+    """The settings that keywords give, and a task's prompts for them.
+
+    Raises:
+        TypeError, ValueError: as `settings_of`.
+        UserError: as `circuit_prompts`.
+    """
+    settings = settings_of(CircuitSettings, keys, model)
+    return settings, circuit_prompts(settings, require_task(task), model.tokenizer, model.weights)
+
+
+def prompts_of(model: Model, task: Task, settings: TaskSettings) -> Prompts:
+    """A task's prompts on the model's device.
+
+    Raises:
+        TypeError: if it is no task.
+        UserError: if it has too few prompts under this tokenizer, or one is longer than the model's context.
+    """
+    prompts = require_task(task).build(model.tokenizer, settings.n_prompts, settings.seed, settings)
+    prompts.require_fit(task.name, model.weights.n_positions)
+    return prompts.to(model.weights.device)
+
+
+def require_task(task: Task) -> Task:
+    """The task, if it is one.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(task, Task):
+        raise TypeError(f"task: {task!r} is not a task; make one with cot.task(...)")
+    return task
 
 
 # Sets of edges.
@@ -278,11 +328,15 @@ class Evaluation:
         )
 
 
-def evaluation_of(evaluator: CircuitEvaluator, mask: Bool[Tensor, "n_forward n_backward"], seed: int) -> Evaluation:
-    """Evaluate a set of edges."""
+def evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *, without: bool) -> Evaluation:
+    """The model with some edges alone, or `without` them; see `cot.evaluate`."""
+    mask = edge_mask(edges, model.graph)
+    settings, prompts = with_prompts(model, task, keys)
+    evaluator = evaluator_of(model.weights, prompts, settings)
+    mask = model.graph.edge_mask & ~mask if without else mask
     values = evaluator(mask[None])[0]
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted, {0: values})
-    low, high = percentile_interval(curve.resampled(seed))
+    low, high = percentile_interval(curve.resampled(settings.seed))
     return Evaluation(
         n_edges=int(mask.sum()),
         n_nodes=int(count_nodes(mask[None], evaluator.graph)[0]),
@@ -295,3 +349,47 @@ def evaluation_of(evaluator: CircuitEvaluator, mask: Bool[Tensor, "n_forward n_b
         corrupted=float(evaluator.corrupted.double().mean()),
         values=values,
     )
+
+
+# What heads do.
+
+COMPONENTS = ("induction", "previous_token", "duplicate_token", "copy", "negative_copy")
+_HEADS = "circuits_over_time.utils.heads"
+
+
+def head_table(model: Model, kind: str, keys: Mapping[str, Any]) -> pd.DataFrame:
+    """A score of every head, by the functions of the script that measures it; see `cot.head_scores`."""
+    kinds: dict[str, tuple[str, str]] = dict.fromkeys(COMPONENTS, ("attention_and_copy", "ComponentsConfig"))
+    kinds |= {"succession": ("succession", "SuccessorConfig"), "copy_suppression": ("cspa", "CspaConfig")}
+    if kind not in kinds:
+        raise UserError(f"kind={kind!r}: there is no such score{suggest(kind, kinds)}")
+    module, schema = kinds[kind]
+    functions = importlib.import_module(f"{_HEADS}.{module}")
+    settings = settings_of(
+        getattr(importlib.import_module(f"{_HEADS}.keys"), schema), keys, model, {"model": model.name}
+    )
+    inputs = functions.prepare(settings, model.tokenizer, model.weights)
+    # A model has what these functions read of a checkpoint.
+    ((_, result),) = functions.measure(model, settings, inputs, None).items()
+    table = result.table
+    if kind not in COMPONENTS:
+        return table
+    return table[table["score"] == kind].drop(columns="score").reset_index(drop=True)
+
+
+def attention_of(
+    model: Model, prompt: str, start_token: bool
+) -> tuple[list[str], Float[Tensor, "layer head query key"]]:
+    """The tokens of a prompt, and the attention of every head between them."""
+    ids = encode(model.tokenizer, [prompt])[0]
+    if start_token and (first := bos_token(model.tokenizer)) not in ids[:1]:
+        ids = [first, *ids]
+    if not 0 < len(ids) <= model.weights.n_positions:
+        raise UserError(f"prompt: has {len(ids)} tokens; the model takes 1 to {model.weights.n_positions}")
+    tokens = torch.tensor(ids, device=model.weights.device)
+    packed = PackedTokens.whole(torch.tensor([len(ids)], device=tokens.device))
+    patterns: list[Tensor] = []
+    with torch.inference_mode():
+        x = embed(model.weights, packed, tokens)
+        forward(model.weights, packed, x, visit=lambda layer: patterns.append(layer.pattern[0]))
+    return [str(model.tokenizer.decode([token])) for token in ids], torch.stack(patterns).float().cpu()

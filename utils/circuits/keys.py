@@ -17,10 +17,10 @@ from circuits_over_time.edge_attribution_patching.choices import (
 )
 from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
 
-from ..config.keys import BaseConfig, MemoryKeys, PromptOptions, Section, TaskConfig, execution
+from ..config.keys import MemoryKeys, PromptOptions, Section, TaskConfig, execution
 from ..tasks import Task, tasks_of
 
-_SHARED: dict[str, Any] = dict(BaseConfig.model_fields)
+_SHARED: dict[str, Any] = dict(TaskConfig.model_fields)
 
 
 class EapConfig(Section):
@@ -79,12 +79,17 @@ class CircuitKeys(Section):
     """Which prompts to measure faithfulness on: `heldout` ones, or the `same` that edges were scored on."""
 
 
-class CircuitSettings(CircuitKeys, MemoryKeys, PromptOptions):
-    """Everything that finding a circuit in one model depends on, and checking it."""
+class TaskSettings(MemoryKeys, PromptOptions):
+    """What measuring a task in one model depends on. The keys are those of the scripts."""
 
-    # As every script has them.
+    n_prompts: int = _SHARED["n_prompts"]
     batch_size: int = _SHARED["batch_size"]
     seed: int = _SHARED["seed"]
+
+
+class CircuitSettings(CircuitKeys, TaskSettings):
+    """Everything that finding a circuit in one model depends on, and checking it."""
+
     n_random: int = Field(20, ge=0)
     """How many [random circuits](../docs/circuits.md#against-chance) of its size to compare the circuit with."""
     hypothesis_tests: bool = False

@@ -61,7 +61,7 @@ class MeasuredCircuit:
     def nodes(self) -> pd.DataFrame:
         """The nodes in the model's order: `node, edges_in, edges_out`, and `score`, the sum of |score| going out."""
         edges = self.edges
-        into = edges["target"].str.partition("<")[0].value_counts()
+        into = edges["target"].astype(str).str.split("<").str[0].value_counts()
         out = edges.groupby("source")["score"].agg(edges_out="size", score=lambda scores: scores.abs().sum())
         nodes = [name for name in (*self.circuit.graph.forward_nodes, "logits") if name in into or name in out.index]
         table = pd.DataFrame({"node": nodes, "edges_in": [int(into.get(name, 0)) for name in nodes]})
@@ -128,16 +128,17 @@ class MeasuredCircuit:
         """Save everything as `.pt` (`read_circuit` reads it back), or the graph alone as EAP-IG's `.json`.
 
         Raises:
-            UserError: for another ending, or if the file cannot be written.
+            ValueError: for another ending.
+            OSError: if the file cannot be written.
         """
         path = Path(path)
         if path.suffix == ".json":
             if "d_model" not in self.about:
-                raise UserError(f"{path}: the width of the model is not known, which EAP-IG's JSON holds; save as .pt")
+                raise ValueError(f"{path}: the width of the model is not known, which EAP-IG's JSON holds; save as .pt")
             atomic_write(path, json.dumps(self.circuit.to_json(self.about["d_model"])).encode())
             return
         if path.suffix != ".pt":
-            raise UserError(f"path={path}: must end with .pt or .json")
+            raise ValueError(f"path={path}: must end with .pt or .json")
         tables = {kind: csv_bytes(table).decode() for kind, table in self.tables.items()}
         buffer = BytesIO()
         stored = {**self.circuit.to_tensors(), **self.tensors, "tables": tables, "about": dict(self.about)}
@@ -158,12 +159,12 @@ class MeasuredCircuit:
         """An interactive drawing (plotly) of the edges of largest |score|.
 
         Raises:
-            UserError: if there is no circuit.
+            ValueError: if there is no circuit.
         """
         from circuits_over_time.plotting.plot_circuit import draw_circuit
 
         if not len(self.edges):
-            raise UserError(f"there is no circuit to draw: {self.status}")
+            raise ValueError(f"there is no circuit to draw: {self.status}")
         return draw_circuit(self.edges[:strongest], f"Circuit{self._of()}", self._in_words(strongest)).titled()
 
     def __repr__(self) -> str:

@@ -23,8 +23,6 @@ def expected_jaccard(first: int, second: int, total: int, always: int = 0) -> fl
     """Mean Jaccard similarity of two random sets.
 
     Args:
-        first, second: how many items each holds.
-        total: how many there are.
         always: how many of them are in both sets whatever is drawn; they are counted in all three numbers.
 
     Returns:
@@ -51,9 +49,6 @@ def expected_weighted_jaccard(
 
     Args:
         first, second: scores of each circuit's edges.
-        total: how many edges there are.
-        seed: of the draws.
-        draws: how many.
     """
     if not len(first) or not len(second):
         return float("nan")

@@ -7,13 +7,14 @@ both checkpoints have a circuit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
@@ -21,58 +22,48 @@ from circuits_over_time.edge_attribution_patching.circuits.stability import sign
 
 from ..results.comparison import SIMILARITY
 from .chance import expected_added, expected_jaccard, expected_weighted_jaccard
-from .floors import Rule, Samples, change_test, changed, noise_floor
-from .inputs import Checkpoint, Sequence
+from .floors import Samples, change_test, noise_floor
+from .inputs import Checkpoint, Trajectory
 from .keys import ComparisonConfig
 from .similarity import OF_CIRCUITS, Circuits, Edges, of_circuits, rank_correlation
+from .statistics import TAILS, adjusted_p_values
 
-Table = pd.DataFrame
 AT = ("faithfulness", "size")
 FAMILY = ["model", "task", "against", "other_model", "at", "measure"]
 """Rows that agree in these differ in their checkpoint alone: one family of tests."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class CircuitPair:
     """Two circuits to compare: the later or the other one, `second`, with the `first`.
 
-    Attributes:
-        against: `previous`, `reference` or `model`.
-        first_of, second_of: the sequences that they are of.
-        first, second: their checkpoints.
+    `against` is `previous`, `reference` or `model`.
     """
 
     against: str
-    first_of: Sequence
     first: Checkpoint
-    second_of: Sequence
     second: Checkpoint
 
-    @property
-    def is_same(self) -> bool:
-        """Whether it is one checkpoint compared with itself."""
-        return self.first is self.second
 
-
-def pairs_over_training(sequence: Sequence, reference: int) -> Iterator[Pair]:
+def pairs_over_training(trajectory: Trajectory, reference: int) -> Iterator[CircuitPair]:
     """Every checkpoint with the one before it, and with the reference."""
-    checkpoints = list(sequence.checkpoints.values())
+    checkpoints = list(trajectory.checkpoints.values())
     for before, after in pairwise(checkpoints):
-        yield Pair("previous", sequence, before, sequence, after)
+        yield CircuitPair("previous", before, after)
     for checkpoint in checkpoints:
-        yield Pair("reference", sequence, sequence.checkpoints[reference], sequence, checkpoint)
+        yield CircuitPair("reference", trajectory.checkpoints[reference], checkpoint)
 
 
-def pairs_between(first: Sequence, second: Sequence) -> Iterator[Pair]:
+def pairs_between(first: Trajectory, second: Trajectory) -> Iterator[CircuitPair]:
     """Two models at every step that both have."""
     for step in first.steps:
         if step in second.checkpoints:
-            yield Pair("model", first, first.checkpoints[step], second, second.checkpoints[step])
+            yield CircuitPair("model", first.checkpoints[step], second.checkpoints[step])
 
 
-def grown(checkpoint: Checkpoint, rule: Rule, size: int) -> Tensor:
-    """The circuit of a number of edges (before pruning) of a checkpoint's own scores, [n_forward, n_backward]."""
-    graph = checkpoint.circuit.graph
+def grown(checkpoint: Checkpoint, size: int) -> Bool[Tensor, "n_forward n_backward"]:
+    """The circuit of a number of edges (before pruning) of a checkpoint's own scores."""
+    graph, rule = checkpoint.circuit.graph, checkpoint.rule
     signed = None
     if rule.selection == "signed":
         stable = torch.zeros(graph.n_forward * graph.n_backward, dtype=torch.bool)
@@ -83,129 +74,96 @@ def grown(checkpoint: Checkpoint, rule: Rule, size: int) -> Tensor:
 
 
 class Comparer:
-    """Compares pairs of circuits of one task.
-
-    Args:
-        config: the config.
-        size: edges before pruning where sizes are fixed.
-    """
+    """Compares pairs of circuits of one task, where sizes are fixed at `size` edges before pruning."""
 
     def __init__(self, config: ComparisonConfig, size: int) -> None:
         self.config, self.size = config, size
         self._masks: dict[tuple[str, int], Tensor] = {}
         self._fixed: dict[tuple[str, int], Samples] = {}
 
-    def rows(self, pair: Pair) -> list[dict[str, object]]:
+    def rows(self, pair: CircuitPair) -> list[dict[str, object]]:
         """One row for every measure at either size, without `q_value` and `changed`."""
+        # At fixed faithfulness only where both checkpoints have a circuit.
         sizes: dict[str, tuple[int, int]] = {"size": (self.size, self.size)}
         if pair.first.size is not None and pair.second.size is not None:
             sizes = {"faithfulness": (pair.first.size, pair.second.size)} | sizes
-        floors = [
-            self._floors(sequence, checkpoint, sizes)
-            for sequence, checkpoint in ((pair.first_of, pair.first), (pair.second_of, pair.second))
-        ]
-        p_values = self._p_values(pair, sizes)
-        stamp = {
-            "model": pair.second_of.model,
-            "task": pair.second_of.task,
-            "step": pair.second.step,
-            "tokens": pair.second.tokens,
-            "against": pair.against,
-            "other_model": pair.first_of.model,
-            "other_step": pair.first.step,
-        }
-        graph = pair.first.circuit.graph
-        edges = Edges.all_of(graph)
-        scores = [side.circuit.scores.flatten()[edges.flat][None] for side in (pair.first, pair.second)]
+        checkpoints = first, second = pair.first, pair.second
+        floors = [self._floors(checkpoint, sizes) for checkpoint in checkpoints]
+        p_values: Mapping[str, float] = {}
+        if first is not second:  # A checkpoint and itself are not tested.
+            given = (second.rule, self.config.seed, self.config.permutations)
+            p_values = change_test(first.folds, second.folds, sizes, *given)
+        stamp = {"model": second.model, "task": second.task, "step": second.step, "tokens": second.tokens}
+        stamp |= {"against": pair.against, "other_model": first.model, "other_step": first.step}
+        edges = Edges.all_of(first.circuit.graph)
+        scores = [checkpoint.circuit.scores.flatten()[edges.flat][None] for checkpoint in checkpoints]
         # Of large graphs only some edges have fold scores, and with them a noise floor.
-        kept = torch.isin(edges.flat, pair.first.folds.edges) & torch.isin(edges.flat, pair.second.folds.edges)
+        kept = torch.isin(edges.flat, first.folds.edges) & torch.isin(edges.flat, second.folds.edges)
         correlation = float(rank_correlation(*(score[:, kept] for score in scores))[0])
         rows: list[dict[str, object]] = []
-        row: dict[str, object]
         for at, (first_size, second_size) in sizes.items():
-            masks = (
-                self._mask(pair.first_of, pair.first, at),
-                self._mask(pair.second_of, pair.second, at),
-            )
             sides = [
-                Circuits(edges, mask.flatten()[edges.flat][None], score)
-                for mask, score in zip(masks, scores, strict=True)
+                Circuits(edges, self._mask(checkpoint, at).flatten()[edges.flat][None], score)
+                for checkpoint, score in zip(checkpoints, scores, strict=True)
             ]
             values = of_circuits(*sides)
             chance = _chance(sides[0], sides[1], self.config.seed)
             counts = {
                 "size": second_size,
                 "other_size": first_size,
-                "n_edges": int(sides[1].held.sum()),
-                "other_n_edges": int(sides[0].held.sum()),
+                "n_edges": int(sides[1].masks.sum()),
+                "other_n_edges": int(sides[0].masks.sum()),
             }
             for measure in OF_CIRCUITS:
                 key = f"{at}/{measure}"
                 row = {"at": at, "measure": measure, "value": float(values[measure][0])}
-                row |= {"chance_floor": chance[measure], "p_value": p_values.get(key, np.nan)} | _band(floors, key)
-                rows.append(stamp | row | counts)
+                row |= {"chance_floor": chance[measure], "p_value": p_values.get(key, np.nan)}
+                rows.append(stamp | row | _band(floors, key) | counts)
         row = {"at": "scores", "measure": "rank_correlation", "value": correlation, "chance_floor": 0.0}
-        row |= {"p_value": p_values.get("rank_correlation", np.nan)} | _band(floors, "rank_correlation")
-        rows.append(stamp | row)
+        p_value = p_values.get("rank_correlation", np.nan)
+        rows.append(stamp | row | {"p_value": p_value} | _band(floors, "rank_correlation"))
         return rows
 
-    def _floors(self, sequence: Sequence, checkpoint: Checkpoint, sizes: Mapping[str, tuple[int, int]]) -> Samples:
+    def _floors(self, checkpoint: Checkpoint, sizes: Mapping[str, tuple[int, int]]) -> Samples:
         """Noise floors of a checkpoint; that at the fixed size is the same in every pair, and worked out once."""
-        key = (sequence.model, checkpoint.step)
-        given = (sequence.rule, self.config.seed, self.config.pairs)
+        key = (checkpoint.model, checkpoint.step)
+        given = (checkpoint.rule, self.config.seed, self.config.pairs)
         if key not in self._fixed:
             self._fixed[key] = noise_floor(checkpoint.folds, {"size": sizes["size"]}, *given)
         varying = {name: both for name, both in sizes.items() if name != "size"}
         return self._fixed[key] | (noise_floor(checkpoint.folds, varying, *given) if varying else {})
 
-    def _p_values(self, pair: Pair, sizes: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
-        """p-values by size and measure; a checkpoint and itself are not tested."""
-        if pair.is_same:
-            return {}
-        given = (pair.second_of.rule, self.config.seed, self.config.permutations)
-        return change_test(pair.first.folds, pair.second.folds, sizes, *given)
-
-    def _mask(self, sequence: Sequence, checkpoint: Checkpoint, at: str) -> Tensor:
+    def _mask(self, checkpoint: Checkpoint, at: str) -> Tensor:
         if at == "faithfulness":
             return checkpoint.circuit.in_circuit
-        key = (sequence.model, checkpoint.step)
+        key = (checkpoint.model, checkpoint.step)
         if key not in self._masks:
-            self._masks[key] = grown(checkpoint, sequence.rule, self.size)
+            self._masks[key] = grown(checkpoint, self.size)
         return self._masks[key]
 
 
-def flagged(rows: Table, rate: float) -> Table:
+def flagged(rows: pd.DataFrame, rate: float) -> pd.DataFrame:
     """The table with `q_value` and `changed`, corrected over the checkpoints of each family of tests."""
     table = rows.assign(q_value=np.nan, changed=False)
     for _, family in table.groupby(FAMILY, sort=False):
-        adjusted, flags = changed(family["p_value"].to_numpy(dtype=float), rate)
+        adjusted = adjusted_p_values(family["p_value"].to_numpy(dtype=float))
         table.loc[family.index, "q_value"] = adjusted
-        table.loc[family.index, "changed"] = flags
-    return table.astype(dict.fromkeys(("size", "other_size", "n_edges", "other_n_edges"), "Int64"))[
-        list(SIMILARITY.columns)
-    ]
-
-
-def similarity_rows(comparer: Comparer, pairs: Iterator[Pair], done: Callable[[], None] = lambda: None) -> Table:
-    """The rows of many pairs, in their order."""
-    rows: list[dict[str, object]] = []
-    for pair in pairs:
-        rows += comparer.rows(pair)
-        done()
-    return pd.DataFrame(rows)
+        table.loc[family.index, "changed"] = adjusted <= rate  # False where nothing was tested
+    sizes = ("size", "other_size", "n_edges", "other_n_edges")
+    return table.astype(dict.fromkeys(sizes, "Int64"))[list(SIMILARITY.columns)]
 
 
 def _band(floors: list[Samples], key: str) -> dict[str, float]:
     """Noise floor and its band of one similarity, over both checkpoints."""
-    sides = [floor[key] for floor in floors]
-    known = [side[~np.isnan(side)] for side in sides]
-    known = [side for side in known if len(side)]
-    if not known:
+    sides = [floor[key][~np.isnan(floor[key])] for floor in floors]
+    defined = [side for side in sides if len(side)]
+    if not defined:
         return dict.fromkeys(("noise_floor", "noise_low", "noise_high"), float("nan"))
+    ends = [np.quantile(side, TAILS) for side in defined]
     return {
-        "noise_floor": float(np.mean([side.mean() for side in known])),
-        "noise_low": float(min(np.quantile(side, 0.025) for side in known)),
-        "noise_high": float(max(np.quantile(side, 0.975) for side in known)),
+        "noise_floor": float(np.mean([side.mean() for side in defined])),
+        "noise_low": float(min(low for low, _ in ends)),
+        "noise_high": float(max(high for _, high in ends)),
     }
 
 
@@ -213,12 +171,12 @@ def _chance(first: Circuits, second: Circuits, seed: int) -> dict[str, float]:
     """What random circuits of these sizes would give, by measure."""
     edges = first.edges
     sides = (first, second)
-    n_edges = [int(side.held.sum()) for side in sides]
-    nodes = [edges.nodes(side.held)[0] for side in sides]
-    n_nodes = [int(held.sum()) for held in nodes]
-    n_heads = [int((held & edges.heads).sum()) for held in nodes]
+    n_edges = [int(side.masks.sum()) for side in sides]
+    nodes = [edges.nodes(side.masks)[0] for side in sides]
+    n_nodes = [int(of_circuit.sum()) for of_circuit in nodes]
+    n_heads = [int((of_circuit & edges.heads).sum()) for of_circuit in nodes]
     total = len(edges.flat)
-    scores = [side.scores[side.held].numpy() for side in sides]
+    scores = [side.scores[side.masks].numpy() for side in sides]
     # An empty circuit lacks even the two nodes that all others have.
     both = 2 if min(n_nodes) >= 2 else 0
     return {

@@ -12,21 +12,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import ruptures
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from ..results.store import Store
-from ..tasks.registry import primary_metric
 from .changes import grown
-from .emergence import binomial_resamples, normal_resamples
-from .floors import draws
-from .inputs import Sequence
+from .floors import bootstrap_scores
+from .inputs import Trajectory
 from .keys import ComparisonConfig
 from .similarity import Edges, jaccard
+from .statistics import TAILS, binomial_resamples, normal_resamples
 
 GUESSED = {"accuracy": 0.5}
 """What metrics are where a model guesses; 0 for all others."""
@@ -37,16 +38,12 @@ class Curve:
     """One curve over training.
 
     Attributes:
-        model: of which model.
         name: unlike that of any other of the model's curves.
         kind: `head`, `metric` or `circuit`.
         score: which score, metric or property of the circuit.
-        steps, tokens: of the checkpoints.
         values: over the checkpoints; nan where there is none.
         resampled: under other draws, or None.
         uncertainty: `folds`, `standard errors`, `binomial` or `none`.
-        task: the task, if it has one.
-        layer, head: the head, if it is one's.
         leading: whether it stands for its kind: the strongest head, the primary metric, the circuit.
     """
 
@@ -73,8 +70,13 @@ class Curve:
         """Ends of the 95% interval at every checkpoint; nan where there is none."""
         if self.resampled is None:
             return np.full(len(self.values), np.nan), np.full(len(self.values), np.nan)
-        low, high = np.quantile(self.resampled, [0.025, 0.975], axis=0)
+        low, high = np.quantile(self.resampled, TAILS, axis=0)
         return low, high
+
+    def stamp(self) -> dict[str, Any]:
+        """The columns that say whose curve it is."""
+        of_curve = {name: getattr(self, name) for name in ("kind", "score", "task", "layer", "head")}
+        return {"model": self.model, "curve": self.name} | of_curve
 
 
 def head_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[Curve]:
@@ -97,11 +99,13 @@ def head_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[
                 layer=int(str(layer)),
                 head=int(str(head)),
             )
+            # Heads err independently of each other.
             seed = config.seed + 1000 * int(str(layer)) + int(str(head))
             if "pairs" in rows:
                 resampled = binomial_resamples(values, rows["pairs"].to_numpy(), seed, config.resamples)
                 curve = replace(curve, resampled=resampled, uncertainty="binomial")
             elif rows.loc[rows["value"].notna(), "se"].notna().all():
+                # Errors are those of the signed effect, the curve is its size.
                 signed = rows["signed"] if "signed" in rows else rows["value"]
                 errors = rows["se"].fillna(0).to_numpy()
                 resampled = normal_resamples(signed.to_numpy(), errors, seed, config.resamples)
@@ -110,8 +114,8 @@ def head_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[
                 curve = replace(curve, resampled=resampled, uncertainty="standard errors")
             curves.append(curve)
         if curves:
-            best = max(range(len(curves)), key=lambda place: np.nanmax(curves[place].values))
-            curves[best] = replace(curves[best], leading=True)
+            strongest = max(range(len(curves)), key=lambda index: np.nanmax(curves[index].values))
+            curves[strongest] = replace(curves[strongest], leading=True)
         yield from curves
 
 
@@ -120,45 +124,41 @@ def best_head_curves(heads: Iterable[Curve]) -> Iterator[Curve]:
 
     A checkpoint's resamples are those of the head that is largest there. The largest head of each resample would be
     larger on average than the value: it is chosen with its error.
-
-    Args:
-        heads: what `head_curves` yields.
     """
-    for score, found in groupby(heads, key=lambda curve: curve.score):
-        curves = list(found)
-        # step -> value, tokens, curve and place in it of the largest head
-        largest: dict[int, tuple[float, int, Curve, int]] = {}
+    for score, of_score in groupby(heads, key=lambda curve: curve.score):
+        curves = list(of_score)
+        # step -> the curve of the largest head, and its index at that step
+        largest: dict[int, tuple[Curve, int]] = {}
         for curve in curves:
-            for place, (step, value) in enumerate(zip(curve.steps.tolist(), curve.values.tolist(), strict=True)):
-                if not np.isnan(value) and (step not in largest or value > largest[step][0]):
-                    largest[step] = (value, int(curve.tokens[place]), curve, place)
+            for index, (step, value) in enumerate(zip(curve.steps.tolist(), curve.values.tolist(), strict=True)):
+                best, at = largest.get(step, (None, 0))
+                if not np.isnan(value) and (best is None or value > best.values[at]):
+                    largest[step] = curve, index
         chosen = [largest[step] for step in sorted(largest)]
-        resampled = None
-        if all(curve.resampled is not None for _, _, curve, _ in chosen):
-            resampled = np.stack([curve.resampled[:, place] for _, _, curve, place in chosen], axis=1)  # type: ignore[index]
+        columns = [curve.resampled[:, at] for curve, at in chosen if curve.resampled is not None]
+        all_resampled = len(columns) == len(chosen)
         yield Curve(
             curves[0].model,
             f"best {score} head",
             "head",
             score,
-            np.array(sorted(largest)),
-            np.array([tokens for _, tokens, _, _ in chosen]),
-            np.array([value for value, _, _, _ in chosen]),
-            resampled,
-            curves[0].uncertainty if resampled is not None else "none",
+            steps=np.array(sorted(largest)),
+            tokens=np.array([int(curve.tokens[at]) for curve, at in chosen]),
+            values=np.array([float(curve.values[at]) for curve, at in chosen]),
+            resampled=np.stack(columns, axis=1) if all_resampled else None,
+            uncertainty=curves[0].uncertainty if all_resampled else "none",
         )
 
 
 def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[Curve]:
     """Every metric of every task on clean prompts; the primary one is leading."""
-    for place, task in enumerate(store.tasks("task_performance", model)):
+    for number, task in enumerate(store.tasks("task_performance", model), start=1):
         table = store.read_tables("task_performance", model, task)
         clean = table[table["run"] == "clean"]
-        folder = store.folder("task_performance", model, task)
-        primary = primary_metric(task) or folder.read_run()["config"]["metric"]
+        primary = clean["metric"].iloc[0]  # Tables begin with it.
         for metric, rows in clean.groupby("metric", sort=True):
             rows = rows.sort_values("step")
-            seed = config.seed + 100_000 * (1 + place)
+            seed = config.seed + 100_000 * number
             yield Curve(
                 model,
                 f"{task} {metric}",
@@ -174,45 +174,56 @@ def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterato
             )
 
 
-def circuit_curves(sequence: Sequence, reference: int, size: int, config: ComparisonConfig) -> Iterator[Curve]:
+def circuit_curves(trajectory: Trajectory, reference: int, size: int, config: ComparisonConfig) -> Iterator[Curve]:
     """Similarity of a task's circuit to the reference at a fixed size, whether there is a circuit, and its edges.
 
     Resampled circuits are compared with a reference from another draw of prompts, and the value at the reference is the
     mean of those: an emerging circuit is held against what a redraw of the final one would score, not against itself.
     """
-    checkpoints = list(sequence.checkpoints.values())
+    checkpoints = list(trajectory.checkpoints.values())
     steps = np.array([checkpoint.step for checkpoint in checkpoints])
     tokens = np.array([checkpoint.tokens for checkpoint in checkpoints])
-    edges = Edges.all_of(sequence.graph)
-    observed = torch.stack([grown(at, sequence.rule, size).flatten()[edges.flat] for at in checkpoints])
+    edges = Edges.all_of(trajectory.graph)
+    observed = torch.stack([grown(at, size).flatten()[edges.flat] for at in checkpoints])
     n = config.resamples // 5  # Circuits cost more than other curves.
     resampled = []
-    redrawn = _redrawn(sequence, reference, size, config, n, edges)
-    for step in sequence.steps:
-        held = redrawn if step == reference else _redrawn(sequence, step, size, config, n, edges)
-        resampled.append(jaccard(held, redrawn.roll(1, 0)).numpy())
+    redrawn = _redrawn(trajectory, reference, size, config, n, edges)
+    for step in trajectory.steps:
+        circuits = redrawn if step == reference else _redrawn(trajectory, step, size, config, n, edges)
+        resampled.append(jaccard(circuits, redrawn.roll(1, 0)).numpy())
     of_reference = int((steps == reference).argmax())
     values = jaccard(observed, observed[of_reference].expand_as(observed)).numpy()
     values[of_reference] = resampled[of_reference].mean()
-    common = (sequence.model, steps, tokens, sequence.task)
+    task, sizes = trajectory.task, [at.circuit.n_edges if at.size is not None else np.nan for at in checkpoints]
+    similarity = Curve(
+        trajectory.model,
+        f"{task} circuit similarity",
+        "circuit",
+        "similarity",
+        steps,
+        tokens,
+        values,
+        resampled=np.stack(resampled, axis=1),
+        uncertainty="folds",
+        task=task,
+        leading=True,
+    )
+    yield similarity
+    others = {"found": [float(at.size is not None) for at in checkpoints], "n_edges": sizes}
+    for score, of_score in others.items():
+        plain = replace(similarity, name=f"{task} circuit {score}", score=score, resampled=None, uncertainty="none")
+        yield replace(plain, values=np.array(of_score, dtype=float), leading=False)
 
-    def curve(score: str, values: np.ndarray, **others: object) -> Curve:
-        model, steps, tokens, task = common
-        return Curve(model, f"{task} circuit {score}", "circuit", score, steps, tokens, values, task=task, **others)  # type: ignore[arg-type]
 
-    yield curve("similarity", values, resampled=np.stack(resampled, axis=1), uncertainty="folds", leading=True)
-    yield curve("found", np.array([float(at.size is not None) for at in checkpoints]))
-    sizes = [at.circuit.n_edges if at.size is not None else np.nan for at in checkpoints]
-    yield curve("n_edges", np.array(sizes, dtype=float))
-
-
-def _redrawn(sequence: Sequence, step: int, size: int, config: ComparisonConfig, n: int, edges: Edges) -> torch.Tensor:
+def _redrawn(
+    trajectory: Trajectory, step: int, size: int, config: ComparisonConfig, n: int, edges: Edges
+) -> Bool[Tensor, "draw edge"]:
     """Circuits of n other draws of the prompts at one checkpoint, over all edges of the graph."""
-    folds = sequence.checkpoints[step].folds
-    held = torch.zeros(n, len(edges.flat), dtype=torch.bool)
-    places = torch.searchsorted(edges.flat, folds.edges)
-    held[:, places] = sequence.rule.grower(folds).circuits(draws(folds, config.seed, n), size)
-    return held
+    folds = trajectory.checkpoints[step].folds
+    scores = bootstrap_scores(folds, config.seed, n)
+    circuits = torch.zeros(n, len(edges.flat), dtype=torch.bool)
+    circuits[:, torch.searchsorted(edges.flat, folds.edges)] = trajectory.rule.grower(folds).circuits(scores, size)
+    return circuits
 
 
 def _head_tables(store: Store, model: str) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -237,8 +248,8 @@ def _everywhere(table: pd.DataFrame, every: pd.DataFrame, columns: list[str]) ->
     """A row for each head and checkpoint: a head that is not measured at a checkpoint has no effect there, exactly."""
     steps = every[["step", "tokens"]].drop_duplicates()
     grid = steps.merge(table[["layer", "head"]].drop_duplicates(), how="cross")
-    found = grid.merge(table, on=["step", "tokens", "layer", "head"], how="left")
-    return found[["step", "tokens", "layer", "head", *columns]].fillna(dict.fromkeys(columns, 0.0))
+    filled = grid.merge(table, on=["step", "tokens", "layer", "head"], how="left")
+    return filled[["step", "tokens", "layer", "head", *columns]].fillna(dict.fromkeys(columns, 0.0))
 
 
 # Change points: stretches of training over which a quantity keeps its level (Killick et al. 2012, PELT).
@@ -261,5 +272,5 @@ def change_points(values: Float[np.ndarray, " checkpoint"]) -> list[int]:
     spread = 1.4826 * float(np.median(np.abs(differences - np.median(differences)))) / np.sqrt(2)
     if spread == 0:  # Most neighbours are equal: any change is one.
         spread = 1e-3 * float(np.ptp(values))
-    found = ruptures.Pelt(model="l2", min_size=SHORTEST, jump=1).fit(np.asarray(values, dtype=float)[:, None])
-    return [int(place) for place in found.predict(pen=PENALTY * spread**2 * np.log(n))[:-1]]
+    fitted = ruptures.Pelt(model="l2", min_size=SHORTEST, jump=1).fit(np.asarray(values, dtype=float)[:, None])
+    return [int(start) for start in fitted.predict(pen=PENALTY * spread**2 * np.log(n))[:-1]]

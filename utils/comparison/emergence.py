@@ -9,29 +9,26 @@ never crosses counts as later than all checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
-TAILS = (0.025, 0.975)
+from .statistics import TAILS
 
 
 @dataclass(frozen=True)
 class Emergence:
-    """When a curve emerges, as places among its checkpoints; len(checkpoints) means never.
+    """When a curve emerges, as indices among its checkpoints; len(checkpoints) means never.
 
     Attributes:
-        maximum: of the curve.
-        level: what it must cross.
-        place: first checkpoint of the sustained crossing.
+        index: first checkpoint of the sustained crossing.
         resampled: the same in every resample; as many equal ones where values have no uncertainty.
     """
 
     maximum: float
     level: float
-    place: int
+    index: int
     resampled: Int[np.ndarray, " resample"]
     n: int
 
@@ -59,18 +56,17 @@ def find_emergence(
     """When a curve emerges.
 
     Args:
-        values: over training, in order.
-        resampled: the same under other draws; None where nothing is known of their uncertainty.
+        resampled: the values under other draws; None where nothing is known of their uncertainty.
         fraction: the level is baseline + fraction * (maximum - baseline).
         sustained: at how many checkpoints in a row the curve must be at or above the level.
         baseline: what counts as nothing.
-        resamples: how many, where there are none.
     """
-    place = int(crossings(values[None], fraction, sustained, baseline)[0])
+    index = int(crossings(values[None], fraction, sustained, baseline)[0])
     maximum = float(np.nanmax(values))
-    certain = np.full(resamples, place)
-    places = certain if resampled is None else crossings(resampled, fraction, sustained, baseline)
-    return Emergence(maximum, baseline + fraction * (maximum - baseline), place, places, len(values))
+    indices = np.full(resamples, index)
+    if resampled is not None:
+        indices = crossings(resampled, fraction, sustained, baseline)
+    return Emergence(maximum, baseline + fraction * (maximum - baseline), index, indices, len(values))
 
 
 def crossings(
@@ -97,7 +93,7 @@ def order_shares(
     """Shares of the resamples in which the first curve emerges before the second, with it, and after it.
 
     Args:
-        first, second: places from `Emergence.resampled` over the same checkpoints.
+        first, second: indices from `Emergence.resampled` over the same checkpoints.
         n: how many checkpoints there are. Resamples in which neither emerges do not count; nan if there are no others.
     """
     counted = (first < n) | (second < n)
@@ -105,20 +101,3 @@ def order_shares(
         return (float("nan"),) * 3
     a, b = first[counted], second[counted]
     return float((a < b).mean()), float((a == b).mean()), float((a > b).mean())
-
-
-def normal_resamples(
-    values: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndarray, seed: int, resamples: int
-) -> Float[np.ndarray, "resample checkpoint"]:
-    """A parametric bootstrap: normal errors of the stored size, independent between checkpoints."""
-    noise = np.random.default_rng(seed).normal(size=(resamples, len(values)))
-    return np.asarray(values, dtype=float) + noise * np.asarray(errors, dtype=float)
-
-
-def binomial_resamples(
-    shares: Sequence[float] | np.ndarray, counts: Sequence[int] | np.ndarray, seed: int, resamples: int
-) -> Float[np.ndarray, "resample checkpoint"]:
-    """A parametric bootstrap of shares of independent trials."""
-    counts = np.asarray(counts, dtype=int)
-    draws = np.random.default_rng(seed).binomial(counts, np.clip(shares, 0, 1), size=(resamples, len(counts)))
-    return np.asarray(draws / counts)

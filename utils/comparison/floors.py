@@ -11,15 +11,16 @@ Hinkley 1997, section 2.7).
 p-value: another null, because two resamples of one checkpoint lie around an observed mean, which its own noise has
 spread out. If both circuits came from draws of one distribution of prompts' scores, the mean of all folds would be the
 best guess of it, and only deviations from it would set the two apart. So both sides start from this mean; the folds'
-deviations, each from the mean of its own checkpoint, are dealt to the two at random, and circuits grown (permutation
-of residuals, ter Braak 1992; Anderson and Legendre 1999). p is the share of deals, the observed circuits among them,
-that are at most as alike as the observed ones: never below 1 / (1 + deals) (Phipson and Smyth 2010). Deviations of n
-folds in all are widened by sqrt((n - 1) / (n - 2)), which gives those dealt the variance of the observed ones, and each
-deal by a random factor that turns a normal distribution into Student's t of n - 2 degrees of freedom, because the
-variance is an estimate too. In simulations of two draws of one distribution 1% to 4% of the p-values are at most 5%; of
-rank correlations almost none, because those of many edges average over what the factor allows for.
+deviations, each from the mean of its own checkpoint, are permuted between the two, and circuits grown (permutation of
+residuals, ter Braak 1992; Anderson and Legendre 1999). p is the share of permutations, the observed circuits among
+them, that are at most as alike as the observed ones: never below 1 / (1 + permutations) (Phipson and Smyth 2010).
+Deviations of n folds in all are widened by sqrt((n - 1) / (n - 2)), which gives the permuted ones the variance of the
+observed ones, and each permutation by a random factor that turns a normal distribution into Student's t of n - 2
+degrees of freedom, because the variance is an estimate too. In simulations of two draws of one distribution 1% to 4% of
+the p-values are at most 5%; of rank correlations almost none, because those of many edges average over what the factor
+allows for.
 
-Dealing whole folds instead would be exact, but mixes the change itself into its null: most deals give one side more of
+Permuting whole folds would be exact, but mixes the change itself into its null: most permutations give one side more of
 either checkpoint, and their circuits differ by the very edges that changed. It finds fewer changes of a few edges.
 
 Scores grow with the metric while a model learns, which changes no circuit. So the folds of each checkpoint are first
@@ -36,7 +37,6 @@ from math import sqrt
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.choices import POSITIVE_SHARE, Order, Selection
@@ -47,11 +47,11 @@ from .similarity import COUNTS, Circuits, Edges, of_circuits, rank_correlation
 
 Samples = dict[str, Float[np.ndarray, " sample"]]
 _AT_ONCE = 20_000_000
-"""How many scores of deals are worked on at once."""
+"""How many permuted scores are worked on at once."""
 
 
 @dataclass(frozen=True)
-class Rule:
+class SelectionRule:
     """How the stored circuits were grown from scores: `search.order`, `search.selection`, and so on, of their run."""
 
     order: Order = "greedy"
@@ -72,32 +72,35 @@ class Rule:
         return CircuitBootstrap(folds, self.order, self.selection, self.positive_share, self.seed)
 
 
-def draws(folds: KeptFolds, seed: int, n: int) -> Float[Tensor, "draw kept"]:
+def bootstrap_scores(folds: KeptFolds, seed: int, n: int) -> Float[Tensor, "draw kept"]:
     """Scores as n other draws of as many prompts would give them: the widened bootstrap."""
     n_folds = len(folds.sizes)
     mean = _weighted(folds.means, folds.sizes)
     return mean + sqrt(n_folds / max(n_folds - 1, 1)) * (resampled_scores(folds, seed, n) - mean)
 
 
-def noise_floor(folds: KeptFolds, sizes: Mapping[str, tuple[int, int]], rule: Rule, seed: int, pairs: int) -> Samples:
+def noise_floor(
+    folds: KeptFolds, sizes: Mapping[str, tuple[int, int]], rule: SelectionRule, seed: int, pairs: int
+) -> Samples:
     """Similarities of pairs of circuits that differ only in the prompts drawn.
 
     Args:
-        folds: the folds of one checkpoint.
         sizes: edges before pruning of the first and the second circuit, under names of the caller's choice.
-        rule: how circuits are grown.
-        seed: of the draws.
-        pairs: how many.
 
     Returns:
         `<name>/<measure>` for every measure of the circuits, and `rank_correlation`.
     """
-    scores = draws(folds, seed, 2 * pairs)
+    scores = bootstrap_scores(folds, seed, 2 * pairs)
     return _similarities(rule.grower(folds), scores[0::2], scores[1::2], sizes)
 
 
 def change_test(
-    first: KeptFolds, second: KeptFolds, sizes: Mapping[str, tuple[int, int]], rule: Rule, seed: int, deals: int
+    first: KeptFolds,
+    second: KeptFolds,
+    sizes: Mapping[str, tuple[int, int]],
+    rule: SelectionRule,
+    seed: int,
+    permutations: int,
 ) -> dict[str, float]:
     """Whether two circuits are less alike than two draws of prompts would leave them.
 
@@ -105,8 +108,7 @@ def change_test(
         first, second: folds of the two checkpoints, of the same graph. Edges that only one of them keeps are left out.
         sizes: edges before pruning of the first and the second circuit, under names of the caller's choice.
         rule: how circuits are grown. Which signs are stable is worked out from all folds together.
-        seed: of the deals.
-        deals: how many besides the observed circuits.
+        permutations: how many besides the observed circuits.
 
     Returns:
         p-values by `<name>/<measure>`, and of `rank_correlation`; nan where the similarity is not defined, or where
@@ -114,56 +116,49 @@ def change_test(
     """
     pooled = _pool(first, second)
     n_first, n = len(first.sizes), len(pooled.sizes)
-    own = [_weighted(pooled.means[part], pooled.sizes[part]) for part in (slice(n_first), slice(n_first, None))]
+    grower = rule.grower(pooled)
+    # The observed circuits, grown from the mean of each side's own folds.
+    own = [_weighted(pooled.means[side], pooled.sizes[side]) for side in (slice(n_first), slice(n_first, None))]
+    samples = [_similarities(grower, own[0][None], own[1][None], sizes)]
+    if n <= 2:
+        return dict.fromkeys(samples[0], float("nan"))
+    # Under the null both sides have the mean of all folds, and only deviations tell them apart. Each fold deviates
+    # from the mean of its own checkpoint, so the deviations do not hold the change that is tested.
     centre = _weighted(pooled.means, pooled.sizes)
     deviations = torch.cat([pooled.means[:n_first] - own[0], pooled.means[n_first:] - own[1]])
-    deviations *= sqrt((n - 1) / max(n - 2, 1))
+    deviations *= sqrt((n - 1) / (n - 2))
+    # 1 where a permutation gives a fold to the first side. It gets as many folds as it has.
     generator = torch.Generator().manual_seed(seed)
-    to_first = torch.zeros(deals, n)
+    to_first = torch.zeros(permutations, n)
     for row in to_first:
         row[torch.randperm(n, generator=generator)[:n_first]] = 1
     # Student's t instead of a normal distribution: how much folds deviate is itself an estimate.
-    widths = ((n - 2) / torch.randn(deals, max(n - 2, 1), generator=generator).square().sum(1, keepdim=True)).sqrt()
-    grower = rule.grower(pooled)
-    parts = [_similarities(grower, own[0][None], own[1][None], sizes)]
-    if n <= 2:
-        return dict.fromkeys(parts[0], float("nan"))
+    widths = ((n - 2) / torch.randn(permutations, n - 2, generator=generator).square().sum(1, keepdim=True)).sqrt()
     at_once = max(1, _AT_ONCE // max(len(pooled.edges), 1))
-    for dealt, width in zip(to_first.split(at_once), widths.split(at_once), strict=True):
-        sides = [centre + width * _mean_of(weights * pooled.sizes, deviations) for weights in (dealt, 1 - dealt)]
-        parts.append(_similarities(grower, sides[0], sides[1], sizes))
-    return {name: p_value(np.concatenate([part[name] for part in parts]), name.rpartition("/")[2]) for name in parts[0]}
+    for chosen, width in zip(to_first.split(at_once), widths.split(at_once), strict=True):
+        sides = [centre + width * _mean_of(weights * pooled.sizes, deviations) for weights in (chosen, 1 - chosen)]
+        samples.append(_similarities(grower, sides[0], sides[1], sizes))
+    return {
+        name: p_value(np.concatenate([sample[name] for sample in samples]), name.rpartition("/")[2])
+        for name in samples[0]
+    }
 
 
-def p_value(values: Float[np.ndarray, " deal"], measure: str) -> float:
-    """The share of deals whose circuits are at most as alike as those of the first deal, which counts itself.
+def p_value(values: Float[np.ndarray, " permutation"], measure: str) -> float:
+    """The share of circuits that are at most as alike as the observed ones, which count themselves.
 
     Args:
-        values: the measure in every deal, the observed one first. A deal without a value is none that is less alike.
+        values: the measure under every permutation, the observed value first. One without a value is not less alike.
         measure: counts of edges grow where circuits differ, similarities fall.
 
     Returns:
-        nan if the observed deal has no value.
+        nan if the observed circuits have no value.
     """
     if np.isnan(values[0]):
         return float("nan")
     alike = -values if measure in COUNTS else values
     # Rounding errors do not break ties.
     return float(np.mean(np.nan_to_num(alike, nan=np.inf) <= alike[0] + 1e-9))
-
-
-def changed(p_values: Float[np.ndarray, " test"], rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """Adjusted p-values and flags of Benjamini and Hochberg (1995); nan p-values are no tests.
-
-    Args:
-        p_values: one for each checkpoint.
-        rate: of false discoveries among the flags.
-    """
-    adjusted = np.full(len(p_values), np.nan)
-    tested = np.isfinite(p_values)
-    if tested.any():
-        adjusted[tested] = stats.false_discovery_control(p_values[tested], method="bh")
-    return adjusted, np.nan_to_num(adjusted, nan=1.0) <= rate
 
 
 def _similarities(
@@ -173,23 +168,23 @@ def _similarities(
     sizes: Mapping[str, tuple[int, int]],
 ) -> Samples:
     edges = Edges(grower.folds.graph, grower.folds.edges)
-    found: Samples = {"rank_correlation": rank_correlation(first, second)}
+    similarities: Samples = {"rank_correlation": rank_correlation(first, second)}
     for name, (a, b) in sizes.items():
         sides = (Circuits(edges, grower.circuits(scores, size), scores) for scores, size in ((first, a), (second, b)))
-        found |= {f"{name}/{measure}": values for measure, values in of_circuits(*sides).items()}
-    return found
+        similarities |= {f"{name}/{measure}": values for measure, values in of_circuits(*sides).items()}
+    return similarities
 
 
 def _pool(first: KeptFolds, second: KeptFolds) -> KeptFolds:
     """The folds of both, over the edges that both keep, each divided by its checkpoint's sum of |score|."""
     common = np.intersect1d(first.edges.numpy(), second.edges.numpy())
-    means = []
+    scaled = []
     for folds in (first, second):
-        part = folds.means[:, torch.from_numpy(np.searchsorted(folds.edges.numpy(), common))]
-        total = _weighted(part, folds.sizes).abs().sum()
-        means.append(part / total if total > 0 else part)
+        means_of_common = folds.means[:, torch.from_numpy(np.searchsorted(folds.edges.numpy(), common))]
+        total = _weighted(means_of_common, folds.sizes).abs().sum()
+        scaled.append(means_of_common / total if total > 0 else means_of_common)
     sizes = torch.cat([first.sizes, second.sizes])
-    return KeptFolds(first.graph, torch.from_numpy(common), torch.cat(means), sizes, 1.0)
+    return KeptFolds(first.graph, torch.from_numpy(common), torch.cat(scaled), sizes, 1.0)
 
 
 def _weighted(means: Float[Tensor, "fold kept"], sizes: Tensor) -> Float[Tensor, " kept"]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..results.comparison import HANDOVERS
 
-Effects = dict[tuple[int, str], tuple[float, float]]
+MeasuredEffects = dict[tuple[int, str], tuple[float, float]]
 """Effect and standard error by step and head."""
 
 
@@ -19,7 +19,6 @@ def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
     Args:
         heads: `ioi_consistency_heads` of one model: `model, step, role, layer, head, effect, effect_se, passes`.
         seed: of the resampled effects: normal errors, independent between heads and checkpoints.
-        resamples: how many.
 
     Returns:
         The columns of `handovers`, in order of roles and steps.
@@ -51,19 +50,19 @@ def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
                     "to_head": new,
                     "from_effect": _effect(measured, after, old)[0],
                     "to_effect": _effect(measured, after, new)[0],
-                    "share": _share(measured, before, after, old, new, rng, resamples),
+                    "share": _share_agreeing(measured, before, after, old, new, rng, resamples),
                 }
             )
     return pd.DataFrame(rows, columns=list(HANDOVERS.columns))
 
 
-def _effect(measured: Effects, step: int, name: str) -> tuple[float, float]:
+def _effect(measured: MeasuredEffects, step: int, name: str) -> tuple[float, float]:
     """Effect and standard error; nan where the head was not measured."""
     return measured.get((step, name), (float("nan"), float("nan")))
 
 
-def _share(
-    measured: Effects, before: int, after: int, old: str, new: str, rng: np.random.Generator, resamples: int
+def _share_agreeing(
+    measured: MeasuredEffects, before: int, after: int, old: str, new: str, rng: np.random.Generator, resamples: int
 ) -> float:
     """Share of resamples in which the old head is stronger before and the new one after.
 

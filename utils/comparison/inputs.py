@@ -17,12 +17,12 @@ from ..base.errors import UserError, suggest
 from ..results.comparison import fingerprint
 from ..results.kinds import how_to_make
 from ..results.store import Store
-from .floors import Rule
+from .floors import SelectionRule
 from .keys import ComparisonConfig
 
 log = logging.getLogger(__name__)
 
-Unit = tuple[str, str]
+ModelTask = tuple[str, str]
 """A model and a task."""
 
 
@@ -31,45 +31,40 @@ class Checkpoint:
     """The stored circuit of one checkpoint.
 
     Attributes:
-        step: training step.
-        tokens: tokens seen by then.
+        rule: how circuits are grown from scores.
         circuit: scores and the circuit's edges, none if no circuit was found.
         folds: scores by fold of the prompts.
         size: edges asked for of the circuit that was found, before pruning; None if none was.
-        full, corrupted: the model's metric on clean and on corrupted prompts, each with its standard error.
-        status: as in the results.
     """
 
+    model: str
+    task: str
+    rule: SelectionRule
     step: int
     tokens: int
     circuit: Circuit
     folds: KeptFolds
     size: int | None
-    full: tuple[float, float]
-    corrupted: tuple[float, float]
-    status: str
 
 
 @dataclass(frozen=True)
-class Sequence:
+class Trajectory:
     """The circuits of one model and task over training.
 
     Attributes:
-        model, task: names of their results folders.
         checkpoints: by step, ascending.
-        rule: how circuits are grown.
         fingerprint: a hash of everything that was read.
     """
 
     model: str
     task: str
     checkpoints: Mapping[int, Checkpoint]
-    rule: Rule
+    rule: SelectionRule
     fingerprint: str
 
     @property
     def steps(self) -> list[int]:
-        """Ascending."""
+        """The steps of its checkpoints, ascending."""
         return list(self.checkpoints)
 
     @property
@@ -77,13 +72,8 @@ class Sequence:
         """The graph of all its circuits."""
         return next(iter(self.checkpoints.values())).circuit.graph
 
-    @property
-    def last(self) -> int:
-        """The last step."""
-        return self.steps[-1]
 
-
-def units(store: Store, config: ComparisonConfig) -> list[Unit]:
+def model_tasks(store: Store, config: ComparisonConfig) -> list[ModelTask]:
     """The models and tasks to compare, in order of their names.
 
     Raises:
@@ -104,7 +94,7 @@ def units(store: Store, config: ComparisonConfig) -> list[Unit]:
     return [(model, task) for model in chosen for task in store.tasks("graphs", model) if task in wanted]
 
 
-def read_sequence(store: Store, model: str, task: str) -> Sequence:
+def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
     """All checkpoints of one model and task.
 
     Raises:
@@ -112,10 +102,10 @@ def read_sequence(store: Store, model: str, task: str) -> Sequence:
     """
     graphs, baselines = store.folder("graphs", model, task), store.folder("baselines", model, task)
     settings = graphs.read_run()["settings"]
-    rule = Rule(
+    rule = SelectionRule(
         settings["search.order"],
         settings.get("search.selection", "absolute"),
-        settings.get("search.positive_share", Rule.positive_share),
+        settings.get("search.positive_share", SelectionRule.positive_share),
         settings["seed"],
     )
     checkpoints = {}
@@ -128,20 +118,12 @@ def read_sequence(store: Store, model: str, task: str) -> Sequence:
             way_out = f"measure again: {graphs.how_to_make()} overwrite=true"
             raise UserError(f"{graphs.file(step, '.pt')}: holds {error}; {way_out}") from None
         row = baselines.read_table(step).iloc[0]
-        checkpoints[step] = Checkpoint(
-            step,
-            int(row["tokens"]),
-            circuit,
-            folds,
-            None if pd.isna(row["size"]) else int(row["size"]),
-            (float(row["full"]), float(row["full_se"])),
-            (float(row["corrupted"]), float(row["corrupted_se"])),
-            str(row["status"]),
-        )
-    return Sequence(model, task, checkpoints, rule, fingerprint((graphs, baselines), settings))
+        size = None if pd.isna(row["size"]) else int(row["size"])
+        checkpoints[step] = Checkpoint(model, task, rule, step, int(row["tokens"]), circuit, folds, size)
+    return Trajectory(model, task, checkpoints, rule, fingerprint((graphs, baselines), settings))
 
 
-def fixed_sizes(sequences: Mapping[Unit, Sequence], config: ComparisonConfig) -> dict[str, int]:
+def fixed_sizes(trajectories: Mapping[ModelTask, Trajectory], config: ComparisonConfig) -> dict[str, int]:
     """For every task the size that is compared at where sizes are fixed, in edges before pruning.
 
     A task without any circuit is logged, and gets 2% of its edges.
@@ -150,18 +132,14 @@ def fixed_sizes(sequences: Mapping[Unit, Sequence], config: ComparisonConfig) ->
         UserError: if `size` exceeds a graph.
     """
     sizes = {}
-    for task in sorted({task for _, task in sequences}):
-        of_task = [sequence for (_, name), sequence in sequences.items() if name == task]
-        smallest = min(sequence.graph.n_edges for sequence in of_task)
-        if config.size is not None and config.size > smallest:
-            raise UserError(f"size: {config.size} is more than the {smallest} edges of a model; choose a smaller one")
-        found = [
-            checkpoint.size
-            for sequence in of_task
-            for checkpoint in sequence.checkpoints.values()
-            if checkpoint.size is not None
-        ]
-        if config.size is None and not found:
+    for task in sorted({task for _, task in trajectories}):
+        of_task = [trajectory for (_, name), trajectory in trajectories.items() if name == task]
+        fewest = min(trajectory.graph.n_edges for trajectory in of_task)
+        if config.size is not None and config.size > fewest:
+            raise UserError(f"size: {config.size} is more than the {fewest} edges of a model; choose a smaller one")
+        checkpoints = [checkpoint for trajectory in of_task for checkpoint in trajectory.checkpoints.values()]
+        circuit_sizes = [checkpoint.size for checkpoint in checkpoints if checkpoint.size is not None]
+        if config.size is None and not circuit_sizes:
             log.info("%s: no checkpoint has a circuit; sizes are fixed at 2%% of the edges", task)
-        sizes[task] = config.size or (round(median(found)) if found else max(1, smallest // 50))
+        sizes[task] = config.size or (round(median(circuit_sizes)) if circuit_sizes else max(1, fewest // 50))
     return sizes

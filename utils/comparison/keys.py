@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from ..config.keys import Section, execution
+from ..config.keys import Names, Section, execution
 
 
 class EmergenceConfig(Section):
@@ -26,9 +26,9 @@ class ComparisonConfig(Section):
 
     results_dir: Path = execution(Path("results"))
     """Where the results are, and where to write `comparison/`."""
-    model: str | list[str] | None = None
+    model: Names | None = None
     """Names of results folders (`toy`, `[pythia-160m, pythia-160m-seed1]`); `null`: every model with circuits."""
-    task: str | list[str] | None = None
+    task: Names | None = None
     """Tasks to compare; `null`: all there are."""
     reference: int | None = Field(None, ge=0)
     """The step whose circuit all others are compared with; `null`: the last one."""
@@ -51,14 +51,6 @@ class ComparisonConfig(Section):
     seed: int = Field(0, ge=0)
     """Seed of everything drawn at random."""
     emergence: EmergenceConfig = EmergenceConfig()
-
-    @field_validator("model", "task")
-    @classmethod
-    def _named(cls, value: str | list[str] | None) -> str | list[str] | None:
-        names = [value] if isinstance(value, str) else value
-        if names is not None and (not names or not all(name.strip() for name in names)):
-            raise ValueError("the name is empty")
-        return value
 
     @property
     def models(self) -> list[str] | None:

@@ -17,9 +17,6 @@ from jaxtyping import Bool
 def turnover(present: Bool[np.ndarray, "checkpoint edge"]) -> pd.DataFrame:
     """How many edges are born, return, leave for a while, and die: one row a checkpoint.
 
-    Args:
-        present: which edges each circuit has.
-
     Returns:
         `n_edges, born, returned, left, died`. Leaving and dying count at the first checkpoint without the edge.
     """
@@ -40,30 +37,26 @@ def turnover(present: Bool[np.ndarray, "checkpoint edge"]) -> pd.DataFrame:
 def lifetimes(present: Bool[np.ndarray, "checkpoint edge"], steps: Sequence[int]) -> pd.DataFrame:
     """One row for every edge that is ever present, in the order of the edges.
 
-    Args:
-        present: which edges each circuit has.
-        steps: of the checkpoints.
-
     Returns:
         `edge` (its place), `birth_after, birth_step, last_step, death_step, lifetime, n_present, n_spells` and
         `median_lifetime` of all of them.
     """
     n = len(steps)
     edges = np.flatnonzero(present.any(axis=0))
-    held = present[:, edges]
-    birth, last = held.argmax(axis=0), n - 1 - held[::-1].argmax(axis=0)
-    before = np.vstack([np.zeros_like(held[:1]), held[:-1]])
+    alive = present[:, edges]
+    birth, last = alive.argmax(axis=0), n - 1 - alive[::-1].argmax(axis=0)
+    before = np.vstack([np.zeros_like(alive[:1]), alive[:-1]])
     at = np.asarray(steps)
     table = pd.DataFrame(
         {
             "edge": edges,
-            "birth_after": [at[place - 1] if place else pd.NA for place in birth],
+            "birth_after": [at[index - 1] if index else pd.NA for index in birth],
             "birth_step": at[birth],
             "last_step": at[last],
-            "death_step": [at[place + 1] if place < n - 1 else pd.NA for place in last],
+            "death_step": [at[index + 1] if index < n - 1 else pd.NA for index in last],
             "lifetime": last - birth + 1,
-            "n_present": held.sum(axis=0),
-            "n_spells": (held & ~before).sum(axis=0),
+            "n_present": alive.sum(axis=0),
+            "n_spells": (alive & ~before).sum(axis=0),
         }
     ).astype({"birth_after": "Int64", "death_step": "Int64"})
     return table.assign(median_lifetime=median_lifetime(table["lifetime"].to_numpy(), last < n - 1))
@@ -73,7 +66,6 @@ def median_lifetime(lifetimes: np.ndarray, died: np.ndarray) -> float:
     """Median by Kaplan and Meier (1958); nan if the curve of survivors does not fall to one half.
 
     Args:
-        lifetimes: in checkpoints.
         died: whether each ended; if not, it is censored.
     """
     alive = 1.0

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
-from itertools import chain, combinations
+from itertools import combinations
 
 import pandas as pd
 
 from ..base.errors import UserError, suggest
 from ..base.files import require_writable
 from ..base.progress import Progress, duration
-from ..results.comparison import COMPARISONS, HANDOVERS, ORDER, ComparisonFolder, fingerprint
+from ..results.comparison import COMPARISONS, HANDOVERS, ComparisonFolder, fingerprint
 from ..results.record import recorded_parameters
 from ..results.store import Store
-from .changes import Comparer, Pair, flagged, pairs_between, pairs_over_training, similarity_rows
+from .changes import CircuitPair, Comparer, flagged, pairs_between, pairs_over_training
 from .curves import Curve, best_head_curves, circuit_curves, head_curves, metric_curves
 from .handovers import handovers
-from .inputs import Sequence, Unit, fixed_sizes, read_sequence, units
+from .inputs import ModelTask, Trajectory, fixed_sizes, model_tasks, read_trajectory
 from .keys import ComparisonConfig
 from .scale import scale_table
 from .seeds import seed_emergence, seed_groups, seeds_table
@@ -33,10 +34,9 @@ log = logging.getLogger(__name__)
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "ruptures", "diptest")
 METHOD = 2
 """Count up when rows of similarities are worked out otherwise: those kept from before are not used then."""
-Tables = dict[str, pd.DataFrame]
 
 
-def compare(config: ComparisonConfig) -> Tables:
+def compare(config: ComparisonConfig) -> dict[str, pd.DataFrame]:
     """Compare all circuits of a results folder, and write the tables.
 
     Returns:
@@ -46,49 +46,53 @@ def compare(config: ComparisonConfig) -> Tables:
         UserError: if there is nothing to compare, or a name or step of the config does not exist.
     """
     store = Store(config.results_dir)
-    names = units(store, config)
-    sequences = {unit: read_sequence(store, *unit) for unit in names}
-    sizes = fixed_sizes(sequences, config)
-    references = {unit: _reference(sequence, config) for unit, sequence in sequences.items()}
+    trajectories = {key: read_trajectory(store, *key) for key in model_tasks(store, config)}
+    sizes = fixed_sizes(trajectories, config)
+    references = {key: _reference(trajectory, config) for key, trajectory in trajectories.items()}
     folder = ComparisonFolder(store.root)
     require_writable(folder.path, "results_dir")
-    similarity = _similarity(config, sequences, sizes, references, folder)
-    tables = _rest(config, store, sequences, sizes, references, similarity)
-    for name, table in tables.items():
-        folder.write(name, table)
+    similarity = _similarity(config, trajectories, sizes, references, folder)
+    tables = {"similarity": similarity} | _other_tables(config, store, trajectories, sizes, references, similarity)
+    for name in COMPARISONS:
+        folder.write(name, tables[name])
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     folder.write_run({"config": config.model_dump(mode="json"), "sizes": sizes, "versions": versions})
-    _say(similarity, folder)
+    _log_changes(similarity)
+    log.info("wrote %s: %s", folder.path, ", ".join(f"{name}.csv" for name in COMPARISONS))
     return tables
 
 
 def _similarity(
     config: ComparisonConfig,
-    sequences: Mapping[Unit, Sequence],
+    trajectories: Mapping[ModelTask, Trajectory],
     sizes: Mapping[str, int],
-    references: Mapping[Unit, int],
+    references: Mapping[ModelTask, int],
     folder: ComparisonFolder,
 ) -> pd.DataFrame:
     """All rows of `similarity`: what is kept from an earlier run, and the rest worked out with a progress bar."""
-    jobs: dict[str, tuple[str, list[Pair], str]] = {}  # key -> name, pairs, task
+    jobs: dict[str, tuple[str, list[CircuitPair], str]] = {}  # key -> name, pairs, task
     keys = config.model_dump(mode="json", include={"pairs", "permutations", "seed"}) | {"method": METHOD}
-    for unit, sequence in sequences.items():
-        settings = keys | {"size": sizes[unit[1]], "reference": references[unit], "what": "training"}
-        pairs = list(pairs_over_training(sequence, references[unit]))
-        jobs[fingerprint((), [sequence.fingerprint, settings])] = (" ".join(unit), pairs, unit[1])
-    for one, other in _comparable(config, sequences):
-        settings = keys | {"size": sizes[one.task], "what": "between"}
-        pairs = list(pairs_between(one, other))
-        key = fingerprint((), [one.fingerprint, other.fingerprint, settings])
-        jobs[key] = (f"{one.model} and {other.model} {one.task}", pairs, one.task)
-    parts = {key: folder.part(key) for key in jobs}
-    progress = Progress("compare_circuits", sum(len(jobs[key][1]) for key, part in parts.items() if part is None))
+    for (model, task), trajectory in trajectories.items():
+        reference = references[model, task]
+        settings = keys | {"size": sizes[task], "reference": reference, "what": "training"}
+        key = fingerprint((), [trajectory.fingerprint, settings])
+        jobs[key] = (f"{model} {task}", list(pairs_over_training(trajectory, reference)), task)
+    for first, second in _comparable(config, trajectories):
+        settings = keys | {"size": sizes[first.task], "what": "between"}
+        key = fingerprint((), [first.fingerprint, second.fingerprint, settings])
+        jobs[key] = (f"{first.model} and {second.model} {first.task}", list(pairs_between(first, second)), first.task)
+    kept = {key: folder.part(key) for key in jobs}
+    progress = Progress("compare_circuits", sum(len(jobs[key][1]) for key, rows in kept.items() if rows is None))
     frames = []
     for key, (name, pairs, task) in jobs.items():
-        rows = parts[key]
+        rows = kept[key]
         if rows is None:
             progress.say(name)
-            rows = similarity_rows(Comparer(config, sizes[task]), iter(pairs), progress.advance)
+            comparer, measured = Comparer(config, sizes[task]), []
+            for pair in pairs:
+                measured += comparer.rows(pair)
+                progress.advance()
+            rows = pd.DataFrame(measured)
             folder.keep_part(key, rows)
         frames.append(rows)
     progress.close()
@@ -97,100 +101,99 @@ def _similarity(
     return flagged(pd.concat(frames, ignore_index=True), config.false_discovery_rate)
 
 
-def _rest(
+def _other_tables(
     config: ComparisonConfig,
     store: Store,
-    sequences: Mapping[Unit, Sequence],
+    trajectories: Mapping[ModelTask, Trajectory],
     sizes: Mapping[str, int],
-    references: Mapping[Unit, int],
+    references: Mapping[ModelTask, int],
     similarity: pd.DataFrame,
-) -> Tables:
-    models = list(dict.fromkeys(model for model, _ in sequences))
-    groups = _groups(config, sequences)
+) -> dict[str, pd.DataFrame]:
+    """All tables but `similarity`: first model by model, then those about several models."""
+    models = list(dict.fromkeys(model for model, _ in trajectories))
+    groups = _groups(config, trajectories)
+    frames: dict[str, list[pd.DataFrame]] = defaultdict(list)  # table -> its rows, model by model
     curves: dict[str, list[Curve]] = {}
-    best: dict[str, list[Curve]] = {}
-    shared: dict[str, list[Curve]] = {}  # of names that seeds have in common
-    emerged, orders, roles, turned, lived, common = [], [], [], [], [], []
+    common: dict[str, list[Curve]] = {}  # of names that seeds have in common
+    best: list[Curve] = []
     progress = Progress("compare_circuits", len(models))
     for model in models:
         progress.say(f"{model}: emergence")
-        own = [unit for unit in sequences if unit[0] == model]
+        own = {task: trajectory for (name, task), trajectory in trajectories.items() if name == model}
         circuits = [
-            curve for unit in own for curve in circuit_curves(sequences[unit], references[unit], sizes[unit[1]], config)
+            curve
+            for task, trajectory in own.items()
+            for curve in circuit_curves(trajectory, references[model, task], sizes[task], config)
         ]
-        metrics = list(metric_curves(store, model, config))
-        heads = list(head_curves(store, model, config))
-        best[model] = list(best_head_curves(heads))
-        curves[model] = [*heads, *metrics, *circuits]
-        shared[model] = [*best[model], *metrics, *circuits]
+        metrics, heads = list(metric_curves(store, model, config)), list(head_curves(store, model, config))
+        best_heads = list(best_head_curves(heads))
+        best += best_heads
+        curves[model], common[model] = [*heads, *metrics, *circuits], [*best_heads, *metrics, *circuits]
         table, leading = emergence_table(curves[model], config)
-        emerged.append(table)
-        common.append(emergence_table(shared[model], config)[0])
-        orders.append(order_table(model, leading, config.resamples))
+        frames["emergence"].append(table)
+        frames["common emergence"].append(emergence_table(common[model], config)[0])
+        frames["order"].append(order_table(model, leading, config.resamples))
         if model in store.models("ioi_consistency_heads"):
-            roles_of_heads = store.read_tables("ioi_consistency_heads", model)
-            roles.append(handovers(roles_of_heads, config.seed, config.resamples))
-        for unit in own:
-            of_edges = edges_tables(sequences[unit], sizes[unit[1]])
-            turned.append(of_edges[0])
-            lived.append(of_edges[1])
+            roles = store.read_tables("ioi_consistency_heads", model)
+            frames["handovers"].append(handovers(roles, config.seed, config.resamples))
+        for task, trajectory in own.items():
+            turned, lived = edges_tables(trajectory, sizes[task])
+            frames["turnover"].append(turned)
+            frames["lifetimes"].append(lived)
         progress.advance()
     progress.close()
+    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
+    tables.setdefault("handovers", pd.DataFrame(columns=list(HANDOVERS.columns)))
     every_curve = [curve for model in models for curve in curves[model]]
-    over_seeds = seeds_table(shared, groups)
-    faithfulness = pd.concat([store.read_tables("faithfulness", *unit) for unit in sequences], ignore_index=True)
+    tables["curves"] = curves_table([*every_curve, *best])
+    tables["change_points"] = change_points_table(similarity, every_curve)
+    tables["seeds"] = seeds_table(common, groups)
+    common_emergence = tables.pop("common emergence")
+    rate = config.false_discovery_rate
+    tables["seed_emergence"] = seed_emergence(common_emergence, tables["seeds"], groups, rate)
+    faithfulness = pd.concat([store.read_tables("faithfulness", *key) for key in trajectories], ignore_index=True)
     parameters = {model: count for model in models if (count := recorded_parameters(store, model)) is not None}
-    return {
-        "similarity": similarity,
-        "turnover": pd.concat(turned, ignore_index=True),
-        "lifetimes": pd.concat(lived, ignore_index=True),
-        "curves": curves_table([*every_curve, *chain.from_iterable(best.values())]),
-        "emergence": pd.concat(emerged, ignore_index=True),
-        "order": pd.concat(orders, ignore_index=True) if orders else pd.DataFrame(columns=list(ORDER.columns)),
-        "change_points": change_points_table(similarity, every_curve),
-        "handovers": pd.concat(roles, ignore_index=True) if roles else pd.DataFrame(columns=list(HANDOVERS.columns)),
-        "seeds": over_seeds,
-        "seed_emergence": seed_emergence(
-            pd.concat(common, ignore_index=True), over_seeds, groups, config.false_discovery_rate
-        ),
-        "scale": scale_table(faithfulness, parameters, config.seed, config.resamples),
-    }
+    tables["scale"] = scale_table(faithfulness, parameters, config.seed, config.resamples)
+    return tables
 
 
-def _reference(sequence: Sequence, config: ComparisonConfig) -> int:
+def _reference(trajectory: Trajectory, config: ComparisonConfig) -> int:
     if config.reference is None:
-        return sequence.last
-    if config.reference not in sequence.checkpoints:
-        steps = ", ".join(map(str, sequence.steps[-5:]))
+        return trajectory.steps[-1]
+    if config.reference not in trajectory.checkpoints:
+        steps = ", ".join(map(str, trajectory.steps[-5:]))
         raise UserError(
-            f"reference: {sequence.model} {sequence.task} has no results of step {config.reference}; name another step "
-            f"(..., {steps}) or leave it out for the last one"
+            f"reference: {trajectory.model} {trajectory.task} has no results of step {config.reference}; name another "
+            f"step (..., {steps}) or leave it out for the last one"
         )
     return config.reference
 
 
-def _comparable(config: ComparisonConfig, sequences: Mapping[Unit, Sequence]) -> list[tuple[Sequence, Sequence]]:
+def _comparable(
+    config: ComparisonConfig, trajectories: Mapping[ModelTask, Trajectory]
+) -> list[tuple[Trajectory, Trajectory]]:
+    """Pairs of models of one shape, with their task."""
     if config.between == "none":
         return []
     pairs = [
-        (one, other)
-        for one, other in combinations(sequences.values(), 2)
-        if one.task == other.task and one.graph == other.graph
+        (first, second)
+        for first, second in combinations(trajectories.values(), 2)
+        if first.task == second.task and first.graph == second.graph
     ]
-    for one, other in pairs:
-        if one.rule.grows() != other.rule.grows():
+    for first, second in pairs:
+        if first.rule.grows() != second.rule.grows():
             raise UserError(
-                f"between: the {one.task} circuits of {one.model} ({one.rule}) and {other.model} ({other.rule}) were "
-                "grown by different rules; measure one of them again, name models of one rule (model=...), or pass "
-                "between=none"
+                f"between: the {first.task} circuits of {first.model} ({first.rule}) and {second.model} "
+                f"({second.rule}) were grown by different rules; measure one of them again, name models of one rule "
+                "(model=...), or pass between=none"
             )
     return pairs
 
 
-def _groups(config: ComparisonConfig, sequences: Mapping[Unit, Sequence]) -> Mapping[str, list[str]]:
-    shapes = {model: sequence.graph for (model, _), sequence in sequences.items()}
+def _groups(config: ComparisonConfig, trajectories: Mapping[ModelTask, Trajectory]) -> Mapping[str, list[str]]:
+    shapes = {model: trajectory.graph for (model, _), trajectory in trajectories.items()}
     if config.seeds is None:
-        return seed_groups(shapes, lambda one, other: shapes[one] == shapes[other])
+        return seed_groups(shapes, lambda first, second: shapes[first] == shapes[second])
     for group, members in config.seeds.items():
         for model in members:
             if model not in shapes:
@@ -198,12 +201,10 @@ def _groups(config: ComparisonConfig, sequences: Mapping[Unit, Sequence]) -> Map
     return config.seeds
 
 
-def _say(similarity: pd.DataFrame, folder: ComparisonFolder) -> None:
-    """How many changes between checkpoints are more than noise, for every model and task."""
+def _log_changes(similarity: pd.DataFrame) -> None:
+    """Log how many changes between checkpoints are more than noise, for every model and task."""
     wanted = (similarity["against"] == "previous") & (similarity["measure"] == "edge_jaccard")
     for (model, task), rows in similarity[wanted].groupby(["model", "task"], sort=False):
-        counts = [
-            f"{int(part['changed'].sum())} of {len(part)} at fixed {at}" for at, part in rows.groupby("at", sort=True)
-        ]
+        by_size = rows.groupby("at", sort=True)
+        counts = [f"{int(at_size['changed'].sum())} of {len(at_size)} at fixed {at}" for at, at_size in by_size]
         log.info("%s %s: edges change by more than the prompts explain in %s", model, task, ", ".join(counts))
-    log.info("wrote %s: %s", folder.path, ", ".join(f"{name}.csv" for name in COMPARISONS))

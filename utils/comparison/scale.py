@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .statistics import TAILS
+
 if TYPE_CHECKING:
     from jaxtyping import Float  # Figures use this module, and do without it.
 
@@ -34,7 +36,6 @@ class Correlation:
         low, high: 95% interval from resampled models; nan with fewer than five.
         p_value: two-sided.
         exact: whether all permutations were counted.
-        n: how many models.
     """
 
     statistic: str
@@ -71,9 +72,7 @@ def scale_table(
 
     Args:
         faithfulness: `model, task, step, selected, n_edges, n_nodes`; models without a parameter count are left out.
-        parameters: of every model.
         seed: of resamples and random permutations.
-        resamples: for the intervals.
 
     Returns:
         `task, count, n_models, statistic, value, low, high, p_value, exact`.
@@ -81,11 +80,13 @@ def scale_table(
     rows = []
     for count in COUNTS:
         sizes = mean_sizes(faithfulness[faithfulness["model"].isin(list(parameters))], count)
-        for task, part in sizes.groupby("task", sort=True):
-            x = part["model"].map(parameters).to_numpy(dtype=float)
-            for found in correlations(x, part["size"].to_numpy(dtype=float), seed, resamples):
-                row = {"task": task, "count": count, "n_models": found.n, "statistic": found.statistic}
-                rows.append(row | {name: getattr(found, name) for name in ("value", "low", "high", "p_value", "exact")})
+        for task, of_task in sizes.groupby("task", sort=True):
+            x = of_task["model"].map(parameters).to_numpy(dtype=float)
+            for correlation in correlations(x, of_task["size"].to_numpy(dtype=float), seed, resamples):
+                row = {"task": task, "count": count, "n_models": correlation.n, "statistic": correlation.statistic}
+                rows.append(
+                    row | {name: getattr(correlation, name) for name in ("value", "low", "high", "p_value", "exact")}
+                )
     columns = ["task", "count", "n_models", "statistic", "value", "low", "high", "p_value", "exact"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -101,6 +102,7 @@ def _correlate(name: str, x: np.ndarray, y: np.ndarray, seed: int, resamples: in
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((a * b).sum(axis) / np.sqrt((a * a).sum(axis) * (b * b).sum(axis)))
 
+    # With as many resamples as there are permutations, scipy goes through each of them once.
     test = stats.permutation_test(
         (y,),
         lambda b, axis=-1: r(np.broadcast_to(x, b.shape), b, axis),
@@ -111,9 +113,10 @@ def _correlate(name: str, x: np.ndarray, y: np.ndarray, seed: int, resamples: in
     )
     low = high = np.nan
     if n >= FEWEST_FOR_INTERVAL:
+        # Models are resampled; a resample without variation has no correlation, and does not count.
         drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
         a, b = x[drawn], y[drawn]
         if name == "spearman":
             a, b = stats.rankdata(a, axis=1), stats.rankdata(b, axis=1)
-        low, high = np.nanquantile(r(a, b), [0.025, 0.975])
+        low, high = np.nanquantile(r(a, b), TAILS)
     return Correlation(name, float(r(x, y)), float(low), float(high), float(test.pvalue), exact, n)

@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import diptest
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ..results.comparison import SEED_EMERGENCE, SEEDS
-from .curves import Curve
+from .statistics import adjusted_p_values
 
-# Models that differ in their seed alone, by their names.
+if TYPE_CHECKING:
+    from .curves import Curve  # Figures use this module, and do without torch.
+
+FEWEST = 5
+"""Models without which nothing is called abrupt."""
+ABRUPT, NOT_SHOWN = "abrupt", "not shown to be abrupt"
 
 _SEED = re.compile(r"[-_](?:weight-|data-)?seed[-_]?\d+")
 
@@ -30,11 +35,6 @@ _SEED = re.compile(r"[-_](?:weight-|data-)?seed[-_]?\d+")
 def without_seed(model: str) -> str:
     """The name that seeds share: `pythia-14m-seed3`, `pythia-14m-weight-seed3` and `pythia-14m` give `pythia-14m`."""
     return _SEED.sub("", model)
-
-
-FEWEST = 5
-"""Models without which nothing is called abrupt."""
-ABRUPT, NOT_SHOWN = "abrupt", "not shown to be abrupt"
 
 
 def seed_groups(models: Iterable[str], same_shape: Callable[[str, str], bool]) -> dict[str, list[str]]:
@@ -52,7 +52,6 @@ def seeds_table(curves: Mapping[str, Sequence[Curve]], groups: Mapping[str, Sequ
 
     Args:
         curves: of every model; those of one name are put together.
-        groups: models of each group.
     """
     rows: list[dict[str, object]] = []
     for group, models in groups.items():
@@ -64,18 +63,14 @@ def seeds_table(curves: Mapping[str, Sequence[Curve]], groups: Mapping[str, Sequ
         ]
         table = pd.DataFrame(points, columns=["curve", "step", "tokens", "value"]).dropna(subset="value")
         for name, of_curve in table.groupby("curve", sort=False):
-            found = [
+            summaries = [
                 {"group": group, "curve": name, "step": step, "tokens": at["tokens"].iloc[0]}
                 | _summary(at["value"].to_numpy(dtype=float))
                 for step, at in of_curve.groupby("step", sort=True)
                 if len(at) > 1
             ]
-            p_values = np.array([row["dip_p"] for row in found], dtype=float)
-            tested = np.isfinite(p_values)
-            corrected = np.full(len(found), np.nan)
-            if tested.any():
-                corrected[tested] = stats.false_discovery_control(p_values[tested])
-            rows += [row | {"dip_q": float(q)} for row, q in zip(found, corrected, strict=True)]
+            adjusted = adjusted_p_values(np.array([row["dip_p"] for row in summaries], dtype=float))
+            rows += [row | {"dip_q": float(q)} for row, q in zip(summaries, adjusted, strict=True)]
     return pd.DataFrame(rows, columns=list(SEEDS.columns))
 
 
@@ -87,32 +82,32 @@ def seed_emergence(
     Args:
         emergence: `model, curve, step`; an empty step means never. A curve is abrupt if its models fall into groups
             at a checkpoint by which it has emerged in some of them and not in others.
-        seeds: what `seeds_table` returned.
-        groups: models of each group.
     """
     rows = []
     for group, models in groups.items():
         of_group = emergence[emergence["model"].isin(models)]
-        for name, part in of_group.groupby("curve", sort=False):
-            if len(part) < 2:
+        for name, of_curve in of_group.groupby("curve", sort=False):
+            if len(of_curve) < 2:
                 continue
-            steps = part["step"].to_numpy(dtype=float, na_value=np.nan)
-            there = steps[~np.isnan(steps)]
+            steps = of_curve["step"].to_numpy(dtype=float, na_value=np.nan)
+            emerged_at = steps[~np.isnan(steps)]
+            # The lower median. Never is later than every step.
             middle = float(np.sort(np.nan_to_num(steps, nan=np.inf))[(len(steps) - 1) // 2])
             dips = seeds[(seeds["group"] == group) & (seeds["curve"] == name)]
+            # At each step, in how many models the curve has emerged. Groups count between the first model and the last.
             emerged = (steps[None, :] <= dips["step"].to_numpy(dtype=float)[:, None]).sum(axis=1)
-            between = (emerged > 0) & (emerged < len(part))
-            enough = len(part) >= FEWEST
+            between = (emerged > 0) & (emerged < len(of_curve))
+            enough = len(of_curve) >= FEWEST
             abrupt = bool((between & (dips["dip_q"].to_numpy(dtype=float) <= rate)).any())
             rows.append(
                 {
                     "group": group,
                     "curve": name,
-                    "n_seeds": len(part),
-                    "n_emerged": len(there),
+                    "n_seeds": len(of_curve),
+                    "n_emerged": len(emerged_at),
                     "median_step": middle if np.isfinite(middle) else np.nan,
-                    "earliest_step": there.min() if len(there) else np.nan,
-                    "latest_step": there.max() if len(there) else np.nan,
+                    "earliest_step": emerged_at.min() if len(emerged_at) else np.nan,
+                    "latest_step": emerged_at.max() if len(emerged_at) else np.nan,
                     "shape": (ABRUPT if abrupt else NOT_SHOWN) if enough else None,
                 }
             )

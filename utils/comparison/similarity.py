@@ -41,7 +41,6 @@ class Edges:
     """Candidate edges of a graph.
 
     Attributes:
-        graph: the graph.
         flat: flat index forward * n_backward + backward of each, ascending.
     """
 
@@ -68,11 +67,11 @@ class Edges:
         """Which nodes (`logits` last) are attention heads."""
         return torch.tensor([name.startswith("a") for name in [*self.graph.forward_nodes, "logits"]])
 
-    def nodes(self, held: Bool[Tensor, "circuit edge"]) -> Bool[Tensor, "circuit node"]:
+    def nodes(self, masks: Bool[Tensor, "circuit edge"]) -> Bool[Tensor, "circuit node"]:
         """Which nodes have an edge in each circuit, `logits` last."""
-        counts = torch.zeros(len(held), self.graph.n_forward + 1, dtype=torch.int32)
+        counts = torch.zeros(len(masks), self.graph.n_forward + 1, dtype=torch.int32)
         for ends in (self.sources, self.targets):
-            counts.index_add_(1, ends, held.int())
+            counts.index_add_(1, ends, masks.int())
         return counts > 0
 
     def names(self) -> list[tuple[str, str]]:
@@ -87,40 +86,28 @@ class Circuits:
     """Circuits over the same candidate edges.
 
     Attributes:
-        edges: the candidates.
-        held: which of them each circuit holds.
+        masks: which of them each circuit holds.
         scores: what the circuits were grown from.
     """
 
     edges: Edges
-    held: Bool[Tensor, "circuit edge"]
+    masks: Bool[Tensor, "circuit edge"]
     scores: Float[Tensor, "circuit edge"]
-
-
-def similarities(first: Circuits, second: Circuits) -> dict[str, Float[np.ndarray, " circuit"]]:
-    """All measures, for every circuit of the first with the one of the same row of the second.
-
-    Raises:
-        ValueError: if their candidate edges differ.
-    """
-    if not torch.equal(first.edges.flat, second.edges.flat):
-        raise ValueError("the circuits have other candidate edges")
-    return of_circuits(first, second) | {"rank_correlation": rank_correlation(first.scores, second.scores)}
 
 
 def of_circuits(first: Circuits, second: Circuits) -> dict[str, Float[np.ndarray, " circuit"]]:
     """The measures that depend on the circuits."""
     edges = first.edges
-    nodes = [edges.nodes(side.held) for side in (first, second)]
-    found = {
+    nodes = [edges.nodes(side.masks) for side in (first, second)]
+    measures = {
         "node_jaccard": jaccard(*nodes),
-        "head_jaccard": jaccard(*(part[:, edges.heads] for part in nodes)),
-        "edge_jaccard": jaccard(first.held, second.held),
-        "weighted_jaccard": weighted_jaccard(first.scores * first.held, second.scores * second.held),
-        "edges_added": (second.held & ~first.held).sum(1).double(),
-        "edges_removed": (first.held & ~second.held).sum(1).double(),
+        "head_jaccard": jaccard(*(of_side[:, edges.heads] for of_side in nodes)),
+        "edge_jaccard": jaccard(first.masks, second.masks),
+        "weighted_jaccard": weighted_jaccard(first.scores * first.masks, second.scores * second.masks),
+        "edges_added": (second.masks & ~first.masks).sum(1).double(),
+        "edges_removed": (first.masks & ~second.masks).sum(1).double(),
     }
-    return {name: values.numpy() for name, values in found.items()}
+    return {name: values.numpy() for name, values in measures.items()}
 
 
 def jaccard(first: Bool[Tensor, "row item"], second: Bool[Tensor, "row item"]) -> Float[Tensor, " row"]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from ..results.comparison import CHANGE_POINTS, CURVES, EMERGENCE, LIFETIMES, OR
 from .changes import AT, grown
 from .curves import Curve, change_points
 from .emergence import Emergence, find_emergence, order_shares
-from .inputs import Sequence
+from .inputs import Trajectory
 from .keys import ComparisonConfig
 from .lifetimes import lifetimes, turnover
 from .similarity import Edges
@@ -22,7 +21,7 @@ _NOT_CURVED = "n_edges"
 """A size falls as often as it rises, so it has change points instead of an emergence."""
 
 
-def curves_table(curves: Items[Curve]) -> pd.DataFrame:
+def curves_table(curves: Sequence[Curve]) -> pd.DataFrame:
     """Curves with their intervals, one row a checkpoint."""
     frames = []
     for curve in curves:
@@ -30,13 +29,13 @@ def curves_table(curves: Items[Curve]) -> pd.DataFrame:
         frame = pd.DataFrame(
             {"step": curve.steps, "tokens": curve.tokens, "value": curve.values, "low": low, "high": high}
         )
-        frames.append(frame.assign(**_stamp(curve), uncertainty=curve.uncertainty))
+        frames.append(frame.assign(**curve.stamp(), uncertainty=curve.uncertainty))
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(CURVES.columns))
     return table.reindex(columns=list(CURVES.columns)).astype({"layer": "Int64", "head": "Int64"})
 
 
 def emergence_table(
-    curves: Items[Curve], config: ComparisonConfig
+    curves: Sequence[Curve], config: ComparisonConfig
 ) -> tuple[pd.DataFrame, dict[str, tuple[Curve, Emergence]]]:
     """When each curve of one model emerges; and the leading curves that do, by name, for the order of emergence."""
     keys = config.emergence
@@ -48,32 +47,33 @@ def emergence_table(
     for curve in curves:
         if curve.score == _NOT_CURVED:
             continue
-        resampled = curve.resampled
-        found = find_emergence(
-            curve.values, resampled, keys.fraction, keys.sustained, curve.baseline, resamples=config.resamples
+        emergence = find_emergence(
+            curve.values, curve.resampled, keys.fraction, keys.sustained, curve.baseline, resamples=config.resamples
         )
-        row: dict[str, object] = _stamp(curve) | {"maximum": found.maximum, "uncertainty": curve.uncertainty}
-        if curve.kind == "head" and found.maximum < keys.weakest * strongest[curve.score]:
+        # What is known of a curve goes into its row; the first reason why it has no step ends it.
+        row: dict[str, object] = curve.stamp() | {"maximum": emergence.maximum, "uncertainty": curve.uncertainty}
+        if curve.kind == "head" and emergence.maximum < keys.weakest * strongest[curve.score]:
             rows.append(row | {"reason": f"weaker than {keys.weakest:g} of the score's strongest head"})
             continue
-        row["level"] = found.level
-        row["share_emerged"] = found.share
-        if found.maximum <= curve.baseline:
+        row["level"] = emergence.level
+        row["share_emerged"] = emergence.share
+        if emergence.maximum <= curve.baseline:
             rows.append(row | {"reason": "never above what guessing gives" if curve.baseline else "never above 0"})
             continue
-        if found.place == found.n:
+        if emergence.index == emergence.n:
             rows.append(row | {"reason": f"crosses its level at fewer than {keys.sustained} checkpoints in a row"})
             continue
-        low, high = found.interval
-        place = found.place
-        row |= {"step": curve.steps[place], "tokens": curve.tokens[place]}
-        if place > 0:
-            row |= {"after_step": curve.steps[place - 1], "after_tokens": curve.tokens[place - 1]}
+        low, high = emergence.interval
+        index = emergence.index
+        row |= {"step": curve.steps[index], "tokens": curve.tokens[index]}
+        if index > 0:
+            row |= {"after_step": curve.steps[index - 1], "after_tokens": curve.tokens[index - 1]}
+        # The interval is open where it reaches past the first or the last checkpoint.
         row |= {"low_step": curve.steps[low]} if low >= 0 else {}
-        row |= {"high_step": curve.steps[high]} if high < found.n else {}
+        row |= {"high_step": curve.steps[high]} if high < emergence.n else {}
         rows.append(row)
         if curve.leading:
-            leading[curve.name] = (curve, found)
+            leading[curve.name] = (curve, emergence)
     table = pd.DataFrame(rows, columns=list(EMERGENCE.columns))
     whole = ("layer", "head", "after_step", "step", "after_tokens", "tokens", "low_step", "high_step")
     return table.astype(dict.fromkeys(whole, "Int64")), leading
@@ -86,69 +86,65 @@ def order_table(model: str, leading: dict[str, tuple[Curve, Emergence]], resampl
     curves of circuits, which are all taken from the same draws of folds.
     """
     rows = []
-    for (first, (a, found_a)), (second, (b, found_b)) in combinations(leading.items(), 2):
+    for (first, (a, of_a)), (second, (b, of_b)) in combinations(leading.items(), 2):
         if not np.array_equal(a.steps, b.steps):
             continue
-        sides = [np.resize(found.resampled, resamples) for found in (found_a, found_b)]
+        sides = [np.resize(emergence.resampled, resamples) for emergence in (of_a, of_b)]
         shares = order_shares(sides[0], sides[1], len(a.steps))
         names = ("share_before", "share_same", "share_after")
         rows.append({"model": model, "first": first, "second": second} | dict(zip(names, shares, strict=True)))
     return pd.DataFrame(rows, columns=list(ORDER.columns))
 
 
-def change_points_table(similarity: pd.DataFrame, curves: Items[Curve]) -> pd.DataFrame:
-    """Change points of the size of circuits and of their similarity with the previous checkpoint.
-
-    Args:
-        similarity: rows of `similarity`.
-        curves: curves of circuits.
-    """
+def change_points_table(similarity: pd.DataFrame, curves: Sequence[Curve]) -> pd.DataFrame:
+    """Change points of the size of circuits and of their similarity with the previous checkpoint."""
     series: list[tuple[str, str, str, np.ndarray, np.ndarray]] = []
     for curve in curves:
         if curve.score == "n_edges" and curve.task is not None:
-            there = ~np.isnan(curve.values)
-            series.append((curve.model, curve.task, "n_edges", curve.steps[there], curve.values[there]))
+            known = ~np.isnan(curve.values)
+            series.append((curve.model, curve.task, "n_edges", curve.steps[known], curve.values[known]))
     wanted = (similarity["against"] == "previous") & (similarity["at"] == "size")
     wanted &= similarity["measure"] == "edge_jaccard"
-    for (model, task), rows in similarity[wanted].groupby(["model", "task"], sort=False):
-        rows = rows.dropna(subset="value").sort_values("step")
-        values = rows["value"].to_numpy(dtype=float)
-        series.append((str(model), str(task), "similarity", rows["step"].to_numpy(), values))
-    found = []
+    for (model, task), group in similarity[wanted].groupby(["model", "task"], sort=False):
+        known_rows = group.dropna(subset="value").sort_values("step")
+        values = known_rows["value"].to_numpy(dtype=float)
+        series.append((str(model), str(task), "similarity", known_rows["step"].to_numpy(), values))
+    rows = []
     for model, task, quantity, steps, values in series:
         logarithmic = quantity == "n_edges"
-        places = change_points(np.log(values) if logarithmic else values)
-        bounds = [0, *places, len(values)]
-        for i, place in enumerate(places, 1):
-            stretches = values[bounds[i - 1] : place], values[place : bounds[i + 1]]
-            means = [float(np.exp(np.log(part).mean()) if logarithmic else part.mean()) for part in stretches]
+        # Sizes change by factors: their levels are means of logarithms.
+        points = change_points(np.log(values) if logarithmic else values)
+        bounds = [0, *points, len(values)]
+        for i, start in enumerate(points, 1):
+            stretches = values[bounds[i - 1] : start], values[start : bounds[i + 1]]
+            means = [float(np.exp(np.log(stretch).mean()) if logarithmic else stretch.mean()) for stretch in stretches]
             row: dict[str, object] = {"model": model, "task": task, "quantity": quantity}
-            row |= {"after_step": steps[place - 1], "step": steps[place], "before": means[0], "after": means[1]}
-            found.append(row)
-    return pd.DataFrame(found, columns=list(CHANGE_POINTS.columns))
+            row |= {"after_step": steps[start - 1], "step": steps[start], "before": means[0], "after": means[1]}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=list(CHANGE_POINTS.columns))
 
 
-def edges_tables(sequence: Sequence, size: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def edges_tables(trajectory: Trajectory, size: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`turnover` and `lifetimes` of one model and task, at either size.
 
     At fixed faithfulness a checkpoint without a circuit has no edges.
     """
-    edges = Edges.all_of(sequence.graph)
+    edges = Edges.all_of(trajectory.graph)
     names = edges.names()
-    checkpoints = list(sequence.checkpoints.values())
-    of_unit = {"model": sequence.model, "task": sequence.task}
+    checkpoints = list(trajectory.checkpoints.values())
+    of_unit = {"model": trajectory.model, "task": trajectory.task}
     turned, lived = [], []
     for at in AT:
         masks = [
-            (checkpoint.circuit.in_circuit if at == "faithfulness" else grown(checkpoint, sequence.rule, size))
+            (checkpoint.circuit.in_circuit if at == "faithfulness" else grown(checkpoint, size))
             for checkpoint in checkpoints
         ]
         present = np.stack([mask.flatten()[edges.flat].numpy() for mask in masks])
         if not present.any():
             continue
-        stamp = {"step": sequence.steps, "tokens": [checkpoint.tokens for checkpoint in checkpoints]}
+        stamp = {"step": trajectory.steps, "tokens": [checkpoint.tokens for checkpoint in checkpoints]}
         turned.append(turnover(present).assign(**of_unit, at=at, **stamp))
-        table = lifetimes(present, sequence.steps)
+        table = lifetimes(present, trajectory.steps)
         ends = {
             "source": [names[edge][0] for edge in table["edge"]],
             "target": [names[edge][1] for edge in table["edge"]],
@@ -157,15 +153,3 @@ def edges_tables(sequence: Sequence, size: int) -> tuple[pd.DataFrame, pd.DataFr
     columns = list(TURNOVER.columns), list(LIFETIMES.columns)
     frames = [pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for parts in (turned, lived)]
     return frames[0].reindex(columns=columns[0]), frames[1].reindex(columns=columns[1])
-
-
-def _stamp(curve: Curve) -> dict[str, Any]:
-    return {
-        "model": curve.model,
-        "curve": curve.name,
-        "kind": curve.kind,
-        "score": curve.score,
-        "task": curve.task,
-        "layer": curve.layer,
-        "head": curve.head,
-    }

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import pandas as pd
 import torch
@@ -43,13 +42,7 @@ HeadSamples = Float[Tensor, "layer head sample"]
 
 @dataclass(frozen=True)
 class ComponentsInputs:
-    """What the scores are measured on.
-
-    Attributes:
-        blocks: random blocks of tokens, each repeated once.
-        prompts: IOI prompts.
-        definition: which definition of the scores.
-    """
+    """What the scores are measured on: random blocks of tokens, each repeated once, and IOI prompts."""
 
     blocks: Int[Tensor, "sequence position"]
     prompts: Prompts
@@ -68,8 +61,8 @@ def prepare(config: ComponentsConfig, tokenizer: PreTrainedTokenizerBase, shape:
             f"{shape.n_positions}; use seq_len={shape.n_positions // 2} or less"
         )
     tokens = ordinary_tokens(tokenizer, shape.d_vocab)
-    draw = repeated_blocks if config.head_scores == "standard" else study_blocks
-    blocks = draw(tokens, config.n_sequences, config.seq_len, config.seed)
+    draw_blocks = repeated_blocks if config.head_scores == "standard" else study_blocks
+    blocks = draw_blocks(tokens, config.n_sequences, config.seq_len, config.seed)
     prompts = build_prompts("ioi", tokenizer, config.n_prompts, config.seed)
     prompts.require_fit("ioi", shape.n_positions)
     return ComponentsInputs(blocks, prompts, config.head_scores)
@@ -79,24 +72,19 @@ def measure(
     checkpoint: LoadedCheckpoint, config: ComponentsConfig, inputs: ComponentsInputs, task: Task | None
 ) -> dict[str, Result]:
     """The five scores of every head and their standard errors, as rows."""
-    samples = component_samples(checkpoint.weights, inputs, config.batch_size)
-    rows: list[dict[str, Any]] = []
+    weights = checkpoint.weights
+    samples = component_samples(weights, inputs, config.batch_size)
+    heads = pd.DataFrame(product(range(weights.n_layers), range(weights.n_heads)), columns=["layer", "head"])
+    tables = []
     for name, means in mean_scores(samples).items():
-        values, errors = means.tolist(), standard_errors(samples[name]).tolist()
-        rows += [
-            {"score": name, "layer": layer, "head": head, "value": values[layer][head], "se": errors[layer][head]}
-            for layer, head in product(range(len(values)), range(len(values[0])))
-        ]
-    return {"components": Result(pd.DataFrame(rows))}
-
-
-def component_scores(weights: ModelWeights, inputs: ComponentsInputs, batch_size: int) -> dict[str, HeadScores]:
-    """The three attention scores and the two copy scores of every head."""
-    return mean_scores(component_samples(weights, inputs, batch_size))
+        table = heads.assign(value=means.flatten().tolist(), se=standard_errors(samples[name]).flatten().tolist())
+        table.insert(0, "score", name)
+        tables.append(table)
+    return {"components": Result(pd.concat(tables, ignore_index=True))}
 
 
 def component_samples(weights: ModelWeights, inputs: ComponentsInputs, batch_size: int) -> dict[str, HeadSamples]:
-    """The same of every random block (attention scores) and of every prompt (copy scores)."""
+    """The scores of every random block (attention scores) and of every prompt (copy scores)."""
     prompts = inputs.prompts
     positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
     samples = attention_samples(weights, inputs.blocks, batch_size, inputs.definition)
@@ -107,8 +95,8 @@ def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> Int[Ten
     """The ids in the tokenizer's vocabulary that the model embeds, in order and without special tokens."""
     special = set(tokenizer.all_special_ids)
     special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    known = sorted(set(tokenizer.get_vocab().values()) - special)
-    return torch.tensor([token for token in known if token < d_vocab])
+    ordinary = sorted(set(tokenizer.get_vocab().values()) - special)
+    return torch.tensor([token for token in ordinary if token < d_vocab])
 
 
 def repeated_blocks(
@@ -122,10 +110,6 @@ def repeated_blocks(
         tokens: the tokens to draw from.
         n_sequences: how many blocks. The first k of n are the k blocks of the same seed.
         period: block length in tokens.
-        seed: of the draw.
-
-    Returns:
-        Token ids, 2 * period in a row.
 
     Raises:
         UserError: if there are fewer than `period` tokens.
@@ -159,30 +143,6 @@ def study_blocks(
     return torch.cat((blocks, blocks), dim=1)
 
 
-def attention_scores(
-    weights: ModelWeights,
-    tokens: Int[Tensor, "sequence position"],
-    batch_size: int,
-    definition: Definition = "standard",
-) -> dict[str, HeadScores]:
-    """Mean attention along three diagonals of the attention pattern (Olsson et al. 2022).
-
-    Args:
-        weights: the model.
-        tokens: blocks repeated once (see `repeated_blocks`), 2 * period tokens each.
-        batch_size: sequences that run at once. Only one layer's attention of one batch is held at a time.
-        definition: whether the induction score counts queries of the second block (`standard`) or all (`study`).
-
-    Returns:
-        Attention probabilities in [0, 1], averaged over sequences and queries:
-        `induction`: from every token of the second block to the token after its first occurrence (period - 1 back);
-        under `study` also from the last token of the first block to the first token, which is as far back;
-        `duplicate_token`: from every token of the second block to its first occurrence (period back);
-        `previous_token`: from every token but the first to the one before it.
-    """
-    return mean_scores(attention_samples(weights, tokens, batch_size, definition))
-
-
 @torch.inference_mode()
 def attention_samples(
     weights: ModelWeights,
@@ -190,19 +150,36 @@ def attention_samples(
     batch_size: int,
     definition: Definition = "standard",
 ) -> dict[str, HeadSamples]:
-    """The scores of `attention_scores` for each sequence by itself; arguments are the same."""
+    """Mean attention of each sequence along three diagonals of the attention pattern (Olsson et al. 2022).
+
+    Args:
+        tokens: blocks repeated once (see `repeated_blocks`), 2 * period tokens each.
+        batch_size: sequences that run at once. Only one layer's attention of one batch is held at a time.
+        definition: whether the induction score counts queries of the second block (`standard`) or all (`study`).
+
+    Returns:
+        Attention probabilities in [0, 1], averaged over queries:
+        `induction`: from every token of the second block to the token after its first occurrence (period - 1 back);
+        under `study` also from the last token of the first block to the first token, which is as far back;
+        `duplicate_token`: from every token of the second block to its first occurrence (period back);
+        `previous_token`: from every token but the first to the one before it.
+    """
     n_sequences, width = tokens.shape
     period = width // 2
     # Score -> (how many positions back, the first query that counts).
     first_induction = period if definition == "standard" else period - 1
-    places = {"induction": (period - 1, first_induction), "previous_token": (1, 1), "duplicate_token": (period, period)}
+    diagonals = {
+        "induction": (period - 1, first_induction),
+        "previous_token": (1, 1),
+        "duplicate_token": (period, period),
+    }
     shape = weights.n_layers, weights.n_heads, n_sequences
-    samples = {name: torch.zeros(shape, dtype=torch.float64) for name in places}
+    samples = {name: torch.zeros(shape, dtype=torch.float64) for name in diagonals}
 
     for batch in torch.arange(n_sequences).split(batch_size):
 
         def reduce(layer: LayerActivations, batch: Tensor = batch) -> None:
-            for name, (back, first) in places.items():
+            for name, (back, first) in diagonals.items():
                 attention = layer.pattern.diagonal(-back, dim1=-2, dim2=-1)[..., first - back :]
                 samples[name][layer.layer][:, batch] = attention.float().mean(dim=2).T.double().cpu()
 

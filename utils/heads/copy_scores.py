@@ -32,31 +32,6 @@ _CANDIDATES = 512
 _LOGITS_AT_ONCE = 2**25
 
 
-def copy_scores(
-    weights: ModelWeights,
-    tokens: Int[Tensor, "prompt position"],
-    lengths: Int[Tensor, " prompt"],
-    positions: Int[Tensor, "prompt name"],
-    batch_size: int,
-    definition: Definition = "standard",
-) -> dict[str, Float[Tensor, "layer head"]]:
-    """How often each head's OV circuit raises, or lowers, the very token it reads (Wang et al. 2022, section 3.1).
-
-    Args:
-        weights: the model.
-        tokens: token ids, padded on the right.
-        lengths: tokens in each prompt.
-        positions: where the tokens to copy are (in IOI prompts: IO, S1 and S2).
-        batch_size: prompts that run through layer 0 at once.
-        definition: whether the norms divide by their scale (`standard`) or not (`study`).
-
-    Returns:
-        `copy`, `negative_copy`: percentages in [0, 100] of the (prompt, name) positions. A token that ties with others
-        counts as below them, so a head that writes nothing scores 0.
-    """
-    return mean_scores(copy_samples(weights, tokens, lengths, positions, batch_size, definition))
-
-
 def mean_scores(
     samples: Mapping[str, Float[Tensor, "layer head sample"]],
 ) -> dict[str, Float[Tensor, "layer head"]]:
@@ -73,7 +48,18 @@ def copy_samples(
     batch_size: int,
     definition: Definition = "standard",
 ) -> dict[str, Float[Tensor, "layer head prompt"]]:
-    """The scores of `copy_scores` for each prompt by itself, in float64; arguments are the same."""
+    """How often each head's OV circuit raises, or lowers, the very token it reads (Wang et al. 2022, section 3.1).
+
+    Args:
+        tokens: token ids, padded on the right.
+        positions: where the tokens to copy are (in IOI prompts: IO, S1 and S2).
+        batch_size: prompts that run through layer 0 at once.
+        definition: whether the norms divide by their scale (`standard`) or not (`study`).
+
+    Returns:
+        `copy`, `negative_copy`: percentages of each prompt's positions, in [0, 100], float64. A token that ties with
+        others counts as below them, so a head that writes nothing scores 0.
+    """
     precise = torch.promote_types(weights.dtype, torch.float32)
     residual = _after_layer_0(weights, tokens, lengths, positions, batch_size).to(precise)
     own = tokens.gather(1, positions).flatten().to(weights.device)
@@ -104,19 +90,19 @@ def _after_layer_0(
 ) -> Float[Tensor, "prompt_x_name d_model"]:
     """The residual stream after layer 0 at the given positions."""
     bottom = weights.lowest(1)
-    parts = []
+    residuals = []
     for index in torch.arange(len(tokens)).split(batch_size):
         size = lengths[index].to(weights.device)
         layout = PackedTokens.whole(size)
         x = forward(bottom, layout, embed(weights, layout, layout.pack(tokens[index].to(weights.device))))
         starts = size.cumsum(0) - size
-        parts.append(x[(starts[:, None] + positions[index].to(weights.device)).flatten()])
-    return torch.cat(parts)
+        residuals.append(x[(starts[:, None] + positions[index].to(weights.device)).flatten()])
+    return torch.cat(residuals)
 
 
 def _written(layer: LayerWeights, read: Float[Tensor, "row d_model"]) -> Float[Tensor, "head row d_model"]:
     """What each head writes if it attends to one row alone, without the output bias (which belongs to no head)."""
-    W_V, b_V, W_O = (part.to(read.dtype) for part in (layer.W_V, layer.b_V, layer.W_O_scaled))
+    W_V, b_V, W_O = (weight.to(read.dtype) for weight in (layer.W_V, layer.b_V, layer.W_O_scaled))
     return layer.per_head(clamp(layer, read @ W_V.transpose(1, 2) + b_V[:, None])) @ W_O
 
 
@@ -127,7 +113,6 @@ class _Ranking:
     few heads and names in practice, is ranked against the whole vocabulary. The answer is exact.
 
     Args:
-        weights: the model.
         asked: the tokens that will be asked about. They join the candidates, since they are likely to have high logits.
         seen: what the final norm makes of what is written.
     """
@@ -154,10 +139,10 @@ class _Ranking:
         directions = self.seen(self.norm, written.reshape(-1, d_model)) * self.gain
         directions = torch.cat((directions, -directions))
         own = own.repeat(2 * n_heads)
-        left = _in_top_k(directions, own, *self.candidates)
-        for part in left.nonzero()[:, 0].split(max(_LOGITS_AT_ONCE // len(self.everything[0]), 1)):
-            left[part] = _in_top_k(directions[part], own[part], *self.everything)
-        return left.view(2, n_heads, n_rows)
+        undecided = _in_top_k(directions, own, *self.candidates)
+        for rows in undecided.nonzero()[:, 0].split(max(_LOGITS_AT_ONCE // len(self.everything[0]), 1)):
+            undecided[rows] = _in_top_k(directions[rows], own[rows], *self.everything)
+        return undecided.view(2, n_heads, n_rows)
 
 
 def _in_top_k(

@@ -85,10 +85,6 @@ def draw_sequences(
     """Distinct sequences of running text.
 
     Args:
-        corpus: the text.
-        tokenizer: of the model.
-        n: how many sequences.
-        seq_len: tokens in each.
         seed: of the order of documents and of the draw.
         prepend_bos: begin each with the tokenizer's start token, which counts towards `seq_len`.
 
@@ -122,11 +118,9 @@ def draw_beginnings(
     prepend_bos: StartToken = False,
     window: int | None = None,
 ) -> Int[Tensor, "n seq_len"]:
-    """The beginnings of the first long documents (the study's rule).
+    """The beginnings of the first long documents (the study's rule); the other arguments are those of `draw_sequences`.
 
     Args:
-        corpus, tokenizer, n, seq_len, prepend_bos: as for `draw_sequences`.
-        seed: of the order of documents.
         window: a document must have more tokens than this, including the start token. At least `seq_len`, which is also
             the default.
 

@@ -32,7 +32,6 @@ class CspaInputs:
     Attributes:
         scored: the sequences to score heads on.
         others: the sequences to average heads' outputs over; under `study` they include the scored ones.
-        function_tokens: tokens that the qk intervention never keeps.
     """
 
     scored: Int[Tensor, "sequence position"]

@@ -31,7 +31,7 @@ import math
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, Unembedding, embed, forward
@@ -41,7 +41,7 @@ from circuits_over_time.edge_attribution_patching.model.weights import ModelWeig
 from circuits_over_time.edge_attribution_patching.statistics import quotient_errors
 
 from ..base.errors import UserError
-from .cspa_sources import Ablation, first_places, kept_sources
+from .keys import Ablation
 from .streamed_kl import Divergences, HeadChange, Kept, kl_of_changes
 
 NO_EFFECT = "mean ablation changes the logits by no more than rounding"
@@ -79,12 +79,9 @@ def cspa_scores(
     """CSPA score of every head from `settings.start_layer` up.
 
     Args:
-        weights: the model.
         tokens: sequences of equal length.
         means: `mean_outputs` of other text, of at least as many positions, from the same `start_layer` up.
         function_tokens: tokens that the qk intervention never keeps.
-        settings: what is kept.
-        batch_size: sequences that go through the model at once.
 
     Returns:
         One row a head: `layer, head, score`; `score_se`, its standard error from sequences; `kl_cspa, kl_ablated`,
@@ -98,18 +95,18 @@ def cspa_scores(
         raise UserError("model: its logits are capped, which CSPA's direct effects cannot see; leave CSPA out")
     with torch.no_grad():
         tokens = tokens.to(weights.device)
-        run = _Run(weights, tokens, means[:, : tokens.shape[1]], function_tokens.to(weights.device), settings)
+        heads = _HeadChanges(weights, tokens, means[:, : tokens.shape[1]], function_tokens.to(weights.device), settings)
         for batch in torch.arange(len(tokens), device=tokens.device).split(batch_size):
-            run.add(batch)
-        divergences = run.divergences()
-    return run.table(divergences)
+            heads.add(batch)
+        divergences = heads.divergences()
+    return heads.table(divergences)
 
 
 def _layout(tokens: Int[Tensor, "sequence position"]) -> PackedTokens:
     return PackedTokens.whole(torch.full((len(tokens),), tokens.shape[1], device=tokens.device))
 
 
-class _Run:
+class _HeadChanges:
     """Heads' changes, gathered batch by batch while the layers run."""
 
     def __init__(
@@ -125,23 +122,24 @@ class _Run:
         self.n_heads = (weights.n_layers - settings.start_layer) * weights.n_heads
         self.final: list[Tensor] = []
         self.parts: list[list[HeadChange]] = [[] for _ in range(self.n_heads)]
-        self.share = torch.zeros(self.n_heads, 2, dtype=self.dtype, device=weights.device)
+        # Of each head, what ablation changes and what it could at most, as sums of squares.
+        self.change_and_size = torch.zeros(self.n_heads, 2, dtype=self.dtype, device=weights.device)
 
     def add(self, batch: Int[Tensor, " sequence"]) -> None:
         """Run some sequences."""
         tokens = self.tokens[batch]
         layout = _layout(tokens)
-        found: list[tuple[Tensor, Tensor]] = []
+        measured: list[tuple[Tensor, Tensor]] = []
 
         def visit(layer: LayerActivations) -> None:
             if layer.layer >= self.settings.start_layer:
-                found.append(self._measure(layer, batch))
+                measured.append(self._measure(layer, batch))
 
         x = embed(self.weights, layout, tokens.flatten())
         final, scale = normalise(self.weights.final_norm, forward(self.weights, layout, x, visit=visit))
         scale = scale.to(self.dtype)
         self.final.append(final.to(self.dtype))
-        heads = [head for ablated, other in found for head in zip(ablated.unbind(), other.unbind(), strict=True)]
+        heads = [head for ablated, other in measured for head in zip(ablated.unbind(), other.unbind(), strict=True)]
         for parts, (ablated, other) in zip(self.parts, heads, strict=True):
             change = other * scale
             kept = self._sparse(change, batch) if "ov" in self.settings.interventions else change
@@ -154,41 +152,48 @@ class _Run:
 
         CSPA's are multiples of the unit unembeddings at each key of the sequence (ov), or changes of z (qk alone).
         """
-        tokens, place = self.tokens[batch], layer.layer - self.settings.start_layer
+        # What heads write (z) and the values that they mix, [head, sequence, position, d_head].
+        tokens, index = self.tokens[batch], layer.layer - self.settings.start_layer
         shape = (*tokens.shape, self.weights.n_heads, self.weights.d_head)
-        of_block = self.weights.layers[layer.layer]
-        v = of_block.per_head(layer.v.to(self.dtype).movedim(1, 0)).movedim(0, 1)
-        z, v = (part.to(self.dtype).reshape(shape).movedim(2, 0) for part in (layer.written, v))
+        block = self.weights.layers[layer.layer]
+        v = block.per_head(layer.v.to(self.dtype).movedim(1, 0)).movedim(0, 1)
+        z, v = (x.to(self.dtype).reshape(shape).movedim(2, 0) for x in (layer.written, v))
         pattern = layer.pattern.to(self.dtype).transpose(0, 1)
         # Behind a norm, what a source adds is divided by the scale at its destination.
         scale = layer.post_inverse_scale
         inverse: Tensor | float = 1.0 if scale is None else scale.to(self.dtype).view(1, *tokens.shape, 1)
-        mean = self.means[place].to(self.dtype).transpose(0, 1)[:, None]
-        ablated = mean - z
-        heads = slice(place * self.weights.n_heads, (place + 1) * self.weights.n_heads)
-        self.share[heads, 0] += ablated.square().sum(dim=(1, 2, 3))
-        self.share[heads, 1] += torch.maximum(z.square(), mean.square()).sum(dim=(1, 2, 3))
 
+        # Mean ablation, and whether it changes more than rounding could.
+        mean = self.means[index].to(self.dtype).transpose(0, 1)[:, None]
+        ablated = mean - z
+        heads = slice(index * self.weights.n_heads, (index + 1) * self.weights.n_heads)
+        self.change_and_size[heads, 0] += ablated.square().sum(dim=(1, 2, 3))
+        self.change_and_size[heads, 1] += torch.maximum(z.square(), mean.square()).sum(dim=(1, 2, 3))
+
+        # qk: the sources that the logit lens predicts at each destination. W_U u_s orders them without any norm.
         resid = layer.resid_pre.to(self.dtype).view(*tokens.shape, -1)
         predicted = resid @ self.directions[self.vector[batch]].transpose(1, 2)
         kept = kept_sources(predicted, tokens, self.function_tokens, self.settings)
         if "ov" not in self.settings.interventions:
-            share = pattern * kept
-            other = mean * (1 - share.sum(dim=-1, keepdim=True)) + (share @ v) * inverse - z
+            # mu + sum of A (o - mu) over kept sources, as a change of z.
+            kept_pattern = pattern * kept
+            other = mean * (1 - kept_pattern.sum(dim=-1, keepdim=True)) + (kept_pattern @ v) * inverse - z
             return ablated.flatten(1, 2), other.flatten(1, 2)
-        W_O = of_block.W_O_scaled.to(self.dtype)
-        # W_O u_s, so that o_s . u_s is a dot product of d_head numbers.
+
+        # ov: (o_s - mu_d) . u_s. With W_O u_s worked out first, it is a dot product of d_head numbers.
+        W_O = block.W_O_scaled.to(self.dtype)
         readers = torch.einsum("hed,bsd->hbse", W_O, self.units[self.vector[batch]])
         component = (v * readers).sum(dim=-1)[:, :, None] * inverse - mean @ readers.transpose(2, 3)
         if self.settings.negative_only:
             component = component.clamp(max=0)
         component = component * pattern * kept
-        # A token's places share one direction.
+        # A token's places share one direction: add up at the first.
         first = first_places(tokens)[None, :, None].expand_as(component)
         component = torch.zeros_like(component).scatter_add_(3, first, component)
         return ablated.flatten(1, 2), component.flatten(1, 2)
 
     def _sparse(self, change: Float[Tensor, "token key"], batch: Tensor) -> Kept:
+        """The multiples that are not 0; the unit vectors are those of the tokens at the keys."""
         row, key = change.nonzero(as_tuple=True)
         counts = torch.bincount(row, minlength=len(change))
         starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
@@ -197,56 +202,79 @@ class _Run:
 
     def divergences(self) -> Divergences:
         """KL divergences and losses of all heads."""
-        n_layers = self.weights.n_layers - self.settings.start_layer
+        layers, n_heads = self.weights.layers[self.settings.start_layer :], self.weights.n_heads
         joined = [_joined(parts) for parts in self.parts]
-        changes = [joined[i * self.weights.n_heads : (i + 1) * self.weights.n_heads] for i in range(n_layers)]
-        outputs = [layer.W_O_scaled.to(self.dtype) for layer in self.weights.layers[self.settings.start_layer :]]
+        changes = [joined[i * n_heads : (i + 1) * n_heads] for i in range(len(layers))]
+        outputs = [layer.W_O_scaled.to(self.dtype) for layer in layers]
         targets = self.tokens.roll(-1, dims=1)
         targets[:, -1] = -1
         final = torch.cat(self.final)
         return kl_of_changes(self.unembedding, final, targets.flatten(), outputs, changes, self.units)
 
-    def table(self, found: Divergences) -> pd.DataFrame:
+    def table(self, divergences: Divergences) -> pd.DataFrame:
         """One row a head."""
-        n_heads, positions = self.weights.n_heads, self.tokens.numel()
-        known = torch.ones_like(self.tokens, dtype=torch.bool)
-        known[:, -1] = False
-        kl = found.kl.mean(dim=2).clamp(min=0).tolist()
+        n_heads = self.weights.n_heads
+        has_next = torch.ones_like(self.tokens, dtype=torch.bool)
+        has_next[:, -1] = False
+        kl = divergences.kl.mean(dim=2).clamp(min=0).tolist()
         # Positions of a sequence are no independent draws; sequences are.
-        ablated, cspa = found.kl.unflatten(2, self.tokens.shape).mean(dim=3).unbind(dim=1)
+        ablated, cspa = divergences.kl.unflatten(2, self.tokens.shape).mean(dim=3).unbind(dim=1)
         errors = quotient_errors(cspa, ablated).tolist()
-        losses = found.loss[:, :, known.flatten()].mean(dim=2).tolist()
-        original = float(found.original_loss[known.flatten()].mean())
+        losses = divergences.loss[:, :, has_next.flatten()].mean(dim=2).tolist()
+        original = float(divergences.original_loss[has_next.flatten()].mean())
         # What rounding of the logits, and of a head's output before its mean is taken off, can pass for an effect.
-        floor = (torch.finfo(self.dtype).eps * found.largest_logit) ** 2
+        floor = (torch.finfo(self.dtype).eps * divergences.largest_logit) ** 2
         coarse = (4 * torch.finfo(self.weights.dtype).eps) ** 2
         rows = []
         for number, ((kl_ablated, kl_cspa), (loss_ablated, loss_cspa)) in enumerate(zip(kl, losses, strict=True)):
-            effect, size = self.share[number].tolist()
+            change, size = self.change_and_size[number].tolist()
             score, error, reason = None, None, ""
             if not (math.isfinite(kl_ablated) and math.isfinite(kl_cspa)):
                 reason = OVERFLOW
-            elif kl_ablated <= floor or effect <= coarse * size:
+            elif kl_ablated <= floor or change <= coarse * size:
                 reason = NO_EFFECT
             else:
                 score, error = 1 - kl_cspa / kl_ablated, errors[number]
-            rows.append(
-                {
-                    "layer": self.settings.start_layer + number // n_heads,
-                    "head": number % n_heads,
-                    "score": score,
-                    "score_se": error,
-                    "kl_cspa": kl_cspa,
-                    "kl_ablated": kl_ablated,
-                    "loss": original,
-                    "loss_cspa": loss_cspa,
-                    "loss_ablated": loss_ablated,
-                    "n_positions": positions,
-                    "reason": reason,
-                }
-            )
+            layer, head = divmod(number, n_heads)
+            row = {"layer": self.settings.start_layer + layer, "head": head, "score": score, "score_se": error}
+            row |= {"kl_cspa": kl_cspa, "kl_ablated": kl_ablated}
+            row |= {"loss": original, "loss_cspa": loss_cspa, "loss_ablated": loss_ablated}
+            rows.append(row | {"n_positions": self.tokens.numel(), "reason": reason})
         table = pd.DataFrame(rows)
         return table.astype({"score": float, "score_se": float}).replace([math.inf, -math.inf], math.nan)
+
+
+def kept_sources(
+    predicted: Float[Tensor, "sequence query key"],
+    tokens: Int[Tensor, "sequence position"],
+    function_tokens: Int[Tensor, " token"],
+    settings: Ablation,
+) -> Bool[Tensor, "sequence query key"]:
+    """Which sources each position keeps. If different tokens tie for the last of the K places, it keeps all of them.
+
+    Args:
+        predicted: at each query, the logit of each key's token.
+        function_tokens: tokens that qk never keeps.
+    """
+    seq_len = tokens.shape[1]
+    causal = torch.ones(seq_len, seq_len, dtype=torch.bool, device=tokens.device)
+    causal = causal.tril(diagonal=0 if settings.keep_self_attention else -1)
+    if "qk" not in settings.interventions:
+        return causal.expand_as(predicted)
+    possible = causal & ~torch.isin(tokens, function_tokens)[:, None]
+    first = first_places(tokens)
+    # A repeated token has one logit, taken at its first place, so that rounding cannot tell its places apart.
+    logits = predicted.gather(2, first[:, None].expand_as(predicted)).masked_fill(~possible, -math.inf)
+    is_first = first == torch.arange(seq_len, device=tokens.device)
+    ranked = logits.masked_fill(~is_first[:, None], -math.inf).sort(dim=2, descending=True).values
+    last_kept = torch.tensor(settings.n_kept(seq_len), device=tokens.device) - 1
+    threshold = ranked.gather(2, last_kept[None, :, None].expand(len(tokens), -1, 1))
+    return possible & (logits >= threshold)
+
+
+def first_places(tokens: Int[Tensor, "sequence position"]) -> Int[Tensor, "sequence position"]:
+    """The first position of each token's id in its sequence."""
+    return (tokens[:, :, None] == tokens[:, None, :]).int().argmax(dim=2)
 
 
 def _joined(parts: list[HeadChange]) -> HeadChange:

@@ -69,9 +69,9 @@ def spellings() -> Iterator[str]:
 
 def function_tokens(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " token"]:
     """The function words that are single tokens of a tokenizer, sorted, and its special tokens."""
-    found = set(tokenizer.all_special_ids)
+    tokens = set(tokenizer.all_special_ids)
     texts = sorted(set(spellings()))
     for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-            found.add(ids[0])
-    return torch.tensor(sorted(found), dtype=torch.long)
+            tokens.add(ids[0])
+    return torch.tensor(sorted(tokens), dtype=torch.long)

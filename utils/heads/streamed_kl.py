@@ -115,7 +115,6 @@ def kl_of_changes(
     """KL divergence and loss of every head's two changes.
 
     Args:
-        unembedding: of the model.
         final: final residual stream, normalised without gain and bias.
         targets: next token of each token, or -1.
         outputs: W_O of each layer.
@@ -134,13 +133,20 @@ def kl_of_changes(
     sums = final.new_zeros(len(heads), 2, n_tokens, dtype=final.dtype if device.type == "mps" else torch.float64)
     softmax = _Softmax(final)
     powers = _powers_of_two(unembedding, outputs, changes)
-    steps = [_Steps.of(head, power) for head, power in zip(heads, powers, strict=True)]
+    # The factor of changes in bits is taken once, not in every block.
+    in_bits = (
+        HeadChange(head.ablated * LOG2_E, head.other * LOG2_E) if power else head
+        for head, power in zip(heads, powers, strict=True)
+    )
+    steps = [_HeadSteps(*each) for each in zip(in_bits, powers, strict=True)]
     scratch = final.new_empty(2 * rows * columns)
     for start in bar(range(0, unembedding.d_vocab, columns), "the vocabulary"):
         tile = slice(start, min(start + columns, unembedding.d_vocab))
         directions = unembedding.rows(tile)
+        # p is relative to the largest logit so far. When a larger one comes, all earlier sums shrink.
         p, shrink = softmax.add(directions, unembedding.bias(tile))
         sums *= shrink
+        # What the shared vectors, and a unit of each of a head's d_head numbers, add to the tile's logits.
         of_vectors = vectors @ directions.T
         number = 0
         for output in outputs:
@@ -148,39 +154,37 @@ def kl_of_changes(
             for of_head in of_heads:
                 for first in range(0, n_tokens, rows):
                     last = min(first + rows, n_tokens)
-                    part = scratch[: 2 * (last - first) * p.shape[1]].view(2, last - first, -1)
-                    steps[number].add_sums(sums[number], first, last, of_head, of_vectors, p, part)
+                    # Every block works in the same memory, which stays in the cache.
+                    block_scratch = scratch[: 2 * (last - first) * p.shape[1]].view(2, last - first, -1)
+                    steps[number].add_sums(sums[number], first, last, of_head, of_vectors, p, block_scratch)
                 number += 1
     sums /= softmax.total[:, 0]
     return _finish(unembedding, softmax, targets, outputs, changes, vectors, sums)
 
 
 @dataclass(frozen=True)
-class _Steps:
-    """A head's work on a block. The changes are in bits where `power_of_two` (2 ** x is several times faster on CPUs
-    than torch.exp or torch.expm1, whose digits only a small change needs)."""
+class _HeadSteps:
+    """A head's work on a block.
+
+    With `power_of_two` the changes are in bits: 2 ** x is several times faster on CPUs than exp or expm1, whose digits
+    only a small change needs.
+    """
 
     change: HeadChange
     power_of_two: bool
 
-    @classmethod
-    def of(cls, change: HeadChange, power_of_two: bool) -> _Steps:
-        if power_of_two:
-            change = HeadChange(change.ablated * LOG2_E, change.other * LOG2_E)
-        return cls(change, power_of_two)
-
     def add_sums(
-        self, sums: Tensor, first: int, last: int, of_head: Tensor, of_vectors: Tensor, p: Tensor, part: Tensor
+        self, sums: Tensor, first: int, last: int, of_head: Tensor, of_vectors: Tensor, p: Tensor, scratch: Tensor
     ) -> None:
-        """Add the tile's part of sum_v p_v (exp(d_v) - 1) at tokens first to last - 1."""
+        """Add the tile's part of sum_v p_v (exp(d_v) - 1) at tokens first to last - 1; overwrites `scratch`."""
         tokens = slice(first, last)
-        ablated, other = part
+        ablated, other = scratch
         torch.mm(self.change.ablated[tokens], of_head, out=ablated)
         if isinstance(self.change.other, Kept):
             torch.add(ablated, self.change.other.sum_of(of_vectors, first, last), out=other)
         else:
             torch.mm(self.change.other[tokens], of_head, out=other)
-        excess = part.exp2_().sub_(1) if self.power_of_two else part.expm1_()
+        excess = scratch.exp2_().sub_(1) if self.power_of_two else scratch.expm1_()
         sums[:, tokens] += excess.mul_(p[tokens]).sum(dim=-1)
 
 
@@ -234,9 +238,11 @@ def _finish(
     sums: Tensor,
 ) -> Divergences:
     """Turn the sums over the vocabulary into divergences and losses."""
-    known = targets.clamp(min=0)
-    wanted = unembedding.rows(known)
-    original = (softmax.top + softmax.total.log())[:, 0] - (softmax.final * wanted).sum(-1) - unembedding.bias(known)
+    next_tokens = targets.clamp(min=0)
+    wanted = unembedding.rows(next_tokens)
+    original = (
+        (softmax.top + softmax.total.log())[:, 0] - (softmax.final * wanted).sum(-1) - unembedding.bias(next_tokens)
+    )
     mean_direction = softmax.mean_direction / softmax.total
     kl, loss = torch.log1p(sums), torch.empty_like(sums)
     number = 0

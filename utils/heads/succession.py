@@ -36,8 +36,7 @@ capitals only, and ordinals go to tenth. Numbers have no case, so each of their 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
+from itertools import pairwise, product
 
 import pandas as pd
 import torch
@@ -54,7 +53,7 @@ from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Task
 from ..tasks.vocabulary import encode
-from ..tasks.word_series import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS, SHORT_DAYS, SHORT_MONTHS
+from ..tasks.word_lists import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS, SHORT_DAYS, SHORT_MONTHS
 from .keys import Definition, SuccessorConfig
 
 
@@ -63,7 +62,6 @@ class WordList:
     """Words in order.
 
     Attributes:
-        words: as they are written.
         cyclic: whether the first follows the last.
         study_count: how many of them the study has; None for all.
         study_capitals: whether the study has them in capitals only.
@@ -131,17 +129,14 @@ def measure(
         result = succession(weights, inputs, config.head_scores)
     except ZeroDivisionError as error:
         raise UserError(f"head_scores: study: step {checkpoint.step}: {error}; use standard") from None
-    layers, heads = (
-        index.flatten().tolist()
-        for index in torch.meshgrid(torch.arange(weights.n_layers), torch.arange(weights.n_heads), indexing="ij")
-    )
-    columns: dict[str, Any] = {"layer": layers, "head": heads, "value": result.overall().flatten().tolist()}
-    columns["pairs"] = sum(result.pairs(name) for name in CLASSES)
-    columns["class_mean"] = result.class_mean().flatten().tolist()
+    table = pd.DataFrame(product(range(weights.n_layers), range(weights.n_heads)), columns=["layer", "head"])
+    table["value"] = result.overall().flatten().tolist()
+    table["pairs"] = sum(result.pairs(name) for name in CLASSES)
+    table["class_mean"] = result.class_mean().flatten().tolist()
     for name in CLASSES:
-        columns[name] = result.share(name).flatten().tolist()
-        columns[f"{name}_pairs"] = result.pairs(name)
-    return {"successor": Result(pd.DataFrame(columns))}
+        table[name] = result.share(name).flatten().tolist()
+        table[f"{name}_pairs"] = result.pairs(name)
+    return {"successor": Result(table)}
 
 
 def successor_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition = "standard") -> dict[str, list[Pairs]]:
@@ -150,7 +145,7 @@ def successor_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition =
     Spellings that are the same tokens count once, and lists with one pair do not count; under `study` all count. If
     nothing is left of a class, its list is empty.
     """
-    found: dict[str, list[Pairs]] = {}
+    by_class: dict[str, list[Pairs]] = {}
     for name, word_lists in CLASSES.items():
         lists: list[Pairs] = []
         for word_list in word_lists:
@@ -160,8 +155,8 @@ def successor_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition =
                 pairs = tuple((a, b) for a, b in neighbours if a is not None and b is not None)
                 if pairs and (definition == "study" or (len(pairs) > 1 and pairs not in lists)):
                     lists.append(pairs)
-        found[name] = lists
-    return found
+        by_class[name] = lists
+    return by_class
 
 
 def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]) -> list[int | None]:
@@ -205,8 +200,6 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
     """Run every head's OV circuit on the first MLP's output and see which successors win (module docstring).
 
     Args:
-        weights: the model.
-        pairs: see `successor_pairs`.
         definition: `standard` has the norms' gains and centring, and ties are wrong; `study` has no norms, and ties are
             right.
 
@@ -214,7 +207,11 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
         ValueError: if no class has pairs.
         ZeroDivisionError: under `study`, if a norm hides what the checkpoint stores (`LayerWeights.stored_W_V`).
     """
-    lists = [torch.tensor(part, device=weights.device).T.contiguous() for parts in pairs.values() for part in parts]
+    lists = [
+        torch.tensor(pairs_of_list, device=weights.device).T.contiguous()
+        for of_class in pairs.values()
+        for pairs_of_list in of_class
+    ]
     if not lists:
         raise ValueError("no class has a pair of single tokens under this tokenizer")
     sources, successors = (ids.unique() for ids in torch.cat(lists, dim=1))
@@ -239,7 +236,7 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
             to_candidates = reads[..., torch.searchsorted(successors, candidates)]
             wins.append(_wins(from_source @ to_candidates, own, ties=definition == "study"))
         layers.append(torch.cat(wins, dim=-1))
-    sizes = [sum(len(part) for part in parts) for parts in pairs.values()]
+    sizes = [sum(map(len, of_class)) for of_class in pairs.values()]
     right = torch.stack(layers).cpu().split(sizes, dim=-1)
     return Succession(dict(zip(pairs, right, strict=True)))
 

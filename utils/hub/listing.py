@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.background import in_background
-from ..base.errors import CheckpointUnusable, UserError, one_line
+from ..base.errors import CheckpointUnusable, HubUnreachable, UserError, one_line
 from ..base.files import read_json, write_json
 from .download import WAITS, retry
 
@@ -26,10 +26,6 @@ FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
 """Names of files with weights, without shard and ending, and endings; the first format that is there counts."""
 
 log = logging.getLogger(__name__)
-
-
-class HubUnreachable(CheckpointUnusable):
-    """The hub did not answer: no network, offline mode, or the hub is down."""
 
 
 @dataclass(frozen=True)

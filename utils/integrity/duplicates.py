@@ -15,9 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..base.errors import CheckpointUnusable
-from ..hub.checkpoint_files import read_manifest
-from ..hub.listing import HubUnreachable, Listing
+from ..base.errors import CheckpointUnusable, HubUnreachable
 from ..models import local
 from ..models.family import Family, HubFamily, LocalFamily
 from ..models.known_families import Damage
@@ -173,24 +171,22 @@ def find_duplicates(
 def _on_hub(
     family: HubFamily, advance: Callable[[], object]
 ) -> tuple[dict[int, CheckpointHashes], CheckpointHashes | None]:
-    found = family.listings(family.steps, advance)
-    held = {step: _held(family, step, found[step]) for step in family.steps}
+    held = {}
+    for step, listed in family.listings(family.steps, advance).items():
+        revision = family.revisions[step].name
+        if not isinstance(listed, CheckpointUnusable):
+            sizes = {name: file.size for name, file in listed.files.items()}
+            error = None if listed.weights else "it holds no weights"
+            held[step] = CheckpointHashes(revision, listed.weight_hashes, sizes, error)
+        elif (manifest := family.manifest(step)) is not None and manifest.get("files"):
+            held[step] = CheckpointHashes(revision, manifest["files"])
+        else:
+            held[step] = CheckpointHashes(revision, error=str(listed), unasked=isinstance(listed, HubUnreachable))
     try:
-        listed = family.main()
+        main = family.main()
     except CheckpointUnusable:
-        listed = None
-    return held, None if listed is None else CheckpointHashes(MAIN, listed.weight_hashes)
-
-
-def _held(family: HubFamily, step: int, found: Listing | CheckpointUnusable) -> CheckpointHashes:
-    revision = family.revisions[step].name
-    if isinstance(found, Listing):
-        sizes = {name: file.size for name, file in found.files.items()}
-        error = None if found.weights else "it holds no weights"
-        return CheckpointHashes(revision, found.weight_hashes, sizes, error)
-    if (manifest := read_manifest(family.folder(step))) is not None and manifest.get("files"):
-        return CheckpointHashes(revision, manifest["files"])
-    return CheckpointHashes(revision, error=str(found), unasked=isinstance(found, HubUnreachable))
+        main = None
+    return held, None if main is None else CheckpointHashes(MAIN, main.weight_hashes)
 
 
 def _on_disk(family: LocalFamily, exact: bool, advance: Callable[[], object]) -> dict[int, CheckpointHashes]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from ..base.errors import UserError, some
 from ..base.progress import bar
-from ..hub.checkpoint_files import read_manifest
 from ..models.family import Family, HubFamily
 from .duplicates import DuplicateReport, SharedFile, find_duplicates
 
@@ -56,7 +55,7 @@ def steps_to_leave_out(family: Family, steps: Sequence[int], on_duplicate: str) 
 def _refuse_outdated(family: HubFamily, steps: Sequence[int], report: DuplicateReport) -> None:
     """Old downloads next to new ones would mix two trainings; and deleting them is up to the user."""
     for step in steps:
-        files = (read_manifest(family.folder(step)) or {}).get("files") or {}
+        files = (family.manifest(step) or {}).get("files") or {}
         today = report.held[step].hashes
         if any(today.get(name, sha256) != sha256 for name, sha256 in files.items()):
             raise UserError(

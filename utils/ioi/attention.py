@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +11,7 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
-from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention, Observer
+from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
 
 NAMES = ("io", "s1", "s2")
@@ -48,7 +47,6 @@ class AttentionWatch:
     """The attention of some heads from the answer's token, under every mask of a patched forward of `at_answers` runs.
 
     Args:
-        heads: the heads to watch.
         positions: where the tokens attended to are.
         n_masks: how many masks the patched forward has.
 
@@ -57,20 +55,17 @@ class AttentionWatch:
     """
 
     def __init__(self, heads: Sequence[Head], positions: Int[Tensor, "prompt name"], n_masks: int) -> None:
-        self._places = {head: place for place, head in enumerate(heads)}
+        self._columns = {head: column for column, head in enumerate(heads)}
         self._positions = positions
         shape = (n_masks, len(heads), *positions.shape)
         self.attention: Float[Tensor, "mask head prompt name"] = torch.zeros(shape, device=positions.device)
 
-    def of_prompts(self, index: Int[Tensor, " prompt"]) -> Observer:
-        """The observer for one batch."""
-        return partial(self._observe, index)
-
-    def _observe(self, index: Int[Tensor, " prompt"], attended: HeadAttention) -> None:
+    def observe(self, index: Int[Tensor, " prompt"], attended: HeadAttention) -> None:
+        """Take over what a layer attends to; `index` says which prompts the batch holds."""
         pattern = attended.pattern[:, :, :, 0]  # [mask, prompt, head, key]
         keys = self._positions[index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
         to_names = pattern.gather(3, keys).to(self.attention.dtype)
         masks = attended.masks.to(index.device)[:, None]
-        for column, head in enumerate(attended.heads.tolist()):
-            if (place := self._places.get((attended.layer, head))) is not None:
-                self.attention[masks, place, index[None]] = to_names[:, :, column]
+        for place, head in enumerate(attended.heads.tolist()):
+            if (column := self._columns.get((attended.layer, head))) is not None:
+                self.attention[masks, column, index[None]] = to_names[:, :, place]

@@ -59,13 +59,7 @@ class DirectEffects:
 
 
 def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation) -> DirectEffects:
-    """Every part's direct effect, and how it changes when some heads are ablated at the last token.
-
-    Args:
-        runs: the clean and the corrupted prompts.
-        ablated: the heads to ablate, all at once.
-        ablation: what they write instead.
-    """
+    """Every part's direct effect, and how it changes when all of some heads are ablated at the last token."""
     means = _means(runs, ablated) if ablation == "mean" else {}
     graph, n = runs.graph, runs.n_prompts
     heads, heads_change = torch.zeros(2, graph.n_layers, graph.n_heads, n, dtype=torch.float64)
@@ -73,24 +67,22 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
     for prepared in runs:
         index, end = prepared.batch.index, at_answers(prepared)
         at = index.cpu()
-        part = _Parts(runs, end, index)
+        direct = _Parts(runs, end, index, heads_change)
+        # What the ablated heads write instead, by their nodes.
         given = {
             graph.head(*head): (
                 means[head].expand(len(index), -1) if means else end.source.layers[head[0]].written[:, head[1]]
             )
             for head in ablated
         }
+        # Before: what every part writes in the clean run, along the difference of the answers.
         for layer, run in enumerate(end.base.layers):
-            heads[layer][:, at] = part.of_heads(layer, run.written, torch.arange(graph.n_heads))
-            mlps[at] += part.of(run.mlp_out)
+            heads[layer][:, at] = direct.of_heads(layer, run.written, torch.arange(graph.n_heads))
+            mlps[at] += direct.of(run.mlp_out)
+        # After: the ablated heads' change is known; the patched forward tells that of the heads behind them.
         for layer, head in ablated:
             change = given[graph.head(layer, head)] - end.base.layers[layer].written[:, head]
-            heads_change[layer, head, at] = part.of_heads(layer, change[:, None], torch.tensor([head]))[0]
-
-        def see(attended: HeadAttention, part: _Parts = part, end: PreparedRuns = end, at: Tensor = at) -> None:
-            layer, of = attended.layer, attended.heads
-            change = attended.written[0] - end.base.layers[layer].written[:, of]
-            heads_change[layer, of[:, None], at[None]] = part.of_heads(layer, change, of)
+            heads_change[layer, head, at] = direct.of_heads(layer, change[:, None], torch.tensor([head]))[0]
 
         final = evaluate_masks_final(
             runs.weights,
@@ -98,10 +90,12 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
             recompute_mask(graph)[None],
             overrides=ActivationOverrides(outputs={node: written[None] for node, written in given.items()}),
             memory_budget_gb=runs.memory_budget_gb,
-            observe=see,
+            observe=direct.observe,
         )[0]
         before, after = runs.logit_difference(torch.stack((end.base.final, final)), index).double().cpu()
-        written = part.of(final - end.base.final)
+        # At the clean scale everything written adds up. The rest of the change is the scale's, and what heads do not
+        # explain of the former is the MLPs'.
+        written = direct.of(final - end.base.final)
         whole[at], whole_change[at] = before, after - before
         norm_change[at] = after - before - written
         mlps_change[at] = written - heads_change[:, :, at].sum(dim=(0, 1))
@@ -111,16 +105,28 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
 class _Parts:
     """Direct effects of what is written at the answers of one batch."""
 
-    def __init__(self, runs: PairedRuns, end: PreparedRuns, index: Int[Tensor, " prompt"]) -> None:
-        self.runs, self.final, self.index = runs, end.base.final, index
+    def __init__(
+        self,
+        runs: PairedRuns,
+        end: PreparedRuns,
+        index: Int[Tensor, " prompt"],
+        heads_change: Float[Tensor, "layer head prompt"],
+    ) -> None:
+        self.runs, self.base, self.index, self.heads_change = runs, end.base, index, heads_change
 
     def of(self, written: Float[Tensor, "*stack prompt d_model"]) -> Float[Tensor, "*stack prompt"]:
-        return self.runs.logit_difference.of_part(written, self.final, self.index).double().cpu()
+        return self.runs.logit_difference.of_part(written, self.base.final, self.index).double().cpu()
 
     def of_heads(
         self, layer: int, written: Float[Tensor, "prompt head d_head"], heads: Int[Tensor, " head"]
     ) -> Float[Tensor, "head prompt"]:
         return self.of(torch.bmm(written.transpose(0, 1), self.runs.weights.layers[layer].W_O_scaled[heads]))
+
+    def observe(self, attended: HeadAttention) -> None:
+        """Note how the direct effects of a layer's recomputed heads change."""
+        layer, heads = attended.layer, attended.heads
+        change = attended.written[0] - self.base.layers[layer].written[:, heads]
+        self.heads_change[layer, heads[:, None], self.index.cpu()[None]] = self.of_heads(layer, change, heads)
 
 
 def _means(runs: PairedRuns, heads: Sequence[Head]) -> dict[Head, Float[Tensor, " d_head"]]:
@@ -137,26 +143,22 @@ def _means(runs: PairedRuns, heads: Sequence[Head]) -> dict[Head, Float[Tensor, 
 def backup_table(runs: PairedRuns, roles: Roles, ablation: Ablation, scale: Scale) -> pd.DataFrame:
     """The table of kind `ioi_backup`: parts of the model first, then every head.
 
-    Args:
-        runs: the clean and the corrupted prompts.
-        roles: roles at the first level. Heads that hold `name_mover` are ablated.
-        ablation: what they write instead.
-        scale: has the resamples of the prompts.
+    Heads that hold `name_mover` in `roles`, those of the first level, are ablated.
     """
     movers = holders(roles, "name_mover")
     if not movers:
         return without_backup("there are no name movers to ablate")
-    found = direct_effects(runs, movers, ablation)
-    ablated = torch.zeros(found.heads.shape[:2], dtype=torch.bool)
+    effects = direct_effects(runs, movers, ablation)
+    ablated = torch.zeros(effects.heads.shape[:2], dtype=torch.bool)
     ablated[tuple(torch.tensor(movers).T)] = True
-    lost = -found.heads_change[ablated].sum(dim=0)
+    lost = -effects.heads_change[ablated].sum(dim=0)
     reason = None if float(lost.mean()) > 0 else "ablating the name movers loses nothing directly"
     parts = {
-        "all": (found.logit_diff, found.logit_diff_change, found.logit_diff_change + lost),
-        "name_movers": (found.heads[ablated].sum(dim=0), -lost, None),
-        "heads": _twice(found.heads[~ablated].sum(dim=0), found.heads_change[~ablated].sum(dim=0)),
-        "mlps": _twice(found.mlps, found.mlps_change),
-        "final_norm": _twice(torch.full_like(lost, torch.nan), found.final_norm_change),
+        "all": (effects.logit_diff, effects.logit_diff_change, effects.logit_diff_change + lost),
+        "name_movers": (effects.heads[ablated].sum(dim=0), -lost, None),
+        "heads": _twice(effects.heads[~ablated].sum(dim=0), effects.heads_change[~ablated].sum(dim=0)),
+        "mlps": _twice(effects.mlps, effects.mlps_change),
+        "final_norm": _twice(torch.full_like(lost, torch.nan), effects.final_norm_change),
     }
     rows = [
         {"part": name, "n_ablated": len(movers), "ablation": ablation, "reason": reason}
@@ -165,7 +167,7 @@ def backup_table(runs: PairedRuns, roles: Roles, ablation: Ablation, scale: Scal
     ]
     for layer, head in torch.ones_like(ablated).nonzero().tolist():
         role = roles.get((layer, head))
-        effect, change = found.heads[layer, head], found.heads_change[layer, head]
+        effect, change = effects.heads[layer, head], effects.heads_change[layer, head]
         back = None if ablated[layer, head] or reason is not None else change
         row = {"part": "head", "layer": layer, "head": head, "n_ablated": len(movers), "ablation": ablation}
         row |= {"role": role.name if role is not None and role.passes else ""}

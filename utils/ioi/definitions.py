@@ -17,177 +17,88 @@ count:
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers
 
-from .effects import Exchange, PairedRuns
+from .effects import PairedRuns
 from .inputs import HeadFacts
-from .keys import IoiConsistencyConfig, Thresholds
+from .keys import Thresholds
 from .roles import is_copy_suppression
 
 ByPrompt = Float[Tensor, "sender prompt"]
 
 
-class Definition(ABC):
+@dataclass(frozen=True)
+class EffectDefinition:
     """How effects are measured, and which heads can hold a role.
 
     Attributes:
         name: as in the config.
-        unit: what an effect is a share of.
-        negative_name_movers: whether they count at the first level.
+        through_mlps: under `frozen`, also count paths through MLPs from a sender to the receivers of its level.
     """
 
-    name: str
-    unit: str
-    negative_name_movers: bool
+    name: Literal["study", "frozen"]
+    through_mlps: bool = False
 
-    @abstractmethod
-    def heads(self, facts: HeadFacts) -> list[Head]:
-        """The heads among which roles are looked for, in order."""
+    @property
+    def is_study(self) -> bool:
+        """Whether it is the study's. Then negative name movers count at the first level."""
+        return self.name == "study"
 
-    @abstractmethod
+    @property
+    def unit(self) -> str:
+        """What an effect is a share of."""
+        return "LD_clean - LD_corrupted" if self.is_study else "LD_clean"
+
     def divisor(self, clean: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
         """A value per prompt. Its mean divides the mean change of the logit difference."""
+        return clean - corrupted if self.is_study else clean
 
-    @abstractmethod
     def why_nothing(self, clean: float, corrupted: float) -> str:
         """Why effects have no unit with these mean logit differences; empty if they have one."""
+        if clean > (corrupted if self.is_study else 0):
+            return ""
+        beside = f"and {corrupted:.3g} in corrupted prompts" if self.is_study else "not above 0"
+        return f"the logit difference is {clean:.3g}, {beside}: nothing can be lost"
 
-    @abstractmethod
+    def heads(self, facts: HeadFacts) -> list[Head]:
+        """The heads among which roles are looked for, in order."""
+        n_layers, n_heads = facts.copy.shape
+        every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+        return every if self.is_study else facts.circuit_heads
+
     def on_logits(self, runs: PairedRuns, heads: Sequence[Head]) -> ByPrompt:
         """Logit differences with each head patched into the first level's receivers."""
+        if self.is_study or self.through_mlps:
+            return runs.along_paths(heads, through_mlps=True)
+        return runs.direct(heads)
 
-    @abstractmethod
     def on_queries(self, runs: PairedRuns, heads: Sequence[Head], movers: Sequence[Head]) -> ByPrompt:
         """The same for the second level's receivers."""
+        queries = Receivers(tuple(movers), "q")
+        if self.is_study:
+            return runs.recomputed_after(heads, queries)
+        return runs.along_paths(heads, [queries], through_mlps=self.through_mlps)
 
-    @abstractmethod
     def on_values(
         self, runs: PairedRuns, heads: Sequence[Head], inhibitors: Sequence[Head], movers: Sequence[Head]
     ) -> ByPrompt:
         """The same for the third level's receivers."""
+        values = Receivers(tuple(inhibitors), "v")
+        if self.is_study:
+            return runs.recomputed_after(heads, values)
+        return runs.along_paths(heads, [values, Receivers(tuple(movers), "q")], through_mlps=self.through_mlps)
 
-    @abstractmethod
-    def exchange(
-        self,
-        runs: PairedRuns,
-        candidates: Sequence[Head],
-        movers: Sequence[Head],
-        positions: Int[Tensor, "prompt name"],
-    ) -> Exchange:
-        """Replace what candidates for S-inhibition write at the answer with what they write in the other prompts."""
-
-    @abstractmethod
     def may_inhibit(self, head: Head, movers: Sequence[Head], facts: HeadFacts) -> bool:
         """Whether a head with an effect is a candidate for S-inhibition."""
+        return not self.is_study or facts.writes_to_queries(head, movers)
 
-    @abstractmethod
     def value_receivers(self, inhibitors: Sequence[Head], facts: HeadFacts, thresholds: Thresholds) -> tuple[Head, ...]:
         """The S-inhibition heads whose values are the third level's receivers."""
-
-
-class Study(Definition):
-    """Receivers read the sender, and everything after them is recomputed (see the module)."""
-
-    name = "study"
-    unit = "LD_clean - LD_corrupted"
-    negative_name_movers = True
-
-    def heads(self, facts: HeadFacts) -> list[Head]:
-        n_layers, n_heads = facts.copy.shape
-        return [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-
-    def divisor(self, clean: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
-        return clean - corrupted
-
-    def why_nothing(self, clean: float, corrupted: float) -> str:
-        if clean > corrupted:
-            return ""
-        return f"the logit difference is {clean:.3g}, and {corrupted:.3g} in corrupted prompts: nothing can be lost"
-
-    def on_logits(self, runs: PairedRuns, heads: Sequence[Head]) -> ByPrompt:
-        return runs.along_paths(heads, through_mlps=True)
-
-    def on_queries(self, runs: PairedRuns, heads: Sequence[Head], movers: Sequence[Head]) -> ByPrompt:
-        return runs.recomputed_after(heads, Receivers(tuple(movers), "q"))
-
-    def on_values(
-        self, runs: PairedRuns, heads: Sequence[Head], inhibitors: Sequence[Head], movers: Sequence[Head]
-    ) -> ByPrompt:
-        return runs.recomputed_after(heads, Receivers(tuple(inhibitors), "v"))
-
-    def exchange(
-        self,
-        runs: PairedRuns,
-        candidates: Sequence[Head],
-        movers: Sequence[Head],
-        positions: Int[Tensor, "prompt name"],
-    ) -> Exchange:
-        return runs.exchanged(candidates, movers, positions, only_into_queries=True)
-
-    def may_inhibit(self, head: Head, movers: Sequence[Head], facts: HeadFacts) -> bool:
-        return facts.writes_to_queries(head, movers)
-
-    def value_receivers(self, inhibitors: Sequence[Head], facts: HeadFacts, thresholds: Thresholds) -> tuple[Head, ...]:
-        return tuple(head for head in inhibitors if not is_copy_suppression(head, facts, thresholds))
-
-
-class Frozen(Definition):
-    """Everything off the path keeps its clean value (see the module).
-
-    Args:
-        through_mlps: also count paths through MLPs from a sender to the receivers of its level.
-    """
-
-    name = "frozen"
-    unit = "LD_clean"
-    negative_name_movers = False
-
-    def __init__(self, *, through_mlps: bool = False) -> None:
-        self.through_mlps = through_mlps
-
-    def heads(self, facts: HeadFacts) -> list[Head]:
-        return facts.circuit_heads
-
-    def divisor(self, clean: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
-        return clean
-
-    def why_nothing(self, clean: float, corrupted: float) -> str:
-        return "" if clean > 0 else f"the logit difference is {clean:.3g}, not above 0: nothing can be lost"
-
-    def on_logits(self, runs: PairedRuns, heads: Sequence[Head]) -> ByPrompt:
-        return runs.along_paths(heads, through_mlps=True) if self.through_mlps else runs.direct(heads)
-
-    def on_queries(self, runs: PairedRuns, heads: Sequence[Head], movers: Sequence[Head]) -> ByPrompt:
-        return runs.along_paths(heads, [Receivers(tuple(movers), "q")], through_mlps=self.through_mlps)
-
-    def on_values(
-        self, runs: PairedRuns, heads: Sequence[Head], inhibitors: Sequence[Head], movers: Sequence[Head]
-    ) -> ByPrompt:
-        stages = [Receivers(tuple(inhibitors), "v"), Receivers(tuple(movers), "q")]
-        return runs.along_paths(heads, stages, through_mlps=self.through_mlps)
-
-    def exchange(
-        self,
-        runs: PairedRuns,
-        candidates: Sequence[Head],
-        movers: Sequence[Head],
-        positions: Int[Tensor, "prompt name"],
-    ) -> Exchange:
-        return runs.exchanged(candidates, movers, positions, only_into_queries=False)
-
-    def may_inhibit(self, head: Head, movers: Sequence[Head], facts: HeadFacts) -> bool:
-        return True
-
-    def value_receivers(self, inhibitors: Sequence[Head], facts: HeadFacts, thresholds: Thresholds) -> tuple[Head, ...]:
-        return tuple(inhibitors)
-
-
-def definition_of(config: IoiConsistencyConfig) -> Definition:
-    """The definition that a config names."""
-    return Study() if config.definitions == "study" else Frozen(through_mlps=config.through_mlps)
+        return tuple(h for h in inhibitors if not (self.is_study and is_copy_suppression(h, facts, thresholds)))

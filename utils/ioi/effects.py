@@ -7,8 +7,9 @@ run. Results are logit differences logit(IO) - logit(S) per prompt. Shares and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,9 +37,7 @@ from .attention import AttentionWatch
 class LogitDifference:
     """Logit difference from final residual streams: two rows of the unembedding instead of all.
 
-    Args:
-        weights: the model.
-        prompts: one right and one wrong answer each.
+    Prompts have one right and one wrong answer each.
     """
 
     def __init__(self, weights: ModelWeights, prompts: Prompts) -> None:
@@ -73,7 +72,6 @@ class LogitDifference:
         Args:
             written: the part; parts that add up to `final` add up to its logit difference, less a constant.
             final: the residual stream that sets the scale.
-            index: which prompts.
         """
         _, inverse_scale = normalise(self._norm, final.to(self._rows.dtype))
         direction = self._rows[0, index] - self._rows[1, index]
@@ -84,10 +82,8 @@ class PairedRuns:
     """Clean prompts and others of the same lengths, run once, batch by batch.
 
     Args:
-        weights: the model.
         prompts: the clean prompts and their answers, on the model's device.
         others: token ids of the prompts that senders take their output from.
-        batch_size: prompts that run at once.
         memory_budget_gb: how much to keep for later passes. What does not fit runs again. The patched forward may use
             as much on top.
     """
@@ -113,11 +109,8 @@ class PairedRuns:
 
     def both(self) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
         """The logit differences of the clean and of the other prompts, both for the clean prompts' answers."""
-        values = self._empty(2)
-        for runs in self:
-            index = runs.batch.index
-            values[:, index] = self.logit_difference(torch.stack((runs.base.final, runs.source.final)), index)
-        clean, others = values.cpu()
+        finals = ((runs.batch.index, torch.stack((runs.base.final, runs.source.final))) for runs in self)
+        clean, others = self._logit_differences(2, finals)
         return clean, others
 
     def direct(self, senders: Sequence[Head]) -> Float[Tensor, "sender prompt"]:
@@ -145,22 +138,21 @@ class PairedRuns:
         """The logit difference where the path senders -> stages -> logits alone carries the senders' other output."""
         masks = path_masks(self.graph, senders, stages, through_mlps=through_mlps)
         # Where heads are entered by their queries, what happens at other tokens cannot reach the answer.
-        cut = all(stage.letter == "q" for stage in stages)
-        values = self._empty(len(senders))
-        for runs in self:
-            finals = evaluate_masks_final(
-                self.weights, at_answers(runs) if cut else runs, masks, memory_budget_gb=self.memory_budget_gb
-            )
-            values[:, runs.batch.index] = self.logit_difference(finals, runs.batch.index)
-        return values.cpu()
+        every = (at_answers(runs) if all(stage.letter == "q" for stage in stages) else runs for runs in self)
+        finals = (
+            (runs.batch.index, evaluate_masks_final(self.weights, runs, masks, memory_budget_gb=self.memory_budget_gb))
+            for runs in every
+        )
+        return self._logit_differences(len(senders), finals)
 
     def recomputed_after(self, senders: Sequence[Head], receivers: Receivers) -> Float[Tensor, "sender prompt"]:
         """The logit difference if receivers read a head's other output and everything after them is recomputed."""
-        values = self._empty(len(senders))
-        for runs in self:
-            finals = recompute_after(self.weights, runs, senders, receivers, memory_budget_gb=self.memory_budget_gb)
-            values[:, runs.batch.index] = self.logit_difference(finals, runs.batch.index)
-        return values.cpu()
+        memory = self.memory_budget_gb
+        finals = (
+            (runs.batch.index, recompute_after(self.weights, runs, senders, receivers, memory_budget_gb=memory))
+            for runs in self
+        )
+        return self._logit_differences(len(senders), finals)
 
     def exchanged(
         self,
@@ -184,13 +176,20 @@ class PairedRuns:
         queries, masks = Receivers(tuple(movers), "q"), swap_masks(self.graph, senders)
         for runs in self:
             index = runs.batch.index
-            end, observe, memory = at_answers(runs), watch.of_prompts(index), self.memory_budget_gb
+            end, observe, memory = at_answers(runs), partial(watch.observe, index), self.memory_budget_gb
             if only_into_queries:
                 finals = recompute_after(self.weights, end, senders, queries, memory_budget_gb=memory, observe=observe)
             else:
                 finals = evaluate_masks_final(self.weights, end, masks, memory_budget_gb=memory, observe=observe)
             values[:, index] = self.logit_difference(finals, index)
         return Exchange(values.cpu(), watch.attention.mean(dim=2).cpu(), reads(senders, movers))
+
+    def _logit_differences(self, n_rows: int, finals: Iterable[tuple[Tensor, Tensor]]) -> Float[Tensor, "row prompt"]:
+        """From the prompts of each batch and their final residual streams, [row, prompt, d_model]."""
+        values = self._empty(n_rows)
+        for index, final in finals:
+            values[:, index] = self.logit_difference(final, index)
+        return values.cpu()
 
     def _empty(self, n_rows: int) -> Tensor:
         dtype = torch.promote_types(self.weights.dtype, torch.float32)

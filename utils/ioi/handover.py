@@ -27,9 +27,9 @@ def role_handover(heads: pd.DataFrame, steps: list[int]) -> pd.DataFrame:
         the first to the last (if fewer, it lost the role in between); `peak_step, peak_effect`, where its effect is
         largest while it holds the role.
     """
-    held = heads[heads["passes"].astype(bool)]
+    holding = heads[heads["passes"].astype(bool)]
     rows = []
-    for _, group in held.groupby(["role", "layer", "head"], sort=False):
+    for _, group in holding.groupby(["role", "layer", "head"], sort=False):
         group = group.sort_values("step")
         first, last = group.iloc[0], group.iloc[-1]
         peak = group.iloc[int(group["effect"].abs().argmax())]

@@ -28,7 +28,8 @@ from ..base.errors import UserError
 from ..circuits.find import CircuitPrompts, circuit_prompts, find_circuit
 from ..config.keys import BaseConfig
 from ..heads import attention_and_copy, cspa
-from ..heads.attention_and_copy import ComponentsInputs, component_scores
+from ..heads.attention_and_copy import ComponentsInputs, component_samples
+from ..heads.copy_scores import mean_scores
 from ..heads.cspa import CspaInputs, score_heads
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.record import RunRecord, differences, shown
@@ -53,7 +54,7 @@ class IoiInputs:
         prompts: IOI prompts that effects are measured on.
         variants: their four signal variants (`utils/tasks/ioi.py`).
         circuit, components, cspa: what the circuit and the scores are computed from; None if they must not be computed.
-        told: what the log has already said.
+        already_warned: what the log has already said.
     """
 
     prompts: Prompts
@@ -61,7 +62,7 @@ class IoiInputs:
     circuit: CircuitPrompts | None
     components: ComponentsInputs | None
     cspa: CspaInputs | None
-    told: set[str] = field(default_factory=set)
+    already_warned: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,6 @@ class HeadFacts:
     """What is known about every head before anything is patched.
 
     Attributes:
-        graph: the graph of the model.
-        edges: the edges of the IOI circuit.
         status: `found`, or why there is no circuit.
         copy, negative_copy: copy scores, in percent.
         induction, duplicate_token: attention probabilities.
@@ -134,83 +133,63 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
         UserError: if one is missing or depends on other settings and `require_stored` is set, if no text is named for
             CSPA scores that must be computed, or if stored results do not fit the model.
     """
-    reader = _Reader(checkpoint, config, inputs)
+    lookup = _Lookup(checkpoint, config, inputs.already_warned)
+    weights, step, graph = checkpoint.weights, checkpoint.step, Graph.of(checkpoint.weights)
+    every_head = config.circuit.heads == "all"
     # All three are looked up before any is computed, to say at once what is missing.
-    stored = reader.circuit(), reader.components(), reader.cspa()
-    circuit = stored[0] or reader.compute_circuit()
-    components = stored[1] or reader.compute_components()
-    of_cspa = stored[2] if stored[2] is not None else reader.compute_cspa()
-    sources = {
-        name: COMPUTED if found is None else STORED
-        for name, found in zip(("circuit", "components", "cspa"), stored, strict=True)
-    }
-    if config.circuit.heads == "all":
-        sources["circuit"] = ALL_HEADS
-    edges, status = circuit
-    scores = {name: components[name] for name in SCORES}
-    return HeadFacts(reader.graph, edges, status, cspa=of_cspa, sources=sources, **scores)
+    stored_circuit = None if every_head else lookup.usable("graphs", config.circuits_config(), "ioi")
+    stored_components = lookup.usable("components", config.components_config())
+    stored_cspa = lookup.usable("cspa", config.cspa_config())
+    if stored_cspa is None and config.cspa is None:
+        raise UserError("cspa: no scores are stored, and no text is named to compute them; pass cspa.corpus=FILE")
+
+    if every_head:
+        edges, status = graph.edge_mask, "found"
+    elif stored_circuit is not None:
+        circuit = Circuit.from_tensors(stored_circuit.read_tensors(step))
+        if (circuit.graph.n_layers, circuit.graph.n_heads) != lookup.shape:
+            path = stored_circuit.file(step, ".pt")
+            raise UserError(f"{path} is a circuit of another architecture; {_again(stored_circuit)}")
+        baselines = lookup.store.folder("baselines", checkpoint.name, "ioi").read_table(step)
+        edges, status = circuit.in_circuit, str(baselines["status"][0])
+    else:
+        assert inputs.circuit is not None
+        report = find_circuit(weights, inputs.circuit, config.circuits_config())
+        edges, status = report.circuit.in_circuit, report.status
+
+    if stored_components is not None:
+        table = stored_components.read_table(step)
+        tables = {name: table[table["score"] == name] for name in SCORES}
+        scores = {name: lookup.by_head(stored_components, rows, "value") for name, rows in tables.items()}
+    else:
+        assert inputs.components is not None
+        computed = mean_scores(component_samples(weights, inputs.components, config.batch_size))
+        scores = {name: computed[name] for name in SCORES}
+
+    if stored_cspa is not None:
+        # Heads below `start_layer` have no score.
+        scores["cspa"] = lookup.by_head(stored_cspa, stored_cspa.read_table(step), "score", some=True)
+    else:
+        assert inputs.cspa is not None
+        assert config.cspa is not None
+        table = score_heads(weights, inputs.cspa, config.cspa, config.batch_size)
+        scores["cspa"] = _by_head(table, "score", lookup.shape)
+
+    folders = {"circuit": stored_circuit, "components": stored_components, "cspa": stored_cspa}
+    sources = {name: COMPUTED if folder is None else STORED for name, folder in folders.items()}
+    sources |= {"circuit": ALL_HEADS} if every_head else {}
+    return HeadFacts(graph, edges, status, sources=sources, **scores)
 
 
-class _Reader:
-    """One checkpoint's inputs, from the store or from its weights."""
+class _Lookup:
+    """Finds out which stored results of a checkpoint can be used."""
 
-    def __init__(self, checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: IoiInputs) -> None:
-        self.checkpoint, self.config, self.inputs = checkpoint, config, inputs
+    def __init__(self, checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, already_warned: set[str]) -> None:
+        self.checkpoint, self.require_stored, self.already_warned = checkpoint, config.require_stored, already_warned
         self.store = Store(config.results_dir)
-        self.weights = checkpoint.weights
-        self.graph = Graph.of(self.weights)
-        self.shape = (self.weights.n_layers, self.weights.n_heads)
+        self.shape = (checkpoint.weights.n_layers, checkpoint.weights.n_heads)
 
-    def circuit(self) -> tuple[Bool[Tensor, "n_forward n_backward"], str] | None:
-        """Edges of the stored IOI circuit, and its status."""
-        if self.config.circuit.heads == "all":
-            return self.graph.edge_mask, "found"
-        folder = self._stored("graphs", self.config.circuits_config(), "ioi")
-        if folder is None:
-            return None
-        step = self.checkpoint.step
-        circuit = Circuit.from_tensors(folder.read_tensors(step))
-        if (circuit.graph.n_layers, circuit.graph.n_heads) != self.shape:
-            raise UserError(f"{folder.file(step, '.pt')} is a circuit of another architecture; {_again(folder)}")
-        baselines = self.store.folder("baselines", self.checkpoint.name, "ioi").read_table(step)
-        return circuit.in_circuit, str(baselines["status"][0])
-
-    def compute_circuit(self) -> tuple[Bool[Tensor, "n_forward n_backward"], str]:
-        """Edges of the loaded checkpoint's IOI circuit, and whether there is one."""
-        assert self.inputs.circuit is not None
-        report = find_circuit(self.weights, self.inputs.circuit, self.config.circuits_config())
-        return report.circuit.in_circuit, report.status
-
-    def components(self) -> dict[str, OfHeads] | None:
-        """Stored copy, induction and duplicate-token scores."""
-        folder = self._stored("components", self.config.components_config())
-        if folder is None:
-            return None
-        table = folder.read_table(self.checkpoint.step)
-        return {name: self._by_head(folder, table[table["score"] == name], "value") for name in SCORES}
-
-    def compute_components(self) -> dict[str, OfHeads]:
-        """The same scores of the loaded checkpoint."""
-        assert self.inputs.components is not None
-        return component_scores(self.weights, self.inputs.components, self.config.batch_size)
-
-    def cspa(self) -> OfHeads | None:
-        """Stored CSPA scores."""
-        folder = self._stored("cspa", self.config.cspa_config())
-        if folder is None and self.config.cspa is None:
-            raise UserError("cspa: no scores are stored, and no text is named to compute them; pass cspa.corpus=FILE")
-        if folder is None:
-            return None
-        return self._by_head(folder, folder.read_table(self.checkpoint.step), "score", some=True)
-
-    def compute_cspa(self) -> OfHeads:
-        """CSPA scores of the loaded checkpoint."""
-        assert self.inputs.cspa is not None
-        assert self.config.cspa is not None
-        table = score_heads(self.weights, self.inputs.cspa, self.config.cspa, self.config.batch_size)
-        return self._fill(table, "score")
-
-    def _stored(self, kind: str, asked: BaseConfig | None, task: str | None = None) -> ResultsFolder | None:
+    def usable(self, kind: str, asked: BaseConfig | None, task: str | None = None) -> ResultsFolder | None:
         """The folder of a kind, if it holds this step, measured on these weights and as this run would.
 
         Raises:
@@ -220,10 +199,10 @@ class _Reader:
         reason = self._unusable(folder, asked)
         if not reason:
             return folder
-        if self.config.require_stored:
+        if self.require_stored:
             raise UserError(reason)
-        if folder.has(self.checkpoint.step) and reason not in self.inputs.told:
-            self.inputs.told.add(reason)
+        if folder.has(self.checkpoint.step) and reason not in self.already_warned:
+            self.already_warned.add(reason)
             log.warning("%s; computed here instead", reason.partition("; run:")[0])
         return None
 
@@ -242,25 +221,26 @@ class _Reader:
             return f"{folder.path} holds {name}={shown(held)}, this run asks for {shown(new)}; {_again(folder)}"
         return ""
 
-    def _by_head(self, folder: ResultsFolder, table: pd.DataFrame, column: str, *, some: bool = False) -> OfHeads:
+    def by_head(self, folder: ResultsFolder, table: pd.DataFrame, column: str, *, some: bool = False) -> OfHeads:
         """A column of a stored table as [layer, head]. With `some`, heads may be missing."""
         inside = (table["layer"] < self.shape[0]) & (table["head"] < self.shape[1])
         if not inside.all() or not (some or len(table) == self.shape[0] * self.shape[1]):
             path = folder.file(self.checkpoint.step)
             raise UserError(f"{path} does not hold the heads of this model; {_again(folder)}")
-        return self._fill(table, column)
+        return _by_head(table, column, self.shape)
 
-    def _fill(self, table: pd.DataFrame, column: str) -> OfHeads:
-        scores = torch.full(self.shape, torch.nan)
-        layers, heads = (torch.tensor(table[name].to_numpy()) for name in ("layer", "head"))
-        scores[layers, heads] = torch.tensor(table[column].to_numpy(dtype="float32"))
-        return scores
+
+def _by_head(table: pd.DataFrame, column: str, shape: tuple[int, int]) -> OfHeads:
+    scores = torch.full(shape, torch.nan)
+    layers, heads = (torch.tensor(table[name].to_numpy()) for name in ("layer", "head"))
+    scores[layers, heads] = torch.tensor(table[column].to_numpy(dtype="float32"))
+    return scores
 
 
 def _differing(folder: ResultsFolder, run: dict[str, Any], asked: BaseConfig) -> list[tuple[str, Any, Any]]:
     """Where the settings of stored results differ from those asked for. Keys that only fill a column do not count."""
-    found = differences(run, folder.kind, folder.kind.script.removesuffix(".py"), asked)
-    return [difference for difference in found if difference[0] not in ("mib", "n_random", "hypothesis_tests")]
+    differing = differences(run, folder.kind, folder.kind.script.removesuffix(".py"), asked)
+    return [difference for difference in differing if difference[0] not in ("mib", "n_random", "hypothesis_tests")]
 
 
 def _again(folder: ResultsFolder) -> str:

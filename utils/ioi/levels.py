@@ -4,7 +4,8 @@
     s_inhibition   heads -> queries of name movers    S-inhibition heads
     induction      heads -> values of S-inhibition    induction and duplicate-token heads
 
-How effects are measured is in `definitions.py`, who holds a role in `roles.py`. Each level reports
+How effects are measured is in `definitions.py`, who holds a role in `roles.py`, what backs up the name movers in
+`backup.py`. Each level reports
 
     percent = 100 * sum of |effect| over the heads that hold a role / sum of |effect| over the circuit's heads.
 
@@ -23,11 +24,14 @@ from circuits_over_time.edge_attribution_patching.model.weights import ModelWeig
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
-from ..tasks import Prompts
+from ..models.checkpoint import LoadedCheckpoint
+from ..results.store import Result
+from ..tasks import Prompts, Task
 from .attention import NAMES, name_attention
-from .definitions import definition_of
+from .backup import backup_table, without_backup
+from .definitions import EffectDefinition
 from .effects import Exchange, PairedRuns
-from .inputs import HeadFacts
+from .inputs import HeadFacts, IoiInputs, gather
 from .keys import IoiConsistencyConfig
 from .roles import CLEAN, Roles, holders, inhibition_roles, reading_roles, writing_roles
 from .shares import Scale
@@ -40,11 +44,8 @@ class Levels:
     """One checkpoint's levels, in order: each needs the heads that the one before it has identified.
 
     Args:
-        weights: the model.
         prompts: IOI prompts with their corruptions, on the model's device.
         variants: `utils.tasks.ioi.signal_variants` of the prompts.
-        facts: the circuit and the head scores.
-        config: definitions, thresholds, and how to measure.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Levels:
     ) -> None:
         self.weights, self.prompts, self.variants = weights, prompts, variants
         self.facts, self.config, self.limits = facts, config, config.thresholds
-        self.definition = definition_of(config)
+        self.definition = EffectDefinition(config.definitions, config.through_mlps)
         self.names = torch.stack([prompts.positions[name] for name in NAMES], dim=1)
         self.runs = self.runs_with(prompts.corrupted)
         self.clean, corrupted = self.runs.both()
@@ -92,18 +93,13 @@ class Levels:
             return f"no circuit: {self.facts.status}"
         if not self.facts.circuit_heads:
             return "no circuit: it holds no heads"
-        known = self.tables.logit_diffs
-        return self.definition.why_nothing(known["logit_diff"], known["corrupted_logit_diff"])
+        means = self.tables.logit_diffs
+        return self.definition.why_nothing(means["logit_diff"], means["corrupted_logit_diff"])
 
     def _name_movers(self, attention: Float[Tensor, "name layer head"]) -> Roles:
         effects = self.scale.effects(self.definition.on_logits(self.runs, self.heads))
-        roles = writing_roles(
-            self.heads,
-            effects.sizes,
-            self.facts,
-            self.limits,
-            negative_name_movers=self.definition.negative_name_movers,
-        )
+        negative = self.definition.is_study
+        roles = writing_roles(self.heads, effects.values, self.facts, self.limits, negative_name_movers=negative)
         self.tables.add_level("name_movers", effects, roles, attention, None)
         return roles
 
@@ -117,7 +113,7 @@ class Levels:
             return (), "no S-inhibition heads: there are no name movers to inhibit"
         effects = self.scale.effects(self.definition.on_queries(self.runs, self.heads, movers))
         limit = self.limits.s_inhibition_effect
-        below = [head for head, effect in zip(self.heads, effects.sizes.tolist(), strict=True) if effect < limit]
+        below = [head for head, effect in zip(self.heads, effects.values.tolist(), strict=True) if effect < limit]
         candidates = [head for head in below if self.definition.may_inhibit(head, movers, self.facts)]
         exchanges = self._exchange(candidates, movers, attention)
         roles = inhibition_roles(candidates, exchanges, self.limits)
@@ -141,7 +137,9 @@ class Levels:
         for name, tokens in self.variants.items():
             if name != CLEAN:
                 runs = self.runs_with(tokens.to(self.weights.device))
-                exchanges[name] = self.definition.exchange(runs, candidates, movers, self.names)
+                exchanges[name] = runs.exchanged(
+                    candidates, movers, self.names, only_into_queries=self.definition.is_study
+                )
         return exchanges
 
     def _induction(
@@ -158,14 +156,31 @@ class Levels:
             self.tables.leave_out("induction", 0, none_because)
             return
         effects = self.scale.effects(self.definition.on_values(self.runs, self.heads, receivers, movers))
-        roles = reading_roles(self.heads, effects.sizes, self.facts, self.limits)
+        roles = reading_roles(self.heads, effects.values, self.facts, self.limits)
         self.tables.add_level("induction", effects, roles, attention, len(receivers))
 
     def _attention(self, *names: str) -> list[Float[Tensor, "name layer head"]]:
         """Attention of every head to the names in the clean run, from each of some named positions."""
         queries = torch.stack([self.prompts.positions[name] for name in names], dim=1)
-        prompts = self.prompts
-        found = name_attention(
-            self.weights, prompts.clean, prompts.lengths, queries, self.names, self.config.batch_size
-        )
-        return list(found)
+        clean, lengths, batch_size = self.prompts.clean, self.prompts.lengths, self.config.batch_size
+        return list(name_attention(self.weights, clean, lengths, queries, self.names, batch_size))
+
+
+def measure(
+    checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: IoiInputs, task: Task | None
+) -> dict[str, Result]:
+    """The levels of one checkpoint, their heads, and what backs up the name movers."""
+    facts = gather(checkpoint, config, inputs)
+    prompts = inputs.prompts.to(checkpoint.weights.device)
+    levels = Levels(checkpoint.weights, prompts, inputs.variants, facts, config)
+    found, roles = levels.run()
+    if config.backup:
+        backup = backup_table(levels.runs, roles, config.backup_ablation, levels.scale)
+    else:
+        backup = without_backup("not measured: backup is false")
+    return {
+        "ioi_consistency": Result(found.levels, json={"inputs": facts.sources}),
+        "ioi_consistency_heads": Result(found.heads),
+        "ioi_consistency_signals": Result(found.signals),
+        "ioi_backup": Result(backup.assign(definitions=config.definitions)),
+    }

@@ -53,15 +53,7 @@ def writing_roles(
     *,
     negative_name_movers: bool,
 ) -> dict[Head, Role]:
-    """Level 1. A head with several roles has the first of: name mover, copy suppression, negative name mover.
-
-    Args:
-        heads: the candidates.
-        effects: the effect of each on the logits.
-        facts: scores of every head.
-        thresholds: for the scores.
-        negative_name_movers: whether there is such a role.
-    """
+    """Level 1. A head with several roles has the first of: name mover, copy suppression, negative name mover."""
     roles = {}
     for head, effect in zip(heads, effects.tolist(), strict=True):
         copies = bool(facts.copy[head] > thresholds.copy_score)
@@ -87,9 +79,7 @@ def inhibition_roles(
     """Level 2: the candidates. They pass if they send the position signal.
 
     Args:
-        candidates: the senders of the exchanges.
         exchanges: by variant, including `CLEAN` (nothing exchanged) and `OPPOSITE_ORDER`.
-        thresholds: for the changes.
     """
     if not candidates:
         return {}

@@ -15,7 +15,7 @@ from circuits_over_time.edge_attribution_patching.patching.paths import Head
 
 from ..results.kinds import IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
 from .attention import NAMES
-from .definitions import Definition
+from .definitions import EffectDefinition
 from .effects import Exchange
 from .inputs import HeadFacts
 from .roles import Role, Roles, holders
@@ -48,14 +48,11 @@ class Tables:
     """Collects what is measured.
 
     Args:
-        definition: how effects are measured.
-        facts: the circuit and the head scores.
-        scale: of the effects.
         logit_diffs: mean logit difference of the clean prompts, its standard error, and the mean of the corrupted ones.
     """
 
     def __init__(
-        self, definition: Definition, facts: HeadFacts, scale: Scale, logit_diffs: Mapping[str, float]
+        self, definition: EffectDefinition, facts: HeadFacts, scale: Scale, logit_diffs: Mapping[str, float]
     ) -> None:
         self.definition, self.facts, self.scale = definition, facts, scale
         self.logit_diffs = logit_diffs
@@ -75,18 +72,17 @@ class Tables:
         """Add the row of a level and those of its heads.
 
         Args:
-            level: its name.
             effects: of every measured head.
             roles: of those that have one.
-            attention: of every head to the names, from the token that counts at this level.
+            attention: from the token that counts at this level.
             n_receivers: how many heads have their inputs patched; None at the first level.
         """
         self._add_heads(level, effects, roles, attention)
-        held = set(holders(roles))
-        identified = torch.tensor([head in held for head in self.measured], dtype=torch.bool)
+        role_holders = set(holders(roles))
+        identified = torch.tensor([head in role_holders for head in self.measured], dtype=torch.bool)
         in_circuit = torch.tensor([bool(self.facts.in_circuit[head]) for head in self.measured], dtype=torch.bool)
-        share = self.scale.share(effects, identified, in_circuit)
-        inside = self.scale.share(effects, identified & in_circuit, in_circuit)
+        share = self.scale.percentage(effects, identified, in_circuit)
+        inside = self.scale.percentage(effects, identified & in_circuit, in_circuit)
         if share.denominator == 0:
             self.leave_out(level, n_receivers, "no head of the circuit has an effect")
             return
@@ -153,7 +149,7 @@ class Tables:
             role = roles.get((layer, head), Role("", False))
             row: dict[str, Any] = {"level": level, "definitions": self.definition.name, "layer": layer, "head": head}
             row |= {"role": role.name}
-            row |= {"effect": float(effects.sizes[at]), "effect_se": errors[at], "unit": self.definition.unit}
+            row |= {"effect": float(effects.values[at]), "effect_se": errors[at], "unit": self.definition.unit}
             row |= {name: float(score[layer, head]) for name, score in scores.items()}
             row |= {f"attention_{name}": float(attention[i, layer, head]) for i, name in enumerate(NAMES)}
             self._heads.append(row | {"in_circuit": bool(facts.in_circuit[layer, head]), "passes": role.passes})

@@ -15,16 +15,16 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..base.background import in_background
-from ..base.errors import CheckpointUnusable, UserError, suggest
+from ..base.errors import CheckpointUnusable, HubUnreachable, UserError, suggest
 from ..base.files import combine
 from ..base.progress import bar
 from ..config.keys import BaseConfig
 from ..hub import checkpoint_files as hub
 from ..hub.download import Arrived
-from ..hub.listing import HubUnreachable, Listing, downloads_of, in_parallel, listing_of, published_names
+from ..hub.listing import Listing, downloads_of, in_parallel, listing_of, published_names
 from . import local
 from .checkpoint import Description, LoadedCheckpoint, describe, load_weights, resolve_device
 from .known_families import EXAMPLES, SHORT_NAMES, Damage, FamilyRecord, KnownModel, known_model, unusable
@@ -184,7 +184,11 @@ class HubFamily(Family):
 
     def is_complete(self, step: int) -> bool:
         """Whether all of a checkpoint's files are on disk."""
-        return hub.read_manifest(self.folder(step)) is not None
+        return self.manifest(step) is not None
+
+    def manifest(self, step: int) -> dict[str, Any] | None:
+        """What a complete download says about itself (`hub.download`); None if it is not complete."""
+        return hub.read_manifest(self.folder(step))
 
     def commit(self, step: int) -> str | None:
         """The commit that a step's revision is at today; None if the hub was not asked."""
@@ -392,7 +396,8 @@ def fetch(family: Family, steps: Sequence[int]) -> dict[int, str]:
         log.info("%s is on this machine: nothing to fetch", family.source)
         return {}
     wanted = [step for step in steps if not family.is_complete(step)]
-    total = sum(one.bytes_of_weights for one in family.listings(wanted).values() if isinstance(one, Listing))
+    listed = family.listings(wanted).values()
+    total = sum(one.bytes_of_weights for one in listed if not isinstance(one, CheckpointUnusable))
     failed: dict[int, str] = {}
     with bar(total, family.name, unit="B", unit_scale=True, leave=True) as shown:
         for number, step in enumerate(wanted, 1):

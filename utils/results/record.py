@@ -25,10 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import CheckpointUnusable, UserError, some
+from ..base.errors import CheckpointUnusable, HubUnreachable, UserError, some
 from ..base.files import atomic_write, combine, file_sha256, remove_stale_temporaries, require_writable
 from ..config.keys import BaseConfig, result_settings
-from ..hub.listing import HubUnreachable, Listing
 from ..models.family import Family, HubFamily, LocalFamily
 from .kinds import KINDS, ResultSchema
 from .shared_lock import SharedLock
@@ -392,7 +391,7 @@ def _on_hub(
     changed, unknown = [], None in today.values() or not complete
     for step in moved:
         listing = found[step]
-        hashes = {combine(one) for one in listing.formats} if isinstance(listing, Listing) else set()
+        hashes = set() if isinstance(listing, CheckpointUnusable) else {combine(one) for one in listing.formats}
         if not hashes:
             unknown = True
         elif recorded[step]["sha256"] not in hashes:

@@ -126,14 +126,6 @@ class ResultsFolder:
         atomic_write(path, data, sync_folder=sync_folder)
         return path
 
-    def write_table(self, step: int, table: pd.DataFrame, tokens: int) -> Path:
-        """Write a checkpoint's table, with `model, step, tokens` as its first columns and without its index.
-
-        Raises:
-            ValueError: unless its columns are those of the kind, in the same order.
-        """
-        return self.write(step, ".csv", self._table_bytes(step, table, tokens))
-
     def read_table(self, step: int) -> pd.DataFrame:
         """A checkpoint's table as it was written. An empty cell is a missing value; text like `NA` stays text.
 
@@ -157,20 +149,8 @@ class ResultsFolder:
         atomic_write(path, csv_bytes(stamped))
         return path
 
-    def read_summary(self, name: str) -> pd.DataFrame:
-        """What `write_summary` wrote.
-
-        Raises:
-            UserError: if it is missing, naming the command that makes it.
-        """
-        return read_csv(self._existing(self.path / f"{name}.csv"))
-
-    def write_tensors(self, step: int, tensors: dict[str, Any]) -> Path:
-        """Write tensors, numbers, texts and lists of them. They are read back with `weights_only=True`."""
-        return self.write(step, self._companion(".pt"), _tensor_bytes(tensors))
-
     def read_tensors(self, step: int) -> dict[str, torch.Tensor | Any]:
-        """What `write_tensors` wrote, on the CPU.
+        """A checkpoint's tensors, on the CPU.
 
         Raises:
             UserError: if it is missing, naming the command that makes it.
@@ -181,12 +161,8 @@ class ResultsFolder:
         tensors: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return tensors
 
-    def write_json(self, step: int, value: dict[str, Any]) -> Path:
-        """Write a checkpoint's JSON. JSON has no NaN and no infinity, so both raise a ValueError."""
-        return self.write(step, self._companion(".json"), _json_bytes(value))
-
     def read_json(self, step: int) -> dict[str, Any]:
-        """What `write_json` wrote.
+        """What is in a checkpoint's .json file.
 
         Raises:
             UserError: if it is missing, naming the command that makes it.

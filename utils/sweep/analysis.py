@@ -31,8 +31,16 @@ class Lazy:
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the function."""
-        module, _, name = self.path.rpartition(".")
-        return getattr(importlib.import_module(f"circuits_over_time.{module}"), name)(*arguments)
+        return loaded(self)(*arguments)
+
+
+def loaded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, imported if need be."""
+    if not isinstance(function, Lazy):
+        return function
+    module, _, name = function.path.rpartition(".")
+    found: Callable[..., Any] = getattr(importlib.import_module(f"circuits_over_time.{module}"), name)
+    return found
 
 
 @dataclass(frozen=True)

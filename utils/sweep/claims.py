@@ -75,8 +75,7 @@ class Claims:
 
     Args:
         root: the results folder.
-        beat: seconds between two heartbeats.
-        stale: a claim without a heartbeat for so many seconds is stale.
+        beat, stale: seconds between two heartbeats, and without one until a claim is stale.
     """
 
     def __init__(self, root: Path, beat: float = BEAT, stale: float = STALE) -> None:
@@ -93,9 +92,6 @@ class Claims:
 
     def __enter__(self) -> Claims:
         return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
 
     def acquire(self, names: Sequence[str], *, unclaimed: bool = False) -> bool:
         """Claim all of these, or none.
@@ -170,8 +166,8 @@ class Claims:
                 found[owner] = None
         return list(found)
 
-    def close(self) -> None:
-        """Give all claims up, and delete what killed processes left."""
+    def __exit__(self, *raised: object) -> None:
+        # Give all claims up, and delete what killed processes left.
         self._stop.set()
         self.release(list(self._held))
         with contextlib.suppress(OSError):
@@ -195,10 +191,15 @@ class Claims:
         try:
             for _ in range(3):  # Another process may delete an empty folder in between, or take the claim over first.
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._renew_card()
-                if self._link(self._card, path):
+                try:  # The file that all of this process's claims are links to, as fresh as the claim.
+                    os.utime(self._card)
+                except FileNotFoundError:
+                    self._card.write_text(json.dumps(asdict(self.owner)), encoding="utf-8")
+                if _link(self._card, path):
                     self._held.add(name)
-                    self._start_beating()
+                    if self._beating is None:
+                        self._beating = threading.Thread(target=self._keep_beating, daemon=True)
+                        self._beating.start()
                     return True
                 if not self._remove_stale(path):
                     return False
@@ -207,31 +208,6 @@ class Claims:
                 f"results_dir: {path} cannot be written ({error.strerror}); free space or name another folder"
             ) from error
         return False
-
-    def _renew_card(self) -> None:
-        """Write the file that all of this process's claims are links to, or let its heart beat."""
-        try:
-            os.utime(self._card)
-        except FileNotFoundError:
-            self._card.write_text(json.dumps(asdict(self.owner)), encoding="utf-8")
-
-    @staticmethod
-    def _link(written: Path, path: Path) -> bool:
-        """Give the claim its name, if the name is free."""
-        try:
-            os.link(written, path)
-        except FileExistsError:
-            return False
-        except FileNotFoundError:
-            return False
-        except OSError:  # No hard links here.
-            try:
-                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                return False
-            with os.fdopen(handle, "wb") as file:
-                file.write(written.read_bytes())
-        return True
 
     def _remove_stale(self, path: Path) -> bool:
         """Delete a claim if it is stale; returns whether the name is free now."""
@@ -272,16 +248,27 @@ class Claims:
             with contextlib.suppress(OSError):
                 probe.unlink()
 
-    def _start_beating(self) -> None:
-        if self._beating is None:
-            self._beating = threading.Thread(target=self._keep_beating, daemon=True)
-            self._beating.start()
-
     def _keep_beating(self) -> None:
         while not self._stop.wait(self.beat):
             for path in [self._card, *(self.folder / name for name in list(self._held))]:
                 with contextlib.suppress(OSError):
                     os.utime(path)
+
+
+def _link(written: Path, path: Path) -> bool:
+    """Give the claim its name, if the name is free."""
+    try:
+        os.link(written, path)
+    except (FileExistsError, FileNotFoundError):
+        return False
+    except OSError:  # No hard links here.
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "wb") as file:
+            file.write(written.read_bytes())
+    return True
 
 
 def _read(path: Path) -> Owner | None:

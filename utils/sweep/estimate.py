@@ -20,7 +20,6 @@ from typing import Literal
 from ..base.errors import CheckpointUnusable
 from ..base.progress import duration
 from ..config.keys import BaseConfig, result_settings
-from ..hub.listing import Listing
 from ..models.family import Family, HubFamily, LocalFamily
 from ..models.weight_files import weight_files
 from .plan import Sweep
@@ -73,7 +72,7 @@ def estimate(
     return Estimate(sum(sizes[step] for step in to_fetch), disk, _memory(family, known, sizes, dtype), unknown)
 
 
-def told(estimate: Estimate) -> str:
+def format_estimate(estimate: Estimate) -> str:
     """An estimate in one line, for `--dry-run`."""
     parts = [f"download {size(estimate.download)}", f"peak disk {size(estimate.disk)}"]
     parts.append("peak memory unknown" if estimate.memory is None else f"peak memory {size(estimate.memory)}")
@@ -94,7 +93,8 @@ def _sizes(family: Family, steps: Sequence[int]) -> tuple[dict[int, int], set[in
     """Bytes of weights of each step, where known, and which steps are on disk."""
     if isinstance(family, HubFamily):
         listed = family.listings(steps)
-        found = {step: one.bytes_of_weights for step in steps if isinstance(one := listed[step], Listing)}
+        known = {step: one for step, one in listed.items() if not isinstance(one, CheckpointUnusable)}
+        found = {step: one.bytes_of_weights for step, one in known.items()}
         complete = {step for step in steps if family.is_complete(step)}
         for step in complete - found.keys():
             found[step] = _bytes_in(family.folder(step))
@@ -141,7 +141,7 @@ def needs(sweep: Sweep) -> str:
         return ""
     config = sweep.jobs[0].config
     found = estimate(sweep.family, list(sweep.missing), config.dtype, config.keep_checkpoints, config.prefetch)
-    return f"  needs: {told(found)}\n{_time(sweep)}"
+    return f"  needs: {format_estimate(found)}\n{_time(sweep)}"
 
 
 def _time(sweep: Sweep) -> str:

@@ -17,10 +17,11 @@ that run this loop as it is.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from ..base.errors import CheckpointUnusable, UserError
 from ..base.progress import Progress, duration
 from ..config.command_line import Terminated, told_how_to_go_on
 from ..results.record import EncodedResults, RunRecord, write_results
+from .analysis import loaded
 from .claims import ClaimedCheckpoint, Claims, WorkQueue
 from .estimate import Times
 from .plan import Measurement, PreparedInputs, Sweep
@@ -72,7 +74,7 @@ class SweepLoop:
         self._named = len(sweeps[0].jobs) > 1
 
     def run(self) -> int:
-        """Measure what is missing.
+        """Measure this process's share of every model, and wait for others only once there is nothing left to take.
 
         Returns:
             The exit code: 0, or 1 if checkpoints had to be left out.
@@ -80,34 +82,10 @@ class SweepLoop:
         Raises:
             UserError: on bad input. What was measured before is saved.
         """
-        total = sum(sweep.size for sweep in self.sweeps)
-        if total == 0:
-            names = ", ".join(f"{sweep.family.name} ({len(sweep.steps)} checkpoints)" for sweep in self.sweeps)
-            log.info("nothing to do: %s finished in %s; pass overwrite=true to measure again", names, self.root)
-        self.progress = progress = Progress(self.name, total)
-        try:
-            with self.claims:
-                self._measure_all()
-        except (Exception, KeyboardInterrupt, Terminated) as error:
-            progress.close()
-            again = "run the same command " + ("without overwrite=true" if self.config.overwrite else "again")
-            stopped = "stopped" if isinstance(error, Exception) else "interrupted"
-            if progress.done or not isinstance(error, UserError):  # Bad input that stops a run at once is one line.
-                log.warning("%s: %d of %d measured and saved; to go on, %s", stopped, progress.done, total, again)
-                told_how_to_go_on(error)
-            raise
-        progress.close()
-        if total:
-            took = duration(progress.seconds) + (f", {self.elsewhere} by other processes" if self.elsewhere else "")
-            log.info("finished: %d measured into %s in %s", progress.done, self.root, took)
-        return report(self.failures)
-
-    def _measure_all(self) -> None:
-        """Measure this process's share of every model, and wait for others only once there is nothing left to take."""
         running, done = list[ClaimedCheckpoint](), list[ClaimedCheckpoint]()
         trouble: UserError | None = None
         idle = time.monotonic()
-        try:
+        with self._telling_the_end(), self.pool or contextlib.nullcontext(), self.claims:
             while True:
                 # Claim. Without a pool: one checkpoint, and the next, which is brought into memory meanwhile.
                 while trouble is None and len(running) < (self.pool.room() if self.pool else 2):
@@ -137,10 +115,34 @@ class SweepLoop:
                     self.progress.say(f"{self._queues[0].sweep.family.name}: waiting for {left} that others measure")
                     time.sleep(min(LONGEST, SHORTEST + 0.1 * (time.monotonic() - idle)))
                 else:
-                    return
+                    break
+        return report(self.failures)
+
+    @contextlib.contextmanager
+    def _telling_the_end(self) -> Iterator[None]:
+        """Show a bar, and say at the end what was measured and how to go on."""
+        total = sum(sweep.size for sweep in self.sweeps)
+        if total == 0:
+            names = ", ".join(f"{sweep.family.name} ({len(sweep.steps)} checkpoints)" for sweep in self.sweeps)
+            log.info("nothing to do: %s finished in %s; pass overwrite=true to measure again", names, self.root)
+        self.progress = progress = Progress(self.name, total)
+        try:
+            yield
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            progress.close()
+            again = "run the same command " + ("without overwrite=true" if self.config.overwrite else "again")
+            stopped = "stopped" if isinstance(error, Exception) else "interrupted"
+            if progress.done or not isinstance(error, UserError):  # Bad input that stops a run at once is one line.
+                log.warning("%s: %d of %d measured and saved; to go on, %s", stopped, progress.done, total, again)
+                told_how_to_go_on(error)
+            raise
         finally:
             for queue in self._queues:
                 queue.sweep.family.stop()  # Nothing is left behind that still downloads.
+        progress.close()
+        if total:
+            took = duration(progress.seconds) + (f", {self.elsewhere} by other processes" if self.elsewhere else "")
+            log.info("finished: %d measured into %s in %s", progress.done, self.root, took)
 
     def _claim(self, *, ahead: bool) -> ClaimedCheckpoint | None:
         """Claim the next checkpoint that can be had, of the first model that has one. Opens models as they are needed.
@@ -290,7 +292,7 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Any) -> Enc
 
     analysis, config = what.job.analysis, what.job.config
     try:
-        results = analysis.measure(checkpoint, config, inputs, what.task)
+        results = loaded(analysis.measure)(checkpoint, config, inputs, what.task)
     except torch.OutOfMemoryError:
         size = config.batch_size
         raise UserError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..base.errors import UserError
+from ..base.errors import CheckpointUnusable, UserError
 from ..config.keys import BaseConfig
 from ..results.record import EncodedResults
 from .claims import ClaimedCheckpoint
@@ -43,7 +43,11 @@ class Outcome:
 
 
 class Pool(Protocol):
-    """Workers somewhere that load and measure."""
+    """Workers somewhere that load and measure; a context, which is left when all is measured."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *raised: Any) -> None: ...
 
     def room(self) -> int:
         """How many claimed checkpoints they can have at once."""
@@ -148,15 +152,17 @@ class RayPool:
     def _outcome(self, reference: Any, claimed: ClaimedCheckpoint) -> Outcome:
         errors = self._ray.exceptions
         try:
-            result = self._ray.get(reference)
-        except errors.RayTaskError as error:  # The analysis raised.
+            return Outcome(claimed, list(zip(claimed.missing, self._ray.get(reference), strict=True)))
+        except errors.RayTaskError as error:  # The worker raised.
+            if isinstance(error.cause, CheckpointUnusable):
+                return Outcome(claimed, unusable=str(error.cause))
+            if isinstance(error.cause, UserError):
+                return Outcome(claimed, refused=str(error.cause))
             raise error.as_instanceof_cause() from None
         except errors.RayError as error:
             tried = self._config.retries + 1
             why = " ".join(str(error).split())[:160]
             return Outcome(claimed, unusable=f"its worker was lost, the last of {tried} times; run again ({why})")
-        measured = list(zip(claimed.missing, result.measured, strict=False))  # None if there is an error.
-        return Outcome(claimed, measured, unusable=result.unusable, refused=result.refused)
 
     def _slots(self) -> int:
         """How many checkpoints the machines of the cluster can measure at once."""

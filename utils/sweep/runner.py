@@ -18,9 +18,11 @@ from .analysis import Analysis, Lazy
 from .estimate import needs
 from .loop import Failure, SweepLoop, report
 from .plan import Job, PreparedInputs, Sweep, describe, drop_duplicate_weights, plan
+from .ray_pool import RayPool
+from .slurm import run_array
 from .suite import SuiteConfig, jobs_of
 
-__all__ = ["Analysis", "Lazy", "main", "main_of_suite", "run", "run_suite"]
+__all__ = ["Analysis", "Lazy", "main", "main_of_suite", "run", "run_jobs"]
 
 SWITCHES = {
     "dry_run": "say what would be measured, load nothing",
@@ -32,7 +34,8 @@ SWITCHES = {
 def main(analysis: Analysis, argv: Sequence[str] | None = None) -> int:
     """Run a script from its command line, by default that of the process; returns the exit code."""
     config, arguments = read_command_line(f"{analysis.name}.py", analysis.schema, argv, **SWITCHES)
-    return run(analysis, config, dry_run=arguments.dry_run, only_fetch=arguments.fetch)
+    jobs = [Job(analysis, config)]
+    return run_jobs(analysis.name, jobs, config, dry_run=arguments.dry_run, only_fetch=arguments.fetch)
 
 
 @script
@@ -40,15 +43,24 @@ def main_of_suite(argv: Sequence[str] | None = None) -> int:
     """Run run_suite.py from its command line; see `main`."""
     config, arguments = read_command_line("run_suite.py", SuiteConfig, argv, **SWITCHES)
     where = "analyses" if arguments.config is None else f"{arguments.config}: analyses"
-    return run_suite(config, dry_run=arguments.dry_run, only_fetch=arguments.fetch, where=where)
+    jobs = jobs_of(config, where)
+    return run_jobs("run_suite", jobs, config, dry_run=arguments.dry_run, only_fetch=arguments.fetch)
 
 
 def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False, only_fetch: bool = False) -> int:
-    """Measure what is missing.
+    """Measure what is missing of one script's results; see `run_jobs`."""
+    return run_jobs(analysis.name, [Job(analysis, config)], config, dry_run=dry_run, only_fetch=only_fetch)
+
+
+def run_jobs(
+    name: str, jobs: Sequence[Job], config: BaseConfig, *, dry_run: bool = False, only_fetch: bool = False
+) -> int:
+    """Measure what is missing, with each checkpoint loaded once for all jobs.
 
     Args:
-        analysis: the script.
-        config: an instance of its schema.
+        name: what the progress bar says.
+        jobs: the analyses and their configs.
+        config: the whole run's.
         dry_run: write to stdout what would be measured, and load nothing.
         only_fetch: download what missing measurements need, and measure nothing.
 
@@ -58,15 +70,6 @@ def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False, only_f
     Raises:
         UserError: on bad input. What was measured before is saved.
     """
-    return _run(analysis.name, [Job(analysis, config)], config, dry_run, only_fetch)
-
-
-def run_suite(config: SuiteConfig, *, dry_run: bool = False, only_fetch: bool = False, where: str = "analyses") -> int:
-    """Measure what a suite's analyses are missing, with each checkpoint loaded once; see `run`."""
-    return _run("run_suite", jobs_of(config, where), config, dry_run, only_fetch)
-
-
-def _run(name: str, jobs: list[Job], config: BaseConfig, dry_run: bool, only_fetch: bool) -> int:
     sweeps = plan(jobs, outdated=not (dry_run or only_fetch))
     later = [Job(job.analysis.then, job.config) for job in jobs if job.analysis.then is not None]
     later = [job for job in later if job.tasks]
@@ -77,31 +80,19 @@ def _run(name: str, jobs: list[Job], config: BaseConfig, dry_run: bool, only_fet
     elif only_fetch:
         return _fetch(sweeps, [sweep for job in later for sweep in plan([job], outdated=False)])
     else:
-        code = _measure(name, jobs, sweeps)
+        executor = config.executor if any(sweep.missing for sweep in sweeps) else "local"
+        sweeps = [drop_duplicate_weights(sweep) for sweep in sweeps]
+        if executor == "slurm":
+            code = run_array(name, jobs, sweeps)
+        else:
+            with _threads(config.cpus_per_checkpoint):
+                code = SweepLoop(name, sweeps, RayPool(config, jobs) if executor == "ray" else None).run()
         for sweep in sweeps:
             for job in sweep.jobs:
                 job.finish(sweep.family.name)
     for job in later:
-        code = max(code, _run(job.analysis.name, [job], job.config, dry_run, only_fetch))
+        code = max(code, run_jobs(job.analysis.name, [job], job.config, dry_run=dry_run, only_fetch=only_fetch))
     return code
-
-
-def _measure(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
-    """Measure what is missing where `executor` says: here, by the workers of a Ray cluster, or by a Slurm job array."""
-    config = jobs[0].config
-    if any(sweep.missing for sweep in sweeps):
-        sweeps = [drop_duplicate_weights(sweep) for sweep in sweeps]
-        if config.executor == "ray":
-            from .ray_pool import RayPool
-
-            with RayPool(config, jobs) as pool:
-                return SweepLoop(name, sweeps, pool).run()
-        if config.executor == "slurm":
-            from .slurm import run_array
-
-            return run_array(name, jobs, sweeps)
-    with _threads(config.cpus_per_checkpoint):
-        return SweepLoop(name, sweeps).run()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base.errors import CheckpointUnusable, UserError
+from ..base.errors import UserError
 from ..models.family import Family, family_of
 from ..results.record import EncodedResults, RunRecord, write_results
 from .claims import ClaimedCheckpoint
@@ -57,21 +57,6 @@ class WorkItem:
     found: dict[str, bytes]
 
 
-@dataclass(frozen=True)
-class WorkResult:
-    """What became of an item.
-
-    Attributes:
-        measured: the files, for each of `WorkItem.missing`; empty if there is an error.
-        unusable: why the checkpoint could not be measured, in one line.
-        refused: bad input, in one line; it ends the run.
-    """
-
-    measured: tuple[EncodedResults, ...] = ()
-    unusable: str = ""
-    refused: str = ""
-
-
 def work_item(claimed: ClaimedCheckpoint) -> WorkItem:
     """What to send to a worker."""
     sweep, name = claimed.queue.sweep, claimed.family.name
@@ -109,16 +94,13 @@ class Worker:
         self._families: dict[str, tuple[Family, list[Job]]] = {}
         self._inputs = PreparedInputs()
 
-    def measure(self, item: WorkItem) -> WorkResult:
-        """Load a checkpoint, measure all that is missing there, and return it."""
-        try:
-            return WorkResult(tuple(self._measure(item)))
-        except CheckpointUnusable as error:
-            return WorkResult(unusable=str(error))
-        except UserError as error:
-            return WorkResult(refused=str(error))
+    def measure(self, item: WorkItem) -> list[EncodedResults]:
+        """Load a checkpoint, measure all that is missing there, and return its files.
 
-    def _measure(self, item: WorkItem) -> list[EncodedResults]:
+        Raises:
+            CheckpointUnusable: if the checkpoint cannot be measured.
+            UserError: on bad input.
+        """
         import torch
 
         if item.model not in self._families:
@@ -166,12 +148,9 @@ def import_path() -> str:
 _workers: dict[str, Worker] = {}
 
 
-def work_on(setup: WorkerSetup, item: WorkItem) -> WorkResult:
+def work_on(setup: WorkerSetup, item: WorkItem) -> list[EncodedResults]:
     """Measure in this process, which stays warm: what it prepared serves its next items of the same run."""
     if setup.token not in _workers:
         _workers.clear()
-        try:
-            _workers[setup.token] = Worker(setup)
-        except UserError as error:
-            return WorkResult(refused=str(error))
+        _workers[setup.token] = Worker(setup)
     return _workers[setup.token].measure(item)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..config.keys import PromptOptions
-from .names import FEMALE_NAMES, MALE_NAMES
 from .prompts import Pair, Prompts, Task, assemble
 from .sampling import draw, seeded, unravel
 from .vocabulary import single_tokens
+from .word_lists import FEMALE_NAMES, MALE_NAMES, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,9 +32,9 @@ TEMPLATES: tuple[str, ...] = (
     "So {name} is such a wonderful {role}, isn't",
 )
 
-ROLES: tuple[str, ...] = (
-    *("cook", "friend", "athlete", "person", "teacher", "doctor", "driver", "singer", "dancer", "writer"),
-    *("artist", "lawyer", "student", "leader", "player", "runner", "painter", "manager", "neighbor", "colleague"),
+ROLES: tuple[str, ...] = words(
+    "cook friend athlete person teacher doctor driver singer dancer writer artist lawyer student leader player runner "
+    "painter manager neighbor colleague"
 )
 
 

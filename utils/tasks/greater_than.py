@@ -27,6 +27,7 @@ from ..config.keys import PromptOptions
 from .prompts import Pair, Prompts, Task, assemble
 from .sampling import draw, unravel
 from .vocabulary import continuations, encode, single_tokens, unknown_token
+from .word_lists import words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,20 +38,16 @@ TEMPLATE = "The {noun} lasted from the year {year} to the year {century}"
 FIRST_YEAR, LAST_YEAR = 1100, 1799  # inclusive; years outside are rarely two tokens
 
 # Hanna et al. 2023's nouns of things that last, less the eight that Pythia's tokenizer splits, plus "war".
-NOUNS: tuple[str, ...] = (
-    *("war", "accord", "affair", "agreement", "appraisal", "assaults", "assessment", "attack", "attempts", "campaign"),
-    *("case", "challenge", "chaos", "clash", "collaboration", "coma", "competition", "confrontation", "consequence"),
-    *("conspiracy", "construction", "consultation", "contact", "contract", "convention", "cooperation", "custody"),
-    *("deal", "decline", "decrease", "demonstrations", "development", "disagreement", "disorder", "dispute"),
-    *("domination", "dynasty", "effect", "effort", "employment", "endeavor", "engagement", "epidemic", "evaluation"),
-    *("exchange", "existence", "expansion", "expedition", "experiments", "fall", "fame", "flights", "friendship"),
-    *("growth", "hardship", "hostility", "illness", "impact", "imprisonment", "improvement", "incarceration"),
-    *("increase", "invasion", "investigation", "journey", "kingdom", "marriage", "negotiation", "obstruction"),
-    *("operation", "order", "outbreak", "outcome", "overhaul", "plague", "plan", "practice", "process", "program"),
-    *("progress", "project", "pursuit", "quest", "raids", "reforms", "reign", "relationship", "retaliation", "riot"),
-    *("rise", "rivalry", "romance", "rule", "sanctions", "shift", "siege", "stature", "stint", "strikes", "study"),
-    *("test", "testing", "tests", "therapy", "tour", "tradition", "treaty", "trial", "trip", "unemployment"),
-    *("voyage", "warfare", "work"),
+NOUNS: tuple[str, ...] = words(
+    "war accord affair agreement appraisal assaults assessment attack attempts campaign case challenge chaos clash "
+    "collaboration coma competition confrontation consequence conspiracy construction consultation contact contract "
+    "convention cooperation custody deal decline decrease demonstrations development disagreement disorder dispute "
+    "domination dynasty effect effort employment endeavor engagement epidemic evaluation exchange existence expansion "
+    "expedition experiments fall fame flights friendship growth hardship hostility illness impact imprisonment "
+    "improvement incarceration increase invasion investigation journey kingdom marriage negotiation obstruction "
+    "operation order outbreak outcome overhaul plague plan practice process program progress project pursuit quest "
+    "raids reforms reign relationship retaliation riot rise rivalry romance rule sanctions shift siege stature stint "
+    "strikes study test testing tests therapy tour tradition treaty trial trip unemployment voyage warfare work"
 )
 
 CORRUPTED_DIGITS = 1  # the corrupted year is XX01, or XXX0 where the answer is one digit
@@ -79,24 +76,19 @@ class Form:
 
 def number_tokens(tokenizer: PreTrainedTokenizerBase, digits: int) -> dict[int, int]:
     """Number -> the token that is its digits without a space, for the numbers of so many digits in the vocabulary."""
-    found = {}
+    tokens = {}
     for number in range(10**digits):
         text = f"{number:0{digits}d}"
         token = tokenizer.convert_tokens_to_ids(text)
         # A text that is not a token comes back as the unknown token or as None.
         if isinstance(token, int) and tokenizer.convert_ids_to_tokens(token) == text:
-            found[number] = token
-    return found
-
-
-def two_digit_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
-    """Number from 0 to 99 -> the token that is its two digits without a space, for those in the vocabulary."""
-    return number_tokens(tokenizer, 2)
+            tokens[number] = token
+    return tokens
 
 
 def valid_years(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The years 1100-1799 that are a century token and a two-digit token, without the first and last of a century."""
-    digits = two_digit_tokens(tokenizer)
+    digits = number_tokens(tokenizer, 2)
     carrier = "year"
     centuries = range(FIRST_YEAR // 100, LAST_YEAR // 100 + 1)
     century_tokens = continuations(tokenizer, [f" {century}" for century in centuries], carrier)
@@ -107,7 +99,7 @@ def valid_years(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         century, number = divmod(year, 100)
         if row == [*base, century_tokens.get(f" {century}"), digits.get(number)]:
             by_century[century].append(year)
-    return [year for found in by_century.values() for year in found[1:-1]]
+    return [year for of_century in by_century.values() for year in of_century[1:-1]]
 
 
 def years_before_a_digit(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -135,7 +127,7 @@ def form_of(tokenizer: PreTrainedTokenizerBase) -> Form:
         UserError: if the tokenizer cuts years in neither of the two ways.
     """
     if years := [year for year in valid_years(tokenizer) if year % 100 != CORRUPTED_DIGITS]:
-        return Form(2, tuple(years), two_digit_tokens(tokenizer))
+        return Form(2, tuple(years), number_tokens(tokenizer, 2))
     if years := [year for year in years_before_a_digit(tokenizer) if year % 10 != 0]:
         log.info("greater_than: this tokenizer cuts a year before its last digit, so that is what prompts ask for")
         return Form(1, tuple(years), number_tokens(tokenizer, 1))

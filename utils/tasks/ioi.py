@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from ..base.errors import UserError
 from ..config.keys import PromptOptions
-from .names import FEMALE_NAMES, MALE_NAMES
 from .prompts import Pair, Prompts, Task, assemble
 from .sampling import draw, seeded, unravel
 from .vocabulary import single_tokens
+from .word_lists import FEMALE_NAMES, MALE_NAMES, words
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -48,15 +48,13 @@ TEMPLATES: tuple[str, ...] = (
     "Friends {first} and {second} found a {object} at the {place}. {subject} gave it to",
 )
 
-PLACES: tuple[str, ...] = (
-    *("store", "garden", "restaurant", "school", "hospital", "office", "house", "station"),
-    *("park", "library", "museum", "market", "hotel", "beach", "airport", "church"),
+PLACES: tuple[str, ...] = words(
+    "store garden restaurant school hospital office house station park library museum market hotel beach airport church"
 )
 
 # Every object takes "a".
-OBJECTS: tuple[str, ...] = (
-    *("ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack"),
-    *("book", "ball", "pen", "letter", "key", "phone", "flower", "present"),
+OBJECTS: tuple[str, ...] = words(
+    "ring kiss bone basketball computer necklace drink snack book ball pen letter key phone flower present"
 )
 
 ORDERS: tuple[str, ...] = ("ABBA", "BABA")
@@ -127,11 +125,6 @@ def signal_variants(
     IO is the same token in all four. The third name of a prompt is the same in both variants that have one. In the
     variants with the opposite order, S1 is at position `io` of the clean prompt and IO at `s1`.
 
-    Args:
-        prompts: prompts of this task, or some of them.
-        tokenizer: the one the prompts were built with.
-        seed: draws the third names.
-
     Raises:
         ValueError: if the prompts have no positions io, s1, s2.
         UserError: if too few names are single tokens.
@@ -146,6 +139,7 @@ def signal_variants(
     rows = torch.arange(len(prompts), device=device)
     io, s1, s2 = (prompts.positions[name] for name in ("io", "s1", "s2"))
     io_token, s_token = prompts.clean[rows, io], prompts.clean[rows, s1]
+    # Of three different names, one at least is neither of the prompt's.
     taken = zip(io_token.tolist(), s_token.tolist(), strict=True)
     drawn = [
         next(token for token in third_name.sample(list(names.values()), 3) if token not in (a, b)) for a, b in taken

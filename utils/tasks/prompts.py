@@ -259,6 +259,7 @@ def assemble(
             )
         if both := set(pair.answers) & set(pair.wrong_answers):
             raise UserError(f"{where(index)}: {tokenizer.decode(min(both))!r} is both an answer and a wrong answer")
+    # Padding never reaches the answer: any token will do.
     padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     lengths = torch.tensor([len(row) for row in clean])
     right, wrong = (padded([getattr(pair, side) for pair in pairs], fill=0) for side in ("answers", "wrong_answers"))

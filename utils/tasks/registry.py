@@ -74,12 +74,7 @@ def build_prompts(
 
     Args:
         task: a key of `TASKS`, or the path of a prompts CSV.
-        tokenizer: the model's.
-        n: how many pairs.
-        seed: of the draw.
         prepend_bos: put exactly one BOS token in front of every prompt. Otherwise there are no special tokens.
-        ioi_corruption: how `ioi` prompts are corrupted.
-        metric: see `get_task`.
 
     Raises:
         UserError: if there is no such task, a prompt cannot be used under this tokenizer, or there are fewer than n.

@@ -34,8 +34,6 @@ def draw(task: str, groups: Sequence[Sequence[int]], n: int, seed: int) -> list[
     Args:
         task: names the task in errors, and keeps its draws apart from those of other tasks.
         groups: how many prompts each stratum of each group has.
-        n: how many prompts to draw.
-        seed: of the draw.
 
     Returns:
         (group, stratum, number) of each prompt, all different.

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 Inflected = tuple[str, str]
 
 
+def _inflected(text: str) -> tuple[Inflected, ...]:
+    return tuple((singular, plural) for singular, plural in (word.split("/") for word in text.split()))
+
+
 @dataclass(frozen=True)
 class Structure:
     """One sentence frame, up to the verb that is asked for.
@@ -39,7 +43,6 @@ class Structure:
     Attributes:
         name: the name of the structure's file in Marvin & Linzen's data.
         description: the structure in their words.
-        template: the frame.
         subjects, others, verbs, other_verbs, links: the words for each slot; empty if the frame has no such slot.
     """
 
@@ -53,40 +56,33 @@ class Structure:
     links: tuple[str, ...] = ()
 
 
-ANIMATE_SUBJECTS: tuple[Inflected, ...] = (
-    *(("author", "authors"), ("pilot", "pilots"), ("surgeon", "surgeons"), ("farmer", "farmers")),
-    *(("manager", "managers"), ("customer", "customers"), ("officer", "officers"), ("teacher", "teachers")),
-    *(("senator", "senators"), ("consultant", "consultants"), ("doctor", "doctors"), ("lawyer", "lawyers")),
-    *(("writer", "writers"), ("player", "players"), ("driver", "drivers"), ("student", "students")),
+ANIMATE_SUBJECTS: tuple[Inflected, ...] = _inflected(
+    "author/authors pilot/pilots surgeon/surgeons farmer/farmers manager/managers customer/customers officer/officers "
+    "teacher/teachers senator/senators consultant/consultants doctor/doctors lawyer/lawyers writer/writers "
+    "player/players driver/drivers student/students"
 )
-INANIMATE_SUBJECTS: tuple[Inflected, ...] = (
-    *(("movie", "movies"), ("book", "books"), ("game", "games"), ("song", "songs"), ("picture", "pictures")),
-    *(("painting", "paintings"), ("novel", "novels"), ("poem", "poems"), ("show", "shows"), ("story", "stories")),
-    *(("film", "films"), ("article", "articles")),
+INANIMATE_SUBJECTS: tuple[Inflected, ...] = _inflected(
+    "movie/movies book/books game/games song/songs picture/pictures painting/paintings novel/novels poem/poems "
+    "show/shows story/stories film/films article/articles"
 )
 # Nouns of embedded clauses and prepositional phrases; none is also a main subject.
-EMBEDDED_NOUNS: tuple[Inflected, ...] = (
-    *(("guard", "guards"), ("chef", "chefs"), ("architect", "architects"), ("dancer", "dancers")),
-    *(("minister", "ministers"), ("assistant", "assistants"), ("executive", "executives"), ("parent", "parents")),
-    *(("friend", "friends"), ("neighbor", "neighbors"), ("director", "directors"), ("actor", "actors")),
+EMBEDDED_NOUNS: tuple[Inflected, ...] = _inflected(
+    "guard/guards chef/chefs architect/architects dancer/dancers minister/ministers assistant/assistants "
+    "executive/executives parent/parents friend/friends neighbor/neighbors director/directors actor/actors"
 )
 # Nouns that say or think what a sentential complement reports.
-REPORTERS: tuple[Inflected, ...] = (
-    *(("mechanic", "mechanics"), ("banker", "bankers"), ("worker", "workers"), ("witness", "witnesses")),
-    *(("scientist", "scientists"), ("expert", "experts"), ("critic", "critics"), ("reporter", "reporters")),
+REPORTERS: tuple[Inflected, ...] = _inflected(
+    "mechanic/mechanics banker/bankers worker/workers witness/witnesses scientist/scientists expert/experts "
+    "critic/critics reporter/reporters"
 )
 REPORTING_VERBS: tuple[str, ...] = ("said", "thought", "knew")
-ANIMATE_PREPOSITIONS: tuple[str, ...] = (
-    *("next to", "behind", "in front of", "near", "to the side of", "across from"),
-)
+ANIMATE_PREPOSITIONS: tuple[str, ...] = ("next to", "behind", "in front of", "near", "to the side of", "across from")
 INANIMATE_PREPOSITIONS: tuple[str, ...] = ("from", "by")
-INTRANSITIVE_VERBS: tuple[Inflected, ...] = (
-    *(("laughs", "laugh"), ("smiles", "smile"), ("dances", "dance"), ("sings", "sing"), ("talks", "talk")),
-    ("works", "work"),
+INTRANSITIVE_VERBS: tuple[Inflected, ...] = _inflected(
+    "laughs/laugh smiles/smile dances/dance sings/sing talks/talk works/work"
 )
-TRANSITIVE_VERBS: tuple[Inflected, ...] = (
-    *(("likes", "like"), ("hates", "hate"), ("loves", "love"), ("helps", "help"), ("knows", "know")),
-    ("visits", "visit"),
+TRANSITIVE_VERBS: tuple[Inflected, ...] = _inflected(
+    "likes/like hates/hate loves/love helps/help knows/know visits/visit"
 )
 VERB_PHRASES: tuple[Inflected, ...] = (
     ("knows many different foreign languages", "know many different foreign languages"),
@@ -168,21 +164,16 @@ STRUCTURES: tuple[Structure, ...] = (
 )
 
 # Verbs asked for, third person singular and plural.
-VERBS: tuple[Inflected, ...] = (
-    *(("is", "are"), ("was", "were"), ("has", "have"), ("does", "do"), ("goes", "go"), ("says", "say")),
-    *(("makes", "make"), ("takes", "take"), ("sees", "see"), ("comes", "come"), ("knows", "know"), ("wants", "want")),
-    *(("looks", "look"), ("uses", "use"), ("finds", "find"), ("gives", "give"), ("tells", "tell"), ("works", "work")),
-    *(("seems", "seem"), ("feels", "feel"), ("becomes", "become"), ("leaves", "leave"), ("puts", "put")),
-    *(("means", "mean"), ("keeps", "keep"), ("lets", "let"), ("begins", "begin"), ("shows", "show"), ("hears", "hear")),
-    *(("plays", "play"), ("runs", "run"), ("moves", "move"), ("lives", "live"), ("believes", "believe")),
-    *(("brings", "bring"), ("happens", "happen"), ("writes", "write"), ("provides", "provide"), ("sits", "sit")),
-    *(("stands", "stand"), ("loses", "lose"), ("pays", "pay"), ("meets", "meet"), ("includes", "include")),
-    *(("continues", "continue"), ("learns", "learn"), ("leads", "lead"), ("understands", "understand")),
-    *(("speaks", "speak"), ("reads", "read"), ("grows", "grow"), ("opens", "open"), ("walks", "walk"), ("wins", "win")),
-    *(("offers", "offer"), ("remembers", "remember"), ("loves", "love"), ("appears", "appear"), ("buys", "buy")),
-    *(("waits", "wait"), ("serves", "serve"), ("stays", "stay"), ("falls", "fall"), ("remains", "remain")),
-    *(("likes", "like"), ("hates", "hate"), ("laughs", "laugh"), ("smiles", "smile"), ("enjoys", "enjoy")),
-    *(("needs", "need"), ("tries", "try"), ("asks", "ask"), ("helps", "help"), ("talks", "talk"), ("thinks", "think")),
+VERBS: tuple[Inflected, ...] = _inflected(
+    "is/are was/were has/have does/do goes/go says/say makes/make takes/take sees/see comes/come knows/know "
+    "wants/want looks/look uses/use finds/find gives/give tells/tell works/work seems/seem feels/feel becomes/become "
+    "leaves/leave puts/put means/mean keeps/keep lets/let begins/begin shows/show hears/hear plays/play runs/run "
+    "moves/move lives/live believes/believe brings/bring happens/happen writes/write provides/provide sits/sit "
+    "stands/stand loses/lose pays/pay meets/meet includes/include continues/continue learns/learn leads/lead "
+    "understands/understand speaks/speak reads/read grows/grow opens/open walks/walk wins/win offers/offer "
+    "remembers/remember loves/love appears/appear buys/buy waits/wait serves/serve stays/stay falls/fall "
+    "remains/remain likes/like hates/hate laughs/laugh smiles/smile enjoys/enjoy needs/need tries/try asks/ask "
+    "helps/help talks/talk thinks/think"
 )
 
 NUMBERS: tuple[str, ...] = ("singular", "plural")
@@ -206,6 +197,7 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     tokens = single_tokens(tokenizer, [verb for pair in verbs for verb in pair], "sva", "verbs", LEAST_VERBS)
     answers = [tuple(tokens[pair[number]] for pair in verbs) for number in range(len(NUMBERS))]
     words = [";".join(pair[number] for pair in verbs) for number in range(len(NUMBERS))]
+    # Every verb that is left counts as an answer, in the subject's number right and in the other wrong.
     sizes = [prod(_slot_sizes(structure)) for structure in structures]
     pairs = []
     for number, stratum, index in draw("sva", [sizes] * len(NUMBERS), n, seed):

@@ -19,7 +19,7 @@ CARRIER = "The"
 """The text before a word that is looked up."""
 
 log = logging.getLogger(__name__)
-_told: set[tuple[str, str]] = set()
+_already_logged: set[tuple[str, str]] = set()
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -37,10 +37,6 @@ def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def continuations(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], carrier: str = CARRIER) -> dict[str, int]:
     """The words that follow a text as exactly one token.
-
-    Args:
-        words: with their leading space, if they have one.
-        carrier: the text that they follow.
 
     Returns:
         Word -> token id, in the order given. Words are left out if they are several tokens, if they change the tokens
@@ -69,17 +65,17 @@ def single_tokens(
     Raises:
         UserError: if fewer than `least` remain.
     """
-    found = {word[1:]: token for word, token in continuations(tokenizer, [f" {word}" for word in words]).items()}
-    require(len(found), len(words), task, what, least)
-    say_left(tokenizer, task, what, len(found), len(words))
-    return found
+    tokens = {word[1:]: token for word, token in continuations(tokenizer, [f" {word}" for word in words]).items()}
+    require(len(tokens), len(words), task, what, least)
+    say_left(tokenizer, task, what, len(tokens), len(words))
+    return tokens
 
 
 def say_left(tokenizer: PreTrainedTokenizerBase, task: str, what: str, found: int, of: int) -> None:
     """Log how many words a tokenizer leaves a task, once, unless it leaves all."""
     line = f"{task}: {found} of {of} {what} are single tokens under this tokenizer; the others are left out"
-    if found < of and (key := (tokenizer.name_or_path, line)) not in _told:
-        _told.add(key)
+    if found < of and (key := (tokenizer.name_or_path, line)) not in _already_logged:
+        _already_logged.add(key)
         log.info(line)
 
 

@@ -86,9 +86,9 @@ class TextSource:
             row = next((row for row, used in enumerate(filled) if used + size <= self.config.width), None)
             if row is None:
                 continue
-            place = slice(filled[row], filled[row] + size)
-            tokens[row, place], positions[row, place] = document.tokens, np.arange(size)
-            documents[row, place], learned[row, place] = number, np.arange(size) >= document.unlearned
+            span = slice(filled[row], filled[row] + size)
+            tokens[row, span], positions[row, span] = document.tokens, np.arange(size)
+            documents[row, span], learned[row, span] = number, np.arange(size) >= document.unlearned
             filled[row] += size
         return Batch(*map(torch.from_numpy, (tokens, positions, documents, learned)))
 

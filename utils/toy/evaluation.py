@@ -20,10 +20,6 @@ BLOCK, BLOCKS = 18, 20
 class Examination:
     """The held-out questions, in tokens. They are the same at every checkpoint and for every training seed.
 
-    Args:
-        tokenizer: the toy family's.
-        positions: ask about positions too.
-
     Raises:
         ValueError: if an answer is not one token.
     """
@@ -63,18 +59,18 @@ class Examination:
         succession = self._asked["succession"].right.gather(1, logits["succession"].argmax(-1, keepdim=True))
         predicted = model(self._blocks, use_cache=False).logits[:, BLOCK:-1].argmax(-1)
         results = {
-            "ioi_accuracy": _share(ioi > 0),
+            "ioi_accuracy": _fraction(ioi > 0),
             "ioi_logit_diff": ioi.mean().item(),
             "ioi_abc_logit_diff": abc.mean().item(),
             "ioi_abc_logit_diff_abs": abc.abs().mean().item(),
             "greater_than_prob_diff": by_probability["greater_than"].mean().item(),
-            "gendered_pronoun_accuracy": _share(by_probability["gendered_pronoun"] > 0),
-            "sva_accuracy": _share(by_probability["sva"] > 0),
-            "succession_accuracy": _share(succession),
-            "induction_accuracy": _share(predicted == self._blocks[:, BLOCK + 1 :]),
+            "gendered_pronoun_accuracy": _fraction(by_probability["gendered_pronoun"] > 0),
+            "sva_accuracy": _fraction(by_probability["sva"] > 0),
+            "succession_accuracy": _fraction(succession),
+            "induction_accuracy": _fraction(predicted == self._blocks[:, BLOCK + 1 :]),
         }
         if self._positions is not None:
-            results["positions_accuracy"] = _share(self._positions.differences(self._positions.logits(model)) > 0)
+            results["positions_accuracy"] = _fraction(self._positions.differences(self._positions.logits(model)) > 0)
         return results
 
 
@@ -112,5 +108,5 @@ def _mask(tokenizer: PreTrainedTokenizerBase, answers: Sequence[tuple[str, ...]]
     return mask
 
 
-def _share(right: Tensor) -> float:
+def _fraction(right: Tensor) -> float:
     return right.float().mean().item()

@@ -18,7 +18,6 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from ..base.errors import UserError
 from ..base.files import atomic_write
@@ -63,21 +61,23 @@ def train_family(config: FamilyConfig) -> Path:
         log.info("%s: another process is training it; waiting", config.folder)
         lock.acquire()
     try:
-        return _Training.prepare(config).run()
+        return _Training(config).run()
     finally:
         lock.release()
 
 
-@dataclass(frozen=True)
 class _Training:
-    config: FamilyConfig
-    tokenizer: PreTrainedTokenizerBase
-    settings: dict[str, Any]
-
-    @classmethod
-    def prepare(cls, config: FamilyConfig) -> "_Training":
-        tokenizer = _tokenizer(config)
-        return cls(config, tokenizer, _settings(config, tokenizer))
+    def __init__(self, config: FamilyConfig) -> None:
+        self.config = config
+        texts = (*vocabulary_texts(), *(position_texts() if config.text.positions else ()))
+        self.tokenizer = build_tokenizer(texts, config.model.n_positions)
+        # What the weights depend on: the config, and as `text` a hash of the vocabulary and the sentences.
+        digest = hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        text = TextSource(config.text, self.tokenizer, seed=0)
+        for step in range(3):
+            batch = text.batch(step)
+            digest.update(batch.tokens.numpy().tobytes() + batch.learned.numpy().tobytes())
+        self.settings: dict[str, Any] = {**result_settings(config), "text": digest.hexdigest()[:16]}
 
     def run(self) -> Path:
         folder = self.config.folder
@@ -85,12 +85,14 @@ class _Training:
             shutil.rmtree(leftover)
         if self.config.overwrite:
             self._clear()
-        manifest = _read_manifest(folder)
-        if manifest is not None:
+        if (folder / MANIFEST).is_file():
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             self._refuse_other(manifest["settings"], "holds a family")
             log.info("%s: found, %d checkpoints up to step %d", folder, len(manifest["steps"]), manifest["steps"][-1])
             return folder
-        state = self._read_state()
+        state: dict[str, Any] | None = None
+        if (folder / STATE).is_file():
+            state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
         if state is None and any(folder.glob("step*")):
             raise UserError(
                 f"{folder} holds checkpoints but no {MANIFEST} and no {STATE} to go on from; "
@@ -118,13 +120,14 @@ class _Training:
         bar = tqdm(range(start, config.optimizer.steps + 1), desc=str(config.folder), unit="step", disable=None)
         for step in bar:
             if step in config.steps:
+                # The checkpoint that a training resumes at has been examined, but perhaps not written.
                 if state is None or step > start:
                     skills = examination.results(trainer.model).items()
                     evaluation += [{"step": step, "skill": skill, "value": value} for skill, value in skills]
                     self._save_state(step, trainer, evaluation)
                 self._save_checkpoint(step, trainer)
-                known = {row["skill"]: f"{row['value']:.2f}" for row in evaluation}
-                learned = f"ioi {known['ioi_accuracy']}, induction {known['induction_accuracy']}"
+                latest = {row["skill"]: f"{row['value']:.2f}" for row in evaluation}
+                learned = f"ioi {latest['ioi_accuracy']}, induction {latest['induction_accuracy']}"
                 bar.set_postfix_str(learned)
                 if bar.disable:
                     log.info("%s: step %d of %d; %s", config.folder, step, config.optimizer.steps, learned)
@@ -139,16 +142,9 @@ class _Training:
         # Before the checkpoint's folder: if training stops between the two, it writes the folder from this state.
         atomic_write(self.config.folder / STATE, buffer.getvalue())
 
-    def _read_state(self) -> dict[str, Any] | None:
-        path = self.config.folder / STATE
-        if not path.is_file():
-            return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
-
     def _save_checkpoint(self, step: int, trainer: Trainer) -> None:
-        place = self.config.folder / f"step{step}"
-        if place.is_dir():
+        checkpoint = self.config.folder / f"step{step}"
+        if checkpoint.is_dir():
             return
         temporary = self.config.folder / f".step{step}.tmp"
         trainer.model.save_pretrained(temporary)
@@ -156,7 +152,7 @@ class _Training:
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        os.replace(temporary, place)
+        os.replace(temporary, checkpoint)
 
     def _finish(self, evaluation: list[dict[str, Any]]) -> None:
         config, folder = self.config, self.config.folder
@@ -173,11 +169,7 @@ class _Training:
             "tokens_per_step": config.text.rows * config.text.width,
             "seed": config.seed,
             # Leaves out where and how it was run, so that the same family is the same bytes in any folder.
-            "config": {
-                key: value
-                for key, value in config.model_dump(mode="json").items()
-                if key not in ("folder", "overwrite")
-            },
+            "config": config.model_dump(mode="json", exclude={"folder", "overwrite"}),
             "settings": self.settings,
             "vocabulary": len(self.tokenizer),
             "evaluation": final,
@@ -188,47 +180,21 @@ class _Training:
         (folder / STATE).unlink()
 
     def _refuse_other(self, found: dict[str, Any], what: str) -> None:
-        if differences := _differences(found, self.settings):
+        asked = self.settings
+        differing = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
+        if differing:
+            how = ", ".join(f"{key}={found.get(key)} (this run asks for {asked.get(key)})" for key in differing)
             folder = self.config.folder
-            raise UserError(f"{folder} {what} with {differences}; pass overwrite=true or another folder (folder=...)")
+            raise UserError(f"{folder} {what} with {how}; pass overwrite=true or another folder (folder=...)")
 
     def _clear(self) -> None:
         folder = self.config.folder
         # The manifest first: without it nothing takes the rest for complete.
         for name in (MANIFEST, STATE, EVALUATION):
             (folder / name).unlink(missing_ok=True)
-        for place in folder.glob("step*"):
-            if place.name.removeprefix("step").isdigit():
-                shutil.rmtree(place)
-
-
-def _tokenizer(config: FamilyConfig) -> PreTrainedTokenizerBase:
-    texts = (*vocabulary_texts(), *(position_texts() if config.text.positions else ()))
-    return build_tokenizer(texts, config.model.n_positions)
-
-
-def _settings(config: FamilyConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What the weights depend on: the config, and as `text` a hash of the vocabulary and the sentences."""
-    digest = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-    text = TextSource(config.text, tokenizer, seed=0)
-    for step in range(3):
-        batch = text.batch(step)
-        digest.update(batch.tokens.numpy().tobytes() + batch.learned.numpy().tobytes())
-    return {**result_settings(config), "text": digest.hexdigest()[:16]}
-
-
-def _differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    """ "seed=0, this run asks for 1" for every setting that differs; empty if none does."""
-    keys = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
-    return ", ".join(f"{key}={found.get(key)} (this run asks for {asked.get(key)})" for key in keys)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return manifest
+        for path in folder.glob("step*"):
+            if path.name.removeprefix("step").isdigit():
+                shutil.rmtree(path)
 
 
 def _sha256(path: Path) -> str:

@@ -54,6 +54,7 @@ def position_question(rng: random.Random, held_out: bool) -> Question:
         if rng.random() < BY_PLACE:
             return Question(prompt + FOUND, its_place, other_place)
         return Question(prompt + FOUND, other_name, own_name)
+    # Names alone: the first clause of an IOI sentence is the list, and what follows its subject the verb.
     template = rng.choice(SHORT_IOI_TEMPLATES if rng.random() < SHORT else ioi.TEMPLATES)
     words |= {"place": rng.choice(ioi.PLACES), "object": rng.choice(ioi.OBJECTS)}
     clause, verb = template.split(" {subject}")

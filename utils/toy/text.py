@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ..tasks import gendered_pronoun, greater_than, ioi, sva
-from ..tasks.word_series import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS
+from ..tasks.word_lists import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS
 
 HELD_OUT_ONE_IN = 5
 
@@ -36,7 +36,6 @@ class Question:
     """A prompt and its answers.
 
     Attributes:
-        prompt: text up to the answer.
         right: the answers that may follow, each with its leading space.
         wrong: the answers they are compared with, if any.
         ending: text after the answer in a training document.

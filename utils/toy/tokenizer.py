@@ -44,7 +44,6 @@ def build_tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenize
 
     Args:
         texts: every word that should be one token, in any arrangement. Pieces keep the order in which they first occur.
-        max_length: how many positions the model has.
 
     Returns:
         A fast tokenizer that adds no tokens of its own and pads on the right with the end-of-text token.

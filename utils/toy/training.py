@@ -62,6 +62,9 @@ def rate_share(config: OptimizerConfig, step: int) -> float:
     return config.final_share + (1 - config.final_share) * (1 + math.cos(math.pi * progress)) / 2
 
 
+_STATEFUL = ("model", "muon", "adam")
+
+
 class Trainer:
     """A model and its optimisers."""
 
@@ -97,15 +100,12 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Weights and optimiser states, as tensors, numbers and strings only."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        return {name: getattr(self, name).state_dict() for name in _STATEFUL}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-
-    def _parts(self) -> dict[str, Any]:
-        return {"model": self.model, "muon": self.muon, "adam": self.adam}
+        for name in _STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
 
 
 def _muon_groups(model: GPTNeoXForCausalLM) -> list[dict[str, Any]]:

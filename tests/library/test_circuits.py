@@ -1,0 +1,207 @@
+"""Circuits from the library: the script's numbers to the last bit, closed forms, metrics, files and what is shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from networkx import MultiDiGraph
+
+import circuits_over_time as cot
+from circuits_over_time.get_circuits_over_time import ANALYSIS
+from circuits_over_time.utils.circuits.handle import Model
+from circuits_over_time.utils.circuits.measured import KINDS, MeasuredCircuit
+from circuits_over_time.utils.results.store import Result, Store
+from circuits_over_time.utils.sweep.runner import main
+from tests.support.paths import TOY
+from tests.support.random_models import random_model
+from tests.support.task_tokenizers import words
+
+LAST = 1350
+FEW = {"n_prompts": 20, "ig_steps": 3, "n_random": 2}
+ARCHITECTURES = ("neox-parallel", "llama")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """The trained checkpoint."""
+    return cot.load(TOY, step=LAST)
+
+
+@pytest.fixture(scope="module")
+def circuit(model: Model) -> MeasuredCircuit:
+    """Its circuit of subject-verb agreement."""
+    return cot.find_circuit(model, cot.task("sva"), **FEW)
+
+
+@pytest.fixture(scope="module")
+def untrained(model: Model) -> MeasuredCircuit:
+    """What is found in the untrained model: nothing."""
+    return cot.find_circuit(cot.load(TOY, step=0), cot.task("sva"), **FEW)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def random(request: pytest.FixtureRequest) -> Model:
+    """A small random model, parallel or sequential."""
+    network = random_model(request.param, n_layers=2, vocab=len(words()))
+    return cot.load(network, tokenizer=words())
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the script writes with the same keys."""
+    folder = tmp_path_factory.mktemp("script")
+    keys = ["n_prompts=20", "eap.ig_steps=3", "n_random=2", "search.order=top_n", "export_json=true"]
+    given = [f"model={TOY}", f"checkpoints=[{LAST}]", "task=[sva,ioi]", f"results_dir={folder}", "device=cpu", *keys]
+    assert main(ANALYSIS, given) == 0
+    return folder
+
+
+@pytest.mark.parametrize("task", ["sva", "ioi"])
+def test_the_library_finds_what_the_script_writes_to_the_last_bit(model: Model, written: Path, task: str) -> None:
+    circuit = cot.find_circuit(model, cot.task(task), **FEW, order="top_n")
+    store = Store(written)
+    tensors = store.folder("graphs", TOY.name, task).read_tensors(LAST)
+    assert tensors.keys() == circuit.tensors.keys()
+    for name, stored in tensors.items():
+        own = circuit.tensors[name]
+        assert torch.equal(own, stored) if isinstance(stored, torch.Tensor) else own == stored
+    for kind in KINDS:
+        folder = store.folder(kind, TOY.name, task)
+        encoded = folder.encode(LAST, Result(circuit.tables[kind.name]), model.tokens)[".csv"]
+        assert encoded == folder.file(LAST).read_bytes()
+    again = cot.read_circuit(written / "graphs" / TOY.name / task / f"step{LAST:06d}.pt")
+    assert (again.status, again.size, again.faithfulness) == ("found", circuit.size, circuit.faithfulness)
+    pd.testing.assert_frame_equal(again.edges, circuit.edges)
+
+
+def test_evaluating_a_circuit_gives_back_its_faithfulness(
+    model: Model, circuit: MeasuredCircuit, tmp_path: Path
+) -> None:
+    circuit.save(tmp_path / "sva.pt")
+    circuit.save(tmp_path / "sva.json")
+    names = (circuit.edges["source"] + "->" + circuit.edges["target"]).tolist()
+    ways = [circuit, circuit.edges, names, tmp_path / "sva.pt", str(tmp_path / "sva.json"), circuit.circuit.in_circuit]
+    found = [cot.evaluate(model, cot.task("sva"), way, **FEW) for way in ways]
+    assert [one.faithfulness for one in found] == [circuit.faithfulness] * len(ways)
+    assert found[0].faithfulness_interval == circuit.faithfulness_interval
+    control = circuit.controls.set_index("control")
+    without = cot.ablate(model, cot.task("sva"), circuit, **FEW)
+    assert without.metric == pytest.approx(control.loc["without_circuit", "metric"], abs=1e-6)
+
+
+def test_all_edges_are_the_model_and_none_the_corrupted_run(random: Model) -> None:
+    task, graph = cot.task("ioi"), random.graph
+    sources, targets = graph.edge_mask.nonzero().T.tolist()
+    names = [f"{graph.forward_nodes[u]}->{graph.backward_nodes[v]}" for u, v in zip(sources, targets, strict=True)]
+    everything, nothing = (cot.evaluate(random, task, edges, n_prompts=6) for edges in (names, []))
+    assert everything.n_edges == graph.n_edges
+    assert everything.metric == pytest.approx(everything.full, abs=1e-4)
+    assert nothing.metric == pytest.approx(everything.corrupted, abs=1e-4)
+    assert cot.ablate(random, task, names, n_prompts=6).metric == pytest.approx(nothing.corrupted, abs=1e-4)
+    shown = cot.performance(random, task, n_prompts=6).set_index(["run", "metric"])["value"]
+    same = cot.evaluate(random, task, names, n_prompts=6, evaluate_on="same")
+    assert shown["clean", "logit_diff"] == pytest.approx(same.full, abs=1e-4)
+    assert shown["corrupted", "logit_diff"] == pytest.approx(same.corrupted, abs=1e-4)
+
+
+def test_an_edge_without_a_letter_means_all_three_inputs(model: Model) -> None:
+    short, long = (
+        cot.evaluate(model, cot.task("sva"), ["input->a0.h1", *rest], n_prompts=5)
+        for rest in ([], [f"input->a0.h1<{letter}>" for letter in "qkv"])
+    )
+    assert short.n_edges == long.n_edges == 3
+
+
+@pytest.mark.parametrize("name", ["ioi", "sva"])
+def test_a_metric_of_ones_own_gives_the_scores_of_the_same_built_in_one(model: Model, name: str) -> None:
+    def difference(logits: torch.Tensor, prompts) -> torch.Tensor:
+        answers = prompts.answers
+        right, wrong = (
+            logits.gather(1, tokens).masked_fill(~mask, 0).sum(1) / mask.sum(1)
+            for tokens, mask in ((answers.right, answers.right_mask), (answers.wrong, answers.wrong_mask))
+        )
+        return right - wrong
+
+    own, built_in = (cot.task(name, metric=metric) for metric in (difference, "logit_diff"))
+    scores = [cot.scores(model, task, n_prompts=8, ig_steps=2, batch_size=3) for task in (own, built_in)]
+    first, second = (table.sort_values(["source", "target"])["score"].to_numpy() for table in scores)
+    assert abs(first - second).max() < 1e-5 < abs(first).max()
+    circuit = cot.find_circuit(model, own, n_prompts=8, ig_steps=2, n_random=0)
+    assert circuit.about["metric"] == "difference"
+    assert "difference" in cot.performance(model, own, n_prompts=8)["metric"].tolist()
+
+
+def test_scores_are_those_of_the_search(model: Model, circuit: MeasuredCircuit) -> None:
+    scores = cot.scores(model, cot.task("sva"), **FEW).set_index(["source", "target"])
+    assert len(scores) == model.graph.n_edges
+    own = circuit.edges.set_index(["source", "target"])
+    assert scores.loc[own.index, "score"].tolist() == own["score"].tolist()
+    assert scores.loc[own.index, "score_se"].tolist() == own["score_se"].tolist()
+
+
+def test_what_a_circuit_says(circuit: MeasuredCircuit) -> None:
+    assert circuit.status == "found"
+    low, high = circuit.faithfulness_interval
+    assert low <= circuit.faithfulness <= high
+    assert circuit.faithfulness >= 0.8
+    nodes = circuit.nodes.set_index("node")
+    assert nodes["edges_in"].sum() == nodes["edges_out"].sum() == len(circuit.edges)
+    assert nodes["score"].sum() == pytest.approx(circuit.edges["score"].abs().sum(), rel=1e-5)
+    assert list(nodes.index[[0, -1]]) == ["input", "logits"]
+    assert len(nodes) == circuit.circuit.n_nodes
+    graph = circuit.to_networkx()
+    assert isinstance(graph, MultiDiGraph)
+    assert (graph.number_of_edges(), set(graph)) == (len(circuit.edges), set(nodes.index))
+    lines = repr(circuit).split("\n")
+    assert len(lines) == 3
+    assert lines[0] == "Circuit of sva in toy at step 1,350"
+    assert f"faithfulness {circuit.faithfulness:.2f}" in lines[1]
+
+
+def test_a_notebook_shows_a_drawing_and_a_table_offline(circuit: MeasuredCircuit) -> None:
+    html = circuit._repr_html_()
+    assert html.count("<path") == len(circuit.edges)
+    assert html.count("<rect") == len(circuit.nodes)
+    assert "<table" in html
+    for outside in ("<script", "href=", "src="):
+        assert outside not in html
+    drawn = json.loads(circuit.draw().to_json())
+    assert {note["text"] for note in drawn["layout"]["annotations"]} >= set(circuit.nodes["node"])
+
+
+def test_no_circuit_says_so_everywhere(untrained: MeasuredCircuit, tmp_path: Path) -> None:
+    assert (untrained.status, untrained.size, untrained.faithfulness) == ("task not learned", None, None)
+    assert len(untrained.edges) == len(untrained.nodes) == len(untrained.controls) == 0
+    assert repr(untrained).startswith("No circuit of sva in toy at step 0\n  task not learned")
+    assert "task not learned" in untrained._repr_html_()
+    assert untrained.to_networkx().number_of_edges() == 0
+    untrained.save(tmp_path / "none.pt")
+    assert repr(cot.read_circuit(tmp_path / "none.pt")) == repr(untrained)
+    with pytest.raises(ValueError, match="no circuit to draw: task not learned"):
+        untrained.draw()
+
+
+def test_a_threshold_that_is_not_reached_names_the_best_circuit(model: Model) -> None:
+    circuit = cot.find_circuit(model, cot.task("sva"), sizes=[1, 2, 4], **FEW)
+    assert circuit.status == "threshold not reached"
+    best = circuit.curve["faithfulness"].max()
+    assert f"has {best:.2f}" in repr(circuit)
+
+
+def test_a_saved_circuit_is_read_back_whole(circuit: MeasuredCircuit, tmp_path: Path) -> None:
+    circuit.save(tmp_path / "sva.pt")
+    again = cot.read_circuit(tmp_path / "sva.pt")
+    pd.testing.assert_frame_equal(again.edges, circuit.edges)
+    assert repr(again) == repr(circuit)
+    assert again.size_interval == circuit.size_interval
+    assert again.about == circuit.about
+    circuit.save(tmp_path / "sva.json")
+    plain = cot.read_circuit(tmp_path / "sva.json")
+    assert plain.status == "not measured"
+    assert plain.edges["target"].tolist() == circuit.edges["target"].tolist()
+    plain.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "sva.json").read_bytes()

@@ -1,0 +1,123 @@
+"""Any function of a model at every checkpoint: an analysis of its own, with the sweep's resume, progress and files."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pydantic
+
+from ..base.errors import UserError
+from ..config.explain import explain
+from ..config.keys import BaseConfig, StartToken
+from ..models.checkpoint import LoadedCheckpoint
+from ..models.family import family_of
+from ..results.kinds import KINDS, ResultSchema, find_kind
+from ..results.store import STAMP, Result, Store
+from ..sweep.analysis import Analysis
+from ..sweep.runner import run
+from .handle import Model
+
+
+class FunctionConfig(BaseConfig):
+    """What results of a function depend on. A function that has changed since is refused, like any other setting."""
+
+    prepend_bos: StartToken = "auto"
+    function: str
+    """A hash of its source."""
+
+
+def over_time(
+    model: str, steps: str | Sequence[int], function: Callable[[Model], Any], name: str, keys: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Measure a function at every step and return the tables of all; see `cot.over_time`.
+
+    Raises:
+        TypeError: if the function returns something else than a table, a mapping or a number.
+        UserError: as a script does.
+    """
+    if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in KINDS:
+        raise UserError(f"name={name!r}: must be a word that is not a kind of result; pass name='...'")
+    given = {
+        "model": model,
+        "checkpoints": steps if isinstance(steps, str) else list(steps),
+        "function": _code(function),
+        **keys,
+    }
+    try:
+        config = FunctionConfig.model_validate_json(json.dumps(given, default=str), strict=True)
+    except pydantic.ValidationError as error:
+        lines = explain(error, FunctionConfig, given, None, [])
+        raise UserError("\n".join(line.removeprefix("command line: ") for line in lines)) from None
+    columns: dict[str, str] = {}  # As the first table has them.
+    kind = ResultSchema(name, columns, name)
+
+    def measure(checkpoint: LoadedCheckpoint, config: FunctionConfig, inputs: None, task: None) -> dict[str, Result]:
+        table = _table(function(Model.of_checkpoint(checkpoint, config.prepend_bos is True)), name)
+        if not columns:
+            columns.update(dict.fromkeys(map(str, table.columns), ""))
+        return {name: Result(table)}
+
+    store, family = Store(config.results_dir), family_of(config, model).name
+    folder = store.folder(kind, family)
+    if (there := folder.steps()) and not config.overwrite:
+        held = folder.read_table(there[0])
+        columns.update(dict.fromkeys(list(held.columns)[len(STAMP) :], ""))
+    run(Analysis(name, FunctionConfig, (kind,), lambda config, tokenizer, shape: None, measure), config)
+    return store.read_tables(kind, family)
+
+
+def _code(function: Callable[..., Any]) -> str:
+    """What shows whether a function has changed: its source, or its name where there is none."""
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = getattr(function, "__qualname__", repr(function))
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def _table(value: Any, name: str) -> pd.DataFrame:
+    """What a function returned, as a table."""
+    if isinstance(value, pd.DataFrame):
+        return value
+    if isinstance(value, Mapping):
+        return pd.DataFrame([dict(value)])
+    try:
+        return pd.DataFrame({"value": [float(value)]})
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: returned {type(value).__name__}; return a data frame, a dict of one row, or a number"
+        ) from None
+
+
+def stored_kind(folder: Path, name: str) -> ResultSchema:
+    """A kind of result by its name: one of the scripts', or one that `over_time` wrote.
+
+    Raises:
+        UserError: if there is none of this name.
+    """
+    if name in KINDS or not (folder / name).is_dir():
+        return find_kind(name)
+    return ResultSchema(name, {}, name)
+
+
+def stored_results(folder: Path) -> pd.DataFrame:
+    """What there is in a folder of results; see `cot.results`.
+
+    Raises:
+        UserError: if there is nothing.
+    """
+    rows = []
+    for path in sorted(folder.glob("*/*/**/run.json")):
+        kind, model, *task = path.relative_to(folder).parts[:-1]
+        if steps := Store(folder).folder(stored_kind(folder, kind), model, *task).steps():
+            rows.append((kind, model, task[0] if task else None, len(steps), steps[0], steps[-1]))
+    if not rows:
+        raise UserError(f"{folder} holds no results")
+    return pd.DataFrame(rows, columns=["kind", "model", "task", "checkpoints", "first", "last"])

@@ -1,0 +1,88 @@
+"""What heads do to a task along named paths: path patching with any task and metric."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+
+from circuits_over_time.edge_attribution_patching.graph import QKV, Graph
+from circuits_over_time.edge_attribution_patching.model.forward import unembed
+from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_masks_final
+from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers, path_masks, recompute_after
+from circuits_over_time.edge_attribution_patching.patching.runs import PreparedBatches, at_answers, run_metric
+from circuits_over_time.edge_attribution_patching.statistics import standard_error
+
+from ..base.errors import UserError
+from ..tasks import Task
+from .handle import Model, prompts_of
+from .keys import TaskSettings
+
+
+def path_effects(
+    model: Model, task: Task, senders: Sequence[str] | None, receivers: str | Sequence[str], settings: TaskSettings
+) -> pd.DataFrame:
+    """How the metric of clean prompts changes if receivers read senders as in the corrupted prompt.
+
+    See `cot.path_effects`.
+
+    Raises:
+        UserError: if the model has no such head, or receivers are read by two letters.
+    """
+    weights, graph = model.weights, model.graph
+    names = [name for name in graph.forward_nodes if "." in name] if senders is None else _names(senders)
+    heads = [_head(name, graph, "senders") for name in names]
+    into = _receivers(_names(receivers), graph)
+    prompts = prompts_of(model, task, settings)
+    metric, memory = prompts.metric(task.primary), settings.memory_budget_gb
+    patched = torch.zeros(len(heads), len(prompts), dtype=torch.float64)
+    clean, corrupted = torch.zeros(2, len(prompts), dtype=torch.float64)
+    for runs in PreparedBatches(weights, prompts.pairs.batches(settings.batch_size), "clean", memory):
+        index = runs.batch.index.cpu()
+        source, base = run_metric(weights, runs, metric)
+        corrupted[index], clean[index] = source.double().cpu(), base.double().cpu()
+        if into is None:  # Only what is written at the answers' tokens reaches the logits there.
+            masks = path_masks(graph, heads)
+            finals = evaluate_masks_final(weights, at_answers(runs), masks, memory_budget_gb=memory)
+        else:
+            finals = recompute_after(weights, runs, heads, into, memory_budget_gb=memory)
+        for row, final in enumerate(finals):
+            patched[row, index] = metric(unembed(weights, final), runs.batch.index).double().cpu()
+    effects = patched - clean
+    drop = float((clean - corrupted).mean())
+    return pd.DataFrame(
+        {
+            "sender": names,
+            "effect": effects.mean(1).tolist(),
+            "effect_se": [standard_error(values) for values in effects],
+            "share": (effects.mean(1) / drop).tolist() if drop else torch.nan,
+        }
+    )
+
+
+def _names(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _head(name: str, graph: Graph, where: str) -> Head:
+    match = re.fullmatch(r"a(\d+)\.h(\d+)", name)
+    if match is None or name not in graph.forward_nodes:
+        raise UserError(
+            f"{where}: {name!r} is not a head of this model; heads are a0.h0, ... {graph.forward_nodes[-2]}"
+        )
+    return int(match[1]), int(match[2])
+
+
+def _receivers(names: Sequence[str], graph: Graph) -> Receivers | None:
+    """Heads and the letter they are entered by; None for the logits."""
+    if list(names) == ["logits"]:
+        return None
+    parts = [name.rstrip(">").partition("<") for name in names]
+    letters = [letter for letter in QKV if all(given == letter for _, _, given in parts)]
+    if len(letters) != 1:  # No names at all would fit all three.
+        raise UserError(
+            f"receivers: {', '.join(names)}: name 'logits', or heads with one letter, such as 'a1.h0<q>', 'a2.h3<q>'"
+        )
+    return Receivers(tuple(_head(head, graph, "receivers") for head, _, _ in parts), letters[0])
