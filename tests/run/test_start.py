@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from circuits_over_time.utils.sweep.analysis import Analysis, Lazy, loaded
 from tests.support.paths import ROOT, TOY
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if 'if __name__ == "__main__"' in path.read_text())
@@ -68,3 +71,17 @@ def test_a_dry_run_of_a_local_model_imports_neither_torch_nor_transformers(tmp_p
         assert (call, heavy) in ((call, []), (call, ["pandas"]))
         assert code == 0, said
         assert "3 of 3 checkpoints to measure" in said
+
+
+def functions_of(analysis: Analysis) -> list[Any]:
+    """Whatever it names to be imported later, in the analysis that follows it too."""
+    values = [getattr(analysis, field.name) for field in dataclasses.fields(analysis)]
+    found = [value for value in values if isinstance(value, Lazy)]
+    return found + (functions_of(analysis.then) if analysis.then is not None else [])
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name.startswith("get_")])
+def test_what_a_script_names_is_there(script: str) -> None:
+    named = functions_of(importlib.import_module(f"circuits_over_time.{script}").ANALYSIS)
+    assert len(named) >= 2
+    assert all(callable(loaded(function)) for function in named)

@@ -1,6 +1,6 @@
 """`results/comparison/<table>.csv`: what compare_circuits.py makes of everything else in the folder.
 
-    results/comparison/similarity.csv    one tidy table for all models and tasks; `comparison_kinds.py` lists the tables
+    results/comparison/similarity.csv    one tidy table for all models and tasks; `COMPARISONS` lists the tables
                        run.json          the config and package versions
                        .parts/<key>.csv  rows of a run that has not finished, under a hash of what they follow from
 
@@ -21,8 +21,6 @@ import pandas as pd
 from ..base.errors import UserError
 from ..base.files import atomic_write, remove_stale_temporaries
 from .store import ResultsFolder, csv_bytes, read_csv
-
-# The tables of compare_circuits.py: what their columns mean.
 
 
 @dataclass(frozen=True)
@@ -252,11 +250,7 @@ COMPARISONS: dict[str, Comparison] = {
 
 @dataclass(frozen=True)
 class ComparisonFolder:
-    """The comparisons of a results folder.
-
-    Attributes:
-        root: the folder of all results.
-    """
+    """The comparisons in a folder of results, `root`."""
 
     root: Path
 

@@ -95,11 +95,6 @@ class RunRecord:
     def check(self, analysis: str, config: BaseConfig, family: Family) -> None:
         """Refuse to mix results of two configs, or of two models' weights, in one folder.
 
-        Args:
-            analysis: the script's name.
-            config: this run's config.
-            family: this run's weights (`utils/results/record.py`).
-
         Raises:
             UserError: naming what the folder holds and what this run asks for.
         """
@@ -125,13 +120,9 @@ class RunRecord:
     def begin(self, analysis: str, config: BaseConfig, family: Family, steps: list[int]) -> None:
         """Record what this run was asked for. With `overwrite` or `repair`, delete the results that it replaces.
 
-        Args:
-            analysis: the script's name.
-            config: this run's config.
-            family: this run's weights.
-            steps: the steps that this run will measure. `overwrite` deletes their results, or all results in the folder
-                if they come from another config or other weights. A later run without `overwrite` goes on where this
-                one stops. `repair` deletes those of them that are damaged, or all in the folder if run.json is.
+        `overwrite` deletes the results of `steps`, which this run will measure, or all in the folder if they come from
+        another config or other weights. A later run without `overwrite` goes on where this one stops. `repair` deletes
+        those that are damaged, or all in the folder if run.json is.
         """
         require_writable(self.folder.path, "results_dir")
         remove_stale_temporaries(self.folder.path)
@@ -145,51 +136,38 @@ class RunRecord:
         }
         if config.overwrite or config.repair:
             with self._lock.held():
-                held = self._read_anyhow()
-                self._begin(asked, held, *self._clear(held, analysis, config, family, steps))
+                self._begin(asked, self._clear(analysis, config, family, steps))
         else:  # Many processes begin the same run: the first writes it down, and the others need not queue to read it.
-            self._lock.once(lambda: self._is_begun(asked), lambda: self._go_on(asked))
+            self._lock.once(lambda: self._is_begun(asked), lambda: self._begin(asked, self._read()))
 
     def _is_begun(self, asked: dict[str, Any]) -> bool:
         held = self._read()
         return held is not None and all(held.get(key) == value for key, value in asked.items())
 
-    def _go_on(self, asked: dict[str, Any]) -> None:
-        held = self._read()
-        self._begin(asked, held, *self._recorded(held))
-
-    def _begin(
-        self, asked: dict[str, Any], held: dict[str, Any] | None, known: dict[str, Any], files: dict[str, str]
-    ) -> None:
+    def _begin(self, asked: dict[str, Any], held: dict[str, Any] | None) -> None:
         """Write what a run was asked for, and what is kept of what run.json held; under the lock."""
-        if known and held is not None and held["versions"] != asked["versions"]:
+        held = held or {"checkpoints": {}}
+        if held["checkpoints"] and held["versions"] != asked["versions"]:
             log.warning("%s was started with other package versions: %s", self.folder.path, held["versions"])
-        self._write(asked | {"checkpoints": known, "files": files})
+        self._write(asked | {"checkpoints": held["checkpoints"], "files": held.get("files", {})})
 
-    def _clear(
-        self, held: dict[str, Any] | None, analysis: str, config: BaseConfig, family: Family, steps: list[int]
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Delete the results that a run replaces; what is kept as `_recorded` has it."""
-        readable = held is not None or not self.path.is_file()
-        known, files = self._recorded(held)
-        if config.overwrite or not readable:
-            held = held or {"settings": {}}
-            same = not differences(held, self.folder.kind, analysis, config)
-            same = same and compare_weights(held, family, self._written()).same
-            for step in self.folder.steps():
-                if step in steps or not same:
-                    self.folder.delete(step)
+    def _clear(self, analysis: str, config: BaseConfig, family: Family, steps: list[int]) -> dict[str, Any] | None:
+        """Delete the results that a run replaces, and return what is kept of run.json."""
+        try:
+            held = self._read()
+        except DamagedRecord:
+            held = None
+        if config.overwrite or (held is None and self.path.is_file()):
+            same = not differences(held or {"settings": {}}, self.folder.kind, analysis, config)
+            same = same and held is not None and compare_weights(held, family, self._written()).same
+            gone = [step for step in self.folder.steps() if step in steps or not same]
             self._lock.discard_notes()  # Of processes that were killed elsewhere: no other one is at work.
-            return (known, _without(files, steps)) if same else ({}, {})
-        damaged = sorted({int(path.stem.removeprefix("step")) for path in self._damaged(files, steps)})
-        for step in damaged:
+            held, forgotten = (held, steps) if same else (None, gone)
+        else:
+            gone = forgotten = sorted({_order(path.name)[0] for path in self.damaged(steps)})
+        for step in gone:
             self.folder.delete(step)
-        return known, _without(files, damaged)
-
-    @staticmethod
-    def _recorded(held: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, str]]:
-        """The weights and the hashes of files in a run.json."""
-        return ({}, {}) if held is None else (held["checkpoints"], held.get("files", {}))
+        return None if held is None else held | {"files": _without(held.get("files", {}), forgotten)}
 
     def add(self, found: Mapping[int, tuple[dict[str, Any], Mapping[str, bytes]]]) -> dict[int, list[int]]:
         """Record where checkpoints' weights come from, before their results are written.
@@ -230,10 +208,7 @@ class RunRecord:
         Raises:
             DamagedRecord: if run.json itself is.
         """
-        held = self._read()
-        return [] if held is None else self._damaged(held.get("files", {}), steps)
-
-    def _damaged(self, files: Mapping[str, str], steps: Collection[int]) -> list[Path]:
+        files = (self._read() or {}).get("files", {})
         found = []
         for step in steps:
             if not self.folder.has(step):
@@ -264,12 +239,6 @@ class RunRecord:
         if not all(isinstance(one, dict) and "sha256" in one for one in (weights or {}).values()):
             raise DamagedRecord(self.path)
         return held
-
-    def _read_anyhow(self) -> dict[str, Any] | None:
-        try:
-            return self._read()
-        except DamagedRecord:
-            return None
 
     def _write(self, run: dict[str, Any], *, sync_folder: bool = True) -> None:
         checkpoints = dict(sorted(run["checkpoints"].items(), key=lambda item: int(item[0])))

@@ -29,10 +29,9 @@ TakeIn = Callable[[Sequence[Entries]], dict[str, Any]]
 
 
 class SharedLock:
-    """The lock of one folder.
+    """The lock of one folder, which exists when the lock is taken.
 
-    Args:
-        folder: the folder; it exists when the lock is taken.
+    Its methods raise a UserError if the folder cannot be written to, or its file system has no locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,11 +39,7 @@ class SharedLock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Let one process at a time through.
-
-        Raises:
-            UserError: if the folder cannot be written to, or its file system has no locks.
-        """
+        """Let one process at a time through."""
         lock = FileLock(self.folder / ".lock")
         self._acquire(lock, timeout=-1)
         try:
@@ -53,15 +48,7 @@ class SharedLock:
             lock.release()
 
     def once(self, done: Callable[[], bool], act: Callable[[], None]) -> None:
-        """Do something under the lock, unless it is done already. Who finds it done does not wait for the lock.
-
-        Args:
-            done: whether it is done. It is also called without the lock.
-            act: does it.
-
-        Raises:
-            UserError: as `held` does.
-        """
+        """Do something under the lock, unless `done` says that it is. Who finds it done does not wait for the lock."""
         lock = FileLock(self.folder / ".lock")
         while not done():
             if self._acquire(lock, timeout=0):
@@ -82,9 +69,6 @@ class SharedLock:
 
         Returns:
             What `take_in` returned; None if another process has written the entries.
-
-        Raises:
-            UserError: as `held` does.
         """
         lock = FileLock(self.folder / ".lock")
         note = None

@@ -63,14 +63,7 @@ class Result:
 class ResultsFolder:
     """One kind of result for one model, and for one task if the kind has tasks.
 
-    Attributes:
-        root: the folder of all results.
-        kind: the kind of result.
-        model: the model's folder name.
-        task: the task's folder name, or None.
-
-    Raises:
-        ValueError: if a name would leave its folder.
+    `model` and `task` are the names of its folders. Raises a ValueError if one would leave its place.
     """
 
     root: Path
@@ -92,7 +85,7 @@ class ResultsFolder:
         return self.root.joinpath(self.kind.name, *self._names())
 
     def file(self, step: int, suffix: str = ".csv") -> Path:
-        """`<folder>/step{step:06d}{suffix}`."""
+        """One of a checkpoint's files."""
         return self.path / f"step{step:06d}{suffix}"
 
     def has(self, step: int, suffix: str = ".csv") -> bool:
@@ -211,11 +204,7 @@ class ResultsFolder:
 
 
 class Store:
-    """All results in a folder.
-
-    Args:
-        results_dir: the folder. It need not exist: then it holds no results.
-    """
+    """All results in a folder, which need not exist: then it holds none."""
 
     def __init__(self, results_dir: Path | str) -> None:
         self.root = Path(results_dir)

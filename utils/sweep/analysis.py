@@ -56,7 +56,7 @@ class Analysis:
             checkpoint has another tokenizer or shape.
         measure: (checkpoint, config, inputs, task) -> {name of a kind: result}.
         tasks: config -> the tasks to measure one by one; None if scores have no task.
-        finish: (config, store, model's name) -> None. Runs after a model's sweep, even if nothing was left to measure.
+        finish: (config, store, model's name) -> None. Runs at the end, even if nothing was left to measure.
         reads: kinds of results that `measure` takes from the store if they are there. In a suite, the analyses that
             write them come first.
         then: another analysis with the same config, which needs the results of all checkpoints. Its walk, after this

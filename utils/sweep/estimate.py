@@ -1,4 +1,4 @@
-"""What a sweep will need: bytes to download, disk and memory, from metadata alone.
+"""What a sweep will need, for `--dry-run`: download, disk and memory from metadata, time from earlier measurements.
 
 Sizes of files come from the hub's listing or the local disk. The number of parameters follows from the size of the
 weights and the number format that config.json names. Activations are not counted: they depend on `batch_size`.
@@ -50,15 +50,7 @@ class Estimate:
 def estimate(
     family: Family, steps: Sequence[int], dtype: str, keep: Literal["all", "none"] | int, prefetch: bool
 ) -> Estimate:
-    """Estimate what measuring these steps takes.
-
-    Args:
-        family: the family.
-        steps: the unfinished steps, sorted.
-        dtype: number format that they are loaded in.
-        keep: as `keep_checkpoints`.
-        prefetch: whether the next checkpoint is brought while one is measured.
-    """
+    """What measuring unfinished steps takes, loaded as `dtype`; `keep` and `prefetch` are as in the config."""
     sizes, on_disk = _sizes(family, steps)
     known = [step for step in steps if step in sizes]
     unknown = tuple(step for step in steps if step not in sizes)
@@ -128,9 +120,6 @@ def _memory(family: Family, steps: Sequence[int], sizes: dict[int, int], dtype: 
     return largest + model * (1 if dtype == stored else 2)
 
 
-# What a sweep will need, for `--dry-run`: bytes from metadata, time from what was measured here before.
-
-
 def needs(sweep: Sweep) -> str:
     """Two lines at most, each indented; nothing if there is nothing to measure.
 
@@ -154,16 +143,13 @@ def _time(sweep: Sweep) -> str:
     return f"  time: about {duration(sum(known))}{part}, as measured here before, without loading\n"
 
 
-# How long measurements took on this machine: what `--dry-run` estimates time from.
-
-
 def folder() -> Path:
-    """Where this machine keeps them."""
+    """Where this machine keeps the times of measurements."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "circuits-over-time" / "times"
 
 
 class Times:
-    """The times of one analysis with one config, on this machine."""
+    """How long the measurements of one analysis with one config took on this machine."""
 
     def __init__(self, analysis: str, config: BaseConfig) -> None:
         self.path = folder() / f"{analysis}.jsonl"

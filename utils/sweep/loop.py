@@ -36,7 +36,7 @@ from .plan import Measurement, PreparedInputs, Sweep
 
 if TYPE_CHECKING:
     from ..models.checkpoint import LoadedCheckpoint
-    from .ray_pool import Pool
+    from .pool import Pool
 
 SHORTEST, LONGEST = 0.05, 1.0
 """Seconds between two looks at what other processes measure. The longer it takes them, the less often it is looked."""
@@ -54,13 +54,7 @@ class Failure:
 
 
 class SweepLoop:
-    """One run.
-
-    Args:
-        name: what the progress bar says.
-        sweeps: what each model lacks; at least one.
-        pool: workers that measure; without, this process does.
-    """
+    """One run of `sweeps`, what each model lacks. With a `pool`, its workers measure; without, this process does."""
 
     def __init__(self, name: str, sweeps: Sequence[Sweep], pool: Pool | None = None) -> None:
         self.name, self.sweeps, self.pool = name, sweeps, pool
@@ -76,11 +70,8 @@ class SweepLoop:
     def run(self) -> int:
         """Measure this process's share of every model, and wait for others only once there is nothing left to take.
 
-        Returns:
-            The exit code: 0, or 1 if checkpoints had to be left out.
-
-        Raises:
-            UserError: on bad input. What was measured before is saved.
+        Returns the exit code: 0, or 1 if checkpoints had to be left out. Raises a UserError on bad input, when what was
+        measured before is saved.
         """
         running, done = list[ClaimedCheckpoint](), list[ClaimedCheckpoint]()
         trouble: UserError | None = None

@@ -10,53 +10,18 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..base.errors import CheckpointUnusable, UserError
 from ..config.keys import BaseConfig
-from ..results.record import EncodedResults
 from .claims import ClaimedCheckpoint
-from .plan import Job, Measurement
+from .plan import Job
+from .pool import Outcome
 from .worker import WorkerSetup, import_path, work_item, work_on
 
 WAIT = 0.3
 """Seconds to wait for the workers before looking for more to hand out."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a claimed checkpoint.
-
-    Attributes:
-        of: the checkpoint.
-        measured: what is missing there, and its files; empty if there is an error.
-        unusable: why the checkpoint could not be measured, in one line.
-        refused: bad input, in one line; it ends the run.
-    """
-
-    of: ClaimedCheckpoint
-    measured: Sequence[tuple[Measurement, EncodedResults]] = ()
-    unusable: str = ""
-    refused: str = ""
-
-
-class Pool(Protocol):
-    """Workers somewhere that load and measure; a context, which is left when all is measured."""
-
-    def __enter__(self) -> object: ...
-
-    def __exit__(self, *raised: Any) -> None: ...
-
-    def room(self) -> int:
-        """How many claimed checkpoints they can have at once."""
-
-    def submit(self, claimed: ClaimedCheckpoint) -> None:
-        """Hand one out."""
-
-    def wait(self) -> list[Outcome]:
-        """What has come back. It waits a moment for the first."""
 
 
 def import_ray() -> Any:
