@@ -235,7 +235,8 @@ def draw(results: Results) -> dict[str, Drawing]:
         raise NotMeasured("--model, --task: the study published nothing of these; leave them out")
     missing = commands(table)
     if (table["verdict"] == "not measured").all():
-        raise NotMeasured(f"{results.store.root} holds no results of the study's models; run: {next(iter(missing))}")
+        command = next(iter(missing), table["command"].iloc[0])
+        raise NotMeasured(f"{results.store.root} holds no results of the study's models; run: {command}")
     for command, n in missing.items() if not results.in_report else ():
         logger.info("%d numbers are not measured, or open; run: %s", n, command)
     panels = table.assign(panel=table.apply(panel_title, axis=1))

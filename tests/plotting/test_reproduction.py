@@ -238,6 +238,7 @@ def test_script_writes_the_figure_and_the_table(
 def test_results_of_other_models_are_refused_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = write_all(tmp_path / "results", models=("toy",), tasks=("ioi",))
     assert run(plot_reproduction, "-r", store.root, "-o", tmp_path) == 2
+    assert run(plot_reproduction, "-r", store.root, "-o", tmp_path, "-m", "toy") == 2
     assert re.search(
         r"holds no results of the study's models; run: python get_circuits_over_time\.py -c configs/study/ioi\.yml",
         caplog.text,
