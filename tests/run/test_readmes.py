@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, TOY
 
 LINK = re.compile(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)")
 
@@ -42,6 +43,22 @@ def test_the_readme_names_every_script_and_links_to_every_page_of_docs() -> None
     names = [path.name for path in ROOT.glob("*.py")]
     names += [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
     assert [name for name in names if name not in text] == []
+
+
+@pytest.mark.slow
+def test_the_library_in_the_readme_does_what_it_says() -> None:
+    code = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    names: dict[str, Any] = {}
+    exec(code[0].replace("model_cache/toy", TOY.as_posix()), names)
+    assert set(zip(names["circuit"].edges["source"], names["circuit"].edges["target"], strict=True)) == {
+        ("a3.h1", "logits"),
+        ("input", "m0"),
+        ("m0", "a3.h1<v>"),
+        ("m2", "a3.h1<v>"),
+        ("m0", "m2"),
+    }
 
 
 def test_the_readme_is_short() -> None:
