@@ -55,8 +55,6 @@ def suggest(name: str, known: Iterable[str], listing: str = "known", examples: I
     """The way out of an unknown name: `; did you mean 'batch_size'?`, or a list of the known names.
 
     Args:
-        name: what was written.
-        known: what may be written.
         listing: introduces the list, where no known name is close.
         examples: what to list instead, where there are too many known names.
     """
