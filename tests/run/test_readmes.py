@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from tests.support.paths import ROOT, TOY
+from tests.support.recipes import recipes
 
+PATH = re.compile(
+    r"`((?:benchmarks|configs|docs|edge_attribution_patching|notebooks|plotting|tests|tools|utils)/[\w/.]*)`"
+)
 LINK = re.compile(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)")
 
 
@@ -36,6 +40,15 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_no_page_sends_readers_outside_the_repository(page: Path) -> None:
     assert "../shared" not in page.read_text(encoding="utf-8")
+
+
+def test_every_path_and_every_make_target_that_a_page_names_is_there() -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    made = {name for recipe in recipes().values() for name in recipe.files}
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        assert [name for name in PATH.findall(text) if name not in made and not (ROOT / name).exists()] == [], page
+        assert [name for name in re.findall(r"`make ([\w-]+)", text) if name not in targets] == [], page
 
 
 def test_the_readme_names_every_script_and_links_to_every_page_of_docs() -> None:
