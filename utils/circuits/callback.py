@@ -66,6 +66,9 @@ class CircuitCallback(TrainerCallback):
 
     Raises:
         ValueError, TypeError: as `cot.find_circuit`, when the training begins.
+
+    Example:
+        Trainer(model, arguments, train_dataset=data, callbacks=[cot.CircuitCallback("ioi", every=100)])
     """
 
     def __init__(

@@ -136,6 +136,8 @@ def model_in_memory(
     device: str | None,
 ) -> Model:
     """A Hugging Face model as it is now, which is not changed; see `cot.load`."""
+    if not hasattr(model, "config") or not hasattr(model, "state_dict"):
+        raise TypeError(f"model: {type(model).__name__} is neither a name, a folder nor a Hugging Face model")
     if tokenizer is None:
         raise TypeError("tokenizer: missing; a model in memory needs it: load(model, tokenizer=tokenizer)")
     kind = model.dtype if dtype is None else getattr(torch, dtype)
