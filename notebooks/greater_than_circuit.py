@@ -64,7 +64,7 @@ N_PROMPTS = 100
 # %%
 model = cot.load(MODEL, STEP)
 weights, where = model.weights, f"{model.name}, step {model.step:,}"
-size = f"{model.n_layers} layers of {model.n_heads} heads, {model.graph.n_edges:,} edges"
+size = f"{model.n_layers} layers of {weights.n_heads} heads, {model.graph.n_edges:,} edges"
 f"{where} ({model.tokens:,} tokens): {size}"
 
 # %% [markdown]

@@ -62,7 +62,7 @@ N_PROMPTS = 100
 # %%
 model = cot.load(MODEL, STEP)
 weights, where = model.weights, f"{model.name}, step {model.step:,}"
-size = f"{model.n_layers} layers of {model.n_heads} heads, {model.graph.n_edges:,} edges"
+size = f"{model.n_layers} layers of {weights.n_heads} heads, {model.graph.n_edges:,} edges"
 f"{where} ({model.tokens:,} tokens): {size}"
 
 # %% [markdown]
@@ -217,7 +217,7 @@ show(
 
 # %%
 tokens, pattern = cot.attention(model, swap.texts[0][0])
-looking = divmod(int(attention[0].argmax()), model.n_heads)
+looking = divmod(int(attention[0].argmax()), weights.n_heads)
 drawn = dict.fromkeys(((layer, head), looking))
 show(
     draw_attention(

@@ -31,7 +31,7 @@ MOST_EDGES = 100
 def map_of(table: pd.DataFrame, model: Model) -> Float[Tensor, "layer head"]:
     """A table of the library with a row for each head, layer by layer, as a map: its `value`, or its `effect`."""
     values = table["value" if "value" in table else "effect"]
-    return torch.tensor(values.to_numpy(), dtype=torch.float32).view(model.n_layers, model.n_heads)
+    return torch.tensor(values.to_numpy(), dtype=torch.float32).view(model.n_layers, model.weights.n_heads)
 
 
 def head_table(heads: Sequence[Head], columns: Mapping[str, Float[Tensor, "layer head"]]) -> pd.DataFrame:
