@@ -1,4 +1,5 @@
 # make circuits   everything from nothing: environment, toy checkpoints, their circuits and head scores, figures, report
+# make figures    every figure that the results allow as a page of its own (figures/), and the report
 # make real       the same on a real language model from a Python package, SmolLM2-135M (about 5 minutes on two cores)
 # make test       the tests          make check   formatting, lint, types and tests
 # make test-real  the tests on that model      make test-versions  with the lowest and the newest libraries that may be
@@ -16,11 +17,11 @@ REAL_MODEL := $(VENV)/installed-requirements-real.txt
 TOY := model_cache/toy/family.json
 REAL := model_cache/smollm2-135m/family.json
 
-.PHONY: help environment dev-environment toy circuits real test test-slow test-long test-real lint format types check docs bench clean test-versions
+.PHONY: help environment dev-environment toy circuits figures real test test-slow test-long test-real test-versions lint format types check docs bench clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
 
 environment: $(RUNNING)
 
@@ -48,6 +49,10 @@ circuits: $(RUNNING) $(TOY)
 	$(RUN) plotting/plot_circuits.py -r results -o figures
 	$(RUN) plotting/make_report.py -r results -o report.html
 	@echo "Open report.html in a browser (the first figure alone: figures/circuits.html)."
+
+# Every figure that the results allow as a page of its own, and the report: each plotting/plot_*.py declares its own.
+figures: $(RUNNING)
+	$(RUN) plotting/make_report.py -r results -o report.html -f figures
 
 # Without the packages that these name: they bring a program to run the model with.
 $(REAL_MODEL): requirements-real.txt $(RUNNING)

@@ -11,10 +11,9 @@ Importing this module imports no torch: that comes with the first call.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 _HERE = Path(__file__).resolve().parent
 _INSTALLED = _HERE / "_circuits_over_time"
@@ -22,6 +21,8 @@ _INSTALLED = _HERE / "_circuits_over_time"
 # `circuits_over_time.utils` they cannot be taken for a user's own `utils`, whichever comes first on the path.
 # In a checkout they are beside this file; a wheel has them in a folder of their own.
 __path__ = [str(_INSTALLED if _INSTALLED.is_dir() else _HERE)]
+
+from circuits_over_time.utils.base.errors import errors_of_python  # noqa: E402
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,23 +52,8 @@ __all__ = [
     "task",
 ]
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def _errors_of_python(function: F) -> F:
-    """A function of the library: it raises ValueError and TypeError, in the caller's words."""
-
-    @functools.wraps(function)
-    def call(*arguments: Any, **keys: Any) -> Any:
-        from circuits_over_time.utils.circuits.handle import errors_of_python
-
-        with errors_of_python():
-            return function(*arguments, **keys)
-
-    return cast(F, call)
-
-
-@_errors_of_python
+@errors_of_python()
 def load(
     model: str | Path | PreTrainedModel,
     step: int | None = None,
@@ -108,7 +94,7 @@ def load(
     return handle.load_named(str(model), step, tokenizer, dtype or "float32", device or "auto", resolve)
 
 
-@_errors_of_python
+@errors_of_python()
 def task(
     prompts: str | Path | pd.DataFrame | None = None,
     *,
@@ -158,7 +144,7 @@ def task(
     return table_task(columns, name, metric or "logit_diff")
 
 
-@_errors_of_python
+@errors_of_python()
 def find_circuit(model: Model, task: Task, **keys: Any) -> MeasuredCircuit:
     """The smallest circuit that does a task faithfully enough, as get_circuits_over_time.py finds it.
 
@@ -187,7 +173,7 @@ def find_circuit(model: Model, task: Task, **keys: Any) -> MeasuredCircuit:
     return measure_circuit(model.weights, prompts, settings, model.about)
 
 
-@_errors_of_python
+@errors_of_python()
 def scores(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
     """The EAP-IG score of every edge, without a search.
 
@@ -214,7 +200,7 @@ def scores(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
     return everything.to_table(score_se=folds.standard_error)
 
 
-@_errors_of_python
+@errors_of_python()
 def evaluate(model: Model, task: Task, edges: Any, **keys: Any) -> Evaluation:
     """The model with these edges alone: they carry the clean prompt, all others the corrupted one.
 
@@ -239,7 +225,7 @@ def evaluate(model: Model, task: Task, edges: Any, **keys: Any) -> Evaluation:
     return evaluated(model, task, edges, keys, without=False)
 
 
-@_errors_of_python
+@errors_of_python()
 def ablate(model: Model, task: Task, edges: Any, **keys: Any) -> Evaluation:
     """The model without these edges: they carry the corrupted prompt, all others the clean one.
 
@@ -253,7 +239,7 @@ def ablate(model: Model, task: Task, edges: Any, **keys: Any) -> Evaluation:
     return evaluated(model, task, edges, keys, without=True)
 
 
-@_errors_of_python
+@errors_of_python()
 def read_circuit(path: str | Path) -> MeasuredCircuit:
     """A circuit from a file.
 
@@ -272,7 +258,7 @@ def read_circuit(path: str | Path) -> MeasuredCircuit:
     return measured.read_circuit(path)
 
 
-@_errors_of_python
+@errors_of_python()
 def path_effects(
     model: Model,
     task: Task,
@@ -309,14 +295,14 @@ def path_effects(
     return paths.path_effects(model, task, senders, receivers, settings_of(TaskSettings, keys, model))
 
 
-@_errors_of_python
+@errors_of_python()
 def head_scores(model: Model, kind: str, **keys: Any) -> pd.DataFrame:
     """A score of every attention head.
 
     Args:
         model: from `load`.
         kind: `induction`, `previous_token`, `duplicate_token` (attention in repeated random tokens), `copy`,
-            `negative_copy`, `succession`, or `copy_suppression` (CSPA, which needs `corpus=`).
+            `negative_copy`, `succession`, or `cspa` (copy suppression, which needs `corpus=`).
         keys: of the script that measures it: `n_sequences=`, `seq_len=`, `n_prompts=`, `head_scores="study"`,
             `corpus="toy"`, ..., and `batch_size=`, `seed=`.
 
@@ -341,7 +327,7 @@ class Attention(NamedTuple):
     pattern: Tensor
 
 
-@_errors_of_python
+@errors_of_python()
 def attention(model: Model, prompt: str, *, start_token: bool | None = None) -> Attention:
     """The attention of every head in one prompt.
 
@@ -364,7 +350,7 @@ def attention(model: Model, prompt: str, *, start_token: bool | None = None) -> 
     return Attention(*attention_of(model, prompt, model.start_token is True if start_token is None else start_token))
 
 
-@_errors_of_python
+@errors_of_python()
 def performance(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
     """How well the whole model does a task: every metric on clean and on corrupted prompts.
 
@@ -389,7 +375,7 @@ def performance(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
     return task_performance(model.weights, prompts_of(model, task, settings), task.metrics, settings.batch_size)
 
 
-@_errors_of_python
+@errors_of_python()
 def results(
     folder: str | Path = "results", kind: str | None = None, model: str | None = None, task: str | None = None
 ) -> pd.DataFrame:
@@ -418,7 +404,7 @@ def results(
     return Store(folder).read_tables(stored_kind(Path(folder), kind), model, task)
 
 
-@_errors_of_python
+@errors_of_python()
 def over_time(
     model: str | Path,
     steps: str | Sequence[int],

@@ -39,8 +39,8 @@ import get_full_model_components_over_time
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.plotting.parts.circuit_similarity import edges_of
 from circuits_over_time.plotting.parts.panels import Line, Panels
-from circuits_over_time.plotting.parts.style import SERIES, ModelLook, model_looks, task_label
-from circuits_over_time.plotting.parts.tables import circuits, load
+from circuits_over_time.plotting.parts.style import SERIES, ModelLook, model_looks
+from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.plot_circuit import draw_circuit
 from circuits_over_time.plotting.plot_circuit_similarity import draw_similarity, similarities
@@ -53,6 +53,7 @@ from circuits_over_time.utils.models.family import resolve_family
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import run
 from circuits_over_time.utils.tasks import TASKS as BUILT_IN
+from circuits_over_time.utils.tasks.registry import task_label
 from notebooks.support import start
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
@@ -137,8 +138,8 @@ Markdown(f"Steps with the same weights as another: {', '.join(map(str, same)) or
 # and corrupted prompts score the same. Whatever edges were scored there, they explain noise.
 
 # %%
-wanted = argparse.Namespace(model=[model], task=TASKS)  # what the scripts take as -m and -t
-baselines = load(store, "baselines", wanted)
+results = Results(store, argparse.Namespace(model=[model], task=TASKS))  # what the scripts take as -m and -t
+baselines = results.table("baselines")
 found = baselines[baselines["status"] == "found"]
 if found.empty:
     raise UserError(
@@ -155,7 +156,7 @@ baselines.pivot(index="step", columns="task", values="status")[TASKS]
 
 # %%
 looks = model_looks([model])
-faithfulness = load(store, "faithfulness", wanted)
+faithfulness = results.table("faithfulness")
 chosen = selected_circuits(faithfulness, baselines)
 show(draw_circuits(chosen, looks, "edges", {task: BUILT_IN[task].primary for task in TASKS}))
 
@@ -191,7 +192,7 @@ show(draw_curves(faithfulness[faithfulness["step"].isin(found["step"])], model, 
 # as much as the backbone; **trust** the weighted line more.
 
 # %%
-by_task = {task: by_step for (_, task), by_step in circuits(store, wanted).items()}  # task -> step -> edges
+by_task = {task: by_step for (_, task), by_step in results.circuits().items()}  # task -> step -> edges
 comparable = {(model, task): by_step for task, by_step in by_task.items() if len(by_step) > 1}
 if comparable:
     show(draw_similarity(similarities(comparable, None, 0.5), looks, "the checkpoint before"))

@@ -8,16 +8,20 @@ them.
 """
 
 import argparse
+import html
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from circuits_over_time.plotting.parts.export import write_drawing
+from circuits_over_time.plotting.parts.style import Drawing
+from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.report.circuits import circuit_records
 from circuits_over_time.plotting.report.figures import report_figures
 from circuits_over_time.plotting.report.heads import head_records
 from circuits_over_time.plotting.report.page import page_html, refuse_empty
-from circuits_over_time.plotting.report.results import Results, collected_notes
 from circuits_over_time.plotting.report.runs import run_records
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import atomic_write
@@ -27,27 +31,44 @@ from circuits_over_time.utils.results.store import Store
 logger = logging.getLogger("plotting")
 
 
-def report(store: Store, arguments: argparse.Namespace) -> str:
-    """The page.
+def report(results: Results) -> tuple[str, dict[str, Drawing]]:
+    """The page, and the figures on it by name.
 
     Args:
-        store: the results, of any kinds.
-        arguments: parsed command line with `model`, `task` (lists of names, or None for all) and `evaluations` (folder
-            of lm-evaluation-harness JSON files, or None).
+        results: of any kinds; their arguments have `evaluations` (folder of lm-evaluation-harness JSON files, or None).
 
     Raises:
         UserError: if there are no results, or results that cannot be read.
     """
-    results = Results(store, arguments)
     refuse_empty(results)
-    with collected_notes() as notes:
+    with _collected_notes() as notes:
         for kind in KINDS:
             results.table_if_any(kind)
         circuits = circuit_records(results)
         heads, meanings = head_records(results)
         figures = report_figures(results)
         runs = run_records(results)
-    return page_html(results, circuits, heads, meanings, figures, runs, notes)
+    return page_html(results, circuits, heads, meanings, figures, runs, notes), figures
+
+
+@contextmanager
+def _collected_notes() -> Iterator[list[str]]:
+    """Collect what the figures' code logs inside the block, each line once: what is absent, and why."""
+    notes: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if (line := record.getMessage()) not in notes:
+                notes.append(line)
+
+    collector, level = Collector(), logger.level
+    logger.addHandler(collector)
+    logger.setLevel(min(logging.INFO, logger.getEffectiveLevel()))
+    try:
+        yield notes
+    finally:
+        logger.removeHandler(collector)
+        logger.setLevel(level)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,15 +85,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-e", "--evaluations", type=Path, help="folder of lm-evaluation-harness JSON files, shown too if given"
     )
+    parser.add_argument("-f", "--figures", type=Path, help="folder that gets every figure as a page of its own")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        page = report(Store(arguments.results), arguments).encode()
-        atomic_write(arguments.output, page)
+        page, figures = report(Results(Store(arguments.results), arguments, in_report=True))
+        data = page.encode()
+        atomic_write(arguments.output, data)
+        for name, drawing in figures.items() if arguments.figures else ():
+            for path in write_drawing(drawing, arguments.figures, html.unescape(name), ["html"]):
+                logger.info("wrote %s", path)
     except UserError as error:
         logger.error("%s", error)
         return 2
-    logger.info("wrote %s (%.1f MB)", arguments.output, len(page) / 1e6)
+    logger.info("wrote %s (%.1f MB)", arguments.output, len(data) / 1e6)
     return 0
 
 

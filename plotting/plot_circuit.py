@@ -8,7 +8,6 @@ checkpoint, a head has the colour of the roles that it holds.
     python plotting/plot_circuit.py -r results -m pythia-160m -t ioi --step 143000
 """
 
-import argparse
 import logging
 import sys
 from typing import Any
@@ -17,26 +16,26 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, Layout, lay_out
-from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, CircuitLayout, lay_out
+from circuits_over_time.plotting.parts.circuit_similarity import nodes_of
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.roles import Roles, role_look, role_rank, roles_by_step
 from circuits_over_time.plotting.parts.style import (
     FAINT,
     INK,
     NEGATIVE,
     POSITIVE,
-    ROLES,
     Drawing,
-    Roles,
+    add_key,
     finish,
     on_white,
-    role_look,
-    roles_by_step,
-    task_label,
     translucent,
+    write,
 )
-from circuits_over_time.plotting.parts.tables import circuits
+from circuits_over_time.plotting.parts.tables import Results, as_text
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.tasks.registry import task_label
 
 logger = logging.getLogger("plotting")
 
@@ -51,7 +50,7 @@ ROLE_TINT = 0.5
 FILL = {"a": "#eef3f7", "m": "#f6efe2"}
 
 
-def edge_ends(source: str, target: str, layout: Layout) -> tuple[tuple[float, float], tuple[float, float]]:
+def edge_ends(source: str, target: str, layout: CircuitLayout) -> tuple[tuple[float, float], tuple[float, float]]:
     """The point an edge leaves its source at (top) and the one it reaches its target at (bottom, at its port)."""
     node, _, letter = target.partition("<")
     (x0, y0), (x1, y1) = layout.positions[source], layout.positions[node]
@@ -75,14 +74,7 @@ def edge_path(start: tuple[float, float], end: tuple[float, float], n: int = 20)
 
 
 def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | None = None) -> Drawing:
-    """The drawing of a circuit.
-
-    Args:
-        edges: `source, target, score` and, if known, `score_se, stability, inclusion`; at least one row.
-        title: which circuit this is.
-        subtitle: its size.
-        roles: the roles of heads, if measured.
-    """
+    """The drawing of a circuit's edges: `source, target, score` and, if known, `score_se, stability, inclusion`."""
     roles = roles or {}
     edges = edges.reindex(edges["score"].abs().sort_values(kind="stable").index)
     layout = lay_out(zip(edges["source"], edges["target"].str.partition("<")[0], strict=True))
@@ -90,10 +82,10 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
     _draw_edges(figure, edges, layout)
     _draw_nodes(figure, layout, roles)
     held = {role for node in layout.positions for role in roles.get(node, ())}
-    for role in sorted(held, key=lambda role: (list(ROLES).index(role) if role in ROLES else len(ROLES), role)):
+    for role in sorted(held, key=role_rank):
         label, colour = role_look(role)
         marker = {"symbol": "square", "size": 12, "color": on_white(colour, ROLE_TINT)}
-        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=label))
+        add_key(figure, label, mode="markers", marker=marker)
     row = float(np.clip(1000 / (layout.height + 1), 62, 104))
     width = int(max(820, 190 + 64 * 2 * layout.half_width))
     height = int(142 + row * (layout.height + 0.6))
@@ -113,14 +105,14 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
     return drawing
 
 
-def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: Layout) -> None:
+def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -> None:
     """Edges by sign, class of width and class of opacity, thin ones first; each class is one trace."""
     strongest = float(edges["score"].abs().max()) or 1.0
     share = np.sqrt(edges["score"].abs() / strongest)
     classes = np.minimum((share * WIDTH_CLASSES).astype(int), WIDTH_CLASSES - 1)
     opacities = _opacities(edges, classes)
     for positive, colour, name in ((True, POSITIVE, "raises the metric"), (False, NEGATIVE, "lowers the metric")):
-        figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line={"color": colour, "width": 3}, name=name))
+        add_key(figure, name, mode="lines", line={"color": colour, "width": 3})
         of_sign = (edges["score"] >= 0) == positive
         for size, opacity in sorted(set(zip(classes[of_sign], opacities[of_sign], strict=True))):
             members = edges[(classes == size) & (opacities == opacity) & of_sign]
@@ -133,7 +125,7 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: Layout) -> None:
                 xs += [*x.tolist(), None]
                 ys += [*y.tolist(), None]
                 quarters = (len(x) // 4, len(x) // 2, 3 * len(x) // 4)
-                middles += [(x[at], y[at], *_told(row)) for at in quarters]
+                middles += [(x[at], y[at], *_edge_hover(row)) for at in quarters]
             width = THINNEST + (WIDEST - THINNEST) * (size + 0.5) / WIDTH_CLASSES
             line = {"color": translucent(colour, opacity), "width": width}
             figure.add_trace(go.Scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False))
@@ -160,7 +152,7 @@ def _opacities(edges: pd.DataFrame, classes: pd.Series) -> pd.Series:
     return (FAINTEST + (STRONGEST - FAINTEST) * classed).round(3).fillna(by_width)
 
 
-def _told(row: dict[str, Any]) -> tuple[str, float, str]:
+def _edge_hover(row: dict[str, Any]) -> tuple[str, float, str]:
     """What pointing at an edge shows: its name, its score and, as far as that is known, how sure it is."""
     name = f"{row['source']} → {row['target']}".replace("<", "&lt;").replace(">", "&gt;")
     known = {key: float(row[key]) for key in ("score_se", "stability", "inclusion") if pd.notna(row.get(key))}
@@ -172,72 +164,48 @@ def _told(row: dict[str, Any]) -> tuple[str, float, str]:
     return name, float(row["score"]), "<br>".join(lines)
 
 
-def _draw_nodes(figure: go.Figure, layout: Layout, roles: Roles) -> None:
+def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles) -> None:
     for node, (x, y) in layout.positions.items():
         held = roles.get(node, ())
+        left, side = x - BOX_WIDTH / 2, {"type": "rect", "y0": y - BOX_HEIGHT / 2, "y1": y + BOX_HEIGHT / 2}
+        # Several roles share the box.
+        width = BOX_WIDTH / max(len(held), 1)
         for i, role in enumerate(held):
-            # Several roles share the box.
-            left, width = x - BOX_WIDTH / 2, BOX_WIDTH / len(held)
-            figure.add_shape(
-                type="rect",
-                x0=left + i * width,
-                x1=left + (i + 1) * width,
-                y0=y - BOX_HEIGHT / 2,
-                y1=y + BOX_HEIGHT / 2,
-                line={"width": 0},
-                fillcolor=on_white(role_look(role)[1], ROLE_TINT),
-            )
-        figure.add_shape(
-            type="rect",
-            x0=x - BOX_WIDTH / 2,
-            x1=x + BOX_WIDTH / 2,
-            y0=y - BOX_HEIGHT / 2,
-            y1=y + BOX_HEIGHT / 2,
-            line={"color": FAINT, "width": 1},
-            fillcolor=None if held else FILL.get(node[0] if node[1:2].isdigit() else "", "#ffffff"),
-        )
+            tint = on_white(role_look(role)[1], ROLE_TINT)
+            figure.add_shape(x0=left + i * width, x1=left + (i + 1) * width, line={"width": 0}, fillcolor=tint, **side)
+        fill = None if held else FILL.get(node[0] if node[1:2].isdigit() else "", "#ffffff")
+        figure.add_shape(x0=left, x1=left + BOX_WIDTH, line={"color": FAINT, "width": 1}, fillcolor=fill, **side)
         # An annotation, because plotly draws shapes over the text of traces.
-        name = {"text": node, "font": {"size": 11, "color": INK}, "yshift": 5 if "." in node else 0}
-        figure.add_annotation(x=x, y=y, showarrow=False, **name)
-        if "." in node:
-            for letter, port in PORTS.items():
-                figure.add_annotation(
-                    x=x + port * BOX_WIDTH,
-                    y=y - BOX_HEIGHT / 2,
-                    text=letter,
-                    showarrow=False,
-                    yshift=5,
-                    font={"size": 8, "color": "#666666"},
-                )
+        write(figure, node, x, y, colour=INK, yshift=5 if "." in node else 0)
+        for letter, port in PORTS.items() if "." in node else ():
+            write(figure, letter, x + port * BOX_WIDTH, y - BOX_HEIGHT / 2, size=8, yshift=5)
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name: every model and task asked for, at the step asked for or the last with a circuit."""
-    if arguments.strongest < 1:
-        raise UserError(f"--strongest: {arguments.strongest} edges asked for; ask for at least 1")
-    figures = {}
-    for (model, task), by_step in circuits(store, arguments).items():
-        step = max(by_step) if arguments.step is None else arguments.step
+def draw(results: Results) -> dict[str, Drawing]:
+    """Every model and task asked for, at the step asked for or the last with a circuit."""
+    if (strongest := results.arguments.strongest) < 1:
+        raise UserError(f"--strongest: {strongest} edges asked for; ask for at least 1")
+    drawn = {}
+    for (model, task), by_step in results.circuits().items():
+        step = max(by_step) if results.arguments.step is None else results.arguments.step
         if step not in by_step:
-            logger.warning(
-                "%s %s: no circuit at step %d; left out (there: %s)", model, task, step, ", ".join(map(str, by_step))
-            )
+            there = ", ".join(map(str, by_step))
+            logger.warning("%s %s: no circuit at step %d; left out (there: %s)", model, task, step, there)
             continue
         edges = by_step[step]
-        shown = edges.loc[edges["score"].abs().nlargest(arguments.strongest).index]
-        n_nodes = len(set(edges["source"]) | set(edges["target"].str.partition("<")[0]))
-        size = f"{len(edges)} edges, {n_nodes} nodes" + (
-            f"; the {len(shown)} strongest edges drawn" if len(shown) < len(edges) else ""
-        )
-        stable = "stability" in shown and bool(shown["stability"].notna().any())
+        few = edges.loc[edges["score"].abs().nlargest(strongest).index]
+        size = f"{len(edges)} edges, {len(nodes_of(zip(edges['source'], edges['target'], strict=True)))} nodes"
+        if len(few) < len(edges):
+            size += f"; the {len(few)} strongest edges drawn"
+        stable = "stability" in few and bool(few["stability"].notna().any())
         faint = ", opacity with stability" if stable else ""
-        title = f"{task_label(task)} circuit of {model} at step {step:,}"
-        figures[f"circuit_{model}_{task}_step{step:06d}"] = draw_circuit(
-            shown, title, f"{size}; width grows with |score|{faint}", _roles(store, model).get(step)
+        title = f"{task_label(as_text(task))} circuit of {as_text(model)} at step {step:,}"
+        drawn[f"circuit_{model}_{task}_step{step:06d}"] = draw_circuit(
+            few, title, f"{size}; width grows with |score|{faint}", _roles(results.store, model).get(step)
         )
-    if not figures:
-        raise UserError(f"--step {arguments.step}: no circuit of that step in {store.root}/graphs")
-    return figures
+    if not drawn:
+        raise UserError(f"--step {results.arguments.step}: no circuit of that step in {results.store.root}/graphs")
+    return drawn
 
 
 def _roles(store: Store, model: str) -> dict[int, Roles]:
@@ -247,13 +215,15 @@ def _roles(store: Store, model: str) -> dict[int, Roles]:
     return roles_by_step(store.read_tables("ioi_consistency_heads", model))
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint (the last with a circuit)")
-    parser.add_argument(
-        "--strongest", type=int, default=200, metavar="N", help="draw the N edges of largest |score| (200)"
-    )
+# The report has a drawing of its own.
+FIGURE = Figure(
+    draw,
+    options={
+        "--step": {"type": int, "metavar": "N", "help": "checkpoint (the last with a circuit)"},
+        "--strongest": {"type": int, "default": 200, "metavar": "N", "help": "how many edges, by |score| (200)"},
+    },
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

@@ -9,21 +9,19 @@ figures/circuit_similarity.csv.
     python plotting/plot_circuit_similarity.py -r results --reference 143000
 """
 
-import argparse
 import logging
 import sys
+from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 
 from circuits_over_time.plotting.parts.circuit_similarity import similarity_over_training
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks, task_label
-from circuits_over_time.plotting.parts.tables import circuits, every_model, models_in, tasks_in
-from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import Line, by_panel, task_panels
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.base.files import atomic_write
-from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 
@@ -43,12 +41,12 @@ def moving_average(values: pd.Series, alpha: float) -> pd.Series:
 
 
 def similarities(
-    found: dict[tuple[str, str], dict[int, pd.DataFrame]], reference: int | None, alpha: float
+    circuits: dict[tuple[str, str], dict[int, pd.DataFrame]], reference: int | None, alpha: float
 ) -> pd.DataFrame:
     """Similarities of all circuits with their moving averages.
 
     Args:
-        found: edge tables by (model, task) and step, with `tokens`.
+        circuits: edge tables by (model, task) and step, with `tokens`.
         reference: the step to compare with; None for the checkpoint before. Models without it are logged and left out.
         alpha: weight of the newest value in the moving average.
 
@@ -56,7 +54,7 @@ def similarities(
         Columns of `similarity_over_training` and `model, task, tokens`, `<measure>_average`.
     """
     frames = []
-    for (model, task), by_step in found.items():
+    for (model, task), by_step in sorted(circuits.items()):
         if reference is not None and reference not in by_step:
             logger.warning("%s %s: no circuit at reference step %d; left out", model, task, reference)
             continue
@@ -77,14 +75,10 @@ def similarities(
 
 def draw_similarity(table: pd.DataFrame, looks: dict[str, ModelLook], against: str) -> Drawing:
     """The figure. `against` says what circuits are compared with."""
-    tasks = tasks_in(table)
-    panels = Panels(
-        len(MEASURES) + 1, len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks], panel_height=180
-    )
     last = len(MEASURES) + 1
+    panels, tasks = task_panels(table, last, 180)
     for column, task in enumerate(tasks, 1):
-        for model in models_in(table[table["task"] == task]):
-            rows = table[(table["task"] == task) & (table["model"] == model)]
+        for model, rows in by_model(table[table["task"] == task]):
             look = looks[model]
             for row, measure in enumerate(MEASURES, 1):
                 average = f"{measure}_average"
@@ -104,26 +98,26 @@ def draw_similarity(table: pd.DataFrame, looks: dict[str, ModelLook], against: s
     )
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    if not 0 < arguments.alpha <= 1:
-        raise UserError(f"--alpha: {arguments.alpha} is not in (0, 1]")
-    table = similarities(circuits(store, arguments), arguments.reference, arguments.alpha)
-    path = arguments.output / "circuit_similarity.csv"
-    atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())
-    logger.info("wrote %s", path)
-    step = arguments.reference
-    against = "the checkpoint before" if step is None else f"step {step:,}"
-    return {"circuit_similarity": draw_similarity(table, model_looks(every_model(store)), against)}
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure of all models, and its numbers."""
+    reference, alpha = results.arguments.reference, results.arguments.alpha
+    if not 0 < alpha <= 1:
+        raise UserError(f"--alpha: {alpha} is not in (0, 1]")
+    table = similarities(results.circuits(), reference, alpha)
+    against = "the checkpoint before" if reference is None else f"step {reference:,}"
+    drawing = by_panel(partial(draw_similarity, looks=results.looks(), against=against), escaped(table))
+    return {"circuit_similarity": replace(drawing, table=table)}
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument(
-        "--reference", type=int, metavar="STEP", help="compare with this step's circuit (the one before)"
-    )
-    parser.add_argument("--alpha", type=float, default=0.5, help="moving average's weight of the newest value (0.5)")
+FIGURE = Figure(
+    draw,
+    order=40,
+    options={
+        "--reference": {"type": int, "metavar": "STEP", "help": "compare with this step's circuit (the one before)"},
+        "--alpha": {"type": float, "default": 0.5, "help": "moving average's weight of the newest value (0.5)"},
+    },
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

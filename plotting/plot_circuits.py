@@ -7,18 +7,16 @@ lines have a gap.
     python plotting/plot_circuits.py -r results -o figures --format html,png
 """
 
-import argparse
 import logging
 import sys
+from functools import partial
 
 import pandas as pd
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels
-from circuits_over_time.plotting.parts.style import METRIC_LABELS, Drawing, ModelLook, model_looks, task_label, within
-from circuits_over_time.plotting.parts.tables import every_model, load, models_in, tasks_in
-from circuits_over_time.plotting.parts.time_axis import TimeAxis
-from circuits_over_time.utils.results.store import Store
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import Gaps, Line, by_panel, task_panels
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, within
+from circuits_over_time.plotting.parts.tables import Results, as_text, by_model, escaped, tasks_in
 from circuits_over_time.utils.tasks.registry import primary_metric
 
 logger = logging.getLogger("plotting")
@@ -51,23 +49,12 @@ def selected_circuits(faithfulness: pd.DataFrame, baselines: pd.DataFrame) -> pd
 
 
 def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, metrics: dict[str, str]) -> Drawing:
-    """The figure.
-
-    Args:
-        table: what `selected_circuits` returns.
-        looks: the look of every model.
-        count: "edges" or "nodes".
-        metrics: each task's metric, for the axis titles.
-    """
-    tasks = tasks_in(table)
-    panels = Panels(3, len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks])
+    """The figure, from what `selected_circuits` returns; `metrics` has each task's metric, for the axis titles."""
+    panels, tasks = task_panels(table, 3)
     cuts = []
     for column, task in enumerate(tasks, 1):
         gaps = []
-        for model in models_in(table):
-            rows = table[(table["model"] == model) & (table["task"] == task)]
-            if rows.empty:
-                continue
+        for model, rows in by_model(table[table["task"] == task]):
             look = looks[model]
             gaps.append(Gaps(rows, COUNTS[count], "status", model, look))
             for row, value, hover in (
@@ -82,8 +69,7 @@ def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, 
             )
         panels.missing(gaps, 1, column)
         panels.level(1.0, 2, column)
-        metric = METRIC_LABELS.get(metrics[task], metrics[task])
-        panels.figure.update_yaxes(title_text=metric, row=3, col=column)
+        panels.figure.update_yaxes(title_text=metric_label(metrics[task]), row=3, col=column)
         panels.figure.update_yaxes(rangemode="tozero", row=1, col=column)
         limits, cut = within([0.0, 1.0, *table.loc[table["task"] == task, "faithfulness"]], *FAITHFULNESS_LIMITS)
         panels.figure.update_yaxes(range=limits, row=2, col=column)
@@ -98,27 +84,31 @@ def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, 
     return panels.done("Circuits over training", subtitle)
 
 
-def task_metrics(store: Store, table: pd.DataFrame) -> dict[str, str]:
+def task_metrics(results: Results, table: pd.DataFrame) -> dict[str, str]:
     """The metric that each task's circuits were found with: the task's own, or for a prompts CSV that of the run."""
     metrics = {}
     for task in tasks_in(table):
         model = table.loc[table["task"] == task, "model"].iloc[0]
-        metrics[task] = primary_metric(task) or store.folder("baselines", model, task).read_run()["config"]["metric"]
+        own = primary_metric(task) or results.store.folder("baselines", model, task).read_run()["config"]["metric"]
+        metrics[as_text(task)] = own or "task metric"
     return metrics
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    table = selected_circuits(load(store, "faithfulness", arguments), load(store, "baselines", arguments))
-    return {
-        "circuits": draw_circuits(table, model_looks(every_model(store)), arguments.count, task_metrics(store, table))
-    }
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure of all models."""
+    table = selected_circuits(results.table("faithfulness"), results.table("baselines"))
+    draw_rows = partial(
+        draw_circuits, looks=results.looks(), count=results.arguments.count, metrics=task_metrics(results, table)
+    )
+    return {"circuits": by_panel(draw_rows, escaped(table))}
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument("--count", choices=tuple(COUNTS), default="edges", help="what a circuit's size counts (edges)")
+FIGURE = Figure(
+    draw,
+    order=20,
+    options={"--count": {"choices": tuple(COUNTS), "default": "edges", "help": "what a circuit's size counts (edges)"}},
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

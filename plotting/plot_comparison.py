@@ -10,21 +10,18 @@ line per pair, and the pairs' median and quartiles.
     python plotting/plot_comparison.py -r results --measure edge_jaccard --at size
 """
 
-import argparse
 import sys
-from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels, ring
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks, task_label
-from circuits_over_time.plotting.parts.tables import every_model, load_comparison, models_in, tasks_in
-from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, ring, task_panels
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, add_key
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.store import Store
 
 MEASURES = {
     "edge_jaccard": "edges, Jaccard",
@@ -44,23 +41,15 @@ PAIRS_ENTRY, MEDIAN_ENTRY = "pair of models", "median and quartiles of pairs"
 
 
 def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLook) -> Drawing:
-    """The figure of one model over training.
-
-    Args:
-        table: rows of `similarity` of one measure, against the previous checkpoint and the reference.
-        model: whose.
-        measure: which.
-        look: its colour.
-    """
+    """The figure of one model over training, from rows of `similarity` of one measure."""
     table = table[(table["model"] == model) & table["against"].isin(["previous", "reference"])]
-    tasks = tasks_in(table)
     rows = [
         (against, at)
         for against in ("previous", "reference")
         for at in AT
         if ((table["against"] == against) & (table["at"] == at)).any()
     ]
-    panels = Panels(len(rows), len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks], panel_height=170)
+    panels, tasks = task_panels(table, len(rows), 170)
     for column, task in enumerate(tasks, 1):
         for row, (against, at) in enumerate(rows, 1):
             part = table[(table["task"] == task) & (table["against"] == against) & (table["at"] == at)]
@@ -73,7 +62,7 @@ def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLo
     for row, (against, at) in enumerate(rows, 1):
         other = "checkpoint before" if against == "previous" else reference
         panels.figure.update_yaxes(title_text=f"to {other}<br>{AT[at]}", row=row, col=1)
-    _key(panels, CHANGED_ENTRY)
+    _add_ring_key(panels, CHANGED_ENTRY)
     return panels.done(
         f"Do circuits of {model} change by more than the prompts explain?",
         f"{_title(measure)}: {_direction(measure)} Rings: more change than resampled prompts make",
@@ -83,14 +72,11 @@ def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLo
 def draw_between(table: pd.DataFrame, measure: str) -> Drawing:
     """The figure of models of one shape, such as seeds, compared at every step that two of them have.
 
-    Args:
-        table: rows of `similarity` of one measure, between models.
-        measure: which.
+    The table has rows of `similarity` of one measure.
     """
     table = table[table["against"] == "model"]
-    tasks = tasks_in(table)
     rows = [at for at in AT if (table["at"] == at).any()]
-    panels = Panels(len(rows), len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks], panel_height=200)
+    panels, tasks = task_panels(table, len(rows), 200)
     pair, middle = ModelLook("#56B4E9", "circle", "solid"), ModelLook("#0072B2", "circle", "solid")
     for column, task in enumerate(tasks, 1):
         for row, at in enumerate(rows, 1):
@@ -108,7 +94,7 @@ def draw_between(table: pd.DataFrame, measure: str) -> Drawing:
             _set_range(panels, table, measure, row, column)
     for row, at in enumerate(rows, 1):
         panels.figure.update_yaxes(title_text=AT[at], row=row, col=1)
-    _key(panels, DIFFERS_ENTRY)
+    _add_ring_key(panels, DIFFERS_ENTRY)
     return panels.done(
         "Do models of one shape have one circuit?",
         f"{_title(measure)} at the same step: {_direction(measure)} Rings: differ beyond the prompts",
@@ -127,36 +113,14 @@ def _over_pairs(part: pd.DataFrame) -> pd.DataFrame:
 
 def _draw_floors(panels: Panels, part: pd.DataFrame, row: int, column: int) -> None:
     """The noise floor as a band around its mean, the chance floor as a band from zero, both below the curve."""
-    chance = ModelLook(CHANCE, "circle", "dot")
-    floors = part.assign(zero=0.0)
-    panels.draw(
-        Line(
-            floors,
-            "chance_floor",
-            CHANCE_ENTRY,
-            chance,
-            # Of changes that are counted, chance makes most, so nothing is below it.
-            interval=None if part["measure"].isin(COUNTED).any() else ("zero", "chance_floor"),
-            markers=False,
-            width=1.2,
-        ),
-        row,
-        column,
-    )
-    panels.draw(
-        Line(
-            part,
-            "noise_floor",
-            NOISE_ENTRY,
-            ModelLook(NOISE, "circle", "solid"),
-            interval=("noise_low", "noise_high"),
-            markers=False,
-            width=1,
-            opacity=0.7,
-        ),
-        row,
-        column,
-    )
+    noise, chance = ModelLook(NOISE, "circle", "solid"), ModelLook(CHANCE, "circle", "dot")
+    # Of changes that are counted, chance makes most, so nothing is below it.
+    below = None if part["measure"].isin(COUNTED).any() else ("zero", "chance_floor")
+    thin: dict[str, Any] = {"markers": False, "width": 1.2}
+    panels.draw(Line(part.assign(zero=0.0), "chance_floor", CHANCE_ENTRY, chance, interval=below, **thin), row, column)
+    pale: dict[str, Any] = {"markers": False, "width": 1, "opacity": 0.7}
+    ends = ("noise_low", "noise_high")
+    panels.draw(Line(part, "noise_floor", NOISE_ENTRY, noise, interval=ends, **pale), row, column)
 
 
 def _draw_curve(panels: Panels, part: pd.DataFrame, look: ModelLook, model: str, row: int, column: int) -> None:
@@ -172,39 +136,13 @@ def _mark_changes(
     flagged = part[part["changed"].astype(bool)].sort_values("step")
     if flagged.empty:
         return
-    panels.figure.add_trace(
-        go.Scatter(
-            x=panels.axis.position(flagged["tokens"]),
-            y=flagged["value"],
-            mode="markers",
-            name=entry,
-            legendgroup=entry,
-            showlegend=False,
-            marker=ring(CHANGED, size),
-            customdata=flagged[["step", "q_value"]].to_numpy(),
-            hovertemplate=f"<b>{name}</b><br>step %{{customdata[0]:,}}: {entry} (q = %{{customdata[1]:.2g}})"
-            "<extra></extra>",
-        ),
-        row=row,
-        col=column,
-    )
+    hover = f"<b>{name}</b><br>step %{{customdata[0]:,}}: {entry} (q = %{{customdata[1]:.2g}})"
+    panels.rings(flagged, entry, ring(CHANGED, size), row, column, hover, flagged["q_value"])
 
 
-def _key(panels: Panels, entry: str) -> None:
+def _add_ring_key(panels: Panels, entry: str) -> None:
     """The legend's entry of the rings, also where there are none."""
-    panels.figure.add_trace(
-        go.Scatter(
-            x=[None],
-            y=[None],
-            name=entry,
-            legendgroup=entry,
-            mode="markers",
-            marker=ring(CHANGED),
-            hoverinfo="skip",
-        ),
-        row=1,
-        col=1,
-    )
+    add_key(panels.figure, entry, legendgroup=entry, mode="markers", marker=ring(CHANGED))
 
 
 def _set_range(panels: Panels, table: pd.DataFrame, measure: str, row: int, column: int) -> None:
@@ -240,31 +178,33 @@ def chosen(table: pd.DataFrame, measure: str, at: str | None) -> pd.DataFrame:
     return rows
 
 
-def figures(table: pd.DataFrame, measure: str, looks: Mapping[str, ModelLook]) -> dict[str, Drawing]:
-    """Figures by file name, from rows of `similarity` of one measure."""
-    over_training = table[table["against"] != "model"]
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model, and one of all pairs of models of one shape."""
+    measure = results.arguments.measure
+    table = chosen(results.comparison("similarity"), measure, results.arguments.at)
+    looks, table = results.looks(table["model"]), escaped(table)
+    between = table[table["against"] == "model"]
     drawn = {
-        f"comparison_{model}": draw_comparison(over_training, model, measure, looks[model])
-        for model in models_in(over_training)
+        f"comparison_{model}": by_panel(partial(draw_comparison, model=model, measure=measure, look=looks[model]), rows)
+        for model, rows in by_model(table[table["against"] != "model"])
     }
-    if (table["against"] == "model").any():
-        drawn["comparison_models"] = draw_between(table, measure)
-    return drawn
-
-
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    table = chosen(load_comparison(store, "similarity", arguments), arguments.measure, arguments.at)
-    return figures(table, arguments.measure, model_looks([*every_model(store), *table["model"]]))
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument(
-        "--measure", choices=tuple(MEASURES), default="edge_jaccard", help="what to draw (edge_jaccard)"
+    return (
+        drawn
+        if between.empty
+        else drawn | {"comparison_models": by_panel(partial(draw_between, measure=measure), between)}
     )
-    parser.add_argument("--at", choices=("faithfulness", "size"), help="circuits as found, or of one size (both)")
+
+
+FIGURE = Figure(
+    draw,
+    order=50,
+    options={
+        "--measure": {"choices": tuple(MEASURES), "default": "edge_jaccard", "help": "what to draw (edge_jaccard)"},
+        "--at": {"choices": ("faithfulness", "size"), "help": "circuits as found, or of one size (both)"},
+    },
+    notes_absence=True,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

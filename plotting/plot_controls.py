@@ -12,21 +12,18 @@ that does not beat every random one.
     python plotting/plot_controls.py -r results
 """
 
-import argparse
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, ring
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks, task_label
-from circuits_over_time.plotting.parts.tables import every_model, load, load_if_any, models_in, tasks_in
-from circuits_over_time.plotting.parts.time_axis import TimeAxis
-from circuits_over_time.utils.results.store import Store
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel, ring, task_panels
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 
 STABLE = 0.9
 RANDOM, BEATEN_BY = "#777777", "#D55E00"
@@ -65,8 +62,8 @@ def control_points(
     """What the figure draws, a row per model, task, checkpoint, panel and line.
 
     Args:
-        baselines: rows of `baselines`: every checkpoint, and why one has no circuit.
-        controls, graphs, prompts: rows of `controls`, `graphs` and `prompt_groups`; None where there are none.
+        baselines: every checkpoint, and why one has no circuit.
+        controls, graphs, prompts: `controls`, `graphs` and `prompt_groups`; None where there are none.
 
     Returns:
         `model, task, step, tokens, panel, line, value, low, high, n_random, n_beaten, reason`.
@@ -92,13 +89,13 @@ def control_points(
                 ends = (rows.set_index(keys)[f"faithfulness{end}"] for end in ("", "_low", "_high"))
                 parts.append(_line("groups", GROUP.format(group), *ends))
     columns = [*keys, "panel", "line", *_VALUES, "n_random", "n_beaten"]
-    found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    measured = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     # Every line at every checkpoint, so that gaps break lines and have reasons. Kinds of prompts are a task's own.
     every = baselines[[*keys, "tokens", "status"]]
-    lines = found.loc[found["panel"] != "groups", ["panel", "line"]].drop_duplicates()
-    own = found.loc[found["panel"] == "groups", ["model", "task", "panel", "line"]].drop_duplicates()
+    lines = measured.loc[measured["panel"] != "groups", ["panel", "line"]].drop_duplicates()
+    own = measured.loc[measured["panel"] == "groups", ["model", "task", "panel", "line"]].drop_duplicates()
     all_lines = pd.concat([every.merge(lines, how="cross"), every.merge(own, on=["model", "task"])], ignore_index=True)
-    table = all_lines.merge(found, how="left", on=[*keys, "panel", "line"])
+    table = all_lines.merge(measured, how="left", on=[*keys, "panel", "line"])
     reason = table["status"].where(
         table["status"].notna() & (table["status"] != "found"), table["panel"].map(UNMEASURED)
     )
@@ -127,15 +124,8 @@ def _line(
 
 
 def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
-    """The figure of one model.
-
-    Args:
-        points: rows of `control_points`.
-        model: whose.
-        look: its colour.
-    """
+    """The figure of one model, from rows of `control_points`."""
     points = points[points["model"] == model]
-    tasks = tasks_in(points)
     rows = [panel for panel in PANELS if points.loc[points["panel"] == panel, "value"].notna().any()]
     grey, second = ModelLook(RANDOM, "circle", "solid"), ModelLook("#009E73", "square", "dot")
     looks: dict[str, ModelLook] = {
@@ -149,7 +139,7 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
     }
     groups = sorted(set(points.loc[points["panel"] == "groups", "line"]))
     looks |= {name: GROUP_LOOKS[place % len(GROUP_LOOKS)] for place, name in enumerate(groups)}
-    panels = Panels(len(rows), len(tasks), TimeAxis.of(points), [task_label(task) for task in tasks], panel_height=170)
+    panels, tasks = task_panels(points, len(rows), 170)
     ringed = False
     for column, task in enumerate(tasks, 1):
         for row, panel in enumerate(rows, 1):
@@ -161,13 +151,15 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
                 if table["value"].isna().all():
                     continue
                 against = name == CIRCUIT
-                told = table.assign(beats=[_beats(row) for row in table.to_dict("records")]) if against else table
+                drawn = table.assign(beats=[_beats(row) for row in table.to_dict("records")]) if against else table
                 interval = None if name in (CIRCUIT, STABLE_ENTRY, INCLUSION) else ("low", "high")
                 hover = ("beats",) if against else ("low", "high") if interval else ()
-                told = told.round({"low": 4, "high": 4})
+                drawn = drawn.round({"low": 4, "high": 4})
                 markers = name not in (RANDOM_ENTRY, WHOLE)
                 panels.draw(
-                    Line(told, "value", name, looks[name], interval=interval, hover=hover, markers=markers), row, column
+                    Line(drawn, "value", name, looks[name], interval=interval, hover=hover, markers=markers),
+                    row,
+                    column,
                 )
                 if against:
                     ringed |= _ring(panels, table, row, column)
@@ -202,34 +194,25 @@ def _ring(panels: Panels, table: pd.DataFrame, row: int, column: int) -> bool:
     beaten = table[table["value"].notna() & (table["n_beaten"] < table["n_random"])]
     if beaten.empty:
         return False
-    panels.figure.add_trace(
-        go.Scatter(
-            x=panels.axis.position(beaten["tokens"]),
-            y=beaten["value"],
-            mode="markers",
-            name=RING,
-            legendgroup=RING,
-            showlegend=False,
-            marker=ring(BEATEN_BY),
-            customdata=[
-                [int(step), _beats(row)] for step, row in zip(beaten["step"], beaten.to_dict("records"), strict=True)
-            ],
-            hovertemplate="step %{customdata[0]:,}: beats %{customdata[1]}<extra></extra>",
-        ),
-        row=row,
-        col=column,
-    )
+    hover, cells = "step %{customdata[0]:,}: beats %{customdata[1]}", map(_beats, beaten.to_dict("records"))
+    panels.rings(beaten, RING, ring(BEATEN_BY), row, column, hover, cells)
     return True
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    controls = load(store, "controls", arguments)
-    rest = (load_if_any(store, kind, arguments) for kind in ("graphs", "prompt_groups"))
-    points = control_points(load(store, "baselines", arguments), controls, *rest)
-    looks = model_looks(every_model(store))
-    return {f"controls_{model}": draw_controls(points, model, looks[model]) for model in models_in(controls)}
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model."""
+    controls, baselines = results.table("controls"), results.table("baselines")
+    rest = (results.table_if_any(kind, note=True) for kind in ("graphs", "prompt_groups"))
+    baselines = baselines[baselines["model"].isin(controls["model"])]
+    points, looks = escaped(control_points(baselines, controls, *rest)), results.looks()
+    return {
+        f"controls_{model}": by_panel(partial(draw_controls, model=model, look=looks[model]), rows)
+        for model, rows in by_model(points)
+    }
+
+
+FIGURE = Figure(draw, order=30)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

@@ -12,24 +12,25 @@ a band of quartiles.
     python plotting/plot_emergence.py -r results
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels, wrapped
-from circuits_over_time.plotting.parts.style import METRIC_LABELS, Drawing, ModelLook, task_label
-from circuits_over_time.plotting.parts.tables import load_comparison, models_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.head_scores import score_label
+from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, for_both_widths, wrapped
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label
+from circuits_over_time.plotting.parts.tables import Results, as_text, escaped, models_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.parts.timeline import Timeline
-from circuits_over_time.plotting.plot_head_scores import score_label
 from circuits_over_time.utils.comparison.seeds import without_seed
 from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.tasks.registry import task_label
 
 KINDS = {"head": ("heads", "#0072B2"), "metric": ("metrics of tasks", "#009E73"), "circuit": ("circuits", "#D55E00")}
 CIRCUITS = {"similarity": "circuit like the reference", "found": "a faithful circuit exists"}
@@ -61,7 +62,7 @@ def label(row: Mapping[Any, Any], *, head: bool = True) -> str:
         return f"{title}: a{row['layer']}.h{row['head']}" if head else f"{title}: strongest head"
     task = task_label(str(row["task"]))
     if kind == "metric":
-        return f"{task}: {METRIC_LABELS.get(score, score.replace('_', ' ')).split(' (')[0]}"
+        return f"{task}: {metric_label(score).split(' (')[0]}"
     return f"{task}: {CIRCUITS.get(score, score.replace('_', ' '))}"
 
 
@@ -72,19 +73,15 @@ def _score_title(score: str) -> str:
 
 
 def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str, *, narrow: bool = False) -> Drawing:
-    """The timeline of one model.
+    """The timeline of one model, from rows of `emergence` and of `curves`, which say where the checkpoints are.
 
-    Args:
-        emergence: rows of `emergence`.
-        curves: rows of `curves`, which say where the checkpoints are.
-        model: whose.
-        narrow: whether to write the rows' names into the figure instead of next to it.
+    The `narrow` one has the rows' names in the figure instead of next to it.
     """
     rows = leading(emergence[emergence["model"] == model])
     checkpoints = curves.loc[curves["model"] == model, ["step", "tokens"]].drop_duplicates()
     timeline = Timeline(checkpoints, [label(row) for row in rows.to_dict("records")], narrow=narrow)
     for place, row in enumerate(rows.to_dict("records")):
-        name, colour = KINDS[str(row["kind"])]
+        name, colour = KINDS[row["kind"]]
         if pd.isna(row["step"]):
             timeline.say(place, f"does not emerge: {row['reason']}")
             continue
@@ -105,15 +102,7 @@ def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str, *, 
 def draw_seeds_timeline(
     emergence: pd.DataFrame, curves: pd.DataFrame, group: str, models: Sequence[str], *, narrow: bool = False
 ) -> Drawing:
-    """The timeline of models that differ in their seed alone: a bar each, a band from the earliest to the latest.
-
-    Args:
-        emergence: rows of `emergence`.
-        curves: rows of `curves`.
-        group: what the models are called together.
-        models: its members.
-        narrow: whether to write the rows' names into the figure instead of next to it.
-    """
+    """That of models that differ in their seed alone: a bar each over a band from the earliest to the latest."""
     rows = leading(emergence[emergence["model"].isin(models)])
     rows = rows.assign(row=[label(row, head=False) for row in rows.to_dict("records")])
     names = list(dict.fromkeys(rows["row"]))
@@ -152,8 +141,7 @@ def draw_seed_curves(
     """The curves of models that differ in their seed alone: every seed as a thin line over a band of quartiles.
 
     Args:
-        curves: rows of `curves`.
-        seeds: rows of `seeds`.
+        curves, seeds: rows of these tables.
         shapes: whether a curve is abrupt, by its name, where enough models tell.
         group: what the models are called together.
         models: its members.
@@ -220,28 +208,36 @@ def seed_groups(store: Store, models: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def shapes(store: Store, group: str) -> dict[str, str]:
+def shapes(results: Results, group: str) -> dict[str, str]:
     """Whether each curve of a group of seeds is abrupt, by its name; empty where there are too few seeds to tell."""
-    table = ComparisonFolder(store.root).read("seed_emergence")
+    table = results.comparison("seed_emergence", whole=True)
     known = table[table["group"] == group].dropna(subset="shape")
     return dict(zip(known["curve"], known["shape"], strict=True))
 
 
-def figures(store: Store, emergence: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Drawing]:
-    """Figures by file name, from rows of `emergence` and `curves`."""
-    models = models_in(emergence)
-    drawn = {f"emergence_{model}": draw_timeline(emergence, curves, model) for model in models}
-    for group, members in seed_groups(store, models).items():
-        seeds = ComparisonFolder(store.root).read("seeds")
-        drawn[f"emergence_seeds_{group}"] = draw_seeds_timeline(emergence, curves, group, members)
-        drawn[f"curves_seeds_{group}"] = draw_seed_curves(curves, seeds, shapes(store, group), group, members)
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model, and two for each group of seeds."""
+    raw = results.comparison("emergence")
+    emergence, curves = escaped(raw), escaped(results.comparison("curves"))
+    drawn = {
+        f"emergence_{model}": for_both_widths(partial(draw_timeline, emergence, curves, model))
+        for model in models_in(emergence)
+    }
+    for group, members in seed_groups(results.store, models_in(raw)).items():
+        name, models = as_text(group), [as_text(model) for model in members]
+        drawn[f"emergence_seeds_{name}"] = for_both_widths(
+            partial(draw_seeds_timeline, emergence, curves, name, models)
+        )
+        seeds = escaped(results.comparison("seeds", whole=True))
+        abrupt = {as_text(curve): shape for curve, shape in shapes(results, group).items()}
+        draw_rows = partial(draw_seed_curves, seeds=seeds, shapes=abrupt, group=name, models=models)
+        of_group = curves[curves["model"].isin(models) & curves["curve"].isin(seeds["curve"])]
+        drawn[f"curves_seeds_{name}"] = by_panel(draw_rows, of_group, "curve")
     return drawn
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    return figures(store, *(load_comparison(store, name, arguments) for name in ("emergence", "curves")))
+FIGURE = Figure(draw, order=100)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

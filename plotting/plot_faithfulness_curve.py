@@ -7,28 +7,25 @@ benchmark defines them, arXiv 2504.13151; measured with `search.mib: true`).
     python plotting/plot_faithfulness_curve.py -r results --curves 6
 """
 
-import argparse
 import logging
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish, model_looks, task_label, within
-from circuits_over_time.plotting.parts.tables import every_model, load, load_if_any, models_in, tasks_in
-from circuits_over_time.plotting.parts.time_axis import TimeAxis
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import Line, by_panel, row_of_panels, task_panels
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish, within
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.kinds import how_to_make
-from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.tasks.registry import task_label
 
 logger = logging.getLogger("plotting")
 
-PANEL_WIDTH = 345
 # Axes go no further, so that the noise of untrained models does not flatten the rest.
 CURVE_LIMITS = (-0.5, 1.5)
 AREA_LIMITS = (-0.5, 1.5)
@@ -49,15 +46,11 @@ def measured_areas(baselines: pd.DataFrame) -> pd.DataFrame:
 def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
     """One model's curves; dark checkpoints are early, bright ones late."""
     tasks = tasks_in(table)
-    width = 106 + max(PANEL_WIDTH * len(tasks), 520)
-    figure = make_subplots(
-        cols=len(tasks), subplot_titles=[task_label(task) for task in tasks], horizontal_spacing=min(0.2, 70 / width)
-    )
-    figure.update_annotations(font_size=15, yshift=4)
+    figure, width = row_of_panels([task_label(task) for task in tasks], 520)
+    figure.update_annotations(yshift=4)
     steps = spread_steps(sorted(table["step"].unique().tolist()), n_curves)
     # Not the brightest end of the scale: yellow on white cannot be read.
     colours = sample_colorscale("Viridis", np.linspace(0, 0.88, len(steps)).tolist()) if len(steps) > 1 else ["#440154"]
-    named: set[int] = set()
     for column, task in enumerate(tasks, 1):
         for step, colour in zip(steps, colours, strict=True):
             # A logarithmic axis has no place for the empty circuit.
@@ -71,7 +64,6 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
                     y=part["faithfulness"],
                     name=f"step {step:,}",
                     legendgroup=str(step),
-                    showlegend=step not in named,
                     mode="lines+markers",
                     line={"color": colour, "width": 2},
                     marker={
@@ -87,7 +79,6 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
                 row=1,
                 col=column,
             )
-            named.add(step)
         figure.add_hline(y=1, line={"dash": "dash", "width": 1, "color": "#777777"}, row=1, col=column)
     limits, cut = within([0.0, 1.0, *table.loc[table["step"].isin(steps), "faithfulness"]], *CURVE_LIMITS)
     subtitle = "Rings mark the selected circuit; 1 is the whole model" + (CUT.format(*CURVE_LIMITS) if cut else "")
@@ -104,12 +95,10 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
 
 def draw_areas(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     """CPR above CMD, a column per task, a line per model."""
-    tasks = tasks_in(table)
-    panels = Panels(2, len(tasks), TimeAxis.of(table), [task_label(task) for task in tasks])
+    panels, tasks = task_panels(table, 2)
     cuts = []
     for column, task in enumerate(tasks, 1):
-        for model in models_in(table[table["task"] == task]):
-            rows = table[(table["task"] == task) & (table["model"] == model)]
+        for model, rows in by_model(table[table["task"] == task]):
             for row, measure in enumerate(("cpr", "cmd"), 1):
                 panels.draw(Line(rows, measure, model, looks[model], hover=("status",)), row, column)
         panels.level(1, 1, column)
@@ -125,30 +114,31 @@ def draw_areas(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     return panels.done("Faithfulness over all circuit sizes", subtitle)
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    if arguments.curves < 1:
-        raise UserError(f"--curves: {arguments.curves} asked for; ask for at least 1")
-    table = load(store, "faithfulness", arguments)
-    figures = {}
-    for model in models_in(table):
-        figures[f"faithfulness_curve_{model}"] = draw_curves(table[table["model"] == model], model, arguments.curves)
-    baselines = load_if_any(store, "baselines", arguments)
-    areas = pd.DataFrame() if baselines is None else measured_areas(baselines)
-    if areas.empty:
+def draw(results: Results) -> dict[str, Drawing]:
+    """The curves of each model, and the areas under all of them where they are measured."""
+    if (n_curves := results.arguments.curves) < 1:
+        raise UserError(f"--curves: {n_curves} asked for; ask for at least 1")
+    table = results.table("faithfulness")
+    drawn = {
+        f"faithfulness_curve_{model}": by_panel(partial(draw_curves, model=model, n_curves=n_curves), rows)
+        for model, rows in by_model(escaped(table))
+    }
+    baselines = results.table_if_any("baselines", note=True)
+    areas = pd.DataFrame() if baselines is None else escaped(measured_areas(baselines))
+    if not areas.empty:
+        drawn["cpr_cmd"] = by_panel(partial(draw_areas, looks=results.looks()), areas)
+    elif not results.in_report:
         model, task = table[["model", "task"]].iloc[0]
         logger.info("no CPR and CMD; run: %s search.mib=true overwrite=true", how_to_make("baselines", model, task))
-    else:
-        figures["cpr_cmd"] = draw_areas(areas, model_looks(every_model(store)))
-    return figures
+    return drawn
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument(
-        "--curves", type=int, default=6, metavar="N", help="checkpoints drawn, spread over training (6)"
-    )
+FIGURE = Figure(
+    draw,
+    order=80,
+    options={"--curves": {"type": int, "default": 6, "metavar": "N", "help": "checkpoints, spread over training (6)"}},
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

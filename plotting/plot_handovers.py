@@ -8,21 +8,20 @@ distances.
     python plotting/plot_handovers.py -r results
 """
 
-import argparse
 import sys
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import wrapped
-from circuits_over_time.plotting.parts.style import FAINT, INK, SERIES, Drawing, finish, role_chip, role_look
-from circuits_over_time.plotting.parts.tables import load, models_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import NARROW_TICKS, for_both_widths, wrapped
+from circuits_over_time.plotting.parts.roles import LEVELS, role_chip, role_look, why_none
+from circuits_over_time.plotting.parts.style import FAINT, INK, SERIES, Drawing, finish, write
+from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
 from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
-from circuits_over_time.plotting.plot_ioi_roles import LEVELS, why_none
-from circuits_over_time.utils.results.comparison import ComparisonFolder
-from circuits_over_time.utils.results.store import Store
 
 SURE = 0.95
 _ROW, _FRAME, _WIDTH, _NAMES, _PHONE = 52, 110, 960, 160, 320
@@ -30,6 +29,7 @@ _ROW, _FRAME, _WIDTH, _NAMES, _PHONE = 52, 110, 960, 160, 320
 _LETTER, _SHARE = 6.8, 30
 # Characters in a line of a reason.
 _LINE, _NARROW_LINE = 110, 46
+_LEFT: dict[str, Any] = {"xanchor": "left", "align": "left", "borderpad": 0}
 
 
 @dataclass(frozen=True)
@@ -43,37 +43,29 @@ class Segment:
 
 
 def segments(heads: pd.DataFrame, role: str, axis: CheckpointAxis) -> list[Segment]:
-    """Who holds a role when, in order; neighbours differ in the head or have a checkpoint without any between them.
+    """Who holds a role when, in order, from rows of `ioi_consistency_heads` of one model.
 
-    Args:
-        heads: rows of `ioi_consistency_heads` of one model.
-        role: which.
-        axis: where checkpoints stand.
+    Neighbours differ in the head, or have a checkpoint without any between them.
     """
     held = heads[(heads["role"] == role) & heads["passes"].astype(bool)]
-    found: list[Segment] = []
+    in_order: list[Segment] = []
     for step, at in held.groupby("step", sort=True):
         best = at.iloc[int(at["effect"].abs().argmax())]
         name, place, effect = f"a{best['layer']}.h{best['head']}", axis.place(int(str(step))), float(best["effect"])
-        if found and found[-1].head == name and found[-1].last == place - 1:
-            before = found.pop()
-            found.append(Segment(name, before.first, place, (before.effects[0], effect)))
+        if in_order and in_order[-1].head == name and in_order[-1].last == place - 1:
+            before = in_order.pop()
+            in_order.append(Segment(name, before.first, place, (before.effects[0], effect)))
         else:
-            found.append(Segment(name, place, place, (effect, effect)))
-    return found
+            in_order.append(Segment(name, place, place, (effect, effect)))
+    return in_order
 
 
 def draw_handovers(
     heads: pd.DataFrame, handovers: pd.DataFrame, levels: pd.DataFrame, model: str, *, narrow: bool = False
 ) -> Drawing:
-    """The figure of one model.
+    """The figure of one model, from rows of `ioi_consistency_heads`, `handovers` and `ioi_consistency`.
 
-    Args:
-        heads: rows of `ioi_consistency_heads`.
-        handovers: rows of `handovers`.
-        levels: rows of `ioi_consistency`, which have every checkpoint, and why no head holds a role.
-        model: whose.
-        narrow: whether it is drawn for a narrow screen.
+    The last of these have every checkpoint, and why no head holds a role.
     """
     heads, handovers, levels = (table[table["model"] == model] for table in (heads, handovers, levels))
     axis = CheckpointAxis.of(levels["step"])
@@ -85,7 +77,7 @@ def draw_handovers(
         held = segments(heads, role, axis)
         if not held:
             why = wrapped(why_none(levels[levels["level"] == level]), _NARROW_LINE if narrow else _LINE)
-            _write(figure, why, -0.5, row + 0.05, "#666666", 11, xanchor="left")
+            write(figure, why, -0.5, row + 0.05, **_LEFT)
         for segment in held:
             colour = colours.setdefault(segment.head, SERIES[len(colours) % len(SERIES)])
             _draw_segment(figure, segment, role, colour, axis, row, pixels)
@@ -99,8 +91,7 @@ def draw_handovers(
         legend=False,
     )
     figure.update_layout(margin={"l": 18 if narrow else _NAMES, "t": 18, "r": 18})
-    axis.apply(figure, 6 if narrow else 14)
-    figure.update_xaxes(title={"text": "checkpoint (training step)", "font": {"size": 12}})
+    axis.apply(figure, NARROW_TICKS if narrow else 14)
     figure.update_yaxes(
         range=[len(roles) - 0.5, -0.7],
         tickvals=list(range(len(roles))),
@@ -111,7 +102,7 @@ def draw_handovers(
         zeroline=False,
     )
     for row, role in enumerate(roles) if narrow else ():
-        _write(figure, role_chip(role), -0.5, row - 0.4, INK, 11, xanchor="left")
+        write(figure, role_chip(role), -0.5, row - 0.4, colour=INK, **_LEFT)
     return drawing
 
 
@@ -147,10 +138,9 @@ def _draw_segment(
         )
     )
     room = (right - left) * pixels
-    names = [segment.head, segment.head.replace(".", "<br>")]
-    for name in names:
-        if max(len(line) for line in name.split("<br>")) * _LETTER <= room:
-            _write(figure, name, middle, row + 0.06, _readable_on(colour), 10 if "<br>" in name else 11)
+    for name, size in ((segment.head, 11), (segment.head.replace(".", "<br>"), 10)):
+        if max(map(len, name.split("<br>"))) * _LETTER <= room:
+            write(figure, name, middle, row + 0.06, size=size, colour=_readable_on(colour), borderpad=0)
             break
 
 
@@ -185,7 +175,7 @@ def _draw_marks(figure: go.Figure, handovers: pd.DataFrame, axis: CheckpointAxis
     written = float("-inf")
     for at, change in zip(x, rows, strict=True):
         if pd.notna(change["share"]) and (at - written) * pixels >= _SHARE:
-            _write(figure, _share(change["share"]), at, row - 0.44, FAINT, 10)
+            write(figure, _share(change["share"]), at, row - 0.44, size=10, colour=FAINT, borderpad=0)
             written = at
 
 
@@ -199,27 +189,18 @@ def _share(share: float) -> str:
     return "an unknown share" if pd.isna(share) else f"{share:.0%}"
 
 
-def _write(
-    figure: go.Figure, text: str, x: float, y: float, colour: str, size: int, *, xanchor: str = "center"
-) -> None:
-    figure.add_annotation(
-        text=text,
-        x=x,
-        y=y,
-        showarrow=False,
-        xanchor=xanchor,
-        align="left",
-        font={"size": size, "color": colour},
-        borderpad=0,
-    )
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model."""
+    handovers = escaped(results.comparison("handovers", whole=True))
+    heads, levels = (escaped(results.table(kind)) for kind in ("ioi_consistency_heads", "ioi_consistency"))
+    return {
+        f"handovers_{model}": for_both_widths(partial(draw_handovers, heads, handovers, levels, model))
+        for model in models_in(heads)
+    }
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name: one for each model."""
-    handovers = ComparisonFolder(store.root).read("handovers")
-    heads, levels = (load(store, kind, arguments) for kind in ("ioi_consistency_heads", "ioi_consistency"))
-    return {f"handovers_{model}": draw_handovers(heads, handovers, levels, model) for model in models_in(heads)}
+FIGURE = Figure(draw, order=140)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

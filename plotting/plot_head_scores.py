@@ -7,79 +7,22 @@ results/components and, if measured, succession (results/successor) and copy sup
     python plotting/plot_head_scores.py -r results --top 5
 """
 
-import argparse
-import logging
 import sys
+from functools import partial
 
-import numpy as np
 import pandas as pd
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels
-from circuits_over_time.plotting.parts.style import SERIES, Drawing, ModelLook, model_looks, within
-from circuits_over_time.plotting.parts.tables import every_model, load_if_any, models_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.head_scores import head_scores, in_order, score_label
+from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel
+from circuits_over_time.plotting.parts.style import SERIES, Drawing, ModelLook, within
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, models_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.kinds import how_to_make
-from circuits_over_time.utils.results.store import Store
 
-logger = logging.getLogger("plotting")
-
-# Score name -> title and unit, in the order of the figure.
-SCORES = {
-    "induction": ("Induction", "attention probability"),
-    "previous_token": ("Previous token", "attention probability"),
-    "duplicate_token": ("Duplicate token", "attention probability"),
-    "copy": ("Copying (name movers)", "% of names in top 5"),
-    "negative_copy": ("Negative copying", "% of names in top 5"),
-    "succession": ("Succession", "share of pairs"),
-    "cspa": ("Copy suppression (CSPA)", "share of effect recovered"),
-}
-# Values above which a head is said to play the score's role: the study's where it gives one (arXiv 2407.10827), else
-# more than half of the attention, or of the pairs.
-THRESHOLDS = {
-    "induction": 0.5,
-    "previous_token": 0.5,
-    "duplicate_token": 0.5,
-    "copy": 10.0,
-    "negative_copy": 10.0,
-    "succession": 0.5,
-    "cspa": 0.1,
-}
-# Tables of one score each: kind -> the score's name.
-SINGLE = {"successor": "succession", "cspa": "cspa"}
 MAX_COLUMNS = 4
 # One minus a quotient: heads that do next to nothing can score far below zero, and nobody needs to see that.
 CSPA_LIMITS = (-0.5, 1.0)
-
-
-def score_label(score: str) -> tuple[str, str]:
-    """Title and unit of a score."""
-    return SCORES.get(score, (score.replace("_", " "), "score"))
-
-
-def head_scores(store: Store, arguments: argparse.Namespace) -> pd.DataFrame:
-    """All scores in one table: `model, step, tokens, score, layer, head, value, se`, and any kind's `reason`.
-
-    `se` is the standard error of the value; a share of pairs of words has the binomial one.
-
-    Raises:
-        UserError: if no kind of head score has results.
-    """
-    frames = []
-    for kind in ("components", *SINGLE):
-        table = load_if_any(store, kind, arguments)
-        if table is None:
-            continue
-        if kind in SINGLE:
-            table = table.rename(columns={"score": "value", "score_se": "se"}).assign(score=SINGLE[kind])
-        if "pairs" in table:
-            table = table.assign(se=np.sqrt(table["value"] * (1 - table["value"]) / table["pairs"]))
-        columns = ["model", "step", "tokens", "score", "layer", "head", "value", "se"]
-        frames.append(table[[*columns, "reason"] if "reason" in table else columns])
-    if not frames:
-        raise UserError(f"{store.root} holds no head scores; run: {how_to_make('components')}")
-    return pd.concat(frames, ignore_index=True)
 
 
 def top_heads(table: pd.DataFrame, n: int) -> list[tuple[int, int]]:
@@ -109,15 +52,8 @@ def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
             if not measured.empty:
                 # At a checkpoint without any value, the heads' reasons are mostly one.
                 by_step = measured.groupby("step", as_index=False)
-                gaps.append(
-                    Gaps(
-                        by_step.first().assign(value=by_step["value"].max()["value"]),
-                        "value",
-                        "reason",
-                        model,
-                        looks[model],
-                    )
-                )
+                highest = by_step.first().assign(value=by_step["value"].max()["value"])
+                gaps.append(Gaps(highest, "value", "reason", model, looks[model]))
         panels.missing(gaps, row, column)
     _limit_cspa(panels, places, best)
     return panels.done(
@@ -150,9 +86,7 @@ def draw_top_heads(table: pd.DataFrame, model: str, n: int) -> Drawing:
 
 def _score_panels(table: pd.DataFrame, *, names_at_ends: bool = False) -> tuple[Panels, dict[str, tuple[int, int]]]:
     """A grid with one panel per score and the place of each."""
-    known = list(SCORES)
-    there = table["score"].unique().tolist()
-    scores = sorted(there, key=lambda score: (known.index(score) if score in known else len(known), score))
+    scores = in_order(table["score"])
     labels = {score: score_label(score) for score in scores}
     rows = -(-len(scores) // MAX_COLUMNS)
     columns = -(-len(scores) // rows)
@@ -172,21 +106,24 @@ def _limit_cspa(panels: Panels, places: dict[str, tuple[int, int]], table: pd.Da
         panels.figure.update_yaxes(range=limits, row=row, col=column)
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    if arguments.top < 1:
-        raise UserError(f"--top: {arguments.top} heads asked for; ask for at least 1")
-    table = head_scores(store, arguments)
-    figures = {"head_scores": draw_maxima(table, model_looks(every_model(store)))}
-    for model in models_in(table):
-        figures[f"head_scores_{model}"] = draw_top_heads(table[table["model"] == model], model, arguments.top)
-    return figures
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure of all models, and one for each."""
+    if (top := results.arguments.top) < 1:
+        raise UserError(f"--top: {top} heads asked for; ask for at least 1")
+    table = escaped(head_scores(results))
+    drawn = {"head_scores": by_panel(partial(draw_maxima, looks=results.looks()), table, "score")}
+    return drawn | {
+        f"head_scores_{model}": by_panel(partial(draw_top_heads, model=model, n=top), rows, "score")
+        for model, rows in by_model(table)
+    }
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="heads drawn of each kind (5)")
+FIGURE = Figure(
+    draw,
+    order=90,
+    options={"--top": {"type": int, "default": 5, "metavar": "N", "help": "heads drawn of each kind (5)"}},
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

@@ -8,45 +8,29 @@ intervals. Checkpoints without name movers have none.
     python plotting/plot_ioi_backup.py -r results
 """
 
-import argparse
 import sys
+from functools import partial
 
 import pandas as pd
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks
-from circuits_over_time.plotting.parts.tables import every_model, load, models_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
-from circuits_over_time.utils.results.store import Store
 
 TITLES = {"all": "All parts together", "heads": "Other heads", "mlps": "MLPs", "final_norm": "Scale of the final norm"}
 
 
 def draw_backup(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
-    """The figure.
-
-    Args:
-        table: `model, step, tokens, part, came_back, came_back_low, came_back_high, n_ablated`.
-        looks: the look of every model.
-    """
+    """The figure, from rows of `ioi_backup`."""
     parts = [part for part in TITLES if (table["part"] == part).any()]
     panels = Panels(1, len(parts), TimeAxis.of(table), [TITLES[part] for part in parts], panel_height=260)
     for column, part in enumerate(parts, 1):
         gaps = []
-        for model in models_in(table):
-            rows = table[(table["model"] == model) & (table["part"] == part)]
-            if rows.empty:
-                continue
-            line = Line(
-                rows,
-                "came_back",
-                model,
-                looks[model],
-                interval=("came_back_low", "came_back_high"),
-                hover=("change", "n_ablated"),
-            )
-            panels.draw(line, 1, column)
+        for model, rows in by_model(table[table["part"] == part]):
+            ends, hover = ("came_back_low", "came_back_high"), ("change", "n_ablated")
+            panels.draw(Line(rows, "came_back", model, looks[model], interval=ends, hover=hover), 1, column)
             gaps.append(Gaps(rows, "came_back", "reason", model, looks[model]))
         panels.missing(gaps, 1, column)
         panels.level(0, 1, column)
@@ -57,11 +41,14 @@ def draw_backup(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     )
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    table = load(store, "ioi_backup", arguments)
-    return {"ioi_backup": draw_backup(table, model_looks(every_model(store)))}
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure of all models."""
+    table = escaped(results.table("ioi_backup"))
+    return {"ioi_backup": by_panel(partial(draw_backup, looks=results.looks()), table, "part", TITLES)}
+
+
+FIGURE = Figure(draw, order=150)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

@@ -7,51 +7,32 @@ play the role too. Point at a line to see how many heads those are, and by which
     python plotting/plot_ioi_consistency.py -r results
 """
 
-import argparse
+import logging
 import sys
+from functools import partial
 
 import pandas as pd
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks, role_chip
-from circuits_over_time.plotting.parts.tables import every_model, load, models_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel
+from circuits_over_time.plotting.parts.roles import HINT, LEVELS, TOY, role_chip
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, models_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
-from circuits_over_time.utils.results.store import Store
 
-# Level -> which heads act on what, and the roles that count.
-LEVELS = {
-    "name_movers": ("Heads to logits", ("name_mover", "copy_suppression", "negative_name_mover")),
-    "s_inhibition": ("Heads to name movers' queries", ("s_inhibition",)),
-    "induction": ("Heads to S-inhibition values", ("induction", "duplicate_token")),
-}
-# The family that `make circuits` trains, and what to tell whoever finds its panels empty.
-TOY = "toy"
-HINT = (
-    "The toy strikes out the repeated name; its circuit has no name movers. "
-    "Try configs/toy_ioi_family.yml or make real."
-)
+logger = logging.getLogger("plotting")
 
 INTERVAL = ("percent_low", "percent_high")
 HOVER = ("n_heads", "n_heads_in_circuit", "circuit_effect", "definitions")
 
 
 def draw_consistency(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
-    """The figure.
-
-    Args:
-        table: `model, step, tokens, level, percent, percent_low, percent_high`, and the columns of HOVER; levels in the
-            order of the algorithm.
-        looks: the look of every model.
-    """
+    """The figure, from rows of `ioi_consistency`, their levels in the order of the algorithm."""
     levels = list(dict.fromkeys(table["level"]))
     panels = Panels(1, len(levels), TimeAxis.of(table), [level_title(level) for level in levels], panel_height=290)
     for column, level in enumerate(levels, 1):
         gaps = []
-        for model in models_in(table):
-            rows = table[(table["model"] == model) & (table["level"] == level)]
-            if rows.empty:
-                continue
+        for model, rows in by_model(table[table["level"] == level]):
             panels.draw(Line(rows, "percent", model, looks[model], interval=INTERVAL, hover=HOVER), 1, column)
             gaps.append(Gaps(rows, "percent", "reason", model, looks[model]))
         panels.missing(gaps, 1, column, hint=HINT if TOY in models_in(table) else "")
@@ -75,11 +56,27 @@ def level_title(level: str) -> str:
     return f"{path}<br><span style='font-size:12px'>{'<br>'.join(lines)}</span>"
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    table = load(store, "ioi_consistency", arguments)
-    return {"ioi_consistency": draw_consistency(table, model_looks(every_model(store)))}
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure of all models."""
+    table = results.table("ioi_consistency")
+    _log_empty_levels(table)
+    return {"ioi_consistency": by_panel(partial(draw_consistency, looks=results.looks()), escaped(table), "level")}
+
+
+def _log_empty_levels(table: pd.DataFrame) -> None:
+    """Say at how many checkpoints a level has no percentage, and the reason that the results give."""
+    if "reason" not in table:
+        return
+    for (model, level), rows in table.groupby(["model", "level"], sort=False):
+        reasons = rows.loc[rows["percent"].isna(), "reason"].fillna("no reason given").value_counts(sort=False)
+        for reason, n in reasons.items():
+            logger.info(
+                "ioi_consistency: %s %s: no percentage at %d of %d steps: %s", model, level, n, len(rows), reason
+            )
+
+
+FIGURE = Figure(draw, order=120)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

@@ -7,21 +7,21 @@ over. A role that no head ever holds says why. Point at a cell for the head's ef
     python plotting/plot_ioi_roles.py -r results -m pythia-160m
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import wrapped
-from circuits_over_time.plotting.parts.style import GRID, INK, Drawing, finish, role_chip, role_look
-from circuits_over_time.plotting.parts.tables import load, models_in
-from circuits_over_time.plotting.plot_ioi_consistency import HINT, LEVELS, TOY
-from circuits_over_time.utils.results.store import Store
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import NARROW_TICKS, for_both_widths, wrapped
+from circuits_over_time.plotting.parts.roles import HINT, LEVELS, TOY, role_chip, role_look, why_none
+from circuits_over_time.plotting.parts.style import GRID, INK, Drawing, finish, write
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
+from circuits_over_time.plotting.parts.time_axis import short
 
 # Pixels: a row, the frame around them, and the widest that all columns may take together.
 _ROW, _FRAME, _WIDTH = 20, 90, 900
@@ -41,14 +41,10 @@ class Holder:
     held: frozenset[int]
 
 
-def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str, most_ticks: int = MOST_TICKS) -> Drawing:
-    """The figure of one model.
+def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str, *, narrow: bool = False) -> Drawing:
+    """The figure of one model, from its rows of `ioi_consistency_heads` and `ioi_consistency`.
 
-    Args:
-        heads: `step, level, layer, head, role, effect, passes` of the model.
-        levels: `step, level, reason` of the model, with a row for each level of every measured checkpoint.
-        model: its name, for the heading.
-        most_ticks: how many checkpoints the axis names.
+    The latter have a row for each level of every measured checkpoint. The `narrow` figure has fewer ticks.
     """
     steps = sorted(int(step) for step in levels["step"].unique())
     figure = go.Figure()
@@ -79,11 +75,12 @@ def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str, most_ticks
         height=int(_FRAME + _ROW * y),
         legend=False,
     )
-    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), most_ticks)).round().astype(int))
+    most_ticks = NARROW_TICKS if narrow else MOST_TICKS
+    named = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), most_ticks)).round().astype(int))
     figure.update_xaxes(
         range=[-0.5, len(steps) - 0.5],
-        tickvals=shown,
-        ticktext=[_short(steps[i]) for i in shown],
+        tickvals=named,
+        ticktext=[short(steps[i]) for i in named],
         title={"text": "training step", "font": {"size": 13}},
         tickangle=0,
         tickfont_size=11,
@@ -137,45 +134,29 @@ def _cells(figure: go.Figure, rows: list[Holder], steps: list[int]) -> None:
         )
 
 
-def why_none(level: pd.DataFrame) -> str:
-    """Why no head ever holds a role: the last reason that the level gives."""
-    reasons = level.sort_values("step")["reason"].dropna() if "reason" in level else pd.Series(dtype=str)
-    return f"no head holds it: {reasons.iloc[-1]}" if len(reasons) else "no head holds it"
-
-
 def _explain(figure: go.Figure, text: str, y: float) -> float:
     """Write a text where rows would be, and return how many rows it takes."""
     lines = wrapped(text, _LINE)
-    _note(figure, lines, y, size=11, colour="#666666")
+    _note(figure, lines, y)
     return _LINE_ROWS * (1 + lines.count("<br>")) + 0.2
 
 
-def _note(figure: go.Figure, text: str, y: float, *, size: int, colour: str) -> None:
-    figure.add_annotation(
-        text=text,
-        x=0,
-        xref="paper",
-        xanchor="left",
-        y=y - 0.4,
-        yanchor="top",
-        align="left",
-        showarrow=False,
-        font={"size": size, "color": colour},
-    )
+def _note(figure: go.Figure, text: str, y: float, *, size: int = 11, colour: str = "#666666") -> None:
+    where = {"xref": "paper", "xanchor": "left", "yanchor": "top", "align": "left"}
+    write(figure, text, 0, y - 0.4, size=size, colour=colour, **where)
 
 
-def _short(step: int) -> str:
-    return f"{step / 1000:g}k" if step >= 1000 else str(step)
-
-
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name: one for each model."""
-    levels, heads = (load(store, kind, arguments) for kind in ("ioi_consistency", "ioi_consistency_heads"))
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model."""
+    levels, heads = (escaped(results.table(kind)) for kind in ("ioi_consistency", "ioi_consistency_heads"))
     return {
-        f"ioi_roles_{model}": draw_roles(heads[heads["model"] == model], levels[levels["model"] == model], model)
-        for model in models_in(heads)
+        f"ioi_roles_{model}": for_both_widths(partial(draw_roles, rows, levels[levels["model"] == model], model))
+        for model, rows in by_model(heads)
     }
 
 
+FIGURE = Figure(draw, order=130)
+
+
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

@@ -8,21 +8,19 @@ between the same two checkpoints.
     python plotting/plot_order.py -r results
 """
 
-import argparse
 import sys
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import wrapped
-from circuits_over_time.plotting.parts.style import Drawing, finish
-from circuits_over_time.plotting.parts.tables import load_comparison, models_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import for_both_widths, wrapped
+from circuits_over_time.plotting.parts.style import INK, Drawing, finish, write
+from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
 from circuits_over_time.plotting.plot_emergence import WHOLE, label
-from circuits_over_time.utils.results.store import Store
 
 # Pixels: a cell, the widest of all cells together, the frame, and the room for names of rows.
 _CELL, _MOST, _FRAME, _NAMES, _LINE = 34, 760, 100, 330, 17
@@ -60,23 +58,17 @@ def shares(order: pd.DataFrame, curves: list[str] | None = None) -> tuple[pd.Dat
 
 
 def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narrow: bool = False) -> Drawing:
-    """The figure of one model.
-
-    Args:
-        order, emergence: rows of `order` and `emergence`.
-        model: whose.
-        narrow: whether to write the rows' names below the matrix instead of next to it.
-    """
+    """The figure of one model, from rows of `order` and `emergence`; `narrow` has the rows' names below the matrix."""
     order, emergence = (table[table["model"] == model] for table in (order, emergence))
     curves = ordered(order, emergence)
     before, same = shares(order, curves)
     rows = emergence.astype(dict.fromkeys(WHOLE, "Int64")).set_index("curve").to_dict("index")
-    names = [_named(rows, curve) for curve in curves]
+    names = [label(rows[curve]) if curve in rows else curve for curve in curves]
     n = len(curves)
     numbers = [str(number) for number in range(1, n + 1)]
     cells = min(_CELL * n, _MOST)
     width = max(cells + _NAMES + _FRAME, _LEAST)
-    told = [[[names[i], names[j], same.iloc[i, j]] for j in range(n)] for i in range(n)]
+    hover = [[[names[i], names[j], same.iloc[i, j]] for j in range(n)] for i in range(n)]
     figure = go.Figure(
         go.Heatmap(
             z=before.to_numpy(),
@@ -89,7 +81,7 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
             colorbar={"title": {"text": "share of resamples", "side": "right", "font": {"size": 12}}, "thickness": 14},
             texttemplate="%{z:.2f}" if n <= MOST_WITH_TEXT and not narrow else None,
             textfont={"size": 10},
-            customdata=told,
+            customdata=hover,
             hovertemplate="<b>%{customdata[0]}</b><br>before <b>%{customdata[1]}</b>: %{z:.1%} of the resamples"
             "<br>at the same checkpoint: %{customdata[2]:.1%}<extra></extra>",
             hoverongaps=False,
@@ -123,33 +115,29 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
         tickfont_size=11 if narrow else 12,
     )
     if narrow:
-        figure.add_annotation(
-            text="<br>".join(lines),
-            x=0,
-            xref="paper",
-            xanchor="left",
-            xshift=-24,
-            y=0,
-            yref="paper",
-            yanchor="top",
-            yshift=-14,
-            align="left",
-            showarrow=False,
-            font={"size": 11},
-        )
+        corner: dict[str, Any] = {
+            "xref": "paper",
+            "xanchor": "left",
+            "xshift": -24,
+            "yref": "paper",
+            "yanchor": "top",
+            "yshift": -14,
+        }
+        write(figure, "<br>".join(lines), 0, 0, colour=INK, align="left", **corner)
     return drawing
 
 
-def _named(rows: Mapping[Any, Mapping[Any, Any]], curve: str) -> str:
-    return label(rows[curve]) if curve in rows else curve
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model. Pairs of all tasks are drawn."""
+    everything = results.with_arguments(**vars(results.arguments) | {"task": None})
+    order, emergence = (escaped(everything.comparison(name)) for name in ("order", "emergence"))
+    return {
+        f"order_{model}": for_both_widths(partial(draw_order, order, emergence, model)) for model in models_in(order)
+    }
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name. Pairs of all tasks are drawn."""
-    everything = argparse.Namespace(**{**vars(arguments), "task": None})
-    order, emergence = (load_comparison(store, name, everything) for name in ("order", "emergence"))
-    return {f"order_{model}": draw_order(order, emergence, model) for model in models_in(order)}
+FIGURE = Figure(draw, order=110)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

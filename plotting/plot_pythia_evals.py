@@ -6,22 +6,21 @@ each model, 95% bands from the harness's standard errors, and chance as a dashed
     python plotting/plot_pythia_evals.py -e pythia_evals --format html,png
 """
 
-import argparse
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, model_looks
-from circuits_over_time.plotting.parts.tables import every_model, models_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.published.eval_results import read_evaluations
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.config.schedules import tokens_at
-from circuits_over_time.utils.results.store import Store
 
 logger = logging.getLogger("plotting")
 
@@ -75,8 +74,8 @@ def draw_evaluations(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawin
         row, column = 1 + i // columns, 1 + i % columns
         part = table[table["benchmark"] == name]
         metric = part["metric"].iloc[0]
-        for model in models_in(part):
-            line = Line(part[part["model"] == model], "value", model, looks[model], error="stderr", hover=("stderr",))
+        for model, rows_of_model in by_model(part):
+            line = Line(rows_of_model, "value", model, looks[model], error="stderr", hover=("stderr",))
             panels.draw(line, row, column)
         chance = BENCHMARKS[name][2] if name in BENCHMARKS else None
         if chance is not None:
@@ -88,30 +87,35 @@ def draw_evaluations(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawin
     return panels.done("Benchmarks over training", "lm-evaluation-harness; bands are 95% intervals")
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    table = read_evaluations(arguments.evaluations)
-    for model in arguments.model or []:
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure of all models."""
+    folder, asked = results.arguments.evaluations, results.arguments.model
+    if folder is None:
+        return {}  # The report has them where it is given a folder.
+    table = read_evaluations(folder)
+    for model in asked or []:
         if model not in set(table["model"]):
-            logger.warning("%s: no results of model %s; left out", arguments.evaluations, model)
-    if arguments.model:
-        table = table[table["model"].isin(arguments.model)]
+            logger.warning("%s: no results of model %s; left out", folder, model)
+    if asked:
+        table = table[table["model"].isin(asked)]
         if table.empty:
-            raise UserError(f"{arguments.evaluations}: no results of {' '.join(arguments.model)}")
-    table = choose(table, arguments.shots, arguments.benchmark)
+            raise UserError(f"{folder}: no results of {' '.join(asked)}")
+    table = choose(table, results.arguments.shots, results.arguments.benchmark)
     table = table.assign(tokens=[tokens_at(step) for step in table["step"]])
-    looks = model_looks([*every_model(store), *table["model"].unique()])
-    return {"pythia_evals": draw_evaluations(table, looks)}
+    draw_rows = partial(draw_evaluations, looks=results.looks(table["model"]))
+    return {"pythia_evals": by_panel(draw_rows, escaped(table), "benchmark")}
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument(
-        "-e", "--evaluations", type=Path, required=True, help="folder of lm-evaluation-harness JSON files"
-    )
-    parser.add_argument("--shots", type=int, default=0, help="examples in the prompts (0)")
-    parser.add_argument("--benchmark", nargs="+", metavar="NAME", help="benchmarks to draw (the usual nine)")
+FIGURE = Figure(
+    draw,
+    order=180,
+    options={
+        "-e --evaluations": {"type": Path, "required": True, "help": "folder of lm-evaluation-harness JSON files"},
+        "--shots": {"type": int, "default": 0, "help": "examples in the prompts (0)"},
+        "--benchmark": {"nargs": "+", "metavar": "NAME", "help": "benchmarks to draw (the usual nine)"},
+    },
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

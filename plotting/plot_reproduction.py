@@ -8,24 +8,26 @@ comes from, the settings that differ from the study's, and the command that meas
     python plotting/plot_reproduction.py -r results
 """
 
-import argparse
 import html
 import logging
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, Drawing, finish, task_label
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.head_scores import score_label
+from circuits_over_time.plotting.parts.panels import by_panel
+from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, Drawing, finish, write
+from circuits_over_time.plotting.parts.tables import NotMeasured, Results
 from circuits_over_time.plotting.parts.time_axis import compact
-from circuits_over_time.plotting.plot_head_scores import score_label
 from circuits_over_time.plotting.published.reproduction import VERDICTS, commands, reproduction
-from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.base.files import atomic_write
-from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.tasks.registry import task_label
 
 logger = logging.getLogger("plotting")
 
@@ -69,20 +71,20 @@ def row_label(row: pd.Series) -> str:
     return f"{row['step']:,}" if row["quantity"] == "circuit_edges" else str(row["model"]).removeprefix("pythia-")
 
 
-def shown(value: float, quantity: str) -> str:
+def format_number(value: float, quantity: str) -> str:
     """A number with as many digits as the study prints, or a dash."""
     if np.isnan(value):
         return "–"
     return compact(value) if quantity == "emergence_tokens" else format(value, FORMATS[quantity])
 
 
-def shown_range(low: float, high: float, quantity: str) -> str:
-    """A range whose ends are written by `shown`, or one number if they are equal."""
+def format_range(low: float, high: float, quantity: str) -> str:
+    """A range whose ends are written by `format_number`, or one number if they are equal."""
     if np.isnan(low) or np.isnan(high):
         return ""
     if np.isinf(high):
-        return f"after {shown(low, quantity)}"
-    return shown(low, quantity) if low == high else f"{shown(low, quantity)} to {shown(high, quantity)}"
+        return f"after {format_number(low, quantity)}"
+    return " to ".join(dict.fromkeys(format_number(end, quantity) for end in (low, high)))
 
 
 def draw_reproduction(table: pd.DataFrame) -> Drawing:
@@ -102,16 +104,15 @@ def draw_reproduction(table: pd.DataFrame) -> Drawing:
         vertical_spacing=_BETWEEN / inner if len(grid) > 1 else 0,
     )
     figure.update_annotations(font_size=14, yshift=4)
-    named: set[str] = set()
     for row, panels in enumerate(grid, 1):
         for column, panel in enumerate(panels, 1):
-            _draw_panel(figure, table[table["panel"] == panel], named, {"row": row, "col": column})
+            _draw_panel(figure, table[table["panel"] == panel], {"row": row, "col": column})
     counts = table["verdict"].value_counts()
-    told = ", ".join(f"{counts[verdict]} {SENTENCES[verdict]}" for verdict in SENTENCES if verdict in counts)
+    verdicts = ", ".join(f"{counts[verdict]} {SENTENCES[verdict]}" for verdict in SENTENCES if verdict in counts)
     drawing = finish(
         figure,
         "Published and measured",
-        f"Of {len(table)} numbers of Tigges et al. 2024 (arXiv 2407.10827) {told}; bars are 95% intervals",
+        f"Of {len(table)} numbers of Tigges et al. 2024 (arXiv 2407.10827) {verdicts}; bars are 95% intervals",
         width=width,
         height=inner + 112,
     )
@@ -119,7 +120,7 @@ def draw_reproduction(table: pd.DataFrame) -> Drawing:
     return drawing
 
 
-def _draw_panel(figure: go.Figure, rows: pd.DataFrame, named: set[str], where: dict[str, int]) -> None:
+def _draw_panel(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) -> None:
     quantity = rows["quantity"].iloc[0]
     low, high = rows["published_low"].astype(float), rows["published_high"].astype(float)
     middle = (low + high) / 2
@@ -127,7 +128,6 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, named: set[str], where: d
         figure,
         rows,
         "published",
-        named,
         where,
         y=middle,
         error_y={"type": "data", "array": high - middle, "thickness": 9, "width": 0, "color": PUBLISHED_COLOUR},
@@ -151,7 +151,6 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, named: set[str], where: d
             figure,
             part,
             f"measured, {verdict}",
-            named,
             where,
             y=part["measured"].fillna(part["low"]),
             error_y={"type": "data", "thickness": 1.5, "width": 4, "color": colour, **ends},
@@ -161,8 +160,8 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, named: set[str], where: d
         reasons = rows["note"][rows["note"] != ""]
         text = "not measured" if reasons.empty else reasons.iloc[0]
         x, y = (figure.get_subplot(**where).xaxis.domain, figure.get_subplot(**where).yaxis.domain)
-        place = {"x": sum(x) / 2, "y": y[0] + 0.1 * (y[1] - y[0]), "xref": "paper", "yref": "paper"}
-        figure.add_annotation(text=text, showarrow=False, font={"size": 12, "color": "#777777"}, **place)
+        at = sum(x) / 2, y[0] + 0.1 * (y[1] - y[0])
+        write(figure, text, *at, size=12, colour="#777777", xref="paper", yref="paper")
     figure.update_xaxes(categoryorder="array", categoryarray=rows["label"].tolist(), **where)
     figure.update_yaxes(title_text=QUANTITIES[quantity], **where)
     if quantity == "emergence_tokens":
@@ -176,62 +175,26 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, named: set[str], where: d
         figure.update_yaxes(rangemode="tozero", **where)
 
 
-def _add(
-    figure: go.Figure, rows: pd.DataFrame, name: str, named: set[str], where: dict[str, int], **look: object
-) -> None:
-    quantity = rows["quantity"].iloc[0]
-    told = [
-        (
-            shown_range(row["published_low"], row["published_high"], quantity),
-            shown(row["measured"], quantity),
-            shown_range(row["low"], row["high"], quantity) or "none",
-            row["n_checkpoints"],
-        )
-        for row in rows.to_dict("records")
-    ]
+def _add(figure: go.Figure, rows: pd.DataFrame, name: str, where: dict[str, int], **look: object) -> None:
+    hover = [(*_texts(row, "none"), row["n_checkpoints"]) for row in rows.to_dict("records")]
     figure.add_trace(
         go.Scatter(
             x=rows["label"],
             name=name,
             legendgroup=name,
-            showlegend=name not in named,
             legendrank=1 + ["published", *LOOKS].index(name.removeprefix("measured, ")),
             mode="markers",
-            customdata=told,
+            customdata=hover,
             hovertemplate="<b>%{x}</b><br>published: %{customdata[0]}<br>measured: %{customdata[1]}"
             "<br>95% interval: %{customdata[2]}<br>checkpoints: %{customdata[3]}<extra></extra>",
             **look,
         ),
         **where,
     )
-    named.add(name)
-
-
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    table = reproduction(store, arguments)
-    if table.empty:
-        raise UserError("--model, --task: the study published nothing of these; leave them out")
-    missing = commands(table)
-    if (table["verdict"] == "not measured").all():
-        raise UserError(f"{store.root} holds no results of the study's models; run: {next(iter(missing))}")
-    for command, n in missing.items():
-        logger.info("%d numbers are not measured, or open; run: %s", n, command)
-    path = arguments.output / "reproduction.csv"
-    atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())
-    logger.info("wrote %s", path)
-    return {"reproduction": draw_reproduction(table)}
-
-
-# The published numbers and the measured ones as a table, below their figure.
 
 
 def reproduction_html(table: pd.DataFrame) -> str:
-    """A row per published number, what measures the missing ones below.
-
-    Args:
-        table: what `plotting.reproduction.reproduction` returns.
-    """
+    """What `reproduction` returns as a table, and below it what measures the missing numbers."""
     rows = "".join(_row(row) for _, row in table.iterrows())
     names = ("Number", "", "Published", "Measured", "95% interval", "Checkpoints", "Verdict", "Notes")
     head = "".join(f"<th scope='col'>{name}</th>" for name in names)
@@ -243,15 +206,20 @@ def reproduction_html(table: pd.DataFrame) -> str:
     )
 
 
-def _row(row: pd.Series) -> str:
+def _texts(row: Mapping[Any, Any] | pd.Series, no_interval: str) -> tuple[str, str, str]:
+    """What is published, what is measured, and its interval."""
     quantity = row["quantity"]
+    published = format_range(row["published_low"], row["published_high"], quantity)
+    interval = format_range(row["low"], row["high"], quantity) or no_interval
+    return published, format_number(row["measured"], quantity), interval
+
+
+def _row(row: pd.Series) -> str:
     notes = [row["note"], f"settings: {row['settings']}" if row["settings"] else ""]
     cells = (
         panel_title(row),
         row_label(row).replace("<br>", " "),
-        shown_range(row["published_low"], row["published_high"], quantity),
-        shown(row["measured"], quantity),
-        shown_range(row["low"], row["high"], quantity) or "–",
+        *_texts(row, "–"),
         f"{row['n_checkpoints']:,}",
         row["verdict"],
         "; ".join(filter(None, notes)),
@@ -260,5 +228,27 @@ def _row(row: pd.Series) -> str:
     return f"<tr data-verdict='{state}'>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure, and its numbers."""
+    table = reproduction(results.store, results.arguments)
+    if table.empty:
+        raise NotMeasured("--model, --task: the study published nothing of these; leave them out")
+    missing = commands(table)
+    if (table["verdict"] == "not measured").all():
+        command = next(iter(missing), table["command"].iloc[0])
+        raise NotMeasured(f"{results.store.root} holds no results of the study's models; run: {command}")
+    for command, n in missing.items() if not results.in_report else ():
+        logger.info("%d numbers are not measured, or open; run: %s", n, command)
+    panels = table.assign(panel=table.apply(panel_title, axis=1))
+    return {
+        "reproduction": replace(
+            by_panel(draw_reproduction, panels, "panel"), table=table, details=reproduction_html(table)
+        )
+    }
+
+
+FIGURE = Figure(draw, order=170)
+
+
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__))
+    sys.exit(figure_main(FIGURE))

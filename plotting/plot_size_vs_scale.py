@@ -8,41 +8,44 @@ where no circuit reached the threshold do not count. Parameters are those that t
     python plotting/plot_size_vs_scale.py -r results --count nodes --parameters my-model=25000000
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish, model_looks, task_label
-from circuits_over_time.plotting.parts.tables import every_model, load, models_in, tasks_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import by_panel, row_of_panels
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish
+from circuits_over_time.plotting.parts.tables import (
+    NotMeasured,
+    Results,
+    as_text,
+    by_model,
+    escaped,
+    models_in,
+    tasks_in,
+)
 from circuits_over_time.plotting.parts.time_axis import compact
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.comparison.scale import COUNTS, correlations, mean_sizes
 from circuits_over_time.utils.results.kinds import how_to_make
 from circuits_over_time.utils.results.record import recorded_parameters
 from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.tasks.registry import task_label
 
 logger = logging.getLogger("plotting")
 
-PANEL_WIDTH = 345
-
 
 def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> pd.DataFrame:
-    """Pearson's r over models between parameter count and circuit size, for every task.
-
-    Args:
-        sizes: `model, task, size`, one row per model and task.
-        parameters: parameter count of every model.
+    """Pearson's r over models between parameter count and circuit size (`model, task, size`), for every task.
 
     Returns:
-        `task, r, p_value, exact, n_models`; r is NaN with fewer than three models or without variation. p-values are
-        those of `utils.comparison.scale`, from permutations of the models.
+        `task, r, p_value, exact, n_models`; r is NaN with fewer than three models or without variation. p-values come
+        from permutations of the models (`utils.comparison.scale`).
 
     Raises:
         ValueError: if a model and task come twice, or a model has no parameter count.
@@ -56,7 +59,7 @@ def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> 
         part = sizes[sizes["task"] == task]
         x = part["model"].map(parameters).astype(float).to_numpy()
         y = part["size"].astype(float).to_numpy()
-        pearson = next(found for found in correlations(x, y) if found.statistic == "pearson")
+        pearson = next(other for other in correlations(x, y) if other.statistic == "pearson")
         row = {"task": task, "r": pearson.value, "p_value": pearson.p_value, "exact": pearson.exact}
         rows.append(row | {"n_models": len(part)})
     return pd.DataFrame(rows)
@@ -93,37 +96,27 @@ def draw_scale(
     sizes: pd.DataFrame, parameters: Mapping[str, float], looks: dict[str, ModelLook], count: str
 ) -> Drawing:
     """The figure: a point per model with one standard deviation over checkpoints, and r in each panel's title."""
-    found = size_against_scale(sizes, parameters).set_index("task")
+    correlation = size_against_scale(sizes, parameters).set_index("task")
     tasks = tasks_in(sizes)
     titles = []
     for task in tasks:
-        r, p, n = (float(found[name][task]) for name in ("r", "p_value", "n_models"))
+        r, p, n = (float(correlation[name][task]) for name in ("r", "p_value", "n_models"))
         verdict = "r needs three models of different sizes"
         if not np.isnan(r):
-            verdict = f"r = {r:.2f} ({n:.0f} models), {'exact ' if found['exact'][task] else ''}p = {p:.2g}"
+            verdict = f"r = {r:.2f} ({n:.0f} models), {'exact ' if correlation['exact'][task] else ''}p = {p:.2g}"
         titles.append(f"{task_label(task)}<br><span style='font-size:12px;color:#555'>{verdict}</span>")
-    width = 106 + max(PANEL_WIDTH * len(tasks), 420)
-    figure = make_subplots(cols=len(tasks), subplot_titles=titles, horizontal_spacing=min(0.2, 70 / width))
-    figure.update_annotations(font_size=15)
+    figure, width = row_of_panels(titles, 420)
     for column, task in enumerate(tasks, 1):
-        for model in models_in(sizes[sizes["task"] == task]):
-            row = sizes[(sizes["task"] == task) & (sizes["model"] == model)].iloc[0]
-            look = looks[model]
+        for model, rows in by_model(sizes[sizes["task"] == task]):
+            row, look = rows.iloc[0], looks[model]
             figure.add_trace(
                 go.Scatter(
                     x=[parameters[model]],
                     y=[row["size"]],
-                    error_y={
-                        "type": "data",
-                        "array": [0.0 if pd.isna(row["sd"]) else row["sd"]],
-                        "thickness": 1.2,
-                        "width": 3,
-                    },
+                    error_y={"type": "data", "array": [np.nan_to_num(row["sd"])], "thickness": 1.2, "width": 3},
                     mode="markers",
                     name=model,
                     legendgroup=model,
-                    showlegend=column == 1
-                    or model not in set(sizes.loc[sizes["task"].isin(tasks[: column - 1]), "model"]),
                     marker={"color": look.colour, "symbol": look.symbol, "size": 11},
                     customdata=[[compact(parameters[model]), row["n_steps"]]],
                     hovertemplate=f"<b>{model}</b> (%{{customdata[0]}} parameters)<br>mean size: %{{y:.1f}} {count}"
@@ -158,24 +151,34 @@ def _decades(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> dict[str, 
     return {"range": [np.log10(low), np.log10(high)], "tickvals": ticks, "ticktext": [compact(tick) for tick in ticks]}
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    table = load(store, "faithfulness", arguments)
-    sizes = mean_sizes(table, arguments.count)
-    parameters = model_parameters(store, table, arguments.parameters)
-    sizes = sizes[sizes["model"].isin(parameters.keys())]
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure of all models. The report has it if there are two to be compared."""
+    table, count = results.table("faithfulness"), results.arguments.count
+    sizes = mean_sizes(table, count)
+    if results.in_report and sizes["model"].nunique() < 2:
+        return {}
+    parameters = model_parameters(results.store, table, results.arguments.parameters)
+    sizes = escaped(sizes[sizes["model"].isin(parameters.keys())])
     if sizes.empty:
-        raise UserError(
-            f"{store.root}/faithfulness: no selected circuit of a model of known size; give --parameters name=count"
+        raise NotMeasured(
+            f"{results.store.root}/faithfulness: no selected circuit of a model of known size; give --parameters "
+            "name=count"
         )
-    return {"size_vs_scale": draw_scale(sizes, parameters, model_looks(every_model(store)), arguments.count)}
+    counts = {as_text(model): number for model, number in parameters.items()}
+    return {
+        "size_vs_scale": by_panel(partial(draw_scale, parameters=counts, looks=results.looks(), count=count), sizes)
+    }
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument("--count", choices=tuple(COUNTS), default="nodes", help="what a circuit's size counts (nodes)")
-    parser.add_argument("--parameters", nargs="+", metavar="NAME=COUNT", help="parameter counts of models")
+FIGURE = Figure(
+    draw,
+    order=160,
+    options={
+        "--count": {"choices": tuple(COUNTS), "default": "nodes", "help": "what a circuit's size counts (nodes)"},
+        "--parameters": {"nargs": "+", "metavar": "NAME=COUNT", "help": "parameter counts of models"},
+    },
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

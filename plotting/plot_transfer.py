@@ -7,20 +7,19 @@ puts every task's circuit to every task, at one checkpoint (--step).
     python plotting/plot_transfer.py -r results -m toy --step 1350
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.style import Drawing, finish, task_label
-from circuits_over_time.plotting.parts.tables import load, models_in, tasks_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.style import Drawing, finish
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.tasks.registry import task_label
 
 # Values are written into cells where these are wide enough.
 MOST_WITH_TEXT = 14
@@ -57,9 +56,9 @@ def matrices(table: pd.DataFrame, model: str, step: int | None) -> list[Matrix]:
     """The panels of one model: each task's steps, then all tasks at one step if there are several.
 
     Args:
-        table: the rows of kind `transfer`, with `task`.
+        table: rows of `transfer`, with `task`.
         model: whose.
-        step: the step of the matrix over tasks; None takes the last at which most tasks have a circuit.
+        step: of the matrix over tasks; None takes the last at which most tasks have a circuit.
 
     Raises:
         UserError: if no circuit was put into a model of that step.
@@ -74,12 +73,12 @@ def matrices(table: pd.DataFrame, model: str, step: int | None) -> list[Matrix]:
         there = ", ".join(str(known) for known in sorted(table["step"].unique()))
         raise UserError(f"--step {step}: nothing was transferred to that step of {model} (there: {there})")
     by_step = [(task_label(task), over_steps(table, task)) for task in tasks]
-    found = [Matrix(title, values, "circuit of step", "model of step") for title, values in by_step if values.size]
+    panels = [Matrix(title, values, "circuit of step", "model of step") for title, values in by_step if values.size]
     across = over_tasks(table, step)
     if len(tasks) > 1 and across.size:
         across = across.rename(index=task_label, columns=task_label)
-        found.append(Matrix(f"Across tasks at step {step:,}", across, "circuit of", "task"))
-    return found
+        panels.append(Matrix(f"Across tasks at step {step:,}", across, "circuit of", "task"))
+    return panels
 
 
 def draw_transfer(panels: Sequence[Matrix], model: str) -> Drawing:
@@ -95,7 +94,7 @@ def draw_transfer(panels: Sequence[Matrix], model: str) -> Drawing:
     )
     for place, panel in enumerate(panels):
         row, column = place // columns + 1, place % columns + 1
-        _draw_matrix(figure, panel.values, panel.down, panel.along, row, column, scale=place == 0)
+        _draw_matrix(figure, panel, row, column, scale=place == 0)
     figure.update_annotations(font_size=14)
     drawing = finish(
         figure,
@@ -111,9 +110,8 @@ def draw_transfer(panels: Sequence[Matrix], model: str) -> Drawing:
     return drawing
 
 
-def _draw_matrix(
-    figure: go.Figure, matrix: pd.DataFrame, down: str, along: str, row: int, column: int, *, scale: bool
-) -> None:
+def _draw_matrix(figure: go.Figure, panel: Matrix, row: int, column: int, *, scale: bool) -> None:
+    matrix = panel.values
     by_step = not isinstance(matrix.index[0], str)
     named = [[f"{name:,}" if by_step else str(name) for name in axis] for axis in (matrix.columns, matrix.index)]
     written = max(matrix.shape) <= MOST_WITH_TEXT
@@ -137,7 +135,7 @@ def _draw_matrix(
             },
             texttemplate="%{z:.2f}" if written else None,
             textfont={"size": 9 if by_step else 12},
-            hovertemplate=f"{down} %{{y}}<br>{along} %{{x}}<br>faithfulness %{{z:.3f}}<extra></extra>",
+            hovertemplate=f"{panel.down} %{{y}}<br>{panel.along} %{{x}}<br>faithfulness %{{z:.3f}}<extra></extra>",
             hoverongaps=False,
             xgap=1,
             ygap=1,
@@ -145,23 +143,37 @@ def _draw_matrix(
         row=row,
         col=column,
     )
-    title = {"text": along, "font": {"size": 12}}
+    title = {"text": panel.along, "font": {"size": 12}}
     figure.update_xaxes(title=title, type="category", tickangle=-45, tickfont_size=11, row=row, col=column)
-    figure.update_yaxes(title_text=down, type="category", autorange="reversed", row=row, col=column)
+    figure.update_yaxes(title_text=panel.down, type="category", autorange="reversed", row=row, col=column)
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    table = load(store, "transfer", arguments)
-    return {
-        f"transfer_{model}": draw_transfer(matrices(table, model, arguments.step), model) for model in models_in(table)
-    }
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model."""
+    drawn = {}
+    for model, rows in by_model(escaped(results.table("transfer"))):
+        if panels := matrices(rows, model, results.arguments.step):
+            drawn[f"transfer_{model}"] = _one_model(panels, model)
+    return drawn
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint of the matrix over tasks (the last)")
+def _one_model(panels: Sequence[Matrix], model: str) -> Drawing:
+    """The figure of one model, for narrow screens a matrix at a time without the scale of colours."""
+    return replace(
+        draw_transfer(panels, model),
+        narrow=lambda: [
+            draw_transfer([panel], model).figure.update_traces(showscale=False).update_layout(margin={"l": 78, "r": 14})
+            for panel in (panels if len(panels) > 1 else [])
+        ],
+    )
+
+
+FIGURE = Figure(
+    draw,
+    order=70,
+    options={"--step": {"type": int, "metavar": "N", "help": "checkpoint of the matrix over tasks (the last)"}},
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

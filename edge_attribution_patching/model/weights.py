@@ -1,4 +1,4 @@
-"""A model's weights under the names that the field uses, read from a Hugging Face model.
+"""A model's weights under the names that the field uses, read from a Hugging Face model or a checkpoint's files.
 
 Everything in this package runs on these tensors: one explicit forward pass (`forward.py`) instead of hooks. An
 architecture is an entry in `architecture_table.py`, and one reader serves them all.

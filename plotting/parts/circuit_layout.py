@@ -11,7 +11,7 @@ BOX_WIDTH, BOX_HEIGHT = 0.84, 0.36
 
 
 @dataclass(frozen=True)
-class Layout:
+class CircuitLayout:
     """Positions of a circuit's nodes.
 
     Attributes:
@@ -47,7 +47,7 @@ def level(node: str) -> tuple[int, int]:
     raise ValueError(f"'{node}' is not a node of a circuit; nodes are input, a0.h1, m0, logits")
 
 
-def lay_out(edges: Iterable[tuple[str, str]]) -> Layout:
+def lay_out(edges: Iterable[tuple[str, str]]) -> CircuitLayout:
     """Place the nodes that edges (source node, target node) join.
 
     Rows without nodes take no space. Within a row, nodes are ordered by the mean position of their neighbours, in
@@ -81,7 +81,7 @@ def lay_out(edges: Iterable[tuple[str, str]]) -> Layout:
         rows.append((height, _row_name(by_level[key][0])))
     has_mlp = any(_MLP.fullmatch(node) for node in x)
     half_width = side + BOX_WIDTH / 2 if has_mlp else max(side - 1 + BOX_WIDTH / 2, BOX_WIDTH / 2)
-    return Layout({node: (x[node], y[node]) for node in x}, rows, half_width)
+    return CircuitLayout({node: (x[node], y[node]) for node in x}, rows, half_width)
 
 
 def _number(node: str) -> int:

@@ -1,4 +1,4 @@
-"""What every figure script shares: its command line, its exit codes, and writing HTML, PNG and PDF.
+"""What every figure script shares: its place in the report, its command line, and writing HTML, PNG and PDF.
 
 HTML files carry plotly.js and open offline. PNG and PDF are drawn by kaleido in an installed Chromium or Chrome.
 """
@@ -7,8 +7,10 @@ import argparse
 import html
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -17,38 +19,57 @@ from circuits_over_time.utils.base.files import atomic_write
 from circuits_over_time.utils.results.store import Store
 
 from .style import Drawing
+from .tables import Results
 
 logger = logging.getLogger("plotting")
 
 FORMATS = ("html", "png", "pdf")
-Draw = Callable[[Store, argparse.Namespace], dict[str, Drawing]]
 
 
-def figure_main(
-    draw: Draw,
-    description: str | None,
-    argv: Sequence[str] | None = None,
-    options: Callable[[argparse.ArgumentParser], None] | None = None,
-) -> int:
+@dataclass(frozen=True)
+class Figure:
+    """A figure as its script and the report know it. Every `plot_<subject>.py` has one, by the name FIGURE.
+
+    Attributes:
+        draw: takes results and returns drawings by file name (without suffix).
+        order: place in the report, ascending; None leaves it out.
+        options: the script's own: flags, such as "-e --evaluations", -> keywords of `add_argument`. The report takes
+            the defaults.
+        notes_absence: whether the report notes that its results are missing. Where one command makes what several
+            figures show, one of them does.
+    """
+
+    draw: Callable[[Results], dict[str, Drawing]]
+    order: int | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes_absence: bool = False
+
+    def drawings(self, results: Results) -> dict[str, Drawing]:
+        """The drawings by file name. Options that the results' arguments lack have their defaults."""
+        names = {flags.split()[-1].lstrip("-").replace("-", "_"): flags for flags in self.options}
+        defaults = {name: self.options[flags].get("default") for name, flags in names.items()}
+        return self.draw(results.with_arguments(**defaults | vars(results.arguments)))
+
+
+def figure_main(figure: Figure, argv: Sequence[str] | None = None) -> int:
     """Run a figure script.
 
     Args:
-        draw: takes the store and the parsed arguments, and returns figures by file name (without suffix).
-        description: the script's docstring. --help shows its first line.
+        figure: the script's. --help shows the first line of the docstring of its module.
         argv: command line, by default that of the process.
-        options: adds the script's own options.
 
     Returns:
         Exit code: 0, or 2 if there is something to correct, told in one line.
     """
-    parser = argparse.ArgumentParser(description=(description or "").strip().splitlines()[0] if description else None)
+    description = (sys.modules[figure.draw.__module__].__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("-r", "--results", type=Path, default=Path("results"), help="folder of results (results)")
     parser.add_argument("-o", "--output", type=Path, default=Path("figures"), help="folder of figures (figures)")
     parser.add_argument("-f", "--format", default="html", help="comma-separated: html, png, pdf (html)")
     parser.add_argument("-m", "--model", nargs="+", metavar="NAME", help="models to draw (all)")
     parser.add_argument("-t", "--task", nargs="+", metavar="NAME", help="tasks to draw (all)")
-    if options:
-        options(parser)
+    for flags, keywords in figure.options.items():
+        parser.add_argument(*flags.split(), **keywords)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # The browser and kaleido report things that users need not see.
@@ -56,8 +77,8 @@ def figure_main(
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         formats = parse_formats(arguments.format)
-        for name, drawing in draw(Store(arguments.results), arguments).items():
-            for path in write_figure(drawing.titled(), arguments.output, name, formats):
+        for name, drawing in figure.drawings(Results(Store(arguments.results), arguments)).items():
+            for path in write_drawing(drawing, arguments.output, html.unescape(name), formats):
                 logger.info("wrote %s", path)
     except UserError as error:
         logger.error("%s", error)
@@ -78,19 +99,24 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return formats
 
 
-def write_figure(figure: go.Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
-    """Write `folder/name.<format>` for every format. Existing files are replaced whole.
+def write_drawing(drawing: Drawing, folder: Path, name: str, formats: Sequence[str]) -> Iterator[Path]:
+    """Write `folder/name.<format>` for every format, and the numbers if the drawing has some; yield what is written.
+
+    Existing files are replaced whole.
 
     Raises:
         UserError: if PNG or PDF is asked for and no browser is installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    if drawing.table is not None:
+        path = folder / f"{name}.csv"
+        atomic_write(path, drawing.table.to_csv(index=False, lineterminator="\n").encode())
+        yield path
+    figure = drawing.titled()
     for suffix in formats:
         path = folder / f"{name}.{suffix}"
         atomic_write(path, figure_html(figure, name).encode() if suffix == "html" else _render(figure, suffix, path))
-        paths.append(path)
-    return paths
+        yield path
 
 
 def figure_html(figure: go.Figure, name: str) -> str:

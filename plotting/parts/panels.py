@@ -1,15 +1,19 @@
 """Grids of small panels over training: one line per model, with intervals as bands."""
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .style import FONT, INK, Drawing, ModelLook, finish, translucent
-from .time_axis import TimeAxis
+from circuits_over_time.utils.tasks.registry import task_label
+
+from .style import FONT, INK, Drawing, ModelLook, add_key, finish, translucent, write
+from .tables import tasks_in
+from .time_axis import CheckpointAxis, TimeAxis
 
 _PANEL_WIDTH = 345
 _PANEL_HEIGHT = 215
@@ -21,8 +25,8 @@ _BETWEEN_COLUMNS, _END_NAMES = 78, 42
 INTERVAL = 1.96
 # What fits into a panel without values: reasons, and characters in a line, on a phone too.
 MOST_REASONS, _LINE = 4, 42
-# What is written where a panel has no curves.
-_NOTE = {"showarrow": False, "font": {"size": 12, "color": "#555555"}}
+# Ticks of the training axis that fit a panel as wide as a phone; the share of its width below which two labels touch.
+NARROW_TICKS, _TOUCH = 6, 0.12
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,7 @@ class Gaps:
         table: all rows of the curve, with `step`, `tokens` and the columns below.
         value: the column that is drawn.
         reason: the column that says why it is empty. If the table has none, or it is empty too, so is the reason.
-        name: the model.
-        look: its colour.
+        name, look: of the model.
     """
 
     table: pd.DataFrame
@@ -104,15 +107,7 @@ def wrapped(text: str, width: int) -> str:
 
 def write_in_middle(figure: go.Figure, text: str, **options: str | int) -> None:
     """Write in the middle of the panel at `row=`, `col=`; further options are those of plotly's annotations."""
-    figure.add_annotation(
-        text=text,
-        x=0.5,
-        y=0.5,
-        xref="x domain",
-        yref="y domain",
-        **_NOTE,
-        **options,
-    )
+    write(figure, text, 0.5, 0.5, size=12, colour="#555555", xref="x domain", yref="y domain", **options)
 
 
 def ring(colour: str, size: int = 12) -> dict[str, object]:
@@ -127,7 +122,7 @@ class Panels:
         self,
         rows: int,
         columns: int,
-        axis: TimeAxis,
+        axis: TimeAxis | CheckpointAxis,
         titles: Sequence[str] = (),
         *,
         n_panels: int | None = None,
@@ -137,15 +132,15 @@ class Panels:
         """Make a grid.
 
         Args:
-            rows: panels from top to bottom.
-            columns: panels from left to right.
+            rows, columns: of panels.
             axis: the training axis.
             titles: what to write above the panels: one per column, or one per panel if `n_panels` is given.
             n_panels: how many panels there are, row by row, if the grid is not full.
             panel_height: pixels of a panel.
             names_at_ends: leave room to the right of every panel for `name_ends`.
         """
-        self.axis = axis
+        # Lines and gaps need a time axis; panels over checkpoints have bars.
+        self.axis: TimeAxis = axis  # type: ignore[assignment]
         self.rows, self.columns, self.n_panels = rows, columns, n_panels or rows * columns
         # A lone panel is drawn wider than one of a row.
         self.panel_width = {1: 620, 2: 430}.get(columns, _PANEL_WIDTH)
@@ -166,8 +161,7 @@ class Panels:
             vertical_spacing=between / inner if rows > 1 else 0,
         )
         self.figure.update_annotations(font={"size": 15, "family": FONT, "color": INK}, yshift=4)
-        self._in_legend: set[str] = set()
-        self._has_gaps = False
+        self._has_gaps, self._empty = False, set[int]()
 
     def draw(self, line: Line, row: int, column: int) -> None:
         """Add a line, and its band, to the panel at `row`, `column` (from 1)."""
@@ -191,7 +185,6 @@ class Panels:
                 y=y,
                 name=entry,
                 legendgroup=entry,
-                showlegend=entry not in self._in_legend,
                 mode="lines+markers" if line.markers else "lines",
                 line={"color": line.look.colour, "dash": line.dash or line.look.dash, "width": line.width},
                 marker={"symbol": line.look.symbol, "size": 6, "color": line.look.colour},
@@ -203,7 +196,6 @@ class Panels:
             ),
             **where,
         )
-        self._in_legend.add(entry)
 
     def missing(self, gaps: Sequence[Gaps], row: int, column: int, *, hint: str = "") -> None:
         """Say where a panel has no values, and why.
@@ -213,13 +205,12 @@ class Panels:
 
         Args:
             gaps: of every model of the panel.
-            row: panel row.
-            column: panel column.
+            row, column: of the panel.
             hint: what to say below the reasons of a panel without any value.
         """
         where = {"row": row, "col": column}
         for gap in gaps:
-            table = gap.without()
+            table, colour = gap.without(), gap.look.colour
             if table.empty:
                 continue
             self.figure.add_trace(
@@ -227,12 +218,7 @@ class Panels:
                     x=self.axis.position(table["tokens"]),
                     y=[0.0] * len(table),
                     mode="markers",
-                    marker={
-                        "symbol": "x-thin",
-                        "size": 6,
-                        "color": gap.look.colour,
-                        "line": {"width": 1.2, "color": gap.look.colour},
-                    },
+                    marker={"symbol": "x-thin", "size": 6, "color": colour, "line": {"width": 1.2, "color": colour}},
                     opacity=0.55,
                     cliponaxis=False,
                     name=gap.name,
@@ -256,31 +242,46 @@ class Panels:
 
     def key(self, name: str, dash: str, colour: str = "#555555") -> None:
         """A legend entry for a line style that all models share."""
-        self.figure.add_trace(
-            go.Scatter(
-                x=[None],
-                y=[None],
-                name=name,
-                mode="lines",
-                line={"color": colour, "dash": dash, "width": 2},
-                hoverinfo="skip",
-            ),
-            row=1,
-            col=1,
-        )
+        add_key(self.figure, name, mode="lines", line={"color": colour, "dash": dash, "width": 2})
 
     def mark(self, name: str, symbol: str, colour: str = "#555555") -> None:
         """A legend entry for a mark that all models share."""
         marker = {"symbol": symbol, "size": 8, "color": colour, "line": {"width": 1.2, "color": colour}}
+        add_key(self.figure, name, mode="markers", marker=marker)
+
+    def rings(
+        self,
+        rows: pd.DataFrame,
+        entry: str,
+        ring: dict[str, object],
+        row: int,
+        column: int,
+        hover: str,
+        cells: Iterable,
+    ) -> None:
+        """Rings around values (`step, tokens, value`), each with a cell for the hover text. The key is apart."""
         self.figure.add_trace(
-            go.Scatter(x=[None], y=[None], name=name, mode="markers", marker=marker, hoverinfo="skip"), row=1, col=1
+            go.Scatter(
+                x=self.axis.position(rows["tokens"]),
+                y=rows["value"],
+                mode="markers",
+                name=entry,
+                legendgroup=entry,
+                showlegend=False,
+                marker=ring,
+                customdata=[[int(step), cell] for step, cell in zip(rows["step"], cells, strict=True)],
+                hovertemplate=f"{hover}<extra></extra>",
+            ),
+            row=row,
+            col=column,
         )
 
     def leave_empty(self, text: str, row: int, column: int) -> None:
         """Write in the middle of a panel that has no curves at all, and so no axes."""
+        self._empty.add((row - 1) * self.columns + column - 1)
         plot = self.figure.get_subplot(row, column)
         x, y = (sum(axis.domain) / 2 for axis in (plot.xaxis, plot.yaxis))
-        self.figure.add_annotation(text=text, x=x, y=y, xref="paper", yref="paper", **_NOTE)
+        write(self.figure, text, x, y, size=12, colour="#555555", xref="paper", yref="paper")
 
     def level(self, y: float, row: int, column: int) -> None:
         """A thin dashed horizontal line."""
@@ -291,8 +292,7 @@ class Panels:
 
         Args:
             ends: for each line its last value, its name and its colour.
-            row: panel row.
-            column: panel column.
+            row, column: of the panel.
         """
         ends = sorted(end for end in ends if end[0] == end[0])
         if not ends:
@@ -307,33 +307,24 @@ class Panels:
         shift = sum(height - value for height, (value, _, _) in zip(heights, ends, strict=True)) / len(ends)
         x = self.axis.range()[1]
         for height, (_, name, colour) in zip(heights, ends, strict=True):
-            self.figure.add_annotation(
-                x=x,
-                y=height - shift,
-                text=name,
-                showarrow=False,
-                xanchor="left",
-                xshift=2,
-                font={"size": 11, "color": colour},
-                row=row,
-                col=column,
-            )
+            where = {"row": row, "col": column}
+            write(self.figure, name, x, height - shift, colour=colour, xanchor="left", xshift=2, **where)
 
-    def done(self, title: str, subtitle: str, *, legend: bool = True) -> Drawing:
+    def done(self, title: str, subtitle: str, *, legend: bool = True, most_ticks: int | None = None) -> Drawing:
         """Set the axes and titles, and return the drawing."""
         if self._has_gaps:
             self.mark("no value: point at it for the reason", "x-thin")
         figure = self.figure
         drawing = finish(figure, title, subtitle, width=self.width, height=self.height, legend=legend)
         figure.update_layout(margin={"l": 78, "r": self._margin_right, "t": figure.layout.margin.t + self._title_room})
-        self.axis.apply(figure, most=max(4, self.panel_width // 46), title="")
+        self.axis.apply(figure, most=most_ticks or max(4, self.panel_width // 46), title="")
         self.axis.mark_break(figure, row="all", col="all")
         for panel in range(self.rows * self.columns):
             where = {"row": 1 + panel // self.columns, "col": 1 + panel % self.columns}
             if panel >= self.n_panels:
                 figure.update_xaxes(visible=False, **where)
                 figure.update_yaxes(visible=False, **where)
-            elif panel + self.columns >= self.n_panels:
+            elif panel + self.columns >= self.n_panels or panel + self.columns in self._empty:
                 figure.update_xaxes(title_text=self.axis.title, showticklabels=True, **where)
         return drawing
 
@@ -362,3 +353,62 @@ class Panels:
                 ),
                 **where,
             )
+
+
+def task_panels(table: pd.DataFrame, rows: int, panel_height: int = _PANEL_HEIGHT) -> tuple[Panels, list[str]]:
+    """Panels with a column for each task of a table, and the tasks."""
+    tasks = tasks_in(table)
+    titles = [task_label(task) for task in tasks]
+    return Panels(rows, len(tasks), TimeAxis.of(table), titles, panel_height=panel_height), tasks
+
+
+def row_of_panels(titles: Sequence[str], least: int) -> tuple[go.Figure, int]:
+    """A row of panels whose x axis is not time, and its width in pixels, which is at least about `least`."""
+    width = _FRAME_WIDTH + max(_PANEL_WIDTH * len(titles), least)
+    figure = make_subplots(cols=len(titles), subplot_titles=titles, horizontal_spacing=min(0.2, 70 / width))
+    return figure.update_annotations(font_size=15), width
+
+
+def by_panel(
+    draw: Callable[[pd.DataFrame], Drawing],
+    table: pd.DataFrame,
+    column: str = "task",
+    values: Iterable[str] | None = None,
+) -> Drawing:
+    """The drawing of a whole table, and for narrow screens that of each value of the column that tells panels apart.
+
+    Args:
+        draw: takes rows of the table.
+        table: of all panels.
+        column: which.
+        values: of the column, in order, as far as they are there; by default as the table has them, but tasks in the
+            order of the study.
+    """
+    if values is None:
+        values = tasks_in(table) if column == "task" else list(dict.fromkeys(table[column]))
+    parts = [part for value in values if not (part := table[table[column] == value]).empty]
+    if len(parts) < 2:
+        return draw(table)
+    return replace(draw(table), narrow=lambda: [narrowed(draw(part).figure, part) for part in parts])
+
+
+def for_both_widths(draw: Callable[..., Drawing]) -> Drawing:
+    """What a function draws that can draw for narrow screens too, with `narrow=True`."""
+    return replace(draw(), narrow=lambda: [draw(narrow=True).figure])
+
+
+def narrowed(figure: go.Figure, table: pd.DataFrame) -> go.Figure:
+    """The figure of one panel (or column of panels) with fewer ticks on a training axis and smaller margins."""
+    if figure.layout.xaxis.type == "log" and figure.layout.xaxis.tickmode == "array":
+        axis = TimeAxis.of(table)
+        positions, labels = axis.ticks(NARROW_TICKS)
+        low, high = axis.range()
+        # On a phone the labels of step 0 and of a checkpoint close to it would touch.
+        if (
+            axis.zero is not None
+            and len(positions) > 2
+            and np.log10(positions[1] / positions[0]) < _TOUCH * (high - low)
+        ):
+            positions, labels = [positions[0], *positions[2:]], [labels[0], *labels[2:]]
+        figure.update_xaxes(tickvals=positions, ticktext=labels)
+    return figure.update_layout(margin={"l": 60, "r": max(14, (figure.layout.margin.r or 0) - 14)})

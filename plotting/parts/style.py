@@ -1,12 +1,13 @@
-"""What every figure shares: one look per model, names of tasks and scores, the page's fonts and grid.
+"""What every figure shares: one look per model, names of tasks and metrics, the page's fonts and grid.
 
 Colours are those of Okabe and Ito (2008), distinguishable with any of the common colour-vision deficiencies, with
 a few of Paul Tol's for the remaining sizes. Marker shapes repeat the distinction for print in grey.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,7 +15,6 @@ import plotly.io as pio
 
 from circuits_over_time.utils.tasks.metrics import METRICS
 from circuits_over_time.utils.tasks.registry import TASKS
-from circuits_over_time.utils.tasks.registry import task_label as task_label
 
 FONT = "Helvetica, Arial, sans-serif"
 INK = "#222222"
@@ -50,20 +50,6 @@ pio.templates[TEMPLATE] = go.layout.Template(pio.templates["plotly_white"]).upda
         },
     }
 )
-
-METRIC_LABELS = {name: metric.label for name, metric in METRICS.items()}
-
-# Roles of heads in IOI, in the order of the algorithm: name in the tables -> label and colour, the same everywhere.
-# Edges in drawings of circuits are blue or orange, so no role is.
-ROLES = {
-    "name_mover": ("name mover", "#332288"),
-    "copy_suppression": ("copy suppression", "#882255"),
-    "negative_name_mover": ("negative name mover", "#CC6677"),
-    "s_inhibition": ("S-inhibition", "#DDAA33"),
-    "induction": ("induction", "#44AA99"),
-    "duplicate_token": ("duplicate token", "#88CCEE"),
-}
-_OTHER_ROLE = "#999933"
 
 _SIZE_LOOKS = {
     "14m": ("#777777", "x"),
@@ -140,15 +126,15 @@ def task_order(tasks: Iterable[str]) -> list[str]:
     return sorted(set(tasks), key=lambda task: (known.index(task) if task in known else len(known), task))
 
 
-def role_look(role: str) -> tuple[str, str]:
-    """Label and colour of a role that a table names."""
-    return ROLES.get(role, (role.replace("_", " "), _OTHER_ROLE))
+def metric_order(metrics: Iterable[str]) -> list[str]:
+    """Metrics in the order of their registry, then the others by name."""
+    known = list(METRICS)
+    return sorted(set(metrics), key=lambda metric: (known.index(metric) if metric in known else len(known), metric))
 
 
-def role_chip(role: str) -> str:
-    """A square of the role's colour and its label, in plotly's markup."""
-    label, colour = role_look(role)
-    return f"<span style='color:{colour}'>■</span> {label}"
+def metric_label(metric: str) -> str:
+    """A metric's name as figures write it, with its unit."""
+    return METRICS[metric].label if metric in METRICS else metric.replace("_", " ")
 
 
 def translucent(colour: str, alpha: float) -> str:
@@ -173,6 +159,18 @@ def within(values: Iterable[float], low: float, high: float) -> tuple[list[float
     return [bottom - pad, top + pad], any(not bottom <= value <= top for value in finite)
 
 
+def write(
+    figure: go.Figure, text: str, x: float, y: float, *, size: int = 11, colour: str = "#666666", **options: Any
+) -> None:
+    """Write a text without an arrow; further options are those of plotly's annotations."""
+    figure.add_annotation(text=text, x=x, y=y, showarrow=False, font={"size": size, "color": colour}, **options)
+
+
+def add_key(figure: go.Figure, name: str, **look: Any) -> None:
+    """An entry of the legend for a look that no single curve stands for: `mode=`, `line=`, `marker=`."""
+    figure.add_trace(go.Scatter(x=[None], y=[None], name=name, hoverinfo="skip", **look))
+
+
 # Pixels above the panels: their own titles; and in a file the heading, with and without a legend below it.
 _PANEL_TITLES = 34
 _HEADING, _HEADING_WITH_LEGEND = 78, 108
@@ -182,17 +180,23 @@ _LEGEND_ROW, _LEGEND_ENTRY, _LEGEND_LETTER = 30, 46, 6.8
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and its heading, apart: files have it above the panels, the report as text that wraps.
+    """A figure and what belongs to it. The heading is apart: files have it above the panels, the report as text.
 
     Attributes:
         figure: the panels, without a title and without room for one.
         title: what is shown, in plotly's markup of text.
         subtitle: one line on how to read it, alike.
+        narrow: makes the same panel by panel, for screens too narrow for the figure; nothing if it has one panel.
+        table: its numbers, written beside it as CSV.
+        details: HTML that the report has below it.
     """
 
     figure: go.Figure
     title: str
     subtitle: str = ""
+    narrow: Callable[[], list[go.Figure]] = list
+    table: pd.DataFrame | None = None
+    details: str = ""
 
     def titled(self) -> go.Figure:
         """A copy of the figure with the heading, and the legend if it has one, above the panels."""
@@ -244,48 +248,20 @@ class Drawing:
 def finish(
     figure: go.Figure, title: str, subtitle: str = "", *, width: int, height: int, legend: bool = True
 ) -> Drawing:
-    """Give a drawn figure the shared look, and a heading.
+    """Give a drawn figure the shared look, in place, and a heading.
 
     Args:
-        figure: the figure, changed in place.
-        title: what is shown.
-        subtitle: one line in smaller type: how to read it.
+        figure: traces of one name get one entry in the legend, however many panels they are in.
+        title, subtitle: see `Drawing`.
         width: pixels in PNG and PDF; the HTML fills the window but keeps the height.
         height: pixels, without the heading.
         legend: whether the figure has a legend.
     """
-    figure.update_layout(
-        width=width,
-        height=height,
-        margin={"l": 72, "r": 28, "t": _PANEL_TITLES, "b": 78},
-        showlegend=legend,
-    )
+    named: set[str] = set()
+    for trace in figure.data if legend else ():
+        if trace.name and trace.showlegend is None:
+            trace.showlegend = trace.name not in named
+            named.add(trace.name)
+    margin = {"l": 72, "r": 28, "t": _PANEL_TITLES, "b": 78}
+    figure.update_layout(width=width, height=height, margin=margin, showlegend=legend)
     return Drawing(figure, title, subtitle)
-
-
-# Which heads hold which role in IOI, checkpoint by checkpoint.
-
-
-Roles = dict[str, tuple[str, ...]]
-"""Head (`a3.h1`) -> the roles that it holds, in the order of the algorithm."""
-
-
-def roles_by_step(heads: pd.DataFrame) -> dict[int, Roles]:
-    """The roles at every step at which heads were measured; heads without one are left out.
-
-    Args:
-        heads: `ioi_consistency_heads` of one model: `step, layer, head, role, passes`.
-    """
-    order = list(ROLES)
-    found: dict[int, dict[str, set[str]]] = {int(step): {} for step in heads["step"].unique()}
-    held = heads[heads["passes"].astype(bool)]
-    for step, layer, head, role in held[["step", "layer", "head", "role"]].itertuples(index=False):
-        found[int(step)].setdefault(f"a{layer}.h{head}", set()).add(str(role))
-
-    def place(role: str) -> tuple[int, str]:
-        return (order.index(role) if role in order else len(order), role)
-
-    return {
-        step: {head: tuple(sorted(roles, key=place)) for head, roles in by_head.items()}
-        for step, by_head in found.items()
-    }

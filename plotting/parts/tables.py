@@ -1,7 +1,12 @@
-"""Results as the figures need them: read through the store, filtered, with what is absent said in the log."""
+"""Results as figures need them: each kind is read once, and the log says what is absent."""
 
 import argparse
+import copy
+import html
 import logging
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
@@ -10,93 +15,179 @@ from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.kinds import KINDS, how_to_make
 from circuits_over_time.utils.results.store import Store
 
-from .style import model_order, task_order
+from .style import ModelLook, model_looks, model_order, task_order
 
 logger = logging.getLogger("plotting")
 
+EVERYTHING = argparse.Namespace(model=None, task=None)
 
-def load(store: Store, kind: str, arguments: argparse.Namespace) -> pd.DataFrame:
-    """All rows of a kind for the models and tasks asked for.
 
-    What was asked for and is absent, and tasks that some models lack, are logged and left out.
+class NotMeasured(UserError):
+    """What a figure shows is not among the results. A script says so; the report lists it with the rest."""
+
+
+class Results:
+    """The results of the models and tasks asked for.
 
     Args:
-        store: the results.
-        kind: e.g. `faithfulness`.
-        arguments: parsed command line with `model` and `task` (lists of names, or None for all).
-
-    Returns:
-        One row per observation with `model`, `step`, `tokens` (and `task` where the kind has tasks), never empty.
-
-    Raises:
-        UserError: naming the command that makes the results, if there are none.
+        store: all results.
+        arguments: parsed command line: `model` and `task` (lists of names, or None for all), and a figure's options.
+        in_report: whether they are for the report, which says by itself what could be measured too.
     """
-    frames = []
-    for model in _present(store.models(kind), arguments.model, f"{store.root}/{kind}: no results of model"):
-        tasks = store.tasks(kind, model)
-        place = f"{store.root}/{kind}/{model}"
-        levels = _present(tasks, arguments.task, f"{place}: no results of task") if tasks else [None]
-        frames += [store.read_tables(kind, model, task) for task in levels]
-    if arguments.model is None:
-        for model in every_model(store):
-            if model not in store.models(kind):
-                logger.info("%s/%s: no results of model %s; left out", store.root, kind, model)
-    frames = [frame for frame in frames if not frame.empty]
-    if not frames:
-        wanted = " ".join([*(arguments.model or []), *(arguments.task or [])])
-        command = how_to_make(kind, (arguments.model or [None])[0], (arguments.task or [None])[0])
-        raise UserError(f"{store.root}/{kind} holds no results{' of ' if wanted else ''}{wanted}; run: {command}")
-    # A table without rows has no types, and would make every column an object column.
-    table = pd.concat(frames, ignore_index=True).infer_objects()
-    _log_gaps(table, kind)
-    return table
+
+    def __init__(self, store: Store, arguments: argparse.Namespace = EVERYTHING, *, in_report: bool = False) -> None:
+        self.store, self.arguments, self.in_report = store, arguments, in_report
+        self._tables: dict[str, pd.DataFrame | UserError] = {}
+
+    def with_arguments(self, **arguments: object) -> "Results":
+        """The same results, read once for both, with further arguments."""
+        other = copy.copy(self)
+        other.arguments = argparse.Namespace(**arguments)
+        return other
+
+    def table(self, kind: str) -> pd.DataFrame:
+        """All rows of a kind. What was asked for and is absent, and tasks that some models lack, are logged.
+
+        Returns:
+            One row per observation with `model, step, tokens` (and `task` where the kind has tasks), never empty.
+
+        Raises:
+            UserError: naming the command that makes the results, if there are none; a NotMeasured if no model has any.
+        """
+        if kind not in self._tables:
+            try:
+                self._tables[kind] = self._read(kind)
+            except UserError as error:
+                self._tables[kind] = error
+        table = self._tables[kind]
+        if isinstance(table, UserError):
+            raise table
+        return table
+
+    def _read(self, kind: str) -> pd.DataFrame:
+        asked, folder = self.arguments, f"{self.store.root}/{kind}"
+        wanted = " ".join([*(asked.model or []), *(asked.task or [])])
+        command = how_to_make(kind, (asked.model or [None])[0], (asked.task or [None])[0])
+        nothing = f"{folder} holds no results{' of ' if wanted else ''}{wanted}; run: {command}"
+        if not self.models(kind):
+            raise NotMeasured(nothing)
+        frames = []
+        for model in _present(self.store.models(kind), asked.model, f"{folder}: no results of model"):
+            tasks = self.store.tasks(kind, model)
+            levels = _present(tasks, asked.task, f"{folder}/{model}: no results of task") if tasks else [None]
+            frames += [self.store.read_tables(kind, model, task) for task in levels]
+        for model in self._every_model if asked.model is None else ():
+            if model not in self.store.models(kind):
+                logger.info("%s: no results of model %s; left out", folder, model)
+        frames = [frame for frame in frames if not frame.empty]
+        if not frames:
+            raise UserError(nothing)
+        # A table without rows has no types, and would make every column an object column.
+        table = pd.concat(frames, ignore_index=True).infer_objects()
+        _log_gaps(table, kind)
+        return table
+
+    def table_if_any(self, kind: str, *, note: bool = False) -> pd.DataFrame | None:
+        """Like `table`, but None if there is nothing, with a line in the log if `note`."""
+        try:
+            return self.table(kind)
+        except UserError as error:
+            if note:
+                logger.info("left out: %s", error)
+            return None
+
+    def comparison(self, name: str, *, whole: bool = False) -> pd.DataFrame:
+        """A table of `results/comparison`, for the models and tasks asked for. Rows that are of no task stay.
+
+        Args:
+            name: of the table.
+            whole: whether to give all rows, and perhaps none.
+
+        Raises:
+            UserError: naming the command that makes the table, if it holds nothing of what is asked for; a NotMeasured
+                if it is missing.
+        """
+        folder = ComparisonFolder(self.store.root)
+        try:
+            table = folder.read(name)
+        except UserError as error:
+            raise error if folder.has(name) else NotMeasured(str(error)) from None
+        if whole:
+            return table
+        models, tasks = self.arguments.model, self.arguments.task
+        for column, asked in (("model", models), ("task", tasks)):
+            if asked is None or column not in table:
+                continue
+            for absent in sorted(set(asked) - set(table[column].dropna())):
+                logger.warning("%s/comparison: no results of %s %s; left out", self.store.root, column, absent)
+            table = table[table[column].isin(asked) | table[column].isna()]
+        if table.empty:
+            wanted = " ".join([*(models or []), *(tasks or [])])
+            raise UserError(
+                f"{self.store.root}/comparison/{name}.csv holds nothing{' of ' if wanted else ''}{wanted}; run: "
+                "python compare_circuits.py -c configs/compare_toy.yml"
+            )
+        return table.reset_index(drop=True)
+
+    def circuits(self) -> dict[tuple[str, str], dict[int, pd.DataFrame]]:
+        """Edge tables by (model, task) and step; steps without a circuit are absent.
+
+        Raises:
+            UserError: naming the command that makes circuits, if there are none.
+        """
+        table = self.table("graphs")
+        circuits = {}
+        for model, rows in by_model(table):
+            for task in tasks_in(rows):
+                of_task = rows[rows["task"] == task]
+                steps = sorted(int(step) for step in of_task["step"].unique())
+                circuits[model, task] = {step: of_task[of_task["step"] == step] for step in steps}
+        return circuits
+
+    def models(self, kind: str) -> list[str]:
+        """The models asked for that have results of a kind, smallest first."""
+        asked = self.arguments.model
+        return model_order(name for name in self.store.models(kind) if asked is None or name in asked)
+
+    def tasks(self, kind: str, model: str) -> list[str]:
+        """The tasks asked for that a model has results of, sorted."""
+        asked = self.arguments.task
+        return [name for name in self.store.tasks(kind, model) if asked is None or name in asked]
+
+    def tokens(self, model: str) -> dict[int, float]:
+        """Training tokens by step, from whichever kinds have been read (tables without rows do not tell)."""
+        tokens: dict[int, float] = {}
+        for table in self._tables.values():
+            if isinstance(table, pd.DataFrame):
+                rows = table.loc[table["model"] == model, ["step", "tokens"]].drop_duplicates("step")
+                tokens |= {int(step): float(count) for step, count in rows.itertuples(index=False)}
+        return tokens
+
+    def looks(self, further: Iterable[str] = ()) -> dict[str, ModelLook]:
+        """The look of every model of the folder, whichever kinds a figure shows, and of further ones.
+
+        The keys are as `escaped` writes names.
+        """
+        return {as_text(name): look for name, look in model_looks([*self._every_model, *further]).items()}
+
+    @cached_property
+    def _every_model(self) -> list[str]:
+        return model_order(model for kind in KINDS for model in self.store.models(kind))
 
 
-def load_if_any(store: Store, kind: str, arguments: argparse.Namespace) -> pd.DataFrame | None:
-    """As `load`, but None, with a line in the log, where there is nothing."""
-    try:
-        return load(store, kind, arguments)
-    except UserError as error:
-        logger.info("left out: %s", error)
-        return None
+def as_text(name: str) -> str:
+    """A name as text in plotly and HTML, where nothing in it counts as markup."""
+    return html.escape(name, quote=False)
 
 
-def load_comparison(store: Store, name: str, arguments: argparse.Namespace) -> pd.DataFrame:
-    """A table of `results/comparison` for the models and tasks asked for. Rows that are of no task stay.
-
-    Raises:
-        UserError: naming the command that makes the table, if it is missing or holds nothing of them.
-    """
-    table = ComparisonFolder(store.root).read(name)
-    for column, asked in (("model", arguments.model), ("task", arguments.task)):
-        if asked is None or column not in table:
-            continue
-        for absent in sorted(set(asked) - set(table[column].dropna())):
-            logger.warning("%s/comparison: no results of %s %s; left out", store.root, column, absent)
-        table = table[table[column].isin(asked) | table[column].isna()]
-    if table.empty:
-        wanted = " ".join([*(arguments.model or []), *(arguments.task or [])])
-        raise UserError(
-            f"{store.root}/comparison/{name}.csv holds nothing{' of ' if wanted else ''}{wanted}; run: "
-            "python compare_circuits.py -c configs/compare_toy.yml"
-        )
-    return table.reset_index(drop=True)
+def escaped(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with all its texts escaped, because figures read labels as markup."""
+    texts = [column for column in table if table[column].map(lambda value: isinstance(value, str)).any()]
+    return table.assign(**{str(name): table[name].map(_escaped_cell) for name in texts})
 
 
-def circuits(store: Store, arguments: argparse.Namespace) -> dict[tuple[str, str], dict[int, pd.DataFrame]]:
-    """Edge tables (`source, target, score` and the stamp) by (model, task) and step; steps without a circuit are
-    absent.
-
-    Raises:
-        UserError: naming the command that makes circuits, if there are none.
-    """
-    table = load(store, "graphs", arguments)
-    found = {}
-    for key, rows in table.groupby(["model", "task"], sort=False):
-        model, task = map(str, key)
-        steps = sorted(int(step) for step in rows["step"].unique())
-        found[model, task] = {step: rows[rows["step"] == step] for step in steps}
-    return found
+def _escaped_cell(cell: Any) -> Any:
+    return as_text(cell) if isinstance(cell, str) else cell
 
 
 def models_in(table: pd.DataFrame) -> list[str]:
@@ -104,23 +195,23 @@ def models_in(table: pd.DataFrame) -> list[str]:
     return model_order(table["model"])
 
 
+def by_model(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Models of a table, smallest first, and their rows."""
+    return [(model, table[table["model"] == model]) for model in models_in(table)]
+
+
 def tasks_in(table: pd.DataFrame) -> list[str]:
     """Tasks of a table, in the order of the study."""
     return task_order(table["task"])
 
 
-def every_model(store: Store) -> list[str]:
-    """All models of the results folder, so that a model keeps its colour whichever kinds a figure shows."""
-    return model_order(model for kind in KINDS for model in store.models(kind))
-
-
-def _present(found: list[str], asked: list[str] | None, message: str) -> list[str]:
+def _present(names: list[str], asked: list[str] | None, message: str) -> list[str]:
     if asked is None:
-        return found
+        return names
     for name in asked:
-        if name not in found:
+        if name not in names:
             logger.warning("%s %s; left out", message, name)
-    return [name for name in found if name in asked]
+    return [name for name in names if name in asked]
 
 
 def _log_gaps(table: pd.DataFrame, kind: str) -> None:
@@ -128,8 +219,7 @@ def _log_gaps(table: pd.DataFrame, kind: str) -> None:
     # A task that a checkpoint has not learned has no circuit there: that is a finding, not a gap.
     if "task" not in table or kind in ("faithfulness", "graphs"):
         return
-    for model in models_in(table):
-        rows = table[table["model"] == model]
+    for model, rows in by_model(table):
         for task in tasks_in(table):
             there = set(rows.loc[rows["task"] == task, "step"])
             absent = sorted(int(step) for step in set(rows["step"]) - there)

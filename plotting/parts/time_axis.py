@@ -122,18 +122,16 @@ def compact(number: float) -> str:
     return f"{number:.0f}"
 
 
-# An axis on which checkpoints stand at equal distances, for what counts checkpoints instead of tokens.
-
-
 @dataclass(frozen=True)
 class CheckpointAxis:
-    """Places of checkpoints: 0, 1, 2, ...
+    """An axis on which checkpoints stand at equal distances (0, 1, 2, ...), for what counts checkpoints, not tokens.
 
     Attributes:
         steps: of the checkpoints, ascending.
     """
 
     steps: tuple[int, ...]
+    title = "checkpoint (training step)"
 
     @classmethod
     def of(cls, steps: Iterable[int]) -> "CheckpointAxis":
@@ -141,29 +139,29 @@ class CheckpointAxis:
         return cls(tuple(sorted({int(step) for step in steps})))
 
     def place(self, step: int) -> int:
-        """Place of a checkpoint.
-
-        Raises:
-            ValueError: if there is no checkpoint of this step.
-        """
+        """Place of a checkpoint; a ValueError if there is none of this step."""
         return self.steps.index(int(step))
 
-    def apply(self, figure: go.Figure, most: int, **where: int) -> None:
+    def apply(self, figure: go.Figure, most: int, title: str | None = None, **where: int) -> None:
         """Set the x axes at `row=`, `col=` (all axes by default), with at most `most` labels."""
         last = len(self.steps) - 1
         # From the last one back, at equal distances, so that no two labels touch.
-        shown = range(last, -1, -math.ceil((last + 1) / most))[::-1]
+        named = range(last, -1, -math.ceil((last + 1) / most))[::-1]
         figure.update_xaxes(
             type="linear",
             range=[-0.6, last + 0.6],
             tickmode="array",
-            tickvals=list(shown),
-            ticktext=[short(self.steps[place]) for place in shown],
+            tickvals=list(named),
+            ticktext=[short(self.steps[place]) for place in named],
             tickangle=0,
             tickfont={"size": 11},
             showgrid=False,
+            title={"text": self.title if title is None else title, "font": {"size": 12}},
             **where,
         )
+
+    def mark_break(self, figure: go.Figure, **where: int | str) -> None:
+        """Nothing: the axis has no break."""
 
 
 def short(step: int) -> str:

@@ -1,12 +1,13 @@
 """A timeline: rows with bars over the training axis."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from .panels import wrapped
-from .style import FAINT, Drawing, finish, translucent
+from .style import FAINT, INK, Drawing, add_key, finish, translucent, write
 from .time_axis import TimeAxis
 
 ROW, LEFT, WIDTH = 30, 280, 960
@@ -34,7 +35,6 @@ class Timeline:
         self.rows = rows
         self.figure = go.Figure()
         self._tokens = dict(zip(checkpoints["step"], checkpoints["tokens"], strict=False))
-        self._named: set[str] = set()
         self._open = False
         self._marks = checkpoints
 
@@ -49,14 +49,13 @@ class Timeline:
                 mode="lines+markers" if low == high or not text else "lines",
                 name=entry,
                 legendgroup=entry,
-                showlegend=entry not in self._named and bool(text),
+                showlegend=None if text else False,
                 line={"width": width, "color": colour},
                 marker=mark | {"size": 7},
                 hovertemplate=f"{text}<extra></extra>" if text else None,
                 hoverinfo=None if text else "skip",
             )
         )
-        self._named |= {entry} if text else set()
 
     def band(self, place: int, low: int, high: int, colour: str) -> None:
         """A band as high as the row."""
@@ -71,11 +70,9 @@ class Timeline:
                 line={"width": 0, "color": colour},
                 name="earliest to latest",
                 legendgroup="band",
-                showlegend="band" not in self._named,
                 hoverinfo="skip",
             )
         )
-        self._named.add("band")
 
     def tick(self, place: int, step: int, text: str) -> None:
         """An upright line as high as the row."""
@@ -87,11 +84,9 @@ class Timeline:
                 line={"width": 2.5, "color": "#222222"},
                 name="median over seeds",
                 legendgroup="median",
-                showlegend="median" not in self._named,
                 hovertemplate=f"{text}<extra></extra>",
             )
         )
-        self._named.add("median")
 
     def arrows(self, place: float, left: bool, right: bool, low: int, high: int, colour: str) -> None:
         """Arrows where an interval goes on before the first checkpoint, or after the last."""
@@ -114,56 +109,15 @@ class Timeline:
 
     def say(self, place: int, text: str) -> None:
         """A row without a bar: why."""
-        self.figure.add_annotation(
-            x=0.01,
-            xref="paper",
-            y=place,
-            text=wrapped(text, 46 if self.narrow else 90),
-            bgcolor="#ffffff",
-            showarrow=False,
-            xanchor="left",
-            font={"size": 12, "color": "#666666"},
-        )
+        text = wrapped(text, 46 if self.narrow else 90)
+        write(self.figure, text, 0.01, place, size=12, xref="paper", xanchor="left", bgcolor="#ffffff")
 
     def note(self, place: int, text: str) -> None:
         """A remark at the row's right end."""
-        self.figure.add_annotation(
-            x=0.995,
-            xref="paper",
-            y=place,
-            text=text,
-            showarrow=False,
-            xanchor="right",
-            font={"size": 11, "color": "#666666"},
-        )
+        write(self.figure, text, 0.995, place, xref="paper", xanchor="right")
 
     def done(self, title: str, subtitle: str) -> Drawing:
         """Set the axes, and return the drawing."""
-        drawing = finish(self.figure, title, subtitle, width=WIDTH, height=110 + self.row_height * len(self.rows))
-        self.figure.update_layout(margin={"l": 18 if self.narrow else LEFT, "t": 14})
-        self.axis.apply(self.figure)
-        self.axis.mark_break(self.figure)
-        self.figure.update_yaxes(
-            tickvals=list(range(len(self.rows))),
-            ticktext=list(self.rows),
-            range=[len(self.rows) - 0.4, -0.6],
-            zeroline=False,
-            tickfont_size=12,
-            showticklabels=not self.narrow,
-        )
-        for place, name in enumerate(self.rows) if self.narrow else ():
-            self.figure.add_annotation(
-                x=0.01,
-                xref="paper",
-                y=place,
-                yshift=0.5 * self.row_height - 4,
-                text=name,
-                showarrow=False,
-                xanchor="left",
-                font={"size": 11},
-                bgcolor="#ffffff",
-                borderpad=0,
-            )
         # A small tick for every checkpoint: between two of them nothing is known.
         self.figure.add_trace(
             go.Scatter(
@@ -178,9 +132,23 @@ class Timeline:
         )
         if self._open:
             marker = {"symbol": "triangle-left", "size": 11, "color": FAINT}
-            self.figure.add_trace(
-                go.Scatter(x=[None], y=[None], name=OPEN, legendgroup=OPEN, mode="markers", marker=marker)
-            )
+            add_key(self.figure, OPEN, legendgroup=OPEN, mode="markers", marker=marker)
+        height = 110 + self.row_height * len(self.rows)
+        drawing = finish(self.figure, title, subtitle, width=WIDTH, height=height)
+        self.figure.update_layout(margin={"l": 18 if self.narrow else LEFT, "t": 14})
+        self.axis.apply(self.figure)
+        self.axis.mark_break(self.figure)
+        self.figure.update_yaxes(
+            tickvals=list(range(len(self.rows))),
+            ticktext=list(self.rows),
+            range=[len(self.rows) - 0.4, -0.6],
+            zeroline=False,
+            tickfont_size=12,
+            showticklabels=not self.narrow,
+        )
+        for place, name in enumerate(self.rows) if self.narrow else ():
+            options: dict[str, Any] = {"xref": "paper", "xanchor": "left", "bgcolor": "#ffffff", "borderpad": 0}
+            write(self.figure, name, 0.01, place, colour=INK, yshift=0.5 * self.row_height - 4, **options)
         return drawing
 
     def _x(self, *steps: int) -> list[float]:

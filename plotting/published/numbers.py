@@ -20,7 +20,7 @@ from pathlib import Path
 
 from circuits_over_time.utils.results.kinds import find_kind
 
-from ..plot_head_scores import SINGLE
+from ..parts.head_scores import SINGLE
 
 FILE = Path(__file__).parent / "circuits_over_time.csv"
 # Where the configs with the study's settings lie, from the repository's root.
@@ -33,13 +33,10 @@ class Number:
 
     Attributes:
         quantity: what it is, as above.
-        model: e.g. `pythia-70m`.
-        task: e.g. `ioi`.
         item: the level, the kind of head, or whose parameter count.
         step: the checkpoint, of a number about one.
         from_step: the first checkpoint of a mean or median.
-        low: lower end of the range.
-        high: upper end; equal to `low` for one number.
+        low, high: ends of the range, equal for one number.
         source: where it is published.
     """
 

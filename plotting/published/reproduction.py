@@ -19,7 +19,7 @@ import yaml
 from circuits_over_time.utils.results.kinds import find_kind
 from circuits_over_time.utils.results.store import Store
 
-from ..plot_head_scores import THRESHOLDS
+from ..parts.head_scores import SCORES
 from .numbers import Number, published
 
 RESAMPLES = 2000
@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Measured:
+class Estimate:
     """What the results give for a published number.
 
     Attributes:
@@ -64,39 +64,26 @@ def reproduction(store: Store, arguments: argparse.Namespace) -> pd.DataFrame:
         store: the results.
         arguments: parsed command line with `model` and `task` (lists of names, or None for all).
     """
-    study = Study(store)
+    study = StudyResults(store)
     rows = []
     for number in published():
         asked = ((number.model, arguments.model), (number.task, arguments.task))
         if number.quantity not in MEASURES or any(name and names and name not in names for name, names in asked):
             continue
-        found = MEASURES[number.quantity](study, number)
-        measured = found or Measured(np.nan, np.nan, np.nan, 0)
-        verdict = _verdict(number, found)
+        estimate = MEASURES[number.quantity](study, number)
+        measured = estimate or Estimate(np.nan, np.nan, np.nan, 0)
+        verdict = _verdict(number, estimate)
         rows.append(
-            {
-                "quantity": number.quantity,
-                "model": number.model,
-                "task": number.task,
-                "item": number.item,
-                "step": number.step,
-                "published_low": number.low,
-                "published_high": number.high,
-                "measured": measured.value,
-                "low": measured.low,
-                "high": measured.high,
-                "n_checkpoints": measured.n,
-                "verdict": verdict,
-                "note": measured.note,
-                "settings": study.settings(number),
-                "command": study.command(number) if verdict in ("open", "not measured") else "",
-                "source": number.source,
-            }
+            vars(number)
+            | {"published_low": number.low, "published_high": number.high, "measured": measured.value}
+            | {"low": measured.low, "high": measured.high, "n_checkpoints": measured.n, "note": measured.note}
+            | {"verdict": verdict, "settings": study.settings(number)}
+            | {"command": study.command(number) if verdict in ("open", "not measured") else ""}
         )
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"step": "Int64"})
 
 
-def _verdict(number: Number, measured: Measured | None) -> str:
+def _verdict(number: Number, measured: Estimate | None) -> str:
     if measured is None:
         return "not measured"
     if np.isnan(measured.low) or np.isnan(measured.high):
@@ -135,7 +122,7 @@ def _interval(draws: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-class Study:
+class StudyResults:
     """The results of the study's models, each read once."""
 
     def __init__(self, store: Store) -> None:
@@ -215,34 +202,34 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _summary(values: np.ndarray, statistic: Callable[..., Any], n_measured: int, lacks: str) -> Measured:
+def _summary(values: np.ndarray, statistic: Callable[..., Any], n_measured: int, lacks: str) -> Estimate:
     """A statistic over checkpoints; `lacks` says what checkpoints without a value have none of."""
     notes = [f"{n_measured - len(values)} of {n_measured} checkpoints have no {lacks}"] * (len(values) < n_measured)
     if len(values) < LEAST:
         notes.append(f"an interval needs {LEAST}")
     value = float(statistic(values)) if len(values) else np.nan
-    return Measured(value, *_interval(resampled(values, statistic)), len(values), "; ".join(notes))
+    return Estimate(value, *_interval(resampled(values, statistic)), len(values), "; ".join(notes))
 
 
-def _circuit_nodes(study: Study, number: Number) -> Measured | None:
+def _circuit_nodes(study: StudyResults, number: Number) -> Estimate | None:
     found = study.nodes(number, number.model)
     return None if found is None else _summary(found[0], np.mean, found[1], "circuit")
 
 
-def _size_correlation(study: Study, number: Number) -> Measured | None:
+def _size_correlation(study: StudyResults, number: Number) -> Estimate | None:
     found = {model: study.nodes(number, model) for model in study.models}
     sizes = {model: nodes[0] for model, nodes in found.items() if nodes is not None and len(nodes[0])}
     if not sizes:
         return None
     n = sum(map(len, sizes.values()))
     if len(sizes) < len(study.models):
-        return Measured(np.nan, np.nan, np.nan, n, f"{len(sizes)} of {len(study.models)} models")
+        return Estimate(np.nan, np.nan, np.nan, n, f"{len(sizes)} of {len(study.models)} models")
     parameters = np.array([study.parameters[number.item][model] for model in sizes])
     means = np.array([values.mean() for values in sizes.values()])
     draws = np.stack([resampled(values, seed=seed) for seed, values in enumerate(sizes.values())])
     note = f"an interval needs {LEAST} checkpoints of every model" if np.isnan(draws).any() else ""
     r = float(_pearson(parameters, means[:, None])[0])
-    return Measured(r, *_interval(_pearson(parameters, draws)), n, note)
+    return Estimate(r, *_interval(_pearson(parameters, draws)), n, note)
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -252,7 +239,7 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.divide(x @ y, norm, out=np.full(y.shape[1], np.nan), where=norm > 0)
 
 
-def _circuit_edges(study: Study, number: Number) -> Measured | None:
+def _circuit_edges(study: StudyResults, number: Number) -> Estimate | None:
     baselines = study.table("baselines", number.model, number.task)
     table = study.table("faithfulness", number.model, number.task)
     if baselines is None or table is None or number.step not in set(baselines["step"]):
@@ -261,14 +248,14 @@ def _circuit_edges(study: Study, number: Number) -> Measured | None:
     baseline = baselines[baselines["step"] == number.step].iloc[0]
     chosen = table[table["selected"].astype(bool)]
     if chosen.empty:
-        return Measured(np.nan, np.nan, np.nan, 1, f"no circuit: {baseline['status']}")
+        return Estimate(np.nan, np.nan, np.nan, 1, f"no circuit: {baseline['status']}")
     edges = table.set_index("size")["n_edges"].astype(float)
     low, high = (float(edges.get(baseline[f"size_{end}"], np.nan)) for end in ("low", "high"))
     note = "the size has no interval" if np.isnan(low) or np.isnan(high) else ""
-    return Measured(float(chosen["n_edges"].iloc[0]), low, high, 1, note)
+    return Estimate(float(chosen["n_edges"].iloc[0]), low, high, 1, note)
 
 
-def _level_percent(study: Study, number: Number) -> Measured | None:
+def _level_percent(study: StudyResults, number: Number) -> Estimate | None:
     table = study.table("ioi_consistency", number.model)
     if table is None:
         return None
@@ -278,8 +265,8 @@ def _level_percent(study: Study, number: Number) -> Measured | None:
     return _summary(rows["percent"].dropna().to_numpy(dtype=float), np.median, len(rows), "percentage")
 
 
-def _emergence(study: Study, number: Number) -> Measured | None:
-    kind, score = number.kind, number.item
+def _emergence(study: StudyResults, number: Number) -> Estimate | None:
+    kind, score, threshold = number.kind, number.item, SCORES[number.item].threshold
     table = study.table(kind, number.model)
     if table is None:
         return None
@@ -289,18 +276,18 @@ def _emergence(study: Study, number: Number) -> Measured | None:
     best = table.groupby("step").agg(tokens=("tokens", "first"), best=(value, "max"))
     if best.empty:
         return None
-    above = (best["best"] > THRESHOLDS[score]).to_numpy()
+    above = (best["best"] > threshold).to_numpy()
     lasting = above & np.append(above[1:], True)
     tokens = best["tokens"].to_numpy(dtype=float)
     if not lasting.any():
-        return Measured(np.nan, tokens[-1], np.inf, len(tokens), f"no head passes {THRESHOLDS[score]:g}")
+        return Estimate(np.nan, tokens[-1], np.inf, len(tokens), f"no head passes {threshold:g}")
     first = int(lasting.argmax())
     if first == 0:
-        return Measured(tokens[0], np.nan, np.nan, len(tokens), "the first checkpoint measured has such a head already")
-    return Measured(tokens[first], tokens[first - 1], tokens[first], len(tokens))
+        return Estimate(tokens[0], np.nan, np.nan, len(tokens), "the first checkpoint measured has such a head already")
+    return Estimate(tokens[first], tokens[first - 1], tokens[first], len(tokens))
 
 
-MEASURES: dict[str, Callable[[Study, Number], Measured | None]] = {
+MEASURES: dict[str, Callable[[StudyResults, Number], Estimate | None]] = {
     "circuit_nodes": _circuit_nodes,
     "size_correlation": _size_correlation,
     "circuit_edges": _circuit_edges,

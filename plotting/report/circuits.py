@@ -7,13 +7,14 @@ from typing import Any
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.tasks.registry import primary_metric
+from circuits_over_time.utils.tasks.registry import primary_metric, task_label
 
 from ..parts.circuit_layout import lay_out
 from ..parts.circuit_similarity import nodes_of
-from ..parts.style import METRIC_LABELS, task_label, task_order
+from ..parts.style import metric_label, task_order
+from ..parts.tables import Results
+from .cells import fields, plain
 from .histories import BUDGET, score_histories
-from .results import Results, fields, plain
 
 PORTS = ("", "q", "k", "v")
 BASELINE = ("full", "corrupted", "n_prompts", "full_se", "corrupted_se", "status", "cpr", "cmd")
@@ -86,7 +87,6 @@ def _record(
         if (port := letter.removesuffix(">")) not in PORTS:
             raise ValueError(f"'{target}' is not an end of an edge; ends are a0.h1<q>, a0.h1<k>, a0.h1<v>, m0, logits")
         flat += [place[source], place[node], PORTS.index(port)]
-    metric = primary_metric(task) or "metric"
     counts = Counter(edge for state in steps for edge in state["edges"])
     histories = score_histories(
         results.store.folder("graphs", model, task), list(numbers), [counts[i] for i in range(len(numbers))], budget
@@ -95,7 +95,7 @@ def _record(
         "model": model,
         "task": task,
         "label": task_label(task),
-        "metric": METRIC_LABELS.get(metric, metric),
+        "metric": metric_label(primary_metric(task) or "metric"),
         "nodes": [[name, *layout.positions[name]] for name in names] if layout else [],
         "rows": layout.rows if layout else [],
         "halfWidth": layout.half_width if layout else 1,

@@ -6,24 +6,18 @@ from typing import Any
 import pandas as pd
 
 from circuits_over_time.utils.results.kinds import KINDS
+from circuits_over_time.utils.tasks.registry import task_label
 
 from ..parts.circuit_layout import level
-from ..parts.style import ROLES, model_order, role_look, roles_by_step, task_label
-from ..plot_head_scores import SCORES, SINGLE, THRESHOLDS, head_scores, score_label
-from .results import Results, plain
-
-# Role by score alone: the score, and what being above its threshold is called.
-SCORE_ROLES = {
-    "induction": ("induction", "induction score above 0.5"),
-    "previous token": ("previous_token", "previous-token score above 0.5"),
-    "duplicate token": ("duplicate_token", "duplicate-token score above 0.5"),
-    "copying": ("copy", "copy score above 10%"),
-    "negative copying": ("negative_copy", "negative copy score above 10%"),
-    "succession": ("succession", "succession score above 0.5"),
-    "copy suppression": ("cspa", "CSPA score above 0.10"),
-}
+from ..parts.head_scores import SCORES, SINGLE, head_scores, in_order, score_label
+from ..parts.roles import ROLES, role_look, roles_by_step
+from ..parts.style import model_order
+from ..parts.tables import Results
+from .cells import plain
 
 Head = tuple[int, int]
+# Model -> (role, meaning) -> step measured -> heads that have the role.
+RoleHolders = dict[str, dict[tuple[str, str], dict[int, set[Head]]]]
 
 
 def head_records(results: Results) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -35,16 +29,15 @@ def head_records(results: Results) -> tuple[list[dict[str, Any]], dict[str, str]
     measured = [kind for kind in ("components", *SINGLE) if results.table_if_any(kind) is not None]
     scores = pd.DataFrame(columns=["model", "step", "tokens", "score", "layer", "head", "value"])
     if measured:
-        scores = head_scores(results.store, results.arguments)
-    membership = _membership(results)
-    found = _found_roles(results)
-    models = model_order([*scores["model"], *membership, *found])
+        scores = head_scores(results)
+    in_circuits, by_effect = _in_circuits(results), _by_effect(results)
+    models = model_order([*scores["model"], *in_circuits, *by_effect])
     meanings: dict[str, str] = {}
     records = []
     for model in models:
         own = scores[scores["model"] == model]
         roles = _score_roles(own, meanings)
-        for (role, meaning), by_step in [*found.get(model, {}).items(), *membership.get(model, {}).items()]:
+        for (role, meaning), by_step in [*by_effect.get(model, {}).items(), *in_circuits.get(model, {}).items()]:
             roles += _spans(role, by_step)
             meanings[role] = meaning
         records.append(_record(model, own, roles, _held(results, model)))
@@ -57,9 +50,8 @@ def _record(
     named = {(int(layer), int(head)) for layer, head in scores[["layer", "head"]].drop_duplicates().to_numpy()}
     heads = sorted(named | {tuple(role["head"]) for role in roles})
     place = {head: i for i, head in enumerate(heads)}
-    known = [name for name in SCORES if name in set(scores["score"])]
     columns = []
-    for name in [*known, *sorted(set(scores["score"]) - set(known))]:
+    for name in in_order(scores["score"]):
         part = scores[scores["score"] == name]
         steps = sorted(int(step) for step in part["step"].unique())
         values: list[list[Any]] = [[None] * len(heads) for _ in steps]
@@ -98,13 +90,13 @@ def _spans(role: str, by_step: dict[int, set[Head]]) -> list[dict[str, Any]]:
 
 def _score_roles(scores: pd.DataFrame, meanings: dict[str, str]) -> list[dict[str, Any]]:
     rows = []
-    for role, (score, meaning) in SCORE_ROLES.items():
-        part = scores[scores["score"] == score]
-        above = part[part["value"] > THRESHOLDS[score]]
+    for name, score in SCORES.items():
+        part = scores[scores["score"] == name]
+        above = part[part["value"] > score.threshold]
         by_step = {int(step): _heads(above[above["step"] == step]) for step in part["step"].unique()}
-        spans = _spans(role, by_step) if by_step else []
+        spans = _spans(score.role, by_step) if by_step else []
         if spans:
-            meanings[role] = meaning
+            meanings[score.role] = score.meaning
         rows += spans
     return rows
 
@@ -113,20 +105,20 @@ def _heads(rows: pd.DataFrame) -> set[Head]:
     return {(int(layer), int(head)) for layer, head in rows[["layer", "head"]].to_numpy()}
 
 
-def _membership(results: Results) -> dict[str, dict[tuple[str, str], dict[int, set[Head]]]]:
-    """Model -> (role, meaning) -> step -> heads in the circuit. A step without a circuit counts as measured."""
+def _in_circuits(results: Results) -> RoleHolders:
+    """Heads in circuits. A step without a circuit counts as measured."""
     if results.table_if_any("graphs") is None:
         return {}
     by_pair = results.circuits()
-    found: dict[str, dict[tuple[str, str], dict[int, set[Head]]]] = {}
+    members: RoleHolders = {}
     for (model, task), circuits in by_pair.items():
         role = (f"in {task_label(task)} circuit", f"a node of the circuit found for {task_label(task)}")
         steps = results.store.folder("graphs", model, task).steps()
-        found.setdefault(model, {})[role] = {
+        members.setdefault(model, {})[role] = {
             step: _heads_among([*circuits[step]["source"], *circuits[step]["target"]]) if step in circuits else set()
             for step in steps
         }
-    return found
+    return members
 
 
 def _heads_among(ends: Iterable[str]) -> set[Head]:
@@ -134,9 +126,9 @@ def _heads_among(ends: Iterable[str]) -> set[Head]:
     return {(level(node)[0], int(node.partition(".h")[2])) for node in nodes if ".h" in node}
 
 
-def _found_roles(results: Results) -> dict[str, dict[tuple[str, str], dict[int, set[Head]]]]:
-    """As `_membership`, from every kind of result whose tables name the role of a head (`layer, head, role`)."""
-    found: dict[str, dict[tuple[str, str], dict[int, set[Head]]]] = {}
+def _by_effect(results: Results) -> RoleHolders:
+    """Heads by role, from every kind of result whose tables name the role of a head (`layer, head, role`)."""
+    roles: RoleHolders = {}
     for kind in KINDS:
         table = results.table_if_any(kind)
         if table is None or not {"layer", "head", "role"} <= set(table.columns):
@@ -153,5 +145,5 @@ def _found_roles(results: Results) -> dict[str, dict[tuple[str, str], dict[int, 
                 by_step = {step: _heads(of_role[of_role["step"] == step]) for step in steps}
                 role = f"{role_look(str(name))[0]} (by effect)"
                 key = (role, f"found to play this role by its effect, and passed the role's tests (results/{kind})")
-                found.setdefault(str(model), {})[key] = by_step
-    return found
+                roles.setdefault(str(model), {})[key] = by_step
+    return roles

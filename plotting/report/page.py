@@ -12,28 +12,19 @@ from plotly.offline import get_plotlyjs
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.kinds import KINDS, how_to_make
+from circuits_over_time.utils.tasks.registry import task_label
 
-from ..parts.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, ROLES, task_label, task_order
-from .figures import ReportFigure, figures_json
-from .results import Results
-from .runs import Run, equal_weights_notes, runs_html
+from ..parts.roles import ROLES
+from ..parts.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, Drawing, task_order
+from ..parts.tables import Results
+from .figures import figures_json
+from .runs import RunRecord, equal_weights_notes, runs_html
 
 ASSETS = Path(__file__).parent / "assets"
+# In the order in which they stand in the page.
 SCRIPTS = (
-    "dom.js",
-    "address.js",
-    "sort_table.js",
-    "circuit_scene.js",
-    "history.js",
-    "chart.js",
-    "details.js",
-    "search.js",
-    "downloads.js",
-    "circuit_drawing.js",
-    "circuit.js",
-    "heads.js",
-    "figures.js",
-    "main.js",
+    "dom address sort_table circuit_scene history chart details search downloads circuit_drawing "
+    "circuit heads figures main"
 )
 KIND_LABELS = {
     "graphs": "circuits",
@@ -55,18 +46,17 @@ def page_html(
     circuits: list[dict[str, Any]],
     heads: list[dict[str, Any]],
     meanings: dict[str, str],
-    figures: list[ReportFigure],
-    runs: list[Run],
+    figures: dict[str, Drawing],
+    runs: list[RunRecord],
     notes: list[str],
 ) -> str:
     """The whole page.
 
     Args:
-        results: the results that the report is about.
-        circuits: records of `circuit_records`, if any.
-        heads: records of `head_records`, if any.
+        results: what the report is about.
+        circuits, heads: records of `circuit_records` and `head_records`, if any.
         meanings: what each role means.
-        figures: in reading order, if any.
+        figures: by name, in reading order, if any.
         runs: the run records.
         notes: lines about what is absent.
     """
@@ -83,7 +73,7 @@ def page_html(
         "role_keys": _role_keys(),
         "circuit_hidden": "" if circuits else "hidden",
         "heads_hidden": "" if heads else "hidden",
-        "figures": "\n".join(_figure_html(i, figure) for i, figure in enumerate(figures)),
+        "figures": "\n".join(_figure_html(i, *item) for i, item in enumerate(figures.items())),
         "figures_hidden": "" if figures else "hidden",
         "missing": _missing(results),
         "notes": "".join(f"<li>{html.escape(line)}</li>" for line in notes),
@@ -91,7 +81,7 @@ def page_html(
         "runs": runs_html(runs),
         "data": script_safe(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
         "figure_data": script_safe(figures_json(figures)),
-        "script": "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();",
+        "script": "(() => {\n'use strict';\n" + "\n".join(_asset(f"{name}.js") for name in SCRIPTS.split()) + "\n})();",
         "plotly": get_plotlyjs() if figures else "",
     }
     return Template(_asset("template.html")).substitute(parts)
@@ -147,7 +137,7 @@ def _role_keys() -> str:
     return f"<span>Roles in IOI:</span>{''.join(chips)}"
 
 
-def _navigation(circuits: list[Any], heads: list[Any], figures: list[ReportFigure]) -> str:
+def _navigation(circuits: list[Any], heads: list[Any], figures: dict[str, Drawing]) -> str:
     there = [("circuit", "Circuit", circuits), ("heads", "Heads", heads), ("figures", "Figures", figures)]
     links = [f"<a href='#{anchor}'>{label}</a>" for anchor, label, content in there if content]
     return "".join([*links, "<a href='#runs'>Configs and versions</a>"])
@@ -188,16 +178,15 @@ def _number(value: float | None) -> str:
     return "–" if value is None or pd.isna(value) else f"{value:.3g}"
 
 
-def _figure_html(index: int, figure: ReportFigure) -> str:
-    drawing = figure.whole
+def _figure_html(index: int, name: str, drawing: Drawing) -> str:
     # Plotly's markup writes `<` and `&` as HTML does.
     title, subtitle = (html.escape(html.unescape(text)) for text in (drawing.title, drawing.subtitle))
-    anchor = re.sub(r"[^\w.-]", "_", figure.name)
+    anchor = re.sub(r"[^\w.-]", "_", name)
     return (
         f"<figure id='figure-{index}-{html.escape(anchor)}'><figcaption><h3>{title}</h3><p>{subtitle}</p></figcaption>"
         f"<div class='legend' role='group' aria-label='Legend: {title}'></div>"
         f"<div class='plot' data-figure='{index}' style='min-height:{drawing.figure.layout.height}px'></div>"
-        f"{figure.details}</figure>"
+        f"{drawing.details}</figure>"
     )
 
 

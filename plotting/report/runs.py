@@ -9,13 +9,13 @@ from typing import Any
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.kinds import KINDS
 
-from .results import Results
+from ..parts.tables import Results
 
 logger = logging.getLogger("plotting")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One run record, and the folders (`kind/model/task`) that have it."""
 
     record: dict[str, Any]
@@ -23,9 +23,9 @@ class Run:
     folders: list[str]
 
 
-def run_records(results: Results) -> list[Run]:
+def run_records(results: Results) -> list[RunRecord]:
     """Every different run.json once, in the order of kinds. Folders without one are logged."""
-    runs: dict[str, Run] = {}
+    runs: dict[str, RunRecord] = {}
     for kind in KINDS:
         for model in results.models(kind):
             tasks: list[str | None] = [*results.tasks(kind, model)]
@@ -37,16 +37,16 @@ def run_records(results: Results) -> list[Run]:
                     continue
                 key = json.dumps([model, record], sort_keys=True)
                 folder = "/".join(part for part in (kind, model, task) if part)
-                runs.setdefault(key, Run(record, model, [])).folders.append(folder)
+                runs.setdefault(key, RunRecord(record, model, [])).folders.append(folder)
     return list(runs.values())
 
 
-def runs_html(runs: list[Run]) -> str:
+def runs_html(runs: list[RunRecord]) -> str:
     """A foldable block per run: config, versions, and each checkpoint's revision, commit and hash."""
     return "\n".join(_run_html(run) for run in runs) or "<p>No folder of these results has a run.json.</p>"
 
 
-def equal_weights_notes(runs: list[Run]) -> list[str]:
+def equal_weights_notes(runs: list[RunRecord]) -> list[str]:
     """A line for each model and group of checkpoints that turn out to hold the same weights."""
     lines = [
         f"{run.model}: steps {', '.join(f'{step:,}' for step in group)} hold the same weights (equal SHA-256), "
@@ -57,7 +57,7 @@ def equal_weights_notes(runs: list[Run]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _run_html(run: Run) -> str:
+def _run_html(run: RunRecord) -> str:
     record = run.record
     checkpoints = record.get("checkpoints", {})
     rows = "".join(
@@ -78,7 +78,7 @@ def _run_html(run: Run) -> str:
     )
 
 
-def _kinds(run: Run) -> list[str]:
+def _kinds(run: RunRecord) -> list[str]:
     return list(dict.fromkeys(folder.partition("/")[0].replace("_", " ") for folder in run.folders))
 
 

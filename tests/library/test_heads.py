@@ -66,7 +66,7 @@ def test_the_head_that_writes_the_answer_is_found_and_its_share_is_of_the_drop()
         (COMPONENTS, "components", "induction", {"n_sequences": 4, "n_prompts": 5}),
         (COMPONENTS, "components", "negative_copy", {"n_sequences": 4, "n_prompts": 5}),
         (SUCCESSOR, "successor", "succession", {}),
-        (CSPA, "cspa", "copy_suppression", {"corpus": "toy", "n_sequences": 2, "n_mean_sequences": 3}),
+        (CSPA, "cspa", "cspa", {"corpus": "toy", "n_sequences": 2, "n_mean_sequences": 3}),
     ],
 )
 def test_head_scores_are_the_scripts(analysis, kind: str, score: str, keys: dict, tmp_path: Path) -> None:

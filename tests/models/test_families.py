@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from circuits_over_time.utils.models.family import HubFamily, resolve_family
 from circuits_over_time.utils.models.known_families import FAMILIES, SHORT_NAMES, known_model
 from tests.support.hub_server import Files, HubServer
 from tests.support.loading import error_of, loads_weights_of
+from tests.support.recipes import copy_of_repository
 
 
 def test_a_repository_without_checkpoints_is_refused(served: HubServer, tmp_path: Path) -> None:
@@ -361,3 +365,35 @@ def test_a_missing_folder_is_not_looked_for_on_the_hub(
     monkeypatch.chdir(tmp_path)
     assert error_of(model, Path("model_cache")).startswith(f"model: the folder {model} does not exist; train a small")
     assert served.requests == []
+
+
+RECORD = (
+    '    FamilyRecord({"Owl-1B": ("owls/Owl-1B",)}, re.compile(f"owl-{STEP}"), TokensRule((1000,)), '
+    "prepend_bos=True),\n"
+)
+
+
+@pytest.mark.slow
+def test_a_new_family_is_one_record_in_one_file(served: HubServer, tmp_path: Path) -> None:
+    served.repositories["owls/Owl-1B"] = {f"owl-{step}": {"model.safetensors": b"x"} for step in (0, 1000, 2000)}
+    copy = copy_of_repository(tmp_path)
+    known = copy / "utils" / "models" / "known_families.py"
+    start = "FAMILIES: tuple[FamilyRecord, ...] = (\n"
+    text = known.read_text(encoding="utf-8")
+    assert text.count(start) == 1
+    known.write_text(text.replace(start, start + RECORD), encoding="utf-8")
+    before = {path: path.read_bytes() for path in copy.rglob("*.*") if path.is_file() and path.suffix in (".py", ".md")}
+    code = (
+        "from pathlib import Path; from circuits_over_time.utils.models.family import resolve_family; "
+        "family = resolve_family('Owl-1B', Path('cache')); print(family.tokens, family.prepend_bos); "
+        "from tools.reference import main; main()"
+    )
+    settings = {"HF_ENDPOINT": served.endpoint, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(copy)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=copy, env=os.environ | settings, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "{0: 0, 1000: 1000000, 2000: 2000000} True\n"
+    written = [path for path, content in before.items() if path.read_bytes() != content]
+    assert [path.relative_to(copy).as_posix() for path in written] == ["docs/models.md"]
+    assert "Owl-1B" in written[0].read_text(encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from itertools import pairwise
 from typing import Any
 
@@ -28,12 +27,12 @@ from circuits_over_time.plotting.plot_turnover import CHANGE, ENDED, LASTING, PA
 from circuits_over_time.utils.comparison.handovers import handovers
 from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.store import Store
+from tests.support.drawings import drawings
 from tests.support.synthetic_comparison import EMERGED, STEPS, TASKS, write_comparison
 from tests.support.synthetic_results import MODELS, write_all
 from tests.support.synthetic_results import STEPS as RESULT_STEPS
 
 MODEL = MODELS[0]
-EVERYTHING = Namespace(model=None, task=None, at=None)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def texts(figure: Any) -> list[str]:
 
 
 def test_bars_reach_as_far_up_and_down_as_edges_come_and_go(results: Store) -> None:
-    figure = plot_turnover.draw(results, EVERYTHING)[f"turnover_{MODEL}"].figure
+    figure = drawings(plot_turnover, results)[f"turnover_{MODEL}"].figure
     rows = table(results, "turnover").query("task == 'ioi' and at == 'faithfulness'")
     assert rows[["born", "returned", "left", "died"]].to_numpy().sum(axis=0).min() > 0
     for name, (entry, _, sign) in PARTS.items():
@@ -75,7 +74,7 @@ def test_bars_reach_as_far_up_and_down_as_edges_come_and_go(results: Store) -> N
 
 
 def test_change_points_stand_between_their_two_checkpoints_with_both_levels(results: Store) -> None:
-    figure = plot_turnover.draw(results, EVERYTHING)[f"turnover_{MODEL}"].figure
+    figure = drawings(plot_turnover, results)[f"turnover_{MODEL}"].figure
     (size,), (similarity,) = on_panel(figure, 1, CHANGE), on_panel(figure, 5, CHANGE)
     assert size.x[0] == (STEPS.index(8) + STEPS.index(64)) / 2
     assert "mean size 6.5 → 18" in size.text[0]
@@ -85,7 +84,7 @@ def test_change_points_stand_between_their_two_checkpoints_with_both_levels(resu
 
 
 def test_every_edge_is_a_line_from_birth_to_last_checkpoint(results: Store) -> None:
-    figure = plot_turnover.draw(results, EVERYTHING)[f"turnover_{MODEL}"].figure
+    figure = drawings(plot_turnover, results)[f"turnover_{MODEL}"].figure
     rows = table(results, "lifetimes").query("task == 'ioi' and at == 'faithfulness'")
     axis = CheckpointAxis.of(STEPS)
     for entry, own in ((LASTING, rows[rows["death_step"].isna()]), (ENDED, rows.dropna(subset="death_step"))):
@@ -110,12 +109,12 @@ def test_every_edge_is_a_line_from_birth_to_last_checkpoint(results: Store) -> N
 
 
 def test_a_task_without_a_circuit_says_so_and_sizes_can_be_chosen(results: Store) -> None:
-    both = plot_turnover.draw(results, EVERYTHING)[f"turnover_{MODEL}"].figure
+    both = drawings(plot_turnover, results)[f"turnover_{MODEL}"].figure
     notes = [note for note in both.layout.annotations if note.text == "no circuit has an edge at any checkpoint"]
     assert [note.xref for note in notes] == ["x2 domain", "x4 domain"]
     # Without a trace a panel has no axes, and its note would go to another.
     assert {"x2", "x4"} <= {trace.xaxis for trace in both.data}
-    fixed = plot_turnover.draw(results, Namespace(**vars(EVERYTHING) | {"at": "size"}))[f"turnover_{MODEL}"].figure
+    fixed = drawings(plot_turnover, results, at="size")[f"turnover_{MODEL}"].figure
     assert "no circuit has an edge at any checkpoint" not in texts(fixed)
     assert "fixed size" in fixed.layout.yaxis.title.text
 
@@ -140,7 +139,7 @@ def test_labels_of_checkpoints_are_at_equal_distances_and_end_at_the_last(n: int
 
 
 def test_cells_of_the_order_are_the_shares_of_the_table_in_order_of_emergence(results: Store) -> None:
-    figure = plot_order.draw(results, EVERYTHING)[f"order_{MODEL}"].figure
+    figure = drawings(plot_order, results)[f"order_{MODEL}"].figure
     order, emergence = table(results, "order"), table(results, "emergence")
     curves = plot_order.ordered(order, emergence)
     assert curves == sorted(EMERGED, key=EMERGED.__getitem__)
@@ -176,7 +175,7 @@ def test_a_gap_in_holding_a_role_ends_a_segment() -> None:
 
 
 def test_hand_overs_are_marked_with_their_share_and_filled_if_sure(results: Store) -> None:
-    figure = plot_handovers.draw(results, EVERYTHING)[f"handovers_{MODEL}"].figure
+    figure = drawings(plot_handovers, results)[f"handovers_{MODEL}"].figure
     marks = [trace for trace in figure.data if trace.name == "hand-over"]
     rows = table(results, "handovers")
     assert sorted(mark.customdata[0][4] for mark in marks) == sorted(f"{share:.0%}" for share in rows["share"])
@@ -189,7 +188,7 @@ def test_hand_overs_are_marked_with_their_share_and_filled_if_sure(results: Stor
 
 
 def controls_figure(results: Store) -> Any:
-    return plot_controls.draw(results, EVERYTHING)[f"controls_{MODEL}"].figure
+    return drawings(plot_controls, results)[f"controls_{MODEL}"].figure
 
 
 def test_controls_are_the_circuit_over_the_range_of_the_random_ones(results: Store) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from circuits_over_time.plotting import (
     plot_transfer,
     plot_turnover,
 )
-from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.style import model_looks
+from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.parts.timeline import OPEN
 from circuits_over_time.plotting.plot_comparison import (
@@ -34,9 +34,9 @@ from circuits_over_time.plotting.plot_comparison import (
 )
 from circuits_over_time.plotting.plot_emergence import leading
 from circuits_over_time.plotting.report import figures
-from circuits_over_time.plotting.report.results import Results
 from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.store import Store
+from tests.support.drawings import drawings, run
 from tests.support.paths import ROOT
 from tests.support.synthetic_comparison import CHANGED_AT, NEVER, STEPS, TASKS, TOKENS_PER_STEP, write_comparison
 from tests.support.synthetic_results import write_all
@@ -51,7 +51,6 @@ NEED_NO_TORCH = (
     plot_transfer,
     plot_turnover,
 )
-EVERYTHING = {"model": None, "task": None, "measure": "edge_jaccard", "at": None}
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +68,12 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def comparison(store: Store, **arguments: Any) -> dict[str, Any]:
-    drawn = plot_comparison.draw(store, Namespace(**EVERYTHING | arguments))
+    drawn = drawings(plot_comparison, store, **arguments)
     return {name: drawing.figure for name, drawing in drawn.items()}
 
 
 def emergence(store: Store, **arguments: Any) -> dict[str, Any]:
-    drawn = plot_emergence.draw(store, Namespace(**EVERYTHING | arguments))
+    drawn = drawings(plot_emergence, store, **arguments)
     return {name: drawing.figure for name, drawing in drawn.items()}
 
 
@@ -153,7 +152,7 @@ def test_models_of_one_shape_are_a_thin_line_a_pair_with_their_median_and_quarti
 
 def test_the_chance_level_of_counted_changes_is_a_line_without_a_band(one: Store) -> None:
     table = ComparisonFolder(one.root).read("similarity").assign(measure="edges_added", value=3.0, chance_floor=30.0)
-    look = plot_comparison.model_looks(["toy"])["toy"]
+    look = model_looks(["toy"])["toy"]
     figure = plot_comparison.draw_comparison(table, "toy", "edges_added", look).figure
     assert not on_panel(figure, 1, CHANCE_ENTRY, band=True)
     (level,) = on_panel(figure, 1, CHANCE_ENTRY)
@@ -255,42 +254,41 @@ def test_one_model_has_no_figure_of_seeds(one: Store) -> None:
 def test_without_tables_one_line_names_the_command(
     module: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    argv = ["-r", str(tmp_path), "-o", str(tmp_path / "figures")]
-    assert figure_main(module.draw, module.__doc__, argv, getattr(module, "options", None)) == 2
+    assert run(module, "-r", tmp_path, "-o", tmp_path / "figures") == 2
     (error,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert error.endswith("is missing; run: python compare_circuits.py -c configs/compare_toy.yml")
 
 
 def test_a_model_or_task_without_rows_is_named(one: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    argv = ["-r", str(one.root), "-o", str(tmp_path), "-m", "toy", "gone", "-t", "sva"]
-    assert figure_main(plot_comparison.draw, "", argv, plot_comparison.options) == 0
+    argv = ["-r", one.root, "-o", tmp_path, "-m", "toy", "gone", "-t", "sva"]
+    assert run(plot_comparison, *argv) == 0
     assert "no results of model gone; left out" in caplog.text
-    assert figure_main(plot_comparison.draw, "", [*argv[:4], "-m", "gone"], plot_comparison.options) == 2
+    assert run(plot_comparison, *argv[:4], "-m", "gone") == 2
     assert "similarity.csv holds nothing of gone" in caplog.text
 
 
 def test_report_has_these_figures_whole_and_for_narrow_screens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = ("_comparison", "_emergence", "_transfer", "_turnover", "_order", "_handovers", "_controls")
-    few = tuple(builder for builder in figures.BUILDERS if builder[0].__name__ in wanted)
-    monkeypatch.setattr(figures, "BUILDERS", few)
+    few = [script.FIGURE for script in NEED_NO_TORCH]
+    assert [figure for figure in figures.figures() if figure in few] == sorted(few, key=lambda figure: figure.order)
+    monkeypatch.setattr(figures, "figures", lambda: few)
     store = write_all(tmp_path, models=SEEDS[:1], tasks=TASKS)
     write_comparison(store, SEEDS[:2], group="toy")
-    arguments = Namespace(model=None, task=None, evaluations=None)
-    found = {figure.name: figure for figure in figures.report_figures(Results(store, arguments))}
+    found = figures.report_figures(Results(store, in_report=True))
+    narrow_ones = {name: drawing.narrow() for name, drawing in found.items()}
     for model in SEEDS[:2]:
-        assert len(found[f"comparison_{model}"].parts) == len(TASKS)
-        (narrow,) = found[f"emergence_{model}"].parts
+        assert len(narrow_ones[f"comparison_{model}"]) == len(TASKS)
+        (narrow,) = narrow_ones[f"emergence_{model}"]
         assert narrow.layout.margin.l < 40
         texts = [note.text for note in narrow.layout.annotations]
-        assert set(found[f"emergence_{model}"].whole.figure.layout.yaxis.ticktext) <= set(texts)
-        assert len(found[f"turnover_{model}"].parts) == len(TASKS)
-        assert len(found[f"order_{model}"].parts) == 1
-    assert len(found[f"controls_{SEEDS[0]}"].parts) == len(TASKS)
-    assert len(found[f"handovers_{SEEDS[0]}"].parts) == 1
-    transfer = found[f"transfer_{SEEDS[0]}"]
-    panels = [trace for trace in transfer.whole.figure.data if trace.type == "heatmap"]
+        assert set(found[f"emergence_{model}"].figure.layout.yaxis.ticktext) <= set(texts)
+        assert len(narrow_ones[f"turnover_{model}"]) == len(TASKS)
+        assert len(narrow_ones[f"order_{model}"]) == 1
+    assert len(narrow_ones[f"controls_{SEEDS[0]}"]) == len(TASKS)
+    assert len(narrow_ones[f"handovers_{SEEDS[0]}"]) == 1
+    transfer = f"transfer_{SEEDS[0]}"
+    panels = [trace for trace in found[transfer].figure.data if trace.type == "heatmap"]
     assert len(panels) == len(TASKS) + 1
-    for part, panel in zip(transfer.parts, panels, strict=True):
+    for part, panel in zip(narrow_ones[transfer], panels, strict=True):
         assert np.array_equal(part.data[0].z, panel.z, equal_nan=True)
     assert {"comparison_models", "emergence_seeds_toy", "curves_seeds_toy"} <= set(found)
 

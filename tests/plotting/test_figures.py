@@ -6,7 +6,6 @@ import logging
 import re
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +26,18 @@ from circuits_over_time.plotting import (
     plot_task_performance,
     plot_transfer,
 )
-from circuits_over_time.plotting.parts.export import figure_main, parse_formats
+from circuits_over_time.plotting.parts.export import parse_formats
+from circuits_over_time.plotting.parts.head_scores import head_scores
 from circuits_over_time.plotting.parts.panels import INTERVAL
-from circuits_over_time.plotting.parts.style import ROLES, Drawing, model_looks, on_white, task_label
-from circuits_over_time.plotting.parts.tables import every_model, load
+from circuits_over_time.plotting.parts.roles import LEVELS, ROLES
+from circuits_over_time.plotting.parts.style import Drawing, model_looks, on_white
+from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.comparison.scale import mean_sizes
 from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.tasks.registry import task_label
+from tests.support import drawings
+from tests.support.drawings import drawings as drawn_by
 from tests.support.paths import ROOT
 from tests.support.stored import write_table
 from tests.support.synthetic_results import MODELS, STEPS, TASKS, write_all
@@ -52,7 +56,6 @@ SCRIPTS = {
     "plot_faithfulness_curve": ["cpr_cmd", *(f"faithfulness_curve_{model}" for model in MODELS)],
 }
 TINTS = {role: on_white(colour, plot_circuit.ROLE_TINT) for role, (_, colour) in ROLES.items()}
-EVERYTHING = Namespace(model=None, task=None)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +64,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def run(script: str, *argv: str | Path) -> int:
-    module = importlib.import_module(f"circuits_over_time.plotting.{script}")
-    return figure_main(module.draw, module.__doc__, [str(part) for part in argv], getattr(module, "options", None))
+    return drawings.run(importlib.import_module(f"circuits_over_time.plotting.{script}"), *argv)
 
 
 def lines(drawing: Drawing, name: str, axis: str = "x") -> list:
@@ -123,7 +125,7 @@ def test_absent_models_tasks_and_steps_are_left_out_with_a_line(
 
 
 def test_circuit_figure_shows_the_selected_sizes_with_gaps_and_the_metric_with_bands(store: Store) -> None:
-    drawn = plot_circuits.draw(store, Namespace(**vars(EVERYTHING), count="edges"))["circuits"]
+    drawn = drawn_by(plot_circuits, store, count="edges")["circuits"]
     for column, task in enumerate(TASKS):
         panels = [column + 1 + row * len(TASKS) for row in range(3)]
         axes = ["x" if panel == 1 else f"x{panel}" for panel in panels]
@@ -151,11 +153,7 @@ def test_circuit_figure_shows_the_selected_sizes_with_gaps_and_the_metric_with_b
 
 
 def test_a_model_has_its_colour_in_every_figure(store: Store) -> None:
-    looks = model_looks(every_model(store))
-    namespace = Namespace(
-        **vars(EVERYTHING), count="nodes", metric=None, reference=None, alpha=0.5, output=store.root, top=3
-    )
-    namespace.parameters = None
+    looks = model_looks(MODELS)
     for module in (
         plot_circuits,
         plot_task_performance,
@@ -163,14 +161,14 @@ def test_a_model_has_its_colour_in_every_figure(store: Store) -> None:
         plot_circuit_similarity,
         plot_size_vs_scale,
     ):
-        for drawing in module.draw(store, namespace).values():
+        for drawing in drawn_by(module, store).values():
             for model in MODELS:
                 colours = {trace.marker.color for trace in drawing.figure.data if trace.name == model}
                 assert colours == {looks[model].colour}, module.__name__
 
 
 def test_transfer_matrices_have_the_circuits_step_down_and_the_models_along(store: Store) -> None:
-    figure = plot_transfer.draw(store, Namespace(**vars(EVERYTHING), step=None))[f"transfer_{MODELS[0]}"].figure
+    figure = drawn_by(plot_transfer, store, step=None)[f"transfer_{MODELS[0]}"].figure
     maps = [trace for trace in figure.data if trace.type == "heatmap"]
     titles = [note.text for note in figure.layout.annotations]
     assert titles == [*(task_label(task) for task in TASKS), "Across tasks at step 143,000"]
@@ -185,7 +183,7 @@ def test_transfer_matrices_have_the_circuits_step_down_and_the_models_along(stor
 
 
 def test_legend_names_each_model_once(store: Store) -> None:
-    figure = plot_circuits.draw(store, Namespace(**vars(EVERYTHING), count="edges"))["circuits"].figure
+    figure = drawn_by(plot_circuits, store, count="edges")["circuits"].figure
     named = [trace.name for trace in figure.data if trace.showlegend is not False]
     shared = ["whole model: clean prompts", "corrupted prompts", "no value: point at it for the reason"]
     assert sorted(named) == sorted([*MODELS, *shared])
@@ -195,7 +193,7 @@ def test_a_task_from_a_csv_goes_by_the_metric_of_its_run(tmp_path: Path) -> None
     store = write_all(tmp_path, models=("toy",), tasks=("my_prompts",))
     run_record = store.folder("baselines", "toy", "my_prompts").path / "run.json"
     run_record.write_text(json.dumps({"config": {"metric": "prob_diff"}}))
-    figure = plot_circuits.draw(store, Namespace(**vars(EVERYTHING), count="edges"))["circuits"].figure
+    figure = drawn_by(plot_circuits, store, count="edges")["circuits"].figure
     assert figure.layout.yaxis3.title.text == "probability difference"
 
 
@@ -209,7 +207,7 @@ def test_top_heads_are_those_with_the_highest_score_at_any_step() -> None:
 
 
 def test_head_figure_shows_each_steps_best_head(store: Store) -> None:
-    table = plot_head_scores.head_scores(store, EVERYTHING)
+    table = head_scores(Results(store))
     figure = plot_head_scores.draw_maxima(table, model_looks(MODELS))
     (line,) = lines(figure, "pythia-160m")
     for value, named, step in zip(line.y, line.customdata, STEPS, strict=True):
@@ -227,7 +225,7 @@ def test_head_figure_draws_what_is_measured_where_successor_and_cspa_are_not(
         for path in store.folder(kind, "toy").path.iterdir():
             path.unlink()
     with caplog.at_level(logging.INFO):
-        figures = plot_head_scores.draw(store, Namespace(**vars(EVERYTHING), top=2))
+        figures = drawn_by(plot_head_scores, store, top=2)
     titles = [note.text for note in figures["head_scores"].figure.layout.annotations if note.text]
     assert titles == ["Induction", "Previous token", "Duplicate token", "Copying (name movers)"]
     assert "get_model_cspa.py" in caplog.text
@@ -244,7 +242,7 @@ def test_a_head_without_effect_does_not_flatten_the_cspa_panel() -> None:
 
 
 def test_names_at_line_ends_do_not_overlap(store: Store) -> None:
-    table = plot_head_scores.head_scores(store, EVERYTHING)
+    table = head_scores(Results(store))
     figure = plot_head_scores.draw_top_heads(table[table["model"] == MODELS[0]], MODELS[0], 8).figure
     bottom, top = figure.layout.yaxis.domain
     pixels = (top - bottom) * (figure.layout.height - figure.layout.margin.t - figure.layout.margin.b)
@@ -256,7 +254,7 @@ def test_names_at_line_ends_do_not_overlap(store: Store) -> None:
 
 
 def test_ioi_figure_has_three_panels_in_percent(store: Store) -> None:
-    figure = plot_ioi_consistency.draw(store, EVERYTHING)["ioi_consistency"]
+    figure = drawn_by(plot_ioi_consistency, store)["ioi_consistency"]
     assert figure.figure.layout.yaxis.title.text.endswith("(%)")
     for axis, level in (("x", "name_movers"), ("x2", "s_inhibition"), ("x3", "induction")):
         (line,) = lines(figure, "pythia-70m", axis)
@@ -275,7 +273,7 @@ def test_ioi_figure_shows_percentages_above_100_whole(store: Store) -> None:
 
 
 def test_backup_figure_has_a_panel_for_every_part_that_can_bring_something_back(store: Store) -> None:
-    figure = plot_ioi_backup.draw(store, EVERYTHING)["ioi_backup"]
+    figure = drawn_by(plot_ioi_backup, store)["ioi_backup"]
     table = store.read_tables("ioi_backup", "pythia-70m").set_index("part")
     for axis, part in (("x", "all"), ("x2", "heads"), ("x3", "mlps"), ("x4", "final_norm")):
         (line,) = lines(figure, "pythia-70m", axis)
@@ -329,9 +327,7 @@ def test_checkpoints_without_a_percentage_are_marked_with_the_reason(store: Stor
 
 
 def test_a_task_that_is_learned_at_no_checkpoint_says_so_in_its_panel(store: Store) -> None:
-    table = plot_circuits.selected_circuits(
-        load(store, "faithfulness", EVERYTHING), load(store, "baselines", EVERYTHING)
-    )
+    table = plot_circuits.selected_circuits(Results(store).table("faithfulness"), Results(store).table("baselines"))
     table = table[table["model"] == "pythia-70m"]
     sva = table["task"] == "sva"
     table = table.assign(n_edges=table["n_edges"].where(~sva), status="task not learned")
@@ -343,7 +339,7 @@ def test_a_task_that_is_learned_at_no_checkpoint_says_so_in_its_panel(store: Sto
 
 
 def test_a_head_score_that_is_empty_at_a_checkpoint_has_its_reason_there(store: Store) -> None:
-    table = plot_head_scores.head_scores(store, EVERYTHING).query("model == 'pythia-70m'").assign(reason=None)
+    table = head_scores(Results(store)).query("model == 'pythia-70m'").assign(reason=None)
     first = (table["score"] == "cspa") & (table["step"] == STEPS[0])
     table.loc[first, ["value", "reason"]] = [np.nan, "nothing was ablated"]
     one_head = (table["score"] == "cspa") & (table["step"] == STEPS[1]) & (table["head"] == 0)
@@ -361,7 +357,7 @@ def test_the_timeline_of_roles_has_a_row_per_head_and_role_coloured_where_it_hol
         [
             {"step": step, "level": level, "reason": "too early" if step == 0 else None}
             for step in (0, 10, 20)
-            for level in plot_ioi_roles.LEVELS
+            for level in LEVELS
         ]
     )
     heads = pd.DataFrame(
@@ -409,8 +405,8 @@ def test_similarity_table_is_written_beside_the_figure(store: Store, tmp_path: P
 
 
 def test_curves_ring_the_selected_size(store: Store) -> None:
-    arguments = Namespace(model=["pythia-70m"], task=["ioi"], curves=3)
-    figure = plot_faithfulness_curve.draw(store, arguments)["faithfulness_curve_pythia-70m"].figure
+    drawn = drawn_by(plot_faithfulness_curve, store, model=["pythia-70m"], task=["ioi"], curves=3)
+    figure = drawn["faithfulness_curve_pythia-70m"].figure
     assert [trace.name for trace in figure.data] == ["step 0", "step 512", "step 143,000"]
     table = store.folder("faithfulness", "pythia-70m", "ioi").read_table(143_000)
     ringed = [x for x, size in zip(figure.data[-1].x, figure.data[-1].marker.size, strict=True) if size > 5]
@@ -418,7 +414,7 @@ def test_curves_ring_the_selected_size(store: Store) -> None:
 
 
 def test_areas_are_those_of_the_results_with_gaps_where_there_are_none(store: Store) -> None:
-    figure = plot_faithfulness_curve.draw(store, Namespace(model=["pythia-70m"], task=["ioi"], curves=3))["cpr_cmd"]
+    figure = drawn_by(plot_faithfulness_curve, store, model=["pythia-70m"], task=["ioi"], curves=3)["cpr_cmd"]
     for axis, measure in (("x", "cpr"), ("x2", "cmd")):
         (line,) = lines(figure, "pythia-70m", axis)
         expected = store.read_tables("baselines", "pythia-70m", "ioi")[measure]
@@ -433,20 +429,16 @@ def test_without_areas_a_line_says_how_to_measure_them(tmp_path: Path, caplog: p
         table = folder.read_table(step).drop(columns=["model", "step", "tokens"])
         write_table(folder, step, table.assign(cpr=np.nan, cmd=np.nan), step)
     with caplog.at_level(logging.INFO):
-        assert list(plot_faithfulness_curve.draw(store, Namespace(**vars(EVERYTHING), curves=3))) == [
-            "faithfulness_curve_toy"
-        ]
+        assert list(drawn_by(plot_faithfulness_curve, store, curves=3)) == ["faithfulness_curve_toy"]
     assert re.search(
         r"no CPR and CMD; run: .*get_circuits_over_time\.py .*search\.mib=true overwrite=true", caplog.text
     )
 
 
 def test_size_figure_states_the_correlation(store: Store) -> None:
-    arguments = Namespace(
-        **vars(EVERYTHING), count="edges", parameters=["pythia-70m=1", "pythia-160m=2", "pythia-1.4b=4"]
-    )
-    figure = plot_size_vs_scale.draw(store, arguments)["size_vs_scale"].figure
-    sizes = mean_sizes(load(store, "faithfulness", EVERYTHING), "edges")
+    parameters = ["pythia-70m=1", "pythia-160m=2", "pythia-1.4b=4"]
+    figure = drawn_by(plot_size_vs_scale, store, count="edges", parameters=parameters)["size_vs_scale"].figure
+    sizes = mean_sizes(Results(store).table("faithfulness"), "edges")
     ioi = sizes[sizes["task"] == "ioi"].set_index("model")["size"]
     r = np.corrcoef([1, 2, 4], ioi[["pythia-70m", "pythia-160m", "pythia-1.4b"]])[0, 1]
     assert f"r = {r:.2f} (3 models), exact p = " in figure.layout.annotations[0].text
@@ -481,7 +473,7 @@ def test_formats_are_read_once_each() -> None:
 
 
 def test_files_have_the_heading_above_the_panels(store: Store, tmp_path: Path) -> None:
-    drawing = plot_ioi_consistency.draw(store, EVERYTHING)["ioi_consistency"]
+    drawing = drawn_by(plot_ioi_consistency, store)["ioi_consistency"]
     assert drawing.figure.layout.title.text is None
     figure = drawing.titled()
     assert figure.layout.title.text.startswith(f"<b>{drawing.title}</b>")
@@ -520,7 +512,7 @@ def test_png_and_pdf_are_drawn_in_the_browser(store: Store, tmp_path: Path) -> N
     assert run("plot_ioi_consistency", "-r", store.root, "-o", tmp_path, "--format", "png,pdf") == 0
     png = (tmp_path / "ioi_consistency.png").read_bytes()
     assert png.startswith(b"\x89PNG")
-    figure = plot_ioi_consistency.draw(store, EVERYTHING)["ioi_consistency"].titled()
+    figure = drawn_by(plot_ioi_consistency, store)["ioi_consistency"].titled()
     # Width and height stand in the header; figures are drawn at twice their size for sharpness.
     assert int.from_bytes(png[16:20]) == 2 * figure.layout.width
     assert int.from_bytes(png[20:24]) == 2 * figure.layout.height

@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,11 @@ from circuits_over_time.edge_attribution_patching.circuits.circuit import Circui
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.plotting.make_report import main
 from circuits_over_time.plotting.parts.circuit_similarity import edges_of, nodes_of
+from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.report.circuits import PORTS, circuit_records
-from circuits_over_time.plotting.report.heads import SCORE_ROLES, head_records
+from circuits_over_time.plotting.report.heads import head_records
 from circuits_over_time.plotting.report.histories import score_histories
 from circuits_over_time.plotting.report.page import script_safe
-from circuits_over_time.plotting.report.results import Results
 from circuits_over_time.utils.ioi.handover import role_handover
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.store import Store
@@ -48,7 +47,7 @@ def page(report: Path) -> str:
 
 
 def results_of(store: Store) -> Results:
-    return Results(store, Namespace(model=None, task=None, evaluations=None))
+    return Results(store, in_report=True)
 
 
 def embedded(page: str, name: str) -> dict:
@@ -93,15 +92,14 @@ def test_circuit_records_hold_every_edge_of_every_checkpoint(store: Store) -> No
 def test_a_head_has_a_role_from_the_first_to_the_last_step_with_a_score_above_the_threshold(store: Store) -> None:
     ((record,), meanings) = head_records(results_of(store))
     table = store.read_tables("components", MODEL)
-    score, _ = SCORE_ROLES["induction"]
-    above = table[(table["score"] == score) & (table["value"] > 0.5)]
+    above = table[(table["score"] == "induction") & (table["value"] > 0.5)]
     expected = {
         key: (rows["step"].min(), rows["step"].max(), len(rows)) for key, rows in above.groupby(["layer", "head"])
     }
     rows = [row for row in record["roles"] if row["role"] == "induction"]
     assert expected
     assert {tuple(record["heads"][row["head"]]): (row["first"], row["last"], row["n"]) for row in rows} == expected
-    assert "induction" in meanings
+    assert meanings["induction"] == "induction score above 0.5"
     assert all(row["of"] == len(STEPS) for row in rows)
 
 

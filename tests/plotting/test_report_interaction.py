@@ -19,7 +19,7 @@ from circuits_over_time.edge_attribution_patching.circuits.circuit import Circui
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.plotting.make_report import main
 from circuits_over_time.plotting.parts.circuit_similarity import compare, edges_of
-from circuits_over_time.plotting.parts.style import ROLES
+from circuits_over_time.plotting.parts.roles import ROLES
 from circuits_over_time.utils.results.store import Store
 from tests.support.browser import OpenPage, chromium
 from tests.support.shared_folder import filled_once

@@ -11,10 +11,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from circuits_over_time.plotting import plot_reproduction
 from circuits_over_time.plotting.make_report import main as make_report
-from circuits_over_time.plotting.parts.export import figure_main
-from circuits_over_time.plotting.plot_reproduction import __doc__ as description
-from circuits_over_time.plotting.plot_reproduction import draw, draw_reproduction, shown, shown_range
+from circuits_over_time.plotting.plot_reproduction import draw_reproduction, format_number, format_range
 from circuits_over_time.plotting.published.numbers import published
 from circuits_over_time.plotting.published.reproduction import (
     COLUMNS,
@@ -25,11 +24,11 @@ from circuits_over_time.plotting.published.reproduction import (
     resampled,
 )
 from circuits_over_time.utils.results.store import Store
+from tests.support.drawings import EVERYTHING, run
 from tests.support.paths import ROOT
 from tests.support.study_results import MODELS, STEPS, write_settings, write_study
 from tests.support.synthetic_results import write, write_all
 
-EVERYTHING = Namespace(model=None, task=None)
 COUNTS = {
     "circuit_nodes": 20,
     "size_correlation": 8,
@@ -229,7 +228,7 @@ def test_a_panel_without_a_value_says_so(tmp_path: Path) -> None:
 def test_script_writes_the_figure_and_the_table(
     agreeing: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert figure_main(draw, description, ["-r", str(agreeing.root), "-o", str(tmp_path)]) == 0
+    assert run(plot_reproduction, "-r", agreeing.root, "-o", tmp_path) == 0
     assert (tmp_path / "reproduction.html").is_file()
     table = pd.read_csv(tmp_path / "reproduction.csv")
     assert len(table) == sum(COUNTS.values())
@@ -238,7 +237,8 @@ def test_script_writes_the_figure_and_the_table(
 
 def test_results_of_other_models_are_refused_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = write_all(tmp_path / "results", models=("toy",), tasks=("ioi",))
-    assert figure_main(draw, description, ["-r", str(store.root), "-o", str(tmp_path)]) == 2
+    assert run(plot_reproduction, "-r", store.root, "-o", tmp_path) == 2
+    assert run(plot_reproduction, "-r", store.root, "-o", tmp_path, "-m", "toy") == 2
     assert re.search(
         r"holds no results of the study's models; run: python get_circuits_over_time\.py -c configs/study/ioi\.yml",
         caplog.text,
@@ -255,8 +255,8 @@ def test_the_report_holds_the_numbers_where_there_are_some(agreeing: Store, tmp_
 
 
 def test_numbers_are_written_as_the_study_prints_them() -> None:
-    assert [shown(x, "circuit_edges") for x in (1377.0, float("nan"))] == ["1,377", "–"]
-    assert (shown(15.0, "circuit_nodes"), shown(0.89, "size_correlation")) == ("15.0", "0.890")
-    assert shown_range(1.5e9, 2.5e9, "emergence_tokens") == "1.5B to 2.5B"
-    assert shown_range(74, 74, "circuit_edges") == "74"
-    assert shown_range(8.4e9, float("inf"), "emergence_tokens") == "after 8.4B"
+    assert [format_number(x, "circuit_edges") for x in (1377.0, float("nan"))] == ["1,377", "–"]
+    assert (format_number(15.0, "circuit_nodes"), format_number(0.89, "size_correlation")) == ("15.0", "0.890")
+    assert format_range(1.5e9, 2.5e9, "emergence_tokens") == "1.5B to 2.5B"
+    assert format_range(74, 74, "circuit_edges") == "74"
+    assert format_range(8.4e9, float("inf"), "emergence_tokens") == "after 8.4B"

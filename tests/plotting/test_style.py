@@ -11,13 +11,13 @@ from circuits_over_time.plotting.parts.style import (
     finish,
     model_looks,
     model_order,
-    task_label,
     task_order,
     translucent,
     within,
 )
 from circuits_over_time.utils.tasks import TASKS
 from circuits_over_time.utils.tasks.metrics import METRICS
+from circuits_over_time.utils.tasks.registry import task_label
 
 STUDY = ("pythia-70m", "pythia-160m", "pythia-410m", "pythia-1.4b", "pythia-2.8b")
 # Full deficiency, Machado, Oliveira and Fernandes 2009, on linear RGB.

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, TOY
+from tests.support.recipes import recipes
 
+PATH = re.compile(
+    r"`((?:benchmarks|configs|docs|edge_attribution_patching|notebooks|plotting|tests|tools|utils)/[\w/.]*)`"
+)
 LINK = re.compile(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)")
 
 
@@ -37,11 +42,36 @@ def test_no_page_sends_readers_outside_the_repository(page: Path) -> None:
     assert "../shared" not in page.read_text(encoding="utf-8")
 
 
+def test_every_path_and_every_make_target_that_a_page_names_is_there() -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    made = {name for recipe in recipes().values() for name in recipe.files}
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        assert [name for name in PATH.findall(text) if name not in made and not (ROOT / name).exists()] == [], page
+        assert [name for name in re.findall(r"`make ([\w-]+)", text) if name not in targets] == [], page
+
+
 def test_the_readme_names_every_script_and_links_to_every_page_of_docs() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     names = [path.name for path in ROOT.glob("*.py")]
     names += [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
     assert [name for name in names if name not in text] == []
+
+
+@pytest.mark.slow
+def test_the_library_in_the_readme_does_what_it_says() -> None:
+    code = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    names: dict[str, Any] = {}
+    exec(code[0].replace("model_cache/toy", TOY.as_posix()), names)
+    assert set(zip(names["circuit"].edges["source"], names["circuit"].edges["target"], strict=True)) == {
+        ("a3.h1", "logits"),
+        ("input", "m0"),
+        ("m0", "a3.h1<v>"),
+        ("m2", "a3.h1<v>"),
+        ("m0", "m2"),
+    }
 
 
 def test_the_readme_is_short() -> None:

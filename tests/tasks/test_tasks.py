@@ -329,3 +329,15 @@ def test_a_tokenizer_that_makes_no_tokens_is_refused_in_one_line(tmp_path):
     path.write_text("clean,corrupted,answers,wrong_answers\nSo Paul,So Mary, he, she\n")
     with pytest.raises(UserError, match=r"row 1 \(line 2\): the tokenizer produces no tokens for 'So Paul'; check"):
         build_prompts(str(path), Silent(), 1, 0, metric="logit_diff")
+
+
+def test_names_labels_and_primary_metrics_are_read_without_any_library_that_computes():
+    code = (
+        "import sys\n"
+        "from circuits_over_time.utils.tasks.metrics import METRICS\n"
+        "from circuits_over_time.utils.tasks.registry import primary_metric, task_label\n"
+        "print(task_label('sva'), METRICS[primary_metric('sva')].label, primary_metric('my_prompts'), sep='; ')\n"
+        "print(sorted({'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "Subject-verb agreement; probability difference; None\n[]\n"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class UserError(Exception):
@@ -17,6 +18,20 @@ class CheckpointUnusable(UserError):
 
 class HubUnreachable(CheckpointUnusable):
     """The hub did not answer: no network, offline mode, or the hub is down."""
+
+
+@contextlib.contextmanager
+def errors_of_python() -> Iterator[None]:
+    """For functions of the library: what scripts tell their users becomes a ValueError in the caller's words."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace("=true", "=True").replace("=false", "=False")
+        raise ValueError(re.sub(r"pass dtype=(\w+)", r"pass dtype='\1'", text)) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be imported for it.
+            raise
+        raise ValueError("batch_size: a batch does not fit on the device; pass a smaller one") from None
 
 
 def one_line(error: BaseException) -> str:
@@ -40,8 +55,6 @@ def suggest(name: str, known: Iterable[str], listing: str = "known", examples: I
     """The way out of an unknown name: `; did you mean 'batch_size'?`, or a list of the known names.
 
     Args:
-        name: what was written.
-        known: what may be written.
         listing: introduces the list, where no known name is close.
         examples: what to list instead, where there are too many known names.
     """

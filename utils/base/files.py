@@ -58,11 +58,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder, and those above it, if they are missing.
-
-    Raises:
-        UserError: if that is impossible.
-    """
+    """Create a folder, and those above it, if they are missing. If that is impossible, it is a UserError."""
     above = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from transformers import (
 
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 
-from ..base.errors import UserError
+from ..base.errors import UserError, errors_of_python
 from ..models.checkpoint import LoadedCheckpoint
 from ..models.family import Family
 from ..models.weight_files import CheckpointFiles
@@ -33,7 +33,7 @@ from ..results.store import Result, ResultsFolder, Store
 from ..tasks import TASKS, Task, get_task
 from ..tasks.prompts import metric_name
 from .find import CircuitPrompts, circuit_prompts
-from .handle import errors_of_python, model_in_memory, settings_of
+from .handle import model_in_memory, settings_of
 from .keys import CircuitsConfig
 from .measured import KINDS
 from .run import measure
@@ -66,6 +66,9 @@ class CircuitCallback(TrainerCallback):
 
     Raises:
         ValueError, TypeError: as `cot.find_circuit`, when the training begins.
+
+    Example:
+        Trainer(model, arguments, train_dataset=data, callbacks=[cot.CircuitCallback("ioi", every=100)])
     """
 
     def __init__(

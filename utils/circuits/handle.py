@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,11 +78,6 @@ class Model:
         return self.weights.n_layers
 
     @property
-    def n_heads(self) -> int:
-        """Query heads of a layer."""
-        return self.weights.n_heads
-
-    @property
     def graph(self) -> Graph:
         """Its nodes and edges: `graph.forward_nodes`, `graph.backward_nodes`, `graph.n_edges`."""
         return Graph.of(self.weights)
@@ -97,7 +91,7 @@ class Model:
         """One line."""
         step = "" if self.step is None else f" at step {self.step:,}"
         kind = str(self.weights.dtype).removeprefix("torch.")
-        sizes = f"{self.n_layers} layers of {self.n_heads} heads, {self.graph.n_edges:,} edges"
+        sizes = f"{self.n_layers} layers of {self.weights.n_heads} heads, {self.graph.n_edges:,} edges"
         return f"{self.name}{step}: {sizes}, {kind} on {self.weights.device}"
 
 
@@ -142,6 +136,8 @@ def model_in_memory(
     device: str | None,
 ) -> Model:
     """A Hugging Face model as it is now, which is not changed; see `cot.load`."""
+    if not hasattr(model, "config") or not hasattr(model, "state_dict"):
+        raise TypeError(f"model: {type(model).__name__} is neither a name, a folder nor a Hugging Face model")
     if tokenizer is None:
         raise TypeError("tokenizer: missing; a model in memory needs it: load(model, tokenizer=tokenizer)")
     kind = model.dtype if dtype is None else getattr(torch, dtype)
@@ -189,7 +185,7 @@ def settings_of(
             known = [key for key in (*fields, *within) if key not in OF_RUNS]
             raise TypeError(f"{name}: there is no such keyword{suggest(name, known)}")
     try:
-        settings = schema.model_validate_json(json.dumps(given | dict(fixed or {}), default=str), strict=True)
+        settings = schema.model_validate_json(json.dumps(given | dict(fixed or {}), default=_plain), strict=True)
     except pydantic.ValidationError as error:
         lines = [line.removeprefix("command line: ") for line in explain(error, schema, given, None, [])]
         is_type = all(one["type"].endswith("_type") for one in error.errors())
@@ -197,21 +193,14 @@ def settings_of(
     return with_start_token(settings, model.start_token)
 
 
+def _plain(value: Any) -> Any:
+    """A number of numpy's as one of Python's; a path, or anything else, as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
 def _as_keyword(line: str) -> str:
     """`n_prompts: 0 is not ...` as `n_prompts=0: not ...`."""
     return re.sub(r"^([\w.]+): (\S+|'.*?') is not ", r"\1=\2: not ", line)
-
-
-@contextlib.contextmanager
-def errors_of_python() -> Iterator[None]:
-    """Turn what scripts tell their users into errors of Python, in the caller's words."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error).replace("=true", "=True").replace("=false", "=False")
-        raise ValueError(re.sub(r"pass dtype=(\w+)", r"pass dtype='\1'", text)) from None
-    except torch.OutOfMemoryError:
-        raise ValueError("batch_size: a batch does not fit on the device; pass a smaller one") from None
 
 
 def with_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[CircuitSettings, CircuitPrompts]:
@@ -360,7 +349,7 @@ _HEADS = "circuits_over_time.utils.heads"
 def head_table(model: Model, kind: str, keys: Mapping[str, Any]) -> pd.DataFrame:
     """A score of every head, by the functions of the script that measures it; see `cot.head_scores`."""
     kinds: dict[str, tuple[str, str]] = dict.fromkeys(COMPONENTS, ("attention_and_copy", "ComponentsConfig"))
-    kinds |= {"succession": ("succession", "SuccessorConfig"), "copy_suppression": ("cspa", "CspaConfig")}
+    kinds |= {"succession": ("succession", "SuccessorConfig"), "cspa": ("cspa", "CspaConfig")}
     if kind not in kinds:
         raise UserError(f"kind={kind!r}: there is no such score{suggest(kind, kinds)}")
     module, schema = kinds[kind]

@@ -16,7 +16,7 @@ import torch
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
-from ..base.errors import UserError
+from ..base.errors import UserError, errors_of_python
 from ..base.files import atomic_write
 from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS
 from ..results.store import STAMP, Store, csv_bytes, read_csv
@@ -78,16 +78,6 @@ class MeasuredCircuit:
         return self._table("faithfulness")
 
     @property
-    def prompt_groups(self) -> pd.DataFrame:
-        """The spread over prompts, and each kind of prompts by itself."""
-        return self._table("prompt_groups")
-
-    @property
-    def hypothesis_tests(self) -> pd.DataFrame:
-        """The statistical tests, if asked for."""
-        return self._table("hypothesis_tests")
-
-    @property
     def status(self) -> str:
         """`found`, `task not learned`, `threshold not reached`; `not measured` if it was read from another's file."""
         return str(self._baseline("status") or "not measured")
@@ -124,12 +114,12 @@ class MeasuredCircuit:
         """95% interval of the faithfulness, over resampled prompts."""
         return self._selected("faithfulness_low"), self._selected("faithfulness_high")
 
+    @errors_of_python()
     def save(self, path: str | Path) -> None:
         """Save everything as `.pt` (`read_circuit` reads it back), or the graph alone as EAP-IG's `.json`.
 
         Raises:
-            ValueError: for another ending.
-            OSError: if the file cannot be written.
+            ValueError: for another ending, or if the file cannot be written.
         """
         path = Path(path)
         if path.suffix == ".json":

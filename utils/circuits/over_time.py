@@ -55,6 +55,10 @@ def over_time(
     except pydantic.ValidationError as error:
         lines = explain(error, FunctionConfig, given, None, [])
         raise UserError("\n".join(line.removeprefix("command line: ") for line in lines)) from None
+    if config.executor != "local":
+        raise UserError(
+            f"executor={config.executor!r}: a function of your own is measured in this process; leave it out"
+        )
     columns: dict[str, str] = {}  # As the first table has them.
     kind = ResultSchema(name, columns, name)
 

@@ -52,9 +52,7 @@ def explain(
 
     Args:
         error: what pydantic found in `data`.
-        schema: the config class.
         data: the file's keys with the overrides applied.
-        path: the config file, if any.
         changed: the keys given on the command line.
     """
     found: dict[Key, list[ErrorDetails]] = {}

@@ -184,11 +184,9 @@ class TaskConfig(PromptOptions, BaseConfig):
 
 
 def with_start_token(config: Schema, trained_with: bool | None) -> Schema:
-    """The config for one model: `prepend_bos: auto` is replaced by true or false, in its blocks too.
+    """A config for one model: `prepend_bos: auto` is replaced by true or false, in its blocks too.
 
-    Args:
-        config: any script's.
-        trained_with: whether the model was trained with a start token; None, if nobody says, counts as no.
+    `trained_with` says whether the model was trained with a start token; None, if nobody says, counts as no.
     """
     changed: dict[str, Any] = {}
     for name in type(config).model_fields:
@@ -204,7 +202,6 @@ def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -
     """Read a YAML config, apply the `key=value` overrides, and check the result.
 
     Args:
-        schema: the script's config class.
         path: the YAML file; None for defaults and overrides alone.
         overrides: each a `key=value`. A dot reaches into a block (`eap.ig_steps=30`), the value is YAML
             (`checkpoints=[1000,143000]`), and a block is merged with the file's. If a key comes twice, the last wins.

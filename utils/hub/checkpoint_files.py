@@ -52,9 +52,7 @@ def download_small(
     """Download a checkpoint's config and tokenizer into a folder.
 
     Args:
-        repository: the hub id.
         revision: branch or tag.
-        folder: where to.
         commit: the revision's commit, if it is known.
         code: also the Python files next to them, for tokenizers that need their own code.
 

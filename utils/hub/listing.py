@@ -30,13 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ListedFile:
-    """A file of a commit.
-
-    Attributes:
-        size: in bytes.
-        blob: git's id of its content.
-        sha256: the hash of its content, for files in large-file storage.
-    """
+    """A file of a commit: its bytes, git's id of its content, and for files in large-file storage its SHA-256."""
 
     size: int
     blob: str
@@ -87,9 +81,7 @@ def downloads_of(cache_dir: Path, repository: str) -> Path:
 def published_names(repository: str, downloads: Path) -> dict[str, str | None]:
     """A repository's branches, then its tags, each with its commit. Without the hub, those that it listed before.
 
-    Args:
-        repository: the hub id.
-        downloads: where its checkpoints are downloaded to. The names are kept there.
+    The names are kept in `downloads`, where its checkpoints are downloaded to.
 
     Raises:
         UserError: if there is no such repository.
@@ -120,7 +112,6 @@ def listing_of(repository: str, revision: str, downloads: Path, commit: str | No
     """The files of a revision.
 
     Args:
-        repository: the hub id.
         revision: branch, tag or commit.
         downloads: where its checkpoints are downloaded to. Listings are kept there.
         commit: the revision's commit, if it is known. Then a kept listing needs no request.
@@ -160,11 +151,7 @@ def listing_of(repository: str, revision: str, downloads: Path, commit: str | No
 def in_parallel(
     listing: Callable[[int], Listing], steps: Sequence[int], advance: Callable[[], object] = lambda: None
 ) -> dict[int, Listing | CheckpointUnusable]:
-    """The listings of many steps, `AT_ONCE` requests at a time.
-
-    Args:
-        listing: asks for one.
-        advance: called after each.
+    """The listings of many steps, `AT_ONCE` requests at a time; `advance` is called after each.
 
     Returns:
         For each step, in order, its listing or what is wrong with it. After the first `HubUnreachable`, nothing more is

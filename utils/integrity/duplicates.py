@@ -34,7 +34,6 @@ class CheckpointHashes:
     Attributes:
         revision: branch, tag or folder.
         hashes: file with weights -> hash of its content.
-        sizes: file -> bytes.
         error: why it is not known, or None.
         unasked: whether that is only because the hub did not answer.
     """
@@ -150,7 +149,6 @@ def find_duplicates(
     """Compare the weights of all published steps, from the hub's metadata alone.
 
     Args:
-        family: the family.
         exact: hash local files whole. Otherwise only those are hashed whose samples are equal; the others are known to
             differ, and their `hashes` are those of the samples.
         advance: called after each step.

@@ -17,8 +17,7 @@ def steps_to_leave_out(family: Family, steps: Sequence[int], on_duplicate: str) 
     """Say what is wrong with the steps to measure, and return those that must not be measured.
 
     Args:
-        family: the family. All its steps are compared.
-        steps: the steps to measure.
+        family: all its steps are compared.
         on_duplicate: `error`, `warn` or `skip` (see `on_duplicate_weights`).
 
     Raises:

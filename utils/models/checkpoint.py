@@ -1,7 +1,8 @@
 """One checkpoint on disk: what its small files say, its weights, and a TransformerBridge for anyone who wants hooks.
 
-Only this module and `tokenizers.py` call `from_pretrained`. They always read the files of one folder, so they load the
-revision that was asked for and never ask the hub.
+Weights are read from their files as they are. Where the names or shapes of tensors are not those that the config asks
+for, transformers builds the model instead: it knows older names, and says what is missing. Only this module and
+`tokenizers.py` call `from_pretrained`, always on one folder, so nothing here asks the hub.
 """
 
 from __future__ import annotations
@@ -55,12 +56,10 @@ class LoadedCheckpoint:
 
     Attributes:
         name: last part of the model's name or folder (`pythia-160m`, `toy`).
-        step: training step.
-        tokens: tokens seen in training.
+        tokens: how many were seen in training.
         weights: what the engine computes with.
         parameters: how many numbers the model has, with tied tensors counted once.
         tokenizer: as in `Description`.
-        files: where all this came from.
         hashes: SHA-256 of each weight file, computed in the background while the checkpoint is measured.
     """
 
@@ -125,10 +124,6 @@ class LoadedCheckpoint:
 def describe(folder: Path, trust_remote_code: bool = False) -> Description:
     """Read a checkpoint's small files. Its weights need not be there.
 
-    Args:
-        folder: in `save_pretrained` format.
-        trust_remote_code: whether the tokenizer may run Python code that comes with it.
-
     Raises:
         CheckpointUnusable: if a file is missing or broken.
         UserError: if the engine cannot read such a model.
@@ -150,9 +145,7 @@ def load_weights(
     """The weights in a `save_pretrained` folder, and how many parameters they hold.
 
     Args:
-        folder: where they are.
         dtype: the number format to load them in: float32, bfloat16, float16.
-        device: where to put them.
         state: the tensors of the folder's files, if they have been read. It is emptied.
 
     Raises:

@@ -86,9 +86,7 @@ class Family:
     def release(self, step: int, keep: Literal["all", "none"] | int) -> None:
         """Say that a checkpoint has been measured. Deletes downloads of this process that are no longer to be kept.
 
-        Args:
-            step: the checkpoint.
-            keep: `all`, `none`, or how many to keep: those that were released last.
+        `keep` is `all`, `none`, or how many to keep: those that were released last.
         """
 
     def describe(self, step: int) -> Description:
@@ -101,12 +99,7 @@ class Family:
         return describe(self.fetch_small(step), self.trust_remote_code)
 
     def load(self, step: int, dtype: str = "float32", device: str = "auto") -> LoadedCheckpoint:
-        """Load a checkpoint.
-
-        Args:
-            step: a published step.
-            dtype: number format of the weights: float32, bfloat16, float16.
-            device: see `resolve_device`.
+        """Load a checkpoint, with weights in a number format (float32, bfloat16, float16), on a device.
 
         Raises:
             CheckpointUnusable: if it is missing or damaged.
@@ -166,7 +159,6 @@ class HubFamily(Family):
 
     Attributes:
         revisions: step -> branch or tag.
-        cache_dir: where downloads go.
         commits: repository -> branch or tag -> its commit, None if the hub was not asked.
     """
 
@@ -269,7 +261,6 @@ def resolve_family(
     Args:
         model: the short name of a known model, a hub id or a local folder. Write `./pythia-70m` for a folder that has
             the name of a known model.
-        cache_dir: where to keep downloads from the hub.
         tokens_per_step: for families that do not say.
         revisions: a regular expression for the names of checkpoints (`revisions.naming_rule`). None takes the family's
             own rule, or the general ones.

@@ -60,13 +60,7 @@ class FamilyRecord:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model of a family.
-
-    Attributes:
-        name: its short name.
-        repositories: where its checkpoints are.
-        family: what is known about all models of its family.
-    """
+    """A model, the repositories that hold its checkpoints, and what is known about all models of its family."""
 
     name: str
     repositories: tuple[str, ...]

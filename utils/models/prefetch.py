@@ -49,11 +49,7 @@ class Prefetcher:
             raise error
 
     def take(self, step: int) -> PrefetchedCheckpoint | None:
-        """A step's checkpoint, once it has arrived; None if it was never started.
-
-        Raises:
-            Exception: as `wait`.
-        """
+        """A step's checkpoint, once it has arrived; None if it was never started. Raises what `wait` raises."""
         self.wait(step)
         if step != self._step or self._future is None:
             return None

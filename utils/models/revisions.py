@@ -97,14 +97,14 @@ def read_names(names: Iterable[str], pattern: re.Pattern[str], repository: str =
     found = []
     for name in names:
         if match := pattern.fullmatch(name):
-            told = match.groupdict()
+            groups = match.groupdict()
             found.append(
                 Named(
                     name,
-                    step=_number(told["step"], name, "step"),
-                    stage=_number(told.get("stage") or "1", name, "stage"),
-                    tokens=_number(told["tokens"], name, "tokens") if told.get("tokens") else None,
-                    run=told.get("run"),
+                    step=_number(groups["step"], name, "step"),
+                    stage=_number(groups.get("stage") or "1", name, "stage"),
+                    tokens=_number(groups["tokens"], name, "tokens") if groups.get("tokens") else None,
+                    run=groups.get("run"),
                     repository=repository,
                 )
             )

@@ -44,11 +44,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """The folder that holds a checkpoint's tokenizer: its own, or the one above.
-
-    Raises:
-        CheckpointUnusable: if neither does.
-    """
+    """The folder that holds a checkpoint's tokenizer: its own, or the one above. Neither: CheckpointUnusable."""
     for holder in (folder, folder.parent):
         if any((holder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
             return holder

@@ -81,7 +81,6 @@ def read_state(
     """All tensors of a checkpoint, copied into memory.
 
     Args:
-        folder: in `save_pretrained` format.
         stop: ends the reading early once it is set; then some tensors are missing.
         device: where to put them; None leaves them on the CPU.
         dtype: their number format; None leaves that of the files.
@@ -110,11 +109,9 @@ def read_state(
 
 
 def read_some(folder: Path, choose: Callable[[list[str]], list[str]]) -> dict[str, Tensor]:
-    """A few tensors of a checkpoint. Of safetensors, only these are read.
+    """A few tensors of a checkpoint: those that `choose` picks from the names of all matrices.
 
-    Args:
-        folder: in `save_pretrained` format.
-        choose: the names of all matrices -> those to read.
+    Of safetensors, only these are read.
 
     Raises:
         CheckpointUnusable: if the weights cannot be read.

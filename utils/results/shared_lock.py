@@ -13,14 +13,11 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ..base.errors import UserError
-from ..base.files import atomic_write, is_running
+from ..base.files import atomic_write, locked, writer_is_gone
 
 _NOTE, _WAIT = ".note.", 0.01
 
@@ -37,27 +34,18 @@ class SharedLock:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Let one process at a time through."""
-        lock = FileLock(self.folder / ".lock")
-        self._acquire(lock, timeout=-1)
-        try:
-            yield
-        finally:
-            lock.release()
+    def held(self, timeout: float = -1) -> contextlib.AbstractContextManager[bool]:
+        """Let one process at a time through; with a `timeout` in seconds, the block learns whether it has the lock."""
+        return locked(self.folder / ".lock", "results_dir", timeout)
 
     def once(self, done: Callable[[], bool], act: Callable[[], None]) -> None:
         """Do something under the lock, unless `done` says that it is. Who finds it done does not wait for the lock."""
-        lock = FileLock(self.folder / ".lock")
         while not done():
-            if self._acquire(lock, timeout=0):
-                try:
+            with self.held(timeout=0) as mine:
+                if mine:
                     if not done():
                         act()
-                finally:
-                    lock.release()
-                return
+                    return
             time.sleep(_WAIT)
 
     def hand_in(self, entries: Entries, take_in: TakeIn) -> dict[str, Any] | None:
@@ -70,24 +58,22 @@ class SharedLock:
         Returns:
             What `take_in` returned; None if another process has written the entries.
         """
-        lock = FileLock(self.folder / ".lock")
         note = None
         try:
-            while not self._acquire(lock, timeout=0):
+            while True:
+                with self.held(timeout=0) as mine:
+                    if mine:
+                        notes = self._notes()
+                        found = take_in([*notes.values(), entries])
+                        for path in notes:
+                            path.unlink(missing_ok=True)
+                        return found
                 if note is None:
                     note = self.folder / f"{_NOTE}{uuid.uuid4().hex}.{socket.gethostname()}.{os.getpid()}.tmp"
                     atomic_write(note, json.dumps(entries, ensure_ascii=False).encode(), sync_folder=False)
                 elif not note.exists():
                     return None
                 time.sleep(_WAIT)
-            try:
-                notes = self._notes()
-                found = take_in([*notes.values(), entries])
-                for path in notes:
-                    path.unlink(missing_ok=True)
-                return found
-            finally:
-                lock.release()
         finally:
             if note is not None:
                 note.unlink(missing_ok=True)
@@ -101,26 +87,8 @@ class SharedLock:
         """The entries that others wait to have written, in no order. Those of killed processes are left out."""
         found = {}
         for path in self.folder.glob(f"{_NOTE}*.tmp"):
-            host, _, pid = path.name.removesuffix(".tmp").rpartition(".")
-            if host.endswith(f".{socket.gethostname()}") and not is_running(int(pid)):
+            if writer_is_gone(path):
                 continue
             with contextlib.suppress(FileNotFoundError):
                 found[path] = json.loads(path.read_text(encoding="utf-8"))
         return found
-
-    def _acquire(self, lock: FileLock, timeout: float) -> bool:
-        """Wait for the lock for some seconds (-1: until it is free); whether this process has it now."""
-        try:
-            lock.acquire(timeout=timeout, poll_interval=0.005)
-        except Timeout:
-            return False
-        except NotImplementedError:
-            raise UserError(
-                f"results_dir: the file system of {self.folder} has no locks; mount it with them (flock), or name "
-                "another folder"
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"results_dir: {lock.lock_file} cannot be written ({error.strerror}); name another"
-            ) from error
-        return True

@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..base.errors import UserError
 from ..base.files import atomic_write

@@ -1,0 +1,89 @@
+"""Scores of attention heads: how figures name them, above which value a head plays a role, and all in one table."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from circuits_over_time.utils.results.kinds import how_to_make
+
+from .tables import NotMeasured, Results
+
+
+class HeadScore(NamedTuple):
+    """A kind of score.
+
+    Attributes:
+        title: above its panel.
+        unit: of its axis.
+        threshold: above it a head is said to play the role: the study's where it gives one (arXiv 2407.10827), else
+            more than half of the attention, or of the pairs.
+        role: what such a head is called.
+        name: of the score, in a sentence.
+    """
+
+    title: str
+    unit: str
+    threshold: float
+    role: str
+    name: str
+
+    @property
+    def meaning(self) -> str:
+        """What a head of the role has."""
+        return f"{self.name} above {self.threshold:g}{'%' if self.unit.startswith('%') else ''}"
+
+
+# In the order of the figure.
+SCORES = {
+    "induction": HeadScore("Induction", "attention probability", 0.5, "induction", "induction score"),
+    "previous_token": HeadScore(
+        "Previous token", "attention probability", 0.5, "previous token", "previous-token score"
+    ),
+    "duplicate_token": HeadScore(
+        "Duplicate token", "attention probability", 0.5, "duplicate token", "duplicate-token score"
+    ),
+    "copy": HeadScore("Copying (name movers)", "% of names in top 5", 10.0, "copying", "copy score"),
+    "negative_copy": HeadScore(
+        "Negative copying", "% of names in top 5", 10.0, "negative copying", "negative copy score"
+    ),
+    "succession": HeadScore("Succession", "share of pairs", 0.5, "succession", "succession score"),
+    "cspa": HeadScore("Copy suppression (CSPA)", "share of effect recovered", 0.1, "copy suppression", "CSPA score"),
+}
+# Tables of one score each: kind -> the score's name.
+SINGLE = {"successor": "succession", "cspa": "cspa"}
+
+
+def score_label(score: str) -> tuple[str, str]:
+    """Title and unit of a score."""
+    return SCORES[score][:2] if score in SCORES else (score.replace("_", " "), "score")
+
+
+def in_order(scores: pd.Series) -> list[str]:
+    """The scores of a table in the order of the figure, unknown ones last."""
+    known = list(SCORES)
+    return sorted(set(scores), key=lambda score: (known.index(score) if score in known else len(known), score))
+
+
+def head_scores(results: Results) -> pd.DataFrame:
+    """All scores in one table: `model, step, tokens, score, layer, head, value, se`, and any kind's `reason`.
+
+    `se` is the standard error of the value; a share of pairs of words has the binomial one.
+
+    Raises:
+        NotMeasured: if no kind of head score has results.
+    """
+    frames = []
+    for kind in ("components", *SINGLE):
+        table = results.table_if_any(kind, note=True)
+        if table is None:
+            continue
+        if kind in SINGLE:
+            table = table.rename(columns={"score": "value", "score_se": "se"}).assign(score=SINGLE[kind])
+        if "pairs" in table:
+            table = table.assign(se=np.sqrt(table["value"] * (1 - table["value"]) / table["pairs"]))
+        columns = ["model", "step", "tokens", "score", "layer", "head", "value", "se"]
+        frames.append(table[[*columns, "reason"] if "reason" in table else columns])
+    if not frames:
+        raise NotMeasured(f"{results.store.root} holds no head scores; run: {how_to_make('components')}")
+    return pd.concat(frames, ignore_index=True)

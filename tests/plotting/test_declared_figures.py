@@ -1,0 +1,27 @@
+"""Figure scripts declare themselves: to the report, and to `make figures`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from circuits_over_time.plotting.make_report import main
+from circuits_over_time.plotting.report.figures import figures
+from circuits_over_time.utils.results.store import Store
+from tests.support.paths import ROOT
+
+
+def test_every_script_is_in_the_report_but_that_of_one_circuit() -> None:
+    scripts = {path.stem for path in (ROOT / "plotting").glob("plot_*.py")}
+    assert {figure.draw.__module__.rpartition(".")[2] for figure in figures()} == scripts - {"plot_circuit"}
+    orders = [figure.order for figure in figures()]
+    assert orders == sorted(set(orders)), "no two figures have one place"
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_page_can_be_had_as_pages(store: Store, tmp_path: Path) -> None:
+    argv = ["-r", str(store.root), "-o", str(tmp_path / "report.html"), "-f", str(tmp_path / "figures"), "-t", "ioi"]
+    assert main(argv) == 0
+    pages = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"circuits.html", "head_scores.html", "circuit_similarity.html", "circuit_similarity.csv"} <= pages
