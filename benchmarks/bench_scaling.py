@@ -103,6 +103,11 @@ class Threads:
         self._threads = ThreadPoolExecutor(workers)
         self._running: set[Future[PoolResult]] = set()
 
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *raised: Any) -> None:
+        self._threads.shutdown()
+
     def room(self) -> int:
         return self.workers + max(1, self.workers // 8)
 
