@@ -89,13 +89,13 @@ def control_points(
                 ends = (rows.set_index(keys)[f"faithfulness{end}"] for end in ("", "_low", "_high"))
                 parts.append(_line("groups", GROUP.format(group), *ends))
     columns = [*keys, "panel", "line", *_VALUES, "n_random", "n_beaten"]
-    found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    measured = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     # Every line at every checkpoint, so that gaps break lines and have reasons. Kinds of prompts are a task's own.
     every = baselines[[*keys, "tokens", "status"]]
-    lines = found.loc[found["panel"] != "groups", ["panel", "line"]].drop_duplicates()
-    own = found.loc[found["panel"] == "groups", ["model", "task", "panel", "line"]].drop_duplicates()
+    lines = measured.loc[measured["panel"] != "groups", ["panel", "line"]].drop_duplicates()
+    own = measured.loc[measured["panel"] == "groups", ["model", "task", "panel", "line"]].drop_duplicates()
     all_lines = pd.concat([every.merge(lines, how="cross"), every.merge(own, on=["model", "task"])], ignore_index=True)
-    table = all_lines.merge(found, how="left", on=[*keys, "panel", "line"])
+    table = all_lines.merge(measured, how="left", on=[*keys, "panel", "line"])
     reason = table["status"].where(
         table["status"].notna() & (table["status"] != "found"), table["panel"].map(UNMEASURED)
     )
@@ -151,13 +151,15 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
                 if table["value"].isna().all():
                     continue
                 against = name == CIRCUIT
-                told = table.assign(beats=[_beats(row) for row in table.to_dict("records")]) if against else table
+                drawn = table.assign(beats=[_beats(row) for row in table.to_dict("records")]) if against else table
                 interval = None if name in (CIRCUIT, STABLE_ENTRY, INCLUSION) else ("low", "high")
                 hover = ("beats",) if against else ("low", "high") if interval else ()
-                told = told.round({"low": 4, "high": 4})
+                drawn = drawn.round({"low": 4, "high": 4})
                 markers = name not in (RANDOM_ENTRY, WHOLE)
                 panels.draw(
-                    Line(told, "value", name, looks[name], interval=interval, hover=hover, markers=markers), row, column
+                    Line(drawn, "value", name, looks[name], interval=interval, hover=hover, markers=markers),
+                    row,
+                    column,
                 )
                 if against:
                     ringed |= _ring(panels, table, row, column)

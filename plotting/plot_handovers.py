@@ -48,16 +48,16 @@ def segments(heads: pd.DataFrame, role: str, axis: CheckpointAxis) -> list[Segme
     Neighbours differ in the head, or have a checkpoint without any between them.
     """
     held = heads[(heads["role"] == role) & heads["passes"].astype(bool)]
-    found: list[Segment] = []
+    in_order: list[Segment] = []
     for step, at in held.groupby("step", sort=True):
         best = at.iloc[int(at["effect"].abs().argmax())]
         name, place, effect = f"a{best['layer']}.h{best['head']}", axis.place(int(str(step))), float(best["effect"])
-        if found and found[-1].head == name and found[-1].last == place - 1:
-            before = found.pop()
-            found.append(Segment(name, before.first, place, (before.effects[0], effect)))
+        if in_order and in_order[-1].head == name and in_order[-1].last == place - 1:
+            before = in_order.pop()
+            in_order.append(Segment(name, before.first, place, (before.effects[0], effect)))
         else:
-            found.append(Segment(name, place, place, (effect, effect)))
-    return found
+            in_order.append(Segment(name, place, place, (effect, effect)))
+    return in_order
 
 
 def draw_handovers(

@@ -76,11 +76,11 @@ def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str, *, narrow:
         legend=False,
     )
     most_ticks = NARROW_TICKS if narrow else MOST_TICKS
-    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), most_ticks)).round().astype(int))
+    named = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), most_ticks)).round().astype(int))
     figure.update_xaxes(
         range=[-0.5, len(steps) - 0.5],
-        tickvals=shown,
-        ticktext=[short(steps[i]) for i in shown],
+        tickvals=named,
+        ticktext=[short(steps[i]) for i in named],
         title={"text": "training step", "font": {"size": 13}},
         tickangle=0,
         tickfont_size=11,

@@ -59,7 +59,7 @@ def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> 
         part = sizes[sizes["task"] == task]
         x = part["model"].map(parameters).astype(float).to_numpy()
         y = part["size"].astype(float).to_numpy()
-        pearson = next(found for found in correlations(x, y) if found.statistic == "pearson")
+        pearson = next(other for other in correlations(x, y) if other.statistic == "pearson")
         row = {"task": task, "r": pearson.value, "p_value": pearson.p_value, "exact": pearson.exact}
         rows.append(row | {"n_models": len(part)})
     return pd.DataFrame(rows)
@@ -96,14 +96,14 @@ def draw_scale(
     sizes: pd.DataFrame, parameters: Mapping[str, float], looks: dict[str, ModelLook], count: str
 ) -> Drawing:
     """The figure: a point per model with one standard deviation over checkpoints, and r in each panel's title."""
-    found = size_against_scale(sizes, parameters).set_index("task")
+    correlation = size_against_scale(sizes, parameters).set_index("task")
     tasks = tasks_in(sizes)
     titles = []
     for task in tasks:
-        r, p, n = (float(found[name][task]) for name in ("r", "p_value", "n_models"))
+        r, p, n = (float(correlation[name][task]) for name in ("r", "p_value", "n_models"))
         verdict = "r needs three models of different sizes"
         if not np.isnan(r):
-            verdict = f"r = {r:.2f} ({n:.0f} models), {'exact ' if found['exact'][task] else ''}p = {p:.2g}"
+            verdict = f"r = {r:.2f} ({n:.0f} models), {'exact ' if correlation['exact'][task] else ''}p = {p:.2g}"
         titles.append(f"{task_label(task)}<br><span style='font-size:12px;color:#555'>{verdict}</span>")
     figure, width = row_of_panels(titles, 420)
     for column, task in enumerate(tasks, 1):

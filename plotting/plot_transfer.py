@@ -73,12 +73,12 @@ def matrices(table: pd.DataFrame, model: str, step: int | None) -> list[Matrix]:
         there = ", ".join(str(known) for known in sorted(table["step"].unique()))
         raise UserError(f"--step {step}: nothing was transferred to that step of {model} (there: {there})")
     by_step = [(task_label(task), over_steps(table, task)) for task in tasks]
-    found = [Matrix(title, values, "circuit of step", "model of step") for title, values in by_step if values.size]
+    panels = [Matrix(title, values, "circuit of step", "model of step") for title, values in by_step if values.size]
     across = over_tasks(table, step)
     if len(tasks) > 1 and across.size:
         across = across.rename(index=task_label, columns=task_label)
-        found.append(Matrix(f"Across tasks at step {step:,}", across, "circuit of", "task"))
-    return found
+        panels.append(Matrix(f"Across tasks at step {step:,}", across, "circuit of", "task"))
+    return panels
 
 
 def draw_transfer(panels: Sequence[Matrix], model: str) -> Drawing:

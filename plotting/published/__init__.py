@@ -1,1 +1,1 @@
-"""Published numbers, to lay the results' own beside."""
+"""What others published, for figures that lay the results beside it: the study's numbers, and benchmarks of Pythia."""

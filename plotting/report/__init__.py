@@ -1,1 +1,1 @@
-"""The report's parts: what `plotting/make_report.py` puts on its page."""
+"""What `make_report.py` puts on its page, part by part; `page` puts the parts together with `assets/`."""
