@@ -44,7 +44,7 @@ from circuits_over_time.utils.sweep.analysis import Analysis
 from circuits_over_time.utils.sweep.claims import ClaimedCheckpoint
 from circuits_over_time.utils.sweep.loop import SweepLoop, measure
 from circuits_over_time.utils.sweep.plan import Job, Measurement, Sweep
-from circuits_over_time.utils.sweep.pool import Outcome
+from circuits_over_time.utils.sweep.pool import PoolResult
 from circuits_over_time.utils.sweep.ray_pool import WAIT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +101,12 @@ class Threads:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._threads = ThreadPoolExecutor(workers)
-        self._running: set[Future[Outcome]] = set()
+        self._running: set[Future[PoolResult]] = set()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *raised: Any) -> None:
+        self._threads.shutdown()
 
     def room(self) -> int:
         return self.workers + max(1, self.workers // 8)
@@ -109,14 +114,14 @@ class Threads:
     def submit(self, claimed: ClaimedCheckpoint) -> None:
         self._running.add(self._threads.submit(self._measure, claimed))
 
-    def wait(self) -> list[Outcome]:
+    def wait(self) -> list[PoolResult]:
         done, self._running = wait(self._running, WAIT, FIRST_COMPLETED)
         return [future.result() for future in done]
 
-    def _measure(self, claimed: ClaimedCheckpoint) -> Outcome:
+    def _measure(self, claimed: ClaimedCheckpoint) -> PoolResult:
         name = claimed.family.name
         checkpoint = SlowHub(name, name, (), {}).load(claimed.step)
-        return Outcome(claimed, [(what, measure(checkpoint, what, None)) for what in claimed.missing])
+        return PoolResult(claimed, [(what, measure(checkpoint, what, None)) for what in claimed.missing])
 
 
 def by_processes(folder: Path, workers: int) -> float:

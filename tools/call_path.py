@@ -33,6 +33,7 @@ class CallPath:
     def __init__(self) -> None:
         self.functions: set[CodeType] = set()
         self.classes: set[type] = set()
+        self.open_classes: set[type] = set()
         self.open: list[str] = []
         self._importing = 0
 
@@ -45,17 +46,23 @@ class CallPath:
         if event != "call" or self._importing or not _is_own(code):
             return
         self.functions.add(code)
-        for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
-            kind = type(frame.f_locals[name])
-            if kind.__module__.startswith("circuits_over_time."):
-                self.classes.add(kind)
+        self.classes |= _own_classes(frame)
         if code.co_qualname == END:
             above: FrameType | None = frame
             while above is not None:
                 if _is_own(above.f_code):
                     self.open.insert(0, above.f_code.co_qualname)
+                    self.open_classes |= _own_classes(above)
                 above = above.f_back
             raise Arrived
+
+
+def _own_classes(frame: FrameType) -> set[type]:
+    """This project's classes among the arguments of a call."""
+    code = frame.f_code
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    kinds = {type(frame.f_locals.get(name)) for name in names}
+    return {kind for kind in kinds if kind.__module__.startswith("circuits_over_time.")}
 
 
 def _is_own(code: CodeType) -> bool:
@@ -83,7 +90,8 @@ def main() -> None:
         sys.setprofile(None)
     files = {code.co_filename for code in path.functions}
     sys.stdout.write(
-        f"{len(path.functions)} functions in {len(files)} files, {len(path.open)} open, {len(path.classes)} classes\n"
+        f"{len(path.functions)} functions in {len(files)} files, {len(path.open)} of them open; arguments of "
+        f"{len(path.classes)} classes, of {len(path.open_classes)} in the open ones\n"
     )
     sys.stdout.write("".join(f"{'  ' * depth}{name}\n" for depth, name in enumerate(path.open)))
     if verbose:

@@ -12,7 +12,7 @@ from .plan import Measurement
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PoolResult:
     """What came of a claimed checkpoint.
 
     Attributes:
@@ -41,5 +41,5 @@ class Pool(Protocol):
     def submit(self, claimed: ClaimedCheckpoint) -> None:
         """Hand one out."""
 
-    def wait(self) -> list[Outcome]:
+    def wait(self) -> list[PoolResult]:
         """What has come back. It waits a moment for the first."""

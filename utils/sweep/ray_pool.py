@@ -17,7 +17,7 @@ from ..base.errors import CheckpointUnusable, UserError
 from ..config.keys import BaseConfig
 from .claims import ClaimedCheckpoint
 from .plan import Job
-from .pool import Outcome
+from .pool import PoolResult
 from .worker import WorkerSetup, import_path, work_item, work_on
 
 WAIT = 0.3
@@ -99,12 +99,12 @@ class RayPool:
         """Hand a checkpoint out."""
         self._running[self._task.remote(self._setup, work_item(claimed))] = claimed
 
-    def wait(self) -> list[Outcome]:
+    def wait(self) -> list[PoolResult]:
         """What has come back, if anything comes within a moment."""
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=WAIT)
         if ready and len(self._running) > 1:
             ready, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
-        return [self._outcome(reference, self._running.pop(reference)) for reference in ready]
+        return [self._result(reference, self._running.pop(reference)) for reference in ready]
 
     def close(self) -> None:
         """Leave the cluster. What is still running there ends."""
@@ -114,20 +114,20 @@ class RayPool:
         for reference in getattr(self, "_running", {}):
             self._ray.cancel(reference, force=True)
 
-    def _outcome(self, reference: Any, claimed: ClaimedCheckpoint) -> Outcome:
+    def _result(self, reference: Any, claimed: ClaimedCheckpoint) -> PoolResult:
         errors = self._ray.exceptions
         try:
-            return Outcome(claimed, list(zip(claimed.missing, self._ray.get(reference), strict=True)))
+            return PoolResult(claimed, list(zip(claimed.missing, self._ray.get(reference), strict=True)))
         except errors.RayTaskError as error:  # The worker raised.
             if isinstance(error.cause, CheckpointUnusable):
-                return Outcome(claimed, unusable=str(error.cause))
+                return PoolResult(claimed, unusable=str(error.cause))
             if isinstance(error.cause, UserError):
-                return Outcome(claimed, refused=str(error.cause))
+                return PoolResult(claimed, refused=str(error.cause))
             raise error.as_instanceof_cause() from None
         except errors.RayError as error:
             tried = self._config.retries + 1
             why = " ".join(str(error).split())[:160]
-            return Outcome(claimed, unusable=f"its worker was lost, the last of {tried} times; run again ({why})")
+            return PoolResult(claimed, unusable=f"its worker was lost, the last of {tried} times; run again ({why})")
 
     def _slots(self) -> int:
         """How many checkpoints the machines of the cluster can measure at once."""
