@@ -56,8 +56,6 @@ def table_task(table: Mapping[str, Sequence[Any]], name: str, metric: str | Metr
 
     Args:
         table: the columns of a prompts CSV; an answer may also be a list of answers.
-        name: of the task.
-        metric: the primary metric.
 
     Raises:
         UserError: if a column is missing, or a row cannot be used.
@@ -116,7 +114,6 @@ def check_rows(source: str, header: Sequence[str], cells: Sequence[tuple[str, di
 
     Args:
         source: names the table in errors.
-        header: its columns.
         cells: where each row is, and column -> cell.
 
     Raises:
