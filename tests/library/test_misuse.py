@@ -41,7 +41,7 @@ def not_finite(logits: torch.Tensor, prompts: object) -> torch.Tensor:
 def test_load_names_the_argument_that_does_not_fit(model: Model) -> None:
     network, tokenizer = random_model("gpt2", n_layers=1, vocab=len(words())), words()
     cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
-        (lambda: cot.load(3), TypeError, "model: int is neither a name, a folder nor a model"),  # type: ignore[arg-type]
+        (lambda: cot.load(3), TypeError, "model: int is neither a name, a folder nor a Hugging Face model"),  # type: ignore[arg-type]
         (lambda: cot.load(model), TypeError, "model: Model is neither"),  # type: ignore[arg-type]
         (lambda: cot.load(torch.nn.Linear(2, 2), 0, tokenizer), TypeError, "model: Linear is neither"),  # type: ignore[arg-type]
         (lambda: cot.load(network.transformer, 0, tokenizer), ValueError, "make it with AutoModelForCausalLM"),

@@ -310,7 +310,7 @@ def test_prompts_longer_than_a_context_are_refused_with_the_longest():
     prompts = build_prompts("ioi", words(), 8, 0)
     longest = int(prompts.lengths.max())
 
-    def shape(n_positions, d_vocab=5000):
+    def shape(n_positions, d_vocab=10**6):
         return SimpleNamespace(n_positions=n_positions, d_vocab=d_vocab)
 
     prompts.require_fit("ioi", shape(longest))
