@@ -27,27 +27,26 @@
 # model** shows.
 
 # %%
-from pathlib import Path
-
-# The repository's root, from whichever folder the notebook was opened.
-ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "notebooks" / "support.py").is_file())
-
 import pandas as pd
 import torch
 
-from circuits_over_time.edge_attribution_patching.graph import Graph
+import circuits_over_time as cot
 from circuits_over_time.edge_attribution_patching.model.forward import Unembedding
+from circuits_over_time.notebooks.drawing import Axis, draw_head_maps, draw_maps, top_heads
+from circuits_over_time.notebooks.steps import (
+    effects_through_mlps,
+    head_table,
+    heads_of,
+    map_of,
+    show_circuit,
+    written_at_end,
+)
+from circuits_over_time.notebooks.support import start
 from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
-from circuits_over_time.utils.circuits.find import circuit_prompts
-from circuits_over_time.utils.circuits.keys import CircuitsConfig
-from circuits_over_time.utils.circuits.measured import measure_circuit
 from circuits_over_time.utils.ioi.attention import name_attention
-from circuits_over_time.utils.task_performance import answer_logits, task_performance
-from circuits_over_time.utils.tasks import TASKS, build_prompts
-from circuits_over_time.utils.tasks.greater_than import two_digit_tokens
-from notebooks.drawing import Axis, draw_head_maps, draw_maps, top_heads
-from notebooks.steps import PathPatching, at_end, head_table, heads_of, load_checkpoint, show_circuit
-from notebooks.support import start
+from circuits_over_time.utils.task_performance import answer_logits
+from circuits_over_time.utils.tasks import build_prompts
+from circuits_over_time.utils.tasks.greater_than import number_tokens
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 
@@ -63,11 +62,10 @@ STEP = None
 N_PROMPTS = 100
 
 # %%
-checkpoint, prepend_bos = load_checkpoint(MODEL, STEP)
-step = checkpoint.step
-weights, graph = checkpoint.weights, Graph.of(checkpoint.weights)
-size = f"{graph.n_layers} layers of {graph.n_heads} heads, {graph.n_edges:,} edges"
-f"{checkpoint.name}, step {step:,} ({checkpoint.tokens:,} tokens): {size}"
+model = cot.load(MODEL, STEP)
+weights, where = model.weights, f"{model.name}, step {model.step:,}"
+size = f"{model.n_layers} layers of {weights.n_heads} heads, {model.graph.n_edges:,} edges"
+f"{where} ({model.tokens:,} tokens): {size}"
 
 # %% [markdown]
 # ## The prompts
@@ -77,8 +75,8 @@ f"{checkpoint.name}, step {step:,} ({checkpoint.tokens:,} tokens): {size}"
 # position where the two prompts differ is that of the start year's digits, YY.
 
 # %%
-prompts = build_prompts("greater_than", checkpoint.tokenizer, N_PROMPTS, seed=0, prepend_bos=prepend_bos)
-prompts = prompts.to(checkpoint.device)
+task, starts = cot.task("greater_than"), model.start_token is True
+prompts = build_prompts("greater_than", model.tokenizer, N_PROMPTS, seed=0, prepend_bos=starts).to(weights.device)
 yy = prompts.pairs.first_difference()
 pd.DataFrame(prompts.texts, columns=["clean", "corrupted"]).assign(
     **{"right answers": [f"{year % 100 + 1:02d} ... 99" for year in prompts.meta["year"]]}
@@ -91,8 +89,8 @@ pd.DataFrame(prompts.texts, columns=["clean", "corrupted"]).assign(
 # that never errs. `prob_mass` is the probability of two digits at all.
 
 # %%
-performance = task_performance(weights, prompts, TASKS["greater_than"].metrics, batch_size=64)
-performance.pivot(index="metric", columns="run", values=["value", "se"]).loc[list(TASKS["greater_than"].metrics)]
+performance = cot.performance(model, task, n_prompts=N_PROMPTS)
+performance.pivot(index="metric", columns="run", values=["value", "se"]).loc[list(task.metrics)]
 
 # %% [markdown]
 # One number hides whether the model has learned *greater than* or a list of likely years. This map does not: each row
@@ -101,9 +99,9 @@ performance.pivot(index="metric", columns="run", values=["value", "se"]).loc[lis
 # occur.
 
 # %%
-digits = two_digit_tokens(checkpoint.tokenizer)  # number -> token
+digits = number_tokens(model.tokenizer, 2)  # number -> token
 answers = sorted(digits)
-answer_tokens = torch.tensor([digits[number] for number in answers], device=checkpoint.device)
+answer_tokens = torch.tensor([digits[number] for number in answers], device=weights.device)
 BIN = 5
 start_years = torch.tensor([year % 100 for year in prompts.meta["year"]])
 bins = sorted({int(year) // BIN for year in start_years})
@@ -123,7 +121,7 @@ show(
         columns,
         rows,
         "What the model answers, by start year",
-        f"{checkpoint.name}, step {step:,}; mean over {len(prompts)} prompts; 0.1 and more is darkest",
+        f"{where}; mean over {len(prompts)} prompts; 0.1 and more is darkest",
         "probability",
         signed=False,
         cell=6,
@@ -150,7 +148,7 @@ show(
     draw_head_maps(
         dict(zip(("END to YY", "END to the century before YY", "END to itself"), attention, strict=True)),
         "Attention from the prompt's end",
-        f"{checkpoint.name}, step {step:,}; mean over {len(prompts)} prompts",
+        f"{where}; mean over {len(prompts)} prompts",
         "attention",
         signed=False,
         darkest=1.0,
@@ -165,25 +163,29 @@ show(
 #
 # Change one thing: the *logits* read what one head (or MLP) writes on the corrupted prompt; everything else keeps its
 # clean value. The change of the probability difference is its **direct effect**. Like every intervention here, that is
-# an *edge mask*: the edges in the mask carry the corrupted run, all others the clean one (`PathPatching` in
-# [steps.py](steps.py)). **Look for** orange: without that message the answer gets worse. In GPT-2 most of it is in the
-# MLPs.
+# an *edge mask*: the edges in the mask carry the corrupted run, all others the clean one (`cot.path_effects`, and
+# `cot.ablate` for any edges). **Look for** orange: without that message the answer gets worse. In GPT-2 most of it is
+# in the MLPs.
 
 # %%
-patching = PathPatching(weights, prompts, "prob_diff")
-direct, through_mlps = patching.of_heads(), patching.of_heads(through_mlps=True)
-of_mlps = patching.of_mlps()
+direct = map_of(cot.path_effects(model, task, n_prompts=N_PROMPTS), model)
+through_mlps = effects_through_mlps(weights, prompts, "prob_diff")
+without = [
+    cot.ablate(model, task, f"m{layer}->logits", n_prompts=N_PROMPTS, evaluate_on="same")
+    for layer in range(model.n_layers)
+]
+of_mlps = torch.tensor([found.metric - found.full for found in without])
 show(
     draw_head_maps(
         {"head → logits": direct, "head → MLPs → logits as well": through_mlps},
         "Effect of each head on the probability difference",
-        f"Path patching; clean {patching.clean.mean():.2f}, corrupted {patching.corrupted.mean():.2f}",
+        f"Path patching; clean {without[0].full:.2f}, corrupted {without[0].corrupted:.2f}",
         "change in probability",
     )
 )
 
 # %%
-pd.DataFrame({"MLP": [f"m{layer}" for layer in range(graph.n_layers)], "direct effect": of_mlps.tolist()})
+pd.DataFrame({"MLP": [f"m{layer}" for layer in range(model.n_layers)], "direct effect": of_mlps.tolist()})
 
 # %% [markdown]
 # Where the second panel is darker than the first, the head works *through* MLPs: it brings YY, they compute with it.
@@ -203,7 +205,7 @@ pd.DataFrame({"MLP": [f"m{layer}" for layer in range(graph.n_layers)], "direct e
 # %%
 strongest = top_heads(direct, 3)
 mlps = sorted(layer for layer, _ in top_heads(of_mlps[:, None], 3))
-written = at_end(weights, prompts, strongest, mlps).written
+written = written_at_end(weights, prompts, strongest, mlps)
 
 
 def to_answers(output):
@@ -258,19 +260,15 @@ pd.DataFrame(share).T
 # not seen.
 
 # %%
-config = CircuitsConfig(model=MODEL, task="greater_than", n_prompts=N_PROMPTS, eap={"ig_steps": 12})
-report = measure_circuit(
-    weights, circuit_prompts(config, TASKS["greater_than"], checkpoint.tokenizer, checkpoint.weights), config
-)
-report.tables["baselines"].T.rename(columns={0: "greater-than circuit"})
+circuit = cot.find_circuit(model, task, n_prompts=N_PROMPTS, ig_steps=12)
+circuit.tables["baselines"].T.rename(columns={0: "greater-than circuit"})
 
 # %%
-show_circuit(show, report, checkpoint, "Greater-than")
+show_circuit(show, circuit, "Greater-than")
 
 # %%
-if len(report.curve):
-    curve = report.curve.assign(model=checkpoint.name, task="greater_than", step=step)
-    show(draw_curves(curve, checkpoint.name, 1))
+if len(circuit.curve):
+    show(draw_curves(circuit.curve.assign(model=model.name, task="greater_than", step=model.step), model.name, 1))
 
 # %% [markdown]
 # **Look for** the widest edges: from the embedding of YY through the lower MLPs into *values* (v) of the heads above,
@@ -285,7 +283,7 @@ if len(report.curve):
 # The heads of the circuit, side by side with what they do:
 
 # %%
-table = head_table(heads_of(report), {"to the logits": direct, "with MLPs": through_mlps, "END to YY": attention[0]})
+table = head_table(heads_of(circuit), {"to the logits": direct, "with MLPs": through_mlps, "END to YY": attention[0]})
 table.sort_values("with MLPs", ignore_index=True).head(10)
 
 # %% [markdown]

@@ -31,31 +31,20 @@
 # the task perfectly. Whether it learns the *algorithm* is another question, and the answer is worth the read.
 
 # %%
-from pathlib import Path
-
-# The repository's root, from whichever folder the notebook was opened.
-ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "notebooks" / "support.py").is_file())
-
 import pandas as pd
 import torch
 
-from circuits_over_time.edge_attribution_patching.graph import Graph
+import circuits_over_time as cot
 from circuits_over_time.edge_attribution_patching.model.forward import Unembedding
-from circuits_over_time.edge_attribution_patching.patching.paths import Receivers
+from circuits_over_time.notebooks.drawing import draw_attention, draw_head_maps, draw_scatter, top_heads
+from circuits_over_time.notebooks.steps import head_table, heads_of, map_of, show_circuit, written_at_end
+from circuits_over_time.notebooks.support import start
 from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
-from circuits_over_time.utils.circuits.find import circuit_prompts
-from circuits_over_time.utils.circuits.keys import CircuitsConfig
-from circuits_over_time.utils.circuits.measured import measure_circuit
-from circuits_over_time.utils.heads.attention_and_copy import attention_samples, ordinary_tokens, repeated_blocks
-from circuits_over_time.utils.heads.copy_scores import copy_samples, mean_scores
 from circuits_over_time.utils.ioi.attention import name_attention
 from circuits_over_time.utils.ioi.effects import Exchange, PairedRuns
-from circuits_over_time.utils.task_performance import answer_logits, task_performance
-from circuits_over_time.utils.tasks import TASKS, build_prompts
+from circuits_over_time.utils.task_performance import answer_logits
+from circuits_over_time.utils.tasks import build_prompts
 from circuits_over_time.utils.tasks.ioi import signal_variants
-from notebooks.drawing import draw_attention, draw_head_maps, draw_scatter, top_heads
-from notebooks.steps import PathPatching, at_end, head_table, heads_of, load_checkpoint, show_circuit
-from notebooks.support import start
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 
@@ -71,11 +60,10 @@ STEP = None
 N_PROMPTS = 100
 
 # %%
-checkpoint, prepend_bos = load_checkpoint(MODEL, STEP)
-step = checkpoint.step
-weights, graph = checkpoint.weights, Graph.of(checkpoint.weights)
-size = f"{graph.n_layers} layers of {graph.n_heads} heads, {graph.n_edges:,} edges"
-f"{checkpoint.name}, step {step:,} ({checkpoint.tokens:,} tokens): {size}"
+model = cot.load(MODEL, STEP)
+weights, where = model.weights, f"{model.name}, step {model.step:,}"
+size = f"{model.n_layers} layers of {weights.n_heads} heads, {model.graph.n_edges:,} edges"
+f"{where} ({model.tokens:,} tokens): {size}"
 
 # %% [markdown]
 # ## The prompts
@@ -85,9 +73,9 @@ f"{checkpoint.name}, step {step:,} ({checkpoint.tokens:,} tokens): {size}"
 # `abc` names three different people, so that there is no right answer.
 
 # %%
-asked = "ioi", checkpoint.tokenizer, N_PROMPTS, 0  # seed 0
-swap = build_prompts(*asked, prepend_bos=prepend_bos).to(checkpoint.device)
-abc = build_prompts(*asked, prepend_bos=prepend_bos, ioi_corruption="abc").to(checkpoint.device)
+ioi, asked = cot.task("ioi"), {"prepend_bos": model.start_token is True}
+swap = build_prompts("ioi", model.tokenizer, N_PROMPTS, seed=0, **asked).to(weights.device)
+abc = build_prompts("ioi", model.tokenizer, N_PROMPTS, seed=0, ioi_corruption="abc", **asked).to(weights.device)
 names = torch.stack([swap.positions[name] for name in ("io", "s1", "s2")], dim=1)  # [prompt, 3]
 
 pd.DataFrame(
@@ -107,8 +95,8 @@ pd.DataFrame(
 # the right one beats every token there is.
 
 # %%
-performance = task_performance(weights, swap, TASKS["ioi"].metrics, batch_size=64)
-performance.pivot(index="metric", columns="run", values=["value", "se"]).loc[list(TASKS["ioi"].metrics)]
+performance = cot.performance(model, ioi, n_prompts=N_PROMPTS)
+performance.pivot(index="metric", columns="run", values=["value", "se"]).loc[list(ioi.metrics)]
 
 # %% [markdown]
 # **The toy model** does it without an error. A circuit of a model that fails at the task explains nothing, so if your
@@ -127,7 +115,7 @@ show(
     draw_head_maps(
         dict(zip(("END to IO", "END to S1", "END to S2"), attention, strict=True)),
         "Attention from the prompt's end to the names",
-        f"{checkpoint.name}, step {step:,}; mean over {len(swap)} prompts",
+        f"{where}; mean over {len(swap)} prompts",
         "attention",
         signed=False,
         darkest=1.0,
@@ -143,17 +131,15 @@ show(
 #
 # Looking is not writing. For each head, keep the whole clean run and change one thing: the *logits* read what that
 # head writes on the corrupted prompt, and nothing between the head and the logits is touched. The change of the logit
-# difference is the head's **direct effect**. In this repository that, like every intervention, is an *edge mask*:
-# it says which edges of the graph carry the corrupted run, while all others carry the clean one (`PathPatching` in
-# [steps.py](steps.py)).
+# difference is the head's **direct effect** (`cot.path_effects`). In this repository that, like every intervention, is
+# an *edge mask*: it says which edges of the graph carry the corrupted run, while all others carry the clean one.
 #
 # **Look for** dark orange: without that head's message the logit difference falls. Blue heads push against the
 # answer.
 
 # %%
-patching = PathPatching(weights, swap, "logit_diff")
-direct = patching.of_heads()
-of_abc = PathPatching(weights, abc, "logit_diff").of_heads()
+direct = map_of(cot.path_effects(model, ioi, n_prompts=N_PROMPTS), model)
+of_abc = map_of(cot.path_effects(model, ioi, n_prompts=N_PROMPTS, ioi_corruption="abc"), model)
 show(
     draw_head_maps(
         {"swap: the other answer": direct, "abc: no answer": of_abc},
@@ -169,8 +155,8 @@ show(
 # %%
 clean_mean = float(performance.query("run == 'clean' and metric == 'logit_diff'")["value"].iloc[0])
 writers = top_heads(direct, 6)
-looks = {f"attends to {name}": where for name, where in zip(("IO", "S1", "S2"), attention, strict=True)}
-head_table(writers, {"direct effect": direct, "of clean": direct / clean_mean} | looks)
+attends = dict(zip(("attends to IO", "attends to S1", "attends to S2"), attention, strict=True))
+head_table(writers, {"direct effect": direct, "of clean": direct / clean_mean} | attends)
 
 # %% [markdown]
 # **The toy model**: one head is the whole story. The head that looks at S2 carries more than twice the logit
@@ -185,7 +171,7 @@ head_table(writers, {"direct effect": direct, "of clean": direct / clean_mean} |
 # whether the name is among the 5 most promoted tokens. The negative copy score takes minus the head's output.
 
 # %%
-copying = mean_scores(copy_samples(weights, swap.clean, swap.lengths, names, batch_size=64))
+copying = {kind: map_of(cot.head_scores(model, kind, n_prompts=N_PROMPTS), model) for kind in ("copy", "negative_copy")}
 show(
     draw_head_maps(
         {"copy score": copying["copy"], "negative copy score": copying["negative_copy"]},
@@ -205,10 +191,13 @@ show(
 
 # %%
 layer, head = writers[0]
-end_of_run = at_end(weights, swap, [(layer, head)])
-to_io, to_s1, to_s2 = end_of_run.attention[layer, head].gather(1, names).T.cpu()
+at_names = [
+    cot.attention(model, clean).pattern[layer, head, -1, places]
+    for (clean, _), places in zip(swap.texts, names.cpu(), strict=True)
+]
+to_io, to_s1, to_s2 = torch.stack(at_names).T
 directions = Unembedding(weights, centre_vocabulary=True).rows(slice(None))
-logits = end_of_run.written[f"a{layer}.h{head}"] @ directions.T
+logits = written_at_end(weights, swap, [(layer, head)])[f"a{layer}.h{head}"] @ directions.T
 to_logit = {
     name: logits.gather(1, tokens[:, :1])[:, 0].cpu()
     for name, tokens in (("IO", swap.answers.right), ("S", swap.answers.wrong))
@@ -227,13 +216,12 @@ show(
 # And its attention on one whole prompt, next to that of the head that looks at IO most. The last row is END.
 
 # %%
-length = int(swap.lengths[0])
-tokens = [checkpoint.tokenizer.decode([token]) for token in swap.clean[0, :length].tolist()]
-looking = divmod(int(attention[0].argmax()), graph.n_heads)
+tokens, pattern = cot.attention(model, swap.texts[0][0])
+looking = divmod(int(attention[0].argmax()), weights.n_heads)
 drawn = dict.fromkeys(((layer, head), looking))
 show(
     draw_attention(
-        {f"a{at}.h{of}": end_of_run.first[at][of, :length, :length] for at, of in drawn},
+        {f"a{at}.h{of}": pattern[at, of] for at, of in drawn},
         tokens,
         "Attention on one prompt",
         f"The decisive head and the head that looks at IO most; the answer is {swap.meta['io'][0]}",
@@ -248,20 +236,20 @@ show(
 # ## Who tells these heads where to look?
 #
 # In GPT-2 the name movers' queries are steered by S-inhibition heads. To find such heads, patch longer paths: a
-# head's corrupted message goes only into the **queries** (or keys, or values) of the heads above, and from there to
-# the logits. **Look for** orange in the first panel: S-inhibition heads. Orange under "values" means that the name
-# itself comes through a head.
+# head's corrupted message goes only into the **queries** (or keys, or values) of the heads above, and everything after
+# these is recomputed. **Look for** orange in the first panel: S-inhibition heads. Orange under "values" means that the
+# name itself comes through a head.
 
 # %%
-receivers = tuple(writers)
-steering = {
-    f"into their {word}": patching.of_heads([Receivers(receivers, letter)])
-    for letter, word in (("q", "queries"), ("k", "keys"), ("v", "values"))
-}
+receivers = [f"a{layer}.h{head}" for layer, head in writers]
+steering = {}
+for letter, word in (("q", "queries"), ("k", "keys"), ("v", "values")):
+    inputs = [f"{receiver}<{letter}>" for receiver in receivers]
+    steering[f"into their {word}"] = map_of(cot.path_effects(model, ioi, None, inputs, n_prompts=N_PROMPTS), model)
 show(
     draw_head_maps(
         steering,
-        f"Effect of each head through {', '.join(f'a{layer}.h{head}' for layer, head in receivers)}",
+        f"Effect of each head through {', '.join(receivers)}",
         "Path patching head → query, key or value → logits (swap)",
         "change in logits",
     )
@@ -280,15 +268,15 @@ show(
 # names are.
 
 # %%
-variants = signal_variants(swap, checkpoint.tokenizer)
+variants = signal_variants(swap, model.tokenizer)
 kinds = {"clean": swap.clean, "abc: no name repeated": abc.corrupted} | {
     name.replace("_", " "): tokens for name, tokens in variants.items() if name != "same_token_same_order"
 }
 rows = []
 for kind, tokens in kinds.items():
-    where = name_attention(weights, tokens, swap.lengths, end, names, batch_size=64)[0]
+    looks = name_attention(weights, tokens, swap.lengths, end, names, batch_size=64)[0]
     rows.append(
-        {"prompts": kind} | {f"a{layer}.h{head} to S2's place": float(where[2, layer, head]) for layer, head in writers}
+        {"prompts": kind} | {f"a{layer}.h{head} to S2's place": float(looks[2, layer, head]) for layer, head in writers}
     )
 pd.DataFrame(rows).set_index("prompts")
 
@@ -341,11 +329,13 @@ pd.DataFrame(
 # 2209.11895](https://arxiv.org/abs/2209.11895)):
 
 # %%
-tokens = repeated_blocks(ordinary_tokens(checkpoint.tokenizer, weights.d_vocab), n_sequences=50, period=18, seed=0)
-scores = mean_scores(attention_samples(weights, tokens, batch_size=50))
+scores = {
+    kind: map_of(cot.head_scores(model, kind, n_sequences=50, seq_len=18), model)
+    for kind in ("induction", "duplicate_token", "previous_token")
+}
 show(
     draw_head_maps(
-        {name.replace("_", " "): scores[name] for name in ("induction", "duplicate_token", "previous_token")},
+        {kind.replace("_", " "): values for kind, values in scores.items()},
         "Heads that recognise repetition",
         "Mean attention on random tokens that stand twice in a row",
         "attention",
@@ -366,14 +356,11 @@ show(
 # seen.
 
 # %%
-config = CircuitsConfig(model=MODEL, task="ioi", n_prompts=N_PROMPTS, eap={"ig_steps": 12})
-report = measure_circuit(
-    weights, circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights), config
-)
-report.tables["baselines"].T.rename(columns={0: "IOI circuit"})
+circuit = cot.find_circuit(model, ioi, n_prompts=N_PROMPTS, ig_steps=12)
+circuit.tables["baselines"].T.rename(columns={0: "IOI circuit"})
 
 # %%
-show_circuit(show, report, checkpoint, "IOI")
+show_circuit(show, circuit, "IOI")
 
 # %% [markdown]
 # Blue edges raise the logit difference, orange ones lower it; q, k, v say which of a head's inputs an edge enters.
@@ -381,8 +368,8 @@ show_circuit(show, report, checkpoint, "IOI")
 # faithfulness over all sizes tried (the ring marks the circuit drawn):
 
 # %%
-if len(report.curve):
-    show(draw_curves(report.curve.assign(model=checkpoint.name, task="ioi", step=step), checkpoint.name, 1))
+if len(circuit.curve):
+    show(draw_curves(circuit.curve.assign(model=model.name, task="ioi", step=model.step), model.name, 1))
 
 # %% [markdown]
 # **The toy model**'s circuit is a handful of edges: the names' embeddings go through the first MLP into the *values*
@@ -397,7 +384,7 @@ if len(report.curve):
 
 # %%
 head_table(
-    heads_of(report),
+    heads_of(circuit),
     {
         "direct effect": direct,
         "copy %": copying["copy"],

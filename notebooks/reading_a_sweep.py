@@ -23,20 +23,17 @@
 # here too.
 
 # %%
-from pathlib import Path
-
-# The repository's root, from whichever folder the notebook was opened.
-ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "notebooks" / "support.py").is_file())
-
 import argparse
 import tempfile
+from pathlib import Path
 
 import pandas as pd
 from IPython.display import Markdown, display
 
-import get_circuits_over_time
-import get_full_model_components_over_time
+import circuits_over_time as cot
+from circuits_over_time import get_circuits_over_time, get_full_model_components_over_time
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.notebooks.support import start
 from circuits_over_time.plotting.parts.circuit_similarity import edges_of
 from circuits_over_time.plotting.parts.panels import Line, Panels
 from circuits_over_time.plotting.parts.style import SERIES, ModelLook, model_looks
@@ -54,7 +51,6 @@ from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import run
 from circuits_over_time.utils.tasks import TASKS as BUILT_IN
 from circuits_over_time.utils.tasks.registry import task_label
-from notebooks.support import start
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 
@@ -104,14 +100,9 @@ head_store = results_of(get_full_model_components_over_time, "seq_len=18", f"n_p
 # so you can read what is there while a sweep is still running.
 
 # %%
-rows = []
-for kind in ("graphs", "faithfulness", "baselines"):
-    for task in TASKS:
-        steps = store.folder(kind, model, task).steps()
-        rows.append({"kind": kind, "task": task, "checkpoints": len(steps), "first": steps[0], "last": steps[-1]})
-steps = head_store.folder("components", model).steps()
-rows.append({"kind": "components", "task": "", "checkpoints": len(steps), "first": steps[0], "last": steps[-1]})
-pd.DataFrame(rows)
+found = [cot.results(store.root), cot.results(head_store.root)]
+found = pd.concat(found, ignore_index=True).drop_duplicates().query("model == @model")
+found[found["kind"].isin(["graphs", "faithfulness", "baselines", "components"])].fillna("").reset_index(drop=True)
 
 # %% [markdown]
 # The `run.json` next to the files says how they were made. All results in a folder come from one set of settings (the

@@ -28,18 +28,15 @@
 # %%
 from pathlib import Path
 
-# The repository's root, from whichever folder the notebook was opened.
-ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "notebooks" / "support.py").is_file())
-
 import pandas as pd
 
+from circuits_over_time.get_ioi_consistency import ANALYSIS
+from circuits_over_time.notebooks.support import start
 from circuits_over_time.plotting.plot_circuit import draw_circuit
 from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
 from circuits_over_time.utils.config.keys import load_config, with_start_token
 from circuits_over_time.utils.models.family import resolve_family
 from circuits_over_time.utils.results.store import Store
-from get_ioi_consistency import ANALYSIS
-from notebooks.support import start
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 
@@ -107,7 +104,7 @@ show(draw_circuit(strongest, f"IOI circuit of {name}", f"{len(edges)} edges; the
 # %%
 overrides = [f"model={MODEL}", f"results_dir={RESULTS}", "definitions=frozen"]
 family = resolve_family(MODEL, Path("model_cache"))
-config = load_config(ANALYSIS.schema, ROOT / "configs" / "ioi_consistency_real.yml", overrides)
+config = load_config(ANALYSIS.schema, Path("configs/ioi_consistency_real.yml"), overrides)
 config = with_start_token(config, family.prepend_bos)  # as the runner does
 described = family.describe(STEP)
 inputs = ANALYSIS.prepare(config, described.tokenizer, described.shape)

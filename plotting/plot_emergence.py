@@ -141,10 +141,8 @@ def draw_seed_curves(
     """The curves of models that differ in their seed alone: every seed as a thin line over a band of quartiles.
 
     Args:
-        curves, seeds: rows of these tables.
         shapes: whether a curve is abrupt, by its name, where enough models tell.
         group: what the models are called together.
-        models: its members.
     """
     summary = seeds[seeds["group"] == group]
     own = curves[curves["model"].isin(models)]

@@ -57,7 +57,6 @@ def matrices(table: pd.DataFrame, model: str, step: int | None) -> list[Matrix]:
 
     Args:
         table: rows of `transfer`, with `task`.
-        model: whose.
         step: of the matrix over tasks; None takes the last at which most tasks have a circuit.
 
     Raises:

@@ -43,7 +43,6 @@ class SizeRule:
 
     Attributes:
         threshold: what its faithfulness must reach.
-        criterion, grid: see the module.
     """
 
     threshold: float

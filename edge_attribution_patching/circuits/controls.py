@@ -65,7 +65,6 @@ class Controls:
     """A circuit beside random ones, all on the same prompts.
 
     Attributes:
-        masks: the random circuits.
         random: the metric of each of them alone.
         without: the metric of the model without the circuit.
         without_random: the metric of the model without each random circuit.

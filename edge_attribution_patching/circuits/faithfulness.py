@@ -31,7 +31,6 @@ class CircuitEvaluator:
 
     Args:
         pairs: prompt pairs on the model's device.
-        batch_size: prompts per pass.
         memory_budget_gb: how much of the prepared runs to keep; the others are prepared again. Also bounds each pass.
 
     Attributes:
@@ -77,9 +76,7 @@ class Baselines:
     """The whole model on clean and on corrupted prompts.
 
     Attributes:
-        full, corrupted: mean of the metric.
         full_se, corrupted_se, gap_se: standard errors of the means and of their paired difference.
-        n_prompts: how many prompts.
     """
 
     full: float

@@ -48,7 +48,6 @@ class Outcome:
     """One test.
 
     Attributes:
-        test: its name.
         statistic: equivalence: share of prompts on which the circuit scores higher; independence: HSIC; minimality:
             share of edges whose removal changes the metric more than that of 90% of the edges added at random;
             sufficiency and necessity: share of random circuits that the circuit beats.

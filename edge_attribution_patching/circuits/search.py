@@ -50,7 +50,6 @@ def edge_order(
 
     Args:
         scores: score of every edge; entries that are not edges are ignored.
-        order: "greedy" or "top_n".
         limit: stop after this many edges (all by default).
         signed: select by sign too; None: by |score| alone.
 
@@ -82,9 +81,6 @@ class EdgeSelector:
 
     Args:
         edges: flat indices of the edges that may join, ascending; all edges by default.
-
-    Attributes:
-        edges: these candidates.
     """
 
     def __init__(self, graph: Graph, edges: Int[Tensor, " candidate"] | None = None) -> None:

@@ -26,7 +26,6 @@ class Architecture:
 
     Attributes:
         block: what the names of a block's tensors begin with; `{}` is the number of the layer.
-        embed, position_embed, final_norm: tensors outside the blocks.
         norm: the kind of every norm.
         attn_norm, mlp_norm: norms before attention and the MLP; None if they read the residual stream as it is.
         attn_post_norm, mlp_post_norm: norms of what the heads together, and the MLP, write, before it is added.

@@ -32,7 +32,6 @@ class TokenPart:
     """Some of the packed tokens.
 
     Attributes:
-        tokens: which.
         answers: which of these are last tokens of their prompts: places in `tokens`.
         prompts: the prompts that end there.
     """

@@ -46,7 +46,6 @@ class HeadAttention:
 
     Attributes:
         masks: under which masks of all.
-        q, k, v: as they attend.
         pattern: padded, with the queries of `PackedTokens.queries` (in the last layer `PackedTokens.answers`).
         written: what comes of them, before W_O_scaled.
     """

@@ -72,7 +72,6 @@ def attribute(
         metric: per-prompt metric of the logits at the answer, differentiable.
         fold_of: the fold of each prompt; every fold from 0 to the last has prompts (`assign_folds`). One by default.
         steps, quadrature: how many integration steps, and where they lie (`quadrature_points`).
-        batch_size: prompts per pass.
         memory_budget_gb: bounds what autograd keeps and what the contraction holds. Work is split up to stay below it.
         share_prefix: run only the positions from the first difference of a pair on (the others cannot contribute).
 

@@ -48,7 +48,6 @@ class FoldScores:
 
     Attributes:
         sums: over the prompts of each fold, float32 on the CPU; 0 where there is no edge.
-        sizes: prompts of each fold.
     """
 
     graph: Graph
@@ -112,7 +111,6 @@ class KeptFolds:
     Attributes:
         edges: flat index forward * n_backward + backward of each edge that is kept, ascending.
         means: mean score of the edge over the prompts of each fold, float32 with the precision of float16.
-        sizes: prompts of each fold.
         scale: what the float16 numbers are multiplied by.
     """
 

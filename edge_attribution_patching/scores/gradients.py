@@ -290,7 +290,6 @@ class Gradients:
             difference: node outputs of one run minus those of another.
             memory_budget: bytes that may be held at once; tokens are taken in parts to stay below it.
             fold_of: the fold of each prompt of the batch.
-            into: the sums so far.
         """
         weights, layout, graph = self.weights, self.batch.layout, Graph.of(self.weights)
         width = weights.d_model

@@ -57,8 +57,6 @@ def weighted_jaccard(first: Mapping[Edge, float], second: Mapping[Edge, float], 
     that helps in one circuit and hurts in the other does not count as overlap.
 
     Args:
-        first: scores by edge.
-        second: scores by edge.
         shares: first divide each circuit's scores by the sum of their absolute values. The metric, and with it every
             score, grows as a model learns; without this, growth would look like dissimilarity.
 
@@ -93,7 +91,6 @@ def similarity_over_training(circuits: Mapping[int, pd.DataFrame], reference: in
     """Each checkpoint's circuit against the one before it, or against a reference.
 
     Args:
-        circuits: edges by step.
         reference: step to compare all with; by default every circuit is compared with that of the checkpoint before.
 
     Returns:

@@ -14,8 +14,6 @@ class HeadScore(NamedTuple):
     """A kind of score.
 
     Attributes:
-        title: above its panel.
-        unit: of its axis.
         threshold: above it a head is said to play the role: the study's where it gives one (arXiv 2407.10827), else
             more than half of the attention, or of the pairs.
         role: what such a head is called.

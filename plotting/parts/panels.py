@@ -35,17 +35,11 @@ class Line:
 
     Attributes:
         table: rows with `step`, `tokens` and the columns below, ascending in step. NaN breaks the line.
-        value: the column to draw.
         name: legend entry, and first line of the hover text.
-        look: colour, marker and dash.
         error: column of standard errors, drawn as a 95% band, or None.
         interval: columns with the ends of a 95% interval, drawn as a band. A missing end closes the band there.
-        dash: overrides the look's dash.
         hover: more columns to show on hover.
-        markers: whether to mark checkpoints.
         legend: legend entry that the line belongs to. Lines of one entry switch on and off together.
-        width: pixels.
-        opacity: of the whole line.
     """
 
     table: pd.DataFrame
@@ -70,7 +64,6 @@ class Gaps:
         table: all rows of the curve, with `step`, `tokens` and the columns below.
         value: the column that is drawn.
         reason: the column that says why it is empty. If the table has none, or it is empty too, so is the reason.
-        name, look: of the model.
     """
 
     table: pd.DataFrame
@@ -132,11 +125,8 @@ class Panels:
         """Make a grid.
 
         Args:
-            rows, columns: of panels.
-            axis: the training axis.
             titles: what to write above the panels: one per column, or one per panel if `n_panels` is given.
             n_panels: how many panels there are, row by row, if the grid is not full.
-            panel_height: pixels of a panel.
             names_at_ends: leave room to the right of every panel for `name_ends`.
         """
         # Lines and gaps need a time axis; panels over checkpoints have bars.
@@ -205,7 +195,6 @@ class Panels:
 
         Args:
             gaps: of every model of the panel.
-            row, column: of the panel.
             hint: what to say below the reasons of a panel without any value.
         """
         where = {"row": row, "col": column}
@@ -292,7 +281,6 @@ class Panels:
 
         Args:
             ends: for each line its last value, its name and its colour.
-            row, column: of the panel.
         """
         ends = sorted(end for end in ends if end[0] == end[0])
         if not ends:
@@ -379,8 +367,6 @@ def by_panel(
 
     Args:
         draw: takes rows of the table.
-        table: of all panels.
-        column: which.
         values: of the column, in order, as far as they are there; by default as the table has them, but tasks in the
             order of the study.
     """

@@ -254,7 +254,6 @@ def finish(
         figure: traces of one name get one entry in the legend, however many panels they are in.
         title, subtitle: see `Drawing`.
         width: pixels in PNG and PDF; the HTML fills the window but keeps the height.
-        height: pixels, without the heading.
         legend: whether the figure has a legend.
     """
     named: set[str] = set()

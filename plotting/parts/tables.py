@@ -30,7 +30,6 @@ class Results:
     """The results of the models and tasks asked for.
 
     Args:
-        store: all results.
         arguments: parsed command line: `model` and `task` (lists of names, or None for all), and a figure's options.
         in_report: whether they are for the report, which says by itself what could be measured too.
     """
@@ -100,7 +99,6 @@ class Results:
         """A table of `results/comparison`, for the models and tasks asked for. Rows that are of no task stay.
 
         Args:
-            name: of the table.
             whole: whether to give all rows, and perhaps none.
 
         Raises:

@@ -23,7 +23,6 @@ class TimeAxis:
         last: tokens of the last checkpoint.
         zero: position of step 0 (tokens on the log axis), or None where no step 0 is drawn.
         tokens_per_step: tokens in a step, or None where the models disagree; steps are then left out of the labels.
-        steps: trained steps drawn, ascending.
     """
 
     first: float
@@ -124,11 +123,7 @@ def compact(number: float) -> str:
 
 @dataclass(frozen=True)
 class CheckpointAxis:
-    """An axis on which checkpoints stand at equal distances (0, 1, 2, ...), for what counts checkpoints, not tokens.
-
-    Attributes:
-        steps: of the checkpoints, ascending.
-    """
+    """An axis on which checkpoints stand at equal distances (0, 1, 2, ...), for what counts checkpoints, not tokens."""
 
     steps: tuple[int, ...]
     title = "checkpoint (training step)"

@@ -22,8 +22,6 @@ class Timeline:
 
     Args:
         checkpoints: `step, tokens` of every checkpoint.
-        rows: their names.
-        row_height: pixels.
         narrow: whether to write the rows' names into the figure instead of next to it.
     """
 

@@ -26,7 +26,6 @@ def step_and_model(path: Path, root: Path) -> tuple[int, str]:
     """The step and the model that a result file is about.
 
     Args:
-        path: the file.
         root: the folder it was found in. Its own name counts if no folder below names a model.
 
     Raises:

@@ -37,7 +37,6 @@ class Number:
         step: the checkpoint, of a number about one.
         from_step: the first checkpoint of a mean or median.
         low, high: ends of the range, equal for one number.
-        source: where it is published.
     """
 
     quantity: str

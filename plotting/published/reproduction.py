@@ -41,8 +41,6 @@ class Estimate:
     Attributes:
         value: NaN where they give none.
         low: lower end of the 95% interval, NaN without one.
-        high: upper end.
-        n: checkpoints it rests on.
         note: what to know of it.
     """
 
@@ -61,7 +59,6 @@ def reproduction(store: Store, arguments: argparse.Namespace) -> pd.DataFrame:
     is missing.
 
     Args:
-        store: the results.
         arguments: parsed command line with `model` and `task` (lists of names, or None for all).
     """
     study = StudyResults(store)
@@ -102,8 +99,6 @@ def resampled(
     Args:
         values: [n], in the order of training.
         statistic: takes an array and `axis`.
-        seed: of the draw.
-        resamples: how many.
 
     Returns:
         [resamples], or an array of NaN for fewer than `LEAST` values.

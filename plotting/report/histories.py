@@ -21,7 +21,6 @@ def score_histories(
 
     Args:
         folder: graphs of one model and task.
-        edges: (source, target) by number.
         counts: at how many checkpoints each is in the circuit.
         budget: bytes of base64.
 

@@ -55,9 +55,7 @@ def page_html(
     Args:
         results: what the report is about.
         circuits, heads: records of `circuit_records` and `head_records`, if any.
-        meanings: what each role means.
         figures: by name, in reading order, if any.
-        runs: the run records.
         notes: lines about what is absent.
     """
     data = {"circuits": circuits, "heads": heads, "meanings": meanings, "roles": list(ROLES.values())}

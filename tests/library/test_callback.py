@@ -57,7 +57,7 @@ def callback(results: Path, every: Any = 2, **keys: Any) -> cot.CircuitCallback:
 def figure(folder: Path) -> str:
     """The page that plot_circuits.py draws of a folder's results."""
     asked = ["-r", str(folder / "results"), "-o", str(folder / "figures")]
-    assert figure_main(plot_circuits.draw, plot_circuits.__doc__, asked, plot_circuits.options) == 0
+    assert figure_main(plot_circuits.FIGURE, asked) == 0
     return (folder / "figures" / "circuits.html").read_text()
 
 

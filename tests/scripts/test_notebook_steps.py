@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+import circuits_over_time as cot
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward, unembed
 from circuits_over_time.edge_attribution_patching.model.norms import normalise
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
+from circuits_over_time.notebooks.steps import effects_through_mlps, head_table, map_of, written_at_end
+from circuits_over_time.utils.circuits.handle import Model
+from circuits_over_time.utils.ioi.attention import name_attention
 from circuits_over_time.utils.tasks import build_prompts
 from circuits_over_time.utils.tasks.prompts import Prompts
-from notebooks.steps import PathPatching, at_end, head_table, load_checkpoint
 from tests.support.random_models import HOOKED, random_model
 from tests.support.task_tokenizers import words
 
@@ -50,22 +53,30 @@ def test_direct_effects_are_those_of_exchanged_outputs(weights: ModelWeights, pr
     metric, everyone = prompts.metric("logit_diff"), torch.arange(len(prompts))
     _, final, heads, mlps = end_of_run(weights, prompts, prompts.clean)
     _, _, other_heads, other_mlps = end_of_run(weights, prompts, prompts.corrupted)
-    patching = PathPatching(weights, prompts, "logit_diff")
+    model, task = Model("random", weights, words()), cot.task("ioi")
+    direct = map_of(cot.path_effects(model, task, n_prompts=len(prompts)), model)
+    asked = {"n_prompts": len(prompts), "evaluate_on": "same"}
+    without = [cot.ablate(model, task, f"m{layer}->logits", **asked) for layer in range(2)]
 
     def effects(change: Tensor) -> Tensor:
         patched = metric(unembed(weights, final + change), everyone) - metric(unembed(weights, final), everyone)
         return patched.mean()
 
     expected = torch.stack([torch.stack([effects(of_head) for of_head in layer]) for layer in other_heads - heads])
-    torch.testing.assert_close(patching.of_heads(), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(direct, expected, atol=1e-5, rtol=1e-4)
     expected = torch.stack([effects(of_mlp) for of_mlp in other_mlps - mlps])
-    torch.testing.assert_close(patching.of_mlps(), expected, atol=1e-5, rtol=1e-4)
-    assert patching.of_heads().abs().max() > 1e-3
+    torch.testing.assert_close(torch.tensor([one.metric - one.full for one in without]), expected, atol=1e-5, rtol=1e-4)
+    assert direct.abs().max() > 1e-3
+    above_nothing = effects_through_mlps(weights, prompts, "logit_diff")[1]
+    if weights.parallel:  # No MLP reads the last layer's heads.
+        torch.testing.assert_close(above_nothing, direct[1], atol=1e-5, rtol=1e-4)
+    else:
+        assert (above_nothing - direct[1]).abs().max() > 1e-3
 
 
 def test_what_is_written_at_the_end_adds_up_to_the_residual_stream(weights: ModelWeights, prompts: Prompts) -> None:
     every_head = [(layer, head) for layer in range(2) for head in range(weights.n_heads)]
-    written = at_end(weights, prompts, every_head, [0, 1]).written
+    written = written_at_end(weights, prompts, every_head, [0, 1])
     assert set(written) == {f"a{layer}.h{head}" for layer, head in every_head} | {"m0", "m1"}
     start, final, _, _ = end_of_run(weights, prompts, prompts.clean)
     _, inverse_scale = normalise(weights.final_norm, final)
@@ -75,10 +86,16 @@ def test_what_is_written_at_the_end_adds_up_to_the_residual_stream(weights: Mode
 
 
 def test_attention_from_the_end_is_that_of_each_prompts_last_token(weights: ModelWeights, prompts: Prompts) -> None:
-    seen = at_end(weights, prompts)
-    length = int(prompts.lengths[0])
-    torch.testing.assert_close(seen.attention[1, :, 0, :length], seen.first[1][:, length - 1, :length])
-    torch.testing.assert_close(seen.attention.sum(dim=-1), torch.ones(2, weights.n_heads, len(prompts)))
+    end = prompts.positions["end"][:, None]
+    names = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
+    mean = name_attention(weights, prompts.clean, prompts.lengths, end, names, batch_size=4)[0]  # [name, layer, head]
+    model = Model("random", weights, words())
+    each = [cot.attention(model, clean).pattern[:, :, -1] for clean, _ in prompts.texts]  # [layer, head, key]
+    torch.testing.assert_close(
+        torch.stack([one.sum(dim=-1) for one in each]), torch.ones(len(prompts), 2, weights.n_heads)
+    )
+    looked = torch.stack([one[:, :, places] for one, places in zip(each, names, strict=True)]).mean(dim=0)
+    torch.testing.assert_close(mean, looked.permute(2, 0, 1))
 
 
 def test_a_table_of_heads_has_a_row_for_each_even_for_none() -> None:
@@ -96,4 +113,4 @@ def test_prompts_begin_with_a_start_token_where_the_model_was_trained_with_one(
     own = shutil.copytree(tiny_family, tmp_path / "own")
     described = json.loads((own / "family.json").read_text())
     (own / "family.json").write_text(json.dumps(described | {"prepend_bos": True}))
-    assert [load_checkpoint(str(family), 10)[1] for family in (tiny_family, own)] == [False, True]
+    assert [cot.load(family, 10).start_token is True for family in (tiny_family, own)] == [False, True]

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from choreographer.browsers.chromium import Chromium
 
-from notebooks.execute import FOLDER, NAMES, REAL, execute, load, with_parameters
+from circuits_over_time.notebooks.execute import FOLDER, NAMES, REAL, execute, load, with_parameters
 from tests.support.paths import ROOT, TOY_STEPS
 
 MOST_BYTES = 400_000
@@ -104,7 +104,7 @@ def test_without_a_browser_figures_are_interactive_and_the_notebook_says_so_once
     )[0]
     figure = "show(finish(go.Figure(), 'A figure', width=300, height=200))"
     sources = (
-        f"{head}\nimport plotly.graph_objects as go\nfrom notebooks.support import start\n"
+        f"{head}\nimport plotly.graph_objects as go\nfrom circuits_over_time.notebooks.support import start\n"
         "from circuits_over_time.plotting.parts.style import finish\nshow = start()",
         *[figure] * 2,
     )

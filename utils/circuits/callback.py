@@ -56,7 +56,6 @@ class CircuitCallback(TrainerCallback):
     Args:
         task: a task's name, what `cot.task` returns, or several of these.
         every: measure before the first step, then every so many steps, and at the last one; or at exactly these steps.
-        results_dir: the folder of results.
         name: what the results call the model; by default the last part of the trainer's `output_dir`.
         tokenizer: by default the trainer's `processing_class`.
         tokens_per_step: tokens of a training step, for the axes of figures. Not needed if the trainer counts them:

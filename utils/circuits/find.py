@@ -42,7 +42,6 @@ class CircuitPrompts:
     """A task's prompts for one circuit.
 
     Attributes:
-        task: the task.
         scoring: the prompts that edges are scored on.
         evaluation: the prompts that circuits are evaluated on: others, or the same ones (`evaluate_on`).
     """

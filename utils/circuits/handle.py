@@ -344,11 +344,9 @@ class Evaluation:
     """The model with some edges on clean prompts and all others on corrupted ones.
 
     Attributes:
-        n_edges, n_nodes: how many there are.
         metric, metric_se: its mean over prompts, and the standard error.
         faithfulness: (metric - corrupted) / (full - corrupted).
         faithfulness_interval: its 95% interval, over resampled prompts.
-        faithfulness_raw: metric / full.
         full, corrupted: the metric of the whole model on clean and on corrupted prompts.
         values: the metric of every prompt.
     """

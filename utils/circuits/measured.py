@@ -283,7 +283,9 @@ def svg_of(edges: pd.DataFrame) -> str:
     for source, target, score in zip(ranked["source"], ranked["target"], ranked["score"], strict=True):
         (x0, y0), (x1, y1) = edge_ends(source, target, layout)
         bend, share = 0.45 * (y1 - y0), (abs(score) / strongest) ** 0.5
-        curve = f"M{x0:.2f} {-y0:.2f}C{x0:.2f} {-y0 - bend:.2f} {x1:.2f} {bend - y1:.2f} {x1:.2f} {-y1:.2f}"
+        bow = 0.75 if abs(x1 - x0) < BOX_WIDTH and y1 - y0 > 1 else 0  # Around the boxes between.
+        ends = f"{x0 + bow:.2f} {-y0 - bend:.2f} {x1 + bow:.2f} {bend - y1:.2f} {x1:.2f} {-y1:.2f}"
+        curve = f"M{x0:.2f} {-y0:.2f}C{ends}"
         colour, name = POSITIVE if score >= 0 else NEGATIVE, escape(f"{source}->{target} {score:+.3g}")
         look = f'stroke="{colour}" stroke-width="{0.01 + 0.06 * share:.3f}" opacity="{0.3 + 0.6 * share:.2f}"'
         shapes.append(f'<path d="{curve}" fill="none" {look}><title>{name}</title></path>')
@@ -291,7 +293,7 @@ def svg_of(edges: pd.DataFrame) -> str:
         box = f'x="{x - BOX_WIDTH / 2:.2f}" y="{-y - BOX_HEIGHT / 2:.2f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}"'
         shapes.append(f'<rect {box} rx=".06" fill="#eef3f7" stroke="#8a8a8a" stroke-width=".015"/>')
         shapes.append(f'<text x="{x:.2f}" y="{0.07 - y:.2f}" font-size=".2" text-anchor="middle">{node}</text>')
-    width, height = 2 * layout.half_width + 0.4, layout.height + 1
+    width, height = 2 * layout.half_width + 1.2, layout.height + 1
     view = f"{-width / 2:.2f} {-layout.height - 0.5:.2f} {width:.2f} {height:.2f}"
-    style = f"width:{min(900, 70 * width):.0f}px;max-width:100%;font-family:sans-serif"
+    style = f"width:{min(900, 70 * width):.0f}px;max-width:100%;display:block;font-family:sans-serif"
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}" style="{style}">{"".join(shapes)}</svg>'

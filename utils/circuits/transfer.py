@@ -44,9 +44,7 @@ class StoredCircuit:
     """A circuit as it is stored.
 
     Attributes:
-        step, task: where it was found.
         edges: flat indices of its edges.
-        n_backward: of its graph.
     """
 
     step: int
@@ -68,12 +66,7 @@ class StoredCircuit:
 
 @dataclass
 class StoredCircuits:
-    """One model's circuits, read when they are asked for.
-
-    Attributes:
-        store: the results.
-        model: the model's folder name.
-    """
+    """One model's circuits, read when they are asked for."""
 
     store: Store
     model: str

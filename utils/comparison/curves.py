@@ -260,11 +260,7 @@ SHORTEST = 2
 
 
 def change_points(values: Float[np.ndarray, " checkpoint"]) -> list[int]:
-    """The first places of new stretches, ascending; none where there are fewer than four values, or all are equal.
-
-    Args:
-        values: in order, without gaps.
-    """
+    """The first places of new stretches, ascending; none where there are fewer than four values, or all are equal."""
     n = len(values)
     if n < 2 * SHORTEST or np.ptp(values) == 0:
         return []

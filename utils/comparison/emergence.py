@@ -59,7 +59,6 @@ def find_emergence(
         resampled: the values under other draws; None where nothing is known of their uncertainty.
         fraction: the level is baseline + fraction * (maximum - baseline).
         sustained: at how many checkpoints in a row the curve must be at or above the level.
-        baseline: what counts as nothing.
     """
     index = int(crossings(values[None], fraction, sustained, baseline)[0])
     maximum = float(np.nanmax(values))

@@ -52,7 +52,6 @@ class Trajectory:
     """The circuits of one model and task over training.
 
     Attributes:
-        checkpoints: by step, ascending.
         fingerprint: a hash of everything that was read.
     """
 

@@ -34,7 +34,6 @@ class Correlation:
         statistic: `pearson` or `spearman`.
         value: nan with fewer than three models, or without variation.
         low, high: 95% interval from resampled models; nan with fewer than five.
-        p_value: two-sided.
         exact: whether all permutations were counted.
     """
 

@@ -61,7 +61,6 @@ def read_command_line(
 
     Args:
         name: the name of its file.
-        schema: its config.
         argv: its arguments, by default those of the process.
         switches: its own options that are on or off, and what `--help` says of them. `dry_run` is `--dry-run`.
 

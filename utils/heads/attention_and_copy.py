@@ -109,7 +109,6 @@ def repeated_blocks(
     Args:
         tokens: the tokens to draw from.
         n_sequences: how many blocks. The first k of n are the k blocks of the same seed.
-        period: block length in tokens.
 
     Raises:
         UserError: if there are fewer than `period` tokens.

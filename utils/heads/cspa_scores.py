@@ -79,7 +79,6 @@ def cspa_scores(
     """CSPA score of every head from `settings.start_layer` up.
 
     Args:
-        tokens: sequences of equal length.
         means: `mean_outputs` of other text, of at least as many positions, from the same `start_layer` up.
         function_tokens: tokens that the qk intervention never keeps.
 

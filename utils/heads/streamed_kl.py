@@ -48,7 +48,6 @@ class Kept:
 
     Attributes:
         vector: which vector, token by token.
-        weight: its multiple.
         starts: where each token's entries start; one more at the end.
     """
 
@@ -90,7 +89,6 @@ class Divergences:
     """Per head and token; a head's two interventions are ablation (0) and the other one (1).
 
     Attributes:
-        kl: KL(orig || changed), nats.
         loss: cross-entropy with the next token, nats; meaningless where the target is below 0.
         original_loss: the same without any change.
         largest_logit: largest magnitude of a centred logit, which says how fine logits are rounded.
@@ -117,7 +115,6 @@ def kl_of_changes(
     Args:
         final: final residual stream, normalised without gain and bias.
         targets: next token of each token, or -1.
-        outputs: W_O of each layer.
         changes: the heads' changes, layer by layer.
         vectors: what `Kept` refers to.
         block: tokens and vocabulary entries worked on at once; chosen for the device where None.

@@ -52,7 +52,6 @@ def download_small(
     """Download a checkpoint's config and tokenizer into a folder.
 
     Args:
-        revision: branch or tag.
         commit: the revision's commit, if it is known.
         code: also the Python files next to them, for tokenizers that need their own code.
 

@@ -112,7 +112,6 @@ def listing_of(repository: str, revision: str, downloads: Path, commit: str | No
     """The files of a revision.
 
     Args:
-        revision: branch, tag or commit.
         downloads: where its checkpoints are downloaded to. Listings are kept there.
         commit: the revision's commit, if it is known. Then a kept listing needs no request.
 

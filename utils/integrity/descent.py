@@ -29,8 +29,6 @@ class WeightChange:
     """From one checkpoint to the next.
 
     Attributes:
-        before: the earlier step.
-        step: the later one.
         distance: relative L2 distance, mean over tensors; 0 if they are equal.
         usual: the median of the neighbouring pairs' distances; None if there are fewer than two.
     """

@@ -32,7 +32,6 @@ class CheckpointHashes:
     """What a checkpoint, or `main`, holds.
 
     Attributes:
-        revision: branch, tag or folder.
         hashes: file with weights -> hash of its content.
         error: why it is not known, or None.
         unasked: whether that is only because the hub did not answer.
@@ -151,7 +150,6 @@ def find_duplicates(
     Args:
         exact: hash local files whole. Otherwise only those are hashed whose samples are equal; the others are known to
             differ, and their `hashes` are those of the samples.
-        advance: called after each step.
 
     Raises:
         UserError: if the repository is missing or closed.

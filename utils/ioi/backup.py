@@ -43,10 +43,7 @@ class DirectEffects:
     """Parts of every prompt's logit difference, at the norm scale of the clean run, and how they change by ablation.
 
     Attributes:
-        heads, heads_change: of every head.
-        mlps, mlps_change: of all MLPs together.
         final_norm_change: what the change of the final norm's scale adds.
-        logit_diff, logit_diff_change: of the whole model.
     """
 
     heads: Float[Tensor, "layer head prompt"]

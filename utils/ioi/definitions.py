@@ -39,7 +39,6 @@ class EffectDefinition:
     """How effects are measured, and which heads can hold a role.
 
     Attributes:
-        name: as in the config.
         through_mlps: under `frozen`, also count paths through MLPs from a sender to the receivers of its level.
     """
 

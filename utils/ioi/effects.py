@@ -201,7 +201,6 @@ class Exchange:
     """One head's output exchanged at the answer's token, for several heads.
 
     Attributes:
-        logit_difference: of every prompt.
         attention: mean attention of the movers from the answer's token; meaningless if a mover does not read the
             sender.
         reads: whether a mover reads the sender.

@@ -71,8 +71,6 @@ class HeadFacts:
 
     Attributes:
         status: `found`, or why there is no circuit.
-        copy, negative_copy: copy scores, in percent.
-        induction, duplicate_token: attention probabilities.
         cspa: copy-suppression score; nan if a head has none.
         sources: input -> `stored` or `computed` (for the circuit also `all heads`).
     """

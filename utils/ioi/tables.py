@@ -72,7 +72,6 @@ class Tables:
         """Add the row of a level and those of its heads.
 
         Args:
-            effects: of every measured head.
             roles: of those that have one.
             attention: from the token that counts at this level.
             n_receivers: how many heads have their inputs patched; None at the first level.

@@ -24,7 +24,6 @@ class Damage:
         models: the short names that it concerns.
         steps: the steps that it concerns; empty if they are not known one by one.
         problem: what is wrong, as the predicate of a sentence.
-        source: who says so.
         expected: whether that follows from the training, so that nothing is wrong after all.
     """
 

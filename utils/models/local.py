@@ -62,7 +62,6 @@ def read_about(path: Path, tokens_per_step: int | None) -> tuple[int, bool | Non
     """What a family's `family.json` says: tokens per training step, and whether it was trained with a start token.
 
     Args:
-        path: the family's folder.
         tokens_per_step: used if there is no such file.
 
     Raises:

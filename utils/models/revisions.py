@@ -34,7 +34,6 @@ class Named:
 
     Attributes:
         name: the branch, tag or folder.
-        step: as in the name.
         stage: of training, from 1.
         tokens: tokens seen in training, if the name tells.
         run: which of several runs of the stage it belongs to, if there are several.
@@ -124,7 +123,6 @@ def timeline(
         named: the checkpoints. If two have the same step, the first counts.
         source: the family's name, for errors.
         rule: what is known about its tokens.
-        stages: the stages to take.
         tokens_per_step: used if neither the rule nor the names tell.
 
     Raises:

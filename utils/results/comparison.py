@@ -29,7 +29,6 @@ class Comparison:
 
     Attributes:
         name: its file, `results/comparison/<name>.csv`.
-        columns: name -> meaning.
         script: the root script that writes it.
     """
 

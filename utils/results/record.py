@@ -44,8 +44,6 @@ class EncodedResults:
     """The files of one measurement of a checkpoint, ready to be written.
 
     Attributes:
-        step: the checkpoint's.
-        provenance: of its weights.
         files: for each results folder of the analysis, suffix -> bytes.
     """
 
@@ -335,7 +333,6 @@ def compare_weights(held: Mapping[str, Any], family: Family, written: Mapping[in
     """Compare the weights behind results with those of a family.
 
     Args:
-        held: a run.json.
         family: the weights of today. A hub revision whose commit is the recorded one is known to be equal; otherwise
             the hashes that the hub lists are compared, and where it lists none, the repository's name counts. Of a
             local family, weights are hashed whose samples have changed or whose files are newer than the result, and

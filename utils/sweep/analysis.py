@@ -49,7 +49,6 @@ class Analysis:
 
     Attributes:
         name: the script's name without `.py`.
-        schema: its config.
         kinds: every kind of result that `measure` returns.
         prepare: (config, tokenizer, shape) -> inputs: everything that does not depend on the weights. Raises UserError
             on bad input. The runner calls it before it loads a model's first checkpoint, and again only if a later

@@ -46,8 +46,6 @@ class Owner:
     """Who made a claim.
 
     Attributes:
-        host: name of the machine.
-        pid: process id.
         machine: the machine since it was last started, and the processes that are visible there. Process ids can only
             be compared where this is equal.
         started: when the process started, in the kernel's count; tells it from a later one with the same id.
@@ -74,7 +72,6 @@ class Claims:
     """The claims of this process on one results folder.
 
     Args:
-        root: the results folder.
         beat, stale: seconds between two heartbeats, and without one until a claim is stale.
     """
 
@@ -321,8 +318,6 @@ class ClaimedCheckpoint:
 
     Attributes:
         queue: the model's, which it is from.
-        step: its training step.
-        missing: what to measure there.
     """
 
     queue: WorkQueue
@@ -340,8 +335,6 @@ class WorkQueue:
 
     Args:
         sweep: the model's part of the run.
-        steps: its unfinished steps.
-        claims: this process's claims.
 
     Attributes:
         left: the steps that this process neither took nor saw finished.

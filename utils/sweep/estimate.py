@@ -33,7 +33,6 @@ class Estimate:
     """What measuring some checkpoints takes.
 
     Attributes:
-        download: bytes still to download.
         disk: the most bytes of weights that will be on disk for these steps at once; 0 for a local family.
         memory: the most bytes that weights will take in memory at once, while a checkpoint is loaded: a file of weights
             and a model in the number format asked for, twice if that is not the file's. On a GPU, the model is there

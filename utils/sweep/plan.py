@@ -120,7 +120,6 @@ class Sweep:
 
     Attributes:
         model: as the config names it.
-        family: the model's checkpoints.
         asked: the jobs, with what depends on the model resolved (`prepend_bos: auto`), and the steps each asks for.
         missing: step -> what is missing there, in order; only the unfinished steps, sorted.
     """

@@ -16,7 +16,6 @@ class PoolResult:
     """What came of a claimed checkpoint.
 
     Attributes:
-        of: the checkpoint.
         measured: what is missing there, and its files; empty if there is an error.
         unusable: why the checkpoint could not be measured, in one line.
         refused: bad input, in one line; it ends the run.

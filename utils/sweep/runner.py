@@ -60,7 +60,6 @@ def run_jobs(
     Args:
         name: what the progress bar says.
         jobs: the analyses and their configs.
-        config: the whole run's.
         dry_run: write to stdout what would be measured, and load nothing.
         only_fetch: download what missing measurements need, and measure nothing.
 
@@ -115,7 +114,6 @@ def _fetch(sweeps: Sequence[Sweep], later: Sequence[Sweep]) -> int:
     """Bring everything to disk that measuring needs: checkpoints, and the data sets of jobs.
 
     Args:
-        sweeps: what to measure.
         later: second walks over the same models. What they lack depends on what is measured first, so all of their
             checkpoints are fetched.
     """

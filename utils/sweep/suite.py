@@ -48,7 +48,6 @@ def jobs_of(config: SuiteConfig, where: str = "analyses") -> list[Job]:
     """A suite's analyses with their configs, in the order in which they run.
 
     Args:
-        config: the suite.
         where: how errors name the list.
 
     Raises:

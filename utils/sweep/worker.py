@@ -28,7 +28,6 @@ class WorkerSetup:
     """What all work of a run has in common.
 
     Attributes:
-        token: names the run.
         jobs: as in `plan`.
         folder: the working folder of the driver, which paths in configs are relative to.
         threads: with how many threads to compute.
@@ -46,7 +45,6 @@ class WorkItem:
 
     Attributes:
         model: as the config names it.
-        step: training step.
         missing: numbers of the job and of its task.
         found: files of the results folder that the jobs may read: path in it -> bytes.
     """

@@ -57,8 +57,6 @@ def table_task(table: Mapping[str, Sequence[Any]], name: str, metric: str | Metr
 
     Args:
         table: the columns of a prompts CSV; an answer may also be a list of answers.
-        name: of the task.
-        metric: the primary metric.
 
     Raises:
         UserError: if a column is missing, or a row cannot be used.
@@ -119,7 +117,6 @@ def check_rows(source: str, header: Sequence[str], cells: Sequence[tuple[str, di
 
     Args:
         source: names the table in errors.
-        header: its columns.
         cells: where each row is, and column -> cell.
 
     Raises:

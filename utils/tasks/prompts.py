@@ -39,7 +39,6 @@ class Prompts:
         clean, corrupted: token ids, padded on the right to a common width.
         lengths: tokens in each prompt without padding; the answer is read at position `lengths - 1`.
         answers: the right and the wrong answers.
-        texts: the (clean, corrupted) texts.
         meta: one row per prompt with what it was built from (each task's module lists its columns).
         positions: named positions in the clean prompt. Every task has `end`, the last token.
     """
@@ -228,7 +227,6 @@ def assemble(
 
     Args:
         tokenizer: adds no special tokens, whatever its default.
-        pairs: at least one.
         where: names a pair in error messages, by its index.
         prepend_bos: put exactly one start token in front of every prompt (the end-of-sequence token if the tokenizer
             has no other). Positions count it. `auto` that no family has resolved counts as no.

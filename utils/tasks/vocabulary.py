@@ -58,7 +58,6 @@ def single_tokens(
     """The words that are one token after a space, with their token ids.
 
     Args:
-        words: without the leading space.
         task, what: the task and the kind of word, for the error message.
         least: how many words the task needs.
 
