@@ -203,7 +203,7 @@ class MeasuredCircuit:
 
     def _baseline(self, column: str) -> Any:
         table = self._table("baselines")
-        value = None if not len(table) or pd.isna(table[column].iloc[0]) else table[column].iloc[0]
+        value: Any = None if not len(table) or pd.isna(table[column].iloc[0]) else table[column].iloc[0]
         return value.item() if hasattr(value, "item") else value
 
     def _selected(self, column: str) -> float | None:
