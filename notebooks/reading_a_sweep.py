@@ -18,7 +18,7 @@
 # small files. This notebook reads such a folder: what is in it, when tasks are learned, when circuits form, whether
 # they stay, and which heads come and go. It asks the questions in the order in which a sceptical reader would.
 #
-# Everything is read through `utils.results.store.Store`, the only code that knows where results are, and drawn with
+# Everything is read through `Store` (`utils/results/store.py`), which alone knows where results are, and drawn with
 # the same functions as in the scripts of `plotting/`, so `python plotting/plot_<subject>.py` gives you every figure
 # here too.
 
