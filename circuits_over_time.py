@@ -458,7 +458,7 @@ def over_time(
 
     if not isinstance(model, str | Path):
         raise TypeError(f"model: {type(model).__name__} is neither a name nor a folder of checkpoints")
-    return sweep.over_time(str(model), steps, function, name or getattr(function, "__name__", ""), keys)
+    return sweep.over_time(str(model), steps, function, name or str(getattr(function, "__name__", "")), keys)
 
 
 def __getattr__(name: str) -> Any:

@@ -224,7 +224,7 @@ def settings_of(
     return with_start_token(validated(schema, given | dict(fixed or {}), given), model.start_token)
 
 
-def validated(schema: type[Schema], values: Mapping[str, Any], given: Mapping[str, Any]) -> Schema:
+def validated(schema: type[Schema], values: dict[str, Any], given: dict[str, Any]) -> Schema:
     """Settings from values, some of which the caller gave.
 
     Raises:
