@@ -79,7 +79,7 @@ def load(
 
     Raises:
         ValueError: if there is no such model or step, it is damaged, or its architecture is not supported.
-        TypeError: if a model in memory comes without a tokenizer.
+        TypeError: for another type of value or keyword, or a model in memory without a tokenizer.
 
     Example:
         model = cot.load("model_cache/toy", step=1350)
@@ -88,6 +88,7 @@ def load(
 
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r}: not 'float32', 'bfloat16' or 'float16'")
+    step = handle.checked(step, tokenizer, family)
     if not isinstance(model, str | Path):
         return handle.model_in_memory(model, step, tokenizer, dtype, device)
     resolve = {"cache_dir": Path(cache_dir), **family}
@@ -120,6 +121,7 @@ def task(
 
     Raises:
         ValueError: if there is no such task, a column is missing or a row cannot be used.
+        TypeError: for another type of value.
 
     Example:
         cot.task(clean=["So Paul is such a good cook, isn't"], corrupted=["So Mary is such a good cook, isn't"],
@@ -131,15 +133,30 @@ def task(
     from circuits_over_time.utils.tasks.csv_task import PRIMARY_METRICS, table_task
 
     lists = {"clean": clean, "corrupted": corrupted, "answers": answers, "wrong_answers": wrong_answers}
-    columns = {column: list(values) for column, values in lists.items() if values is not None}
-    if (prompts is None) == (not columns):
+    given = {column: values for column, values in lists.items() if values is not None}
+    if (prompts is None) == (not given):
         raise TypeError("prompts: give a name, a CSV or a data frame, or else the lists clean=, corrupted=, ...")
+    if wrong := [
+        column for column, values in given.items() if isinstance(values, str) or not hasattr(values, "__iter__")
+    ]:
+        raise TypeError(f"{wrong[0]}: {given[wrong[0]]!r} is not a list")
+    if not isinstance(name, str):
+        raise TypeError(f"name={name!r}: not text")
+    columns = {column: list(values) for column, values in given.items()}
+    if metric is not None and not isinstance(metric, str) and not callable(metric):
+        raise TypeError(f"metric={metric!r}: not a name, nor a function")
     if isinstance(metric, str) and metric not in PRIMARY_METRICS:
         raise ValueError(f"metric={metric!r}: not {' or '.join(map(repr, PRIMARY_METRICS))}, nor a function")
     if isinstance(prompts, str | Path):
         found = get_task(str(prompts), "logit_diff")
         return found if metric is None else replace(found, primary=metric)
     if prompts is not None:
+        if not hasattr(prompts, "columns"):
+            raise TypeError(f"prompts: {type(prompts).__name__} is not a name, a CSV or a data frame")
+        if not prompts.columns.is_unique:
+            raise ValueError(
+                f"prompts: the data frame has the same column twice: {', '.join(map(str, prompts.columns))}"
+            )
         columns = {str(column): prompts[column].tolist() for column in prompts.columns}
     return table_task(columns, name, metric or "logit_diff")
 
@@ -347,7 +364,7 @@ def attention(model: Model, prompt: str, *, start_token: bool | None = None) -> 
     """
     from circuits_over_time.utils.circuits.handle import attention_of
 
-    return Attention(*attention_of(model, prompt, model.start_token is True if start_token is None else start_token))
+    return Attention(*attention_of(model, prompt, start_token))
 
 
 @errors_of_python()

@@ -32,7 +32,7 @@ def prepare(config: PerformanceConfig, tokenizer: PreTrainedTokenizerBase, shape
     prepared = {}
     for task in tasks_of(config):
         prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
-        prompts.require_fit(task.name, shape.n_positions)
+        prompts.require_fit(task.name, shape)
         prepared[task.name] = prompts
     return prepared
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -309,11 +310,17 @@ def test_parts_of_prompts_that_do_not_fit_are_refused():
 def test_prompts_longer_than_a_context_are_refused_with_the_longest():
     prompts = build_prompts("ioi", words(), 8, 0)
     longest = int(prompts.lengths.max())
-    prompts.require_fit("ioi", longest)
+
+    def shape(n_positions, d_vocab=10**6):
+        return SimpleNamespace(n_positions=n_positions, d_vocab=d_vocab)
+
+    prompts.require_fit("ioi", shape(longest))
     with pytest.raises(
         UserError, match=rf"task: ioi: a prompt has {longest} tokens, but the model's context holds 7; use"
     ):
-        prompts.require_fit("ioi", 7)
+        prompts.require_fit("ioi", shape(7))
+    with pytest.raises(UserError, match=r"not the model's: token .* the model has 50"):
+        prompts.require_fit("ioi", shape(longest, 50))
 
 
 def test_a_tokenizer_that_makes_no_tokens_is_refused_in_one_line(tmp_path):

@@ -97,7 +97,7 @@ def circuit_prompts(
         if not heldout or not str(error).startswith("n_prompts"):
             raise
         raise UserError(f"{error} (evaluate_on=heldout needs twice n_prompts={n} prompts)") from None
-    prompts.require_fit(task.name, shape.n_positions)
+    prompts.require_fit(task.name, shape)
     if not heldout:
         return CircuitPrompts(task, prompts, prompts)
     return CircuitPrompts(task, prompts.select(slice(0, n)), prompts.select(slice(n, None)))
@@ -140,18 +140,21 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
     """
     scoring = prompts.scoring.to(weights.device)
     try:
-        return attribute(
-            weights,
-            scoring.pairs,
-            scoring.metric(prompts.task.primary),
-            assign_folds(len(scoring), settings.eap.n_folds, settings.seed),
-            steps=settings.eap.ig_steps,
-            quadrature=settings.eap.quadrature,
-            batch_size=settings.batch_size,
-            memory_budget_gb=settings.memory_budget_gb,
-        )
+        with torch.inference_mode(False), torch.enable_grad():  # Callers may be in torch.no_grad().
+            return attribute(
+                weights,
+                scoring.pairs,
+                scoring.metric(prompts.task.primary),
+                assign_folds(len(scoring), settings.eap.n_folds, settings.seed),
+                steps=settings.eap.ig_steps,
+                quadrature=settings.eap.quadrature,
+                batch_size=settings.batch_size,
+                memory_budget_gb=settings.memory_budget_gb,
+            )
     except FloatingPointError as error:
         kind = str(weights.dtype).removeprefix("torch.")
+        if kind == "float32":
+            raise UserError(f"model: {error}; its weights are damaged, or activations overflow") from None
         raise UserError(f"dtype: {kind}: {error}; use dtype=float32 or bfloat16") from None
 
 

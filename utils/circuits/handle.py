@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -95,6 +96,30 @@ class Model:
         return f"{self.name}{step}: {sizes}, {kind} on {self.weights.device}"
 
 
+FAMILY_KEYS = {"tokens_per_step": int, "revisions": str, "stages": list | tuple, "trust_remote_code": bool}
+"""How to resolve a family, and the type of each."""
+
+
+def checked(step: Any, tokenizer: Any, family: Mapping[str, Any]) -> int | None:
+    """The step as a number, if these can be what `cot.load` takes.
+
+    Raises:
+        TypeError: if one has another type, or there is no such keyword.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    for name, value in family.items():
+        if name not in FAMILY_KEYS:
+            raise TypeError(f"{name}: there is no such keyword{suggest(name, FAMILY_KEYS)}")
+        if value is not None and not isinstance(value, FAMILY_KEYS[name]):
+            raise TypeError(f"{name}={value!r}: not {getattr(FAMILY_KEYS[name], '__name__', 'a list')}")
+    if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(f"tokenizer: {type(tokenizer).__name__} is not a tokenizer of transformers")
+    if step is not None and (isinstance(step, bool) or not hasattr(step, "__index__")):
+        raise TypeError(f"step={step!r}: not a whole number")
+    return None if step is None else index(step)
+
+
 def load_named(
     name: str,
     step: int | None,
@@ -136,8 +161,12 @@ def model_in_memory(
     device: str | None,
 ) -> Model:
     """A Hugging Face model as it is now, which is not changed; see `cot.load`."""
-    if not hasattr(model, "config") or not hasattr(model, "state_dict"):
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model: {type(model).__name__} is neither a name, a folder nor a Hugging Face model")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UserError("model: its weights are not in memory (device 'meta')")
     if tokenizer is None:
         raise TypeError("tokenizer: missing; a model in memory needs it: load(model, tokenizer=tokenizer)")
     kind = model.dtype if dtype is None else getattr(torch, dtype)
@@ -145,7 +174,11 @@ def model_in_memory(
     if (kind, where) != (model.dtype, model.device):
         model = torch.nn.Module.to(copy.deepcopy(model), device=where, dtype=kind)
     name = Path(str(model.config.name_or_path)).name or type(model).__name__
-    return Model(name, read_weights(model), tokenizer, step)
+    try:
+        weights = read_weights(model)
+    except KeyError as error:
+        raise UserError(f"model: {type(model).__name__} has no {error}; make it with AutoModelForCausalLM") from None
+    return Model(name, weights, tokenizer, step)
 
 
 # Settings.
@@ -170,17 +203,21 @@ def settings_of(
         TypeError: if there is no such key, or a value has another type.
         ValueError: if a value is not allowed.
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"model: {type(model).__name__} is not a model; make one with cot.load(...)")
+    require_model(model)
     fields = schema.model_fields
     blocks = {block: blocks_in(info.annotation) for block, info in fields.items() if block not in OF_RUNS}
     within = {name: block for block, inner in blocks.items() for one in inner for name in one.model_fields}
     given: dict[str, Any] = {}
     for name, value in keys.items():
         if name in fields and name not in OF_RUNS:
+            if name in given and (not isinstance(value, Mapping) or set(given[name]) & set(value)):
+                raise TypeError(f"{name}: gives {', '.join(given[name])} again")
             given[name] = {**given.get(name, {}), **value} if isinstance(value, Mapping) else value
         elif name in within:
-            given.setdefault(within[name], {})[name] = value
+            block = given.setdefault(within[name], {})
+            if not isinstance(block, dict) or name in block:
+                raise TypeError(f"{name}: given twice, by itself and in {within[name]}=")
+            block[name] = value
         else:
             known = [key for key in (*fields, *within) if key not in OF_RUNS]
             raise TypeError(f"{name}: there is no such keyword{suggest(name, known)}")
@@ -188,19 +225,23 @@ def settings_of(
         settings = schema.model_validate_json(json.dumps(given | dict(fixed or {}), default=_plain), strict=True)
     except pydantic.ValidationError as error:
         lines = [line.removeprefix("command line: ") for line in explain(error, schema, given, None, [])]
+        lines = [re.sub(r"write it in the config or (pass \S+) on the command line", r"\1", line) for line in lines]
         is_type = all(one["type"].endswith("_type") for one in error.errors())
         raise (TypeError if is_type else ValueError)("\n".join(map(_as_keyword, lines))) from None
     return with_start_token(settings, model.start_token)
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy's as one of Python's; a path, or anything else, as text."""
-    return value.item() if hasattr(value, "item") else str(value)
+    """Numbers and arrays of numpy and torch, and ranges, as those of Python; a path, or anything else, as text."""
+    return value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, range) else str(value)
 
 
 def _as_keyword(line: str) -> str:
-    """`n_prompts: 0 is not ...` as `n_prompts=0: not ...`."""
-    return re.sub(r"^([\w.]+): (\S+|'.*?') is not ", r"\1=\2: not ", line)
+    """`n_prompts: 0 is not ...` as `n_prompts=0: not ...`, with Python's constants."""
+    line = re.sub(r"^([\w.]+): (\S+|'.*?') is not ", r"\1=\2: not ", line)
+    for yaml, python in {"null": "None", "NaN": "nan", "Infinity": "inf", "true": "True", "false": "False"}.items():
+        line = re.sub(rf"(=|not |or |default: ){yaml}\b", rf"\1{python}", line)
+    return line
 
 
 def with_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[CircuitSettings, CircuitPrompts]:
@@ -222,8 +263,19 @@ def prompts_of(model: Model, task: Task, settings: TaskSettings) -> Prompts:
         UserError: if it has too few prompts under this tokenizer, or one is longer than the model's context.
     """
     prompts = require_task(task).build(model.tokenizer, settings.n_prompts, settings.seed, settings)
-    prompts.require_fit(task.name, model.weights.n_positions)
+    prompts.require_fit(task.name, model.weights)
     return prompts.to(model.weights.device)
+
+
+def require_model(model: Model) -> Model:
+    """The model, if it is one.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"model: {type(model).__name__} is not a model; make one with cot.load(...)")
+    return model
 
 
 def require_task(task: Task) -> Task:
@@ -262,12 +314,17 @@ def edge_mask(edges: Any, graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
             blocks = "" if theirs.parallel == own.parallel else ", and blocks of another order"
             raise UserError(f"edges: the circuit is one of {shapes[0]}, the model has {shapes[1]}{blocks}")
         return edges.in_circuit
+    if getattr(edges, "ndim", 0) == 2 and not hasattr(edges, "columns"):
+        edges = torch.as_tensor(edges)
     if isinstance(edges, Tensor):
         if edges.shape != graph.edge_mask.shape:
             raise UserError(f"edges: a mask of {tuple(edges.shape)}, the graph's is {tuple(graph.edge_mask.shape)}")
         return edges.bool().cpu() & graph.edge_mask
     if hasattr(edges, "columns"):
-        edges = edges["source"] + "->" + edges["target"]
+        if missing := {"source", "target"} - set(edges.columns):
+            raise UserError(f"edges: the data frame has no column {min(missing)!r}")
+        edges = [f"{source}->{target}" for source, target in zip(edges["source"], edges["target"], strict=True)]
+    edges = [None] if isinstance(edges, Mapping) else edges
     names = [edges] if isinstance(edges, str) else list(edges) if isinstance(edges, Iterable) else [None]
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"edges: {edges!r} is neither names of edges, nor a circuit, a data frame, a mask or a file")
@@ -310,14 +367,15 @@ class Evaluation:
         """One line."""
         low, high = self.faithfulness_interval
         return (
-            f"{self.n_edges} edges, {self.n_nodes} nodes: metric {self.metric:.4g} (whole model {self.full:.4g}, "
-            f"corrupted {self.corrupted:.4g}), faithfulness {self.faithfulness:.3f} [{low:.3f}, {high:.3f}]"
+            f"{self.n_edges} edge{'s'[: self.n_edges != 1]}, {self.n_nodes} nodes: metric {self.metric:.4g} "
+            f"(whole model {self.full:.4g}, corrupted {self.corrupted:.4g}), "
+            f"faithfulness {self.faithfulness:.3f} [{low:.3f}, {high:.3f}]"
         )
 
 
 def evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *, without: bool) -> Evaluation:
     """The model with some edges alone, or `without` them; see `cot.evaluate`."""
-    mask = edge_mask(edges, model.graph)
+    mask = edge_mask(edges, require_model(model).graph)
     settings, prompts = with_prompts(model, task, keys)
     evaluator = evaluator_of(model.weights, prompts, settings)
     mask = model.graph.edge_mask & ~mask if without else mask
@@ -348,6 +406,8 @@ def head_table(model: Model, kind: str, keys: Mapping[str, Any]) -> pd.DataFrame
     """A score of every head, by the functions of the script that measures it; see `cot.head_scores`."""
     kinds: dict[str, tuple[str, str]] = dict.fromkeys(COMPONENTS, ("attention_and_copy", "ComponentsConfig"))
     kinds |= {"succession": ("succession", "SuccessorConfig"), "cspa": ("cspa", "CspaConfig")}
+    if not isinstance(kind, str):
+        raise TypeError(f"kind={kind!r}: not text")
     if kind not in kinds:
         raise UserError(f"kind={kind!r}: there is no such score{suggest(kind, kinds)}")
     module, schema = kinds[kind]
@@ -365,14 +425,20 @@ def head_table(model: Model, kind: str, keys: Mapping[str, Any]) -> pd.DataFrame
 
 
 def attention_of(
-    model: Model, prompt: str, start_token: bool
+    model: Model, prompt: str, start_token: bool | None
 ) -> tuple[list[str], Float[Tensor, "layer head query key"]]:
     """The tokens of a prompt, and the attention of every head between them."""
-    ids = encode(model.tokenizer, [prompt])[0]
-    if start_token and (first := bos_token(model.tokenizer)) not in ids[:1]:
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt: {prompt!r} is not text")
+    ids = encode(require_model(model).tokenizer, [prompt])[0]
+    if (model.start_token is True if start_token is None else start_token) and (
+        first := bos_token(model.tokenizer)
+    ) not in ids[:1]:
         ids = [first, *ids]
     if not 0 < len(ids) <= model.weights.n_positions:
         raise UserError(f"prompt: has {len(ids)} tokens; the model takes 1 to {model.weights.n_positions}")
+    if max(ids) >= model.weights.d_vocab:
+        raise UserError(f"tokenizer: not the model's: token {max(ids)}, the model has {model.weights.d_vocab}")
     tokens = torch.tensor(ids, device=model.weights.device)
     packed = PackedTokens.whole(torch.tensor([len(ids)], device=tokens.device))
     patterns: list[Tensor] = []

@@ -16,7 +16,7 @@ import torch
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
-from ..base.errors import UserError, errors_of_python
+from ..base.errors import UserError, errors_of_python, one_line
 from ..base.files import atomic_write
 from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS
 from ..results.store import STAMP, Store, csv_bytes, read_csv
@@ -62,10 +62,12 @@ class MeasuredCircuit:
         """The nodes in the model's order: `node, edges_in, edges_out`, and `score`, the sum of |score| going out."""
         edges = self.edges
         into = edges["target"].astype(str).str.split("<").str[0].value_counts()
-        out = edges.groupby("source")["score"].agg(edges_out="size", score=lambda scores: scores.abs().sum())
+        scores = edges["score"].abs().groupby(edges["source"].astype(str))
+        out, strength = scores.size(), scores.sum()
         nodes = [name for name in (*self.circuit.graph.forward_nodes, "logits") if name in into or name in out.index]
-        table = pd.DataFrame({"node": nodes, "edges_in": [int(into.get(name, 0)) for name in nodes]})
-        return table.join(out, on="node").fillna({"edges_out": 0, "score": 0.0}).astype({"edges_out": int})
+        columns = {"edges_in": (into, int), "edges_out": (out, int), "score": (strength, float)}
+        counts = {name: [kind(held.get(node, 0)) for node in nodes] for name, (held, kind) in columns.items()}
+        return pd.DataFrame({"node": nodes, **counts})
 
     @property
     def controls(self) -> pd.DataFrame:
@@ -149,10 +151,12 @@ class MeasuredCircuit:
         """An interactive drawing (plotly) of the edges of largest |score|.
 
         Raises:
-            ValueError: if there is no circuit.
+            ValueError: if there is no circuit, or no edges are asked for.
         """
         from circuits_over_time.plotting.plot_circuit import draw_circuit
 
+        if not isinstance(strongest, int) or strongest < 1:
+            raise ValueError(f"strongest={strongest!r}: not a number of edges, 1 or more")
         if not len(self.edges):
             raise ValueError(f"there is no circuit to draw: {self.status}")
         return draw_circuit(self.edges[:strongest], f"Circuit{self._of()}", self._in_words(strongest)).titled()
@@ -199,7 +203,8 @@ class MeasuredCircuit:
 
     def _baseline(self, column: str) -> Any:
         table = self._table("baselines")
-        return None if not len(table) or pd.isna(table[column].iloc[0]) else table[column].iloc[0]
+        value: Any = None if not len(table) or pd.isna(table[column].iloc[0]) else table[column].iloc[0]
+        return value.item() if hasattr(value, "item") else value
 
     def _selected(self, column: str) -> float | None:
         selected = self.curve.loc[self.curve["selected"].astype(bool), column]
@@ -248,7 +253,8 @@ def read_circuit(path: str | Path) -> MeasuredCircuit:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
-        raise UserError(f"{path}: holds no circuit ({error}); name a .pt of this project or EAP-IG's .json") from None
+        way_out = "name a .pt of this project or EAP-IG's .json"
+        raise UserError(f"{path}: holds no circuit ({one_line(error)}); {way_out}") from None
     about = stored.pop("about", {})
     tables = {kind: read_csv(StringIO(text)) for kind, text in stored.pop("tables", {}).items()}
     if not tables and path.resolve().parents[2].name == "graphs":

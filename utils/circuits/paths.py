@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import torch
@@ -32,9 +32,11 @@ def path_effects(
         UserError: if the model has no such head, or receivers are read by two letters.
     """
     weights, graph = model.weights, model.graph
-    names = [name for name in graph.forward_nodes if "." in name] if senders is None else _names(senders)
+    names = [name for name in graph.forward_nodes if "." in name] if senders is None else _names(senders, "senders")
+    if not names:
+        raise UserError("senders: none are named; leave it out for all heads")
     heads = [_head(name, graph, "senders") for name in names]
-    into = _receivers(_names(receivers), graph)
+    into = _receivers(_names(receivers, "receivers"), graph)
     prompts = prompts_of(model, task, settings)
     metric, memory = prompts.metric(task.primary), settings.memory_budget_gb
     patched = torch.zeros(len(heads), len(prompts), dtype=torch.float64)
@@ -62,8 +64,11 @@ def path_effects(
     )
 
 
-def _names(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+def _names(names: str | Sequence[str], where: str) -> list[str]:
+    listed = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [None]
+    if not all(isinstance(name, str) for name in listed):
+        raise TypeError(f"{where}: {names!r} is not a list of names")
+    return [str(name) for name in listed]
 
 
 def _head(name: str, graph: Graph, where: str) -> Head:
@@ -83,6 +88,7 @@ def _receivers(names: Sequence[str], graph: Graph) -> Receivers | None:
     letters = [letter for letter in QKV if all(given == letter for _, _, given in parts)]
     if len(letters) != 1:  # No names at all would fit all three.
         raise UserError(
-            f"receivers: {', '.join(names)}: name 'logits', or heads with one letter, such as 'a1.h0<q>', 'a2.h3<q>'"
+            f"receivers: {', '.join(names) or 'none'}: name 'logits', or heads with one letter, such as 'a1.h0<q>', "
+            "'a2.h3<q>'"
         )
     return Receivers(tuple(_head(head, graph, "receivers") for head, _, _ in parts), letters[0])

@@ -111,7 +111,7 @@ def prepare(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, sh
     """
     task = TASKS["ioi"]
     prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
-    prompts.require_fit(task.name, shape.n_positions)
+    prompts.require_fit(task.name, shape)
     variants = signal_variants(prompts, tokenizer, config.seed)
     if config.require_stored:
         return IoiInputs(prompts, variants, None, None, None)

@@ -11,6 +11,7 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,9 @@ def table_task(table: Mapping[str, Sequence[Any]], name: str, metric: str | Metr
     n = len(next(iter(table.values()), ()))
     if unequal := [column for column in table if len(table[column]) != n]:
         raise UserError(f"{name}: {unequal[0]} has {len(table[unequal[0]])} rows, the column before it {n}")
-    cells = [(f"row {row + 1}", {column: values[row] for column, values in table.items()}) for row in range(n)]
+    # None is a missing value, as in a data frame: only a row of a CSV can have too few cells.
+    filled = {column: [nan if value is None else value for value in values] for column, values in table.items()}
+    cells = [(f"row {row + 1}", {column: values[row] for column, values in filled.items()}) for row in range(n)]
     rows = check_rows(name, list(table), cells)
     return Task(name, partial(build, f"{name}.csv", lambda: rows), metric)
 
@@ -149,9 +152,10 @@ def check_rows(source: str, header: Sequence[str], cells: Sequence[tuple[str, di
 
 
 def _answers(cell: Any) -> tuple[Any, ...]:
-    """The answers of a cell: parts between ";", or the items of a list."""
+    """The answers of a cell, each once: parts between ";", or the items of a list or an array."""
+    cell = cell.tolist() if hasattr(cell, "tolist") else cell
     listed = cell.split(";") if isinstance(cell, str) else cell if isinstance(cell, list | tuple) else [cell]
-    return tuple(dict.fromkeys(listed))
+    return tuple(item for number, item in enumerate(listed) if item not in listed[:number])
 
 
 def _tokens(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from circuits_over_time.edge_attribution_patching.model.architectures import Shape
     from circuits_over_time.edge_attribution_patching.model.pairs import Metric, TokenPairs
 
 
@@ -84,12 +85,18 @@ class Prompts:
             return lambda logits, index: METRICS[metric](logits, self.answers.select(index))
         return lambda logits, index: _checked(metric, logits, self.select(index))
 
-    def require_fit(self, name: str, n_positions: int) -> None:
-        """Refuse prompts that are longer than a model's context.
+    def require_fit(self, name: str, shape: Shape) -> None:
+        """Refuse prompts that are longer than a model's context, or have tokens that it does not have.
 
         Raises:
-            UserError: naming the longest prompt.
+            UserError: naming the longest prompt, or the largest token.
         """
+        parts = (self.clean, self.corrupted, self.answers.right, self.answers.wrong)
+        if (largest := max(int(part.max()) for part in parts)) >= shape.d_vocab:
+            raise UserError(
+                f"tokenizer: not the model's: token {largest} in prompts of {name}, the model has {shape.d_vocab}"
+            )
+        n_positions = shape.n_positions
         longest = int(self.lengths.argmax())
         length = int(self.lengths[longest])
         if length > n_positions:
@@ -168,6 +175,8 @@ def _checked(metric: MetricFunction, logits: Float[Tensor, "prompt vocab"], prom
             f"metric: {metric_name(metric)} returned {what}; it must return one value per prompt, a tensor of shape "
             f"({len(prompts)},)"
         )
+    if not values.isfinite().all() and logits.isfinite().all():
+        raise UserError(f"metric: {metric_name(metric)} returned NaN or infinity")
     if logits.requires_grad and not values.requires_grad:
         raise UserError(f"metric: {metric_name(metric)} has no gradient; compute it from the logits with torch alone")
     return values
