@@ -143,7 +143,9 @@ class Graph:
         Raises:
             ValueError: if the graph has no such edge.
         """
-        source, _, target = name.partition("->")
+        source, arrow, target = name.partition("->")
+        if not arrow:
+            raise ValueError(f"{name}: not an edge; write it as source->target")
         try:
             u, v = self._indices[0][source], self._indices[1][target]
         except KeyError as missing:

@@ -1,1 +1,5 @@
-"""Shared helpers, one subject per module."""
+"""What the scripts and the library share, a folder a subject.
+
+Start with `sweep`, how a script measures every checkpoint. Then read one analysis (`circuits`, `heads`, `ioi`,
+`task_performance.py`), and what all of them stand on: `models`, `tasks`, `results`, `config`.
+"""

@@ -130,6 +130,7 @@ def test_keywords_are_refused_in_the_callers_words(model: Model, keys: dict, err
 
 def test_other_errors_are_errors_of_python(model: Model, worded: Model, tmp_path: Path) -> None:
     sva = cot.task("sva")
+    (csv := tmp_path / "no_graph.csv").write_text("model,step,source,target,score\n")
     cases = [
         (lambda: cot.load("pythia-16m"), ValueError, "did you mean 'pythia-160m'"),
         (lambda: cot.load(TOY, step=3), ValueError, r"^step=3: not published for toy \(nearest: 0, 750, 1350\)"),
@@ -143,16 +144,19 @@ def test_other_errors_are_errors_of_python(model: Model, worded: Model, tmp_path
         (lambda: cot.task("ioi", metric="accuracy"), ValueError, "metric='accuracy': not 'logit_diff' or"),
         (lambda: cot.scores(worded, cot.task(TABLE), n_prompts=9), ValueError, "18 prompts.*only 8"),
         (lambda: cot.evaluate(model, sva, ["a9.h1->logits"]), ValueError, "the graph has no node 'a9.h1'"),
+        (lambda: cot.evaluate(model, sva, ["a3.h1-logits"]), ValueError, "a3.h1-logits: not an edge; write it as s"),
         (lambda: cot.evaluate(model, sva, ["m3->m1"]), ValueError, "m1 does not read m3"),
         (lambda: cot.evaluate(model, sva, 3), TypeError, "neither names of edges, nor a circuit"),
         (lambda: cot.evaluate(model, sva, tmp_path / "x.pt"), ValueError, "no such file"),
         (lambda: cot.find_circuit(model, "sva"), TypeError, r"'sva' is not a task; make one with cot.task"),
         (lambda: cot.find_circuit("toy", sva), TypeError, r"str is not a model; make one with cot.load"),
         (lambda: cot.head_scores(model, "inductio"), ValueError, "did you mean 'induction'"),
+        (lambda: cot.head_scores(model, "cspa"), ValueError, r"^corpus: missing; pass corpus=\.\.\.$"),
         (lambda: cot.path_effects(model, sva, ["m1"]), ValueError, "'m1' is not a head"),
         (lambda: cot.path_effects(model, sva, None, ["a1.h0<q>", "a2.h0<k>"]), ValueError, "heads with one letter"),
         (lambda: cot.attention(model, ""), ValueError, "has 0 tokens"),
-        (lambda: cot.results(tmp_path), ValueError, "holds no results"),
+        (lambda: cot.read_circuit(csv), ValueError, r"no_graph.csv: holds no circuit \(.*\); name a .pt of .*\.json$"),
+        (lambda: cot.results(tmp_path / "none"), ValueError, "holds no results"),
     ]
     for call, error, text in cases:
         with pytest.raises(error, match=text) as caught:

@@ -49,7 +49,7 @@ def test_steps_without_sizes_are_told(sized: HubFamily, served: HubServer) -> No
     served.missing.add("step2000")
     found = estimate(sized, sized.steps, "float32", "all", False)
     assert (found.download, found.unknown) == (600, (2000,))
-    assert format_estimate(found).endswith("sizes of 1 checkpoints are unknown")
+    assert format_estimate(found).endswith("(weights alone), and 1 checkpoint of unknown size")
 
 
 def test_without_the_hub_nothing_is_claimed(sized: HubFamily, served: HubServer) -> None:

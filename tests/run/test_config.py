@@ -146,8 +146,8 @@ def test_a_refused_key_is_named_with_its_file_value_and_way_out(line: str, told:
         ("eap.ig_steps=0", "command line: eap.ig_steps: 0 is not a number > 0 (default: 30)"),
         ("eap={ig_steps: 0}", "command line: eap.ig_steps: 0 is not a number > 0 (default: 30)"),
         ("checkpoints.x=3", "command line: checkpoints.x: checkpoints is 'all' and has no key 'x'"),
-        ("seed", "command line: 'seed' is not an override; write it as key=value, for example batch_size=16"),
-        ("=3", "command line: '=3' is not an override; write it as key=value, for example batch_size=16"),
+        ("seed", "command line: 'seed' is not an override; write it as key=value, for example seed=1"),
+        ("=3", "command line: '=3' is not an override; write it as key=value, for example seed=1"),
         (
             "checkpoints=[1",
             "command line: checkpoints: line 1, column 3: not valid YAML (expected ',' or ']', but got '<stream end>')",

@@ -426,7 +426,7 @@ def test_a_step_that_is_not_there_is_refused(bench: Bench, capsys: pytest.Captur
     [
         ("--seed=3", "command line: --seed=3: unknown option; write seed=3"),
         ("--sede", "command line: --sede: unknown option; --help lists them; an override is written sede=value"),
-        ("seed", "command line: 'seed' is not an override; write it as key=value, for example batch_size=16"),
+        ("seed", "command line: 'seed' is not an override; write it as key=value, for example seed=1"),
     ],
 )
 def test_an_argument_that_is_no_override_is_refused(

@@ -235,6 +235,7 @@ def validated(schema: type[Schema], values: dict[str, Any], given: dict[str, Any
         return schema.model_validate_json(json.dumps(values, default=_plain), strict=True)
     except pydantic.ValidationError as error:
         lines = [line.removeprefix("command line: ") for line in explain(error, schema, given, None, [])]
+        lines = [re.sub(r"write it in the config or (pass \S+) on the command line", r"\1", line) for line in lines]
         is_type = all(one["type"].endswith("_type") for one in error.errors())
         raise (TypeError if is_type else ValueError)("\n".join(map(_as_keyword, lines))) from None
 
@@ -376,8 +377,9 @@ class Evaluation:
         """One line."""
         low, high = self.faithfulness_interval
         return (
-            f"{self.n_edges} edges, {self.n_nodes} nodes: metric {self.metric:.4g} (whole model {self.full:.4g}, "
-            f"corrupted {self.corrupted:.4g}), faithfulness {self.faithfulness:.3f} [{low:.3f}, {high:.3f}]"
+            f"{self.n_edges} edge{'s'[: self.n_edges != 1]}, {self.n_nodes} nodes: metric {self.metric:.4g} "
+            f"(whole model {self.full:.4g}, corrupted {self.corrupted:.4g}), "
+            f"faithfulness {self.faithfulness:.3f} [{low:.3f}, {high:.3f}]"
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
-from ..base.errors import UserError, errors_of_python
+from ..base.errors import UserError, errors_of_python, one_line
 from ..base.files import atomic_write
 from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS
 from ..results.store import STAMP, Store, csv_bytes, read_csv
@@ -253,7 +253,8 @@ def read_circuit(path: str | Path) -> MeasuredCircuit:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
-        raise UserError(f"{path}: holds no circuit ({error}); name a .pt of this project or EAP-IG's .json") from None
+        way_out = "name a .pt of this project or EAP-IG's .json"
+        raise UserError(f"{path}: holds no circuit ({one_line(error)}); {way_out}") from None
     about = stored.pop("about", {})
     tables = {kind: read_csv(StringIO(text)) for kind, text in stored.pop("tables", {}).items()}
     if not tables and path.resolve().parents[2].name == "graphs":

@@ -69,7 +69,7 @@ def read_command_line(
     """
     parser = argparse.ArgumentParser(prog=name, allow_abbrev=False)
     parser.add_argument("-c", "--config", type=Path, help="YAML config; configs/README.md lists every key")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, for example batch_size=16")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, for example seed=1")
     for switch, meaning in switches.items():
         parser.add_argument(f"--{switch.replace('_', '-')}", action="store_true", help=meaning)
     arguments, unknown = parser.parse_known_intermixed_args(argv)

@@ -14,7 +14,7 @@ from ..base.errors import UserError, suggest
 
 Block = dict[str, Any]
 
-_EXAMPLE = "write it as key=value, for example batch_size=16"
+_EXAMPLE = "write it as key=value, for example seed=1"
 
 
 class _Loader(yaml.SafeLoader):

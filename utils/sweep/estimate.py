@@ -67,7 +67,8 @@ def format_estimate(estimate: Estimate) -> str:
     """An estimate in one line, for `--dry-run`."""
     parts = [f"download {size(estimate.download)}", f"peak disk {size(estimate.disk)}"]
     parts.append("peak memory unknown" if estimate.memory is None else f"peak memory {size(estimate.memory)}")
-    more = f"; sizes of {len(estimate.unknown)} checkpoints are unknown" if estimate.unknown else ""
+    missing = len(estimate.unknown)
+    more = f", and {missing} checkpoint{'s'[: missing != 1]} of unknown size" if missing else ""
     return f"{', '.join(parts)} (weights alone){more}"
 
 
