@@ -416,6 +416,9 @@ def results(
     from circuits_over_time.utils.circuits.over_time import stored_kind, stored_results
     from circuits_over_time.utils.results.store import Store
 
+    for name, value in {"kind": kind, "model": model, "task": task}.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name}={value!r}: not text")
     if kind is None:
         return stored_results(Path(folder))
     return Store(folder).read_tables(stored_kind(Path(folder), kind), model, task)
@@ -445,7 +448,7 @@ def over_time(
         left out.
 
     Raises:
-        TypeError: if the function returns something else.
+        TypeError: if the function returns something else, or for a keyword or a value of another type.
         ValueError: if there is no such model or step, or the results there are of another function or other keys.
 
     Example:
@@ -453,7 +456,9 @@ def over_time(
     """
     from circuits_over_time.utils.circuits import over_time as sweep
 
-    return sweep.over_time(str(model), steps, function, name or function.__name__, keys)
+    if not isinstance(model, str | Path):
+        raise TypeError(f"model: {type(model).__name__} is neither a name nor a folder of checkpoints")
+    return sweep.over_time(str(model), steps, function, name or str(getattr(function, "__name__", "")), keys)
 
 
 def __getattr__(name: str) -> Any:

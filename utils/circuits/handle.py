@@ -221,14 +221,23 @@ def settings_of(
         else:
             known = [key for key in (*fields, *within) if key not in OF_RUNS]
             raise TypeError(f"{name}: there is no such keyword{suggest(name, known)}")
+    return with_start_token(validated(schema, given | dict(fixed or {}), given), model.start_token)
+
+
+def validated(schema: type[Schema], values: dict[str, Any], given: dict[str, Any]) -> Schema:
+    """Settings from values, some of which the caller gave.
+
+    Raises:
+        TypeError: if a value has another type.
+        ValueError: if a value is not allowed.
+    """
     try:
-        settings = schema.model_validate_json(json.dumps(given | dict(fixed or {}), default=_plain), strict=True)
+        return schema.model_validate_json(json.dumps(values, default=_plain), strict=True)
     except pydantic.ValidationError as error:
         lines = [line.removeprefix("command line: ") for line in explain(error, schema, given, None, [])]
         lines = [re.sub(r"write it in the config or (pass \S+) on the command line", r"\1", line) for line in lines]
         is_type = all(one["type"].endswith("_type") for one in error.errors())
         raise (TypeError if is_type else ValueError)("\n".join(map(_as_keyword, lines))) from None
-    return with_start_token(settings, model.start_token)
 
 
 def _plain(value: Any) -> Any:
@@ -239,6 +248,7 @@ def _plain(value: Any) -> Any:
 def _as_keyword(line: str) -> str:
     """`n_prompts: 0 is not ...` as `n_prompts=0: not ...`, with Python's constants."""
     line = re.sub(r"^([\w.]+): (\S+|'.*?') is not ", r"\1=\2: not ", line)
+    line = line.replace("; write it in the config or pass corpus=... on the command line", "; pass corpus=...")
     for yaml, python in {"null": "None", "NaN": "nan", "Infinity": "inf", "true": "True", "false": "False"}.items():
         line = re.sub(rf"(=|not |or |default: ){yaml}\b", rf"\1{python}", line)
     return line

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pydantic
 
-from ..base.errors import UserError
-from ..config.explain import explain
+from ..base.errors import UserError, suggest
 from ..config.keys import BaseConfig, StartToken
 from ..models.checkpoint import LoadedCheckpoint
 from ..models.family import family_of
@@ -22,7 +19,7 @@ from ..results.kinds import KINDS, ResultSchema, find_kind
 from ..results.store import STAMP, Result, Store
 from ..sweep.analysis import Analysis
 from ..sweep.runner import run
-from .handle import Model
+from .handle import Model, validated
 
 
 class FunctionConfig(BaseConfig):
@@ -42,7 +39,11 @@ def over_time(
         TypeError: if the function returns something else than a table, a mapping or a number.
         UserError: as a script does.
     """
-    if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in KINDS:
+    if not callable(function):
+        raise TypeError(f"function={function!r}: not a function")
+    if not isinstance(steps, Iterable):
+        raise TypeError(f"steps={steps!r}: neither a schedule nor a list of steps")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*", name) or name in KINDS:
         raise UserError(f"name={name!r}: must be a word that is not a kind of result; pass name='...'")
     given = {
         "model": model,
@@ -50,11 +51,10 @@ def over_time(
         "function": _code(function),
         **keys,
     }
-    try:
-        config = FunctionConfig.model_validate_json(json.dumps(given, default=str), strict=True)
-    except pydantic.ValidationError as error:
-        lines = explain(error, FunctionConfig, given, None, [])
-        raise UserError("\n".join(line.removeprefix("command line: ") for line in lines)) from None
+    if unknown := [key for key in given if key not in FunctionConfig.model_fields]:
+        known = set(FunctionConfig.model_fields) - {"model", "checkpoints", "function"}
+        raise TypeError(f"{unknown[0]}: there is no such keyword{suggest(unknown[0], sorted(known))}")
+    config = validated(FunctionConfig, given, given)
     if config.executor != "local":
         raise UserError(
             f"executor={config.executor!r}: a function of your own is measured in this process; leave it out"
@@ -65,7 +65,9 @@ def over_time(
     def measure(checkpoint: LoadedCheckpoint, config: FunctionConfig, inputs: None, task: None) -> dict[str, Result]:
         table = _table(function(Model.of_checkpoint(checkpoint, config.prepend_bos is True)), name)
         if not columns:
-            columns.update(dict.fromkeys(map(str, table.columns), ""))
+            columns.update(dict.fromkeys(table.columns, ""))
+        if list(columns) != list(table.columns):
+            raise UserError(f"{name}: returned columns {list(table.columns)}; other checkpoints have {list(columns)}")
         return {name: Result(table)}
 
     store, family = Store(config.results_dir), family_of(config, model).name
@@ -87,11 +89,25 @@ def _code(function: Callable[..., Any]) -> str:
 
 
 def _table(value: Any, name: str) -> pd.DataFrame:
-    """What a function returned, as a table."""
-    if isinstance(value, pd.DataFrame):
-        return value
-    if isinstance(value, Mapping):
-        return pd.DataFrame([dict(value)])
+    """What a function returned, as a table whose columns are text.
+
+    Raises:
+        TypeError: if it is nothing of the kind.
+        UserError: if a column has a name that is taken.
+    """
+    if isinstance(value, pd.DataFrame | Mapping):
+        if isinstance(value, Mapping):
+            row = {key: item.item() if getattr(item, "ndim", 1) == 0 else item for key, item in value.items()}
+            if wrong := [key for key, item in row.items() if hasattr(item, "__iter__") and not isinstance(item, str)]:
+                kind = type(row[wrong[0]]).__name__
+                raise TypeError(
+                    f"{name}: {wrong[0]!r} is {kind}, not a number or text; return a data frame for more rows"
+                )
+            value = pd.DataFrame([row])
+        columns = [str(column) for column in value.columns]
+        if taken := [column for column in columns if column in STAMP or columns.count(column) > 1]:
+            raise UserError(f"{name}: column {taken[0]!r} is there already; call it something else")
+        return value.set_axis(columns, axis=1)
     try:
         return pd.DataFrame({"value": [float(value)]})
     except (TypeError, ValueError):
@@ -118,7 +134,7 @@ def stored_results(folder: Path) -> pd.DataFrame:
         UserError: if there is nothing.
     """
     rows = []
-    for path in sorted(folder.glob("*/*/**/run.json")):
+    for path in sorted([*folder.glob("*/*/run.json"), *folder.glob("*/*/*/run.json")]):
         kind, model, *task = path.relative_to(folder).parts[:-1]
         if steps := Store(folder).folder(stored_kind(folder, kind), model, *task).steps():
             rows.append((kind, model, task[0] if task else None, len(steps), steps[0], steps[-1]))

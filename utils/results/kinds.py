@@ -408,6 +408,8 @@ def find_kind(kind: str | ResultSchema) -> ResultSchema:
 def how_to_make(kind: str | ResultSchema, model: str | None = None, task: str | None = None) -> str:
     """The command that makes a kind's results, with a config that exists (or the name that one would have)."""
     found = find_kind(kind)
+    if found.name not in KINDS:
+        return "cot.over_time(...)"
     start = found.config or task or "ioi"
     own = Path("configs", f"{start}_{(model or '160m').removeprefix('pythia-')}.yml")
     of_all_tasks = Path("configs", f"{model}.yml")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import UserError
+from ..base.errors import UserError, one_line
 from ..base.files import atomic_write
 from .kinds import ResultSchema, find_kind, how_to_make
 
@@ -125,7 +125,13 @@ class ResultsFolder:
         Raises:
             UserError: if it is missing, naming the command that makes it.
         """
-        return read_csv(self._existing(self.file(step)))
+        path = self._existing(self.file(step))
+        try:
+            return read_csv(path)
+        except ValueError as error:
+            raise UserError(
+                f"{path} is damaged ({one_line(error)}); delete it, and run: {self.how_to_make()}"
+            ) from None
 
     def write_summary(self, name: str, table: pd.DataFrame) -> Path:
         """Write a table about all steps of the folder as `<folder>/<name>.csv`, with `model` as its first column.
