@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from io import BytesIO, StringIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -253,8 +254,10 @@ def read_circuit(path: str | Path) -> MeasuredCircuit:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
+        # torch's own words advise to load what it refuses.
+        reason = "torch cannot read it" if isinstance(error, UnpicklingError) else one_line(error)
         way_out = "name a .pt of this project or EAP-IG's .json"
-        raise UserError(f"{path}: holds no circuit ({one_line(error)}); {way_out}") from None
+        raise UserError(f"{path}: holds no circuit ({reason}); {way_out}") from None
     about = stored.pop("about", {})
     tables = {kind: read_csv(StringIO(text)) for kind, text in stored.pop("tables", {}).items()}
     if not tables and path.resolve().parents[2].name == "graphs":
