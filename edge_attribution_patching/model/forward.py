@@ -290,8 +290,9 @@ def forward(
         mlp_in = attended.view_as(attended)
         mlp_out = mlp(layer, mlp_in)
         if visit is not None:
-            attention = (normalised, inverse_scale, qkv, q, k, v, pattern, z, post_inverse_scale)
-            visit(LayerActivations(index, x, *attention, mlp_in, mlp_out))
+            read = x, normalised, inverse_scale
+            # The pattern is named in the call alone: a local that held it would keep it while the next layer attends.
+            visit(LayerActivations(index, *read, qkv, q, k, v, pattern, z, post_inverse_scale, mlp_in, mlp_out))
         x = (resid + attn_out if weights.parallel else attended) + mlp_out
         del z, pattern  # So that no two layers' attention is held at once.
     return x

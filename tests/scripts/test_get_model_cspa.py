@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import get_model_cspa
 from circuits_over_time.utils.heads.corpus import Corpus, draw_sequences, tokens_sha256
+from circuits_over_time.utils.heads.cspa import measure
 from circuits_over_time.utils.models.family import resolve_family
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
@@ -41,7 +41,7 @@ def test_stopping_and_resuming_gives_the_same_files(word_family: Path, tmp_path:
     def interrupted(checkpoint, config, inputs, task):
         if checkpoint.step == 5:
             raise KeyboardInterrupt
-        return get_model_cspa.measure(checkpoint, config, inputs, task)
+        return measure(checkpoint, config, inputs, task)
 
     assert main(dataclasses.replace(ANALYSIS, measure=interrupted), arguments(word_family, parts)) == 130
     assert Store(parts).folder("cspa", "words").steps() == [0]
