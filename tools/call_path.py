@@ -88,6 +88,8 @@ def main() -> None:
         with contextlib.suppress(Arrived):
             run(analysis, ["-c", str(ROOT / "configs" / "toy.yml"), *keys])
         sys.setprofile(None)
+    if not path.open:
+        sys.exit(f"{END} of {ROOT} was never called; this checkout is not the installed one: set PYTHONPATH to it")
     files = {code.co_filename for code in path.functions}
     sys.stdout.write(
         f"{len(path.functions)} functions in {len(files)} files, {len(path.open)} of them open; arguments of "
