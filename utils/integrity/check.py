@@ -95,7 +95,8 @@ def _report_text(report: DuplicateReport) -> str:
         where = some(damage.steps) if damage.steps else "all"
         lines.append(f"known, {where}: {damage.problem} ({damage.source})\n")
     lines.append(
-        f"{len(report.suspicious)} steps hold weights that are not theirs alone, {len(report.missing)} are missing or cannot be measured, "
+        f"{len(report.suspicious)} steps hold weights that are not theirs alone, {len(report.missing)} are missing "
+        "or cannot be measured, "
         f"{len(report.unasked)} are not known because the hub did not answer\n"
     )
     return "".join(lines)

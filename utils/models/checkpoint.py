@@ -247,8 +247,8 @@ def _build_model(
     """A model of transformers from tensors, which may have names of older versions."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    _refuse_other_shapes(folder, config, state)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    _refuse_other_shapes(folder, kind, config, state)
     with _memory_of(folder, str(dtype).removeprefix("torch."), device):
         model, report = kind.from_pretrained(
             None,
@@ -273,21 +273,22 @@ def _build_model(
     return cast("PreTrainedModel", model)
 
 
-def _refuse_other_shapes(folder: Path, config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
+def _refuse_other_shapes(folder: Path, kind: Any, config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
     """Name a tensor whose shape is not the config's. transformers' own line does not."""
-    from circuits_over_time.edge_attribution_patching.model.weights import tensor_shapes
+    import torch
 
+    with torch.device("meta"):  # A model without memory tells the shapes.
+        expected = {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
     old_names = ARCHITECTURES[config.model_type].old_names
-    expected = tensor_shapes(config)
     for name, tensor in state.items():
         shape, found = expected.get(old_names.get(name, name)), tuple(tensor.shape)
         if shape not in (None, found):
-            rows = f" (vocab_size={config.vocab_size})" if shape[:1] == (config.vocab_size,) else ""
-            way_out = (
-                f"vocab_size={found[0]} in it is right" if rows and shape[1:] == found[1:] else "it is another model's"
-            )
+            of_vocabulary = shape[:1] == (config.vocab_size,) and shape[1:] == found[1:]
+            value = f" (vocab_size={config.vocab_size})" if of_vocabulary else ""
+            way_out = f"vocab_size={found[0]} in it is right" if of_vocabulary else "it is another model's"
             raise CheckpointUnusable(
-                f"{folder}: {name} has the shape {list(found)}, but config.json asks for {list(shape)}{rows}; {way_out}"
+                f"{folder}: {name} has the shape {list(found)}, but config.json asks for {list(shape)}{value}; "
+                f"{way_out}"
             )
 
 
