@@ -216,7 +216,7 @@ def damaged_as_unusable(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (UserError, torch.OutOfMemoryError):
+    except (UserError, MemoryError, torch.OutOfMemoryError):
         raise  # The file is sound, or it is one line already.
     except Exception as error:  # Readers of damaged files raise nearly anything, tokenizers a bare Exception.
         if (what := what_it_is(path)) is not None:
