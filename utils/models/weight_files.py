@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import CheckpointUnusable, UserError, one_line
+from ..base.errors import CheckpointUnusable, UserError, is_out_of_memory, one_line
 from ..base.files import combine, what_it_is
 from ..hub.listing import FORMATS
 from .training_folders import contents, of_library
@@ -212,13 +212,11 @@ def damaged_as_unusable(path: Path) -> Iterator[None]:
     Raises:
         CheckpointUnusable: if the file is damaged, gone or something else than its name says.
     """
-    import torch
-
     try:
         yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
-        raise  # The file is sound, or it is one line already.
     except Exception as error:  # Readers of damaged files raise nearly anything, tokenizers a bare Exception.
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise  # It is one line already, or the file is sound.
         if (what := what_it_is(path)) is not None:
             raise CheckpointUnusable(f"{path}: {what}") from None
         if isinstance(error, pickle.UnpicklingError):
