@@ -217,6 +217,8 @@ def settings_of(
             if not isinstance(block, dict) or name in block:
                 raise TypeError(f"{name}: given twice, by itself and in {within[name]}=")
             block[name] = value
+        elif name == "metric":
+            raise TypeError("metric: belongs to the task; pass it there: cot.task(..., metric=...)")
         else:
             known = [key for key in (*fields, *within) if key not in OF_RUNS]
             raise TypeError(f"{name}: there is no such keyword{suggest(name, known)}")
