@@ -50,7 +50,7 @@ def segments(heads: pd.DataFrame, role: str, axis: CheckpointAxis) -> list[Segme
     held = heads[(heads["role"] == role) & heads["passes"].astype(bool)]
     in_order: list[Segment] = []
     for step, at in held.groupby("step", sort=True):
-        best = at.loc[at["effect"].abs().idxmax()]
+        best = at.iloc[int(at["effect"].abs().argmax())]
         name, place, effect = f"a{best['layer']}.h{best['head']}", axis.place(int(str(step))), float(best["effect"])
         segment = Segment(name, place, place, (effect, effect))
         if in_order and (in_order[-1].head, in_order[-1].last) == (name, place - 1):

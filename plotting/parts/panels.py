@@ -60,8 +60,8 @@ def _reasons(rows: pd.DataFrame) -> list[str]:
     """A line for each reason (`why`) and the models that have it: from which step to which."""
     spans: dict[tuple[str, int, int], list[str]] = {}
     for model, of_model in by_model(rows):
-        for why, steps in of_model.groupby("why", sort=False)["step"]:
-            spans.setdefault((str(why), int(steps.min()), int(steps.max())), []).append(model)
+        for why, at in of_model.groupby("why", sort=False)["step"]:
+            spans.setdefault((str(why), int(at.min()), int(at.max())), []).append(model)
     lines = []
     # The last checkpoints first: they are what a reader looks for.
     for (why, first, last), models in sorted(spans.items(), key=lambda item: -item[0][2]):

@@ -1,6 +1,7 @@
 """A timeline: rows with bars over the training axis."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -132,8 +133,8 @@ class Timeline:
             showticklabels=not self.narrow,
         )
         for place, name in enumerate(self.rows) if self.narrow else ():
-            above = {"xref": "paper", "xanchor": "left", "yshift": 0.5 * self.row_height - 4}
-            write(self.figure, name, 0.01, place, colour=INK, bgcolor="#ffffff", borderpad=0, **above)
+            look: dict[str, Any] = {"xref": "paper", "xanchor": "left", "bgcolor": "#ffffff", "borderpad": 0}
+            write(self.figure, name, 0.01, place, colour=INK, yshift=0.5 * self.row_height - 4, **look)
         return drawing
 
     def _x(self, *steps: int) -> list[float]:

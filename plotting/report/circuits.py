@@ -50,7 +50,7 @@ def _facts(table: pd.DataFrame | None, model: str, task: str, names: tuple[str, 
     if table is None:
         return {}
     rows = table[(table["model"] == model) & (table["task"] == task)].drop_duplicates("step").set_index("step")
-    return {int(step): fields(row, names) for step, row in rows.to_dict("index").items()}
+    return {int(str(step)): fields(row, names) for step, row in rows.to_dict("index").items()}
 
 
 def _record(
