@@ -209,9 +209,9 @@ def draw(results: Results) -> dict[str, Drawing]:
         drawn[f"emergence_seeds_{name}"] = for_both_widths(draw_seeds_timeline, emergence, curves, name, models)
         seeds, shapes = (escaped(results.comparison(table, whole=True)) for table in ("seeds", "seed_emergence"))
         # Too few seeds do not tell whether a curve is abrupt.
-        shapes = shapes[shapes["group"] == name].dropna(subset="shape").set_index("curve")["shape"]
+        shapes = shapes[shapes["group"] == name].dropna(subset="shape").set_index("curve")
         of_group = curves[curves["model"].isin(models) & curves["curve"].isin(seeds["curve"])]
-        options = {"seeds": seeds, "shapes": shapes, "group": name, "models": models}
+        options: dict[str, Any] = {"seeds": seeds, "shapes": shapes["shape"], "group": name, "models": models}
         drawn[f"curves_seeds_{name}"] = by_panel(draw_seed_curves, of_group, "curve", **options)
     return drawn
 

@@ -9,6 +9,7 @@ between the same two checkpoints.
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -109,8 +110,14 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
         tickfont_size=11 if narrow else 12,
     )
     if narrow:
-        corner = {"xref": "paper", "xanchor": "left", "xshift": -24, "yref": "paper", "yanchor": "top", "yshift": -14}
-        write(figure, "<br>".join(lines), 0, 0, colour=INK, align="left", **corner)
+        corner: dict[str, Any] = {
+            "xref": "paper",
+            "xanchor": "left",
+            "yref": "paper",
+            "yanchor": "top",
+            "align": "left",
+        }
+        write(figure, "<br>".join(lines), 0, 0, colour=INK, align="left", xshift=-24, yshift=-14, **corner)
     return drawing
 
 
