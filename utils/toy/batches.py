@@ -30,19 +30,12 @@ class Document:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed documents.
+    """Packed documents."""
 
-    Attributes:
-        tokens: padded on the right with token 0.
-        positions: the place of each token in its document, from 0.
-        documents: the number of each token's document, -1 on padding.
-        learned: whether the loss includes the token; never for the first of a document.
-    """
-
-    tokens: Int[Tensor, "row width"]
-    positions: Int[Tensor, "row width"]
-    documents: Int[Tensor, "row width"]
-    learned: Bool[Tensor, "row width"]
+    tokens: Int[Tensor, "row width"]  # padded on the right with token 0
+    positions: Int[Tensor, "row width"]  # the place of each token in its document, from 0
+    documents: Int[Tensor, "row width"]  # the number of each token's document, -1 on padding
+    learned: Bool[Tensor, "row width"]  # whether the loss includes the token; never for the first of a document
 
     def visible(self) -> Bool[Tensor, "row 1 query key"]:
         """Attention is causal and stays within a document. Padding sees itself."""

@@ -35,20 +35,13 @@ VERBS: tuple[tuple[str, str], ...] = sva.VERBS[:40]
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and its answers.
-
-    Attributes:
-        right: the answers that may follow, each with its leading space.
-        wrong: the answers they are compared with, if any.
-        ending: text after the answer in a training document.
-        likely: how many of the right answers, from the first on, training documents give; None for all.
-    """
+    """A prompt and its answers."""
 
     prompt: str
-    right: tuple[str, ...]
-    wrong: tuple[str, ...] = ()
-    ending: str = "."
-    likely: int | None = None
+    right: tuple[str, ...]  # the answers that may follow, each with its leading space
+    wrong: tuple[str, ...] = ()  # the answers they are compared with, if any
+    ending: str = "."  # text after the answer in a training document
+    likely: int | None = None  # how many of the right answers, from the first on, training documents give; None for all
 
     def document(self, rng: random.Random) -> str:
         """The prompt with one of its right answers and its ending."""
