@@ -123,10 +123,10 @@ def test_prompts_have_one_start_token_or_none_whatever_a_post_processor_adds(kin
         found: list[int] = backend.encode(text, add_special_tokens=False).ids
         return found
 
-    right, wrong = [mark for mark in "t3a'-m.oJ" if ids(clean + mark)[:-1] == ids(clean)][:2]
     years = [f"from {year} to 17" for year in range(1700, 1760)]
     lengths = [len(encoding) for encoding in backend.encode_batch(years)]
     clean, corrupted = [text for text, length in zip(years, lengths, strict=True) if length == lengths[0]][:2]
+    right, wrong = [mark for mark in "t3a'-m.oJ" if ids(clean + mark)[:-1] == ids(clean)][:2]
     path.write_text(f"clean,corrupted,answers,wrong_answers\n{clean},{corrupted},{right},{wrong}\n")
     for prepend, expected in ((False, ids(clean)), (True, [tokenizer.bos_token_id, *ids(clean)])):
         prompts = build_prompts(str(path), tokenizer, 1, 0, metric="logit_diff", prepend_bos=prepend)
@@ -146,9 +146,7 @@ def test_a_class_that_cuts_otherwise_is_told_once(
             encode(tokenizer, ASKED)
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
-    assert (
-        "tokenizer.json has other tokens than LlamaTokenizer of transformers" in told[0] or "GPT2Tokenizer" in told[0]
-    )
+    assert "tokenizer.json has other tokens than GPT2Tokenizer of transformers" in told[0]
     assert told[0].endswith("for 'The war lasted from 1732 to 17'); the file counts")
 
 
