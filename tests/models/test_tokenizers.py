@@ -123,10 +123,10 @@ def test_prompts_have_one_start_token_or_none_whatever_a_post_processor_adds(kin
         found: list[int] = backend.encode(text, add_special_tokens=False).ids
         return found
 
-    years = [f"from {year} to 17" for year in range(1700, 1760)]
+    years = [f"the store in {year}" for year in range(1700, 1760)]
     lengths = [len(encoding) for encoding in backend.encode_batch(years)]
     clean, corrupted = [text for text, length in zip(years, lengths, strict=True) if length == lengths[0]][:2]
-    right, wrong = [mark for mark in "t3a'-m.oJ" if ids(clean + mark)[:-1] == ids(clean)][:2]
+    right, wrong = [mark for mark in "ts3am.oJ" if ids(clean + mark)[:-1] == ids(clean)][:2]
     path.write_text(f"clean,corrupted,answers,wrong_answers\n{clean},{corrupted},{right},{wrong}\n")
     for prepend, expected in ((False, ids(clean)), (True, [tokenizer.bos_token_id, *ids(clean)])):
         prompts = build_prompts(str(path), tokenizer, 1, 0, metric="logit_diff", prepend_bos=prepend)
