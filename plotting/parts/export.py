@@ -107,7 +107,6 @@ def write_drawing(drawing: Drawing, folder: Path, name: str, formats: Sequence[s
     Raises:
         UserError: if PNG or PDF is asked for and no browser is installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if drawing.table is not None:
         path = folder / f"{name}.csv"
         atomic_write(path, drawing.table.to_csv(index=False, lineterminator="\n").encode())
