@@ -285,7 +285,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_sweep_goes_on(bench: Bench, tm
     assert bench.run() == 1
     assert bench.measured == [(0, "x"), (0, "y"), (20, "x"), (20, "y")]
     assert bench.said[-2] == "checkpoints that could not be measured: 1"
-    assert bench.said[-1].startswith(f"  tiny step 10: {bench.family}/step10: the checkpoint cannot be loaded (")
+    assert bench.said[-1].startswith(f"  tiny step 10: {bench.family}/step10/model.safetensors: cannot be read (")
     assert Store(bench.results).folder(SECOND, "tiny", "y").steps() == [0, 20]
 
 

@@ -28,10 +28,20 @@ def errors_of_python() -> Iterator[None]:
     except UserError as error:
         text = str(error).replace("=true", "=True").replace("=false", "=False")
         raise ValueError(re.sub(r"pass dtype=(\w+)", r"pass dtype='\1'", text)) from None
+    except FloatingPointError as error:
+        way_out = "" if "float32" in str(error) else "; pass dtype='float32'"
+        raise ValueError(f"model: {error}{way_out}") from None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise ValueError("batch_size: a batch does not fit on the device; pass a smaller one") from None
+
+
+def with_way_out(error: FloatingPointError) -> str:
+    """What is not finite, and what to do about it: `layer 1 gives NaN or infinity in float16; pass dtype=float32`."""
+    if "float32" in str(error):
+        return f"{error}; its training diverged, or the file is damaged: leave the step out"
+    return f"{error}; pass dtype=float32, and if it stays, leave the step out"
 
 
 @contextlib.contextmanager

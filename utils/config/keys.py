@@ -303,8 +303,8 @@ class TaskConfig(PromptOptions, BaseConfig):
     """A [task](../docs/tasks.md), the path of a [prompts CSV](../docs/tasks.md#a-task-of-your-own), or a list."""
     n_prompts: int = amount(100, most=MOST_PROMPTS)
     """How many prompt pairs each task gets."""
-    metric: Literal["logit_diff", "prob_diff"] | None = None
-    """Primary metric of a prompts CSV: `logit_diff` or `prob_diff`."""
+    metric: str | None = None
+    """Primary metric of a prompts CSV, a [differentiable](../docs/tasks.md#metrics) one."""
 
     @property
     def tasks(self) -> list[str]:
