@@ -17,6 +17,7 @@ from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Task
+from ..tasks.vocabulary import require_embedded
 from .corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
 from .cspa_scores import cspa_scores, mean_outputs
 from .function_words import function_tokens
@@ -60,6 +61,7 @@ def prepare(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
         n = config.n_sequences + config.n_mean_sequences
         tokens = draw_sequences(corpus, tokenizer, n, *sizes)
         scored, others = tokens.tensor_split([config.n_sequences])
+    require_embedded(tokens, shape.d_vocab, "corpus", tokenizer.batch_decode(tokens))
     return CspaInputs(scored, others, function_tokens(tokenizer))
 
 

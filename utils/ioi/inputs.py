@@ -36,6 +36,7 @@ from ..results.record import RunRecord, differences, shown
 from ..results.store import ResultsFolder, Store
 from ..tasks import TASKS, Prompts
 from ..tasks.ioi import signal_variants
+from ..tasks.vocabulary import require_embedded
 from .keys import CircuitInput, IoiConsistencyConfig
 
 STORED, COMPUTED, ALL_HEADS = "stored", "computed", "all heads"
@@ -113,6 +114,8 @@ def prepare(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, sh
     prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
     prompts.require_fit(task.name, shape)
     variants = signal_variants(prompts, tokenizer, config.seed)
+    for tokens in variants.values():
+        require_embedded(tokens, shape.d_vocab, "ioi", [clean for clean, _ in prompts.texts])
     if config.require_stored:
         return IoiInputs(prompts, variants, None, None, None)
     circuit = None
