@@ -4,6 +4,7 @@ HTML files carry plotly.js and open offline. PNG and PDF are drawn by kaleido in
 """
 
 import argparse
+import hashlib
 import html
 import logging
 import sys
@@ -118,7 +119,6 @@ def write_drawings(drawings: Mapping[str, Drawing], folder: Path, formats: Seque
     Raises:
         UserError: if PNG or PDF is asked for and no browser is installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name, drawing in drawings.items():
         figure, name = drawing.titled(), html.unescape(name)
         for suffix in ["csv"] * (drawing.table is not None) + [*formats]:
@@ -137,7 +137,8 @@ def figure_html(figure: go.Figure, name: str) -> str:
     body = responsive.to_html(
         full_html=False,
         include_plotlyjs=True,
-        div_id=name,
+        # A name may hold anything that a folder's name may; an id stands in markup and in a script.
+        div_id=f"figure-{hashlib.sha256(name.encode()).hexdigest()[:12]}",
         default_width="100%",
         config={"responsive": True, "displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": name}},
     )
