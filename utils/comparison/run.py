@@ -27,11 +27,11 @@ from .inputs import ModelTask, Trajectory, fixed_sizes, model_tasks, read_trajec
 from .keys import ComparisonConfig
 from .scale import scale_table
 from .seeds import seed_emergence, seed_groups, seeds_table
-from .tables import change_points_table, curves_table, edges_tables, emergence_table, order_table
+from .tables import curves_table, edges_tables, emergence_table, order_table
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "numpy", "scipy", "pandas", "ruptures", "diptest")
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "diptest")
 METHOD = 2
 """Count up when rows of similarities are worked out otherwise: those kept from before are not used then."""
 
@@ -52,7 +52,7 @@ def compare(config: ComparisonConfig) -> dict[str, pd.DataFrame]:
     folder = ComparisonFolder(store.root)
     require_writable(folder.path, "results_dir")
     similarity = _similarity(config, trajectories, sizes, references, folder)
-    tables = {"similarity": similarity} | _other_tables(config, store, trajectories, sizes, references, similarity)
+    tables = {"similarity": similarity} | _other_tables(config, store, trajectories, sizes, references)
     for name in COMPARISONS:
         folder.write(name, tables[name])
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -107,7 +107,6 @@ def _other_tables(
     trajectories: Mapping[ModelTask, Trajectory],
     sizes: Mapping[str, int],
     references: Mapping[ModelTask, int],
-    similarity: pd.DataFrame,
 ) -> dict[str, pd.DataFrame]:
     """All tables but `similarity`: first model by model, then those about several models."""
     models = list(dict.fromkeys(model for model, _ in trajectories))
@@ -146,14 +145,13 @@ def _other_tables(
     tables.setdefault("handovers", pd.DataFrame(columns=list(HANDOVERS.columns)))
     every_curve = [curve for model in models for curve in curves[model]]
     tables["curves"] = curves_table([*every_curve, *best])
-    tables["change_points"] = change_points_table(similarity, every_curve)
     tables["seeds"] = seeds_table(common, groups)
     common_emergence = tables.pop("common emergence")
     rate = config.false_discovery_rate
     tables["seed_emergence"] = seed_emergence(common_emergence, tables["seeds"], groups, rate)
     faithfulness = pd.concat([store.read_tables("faithfulness", *key) for key in trajectories], ignore_index=True)
     parameters = {model: count for model in models if (count := recorded_parameters(store, model)) is not None}
-    tables["scale"] = scale_table(faithfulness, parameters, config.seed, config.resamples)
+    tables["scale"] = scale_table(faithfulness, parameters, config.seed)
     return tables
 
 
