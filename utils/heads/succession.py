@@ -45,7 +45,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
-from circuits_over_time.edge_attribution_patching.model.forward import Unembedding, embed_tokens, mlp
+from circuits_over_time.edge_attribution_patching.model.forward import (
+    Unembedding,
+    embed_tokens,
+    mlp,
+    require_finite,
+)
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
 from ..base.errors import UserError
@@ -234,6 +239,7 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
     else:
         read = Unembedding(weights).rows(successors)
     x = mlp(bottom, embed_tokens(weights, sources)).to(read.dtype)
+    require_finite({"layer 0": x.isfinite().all()}, weights)
     layers = []
     for layer in weights.layers:
         if definition == "study":

@@ -256,7 +256,8 @@ class Store:
         if not frames:
             where = self.root / find_kind(kind).name if model is None else self.folder(kind, model, task).path
             raise UserError(f"{where} holds no results; run: {how_to_make(kind, model, task)}")
-        return pd.concat(frames, ignore_index=True)
+        # A step without rows has no types, and would leave every column without one.
+        return pd.concat(frames, ignore_index=True).infer_objects()
 
 
 def _tensor_bytes(tensors: dict[str, Any]) -> bytes:

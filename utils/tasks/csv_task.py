@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
 from ..config.keys import PromptOptions
+from .metrics import DIFFERENTIABLE
 from .prompts import MetricFunction, Pair, Prompts, Task, assemble
 from .sampling import draw
 from .vocabulary import encode, unknown_token
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COLUMNS: tuple[str, ...] = ("clean", "corrupted", "answers", "wrong_answers")
-PRIMARY_METRICS: tuple[str, ...] = ("logit_diff", "prob_diff")
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def csv_task(path: Path, metric: str | None) -> Task:
     Raises:
         UserError: if the metric is missing or cannot be the primary one.
     """
-    if metric not in PRIMARY_METRICS:
+    if metric not in DIFFERENTIABLE:
         given = "is missing" if metric is None else f"{metric!r} cannot be used"
-        raise UserError(f"metric: {given} for the prompts of {path}; set it to {' or '.join(PRIMARY_METRICS)}")
+        raise UserError(f"metric: {given} for the prompts of {path}; set it to {' or '.join(DIFFERENTIABLE)}")
     return Task(path.stem, partial(build, path.name, partial(read_rows, path)), metric)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
 
@@ -22,10 +22,23 @@ log = logging.getLogger(__name__)
 _already_logged: set[tuple[str, str]] = set()
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, without special tokens, from one call of the tokenizer."""
     encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
-    return encoded["input_ids"]
+    ids: list[list[int]] = encoded["input_ids"]
+    # The rules that transformers has in place of those of tokenizer.json, if they are others (`models.tokenizers`).
+    if (others := getattr(tokenizer, "of_transformers", None)) is not None:
+        for text, row, other in zip(
+            texts, ids, others(list(texts), add_special_tokens=False)["input_ids"], strict=True
+        ):
+            if row != other:
+                log.warning(
+                    "%s: tokenizer.json has other tokens than %s of transformers (%d, not %d, for %r); the file counts",
+                    *(tokenizer.name_or_path, type(others).__name__, len(row), len(other), text),
+                )
+                tokenizer.of_transformers = None  # Said once.
+                break
+    return ids
 
 
 def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
