@@ -17,6 +17,7 @@ from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Task
+from ..tasks.vocabulary import require_embedded
 from .corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
 from .cspa_scores import cspa_scores, mean_outputs
 from .function_words import function_tokens
@@ -41,11 +42,9 @@ def prepare(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
     """Draw the text.
 
     Raises:
-        UserError: if there is too little text, sequences are longer than the model's context, the model has no layer
-            `start_layer`, or `corpus_window` is given without `head_scores: study`.
+        UserError: if there is too little text, sequences are longer than the model's context, or the model has no
+            layer `start_layer`.
     """
-    if config.corpus_window is not None and config.head_scores != "study":
-        raise UserError("corpus_window: only counts with head_scores=study; leave it out, or pass that too")
     if config.seq_len > shape.n_positions:
         raise UserError(f"seq_len: {config.seq_len} tokens; the model has {shape.n_positions} positions; lower seq_len")
     if config.start_layer >= shape.n_layers:
@@ -62,6 +61,7 @@ def prepare(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
         n = config.n_sequences + config.n_mean_sequences
         tokens = draw_sequences(corpus, tokenizer, n, *sizes)
         scored, others = tokens.tensor_split([config.n_sequences])
+    require_embedded(tokens, shape.d_vocab, "corpus", tokenizer.batch_decode(tokens))
     return CspaInputs(scored, others, function_tokens(tokenizer))
 
 

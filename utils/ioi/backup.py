@@ -28,7 +28,7 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention, evaluate_masks_final
 from circuits_over_time.edge_attribution_patching.patching.paths import Head, recompute_mask
 from circuits_over_time.edge_attribution_patching.patching.plan import ActivationOverrides
-from circuits_over_time.edge_attribution_patching.patching.runs import at_answers
+from circuits_over_time.edge_attribution_patching.patching.runs import RunActivations, at_answers
 
 from ..results.kinds import IOI_BACKUP
 from .effects import PairedRuns
@@ -64,15 +64,15 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
         index, end = prepared.batch.index, at_answers(prepared)
         at, base = index.cpu(), end.base
 
-        def direct(written: Float[Tensor, "*stack prompt d_model"], base=base, index=index) -> Tensor:
-            """What this adds to the logit difference, [*stack, prompt]."""
+        def direct(written: Tensor, base: RunActivations = base, index: Tensor = index) -> Tensor:
+            """What [*stack, prompt, d_model] adds to the logit difference, [*stack, prompt]."""
             return runs.logit_difference.of_part(written, base.final, index).double().cpu()
 
         def direct_of(layer: int, written: Float[Tensor, "prompt head d_head"], which: Tensor) -> Tensor:
             """The same for what some heads of a layer write, [head, prompt]."""
             return direct(torch.bmm(written.transpose(0, 1), layers[layer].W_O_scaled[which]))
 
-        def observe(attended: HeadAttention, base=base, at=at) -> None:
+        def observe(attended: HeadAttention, base: RunActivations = base, at: Tensor = at) -> None:
             """Note how the direct effects of a layer's recomputed heads change."""
             layer, which = attended.layer, attended.heads
             change = attended.written[0] - base.layers[layer].written[:, which]
