@@ -64,18 +64,12 @@ from .keys import Definition, SuccessorConfig
 
 @dataclass(frozen=True)
 class WordList:
-    """Words in order.
-
-    Attributes:
-        cyclic: whether the first follows the last.
-        study_count: how many of them the study has; None for all.
-        study_capitals: whether the study has them in capitals only.
-    """
+    """Words in order."""
 
     words: tuple[str, ...]
-    cyclic: bool = False
-    study_count: int | None = None
-    study_capitals: bool = False
+    cyclic: bool = False  # whether the first follows the last
+    study_count: int | None = None  # how many of them the study has; None for all
+    study_capitals: bool = False  # whether the study has them in capitals only
 
     def spellings(self, definition: Definition = "standard") -> list[tuple[str, ...]]:
         """The list as written, in lower case and in upper case, each with and without a leading space.
@@ -190,12 +184,9 @@ def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]) -
 
 @dataclass(frozen=True)
 class Succession:
-    """Which pairs every head gets right.
+    """Which pairs every head gets right."""
 
-    Attributes:
-        right: class -> whether the successor wins, one column per pair, list after list.
-    """
-
+    # Class -> whether the successor wins, one column per pair, list after list.
     right: dict[str, Bool[Tensor, "layer head pair"]]
 
     def pairs(self, name: str) -> int:
