@@ -1,8 +1,8 @@
 """Keys of the three scripts that score attention heads. Nothing here imports torch.
 
 The key `head_scores` chooses between two definitions: `standard` is the suite's own, and `study` is what the published
-study measured (Tigges et al. 2024, arXiv 2407.10827), so that you can compare numbers with its own. Each module says how
-its `study` differs; the other differences are numbers with keys of their own (`docs/study.md`).
+study measured (Tigges et al. 2024, arXiv 2407.10827), so that you can compare numbers with its own. Each module says
+how its `study` differs; the other differences are numbers with keys of their own (`docs/study.md`).
 """
 
 from __future__ import annotations
