@@ -110,13 +110,7 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
         tickfont_size=11 if narrow else 12,
     )
     if narrow:
-        corner: dict[str, Any] = {
-            "xref": "paper",
-            "xanchor": "left",
-            "yref": "paper",
-            "yanchor": "top",
-            "align": "left",
-        }
+        corner: dict[str, Any] = {"xref": "paper", "xanchor": "left", "yref": "paper", "yanchor": "top"}
         write(figure, "<br>".join(lines), 0, 0, colour=INK, align="left", xshift=-24, yshift=-14, **corner)
     return drawing
 

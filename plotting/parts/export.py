@@ -118,7 +118,6 @@ def write_drawings(drawings: Mapping[str, Drawing], folder: Path, formats: Seque
     Raises:
         UserError: if PNG or PDF is asked for and no browser is installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name, drawing in drawings.items():
         figure, name = drawing.titled(), html.unescape(name)
         for suffix in ["csv"] * (drawing.table is not None) + [*formats]:

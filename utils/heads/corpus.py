@@ -41,9 +41,7 @@ from ..base.errors import UserError
 from ..base.files import what_it_is
 from ..config.keys import StartToken
 from ..toy import text as toy_text
-
-TOY = "toy"
-PYTHON_DOCS = "python_docs"
+from .keys import PYTHON_DOCS, TOY
 
 POOL = 16
 """How many sequences to cut for each one that is drawn, if there is enough text."""
