@@ -31,11 +31,11 @@ def test_reading_configs_and_finding_checkpoints_imports_nothing_slow() -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_loaded_without_the_model_code_of_transformers() -> None:
+def test_a_checkpoint_is_loaded_without_the_model_code_of_transformers_and_without_a_bridge() -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from circuits_over_time.utils.models.family import resolve_family\n"
-        f"resolve_family({str(TOY)!r}, Path()).load({TOY_STEPS[0]}, device='cpu')\n"
+        f"resolve_family({str(TOY)!r}, Path()).load({TOY_STEPS[0]}, device='cpu').provenance\n"
         "print(*sys.modules)"
     )
     told = subprocess.run(
@@ -43,4 +43,4 @@ def test_a_checkpoint_is_loaded_without_the_model_code_of_transformers() -> None
     )
     assert told.returncode == 0, told.stderr
     assert "torch" in told.stdout.split()
-    assert not {"torch._dynamo", "transformers.modeling_utils"} & set(told.stdout.split())
+    assert not {"torch._dynamo", "transformers.modeling_utils", "transformer_lens"} & set(told.stdout.split())

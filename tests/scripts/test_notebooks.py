@@ -80,7 +80,7 @@ def test_nothing_committed_tells_where_it_was_run(name: str) -> None:
     ("name", "environment"),
     [
         pytest.param("ioi_circuit", {}, marks=pytest.mark.endurance),
-        pytest.param("greater_than_circuit", NO_BROWSER, marks=pytest.mark.slow),
+        pytest.param("greater_than_circuit", NO_BROWSER, marks=pytest.mark.endurance),
     ],
 )
 def test_the_circuit_notebooks_run_on_the_toy_family(name: str, environment: dict[str, str], toy_family: Path) -> None:
