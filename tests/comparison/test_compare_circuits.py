@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,10 +32,10 @@ STEPS = (0, 10, 20)
 SIZE = 12
 
 
-def write_seed(store: Store, model: str, seed: int) -> None:
+def write_seed(store: Store, model: str, seed: int, task: str = "ioi") -> None:
     """Circuits of one task: alike at steps 10 and 20, another one at step 0."""
     rng = np.random.default_rng(seed)
-    graphs = store.folder("graphs", model, "ioi")
+    graphs = store.folder("graphs", model, task)
     edges = GRAPH.edge_mask.flatten().nonzero()[:, 0]
     means = {0: rng.normal(size=len(edges)), 10: rng.normal(size=len(edges)) ** 3}
     for step in STEPS:
@@ -45,12 +46,12 @@ def write_seed(store: Store, model: str, seed: int) -> None:
         scores = scores.view(GRAPH.n_forward, GRAPH.n_backward)
         circuit = Circuit(GRAPH, scores, top_n_masks(edge_order(scores, GRAPH), GRAPH, [SIZE])[0])
         write_tensors(graphs, step, circuit.to_tensors() | folds.to_tensors())
-        write(store, "graphs", model, "ioi", step, circuit.to_table(), 100 * step)
+        write(store, "graphs", model, task, step, circuit.to_table(), 100 * step)
         row = {"full": 3.0, "full_se": 0.1, "corrupted": -1.0, "corrupted_se": 0.1, "n_prompts": 100}
         row |= {"size": SIZE, "status": "found"}
-        write(store, "baselines", model, "ioi", step, pd.DataFrame([row]), 100 * step)
+        write(store, "baselines", model, task, step, pd.DataFrame([row]), 100 * step)
         chosen = {"selected": [True], "n_edges": [circuit.n_edges], "n_nodes": [circuit.n_nodes]}
-        write(store, "faithfulness", model, "ioi", step, pd.DataFrame(chosen), 100 * step)
+        write(store, "faithfulness", model, task, step, pd.DataFrame(chosen), 100 * step)
     settings = {"search.order": "greedy", "search.selection": "signed", "search.positive_share": 0.6, "seed": 7}
     (graphs.path / "run.json").write_text(json.dumps({"settings": settings}))
 
@@ -87,28 +88,63 @@ def test_seeds_are_compared_with_each_other_and_over_training(store: Store) -> N
     assert tables["seed_emergence"]["shape"].isna().all()
 
 
-def test_a_stopped_run_goes_on_where_it_was(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_at_the_next_pair(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = compare(config(store))["similarity"]
-    for part in (store.root / "comparison" / ".parts").glob("*.csv"):
-        part.unlink()
-    rows, compared = changes.Comparer.rows, list[str]()
+    shutil.rmtree(store.root / "comparison")
+    rows, compared = changes.Comparer.rows, list[changes.CircuitPair]()
 
-    def stop_at_the_second(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
-        if pair.second.model == MODELS[1]:
+    def stop_at_the_third(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
+        compared.append(pair)
+        if len(compared) == 3:
             raise KeyboardInterrupt
         return rows(comparer, pair)
 
-    def count(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
-        compared.append(pair.second.model)
-        return rows(comparer, pair)
-
-    monkeypatch.setattr(changes.Comparer, "rows", stop_at_the_second)
+    monkeypatch.setattr(changes.Comparer, "rows", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         compare(config(store))
-    monkeypatch.setattr(changes.Comparer, "rows", count)
     again = compare(config(store))["similarity"]
-    assert set(compared) == {MODELS[1]}
+    # Two over training and three with the reference for each model, and three between them; the third twice.
+    assert len(compared) == 2 * 5 + 3 + 1
     pd.testing.assert_frame_equal(again, whole, check_dtype=False)
+
+
+def tables_in(store: Store) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (store.root / "comparison").glob("*.csv")}
+
+
+def test_what_was_compared_before_stays_beside_what_comes_later(store: Store) -> None:
+    write_seed(store, MODELS[0], 5, "sva")
+    compare(config(store, task="ioi", model=MODELS[0]))
+    compare(config(store, task="sva"))
+    similarity = compare(config(store, model=MODELS[1]))["similarity"]
+    units = {(MODELS[0], "ioi"), (MODELS[0], "sva"), (MODELS[1], "ioi")}
+    assert set(similarity[["model", "task"]].itertuples(index=False, name=None)) == units
+    one_by_one = tables_in(store)
+    shutil.rmtree(store.root / "comparison")
+    compare(config(store))
+    assert tables_in(store) == one_by_one
+
+
+def test_other_settings_are_refused_and_overwritten_only_if_asked(store: Store) -> None:
+    compare(config(store))
+    before = tables_in(store)
+    with pytest.raises(
+        UserError, match=r"^pairs: .*comparison holds comparisons with 100, this run asks for 110; pass"
+    ):
+        compare(config(store, pairs=110))
+    assert tables_in(store) == before
+    similarity = compare(config(store, pairs=110, model=MODELS[0], overwrite=True))["similarity"]
+    assert set(similarity["model"]) == {MODELS[0]}
+
+
+def test_a_dry_run_counts_the_pairs_and_writes_nothing(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    compare(config(store, model=MODELS[0]))
+    before = tables_in(store)
+    assert compare(config(store), dry_run=True) == {}
+    told = capsys.readouterr().out
+    assert "m-seed1 ioi: 3 checkpoints\nm-seed2 ioi: 3 checkpoints\n" in told
+    assert "pairs of circuits: 5 compared, 8 missing\ntime: about 00:" in told
+    assert tables_in(store) == before
 
 
 def test_circuits_are_grown_by_the_keys_of_their_run(store: Store) -> None:
