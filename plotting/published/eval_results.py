@@ -62,7 +62,7 @@ def read_evaluations(folder: Path) -> pd.DataFrame:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of the harness's JSON files with -e")
-    rows: list[dict[str, object]] = []
+    rows: list[tuple[object, ...]] = []
     for path in sorted(folder.rglob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -74,8 +74,7 @@ def read_evaluations(folder: Path) -> pd.DataFrame:
         step, model = step_and_model(path, folder)
         shots = int((content.get("config") or {}).get("num_fewshot") or 0)
         for benchmark, values in content["results"].items():
-            for metric, value, stderr in _metrics(values):
-                rows.append(dict(zip(COLUMNS, (model, step, shots, benchmark, metric, value, stderr), strict=True)))
+            rows += [(model, step, shots, benchmark, *numbers) for numbers in _metrics(values)]
     if not rows:
         raise UserError(f"{folder}: holds no JSON results of lm-evaluation-harness")
     table = pd.DataFrame(rows, columns=COLUMNS)
