@@ -185,9 +185,13 @@ def test_results_without_fold_scores_name_the_way_out(store: Store) -> None:
         ({"reference": 15}, "has no results of step 15"),
         ({"size": 10**6}, "size: 1000000 is more than"),
         ({"seeds": {"m": ["m-seed1", "m-sed2"]}}, r"seeds\.m: 'm-sed2' is not compared"),
+        ({"emergence": {"sustained": 4}}, r"emergence\.sustained: 4 checkpoints in a row, but there are only 3"),
     ],
 )
-def test_errors_name_the_key_and_the_value(store: Store, keys: dict[str, object], line: str) -> None:
+def test_errors_name_the_key_and_the_value_before_anything_is_compared(
+    store: Store, keys: dict[str, object], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes.Comparer, "rows", None)
     with pytest.raises(UserError, match=line):
         compare(config(store, **keys))
 

@@ -34,11 +34,11 @@ from .inputs import ModelTask, Trajectory, fixed_sizes, model_tasks, read_trajec
 from .keys import ComparisonConfig
 from .scale import scale_table
 from .seeds import seed_emergence, seed_groups, seeds_table
-from .tables import change_points_table, curves_table, edges_tables, emergence_table, order_table
+from .tables import curves_table, edges_tables, emergence_table, order_table
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "numpy", "scipy", "pandas", "ruptures", "diptest")
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "diptest")
 METHOD = 2
 """Count up when rows of similarities are worked out otherwise: those kept from before are not used then."""
 
@@ -89,7 +89,7 @@ def compare(config: ComparisonConfig, *, dry_run: bool = False) -> dict[str, pd.
         frames.append(rows)
     folder.drop_parts(besides=pairs)
     similarity = flagged(pd.concat(frames, ignore_index=True), config.false_discovery_rate)
-    tables = {"similarity": similarity} | _other_tables(plan, similarity, progress)
+    tables = {"similarity": similarity} | _other_tables(plan, progress)
     progress.close()
     log.info("%d pairs of circuits compared, %d of them now, in %s", len(pairs), len(left), duration(progress.seconds))
     for name in COMPARISONS:
@@ -168,7 +168,7 @@ class _Plan:
         return found
 
 
-def _other_tables(plan: _Plan, similarity: pd.DataFrame, progress: Progress) -> dict[str, pd.DataFrame]:
+def _other_tables(plan: _Plan, progress: Progress) -> dict[str, pd.DataFrame]:
     """All tables but `similarity`: first model by model, then those about several models."""
     config, store = plan.config, plan.store
     models = list(dict.fromkeys(model for model, _ in plan.trajectories))
@@ -201,14 +201,13 @@ def _other_tables(plan: _Plan, similarity: pd.DataFrame, progress: Progress) -> 
     tables.setdefault("handovers", pd.DataFrame(columns=list(HANDOVERS.columns)))
     every_curve = [curve for model in models for curve in curves[model]]
     tables["curves"] = curves_table([*every_curve, *best])
-    tables["change_points"] = change_points_table(similarity, every_curve)
     tables["seeds"] = seeds_table(common, plan.groups)
     common_emergence = tables.pop("common emergence")
     rate = config.false_discovery_rate
     tables["seed_emergence"] = seed_emergence(common_emergence, tables["seeds"], plan.groups, rate)
     faithfulness = pd.concat([store.read_tables("faithfulness", *key) for key in plan.trajectories], ignore_index=True)
     parameters = {model: count for model in models if (count := recorded_parameters(store, model)) is not None}
-    tables["scale"] = scale_table(faithfulness, parameters, config.seed, config.resamples)
+    tables["scale"] = scale_table(faithfulness, parameters, config.seed)
     return tables
 
 

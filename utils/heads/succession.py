@@ -132,7 +132,9 @@ def measure(
         raise UserError(f"head_scores: study: step {checkpoint.step}: {error}; use standard") from None
     table = pd.DataFrame(product(range(weights.n_layers), range(weights.n_heads)), columns=["layer", "head"])
     table["value"] = result.overall().flatten().tolist()
-    table["pairs"] = sum(result.pairs(name) for name in CLASSES)
+    table["pairs"] = n_pairs = sum(result.pairs(name) for name in CLASSES)
+    table["se"] = (table["value"] * (1 - table["value"]) / n_pairs) ** 0.5
+    table["chance"] = chance_level(inputs)
     table["class_mean"] = result.class_mean().flatten().tolist()
     for name in CLASSES:
         table[name] = result.share(name).flatten().tolist()
@@ -158,6 +160,17 @@ def successor_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition =
                     lists.append(pairs)
         by_class[name] = lists
     return by_class
+
+
+def chance_level(pairs: dict[str, list[Pairs]]) -> float:
+    """The share of pairs that a head gets right which ranks the successors of a list at random."""
+    of_pair = [
+        1 / len({successor for _, successor in of_list})
+        for lists in pairs.values()
+        for of_list in lists
+        for _ in of_list
+    ]
+    return sum(of_pair) / len(of_pair)
 
 
 def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]) -> list[int | None]:

@@ -118,6 +118,7 @@ CURVES = Comparison(
         "step": "the step",
         "tokens": "tokens seen by then",
         "value": "value of the curve",
+        "chance": "what it is where nothing has emerged",
         "low": "lower end of its 95% interval, where there is one",
         "high": "upper end of that interval",
         "uncertainty": "what intervals come from: `folds` of prompts that were resampled, stored `standard errors` "
@@ -129,8 +130,10 @@ EMERGENCE = Comparison(
     {"model": "the model"}
     | _CURVE
     | {
+        "chance": "what the curve is where nothing has emerged",
         "maximum": "largest value over training",
-        "level": "what the curve must cross",
+        "plateau": "largest running median of five checkpoints",
+        "level": "what the curve must cross: `chance` + `emergence.fraction` * (`plateau` - `chance`)",
         "after_step": "last checkpoint before it crosses; empty if the first one is already there",
         "step": "first checkpoint of the sustained crossing: the curve emerged between these two",
         "after_tokens": "tokens seen by `after_step`",
@@ -139,6 +142,9 @@ EMERGENCE = Comparison(
         "belong to the interval",
         "high_step": "upper end: 2.5% of the resamples have a later `step`, or none (then it is empty)",
         "share_emerged": "share of the resamples in which it emerges at all",
+        "p_value": "how often a curve that stays at chance, with the same errors, has such a plateau; empty without "
+        "errors",
+        "q_value": "`p_value` corrected for the curves of the same score of the model (Benjamini and Hochberg 1995)",
         "uncertainty": "as in `curves`; without any, the interval is that between the two checkpoints",
         "reason": "why it does not emerge",
     },
@@ -152,18 +158,6 @@ ORDER = Comparison(
         "share_before": "share of the resamples in which the first emerges at an earlier checkpoint",
         "share_same": "share in which both emerge between the same two checkpoints",
         "share_after": "share in which the second emerges at an earlier checkpoint",
-    },
-)
-CHANGE_POINTS = Comparison(
-    "change_points",
-    _OF
-    | {
-        "quantity": "`n_edges` of the circuit that was found (compared as logarithms), or `similarity` with the "
-        "previous checkpoint (edge Jaccard at fixed size)",
-        "after_step": "last checkpoint before the change",
-        "step": "first checkpoint after it",
-        "before": "mean of the stretch before",
-        "after": "mean of the stretch after",
     },
 )
 HANDOVERS = Comparison(
@@ -194,7 +188,7 @@ SEEDS = Comparison(
         "upper_quartile": "upper quartile",
         "lowest": "smallest value",
         "highest": "largest value",
-        "dip": "dip statistic (Hartigan and Hartigan 1985) of the values, equal ones spread apart; only with five "
+        "dip": "dip statistic (Hartigan and Hartigan 1985) of the values, equal ones spread apart; only with six "
         "models or more",
         "dip_p": "its p-value; small if the models fall into several groups",
         "dip_q": "`dip_p` corrected for the number of checkpoints",
@@ -212,7 +206,9 @@ SEED_EMERGENCE = Comparison(
         "latest_step": "latest of those that emerge",
         "shape": "`abrupt` if at some checkpoint where it has emerged in some models and not in others they fall apart "
         "into groups (`dip_q` at most `false_discovery_rate`); `not shown to be abrupt` if not; empty with fewer than "
-        "five models",
+        "six models",
+        "power": "the probability that a perfect jump would be called abrupt, if each model had made it with odds of "
+        "one half at the checkpoint that is looked at",
     },
 )
 SCALE = Comparison(
@@ -223,7 +219,8 @@ SCALE = Comparison(
         "n_models": "how many models of known size have a circuit",
         "statistic": "`pearson` or `spearman` correlation of parameters and size over models",
         "value": "the correlation",
-        "low": "lower end of its 95% interval, from resampled models; only with five models or more",
+        "low": "lower end of the 95% interval of `pearson` (Fisher's transformation; sizes of models are given, errors "
+        "normal); only with five models or more, and none for `spearman`",
         "high": "upper end of that interval",
         "p_value": "two-sided, from all permutations of the models up to 8, from random ones beyond",
         "exact": "whether all permutations were counted",
@@ -238,7 +235,6 @@ COMPARISONS: dict[str, Comparison] = {
         CURVES,
         EMERGENCE,
         ORDER,
-        CHANGE_POINTS,
         HANDOVERS,
         SEEDS,
         SEED_EMERGENCE,

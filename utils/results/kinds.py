@@ -170,10 +170,11 @@ COMPONENTS = ResultSchema(
         "head": "number of the head in its layer",
         "value": "attention probability, or percent for the copy scores",
         "se": "standard error of `value`, from the random blocks, or for the copy scores from the prompts",
+        "chance": "what a head scores that attends to all tokens alike, or ranks names at random",
     },
     "get_full_model_components_over_time.py",
     "components",
-    version=2,
+    version=3,
 )
 SUCCESSOR = ResultSchema(
     "successor",
@@ -182,6 +183,8 @@ SUCCESSOR = ResultSchema(
         "head": "number of the head in its layer",
         "value": "share of all pairs of a word and its successor that the head gets right",
         "pairs": "how many pairs the model's tokenizer leaves",
+        "se": "standard error of `value`, binomial: the pairs are all there are, and taken as draws of such pairs",
+        "chance": "`value` of a head that ranks the successors of a list at random",
         "class_mean": "mean over classes, each with the same weight",
     }
     | {
@@ -194,6 +197,7 @@ SUCCESSOR = ResultSchema(
     },
     "get_new_successor_head_scores_over_time.py",
     "successor",
+    version=2,
 )
 CSPA = ResultSchema(
     "cspa",
