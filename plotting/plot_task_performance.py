@@ -14,7 +14,7 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import by_panel, task_panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, in_order, metric_label
+from circuits_over_time.plotting.parts.style import Drawing, Looks, in_order, metric_label
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
 from circuits_over_time.plotting.published.eval_results import read_training_loss
 from circuits_over_time.utils.base.errors import UserError
@@ -26,7 +26,7 @@ SHARES = ("accuracy", "rank_0_rate", "prob_mass")
 LOSS = "training_loss"
 
 
-def draw_performance(table: pd.DataFrame, metrics: list[str], looks: dict[str, ModelLook]) -> Drawing:
+def draw_performance(table: pd.DataFrame, metrics: list[str], looks: Looks) -> Drawing:
     """The figure, from rows of `task_performance`: of the metrics, top to bottom, those that the table has."""
     metrics = [metric for metric in metrics if (table["metric"] == metric).any()]
     panels, tasks = task_panels(table, len(metrics), 190)
@@ -58,7 +58,6 @@ def draw_performance(table: pd.DataFrame, metrics: list[str], looks: dict[str, M
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure of all models."""
     table = escaped(results.table("task_performance"))
     measured, asked = in_order(table["metric"], METRICS), results.arguments.metric
     for metric in asked or []:
