@@ -337,7 +337,7 @@ def test_names_are_neither_empty_nor_repeated(names: str, told: str) -> None:
         ("workers: 3", "workers: has no effect with executor=local; it needs ray or slurm"),
         ("slurm: {minutes: 3}", "slurm: has no effect with executor=local; it needs slurm"),
         ("cpus_per_checkpoint: 1000", f"cpus_per_checkpoint: 1000 is more than the {os.cpu_count()} cores here"),
-        ('seed: "\\ud800"', "seed: holds the character \\ud800, which no name has; remove it"),
+        ('seed: "\\ud800"', "seed: holds \\0 or half a character, which no name has; remove it"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_with_the_range_that_does(line: str, told: str, write: Any) -> None:
