@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..base.errors import UserError
 from ..results.store import Store
 from .chance import expected_jaccard
 from .changes import grown
@@ -152,9 +153,19 @@ def best_head_curves(heads: Iterable[Curve]) -> Iterator[Curve]:
 
 
 def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[Curve]:
-    """Every metric of every task on clean prompts; the primary one is leading."""
+    """Every metric of every task on clean prompts; the primary one is leading.
+
+    Raises:
+        UserError: if a table holds NaN, as versions wrote that measured diverged checkpoints.
+    """
     for number, task in enumerate(store.tasks("task_performance", model), start=1):
         table = store.read_tables("task_performance", model, task)
+        if len(bad := table[table["value"].isna()]):
+            folder = store.folder("task_performance", model, task)
+            path = folder.file(int(bad["step"].iloc[0]))
+            raise UserError(
+                f"{path}: holds NaN for {bad['metric'].iloc[0]}; delete it, and run: {folder.how_to_make()}"
+            )
         clean = table[table["run"] == "clean"]
         primary = clean["metric"].iloc[0]  # Tables begin with it.
         for metric, rows in clean.groupby("metric", sort=True):

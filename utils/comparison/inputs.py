@@ -120,6 +120,11 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
             way_out = f"measure again: {graphs.how_to_make()} overwrite=true"
             raise UserError(f"{graphs.file(step, '.pt')}: holds {error}; {way_out}") from None
         row = baselines.read_table(step).iloc[0]
+        if pd.isna(row["full"]) or not bool(circuit.scores.isfinite().all()):
+            raise UserError(
+                f"{graphs.file(step, '.pt')}: holds NaN or infinity; delete it with its .csv, and run: "
+                f"{graphs.how_to_make()}"
+            )
         size = None if pd.isna(row["size"]) else int(row["size"])
         read = fingerprint(settings, (graphs, baselines), step)
         checkpoints[step] = Checkpoint(model, task, rule, step, int(row["tokens"]), circuit, folds, size, read)
