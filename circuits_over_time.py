@@ -6,8 +6,8 @@
     circuit                                             # a drawing and a table in a notebook, three lines in a terminal
 
 Every function does what the scripts do, with the same keys, defaults and numbers. docs/library.md shows each of them.
-A keyword that does not exist, or a value of another type, is a TypeError. A value that is not allowed, a file, model, node
-or result that does not exist, and prompts that do not suit the model are a ValueError. `Raises` tells what is special.
+A keyword that does not exist, or a value of another type, is a TypeError. A value that is not allowed, a file, model,
+node or result that does not exist, and prompts that do not suit the model are a ValueError. `Raises` says what is special.
 Importing this module imports no torch: that comes with the first call.
 """
 

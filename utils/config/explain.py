@@ -164,14 +164,10 @@ def _expected(details: ErrorDetails, field: FieldInfo | None) -> str:
     if not _SIGNS.keys() & context:
         known = _EXPECTED.get(details["type"])
         return f"accepted ({details['msg']})" if known is None else known.format(**context)
-    limits = (
-        {sign: getattr(bound, sign) for bound in field.metadata for sign in _SIGNS if hasattr(bound, sign)}
-        if field
-        else {}
-    )
-    if details["type"].startswith(
-        "greater"
-    ):  # The largest of all numbers is no help to who asks for less than the smallest.
+    bounds = [] if field is None else field.metadata
+    limits = {sign: getattr(bound, sign) for bound in bounds for sign in _SIGNS if hasattr(bound, sign)}
+    if details["type"].startswith("greater"):
+        # The largest of all numbers is no help to who asks for less than the smallest.
         limits = {sign: limit for sign, limit in limits.items() if limit < 1e6}
     limits |= context
     # Floats without their `.0`, and whole numbers with all their digits.
