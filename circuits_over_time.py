@@ -7,7 +7,7 @@
 
 Every function does what the scripts do, with the same keys, defaults and numbers. docs/library.md shows each of them.
 A keyword that does not exist, or a value of another type, is a TypeError. A value that is not allowed, a file, model,
-node or result that does not exist, and prompts that do not suit the model are a ValueError. `Raises` says what is special.
+node or result that does not exist, and prompts that do not suit the model are a ValueError. `Raises` says the rest.
 Importing this module imports no torch: that comes with the first call.
 """
 

@@ -131,13 +131,13 @@ def _check_steps(steps: list[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def errors_of_block(block: str, schema: type[pydantic.BaseModel]) -> Iterator[None]:
-    """Errors about the keys of a block name it: `cspa.seq_len` instead of `seq_len`."""
+def errors_named(prefix: str, schema: type[pydantic.BaseModel]) -> Iterator[None]:
+    """Errors that begin with a key of a schema say where it stands: `cspa.seq_len` with `cspa.` as the prefix."""
     try:
         yield
     except UserError as error:
         if (key_of(str(error)) or ("",))[0] in schema.model_fields:
-            raise type(error)(f"{block}.{error}") from None
+            raise type(error)(f"{prefix}{error}") from None
         raise
 
 
