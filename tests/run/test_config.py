@@ -427,3 +427,9 @@ def test_what_memory_or_files_refuse_is_one_line(write: Any, capsys: pytest.Capt
     )
     with pytest.raises(RuntimeError, match="a fault of ours"):
         ends(path, RuntimeError("a fault of ours"), capsys)
+
+
+def test_names_of_models_stay_text_where_they_look_like_numbers() -> None:
+    assert load_config(BaseConfig, None, ["model=[007, 1e5]"]).models == ["007", "1e5"]
+    assert parse_override("seeds={a: [20240611]}")[1] == {"a": ["20240611"]}
+    assert parse_override("model={n_layers: 4}")[1] == {"n_layers": 4}
