@@ -33,7 +33,10 @@ def source(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["wheel", "editable", "not installed"])
+INSTALLED = [pytest.param(how, marks=pytest.mark.endurance) for how in ("wheel", "editable")]
+
+
+@pytest.fixture(scope="module", params=[*INSTALLED, "not installed"])
 def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """An interpreter with this environment's packages and the library, and what its environment needs on top."""
     folder = tmp_path_factory.mktemp("python")
@@ -79,7 +82,7 @@ model = cot.load({str(TOY / "step1350")!r})
 circuit = cot.find_circuit(model, cot.task("sva"), n_prompts=4, ig_steps=1, n_random=0, sizes=[100])
 print(utils.WHOSE, plotting.WHOSE, len(circuit.curve), "sva" in circuit._repr_html_())
 
-from circuits_over_time.plotting.published.numbers import FILE
+from circuits_over_time.plotting.published.reproduction import FILE
 from circuits_over_time.plotting.report.page import ASSETS
 
 print(FILE.is_file(), (ASSETS / "template.html").is_file())

@@ -18,9 +18,8 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.plotting.make_report import main
 from circuits_over_time.plotting.parts.circuit_similarity import edges_of, nodes_of
 from circuits_over_time.plotting.parts.tables import Results
-from circuits_over_time.plotting.report.circuits import PORTS, circuit_records
+from circuits_over_time.plotting.report.circuits import PORTS, circuit_records, score_histories
 from circuits_over_time.plotting.report.heads import head_records
-from circuits_over_time.plotting.report.histories import score_histories
 from circuits_over_time.plotting.report.page import script_safe
 from circuits_over_time.utils.ioi.handover import role_handover
 from circuits_over_time.utils.results.kinds import KINDS
@@ -64,11 +63,6 @@ def test_page_refers_to_nothing_outside_itself_and_carries_plotly_once(page: str
     assert not [address for address in addresses if not address.startswith("#") and address != "data:,"]
     assert "default-src 'none'" in rest
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", rest)
-
-
-def test_the_same_results_give_the_same_page(store: Store, page: str, tmp_path: Path) -> None:
-    main(["-r", str(store.root), "-o", str(tmp_path / "again.html")])
-    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
 
 
 def test_circuit_records_hold_every_edge_of_every_checkpoint(store: Store) -> None:

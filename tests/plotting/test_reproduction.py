@@ -14,15 +14,16 @@ import yaml
 from circuits_over_time.plotting import plot_reproduction
 from circuits_over_time.plotting.make_report import main as make_report
 from circuits_over_time.plotting.plot_reproduction import draw_reproduction, format_number, format_range
-from circuits_over_time.plotting.published.numbers import published
 from circuits_over_time.plotting.published.reproduction import (
     COLUMNS,
     LEAST,
     MEASURES,
     commands,
+    published,
     reproduction,
     resampled,
 )
+from circuits_over_time.plotting.report import figures
 from circuits_over_time.utils.results.store import Store
 from tests.support.drawings import EVERYTHING, run
 from tests.support.paths import ROOT
@@ -245,7 +246,10 @@ def test_results_of_other_models_are_refused_in_one_line(tmp_path: Path, caplog:
     )
 
 
-def test_the_report_holds_the_numbers_where_there_are_some(agreeing: Store, tmp_path: Path) -> None:
+def test_the_report_holds_the_numbers_where_there_are_some(
+    agreeing: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "figures", lambda: [plot_reproduction.FIGURE])  # The others take long to draw.
     others = write_all(tmp_path / "others", models=("toy",), tasks=("ioi",))
     for store, model, expected in ((agreeing, MODELS[0], True), (others, "toy", False)):
         page = tmp_path / "report.html"
