@@ -19,8 +19,9 @@ from circuits_over_time.edge_attribution_patching.model.weights import ModelWeig
 
 from ..base.errors import UserError, errors_of_python, one_line
 from ..base.files import atomic_write
+from ..results.checked import STAMP
 from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS
-from ..results.store import STAMP, Store, csv_bytes, read_csv
+from ..results.store import Store, csv_bytes, read_csv
 from ..tasks.prompts import metric_name
 from .checks import compare_with_random, groups_table
 from .find import CircuitPrompts, find_circuit

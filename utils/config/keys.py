@@ -234,15 +234,23 @@ def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:
     return dict(_flat_settings(config, ""))
 
 
-def _flat_settings(config: pydantic.BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
+def files_read(config: pydantic.BaseModel) -> dict[str, Path]:
+    """The files and folders that a config names and results depend on, by their flat keys (`cspa.corpus`)."""
+    named = _flat_settings(config, "", only="file")
+    found = {key: Path(value).expanduser() for key, value in named if isinstance(value, str)}
+    return {key: path for key, path in found.items() if path.exists()}
+
+
+def _flat_settings(config: pydantic.BaseModel, prefix: str, only: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys and values of settings; `only` of those whose field has this mark."""
     plain = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
         if is_execution(field):
             continue
         value = getattr(config, name)
         if isinstance(value, pydantic.BaseModel):
-            yield from _flat_settings(value, f"{prefix}{name}.")
-        else:
+            yield from _flat_settings(value, f"{prefix}{name}.", only)
+        elif not only or (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get(only)):
             yield f"{prefix}{name}", plain[name]
 
 

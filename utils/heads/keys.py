@@ -66,7 +66,7 @@ class Ablation(Section):
 class CspaKeys(Ablation):
     """What the scores depend on, apart from the model: the text, and what to keep of a head."""
 
-    corpus: str
+    corpus: str = Field(json_schema_extra={"file": True})
     """The [text](../docs/heads.md#copy-suppression) to read: a file, a data set of the hub (`NeelNanda/pile-10k`), a
     folder, `python_docs` or `toy`."""
     corpus_split: str = "train"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import CheckpointUnusable, UserError, one_line
-from ..base.files import file_sha256, read_json
+from ..base.files import read_json, sha256_at, stamp_of
 from ..hub.checkpoint_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     """
     holder = tokenizer_folder(folder)
     digest = hashlib.sha256(repr((str(holder), trust_remote_code) if trust_remote_code else "").encode())
-    for name in TOKENIZER_FILES:
-        if (holder / name).is_file():
-            digest.update(f"{name} {file_sha256(holder / name)}\n".encode())
+    for name, sha256 in small_hashes(folder).items():
+        if name != "config.json":  # Of which only these keys count:
+            digest.update(f"{name} {sha256}\n".encode())
     if (config := read_json(holder / "config.json")) is not None:
         # What AutoTokenizer looks up there: the class if no file names it, and which versions need repairs.
         digest.update(repr([config.get(key) for key in _TOKENIZER_KEYS]).encode())
@@ -41,6 +41,17 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         if key not in _tokenizers:
             _tokenizers[key] = read_tokenizer(holder, trust_remote_code)
         return _tokenizers[key]
+
+
+def small_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files besides the weights that a checkpoint's numbers depend on: its config and tokenizer.
+
+    Raises:
+        CheckpointUnusable: if it has no tokenizer.
+    """
+    holder = tokenizer_folder(folder)
+    paths = [folder / "config.json", *(holder / name for name in TOKENIZER_FILES)]
+    return {path.name: sha256_at(path, stamp_of(path)) for path in paths if path.is_file()}
 
 
 def tokenizer_folder(folder: Path) -> Path:

@@ -28,6 +28,8 @@ class ResultSchema:
         companions: further files next to a checkpoint's table: suffix -> meaning.
         summaries: tables about all checkpoints of a model: file name without its ending -> column (after `model`) ->
             meaning.
+        texts: the columns that hold text; all others hold numbers, or true and false. None if nobody says.
+        never_empty: whether a table has at least one row.
         version: of the definitions of its numbers. Raise it by one when a change to the code moves them, or adds to
             them: results of another version are then refused.
     """
@@ -38,6 +40,8 @@ class ResultSchema:
     config: str = ""
     companions: Mapping[str, str] = field(default_factory=dict)
     summaries: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    texts: tuple[str, ...] | None = None
+    never_empty: bool = False
     version: int = 1
 
 
@@ -59,6 +63,7 @@ GRAPHS = ResultSchema(
         "the prompts in each",
         ".json": "the graph in the JSON format of EAP-IG, with `export_json: true`",
     },
+    texts=("source", "target"),
 )
 FAITHFULNESS = ResultSchema(
     "faithfulness",
@@ -75,6 +80,7 @@ FAITHFULNESS = ResultSchema(
         "faithfulness_high": "upper end of that interval",
     },
     "get_circuits_over_time.py",
+    texts=(),
 )
 BASELINES = ResultSchema(
     "baselines",
@@ -92,6 +98,8 @@ BASELINES = ResultSchema(
         "cmd": "area between that curve and 1, as MIB defines it; only with `search.mib: true`",
     },
     "get_circuits_over_time.py",
+    texts=("status",),
+    never_empty=True,
 )
 CONTROLS = ResultSchema(
     "controls",
@@ -106,6 +114,7 @@ CONTROLS = ResultSchema(
         "than without this random one",
     },
     "get_circuits_over_time.py",
+    texts=("control",),
 )
 PROMPT_GROUPS = ResultSchema(
     "prompt_groups",
@@ -131,6 +140,7 @@ PROMPT_GROUPS = ResultSchema(
         "faithfulness_high": "upper end of that interval",
     },
     "get_circuits_over_time.py",
+    texts=("group",),
 )
 HYPOTHESIS_TESTS = ResultSchema(
     "hypothesis_tests",
@@ -145,6 +155,7 @@ HYPOTHESIS_TESTS = ResultSchema(
         "n": "how many prompts, edges or random circuits were compared",
     },
     "get_circuits_over_time.py",
+    texts=("test",),
 )
 TRANSFER = ResultSchema(
     "transfer",
@@ -161,6 +172,7 @@ TRANSFER = ResultSchema(
         "faithfulness_raw": "M(C) / M(clean)",
     },
     "get_circuits_over_time.py",
+    texts=("from_task", "circuit"),
 )
 COMPONENTS = ResultSchema(
     "components",
@@ -174,6 +186,8 @@ COMPONENTS = ResultSchema(
     "get_full_model_components_over_time.py",
     "components",
     version=2,
+    texts=("score",),
+    never_empty=True,
 )
 SUCCESSOR = ResultSchema(
     "successor",
@@ -194,6 +208,8 @@ SUCCESSOR = ResultSchema(
     },
     "get_new_successor_head_scores_over_time.py",
     "successor",
+    texts=(),
+    never_empty=True,
 )
 CSPA = ResultSchema(
     "cspa",
@@ -214,6 +230,8 @@ CSPA = ResultSchema(
     "cspa",
     companions={".json": "hashes of the text that was read"},
     version=2,
+    texts=("reason",),
+    never_empty=True,
 )
 IOI_CONSISTENCY = ResultSchema(
     "ioi_consistency",
@@ -257,6 +275,8 @@ IOI_CONSISTENCY = ResultSchema(
             "peak_effect": "its effect there, as in `ioi_consistency_heads`",
         }
     },
+    texts=("level", "definitions", "unit", "reason"),
+    never_empty=True,
 )
 IOI_CONSISTENCY_HEADS = ResultSchema(
     "ioi_consistency_heads",
@@ -282,6 +302,7 @@ IOI_CONSISTENCY_HEADS = ResultSchema(
     },
     "get_ioi_consistency.py",
     "ioi_consistency",
+    texts=("level", "definitions", "role", "unit"),
 )
 IOI_CONSISTENCY_SIGNALS = ResultSchema(
     "ioi_consistency_signals",
@@ -300,6 +321,7 @@ IOI_CONSISTENCY_SIGNALS = ResultSchema(
     },
     "get_ioi_consistency.py",
     "ioi_consistency",
+    texts=("definitions", "variant"),
 )
 IOI_BACKUP = ResultSchema(
     "ioi_backup",
@@ -325,6 +347,7 @@ IOI_BACKUP = ResultSchema(
     },
     "get_ioi_consistency.py",
     "ioi_consistency",
+    texts=("definitions", "part", "role", "ablation", "reason"),
 )
 TASK_PERFORMANCE = ResultSchema(
     "task_performance",
@@ -337,6 +360,8 @@ TASK_PERFORMANCE = ResultSchema(
     },
     "get_model_task_performance.py",
     "performance",
+    texts=("run", "metric"),
+    never_empty=True,
 )
 CHECKS = ResultSchema(
     "checks",
