@@ -77,8 +77,10 @@ def figure_main(figure: Figure, argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         formats = parse_formats(arguments.format)
-        for name, drawing in figure.drawings(Results(Store(arguments.results), arguments)).items():
-            for path in write_drawing(drawing, arguments.output, html.unescape(name), formats):
+        results = Results(Store(arguments.results), arguments)
+        for name, drawing in figure.drawings(results).items():
+            left_out = results.store.left_out
+            for path in write_drawing(drawing, arguments.output, html.unescape(name), formats, left_out):
                 logger.info("wrote %s", path)
     except UserError as error:
         logger.error("%s", error)
@@ -99,10 +101,12 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return formats
 
 
-def write_drawing(drawing: Drawing, folder: Path, name: str, formats: Sequence[str]) -> Iterator[Path]:
+def write_drawing(
+    drawing: Drawing, folder: Path, name: str, formats: Sequence[str], left_out: Sequence[str] = ()
+) -> Iterator[Path]:
     """Write `folder/name.<format>` for every format, and the numbers if the drawing has some; yield what is written.
 
-    Existing files are replaced whole.
+    Existing files are replaced whole. `left_out`: what the page says is missing from the figure.
 
     Raises:
         UserError: if PNG or PDF is asked for and no browser is installed.
@@ -115,12 +119,14 @@ def write_drawing(drawing: Drawing, folder: Path, name: str, formats: Sequence[s
     figure = drawing.titled()
     for suffix in formats:
         path = folder / f"{name}.{suffix}"
-        atomic_write(path, figure_html(figure, name).encode() if suffix == "html" else _render(figure, suffix, path))
+        atomic_write(
+            path, figure_html(figure, name, left_out).encode() if suffix == "html" else _render(figure, suffix, path)
+        )
         yield path
 
 
-def figure_html(figure: go.Figure, name: str) -> str:
-    """A page with the figure and plotly.js in it. The same figure gives the same bytes."""
+def figure_html(figure: go.Figure, name: str, left_out: Sequence[str] = ()) -> str:
+    """A page with the figure, plotly.js, and lines about what was left out. The same figure gives the same bytes."""
     responsive = go.Figure(figure).update_layout(width=None, autosize=True)
     body = responsive.to_html(
         full_html=False,
@@ -130,6 +136,7 @@ def figure_html(figure: go.Figure, name: str) -> str:
         config={"responsive": True, "displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": name}},
     )
     title = html.escape(name.replace("_", " "))
+    body += "".join(f'\n<p style="font:14px sans-serif;margin:1em">{html.escape(line)}</p>' for line in left_out)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -1,12 +1,16 @@
 """Scores of edges at every checkpoint, in a circuit there or not, small enough for the page."""
 
 import base64
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from circuits_over_time.utils.results.checked import Damaged
 from circuits_over_time.utils.results.store import ResultsFolder
+
+logger = logging.getLogger("plotting")
 
 # Bytes of base64 that all records of the page may take for this.
 BUDGET = 4_000_000
@@ -42,7 +46,11 @@ def score_histories(
     for column, step in enumerate(steps):
         if not folder.has(step, ".pt"):
             continue
-        stored = folder.read_tensors(step)
+        try:
+            _, stored = folder.read_circuit(step)
+        except Damaged as error:
+            logger.warning("histories of edges: step %d left out: %s", step, error)
+            continue
         sources = {name: i for i, name in enumerate(stored["forward_nodes"])}
         targets = {name: i for i, name in enumerate(stored["backward_nodes"])}
         try:

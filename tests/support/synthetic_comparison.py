@@ -46,9 +46,10 @@ def write_comparison(store: Store, models: Sequence[str] = ("toy",), group: str 
         name: pd.concat([make(model) for model in models], ignore_index=True)
         for name, make in (("order", _order), ("change_points", _change_points), ("handovers", _handovers))
     }
-    for name, table in (tables | {"seeds": seeds, "seed_emergence": over_seeds}).items():
-        folder.write(name, table.reindex(columns=list(COMPARISONS[name].columns)))
-    folder.write_run({"config": {"seeds": {group: list(models)} if group else None}})
+    tables |= {"seeds": seeds, "seed_emergence": over_seeds}
+    for name, table in tables.items():
+        tables[name] = table.reindex(columns=list(COMPARISONS[name].columns))
+    folder.write_all(tables, {"config": {"seeds": {group: list(models)} if group else None}})
     return folder
 
 

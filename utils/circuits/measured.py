@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -249,30 +250,43 @@ def read_circuit(path: str | Path) -> MeasuredCircuit:
     path = Path(path)
     try:
         if path.suffix == ".json":
-            return MeasuredCircuit(Circuit.from_json(stored := json.loads(path.read_text())), about=stored["cfg"])
+            return MeasuredCircuit(Circuit.from_json(stored := json.loads(path.read_text())), about=dict(stored["cfg"]))
+        if path.is_file() and (found := _of_results(path)) is not None:
+            return found
         stored = torch.load(path, map_location="cpu", weights_only=True)
         circuit = Circuit.from_tensors(stored)
+        about = dict(stored.pop("about", {}))
+        tables = {kind: read_csv(StringIO(text)) for kind, text in stored.pop("tables", {}).items()}
+        return MeasuredCircuit(circuit, _as_measured(tables), stored, about)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except UserError:
+        raise
     except Exception as error:
         # torch's own words advise to load what it refuses.
         reason = "torch cannot read it" if isinstance(error, UnpicklingError) else one_line(error)
         way_out = "name a .pt of this project or EAP-IG's .json"
         raise UserError(f"{path}: holds no circuit ({reason}); {way_out}") from None
-    about = stored.pop("about", {})
-    tables = {kind: read_csv(StringIO(text)) for kind, text in stored.pop("tables", {}).items()}
-    if not tables and path.resolve().parents[2].name == "graphs":
-        # One of the results: its other tables are in the folders of their kinds.
-        task, model, _, root = list(path.resolve().parents)[:4]
-        step = int(path.stem.removeprefix("step"))
-        about = {"model": model.name, "task": task.name, "step": step}
-        for kind in KINDS:
-            folder = Store(root).folder(kind, model.name, task.name)
-            if folder.has(step):
-                tables[kind.name] = folder.read_table(step).drop(columns=list(STAMP))
-    if "graphs" in tables:  # As numbers were before they became text.
+
+
+def _of_results(path: Path) -> MeasuredCircuit | None:
+    """The circuit of a file in a folder of results, with the tables in the folders of the other kinds."""
+    *_, root, kind, model, task, name = ("", "", "", *path.resolve().parts)
+    match = re.fullmatch(r"step(\d{6,18})\.pt", name)
+    if kind != GRAPHS.name or match is None:
+        return None
+    store, step = Store(path.resolve().parents[3]), int(match[1])
+    circuit, tensors = store.folder(GRAPHS, model, task).read_circuit(step)
+    folders = [folder for kind in KINDS if (folder := store.folder(kind, model, task)).has(step)]
+    tables = {folder.kind.name: folder.read_table(step).drop(columns=list(STAMP)) for folder in folders}
+    return MeasuredCircuit(circuit, _as_measured(tables), tensors, {"model": model, "task": task, "step": step})
+
+
+def _as_measured(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Tables with the numbers of edges as they were before they became text."""
+    if "graphs" in tables:
         tables["graphs"] = tables["graphs"].astype(dict.fromkeys(tables["graphs"].columns[2:], "float32"))
-    return MeasuredCircuit(circuit, tables, stored, about)
+    return tables
 
 
 def svg_of(edges: pd.DataFrame) -> str:

@@ -14,9 +14,10 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 
 from ..base.errors import UserError, suggest
+from ..results.checked import DamagedRecord
 from ..results.comparison import fingerprint
 from ..results.kinds import how_to_make
-from ..results.store import Store
+from ..results.store import ResultsFolder, Store
 from .floors import SelectionRule
 from .keys import ComparisonConfig
 
@@ -100,17 +101,19 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
         UserError: if results are missing, or come from a version that kept no fold scores.
     """
     graphs, baselines = store.folder("graphs", model, task), store.folder("baselines", model, task)
-    settings = graphs.read_run()["settings"]
-    rule = SelectionRule(
-        settings["search.order"],
-        settings.get("search.selection", "absolute"),
-        settings.get("search.positive_share", SelectionRule.positive_share),
-        settings["seed"],
-    )
-    checkpoints = {}
-    for step in graphs.steps():
-        stored = graphs.read_tensors(step)
-        circuit = Circuit.from_tensors(stored)
+    settings = graphs.read_run().get("settings", {})
+    try:
+        rule = SelectionRule(
+            str(settings["search.order"]),
+            str(settings.get("search.selection", "absolute")),
+            float(settings.get("search.positive_share", SelectionRule.positive_share)),
+            int(settings["seed"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise DamagedRecord(graphs.path / "run.json") from None
+
+    def read(graphs: ResultsFolder, step: int) -> Checkpoint:
+        circuit, stored = graphs.read_circuit(step)
         try:
             folds = KeptFolds.from_tensors(stored, circuit.graph)
         except ValueError as error:
@@ -118,7 +121,11 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
             raise UserError(f"{graphs.file(step, '.pt')}: holds {error}; {way_out}") from None
         row = baselines.read_table(step).iloc[0]
         size = None if pd.isna(row["size"]) else int(row["size"])
-        checkpoints[step] = Checkpoint(model, task, rule, step, int(row["tokens"]), circuit, folds, size)
+        return Checkpoint(model, task, rule, step, int(row["tokens"]), circuit, folds, size)
+
+    checkpoints = store.sound(graphs, read)
+    if not checkpoints:
+        raise UserError(f"{graphs.path} holds no sound circuits; run: {graphs.how_to_make()} repair=true")
     return Trajectory(model, task, checkpoints, rule, fingerprint((graphs, baselines), settings))
 
 

@@ -53,13 +53,19 @@ def compare(config: ComparisonConfig) -> dict[str, pd.DataFrame]:
     require_writable(folder.path, "results_dir")
     similarity = _similarity(config, trajectories, sizes, references, folder)
     tables = {"similarity": similarity} | _other_tables(config, store, trajectories, sizes, references, similarity)
-    for name in COMPARISONS:
-        folder.write(name, tables[name])
+    tables = {name: tables[name] for name in COMPARISONS}
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    folder.write_run({"config": config.model_dump(mode="json"), "sizes": sizes, "versions": versions})
+    folder.write_all(
+        tables, {"config": config.model_dump(mode="json"), "sizes": sizes, "versions": versions} | _gaps(store)
+    )
     _log_changes(similarity)
     log.info("wrote %s: %s", folder.path, ", ".join(f"{name}.csv" for name in COMPARISONS))
     return tables
+
+
+def _gaps(store: Store) -> dict[str, list[str]]:
+    """What was left out because it is damaged, for run.json; nothing if all is sound."""
+    return {"left_out": store.left_out} if store.left_out else {}
 
 
 def _similarity(

@@ -2,7 +2,8 @@
 
     results/comparison/similarity.csv    one tidy table for all models and tasks; `COMPARISONS` lists the tables
                        run.json          the config and package versions
-                       .parts/<key>.csv  rows of a run that has not finished, under a hash of what they follow from
+                       .parts/<key>.csv  rows of a run that has not finished, under a hash of what they follow from;
+                                         its first line is the hash of the others
 
 Tables are written whole, and only when everything is worked out. A run that was stopped finds its parts again.
 """
@@ -13,14 +14,18 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..base.errors import UserError
-from ..base.files import atomic_write, remove_stale_temporaries
+from ..base.errors import UserError, one_line
+from ..base.files import atomic_write, file_sha256, locked, remove_stale_temporaries
+from .checked import Damaged, read_run, written_hashes
 from .store import ResultsFolder, csv_bytes, read_csv
+
+HOW_TO_MAKE = "python compare_circuits.py -c configs/compare_toy.yml"
 
 
 @dataclass(frozen=True)
@@ -266,12 +271,22 @@ class ComparisonFolder:
         """A table as it was written.
 
         Raises:
-            UserError: if it is missing, naming the command that makes it.
+            UserError: if it is missing or damaged, naming the command that makes it.
         """
         path = self._file(name)
         if not path.is_file():
-            raise UserError(f"{path} is missing; run: python compare_circuits.py -c configs/compare_toy.yml")
-        return read_csv(path)
+            raise UserError(f"{path} is missing; run: {HOW_TO_MAKE}")
+        try:
+            data = path.read_bytes()
+            table = read_csv(BytesIO(data))
+        except (OSError, ValueError) as error:
+            raise Damaged(path, one_line(error), f"run: {HOW_TO_MAKE}") from None
+        written = written_hashes(self.path).get(path.name)
+        if written is not None and hashlib.sha256(data).hexdigest() != written:
+            raise Damaged(path, "not what was written", f"run: {HOW_TO_MAKE}")
+        if list(table.columns) != list(COMPARISONS[name].columns):
+            raise Damaged(path, f"has the columns {', '.join(table.columns)}", f"run: {HOW_TO_MAKE}")
+        return table
 
     def write(self, name: str, table: pd.DataFrame) -> Path:
         """Write a table.
@@ -285,9 +300,14 @@ class ComparisonFolder:
         atomic_write(path, csv_bytes(table))
         return path
 
-    def write_run(self, run: dict[str, Any]) -> None:
-        """Record what made the tables."""
-        atomic_write(self.path / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
+    def write_all(self, tables: Mapping[str, pd.DataFrame], run: Mapping[str, Any]) -> None:
+        """Write all tables, and what made them. Of two runs that end together, all is of the one or of the other."""
+        with locked(self.path / ".lock", "results_dir"):
+            # While there is no run.json, no table is taken for that of the run before.
+            (self.path / "run.json").unlink(missing_ok=True)
+            paths = [self.write(name, table) for name, table in tables.items()]
+            record = {**run, "files": {path.name: file_sha256(path) for path in paths}}
+            atomic_write(self.path / "run.json", (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
     def read_run(self) -> dict[str, Any]:
         """What made the tables.
@@ -297,20 +317,24 @@ class ComparisonFolder:
         """
         path = self.path / "run.json"
         try:
-            run: dict[str, Any] = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            command = "python compare_circuits.py -c configs/compare_toy.yml"
-            raise UserError(f"{path} is missing or damaged; run: {command}") from None
-        return run
+            return read_run(path)
+        except UserError:
+            raise UserError(f"{path} is missing or damaged; run: {HOW_TO_MAKE}") from None
 
     def part(self, key: str) -> pd.DataFrame | None:
-        """The rows kept under a key, if there are any."""
+        """The rows kept under a key, if there are any, and they are as they were written."""
         path = self._part(key)
-        return read_csv(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        sha256, _, rows = path.read_bytes().partition(b"\n")
+        if hashlib.sha256(rows).hexdigest().encode() != sha256:
+            return None
+        return read_csv(BytesIO(rows))
 
     def keep_part(self, key: str, rows: pd.DataFrame) -> None:
         """Keep rows until the run is finished, and for the next one."""
-        atomic_write(self._part(key), csv_bytes(rows))
+        data = csv_bytes(rows)
+        atomic_write(self._part(key), hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
 
     def drop_parts(self, besides: Iterable[str]) -> None:
         """Delete all parts but these."""
@@ -338,7 +362,7 @@ def fingerprint(folders: Iterable[ResultsFolder], settings: object) -> str:
         total.update(f"{folder.kind.name}/{folder.model}/{folder.task}".encode())
         for step in folder.steps():
             for suffix in (".csv", ".pt"):
-                if folder.has(step, suffix):
+                if (path := folder.file(step, suffix)).is_file():
                     total.update(f"{step}{suffix}".encode())
-                    total.update(hashlib.sha256(folder.file(step, suffix).read_bytes()).digest())
+                    total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()[:32]

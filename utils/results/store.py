@@ -185,7 +185,10 @@ class ResultsFolder:
 
         tensors = self.read_tensors(step)
         try:
-            return Circuit.from_tensors(tensors), tensors
+            circuit = Circuit.from_tensors(tensors)
+            if not circuit.scores.shape == circuit.in_circuit.shape == circuit.graph.edge_mask.shape:
+                raise ValueError
+            return circuit, tensors
         except Exception:  # Whatever else the file holds.
             raise Damaged(self.file(step, ".pt"), "it holds no circuit", self._repair) from None
 
