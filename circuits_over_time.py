@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from circuits_over_time.utils.circuits.callback import CircuitCallback
     from circuits_over_time.utils.circuits.handle import Evaluation, Model
     from circuits_over_time.utils.circuits.measured import MeasuredCircuit
-    from circuits_over_time.utils.tasks import Task
+    from circuits_over_time.utils.tasks import Prompts, Task
     from circuits_over_time.utils.tasks.prompts import MetricFunction
 
 __all__ = [
@@ -43,9 +43,12 @@ __all__ = [
     "find_circuit",
     "head_scores",
     "load",
+    "logit_lens",
+    "logits",
     "over_time",
     "path_effects",
     "performance",
+    "prompts",
     "read_circuit",
     "results",
     "scores",
@@ -281,17 +284,21 @@ def path_effects(
     task: Task,
     senders: Sequence[str] | None = None,
     receivers: str | Sequence[str] = "logits",
+    *,
+    through_mlps: bool | None = None,
     **keys: Any,
 ) -> pd.DataFrame:
-    """How the metric of clean prompts changes if receivers read a head as in the corrupted prompt (path patching).
+    """How the metric of clean prompts changes if receivers read a head or MLP as in the corrupted prompt.
 
-    To `logits`: the change reaches them directly, and nothing else. To heads: they read it directly and through MLPs,
-    and everything after them is recomputed, as in Wang et al. 2022 (arXiv 2211.00593).
+    This is path patching. To `logits`: the change reaches them and nothing else. To heads: they read it, and everything
+    after them is recomputed, as in Wang et al. 2022 (arXiv 2211.00593).
 
     Args:
         model, task: from `load` and `task`.
-        senders: heads (`"a3.h1"`), one at a time; by default all.
+        senders: heads (`"a3.h1"`) and MLPs (`"m2"`), one at a time; by default all heads.
         receivers: `"logits"`, or heads with the input that they are entered by, the same for all: `["a5.h0<q>"]`.
+        through_mlps: whether the change also takes the ways through the MLPs between sender and receivers, besides the
+            direct one. By default it does to heads, and not to the logits.
         keys: `n_prompts=100`, `batch_size=32`, `seed=0`, `memory_budget_gb=1.0`, `prepend_bos="auto"`,
             `ioi_corruption="swap"`.
 
@@ -300,7 +307,7 @@ def path_effects(
         `effect_se`, its standard error, and `share`, of the drop from clean to corrupted prompts.
 
     Raises:
-        TypeError, ValueError: as `find_circuit`, and if the model has no such head.
+        TypeError, ValueError: as `find_circuit`, and if the model has no such head or MLP.
 
     Example:
         cot.path_effects(model, cot.task("ioi")).nsmallest(5, "effect")
@@ -309,7 +316,35 @@ def path_effects(
     from circuits_over_time.utils.circuits.handle import settings_of
     from circuits_over_time.utils.circuits.keys import TaskSettings
 
-    return paths.path_effects(model, task, senders, receivers, settings_of(TaskSettings, keys, model))
+    settings = settings_of(TaskSettings, keys, model)
+    return paths.path_effects(model, task, senders, receivers, through_mlps, settings)
+
+
+@errors_of_python()
+def logit_lens(model: Model, task: Task, nodes: str | Sequence[str], **keys: Any) -> dict[str, Tensor]:
+    """What heads and MLPs write to the logits at the end of the clean prompts (logit lens, direct logit attribution).
+
+    Args:
+        model, task: from `load` and `task`.
+        nodes: heads (`"a3.h1"`), MLPs (`"m2"`) and `"input"`, the embedding.
+        keys: `n_prompts=100`, `batch_size=32`, `seed=0`, `prepend_bos="auto"`, `ioi_corruption="swap"`.
+
+    Returns:
+        For each node [prompt, vocabulary], float32: its output at the last token, through the final norm with the scale
+        of the whole run, onto the unembedding; centred over the vocabulary. All nodes together, with the model's
+        biases, give the centred logits (before a soft cap, where a model has one).
+
+    Raises:
+        TypeError, ValueError: as `find_circuit`, and if the model has no such node.
+
+    Example:
+        cot.logit_lens(model, cot.task("ioi"), ["a3.h1"])["a3.h1"].argmax(dim=1)
+    """
+    from circuits_over_time.utils.circuits import lens
+    from circuits_over_time.utils.circuits.handle import settings_of
+    from circuits_over_time.utils.circuits.keys import TaskSettings
+
+    return lens.logit_lens(model, task, nodes, settings_of(TaskSettings, keys, model))
 
 
 @errors_of_python()
@@ -319,7 +354,7 @@ def head_scores(model: Model, kind: str, **keys: Any) -> pd.DataFrame:
     Args:
         model: from `load`.
         kind: `induction`, `previous_token`, `duplicate_token` (attention in repeated random tokens), `copy`,
-            `negative_copy`, `succession`, or `cspa` (copy suppression, which needs `corpus=`).
+            `negative_copy`, `succession`, or `copy_suppression` (CSPA, also called `cspa`), which needs `corpus=`.
         keys: of the script that measures it: `n_sequences=`, `seq_len=`, `n_prompts=`, `head_scores="study"`,
             `corpus="toy"`, ..., and `batch_size=`, `seed=`.
 
@@ -362,9 +397,53 @@ def attention(model: Model, prompt: str, *, start_token: bool | None = None) -> 
     Example:
         tokens, pattern = cot.attention(model, "When Mary and John went to the store, John gave a drink to")
     """
-    from circuits_over_time.utils.circuits.handle import attention_of
+    from circuits_over_time.utils.circuits.lens import attention_of
 
     return Attention(*attention_of(model, prompt, start_token))
+
+
+@errors_of_python()
+def logits(model: Model, prompts: str | Sequence[str], *, start_token: bool | None = None) -> Tensor:
+    """The logits of the next token after each prompt, [prompt, vocabulary], float32.
+
+    Args:
+        model: from `load`.
+        prompts: their texts.
+        start_token: as of `attention`.
+
+    Raises:
+        ValueError: if a prompt is empty or longer than the model's context.
+
+    Example:
+        cot.logits(model, ["When Mary and John went to the store, John gave a drink to"]).argmax(dim=1)
+    """
+    from circuits_over_time.utils.circuits.lens import logits_of
+
+    return logits_of(model, prompts, start_token)
+
+
+@errors_of_python()
+def prompts(model: Model, task: Task, **keys: Any) -> Prompts:
+    """The prompts of a task, as `path_effects`, `logit_lens` and `performance` use them with the same keys.
+
+    Args:
+        model, task: from `load` and `task`.
+        keys: `n_prompts=100`, `seed=0`, `prepend_bos="auto"`, `ioi_corruption="swap"`.
+
+    Returns:
+        `.texts` (clean and corrupted), `.meta` (what each was made from), `.answers`, and on the model's device
+        `.clean` and `.corrupted` [prompt, token], `.lengths`, and `.positions`: a name (`end`, ...) -> [prompt].
+
+    Raises:
+        TypeError, ValueError: as `find_circuit`.
+
+    Example:
+        cot.prompts(model, cot.task("ioi"), n_prompts=3).texts
+    """
+    from circuits_over_time.utils.circuits.handle import prompts_of, settings_of
+    from circuits_over_time.utils.circuits.keys import TaskSettings
+
+    return prompts_of(model, task, settings_of(TaskSettings, keys, model))
 
 
 @errors_of_python()

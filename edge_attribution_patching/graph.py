@@ -73,17 +73,13 @@ class Graph:
         """Backward index of `logits`."""
         return self.n_backward - 1
 
-    def n_before_heads(self, layer: int) -> int:
-        """How many forward nodes have written when layer `layer`'s heads read: they are the first this many."""
-        return self.head(layer)
-
     def n_before_mlp(self, layer: int) -> int:
-        """How many forward nodes have written when `m{layer}` reads."""
+        """How many forward nodes have written when `m{layer}` reads: the first this many; `head(layer)` for heads."""
         return self.head(layer) if self.parallel else self.mlp(layer)
 
     def _counts_before(self) -> Iterator[int]:
         for layer in range(self.n_layers):
-            yield from [self.n_before_heads(layer)] * (3 * self.n_heads)
+            yield from [self.head(layer)] * (3 * self.n_heads)
             yield self.n_before_mlp(layer)
         yield self.n_forward
 

@@ -31,22 +31,10 @@ import pandas as pd
 import torch
 
 import circuits_over_time as cot
-from circuits_over_time.edge_attribution_patching.model.forward import Unembedding
 from circuits_over_time.notebooks.drawing import Axis, draw_head_maps, draw_maps, top_heads
-from circuits_over_time.notebooks.steps import (
-    effects_through_mlps,
-    head_table,
-    heads_of,
-    map_of,
-    show_circuit,
-    written_at_end,
-)
+from circuits_over_time.notebooks.steps import head_table, heads_of, map_of, show_circuit
 from circuits_over_time.notebooks.support import start
 from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
-from circuits_over_time.utils.ioi.attention import name_attention
-from circuits_over_time.utils.task_performance import answer_logits
-from circuits_over_time.utils.tasks import build_prompts
-from circuits_over_time.utils.tasks.greater_than import number_tokens
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 
@@ -63,8 +51,8 @@ N_PROMPTS = 100
 
 # %%
 model = cot.load(MODEL, STEP)
-weights, where = model.weights, f"{model.name}, step {model.step:,}"
-size = f"{model.n_layers} layers of {weights.n_heads} heads, {model.graph.n_edges:,} edges"
+where = f"{model.name}, step {model.step:,}"
+size = f"{model.n_layers} layers of {model.weights.n_heads} heads, {model.graph.n_edges:,} edges"
 f"{where} ({model.tokens:,} tokens): {size}"
 
 # %% [markdown]
@@ -75,9 +63,10 @@ f"{where} ({model.tokens:,} tokens): {size}"
 # position where the two prompts differ is that of the start year's digits, YY.
 
 # %%
-task, starts = cot.task("greater_than"), model.start_token is True
-prompts = build_prompts("greater_than", model.tokenizer, N_PROMPTS, seed=0, prepend_bos=starts).to(weights.device)
-yy = prompts.pairs.first_difference()
+task = cot.task("greater_than")
+prompts = cot.prompts(model, task, n_prompts=N_PROMPTS)
+clean = [text for text, _ in prompts.texts]
+yy = (prompts.clean != prompts.corrupted).int().argmax(dim=1)  # [prompt]
 pd.DataFrame(prompts.texts, columns=["clean", "corrupted"]).assign(
     **{"right answers": [f"{year % 100 + 1:02d} ... 99" for year in prompts.meta["year"]]}
 ).head(4)
@@ -99,9 +88,9 @@ performance.pivot(index="metric", columns="run", values=["value", "se"]).loc[lis
 # occur.
 
 # %%
-digits = number_tokens(model.tokenizer, 2)  # number -> token
-answers = sorted(digits)
-answer_tokens = torch.tensor([digits[number] for number in answers], device=weights.device)
+token_ids = {number: model.tokenizer.encode(f"{number:02d}", add_special_tokens=False) for number in range(100)}
+answers = [number for number, ids in token_ids.items() if len(ids) == 1]  # two digits that are one token
+answer_tokens = [token_ids[number][0] for number in answers]
 BIN = 5
 start_years = torch.tensor([year % 100 for year in prompts.meta["year"]])
 bins = sorted({int(year) // BIN for year in start_years})
@@ -109,12 +98,12 @@ bins = sorted({int(year) // BIN for year in start_years})
 
 def by_start_year(values):
     """Mean over the prompts of each bin of start years: [prompt, answer] -> [bin, answer]."""
-    return torch.stack([values.cpu()[start_years // BIN == place].mean(dim=0) for place in bins])
+    return torch.stack([values[start_years // BIN == place].mean(dim=0) for place in bins])
 
 
 rows = Axis("start year", [f"{BIN * place:02d} to {BIN * place + BIN - 1:02d}" for place in bins])
 columns = Axis("answer", [f"{number:02d}" for number in answers])
-probabilities = answer_logits(weights, prompts.clean, prompts.lengths).softmax(dim=-1)[:, answer_tokens]
+probabilities = cot.logits(model, clean).softmax(dim=-1)[:, answer_tokens]
 show(
     draw_maps(
         {"": by_start_year(probabilities)},
@@ -141,9 +130,9 @@ show(
 # **Look for** heads that look from END (the last token) at YY. The noun and the century say nothing about the answer.
 
 # %%
-places = torch.stack([yy, yy - 1, prompts.lengths - 1], dim=1)
-end = prompts.positions["end"][:, None]  # [prompt, 1]
-attention = name_attention(weights, prompts.clean, prompts.lengths, end, places, batch_size=64)[0]
+places = torch.stack([yy, yy - 1, prompts.positions["end"]], dim=1).cpu()  # [prompt, place]
+patterns = [cot.attention(model, text).pattern[:, :, -1, at] for text, at in zip(clean, places, strict=True)]
+attention = torch.stack(patterns).mean(dim=0).permute(2, 0, 1)  # [place, layer, head]
 show(
     draw_head_maps(
         dict(zip(("END to YY", "END to the century before YY", "END to itself"), attention, strict=True)),
@@ -169,23 +158,23 @@ show(
 
 # %%
 direct = map_of(cot.path_effects(model, task, n_prompts=N_PROMPTS), model)
-through_mlps = effects_through_mlps(weights, prompts, "prob_diff")
-without = [
-    cot.ablate(model, task, f"m{layer}->logits", n_prompts=N_PROMPTS, evaluate_on="same")
-    for layer in range(model.n_layers)
+through_mlps = map_of(cot.path_effects(model, task, through_mlps=True, n_prompts=N_PROMPTS), model)
+mlps = [f"m{layer}" for layer in range(model.n_layers)]
+of_mlps = cot.path_effects(model, task, mlps, n_prompts=N_PROMPTS)
+clean_mean, corrupted_mean = performance.query("metric == 'prob_diff'").set_index("run")["value"][
+    ["clean", "corrupted"]
 ]
-of_mlps = torch.tensor([found.metric - found.full for found in without])
 show(
     draw_head_maps(
         {"head → logits": direct, "head → MLPs → logits as well": through_mlps},
         "Effect of each head on the probability difference",
-        f"Path patching; clean {without[0].full:.2f}, corrupted {without[0].corrupted:.2f}",
+        f"Path patching; clean {clean_mean:.2f}, corrupted {corrupted_mean:.2f}",
         "change in probability",
     )
 )
 
 # %%
-pd.DataFrame({"MLP": [f"m{layer}" for layer in range(model.n_layers)], "direct effect": of_mlps.tolist()})
+of_mlps.rename(columns={"sender": "MLP", "effect": "direct effect"})
 
 # %% [markdown]
 # Where the second panel is darker than the first, the head works *through* MLPs: it brings YY, they compute with it.
@@ -203,21 +192,17 @@ pd.DataFrame({"MLP": [f"m{layer}" for layer in range(model.n_layers)], "direct e
 # **triangle**, blue right of the diagonal, means "greater than YY": the comparison has been made.
 
 # %%
-strongest = top_heads(direct, 3)
-mlps = sorted(layer for layer, _ in top_heads(of_mlps[:, None], 3))
-written = written_at_end(weights, prompts, strongest, mlps)
-
-
-def to_answers(output):
-    """Logits of the answers that an output writes [prompt, answer], centred over the answers."""
-    logits = output @ Unembedding(weights).rows(answer_tokens).T
-    return logits - logits.mean(dim=1, keepdim=True)
-
-
-order = [f"a{layer}.h{head}" for layer, head in strongest] + [f"m{layer}" for layer in mlps]
+strongest = [f"a{layer}.h{head}" for layer, head in top_heads(direct, 3)]
+of_mlps["strength"] = of_mlps["effect"].abs()
+acting = of_mlps[of_mlps["strength"] >= 0.1 * of_mlps["strength"].max()].nlargest(3, "strength").sort_index()
+order = strongest + acting["sender"].tolist()
+written = {
+    name: logits[:, answer_tokens] - logits[:, answer_tokens].mean(dim=1, keepdim=True)
+    for name, logits in cot.logit_lens(model, task, order, n_prompts=N_PROMPTS).items()
+}
 show(
     draw_maps(
-        {name: by_start_year(to_answers(written[name])) for name in order},
+        {name: by_start_year(logits) for name, logits in written.items()},
         columns,
         rows,
         "What heads and MLPs write to the answers' logits",
@@ -236,8 +221,7 @@ show(
 # %%
 right = torch.tensor(answers)[None, :] > start_years[:, None]
 share = {}
-for name in order:
-    logits = to_answers(written[name]).cpu()
+for name, logits in written.items():
     difference = (logits * right).sum(dim=1) / right.sum(dim=1) - (logits * ~right).sum(dim=1) / (~right).sum(dim=1)
     share[name] = {
         "right minus wrong (logits)": float(difference.mean()),

@@ -31,20 +31,16 @@
 # the task perfectly. Whether it learns the *algorithm* is another question, and the answer is worth the read.
 
 # %%
+import re
+
 import pandas as pd
 import torch
 
 import circuits_over_time as cot
-from circuits_over_time.edge_attribution_patching.model.forward import Unembedding
 from circuits_over_time.notebooks.drawing import draw_attention, draw_head_maps, draw_scatter, top_heads
-from circuits_over_time.notebooks.steps import head_table, heads_of, map_of, show_circuit, written_at_end
+from circuits_over_time.notebooks.steps import head_table, heads_of, map_of, show_circuit
 from circuits_over_time.notebooks.support import start
 from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
-from circuits_over_time.utils.ioi.attention import name_attention
-from circuits_over_time.utils.ioi.effects import Exchange, PairedRuns
-from circuits_over_time.utils.task_performance import answer_logits
-from circuits_over_time.utils.tasks import build_prompts
-from circuits_over_time.utils.tasks.ioi import signal_variants
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 
@@ -61,8 +57,8 @@ N_PROMPTS = 100
 
 # %%
 model = cot.load(MODEL, STEP)
-weights, where = model.weights, f"{model.name}, step {model.step:,}"
-size = f"{model.n_layers} layers of {weights.n_heads} heads, {model.graph.n_edges:,} edges"
+where = f"{model.name}, step {model.step:,}"
+size = f"{model.n_layers} layers of {model.weights.n_heads} heads, {model.graph.n_edges:,} edges"
 f"{where} ({model.tokens:,} tokens): {size}"
 
 # %% [markdown]
@@ -73,14 +69,15 @@ f"{where} ({model.tokens:,} tokens): {size}"
 # `abc` names three different people, so that there is no right answer.
 
 # %%
-ioi, asked = cot.task("ioi"), {"prepend_bos": model.start_token is True}
-swap = build_prompts("ioi", model.tokenizer, N_PROMPTS, seed=0, **asked).to(weights.device)
-abc = build_prompts("ioi", model.tokenizer, N_PROMPTS, seed=0, ioi_corruption="abc", **asked).to(weights.device)
+ioi = cot.task("ioi")
+swap = cot.prompts(model, ioi, n_prompts=N_PROMPTS)
+abc = cot.prompts(model, ioi, n_prompts=N_PROMPTS, ioi_corruption="abc")
+clean = [text for text, _ in swap.texts]  # the same for both
 names = torch.stack([swap.positions[name] for name in ("io", "s1", "s2")], dim=1)  # [prompt, 3]
 
 pd.DataFrame(
     {
-        "clean": [clean for clean, _ in swap.texts],
+        "clean": clean,
         "swap ends with": [corrupted.split()[-5:] for _, corrupted in swap.texts],
         "abc": [corrupted for _, corrupted in abc.texts],
         "answer": swap.meta["io"],
@@ -108,9 +105,16 @@ performance.pivot(index="metric", columns="run", values=["value", "se"]).loc[lis
 # that look at IO and not at S (name movers as in GPT-2), heads that look at S2 (S-inhibition heads do), and heads
 # that cannot tell IO from S1.
 
+
 # %%
-end = swap.positions["end"][:, None]  # [prompt, 1]
-attention = name_attention(weights, swap.clean, swap.lengths, end, names, batch_size=64)[0]
+def looks_at_names(texts):
+    """Attention from END to the places of IO, S1 and S2: [name, layer, head, prompt]."""
+    places = zip(texts, names.cpu(), strict=True)
+    return torch.stack([cot.attention(model, text).pattern[:, :, -1, at] for text, at in places]).permute(3, 1, 2, 0)
+
+
+looks = looks_at_names(clean)
+attention = looks.mean(dim=-1)
 show(
     draw_head_maps(
         dict(zip(("END to IO", "END to S1", "END to S2"), attention, strict=True)),
@@ -191,15 +195,10 @@ show(
 
 # %%
 layer, head = writers[0]
-at_names = [
-    cot.attention(model, clean).pattern[layer, head, -1, places]
-    for (clean, _), places in zip(swap.texts, names.cpu(), strict=True)
-]
-to_io, to_s1, to_s2 = torch.stack(at_names).T
-directions = Unembedding(weights, centre_vocabulary=True).rows(slice(None))
-logits = written_at_end(weights, swap, [(layer, head)])[f"a{layer}.h{head}"] @ directions.T
+to_io, to_s1, to_s2 = looks[:, layer, head]
+(written,) = cot.logit_lens(model, ioi, f"a{layer}.h{head}", n_prompts=N_PROMPTS).values()
 to_logit = {
-    name: logits.gather(1, tokens[:, :1])[:, 0].cpu()
+    name: written.gather(1, tokens[:, :1].cpu())[:, 0]
     for name, tokens in (("IO", swap.answers.right), ("S", swap.answers.wrong))
 }
 show(
@@ -216,8 +215,8 @@ show(
 # And its attention on one whole prompt, next to that of the head that looks at IO most. The last row is END.
 
 # %%
-tokens, pattern = cot.attention(model, swap.texts[0][0])
-looking = divmod(int(attention[0].argmax()), weights.n_heads)
+tokens, pattern = cot.attention(model, clean[0])
+looking = divmod(int(attention[0].argmax()), model.weights.n_heads)
 drawn = dict.fromkeys(((layer, head), looking))
 show(
     draw_attention(
@@ -262,21 +261,34 @@ show(
 # ## Does it notice the repetition?
 #
 # What makes the decisive heads look at S2: that the name is *repeated*, or merely that it is the *last* name? Three
-# kinds of prompts tell these apart. In `abc` prompts the name at the place of S2 is new. In the variants of Wang et
+# kinds of prompts tell these apart. In `abc` prompts the name at the place of S2 is new. In two variants after Wang et
 # al. (section 3.2) the names of the first clause change places, or another name replaces S in both its places. **Look
 # for** attention that collapses on `abc`: the head depends on the repetition. If it stays, the head only knows where
 # names are.
 
+
 # %%
-variants = signal_variants(swap, model.tokenizer)
-kinds = {"clean": swap.clean, "abc: no name repeated": abc.corrupted} | {
-    name.replace("_", " "): tokens for name, tokens in variants.items() if name != "same_token_same_order"
+def renamed(text, names, count=0):
+    """The text with names in place of others; with a count, at the first places alone."""
+    return re.sub(rf"\b({'|'.join(names)})\b", lambda found: names[found[0]], text, count=count)
+
+
+everyone = {*swap.meta["io"], *swap.meta["s"]}
+people = list(zip(clean, swap.meta["io"], swap.meta["s"], strict=True))
+swapped = [renamed(text, {io: s, s: io}, count=2) for text, io, s in people]
+replaced = [renamed(text, {s: min(everyone - {io, s})}) for text, io, s in people]
+
+kinds = {
+    "clean": clean,
+    "abc: no name repeated": [text for _, text in abc.texts],
+    "names of the first clause in the opposite order": swapped,
+    "another S": replaced,
 }
 rows = []
-for kind, tokens in kinds.items():
-    looks = name_attention(weights, tokens, swap.lengths, end, names, batch_size=64)[0]
+for kind, texts in kinds.items():
+    to_s2 = looks_at_names(texts)[2].mean(dim=-1)  # [layer, head]
     rows.append(
-        {"prompts": kind} | {f"a{layer}.h{head} to S2's place": float(looks[2, layer, head]) for layer, head in writers}
+        {"prompts": kind} | {f"a{layer}.h{head} to S2's place": float(to_s2[layer, head]) for layer, head in writers}
     )
 pd.DataFrame(rows).set_index("prompts")
 
@@ -287,8 +299,8 @@ pd.DataFrame(rows).set_index("prompts")
 # away: it should prefer neither of the first two names, and avoid the third.
 
 # %%
-probabilities = answer_logits(weights, abc.corrupted, abc.lengths).softmax(dim=-1)
-probabilities = probabilities.gather(1, abc.corrupted.gather(1, names)).mean(dim=0)
+probabilities = cot.logits(model, [text for _, text in abc.texts]).softmax(dim=-1)
+probabilities = probabilities.gather(1, abc.corrupted.gather(1, names).cpu()).mean(dim=0)
 pd.DataFrame(
     {
         "name in an abc prompt": ["first place of IO", "place of S1", "place of S2 (the last name)"],
@@ -299,25 +311,28 @@ pd.DataFrame(
 # %% [markdown]
 # ## S-inhibition, tested
 #
-# The definition of Tigges et al. goes further than a path's effect. Replace what a candidate head writes at END by
-# what it writes for the same prompt with the first clause's names in the **opposite order**, and recompute everything
-# after it. If the head carries the signal "S is *there*", the logit difference falls, and the heads above look
-# less at IO and more at S1. Here is that test for the heads with the largest effect on the decisive heads' queries.
+# The definition of Tigges et al. goes further than a path's effect. Let the decisive heads' queries read a candidate as
+# it is for the same prompt with the first clause's names in the **opposite order**, where S stands elsewhere and the
+# answer is the same. If the head carries the signal "S is *there*", the logit difference falls. That is path patching
+# with a task of our own: the corrupted prompts are those in the opposite order. Here is the test for the heads with the
+# largest effect on the decisive heads' queries. (`get_ioi_consistency.py` also asks whether the heads above then look
+# less at IO and more at S1.)
 
 # %%
-candidates = top_heads(steering["into their queries"], 4, share=0.0)
-opposite = variants["same_token_opposite_order"]
-paired = PairedRuns(weights, swap, opposite, batch_size=64, memory_budget_gb=1.0)
-exchanged = paired.exchanged(candidates, writers, names, only_into_queries=False)
-own = Exchange.of_nothing(candidates, writers, paired.both()[0], attention)
-change = exchanged.mean_attention() - own.mean_attention()
+candidates = [f"a{layer}.h{head}" for layer, head in top_heads(steering["into their queries"], 4, share=0.0)]
+opposite = cot.task(
+    clean=clean,
+    corrupted=swapped,
+    answers=[f" {name}" for name in swap.meta["io"]],
+    wrong_answers=[f" {name}" for name in swap.meta["s"]],
+)
+queries = [f"{receiver}<q>" for receiver in receivers]
 pd.DataFrame(
     {
-        "head": [f"a{layer}.h{head}" for layer, head in candidates],
-        "path effect on queries": [float(steering["into their queries"][head]) for head in candidates],
-        "logit difference, change": (exchanged.logit_difference - own.logit_difference).mean(dim=1).tolist(),
-        "attention to IO, change": change[:, 0].tolist(),
-        "attention to S1, change": change[:, 1].tolist(),
+        f"{what} read by their queries": cot.path_effects(
+            model, task, candidates, queries, n_prompts=N_PROMPTS
+        ).set_index("sender")["effect"]
+        for what, task in {"the swap prompt": ioi, "the opposite order": opposite}.items()
     }
 )
 

@@ -18,12 +18,13 @@
 # small files. This notebook reads such a folder: what is in it, when tasks are learned, when circuits form, whether
 # they stay, and which heads come and go. It asks the questions in the order in which a sceptical reader would.
 #
-# Everything is read through `Store` (`utils/results/store.py`), which alone knows where results are, and drawn with
-# the same functions as in the scripts of `plotting/`, so `python plotting/plot_<subject>.py` gives you every figure
-# here too.
+# Everything is read with `cot.results` and `cot.read_circuit`, and drawn with the same functions as in the scripts of
+# `plotting/`, so `python plotting/plot_<subject>.py` gives you every figure here too.
 
 # %%
-import argparse
+import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -31,26 +32,16 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 import circuits_over_time as cot
-from circuits_over_time import get_circuits_over_time, get_full_model_components_over_time
-from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.notebooks.support import start
 from circuits_over_time.plotting.parts.circuit_similarity import edges_of
 from circuits_over_time.plotting.parts.panels import Line, Panels
 from circuits_over_time.plotting.parts.style import SERIES, ModelLook, model_looks
-from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.plot_circuit import draw_circuit
 from circuits_over_time.plotting.plot_circuit_similarity import draw_similarity, similarities
 from circuits_over_time.plotting.plot_circuits import draw_circuits, selected_circuits
 from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
 from circuits_over_time.plotting.plot_head_scores import draw_top_heads
-from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.config.keys import load_config
-from circuits_over_time.utils.models.family import resolve_family
-from circuits_over_time.utils.results.store import Store
-from circuits_over_time.utils.sweep.runner import run
-from circuits_over_time.utils.tasks import TASKS as BUILT_IN
-from circuits_over_time.utils.tasks.registry import task_label
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 
@@ -70,28 +61,37 @@ TASKS = ["ioi", "greater_than", "gendered_pronoun", "sva"]
 N_PROMPTS = 60
 
 # %%
-model = resolve_family(MODEL, Path("model_cache")).name
+model = Path(MODEL).name
 temporary = tempfile.TemporaryDirectory()
 
 
-def results_of(script, *settings):
-    """The store that holds a script's results for the model: RESULTS, or the temporary folder, filled here."""
-    analysis = script.ANALYSIS
-    overrides = [f"model={MODEL}", f"checkpoints={CHECKPOINTS}", f"results_dir={temporary.name}", *settings]
-    config = load_config(analysis.schema, None, overrides)
-    tasks = [task.name if task else None for task in analysis.tasks_in(config)]
-    folders = [(kind, task) for kind in analysis.kinds for task in tasks]
-    there = set.intersection(*(set(Store(RESULTS).folder(kind, model, task).steps()) for kind, task in folders))
-    if len(there) >= 3:
-        display(Markdown(f"`{RESULTS}` holds {len(there)} checkpoints by `{analysis.name}.py`."))
-        return Store(RESULTS)
-    display(Markdown(f"`{RESULTS}` lacks results of `{analysis.name}.py`; measuring {len(CHECKPOINTS)} checkpoints."))
-    run(analysis, config)
-    return Store(temporary.name)
+def results_of(script, kind, *settings, tasks=(None,)):
+    """The folder that holds a script's results for the model: RESULTS, or the temporary one, filled here."""
+    there = cot.results(RESULTS) if Path(RESULTS).is_dir() else pd.DataFrame(columns=["kind", "model", "task"])
+    there = there[(there["kind"] == kind) & (there["model"] == model)]
+    counts = [
+        int(there.loc[there["task"].eq(task) if task else there["task"].isna(), "checkpoints"].sum()) for task in tasks
+    ]
+    if min(counts) >= 3:
+        display(Markdown(f"`{RESULTS}` holds {min(counts)} checkpoints by `{script}`."))
+        return Path(RESULTS)
+    display(Markdown(f"`{RESULTS}` lacks results of `{script}`; measuring {len(CHECKPOINTS)} checkpoints."))
+    settings = [f"model={MODEL}", f"checkpoints={CHECKPOINTS}", f"results_dir={temporary.name}", *settings]
+    subprocess.run([sys.executable, script, *settings], check=True, capture_output=True)
+    return Path(temporary.name)
 
 
-store = results_of(get_circuits_over_time, f"task=[{', '.join(TASKS)}]", f"n_prompts={N_PROMPTS}", "eap.ig_steps=12")
-head_store = results_of(get_full_model_components_over_time, "seq_len=18", f"n_prompts={N_PROMPTS}")
+results = results_of(
+    "get_circuits_over_time.py",
+    "graphs",
+    f"task=[{', '.join(TASKS)}]",
+    f"n_prompts={N_PROMPTS}",
+    "eap.ig_steps=12",
+    tasks=TASKS,
+)
+head_results = results_of(
+    "get_full_model_components_over_time.py", "components", "seq_len=18", f"n_prompts={N_PROMPTS}"
+)
 
 # %% [markdown]
 # ## What is there?
@@ -100,8 +100,8 @@ head_store = results_of(get_full_model_components_over_time, "seq_len=18", f"n_p
 # so you can read what is there while a sweep is still running.
 
 # %%
-found = [cot.results(store.root), cot.results(head_store.root)]
-found = pd.concat(found, ignore_index=True).drop_duplicates().query("model == @model")
+found = pd.concat([cot.results(results), cot.results(head_results)], ignore_index=True)
+found = found.drop_duplicates().query("model == @model")
 found[found["kind"].isin(["graphs", "faithfulness", "baselines", "components"])].fillna("").reset_index(drop=True)
 
 # %% [markdown]
@@ -109,7 +109,7 @@ found[found["kind"].isin(["graphs", "faithfulness", "baselines", "components"])]
 # runner refuses others), so there is nothing to compare, only something to know:
 
 # %%
-record = store.folder("graphs", model, TASKS[0]).read_run()
+record = json.loads((results / "graphs" / model / TASKS[0] / "run.json").read_text())
 names = ["n_prompts", "eap.ig_steps", "eap.quadrature", "search.threshold", "evaluate_on", "seed"]
 pd.DataFrame([{name: record["settings"][name] for name in names} | {"torch": record["versions"]["torch"]}])
 
@@ -128,14 +128,17 @@ Markdown(f"Steps with the same weights as another: {', '.join(map(str, same)) or
 # Ask this before you look at any circuit. Below is the status of each checkpoint: `task not learned` means that clean
 # and corrupted prompts score the same. Whatever edges were scored there, they explain noise.
 
+
 # %%
-results = Results(store, argparse.Namespace(model=[model], task=TASKS))  # what the scripts take as -m and -t
-baselines = results.table("baselines")
+def table(kind):
+    """All rows of a kind of results, of the tasks above."""
+    rows = cot.results(results, kind, model)
+    return rows[rows["task"].isin(TASKS)]
+
+
+baselines = table("baselines")
 found = baselines[baselines["status"] == "found"]
-if found.empty:
-    raise UserError(
-        "No task is learned at any checkpoint measured, so there is no circuit to read; measure later ones."
-    )
+assert len(found), "no task is learned at any checkpoint measured, so there is no circuit to read: measure later ones"
 baselines.pivot(index="step", columns="task", values="status")[TASKS]
 
 # %% [markdown]
@@ -147,9 +150,9 @@ baselines.pivot(index="step", columns="task", values="status")[TASKS]
 
 # %%
 looks = model_looks([model])
-faithfulness = results.table("faithfulness")
+faithfulness = table("faithfulness")
 chosen = selected_circuits(faithfulness, baselines)
-show(draw_circuits(chosen, looks, "edges", {task: BUILT_IN[task].primary for task in TASKS}))
+show(draw_circuits(chosen, looks, "edges", {task: cot.task(task).primary for task in TASKS}))
 
 # %% [markdown]
 # **The toy family** learns the four tasks one after the other: pronouns and verbs first and gradually, then
@@ -183,7 +186,9 @@ show(draw_curves(faithfulness[faithfulness["step"].isin(found["step"])], model, 
 # as much as the backbone; **trust** the weighted line more.
 
 # %%
-by_task = {task: by_step for (_, task), by_step in results.circuits().items()}  # task -> step -> edges
+by_task = {  # task -> step -> edges
+    task: dict(list(rows.groupby("step"))) for task, rows in table("graphs").groupby("task", sort=False)
+}
 comparable = {(model, task): by_step for task, by_step in by_task.items() if len(by_step) > 1}
 if comparable:
     show(draw_similarity(similarities(comparable, None, 0.5), looks, "the checkpoint before"))
@@ -201,7 +206,7 @@ if len(by_step) > 1:
     first, last = min(by_step), max(by_step)
     for step in (first, last):
         edges = by_step[step]
-        title = f"{task_label(task)} circuit of {model} at step {step:,}"
+        title = f"{cot.task(task).label} circuit of {model} at step {step:,}"
         show(draw_circuit(edges.head(60), title, f"{len(edges)} edges; the {min(len(edges), 60)} strongest drawn"))
     a, b = edges_of(by_step[first]), edges_of(by_step[last])
     told = f"Step {first:,}: {len(a)} edges. Step {last:,}: {len(b)} edges. Shared: {len(a.keys() & b.keys())}."
@@ -218,8 +223,8 @@ Markdown(told)
 # is in units of the metric).
 
 # %%
-steps = store.folder("graphs", model, task).steps()
-graphs = {step: Circuit.from_tensors(store.folder("graphs", model, task).read_tensors(step)) for step in steps}
+steps = sorted(baselines.loc[baselines["task"] == task, "step"])
+graphs = {step: cot.read_circuit(results / "graphs" / model / task / f"step{step:06d}.pt").circuit for step in steps}
 strongest = graphs[steps[-1]].to_table().head(5)
 tokens = baselines.drop_duplicates("step").set_index("step")["tokens"]
 final = baselines[(baselines["task"] == task) & (baselines["step"] == steps[-1])].iloc[0]
@@ -237,7 +242,7 @@ if len(traces):
         name = edge.replace("<", "&lt;").replace(">", "&gt;")
         panels.draw(Line(part, "share of the gap", name, ModelLook(SERIES[number], "circle", "solid")), 1, 1)
     panels.figure.update_yaxes(title_text="score (share of the final gap)", row=1, col=1)
-    show(panels.done(f"The strongest edges of the last {task_label(task)} circuit", f"{model}; scores by EAP-IG"))
+    show(panels.done(f"The strongest edges of the last {cot.task(task).label} circuit", f"{model}; scores by EAP-IG"))
 
 # %% [markdown]
 # ## Which heads come with it?
@@ -246,7 +251,7 @@ if len(traces):
 # when the task is learned: a reason to look closer, not yet a cause.
 
 # %%
-show(draw_top_heads(head_store.read_tables("components", model), model, 3))
+show(draw_top_heads(cot.results(head_results, "components", model), model, 3))
 
 # %% [markdown]
 # **The toy family** has copying heads in layer 2 early, long before it solves IOI. What rises exactly when IOI begins

@@ -15,7 +15,6 @@ from IPython.display import Image, Markdown, display
 from PIL import Image as Pillow
 
 from circuits_over_time.plotting.parts.style import Drawing
-from circuits_over_time.utils.base.progress import configure_logging
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,9 +44,7 @@ def start(figures: Literal["png", "interactive"] = "png") -> Show:
         A function that shows a figure in the output of its cell.
     """
     os.chdir(ROOT)
-    configure_logging()
-    logging.getLogger().setLevel(logging.WARNING)  # a line per measurement is for the command line
-    for noisy in ("kaleido", "choreographer", "logistro"):
+    for noisy in ("transformers", "kaleido", "choreographer", "logistro"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     pd.options.display.float_format = "{:.3g}".format
     pd.options.display.max_colwidth = 110

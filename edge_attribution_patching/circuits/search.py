@@ -196,9 +196,9 @@ def prune(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Boo
     leading[:, graph.logits] = True
     for layer in range(graph.n_layers):
         columns = graph.qkv_inputs(layer)
-        n_before = graph.n_before_heads(layer)
-        heads = (masks[:, :n_before, columns] & reached[:, :n_before, None]).any(1)
-        reached[:, graph.head(layer) : graph.mlp(layer)] = heads.view(len(masks), 3, graph.n_heads).any(1)
+        first = graph.head(layer)  # The nodes before it are what the layer's heads read.
+        heads = (masks[:, :first, columns] & reached[:, :first, None]).any(1)
+        reached[:, first : graph.mlp(layer)] = heads.view(len(masks), 3, graph.n_heads).any(1)
         n_before = graph.n_before_mlp(layer)
         reached[:, graph.mlp(layer)] = (masks[:, :n_before, graph.mlp_input(layer)] & reached[:, :n_before]).any(1)
     for layer in reversed(range(graph.n_layers)):

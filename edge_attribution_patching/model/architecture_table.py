@@ -2,7 +2,7 @@
 
 An architecture is one entry in `ARCHITECTURES`, and `weights.read_weights` reads any model from its entry. What a
 config may change (a scale, a clamp, a rotary embedding, whether a bias exists) is a field in `reads`. All other fields
-of the config class must be neutral or irrelevant (`architectures.check_config`).
+of the config class must be neutral or irrelevant (`architectures.read_shape`).
 """
 
 from __future__ import annotations

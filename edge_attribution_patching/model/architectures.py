@@ -45,11 +45,6 @@ class Shape:
     n_positions: int
     parallel: bool
 
-    @property
-    def group(self) -> int:
-        """Query heads that share a key-value head; group g is the query heads g * group to (g + 1) * group - 1."""
-        return self.n_heads // self.n_kv_heads
-
 
 # Read for every architecture (by these names or by those of the config's attribute_map).
 SHAPE_FIELDS = (
@@ -91,53 +86,53 @@ def read_shape(config: PretrainedConfig) -> Shape:
         ValueError: if the architecture has no reader, or a field changes the arithmetic and is not read. One line that
             names the field, its value and what is supported.
     """
-    architecture = check_config(config)
-    n_heads, d_model = config.num_attention_heads, config.hidden_size
-    n_kv_heads = config.num_key_value_heads if "num_key_value_heads" in architecture.reads else n_heads
-    if n_heads % n_kv_heads:
-        raise ValueError(f"num_key_value_heads={n_kv_heads}: does not divide num_attention_heads={n_heads}")
-    parallel = architecture.parallel
-    return Shape(
-        architecture=config.model_type,
-        n_layers=config.num_hidden_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        d_head=_d_head(config, architecture),
-        d_model=d_model,
-        d_mlp=getattr(config, architecture.mlp_width) or 4 * d_model,
-        d_vocab=config.vocab_size,
-        n_positions=min((config.max_position_embeddings, *_windows(config, architecture))),
-        parallel=getattr(config, parallel) if isinstance(parallel, str) else parallel,
-    )
-
-
-def check_config(config: PretrainedConfig) -> Architecture:
-    """The architecture's entry in the table, if every field of the config is read or changes nothing.
-
-    Raises:
-        ValueError: see `read_shape`.
-    """
     architecture = ARCHITECTURES.get(config.model_type)
     if architecture is None:
         supported = ", ".join(sorted(ARCHITECTURES))
         raise ValueError(f"model_type={config.model_type}: no reader for this architecture (supported: {supported})")
-    read, neutral = read_fields(config, architecture), {**NEUTRAL, **architecture.neutral}
+    reads, neutral = read_fields(config, architecture), {**NEUTRAL, **architecture.neutral}
     declared = {field.name for field in fields(type(config))}
     for name, value in config.to_dict().items():
-        if name in read or name in IRRELEVANT:
+        if name in reads or name in IRRELEVANT:
             continue
         if name in neutral:
             _require(config, name, neutral[name])
         elif name in declared:  # Others are unknown to transformers too and change nothing.
             raise ValueError(f"{name}={value}: no reader knows this field of {config.model_type}")
-    if "head_dim" not in read and getattr(config, "head_dim", None) is not None:
-        _require(config, "head_dim", (_d_head(config, architecture),))
+
+    n_heads, d_model = config.num_attention_heads, config.hidden_size
+    d_head = getattr(config, "head_dim", None) if "head_dim" in reads else None
+    if d_head is None:
+        if d_model % n_heads:
+            raise ValueError(f"hidden_size={d_model}: not a multiple of num_attention_heads={n_heads}")
+        d_head = d_model // n_heads
+        if getattr(config, "head_dim", None) is not None:
+            _require(config, "head_dim", (d_head,))
     _require(config, architecture.activation, ACTIVATIONS)
-    for kind in config.layer_types if "layer_types" in read else ():
+    layer_types = config.layer_types if "layer_types" in reads else ["sliding_attention"]
+    for kind in layer_types:
         if kind not in LAYER_TYPES:
             raise ValueError(f"layer_types={kind}: unknown attention (supported: {', '.join(LAYER_TYPES)})")
     check_rotary(config, architecture)
-    return architecture
+    n_kv_heads = config.num_key_value_heads if "num_key_value_heads" in reads else n_heads
+    if n_heads % n_kv_heads:
+        raise ValueError(f"num_key_value_heads={n_kv_heads}: does not divide num_attention_heads={n_heads}")
+
+    n_positions, parallel = config.max_position_embeddings, architecture.parallel
+    if "sliding_window" in reads and config.sliding_window is not None and "sliding_attention" in layer_types:
+        n_positions = min(n_positions, config.sliding_window)
+    return Shape(
+        architecture=config.model_type,
+        n_layers=config.num_hidden_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        d_head=d_head,
+        d_model=d_model,
+        d_mlp=getattr(config, architecture.mlp_width) or 4 * d_model,
+        d_vocab=config.vocab_size,
+        n_positions=n_positions,
+        parallel=getattr(config, parallel) if isinstance(parallel, str) else parallel,
+    )
 
 
 def read_fields(config: PretrainedConfig, architecture: Architecture) -> frozenset[str]:
@@ -153,21 +148,3 @@ def _require(config: PretrainedConfig, name: str, supported: tuple[Any, ...]) ->
     if value not in supported:
         known = " or ".join(map(str, supported)) if len(supported) < 3 else ", ".join(map(str, supported))
         raise ValueError(f"{name}={value}: not supported for {config.model_type} (supported: {known})")
-
-
-def _d_head(config: PretrainedConfig, architecture: Architecture) -> int:
-    stated = getattr(config, "head_dim", None) if "head_dim" in architecture.reads else None
-    if stated is None and config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            f"hidden_size={config.hidden_size}: not a multiple of num_attention_heads={config.num_attention_heads}"
-        )
-    return stated or config.hidden_size // config.num_attention_heads
-
-
-def _windows(config: PretrainedConfig, architecture: Architecture) -> tuple[int, ...]:
-    """The sliding window, if some layer has one."""
-    if "sliding_window" not in architecture.reads or config.sliding_window is None:
-        return ()
-    if "layer_types" in architecture.reads and "sliding_attention" not in config.layer_types:
-        return ()
-    return (config.sliding_window,)

@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..choices import QKVName
+from ..choices import QKV, QKVName
 from .norms import apply_norm, centred, inverse_rms, normalise
-from .packed_tokens import KVCache, PackedTokens, Queries, Rotation, prefix_of_layer
+from .packed_tokens import KVCache, PackedTokens, Queries, Rotation
 from .weights import LayerWeights, ModelWeights
 
 
@@ -64,13 +64,6 @@ def embed(weights: ModelWeights, layout: PackedTokens, tokens: Int[Tensor, " tok
     if weights.position_embed is not None:
         x = x + weights.position_embed[layout.position]
     return x
-
-
-def attention_input(
-    layer: LayerWeights, x: Float[Tensor, "*stack token d_model"]
-) -> tuple[Float[Tensor, "*stack token d_model"], Float[Tensor, "*stack token 1"] | None]:
-    """What attention projects, see `normalise`; the residual stream itself and None where no norm stands before."""
-    return (x, None) if layer.attn_norm is None else normalise(layer.attn_norm, x)
 
 
 def rotate(x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | None) -> Tensor:
@@ -235,18 +228,6 @@ class Unembedding:
         return bias
 
 
-def project_qkv(layer: LayerWeights, normalised: Tensor) -> Float[Tensor, "*stack token qkv_head d_head"]:
-    """q, k and v of every head, as projected."""
-    flat = F.linear(normalised, layer.W_qkv.flatten(0, 1), layer.b_qkv.flatten())
-    return flat.unflatten(-1, layer.b_qkv.shape)
-
-
-def keys_and_values(layer: LayerWeights, qkv: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
-    """k and v as they attend, each [*stack, token, kv_head, d_head], from what was projected."""
-    k, v = (clamp_norm_rotate(layer, letter, qkv[..., layer.rows(letter), :], rotation) for letter in ("k", "v"))
-    return k, v
-
-
 def forward(
     weights: ModelWeights,
     layout: PackedTokens,
@@ -272,17 +253,19 @@ def forward(
         raise ValueError("a layout that starts inside the prompts needs their prefix cache")
     if layout.width > weights.n_positions:
         raise ValueError(f"a prompt has {layout.width} tokens; the model takes at most {weights.n_positions}")
+    prefix = prefix or [(None, None)] * weights.n_layers
     for index, (layer, rotation) in enumerate(zip(weights.layers, layout.rotations(weights), strict=True)):
-        normalised, inverse_scale = attention_input(layer, x)
-        qkv = project_qkv(layer, normalised)
-        q, (k, v) = qkv[..., layer.rows("q"), :], keys_and_values(layer, qkv, rotation)
+        normalised, inverse_scale = (x, None) if layer.attn_norm is None else normalise(layer.attn_norm, x)
+        # One product projects q, k and v of all heads: [*stack, token, qkv_head, d_head].
+        qkv = F.linear(normalised, layer.W_qkv.flatten(0, 1), layer.b_qkv.flatten()).unflatten(-1, layer.b_qkv.shape)
+        q, k, v = (qkv[..., layer.rows(letter), :] for letter in QKV)
+        k, v = clamp_norm_rotate(layer, "k", k, rotation), clamp_norm_rotate(layer, "v", v, rotation)
         queries, resid = layout.queries, x
         if last_layer == "answers" and index == weights.n_layers - 1:
             queries, q, resid = layout.answers, q[..., layout.last, :, :], x[..., layout.last, :]
             rotation = rotation and rotation.at(layout.last)
         q = clamp_norm_rotate(layer, "q", q, rotation)
-        prefix_keys, prefix_values = prefix_of_layer(prefix, index)
-        keys, values = pad_keys(k, layout, prefix_keys), pad_keys(v, layout, prefix_values)
+        keys, values = (pad_keys(x, layout, before) for x, before in zip((k, v), prefix[index], strict=True))
         z, pattern = attend(layer, q, keys, values, layout, queries)
         attn_out, post_inverse_scale = write_heads(layer, z)
         # view_as: a separate tensor to differentiate by, which only the MLP reads.
@@ -298,30 +281,23 @@ def forward(
     return x
 
 
-def kv_cache(weights: ModelWeights, layout: PackedTokens, tokens: Int[Tensor, "prompt position"]) -> KVCache | None:
-    """Keys and values before `layout.starts`, from right-padded token ids; None where every prompt starts at 0.
+def kv_cache(weights: ModelWeights, layout: PackedTokens, tokens: Int[Tensor, "prompt position"]) -> KVCache:
+    """Keys and values before `layout.starts`, from right-padded token ids; no pass where every prompt starts at 0.
 
-    Costs one forward pass over the prefix tokens, less the last layer's attention and MLP.
+    Costs one forward pass over the prefix tokens, most of the last layer left out.
     """
-    some = layout.starts > 0
-    if not bool(some.any()):
-        return None
-    rows = some.nonzero()[:, 0]
+    rows = (layout.starts > 0).nonzero()[:, 0]
+    if len(rows) == 0:
+        return [(None, None)] * weights.n_layers
     inner = PackedTokens.whole(layout.starts[rows])
     index = rows[inner.prompt] * layout.width + inner.position
-    cache = KVCache([], [])
+    cache: list[tuple[Tensor | None, Tensor | None]] = []
 
-    def keep(k: Tensor, v: Tensor) -> None:
-        blank = k.new_zeros(layout.n_prompts * layout.width, *k.shape[-2:])
-        cache.keys.append(blank.index_copy(0, index, k))
-        cache.values.append(blank.index_copy(0, index, v))
+    def keep(layer: LayerActivations) -> None:
+        blank = layer.k.new_zeros(layout.n_prompts * layout.width, *layer.k.shape[-2:])
+        cache.append((blank.index_copy(0, index, layer.k), blank.index_copy(0, index, layer.v)))
 
-    top = weights.layers[-1]
     with torch.no_grad():
-        x = embed(weights, inner, inner.pack(tokens[rows]))
-        below = weights.lowest(weights.n_layers - 1)
-        x = forward(below, inner, x, visit=lambda layer: keep(layer.k, layer.v))
-        # Of the last layer only the keys and values are wanted.
-        qkv = project_qkv(top, attention_input(top, x)[0])
-        keep(*keys_and_values(top, qkv, inner.rotations(weights)[-1]))
+        embedded = embed(weights, inner, inner.pack(tokens[rows]))
+        forward(weights, inner, embedded, visit=keep, last_layer="answers")
     return cache

@@ -7,6 +7,7 @@ and values come from a `KVCache`: a clean and a corrupted prompt share everythin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -41,64 +42,31 @@ class TokenPart:
     prompts: Int[Tensor, " answer"]
 
 
-@dataclass(frozen=True)
 class PackedTokens:
     """Where each packed token is.
 
-    Attributes:
+    Args:
         starts: first position of each prompt that runs; the earlier ones are in a prefix cache.
         lengths: number of tokens of each prompt; its answer is read at position lengths - 1.
     """
 
-    starts: Int[Tensor, " prompt"]
-    lengths: Int[Tensor, " prompt"]
-
-    def __post_init__(self) -> None:
-        if not bool(((self.starts >= 0) & (self.starts < self.lengths)).all()):
+    def __init__(self, starts: Int[Tensor, " prompt"], lengths: Int[Tensor, " prompt"]) -> None:
+        if not bool(((starts >= 0) & (starts < lengths)).all()):
             raise ValueError("every prompt needs at least one token to run: 0 <= starts < lengths")
+        self.starts, self.lengths = starts, lengths
+        self.n_prompts, self.width = len(lengths), int(lengths.max())  # width: positions of the longest prompt
+        positions = torch.arange(self.width, device=lengths.device)
+        runs = (positions >= starts[:, None]) & (positions < lengths[:, None])  # [prompt, position]
+        self.prompt, self.position = runs.nonzero().unbind(dim=1)  # of each packed token
+        self.n_tokens = len(self.position)
+        # Where each packed token's key goes in the padded [prompt * width], and where each prompt's last token is.
+        self.key_index = self.prompt * self.width + self.position
+        self.last = (lengths - starts).cumsum(0) - 1
 
     @classmethod
     def whole(cls, lengths: Int[Tensor, " prompt"]) -> PackedTokens:
         """Every prompt runs from its first token on."""
         return cls(torch.zeros_like(lengths), lengths)
-
-    @property
-    def n_prompts(self) -> int:
-        return len(self.lengths)
-
-    @cached_property
-    def width(self) -> int:
-        """Positions of the longest prompt."""
-        return int(self.lengths.max())
-
-    @cached_property
-    def _grid(self) -> Bool[Tensor, "prompt position"]:
-        positions = torch.arange(self.width, device=self.lengths.device)
-        return (positions >= self.starts[:, None]) & (positions < self.lengths[:, None])
-
-    @cached_property
-    def prompt(self) -> Int[Tensor, " token"]:
-        """The prompt of each packed token."""
-        return self._grid.nonzero()[:, 0]
-
-    @cached_property
-    def position(self) -> Int[Tensor, " token"]:
-        """The position in its prompt of each packed token."""
-        return self._grid.nonzero()[:, 1]
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.position)
-
-    @cached_property
-    def last(self) -> Int[Tensor, " prompt"]:
-        """The packed index of each prompt's last token."""
-        return (self.lengths - self.starts).cumsum(0) - 1
-
-    @cached_property
-    def key_index(self) -> Int[Tensor, " token"]:
-        """Where each packed token's key goes in the padded [prompt * width]."""
-        return self.prompt * self.width + self.position
 
     @cached_property
     def queries(self) -> Queries:
@@ -116,17 +84,12 @@ class PackedTokens:
         """Only each prompt's last token attends."""
         return PackedTokens(self.lengths - 1, self.lengths).queries
 
-    @cached_property
-    def answer_of(self) -> Int[Tensor, " token"]:
-        """The prompt of which each packed token is the last one, or -1."""
-        prompts = torch.arange(self.n_prompts, device=self.lengths.device)
-        return torch.full_like(self.prompt, -1).index_copy(0, self.last, prompts)
-
     def part(self, tokens: Int[Tensor, " part"]) -> TokenPart:
         """Some packed tokens."""
-        prompts = self.answer_of[tokens]
-        answers = (prompts >= 0).nonzero()[:, 0]
-        return TokenPart(tokens, answers, prompts[answers])
+        prompts = torch.arange(self.n_prompts, device=self.lengths.device)
+        ending = torch.full_like(self.prompt, -1).index_copy(0, self.last, prompts)[tokens]  # -1: not a last token
+        answers = (ending >= 0).nonzero()[:, 0]
+        return TokenPart(tokens, answers, ending[answers])
 
     def pack(self, padded: Tensor) -> Tensor:
         """The packed tokens' entries of a right-padded [prompt, position, ...]."""
@@ -134,15 +97,15 @@ class PackedTokens:
 
     def rotations(self, weights: ModelWeights) -> list[Rotation | None]:
         """Every layer's cosine and sine at the packed tokens, in the model's dtype. Layers with the same ones share."""
-        dtype = torch.promote_types(weights.dtype, torch.float32)
-        made: dict[Rotary, Rotation] = {}
-        for layer in weights.layers:
-            if layer.rotary is not None and layer.rotary not in made:
-                cos, sin = layer.rotary.tables(self.width, self.lengths.device, dtype)
-                made[layer.rotary] = Rotation(
-                    cos[self.position, None].to(weights.dtype), sin[self.position, None].to(weights.dtype)
-                )
-        return [None if layer.rotary is None else made[layer.rotary] for layer in weights.layers]
+        precise = torch.promote_types(weights.dtype, torch.float32)
+        positions = torch.arange(self.width, dtype=precise, device=self.lengths.device)
+        made: dict[Rotary | None, Rotation | None] = {None: None}
+        for rotary in {layer.rotary for layer in weights.layers if layer.rotary is not None}:
+            # Angles of both halves of a head's turned entries, which rotary pairs up, [position, dim].
+            angles = torch.outer(positions, rotary.frequencies.to(positions)).repeat(1, 2)
+            cos, sin = (table[self.position, None] * rotary.scale for table in (angles.cos(), angles.sin()))
+            made[rotary] = Rotation(cos.to(weights.dtype), sin.to(weights.dtype))
+        return [made[layer.rotary] for layer in weights.layers]
 
 
 @dataclass(frozen=True)
@@ -157,14 +120,6 @@ class Rotation:
         return Rotation(self.cos[tokens], self.sin[tokens])
 
 
-@dataclass(frozen=True)
-class KVCache:
-    """Keys (rotated) and values of every layer at the positions before `starts`, zero elsewhere."""
-
-    keys: list[Float[Tensor, "prompt_x_width head d_head"]]
-    values: list[Float[Tensor, "prompt_x_width head d_head"]]
-
-
-def prefix_of_layer(cache: KVCache | None, layer: int) -> tuple[Tensor | None, Tensor | None]:
-    """A layer's keys and values before `starts`; None and None if no prompt has a prefix."""
-    return (None, None) if cache is None else (cache.keys[layer], cache.values[layer])
+KVCache = Sequence[tuple[Tensor | None, Tensor | None]]
+"""Keys (rotated) and values of every layer at the positions before `starts`, zero elsewhere, each [prompt_x_width,
+kv_head, d_head]; None and None where no prompt has any."""

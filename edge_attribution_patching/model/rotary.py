@@ -33,7 +33,7 @@ GPT_J_THETA = 10000.0
 
 @dataclass(frozen=True, eq=False)
 class Rotary:
-    """Turns the first `2 * len(frequencies)` entries of a head's q and k, half-split layout.
+    """Turns the first `2 * len(frequencies)` entries of a head's q and k: entries half of these apart, as a pair.
 
     Attributes:
         frequencies: angle a position, float32.
@@ -42,15 +42,6 @@ class Rotary:
 
     frequencies: Float[Tensor, " half"]
     scale: float = 1.0
-
-    def tables(
-        self, n_positions: int, device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> tuple[Float[Tensor, "position dim"], Float[Tensor, "position dim"]]:
-        """Cosine and sine."""
-        positions = torch.arange(n_positions, dtype=dtype, device=device)
-        angles = torch.outer(positions, self.frequencies.to(device, dtype))
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos() * self.scale, angles.sin() * self.scale
 
 
 def check_rotary(config: PretrainedConfig, architecture: Architecture) -> None:
@@ -81,30 +72,26 @@ def read_rotaries(
 ) -> tuple[Rotary | None, ...]:
     """Every layer's rotary embedding, or None; equal ones are one object. `check_rotary` must accept the config."""
     if "rotary_dim" in architecture.reads:
-        return (Rotary(_frequencies(config.rotary_dim, GPT_J_THETA)),) * n_layers
+        return (_default(config.rotary_dim, GPT_J_THETA),) * n_layers
     if "rope_parameters" not in architecture.reads:
         return (None,) * n_layers
+
+    def read(parameters: Mapping[str, Any], layer_type: str | None = None) -> Rotary:
+        kind = parameters.get("rope_type", "default")
+        if kind == "default":
+            return _default(int(d_head * parameters.get("partial_rotary_factor", 1.0)), parameters["rope_theta"])
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # Slow to import, rarely needed.
+
+        return Rotary(*ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), layer_type=layer_type))
+
     if architecture.rotary_by_layer_type:
-        kinds = list(config.layer_types[:n_layers])
-        by_kind = {kind: _rotary(config, config.rope_parameters[kind], d_head, kind) for kind in set(kinds)}
+        kinds = config.layer_types[:n_layers]
+        by_kind = {kind: read(config.rope_parameters[kind], kind) for kind in set(kinds)}
         return tuple(by_kind[kind] for kind in kinds)
-    rotary = _rotary(config, config.rope_parameters, d_head)
-    turns = config.no_rope_layers if "no_rope_layers" in architecture.reads else [1] * n_layers
+    rotary = read(config.rope_parameters)
+    turns = config.no_rope_layers if "no_rope_layers" in architecture.reads else [True] * n_layers
     return tuple(rotary if turns[layer] else None for layer in range(n_layers))
 
 
-def _rotary(
-    config: PretrainedConfig, parameters: Mapping[str, Any], d_head: int, layer_type: str | None = None
-) -> Rotary:
-    kind = parameters.get("rope_type", "default")
-    if kind == "default":
-        dim = int(d_head * parameters.get("partial_rotary_factor", 1.0))
-        return Rotary(_frequencies(dim, parameters["rope_theta"]))
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # Slow to import, rarely needed.
-
-    frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), layer_type=layer_type)
-    return Rotary(frequencies, scale)
-
-
-def _frequencies(dim: int, theta: float) -> Float[Tensor, " half"]:
-    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+def _default(dim: int, theta: float) -> Rotary:
+    return Rotary(1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))

@@ -7,7 +7,7 @@ architecture is an entry in `architecture_table.py`, and one reader serves them 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..choices import QKVName
-from .activations import Activation, read_activation
+from .activations import FUNCTIONS, Activation, read_activation
 from .architecture_table import ARCHITECTURES, BARE_EPS
 from .architectures import Shape, read_shape
 from .norms import Norm, fold_norm, value_mean
@@ -152,10 +152,6 @@ class ModelWeights(Shape):
     embed_scale: float = 1.0
     logit_softcap: float | None = None
 
-    def lowest(self, n_layers: int) -> ModelWeights:
-        """The model without the layers above."""
-        return replace(self, n_layers=n_layers, layers=self.layers[:n_layers])
-
     @property
     def device(self) -> torch.device:
         return self.embed.device
@@ -182,106 +178,91 @@ def read_tensors(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> Mod
     """The weights from the tensors of a checkpoint's files. Nothing of transformers' model code is imported.
 
     Returns:
-        None if the names and shapes are not exactly those of `tensor_shapes`: then only transformers knows how to read
-        them, or what is wrong.
+        None if names and shapes are not exactly those of such a model, or its activation is learned: then only
+        transformers knows how to read them, or what is wrong.
 
     Raises:
         ValueError: as `read_weights`.
     """
     shape, names = read_shape(config), ARCHITECTURES[config.model_type]
-    tensors = {names.old_names.get(name, name): tensor for name, tensor in tensors.items()}
-    if config.tie_word_embeddings and "lm_head.weight" not in tensors and names.embed + ".weight" in tensors:
-        tensors["lm_head.weight"] = tensors[names.embed + ".weight"]
-    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != tensor_shapes(config):
+    if getattr(config, names.activation) not in FUNCTIONS:
         return None
-    with torch.no_grad():
-        return _Reader(shape, config, tensors).model()
+    tensors = {names.old_names.get(name, name): tensor for name, tensor in tensors.items()}
+    if config.tie_word_embeddings and names.embed + ".weight" in tensors:
+        tensors.setdefault("lm_head.weight", tensors[names.embed + ".weight"])
+    reader = _Reader(shape, config, tensors)
+    try:
+        with torch.no_grad():
+            weights = reader.model()
+    except _Unexpected:
+        return None
+    return weights if reader.read == tensors.keys() else None
 
 
-def tensor_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """The name and the shape of every tensor of a model, those of learned activations excepted.
-
-    Raises:
-        ValueError: as `read_weights`.
-    """
-    shape, names = read_shape(config), ARCHITECTURES[config.model_type]
-    n_q, n_kv = shape.n_heads * shape.d_head, shape.n_kv_heads * shape.d_head
-    qkv_bias, out_bias, mlp_bias = (getattr(config, has) if isinstance(has, str) else has for has in names.biases)
-    found: dict[str, tuple[int, ...]] = {}
-
-    def linear(name: str, n_in: int, n_out: int, bias: bool) -> None:
-        found[name + ".weight"] = (n_in, n_out) if names.conv1d else (n_out, n_in)
-        if bias:
-            found[name + ".bias"] = (n_out,)
-
-    def norm(name: str, width: int) -> None:
-        if names.norm != "bare layer":
-            found[name + ".weight"] = (width,)
-        if names.norm == "layer":
-            found[name + ".bias"] = (width,)
-
-    found[names.embed + ".weight"] = found["lm_head.weight"] = (shape.d_vocab, shape.d_model)
-    if names.unembed_bias:
-        found["lm_head.bias"] = (shape.d_vocab,)
-    if names.position_embed is not None:
-        found[names.position_embed + ".weight"] = (config.max_position_embeddings, shape.d_model)
-    norm(names.final_norm, shape.d_model)
-    for block in map(names.block.format, range(shape.n_layers)):
-        for name in (names.attn_norm, names.mlp_norm, names.attn_post_norm, names.mlp_post_norm):
-            if name is not None:
-                norm(block + name, shape.d_model)
-        for name, width in ((names.q_norm, n_q), (names.k_norm, n_kv)):
-            if name is not None:
-                norm(block + name, width if names.norm_over_heads else shape.d_head)
-        widths = (n_q + 2 * n_kv,) if len(names.qkv) == 1 else (n_q, n_kv, n_kv)
-        for name, width in zip(names.qkv, widths, strict=True):
-            linear(block + name, shape.d_model, width, qkv_bias)
-        linear(block + names.attn_out, n_q, shape.d_model, out_bias)
-        for name in filter(None, (names.mlp_in, names.mlp_gate)):
-            linear(block + name, shape.d_model, shape.d_mlp, mlp_bias)
-        linear(block + names.mlp_out, shape.d_mlp, shape.d_model, mlp_bias)
-    return found
+class _Unexpected(Exception):
+    """A tensor is missing or has another shape."""
 
 
 class _Reader:
-    """Finds an architecture's tensors by the names in its entry of the table."""
+    """Finds an architecture's tensors by the names in its entry of the table, in the shapes that the config says.
+
+    Attributes:
+        read: the names of those found so far.
+    """
 
     def __init__(self, shape: Shape, config: Any, tensors: Mapping[str, Tensor]) -> None:
         self.shape, self.config, self.tensors = shape, config, tensors
         self.architecture = ARCHITECTURES[shape.architecture]
-        self.rotaries = read_rotaries(config, self.architecture, shape.n_layers, shape.d_head)
+        self.biased = [getattr(config, is_) if isinstance(is_, str) else is_ for is_ in self.architecture.biases]
+        self.read: set[str] = set()
+
+    def tensor(self, name: str, *size: int) -> Tensor:
+        found = self.tensors.get(name)
+        if found is None or found.shape != size:
+            raise _Unexpected(name)
+        self.read.add(name)
+        return found
 
     def model(self) -> ModelWeights:
-        names, tensors = self.architecture, self.tensors
-        embed = tensors[names.embed + ".weight"]
+        names, shape = self.architecture, self.shape
+        embed = self.tensor(names.embed + ".weight", shape.d_vocab, shape.d_model)
+        position_embed = None
+        if names.position_embed is not None:
+            n_positions = self.config.max_position_embeddings
+            position_embed = self.tensor(names.position_embed + ".weight", n_positions, shape.d_model)
         # Hugging Face rounds the scale to float32 and then to the weights' dtype.
-        scale = torch.tensor(self.shape.d_model**0.5, dtype=torch.float32).to(embed.dtype).item()
+        scale = torch.tensor(shape.d_model**0.5, dtype=torch.float32).to(embed.dtype).item()
+        rotaries = read_rotaries(self.config, names, shape.n_layers, shape.d_head)
         return ModelWeights(
-            **vars(self.shape),
-            layers=tuple(self.layer(index) for index in range(self.shape.n_layers)),
+            **vars(shape),
+            layers=tuple(self.layer(index, rotary) for index, rotary in enumerate(rotaries)),
             embed=embed,
-            unembed=tensors["lm_head.weight"],
-            unembed_bias=tensors.get("lm_head.bias"),
-            final_norm=self.norm(names.final_norm),
-            position_embed=None if names.position_embed is None else tensors[names.position_embed + ".weight"],
+            unembed=self.tensor("lm_head.weight", shape.d_vocab, shape.d_model),
+            unembed_bias=self.tensor("lm_head.bias", shape.d_vocab) if names.unembed_bias else None,
+            final_norm=self.norm(names.final_norm, shape.d_model),
+            position_embed=position_embed,
             embed_scale=scale if names.scaled_embedding else 1.0,
             logit_softcap=self.field("final_logit_softcapping"),
         )
 
-    def layer(self, index: int) -> LayerWeights:
+    def layer(self, index: int, rotary: Rotary | None) -> LayerWeights:
         names, shape = self.architecture, self.shape
         block = names.block.format(index)
+        n_q, n_kv = shape.n_heads * shape.d_head, shape.n_kv_heads * shape.d_head
+        of_qkv, of_out, of_mlp = self.biased
 
-        def norm(name: str | None) -> Norm | None:
-            return None if name is None else self.norm(block + name)
+        def norm(name: str | None, size: int = shape.d_model) -> Norm | None:
+            return None if name is None else self.norm(block + name, size)
 
         attn_norm = norm(names.attn_norm)
-        W, b = self.qkv(block)
+        W, b = self.qkv(block, n_q, n_kv, of_qkv)
         W_qkv, b_qkv = fold_norm(attn_norm, W, b)
-        W_O, b_O = self.linear(block + names.attn_out)
-        W_in, b_in = self.linear(block + names.mlp_in)
-        W_out, b_out = self.linear(block + names.mlp_out)
-        W_gate, b_gate = (None, None) if names.mlp_gate is None else self.linear(block + names.mlp_gate)
+        W_O, b_O = self.linear(block + names.attn_out, n_q, shape.d_model, of_out)
+        W_in, b_in = self.linear(block + names.mlp_in, shape.d_model, shape.d_mlp, of_mlp)
+        W_out, b_out = self.linear(block + names.mlp_out, shape.d_mlp, shape.d_model, of_mlp)
+        W_gate, b_gate = None, None
+        if names.mlp_gate is not None:
+            W_gate, b_gate = self.linear(block + names.mlp_gate, shape.d_model, shape.d_mlp, of_mlp)
         activation = getattr(self.config, names.activation)
         return LayerWeights(
             W_qkv=W_qkv,
@@ -299,10 +280,10 @@ class _Reader:
             activation=read_activation(activation, self.tensors, f"{block}mlp.act_fn."),
             W_gate=W_gate,
             b_gate=b_gate,
-            rotary=self.rotaries[index],
+            rotary=rotary,
             qkv_clamp=self.field("clip_qkv"),
-            q_norm=norm(names.q_norm),
-            k_norm=norm(names.k_norm),
+            q_norm=norm(names.q_norm, n_q if names.norm_over_heads else shape.d_head),
+            k_norm=norm(names.k_norm, n_kv if names.norm_over_heads else shape.d_head),
             attn_softcap=self.field("attn_logit_softcapping"),
             attn_post_norm=norm(names.attn_post_norm),
             mlp_post_norm=norm(names.mlp_post_norm),
@@ -318,29 +299,36 @@ class _Reader:
             scale = 1.0
         return scale / (layer + 1) if self.field("scale_attn_by_inverse_layer_idx") else scale
 
-    def norm(self, name: str) -> Norm:
+    def norm(self, name: str, size: int) -> Norm:
         kind, eps = self.architecture.norm, self.architecture.eps
-        centre = kind in ("layer", "bare layer")
         if kind == "bare layer":
-            gain = self.tensors["lm_head.weight"].new_ones(self.shape.d_model)
+            gain = self.tensor("lm_head.weight", self.shape.d_vocab, self.shape.d_model).new_ones(size)
         else:
-            gain = self.tensors[name + ".weight"]
+            gain = self.tensor(name + ".weight", size)
         if kind == "rms one plus":
             gain = 1 + gain.to(torch.promote_types(gain.dtype, torch.float32))
-        bias = self.tensors[name + ".bias"] if kind == "layer" else torch.zeros_like(gain)
-        return Norm(gain, bias, BARE_EPS if eps is None else getattr(self.config, eps), centre)
+        bias = self.tensor(name + ".bias", size) if kind == "layer" else torch.zeros_like(gain)
+        return Norm(gain, bias, BARE_EPS if eps is None else getattr(self.config, eps), "layer" in kind)
 
-    def linear(self, name: str) -> tuple[Float[Tensor, "input output"], Float[Tensor, " output"]]:
-        W = self.tensors[name + ".weight"]
-        W = W if self.architecture.conv1d else W.T
-        bias = self.tensors.get(name + ".bias")
-        return W, W.new_zeros(W.shape[1]) if bias is None else bias
+    def linear(self, name: str, n_in: int, n_out: int, biased: bool) -> tuple[Tensor, Tensor]:
+        """W [n_in, n_out] and b [n_out], zeros without a bias."""
+        if self.architecture.conv1d:
+            W = self.tensor(name + ".weight", n_in, n_out)
+        else:
+            W = self.tensor(name + ".weight", n_out, n_in).T
+        return W, self.tensor(name + ".bias", n_out) if biased else W.new_zeros(n_out)
 
-    def qkv(self, block: str) -> tuple[Float[Tensor, "qkv_head d_head d_model"], Float[Tensor, "qkv_head d_head"]]:
+    def qkv(
+        self, block: str, n_q: int, n_kv: int, biased: bool
+    ) -> tuple[Float[Tensor, "qkv_head d_head d_model"], Float[Tensor, "qkv_head d_head"]]:
         """The raw projections, in the order of `LayerWeights`."""
         names, d_head = self.architecture, self.shape.d_head
-        parts = [self.linear(block + name) for name in names.qkv]
-        fused = len(parts) == 1
+        fused = len(names.qkv) == 1
+        widths = (n_q + 2 * n_kv,) if fused else (n_q, n_kv, n_kv)
+        parts = [
+            self.linear(block + name, self.shape.d_model, width, biased)
+            for name, width in zip(names.qkv, widths, strict=True)
+        ]
         W, b = parts[0] if fused else (torch.cat(tensors, dim=-1) for tensors in zip(*parts, strict=True))
         stored, heads = names.qkv_order.split(" -> ")
         sizes = {"d_head": d_head} | ({"qkv": 3} if fused else {})

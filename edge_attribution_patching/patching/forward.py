@@ -32,7 +32,6 @@ from ..choices import QKV, QKVName
 from ..graph import Graph
 from ..model.forward import attend, clamp, clamp_norm_rotate, mlp, pad_keys, rotate, unembed
 from ..model.norms import Norm, centred, inverse_rms
-from ..model.packed_tokens import prefix_of_layer
 from ..model.pairs import GB, Metric, bar
 from ..model.weights import ModelWeights
 from .differences import Differences
@@ -174,8 +173,7 @@ class _PatchedPass:
         layer = self.weights.layers[index]
         q, k, v = (self._qkv(index, letter, heads) for letter in QKV)
         before_k, before_v = (
-            None if before is None else before[:, heads // layer.group]
-            for before in prefix_of_layer(self.runs.prefix, index)
+            None if before is None else before[:, heads // layer.group] for before in self.runs.prefix[index]
         )
         keys, values = pad_keys(k, self.layout, before_k), pad_keys(v, self.layout, before_v)
         queries = self.layout.answers if index == self.last_layer else self.layout.queries

@@ -36,6 +36,8 @@ from .runs import PreparedRuns
 
 Head = tuple[int, int]
 """Layer and head."""
+Sender = tuple[int, int | None]
+"""A head, or a layer and None: the layer's MLP."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Receivers:
 
 
 def path_masks(
-    graph: Graph, senders: Sequence[Head], stages: Sequence[Receivers] = (), *, through_mlps: bool = False
+    graph: Graph, senders: Sequence[Sender], stages: Sequence[Receivers] = (), *, through_mlps: bool = False
 ) -> Bool[Tensor, "sender n_forward n_backward"]:
     """For each sender the edges sender -> receivers of each stage in turn -> logits.
 
@@ -59,7 +61,7 @@ def path_masks(
     two stages passes on what it gets in either.
 
     Args:
-        senders: heads that take their value in the source run.
+        senders: heads and MLPs that take their value in the source run.
         stages: receivers in the order of the path; without any, the path is sender -> logits.
         through_mlps: also take the paths from the sender to the first stage that lead through MLPs (through any number
             of them). Later stages are always reached directly.
@@ -67,7 +69,7 @@ def path_masks(
     masks = torch.zeros(len(senders), graph.n_forward, graph.n_backward, dtype=torch.bool)
     for mask, (layer, head) in zip(masks, senders, strict=True):
         _take_source(mask, graph, layer, head)
-        writers = torch.tensor([graph.head(layer, head)])
+        writers = torch.tensor([_node(graph, layer, head)])
         for number, receivers in enumerate((*stages, None)):
             inputs = torch.tensor([graph.logits])
             if receivers is not None:
@@ -107,9 +109,10 @@ def recompute_mask(graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
 def recompute_after(
     weights: ModelWeights,
     runs: PreparedRuns,
-    senders: Sequence[Head],
+    senders: Sequence[Sender],
     receivers: Receivers,
     *,
+    through_mlps: bool = True,
     memory_budget_gb: float = 1.0,
     observe: Observer | None = None,
 ) -> Float[Tensor, "sender prompt d_model"]:
@@ -117,9 +120,10 @@ def recompute_after(
 
     Args:
         runs: with base = clean. With `at_answers` the receivers' inputs change at the answers alone.
-        senders: heads that take their value in the source run, one at a time.
-        receivers: heads, and which of their inputs carries the sender's value, directly and through MLPs. Those that
-            do not read a sender are left alone.
+        senders: heads and MLPs that take their value in the source run, one at a time.
+        receivers: heads, and which of their inputs carries the sender's value. Those that do not read a sender are
+            left alone.
+        through_mlps: whether the inputs carry it through MLPs too, and not only directly.
         memory_budget_gb: as of `evaluate_masks_final`.
         observe: told of the heads that are recomputed after the receivers; its masks are the senders.
     """
@@ -131,7 +135,7 @@ def recompute_after(
             continue
         rows = torch.tensor([row for row, (of, _) in enumerate(senders) if of == layer])
         of_layer = [senders[row] for row in rows.tolist()]
-        masks = path_masks(graph, of_layer, [reading], through_mlps=True)
+        masks = path_masks(graph, of_layer, [reading], through_mlps=through_mlps)
         inputs: dict[int, Tensor] = {}  # backward index -> what the receiver reads there, for every sender
         record = partial(_record, graph, reading, inputs, len(of_layer))
         evaluate_masks_final(weights, runs, masks, memory_budget_gb=memory_budget_gb, observe=record)
@@ -162,15 +166,23 @@ def _observe_rows(observe: Observer, rows: Int[Tensor, " mask"], attended: HeadA
     observe(replace(attended, masks=rows[attended.masks]))
 
 
-def _take_source(mask: Tensor, graph: Graph, layer: int, head: int) -> None:
-    """Let everything below a layer, and so this head of it, have its source value."""
+def _node(graph: Graph, layer: int, head: int | None) -> int:
+    """The forward index of a sender."""
+    return graph.mlp(layer) if head is None else graph.head(layer, head)
+
+
+def _take_source(mask: Tensor, graph: Graph, layer: int, head: int | None) -> None:
+    """Let everything below a sender, and so the sender, have its source value."""
+    if head is None:
+        mask[:, : graph.mlp_input(layer) + 1] = True
+        return
     mask[:, : graph.qkv_inputs(layer).start] = True
     mask[:, [graph.head_input(layer, head, letter) for letter in QKV]] = True
 
 
-def _mlps_after(graph: Graph, layer: int, head: int) -> tuple[Tensor, Tensor]:
-    """Forward and backward indices of the MLPs that read a head."""
-    sender = graph.head(layer, head)
+def _mlps_after(graph: Graph, layer: int, head: int | None) -> tuple[Tensor, Tensor]:
+    """Forward and backward indices of the MLPs that read a sender."""
+    sender = _node(graph, layer, head)
     layers = [m for m in range(graph.n_layers) if graph.edge_mask[sender, graph.mlp_input(m)]]
     nodes = torch.tensor([graph.mlp(m) for m in layers], dtype=torch.long)
     return nodes, torch.tensor([graph.mlp_input(m) for m in layers], dtype=torch.long)

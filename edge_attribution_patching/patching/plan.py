@@ -172,7 +172,7 @@ def _states(graph: Graph, masks: Tensor, overrides: ActivationOverrides, shortcu
         return torch.where(whole, SOURCE, torch.where(touched, COMPUTED, BASE)).to(torch.int8)
 
     for layer in range(graph.n_layers):
-        inputs[:, graph.qkv_inputs(layer)] = read(graph.qkv_inputs(layer), graph.n_before_heads(layer))
+        inputs[:, graph.qkv_inputs(layer)] = read(graph.qkv_inputs(layer), graph.head(layer))
         inputs[:, given_inputs] = COMPUTED  # In every layer again: what is read has just overwritten its own.
         heads = inputs[:, graph.qkv_inputs(layer)].view(n_masks, 3, graph.n_heads)
         joint = torch.where((heads == SOURCE).all(1), SOURCE, torch.where((heads == BASE).all(1), BASE, COMPUTED))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..choices import Base
 from ..model.forward import LayerActivations, clamp, embed, forward, kv_cache, unembed, with_prefix
 from ..model.norms import centred
-from ..model.packed_tokens import KVCache, PackedTokens, prefix_of_layer
+from ..model.packed_tokens import KVCache, PackedTokens
 from ..model.pairs import GB, Metric, PairBatch
 from ..model.weights import ModelWeights
 
@@ -70,7 +70,7 @@ class PreparedRuns:
     """Both runs of one batch, shared by all masks evaluated on it."""
 
     batch: PairBatch
-    prefix: KVCache | None
+    prefix: KVCache
     base: RunActivations
     source: RunActivations
 
@@ -82,8 +82,7 @@ class PreparedRuns:
     def nbytes(self) -> int:
         """Memory of the layers and the prefix."""
         tensors = [x for run in (self.base, self.source) for layer in run.layers for x in layer.tensors().values()]
-        if self.prefix is not None:
-            tensors += [*self.prefix.keys, *self.prefix.values]
+        tensors += [x for pair in self.prefix for x in pair if x is not None]
         return sum({x.data_ptr(): x.numel() * x.element_size() for x in tensors}.values())
 
 
@@ -162,11 +161,10 @@ def at_answers(runs: PreparedRuns) -> PreparedRuns:
     only, and swaps that are meant for the answers' tokens only. It is several times cheaper.
     """
     layout = runs.layout
-    cache = KVCache([], [])
-    for index, layer in enumerate(runs.base.layers):
-        before_k, before_v = prefix_of_layer(runs.prefix, index)
-        cache.keys.append(with_prefix(layer.k, layout, before_k))
-        cache.values.append(with_prefix(layer.v, layout, before_v))
+    cache = [
+        (with_prefix(layer.k, layout, before_k), with_prefix(layer.v, layout, before_v))
+        for layer, (before_k, before_v) in zip(runs.base.layers, runs.prefix, strict=True)
+    ]
     batch = replace(runs.batch, layout=PackedTokens(layout.lengths - 1, layout.lengths))
     base, source = (_cut(run, layout.last) for run in (runs.base, runs.source))
     return PreparedRuns(batch, cache, base, source)

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..choices import QKV, QKVName
 from ..graph import Graph
 from ..model.forward import LayerActivations, clamp_norm_rotate, forward, pad_keys, pad_queries, unembed
-from ..model.packed_tokens import KVCache, PackedTokens, Rotation, TokenPart, prefix_of_layer
+from ..model.packed_tokens import KVCache, PackedTokens, Rotation, TokenPart
 from ..model.pairs import Metric, PairBatch
 from ..model.weights import LayerWeights, ModelWeights
 
@@ -47,7 +47,7 @@ class NodeOutputs:
         weights: ModelWeights,
         layout: PackedTokens,
         embedded: Float[Tensor, "token d_model"],
-        prefix: KVCache | None,
+        prefix: KVCache,
     ) -> NodeOutputs:
         """Run embedded prompts."""
         outputs = cls(embedded)
@@ -222,7 +222,7 @@ class LayerGradients:
 class Gradients:
     """Gradients of a batch's metric at every node's input, summed over the integration steps added so far."""
 
-    def __init__(self, weights: ModelWeights, batch: PairBatch, metric: Metric, prefix: KVCache | None) -> None:
+    def __init__(self, weights: ModelWeights, batch: PairBatch, metric: Metric, prefix: KVCache) -> None:
         self.weights, self.batch, self.metric, self.prefix = weights, batch, metric, prefix
         self.clear()
 
@@ -232,7 +232,7 @@ class Gradients:
         last = weights.n_layers - 1
         rotations = layout.rotations(weights)
         self.layers = [
-            LayerGradients(layer, layout, rotation, prefix_of_layer(self.prefix, index), last=index == last)
+            LayerGradients(layer, layout, rotation, self.prefix[index], last=index == last)
             for index, (layer, rotation) in enumerate(zip(weights.layers, rotations, strict=True))
         ]
         self.final = torch.zeros(layout.n_prompts, weights.d_model, device=weights.device)

@@ -25,6 +25,7 @@ from tests.support.random_models import ARCHITECTURES, HOOKED, random_model, ran
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 SENDERS = [(0, 1), (1, 0), (1, 3), (2, 2), (3, 1)]
+WITH_MLPS = [*SENDERS, (0, None), (2, None)]
 QUERIES = Receivers(((1, 0), (2, 2), (3, 0)), "q")
 VALUES = Receivers(((1, 2), (2, 0), (2, 1)), "v")
 STAGES = {
@@ -50,10 +51,10 @@ def setup(architecture: str, n: int = 3):
 @pytest.mark.parametrize("architecture", HOOKED)
 def test_path_masks_equal_forward_passes_with_hooks(architecture: str, stages: tuple, through_mlps: bool) -> None:
     model, weights, batch, runs = setup(architecture)
-    masks = path_masks(Graph.of(weights), SENDERS, stages, through_mlps=through_mlps)
+    masks = path_masks(Graph.of(weights), WITH_MLPS, stages, through_mlps=through_mlps)
     logits = masked_logits(weights, runs, masks)
     changed = 0.0
-    for row, sender in enumerate(SENDERS):
+    for row, sender in enumerate(WITH_MLPS):
         for prompt, length in enumerate(batch.layout.lengths.tolist()):
             tokens = batch.clean[prompt, :length], batch.corrupted[prompt, :length]
             expected = path_patched_logits(model, *tokens, sender, stages, through_mlps=through_mlps)
@@ -67,7 +68,7 @@ def test_path_masks_equal_forward_passes_with_hooks(architecture: str, stages: t
 @pytest.mark.parametrize("architecture", HOOKED)
 def test_paths_into_queries_need_the_answers_tokens_alone(architecture: str, stages: tuple, through_mlps: bool) -> None:
     _, weights, _, runs = setup(architecture)
-    masks = path_masks(Graph.of(weights), SENDERS, stages, through_mlps=through_mlps)
+    masks = path_masks(Graph.of(weights), WITH_MLPS, stages, through_mlps=through_mlps)
     whole, cut = (masked_logits(weights, held, masks) for held in (runs, at_answers(runs)))
     torch.testing.assert_close(cut, whole, **CLOSE)
 
@@ -102,20 +103,21 @@ def test_path_masks_equal_brute_force_on_every_block(architecture: str, stages: 
         torch.testing.assert_close(logits[row, 0], expected, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("memory_budget_gb", [1.0, 1e-6])
+@pytest.mark.parametrize(("memory_budget_gb", "through_mlps"), [(1.0, True), (1e-6, True), (1.0, False)])
 @pytest.mark.parametrize("stage", [QUERIES, VALUES, STAGES["keys"][0]], ids=["queries", "values", "keys"])
 @pytest.mark.parametrize("architecture", HOOKED)
 def test_recomputing_after_receivers_equals_three_runs_with_hooks(
-    architecture: str, stage: Receivers, memory_budget_gb: float
+    architecture: str, stage: Receivers, memory_budget_gb: float, through_mlps: bool
 ) -> None:
     model, weights, batch, runs = setup(architecture)
-    finals = recompute_after(weights, runs, SENDERS, stage, memory_budget_gb=memory_budget_gb)
+    how = {"through_mlps": through_mlps}
+    finals = recompute_after(weights, runs, WITH_MLPS, stage, **how, memory_budget_gb=memory_budget_gb)
     logits = unembed(weights, finals)
-    frozen = masked_logits(weights, runs, path_masks(Graph.of(weights), SENDERS, [stage], through_mlps=True))
-    for row, sender in enumerate(SENDERS):
+    frozen = masked_logits(weights, runs, path_masks(Graph.of(weights), WITH_MLPS, [stage], **how))
+    for row, sender in enumerate(WITH_MLPS):
         for prompt, length in enumerate(batch.layout.lengths.tolist()):
             tokens = batch.clean[prompt, :length], batch.corrupted[prompt, :length]
-            expected = recomputed_after(model, *tokens, sender, stage).logits
+            expected = recomputed_after(model, *tokens, sender, stage, **how).logits
             torch.testing.assert_close(logits[row, prompt], expected, **CLOSE)
     assert float((logits - frozen).abs().max()) > 1e-3  # what follows the receivers matters
 

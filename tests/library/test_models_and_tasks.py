@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +108,13 @@ def test_prompts_get_a_start_token_if_the_model_was_trained_with_one(model: Mode
     assert settings_of(CircuitSettings, {}, told).prepend_bos is True
 
 
+def test_a_familys_own_word_says_whether_it_was_trained_with_a_start_token(tiny_family: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(tiny_family, tmp_path / "own")
+    described = json.loads((own / "family.json").read_text())
+    (own / "family.json").write_text(json.dumps(described | {"prepend_bos": True}))
+    assert [cot.load(family, 10).start_token is True for family in (tiny_family, own)] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("keys", "error", "text"),
     [
@@ -152,7 +161,7 @@ def test_other_errors_are_errors_of_python(model: Model, worded: Model, tmp_path
         (lambda: cot.find_circuit("toy", sva), TypeError, r"str is not a model; make one with cot.load"),
         (lambda: cot.head_scores(model, "inductio"), ValueError, "did you mean 'induction'"),
         (lambda: cot.head_scores(model, "cspa"), ValueError, r"^corpus: missing; pass corpus=\.\.\.$"),
-        (lambda: cot.path_effects(model, sva, ["m1"]), ValueError, "'m1' is not a head"),
+        (lambda: cot.path_effects(model, sva, ["m9"]), ValueError, "'m9' is not a head"),
         (lambda: cot.path_effects(model, sva, None, ["a1.h0<q>", "a2.h0<k>"]), ValueError, "heads with one letter"),
         (lambda: cot.attention(model, ""), ValueError, "has 0 tokens"),
         (

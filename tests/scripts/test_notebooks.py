@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def test_py_and_ipynb_hold_the_same_cells(name: str) -> None:
         return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
 
     assert cells(load(name)) == cells(committed(name)), f"run: python notebooks/execute.py {name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_use_the_library_the_figures_and_nothing_else_of_ours(name: str) -> None:
+    """`steps.py`, `drawing.py` and `support.py`, which they share, too."""
+    texts = [(FOLDER / f"{module}.py").read_text() for module in (name, "steps", "drawing", "support")]
+    imports = set(re.findall(r"^(?:from|import) (circuits_over_time[\w.]*)", "\n".join(texts), flags=re.MULTILINE))
+    assert "circuits_over_time" in imports
+    assert {module.split(".")[1] for module in imports if "." in module} == {"notebooks", "plotting"}
 
 
 @pytest.mark.parametrize("name", NAMES + REAL)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers
+from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers, Sender
 
 
 @dataclass
@@ -113,14 +113,14 @@ class Edit:
 
 @dataclass
 class Frozen(Edit):
-    """Everything at its clean value but the sender's output, or the receivers, whose one input is replaced.
+    """Everything at its clean value but the sender's output (z of a head), or one input of the receivers.
 
     MLPs above `free_mlps_from` are left free.
     """
 
     clean: Record
-    sender: Head | None = None
-    sender_z: Tensor | None = None
+    sender: Sender | None = None
+    sent: Tensor | None = None
     receivers: dict[Head, tuple[int, Tensor]] = field(default_factory=dict)  # which of q, k, v and its value
     free_mlps_from: int | None = None
 
@@ -135,12 +135,14 @@ class Frozen(Edit):
     def z(self, layer: int, z: Tensor) -> Tensor:
         for head in range(z.shape[1]):
             if (layer, head) == self.sender:
-                z[:, head] = self.sender_z
+                z[:, head] = self.sent
             elif (layer, head) not in self.receivers:
                 z[:, head] = self.clean.z[layer][:, head]
         return z
 
     def mlp(self, layer: int, out: Tensor) -> Tensor:
+        if (layer, None) == self.sender:
+            return self.sent
         free = self.free_mlps_from is not None and layer >= self.free_mlps_from
         return out if free else self.clean.mlp[layer]
 
@@ -173,11 +175,17 @@ class ReplacedAtEnd(Edit):
         return z
 
 
+def output_of(record: Record, sender: Sender) -> Tensor:
+    """What a head or an MLP passes on in one pass."""
+    layer, head = sender
+    return record.mlp[layer] if head is None else record.z[layer][:, head]
+
+
 def path_patched_logits(
     model: PreTrainedModel,
     clean: Tensor,
     corrupted: Tensor,
-    sender: Head,
+    sender: Sender,
     stages: tuple[Receivers, ...] = (),
     *,
     through_mlps: bool = False,
@@ -185,7 +193,7 @@ def path_patched_logits(
     """Logits at the end of one prompt under the path sender -> stages -> logits."""
     hooked = Hooked(model)
     clean_run = hooked.run(clean)
-    value = hooked.run(corrupted).z[sender[0]][:, sender[1]]
+    value = output_of(hooked.run(corrupted), sender)
     edit = Frozen(clean_run, sender, value, free_mlps_from=sender[0] if through_mlps else None)
     for stage in stages:
         seen = hooked.run(clean, edit)
@@ -199,9 +207,10 @@ def recomputed_after(
     model: PreTrainedModel,
     clean: Tensor,
     corrupted: Tensor,
-    sender: Head,
+    sender: Sender,
     receivers: Receivers,
     *,
+    through_mlps: bool = True,
     at_end: bool = False,
 ) -> Record:
     """The clean prompt where receivers read the sender's corrupted output, and everything after them is recomputed.
@@ -209,8 +218,9 @@ def recomputed_after(
     With `at_end` the receivers' inputs are replaced at the last token alone.
     """
     hooked = Hooked(model)
-    value = hooked.run(corrupted).z[sender[0]][:, sender[1]]
-    seen = hooked.run(clean, Frozen(hooked.run(clean), sender, value, free_mlps_from=0))
+    value = output_of(hooked.run(corrupted), sender)
+    free_from = sender[0] if through_mlps else None
+    seen = hooked.run(clean, Frozen(hooked.run(clean), sender, value, free_mlps_from=free_from))
     letter = "qkv".index(receivers.letter)
     values = {head: seen.qkv[head[0]][letter, :, head[1]] for head in receivers.heads}
     return hooked.run(clean, GivenInputs(values, letter, slice(-1, None) if at_end else slice(None)))

@@ -21,8 +21,6 @@ from circuits_over_time.edge_attribution_patching.circuits.circuit import Circui
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import FaithfulnessCurve
 from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes
 from circuits_over_time.edge_attribution_patching.graph import QKV, Graph
-from circuits_over_time.edge_attribution_patching.model.forward import embed, forward
-from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
 
@@ -34,8 +32,6 @@ from ..models.checkpoint import LoadedCheckpoint, describe, load_weights, resolv
 from ..models.family import resolve_family
 from ..models.revisions import GENERAL, read_names
 from ..tasks import Prompts, Task
-from ..tasks.prompts import bos_token
-from ..tasks.vocabulary import encode
 from .find import CircuitPrompts, circuit_prompts, evaluator_of
 from .keys import CircuitSettings, TaskSettings
 from .measured import MeasuredCircuit, read_circuit
@@ -415,7 +411,8 @@ _HEADS = "circuits_over_time.utils.heads"
 def head_table(model: Model, kind: str, keys: Mapping[str, Any]) -> pd.DataFrame:
     """A score of every head, by the functions of the script that measures it; see `cot.head_scores`."""
     kinds: dict[str, tuple[str, str]] = dict.fromkeys(COMPONENTS, ("attention_and_copy", "ComponentsConfig"))
-    kinds |= {"succession": ("succession", "SuccessorConfig"), "cspa": ("cspa", "CspaConfig")}
+    kinds |= {"succession": ("succession", "SuccessorConfig")}
+    kinds |= dict.fromkeys(("copy_suppression", "cspa"), ("cspa", "CspaConfig"))
     if not isinstance(kind, str):
         raise TypeError(f"kind={kind!r}: not text")
     if kind not in kinds:
@@ -432,27 +429,3 @@ def head_table(model: Model, kind: str, keys: Mapping[str, Any]) -> pd.DataFrame
     if kind not in COMPONENTS:
         return table
     return table[table["score"] == kind].drop(columns="score").reset_index(drop=True)
-
-
-def attention_of(
-    model: Model, prompt: str, start_token: bool | None
-) -> tuple[list[str], Float[Tensor, "layer head query key"]]:
-    """The tokens of a prompt, and the attention of every head between them."""
-    if not isinstance(prompt, str):
-        raise TypeError(f"prompt: {prompt!r} is not text")
-    ids = encode(require_model(model).tokenizer, [prompt])[0]
-    if (model.start_token is True if start_token is None else start_token) and (
-        first := bos_token(model.tokenizer)
-    ) not in ids[:1]:
-        ids = [first, *ids]
-    if not 0 < len(ids) <= model.weights.n_positions:
-        raise UserError(f"prompt: has {len(ids)} tokens; the model takes 1 to {model.weights.n_positions}")
-    if max(ids) >= model.weights.d_vocab:
-        raise UserError(f"tokenizer: not the model's: token {max(ids)}, the model has {model.weights.d_vocab}")
-    tokens = torch.tensor(ids, device=model.weights.device)
-    packed = PackedTokens.whole(torch.tensor([len(ids)], device=tokens.device))
-    patterns: list[Tensor] = []
-    with torch.inference_mode():
-        x = embed(model.weights, packed, tokens)
-        forward(model.weights, packed, x, visit=lambda layer: patterns.append(layer.pattern[0]))
-    return [str(model.tokenizer.decode([token])) for token in ids], torch.stack(patterns).float().cpu()

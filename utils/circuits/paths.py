@@ -1,9 +1,10 @@
-"""What heads do to a task along named paths: path patching with any task and metric."""
+"""What heads and MLPs do to a task along named paths: path patching with any task and metric."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 import pandas as pd
 import torch
@@ -11,7 +12,13 @@ import torch
 from circuits_over_time.edge_attribution_patching.graph import QKV, Graph
 from circuits_over_time.edge_attribution_patching.model.forward import unembed
 from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_masks_final
-from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers, path_masks, recompute_after
+from circuits_over_time.edge_attribution_patching.patching.paths import (
+    Head,
+    Receivers,
+    Sender,
+    path_masks,
+    recompute_after,
+)
 from circuits_over_time.edge_attribution_patching.patching.runs import PreparedBatches, at_answers, run_metric
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
@@ -22,36 +29,51 @@ from .keys import TaskSettings
 
 
 def path_effects(
-    model: Model, task: Task, senders: Sequence[str] | None, receivers: str | Sequence[str], settings: TaskSettings
+    model: Model,
+    task: Task,
+    senders: Sequence[str] | None,
+    receivers: str | Sequence[str],
+    through_mlps: bool | None,
+    settings: TaskSettings,
 ) -> pd.DataFrame:
     """How the metric of clean prompts changes if receivers read senders as in the corrupted prompt.
 
     See `cot.path_effects`.
 
     Raises:
-        UserError: if the model has no such head, or receivers are read by two letters.
+        UserError: if the model has no such head or MLP, or receivers are read by two letters.
     """
     weights, graph = model.weights, model.graph
     names = [name for name in graph.forward_nodes if "." in name] if senders is None else _names(senders, "senders")
     if not names:
         raise UserError("senders: none are named; leave it out for all heads")
-    heads = [_head(name, graph, "senders") for name in names]
+    nodes = [_sender(name, graph) for name in names]
+    rows = sorted(range(len(nodes)), key=lambda row: nodes[row][0])
     into = _receivers(_names(receivers, "receivers"), graph)
+    if not isinstance(through_mlps, bool | None):
+        raise TypeError(f"through_mlps={through_mlps!r}: not True, False or None")
+    through_mlps = into is not None if through_mlps is None else through_mlps
     prompts = prompts_of(model, task, settings)
     metric, memory = prompts.metric(task.primary), settings.memory_budget_gb
-    patched = torch.zeros(len(heads), len(prompts), dtype=torch.float64)
+    patched = torch.zeros(len(nodes), len(prompts), dtype=torch.float64)
     clean, corrupted = torch.zeros(2, len(prompts), dtype=torch.float64)
     for runs in PreparedBatches(weights, prompts.pairs.batches(settings.batch_size), "clean", memory):
         index = runs.batch.index.cpu()
         source, base = run_metric(weights, runs, metric)
         corrupted[index], clean[index] = source.double().cpu(), base.double().cpu()
-        if into is None:  # Only what is written at the answers' tokens reaches the logits there.
-            masks = path_masks(graph, heads)
-            finals = evaluate_masks_final(weights, at_answers(runs), masks, memory_budget_gb=memory)
-        else:
-            finals = recompute_after(weights, runs, heads, into, memory_budget_gb=memory)
-        for row, final in enumerate(finals):
-            patched[row, index] = metric(unembed(weights, final), runs.batch.index).double().cpu()
+        # One layer's senders at a time: the masks of a large model's heads are large.
+        for _, group in groupby(rows, key=lambda row: nodes[row][0]):
+            of_layer = list(group)
+            sending = [nodes[row] for row in of_layer]
+            if into is None:  # Only what is written at the answers' tokens reaches the logits there.
+                masks = path_masks(graph, sending, through_mlps=through_mlps)
+                finals = evaluate_masks_final(weights, at_answers(runs), masks, memory_budget_gb=memory)
+            else:
+                finals = recompute_after(
+                    weights, runs, sending, into, through_mlps=through_mlps, memory_budget_gb=memory
+                )
+            for row, final in zip(of_layer, finals, strict=True):
+                patched[row, index] = metric(unembed(weights, final), runs.batch.index).double().cpu()
     effects = patched - clean
     drop = float((clean - corrupted).mean())
     return pd.DataFrame(
@@ -71,12 +93,18 @@ def _names(names: str | Sequence[str], where: str) -> list[str]:
     return [str(name) for name in listed]
 
 
+def _sender(name: str, graph: Graph) -> Sender:
+    """A head or an MLP by its name."""
+    mlp = re.fullmatch(r"m(\d+)", name)
+    return (int(mlp[1]), None) if mlp and name in graph.forward_nodes else _head(name, graph, "senders")
+
+
 def _head(name: str, graph: Graph, where: str) -> Head:
     match = re.fullmatch(r"a(\d+)\.h(\d+)", name)
     if match is None or name not in graph.forward_nodes:
-        raise UserError(
-            f"{where}: {name!r} is not a head of this model; heads are a0.h0, ... {graph.forward_nodes[-2]}"
-        )
+        last_head, last_mlp = graph.forward_nodes[-2:]
+        mlps = f", MLPs m0, ... {last_mlp}" if where == "senders" else ""
+        raise UserError(f"{where}: {name!r} is not a head of this model; heads are a0.h0, ... {last_head}{mlps}")
     return int(match[1]), int(match[2])
 
 

@@ -13,6 +13,7 @@ against the biases.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -89,7 +90,7 @@ def _after_layer_0(
     batch_size: int,
 ) -> Float[Tensor, "prompt_x_name d_model"]:
     """The residual stream after layer 0 at the given positions."""
-    bottom = weights.lowest(1)
+    bottom = replace(weights, n_layers=1, layers=weights.layers[:1])
     residuals = []
     for index in torch.arange(len(tokens)).split(batch_size):
         size = lengths[index].to(weights.device)

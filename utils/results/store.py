@@ -313,7 +313,8 @@ class Store:
             where = self.root / find_kind(kind).name if model is None else self.folder(kind, model, task).path
             nothing = "no sound results" if self.left_out else "no results"
             raise UserError(f"{where} holds {nothing}; run: {how_to_make(kind, model, task)}")
-        return pd.concat(frames, ignore_index=True)
+        # A step without rows has no types, and would leave every column without one.
+        return pd.concat(frames, ignore_index=True).infer_objects()
 
     def sound(self, folder: ResultsFolder, read: Callable[[ResultsFolder, int], Content]) -> dict[int, Content]:
         """What `read` finds at each finished step of a folder. Steps with damaged files are left out, and told."""
