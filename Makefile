@@ -84,7 +84,7 @@ test-slow: $(DEVELOPING)
 # The part of it that starts no cluster and kills nothing: the toy family's whole recipe, which is trained where
 # model_cache/toy does not hold it, and the notebooks.
 test-long: $(DEVELOPING)
-	$(RUN) -m pytest -m endurance -n auto tests/toy tests/scripts/test_notebooks.py
+	$(RUN) -m pytest -m endurance -n auto tests/toy tests/hostile tests/scripts/test_notebooks.py
 
 test-real: $(DEVELOPING) $(REAL)
 	$(RUN) -m pytest -m real

@@ -271,7 +271,7 @@ def read_circuit(path: str | Path) -> MeasuredCircuit:
 
 def _of_results(path: Path) -> MeasuredCircuit | None:
     """The circuit of a file in a folder of results, with the tables in the folders of the other kinds."""
-    *_, root, kind, model, task, name = ("", "", "", *path.resolve().parts)
+    *_, kind, model, task, name = ("", "", "", *path.resolve().parts)
     match = re.fullmatch(r"step(\d{6,18})\.pt", name)
     if kind != GRAPHS.name or match is None:
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import pandas as pd
+import pydantic
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.graph import Graph
@@ -22,6 +23,8 @@ from .floors import SelectionRule
 from .keys import ComparisonConfig
 
 log = logging.getLogger(__name__)
+
+_RULE = pydantic.TypeAdapter(SelectionRule)
 
 ModelTask = tuple[str, str]
 """A model and a task."""
@@ -102,14 +105,11 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
     """
     graphs, baselines = store.folder("graphs", model, task), store.folder("baselines", model, task)
     settings = graphs.read_run().get("settings", {})
+    # Settings of older versions lack those two.
+    later = {key: settings[f"search.{key}"] for key in ("selection", "positive_share") if f"search.{key}" in settings}
     try:
-        rule = SelectionRule(
-            str(settings["search.order"]),
-            str(settings.get("search.selection", "absolute")),
-            float(settings.get("search.positive_share", SelectionRule.positive_share)),
-            int(settings["seed"]),
-        )
-    except (KeyError, TypeError, ValueError):
+        rule = _RULE.validate_python({"order": settings.get("search.order"), "seed": settings.get("seed"), **later})
+    except pydantic.ValidationError:
         raise DamagedRecord(graphs.path / "run.json") from None
 
     def read(graphs: ResultsFolder, step: int) -> Checkpoint:

@@ -131,7 +131,7 @@ def wrong_in(table: pd.DataFrame, kind: ResultSchema, model: str, step: int) -> 
 
 def _no_numbers(column: pd.Series) -> str:
     """What a column holds that is neither a finite number, true or false, nor empty."""
-    if column.dtype == object:
+    if column.dtype.kind not in "iufb":
         texts = [value for value in column.dropna() if not isinstance(value, bool)]
         return f"the text {texts[0]!r}" if texts else ""
     return "infinity" if column.dtype.kind == "f" and column.abs().eq(float("inf")).any() else ""

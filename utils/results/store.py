@@ -21,6 +21,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -126,9 +127,8 @@ class ResultsFolder:
             Damaged: if it, or a file that was written with it, is not as it was written (`checked.py`).
         """
         for suffix in self.kind.companions:
-            if (path := self.file(step, suffix)).name in written_hashes(self.path) and not path.is_file():
-                raise Damaged(path, "it is gone", self._repair)
-        table, known = self._read(step, ".csv", lambda data: read_csv(io.BytesIO(data)))
+            self._require(self.file(step, suffix))
+        table, known = self._read(step, ".csv", _decode_table)
         # The columns of a sound table may be those of an older version of its kind.
         reason = "" if known and set(self.kind.columns) <= set(table) else wrong_in(table, self.kind, self.model, step)
         if reason:
@@ -137,18 +137,15 @@ class ResultsFolder:
 
     def damage(self, step: int) -> list[Damaged]:
         """What is wrong with the files of a finished checkpoint. Files whose hash is known are hashed, tables read."""
-        found = []
-        for suffix in self.kind.companions:
-            if (path := self.file(step, suffix)).name in written_hashes(self.path):
+        found = dict[Path, Damaged]()
+        readers = {suffix: partial(self._read, step, suffix, len) for suffix in self.kind.companions}
+        for suffix, read in {**readers, ".csv": partial(self.read_table, step)}.items():
+            if suffix == ".csv" or self.file(step, suffix).name in written_hashes(self.path):
                 try:
-                    self._read(step, suffix, len)
-                except UserError as error:
-                    found.append(error if isinstance(error, Damaged) else Damaged(path, "it is gone", self._repair))
-        try:
-            self.read_table(step)
-        except Damaged as error:
-            found += [error] if error.path not in [other.path for other in found] else []
-        return found
+                    read()
+                except Damaged as error:
+                    found.setdefault(error.path, error)
+        return list(found.values())
 
     def write_summary(self, name: str, table: pd.DataFrame) -> Path:
         """Write a table about all steps of the folder as `<folder>/<name>.csv`, with `model` as its first column.
@@ -236,7 +233,9 @@ class ResultsFolder:
 
     def _read(self, step: int, suffix: str, decode: Callable[[bytes], Content]) -> tuple[Content, bool]:
         """What is in a file, and whether its bytes are known to be those that were written."""
-        path = self._existing(self.file(step, suffix))
+        path = self.file(step, suffix)
+        self._require(path)
+        self._existing(path)
         for last in (False, True):  # Another process may replace the file, and then its hash, between two reads.
             try:
                 data = path.read_bytes()
@@ -253,6 +252,11 @@ class ResultsFolder:
             # torch's own words advise to load what it refuses.
             reason = "torch cannot read it" if suffix == ".pt" else one_line(error)
             raise Damaged(path, reason, self._repair) from None
+
+    def _require(self, path: Path) -> None:
+        """A file that was written must be there."""
+        if path.name in written_hashes(self.path) and not path.is_file():
+            raise Damaged(path, "it is gone", self._repair)
 
     def _existing(self, path: Path, overrides: str = "") -> Path:
         if not path.is_file():
@@ -301,18 +305,20 @@ class Store:
         """
         import pandas as pd
 
-        frames = []
+        frames, finished = [], 0
         for name in [model] if model is not None else self.models(kind):
             levels: Iterable[str | None] = [task] if task is not None else [*self.tasks(kind, name), None]
             for level in levels:
-                for frame in self.sound(self.folder(kind, name, level), ResultsFolder.read_table).values():
+                folder = self.folder(kind, name, level)
+                finished += len(folder.steps())
+                for frame in self.sound(folder, ResultsFolder.read_table).values():
                     if level is not None:
                         frame.insert(1, "task", level)
                     frames.append(frame)
         if not frames:
             where = self.root / find_kind(kind).name if model is None else self.folder(kind, model, task).path
-            nothing = "no sound results" if self.left_out else "no results"
-            raise UserError(f"{where} holds {nothing}; run: {how_to_make(kind, model, task)}")
+            holds, repair = ("damaged results only", " repair=true") if finished else ("no results", "")
+            raise UserError(f"{where} holds {holds}; run: {how_to_make(kind, model, task)}{repair}")
         # A step without rows has no types, and would leave every column without one.
         return pd.concat(frames, ignore_index=True).infer_objects()
 
@@ -337,6 +343,12 @@ class Store:
                 self.left_out.append(line)
                 log.warning("%s", line)
         return found
+
+
+def _decode_table(data: bytes) -> pd.DataFrame:
+    if not data.endswith(b"\n"):
+        raise ValueError("its end is missing")
+    return read_csv(io.BytesIO(data))
 
 
 def _tensor_bytes(tensors: dict[str, Any]) -> bytes:
