@@ -5,8 +5,9 @@
     python check_checkpoints.py -c configs/check_toy.yml --deep
 
 It takes the config of any script. From the hub's metadata alone (for a local family, from the files) it compares the
-hashes of every file of weights, shard by shard, at all published steps and on `main`. `--deep` also loads a few tensors
-of the steps in `checkpoints`, and finds a checkpoint that does not descend from the one before.
+hashes of every file of weights, shard by shard, at all published steps and on `main`. A local family's checkpoints are
+loaded too, to see that they can be measured. `--deep` also compares a few tensors of the steps in `checkpoints`, and
+finds a checkpoint that does not descend from the one before.
 
 Writes results/checks/<model>/checkpoints.csv, and with `--deep` distances.csv. Exit codes: 0 all well, 1 something is
 wrong (0 with `on_duplicate_weights=warn` or `skip`), 2 bad input.

@@ -133,7 +133,8 @@ def task(
     from dataclasses import replace
 
     from circuits_over_time.utils.tasks import get_task
-    from circuits_over_time.utils.tasks.csv_task import PRIMARY_METRICS, table_task
+    from circuits_over_time.utils.tasks.csv_task import table_task
+    from circuits_over_time.utils.tasks.metrics import DIFFERENTIABLE
 
     lists = {"clean": clean, "corrupted": corrupted, "answers": answers, "wrong_answers": wrong_answers}
     given = {column: values for column, values in lists.items() if values is not None}
@@ -148,8 +149,8 @@ def task(
     columns = {column: list(values) for column, values in given.items()}
     if metric is not None and not isinstance(metric, str) and not callable(metric):
         raise TypeError(f"metric={metric!r}: not a name, nor a function")
-    if isinstance(metric, str) and metric not in PRIMARY_METRICS:
-        raise ValueError(f"metric={metric!r}: not {' or '.join(map(repr, PRIMARY_METRICS))}, nor a function")
+    if isinstance(metric, str) and metric not in DIFFERENTIABLE:
+        raise ValueError(f"metric={metric!r}: not {' or '.join(map(repr, DIFFERENTIABLE))}, nor a function")
     if isinstance(prompts, str | Path):
         found = get_task(str(prompts), "logit_diff")
         return found if metric is None else replace(found, primary=metric)

@@ -45,6 +45,7 @@ ANALYSIS = Analysis(
     Lazy("utils.circuits.run.measure"),
     tasks=Lazy("utils.tasks.tasks_of"),
     then=SECOND_WALK,
+    check=Lazy("utils.circuits.keys.check_transfer"),
 )
 
 if __name__ == "__main__":

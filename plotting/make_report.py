@@ -8,27 +8,23 @@ them.
 """
 
 import argparse
-import html
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from circuits_over_time.plotting.parts.export import write_drawing
+from circuits_over_time.plotting.parts.export import run_script, script_parser, write_drawings
 from circuits_over_time.plotting.parts.style import Drawing
-from circuits_over_time.plotting.parts.tables import Results
+from circuits_over_time.plotting.parts.tables import Results, logger
 from circuits_over_time.plotting.report.circuits import circuit_records
 from circuits_over_time.plotting.report.figures import report_figures
 from circuits_over_time.plotting.report.heads import head_records
 from circuits_over_time.plotting.report.page import page_html, refuse_empty
 from circuits_over_time.plotting.report.runs import run_records
-from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import atomic_write
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.store import Store
-
-logger = logging.getLogger("plotting")
 
 
 def report(results: Results) -> tuple[str, dict[str, Drawing]]:
@@ -81,29 +77,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 if there is something to correct, told in one line.
     """
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("-r", "--results", type=Path, default=Path("results"), help="folder of results (results)")
+    parser = script_parser(__doc__, "show")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page (report.html)")
-    parser.add_argument("-m", "--model", nargs="+", metavar="NAME", help="models to show (all)")
-    parser.add_argument("-t", "--task", nargs="+", metavar="NAME", help="tasks to show (all)")
     parser.add_argument(
         "-e", "--evaluations", type=Path, help="folder of lm-evaluation-harness JSON files, shown too if given"
     )
     parser.add_argument("-f", "--figures", type=Path, help="folder that gets every figure as a page of its own")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
+
+    def work(arguments: argparse.Namespace) -> None:
         page, figures = report(Results(Store(arguments.results), arguments, in_report=True))
         data = page.encode()
         atomic_write(arguments.output, data)
-        for name, drawing in figures.items() if arguments.figures else ():
-            for path in write_drawing(drawing, arguments.figures, html.unescape(name), ["html"]):
-                logger.info("wrote %s", path)
-    except UserError as error:
-        logger.error("%s", error)
-        return 2
-    logger.info("wrote %s (%.1f MB)", arguments.output, len(data) / 1e6)
-    return 0
+        if arguments.figures:
+            write_drawings(figures, arguments.figures, ["html"])
+        logger.info("wrote %s (%.1f MB)", arguments.output, len(data) / 1e6)
+
+    return run_script(parser, argv, work)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ checkpoint, a head has the colour of the roles that it holds.
     python plotting/plot_circuit.py -r results -m pythia-160m -t ioi --step 143000
 """
 
-import logging
 import sys
 from typing import Any
 
@@ -19,7 +18,7 @@ import plotly.graph_objects as go
 from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, CircuitLayout, lay_out
 from circuits_over_time.plotting.parts.circuit_similarity import nodes_of
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.roles import Roles, role_look, role_rank, roles_by_step
+from circuits_over_time.plotting.parts.roles import ROLES, Roles, role_look, roles_by_step
 from circuits_over_time.plotting.parts.style import (
     FAINT,
     INK,
@@ -28,16 +27,15 @@ from circuits_over_time.plotting.parts.style import (
     Drawing,
     add_key,
     finish,
+    in_order,
     on_white,
     translucent,
     write,
 )
-from circuits_over_time.plotting.parts.tables import Results, as_text
+from circuits_over_time.plotting.parts.tables import Results, as_text, logger
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.tasks.registry import task_label
-
-logger = logging.getLogger("plotting")
 
 # Where on a box's lower side an edge ends, as a share of its width.
 PORTS = {"q": -0.3, "k": 0.0, "v": 0.3}
@@ -82,7 +80,7 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
     _draw_edges(figure, edges, layout)
     _draw_nodes(figure, layout, roles)
     held = {role for node in layout.positions for role in roles.get(node, ())}
-    for role in sorted(held, key=role_rank):
+    for role in in_order(held, ROLES):
         label, colour = role_look(role)
         marker = {"symbol": "square", "size": 12, "color": on_white(colour, ROLE_TINT)}
         add_key(figure, label, mode="markers", marker=marker)
@@ -92,11 +90,11 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
     drawing = finish(figure, title, subtitle, width=width, height=height)
     figure.update_layout(hovermode="closest", margin={"l": 84, "b": 30, "r": 30})
     figure.update_xaxes(visible=False, range=[-layout.half_width - 0.9, layout.half_width + 0.9])
-    labels = [(y, name) for y, name in layout.rows if name]
+    ticks, names = zip(*((y, name) for y, name in layout.rows if name), strict=True)
     figure.update_yaxes(
         range=[-0.5, layout.height + 0.5],
-        tickvals=[y for y, _ in labels],
-        ticktext=[name for _, name in labels],
+        tickvals=ticks,
+        ticktext=names,
         showgrid=False,
         showline=False,
         zeroline=False,
@@ -115,31 +113,26 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -
         add_key(figure, name, mode="lines", line={"color": colour, "width": 3})
         of_sign = (edges["score"] >= 0) == positive
         for size, opacity in sorted(set(zip(classes[of_sign], opacities[of_sign], strict=True))):
-            members = edges[(classes == size) & (opacities == opacity) & of_sign]
             xs: list[float | None] = []
             ys: list[float | None] = []
             middles = []
-            for row in members.to_dict("records"):
-                source, target = row["source"], row["target"]
-                x, y = edge_path(*edge_ends(source, target, layout))
+            for row in edges[(classes == size) & (opacities == opacity) & of_sign].to_dict("records"):
+                x, y = edge_path(*edge_ends(row["source"], row["target"], layout))
                 xs += [*x.tolist(), None]
                 ys += [*y.tolist(), None]
-                quarters = (len(x) // 4, len(x) // 2, 3 * len(x) // 4)
-                middles += [(x[at], y[at], *_edge_hover(row)) for at in quarters]
+                middles += [(x[at], y[at], *_edge_hover(row)) for at in (len(x) // 4, len(x) // 2, 3 * len(x) // 4)]
             width = THINNEST + (WIDEST - THINNEST) * (size + 0.5) / WIDTH_CLASSES
             line = {"color": translucent(colour, opacity), "width": width}
-            figure.add_trace(go.Scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False))
+            figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False)
             # Points that only answer the pointer: plotly shows no hover text along a line.
-            figure.add_trace(
-                go.Scatter(
-                    x=[middle[0] for middle in middles],
-                    y=[middle[1] for middle in middles],
-                    mode="markers",
-                    marker={"size": 9, "color": colour, "opacity": 0},
-                    customdata=[middle[2:] for middle in middles],
-                    hovertemplate="%{customdata[0]}<br>score %{customdata[1]:+.4g}%{customdata[2]}<extra></extra>",
-                    showlegend=False,
-                )
+            figure.add_scatter(
+                x=[middle[0] for middle in middles],
+                y=[middle[1] for middle in middles],
+                mode="markers",
+                marker={"size": 9, "color": colour, "opacity": 0},
+                customdata=[middle[2:] for middle in middles],
+                hovertemplate="%{customdata[0]}<br>score %{customdata[1]:+.4g}%{customdata[2]}<extra></extra>",
+                showlegend=False,
             )
 
 
@@ -223,7 +216,6 @@ FIGURE = Figure(
         "--strongest": {"type": int, "default": 200, "metavar": "N", "help": "how many edges, by |score| (200)"},
     },
 )
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

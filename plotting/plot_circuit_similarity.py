@@ -9,21 +9,17 @@ figures/circuit_similarity.csv.
     python plotting/plot_circuit_similarity.py -r results --reference 143000
 """
 
-import logging
 import sys
 from dataclasses import replace
-from functools import partial
 
 import pandas as pd
 
 from circuits_over_time.plotting.parts.circuit_similarity import similarity_over_training
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Line, by_panel, task_panels
+from circuits_over_time.plotting.parts.panels import by_panel, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook
-from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
+from circuits_over_time.plotting.parts.tables import Results, escaped, logger
 from circuits_over_time.utils.base.errors import UserError
-
-logger = logging.getLogger("plotting")
 
 MEASURES = {
     "node_jaccard": "nodes, Jaccard",
@@ -43,12 +39,10 @@ def moving_average(values: pd.Series, alpha: float) -> pd.Series:
 def similarities(
     circuits: dict[tuple[str, str], dict[int, pd.DataFrame]], reference: int | None, alpha: float
 ) -> pd.DataFrame:
-    """Similarities of all circuits with their moving averages.
+    """Similarities of all circuits with their moving averages, from edge tables by (model, task) and step.
 
     Args:
-        circuits: edge tables by (model, task) and step, with `tokens`.
         reference: the step to compare with; None for the checkpoint before. Models without it are logged and left out.
-        alpha: weight of the newest value in the moving average.
 
     Returns:
         Columns of `similarity_over_training` and `model, task, tokens`, `<measure>_average`.
@@ -78,18 +72,15 @@ def draw_similarity(table: pd.DataFrame, looks: dict[str, ModelLook], against: s
     last = len(MEASURES) + 1
     panels, tasks = task_panels(table, last, 180)
     for column, task in enumerate(tasks, 1):
-        for model, rows in by_model(table[table["task"] == task]):
-            look = looks[model]
-            for row, measure in enumerate(MEASURES, 1):
-                average = f"{measure}_average"
-                panels.draw(Line(rows, average, model, look, markers=False, width=2.5, hover=(measure,)), row, column)
-                panels.draw(Line(rows, measure, model, look, width=1, opacity=0.4), row, column)
-                panels.figure.update_yaxes(range=[-0.03, 1.05], row=row, col=column)
-            panels.draw(Line(rows, "edges_added", model, look, hover=("n_edges",)), last, column)
-            panels.draw(Line(rows, "edges_removed", model, look, dash="dot", hover=("n_edges",)), last, column)
-    for row, label in enumerate(MEASURES.values(), 1):
-        panels.figure.update_yaxes(title_text=label, row=row, col=1)
-    panels.figure.update_yaxes(title_text="edges", row=last, col=1)
+        part = table[table["task"] == task]
+        for row, measure in enumerate(MEASURES, 1):
+            average = f"{measure}_average"
+            panels.draw_models(part, average, looks, row, column, markers=False, width=2.5, hover=(measure,))
+            panels.draw_models(part, measure, looks, row, column, width=1, opacity=0.4)
+            panels.figure.update_yaxes(range=[-0.03, 1.05], row=row, col=column)
+        panels.draw_models(part, "edges_added", looks, last, column, hover=("n_edges",))
+        panels.draw_models(part, "edges_removed", looks, last, column, dash="dot", hover=("n_edges",))
+    panels.name_rows([*MEASURES.values(), "edges"])
     panels.key("edges added", "solid")
     panels.key("edges removed", "dot")
     return panels.done(
@@ -105,7 +96,7 @@ def draw(results: Results) -> dict[str, Drawing]:
         raise UserError(f"--alpha: {alpha} is not in (0, 1]")
     table = similarities(results.circuits(), reference, alpha)
     against = "the checkpoint before" if reference is None else f"step {reference:,}"
-    drawing = by_panel(partial(draw_similarity, looks=results.looks(), against=against), escaped(table))
+    drawing = by_panel(draw_similarity, escaped(table), looks=results.looks(), against=against)
     return {"circuit_similarity": replace(drawing, table=table)}
 
 
@@ -117,7 +108,6 @@ FIGURE = Figure(
         "--alpha": {"type": float, "default": 0.5, "help": "moving average's weight of the newest value (0.5)"},
     },
 )
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -7,19 +7,15 @@ lines have a gap.
     python plotting/plot_circuits.py -r results -o figures --format html,png
 """
 
-import logging
 import sys
-from functools import partial
 
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, by_panel, task_panels
+from circuits_over_time.plotting.parts.panels import by_panel, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, within
-from circuits_over_time.plotting.parts.tables import Results, as_text, by_model, escaped, tasks_in
+from circuits_over_time.plotting.parts.tables import Results, as_text, escaped, logger, tasks_in
 from circuits_over_time.utils.tasks.registry import primary_metric
-
-logger = logging.getLogger("plotting")
 
 # Before a task is learned, faithfulness is a quotient of noise, so the axis goes no further.
 FAITHFULNESS_LIMITS = (0.0, 2.0)
@@ -32,9 +28,9 @@ def selected_circuits(faithfulness: pd.DataFrame, baselines: pd.DataFrame) -> pd
     `n_edges_low, n_edges_high` and the same for `n_nodes` belong to the circuits at the ends of the size's interval.
     """
     keys = ["model", "task", "step"]
-    interval = [name for name in ("faithfulness_low", "faithfulness_high") if name in faithfulness]
-    columns = [*keys, "n_edges", "n_nodes", "faithfulness", *interval]
-    chosen = faithfulness.loc[faithfulness["selected"].astype(bool), columns]
+    chosen = faithfulness.loc[faithfulness["selected"].astype(bool)]
+    columns = [*keys, "n_edges", "n_nodes", "faithfulness", "faithfulness_low", "faithfulness_high"]
+    chosen = chosen[[name for name in columns if name in chosen]]
     table = baselines.merge(chosen, on=keys, how="left", validate="one_to_one")
     for end in ("low", "high"):
         if f"size_{end}" in table:
@@ -53,29 +49,22 @@ def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, 
     panels, tasks = task_panels(table, 3)
     cuts = []
     for column, task in enumerate(tasks, 1):
-        gaps = []
-        for model, rows in by_model(table[table["task"] == task]):
-            look = looks[model]
-            gaps.append(Gaps(rows, COUNTS[count], "status", model, look))
-            for row, value, hover in (
-                (1, COUNTS[count], ("n_edges", "n_nodes", "faithfulness")),
-                (2, "faithfulness", ("n_edges", "n_nodes")),
-            ):
-                ends = f"{value}_low", f"{value}_high"
-                panels.draw(Line(rows, value, model, look, interval=ends, hover=hover), row, column)
-            panels.draw(Line(rows, "full", model, look, error="full_se", hover=("corrupted", "n_prompts")), 3, column)
-            panels.draw(
-                Line(rows, "corrupted", model, look, error="corrupted_se", dash="dot", markers=False), 3, column
-            )
-        panels.missing(gaps, 1, column)
+        part, size = table[table["task"] == task], COUNTS[count]
+        for row, value, hover in (
+            (1, size, ("n_edges", "n_nodes", "faithfulness")),
+            (2, "faithfulness", ("n_edges", "n_nodes")),
+        ):
+            panels.draw_models(part, value, looks, row, column, interval=(f"{value}_low", f"{value}_high"), hover=hover)
+        panels.missing(part, size, "status", looks, 1, column)
+        panels.draw_models(part, "full", looks, 3, column, error="full_se", hover=("corrupted", "n_prompts"))
+        panels.draw_models(part, "corrupted", looks, 3, column, error="corrupted_se", dash="dot", markers=False)
         panels.level(1.0, 2, column)
         panels.figure.update_yaxes(title_text=metric_label(metrics[task]), row=3, col=column)
         panels.figure.update_yaxes(rangemode="tozero", row=1, col=column)
-        limits, cut = within([0.0, 1.0, *table.loc[table["task"] == task, "faithfulness"]], *FAITHFULNESS_LIMITS)
+        limits, cut = within([0.0, 1.0, *part["faithfulness"]], *FAITHFULNESS_LIMITS)
         panels.figure.update_yaxes(range=limits, row=2, col=column)
         cuts.append(cut)
-    panels.figure.update_yaxes(title_text=f"circuit size ({count})", row=1, col=1)
-    panels.figure.update_yaxes(title_text="faithfulness (share)", row=2, col=1)
+    panels.name_rows([f"circuit size ({count})", "faithfulness (share)"])
     panels.key("whole model: clean prompts", "solid")
     panels.key("corrupted prompts", "dot")
     subtitle = "Smallest circuit that reaches the faithfulness threshold; bands are 95% intervals"
@@ -99,10 +88,8 @@ def task_metrics(results: Results, table: pd.DataFrame) -> dict[str, str]:
 def draw(results: Results) -> dict[str, Drawing]:
     """One figure of all models."""
     table = selected_circuits(results.table("faithfulness"), results.table("baselines"))
-    draw_rows = partial(
-        draw_circuits, looks=results.looks(), count=results.arguments.count, metrics=task_metrics(results, table)
-    )
-    return {"circuits": by_panel(draw_rows, escaped(table))}
+    options = {"count": results.arguments.count, "metrics": task_metrics(results, table)}
+    return {"circuits": by_panel(draw_circuits, escaped(table), looks=results.looks(), **options)}
 
 
 FIGURE = Figure(
@@ -110,7 +97,6 @@ FIGURE = Figure(
     order=20,
     options={"--count": {"choices": tuple(COUNTS), "default": "edges", "help": "what a circuit's size counts (edges)"}},
 )
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -10,9 +10,8 @@ line per pair, and the pairs' median and quartiles.
     python plotting/plot_comparison.py -r results --measure edge_jaccard --at size
 """
 
+import itertools
 import sys
-from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,12 +42,8 @@ PAIRS_ENTRY, MEDIAN_ENTRY = "pair of models", "median and quartiles of pairs"
 def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLook) -> Drawing:
     """The figure of one model over training, from rows of `similarity` of one measure."""
     table = table[(table["model"] == model) & table["against"].isin(["previous", "reference"])]
-    rows = [
-        (against, at)
-        for against in ("previous", "reference")
-        for at in AT
-        if ((table["against"] == against) & (table["at"] == at)).any()
-    ]
+    there = set(zip(table["against"], table["at"], strict=True))
+    rows = [key for key in itertools.product(("previous", "reference"), AT) if key in there]
     panels, tasks = task_panels(table, len(rows), 170)
     for column, task in enumerate(tasks, 1):
         for row, (against, at) in enumerate(rows, 1):
@@ -59,13 +54,12 @@ def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLo
             _set_range(panels, table, measure, row, column)
     references = sorted(int(step) for step in table.loc[table["against"] == "reference", "other_step"].unique())
     reference = f"step {references[0]:,}" if len(references) == 1 else "reference"
-    for row, (against, at) in enumerate(rows, 1):
-        other = "checkpoint before" if against == "previous" else reference
-        panels.figure.update_yaxes(title_text=f"to {other}<br>{AT[at]}", row=row, col=1)
+    others = {"previous": "checkpoint before", "reference": reference}
+    panels.name_rows(f"to {others[against]}<br>{AT[at]}" for against, at in rows)
     _add_ring_key(panels, CHANGED_ENTRY)
     return panels.done(
         f"Do circuits of {model} change by more than the prompts explain?",
-        f"{_title(measure)}: {_direction(measure)} Rings: more change than resampled prompts make",
+        f"{_title(measure).format('')} Rings: more change than resampled prompts make",
     )
 
 
@@ -92,12 +86,11 @@ def draw_between(table: pd.DataFrame, measure: str) -> Drawing:
                 interval = ("lower_quartile", "upper_quartile")
                 panels.draw(Line(summary, "value", MEDIAN_ENTRY, middle, interval=interval), row, column)
             _set_range(panels, table, measure, row, column)
-    for row, at in enumerate(rows, 1):
-        panels.figure.update_yaxes(title_text=AT[at], row=row, col=1)
+    panels.name_rows(AT[at] for at in rows)
     _add_ring_key(panels, DIFFERS_ENTRY)
     return panels.done(
         "Do models of one shape have one circuit?",
-        f"{_title(measure)} at the same step: {_direction(measure)} Rings: differ beyond the prompts",
+        f"{_title(measure).format(' at the same step')} Rings: differ beyond the prompts",
     )
 
 
@@ -116,11 +109,11 @@ def _draw_floors(panels: Panels, part: pd.DataFrame, row: int, column: int) -> N
     noise, chance = ModelLook(NOISE, "circle", "solid"), ModelLook(CHANCE, "circle", "dot")
     # Of changes that are counted, chance makes most, so nothing is below it.
     below = None if part["measure"].isin(COUNTED).any() else ("zero", "chance_floor")
-    thin: dict[str, Any] = {"markers": False, "width": 1.2}
-    panels.draw(Line(part.assign(zero=0.0), "chance_floor", CHANCE_ENTRY, chance, interval=below, **thin), row, column)
-    pale: dict[str, Any] = {"markers": False, "width": 1, "opacity": 0.7}
+    part = part.assign(zero=0.0)
+    panels.draw(Line(part, "chance_floor", CHANCE_ENTRY, chance, interval=below, markers=False, width=1.2), row, column)
     ends = ("noise_low", "noise_high")
-    panels.draw(Line(part, "noise_floor", NOISE_ENTRY, noise, interval=ends, **pale), row, column)
+    line = Line(part, "noise_floor", NOISE_ENTRY, noise, interval=ends, markers=False, width=1, opacity=0.7)
+    panels.draw(line, row, column)
 
 
 def _draw_curve(panels: Panels, part: pd.DataFrame, look: ModelLook, model: str, row: int, column: int) -> None:
@@ -154,14 +147,10 @@ def _set_range(panels: Panels, table: pd.DataFrame, measure: str, row: int, colu
 
 
 def _title(measure: str) -> str:
+    """The measure, and what its values mean."""
     name = MEASURES[measure]
-    return name[0].upper() + name[1:]
-
-
-def _direction(measure: str) -> str:
-    if measure in COUNTED:
-        return "0 is no change."
-    return "1 is the same order." if measure == "rank_correlation" else "1 is the same circuit."
+    meaning = "1 is the same order." if measure == "rank_correlation" else "1 is the same circuit."
+    return f"{name[0].upper()}{name[1:]}{{}}: {'0 is no change.' if measure in COUNTED else meaning}"
 
 
 def chosen(table: pd.DataFrame, measure: str, at: str | None) -> pd.DataFrame:
@@ -185,14 +174,12 @@ def draw(results: Results) -> dict[str, Drawing]:
     looks, table = results.looks(table["model"]), escaped(table)
     between = table[table["against"] == "model"]
     drawn = {
-        f"comparison_{model}": by_panel(partial(draw_comparison, model=model, measure=measure, look=looks[model]), rows)
+        f"comparison_{model}": by_panel(draw_comparison, rows, model=model, measure=measure, look=looks[model])
         for model, rows in by_model(table[table["against"] != "model"])
     }
-    return (
-        drawn
-        if between.empty
-        else drawn | {"comparison_models": by_panel(partial(draw_between, measure=measure), between)}
-    )
+    if not between.empty:
+        drawn["comparison_models"] = by_panel(draw_between, between, measure=measure)
+    return drawn
 
 
 FIGURE = Figure(
@@ -204,7 +191,6 @@ FIGURE = Figure(
     },
     notes_absence=True,
 )
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

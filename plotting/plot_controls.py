@@ -14,14 +14,13 @@ that does not beat every random one.
 
 import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel, ring, task_panels
+from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, ring, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 
@@ -35,10 +34,11 @@ PANELS = {
     "prompts": "metric<br>over prompts",
     "groups": "faithfulness by<br>kind of prompt",
 }
+_NO_RANDOM = "no random circuits are stored; measure with n_random above 0"
 # Why a panel has no value although there is a circuit.
 UNMEASURED = {
-    "circuit": "no random circuits are stored; measure with n_random above 0",
-    "without": "no random circuits are stored; measure with n_random above 0",
+    "circuit": _NO_RANDOM,
+    "without": _NO_RANDOM,
     "stability": "no stability is stored; measure the circuit again",
     "prompts": "nothing is stored of single prompts; measure the circuit again",
     "groups": "nothing is stored of kinds of prompts; measure the circuit again",
@@ -48,12 +48,21 @@ STABILITY, STABLE_ENTRY = "stability: median and quartiles of edges", f"share of
 INCLUSION = "inclusion over thresholds: mean of edges"
 WHOLE, ITS = "whole model over prompts: median and quartiles", "circuit over prompts: median and quartiles"
 GROUP = "on {} prompts"
-GROUP_LOOKS = tuple(
-    ModelLook(colour, symbol, "solid")
-    for colour, symbol in (("#0072B2", "square"), ("#E69F00", "x"), ("#009E73", "cross"))
+GROUP_LOOKS = (
+    ModelLook("#0072B2", "square", "solid"),
+    ModelLook("#E69F00", "x", "solid"),
+    ModelLook("#009E73", "cross", "solid"),
 )
 RING = "does not beat every random circuit"
-_VALUES = ("value", "low", "high")
+# The looks of lines that are the same in every model.
+LOOKS = {
+    RANDOM_ENTRY: ModelLook(RANDOM, "circle", "solid"),
+    STABILITY: ModelLook("#0072B2", "diamond", "solid"),
+    STABLE_ENTRY: ModelLook("#009E73", "square", "dot"),
+    INCLUSION: ModelLook("#CC79A7", "triangle-down", "dash"),
+    WHOLE: ModelLook(RANDOM, "circle", "solid"),
+    ITS: ModelLook("#882255", "triangle-up", "solid"),
+}
 
 
 def control_points(
@@ -88,17 +97,16 @@ def control_points(
             for group, rows in of_task.groupby("group", sort=True):
                 ends = (rows.set_index(keys)[f"faithfulness{end}"] for end in ("", "_low", "_high"))
                 parts.append(_line("groups", GROUP.format(group), *ends))
-    columns = [*keys, "panel", "line", *_VALUES, "n_random", "n_beaten"]
+    columns = [*keys, "panel", "line", "value", "low", "high", "n_random", "n_beaten"]
     measured = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     # Every line at every checkpoint, so that gaps break lines and have reasons. Kinds of prompts are a task's own.
-    every = baselines[[*keys, "tokens", "status"]]
-    lines = measured.loc[measured["panel"] != "groups", ["panel", "line"]].drop_duplicates()
-    own = measured.loc[measured["panel"] == "groups", ["model", "task", "panel", "line"]].drop_duplicates()
+    every, of_groups = baselines[[*keys, "tokens", "status"]], measured["panel"] == "groups"
+    lines = measured.loc[~of_groups, ["panel", "line"]].drop_duplicates()
+    own = measured.loc[of_groups, ["model", "task", "panel", "line"]].drop_duplicates()
     all_lines = pd.concat([every.merge(lines, how="cross"), every.merge(own, on=["model", "task"])], ignore_index=True)
     table = all_lines.merge(measured, how="left", on=[*keys, "panel", "line"])
-    reason = table["status"].where(
-        table["status"].notna() & (table["status"] != "found"), table["panel"].map(UNMEASURED)
-    )
+    known = table["status"].notna() & (table["status"] != "found")
+    reason = table["status"].where(known, table["panel"].map(UNMEASURED))
     return table.reindex(columns=[*columns, "tokens"]).assign(reason=reason.where(table["value"].isna()))
 
 
@@ -127,55 +135,48 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
     """The figure of one model, from rows of `control_points`."""
     points = points[points["model"] == model]
     rows = [panel for panel in PANELS if points.loc[points["panel"] == panel, "value"].notna().any()]
-    grey, second = ModelLook(RANDOM, "circle", "solid"), ModelLook("#009E73", "square", "dot")
-    looks: dict[str, ModelLook] = {
-        CIRCUIT: look,
-        RANDOM_ENTRY: grey,
-        STABILITY: ModelLook("#0072B2", "diamond", "solid"),
-        STABLE_ENTRY: second,
-        INCLUSION: ModelLook("#CC79A7", "triangle-down", "dash"),
-        WHOLE: grey,
-        ITS: ModelLook("#882255", "triangle-up", "solid"),
-    }
     groups = sorted(set(points.loc[points["panel"] == "groups", "line"]))
+    looks = {CIRCUIT: look, **LOOKS}
     looks |= {name: GROUP_LOOKS[place % len(GROUP_LOOKS)] for place, name in enumerate(groups)}
     panels, tasks = task_panels(points, len(rows), 170)
     ringed = False
     for column, task in enumerate(tasks, 1):
         for row, panel in enumerate(rows, 1):
             part = points[(points["task"] == task) & (points["panel"] == panel)]
-            gaps = []
             for name in dict.fromkeys(sorted(part["line"], key=list(looks).index, reverse=True)):
                 table = part[part["line"] == name].sort_values("step")
-                gaps.append(Gaps(table, "value", "reason", model, look))
                 if table["value"].isna().all():
                     continue
-                against = name == CIRCUIT
-                drawn = table.assign(beats=[_beats(row) for row in table.to_dict("records")]) if against else table
-                interval = None if name in (CIRCUIT, STABLE_ENTRY, INCLUSION) else ("low", "high")
-                hover = ("beats",) if against else ("low", "high") if interval else ()
-                drawn = drawn.round({"low": 4, "high": 4})
-                markers = name not in (RANDOM_ENTRY, WHOLE)
-                panels.draw(
-                    Line(drawn, "value", name, looks[name], interval=interval, hover=hover, markers=markers),
-                    row,
-                    column,
+                if name == CIRCUIT:
+                    table = table.assign(beats=[_beats(row) for row in table.to_dict("records")])
+                    hover: tuple[str, ...] = ("beats",)
+                else:
+                    hover = () if name in (STABLE_ENTRY, INCLUSION) else ("low", "high")
+                line = Line(
+                    table.round({"low": 4, "high": 4}),
+                    "value",
+                    name,
+                    looks[name],
+                    interval=("low", "high") if "low" in hover else None,
+                    hover=hover,
+                    markers=name not in (RANDOM_ENTRY, WHOLE),
                 )
-                if against:
+                panels.draw(line, row, column)
+                if name == CIRCUIT:
                     ringed |= _ring(panels, table, row, column)
             # Lines of a panel are missing together, but for the metric, which the whole model always has.
-            if gaps:
-                panels.missing(gaps[-1:], row, column)
-            else:
+            if part.empty:
                 panels.leave_empty("its prompts are of one kind,<br>or of too many to draw", row, column)
+            else:
+                first = part[part["line"] == min(part["line"], key=list(looks).index)]
+                panels.missing(first, "value", "reason", {model: look}, row, column)
             if panel == "stability":
                 panels.figure.update_yaxes(range=[-0.03, 1.05], row=row, col=column)
             elif panel == "circuit":
                 panels.level(0, row, column)
             elif panel == "groups":
                 panels.level(1, row, column)
-    for row, panel in enumerate(rows, 1):
-        panels.figure.update_yaxes(title_text=PANELS[panel], row=row, col=1)
+    panels.name_rows(PANELS[panel] for panel in rows)
     if ringed:
         panels.mark(RING, "circle-open", BEATEN_BY)
     return panels.done(
@@ -194,8 +195,8 @@ def _ring(panels: Panels, table: pd.DataFrame, row: int, column: int) -> bool:
     beaten = table[table["value"].notna() & (table["n_beaten"] < table["n_random"])]
     if beaten.empty:
         return False
-    hover, cells = "step %{customdata[0]:,}: beats %{customdata[1]}", map(_beats, beaten.to_dict("records"))
-    panels.rings(beaten, RING, ring(BEATEN_BY), row, column, hover, cells)
+    hover = "step %{customdata[0]:,}: beats %{customdata[1]}"
+    panels.rings(beaten, RING, ring(BEATEN_BY), row, column, hover, beaten["beats"])
     return True
 
 
@@ -206,13 +207,12 @@ def draw(results: Results) -> dict[str, Drawing]:
     baselines = baselines[baselines["model"].isin(controls["model"])]
     points, looks = escaped(control_points(baselines, controls, *rest)), results.looks()
     return {
-        f"controls_{model}": by_panel(partial(draw_controls, model=model, look=looks[model]), rows)
+        f"controls_{model}": by_panel(draw_controls, rows, model=model, look=looks[model])
         for model, rows in by_model(points)
     }
 
 
 FIGURE = Figure(draw, order=30)
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -14,7 +14,6 @@ a band of quartiles.
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import score_label
-from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, for_both_widths, wrapped
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label
+from circuits_over_time.plotting.parts.panels import Line, by_panel, for_both_widths, grid_of_panels, wrapped
+from circuits_over_time.plotting.parts.style import FAINT, Drawing, ModelLook, metric_label
 from circuits_over_time.plotting.parts.tables import Results, as_text, escaped, models_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.parts.timeline import Timeline
@@ -60,10 +59,8 @@ def label(row: Mapping[Any, Any], *, head: bool = True) -> str:
     if kind == "head":
         title = _score_title(score)
         return f"{title}: a{row['layer']}.h{row['head']}" if head else f"{title}: strongest head"
-    task = task_label(str(row["task"]))
-    if kind == "metric":
-        return f"{task}: {metric_label(score).split(' (')[0]}"
-    return f"{task}: {CIRCUITS.get(score, score.replace('_', ' '))}"
+    what = metric_label(score).split(" (")[0] if kind == "metric" else CIRCUITS.get(score, score.replace("_", " "))
+    return f"{task_label(str(row['task']))}: {what}"
 
 
 def _score_title(score: str) -> str:
@@ -77,15 +74,15 @@ def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str, *, 
 
     The `narrow` one has the rows' names in the figure instead of next to it.
     """
-    rows = leading(emergence[emergence["model"] == model])
-    checkpoints = curves.loc[curves["model"] == model, ["step", "tokens"]].drop_duplicates()
+    rows, curves = leading(emergence[emergence["model"] == model]), curves[curves["model"] == model]
+    checkpoints = curves[["step", "tokens"]].drop_duplicates()
     timeline = Timeline(checkpoints, [label(row) for row in rows.to_dict("records")], narrow=narrow)
     for place, row in enumerate(rows.to_dict("records")):
         name, colour = KINDS[row["kind"]]
         if pd.isna(row["step"]):
             timeline.say(place, f"does not emerge: {row['reason']}")
             continue
-        steps = sorted(curves.loc[(curves["model"] == model) & (curves["curve"] == row["curve"]), "step"])
+        steps = sorted(curves.loc[curves["curve"] == row["curve"], "step"])
         if row["uncertainty"] != "none":
             low, high = _ends(row["low_step"], row["high_step"], steps)
             timeline.bar(place, low, high, colour, name, width=2.5)
@@ -136,33 +133,27 @@ def draw_seeds_timeline(
 
 
 def draw_seed_curves(
-    curves: pd.DataFrame, seeds: pd.DataFrame, shapes: Mapping[str, str], group: str, models: Sequence[str]
+    curves: pd.DataFrame, seeds: pd.DataFrame, shapes: pd.Series, group: str, models: Sequence[str]
 ) -> Drawing:
     """The curves of models that differ in their seed alone: every seed as a thin line over a band of quartiles.
 
     Args:
-        shapes: whether a curve is abrupt, by its name, where enough models tell.
+        shapes: whether a curve is abrupt, by its name.
         group: what the models are called together.
     """
     summary = seeds[seeds["group"] == group]
     own = curves[curves["model"].isin(models)]
     names = [name for name in dict.fromkeys(own["curve"]) if name in set(summary["curve"])]
-    columns = min(MAX_COLUMNS, len(names))
     titles = [_curve_title(own[own["curve"] == name].iloc[0].to_dict(), shapes.get(name)) for name in names]
-    panels = Panels(-(-len(names) // columns), columns, TimeAxis.of(own), titles, n_panels=len(names), panel_height=170)
-    for place, name in enumerate(names):
-        row, column = place // columns + 1, place % columns + 1
-        of_curve = own[own["curve"] == name]
-        colour = KINDS[str(of_curve["kind"].iloc[0])][1]
-        thin, strong = ModelLook("#8a8a8a", "circle", "solid"), ModelLook(colour, "circle", "solid")
-        for model in models_in(of_curve):
-            of_seed = of_curve[of_curve["model"] == model]
-            line = Line(of_seed, "value", model, thin, markers=False, legend="a seed", width=1, opacity=0.7)
-            panels.draw(line, row, column)
-        middle = summary[summary["curve"] == name]
+    panels, places = grid_of_panels(titles, MAX_COLUMNS, TimeAxis.of(own), panel_height=170)
+    thin = dict.fromkeys(models, ModelLook(FAINT, "circle", "solid"))
+    for name, place in zip(names, places, strict=True):
+        of_curve, middle = own[own["curve"] == name], summary[summary["curve"] == name]
+        strong = ModelLook(KINDS[str(of_curve["kind"].iloc[0])][1], "circle", "solid")
+        panels.draw_models(of_curve, "value", thin, *place, markers=False, legend="a seed", width=1, opacity=0.7)
         quartiles = ("lower_quartile", "upper_quartile")
         line = Line(middle, "median", "median and quartiles", strong, interval=quartiles, hover=("n_seeds", "dip_q"))
-        panels.draw(line, row, column)
+        panels.draw(line, *place)
     return panels.done(
         f"{len(models)} seeds of {group} over training",
         "Thin: every seed; strong: their median, with the quartiles as a band",
@@ -206,36 +197,26 @@ def seed_groups(store: Store, models: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def shapes(results: Results, group: str) -> dict[str, str]:
-    """Whether each curve of a group of seeds is abrupt, by its name; empty where there are too few seeds to tell."""
-    table = results.comparison("seed_emergence", whole=True)
-    known = table[table["group"] == group].dropna(subset="shape")
-    return dict(zip(known["curve"], known["shape"], strict=True))
-
-
 def draw(results: Results) -> dict[str, Drawing]:
     """One figure for each model, and two for each group of seeds."""
     raw = results.comparison("emergence")
     emergence, curves = escaped(raw), escaped(results.comparison("curves"))
     drawn = {
-        f"emergence_{model}": for_both_widths(partial(draw_timeline, emergence, curves, model))
-        for model in models_in(emergence)
+        f"emergence_{model}": for_both_widths(draw_timeline, emergence, curves, model) for model in models_in(emergence)
     }
     for group, members in seed_groups(results.store, models_in(raw)).items():
         name, models = as_text(group), [as_text(model) for model in members]
-        drawn[f"emergence_seeds_{name}"] = for_both_widths(
-            partial(draw_seeds_timeline, emergence, curves, name, models)
-        )
-        seeds = escaped(results.comparison("seeds", whole=True))
-        abrupt = {as_text(curve): shape for curve, shape in shapes(results, group).items()}
-        draw_rows = partial(draw_seed_curves, seeds=seeds, shapes=abrupt, group=name, models=models)
+        drawn[f"emergence_seeds_{name}"] = for_both_widths(draw_seeds_timeline, emergence, curves, name, models)
+        seeds, shapes = (escaped(results.comparison(table, whole=True)) for table in ("seeds", "seed_emergence"))
+        # Too few seeds do not tell whether a curve is abrupt.
+        shapes = shapes[shapes["group"] == name].dropna(subset="shape").set_index("curve")
         of_group = curves[curves["model"].isin(models) & curves["curve"].isin(seeds["curve"])]
-        drawn[f"curves_seeds_{name}"] = by_panel(draw_rows, of_group, "curve")
+        options: dict[str, Any] = {"seeds": seeds, "shapes": shapes["shape"], "group": name, "models": models}
+        drawn[f"curves_seeds_{name}"] = by_panel(draw_seed_curves, of_group, "curve", **options)
     return drawn
 
 
 FIGURE = Figure(draw, order=100)
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -7,28 +7,22 @@ benchmark defines them, arXiv 2504.13151; measured with `search.mib: true`).
     python plotting/plot_faithfulness_curve.py -r results --curves 6
 """
 
-import logging
 import sys
-from functools import partial
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Line, by_panel, row_of_panels, task_panels
+from circuits_over_time.plotting.parts.panels import by_panel, row_of_panels, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish, within
-from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, logger, tasks_in
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.kinds import how_to_make
 from circuits_over_time.utils.tasks.registry import task_label
 
-logger = logging.getLogger("plotting")
-
 # Axes go no further, so that the noise of untrained models does not flatten the rest.
-CURVE_LIMITS = (-0.5, 1.5)
-AREA_LIMITS = (-0.5, 1.5)
+LIMITS = (-0.5, 1.5)
 CUT = "; values outside [{:g}, {:g}] are cut off"
 
 
@@ -58,37 +52,38 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
             if part.empty:
                 continue
             chosen = part["selected"].astype(bool)
-            figure.add_trace(
-                go.Scatter(
-                    x=part["size"],
-                    y=part["faithfulness"],
-                    name=f"step {step:,}",
-                    legendgroup=str(step),
-                    mode="lines+markers",
-                    line={"color": colour, "width": 2},
-                    marker={
-                        "color": ["#ffffff" if ringed else colour for ringed in chosen],
-                        "size": [11 if ringed else 4 for ringed in chosen],
-                        "line": {"color": colour, "width": [2.5 if ringed else 0 for ringed in chosen]},
-                    },
-                    customdata=part[["n_edges", "n_nodes", "metric"]].to_numpy(),
-                    hovertemplate=f"<b>step {step:,}</b><br>%{{x:,}} edges asked for, "
-                    "%{customdata[0]:,} after pruning, %{customdata[1]} nodes"
-                    "<br>faithfulness %{y:.3f}, metric %{customdata[2]:.3g}<extra></extra>",
-                ),
+            figure.add_scatter(
+                x=part["size"],
+                y=part["faithfulness"],
+                name=f"step {step:,}",
+                legendgroup=str(step),
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                marker={
+                    "color": ["#ffffff" if ringed else colour for ringed in chosen],
+                    "size": [11 if ringed else 4 for ringed in chosen],
+                    "line": {"color": colour, "width": [2.5 if ringed else 0 for ringed in chosen]},
+                },
+                customdata=part[["n_edges", "n_nodes", "metric"]].to_numpy(),
+                hovertemplate=f"<b>step {step:,}</b><br>%{{x:,}} edges asked for, "
+                "%{customdata[0]:,} after pruning, %{customdata[1]} nodes"
+                "<br>faithfulness %{y:.3f}, metric %{customdata[2]:.3g}<extra></extra>",
                 row=1,
                 col=column,
             )
         figure.add_hline(y=1, line={"dash": "dash", "width": 1, "color": "#777777"}, row=1, col=column)
-    limits, cut = within([0.0, 1.0, *table.loc[table["step"].isin(steps), "faithfulness"]], *CURVE_LIMITS)
-    subtitle = "Rings mark the selected circuit; 1 is the whole model" + (CUT.format(*CURVE_LIMITS) if cut else "")
+    limits, cut = within([0.0, 1.0, *table.loc[table["step"].isin(steps), "faithfulness"]], *LIMITS)
+    subtitle = "Rings mark the selected circuit; 1 is the whole model" + (CUT.format(*LIMITS) if cut else "")
     drawing = finish(figure, f"Faithfulness of circuits of {model}", subtitle, width=width, height=412)
     figure.update_yaxes(range=limits)
-    figure.update_xaxes(
-        type="log", title_text="circuit size (edges, before pruning)", title_font_size=12, tickfont_size=11
-    )
     sizes = table.loc[table["size"] > 0, "size"]
-    figure.update_xaxes(dtick=1, range=[np.log10(sizes.min()) - 0.1, np.log10(sizes.max()) + 0.1])
+    figure.update_xaxes(
+        type="log",
+        title={"text": "circuit size (edges, before pruning)", "font": {"size": 12}},
+        tickfont_size=11,
+        dtick=1,
+        range=[np.log10(sizes.min()) - 0.1, np.log10(sizes.max()) + 0.1],
+    )
     figure.update_yaxes(title_text="faithfulness (share)", row=1, col=1)
     return drawing
 
@@ -98,20 +93,16 @@ def draw_areas(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     panels, tasks = task_panels(table, 2)
     cuts = []
     for column, task in enumerate(tasks, 1):
-        for model, rows in by_model(table[table["task"] == task]):
-            for row, measure in enumerate(("cpr", "cmd"), 1):
-                panels.draw(Line(rows, measure, model, looks[model], hover=("status",)), row, column)
-        panels.level(1, 1, column)
-        for row, measure in enumerate(("cpr", "cmd"), 1):
-            limits, cut = within([float(2 - row), *table.loc[table["task"] == task, measure]], *AREA_LIMITS)
+        part = table[table["task"] == task]
+        for row, (measure, level) in enumerate((("cpr", 1.0), ("cmd", 0.0)), 1):
+            panels.draw_models(part, measure, looks, row, column, hover=("status",))
+            limits, cut = within([level, *part[measure]], *LIMITS)
             panels.figure.update_yaxes(range=limits, row=row, col=column)
             cuts.append(cut)
-    panels.figure.update_yaxes(title_text="CPR (area under the curve)", row=1, col=1)
-    panels.figure.update_yaxes(title_text="CMD (area from 1)", row=2, col=1)
-    subtitle = "CPR: higher is better, CMD: lower is better (MIB benchmark)" + (
-        CUT.format(*AREA_LIMITS) if any(cuts) else ""
-    )
-    return panels.done("Faithfulness over all circuit sizes", subtitle)
+        panels.level(1, 1, column)
+    panels.name_rows(["CPR (area under the curve)", "CMD (area from 1)"])
+    subtitle = "CPR: higher is better, CMD: lower is better (MIB benchmark)"
+    return panels.done("Faithfulness over all circuit sizes", subtitle + (CUT.format(*LIMITS) if any(cuts) else ""))
 
 
 def draw(results: Results) -> dict[str, Drawing]:
@@ -120,13 +111,13 @@ def draw(results: Results) -> dict[str, Drawing]:
         raise UserError(f"--curves: {n_curves} asked for; ask for at least 1")
     table = results.table("faithfulness")
     drawn = {
-        f"faithfulness_curve_{model}": by_panel(partial(draw_curves, model=model, n_curves=n_curves), rows)
+        f"faithfulness_curve_{model}": by_panel(draw_curves, rows, model=model, n_curves=n_curves)
         for model, rows in by_model(escaped(table))
     }
     baselines = results.table_if_any("baselines", note=True)
     areas = pd.DataFrame() if baselines is None else escaped(measured_areas(baselines))
     if not areas.empty:
-        drawn["cpr_cmd"] = by_panel(partial(draw_areas, looks=results.looks()), areas)
+        drawn["cpr_cmd"] = by_panel(draw_areas, areas, looks=results.looks())
     elif not results.in_report:
         model, task = table[["model", "task"]].iloc[0]
         logger.info("no CPR and CMD; run: %s search.mib=true overwrite=true", how_to_make("baselines", model, task))
@@ -138,7 +129,6 @@ FIGURE = Figure(
     order=80,
     options={"--curves": {"type": int, "default": 6, "metavar": "N", "help": "checkpoints, spread over training (6)"}},
 )
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -10,11 +10,11 @@ distances.
 
 import sys
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import NARROW_TICKS, for_both_widths, wrapped
@@ -52,11 +52,11 @@ def segments(heads: pd.DataFrame, role: str, axis: CheckpointAxis) -> list[Segme
     for step, at in held.groupby("step", sort=True):
         best = at.iloc[int(at["effect"].abs().argmax())]
         name, place, effect = f"a{best['layer']}.h{best['head']}", axis.place(int(str(step))), float(best["effect"])
-        if in_order and in_order[-1].head == name and in_order[-1].last == place - 1:
+        segment = Segment(name, place, place, (effect, effect))
+        if in_order and (in_order[-1].head, in_order[-1].last) == (name, place - 1):
             before = in_order.pop()
-            in_order.append(Segment(name, before.first, place, (before.effects[0], effect)))
-        else:
-            in_order.append(Segment(name, place, place, (effect, effect)))
+            segment = Segment(name, before.first, place, (before.effects[0], effect))
+        in_order.append(segment)
     return in_order
 
 
@@ -115,29 +115,25 @@ def _draw_segment(
     first, last = axis.steps[segment.first], axis.steps[segment.last]
     span = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
     middle = (left + right) / 2
-    figure.add_trace(
-        go.Scatter(
-            x=[left, right, right, left, left],
-            y=[row - 0.18, row - 0.18, row + 0.3, row + 0.3, row - 0.18],
-            fill="toself",
-            mode="lines",
-            fillcolor=colour,
-            line={"width": 0, "color": colour},
-            name=f"{role}: {segment.head}",
-            hoverinfo="skip",
-        )
+    figure.add_scatter(
+        x=[left, right, right, left, left],
+        y=[row - 0.18, row - 0.18, row + 0.3, row + 0.3, row - 0.18],
+        fill="toself",
+        mode="lines",
+        fillcolor=colour,
+        line={"width": 0, "color": colour},
+        name=f"{role}: {segment.head}",
+        hoverinfo="skip",
     )
     # What the pointer finds: a point in the middle, because outlines have no text of their own inside.
-    figure.add_trace(
-        go.Scatter(
-            x=list(range(segment.first, segment.last + 1)),
-            y=[row + 0.06] * (segment.last - segment.first + 1),
-            mode="markers",
-            marker={"size": 16, "color": colour, "opacity": 0},
-            name=segment.head,
-            hovertemplate=f"<b>{segment.head}</b>: {role_look(role)[0]}<br>{span}"
-            f"<br>effect {segment.effects[0]:.3g} → {segment.effects[1]:.3g}<extra></extra>",
-        )
+    figure.add_scatter(
+        x=list(range(segment.first, segment.last + 1)),
+        y=[row + 0.06] * (segment.last - segment.first + 1),
+        mode="markers",
+        marker={"size": 16, "color": colour, "opacity": 0},
+        name=segment.head,
+        hovertemplate=f"<b>{segment.head}</b>: {role_look(role)[0]}<br>{span}"
+        f"<br>effect {segment.effects[0]:.3g} → {segment.effects[1]:.3g}<extra></extra>",
     )
     room = (right - left) * pixels
     for name, size in ((segment.head, 11), (segment.head.replace(".", "<br>"), 10)):
@@ -147,32 +143,22 @@ def _draw_segment(
 
 
 def _draw_marks(figure: go.Figure, handovers: pd.DataFrame, axis: CheckpointAxis, row: int, pixels: float) -> None:
-    rows = [
-        change
-        for change in handovers.sort_values("step").to_dict("records")
-        if {change["after_step"], change["step"]} <= set(axis.steps)
-    ]
-    if not rows:
+    handovers = handovers[handovers[["after_step", "step"]].isin(axis.steps).all(axis=1)].sort_values("step")
+    if handovers.empty:
         return
+    rows = handovers.to_dict("records")
     x = [(axis.place(change["after_step"]) + axis.place(change["step"])) / 2 for change in rows]
-    figure.add_trace(
-        go.Scatter(
-            x=x,
-            y=[row - 0.27] * len(rows),
-            mode="markers",
-            marker={
-                "symbol": ["triangle-down" if change["share"] >= SURE else "triangle-down-open" for change in rows],
-                "size": 9,
-                "color": INK,
-            },
-            name="hand-over",
-            customdata=[
-                [change["from_head"], change["to_head"], change["after_step"], change["step"], _share(change["share"])]
-                for change in rows
-            ],
-            hovertemplate="<b>%{customdata[0]} → %{customdata[1]}</b><br>between steps %{customdata[2]:,} and "
-            "%{customdata[3]:,}<br>in %{customdata[4]} of the resamples<extra></extra>",
-        )
+    symbols = ["triangle-down" if change["share"] >= SURE else "triangle-down-open" for change in rows]
+    cells = handovers[["from_head", "to_head", "after_step", "step"]].assign(share=handovers["share"].map(_share))
+    figure.add_scatter(
+        x=x,
+        y=[row - 0.27] * len(rows),
+        mode="markers",
+        marker={"symbol": symbols, "size": 9, "color": INK},
+        name="hand-over",
+        customdata=cells.to_numpy(),
+        hovertemplate="<b>%{customdata[0]} → %{customdata[1]}</b><br>between steps %{customdata[2]:,} and "
+        "%{customdata[3]:,}<br>in %{customdata[4]} of the resamples<extra></extra>",
     )
     written = float("-inf")
     for at, change in zip(x, rows, strict=True):
@@ -183,7 +169,7 @@ def _draw_marks(figure: go.Figure, handovers: pd.DataFrame, axis: CheckpointAxis
 
 def _readable_on(colour: str) -> str:
     """White or ink, whichever stands out more."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    red, green, blue = hex_to_rgb(colour)
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
 
 
@@ -196,13 +182,12 @@ def draw(results: Results) -> dict[str, Drawing]:
     handovers = escaped(results.comparison("handovers", whole=True))
     heads, levels = (escaped(results.table(kind)) for kind in ("ioi_consistency_heads", "ioi_consistency"))
     return {
-        f"handovers_{model}": for_both_widths(partial(draw_handovers, heads, handovers, levels, model))
+        f"handovers_{model}": for_both_widths(draw_handovers, heads, handovers, levels, model)
         for model in models_in(heads)
     }
 
 
 FIGURE = Figure(draw, order=140)
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -8,15 +8,14 @@ results/components and, if measured, succession (results/successor) and copy sup
 """
 
 import sys
-from functools import partial
 
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.head_scores import head_scores, in_order, score_label
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel
-from circuits_over_time.plotting.parts.style import SERIES, Drawing, ModelLook, within
-from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, models_in
+from circuits_over_time.plotting.parts.head_scores import SCORES, head_scores, score_label
+from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, grid_of_panels
+from circuits_over_time.plotting.parts.style import SERIES, Drawing, ModelLook, in_order, within
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.utils.base.errors import UserError
 
@@ -43,18 +42,11 @@ def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     best = maxima(table)
     panels, places = _score_panels(table)
     for score, (row, column) in places.items():
-        gaps = []
-        for model in models_in(table):
-            rows = best[(best["model"] == model) & (best["score"] == score)]
-            if not rows.empty:
-                panels.draw(Line(rows, "value", model, looks[model], error="se", hover=("best_head",)), row, column)
-            measured = table[(table["model"] == model) & (table["score"] == score)]
-            if not measured.empty:
-                # At a checkpoint without any value, the heads' reasons are mostly one.
-                by_step = measured.groupby("step", as_index=False)
-                highest = by_step.first().assign(value=by_step["value"].max()["value"])
-                gaps.append(Gaps(highest, "value", "reason", model, looks[model]))
-        panels.missing(gaps, row, column)
+        panels.draw_models(best[best["score"] == score], "value", looks, row, column, error="se", hover=("best_head",))
+        # At a checkpoint without any value, the heads' reasons are mostly one.
+        by_step = table[table["score"] == score].groupby(["model", "step"], as_index=False)
+        highest = by_step.first().assign(value=by_step["value"].max()["value"])
+        panels.missing(highest, "value", "reason", looks, row, column)
     _limit_cspa(panels, places, best)
     return panels.done(
         "Attention heads over training",
@@ -86,17 +78,13 @@ def draw_top_heads(table: pd.DataFrame, model: str, n: int) -> Drawing:
 
 def _score_panels(table: pd.DataFrame, *, names_at_ends: bool = False) -> tuple[Panels, dict[str, tuple[int, int]]]:
     """A grid with one panel per score and the place of each."""
-    scores = in_order(table["score"])
-    labels = {score: score_label(score) for score in scores}
-    rows = -(-len(scores) // MAX_COLUMNS)
-    columns = -(-len(scores) // rows)
-    titles = [labels[score][0] for score in scores]
-    axis = TimeAxis.of(table)
-    panels = Panels(rows, columns, axis, titles, n_panels=len(scores), names_at_ends=names_at_ends)
-    places = {score: (1 + i // columns, 1 + i % columns) for i, score in enumerate(scores)}
-    for score, (row, column) in places.items():
-        panels.figure.update_yaxes(title_text=labels[score][1], row=row, col=column)
-    return panels, places
+    scores = in_order(table["score"], SCORES)
+    titles, units = zip(*map(score_label, scores), strict=True)
+    columns = -(-len(scores) // -(-len(scores) // MAX_COLUMNS))
+    panels, places = grid_of_panels(titles, columns, TimeAxis.of(table), names_at_ends=names_at_ends)
+    for unit, (row, column) in zip(units, places, strict=True):
+        panels.figure.update_yaxes(title_text=unit, row=row, col=column)
+    return panels, dict(zip(scores, places, strict=True))
 
 
 def _limit_cspa(panels: Panels, places: dict[str, tuple[int, int]], table: pd.DataFrame) -> None:
@@ -111,9 +99,9 @@ def draw(results: Results) -> dict[str, Drawing]:
     if (top := results.arguments.top) < 1:
         raise UserError(f"--top: {top} heads asked for; ask for at least 1")
     table = escaped(head_scores(results))
-    drawn = {"head_scores": by_panel(partial(draw_maxima, looks=results.looks()), table, "score")}
+    drawn = {"head_scores": by_panel(draw_maxima, table, "score", looks=results.looks())}
     return drawn | {
-        f"head_scores_{model}": by_panel(partial(draw_top_heads, model=model, n=top), rows, "score")
+        f"head_scores_{model}": by_panel(draw_top_heads, rows, "score", model=model, n=top)
         for model, rows in by_model(table)
     }
 
@@ -123,7 +111,6 @@ FIGURE = Figure(
     order=90,
     options={"--top": {"type": int, "default": 5, "metavar": "N", "help": "heads drawn of each kind (5)"}},
 )
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

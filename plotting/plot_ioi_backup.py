@@ -9,14 +9,13 @@ intervals. Checkpoints without name movers have none.
 """
 
 import sys
-from functools import partial
 
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel
+from circuits_over_time.plotting.parts.panels import Panels, by_panel
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook
-from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
+from circuits_over_time.plotting.parts.tables import Results, escaped
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 
 TITLES = {"all": "All parts together", "heads": "Other heads", "mlps": "MLPs", "final_norm": "Scale of the final norm"}
@@ -26,15 +25,14 @@ def draw_backup(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     """The figure, from rows of `ioi_backup`."""
     parts = [part for part in TITLES if (table["part"] == part).any()]
     panels = Panels(1, len(parts), TimeAxis.of(table), [TITLES[part] for part in parts], panel_height=260)
+    ends = ("came_back_low", "came_back_high")
     for column, part in enumerate(parts, 1):
-        gaps = []
-        for model, rows in by_model(table[table["part"] == part]):
-            ends, hover = ("came_back_low", "came_back_high"), ("change", "n_ablated")
-            panels.draw(Line(rows, "came_back", model, looks[model], interval=ends, hover=hover), 1, column)
-            gaps.append(Gaps(rows, "came_back", "reason", model, looks[model]))
-        panels.missing(gaps, 1, column)
+        rows = table[table["part"] == part]
+        panels.draw_models(
+            rows, "came_back", looks, 1, column, reason="reason", interval=ends, hover=("change", "n_ablated")
+        )
         panels.level(0, 1, column)
-    panels.figure.update_yaxes(title_text="of the lost logit difference (%)", row=1, col=1)
+    panels.name_rows(["of the lost logit difference (%)"])
     return panels.done(
         "What brings the logit difference back without the name movers",
         "Share of what the ablated name movers wrote; negative: more is lost",
@@ -44,11 +42,10 @@ def draw_backup(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
 def draw(results: Results) -> dict[str, Drawing]:
     """One figure of all models."""
     table = escaped(results.table("ioi_backup"))
-    return {"ioi_backup": by_panel(partial(draw_backup, looks=results.looks()), table, "part", TITLES)}
+    return {"ioi_backup": by_panel(draw_backup, table, "part", TITLES, looks=results.looks())}
 
 
 FIGURE = Figure(draw, order=150)
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -7,20 +7,16 @@ play the role too. Point at a line to see how many heads those are, and by which
     python plotting/plot_ioi_consistency.py -r results
 """
 
-import logging
 import sys
-from functools import partial
 
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Gaps, Line, Panels, by_panel
+from circuits_over_time.plotting.parts.panels import Panels, by_panel
 from circuits_over_time.plotting.parts.roles import HINT, LEVELS, TOY, role_chip
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook
-from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, models_in
+from circuits_over_time.plotting.parts.tables import Results, escaped, logger
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
-
-logger = logging.getLogger("plotting")
 
 INTERVAL = ("percent_low", "percent_high")
 HOVER = ("n_heads", "n_heads_in_circuit", "circuit_effect", "definitions")
@@ -30,15 +26,13 @@ def draw_consistency(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawin
     """The figure, from rows of `ioi_consistency`, their levels in the order of the algorithm."""
     levels = list(dict.fromkeys(table["level"]))
     panels = Panels(1, len(levels), TimeAxis.of(table), [level_title(level) for level in levels], panel_height=290)
+    hint = HINT if TOY in set(table["model"]) else ""
     for column, level in enumerate(levels, 1):
-        gaps = []
-        for model, rows in by_model(table[table["level"] == level]):
-            panels.draw(Line(rows, "percent", model, looks[model], interval=INTERVAL, hover=HOVER), 1, column)
-            gaps.append(Gaps(rows, "percent", "reason", model, looks[model]))
-        panels.missing(gaps, 1, column, hint=HINT if TOY in models_in(table) else "")
-        highest = table.loc[table["level"] == level, "percent"].max()
+        rows, options = table[table["level"] == level], {"interval": INTERVAL, "hover": HOVER}
+        panels.draw_models(rows, "percent", looks, 1, column, reason="reason", hint=hint, **options)
+        highest = rows["percent"].max()
         panels.figure.update_yaxes(range=[-3, 105 if not highest > 100 else 1.05 * highest], row=1, col=column)
-    panels.figure.update_yaxes(title_text="effect from identified heads (%)", row=1, col=1)
+    panels.name_rows(["effect from identified heads (%)"])
     return panels.done(
         "Is the IOI algorithm the same at every checkpoint?",
         "Share of each level's effect from the heads that play its role",
@@ -60,7 +54,7 @@ def draw(results: Results) -> dict[str, Drawing]:
     """One figure of all models."""
     table = results.table("ioi_consistency")
     _log_empty_levels(table)
-    return {"ioi_consistency": by_panel(partial(draw_consistency, looks=results.looks()), escaped(table), "level")}
+    return {"ioi_consistency": by_panel(draw_consistency, escaped(table), "level", looks=results.looks())}
 
 
 def _log_empty_levels(table: pd.DataFrame) -> None:
@@ -76,7 +70,6 @@ def _log_empty_levels(table: pd.DataFrame) -> None:
 
 
 FIGURE = Figure(draw, order=120)
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

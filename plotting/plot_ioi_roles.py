@@ -10,7 +10,6 @@ over. A role that no head ever holds says why. Point at a cell for the head's ef
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -86,14 +85,8 @@ def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str, *, narrow:
         tickfont_size=11,
         showgrid=False,
     )
-    figure.update_yaxes(
-        range=[y, -0.6],
-        tickvals=list(ticks),
-        ticktext=list(ticks.values()),
-        showgrid=False,
-        showline=False,
-        zeroline=False,
-    )
+    rows_named = {"tickvals": list(ticks), "ticktext": list(ticks.values())}
+    figure.update_yaxes(range=[y, -0.6], **rows_named, showgrid=False, showline=False, zeroline=False)
     figure.update_layout(margin={"t": 12, "b": 62, "l": 66})
     return drawing
 
@@ -114,23 +107,21 @@ def _cells(figure: go.Figure, rows: list[Holder], steps: list[int]) -> None:
     label, colour = role_look(rows[0].role)
     for fill, state, wanted in ((GRID, "does not hold the role", False), (colour, f"holds the role: {label}", True)):
         z = [[1.0 if step in row.effects and (step in row.held) == wanted else None for step in steps] for row in rows]
-        figure.add_trace(
-            go.Heatmap(
-                x=list(range(len(steps))),
-                y=[row.y for row in rows],
-                z=z,
-                colorscale=[[0, fill], [1, fill]],
-                showscale=False,
-                zmin=0,
-                zmax=1,
-                xgap=1,
-                ygap=2,
-                customdata=[[[row.head, step, row.effects.get(step)] for step in steps] for row in rows],
-                hovertemplate=f"<b>%{{customdata[0]}}</b> at step %{{customdata[1]:,}}<br>{state}"
-                "<br>effect %{customdata[2]:.3g}<extra></extra>",
-                hoverongaps=False,
-                name=label,
-            )
+        figure.add_heatmap(
+            x=list(range(len(steps))),
+            y=[row.y for row in rows],
+            z=z,
+            colorscale=[[0, fill], [1, fill]],
+            showscale=False,
+            zmin=0,
+            zmax=1,
+            xgap=1,
+            ygap=2,
+            customdata=[[[row.head, step, row.effects.get(step)] for step in steps] for row in rows],
+            hovertemplate=f"<b>%{{customdata[0]}}</b> at step %{{customdata[1]:,}}<br>{state}"
+            "<br>effect %{customdata[2]:.3g}<extra></extra>",
+            hoverongaps=False,
+            name=label,
         )
 
 
@@ -150,13 +141,12 @@ def draw(results: Results) -> dict[str, Drawing]:
     """One figure for each model."""
     levels, heads = (escaped(results.table(kind)) for kind in ("ioi_consistency", "ioi_consistency_heads"))
     return {
-        f"ioi_roles_{model}": for_both_widths(partial(draw_roles, rows, levels[levels["model"] == model], model))
+        f"ioi_roles_{model}": for_both_widths(draw_roles, rows, levels[levels["model"] == model], model)
         for model, rows in by_model(heads)
     }
 
 
 FIGURE = Figure(draw, order=130)
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -9,7 +9,6 @@ between the same two checkpoints.
 """
 
 import sys
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,8 @@ _LETTERS = 54
 def ordered(order: pd.DataFrame, emergence: pd.DataFrame) -> list[str]:
     """The curves of one model's rows of `order` by their step of emergence, and where these agree by the shares."""
     mean = shares(order)[0].mean(axis=1)
-    before = {str(curve): float(share) for curve, share in mean.items()}
-    step = emergence.set_index("curve")["step"].astype(float).to_dict()
-    return sorted(before, key=lambda curve: (step.get(curve, np.inf), -before[curve], curve))
+    step = emergence.set_index("curve")["step"].astype(float)
+    return sorted(mean.index, key=lambda curve: (step.get(curve, np.inf), -mean[curve], curve))
 
 
 def shares(order: pd.DataFrame, curves: list[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -68,26 +66,23 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
     numbers = [str(number) for number in range(1, n + 1)]
     cells = min(_CELL * n, _MOST)
     width = max(cells + _NAMES + _FRAME, _LEAST)
-    hover = [[[names[i], names[j], same.iloc[i, j]] for j in range(n)] for i in range(n)]
-    figure = go.Figure(
-        go.Heatmap(
-            z=before.to_numpy(),
-            x=list(range(n)),
-            y=list(range(n)),
-            zmin=0,
-            zmax=1,
-            colorscale="Blues",
-            showscale=not narrow,
-            colorbar={"title": {"text": "share of resamples", "side": "right", "font": {"size": 12}}, "thickness": 14},
-            texttemplate="%{z:.2f}" if n <= MOST_WITH_TEXT and not narrow else None,
-            textfont={"size": 10},
-            customdata=hover,
-            hovertemplate="<b>%{customdata[0]}</b><br>before <b>%{customdata[1]}</b>: %{z:.1%} of the resamples"
-            "<br>at the same checkpoint: %{customdata[2]:.1%}<extra></extra>",
-            hoverongaps=False,
-            xgap=1,
-            ygap=1,
-        )
+    figure = go.Figure().add_heatmap(
+        z=before.to_numpy(),
+        x=list(range(n)),
+        y=list(range(n)),
+        zmin=0,
+        zmax=1,
+        colorscale="Blues",
+        showscale=not narrow,
+        colorbar={"title": {"text": "share of resamples", "side": "right", "font": {"size": 12}}, "thickness": 14},
+        texttemplate="%{z:.2f}" if n <= MOST_WITH_TEXT and not narrow else None,
+        textfont={"size": 10},
+        customdata=[[[names[i], names[j], same.iloc[i, j]] for j in range(n)] for i in range(n)],
+        hovertemplate="<b>%{customdata[0]}</b><br>before <b>%{customdata[1]}</b>: %{z:.1%} of the resamples"
+        "<br>at the same checkpoint: %{customdata[2]:.1%}<extra></extra>",
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
     )
     numbered = [f"{name}  {number}" for name, number in zip(names, numbers, strict=True)]
     lines = [wrapped(f"{number}  {name}", _LETTERS) for name, number in zip(names, numbers, strict=True)]
@@ -115,15 +110,8 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
         tickfont_size=11 if narrow else 12,
     )
     if narrow:
-        corner: dict[str, Any] = {
-            "xref": "paper",
-            "xanchor": "left",
-            "xshift": -24,
-            "yref": "paper",
-            "yanchor": "top",
-            "yshift": -14,
-        }
-        write(figure, "<br>".join(lines), 0, 0, colour=INK, align="left", **corner)
+        corner: dict[str, Any] = {"xref": "paper", "xanchor": "left", "yref": "paper", "yanchor": "top"}
+        write(figure, "<br>".join(lines), 0, 0, colour=INK, align="left", xshift=-24, yshift=-14, **corner)
     return drawing
 
 
@@ -131,13 +119,10 @@ def draw(results: Results) -> dict[str, Drawing]:
     """One figure for each model. Pairs of all tasks are drawn."""
     everything = results.with_arguments(**vars(results.arguments) | {"task": None})
     order, emergence = (escaped(everything.comparison(name)) for name in ("order", "emergence"))
-    return {
-        f"order_{model}": for_both_widths(partial(draw_order, order, emergence, model)) for model in models_in(order)
-    }
+    return {f"order_{model}": for_both_widths(draw_order, order, emergence, model) for model in models_in(order)}
 
 
 FIGURE = Figure(draw, order=110)
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

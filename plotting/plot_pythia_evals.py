@@ -6,23 +6,19 @@ each model, 95% bands from the harness's standard errors, and chance as a dashed
     python plotting/plot_pythia_evals.py -e pythia_evals --format html,png
 """
 
-import logging
 import sys
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel
+from circuits_over_time.plotting.parts.panels import by_panel, grid_of_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook
-from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
+from circuits_over_time.plotting.parts.tables import Results, escaped, logger
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.published.eval_results import read_evaluations
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.config.schedules import tokens_at
-
-logger = logging.getLogger("plotting")
 
 # Benchmark -> title, metric, chance.
 BENCHMARKS = {
@@ -66,23 +62,16 @@ def choose(table: pd.DataFrame, shots: int, benchmarks: list[str] | None) -> pd.
 def draw_evaluations(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
     """The figure, from rows `model, step, tokens, benchmark, metric, value, stderr`."""
     benchmarks = list(dict.fromkeys(table["benchmark"]))
-    columns = min(COLUMNS, len(benchmarks))
     titles = [BENCHMARKS[name][0] if name in BENCHMARKS else name for name in benchmarks]
-    rows = -(-len(benchmarks) // columns)
-    panels = Panels(rows, columns, TimeAxis.of(table), titles, n_panels=len(benchmarks), panel_height=200)
-    for i, name in enumerate(benchmarks):
-        row, column = 1 + i // columns, 1 + i % columns
+    panels, places = grid_of_panels(titles, COLUMNS, TimeAxis.of(table), panel_height=200)
+    for name, (row, column) in zip(benchmarks, places, strict=True):
         part = table[table["benchmark"] == name]
-        metric = part["metric"].iloc[0]
-        for model, rows_of_model in by_model(part):
-            line = Line(rows_of_model, "value", model, looks[model], error="stderr", hover=("stderr",))
-            panels.draw(line, row, column)
-        chance = BENCHMARKS[name][2] if name in BENCHMARKS else None
-        if chance is not None:
+        panels.draw_models(part, "value", looks, row, column, error="stderr", hover=("stderr",))
+        if name in BENCHMARKS and (chance := BENCHMARKS[name][2]) is not None:
             panels.level(chance, row, column)
-        panels.figure.update_yaxes(
-            title_text="accuracy" if metric.startswith("acc") else metric.replace("_", " "), row=row, col=column
-        )
+        metric = part["metric"].iloc[0]
+        title = "accuracy" if metric.startswith("acc") else metric.replace("_", " ")
+        panels.figure.update_yaxes(title_text=title, row=row, col=column)
     panels.key("chance", "dash", "#777777")
     return panels.done("Benchmarks over training", "lm-evaluation-harness; bands are 95% intervals")
 
@@ -102,8 +91,8 @@ def draw(results: Results) -> dict[str, Drawing]:
             raise UserError(f"{folder}: no results of {' '.join(asked)}")
     table = choose(table, results.arguments.shots, results.arguments.benchmark)
     table = table.assign(tokens=[tokens_at(step) for step in table["step"]])
-    draw_rows = partial(draw_evaluations, looks=results.looks(table["model"]))
-    return {"pythia_evals": by_panel(draw_rows, escaped(table), "benchmark")}
+    looks = results.looks(table["model"])
+    return {"pythia_evals": by_panel(draw_evaluations, escaped(table), "benchmark", looks=looks)}
 
 
 FIGURE = Figure(
@@ -115,7 +104,6 @@ FIGURE = Figure(
         "--benchmark": {"nargs": "+", "metavar": "NAME", "help": "benchmarks to draw (the usual nine)"},
     },
 )
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -9,7 +9,6 @@ comes from, the settings that differ from the study's, and the command that meas
 """
 
 import html
-import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,12 +23,10 @@ from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import score_label
 from circuits_over_time.plotting.parts.panels import by_panel
 from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, Drawing, finish, write
-from circuits_over_time.plotting.parts.tables import NotMeasured, Results
+from circuits_over_time.plotting.parts.tables import NotMeasured, Results, logger
 from circuits_over_time.plotting.parts.time_axis import compact
 from circuits_over_time.plotting.published.reproduction import VERDICTS, commands, reproduction
 from circuits_over_time.utils.tasks.registry import task_label
-
-logger = logging.getLogger("plotting")
 
 PUBLISHED_COLOUR = "#b5b5b5"
 # Verdict -> colour and symbol of what was measured.
@@ -124,21 +121,10 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) ->
     quantity = rows["quantity"].iloc[0]
     low, high = rows["published_low"].astype(float), rows["published_high"].astype(float)
     middle = (low + high) / 2
-    _add(
-        figure,
-        rows,
-        "published",
-        where,
-        y=middle,
-        error_y={"type": "data", "array": high - middle, "thickness": 9, "width": 0, "color": PUBLISHED_COLOUR},
-        # One number is a dash, a range a bar.
-        marker={
-            "symbol": "line-ew",
-            "size": np.where(low == high, 20, 0),
-            "color": PUBLISHED_COLOUR,
-            "line": {"color": PUBLISHED_COLOUR, "width": 3},
-        },
-    )
+    # One number is a dash, a range a bar.
+    dash = {"symbol": "line-ew", "size": np.where(low == high, 20, 0), "line": {"color": PUBLISHED_COLOUR, "width": 3}}
+    bar = {"type": "data", "array": high - middle, "thickness": 9, "width": 0, "color": PUBLISHED_COLOUR}
+    _add(figure, rows, "published", where, y=middle, error_y=bar, marker=dash | {"color": PUBLISHED_COLOUR})
     for verdict, (colour, symbol) in LOOKS.items():
         # What has not happened by the last checkpoint is drawn there, as a triangle that points on.
         yet = rows["measured"].isna() & np.isinf(rows["high"].astype(float))
@@ -146,15 +132,16 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) ->
         if part.empty:
             continue
         up, down = part["high"] - part["measured"], part["measured"] - part["low"]
-        ends = {"array": up, "arrayminus": down, "symmetric": False}
+        ends = {"type": "data", "array": up, "arrayminus": down, "symmetric": False}
+        symbols = np.where(yet[part.index], "triangle-up", symbol)
         _add(
             figure,
             part,
             f"measured, {verdict}",
             where,
             y=part["measured"].fillna(part["low"]),
-            error_y={"type": "data", "thickness": 1.5, "width": 4, "color": colour, **ends},
-            marker={"color": colour, "symbol": np.where(yet[part.index], "triangle-up", symbol), "size": 9},
+            error_y=ends | {"thickness": 1.5, "width": 4, "color": colour},
+            marker={"color": colour, "symbol": symbols, "size": 9},
         )
     if rows["measured"].isna().all():
         reasons = rows["note"][rows["note"] != ""]
@@ -176,19 +163,16 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) ->
 
 
 def _add(figure: go.Figure, rows: pd.DataFrame, name: str, where: dict[str, int], **look: object) -> None:
-    hover = [(*_texts(row, "none"), row["n_checkpoints"]) for row in rows.to_dict("records")]
-    figure.add_trace(
-        go.Scatter(
-            x=rows["label"],
-            name=name,
-            legendgroup=name,
-            legendrank=1 + ["published", *LOOKS].index(name.removeprefix("measured, ")),
-            mode="markers",
-            customdata=hover,
-            hovertemplate="<b>%{x}</b><br>published: %{customdata[0]}<br>measured: %{customdata[1]}"
-            "<br>95% interval: %{customdata[2]}<br>checkpoints: %{customdata[3]}<extra></extra>",
-            **look,
-        ),
+    figure.add_scatter(
+        x=rows["label"],
+        name=name,
+        legendgroup=name,
+        legendrank=1 + ["published", *LOOKS].index(name.removeprefix("measured, ")),
+        mode="markers",
+        customdata=[(*_texts(row, "none"), row["n_checkpoints"]) for row in rows.to_dict("records")],
+        hovertemplate="<b>%{x}</b><br>published: %{customdata[0]}<br>measured: %{customdata[1]}"
+        "<br>95% interval: %{customdata[2]}<br>checkpoints: %{customdata[3]}<extra></extra>",
+        **look,
         **where,
     )
 
@@ -239,16 +223,11 @@ def draw(results: Results) -> dict[str, Drawing]:
         raise NotMeasured(f"{results.store.root} holds no results of the study's models; run: {command}")
     for command, n in missing.items() if not results.in_report else ():
         logger.info("%d numbers are not measured, or open; run: %s", n, command)
-    panels = table.assign(panel=table.apply(panel_title, axis=1))
-    return {
-        "reproduction": replace(
-            by_panel(draw_reproduction, panels, "panel"), table=table, details=reproduction_html(table)
-        )
-    }
+    drawing = by_panel(draw_reproduction, table.assign(panel=table.apply(panel_title, axis=1)), "panel")
+    return {"reproduction": replace(drawing, table=table, details=reproduction_html(table))}
 
 
 FIGURE = Figure(draw, order=170)
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -8,10 +8,8 @@ where no circuit reached the threshold do not count. Parameters are those that t
     python plotting/plot_size_vs_scale.py -r results --count nodes --parameters my-model=25000000
 """
 
-import logging
 import sys
 from collections.abc import Mapping
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -26,6 +24,7 @@ from circuits_over_time.plotting.parts.tables import (
     as_text,
     by_model,
     escaped,
+    logger,
     models_in,
     tasks_in,
 )
@@ -36,8 +35,6 @@ from circuits_over_time.utils.results.kinds import how_to_make
 from circuits_over_time.utils.results.record import recorded_parameters
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.tasks.registry import task_label
-
-logger = logging.getLogger("plotting")
 
 
 def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> pd.DataFrame:
@@ -165,9 +162,7 @@ def draw(results: Results) -> dict[str, Drawing]:
             "name=count"
         )
     counts = {as_text(model): number for model, number in parameters.items()}
-    return {
-        "size_vs_scale": by_panel(partial(draw_scale, parameters=counts, looks=results.looks(), count=count), sizes)
-    }
+    return {"size_vs_scale": by_panel(draw_scale, sizes, parameters=counts, looks=results.looks(), count=count)}
 
 
 FIGURE = Figure(
@@ -178,7 +173,6 @@ FIGURE = Figure(
         "--parameters": {"nargs": "+", "metavar": "NAME=COUNT", "help": "parameter counts of models"},
     },
 )
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -7,15 +7,15 @@ results carry standard errors.
 """
 
 import sys
-from functools import partial
 
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Line, by_panel, task_panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, metric_order
-from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
+from circuits_over_time.plotting.parts.panels import by_panel, task_panels
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, in_order, metric_label
+from circuits_over_time.plotting.parts.tables import Results, escaped
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.tasks.metrics import METRICS
 
 DASHES = {"clean": None, "corrupted": "dot"}
 # A share of prompts or a probability lies in [0, 1].
@@ -31,25 +31,22 @@ def draw_performance(table: pd.DataFrame, metrics: list[str], looks: dict[str, M
     for row, metric in enumerate(metrics, 1):
         for column, task in enumerate(tasks, 1):
             part = table[(table["metric"] == metric) & (table["task"] == task)]
-            for model in models_in(part):
-                for run in runs:
-                    rows = part[(part["model"] == model) & ((part["run"] == run) if run else True)]
-                    if rows.empty:
-                        continue
-                    line = Line(
-                        rows.rename(columns={"value": metric}),
-                        metric,
-                        model,
-                        looks[model],
-                        error="se",
-                        dash=DASHES[run] if run else None,
-                        hover=("run", "n"),
-                        markers=run != "corrupted",
-                    )
-                    panels.draw(line, row, column)
+            for run in runs:
+                rows = part[part["run"] == run] if run else part
+                panels.draw_models(
+                    rows.rename(columns={"value": metric}),
+                    metric,
+                    looks,
+                    row,
+                    column,
+                    error="se",
+                    dash=DASHES[run] if run else None,
+                    hover=("run", "n"),
+                    markers=run != "corrupted",
+                )
             if metric in SHARES:
                 panels.figure.update_yaxes(range=[-0.03, 1.05], row=row, col=column)
-        panels.figure.update_yaxes(title_text=metric_label(metric), row=row, col=1)
+    panels.name_rows(map(metric_label, metrics))
     if len(runs) > 1:
         panels.key("clean prompts", "solid")
         panels.key("corrupted prompts", "dot")
@@ -59,13 +56,12 @@ def draw_performance(table: pd.DataFrame, metrics: list[str], looks: dict[str, M
 def draw(results: Results) -> dict[str, Drawing]:
     """One figure of all models."""
     table = escaped(results.table("task_performance"))
-    measured, asked = metric_order(table["metric"]), results.arguments.metric
+    measured, asked = in_order(table["metric"], METRICS), results.arguments.metric
     for metric in asked or []:
         if metric not in measured:
             there = f"{results.store.root}/task_performance (there: {', '.join(measured)})"
             raise UserError(f"--metric: {metric} is not in {there}")
-    draw_rows = partial(draw_performance, metrics=asked or measured, looks=results.looks())
-    return {"task_performance": by_panel(draw_rows, table)}
+    return {"task_performance": by_panel(draw_performance, table, metrics=asked or measured, looks=results.looks())}
 
 
 FIGURE = Figure(
@@ -73,7 +69,6 @@ FIGURE = Figure(
     order=10,
     options={"--metric": {"nargs": "+", "metavar": "NAME", "help": "metrics to draw, top to bottom (all)"}},
 )
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -113,32 +113,29 @@ def _draw_matrix(figure: go.Figure, panel: Matrix, row: int, column: int, *, sca
     matrix = panel.values
     by_step = not isinstance(matrix.index[0], str)
     named = [[f"{name:,}" if by_step else str(name) for name in axis] for axis in (matrix.columns, matrix.index)]
-    written = max(matrix.shape) <= MOST_WITH_TEXT
-    figure.add_trace(
-        go.Heatmap(
-            z=matrix.to_numpy(),
-            x=named[0],
-            y=named[1],
-            zmin=0,
-            zmax=1,
-            colorscale="Blues",
-            showscale=scale,
-            colorbar={
-                "title": {"text": "faithfulness", "side": "right"},
-                "thickness": 14,
-                "x": 1.01,
-                "lenmode": "pixels",
-                "len": CELLS,
-                "y": 1,
-                "yanchor": "top",
-            },
-            texttemplate="%{z:.2f}" if written else None,
-            textfont={"size": 9 if by_step else 12},
-            hovertemplate=f"{panel.down} %{{y}}<br>{panel.along} %{{x}}<br>faithfulness %{{z:.3f}}<extra></extra>",
-            hoverongaps=False,
-            xgap=1,
-            ygap=1,
-        ),
+    figure.add_heatmap(
+        z=matrix.to_numpy(),
+        x=named[0],
+        y=named[1],
+        zmin=0,
+        zmax=1,
+        colorscale="Blues",
+        showscale=scale,
+        colorbar={
+            "title": {"text": "faithfulness", "side": "right"},
+            "thickness": 14,
+            "x": 1.01,
+            "lenmode": "pixels",
+            "len": CELLS,
+            "y": 1,
+            "yanchor": "top",
+        },
+        texttemplate="%{z:.2f}" if max(matrix.shape) <= MOST_WITH_TEXT else None,
+        textfont={"size": 9 if by_step else 12},
+        hovertemplate=f"{panel.down} %{{y}}<br>{panel.along} %{{x}}<br>faithfulness %{{z:.3f}}<extra></extra>",
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
         row=row,
         col=column,
     )
@@ -172,7 +169,6 @@ FIGURE = Figure(
     order=70,
     options={"--step": {"type": int, "metavar": "N", "help": "checkpoint of the matrix over tasks (the last)"}},
 )
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

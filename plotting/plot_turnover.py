@@ -40,6 +40,9 @@ QUANTITIES = {"faithfulness": ("n_edges", "mean size"), "size": ("similarity", "
 # Edges whose lines are apart by more than outlines between them would take.
 MOST_OUTLINED = 150
 
+Where = dict[str, int]
+"""`row` and `col` of a panel."""
+
 
 def spans(lifetimes: pd.DataFrame) -> pd.DataFrame:
     """Edges that are born and die together, in order of birth, then of death, from rows of one model, task and size.
@@ -50,12 +53,8 @@ def spans(lifetimes: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["birth_step", "last_step"]
     rows = lifetimes.assign(lives=lifetimes["death_step"].isna())
-    table = rows.groupby(keys, sort=True).agg(
-        lifetime=("lifetime", "first"),
-        n_edges=("source", "size"),
-        n_present=("n_present", "mean"),
-        lives=("lives", "first"),
-    )
+    first = {name: (name, "first") for name in ("lifetime", "lives")}
+    table = rows.groupby(keys, sort=True).agg(n_edges=("source", "size"), n_present=("n_present", "mean"), **first)
     return table.assign(below=table["n_edges"].cumsum() - table["n_edges"]).reset_index()
 
 
@@ -66,25 +65,24 @@ def draw_turnover(
     turnover, lifetimes, changes = (table[table["model"] == model] for table in (turnover, lifetimes, changes))
     tasks, sizes = tasks_in(turnover), [at for at in AT if (turnover["at"] == at).any()]
     axis = CheckpointAxis.of(turnover["step"])
-    titles = [task_label(task) for task in tasks]
-    panels = Panels(2 * len(sizes), len(tasks), axis, titles, panel_height=170)
+    panels = Panels(2 * len(sizes), len(tasks), axis, list(map(task_label, tasks)), panel_height=170)
     for column, task in enumerate(tasks, 1):
         for place, at in enumerate(sizes):
-            row = 2 * place + 1
+            above, below = ({"row": 2 * place + nth, "col": column} for nth in (1, 2))
             of_task = turnover[(turnover["task"] == task) & (turnover["at"] == at)]
             lived = lifetimes[(lifetimes["task"] == task) & (lifetimes["at"] == at)]
             if of_task.empty or lived.empty:
-                for empty in (row, row + 1):
-                    _say_nothing(panels.figure, {"row": empty, "col": column})
+                _say_nothing(panels.figure, above)
+                _say_nothing(panels.figure, below)
                 continue
-            _draw_bars(panels.figure, of_task, axis, row, column)
+            _draw_bars(panels.figure, of_task, axis, above)
             quantity, meaning = QUANTITIES[at]
             marked = changes[(changes["task"] == task) & (changes["quantity"] == quantity)]
-            _draw_changes(panels.figure, marked, meaning, of_task, axis, row, column)
-            _draw_lives(panels.figure, lived, axis, row + 1, column)
-    for place, at in enumerate(sizes):
-        panels.figure.update_yaxes(title_text=f"edges that come<br>and go, {AT[at]}", row=2 * place + 1, col=1)
-        panels.figure.update_yaxes(title_text=f"every edge<br>{AT[at]}", row=2 * place + 2, col=1)
+            _draw_changes(panels.figure, marked, meaning, of_task, axis, above)
+            _draw_lives(panels.figure, lived, axis, below)
+    panels.name_rows(
+        title for at in sizes for title in (f"edges that come<br>and go, {AT[at]}", f"every edge<br>{AT[at]}")
+    )
     panels.figure.update_layout(barmode="overlay")
     return panels.done(
         f"Which edges come and go in {model}, and how long they live",
@@ -93,61 +91,47 @@ def draw_turnover(
     )
 
 
-def _draw_bars(figure: go.Figure, table: pd.DataFrame, axis: CheckpointAxis, row: int, column: int) -> None:
+def _draw_bars(figure: go.Figure, table: pd.DataFrame, axis: CheckpointAxis, where: Where) -> None:
     table = table.sort_values("step")
     x = [axis.place(step) for step in table["step"]]
     outwards = {1: 0 * table["born"], -1: 0 * table["born"]}
     for name, (entry, colour, sign) in PARTS.items():
-        figure.add_trace(
-            go.Bar(
-                x=x,
-                y=sign * table[name],
-                base=outwards[sign],
-                name=entry,
-                legendgroup=entry,
-                marker={"color": colour, "line": {"width": 0}},
-                width=0.8,
-                customdata=table[["step", name, "n_edges"]].to_numpy(),
-                hovertemplate=f"step %{{customdata[0]:,}}: %{{customdata[1]:,}} {entry}"
-                "<br>%{customdata[2]:,} edges in the circuit<extra></extra>",
-            ),
-            row=row,
-            col=column,
+        figure.add_bar(
+            x=x,
+            y=sign * table[name],
+            base=outwards[sign],
+            name=entry,
+            legendgroup=entry,
+            marker={"color": colour, "line": {"width": 0}},
+            width=0.8,
+            customdata=table[["step", name, "n_edges"]].to_numpy(),
+            hovertemplate=f"step %{{customdata[0]:,}}: %{{customdata[1]:,}} {entry}"
+            "<br>%{customdata[2]:,} edges in the circuit<extra></extra>",
+            **where,
         )
         outwards[sign] = outwards[sign] + sign * table[name]
-    figure.add_trace(
-        go.Scatter(
-            x=x,
-            y=table["n_edges"],
-            mode="lines+markers",
-            name=SIZE,
-            legendgroup=SIZE,
-            line={"color": INK, "width": 1.4},
-            marker={"size": 4, "color": INK},
-            customdata=table["step"],
-            hovertemplate="step %{customdata:,}: %{y:,} edges<extra></extra>",
-        ),
-        row=row,
-        col=column,
+    figure.add_scatter(
+        x=x,
+        y=table["n_edges"],
+        mode="lines+markers",
+        name=SIZE,
+        legendgroup=SIZE,
+        line={"color": INK, "width": 1.4},
+        marker={"size": 4, "color": INK},
+        customdata=table["step"],
+        hovertemplate="step %{customdata:,}: %{y:,} edges<extra></extra>",
+        **where,
     )
 
 
 def _draw_changes(
-    figure: go.Figure,
-    changes: pd.DataFrame,
-    meaning: str,
-    turnover: pd.DataFrame,
-    axis: CheckpointAxis,
-    row: int,
-    column: int,
+    figure: go.Figure, changes: pd.DataFrame, meaning: str, turnover: pd.DataFrame, axis: CheckpointAxis, where: Where
 ) -> None:
     """An upright dotted line between the checkpoints before and after each change, with the levels for the pointer."""
     if changes.empty:
         return
-    bottom = -float((turnover["left"] + turnover["died"]).max())
-    top = float(turnover["n_edges"].max())
+    bottom, top = -float((turnover["left"] + turnover["died"]).max()), float(turnover["n_edges"].max())
     x: list[float | None] = []
-    y: list[float | None] = []
     text: list[str | None] = []
     for change in changes.to_dict("records"):
         at = (axis.place(change["after_step"]) + axis.place(change["step"])) / 2
@@ -156,27 +140,23 @@ def _draw_changes(
             f"<br>{meaning} {change['before']:.3g} → {change['after']:.3g}"
         )
         x += [at, at, None]
-        y += [bottom, top, None]
         text += [hover, hover, None]
-    figure.add_trace(
-        go.Scatter(
-            x=x,
-            y=y,
-            mode="lines+markers",
-            name=CHANGE,
-            legendgroup=CHANGE,
-            line={"color": "#CC79A7", "width": 1.8, "dash": "dot"},
-            marker={"symbol": "triangle-down", "size": [0, 9, 0] * len(changes), "color": "#CC79A7"},
-            text=text,
-            hovertemplate=f"<b>{CHANGE}</b> %{{text}}<extra></extra>",
-            cliponaxis=False,
-        ),
-        row=row,
-        col=column,
+    figure.add_scatter(
+        x=x,
+        y=[bottom, top, None] * len(changes),
+        mode="lines+markers",
+        name=CHANGE,
+        legendgroup=CHANGE,
+        line={"color": "#CC79A7", "width": 1.8, "dash": "dot"},
+        marker={"symbol": "triangle-down", "size": [0, 9, 0] * len(changes), "color": "#CC79A7"},
+        text=text,
+        hovertemplate=f"<b>{CHANGE}</b> %{{text}}<extra></extra>",
+        cliponaxis=False,
+        **where,
     )
 
 
-def _draw_lives(figure: go.Figure, lifetimes: pd.DataFrame, axis: CheckpointAxis, row: int, column: int) -> None:
+def _draw_lives(figure: go.Figure, lifetimes: pd.DataFrame, axis: CheckpointAxis, where: Where) -> None:
     table = spans(lifetimes)
     outline = 0.4 if len(lifetimes) <= MOST_OUTLINED else 0
     for entry, rows in ((LASTING, table[table["lives"]]), (ENDED, table[~table["lives"]])):
@@ -184,36 +164,33 @@ def _draw_lives(figure: go.Figure, lifetimes: pd.DataFrame, axis: CheckpointAxis
             continue
         first = [axis.place(step) for step in rows["birth_step"]]
         last = [axis.place(step) for step in rows["last_step"]]
-        figure.add_trace(
-            go.Bar(
-                orientation="h",
-                base=[place - 0.5 for place in first],
-                x=[end - start + 1 for start, end in zip(first, last, strict=True)],
-                y=(rows["below"] + rows["n_edges"] / 2).to_numpy("float32"),
-                width=rows["n_edges"],
-                name=entry,
-                legendgroup=entry,
-                marker={"color": LIVES[entry], "line": {"width": outline, "color": "#ffffff"}},
-                # Half the bytes of the default; steps are exact up to 16 million.
-                customdata=rows[["birth_step", "last_step", "n_edges", "lifetime", "n_present"]].to_numpy("float32"),
-                hovertemplate="%{customdata[2]:,} edges from step %{customdata[0]:,} to %{customdata[1]:,}"
-                "<br>lifetime: %{customdata[3]} checkpoints, in the circuit at %{customdata[4]:.1f} of them"
-                "<extra></extra>",
-            ),
-            row=row,
-            col=column,
+        figure.add_bar(
+            orientation="h",
+            base=[place - 0.5 for place in first],
+            x=[end - start + 1 for start, end in zip(first, last, strict=True)],
+            y=(rows["below"] + rows["n_edges"] / 2).to_numpy("float32"),
+            width=rows["n_edges"],
+            name=entry,
+            legendgroup=entry,
+            marker={"color": LIVES[entry], "line": {"width": outline, "color": "#ffffff"}},
+            # Half the bytes of the default; steps are exact up to 16 million.
+            customdata=rows[["birth_step", "last_step", "n_edges", "lifetime", "n_present"]].to_numpy("float32"),
+            hovertemplate="%{customdata[2]:,} edges from step %{customdata[0]:,} to %{customdata[1]:,}"
+            "<br>lifetime: %{customdata[3]} checkpoints, in the circuit at %{customdata[4]:.1f} of them"
+            "<extra></extra>",
+            **where,
         )
     median = lifetimes["median_lifetime"].iloc[0]
     lifetime = f"median lifetime: {median:g} checkpoint{'' if median == 1 else 's'}"
     text = f"{len(lifetimes):,} edges; {'more than half live on at the end' if pd.isna(median) else lifetime}"
     corner: dict[str, Any] = {"xref": "x domain", "yref": "y domain", "xanchor": "left", "yanchor": "bottom"}
-    write(figure, text, 0.01, 0.02, colour=INK, bgcolor="rgba(255,255,255,0.85)", row=row, col=column, **corner)
-    figure.update_yaxes(range=[len(lifetimes), 0], row=row, col=column)
+    write(figure, text, 0.01, 0.02, colour=INK, bgcolor="rgba(255,255,255,0.85)", **where, **corner)
+    figure.update_yaxes(range=[len(lifetimes), 0], **where)
 
 
-def _say_nothing(figure: go.Figure, where: dict[str, Any]) -> None:
+def _say_nothing(figure: go.Figure, where: Where) -> None:
     # A panel without any trace has no axes, and the text would go to another.
-    figure.add_trace(go.Scatter(x=[0], y=[0], opacity=0, showlegend=False, hoverinfo="skip"), **where)
+    figure.add_scatter(x=[0], y=[0], opacity=0, showlegend=False, hoverinfo="skip", **where)
     write_in_middle(figure, "no circuit has an edge at any checkpoint", **where)
     figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False, **where)
 
@@ -244,7 +221,6 @@ def _one_model(turnover: pd.DataFrame, lifetimes: pd.DataFrame, changes: pd.Data
 FIGURE = Figure(
     draw, order=60, options={"--at": {"choices": tuple(AT), "help": "circuits as found, or of one size (both)"}}
 )
-
 
 if __name__ == "__main__":
     sys.exit(figure_main(FIGURE))

@@ -134,8 +134,12 @@ def tasks() -> str:
 
 def metrics() -> str:
     """The metrics, with the docstring of each function."""
-    rows = ((f"`{name}`", metric.function.__doc__ or "") for name, metric in METRICS.items())
-    return table(("metric", "of one prompt"), rows)
+    differentiable = {True: "yes", False: ""}
+    rows = (
+        (f"`{name}`", metric.function.__doc__ or "", differentiable[metric.differentiable])
+        for name, metric in METRICS.items()
+    )
+    return table(("metric", "of one prompt", "differentiable"), rows)
 
 
 def families() -> str:

@@ -6,12 +6,12 @@ The tokens of a batch are packed, see `packed_tokens.py`. All activations may ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -186,7 +186,23 @@ def mlp(layer: LayerWeights, x: Float[Tensor, "*stack token d_model"]) -> Float[
 def unembed(weights: ModelWeights, x: Float[Tensor, "*stack token d_model"]) -> Float[Tensor, "*stack token vocab"]:
     """Logits from the final residual stream."""
     logits = F.linear(apply_norm(weights.final_norm, x), weights.unembed, weights.unembed_bias)
+    require_finite({"the unembedding": logits.detach().isfinite().all()}, weights)
     return logits if weights.logit_softcap is None else softcap(logits, weights.logit_softcap)
+
+
+def require_finite(finite: Mapping[str, Bool[Tensor, ""]], weights: ModelWeights) -> None:
+    """Refuse what no number can come from: float16 overflows in some models.
+
+    Args:
+        finite: place in the model -> whether what it gives is finite, in order.
+
+    Raises:
+        FloatingPointError: naming the first place that gives NaN or infinity, and the number format.
+    """
+    good = torch.stack(list(finite.values())).tolist()  # One wait for all.
+    if not all(good):
+        where = list(finite)[good.index(False)]
+        raise FloatingPointError(f"{where} gives NaN or infinity in {str(weights.dtype).removeprefix('torch.')}")
 
 
 class Unembedding:
@@ -248,11 +264,15 @@ def forward(
 
     Returns:
         The final residual stream, before the final norm, at all packed tokens or at the last ones ("answers").
+
+    Raises:
+        FloatingPointError: if activations are not finite, naming the layer.
     """
     if prefix is None and bool((layout.starts > 0).any()):
         raise ValueError("a layout that starts inside the prompts needs their prefix cache")
     if layout.width > weights.n_positions:
         raise ValueError(f"a prompt has {layout.width} tokens; the model takes at most {weights.n_positions}")
+    finite = {"the embedding": x.detach().isfinite().all()}
     prefix = prefix or [(None, None)] * weights.n_layers
     for index, (layer, rotation) in enumerate(zip(weights.layers, layout.rotations(weights), strict=True)):
         normalised, inverse_scale = (x, None) if layer.attn_norm is None else normalise(layer.attn_norm, x)
@@ -278,6 +298,8 @@ def forward(
             visit(LayerActivations(index, *read, qkv, q, k, v, pattern, z, post_inverse_scale, mlp_in, mlp_out))
         x = (resid + attn_out if weights.parallel else attended) + mlp_out
         del z, pattern  # So that no two layers' attention is held at once.
+        finite[f"layer {index}"] = x.detach().isfinite().all()
+    require_finite(finite, weights)
     return x
 
 

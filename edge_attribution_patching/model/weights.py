@@ -199,7 +199,21 @@ def read_tensors(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> Mod
     return weights if reader.read == tensors.keys() else None
 
 
-class _Unexpected(Exception):
+def require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that no number can come from.
+
+    Raises:
+        FloatingPointError: naming the first tensor that holds NaN or infinity, and its number format.
+    """
+    real = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    # The extremes of a tensor with NaN are NaN. All are asked for before the first is waited for.
+    extremes = [torch.stack(tensor.detach().aminmax()).isfinite().all() for tensor in real.values()]
+    if extremes and not bool((finite := torch.stack([one.cpu() for one in extremes])).all()):
+        name, tensor = list(real.items())[int((~finite).nonzero()[0])]
+        raise FloatingPointError(f"{name} holds NaN or infinity in {str(tensor.dtype).removeprefix('torch.')}")
+
+
+class _Unexpected(KeyError):
     """A tensor is missing or has another shape."""
 
 

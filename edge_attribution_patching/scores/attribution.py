@@ -111,5 +111,5 @@ def attribute(
     sums = sums.cpu()
     sums *= graph.edge_mask
     if not bool(sums.isfinite().all()):
-        raise FloatingPointError(f"scores are not finite in {weights.dtype}")
+        raise FloatingPointError(f"the gradient holds NaN or infinity in {str(weights.dtype).removeprefix('torch.')}")
     return FoldScores(graph, sums, sizes)

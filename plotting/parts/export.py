@@ -7,7 +7,7 @@ import argparse
 import html
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,7 @@ from circuits_over_time.utils.base.files import atomic_write
 from circuits_over_time.utils.results.store import Store
 
 from .style import Drawing
-from .tables import Results
-
-logger = logging.getLogger("plotting")
+from .tables import Results, logger
 
 FORMATS = ("html", "png", "pdf")
 
@@ -52,36 +50,48 @@ class Figure:
 
 
 def figure_main(figure: Figure, argv: Sequence[str] | None = None) -> int:
-    """Run a figure script.
+    """Run a figure's script with a command line, by default that of the process.
 
-    Args:
-        figure: the script's. --help shows the first line of the docstring of its module.
-        argv: command line, by default that of the process.
+    --help shows the first line of the docstring of its module.
 
     Returns:
         Exit code: 0, or 2 if there is something to correct, told in one line.
     """
-    description = (sys.modules[figure.draw.__module__].__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("-r", "--results", type=Path, default=Path("results"), help="folder of results (results)")
+    parser = script_parser(sys.modules[figure.draw.__module__].__doc__, "draw")
     parser.add_argument("-o", "--output", type=Path, default=Path("figures"), help="folder of figures (figures)")
     parser.add_argument("-f", "--format", default="html", help="comma-separated: html, png, pdf (html)")
-    parser.add_argument("-m", "--model", nargs="+", metavar="NAME", help="models to draw (all)")
-    parser.add_argument("-t", "--task", nargs="+", metavar="NAME", help="tasks to draw (all)")
     for flags, keywords in figure.options.items():
         parser.add_argument(*flags.split(), **keywords)
+
+    def work(arguments: argparse.Namespace) -> None:
+        formats = parse_formats(arguments.format)
+        results = Results(Store(arguments.results), arguments)
+        drawings = figure.drawings(results)
+        write_drawings(drawings, arguments.output, formats, results.store.left_out)
+
+    return run_script(parser, argv, work)
+
+
+def script_parser(doc: str | None, verb: str) -> argparse.ArgumentParser:
+    """What every script takes: the results, and whose to draw."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("-r", "--results", type=Path, default=Path("results"), help="folder of results (results)")
+    parser.add_argument("-m", "--model", nargs="+", metavar="NAME", help=f"models to {verb} (all)")
+    parser.add_argument("-t", "--task", nargs="+", metavar="NAME", help=f"tasks to {verb} (all)")
+    return parser
+
+
+def run_script(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, work: Callable[[argparse.Namespace], None]
+) -> int:
+    """Do a script's work, and return its exit code: 2 after a UserError, which is told in one line."""
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # The browser and kaleido report things that users need not see.
     for noisy in ("kaleido", "choreographer", "logistro"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        formats = parse_formats(arguments.format)
-        results = Results(Store(arguments.results), arguments)
-        for name, drawing in figure.drawings(results).items():
-            left_out = results.store.left_out
-            for path in write_drawing(drawing, arguments.output, html.unescape(name), formats, left_out):
-                logger.info("wrote %s", path)
+        work(arguments)
     except UserError as error:
         logger.error("%s", error)
         return 2
@@ -101,10 +111,10 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return formats
 
 
-def write_drawing(
-    drawing: Drawing, folder: Path, name: str, formats: Sequence[str], left_out: Sequence[str] = ()
-) -> Iterator[Path]:
-    """Write `folder/name.<format>` for every format, and the numbers if the drawing has some; yield what is written.
+def write_drawings(
+    drawings: Mapping[str, Drawing], folder: Path, formats: Sequence[str], left_out: Sequence[str] = ()
+) -> None:
+    """Write `folder/name.<format>` for every drawing and format, and the numbers of those that have some.
 
     Existing files are replaced whole. `left_out`: what the page says is missing from the figure.
 
@@ -112,17 +122,18 @@ def write_drawing(
         UserError: if PNG or PDF is asked for and no browser is installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if drawing.table is not None:
-        path = folder / f"{name}.csv"
-        atomic_write(path, drawing.table.to_csv(index=False, lineterminator="\n").encode())
-        yield path
-    figure = drawing.titled()
-    for suffix in formats:
-        path = folder / f"{name}.{suffix}"
-        atomic_write(
-            path, figure_html(figure, name, left_out).encode() if suffix == "html" else _render(figure, suffix, path)
-        )
-        yield path
+    for name, drawing in drawings.items():
+        figure, name = drawing.titled(), html.unescape(name)
+        for suffix in ["csv"] * (drawing.table is not None) + [*formats]:
+            path = folder / f"{name}.{suffix}"
+            if suffix == "csv" and drawing.table is not None:
+                data = drawing.table.to_csv(index=False, lineterminator="\n").encode()
+            else:
+                data = (
+                    figure_html(figure, name, left_out).encode() if suffix == "html" else _render(figure, suffix, path)
+                )
+            atomic_write(path, data)
+            logger.info("wrote %s", path)
 
 
 def figure_html(figure: go.Figure, name: str, left_out: Sequence[str] = ()) -> str:

@@ -57,12 +57,6 @@ def score_label(score: str) -> tuple[str, str]:
     return SCORES[score][:2] if score in SCORES else (score.replace("_", " "), "score")
 
 
-def in_order(scores: pd.Series) -> list[str]:
-    """The scores of a table in the order of the figure, unknown ones last."""
-    known = list(SCORES)
-    return sorted(set(scores), key=lambda score: (known.index(score) if score in known else len(known), score))
-
-
 def head_scores(results: Results) -> pd.DataFrame:
     """All scores in one table: `model, step, tokens, score, layer, head, value, se`, and any kind's `reason`.
 

@@ -1,10 +1,10 @@
 """Grids of small panels over training: one line per model, with intervals as bands."""
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from circuits_over_time.utils.tasks.registry import task_label
 
 from .style import FONT, INK, Drawing, ModelLook, add_key, finish, translucent, write
-from .tables import tasks_in
+from .tables import by_model, tasks_in
 from .time_axis import CheckpointAxis, TimeAxis
 
 _PANEL_WIDTH = 345
@@ -56,35 +56,12 @@ class Line:
     opacity: float = 1
 
 
-@dataclass(frozen=True)
-class Gaps:
-    """Where a curve has no value, and why.
-
-    Attributes:
-        table: all rows of the curve, with `step`, `tokens` and the columns below.
-        value: the column that is drawn.
-        reason: the column that says why it is empty. If the table has none, or it is empty too, so is the reason.
-    """
-
-    table: pd.DataFrame
-    value: str
-    reason: str
-    name: str
-    look: ModelLook
-
-    def without(self) -> pd.DataFrame:
-        """The rows without a value, in order of steps, with the reason as the column `why`."""
-        rows = self.table[self.table[self.value].isna()].sort_values("step")
-        reasons = rows[self.reason] if self.reason in rows else pd.Series(pd.NA, rows.index)
-        return rows.assign(why=reasons.fillna("the results give no reason").astype(str))
-
-
-def _reasons(gaps: Sequence[Gaps]) -> list[str]:
-    """A line for each reason and the models that have it: from which step to which."""
+def _reasons(rows: pd.DataFrame) -> list[str]:
+    """A line for each reason (`why`) and the models that have it: from which step to which."""
     spans: dict[tuple[str, int, int], list[str]] = {}
-    for gap in gaps:
-        for why, rows in gap.without().groupby("why", sort=False):
-            spans.setdefault((str(why), int(rows["step"].min()), int(rows["step"].max())), []).append(gap.name)
+    for model, of_model in by_model(rows):
+        for why, at in of_model.groupby("why", sort=False)["step"]:
+            spans.setdefault((str(why), int(at.min()), int(at.max())), []).append(model)
     lines = []
     # The last checkpoints first: they are what a reader looks for.
     for (why, first, last), models in sorted(spans.items(), key=lambda item: -item[0][2]):
@@ -169,63 +146,90 @@ class Panels:
                 self._band(x, low.fillna(y), high.fillna(y), line.look.colour, entry, where)
         extra = [column_name for column_name in line.hover if column_name in table]
         hover = "".join(f"<br>{name.replace('_', ' ')}: %{{customdata[{i + 2}]}}" for i, name in enumerate(extra))
-        self.figure.add_trace(
-            go.Scatter(
-                x=x,
-                y=y,
-                name=entry,
-                legendgroup=entry,
-                mode="lines+markers" if line.markers else "lines",
-                line={"color": line.look.colour, "dash": line.dash or line.look.dash, "width": line.width},
-                marker={"symbol": line.look.symbol, "size": 6, "color": line.look.colour},
-                customdata=table[["step", "tokens", *extra]].astype(object).to_numpy(),
-                hovertemplate=f"<b>{line.name}</b><br>step %{{customdata[0]:,}} (%{{customdata[1]:.3s}} tokens)"
-                f"<br>{line.value.replace('_', ' ')}: %{{y:.4g}}{hover}<extra></extra>",
-                connectgaps=False,
-                opacity=line.opacity,
-            ),
+        self.figure.add_scatter(
+            x=x,
+            y=y,
+            name=entry,
+            legendgroup=entry,
+            mode="lines+markers" if line.markers else "lines",
+            line={"color": line.look.colour, "dash": line.dash or line.look.dash, "width": line.width},
+            marker={"symbol": line.look.symbol, "size": 6, "color": line.look.colour},
+            customdata=table[["step", "tokens", *extra]].astype(object).to_numpy(),
+            hovertemplate=f"<b>{line.name}</b><br>step %{{customdata[0]:,}} (%{{customdata[1]:.3s}} tokens)"
+            f"<br>{line.value.replace('_', ' ')}: %{{y:.4g}}{hover}<extra></extra>",
+            connectgaps=False,
+            opacity=line.opacity,
             **where,
         )
 
-    def missing(self, gaps: Sequence[Gaps], row: int, column: int, *, hint: str = "") -> None:
+    def draw_models(
+        self,
+        table: pd.DataFrame,
+        value: str,
+        looks: Mapping[str, ModelLook],
+        row: int,
+        column: int,
+        *,
+        reason: str | None = None,
+        hint: str = "",
+        **options: Any,
+    ) -> None:
+        """Add the line of every model of a table; further options are those of `Line`.
+
+        Args:
+            reason, hint: as `missing` has them; without a reason, gaps stay unexplained.
+        """
+        for model, rows in by_model(table):
+            self.draw(Line(rows, value, model, looks[model], **options), row, column)
+        if reason is not None:
+            self.missing(table, value, reason, looks, row, column, hint=hint)
+
+    def missing(
+        self,
+        table: pd.DataFrame,
+        value: str,
+        reason: str,
+        looks: Mapping[str, ModelLook],
+        row: int,
+        column: int,
+        *,
+        hint: str = "",
+    ) -> None:
         """Say where a panel has no values, and why.
 
         A cross on the panel's zero marks each checkpoint without one, and tells the reason to the pointer. A panel
         without any value has the reasons written where its curves would be.
 
         Args:
-            gaps: of every model of the panel.
+            table: all rows of the panel: `model, step, tokens` and the columns below.
+            value: the column that is drawn.
+            reason: the column that says why it is empty. If the table has none, or it is empty too, so is the reason.
             hint: what to say below the reasons of a panel without any value.
         """
         where = {"row": row, "col": column}
-        for gap in gaps:
-            table, colour = gap.without(), gap.look.colour
-            if table.empty:
-                continue
-            self.figure.add_trace(
-                go.Scatter(
-                    x=self.axis.position(table["tokens"]),
-                    y=[0.0] * len(table),
-                    mode="markers",
-                    marker={"symbol": "x-thin", "size": 6, "color": colour, "line": {"width": 1.2, "color": colour}},
-                    opacity=0.55,
-                    cliponaxis=False,
-                    name=gap.name,
-                    legendgroup=gap.name,
-                    showlegend=False,
-                    customdata=[
-                        (int(step), wrapped(why, 48)) for step, why in zip(table["step"], table["why"], strict=True)
-                    ],
-                    hovertemplate=f"<b>{gap.name}</b><br>step %{{customdata[0]:,}}: no value"
-                    "<br>%{customdata[1]}<extra></extra>",
-                ),
+        without = table[table[value].isna()].sort_values("step", kind="stable")
+        reasons = without[reason] if reason in without else pd.Series(pd.NA, without.index)
+        without = without.assign(why=reasons.fillna("the results give no reason").astype(str))
+        for model, rows in by_model(without):
+            colour = looks[model].colour
+            self.figure.add_scatter(
+                x=self.axis.position(rows["tokens"]),
+                y=[0.0] * len(rows),
+                mode="markers",
+                marker={"symbol": "x-thin", "size": 6, "color": colour, "line": {"width": 1.2, "color": colour}},
+                opacity=0.55,
+                cliponaxis=False,
+                name=model,
+                legendgroup=model,
+                showlegend=False,
+                customdata=[(int(step), wrapped(why, 48)) for step, why in rows[["step", "why"]].to_numpy()],
+                hovertemplate=f"<b>{model}</b><br>step %{{customdata[0]:,}}: no value"
+                "<br>%{customdata[1]}<extra></extra>",
                 **where,
             )
             self._has_gaps = True
-        if gaps and all(len(gap.without()) == len(gap.table) for gap in gaps):
-            lines = ["<b>No value at any checkpoint</b>", *_reasons(gaps)]
-            if hint:
-                lines += ["", hint]
+        if len(without) == len(table) > 0:
+            lines = ["<b>No value at any checkpoint</b>", *_reasons(without), *(["", hint] if hint else [])]
             text = "<br>".join(wrapped(line, _LINE) for line in lines)
             write_in_middle(self.figure, text, bgcolor="rgba(255,255,255,0.85)", **where)
 
@@ -249,18 +253,16 @@ class Panels:
         cells: Iterable,
     ) -> None:
         """Rings around values (`step, tokens, value`), each with a cell for the hover text. The key is apart."""
-        self.figure.add_trace(
-            go.Scatter(
-                x=self.axis.position(rows["tokens"]),
-                y=rows["value"],
-                mode="markers",
-                name=entry,
-                legendgroup=entry,
-                showlegend=False,
-                marker=ring,
-                customdata=[[int(step), cell] for step, cell in zip(rows["step"], cells, strict=True)],
-                hovertemplate=f"{hover}<extra></extra>",
-            ),
+        self.figure.add_scatter(
+            x=self.axis.position(rows["tokens"]),
+            y=rows["value"],
+            mode="markers",
+            name=entry,
+            legendgroup=entry,
+            showlegend=False,
+            marker=ring,
+            customdata=[[int(step), cell] for step, cell in zip(rows["step"], cells, strict=True)],
+            hovertemplate=f"{hover}<extra></extra>",
             row=row,
             col=column,
         )
@@ -271,6 +273,11 @@ class Panels:
         plot = self.figure.get_subplot(row, column)
         x, y = (sum(axis.domain) / 2 for axis in (plot.xaxis, plot.yaxis))
         write(self.figure, text, x, y, size=12, colour="#555555", xref="paper", yref="paper")
+
+    def name_rows(self, titles: Iterable[str]) -> None:
+        """Titles of the y axes on the left, one for each row."""
+        for row, title in enumerate(titles, 1):
+            self.figure.update_yaxes(title_text=title, row=row, col=1)
 
     def level(self, y: float, row: int, column: int) -> None:
         """A thin dashed horizontal line."""
@@ -327,20 +334,27 @@ class Panels:
         runs = (finite != finite.shift()).cumsum()[finite]
         for _, run in runs.groupby(runs):
             at = run.index
-            self.figure.add_trace(
-                go.Scatter(
-                    x=[*x[at], *x[at][::-1]],
-                    y=[*high[at], *low[at][::-1]],
-                    fill="toself",
-                    fillcolor=translucent(colour, 0.18),
-                    line={"width": 0 if len(at) > 1 else 4, "color": translucent(colour, 0.4)},
-                    mode="lines",
-                    legendgroup=entry,
-                    showlegend=False,
-                    hoverinfo="skip",
-                ),
+            self.figure.add_scatter(
+                x=[*x[at], *x[at][::-1]],
+                y=[*high[at], *low[at][::-1]],
+                fill="toself",
+                fillcolor=translucent(colour, 0.18),
+                line={"width": 0 if len(at) > 1 else 4, "color": translucent(colour, 0.4)},
+                mode="lines",
+                legendgroup=entry,
+                showlegend=False,
+                hoverinfo="skip",
                 **where,
             )
+
+
+def grid_of_panels(
+    titles: Sequence[str], columns: int, axis: TimeAxis, **options: Any
+) -> tuple[Panels, list[tuple[int, int]]]:
+    """Panels row by row, at most `columns` side by side, and their places; further options are those of `Panels`."""
+    columns = min(columns, len(titles))
+    places = [(1 + n // columns, 1 + n % columns) for n in range(len(titles))]
+    return Panels(places[-1][0], columns, axis, titles, n_panels=len(titles), **options), places
 
 
 def task_panels(table: pd.DataFrame, rows: int, panel_height: int = _PANEL_HEIGHT) -> tuple[Panels, list[str]]:
@@ -358,15 +372,16 @@ def row_of_panels(titles: Sequence[str], least: int) -> tuple[go.Figure, int]:
 
 
 def by_panel(
-    draw: Callable[[pd.DataFrame], Drawing],
+    draw: Callable[..., Drawing],
     table: pd.DataFrame,
     column: str = "task",
     values: Iterable[str] | None = None,
+    **options: Any,
 ) -> Drawing:
     """The drawing of a whole table, and for narrow screens that of each value of the column that tells panels apart.
 
     Args:
-        draw: takes rows of the table.
+        draw: takes rows of the table, and the further options.
         values: of the column, in order, as far as they are there; by default as the table has them, but tasks in the
             order of the study.
     """
@@ -374,13 +389,15 @@ def by_panel(
         values = tasks_in(table) if column == "task" else list(dict.fromkeys(table[column]))
     parts = [part for value in values if not (part := table[table[column] == value]).empty]
     if len(parts) < 2:
-        return draw(table)
-    return replace(draw(table), narrow=lambda: [narrowed(draw(part).figure, part) for part in parts])
+        return draw(table, **options)
+    return replace(
+        draw(table, **options), narrow=lambda: [narrowed(draw(part, **options).figure, part) for part in parts]
+    )
 
 
-def for_both_widths(draw: Callable[..., Drawing]) -> Drawing:
+def for_both_widths(draw: Callable[..., Drawing], *what: Any) -> Drawing:
     """What a function draws that can draw for narrow screens too, with `narrow=True`."""
-    return replace(draw(), narrow=lambda: [draw(narrow=True).figure])
+    return replace(draw(*what), narrow=lambda: [draw(*what, narrow=True).figure])
 
 
 def narrowed(figure: go.Figure, table: pd.DataFrame) -> go.Figure:
@@ -390,11 +407,10 @@ def narrowed(figure: go.Figure, table: pd.DataFrame) -> go.Figure:
         positions, labels = axis.ticks(NARROW_TICKS)
         low, high = axis.range()
         # On a phone the labels of step 0 and of a checkpoint close to it would touch.
-        if (
-            axis.zero is not None
-            and len(positions) > 2
-            and np.log10(positions[1] / positions[0]) < _TOUCH * (high - low)
-        ):
+        close = (
+            axis.zero is not None and len(positions) > 2 and positions[1] / positions[0] < 10 ** (_TOUCH * (high - low))
+        )
+        if close:
             positions, labels = [positions[0], *positions[2:]], [labels[0], *labels[2:]]
         figure.update_xaxes(tickvals=positions, ticktext=labels)
     return figure.update_layout(margin={"l": 60, "r": max(14, (figure.layout.margin.r or 0) - 14)})

@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from .style import in_order
+
 # In the order of the algorithm: name in the tables -> label and colour, the same everywhere. Edges in drawings of
 # circuits are blue or orange, so no role is.
 ROLES = {
@@ -41,12 +43,6 @@ def role_chip(role: str) -> str:
     return f"<span style='color:{colour}'>■</span> {label}"
 
 
-def role_rank(role: str) -> tuple[int, str]:
-    """Key that sorts roles by the algorithm, unknown ones last."""
-    order = list(ROLES)
-    return (order.index(role) if role in order else len(order), role)
-
-
 def roles_by_step(heads: pd.DataFrame) -> dict[int, Roles]:
     """The roles at every step at which heads were measured; heads without one are left out.
 
@@ -58,7 +54,7 @@ def roles_by_step(heads: pd.DataFrame) -> dict[int, Roles]:
     for step, layer, head, role in held[["step", "layer", "head", "role"]].itertuples(index=False):
         roles[int(step)].setdefault(f"a{layer}.h{head}", set()).add(str(role))
     return {
-        step: {head: tuple(sorted(held_by, key=role_rank)) for head, held_by in by_head.items()}
+        step: {head: tuple(in_order(held_by, ROLES)) for head, held_by in by_head.items()}
         for step, by_head in roles.items()
     }
 

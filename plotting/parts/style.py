@@ -107,11 +107,7 @@ def model_looks(models: Iterable[str]) -> dict[str, ModelLook]:
 
 def model_order(models: Iterable[str]) -> list[str]:
     """Models by the size in their name, then by name: pythia-70m before pythia-160m before pythia-1.4b."""
-
-    def key(model: str) -> tuple[float, str]:
-        return (nominal_size(model) or 0.0, model)
-
-    return sorted(set(models), key=key)
+    return sorted(set(models), key=lambda model: (nominal_size(model) or 0.0, model))
 
 
 def nominal_size(model: str) -> float | None:
@@ -120,16 +116,15 @@ def nominal_size(model: str) -> float | None:
     return float(match[1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[match[2]] if match else None
 
 
+def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """The names, each once: first those that are known, in that order, then the others by name."""
+    place = {name: n for n, name in enumerate(known)}
+    return sorted(set(names), key=lambda name: (place.get(name, len(place)), name))
+
+
 def task_order(tasks: Iterable[str]) -> list[str]:
     """Tasks in the order of the study, then the others by name."""
-    known = list(TASKS)
-    return sorted(set(tasks), key=lambda task: (known.index(task) if task in known else len(known), task))
-
-
-def metric_order(metrics: Iterable[str]) -> list[str]:
-    """Metrics in the order of their registry, then the others by name."""
-    known = list(METRICS)
-    return sorted(set(metrics), key=lambda metric: (known.index(metric) if metric in known else len(known), metric))
+    return in_order(tasks, TASKS)
 
 
 def metric_label(metric: str) -> str:

@@ -17,6 +17,7 @@ from circuits_over_time.utils.results.store import Store
 
 from .style import ModelLook, model_looks, model_order, task_order
 
+# What all of plotting says.
 logger = logging.getLogger("plotting")
 
 EVERYTHING = argparse.Namespace(model=None, task=None)

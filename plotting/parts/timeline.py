@@ -38,70 +38,60 @@ class Timeline:
 
     def bar(self, place: float, low: int, high: int, colour: str, entry: str, *, width: float, text: str = "") -> None:
         """A bar from one step to another; one step alone is a short one. Bars without a text are not in the legend."""
-        x = self._x(low, high)
-        mark = {"symbol": "line-ns", "size": width, "color": colour, "line": {"width": 2.5, "color": colour}}
-        self.figure.add_trace(
-            go.Scatter(
-                x=x,
-                y=[place, place],
-                mode="lines+markers" if low == high or not text else "lines",
-                name=entry,
-                legendgroup=entry,
-                showlegend=None if text else False,
-                line={"width": width, "color": colour},
-                marker=mark | {"size": 7},
-                hovertemplate=f"{text}<extra></extra>" if text else None,
-                hoverinfo=None if text else "skip",
-            )
+        mark = {"symbol": "line-ns", "color": colour, "line": {"width": 2.5, "color": colour}, "size": 7}
+        self.figure.add_scatter(
+            x=self._x(low, high),
+            y=[place, place],
+            mode="lines+markers" if low == high or not text else "lines",
+            name=entry,
+            legendgroup=entry,
+            showlegend=None if text else False,
+            line={"width": width, "color": colour},
+            marker=mark,
+            hovertemplate=f"{text}<extra></extra>" if text else None,
+            hoverinfo=None if text else "skip",
         )
 
     def band(self, place: int, low: int, high: int, colour: str) -> None:
         """A band as high as the row."""
         (start, end), half = self._x(low, high), 0.4
-        self.figure.add_trace(
-            go.Scatter(
-                x=[start, end, end, start],
-                y=[place - half, place - half, place + half, place + half],
-                fill="toself",
-                mode="lines",
-                fillcolor=translucent(colour, 0.18),
-                line={"width": 0, "color": colour},
-                name="earliest to latest",
-                legendgroup="band",
-                hoverinfo="skip",
-            )
+        self.figure.add_scatter(
+            x=[start, end, end, start],
+            y=[place - half, place - half, place + half, place + half],
+            fill="toself",
+            mode="lines",
+            fillcolor=translucent(colour, 0.18),
+            line={"width": 0, "color": colour},
+            name="earliest to latest",
+            legendgroup="band",
+            hoverinfo="skip",
         )
 
     def tick(self, place: int, step: int, text: str) -> None:
         """An upright line as high as the row."""
-        self.figure.add_trace(
-            go.Scatter(
-                x=self._x(step, step),
-                y=[place - 0.4, place + 0.4],
-                mode="lines",
-                line={"width": 2.5, "color": "#222222"},
-                name="median over seeds",
-                legendgroup="median",
-                hovertemplate=f"{text}<extra></extra>",
-            )
+        self.figure.add_scatter(
+            x=self._x(step, step),
+            y=[place - 0.4, place + 0.4],
+            mode="lines",
+            line={"width": 2.5, "color": INK},
+            name="median over seeds",
+            legendgroup="median",
+            hovertemplate=f"{text}<extra></extra>",
         )
 
     def arrows(self, place: float, left: bool, right: bool, low: int, high: int, colour: str) -> None:
         """Arrows where an interval goes on before the first checkpoint, or after the last."""
-        ends = [(low, "triangle-left")] * left + [(high, "triangle-right")] * right
-        for step, symbol in ends:
-            self.figure.add_trace(
-                go.Scatter(
-                    x=self._x(step, step)[:1],
-                    y=[place],
-                    mode="markers",
-                    name=OPEN,
-                    legendgroup=OPEN,
-                    showlegend=False,
-                    marker={"symbol": symbol, "size": 11, "color": colour},
-                    cliponaxis=False,
-                    hoverinfo="skip",
-                )
+        for step, symbol in [(low, "triangle-left")] * left + [(high, "triangle-right")] * right:
+            self.figure.add_scatter(
+                x=self._x(step),
+                y=[place],
+                mode="markers",
+                name=OPEN,
+                legendgroup=OPEN,
+                showlegend=False,
+                marker={"symbol": symbol, "size": 11, "color": colour},
+                cliponaxis=False,
+                hoverinfo="skip",
             )
             self._open = True
 
@@ -117,16 +107,14 @@ class Timeline:
     def done(self, title: str, subtitle: str) -> Drawing:
         """Set the axes, and return the drawing."""
         # A small tick for every checkpoint: between two of them nothing is known.
-        self.figure.add_trace(
-            go.Scatter(
-                x=self.axis.position(self._marks["tokens"]),
-                y=[len(self.rows) - 0.45] * len(self._marks),
-                mode="markers",
-                name="checkpoint",
-                marker={"symbol": "line-ns", "size": 6, "line": {"width": 1, "color": FAINT}, "color": FAINT},
-                customdata=self._marks["step"],
-                hovertemplate="checkpoint: step %{customdata:,}<extra></extra>",
-            )
+        self.figure.add_scatter(
+            x=self.axis.position(self._marks["tokens"]),
+            y=[len(self.rows) - 0.45] * len(self._marks),
+            mode="markers",
+            name="checkpoint",
+            marker={"symbol": "line-ns", "size": 6, "line": {"width": 1, "color": FAINT}, "color": FAINT},
+            customdata=self._marks["step"],
+            hovertemplate="checkpoint: step %{customdata:,}<extra></extra>",
         )
         if self._open:
             marker = {"symbol": "triangle-left", "size": 11, "color": FAINT}
@@ -145,8 +133,8 @@ class Timeline:
             showticklabels=not self.narrow,
         )
         for place, name in enumerate(self.rows) if self.narrow else ():
-            options: dict[str, Any] = {"xref": "paper", "xanchor": "left", "bgcolor": "#ffffff", "borderpad": 0}
-            write(self.figure, name, 0.01, place, colour=INK, yshift=0.5 * self.row_height - 4, **options)
+            look: dict[str, Any] = {"xref": "paper", "xanchor": "left", "bgcolor": "#ffffff", "borderpad": 0}
+            write(self.figure, name, 0.01, place, colour=INK, yshift=0.5 * self.row_height - 4, **look)
         return drawing
 
     def _x(self, *steps: int) -> list[float]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from circuits_over_time.utils.results.kinds import find_kind
 
@@ -32,10 +33,8 @@ class Number:
     """A published number, or a range of them; what does not apply is "" or None.
 
     Attributes:
-        quantity: what it is, as above.
         item: the level, the kind of head, or whose parameter count.
-        step: the checkpoint, of a number about one.
-        from_step: the first checkpoint of a mean or median.
+        step: the checkpoint, of a number about one; `from_step` the first, of a mean or median.
         low, high: ends of the range, equal for one number.
     """
 
@@ -65,14 +64,8 @@ class Number:
 def published() -> list[Number]:
     """The published numbers, in the order of the file."""
     with FILE.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        Number(
-            **{name: row[name] for name in ("quantity", "model", "task", "item", "source")},
-            step=int(row["step"]) if row["step"] else None,
-            from_step=int(row["from_step"]) if row["from_step"] else None,
-            low=float(row["low"]),
-            high=float(row["high"]),
-        )
-        for row in rows
-    ]
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        row |= {name: int(row[name]) if row[name] else None for name in ("step", "from_step")}
+        row |= {name: float(row[name]) for name in ("low", "high")}
+    return [Number(**row) for row in rows]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the results give for a published number.
-
-    Attributes:
-        value: NaN where they give none.
-        low: lower end of the 95% interval, NaN without one.
-        note: what to know of it.
-    """
+    """What the results give for a published number: its value and 95% interval, NaN where they give none."""
 
     value: float
     low: float
@@ -52,14 +47,11 @@ class Estimate:
 
 
 def reproduction(store: Store, arguments: argparse.Namespace) -> pd.DataFrame:
-    """One row per published number, in the order of the file, with `COLUMNS`.
+    """One row per published number of the models and tasks asked for, in the order of the file, with `COLUMNS`.
 
     `verdict` is `agrees` or `disagrees` where an interval says so, `open` where there is none (`note` says why), else
     `not measured`; `settings` names the keys in which the runs differ from the study's configs; `command` measures what
     is missing.
-
-    Args:
-        arguments: parsed command line with `model` and `task` (lists of names, or None for all).
     """
     study = StudyResults(store)
     rows = []
@@ -122,21 +114,18 @@ class StudyResults:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._tables: dict[tuple[str, str, str], pd.DataFrame | None] = {}
-        parameters = [number for number in published() if number.quantity == "parameters"]
-        self.parameters = {
-            item: {number.model: number.low for number in parameters if number.item == item}
-            for item in ("printed", "true")
-        }
+        # Whose parameter count -> model -> count.
+        self.parameters: dict[str, dict[str, float]] = {}
+        for number in published():
+            if number.quantity == "parameters":
+                self.parameters.setdefault(number.item, {})[number.model] = number.low
         self.models = list(self.parameters["true"])
+        self.table = cache(self._table)
 
-    def table(self, kind: str, model: str, task: str = "") -> pd.DataFrame | None:
+    def _table(self, kind: str, model: str, task: str = "") -> pd.DataFrame | None:
         """All steps of a kind, ascending, or None where none is measured."""
-        key = (kind, model, task)
-        if key not in self._tables:
-            there = self.store.folder(kind, model, task or None).steps()
-            self._tables[key] = self.store.read_tables(kind, model, task or None) if there else None
-        return self._tables[key]
+        there = self.store.folder(kind, model, task or None).steps()
+        return self.store.read_tables(kind, model, task or None) if there else None
 
     def nodes(self, number: Number, model: str) -> tuple[np.ndarray, int] | None:
         """Nodes of a model's circuits from a step on, and how many checkpoints were measured; None where none was."""
@@ -150,8 +139,8 @@ class StudyResults:
 
     def command(self, number: Number) -> str:
         """The command that measures what a number needs, with the study's settings."""
-        models = [number.model] if number.model else [m for m in self.models if self.nodes(number, m) is None]
-        models = models or self.models
+        lacking = [model for model in self.models if self.nodes(number, model) is None]
+        models = [number.model] if number.model else lacking or self.models
         begin = f"python {find_kind(number.kind).script} -c {number.config.as_posix()}"
         return _command(begin, models, [] if number.step is None else [number.step])
 

@@ -1,6 +1,5 @@
 """Circuits over training, as the slider on the page draws them: one layout for all checkpoints, edges by number."""
 
-import math
 from collections import Counter
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..parts.tables import Results
 from .cells import fields, plain
 from .histories import BUDGET, score_histories
 
+Facts = dict[int, dict[str, Any]]
 PORTS = ("", "q", "k", "v")
 BASELINE = ("full", "corrupted", "n_prompts", "full_se", "corrupted_se", "status", "cpr", "cmd")
 CHOSEN = ("faithfulness", "faithfulness_low", "faithfulness_high")
@@ -32,21 +32,25 @@ def circuit_records(results: Results) -> list[dict[str, Any]]:
     # If no table of circuits has rows, no task is learned at any checkpoint, and the page says so.
     by_pair = {} if results.table_if_any("graphs") is None else results.circuits()
     baselines, faithfulness = results.table_if_any("baselines"), results.table_if_any("faithfulness")
+    if faithfulness is not None:
+        faithfulness = faithfulness[faithfulness["selected"].astype(bool)]
+    pairs = [(model, task) for model in results.models("graphs") for task in task_order(results.tasks("graphs", model))]
     records = []
-    pairs = [(model, task) for model in results.models("graphs") for task in results.tasks("graphs", model)]
-    for model in results.models("graphs"):
-        for task in task_order(results.tasks("graphs", model)):
-            rows = [_of(table, model, task) for table in (baselines, faithfulness)]
-            circuits = by_pair.get((model, task), {})
-            try:
-                records.append(_record(results, model, task, circuits, rows[0], rows[1], BUDGET // len(pairs)))
-            except ValueError as error:
-                raise UserError(f"{results.store.folder('graphs', model, task).path}: {error}") from error
+    for pair in pairs:
+        try:
+            facts = (_facts(baselines, *pair, BASELINE), _facts(faithfulness, *pair, CHOSEN))
+            records.append(_record(results, *pair, by_pair.get(pair, {}), facts, BUDGET // len(pairs)))
+        except ValueError as error:
+            raise UserError(f"{results.store.folder('graphs', *pair).path}: {error}") from error
     return records
 
 
-def _of(table: pd.DataFrame | None, model: str, task: str) -> pd.DataFrame | None:
-    return None if table is None else table[(table["model"] == model) & (table["task"] == task)]
+def _facts(table: pd.DataFrame | None, model: str, task: str, names: tuple[str, ...]) -> Facts:
+    """The named cells by step, as far as they are there."""
+    if table is None:
+        return {}
+    rows = table[(table["model"] == model) & (table["task"] == task)].drop_duplicates("step").set_index("step")
+    return {int(str(step)): fields(row, names) for step, row in rows.to_dict("index").items()}
 
 
 def _record(
@@ -54,8 +58,7 @@ def _record(
     model: str,
     task: str,
     circuits: dict[int, pd.DataFrame],
-    baselines: pd.DataFrame | None,
-    faithfulness: pd.DataFrame | None,
+    facts: tuple[Facts, ...],
     budget: int,
 ) -> dict[str, Any]:
     numbers: dict[tuple[str, str], int] = {}
@@ -73,14 +76,13 @@ def _record(
             record["stability"] = [plain(round(share, 3)) for share in table["stability"].astype(float)]
         if table is not None and "inclusion" in table and table["inclusion"].notna().any():
             # In thousandths, which are exact for eight thresholds: whole numbers keep the page small.
-            shares = [None if math.isnan(share) else round(1000 * share) for share in table["inclusion"]]
-            record["inclusion"] = [plain(share) for share in shares]
+            record["inclusion"] = [plain(round(1000 * share, 0)) for share in table["inclusion"]]
         record["nodes"] = len(nodes_of(edges))
-        record |= _facts(baselines, step, BASELINE) | _facts(faithfulness, step, CHOSEN, chosen=True)
+        for known in facts:
+            record |= known.get(step, {})
         steps.append(record)
     layout = lay_out((source, target.partition("<")[0]) for source, target in numbers) if numbers else None
-    names = list(layout.positions) if layout else []
-    place = {name: i for i, name in enumerate(names)}
+    place = {name: i for i, name in enumerate(layout.positions)} if layout else {}
     flat: list[int] = []
     for source, target in numbers:
         node, _, letter = target.partition("<")
@@ -96,7 +98,7 @@ def _record(
         "task": task,
         "label": task_label(task),
         "metric": metric_label(primary_metric(task) or "metric"),
-        "nodes": [[name, *layout.positions[name]] for name in names] if layout else [],
+        "nodes": [[name, *at] for name, at in layout.positions.items()] if layout else [],
         "rows": layout.rows if layout else [],
         "halfWidth": layout.half_width if layout else 1,
         "height": layout.height if layout else 0,
@@ -115,12 +117,3 @@ def _shape(results: Results, model: str, task: str) -> dict[str, Any] | None:
         return None
     shapes = [weights["shape"] for weights in checkpoints.values() if "shape" in weights]
     return shapes[-1] if shapes else None
-
-
-def _facts(table: pd.DataFrame | None, step: int, names: tuple[str, ...], *, chosen: bool = False) -> dict[str, Any]:
-    if table is None:
-        return {}
-    rows = table[table["step"] == step]
-    if chosen:
-        rows = rows[rows["selected"].astype(bool)]
-    return {} if rows.empty else fields(rows.iloc[0].to_dict(), names)

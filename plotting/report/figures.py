@@ -6,7 +6,6 @@ legends as buttons.
 
 import importlib
 import json
-import logging
 import pkgutil
 
 import plotly.io as pio
@@ -17,9 +16,7 @@ from circuits_over_time.utils.base.errors import UserError
 
 from ..parts.export import Figure
 from ..parts.style import TEMPLATE, Drawing
-from ..parts.tables import NotMeasured, Results
-
-logger = logging.getLogger("plotting")
+from ..parts.tables import NotMeasured, Results, logger
 
 
 def figures() -> list[Figure]:

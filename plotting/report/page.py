@@ -18,7 +18,7 @@ from ..parts.roles import ROLES
 from ..parts.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, Drawing, task_order
 from ..parts.tables import Results
 from .figures import figures_json
-from .runs import RunRecord, equal_weights_notes, runs_html
+from .runs import RunRecord, counted, equal_weights_notes, runs_html
 
 ASSETS = Path(__file__).parent / "assets"
 # In the order in which they stand in the page.
@@ -110,7 +110,7 @@ def _lead(results: Results) -> str:
     models = _models(results)
     steps = sorted({step for kind in KINDS for step in _steps(results, kind)})
     tasks = task_order(task for kind in KINDS for model in results.models(kind) for task in results.tasks(kind, model))
-    line = f"{', '.join(models)}. {_count(len(steps), 'checkpoint')}, step {steps[0]:,} to {steps[-1]:,}."
+    line = f"{', '.join(models)}. {counted(len(steps), 'checkpoint')}, step {steps[0]:,} to {steps[-1]:,}."
     return line + (f" Tasks: {', '.join(task_label(task) for task in tasks)}." if tasks else "")
 
 
@@ -121,10 +121,6 @@ def _steps(results: Results, kind: str) -> set[int]:
         for task in [*results.tasks(kind, model), None]
         for step in results.store.folder(kind, model, task).steps()
     }
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
 def _role_keys() -> str:
@@ -199,8 +195,7 @@ def _missing(results: Results) -> str:
 
 
 def _command(results: Results, kind: str) -> str:
-    models = _models(results)
-    return how_to_make(kind, models[0] if models else None)
+    return how_to_make(kind, next(iter(_models(results)), None))
 
 
 def refuse_empty(results: Results) -> None:

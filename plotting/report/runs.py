@@ -2,16 +2,13 @@
 
 import html
 import json
-import logging
 from dataclasses import dataclass
 from typing import Any
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.kinds import KINDS
 
-from ..parts.tables import Results
-
-logger = logging.getLogger("plotting")
+from ..parts.tables import Results, logger
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def _run_html(run: RunRecord) -> str:
         f"<div class='columns'><div><h4>Config</h4><pre class='config'>{config}</pre></div>"
         f"<div><h4>Versions</h4><pre class='versions'>{packages}</pre>"
         f"<h4>Weights from</h4><p><code>{_cell(record.get('repository'))}</code></p></div></div>"
-        f"<details><summary>Weights of {_count(len(checkpoints))}</summary><div class='scroll'>"
+        f"<details><summary>Weights of {counted(len(checkpoints), 'checkpoint')}</summary><div class='scroll'>"
         f"<table class='weights'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details></details>"
     )
 
@@ -82,8 +79,9 @@ def _kinds(run: RunRecord) -> list[str]:
     return list(dict.fromkeys(folder.partition("/")[0].replace("_", " ") for folder in run.folders))
 
 
-def _count(n: int) -> str:
-    return f"{n} checkpoint" + ("" if n == 1 else "s")
+def counted(n: int, what: str) -> str:
+    """A number and what it counts: 1 checkpoint, 1,000 checkpoints."""
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
 _WEIGHTS = ("repository", "revision", "commit", "sha256")

@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from circuits_over_time.utils.heads import streamed_kl
 from circuits_over_time.utils.heads.corpus import Corpus
-from circuits_over_time.utils.heads.cspa import prepare, score_heads
+from circuits_over_time.utils.heads.cspa import prepare
 from circuits_over_time.utils.heads.cspa_scores import NO_EFFECT, OVERFLOW, cspa_scores, kept_sources, mean_outputs
 from circuits_over_time.utils.heads.keys import Ablation, CspaConfig
 from tests.support.cspa_models import COPYING, RANDOM, SUPPRESSING, copy_suppression_model, sequences
@@ -110,7 +110,8 @@ def test_scores_under_the_studys_rule_equal_the_definition_on_its_text(bridge, w
         seed=5,
     )
     inputs = prepare(config, tokenizer, weights)
-    table = score_heads(weights, inputs, config, batch_size=2).set_index(["layer", "head"])
+    means = mean_outputs(weights, inputs.others, config.start_layer, batch_size=2)
+    table = cspa_scores(weights, inputs.scored, means, inputs.function_tokens, config, 2).set_index(["layer", "head"])
 
     beginnings: list[list[int]] = []
     for document in Corpus(str(path)).documents(5):

@@ -103,10 +103,10 @@ def test_direct_effects_before_and_after_equal_runs_with_hooks(architecture: str
 def test_changes_of_the_parts_add_up_to_the_whole_on_every_block(architecture: str) -> None:
     setup = random_setup(architecture)
     found = direct_effects(setup.runs(), MOVERS, "corrupted")
-    parts = found.heads_change.sum(dim=(0, 1)) + found.mlps_change + found.final_norm_change
-    torch.testing.assert_close(parts, found.logit_diff_change)
+    parts = found.heads[1].sum(dim=(0, 1)) + found.mlps[1] + found.final_norm[1]
+    torch.testing.assert_close(parts, found.logit_diff[1])
     below = [head for head in HEADS if head[0] == 0 and head not in MOVERS]
-    assert all(bool((found.heads_change[head] == 0).all()) for head in below)
+    assert all(bool((found.heads[1][head] == 0).all()) for head in below)
 
 
 def test_what_came_back_is_the_sum_over_the_parts_that_stay() -> None:

@@ -23,8 +23,8 @@ from tests.support.random_models import HOOKED
 LAX = Thresholds(
     s_inhibition_effect=9.0,
     logit_diff_change=9.0,
-    attention_io_change=2.0,
-    attention_s1_change=-2.0,
+    attention_io_change=1.0,
+    attention_s1_change=-1.0,
     induction_effect=9.0,
 )
 IN_TWO_LAYERS = [(1, 0), (1, 2), (2, 1), (2, 3)]

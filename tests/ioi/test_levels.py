@@ -163,7 +163,7 @@ def test_without_s_inhibition_heads_the_third_level_says_why(definitions: str) -
     found = setup.measure(facts, thresholds=Thresholds(s_inhibition_effect=-9.0)).levels
     assert found["reason"][2] == "no S-inhibition heads: no effect on name movers' queries is below -9"
     assert found["percent"][1] == 0  # measured: heads do reach the name movers
-    none_passes = Thresholds(s_inhibition_effect=9.0, attention_s1_change=2.0)
+    none_passes = Thresholds(s_inhibition_effect=9.0, attention_s1_change=1.0)
     found = setup.measure(facts, thresholds=none_passes).levels
     candidates = 12 if definitions == "frozen" else 8  # those with an edge into a name mover's query
     assert found["reason"][2] == f"no S-inhibition heads: none of {candidates} candidates passes the signal test"

@@ -33,7 +33,12 @@ def model() -> PreTrainedModel:
 
 
 def train(
-    folder: Path, *callbacks: TrainerCallback, steps: int = 4, resume: str | None = None, **arguments: Any
+    folder: Path,
+    *callbacks: TrainerCallback,
+    steps: int = 4,
+    resume: str | None = None,
+    log: bool = True,
+    **arguments: Any,
 ) -> Trainer:
     """A training of a few steps with dropout, from the same start each time."""
     torch.manual_seed(0)
@@ -42,6 +47,9 @@ def train(
         str(folder), **(asked | {"per_device_train_batch_size": 4, "disable_tqdm": True} | arguments)
     )
     trainer = Trainer(model(), settings, train_dataset=DATA, processing_class=words(), callbacks=list(callbacks))
+    for one in callbacks:
+        if isinstance(one, cot.CircuitCallback) and log:
+            one.log = trainer.log
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -136,6 +144,24 @@ def test_loggers_that_the_trainer_knows_see_the_numbers(tmp_path: Path) -> None:
     train(tmp_path / "run", logger, callback(tmp_path / "results"), steps=2)
     assert sum("circuits/ioi/logit_diff" in line for line in logger.logs) == 2
     assert sum("loss" in line for line in logger.logs) == 1
+
+
+def test_without_the_trainers_log_the_history_alone_has_the_numbers_and_reporters_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Reporting(Watcher):
+        def on_train_begin(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+            args.report_to = ["wandb"]  # Trainer itself refuses those that are not installed.
+
+    logger = Reporting()
+    trainer = train(tmp_path / "run", logger, callback(tmp_path / "results"), steps=2, log=False)
+    held = [line for line in trainer.state.log_history if "circuits/ioi/logit_diff" in line]
+    assert [line["step"] for line in held] == [0, 2]
+    assert held[0]["circuits/ioi/logit_diff"] == pytest.approx(
+        Store(tmp_path / "results").read_tables("baselines")["full"][0]
+    )
+    assert not any("circuits/ioi/logit_diff" in line for line in logger.logs)
+    assert caplog.text.count("circuits are not told to wandb; pass log=trainer.log") == 1
 
 
 def test_numbers_are_those_of_the_library_for_the_weights_of_that_step(tmp_path: Path) -> None:

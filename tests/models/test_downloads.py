@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 
 from circuits_over_time.utils.base.errors import CheckpointUnusable, UserError, without_secrets
+from circuits_over_time.utils.hub import download
 from circuits_over_time.utils.hub.download import WAITS
 from circuits_over_time.utils.hub.listing import AT_ONCE, HubUnreachable, Listing, in_parallel
 from circuits_over_time.utils.models.family import HubFamily, fetch, resolve_family
@@ -266,13 +267,16 @@ def test_torch_files_are_read_ahead_like_safetensors(pythia: HubFamily, served: 
     assert loads_weights_of(pythia, 2000, 5)
 
 
-def test_an_unreachable_endpoint_gives_up_after_the_last_wait(
-    waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(("answered", "n_waits"), [(True, len(WAITS)), (False, 2)])
+def test_a_hub_that_has_gone_is_waited_for_and_one_that_never_answered_is_not(
+    answered: bool, n_waits: int, waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    if not answered:
+        download._answered.clear()
     point_at("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(HubUnreachable):
         resolve_family("lab/run", tmp_path)
-    assert waits == list(WAITS)
+    assert waits == list(WAITS[:n_waits])
 
 
 def test_once_the_hub_is_gone_all_that_is_not_known_is_told_the_same(served: HubServer, pythia: HubFamily) -> None:

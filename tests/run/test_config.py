@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -110,13 +111,16 @@ def test_a_config_cannot_be_changed() -> None:
         ("checkpoints: linaer", "configs/c.yml: checkpoints: 'linaer' is not a schedule; did you mean 'linear'?"),
         ("checkpoints: [1, two]", "configs/c.yml: checkpoints[1]: 'two' is not a whole number"),
         ("checkpoints: 1000", "configs/c.yml: checkpoints: 1000 is not text or a list (default: 'all')"),
-        ("checkpoints: [-1]", "configs/c.yml: checkpoints: -1 is not a training step; steps are 0 or more"),
+        (
+            "checkpoints: [-1]",
+            "configs/c.yml: checkpoints: -1 is not a training step; steps are 0 or more",
+        ),
         (
             "checkpoints: []",
-            "configs/c.yml: checkpoints: the list is empty; name a schedule or at least one step",
+            "configs/c.yml: checkpoints: the list of steps is empty",
         ),
         ("results_dir: 3", "configs/c.yml: results_dir: 3 is not text (default: 'results')"),
-        ("search: {threshold: 2}", "configs/c.yml: search.threshold: 2 is not a number <= 1 (default: 0.8)"),
+        ("search: {threshold: 2}", "configs/c.yml: search.threshold: 2 is not a number >= 0 and <= 1 (default: 0.8)"),
         ("search: {threshold: .nan}", "configs/c.yml: search.threshold: '.nan' is not a number (default: 0.8)"),
         (
             "search: {threshold: 1e999}",
@@ -150,7 +154,8 @@ def test_a_refused_key_is_named_with_its_file_value_and_way_out(line: str, told:
         ("=3", "command line: '=3' is not an override; write it as key=value, for example seed=1"),
         (
             "checkpoints=[1",
-            "command line: checkpoints: line 1, column 3: not valid YAML (expected ',' or ']', but got '<stream end>')",
+            "command line: checkpoints: line 1, column 3: not valid YAML (expected ',' or ']', but got '<stream end>')"
+            "; check quotes, brackets, indents",
         ),
     ],
 )
@@ -172,16 +177,31 @@ def test_a_missing_key_says_where_to_write_it(write: Any) -> None:
     assert errors_of(None, "task=ioi") == [f"command line: model: {way_out}"]
 
 
+NOT_READ = "is not read; leave it out (text may stand in quotes)"
+# Ten values, and lists of ten aliases of the list before.
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in itertools.pairwise("abcdefgh")
+)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("seed: 1\nmodel: a\nseed: 2\n", "configs/c.yml: seed: given twice (again on line 3); keep one"),
-        ("eap:\n  sizes: [1]\n  sizes: [2]\n", "configs/c.yml: sizes: given twice (again on line 3); keep one"),
+        ("eap:\n  sizes: [1]\n  sizes: [2]\n", "configs/c.yml: eap.sizes: given twice (again on line 3); keep one"),
         ("1: 3\n", "configs/c.yml: line 1: key 1 is not text; put it in quotes"),
         ("[a]: 3\n", "configs/c.yml: line 1: key [...] is not text; put it in quotes"),
         ("- a\n", "configs/c.yml: holds no keys; write lines like 'model: pythia-160m'"),
-        ("a: b: c\n", "configs/c.yml: line 1, column 5: not valid YAML (mapping values are not allowed here)"),
-        ("a: &x [*x]\n", "configs/c.yml: an alias (*) is inside the value it names; write the value out"),
+        (
+            "a: b: c\n",
+            "configs/c.yml: line 1, column 5: a: not valid YAML (mapping values are not allowed here); "
+            "check quotes, brackets, indents",
+        ),
+        ("eap: {ig_steps: !!int 3}", f"configs/c.yml: eap.ig_steps: the tag !!int {NOT_READ}"),
+        ("eap:\n  sizes: [1, !x 2]", f"configs/c.yml: eap.sizes[1]: the tag !x {NOT_READ}"),
+        (f"seed: {'9' * 5000}", "configs/c.yml: a number has too many digits; write a smaller one"),
+        (BOMB, "configs/c.yml: e[7]: more than 100,000 values, aliases written out; write fewer"),
+        ("a: &x [*x]\n", "configs/c.yml: a[0]: an alias (*) is inside the value it names; write the value out"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(text: str, told: str, write: Any) -> None:
@@ -190,7 +210,7 @@ def test_a_file_that_is_no_config_is_refused(text: str, told: str, write: Any) -
 
 def test_tags_that_make_objects_are_refused(write: Any) -> None:
     (line,) = errors_of(write("model: !!python/object/apply:os.getcwd []\n"))
-    assert line.startswith("configs/c.yml: line 1, column 8: not valid YAML (could not determine a constructor")
+    assert line == f"configs/c.yml: model: the tag !!python/object/apply:os.getcwd {NOT_READ}"
 
 
 def test_a_missing_file_suggests_a_neighbour(write: Any) -> None:

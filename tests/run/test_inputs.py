@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import Field
 
 from circuits_over_time.utils.base.files import file_sha256
-from circuits_over_time.utils.config.keys import TaskConfig, files_read
+from circuits_over_time.utils.config.keys import TaskConfig, files_read, key
 from circuits_over_time.utils.heads.keys import CspaConfig
 from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
 from circuits_over_time.utils.results.store import Result
@@ -34,7 +33,7 @@ PROMPTS = "clean,corrupted,answers,wrong_answers\n" + "\n".join(
 class TextConfig(TaskConfig):
     """A demo that reads a text."""
 
-    corpus: str = Field("none", json_schema_extra={"file": True})
+    corpus: str = key("none", file=True)
 
 
 TEXTUAL = dataclasses.replace(ANALYSIS, schema=TextConfig)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import subprocess
 import sys
@@ -81,9 +83,24 @@ def test_the_recipe_of_a_metric_adds_it_to_every_task(copy: Path) -> None:
     follow(RECIPES["A new metric"], copy)
     table = pd.read_csv(copy / "results" / "task_performance" / "toy" / "ioi" / STEPS[-1])
     values = table[table["run"] == "clean"].set_index("metric")["value"]
-    # On prompts that the model gets right the answer ranks first.
-    assert values["rank_0_rate"] <= values["reciprocal_rank"] <= 1
-    assert "reciprocal rank of the answer" in (copy / "figures" / "task_performance.html").read_text()
+    # P(A) is half of P(A) + P(W) and P(A) - P(W); the mean of its logarithm is below the logarithm of its mean.
+    assert -1 < values["log_prob"] <= math.log((values["prob_mass"] + values["prob_diff"]) / 2)
+    assert "log probability of the answers" in (copy / "figures" / "task_performance.html").read_text()
+    # Circuits are found with it on prompts of a CSV.
+    rows = ["clean,corrupted,answers,wrong_answers"]
+    for name in ("John", "Paul", "Mark", "Mary"):
+        clean, corrupted = (
+            f"When Susan and {name} went to the store. {who} gave a drink to" for who in (name, "Susan")
+        )
+        rows.append(f"{clean},{corrupted}, Susan, {name}")
+    (copy / "drinks.csv").write_text("\n".join(rows))
+    asked = (
+        "checkpoints=[1350] task=drinks.csv metric=log_prob n_prompts=4 evaluate_on=same n_random=0 search.mib=false"
+    )
+    follow(Recipe(commands=[f"python get_circuits_over_time.py -c configs/toy.yml {asked}"]), copy)
+    found = copy / "results" / "baselines" / "toy" / "drinks"
+    assert json.loads((found / "run.json").read_text())["config"]["metric"] == "log_prob"
+    assert (pd.read_csv(found / STEPS[-1])["full"] < 0).all()
 
 
 @pytest.mark.slow

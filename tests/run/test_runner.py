@@ -285,7 +285,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_sweep_goes_on(bench: Bench, tm
     assert bench.run() == 1
     assert bench.measured == [(0, "x"), (0, "y"), (20, "x"), (20, "y")]
     assert bench.said[-2] == "checkpoints that could not be measured: 1"
-    assert bench.said[-1].startswith(f"  tiny step 10: {bench.family}/step10: the checkpoint cannot be loaded (")
+    assert bench.said[-1].startswith(f"  tiny step 10: {bench.family}/step10/model.safetensors: cannot be read (")
     assert Store(bench.results).folder(SECOND, "tiny", "y").steps() == [0, 20]
 
 
@@ -466,7 +466,11 @@ def test_results_that_cannot_be_written_are_told_in_one_line_before_anything_is_
     bench.results = Path(place)
     assert bench.run() == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"results_dir: {place}/first/tiny/x cannot be written to (")
+    told = {
+        "/proc/nowhere": "results_dir: /proc/nowhere/first/tiny/x cannot be written to (",
+        "file/results": "command line: results_dir: 'file/results': file is a file, not a folder",
+    }
+    assert line.startswith(told[place])
     assert line.endswith("; name another folder")
     assert bench.loaded == []
 

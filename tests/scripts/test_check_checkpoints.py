@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from check_checkpoints import main
 from circuits_over_time.utils.integrity.descent import FLOOR, distance, weight_changes
@@ -151,3 +152,21 @@ def drifting(folder: Path, seeds: dict[int, int], drift: list[float] | None = No
         }
         save_file(moved, target / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def test_folders_that_cannot_be_measured_do_not_pass(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, last = (toy / f"step{step}" for step in TOY_STEPS)
+    (first / "model.safetensors").unlink()
+    (first / "lit_model.pth").touch()
+    (second / "config.json").unlink()
+    tensors = load_file(last / "model.safetensors")
+    tensors["gpt_neox.layers.2.mlp.dense_h_to_4h.bias"][0] = torch.nan
+    save_file(tensors, last / "model.safetensors", metadata={"format": "pt"})
+    assert run(toy, tmp_path) == 1
+    problems = table(tmp_path)["problem"].dropna().tolist()
+    assert [problem.partition(": ")[0] for problem in problems] == ["missing", *["cannot be measured"] * 2]
+    for problem, told in zip(problems, ("is litgpt's", "config.json is missing", "holds NaN or infinity"), strict=True):
+        assert told in problem
+    assert "3 are missing or cannot be measured" in capsys.readouterr().out

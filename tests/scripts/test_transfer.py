@@ -117,7 +117,7 @@ def test_a_table_is_measured_again_when_there_are_more_circuits(tmp_path: Path) 
 
 def test_a_step_without_results_is_refused(given: list[str], capsys: pytest.CaptureFixture) -> None:
     assert main(ANALYSIS, [*given, "transfer=[7]"]) == 2
-    assert "transfer: no results of " in capsys.readouterr().err
+    assert "transfer: step 7 is neither a checkpoint of this run nor in the results of " in capsys.readouterr().err
 
 
 def test_neighbours_are_the_steps_before_and_after_with_a_circuit(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def point_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def instant_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Let no wait for the hub take time, neither ours nor those of its client; returns the list of waits to come."""
     waits: list[float] = []
+    retries._answered.set()  # As in a process that has heard from the hub.
     clock = types.SimpleNamespace(**{name: getattr(time, name) for name in dir(time) if not name.startswith("_")})
     clock.sleep = waits.append
     monkeypatch.setattr(retries, "time", clock)

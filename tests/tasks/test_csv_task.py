@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.tasks import build_prompts, get_task
@@ -122,13 +124,58 @@ def test_a_row_of_unequal_length_under_pythia_names_both_lengths(write):
         build(path, tokenizer=pythia())
 
 
-def test_a_forgotten_space_is_refused_even_where_the_word_alone_is_a_token(write):
-    path = write(HEADER, "John gave a drink to,Mary gave a drink to,Mary,John")
-    assert len(pythia()("toMary")["input_ids"]) == 2
-    with pytest.raises(
-        UserError, match=r"'Mary' is not a token of its own after 'John gave a drink to'; write ' Mary'"
-    ):
+def test_an_answer_may_continue_a_word_where_it_is_a_token_of_its_own(write):
+    path = write(HEADER, "The Blue Bay Quarry (BB,The Blue Sea Quarry (BB,Q,G")
+    prompts = build(path, tokenizer=pythia())
+    assert prompts.answers.right.tolist() == [pythia()("(BBQ")["input_ids"][-1:]]
+    # Without its space this name is another token, and is asked for as it is written.
+    path = write(HEADER, "John gave a drink to,Mary gave a drink to,Mary,John", name="glued.csv")
+    assert pythia().decode(build(path, tokenizer=pythia()).answers.right[0]) == "Mary"
+    # "gavethe" is cut elsewhere: there is no token to ask for.
+    path = write(HEADER, "John gave th,Mary gave th,e,is", name="other.csv")
+    with pytest.raises(UserError, match=r"'e' is not a token of its own after 'John gave th'; write ' e', with"):
         build(path, tokenizer=pythia())
+
+
+def test_text_without_spaces_between_words_is_taken(write):
+    rows = ["明天天气是,今天天气是,大,小", "他有十个,他在十个,人,国"]
+    letters = sorted(set("".join(rows)))
+    backend = Tokenizer(models.BPE({letter: token for token, letter in enumerate(letters)}, []))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    prompts = build(write(HEADER, *rows), 2, tokenizer)
+    asked = {tokenizer.decode(token) for token in prompts.answers.right[:, 0]}
+    assert asked == {"大", "人"}
+
+
+def test_a_prompt_that_ends_with_a_space_is_told_so(write):
+    path = write(HEADER, "So Paul is ,So Mary is ,he,she")
+    told = r"'he' is not a token of its own after 'So Paul is '; the prompt ends with a space: end it before that, and "
+    with pytest.raises(UserError, match=told + "write ' he'"):
+        build(path, tokenizer=pythia())
+
+
+def test_up_to_five_rows_are_told_at_once_with_their_cells(write):
+    path = write(HEADER, *(f"So {name} is,,he,she" for name in "ABCDEFG"))
+    with pytest.raises(UserError) as caught:
+        build(path)
+    told = "; ".join(f"row {n} (line {n + 1}): corrupted is empty" for n in range(1, 6))
+    assert str(caught.value) == f"{path}: {told} and 2 more"
+    rows = [
+        "So Paul is,So Paul is so, he, she",
+        "So Paul is,So Mary is, he, she",
+        "So Mary is,So John was not, he, she",
+    ]
+    with pytest.raises(UserError, match=r"row 1 .*clean has 3 tokens and corrupted 4.*; row 3 \(line 4\): clean has 3"):
+        build(write(HEADER, *rows, name="lengths.csv"), tokenizer=pythia())
+
+
+def test_answers_that_are_one_token_are_told(write):
+    lowered = Tokenizer(models.WordLevel({"he": 0, "she": 1, "so": 2, "is": 3, "paul": 4, "mary": 5}, unk_token="she"))
+    lowered.normalizer, lowered.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=lowered)
+    path = write(HEADER, "So Paul is,So Mary is, he; He, she")
+    with pytest.raises(UserError, match=r"row 1 \(line 2\): answers: ' he' and ' He' are the same token; keep one"):
+        build(path, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(

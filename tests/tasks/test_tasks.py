@@ -319,7 +319,7 @@ def test_prompts_longer_than_a_context_are_refused_with_the_longest():
         UserError, match=rf"task: ioi: a prompt has {longest} tokens, but the model's context holds 7; use"
     ):
         prompts.require_fit("ioi", shape(7))
-    with pytest.raises(UserError, match=r"not the model's: token .* the model has 50"):
+    with pytest.raises(UserError, match=r"not the model's: token \d+ in '.+' \(ioi\), but the model has 50 embeddings"):
         prompts.require_fit("ioi", shape(longest, 50))
 
 

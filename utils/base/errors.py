@@ -28,10 +28,46 @@ def errors_of_python() -> Iterator[None]:
     except UserError as error:
         text = str(error).replace("=true", "=True").replace("=false", "=False")
         raise ValueError(re.sub(r"pass dtype=(\w+)", r"pass dtype='\1'", text)) from None
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be imported for it.
+    except FloatingPointError as error:
+        way_out = "" if "float32" in str(error) else "; pass dtype='float32'"
+        raise ValueError(f"model: {error}{way_out}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         raise ValueError("batch_size: a batch does not fit on the device; pass a smaller one") from None
+
+
+def with_way_out(error: FloatingPointError) -> str:
+    """What is not finite, and what to do about it: `layer 1 gives NaN or infinity in float16; pass dtype=float32`."""
+    if "float32" in str(error):
+        return f"{error}; its training diverged, or the file is damaged: leave the step out"
+    return f"{error}; pass dtype=float32, and if it stays, leave the step out"
+
+
+@contextlib.contextmanager
+def failures_as_user_errors() -> Iterator[None]:
+    """For scripts: what is up to files or memory becomes a line."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"not enough memory ({one_line(error)}); ask for less, or for smaller batches") from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(
+            f"{error.filename}: {error.strerror}; name another file or folder, or put this right"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the CPU or on a GPU. torch need not be imported for it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
 
 
 def one_line(error: BaseException) -> str:

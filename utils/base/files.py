@@ -56,6 +56,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def what_it_is(path: Path) -> str | None:
+    """What a file that cannot be read is instead of what its name says, with the way out; None if nothing tells."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
+    except OSError:
+        return None
+    if not start:
+        return "is empty; copy or fetch it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself; fetch that with: git lfs pull"
+    if start[:1] == b"<":
+        return "is a web page, not the file itself; fetch that again"
+    return None
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file as `atomic_write` does."""
     atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -58,8 +56,8 @@ class CircuitCallback(TrainerCallback):
     """Finds circuits while a Trainer trains, and leaves the model, its gradients and all random states as they are.
 
     Results go where get_circuits_over_time.py writes its own, under the training's name, so all figures read them. The
-    metric, and the circuit's size and faithfulness if there is one, also go into the trainer's log, and from there to
-    whatever `report_to` names. If the training goes on from a checkpoint, so do the results.
+    metric, and the circuit's size and faithfulness if there is one, also go into the trainer's log. If a training goes
+    on from a checkpoint, so do the results.
 
     With several processes, the first one measures while the others wait.
 
@@ -71,13 +69,15 @@ class CircuitCallback(TrainerCallback):
         tokens_per_step: tokens of a training step, for the axes of figures. Not needed if the trainer counts them:
             `TrainingArguments(include_num_input_tokens_seen="all")`.
         overwrite: replace the results of an earlier training of this name.
+        log: `trainer.log`, which also tells whatever `report_to` names. Without it the numbers go into
+            `trainer.state.log_history` alone, since a trainer does not tell its callbacks who it is.
         keys: as of `cot.find_circuit`.
 
     Raises:
         ValueError, TypeError: as `cot.find_circuit`, when the training begins.
 
     Example:
-        Trainer(model, arguments, train_dataset=data, callbacks=[cot.CircuitCallback("ioi", every=100)])
+        trainer.add_callback(cot.CircuitCallback("ioi", every=100, log=trainer.log))
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class CircuitCallback(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase | None = None,
         tokens_per_step: int | None = None,
         overwrite: bool = False,
+        log: Callable[[dict[str, float]], None] | None = None,
         **keys: Any,
     ) -> None:
         if isinstance(every, int) and every < 1:
@@ -98,7 +99,7 @@ class CircuitCallback(TrainerCallback):
         with errors_of_python():
             self.tasks = [get_task(one, "logit_diff") if isinstance(one, str) else one for one in tasks]
         self.every, self.results_dir, self.name, self.overwrite = every, Path(results_dir), name, overwrite
-        self.tokenizer, self.tokens_per_step, self.keys = tokenizer, tokens_per_step, keys
+        self.tokenizer, self.tokens_per_step, self.log, self.keys = tokenizer, tokens_per_step, log, keys
         self._inputs: dict[str, CircuitPrompts] = {}
         self._configs: dict[str, CircuitsConfig] = {}
         self._hashes: dict[str, dict[str, str]] = {}
@@ -118,6 +119,9 @@ class CircuitCallback(TrainerCallback):
         if self.tokens_per_step is None and args.include_num_input_tokens_seen in ("no", False):
             counted = 'TrainingArguments(include_num_input_tokens_seen="all")'
             raise ValueError(f"tokens_per_step: not known; pass tokens_per_step=, or let the trainer count: {counted}")
+        if self.log is None and args.report_to:
+            reporters = ", ".join(args.report_to)
+            log.warning("circuits are not told to %s; pass log=trainer.log to the CircuitCallback", reporters)
         self.name = self.name or Path(str(args.output_dir)).resolve().name
         with errors_of_python():
             model = model_in_memory(kwargs["model"], None, self.tokenizer, None, None)
@@ -198,9 +202,12 @@ class CircuitCallback(TrainerCallback):
             encoded = tuple(folder.encode(step, results[folder.kind.name], tokens) for folder in folders)
             write_results(folders, [EncodedResults(step, checkpoint.provenance, self._hashes[task.name], encoded)])
             logged |= {f"circuits/{task.name}/{key}": value for key, value in _summary(results, task).items()}
+        if self.log is None:
+            state.log_history.append({**logged, "step": step})
+            return
         # Logging says that all is logged. What the trainer itself wants to log at this step is still to come.
         should_log = control.should_log
-        _trainer().log(logged)
+        self.log(logged)
         control.should_log = should_log
 
 
@@ -221,12 +228,3 @@ def _sha256(model: PreTrainedModel) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _trainer() -> Trainer:
-    """The trainer that called: a callback is told all but this, and only the trainer logs to what `report_to` names."""
-    frame = sys._getframe()
-    while not isinstance(caller := frame.f_locals.get("self"), Trainer):
-        assert frame.f_back is not None, "a callback is called by its trainer"
-        frame = frame.f_back
-    return caller

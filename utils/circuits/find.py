@@ -104,11 +104,7 @@ def circuit_prompts(
 
 
 def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> FoundCircuit:
-    """Score all edges, and search for the smallest faithful circuit.
-
-    Raises:
-        UserError: if scores overflow in the model's number format.
-    """
+    """Score all edges, and search for the smallest faithful circuit."""
     graph, search = Graph.of(weights), settings.search
     folds = score_edges(weights, prompts, settings)
     signed = signed_selection(folds, settings)
@@ -133,29 +129,19 @@ def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, settings: Circu
 
 
 def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> FoldScores:
-    """EAP-IG scores of every edge.
-
-    Raises:
-        UserError: if they overflow in the model's number format.
-    """
+    """EAP-IG scores of every edge."""
     scoring = prompts.scoring.to(weights.device)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():  # Callers may be in torch.no_grad().
-            return attribute(
-                weights,
-                scoring.pairs,
-                scoring.metric(prompts.task.primary),
-                assign_folds(len(scoring), settings.eap.n_folds, settings.seed),
-                steps=settings.eap.ig_steps,
-                quadrature=settings.eap.quadrature,
-                batch_size=settings.batch_size,
-                memory_budget_gb=settings.memory_budget_gb,
-            )
-    except FloatingPointError as error:
-        kind = str(weights.dtype).removeprefix("torch.")
-        if kind == "float32":
-            raise UserError(f"model: {error}; its weights are damaged, or activations overflow") from None
-        raise UserError(f"dtype: {kind}: {error}; use dtype=float32 or bfloat16") from None
+    with torch.inference_mode(False), torch.enable_grad():  # Callers may be in torch.no_grad().
+        return attribute(
+            weights,
+            scoring.pairs,
+            scoring.metric(prompts.task.primary),
+            assign_folds(len(scoring), settings.eap.n_folds, settings.seed),
+            steps=settings.eap.ig_steps,
+            quadrature=settings.eap.quadrature,
+            batch_size=settings.batch_size,
+            memory_budget_gb=settings.memory_budget_gb,
+        )
 
 
 def signed_selection(folds: FoldScores, settings: CircuitSettings) -> Signed | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import json
@@ -21,7 +22,7 @@ from circuits_over_time.edge_attribution_patching.circuits.circuit import Circui
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import FaithfulnessCurve
 from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes
 from circuits_over_time.edge_attribution_patching.graph import QKV, Graph
-from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights, require_finite
 from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
 
 from ..base.errors import UserError, suggest
@@ -30,7 +31,7 @@ from ..config.keys import TaskConfig, with_start_token
 from ..models import local
 from ..models.checkpoint import LoadedCheckpoint, describe, load_weights, resolve_device
 from ..models.family import resolve_family
-from ..models.revisions import GENERAL, read_names
+from ..models.revisions import GENERAL, Named, read_names
 from ..tasks import Prompts, Task
 from .find import CircuitPrompts, circuit_prompts, evaluator_of
 from .keys import CircuitSettings, TaskSettings
@@ -135,11 +136,12 @@ def load_named(
         weights, _ = load_weights(folder, dtype, where)
         named = read_names([folder.name], GENERAL)
         step = named[0].step if step is None and named else step
-        per_step, habit = None, None
-        if (folder.parent / "family.json").is_file():
-            per_step, habit = local.read_about(folder.parent, None)
-        tokens = None if step is None or per_step is None else step * per_step
-        return Model(folder.resolve().name, weights, tokenizer or described.tokenizer, step, tokens, habit)
+        about, tokens = local.About.of(folder.parent, None), None
+        if step is not None:
+            with contextlib.suppress(UserError):  # Nobody says, which matters to families alone.
+                seen = about.with_tokens(folder, Named(folder.name, step))
+                tokens = seen.tokens if not about.per_step else step * about.per_step[0]
+        return Model(folder.resolve().name, weights, tokenizer or described.tokenizer, step, tokens, about.prepend_bos)
     checkpoints = resolve_family(name, **family)
     step = checkpoints.steps[-1] if step is None else step
     if step not in checkpoints.steps:
@@ -174,6 +176,7 @@ def model_in_memory(
         weights = read_weights(model)
     except KeyError as error:
         raise UserError(f"model: {type(model).__name__} has no {error}; make it with AutoModelForCausalLM") from None
+    require_finite(model.state_dict())
     return Model(name, weights, tokenizer, step)
 
 
@@ -214,6 +217,8 @@ def settings_of(
             if not isinstance(block, dict) or name in block:
                 raise TypeError(f"{name}: given twice, by itself and in {within[name]}=")
             block[name] = value
+        elif name == "metric":
+            raise TypeError("metric: belongs to the task; pass it there: cot.task(..., metric=...)")
         else:
             known = [key for key in (*fields, *within) if key not in OF_RUNS]
             raise TypeError(f"{name}: there is no such keyword{suggest(name, known)}")

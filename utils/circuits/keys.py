@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from circuits_over_time.edge_attribution_patching.choices import (
     POSITIVE_SHARE,
@@ -17,8 +17,12 @@ from circuits_over_time.edge_attribution_patching.choices import (
 )
 from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
 
-from ..config.keys import MemoryKeys, PromptOptions, Section, TaskConfig, execution
+from ..base.errors import UserError, shortened
+from ..config.keys import MemoryKeys, PromptOptions, Section, Steps, TaskConfig, amount, execution, key
 from ..tasks import Task, tasks_of
+
+if TYPE_CHECKING:
+    from ..results.store import Store
 
 _SHARED: dict[str, Any] = dict(TaskConfig.model_fields)
 
@@ -26,18 +30,18 @@ _SHARED: dict[str, Any] = dict(TaskConfig.model_fields)
 class EapConfig(Section):
     """How edges are scored."""
 
-    ig_steps: int = Field(20, gt=0)
+    ig_steps: int = amount(20, most=1000, reason="more steps change no score")
     """Integration [steps](../docs/circuits.md#scores) of EAP-IG."""
     quadrature: Quadrature = "left"
     """Where the [steps](../docs/circuits.md#scores) lie: `left`, `right`, `midpoint` or `gauss-legendre`."""
-    n_folds: int = Field(10, ge=2)
+    n_folds: int = amount(10, 2, most=1000)
     """Into how many folds the prompts are dealt, to say [how sure](../docs/circuits.md#how-sure-it-is) scores are."""
 
 
 class SearchConfig(Section):
     """How the circuit is searched."""
 
-    threshold: float = Field(0.8, gt=0)
+    threshold: float = key(0.8, gt=0, le=1, reason="the whole model has 1")
     """The faithfulness a circuit must reach."""
     criterion: Criterion = "normalised"
     """Which [faithfulness](../docs/circuits.md#the-circuit) must reach it: `normalised` or `raw`."""
@@ -47,13 +51,13 @@ class SearchConfig(Section):
     """In which order edges join: `greedy`, the strongest edge into the circuit so far, or `top_n`, wherever it is."""
     selection: Selection = "absolute"
     """What makes an edge [strong](../docs/circuits.md#the-circuit): `absolute`, its |score|, or `signed`."""
-    positive_share: float = Field(POSITIVE_SHARE, ge=0, le=1)
+    positive_share: float = key(POSITIVE_SHARE, ge=0, le=1, reason="it is a share", only_with=("selection", "signed"))
     """With `selection: signed`, at least this share of the edges have a positive score."""
     sizes: list[int] | None = None
     """Evaluate exactly these numbers of edges (`[25, 50, 100]`) instead of searching."""
     mib: bool = False
     """Also report CPR and CMD of the Mechanistic Interpretability Benchmark (MIB), which costs 20 more circuits."""
-    min_gap: float = Field(0.01, ge=0)
+    min_gap: float = key(0.01, ge=0, le=1000, reason="no logit differs by more")
     """By how much the metric on clean prompts must beat that on corrupted ones for a task to count as learned."""
 
     def rule(self) -> SizeRule:
@@ -71,7 +75,7 @@ class SearchConfig(Section):
 class CircuitKeys(Section):
     """What a circuit depends on, apart from the model and the task."""
 
-    n_prompts: int = Field(100, gt=0)
+    n_prompts: int = amount(100)
     """How many prompt pairs to score edges on; with `evaluate_on: heldout`, faithfulness gets as many again."""
     eap: EapConfig = EapConfig()
     search: SearchConfig = SearchConfig()
@@ -90,7 +94,7 @@ class TaskSettings(MemoryKeys, PromptOptions):
 class CircuitSettings(CircuitKeys, TaskSettings):
     """Everything that finding a circuit in one model depends on, and checking it."""
 
-    n_random: int = Field(20, ge=0)
+    n_random: int = amount(20, 0, most=10_000)
     """How many [random circuits](../docs/circuits.md#against-chance) of its size to compare the circuit with."""
     hypothesis_tests: bool = False
     """Also [test](../docs/circuits.md#against-chance) the circuit as Shi et al. 2024."""
@@ -99,11 +103,27 @@ class CircuitSettings(CircuitKeys, TaskSettings):
 class CircuitsConfig(CircuitSettings, TaskConfig):
     """Keys of get_circuits_over_time.py."""
 
-    transfer: Literal["all", "neighbours"] | list[int] | None = execution(None)
+    transfer: Literal["all", "neighbours"] | Steps | None = execution(None)
     """Also put circuits of these steps, of the `neighbours` or of `all` steps into
     [other checkpoints' models](../docs/circuits.md#in-other-checkpoints-on-other-tasks)."""
     export_json: bool = execution(False)
     """Also write every graph in the JSON format of EAP-IG, next to its `.pt`."""
+
+
+def check_transfer(config: CircuitsConfig, store: Store, model: str, steps: Sequence[int]) -> None:
+    """Refuse steps in `transfer` that will have no circuit.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    if isinstance(config.transfer, list):
+        for task in tasks_of(config):
+            there = sorted({*steps, *store.folder("graphs", model, task.name).steps()})
+            if absent := sorted(set(config.transfer) - set(there)):
+                raise UserError(
+                    f"transfer: step {absent[0]} is neither a checkpoint of this run nor in the results of {model} "
+                    f"{task.name}; name others (there: {shortened(there)})"
+                )
 
 
 def tasks_of_transfer(config: CircuitsConfig) -> Sequence[Task]:

@@ -21,7 +21,7 @@ from circuits_over_time.edge_attribution_patching.model.packed_tokens import Pac
 from ..base.errors import UserError
 from ..tasks import Task
 from ..tasks.prompts import bos_token
-from ..tasks.vocabulary import encode
+from ..tasks.vocabulary import encode, require_embedded
 from .handle import Model, prompts_of, require_model
 from .keys import TaskSettings
 
@@ -113,6 +113,5 @@ def _tokens(model: Model, prompt: str, start_token: bool | None) -> list[int]:
         ids = [first, *ids]
     if not 0 < len(ids) <= model.weights.n_positions:
         raise UserError(f"prompt: has {len(ids)} tokens; the model takes 1 to {model.weights.n_positions}")
-    if max(ids) >= model.weights.d_vocab:
-        raise UserError(f"tokenizer: not the model's: token {max(ids)}, the model has {model.weights.d_vocab}")
+    require_embedded(torch.tensor([ids]), model.weights.d_vocab, "prompt", [prompt])
     return ids

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def over_time(
     if unknown := [key for key in given if key not in FunctionConfig.model_fields]:
         known = set(FunctionConfig.model_fields) - {"model", "checkpoints", "function"}
         raise TypeError(f"{unknown[0]}: there is no such keyword{suggest(unknown[0], sorted(known))}")
-    config = validated(FunctionConfig, given, given)
+    with _steps_for_checkpoints():
+        config = validated(FunctionConfig, given, given)
     if config.executor != "local":
         raise UserError(
             f"executor={config.executor!r}: a function of your own is measured in this process; leave it out"
@@ -76,8 +78,20 @@ def over_time(
     if (there := folder.steps()) and not config.overwrite:
         held = folder.read_table(there[0])
         columns.update(dict.fromkeys(list(held.columns)[len(STAMP) :], ""))
-    run(Analysis(name, FunctionConfig, (kind,), lambda config, tokenizer, shape: None, measure), config)
+    with _steps_for_checkpoints():
+        run(Analysis(name, FunctionConfig, (kind,), lambda config, tokenizer, shape: None, measure), config)
     return store.read_tables(kind, family)
+
+
+@contextmanager
+def _steps_for_checkpoints() -> Iterator[None]:
+    """Errors about the scripts' key `checkpoints` in the words of the caller, who passed `steps`."""
+    try:
+        yield
+    except (UserError, TypeError, ValueError) as error:
+        if not str(error).startswith("checkpoints"):
+            raise
+        raise type(error)("steps" + str(error).removeprefix("checkpoints")) from None
 
 
 def _code(function: Callable[..., Any]) -> str:

@@ -3,52 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from ..config.keys import Names, Section, execution
+from ..config.keys import LARGEST, Folder, Names, Section, amount, different, execution, key
 
 
 class EmergenceConfig(Section):
     """When something emerges."""
 
-    fraction: float = Field(0.5, gt=0, lt=1)
+    fraction: float = key(0.5, gt=0, lt=1, reason="it is a fraction")
     """A curve emerges where it first crosses this fraction of its maximum (of an accuracy, counted from 0.5)."""
-    sustained: int = Field(2, ge=1)
+    sustained: int = amount(2)
     """At how many checkpoints in a row it must stay there."""
-    weakest: float = Field(0.25, ge=0, lt=1)
+    weakest: float = key(0.25, ge=0, lt=1, reason="it is a share")
     """Leave out a head whose maximum is below this share of the largest maximum of its score in the model."""
 
 
 class ComparisonConfig(Section):
     """Keys of compare_circuits.py."""
 
-    results_dir: Path = execution(Path("results"))
+    results_dir: Folder = execution(Path("results"))
     """Where the results are, and where to write `comparison/`."""
     model: Names | None = None
     """Names of results folders (`toy`, `[pythia-160m, pythia-160m-seed1]`); `null`: every model with circuits."""
     task: Names | None = None
     """Tasks to compare; `null`: all there are."""
-    reference: int | None = Field(None, ge=0)
+    reference: int | None = key(None, ge=0, le=LARGEST, reason="no training has more steps")
     """The step whose circuit all others are compared with; `null`: the last one."""
-    size: int | None = Field(None, gt=0)
+    size: int | None = amount(None, most=LARGEST, reason="no model has more edges")
     """Edges of a circuit, before pruning, where sizes are fixed; `null`: the median over the task's circuits."""
     between: Literal["all", "none"] = "all"
     """Whether to compare models of one shape ([seeds](../docs/comparisons.md#seeds)) at every step: `all` pairs, or
     `none`."""
-    seeds: dict[str, list[str]] | None = None
+    seeds: dict[str, Annotated[list[str], AfterValidator(different)]] | None = Field(None, min_length=1)
     """Groups of models that are drawn and summed up together (`{pythia-160m: [pythia-160m-seed1, pythia-160m-seed2]}`);
     `null`: models of one shape whose names differ in a seed alone."""
-    pairs: int = Field(200, ge=100)
+    pairs: int = amount(200, 100, most=10_000)
     """Pairs of resamples of each checkpoint that its noise floor is taken from."""
-    permutations: int = Field(999, ge=99)
+    permutations: int = amount(999, 99, most=100_000)
     """Random deals of two checkpoints' folds that a [p-value](../docs/comparisons.md#is-a-change-real) comes from."""
-    resamples: int = Field(1000, ge=100)
+    resamples: int = amount(1000, 100, most=10_000)
     """Resamples that all other intervals are taken from (of the circuits' own curves a fifth)."""
-    false_discovery_rate: float = Field(0.05, gt=0, lt=1)
+    false_discovery_rate: float = key(0.05, gt=0, lt=1, reason="it is a share")
     """Of the changes that are flagged, how many may be none (Benjamini and Hochberg 1995, over checkpoints)."""
-    seed: int = Field(0, ge=0)
+    seed: int = key(0, ge=0, le=LARGEST, reason="generators of random numbers take 63 bits")
     """Seed of everything drawn at random."""
     emergence: EmergenceConfig = EmergenceConfig()
 

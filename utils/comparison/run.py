@@ -49,10 +49,18 @@ def compare(config: ComparisonConfig) -> dict[str, pd.DataFrame]:
     trajectories = {key: read_trajectory(store, *key) for key in model_tasks(store, config)}
     sizes = fixed_sizes(trajectories, config)
     references = {key: _reference(trajectory, config) for key, trajectory in trajectories.items()}
+    groups = _groups(config, trajectories)
+    longest = max(len(trajectory.steps) for trajectory in trajectories.values())
+    if config.emergence.sustained > longest:
+        raise UserError(
+            f"emergence.sustained: {config.emergence.sustained} checkpoints in a row, but there are only {longest}"
+        )
     folder = ComparisonFolder(store.root)
     require_writable(folder.path, "results_dir")
     similarity = _similarity(config, trajectories, sizes, references, folder)
-    tables = {"similarity": similarity} | _other_tables(config, store, trajectories, sizes, references, similarity)
+    tables = {"similarity": similarity} | _other_tables(
+        config, store, trajectories, sizes, references, groups, similarity
+    )
     tables = {name: tables[name] for name in COMPARISONS}
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     folder.write_all(
@@ -113,11 +121,11 @@ def _other_tables(
     trajectories: Mapping[ModelTask, Trajectory],
     sizes: Mapping[str, int],
     references: Mapping[ModelTask, int],
+    groups: Mapping[str, list[str]],
     similarity: pd.DataFrame,
 ) -> dict[str, pd.DataFrame]:
     """All tables but `similarity`: first model by model, then those about several models."""
     models = list(dict.fromkeys(model for model, _ in trajectories))
-    groups = _groups(config, trajectories)
     frames: dict[str, list[pd.DataFrame]] = defaultdict(list)  # table -> its rows, model by model
     curves: dict[str, list[Curve]] = {}
     common: dict[str, list[Curve]] = {}  # of names that seeds have in common

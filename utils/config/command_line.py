@@ -14,17 +14,22 @@ import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import pydantic
 
-from ..base.errors import UserError
+from ..base.errors import UserError, failures_as_user_errors
 from ..base.progress import configure_logging
+from .explain import given_in, key_of
 from .keys import load_config
+from .strict_yaml import Block, parse_override, read_yaml
 
 _TOLD = "said how to go on"
+_config: ContextVar[tuple[Path | None, Block, list[tuple[str, ...]]]] = ContextVar("config")
+"""The script's config file, the keys in it, and those given on the command line."""
 
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 Arguments = ParamSpec("Arguments")
@@ -40,11 +45,12 @@ def script(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
     @functools.wraps(main)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
         configure_logging()
+        _config.set((None, {}, []))
         try:
-            with _sigterm_raises():
+            with _sigterm_raises(), failures_as_user_errors():
                 return main(*args, **kwargs)
         except UserError as error:
-            sys.stderr.write(f"{error}\n")
+            sys.stderr.write(f"{_with_its_file(str(error))}\n")
             return 2
         except (KeyboardInterrupt, Terminated) as error:
             if _TOLD not in getattr(error, "__notes__", []):
@@ -77,12 +83,30 @@ def read_command_line(
         hint = unknown[0].lstrip("-")
         way_out = f"write {hint}" if "=" in hint else f"--help lists them; an override is written {hint}=value"
         raise UserError(f"command line: {unknown[0]}: unknown option; {way_out}")
-    return load_config(schema, arguments.config, arguments.overrides), arguments
+    config = load_config(schema, arguments.config, arguments.overrides)
+    if arguments.config is not None:
+        changed = [parse_override(text)[0] for text in arguments.overrides]
+        _config.set((arguments.config, read_yaml(arguments.config), changed))
+    return config, arguments
 
 
 def told_how_to_go_on(error: BaseException) -> None:
     """Note that the user has been told what an interruption leaves, so that it is said once."""
     error.add_note(_TOLD)
+
+
+def _with_its_file(message: str) -> str:
+    """A message; lines that begin with a key from the script's config file get the file's name in front."""
+    path, block, changed = _config.get()
+    lines = []
+    for line in message.split("\n"):
+        key = key_of(line)
+        held: Any = block
+        for part in key:
+            held = held.get(part) if isinstance(held, dict) else None
+        there = key and held is not None and given_in(key, path, changed) == str(path)
+        lines.append(f"{path}: {line}" if there else line)
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager

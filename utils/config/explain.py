@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a config, told in lines that a user can act on."""
+"""Checks a config against its schema, and tells in lines that a user can act on what is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import re
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from ..base.errors import closest, did_you_mean, suggest
+from ..base.errors import UserError, closest, did_you_mean, suggest
+from .strict_yaml import written
 
 Key = tuple[str | int, ...]
+Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 _EXPECTED = {
     "string_type": "text",
@@ -31,14 +33,45 @@ _EXPECTED = {
     "dict_type": "a block of keys",
     "model_type": "a block of keys",
     "none_required": "null",
-    "greater_than": "a number > {gt:g}",
-    "greater_than_equal": "a number >= {ge:g}",
-    "less_than": "a number < {lt:g}",
-    "less_than_equal": "a number <= {le:g}",
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
+    "string_too_short": "text; it is empty",
     "literal_error": "{expected}",
 }
+
+
+def checked(
+    schema: type[Schema],
+    data: dict[str, Any],
+    path: Path | None = None,
+    changed: Sequence[tuple[str, ...]] = (),
+) -> Schema:
+    """A config from its keys.
+
+    Args:
+        data: the file's keys with the overrides applied.
+        path: the file, or what errors call it; None without one.
+        changed: the keys given on the command line.
+
+    Raises:
+        UserError: one line for each refused key: where it was given, the key, the value and the way out.
+    """
+    for key, value in data.items():
+        text = json.dumps([key, value], ensure_ascii=False)
+        if wrong := _NO_NAME.search(text):
+            where = given_in((key,), path, changed)
+            character = "\\0" if wrong[0].endswith("0000") else f"\\u{ord(wrong[0]):x}"
+            name = key.encode(errors="replace").decode()
+            raise UserError(f"{where}: {name}: holds the character {character}, which no name has; remove it")
+    try:
+        # Strict mode of JSON: text is never taken for a number, nor 1 for true, but a path may be written as text.
+        return schema.model_validate_json(json.dumps(data), strict=True)
+    except pydantic.ValidationError as error:
+        raise UserError("\n".join(explain(error, schema, data, path, changed))) from None
+
+
+# As JSON writes the character \\0, and half of a character that lies beyond the first 65,536.
+_NO_NAME = re.compile(r"(?<!\\)(?:\\\\)*\\u0000|[\ud800-\udfff]")
 
 
 def explain(
@@ -48,13 +81,7 @@ def explain(
     path: Path | None,
     changed: Sequence[tuple[str, ...]],
 ) -> list[str]:
-    """One line per refused key: where it was given, the key, the value and the way out.
-
-    Args:
-        error: what pydantic found in `data`.
-        data: the file's keys with the overrides applied.
-        changed: the keys given on the command line.
-    """
+    """The lines of what pydantic found in `data`; arguments as of `checked`."""
     found: dict[Key, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         found.setdefault(_key(details, data), []).append(details)
@@ -62,8 +89,9 @@ def explain(
     for key, reasons in found.items():
         if any(len(other) > len(key) and other[: len(key)] == key for other in found):
             continue  # Another member of a union matched further down: its error says more.
-        where = "command line" if path is None or _given_there(key, changed) else str(path)
-        lines.append(f"{where}: {_written(key)}{_reason(key, reasons, schema)}")
+        reason = _reason(key, reasons, schema)
+        # A check of several keys names one of them itself.
+        lines.append(f"{given_in(key or key_of(reason), path, changed)}: {written(key)}{reason}")
     return lines
 
 
@@ -72,7 +100,9 @@ def _key(details: ErrorDetails, data: Any) -> Key:
     key: Key = ()
     part: Any
     for part in details["loc"]:
-        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
+        if (isinstance(data, dict) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        ):
             data = data[part]
         elif details["type"] == "missing" and part == details["loc"][-1]:
             data = None
@@ -82,15 +112,16 @@ def _key(details: ErrorDetails, data: Any) -> Key:
     return key
 
 
-def _written(key: Key) -> str:
-    text = ""
-    for part in key:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return f"{text}: " if text else ""
+def key_of(line: str) -> tuple[str, ...]:
+    """The key that a line begins with, as in `eap.ig_steps: ...`; nothing if there is none."""
+    found = re.match(r"([A-Za-z_]\w*(?:\.\w+)*)(?:\[\d+\])*: ", line)
+    return tuple(found[1].split(".")) if found else ()
 
 
-def _given_there(key: Key, changed: Sequence[tuple[str, ...]]) -> bool:
-    return any(given[: len(key)] == key[: len(given)] for given in changed)
+def given_in(key: Key, path: Path | None, changed: Sequence[tuple[str, ...]]) -> str:
+    """Where a key was given: `command line`, or its file."""
+    there = path is None or any(given[: len(key)] == key[: len(given)] for given in changed)
+    return "command line" if there else str(path)
 
 
 def _reason(key: Key, reasons: list[ErrorDetails], schema: type[pydantic.BaseModel]) -> str:
@@ -98,22 +129,62 @@ def _reason(key: Key, reasons: list[ErrorDetails], schema: type[pydantic.BaseMod
     if first["type"] == "extra_forbidden":
         return f"unknown key{_known_keys(key, schema)}"
     if first["type"] == "missing":
-        name = _written(key)[:-2]
+        name = written(key)[:-2]
+        if isinstance(key[-1], int):
+            return f"missing; {written(key[:-1])[:-2]} is a list of {key[-1] + 1}"
         return f"missing; write it in the config or pass {name}=... on the command line"
     for reason in reasons:
         if reason["type"] in ("value_error", "assertion_error"):  # Raised by a schema's own validator.
             return str(reason["ctx"]["error"])
+    field = dict(_all_keys(schema)).get(".".join(part for part in key if isinstance(part, str)))
     # A union refuses a value once for each of its members.
-    expected = list(dict.fromkeys(_expected(reason) for reason in reasons))
+    expected = list(dict.fromkeys(_expected(reason, field) for reason in reasons))
     close = None
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         close = closest(first["input"], re.findall(r"'([^']*)'", expected[0]))
-    field = dict(_all_keys(schema)).get(".".join(map(str, key)))
-    default = "" if field is None or field.default is PydanticUndefined else f" (default: {_shown(field.default)})"
-    return f"{_shown(first['input'])} is not {' or '.join(expected)}{did_you_mean(close)}{default}"
+    of_list = isinstance(key[-1] if key else 0, int)
+    default = "" if field is None or of_list or field.default is PydanticUndefined else _shown(field.default)
+    default = default and f" (default: {default})"
+    why = extra(field).get("reason") if field is not None and first["type"].startswith("less_than") else None
+    line = f"{_shown(first['input'])} is not {' or '.join(expected)}{did_you_mean(close)}{default}"
+    return f"{line}; {why}" if why else line
 
 
-def _expected(details: ErrorDetails) -> str:
+def extra(field: FieldInfo) -> dict[str, Any]:
+    """What `key` notes of a field."""
+    noted = field.json_schema_extra
+    return dict(noted) if isinstance(noted, dict) else {}
+
+
+_BOUNDS = {
+    "greater_than": ("gt", ">"),
+    "greater_than_equal": ("ge", ">="),
+    "less_than": ("lt", "<"),
+    "less_than_equal": ("le", "<="),
+}
+
+
+def _range(details: ErrorDetails, field: FieldInfo | None) -> str:
+    """`a number > 0 and <= 1`: the bound that is broken, and the one on the other side."""
+    broken, sign = _BOUNDS[details["type"]]
+    text = f"{sign} {_number(details['ctx'][broken])}"
+    for name, other in _BOUNDS.values():
+        if name[0] != broken[0]:
+            for known in field.metadata if field is not None else ():
+                # The largest of all numbers are no help to who asks for less than the smallest.
+                if (limit := getattr(known, name, None)) is not None and abs(limit) < 1e6:
+                    ends = (f"{other} {_number(limit)}", text)
+                    text = " and ".join(ends if name[0] == "g" else ends[::-1])
+    return f"a number {text}"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _expected(details: ErrorDetails, field: FieldInfo | None) -> str:
+    if details["type"] in _BOUNDS:
+        return _range(details, field)
     known = _EXPECTED.get(details["type"])
     return f"accepted ({details['msg']})" if known is None else known.format(**details.get("ctx", {}))
 

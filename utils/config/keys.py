@@ -11,42 +11,128 @@ underscores.
 
 from __future__ import annotations
 
-import json
+import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import AfterValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from ..base.errors import UserError, suggest
-from .explain import explain
+from ..base.errors import suggest
+from .explain import checked, extra
 from .schedules import SCHEDULES
 from .strict_yaml import Block, merge, parse_override, read_yaml
 
+log = logging.getLogger(__name__)
 
-def execution(default: Any, **kwargs: Any) -> Any:
-    """A key that says how or where to run. It never changes a result, so two runs into one folder may differ in it."""
-    return Field(default, json_schema_extra={"execution": True}, **kwargs)
-
-
-_NULL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes the character that no file name may hold
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
+
+LARGEST = 2**63 - 1
+"""The largest whole number that generators of random numbers take."""
+MOST = 10_000_000
+"""Of anything that is counted one by one."""
+TOO_MANY = "more would take more memory or time than there is"
+
+
+def key(
+    default: Any,
+    *,
+    execution: bool = False,
+    reason: str | None = None,
+    only_with: tuple[str, ...] = (),
+    file: bool = False,
+    **bounds: Any,
+) -> Any:
+    """A key of a config.
+
+    Args:
+        execution: it says how or where to run, and never changes a result: two runs into one folder may differ in it.
+        reason: why its bounds are where they are.
+        only_with: another key of its block, and the values of that key with which this one is read.
+        file: it names a file or folder that results depend on (or perhaps something else).
+        bounds: `ge=`, `le=` and whatever else pydantic's `Field` takes.
+    """
+    noted: dict[str, Any] = {"execution": execution, "reason": reason, "only_with": list(only_with), "file": file}
+    return Field(default, json_schema_extra={name: value for name, value in noted.items() if value}, **bounds)
+
+
+def execution(default: Any, **options: Any) -> Any:
+    """A `key` that says how or where to run."""
+    return key(default, execution=True, **options)
+
+
+def amount(default: Any, least: int = 1, most: int = MOST, reason: str = TOO_MANY, **options: Any) -> Any:
+    """A `key` that counts something."""
+    lower: dict[str, Any] = {"gt": 0} if least == 1 else {"ge": least}
+    return key(default, le=most, reason=reason, **lower, **options)
+
+
+def different(values: list[Any], of: str = "the list") -> list[Any]:
+    """A list that is neither empty nor names anything twice.
+
+    Raises:
+        ValueError: if it does.
+    """
+    if not values:
+        raise ValueError(f"{of} is empty")
+    if twice := [value for number, value in enumerate(values) if value in values[:number]]:
+        raise ValueError(f"{twice[0]!r} is listed twice")
+    return values
 
 
 def _check_names(value: str | list[str]) -> str | list[str]:
-    names = [value] if isinstance(value, str) else value
-    if not names or not all(name.strip() for name in names):
+    names = different([value] if isinstance(value, str) else value, "the name")
+    if not all(name.strip() for name in names):
         raise ValueError("the name is empty")
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"'{repeated[0]}' is listed twice")
-    return value
+    return at_home(value) if isinstance(value, str) else [at_home(name) for name in value]
+
+
+def at_home(path: str) -> str:
+    """A path, with `~` written out.
+
+    Raises:
+        ValueError: if there is no such home.
+    """
+    if not path.startswith("~"):
+        return path
+    if (written_out := os.path.expanduser(path)).startswith("~"):
+        raise ValueError(f"'{path}': there is no such home folder; write the path out")
+    return written_out
+
+
+def _check_folder(path: Any) -> Any:
+    if not isinstance(path, str):
+        return path
+    if not path.strip():
+        raise ValueError("the name is empty; write . for the folder at hand")
+    if os.path.abspath(path := at_home(path)) == os.path.abspath(os.sep):
+        raise ValueError(f"'{path}' is the root of the file system; name a folder in it")
+    nearest = next(part for part in (Path(path), *Path(path).parents) if part.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"'{path}': {nearest} is a file, not a folder; name another folder")
+    return path
+
+
+def _check_steps(steps: list[int]) -> list[int]:
+    for step in different(steps, "the list of steps"):
+        if not 0 <= step <= LARGEST:
+            way_out = "steps are 0 or more" if step < 0 else "it has more than 63 bits"
+            raise ValueError(f"{step} is not a training step; {way_out}")
+    return steps
 
 
 Names = Annotated[str | list[str], AfterValidator(_check_names)]
 """One name, or a list of different ones."""
+
+Folder = Annotated[Path, BeforeValidator(_check_folder)]
+"""A folder that files are written into."""
+
+Steps = Annotated[list[int], AfterValidator(_check_steps)]
+"""Training steps, each once."""
 
 StartToken = bool | Literal["auto"]
 """Whether to start with the tokenizer's start token; `auto` until `with_start_token` says so for a model."""
@@ -57,11 +143,30 @@ class Section(pydantic.BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """The keys that were set, and have no effect under another key of their block, and why."""
+        for name, field in type(self).model_fields.items():
+            if why := self._unread(name, field):
+                yield f"{prefix}{name}", why
+            if isinstance(value := getattr(self, name), Section):
+                yield from value.unread(f"{prefix}{name}.")
+
+    def _unread(self, name: str, field: FieldInfo) -> str:
+        other, *values = extra(field).get("only_with") or [""]
+        if not other or getattr(self, name) == field.default:
+            return ""
+        held = getattr(self, other)
+        held = [
+            str(one).lower() if isinstance(one, bool) else str(one)
+            for one in (held if isinstance(held, list) else [held])
+        ]
+        return "" if set(held) & set(values) else f"with {other}={', '.join(held)}; it needs {' or '.join(values)}"
+
 
 class MemoryKeys(Section):
     """How much memory to compute in."""
 
-    memory_budget_gb: float = execution(1.0, gt=0)
+    memory_budget_gb: float = execution(1.0, ge=1e-6, le=1e6, reason="no machine has more")
     """Memory that one step of the computation may use on top of the weights."""
 
 
@@ -70,13 +175,13 @@ class SlurmKeys(Section):
 
     cluster: Literal["slurm", "local"] = "slurm"
     """`slurm`, or `local` to start the tasks as processes on this machine."""
-    partition: str | None = None
+    partition: str | None = Field(None, min_length=1)
     """The partition; `null` takes the cluster's default."""
-    account: str | None = None
+    account: str | None = Field(None, min_length=1)
     """The account to charge; `null` takes your default."""
-    minutes: int = Field(240, gt=0)
+    minutes: int = amount(240, most=5_256_000, reason="that is ten years")
     """The time limit of a task. What it has not measured by then, the same command measures later."""
-    memory_gb: float | None = Field(None, gt=0)
+    memory_gb: float | None = key(None, gt=0, le=1e6, reason="no machine has more")
     """Memory for a task; `null` takes the cluster's default."""
     setup: list[str] = []
     """Shell commands to run before a task starts (`module load cuda`)."""
@@ -88,32 +193,32 @@ class BaseConfig(Section):
     model: Names = execution(...)
     """What to measure: a [known name](../docs/models.md) (`pythia-160m`), the id of a hub repository, a local folder of
     checkpoints (`model_cache/toy`), or a list of these."""
-    checkpoints: str | list[int] = execution("all")
+    checkpoints: str | Steps = execution("all")
     """Which checkpoints: the name of a [schedule](../docs/models.md#schedules), or a list of training steps."""
     device: str = execution("auto")
     """Where to compute: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: a CUDA GPU, else Apple's GPU, else the CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of weights and activations: `float32`, `bfloat16` or `float16`."""
-    batch_size: int = execution(32, gt=0)
+    batch_size: int = amount(32, execution=True, reason="no task has so many prompts")
     """How many prompts go through the model at once."""
-    seed: int = Field(0, ge=0)
+    seed: int = key(0, ge=0, le=LARGEST, reason="generators of random numbers take 63 bits")
     """Seed of everything drawn at random."""
-    tokens_per_step: int | None = Field(None, gt=0)
+    tokens_per_step: int | None = amount(None, most=10**12, reason="no batch has more tokens")
     """Tokens per training step, for hub models that do not say."""
     revisions: str | None = None
     r"""A regular expression that reads the [names of checkpoints](../docs/models.md#names) where no rule does, with the
     group `step` (`run7-(?P<step>\d+)`)."""
-    stages: list[int] = execution([1], min_length=1)
+    stages: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], AfterValidator(different)] = execution([1])
     """Which stages of training to take checkpoints from, for families that have several."""
-    results_dir: Path = execution(Path("results"))
+    results_dir: Folder = execution(Path("results"))
     """Where to write results."""
-    cache_dir: Path = execution(Path("model_cache"))
+    cache_dir: Folder = execution(Path("model_cache"))
     """Where to keep downloads from the hub, as `<org>--<name>/step{n}/`."""
     overwrite: bool = execution(False)
     """Delete what this run would write, or a whole folder of another config's, and measure again."""
     prefetch: bool = execution(True)
     """Download the next checkpoint, and read it into CPU memory, while one is measured."""
-    keep_checkpoints: Literal["all", "none"] | Annotated[int, Field(gt=0)] = execution("all")
+    keep_checkpoints: Literal["all", "none"] | Annotated[int, Field(gt=0, le=MOST)] = execution("all")
     """Which of the run's own [downloads](../docs/models.md#downloads) to keep: `all`, `none`, or how many, the
     newest."""
     on_duplicate_weights: Literal["error", "warn", "skip"] = execution("error")
@@ -126,29 +231,42 @@ class BaseConfig(Section):
     executor: Literal["local", "ray", "slurm"] = execution("local")
     """Who [measures](../docs/clusters.md): this process (`local`), workers of a Ray cluster (`ray`), or a Slurm job
     array (`slurm`)."""
-    workers: int | None = execution(None, gt=0)
+    workers: int | None = amount(None, most=100_000, execution=True, only_with=("executor", "ray", "slurm"))
     """Most checkpoints at once with `ray` (`null`: all that fit), or tasks of the array with `slurm` (`null`: 4)."""
-    cpus_per_checkpoint: int | None = execution(None, gt=0)
+    cpus_per_checkpoint: int | None = amount(None, most=1024, reason="no machine has more cores", execution=True)
     """Cores and threads for each checkpoint; `null` leaves them to torch."""
-    gpus_per_checkpoint: float | None = execution(None, gt=0)
+    gpus_per_checkpoint: float | None = execution(
+        None, gt=0, le=1024, reason="no machine has more GPUs", only_with=("executor", "ray", "slurm")
+    )
     """GPUs for each checkpoint with `ray` and `slurm`; Ray also takes shares, such as 0.5."""
-    ray_address: str | None = execution(None)
+    ray_address: str | None = execution(None, min_length=1, only_with=("executor", "ray"))
     """The Ray cluster, as `ray.init` takes it (`auto`, `ray://head:10001`); `null`: RAY_ADDRESS, or a new one."""
-    retries: int = execution(2, ge=0)
+    retries: int = amount(2, 0, most=1000, execution=True, only_with=("executor", "ray", "slurm"))
     """How often a checkpoint whose worker was lost is tried again."""
-    slurm: SlurmKeys = execution(SlurmKeys())
+    slurm: SlurmKeys = execution(SlurmKeys(), only_with=("executor", "slurm"))
 
     @field_validator("checkpoints")
     @classmethod
     def _known_schedule(cls, value: str | list[int]) -> str | list[int]:
-        if isinstance(value, list):
-            if not value:
-                raise ValueError("the list is empty; name a schedule or at least one step")
-            if min(value) < 0:
-                raise ValueError(f"{min(value)} is not a training step; steps are 0 or more")
-        elif value not in SCHEDULES:
+        if isinstance(value, str) and value not in SCHEDULES:
             raise ValueError(f"'{value}' is not a schedule{suggest(value, SCHEDULES)}")
         return value
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
+            raise ValueError(f"'{value}' is not a device; write auto, cpu, cuda, cuda:1 or mps")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_the_executor(self) -> BaseConfig:
+        for name, field in type(self).model_fields.items():
+            if extra(field).get("only_with", [""])[0] == "executor" and (why := self._unread(name, field)):
+                raise ValueError(f"{name}: has no effect {why}")
+        if self.executor == "local" and (self.cpus_per_checkpoint or 0) > (cores := os.cpu_count() or 1):
+            raise ValueError(f"cpus_per_checkpoint: {self.cpus_per_checkpoint} is more than the {cores} cores here")
+        return self
 
     @property
     def models(self) -> list[str]:
@@ -172,10 +290,10 @@ class TaskConfig(PromptOptions, BaseConfig):
 
     task: Names = execution(...)
     """A [task](../docs/tasks.md), the path of a [prompts CSV](../docs/tasks.md#a-task-of-your-own), or a list."""
-    n_prompts: int = Field(100, gt=0)
+    n_prompts: int = amount(100)
     """How many prompt pairs each task gets."""
-    metric: Literal["logit_diff", "prob_diff"] | None = None
-    """Primary metric of a prompts CSV: `logit_diff` or `prob_diff`."""
+    metric: str | None = None
+    """Primary metric of a prompts CSV, a [differentiable](../docs/tasks.md#metrics) one."""
 
     @property
     def tasks(self) -> list[str]:
@@ -215,15 +333,10 @@ def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -
         keys, value = parse_override(text)
         merge(data, keys, value)
         changed.append(keys)
-    for key, value in data.items():
-        if _NULL.search(json.dumps([key, value])):
-            where = "command line" if path is None or any(keys[0] == key for keys in changed) else str(path)
-            raise UserError(f"{where}: {key}: holds the character \\0, which no name has; remove it")
-    try:
-        # Strict mode of JSON: text is never taken for a number, nor 1 for true, but a path may be written as text.
-        return schema.model_validate_json(json.dumps(data), strict=True)
-    except pydantic.ValidationError as error:
-        raise UserError("\n".join(explain(error, schema, data, path, changed))) from None
+    config = checked(schema, data, path, changed)
+    for name, why in config.unread() if isinstance(config, Section) else ():
+        log.warning("%s: is not read %s", name, why)
+    return config
 
 
 def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:
@@ -237,8 +350,8 @@ def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:
 def files_read(config: pydantic.BaseModel) -> dict[str, Path]:
     """The files and folders that a config names and results depend on, by their flat keys (`cspa.corpus`)."""
     named = _flat_settings(config, "", only="file")
-    found = {key: Path(value).expanduser() for key, value in named if isinstance(value, str)}
-    return {key: path for key, path in found.items() if path.exists()}
+    found = {name: Path(value).expanduser() for name, value in named if isinstance(value, str)}
+    return {name: path for name, path in found.items() if path.exists()}
 
 
 def _flat_settings(config: pydantic.BaseModel, prefix: str, only: str = "") -> Iterator[tuple[str, Any]]:
@@ -250,11 +363,10 @@ def _flat_settings(config: pydantic.BaseModel, prefix: str, only: str = "") -> I
         value = getattr(config, name)
         if isinstance(value, pydantic.BaseModel):
             yield from _flat_settings(value, f"{prefix}{name}.", only)
-        elif not only or (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get(only)):
+        elif not only or extra(field).get(only):
             yield f"{prefix}{name}", plain[name]
 
 
 def is_execution(field: FieldInfo) -> bool:
-    """Whether a field was made by `execution`."""
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("execution"))
+    """Whether a key never changes a result."""
+    return bool(extra(field).get("execution"))

@@ -36,7 +36,6 @@ from .keys import ComponentsConfig, Definition
 STUDY_IDS = range(100, 20_000)
 """The ids from which the study draws its random blocks."""
 
-HeadScores = Float[Tensor, "layer head"]
 HeadSamples = Float[Tensor, "layer head sample"]
 
 
@@ -72,8 +71,11 @@ def measure(
     checkpoint: LoadedCheckpoint, config: ComponentsConfig, inputs: ComponentsInputs, task: Task | None
 ) -> dict[str, Result]:
     """The five scores of every head and their standard errors, as rows."""
-    weights = checkpoint.weights
-    samples = component_samples(weights, inputs, config.batch_size)
+    weights, prompts = checkpoint.weights, inputs.prompts
+    positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
+    how = config.batch_size, inputs.definition
+    samples = attention_samples(weights, inputs.blocks, *how)
+    samples |= copy_samples(weights, prompts.clean, prompts.lengths, positions, *how)
     heads = pd.DataFrame(product(range(weights.n_layers), range(weights.n_heads)), columns=["layer", "head"])
     tables = []
     for name, means in mean_scores(samples).items():
@@ -81,14 +83,6 @@ def measure(
         table.insert(0, "score", name)
         tables.append(table)
     return {"components": Result(pd.concat(tables, ignore_index=True))}
-
-
-def component_samples(weights: ModelWeights, inputs: ComponentsInputs, batch_size: int) -> dict[str, HeadSamples]:
-    """The scores of every random block (attention scores) and of every prompt (copy scores)."""
-    prompts = inputs.prompts
-    positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
-    samples = attention_samples(weights, inputs.blocks, batch_size, inputs.definition)
-    return samples | copy_samples(weights, prompts.clean, prompts.lengths, positions, batch_size, inputs.definition)
 
 
 def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> Int[Tensor, " token"]:
@@ -104,11 +98,8 @@ def repeated_blocks(
 ) -> Int[Tensor, "sequence position"]:
     """Random blocks, each repeated once: position i and position i + period hold the same token.
 
-    All tokens of a block are different, so a token occurs at these two places and nowhere else.
-
-    Args:
-        tokens: the tokens to draw from.
-        n_sequences: how many blocks. The first k of n are the k blocks of the same seed.
+    All tokens of a block are different, so a token occurs at these two places and nowhere else. The first k of n blocks
+    are the k blocks of the same seed.
 
     Raises:
         UserError: if there are fewer than `period` tokens.
@@ -119,18 +110,16 @@ def repeated_blocks(
     blocks = torch.stack(
         [tokens[torch.randperm(len(tokens), generator=generator)[:period]] for _ in range(n_sequences)]
     )
-    return torch.cat((blocks, blocks), dim=1)
+    return blocks.repeat(1, 2)
 
 
 def study_blocks(
     tokens: Int[Tensor, " token"], n_sequences: int, period: int, seed: int
 ) -> Int[Tensor, "sequence position"]:
-    """Random blocks as the study draws them, each repeated once: with replacement, from the ids in `STUDY_IDS`.
-
-    Arguments and result are those of `repeated_blocks`. A smaller vocabulary gives those of the ids that it has.
+    """The same as the study draws them: with replacement, from those of the tokens that are in `STUDY_IDS`.
 
     Raises:
-        UserError: if there are no such ids.
+        UserError: if none is.
     """
     among = tokens[(tokens >= STUDY_IDS.start) & (tokens < STUDY_IDS.stop)]
     if not len(among):
@@ -138,8 +127,7 @@ def study_blocks(
             f"head_scores: study draws ids from {STUDY_IDS.start} up, but the tokenizer has none; use standard"
         )
     generator = torch.Generator().manual_seed(seed)
-    blocks = among[torch.randint(len(among), (n_sequences, period), generator=generator)]
-    return torch.cat((blocks, blocks), dim=1)
+    return among[torch.randint(len(among), (n_sequences, period), generator=generator)].repeat(1, 2)
 
 
 @torch.inference_mode()
@@ -178,6 +166,7 @@ def attention_samples(
     for batch in torch.arange(n_sequences).split(batch_size):
 
         def reduce(layer: LayerActivations, batch: Tensor = batch) -> None:
+            # pattern [sequence, head, query, key]; a diagonal below the main one starts at query `back`.
             for name, (back, first) in diagonals.items():
                 attention = layer.pattern.diagonal(-back, dim1=-2, dim2=-1)[..., first - back :]
                 samples[name][layer.layer][:, batch] = attention.float().mean(dim=2).T.double().cpu()

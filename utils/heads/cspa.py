@@ -7,22 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pandas as pd
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
-from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
 from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Task
+from ..tasks.vocabulary import require_embedded
 from .corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
 from .cspa_scores import cspa_scores, mean_outputs
 from .function_words import function_tokens
-from .keys import Ablation, CspaConfig
+from .keys import CspaConfig
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ def prepare(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
         n = config.n_sequences + config.n_mean_sequences
         tokens = draw_sequences(corpus, tokenizer, n, *sizes)
         scored, others = tokens.tensor_split([config.n_sequences])
+    require_embedded(tokens, shape.d_vocab, "corpus", tokenizer.batch_decode(tokens))
     return CspaInputs(scored, others, function_tokens(tokenizer))
 
 
@@ -76,10 +76,7 @@ def measure(
         "mean_sequences_sha256": tokens_sha256(inputs.others),
         "n_function_words": len(inputs.function_tokens),
     }
-    return {"cspa": Result(score_heads(checkpoint.weights, inputs, config, config.batch_size), json=about)}
-
-
-def score_heads(weights: ModelWeights, inputs: CspaInputs, settings: Ablation, batch_size: int) -> pd.DataFrame:
-    """The table of `cspa_scores`, with means over the inputs' other sequences."""
-    means = mean_outputs(weights, inputs.others, settings.start_layer, batch_size)
-    return cspa_scores(weights, inputs.scored, means, inputs.function_tokens, settings, batch_size)
+    weights, batch_size = checkpoint.weights, config.batch_size
+    means = mean_outputs(weights, inputs.others, config.start_layer, batch_size)
+    table = cspa_scores(weights, inputs.scored, means, inputs.function_tokens, config, batch_size)
+    return {"cspa": Result(table, json=about)}

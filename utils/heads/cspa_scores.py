@@ -120,7 +120,9 @@ class _HeadChanges:
         self.units = torch.nn.functional.normalize(self.directions, dim=-1)
         self.n_heads = (weights.n_layers - settings.start_layer) * weights.n_heads
         self.final: list[Tensor] = []
-        self.parts: list[list[HeadChange]] = [[] for _ in range(self.n_heads)]
+        # Of each head and batch: where ablated, and of CSPA its change, or with ov the three tensors of `_sparse`.
+        self.ablated: list[list[Tensor]] = [[] for _ in range(self.n_heads)]
+        self.other: list[list[tuple[Tensor, ...]]] = [[] for _ in range(self.n_heads)]
         # Of each head, what ablation changes and what it could at most, as sums of squares.
         self.change_and_size = torch.zeros(self.n_heads, 2, dtype=self.dtype, device=weights.device)
 
@@ -139,10 +141,11 @@ class _HeadChanges:
         scale = scale.to(self.dtype)
         self.final.append(final.to(self.dtype))
         heads = [head for ablated, other in measured for head in zip(ablated.unbind(), other.unbind(), strict=True)]
-        for parts, (ablated, other) in zip(self.parts, heads, strict=True):
+        for number, (ablated, other) in enumerate(heads):
             change = other * scale
-            kept = self._sparse(change, batch) if "ov" in self.settings.interventions else change
-            parts.append(HeadChange(ablated * scale, kept))
+            self.ablated[number].append(ablated * scale)
+            ov = "ov" in self.settings.interventions
+            self.other[number].append(self._sparse(change, batch) if ov else (change,))
 
     def _measure(
         self, layer: LayerActivations, batch: Tensor
@@ -191,18 +194,23 @@ class _HeadChanges:
         component = torch.zeros_like(component).scatter_add_(3, first, component)
         return ablated.flatten(1, 2), component.flatten(1, 2)
 
-    def _sparse(self, change: Float[Tensor, "token key"], batch: Tensor) -> Kept:
-        """The multiples that are not 0; the unit vectors are those of the tokens at the keys."""
+    def _sparse(self, change: Float[Tensor, "token key"], batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The multiples that are not 0: of which unit vector (those of the tokens at the keys), how much, and how many
+        each token has."""
         row, key = change.nonzero(as_tuple=True)
-        counts = torch.bincount(row, minlength=len(change))
-        starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
         sequence = batch[row // self.tokens.shape[1]]
-        return Kept(self.vector[sequence, key], change[row, key], starts)
+        return self.vector[sequence, key], change[row, key], torch.bincount(row, minlength=len(change))
 
     def divergences(self) -> Divergences:
         """KL divergences and losses of all heads."""
         layers, n_heads = self.weights.layers[self.settings.start_layer :], self.weights.n_heads
-        joined = [_joined(parts) for parts in self.parts]
+        joined = []
+        for ablated, batches in zip(self.ablated, self.other, strict=True):
+            other, *sparse = (torch.cat(parts) for parts in zip(*batches, strict=True))
+            if sparse:
+                weight, counts = sparse
+                kept = Kept(other, weight, torch.nn.functional.pad(counts.cumsum(0), (1, 0)))
+            joined.append(HeadChange(torch.cat(ablated), kept if sparse else other))
         changes = [joined[i * n_heads : (i + 1) * n_heads] for i in range(len(layers))]
         outputs = [layer.W_O_scaled.to(self.dtype) for layer in layers]
         targets = self.tokens.roll(-1, dims=1)
@@ -274,22 +282,3 @@ def kept_sources(
 def first_places(tokens: Int[Tensor, "sequence position"]) -> Int[Tensor, "sequence position"]:
     """The first position of each token's id in its sequence."""
     return (tokens[:, :, None] == tokens[:, None, :]).int().argmax(dim=2)
-
-
-def _joined(parts: list[HeadChange]) -> HeadChange:
-    """One head's changes over all batches."""
-    ablated = torch.cat([part.ablated for part in parts])
-    kept = [part.other for part in parts if isinstance(part.other, Kept)]
-    if not kept:
-        return HeadChange(ablated, torch.cat([part.other for part in parts if isinstance(part.other, Tensor)]))
-    ends = torch.tensor([0, *(len(part.vector) for part in kept)]).cumsum(0).tolist()
-    starts = [part.starts[:-1] + end for part, end in zip(kept, ends[:-1], strict=True)]
-    last = kept[-1].starts[-1:] + ends[-2]
-    return HeadChange(
-        ablated,
-        Kept(
-            torch.cat([part.vector for part in kept]),
-            torch.cat([part.weight for part in kept]),
-            torch.cat([*starts, last]),
-        ),
-    )

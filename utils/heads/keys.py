@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from ..config.keys import BaseConfig, Section, StartToken
+from ..config.keys import BaseConfig, Section, StartToken, amount, at_home, different, key
 
 Definition = Literal["standard", "study"]
 
@@ -31,11 +31,11 @@ class ComponentsKeys(Section):
     head_scores: Definition = "standard"
     """Which [definition](../docs/heads.md#attention-scores) of the scores: `standard`, or `study` for that of Tigges et
     al. 2024."""
-    n_sequences: int = Field(50, gt=0)
+    n_sequences: int = amount(50, most=100_000)
     """How many random blocks of tokens to average the attention scores over."""
-    seq_len: int = Field(50, gt=1)
+    seq_len: int = amount(50, 2, most=1_000_000)
     """Tokens in a block, which comes twice in a row."""
-    n_prompts: int = Field(100, gt=0)
+    n_prompts: int = amount(100)
     """How many IOI prompts to average the copy scores over; each has three names."""
 
 
@@ -46,15 +46,15 @@ class ComponentsConfig(ComponentsKeys, BaseConfig):
 class Ablation(Section):
     """What the ablation keeps of a head."""
 
-    interventions: list[Literal["ov", "qk"]] = Field(["ov", "qk"], min_length=1, max_length=2)
+    interventions: Annotated[list[Literal["ov", "qk"]], AfterValidator(different)] = Field(["ov", "qk"])
     """What to [restrict](../docs/heads.md#copy-suppression): `ov`, what a head writes; `qk`, the sources it reads."""
-    k_unembeddings: float = Field(0.05, gt=0, le=1)
+    k_unembeddings: float = key(0.05, gt=0, le=1, reason="it is a fraction", only_with=("interventions", "qk"))
     """For `qk`: how many different source tokens to keep, as a fraction of the destination's place in the sequence."""
-    keep_self_attention: bool = True
+    keep_self_attention: bool = key(True, only_with=("interventions", "qk"))
     """Whether the destination's own token is among its sources."""
-    negative_only: bool = True
+    negative_only: bool = key(True, only_with=("interventions", "ov"))
     """For `ov`: keep the part along the unembedding only where it lowers the source token's logit."""
-    start_layer: int = Field(0, ge=0)
+    start_layer: int = amount(0, 0, most=10_000, reason="no model has more layers")
     """The first layer to score."""
 
     def n_kept(self, seq_len: int) -> list[int]:
@@ -66,22 +66,22 @@ class Ablation(Section):
 class CspaKeys(Ablation):
     """What the scores depend on, apart from the model: the text, and what to keep of a head."""
 
-    corpus: str = Field(json_schema_extra={"file": True})
+    corpus: Annotated[str, AfterValidator(at_home)] = key(..., min_length=1, file=True)
     """The [text](../docs/heads.md#copy-suppression) to read: a file, a data set of the hub (`NeelNanda/pile-10k`), a
     folder, `python_docs` or `toy`."""
-    corpus_split: str = "train"
+    corpus_split: str = key("train", min_length=1)
     """Which split of a data set, in the notation of `datasets` (`train[:1000]`)."""
-    corpus_field: str = "text"
+    corpus_field: str = key("text", min_length=1)
     """Which column of a data set holds the text."""
     head_scores: Definition = "standard"
     """How to draw the text: `standard`, or `study` for the beginnings of long documents, as Tigges et al. 2024."""
-    corpus_window: int | None = Field(None, gt=1)
+    corpus_window: int | None = amount(None, 2, only_with=("head_scores", "study"))
     """With `head_scores: study`, a document must have more tokens than this; `null`: than `seq_len`."""
-    n_sequences: int = Field(17, gt=0)
+    n_sequences: int = amount(17, most=1_000_000)
     """How many sequences to score heads on."""
-    n_mean_sequences: int = Field(100, gt=0)
+    n_mean_sequences: int = amount(100, most=1_000_000)
     """How many other sequences to average the heads' outputs over, for the mean ablation."""
-    seq_len: int = Field(61, gt=1)
+    seq_len: int = amount(61, 2, most=1_000_000)
     """Tokens in a sequence."""
     prepend_bos: StartToken = "auto"
     """Start every sequence with the tokenizer's start token; `auto` is as for [prompts](#every-script-with-tasks)."""

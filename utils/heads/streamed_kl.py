@@ -125,17 +125,18 @@ def kl_of_changes(
     n_tokens, device = len(final), final.device
     most_rows, columns = block or (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK)
     rows = math.ceil(n_tokens / math.ceil(n_tokens / most_rows))  # blocks of about equal size
-    heads = [head for layer in changes for head in layer]
+    heads = [
+        head for output, layer in zip(outputs, changes, strict=True) for head in zip(output, layer, strict=True)
+    ]  # each W_O [d_head, d_model] and its change
     # Apple's GPU has no float64.
     sums = final.new_zeros(len(heads), 2, n_tokens, dtype=final.dtype if device.type == "mps" else torch.float64)
     softmax = _Softmax(final)
-    powers = _powers_of_two(unembedding, outputs, changes)
+    in_bits = _in_bits(unembedding, heads)
     # The factor of changes in bits is taken once, not in every block.
-    in_bits = (
-        HeadChange(head.ablated * LOG2_E, head.other * LOG2_E) if power else head
-        for head, power in zip(heads, powers, strict=True)
-    )
-    steps = [_HeadSteps(*each) for each in zip(in_bits, powers, strict=True)]
+    scaled = [
+        HeadChange(head.ablated * LOG2_E, head.other * LOG2_E) if bits else head
+        for (_, head), bits in zip(heads, in_bits, strict=True)
+    ]
     scratch = final.new_empty(2 * rows * columns)
     for start in bar(range(0, unembedding.d_vocab, columns), "the vocabulary"):
         tile = slice(start, min(start + columns, unembedding.d_vocab))
@@ -147,42 +148,52 @@ def kl_of_changes(
         of_vectors = vectors @ directions.T
         number = 0
         for output in outputs:
-            of_heads = (output.flatten(0, 1) @ directions.T).view(*output.shape[:2], -1)
+            of_heads = (output.flatten(0, 1) @ directions.T).view(*output.shape[:2], -1)  # [head, d_head, column]
             for of_head in of_heads:
+                change, bits = scaled[number], in_bits[number]
                 for first in range(0, n_tokens, rows):
                     last = min(first + rows, n_tokens)
-                    # Every block works in the same memory, which stays in the cache.
-                    block_scratch = scratch[: 2 * (last - first) * p.shape[1]].view(2, last - first, -1)
-                    steps[number].add_sums(sums[number], first, last, of_head, of_vectors, p, block_scratch)
+                    # Every block works in the same memory, which stays in the cache: d of both interventions.
+                    both = scratch[: 2 * (last - first) * p.shape[1]].view(2, last - first, -1)
+                    ablated, other = both
+                    torch.mm(change.ablated[first:last], of_head, out=ablated)
+                    if isinstance(change.other, Kept):
+                        torch.add(ablated, change.other.sum_of(of_vectors, first, last), out=other)
+                    else:
+                        torch.mm(change.other[first:last], of_head, out=other)
+                    excess = both.exp2_().sub_(1) if bits else both.expm1_()  # exp(d) - 1
+                    sums[number, :, first:last] += excess.mul_(p[first:last]).sum(dim=-1)
                 number += 1
     sums /= softmax.total[:, 0]
-    return _finish(unembedding, softmax, targets, outputs, changes, vectors, sums)
+
+    # From the sums over the vocabulary to divergences and losses.
+    next_tokens = targets.clamp(min=0)
+    wanted = unembedding.rows(next_tokens)
+    log_total = (softmax.top + softmax.total.log())[:, 0]
+    original = log_total - (final * wanted).sum(-1) - unembedding.bias(next_tokens)
+    mean_direction = softmax.mean_direction / softmax.total
+    kl, loss = torch.log1p(sums), torch.empty_like(sums)
+    for number, (W_O, head) in enumerate(heads):
+        ablated = head.ablated @ W_O
+        more = head.other
+        other = ablated + more.sum_of(vectors, 0, n_tokens) if isinstance(more, Kept) else more @ W_O
+        for index, change in enumerate((ablated, other)):
+            loss[number, index] = original - (change * wanted).sum(-1) + kl[number, index]
+            kl[number, index] -= (change * mean_direction).sum(-1)
+    return Divergences(kl, loss, original.to(kl.dtype), softmax.largest)
 
 
-@dataclass(frozen=True)
-class _HeadSteps:
-    """A head's work on a block.
+def _in_bits(unembedding: Unembedding, heads: Sequence[tuple[Tensor, HeadChange]]) -> list[bool]:
+    """For which heads 2 ** x - 1 will do, with x in bits: it is several times faster on CPUs than exp or expm1.
 
-    With `power_of_two` the changes are in bits: 2 ** x is several times faster on CPUs than exp or expm1, whose digits
-    only a small change needs.
+    Only a small change needs the digits of expm1. Sizes are judged by entries spread over the vocabulary.
     """
-
-    change: HeadChange
-    power_of_two: bool
-
-    def add_sums(
-        self, sums: Tensor, first: int, last: int, of_head: Tensor, of_vectors: Tensor, p: Tensor, scratch: Tensor
-    ) -> None:
-        """Add the tile's part of sum_v p_v (exp(d_v) - 1) at tokens first to last - 1; overwrites `scratch`."""
-        tokens = slice(first, last)
-        ablated, other = scratch
-        torch.mm(self.change.ablated[tokens], of_head, out=ablated)
-        if isinstance(self.change.other, Kept):
-            torch.add(ablated, self.change.other.sum_of(of_vectors, first, last), out=other)
-        else:
-            torch.mm(self.change.other[tokens], of_head, out=other)
-        excess = scratch.exp2_().sub_(1) if self.power_of_two else scratch.expm1_()
-        sums[:, tokens] += excess.mul_(p[tokens]).sum(dim=-1)
+    if unembedding.gain.device.type != "cpu":
+        return [False] * len(heads)
+    sample = torch.arange(0, unembedding.d_vocab, max(unembedding.d_vocab // 512, 1))
+    directions = unembedding.rows(sample)
+    sizes = [(head.ablated @ (W_O @ directions.T)).square_().mean().sqrt() for W_O, head in heads]
+    return [bool(size > SMALL) for size in sizes]
 
 
 class _Softmax:
@@ -208,50 +219,3 @@ class _Softmax:
         self.total = self.total * shrink + p.sum(dim=1, keepdim=True)
         self.mean_direction.mul_(shrink).addmm_(p, directions)
         return p, shrink[:, 0]
-
-
-def _powers_of_two(
-    unembedding: Unembedding, outputs: Sequence[Tensor], changes: Sequence[Sequence[HeadChange]]
-) -> list[bool]:
-    """Whether a head's change is large enough for 2 ** x - 1; judged by entries spread over the vocabulary."""
-    sample = torch.arange(0, unembedding.d_vocab, max(unembedding.d_vocab // 512, 1), device=outputs[0].device)
-    directions = unembedding.rows(sample)
-    on_cpu = directions.device.type == "cpu"
-    large = []
-    for output, layer in zip(outputs, changes, strict=True):
-        for matrix, head in zip(output, layer, strict=True):
-            size = (head.ablated @ (matrix @ directions.T)).square_().mean().sqrt()
-            large.append(on_cpu and bool(size > SMALL))
-    return large
-
-
-def _finish(
-    unembedding: Unembedding,
-    softmax: _Softmax,
-    targets: Tensor,
-    outputs: Sequence[Tensor],
-    changes: Sequence[Sequence[HeadChange]],
-    vectors: Tensor,
-    sums: Tensor,
-) -> Divergences:
-    """Turn the sums over the vocabulary into divergences and losses."""
-    next_tokens = targets.clamp(min=0)
-    wanted = unembedding.rows(next_tokens)
-    original = (
-        (softmax.top + softmax.total.log())[:, 0] - (softmax.final * wanted).sum(-1) - unembedding.bias(next_tokens)
-    )
-    mean_direction = softmax.mean_direction / softmax.total
-    kl, loss = torch.log1p(sums), torch.empty_like(sums)
-    number = 0
-    for output, layer in zip(outputs, changes, strict=True):
-        for matrix, head in zip(output, layer, strict=True):
-            ablated = head.ablated @ matrix
-            if isinstance(head.other, Kept):
-                other = ablated + head.other.sum_of(vectors, 0, len(ablated))
-            else:
-                other = head.other @ matrix
-            for index, change in enumerate((ablated, other)):
-                loss[number, index] = original - (change * wanted).sum(-1) + kl[number, index]
-                kl[number, index] -= (change * mean_direction).sum(-1)
-            number += 1
-    return Divergences(kl, loss, original.to(kl.dtype), softmax.largest)

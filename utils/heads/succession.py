@@ -45,14 +45,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
-from circuits_over_time.edge_attribution_patching.model.forward import Unembedding, embed_tokens, mlp
+from circuits_over_time.edge_attribution_patching.model.forward import (
+    Unembedding,
+    embed_tokens,
+    mlp,
+    require_finite,
+)
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
 from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Task
-from ..tasks.vocabulary import encode
+from ..tasks.vocabulary import encode, require_embedded
 from ..tasks.word_lists import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS, SHORT_DAYS, SHORT_MONTHS
 from .keys import Definition, SuccessorConfig
 
@@ -105,7 +110,7 @@ def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: 
     """The pairs of words and successors.
 
     Raises:
-        UserError: if the tokenizer splits all words.
+        UserError: if the tokenizer splits all words, or the model does not embed one.
     """
     pairs = successor_pairs(tokenizer, config.head_scores)
     if not any(pairs.values()):
@@ -113,6 +118,8 @@ def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: 
             f"model: no class of words ({', '.join(CLASSES)}) has two words that are single tokens under this "
             "tokenizer; use another model"
         )
+    used = torch.tensor([[token] for lists in pairs.values() for listed in lists for pair in listed for token in pair])
+    require_embedded(used, shape.d_vocab, "succession", tokenizer.batch_decode(used))
     return pairs
 
 
@@ -221,6 +228,7 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
     else:
         read = Unembedding(weights).rows(successors)
     x = mlp(bottom, embed_tokens(weights, sources)).to(read.dtype)
+    require_finite({"layer 0": x.isfinite().all()}, weights)
     layers = []
     for layer in weights.layers:
         if definition == "study":

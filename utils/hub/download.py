@@ -14,6 +14,7 @@ import email.utils
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,12 @@ from ..base.files import file_sha256, make_folder
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds before the second, third, ... attempt."""
+WAITS_BEFORE_AN_ANSWER = 2
+"""How many of the waits there are where no connection can be made and none has been made before."""
 LONGEST = 900.0
 """The longest wait that the hub may ask for; its limits count requests in windows of five minutes."""
+
+_answered = threading.Event()  # Whether the hub has answered anything in this process.
 
 Arrived = Callable[[int], object]
 """Called with the number of bytes that have just arrived."""
@@ -148,6 +153,8 @@ def retry(
 ) -> T:
     """Make a request, and try again where that may help.
 
+    A network that breaks down during a run is waited for; one that was never there is told of within seconds.
+
     Args:
         what: what it asks for, for the log.
         progress: how many bytes have arrived. Whenever there are more than before, the waits start anew.
@@ -156,16 +163,23 @@ def retry(
     Raises:
         Exception: that of the last attempt.
     """
-    left, arrived = iter(waits), progress()
+    left, arrived, tried = iter(waits), progress(), 0
     while True:
         try:
-            return request()
+            result = request()
+            _answered.set()
+            return result
         except Exception as error:
             reason = _passing_trouble(error)
             if reason is None:
                 raise
             if (now := progress()) > arrived:
                 left, arrived = iter(waits), now
+            if not _unconnected(error):
+                _answered.set()
+            elif tried == WAITS_BEFORE_AN_ANSWER and not _answered.is_set():
+                raise
+            tried += 1
             pause, asked = next(left, None), _retry_after(error)
             if pause is None or asked > LONGEST:
                 raise
@@ -189,6 +203,13 @@ def _passing_trouble(error: Exception) -> str | None:
         return one_line(error) if passing else None
     # The hub's client says this if a stream ends early.
     return "it broke off" if type(error) is OSError and "Consistency check failed" in str(error) else None
+
+
+def _unconnected(error: Exception) -> bool:
+    """Whether no connection could be made."""
+    from huggingface_hub.utils import httpx
+
+    return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
 
 
 def _retry_after(error: Exception) -> float:

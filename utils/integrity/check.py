@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
-from ..base.errors import some
+from ..base.errors import UserError, some
 from ..base.progress import bar
 from ..config.keys import BaseConfig
 from ..config.schedules import select_steps
-from ..models.family import Family, family_of
+from ..models.family import Family, LocalFamily, family_of
 from ..results.kinds import CHECKS
 from ..results.store import Store
 from .descent import WeightChange, weight_changes
@@ -23,7 +24,8 @@ def check_models(config: BaseConfig, *, deep: bool = False) -> int:
     """Check every model of a config; print what is wrong and write the tables.
 
     Args:
-        config: says which models and steps. All published steps are compared by their hashes, whichever are listed.
+        config: says which models and steps. All published steps are compared by their hashes, whichever are listed, and
+            all on disk are loaded.
         deep: also load a few tensors of the steps in `checkpoints` and compare consecutive ones.
 
     Returns:
@@ -40,6 +42,8 @@ def check_models(config: BaseConfig, *, deep: bool = False) -> int:
         steps = select_steps(config.checkpoints, family.steps, family.name)
         with bar(len(family.steps), f"{family.name}: comparing weights") as progress:
             report = find_duplicates(family, advance=progress.update)
+        if isinstance(family, LocalFamily):
+            report = _loaded(report, family, config.dtype)
         folder = Store(config.results_dir).folder(CHECKS, family.name)
         path = folder.write_summary("checkpoints", report.table())
         sys.stdout.write(_report_text(report))
@@ -53,6 +57,20 @@ def check_models(config: BaseConfig, *, deep: bool = False) -> int:
             wrong = wrong or bool(unusable) or any(change.stands_out for change in changes)
         log.info("%s: hashes and findings are in %s", family.name, path)
     return int(wrong and config.on_duplicate_weights == "error")
+
+
+def _loaded(report: DuplicateReport, family: LocalFamily, dtype: str) -> DuplicateReport:
+    """The report, with what is wrong with steps on disk whose files are there but cannot be measured."""
+    held = dict(report.held)
+    with bar(len(family.steps), f"{family.name}: loading") as progress:
+        for step in family.steps:
+            try:
+                if held[step].error is None:
+                    family.load(step, dtype, "cpu")
+            except UserError as error:
+                held[step] = replace(held[step], error=str(error))
+            progress.update()
+    return replace(report, held=held)
 
 
 def _deep(family: Family, steps: Sequence[int], config: BaseConfig) -> tuple[list[WeightChange], dict[int, str]]:
@@ -77,7 +95,8 @@ def _report_text(report: DuplicateReport) -> str:
         where = some(damage.steps) if damage.steps else "all"
         lines.append(f"known, {where}: {damage.problem} ({damage.source})\n")
     lines.append(
-        f"{len(report.suspicious)} steps hold weights that are not theirs alone, {len(report.missing)} are missing, "
+        f"{len(report.suspicious)} steps hold weights that are not theirs alone, {len(report.missing)} are missing "
+        "or cannot be measured, "
         f"{len(report.unasked)} are not known because the hub did not answer\n"
     )
     return "".join(lines)

@@ -97,7 +97,7 @@ class DuplicateReport:
 
     @property
     def missing(self) -> dict[int, str]:
-        """Steps that are missing or hold no weights -> what is wrong."""
+        """Steps that are missing, hold no weights or cannot be measured -> what is wrong."""
         return {step: held.error for step, held in self.held.items() if held.error is not None and not held.unasked}
 
     @property
@@ -117,7 +117,7 @@ class DuplicateReport:
             known = "; ".join(f"{damage.problem} ({damage.source})" for damage in damages_at(self.family, step))
             start = {"step": step, "tokens": self.family.tokens_at(step), "revision": held.revision}
             if held.error is not None:
-                problem = "not asked: " if held.unasked else "missing: "
+                problem = "not asked: " if held.unasked else "cannot be measured: " if held.hashes else "missing: "
                 rows.append(start | {"problem": problem + held.error, "known": known})
             for file, sha256 in held.hashes.items():
                 here = by_file[step, file]

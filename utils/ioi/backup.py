@@ -22,13 +22,13 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention, evaluate_masks_final
 from circuits_over_time.edge_attribution_patching.patching.paths import Head, recompute_mask
 from circuits_over_time.edge_attribution_patching.patching.plan import ActivationOverrides
-from circuits_over_time.edge_attribution_patching.patching.runs import PreparedRuns, at_answers
+from circuits_over_time.edge_attribution_patching.patching.runs import RunActivations, at_answers
 
 from ..results.kinds import IOI_BACKUP
 from .effects import PairedRuns
@@ -40,90 +40,72 @@ Ablation = Literal["mean", "corrupted"]
 
 @dataclass(frozen=True)
 class DirectEffects:
-    """Parts of every prompt's logit difference, at the norm scale of the clean run, and how they change by ablation.
+    """Parts of every prompt's logit difference, at the norm scale of the clean run: first as they are in the clean run,
+    then how they change by ablation.
 
     Attributes:
-        final_norm_change: what the change of the final norm's scale adds.
+        final_norm: what the change of the final norm's scale adds; nan in the clean run.
     """
 
-    heads: Float[Tensor, "layer head prompt"]
-    heads_change: Float[Tensor, "layer head prompt"]
-    mlps: Float[Tensor, " prompt"]
-    mlps_change: Float[Tensor, " prompt"]
-    final_norm_change: Float[Tensor, " prompt"]
-    logit_diff: Float[Tensor, " prompt"]
-    logit_diff_change: Float[Tensor, " prompt"]
+    heads: Float[Tensor, "2 layer head prompt"]
+    mlps: Float[Tensor, "2 prompt"]
+    final_norm: Float[Tensor, "2 prompt"]
+    logit_diff: Float[Tensor, "2 prompt"]
 
 
 def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation) -> DirectEffects:
     """Every part's direct effect, and how it changes when all of some heads are ablated at the last token."""
     means = _means(runs, ablated) if ablation == "mean" else {}
-    graph, n = runs.graph, runs.n_prompts
-    heads, heads_change = torch.zeros(2, graph.n_layers, graph.n_heads, n, dtype=torch.float64)
-    mlps, mlps_change, norm_change, whole, whole_change = torch.zeros(5, n, dtype=torch.float64)
+    graph, layers = runs.graph, runs.weights.layers
+    heads = torch.zeros(2, graph.n_layers, graph.n_heads, runs.n_prompts, dtype=torch.float64)
+    mlps, final_norm, whole = torch.zeros(3, 2, runs.n_prompts, dtype=torch.float64)
+    final_norm[0] = torch.nan
     for prepared in runs:
         index, end = prepared.batch.index, at_answers(prepared)
-        at = index.cpu()
-        direct = _Parts(runs, end, index, heads_change)
-        # What the ablated heads write instead, by their nodes.
-        given = {
-            graph.head(*head): (
-                means[head].expand(len(index), -1) if means else end.source.layers[head[0]].written[:, head[1]]
-            )
-            for head in ablated
-        }
-        # Before: what every part writes in the clean run, along the difference of the answers.
-        for layer, run in enumerate(end.base.layers):
-            heads[layer][:, at] = direct.of_heads(layer, run.written, torch.arange(graph.n_heads))
-            mlps[at] += direct.of(run.mlp_out)
-        # After: the ablated heads' change is known; the patched forward tells that of the heads behind them.
-        for layer, head in ablated:
-            change = given[graph.head(layer, head)] - end.base.layers[layer].written[:, head]
-            heads_change[layer, head, at] = direct.of_heads(layer, change[:, None], torch.tensor([head]))[0]
+        at, base = index.cpu(), end.base
 
+        def direct(written: Tensor, base: RunActivations = base, index: Tensor = index) -> Tensor:
+            """What [*stack, prompt, d_model] adds to the logit difference, [*stack, prompt]."""
+            return runs.logit_difference.of_part(written, base.final, index).double().cpu()
+
+        def direct_of(layer: int, written: Float[Tensor, "prompt head d_head"], which: Tensor) -> Tensor:
+            """The same for what some heads of a layer write, [head, prompt]."""
+            return direct(torch.bmm(written.transpose(0, 1), layers[layer].W_O_scaled[which]))
+
+        def observe(attended: HeadAttention, base: RunActivations = base, at: Tensor = at) -> None:
+            """Note how the direct effects of a layer's recomputed heads change."""
+            layer, which = attended.layer, attended.heads
+            change = attended.written[0] - base.layers[layer].written[:, which]
+            heads[1, layer, which[:, None], at] = direct_of(layer, change, which)
+
+        # Before: what every part writes in the clean run, along the difference of the answers.
+        for layer, run in enumerate(base.layers):
+            heads[0, layer][:, at] = direct_of(layer, run.written, torch.arange(graph.n_heads))
+            mlps[0, at] += direct(run.mlp_out)
+        # What the ablated heads write instead, by their nodes; that is how their own effects change.
+        given = {}
+        for layer, head in ablated:
+            other = means[layer, head].expand(len(index), -1) if means else end.source.layers[layer].written[:, head]
+            given[graph.head(layer, head)] = other[None]
+            change = other - base.layers[layer].written[:, head]
+            heads[1, layer, head, at] = direct_of(layer, change[:, None], torch.tensor([head]))[0]
+        # After: the patched forward tells how the heads behind them change.
         final = evaluate_masks_final(
             runs.weights,
             end,
             recompute_mask(graph)[None],
-            overrides=ActivationOverrides(outputs={node: written[None] for node, written in given.items()}),
+            overrides=ActivationOverrides(outputs=given),
             memory_budget_gb=runs.memory_budget_gb,
-            observe=direct.observe,
+            observe=observe,
         )[0]
-        before, after = runs.logit_difference(torch.stack((end.base.final, final)), index).double().cpu()
+        before, after = runs.logit_difference(torch.stack((base.final, final)), index).double().cpu()
+        whole[0, at], whole[1, at] = before, after - before
         # At the clean scale everything written adds up. The rest of the change is the scale's, and what heads do not
         # explain of the former is the MLPs'.
-        written = direct.of(final - end.base.final)
-        whole[at], whole_change[at] = before, after - before
-        norm_change[at] = after - before - written
-        mlps_change[at] = written - heads_change[:, :, at].sum(dim=(0, 1))
-    return DirectEffects(heads, heads_change, mlps, mlps_change, norm_change, whole, whole_change)
-
-
-class _Parts:
-    """Direct effects of what is written at the answers of one batch."""
-
-    def __init__(
-        self,
-        runs: PairedRuns,
-        end: PreparedRuns,
-        index: Int[Tensor, " prompt"],
-        heads_change: Float[Tensor, "layer head prompt"],
-    ) -> None:
-        self.runs, self.base, self.index, self.heads_change = runs, end.base, index, heads_change
-
-    def of(self, written: Float[Tensor, "*stack prompt d_model"]) -> Float[Tensor, "*stack prompt"]:
-        return self.runs.logit_difference.of_part(written, self.base.final, self.index).double().cpu()
-
-    def of_heads(
-        self, layer: int, written: Float[Tensor, "prompt head d_head"], heads: Int[Tensor, " head"]
-    ) -> Float[Tensor, "head prompt"]:
-        return self.of(torch.bmm(written.transpose(0, 1), self.runs.weights.layers[layer].W_O_scaled[heads]))
-
-    def observe(self, attended: HeadAttention) -> None:
-        """Note how the direct effects of a layer's recomputed heads change."""
-        layer, heads = attended.layer, attended.heads
-        change = attended.written[0] - self.base.layers[layer].written[:, heads]
-        self.heads_change[layer, heads[:, None], self.index.cpu()[None]] = self.of_heads(layer, change, heads)
+        written = direct(final - base.final)
+        final_norm[1, at] = whole[1, at] - written
+        mlps[1, at] = written - heads[1][:, :, at].sum(dim=(0, 1))
+    return DirectEffects(heads, mlps, final_norm, whole)
 
 
 def _means(runs: PairedRuns, heads: Sequence[Head]) -> dict[Head, Float[Tensor, " d_head"]]:
@@ -146,28 +128,29 @@ def backup_table(runs: PairedRuns, roles: Roles, ablation: Ablation, scale: Scal
     if not movers:
         return without_backup("there are no name movers to ablate")
     effects = direct_effects(runs, movers, ablation)
-    ablated = torch.zeros(effects.heads.shape[:2], dtype=torch.bool)
+    ablated = torch.zeros(effects.heads.shape[1:3], dtype=torch.bool)
     ablated[tuple(torch.tensor(movers).T)] = True
-    lost = -effects.heads_change[ablated].sum(dim=0)
+    lost = -effects.heads[1, ablated].sum(dim=0)
     reason = None if float(lost.mean()) > 0 else "ablating the name movers loses nothing directly"
+    # Effect, change, and what of the change brings back what is lost.
+    others = effects.heads[:, ~ablated].sum(dim=1)
     parts = {
-        "all": (effects.logit_diff, effects.logit_diff_change, effects.logit_diff_change + lost),
-        "name_movers": (effects.heads[ablated].sum(dim=0), -lost, None),
-        "heads": _twice(effects.heads[~ablated].sum(dim=0), effects.heads_change[~ablated].sum(dim=0)),
-        "mlps": _twice(effects.mlps, effects.mlps_change),
-        "final_norm": _twice(torch.full_like(lost, torch.nan), effects.final_norm_change),
+        "all": (*effects.logit_diff, effects.logit_diff[1] + lost),
+        "name_movers": (*effects.heads[:, ablated].sum(dim=1), None),
+        "heads": (*others, others[1]),
+        "mlps": (*effects.mlps, effects.mlps[1]),
+        "final_norm": (*effects.final_norm, effects.final_norm[1]),
     }
+    about = {"n_ablated": len(movers), "ablation": ablation}
     rows = [
-        {"part": name, "n_ablated": len(movers), "ablation": ablation, "reason": reason}
-        | _row(scale, effect, change, back if reason is None else None, lost)
+        {"part": name, **about, "reason": reason, **_row(scale, effect, change, back if reason is None else None, lost)}
         for name, (effect, change, back) in parts.items()
     ]
     for layer, head in torch.ones_like(ablated).nonzero().tolist():
-        role = roles.get((layer, head))
-        effect, change = effects.heads[layer, head], effects.heads_change[layer, head]
+        role, (effect, change) = roles.get((layer, head)), effects.heads[:, layer, head]
         back = None if ablated[layer, head] or reason is not None else change
-        row = {"part": "head", "layer": layer, "head": head, "n_ablated": len(movers), "ablation": ablation}
-        row |= {"role": role.name if role is not None and role.passes else ""}
+        held = role.name if role is not None and role.passes else ""
+        row = {"part": "head", "layer": layer, "head": head, **about, "role": held}
         rows.append(row | _row(scale, effect, change, back, lost))
     return _table(rows)
 
@@ -175,10 +158,6 @@ def backup_table(runs: PairedRuns, roles: Roles, ablation: Ablation, scale: Scal
 def without_backup(reason: str) -> pd.DataFrame:
     """The table if nothing is measured."""
     return _table([{"part": "all", "reason": reason}])
-
-
-def _twice(effect: Tensor, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return effect, change, change
 
 
 def _row(

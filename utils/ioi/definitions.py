@@ -27,11 +27,6 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers
 
 from .effects import PairedRuns
-from .inputs import HeadFacts
-from .keys import Thresholds
-from .roles import is_copy_suppression
-
-ByPrompt = Float[Tensor, "sender prompt"]
 
 
 @dataclass(frozen=True)
@@ -66,19 +61,15 @@ class EffectDefinition:
         beside = f"and {corrupted:.3g} in corrupted prompts" if self.is_study else "not above 0"
         return f"the logit difference is {clean:.3g}, {beside}: nothing can be lost"
 
-    def heads(self, facts: HeadFacts) -> list[Head]:
-        """The heads among which roles are looked for, in order."""
-        n_layers, n_heads = facts.copy.shape
-        every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-        return every if self.is_study else facts.circuit_heads
-
-    def on_logits(self, runs: PairedRuns, heads: Sequence[Head]) -> ByPrompt:
+    def on_logits(self, runs: PairedRuns, heads: Sequence[Head]) -> Float[Tensor, "sender prompt"]:
         """Logit differences with each head patched into the first level's receivers."""
         if self.is_study or self.through_mlps:
             return runs.along_paths(heads, through_mlps=True)
         return runs.direct(heads)
 
-    def on_queries(self, runs: PairedRuns, heads: Sequence[Head], movers: Sequence[Head]) -> ByPrompt:
+    def on_queries(
+        self, runs: PairedRuns, heads: Sequence[Head], movers: Sequence[Head]
+    ) -> Float[Tensor, "sender prompt"]:
         """The same for the second level's receivers."""
         queries = Receivers(tuple(movers), "q")
         if self.is_study:
@@ -87,17 +78,9 @@ class EffectDefinition:
 
     def on_values(
         self, runs: PairedRuns, heads: Sequence[Head], inhibitors: Sequence[Head], movers: Sequence[Head]
-    ) -> ByPrompt:
+    ) -> Float[Tensor, "sender prompt"]:
         """The same for the third level's receivers."""
         values = Receivers(tuple(inhibitors), "v")
         if self.is_study:
             return runs.recomputed_after(heads, values)
         return runs.along_paths(heads, [values, Receivers(tuple(movers), "q")], through_mlps=self.through_mlps)
-
-    def may_inhibit(self, head: Head, movers: Sequence[Head], facts: HeadFacts) -> bool:
-        """Whether a head with an effect is a candidate for S-inhibition."""
-        return not self.is_study or facts.writes_to_queries(head, movers)
-
-    def value_receivers(self, inhibitors: Sequence[Head], facts: HeadFacts, thresholds: Thresholds) -> tuple[Head, ...]:
-        """The S-inhibition heads whose values are the third level's receivers."""
-        return tuple(h for h in inhibitors if not (self.is_study and is_copy_suppression(h, facts, thresholds)))

@@ -7,7 +7,7 @@ run. Results are logit differences logit(IO) - logit(S) per prompt. Shares and t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -107,52 +107,47 @@ class PairedRuns:
         """The runs of every batch, base = clean."""
         return iter(self._batches)
 
-    def both(self) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+    def both(self) -> Float[Tensor, "2 prompt"]:
         """The logit differences of the clean and of the other prompts, both for the clean prompts' answers."""
-        finals = ((runs.batch.index, torch.stack((runs.base.final, runs.source.final))) for runs in self)
-        clean, others = self._logit_differences(2, finals)
-        return clean, others
+        return self._logit_differences(2, lambda runs: torch.stack((runs.base.final, runs.source.final)))
 
     def direct(self, senders: Sequence[Head]) -> Float[Tensor, "sender prompt"]:
         """The logit difference if only the logits read a head's other output, in closed form.
 
         The final residual stream changes by what the head writes at the answer, and goes through the final norm.
         """
-        values = self._empty(len(senders))
-        for runs in self:
-            for layer in sorted({layer for layer, _ in senders}):
+
+        def final(runs: PreparedRuns) -> Float[Tensor, "sender prompt d_model"]:
+            finals = runs.base.final.expand(len(senders), -1, -1).clone()
+            for layer in {layer for layer, _ in senders}:
                 rows = [row for row, (of, _) in enumerate(senders) if of == layer]
                 heads = [senders[row][1] for row in rows]
                 change = runs.source.layers[layer].written[:, heads] - runs.base.layers[layer].written[:, heads]
                 if layer < self.graph.n_layers - 1:  # That of the last layer is at the answers already.
                     change = change[runs.layout.last]
-                written = torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_O_scaled[heads])
-                finals = runs.base.final + written
-                at = torch.tensor(rows, device=values.device)[:, None], runs.batch.index[None]
-                values[at] = self.logit_difference(finals, runs.batch.index)
-        return values.cpu()
+                # [head, prompt, d_head] @ [head, d_head, d_model]
+                finals[rows] += torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_O_scaled[heads])
+            return finals
+
+        return self._logit_differences(len(senders), final)
 
     def along_paths(
         self, senders: Sequence[Head], stages: Sequence[Receivers] = (), *, through_mlps: bool = False
     ) -> Float[Tensor, "sender prompt"]:
         """The logit difference where the path senders -> stages -> logits alone carries the senders' other output."""
-        masks = path_masks(self.graph, senders, stages, through_mlps=through_mlps)
+        masks, memory = path_masks(self.graph, senders, stages, through_mlps=through_mlps), self.memory_budget_gb
         # Where heads are entered by their queries, what happens at other tokens cannot reach the answer.
-        every = (at_answers(runs) if all(stage.letter == "q" for stage in stages) else runs for runs in self)
-        finals = (
-            (runs.batch.index, evaluate_masks_final(self.weights, runs, masks, memory_budget_gb=self.memory_budget_gb))
-            for runs in every
+        cut = at_answers if all(stage.letter == "q" for stage in stages) else lambda runs: runs
+        return self._logit_differences(
+            len(senders), lambda runs: evaluate_masks_final(self.weights, cut(runs), masks, memory_budget_gb=memory)
         )
-        return self._logit_differences(len(senders), finals)
 
     def recomputed_after(self, senders: Sequence[Head], receivers: Receivers) -> Float[Tensor, "sender prompt"]:
         """The logit difference if receivers read a head's other output and everything after them is recomputed."""
         memory = self.memory_budget_gb
-        finals = (
-            (runs.batch.index, recompute_after(self.weights, runs, senders, receivers, memory_budget_gb=memory))
-            for runs in self
+        return self._logit_differences(
+            len(senders), lambda runs: recompute_after(self.weights, runs, senders, receivers, memory_budget_gb=memory)
         )
-        return self._logit_differences(len(senders), finals)
 
     def exchanged(
         self,
@@ -171,29 +166,28 @@ class PairedRuns:
             only_into_queries: only the movers' queries read the other output, directly and through MLPs (at the
                 answer's token), and what follows them is recomputed. Otherwise everything after the sender reads it.
         """
-        values = self._empty(len(senders))
         watch = AttentionWatch(movers, positions, len(senders))
         queries, masks = Receivers(tuple(movers), "q"), swap_masks(self.graph, senders)
-        for runs in self:
-            index = runs.batch.index
-            end, observe, memory = at_answers(runs), partial(watch.observe, index), self.memory_budget_gb
+        weights, memory = self.weights, self.memory_budget_gb
+
+        def final(runs: PreparedRuns) -> Float[Tensor, "sender prompt d_model"]:
+            end, observe = at_answers(runs), partial(watch.observe, runs.batch.index)
             if only_into_queries:
-                finals = recompute_after(self.weights, end, senders, queries, memory_budget_gb=memory, observe=observe)
-            else:
-                finals = evaluate_masks_final(self.weights, end, masks, memory_budget_gb=memory, observe=observe)
-            values[:, index] = self.logit_difference(finals, index)
-        return Exchange(values.cpu(), watch.attention.mean(dim=2).cpu(), reads(senders, movers))
+                return recompute_after(weights, end, senders, queries, memory_budget_gb=memory, observe=observe)
+            return evaluate_masks_final(weights, end, masks, memory_budget_gb=memory, observe=observe)
 
-    def _logit_differences(self, n_rows: int, finals: Iterable[tuple[Tensor, Tensor]]) -> Float[Tensor, "row prompt"]:
-        """From the prompts of each batch and their final residual streams, [row, prompt, d_model]."""
-        values = self._empty(n_rows)
-        for index, final in finals:
-            values[:, index] = self.logit_difference(final, index)
-        return values.cpu()
+        values = self._logit_differences(len(senders), final)
+        return Exchange(values, watch.attention.mean(dim=2).cpu(), reads(senders, movers))
 
-    def _empty(self, n_rows: int) -> Tensor:
+    def _logit_differences(
+        self, n_rows: int, final: Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]]
+    ) -> Float[Tensor, "row prompt"]:
+        """Of all prompts, from the final residual streams that a function makes of the runs of each batch."""
         dtype = torch.promote_types(self.weights.dtype, torch.float32)
-        return torch.zeros(n_rows, self.n_prompts, dtype=dtype, device=self.weights.device)
+        values = torch.zeros(n_rows, self.n_prompts, dtype=dtype, device=self.weights.device)
+        for runs in self:
+            values[:, runs.batch.index] = self.logit_difference(final(runs), runs.batch.index)
+        return values.cpu()
 
 
 @dataclass(frozen=True)

@@ -27,28 +27,19 @@ def role_handover(heads: pd.DataFrame, steps: list[int]) -> pd.DataFrame:
         the first to the last (if fewer, it lost the role in between); `peak_step, peak_effect`, where its effect is
         largest while it holds the role.
     """
-    holding = heads[heads["passes"].astype(bool)]
-    rows = []
-    for _, group in holding.groupby(["role", "layer", "head"], sort=False):
-        group = group.sort_values("step")
-        first, last = group.iloc[0], group.iloc[-1]
-        peak = group.iloc[int(group["effect"].abs().argmax())]
-        rows.append(
-            {
-                "role": first["role"],
-                "layer": int(first["layer"]),
-                "head": int(first["head"]),
-                "first_step": int(first["step"]),
-                "last_step": int(last["step"]),
-                "first_tokens": int(first["tokens"]),
-                "last_tokens": int(last["tokens"]),
-                "n_held": len(group),
-                "n_between": sum(first["step"] <= step <= last["step"] for step in steps),
-                "peak_step": int(peak["step"]),
-                "peak_effect": float(peak["effect"]),
-            }
-        )
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    held = heads[heads["passes"].astype(bool)].sort_values("step", ignore_index=True)
+    by_head = held.groupby(["role", "layer", "head"])
+    table = by_head.agg(
+        first_step=("step", "first"),
+        last_step=("step", "last"),
+        first_tokens=("tokens", "first"),
+        last_tokens=("tokens", "last"),
+        n_held=("step", "size"),
+    ).reset_index()
+    spans = zip(table["first_step"], table["last_step"], strict=True)
+    peaks = held.loc[[of_head["effect"].abs().idxmax() for _, of_head in by_head], ["step", "effect"]]
+    table["n_between"] = [sum(first <= step <= last for step in steps) for first, last in spans]
+    table["peak_step"], table["peak_effect"] = peaks["step"].to_numpy(), peaks["effect"].to_numpy()
     order = pd.Categorical(table["role"], ROLES, ordered=True)
     return table.assign(order=order).sort_values(
         ["order", "first_step", "last_step", "layer", "head"], kind="stable", ignore_index=True

@@ -27,14 +27,14 @@ from ..base.errors import UserError
 from ..circuits.find import CircuitPrompts, circuit_prompts, find_circuit
 from ..config.keys import BaseConfig
 from ..heads import attention_and_copy, cspa
-from ..heads.attention_and_copy import ComponentsInputs, component_samples
-from ..heads.copy_scores import mean_scores
-from ..heads.cspa import CspaInputs, score_heads
+from ..heads.attention_and_copy import ComponentsInputs
+from ..heads.cspa import CspaInputs
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.record import changed_inputs, differences, shown
 from ..results.store import ResultsFolder, Store
 from ..tasks import TASKS, Prompts
 from ..tasks.ioi import signal_variants
+from ..tasks.vocabulary import require_embedded
 from .keys import IoiConsistencyConfig
 
 STORED, COMPUTED, ALL_HEADS = "stored", "computed", "all heads"
@@ -112,6 +112,8 @@ def prepare(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, sh
     prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
     prompts.require_fit(task.name, shape)
     variants = signal_variants(prompts, tokenizer, config.seed)
+    for tokens in variants.values():
+        require_embedded(tokens, shape.d_vocab, "ioi", [clean for clean, _ in prompts.texts])
     if config.require_stored:
         return IoiInputs(prompts, variants, None, None, None)
     circuit = None
@@ -154,23 +156,25 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
         report = find_circuit(weights, inputs.circuit, config.circuits_config())
         edges, status = report.circuit.in_circuit, report.status
 
+    # Each script's own table, read or made; only a stored one may be of another model.
     if stored_components is not None:
         table = stored_components.read_table(step)
-        tables = {name: table[table["score"] == name] for name in SCORES}
-        scores = {name: lookup.by_head(stored_components, rows, "value") for name, rows in tables.items()}
     else:
         assert inputs.components is not None
-        computed = mean_scores(component_samples(weights, inputs.components, config.batch_size))
-        scores = {name: computed[name] for name in SCORES}
+        made = attention_and_copy.measure(checkpoint, config.components_config(), inputs.components, None)
+        table = made["components"].table
+    of_scores = {name: table[table["score"] == name] for name in SCORES}
+    scores = {name: lookup.by_head(stored_components, rows, "value") for name, rows in of_scores.items()}
 
     if stored_cspa is not None:
-        # Heads below `start_layer` have no score.
-        scores["cspa"] = lookup.by_head(stored_cspa, stored_cspa.read_table(step), "score", some=True)
+        table = stored_cspa.read_table(step)
     else:
+        cspa_config = config.cspa_config()
         assert inputs.cspa is not None
-        assert config.cspa is not None
-        table = score_heads(weights, inputs.cspa, config.cspa, config.batch_size)
-        scores["cspa"] = _by_head(table, "score", lookup.shape)
+        assert cspa_config is not None
+        table = cspa.measure(checkpoint, cspa_config, inputs.cspa, None)["cspa"].table
+    # Heads below `start_layer` have no score.
+    scores["cspa"] = lookup.by_head(stored_cspa, table, "score", some=True)
 
     folders = {"circuit": stored_circuit, "components": stored_components, "cspa": stored_cspa}
     sources = {name: COMPUTED if folder is None else STORED for name, folder in folders.items()}
@@ -222,20 +226,17 @@ class _Lookup:
             return f"{folder.path} holds {reason}; {_again(folder)}"
         return ""
 
-    def by_head(self, folder: ResultsFolder, table: pd.DataFrame, column: str, *, some: bool = False) -> OfHeads:
-        """A column of a stored table as [layer, head]. With `some`, heads may be missing."""
-        inside = (table["layer"] < self.shape[0]) & (table["head"] < self.shape[1])
-        if not inside.all() or not (some or len(table) == self.shape[0] * self.shape[1]):
+    def by_head(self, folder: ResultsFolder | None, table: pd.DataFrame, column: str, *, some: bool = False) -> OfHeads:
+        """A column of a table, a folder's or made here, as [layer, head]. With `some`, heads may be missing."""
+        n_layers, n_heads = self.shape
+        inside = (table["layer"] < n_layers) & (table["head"] < n_heads)
+        if folder is not None and not (inside.all() and (some or len(table) == n_layers * n_heads)):
             path = folder.file(self.checkpoint.step)
             raise UserError(f"{path} does not hold the heads of this model; {_again(folder)}")
-        return _by_head(table, column, self.shape)
-
-
-def _by_head(table: pd.DataFrame, column: str, shape: tuple[int, int]) -> OfHeads:
-    scores = torch.full(shape, torch.nan)
-    layers, heads = (torch.tensor(table[name].to_numpy()) for name in ("layer", "head"))
-    scores[layers, heads] = torch.tensor(table[column].to_numpy(dtype="float32"))
-    return scores
+        scores = torch.full(self.shape, torch.nan)
+        layers, heads = (torch.tensor(table[name].to_numpy()) for name in ("layer", "head"))
+        scores[layers, heads] = torch.tensor(table[column].to_numpy(dtype="float32"))
+        return scores
 
 
 def _differing(folder: ResultsFolder, run: dict[str, Any], asked: BaseConfig) -> list[tuple[str, Any, Any]]:

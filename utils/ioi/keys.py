@@ -4,35 +4,38 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from ..circuits.keys import CircuitKeys, CircuitsConfig
-from ..config.keys import BaseConfig, MemoryKeys, PromptOptions, Section, execution
+from ..config.keys import BaseConfig, MemoryKeys, PromptOptions, Section, amount, execution, key
 from ..heads.keys import ComponentsConfig, ComponentsKeys, CspaConfig, CspaKeys
+
+_EFFECT: dict[str, Any] = {"ge": -1000, "le": 1000, "reason": "effects are shares of a logit difference"}
+_ATTENTION: dict[str, Any] = {"ge": -1, "le": 1, "reason": "attention is a probability"}
 
 
 class Thresholds(Section):
     """When a head holds a role. The defaults are those of Tigges et al. 2024 (arXiv 2407.10827)."""
 
-    copy_score: float = 10.0
+    copy_score: float = key(10.0, ge=0, le=100, reason="it is a percentage")
     """Name movers have a copy score above this, in percent, and an effect below 0."""
-    negative_copy_score: float = 10.0
+    negative_copy_score: float = key(10.0, ge=0, le=100, reason="it is a percentage")
     """Negative name movers have a negative copy score above this, in percent; only with `definitions: study`."""
-    cspa: float = 0.10
+    cspa: float = key(0.10, ge=-1, le=1, reason="a head that only suppresses copying has 1")
     """Copy-suppression heads have a CSPA score above this."""
-    s_inhibition_effect: float = -0.001
+    s_inhibition_effect: float = key(-0.001, **_EFFECT)
     """S-inhibition heads have an effect below this through the name movers' queries, in the unit of the definitions."""
-    logit_diff_change: float = 0.0
+    logit_diff_change: float = key(0.0, ge=-1000, le=1000, reason="no logit differs by more")
     """In the [exchange](../docs/heads.md#the-ioi-algorithm) of a candidate for S-inhibition, the logit difference must
     change by less than this."""
-    attention_io_change: float = 0.0
+    attention_io_change: float = key(0.0, **_ATTENTION)
     """With the same exchange, the name movers' attention to IO must change by less than this."""
-    attention_s1_change: float = 0.0
+    attention_s1_change: float = key(0.0, **_ATTENTION)
     """With the same exchange, the name movers' attention to S1 must change by more than this."""
-    induction_effect: float = -0.001
+    induction_effect: float = key(-0.001, **_EFFECT)
     """Induction and duplicate-token heads have an effect below this through the S-inhibition heads' values, in the unit
     of the definitions."""
-    score_over_mean: float = Field(1.0, gt=0)
+    score_over_mean: float = key(1.0, gt=0, le=10_000, reason="no model has more heads")
     """Induction and duplicate-token heads have an induction or duplicate-token score above this multiple of its mean
     over all heads of the model."""
 
@@ -55,14 +58,14 @@ class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
     definitions: Literal["study", "frozen"] = "study"
     """How [effects](../docs/heads.md#the-ioi-algorithm) are measured, and who can hold a role: as in the `study`,
     or with everything off the path `frozen`."""
-    n_prompts: int = Field(70, gt=0)
+    n_prompts: int = amount(70)
     """How many IOI prompts to measure effects on."""
     through_mlps: bool = False
     """With `definitions: frozen`, also count paths through MLPs from a sender to its level's receivers."""
     backup: bool = True
     """Ablate the name movers and measure how much of the logit difference [later parts](../docs/heads.md#backup) bring
     back."""
-    backup_ablation: Literal["mean", "corrupted"] = "mean"
+    backup_ablation: Literal["mean", "corrupted"] = key("mean", only_with=("backup", "true"))
     """What ablated name movers write at the last token: their `mean` over the clean prompts, or what they write in the
     `corrupted` prompt."""
     require_stored: bool = execution(False)

@@ -33,7 +33,7 @@ from .definitions import EffectDefinition
 from .effects import Exchange, PairedRuns
 from .inputs import HeadFacts, IoiInputs, gather
 from .keys import IoiConsistencyConfig
-from .roles import CLEAN, Roles, holders, inhibition_roles, reading_roles, writing_roles
+from .roles import CLEAN, Roles, holders, inhibition_roles, is_copy_suppression, reading_roles, writing_roles
 from .shares import Scale
 from .tables import Consistency, Tables
 
@@ -75,7 +75,7 @@ class Levels:
         """The tables, and who holds a role at the first level."""
         if reason := self._nothing_to_explain():
             for level in LEVELS:
-                self.tables.leave_out(level, None, reason)
+                self.tables.add_row(level, None, reason=reason)
             return self.tables.done(), {}
         from_end, from_s2 = self._attention("end", "s2")
         writing = self._name_movers(from_end)
@@ -109,12 +109,14 @@ class Levels:
         """The S-inhibition heads, and what to say if there are none."""
         if not movers:
             reason = f"no name movers: no head has a copy score above {self.limits.copy_score:g}% and an effect below 0"
-            self.tables.leave_out("s_inhibition", 0, reason)
+            self.tables.add_row("s_inhibition", 0, reason=reason)
             return (), "no S-inhibition heads: there are no name movers to inhibit"
         effects = self.scale.effects(self.definition.on_queries(self.runs, self.heads, movers))
         limit = self.limits.s_inhibition_effect
         below = [head for head, effect in zip(self.heads, effects.values.tolist(), strict=True) if effect < limit]
-        candidates = [head for head in below if self.definition.may_inhibit(head, movers, self.facts)]
+        candidates = below
+        if self.definition.is_study:
+            candidates = [head for head in below if self.facts.writes_to_queries(head, movers)]
         exchanges = self._exchange(candidates, movers, attention)
         roles = inhibition_roles(candidates, exchanges, self.limits)
         self.tables.add_signals(candidates, exchanges, roles)
@@ -149,11 +151,13 @@ class Levels:
         movers: Sequence[Head],
         attention: Float[Tensor, "name layer head"],
     ) -> None:
-        receivers = self.definition.value_receivers(inhibitors, self.facts, self.limits)
+        receivers = inhibitors
+        if self.definition.is_study:
+            receivers = [head for head in inhibitors if not is_copy_suppression(head, self.facts, self.limits)]
         if inhibitors and not receivers:
             none_because = "no receivers: every S-inhibition head is a copy-suppression head too"
         if not receivers:
-            self.tables.leave_out("induction", 0, none_because)
+            self.tables.add_row("induction", 0, reason=none_because)
             return
         effects = self.scale.effects(self.definition.on_values(self.runs, self.heads, receivers, movers))
         roles = reading_roles(self.heads, effects.values, self.facts, self.limits)

@@ -19,16 +19,9 @@ class Effects:
     values: Float[Tensor, " head"]
     resampled: Float[Tensor, "resample head"]
 
-
-@dataclass(frozen=True)
-class Percentage:
-    """A percentage, the ends of its 95% interval, and the sums that it is a quotient of."""
-
-    percent: float
-    low: float
-    high: float
-    numerator: float
-    denominator: float
+    def sum(self, heads: Bool[Tensor, " head"]) -> float:
+        """The sum of some heads' absolute effects."""
+        return float(self.values[heads].abs().sum())
 
 
 class Scale:
@@ -48,18 +41,13 @@ class Scale:
         values = change.mean(dim=1) / self.divisor.mean()
         return Effects(values, self.bootstrap.means(change) / self.bootstrap.means(self.divisor)[:, None])
 
-    def errors(self, effects: Effects) -> Float[Tensor, " head"]:
-        """Standard errors of effects; nan for a single prompt."""
-        return self.bootstrap.error(effects.resampled)
-
-    def percentage(self, effects: Effects, of: Bool[Tensor, " head"], among: Bool[Tensor, " head"]) -> Percentage:
-        """100 * sum of some absolute effects / sum of some others; nan if the latter is 0."""
-        numerator, denominator = (float(effects.values[heads].abs().sum()) for heads in (of, among))
-        if denominator == 0:
-            return Percentage(NAN, NAN, NAN, numerator, denominator)
+    def percentage(
+        self, effects: Effects, of: Bool[Tensor, " head"], among: Bool[Tensor, " head"]
+    ) -> tuple[float, float, float]:
+        """100 * sum of some absolute effects / sum of some others (not 0), and the ends of its 95% interval."""
         sizes = effects.resampled.abs()
-        low, high = self.interval(100 * sizes[:, of].sum(dim=1) / sizes[:, among].sum(dim=1))
-        return Percentage(100 * numerator / denominator, low, high, numerator, denominator)
+        interval = self.interval(100 * sizes[:, of].sum(dim=1) / sizes[:, among].sum(dim=1))
+        return 100 * effects.sum(of) / effects.sum(among), *interval
 
     def interval(self, resampled: Float[Tensor, " resample"]) -> tuple[float, float]:
         """The 95% interval of what was worked out for every resample; nan and nan for a single prompt."""

@@ -21,13 +21,6 @@ from .inputs import HeadFacts
 from .roles import Role, Roles, holders
 from .shares import Effects, Scale
 
-_COUNTS = ("n_heads", "n_heads_in_circuit", "n_measured", "n_receivers")
-_PERCENTAGES = ("percent", "percent_in_circuit")
-_NUMBERS = (
-    *(f"{name}{end}" for name in _PERCENTAGES for end in ("", "_low", "_high")),
-    *("identified_effect", "identified_in_circuit_effect", "circuit_effect"),
-)
-
 
 @dataclass(frozen=True)
 class Consistency:
@@ -54,9 +47,10 @@ class Tables:
     def __init__(
         self, definition: EffectDefinition, facts: HeadFacts, scale: Scale, logit_diffs: Mapping[str, float]
     ) -> None:
-        self.definition, self.facts, self.scale = definition, facts, scale
-        self.logit_diffs = logit_diffs
-        self.measured = definition.heads(facts)
+        self.definition, self.facts, self.scale, self.logit_diffs = definition, facts, scale, logit_diffs
+        # The heads among which roles are looked for: all of the model, or with `frozen` those of the circuit.
+        everywhere = torch.ones_like(facts.in_circuit) if definition.is_study else facts.in_circuit
+        self.measured: list[Head] = [(layer, head) for layer, head in everywhere.nonzero().tolist()]
         self._levels: list[dict[str, Any]] = []
         self._heads: list[dict[str, Any]] = []
         self._signals: list[dict[str, Any]] = []
@@ -76,34 +70,42 @@ class Tables:
             attention: from the token that counts at this level.
             n_receivers: how many heads have their inputs patched; None at the first level.
         """
-        self._add_heads(level, effects, roles, attention)
+        facts, errors = self.facts, self.scale.bootstrap.error(effects.resampled).tolist()
+        scores = {
+            "copy_score": facts.copy,
+            "negative_copy_score": facts.negative_copy,
+            "cspa": facts.cspa,
+            "induction": facts.induction,
+            "duplicate_token": facts.duplicate_token,
+        }
+        for at, (layer, head) in enumerate(self.measured):
+            role = roles.get((layer, head), Role("", False))
+            row: dict[str, Any] = {"level": level, "definitions": self.definition.name, "layer": layer, "head": head}
+            row |= {"role": role.name, "effect": float(effects.values[at]), "effect_se": errors[at]}
+            row |= {"unit": self.definition.unit} | {name: float(score[layer, head]) for name, score in scores.items()}
+            row |= {f"attention_{name}": float(attention[i, layer, head]) for i, name in enumerate(NAMES)}
+            self._heads.append(row | {"in_circuit": bool(facts.in_circuit[layer, head]), "passes": role.passes})
+
         role_holders = set(holders(roles))
         identified = torch.tensor([head in role_holders for head in self.measured], dtype=torch.bool)
-        in_circuit = torch.tensor([bool(self.facts.in_circuit[head]) for head in self.measured], dtype=torch.bool)
-        share = self.scale.percentage(effects, identified, in_circuit)
-        inside = self.scale.percentage(effects, identified & in_circuit, in_circuit)
-        if share.denominator == 0:
-            self.leave_out(level, n_receivers, "no head of the circuit has an effect")
+        in_circuit = torch.tensor([bool(facts.in_circuit[head]) for head in self.measured], dtype=torch.bool)
+        inside = identified & in_circuit
+        if effects.sum(in_circuit) == 0:
+            self.add_row(level, n_receivers, reason="no head of the circuit has an effect")
             return
-        self._add(
-            level,
-            n_receivers,
-            percent=share.percent,
-            percent_low=share.low,
-            percent_high=share.high,
-            percent_in_circuit=inside.percent,
-            percent_in_circuit_low=inside.low,
-            percent_in_circuit_high=inside.high,
-            identified_effect=share.numerator,
-            identified_in_circuit_effect=inside.numerator,
-            circuit_effect=share.denominator,
-            n_heads=int(identified.sum()),
-            n_heads_in_circuit=int((identified & in_circuit).sum()),
-        )
+        values: dict[str, Any] = {}
+        for name, heads in (("percent", identified), ("percent_in_circuit", inside)):
+            found = self.scale.percentage(effects, heads, in_circuit)
+            values |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+        values |= {"identified_effect": effects.sum(identified), "identified_in_circuit_effect": effects.sum(inside)}
+        values |= {"circuit_effect": effects.sum(in_circuit)}
+        self.add_row(level, n_receivers, **values, n_heads=int(identified.sum()), n_heads_in_circuit=int(inside.sum()))
 
-    def leave_out(self, level: str, n_receivers: int | None, reason: str) -> None:
-        """Add a level that has no percentage."""
-        self._add(level, n_receivers, reason=reason)
+    def add_row(self, level: str, n_receivers: int | None, **values: Any) -> None:
+        """Add a level with what there is of it: its numbers, or the reason why it has no percentage."""
+        row: dict[str, Any] = {"level": level, "definitions": self.definition.name, "unit": self.definition.unit}
+        row |= {"n_measured": len(self.measured), "n_receivers": n_receivers}
+        self._levels.append(row | dict(self.logit_diffs) | values)
 
     def add_signals(self, candidates: Sequence[Head], exchanges: Mapping[str, Exchange], roles: Roles) -> None:
         """Add a row per candidate and variant of the prompt."""
@@ -120,35 +122,16 @@ class Tables:
     def done(self) -> Consistency:
         """Everything that was added."""
         levels = pd.DataFrame(self._levels, columns=list(IOI_CONSISTENCY.columns))
-        types = dict.fromkeys(_NUMBERS, "float64") | dict.fromkeys(_COUNTS, "Int64")
+        # Columns that are empty in every row have no type of their own.
+        types = {name: "Int64" for name in IOI_CONSISTENCY.columns if name.startswith("n_")}
+        types |= {
+            name: "float64"
+            for name in IOI_CONSISTENCY.columns
+            if name.startswith("percent") or name.endswith("_effect")
+        }
         signals = pd.DataFrame(self._signals, columns=list(IOI_CONSISTENCY_SIGNALS.columns))
         return Consistency(
             levels.astype(types),
             pd.DataFrame(self._heads, columns=list(IOI_CONSISTENCY_HEADS.columns)),
             signals.sort_values(["layer", "head"], kind="stable", ignore_index=True),
         )
-
-    def _add(self, level: str, n_receivers: int | None, **values: Any) -> None:
-        row: dict[str, Any] = {"level": level, "definitions": self.definition.name, "unit": self.definition.unit}
-        row |= {"n_measured": len(self.measured), "n_receivers": n_receivers}
-        self._levels.append(row | dict(self.logit_diffs) | values)
-
-    def _add_heads(
-        self, level: str, effects: Effects, roles: Roles, attention: Float[Tensor, "name layer head"]
-    ) -> None:
-        facts, errors = self.facts, self.scale.errors(effects).tolist()
-        scores = {
-            "copy_score": facts.copy,
-            "negative_copy_score": facts.negative_copy,
-            "cspa": facts.cspa,
-            "induction": facts.induction,
-            "duplicate_token": facts.duplicate_token,
-        }
-        for at, (layer, head) in enumerate(self.measured):
-            role = roles.get((layer, head), Role("", False))
-            row: dict[str, Any] = {"level": level, "definitions": self.definition.name, "layer": layer, "head": head}
-            row |= {"role": role.name}
-            row |= {"effect": float(effects.values[at]), "effect_se": errors[at], "unit": self.definition.unit}
-            row |= {name: float(score[layer, head]) for name, score in scores.items()}
-            row |= {f"attention_{name}": float(attention[i, layer, head]) for i, name in enumerate(NAMES)}
-            self._heads.append(row | {"in_circuit": bool(facts.in_circuit[layer, head]), "passes": role.passes})

@@ -1,16 +1,18 @@
 """One checkpoint on disk: what its small files say, its weights, and a TransformerBridge for anyone who wants hooks.
 
-Weights are read from their files as they are. Where the names or shapes of tensors are not those that the config asks
-for, transformers builds the model instead: it knows older names, and says what is missing. Only this module and
-`tokenizers.py` call `from_pretrained`, always on one folder, so nothing here asks the hub.
+Weights are read from their files as they are. Where the names of tensors are not those that the config asks for,
+transformers builds the model from them instead: it knows older names, and says what is missing. Adapters are merged
+into their base model. Only this module and `tokenizers.py` call `from_pretrained`, and nothing here asks the hub.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,10 +21,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
 
-from ..base.errors import CheckpointUnusable, UserError, one_line
-from ..base.files import combine
-from .tokenizers import load_tokenizer, read_tokenizer, tokenizer_folder
-from .weight_files import WAY_OUT, CheckpointFiles, read_state, unreadable_as_unusable
+from ..base.errors import CheckpointUnusable, UserError, one_line, with_way_out
+from ..base.files import combine, what_it_is
+from .adapters import base_of, merged_state
+from .tokenizers import load_tokenizer
+from .weight_files import COPY, CheckpointFiles, contents, read_files, refuse_foreign
 
 if TYPE_CHECKING:
     import torch
@@ -115,10 +118,11 @@ class LoadedCheckpoint:
         from transformer_lens.model_bridge import TransformerBridge
 
         folder, dtype = self.files.folder, self.weights.dtype
+        state = read_state(folder, device=self.device, dtype=dtype)
         bridge: TransformerBridge = TransformerBridge.boot_transformers(
             str(folder),  # With a folder as the name, nothing asks the hub.
-            hf_model=_load_model(folder, dtype, self.device),
-            tokenizer=read_tokenizer(tokenizer_folder(folder), self.files.trust_remote_code),
+            hf_model=_build_model(folder, read_config(folder), state, dtype, self.device),
+            tokenizer=copy.deepcopy(self.tokenizer),
             dtype=dtype,
             device=self.device,
         )
@@ -134,43 +138,68 @@ def describe(folder: Path, trust_remote_code: bool = False) -> Description:
     """
     from circuits_over_time.edge_attribution_patching.model.architectures import read_shape
 
-    path = folder / "config.json"
-    config = _read_config(path)
+    refuse_foreign(folder)
+    base = base_of(folder)
     try:
-        shape = read_shape(config)
+        shape = read_shape(read_config(base or folder))
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    return Description(load_tokenizer(folder, trust_remote_code), shape)
+        raise UserError(f"{(base or folder) / 'config.json'}: {error}") from None
+    return Description(load_tokenizer(folder, trust_remote_code, base), shape)
+
+
+def read_state(
+    folder: Path,
+    stop: threading.Event | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, in memory; those of an adapter are merged into its base model's, in float32.
+
+    Arguments and errors are those of `read_files`.
+    """
+    import torch
+
+    if (base := base_of(folder)) is None:
+        state, embed = read_files(folder, stop, device, dtype), ARCHITECTURES[read_config(folder).model_type].embed
+        # What stands before all names where the model was a part of another module, as Lightning's `model.`.
+        ends = f".{embed}.weight"
+        prefix = next((name.removesuffix(ends) + "." for name in state if name.endswith(ends)), "")
+        return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    cpu = torch.device("cpu")
+    return merged_state(_build_model(base, read_config(base), read_state(base), torch.float32, cpu), folder)
 
 
 def load_weights(
     folder: Path, dtype: str, device: torch.device, state: dict[str, torch.Tensor] | None = None
 ) -> tuple[ModelWeights, int]:
-    """The weights in a `save_pretrained` folder, and how many parameters they hold.
+    """The weights in a checkpoint's folder, and how many parameters they hold.
 
     Args:
         dtype: the number format to load them in: float32, bfloat16, float16.
-        state: the tensors of the folder's files, if they have been read. It is emptied.
+        state: the tensors of the folder (`read_state`), if they have been read. It is emptied.
 
     Raises:
-        CheckpointUnusable: if they cannot be loaded, or some are missing.
+        CheckpointUnusable: if they cannot be loaded, some are missing, or one holds NaN or infinity.
         UserError: if they do not fit on the device.
     """
     import torch
 
-    from circuits_over_time.edge_attribution_patching.model.weights import read_tensors, read_weights
+    from circuits_over_time.edge_attribution_patching.model.weights import read_tensors, read_weights, require_finite
 
-    config, number = _read_config(folder / "config.json"), getattr(torch, dtype)
+    config, number = read_config(base_of(folder) or folder), getattr(torch, dtype)
     with _memory_of(folder, dtype, device):
         if state is None:
             state = read_state(folder, device=device, dtype=number)
         tensors = {name: _moved(state, name, device, number) for name in list(state) if not _BUFFER.search(name)}
+        try:
+            require_finite(tensors)
+        except FloatingPointError as error:
+            raise CheckpointUnusable(f"{folder}: {with_way_out(error)}") from None
         # transformers takes longer to import its model code than to read a checkpoint, and most need none of it.
         if (weights := read_tensors(config, tensors)) is not None:
             unique = {id(tensor): tensor.numel() for tensor in tensors.values()}
             return weights, sum(unique.values())
-        del tensors, state
-        model = _load_model(folder, number, device)
+        model = _build_model(folder, config, tensors, number, device)
         return read_weights(model), sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -180,15 +209,27 @@ def _moved(state: dict[str, torch.Tensor], name: str, device: torch.device, dtyp
     return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
 
-def _read_config(path: Path) -> PretrainedConfig:
+def read_config(folder: Path) -> PretrainedConfig:
+    """The config of the model in a folder.
+
+    Raises:
+        CheckpointUnusable: if it is missing or damaged.
+        UserError: if there is no reader for the architecture.
+    """
     from transformers import AutoConfig
 
+    path = folder / "config.json"
     try:
         architecture = json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except FileNotFoundError:
-        raise CheckpointUnusable(f"{path} is missing; save the checkpoint again with save_pretrained") from None
+        held = contents(folder) if folder.is_dir() else "nothing"
+        raise CheckpointUnusable(
+            f"{path} is missing (the folder holds {held}); copy the config.json of the trained model there, which "
+            "is all it takes"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointUnusable(f"{path}: does not name a model_type ({one_line(error)}); {WAY_OUT}") from None
+        why = what_it_is(path) or f"does not name a model_type ({one_line(error)}); copy the model's config.json there"
+        raise CheckpointUnusable(f"{path}: {why}") from None
     # transformers may not know it either, or want to run code that comes with it.
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -196,34 +237,63 @@ def _read_config(path: Path) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise CheckpointUnusable(f"{path}: cannot be read ({one_line(error)}); {WAY_OUT}") from error
+        raise CheckpointUnusable(f"{path}: cannot be read ({one_line(error)}); {COPY}") from error
     return config
 
 
-def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+def _build_model(
+    folder: Path,
+    config: PretrainedConfig,
+    state: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PreTrainedModel:
+    """A model of transformers from tensors, which may have names of older versions."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    loaded: Any
-    with unreadable_as_unusable(folder), _memory_of(folder, str(dtype).removeprefix("torch."), device):
-        loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    _refuse_other_shapes(folder, kind, config, state)
+    with _memory_of(folder, str(dtype).removeprefix("torch."), device):
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(state),
             dtype=dtype,
             attn_implementation="eager",
-            local_files_only=True,
-            trust_remote_code=False,
             output_loading_info=True,
         )
-        model, report = loaded
         model.to(device)
     if report["missing_keys"]:
         # transformers would carry on with random numbers instead.
-        some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise CheckpointUnusable(f"{folder}: weights are missing ({some}); {WAY_OUT}")
+        missing, there = (", ".join(sorted(names)[:3]) for names in (report["missing_keys"], state))
+        raise CheckpointUnusable(
+            f"{folder}: weights that its config.json asks for are missing ({missing}; it holds {there}); copy the "
+            "config.json of the trained model there, or save the whole model"
+        )
     if unread := sorted(name for name in report["unexpected_keys"] if not _BUFFER.search(name)):
         # And it would ignore these.
         some = ", ".join(unread[:3])
         raise CheckpointUnusable(f"{folder}: holds weights that its config.json has no place for ({some}); correct it")
     return cast("PreTrainedModel", model)
+
+
+def _refuse_other_shapes(folder: Path, kind: Any, config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
+    """Name a tensor whose shape is not the config's. transformers' own line does not."""
+    import torch
+
+    with torch.device("meta"):  # A model without memory tells the shapes.
+        expected = {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
+    old_names = ARCHITECTURES[config.model_type].old_names
+    for name, tensor in state.items():
+        shape, found = expected.get(old_names.get(name, name)), tuple(tensor.shape)
+        if shape not in (None, found):
+            of_vocabulary = shape[:1] == (config.vocab_size,) and shape[1:] == found[1:]
+            value = f" (vocab_size={config.vocab_size})" if of_vocabulary else ""
+            way_out = f"vocab_size={found[0]} in it is right" if of_vocabulary else "it is another model's"
+            raise CheckpointUnusable(
+                f"{folder}: {name} has the shape {list(found)}, but config.json asks for {list(shape)}{value}; "
+                f"{way_out}"
+            )
 
 
 @contextlib.contextmanager

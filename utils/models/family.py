@@ -16,9 +16,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..base.background import in_background
+from ..base.background import Prefetcher, in_background
 from ..base.errors import CheckpointUnusable, HubUnreachable, UserError, suggest
 from ..base.files import combine
 from ..base.progress import bar
@@ -27,14 +27,25 @@ from ..hub import checkpoint_files as hub
 from ..hub.download import Arrived
 from ..hub.listing import Listing, downloads_of, in_parallel, listing_of, published_names
 from . import local
-from .checkpoint import Description, LoadedCheckpoint, describe, load_weights, resolve_device
+from .adapters import base_of
+from .checkpoint import Description, LoadedCheckpoint, describe, load_weights, read_state, resolve_device
 from .known_families import EXAMPLES, SHORT_NAMES, Damage, FamilyRecord, KnownModel, known_model, unusable
-from .prefetch import PrefetchedCheckpoint, Prefetcher
 from .revisions import GENERAL, GENERAL_NAMES, Named, TokensRule, naming_rule, read_names, refuse_several_runs, timeline
 from .tokenizers import small_hashes
-from .weight_files import CheckpointFiles, read_state
+from .weight_files import CheckpointFiles
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PrefetchedCheckpoint:
+    """A checkpoint's files and tensors, on the CPU and in the files' number format."""
+
+    files: CheckpointFiles
+    state: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,9 @@ class Family:
     prepend_bos: bool | None = field(default=None, kw_only=True)
     damage: tuple[Damage, ...] = field(default=(), kw_only=True)
     trust_remote_code: bool = field(default=False, kw_only=True)
-    _ahead: Prefetcher = field(default_factory=Prefetcher, kw_only=True, compare=False, repr=False)
+    _ahead: Prefetcher[PrefetchedCheckpoint] = field(
+        default_factory=Prefetcher, kw_only=True, compare=False, repr=False
+    )
 
     def tokens_at(self, step: int) -> int:
         """Tokens seen in training up to a published step."""
@@ -81,7 +94,11 @@ class Family:
     def input_hashes(self, step: int) -> dict[str, str]:
         """SHA-256 of a checkpoint's config and tokenizer as they are on disk; empty if they are not there."""
         with contextlib.suppress(CheckpointUnusable):
-            return small_hashes(self.folder(step))
+            folder = self.folder(step)
+            if (base := base_of(folder)) is None:
+                return small_hashes(folder)
+            weights = local.fingerprints(local.stamps(base))
+            return small_hashes(folder, base) | {f"base/{name}": sample for name, sample in weights.items()}
         return {}
 
     def prefetch(self, step: int) -> None:
@@ -168,6 +185,8 @@ class LocalFamily(Family):
         before = local.stamps(folder)
         origin = {"repository": self.source, "revision": folder.name, "commit": None}
         origin["fingerprint"] = combine(local.fingerprints(before))
+        if (base := base_of(folder)) is not None:
+            origin["base"] = str(base)
         return CheckpointFiles(folder, origin, lambda: local.hashes(before), self.trust_remote_code)
 
 
@@ -374,16 +393,16 @@ def _no_revisions(repository: str, pattern: re.Pattern[str], names: Sequence[str
 def _local_family(
     model: str, path: Path, pattern: re.Pattern[str], tokens_per_step: int | None, stages: Sequence[int]
 ) -> LocalFamily:
-    named = local.named_folders(path, pattern)
-    per_step, prepend_bos = local.read_about(path, tokens_per_step)
-    placed = timeline(named, model, TokensRule((per_step,)), stages)
+    about = local.About.of(path, tokens_per_step)
+    named = [about.with_tokens(path / one.name, one) for one in local.named_folders(path, pattern)]
+    placed = timeline(named, model, TokensRule(about.per_step), stages)
     return LocalFamily(
         path.resolve().name,
         model,
         tuple(placed),
         {step: one.tokens for step, one in placed.items()},
         {step: path / one.named.name for step, one in placed.items()},
-        prepend_bos=prepend_bos,
+        prepend_bos=about.prepend_bos,
     )
 
 

@@ -1,39 +1,53 @@
 """A local family on disk: a folder for each checkpoint, in `save_pretrained` format.
 
-Folders are named `step{n}`, or as trainers name them (`checkpoint-500`, `iter_0000500`, `global_step500`). Next to them
-there may be a `family.json` with `{"tokens_per_step": n}`, and a tokenizer that all steps share.
+Folders are named `step{n}`, or as trainers name them (`checkpoint-500`, `iter_0000500`, `global_step500`); of `step{n}`
+and `step{n}-hf`, which a converter wrote, the second counts. Next to them there may be a tokenizer that all steps
+share, and a `family.json` with `{"tokens_per_step": n}`. Without it the tokens are those that the Trainer counted
+(`num_input_tokens_seen` in `trainer_state.json`), or its batch size times `sequence_length`, `world_size` and
+`gradient_accumulation_steps` in `family.json`, which the Trainer does not store.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..base.errors import CheckpointUnusable, UserError
 from ..base.files import Stamp, read_json, sha256_at, stamp_of
 from .revisions import GENERAL, GENERAL_NAMES, Named, read_names
+from .training_folders import of_library
 from .weight_files import weight_files
 
 Stamps = dict[Path, Stamp]
 """The stamp of each weight file."""
 
 _SAMPLES, _SAMPLE = 16, 65_536
-_OWN_FORMAT = re.compile(r"model_\d+\.pt")  # nanochat's
 _WAY_OUT = 'write {"tokens_per_step": N} into it'
+_FACTORS = ("sequence_length", "world_size", "gradient_accumulation_steps")
+_SAVES = re.compile(r"checkpoint_\d+")  # as accelerate counts its saves
 
 
 def named_folders(path: Path, pattern: re.Pattern[str]) -> list[Named]:
     """The checkpoints in a family's folder.
 
     Raises:
-        UserError: if there are none, or two of the same step.
+        UserError: if there are none, two of the same step, or what looks like a step counts the saves.
     """
-    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-    named = read_names(folders, pattern)
+    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    converted = {name.removesuffix("-hf"): name for name in folders if name.endswith("-hf")}
+    named = [
+        replace(one, name=converted.get(one.name, one.name))
+        for one in read_names(dict.fromkeys([*folders, *converted]), pattern)
+    ]
     if not named:
         raise UserError(_no_checkpoints(path, pattern, folders))
+    if pattern is GENERAL:
+        _refuse_counted_saves(path, named)
     seen: dict[tuple[int, int], str] = {}
     for one in named:
         if (other := seen.setdefault((one.stage, one.step), one.name)) != one.name:
@@ -41,15 +55,28 @@ def named_folders(path: Path, pattern: re.Pattern[str]) -> list[Named]:
     return named
 
 
+def _refuse_counted_saves(path: Path, named: list[Named]) -> None:
+    """accelerate numbers its folders by the save: `checkpoint_1` is no step."""
+    saves = sorted((one for one in named if _SAVES.fullmatch(one.name)), key=lambda one: one.step)
+    if not saves:
+        return
+    numbers = [one.step for one in saves]
+    ours = any(next((path / one.name).glob("random_states_*.pkl"), None) for one in saves)
+    if ours or numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        raise UserError(
+            f"model: {path}/{saves[0].name}: accelerate numbers its folders by the save, not by the step; rename each "
+            r"to step{n} with the step of training it was saved at, or, if they are steps, pass "
+            r"revisions='checkpoint_(?P<step>\d+)'"
+        )
+
+
 def _no_checkpoints(path: Path, pattern: re.Pattern[str], folders: list[str]) -> str:
     if pattern is not GENERAL:
         held = f"it holds {', '.join(folders[:5])}" if folders else "it holds no folders"
         return f"revisions: no folder in {path} is named like '{pattern.pattern}' ({held})"
-    if own := sorted(entry.name for entry in path.iterdir() if _OWN_FORMAT.fullmatch(entry.name)):
-        return (
-            f"model: {path} holds {own[0]}, torch's own files of a model that transformers does not know; convert each "
-            f"to a Hugging Face model and save it with save_pretrained as {path}/step{{n}}"
-        )
+    for folder in (path, *(path / name for name in folders)):
+        if (refusal := of_library(folder)) is not None:
+            return f"model: {refusal}"
     if (path / "config.json").is_file():
         return f"model: {path} is one checkpoint; name the folder above it, which has a folder for each checkpoint"
     return (
@@ -58,29 +85,62 @@ def _no_checkpoints(path: Path, pattern: re.Pattern[str], folders: list[str]) ->
     )
 
 
-def read_about(path: Path, tokens_per_step: int | None) -> tuple[int, bool | None]:
-    """What a family's `family.json` says: tokens per training step, and whether it was trained with a start token.
+@dataclass(frozen=True)
+class About:
+    """What a family says about its training.
 
-    Args:
-        tokens_per_step: used if there is no such file.
-
-    Raises:
-        UserError: if neither says the tokens, or the file says something else than a number, or true or false.
+    Attributes:
+        file: its `family.json`, which need not be there.
+        per_step: tokens of a step, as in `TokensRule`; empty if only the steps' own files tell.
+        prepend_bos: whether it was trained with a start token; None if it does not say.
+        content: all that the file says.
     """
-    about = path / "family.json"
-    if not about.is_file():
-        if tokens_per_step is None:
-            raise UserError(f"{about} is missing; {_WAY_OUT}, or pass tokens_per_step=N")
-        return tokens_per_step, None
-    content = read_json(about) or {}
-    if "tokens_per_step" not in content:
-        raise UserError(f"{about}: does not say tokens_per_step; {_WAY_OUT}")
-    per_step, prepend_bos = content["tokens_per_step"], content.get("prepend_bos")
-    if type(per_step) is not int or per_step <= 0:
-        raise UserError(f"{about}: tokens_per_step: {per_step!r} is not a whole number > 0; {_WAY_OUT}")
-    if prepend_bos is not None and not isinstance(prepend_bos, bool):
-        raise UserError(f"{about}: prepend_bos: {prepend_bos!r} is not true or false; correct it or leave it out")
-    return per_step, prepend_bos
+
+    file: Path
+    per_step: tuple[int, ...]
+    prepend_bos: bool | None
+    content: dict[str, Any]
+
+    @classmethod
+    def of(cls, path: Path, tokens_per_step: int | None) -> About:
+        """What the `family.json` in a folder says, or the number given instead of one.
+
+        Raises:
+            UserError: if the file says something else than numbers, or true or false.
+        """
+        file = path / "family.json"
+        content = (read_json(file) or {}) if file.is_file() else {}
+        for name in ("tokens_per_step", *_FACTORS):
+            if name in content and (type(content[name]) is not int or content[name] <= 0):
+                raise UserError(f"{file}: {name}: {content[name]!r} is not a whole number > 0; {_WAY_OUT}")
+        prepend_bos = content.get("prepend_bos")
+        if prepend_bos is not None and not isinstance(prepend_bos, bool):
+            raise UserError(f"{file}: prepend_bos: {prepend_bos!r} is not true or false; correct it or leave it out")
+        per_step = content.get("tokens_per_step") or (None if file.is_file() else tokens_per_step)
+        return cls(file, () if per_step is None else (per_step,), prepend_bos, content)
+
+    def with_tokens(self, folder: Path, named: Named) -> Named:
+        """A checkpoint with the tokens that its own files tell, where the family does not say them.
+
+        Raises:
+            UserError: if nothing tells them, naming the key of `family.json` that would.
+        """
+        if self.per_step or named.tokens is not None:
+            return named
+        state = read_json(folder / "trainer_state.json") or {}
+        if (counted := state.get("num_input_tokens_seen")) and isinstance(counted, int):
+            return replace(named, tokens=counted)
+        if isinstance(batch := state.get("train_batch_size"), int):
+            if missing := [name for name in _FACTORS if name not in self.content]:
+                raise UserError(
+                    f"{self.file}: {missing[0]} is missing: {folder.name}/trainer_state.json has batches of {batch} in "
+                    f'each process, but not {", ".join(missing)}; write them into it, or {{"tokens_per_step": N}}'
+                )
+            each = batch * math.prod(self.content[name] for name in _FACTORS)
+            return replace(named, tokens=named.step * each)
+        if not self.file.is_file():
+            raise UserError(f"{self.file} is missing; {_WAY_OUT}, or pass tokens_per_step=N")
+        raise UserError(f"{self.file}: does not say tokens_per_step; {_WAY_OUT}")
 
 
 def stamps(folder: Path) -> Stamps:

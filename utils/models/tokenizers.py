@@ -1,87 +1,126 @@
 """The tokenizer of a checkpoint, from its own folder or the family's.
 
+What `tokenizer.json` says is what is used. transformers chooses a class by other files, and some classes put rules of
+their own in place of the file's; where these would give other tokens, the file counts, and a line says so. Prompts get
+no tokens that a post-processor would add at their ends: a start token comes from `prepend_bos` alone.
+
 All checkpoints with the same tokenizer files share one object.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import CheckpointUnusable, UserError, one_line
-from ..base.files import read_json, sha256_at, stamp_of
+from ..base.files import read_json, sha256_at, stamp_of, what_it_is
 from ..hub.checkpoint_files import TOKENIZER_FILES
+from .weight_files import ADAPTER, damaged_as_unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TOKENIZER_KEYS = ("model_type", "tokenizer_class", "auto_map", "transformers_version")  # of config.json
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 _tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 _tokenizers_lock = threading.Lock()
 
+log = logging.getLogger(__name__)
 
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A checkpoint's tokenizer, from its folder or the one above. The same files give the same object.
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False, base: Path | None = None) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, from its folder, the one above or the base model's. Equal files give the same object.
 
     Raises:
         CheckpointUnusable: if there is none, or it cannot be loaded.
+        UserError: if it needs code of its own that is not trusted.
     """
-    holder = tokenizer_folder(folder)
+    holder = _holder(folder, base)
     digest = hashlib.sha256(repr((str(holder), trust_remote_code) if trust_remote_code else "").encode())
-    for name, sha256 in small_hashes(folder).items():
-        if name != "config.json":  # Of which only these keys count:
-            digest.update(f"{name} {sha256}\n".encode())
-    if (config := read_json(holder / "config.json")) is not None:
-        # What AutoTokenizer looks up there: the class if no file names it, and which versions need repairs.
-        digest.update(repr([config.get(key) for key in _TOKENIZER_KEYS]).encode())
+    for name in TOKENIZER_FILES:
+        if (path := holder / name).is_file():
+            digest.update(f"{name} {sha256_at(path, stamp_of(path))}\n".encode())
+    # AutoTokenizer looks up the class there if no file names it, and which versions need repairs.
+    config = next(
+        (found for place in (folder, base, holder) if place and (found := read_json(place / "config.json"))), {}
+    )
+    digest.update(repr([config.get(key) for key in _TOKENIZER_KEYS]).encode())
     key = digest.hexdigest()
     with _tokenizers_lock:
         if key not in _tokenizers:
-            _tokenizers[key] = read_tokenizer(holder, trust_remote_code)
+            _tokenizers[key] = _read(holder, trust_remote_code, config)
         return _tokenizers[key]
 
 
-def small_hashes(folder: Path) -> dict[str, str]:
+def small_hashes(folder: Path, base: Path | None = None) -> dict[str, str]:
     """SHA-256 of the files besides the weights that a checkpoint's numbers depend on: its config and tokenizer.
 
     Raises:
         CheckpointUnusable: if it has no tokenizer.
     """
-    holder = tokenizer_folder(folder)
-    paths = [folder / "config.json", *(holder / name for name in TOKENIZER_FILES)]
-    return {path.name: sha256_at(path, stamp_of(path)) for path in paths if path.is_file()}
+    holder = _holder(folder, base)
+    paths = {name: folder / name for name in ("config.json", ADAPTER)}
+    paths |= {"base/config.json": base / "config.json"} if base is not None else {}
+    paths |= {name: holder / name for name in TOKENIZER_FILES}
+    return {name: sha256_at(path, stamp_of(path)) for name, path in paths.items() if path.is_file()}
 
 
-def tokenizer_folder(folder: Path) -> Path:
-    """The folder that holds a checkpoint's tokenizer: its own, or the one above. Neither: CheckpointUnusable."""
-    for holder in (folder, folder.parent):
-        if any((holder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-            return holder
+def _holder(folder: Path, base: Path | None) -> Path:
+    """The folder that holds a checkpoint's tokenizer."""
+    for place in (folder, folder.parent, base):
+        if place is not None and any((place / name).is_file() for name in TOKENIZER_FILES[:2]):
+            return place
     raise CheckpointUnusable(f"{folder}: has no tokenizer (tokenizer.json); save one there with save_pretrained")
 
 
-def read_tokenizer(holder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """A new tokenizer from a folder.
+def _read(holder: Path, trust_remote_code: bool, config: dict[str, Any]) -> PreTrainedTokenizerBase:
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    Raises:
-        CheckpointUnusable: if it cannot be loaded.
-        UserError: if it needs code of its own that is not trusted.
-    """
-    from transformers import AutoTokenizer
-
+    file, about = holder / "tokenizer.json", read_json(holder / "tokenizer_config.json") or {}
+    backend = None
+    if file.is_file():
+        with damaged_as_unusable(file):  # Also a kind of model that this version does not know.
+            backend = Tokenizer.from_file(str(file))
+    elif (what := what_it_is(holder / "tokenizer_config.json")) is not None:
+        raise CheckpointUnusable(f"{holder / 'tokenizer_config.json'}: {what}")
+    kind = str(config.get("model_type"))
+    beside = not (holder / "config.json").is_file() and kind in CONFIG_MAPPING
+    known = {"config": AutoConfig.for_model(kind)} if beside else {}
+    chosen: PreTrainedTokenizerBase | None = None
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            holder, local_files_only=True, trust_remote_code=trust_remote_code
+        chosen = AutoTokenizer.from_pretrained(
+            holder, local_files_only=True, trust_remote_code=trust_remote_code, **known
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if not trust_remote_code and "auto_map" in (read_json(holder / "tokenizer_config.json") or {}):
+    except Exception as error:  # Readers of damaged files raise nearly anything.
+        if not trust_remote_code and "auto_map" in about:
             raise UserError(
                 f"{holder}: the tokenizer needs code of its own; read it, and if you trust it pass "
                 "trust_remote_code=true"
             ) from None
-        raise CheckpointUnusable(
-            f"{holder}: the tokenizer cannot be loaded ({one_line(error)}); save it again"
-        ) from error
-    return tokenizer
+        if backend is None:
+            raise CheckpointUnusable(
+                f"{holder}: the tokenizer cannot be loaded ({one_line(error)}); copy or save its files again"
+            ) from error
+    if chosen is not None and (
+        backend is None or "auto_map" in about or _rules(chosen.backend_tokenizer) == _rules(backend)
+    ):
+        return chosen
+    assert backend is not None
+    # Special tokens are told by other files, or by the class. One that is not in the vocabulary is not the model's.
+    special = {name: str(getattr(chosen, name, None) or "") for name in _SPECIAL}
+    special = {name: token for name, token in special.items() if backend.token_to_id(token) is not None}
+    own = PreTrainedTokenizerFast(tokenizer_object=backend, name_or_path=str(holder), **special)
+    own.of_transformers = chosen  # `vocabulary.encode` says where it differs.
+    return own
+
+
+def _rules(backend: Any) -> dict[str, Any]:
+    """What decides about the tokens of a text without special tokens."""
+    spec = json.loads(backend.to_str())
+    return {part: spec[part] for part in ("added_tokens", "normalizer", "pre_tokenizer", "model")}

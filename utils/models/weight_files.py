@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
+import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import CheckpointUnusable, UserError, one_line
-from ..base.files import combine
+from ..base.errors import CheckpointUnusable, UserError, is_out_of_memory, one_line
+from ..base.files import combine, what_it_is
 from ..hub.listing import FORMATS
+from .training_folders import contents, of_library
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-WAY_OUT = "delete the folder and fetch or train it again"
+ADAPTER = "adapter_config.json"
+COPY = "copy or fetch that file again"
+"""The way out of a damaged file. The others of its folder may be intact."""
+
+# Names in one file, as torch.save users and Lightning write them.
+_ONE_FILE = ("pytorch_model.pt", "model.pt", "model.pth", "*.ckpt")
+# Where such a file keeps the tensors, if not at the top.
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
+# What torch.compile, DDP, FSDP and activation checkpointing add to the names of what they wrap.
+_WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
 
 
 @dataclass(frozen=True)
@@ -43,42 +56,75 @@ class CheckpointFiles:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weights in a `save_pretrained` folder that transformers loads, by name: safetensors if there are any.
+    """The weights in a folder: an adapter's if it is one, else safetensors if there are any, else torch's own.
 
     Raises:
-        CheckpointUnusable: if the folder holds no weights, or not all that its index lists.
+        CheckpointUnusable: if the folder holds no weights that can be read, or not all shards.
     """
-    for stem, ending in FORMATS:
+    formats = (("adapter_model", "safetensors"), ("adapter_model", "bin")) if (folder / ADAPTER).is_file() else FORMATS
+    for stem, ending in formats:
         if (whole := folder / f"{stem}.{ending}").is_file():
             return [whole]
         if (index := folder / f"{stem}.{ending}.index.json").is_file():
-            return _shards(folder, index)
-        if files := sorted(folder.glob(f"{stem}*.{ending}")):
-            return files
+            return _present(folder, _listed(index))
+        if shards := [shard for path in folder.glob(f"{stem}-*") if (shard := _SHARD.fullmatch(path.name))]:
+            start, _, count, end = shards[0].groups()
+            return _present(folder, [f"{start}-{n:0{len(count)}d}-of-{count}{end}" for n in range(1, int(count) + 1)])
+    if not folder.is_dir():
+        raise CheckpointUnusable(f"{folder}: is gone; run again once the checkpoint is there")
+    if formats is not FORMATS:
+        raise CheckpointUnusable(
+            f"{folder}: {ADAPTER} is there, but no adapter_model.safetensors (it holds {contents(folder)}); {COPY}"
+        )
+    refusal = of_library(folder)
+    if refusal is None or (folder / "config.json").is_file():
+        for pattern in _ONE_FILE:
+            if len(found := sorted(folder.glob(pattern))) == 1:
+                return found
+    if refusal is not None:
+        raise CheckpointUnusable(refusal)
     raise CheckpointUnusable(
-        f"{folder}: holds no weights (model.safetensors); save the checkpoint again with save_pretrained"
+        f"{folder}: holds no weights (model.safetensors), only {contents(folder)}; copy them there, or "
+        "leave the step out"
     )
 
 
-def _shards(folder: Path, index: Path) -> list[Path]:
+def refuse_foreign(folder: Path) -> None:
+    """Refuse what a training library wrote in a format of its own, before anything in it is read.
+
+    Raises:
+        CheckpointUnusable: naming the library and its converter, unless weights that can be read lie there too.
+    """
+    if of_library(folder) is not None:
+        weight_files(folder)
+
+
+def _listed(index: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointUnusable(f"{index}: does not list shards; delete the folder and fetch it again") from None
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise CheckpointUnusable(
-            f"{folder}: {missing[0]}, which {index.name} lists, is missing; fetch the checkpoint again"
-        )
+        raise CheckpointUnusable(f"{index}: {what_it_is(index) or 'does not list shards'}; {COPY}") from None
+
+
+def _present(folder: Path, names: list[str]) -> list[Path]:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointUnusable(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(names)} shards); {COPY}")
     return [folder / name for name in names]
 
 
-def read_state(
+def plain_name(name: str) -> str:
+    """A tensor's name without what wrappers of a training add to it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def read_files(
     folder: Path,
     stop: threading.Event | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, copied into memory.
+    """All tensors in a folder's weight files by their plain names, copied into memory.
 
     Args:
         stop: ends the reading early once it is set; then some tensors are missing.
@@ -88,65 +134,94 @@ def read_state(
     Raises:
         CheckpointUnusable: if the weights cannot be read.
     """
-    import torch
-    from safetensors import safe_open
-
-    files = weight_files(folder)
     state: dict[str, Tensor] = {}
-    with unreadable_as_unusable(folder):
-        for path in files:
-            if path.suffix != ".safetensors":
-                state |= torch.load(path, map_location="cpu", weights_only=True)
-                continue
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 (it is no dict)
-                    if stop is not None and stop.is_set():
-                        return state
-                    tensor = file.get_tensor(name)
-                    # safe_open maps the file, so only the copy is sure to be in memory.
-                    state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
+    for path in weight_files(folder):
+        if path.suffix != ".safetensors":
+            found: Mapping[str, Tensor] = _torch_file(path)
+            _add(state, found, path)
+            continue
+        with _safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                if stop is not None and stop.is_set():
+                    return state
+                tensor = file.get_tensor(name)
+                # safe_open maps the file, so only the copy is sure to be in memory.
+                copied = tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
+                _add(state, {name: copied}, path)
     return state
 
 
+def _add(state: dict[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    for name, tensor in found.items():
+        if (plain := plain_name(name)) in state:
+            raise CheckpointUnusable(f"{path}: holds {plain} twice, once as {name}; save one of the two")
+        state[plain] = tensor
+
+
 def read_some(folder: Path, choose: Callable[[list[str]], list[str]]) -> dict[str, Tensor]:
-    """A few tensors of a checkpoint: those that `choose` picks from the names of all matrices.
+    """A few tensors of a checkpoint: those that `choose` picks from the plain names of all matrices.
 
     Of safetensors, only these are read.
 
     Raises:
         CheckpointUnusable: if the weights cannot be read.
     """
-    from safetensors import safe_open
-
     files = weight_files(folder)
     if files[0].suffix != ".safetensors":
-        state = read_state(folder)
+        state = read_files(folder)
         return {name: state[name] for name in choose([name for name, tensor in state.items() if tensor.ndim == 2])}
-    file_of: dict[str, Path] = {}
+    held: dict[str, tuple[Path, str]] = {}
+    for path in files:
+        with _safetensors(path) as file:
+            matrices = [name for name in file.keys() if len(file.get_slice(name).get_shape()) == 2]  # noqa: SIM118
+            held |= {plain_name(name): (path, name) for name in matrices}
     found = {}
-    with unreadable_as_unusable(folder):
-        for path in files:
-            with safe_open(path, "pt") as file:
-                file_of |= {name: path for name in file.keys() if len(file.get_slice(name).get_shape()) == 2}  # noqa: SIM118
-        for name in choose(list(file_of)):
-            with safe_open(file_of[name], "pt") as file:
-                found[name] = file.get_tensor(name).clone()
+    for plain in choose(list(held)):
+        path, name = held[plain]
+        with _safetensors(path) as file:
+            found[plain] = file.get_tensor(name).clone()
     return found
 
 
 @contextlib.contextmanager
-def unreadable_as_unusable(folder: Path) -> Iterator[None]:
-    """Turns what goes wrong while weights are read into one line.
+def _safetensors(path: Path) -> Iterator[Any]:
+    from safetensors import safe_open
+
+    with damaged_as_unusable(path), safe_open(path, "pt") as file:
+        yield file
+
+
+def _torch_file(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file of torch.save, which is never allowed to run code."""
+    import torch
+
+    with damaged_as_unusable(path):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(one, torch.Tensor) for one in content.values()):
+        raise CheckpointUnusable(f"{path}: holds no tensors by name; save the model's state_dict() there")
+    return dict(content)
+
+
+@contextlib.contextmanager
+def damaged_as_unusable(path: Path) -> Iterator[None]:
+    """Turns what goes wrong while a file is read into one line.
 
     Raises:
-        CheckpointUnusable: if the files are damaged or gone.
+        CheckpointUnusable: if the file is damaged, gone or something else than its name says.
     """
-    import torch
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (UserError, torch.OutOfMemoryError):
-        raise  # The files are sound, or it is one line already.
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
-        raise CheckpointUnusable(f"{folder}: the checkpoint cannot be loaded ({one_line(error)}); {WAY_OUT}") from error
+    except Exception as error:  # Readers of damaged files raise nearly anything, tokenizers a bare Exception.
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise  # It is one line already, or the file is sound.
+        if (what := what_it_is(path)) is not None:
+            raise CheckpointUnusable(f"{path}: {what}") from None
+        if isinstance(error, pickle.UnpicklingError):
+            raise CheckpointUnusable(
+                f"{path}: holds other Python objects than tensors, or is damaged, and is not read; save the model's "
+                "state_dict() there, best with save_pretrained"
+            ) from None
+        raise CheckpointUnusable(f"{path}: cannot be read ({one_line(error)}); {COPY}") from error

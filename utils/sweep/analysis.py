@@ -60,6 +60,8 @@ class Analysis:
             write them come first.
         then: another analysis with the same config, which needs the results of all checkpoints. Its walk, after this
             one, loads each of them once more. It has no tasks where the config does not ask for it.
+        check: (config, store, model's name, steps) -> None. Raises UserError, before any checkpoint is loaded, on what
+            the steps asked for cannot give.
         outdated: (config, store, model's name) -> the (task, step) whose results lack something that the config asks
             for by now. They are measured again.
     """
@@ -73,6 +75,7 @@ class Analysis:
     finish: Callable[[Any, Store, str], None] | None = None
     reads: tuple[ResultSchema, ...] = ()
     then: Analysis | None = None
+    check: Callable[[Any, Store, str, Sequence[int]], None] | None = None
     outdated: Callable[[Any, Store, str], set[tuple[str, int]]] | None = None
 
     def tasks_in(self, config: BaseConfig) -> Sequence[Task | None]:

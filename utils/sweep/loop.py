@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..base.errors import CheckpointUnusable, UserError
+from ..base.errors import CheckpointUnusable, UserError, with_way_out
 from ..base.progress import Progress, duration
 from ..config.command_line import Terminated, told_how_to_go_on
 from ..results.record import EncodedResults, RunRecord, write_results
@@ -274,6 +274,7 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -
     """Make one measurement, and encode its files.
 
     Raises:
+        CheckpointUnusable: if activations are not finite.
         UserError: if a batch does not fit on the device, or as the analysis does.
     """
     import torch
@@ -287,6 +288,8 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -
             f"batch_size: {size} does not fit on {checkpoint.device} ({checkpoint.name} step {checkpoint.step}); "
             f"pass a smaller one, for example batch_size={max(size // 2, 1)}"
         ) from None
+    except FloatingPointError as error:
+        raise CheckpointUnusable(f"{checkpoint.name} step {checkpoint.step}: {with_way_out(error)}") from None
     kinds = {kind.name for kind in analysis.kinds}
     if set(results) != kinds:
         raise ValueError(f"{analysis.name} measured {sorted(results)}, its kinds are {sorted(kinds)}")

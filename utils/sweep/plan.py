@@ -204,6 +204,8 @@ def plan(jobs: Sequence[Job], *, outdated: bool = True) -> list[Sweep]:
         }
         missing: dict[int, list[Measurement]] = {}
         for job, steps in asked.items():
+            if job.analysis.check is not None:
+                job.analysis.check(job.config, job.store, family.name, steps)
             again = job.outdated(family.name) if outdated else set()
             for task in job.tasks:
                 what = Measurement(job, family.name, task)

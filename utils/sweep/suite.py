@@ -20,11 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pydantic
 from pydantic import Field
 
 from ..base.errors import UserError, suggest
-from ..config.explain import explain
+from ..config.explain import checked
 from ..config.keys import BaseConfig
 from ..config.strict_yaml import Block, read_yaml
 from ..results.kinds import KINDS
@@ -113,11 +112,7 @@ def _job(suite: SuiteConfig, entry: Block, where: str) -> Job:
     of_suite = suite.model_dump(mode="json", exclude_unset=True, exclude={"analyses"})
     of_file = {name: value for name, value in base.items() if name not in shared}
     data = of_file | of_suite | own
-    try:
-        config = analysis.schema.model_validate_json(json.dumps(data), strict=True)
-    except pydantic.ValidationError as error:
-        raise UserError("\n".join(explain(error, analysis.schema, data, Path(where), []))) from None
-    return Job(analysis, config)
+    return Job(analysis, checked(analysis.schema, data, Path(where)))
 
 
 def _refuse_shared_folders(jobs: Sequence[Job], where: str) -> None:

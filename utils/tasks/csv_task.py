@@ -1,8 +1,9 @@
 """A task from a CSV of prompt pairs, or from such a table in memory.
 
 The columns are `clean, corrupted, answers, wrong_answers`; the last two hold one or more answers separated by ";". An
-answer is taken literally and must continue the clean prompt as exactly one token, so a word needs its leading space:
-" he; she". Any other column becomes a column of `meta`. Every row is checked, even those that a run does not draw.
+answer is taken literally and must continue the clean prompt as exactly one token: a new word has its leading space
+(" he; she"), and an answer without one continues the last word ("Q" after "(BB"). Any other column becomes a column of
+`meta`. Every row is checked, even those that a run does not draw.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import nan
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
 from ..config.keys import PromptOptions
+from .metrics import DIFFERENTIABLE
 from .prompts import MetricFunction, Pair, Prompts, Task, assemble
 from .sampling import draw
-from .vocabulary import encode, unknown_token
+from .vocabulary import encode, refuse, unknown_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COLUMNS: tuple[str, ...] = ("clean", "corrupted", "answers", "wrong_answers")
-PRIMARY_METRICS: tuple[str, ...] = ("logit_diff", "prob_diff")
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ def csv_task(path: Path, metric: str | None) -> Task:
     Raises:
         UserError: if the metric is missing or cannot be the primary one.
     """
-    if metric not in PRIMARY_METRICS:
+    if metric not in DIFFERENTIABLE:
         given = "is missing" if metric is None else f"{metric!r} cannot be used"
-        raise UserError(f"metric: {given} for the prompts of {path}; set it to {' or '.join(PRIMARY_METRICS)}")
+        raise UserError(f"metric: {given} for the prompts of {path}; set it to {' or '.join(DIFFERENTIABLE)}")
     return Task(path.stem, partial(build, path.name, partial(read_rows, path)), metric, source=path)
 
 
@@ -86,8 +88,8 @@ def build(
     """
     rows = read()
     chosen = [number for _, _, number in draw(name, [[len(rows)]], n, seed)]
-    right = _tokens(tokenizer, rows, lambda row: row.answers)
-    wrong = _tokens(tokenizer, rows, lambda row: row.wrong_answers)
+    right = _tokens(tokenizer, rows, "answers")
+    wrong = _tokens(tokenizer, rows, "wrong_answers")
     pairs = [Pair(row.clean, row.corrupted, a, w, row.meta) for row, a, w in zip(rows, right, wrong, strict=True)]
     everything = assemble(tokenizer, pairs, lambda index: rows[index].where, options.prepend_bos)
     return everything.select(chosen)
@@ -129,26 +131,35 @@ def check_rows(source: str, header: Sequence[str], cells: Sequence[tuple[str, di
     if not cells:
         raise UserError(f"{source}: holds no prompts")
     rows: list[Row] = []
+    problems: list[str] = []
     seen: dict[tuple[str, str], int] = {}
     for number, (place, row) in enumerate(cells, start=1):
-        where = f"{source}: {place}"
-        if None in row or None in row.values():
-            raise UserError(f"{where}: does not have as many cells as the header ({len(header)})")
-        answers, wrong_answers = (_answers(row[column]) for column in COLUMNS[2:])
-        for column, texts in zip(COLUMNS, ([row["clean"]], [row["corrupted"]], answers, wrong_answers), strict=True):
-            if wrong := [text for text in texts if not isinstance(text, str)]:
-                raise UserError(f"{where}: {column} is {wrong[0]!r}, not text")
-            if not any(text.strip() for text in texts):
-                raise UserError(f"{where}: {column} is empty")
-        if not all(answer.strip() for answer in (*answers, *wrong_answers)):
-            raise UserError(f"{where}: an answer between two ';' is empty")
-        pair = (row["clean"], row["corrupted"])
-        if pair in seen:
-            raise UserError(f"{where}: repeats the prompts of row {seen[pair]}: {row['clean']!r}")
+        where, pair = f"{source}: {place}", (row["clean"], row["corrupted"])
+        if (problem := _problem(row, len(header))) is None and pair in seen:
+            problem = f"repeats the prompts of row {seen[pair]}: {row['clean']!r}"
+        if problem is not None:
+            problems.append(f"{where}: {problem}")
+            continue
         seen[pair] = number
         meta = {column: value for column, value in row.items() if column not in COLUMNS}
-        rows.append(Row(where, *pair, answers, wrong_answers, meta))
+        rows.append(Row(where, *pair, _answers(row["answers"]), _answers(row["wrong_answers"]), meta))
+    refuse(problems)
     return rows
+
+
+def _problem(row: dict[str, Any], n_columns: int) -> str | None:
+    """What is wrong with a row's cells, if anything."""
+    if None in row or None in row.values():
+        return f"does not have as many cells as the header ({n_columns})"
+    for column in COLUMNS:
+        texts = _answers(row[column]) if column in COLUMNS[2:] else (row[column],)
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            return f"{column} is {wrong[0]!r}, not text"
+        if not any(text.strip() for text in texts):
+            return f"{column} is empty"
+        if not all(text.strip() for text in texts):
+            return f"{column}: an answer between two ';' is empty"
+    return None
 
 
 def _answers(cell: Any) -> tuple[Any, ...]:
@@ -158,30 +169,38 @@ def _answers(cell: Any) -> tuple[Any, ...]:
     return tuple(item for number, item in enumerate(listed) if item not in listed[:number])
 
 
-def _tokens(
-    tokenizer: PreTrainedTokenizerBase, rows: list[Row], answers: Callable[[Row], tuple[str, ...]]
-) -> list[tuple[int, ...]]:
+def _tokens(tokenizer: PreTrainedTokenizerBase, rows: list[Row], column: str) -> list[tuple[int, ...]]:
     """The token of every answer in every row, each after its own clean prompt."""
+    answers = attrgetter(column)
     prompts = encode(tokenizer, [row.clean for row in rows])
     joined = iter(encode(tokenizer, [row.clean + answer for row in rows for answer in answers(row)]))
     unknown = unknown_token(tokenizer)
-    found = []
+    found, problems = [], []
     for row, prompt in zip(rows, prompts, strict=True):
-        tokens = []
+        tokens: dict[int, str] = {}
         for answer in answers(row):
             whole = next(joined)
             if not prompt or not whole:
                 empty = answer if prompt else row.clean
-                raise UserError(
+                problems.append(
                     f"{row.where}: the tokenizer produces no tokens for {empty!r}; check the model's tokenizer files"
                 )
-            # Two words run together: nearly always a forgotten space, and the token of another word.
-            glued = row.clean[-1].isalpha() and answer[0].isalpha()
-            if glued or whole[:-1] != prompt or whole[-1] == unknown:
-                extra = len(whole) - len(prompt)
-                reason = f"{extra} tokens" if extra > 1 and whole[: len(prompt)] == prompt else "not a token of its own"
-                hint = f"; write {' ' + answer!r}, with the leading space" if not answer.startswith(" ") else ""
-                raise UserError(f"{row.where}: {answer!r} is {reason} after {row.clean!r}{hint}")
-            tokens.append(whole[-1])
+            elif whole[:-1] != prompt or whole[-1] == unknown:
+                problems.append(f"{row.where}: {_not_a_token(row.clean, answer, prompt, whole)}")
+            elif (other := tokens.setdefault(whole[-1], answer)) != answer:
+                problems.append(f"{row.where}: {column}: {other!r} and {answer!r} are the same token; keep one")
         found.append(tuple(tokens))
+    refuse(problems)
     return found
+
+
+def _not_a_token(clean: str, answer: str, prompt: list[int], whole: list[int]) -> str:
+    """Why an answer cannot be asked for after a prompt, and how to write it."""
+    extra = len(whole) - len(prompt)
+    reason = f"{extra} tokens" if extra > 1 and whole[: len(prompt)] == prompt else "not a token of its own"
+    hint = ""
+    if clean[-1:].isspace():
+        hint = f"; the prompt ends with a space: end it before that, and write {' ' + answer.lstrip()!r}"
+    elif not answer.startswith(" "):
+        hint = f"; write {' ' + answer!r}, with the leading space"
+    return f"{answer!r} is {reason} after {clean!r}{hint}"

@@ -1,8 +1,8 @@
 """How well the logits at the end of a prompt answer it: one value per prompt, in float32.
 
 A prompt has a set of right answers A and a set of wrong answers W, all single tokens. P is the softmax over the whole
-vocabulary, computed in float32 whatever the dtype of the logits. `logit_diff` and `prob_diff` are differentiable. The
-metric of a set of prompts is the mean over prompts.
+vocabulary, computed in float32 whatever the dtype of the logits. The metric of a set of prompts is the mean over
+prompts.
 """
 
 from __future__ import annotations
@@ -100,23 +100,27 @@ class AnswerMetric:
 
     Attributes:
         label: its name in figures, and its unit in brackets.
+        differentiable: whether circuits can be found with it.
     """
 
     function: Callable[[Logits, Answers], Values]
     label: str
+    differentiable: bool = False
 
     def __call__(self, logits: Logits, answers: Answers) -> Values:
         return self.function(logits, answers)
 
 
 METRICS: dict[str, AnswerMetric] = {
-    "logit_diff": AnswerMetric(logit_diff, "logit difference (logits)"),
-    "prob_diff": AnswerMetric(prob_diff, "probability difference"),
+    "logit_diff": AnswerMetric(logit_diff, "logit difference (logits)", differentiable=True),
+    "prob_diff": AnswerMetric(prob_diff, "probability difference", differentiable=True),
     "accuracy": AnswerMetric(accuracy, "accuracy (share of prompts)"),
     "rank_0_rate": AnswerMetric(rank_0_rate, "rank-0 rate (share of prompts)"),
     "prob_mass": AnswerMetric(prob_mass, "probability of the answers"),
 }
 """Every metric by its name, in the order of the figures."""
+DIFFERENTIABLE = tuple(name for name, metric in METRICS.items() if metric.differentiable)
+"""Those that can be the primary metric of a task."""
 
 
 def _check(logits: Logits, answers: Answers) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import UserError
 from ..config.keys import PromptOptions, StartToken
 from .metrics import METRICS, Answers
-from .vocabulary import encode, unknown_token
+from .vocabulary import encode, refuse, require_embedded, unknown_token
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,13 +90,14 @@ class Prompts:
         """Refuse prompts that are longer than a model's context, or have tokens that it does not have.
 
         Raises:
-            UserError: naming the longest prompt, or the largest token.
+            UserError: naming the longest prompt, or the prompt with such a token.
         """
-        parts = (self.clean, self.corrupted, self.answers.right, self.answers.wrong)
-        if (largest := max(int(part.max()) for part in parts)) >= shape.d_vocab:
-            raise UserError(
-                f"tokenizer: not the model's: token {largest} in prompts of {name}, the model has {shape.d_vocab}"
-            )
+        clean, corrupted = zip(*self.texts, strict=True)
+        answers = f"an answer of {name}"
+        require_embedded(self.clean, shape.d_vocab, name, clean)
+        require_embedded(self.corrupted, shape.d_vocab, name, corrupted)
+        require_embedded(self.answers.right, shape.d_vocab, answers, clean)
+        require_embedded(self.answers.wrong, shape.d_vocab, answers, clean)
         n_positions = shape.n_positions
         longest = int(self.lengths.argmax())
         length = int(self.lengths[longest])
@@ -250,25 +251,27 @@ def assemble(
         rows = [row if row[:1] == [first] else [first, *row] for row in rows]
     clean, corrupted = rows[: len(pairs)], rows[len(pairs) :]
     unknown = unknown_token(tokenizer)
+    problems = []
     for index, (pair, x, y) in enumerate(zip(pairs, clean, corrupted, strict=True)):
+        both = set(pair.answers) & set(pair.wrong_answers)
         if not x or not y:
-            raise UserError(
-                f"{where(index)}: the tokenizer produces no tokens for {(pair.corrupted if x else pair.clean)!r}; "
-                "check the model's tokenizer files"
+            empty = pair.corrupted if x else pair.clean
+            problem = f"the tokenizer produces no tokens for {empty!r}; check the model's tokenizer files"
+        elif len(x) != len(y):
+            problem = (
+                f"clean has {len(x)} tokens and corrupted {len(y)}, but they must have the same number: "
+                f"{pair.clean!r} / {pair.corrupted!r}"
             )
-        if len(x) != len(y):
-            raise UserError(
-                f"{where(index)}: clean has {len(x)} tokens and corrupted {len(y)}, but they must have the same "
-                f"number: {pair.clean!r} / {pair.corrupted!r}"
-            )
-        if x == y:
-            raise UserError(f"{where(index)}: clean and corrupted are the same tokens: {pair.clean!r}")
-        if unknown is not None and (unknown in x or unknown in y):
-            raise UserError(
-                f"{where(index)}: has a word that the tokenizer does not know: {pair.clean!r} / {pair.corrupted!r}"
-            )
-        if both := set(pair.answers) & set(pair.wrong_answers):
-            raise UserError(f"{where(index)}: {tokenizer.decode(min(both))!r} is both an answer and a wrong answer")
+        elif x == y:
+            problem = f"clean and corrupted are the same tokens: {pair.clean!r}"
+        elif unknown is not None and (unknown in x or unknown in y):
+            problem = f"has a word that the tokenizer does not know: {pair.clean!r} / {pair.corrupted!r}"
+        elif both:
+            problem = f"{tokenizer.decode(min(both))!r} is both an answer and a wrong answer"
+        else:
+            continue
+        problems.append(f"{where(index)}: {problem}")
+    refuse(problems)
     # Padding never reaches the answer: any token will do.
     padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     lengths = torch.tensor([len(row) for row in clean])

@@ -10,6 +10,7 @@ from ..base.errors import UserError, suggest
 from ..config.keys import PromptOptions, TaskConfig
 from . import gendered_pronoun, greater_than, ioi, sva
 from .csv_task import csv_task
+from .metrics import DIFFERENTIABLE
 from .prompts import Prompts, Task, metric_name
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def get_task(task: str, metric: str | None = None) -> Task:
 
     Args:
         task: a key of `TASKS`, or the path of a CSV, whose stem then names the task.
-        metric: the primary metric of a CSV, `logit_diff` or `prob_diff`. Built-in tasks have their own and ignore it,
-            so one run can have both.
+        metric: the primary metric of a CSV, one of `DIFFERENTIABLE`. Built-in tasks have their own, so one run can have
+            both.
 
     Raises:
         UserError: if there is no such task, a CSV has no metric, or its stem is the name of a built-in task.
@@ -42,6 +43,8 @@ def get_task(task: str, metric: str | None = None) -> Task:
     if not task.lower().endswith(".csv"):
         if task not in TASKS:
             raise UserError(f"task: '{task}' is unknown{suggest(task, TASKS, 'name a prompts CSV or one of')}")
+        if metric is not None and metric not in DIFFERENTIABLE:
+            raise UserError(f"metric: '{metric}' cannot be used; set it to {' or '.join(DIFFERENTIABLE)}")
         return TASKS[task]
     if (stem := Path(task).stem) in TASKS:
         raise UserError(f"task: {task} would write into the results of the built-in task '{stem}'; rename the file")

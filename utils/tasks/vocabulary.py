@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..base.errors import UserError
+from ..base.errors import UserError, shortened
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 CARRIER = "The"
@@ -22,10 +23,53 @@ log = logging.getLogger(__name__)
 _already_logged: set[tuple[str, str]] = set()
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, without special tokens, from one call of the tokenizer."""
     encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
-    return encoded["input_ids"]
+    ids: list[list[int]] = encoded["input_ids"]
+    # The rules that transformers has in place of those of tokenizer.json, if they are others (`models.tokenizers`).
+    if (others := getattr(tokenizer, "of_transformers", None)) is not None:
+        for text, row, other in zip(
+            texts, ids, others(list(texts), add_special_tokens=False)["input_ids"], strict=True
+        ):
+            if row != other:
+                log.warning(
+                    "%s: tokenizer.json has other tokens than %s of transformers (%d, not %d, for %r); the file counts",
+                    *(tokenizer.name_or_path, type(others).__name__, len(row), len(other), text),
+                )
+                tokenizer.of_transformers = None  # Said once.
+                break
+    return ids
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Refuse prompts with what is wrong with them, up to five things at once; nothing if that is none.
+
+    Args:
+        problems: `where: what`. What stands before the first colon of all is said once.
+    """
+    if problems:
+        start = problems[0].partition(": ")[0] + ": "
+        raise UserError(shortened([problems[0], *(one.removeprefix(start) for one in problems[1:])], 5, "; "))
+
+
+def require_embedded(tokens: Tensor, d_vocab: int, where: str, texts: Sequence[str]) -> None:
+    """Refuse tokens that the model has no embedding for: the tokenizer is another model's, or tokens were added to it.
+
+    Args:
+        tokens: one row for each text.
+        where: what the texts are for.
+
+    Raises:
+        UserError: naming the text, the token and the number of embeddings.
+    """
+    beyond = (tokens >= d_vocab).nonzero()
+    if len(beyond):
+        token = int(tokens[tuple(beyond[0])])
+        raise UserError(
+            f"tokenizer: not the model's: token {token} in {texts[int(beyond[0][0])]!r} ({where}), but the model has "
+            f"{d_vocab} embeddings; use the tokenizer that it was trained with, or leave this text out"
+        )
 
 
 def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from ..base.errors import UserError
 from .batches import Batch
 from .keys import ModelConfig, OptimizerConfig
 from .muon import Muon
@@ -85,6 +86,9 @@ class Trainer:
 
         Returns:
             Mean cross-entropy of the learned tokens, in nats, before the update.
+
+        Raises:
+            UserError: if it is not finite.
         """
         share = rate_share(self.config, step)
         for optimizer, highest in ((self.muon, self.config.muon_rate), (self.adam, self.config.adam_rate)):
@@ -96,7 +100,11 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.muon.step()
         self.adam.step()
-        return loss.item()
+        if not math.isfinite(value := loss.item()):
+            raise UserError(
+                f"optimizer: the training diverged (loss {value} after {step} steps); lower muon_rate or adam_rate"
+            )
+        return value
 
     def state(self) -> dict[str, Any]:
         """Weights and optimiser states, as tensors, numbers and strings only."""
