@@ -21,7 +21,6 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -138,13 +137,12 @@ class ResultsFolder:
     def damage(self, step: int) -> list[Damaged]:
         """What is wrong with the files of a finished checkpoint. Files whose hash is known are hashed, tables read."""
         found = dict[Path, Damaged]()
-        readers = {suffix: partial(self._read, step, suffix, len) for suffix in self.kind.companions}
-        for suffix, read in {**readers, ".csv": partial(self.read_table, step)}.items():
-            if suffix == ".csv" or self.file(step, suffix).name in written_hashes(self.path):
-                try:
-                    read()
-                except Damaged as error:
-                    found.setdefault(error.path, error)
+        known = [suffix for suffix in self.kind.companions if self.file(step, suffix).name in written_hashes(self.path)]
+        for suffix in (*known, ".csv"):
+            try:
+                self.read_table(step) if suffix == ".csv" else self._read(step, suffix, len)
+            except Damaged as error:
+                found.setdefault(error.path, error)
         return list(found.values())
 
     def write_summary(self, name: str, table: pd.DataFrame) -> Path:
