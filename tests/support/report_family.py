@@ -69,7 +69,7 @@ def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = 
     comparison = ComparisonFolder(store.root)
     for name, tables in zip(("turnover", "lifetimes"), zip(*over_time, strict=True), strict=True):
         comparison.write(name, pd.concat(tables, ignore_index=True))
-    comparison.write("change_points", pd.DataFrame(columns=list(COMPARISONS["change_points"].columns)))
+    comparison.write("change_points", pd.DataFrame(columns=list(COMPARISONS["change_points"])))
     for step in steps:
         heads = pd.concat([_heads(rng).assign(score=score) for score in SCORES], ignore_index=True)
         write(store, "components", MODEL, None, step, heads, tokens_at(step))

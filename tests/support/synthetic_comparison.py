@@ -48,7 +48,7 @@ def write_comparison(store: Store, models: Sequence[str] = ("toy",), group: str 
     }
     tables |= {"seeds": seeds, "seed_emergence": over_seeds}
     for name, table in tables.items():
-        tables[name] = table.reindex(columns=list(COMPARISONS[name].columns))
+        tables[name] = table.reindex(columns=list(COMPARISONS[name]))
     folder.write_all(tables, {"config": {"seeds": {group: list(models)} if group else None}})
     return folder
 
@@ -126,7 +126,7 @@ def edges_over_time(steps: Sequence[int], present: np.ndarray, model: str, task:
     tables = []
     for name, table in (("turnover", turned), ("lifetimes", lived)):
         both = [table.assign(**stamp, at=at) for at in ("faithfulness", "size")]
-        tables.append(pd.concat(both, ignore_index=True).reindex(columns=list(COMPARISONS[name].columns)))
+        tables.append(pd.concat(both, ignore_index=True).reindex(columns=list(COMPARISONS[name])))
     return tables[0], tables[1]
 
 
@@ -149,7 +149,7 @@ def _order(model: str) -> pd.DataFrame:
 
 def _change_points(model: str) -> pd.DataFrame:
     rows = [(model, "ioi", "n_edges", 8, 64, 6.5, 18.0), (model, "ioi", "similarity", 64, 512, 0.2, 0.75)]
-    return pd.DataFrame(rows, columns=list(COMPARISONS["change_points"].columns))
+    return pd.DataFrame(rows, columns=list(COMPARISONS["change_points"]))
 
 
 def _handovers(model: str) -> pd.DataFrame:
@@ -158,4 +158,4 @@ def _handovers(model: str) -> pd.DataFrame:
         (model, "name_mover", 512, 4000, "a3.h1", "a3.h4", 0.0, -0.9, 0.97),
         (model, "induction", 512, 4000, "a1.h3", "a1.h5", 0.0, -0.9, 0.6),
     ]
-    return pd.DataFrame(rows, columns=list(COMPARISONS["handovers"].columns))
+    return pd.DataFrame(rows, columns=list(COMPARISONS["handovers"]))

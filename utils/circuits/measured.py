@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 KINDS = (GRAPHS, FAITHFULNESS, BASELINES, CONTROLS, PROMPT_GROUPS, HYPOTHESIS_TESTS)
-"""The tables of a circuit; `utils/results/kinds.py` says what each column means."""
+"""The tables of a circuit; `utils/results/kinds.toml` says what each column means."""
 SHOWN = 200
 """Of a large circuit, drawings show so many edges of largest |score|."""
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from ..results.comparison import HANDOVERS
+from ..results.comparison import COMPARISONS
 
 MeasuredEffects = dict[tuple[int, str], tuple[float, float]]
 """Effect and standard error by step and head."""
@@ -53,7 +53,7 @@ def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
                     "share": _share_agreeing(measured, before, after, old, new, rng, resamples),
                 }
             )
-    return pd.DataFrame(rows, columns=list(HANDOVERS.columns))
+    return pd.DataFrame(rows, columns=list(COMPARISONS["handovers"]))
 
 
 def _effect(measured: MeasuredEffects, step: int, name: str) -> tuple[float, float]:

@@ -17,7 +17,7 @@ import pandas as pd
 from ..base.errors import UserError, suggest
 from ..base.files import require_writable
 from ..base.progress import Progress, duration
-from ..results.comparison import COMPARISONS, HANDOVERS, ComparisonFolder, fingerprint
+from ..results.comparison import COMPARISONS, ComparisonFolder, fingerprint
 from ..results.record import recorded_parameters
 from ..results.store import Store
 from .changes import CircuitPair, Comparer, flagged, pairs_between, pairs_over_training
@@ -157,7 +157,7 @@ def _other_tables(
         progress.advance()
     progress.close()
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
-    tables.setdefault("handovers", pd.DataFrame(columns=list(HANDOVERS.columns)))
+    tables.setdefault("handovers", pd.DataFrame(columns=list(COMPARISONS["handovers"])))
     every_curve = [curve for model in models for curve in curves[model]]
     tables["curves"] = curves_table([*every_curve, *best])
     tables["change_points"] = change_points_table(similarity, every_curve)
