@@ -136,11 +136,9 @@ class RunRecord:
 
     def _other_checkpoints(self, held: dict[str, Any], family: Family) -> str:
         """How a family's weights, configs and tokenizers differ from those behind the results; empty if they do not."""
-        compared = compare_weights(held, family, self._written())
-        if not compared.same:
-            moved = f"other weights in {family.source} ({some(compared.changed)})"
-            asks = moved if compared.changed else family.source
-            return f"results of {held['repository']}, this run measures {asks}"
+        written = {step: self.folder.file(step).stat().st_mtime for step in self.folder.steps()}
+        if reason := other_weights(held, family, written):
+            return reason
         for step in self.folder.steps():
             recorded = held["checkpoints"].get(str(step), {})
             if step not in family.steps or "inputs" not in recorded:
@@ -308,10 +306,6 @@ class RunRecord:
         self._read()
         return [error for step in self.folder.steps() if step in steps for error in self.folder.damage(step)]
 
-    def _written(self) -> dict[int, float]:
-        """Finished step -> when its table was written."""
-        return {step: self.folder.file(step).stat().st_mtime for step in self.folder.steps()}
-
     def _read(self) -> dict[str, Any] | None:
         """What run.json holds; None if it is not there.
 
@@ -415,44 +409,33 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-@dataclass(frozen=True)
-class Compared:
-    """What a comparison of weights found.
+def other_weights(held: Mapping[str, Any], family: Family, written: Mapping[int, float]) -> str:
+    """How the weights of a family differ from those behind results; empty if it may add to them.
 
-    Attributes:
-        changed: steps whose results come from other weights than the family holds now.
-        same_family: whether the results are this family's, as far as can be told.
-    """
-
-    changed: list[int]
-    same_family: bool
-
-    @property
-    def same(self) -> bool:
-        """Whether the family may add to these results."""
-        return self.same_family and not self.changed
-
-
-def compare_weights(held: Mapping[str, Any], family: Family, written: Mapping[int, float]) -> Compared:
-    """Compare the weights behind results with those of a family.
+    A hub revision whose commit is the recorded one is known to be equal; otherwise the hashes that the hub lists are
+    compared, and where it lists none, the repository's name counts. Of a local family, weights are hashed whose samples
+    have changed or whose files are newer than the result, and those of the last measured step in any case.
 
     Args:
-        family: the weights of today. A hub revision whose commit is the recorded one is known to be equal; otherwise
-            the hashes that the hub lists are compared, and where it lists none, the repository's name counts. Of a
-            local family, weights are hashed whose samples have changed or whose files are newer than the result, and
-            those of the last measured step in any case.
         written: finished step -> when its result was written, in seconds since 1970.
     """
     recorded = {step: held["checkpoints"][str(step)] for step in sorted(written) if str(step) in held["checkpoints"]}
     here = {step: weights for step, weights in recorded.items() if step in family.steps}
+    changed, same_family = list[int](), True
     if isinstance(family, HubFamily):
-        return _on_hub(held, family, here, complete=len(here) == len(written))
-    return Compared(_changed_on_disk(family, here, written) if isinstance(family, LocalFamily) else [], True)
+        changed, same_family = _changed_on_hub(held, family, here, complete=len(here) == len(written))
+    elif isinstance(family, LocalFamily):
+        changed = _changed_on_disk(family, here, written)
+    if same_family and not changed:
+        return ""
+    asks = f"other weights in {family.source} ({some(changed)})" if changed else family.source
+    return f"results of {held['repository']}, this run measures {asks}"
 
 
-def _on_hub(
+def _changed_on_hub(
     held: Mapping[str, Any], family: HubFamily, recorded: Mapping[int, Mapping[str, Any]], *, complete: bool
-) -> Compared:
+) -> tuple[list[int], bool]:
+    """The steps whose weights are others today, and whether the results are this family's, as far as can be told."""
     named = held["repository"] == family.source
     today = {step: family.commit(step) for step in recorded}
     moved = [step for step, commit in today.items() if commit not in (None, recorded[step].get("commit"))]
@@ -469,7 +452,7 @@ def _on_hub(
     silent = next((one for one in found.values() if isinstance(one, HubUnreachable)), None)
     if silent is not None and named and not changed:
         log.warning("%s: results are not compared with the weights of today: %s", family.name, silent)
-    return Compared(changed, named or (bool(recorded) and not unknown))
+    return changed, named or (bool(recorded) and not unknown)
 
 
 def _changed_on_disk(
