@@ -135,12 +135,15 @@ class ResultsFolder:
         return table
 
     def damage(self, step: int) -> list[Damaged]:
-        """What is wrong with the files of a finished checkpoint. Files whose hash is known are hashed, tables read."""
+        """What is wrong with the files of a finished checkpoint, by their hashes; a table that has none is read."""
         found = dict[Path, Damaged]()
-        known = [suffix for suffix in self.kind.companions if self.file(step, suffix).name in written_hashes(self.path)]
-        for suffix in (*known, ".csv"):
+        written = written_hashes(self.path)
+        for suffix in (".csv", *self.kind.companions):
             try:
-                self.read_table(step) if suffix == ".csv" else self._read(step, suffix, len)
+                if self.file(step, suffix).name in written:
+                    self._read(step, suffix, len)
+                elif suffix == ".csv":
+                    self.read_table(step)
             except Damaged as error:
                 found.setdefault(error.path, error)
         return list(found.values())
