@@ -82,7 +82,7 @@ test-slow: $(DEVELOPING)
 	$(RUN) -m pytest -m endurance
 
 # The part of it that starts no cluster and kills nothing: the toy family's whole recipe, which is trained where
-# model_cache/toy does not hold it, random damage under everything that reads results, and the notebooks.
+# model_cache/toy does not hold it, the notebooks, and thousands of hostile inputs.
 test-long: $(DEVELOPING)
 	$(RUN) -m pytest -m endurance -n auto tests/toy tests/hostile tests/scripts/test_notebooks.py
 

@@ -19,8 +19,10 @@ from typing import Any
 
 from pydantic import BaseModel, model_validator
 
+from circuits_over_time.utils.base.errors import suggest
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.command_line import read_command_line, script
+from circuits_over_time.utils.config.explain import all_keys
 from circuits_over_time.utils.config.keys import BaseConfig
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
@@ -35,15 +37,19 @@ class CheckConfig(BaseConfig):
     def _pass_over_other_scripts_keys(cls, data: Any) -> Any:
         if not isinstance(data, dict) or data.keys() <= cls.model_fields.keys():
             return data
-        passed_over = keys_of_all_scripts() - cls.model_fields.keys()
-        return {key: value for key, value in data.items() if key not in passed_over}
+        known = keys_of_all_scripts()
+        for key in set(data) & known - cls.model_fields.keys():
+            inside = {name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == key}
+            if isinstance(data[key], dict) and inside and (unknown := sorted(set(data[key]) - inside)):
+                raise ValueError(f"{key}.{unknown[0]}: unknown key{suggest(unknown[0], sorted(inside))}")
+        return {key: value for key, value in data.items() if key in cls.model_fields or key not in known}
 
 
 def keys_of_all_scripts() -> set[str]:
-    """The keys of every script that reads a config."""
+    """The keys of every script that reads a config, those in blocks as `eap.ig_steps`."""
     schemas: list[type[BaseModel]] = [SuiteConfig, ComparisonConfig, FamilyConfig]
     schemas += [find_analysis(name).schema for name in {kind.script for kind in KINDS.values()}]
-    return {key for schema in schemas for key in schema.model_fields}
+    return {key for schema in schemas for key, _ in all_keys(schema)}
 
 
 @script

@@ -121,7 +121,6 @@ def write_drawings(
     Raises:
         UserError: if PNG or PDF is asked for and no browser is installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name, drawing in drawings.items():
         figure, name = drawing.titled(), html.unescape(name)
         for suffix in ["csv"] * (drawing.table is not None) + [*formats]:

@@ -49,9 +49,9 @@ def test_paths_are_kind_model_task_step(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a\\b"])
 def test_a_name_cannot_leave_its_folder(name: str, store: Store) -> None:
-    with pytest.raises(ValueError, match="cannot name a results folder"):
+    with pytest.raises(UserError, match="cannot name a results folder"):
         store.folder("graphs", "toy", name)
-    with pytest.raises(ValueError, match="cannot name a results folder"):
+    with pytest.raises(UserError, match="cannot name a results folder"):
         store.folder("graphs", name)
 
 

@@ -18,7 +18,7 @@ from circuits_over_time.edge_attribution_patching.choices import (
 from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
 
 from ..base.errors import UserError, shortened
-from ..config.keys import MemoryKeys, PromptOptions, Section, Steps, TaskConfig, amount, execution, key
+from ..config.keys import MOST_PROMPTS, MemoryKeys, PromptOptions, Section, Steps, TaskConfig, amount, execution, key
 from ..tasks import Task, tasks_of
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class SearchConfig(Section):
 class CircuitKeys(Section):
     """What a circuit depends on, apart from the model and the task."""
 
-    n_prompts: int = amount(100)
+    n_prompts: int = amount(100, most=MOST_PROMPTS)
     """How many prompt pairs to score edges on; with `evaluate_on: heldout`, faithfulness gets as many again."""
     eap: EapConfig = EapConfig()
     search: SearchConfig = SearchConfig()

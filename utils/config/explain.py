@@ -90,8 +90,9 @@ def explain(
         if any(len(other) > len(key) and other[: len(key)] == key for other in found):
             continue  # Another member of a union matched further down: its error says more.
         reason = _reason(key, reasons, schema)
-        # A check of several keys names one of them itself.
-        lines.append(f"{given_in(key or key_of(reason), path, changed)}: {written(key)}{reason}")
+        if isinstance(reasons[0]["input"], dict) and (named := key_of(reason)):  # by a check of several keys of a block
+            key, reason = (*key, *named), reason.partition(": ")[2]
+        lines.append(f"{given_in(key, path, changed)}: {written(key)}{reason}")
     return lines
 
 
@@ -136,7 +137,7 @@ def _reason(key: Key, reasons: list[ErrorDetails], schema: type[pydantic.BaseMod
     for reason in reasons:
         if reason["type"] in ("value_error", "assertion_error"):  # Raised by a schema's own validator.
             return str(reason["ctx"]["error"])
-    field = dict(_all_keys(schema)).get(".".join(part for part in key if isinstance(part, str)))
+    field = dict(all_keys(schema)).get(".".join(part for part in key if isinstance(part, str)))
     # A union refuses a value once for each of its members.
     expected = list(dict.fromkeys(_expected(reason, field) for reason in reasons))
     close = None
@@ -203,7 +204,7 @@ def _shown(value: Any) -> str:
 def _known_keys(key: Key, schema: type[pydantic.BaseModel]) -> str:
     """A known key close to a misspelt one: in the same block first, then anywhere in the config."""
     *block, name = [str(part) for part in key]
-    everywhere = [known for known, _ in _all_keys(schema)]
+    everywhere = [known for known, _ in all_keys(schema)]
     prefix = "".join(f"{part}." for part in block)
     here = [known for known in everywhere if known.startswith(prefix) and "." not in known[len(prefix) :]]
     if (close := closest(name, [known[len(prefix) :] for known in here])) is not None:
@@ -213,12 +214,12 @@ def _known_keys(key: Key, schema: type[pydantic.BaseModel]) -> str:
     return suggest(name, here) if elsewhere is None else did_you_mean(by_last[elsewhere])
 
 
-def _all_keys(schema: type[pydantic.BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def all_keys(schema: type[pydantic.BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key of a config as `eap.ig_steps`, with its field."""
     for name, field in schema.model_fields.items():
         yield f"{prefix}{name}", field
         for block in blocks_in(field.annotation):
-            yield from _all_keys(block, f"{prefix}{name}.")
+            yield from all_keys(block, f"{prefix}{name}.")
 
 
 def blocks_in(annotation: Any) -> list[type[pydantic.BaseModel]]:

@@ -11,6 +11,7 @@ underscores.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -22,8 +23,8 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from ..base.errors import suggest
-from .explain import checked, extra
+from ..base.errors import UserError, suggest
+from .explain import checked, extra, key_of
 from .schedules import SCHEDULES
 from .strict_yaml import Block, merge, parse_override, read_yaml
 
@@ -35,6 +36,7 @@ LARGEST = 2**63 - 1
 """The largest whole number that generators of random numbers take."""
 MOST = 10_000_000
 """Of anything that is counted one by one."""
+MOST_PROMPTS = 100_000
 TOO_MANY = "more would take more memory or time than there is"
 
 
@@ -123,6 +125,17 @@ def _check_steps(steps: list[int]) -> list[int]:
             way_out = "steps are 0 or more" if step < 0 else "it has more than 63 bits"
             raise ValueError(f"{step} is not a training step; {way_out}")
     return steps
+
+
+@contextlib.contextmanager
+def errors_of_block(block: str, schema: type[pydantic.BaseModel]) -> Iterator[None]:
+    """Errors about the keys of a block name it: `cspa.seq_len` instead of `seq_len`."""
+    try:
+        yield
+    except UserError as error:
+        if (key_of(str(error)) or ("",))[0] in schema.model_fields:
+            raise type(error)(f"{block}.{error}") from None
+        raise
 
 
 Names = Annotated[str | list[str], AfterValidator(_check_names)]
@@ -290,7 +303,7 @@ class TaskConfig(PromptOptions, BaseConfig):
 
     task: Names = execution(...)
     """A [task](../docs/tasks.md), the path of a [prompts CSV](../docs/tasks.md#a-task-of-your-own), or a list."""
-    n_prompts: int = amount(100)
+    n_prompts: int = amount(100, most=MOST_PROMPTS)
     """How many prompt pairs each task gets."""
     metric: str | None = None
     """Primary metric of a prompts CSV, a [differentiable](../docs/tasks.md#metrics) one."""

@@ -33,9 +33,7 @@ from transformers import PreTrainedTokenizerBase
 from ..base.errors import UserError
 from ..config.keys import StartToken
 from ..toy import text as toy_text
-
-TOY = "toy"
-PYTHON_DOCS = "python_docs"
+from .keys import PYTHON_DOCS, TOY
 
 POOL = 16
 """How many sequences to cut for each one that is drawn, if there is enough text."""

@@ -42,11 +42,9 @@ def prepare(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
     """Draw the text.
 
     Raises:
-        UserError: if there is too little text, sequences are longer than the model's context, the model has no layer
-            `start_layer`, or `corpus_window` is given without `head_scores: study`.
+        UserError: if there is too little text, sequences are longer than the model's context, or the model has no
+            layer `start_layer`.
     """
-    if config.corpus_window is not None and config.head_scores != "study":
-        raise UserError("corpus_window: only counts with head_scores=study; leave it out, or pass that too")
     if config.seq_len > shape.n_positions:
         raise UserError(f"seq_len: {config.seq_len} tokens; the model has {shape.n_positions} positions; lower seq_len")
     if config.start_layer >= shape.n_layers:

@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from ..config.keys import BaseConfig, Section, StartToken, amount, at_home, different, key
+from ..config.keys import MOST_PROMPTS, BaseConfig, Section, StartToken, amount, at_home, different, key
 
 Definition = Literal["standard", "study"]
+TOY, PYTHON_DOCS = "toy", "python_docs"
+"""Corpora that come with the project, and with Python."""
 
 
 class ComponentsKeys(Section):
@@ -35,7 +38,7 @@ class ComponentsKeys(Section):
     """How many random blocks of tokens to average the attention scores over."""
     seq_len: int = amount(50, 2, most=1_000_000)
     """Tokens in a block, which comes twice in a row."""
-    n_prompts: int = amount(100)
+    n_prompts: int = amount(100, most=MOST_PROMPTS)
     """How many IOI prompts to average the copy scores over; each has three names."""
 
 
@@ -75,7 +78,7 @@ class CspaKeys(Ablation):
     """Which column of a data set holds the text."""
     head_scores: Definition = "standard"
     """How to draw the text: `standard`, or `study` for the beginnings of long documents, as Tigges et al. 2024."""
-    corpus_window: int | None = amount(None, 2, only_with=("head_scores", "study"))
+    corpus_window: int | None = amount(None, 2)
     """With `head_scores: study`, a document must have more tokens than this; `null`: than `seq_len`."""
     n_sequences: int = amount(17, most=1_000_000)
     """How many sequences to score heads on."""
@@ -85,6 +88,16 @@ class CspaKeys(Ablation):
     """Tokens in a sequence."""
     prepend_bos: StartToken = "auto"
     """Start every sequence with the tokenizer's start token; `auto` is as for [prompts](#every-script-with-tasks)."""
+
+    @model_validator(mode="after")
+    def _every_key_counts(self) -> CspaKeys:
+        if self.corpus_window is not None and self.head_scores != "study":
+            raise ValueError("corpus_window: only counts with head_scores=study; leave it out, or pass that too")
+        if self.corpus in (TOY, PYTHON_DOCS) or Path(self.corpus).is_file():
+            for name in ("corpus_split", "corpus_field"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: {self.corpus} is not a data set; leave it out")
+        return self
 
 
 class CspaConfig(CspaKeys, BaseConfig):

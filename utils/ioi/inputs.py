@@ -25,17 +25,18 @@ from circuits_over_time.edge_attribution_patching.model.architectures import Sha
 
 from ..base.errors import UserError
 from ..circuits.find import CircuitPrompts, circuit_prompts, find_circuit
-from ..config.keys import BaseConfig
+from ..config.keys import BaseConfig, errors_of_block
 from ..heads import attention_and_copy, cspa
 from ..heads.attention_and_copy import ComponentsInputs
 from ..heads.cspa import CspaInputs
+from ..heads.keys import ComponentsKeys, CspaKeys
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.record import changed_inputs, differences, shown
 from ..results.store import ResultsFolder, Store
 from ..tasks import TASKS, Prompts
 from ..tasks.ioi import signal_variants
 from ..tasks.vocabulary import require_embedded
-from .keys import IoiConsistencyConfig
+from .keys import CircuitInput, IoiConsistencyConfig
 
 STORED, COMPUTED, ALL_HEADS = "stored", "computed", "all heads"
 SCORES = ("copy", "negative_copy", "induction", "duplicate_token")
@@ -118,10 +119,13 @@ def prepare(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, sh
         return IoiInputs(prompts, variants, None, None, None)
     circuit = None
     if config.circuit.heads == "circuit":
-        circuit = circuit_prompts(config.circuits_config(), task, tokenizer, shape)
-    components = attention_and_copy.prepare(config.components_config(), tokenizer, shape)
+        with errors_of_block("circuit", CircuitInput):
+            circuit = circuit_prompts(config.circuits_config(), task, tokenizer, shape)
+    with errors_of_block("components", ComponentsKeys):
+        components = attention_and_copy.prepare(config.components_config(), tokenizer, shape)
     of_cspa = config.cspa_config()
-    text = None if of_cspa is None else cspa.prepare(of_cspa, tokenizer, shape)
+    with errors_of_block("cspa", CspaKeys):
+        text = None if of_cspa is None else cspa.prepare(of_cspa, tokenizer, shape)
     return IoiInputs(prompts, variants, circuit, components, text)
 
 

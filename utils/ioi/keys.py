@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from ..circuits.keys import CircuitKeys, CircuitsConfig
-from ..config.keys import BaseConfig, MemoryKeys, PromptOptions, Section, amount, execution, key
+from ..config.keys import MOST_PROMPTS, BaseConfig, MemoryKeys, PromptOptions, Section, amount, execution, key
 from ..heads.keys import ComponentsConfig, ComponentsKeys, CspaConfig, CspaKeys
 
 _EFFECT: dict[str, Any] = {"ge": -1000, "le": 1000, "reason": "effects are shares of a logit difference"}
@@ -58,7 +58,7 @@ class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
     definitions: Literal["study", "frozen"] = "study"
     """How [effects](../docs/heads.md#the-ioi-algorithm) are measured, and who can hold a role: as in the `study`,
     or with everything off the path `frozen`."""
-    n_prompts: int = amount(70)
+    n_prompts: int = amount(70, most=MOST_PROMPTS)
     """How many IOI prompts to measure effects on."""
     through_mlps: bool = False
     """With `definitions: frozen`, also count paths through MLPs from a sender to its level's receivers."""

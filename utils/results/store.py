@@ -62,7 +62,7 @@ class Result:
 class ResultsFolder:
     """One kind of result for one model, and for one task if the kind has tasks.
 
-    `model` and `task` are the names of its folders. Raises a ValueError if one would leave its place.
+    `model` and `task` are the names of its folders. Raises a UserError if one would leave its place.
     """
 
     root: Path
@@ -73,7 +73,10 @@ class ResultsFolder:
     def __post_init__(self) -> None:
         for part in self._names():
             if not _NAME.fullmatch(part):
-                raise ValueError(f"'{part}' cannot name a results folder")
+                what = "model" if part == self.model else "task"
+                raise UserError(
+                    f"{what}: '{part}' cannot name a results folder; rename it, without a dot first and without slashes"
+                )
 
     def _names(self) -> list[str]:
         return [self.model] if self.task is None else [self.model, self.task]

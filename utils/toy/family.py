@@ -20,15 +20,15 @@ import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..base.errors import UserError
-from ..base.files import atomic_write
+from ..base.files import atomic_write, locked, read_json, require_writable
 from ..base.progress import duration
 from ..config.keys import result_settings
 from .batches import TextSource
@@ -53,17 +53,14 @@ def train_family(config: FamilyConfig) -> Path:
     Raises:
         UserError: if the folder holds a family of another config, or the beginning of one, and `overwrite` is not set.
     """
-    config.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(config.folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        log.info("%s: another process is training it; waiting", config.folder)
-        lock.acquire()
-    try:
+    require_writable(config.folder, "folder")
+    lock = config.folder / ".lock"
+    with locked(lock, "folder", timeout=0) as free:
+        if free:
+            return _Training(config).run()
+    log.info("%s: another process is training it; waiting", config.folder)
+    with locked(lock, "folder"):
         return _Training(config).run()
-    finally:
-        lock.release()
 
 
 class _Training:
@@ -86,20 +83,25 @@ class _Training:
         if self.config.overwrite:
             self._clear()
         if (folder / MANIFEST).is_file():
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(folder / MANIFEST) or {}
+            if not isinstance(manifest.get("settings"), dict) or not manifest.get("steps"):
+                raise UserError(f"{folder / MANIFEST} is damaged, or of a family from elsewhere; pass another folder")
             self._refuse_other(manifest["settings"], "holds a family")
             log.info("%s: found, %d checkpoints up to step %d", folder, len(manifest["steps"]), manifest["steps"][-1])
             return folder
         state: dict[str, Any] | None = None
         if (folder / STATE).is_file():
-            state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+            try:
+                state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+                self._refuse_other(state["settings"], "holds an unfinished training")
+            except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError):
+                raise UserError(f"{folder / STATE} is damaged; pass overwrite=true to train again") from None
         if state is None and any(folder.glob("step*")):
             raise UserError(
                 f"{folder} holds checkpoints but no {MANIFEST} and no {STATE} to go on from; "
                 "pass overwrite=true or another folder"
             )
         if state is not None:
-            self._refuse_other(state["settings"], "holds an unfinished training")
             log.info("%s: resuming after step %d", folder, state["step"])
         began = time.monotonic()
         with reproducible(self.config.threads, self.config.seed):
