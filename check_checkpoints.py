@@ -39,9 +39,10 @@ class CheckConfig(BaseConfig):
             return data
         known = keys_of_all_scripts()
         for key in set(data) & known - cls.model_fields.keys():
-            inside = {name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == key}
-            if isinstance(data[key], dict) and inside and (unknown := sorted(set(data[key]) - inside)):
-                raise ValueError(f"{key}.{unknown[0]}: unknown key{suggest(unknown[0], sorted(inside))}")
+            inside = sorted(name for name in known if name.rpartition(".")[0] == key)
+            for name in data[key] if inside and isinstance(data[key], dict) else ():
+                if (full := f"{key}.{name}") not in inside:
+                    raise ValueError(f"{full}: unknown key{suggest(full, inside)}")
         return {key: value for key, value in data.items() if key in cls.model_fields or key not in known}
 
 

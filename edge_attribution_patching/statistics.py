@@ -42,13 +42,9 @@ def quotient_errors(above: Float[Tensor, "... n"], below: Float[Tensor, "... n"]
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Resamples of some prompts.
+    """Resamples of some prompts."""
 
-    Attributes:
-        shares: of each prompt in each resample, float64; every row adds up to 1.
-    """
-
-    shares: Float[Tensor, "resample prompt"]
+    shares: Float[Tensor, "resample prompt"]  # of each prompt in each resample, float64; every row adds up to 1
 
     @classmethod
     def of(cls, n_prompts: int, seed: int, resamples: int = RESAMPLES) -> Bootstrap:

@@ -47,10 +47,12 @@ def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
         by_step = table[table["score"] == score].groupby(["model", "step"], as_index=False)
         highest = by_step.first().assign(value=by_step["value"].max()["value"])
         panels.missing(highest, "value", "reason", looks, row, column)
+        _draw_chance(panels, table[table["score"] == score], row, column)
     _limit_cspa(panels, places, best)
     return panels.done(
         "Attention heads over training",
-        "The highest score among a model's heads, for each kind of head; bands are 95% intervals of that head's score",
+        "The highest score among a model's heads, for each kind of head, with the 95% interval of that head's score; "
+        "dashed: chance",
     )
 
 
@@ -68,10 +70,11 @@ def draw_top_heads(table: pd.DataFrame, model: str, n: int) -> Drawing:
             panels.draw(Line(rows, "value", f"{layer}.{head}", look, error="se"), row, column)
             ends.append((float(rows["value"].iloc[-1]), f"{layer}.{head}", colour))
         panels.name_ends(ends, row, column)
+        _draw_chance(panels, part, row, column)
     _limit_cspa(panels, places, table)
     return panels.done(
         f"Top heads of {model}",
-        "The heads with the highest score at any checkpoint, as layer.head; bands are 95% intervals",
+        "The heads with the highest score at any checkpoint, as layer.head; bands are 95% intervals, dashed is chance",
         legend=False,
     )
 
@@ -85,6 +88,11 @@ def _score_panels(table: pd.DataFrame, *, names_at_ends: bool = False) -> tuple[
     for unit, (row, column) in zip(units, places, strict=True):
         panels.figure.update_yaxes(title_text=unit, row=row, col=column)
     return panels, dict(zip(scores, places, strict=True))
+
+
+def _draw_chance(panels: Panels, of_score: pd.DataFrame, row: int, column: int) -> None:
+    for chance in of_score["chance"].dropna().unique():
+        panels.level(chance, row, column)
 
 
 def _limit_cspa(panels: Panels, places: dict[str, tuple[int, int]], table: pd.DataFrame) -> None:

@@ -7,6 +7,7 @@ each model, 95% bands from the harness's standard errors, and chance as a dashed
 """
 
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
@@ -33,10 +34,11 @@ BENCHMARKS = {
     "mmlu": ("MMLU (mean of subjects)", "acc", 0.25),
 }
 COLUMNS = 3
+DASHES = (None, "dot", "dashdot", "longdash")  # one for each filter of a metric
 
 
 def choose(table: pd.DataFrame, shots: int, benchmarks: list[str] | None) -> pd.DataFrame:
-    """The rows to draw: one metric per benchmark, at one number of shots.
+    """The rows to draw: one metric per benchmark, through each of its filters, at one number of shots.
 
     Raises:
         UserError: if nothing is left, naming what there is.
@@ -51,11 +53,12 @@ def choose(table: pd.DataFrame, shots: int, benchmarks: list[str] | None) -> pd.
             there = ", ".join(sorted(set(table["benchmark"])))
             raise UserError(f"--benchmark: no results of {name} (there: {there})")
         # Benchmarks that the figure does not know are drawn by the first metric the file gives.
-        metrics.setdefault(name, table.loc[table["benchmark"] == name, "metric"].iloc[0])
+        metrics.setdefault(name, table.loc[table["benchmark"] == name, "metric"].iloc[0].partition(",")[0])
     wanted = benchmarks or [name for name in BENCHMARKS if (table["benchmark"] == name).any()]
     if not wanted:
         raise UserError(f"none of {', '.join(BENCHMARKS)} is among the results; name others with --benchmark")
-    parts = [table[(table["benchmark"] == name) & (table["metric"] == metrics[name])] for name in wanted]
+    plain = table["metric"].str.partition(",")[0]
+    parts = [table[(table["benchmark"] == name) & (plain == metrics[name])] for name in wanted]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -66,10 +69,14 @@ def draw_evaluations(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawin
     panels, places = grid_of_panels(titles, COLUMNS, TimeAxis.of(table), panel_height=200)
     for name, (row, column) in zip(benchmarks, places, strict=True):
         part = table[table["benchmark"] == name]
-        panels.draw_models(part, "value", looks, row, column, error="stderr", hover=("stderr",))
+        filters = list(part.groupby("metric", sort=False))
+        for dash, (metric, rows) in zip(cycle(DASHES), filters, strict=False):
+            panels.draw_models(rows, "value", looks, row, column, error="stderr", dash=dash, hover=("stderr",))
+            if len(filters) > 1:
+                panels.key(str(metric).partition(",")[2], dash or "solid")
         if name in BENCHMARKS and (chance := BENCHMARKS[name][2]) is not None:
             panels.level(chance, row, column)
-        metric = part["metric"].iloc[0]
+        metric = part["metric"].iloc[0].partition(",")[0]
         title = "accuracy" if metric.startswith("acc") else metric.replace("_", " ")
         panels.figure.update_yaxes(title_text=title, row=row, col=column)
     panels.key("chance", "dash", "#777777")

@@ -2,10 +2,9 @@
 
 There is a column per task. Bars above zero are edges that join the circuit at a checkpoint: born if no circuit before
 had them, returned if an earlier one had. Bars below zero are edges that go: they left if a later circuit has them
-again, and died if none has. The line is the circuit's size. Dotted lines mark change points: of the size for circuits
-as found, of the similarity with the checkpoint before for circuits of one size. Below, every edge that is ever in the
-circuit is a line as thin as their number asks for, from its first checkpoint to its last, in order of birth.
-Checkpoints stand at equal distances, because lifetimes count them.
+again, and died if none has. The line is the circuit's size. Below, every edge that is ever in the circuit is a line as
+thin as their number asks for, from its first checkpoint to its last, in order of birth. Checkpoints stand at equal
+distances, because lifetimes count them.
 
     python plotting/plot_turnover.py -r results --at size
 """
@@ -33,10 +32,9 @@ PARTS = {
     "died": ("died", "#D55E00", -1),
     "left": ("left for a while", "#E69F00", -1),
 }
-SIZE, CHANGE = "edges of the circuit", "change point"
+SIZE = "edges of the circuit"
 LASTING, ENDED = "lives at the last checkpoint", "lifetime of edges that died"
 LIVES = {LASTING: "#009E73", ENDED: "#9a9a9a"}
-QUANTITIES = {"faithfulness": ("n_edges", "mean size"), "size": ("similarity", "mean similarity")}
 # Edges whose lines are apart by more than outlines between them would take.
 MOST_OUTLINED = 150
 
@@ -58,11 +56,9 @@ def spans(lifetimes: pd.DataFrame) -> pd.DataFrame:
     return table.assign(below=table["n_edges"].cumsum() - table["n_edges"]).reset_index()
 
 
-def draw_turnover(
-    turnover: pd.DataFrame, lifetimes: pd.DataFrame, changes: pd.DataFrame, model: str, *, narrow: bool = False
-) -> Drawing:
-    """The figure of one model, from rows of `turnover`, `lifetimes` and `change_points`; `narrow` has fewer labels."""
-    turnover, lifetimes, changes = (table[table["model"] == model] for table in (turnover, lifetimes, changes))
+def draw_turnover(turnover: pd.DataFrame, lifetimes: pd.DataFrame, model: str, *, narrow: bool = False) -> Drawing:
+    """The figure of one model, from rows of `turnover` and `lifetimes`; `narrow` has fewer labels."""
+    turnover, lifetimes = (table[table["model"] == model] for table in (turnover, lifetimes))
     tasks, sizes = tasks_in(turnover), [at for at in AT if (turnover["at"] == at).any()]
     axis = CheckpointAxis.of(turnover["step"])
     panels = Panels(2 * len(sizes), len(tasks), axis, list(map(task_label, tasks)), panel_height=170)
@@ -76,9 +72,6 @@ def draw_turnover(
                 _say_nothing(panels.figure, below)
                 continue
             _draw_bars(panels.figure, of_task, axis, above)
-            quantity, meaning = QUANTITIES[at]
-            marked = changes[(changes["task"] == task) & (changes["quantity"] == quantity)]
-            _draw_changes(panels.figure, marked, meaning, of_task, axis, above)
             _draw_lives(panels.figure, lived, axis, below)
     panels.name_rows(
         title for at in sizes for title in (f"edges that come<br>and go, {AT[at]}", f"every edge<br>{AT[at]}")
@@ -120,38 +113,6 @@ def _draw_bars(figure: go.Figure, table: pd.DataFrame, axis: CheckpointAxis, whe
         marker={"size": 4, "color": INK},
         customdata=table["step"],
         hovertemplate="step %{customdata:,}: %{y:,} edges<extra></extra>",
-        **where,
-    )
-
-
-def _draw_changes(
-    figure: go.Figure, changes: pd.DataFrame, meaning: str, turnover: pd.DataFrame, axis: CheckpointAxis, where: Where
-) -> None:
-    """An upright dotted line between the checkpoints before and after each change, with the levels for the pointer."""
-    if changes.empty:
-        return
-    bottom, top = -float((turnover["left"] + turnover["died"]).max()), float(turnover["n_edges"].max())
-    x: list[float | None] = []
-    text: list[str | None] = []
-    for change in changes.to_dict("records"):
-        at = (axis.place(change["after_step"]) + axis.place(change["step"])) / 2
-        hover = (
-            f"between steps {change['after_step']:,} and {change['step']:,}"
-            f"<br>{meaning} {change['before']:.3g} → {change['after']:.3g}"
-        )
-        x += [at, at, None]
-        text += [hover, hover, None]
-    figure.add_scatter(
-        x=x,
-        y=[bottom, top, None] * len(changes),
-        mode="lines+markers",
-        name=CHANGE,
-        legendgroup=CHANGE,
-        line={"color": "#CC79A7", "width": 1.8, "dash": "dot"},
-        marker={"symbol": "triangle-down", "size": [0, 9, 0] * len(changes), "color": "#CC79A7"},
-        text=text,
-        hovertemplate=f"<b>{CHANGE}</b> %{{text}}<extra></extra>",
-        cliponaxis=False,
         **where,
     )
 
@@ -202,17 +163,16 @@ def draw(results: Results) -> dict[str, Drawing]:
         turnover = turnover[turnover["at"] == at]
     if turnover.empty:
         raise UserError(f"{results.store.root}/comparison/turnover.csv has no circuits at fixed {at}")
-    changes = escaped(results.comparison("change_points", whole=True))
-    return {f"turnover_{model}": _one_model(turnover, lifetimes, changes, model) for model in models_in(turnover)}
+    return {f"turnover_{model}": _one_model(turnover, lifetimes, model) for model in models_in(turnover)}
 
 
-def _one_model(turnover: pd.DataFrame, lifetimes: pd.DataFrame, changes: pd.DataFrame, model: str) -> Drawing:
+def _one_model(turnover: pd.DataFrame, lifetimes: pd.DataFrame, model: str) -> Drawing:
     """The figure of one model, for narrow screens a column at a time."""
     rows = turnover[turnover["model"] == model]
     return replace(
-        draw_turnover(rows, lifetimes, changes, model),
+        draw_turnover(rows, lifetimes, model),
         narrow=lambda: [
-            narrowed(draw_turnover(part, lifetimes, changes, model, narrow=True).figure, part)
+            narrowed(draw_turnover(part, lifetimes, model, narrow=True).figure, part)
             for part in (rows[rows["task"] == task] for task in tasks_in(rows))
         ],
     )

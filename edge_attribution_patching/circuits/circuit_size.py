@@ -39,13 +39,9 @@ STUDY_STEP, STUDY_LAST, STUDY_AROUND = 25, 1600, 5
 
 @dataclass(frozen=True)
 class SizeRule:
-    """When a circuit is faithful enough, and how to find the smallest one that is.
+    """When a circuit is faithful enough, and how to find the smallest one that is."""
 
-    Attributes:
-        threshold: what its faithfulness must reach.
-    """
-
-    threshold: float
+    threshold: float  # what its faithfulness must reach
     criterion: Criterion = "normalised"
     grid: Grid = "adaptive"
 

@@ -62,18 +62,12 @@ def _of_size(
 
 @dataclass(frozen=True)
 class Controls:
-    """A circuit beside random ones, all on the same prompts.
-
-    Attributes:
-        random: the metric of each of them alone.
-        without: the metric of the model without the circuit.
-        without_random: the metric of the model without each random circuit.
-    """
+    """A circuit beside random ones, all on the same prompts."""
 
     masks: Bool[Tensor, "random n_forward n_backward"]
-    random: Float[Tensor, "random prompt"]
-    without: Float[Tensor, " prompt"]
-    without_random: Float[Tensor, "random prompt"]
+    random: Float[Tensor, "random prompt"]  # the metric of each of them alone
+    without: Float[Tensor, " prompt"]  # the metric of the model without the circuit
+    without_random: Float[Tensor, "random prompt"]  # the metric of the model without each random circuit
 
     @classmethod
     def of(

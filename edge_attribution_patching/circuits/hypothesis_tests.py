@@ -45,23 +45,18 @@ PERMUTATIONS = 1000
 
 @dataclass(frozen=True)
 class Outcome:
-    """One test.
-
-    Attributes:
-        statistic: equivalence: share of prompts on which the circuit scores higher; independence: HSIC; minimality:
-            share of edges whose removal changes the metric more than that of 90% of the edges added at random;
-            sufficiency and necessity: share of random circuits that the circuit beats.
-        p_value: of the null hypothesis; for minimality the smallest over edges, times the number of edges.
-        passes: whether the circuit has the property: for equivalence, independence and minimality that the null
-            hypothesis is kept at 5%, for the others that it is rejected.
-        n: prompts, edges or random circuits.
-    """
+    """One test."""
 
     test: Test
+    # Equivalence: share of prompts on which the circuit scores higher; independence: HSIC; minimality: share of
+    # edges whose removal changes the metric more than that of 90% of the edges added at random; sufficiency and
+    # necessity: share of random circuits that the circuit beats.
     statistic: float
-    p_value: float
+    p_value: float  # of the null hypothesis; for minimality the smallest over edges, times the number of edges
+    # Whether the circuit has the property: for equivalence, independence and minimality that the null hypothesis
+    # is kept at 5%, for the others that it is rejected.
     passes: bool
-    n: int
+    n: int  # prompts, edges or random circuits
 
 
 def binomial_tail(n: int, at_least: int, probability: float) -> float:

@@ -29,15 +29,10 @@ MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class MibAreas:
-    """Faithfulness at each of `MIB_SHARES`, and its areas.
+    """Faithfulness at each of `MIB_SHARES`, and its areas."""
 
-    Attributes:
-        by_score: of the circuits of the highest scores.
-        by_strength: of the circuits of the highest absolute scores.
-    """
-
-    by_score: tuple[float, ...]
-    by_strength: tuple[float, ...]
+    by_score: tuple[float, ...]  # of the circuits of the highest scores
+    by_strength: tuple[float, ...]  # of the circuits of the highest absolute scores
 
     @property
     def cpr(self) -> float:

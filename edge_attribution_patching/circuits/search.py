@@ -28,15 +28,11 @@ from ..graph import Graph
 
 @dataclass(frozen=True)
 class Signed:
-    """What signed selection needs beside the scores.
+    """What signed selection needs beside the scores."""
 
-    Attributes:
-        stable: whether the sign of each edge's score is stable (`stability.sign_stable`).
-        positive_share: the share of positive edges to keep up.
-    """
-
+    # Whether the sign of each edge's score is stable (`stability.sign_stable`).
     stable: Bool[Tensor, "n_forward n_backward"]
-    positive_share: float
+    positive_share: float  # the share of positive edges to keep up
 
 
 def edge_order(

@@ -22,27 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder-only transformer's dimensions, from its config alone.
+    """A decoder-only transformer's dimensions, from its config alone."""
 
-    Attributes:
-        architecture: transformers' `model_type`.
-        n_heads: query heads, which are the heads of the graph.
-        n_kv_heads: key-value heads, each shared by a group of query heads (grouped-query attention).
-        n_positions: the most tokens that a prompt may have: the context length, or the smallest sliding window if that
-            is shorter. Windows are not modelled, so they must never cut anything off.
-        parallel: whether attention and MLP of a block read the same residual stream (GPT-NeoX, GPT-J). Otherwise the
-            MLP reads it after attention has written to it.
-    """
-
-    architecture: str
+    architecture: str  # transformers' `model_type`
     n_layers: int
-    n_heads: int
-    n_kv_heads: int
+    n_heads: int  # query heads, which are the heads of the graph
+    n_kv_heads: int  # key-value heads, each shared by a group of query heads (grouped-query attention)
     d_head: int
     d_model: int
     d_mlp: int
     d_vocab: int
+    # The most tokens that a prompt may have: the context length, or the smallest sliding window if that is
+    # shorter. Windows are not modelled, so they must never cut anything off.
     n_positions: int
+    # Whether attention and MLP of a block read the same residual stream (GPT-NeoX, GPT-J). Otherwise the MLP
+    # reads it after attention has written to it.
     parallel: bool
 
 

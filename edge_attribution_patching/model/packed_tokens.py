@@ -30,16 +30,11 @@ class Queries:
 
 @dataclass(frozen=True)
 class TokenPart:
-    """Some of the packed tokens.
-
-    Attributes:
-        answers: which of these are last tokens of their prompts: places in `tokens`.
-        prompts: the prompts that end there.
-    """
+    """Some of the packed tokens."""
 
     tokens: Int[Tensor, " part"]
-    answers: Int[Tensor, " answer"]
-    prompts: Int[Tensor, " answer"]
+    answers: Int[Tensor, " answer"]  # which of these are last tokens of their prompts: places in `tokens`
+    prompts: Int[Tensor, " answer"]  # the prompts that end there
 
 
 class PackedTokens:

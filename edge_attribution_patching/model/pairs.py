@@ -26,17 +26,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Some prompt pairs and where their tokens run.
+    """Some prompt pairs and where their tokens run."""
 
-    Attributes:
-        index: which prompts of the whole set these are.
-        layout: with prefix sharing each pair starts at the first position where it differs.
-    """
-
-    index: Int[Tensor, " batch"]
+    index: Int[Tensor, " batch"]  # which prompts of the whole set these are
     clean: Int[Tensor, "batch position"]
     corrupted: Int[Tensor, "batch position"]
-    layout: PackedTokens
+    layout: PackedTokens  # with prefix sharing each pair starts at the first position where it differs
 
 
 @dataclass(frozen=True)

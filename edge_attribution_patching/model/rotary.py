@@ -33,15 +33,10 @@ GPT_J_THETA = 10000.0
 
 @dataclass(frozen=True, eq=False)
 class Rotary:
-    """Turns the first `2 * len(frequencies)` entries of a head's q and k: entries half of these apart, as a pair.
+    """Turns the first `2 * len(frequencies)` entries of a head's q and k: entries half of these apart, as a pair."""
 
-    Attributes:
-        frequencies: angle a position, float32.
-        scale: factor of cosine and sine (YaRN's attention factor).
-    """
-
-    frequencies: Float[Tensor, " half"]
-    scale: float = 1.0
+    frequencies: Float[Tensor, " half"]  # angle a position, float32
+    scale: float = 1.0  # factor of cosine and sine (YaRN's attention factor)
 
 
 def check_rotary(config: PretrainedConfig, architecture: Architecture) -> None:

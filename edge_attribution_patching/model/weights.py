@@ -136,12 +136,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ModelWeights(Shape):
-    """A decoder-only transformer as named tensors, and its dimensions.
-
-    Attributes:
-        embed_scale: factor of the token embeddings.
-        logit_softcap: logits are softcap * tanh(logit / softcap).
-    """
+    """A decoder-only transformer as named tensors, and its dimensions."""
 
     layers: tuple[LayerWeights, ...]
     embed: Float[Tensor, "vocab d_model"]
@@ -149,8 +144,8 @@ class ModelWeights(Shape):
     unembed_bias: Float[Tensor, " vocab"] | None
     final_norm: Norm
     position_embed: Float[Tensor, "position d_model"] | None = None
-    embed_scale: float = 1.0
-    logit_softcap: float | None = None
+    embed_scale: float = 1.0  # factor of the token embeddings
+    logit_softcap: float | None = None  # logits are softcap * tanh(logit / softcap)
 
     @property
     def device(self) -> torch.device:

@@ -32,11 +32,8 @@ class Differences:
     def of_next(self, n_nodes: int) -> Float[Tensor, "mask node token d_model"]:
         """Where the next nodes write theirs; to be filled before anything is read."""
         first, self.n_written = self.n_written, self.n_written + n_nodes
-        return self._by_node[:, first : self.n_written]
-
-    @property
-    def _by_node(self) -> Float[Tensor, "mask node token d_model"]:
-        return self._rows[1:].view(self.n_masks, -1, *self._rows.shape[1:])
+        by_node = self._rows[1:].view(self.n_masks, -1, *self._rows.shape[1:])
+        return by_node[:, first : self.n_written]
 
     def keep_tokens(self, tokens: Int[Tensor, " kept"]) -> None:
         """Forget all other tokens."""

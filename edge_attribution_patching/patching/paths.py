@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..choices import QKV, QKVName
@@ -68,19 +68,19 @@ def path_masks(
     """
     masks = torch.zeros(len(senders), graph.n_forward, graph.n_backward, dtype=torch.bool)
     for mask, (layer, head) in zip(masks, senders, strict=True):
-        _take_source(mask, graph, layer, head)
-        writers = torch.tensor([_node(graph, layer, head)])
+        sender = _take_source(mask, graph, layer, head)
+        writers = torch.tensor([sender])
         for number, receivers in enumerate((*stages, None)):
             inputs = torch.tensor([graph.logits])
             if receivers is not None:
                 above = receivers.above(layer).heads
                 inputs = torch.tensor([graph.head_input(*head, receivers.letter) for head in above], dtype=torch.long)
-            if number == 0 and through_mlps:
-                nodes, columns = _mlps_after(graph, layer, head)
-                mask[_grid(writers, columns)] = True
-                mask[_grid(nodes, columns)] = True
-                mask[_grid(nodes, inputs)] = True
-            mask[_grid(writers, inputs)] = True
+            readers = inputs
+            if number == 0 and through_mlps:  # The sender and the MLPs above it write to these MLPs and the receivers.
+                mlps = [m for m in range(graph.n_layers) if graph.edge_mask[sender, graph.mlp_input(m)]]
+                writers = torch.tensor([sender, *map(graph.mlp, mlps)])
+                readers = torch.tensor([*inputs.tolist(), *map(graph.mlp_input, mlps)], dtype=torch.long)
+            mask[writers[:, None], readers] = True
             if receivers is not None:
                 writers = graph.forward_of_backward[inputs]
     return masks & graph.edge_mask
@@ -90,12 +90,11 @@ def swap_masks(graph: Graph, senders: Sequence[Head]) -> Bool[Tensor, "sender n_
     """For each sender all edges that carry its source value on, directly or through others; all else is recomputed."""
     masks = torch.zeros(len(senders), graph.n_forward, graph.n_backward, dtype=torch.bool)
     for mask, (layer, head) in zip(masks, senders, strict=True):
-        _take_source(mask, graph, layer, head)
-        sender = graph.head(layer, head)
+        sender = _take_source(mask, graph, layer, head)
         reads = graph.edge_mask[sender]
         nodes = graph.forward_of_backward[reads].unique()
         writers = torch.cat((torch.tensor([sender]), nodes[nodes < graph.n_forward]))
-        mask[_grid(writers, reads.nonzero()[:, 0])] = True
+        mask[writers[:, None], reads.nonzero()[:, 0]] = True
     return masks & graph.edge_mask
 
 
@@ -139,13 +138,18 @@ def recompute_after(
         inputs: dict[int, Tensor] = {}  # backward index -> what the receiver reads there, for every sender
         record = partial(_record, graph, reading, inputs, len(of_layer))
         evaluate_masks_final(weights, runs, masks, memory_budget_gb=memory_budget_gb, observe=record)
+
+        def observe_rows(attended: HeadAttention, rows: Tensor = rows) -> None:
+            assert observe is not None
+            observe(replace(attended, masks=rows[attended.masks]))
+
         finals[rows.to(finals.device)] = evaluate_masks_final(
             weights,
             runs,
             recompute_mask(graph).expand_as(masks),
             overrides=ActivationOverrides(inputs=inputs),
             memory_budget_gb=memory_budget_gb,
-            observe=observe and partial(_observe_rows, observe, rows),
+            observe=observe and observe_rows,
         )
     return finals
 
@@ -154,7 +158,7 @@ def _record(
     graph: Graph, receivers: Receivers, inputs: dict[int, Tensor], n_masks: int, attended: HeadAttention
 ) -> None:
     """An observer that keeps what receivers read. It is told of some masks at a time, and of all of a layer's heads."""
-    read = getattr(attended, receivers.letter)
+    read = getattr(attended, receivers.letter)  # [mask, token, head, d_head]
     for place, head in enumerate(attended.heads.tolist()):
         if (attended.layer, head) in receivers.heads:
             index = graph.head_input(attended.layer, head, receivers.letter)
@@ -162,31 +166,11 @@ def _record(
             kept[attended.masks.to(read.device)] = read[:, :, place]
 
 
-def _observe_rows(observe: Observer, rows: Int[Tensor, " mask"], attended: HeadAttention) -> None:
-    observe(replace(attended, masks=rows[attended.masks]))
-
-
-def _node(graph: Graph, layer: int, head: int | None) -> int:
-    """The forward index of a sender."""
-    return graph.mlp(layer) if head is None else graph.head(layer, head)
-
-
-def _take_source(mask: Tensor, graph: Graph, layer: int, head: int | None) -> None:
-    """Let everything below a sender, and so the sender, have its source value."""
+def _take_source(mask: Tensor, graph: Graph, layer: int, head: int | None) -> int:
+    """Let everything below a sender, and so the sender, have its source value; returns its forward index."""
     if head is None:
         mask[:, : graph.mlp_input(layer) + 1] = True
-        return
+        return graph.mlp(layer)
     mask[:, : graph.qkv_inputs(layer).start] = True
     mask[:, [graph.head_input(layer, head, letter) for letter in QKV]] = True
-
-
-def _mlps_after(graph: Graph, layer: int, head: int | None) -> tuple[Tensor, Tensor]:
-    """Forward and backward indices of the MLPs that read a sender."""
-    sender = _node(graph, layer, head)
-    layers = [m for m in range(graph.n_layers) if graph.edge_mask[sender, graph.mlp_input(m)]]
-    nodes = torch.tensor([graph.mlp(m) for m in layers], dtype=torch.long)
-    return nodes, torch.tensor([graph.mlp_input(m) for m in layers], dtype=torch.long)
-
-
-def _grid(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    return rows[:, None], columns[None, :]
+    return graph.head(layer, head)

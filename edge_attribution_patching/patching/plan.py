@@ -65,27 +65,17 @@ def spanning_norms(weights: ModelWeights) -> list[SpanningNorms]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The states of all nodes and inputs under some masks, on the CPU.
-
-    Attributes:
-        rows: which of all masks these are.
-        masks: edges that carry the source run.
-        nodes: BASE, SOURCE, COMPUTED or OVERRIDDEN for each forward node.
-        inputs: BASE, SOURCE or COMPUTED for each backward node.
-        needed: forward nodes whose difference reaches the logits through computed inputs.
-        attending: heads whose z is computed.
-        read: inputs whose residual stream is computed.
-    """
+    """The states of all nodes and inputs under some masks, on the CPU."""
 
     graph: Graph
     overrides: ActivationOverrides
-    rows: Int[Tensor, " mask"]
-    masks: Bool[Tensor, "mask n_forward n_backward"]
-    nodes: Int8[Tensor, "mask n_forward"]
-    inputs: Int8[Tensor, "mask n_backward"]
-    needed: Bool[Tensor, "mask n_forward"]
-    attending: Bool[Tensor, "mask n_forward"]
-    read: Bool[Tensor, "mask n_backward"]
+    rows: Int[Tensor, " mask"]  # which of all masks these are
+    masks: Bool[Tensor, "mask n_forward n_backward"]  # edges that carry the source run
+    nodes: Int8[Tensor, "mask n_forward"]  # BASE, SOURCE, COMPUTED or OVERRIDDEN for each forward node
+    inputs: Int8[Tensor, "mask n_backward"]  # BASE, SOURCE or COMPUTED for each backward node
+    needed: Bool[Tensor, "mask n_forward"]  # forward nodes whose difference reaches the logits through computed inputs
+    attending: Bool[Tensor, "mask n_forward"]  # heads whose z is computed
+    read: Bool[Tensor, "mask n_backward"]  # inputs whose residual stream is computed
 
     @classmethod
     def of(

@@ -52,17 +52,11 @@ class LayerRun:
 
 @dataclass(frozen=True)
 class RunActivations:
-    """One run of a batch.
+    """One run of a batch."""
 
-    Attributes:
-        embedded: the residual stream before layer 0.
-        layers: see `LayerRun`.
-        final: the residual stream before the final norm at the answers, centred.
-    """
-
-    embedded: Float[Tensor, "token d_model"]
-    layers: list[LayerRun]
-    final: Float[Tensor, "prompt d_model"]
+    embedded: Float[Tensor, "token d_model"]  # the residual stream before layer 0
+    layers: list[LayerRun]  # see `LayerRun`
+    final: Float[Tensor, "prompt d_model"]  # the residual stream before the final norm at the answers, centred
 
 
 @dataclass(frozen=True)
@@ -100,25 +94,23 @@ def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupte
 
     def keep(layer: LayerActivations) -> None:
         resid_pre, v = centred(norm, layer.resid_pre), layer.v.contiguous()
+        last = layer.layer == weights.n_layers - 1
         if not weights.parallel:
             mlp_in = centred(norm, layer.mlp_in)
-        elif layer.layer < weights.n_layers - 1:
-            mlp_in = resid_pre
-        else:
+        elif last:
             mlp_in = resid_pre[:, layout.last]
-        parts = {"resid_pre": resid_pre, "mlp_in": mlp_in, "q": layer.q, "k": layer.k, "v": v}
-        parts |= {"z": layer.z, "mlp_out": layer.mlp_out}
-        if layer.post_inverse_scale is not None:
-            parts["post_inverse_scale"] = layer.post_inverse_scale
+        else:  # The MLP reads what attention reads: the same memory.
+            mlp_in = resid_pre
+        parts: dict[str, Tensor | None] = {"resid_pre": resid_pre, "mlp_in": mlp_in, "v": v}
+        parts |= {name: getattr(layer, name) for name in ("q", "k", "z", "mlp_out", "post_inverse_scale")}
         block = weights.layers[layer.layer]
         for letter in ("q", "k"):
             if block.norm_spans_heads(letter):
                 projected = clamp(block, layer.qkv[..., block.rows(letter), :])
                 squares = projected.to(torch.promote_types(projected.dtype, torch.float32)).square().sum(-1)
-                cut = letter == "q" and layer.layer == weights.n_layers - 1
-                parts[f"{letter}_squares"] = squares[:, layout.last] if cut else squares
+                parts[f"{letter}_squares"] = squares[:, layout.last] if letter == "q" and last else squares
         for run, of_run in enumerate(layers):
-            of_run.append(LayerRun(**{name: part[run] for name, part in parts.items()}))
+            of_run.append(LayerRun(**{name: part[run] for name, part in parts.items() if part is not None}))
 
     with torch.no_grad():
         finals = centred(norm, forward(weights, layout, embedded, prefix=prefix, visit=keep, last_layer="answers"))
@@ -166,13 +158,13 @@ def at_answers(runs: PreparedRuns) -> PreparedRuns:
         for layer, (before_k, before_v) in zip(runs.base.layers, runs.prefix, strict=True)
     ]
     batch = replace(runs.batch, layout=PackedTokens(layout.lengths - 1, layout.lengths))
-    base, source = (_cut(run, layout.last) for run in (runs.base, runs.source))
-    return PreparedRuns(batch, cache, base, source)
-
-
-def _cut(run: RunActivations, last: Int[Tensor, " prompt"]) -> RunActivations:
-    """A run at the answers; the last layer's q, z and MLP are there already."""
-    *below, top = run.layers
-    k_squares = None if top.k_squares is None else top.k_squares[last]
-    top = replace(top, resid_pre=top.resid_pre[last], k=top.k[last], v=top.v[last], k_squares=k_squares)
-    return RunActivations(run.embedded[last], [*(layer.at(last) for layer in below), top], run.final)
+    cut = []
+    for run in (runs.base, runs.source):
+        *below, top = run.layers
+        # The last layer's q, z and MLP are at the answers already.
+        whole = {
+            name: x[layout.last] for name, x in top.tensors().items() if name in ("resid_pre", "k", "v", "k_squares")
+        }
+        layers = [*(layer.at(layout.last) for layer in below), replace(top, **whole)]
+        cut.append(RunActivations(run.embedded[layout.last], layers, run.final))
+    return PreparedRuns(batch, cache, *cut)

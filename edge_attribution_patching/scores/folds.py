@@ -44,13 +44,10 @@ def assign_folds(n_prompts: int, n_folds: int, seed: int) -> Int[Tensor, " promp
 
 @dataclass(frozen=True)
 class FoldScores:
-    """Scores of every edge, by fold.
-
-    Attributes:
-        sums: over the prompts of each fold, float32 on the CPU; 0 where there is no edge.
-    """
+    """Scores of every edge, by fold."""
 
     graph: Graph
+    # Over the prompts of each fold, float32 on the CPU; 0 where there is no edge.
     sums: Float[Tensor, "fold n_forward n_backward"]
     sizes: Int[Tensor, " fold"]
 
@@ -106,19 +103,14 @@ class FoldScores:
 
 @dataclass(frozen=True)
 class KeptFolds:
-    """The stored fold scores.
-
-    Attributes:
-        edges: flat index forward * n_backward + backward of each edge that is kept, ascending.
-        means: mean score of the edge over the prompts of each fold, float32 with the precision of float16.
-        scale: what the float16 numbers are multiplied by.
-    """
+    """The stored fold scores."""
 
     graph: Graph
-    edges: Int[Tensor, " kept"]
+    edges: Int[Tensor, " kept"]  # flat index forward * n_backward + backward of each edge that is kept, ascending
+    # Mean score of the edge over the prompts of each fold, float32 with the precision of float16.
     means: Float[Tensor, "fold kept"]
     sizes: Int[Tensor, " fold"]
-    scale: float
+    scale: float  # what the float16 numbers are multiplied by
 
     @classmethod
     def rounded(

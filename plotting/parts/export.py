@@ -4,6 +4,7 @@ HTML files carry plotly.js and open offline. PNG and PDF are drawn by kaleido in
 """
 
 import argparse
+import hashlib
 import html
 import logging
 import sys
@@ -141,7 +142,8 @@ def figure_html(figure: go.Figure, name: str, left_out: Sequence[str] = ()) -> s
     body = responsive.to_html(
         full_html=False,
         include_plotlyjs=True,
-        div_id=name,
+        # A name may hold anything that a folder's name may; an id stands in markup and in a script.
+        div_id=f"figure-{hashlib.sha256(name.encode()).hexdigest()[:12]}",
         default_width="100%",
         config={"responsive": True, "displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": name}},
     )

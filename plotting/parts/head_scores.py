@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from circuits_over_time.utils.results.kinds import how_to_make
@@ -58,9 +57,9 @@ def score_label(score: str) -> tuple[str, str]:
 
 
 def head_scores(results: Results) -> pd.DataFrame:
-    """All scores in one table: `model, step, tokens, score, layer, head, value, se`, and any kind's `reason`.
+    """All scores in one table: `model, step, tokens, score, layer, head, value, se, chance`, and any kind's `reason`.
 
-    `se` is the standard error of the value; a share of pairs of words has the binomial one.
+    `se` is the standard error of the value, `chance` the value of a head that knows nothing.
 
     Raises:
         NotMeasured: if no kind of head score has results.
@@ -72,9 +71,9 @@ def head_scores(results: Results) -> pd.DataFrame:
             continue
         if kind in SINGLE:
             table = table.rename(columns={"score": "value", "score_se": "se"}).assign(score=SINGLE[kind])
-        if "pairs" in table:
-            table = table.assign(se=np.sqrt(table["value"] * (1 - table["value"]) / table["pairs"]))
-        columns = ["model", "step", "tokens", "score", "layer", "head", "value", "se"]
+        if "chance" not in table:  # Copy suppression is 0 where nothing of the head is kept.
+            table = table.assign(chance=0.0)
+        columns = ["model", "step", "tokens", "score", "layer", "head", "value", "se", "chance"]
         frames.append(table[[*columns, "reason"] if "reason" in table else columns])
     if not frames:
         raise NotMeasured(f"{results.store.root} holds no head scores; run: {how_to_make('components')}")

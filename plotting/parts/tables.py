@@ -85,11 +85,17 @@ class Results:
                 logger.info("%s: no results of model %s; left out", folder, model)
         frames = [frame for frame in frames if not frame.empty]
         if not frames:
-            raise UserError(nothing)
+            raise UserError(f"{folder}: measured, but no checkpoint has a circuit{self._why_none()}: nothing to draw")
         # A table without rows has no types, and would make every column an object column.
         table = pd.concat(frames, ignore_index=True).infer_objects()
         _log_gaps(table, kind)
         return table
+
+    def _why_none(self) -> str:
+        """Why there are no circuits, if the baselines say so."""
+        baselines = self.table_if_any("baselines")
+        statuses = [] if baselines is None else sorted(set(baselines["status"]) - {"found"})
+        return f" ({', '.join(statuses)})" if statuses else ""
 
     def table_if_any(self, kind: str, *, note: bool = False) -> pd.DataFrame | None:
         """Like `table`, but None if there is nothing, with a line in the log if `note`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,28 +55,63 @@ def test_seeds_are_compared_with_each_other_and_over_training(store: Store) -> N
     assert tables["seed_emergence"]["shape"].isna().all()
 
 
-def test_a_stopped_run_goes_on_where_it_was(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_at_the_next_pair(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = compare(config(store))["similarity"]
-    for part in (store.root / "comparison" / ".parts").glob("*.csv"):
-        part.unlink()
-    rows, compared = changes.Comparer.rows, list[str]()
+    shutil.rmtree(store.root / "comparison")
+    rows, compared = changes.Comparer.rows, list[changes.CircuitPair]()
 
-    def stop_at_the_second(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
-        if pair.second.model == MODELS[1]:
+    def stop_at_the_third(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
+        compared.append(pair)
+        if len(compared) == 3:
             raise KeyboardInterrupt
         return rows(comparer, pair)
 
-    def count(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
-        compared.append(pair.second.model)
-        return rows(comparer, pair)
-
-    monkeypatch.setattr(changes.Comparer, "rows", stop_at_the_second)
+    monkeypatch.setattr(changes.Comparer, "rows", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         compare(config(store))
-    monkeypatch.setattr(changes.Comparer, "rows", count)
     again = compare(config(store))["similarity"]
-    assert set(compared) == {MODELS[1]}
+    # Two over training and three with the reference for each model, and three between them; the third twice.
+    assert len(compared) == 2 * 5 + 3 + 1
     pd.testing.assert_frame_equal(again, whole, check_dtype=False)
+
+
+def tables_in(store: Store) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (store.root / "comparison").glob("*.csv")}
+
+
+def test_what_was_compared_before_stays_beside_what_comes_later(store: Store) -> None:
+    write_seed(store, MODELS[0], 5, "sva")
+    compare(config(store, task="ioi", model=MODELS[0]))
+    compare(config(store, task="sva"))
+    similarity = compare(config(store, model=MODELS[1]))["similarity"]
+    units = {(MODELS[0], "ioi"), (MODELS[0], "sva"), (MODELS[1], "ioi")}
+    assert set(similarity[["model", "task"]].itertuples(index=False, name=None)) == units
+    one_by_one = tables_in(store)
+    shutil.rmtree(store.root / "comparison")
+    compare(config(store))
+    assert tables_in(store) == one_by_one
+
+
+def test_other_settings_are_refused_and_overwritten_only_if_asked(store: Store) -> None:
+    compare(config(store))
+    before = tables_in(store)
+    with pytest.raises(
+        UserError, match=r"^pairs: .*comparison holds comparisons with 100, this run asks for 110; pass"
+    ):
+        compare(config(store, pairs=110))
+    assert tables_in(store) == before
+    similarity = compare(config(store, pairs=110, model=MODELS[0], overwrite=True))["similarity"]
+    assert set(similarity["model"]) == {MODELS[0]}
+
+
+def test_a_dry_run_counts_the_pairs_and_writes_nothing(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    compare(config(store, model=MODELS[0]))
+    before = tables_in(store)
+    assert compare(config(store), dry_run=True) == {}
+    told = capsys.readouterr().out
+    assert "m-seed1 ioi: 3 checkpoints\nm-seed2 ioi: 3 checkpoints\n" in told
+    assert "pairs of circuits: 5 compared, 8 missing\ntime: about 00:" in told
+    assert tables_in(store) == before
 
 
 def test_circuits_are_grown_by_the_keys_of_their_run(store: Store) -> None:
@@ -116,9 +152,13 @@ def test_results_without_fold_scores_name_the_way_out(store: Store) -> None:
         ({"reference": 15}, "has no results of step 15"),
         ({"size": 10**6}, "size: 1000000 is more than"),
         ({"seeds": {"m": ["m-seed1", "m-sed2"]}}, r"seeds\.m: 'm-sed2' is not compared"),
+        ({"emergence": {"sustained": 4}}, r"emergence\.sustained: 4 checkpoints in a row, but there are only 3"),
     ],
 )
-def test_errors_name_the_key_and_the_value(store: Store, keys: dict[str, object], line: str) -> None:
+def test_errors_name_the_key_and_the_value_before_anything_is_compared(
+    store: Store, keys: dict[str, object], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes.Comparer, "rows", None)
     with pytest.raises(UserError, match=line):
         compare(config(store, **keys))
 

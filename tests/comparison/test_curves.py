@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from circuits_over_time.utils.comparison.curves import Curve, best_head_curves, head_curves
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
+from circuits_over_time.utils.comparison.tables import emergence_table
 from circuits_over_time.utils.results.store import Store
 from tests.support.synthetic_results import write
 
@@ -90,3 +92,34 @@ def test_a_best_head_without_a_stored_error_is_not_resampled(tmp_path: Path) -> 
     (best,) = best_head_curves(curves(store).values())
     assert best.resampled is None
     assert best.uncertainty == "none"
+
+
+def test_a_checkpoint_at_which_no_head_was_measured_is_one_without_effect(tmp_path: Path) -> None:
+    """Before there is a circuit the table of heads has no row, and the table of levels says that it was measured."""
+    store = Store(tmp_path)
+    for step in STEPS:
+        write(store, "ioi_consistency", "m", None, step, pd.DataFrame({"level": ["name_movers"]}), step)
+        heads = pd.DataFrame(
+            {"level": ["name_movers"], "layer": [1], "head": [2], "effect": [-0.9], "effect_se": [0.1]}
+        )
+        write(store, "ioi_consistency_heads", "m", None, step, heads.iloc[: int(step >= 20)], step)
+    curve = curves(store)["effect_name_movers a1.h2"]
+    assert curve.steps.tolist() == list(STEPS)
+    assert curve.values.tolist() == [0.0, 0.0, 0.9, 0.9]
+    table, _ = emergence_table([curve], ComparisonConfig(results_dir=tmp_path))
+    assert table[["after_step", "step"]].iloc[0].tolist() == [10, 20]
+
+
+def test_heads_that_stay_at_chance_do_not_emerge_however_high_chance_is(tmp_path: Path) -> None:
+    store, rng = Store(tmp_path), np.random.default_rng(0)
+    for step in range(0, 180, 10):
+        values = 0.04 + 0.001 * rng.normal(size=16) + np.where(np.arange(16) == 0, 0.06 * (step >= 90), 0)
+        heads = pd.DataFrame({"layer": 0, "head": np.arange(16), "score": "duplicate_token", "value": values})
+        write(store, "components", "m", None, step, heads.assign(se=0.001, chance=0.04), step)
+    config = ComparisonConfig(results_dir=tmp_path)
+    table, leading = emergence_table(list(head_curves(store, "m", config)), config)
+    assert table["step"].dropna().tolist() == [90]
+    assert list(leading) == ["duplicate_token a0.h0"]
+    # Measured from 0, all of them would be there from the first checkpoint on.
+    at_zero, _ = emergence_table([replace(c, chance=0.0) for c in head_curves(store, "m", config)], config)
+    assert (at_zero["step"] == 0).sum() == 15

@@ -11,7 +11,14 @@ from scipy import stats
 
 from circuits_over_time.utils.comparison.curves import Curve
 from circuits_over_time.utils.comparison.scale import correlations, scale_table
-from circuits_over_time.utils.comparison.seeds import ABRUPT, NOT_SHOWN, seed_emergence, seed_groups, seeds_table
+from circuits_over_time.utils.comparison.seeds import (
+    ABRUPT,
+    NOT_SHOWN,
+    jump_power,
+    seed_emergence,
+    seed_groups,
+    seeds_table,
+)
 
 STEPS = np.arange(6)
 
@@ -48,24 +55,38 @@ def test_names_that_differ_in_the_seed_alone_are_one_group() -> None:
 
 
 def test_seeds_are_summed_up_at_every_step_that_two_have() -> None:
-    values = {f"m-seed{i}": np.array([0, 1, 2, 3, 4, 5.0]) * (1 + i) for i in range(5)}
-    values["m-seed4"][5] = np.nan
+    values = {f"m-seed{i}": np.array([0, 1, 2, 3, 4, 5.0]) * (1 + i) for i in range(6)}
+    values["m-seed5"][5] = np.nan
     table = seeds_table(curves(values), {"m": list(values)}).set_index("step")
-    assert table["n_seeds"].tolist() == [5, 5, 5, 5, 5, 4]
-    assert table.loc[1, ["lowest", "lower_quartile", "median", "upper_quartile", "highest"]].tolist() == [1, 2, 3, 4, 5]
-    # Equal values and four seeds are not tested.
+    assert table["n_seeds"].tolist() == [6, 6, 6, 6, 6, 5]
+    assert table.loc[1, ["lowest", "lower_quartile", "median", "upper_quartile", "highest"]].tolist() == [
+        1,
+        2.25,
+        3.5,
+        4.75,
+        6,
+    ]
+    # Equal values and five seeds are not tested.
     assert table["dip_p"].isna().tolist() == [True, False, False, False, False, True]
     tested = table["dip_p"].notna()
     assert (table["dip_q"][tested] >= table["dip_p"][tested]).all()
 
 
-def test_nothing_is_abrupt_with_fewer_than_five_seeds() -> None:
-    assert shape(two_groups(4)) is None
+def test_nothing_is_abrupt_with_fewer_than_six_seeds() -> None:
+    assert shape(two_groups(5)) is None
 
 
-def test_five_alike_seeds_are_not_shown_to_be_abrupt() -> None:
+def test_six_seeds_that_split_in_half_are_abrupt_and_the_power_says_how_often_they_do() -> None:
+    assert shape(two_groups(6)) == ABRUPT
+    # Of six, 20 of the 62 splits are three on either side; the 30 of two and four are found if nothing else is tested.
+    assert jump_power(6, 10, 0.05) == pytest.approx(20 / 62)
+    assert jump_power(6, 1, 0.05) == pytest.approx(50 / 62)
+    assert jump_power(12, 10, 0.05) > 0.8
+
+
+def test_six_alike_seeds_are_not_shown_to_be_abrupt() -> None:
     rng = np.random.default_rng(0)
-    assert shape({f"m-seed{i}": STEPS + rng.normal(size=6) for i in range(5)}) == NOT_SHOWN
+    assert shape({f"m-seed{i}": STEPS + rng.normal(size=6) for i in range(6)}) == NOT_SHOWN
 
 
 def test_seeds_in_two_groups_are_abrupt() -> None:
@@ -80,26 +101,26 @@ def test_groups_before_or_after_the_curve_emerges_are_not_abrupt() -> None:
 
 
 @pytest.mark.parametrize(
-    "at_the_jump", [[0, 0, 0, 1, 1], [0.0, 0.0, 0.0, 0.0, 1.0], [0.45, 0.45, 0.5, 0.5, 0.55]], ids=str
+    "at_the_jump", [[0, 0, 0, 1, 1, 1], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0], [0.45, 0.45, 0.5, 0.5, 0.55, 0.6]], ids=str
 )
 def test_models_that_tie_are_no_groups(at_the_jump: list[float]) -> None:
-    """Whether there is a circuit, or a share of few prompts: five models of one distribution often agree exactly."""
+    """Whether there is a circuit, or a share of few prompts: six models of one distribution often agree exactly."""
     values = {f"m-seed{i}": np.array([0, 0, at, 1, 1, 1]) for i, at in enumerate(at_the_jump)}
     assert shape(values) == NOT_SHOWN
 
 
 def test_counts_of_one_distribution_are_called_groups_at_most_at_the_nominal_rate() -> None:
-    """Shares of 20 prompts in five models: ties in most draws. Without care for them, far more would be called so."""
+    """Shares of 20 prompts in six models: ties in most draws. Without care for them, far more would be called so."""
     rng = np.random.default_rng(0)
-    draws = rng.binomial(20, 0.5, size=(500, 5)) / 20
+    draws = rng.binomial(20, 0.5, size=(500, 6)) / 20
     tables = seeds_table(
         {
             f"m-seed{i}": [
                 Curve("m", f"curve{n}", "metric", "c", STEPS[:1], STEPS[:1], draws[n, i : i + 1]) for n in range(500)
             ]
-            for i in range(5)
+            for i in range(6)
         },
-        {"m": [f"m-seed{i}" for i in range(5)]},
+        {"m": [f"m-seed{i}" for i in range(6)]},
     )
     assert (tables["dip_p"] <= 0.05).mean() <= 0.05
 
@@ -123,6 +144,22 @@ def test_two_models_have_no_correlation_and_four_no_interval() -> None:
     four = correlations(np.arange(4.0), np.arange(4.0) ** 2)[0]
     assert np.isnan(four.low)
     assert four.value > 0.9
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("logarithmic", [True, False])
+def test_intervals_of_correlations_cover_the_truth_with_five_models(correlation: float, logarithmic: bool) -> None:
+    """Over given sizes of models, as of Pythia, and normal errors. Resampled models would cover 83%."""
+    x = np.array([70e6, 160e6, 410e6, 1e9, 1.4e9])
+    x = np.log(x) if logarithmic else x
+    z, rng = (x - x.mean()) / x.std(), np.random.default_rng(0)
+    covered = []
+    for _ in range(200):
+        y = correlation * z + np.sqrt(1 - correlation**2) * rng.normal(size=5)
+        pearson, spearman = correlations(x, y)
+        covered.append(pearson.low <= correlation <= pearson.high)
+        assert np.isnan(spearman.low)
+    assert np.mean(covered) >= 0.92
 
 
 def test_scale_takes_selected_circuits_of_models_of_known_size() -> None:

@@ -12,6 +12,7 @@ from circuits_over_time.edge_attribution_patching.model.weights import read_weig
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.heads.attention_and_copy import (
     attention_samples,
+    chance_levels,
     ordinary_tokens,
     repeated_blocks,
     study_blocks,
@@ -89,6 +90,14 @@ def test_hand_built_heads_have_their_closed_form_induction_scores_under_the_stud
     # The other two diagonals lie within the queries that count anyway.
     assert torch.equal(study["previous_token"], standard["previous_token"])
     assert torch.equal(study["duplicate_token"], standard["duplicate_token"])
+
+
+def test_chance_is_what_hand_built_uniform_heads_score() -> None:
+    for definition in ("standard", "study"):
+        levels = chance_levels(2 * PERIOD, VOCAB, definition)
+        scores = mean_scores(attention_samples(read_weights(attention_model()), BLOCKS, 4, definition))
+        for name in CHANCE:
+            assert levels[name] == pytest.approx(scores[name][1, 2].item(), abs=1e-5), (definition, name)
 
 
 def test_the_hand_built_induction_model_predicts_the_second_block() -> None:
@@ -237,7 +246,7 @@ def test_the_script_writes_five_scores_of_every_head(word_family: Path, tmp_path
     store = Store(tmp_path)
     assert store.folder("components", "words").steps() == [0, 5]
     table = store.folder("components", "words").read_table(5)
-    assert list(table) == ["model", "step", "tokens", "score", "layer", "head", "value", "se"]
+    assert list(table) == ["model", "step", "tokens", "score", "layer", "head", "value", "se", "chance"]
     assert len(table) == len(SCORES) * 2 * 4
     weights, tokenizer = read_weights(word_model(5)), words()
     tokens = repeated_blocks(ordinary_tokens(tokenizer, len(tokenizer)), 3, 10, seed=7)
@@ -249,6 +258,10 @@ def test_the_script_writes_five_scores_of_every_head(word_family: Path, tmp_path
     assert tuple(expected) == SCORES
     for row in table.itertuples():
         assert row.value == pytest.approx(expected[row.score][row.layer, row.head].item(), abs=1e-5)
+    seen = [sum(1 / n for n in range(first, 21)) / (21 - first) for first in (11, 2)]  # 1 / tokens that queries see
+    chance = {"induction": seen[0], "duplicate_token": seen[0], "previous_token": seen[1]}
+    for score, of_score in table.groupby("score")["chance"]:
+        assert of_score.tolist() == pytest.approx([chance.get(score, 500 / weights.d_vocab)] * 8)
     # Errors come from the blocks, and for the copy scores from the prompts, each measured by itself.
     blocks = [mean_scores(attention_samples(weights, block[None], 1)) for block in tokens]
     alone = [
@@ -300,7 +313,7 @@ def test_a_second_run_adds_only_the_missing_checkpoints(word_family: Path, tmp_p
     [
         ("seq_len=33", "seq_len: two blocks of 33 tokens need 66 positions, the model has 64; use seq_len=32 or less"),
         ("seq_len=5000", "seq_len: two blocks of 5000 tokens need 10000 positions, the model has 64; use"),
-        ("n_prompts=1000000000", "n_prompts: 1000000000 prompts of ioi asked for, but it can make only"),
+        ("n_prompts=100000", "n_prompts: 100000 prompts of ioi asked for, but it can make only"),
         ("n_sequences=0", "command line: n_sequences: "),
         (
             "head_scores=studies",

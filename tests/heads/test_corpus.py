@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,8 +170,63 @@ def test_data_set_that_cannot_be_loaded_is_one_line(tokenizer, monkeypatch: pyte
 def test_file_that_is_no_text_is_refused(tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "bytes.txt"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"bytes.txt cannot be read .*UTF-8"):
+    with pytest.raises(UserError, match=r"bytes.txt: cannot be read .*UTF-8"):
         draw_sequences(Corpus(str(path)), tokenizer, 3, 9, seed=0)
+
+
+ROWS = [f"{word} {word} {word}" for word in range(1, 40)]
+
+
+def of_rows(path: Path, tokenizer, **keys) -> list[list[int]]:
+    return draw_sequences(Corpus(str(path), **keys), tokenizer, 10, 9, seed=0).tolist()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz", "a.csv.bz2", "a.JSONL.xz"])
+def test_files_with_rows_are_read_by_their_field_whatever_their_kind(name: str, tokenizer, tmp_path: Path) -> None:
+    table = pd.DataFrame({"id": range(len(ROWS)), "text": ROWS})
+    path = tmp_path / name
+    if "json" in name.lower():
+        lines = name != "a.json"
+        table.to_json(path, orient="records", lines=lines, compression="infer" if name != "a.JSONL.xz" else "xz")
+    elif "csv" in name:
+        table.to_csv(path, index=False)
+    else:
+        table.to_parquet(path)
+    (folder := tmp_path / "set").mkdir()
+    table.to_parquet(folder / "train.parquet")
+    assert of_rows(path, tokenizer) == of_rows(folder, tokenizer)
+    table.rename(columns={"text": "body"}).to_parquet(tmp_path / "b.parquet")
+    assert of_rows(tmp_path / "b.parquet", tokenizer, field="body") == of_rows(folder, tokenizer)
+
+
+def test_rows_without_text_are_left_out_and_counted(tokenizer, tmp_path: Path, caplog) -> None:
+    rows = [*({"text": row} for row in ROWS), *[{"text": None}] * 50, {"text": "  "}, {"id": 3}]
+    path = tmp_path / "holes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = draw_sequences(Corpus(str(path)), tokenizer, 17, 9, seed=0)  # more than are cut from all text
+    known = {word for row in ROWS for word in tokenizer(row, add_special_tokens=False)["input_ids"]}
+    assert set(found.flatten().tolist()) <= known | {tokenizer.eos_token_id}
+    assert f"corpus: 52 rows of {path} have no text in 'text'; left out" in caplog.messages
+
+
+def test_compressed_text_is_text(tokenizer, text_file: Path) -> None:
+    packed = text_file.with_suffix(".txt.gz")
+    packed.write_bytes(gzip.compress(text_file.read_bytes()))
+    one, other = (draw_sequences(Corpus(str(path)), tokenizer, 3, 9, seed=0) for path in (text_file, packed))
+    assert torch.equal(one, other)
+
+
+def test_json_is_never_prose(tokenizer, tmp_path: Path) -> None:
+    (path := tmp_path / "rows.txt").write_text('{"text": "1 2 3"}\n{"text": "4 5 6"}\n')
+    with pytest.raises(UserError, match=r"rows.txt is JSON, not text; call it .jsonl or .json, and its 'text' is read"):
+        draw_sequences(Corpus(str(path)), tokenizer, 1, 2, seed=0)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.txt"])
+def test_a_pointer_in_place_of_a_file_of_text_is_told(name: str, tokenizer, tmp_path: Path) -> None:
+    (path := tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64)
+    with pytest.raises(UserError, match="is a Git LFS pointer, not the file itself; fetch that with: git lfs pull"):
+        draw_sequences(Corpus(str(path)), tokenizer, 1, 2, seed=0)
 
 
 def test_toy_text_is_the_familys_sentences() -> None:

@@ -3,13 +3,14 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.utils.heads.keys import Definition
-from circuits_over_time.utils.heads.succession import CLASSES, Pairs, succession, successor_pairs
+from circuits_over_time.utils.heads.succession import CLASSES, Pairs, chance_level, succession, successor_pairs
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
 from get_new_successor_head_scores_over_time import ANALYSIS
@@ -326,7 +327,19 @@ def test_the_script_writes_a_row_a_head_and_leaves_absent_classes_empty(word_fam
     assert store.folder("successor", "words").steps() == [0, 5]
     table = store.folder("successor", "words").read_table(5)
     classes = [column for name in CLASSES for column in (name, f"{name}_pairs")]
-    assert list(table) == ["model", "step", "tokens", "layer", "head", "value", "pairs", "class_mean", *classes]
+    assert list(table) == [
+        "model",
+        "step",
+        "tokens",
+        "layer",
+        "head",
+        "value",
+        "pairs",
+        "se",
+        "chance",
+        "class_mean",
+        *classes,
+    ]
     assert list(zip(table["layer"], table["head"], strict=True)) == [(i, j) for i in range(2) for j in range(4)]
     # The tokenizer knows all two-digit numbers and no days.
     assert set(table["numbers_pairs"]) == set(table["pairs"]) == {89}
@@ -335,6 +348,23 @@ def test_the_script_writes_a_row_a_head_and_leaves_absent_classes_empty(word_fam
     expected = succession(read_weights(word_model(5)), successor_pairs(words())).share("numbers")
     assert table["numbers"].tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-6)
     assert table["value"].tolist() == table["numbers"].tolist()
+    assert table["chance"].tolist() == pytest.approx([1 / 89] * len(table))
+    assert table["se"].tolist() == pytest.approx((table["value"] * (1 - table["value"]) / 89) ** 0.5)
+
+
+def test_chance_is_what_random_rankings_of_a_lists_successors_score() -> None:
+    # Three pairs with three successors; three of which two have the same.
+    pairs: dict[str, list[Pairs]] = {"a": [((0, 1), (1, 2), (2, 3))], "b": [((0, 5), (1, 5), (5, 0))], "c": []}
+    rng = np.random.default_rng(0)
+    right = [
+        rng.random(len(among)).argmax() == among.index(successor)
+        for _ in range(4000)
+        for of_list in (pairs["a"][0], pairs["b"][0])
+        for among in [sorted({other for _, other in of_list})]
+        for _, successor in of_list
+    ]
+    assert chance_level(pairs) == pytest.approx((3 / 3 + 3 / 2) / 6)
+    assert np.mean(right) == pytest.approx(chance_level(pairs), abs=0.01)
 
 
 def test_the_script_writes_the_studys_scores(word_family: Path, tmp_path: Path) -> None:

@@ -221,7 +221,17 @@ def test_text_that_is_too_short_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(LocalFamily, "load", None)  # Nothing may be loaded.
     assert main(ANALYSIS, given(family, tmp_path / "results", "cspa.n_mean_sequences=100000")) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "cspa.corpus: " in line
     assert "sequences of 20 tokens, but 100010 are needed" in line
+
+
+def test_errors_about_keys_of_a_block_name_it(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalFamily, "load", None)
+    for key, value in {"cspa.start_layer": 99, "components.seq_len": 4000, "circuit.search.sizes": "[99999]"}.items():
+        assert main(ANALYSIS, given(family, tmp_path / "results", f"{key}={value}")) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"{key}: ")
 
 
 def test_without_a_text_cspa_cannot_be_computed(

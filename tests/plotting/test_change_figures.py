@@ -23,7 +23,7 @@ from circuits_over_time.plotting.plot_controls import (
     STABILITY,
     STABLE_ENTRY,
 )
-from circuits_over_time.plotting.plot_turnover import CHANGE, ENDED, LASTING, PARTS, SIZE
+from circuits_over_time.plotting.plot_turnover import ENDED, LASTING, PARTS, SIZE
 from circuits_over_time.utils.comparison.handovers import handovers
 from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.store import Store
@@ -73,16 +73,6 @@ def test_bars_reach_as_far_up_and_down_as_edges_come_and_go(results: Store) -> N
     assert list(np.add(bottom.base, bottom.y)) == (-rows["died"] - rows["left"]).tolist()
 
 
-def test_change_points_stand_between_their_two_checkpoints_with_both_levels(results: Store) -> None:
-    figure = drawings(plot_turnover, results)[f"turnover_{MODEL}"].figure
-    (size,), (similarity,) = on_panel(figure, 1, CHANGE), on_panel(figure, 5, CHANGE)
-    assert size.x[0] == (STEPS.index(8) + STEPS.index(64)) / 2
-    assert "mean size 6.5 → 18" in size.text[0]
-    assert similarity.x[0] == (STEPS.index(64) + STEPS.index(512)) / 2
-    assert "mean similarity 0.2 → 0.75" in similarity.text[0]
-    assert not on_panel(figure, 2, CHANGE)
-
-
 def test_every_edge_is_a_line_from_birth_to_last_checkpoint(results: Store) -> None:
     figure = drawings(plot_turnover, results)[f"turnover_{MODEL}"].figure
     rows = table(results, "lifetimes").query("task == 'ioi' and at == 'faithfulness'")
@@ -122,8 +112,7 @@ def test_a_task_without_a_circuit_says_so_and_sizes_can_be_chosen(results: Store
 def test_one_checkpoint_of_one_task_can_be_drawn(results: Store) -> None:
     turnover = table(results, "turnover").query("task == 'ioi' and step == 4000")
     lives = table(results, "lifetimes").query("task == 'ioi' and birth_step == 4000")
-    changes = table(results, "change_points").iloc[:0]
-    figure = plot_turnover.draw_turnover(turnover, lives, changes, MODEL).figure
+    figure = plot_turnover.draw_turnover(turnover, lives, MODEL).figure
     assert list(figure.layout.xaxis.ticktext) == ["4k"]
     assert list(on_panel(figure, 1, "born")[0].y) == turnover.query("at == 'faithfulness'")["born"].tolist()
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from circuits_over_time.plotting.plot_pythia_evals import choose
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.plot_pythia_evals import FIGURE, choose
 from circuits_over_time.plotting.published.eval_results import read_evaluations, step_and_model
 from circuits_over_time.utils.base.errors import UserError
 from tests.support.paths import PYTHIA_EVALS
@@ -84,6 +85,77 @@ def test_what_is_no_result_is_told(tmp_path: Path, content: str, says: str) -> N
     (tmp_path / "m_step1.json").write_text(content)
     with pytest.raises(UserError, match=says):
         read_evaluations(tmp_path)
+
+
+def write_as_today(folder: Path, step: int, hour: int, results: dict, shots: dict[str, int], **more: object) -> Path:
+    """A file as lm-evaluation-harness 0.4.13 writes it: the revision stands inside only."""
+    path = folder / "EleutherAI__pythia-160m" / f"results_2026-05-01T{hour:02}-00-00.123456.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model_args = {"pretrained": "EleutherAI/pythia-160m", "revision": f"step{step}", "dtype": "float32"}
+    content = {
+        "results": results,
+        "groups": {},
+        "configs": {task: {"task": task, "num_fewshot": n} for task, n in shots.items()},
+        "versions": dict.fromkeys(shots, 1.0),
+        "n-shot": shots,
+        "config": {"model": "hf", "model_args": model_args, "model_revision": f"step{step}", "limit": None},
+        "model_name": "EleutherAI/pythia-160m",
+    }
+    path.write_text(json.dumps(content | more))
+    return path
+
+
+def test_files_as_they_are_written_today_are_read(tmp_path: Path) -> None:
+    arc = {"alias": "arc_easy", "acc,none": 0.3, "acc_stderr,none": 0.01, "sample_len": 2376, "name": "arc_easy"}
+    gsm = {
+        "exact_match,strict-match": 0.1,
+        "exact_match_stderr,strict-match": 0.02,
+        "exact_match,flexible-extract": 0.2,
+        "exact_match_stderr,flexible-extract": 0.03,
+    }
+    write_as_today(tmp_path, 1000, 9, {"arc_easy": arc, "gsm8k": gsm}, {"arc_easy": 0, "gsm8k": 5})
+    write_as_today(tmp_path, 2000, 10, {"arc_easy": arc | {"acc,none": 0.4}}, {"arc_easy": 0})
+    # The same evaluation again, later on the day: the newest counts.
+    write_as_today(tmp_path, 2000, 11, {"arc_easy": arc | {"acc,none": 0.5}}, {"arc_easy": 0})
+    hidden = tmp_path / ".ipynb_checkpoints"
+    hidden.mkdir()
+    (hidden / "results-checkpoint.json").write_text("{")
+    table = read_evaluations(tmp_path).sort_values(["step", "benchmark", "metric"])
+    assert table.to_numpy().tolist() == [
+        ["pythia-160m", 1000, 0, "arc_easy", "acc", 0.3, 0.01],
+        ["pythia-160m", 1000, 5, "gsm8k", "exact_match,flexible-extract", 0.2, 0.03],
+        ["pythia-160m", 1000, 5, "gsm8k", "exact_match,strict-match", 0.1, 0.02],
+        ["pythia-160m", 2000, 0, "arc_easy", "acc", 0.5, 0.01],
+    ]
+    chosen = choose(table, 5, ["gsm8k"])
+    assert sorted(chosen["metric"]) == ["exact_match,flexible-extract", "exact_match,strict-match"]
+
+
+def test_a_line_for_each_filter(tmp_path: Path) -> None:
+    gsm = {"exact_match,strict-match": 0.1, "exact_match,flexible-extract": 0.2}
+    for hour, step in enumerate((1000, 2000)):
+        write_as_today(tmp_path, step, hour, {"gsm8k": gsm}, {"gsm8k": 0})
+    assert figure_main(FIGURE, ["-e", str(tmp_path), "--benchmark", "gsm8k", "-o", str(tmp_path / "out")]) == 0
+    drawn = (tmp_path / "out" / "pythia_evals.html").read_text()
+    assert "strict-match" in drawn
+    assert "flexible-extract" in drawn
+
+
+@pytest.mark.parametrize(
+    "model_args",
+    ["pretrained=EleutherAI/pythia-70m,revision=step512", {"pretrained": "runs/pythia-70m/step512"}],
+)
+def test_a_revision_or_a_folder_inside_names_step_and_model(model_args: object, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "results_2026-05-01T10-00-00.json"
+    content = {"results": {"piqa": {"acc,none": 0.5}}, "config": {"model_args": model_args}}
+    assert step_and_model(path, tmp_path / "out", content) == (512, "pythia-70m")
+
+
+def test_benchmarks_of_two_versions_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for hour, step in enumerate((1000, 2000)):
+        write_as_today(tmp_path, step, hour, {"piqa": {"acc,none": 0.5}}, {"piqa": 0}, versions={"piqa": float(hour)})
+    read_evaluations(tmp_path)
+    assert "piqa was evaluated in versions 0.0, 1.0" in caplog.text
 
 
 @pytest.mark.skipif(not PYTHIA_EVALS.is_dir(), reason="../shared/pythia_evals is not there")

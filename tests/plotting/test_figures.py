@@ -235,7 +235,7 @@ def test_a_head_without_effect_does_not_flatten_the_cspa_panel() -> None:
     table = pd.DataFrame(
         {"model": "toy", "step": [1, 2], "tokens": [9, 18], "score": "cspa", "layer": 0, "head": [0, 1]}
     )
-    figure = plot_head_scores.draw_top_heads(table.assign(value=[-40.0, 0.6]), "toy", 2).figure
+    figure = plot_head_scores.draw_top_heads(table.assign(value=[-40.0, 0.6], chance=0.0), "toy", 2).figure
     low, high = figure.layout.yaxis.range
     assert -0.7 < low < -0.5
     assert 0.6 < high < 1.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,14 +12,16 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.config.command_line import read_command_line, script
 from circuits_over_time.utils.config.keys import (
     BaseConfig,
     Section,
     TaskConfig,
     execution,
+    key,
     load_config,
     result_settings,
 )
@@ -247,8 +250,8 @@ def test_a_file_that_is_not_text_is_refused(write: Any) -> None:
     ],
 )
 def test_yaml_values_have_the_types_of_yaml_1_2(text: str, value: Any) -> None:
-    (key,), read = parse_override(f"key={text}")
-    assert key == "key"
+    (name,), read = parse_override(f"key={text}")
+    assert name == "key"
     assert read == value
     assert type(read) is type(value)
 
@@ -306,3 +309,121 @@ def test_a_resolved_config_can_be_loaded_again(write: Any) -> None:
 )
 def test_names_are_neither_empty_nor_repeated(names: str, told: str) -> None:
     assert errors_of(None, f"model={names}", "task=ioi") == [f"command line: model: {told}"]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            "seed: 9223372036854775808",
+            "seed: 9223372036854775808 is not a number >= 0 and <= 9223372036854775807 "
+            "(default: 0); generators of random numbers take 63 bits",
+        ),
+        (
+            "n_prompts: 1000000",
+            "n_prompts: 1000000 is not a number > 0 and <= 100000 (default: 100); more would take more "
+            "memory or time than there is",
+        ),
+        ("checkpoints: [5, 5]", "checkpoints: 5 is listed twice"),
+        ("stages: []", "stages: the list is empty"),
+        ("device: gpu", "device: 'gpu' is not a device; write auto, cpu, cuda, cuda:1 or mps"),
+        ("results_dir: ''", "results_dir: the name is empty; write . for the folder at hand"),
+        ("results_dir: /", "results_dir: '/' is the root of the file system; name a folder in it"),
+        (
+            "results_dir: configs/c.yml/x",
+            "results_dir: 'configs/c.yml/x': configs/c.yml is a file, not a folder; name another folder",
+        ),
+        ("model: ~nobody_at_all/x", "model: '~nobody_at_all/x': there is no such home folder; write the path out"),
+        ("workers: 3", "workers: has no effect with executor=local; it needs ray or slurm"),
+        ("slurm: {minutes: 3}", "slurm: has no effect with executor=local; it needs slurm"),
+        ("cpus_per_checkpoint: 1000", f"cpus_per_checkpoint: 1000 is more than the {os.cpu_count()} cores here"),
+        ('seed: "\\ud800"', "seed: holds the character \\ud800, which no name has; remove it"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_with_the_range_that_does(line: str, told: str, write: Any) -> None:
+    name = line.partition(":")[0]
+    lines = START.splitlines(keepends=True)
+    path = write("".join(one for one in lines if not one.startswith(f"{name}:")) + line + "\n")
+    assert errors_of(path) == [f"configs/c.yml: {told}"]
+
+
+def test_a_home_folder_is_written_out_wherever_a_path_stands(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    path = write("model: [~/family, pythia-14m]\ntask: ~/rows.csv\nresults_dir: ~/results\n")
+    config = load_config(TaskConfig, path, ["cache_dir=~/cache"])
+    assert config.models == ["/home/ada/family", "pythia-14m"]
+    assert config.tasks == ["/home/ada/rows.csv"]
+    assert (config.results_dir, config.cache_dir) == (Path("/home/ada/results"), Path("/home/ada/cache"))
+
+
+class Shape(Section):
+    width: int = key(8, ge=1)
+    heads: int = key(2, ge=1)
+    rule: Literal["left", "right"] = "left"
+    sharpness: float = key(1.0, only_with=("rule", "right"))
+
+    @model_validator(mode="after")
+    def _divides(self) -> Shape:
+        if self.width % self.heads:
+            raise ValueError(f"width: {self.width} is not a multiple of heads={self.heads}; make it one")
+        return self
+
+
+class Shaped(BaseConfig):
+    shape: Shape = Shape()
+    pair: tuple[float, float] = (0.9, 0.98)
+
+
+def test_a_check_of_several_keys_names_one_with_its_block(write: Any) -> None:
+    told = "shape.width: 9 is not a multiple of heads=2; make it one"
+    assert errors_of(write("model: a\nshape: {width: 9}\n"), schema=Shaped) == [f"configs/c.yml: {told}"]
+    assert errors_of(write("model: a\n"), "shape.width=9", schema=Shaped) == [f"command line: {told}"]
+
+
+def test_a_pair_of_one_says_what_is_missing(write: Any) -> None:
+    told = "configs/c.yml: pair[1]: missing; pair is a list of 2"
+    assert errors_of(write("model: a\npair: [0.9]\n"), schema=Shaped) == [told]
+
+
+def test_a_key_that_is_right_and_unread_is_said(write: Any, caplog: pytest.LogCaptureFixture) -> None:
+    load_config(Shaped, write("model: a\nshape: {sharpness: 2.0}\n"), [])
+    assert caplog.messages == ["shape.sharpness: is not read with rule=left; it needs right"]
+    caplog.clear()
+    load_config(Shaped, write("model: a\nshape: {sharpness: 2.0, rule: right}\n"), [])
+    assert caplog.messages == []
+
+
+def ends(path: Path, failure: BaseException, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    """What a script says that fails after its config was read."""
+
+    @script
+    def main() -> int:
+        read_command_line("main.py", Circuits, ["-c", str(path), *overrides])
+        raise failure
+
+    assert main() == 2
+    return capsys.readouterr().err
+
+
+def test_an_error_of_later_names_the_file_that_the_key_comes_from(
+    write: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(START + "eap: {ig_steps: 7}\n")
+    assert ends(path, UserError("eap.ig_steps: 7 is odd"), capsys) == "configs/c.yml: eap.ig_steps: 7 is odd\n"
+    assert ends(path, UserError("eap.ig_steps: 9 is odd"), capsys, "eap.ig_steps=9") == "eap.ig_steps: 9 is odd\n"
+    assert ends(path, UserError("seed: 0 is even"), capsys) == "seed: 0 is even\n"
+
+
+def test_what_memory_or_files_refuse_is_one_line(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(START)
+    assert ends(path, MemoryError(), capsys) == (
+        "not enough memory (MemoryError); ask for less, or for smaller batches\n"
+    )
+    allocator = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    assert ends(path, allocator, capsys).startswith("not enough memory ([enforce fail] DefaultCPUAllocator")
+    gone = FileNotFoundError(2, "No such file or directory", "/proc/x")
+    assert ends(path, gone, capsys) == (
+        "/proc/x: No such file or directory; name another file or folder, or put this right\n"
+    )
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        ends(path, RuntimeError("a fault of ours"), capsys)

@@ -90,6 +90,8 @@ def test_any_scripts_config_is_taken_but_no_unknown_key(
     capsys.readouterr()
     assert main([f"model={toy}", "checkpoint=[0]"]) == 2
     assert "checkpoint: unknown key; did you mean 'checkpoints'?" in capsys.readouterr().err
+    assert main([f"model={toy}", "eap.ig_step=3"]) == 2
+    assert capsys.readouterr().err == "command line: eap.ig_step: unknown key; did you mean 'eap.ig_steps'?\n"
 
 
 def test_a_run_that_does_not_descend_from_its_start_is_found(

@@ -20,7 +20,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_metric
 from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs, run_metric
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
-from circuits_over_time.utils.circuits.find import circuit_prompts, find_circuit
+from circuits_over_time.utils.circuits.find import circuit_prompts, score_edges
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.circuits.measured import measure_circuit
 from circuits_over_time.utils.models.family import resolve_family
@@ -122,7 +122,7 @@ def test_cpr_and_cmd_are_measured_where_asked_and_empty_otherwise(hand_built: Pa
     checkpoint = family.load(10, device="cpu")
     config = CircuitsConfig(model=str(hand_built), task="ioi", n_prompts=6)
     prompts = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights)
-    scores = find_circuit(checkpoint.weights, prompts, config).circuit.scores
+    scores = score_edges(checkpoint.weights, prompts, config).scores
     metric = prompts.evaluation.metric("logit_diff")
     areas = mib_areas(CircuitEvaluator(checkpoint.weights, prompts.evaluation.pairs, metric), scores)
     assert with_areas["cpr"].item() == pytest.approx(areas.cpr, rel=1e-5)

@@ -14,7 +14,7 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import C
 from circuits_over_time.utils.circuits.find import circuit_prompts
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.circuits.transfer import StoredCircuit
-from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.models.family import LocalFamily, resolve_family
 from circuits_over_time.utils.results.kinds import TRANSFER
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main, main_of_suite
@@ -115,7 +115,10 @@ def test_a_table_is_measured_again_when_there_are_more_circuits(tmp_path: Path) 
     assert folder.read_table(LAST)["from_step"].tolist() == [750, LAST]
 
 
-def test_a_step_without_results_is_refused(given: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_a_step_without_results_is_refused_before_anything_is_loaded(
+    given: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalFamily, "load", None)
     assert main(ANALYSIS, [*given, "transfer=[7]"]) == 2
     assert "transfer: step 7 is neither a checkpoint of this run nor in the results of " in capsys.readouterr().err
 

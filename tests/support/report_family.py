@@ -9,7 +9,7 @@ import torch
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, tokens_at
-from circuits_over_time.utils.results.comparison import COMPARISONS, ComparisonFolder
+from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.store import Store
 from tests.support.stored import write_tensors
 from tests.support.synthetic_comparison import edges_over_time
@@ -69,7 +69,6 @@ def write_family(folder: Path, n_steps: int = N_STEPS, tasks: tuple[str, ...] = 
     comparison = ComparisonFolder(store.root)
     for name, tables in zip(("turnover", "lifetimes"), zip(*over_time, strict=True), strict=True):
         comparison.write(name, pd.concat(tables, ignore_index=True))
-    comparison.write("change_points", pd.DataFrame(columns=list(COMPARISONS["change_points"])))
     for step in steps:
         heads = pd.concat([_heads(rng).assign(score=score) for score in SCORES], ignore_index=True)
         write(store, "components", MODEL, None, step, heads, tokens_at(step))

@@ -21,10 +21,10 @@ STEPS = (0, 10, 20)
 SIZE = 12
 
 
-def write_seed(store: Store, model: str, seed: int) -> None:
+def write_seed(store: Store, model: str, seed: int, task: str = "ioi") -> None:
     """Circuits of one task: alike at steps 10 and 20, another one at step 0."""
     rng = np.random.default_rng(seed)
-    graphs = store.folder("graphs", model, "ioi")
+    graphs = store.folder("graphs", model, task)
     edges = GRAPH.edge_mask.flatten().nonzero()[:, 0]
     means = {0: rng.normal(size=len(edges)), 10: rng.normal(size=len(edges)) ** 3}
     for step in STEPS:
@@ -35,11 +35,11 @@ def write_seed(store: Store, model: str, seed: int) -> None:
         scores = scores.view(GRAPH.n_forward, GRAPH.n_backward)
         circuit = Circuit(GRAPH, scores, top_n_masks(edge_order(scores, GRAPH), GRAPH, [SIZE])[0])
         write_tensors(graphs, step, circuit.to_tensors() | folds.to_tensors())
-        write(store, "graphs", model, "ioi", step, circuit.to_table(), 100 * step)
+        write(store, "graphs", model, task, step, circuit.to_table(), 100 * step)
         row = {"full": 3.0, "full_se": 0.1, "corrupted": -1.0, "corrupted_se": 0.1, "n_prompts": 100}
         row |= {"size": SIZE, "status": "found"}
-        write(store, "baselines", model, "ioi", step, pd.DataFrame([row]), 100 * step)
+        write(store, "baselines", model, task, step, pd.DataFrame([row]), 100 * step)
         chosen = {"selected": [True], "n_edges": [circuit.n_edges], "n_nodes": [circuit.n_nodes]}
-        write(store, "faithfulness", model, "ioi", step, pd.DataFrame(chosen), 100 * step)
+        write(store, "faithfulness", model, task, step, pd.DataFrame(chosen), 100 * step)
     settings = {"search.order": "greedy", "search.selection": "signed", "search.positive_share": 0.6, "seed": 7}
     (graphs.path / "run.json").write_text(json.dumps({"settings": settings}))

@@ -44,7 +44,7 @@ def write_comparison(store: Store, models: Sequence[str] = ("toy",), group: str 
     tables |= {"turnover": pd.concat(turned, ignore_index=True), "lifetimes": pd.concat(lived, ignore_index=True)}
     tables |= {
         name: pd.concat([make(model) for model in models], ignore_index=True)
-        for name, make in (("order", _order), ("change_points", _change_points), ("handovers", _handovers))
+        for name, make in (("order", _order), ("handovers", _handovers))
     }
     tables |= {"seeds": seeds, "seed_emergence": over_seeds}
     for name, table in tables.items():
@@ -145,11 +145,6 @@ def _order(model: str) -> pd.DataFrame:
             row = {"model": model, "first": first, "second": second, "share_before": before}
             rows.append(row | {"share_same": 0.02, "share_after": 0.98 - before})
     return pd.DataFrame(rows)
-
-
-def _change_points(model: str) -> pd.DataFrame:
-    rows = [(model, "ioi", "n_edges", 8, 64, 6.5, 18.0), (model, "ioi", "similarity", 64, 512, 0.2, 0.75)]
-    return pd.DataFrame(rows, columns=list(COMPARISONS["change_points"]))
 
 
 def _handovers(model: str) -> pd.DataFrame:

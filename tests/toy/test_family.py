@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -227,3 +229,46 @@ def test_the_script_reports_bad_input_in_one_line(tmp_path: Path, capsys: pytest
     folder = f"folder={tmp_path.as_posix()}"
     assert make_toy_checkpoints.main(["-c", str(CONFIG), folder, "text.rowz=3"]) == 2
     assert capsys.readouterr().err == "command line: text.rowz: unknown key; did you mean 'text.rows'?\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optimizer.betas=[0.9]", "command line: optimizer.betas[1]: missing; optimizer.betas is a list of 2"),
+        ("optimizer.betas=[0.9, 1.0]", "command line: optimizer.betas[1]: 1.0 is not a number < 1"),
+        ("model.n_heads=3", "command line: model.d_model: 32 is not a multiple of n_heads=3; make it one"),
+        ("text.ioi=3", "command line: text.ioi: 3 is not a number > 0 and <= 1 (default: 0.32); it is a share"),
+        ("threads=1000", f"command line: threads: 1000 is more than the {os.cpu_count()} cores here"),
+        ("folder=/", "command line: folder: '/' is the root of the file system; name a folder in it"),
+        (
+            "folder=/proc/x/y",
+            "folder: /proc/x/y cannot be written to (No such file or directory); name another folder",
+        ),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_in_one_line(
+    override: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = () if override.startswith("folder") else (f"folder={tmp_path.as_posix()}",)
+    assert make_toy_checkpoints.main(["-c", str(CONFIG), *TINY, *where, override]) == 2
+    assert capsys.readouterr().err == f"{told}\n"
+
+
+def test_shapes_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model: training it needs about \d+ GB; toy models may take 16; make d_model"):
+        tiny_config(tmp_path, "model.d_model=100000", "model.n_layers=100")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"tokens_per_step": 960}', '{"settings": 3, "steps": [1]}'])
+def test_a_manifest_of_a_family_from_elsewhere_is_left_alone(content: str, tmp_path: Path) -> None:
+    (tmp_path / "family.json").write_text(content)
+    with pytest.raises(UserError, match=r"family\.json is damaged, or of a family from elsewhere; pass another folder"):
+        train_family(tiny_config(tmp_path))
+    assert (tmp_path / "family.json").read_text() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps(Path("x")), pickle.dumps([1])])
+def test_a_state_that_cannot_be_read_names_the_way_out(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "training_state.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"training_state\.pt is damaged; pass overwrite=true to train again"):
+        train_family(tiny_config(tmp_path))

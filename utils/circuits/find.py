@@ -103,10 +103,11 @@ def circuit_prompts(
     return CircuitPrompts(task, prompts.select(slice(0, n)), prompts.select(slice(n, None)))
 
 
-def find_circuit(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> FoundCircuit:
-    """Score all edges, and search for the smallest faithful circuit."""
-    graph, search = Graph.of(weights), settings.search
-    folds = score_edges(weights, prompts, settings)
+def find_circuit(
+    weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings, folds: FoldScores
+) -> FoundCircuit:
+    """Search for the smallest faithful circuit by the scores of all edges (`score_edges`)."""
+    graph, search = folds.graph, settings.search
     signed = signed_selection(folds, settings)
     order = edge_order(folds.scores, graph, search.order, signed=signed)
 

@@ -25,7 +25,7 @@ from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESI
 from ..results.store import Store, csv_bytes, read_csv
 from ..tasks.prompts import metric_name
 from .checks import compare_with_random, groups_table
-from .find import CircuitPrompts, find_circuit
+from .find import CircuitPrompts, find_circuit, score_edges
 from .keys import CircuitSettings
 from .tables import baselines_table, edges_table, faithfulness_table
 
@@ -225,7 +225,7 @@ def measure_circuit(
     Raises:
         UserError: if scores overflow in the model's number format.
     """
-    found = find_circuit(weights, prompts, settings)
+    found = find_circuit(weights, prompts, settings, score_edges(weights, prompts, settings))
     kept = found.folds.keep(found.order, max(found.curve.sizes, default=0))
     controls, tests = compare_with_random(found, settings)
     tables = {

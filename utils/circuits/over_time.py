@@ -151,6 +151,8 @@ def stored_results(folder: Path) -> pd.DataFrame:
     rows = []
     for path in sorted([*folder.glob("*/*/run.json"), *folder.glob("*/*/*/run.json")]):
         kind, model, *task = path.relative_to(folder).parts[:-1]
+        if any(part.startswith(".") for part in (kind, model, *task)):
+            continue
         if steps := Store(folder).folder(stored_kind(folder, kind), model, *task).steps():
             rows.append((kind, model, task[0] if task else None, len(steps), steps[0], steps[-1]))
     if not rows:

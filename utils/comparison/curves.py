@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import ruptures
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..base.errors import UserError
 from ..results.store import Store
+from .chance import expected_jaccard
 from .changes import grown
 from .floors import bootstrap_scores
 from .inputs import Trajectory
@@ -30,7 +31,7 @@ from .similarity import Edges, jaccard
 from .statistics import TAILS, binomial_resamples, normal_resamples
 
 GUESSED = {"accuracy": 0.5}
-"""What metrics are where a model guesses; 0 for all others."""
+"""What metrics of tasks are where a model guesses; 0 for all others."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Curve:
         score: which score, metric or property of the circuit.
         values: over the checkpoints; nan where there is none.
         resampled: under other draws, or None.
+        at_chance: such draws if it stayed at chance; None where those of `resampled`, moved there, will do.
         uncertainty: `folds`, `standard errors`, `binomial` or `none`.
+        chance: what the curve is where nothing has emerged.
         leading: whether it stands for its kind: the strongest head, the primary metric, the circuit.
     """
 
@@ -55,16 +58,13 @@ class Curve:
     tokens: np.ndarray
     values: Float[np.ndarray, " checkpoint"]
     resampled: Float[np.ndarray, "resample checkpoint"] | None = None
+    at_chance: Float[np.ndarray, "resample checkpoint"] | None = None
     uncertainty: str = "none"
+    chance: float = 0.0
     task: str | None = None
     layer: int | None = None
     head: int | None = None
     leading: bool = False
-
-    @property
-    def baseline(self) -> float:
-        """What the curve is where nothing has emerged."""
-        return GUESSED.get(self.score, 0.0)
 
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the 95% interval at every checkpoint; nan where there is none."""
@@ -96,6 +96,7 @@ def head_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[
                 rows["step"].to_numpy(),
                 rows["tokens"].to_numpy(),
                 values,
+                chance=float(rows["chance"].iloc[-1]) if "chance" in rows else 0.0,
                 layer=int(str(layer)),
                 head=int(str(head)),
             )
@@ -106,12 +107,12 @@ def head_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[
                 curve = replace(curve, resampled=resampled, uncertainty="binomial")
             elif rows.loc[rows["value"].notna(), "se"].notna().all():
                 # Errors are those of the signed effect, the curve is its size.
-                signed = rows["signed"] if "signed" in rows else rows["value"]
+                signed = (rows["signed"] if "signed" in rows else rows["value"]).to_numpy(dtype=float)
                 errors = rows["se"].fillna(0).to_numpy()
-                resampled = normal_resamples(signed.to_numpy(), errors, seed, config.resamples)
+                resampled, at_chance = normal_resamples(signed, errors, seed, config.resamples), None
                 if "signed" in rows:
-                    resampled = np.abs(resampled)
-                curve = replace(curve, resampled=resampled, uncertainty="standard errors")
+                    resampled, at_chance = np.abs(resampled), np.abs(resampled - signed)
+                curve = replace(curve, resampled=resampled, at_chance=at_chance, uncertainty="standard errors")
             curves.append(curve)
         if curves:
             strongest = max(range(len(curves)), key=lambda index: np.nanmax(curves[index].values))
@@ -147,13 +148,24 @@ def best_head_curves(heads: Iterable[Curve]) -> Iterator[Curve]:
             values=np.array([float(curve.values[at]) for curve, at in chosen]),
             resampled=np.stack(columns, axis=1) if all_resampled else None,
             uncertainty=curves[0].uncertainty if all_resampled else "none",
+            chance=curves[0].chance,
         )
 
 
 def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[Curve]:
-    """Every metric of every task on clean prompts; the primary one is leading."""
+    """Every metric of every task on clean prompts; the primary one is leading.
+
+    Raises:
+        UserError: if a table holds NaN, as versions wrote that measured diverged checkpoints.
+    """
     for number, task in enumerate(store.tasks("task_performance", model), start=1):
         table = store.read_tables("task_performance", model, task)
+        if len(bad := table[table["value"].isna()]):
+            folder = store.folder("task_performance", model, task)
+            path = folder.file(int(bad["step"].iloc[0]))
+            raise UserError(
+                f"{path}: holds NaN for {bad['metric'].iloc[0]}; delete it, and run: {folder.how_to_make()}"
+            )
         clean = table[table["run"] == "clean"]
         primary = clean["metric"].iloc[0]  # Tables begin with it.
         for metric, rows in clean.groupby("metric", sort=True):
@@ -168,8 +180,9 @@ def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterato
                 rows["tokens"].to_numpy(),
                 rows["value"].to_numpy(dtype=float),
                 normal_resamples(rows["value"].to_numpy(), rows["se"].fillna(0).to_numpy(), seed, config.resamples),
-                "standard errors",
-                task,
+                uncertainty="standard errors",
+                chance=GUESSED.get(str(metric), 0.0),
+                task=task,
                 leading=primary == metric,
             )
 
@@ -185,13 +198,15 @@ def circuit_curves(trajectory: Trajectory, reference: int, size: int, config: Co
     tokens = np.array([checkpoint.tokens for checkpoint in checkpoints])
     edges = Edges.all_of(trajectory.graph)
     observed = torch.stack([grown(at, size).flatten()[edges.flat] for at in checkpoints])
-    n = config.resamples // 5  # Circuits cost more than other curves.
+    draws = config.resamples // 5  # Circuits cost more than other curves.
     resampled = []
-    redrawn = _redrawn(trajectory, reference, size, config, n, edges)
+    redrawn = _redrawn(trajectory, reference, size, config, draws, edges)
     for step in trajectory.steps:
-        circuits = redrawn if step == reference else _redrawn(trajectory, step, size, config, n, edges)
+        circuits = redrawn if step == reference else _redrawn(trajectory, step, size, config, draws, edges)
         resampled.append(jaccard(circuits, redrawn.roll(1, 0)).numpy())
+    n_edges = observed.sum(dim=1).tolist()
     of_reference = int((steps == reference).argmax())
+    chance = np.nanmean([expected_jaccard(n, n_edges[of_reference], len(edges.flat)) for n in n_edges])
     values = jaccard(observed, observed[of_reference].expand_as(observed)).numpy()
     values[of_reference] = resampled[of_reference].mean()
     task, sizes = trajectory.task, [at.circuit.n_edges if at.size is not None else np.nan for at in checkpoints]
@@ -205,68 +220,53 @@ def circuit_curves(trajectory: Trajectory, reference: int, size: int, config: Co
         values,
         resampled=np.stack(resampled, axis=1),
         uncertainty="folds",
+        chance=float(chance),
         task=task,
         leading=True,
     )
     yield similarity
     others = {"found": [float(at.size is not None) for at in checkpoints], "n_edges": sizes}
     for score, of_score in others.items():
-        plain = replace(similarity, name=f"{task} circuit {score}", score=score, resampled=None, uncertainty="none")
+        plain = replace(
+            similarity, name=f"{task} circuit {score}", score=score, resampled=None, uncertainty="none", chance=0.0
+        )
         yield replace(plain, values=np.array(of_score, dtype=float), leading=False)
 
 
 def _redrawn(
-    trajectory: Trajectory, step: int, size: int, config: ComparisonConfig, n: int, edges: Edges
+    trajectory: Trajectory, step: int, size: int, config: ComparisonConfig, draws: int, edges: Edges
 ) -> Bool[Tensor, "draw edge"]:
-    """Circuits of n other draws of the prompts at one checkpoint, over all edges of the graph."""
+    """Circuits of other draws of the prompts at one checkpoint, over all edges of the graph."""
     folds = trajectory.checkpoints[step].folds
-    scores = bootstrap_scores(folds, config.seed, n)
-    circuits = torch.zeros(n, len(edges.flat), dtype=torch.bool)
+    scores = bootstrap_scores(folds, config.seed, draws)
+    circuits = torch.zeros(draws, len(edges.flat), dtype=torch.bool)
     circuits[:, torch.searchsorted(edges.flat, folds.edges)] = trajectory.rule.grower(folds).circuits(scores, size)
     return circuits
 
 
 def _head_tables(store: Store, model: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Tables with `step, tokens, layer, head, value` and what is known of its error, by score."""
+    """Tables with `step, tokens, layer, head, value` and what is known of its error and of chance, by score."""
+    columns = ["step", "tokens", "layer", "head", "value"]
     if model in store.models("components"):
         components = store.read_tables("components", model)
         for score, table in components.groupby("score", sort=False):
-            yield str(score), table[["step", "tokens", "layer", "head", "value", "se"]]
+            yield str(score), table[[*columns, "se", "chance"]]
     if model in store.models("successor"):
-        yield "succession", store.read_tables("successor", model)[["step", "tokens", "layer", "head", "value", "pairs"]]
+        yield "succession", store.read_tables("successor", model)[[*columns, "pairs", "chance"]]
     if model in store.models("cspa"):
         table = store.read_tables("cspa", model).rename(columns={"score": "value", "score_se": "se"})
-        yield "copy_suppression", table[["step", "tokens", "layer", "head", "value", "se"]]
+        yield "copy_suppression", table[[*columns, "se"]]
     if model in store.models("ioi_consistency_heads"):
+        # Of a checkpoint at which no head was measured, this table has no row, and that of the levels has.
+        measured = store.read_tables("ioi_consistency", model)[["step", "tokens"]].drop_duplicates()
         heads = store.read_tables("ioi_consistency_heads", model)
         for level, table in heads.groupby("level", sort=False):
             effects = table.assign(signed=table["effect"], value=table["effect"].abs(), se=table["effect_se"])
-            yield f"effect_{level}", _everywhere(effects, heads, ["value", "signed", "se"])
+            yield f"effect_{level}", _everywhere(effects, measured, ["value", "signed", "se"])
 
 
-def _everywhere(table: pd.DataFrame, every: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+def _everywhere(table: pd.DataFrame, measured: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """A row for each head and checkpoint: a head that is not measured at a checkpoint has no effect there, exactly."""
-    steps = every[["step", "tokens"]].drop_duplicates()
-    grid = steps.merge(table[["layer", "head"]].drop_duplicates(), how="cross")
+    grid = measured.merge(table[["layer", "head"]].drop_duplicates(), how="cross")
     filled = grid.merge(table, on=["step", "tokens", "layer", "head"], how="left")
     return filled[["step", "tokens", "layer", "head", *columns]].fillna(dict.fromkeys(columns, 0.0))
-
-
-# Change points: stretches of training over which a quantity keeps its level (Killick et al. 2012, PELT).
-
-PENALTY = 3.0
-SHORTEST = 2
-"""Checkpoints of a stretch."""
-
-
-def change_points(values: Float[np.ndarray, " checkpoint"]) -> list[int]:
-    """The first places of new stretches, ascending; none where there are fewer than four values, or all are equal."""
-    n = len(values)
-    if n < 2 * SHORTEST or np.ptp(values) == 0:
-        return []
-    differences = np.diff(values)
-    spread = 1.4826 * float(np.median(np.abs(differences - np.median(differences)))) / np.sqrt(2)
-    if spread == 0:  # Most neighbours are equal: any change is one.
-        spread = 1e-3 * float(np.ptp(values))
-    fitted = ruptures.Pelt(model="l2", min_size=SHORTEST, jump=1).fit(np.asarray(values, dtype=float)[:, None])
-    return [int(start) for start in fitted.predict(pen=PENALTY * spread**2 * np.log(n))[:-1]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -39,6 +39,7 @@ class Checkpoint:
         circuit: scores and the circuit's edges, none if no circuit was found.
         folds: scores by fold of the prompts.
         size: edges asked for of the circuit that was found, before pruning; None if none was.
+        fingerprint: a hash of everything that was read.
     """
 
     model: str
@@ -49,21 +50,17 @@ class Checkpoint:
     circuit: Circuit
     folds: KeptFolds
     size: int | None
+    fingerprint: str
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The circuits of one model and task over training.
-
-    Attributes:
-        fingerprint: a hash of everything that was read.
-    """
+    """The circuits of one model and task over training."""
 
     model: str
     task: str
     checkpoints: Mapping[int, Checkpoint]
     rule: SelectionRule
-    fingerprint: str
 
     @property
     def steps(self) -> list[int]:
@@ -76,8 +73,11 @@ class Trajectory:
         return next(iter(self.checkpoints.values())).circuit.graph
 
 
-def model_tasks(store: Store, config: ComparisonConfig) -> list[ModelTask]:
-    """The models and tasks to compare, in order of their names.
+def model_tasks(store: Store, config: ComparisonConfig, earlier: Iterable[Sequence[str]] = ()) -> list[ModelTask]:
+    """The models and tasks to compare.
+
+    Args:
+        earlier: what is compared already. It is compared again as far as its results are still there.
 
     Raises:
         UserError: if there are no circuits, or none of a model or task that the config names.
@@ -94,7 +94,9 @@ def model_tasks(store: Store, config: ComparisonConfig) -> list[ModelTask]:
         if name not in tasks:
             raise UserError(f"task: {store.root / 'graphs'} has no circuits of '{name}'{suggest(name, tasks)}")
     wanted = config.tasks or tasks
-    return [(model, task) for model in chosen for task in store.tasks("graphs", model) if task in wanted]
+    asked = [(model, task) for model in chosen for task in store.tasks("graphs", model) if task in wanted]
+    before = [(model, task) for model, task in earlier if model in models and task in store.tasks("graphs", model)]
+    return list(dict.fromkeys([*before, *asked]))
 
 
 def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
@@ -120,13 +122,19 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
             way_out = f"measure again: {graphs.how_to_make()} overwrite=true"
             raise UserError(f"{graphs.file(step, '.pt')}: holds {error}; {way_out}") from None
         row = baselines.read_table(step).iloc[0]
+        if pd.isna(row["full"]) or not bool(circuit.scores.isfinite().all()):
+            raise UserError(
+                f"{graphs.file(step, '.pt')}: holds NaN or infinity; delete it with its .csv, and run: "
+                f"{graphs.how_to_make()}"
+            )
         size = None if pd.isna(row["size"]) else int(row["size"])
-        return Checkpoint(model, task, rule, step, int(row["tokens"]), circuit, folds, size)
+        found = fingerprint(settings, (graphs, baselines), step)
+        return Checkpoint(model, task, rule, step, int(row["tokens"]), circuit, folds, size, found)
 
     checkpoints = store.sound(graphs, read)
     if not checkpoints:
         raise UserError(f"{graphs.path} holds no sound circuits; run: {graphs.how_to_make()} repair=true")
-    return Trajectory(model, task, checkpoints, rule, fingerprint((graphs, baselines), settings))
+    return Trajectory(model, task, checkpoints, rule)
 
 
 def fixed_sizes(trajectories: Mapping[ModelTask, Trajectory], config: ComparisonConfig) -> dict[str, int]:

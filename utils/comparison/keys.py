@@ -26,10 +26,12 @@ class ComparisonConfig(Section):
 
     results_dir: Folder = execution(Path("results"))
     """Where the results are, and where to write `comparison/`."""
-    model: Names | None = None
+    model: Names | None = execution(None)
     """Names of results folders (`toy`, `[pythia-160m, pythia-160m-seed1]`); `null`: every model with circuits."""
-    task: Names | None = None
-    """Tasks to compare; `null`: all there are."""
+    task: Names | None = execution(None)
+    """Tasks to compare; `null`: all there are. What the folder's tables compare already stays in them."""
+    overwrite: bool = execution(False)
+    """Replace comparisons with other settings, and leave out what this run does not name."""
     reference: int | None = key(None, ge=0, le=LARGEST, reason="no training has more steps")
     """The step whose circuit all others are compared with; `null`: the last one."""
     size: int | None = amount(None, most=LARGEST, reason="no model has more edges")

@@ -1,22 +1,29 @@
 """The run of compare_circuits.py: reads stored results, works everything out, writes `results/comparison`.
 
-Similarities cost most. Their rows are kept as soon as a model and task is done, under a hash of everything that they
-follow from, so that a run that was stopped, or one with a new model, works out only what is missing.
+Similarities cost most. The rows of every pair of circuits are kept as soon as they are there, under a hash of all that
+they follow from, so that a run that was stopped, or one with a new model or task, works out only what is missing.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
+import sys
+import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import pandas as pd
+import yaml
 
 from ..base.errors import UserError, suggest
 from ..base.files import require_writable
 from ..base.progress import Progress, duration
+from ..config.keys import is_execution
 from ..results.comparison import COMPARISONS, ComparisonFolder, fingerprint
 from ..results.record import recorded_parameters
 from ..results.store import Store
@@ -27,118 +34,159 @@ from .inputs import ModelTask, Trajectory, fixed_sizes, model_tasks, read_trajec
 from .keys import ComparisonConfig
 from .scale import scale_table
 from .seeds import seed_emergence, seed_groups, seeds_table
-from .tables import change_points_table, curves_table, edges_tables, emergence_table, order_table
+from .tables import curves_table, edges_tables, emergence_table, order_table
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "numpy", "scipy", "pandas", "ruptures", "diptest")
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "diptest")
 METHOD = 2
 """Count up when rows of similarities are worked out otherwise: those kept from before are not used then."""
 
 
-def compare(config: ComparisonConfig) -> dict[str, pd.DataFrame]:
+def compare(config: ComparisonConfig, *, dry_run: bool = False) -> dict[str, pd.DataFrame]:
     """Compare all circuits of a results folder, and write the tables.
 
+    What is compared there already stays: its models and tasks are compared too.
+
+    Args:
+        dry_run: say on stdout what there is to do and how long it takes, and write nothing.
+
     Returns:
-        The tables, by name.
+        The tables, by name; none with `dry_run`.
 
     Raises:
-        UserError: if there is nothing to compare, or a name or step of the config does not exist.
+        UserError: if there is nothing to compare, a name or step of the config does not exist, or the folder holds
+            comparisons with other settings.
     """
     store = Store(config.results_dir)
-    trajectories = {key: read_trajectory(store, *key) for key in model_tasks(store, config)}
-    sizes = fixed_sizes(trajectories, config)
-    references = {key: _reference(trajectory, config) for key, trajectory in trajectories.items()}
-    groups = _groups(config, trajectories)
-    longest = max(len(trajectory.steps) for trajectory in trajectories.values())
-    if config.emergence.sustained > longest:
-        raise UserError(
-            f"emergence.sustained: {config.emergence.sustained} checkpoints in a row, but there are only {longest}"
-        )
     folder = ComparisonFolder(store.root)
+    plan = _Plan.of(config, store, _compared_before(folder, config))
+    pairs = plan.pairs()
+    kept = {key: folder.part(key) for key in pairs}
+    left = [key for key, rows in kept.items() if rows is None]
+    if dry_run:
+        start = time.monotonic()
+        for key in left[:1]:
+            plan.rows(pairs[key])
+        seconds = (time.monotonic() - start) * len(left)
+        sys.stdout.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        for (model, task), trajectory in plan.trajectories.items():
+            sys.stdout.write(f"{model} {task}: {len(trajectory.steps)} checkpoints\n")
+        sys.stdout.write(f"pairs of circuits: {len(pairs) - len(left)} compared, {len(left)} missing\n")
+        if left:
+            sys.stdout.write(f"time: about {duration(seconds)} for them, as the first of them took just now\n")
+        return {}
     require_writable(folder.path, "results_dir")
-    similarity = _similarity(config, trajectories, sizes, references, folder)
-    tables = {"similarity": similarity} | _other_tables(
-        config, store, trajectories, sizes, references, groups, similarity
-    )
+    progress = Progress("compare_circuits", len(left) + len(plan.trajectories), "done")
+    frames = []
+    for key, pair in pairs.items():
+        rows = kept[key]
+        if rows is None:
+            progress.say(" ".join(dict.fromkeys((pair.first.model, pair.second.model, pair.second.task))))
+            rows = pd.DataFrame(plan.rows(pair))
+            folder.keep_part(key, rows)
+            progress.advance()
+        frames.append(rows)
+    folder.drop_parts(besides=pairs)
+    similarity = flagged(pd.concat(frames, ignore_index=True), config.false_discovery_rate)
+    tables = {"similarity": similarity} | _other_tables(plan, progress)
+    progress.close()
+    log.info("%d pairs of circuits compared, %d of them now, in %s", len(pairs), len(left), duration(progress.seconds))
     tables = {name: tables[name] for name in COMPARISONS}
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    folder.write_all(
-        tables, {"config": config.model_dump(mode="json"), "sizes": sizes, "versions": versions} | _gaps(store)
-    )
+    run = {"config": config.model_dump(mode="json"), "compared": list(plan.trajectories)}
+    # What was left out because it is damaged is a part of what made the tables.
+    gaps = {"left_out": store.left_out} if store.left_out else {}
+    folder.write_all(tables, run | {"sizes": plan.sizes, "versions": versions} | gaps)
     _log_changes(similarity)
     log.info("wrote %s: %s", folder.path, ", ".join(f"{name}.csv" for name in COMPARISONS))
     return tables
 
 
-def _gaps(store: Store) -> dict[str, list[str]]:
-    """What was left out because it is damaged, for run.json; nothing if all is sound."""
-    return {"left_out": store.left_out} if store.left_out else {}
+def _compared_before(folder: ComparisonFolder, config: ComparisonConfig) -> list[list[str]]:
+    """The models and tasks of the tables that are there.
+
+    Raises:
+        UserError: if they were made with other settings.
+    """
+    if config.overwrite or not (folder.path / "run.json").exists():
+        return []
+    run = folder.read_run()
+    for name, field in ComparisonConfig.model_fields.items():
+        held, asked = run.get("config", {}).get(name), config.model_dump(mode="json")[name]
+        if not is_execution(field) and held != asked:
+            raise UserError(
+                f"{name}: {folder.path} holds comparisons with {json.dumps(held)}, this run asks for "
+                f"{json.dumps(asked)}; pass overwrite=true, or another results_dir with a copy of the results"
+            )
+    return list(run.get("compared", []))
 
 
-def _similarity(
-    config: ComparisonConfig,
-    trajectories: Mapping[ModelTask, Trajectory],
-    sizes: Mapping[str, int],
-    references: Mapping[ModelTask, int],
-    folder: ComparisonFolder,
-) -> pd.DataFrame:
-    """All rows of `similarity`: what is kept from an earlier run, and the rest worked out with a progress bar."""
-    jobs: dict[str, tuple[str, list[CircuitPair], str]] = {}  # key -> name, pairs, task
-    keys = config.model_dump(mode="json", include={"pairs", "permutations", "seed"}) | {"method": METHOD}
-    for (model, task), trajectory in trajectories.items():
-        reference = references[model, task]
-        settings = keys | {"size": sizes[task], "reference": reference, "what": "training"}
-        key = fingerprint((), [trajectory.fingerprint, settings])
-        jobs[key] = (f"{model} {task}", list(pairs_over_training(trajectory, reference)), task)
-    for first, second in _comparable(config, trajectories):
-        settings = keys | {"size": sizes[first.task], "what": "between"}
-        key = fingerprint((), [first.fingerprint, second.fingerprint, settings])
-        jobs[key] = (f"{first.model} and {second.model} {first.task}", list(pairs_between(first, second)), first.task)
-    kept = {key: folder.part(key) for key in jobs}
-    progress = Progress("compare_circuits", sum(len(jobs[key][1]) for key, rows in kept.items() if rows is None))
-    frames = []
-    for key, (name, pairs, task) in jobs.items():
-        rows = kept[key]
-        if rows is None:
-            progress.say(name)
-            comparer, measured = Comparer(config, sizes[task]), []
-            for pair in pairs:
-                measured += comparer.rows(pair)
-                progress.advance()
-            rows = pd.DataFrame(measured)
-            folder.keep_part(key, rows)
-        frames.append(rows)
-    progress.close()
-    log.info("%d pairs of circuits compared in %s", progress.done, duration(progress.seconds))
-    folder.drop_parts(besides=jobs)
-    return flagged(pd.concat(frames, ignore_index=True), config.false_discovery_rate)
+@dataclass(frozen=True)
+class _Plan:
+    """What a run compares, checked before any work begins."""
+
+    config: ComparisonConfig
+    store: Store
+    trajectories: Mapping[ModelTask, Trajectory]
+    sizes: Mapping[str, int]
+    references: Mapping[ModelTask, int]
+    groups: Mapping[str, list[str]]
+
+    @classmethod
+    def of(cls, config: ComparisonConfig, store: Store, earlier: list[list[str]]) -> _Plan:
+        trajectories = {key: read_trajectory(store, *key) for key in model_tasks(store, config, earlier)}
+        longest = max(len(trajectory.steps) for trajectory in trajectories.values())
+        if config.emergence.sustained > longest:
+            raise UserError(
+                f"emergence.sustained: {config.emergence.sustained} checkpoints in a row, but there are only {longest}"
+            )
+        references = {key: _reference(trajectory, config) for key, trajectory in trajectories.items()}
+        sizes, groups = fixed_sizes(trajectories, config), _groups(config, trajectories)
+        return cls(config, store, trajectories, sizes, references, groups)
+
+    @cached_property
+    def comparers(self) -> dict[str, Comparer]:
+        """By task."""
+        return {task: Comparer(self.config, size) for task, size in self.sizes.items()}
+
+    def rows(self, pair: CircuitPair) -> list[dict[str, object]]:
+        """What comparing a pair gives."""
+        return self.comparers[pair.second.task].rows(pair)
+
+    def pairs(self) -> dict[str, CircuitPair]:
+        """Every pair of circuits, under a hash of all that its rows follow from."""
+        pairs: list[CircuitPair] = []
+        for key, trajectory in self.trajectories.items():
+            pairs += pairs_over_training(trajectory, self.references[key])
+        for first, second in _comparable(self.config, self.trajectories):
+            pairs += pairs_between(first, second)
+        settings = self.config.model_dump(mode="json", include={"pairs", "permutations", "seed"}) | {"method": METHOD}
+        found = {}
+        for pair in pairs:
+            circuits = [pair.first.fingerprint, pair.second.fingerprint]
+            found[fingerprint([settings, self.sizes[pair.second.task], pair.against, circuits])] = pair
+        return found
 
 
-def _other_tables(
-    config: ComparisonConfig,
-    store: Store,
-    trajectories: Mapping[ModelTask, Trajectory],
-    sizes: Mapping[str, int],
-    references: Mapping[ModelTask, int],
-    groups: Mapping[str, list[str]],
-    similarity: pd.DataFrame,
-) -> dict[str, pd.DataFrame]:
+def _other_tables(plan: _Plan, progress: Progress) -> dict[str, pd.DataFrame]:
     """All tables but `similarity`: first model by model, then those about several models."""
-    models = list(dict.fromkeys(model for model, _ in trajectories))
+    config, store = plan.config, plan.store
+    models = list(dict.fromkeys(model for model, _ in plan.trajectories))
     frames: dict[str, list[pd.DataFrame]] = defaultdict(list)  # table -> its rows, model by model
     curves: dict[str, list[Curve]] = {}
     common: dict[str, list[Curve]] = {}  # of names that seeds have in common
     best: list[Curve] = []
-    progress = Progress("compare_circuits", len(models))
     for model in models:
         progress.say(f"{model}: emergence")
-        own = {task: trajectory for (name, task), trajectory in trajectories.items() if name == model}
-        circuits = [
-            curve
-            for task, trajectory in own.items()
-            for curve in circuit_curves(trajectory, references[model, task], sizes[task], config)
-        ]
+        circuits: list[Curve] = []
+        for (name, task), trajectory in plan.trajectories.items():
+            if name == model:
+                circuits += circuit_curves(trajectory, plan.references[model, task], plan.sizes[task], config)
+                turned, lived = edges_tables(trajectory, plan.sizes[task])
+                frames["turnover"].append(turned)
+                frames["lifetimes"].append(lived)
+                progress.advance()
         metrics, heads = list(metric_curves(store, model, config)), list(head_curves(store, model, config))
         best_heads = list(best_head_curves(heads))
         best += best_heads
@@ -150,24 +198,17 @@ def _other_tables(
         if model in store.models("ioi_consistency_heads"):
             roles = store.read_tables("ioi_consistency_heads", model)
             frames["handovers"].append(handovers(roles, config.seed, config.resamples))
-        for task, trajectory in own.items():
-            turned, lived = edges_tables(trajectory, sizes[task])
-            frames["turnover"].append(turned)
-            frames["lifetimes"].append(lived)
-        progress.advance()
-    progress.close()
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
     tables.setdefault("handovers", pd.DataFrame(columns=list(COMPARISONS["handovers"])))
     every_curve = [curve for model in models for curve in curves[model]]
     tables["curves"] = curves_table([*every_curve, *best])
-    tables["change_points"] = change_points_table(similarity, every_curve)
-    tables["seeds"] = seeds_table(common, groups)
+    tables["seeds"] = seeds_table(common, plan.groups)
     common_emergence = tables.pop("common emergence")
     rate = config.false_discovery_rate
-    tables["seed_emergence"] = seed_emergence(common_emergence, tables["seeds"], groups, rate)
-    faithfulness = pd.concat([store.read_tables("faithfulness", *key) for key in trajectories], ignore_index=True)
+    tables["seed_emergence"] = seed_emergence(common_emergence, tables["seeds"], plan.groups, rate)
+    faithfulness = pd.concat([store.read_tables("faithfulness", *key) for key in plan.trajectories], ignore_index=True)
     parameters = {model: count for model in models if (count := recorded_parameters(store, model)) is not None}
-    tables["scale"] = scale_table(faithfulness, parameters, config.seed, config.resamples)
+    tables["scale"] = scale_table(faithfulness, parameters, config.seed)
     return tables
 
 

@@ -3,7 +3,10 @@
 A curve that jumps in one run says little: with few checkpoints everything jumps. Across seeds an abrupt change shows as
 two groups of models at one checkpoint, those before and those after (Zhao et al. 2025, arXiv 2502.17356). The dip test
 (Hartigan and Hartigan 1985) asks whether values have more than one mode. Nothing is called abrupt without it, nor with
-fewer than five models, nor at a checkpoint where the curve has emerged in all models or in none.
+fewer than six models, nor at a checkpoint where the curve has emerged in all models or in none.
+
+Few models have little power. The test finds a perfect jump only where the models split nearly in half: of six models
+three on either side. So the verdict stands beside the probability that it would find a perfect jump (`jump_power`).
 
 The test takes values to be continuous. Shares of prompts and counts of edges are not, and models that tie would look
 like groups. So values that are equal are spread evenly over the smallest distance between unequal ones.
@@ -13,11 +16,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import diptest
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from ..results.comparison import COMPARISONS
 from .statistics import adjusted_p_values
@@ -25,7 +30,7 @@ from .statistics import adjusted_p_values
 if TYPE_CHECKING:
     from .curves import Curve  # Figures use this module, and do without torch.
 
-FEWEST = 5
+FEWEST = 6
 """Models without which nothing is called abrupt."""
 ABRUPT, NOT_SHOWN = "abrupt", "not shown to be abrupt"
 
@@ -99,6 +104,7 @@ def seed_emergence(
             between = (emerged > 0) & (emerged < len(of_curve))
             enough = len(of_curve) >= FEWEST
             abrupt = bool((between & (dips["dip_q"].to_numpy(dtype=float) <= rate)).any())
+            tests = int(np.isfinite(dips["dip_q"].to_numpy(dtype=float)).sum())
             rows.append(
                 {
                     "group": group,
@@ -109,10 +115,33 @@ def seed_emergence(
                     "earliest_step": emerged_at.min() if len(emerged_at) else np.nan,
                     "latest_step": emerged_at.max() if len(emerged_at) else np.nan,
                     "shape": (ABRUPT if abrupt else NOT_SHOWN) if enough else None,
+                    "power": jump_power(len(of_curve), tests, rate) if enough and tests else np.nan,
                 }
             )
     table = pd.DataFrame(rows, columns=list(COMPARISONS["seed_emergence"]))
     return table.astype(dict.fromkeys(("median_step", "earliest_step", "latest_step"), "Int64"))
+
+
+@cache
+def jump_power(models: int, tests: int, rate: float) -> float:
+    """The probability that a perfect jump is found where each model has made it with odds of one half.
+
+    Args:
+        models: how many there are.
+        tests: checkpoints that are tested beside each other; the smallest of that many p-values must be at most
+            rate / tests (Benjamini and Hochberg 1995).
+
+    Returns:
+        The probability given that some models have jumped and others not.
+    """
+    split = np.arange(1, models)
+    # Two tight groups: within each, values are a hundredth of the jump apart.
+    p_values = [
+        diptest.diptest(np.concatenate([0.01 * np.arange(before), 1 + 0.01 * np.arange(models - before)]))[1]
+        for before in split
+    ]
+    weights = stats.binom.pmf(split, models, 0.5)
+    return float(weights[np.array(p_values) <= rate / tests].sum() / weights.sum())
 
 
 def _summary(values: np.ndarray) -> dict[str, float | int]:

@@ -1,4 +1,4 @@
-"""Tables of emergence, of its order, of change points and of the turnover of edges."""
+"""Tables of emergence, of its order, and of the turnover of edges."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import pandas as pd
 
 from ..results.comparison import COMPARISONS
 from .changes import AT, grown
-from .curves import Curve, change_points
+from .curves import Curve
 from .emergence import Emergence, find_emergence, order_shares
 from .inputs import Trajectory
 from .keys import ComparisonConfig
 from .lifetimes import lifetimes, turnover
 from .similarity import Edges
+from .statistics import adjusted_p_values
 
 _NOT_CURVED = "n_edges"
-"""A size falls as often as it rises, so it has change points instead of an emergence."""
+"""A size falls as often as it rises, so it does not emerge."""
 
 
 def curves_table(curves: Sequence[Curve]) -> pd.DataFrame:
@@ -29,7 +30,7 @@ def curves_table(curves: Sequence[Curve]) -> pd.DataFrame:
         frame = pd.DataFrame(
             {"step": curve.steps, "tokens": curve.tokens, "value": curve.values, "low": low, "high": high}
         )
-        frames.append(frame.assign(**curve.stamp(), uncertainty=curve.uncertainty))
+        frames.append(frame.assign(**curve.stamp(), chance=curve.chance, uncertainty=curve.uncertainty))
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COMPARISONS["curves"]))
     return table.reindex(columns=list(COMPARISONS["curves"])).astype({"layer": "Int64", "head": "Int64"})
 
@@ -39,29 +40,38 @@ def emergence_table(
 ) -> tuple[pd.DataFrame, dict[str, tuple[Curve, Emergence]]]:
     """When each curve of one model emerges; and the leading curves that do, by name, for the order of emergence."""
     keys = config.emergence
+    curved = [curve for curve in curves if curve.score != _NOT_CURVED]
     strongest: dict[str, float] = {}
-    for curve in curves:
+    for curve in curved:
         if curve.kind == "head":
             strongest[curve.score] = max(strongest.get(curve.score, 0.0), float(np.nanmax(curve.values)))
+    found: list[Emergence | None] = []
+    for curve in curved:
+        weak = curve.kind == "head" and float(np.nanmax(curve.values)) < keys.weakest * strongest[curve.score]
+        given = curve.values, curve.resampled, keys.fraction, keys.sustained, curve.chance, curve.at_chance
+        found.append(None if weak else find_emergence(*given, resamples=config.resamples))
+    # Curves of one score are tests of one kind: heads of a score, tasks of a metric.
+    p_values = pd.Series([np.nan if emergence is None else emergence.p_value for emergence in found], dtype=float)
+    families = p_values.groupby([f"{curve.kind} {curve.score}" for curve in curved])
+    q_values = families.transform(lambda of_family: adjusted_p_values(of_family.to_numpy()))
     rows, leading = [], {}
-    for curve in curves:
-        if curve.score == _NOT_CURVED:
-            continue
-        emergence = find_emergence(
-            curve.values, curve.resampled, keys.fraction, keys.sustained, curve.baseline, resamples=config.resamples
-        )
+    for curve, emergence, q_value in zip(curved, found, q_values, strict=True):
         # What is known of a curve goes into its row; the first reason why it has no step ends it.
-        row: dict[str, object] = curve.stamp() | {"maximum": emergence.maximum, "uncertainty": curve.uncertainty}
-        if curve.kind == "head" and emergence.maximum < keys.weakest * strongest[curve.score]:
-            rows.append(row | {"reason": f"weaker than {keys.weakest:g} of the score's strongest head"})
+        row: dict[str, object] = curve.stamp() | {"chance": curve.chance, "uncertainty": curve.uncertainty}
+        row["maximum"] = float(np.nanmax(curve.values))
+        rows.append(row)
+        if emergence is None:
+            row["reason"] = f"weaker than {keys.weakest:g} of the score's strongest head"
             continue
-        row["level"] = emergence.level
-        row["share_emerged"] = emergence.share
-        if emergence.maximum <= curve.baseline:
-            rows.append(row | {"reason": "never above what guessing gives" if curve.baseline else "never above 0"})
-            continue
-        if emergence.index == emergence.n:
-            rows.append(row | {"reason": f"crosses its level at fewer than {keys.sustained} checkpoints in a row"})
+        row |= {"plateau": emergence.plateau, "level": emergence.level, "share_emerged": emergence.share}
+        row |= {"p_value": emergence.p_value, "q_value": q_value}
+        if emergence.plateau <= curve.chance:
+            row["reason"] = "stays at or below chance"
+        elif emergence.index == emergence.n:
+            row["reason"] = f"crosses its level at fewer than {keys.sustained} checkpoints in a row"
+        elif q_value > config.false_discovery_rate:
+            row["reason"] = "no more than chance and its errors explain"
+        if "reason" in row:
             continue
         low, high = emergence.interval
         index = emergence.index
@@ -71,7 +81,6 @@ def emergence_table(
         # The interval is open where it reaches past the first or the last checkpoint.
         row |= {"low_step": curve.steps[low]} if low >= 0 else {}
         row |= {"high_step": curve.steps[high]} if high < emergence.n else {}
-        rows.append(row)
         if curve.leading:
             leading[curve.name] = (curve, emergence)
     table = pd.DataFrame(rows, columns=list(COMPARISONS["emergence"]))
@@ -94,34 +103,6 @@ def order_table(model: str, leading: dict[str, tuple[Curve, Emergence]], resampl
         names = ("share_before", "share_same", "share_after")
         rows.append({"model": model, "first": first, "second": second} | dict(zip(names, shares, strict=True)))
     return pd.DataFrame(rows, columns=list(COMPARISONS["order"]))
-
-
-def change_points_table(similarity: pd.DataFrame, curves: Sequence[Curve]) -> pd.DataFrame:
-    """Change points of the size of circuits and of their similarity with the previous checkpoint."""
-    series: list[tuple[str, str, str, np.ndarray, np.ndarray]] = []
-    for curve in curves:
-        if curve.score == "n_edges" and curve.task is not None:
-            known = ~np.isnan(curve.values)
-            series.append((curve.model, curve.task, "n_edges", curve.steps[known], curve.values[known]))
-    wanted = (similarity["against"] == "previous") & (similarity["at"] == "size")
-    wanted &= similarity["measure"] == "edge_jaccard"
-    for (model, task), group in similarity[wanted].groupby(["model", "task"], sort=False):
-        known_rows = group.dropna(subset="value").sort_values("step")
-        values = known_rows["value"].to_numpy(dtype=float)
-        series.append((str(model), str(task), "similarity", known_rows["step"].to_numpy(), values))
-    rows = []
-    for model, task, quantity, steps, values in series:
-        logarithmic = quantity == "n_edges"
-        # Sizes change by factors: their levels are means of logarithms.
-        points = change_points(np.log(values) if logarithmic else values)
-        bounds = [0, *points, len(values)]
-        for i, start in enumerate(points, 1):
-            stretches = values[bounds[i - 1] : start], values[start : bounds[i + 1]]
-            means = [float(np.exp(np.log(stretch).mean()) if logarithmic else stretch.mean()) for stretch in stretches]
-            row: dict[str, object] = {"model": model, "task": task, "quantity": quantity}
-            row |= {"after_step": steps[start - 1], "step": steps[start], "before": means[0], "after": means[1]}
-            rows.append(row)
-    return pd.DataFrame(rows, columns=list(COMPARISONS["change_points"]))
 
 
 def edges_tables(trajectory: Trajectory, size: int) -> tuple[pd.DataFrame, pd.DataFrame]:

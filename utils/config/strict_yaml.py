@@ -22,9 +22,9 @@ _EXAMPLE = "write it as key=value, for example seed=1"
 class _Loader(yaml.SafeLoader):
     """`yaml.SafeLoader` without the extra types and the guesses of YAML 1.1, which knows the key of every value."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, path: Sequence[str] = ()) -> None:
         super().__init__(text)
-        self._path: list[str | int] = []
+        self._path: list[str | int] = [*path]
         self._open: list[str | None] = []  # anchors of the values that are being read
         self._n_values, self._sizes = 0, dict[str | None, int]()  # aliases written out; of each anchor's value
 
@@ -47,6 +47,8 @@ class _Loader(yaml.SafeLoader):
         self._sizes[event.anchor] = self._n_values - before
         if isinstance(node, yaml.MappingNode):
             self._check_keys(node)
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and _NAMES.intersection(self._path):
+            node.tag = f"{_TAG}str"  # A model may be called 007 or 1e5.
         if isinstance(part, str | int):
             self._path.pop()
         return node
@@ -67,6 +69,8 @@ class _Loader(yaml.SafeLoader):
 
 
 _TAG = "tag:yaml.org,2002:"
+_NUMBERS = (f"{_TAG}int", f"{_TAG}float")
+_NAMES = {"model", "groups"}  # keys whose values are names
 _Loader.yaml_implicit_resolvers = {}
 for _name, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -124,7 +128,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     keys = tuple(part.strip() for part in key.split("."))
     if not equals or not all(keys):
         raise UserError(f"command line: '{text}' is not an override; {_EXAMPLE}")
-    return keys, _parse(value, f"command line: {key}")
+    return keys, _parse(value, f"command line: {key}", keys)
 
 
 def merge(data: Block, keys: tuple[str, ...], value: Any) -> None:
@@ -149,9 +153,9 @@ def merge(data: Block, keys: tuple[str, ...], value: Any) -> None:
         data[last] = value
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str, where: str, path: Sequence[str] = ()) -> Any:
     try:
-        return yaml.load(text, _Loader)  # A SafeLoader with fewer types.
+        return _Loader(text, path).get_single_data()
     except _Refused as error:
         raise UserError(f"{where}: {error}") from None
     except yaml.YAMLError as error:

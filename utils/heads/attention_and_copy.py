@@ -30,7 +30,7 @@ from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Prompts, Task, build_prompts
-from .copy_scores import copy_samples, mean_scores
+from .copy_scores import TOP_K, copy_samples, mean_scores
 from .keys import ComponentsConfig, Definition
 
 STUDY_IDS = range(100, 20_000)
@@ -70,16 +70,18 @@ def prepare(config: ComponentsConfig, tokenizer: PreTrainedTokenizerBase, shape:
 def measure(
     checkpoint: LoadedCheckpoint, config: ComponentsConfig, inputs: ComponentsInputs, task: Task | None
 ) -> dict[str, Result]:
-    """The five scores of every head and their standard errors, as rows."""
+    """The five scores of every head, their standard errors and chance levels, as rows."""
     weights, prompts = checkpoint.weights, inputs.prompts
     positions = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
     how = config.batch_size, inputs.definition
     samples = attention_samples(weights, inputs.blocks, *how)
     samples |= copy_samples(weights, prompts.clean, prompts.lengths, positions, *how)
+    chance = chance_levels(inputs.blocks.shape[1], weights.d_vocab, inputs.definition)
     heads = pd.DataFrame(product(range(weights.n_layers), range(weights.n_heads)), columns=["layer", "head"])
     tables = []
     for name, means in mean_scores(samples).items():
         table = heads.assign(value=means.flatten().tolist(), se=standard_errors(samples[name]).flatten().tolist())
+        table["chance"] = chance[name]
         table.insert(0, "score", name)
         tables.append(table)
     return {"components": Result(pd.concat(tables, ignore_index=True))}
@@ -130,6 +132,29 @@ def study_blocks(
     return among[torch.randint(len(among), (n_sequences, period), generator=generator)].repeat(1, 2)
 
 
+def diagonals(width: int, definition: Definition = "standard") -> dict[str, tuple[int, int]]:
+    """Attention score -> (how many positions back it looks, the first query that counts).
+
+    Args:
+        width: tokens of a block and its repetition.
+    """
+    period = width // 2
+    return {
+        "induction": (period - 1, period if definition == "standard" else period - 1),
+        "previous_token": (1, 1),
+        "duplicate_token": (period, period),
+    }
+
+
+def chance_levels(width: int, d_vocab: int, definition: Definition = "standard") -> dict[str, float]:
+    """What a head scores that knows nothing: it attends to all tokens so far alike, and ranks names at random."""
+    levels = {
+        score: sum(1 / (query + 1) for query in range(first, width)) / (width - first)
+        for score, (_, first) in diagonals(width, definition).items()
+    }
+    return levels | dict.fromkeys(("copy", "negative_copy"), min(100.0, 100 * TOP_K / d_vocab))
+
+
 @torch.inference_mode()
 def attention_samples(
     weights: ModelWeights,
@@ -152,22 +177,15 @@ def attention_samples(
         `previous_token`: from every token but the first to the one before it.
     """
     n_sequences, width = tokens.shape
-    period = width // 2
-    # Score -> (how many positions back, the first query that counts).
-    first_induction = period if definition == "standard" else period - 1
-    diagonals = {
-        "induction": (period - 1, first_induction),
-        "previous_token": (1, 1),
-        "duplicate_token": (period, period),
-    }
+    of_score = diagonals(width, definition)
     shape = weights.n_layers, weights.n_heads, n_sequences
-    samples = {name: torch.zeros(shape, dtype=torch.float64) for name in diagonals}
+    samples = {name: torch.zeros(shape, dtype=torch.float64) for name in of_score}
 
     for batch in torch.arange(n_sequences).split(batch_size):
 
         def reduce(layer: LayerActivations, batch: Tensor = batch) -> None:
             # pattern [sequence, head, query, key]; a diagonal below the main one starts at query `back`.
-            for name, (back, first) in diagonals.items():
+            for name, (back, first) in of_score.items():
                 attention = layer.pattern.diagonal(-back, dim1=-2, dim2=-1)[..., first - back :]
                 samples[name][layer.layer][:, batch] = attention.float().mean(dim=2).T.double().cpu()
 

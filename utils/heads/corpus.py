@@ -1,8 +1,9 @@
-"""Running text as sequences of equal length: from a text file, a data set on the hub, Python's own documentation, or
-the toy family's sentences.
+"""Running text as sequences of equal length: from a file, a data set on the hub, Python's own documentation, or the toy
+family's sentences.
 
-The documents of a text file are its blocks between blank lines, those of a data set are its rows, and those of Python's
-documentation (`pydoc_data.topics`, which comes with Python) are its topics. They are taken in a
+The documents of a text file are its blocks between blank lines. Those of a data set are its rows, as are those of a
+`.jsonl`, `.json`, `.parquet` or `.csv` file; rows without text are skipped. Files may be compressed. The documents of
+Python's documentation (`pydoc_data.topics`, which comes with Python) are its topics. They are taken in a
 seeded order, tokenised, joined by the end-of-text token and cut into sequences, so a sequence may begin and end inside
 a document. More sequences are cut than needed, and the ones to use are drawn from them, so that a few long documents do
 not fill them all.
@@ -14,13 +15,19 @@ shorter. There a document is as many sentences, joined by the end-of-text token,
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import functools
+import gzip
 import hashlib
 import importlib
 import itertools
+import json
+import logging
+import lzma
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +38,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..base.errors import UserError
+from ..base.files import what_it_is
 from ..config.keys import StartToken
 from ..toy import text as toy_text
 from .keys import PYTHON_DOCS, TOY
@@ -38,7 +46,22 @@ from .keys import PYTHON_DOCS, TOY
 POOL = 16
 """How many sequences to cut for each one that is drawn, if there is enough text."""
 
+FIELD = "text"
 _BLANK_LINES = re.compile(r"\n\s*\n")
+_WITH_ROWS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def _zst_open(path: Path, mode: str, encoding: str) -> Any:
+    try:
+        zstandard = importlib.import_module("zstandard")
+    except ImportError:
+        raise UserError(f"corpus: {path}: to read it, run: pip install zstandard; or unpack it") from None
+    return zstandard.open(path, mode, encoding=encoding)
+
+
+_COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zst_open}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,14 +69,14 @@ class Corpus:
     """Where text comes from.
 
     Attributes:
-        name: a text file, a data set on the hub (or a folder that `datasets` can read), `python_docs` or `toy`.
+        name: a file, a data set on the hub (or a folder that `datasets` can read), `python_docs` or `toy`.
         split: which split of a data set, in the notation of `datasets`: `train`, `train[:1000]`.
-        field: which column of a data set holds the text.
+        field: which column of a data set or of a file with rows holds the text.
     """
 
     name: str
     split: str = "train"
-    field: str = "text"
+    field: str = FIELD
 
     def documents(self, seed: int) -> Iterator[str]:
         """The documents in seeded order. Those of `toy` never end.
@@ -68,13 +91,22 @@ class Corpus:
         elif self.name == PYTHON_DOCS:
             topics = _python_topics()
             yield from rng.sample(topics, len(topics))
-        elif Path(self.name).is_file():
-            blocks = _blocks(Path(self.name))
+        elif (path := Path(self.name)).is_file() and _kind(path) is None:
+            blocks = _blocks(path)
             yield from rng.sample(blocks, len(blocks))
         else:
             rows = _data_set(self.name, self.split, self.field)
-            for index in rng.sample(range(len(rows)), len(rows)):
-                yield str(rows[index][self.field])
+            order = rng.sample(range(len(rows)), len(rows))
+            skipped = 0
+            try:
+                for index in order:
+                    if isinstance(text := rows[index][self.field], str) and text.strip():
+                        yield text
+                    else:
+                        skipped += 1
+            finally:  # Whoever has enough text closes this before the last row.
+                if skipped:
+                    log.warning("corpus: %d rows of %s have no text in '%s'; left out", skipped, self.name, self.field)
 
 
 def draw_sequences(
@@ -176,11 +208,25 @@ def tokens_sha256(tokens: Int[Tensor, "sequence position"]) -> str:
     return hashlib.sha256(tokens.cpu().to(torch.int64).numpy().astype("<i8").tobytes()).hexdigest()
 
 
+def _kind(path: Path) -> str | None:
+    """What `datasets` calls a file with rows, by its ending before that of its compression; None for text."""
+    endings = [ending for ending in path.suffixes if ending.lower() not in _COMPRESSED]
+    return _WITH_ROWS.get(endings[-1].lower()) if endings else None
+
+
 def _blocks(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"corpus: {path} cannot be read ({error}); name a UTF-8 text file") from None
+        with _COMPRESSED.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError, EOFError, lzma.LZMAError) as error:
+        raise UserError(
+            f"corpus: {path}: {what_it_is(path) or f'cannot be read ({error}); name a UTF-8 text file'}"
+        ) from None
+    if text.startswith("version https://git-lfs"):
+        raise UserError(f"corpus: {path}: {what_it_is(path)}")
+    with contextlib.suppress(ValueError):
+        if isinstance(json.loads(text.lstrip().partition("\n")[0]), dict | list):
+            raise UserError(f"corpus: {path} is JSON, not text; call it .jsonl or .json, and its '{FIELD}' is read")
     return [block.strip() for block in _BLANK_LINES.split(text) if block.strip()]
 
 
@@ -200,10 +246,15 @@ def _python_topics() -> list[str]:
 def _data_set(name: str, split: str, field: str) -> Any:
     import datasets  # Slow to import, and only data sets need it.
 
+    file = _kind(path) if (path := Path(name)).is_file() else None
     try:
-        rows = datasets.load_dataset(name, split=split)
+        data_files = {} if file is None else {"data_files": str(path.resolve())}
+        rows = datasets.load_dataset(file or name, split=split, **data_files)
     except Exception as error:  # The library passes on errors of several others.
         reason = " ".join(str(error).split())[:200]
+        if file is not None:
+            why = what_it_is(path) or f"cannot be read as {file} ({reason}); correct or fetch it"
+            raise UserError(f"corpus: {name}: {why}") from error
         raise UserError(
             f"corpus: '{name}' is not a text file, and split '{split}' of a data set of that name cannot be loaded "
             f"({reason}); name a text file, a data set on the hub (NeelNanda/pile-10k), python_docs or toy"

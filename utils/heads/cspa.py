@@ -26,14 +26,10 @@ from .keys import CspaConfig
 
 @dataclass(frozen=True)
 class CspaInputs:
-    """The text that scores are measured on.
+    """The text that scores are measured on."""
 
-    Attributes:
-        scored: the sequences to score heads on.
-        others: the sequences to average heads' outputs over; under `study` they include the scored ones.
-    """
-
-    scored: Int[Tensor, "sequence position"]
+    scored: Int[Tensor, "sequence position"]  # the sequences to score heads on
+    # The sequences to average heads' outputs over; under `study` they include the scored ones.
     others: Int[Tensor, "sequence position"]
     function_tokens: Int[Tensor, " token"]
 

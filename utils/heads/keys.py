@@ -75,7 +75,7 @@ class CspaKeys(Ablation):
     corpus_split: str = key("train", min_length=1)
     """Which split of a data set, in the notation of `datasets` (`train[:1000]`)."""
     corpus_field: str = key("text", min_length=1)
-    """Which column of a data set holds the text."""
+    """Which column of a data set, or field of a file with rows, holds the text."""
     head_scores: Definition = "standard"
     """How to draw the text: `standard`, or `study` for the beginnings of long documents, as Tigges et al. 2024."""
     corpus_window: int | None = amount(None, 2)

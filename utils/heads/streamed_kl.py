@@ -44,16 +44,11 @@ GPU_BLOCK = (4096, 4096)
 
 @dataclass(frozen=True)
 class Kept:
-    """Multiples of shared vectors that are added to the residual stream at each token.
+    """Multiples of shared vectors that are added to the residual stream at each token."""
 
-    Attributes:
-        vector: which vector, token by token.
-        starts: where each token's entries start; one more at the end.
-    """
-
-    vector: Int[Tensor, " entry"]
+    vector: Int[Tensor, " entry"]  # which vector, token by token
     weight: Float[Tensor, " entry"]
-    starts: Int[Tensor, " token_plus_one"]
+    starts: Int[Tensor, " token_plus_one"]  # where each token's entries start; one more at the end
 
     def __mul__(self, factor: float) -> Kept:
         return Kept(self.vector, self.weight * factor, self.starts)
@@ -86,18 +81,13 @@ class HeadChange:
 
 @dataclass(frozen=True)
 class Divergences:
-    """Per head and token; a head's two interventions are ablation (0) and the other one (1).
-
-    Attributes:
-        loss: cross-entropy with the next token, nats; meaningless where the target is below 0.
-        original_loss: the same without any change.
-        largest_logit: largest magnitude of a centred logit, which says how fine logits are rounded.
-    """
+    """Per head and token; a head's two interventions are ablation (0) and the other one (1)."""
 
     kl: Float[Tensor, "head 2 token"]
+    # Cross-entropy with the next token, nats; meaningless where the target is below 0.
     loss: Float[Tensor, "head 2 token"]
-    original_loss: Float[Tensor, " token"]
-    largest_logit: float
+    original_loss: Float[Tensor, " token"]  # the same without any change
+    largest_logit: float  # largest magnitude of a centred logit, which says how fine logits are rounded
 
 
 def kl_of_changes(

@@ -64,18 +64,12 @@ from .keys import Definition, SuccessorConfig
 
 @dataclass(frozen=True)
 class WordList:
-    """Words in order.
-
-    Attributes:
-        cyclic: whether the first follows the last.
-        study_count: how many of them the study has; None for all.
-        study_capitals: whether the study has them in capitals only.
-    """
+    """Words in order."""
 
     words: tuple[str, ...]
-    cyclic: bool = False
-    study_count: int | None = None
-    study_capitals: bool = False
+    cyclic: bool = False  # whether the first follows the last
+    study_count: int | None = None  # how many of them the study has; None for all
+    study_capitals: bool = False  # whether the study has them in capitals only
 
     def spellings(self, definition: Definition = "standard") -> list[tuple[str, ...]]:
         """The list as written, in lower case and in upper case, each with and without a leading space.
@@ -138,7 +132,9 @@ def measure(
         raise UserError(f"head_scores: study: step {checkpoint.step}: {error}; use standard") from None
     table = pd.DataFrame(product(range(weights.n_layers), range(weights.n_heads)), columns=["layer", "head"])
     table["value"] = result.overall().flatten().tolist()
-    table["pairs"] = sum(result.pairs(name) for name in CLASSES)
+    table["pairs"] = n_pairs = sum(result.pairs(name) for name in CLASSES)
+    table["se"] = (table["value"] * (1 - table["value"]) / n_pairs) ** 0.5
+    table["chance"] = chance_level(inputs)
     table["class_mean"] = result.class_mean().flatten().tolist()
     for name in CLASSES:
         table[name] = result.share(name).flatten().tolist()
@@ -166,6 +162,17 @@ def successor_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition =
     return by_class
 
 
+def chance_level(pairs: dict[str, list[Pairs]]) -> float:
+    """The share of pairs that a head gets right which ranks the successors of a list at random."""
+    of_pair = [
+        1 / len({successor for _, successor in of_list})
+        for lists in pairs.values()
+        for of_list in lists
+        for _ in of_list
+    ]
+    return sum(of_pair) / len(of_pair)
+
+
 def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]) -> list[int | None]:
     """Each word's token; None if it is several, or the token of something else (unknown words, lost capitals)."""
     rows = encode(tokenizer, words)
@@ -177,12 +184,9 @@ def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]) -
 
 @dataclass(frozen=True)
 class Succession:
-    """Which pairs every head gets right.
+    """Which pairs every head gets right."""
 
-    Attributes:
-        right: class -> whether the successor wins, one column per pair, list after list.
-    """
-
+    # Class -> whether the successor wins, one column per pair, list after list.
     right: dict[str, Bool[Tensor, "layer head pair"]]
 
     def pairs(self, name: str) -> int:

@@ -42,14 +42,11 @@ Ablation = Literal["mean", "corrupted"]
 class DirectEffects:
     """Parts of every prompt's logit difference, at the norm scale of the clean run: first as they are in the clean run,
     then how they change by ablation.
-
-    Attributes:
-        final_norm: what the change of the final norm's scale adds; nan in the clean run.
     """
 
     heads: Float[Tensor, "2 layer head prompt"]
     mlps: Float[Tensor, "2 prompt"]
-    final_norm: Float[Tensor, "2 prompt"]
+    final_norm: Float[Tensor, "2 prompt"]  # what the change of the final norm's scale adds; nan in the clean run
     logit_diff: Float[Tensor, "2 prompt"]
 
 

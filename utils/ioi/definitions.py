@@ -31,13 +31,10 @@ from .effects import PairedRuns
 
 @dataclass(frozen=True)
 class EffectDefinition:
-    """How effects are measured, and which heads can hold a role.
-
-    Attributes:
-        through_mlps: under `frozen`, also count paths through MLPs from a sender to the receivers of its level.
-    """
+    """How effects are measured, and which heads can hold a role."""
 
     name: Literal["study", "frozen"]
+    # Under `frozen`, also count paths through MLPs from a sender to the receivers of its level.
     through_mlps: bool = False
 
     @property

@@ -192,17 +192,12 @@ class PairedRuns:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One head's output exchanged at the answer's token, for several heads.
-
-    Attributes:
-        attention: mean attention of the movers from the answer's token; meaningless if a mover does not read the
-            sender.
-        reads: whether a mover reads the sender.
-    """
+    """One head's output exchanged at the answer's token, for several heads."""
 
     logit_difference: Float[Tensor, "sender prompt"]
+    # Mean attention of the movers from the answer's token; meaningless if a mover does not read the sender.
     attention: Float[Tensor, "sender mover name"]
-    reads: Bool[Tensor, "sender mover"]
+    reads: Bool[Tensor, "sender mover"]  # whether a mover reads the sender
 
     @classmethod
     def of_nothing(

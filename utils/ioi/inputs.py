@@ -24,7 +24,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 
 from ..base.errors import UserError
-from ..circuits.find import CircuitPrompts, circuit_prompts, find_circuit
+from ..circuits.find import CircuitPrompts, circuit_prompts, find_circuit, score_edges
 from ..config.keys import BaseConfig, errors_of_block
 from ..heads import attention_and_copy, cspa
 from ..heads.attention_and_copy import ComponentsInputs
@@ -67,23 +67,17 @@ class IoiInputs:
 
 @dataclass(frozen=True)
 class HeadFacts:
-    """What is known about every head before anything is patched.
-
-    Attributes:
-        status: `found`, or why there is no circuit.
-        cspa: copy-suppression score; nan if a head has none.
-        sources: input -> `stored` or `computed` (for the circuit also `all heads`).
-    """
+    """What is known about every head before anything is patched."""
 
     graph: Graph
     edges: Bool[Tensor, "n_forward n_backward"]
-    status: str
+    status: str  # `found`, or why there is no circuit
     copy: OfHeads
     negative_copy: OfHeads
     induction: OfHeads
     duplicate_token: OfHeads
-    cspa: OfHeads
-    sources: dict[str, str]
+    cspa: OfHeads  # copy-suppression score; nan if a head has none
+    sources: dict[str, str]  # input -> `stored` or `computed` (for the circuit also `all heads`)
 
     @cached_property
     def in_circuit(self) -> Bool[Tensor, "layer head"]:
@@ -157,7 +151,8 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
         edges, status = circuit.in_circuit, str(baselines["status"][0])
     else:
         assert inputs.circuit is not None
-        report = find_circuit(weights, inputs.circuit, config.circuits_config())
+        settings = config.circuits_config()
+        report = find_circuit(weights, inputs.circuit, settings, score_edges(weights, inputs.circuit, settings))
         edges, status = report.circuit.in_circuit, report.status
 
     # Each script's own table, read or made; only a stored one may be of another model.

@@ -24,17 +24,12 @@ from .shares import Effects, Scale
 
 @dataclass(frozen=True)
 class Consistency:
-    """The tables of one checkpoint.
+    """The tables of one checkpoint."""
 
-    Attributes:
-        levels: one row per level, with the columns of `IOI_CONSISTENCY`; percent is empty if there is a reason.
-        heads: one row per measured level and head.
-        signals: one row per candidate for S-inhibition and variant.
-    """
-
+    # One row per level, with the columns of `IOI_CONSISTENCY`; percent is empty if there is a reason.
     levels: pd.DataFrame
-    heads: pd.DataFrame
-    signals: pd.DataFrame
+    heads: pd.DataFrame  # one row per measured level and head
+    signals: pd.DataFrame  # one row per candidate for S-inhibition and variant
 
 
 class Tables:

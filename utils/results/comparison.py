@@ -140,14 +140,12 @@ class ComparisonFolder:
         return self.path / ".parts" / f"{key}.csv"
 
 
-def fingerprint(folders: Iterable[ResultsFolder], settings: object) -> str:
-    """A hash of settings and of everything in some results folders that comparisons read."""
+def fingerprint(settings: object, folders: Iterable[ResultsFolder] = (), step: int = 0) -> str:
+    """A hash of settings, and of a step's files in some results folders."""
     total = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for folder in folders:
-        total.update(f"{folder.kind.name}/{folder.model}/{folder.task}".encode())
-        for step in folder.steps():
-            for suffix in (".csv", ".pt"):
-                if (path := folder.file(step, suffix)).is_file():
-                    total.update(f"{step}{suffix}".encode())
-                    total.update(hashlib.sha256(path.read_bytes()).digest())
+        total.update(f"{folder.kind.name}/{folder.model}/{folder.task}/{step}".encode())
+        for suffix in (".csv", ".pt"):
+            if folder.has(step, suffix):
+                total.update(file_sha256(folder.file(step, suffix)).encode())
     return total.hexdigest()[:32]

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 
+# Columns that hold names, even where all are digits.
+_NAMES = dict.fromkeys(("model", "task", "other_model", "models", "group"), str)
 _STEP_FILE = re.compile(r"step(\d{6,18})\.csv")
 _NAME = re.compile(r"[^/\\\0.][^/\\\0]*")
 
@@ -376,16 +378,18 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
 
 
 def read_csv(path: Path | io.StringIO | io.BytesIO) -> pd.DataFrame:
-    """A table as it was written. An empty cell is a missing value; text like `NA` stays text."""
+    """A table as it was written. An empty cell is a missing value; text like `NA` stays text, and so do names."""
     import pandas as pd
 
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip", encoding="utf-8")
+    return pd.read_csv(
+        path, keep_default_na=False, na_values=[""], float_precision="round_trip", encoding="utf-8", dtype=_NAMES
+    )
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder that results can be in."""
     if not folder.is_dir():
         return []
+    # Others leave hidden folders where they look around (.ipynb_checkpoints).
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
 
 

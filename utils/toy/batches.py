@@ -30,19 +30,12 @@ class Document:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed documents.
+    """Packed documents."""
 
-    Attributes:
-        tokens: padded on the right with token 0.
-        positions: the place of each token in its document, from 0.
-        documents: the number of each token's document, -1 on padding.
-        learned: whether the loss includes the token; never for the first of a document.
-    """
-
-    tokens: Int[Tensor, "row width"]
-    positions: Int[Tensor, "row width"]
-    documents: Int[Tensor, "row width"]
-    learned: Bool[Tensor, "row width"]
+    tokens: Int[Tensor, "row width"]  # padded on the right with token 0
+    positions: Int[Tensor, "row width"]  # the place of each token in its document, from 0
+    documents: Int[Tensor, "row width"]  # the number of each token's document, -1 on padding
+    learned: Bool[Tensor, "row width"]  # whether the loss includes the token; never for the first of a document
 
     def visible(self) -> Bool[Tensor, "row 1 query key"]:
         """Attention is causal and stays within a document. Padding sees itself."""
@@ -60,13 +53,17 @@ class TextSource:
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         # The words in sentences: pieces with a leading space, so neither bytes nor bare names.
         self.words = [token for token, piece in enumerate(pieces) if piece.startswith("Ġ")]
+
+        def text(question: Callable[..., toy_text.Question], **how: bool) -> Callable[[random.Random], Document]:
+            return lambda rng: self._encode(question(rng, held_out=False, **how).document(rng))
+
         self.draws: dict[str, Callable[[random.Random], Document]] = {
             "ioi": self._ioi,
-            "greater_than": self._greater_than,
+            "greater_than": lambda rng: text(toy_text.greater_than_question, short=rng.random() < config.short)(rng),
             "gendered_pronoun": self._gendered_pronoun,
-            "sva": lambda rng: self._encode(toy_text.sva_question(rng, held_out=False).document(rng)),
-            "succession": lambda rng: self._encode(toy_text.succession_question(rng, held_out=False).document(rng)),
-            "positions": lambda rng: self._encode(position_question(rng, held_out=False).document(rng)),
+            "sva": text(toy_text.sva_question),
+            "succession": text(toy_text.succession_question),
+            "positions": text(position_question),
             "induction": self._repeated_block,
         }
 
@@ -117,10 +114,6 @@ class TextSource:
         third = rng.random() < self.config.third_person
         draw = toy_text.third_person_question if third else toy_text.ioi_question
         return self._encode(draw(rng, held_out=False, short=short).document(rng))
-
-    def _greater_than(self, rng: random.Random) -> Document:
-        short = rng.random() < self.config.short
-        return self._encode(toy_text.greater_than_question(rng, held_out=False, short=short).document(rng))
 
     def _gendered_pronoun(self, rng: random.Random) -> Document:
         if rng.random() < 0.5:

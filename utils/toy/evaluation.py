@@ -1,7 +1,8 @@
 """What a toy checkpoint can do: the skills of `utils.toy.text`, tested on held-out questions."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,12 +27,10 @@ class Examination:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, positions: bool = False) -> None:
         rng = random.Random("toy examination")
-        self._asked = {
-            skill: _Asked(tokenizer, [draw(rng) for _ in range(QUESTIONS)]) for skill, draw in EVALUATED.items()
-        }
-        of_positions = random.Random("toy examination: positions")
-        questions = [position_question(of_positions, held_out=True) for _ in range(QUESTIONS)]
-        self._positions = _Asked(tokenizer, questions) if positions else None
+        draws: dict[str, Callable[[], Question]] = {skill: partial(draw, rng) for skill, draw in EVALUATED.items()}
+        if positions:
+            draws["positions"] = partial(position_question, random.Random("toy examination: positions"), held_out=True)
+        self._asked = {skill: _Asked(tokenizer, [draw() for _ in range(QUESTIONS)]) for skill, draw in draws.items()}
         vocabulary = [token for token in range(len(tokenizer)) if token != tokenizer.eos_token_id]
         self._blocks: Int[Tensor, "block token"] = torch.tensor(
             [rng.choices(vocabulary, k=BLOCK) * 2 for _ in range(BLOCKS)]
@@ -50,27 +49,24 @@ class Examination:
             `greater_than_prob_diff` is P(later years) - P(all other years of the century).
         """
         logits = {skill: asked.logits(model) for skill, asked in self._asked.items()}
-        by_probability = {
-            skill: self._asked[skill].differences(logits[skill].softmax(-1))
-            for skill in ("greater_than", "gendered_pronoun", "sva")
-        }
-        ioi = self._asked["ioi"].differences(logits["ioi"])
-        abc = self._asked["ioi_abc"].differences(logits["ioi_abc"])
         succession = self._asked["succession"].right.gather(1, logits["succession"].argmax(-1, keepdim=True))
         predicted = model(self._blocks, use_cache=False).logits[:, BLOCK:-1].argmax(-1)
+        for skill in ("greater_than", "gendered_pronoun", "sva"):
+            logits[skill] = logits[skill].softmax(-1)
+        beyond = {skill: asked.differences(logits[skill]) for skill, asked in self._asked.items()}  # right minus wrong
         results = {
-            "ioi_accuracy": _fraction(ioi > 0),
-            "ioi_logit_diff": ioi.mean().item(),
-            "ioi_abc_logit_diff": abc.mean().item(),
-            "ioi_abc_logit_diff_abs": abc.abs().mean().item(),
-            "greater_than_prob_diff": by_probability["greater_than"].mean().item(),
-            "gendered_pronoun_accuracy": _fraction(by_probability["gendered_pronoun"] > 0),
-            "sva_accuracy": _fraction(by_probability["sva"] > 0),
+            "ioi_accuracy": _fraction(beyond["ioi"] > 0),
+            "ioi_logit_diff": beyond["ioi"].mean().item(),
+            "ioi_abc_logit_diff": beyond["ioi_abc"].mean().item(),
+            "ioi_abc_logit_diff_abs": beyond["ioi_abc"].abs().mean().item(),
+            "greater_than_prob_diff": beyond["greater_than"].mean().item(),
+            "gendered_pronoun_accuracy": _fraction(beyond["gendered_pronoun"] > 0),
+            "sva_accuracy": _fraction(beyond["sva"] > 0),
             "succession_accuracy": _fraction(succession),
             "induction_accuracy": _fraction(predicted == self._blocks[:, BLOCK + 1 :]),
         }
-        if self._positions is not None:
-            results["positions_accuracy"] = _fraction(self._positions.differences(self._positions.logits(model)) > 0)
+        if "positions" in beyond:
+            results["positions_accuracy"] = _fraction(beyond["positions"] > 0)
         return results
 
 

@@ -28,7 +28,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..base.errors import UserError
-from ..base.files import atomic_write, locked, read_json, require_writable
+from ..base.files import atomic_write, file_sha256, locked, read_json, require_writable
 from ..base.progress import duration
 from ..config.keys import result_settings
 from .batches import TextSource
@@ -175,7 +175,7 @@ class _Training:
             "settings": self.settings,
             "vocabulary": len(self.tokenizer),
             "evaluation": final,
-            "sha256": {step: _sha256(folder / f"step{step}" / "model.safetensors") for step in config.steps},
+            "sha256": {step: file_sha256(folder / f"step{step}" / "model.safetensors") for step in config.steps},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         }
         atomic_write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
@@ -197,7 +197,3 @@ class _Training:
         for path in folder.glob("step*"):
             if path.name.removeprefix("step").isdigit():
                 shutil.rmtree(path)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -17,7 +17,7 @@ import random
 from collections.abc import Iterator
 
 from ..tasks import ioi
-from .text import NAMES, SHORT_IOI_TEMPLATES, Question, is_held_out
+from .text import NAMES, SHORT_IOI_TEMPLATES, Question, is_held_out, without_fields
 
 PLACES: tuple[str, str] = ("first", "second")
 LISTS: tuple[str, ...] = (
@@ -70,9 +70,7 @@ def position_question(rng: random.Random, held_out: bool) -> Question:
 
 def position_texts() -> Iterator[str]:
     """The words of these sentences that no other sentences have."""
-    blank = dict.fromkeys(("first", "second", "thing", "other_thing"), "")
-    for clause in LISTS:
-        yield clause.format(**blank).strip()
+    yield from map(without_fields, LISTS)
     yield from (" The", " the", FOUND)
     yield from (f" {place}" for place in PLACES)
 

@@ -13,7 +13,9 @@ Of the longest lists a part is enough, and keeps the checkpoints small; the task
 tokens.
 """
 
+import itertools
 import random
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -33,20 +35,13 @@ VERBS: tuple[tuple[str, str], ...] = sva.VERBS[:40]
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and its answers.
-
-    Attributes:
-        right: the answers that may follow, each with its leading space.
-        wrong: the answers they are compared with, if any.
-        ending: text after the answer in a training document.
-        likely: how many of the right answers, from the first on, training documents give; None for all.
-    """
+    """A prompt and its answers."""
 
     prompt: str
-    right: tuple[str, ...]
-    wrong: tuple[str, ...] = ()
-    ending: str = "."
-    likely: int | None = None
+    right: tuple[str, ...]  # the answers that may follow, each with its leading space
+    wrong: tuple[str, ...] = ()  # the answers they are compared with, if any
+    ending: str = "."  # text after the answer in a training document
+    likely: int | None = None  # how many of the right answers, from the first on, training documents give; None for all
 
     def document(self, rng: random.Random) -> str:
         """The prompt with one of its right answers and its ending."""
@@ -218,33 +213,25 @@ def succession_question(rng: random.Random, held_out: bool) -> Question:
 def vocabulary_texts() -> Iterator[str]:
     """Every word of the sentences and lists as it is written in a sentence, and names also as at its beginning."""
     for number in range(100):
-        yield f"{number:02d}"
-        yield f" {number}"
+        yield from (f"{number:02d}", f" {number}")
     yield from (f" {member}" for members in SUCCESSIONS.values() for member in members)
     yield from (f" {name}" for name in NAMES)
     yield from NAMES
-    yield from (f" {word}" for word in (*ioi.PLACES, *ioi.OBJECTS, *LASTING_NOUNS, *gendered_pronoun.ROLES))
-    yield from (f" {pronoun}" for pronoun in gendered_pronoun.PRONOUNS.values())
-    blank = dict.fromkeys(
-        ("first", "second", "subject", "place", "object", "noun", "year", "century", "name", "role"), ""
-    )
-    blank |= dict.fromkeys(("other", "verb", "other_verb", "link", "pronoun"), "")
-    templates = (
-        *ioi.TEMPLATES,
-        *SHORT_IOI_TEMPLATES,
-        *SHORT_SPAN_TEMPLATES,
-        greater_than.TEMPLATE,
-        *gendered_pronoun.TEMPLATES,
-    )
-    for template in (*templates, *GENDER_TEMPLATES, *(structure.template for structure in sva.STRUCTURES)):
-        yield template.format(**blank).strip()
+    words = (*ioi.PLACES, *ioi.OBJECTS, *LASTING_NOUNS, *gendered_pronoun.ROLES, *gendered_pronoun.PRONOUNS.values())
+    yield from (f" {word}" for word in words)
+    templates = (*ioi.TEMPLATES, *SHORT_IOI_TEMPLATES, *SHORT_SPAN_TEMPLATES, greater_than.TEMPLATE)
+    templates += (*gendered_pronoun.TEMPLATES, *GENDER_TEMPLATES, *(structure.template for structure in sva.STRUCTURES))
+    yield from map(without_fields, templates)
     for structure in sva.STRUCTURES:
         pairs = (*structure.subjects, *structure.others, *structure.verbs, *structure.other_verbs)
-        yield from (f" {word}" for pair in pairs for word in pair)
-        yield from (f" {link}" for link in structure.links)
+        yield from (f" {word}" for word in (*itertools.chain(*pairs), *structure.links))
     yield from (f" {verb}" for pair in VERBS for verb in pair)
-    yield ".?"
-    yield "?"
+    yield from (".?", "?")
+
+
+def without_fields(template: str) -> str:
+    """A template's own words."""
+    return re.sub(r"\{\w+\}", "", template).strip()
 
 
 def abc_question(rng: random.Random) -> Question:

@@ -6,6 +6,7 @@ in the vocabulary is one token. Any other piece is spelled out in UTF-8 bytes, o
 tokens, and decode(encode(text)) == text for every text.
 """
 
+import itertools
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
@@ -17,11 +18,6 @@ END_OF_TEXT = "<|endoftext|>"
 
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """GPT-2's pattern, with digits in pairs."""
-
-
-def byte_symbols() -> list[str]:
-    """The 256 printable characters that stand for the bytes in a byte-level vocabulary, in GPT-2's order."""
-    return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
@@ -48,12 +44,9 @@ def build_tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenize
     Returns:
         A fast tokenizer that adds no tokens of its own and pads on the right with the end-of-text token.
     """
-    vocabulary = {END_OF_TEXT: 0}
-    for piece in byte_symbols():
-        vocabulary[piece] = len(vocabulary)
-    for text in texts:
-        for piece in pieces(text):
-            vocabulary.setdefault(piece, len(vocabulary))
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())  # the 256 characters that stand for bytes, in GPT-2's order
+    known = dict.fromkeys([END_OF_TEXT, *bytes_, *itertools.chain(*map(pieces, texts))])
+    vocabulary = {piece: number for number, piece in enumerate(known)}
     # Without merges, a piece is looked up whole (ignore_merges) or else stays a sequence of byte symbols.
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizer()

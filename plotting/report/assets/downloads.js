@@ -10,12 +10,17 @@ function saveFile(name, type, text) {
 
 const fileName = (...parts) => parts.join("_").replace(/[^\w.-]+/g, "-");
 
-// Rows of objects with the same keys; a cell with a comma, quote or line break is quoted.
+const NUMBER = /^[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?$/i;
+
+// Rows of objects with the same keys; a cell with a comma, quote or line break is quoted. A text that a spreadsheet would
+// take for a formula has an apostrophe before it.
 function toCsv(rows) {
   if (!rows.length) return "";
   const cell = (value) => {
-    const text = value === null || value === undefined ? "" : String(value);
-    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    let text = value === null || value === undefined ? "" : String(value);
+    const formula = /^[=+\-@\t\r]/.test(text) && !NUMBER.test(text);
+    if (formula) text = `'${text}`;
+    return formula || /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const names = Object.keys(rows[0]);
   return [names, ...rows.map((row) => names.map((name) => row[name]))].map((row) => `${row.map(cell).join(",")}\n`).join("");
