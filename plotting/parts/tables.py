@@ -94,7 +94,7 @@ class Results:
     def _why_none(self) -> str:
         """Why there are no circuits, if the baselines say so."""
         baselines = self.table_if_any("baselines")
-        statuses = [] if baselines is None else sorted(set(baselines["status"]) - {"found"})
+        statuses = [] if baselines is None else sorted(set(baselines["status"].dropna()) - {"found"})
         return f" ({', '.join(statuses)})" if statuses else ""
 
     def table_if_any(self, kind: str, *, note: bool = False) -> pd.DataFrame | None:
