@@ -26,11 +26,11 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
 )
 from circuits_over_time.edge_attribution_patching.circuits.mib import MIB_SHARES
 from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
-from circuits_over_time.edge_attribution_patching.circuits.stability import CircuitBootstrap
+from circuits_over_time.edge_attribution_patching.circuits.stability import CircuitBootstrap, signed_selection
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
-from circuits_over_time.utils.circuits.find import circuit_prompts, signed_selection
+from circuits_over_time.utils.circuits.find import circuit_prompts
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.models.family import resolve_family
 from circuits_over_time.utils.tasks import TASKS
@@ -40,8 +40,11 @@ SELECTIONS = (("absolute", 0.0), ("signed", 0.5), ("signed", 0.75), ("signed", 0
 
 def measure(evaluator: CircuitEvaluator, folds: FoldScores, config: CircuitsConfig, resamples: int) -> dict[str, float]:
     """One selection in one checkpoint."""
-    graph, scores = folds.graph, folds.scores
-    order = edge_order(scores, graph, signed=signed_selection(folds, config))
+    graph, scores, search = folds.graph, folds.scores, config.search
+    signed = None
+    if search.selection == "signed":
+        signed = signed_selection(folds.keep_all(), config.seed, search.positive_share)
+    order = edge_order(scores, graph, signed=signed)
     evaluate = evaluator.prefixes_of(order)
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
     size = SizeRule(0.8).search(curve, evaluate, graph.n_edges)

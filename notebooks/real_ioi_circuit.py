@@ -26,17 +26,18 @@
 # come before, S-inhibition heads tell the name movers to look elsewhere, and name movers copy the name that is left.
 
 # %%
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 
-from circuits_over_time.get_ioi_consistency import ANALYSIS
+import circuits_over_time as cot
 from circuits_over_time.notebooks.support import start
 from circuits_over_time.plotting.plot_circuit import draw_circuit
 from circuits_over_time.plotting.plot_faithfulness_curve import draw_curves
-from circuits_over_time.utils.config.keys import load_config, with_start_token
-from circuits_over_time.utils.models.family import resolve_family
-from circuits_over_time.utils.results.store import Store
 
 show = start(figures="png")  # "interactive": hover and zoom while you work
 
@@ -52,9 +53,8 @@ STRONGEST = 40
 # years digit by digit, so greater-than asks for the last digit of a year.
 
 # %%
-store, name = Store(RESULTS), Path(MODEL).name
-performance = store.read_tables("task_performance", name)
-STEP = int(performance["step"].max())
+name = Path(MODEL).name
+performance = cot.results(RESULTS, "task_performance", name)
 shown = performance[
     (performance["run"] == "clean") & performance["metric"].isin(["accuracy", "logit_diff", "prob_diff"])
 ]
@@ -67,7 +67,7 @@ shown.pivot(index="task", columns="metric", values="value")
 # 30 prompts the intervals are wide: read a size as an order of magnitude.
 
 # %%
-baselines = store.read_tables("baselines", name)
+baselines = cot.results(RESULTS, "baselines", name)
 baselines[["task", "full", "corrupted", "status", "size", "size_low", "size_high"]]
 
 # %% [markdown]
@@ -76,7 +76,7 @@ baselines[["task", "full", "corrupted", "status", "size", "size_low", "size_high
 # them they take away what the first ones gave.
 
 # %%
-curve = store.read_tables("faithfulness", name)
+curve = cot.results(RESULTS, "faithfulness", name)
 show(draw_curves(curve[curve["task"] == "ioi"], name, 1))
 
 # %% [markdown]
@@ -87,7 +87,7 @@ show(draw_curves(curve[curve["task"] == "ioi"], name, 1))
 # of layer 23. Those write the answer. a24.h4 and a29.h0 write against it.
 
 # %%
-edges = store.folder("graphs", name, "ioi").read_table(STEP)
+edges = cot.results(RESULTS, "graphs", name, "ioi")
 strongest = edges.loc[edges["score"].abs().nlargest(STRONGEST).index]
 show(draw_circuit(strongest, f"IOI circuit of {name}", f"{len(edges)} edges; the {STRONGEST} strongest drawn"))
 
@@ -101,31 +101,29 @@ show(draw_circuit(strongest, f"IOI circuit of {name}", f"{len(edges)} edges; the
 # role; `frozen` holds everything off the path at its clean value, and only heads of the circuit count. The results hold
 # `study`; here is `frozen` too, from the same circuit and scores.
 
+
 # %%
-overrides = [f"model={MODEL}", f"results_dir={RESULTS}", "definitions=frozen"]
-family = resolve_family(MODEL, Path("model_cache"))
-config = load_config(ANALYSIS.schema, Path("configs/ioi_consistency_real.yml"), overrides)
-config = with_start_token(config, family.prepend_bos)  # as the runner does
-described = family.describe(STEP)
-inputs = ANALYSIS.prepare(config, described.tokenizer, described.shape)
-frozen = ANALYSIS.measure(family.load(STEP), config, inputs, None)
-levels = {
-    "study": store.folder("ioi_consistency", name).read_table(STEP),
-    "frozen": frozen["ioi_consistency"].table,
-}
+def read(folder):
+    """The tables of get_ioi_consistency.py: levels, and heads."""
+    return cot.results(folder, "ioi_consistency", name), cot.results(folder, "ioi_consistency_heads", name)
+
+
+with tempfile.TemporaryDirectory() as other:
+    for kind in ("graphs", "baselines", "components", "cspa"):  # what the script reads instead of measuring it
+        shutil.copytree(Path(RESULTS) / kind, Path(other) / kind)
+    command = [sys.executable, "get_ioi_consistency.py", "-c", "configs/ioi_consistency_real.yml", f"model={MODEL}"]
+    subprocess.run([*command, f"results_dir={other}", "definitions=frozen"], check=True, capture_output=True)
+    levels, heads = zip(read(RESULTS), read(other), strict=True)
+levels = dict(zip(("study", "frozen"), levels, strict=True))
+heads = dict(zip(("study", "frozen"), heads, strict=True))
 columns = ["percent", "percent_low", "percent_high", "n_heads", "n_receivers"]
 pd.concat({key: table.set_index("level")[columns] for key, table in levels.items()}, axis=1).T.unstack(0).T
 
 # %% [markdown]
 # The heads that hold the roles, with the effect of each as a share of its definition's unit, the strongest first:
 
+
 # %%
-heads = {
-    "study": store.folder("ioi_consistency_heads", name).read_table(STEP),
-    "frozen": frozen["ioi_consistency_heads"].table,
-}
-
-
 def holders(table, most=6):
     """Level -> its strongest heads in the role."""
     held = table[table["passes"].astype(bool)]

@@ -65,7 +65,7 @@ class Circuit:
         """
         edges = self.in_circuit.nonzero()
         scores = self.scores[edges[:, 0], edges[:, 1]]
-        ranked = scores.abs().argsort(descending=True, stable=True)
+        ranked = scores.abs().argsort(descending=True, stable=True)  # equal scores in index order, on every machine
         forward, backward = self.graph.forward_nodes, self.graph.backward_nodes
         return pd.DataFrame(
             {

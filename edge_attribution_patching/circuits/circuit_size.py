@@ -98,6 +98,7 @@ class SizeRule:
             below = max((size for size in curve.sizes if size < best), default=0)
             if best - below <= 1:
                 return best
+            # Six sizes at equal distances between the two cost one pass together.
             gap = best - below
             best = best_after(sorted({below + gap * step // (STACK + 1) for step in range(1, STACK + 1)} - {below}))
         return None
@@ -107,7 +108,7 @@ class SizeRule:
         high = _first(best_after, [*range(STUDY_STEP, min(STUDY_LAST, n_edges) + 1, STUDY_STEP)] or [n_edges], STACK)
         if high is None:
             return None
-        low = max(high - STUDY_STEP, 0)
+        low = max(high - STUDY_STEP, 0)  # too small, and `high` is enough
         while high - low > 1:
             middle = (low + high) // 2
             best_after([middle])

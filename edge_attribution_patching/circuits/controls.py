@@ -49,6 +49,7 @@ def _of_size(
     scores: Float[Tensor, "n_forward n_backward"], graph: Graph, n_edges: int, order: Order, signed: Signed | None
 ) -> Bool[Tensor, "n_forward n_backward"]:
     """The smallest circuit of an order that has at least n edges after pruning."""
+    # Pruning takes edges away again, so an order of n edges is seldom enough.
     limit = n_edges
     while True:
         limit = min(2 * limit + 8, graph.n_edges)

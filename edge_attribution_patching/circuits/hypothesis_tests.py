@@ -77,7 +77,7 @@ def equivalence(circuit: Float[Tensor, " prompt"], full: Float[Tensor, " prompt"
 def hsic(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> tuple[Tensor, Tensor, float]:
     """Centred Gaussian kernels of two samples and their Hilbert-Schmidt independence criterion (biased estimate)."""
     kernels = []
-    for values in (x.double(), y.double()):
+    for values in (x.double(), y.double()):  # each kernel [n, n], with rows and columns centred
         distance = (values[:, None] - values[None, :]).abs()
         width = distance[distance > 0].median() if bool((distance > 0).any()) else torch.tensor(1.0)
         kernel = torch.exp(-(distance**2) / (2 * width**2))
@@ -91,7 +91,7 @@ def independence(without: Float[Tensor, " prompt"], full: Float[Tensor, " prompt
     generator = np.random.default_rng(seed)
     exceed = 0
     for _ in range(PERMUTATIONS):
-        order = torch.from_numpy(generator.permutation(len(full)))
+        order = torch.from_numpy(generator.permutation(len(full)))  # breaks what links the two samples
         exceed += float((x * y[order][:, order]).mean()) >= statistic
     p_value = (1 + exceed) / (1 + PERMUTATIONS)
     return Outcome("independence", statistic, p_value, p_value >= LEVEL, len(full))
@@ -185,6 +185,7 @@ def run_tests(
     """
     full = evaluator.full
     edges = circuit.in_circuit.nonzero()
+    # The circuit without each of its edges in turn.
     removed = circuit.in_circuit.repeat(len(edges), 1, 1)
     removed[torch.arange(len(edges)), edges[:, 0], edges[:, 1]] = False
     changes = (evaluator(removed) - of_circuit).double().abs().mean(1)

@@ -117,6 +117,7 @@ class EdgeSelector:
             if reached is not None:
                 for frontier in frontiers:
                     frontier.open(reached)
+            # Whether one edge more would leave too few positive ones.
             short = signed is not None and n_positive < signed.positive_share * (len(selected) + 1)
             edge = frontiers[1].pop(taken) if short else None
             edge = frontiers[0].pop(taken) if edge is None else edge
@@ -126,6 +127,7 @@ class EdgeSelector:
             if positive is not None:
                 taken.add(edge)
                 n_positive += bool(positive[edge])
+            # Its source joins; if it is new, its own inputs come within reach.
             source = self._sources[edge]
             reached = None if joined[source] else self._inputs[source]
             joined[source] = True
@@ -156,7 +158,7 @@ class _Frontier:
     def pop(self, taken: set[int]) -> int | None:
         """The best edge that is not taken yet; None if there is none."""
         while self._heap:
-            _, edge, run = self._heap[0]
+            _, edge, run = self._heap[0]  # of the best run its first edge; its next one takes the place
             following = next(run, None)
             if following is None:
                 heapq.heappop(self._heap)
@@ -190,6 +192,7 @@ def prune(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Boo
     reached[:, 0] = True
     leading = torch.zeros(len(masks), graph.n_backward, dtype=torch.bool)  # backward nodes that lead to `logits`
     leading[:, graph.logits] = True
+    # Forwards: a node is reached if any of its inputs reads a node that is.
     for layer in range(graph.n_layers):
         columns = graph.qkv_inputs(layer)
         first = graph.head(layer)  # The nodes before it are what the layer's heads read.
@@ -197,6 +200,7 @@ def prune(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Boo
         reached[:, first : graph.mlp(layer)] = heads.view(len(masks), 3, graph.n_heads).any(1)
         n_before = graph.n_before_mlp(layer)
         reached[:, graph.mlp(layer)] = (masks[:, :n_before, graph.mlp_input(layer)] & reached[:, :n_before]).any(1)
+    # Backwards: a node leads on if anything that leads on reads it.
     for layer in reversed(range(graph.n_layers)):
         mlp = (masks[:, graph.mlp(layer)] & leading).any(1)
         leading[:, graph.mlp_input(layer)] = mlp

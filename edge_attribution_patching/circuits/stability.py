@@ -37,6 +37,7 @@ def resampled_scores(
 
     The same seed draws the same folds of every circuit that has as many.
     """
+    # Folds may differ by a prompt: each counts by how often it was drawn times its size. [resample, fold]
     shares = Bootstrap.of(len(folds.sizes), seed, resamples).shares[part] * folds.sizes
     return (shares / shares.sum(dim=1, keepdim=True)).float() @ folds.means
 
@@ -52,7 +53,7 @@ def sign_stable(folds: KeptFolds, seed: int, resamples: int = RESAMPLES) -> Bool
     return torch.maximum(positive, negative) >= STABLE_SIGN * resamples
 
 
-def signed_selection(folds: KeptFolds, seed: int, positive_share: float = POSITIVE_SHARE) -> Signed:
+def signed_selection(folds: KeptFolds, seed: int, positive_share: float) -> Signed:
     """What signed selection needs to know, from fold scores."""
     stable = torch.zeros(folds.graph.n_forward * folds.graph.n_backward, dtype=torch.bool)
     stable[folds.edges] = sign_stable(folds, seed)
@@ -94,6 +95,7 @@ class CircuitBootstrap:
             masks = torch.zeros(len(held[part]), graph.n_forward * graph.n_backward, dtype=torch.bool)
             for mask, values, size in zip(masks, scores[part], per_resample[part], strict=True):
                 mask[edges[self._selector.select(values, size, self.order, self.signed)]] = True
+            # Pruning needs whole graphs; of the result only the kept edges are stored.
             held[part] = prune(masks.view(-1, graph.n_forward, graph.n_backward), graph).flatten(1)[:, edges]
         return held
 

@@ -72,7 +72,7 @@ def rotate(x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | No
         return x
     cos, sin = rotation.cos, rotation.sin
     turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    first, second = turned.chunk(2, dim=-1)
+    first, second = turned.chunk(2, dim=-1)  # entries half of the turned width apart are the coordinates of one plane
     turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
     return torch.cat((turned, kept), dim=-1)
 
@@ -145,6 +145,7 @@ def attend(
     # A group's queries stand one after the other, so that neither keys nor values are copied for each of its heads.
     grouped = (*stack, layout.n_prompts, n_kv_heads, -1)
     by_head = (*stack, layout.n_prompts, n_heads, queries.width)
+    # [*stack, prompt, kv_head, group * query, key]
     scores = padded.reshape(*grouped, d_head) @ keys.transpose(-2, -1) * layer.attn_scale
     if layer.attn_softcap is not None:
         scores = softcap(scores, layer.attn_softcap)

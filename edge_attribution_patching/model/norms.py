@@ -73,6 +73,7 @@ def fold_norm(
     if norm is None:
         return W.contiguous(), b.contiguous()
     precise = torch.promote_types(W.dtype, torch.float32)
+    # n @ (gain * W) + bias @ W is what W makes of the norm's output. Centring W takes the mean of x out of the first.
     folded = W.to(precise)
     b_folded = b.to(precise) + folded @ norm.bias.to(precise)
     folded = folded * norm.gain.to(precise)

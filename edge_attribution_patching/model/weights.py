@@ -126,6 +126,7 @@ class LayerWeights:
         Raises:
             ZeroDivisionError: if a gain of the norm is 0, so that what it multiplied is lost.
         """
+        # Folding took the mean out after the gain was multiplied in, so it comes back before the gain is divided out.
         unfolded = self.W_V.to(self.V_mean.dtype) + self.V_mean[..., None]
         if self.attn_norm is None:
             return unfolded
@@ -263,6 +264,7 @@ class _Reader:
         def norm(name: str | None, size: int = shape.d_model) -> Norm | None:
             return None if name is None else self.norm(block + name, size)
 
+        # Folding gain, bias and centring into the projections leaves of the norm its scale alone.
         attn_norm = norm(names.attn_norm)
         W, b = self.qkv(block, n_q, n_kv, of_qkv)
         W_qkv, b_qkv = fold_norm(attn_norm, W, b)
@@ -338,6 +340,7 @@ class _Reader:
             self.linear(block + name, self.shape.d_model, width, biased)
             for name, width in zip(names.qkv, widths, strict=True)
         ]
+        # [d_model, output] with q, k and v one after the other or, in a fused projection, as `qkv_order` says.
         W, b = parts[0] if fused else (torch.cat(tensors, dim=-1) for tensors in zip(*parts, strict=True))
         stored, heads = names.qkv_order.split(" -> ")
         sizes = {"d_head": d_head} | ({"qkv": 3} if fused else {})

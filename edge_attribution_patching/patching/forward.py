@@ -121,6 +121,7 @@ class _PatchedPass:
 
     def run(self) -> Float[Tensor, "mask prompt d_model"]:
         runs, graph = self.runs, self.graph
+        # Masks by which nothing, or the whole source run, reaches the logits need no pass at all.
         state = self.plan.inputs[:, graph.logits].to(self.weights.device)[:, None, None]
         final = torch.where(state == SOURCE, runs.source.final, runs.base.final)
         if not bool((state == COMPUTED).any()):
@@ -129,6 +130,7 @@ class _PatchedPass:
             of_input = runs.source.embedded - runs.base.embedded
             self.differences.of_next(1)[:, 0] = centred(self.weights.final_norm, of_input)
         for index in range(graph.n_layers):
+            # The heads that any mask of the stack needs are written for all of its masks.
             heads = self.plan.needed[:, self.plan.heads(index)].any(0).nonzero()[:, 0]
             change = self._change_of_heads(index, heads) if len(heads) else None
             if index == self.last_layer and self.layout.n_tokens > self.layout.n_prompts:
@@ -146,6 +148,7 @@ class _PatchedPass:
         states = self.plan.nodes[:, self.plan.heads(index)][:, heads]
         # Behind a norm of what all heads write, more of them attend than are needed here: its scale depends on all.
         attending = self.plan.attending[:, self.plan.heads(index)].any(0).nonzero()[:, 0]
+        # `computed` are places in `heads`; `fresh` is what those heads write.
         computed, fresh = torch.isin(heads, attending).nonzero()[:, 0], None
         if len(computed):
             attended = self._attend(index, attending)
@@ -165,12 +168,13 @@ class _PatchedPass:
         assert layer.attn_post_norm is not None
         base, source = (run.layers[index].z for run in (self.runs.base, self.runs.source))
         z = self._by_state(self.plan.nodes[:, self.plan.heads(index)], base, source, attending, fresh)
-        out = z.flatten(-2) @ layer.W_O.flatten(0, 1) + layer.b_O
+        out = z.flatten(-2) @ layer.W_O.flatten(0, 1) + layer.b_O  # what all heads write together, before the norm
         return inverse_rms(layer.attn_post_norm, out)[..., None].to(fresh.dtype)
 
     def _attend(self, index: int, heads: Int[Tensor, " head"]) -> HeadAttention:
         """The attention of some heads under every mask, and their z as what they write."""
         layer = self.weights.layers[index]
+        # Each query head has its own k and v here: under a mask, heads of one group may read different things.
         q, k, v = (self._qkv(index, letter, heads) for letter in QKV)
         before_k, before_v = (
             None if before is None else before[:, heads // layer.group] for before in self.runs.prefix[index]
@@ -209,8 +213,9 @@ class _PatchedPass:
         inputs = self.graph.qkv_inputs(index).start + QKV.index(letter) * self.graph.n_heads + heads
         edges = self.plan.masks[:, :, inputs]
         alike = bool((edges == edges[:, :, :1]).all())  # Then all read one residual stream.
-        x = self.differences.read(inputs[:1] if alike else inputs, resid, tokens)
+        x = self.differences.read(inputs[:1] if alike else inputs, resid, tokens)  # [head or 1, mask, token, d_model]
         rows = layer.rows(letter).start + (heads if letter == "q" else heads // layer.group)
+        # [head, mask * token, d_model] @ [head, d_model, d_head]
         out = torch.bmm(x.flatten(1, 2).expand(len(heads), -1, -1), layer.W_qkv[rows].transpose(1, 2))
         out = out.view(len(heads), *x.shape[1:-1], -1)
         if layer.attn_norm is not None:  # x is centred, and gain and bias are folded in: a norm is its scale alone.
@@ -276,7 +281,7 @@ class _PatchedPass:
         """Write the differences of some heads of a layer."""
         W_O = centred(self.weights.final_norm, self.weights.layers[index].W_O_scaled[heads])
         written = self.differences.of_next(len(heads))
-        for mask in range(len(self.plan)):
+        for mask in range(len(self.plan)):  # One mask at a time: its rows lie together in memory, and need no copy.
             torch.bmm(change[mask], W_O, out=written[mask])
 
     def _write_mlp(self, index: int) -> None:

@@ -91,6 +91,7 @@ def swap_masks(graph: Graph, senders: Sequence[Head]) -> Bool[Tensor, "sender n_
     masks = torch.zeros(len(senders), graph.n_forward, graph.n_backward, dtype=torch.bool)
     for mask, (layer, head) in zip(masks, senders, strict=True):
         sender = _take_source(mask, graph, layer, head)
+        # Everything that can read the sender, and what these write to each other.
         reads = graph.edge_mask[sender]
         nodes = graph.forward_of_backward[reads].unique()
         writers = torch.cat((torch.tensor([sender]), nodes[nodes < graph.n_forward]))
@@ -128,6 +129,7 @@ def recompute_after(
     """
     graph = Graph.of(weights)
     finals = runs.base.final.expand(len(senders), -1, -1).clone()
+    # Senders of one layer share their receivers, and so their passes.
     for layer in sorted({layer for layer, _ in senders}):
         reading = receivers.above(layer)
         if not reading.heads:

@@ -128,13 +128,14 @@ class Plan:
             token_bytes: bytes of one node's difference.
         """
         layer_inputs = 3 * self.graph.n_heads + 1
+        # Greedy: masks join the stack in their order as long as the union of what they need fits.
         start = 0
         while start < len(self):
             union = self.needed[start].clone()
             stop = start + 1
             while stop < len(self):
                 grown = union | self.needed[stop]
-                widest = int(grown.sum()) + 1 + layer_inputs
+                widest = int(grown.sum()) + 1 + layer_inputs  # differences kept, the base row, and a layer's inputs
                 if (stop + 1 - start) * widest * token_bytes > memory_budget:
                     break
                 union, stop = grown, stop + 1
@@ -158,6 +159,7 @@ def _states(graph: Graph, masks: Tensor, overrides: ActivationOverrides, shortcu
         edges = masks[:, :n_before, columns].reshape(n_masks, n_before, -1)
         before = nodes[:, :n_before, None]
         touched = (edges & (before != BASE)).any(1)
+        # All that it reads is at its source value, along edges that carry it: then so is its residual stream.
         whole = (edges & (before == SOURCE)).all(1) & shortcuts
         return torch.where(whole, SOURCE, torch.where(touched, COMPUTED, BASE)).to(torch.int8)
 
@@ -165,6 +167,7 @@ def _states(graph: Graph, masks: Tensor, overrides: ActivationOverrides, shortcu
         inputs[:, graph.qkv_inputs(layer)] = read(graph.qkv_inputs(layer), graph.head(layer))
         inputs[:, given_inputs] = COMPUTED  # In every layer again: what is read has just overwritten its own.
         heads = inputs[:, graph.qkv_inputs(layer)].view(n_masks, 3, graph.n_heads)
+        # A head has a run's value if its q, k and v all have.
         joint = torch.where((heads == SOURCE).all(1), SOURCE, torch.where((heads == BASE).all(1), BASE, COMPUTED))
         nodes[:, graph.head(layer) : graph.mlp(layer)] = joint.to(torch.int8)
         nodes[:, given_outputs] = OVERRIDDEN
@@ -179,6 +182,7 @@ def _reaching(
     graph: Graph, masks: Tensor, nodes: Tensor, inputs: Tensor, spanning: Sequence[SpanningNorms]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`needed`, `attending` and `read`, from the logits back to the first layer."""
+    # A node is needed if an input that is computed reads it; an input is read if its own node is needed and computed.
     computed = inputs == COMPUTED
     needed, attending = (torch.zeros_like(nodes, dtype=torch.bool) for _ in range(2))
     read = torch.zeros_like(computed)
@@ -200,6 +204,7 @@ def _reaching(
             runs = (nodes[:, heads] == COMPUTED) & runs.any(1, keepdim=True)
         attending[:, heads] = runs
         columns = graph.qkv_inputs(layer)
+        # Of the q and k that one norm covers, all that are computed are wanted as soon as one is.
         projects = computed[:, columns].view(len(masks), 3, graph.n_heads)
         wanted = projects & runs[:, None]
         for number, spans in enumerate((of_q, of_k)):

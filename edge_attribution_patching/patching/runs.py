@@ -77,6 +77,7 @@ class PreparedRuns:
         """Memory of the layers and the prefix."""
         tensors = [x for run in (self.base, self.source) for layer in run.layers for x in layer.tensors().values()]
         tensors += [x for pair in self.prefix for x in pair if x is not None]
+        # Some share their memory, and count once.
         return sum({x.data_ptr(): x.numel() * x.element_size() for x in tensors}.values())
 
 
@@ -89,6 +90,7 @@ def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupte
     layout, norm = batch.layout, weights.final_norm
     prefix = kv_cache(weights, layout, batch.clean)
     tokens = (batch.corrupted, batch.clean) if base == "corrupted" else (batch.clean, batch.corrupted)
+    # Both runs go through the layers as a stack of two: base first, then source.
     embedded = torch.stack([embed(weights, layout, layout.pack(padded)) for padded in tokens])
     layers: tuple[list[LayerRun], list[LayerRun]] = ([], [])
 
@@ -106,6 +108,7 @@ def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupte
         block = weights.layers[layer.layer]
         for letter in ("q", "k"):
             if block.norm_spans_heads(letter):
+                # A patched pass changes some heads only: their norm's scale is put together from these.
                 projected = clamp(block, layer.qkv[..., block.rows(letter), :])
                 squares = projected.to(torch.promote_types(projected.dtype, torch.float32)).square().sum(-1)
                 parts[f"{letter}_squares"] = squares[:, layout.last] if letter == "q" and last else squares

@@ -64,6 +64,7 @@ class FoldScores:
         """Standard error of `scores`, float32; nan with a single fold, 0 where there is no edge."""
         if len(self.sizes) == 1:
             return torch.full_like(self.scores, torch.nan).where(self.graph.edge_mask, 0)
+        # Fold by fold, so that no second copy of all sums is held.
         squares = torch.zeros(self.scores.shape, dtype=torch.float64)
         mean = self.scores.double()
         for fold, size in zip(self.sums, self.sizes.tolist(), strict=True):
@@ -85,6 +86,7 @@ class FoldScores:
         kept = graph.edge_mask.flatten().clone()
         n_kept = min(graph.n_edges, max(KEEP_ALL, min(4 * largest, KEEP_MOST)))
         if n_kept < graph.n_edges:
+            # Half by their place in the order, the rest by how strong they might be.
             first = order[: n_kept // 2, 0] * graph.n_backward + order[: n_kept // 2, 1]
             reach = (self.scores.abs() + 1.96 * self.standard_error.nan_to_num()).flatten()
             reach[~kept] = -1

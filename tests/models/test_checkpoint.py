@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.models import checkpoint as checkpoint_module
 from circuits_over_time.utils.models.family import resolve_family
 from tests.support.loading import loads_weights_of, same_tensors
-from tests.support.paths import ROOT
 from tests.support.tiny_models import save_family, tiny_model, tiny_tokenizer
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
@@ -74,16 +71,6 @@ def test_changing_the_bridge_leaves_weights_and_tokenizer_as_they_are(tiny_famil
             parameter.zero_()
     assert same_tensors(checkpoint.weights, read_weights(tiny_model(1)))
     assert checkpoint.bridge.tokenizer is not checkpoint.tokenizer
-
-
-@pytest.mark.slow
-def test_loading_imports_no_bridge(tiny_family: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from circuits_over_time.utils.models.family import resolve_family; "
-        f"resolve_family({str(tiny_family)!r}, Path('none')).load(10, device='cpu').provenance; "
-        "sys.exit('transformer_lens' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_a_checkpoint_is_freed_without_collecting_garbage(tiny_family: Path, tmp_path: Path) -> None:

@@ -31,16 +31,23 @@ def test_reading_configs_and_finding_checkpoints_imports_nothing_slow() -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_loaded_without_the_model_code_of_transformers() -> None:
+def test_a_checkpoint_is_loaded_without_the_model_code_of_transformers_and_without_a_bridge() -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from circuits_over_time.utils.models.family import resolve_family\n"
-        f"resolve_family({str(TOY)!r}, Path()).load({TOY_STEPS[0]}, device='cpu')\n"
+        f"resolve_family({str(TOY)!r}, Path()).load({TOY_STEPS[0]}, device='cpu').provenance\n"
+        "from transformers.utils import import_utils; import transformers.models as models\n"
+        "scan = import_utils.create_import_structure_from_path\n"
+        "before, own = scan.cache_info().misses, scan(models.__file__)\n"  # A look at all files again, by this name.
+        "print(before, scan.cache_info().misses, own == scan(Path(models.__file__).parent))\n"
         "print(*sys.modules)"
     )
     told = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
     assert told.returncode == 0, told.stderr
-    assert "torch" in told.stdout.split()
-    assert not {"torch._dynamo", "transformers.modeling_utils"} & set(told.stdout.split())
+    before, after, equal, *modules = told.stdout.split()
+    assert int(after) > 1.9 * int(before), "transformers had looked through its files once"
+    assert equal == "True"
+    assert "torch" in modules
+    assert not {"torch._dynamo", "transformers.modeling_utils", "transformer_lens"} & set(modules)

@@ -20,8 +20,11 @@ def test_every_script_is_in_the_report_but_that_of_one_circuit() -> None:
 
 
 @pytest.mark.slow
-def test_the_figures_of_the_page_can_be_had_as_pages(store: Store, tmp_path: Path) -> None:
-    argv = ["-r", str(store.root), "-o", str(tmp_path / "report.html"), "-f", str(tmp_path / "figures"), "-t", "ioi"]
+def test_the_figures_of_the_page_can_be_had_as_pages_and_the_same_results_give_the_same_page(
+    store: Store, report: Path, tmp_path: Path
+) -> None:
+    argv = ["-r", str(store.root), "-o", str(tmp_path / "report.html"), "-f", str(tmp_path / "figures")]
     assert main(argv) == 0
+    assert (tmp_path / "report.html").read_bytes() == report.read_bytes()
     pages = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"circuits.html", "head_scores.html", "circuit_similarity.html", "circuit_similarity.csv"} <= pages

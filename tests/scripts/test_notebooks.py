@@ -47,7 +47,7 @@ def test_py_and_ipynb_hold_the_same_cells(name: str) -> None:
     assert cells(load(name)) == cells(committed(name)), f"run: python notebooks/execute.py {name}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + REAL)
 def test_notebooks_use_the_library_the_figures_and_nothing_else_of_ours(name: str) -> None:
     """`steps.py`, `drawing.py` and `support.py`, which they share, too."""
     texts = [(FOLDER / f"{module}.py").read_text() for module in (name, "steps", "drawing", "support")]
@@ -80,7 +80,7 @@ def test_nothing_committed_tells_where_it_was_run(name: str) -> None:
     ("name", "environment"),
     [
         pytest.param("ioi_circuit", {}, marks=pytest.mark.endurance),
-        pytest.param("greater_than_circuit", NO_BROWSER, marks=pytest.mark.slow),
+        pytest.param("greater_than_circuit", NO_BROWSER, marks=pytest.mark.endurance),
     ],
 )
 def test_the_circuit_notebooks_run_on_the_toy_family(name: str, environment: dict[str, str], toy_family: Path) -> None:

@@ -23,7 +23,7 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
 )
 from circuits_over_time.edge_attribution_patching.circuits.mib import MibAreas, mib_areas
 from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
-from circuits_over_time.edge_attribution_patching.circuits.stability import sign_stable
+from circuits_over_time.edge_attribution_patching.circuits.stability import signed_selection
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
@@ -108,7 +108,9 @@ def find_circuit(
 ) -> FoundCircuit:
     """Search for the smallest faithful circuit by the scores of all edges (`score_edges`)."""
     graph, search = folds.graph, settings.search
-    signed = signed_selection(folds, settings)
+    signed = None
+    if search.selection == "signed":
+        signed = signed_selection(folds.keep_all(), settings.seed, search.positive_share)
     order = edge_order(folds.scores, graph, search.order, signed=signed)
 
     evaluator = evaluator_of(weights, prompts, settings)
@@ -143,17 +145,6 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
             batch_size=settings.batch_size,
             memory_budget_gb=settings.memory_budget_gb,
         )
-
-
-def signed_selection(folds: FoldScores, settings: CircuitSettings) -> Signed | None:
-    """What `search.selection: signed` needs to know of the scores; None for `absolute`."""
-    if settings.search.selection == "absolute":
-        return None
-    graph = folds.graph
-    everything = folds.keep_all()
-    stable = torch.zeros(graph.n_forward * graph.n_backward, dtype=torch.bool)
-    stable[everything.edges] = sign_stable(everything, settings.seed)
-    return Signed(stable.view_as(graph.edge_mask), settings.search.positive_share)
 
 
 def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> CircuitEvaluator:

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
-from circuits_over_time.edge_attribution_patching.circuits.stability import sign_stable
+from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
+from circuits_over_time.edge_attribution_patching.circuits.stability import signed_selection
 
 from ..results.comparison import COMPARISONS
 from .chance import expected_added, expected_jaccard, expected_weighted_jaccard
@@ -66,9 +66,7 @@ def grown(checkpoint: Checkpoint, size: int) -> Bool[Tensor, "n_forward n_backwa
     graph, rule = checkpoint.circuit.graph, checkpoint.rule
     signed = None
     if rule.selection == "signed":
-        stable = torch.zeros(graph.n_forward * graph.n_backward, dtype=torch.bool)
-        stable[checkpoint.folds.edges] = sign_stable(checkpoint.folds, rule.seed)
-        signed = Signed(stable.view(graph.n_forward, graph.n_backward), rule.positive_share)
+        signed = signed_selection(checkpoint.folds, rule.seed, rule.positive_share)
     order = edge_order(checkpoint.circuit.scores, graph, rule.order, limit=size, signed=signed)
     return top_n_masks(order, graph, [min(size, len(order))])[0]
 

@@ -96,7 +96,7 @@ def _after_layer_0(
         size = lengths[index].to(weights.device)
         layout = PackedTokens.whole(size)
         x = forward(bottom, layout, embed(weights, layout, layout.pack(tokens[index].to(weights.device))))
-        starts = size.cumsum(0) - size
+        starts = size.cumsum(0) - size  # where each prompt begins among the packed tokens
         residuals.append(x[(starts[:, None] + positions[index].to(weights.device)).flatten()])
     return torch.cat(residuals)
 
@@ -140,6 +140,7 @@ class _Ranking:
         directions = self.seen(self.norm, written.reshape(-1, d_model)) * self.gain
         directions = torch.cat((directions, -directions))
         own = own.repeat(2 * n_heads)
+        # Whoever fails among the candidates is out for good; whoever passes is asked again among all tokens.
         undecided = _in_top_k(directions, own, *self.candidates)
         for rows in undecided.nonzero()[:, 0].split(max(_LOGITS_AT_ONCE // len(self.everything[0]), 1)):
             undecided[rows] = _in_top_k(directions[rows], own[rows], *self.everything)

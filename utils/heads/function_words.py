@@ -70,7 +70,7 @@ def spellings() -> Iterator[str]:
 def function_tokens(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " token"]:
     """The function words that are single tokens of a tokenizer, sorted, and its special tokens."""
     tokens = set(tokenizer.all_special_ids)
-    texts = sorted(set(spellings()))
+    texts = sorted(set(spellings()))  # one call of the tokenizer for all
     for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             tokens.add(ids[0])

@@ -1,15 +1,8 @@
 """Keys of the three scripts that score attention heads. Nothing here imports torch.
 
 The key `head_scores` chooses between two definitions: `standard` is the suite's own, and `study` is what the published
-study measured (Tigges et al. 2024, arXiv 2407.10827), so that you can compare numbers with its own. Under `study`
-
-- copy scores leave out the scale of the norms before V and before the unembedding (`copy_scores.py`);
-- random blocks are drawn with replacement from the ids 100 to 19,999, and the induction score counts one query more
-  (`attention_and_copy.py`);
-- succession leaves out all norms, counts a tie as right and weighs spellings as there (`succession.py`);
-- CSPA reads the beginnings of long documents (`corpus.py`).
-
-All other differences are numbers that have their own keys; `docs/study.md` lists them.
+study measured (Tigges et al. 2024, arXiv 2407.10827), so that you can compare numbers with its own. Each module says
+how its `study` differs; the other differences are numbers with keys of their own (`docs/study.md`).
 """
 
 from __future__ import annotations

@@ -154,6 +154,7 @@ def successor_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition =
         for word_list in word_lists:
             for words in word_list.spellings(definition):
                 ids = _single_tokens(tokenizer, words)
+                # A word that is no single token takes both pairs that it is in with it.
                 neighbours = [*pairwise(ids), *([(ids[-1], ids[0])] if word_list.cyclic else [])]
                 pairs = tuple((a, b) for a, b in neighbours if a is not None and b is not None)
                 if pairs and (definition == "study" or (len(pairs) > 1 and pairs not in lists)):
@@ -218,6 +219,7 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
         ValueError: if no class has pairs.
         ZeroDivisionError: under `study`, if a norm hides what the checkpoint stores (`LayerWeights.stored_W_V`).
     """
+    # Each list as [source or successor, pair]; what any list needs is worked out once for all.
     lists = [
         torch.tensor(pairs_of_list, device=weights.device).T.contiguous()
         for of_class in pairs.values()
@@ -242,6 +244,7 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
         values = layer.per_head(x @ W_V.to(read.dtype).transpose(1, 2))  # [head, source, d_head]
         reads = W_O.to(read.dtype) @ read.T  # [head, d_head, successor]
         wins = []
+        # Only the successors of a pair's own list compete with its own.
         for source, successor in lists:
             candidates, own = successor.unique(return_inverse=True)
             from_source = values[:, torch.searchsorted(sources, source)]

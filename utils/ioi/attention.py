@@ -36,6 +36,7 @@ def name_attention(
             from_queries = layer.pattern.transpose(1, 2)[rows, queries[index]]  # [prompt, query, head, key]
             keys = names[index][:, None, None].expand(*from_queries.shape[:3], -1)
             seen = from_queries.gather(3, keys).float().sum(dim=0)  # [query, head, name]
+            # Summed over prompts layer by layer, so that no pattern outlives its layer.
             total[:, :, layer.layer] += seen.transpose(1, 2).cpu()
 
         with torch.no_grad():
@@ -66,6 +67,7 @@ class AttentionWatch:
         keys = self._positions[index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
         to_names = pattern.gather(3, keys).to(self.attention.dtype)
         masks = attended.masks.to(index.device)[:, None]
+        # A stack of masks may come in parts, and recomputes heads that nobody watches.
         for place, head in enumerate(attended.heads.tolist()):
             if (column := self._columns.get((attended.layer, head))) is not None:
                 self.attention[masks, column, index[None]] = to_names[:, :, place]

@@ -41,6 +41,7 @@ class LogitDifference:
     """
 
     def __init__(self, weights: ModelWeights, prompts: Prompts) -> None:
+        # Row 0 holds the right answers' unembedding directions, row 1 the wrong ones', [2, prompt, d_model].
         right, wrong = (tokens[:, 0].to(weights.device) for tokens in (prompts.answers.right, prompts.answers.wrong))
         unembedding = Unembedding(weights)
         self._norm, self._softcap = weights.final_norm, weights.logit_softcap
@@ -51,6 +52,7 @@ class LogitDifference:
         self, finals: Float[Tensor, "*stack prompt d_model"], index: Int[Tensor, " prompt"]
     ) -> Float[Tensor, "*stack prompt"]:
         """The logit difference of some prompts, float32 or better."""
+        # [*stack, prompt, d_model]; the norm's gain and bias are in the rows.
         normalised, _ = normalise(self._norm, finals.to(self._rows.dtype))
         right, wrong = (
             (normalised * rows[index]).sum(-1) + bias[index] for rows, bias in zip(self._rows, self._bias, strict=True)

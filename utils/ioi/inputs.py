@@ -201,6 +201,7 @@ class _Lookup:
             return folder
         if self.require_stored:
             raise UserError(reason)
+        # That results do not exist yet is no news; that they do not fit is said once, not at every checkpoint.
         if folder.has(self.checkpoint.step) and reason not in self.already_warned:
             self.already_warned.add(reason)
             log.warning("%s; computed here instead", reason.partition("; run:")[0])

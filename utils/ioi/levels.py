@@ -77,6 +77,7 @@ class Levels:
             for level in LEVELS:
                 self.tables.add_row(level, None, reason=reason)
             return self.tables.done(), {}
+        # Heads of the first two levels act at the end of the prompt, those of the third where S comes again.
         from_end, from_s2 = self._attention("end", "s2")
         writing = self._name_movers(from_end)
         movers = holders(writing, "name_mover")
@@ -111,6 +112,7 @@ class Levels:
             reason = f"no name movers: no head has a copy score above {self.limits.copy_score:g}% and an effect below 0"
             self.tables.add_row("s_inhibition", 0, reason=reason)
             return (), "no S-inhibition heads: there are no name movers to inhibit"
+        # An effect makes a head a candidate; the signal that it sends decides.
         effects = self.scale.effects(self.definition.on_queries(self.runs, self.heads, movers))
         limit = self.limits.s_inhibition_effect
         below = [head for head, effect in zip(self.heads, effects.values.tolist(), strict=True) if effect < limit]
@@ -135,6 +137,7 @@ class Levels:
         """Replace what the candidates write at the answer with what they write in each variant of the prompt."""
         if not candidates:
             return {}
+        # What the clean prompt itself would give is known already; the other variants need a pass each.
         exchanges = {CLEAN: Exchange.of_nothing(candidates, movers, self.clean, attention)}
         for name, tokens in self.variants.items():
             if name != CLEAN:

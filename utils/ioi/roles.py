@@ -83,6 +83,7 @@ def inhibition_roles(
     """
     if not candidates:
         return {}
+    # Averages over prompts, one row a candidate.
     before, after = exchanges[CLEAN], exchanges[OPPOSITE_ORDER]
     logit_diff = (after.logit_difference.double().mean(dim=1) - before.logit_difference.double().mean(dim=1)).tolist()
     to_io, to_s1, _ = (after.mean_attention() - before.mean_attention()).T.tolist()

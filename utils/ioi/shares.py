@@ -37,7 +37,7 @@ class Scale:
 
     def effects(self, patched: Float[Tensor, "head prompt"]) -> Effects:
         """The effects of heads, from the logit difference of every prompt with each of them patched."""
-        change = patched.double() - self.clean
+        change = patched.double() - self.clean  # paired: the same prompts in both
         values = change.mean(dim=1) / self.divisor.mean()
         return Effects(values, self.bootstrap.means(change) / self.bootstrap.means(self.divisor)[:, None])
 

@@ -81,6 +81,7 @@ class Tables:
             row |= {f"attention_{name}": float(attention[i, layer, head]) for i, name in enumerate(NAMES)}
             self._heads.append(row | {"in_circuit": bool(facts.in_circuit[layer, head]), "passes": role.passes})
 
+        # All heads that can hold a role, as masks over `measured`: which do, and which are the circuit's.
         role_holders = set(holders(roles))
         identified = torch.tensor([head in role_holders for head in self.measured], dtype=torch.bool)
         in_circuit = torch.tensor([bool(facts.in_circuit[head]) for head in self.measured], dtype=torch.bool)

@@ -77,6 +77,7 @@ class TextSource:
         shape = (self.config.rows, self.config.width)
         tokens, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         documents, learned = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=bool)
+        # First fit, the longest documents first; what fits nowhere is left out.
         filled = [0] * self.config.rows
         for number, document in enumerate(sorted(drawn, key=lambda document: -len(document.tokens))):
             size = len(document.tokens)

@@ -72,6 +72,7 @@ class Trainer:
     def __init__(self, config: OptimizerConfig, model: GPTNeoXForCausalLM) -> None:
         self.config, self.model = config, model
         blocks = _muon_groups(model)
+        # Everything that Muon leaves is AdamW's: vectors and scalars do not decay.
         taken = {id(matrix) for group in blocks for matrix in group["params"]}
         others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
         groups = [
