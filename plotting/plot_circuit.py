@@ -28,9 +28,9 @@ from circuits_over_time.plotting.parts.style import (
     add_key,
     finish,
     in_order,
+    note,
     on_white,
     translucent,
-    write,
 )
 from circuits_over_time.plotting.parts.tables import Results, as_text, logger
 from circuits_over_time.utils.base.errors import UserError
@@ -158,20 +158,24 @@ def _edge_hover(row: dict[str, Any]) -> tuple[str, float, str]:
 
 
 def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles) -> None:
+    # All at once: plotly copies what there is for each that is added.
+    shapes, notes = [], []
     for node, (x, y) in layout.positions.items():
         held = roles.get(node, ())
         left, side = x - BOX_WIDTH / 2, {"type": "rect", "y0": y - BOX_HEIGHT / 2, "y1": y + BOX_HEIGHT / 2}
         # Several roles share the box.
         width = BOX_WIDTH / max(len(held), 1)
         for i, role in enumerate(held):
-            tint = on_white(role_look(role)[1], ROLE_TINT)
-            figure.add_shape(x0=left + i * width, x1=left + (i + 1) * width, line={"width": 0}, fillcolor=tint, **side)
+            ends = {"x0": left + i * width, "x1": left + (i + 1) * width}
+            shapes.append(side | ends | {"line": {"width": 0}, "fillcolor": on_white(role_look(role)[1], ROLE_TINT)})
         fill = None if held else FILL.get(node[0] if node[1:2].isdigit() else "", "#ffffff")
-        figure.add_shape(x0=left, x1=left + BOX_WIDTH, line={"color": FAINT, "width": 1}, fillcolor=fill, **side)
-        # An annotation, because plotly draws shapes over the text of traces.
-        write(figure, node, x, y, colour=INK, yshift=5 if "." in node else 0)
+        outline = {"x0": left, "x1": left + BOX_WIDTH, "line": {"color": FAINT, "width": 1}}
+        shapes.append(side | outline | {"fillcolor": fill})
+        # Annotations, because plotly draws shapes over the text of traces.
+        notes.append(note(node, x, y, colour=INK, yshift=5 if "." in node else 0))
         for letter, port in PORTS.items() if "." in node else ():
-            write(figure, letter, x + port * BOX_WIDTH, y - BOX_HEIGHT / 2, size=8, yshift=5)
+            notes.append(note(letter, x + port * BOX_WIDTH, y - BOX_HEIGHT / 2, size=8, yshift=5))
+    figure.update_layout(shapes=shapes, annotations=notes)
 
 
 def draw(results: Results) -> dict[str, Drawing]:

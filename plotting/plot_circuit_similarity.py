@@ -17,7 +17,7 @@ import pandas as pd
 from circuits_over_time.plotting.parts.circuit_similarity import similarity_over_training
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import by_panel, task_panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook
+from circuits_over_time.plotting.parts.style import Drawing, Looks
 from circuits_over_time.plotting.parts.tables import Results, escaped, logger
 from circuits_over_time.utils.base.errors import UserError
 
@@ -67,7 +67,7 @@ def similarities(
     return table
 
 
-def draw_similarity(table: pd.DataFrame, looks: dict[str, ModelLook], against: str) -> Drawing:
+def draw_similarity(table: pd.DataFrame, looks: Looks, against: str) -> Drawing:
     """The figure. `against` says what circuits are compared with."""
     last = len(MEASURES) + 1
     panels, tasks = task_panels(table, last, 180)
@@ -90,7 +90,6 @@ def draw_similarity(table: pd.DataFrame, looks: dict[str, ModelLook], against: s
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure of all models, and its numbers."""
     reference, alpha = results.arguments.reference, results.arguments.alpha
     if not 0 < alpha <= 1:
         raise UserError(f"--alpha: {alpha} is not in (0, 1]")

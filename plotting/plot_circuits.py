@@ -13,7 +13,7 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import by_panel, task_panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, within
+from circuits_over_time.plotting.parts.style import Drawing, Looks, metric_label, within
 from circuits_over_time.plotting.parts.tables import Results, as_text, escaped, logger, tasks_in
 from circuits_over_time.utils.tasks.registry import primary_metric
 
@@ -44,7 +44,7 @@ def selected_circuits(faithfulness: pd.DataFrame, baselines: pd.DataFrame) -> pd
     return table.sort_values(keys, ignore_index=True)
 
 
-def draw_circuits(table: pd.DataFrame, looks: dict[str, ModelLook], count: str, metrics: dict[str, str]) -> Drawing:
+def draw_circuits(table: pd.DataFrame, looks: Looks, count: str, metrics: dict[str, str]) -> Drawing:
     """The figure, from what `selected_circuits` returns; `metrics` has each task's metric, for the axis titles."""
     panels, tasks = task_panels(table, 3)
     cuts = []
@@ -86,7 +86,6 @@ def task_metrics(results: Results, table: pd.DataFrame) -> dict[str, str]:
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure of all models."""
     table = selected_circuits(results.table("faithfulness"), results.table("baselines"))
     options = {"count": results.arguments.count, "metrics": task_metrics(results, table)}
     return {"circuits": by_panel(draw_circuits, escaped(table), looks=results.looks(), **options)}

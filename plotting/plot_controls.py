@@ -201,7 +201,6 @@ def _ring(panels: Panels, table: pd.DataFrame, row: int, column: int) -> bool:
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure for each model."""
     controls, baselines = results.table("controls"), results.table("baselines")
     rest = (results.table_if_any(kind, note=True) for kind in ("graphs", "prompt_groups"))
     baselines = baselines[baselines["model"].isin(controls["model"])]

@@ -15,7 +15,7 @@ from plotly.colors import sample_colorscale
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import by_panel, row_of_panels, task_panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish, within
+from circuits_over_time.plotting.parts.style import Drawing, Looks, finish, within
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, logger, tasks_in
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.kinds import how_to_make
@@ -88,7 +88,7 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
     return drawing
 
 
-def draw_areas(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
+def draw_areas(table: pd.DataFrame, looks: Looks) -> Drawing:
     """CPR above CMD, a column per task, a line per model."""
     panels, tasks = task_panels(table, 2)
     cuts = []

@@ -178,7 +178,6 @@ def _share(share: float) -> str:
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure for each model."""
     handovers = escaped(results.comparison("handovers", whole=True))
     heads, levels = (escaped(results.table(kind)) for kind in ("ioi_consistency_heads", "ioi_consistency"))
     return {

@@ -14,7 +14,7 @@ import pandas as pd
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import SCORES, head_scores, score_label
 from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, grid_of_panels
-from circuits_over_time.plotting.parts.style import SERIES, Drawing, ModelLook, in_order, within
+from circuits_over_time.plotting.parts.style import SERIES, Drawing, Looks, ModelLook, in_order, within
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.utils.base.errors import UserError
@@ -37,7 +37,7 @@ def maxima(table: pd.DataFrame) -> pd.DataFrame:
     return best.assign(best_head=best["layer"].astype(str) + "." + best["head"].astype(str))
 
 
-def draw_maxima(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
+def draw_maxima(table: pd.DataFrame, looks: Looks) -> Drawing:
     """Per score a panel with every model's best head."""
     best = maxima(table)
     panels, places = _score_panels(table)
@@ -103,7 +103,6 @@ def _limit_cspa(panels: Panels, places: dict[str, tuple[int, int]], table: pd.Da
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure of all models, and one for each."""
     if (top := results.arguments.top) < 1:
         raise UserError(f"--top: {top} heads asked for; ask for at least 1")
     table = escaped(head_scores(results))

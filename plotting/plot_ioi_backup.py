@@ -14,14 +14,14 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import Panels, by_panel
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook
+from circuits_over_time.plotting.parts.style import Drawing, Looks
 from circuits_over_time.plotting.parts.tables import Results, escaped
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 
 TITLES = {"all": "All parts together", "heads": "Other heads", "mlps": "MLPs", "final_norm": "Scale of the final norm"}
 
 
-def draw_backup(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
+def draw_backup(table: pd.DataFrame, looks: Looks) -> Drawing:
     """The figure, from rows of `ioi_backup`."""
     parts = [part for part in TITLES if (table["part"] == part).any()]
     panels = Panels(1, len(parts), TimeAxis.of(table), [TITLES[part] for part in parts], panel_height=260)
@@ -40,7 +40,6 @@ def draw_backup(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure of all models."""
     table = escaped(results.table("ioi_backup"))
     return {"ioi_backup": by_panel(draw_backup, table, "part", TITLES, looks=results.looks())}
 

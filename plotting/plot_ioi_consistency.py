@@ -14,7 +14,7 @@ import pandas as pd
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import Panels, by_panel
 from circuits_over_time.plotting.parts.roles import HINT, LEVELS, TOY, role_chip
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook
+from circuits_over_time.plotting.parts.style import Drawing, Looks
 from circuits_over_time.plotting.parts.tables import Results, escaped, logger
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 
@@ -22,7 +22,7 @@ INTERVAL = ("percent_low", "percent_high")
 HOVER = ("n_heads", "n_heads_in_circuit", "circuit_effect", "definitions")
 
 
-def draw_consistency(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
+def draw_consistency(table: pd.DataFrame, looks: Looks) -> Drawing:
     """The figure, from rows of `ioi_consistency`, their levels in the order of the algorithm."""
     levels = list(dict.fromkeys(table["level"]))
     panels = Panels(1, len(levels), TimeAxis.of(table), [level_title(level) for level in levels], panel_height=290)
@@ -51,7 +51,6 @@ def level_title(level: str) -> str:
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure of all models."""
     table = results.table("ioi_consistency")
     _log_empty_levels(table)
     return {"ioi_consistency": by_panel(draw_consistency, escaped(table), "level", looks=results.looks())}

@@ -138,7 +138,6 @@ def _note(figure: go.Figure, text: str, y: float, *, size: int = 11, colour: str
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure for each model."""
     levels, heads = (escaped(results.table(kind)) for kind in ("ioi_consistency", "ioi_consistency_heads"))
     return {
         f"ioi_roles_{model}": for_both_widths(draw_roles, rows, levels[levels["model"] == model], model)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import by_panel, grid_of_panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook
+from circuits_over_time.plotting.parts.style import Drawing, Looks
 from circuits_over_time.plotting.parts.tables import Results, escaped, logger
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.published.eval_results import read_evaluations
@@ -62,7 +62,7 @@ def choose(table: pd.DataFrame, shots: int, benchmarks: list[str] | None) -> pd.
     return pd.concat(parts, ignore_index=True)
 
 
-def draw_evaluations(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawing:
+def draw_evaluations(table: pd.DataFrame, looks: Looks) -> Drawing:
     """The figure, from rows `model, step, tokens, benchmark, metric, value, stderr`."""
     benchmarks = list(dict.fromkeys(table["benchmark"]))
     titles = [BENCHMARKS[name][0] if name in BENCHMARKS else name for name in benchmarks]
@@ -84,7 +84,6 @@ def draw_evaluations(table: pd.DataFrame, looks: dict[str, ModelLook]) -> Drawin
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure of all models."""
     folder, asked = results.arguments.evaluations, results.arguments.model
     if folder is None:
         return {}  # The report has them where it is given a folder.

@@ -213,7 +213,6 @@ def _row(row: pd.Series) -> str:
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure, and its numbers."""
     table = reproduction(results.store, results.arguments)
     if table.empty:
         raise NotMeasured("--model, --task: the study published nothing of these; leave them out")

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import by_panel, row_of_panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish
+from circuits_over_time.plotting.parts.style import Drawing, Looks, finish
 from circuits_over_time.plotting.parts.tables import (
     NotMeasured,
     Results,
@@ -54,12 +53,10 @@ def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> 
     rows = []
     for task in tasks_in(sizes):
         part = sizes[sizes["task"] == task]
-        x = part["model"].map(parameters).astype(float).to_numpy()
-        y = part["size"].astype(float).to_numpy()
+        x, y = part["model"].map(parameters).astype(float).to_numpy(), part["size"].astype(float).to_numpy()
         pearson = next(other for other in correlations(x, y) if other.statistic == "pearson")
-        row = {"task": task, "r": pearson.value, "p_value": pearson.p_value, "exact": pearson.exact}
-        rows.append(row | {"n_models": len(part)})
-    return pd.DataFrame(rows)
+        rows.append((task, pearson.value, pearson.p_value, pearson.exact, len(part)))
+    return pd.DataFrame(rows, columns=["task", "r", "p_value", "exact", "n_models"])
 
 
 def model_parameters(store: Store, table: pd.DataFrame, given: list[str] | None = None) -> dict[str, float]:
@@ -81,17 +78,12 @@ def model_parameters(store: Store, table: pd.DataFrame, given: list[str] | None 
         if model not in counts:
             command = f"{how_to_make('task_performance', model)} overwrite=true"
             step = int(table.loc[table["model"] == model, "step"].max())
-            logger.warning(
-                "%s: its results do not record its number of parameters; left out. Give --parameters %s=COUNT, or run: "
-                "%s checkpoints=[%d]",
-                *(model, model, command, step),
-            )
+            why = f"{model}: its results do not record its number of parameters; left out."
+            logger.warning("%s Give --parameters %s=COUNT, or run: %s checkpoints=[%d]", why, model, command, step)
     return counts
 
 
-def draw_scale(
-    sizes: pd.DataFrame, parameters: Mapping[str, float], looks: dict[str, ModelLook], count: str
-) -> Drawing:
+def draw_scale(sizes: pd.DataFrame, parameters: Mapping[str, float], looks: Looks, count: str) -> Drawing:
     """The figure: a point per model with one standard deviation over checkpoints, and r in each panel's title."""
     correlation = size_against_scale(sizes, parameters).set_index("task")
     tasks = tasks_in(sizes)
@@ -106,19 +98,17 @@ def draw_scale(
     for column, task in enumerate(tasks, 1):
         for model, rows in by_model(sizes[sizes["task"] == task]):
             row, look = rows.iloc[0], looks[model]
-            figure.add_trace(
-                go.Scatter(
-                    x=[parameters[model]],
-                    y=[row["size"]],
-                    error_y={"type": "data", "array": [np.nan_to_num(row["sd"])], "thickness": 1.2, "width": 3},
-                    mode="markers",
-                    name=model,
-                    legendgroup=model,
-                    marker={"color": look.colour, "symbol": look.symbol, "size": 11},
-                    customdata=[[compact(parameters[model]), row["n_steps"]]],
-                    hovertemplate=f"<b>{model}</b> (%{{customdata[0]}} parameters)<br>mean size: %{{y:.1f}} {count}"
-                    "<br>over %{customdata[1]} checkpoints<extra></extra>",
-                ),
+            figure.add_scatter(
+                x=[parameters[model]],
+                y=[row["size"]],
+                error_y={"type": "data", "array": [np.nan_to_num(row["sd"])], "thickness": 1.2, "width": 3},
+                mode="markers",
+                name=model,
+                legendgroup=model,
+                marker={"color": look.colour, "symbol": look.symbol, "size": 11},
+                customdata=[[compact(parameters[model]), row["n_steps"]]],
+                hovertemplate=f"<b>{model}</b> (%{{customdata[0]}} parameters)<br>mean size: %{{y:.1f}} {count}"
+                "<br>over %{customdata[1]} checkpoints<extra></extra>",
                 row=1,
                 col=column,
             )
@@ -157,10 +147,8 @@ def draw(results: Results) -> dict[str, Drawing]:
     parameters = model_parameters(results.store, table, results.arguments.parameters)
     sizes = escaped(sizes[sizes["model"].isin(parameters.keys())])
     if sizes.empty:
-        raise NotMeasured(
-            f"{results.store.root}/faithfulness: no selected circuit of a model of known size; give --parameters "
-            "name=count"
-        )
+        why = "no selected circuit of a model of known size; give --parameters name=count"
+        raise NotMeasured(f"{results.store.root}/faithfulness: {why}")
     counts = {as_text(model): number for model, number in parameters.items()}
     return {"size_vs_scale": by_panel(draw_scale, sizes, parameters=counts, looks=results.looks(), count=count)}
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import by_panel, task_panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, in_order, metric_label
+from circuits_over_time.plotting.parts.style import Drawing, Looks, in_order, metric_label
 from circuits_over_time.plotting.parts.tables import Results, escaped
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.tasks.metrics import METRICS
@@ -22,7 +22,7 @@ DASHES = {"clean": None, "corrupted": "dot"}
 SHARES = ("accuracy", "rank_0_rate", "prob_mass")
 
 
-def draw_performance(table: pd.DataFrame, metrics: list[str], looks: dict[str, ModelLook]) -> Drawing:
+def draw_performance(table: pd.DataFrame, metrics: list[str], looks: Looks) -> Drawing:
     """The figure, from rows of `task_performance`: of the metrics, top to bottom, those that the table has."""
     metrics = [metric for metric in metrics if (table["metric"] == metric).any()]
     panels, tasks = task_panels(table, len(metrics), 190)
@@ -54,7 +54,6 @@ def draw_performance(table: pd.DataFrame, metrics: list[str], looks: dict[str, M
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure of all models."""
     table = escaped(results.table("task_performance"))
     measured, asked = in_order(table["metric"], METRICS), results.arguments.metric
     for metric in asked or []:

@@ -145,12 +145,11 @@ def _draw_matrix(figure: go.Figure, panel: Matrix, row: int, column: int, *, sca
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure for each model."""
-    drawn = {}
-    for model, rows in by_model(escaped(results.table("transfer"))):
-        if panels := matrices(rows, model, results.arguments.step):
-            drawn[f"transfer_{model}"] = _one_model(panels, model)
-    return drawn
+    return {
+        f"transfer_{model}": _one_model(panels, model)
+        for model, rows in by_model(escaped(results.table("transfer")))
+        if (panels := matrices(rows, model, results.arguments.step))
+    }
 
 
 def _one_model(panels: Sequence[Matrix], model: str) -> Drawing:

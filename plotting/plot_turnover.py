@@ -157,7 +157,6 @@ def _say_nothing(figure: go.Figure, where: Where) -> None:
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure for each model."""
     turnover, lifetimes = (escaped(results.comparison(name)) for name in ("turnover", "lifetimes"))
     if (at := results.arguments.at) is not None:
         turnover = turnover[turnover["at"] == at]

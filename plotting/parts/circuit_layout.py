@@ -1,5 +1,6 @@
 """Where to draw a circuit's nodes: layers go upwards, heads of a layer side by side, with its MLP half a row above."""
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 _HEAD = re.compile(r"a(\d+)\.h(\d+)")
 _MLP = re.compile(r"m(\d+)")
 _SWEEPS = 8
+ENDS = {"input": -1, "logits": 1_000_000}
 BOX_WIDTH, BOX_HEIGHT = 0.84, 0.36
 
 
@@ -36,14 +38,10 @@ def level(node: str) -> tuple[int, int]:
     Raises:
         ValueError: if the node is none of `input`, `a{l}.h{h}`, `m{l}`, `logits`.
     """
-    if node == "input":
-        return (-1, 0)
-    if node == "logits":
-        return (1_000_000, 0)
-    if match := _HEAD.fullmatch(node):
-        return (int(match[1]), 0)
-    if match := _MLP.fullmatch(node):
-        return (int(match[1]), 1)
+    if node in ENDS:
+        return ENDS[node], 0
+    if match := _HEAD.fullmatch(node) or _MLP.fullmatch(node):
+        return int(match[1]), int(node[0] == "m")
     raise ValueError(f"'{node}' is not a node of a circuit; nodes are input, a0.h1, m0, logits")
 
 
@@ -53,14 +51,12 @@ def lay_out(edges: Iterable[tuple[str, str]]) -> CircuitLayout:
     Rows without nodes take no space. Within a row, nodes are ordered by the mean position of their neighbours, in
     sweeps up and down as in Sugiyama's layered drawings, so that fewer edges cross. MLPs are to the right of all heads.
     """
-    edges = list(edges)
     neighbours: dict[str, list[str]] = {}
     for source, target in edges:
         neighbours.setdefault(source, []).append(target)
         neighbours.setdefault(target, []).append(source)
-    by_level: dict[tuple[int, int], list[str]] = {}
-    for node in sorted(neighbours, key=lambda name: (level(name), _number(name))):
-        by_level.setdefault(level(node), []).append(node)
+    ordered = sorted(neighbours, key=lambda name: (level(name), _number(name)))
+    by_level = {key: list(nodes) for key, nodes in itertools.groupby(ordered, level)}
     heads = {key: nodes for key, nodes in by_level.items() if _HEAD.fullmatch(nodes[0])}
     widest = max((len(nodes) for nodes in heads.values()), default=1)
     side = (widest + 1) / 2
@@ -78,7 +74,9 @@ def lay_out(edges: Iterable[tuple[str, str]]) -> CircuitLayout:
             height += 0.5 if key == (previous[0], 1) else 1.0
         previous = key
         y.update(dict.fromkeys(by_level[key], height))
-        rows.append((height, _row_name(by_level[key][0])))
+        node = by_level[key][0]
+        name = node if node in ENDS else "" if key[1] else f"layer {key[0]}"
+        rows.append((height, name))
     has_mlp = any(_MLP.fullmatch(node) for node in x)
     half_width = side + BOX_WIDTH / 2 if has_mlp else max(side - 1 + BOX_WIDTH / 2, BOX_WIDTH / 2)
     return CircuitLayout({node: (x[node], y[node]) for node in x}, rows, half_width)
@@ -91,9 +89,3 @@ def _number(node: str) -> int:
 
 def _spread(nodes: list[str]) -> dict[str, float]:
     return {node: i - (len(nodes) - 1) / 2 for i, node in enumerate(nodes)}
-
-
-def _row_name(node: str) -> str:
-    if match := _HEAD.fullmatch(node):
-        return f"layer {match[1]}"
-    return "" if _MLP.fullmatch(node) else node

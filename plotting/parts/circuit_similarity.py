@@ -11,17 +11,10 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-COLUMNS = [
-    "step",
-    "node_jaccard",
-    "edge_jaccard",
-    "weighted_edge_jaccard",
-    "edges_added",
-    "edges_removed",
-    "n_edges",
-    "n_nodes",
-]
-
+COLUMNS = (
+    *("step", "node_jaccard", "edge_jaccard", "weighted_edge_jaccard"),
+    *("edges_added", "edges_removed", "n_edges", "n_nodes"),
+)
 Edge = tuple[str, str]
 T = TypeVar("T")
 

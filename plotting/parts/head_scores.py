@@ -10,13 +10,10 @@ from .tables import NotMeasured, Results
 
 
 class HeadScore(NamedTuple):
-    """A kind of score.
+    """A kind of score: above the threshold a head is said to play the role.
 
-    Attributes:
-        threshold: above it a head is said to play the role: the study's where it gives one (arXiv 2407.10827), else
-            more than half of the attention, or of the pairs.
-        role: what such a head is called.
-        name: of the score, in a sentence.
+    The threshold is the study's where it gives one (arXiv 2407.10827), else more than half of the attention, or of the
+    pairs. `name` is that of the score in a sentence.
     """
 
     title: str
@@ -31,19 +28,14 @@ class HeadScore(NamedTuple):
         return f"{self.name} above {self.threshold:g}{'%' if self.unit.startswith('%') else ''}"
 
 
+ATTENTION, TOP_5 = "attention probability", "% of names in top 5"
 # In the order of the figure.
 SCORES = {
-    "induction": HeadScore("Induction", "attention probability", 0.5, "induction", "induction score"),
-    "previous_token": HeadScore(
-        "Previous token", "attention probability", 0.5, "previous token", "previous-token score"
-    ),
-    "duplicate_token": HeadScore(
-        "Duplicate token", "attention probability", 0.5, "duplicate token", "duplicate-token score"
-    ),
-    "copy": HeadScore("Copying (name movers)", "% of names in top 5", 10.0, "copying", "copy score"),
-    "negative_copy": HeadScore(
-        "Negative copying", "% of names in top 5", 10.0, "negative copying", "negative copy score"
-    ),
+    "induction": HeadScore("Induction", ATTENTION, 0.5, "induction", "induction score"),
+    "previous_token": HeadScore("Previous token", ATTENTION, 0.5, "previous token", "previous-token score"),
+    "duplicate_token": HeadScore("Duplicate token", ATTENTION, 0.5, "duplicate token", "duplicate-token score"),
+    "copy": HeadScore("Copying (name movers)", TOP_5, 10.0, "copying", "copy score"),
+    "negative_copy": HeadScore("Negative copying", TOP_5, 10.0, "negative copying", "negative copy score"),
     "succession": HeadScore("Succession", "share of pairs", 0.5, "succession", "succession score"),
     "cspa": HeadScore("Copy suppression (CSPA)", "share of effect recovered", 0.1, "copy suppression", "CSPA score"),
 }

@@ -1,7 +1,7 @@
 """Grids of small panels over training: one line per model, with intervals as bands."""
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from circuits_over_time.utils.tasks.registry import task_label
 
-from .style import FONT, INK, Drawing, ModelLook, add_key, finish, translucent, write
+from .style import FONT, INK, Drawing, Looks, ModelLook, add_key, finish, translucent, write
 from .tables import by_model, tasks_in
 from .time_axis import CheckpointAxis, TimeAxis
 
@@ -80,7 +80,7 @@ def write_in_middle(figure: go.Figure, text: str, **options: str | int) -> None:
     write(figure, text, 0.5, 0.5, size=12, colour="#555555", xref="x domain", yref="y domain", **options)
 
 
-def ring(colour: str, size: int = 12) -> dict[str, object]:
+def ring(colour: str, size: int = 12) -> dict[str, Any]:
     """The marker of a ring around a value."""
     return {"symbol": "circle-open", "size": size, "color": colour, "line": {"width": 1.8, "color": colour}}
 
@@ -166,34 +166,24 @@ class Panels:
         self,
         table: pd.DataFrame,
         value: str,
-        looks: Mapping[str, ModelLook],
+        looks: Looks,
         row: int,
         column: int,
-        *,
         reason: str | None = None,
         hint: str = "",
         **options: Any,
     ) -> None:
         """Add the line of every model of a table; further options are those of `Line`.
 
-        Args:
-            reason, hint: as `missing` has them; without a reason, gaps stay unexplained.
+        With `reason`, `missing` explains the gaps.
         """
         for model, rows in by_model(table):
             self.draw(Line(rows, value, model, looks[model], **options), row, column)
         if reason is not None:
-            self.missing(table, value, reason, looks, row, column, hint=hint)
+            self.missing(table, value, reason, looks, row, column, hint)
 
     def missing(
-        self,
-        table: pd.DataFrame,
-        value: str,
-        reason: str,
-        looks: Mapping[str, ModelLook],
-        row: int,
-        column: int,
-        *,
-        hint: str = "",
+        self, table: pd.DataFrame, value: str, reason: str, looks: Looks, row: int, column: int, hint: str = ""
     ) -> None:
         """Say where a panel has no values, and why.
 
@@ -243,14 +233,7 @@ class Panels:
         add_key(self.figure, name, mode="markers", marker=marker)
 
     def rings(
-        self,
-        rows: pd.DataFrame,
-        entry: str,
-        ring: dict[str, object],
-        row: int,
-        column: int,
-        hover: str,
-        cells: Iterable,
+        self, rows: pd.DataFrame, entry: str, ring: dict[str, Any], row: int, column: int, hover: str, cells: Iterable
     ) -> None:
         """Rings around values (`step, tokens, value`), each with a cell for the hover text. The key is apart."""
         self.figure.add_scatter(

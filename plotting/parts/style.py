@@ -5,7 +5,7 @@ a few of Paul Tol's for the remaining sizes. Marker shapes repeat the distinctio
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,10 @@ class ModelLook:
     dash: str
 
 
+Looks = Mapping[str, ModelLook]
+"""The look of every model, by name."""
+
+
 def model_looks(models: Iterable[str]) -> dict[str, ModelLook]:
     """The look of every model among `models`, which should be all the models of a results folder.
 
@@ -154,11 +158,14 @@ def within(values: Iterable[float], low: float, high: float) -> tuple[list[float
     return [bottom - pad, top + pad], any(not bottom <= value <= top for value in finite)
 
 
-def write(
-    figure: go.Figure, text: str, x: float, y: float, *, size: int = 11, colour: str = "#666666", **options: Any
-) -> None:
-    """Write a text without an arrow; further options are those of plotly's annotations."""
-    figure.add_annotation(text=text, x=x, y=y, showarrow=False, font={"size": size, "color": colour}, **options)
+def note(text: str, x: float, y: float, *, size: int = 11, colour: str = "#666666", **options: Any) -> dict[str, Any]:
+    """A text without an arrow; further options are those of plotly's annotations."""
+    return {"text": text, "x": x, "y": y, "showarrow": False, "font": {"size": size, "color": colour}, **options}
+
+
+def write(figure: go.Figure, text: str, x: float, y: float, **options: Any) -> None:
+    """Write a `note`."""
+    figure.add_annotation(**note(text, x, y, **options))
 
 
 def add_key(figure: go.Figure, name: str, **look: Any) -> None:

@@ -59,8 +59,7 @@ class Results:
                 self._tables[kind] = self._read(kind)
             except UserError as error:
                 self._tables[kind] = error
-        table = self._tables[kind]
-        if isinstance(table, UserError):
+        if isinstance(table := self._tables[kind], UserError):
             raise table
         return table
 
@@ -123,15 +122,15 @@ class Results:
             raise error if folder.has(name) else NotMeasured(str(error)) from None
         if whole:
             return table
-        models, tasks = self.arguments.model, self.arguments.task
-        for column, asked in (("model", models), ("task", tasks)):
-            if asked is None or column not in table:
+        asked = {"model": self.arguments.model or [], "task": self.arguments.task or []}
+        for column, names in asked.items():
+            if not names or column not in table:
                 continue
-            for absent in sorted(set(asked) - set(table[column].dropna())):
+            for absent in sorted(set(names) - set(table[column].dropna())):
                 logger.warning("%s/comparison: no results of %s %s; left out", self.store.root, column, absent)
-            table = table[table[column].isin(asked) | table[column].isna()]
+            table = table[table[column].isin(names) | table[column].isna()]
         if table.empty:
-            wanted = " ".join([*(models or []), *(tasks or [])])
+            wanted = " ".join([*asked["model"], *asked["task"]])
             raise UserError(
                 f"{self.store.root}/comparison/{name}.csv holds nothing{' of ' if wanted else ''}{wanted}; run: "
                 "python compare_circuits.py -c configs/compare_toy.yml"
@@ -144,13 +143,11 @@ class Results:
         Raises:
             UserError: naming the command that makes circuits, if there are none.
         """
-        table = self.table("graphs")
-        circuits = {}
-        for model, rows in by_model(table):
+        circuits: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
+        for model, rows in by_model(self.table("graphs")):
             for task in tasks_in(rows):
-                of_task = rows[rows["task"] == task]
-                steps = sorted(int(step) for step in of_task["step"].unique())
-                circuits[model, task] = {step: of_task[of_task["step"] == step] for step in steps}
+                by_step = rows[rows["task"] == task].groupby("step", sort=True)
+                circuits[model, task] = {int(str(step)): of_step for step, of_step in by_step}
         return circuits
 
     def models(self, kind: str) -> list[str]:
@@ -235,9 +232,5 @@ def _log_gaps(table: pd.DataFrame, kind: str) -> None:
             if not there:
                 logger.info("%s: %s has no %s; left out", kind, model, task)
             elif absent:
-                logger.info("%s: %s %s lacks steps that other tasks have: %s", kind, model, task, _listed(absent))
-
-
-def _listed(steps: list[int], most: int = 6) -> str:
-    text = ", ".join(str(step) for step in steps[:most])
-    return text if len(steps) <= most else f"{text} and {len(steps) - most} more"
+                listed = ", ".join(map(str, absent[:6])) + (f" and {len(absent) - 6} more" if len(absent) > 6 else "")
+                logger.info("%s: %s %s lacks steps that other tasks have: %s", kind, model, task, listed)

@@ -1,11 +1,17 @@
 """Circuits over training, as the slider on the page draws them: one layout for all checkpoints, edges by number."""
 
+import base64
+import logging
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.checked import Damaged
+from circuits_over_time.utils.results.store import ResultsFolder
 from circuits_over_time.utils.tasks.registry import primary_metric, task_label
 
 from ..parts.circuit_layout import lay_out
@@ -13,8 +19,11 @@ from ..parts.circuit_similarity import nodes_of
 from ..parts.style import metric_label, task_order
 from ..parts.tables import Results
 from .cells import fields, plain
-from .histories import BUDGET, score_histories
 
+logger = logging.getLogger("plotting")
+
+# Bytes of base64 that all records of the page may take for this.
+BUDGET = 4_000_000
 Facts = dict[int, dict[str, Any]]
 PORTS = ("", "q", "k", "v")
 BASELINE = ("full", "corrupted", "n_prompts", "full_se", "corrupted_se", "status", "cpr", "cmd")
@@ -117,3 +126,55 @@ def _shape(results: Results, model: str, task: str) -> dict[str, Any] | None:
         return None
     shapes = [weights["shape"] for weights in checkpoints.values() if "shape" in weights]
     return shapes[-1] if shapes else None
+
+
+def score_histories(
+    folder: ResultsFolder, edges: Sequence[tuple[str, str]], counts: Sequence[int], budget: int
+) -> dict[str, Any] | None:
+    """The scores of edges at the folder's steps, from the tensors next to its tables.
+
+    If not all fit into the budget, the edges that are in the circuit of the most checkpoints come first.
+
+    Args:
+        folder: graphs of one model and task.
+        counts: at how many checkpoints each is in the circuit.
+        budget: bytes of base64.
+
+    Returns:
+        `edges`, the numbers of those that are there; `scale` and `data`: little-endian float16 [edge, step] in base64,
+        to be multiplied with the scale, NaN where a checkpoint has no tensors. None if none has any.
+
+    Raises:
+        UserError: if the tensors lack a node of an edge.
+    """
+    steps = folder.steps()
+    if not edges or not any(folder.has(step, ".pt") for step in steps):
+        return None
+    most = budget * 3 // 4 // (2 * len(steps))
+    kept = sorted(range(len(edges)), key=lambda edge: (-counts[edge], edge))[:most]
+    if not kept:
+        return None
+    values = np.full((len(kept), len(steps)), np.nan, dtype=np.float32)
+    for column, step in enumerate(steps):
+        if not folder.has(step, ".pt"):
+            continue
+        try:
+            _, stored = folder.read_circuit(step)
+        except Damaged as error:
+            logger.warning("scores of edges at step %d left out: %s", step, error)
+            continue
+        sources = {name: i for i, name in enumerate(stored["forward_nodes"])}
+        targets = {name: i for i, name in enumerate(stored["backward_nodes"])}
+        try:
+            rows, columns = zip(*((sources[u], targets[v]) for u, v in (edges[edge] for edge in kept)), strict=True)
+        except KeyError as missing:
+            raise UserError(
+                f"{folder.file(step, '.pt')} has no node {missing}, but a circuit has; run: {folder.how_to_make()} "
+                "overwrite=true"
+            ) from None
+        values[:, column] = stored["scores"].numpy()[rows, columns]
+    if np.isnan(values).all():
+        return None
+    scale = float(f"{np.nanmax(np.abs(values)):.6g}") or 1.0
+    data = (values / scale).astype("<f2").tobytes()
+    return {"edges": kept, "scale": scale, "data": base64.b64encode(data).decode()}

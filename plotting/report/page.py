@@ -50,14 +50,7 @@ def page_html(
     runs: list[RunRecord],
     notes: list[str],
 ) -> str:
-    """The whole page.
-
-    Args:
-        results: what the report is about.
-        circuits, heads: records of `circuit_records` and `head_records`, if any.
-        figures: by name, in reading order, if any.
-        notes: lines about what is absent.
-    """
+    """The whole page, from the parts that the other modules make; `notes` are lines about what is absent."""
     data = {"circuits": circuits, "heads": heads, "meanings": meanings, "roles": list(ROLES.values())}
     colours = {"positive": POSITIVE, "negative": NEGATIVE, "ink": INK, "faint": FAINT, "grid": GRID}
     root = "".join(f"--{name}:{value};" for name, value in colours.items()) + f"--font:{FONT};"

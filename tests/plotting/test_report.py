@@ -18,9 +18,8 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.plotting.make_report import main
 from circuits_over_time.plotting.parts.circuit_similarity import edges_of, nodes_of
 from circuits_over_time.plotting.parts.tables import Results
-from circuits_over_time.plotting.report.circuits import PORTS, circuit_records
+from circuits_over_time.plotting.report.circuits import PORTS, circuit_records, score_histories
 from circuits_over_time.plotting.report.heads import head_records
-from circuits_over_time.plotting.report.histories import score_histories
 from circuits_over_time.plotting.report.page import script_safe
 from circuits_over_time.utils.ioi.handover import role_handover
 from circuits_over_time.utils.results.kinds import KINDS

@@ -14,12 +14,12 @@ import yaml
 from circuits_over_time.plotting import plot_reproduction
 from circuits_over_time.plotting.make_report import main as make_report
 from circuits_over_time.plotting.plot_reproduction import draw_reproduction, format_number, format_range
-from circuits_over_time.plotting.published.numbers import published
 from circuits_over_time.plotting.published.reproduction import (
     COLUMNS,
     LEAST,
     MEASURES,
     commands,
+    published,
     reproduction,
     resampled,
 )
