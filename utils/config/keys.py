@@ -86,8 +86,13 @@ def different(values: list[Any], of: str = "the list") -> list[Any]:
     return values
 
 
+def as_list(value: Any) -> list[Any]:
+    """One thing or a list of things as a list; None has none."""
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
 def _check_names(value: str | list[str]) -> str | list[str]:
-    names = different([value] if isinstance(value, str) else value, "the name")
+    names = different(as_list(value), "the name")
     if not all(name.strip() for name in names):
         raise ValueError("the name is empty")
     return at_home(value) if isinstance(value, str) else [at_home(name) for name in value]
@@ -128,13 +133,13 @@ def _check_steps(steps: list[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def errors_of_block(block: str, schema: type[pydantic.BaseModel]) -> Iterator[None]:
-    """Errors about the keys of a block name it: `cspa.seq_len` instead of `seq_len`."""
+def errors_named(prefix: str, schema: type[pydantic.BaseModel]) -> Iterator[None]:
+    """Errors that begin with a key of a schema say where it stands: `cspa.seq_len` with `cspa.` as the prefix."""
     try:
         yield
     except UserError as error:
         if (key_of(str(error)) or ("",))[0] in schema.model_fields:
-            raise type(error)(f"{block}.{error}") from None
+            raise type(error)(f"{prefix}{error}") from None
         raise
 
 
@@ -168,11 +173,7 @@ class Section(pydantic.BaseModel):
         other, *values = extra(field).get("only_with") or [""]
         if not other or getattr(self, name) == field.default:
             return ""
-        held = getattr(self, other)
-        held = [
-            str(one).lower() if isinstance(one, bool) else str(one)
-            for one in (held if isinstance(held, list) else [held])
-        ]
+        held = [str(one).replace("True", "true").replace("False", "false") for one in as_list(getattr(self, other))]
         return "" if set(held) & set(values) else f"with {other}={', '.join(held)}; it needs {' or '.join(values)}"
 
 
@@ -284,7 +285,7 @@ class BaseConfig(Section):
     @property
     def models(self) -> list[str]:
         """`model` as a list."""
-        return [self.model] if isinstance(self.model, str) else list(self.model)
+        return as_list(self.model)
 
 
 class PromptOptions(Section):
@@ -311,7 +312,7 @@ class TaskConfig(PromptOptions, BaseConfig):
     @property
     def tasks(self) -> list[str]:
         """`task` as a list."""
-        return [self.task] if isinstance(self.task, str) else list(self.task)
+        return as_list(self.task)
 
 
 def with_start_token(config: Schema, trained_with: bool | None) -> Schema:
@@ -357,27 +358,27 @@ def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:
 
     Two runs may write into one results folder if and only if these are equal.
     """
-    return dict(_flat_settings(config, ""))
+    plain = config.model_dump(mode="json")
+    settings: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        if is_execution(field):
+            continue
+        if isinstance(block := getattr(config, name), pydantic.BaseModel):
+            settings |= {f"{name}.{inner}": value for inner, value in result_settings(block).items()}
+        else:
+            settings[name] = plain[name]
+    return settings
 
 
 def files_read(config: pydantic.BaseModel) -> dict[str, Path]:
     """The files and folders that a config names and results depend on, by their flat keys (`cspa.corpus`)."""
-    named = _flat_settings(config, "", only="file")
-    found = {name: Path(value).expanduser() for name, value in named if isinstance(value, str)}
-    return {name: path for name, path in found.items() if path.exists()}
-
-
-def _flat_settings(config: pydantic.BaseModel, prefix: str, only: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys and values of settings; `only` of those whose field has this mark."""
-    plain = config.model_dump(mode="json")
+    found = dict[str, Path]()
     for name, field in type(config).model_fields.items():
-        if is_execution(field):
-            continue
-        value = getattr(config, name)
-        if isinstance(value, pydantic.BaseModel):
-            yield from _flat_settings(value, f"{prefix}{name}.", only)
-        elif not only or extra(field).get(only):
-            yield f"{prefix}{name}", plain[name]
+        if isinstance(value := getattr(config, name), pydantic.BaseModel):
+            found |= {f"{name}.{inner}": path for inner, path in files_read(value).items()}
+        elif extra(field).get("file") and value is not None and (path := Path(value).expanduser()).exists():
+            found[name] = path
+    return found
 
 
 def is_execution(field: FieldInfo) -> bool:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
-from ..config.keys import BaseConfig, with_start_token
+from ..config.keys import BaseConfig, errors_named, with_start_token
 from ..config.schedules import select_steps
 from ..integrity.screening import steps_to_leave_out
 from ..models.family import Family, family_of
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """An analysis and its config. Two jobs are never equal."""
+    """An analysis and its config. Two jobs are never equal. `where` is how errors name its entry in a suite."""
 
     analysis: Analysis
     config: BaseConfig
+    where: str = ""
 
     def resolved_for(self, family: Family) -> Job:
         """The job for one model: what depends on it is resolved."""
@@ -98,7 +99,8 @@ class PreparedInputs:
         before = self._prepared.get(job)
         if before is None or before.described != described:
             hashes = before.hashes if before is not None else _hashes(job)
-            value = job.analysis.prepare(job.config, described.tokenizer, described.shape)
+            with errors_named(f"{job.where}: " if job.where else "", job.analysis.schema):
+                value = job.analysis.prepare(job.config, described.tokenizer, described.shape)
             if _hashes(job) != hashes:
                 raise UserError(
                     f"{job.analysis.name}: a prompts CSV or corpus was edited while this run reads it; run again with "
