@@ -134,11 +134,7 @@ def tasks() -> str:
 
 def metrics() -> str:
     """The metrics, with the docstring of each function."""
-    differentiable = {True: "yes", False: ""}
-    rows = (
-        (f"`{name}`", metric.function.__doc__ or "", differentiable[metric.differentiable])
-        for name, metric in METRICS.items()
-    )
+    rows = ((f"`{name}`", one.function.__doc__ or "", "yes" * one.differentiable) for name, one in METRICS.items())
     return table(("metric", "of one prompt", "differentiable"), rows)
 
 
