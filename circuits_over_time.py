@@ -6,6 +6,8 @@
     circuit                                             # a drawing and a table in a notebook, three lines in a terminal
 
 Every function does what the scripts do, with the same keys, defaults and numbers. docs/library.md shows each of them.
+A keyword that does not exist, or a value of another type, is a TypeError. A value that is not allowed, a file, model,
+node or result that does not exist, and prompts that do not suit the model are a ValueError. `Raises` says the rest.
 Importing this module imports no torch: that comes with the first call.
 """
 
@@ -122,10 +124,6 @@ def task(
             so that gradients pass. By default that of the built-in task, or `logit_diff`.
         name: of a task in memory.
 
-    Raises:
-        ValueError: if there is no such task, a column is missing or a row cannot be used.
-        TypeError: for another type of value.
-
     Example:
         cot.task(clean=["So Paul is such a good cook, isn't"], corrupted=["So Mary is such a good cook, isn't"],
                  answers=[" he"], wrong_answers=[" she"])
@@ -180,10 +178,6 @@ def find_circuit(model: Model, task: Task, **keys: Any) -> MeasuredCircuit:
         The circuit: `.edges`, `.nodes`, `.faithfulness`, `.size`, `.status`, `.curve`, `.controls`, `.draw()`,
         `.save(path)`, `.to_networkx()`. If there is none, `.status` says why and `.edges` is empty.
 
-    Raises:
-        TypeError: for a keyword that does not exist, or a value of another type.
-        ValueError: for a value that is not allowed, or prompts that do not suit the model.
-
     Example:
         circuit = cot.find_circuit(model, cot.task("ioi"), n_prompts=50, threshold=0.9)
     """
@@ -204,9 +198,6 @@ def scores(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
     Returns:
         All edges, those of largest |score| first: `source, target, score`, and `score_se`, its standard error. The
         score is in the metric's units; a positive one means that the edge raises the metric.
-
-    Raises:
-        TypeError, ValueError: as `find_circuit`.
 
     Example:
         cot.scores(model, cot.task("ioi"), ig_steps=5).head()
@@ -234,9 +225,6 @@ def evaluate(model: Model, task: Task, edges: Any, **keys: Any) -> Evaluation:
 
     Returns:
         `.metric`, `.faithfulness` with `.faithfulness_interval`, `.full`, `.corrupted`, and `.values` of every prompt.
-
-    Raises:
-        TypeError, ValueError: as `find_circuit`, and if the model has no such edge.
 
     Example:
         cot.evaluate(model, cot.task("ioi"), circuit.edges.head(50))
@@ -267,9 +255,6 @@ def read_circuit(path: str | Path) -> MeasuredCircuit:
     Args:
         path: what `circuit.save` wrote, a `.pt` in the results of get_circuits_over_time.py (its tables are read too),
             or a graph in EAP-IG's `.json`.
-
-    Raises:
-        ValueError: if there is no such file, or it holds no circuit.
 
     Example:
         cot.read_circuit("results/graphs/toy/ioi/step001350.pt").faithfulness
@@ -307,9 +292,6 @@ def path_effects(
         One row for each sender: `sender`, `effect` in the metric's units (negative where the task needs the path),
         `effect_se`, its standard error, and `share`, of the drop from clean to corrupted prompts.
 
-    Raises:
-        TypeError, ValueError: as `find_circuit`, and if the model has no such head or MLP.
-
     Example:
         cot.path_effects(model, cot.task("ioi")).nsmallest(5, "effect")
     """
@@ -335,9 +317,6 @@ def logit_lens(model: Model, task: Task, nodes: str | Sequence[str], **keys: Any
         of the whole run, onto the unembedding; centred over the vocabulary. All nodes together, with the model's
         biases, give the centred logits (before a soft cap, where a model has one).
 
-    Raises:
-        TypeError, ValueError: as `find_circuit`, and if the model has no such node.
-
     Example:
         cot.logit_lens(model, cot.task("ioi"), ["a3.h1"])["a3.h1"].argmax(dim=1)
     """
@@ -361,9 +340,6 @@ def head_scores(model: Model, kind: str, **keys: Any) -> pd.DataFrame:
 
     Returns:
         One row for each head: `layer, head, value`, and what else the script writes about it.
-
-    Raises:
-        TypeError, ValueError: for a kind or keyword that does not exist, or a value that is not allowed.
 
     Example:
         cot.head_scores(model, "induction").nlargest(3, "value")
@@ -435,9 +411,6 @@ def prompts(model: Model, task: Task, **keys: Any) -> Prompts:
         `.texts` (clean and corrupted), `.meta` (what each was made from), `.answers`, and on the model's device
         `.clean` and `.corrupted` [prompt, token], `.lengths`, and `.positions`: a name (`end`, ...) -> [prompt].
 
-    Raises:
-        TypeError, ValueError: as `find_circuit`.
-
     Example:
         cot.prompts(model, cot.task("ioi"), n_prompts=3).texts
     """
@@ -457,9 +430,6 @@ def performance(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
 
     Returns:
         `run, metric, value, se, n`.
-
-    Raises:
-        TypeError, ValueError: as `find_circuit`.
 
     Example:
         cot.performance(model, cot.task("ioi"))
@@ -486,9 +456,6 @@ def results(
     Returns:
         The table of a kind, all checkpoints below each other: `model, task, step, tokens` and its own columns. Without
         a kind, one row for each folder of results: `kind, model, task, checkpoints, first, last`.
-
-    Raises:
-        ValueError: if there are no such results.
 
     Example:
         cot.results("results", "baselines")[["task", "step", "size"]]

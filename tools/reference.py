@@ -27,6 +27,7 @@ from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.explain import blocks_in
 from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, is_execution
 from circuits_over_time.utils.models.known_families import FAMILIES, Damage, FamilyRecord
+from circuits_over_time.utils.models.training_folders import READ, TRAINING_FOLDERS
 from circuits_over_time.utils.results.comparison import COMPARISONS
 from circuits_over_time.utils.results.kinds import KINDS, WITHOUT_STEPS
 from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
@@ -157,8 +158,16 @@ def architectures() -> str:
     return ", ".join(f"`{name}`" for name in sorted(ARCHITECTURES)) + "\n"
 
 
+def training_folders() -> str:
+    """What training libraries leave at a step, and what to do with it."""
+    shown = {"folder": "STEP", "parent": "RUN", "name": "NAME", "file": "FOLDER"}
+    refused = ((one.library, one.holds, one.way_out.format(**shown)) for one in TRAINING_FOLDERS)
+    return table(("written by", "what is there", "what to do"), (*READ, *refused))
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    table_of.__name__: table_of for table_of in (keys, columns, figures, tasks, metrics, families, architectures)
+    table_of.__name__: table_of
+    for table_of in (keys, columns, figures, tasks, metrics, families, architectures, training_folders)
 }
 
 

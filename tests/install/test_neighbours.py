@@ -33,7 +33,10 @@ def source(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["wheel", "editable", "not installed"])
+INSTALLED = [pytest.param(how, marks=pytest.mark.endurance) for how in ("wheel", "editable")]
+
+
+@pytest.fixture(scope="module", params=[*INSTALLED, "not installed"])
 def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """An interpreter with this environment's packages and the library, and what its environment needs on top."""
     folder = tmp_path_factory.mktemp("python")

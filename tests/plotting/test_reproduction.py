@@ -23,6 +23,7 @@ from circuits_over_time.plotting.published.reproduction import (
     reproduction,
     resampled,
 )
+from circuits_over_time.plotting.report import figures
 from circuits_over_time.utils.results.store import Store
 from tests.support.drawings import EVERYTHING, run
 from tests.support.paths import ROOT
@@ -245,7 +246,10 @@ def test_results_of_other_models_are_refused_in_one_line(tmp_path: Path, caplog:
     )
 
 
-def test_the_report_holds_the_numbers_where_there_are_some(agreeing: Store, tmp_path: Path) -> None:
+def test_the_report_holds_the_numbers_where_there_are_some(
+    agreeing: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "figures", lambda: [plot_reproduction.FIGURE])  # The others take long to draw.
     others = write_all(tmp_path / "others", models=("toy",), tasks=("ioi",))
     for store, model, expected in ((agreeing, MODELS[0], True), (others, "toy", False)):
         page = tmp_path / "report.html"

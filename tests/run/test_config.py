@@ -337,7 +337,7 @@ def test_names_are_neither_empty_nor_repeated(names: str, told: str) -> None:
         ("workers: 3", "workers: has no effect with executor=local; it needs ray or slurm"),
         ("slurm: {minutes: 3}", "slurm: has no effect with executor=local; it needs slurm"),
         ("cpus_per_checkpoint: 1000", f"cpus_per_checkpoint: 1000 is more than the {os.cpu_count()} cores here"),
-        ('seed: "\\ud800"', "seed: holds the character \\ud800, which no name has; remove it"),
+        ('seed: "\\ud800"', "seed: holds \\0 or half a character, which no name has; remove it"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_with_the_range_that_does(line: str, told: str, write: Any) -> None:
@@ -427,3 +427,9 @@ def test_what_memory_or_files_refuse_is_one_line(write: Any, capsys: pytest.Capt
     )
     with pytest.raises(RuntimeError, match="a fault of ours"):
         ends(path, RuntimeError("a fault of ours"), capsys)
+
+
+def test_names_of_models_stay_text_where_they_look_like_numbers() -> None:
+    assert load_config(BaseConfig, None, ["model=[007, 1e5]"]).models == ["007", "1e5"]
+    assert parse_override("seeds={a: [20240611]}")[1] == {"a": ["20240611"]}
+    assert parse_override("model={n_layers: 4}")[1] == {"n_layers": 4}

@@ -162,3 +162,15 @@ def test_fetching_measures_nothing(tmp_path: Path, loaded: list[int]) -> None:
     assert main_of_suite(["-c", str(suite), "--fetch"]) == 0
     assert loaded == []
     assert not (tmp_path / "results").exists()
+
+
+def test_an_error_of_later_names_the_entry_that_the_key_belongs_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [{"script": "get_full_model_components_over_time.py", "seq_len": 4000}]
+    path = tmp_path / "suite.yml"
+    keys = {"model": str(TOY), "device": "cpu", "results_dir": str(tmp_path / "results"), "analyses": entries}
+    path.write_text(json.dumps(keys))
+    assert main_of_suite(["-c", str(path)]) == 2
+    where = f"{path}: analyses[0] (get_full_model_components_over_time.py): seq_len: two blocks of 4000 tokens"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(where)

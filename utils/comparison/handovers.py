@@ -40,19 +40,9 @@ def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
         for (before, old), (after, new) in pairwise(strongest):
             if old == new:
                 continue
-            rows.append(
-                {
-                    "model": of_role["model"].iloc[0],
-                    "role": role,
-                    "after_step": before,
-                    "step": after,
-                    "from_head": old,
-                    "to_head": new,
-                    "from_effect": _effect(measured, after, old)[0],
-                    "to_effect": _effect(measured, after, new)[0],
-                    "share": _share_agreeing(measured, before, after, old, new, rng, resamples),
-                }
-            )
+            effects = (_effect(measured, after, name)[0] for name in (old, new))
+            share = _share_agreeing(measured, before, after, old, new, rng, resamples)
+            rows.append((of_role["model"].iloc[0], role, before, after, old, new, *effects, share))
     return pd.DataFrame(rows, columns=list(HANDOVERS.columns))
 
 

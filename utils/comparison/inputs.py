@@ -14,6 +14,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 
 from ..base.errors import UserError, suggest
+from ..config.keys import as_list
 from ..results.comparison import fingerprint
 from ..results.kinds import how_to_make
 from ..results.store import Store
@@ -81,15 +82,15 @@ def model_tasks(store: Store, config: ComparisonConfig, earlier: Iterable[Sequen
     models = store.models("graphs")
     if not models:
         raise UserError(f"{store.root / 'graphs'} holds no circuits; run: {how_to_make('graphs')}")
-    for name in config.models or []:
+    for name in as_list(config.model):
         if name not in models:
             raise UserError(f"model: {store.root / 'graphs'} has no circuits of '{name}'{suggest(name, models)}")
-    chosen = config.models or models
+    chosen = as_list(config.model) or models
     tasks = sorted({task for model in chosen for task in store.tasks("graphs", model)})
-    for name in config.tasks or []:
+    for name in as_list(config.task):
         if name not in tasks:
             raise UserError(f"task: {store.root / 'graphs'} has no circuits of '{name}'{suggest(name, tasks)}")
-    wanted = config.tasks or tasks
+    wanted = as_list(config.task) or tasks
     asked = [(model, task) for model in chosen for task in store.tasks("graphs", model) if task in wanted]
     before = [(model, task) for model, task in earlier if model in models and task in store.tasks("graphs", model)]
     return list(dict.fromkeys([*before, *asked]))

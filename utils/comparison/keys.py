@@ -53,13 +53,3 @@ class ComparisonConfig(Section):
     seed: int = key(0, ge=0, le=LARGEST, reason="generators of random numbers take 63 bits")
     """Seed of everything drawn at random."""
     emergence: EmergenceConfig = EmergenceConfig()
-
-    @property
-    def models(self) -> list[str] | None:
-        """`model` as a list."""
-        return [self.model] if isinstance(self.model, str) else self.model
-
-    @property
-    def tasks(self) -> list[str] | None:
-        """`task` as a list."""
-        return [self.task] if isinstance(self.task, str) else self.task

@@ -57,12 +57,9 @@ def checked(
         UserError: one line for each refused key: where it was given, the key, the value and the way out.
     """
     for key, value in data.items():
-        text = json.dumps([key, value], ensure_ascii=False)
-        if wrong := _NO_NAME.search(text):
+        if _NO_NAME.search(json.dumps([key, value], ensure_ascii=False)):
             where = given_in((key,), path, changed)
-            character = "\\0" if wrong[0].endswith("0000") else f"\\u{ord(wrong[0]):x}"
-            name = key.encode(errors="replace").decode()
-            raise UserError(f"{where}: {name}: holds the character {character}, which no name has; remove it")
+            raise UserError(f"{where}: {ascii(key)[1:-1]}: holds \\0 or half a character, which no name has; remove it")
     try:
         # Strict mode of JSON: text is never taken for a number, nor 1 for true, but a path may be written as text.
         return schema.model_validate_json(json.dumps(data), strict=True)
@@ -143,12 +140,13 @@ def _reason(key: Key, reasons: list[ErrorDetails], schema: type[pydantic.BaseMod
     close = None
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         close = closest(first["input"], re.findall(r"'([^']*)'", expected[0]))
-    of_list = isinstance(key[-1] if key else 0, int)
-    default = "" if field is None or of_list or field.default is PydanticUndefined else _shown(field.default)
-    default = default and f" (default: {default})"
-    why = extra(field).get("reason") if field is not None and first["type"].startswith("less_than") else None
-    line = f"{_shown(first['input'])} is not {' or '.join(expected)}{did_you_mean(close)}{default}"
-    return f"{line}; {why}" if why else line
+    default = why = ""
+    if field is not None:
+        if field.default is not PydanticUndefined and isinstance(key[-1], str):  # A member of a list has no default.
+            default = f" (default: {_shown(field.default)})"
+        if first["type"].startswith("less_than") and "reason" in extra(field):
+            why = f"; {extra(field)['reason']}"
+    return f"{_shown(first['input'])} is not {' or '.join(expected)}{did_you_mean(close)}{default}{why}"
 
 
 def extra(field: FieldInfo) -> dict[str, Any]:
@@ -157,37 +155,24 @@ def extra(field: FieldInfo) -> dict[str, Any]:
     return dict(noted) if isinstance(noted, dict) else {}
 
 
-_BOUNDS = {
-    "greater_than": ("gt", ">"),
-    "greater_than_equal": ("ge", ">="),
-    "less_than": ("lt", "<"),
-    "less_than_equal": ("le", "<="),
-}
-
-
-def _range(details: ErrorDetails, field: FieldInfo | None) -> str:
-    """`a number > 0 and <= 1`: the bound that is broken, and the one on the other side."""
-    broken, sign = _BOUNDS[details["type"]]
-    text = f"{sign} {_number(details['ctx'][broken])}"
-    for name, other in _BOUNDS.values():
-        if name[0] != broken[0]:
-            for known in field.metadata if field is not None else ():
-                # The largest of all numbers are no help to who asks for less than the smallest.
-                if (limit := getattr(known, name, None)) is not None and abs(limit) < 1e6:
-                    ends = (f"{other} {_number(limit)}", text)
-                    text = " and ".join(ends if name[0] == "g" else ends[::-1])
-    return f"a number {text}"
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 def _expected(details: ErrorDetails, field: FieldInfo | None) -> str:
-    if details["type"] in _BOUNDS:
-        return _range(details, field)
-    known = _EXPECTED.get(details["type"])
-    return f"accepted ({details['msg']})" if known is None else known.format(**details.get("ctx", {}))
+    """`a whole number`, `a number > 0 and <= 1`."""
+    context = details.get("ctx", {})
+    if not _SIGNS.keys() & context:
+        known = _EXPECTED.get(details["type"])
+        return f"accepted ({details['msg']})" if known is None else known.format(**context)
+    bounds = [] if field is None else field.metadata
+    limits = {sign: getattr(bound, sign) for bound in bounds for sign in _SIGNS if hasattr(bound, sign)}
+    if details["type"].startswith("greater"):
+        # The largest of all numbers is no help to who asks for less than the smallest.
+        limits = {sign: limit for sign, limit in limits.items() if limit < 1e6}
+    limits |= context
+    # Floats without their `.0`, and whole numbers with all their digits.
+    shown = {sign: limit if isinstance(limit, int) else f"{limit:g}" for sign, limit in limits.items()}
+    return "a number " + " and ".join(f"{text} {shown[sign]}" for sign, text in _SIGNS.items() if sign in shown)
 
 
 def _shown(value: Any) -> str:

@@ -84,8 +84,13 @@ def different(values: list[Any], of: str = "the list") -> list[Any]:
     return values
 
 
+def as_list(value: Any) -> list[Any]:
+    """One thing or a list of things as a list; None has none."""
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
 def _check_names(value: str | list[str]) -> str | list[str]:
-    names = different([value] if isinstance(value, str) else value, "the name")
+    names = different(as_list(value), "the name")
     if not all(name.strip() for name in names):
         raise ValueError("the name is empty")
     return at_home(value) if isinstance(value, str) else [at_home(name) for name in value]
@@ -126,13 +131,13 @@ def _check_steps(steps: list[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def errors_of_block(block: str, schema: type[pydantic.BaseModel]) -> Iterator[None]:
-    """Errors about the keys of a block name it: `cspa.seq_len` instead of `seq_len`."""
+def errors_named(prefix: str, schema: type[pydantic.BaseModel]) -> Iterator[None]:
+    """Errors that begin with a key of a schema say where it stands: `cspa.seq_len` with `cspa.` as the prefix."""
     try:
         yield
     except UserError as error:
         if (key_of(str(error)) or ("",))[0] in schema.model_fields:
-            raise type(error)(f"{block}.{error}") from None
+            raise type(error)(f"{prefix}{error}") from None
         raise
 
 
@@ -166,11 +171,7 @@ class Section(pydantic.BaseModel):
         other, *values = extra(field).get("only_with") or [""]
         if not other or getattr(self, name) == field.default:
             return ""
-        held = getattr(self, other)
-        held = [
-            str(one).lower() if isinstance(one, bool) else str(one)
-            for one in (held if isinstance(held, list) else [held])
-        ]
+        held = [str(one).replace("True", "true").replace("False", "false") for one in as_list(getattr(self, other))]
         return "" if set(held) & set(values) else f"with {other}={', '.join(held)}; it needs {' or '.join(values)}"
 
 
@@ -282,7 +283,7 @@ class BaseConfig(Section):
     @property
     def models(self) -> list[str]:
         """`model` as a list."""
-        return [self.model] if isinstance(self.model, str) else list(self.model)
+        return as_list(self.model)
 
 
 class PromptOptions(Section):
@@ -309,7 +310,7 @@ class TaskConfig(PromptOptions, BaseConfig):
     @property
     def tasks(self) -> list[str]:
         """`task` as a list."""
-        return [self.task] if isinstance(self.task, str) else list(self.task)
+        return as_list(self.task)
 
 
 def with_start_token(config: Schema, trained_with: bool | None) -> Schema:
@@ -355,19 +356,16 @@ def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:
 
     Two runs may write into one results folder if and only if these are equal.
     """
-    return dict(_flat_settings(config, ""))
-
-
-def _flat_settings(config: pydantic.BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
     plain = config.model_dump(mode="json")
+    settings: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         if is_execution(field):
             continue
-        value = getattr(config, name)
-        if isinstance(value, pydantic.BaseModel):
-            yield from _flat_settings(value, f"{prefix}{name}.")
+        if isinstance(block := getattr(config, name), pydantic.BaseModel):
+            settings |= {f"{name}.{inner}": value for inner, value in result_settings(block).items()}
         else:
-            yield f"{prefix}{name}", plain[name]
+            settings[name] = plain[name]
+    return settings
 
 
 def is_execution(field: FieldInfo) -> bool:

@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes[event.anchor] = self._n_values - before
         if isinstance(node, yaml.MappingNode):
             self._check_keys(node)
-        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and _NAMES.intersection(self._path):
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and self._is_name():
             node.tag = f"{_TAG}str"  # A model may be called 007 or 1e5.
         if isinstance(part, str | int):
             self._path.pop()
@@ -64,13 +64,17 @@ class _Loader(yaml.SafeLoader):
                 raise _Refused(f"{written((*self._path, key.value))}{again}")
             seen.add(key.value)
 
+    def _is_name(self) -> bool:
+        """Whether the value at hand names a model: in `model`, unless it is a block, and in groups of models."""
+        first, *rest = self._path or [""]
+        return first == "seeds" or (first == "model" and not any(isinstance(part, str) for part in rest))
+
     def _where(self, event: Any) -> str:
         return written(self._path) or f"line {event.start_mark.line + 1}: "
 
 
 _TAG = "tag:yaml.org,2002:"
 _NUMBERS = (f"{_TAG}int", f"{_TAG}float")
-_NAMES = {"model", "groups"}  # keys whose values are names
 _Loader.yaml_implicit_resolvers = {}
 for _name, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),

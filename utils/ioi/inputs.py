@@ -26,7 +26,7 @@ from circuits_over_time.edge_attribution_patching.model.architectures import Sha
 
 from ..base.errors import UserError
 from ..circuits.find import CircuitPrompts, circuit_prompts, find_circuit, score_edges
-from ..config.keys import BaseConfig, errors_of_block
+from ..config.keys import BaseConfig, errors_named
 from ..heads import attention_and_copy, cspa
 from ..heads.attention_and_copy import ComponentsInputs
 from ..heads.cspa import CspaInputs
@@ -114,12 +114,12 @@ def prepare(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, sh
         return IoiInputs(prompts, variants, None, None, None)
     circuit = None
     if config.circuit.heads == "circuit":
-        with errors_of_block("circuit", CircuitInput):
+        with errors_named("circuit.", CircuitInput):
             circuit = circuit_prompts(config.circuits_config(), task, tokenizer, shape)
-    with errors_of_block("components", ComponentsKeys):
+    with errors_named("components.", ComponentsKeys):
         components = attention_and_copy.prepare(config.components_config(), tokenizer, shape)
     of_cspa = config.cspa_config()
-    with errors_of_block("cspa", CspaKeys):
+    with errors_named("cspa.", CspaKeys):
         text = None if of_cspa is None else cspa.prepare(of_cspa, tokenizer, shape)
     return IoiInputs(prompts, variants, circuit, components, text)
 

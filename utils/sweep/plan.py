@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
-from ..config.keys import BaseConfig, with_start_token
+from ..config.keys import BaseConfig, errors_named, with_start_token
 from ..config.schedules import select_steps
 from ..integrity.screening import steps_to_leave_out
 from ..models.family import Family, family_of
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """An analysis and its config. Two jobs are never equal."""
+    """An analysis and its config. Two jobs are never equal. `where` is how errors name its entry in a suite."""
 
     analysis: Analysis
     config: BaseConfig
+    where: str = ""
 
     def resolved_for(self, family: Family) -> Job:
         """The job for one model: what depends on it is resolved."""
@@ -82,7 +83,9 @@ class PreparedInputs:
             UserError: on bad input.
         """
         if job not in self._prepared or self._prepared[job][0] != described:
-            self._prepared[job] = described, job.analysis.prepare(job.config, described.tokenizer, described.shape)
+            with errors_named(f"{job.where}: " if job.where else "", job.analysis.schema):
+                inputs = job.analysis.prepare(job.config, described.tokenizer, described.shape)
+            self._prepared[job] = described, inputs
         return self._prepared[job][1]
 
 

@@ -112,7 +112,7 @@ def _job(suite: SuiteConfig, entry: Block, where: str) -> Job:
     of_suite = suite.model_dump(mode="json", exclude_unset=True, exclude={"analyses"})
     of_file = {name: value for name, value in base.items() if name not in shared}
     data = of_file | of_suite | own
-    return Job(analysis, checked(analysis.schema, data, Path(where)))
+    return Job(analysis, checked(analysis.schema, data, Path(where)), where)
 
 
 def _refuse_shared_folders(jobs: Sequence[Job], where: str) -> None:
