@@ -111,7 +111,8 @@ def _files(script: str) -> Iterator[tuple[str, ...]]:
             files.append((f"{kind.name}/.../step*.csv", kind.columns))
             files += [(f"{kind.name}/.../step*{suffix}", {"": text}) for suffix, text in kind.companions.items()]
             files += [(f"{kind.name}/.../{name}.csv", columns) for name, columns in kind.summaries.items()]
-    files += [(f"comparison/{made.name}.csv", made.columns) for made in COMPARISONS.values() if made.script == script]
+    if script == "compare_circuits.py":
+        files += [(f"comparison/{name}.csv", columns) for name, columns in COMPARISONS.items()]
     for file, columns in files:
         for number, (column, meaning) in enumerate(columns.items()):
             yield "" if number else f"`{file}`", f"`{column}`" if column else "", meaning
