@@ -125,7 +125,7 @@ def test_a_familys_own_word_says_whether_it_was_trained_with_a_start_token(tiny_
         ({"order": "gredy"}, ValueError, "^search.order='gredy': not .*did you mean 'greedy'"),
         ({"results_dir": "x"}, TypeError, "^results_dir: there is no such keyword"),
         ({"model": "x"}, TypeError, "multiple values|no such keyword"),
-        ({"n_prompts": 10**6}, ValueError, "^n_prompts: 2000000 prompts of sva asked for"),
+        ({"n_prompts": 100_000}, ValueError, "^n_prompts: 200000 prompts of sva asked for"),
         ({"sizes": [10**6]}, ValueError, "^search.sizes: 1000000 is more than the 463 edges"),
     ],
 )
