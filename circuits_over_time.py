@@ -296,11 +296,8 @@ def path_effects(
         cot.path_effects(model, cot.task("ioi")).nsmallest(5, "effect")
     """
     from circuits_over_time.utils.circuits import paths
-    from circuits_over_time.utils.circuits.handle import settings_of
-    from circuits_over_time.utils.circuits.keys import TaskSettings
 
-    settings = settings_of(TaskSettings, keys, model)
-    return paths.path_effects(model, task, senders, receivers, through_mlps, settings)
+    return paths.path_effects(model, task, senders, receivers, through_mlps, keys)
 
 
 @errors_of_python()
@@ -321,10 +318,8 @@ def logit_lens(model: Model, task: Task, nodes: str | Sequence[str], **keys: Any
         cot.logit_lens(model, cot.task("ioi"), ["a3.h1"])["a3.h1"].argmax(dim=1)
     """
     from circuits_over_time.utils.circuits import lens
-    from circuits_over_time.utils.circuits.handle import settings_of
-    from circuits_over_time.utils.circuits.keys import TaskSettings
 
-    return lens.logit_lens(model, task, nodes, settings_of(TaskSettings, keys, model))
+    return lens.logit_lens(model, task, nodes, keys)
 
 
 @errors_of_python()
@@ -414,10 +409,9 @@ def prompts(model: Model, task: Task, **keys: Any) -> Prompts:
     Example:
         cot.prompts(model, cot.task("ioi"), n_prompts=3).texts
     """
-    from circuits_over_time.utils.circuits.handle import prompts_of, settings_of
-    from circuits_over_time.utils.circuits.keys import TaskSettings
+    from circuits_over_time.utils.circuits.handle import task_prompts
 
-    return prompts_of(model, task, settings_of(TaskSettings, keys, model))
+    return task_prompts(model, task, keys)[1]
 
 
 @errors_of_python()
@@ -434,12 +428,11 @@ def performance(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
     Example:
         cot.performance(model, cot.task("ioi"))
     """
-    from circuits_over_time.utils.circuits.handle import prompts_of, settings_of
-    from circuits_over_time.utils.circuits.keys import TaskSettings
+    from circuits_over_time.utils.circuits.handle import task_prompts
     from circuits_over_time.utils.task_performance import task_performance
 
-    settings = settings_of(TaskSettings, keys, model)
-    return task_performance(model.weights, prompts_of(model, task, settings), task.metrics, settings.batch_size)
+    settings, prompts = task_prompts(model, task, keys)
+    return task_performance(model.weights, prompts, task.metrics, settings.batch_size)
 
 
 @errors_of_python()

@@ -57,14 +57,18 @@ def _collected_notes() -> Iterator[list[str]]:
             if (line := record.getMessage()) not in notes:
                 notes.append(line)
 
-    collector, level = Collector(), logger.level
-    logger.addHandler(collector)
-    logger.setLevel(min(logging.INFO, logger.getEffectiveLevel()))
+    # The store says what it leaves out because it is damaged.
+    loggers = (logger, logging.getLogger(Store.__module__))
+    collector, levels = Collector(), [one.level for one in loggers]
+    for one in loggers:
+        one.addHandler(collector)
+        one.setLevel(min(logging.INFO, one.getEffectiveLevel()))
     try:
         yield notes
     finally:
-        logger.removeHandler(collector)
-        logger.setLevel(level)
+        for one, level in zip(loggers, levels, strict=True):
+            one.removeHandler(collector)
+            one.setLevel(level)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -78,8 +78,10 @@ def task_metrics(results: Results, table: pd.DataFrame) -> dict[str, str]:
     metrics = {}
     for task in tasks_in(table):
         model = table.loc[table["task"] == task, "model"].iloc[0]
-        own = primary_metric(task) or results.store.folder("baselines", model, task).read_run()["config"]["metric"]
-        metrics[as_text(task)] = own or "task metric"
+        own = primary_metric(task)
+        if own is None:
+            own = results.store.folder("baselines", model, task).read_run().get("config", {}).get("metric")
+        metrics[as_text(task)] = str(own or "task metric")
     return metrics
 
 

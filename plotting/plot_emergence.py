@@ -188,7 +188,7 @@ def seed_groups(store: Store, models: Sequence[str]) -> dict[str, list[str]]:
     folder = ComparisonFolder(store.root)
     if not folder.has("seeds"):
         return {}
-    named = folder.read_run()["config"]["seeds"]
+    named = folder.read_run().get("config", {}).get("seeds")
     groups = {}
     for group in dict.fromkeys(folder.read("seeds")["group"]):
         members = named[group] if named else [model for model in models if without_seed(model) == group]

@@ -68,7 +68,9 @@ def draw_handovers(
     The last of these have every checkpoint, and why no head holds a role.
     """
     heads, handovers, levels = (table[table["model"] == model] for table in (heads, handovers, levels))
-    axis = CheckpointAxis.of(levels["step"])
+    # Steps of damaged tables are left out, perhaps of one kind only.
+    steps = pd.concat([levels["step"], heads["step"], handovers["after_step"], handovers["step"]])
+    axis = CheckpointAxis.of(steps.dropna())
     roles = {role: level for level, (_, held) in LEVELS.items() for role in held}
     figure = go.Figure()
     pixels = (_PHONE if narrow else _WIDTH - _NAMES - 28) / (len(axis.steps) + 0.2)

@@ -86,7 +86,7 @@ def _score_panels(table: pd.DataFrame, *, names_at_ends: bool = False) -> tuple[
     columns = -(-len(scores) // -(-len(scores) // MAX_COLUMNS))
     panels, places = grid_of_panels(titles, columns, TimeAxis.of(table), names_at_ends=names_at_ends)
     for unit, (row, column) in zip(units, places, strict=True):
-        panels.figure.update_yaxes(title_text=unit, row=row, col=column)
+        panels.figure.update_yaxes(title_text=unit, rangemode="tozero", row=row, col=column)
     return panels, dict(zip(scores, places, strict=True))
 
 

@@ -18,12 +18,25 @@ from circuits_over_time.plotting.parts.style import Drawing, Looks
 from circuits_over_time.plotting.parts.tables import Results, escaped
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 
+# In percent. Where next to nothing is lost, a share of it says nothing, and would flatten all others.
+LARGEST = 200
 TITLES = {"all": "All parts together", "heads": "Other heads", "mlps": "MLPs", "final_norm": "Scale of the final norm"}
+
+
+def without_shares_of_little(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without shares that are beyond LARGEST, or whose intervals are, and with the reason instead."""
+    shares = table[["came_back", "came_back_low", "came_back_high"]].astype(float)
+    beyond = shares.abs().max(axis=1) > LARGEST
+    text = "too little is lost to take a share of: {:,.0f}% (95% interval {:,.0f}% to {:,.0f}%)"
+    reasons = table["reason"].astype(object)
+    reasons[beyond] = [text.format(*row) for row in shares[beyond].itertuples(index=False)]
+    return table.assign(came_back=shares["came_back"].mask(beyond), reason=reasons)
 
 
 def draw_backup(table: pd.DataFrame, looks: Looks) -> Drawing:
     """The figure, from rows of `ioi_backup`."""
     parts = [part for part in TITLES if (table["part"] == part).any()]
+    table = without_shares_of_little(table)
     panels = Panels(1, len(parts), TimeAxis.of(table), [TITLES[part] for part in parts], panel_height=260)
     ends = ("came_back_low", "came_back_high")
     for column, part in enumerate(parts, 1):

@@ -20,7 +20,6 @@ from circuits_over_time.plotting.parts.panels import NARROW_TICKS, for_both_widt
 from circuits_over_time.plotting.parts.roles import HINT, LEVELS, TOY, role_chip, role_look, why_none
 from circuits_over_time.plotting.parts.style import GRID, INK, Drawing, finish, write
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
-from circuits_over_time.plotting.parts.time_axis import short
 
 # Pixels: a row, the frame around them, and the widest that all columns may take together.
 _ROW, _FRAME, _WIDTH = 20, 90, 900
@@ -79,7 +78,7 @@ def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str, *, narrow:
     figure.update_xaxes(
         range=[-0.5, len(steps) - 0.5],
         tickvals=named,
-        ticktext=[short(steps[i]) for i in named],
+        ticktext=[f"{steps[i]:,}" for i in named],
         title={"text": "training step", "font": {"size": 13}},
         tickangle=0,
         tickfont_size=11,

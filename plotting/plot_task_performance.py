@@ -1,25 +1,29 @@
 """Draw every task metric of the whole model over training (figures/task_performance.html).
 
 A column per task, a row per metric; solid on clean prompts, dotted on corrupted ones; bands are 95% intervals where the
-results carry standard errors.
+results carry standard errors. With `--training`, the loss that the Trainer of transformers logged is the last row.
 
     python plotting/plot_task_performance.py -r results --metric accuracy logit_diff
+    python plotting/plot_task_performance.py -r results --training runs/mine
 """
 
 import sys
+from pathlib import Path
 
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import by_panel, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, Looks, in_order, metric_label
-from circuits_over_time.plotting.parts.tables import Results, escaped
+from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
+from circuits_over_time.plotting.published.eval_results import read_training_loss
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.tasks.metrics import METRICS
 
 DASHES = {"clean": None, "corrupted": "dot"}
 # A share of prompts or a probability lies in [0, 1].
 SHARES = ("accuracy", "rank_0_rate", "prob_mass")
+LOSS = "training_loss"
 
 
 def draw_performance(table: pd.DataFrame, metrics: list[str], looks: Looks) -> Drawing:
@@ -60,13 +64,34 @@ def draw(results: Results) -> dict[str, Drawing]:
         if metric not in measured:
             there = f"{results.store.root}/task_performance (there: {', '.join(measured)})"
             raise UserError(f"--metric: {metric} is not in {there}")
-    return {"task_performance": by_panel(draw_performance, table, metrics=asked or measured, looks=results.looks())}
+    metrics = asked or measured
+    for folder in results.arguments.training or []:
+        table = pd.concat([table, _training_loss(folder, table)], ignore_index=True)
+        metrics = [*dict.fromkeys([*metrics, LOSS])]
+    return {"task_performance": by_panel(draw_performance, table, metrics=metrics, looks=results.looks())}
+
+
+def _training_loss(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The loss of a training as rows of `table`, once for each task: at the tokens that its steps have there."""
+    losses = read_training_loss(folder)
+    name = losses["model"].iloc[0]
+    measured = table[table["model"] == name]
+    if measured.empty:
+        there = ", ".join(models_in(table))
+        raise UserError(f"--training: {folder}: no results of a model '{name}' (there: {there}); rename the folder")
+    steps = measured[["step", "tokens"]].drop_duplicates().sort_values("step")
+    per_step = float(steps["tokens"].max()) / max(float(steps["step"].max()), 1)
+    losses = losses.assign(tokens=(losses["step"] * per_step).round().astype(int), metric=LOSS, run="clean")
+    return losses.merge(measured[["task"]].drop_duplicates(), how="cross")
 
 
 FIGURE = Figure(
     draw,
     order=10,
-    options={"--metric": {"nargs": "+", "metavar": "NAME", "help": "metrics to draw, top to bottom (all)"}},
+    options={
+        "--metric": {"nargs": "+", "metavar": "NAME", "help": "metrics to draw, top to bottom (all)"},
+        "--training": {"nargs": "+", "type": Path, "metavar": "FOLDER", "help": "trainings whose loss to draw too"},
+    },
 )
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.explain import blocks_in
 from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, is_execution
 from circuits_over_time.utils.models.known_families import FAMILIES, Damage, FamilyRecord
+from circuits_over_time.utils.models.training_folders import READ, TRAINING_FOLDERS
 from circuits_over_time.utils.results.comparison import COMPARISONS
 from circuits_over_time.utils.results.kinds import KINDS, WITHOUT_STEPS
 from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
@@ -110,7 +111,8 @@ def _files(script: str) -> Iterator[tuple[str, ...]]:
             files.append((f"{kind.name}/.../step*.csv", kind.columns))
             files += [(f"{kind.name}/.../step*{suffix}", {"": text}) for suffix, text in kind.companions.items()]
             files += [(f"{kind.name}/.../{name}.csv", columns) for name, columns in kind.summaries.items()]
-    files += [(f"comparison/{made.name}.csv", made.columns) for made in COMPARISONS.values() if made.script == script]
+    if script == "compare_circuits.py":
+        files += [(f"comparison/{name}.csv", columns) for name, columns in COMPARISONS.items()]
     for file, columns in files:
         for number, (column, meaning) in enumerate(columns.items()):
             yield "" if number else f"`{file}`", f"`{column}`" if column else "", meaning
@@ -134,11 +136,7 @@ def tasks() -> str:
 
 def metrics() -> str:
     """The metrics, with the docstring of each function."""
-    differentiable = {True: "yes", False: ""}
-    rows = (
-        (f"`{name}`", metric.function.__doc__ or "", differentiable[metric.differentiable])
-        for name, metric in METRICS.items()
-    )
+    rows = ((f"`{name}`", one.function.__doc__ or "", "yes" * one.differentiable) for name, one in METRICS.items())
     return table(("metric", "of one prompt", "differentiable"), rows)
 
 
@@ -157,8 +155,16 @@ def architectures() -> str:
     return ", ".join(f"`{name}`" for name in sorted(ARCHITECTURES)) + "\n"
 
 
+def training_folders() -> str:
+    """What training libraries leave at a step, and what to do with it."""
+    shown = {"folder": "STEP", "parent": "RUN", "name": "NAME", "file": "FOLDER"}
+    refused = ((one.library, one.holds, one.way_out.format(**shown)) for one in TRAINING_FOLDERS)
+    return table(("written by", "what is there", "what to do"), (*READ, *refused))
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    table_of.__name__: table_of for table_of in (keys, columns, figures, tasks, metrics, families, architectures)
+    table_of.__name__: table_of
+    for table_of in (keys, columns, figures, tasks, metrics, families, architectures, training_folders)
 }
 
 

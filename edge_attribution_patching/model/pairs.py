@@ -58,16 +58,13 @@ class TokenPairs:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def first_difference(self) -> Int[Tensor, " prompt"]:
-        """The first position where each pair differs; the last position of a pair that never does."""
-        positions = torch.arange(self.clean.shape[1], device=self.clean.device)
-        differs = (self.clean != self.corrupted) & (positions < self.lengths[:, None])
-        first = torch.where(differs.any(dim=1), differs.int().argmax(dim=1), self.lengths - 1)
-        return first
-
     def batches(self, batch_size: int, *, share_prefix: bool = True) -> Iterator[PairBatch]:
         """All pairs. Those whose tails have similar lengths come together, so that attention pads little."""
-        starts = self.first_difference() if share_prefix else torch.zeros_like(self.lengths)
+        starts = torch.zeros_like(self.lengths)
+        if share_prefix:  # The first position where each pair differs; the last position of a pair that never does.
+            positions = torch.arange(self.clean.shape[1], device=self.clean.device)
+            differs = (self.clean != self.corrupted) & (positions < self.lengths[:, None])
+            starts = torch.where(differs.any(dim=1), differs.int().argmax(dim=1), self.lengths - 1)
         order = torch.argsort((self.lengths - starts) * (self.clean.shape[1] + 1) + self.lengths, stable=True)
         for index in order.split(batch_size):
             width = int(self.lengths[index].max())

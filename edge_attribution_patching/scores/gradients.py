@@ -125,13 +125,9 @@ class LayerGradients:
         self.coefficients: list[Tensor] = []
         self.normalised: list[Tensor] = []
 
-    def differentiated(self, activations: LayerActivations) -> tuple[Tensor, ...]:
-        """What to differentiate by: q, k, v as projected, the MLP's residual input, and z where heads share k and v."""
-        inputs = (activations.qkv, activations.mlp_in)
-        return inputs if self.layer.group == 1 else (*inputs, activations.z)
-
     def add(self, activations: LayerActivations, gradients: Sequence[Tensor]) -> None:
-        """Add some steps: the gradients at `differentiated`, [step, token, ...]."""
+        """Add some steps: the gradients [step, token, ...] at q, k, v as projected, at the MLP's input, and where heads
+        share k and v at z."""
         of_qkv, of_mlp, *of_z = gradients
         self.mlp += of_mlp.float().sum(0)
         layer, inverse_scale = self.layer, activations.inverse_scale
@@ -254,26 +250,22 @@ class Gradients:
         """
         outputs = NodeOutputs(embedded)
         activations: list[LayerActivations] = []
-
-        def visit(layer: LayerActivations) -> None:
-            activations.append(layer)
-            outputs.keep(layer)
-
         with torch.enable_grad():
             x = embedded.detach().requires_grad_(True)
-            final = forward(self.weights, self.batch.layout, x, prefix=self.prefix, visit=visit, last_layer="answers")
+            keep = activations.append
+            final = forward(self.weights, self.batch.layout, x, prefix=self.prefix, visit=keep, last_layer="answers")
             logits = unembed(self.weights, final)
             per_step = torch.stack([self.metric(step, self.batch.index).float().sum() for step in logits])
             total = per_step @ torch.tensor(step_weights, device=per_step.device)
-            by_layer = [
-                gradients.differentiated(layer) for gradients, layer in zip(self.layers, activations, strict=True)
-            ]
+            shared = self.weights.layers[0].group > 1
+            by_layer = [(layer.qkv, layer.mlp_in, *([layer.z] if shared else [])) for layer in activations]
             # One backward pass for all layers: autograd returns a flat list, dealt out to the layers again below.
             *of_layers, of_final = torch.autograd.grad(total, [*itertools.chain(*by_layer), final])
         with torch.no_grad():
             self.final += of_final.float().sum(0)
             left = iter(of_layers)
             for gradients, layer, inputs in zip(self.layers, activations, by_layer, strict=True):
+                outputs.keep(layer)
                 gradients.add(layer, list(itertools.islice(left, len(inputs))))
         return outputs
 

@@ -66,8 +66,9 @@ def figure_main(figure: Figure, argv: Sequence[str] | None = None) -> int:
 
     def work(arguments: argparse.Namespace) -> None:
         formats = parse_formats(arguments.format)
-        drawings = figure.drawings(Results(Store(arguments.results), arguments))
-        write_drawings(drawings, arguments.output, formats)
+        results = Results(Store(arguments.results), arguments)
+        drawings = figure.drawings(results)
+        write_drawings(drawings, arguments.output, formats, results.store.left_out)
 
     return run_script(parser, argv, work)
 
@@ -111,10 +112,12 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return formats
 
 
-def write_drawings(drawings: Mapping[str, Drawing], folder: Path, formats: Sequence[str]) -> None:
+def write_drawings(
+    drawings: Mapping[str, Drawing], folder: Path, formats: Sequence[str], left_out: Sequence[str] = ()
+) -> None:
     """Write `folder/name.<format>` for every drawing and format, and the numbers of those that have some.
 
-    Existing files are replaced whole.
+    Existing files are replaced whole. `left_out`: what the page says is missing from the figure.
 
     Raises:
         UserError: if PNG or PDF is asked for and no browser is installed.
@@ -126,13 +129,15 @@ def write_drawings(drawings: Mapping[str, Drawing], folder: Path, formats: Seque
             if suffix == "csv" and drawing.table is not None:
                 data = drawing.table.to_csv(index=False, lineterminator="\n").encode()
             else:
-                data = figure_html(figure, name).encode() if suffix == "html" else _render(figure, suffix, path)
+                data = (
+                    figure_html(figure, name, left_out).encode() if suffix == "html" else _render(figure, suffix, path)
+                )
             atomic_write(path, data)
             logger.info("wrote %s", path)
 
 
-def figure_html(figure: go.Figure, name: str) -> str:
-    """A page with the figure and plotly.js in it. The same figure gives the same bytes."""
+def figure_html(figure: go.Figure, name: str, left_out: Sequence[str] = ()) -> str:
+    """A page with the figure, plotly.js, and lines about what was left out. The same figure gives the same bytes."""
     responsive = go.Figure(figure).update_layout(width=None, autosize=True)
     body = responsive.to_html(
         full_html=False,
@@ -143,6 +148,7 @@ def figure_html(figure: go.Figure, name: str) -> str:
         config={"responsive": True, "displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": name}},
     )
     title = html.escape(name.replace("_", " "))
+    body += "".join(f'\n<p style="font:14px sans-serif;margin:1em">{html.escape(line)}</p>' for line in left_out)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

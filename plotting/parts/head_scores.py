@@ -66,7 +66,8 @@ def head_scores(results: Results) -> pd.DataFrame:
         if "chance" not in table:  # Copy suppression is 0 where nothing of the head is kept.
             table = table.assign(chance=0.0)
         columns = ["model", "step", "tokens", "score", "layer", "head", "value", "se", "chance"]
-        frames.append(table[[*columns, "reason"] if "reason" in table else columns])
+        # Results of earlier versions may lack the standard error.
+        frames.append(table.reindex(columns=[*columns, "reason"] if "reason" in table else columns))
     if not frames:
         raise NotMeasured(f"{results.store.root} holds no head scores; run: {how_to_make('components')}")
     return pd.concat(frames, ignore_index=True)

@@ -277,8 +277,9 @@ class Panels:
             return
         traces = self.figure.select_traces(row=row, col=column)
         drawn = pd.Series([value for trace in traces if trace.y is not None for value in trace.y], dtype=float)
-        # Space for a line of text, in units of the axis.
-        apart = 14 / (self.height - _FRAME_HEIGHT) * self.rows * max(drawn.max() - drawn.min(), 1e-12) * 1.1
+        # Space for a line of text, in units of the axis, which has its zero.
+        span = max(drawn.max(), 0) - min(drawn.min(), 0)
+        apart = 14 / (self.height - _FRAME_HEIGHT) * self.rows * max(span, 1e-12) * 1.1
         heights = [value for value, _, _ in ends]
         for i in range(1, len(heights)):
             heights[i] = max(heights[i], heights[i - 1] + apart)

@@ -74,7 +74,11 @@ class Results:
         for model in _present(self.store.models(kind), asked.model, f"{folder}: no results of model"):
             tasks = self.store.tasks(kind, model)
             levels = _present(tasks, asked.task, f"{folder}/{model}: no results of task") if tasks else [None]
-            frames += [self.store.read_tables(kind, model, task) for task in levels]
+            for task in levels:
+                try:
+                    frames.append(self.store.read_tables(kind, model, task))
+                except UserError as error:  # All of them are damaged.
+                    nothing = str(error)
         for model in self._every_model if asked.model is None else ():
             if model not in self.store.models(kind):
                 logger.info("%s: no results of model %s; left out", folder, model)
@@ -89,7 +93,7 @@ class Results:
     def _why_none(self) -> str:
         """Why there are no circuits, if the baselines say so."""
         baselines = self.table_if_any("baselines")
-        statuses = [] if baselines is None else sorted(set(baselines["status"]) - {"found"})
+        statuses = [] if baselines is None else sorted(set(baselines["status"].dropna()) - {"found"})
         return f" ({', '.join(statuses)})" if statuses else ""
 
     def table_if_any(self, kind: str, *, note: bool = False) -> pd.DataFrame | None:

@@ -108,7 +108,7 @@ class TimeAxis:
 
     def _label(self, tokens: float) -> str:
         text = compact(tokens)
-        return f"{text}<br>{compact(tokens / self.tokens_per_step)}" if self.tokens_per_step else text
+        return f"{text}<br>{tokens / self.tokens_per_step:,.0f}" if self.tokens_per_step else text
 
 
 def compact(number: float) -> str:
@@ -147,7 +147,7 @@ class CheckpointAxis:
             range=[-0.6, last + 0.6],
             tickmode="array",
             tickvals=list(named),
-            ticktext=[short(self.steps[place]) for place in named],
+            ticktext=[f"{self.steps[place]:,}" for place in named],
             tickangle=0,
             tickfont={"size": 11},
             showgrid=False,
@@ -157,8 +157,3 @@ class CheckpointAxis:
 
     def mark_break(self, figure: go.Figure, **where: int | str) -> None:
         """Nothing: the axis has no break."""
-
-
-def short(step: int) -> str:
-    """A step in few characters: 143k."""
-    return f"{step / 1000:g}k" if step >= 1000 else str(step)

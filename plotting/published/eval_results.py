@@ -1,4 +1,6 @@
-"""Reads benchmark results that lm-evaluation-harness wrote, one JSON file or more for each checkpoint.
+"""Reads what other tools say of a training: benchmark results of lm-evaluation-harness, and the Trainer's loss.
+
+The harness writes one JSON file or more for each checkpoint.
 
 Step and model come from the names of the file and its folders, as in `pythia-160m/zero-shot/160m_step1000.json` or
 `EleutherAI__pythia-160m/step1000/results_2024-05-01.json`, or else from what the file says was evaluated (`config`:
@@ -16,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.base.files import read_json
 
 logger = logging.getLogger("plotting")
 
@@ -168,3 +171,23 @@ def _mmlu(table: pd.DataFrame) -> pd.DataFrame:
         stderr = float((part["stderr"] ** 2).sum(min_count=len(part)) ** 0.5 / len(part))
         rows.append((model, step, shots, "mmlu", "acc", float(part["value"].mean()), stderr))
     return pd.DataFrame(rows, columns=COLUMNS).astype(table.dtypes.to_dict())
+
+
+def read_training_loss(folder: Path) -> pd.DataFrame:
+    """The loss that the Trainer of transformers logged: `model, step, value`, of the log that goes furthest.
+
+    Args:
+        folder: its output folder, or one of its checkpoints; the model is called as that folder is.
+
+    Raises:
+        UserError: if no `trainer_state.json` there holds a loss.
+    """
+    logs = []
+    for path in [folder / "trainer_state.json", *folder.glob("*/trainer_state.json")]:
+        history = (read_json(path) or {}).get("log_history") or []
+        logs.append([(entry["step"], entry["loss"]) for entry in history if "loss" in entry and "step" in entry])
+    if not any(logs):
+        raise UserError(f"{folder}: no trainer_state.json there holds a loss; name the output folder of a Trainer")
+    name = folder.resolve().name
+    table = pd.DataFrame(max(logs, key=lambda log: max(log, default=(-1, 0))), columns=["step", "value"])
+    return table.assign(model=name).sort_values("step", ignore_index=True)

@@ -1,6 +1,7 @@
 """Circuits over training, as the slider on the page draws them: one layout for all checkpoints, edges by number."""
 
 import base64
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.checked import Damaged
 from circuits_over_time.utils.results.store import ResultsFolder
 from circuits_over_time.utils.tasks.registry import primary_metric, task_label
 
@@ -17,6 +19,8 @@ from ..parts.circuit_similarity import nodes_of
 from ..parts.style import metric_label, task_order
 from ..parts.tables import Results
 from .cells import fields, plain
+
+logger = logging.getLogger("plotting")
 
 # Bytes of base64 that all records of the page may take for this.
 BUDGET = 4_000_000
@@ -141,7 +145,7 @@ def score_histories(
         to be multiplied with the scale, NaN where a checkpoint has no tensors. None if none has any.
 
     Raises:
-        ValueError: if the tensors lack a node of an edge.
+        UserError: if the tensors lack a node of an edge.
     """
     steps = folder.steps()
     if not edges or not any(folder.has(step, ".pt") for step in steps):
@@ -154,14 +158,23 @@ def score_histories(
     for column, step in enumerate(steps):
         if not folder.has(step, ".pt"):
             continue
-        stored = folder.read_tensors(step)
+        try:
+            _, stored = folder.read_circuit(step)
+        except Damaged as error:
+            logger.warning("scores of edges at step %d left out: %s", step, error)
+            continue
         sources = {name: i for i, name in enumerate(stored["forward_nodes"])}
         targets = {name: i for i, name in enumerate(stored["backward_nodes"])}
         try:
             rows, columns = zip(*((sources[u], targets[v]) for u, v in (edges[edge] for edge in kept)), strict=True)
         except KeyError as missing:
-            raise ValueError(f"step{step:06d}.pt has no node {missing}, but a circuit has") from None
+            raise UserError(
+                f"{folder.file(step, '.pt')} has no node {missing}, but a circuit has; run: {folder.how_to_make()} "
+                "overwrite=true"
+            ) from None
         values[:, column] = stored["scores"].numpy()[rows, columns]
+    if np.isnan(values).all():
+        return None
     scale = float(f"{np.nanmax(np.abs(values)):.6g}") or 1.0
     data = (values / scale).astype("<f2").tobytes()
     return {"edges": kept, "scale": scale, "data": base64.b64encode(data).decode()}

@@ -109,14 +109,14 @@ def store_inputs(keys: list[str], step: int) -> Store:
         {"score": name, "layer": layer, "head": head, "value": 50.0 * ((name, layer, head) == ("negative_copy", 3, 0))}
         for name in ("copy", "negative_copy", "induction", "duplicate_token") for layer, head in cells
     ]  # fmt: skip
-    write(store, "components", "hand", None, step, pd.DataFrame(rows), 100)
     cspa = [{"layer": layer, "head": head, "score": 0.5 if (layer, head) == (3, 1) else None} for layer, head in cells]
-    write(store, "cspa", "hand", None, step, pd.DataFrame(cspa[6:]), 100)  # from layer 2 up
+    tables = {"components": pd.DataFrame(rows), "cspa": pd.DataFrame(cspa[6:])}  # CSPA from layer 2 up
     family = resolve_family(str(config.model), config.cache_dir)
     for kind, of_kind in (("components", config.components_config()), ("cspa", config.cspa_config())):
         folder = store.folder(kind, "hand")
         RunRecord(folder).begin(folder.kind.script.removesuffix(".py"), of_kind, family, [step])
         RunRecord(folder).add({step: (family.load(step, device="cpu").provenance, {})})
+        write(store, kind, "hand", None, step, tables[kind], 100)
     return store
 
 

@@ -113,7 +113,7 @@ def test_one_checkpoint_of_one_task_can_be_drawn(results: Store) -> None:
     turnover = table(results, "turnover").query("task == 'ioi' and step == 4000")
     lives = table(results, "lifetimes").query("task == 'ioi' and birth_step == 4000")
     figure = plot_turnover.draw_turnover(turnover, lives, MODEL).figure
-    assert list(figure.layout.xaxis.ticktext) == ["4k"]
+    assert list(figure.layout.xaxis.ticktext) == ["4,000"]
     assert list(on_panel(figure, 1, "born")[0].y) == turnover.query("at == 'faithfulness'")["born"].tolist()
 
 

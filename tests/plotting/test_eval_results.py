@@ -2,15 +2,21 @@
 
 import json
 import math
+from argparse import Namespace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from circuits_over_time.plotting import plot_task_performance
 from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.plot_pythia_evals import FIGURE, choose
-from circuits_over_time.plotting.published.eval_results import read_evaluations, step_and_model
+from circuits_over_time.plotting.published.eval_results import read_evaluations, read_training_loss, step_and_model
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.store import Store
 from tests.support.paths import PYTHIA_EVALS
+from tests.support.stored import write_table
 
 
 def write(path: Path, results: dict, shots: int = 0) -> Path:
@@ -179,3 +185,37 @@ def test_the_published_pythia_results_are_read_whole() -> None:
     final = table[(table["step"] == 143_000) & (table["benchmark"] == "lambada_openai") & (table["metric"] == "acc")]
     by_model = final.set_index("model")["value"]
     assert by_model["pythia-2.8b"] > by_model["pythia-1.4b"] > by_model["pythia-410m"] > by_model["pythia-160m"]
+
+
+def trainer_state(folder: Path, *losses: tuple[int, float]) -> None:
+    folder.mkdir(parents=True)
+    history = [{"step": step, "loss": loss, "epoch": 0.1} for step, loss in losses]
+    state = {"global_step": losses[-1][0], "log_history": [*history, {"step": losses[-1][0], "eval_loss": 9.0}]}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+def test_the_loss_of_the_furthest_checkpoint_is_read(tmp_path: Path) -> None:
+    trainer_state(tmp_path / "mine" / "checkpoint-10", (5, 3.0), (10, 2.0))
+    trainer_state(tmp_path / "mine" / "checkpoint-20", (5, 3.0), (10, 2.0), (20, 1.5))
+    table = read_training_loss(tmp_path / "mine")
+    assert table[["model", "step", "value"]].to_numpy().tolist() == [
+        ["mine", 5, 3.0],
+        ["mine", 10, 2.0],
+        ["mine", 20, 1.5],
+    ]
+    with pytest.raises(UserError, match=r"no trainer_state.json there holds a loss"):
+        read_training_loss(tmp_path)
+
+
+def test_the_loss_is_drawn_at_the_tokens_of_its_steps(tmp_path: Path) -> None:
+    trainer_state(tmp_path / "mine" / "checkpoint-20", (5, 3.0), (20, 1.5))
+    performance = pd.DataFrame({"run": "clean", "metric": ["accuracy"], "value": 0.5, "se": 0.1, "n": 8})
+    for step in (10, 20):
+        write_table(Store(tmp_path / "r").folder("task_performance", "mine", "ioi"), step, performance, step * 7)
+    arguments = ["-r", str(tmp_path / "r"), "-o", str(tmp_path / "f"), "--training", str(tmp_path / "mine")]
+    assert figure_main(plot_task_performance.FIGURE, arguments) == 0
+    figure = plot_task_performance.FIGURE.drawings(
+        Results(Store(tmp_path / "r"), Namespace(training=[tmp_path / "mine"], metric=None, model=None, task=None))
+    )["task_performance"].figure
+    loss = next(trace for trace in figure.data if list(trace.y) == [3.0, 1.5])
+    assert [x / 7 for x in loss.x] == [5, 20]

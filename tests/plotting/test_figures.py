@@ -231,6 +231,15 @@ def test_head_figure_draws_what_is_measured_where_successor_and_cspa_are_not(
     assert "get_model_cspa.py" in caplog.text
 
 
+def test_scores_that_were_stored_without_a_standard_error_are_drawn_without_a_band(tmp_path: Path) -> None:
+    store = write_all(tmp_path, models=("toy",), tasks=("ioi",))
+    for path in store.folder("successor", "toy").path.glob("*.csv"):
+        pd.read_csv(path).drop(columns="se", errors="ignore").to_csv(path, index=False)
+    rows = head_scores(Results(store)).query("score == 'succession'")
+    assert rows["value"].notna().all()
+    assert rows["se"].isna().all()
+
+
 def test_a_head_without_effect_does_not_flatten_the_cspa_panel() -> None:
     table = pd.DataFrame(
         {"model": "toy", "step": [1, 2], "tokens": [9, 18], "score": "cspa", "layer": 0, "head": [0, 1]}
@@ -249,7 +258,9 @@ def test_names_at_line_ends_do_not_overlap(store: Store) -> None:
     drawn = [y for trace in figure.data if trace.xaxis == "x" for y in trace.y]
     heights = sorted(note.y for note in figure.layout.annotations if note.xref == "x")
     assert len(heights) == 8
-    apart = np.diff(heights) / (max(drawn) - min(drawn)) * pixels
+    # The axis of a score has its zero.
+    assert figure.layout.yaxis.rangemode == "tozero"
+    apart = np.diff(heights) / (max(drawn) - min(0, *drawn)) * pixels
     assert apart.min() >= 11
 
 
@@ -278,6 +289,21 @@ def test_backup_figure_has_a_panel_for_every_part_that_can_bring_something_back(
     for axis, part in (("x", "all"), ("x2", "heads"), ("x3", "mlps"), ("x4", "final_norm")):
         (line,) = lines(figure, "pythia-70m", axis)
         assert list(line.y) == list(table.loc[part, "came_back"])
+
+
+def test_a_share_of_next_to_nothing_is_not_drawn_and_says_why(store: Store) -> None:
+    table = store.read_tables("ioi_backup", "pythia-70m")
+    little = (table["part"] == "heads") & (table["step"] == 8)
+    table.loc[little, ["came_back", "came_back_low", "came_back_high"]] = [2400.0, 2300.0, 2500.0]
+    unsure = (table["part"] == "mlps") & (table["step"] == 8)
+    table.loc[unsure, ["came_back", "came_back_low", "came_back_high"]] = [20.0, -900.0, 940.0]
+    figure = plot_ioi_backup.draw_backup(table, model_looks(["pythia-70m"])).figure
+    crosses = [trace for trace in figure.data if trace.mode == "markers" and trace.x[0] is not None]
+    said = {(trace.xaxis, cell[0]): cell[1].replace("<br>", " ") for trace in crosses for cell in trace.customdata}
+    assert said["x2", 8] == "too little is lost to take a share of: 2,400% (95% interval 2,300% to 2,500%)"
+    assert said["x3", 8] == "too little is lost to take a share of: 20% (95% interval -900% to 940%)"
+    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    assert max(np.nanmax(np.abs(np.array(trace.y, dtype=float))) for trace in lines) <= plot_ioi_backup.LARGEST
 
 
 def test_without_any_backup_every_panel_says_why(store: Store) -> None:

@@ -40,7 +40,15 @@ def test_step_0_stands_left_of_the_first_trained_checkpoint() -> None:
 
 def test_pythia_ticks_give_tokens_with_steps_below() -> None:
     _, labels = TimeAxis.of(frame(PYTHIA_STEPS)).ticks(9)
-    assert labels == ["0<br>0", "2.1M<br>1", "21M<br>10", "210M<br>100", "2.1B<br>1k", "21B<br>10k", "300B<br>143k"]
+    assert labels == [
+        "0<br>0",
+        "2.1M<br>1",
+        "21M<br>10",
+        "210M<br>100",
+        "2.1B<br>1,000",
+        "21B<br>10,000",
+        "300B<br>143,000",
+    ]
 
 
 def test_without_step_0_there_is_no_place_and_no_label_for_it() -> None:

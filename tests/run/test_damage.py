@@ -56,7 +56,8 @@ def test_a_damaged_file_is_named_and_measured_again_with_repair(name: str, damag
     path.unlink() if data is None else path.write_bytes(data)
     damaged = results_in(sweep.results)
     assert sweep.run() == 2
-    assert sweep.told == f"{path} is damaged (not what was written); pass repair=true to measure again"
+    reason = "it is gone" if data is None else "not what was written"
+    assert sweep.told == f"{path} is damaged ({reason}); pass repair=true to measure again"
     assert results_in(sweep.results) == damaged
     assert sweep.run("repair=true") == 0
     after = results_in(sweep.results)
@@ -112,7 +113,7 @@ def test_run_json_holds_the_hash_of_every_file_in_order(sweep: Sweep) -> None:
 
 
 def test_overwrite_is_refused_while_another_process_measures(sweep: Sweep) -> None:
-    claim = sweep.results / ".claims" / "demo" / "tiny" / "step000010"
+    claim = sweep.results / ".claims" / ".runs" / "demo" / "tiny" / "x" / "t"
     claim.parent.mkdir(parents=True)
     claim.write_text('{"host": "node7", "pid": 12, "machine": "node7", "started": "1", "token": "t"}')
     assert sweep.run("overwrite=true") == 2

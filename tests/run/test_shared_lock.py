@@ -65,24 +65,3 @@ def test_notes_of_waiting_processes_are_written_and_those_of_killed_ones_are_not
     assert dead.exists()
     book.lock.discard_notes()
     assert not dead.exists()
-
-
-def test_what_many_want_done_is_done_once_and_who_finds_it_done_needs_no_lock(tmp_path: Path) -> None:
-    lock, done = SharedLock(tmp_path), tmp_path / "done"
-    context = multiprocessing.get_context("fork")
-
-    def act() -> None:
-        with (tmp_path / "acted").open("a") as file:
-            file.write("x")
-        done.touch()
-
-    processes = [context.Process(target=lock.once, args=(done.exists, act)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    assert (tmp_path / "acted").read_text() == "x"
-    with lock.held():
-        SharedLock(tmp_path).once(done.exists, act)
-    assert (tmp_path / "acted").read_text() == "x"

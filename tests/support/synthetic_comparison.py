@@ -46,9 +46,10 @@ def write_comparison(store: Store, models: Sequence[str] = ("toy",), group: str 
         name: pd.concat([make(model) for model in models], ignore_index=True)
         for name, make in (("order", _order), ("handovers", _handovers))
     }
-    for name, table in (tables | {"seeds": seeds, "seed_emergence": over_seeds}).items():
-        folder.write(name, table.reindex(columns=list(COMPARISONS[name].columns)))
-    folder.write_run({"config": {"seeds": {group: list(models)} if group else None}})
+    tables |= {"seeds": seeds, "seed_emergence": over_seeds}
+    for name, table in tables.items():
+        tables[name] = table.reindex(columns=list(COMPARISONS[name]))
+    folder.write_all(tables, {"config": {"seeds": {group: list(models)} if group else None}})
     return folder
 
 
@@ -125,7 +126,7 @@ def edges_over_time(steps: Sequence[int], present: np.ndarray, model: str, task:
     tables = []
     for name, table in (("turnover", turned), ("lifetimes", lived)):
         both = [table.assign(**stamp, at=at) for at in ("faithfulness", "size")]
-        tables.append(pd.concat(both, ignore_index=True).reindex(columns=list(COMPARISONS[name].columns)))
+        tables.append(pd.concat(both, ignore_index=True).reindex(columns=list(COMPARISONS[name])))
     return tables[0], tables[1]
 
 
@@ -152,4 +153,4 @@ def _handovers(model: str) -> pd.DataFrame:
         (model, "name_mover", 512, 4000, "a3.h1", "a3.h4", 0.0, -0.9, 0.97),
         (model, "induction", 512, 4000, "a1.h3", "a1.h5", 0.0, -0.9, 0.6),
     ]
-    return pd.DataFrame(rows, columns=list(COMPARISONS["handovers"].columns))
+    return pd.DataFrame(rows, columns=list(COMPARISONS["handovers"]))

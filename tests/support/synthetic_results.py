@@ -205,9 +205,8 @@ def _roles(learnt: float) -> pd.DataFrame:
             holds = head == (after if learnt > 0.5 else before)
             row = {"level": level, "definitions": "study", "layer": layer, "head": head, "effect": -learnt * holds}
             rows.append(row | {"role": role if holds else "", "in_circuit": True, "passes": holds})
-    return pd.DataFrame(
-        rows, columns=["level", "definitions", "layer", "head", "effect", "role", "in_circuit", "passes"]
-    )
+    columns = ["level", "definitions", "layer", "head", "effect", "role", "in_circuit", "passes"]
+    return pd.DataFrame(rows, columns=columns).drop_duplicates()  # Of heads without a role, one row each.
 
 
 def _backup(learnt: float, rng: np.random.Generator) -> pd.DataFrame:

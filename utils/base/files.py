@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +16,9 @@ from typing import Any
 from .errors import UserError
 
 _DAY = 86_400.0
+
+Stamp = tuple[int, int, int]
+"""Inode, size and time of change of a file: equal as long as nobody has written to it."""
 
 
 def atomic_write(path: Path, data: bytes, *, sync_folder: bool = True) -> None:
@@ -133,6 +137,31 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes. The hub reports the same for files in its large-file storage."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp_of(path: Path) -> Stamp:
+    """A file's stamp."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@functools.cache
+def sha256_at(path: Path, stamp: Stamp) -> str:
+    """SHA-256 of a file that has this stamp. It is read only once, until it changes."""
+    return file_sha256(path)
+
+
+def content_sha256(path: Path) -> str | None:
+    """SHA-256 of a file, or of all files in a folder; None if there is neither."""
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return combine(
+                {"": "", **{file.relative_to(path).as_posix(): sha256_at(file, stamp_of(file)) for file in files}}
+            )
+        return sha256_at(path, stamp_of(path))
+    except OSError:  # Whoever reads it says why it cannot be read.
+        return None
 
 
 def combine(hashes: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,17 @@ from ..models.checkpoint import LoadedCheckpoint
 from ..models.family import Family
 from ..models.weight_files import CheckpointFiles
 from ..results.kinds import BASELINES, FAITHFULNESS
-from ..results.record import EncodedResults, RunRecord, differences, shown, write_results
+from ..results.record import (
+    EncodedResults,
+    RunRecord,
+    changed_inputs,
+    differences,
+    input_hashes,
+    shown,
+    write_results,
+)
 from ..results.store import Result, ResultsFolder, Store
+from ..sweep.claims import Claims
 from ..tasks import TASKS, Task, get_task
 from ..tasks.prompts import metric_name
 from .find import CircuitPrompts, circuit_prompts
@@ -92,6 +102,8 @@ class CircuitCallback(TrainerCallback):
         self.tokenizer, self.tokens_per_step, self.log, self.keys = tokenizer, tokens_per_step, log, keys
         self._inputs: dict[str, CircuitPrompts] = {}
         self._configs: dict[str, CircuitsConfig] = {}
+        self._hashes: dict[str, dict[str, str]] = {}
+        self._claims = Claims(self.results_dir)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -114,11 +126,12 @@ class CircuitCallback(TrainerCallback):
         with errors_of_python():
             model = model_in_memory(kwargs["model"], None, self.tokenizer, None, None)
             for task in self.tasks:
-                run = {"model": self.name, "task": task.name, "results_dir": str(self.results_dir)}
+                run = {"model": self.name, "task": str(task.source or task.name), "results_dir": str(self.results_dir)}
                 run |= {"dtype": str(model.weights.dtype).removeprefix("torch."), "device": str(model.weights.device)}
                 config = settings_of(CircuitsConfig, self.keys, model, run)
                 if task.name not in TASKS:  # Figures ask run.json.
                     config = config.model_copy(update={"metric": metric_name(task.primary)})
+                self._hashes[task.name] = input_hashes(config, task.name)
                 self._inputs[task.name] = circuit_prompts(config, task, self.tokenizer, model.weights)
                 self._configs[task.name] = config
                 for folder in self._folders(task):
@@ -135,6 +148,12 @@ class CircuitCallback(TrainerCallback):
             except (UserError, torch.OutOfMemoryError) as error:
                 log.warning("%s step %d is left out: %s", self.name, state.global_step, error)
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let others write into the folders of results."""
+        self._claims.__exit__()
+
     def _due(self, state: TrainerState) -> bool:
         if isinstance(self.every, int):
             return state.global_step % self.every == 0 or state.global_step == state.max_steps
@@ -150,15 +169,18 @@ class CircuitCallback(TrainerCallback):
             if start == 0:
                 way_out = "pass overwrite=True, or another name= or results_dir="
                 raise UserError(f"{folder.path} holds the results of an earlier training; {way_out}")
-            if changed := differences(folder.read_run(), folder.kind, SCRIPT, config):
-                holds = " and ".join(f"{key}={shown(old)}, not {shown(new)}" for key, old, new in changed)
+            changed = differences(held := folder.read_run(), folder.kind, SCRIPT, config)
+            holds = " and ".join(f"{key}={shown(old)}, not {shown(new)}" for key, old, new in changed)
+            if holds := holds or changed_inputs(held, config, folder.task):
                 raise UserError(f"{folder.path} holds {holds}; pass overwrite=True or another results_dir=")
         for step in done:
             if step > start or self.overwrite:
                 folder.delete(step)
         if self.overwrite:
             (folder.path / "run.json").unlink(missing_ok=True)
-        RunRecord(folder).begin(SCRIPT, config, family, [])
+        run = f"{SCRIPT}/{self.name}/{folder.task}"
+        enter, others = partial(self._claims.enter, run), partial(self._claims.entered, run)
+        RunRecord(folder).begin(SCRIPT, config, family, [], enter, others)
 
     def _measure(
         self, model: PreTrainedModel, args: TrainingArguments, state: TrainerState, control: TrainerControl
@@ -178,7 +200,7 @@ class CircuitCallback(TrainerCallback):
             results = measure(checkpoint, self._configs[task.name], self._inputs, task)
             folders = self._folders(task)
             encoded = tuple(folder.encode(step, results[folder.kind.name], tokens) for folder in folders)
-            write_results(folders, [EncodedResults(step, checkpoint.provenance, encoded)])
+            write_results(folders, [EncodedResults(step, checkpoint.provenance, self._hashes[task.name], encoded)])
             logged |= {f"circuits/{task.name}/{key}": value for key, value in _summary(results, task).items()}
         if self.log is None:
             state.log_history.append({**logged, "step": step})

@@ -266,16 +266,17 @@ def with_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[Cir
     return settings, circuit_prompts(settings, require_task(task), model.tokenizer, model.weights)
 
 
-def prompts_of(model: Model, task: Task, settings: TaskSettings) -> Prompts:
-    """A task's prompts on the model's device.
+def task_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[TaskSettings, Prompts]:
+    """The settings that keywords give, and a task's prompts on the model's device.
 
     Raises:
-        TypeError: if it is no task.
+        TypeError, ValueError: as `settings_of`; also if it is no task.
         UserError: if it has too few prompts under this tokenizer, or one is longer than the model's context.
     """
+    settings = settings_of(TaskSettings, keys, model)
     prompts = require_task(task).build(model.tokenizer, settings.n_prompts, settings.seed, settings)
     prompts.require_fit(task.name, model.weights)
-    return prompts.to(model.weights.device)
+    return settings, prompts.to(model.weights.device)
 
 
 def require_model(model: Model) -> Model:

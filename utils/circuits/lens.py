@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,18 +23,18 @@ from ..base.errors import UserError
 from ..tasks import Task
 from ..tasks.prompts import bos_token
 from ..tasks.vocabulary import encode, require_embedded
-from .handle import Model, prompts_of, require_model
-from .keys import TaskSettings
+from .handle import Model, require_model, task_prompts
 
 
 def logit_lens(
-    model: Model, task: Task, nodes: str | Sequence[str], settings: TaskSettings
+    model: Model, task: Task, nodes: str | Sequence[str], keys: Mapping[str, Any]
 ) -> dict[str, Float[Tensor, "prompt vocab"]]:
     """What nodes write to the logits at the end of a task's clean prompts; see `cot.logit_lens`.
 
     Raises:
         UserError: if the model has no such node.
     """
+    settings, prompts = task_prompts(model, task, keys)
     weights, known = model.weights, model.graph.forward_nodes
     names = [nodes] if isinstance(nodes, str) else list(nodes) if isinstance(nodes, Iterable) else [None]
     for name in names:
@@ -43,7 +44,6 @@ def logit_lens(
             raise UserError(
                 f"nodes: the model has no {name!r}; there are input, a0.h0, ... {known[-2]}, m0, ... {known[-1]}"
             )
-    prompts = prompts_of(model, task, settings)
     directions = Unembedding(weights, centre_vocabulary=True).rows(slice(None))  # [vocab, d_model]
     lens = {str(name): torch.zeros(len(prompts), weights.d_vocab) for name in names}
     for index in torch.arange(len(prompts)).split(settings.batch_size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -19,8 +20,9 @@ from circuits_over_time.edge_attribution_patching.model.weights import ModelWeig
 
 from ..base.errors import UserError, errors_of_python, one_line
 from ..base.files import atomic_write
+from ..results.checked import STAMP
 from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS
-from ..results.store import STAMP, Store, csv_bytes, read_csv
+from ..results.store import Store, csv_bytes, read_csv
 from ..tasks.prompts import metric_name
 from .checks import compare_with_random, groups_table
 from .find import CircuitPrompts, find_circuit, score_edges
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 KINDS = (GRAPHS, FAITHFULNESS, BASELINES, CONTROLS, PROMPT_GROUPS, HYPOTHESIS_TESTS)
-"""The tables of a circuit; `utils/results/kinds.py` says what each column means."""
+"""The tables of a circuit; `utils/results/kinds.toml` says what each column means."""
 SHOWN = 200
 """Of a large circuit, drawings show so many edges of largest |score|."""
 
@@ -248,30 +250,43 @@ def read_circuit(path: str | Path) -> MeasuredCircuit:
     path = Path(path)
     try:
         if path.suffix == ".json":
-            return MeasuredCircuit(Circuit.from_json(stored := json.loads(path.read_text())), about=stored["cfg"])
+            return MeasuredCircuit(Circuit.from_json(stored := json.loads(path.read_text())), about=dict(stored["cfg"]))
+        if path.is_file() and (found := _of_results(path)) is not None:
+            return found
         stored = torch.load(path, map_location="cpu", weights_only=True)
         circuit = Circuit.from_tensors(stored)
+        about = dict(stored.pop("about", {}))
+        tables = {kind: read_csv(StringIO(text)) for kind, text in stored.pop("tables", {}).items()}
+        return MeasuredCircuit(circuit, _as_measured(tables), stored, about)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except UserError:
+        raise
     except Exception as error:
         # torch's own words advise to load what it refuses.
         reason = "torch cannot read it" if isinstance(error, UnpicklingError) else one_line(error)
         way_out = "name a .pt of this project or EAP-IG's .json"
         raise UserError(f"{path}: holds no circuit ({reason}); {way_out}") from None
-    about = stored.pop("about", {})
-    tables = {kind: read_csv(StringIO(text)) for kind, text in stored.pop("tables", {}).items()}
-    if not tables and path.resolve().parents[2].name == "graphs":
-        # One of the results: its other tables are in the folders of their kinds.
-        task, model, _, root = list(path.resolve().parents)[:4]
-        step = int(path.stem.removeprefix("step"))
-        about = {"model": model.name, "task": task.name, "step": step}
-        for kind in KINDS:
-            folder = Store(root).folder(kind, model.name, task.name)
-            if folder.has(step):
-                tables[kind.name] = folder.read_table(step).drop(columns=list(STAMP))
-    if "graphs" in tables:  # As numbers were before they became text.
+
+
+def _of_results(path: Path) -> MeasuredCircuit | None:
+    """The circuit of a file in a folder of results, with the tables in the folders of the other kinds."""
+    *_, kind, model, task, name = ("", "", "", *path.resolve().parts)
+    match = re.fullmatch(r"step(\d{6,18})\.pt", name)
+    if kind != GRAPHS.name or match is None:
+        return None
+    store, step = Store(path.resolve().parents[3]), int(match[1])
+    circuit, tensors = store.folder(GRAPHS, model, task).read_circuit(step)
+    folders = [folder for kind in KINDS if (folder := store.folder(kind, model, task)).has(step)]
+    tables = {folder.kind.name: folder.read_table(step).drop(columns=list(STAMP)) for folder in folders}
+    return MeasuredCircuit(circuit, _as_measured(tables), tensors, {"model": model, "task": task, "step": step})
+
+
+def _as_measured(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Tables with the numbers of edges as they were before they became text."""
+    if "graphs" in tables:
         tables["graphs"] = tables["graphs"].astype(dict.fromkeys(tables["graphs"].columns[2:], "float32"))
-    return MeasuredCircuit(circuit, tables, stored, about)
+    return tables
 
 
 def svg_of(edges: pd.DataFrame) -> str:

@@ -16,8 +16,9 @@ from ..base.errors import UserError, suggest
 from ..config.keys import BaseConfig, StartToken
 from ..models.checkpoint import LoadedCheckpoint
 from ..models.family import family_of
+from ..results.checked import STAMP
 from ..results.kinds import KINDS, ResultSchema, find_kind
-from ..results.store import STAMP, Result, Store
+from ..results.store import Result, Store
 from ..sweep.analysis import Analysis
 from ..sweep.runner import run
 from .handle import Model, validated

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 import pandas as pd
 import torch
@@ -24,8 +25,7 @@ from circuits_over_time.edge_attribution_patching.statistics import standard_err
 
 from ..base.errors import UserError
 from ..tasks import Task
-from .handle import Model, prompts_of
-from .keys import TaskSettings
+from .handle import Model, task_prompts
 
 
 def path_effects(
@@ -34,7 +34,7 @@ def path_effects(
     senders: Sequence[str] | None,
     receivers: str | Sequence[str],
     through_mlps: bool | None,
-    settings: TaskSettings,
+    keys: Mapping[str, Any],
 ) -> pd.DataFrame:
     """How the metric of clean prompts changes if receivers read senders as in the corrupted prompt.
 
@@ -43,6 +43,7 @@ def path_effects(
     Raises:
         UserError: if the model has no such head or MLP, or receivers are read by two letters.
     """
+    settings, prompts = task_prompts(model, task, keys)
     weights, graph = model.weights, model.graph
     names = [name for name in graph.forward_nodes if "." in name] if senders is None else _names(senders, "senders")
     if not names:
@@ -53,7 +54,6 @@ def path_effects(
     if not isinstance(through_mlps, bool | None):
         raise TypeError(f"through_mlps={through_mlps!r}: not True, False or None")
     through_mlps = into is not None if through_mlps is None else through_mlps
-    prompts = prompts_of(model, task, settings)
     metric, memory = prompts.metric(task.primary), settings.memory_budget_gb
     patched = torch.zeros(len(nodes), len(prompts), dtype=torch.float64)
     clean, corrupted = torch.zeros(2, len(prompts), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The tables that report a circuit, as they are stored (`utils/results/kinds.py` has their columns)."""
+"""The tables that report a circuit, as they are stored (`utils/results/kinds.toml` has their columns)."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class StoredCircuits:
             folder = self.store.folder("graphs", self.model, task)
             circuit = None
             if folder.has(step):
-                edges = folder.read_tensors(step)["in_circuit"]
+                edges = folder.read_circuit(step)[0].in_circuit
                 if bool(edges.any()):
                     circuit = StoredCircuit(step, task, edges.flatten().nonzero()[:, 0], edges.shape[1])
             self._read[task, step] = circuit

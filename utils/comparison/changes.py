@@ -20,7 +20,7 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import signed_selection
 
-from ..results.comparison import SIMILARITY
+from ..results.comparison import COMPARISONS
 from .chance import expected_added, expected_jaccard, expected_weighted_jaccard
 from .floors import Samples, change_test, noise_floor
 from .inputs import Checkpoint, Trajectory
@@ -148,7 +148,7 @@ def flagged(rows: pd.DataFrame, rate: float) -> pd.DataFrame:
         table.loc[family.index, "q_value"] = adjusted
         table.loc[family.index, "changed"] = adjusted <= rate  # False where nothing was tested
     sizes = ("size", "other_size", "n_edges", "other_n_edges")
-    return table.astype(dict.fromkeys(sizes, "Int64"))[list(SIMILARITY.columns)]
+    return table.astype(dict.fromkeys(sizes, "Int64"))[list(COMPARISONS["similarity"])]
 
 
 def _band(floors: list[Samples], key: str) -> dict[str, float]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from ..results.comparison import HANDOVERS
+from ..results.comparison import COMPARISONS
 
 MeasuredEffects = dict[tuple[int, str], tuple[float, float]]
 """Effect and standard error by step and head."""
@@ -43,7 +43,7 @@ def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
             effects = (_effect(measured, after, name)[0] for name in (old, new))
             share = _share_agreeing(measured, before, after, old, new, rng, resamples)
             rows.append((of_role["model"].iloc[0], role, before, after, old, new, *effects, share))
-    return pd.DataFrame(rows, columns=list(HANDOVERS.columns))
+    return pd.DataFrame(rows, columns=list(COMPARISONS["handovers"]))
 
 
 def _effect(measured: MeasuredEffects, step: int, name: str) -> tuple[float, float]:

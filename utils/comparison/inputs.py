@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import pandas as pd
+import pydantic
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.graph import Graph
@@ -15,13 +16,16 @@ from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 
 from ..base.errors import UserError, suggest
 from ..config.keys import as_list
+from ..results.checked import DamagedRecord
 from ..results.comparison import fingerprint
 from ..results.kinds import how_to_make
-from ..results.store import Store
+from ..results.store import ResultsFolder, Store
 from .floors import SelectionRule
 from .keys import ComparisonConfig
 
 log = logging.getLogger(__name__)
+
+_RULE = pydantic.TypeAdapter(SelectionRule)
 
 ModelTask = tuple[str, str]
 """A model and a task."""
@@ -103,17 +107,16 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
         UserError: if results are missing, or come from a version that kept no fold scores.
     """
     graphs, baselines = store.folder("graphs", model, task), store.folder("baselines", model, task)
-    settings = graphs.read_run()["settings"]
-    rule = SelectionRule(
-        settings["search.order"],
-        settings.get("search.selection", "absolute"),
-        settings.get("search.positive_share", SelectionRule.positive_share),
-        settings["seed"],
-    )
-    checkpoints = {}
-    for step in graphs.steps():
-        stored = graphs.read_tensors(step)
-        circuit = Circuit.from_tensors(stored)
+    settings = graphs.read_run().get("settings", {})
+    # Settings of older versions lack those two.
+    later = {key: settings[f"search.{key}"] for key in ("selection", "positive_share") if f"search.{key}" in settings}
+    try:
+        rule = _RULE.validate_python({"order": settings.get("search.order"), "seed": settings.get("seed"), **later})
+    except pydantic.ValidationError:
+        raise DamagedRecord(graphs.path / "run.json") from None
+
+    def read(graphs: ResultsFolder, step: int) -> Checkpoint:
+        circuit, stored = graphs.read_circuit(step)
         try:
             folds = KeptFolds.from_tensors(stored, circuit.graph)
         except ValueError as error:
@@ -126,8 +129,12 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
                 f"{graphs.how_to_make()}"
             )
         size = None if pd.isna(row["size"]) else int(row["size"])
-        read = fingerprint(settings, (graphs, baselines), step)
-        checkpoints[step] = Checkpoint(model, task, rule, step, int(row["tokens"]), circuit, folds, size, read)
+        found = fingerprint(settings, (graphs, baselines), step)
+        return Checkpoint(model, task, rule, step, int(row["tokens"]), circuit, folds, size, found)
+
+    checkpoints = store.sound(graphs, read)
+    if not checkpoints:
+        raise UserError(f"{graphs.path} holds no sound circuits; run: {graphs.how_to_make()} repair=true")
     return Trajectory(model, task, checkpoints, rule)
 
 

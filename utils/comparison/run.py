@@ -24,7 +24,7 @@ from ..base.errors import UserError, suggest
 from ..base.files import require_writable
 from ..base.progress import Progress, duration
 from ..config.keys import is_execution
-from ..results.comparison import COMPARISONS, HANDOVERS, ComparisonFolder, fingerprint
+from ..results.comparison import COMPARISONS, ComparisonFolder, fingerprint
 from ..results.record import recorded_parameters
 from ..results.store import Store
 from .changes import CircuitPair, Comparer, flagged, pairs_between, pairs_over_training
@@ -92,11 +92,12 @@ def compare(config: ComparisonConfig, *, dry_run: bool = False) -> dict[str, pd.
     tables = {"similarity": similarity} | _other_tables(plan, progress)
     progress.close()
     log.info("%d pairs of circuits compared, %d of them now, in %s", len(pairs), len(left), duration(progress.seconds))
-    for name in COMPARISONS:
-        folder.write(name, tables[name])
+    tables = {name: tables[name] for name in COMPARISONS}
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     run = {"config": config.model_dump(mode="json"), "compared": list(plan.trajectories)}
-    folder.write_run(run | {"sizes": plan.sizes, "versions": versions})
+    # What was left out because it is damaged is a part of what made the tables.
+    gaps = {"left_out": store.left_out} if store.left_out else {}
+    folder.write_all(tables, run | {"sizes": plan.sizes, "versions": versions} | gaps)
     _log_changes(similarity)
     log.info("wrote %s: %s", folder.path, ", ".join(f"{name}.csv" for name in COMPARISONS))
     return tables
@@ -198,7 +199,7 @@ def _other_tables(plan: _Plan, progress: Progress) -> dict[str, pd.DataFrame]:
             roles = store.read_tables("ioi_consistency_heads", model)
             frames["handovers"].append(handovers(roles, config.seed, config.resamples))
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
-    tables.setdefault("handovers", pd.DataFrame(columns=list(HANDOVERS.columns)))
+    tables.setdefault("handovers", pd.DataFrame(columns=list(COMPARISONS["handovers"])))
     every_curve = [curve for model in models for curve in curves[model]]
     tables["curves"] = curves_table([*every_curve, *best])
     tables["seeds"] = seeds_table(common, plan.groups)

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..results.comparison import SEED_EMERGENCE, SEEDS
+from ..results.comparison import COMPARISONS
 from .statistics import adjusted_p_values
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def seeds_table(curves: Mapping[str, Sequence[Curve]], groups: Mapping[str, Sequ
             ]
             adjusted = adjusted_p_values(np.array([row["dip_p"] for row in summaries], dtype=float))
             rows += [row | {"dip_q": float(q)} for row, q in zip(summaries, adjusted, strict=True)]
-    return pd.DataFrame(rows, columns=list(SEEDS.columns))
+    return pd.DataFrame(rows, columns=list(COMPARISONS["seeds"]))
 
 
 def seed_emergence(
@@ -118,7 +118,7 @@ def seed_emergence(
                     "power": jump_power(len(of_curve), tests, rate) if enough and tests else np.nan,
                 }
             )
-    table = pd.DataFrame(rows, columns=list(SEED_EMERGENCE.columns))
+    table = pd.DataFrame(rows, columns=list(COMPARISONS["seed_emergence"]))
     return table.astype(dict.fromkeys(("median_step", "earliest_step", "latest_step"), "Int64"))
 
 

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from ..results.comparison import CURVES, EMERGENCE, LIFETIMES, ORDER, TURNOVER
+from ..results.comparison import COMPARISONS
 from .changes import AT, grown
 from .curves import Curve
 from .emergence import Emergence, find_emergence, order_shares
@@ -31,8 +31,8 @@ def curves_table(curves: Sequence[Curve]) -> pd.DataFrame:
             {"step": curve.steps, "tokens": curve.tokens, "value": curve.values, "low": low, "high": high}
         )
         frames.append(frame.assign(**curve.stamp(), chance=curve.chance, uncertainty=curve.uncertainty))
-    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(CURVES.columns))
-    return table.reindex(columns=list(CURVES.columns)).astype({"layer": "Int64", "head": "Int64"})
+    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COMPARISONS["curves"]))
+    return table.reindex(columns=list(COMPARISONS["curves"])).astype({"layer": "Int64", "head": "Int64"})
 
 
 def emergence_table(
@@ -83,7 +83,7 @@ def emergence_table(
         row |= {"high_step": curve.steps[high]} if high < emergence.n else {}
         if curve.leading:
             leading[curve.name] = (curve, emergence)
-    table = pd.DataFrame(rows, columns=list(EMERGENCE.columns))
+    table = pd.DataFrame(rows, columns=list(COMPARISONS["emergence"]))
     whole = ("layer", "head", "after_step", "step", "after_tokens", "tokens", "low_step", "high_step")
     return table.astype(dict.fromkeys(whole, "Int64")), leading
 
@@ -102,7 +102,7 @@ def order_table(model: str, leading: dict[str, tuple[Curve, Emergence]], resampl
         shares = order_shares(sides[0], sides[1], len(a.steps))
         names = ("share_before", "share_same", "share_after")
         rows.append({"model": model, "first": first, "second": second} | dict(zip(names, shares, strict=True)))
-    return pd.DataFrame(rows, columns=list(ORDER.columns))
+    return pd.DataFrame(rows, columns=list(COMPARISONS["order"]))
 
 
 def edges_tables(trajectory: Trajectory, size: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -131,6 +131,6 @@ def edges_tables(trajectory: Trajectory, size: int) -> tuple[pd.DataFrame, pd.Da
             "target": [names[edge][1] for edge in table["edge"]],
         }
         lived.append(table.assign(**of_unit, at=at, **ends))
-    columns = list(TURNOVER.columns), list(LIFETIMES.columns)
+    columns = list(COMPARISONS["turnover"]), list(COMPARISONS["lifetimes"])
     frames = [pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for parts in (turned, lived)]
     return frames[0].reindex(columns=columns[0]), frames[1].reindex(columns=columns[1])

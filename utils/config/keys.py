@@ -46,6 +46,7 @@ def key(
     execution: bool = False,
     reason: str | None = None,
     only_with: tuple[str, ...] = (),
+    file: bool = False,
     **bounds: Any,
 ) -> Any:
     """A key of a config.
@@ -54,9 +55,10 @@ def key(
         execution: it says how or where to run, and never changes a result: two runs into one folder may differ in it.
         reason: why its bounds are where they are.
         only_with: another key of its block, and the values of that key with which this one is read.
+        file: it names a file or folder that results depend on (or perhaps something else).
         bounds: `ge=`, `le=` and whatever else pydantic's `Field` takes.
     """
-    noted: dict[str, Any] = {"execution": execution, "reason": reason, "only_with": list(only_with)}
+    noted: dict[str, Any] = {"execution": execution, "reason": reason, "only_with": list(only_with), "file": file}
     return Field(default, json_schema_extra={name: value for name, value in noted.items() if value}, **bounds)
 
 
@@ -366,6 +368,17 @@ def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:
         else:
             settings[name] = plain[name]
     return settings
+
+
+def files_read(config: pydantic.BaseModel) -> dict[str, Path]:
+    """The files and folders that a config names and results depend on, by their flat keys (`cspa.corpus`)."""
+    found = dict[str, Path]()
+    for name, field in type(config).model_fields.items():
+        if isinstance(value := getattr(config, name), pydantic.BaseModel):
+            found |= {f"{name}.{inner}": path for inner, path in files_read(value).items()}
+        elif extra(field).get("file") and value is not None and (path := Path(value).expanduser()).exists():
+            found[name] = path
+    return found
 
 
 def is_execution(field: FieldInfo) -> bool:

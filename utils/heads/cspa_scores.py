@@ -28,7 +28,9 @@ of size tokens * vocabulary.
 from __future__ import annotations
 
 import math
+from itertools import product
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
@@ -220,35 +222,35 @@ class _HeadChanges:
 
     def table(self, divergences: Divergences) -> pd.DataFrame:
         """One row a head."""
-        n_heads = self.weights.n_heads
         has_next = torch.ones_like(self.tokens, dtype=torch.bool)
         has_next[:, -1] = False
-        kl = divergences.kl.mean(dim=2).clamp(min=0).tolist()
+        (kl_ablated, kl_cspa), (loss_ablated, loss_cspa), (change, size) = (
+            of_heads.cpu().double().T.numpy()
+            for of_heads in (
+                divergences.kl.mean(dim=2).clamp(min=0),
+                divergences.loss[:, :, has_next.flatten()].mean(dim=2),
+                self.change_and_size,
+            )
+        )
         # Positions of a sequence are no independent draws; sequences are.
         ablated, cspa = divergences.kl.unflatten(2, self.tokens.shape).mean(dim=3).unbind(dim=1)
-        errors = quotient_errors(cspa, ablated).tolist()
-        losses = divergences.loss[:, :, has_next.flatten()].mean(dim=2).tolist()
-        original = float(divergences.original_loss[has_next.flatten()].mean())
         # What rounding of the logits, and of a head's output before its mean is taken off, can pass for an effect.
         floor = (torch.finfo(self.dtype).eps * divergences.largest_logit) ** 2
         coarse = (4 * torch.finfo(self.weights.dtype).eps) ** 2
-        rows = []
-        for number, ((kl_ablated, kl_cspa), (loss_ablated, loss_cspa)) in enumerate(zip(kl, losses, strict=True)):
-            change, size = self.change_and_size[number].tolist()
-            score, error, reason = None, None, ""
-            if not (math.isfinite(kl_ablated) and math.isfinite(kl_cspa)):
-                reason = OVERFLOW
-            elif kl_ablated <= floor or change <= coarse * size:
-                reason = NO_EFFECT
-            else:
-                score, error = 1 - kl_cspa / kl_ablated, errors[number]
-            layer, head = divmod(number, n_heads)
-            row = {"layer": self.settings.start_layer + layer, "head": head, "score": score, "score_se": error}
-            row |= {"kl_cspa": kl_cspa, "kl_ablated": kl_ablated}
-            row |= {"loss": original, "loss_cspa": loss_cspa, "loss_ablated": loss_ablated}
-            rows.append(row | {"n_positions": self.tokens.numel(), "reason": reason})
-        table = pd.DataFrame(rows)
-        return table.astype({"score": float, "score_se": float}).replace([math.inf, -math.inf], math.nan)
+        overflows = ~(np.isfinite(kl_ablated) & np.isfinite(kl_cspa))
+        reason = np.select([overflows, (kl_ablated <= floor) | (change <= coarse * size)], [OVERFLOW, NO_EFFECT], "")
+        first, last = self.settings.start_layer, self.weights.n_layers
+        table = pd.DataFrame(product(range(first, last), range(self.weights.n_heads)), columns=["layer", "head"])
+        with np.errstate(all="ignore"):
+            table["score"] = 1 - kl_cspa / kl_ablated
+        table["score_se"] = quotient_errors(cspa, ablated).cpu().numpy()
+        table.loc[reason != "", ["score", "score_se"]] = math.nan
+        table = table.assign(kl_cspa=kl_cspa, kl_ablated=kl_ablated)
+        table["loss"] = float(divergences.original_loss[has_next.flatten()].mean())
+        table = table.assign(
+            loss_cspa=loss_cspa, loss_ablated=loss_ablated, n_positions=self.tokens.numel(), reason=reason
+        )
+        return table.replace([math.inf, -math.inf], math.nan)
 
 
 def kept_sources(

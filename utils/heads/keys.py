@@ -62,7 +62,7 @@ class Ablation(Section):
 class CspaKeys(Ablation):
     """What the scores depend on, apart from the model: the text, and what to keep of a head."""
 
-    corpus: Annotated[str, AfterValidator(at_home)] = key(..., min_length=1)
+    corpus: Annotated[str, AfterValidator(at_home)] = key(..., min_length=1, file=True)
     """The [text](../docs/heads.md#copy-suppression) to read: a file, a data set of the hub (`NeelNanda/pile-10k`), a
     folder, `python_docs` or `toy`."""
     corpus_split: str = key("train", min_length=1)

@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.search import nodes_in
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
@@ -32,7 +31,7 @@ from ..heads.attention_and_copy import ComponentsInputs
 from ..heads.cspa import CspaInputs
 from ..heads.keys import ComponentsKeys, CspaKeys
 from ..models.checkpoint import LoadedCheckpoint
-from ..results.record import RunRecord, differences, shown
+from ..results.record import changed_inputs, differences, shown
 from ..results.store import ResultsFolder, Store
 from ..tasks import TASKS, Prompts
 from ..tasks.ioi import signal_variants
@@ -144,7 +143,7 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
     if every_head:
         edges, status = graph.edge_mask, "found"
     elif stored_circuit is not None:
-        circuit = Circuit.from_tensors(stored_circuit.read_tensors(step))
+        circuit, _ = stored_circuit.read_circuit(step)
         if (circuit.graph.n_layers, circuit.graph.n_heads) != lookup.shape:
             path = stored_circuit.file(step, ".pt")
             raise UserError(f"{path} is a circuit of another architecture; {_again(stored_circuit)}")
@@ -214,13 +213,17 @@ class _Lookup:
         if not folder.has(step):
             return f"{folder.file(step)} is missing; run: {folder.how_to_make()}"
         run = folder.read_run()
-        if run["checkpoints"].get(str(step), {}).get("sha256") != self.checkpoint.provenance["sha256"]:
-            return f"{folder.file(step)} was measured on other weights; {_again(folder)}"
-        if damaged := RunRecord(folder).damaged([step]):
-            return f"{damaged[0]} is damaged; {_again(folder)[: -len('overwrite=true')]}repair=true"
+        held, mine = run.get("checkpoints", {}).get(str(step), {}), self.checkpoint.provenance
+        for what, key in (("other weights", "sha256"), ("another config or tokenizer", "inputs")):
+            if held.get(key, mine[key] if held else None) != mine[key]:  # Results of an older version have no inputs.
+                return f"{folder.file(step)} was measured on {what}; {_again(folder)}"
+        if damaged := folder.damage(step):
+            return f"{damaged[0].path} is damaged; {_again(folder)[: -len('overwrite=true')]}repair=true"
         if asked is not None and (differing := _differing(folder, run, asked)):
-            name, held, new = differing[0]
-            return f"{folder.path} holds {name}={shown(held)}, this run asks for {shown(new)}; {_again(folder)}"
+            name, old, new = differing[0]
+            return f"{folder.path} holds {name}={shown(old)}, this run asks for {shown(new)}; {_again(folder)}"
+        if asked is not None and (reason := changed_inputs(run, asked, folder.task)):
+            return f"{folder.path} holds {reason}; {_again(folder)}"
         return ""
 
     def by_head(self, folder: ResultsFolder | None, table: pd.DataFrame, column: str, *, some: bool = False) -> OfHeads:

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -66,6 +66,7 @@ class LoadedCheckpoint:
         parameters: how many numbers the model has, with tied tensors counted once.
         tokenizer: as in `Description`.
         hashes: SHA-256 of each weight file, computed in the background while the checkpoint is measured.
+        inputs: SHA-256 of its config and of the tokenizer's files.
     """
 
     name: str
@@ -76,6 +77,7 @@ class LoadedCheckpoint:
     tokenizer: PreTrainedTokenizerBase
     files: CheckpointFiles
     hashes: Future[dict[str, str]]
+    inputs: dict[str, str] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -86,7 +88,8 @@ class LoadedCheckpoint:
     def provenance(self) -> dict[str, Any]:
         """`repository, revision, commit, sha256, parameters` of the weights, and the `shape` of the model's graph.
 
-        `shards` has the SHA-256 of each file if there are several; then `sha256` combines them.
+        `tokens` were seen in training, and `inputs` has the SHA-256 of config and tokenizer. `shards` has the SHA-256
+        of each file if there are several; then `sha256` combines them.
 
         Raises:
             CheckpointUnusable: if the files changed while they were read.
@@ -100,6 +103,7 @@ class LoadedCheckpoint:
         hashes = self.hashes.result()
         shards = {"shards": dict(sorted(hashes.items()))} if len(hashes) > 1 else {}
         found = {"sha256": combine(hashes), "parameters": self.parameters, "shape": shape}
+        found |= {"tokens": self.tokens, "inputs": self.inputs}
         return self.files.origin | found | shards
 
     @cached_property

@@ -8,6 +8,7 @@ A family is named by
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -30,6 +31,7 @@ from .adapters import base_of
 from .checkpoint import Description, LoadedCheckpoint, describe, load_weights, read_state, resolve_device
 from .known_families import EXAMPLES, SHORT_NAMES, Damage, FamilyRecord, KnownModel, known_model, unusable
 from .revisions import GENERAL, GENERAL_NAMES, Named, TokensRule, naming_rule, read_names, refuse_several_runs, timeline
+from .tokenizers import small_hashes
 from .weight_files import CheckpointFiles
 
 if TYPE_CHECKING:
@@ -85,6 +87,20 @@ class Family:
         self._ahead.wait(step)
         return self._all_files(step, arrived)
 
+    def folder(self, step: int) -> Path:
+        """Where a checkpoint's files are, or are downloaded to."""
+        raise NotImplementedError
+
+    def input_hashes(self, step: int) -> dict[str, str]:
+        """SHA-256 of a checkpoint's config and tokenizer as they are on disk; empty if they are not there."""
+        with contextlib.suppress(CheckpointUnusable):
+            folder = self.folder(step)
+            if (base := base_of(folder)) is None:
+                return small_hashes(folder)
+            weights = local.fingerprints(local.stamps(base))
+            return small_hashes(folder, base) | {f"base/{name}": sample for name, sample in weights.items()}
+        return {}
+
     def prefetch(self, step: int) -> None:
         """Start to download a checkpoint and to read it into CPU memory, in the background.
 
@@ -119,15 +135,21 @@ class Family:
             UserError: if the engine cannot read such a model, or it does not fit on the device.
         """
         where = resolve_device(device)
+        self.fetch_small(step)
+        inputs = self.input_hashes(step)
         tokenizer = self.describe(step).tokenizer
         prefetched = self._ahead.take(step)
         files = self.fetch(step) if prefetched is None else prefetched.files
         state = None if prefetched is None else prefetched.state
         del prefetched  # Its tensors are freed as soon as the weights are made.
         weights, parameters = load_weights(files.folder, dtype, where, state)
+        if self.input_hashes(step) != inputs:
+            raise CheckpointUnusable(
+                f"{files.folder}: changed while it was read; run again once the checkpoint is complete"
+            )
         # Hashing takes longer than loading and is needed last, so it runs while the checkpoint is measured.
-        hashes = in_background(files.hashes)
-        return LoadedCheckpoint(self.name, step, self.tokens_at(step), weights, parameters, tokenizer, files, hashes)
+        hashes, tokens = in_background(files.hashes), self.tokens_at(step)
+        return LoadedCheckpoint(self.name, step, tokens, weights, parameters, tokenizer, files, hashes, inputs)
 
     def _read(self, step: int, stop: threading.Event) -> PrefetchedCheckpoint:
         describe(self._small_files(step), self.trust_remote_code)  # Never weights that the engine cannot read.
@@ -135,7 +157,7 @@ class Family:
         return PrefetchedCheckpoint(files, read_state(files.folder, stop))
 
     def _small_files(self, step: int) -> Path:
-        raise NotImplementedError
+        return self.folder(step)
 
     def _all_files(self, step: int, arrived: Arrived) -> CheckpointFiles:
         raise NotImplementedError
@@ -155,7 +177,7 @@ class LocalFamily(Family):
         """Hash of samples of a checkpoint's weights as they are on disk now (`local.fingerprints`)."""
         return combine(local.fingerprints(local.stamps(self.folders[step])))
 
-    def _small_files(self, step: int) -> Path:
+    def folder(self, step: int) -> Path:
         return self.folders[step]
 
     def _all_files(self, step: int, arrived: Arrived) -> CheckpointFiles:
@@ -185,7 +207,6 @@ class HubFamily(Family):
     _released: list[int] = field(default_factory=list, compare=False, repr=False)
 
     def folder(self, step: int) -> Path:
-        """Where a checkpoint's files are downloaded to."""
         revision = self.revisions[step]
         return hub.folder_of(self.cache_dir, revision.repository, revision.name)
 

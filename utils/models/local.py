@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import CheckpointUnusable, UserError
-from ..base.files import file_sha256, read_json
+from ..base.files import Stamp, read_json, sha256_at, stamp_of
 from .revisions import GENERAL, GENERAL_NAMES, Named, read_names
 from .training_folders import of_library
 from .weight_files import weight_files
 
-Stamps = dict[Path, tuple[int, int, int]]
-"""Inode, size and time of change of each weight file: equal as long as nobody has written to it."""
+Stamps = dict[Path, Stamp]
+"""The stamp of each weight file."""
 
 _SAMPLES, _SAMPLE = 16, 65_536
 _WAY_OUT = 'write {"tokens_per_step": N} into it'
@@ -149,7 +149,7 @@ def stamps(folder: Path) -> Stamps:
     Raises:
         CheckpointUnusable: if the folder holds no weights.
     """
-    return {path: _stamp(path) for path in weight_files(folder)}
+    return {path: stamp_of(path) for path in weight_files(folder)}
 
 
 def hashes(before: Stamps) -> dict[str, str]:
@@ -158,9 +158,9 @@ def hashes(before: Stamps) -> dict[str, str]:
     Raises:
         CheckpointUnusable: if one has changed since.
     """
-    found = {path.name: _sha256(path, stamp) for path, stamp in before.items()}
+    found = {path.name: sha256_at(path, stamp) for path, stamp in before.items()}
     for path, stamp in before.items():
-        if _stamp(path) != stamp:
+        if stamp_of(path) != stamp:
             raise CheckpointUnusable(f"{path}: changed while it was read; run again once the checkpoint is complete")
     return found
 
@@ -173,18 +173,8 @@ def fingerprints(before: Stamps) -> dict[str, str]:
     return {path.name: _fingerprint(path, stamp) for path, stamp in before.items()}
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
 @functools.cache
-def _sha256(path: Path, stamp: tuple[int, int, int]) -> str:
-    return file_sha256(path)
-
-
-@functools.cache
-def _fingerprint(path: Path, stamp: tuple[int, int, int]) -> str:
+def _fingerprint(path: Path, stamp: Stamp) -> str:
     size = stamp[1]
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

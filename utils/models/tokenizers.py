@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import CheckpointUnusable, UserError, one_line
-from ..base.files import file_sha256, read_json, what_it_is
+from ..base.files import read_json, sha256_at, stamp_of, what_it_is
 from ..hub.checkpoint_files import TOKENIZER_FILES
-from .weight_files import damaged_as_unusable
+from .weight_files import ADAPTER, damaged_as_unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,14 +39,11 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, base: Path | N
         CheckpointUnusable: if there is none, or it cannot be loaded.
         UserError: if it needs code of its own that is not trusted.
     """
-    places = [place for place in (folder, folder.parent, base) if place is not None]
-    holder = next((place for place in places if any((place / name).is_file() for name in TOKENIZER_FILES[:2])), None)
-    if holder is None:
-        raise CheckpointUnusable(f"{folder}: has no tokenizer (tokenizer.json); save one there with save_pretrained")
+    holder = _holder(folder, base)
     digest = hashlib.sha256(repr((str(holder), trust_remote_code) if trust_remote_code else "").encode())
     for name in TOKENIZER_FILES:
-        if (holder / name).is_file():
-            digest.update(f"{name} {file_sha256(holder / name)}\n".encode())
+        if (path := holder / name).is_file():
+            digest.update(f"{name} {sha256_at(path, stamp_of(path))}\n".encode())
     # AutoTokenizer looks up the class there if no file names it, and which versions need repairs.
     config = next(
         (found for place in (folder, base, holder) if place and (found := read_json(place / "config.json"))), {}
@@ -57,6 +54,27 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, base: Path | N
         if key not in _tokenizers:
             _tokenizers[key] = _read(holder, trust_remote_code, config)
         return _tokenizers[key]
+
+
+def small_hashes(folder: Path, base: Path | None = None) -> dict[str, str]:
+    """SHA-256 of the files besides the weights that a checkpoint's numbers depend on: its config and tokenizer.
+
+    Raises:
+        CheckpointUnusable: if it has no tokenizer.
+    """
+    holder = _holder(folder, base)
+    paths = {name: folder / name for name in ("config.json", ADAPTER)}
+    paths |= {"base/config.json": base / "config.json"} if base is not None else {}
+    paths |= {name: holder / name for name in TOKENIZER_FILES}
+    return {name: sha256_at(path, stamp_of(path)) for name, path in paths.items() if path.is_file()}
+
+
+def _holder(folder: Path, base: Path | None) -> Path:
+    """The folder that holds a checkpoint's tokenizer."""
+    for place in (folder, folder.parent, base):
+        if place is not None and any((place / name).is_file() for name in TOKENIZER_FILES[:2]):
+            return place
+    raise CheckpointUnusable(f"{folder}: has no tokenizer (tokenizer.json); save one there with save_pretrained")
 
 
 def _read(holder: Path, trust_remote_code: bool, config: dict[str, Any]) -> PreTrainedTokenizerBase:

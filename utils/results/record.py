@@ -1,13 +1,14 @@
-"""`run.json`: what made the results of a folder, and the guard that it was one config only.
+"""`run.json`: what made the results of a folder, and the guard that it was one config and one set of inputs only.
 
     {"analysis": script, "config": every key, "settings": the keys that results depend on, "seed": n,
      "repository": where the weights are from, "versions": {package: version},
-     "checkpoints": {step: {repository, revision, commit, sha256, ...}}, "equal_weights": [[1000, 2000]],
-     "files": {name: SHA-256}}
+     "inputs": {key: SHA-256 of the file that it names: a prompts CSV, a corpus},
+     "checkpoints": {step: {repository, revision, commit, sha256, tokens, inputs: {config.json: SHA-256, ...}, ...}},
+     "equal_weights": [[1000, 2000]], "files": {name: SHA-256}}
 
-Another run may write into the folder if its settings are the same and so are its weights. The settings include
-`definitions_version`, the version of the definitions that the numbers follow (`ResultSchema.version`). A file whose
-hash is not the one in `files` was damaged, and is measured again with `repair`.
+Another run may write into the folder if its settings are the same, and so are its weights and all files that numbers
+depend on. The settings include `definitions_version`, the version of the definitions that the numbers follow
+(`ResultSchema.version`). A file whose hash is not the one in `files` was damaged, and is measured again with `repair`.
 `equal_weights` lists checkpoints whose weights have the same hash (some revisions on the hub hold another step's).
 """
 
@@ -20,18 +21,19 @@ import importlib.metadata
 import json
 import logging
 import platform
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import CheckpointUnusable, HubUnreachable, UserError, some
-from ..base.files import atomic_write, combine, file_sha256, remove_stale_temporaries, require_writable
-from ..config.keys import BaseConfig, result_settings
+from ..base.files import atomic_write, combine, content_sha256, remove_stale_temporaries, require_writable
+from ..config.keys import BaseConfig, TaskConfig, files_read, result_settings
 from ..models.family import Family, HubFamily, LocalFamily
+from .checked import Damaged, DamagedRecord
 from .kinds import KINDS, ResultSchema
 from .shared_lock import SharedLock
-from .store import DamagedRecord, ResultsFolder, Store
+from .store import ResultsFolder, Store
 
 _PACKAGES = ("torch", "transformers", "transformer_lens", "numpy", "pandas")
 _UNSET = object()
@@ -44,11 +46,13 @@ class EncodedResults:
     """The files of one measurement of a checkpoint, ready to be written.
 
     Attributes:
+        inputs: of the prompts and texts that were measured on, as in run.json.
         files: for each results folder of the analysis, suffix -> bytes.
     """
 
     step: int
     provenance: dict[str, Any]
+    inputs: dict[str, str]
     files: tuple[dict[str, bytes], ...]
 
 
@@ -59,7 +63,10 @@ def write_results(folders: Sequence[ResultsFolder], found: Sequence[EncodedResul
     """
     equal: dict[int, set[int]] = {}
     for place, folder in enumerate(folders):
-        added = RunRecord(folder).add({one.step: (one.provenance, one.files[place]) for one in found})
+        record = RunRecord(folder)
+        for one in found:
+            record.require_inputs(one.inputs)
+        added = record.add({one.step: (one.provenance, one.files[place]) for one in found})
         for step, others in added.items():
             equal.setdefault(step, set()).update(others)
         for one in found:
@@ -82,6 +89,22 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
+WAY_OUT = "pass overwrite=true or another results_dir"
+
+
+def input_files(config: BaseConfig, task: str | None) -> dict[str, Path]:
+    """The files that numbers of a task depend on besides checkpoints, by the key that names them."""
+    named = config.tasks if isinstance(config, TaskConfig) else []
+    prompts = [Path(name) for name in named if name.lower().endswith(".csv") and Path(name).stem == task]
+    return files_read(config) | ({"task": prompts[0]} if prompts else {})
+
+
+def input_hashes(config: BaseConfig, task: str | None) -> dict[str, str]:
+    """SHA-256 of these files as they are now; those that cannot be read are left to whoever reads them."""
+    hashes = {key: content_sha256(path) for key, path in input_files(config, task).items()}
+    return {key: sha256 for key, sha256 in hashes.items() if sha256 is not None}
+
+
 class RunRecord:
     """The run.json of one results folder."""
 
@@ -91,36 +114,77 @@ class RunRecord:
         self._lock = SharedLock(folder.path)
 
     def check(self, analysis: str, config: BaseConfig, family: Family) -> None:
-        """Refuse to mix results of two configs, or of two models' weights, in one folder.
+        """Refuse to mix results of two configs, of two models' weights, or of two versions of a file, in one folder.
 
         Raises:
             UserError: naming what the folder holds and what this run asks for.
         """
-        done = self.folder.steps()
-        if not done:
+        if not self.folder.steps():
             return
-        way_out = "pass overwrite=true or another results_dir"
         held = self._read()
         if held is None:
-            raise UserError(f"{self.folder.path} holds results but no run.json, so their config is unknown; {way_out}")
-        differing = differences(held, self.folder.kind, analysis, config)
-        if differing:
-            holds = " and ".join(f"{name}={shown(old)}" for name, old, _ in differing)
-            asks = " and ".join(shown(new) for _, _, new in differing)
-            raise UserError(f"{self.folder.path} holds {holds}, this run asks for {asks}; {way_out}")
-        compared = compare_weights(held, family, self._written())
-        if not compared.same:
-            holds = f"results of {held['repository']}, this run measures"
-            moved = f"other weights in {family.source} ({some(compared.changed)})"
-            asks = moved if compared.changed else family.source
-            raise UserError(f"{self.folder.path} holds {holds} {asks}; {way_out}")
+            raise UserError(f"{self.folder.path} holds results but no run.json, so their config is unknown; {WAY_OUT}")
+        if reason := self._differs(held, analysis, config, family):
+            raise UserError(f"{self.folder.path} holds {reason}; {WAY_OUT}")
 
-    def begin(self, analysis: str, config: BaseConfig, family: Family, steps: list[int]) -> None:
+    def _other_settings(self, held: dict[str, Any], analysis: str, config: BaseConfig) -> str:
+        """What a run's settings, prompts and texts have that run.json's have not; empty if they are the same."""
+        if differing := differences(held, self.folder.kind, analysis, config):
+            holds = " and ".join(f"{name}={shown(old)}" for name, old, _ in differing)
+            return f"{holds}, this run asks for {' and '.join(shown(new) for _, _, new in differing)}"
+        return changed_inputs(held, config, self.folder.task)
+
+    def _other_checkpoints(self, held: dict[str, Any], family: Family) -> str:
+        """How a family's weights, configs and tokenizers differ from those behind the results; empty if they do not."""
+        written = {step: self.folder.file(step).stat().st_mtime for step in self.folder.steps()}
+        if reason := other_weights(held, family, written):
+            return reason
+        for step in self.folder.steps():
+            recorded = held["checkpoints"].get(str(step), {})
+            if step not in family.steps or "inputs" not in recorded:
+                continue  # Results of an older version do not say.
+            if recorded.get("tokens") != (tokens := family.tokens_at(step)):
+                return (
+                    f"tokens={recorded.get('tokens')} at step {step}, {family.source} says {tokens} (tokens_per_step)"
+                )
+            today = family.input_hashes(step)
+            for name in recorded["inputs"] | today if today else ():
+                if recorded["inputs"].get(name) != today.get(name):
+                    path = family.folder(step) / name
+                    return f"results of step {step} with another {path} than there is now (its SHA-256 has changed)"
+        return ""
+
+    def require_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Refuse results that were measured on other files than the folder's; the files are as in run.json.
+
+        Raises:
+            UserError: naming the key.
+        """
+        held = self.folder.read_run().get("inputs", {})
+        if changed := [key for key in inputs if held.get(key) != inputs[key]]:
+            raise UserError(f"{changed[0]}: its file was edited while this run was measuring; {WAY_OUT}")
+
+    def begin(
+        self,
+        analysis: str,
+        config: BaseConfig,
+        family: Family,
+        steps: list[int],
+        enter: Callable[[], object] = lambda: None,
+        others: Callable[[], Sequence[object]] = list,
+    ) -> None:
         """Record what this run was asked for. With `overwrite` or `repair`, delete the results that it replaces.
 
         `overwrite` deletes the results of `steps`, which this run will measure, or all in the folder if they come from
-        another config or other weights. A later run without `overwrite` goes on where this one stops. `repair` deletes
-        those that are damaged, or all in the folder if run.json is.
+        another config, other weights or other files. A later run without `overwrite` goes on where this one stops.
+        `repair` deletes those that are damaged, or all in the folder if run.json is.
+
+        Args:
+            enter: lets other processes know that this one writes into the folder from now on.
+            others: the processes that do.
+
+        Raises:
+            UserError: if another process writes into the folder, and this run has other settings or overwrites.
         """
         require_writable(self.folder.path, "results_dir")
         remove_stale_temporaries(self.folder.path)
@@ -131,41 +195,77 @@ class RunRecord:
             "seed": config.seed,
             "repository": family.source,
             "versions": versions(),
+            "inputs": input_hashes(config, self.folder.task),
         }
-        if config.overwrite or config.repair:
-            with self._lock.held():
-                self._begin(asked, self._clear(analysis, config, family, steps))
-        else:  # Many processes begin the same run: the first writes it down, and the others need not queue to read it.
-            self._lock.once(lambda: self._is_begun(asked), lambda: self._begin(asked, self._read()))
-
-    def _is_begun(self, asked: dict[str, Any]) -> bool:
-        held = self._read()
-        return held is not None and all(held.get(key) == value for key, value in asked.items())
-
-    def _begin(self, asked: dict[str, Any], held: dict[str, Any] | None) -> None:
-        """Write what a run was asked for, and what is kept of what run.json held; under the lock."""
-        held = held or {"checkpoints": {}}
-        if held["checkpoints"] and held["versions"] != asked["versions"]:
-            log.warning("%s was started with other package versions: %s", self.folder.path, held["versions"])
-        self._write(asked | {"checkpoints": held["checkpoints"], "files": held.get("files", {})})
-
-    def _clear(self, analysis: str, config: BaseConfig, family: Family, steps: list[int]) -> dict[str, Any] | None:
-        """Delete the results that a run replaces, and return what is kept of run.json."""
-        try:
+        if not (config.overwrite or config.repair):
+            # Many processes begin the same run: the first writes it down, and the others need no lock to read it. Who
+            # reads it has entered before; who replaces it takes it away before looking whether anybody has.
+            enter()
             held = self._read()
-        except DamagedRecord:
-            held = None
-        if config.overwrite or (held is None and self.path.is_file()):
-            same = not differences(held or {"settings": {}}, self.folder.kind, analysis, config)
-            same = same and held is not None and compare_weights(held, family, self._written()).same
-            gone = [step for step in self.folder.steps() if step in steps or not same]
-            self._lock.discard_notes()  # Of processes that were killed elsewhere: no other one is at work.
-            held, forgotten = (held, steps) if same else (None, gone)
-        else:
-            gone = forgotten = sorted({_order(path.name)[0] for path in self.damaged(steps)})
-        for step in gone:
-            self.folder.delete(step)
-        return None if held is None else held | {"files": _without(held.get("files", {}), forgotten)}
+            if held is not None and all(held.get(key) == value for key, value in asked.items()):
+                return
+        with self._lock.held():
+            held, there = None, self.path.is_file()
+            try:
+                held = self._read()
+            except DamagedRecord:
+                if not (config.overwrite or config.repair):
+                    raise
+            same_run = held is not None and _same_run(held, asked)
+            done = self.folder.steps()
+            if config.overwrite:
+                same = held is not None and not self._differs(held, analysis, config, family)
+                gone = [step for step in done if step in steps or not same]
+            elif held is None and there:
+                same, gone = False, done
+            else:
+                if not same_run:  # Another process may have begun, and even finished steps, since this run was planned.
+                    self.check(analysis, config, family)
+                same = same_run or bool(done)
+                gone = [step for step in done if step in steps and self.folder.damage(step)] if config.repair else []
+            if config.overwrite or (there and not same_run):
+                self._take_away(held, asked, config, others)
+            enter()
+            if config.overwrite:
+                self._lock.discard_notes()  # Of processes that were killed elsewhere: no other one is at work.
+            for step in gone:
+                self.folder.delete(step)
+            kept = held if same and held is not None else {"checkpoints": {}}
+            if kept["checkpoints"] and kept["versions"] != asked["versions"]:
+                log.warning("%s was started with other package versions: %s", self.folder.path, kept["versions"])
+            forgotten = {*gone, *(steps if config.overwrite else ())}
+            files = {name: sha for name, sha in kept.get("files", {}).items() if _order(name)[0] not in forgotten}
+            self._write(asked | {"checkpoints": kept["checkpoints"], "files": files})
+
+    def _differs(self, held: dict[str, Any], analysis: str, config: BaseConfig, family: Family) -> str:
+        """What the folder's results come from that a run would not use; empty if it may add to them."""
+        return self._other_settings(held, analysis, config) or self._other_checkpoints(held, family)
+
+    def _take_away(
+        self,
+        held: dict[str, Any] | None,
+        asked: dict[str, Any],
+        config: BaseConfig,
+        others: Callable[[], Sequence[object]],
+    ) -> None:
+        """Delete run.json, unless another process is at work on what it says; under the lock."""
+        kept = self.path.read_bytes() if self.path.is_file() else None
+        for _ in range(2):  # Whoever enters after the first look does not find the old run any more.
+            if busy := others():
+                if kept is not None:
+                    atomic_write(self.path, kept)
+                if config.overwrite:
+                    raise UserError(
+                        f"overwrite: {busy[0]} is measuring {asked['analysis']} of {self.folder.model} into "
+                        f"{self.folder.root}; wait for it, or leave overwrite out to share the work"
+                    )
+                of = "another run" if held is None else held["repository"]
+                reason = "" if held is None else self._other_settings(held, asked["analysis"], config)
+                reason = reason or f"{of}, this run asks for {asked['repository']}"
+                raise UserError(
+                    f"{self.folder.path}: {busy[0]} measures with {reason}; wait for it, or pass another results_dir"
+                )
+            self.path.unlink(missing_ok=True)
 
     def add(self, found: Mapping[int, tuple[dict[str, Any], Mapping[str, bytes]]]) -> dict[int, list[int]]:
         """Record where checkpoints' weights come from, before their results are written.
@@ -197,29 +297,14 @@ class RunRecord:
             for step, (provenance, _) in found.items()
         }
 
-    def damaged(self, steps: Collection[int]) -> list[Path]:
-        """Files of finished checkpoints whose bytes are not those that were written, or that are gone.
-
-        Args:
-            steps: the checkpoints to look at. Each of their files is read once and hashed.
+    def damaged(self, steps: Collection[int]) -> list[Damaged]:
+        """The files of finished checkpoints, among these steps, that are not as they were written, or are gone.
 
         Raises:
             DamagedRecord: if run.json itself is.
         """
-        files = (self._read() or {}).get("files", {})
-        found = []
-        for step in steps:
-            if not self.folder.has(step):
-                continue  # It was not finished, and will be measured anyway.
-            for suffix in (".csv", *self.folder.kind.companions):
-                path = self.folder.file(step, suffix)
-                if path.name in files and not (path.is_file() and file_sha256(path) == files[path.name]):
-                    found.append(path)
-        return found
-
-    def _written(self) -> dict[int, float]:
-        """Finished step -> when its table was written."""
-        return {step: self.folder.file(step).stat().st_mtime for step in self.folder.steps()}
+        self._read()
+        return [error for step in self.folder.steps() if step in steps for error in self.folder.damage(step)]
 
     def _read(self) -> dict[str, Any] | None:
         """What run.json holds; None if it is not there.
@@ -230,11 +315,9 @@ class RunRecord:
         if not self.path.is_file():
             return None
         held = self.folder.read_run()
-        weights = held.get("checkpoints")
-        blocks = [held.get("settings"), weights, held.get("files", {}), held.get("versions")]
-        if not all(isinstance(block, dict) for block in blocks) or "repository" not in held:
+        if not {"settings", "checkpoints", "repository", "versions"} <= set(held):
             raise DamagedRecord(self.path)
-        if not all(isinstance(one, dict) and "sha256" in one for one in (weights or {}).values()):
+        if not all("sha256" in weights for weights in held["checkpoints"].values()):
             raise DamagedRecord(self.path)
         return held
 
@@ -283,20 +366,35 @@ def differences(
     held: dict[str, Any], kind: ResultSchema, analysis: str, config: BaseConfig
 ) -> list[tuple[str, Any, Any]]:
     """(key, held, asked for) wherever a run.json and a run differ; keys go by their last part."""
-    old = {"analysis": held.get("analysis", _UNSET), **held["settings"]}
+    old = {"analysis": held.get("analysis", _UNSET), **held.get("settings", {})}
     new = {"analysis": analysis, **_settings(kind, config)}
     names = list(dict.fromkeys([*old, *new]))
     pairs = [(name.rpartition(".")[2], old.get(name, _UNSET), new.get(name, _UNSET)) for name in names]
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
+def _same_run(held: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether two runs may write into one folder at the same time."""
+    # Results of an older version say nothing of inputs.
+    return all(held.get(key, {}) == asked[key] for key in ("analysis", "settings", "repository")) and (
+        held.get("inputs", asked["inputs"]) == asked["inputs"]
+    )
+
+
+def changed_inputs(held: dict[str, Any], config: BaseConfig, task: str | None) -> str:
+    """Which of a config's files are not those that results were measured on; empty if all are."""
+    today = input_hashes(config, task)
+    recorded = held.get("inputs", today)  # Results of an older version do not say.
+    for key in {**recorded, **today}:
+        if recorded.get(key) != today.get(key):
+            path = input_files(config, task).get(key)
+            now = f"{path} as it is now" if path is not None else "without it"
+            return f"results of another {key} (SHA-256 {recorded.get(key, 'none')[:12]}), this run measures {now}"
+    return ""
+
+
 def _settings(kind: ResultSchema, config: BaseConfig) -> dict[str, Any]:
     return {"definitions_version": kind.version, **result_settings(config)}
-
-
-def _without(files: Mapping[str, str], steps: Collection[int]) -> dict[str, str]:
-    """Hashes of files, without those of some steps."""
-    return {name: sha256 for name, sha256 in files.items() if _order(name)[0] not in steps}
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -311,44 +409,33 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-@dataclass(frozen=True)
-class Compared:
-    """What a comparison of weights found.
+def other_weights(held: Mapping[str, Any], family: Family, written: Mapping[int, float]) -> str:
+    """How the weights of a family differ from those behind results; empty if it may add to them.
 
-    Attributes:
-        changed: steps whose results come from other weights than the family holds now.
-        same_family: whether the results are this family's, as far as can be told.
-    """
-
-    changed: list[int]
-    same_family: bool
-
-    @property
-    def same(self) -> bool:
-        """Whether the family may add to these results."""
-        return self.same_family and not self.changed
-
-
-def compare_weights(held: Mapping[str, Any], family: Family, written: Mapping[int, float]) -> Compared:
-    """Compare the weights behind results with those of a family.
+    A hub revision whose commit is the recorded one is known to be equal; otherwise the hashes that the hub lists are
+    compared, and where it lists none, the repository's name counts. Of a local family, weights are hashed whose samples
+    have changed or whose files are newer than the result, and those of the last measured step in any case.
 
     Args:
-        family: the weights of today. A hub revision whose commit is the recorded one is known to be equal; otherwise
-            the hashes that the hub lists are compared, and where it lists none, the repository's name counts. Of a
-            local family, weights are hashed whose samples have changed or whose files are newer than the result, and
-            those of the last measured step in any case.
         written: finished step -> when its result was written, in seconds since 1970.
     """
     recorded = {step: held["checkpoints"][str(step)] for step in sorted(written) if str(step) in held["checkpoints"]}
     here = {step: weights for step, weights in recorded.items() if step in family.steps}
+    changed, same_family = list[int](), True
     if isinstance(family, HubFamily):
-        return _on_hub(held, family, here, complete=len(here) == len(written))
-    return Compared(_changed_on_disk(family, here, written) if isinstance(family, LocalFamily) else [], True)
+        changed, same_family = _changed_on_hub(held, family, here, complete=len(here) == len(written))
+    elif isinstance(family, LocalFamily):
+        changed = _changed_on_disk(family, here, written)
+    if same_family and not changed:
+        return ""
+    asks = f"other weights in {family.source} ({some(changed)})" if changed else family.source
+    return f"results of {held['repository']}, this run measures {asks}"
 
 
-def _on_hub(
+def _changed_on_hub(
     held: Mapping[str, Any], family: HubFamily, recorded: Mapping[int, Mapping[str, Any]], *, complete: bool
-) -> Compared:
+) -> tuple[list[int], bool]:
+    """The steps whose weights are others today, and whether the results are this family's, as far as can be told."""
     named = held["repository"] == family.source
     today = {step: family.commit(step) for step in recorded}
     moved = [step for step, commit in today.items() if commit not in (None, recorded[step].get("commit"))]
@@ -365,7 +452,7 @@ def _on_hub(
     silent = next((one for one in found.values() if isinstance(one, HubUnreachable)), None)
     if silent is not None and named and not changed:
         log.warning("%s: results are not compared with the weights of today: %s", family.name, silent)
-    return Compared(changed, named or (bool(recorded) and not unknown))
+    return changed, named or (bool(recorded) and not unknown)
 
 
 def _changed_on_disk(

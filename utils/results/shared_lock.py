@@ -38,16 +38,6 @@ class SharedLock:
         """Let one process at a time through; with a `timeout` in seconds, the block learns whether it has the lock."""
         return locked(self.folder / ".lock", "results_dir", timeout)
 
-    def once(self, done: Callable[[], bool], act: Callable[[], None]) -> None:
-        """Do something under the lock, unless `done` says that it is. Who finds it done does not wait for the lock."""
-        while not done():
-            with self.held(timeout=0) as mine:
-                if mine:
-                    if not done():
-                        act()
-                    return
-            time.sleep(_WAIT)
-
     def hand_in(self, entries: Entries, take_in: TakeIn) -> dict[str, Any] | None:
         """Have entries written, by this process or by the one that has the lock.
 

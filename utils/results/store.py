@@ -13,37 +13,36 @@ give the same bytes: numbers are written in their shortest exact form, and nothi
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..base.errors import UserError, one_line
+from ..base.errors import UserError, one_line, some
 from ..base.files import atomic_write
+from .checked import Damaged, DamagedRecord, read_run, written_hashes, wrong_in
 from .kinds import ResultSchema, find_kind, how_to_make
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-STAMP = ("model", "step", "tokens")
-"""The columns every table starts with."""
+    from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 
 # Columns that hold names, even where all are digits.
 _NAMES = dict.fromkeys(("model", "task", "other_model", "models", "group"), str)
-_STEP_FILE = re.compile(r"step(\d{6,})\.csv")
+_STEP_FILE = re.compile(r"step(\d{6,18})\.csv")
 _NAME = re.compile(r"[^/\\\0.][^/\\\0]*")
 
+Content = TypeVar("Content")
 
-class DamagedRecord(UserError):
-    """A run.json that does not hold what it should."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} is damaged; pass repair=true to measure the folder again, or put the file back")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -129,14 +128,30 @@ class ResultsFolder:
 
         Raises:
             UserError: if it is missing, naming the command that makes it.
+            Damaged: if it, or a file that was written with it, is not as it was written (`checked.py`).
         """
-        path = self._existing(self.file(step))
-        try:
-            return read_csv(path)
-        except ValueError as error:
-            raise UserError(
-                f"{path} is damaged ({one_line(error)}); delete it, and run: {self.how_to_make()}"
-            ) from None
+        for suffix in self.kind.companions:
+            self._require(self.file(step, suffix))
+        table, known = self._read(step, ".csv", _decode_table)
+        # The columns of a sound table may be those of an older version of its kind.
+        reason = "" if known and set(self.kind.columns) <= set(table) else wrong_in(table, self.kind, self.model, step)
+        if reason:
+            raise Damaged(self.file(step), reason, self._repair)
+        return table
+
+    def damage(self, step: int) -> list[Damaged]:
+        """What is wrong with the files of a finished checkpoint, by their hashes; a table that has none is read."""
+        found = dict[Path, Damaged]()
+        written = written_hashes(self.path)
+        for suffix in (".csv", *self.kind.companions):
+            try:
+                if self.file(step, suffix).name in written:
+                    self._read(step, suffix, len)
+                elif suffix == ".csv":
+                    self.read_table(step)
+            except Damaged as error:
+                found.setdefault(error.path, error)
+        return list(found.values())
 
     def write_summary(self, name: str, table: pd.DataFrame) -> Path:
         """Write a table about all steps of the folder as `<folder>/<name>.csv`, with `model` as its first column.
@@ -158,36 +173,46 @@ class ResultsFolder:
 
         Raises:
             UserError: if it is missing, naming the command that makes it.
+            Damaged: if it is not as it was written.
         """
         import torch
 
-        path = self._existing(self.file(step, ".pt"))
-        tensors: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return tensors
+        # Only tensors and plain values are loaded, whoever wrote the file.
+        return self._read(
+            step, ".pt", lambda data: dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+        )[0]
+
+    def read_circuit(self, step: int) -> tuple[Circuit, dict[str, torch.Tensor | Any]]:
+        """The circuit in a checkpoint's tensors, and all of them; errors as of `read_tensors`."""
+        from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+
+        tensors = self.read_tensors(step)
+        try:
+            circuit = Circuit.from_tensors(tensors)
+            if not circuit.scores.shape == circuit.in_circuit.shape == circuit.graph.edge_mask.shape:
+                raise ValueError
+            return circuit, tensors
+        except Exception:  # Whatever else the file holds.
+            raise Damaged(self.file(step, ".pt"), "it holds no circuit", self._repair) from None
 
     def read_json(self, step: int) -> dict[str, Any]:
         """What is in a checkpoint's .json file.
 
         Raises:
             UserError: if it is missing, naming the command that makes it.
+            Damaged: if it is not as it was written.
         """
-        value: dict[str, Any] = json.loads(self._existing(self.file(step, ".json"), " overwrite=true").read_text())
-        return value
+        self._existing(self.file(step, ".json"), " overwrite=true")
+        return self._read(step, ".json", lambda data: dict(json.loads(data)))[0]
 
     def read_run(self) -> dict[str, Any]:
         """The folder's run.json (`utils/results/record.py`).
 
         Raises:
-            UserError: if it is missing, naming the command that makes it, or damaged.
+            UserError: if it is missing, naming the command that makes it.
+            DamagedRecord: if it does not hold what it should.
         """
-        path = self._existing(self.path / "run.json")
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise DamagedRecord(path) from None
-        if not isinstance(run, dict):
-            raise DamagedRecord(path)
-        return run
+        return read_run(self._existing(self.path / "run.json"))
 
     def delete(self, step: int) -> None:
         """Delete a checkpoint's files, the table first: without it, the others do not count."""
@@ -208,6 +233,37 @@ class ResultsFolder:
             raise ValueError(f"{self.kind.name} has no {suffix} files next to its tables")
         return suffix
 
+    @property
+    def _repair(self) -> str:
+        return f"to measure it again, run: {self.how_to_make()} repair=true"
+
+    def _read(self, step: int, suffix: str, decode: Callable[[bytes], Content]) -> tuple[Content, bool]:
+        """What is in a file, and whether its bytes are known to be those that were written."""
+        path = self.file(step, suffix)
+        self._require(path)
+        self._existing(path)
+        for last in (False, True):  # Another process may replace the file, and then its hash, between two reads.
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise Damaged(path, error.strerror or type(error).__name__, self._repair) from None
+            written = written_hashes(self.path).get(path.name)
+            if written is None or hashlib.sha256(data).hexdigest() == written:
+                break
+            if last:
+                raise Damaged(path, "not what was written", self._repair)
+        try:
+            return decode(data), written is not None
+        except Exception as error:  # Of pandas, torch or json: there are no others that say why.
+            # torch's own words advise to load what it refuses.
+            reason = "torch cannot read it" if suffix == ".pt" else one_line(error)
+            raise Damaged(path, reason, self._repair) from None
+
+    def _require(self, path: Path) -> None:
+        """A file that was written must be there."""
+        if path.name in written_hashes(self.path) and not path.is_file():
+            raise Damaged(path, "it is gone", self._repair)
+
     def _existing(self, path: Path, overrides: str = "") -> Path:
         if not path.is_file():
             raise UserError(f"{path} is missing; run: {self.how_to_make()}{overrides}")
@@ -215,10 +271,15 @@ class ResultsFolder:
 
 
 class Store:
-    """All results in a folder, which need not exist: then it holds none."""
+    """All results in a folder, which need not exist: then it holds none.
+
+    Attributes:
+        left_out: what `read_tables` left out because it is damaged, and how to mend it; one line for each folder.
+    """
 
     def __init__(self, results_dir: Path | str) -> None:
         self.root = Path(results_dir)
+        self.left_out: list[str] = []
 
     def folder(self, kind: str | ResultSchema, model: str, task: str | None = None) -> ResultsFolder:
         """The folder for a kind, a model and a task.
@@ -240,6 +301,8 @@ class Store:
     def read_tables(self, kind: str | ResultSchema, model: str | None = None, task: str | None = None) -> pd.DataFrame:
         """All steps of a kind in one tidy frame, for one model or all, for one task or all.
 
+        Damaged tables are left out, with a line in the log and in `left_out`.
+
         Returns:
             Rows sorted by model, task and step, with a `task` column after `model` if there is a task level.
 
@@ -248,21 +311,50 @@ class Store:
         """
         import pandas as pd
 
-        frames = []
+        frames, finished = [], 0
         for name in [model] if model is not None else self.models(kind):
             levels: Iterable[str | None] = [task] if task is not None else [*self.tasks(kind, name), None]
             for level in levels:
                 folder = self.folder(kind, name, level)
-                for step in folder.steps():
-                    frame = folder.read_table(step)
+                finished += len(folder.steps())
+                for frame in self.sound(folder, ResultsFolder.read_table).values():
                     if level is not None:
                         frame.insert(1, "task", level)
                     frames.append(frame)
         if not frames:
             where = self.root / find_kind(kind).name if model is None else self.folder(kind, model, task).path
-            raise UserError(f"{where} holds no results; run: {how_to_make(kind, model, task)}")
+            holds, repair = ("damaged results only", " repair=true") if finished else ("no results", "")
+            raise UserError(f"{where} holds {holds}; run: {how_to_make(kind, model, task)}{repair}")
         # A step without rows has no types, and would leave every column without one.
         return pd.concat(frames, ignore_index=True).infer_objects()
+
+    def sound(self, folder: ResultsFolder, read: Callable[[ResultsFolder, int], Content]) -> dict[int, Content]:
+        """What `read` finds at each finished step of a folder. Steps with damaged files are left out, and told."""
+        found, damaged = dict[int, Content](), dict[int, Damaged]()
+        for step in folder.steps():
+            try:
+                found[step] = read(folder, step)
+            except Damaged as error:
+                damaged[step] = error
+        lines = []
+        if damaged:
+            lines.append(f"{some(list(damaged))} of {folder.path} left out: {next(iter(damaged.values()))}")
+        if found and (folder.path / "run.json").is_file():
+            try:
+                folder.read_run()
+            except DamagedRecord as error:
+                lines.append(str(error))
+        for line in lines:
+            if line not in self.left_out:
+                self.left_out.append(line)
+                log.warning("%s", line)
+        return found
+
+
+def _decode_table(data: bytes) -> pd.DataFrame:
+    if not data.endswith(b"\n"):
+        raise ValueError("its end is missing")
+    return read_csv(io.BytesIO(data))
 
 
 def _tensor_bytes(tensors: dict[str, Any]) -> bytes:
@@ -285,7 +377,7 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
     return text.encode()
 
 
-def read_csv(path: Path | io.StringIO) -> pd.DataFrame:
+def read_csv(path: Path | io.StringIO | io.BytesIO) -> pd.DataFrame:
     """A table as it was written. An empty cell is a missing value; text like `NA` stays text, and so do names."""
     import pandas as pd
 
@@ -298,10 +390,16 @@ def _subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     # Others leave hidden folders where they look around (.ipynb_checkpoints).
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
 
 
 def _steps_in(folder: Path) -> list[int]:
-    if not folder.is_dir():
+    """The finished steps: those of the tables in a folder."""
+    try:
+        names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    except OSError:
         return []
-    return sorted(int(match[1]) for name in os.listdir(folder) if (match := _STEP_FILE.fullmatch(name)))
+    # Of step 10 there is one name, step000010.csv.
+    return sorted(
+        int(match[1]) for name in names if (match := _STEP_FILE.fullmatch(name)) and f"{int(match[1]):06d}" == match[1]
+    )

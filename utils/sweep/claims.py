@@ -37,7 +37,7 @@ from .plan import Measurement, Sweep
 if TYPE_CHECKING:
     from ..models.family import Family
 
-FOLDER = ".claims"
+FOLDER, RUNS = ".claims", ".runs"
 BEAT, STALE, CHECK = 10.0, 120.0, 1.0
 
 
@@ -111,6 +111,17 @@ class Claims:
                 return False
             mine.append(name)
         return True
+
+    def enter(self, run: str) -> None:
+        """Say that this process writes the results of a run: `<analysis>/<model>/<task>`."""
+        self.acquire([f"{RUNS}/{run}/{self.owner.token}"])
+
+    def entered(self, run: str) -> list[Owner]:
+        """The other processes that write the results of a run. In this one, an earlier training may not have ended."""
+        return [owner for owner in self.others(f"{RUNS}/{run}") if not self._is_here(owner)]
+
+    def _is_here(self, owner: Owner) -> bool:
+        return (owner.machine, owner.pid, owner.started) == (self.owner.machine, self.owner.pid, self.owner.started)
 
     def release(self, names: Iterable[str]) -> None:
         """Give claims up. Those that another process has taken over stay."""

@@ -23,7 +23,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ..base.errors import CheckpointUnusable, UserError, with_way_out
 from ..base.progress import Progress, duration
@@ -32,7 +33,7 @@ from ..results.record import EncodedResults, RunRecord, write_results
 from .analysis import loaded
 from .claims import ClaimedCheckpoint, Claims, WorkQueue
 from .estimate import Times
-from .plan import Measurement, PreparedInputs, Sweep
+from .plan import Measurement, Prepared, PreparedInputs, Sweep
 
 if TYPE_CHECKING:
     from ..models.checkpoint import LoadedCheckpoint
@@ -179,19 +180,15 @@ class SweepLoop:
         self.progress.say(f"{family.name}: preparing")
         for job in jobs:
             self.inputs.get(job, described)
-        for job in sweep.jobs if self.config.overwrite else ():
-            if others := self.claims.others(f"{job.analysis.name}/{family.name}"):
-                raise UserError(
-                    f"overwrite: {others[0]} is measuring {job.analysis.name} of {family.name} into {self.root}; wait "
-                    "for it, or leave overwrite out to share the work"
-                )
         for job in jobs:
             for task, step in job.outdated(family.name):
                 if step in sweep.asked[job]:
                     for kind in job.analysis.kinds:
                         job.store.folder(kind, family.name, task).delete(step)
             for folder in job.folders(family.name):
-                RunRecord(folder).begin(job.analysis.name, job.config, family, sweep.asked[job])
+                run = f"{job.analysis.name}/{family.name}/{folder.task or ''}"
+                enter, others = partial(self.claims.enter, run), partial(self.claims.entered, run)
+                RunRecord(folder).begin(job.analysis.name, job.config, family, sweep.asked[job], enter, others)
         return steps
 
     def _measure(
@@ -273,7 +270,7 @@ def report(failures: Sequence[Failure]) -> int:
     return 1
 
 
-def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Any) -> EncodedResults:
+def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -> EncodedResults:
     """Make one measurement, and encode its files.
 
     Raises:
@@ -284,7 +281,7 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Any) -> Enc
 
     analysis, config = what.job.analysis, what.job.config
     try:
-        results = loaded(analysis.measure)(checkpoint, config, inputs, what.task)
+        results = loaded(analysis.measure)(checkpoint, config, inputs.value, what.task)
     except torch.OutOfMemoryError:
         size = config.batch_size
         raise UserError(
@@ -297,4 +294,4 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Any) -> Enc
     if set(results) != kinds:
         raise ValueError(f"{analysis.name} measured {sorted(results)}, its kinds are {sorted(kinds)}")
     files = [folder.encode(checkpoint.step, results[folder.kind.name], checkpoint.tokens) for folder in what.folders]
-    return EncodedResults(checkpoint.step, checkpoint.provenance, tuple(files))
+    return EncodedResults(checkpoint.step, checkpoint.provenance, inputs.hashes[what.task_name], tuple(files))

@@ -15,8 +15,9 @@ from ..config.keys import BaseConfig, errors_named, with_start_token
 from ..config.schedules import select_steps
 from ..integrity.screening import steps_to_leave_out
 from ..models.family import Family, family_of
-from ..results.record import RunRecord
-from ..results.store import DamagedRecord, ResultsFolder, Store
+from ..results.checked import DamagedRecord
+from ..results.record import RunRecord, input_hashes
+from ..results.store import ResultsFolder, Store
 from .analysis import Analysis
 
 if TYPE_CHECKING:
@@ -70,23 +71,48 @@ class Job:
             self.analysis.finish(self.config, self.store, model)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a job has prepared for a checkpoint.
+
+    Attributes:
+        hashes: name of a task -> SHA-256 of the files that were read for it (`record.input_hashes`).
+    """
+
+    described: Description
+    value: Any
+    hashes: dict[str | None, dict[str, str]]
+
+
 class PreparedInputs:
     """What jobs have prepared: once, and again only for a checkpoint with another tokenizer or shape."""
 
     def __init__(self) -> None:
-        self._prepared: dict[Job, tuple[Description, Any]] = {}
+        self._prepared: dict[Job, Prepared] = {}
 
-    def get(self, job: Job, described: Description) -> Any:
+    def get(self, job: Job, described: Description) -> Prepared:
         """A job's inputs for a checkpoint.
 
         Raises:
-            UserError: on bad input.
+            UserError: on bad input, or if a file was edited since.
         """
-        if job not in self._prepared or self._prepared[job][0] != described:
+        before = self._prepared.get(job)
+        if before is None or before.described != described:
+            hashes = before.hashes if before is not None else _hashes(job)
             with errors_named(f"{job.where}: " if job.where else "", job.analysis.schema):
-                inputs = job.analysis.prepare(job.config, described.tokenizer, described.shape)
-            self._prepared[job] = described, inputs
-        return self._prepared[job][1]
+                value = job.analysis.prepare(job.config, described.tokenizer, described.shape)
+            if _hashes(job) != hashes:
+                raise UserError(
+                    f"{job.analysis.name}: a prompts CSV or corpus was edited while this run reads it; run again with "
+                    "overwrite=true, or into another results_dir"
+                )
+            self._prepared[job] = Prepared(described, value, hashes)
+        return self._prepared[job]
+
+
+def _hashes(job: Job) -> dict[str | None, dict[str, str]]:
+    names = [None if task is None else task.name for task in job.tasks]
+    return {name: input_hashes(job.config, name) for name in names}
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,8 +238,9 @@ def _missing(what: Measurement, steps: list[int], family: Family, outdated: set[
             return steps
         if damaged and not config.repair:
             more = f" and {len(damaged) - 1} more files are" if len(damaged) > 1 else " is"
-            raise UserError(f"{damaged[0]}{more} damaged (not what was written); pass repair=true to measure again")
-        again.update(int(path.stem.removeprefix("step")) for path in damaged)
+            first = damaged[0]
+            raise UserError(f"{first.path}{more} damaged ({first.reason}); pass repair=true to measure again")
+        again.update(int(error.path.stem.removeprefix("step")) for error in damaged)
     return [step for step in steps if step in again or not what.done(step)]
 
 

@@ -51,7 +51,7 @@ def csv_task(path: Path, metric: str | None) -> Task:
     if metric not in DIFFERENTIABLE:
         given = "is missing" if metric is None else f"{metric!r} cannot be used"
         raise UserError(f"metric: {given} for the prompts of {path}; set it to {' or '.join(DIFFERENTIABLE)}")
-    return Task(path.stem, partial(build, path.name, partial(read_rows, path)), metric)
+    return Task(path.stem, partial(build, path.name, partial(read_rows, path)), metric, source=path)
 
 
 def table_task(table: Mapping[str, Sequence[Any]], name: str, metric: str | MetricFunction) -> Task:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
@@ -193,6 +194,7 @@ class Task:
         primary: the metric that circuits are found with: a key of `utils.tasks.metrics.METRICS`, or a function.
         group: the column of `Prompts.meta` whose kinds of prompts results are also given apart for, if any.
         label: its name in figures; empty to take the name, without underscores.
+        source: the prompts CSV that it reads; None if there is none.
     """
 
     name: str
@@ -200,6 +202,7 @@ class Task:
     primary: str | MetricFunction
     group: str | None = None
     label: str = ""
+    source: Path | None = None
 
     @property
     def metrics(self) -> tuple[str | MetricFunction, ...]:

@@ -1,0 +1,137 @@
+"""What is read of results is checked first: a file that is damaged is named, and never read as something else.
+
+`run.json` has the SHA-256 of every file, so a file is sound if its bytes are those that were written. Where there is no
+hash (results of old versions, a run.json that is gone), a table is sound if it has the columns of its kind, of numbers
+where the kind has numbers, no row twice, and says the model and the step that its path says.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pydantic
+from typing_extensions import TypedDict
+
+from ..base.errors import UserError
+from ..base.files import Stamp, stamp_of
+from .kinds import ResultSchema
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STAMP = ("model", "step", "tokens")
+"""The columns every table starts with."""
+
+
+class Damaged(UserError):
+    """A file of results that is not as it was written. `reason` says why, in a few words."""
+
+    def __init__(self, path: Path, reason: str, way_out: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path} is damaged ({reason}); {way_out}")
+
+
+class DamagedRecord(UserError):
+    """A run.json that does not hold what it should."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is damaged; pass repair=true to measure the folder again, or put the file back")
+
+
+class _Shape(TypedDict, total=False):
+    n_layers: int
+    n_heads: int
+    parallel_attn_mlp: bool
+    d_model: int
+
+
+class _Checkpoint(TypedDict, total=False):
+    repository: str
+    sha256: str
+    parameters: int | None
+    tokens: int
+    shape: _Shape
+    inputs: dict[str, str]
+
+
+class _Run(TypedDict, total=False):
+    """The types of a run.json (`record.py` says what its entries mean). More entries do no harm."""
+
+    analysis: str
+    config: dict[str, Any]
+    settings: dict[str, Any]
+    seed: int
+    repository: str
+    versions: dict[str, str]
+    inputs: dict[str, str]
+    checkpoints: dict[str, _Checkpoint]
+    equal_weights: list[list[int]]
+    files: dict[str, str]
+
+
+_RUN = pydantic.TypeAdapter(_Run)
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A run.json that is there.
+
+    Raises:
+        DamagedRecord: if it is none, or something in it has another type.
+    """
+    try:
+        run = json.loads(path.read_bytes())
+        _RUN.validate_python(run, strict=True)
+        # Steps and files are sorted by their numbers, which therefore must be some.
+        all(int(step) >= 0 for step in run.get("checkpoints", {}))
+    except (OSError, ValueError, RecursionError):
+        raise DamagedRecord(path) from None
+    return dict(run)
+
+
+def written_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in a folder of results as it was written; empty if nobody says."""
+    path = folder / "run.json"
+    try:
+        return _written_hashes(path, stamp_of(path))
+    except OSError:
+        return {}
+
+
+@functools.lru_cache(maxsize=256)
+def _written_hashes(path: Path, stamp: Stamp) -> dict[str, str]:
+    try:
+        return dict(read_run(path).get("files", {}))
+    except DamagedRecord:
+        return {}
+
+
+def wrong_in(table: pd.DataFrame, kind: ResultSchema, model: str, step: int) -> str:
+    """What is wrong with a checkpoint's table; empty if it is as its kind says."""
+    columns = [*STAMP, *kind.columns]
+    if kind.columns and list(table.columns) != columns:
+        absent = [name for name in columns if name not in table]
+        return f"has no column '{absent[0]}'" if absent else f"has other columns: {', '.join(map(str, table.columns))}"
+    if list(table.columns)[: len(STAMP)] != list(STAMP):
+        return f"does not begin with the columns {', '.join(STAMP)}"
+    if table.empty:
+        return "has no rows" if kind.never_empty else ""
+    for name, held in (("model", model), ("step", str(step))):
+        if list(table[name].astype(str).unique()) != [held]:
+            return f"is of {name} {table[name].iloc[0]}, not {held}"
+    if kind.texts is None:
+        return ""
+    if table.duplicated().any():
+        return "has a row twice"
+    numbers = [name for name in columns if name not in ("model", *kind.texts)]
+    return next((f"column '{name}' holds {reason}" for name in numbers if (reason := _no_numbers(table[name]))), "")
+
+
+def _no_numbers(column: pd.Series) -> str:
+    """What a column holds that is neither a finite number, true or false, nor empty."""
+    if column.dtype.kind not in "iufb":
+        texts = [value for value in column.dropna() if not isinstance(value, bool)]
+        return f"the text {texts[0]!r}" if texts else ""
+    return "infinity" if column.dtype.kind == "f" and column.abs().eq(float("inf")).any() else ""
