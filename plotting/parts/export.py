@@ -1,6 +1,6 @@
-"""What every figure script shares: its place in the report, its command line, and writing HTML, PNG and PDF.
+"""What every figure script shares: its place in the report, its command line, and writing HTML, PNG, PDF and SVG.
 
-HTML files carry plotly.js and open offline. PNG and PDF are drawn by kaleido in an installed Chromium or Chrome.
+HTML files carry plotly.js and open offline. The others are drawn by kaleido in an installed Chromium or Chrome.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from circuits_over_time.utils.results.store import Store
 from .style import Drawing
 from .tables import Results, logger
 
-FORMATS = ("html", "png", "pdf")
+FORMATS = ("html", "png", "pdf", "svg")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def figure_main(figure: Figure, argv: Sequence[str] | None = None) -> int:
     """
     parser = script_parser(sys.modules[figure.draw.__module__].__doc__, "draw")
     parser.add_argument("-o", "--output", type=Path, default=Path("figures"), help="folder of figures (figures)")
-    parser.add_argument("-f", "--format", default="html", help="comma-separated: html, png, pdf (html)")
+    parser.add_argument("-f", "--format", default="html", help=f"comma-separated: {', '.join(FORMATS)} (html)")
     for flags, keywords in figure.options.items():
         parser.add_argument(*flags.split(), **keywords)
 
@@ -120,7 +120,7 @@ def write_drawings(
     Existing files are replaced whole. `left_out`: what the page says is missing from the figure.
 
     Raises:
-        UserError: if PNG or PDF is asked for and no browser is installed.
+        UserError: if anything but HTML is asked for and no browser is installed.
     """
     for name, drawing in drawings.items():
         figure, name = drawing.titled(), html.unescape(name)
@@ -167,6 +167,6 @@ def _render(figure: go.Figure, suffix: str, path: Path) -> bytes:
         return kaleido.calc_fig_sync(figure, opts={"format": suffix, "scale": 2, **size}, kopts={"mathjax": False})
     except ChromeNotFoundError:
         raise UserError(
-            f"{path}: PNG and PDF need Chromium or Chrome; install it (Debian: apt-get install chromium, "
+            f"{path}: PNG, PDF and SVG need Chromium or Chrome; install it (Debian: apt-get install chromium, "
             "macOS: brew install --cask chromium) or ask for --format html"
         ) from None
