@@ -163,6 +163,15 @@ def test_a_branch_without_weights_is_refused(pythia: HubFamily, served: HubServe
     assert str(caught.value) == told
 
 
+def test_a_branch_with_an_adapter_says_how_to_measure_it(pythia: HubFamily, served: HubServer) -> None:
+    branch = served.repositories["EleutherAI/pythia-70m"]["step1000"]
+    served.repositories["EleutherAI/pythia-70m"]["step1000"] = {**branch, "adapter_config.json": b"{}"}
+    with pytest.raises(UserError) as caught:
+        pythia.fetch(1000)
+    told = "revision step1000 of EleutherAI/pythia-70m is an adapter (adapter_config.json); to measure it, run: hf "
+    assert told + "download EleutherAI/pythia-70m --revision step1000 --local-dir DIR/step1000" in str(caught.value)
+
+
 def test_only_weights_that_are_loaded_are_fetched(pythia: HubFamily, served: HubServer) -> None:
     more = dict.fromkeys(("model.fp16.safetensors", "optimizer.bin", "flax_model.msgpack", "README.md"), b"unused")
     files = served.repositories["EleutherAI/pythia-70m"]["step1000"]

@@ -167,8 +167,8 @@ def _expected(details: ErrorDetails, field: FieldInfo | None) -> str:
     bounds = [] if field is None else field.metadata
     limits = {sign: getattr(bound, sign) for bound in bounds for sign in _SIGNS if hasattr(bound, sign)}
     if details["type"].startswith("greater"):
-        # The largest of all numbers is no help to who asks for less than the smallest.
-        limits = {sign: limit for sign, limit in limits.items() if limit < 1e6}
+        # A number of millions is no help to who asks for less than the smallest.
+        limits = {sign: limit for sign, limit in limits.items() if limit <= 1000}
     limits |= context
     # Floats without their `.0`, and whole numbers with all their digits.
     shown = {sign: limit if isinstance(limit, int) else f"{limit:g}" for sign, limit in limits.items()}

@@ -68,6 +68,11 @@ def download_small(
     if known is not None and not moved and (known.get("code", False) or not code):
         return known
     listing = listing_of(repository, revision, folder.parent, commit)
+    if (adapter := "adapter_config.json") in listing.files:
+        raise CheckpointUnusable(
+            f"model: revision {revision} of {repository} is an adapter ({adapter}); to measure it, run: hf download "
+            f"{repository} --revision {revision} --local-dir DIR/{revision}, and pass model=DIR"
+        )
     if not listing.weights:
         raise CheckpointUnusable(f"model: revision {revision} of {repository} holds no weights; leave that step out")
     with hub_errors_as_user_errors(repository, revision):

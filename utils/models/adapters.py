@@ -40,7 +40,7 @@ def base_of(folder: Path) -> Path | None:
     if not isinstance(base, str) or not base:
         raise CheckpointUnusable(f"{folder / ADAPTER}: names no base model; add base_model_name_or_path{hint}")
     for place in (Path(base).expanduser(), folder / base, folder.parent / base):
-        if (place / "config.json").is_file():
+        if (place / "config.json").is_file() and place.resolve() != folder.resolve():
             return place
     if base.count("/") == 1 and (cached := _in_hub_cache(base, revision)) is not None:
         return cached
