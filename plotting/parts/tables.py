@@ -82,11 +82,13 @@ class Results:
         for model in self._every_model if asked.model is None else ():
             if model not in self.store.models(kind):
                 logger.info("%s: no results of model %s; left out", folder, model)
-        frames = [frame for frame in frames if not frame.empty]
-        if not frames:
+        measured = [frame for frame in frames if not frame.empty]
+        if not frames or (not measured and kind == "baselines"):  # Which say why there are none.
+            raise UserError(nothing)
+        if not measured:
             raise UserError(f"{folder}: measured, but no checkpoint has a circuit{self._why_none()}: nothing to draw")
         # A table without rows has no types, and would make every column an object column.
-        table = pd.concat(frames, ignore_index=True).infer_objects()
+        table = pd.concat(measured, ignore_index=True).infer_objects()
         _log_gaps(table, kind)
         return table
 

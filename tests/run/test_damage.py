@@ -68,7 +68,8 @@ def test_a_damaged_file_is_named_and_measured_again_with_repair(name: str, damag
 def test_a_damaged_run_json_is_named_and_its_folder_measured_again(sweep: Sweep) -> None:
     before = results_in(sweep.results)
     path = sweep.results / "second" / "tiny" / "y" / "run.json"
-    for data in (b"", path.read_bytes()[:100], b"[]", b"{}", b'{"settings": {}, "checkpoints": {"0": 3}}'):
+    odd_file = json.dumps(json.loads(path.read_bytes()) | {"files": {"notes.txt": "0"}}).encode()
+    for data in (b"", path.read_bytes()[:100], b"[]", b"{}", b'{"settings": {}, "checkpoints": {"0": 3}}', odd_file):
         path.write_bytes(data)
         assert sweep.run() == 2
         assert sweep.told.startswith(f"{path} is damaged; pass repair=true")

@@ -13,9 +13,6 @@ from pathlib import Path
 
 from ..base.errors import suggest
 
-SUCCESSION_CLASSES = ("numbers", "number_words", "ordinals", "days", "months", "letters", "roman_numerals")
-"""Classes of words with a successor; `utils/heads/succession.py` lists the words."""
-
 
 @dataclass(frozen=True)
 class ResultSchema:

@@ -21,6 +21,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -318,6 +319,8 @@ class RunRecord:
         if not {"settings", "checkpoints", "repository", "versions"} <= set(held):
             raise DamagedRecord(self.path)
         if not all("sha256" in weights for weights in held["checkpoints"].values()):
+            raise DamagedRecord(self.path)
+        if not all(re.fullmatch(r"step\d+\.\w+", name) for name in held.get("files", {})):
             raise DamagedRecord(self.path)
         return held
 
