@@ -64,7 +64,11 @@ def copy_samples(
     precise = torch.promote_types(weights.dtype, torch.float32)
     residual = _after_layer_0(weights, tokens, lengths, positions, batch_size).to(precise)
     own = tokens.gather(1, positions).flatten().to(weights.device)
-    seen = _SEEN[definition]
+
+    def seen(norm: Norm, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """What a norm, its gain and bias aside, makes of a residual stream."""
+        return centred(norm, x) if definition == "study" else normalise(norm, x)[0]
+
     # The attention norm before V sees the same whatever the layer; its gain and bias are folded into W_V.
     norm = weights.layers[0].attn_norm
     read = residual if norm is None else seen(norm, residual)
@@ -72,14 +76,6 @@ def copy_samples(
     copied = torch.stack([ranking.in_top_k(_written(layer, read), own) for layer in weights.layers]).cpu()
     by_prompt = 100 * copied.unflatten(3, positions.shape).double().mean(dim=4)
     return {"copy": by_prompt[:, 0], "negative_copy": by_prompt[:, 1]}
-
-
-def _scaled(norm: Norm, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-    return normalise(norm, x)[0]
-
-
-# What a norm, its gain and bias aside, makes of a residual stream.
-_SEEN: dict[Definition, Callable[[Norm, Tensor], Tensor]] = {"standard": _scaled, "study": centred}
 
 
 def _after_layer_0(
