@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import html
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ def figure_main(figure: Figure, argv: Sequence[str] | None = None) -> int:
 def script_parser(doc: str | None, verb: str) -> argparse.ArgumentParser:
     """What every script takes: the results, and whose to draw."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument("-r", "--results", type=Path, default=Path("results"), help="folder of results (results)")
+    parser.add_argument("-r", "--results", type=_results, default=Path("results"), help="folder of results (results)")
     parser.add_argument("-m", "--model", nargs="+", metavar="NAME", help=f"models to {verb} (all)")
     parser.add_argument("-t", "--task", nargs="+", metavar="NAME", help=f"tasks to {verb} (all)")
     return parser
@@ -110,6 +111,13 @@ def parse_formats(text: str) -> tuple[str, ...]:
     if unknown or not formats:
         raise UserError(f"--format: {', '.join(unknown) or 'nothing'} given; choose from {', '.join(FORMATS)}")
     return formats
+
+
+def _results(text: str) -> Path:
+    path = Path(os.path.expanduser(text))
+    if path.is_file():
+        raise argparse.ArgumentTypeError(f"{path} is a file; name the folder of results")
+    return path
 
 
 def write_drawings(

@@ -559,3 +559,11 @@ def test_without_a_browser_html_is_written_and_the_line_says_what_to_install(
         "ioi_consistency.png: PNG, PDF and SVG need Chromium or Chrome; install it" in caplog.records[-1].getMessage()
     )
     assert [path.name for path in tmp_path.iterdir()] == ["ioi_consistency.html"]
+
+
+def test_a_results_folder_that_is_a_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results").write_text("no folder")
+    with pytest.raises(SystemExit, match="2"):
+        plot_circuits.figure_main(plot_circuits.FIGURE, ["-r", str(tmp_path / "results")])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.endswith(f"{tmp_path / 'results'} is a file; name the folder of results")
