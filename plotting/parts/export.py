@@ -1,12 +1,13 @@
-"""What every figure script shares: its place in the report, its command line, and writing HTML, PNG and PDF.
+"""What every figure script shares: its place in the report, its command line, and writing HTML, PNG, PDF and SVG.
 
-HTML files carry plotly.js and open offline. PNG and PDF are drawn by kaleido in an installed Chromium or Chrome.
+HTML files carry plotly.js and open offline. The others are drawn by kaleido in an installed Chromium or Chrome.
 """
 
 import argparse
 import hashlib
 import html
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from circuits_over_time.utils.results.store import Store
 from .style import Drawing
 from .tables import Results, logger
 
-FORMATS = ("html", "png", "pdf")
+FORMATS = ("html", "png", "pdf", "svg")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def figure_main(figure: Figure, argv: Sequence[str] | None = None) -> int:
     """
     parser = script_parser(sys.modules[figure.draw.__module__].__doc__, "draw")
     parser.add_argument("-o", "--output", type=Path, default=Path("figures"), help="folder of figures (figures)")
-    parser.add_argument("-f", "--format", default="html", help="comma-separated: html, png, pdf (html)")
+    parser.add_argument("-f", "--format", default="html", help=f"comma-separated: {', '.join(FORMATS)} (html)")
     for flags, keywords in figure.options.items():
         parser.add_argument(*flags.split(), **keywords)
 
@@ -76,7 +77,7 @@ def figure_main(figure: Figure, argv: Sequence[str] | None = None) -> int:
 def script_parser(doc: str | None, verb: str) -> argparse.ArgumentParser:
     """What every script takes: the results, and whose to draw."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument("-r", "--results", type=Path, default=Path("results"), help="folder of results (results)")
+    parser.add_argument("-r", "--results", type=_results, default=Path("results"), help="folder of results (results)")
     parser.add_argument("-m", "--model", nargs="+", metavar="NAME", help=f"models to {verb} (all)")
     parser.add_argument("-t", "--task", nargs="+", metavar="NAME", help=f"tasks to {verb} (all)")
     return parser
@@ -112,6 +113,13 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return formats
 
 
+def _results(text: str) -> Path:
+    path = Path(os.path.expanduser(text))
+    if path.is_file():
+        raise argparse.ArgumentTypeError(f"{path} is a file; name the folder of results")
+    return path
+
+
 def write_drawings(
     drawings: Mapping[str, Drawing], folder: Path, formats: Sequence[str], left_out: Sequence[str] = ()
 ) -> None:
@@ -120,7 +128,7 @@ def write_drawings(
     Existing files are replaced whole. `left_out`: what the page says is missing from the figure.
 
     Raises:
-        UserError: if PNG or PDF is asked for and no browser is installed.
+        UserError: if anything but HTML is asked for and no browser is installed.
     """
     for name, drawing in drawings.items():
         figure, name = drawing.titled(), html.unescape(name)
@@ -167,6 +175,6 @@ def _render(figure: go.Figure, suffix: str, path: Path) -> bytes:
         return kaleido.calc_fig_sync(figure, opts={"format": suffix, "scale": 2, **size}, kopts={"mathjax": False})
     except ChromeNotFoundError:
         raise UserError(
-            f"{path}: PNG and PDF need Chromium or Chrome; install it (Debian: apt-get install chromium, "
+            f"{path}: PNG, PDF and SVG need Chromium or Chrome; install it (Debian: apt-get install chromium, "
             "macOS: brew install --cask chromium) or ask for --format html"
         ) from None

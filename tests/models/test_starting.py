@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -50,4 +51,6 @@ def test_a_checkpoint_is_loaded_without_the_model_code_of_transformers_and_witho
     assert int(after) > 1.9 * int(before), "transformers had looked through its files once"
     assert equal == "True"
     assert "torch" in modules
-    assert not {"torch._dynamo", "transformers.modeling_utils", "transformer_lens"} & set(modules)
+    assert not {"transformers.modeling_utils", "transformer_lens"} & set(modules)
+    if tuple(map(int, version("transformers").split(".")[:2])) >= (5, 23):  # 5.14 imports it to read a config.
+        assert "torch._dynamo" not in modules

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -473,7 +474,7 @@ def test_size_figure_states_the_correlation(store: Store) -> None:
 @pytest.mark.parametrize(
     ("script", "options", "says"),
     [
-        ("plot_circuits", ["--format", "svg"], "--format: svg given; choose from html, png, pdf"),
+        ("plot_circuits", ["--format", "gif"], "--format: gif given; choose from html, png, pdf, svg"),
         ("plot_circuit", ["--step", "5"], "--step 5: no circuit of that step"),
         ("plot_circuit", ["--strongest", "0"], "--strongest: 0 edges asked for"),
         ("plot_transfer", ["--step", "5"], "--step 5: nothing was transferred to that step"),
@@ -534,8 +535,8 @@ def test_scripts_run_by_path_from_anywhere(store: Store, tmp_path: Path) -> None
 
 @pytest.mark.browser
 @pytest.mark.skipif(Chromium.find_browser(skip_local=False) is None, reason="no Chromium or Chrome is installed")
-def test_png_and_pdf_are_drawn_in_the_browser(store: Store, tmp_path: Path) -> None:
-    assert run("plot_ioi_consistency", "-r", store.root, "-o", tmp_path, "--format", "png,pdf") == 0
+def test_png_pdf_and_svg_are_drawn_in_the_browser(store: Store, tmp_path: Path) -> None:
+    assert run("plot_ioi_consistency", "-r", store.root, "-o", tmp_path, "--format", "png,pdf,svg") == 0
     png = (tmp_path / "ioi_consistency.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     figure = drawn_by(plot_ioi_consistency, store)["ioi_consistency"].titled()
@@ -543,6 +544,9 @@ def test_png_and_pdf_are_drawn_in_the_browser(store: Store, tmp_path: Path) -> N
     assert int.from_bytes(png[16:20]) == 2 * figure.layout.width
     assert int.from_bytes(png[20:24]) == 2 * figure.layout.height
     assert (tmp_path / "ioi_consistency.pdf").read_bytes().startswith(b"%PDF")
+    drawing = ElementTree.parse(tmp_path / "ioi_consistency.svg").getroot()
+    assert drawing.tag.endswith("svg")
+    assert "Is the IOI algorithm the same at every checkpoint?" in "".join(drawing.itertext())
 
 
 def test_without_a_browser_html_is_written_and_the_line_says_what_to_install(
@@ -551,5 +555,15 @@ def test_without_a_browser_html_is_written_and_the_line_says_what_to_install(
     monkeypatch.setattr(Chromium, "find_browser", classmethod(lambda cls, **options: None))
     monkeypatch.delenv("BROWSER_PATH", raising=False)
     assert run("plot_ioi_consistency", "-r", store.root, "-o", tmp_path, "--format", "html,png") == 2
-    assert "ioi_consistency.png: PNG and PDF need Chromium or Chrome; install it" in caplog.records[-1].getMessage()
+    assert (
+        "ioi_consistency.png: PNG, PDF and SVG need Chromium or Chrome; install it" in caplog.records[-1].getMessage()
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["ioi_consistency.html"]
+
+
+def test_a_results_folder_that_is_a_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results").write_text("no folder")
+    with pytest.raises(SystemExit, match="2"):
+        plot_circuits.figure_main(plot_circuits.FIGURE, ["-r", str(tmp_path / "results")])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.endswith(f"{tmp_path / 'results'} is a file; name the folder of results")
