@@ -207,8 +207,8 @@ def test_findings_are_those_of_comparing_every_pair(contents: list[list[int]], o
     last = len(contents) - 1
     right = bool(set(contents[last]) & set(of_main))
     expected = set()
-    for step, files in enumerate(contents):
-        for n, content in enumerate(files):
+    for step, own in enumerate(contents):
+        for n, content in enumerate(own):
             if step == last and right:
                 continue
             others = {str(other) for other, theirs in enumerate(contents) if other != step and content in theirs}
