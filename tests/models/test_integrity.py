@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from circuits_over_time.utils.base import files
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import file_sha256
 from circuits_over_time.utils.integrity.duplicates import CheckpointHashes, DuplicateReport, _shared, find_duplicates
@@ -165,13 +166,13 @@ def test_a_sweep_reads_local_files_whole_only_where_samples_are_equal(
     family = resolve_family(str(save_family(tmp_path / "own", {0: 0, 10: 1, 20: 2, 30: 2})), tmp_path)
     assert isinstance(family, LocalFamily)
     read: list[str] = []
-    original = local.file_sha256
+    original = files.file_sha256
 
     def watched(path: Path) -> str:
         read.append(path.parent.name)
         return original(path)
 
-    monkeypatch.setattr(local, "file_sha256", watched)
+    monkeypatch.setattr(files, "file_sha256", watched)
     find_duplicates(family, exact=False)
     assert sorted(read) == ["step20", "step30"]
 

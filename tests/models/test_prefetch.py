@@ -13,7 +13,7 @@ import torch
 from circuits_over_time.utils.base.background import Prefetcher
 from circuits_over_time.utils.base.errors import CheckpointUnusable
 from circuits_over_time.utils.models import family as families
-from circuits_over_time.utils.models.family import Family, HubFamily, PrefetchedCheckpoint, resolve_family
+from circuits_over_time.utils.models.family import Family, HubFamily, Prefetched, resolve_family
 from tests.support.hub_server import HubServer
 from tests.support.loading import loads_weights_of, same_tensors
 from tests.support.tiny_models import save_family
@@ -70,7 +70,7 @@ def test_there_is_room_for_one(tiny: Family, monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_dropped_stops_and_frees_its_memory() -> None:
     ahead, begun, stopped = Prefetcher(), threading.Event(), threading.Event()
 
-    def read(step: int, stop: threading.Event) -> PrefetchedCheckpoint:
+    def read(step: int, stop: threading.Event) -> Prefetched:
         begun.set()
         assert stop.wait(30)
         stopped.set()
@@ -88,7 +88,7 @@ def test_memory_is_freed_once_a_checkpoint_is_taken(tiny: Family) -> None:
     tiny.describe(10)
     future = tiny._ahead._future
     assert future is not None
-    reference = weakref.ref(next(iter(future.result().state.values())))
+    reference = weakref.ref(next(iter(future.result()[1].values())))
     del future
     weights = tiny.load(10, "bfloat16", "cpu").weights
     gc.collect()

@@ -40,12 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PrefetchedCheckpoint:
-    """A checkpoint's files and tensors, on the CPU and in the files' number format."""
-
-    files: CheckpointFiles
-    state: dict[str, Tensor]
+Prefetched = tuple[CheckpointFiles, "dict[str, Tensor]"]
+"""A checkpoint's files and tensors, on the CPU and in the files' number format."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +65,7 @@ class Family:
     prepend_bos: bool | None = field(default=None, kw_only=True)
     damage: tuple[Damage, ...] = field(default=(), kw_only=True)
     trust_remote_code: bool = field(default=False, kw_only=True)
-    _ahead: Prefetcher[PrefetchedCheckpoint] = field(
-        default_factory=Prefetcher, kw_only=True, compare=False, repr=False
-    )
+    _ahead: Prefetcher[Prefetched] = field(default_factory=Prefetcher, kw_only=True, compare=False, repr=False)
 
     def tokens_at(self, step: int) -> int:
         """Tokens seen in training up to a published step."""
@@ -138,10 +132,7 @@ class Family:
         self.fetch_small(step)
         inputs = self.input_hashes(step)
         tokenizer = self.describe(step).tokenizer
-        prefetched = self._ahead.take(step)
-        files = self.fetch(step) if prefetched is None else prefetched.files
-        state = None if prefetched is None else prefetched.state
-        del prefetched  # Its tensors are freed as soon as the weights are made.
+        files, state = self._ahead.take(step) or (self.fetch(step), None)
         weights, parameters = load_weights(files.folder, dtype, where, state)
         if self.input_hashes(step) != inputs:
             raise CheckpointUnusable(
@@ -151,10 +142,10 @@ class Family:
         hashes, tokens = in_background(files.hashes), self.tokens_at(step)
         return LoadedCheckpoint(self.name, step, tokens, weights, parameters, tokenizer, files, hashes, inputs)
 
-    def _read(self, step: int, stop: threading.Event) -> PrefetchedCheckpoint:
+    def _read(self, step: int, stop: threading.Event) -> Prefetched:
         describe(self._small_files(step), self.trust_remote_code)  # Never weights that the engine cannot read.
         files = self._all_files(step, lambda count: None)
-        return PrefetchedCheckpoint(files, read_state(files.folder, stop))
+        return files, read_state(files.folder, stop)
 
     def _small_files(self, step: int) -> Path:
         return self.folder(step)
