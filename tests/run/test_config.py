@@ -26,6 +26,7 @@ from circuits_over_time.utils.config.keys import (
     result_settings,
 )
 from circuits_over_time.utils.config.strict_yaml import parse_override, read_yaml
+from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
 
 
 class Eap(Section):
@@ -391,6 +392,28 @@ def test_a_key_that_is_right_and_unread_is_said(write: Any, caplog: pytest.LogCa
     caplog.clear()
     load_config(Shaped, write("model: a\nshape: {sharpness: 2.0, rule: right}\n"), [])
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "overrides", "told"),
+    [
+        (Circuits, ["task=sva", "metric=prob_diff"], ["metric: is not read without a prompts CSV among the tasks"]),
+        (Circuits, ["task=[sva, prompts/own.CSV]", "metric=prob_diff"], []),
+        (Circuits, ["task=sva", "ioi_corruption=abc"], ["ioi_corruption: is not read without ioi among the tasks"]),
+        (Circuits, ["task=[sva, ioi]", "ioi_corruption=abc"], []),
+        (
+            IoiConsistencyConfig,
+            ["definitions=frozen", "thresholds.negative_copy_score=20"],
+            ["thresholds.negative_copy_score: is not read with definitions=frozen; it needs study"],
+        ),
+        (IoiConsistencyConfig, ["thresholds.negative_copy_score=20"], []),
+    ],
+)
+def test_a_key_that_the_tasks_or_definitions_do_not_read_is_said(
+    schema: Any, overrides: list[str], told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    load_config(schema, None, ["model=a", *overrides])
+    assert [message[: len(line)] for message, line in zip(caplog.messages, told, strict=True)] == told
 
 
 def ends(path: Path, failure: BaseException, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:

@@ -309,6 +309,14 @@ class TaskConfig(PromptOptions, BaseConfig):
     metric: str | None = None
     """Primary metric of a prompts CSV, a [differentiable](../docs/tasks.md#metrics) one."""
 
+    def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Adds the keys that are for other tasks than the run's."""
+        yield from super().unread(prefix)
+        if self.metric is not None and not any(task.lower().endswith(".csv") for task in self.tasks):
+            yield f"{prefix}metric", "without a prompts CSV among the tasks: the others have their own"
+        if self.ioi_corruption != "swap" and "ioi" not in self.tasks:
+            yield f"{prefix}ioi_corruption", "without ioi among the tasks"
+
     @property
     def tasks(self) -> list[str]:
         """`task` as a list."""

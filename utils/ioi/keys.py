@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -75,6 +76,13 @@ class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
     components: ComponentsKeys = ComponentsKeys()
     cspa: CspaKeys | None = None
     """Text and settings for the CSPA scores. Needed if none are stored."""
+
+    def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Adds the threshold of a role that `frozen` does not have."""
+        yield from super().unread(prefix)
+        default = Thresholds().negative_copy_score
+        if self.definitions == "frozen" and self.thresholds.negative_copy_score != default:
+            yield f"{prefix}thresholds.negative_copy_score", "with definitions=frozen; it needs study"
 
     @model_validator(mode="after")
     def _through_mlps_is_a_choice(self) -> IoiConsistencyConfig:
