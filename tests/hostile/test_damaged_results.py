@@ -127,6 +127,21 @@ def test_random_damage_under_every_reader(number: int, sound: Path, results: Pat
         told(read, results)
 
 
+def test_results_in_a_renamed_folder_are_left_out_by_every_figure(sound: Path, results: Path) -> None:
+    shutil.copytree(sound / "recorded", results)
+    for path in list(results.glob("*/*")):
+        if path.is_dir():
+            path.rename(path.with_name(f'<img src=x onerror=alert(1)>"{path.name}'))
+    store = Store(results)
+    with pytest.raises(UserError, match="damaged results only"):
+        store.read_tables("task_performance")
+    (line,) = store.left_out
+    assert f"(is of model {MODEL}, not <img" in line
+    assert "give its folder its old name back, or run: " in line
+    for read in [*FIGURES.values(), READERS["comparison"], READERS["report"]]:
+        told(read, results)
+
+
 def test_the_page_of_a_figure_says_what_is_left_out_and_how_to_mend_it(sound: Path, results: Path) -> None:
     shutil.copytree(sound / "recorded", results)
     table = results / "task_performance" / MODEL / "ioi" / "step000512.csv"
@@ -149,11 +164,13 @@ def test_the_report_lists_what_is_left_out(sound: Path, results: Path) -> None:
     assert "task_performance/pythia-70m/ioi left out: " in page
 
 
-def test_a_comparison_says_in_its_record_what_it_left_out(sound: Path, results: Path) -> None:
+def test_a_comparison_says_in_its_record_what_it_left_out(
+    sound: Path, results: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(sound / "recorded", results)
     graphs = Store(results).folder("graphs", SEEDS[0], "ioi")
     graphs.file(10, ".pt").unlink()
-    logging.getLogger("circuits_over_time").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, logger="circuits_over_time")
     similarity = compared(results)["similarity"]
     assert 10 not in set(similarity.loc[similarity["model"] == SEEDS[0], "step"])
     assert "step000010.pt is damaged (it is gone)" in (results / "comparison" / "run.json").read_text()

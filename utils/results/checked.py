@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 STAMP = ("model", "step", "tokens")
 """The columns every table starts with."""
+_PLACES = ("tokens", "layer", "head")
+"""Columns that hold whole numbers in every kind."""
+_KEYS = ("layer", "head", "number", "size", "from_step")
+"""The numbers that, with a kind's texts, say what a row is about: no two rows have the same."""
 
 
 class Damaged(UserError):
@@ -118,15 +122,35 @@ def wrong_in(table: pd.DataFrame, kind: ResultSchema, model: str, step: int) -> 
         return f"does not begin with the columns {', '.join(STAMP)}"
     if table.empty:
         return "has no rows" if kind.never_empty else ""
-    for name, held in (("model", model), ("step", str(step))):
-        if list(table[name].astype(str).unique()) != [held]:
-            return f"is of {name} {table[name].iloc[0]}, not {held}"
+    if reason := of_another(table, model, step):
+        return reason
     if kind.texts is None:
         return ""
-    if table.duplicated().any():
+    keys = [name for name in columns if name in kind.texts or name in _KEYS]
+    if table.duplicated().any() or (keys and table.duplicated(keys).any()):
         return "has a row twice"
+    for name in columns:
+        if name in _PLACES and (reason := _no_place(table[name], empty=name in kind.may_be_empty)):
+            return f"column '{name}' {reason}"
     numbers = [name for name in columns if name not in ("model", *kind.texts)]
     return next((f"column '{name}' holds {reason}" for name in numbers if (reason := _no_numbers(table[name]))), "")
+
+
+def of_another(table: pd.DataFrame, model: str, step: int) -> str:
+    """Which other model or step a table says it is of; empty if it is of these, or has no rows."""
+    for name, held in (("model", model), ("step", step)):
+        if not table[name].eq(held).all():
+            return f"is of {name} {table[name][table[name].ne(held)].iloc[0]}, not {held}"
+    return ""
+
+
+def _no_place(column: pd.Series, *, empty: bool) -> str:
+    """What is wrong with a column of whole numbers of 0 or more."""
+    places = column.dropna()
+    if len(places) < len(column) and not empty:
+        return "has an empty cell"
+    sound = column.dtype.kind in "iuf" and bool(((places >= 0) & (places % 1 == 0) & (places < 2**63)).all())
+    return "" if sound else "holds something else than whole numbers of 0 or more"
 
 
 def _no_numbers(column: pd.Series) -> str:

@@ -27,6 +27,7 @@ class ResultSchema:
         summaries: tables about all checkpoints of a model: file name without its ending -> column (after `model`) ->
             meaning.
         texts: the columns that hold text; all others hold numbers, or true and false. None if nobody says.
+        may_be_empty: of `layer` and `head`, those that are empty in rows that are not about a head.
         never_empty: whether a table has at least one row.
         version: of the definitions of its numbers. Raise it by one when a change to the code moves them, or adds to
             them: results of another version are then refused.
@@ -39,6 +40,7 @@ class ResultSchema:
     companions: Mapping[str, str] = field(default_factory=dict)
     summaries: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     texts: Sequence[str] | None = None
+    may_be_empty: Sequence[str] = ()
     never_empty: bool = False
     version: int = 1
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..base.errors import UserError, one_line, some
 from ..base.files import atomic_write
-from .checked import Damaged, DamagedRecord, read_run, written_hashes, wrong_in
+from .checked import STAMP, Damaged, DamagedRecord, of_another, read_run, written_hashes, wrong_in
 from .kinds import ResultSchema, find_kind, how_to_make
 
 if TYPE_CHECKING:
@@ -134,8 +134,12 @@ class ResultsFolder:
             self._require(self.file(step, suffix))
         table, known = self._read(step, ".csv", _decode_table)
         # The columns of a sound table may be those of an older version of its kind.
-        reason = "" if known and set(self.kind.columns) <= set(table) else wrong_in(table, self.kind, self.model, step)
-        if reason:
+        if known and {*STAMP, *self.kind.columns} <= set(table):
+            # As it was written, but its folder or a copy of it has another name since.
+            if reason := of_another(table, self.model, step):
+                way_out = f"give its folder its old name back, or run: {self.how_to_make()} overwrite=true"
+                raise Damaged(self.file(step), reason, way_out)
+        elif reason := wrong_in(table, self.kind, self.model, step):
             raise Damaged(self.file(step), reason, self._repair)
         return table
 
