@@ -313,7 +313,7 @@ def test_a_second_run_adds_only_the_missing_checkpoints(word_family: Path, tmp_p
     [
         ("seq_len=33", "seq_len: two blocks of 33 tokens need 66 positions, the model has 64; use seq_len=32 or less"),
         ("seq_len=5000", "seq_len: two blocks of 5000 tokens need 10000 positions, the model has 64; use"),
-        ("n_prompts=100000", "n_prompts: 100000 prompts of ioi asked for, but it can make only"),
+        ("n_prompts=1000000", "command line: n_prompts: 1000000 is not a number > 0 and <= 100000"),
         ("n_sequences=0", "command line: n_sequences: "),
         (
             "head_scores=studies",
