@@ -17,8 +17,11 @@ from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.heads import corpus
 from circuits_over_time.utils.heads.corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
 from circuits_over_time.utils.heads.function_words import function_tokens, spellings
+from circuits_over_time.utils.heads.keys import CspaConfig
 from tests.support.paths import PYTHIA_TOKENIZER, TOY
 from tests.support.random_models import tiny_tokenizer
+
+KEYS_OF_FIELD = ("corpus_field", "corpus_column")
 
 
 @pytest.fixture
@@ -276,3 +279,15 @@ def test_a_python_without_its_documentation_is_told_in_one_line(monkeypatch: pyt
     assert str(error.value) == (
         "corpus: python_docs: this Python comes without its documentation (pydoc_data.topics); name a text file"
     )
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".JSONL.zst"])
+def test_the_field_of_a_file_with_rows_can_be_named_by_either_key(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"text{ending}"
+    path.touch()
+    named = [CspaConfig.model_validate({"model": "a", "corpus": str(path), key: "body"}) for key in KEYS_OF_FIELD]
+    assert [config.corpus_field for config in named] == ["body", "body"]
+    path = path.rename(tmp_path / "text.txt.gz")
+    for key in KEYS_OF_FIELD:
+        with pytest.raises(ValueError, match=r"corpus_field: .*text\.txt\.gz is text without rows; leave it out"):
+            CspaConfig.model_validate({"model": "a", "corpus": str(path), key: "body"})

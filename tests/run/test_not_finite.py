@@ -55,9 +55,7 @@ def test_a_script_leaves_the_step_out_and_measures_the_others(
     if script == "get_new_successor_head_scores_over_time":
         return  # It reads the first MLP's output for single tokens, before anything is added up: that is finite.
     assert code == 1
-    assert (
-        "mine step 750 is left out: mine step 750: layer 0 gives NaN or infinity in float16; pass dtype=float32" in said
-    )
+    assert "mine step 750 is left out: layer 0 gives NaN or infinity in float16; pass dtype=float32" in said
     assert not list(tmp_path.rglob("step000750.*"))
 
 

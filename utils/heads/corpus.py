@@ -41,14 +41,13 @@ from ..base.errors import UserError
 from ..base.files import what_it_is
 from ..config.keys import StartToken
 from ..toy import text as toy_text
-from .keys import PYTHON_DOCS, TOY
+from .keys import PYTHON_DOCS, TOY, kind_of_rows
 
 POOL = 16
 """How many sequences to cut for each one that is drawn, if there is enough text."""
 
 FIELD = "text"
 _BLANK_LINES = re.compile(r"\n\s*\n")
-_WITH_ROWS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
 def _zst_open(path: Path, mode: str, encoding: str) -> Any:
@@ -91,7 +90,7 @@ class Corpus:
         elif self.name == PYTHON_DOCS:
             topics = _python_topics()
             yield from rng.sample(topics, len(topics))
-        elif (path := Path(self.name)).is_file() and _kind(path) is None:
+        elif (path := Path(self.name)).is_file() and kind_of_rows(path) is None:
             blocks = _blocks(path)
             yield from rng.sample(blocks, len(blocks))
         else:
@@ -208,12 +207,6 @@ def tokens_sha256(tokens: Int[Tensor, "sequence position"]) -> str:
     return hashlib.sha256(tokens.cpu().to(torch.int64).numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def _kind(path: Path) -> str | None:
-    """What `datasets` calls a file with rows, by its ending before that of its compression; None for text."""
-    endings = [ending for ending in path.suffixes if ending.lower() not in _COMPRESSED]
-    return _WITH_ROWS.get(endings[-1].lower()) if endings else None
-
-
 def _blocks(path: Path) -> list[str]:
     try:
         with _COMPRESSED.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8") as file:
@@ -246,7 +239,7 @@ def _python_topics() -> list[str]:
 def _data_set(name: str, split: str, field: str) -> Any:
     import datasets  # Slow to import, and only data sets need it.
 
-    file = _kind(path) if (path := Path(name)).is_file() else None
+    file = kind_of_rows(path) if (path := Path(name)).is_file() else None
     try:
         data_files = {} if file is None else {"data_files": str(path.resolve())}
         rows = datasets.load_dataset(file or name, split=split, **data_files)

@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
 from ..config.keys import MOST_PROMPTS, BaseConfig, Section, StartToken, amount, at_home, different, key
 
@@ -59,6 +59,16 @@ class Ablation(Section):
         return [math.ceil(fraction * place) for place in range(1, seq_len + 1)]
 
 
+ROWS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
+def kind_of_rows(path: Path) -> str | None:
+    """What `datasets` calls a file with rows, by its ending before that of its compression; None for text."""
+    endings = [ending.lower() for ending in path.suffixes if ending.lower() not in COMPRESSED]
+    return ROWS.get(endings[-1]) if endings else None
+
+
 class CspaKeys(Ablation):
     """What the scores depend on, apart from the model: the text, and what to keep of a head."""
 
@@ -67,8 +77,8 @@ class CspaKeys(Ablation):
     folder, `python_docs` or `toy`."""
     corpus_split: str = key("train", min_length=1)
     """Which split of a data set, in the notation of `datasets` (`train[:1000]`)."""
-    corpus_field: str = key("text", min_length=1)
-    """Which column of a data set, or field of a file with rows, holds the text."""
+    corpus_field: str = key("text", min_length=1, validation_alias=AliasChoices("corpus_field", "corpus_column"))
+    """Which column of a data set, or field of a file with rows, holds the text; `corpus_column` is another name."""
     head_scores: Definition = "standard"
     """How to draw the text: `standard`, or `study` for the beginnings of long documents, as Tigges et al. 2024."""
     corpus_window: int | None = amount(None, 2)
@@ -86,10 +96,11 @@ class CspaKeys(Ablation):
     def _every_key_counts(self) -> CspaKeys:
         if self.corpus_window is not None and self.head_scores != "study":
             raise ValueError("corpus_window: only counts with head_scores=study; leave it out, or pass that too")
-        if self.corpus in (TOY, PYTHON_DOCS) or Path(self.corpus).is_file():
+        path = Path(self.corpus)
+        if self.corpus in (TOY, PYTHON_DOCS) or (path.is_file() and kind_of_rows(path) is None):
             for name in ("corpus_split", "corpus_field"):
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name}: {self.corpus} is not a data set; leave it out")
+                    raise ValueError(f"{name}: {self.corpus} is text without rows; leave it out")
         return self
 
 

@@ -289,7 +289,7 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -
             f"pass a smaller one, for example batch_size={max(size // 2, 1)}"
         ) from None
     except FloatingPointError as error:
-        raise CheckpointUnusable(f"{checkpoint.name} step {checkpoint.step}: {with_way_out(error)}") from None
+        raise CheckpointUnusable(with_way_out(error)) from None
     kinds = {kind.name for kind in analysis.kinds}
     if set(results) != kinds:
         raise ValueError(f"{analysis.name} measured {sorted(results)}, its kinds are {sorted(kinds)}")
