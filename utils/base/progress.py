@@ -90,14 +90,14 @@ class _BarHandler(logging.StreamHandler):
 
 
 def configure_logging() -> None:
-    """Send messages to stderr as plain lines above the bar, and of the libraries' own only errors. Happens once."""
+    """Send messages to stderr as plain lines above the bar, and of the libraries' own only errors. The handler comes once."""
     root = logging.getLogger()
+    root.setLevel(logging.INFO)
     if any(isinstance(handler, _BarHandler) for handler in root.handlers):
         return
     handler = _BarHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(handler)
-    root.setLevel(logging.INFO)
     for library in ("transformers", "huggingface_hub", "httpx", "httpx2", "urllib3", "transformer_lens"):
         logging.getLogger(library).setLevel(logging.ERROR)
     # Read when the hub's client and transformers are imported. Most often they are not yet, and need not be.
