@@ -334,6 +334,7 @@ def test_names_are_neither_empty_nor_repeated(names: str, told: str) -> None:
             "results_dir: configs/c.yml/x",
             "results_dir: 'configs/c.yml/x': configs/c.yml is a file, not a folder; name another folder",
         ),
+        (f"results_dir: {'a' * 300}", f"results_dir: '{'a' * 300}': file name too long; name another folder"),
         ("model: ~nobody_at_all/x", "model: '~nobody_at_all/x': there is no such home folder; write the path out"),
         ("workers: 3", "workers: has no effect with executor=local; it needs ray or slurm"),
         ("slurm: {minutes: 3}", "slurm: has no effect with executor=local; it needs slurm"),

@@ -159,7 +159,7 @@ def test_results_are_those_of_the_checkpoint_and_the_seed(word_family: Path, tmp
         (["task=ioy"], "task: 'ioy' is unknown; did you mean 'ioi'?"),
         (
             ["task=nowhere.csv"],
-            "metric: is missing for the prompts of nowhere.csv; set it to logit_diff or prob_diff",
+            "task: nowhere.csv: no such file; a task is a built-in one or a prompts CSV",
         ),
         (
             ["task=[all, x.csv, y/x.csv]", "metric=prob_diff"],
@@ -167,7 +167,7 @@ def test_results_are_those_of_the_checkpoint_and_the_seed(word_family: Path, tmp
         ),
         (
             ["task=nowhere.csv", "metric=prob_diff"],
-            "nowhere.csv: no such file; a task is a built-in one or a prompts CSV",
+            "task: nowhere.csv: no such file; a task is a built-in one or a prompts CSV",
         ),
     ],
 )

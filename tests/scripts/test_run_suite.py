@@ -136,7 +136,10 @@ def test_what_is_read_is_written_first() -> None:
             "analyses: two entries of get_model_cspa.py would write the same results; join them",
         ),
         ("[{script: get_model_cspa.py, config: 3}]", "analyses[0] (get_model_cspa.py): config: 3 is not a path"),
-        ("[{script: get_model_cspa.py, config: no.yml}]", "no.yml: no such file"),
+        (
+            "[{script: get_model_cspa.py, config: no.yml}]",
+            "analyses[0] (get_model_cspa.py): config: no.yml: no such file",
+        ),
     ],
 )
 def test_a_mistake_in_an_entry_is_told_in_one_line(

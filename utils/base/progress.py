@@ -90,7 +90,7 @@ class _BarHandler(logging.StreamHandler):
 
 
 def configure_logging() -> None:
-    """Send messages to stderr as plain lines above the bar, and of the libraries' own only errors. The handler comes once."""
+    """Send messages to stderr as plain lines above the bar, and of the libraries' own only errors."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     if any(isinstance(handler, _BarHandler) for handler in root.handlers):

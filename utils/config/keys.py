@@ -118,7 +118,10 @@ def _check_folder(path: Any) -> Any:
         raise ValueError("the name is empty; write . for the folder at hand")
     if os.path.abspath(path := at_home(path)) == os.path.abspath(os.sep):
         raise ValueError(f"'{path}' is the root of the file system; name a folder in it")
-    nearest = next(part for part in (Path(path), *Path(path).parents) if part.exists())
+    try:
+        nearest = next(part for part in (Path(path), *Path(path).parents) if part.exists())
+    except OSError as error:  # For example a name that is too long.
+        raise ValueError(f"'{path}': {str(error.strerror).lower()}; name another folder") from None
     if not nearest.is_dir():
         raise ValueError(f"'{path}': {nearest} is a file, not a folder; name another folder")
     return path

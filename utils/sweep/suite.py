@@ -108,7 +108,10 @@ def _job(suite: SuiteConfig, entry: Block, where: str) -> Job:
     path = entry.get(CONFIG)
     if path is not None and not isinstance(path, str):
         raise UserError(f"{where}: {CONFIG}: {json.dumps(path)} is not a path")
-    base = {} if path is None else read_yaml(Path(path))
+    try:
+        base = {} if path is None else read_yaml(Path(path))
+    except UserError as error:
+        raise UserError("\n".join(f"{where}: {CONFIG}: {line}" for line in str(error).splitlines())) from None
     of_suite = suite.model_dump(mode="json", exclude_unset=True, exclude={"analyses"})
     of_file = {name: value for name, value in base.items() if name not in shared}
     data = of_file | of_suite | own

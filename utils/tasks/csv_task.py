@@ -46,9 +46,11 @@ def csv_task(path: Path, metric: str | None) -> Task:
     """The task that a prompts CSV describes. The file is read when prompts are built.
 
     Raises:
-        UserError: if the metric is missing or cannot be the primary one.
+        UserError: if there is no such file, or the metric is missing or cannot be the primary one.
     """
     if metric not in DIFFERENTIABLE:
+        if not path.exists():
+            raise UserError(_no_such(path))
         given = "is missing" if metric is None else f"{metric!r} cannot be used"
         raise UserError(f"metric: {given} for the prompts of {path}; set it to {' or '.join(DIFFERENTIABLE)}")
     return Task(path.stem, partial(build, path.name, partial(read_rows, path)), metric, source=path)
@@ -108,10 +110,14 @@ def read_rows(path: Path) -> list[Row]:
             header = list(reader.fieldnames or [])
             cells = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a task is a built-in one or a prompts CSV") from None
+        raise UserError(_no_such(path)) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a UTF-8 CSV: {error}") from None
     return check_rows(str(path), header, [(f"row {n} (line {line})", row) for n, (line, row) in enumerate(cells, 1)])
+
+
+def _no_such(path: Path) -> str:
+    return f"task: {path}: no such file; a task is a built-in one or a prompts CSV"
 
 
 def check_rows(source: str, header: Sequence[str], cells: Sequence[tuple[str, dict[str, Any]]]) -> list[Row]:
