@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any, cast
 from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
 
 from ..base.errors import CheckpointUnusable, UserError, one_line, with_way_out
-from ..base.files import combine, what_it_is
+from ..base.files import combine, sha256_at, stamp_of, what_it_is
+from ..hub.checkpoint_files import TOKENIZER_FILES
 from .adapters import base_of, merged_state
-from .tokenizers import load_tokenizer
-from .weight_files import COPY, CheckpointFiles, contents, read_files, refuse_foreign
+from .tokenizers import load_tokenizer, tokenizer_folder
+from .weight_files import ADAPTER, COPY, CheckpointFiles, contents, read_files, refuse_foreign
 
 if TYPE_CHECKING:
     import torch
@@ -228,6 +229,19 @@ def _scan_transformers_once() -> None:
     # The line that is known, but for how it names the folder.
     structure = import_utils.define_import_structure(Path(transformers.__file__).parent / "models")
     sys.modules[name] = import_utils._LazyModule(name, spec.origin, structure, module_spec=spec)
+
+
+def small_hashes(folder: Path, base: Path | None = None) -> dict[str, str]:
+    """SHA-256 of the files besides the weights that a checkpoint's numbers depend on: its config and tokenizer.
+
+    Raises:
+        CheckpointUnusable: if it has no tokenizer.
+    """
+    holder = tokenizer_folder(folder, base)
+    paths = {name: folder / name for name in ("config.json", ADAPTER)}
+    paths |= {"base/config.json": base / "config.json"} if base is not None else {}
+    paths |= {name: holder / name for name in TOKENIZER_FILES}
+    return {name: sha256_at(path, stamp_of(path)) for name, path in paths.items() if path.is_file()}
 
 
 def read_config(folder: Path) -> PretrainedConfig:

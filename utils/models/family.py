@@ -28,10 +28,9 @@ from ..hub.download import Arrived
 from ..hub.listing import Listing, downloads_of, in_parallel, listing_of, published_names
 from . import local
 from .adapters import base_of
-from .checkpoint import Description, LoadedCheckpoint, describe, load_weights, read_state, resolve_device
+from .checkpoint import Description, LoadedCheckpoint, describe, load_weights, read_state, resolve_device, small_hashes
 from .known_families import EXAMPLES, SHORT_NAMES, Damage, FamilyRecord, KnownModel, known_model, unusable
 from .revisions import GENERAL, GENERAL_NAMES, Named, TokensRule, naming_rule, read_names, refuse_several_runs, timeline
-from .tokenizers import small_hashes
 from .weight_files import CheckpointFiles
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import CheckpointUnusable, UserError, one_line
 from ..base.files import read_json, sha256_at, stamp_of, what_it_is
 from ..hub.checkpoint_files import TOKENIZER_FILES
-from .weight_files import ADAPTER, damaged_as_unusable
+from .weight_files import damaged_as_unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, base: Path | N
         CheckpointUnusable: if there is none, or it cannot be loaded.
         UserError: if it needs code of its own that is not trusted.
     """
-    holder = _holder(folder, base)
+    holder = tokenizer_folder(folder, base)
     digest = hashlib.sha256(repr((str(holder), trust_remote_code) if trust_remote_code else "").encode())
     for name in TOKENIZER_FILES:
         if (path := holder / name).is_file():
@@ -56,20 +56,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, base: Path | N
         return _tokenizers[key]
 
 
-def small_hashes(folder: Path, base: Path | None = None) -> dict[str, str]:
-    """SHA-256 of the files besides the weights that a checkpoint's numbers depend on: its config and tokenizer.
-
-    Raises:
-        CheckpointUnusable: if it has no tokenizer.
-    """
-    holder = _holder(folder, base)
-    paths = {name: folder / name for name in ("config.json", ADAPTER)}
-    paths |= {"base/config.json": base / "config.json"} if base is not None else {}
-    paths |= {name: holder / name for name in TOKENIZER_FILES}
-    return {name: sha256_at(path, stamp_of(path)) for name, path in paths.items() if path.is_file()}
-
-
-def _holder(folder: Path, base: Path | None) -> Path:
+def tokenizer_folder(folder: Path, base: Path | None) -> Path:
     """The folder that holds a checkpoint's tokenizer."""
     for place in (folder, folder.parent, base):
         if place is not None and any((place / name).is_file() for name in TOKENIZER_FILES[:2]):
