@@ -67,7 +67,8 @@ temporary = tempfile.TemporaryDirectory()
 
 def results_of(script, kind, *settings, tasks=(None,)):
     """The folder that holds a script's results for the model: RESULTS, or the temporary one, filled here."""
-    there = cot.results(RESULTS) if Path(RESULTS).is_dir() else pd.DataFrame(columns=["kind", "model", "task"])
+    nothing = pd.DataFrame(columns=["kind", "model", "task", "checkpoints"])
+    there = cot.results(RESULTS) if Path(RESULTS).is_dir() else nothing
     there = there[(there["kind"] == kind) & (there["model"] == model)]
     counts = [
         int(there.loc[there["task"].eq(task) if task else there["task"].isna(), "checkpoints"].sum()) for task in tasks

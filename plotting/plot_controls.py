@@ -135,6 +135,7 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
     """The figure of one model, from rows of `control_points`."""
     points = points[points["model"] == model]
     rows = [panel for panel in PANELS if points.loc[points["panel"] == panel, "value"].notna().any()]
+    rows = rows or list(PANELS)[:1]  # Without any value, one panel says why.
     groups = sorted(set(points.loc[points["panel"] == "groups", "line"]))
     looks = {CIRCUIT: look, **LOOKS}
     looks |= {name: GROUP_LOOKS[place % len(GROUP_LOOKS)] for place, name in enumerate(groups)}
