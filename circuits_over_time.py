@@ -196,8 +196,8 @@ def scores(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
         model, task, keys: as for `find_circuit`.
 
     Returns:
-        All edges, those of largest |score| first: `source, target, score`, and `score_se`, its standard error. The
-        score is in the metric's units; a positive one means that the edge raises the metric.
+        All edges, those of largest |score| first: `source, target, input, score`, and `score_se`, its standard error.
+        The score is in the metric's units; a positive one means that the edge raises the metric.
 
     Example:
         cot.scores(model, cot.task("ioi"), ig_steps=5).head()
@@ -221,7 +221,7 @@ def evaluate(model: Model, task: Task, edges: Any, **keys: Any) -> Evaluation:
     Args:
         model, task, keys: as for `find_circuit`.
         edges: a list of names (`"a3.h1->logits"`, `"a0.h1->a3.h2<q>"`, `"input->m0"`), a circuit, a data frame with
-            `source, target`, a mask [n_forward, n_backward], or a file (`.pt` of this project, EAP-IG's `.json`).
+            `source, target, input`, a mask [n_forward, n_backward], or a file (our `.pt`, EAP-IG's `.json`).
 
     Returns:
         `.metric`, `.faithfulness` with `.faithfulness_interval`, `.full`, `.corrupted`, and `.values` of every prompt.

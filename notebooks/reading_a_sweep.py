@@ -231,7 +231,7 @@ tokens = baselines.drop_duplicates("step").set_index("step")["tokens"]
 final = baselines[(baselines["task"] == task) & (baselines["step"] == steps[-1])].iloc[0]
 gap = final["full"] - final["corrupted"]
 traces = []
-for source, target in strongest[["source", "target"]].itertuples(index=False):
+for source, target in edges_of(strongest):
     index = graphs[steps[-1]].graph.edge_index(f"{source}->{target}")
     for step in steps:
         share = float(graphs[step].scores[index]) / gap

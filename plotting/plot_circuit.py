@@ -34,6 +34,7 @@ from circuits_over_time.plotting.parts.style import (
 )
 from circuits_over_time.plotting.parts.tables import Results, as_text, logger
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.edges import named_targets, with_inputs
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.tasks.registry import task_label
 
@@ -72,10 +73,11 @@ def edge_path(start: tuple[float, float], end: tuple[float, float], n: int = 20)
 
 
 def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | None = None) -> Drawing:
-    """The drawing of a circuit's edges: `source, target, score` and, if known, `score_se, stability, inclusion`."""
+    """The drawing of a circuit's list of edges, with `score_se, stability, inclusion` as far as they are known."""
     roles = roles or {}
-    edges = edges.reindex(edges["score"].abs().sort_values(kind="stable").index)
-    layout = lay_out(zip(edges["source"], edges["target"].str.partition("<")[0], strict=True))
+    edges = with_inputs(edges.reindex(edges["score"].abs().sort_values(kind="stable").index))
+    layout = lay_out(zip(edges["source"], edges["target"], strict=True))
+    edges = edges.assign(target=named_targets(edges))
     figure = go.Figure()
     _draw_edges(figure, edges, layout)
     _draw_nodes(figure, layout, roles)

@@ -58,7 +58,9 @@ class Circuit:
         return cls(graph, stored["scores"], stored["in_circuit"])
 
     def to_table(self, **columns: Float[Tensor, "n_forward n_backward"]) -> pd.DataFrame:
-        """The edges of the circuit as `source, target, score`, the strongest first.
+        """The edges of the circuit as `source, target, input, score`, the strongest first.
+
+        `input` is q, k or v where the target is a head, and else empty.
 
         Args:
             columns: further columns, of every edge of the graph.
@@ -67,10 +69,12 @@ class Circuit:
         scores = self.scores[edges[:, 0], edges[:, 1]]
         ranked = scores.abs().argsort(descending=True, stable=True)  # equal scores in index order, on every machine
         forward, backward = self.graph.forward_nodes, self.graph.backward_nodes
+        ends = [backward[v].rstrip(">").partition("<") for v in edges[ranked, 1].tolist()]
         return pd.DataFrame(
             {
                 "source": [forward[u] for u in edges[ranked, 0].tolist()],
-                "target": [backward[v] for v in edges[ranked, 1].tolist()],
+                "target": [node for node, _, _ in ends],
+                "input": [letter for _, _, letter in ends],
                 "score": scores[ranked].numpy(),
             }
             | {name: values[edges[ranked, 0], edges[ranked, 1]].numpy() for name, values in columns.items()}

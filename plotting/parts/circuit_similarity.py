@@ -1,7 +1,7 @@
 """How much two circuits overlap, and how a circuit changes over training.
 
-A circuit is its table of edges, `source, target, score`, as in `results/graphs`. Its nodes are heads, MLPs, `input` and
-`logits`: the `<q>`, `<k>` and `<v>` of a target name an input of a node, not another node.
+A circuit is its table of edges, `source, target, input, score`, as in `results/graphs`. Its nodes are heads, MLPs,
+`input` and `logits`. An edge is named by its ends, `<q>`, `<k>` or `<v>` being an input of a head, not another node.
 """
 
 import itertools
@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+
+from circuits_over_time.utils.results.edges import named_targets
 
 COLUMNS = (
     *("step", "node_jaccard", "edge_jaccard", "weighted_edge_jaccard"),
@@ -25,6 +27,7 @@ def edges_of(circuit: pd.DataFrame) -> dict[Edge, float]:
     Raises:
         ValueError: if an edge is there twice.
     """
+    circuit = circuit.assign(target=named_targets(circuit))
     edges = {(str(s), str(t)): float(x) for s, t, x in circuit[["source", "target", "score"]].itertuples(index=False)}
     if len(edges) < len(circuit):
         twice = circuit.loc[circuit.duplicated(["source", "target"]), ["source", "target"]].iloc[0]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.checked import Damaged
+from circuits_over_time.utils.results.edges import named_targets
 from circuits_over_time.utils.results.store import ResultsFolder
 from circuits_over_time.utils.tasks.registry import primary_metric, task_label
 
@@ -75,7 +76,7 @@ def _record(
     steps = []
     for step in results.store.folder("graphs", model, task).steps():
         table = circuits.get(step)
-        edges = [] if table is None else list(zip(table["source"], table["target"], strict=True))
+        edges = [] if table is None else list(zip(table["source"], named_targets(table), strict=True))
         ids = [numbers.setdefault(edge, len(numbers)) for edge in edges]
         if len(set(ids)) < len(ids):
             raise ValueError(f"an edge is there twice at step {step}")

@@ -63,7 +63,8 @@ def test_table_lists_the_edges_of_the_circuit_strongest_first() -> None:
     assert len(table) == circuit.n_edges
     assert table["score"].abs().is_monotonic_decreasing
     for row in table.itertuples():
-        index = circuit.graph.edge_index(f"{row.source}->{row.target}")
+        assert row.input in (("q", "k", "v") if row.target.startswith("a") else ("",))
+        index = circuit.graph.edge_index(f"{row.source}->{row.target}" + (row.input and f"<{row.input}>"))
         assert circuit.in_circuit[index]
         assert circuit.scores[index] == row.score
 

@@ -14,6 +14,7 @@ import circuits_over_time as cot
 from circuits_over_time.get_circuits_over_time import ANALYSIS
 from circuits_over_time.utils.circuits.handle import Model
 from circuits_over_time.utils.circuits.measured import KINDS, MeasuredCircuit
+from circuits_over_time.utils.results.edges import named_targets
 from circuits_over_time.utils.results.store import Result, Store
 from circuits_over_time.utils.sweep.runner import main
 from tests.support.paths import TOY
@@ -83,7 +84,7 @@ def test_evaluating_a_circuit_gives_back_its_faithfulness(
 ) -> None:
     circuit.save(tmp_path / "sva.pt")
     circuit.save(tmp_path / "sva.json")
-    names = (circuit.edges["source"] + "->" + circuit.edges["target"]).tolist()
+    names = (circuit.edges["source"] + "->" + named_targets(circuit.edges)).tolist()
     ways = [circuit, circuit.edges, names, tmp_path / "sva.pt", str(tmp_path / "sva.json"), circuit.circuit.in_circuit]
     found = [cot.evaluate(model, cot.task("sva"), way, **FEW) for way in ways]
     assert [one.faithfulness for one in found] == [circuit.faithfulness] * len(ways)
@@ -128,7 +129,7 @@ def test_a_metric_of_ones_own_gives_the_scores_of_the_same_built_in_one(model: M
 
     own, built_in = (cot.task(name, metric=metric) for metric in (difference, "logit_diff"))
     scores = [cot.scores(model, task, n_prompts=8, ig_steps=2, batch_size=3) for task in (own, built_in)]
-    first, second = (table.sort_values(["source", "target"])["score"].to_numpy() for table in scores)
+    first, second = (table.sort_values(["source", "target", "input"])["score"].to_numpy() for table in scores)
     assert abs(first - second).max() < 1e-5 < abs(first).max()
     circuit = cot.find_circuit(model, own, n_prompts=8, ig_steps=2, n_random=0)
     assert circuit.about["metric"] == "difference"
@@ -136,9 +137,9 @@ def test_a_metric_of_ones_own_gives_the_scores_of_the_same_built_in_one(model: M
 
 
 def test_scores_are_those_of_the_search(model: Model, circuit: MeasuredCircuit) -> None:
-    scores = cot.scores(model, cot.task("sva"), **FEW).set_index(["source", "target"])
+    scores = cot.scores(model, cot.task("sva"), **FEW).set_index(["source", "target", "input"])
     assert len(scores) == model.graph.n_edges
-    own = circuit.edges.set_index(["source", "target"])
+    own = circuit.edges.set_index(["source", "target", "input"])
     assert scores.loc[own.index, "score"].tolist() == own["score"].tolist()
     assert scores.loc[own.index, "score_se"].tolist() == own["score_se"].tolist()
 
@@ -202,6 +203,6 @@ def test_a_saved_circuit_is_read_back_whole(circuit: MeasuredCircuit, tmp_path: 
     circuit.save(tmp_path / "sva.json")
     plain = cot.read_circuit(tmp_path / "sva.json")
     assert plain.status == "not measured"
-    assert plain.edges["target"].tolist() == circuit.edges["target"].tolist()
+    assert named_targets(plain.edges).tolist() == named_targets(circuit.edges).tolist()
     plain.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "sva.json").read_bytes()

@@ -10,6 +10,7 @@ import pytest
 
 from circuits_over_time.plotting.make_report import main
 from circuits_over_time.plotting.parts.circuit_similarity import compare, edges_of
+from circuits_over_time.utils.results.edges import named_targets
 from circuits_over_time.utils.results.store import Store
 from tests.support.browser import OpenPage, chromium
 from tests.support.report_family import MODEL as FAMILY
@@ -235,7 +236,8 @@ def test_edge_list_holds_the_circuit(wide: OpenPage, store: Store) -> None:
     last, before = (edges_of(store.folder("graphs", MODEL, "ioi").read_table(step)) for step in (STEPS[-1], STEPS[-2]))
     assert found == pytest.approx({edge: score for edge, score in last.items() if edge not in before}, rel=1e-3)
     titles = page.locator("#edge-table th").all_inner_texts()
-    table = store.folder("graphs", MODEL, "ioi").read_table(STEPS[-1]).set_index(["source", "target"])
+    table = store.folder("graphs", MODEL, "ioi").read_table(STEPS[-1])
+    table = table.assign(target=named_targets(table)).set_index(["source", "target"])
     for name in ("stability", "inclusion"):
         column = titles.index(name.capitalize())
         shares = {(row[0], row[1]): float(row[column]) for row in cells(page, "#edge-table")}

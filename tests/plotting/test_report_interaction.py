@@ -20,6 +20,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.plotting.make_report import main
 from circuits_over_time.plotting.parts.circuit_similarity import compare, edges_of
 from circuits_over_time.plotting.parts.roles import ROLES
+from circuits_over_time.utils.results.edges import named_targets
 from circuits_over_time.utils.results.store import Store
 from tests.support.browser import OpenPage, chromium
 from tests.support.shared_folder import filled_once
@@ -108,7 +109,9 @@ def go_to(page: Any, step: int) -> None:
 
 
 def circuit(store: Store, model: str, task: str, step: int) -> pd.DataFrame:
-    return store.folder("graphs", model, task).read_table(step)
+    """A checkpoint's edges, with targets as the page writes them (`a1.h0<q>`)."""
+    table = store.folder("graphs", model, task).read_table(step)
+    return table.assign(target=named_targets(table), input="")
 
 
 def numbers(page: Any) -> dict[str, list[str]]:
@@ -362,6 +365,8 @@ def test_downloads_hold_what_is_shown(page: Any, pair: Store) -> None:
     assert 0 < len(shown) < len(table)
     expected = edges_of(shown)
     rows = list(csv.DictReader(io.StringIO(download(page, "csv"))))
+    for row in rows:
+        row["target"] += row["input"] and f"<{row['input']}>"
     found = {(row["source"], row["target"]): float(row["score"]) for row in rows}
     assert found == pytest.approx(expected, rel=1e-5)
     before = edges_of(circuit(pair, ONE, "ioi", STEPS[-2]))

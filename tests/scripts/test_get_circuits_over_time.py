@@ -24,6 +24,7 @@ from circuits_over_time.utils.circuits.find import circuit_prompts, score_edges
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.circuits.measured import measure_circuit
 from circuits_over_time.utils.models.family import resolve_family
+from circuits_over_time.utils.results.edges import named_targets
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
 from circuits_over_time.utils.tasks import TASKS
@@ -181,8 +182,8 @@ def test_inclusion_counts_the_thresholds_whose_circuit_has_the_edge(toy_family: 
         confirmed = [a and b for a, b in zip(good, [*good[1:], False], strict=True)]
         counts += top_n_masks(order, circuit.graph, [int(curve["size"][confirmed.index(True)])])[0]
     table = stored.read_table(last)
-    for row in table.itertuples():
-        assert row.inclusion == counts[circuit.graph.edge_index(f"{row.source}->{row.target}")] / 8
+    for source, target, share in zip(table["source"], named_targets(table), table["inclusion"], strict=True):
+        assert share == counts[circuit.graph.edge_index(f"{source}->{target}")] / 8
     assert table["inclusion"].nunique() > 1
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from circuits_over_time.utils.config.schedules import tokens_at
+from circuits_over_time.utils.results.edges import with_inputs
 from circuits_over_time.utils.results.store import Store
 from tests.support.stored import write_table
 
@@ -19,6 +20,7 @@ LAYERS, HEADS = 4, 6
 def write(store: Store, kind: str, model: str, task: str | None, step: int, table: pd.DataFrame, tokens: int) -> None:
     """Write a table of which some columns are left out; they are empty."""
     folder = store.folder(kind, model, task)
+    table = with_inputs(table) if "target" in table else table
     write_table(folder, step, table.reindex(columns=list(folder.kind.columns)), tokens)
 
 

@@ -32,6 +32,7 @@ from ..models import local
 from ..models.checkpoint import LoadedCheckpoint, describe, load_weights, resolve_device
 from ..models.family import resolve_family
 from ..models.revisions import GENERAL, Named, read_names
+from ..results.edges import named_targets
 from ..tasks import Prompts, Task
 from .find import CircuitPrompts, circuit_prompts, evaluator_of
 from .keys import CircuitSettings, TaskSettings
@@ -309,7 +310,7 @@ def edge_mask(edges: Any, graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
 
     Args:
         edges: names (`"a3.h1->logits"`, `"a0.h1->a3.h2<q>"`; without `<q>` all three inputs of a head), a mask, a
-            circuit, a data frame with `source, target`, or a file that `read_circuit` reads.
+            circuit, a data frame with `source, target, input`, or a file that `read_circuit` reads.
 
     Raises:
         UserError: if the graph has no such edge.
@@ -335,7 +336,8 @@ def edge_mask(edges: Any, graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
     if hasattr(edges, "columns"):
         if missing := {"source", "target"} - set(edges.columns):
             raise UserError(f"edges: the data frame has no column {min(missing)!r}")
-        edges = [f"{source}->{target}" for source, target in zip(edges["source"], edges["target"], strict=True)]
+        targets = named_targets(edges) if "input" in edges else edges["target"]
+        edges = [f"{source}->{target}" for source, target in zip(edges["source"], targets, strict=True)]
     edges = [None] if isinstance(edges, Mapping) else edges
     names = [edges] if isinstance(edges, str) else list(edges) if isinstance(edges, Iterable) else [None]
     if not all(isinstance(name, str) for name in names):

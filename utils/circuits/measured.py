@@ -21,6 +21,7 @@ from circuits_over_time.edge_attribution_patching.model.weights import ModelWeig
 from ..base.errors import UserError, errors_of_python, one_line
 from ..base.files import atomic_write
 from ..results.checked import STAMP
+from ..results.edges import named_targets, with_inputs
 from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS
 from ..results.store import Store, csv_bytes, read_csv
 from ..tasks.prompts import metric_name
@@ -57,14 +58,14 @@ class MeasuredCircuit:
 
     @property
     def edges(self) -> pd.DataFrame:
-        """The edges, the strongest first: `source, target, score`, and if known `score_se, stability, inclusion`."""
+        """The list of edges (`Circuit.to_table`), with `score_se, stability, inclusion` as far as they are known."""
         return self.tables["graphs"] if "graphs" in self.tables else self.circuit.to_table()
 
     @property
     def nodes(self) -> pd.DataFrame:
         """The nodes in the model's order: `node, edges_in, edges_out`, and `score`, the sum of |score| going out."""
         edges = self.edges
-        into = edges["target"].astype(str).str.split("<").str[0].value_counts()
+        into = edges["target"].astype(str).value_counts()
         scores = edges["score"].abs().groupby(edges["source"].astype(str))
         out, strength = scores.size(), scores.sum()
         nodes = [name for name in (*self.circuit.graph.forward_nodes, "logits") if name in into or name in out.index]
@@ -146,8 +147,9 @@ class MeasuredCircuit:
 
         graph = networkx.MultiDiGraph(**self.about)
         for edge in self.edges.to_dict("records"):
-            target, _, letter = edge["target"].partition("<")
-            graph.add_edge(edge["source"], target, key=letter.rstrip(">"), **{str(name): edge[name] for name in edge})
+            graph.add_edge(
+                edge["source"], edge["target"], key=edge["input"], **{str(name): edge[name] for name in edge}
+            )
         return graph
 
     def draw(self, strongest: int = SHOWN) -> go.Figure:
@@ -283,9 +285,10 @@ def _of_results(path: Path) -> MeasuredCircuit | None:
 
 
 def _as_measured(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Tables with the numbers of edges as they were before they became text."""
+    """Tables with the edges as they were before they became text."""
     if "graphs" in tables:
-        tables["graphs"] = tables["graphs"].astype(dict.fromkeys(tables["graphs"].columns[2:], "float32"))
+        edges = with_inputs(tables["graphs"])
+        tables["graphs"] = edges.astype(dict.fromkeys(edges.columns[3:], "float32"))
     return tables
 
 
@@ -295,7 +298,8 @@ def svg_of(edges: pd.DataFrame) -> str:
     from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE
     from circuits_over_time.plotting.plot_circuit import edge_ends
 
-    layout = lay_out(zip(edges["source"], edges["target"].str.partition("<")[0], strict=True))
+    layout = lay_out(zip(edges["source"], edges["target"], strict=True))
+    edges = edges.assign(target=named_targets(edges))
     strongest = float(edges["score"].abs().max()) or 1.0
     ranked = edges.sort_values("score", key=abs)
     shapes = []

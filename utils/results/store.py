@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..base.errors import UserError, one_line, some
 from ..base.files import atomic_write
 from .checked import STAMP, Damaged, DamagedRecord, of_another, read_run, written_hashes, wrong_in
+from .edges import with_inputs
 from .kinds import ResultSchema, find_kind, how_to_make
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ class ResultsFolder:
         for suffix in self.kind.companions:
             self._require(self.file(step, suffix))
         table, known = self._read(step, ".csv", _decode_table)
+        if self.kind.name == "graphs" and "target" in table:
+            table = with_inputs(table)
         # The columns of a sound table may be those of an older version of its kind.
         if known and {*STAMP, *self.kind.columns} <= set(table):
             # As it was written, but its folder or a copy of it has another name since.

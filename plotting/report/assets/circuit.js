@@ -379,10 +379,11 @@ class CircuitView {
     const rank = ranks(this.state);
     const there = this.before ? { other_model: this.other.model, other_task: this.other.task, other_step: this.before.step } : {};
     return [...this.shown.here, ...this.shown.gone].map(({ edge, score, earlier, stability, inclusion, state }) => {
-      const [source, target] = edgeName(this.scene, edge).split("->");
+      const [source, end] = edgeName(this.scene, edge).split("->");
+      const [target, input] = end.replace(">", "").split("<");
       const here = state !== "removed";
       return {
-        model: this.record.model, task: this.record.task, step: this.state.step, source, target,
+        model: this.record.model, task: this.record.task, step: this.state.step, source, target, input: input ?? "",
         score: here ? score : null, rank: here ? rank.get(edge) : null, stability: here ? stability : null,
         inclusion: here ? inclusion : null, state,
         ...there, other_score: earlier,
