@@ -17,6 +17,7 @@ from pathlib import Path
 from circuits_over_time.plotting.parts.export import run_script, script_parser, write_drawings
 from circuits_over_time.plotting.parts.style import Drawing
 from circuits_over_time.plotting.parts.tables import Results, logger
+from circuits_over_time.plotting.report.advice import unfinished
 from circuits_over_time.plotting.report.circuits import circuit_records
 from circuits_over_time.plotting.report.figures import report_figures
 from circuits_over_time.plotting.report.heads import head_records
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         atomic_write(arguments.output, data)
         if arguments.figures:
             write_drawings(figures, arguments.figures, ["html"])
+        for what, command in unfinished(Results(Store(arguments.results), arguments)):
+            logger.info("not finished: %s; run: %s", what, command)
         logger.info("wrote %s (%.1f MB)", arguments.output, len(data) / 1e6)
 
     return run_script(parser, argv, work)

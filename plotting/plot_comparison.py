@@ -189,7 +189,6 @@ FIGURE = Figure(
         "--measure": {"choices": tuple(MEASURES), "default": "edge_jaccard", "help": "what to draw (edge_jaccard)"},
         "--at": {"choices": ("faithfulness", "size"), "help": "circuits as found, or of one size (both)"},
     },
-    notes_absence=True,
 )
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from circuits_over_time.plotting.parts.panels import by_panel, row_of_panels, ta
 from circuits_over_time.plotting.parts.style import Drawing, Looks, finish, within
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, logger, tasks_in
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.kinds import how_to_make
+from circuits_over_time.utils.results.commands import how_to_make
 from circuits_over_time.utils.tasks.registry import task_label
 
 # Axes go no further, so that the noise of untrained models does not flatten the rest.
@@ -120,7 +120,8 @@ def draw(results: Results) -> dict[str, Drawing]:
         drawn["cpr_cmd"] = by_panel(draw_areas, areas, looks=results.looks())
     elif not results.in_report:
         model, task = table[["model", "task"]].iloc[0]
-        logger.info("no CPR and CMD; run: %s search.mib=true overwrite=true", how_to_make("baselines", model, task))
+        command = how_to_make(results.store.root, "baselines", model, task, **{"search.mib": True, "overwrite": True})
+        logger.info("no CPR and CMD; run: %s", command)
     return drawn
 
 

@@ -30,7 +30,7 @@ from circuits_over_time.plotting.parts.tables import (
 from circuits_over_time.plotting.parts.time_axis import compact
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.comparison.scale import COUNTS, correlations, mean_sizes
-from circuits_over_time.utils.results.kinds import how_to_make
+from circuits_over_time.utils.results.commands import how_to_make
 from circuits_over_time.utils.results.record import recorded_parameters
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.tasks.registry import task_label
@@ -76,10 +76,10 @@ def model_parameters(store: Store, table: pd.DataFrame, given: list[str] | None 
         if model not in counts and (recorded := recorded_parameters(store, model)) is not None:
             counts[model] = float(recorded)
         if model not in counts:
-            command = f"{how_to_make('task_performance', model)} overwrite=true"
             step = int(table.loc[table["model"] == model, "step"].max())
+            command = how_to_make(store.root, "task_performance", model, checkpoints=[step], overwrite=True)
             why = f"{model}: its results do not record its number of parameters; left out."
-            logger.warning("%s Give --parameters %s=COUNT, or run: %s checkpoints=[%d]", why, model, command, step)
+            logger.warning("%s Give --parameters %s=COUNT, or run: %s", why, model, command)
     return counts
 
 

@@ -35,14 +35,11 @@ class Figure:
         order: place in the report, ascending; None leaves it out.
         options: the script's own: flags, such as "-e --evaluations", -> keywords of `add_argument`. The report takes
             the defaults.
-        notes_absence: whether the report notes that its results are missing. Where one command makes what several
-            figures show, one of them does.
     """
 
     draw: Callable[[Results], dict[str, Drawing]]
     order: int | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    notes_absence: bool = False
 
     def drawings(self, results: Results) -> dict[str, Drawing]:
         """The drawings by file name. Options that the results' arguments lack have their defaults."""

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from circuits_over_time.utils.results.kinds import how_to_make
+from circuits_over_time.utils.results.commands import how_to_make
 
 from .tables import NotMeasured, Results
 
@@ -69,5 +69,6 @@ def head_scores(results: Results) -> pd.DataFrame:
         # Results of earlier versions may lack the standard error.
         frames.append(table.reindex(columns=[*columns, "reason"] if "reason" in table else columns))
     if not frames:
-        raise NotMeasured(f"{results.store.root} holds no head scores; run: {how_to_make('components')}")
+        root = results.store.root
+        raise NotMeasured(f"{root} holds no head scores; run: {how_to_make(root, 'components')}")
     return pd.concat(frames, ignore_index=True)

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.commands import how_to_compare, how_to_make
 from circuits_over_time.utils.results.comparison import ComparisonFolder
-from circuits_over_time.utils.results.kinds import KINDS, how_to_make
+from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.store import Store
 
 from .style import ModelLook, model_looks, model_order, task_order
@@ -66,7 +67,7 @@ class Results:
     def _read(self, kind: str) -> pd.DataFrame:
         asked, folder = self.arguments, f"{self.store.root}/{kind}"
         wanted = " ".join([*(asked.model or []), *(asked.task or [])])
-        command = how_to_make(kind, (asked.model or [None])[0], (asked.task or [None])[0])
+        command = how_to_make(self.store.root, kind, (asked.model or [None])[0], (asked.task or [None])[0])
         nothing = f"{folder} holds no results{' of ' if wanted else ''}{wanted}; run: {command}"
         if not self.models(kind):
             raise NotMeasured(nothing)
@@ -103,7 +104,7 @@ class Results:
         try:
             return self.table(kind)
         except UserError as error:
-            if note:
+            if note and not (self.in_report and isinstance(error, NotMeasured)):
                 logger.info("left out: %s", error)
             return None
 
@@ -135,7 +136,7 @@ class Results:
             wanted = " ".join([*asked["model"], *asked["task"]])
             raise UserError(
                 f"{self.store.root}/comparison/{name}.csv holds nothing{' of ' if wanted else ''}{wanted}; run: "
-                "python compare_circuits.py -c configs/compare_toy.yml"
+                f"{how_to_compare(self.store.root)}"
             )
         return table.reset_index(drop=True)
 
@@ -151,6 +152,11 @@ class Results:
                 by_step = rows[rows["task"] == task].groupby("step", sort=True)
                 circuits[model, task] = {int(str(step)): of_step for step, of_step in by_step}
         return circuits
+
+    @property
+    def every_model(self) -> list[str]:
+        """The models asked for that have results of any kind, in the order of kinds."""
+        return list(dict.fromkeys(name for kind in KINDS for name in self.models(kind)))
 
     def models(self, kind: str) -> list[str]:
         """The models asked for that have results of a kind, smallest first."""

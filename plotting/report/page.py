@@ -11,12 +11,14 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.kinds import KINDS, how_to_make
+from circuits_over_time.utils.results.commands import how_to_make
+from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.tasks.registry import task_label
 
 from ..parts.roles import ROLES
 from ..parts.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, Drawing, task_order
 from ..parts.tables import Results
+from .advice import also_possible, unfinished
 from .figures import figures_json
 from .runs import RunRecord, counted, equal_weights_notes, runs_html
 
@@ -26,19 +28,6 @@ SCRIPTS = (
     "dom address sort_table circuit_scene history chart details search downloads circuit_drawing "
     "circuit heads figures main"
 )
-KIND_LABELS = {
-    "graphs": "circuits",
-    "faithfulness": "faithfulness of circuits",
-    "baselines": "metrics of the whole model",
-    "components": "head scores",
-    "successor": "succession scores",
-    "cspa": "copy suppression (CSPA)",
-    "ioi_consistency": "IOI consistency",
-    "ioi_consistency_heads": "roles of heads in IOI",
-    "ioi_consistency_signals": "token and position signals in IOI",
-    "ioi_backup": "backup of the name movers in IOI",
-    "task_performance": "task performance",
-}
 
 
 def page_html(
@@ -66,7 +55,7 @@ def page_html(
         "heads_hidden": "" if heads else "hidden",
         "figures": "\n".join(_figure_html(i, *item) for i, item in enumerate(figures.items())),
         "figures_hidden": "" if figures else "hidden",
-        "missing": _missing(results),
+        "advice": _advice(results),
         "notes": "".join(f"<li>{html.escape(line)}</li>" for line in notes),
         "notes_hidden": "" if notes else "hidden",
         "runs": runs_html(runs),
@@ -90,17 +79,12 @@ def _asset(name: str) -> str:
 
 
 def _title(results: Results) -> str:
-    models = _models(results)
+    models = results.every_model
     return "Circuits over training" + (f": {models[0]}" if len(models) == 1 else "")
 
 
-def _models(results: Results) -> list[str]:
-    names = [name for kind in KINDS for name in results.models(kind)]
-    return list(dict.fromkeys(names))
-
-
 def _lead(results: Results) -> str:
-    models = _models(results)
+    models = results.every_model
     steps = sorted({step for kind in KINDS for step in _steps(results, kind)})
     tasks = task_order(task for kind in KINDS for model in results.models(kind) for task in results.tasks(kind, model))
     line = f"{', '.join(models)}. {counted(len(steps), 'checkpoint')}, step {steps[0]:,} to {steps[-1]:,}."
@@ -177,26 +161,28 @@ def _figure_html(index: int, name: str, drawing: Drawing) -> str:
     )
 
 
-def _missing(results: Results) -> str:
-    absent = [kind for kind in KINDS if not results.models(kind)]
-    # A script that writes several kinds is named once.
-    commands = {_command(results, kind): kind for kind in reversed(absent)}
-    absent = [kind for kind in absent if kind in commands.values()]
-    lines = [(KIND_LABELS.get(kind, kind.replace("_", " ")), _command(results, kind)) for kind in absent]
-    items = [f"<li>{html.escape(label)}: <code>{html.escape(command)}</code></li>" for label, command in lines]
-    return f"<h3>Not measured yet</h3><ul>{''.join(items)}</ul>" if items else ""
-
-
-def _command(results: Results, kind: str) -> str:
-    return how_to_make(kind, next(iter(_models(results)), None))
+def _advice(results: Results) -> str:
+    """What is not finished, and folded away what could be measured too."""
+    listed = (
+        "<ul class='commands'>"
+        + "".join(f"<li>{html.escape(what)}: <code>{html.escape(command)}</code></li>" for what, command in advice)
+        + "</ul>"
+        if advice
+        else ""
+        for advice in (unfinished(results), also_possible(results))
+    )
+    left, further = listed
+    return (f"<h3>Not finished</h3>{left}" if left else "") + (
+        f"<details><summary>Also possible</summary>{further}</details>" if further else ""
+    )
 
 
 def refuse_empty(results: Results) -> None:
     """Raise UserError, naming the command to begin with, if no kind has results of what is asked for."""
-    if _models(results):
+    if results.every_model:
         return
     asked = " ".join([*(results.arguments.model or []), *(results.arguments.task or [])])
     raise UserError(
         f"{results.store.root} holds no results{' of ' if asked else ''}{asked}; run: "
-        f"{how_to_make('graphs', (results.arguments.model or [None])[0])}"
+        f"{how_to_make(results.store.root, 'graphs', (results.arguments.model or [None])[0])}"
     )

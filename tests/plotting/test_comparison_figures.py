@@ -256,7 +256,7 @@ def test_without_tables_one_line_names_the_command(
 ) -> None:
     assert run(module, "-r", tmp_path, "-o", tmp_path / "figures") == 2
     (error,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-    assert error.endswith("is missing; run: python compare_circuits.py -c configs/compare_toy.yml")
+    assert error.endswith(f"is missing; run: python compare_circuits.py results_dir={tmp_path}")
 
 
 def test_a_model_or_task_without_rows_is_named(one: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import atomic_write, remove_stale_temporaries
-from circuits_over_time.utils.results.kinds import KINDS, ResultSchema, how_to_make
+from circuits_over_time.utils.results.commands import how_to_make
+from circuits_over_time.utils.results.kinds import KINDS, ResultSchema
 from circuits_over_time.utils.results.record import equal_weights
 from circuits_over_time.utils.results.store import Store, read_csv
 from tests.support.stored import write_json, write_table, write_tensors
@@ -182,7 +183,9 @@ def test_a_missing_result_names_the_command_that_makes_it(store: Store) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_names_a_script_and_a_config(kind: str) -> None:
-    assert how_to_make(kind, "pythia-160m", "sva").startswith(f"python {KINDS[kind].script} -c configs/")
+    assert how_to_make(Path("results"), kind, "pythia-160m", "sva").startswith(
+        f"python {KINDS[kind].script} -c configs/"
+    )
 
 
 def test_tensors_and_names_survive_and_give_the_same_bytes(store: Store) -> None:

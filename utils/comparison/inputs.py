@@ -17,8 +17,8 @@ from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from ..base.errors import UserError, suggest
 from ..config.keys import as_list
 from ..results.checked import DamagedRecord
+from ..results.commands import how_to_make
 from ..results.comparison import fingerprint
-from ..results.kinds import how_to_make
 from ..results.store import ResultsFolder, Store
 from .floors import SelectionRule
 from .keys import ComparisonConfig
@@ -85,7 +85,7 @@ def model_tasks(store: Store, config: ComparisonConfig, earlier: Iterable[Sequen
     """
     models = store.models("graphs")
     if not models:
-        raise UserError(f"{store.root / 'graphs'} holds no circuits; run: {how_to_make('graphs')}")
+        raise UserError(f"{store.root / 'graphs'} holds no circuits; run: {how_to_make(store.root, 'graphs')}")
     for name in as_list(config.model):
         if name not in models:
             raise UserError(f"model: {store.root / 'graphs'} has no circuits of '{name}'{suggest(name, models)}")

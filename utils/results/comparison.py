@@ -24,10 +24,8 @@ import pandas as pd
 from ..base.errors import UserError, one_line
 from ..base.files import atomic_write, file_sha256, locked, remove_stale_temporaries
 from .checked import Damaged, read_run
+from .commands import how_to_compare
 from .store import ResultsFolder, csv_bytes, read_csv
-
-HOW_TO_MAKE = "python compare_circuits.py -c configs/compare_toy.yml"
-
 
 COMPARISONS: dict[str, dict[str, str]] = tomllib.loads(
     Path(__file__).with_name("comparison.toml").read_text(encoding="utf-8")
@@ -58,19 +56,19 @@ class ComparisonFolder:
         """
         path = self._file(name)
         if not path.is_file():
-            raise UserError(f"{path} is missing; run: {HOW_TO_MAKE}")
+            raise UserError(f"{path} is missing; run: {how_to_compare(self.root)}")
         run = self.read_run()
         try:
             data = path.read_bytes()
             table = read_csv(BytesIO(data))
         except (OSError, ValueError) as error:
-            raise Damaged(path, one_line(error), f"run: {HOW_TO_MAKE}") from None
+            raise Damaged(path, one_line(error), f"run: {how_to_compare(self.root)}") from None
         # Tables of an older version have no hashes.
         written = run.get("files", {path.name: None} if "config" in run else {}).get(path.name, "")
         if written is not None and hashlib.sha256(data).hexdigest() != written:
-            raise Damaged(path, "not what was written", f"run: {HOW_TO_MAKE}")
+            raise Damaged(path, "not what was written", f"run: {how_to_compare(self.root)}")
         if list(table.columns) != list(COMPARISONS[name]):
-            raise Damaged(path, f"has the columns {', '.join(table.columns)}", f"run: {HOW_TO_MAKE}")
+            raise Damaged(path, f"has the columns {', '.join(table.columns)}", f"run: {how_to_compare(self.root)}")
         return table
 
     def write(self, name: str, table: pd.DataFrame) -> Path:
@@ -104,7 +102,7 @@ class ComparisonFolder:
         try:
             return read_run(path)
         except UserError:
-            raise UserError(f"{path} is missing or damaged; run: {HOW_TO_MAKE}") from None
+            raise UserError(f"{path} is missing or damaged; run: {how_to_compare(self.root)}") from None
 
     def part(self, key: str) -> pd.DataFrame | None:
         """The rows kept under a key, if there are any, and they are as they were written."""

@@ -85,21 +85,3 @@ def find_kind(kind: str | ResultSchema) -> ResultSchema:
     if kind not in KINDS:
         raise ValueError(f"'{kind}' is not a kind of result{suggest(kind, KINDS)}")
     return KINDS[kind]
-
-
-def how_to_make(kind: str | ResultSchema, model: str | None = None, task: str | None = None) -> str:
-    """The command that makes a kind's results, with a config that exists (or the name that one would have)."""
-    found = find_kind(kind)
-    if found.name not in KINDS:
-        return "cot.over_time(...)"
-    start = found.config or task or "ioi"
-    own = Path("configs", f"{start}_{(model or '160m').removeprefix('pythia-')}.yml")
-    of_all_tasks = Path("configs", f"{model}.yml")
-    if not found.config and not own.exists() and of_all_tasks.exists():
-        return f"python {found.script} -c {of_all_tasks.as_posix()}"
-    if own.exists() or model is None:
-        return f"python {found.script} -c {own.as_posix()}"
-    others = sorted(Path("configs").glob(f"{start}_*.yml"))
-    if not others:
-        return f"python {found.script} -c {own.as_posix()}"
-    return f"python {found.script} -c {others[0].as_posix()} model={model}"

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..base.errors import UserError, one_line, some
 from ..base.files import atomic_write
 from .checked import STAMP, Damaged, DamagedRecord, of_another, read_run, written_hashes, wrong_in
+from .commands import how_to_make
 from .edges import with_inputs
-from .kinds import ResultSchema, find_kind, how_to_make
+from .kinds import ResultSchema, find_kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +104,7 @@ class ResultsFolder:
 
     def how_to_make(self) -> str:
         """The command that makes these results."""
-        return how_to_make(self.kind, self.model, self.task)
+        return how_to_make(self.root, self.kind, self.model, self.task)
 
     def encode(self, step: int, result: Result, tokens: int) -> dict[str, bytes]:
         """A checkpoint's files as they will be written: suffix -> bytes, the table last.
@@ -331,7 +332,7 @@ class Store:
         if not frames:
             where = self.root / find_kind(kind).name if model is None else self.folder(kind, model, task).path
             holds, repair = ("damaged results only", " repair=true") if finished else ("no results", "")
-            raise UserError(f"{where} holds {holds}; run: {how_to_make(kind, model, task)}{repair}")
+            raise UserError(f"{where} holds {holds}; run: {how_to_make(self.root, kind, model, task)}{repair}")
         # A step without rows has no types, and would leave every column without one.
         return pd.concat(frames, ignore_index=True).infer_objects()
 

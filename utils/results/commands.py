@@ -1,0 +1,219 @@
+"""The command that makes results, built from what was run: config, model and task as they were given, and the folder.
+
+A command names a config file where there is one for the model, and then the keys in which the run differs from it. So
+it can be pasted: it goes on with what is there, and does not measure another model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..base.errors import UserError
+from .checked import read_run
+from .kinds import KINDS, ResultSchema, find_kind
+
+if TYPE_CHECKING:
+    import pydantic
+
+COMPARE = "compare_circuits.py"
+# Kinds that a script makes only when it is asked to, and how to ask.
+ASKED_FOR: Mapping[str, Mapping[str, Any]] = {
+    "transfer": {"transfer": "neighbours"},
+    "ioi_backup": {"backup": True, "overwrite": True},
+}
+# Of a run that was ended, they would delete what it has measured.
+_NOT_REPEATED = ("overwrite", "repair")
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """The run.json of one results folder."""
+
+    kind: str
+    model: str
+    task: str | None
+    record: Mapping[str, Any]
+
+    @property
+    def script(self) -> str:
+        """The script that was run."""
+        return f"{self.record.get('analysis')}.py"
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The config, with `model` and `task` as they were given for this folder."""
+        config = {name: value for name, value in self.record["config"].items() if name not in _NOT_REPEATED}
+        config["model"] = _entry(config.get("model"), self.model)
+        return config
+
+    def given_task(self, task: str | None) -> str | None:
+        """How this run was given a task; its name if it was not."""
+        return None if task is None else _entry(self.record["config"].get("task"), task)
+
+
+def stored_runs(root: Path, model: str | None = None) -> Iterator[StoredRun]:
+    """Every sound run.json of a results folder that says its config, of one model or all, in the order of kinds."""
+    for kind in KINDS:
+        for path in sorted([*root.glob(f"{kind}/*/run.json"), *root.glob(f"{kind}/*/*/run.json")]):
+            _, name, *task = path.parent.relative_to(root).parts
+            with contextlib.suppress(UserError):
+                record = read_run(path) if model in (None, name) else {}
+                if {"model", "checkpoints"} <= set(record.get("config", {})):
+                    yield StoredRun(kind, name, task[0] if task else None, record)
+
+
+def how_to_make(
+    root: Path, kind: str | ResultSchema, model: str | None = None, task: str | None = None, **keys: Any
+) -> str:
+    """The command that makes a kind's results in a folder.
+
+    Where nothing is known of the model, it is one with a config that exists, or the name that one would have. `keys`
+    are set whatever the run before had.
+    """
+    found = find_kind(kind)
+    if found.name not in KINDS:
+        return "cot.over_time(...)"
+    runs = list(stored_runs(root, model))
+    own = sorted((run for run in runs if run.script == found.script), key=lambda run: run.task != task)
+    for run in [*own, *runs][:1]:
+        wanted = run.given | ({} if task is None else {"task": run.given_task(task)})
+        if made := command(found, wanted, root, same_script=bool(own), **keys):
+            return made
+    return _first_command(found, root, model, task, keys)
+
+
+def how_to_compare(root: Path) -> str:
+    """The command that compares the circuits of a folder, with the settings of the comparison that is there."""
+    given: dict[str, Any] = {}
+    with contextlib.suppress(UserError):
+        config = read_run(root / "comparison" / "run.json").get("config", {})
+        given = {name: value for name, value in config.items() if name not in _NOT_REPEATED}
+    module = importlib.import_module(f"circuits_over_time.{COMPARE.removesuffix('.py')}")
+    return _written(COMPARE, None, _further(module.ComparisonConfig, {}, None, given | {"results_dir": str(root)}))
+
+
+def command(
+    kind: ResultSchema, wanted: Mapping[str, Any], root: Path, *, same_script: bool = True, **further: Any
+) -> str | None:
+    """The shortest command line that runs a kind's script with a config; None if a key is missing that it needs.
+
+    Args:
+        wanted: the config's keys: those of a run of the same script, or of another one for the same model.
+        root: the results folder.
+        same_script: of another script's keys only those count that all share, where the config file does not set them.
+        further: keys to set besides.
+    """
+    from ..config.keys import BaseConfig, PromptOptions, TaskConfig
+
+    schema = importlib.import_module(f"circuits_over_time.{kind.script.removesuffix('.py')}").ANALYSIS.schema
+    names = set(schema.model_fields)
+    if not same_script:
+        shared = TaskConfig.model_fields if issubclass(schema, TaskConfig) else BaseConfig.model_fields
+        names &= {*shared, *PromptOptions.model_fields}
+    keys = {name: value for name, value in wanted.items() if name in names} | {"results_dir": str(root)}
+    asked = ASKED_FOR.get(kind.name, {})
+    if same_script and not all(wanted.get(name) for name in asked if name not in _NOT_REPEATED):
+        keys |= asked
+    keys |= further
+    options = []
+    for path in [*_configs(kind, wanted), None]:
+        with contextlib.suppress(UserError):
+            data = {} if path is None else _block(path, wanted)
+            kept = {name: value for name, value in keys.items() if same_script or name in _ALWAYS or name not in data}
+            options.append((path, _further(schema, data, path, kept)))
+    if not options:
+        return None
+    return _written(kind.script, *min(options, key=lambda option: len(option[1])))
+
+
+_ALWAYS = ("model", "task", "results_dir")
+
+
+def _configs(kind: ResultSchema, wanted: Mapping[str, Any]) -> list[Path]:
+    """The config files that may be for the script and the model."""
+    if kind.config:
+        return sorted(Path("configs").glob(f"{kind.config}_*.yml"))
+    tasks = wanted.get("task") or []
+    starts = [*([tasks] if isinstance(tasks, str) else tasks), Path(str(wanted.get("model"))).name]
+    return sorted({path for start in starts for path in Path("configs").glob("*.yml") if path.name.startswith(start)})
+
+
+def _block(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    from ..config.strict_yaml import read_yaml
+
+    data = read_yaml(path)
+    if data.get("model") != wanted.get("model"):
+        raise UserError(f"{path} is for another model")
+    return data
+
+
+def _further(
+    schema: type[pydantic.BaseModel], data: Mapping[str, Any], path: Path | None, keys: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keys, by their flat names, that a config file or the defaults do not give.
+
+    Raises:
+        UserError: if the file is no config of the script, or a key is missing.
+    """
+    from ..config.explain import checked
+
+    needed = {name for name, field in schema.model_fields.items() if field.is_required() and name not in data}
+    block = {**data, **{name: keys[name] for name in needed if name in keys}}
+    base = _flat(checked(schema, block, path).model_dump(mode="json"))
+    return {name: value for name, value in _flat(keys).items() if name in needed or base.get(name, _flat) != value}
+
+
+def _flat(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in block.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _written(script: str, config: Path | None, keys: Mapping[str, Any]) -> str:
+    parts = ["python", script, *([] if config is None else ["-c", config.as_posix()])]
+    return shlex.join([*parts, *(f"{name}={_yaml(value)}" for name, value in keys.items())])
+
+
+def _yaml(value: Any) -> str:
+    """A value as overrides write it: text without quotes where it is read as the same text."""
+    from ..config.strict_yaml import parse_override
+
+    text = f"[{','.join(map(_yaml, value))}]" if isinstance(value, list) else value
+    with contextlib.suppress(UserError):
+        if isinstance(text, str) and parse_override(f"key={text}")[1] == value:
+            return text
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _entry(given: Any, name: str) -> str:
+    """Which of the models or tasks that a config names has a results folder of this name."""
+    entries = given if isinstance(given, list) else [given]
+    # As families and prompts files name their folders: `.` by the folder that it is, `own/drinks.csv` drinks.
+    names = {entry: os.path.basename(os.path.abspath(entry)) for entry in entries if isinstance(entry, str)}
+    named = (entry for entry, last in names.items() if name in (last, last.removesuffix(".csv")))
+    return next(named, name)
+
+
+def _first_command(
+    kind: ResultSchema, root: Path, model: str | None, task: str | None, further: Mapping[str, Any]
+) -> str:
+    """The command to begin with, of a model that no run.json in the folder knows."""
+    start = kind.config or task or "ioi"
+    own = Path("configs", f"{start}_{(model or '160m').removeprefix('pythia-')}.yml")
+    of_all_tasks = Path("configs", f"{model}.yml")
+    config, keys = own, dict[str, Any](ASKED_FOR.get(kind.name, {}))
+    if not own.exists() and not kind.config and of_all_tasks.exists():
+        config = of_all_tasks
+    elif not own.exists() and model is not None and (others := sorted(Path("configs").glob(f"{start}_*.yml"))):
+        config, keys = others[0], {"model": model, **keys}
+    keys |= further if root == Path("results") else {"results_dir": str(root), **further}
+    return _written(kind.script, config, keys)
