@@ -82,9 +82,10 @@ test-slow: $(DEVELOPING)
 	$(RUN) -m pytest -m endurance
 
 # The part of it that starts no cluster and kills nothing: the toy family's whole recipe, which is trained where
-# model_cache/toy does not hold it, the notebooks, thousands of hostile inputs, and installation.
+# model_cache/toy does not hold it, the notebooks, thousands of hostile inputs,
+# installation, and a pretended accelerator.
 test-long: $(DEVELOPING)
-	$(RUN) -m pytest -m endurance -n auto tests/toy tests/hostile tests/scripts/test_notebooks.py tests/install
+	$(RUN) -m pytest -m endurance -n auto tests/toy tests/hostile tests/scripts/test_notebooks.py tests/install tests/engine/test_pretend_device.py
 
 test-real: $(DEVELOPING) $(REAL)
 	$(RUN) -m pytest -m real

@@ -22,20 +22,20 @@ def standard_error(values: Float[Tensor, " n"]) -> float:
 
 
 def standard_errors(values: Float[Tensor, "... n"]) -> Float[Tensor, ...]:
-    """Standard error of each mean over the last axis, float64; nan for a single value."""
+    """Standard error of each mean over the last axis, float64 on the CPU; nan for a single value."""
     n = values.shape[-1]
     if n < 2:
         return torch.full(values.shape[:-1], float("nan"), dtype=torch.float64)
-    return values.double().std(dim=-1) / sqrt(n)
+    return values.cpu().double().std(dim=-1) / sqrt(n)
 
 
 def quotient_errors(above: Float[Tensor, "... n"], below: Float[Tensor, "... n"]) -> Float[Tensor, ...]:
-    """Standard error of the quotient of two means over the last axis, float64; nan for a single pair of values.
+    """Standard error of the quotient of two means over the last axis, float64 on the CPU; nan for a single pair.
 
     To first order, the quotient errs as the mean of (above - quotient * below) / mean(below) does (Cochran 1977,
     "Sampling Techniques", section 6.3).
     """
-    above, below = above.double(), below.double()
+    above, below = above.cpu().double(), below.cpu().double()
     mean = below.mean(dim=-1, keepdim=True)
     return standard_errors((above - above.mean(dim=-1, keepdim=True) / mean * below) / mean)
 
@@ -59,7 +59,7 @@ class Bootstrap:
         Args:
             values: one quantity of every prompt, or several.
         """
-        return self.shares @ values.double().cpu().movedim(-1, 0)
+        return self.shares @ values.cpu().double().movedim(-1, 0)
 
     def error(self, resampled: Float[Tensor, "resample ..."]) -> Tensor:
         """Standard error of what was worked out for every resample: its spread, [...]. nan for a single prompt."""

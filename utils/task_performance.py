@@ -77,7 +77,7 @@ def task_performance(
             logits = answer_logits(weights, getattr(batch, run), batch.lengths)
             everything = torch.arange(len(batch), device=weights.device)
             for metric, parts in values.items():
-                parts.append(batch.metric(metric)(logits, everything).double().cpu())
+                parts.append(batch.metric(metric)(logits, everything).cpu().double())
         for metric, parts in values.items():
             every = torch.cat(parts)
             row = {"run": run, "metric": metric_name(metric), "value": every.mean().item()}

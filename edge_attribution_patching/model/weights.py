@@ -6,6 +6,7 @@ architecture is an entry in `architecture_table.py`, and one reader serves them 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -202,10 +203,17 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
         FloatingPointError: naming the first tensor that holds NaN or infinity, and its number format.
     """
     real = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
-    # The extremes of a tensor with NaN are NaN. All are asked for before the first is waited for.
-    extremes = [torch.stack(tensor.detach().aminmax()).isfinite().all() for tensor in real.values()]
-    if extremes and not bool((finite := torch.stack([one.cpu() for one in extremes])).all()):
-        name, tensor = list(real.items())[int((~finite).nonzero()[0])]
+    # The extremes of a tensor with NaN are NaN. A device is waited for once, after all are asked for.
+    extremes: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in real.items():
+        extremes[tensor.device][name] = torch.stack(tensor.detach().aminmax()).isfinite().all()
+    finite = {
+        name: good
+        for of_device in extremes.values()
+        for name, good in zip(of_device, torch.stack(list(of_device.values())).tolist(), strict=True)
+    }
+    if not all(finite.values()):
+        name, tensor = next((name, tensor) for name, tensor in real.items() if not finite[name])
         raise FloatingPointError(f"{name} holds NaN or infinity in {str(tensor.dtype).removeprefix('torch.')}")
 
 

@@ -60,7 +60,7 @@ def path_effects(
     for runs in PreparedBatches(weights, prompts.pairs.batches(settings.batch_size), "clean", memory):
         index = runs.batch.index.cpu()
         source, base = run_metric(weights, runs, metric)
-        corrupted[index], clean[index] = source.double().cpu(), base.double().cpu()
+        corrupted[index], clean[index] = source.cpu().double(), base.cpu().double()
         # One layer's senders at a time: the masks of a large model's heads are large.
         for _, group in groupby(rows, key=lambda row: nodes[row][0]):
             of_layer = list(group)
@@ -73,7 +73,7 @@ def path_effects(
                     weights, runs, sending, into, through_mlps=through_mlps, memory_budget_gb=memory
                 )
             for row, final in zip(of_layer, finals, strict=True):
-                patched[row, index] = metric(unembed(weights, final), runs.batch.index).double().cpu()
+                patched[row, index] = metric(unembed(weights, final), runs.batch.index).cpu().double()
     effects = patched - clean
     drop = float((clean - corrupted).mean())
     return pd.DataFrame(

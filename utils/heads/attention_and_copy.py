@@ -187,7 +187,7 @@ def attention_samples(
             # pattern [sequence, head, query, key]; a diagonal below the main one starts at query `back`.
             for name, (back, first) in of_score.items():
                 attention = layer.pattern.diagonal(-back, dim1=-2, dim2=-1)[..., first - back :]
-                samples[name][layer.layer][:, batch] = attention.float().mean(dim=2).T.double().cpu()
+                samples[name][layer.layer][:, batch] = attention.float().mean(dim=2).T.cpu().double()
 
         layout = PackedTokens.whole(torch.full((len(batch),), width, device=weights.device))
         forward(weights, layout, embed(weights, layout, tokens[batch].to(weights.device).flatten()), visit=reduce)

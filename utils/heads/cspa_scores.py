@@ -243,7 +243,7 @@ class _HeadChanges:
         table = pd.DataFrame(product(range(first, last), range(self.weights.n_heads)), columns=["layer", "head"])
         with np.errstate(all="ignore"):
             table["score"] = 1 - kl_cspa / kl_ablated
-        table["score_se"] = quotient_errors(cspa, ablated).cpu().numpy()
+        table["score_se"] = quotient_errors(cspa, ablated).numpy()
         table.loc[reason != "", ["score", "score_se"]] = math.nan
         table = table.assign(kl_cspa=kl_cspa, kl_ablated=kl_ablated)
         table["loss"] = float(divergences.original_loss[has_next.flatten()].mean())

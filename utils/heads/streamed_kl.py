@@ -41,6 +41,9 @@ enough that calling torch costs little beside the work."""
 
 GPU_BLOCK = (4096, 4096)
 
+WITHOUT_FLOAT64: tuple[str, ...] = ("mps",)
+"""Types of devices that have no double precision: Apple's GPUs."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -118,8 +121,8 @@ def kl_of_changes(
     heads = [
         head for output, layer in zip(outputs, changes, strict=True) for head in zip(output, layer, strict=True)
     ]  # each W_O [d_head, d_model] and its change
-    # Apple's GPU has no float64.
-    sums = final.new_zeros(len(heads), 2, n_tokens, dtype=final.dtype if device.type == "mps" else torch.float64)
+    precise = final.dtype if device.type in WITHOUT_FLOAT64 else torch.float64
+    sums = final.new_zeros(len(heads), 2, n_tokens, dtype=precise)
     softmax = _Softmax(final)
     in_bits = _in_bits(unembedding, heads)
     # The factor of changes in bits is taken once, not in every block.

@@ -63,7 +63,7 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
 
         def direct(written: Tensor, base: RunActivations = base, index: Tensor = index) -> Tensor:
             """What [*stack, prompt, d_model] adds to the logit difference, [*stack, prompt]."""
-            return runs.logit_difference.of_part(written, base.final, index).double().cpu()
+            return runs.logit_difference.of_part(written, base.final, index).cpu().double()
 
         def direct_of(layer: int, written: Float[Tensor, "prompt head d_head"], which: Tensor) -> Tensor:
             """The same for what some heads of a layer write, [head, prompt]."""
@@ -95,7 +95,7 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
             memory_budget_gb=runs.memory_budget_gb,
             observe=observe,
         )[0]
-        before, after = runs.logit_difference(torch.stack((base.final, final)), index).double().cpu()
+        before, after = runs.logit_difference(torch.stack((base.final, final)), index).cpu().double()
         whole[0, at], whole[1, at] = before, after - before
         # At the clean scale everything written adds up. The rest of the change is the scale's, and what heads do not
         # explain of the former is the MLPs'.

@@ -1,0 +1,65 @@
+"""On an accelerator: the CPU's numbers to the last bit, and no more kernels, waits and transfers than written here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.paths import ROOT
+from tests.support.pretend_device import device, pretended_device
+from tests.support.random_models import ARCHITECTURES
+
+# Kernels, waits and transfers of one checkpoint of the toy families. A change that needs more must say why.
+MOST = {
+    "circuits": (18_263, 658, 3_131),
+    "consistency": (35_278, 1_206, 4_706),
+    "components": (1_324, 68, 105),
+    "cspa": (2_497, 137, 75),
+    "successor": (845, 45, 65),
+    "performance": (10_909, 513, 597),
+}
+
+
+@pytest.mark.endurance
+def test_scripts_and_architectures_give_the_cpus_bits_on_a_device(tmp_path: Path) -> None:
+    output = tmp_path / "found.json"
+    command = [sys.executable, "-m", "tests.support.pretended_runs", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(output.read_text())
+    assert set(found) == {*MOST, *ARCHITECTURES}
+    assert {name: one["differs"] for name, one in found.items() if one["differs"]} == {}
+    assert all(found[name]["files"] > 1 for name in MOST)
+    counts = {name: found[name]["counts"] for name in MOST}
+    beyond = {
+        name: [counts[name], found[name]["most"]]
+        for name, most in MOST.items()
+        if any(made > limit for made, limit in zip(counts[name], most, strict=True))
+    }
+    assert beyond == {}
+
+
+def test_the_device_counts_and_refuses_as_a_real_one() -> None:
+    here = torch.arange(6.0).view(2, 3)
+    with pretended_device(float64=False) as counting:
+        there = here.to(device())
+        counting.restart()
+        total = (there @ there.T).sum()
+        made = counting.restart()
+        assert (made.kernels, made.waits, made.transfers) == (2, 0, 0), made  # The transpose is a view.
+        assert total.item() == float((here @ here.T).sum())
+        positive = there[there > 1].cpu()
+        made = counting.restart()
+        assert positive.equal(here[here > 1])
+        assert (made.kernels, made.waits, made.transfers) == (2, 3, 1), made  # An item, a mask, and a copy.
+        with pytest.raises(RuntimeError, match="of pretend and of the CPU"):
+            there + here
+        with pytest.raises(TypeError, match="no float64"):
+            there.double()
+        with pytest.raises(RuntimeError, match="numpy"):
+            there.numpy()

@@ -1,0 +1,259 @@
+"""A pretended accelerator: tensors "on" it are held by the CPU, and everything that a real one would do is counted.
+
+PyTorch lets Python register a back-end under a new device name. Each tensor on it wraps a tensor of the CPU. Operations
+unwrap, call the CPU's kernel and wrap again, so results are the CPU's to the last bit. Operations that mix devices are
+refused, as CUDA refuses them, and on request float64 is too, as on Apple's GPUs.
+
+What is counted is what costs time on a real device when kernels are small: kernels, waits of the processor for the
+device (`.item()`, a copy to the CPU, a shape that depends on values) and copies between the two.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NAME = "pretend"
+aten = torch.ops.aten
+# The shape of the result depends on the values, so the processor must wait for them.
+SHAPE_FROM_VALUES = {
+    aten.nonzero.default,
+    aten.bincount.default,
+    aten.equal.default,
+    aten.masked_select.default,
+    aten.repeat_interleave.Tensor,
+    aten._unique2.default,
+    aten.unique_dim.default,
+}
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+# Memory is taken, or a shape is written anew: no kernel starts.
+NO_KERNEL = {
+    aten.empty.memory_format,
+    aten.empty_strided.default,
+    aten.empty_like.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+    aten._unsafe_view.default,
+    aten._reshape_alias.default,
+    aten.lift_fresh.default,
+    aten.resize_.default,
+    aten.set_.source_Storage_storage_offset,
+}
+
+
+class OnDevice(Tensor):
+    """A tensor on the pretended device."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> "OnDevice":
+        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined,no-any-return]
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=device(),
+        )
+
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+
+    def __repr__(self, **_: object) -> str:  # type: ignore[override]
+        return f"on {NAME}: {self.held!r}"
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"{function} reached the {NAME} device outside of `pretended_device()`")
+
+
+@cache
+def device() -> torch.device:
+    """The device, registered with PyTorch when it is first asked for."""
+    backend_registration._setup_privateuseone_for_python_backend(NAME)
+    return torch.device(NAME, 0)
+
+
+def is_view(function: Any) -> bool:
+    """Whether it returns a view: memory of an argument that it does not write."""
+    returned = function._schema.returns
+    return bool(returned) and all(one.alias_info is not None and not one.alias_info.is_write for one in returned)
+
+
+@dataclass
+class Counts:
+    """What was asked of the device.
+
+    Attributes:
+        by_name: kernels by operation, and waits by what is waited for, to see where they come from.
+    """
+
+    kernels: int = 0
+    waits: int = 0
+    transfers: int = 0
+    by_name: Counter[str] = field(default_factory=Counter)
+
+    def kernel(self, name: str) -> None:
+        self.kernels += 1
+        self.by_name[name] += 1
+
+    def wait(self, name: str) -> None:
+        self.waits += 1
+        self.by_name[f"wait: {name}"] += 1
+
+
+class Counting(TorchDispatchMode):
+    """Runs what is asked of the device on the CPU, and counts (`counts`)."""
+
+    counts: Counts
+
+    def __init__(self, float64: bool) -> None:
+        super().__init__()
+        self._float64 = float64
+        self.restart()
+
+    def restart(self) -> "Counts":
+        """The counts so far; they begin again at zero."""
+        found = getattr(self, "counts", Counts())
+        self.counts = Counts()
+        return found
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        here = [one for one in tensors if isinstance(one, OnDevice)]
+        target = kwargs.get("device")
+        to_device = target is not None and torch.device(target).type == NAME
+        if not here and not to_device:
+            return function(*args, **kwargs)
+        moved = self._moved(function, args, kwargs, here, target)
+        if moved is None:
+            self._refuse_mixed(function, here, tensors)
+        held_args, held_kwargs = pytree.tree_map_only(OnDevice, lambda one: one.held, (args, kwargs))
+        if "device" in held_kwargs:
+            held_kwargs["device"] = torch.device("cpu")
+        result = function(*held_args, **held_kwargs)
+        stays = moved != "cpu" and function is not aten._local_scalar_dense.default
+        if moved is None:
+            self._count(function, args)
+        elif moved == "cpu":
+            result = pytree.tree_map_only(Tensor, lambda one: one.clone() if one is held_args[0] else one, result)
+        return self._wrapped(function, result, args, held_args) if stays else result
+
+    def _moved(self, function: Any, args: Any, kwargs: Any, here: list[OnDevice], target: Any) -> str | None:
+        """Where a copy between the devices goes (`cpu` or the device), and counts it; None for anything else."""
+        if function is aten._to_copy.default and target is not None:
+            source = NAME if here else "cpu"
+            goes = torch.device(target).type
+        elif function is aten.copy_.default:
+            goes, source = (NAME if isinstance(one, OnDevice) else "cpu" for one in args[:2])
+        else:
+            return None
+        if goes == source:
+            return None
+        self.counts.transfers += 1
+        # The processor waits for what it will read; what it sends it leaves to the driver.
+        if goes == "cpu" and not kwargs.get("non_blocking", False):
+            self.counts.wait("copy to the CPU")
+        return goes
+
+    def _refuse_mixed(self, function: Any, here: list[OnDevice], tensors: list[Tensor]) -> None:
+        elsewhere = [one for one in tensors if not isinstance(one, OnDevice) and one.dim()]
+        if here and elsewhere and function not in INDEXING:
+            raise RuntimeError(f"{function}: tensors of {NAME} and of the CPU")
+
+    def _count(self, function: Any, args: Any) -> None:
+        counts, name = self.counts, str(function)
+        if function is aten._local_scalar_dense.default:
+            counts.wait("one number")
+            return
+        if function in SHAPE_FROM_VALUES:
+            counts.wait(name)
+        if function in INDEXING:
+            for one in filter(lambda index: index is not None, args[1]):
+                # A mask has to be counted before its entries can be taken; an index on the CPU has to be copied.
+                if one.dtype in (torch.bool, torch.uint8):
+                    counts.wait("index by a mask")
+                counts.transfers += not isinstance(one, OnDevice)
+        if function not in NO_KERNEL and not is_view(function):
+            counts.kernel(name)
+
+    def _wrapped(self, function: Any, result: Any, args: Any, held_args: Any) -> Any:
+        """The result on the device; what was written in place is the tensor that was given."""
+        given = {id(new): old for new, old in zip(pytree.tree_leaves(held_args), pytree.tree_leaves(args), strict=True)}
+
+        def wrap(one: Tensor) -> Tensor:
+            if isinstance(given.get(id(one)), OnDevice):
+                return given[id(one)]
+            if not self._float64 and one.dtype is torch.float64:
+                raise TypeError(f"{function}: {NAME} has no float64")
+            return OnDevice(one)
+
+        return pytree.tree_map_only(Tensor, wrap, result)
+
+
+class Silu(torch.autograd.Function):
+    """SiLU with one backward kernel, as real devices have; PyTorch has a formula, with other roundings, for others."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counting: Counting) -> Tensor:
+        ctx.counting = counting
+        ctx.save_for_backward(x)
+        return aten.silu(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: OnDevice) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        ctx.counting.counts.kernel("aten.silu_backward.default")
+        return OnDevice(aten.silu_backward(gradient.held, x.held)), None
+
+
+class AsOnDevice(TorchFunctionMode):
+    """What PyTorch does for wrapped tensors otherwise than for a real device.
+
+    Tensors of Python numbers are made on the CPU and copied; PyTorch does so too, but where no dispatch sees the copy.
+    """
+
+    def __init__(self, counting: Counting) -> None:
+        super().__init__()
+        self._counting = counting
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function in (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor):
+            target = kwargs.pop("device", None)
+            made = function(*args, **kwargs)
+            return made if target is None else made.to(target)
+        if function is Tensor.new_tensor:
+            source, *rest = args
+            return torch.tensor(*rest, dtype=kwargs.pop("dtype", source.dtype), **kwargs).to(source.device)
+        if getattr(function, "__name__", "") == "silu" and isinstance(args[0], OnDevice):
+            return Silu.apply(args[0], self._counting)
+        if function is Tensor.tolist and isinstance(args[0], OnDevice):
+            return args[0].cpu().tolist()
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def pretended_device(float64: bool = True) -> Iterator[Counting]:
+    """Inside, tensors can be moved to `device()`; counts what is done there.
+
+    Args:
+        float64: False refuses tensors of double precision, as Apple's GPUs do.
+    """
+    device()
+    # In inference mode PyTorch goes past the wrapped tensors' own dispatch: gradients alone are turned off.
+    without_grad = mock.patch.object(torch._C, "_InferenceMode", lambda on: torch.no_grad() if on else nullcontext())
+    with without_grad, Counting(float64) as counting, AsOnDevice(counting):
+        yield counting
