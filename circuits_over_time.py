@@ -150,7 +150,7 @@ def task(
     if isinstance(metric, str) and metric not in DIFFERENTIABLE:
         raise ValueError(f"metric={metric!r}: not {' or '.join(map(repr, DIFFERENTIABLE))}, nor a function")
     if isinstance(prompts, str | Path):
-        found = get_task(str(prompts), "logit_diff")
+        found = get_task(str(prompts))
         return found if metric is None else replace(found, primary=metric)
     if prompts is not None:
         if not hasattr(prompts, "columns"):
@@ -169,10 +169,11 @@ def find_circuit(model: Model, task: Task, **keys: Any) -> MeasuredCircuit:
 
     Args:
         model, task: from `load` and `task`.
-        keys: the script's keys, with its defaults (configs/README.md): `n_prompts=100`, `ig_steps=20`,
-            `quadrature="left"`, `threshold=0.8`, `criterion="normalised"`, `order="greedy"`, `sizes=None`,
-            `evaluate_on="heldout"`, `n_random=20`, `batch_size=32`, `seed=0`, `prepend_bos="auto"`, ... Those within a
-            block may also be given with it: `eap={"ig_steps": 5}`, `search={"threshold": 0.9}`.
+        keys: the script's keys, with its defaults (configs/README.md): `n_prompts=100` (of a table: all rows),
+            `ig_steps=20`, `quadrature="left"`, `threshold=0.8`, `criterion="normalised"`, `order="greedy"`,
+            `sizes=None`, `evaluate_on="heldout"`, `n_random=20`, `batch_size=32`, `seed=0`,
+            `prepend_bos="auto"`, ... Those within a block may also be given with it: `eap={"ig_steps": 5}`,
+            `search={"threshold": 0.9}`.
 
     Returns:
         The circuit: `.edges`, `.nodes`, `.faithfulness`, `.size`, `.status`, `.curve`, `.controls`, `.draw()`,

@@ -92,7 +92,7 @@ def test_keywords_may_be_arrays_and_errors_speak_python(model: Model) -> None:
     for sizes in (np.array([10, 20]), torch.tensor([10, 20]), range(10, 30, 10)):
         assert cot.find_circuit(model, sva, **FEW, n_random=0, sizes=sizes).curve["size"].tolist() == [10, 20]
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"n_prompts": None}, "n_prompts=None: not a whole number"),
+        ({"n_random": None}, "n_random=None: not a whole number"),
         ({"threshold": "x"}, r"search.threshold='x': not a number"),
         ({"hypothesis_tests": 1}, r"hypothesis_tests=1: not True or False \(default: False\)"),
         ({"eap": {"ig_steps": 2}, "ig_steps": 3}, "ig_steps: given twice, by itself and in eap="),

@@ -118,14 +118,14 @@ def test_a_familys_own_word_says_whether_it_was_trained_with_a_start_token(tiny_
 @pytest.mark.parametrize(
     ("keys", "error", "text"),
     [
-        ({"n_prompts": 0}, ValueError, r"^n_prompts=0: not a number > 0 \(default: 100\)$"),
+        ({"n_prompts": 0}, ValueError, r"^n_prompts=0: not a number > 0 \(default: None\)$"),
         ({"n_prompts": "3"}, TypeError, r"^n_prompts='3': not a whole number"),
         ({"n_prompt": 3}, TypeError, "^n_prompt: there is no such keyword; did you mean 'n_prompts'"),
         ({"ig_steps": 0}, ValueError, "^eap.ig_steps=0: not a number > 0"),
         ({"order": "gredy"}, ValueError, "^search.order='gredy': not .*did you mean 'greedy'"),
         ({"results_dir": "x"}, TypeError, "^results_dir: there is no such keyword"),
         ({"model": "x"}, TypeError, "multiple values|no such keyword"),
-        ({"n_prompts": 90_000}, ValueError, "^n_prompts: 180000 prompts of sva asked for"),
+        ({"n_prompts": 90_000}, ValueError, "^n_prompts: 90000 prompts of sva asked for, and as many others"),
         ({"sizes": [10**6]}, ValueError, "^search.sizes: 1000000 is more than the 463 edges"),
     ],
 )
@@ -151,7 +151,7 @@ def test_other_errors_are_errors_of_python(model: Model, worded: Model, tmp_path
         (lambda: cot.task(clean=["a"], corrupted=["b"]), ValueError, "column 'answers' is missing"),
         (lambda: cot.task(TABLE.assign(clean=1)), ValueError, "row 1: clean is 1, not text"),
         (lambda: cot.task("ioi", metric="accuracy"), ValueError, "metric='accuracy': not 'logit_diff' or"),
-        (lambda: cot.scores(worded, cot.task(TABLE), n_prompts=9), ValueError, "18 prompts.*only 8"),
+        (lambda: cot.scores(worded, cot.task(TABLE), n_prompts=9), ValueError, "9 prompts.*only 8; pass n_prompts=4"),
         (lambda: cot.evaluate(model, sva, ["a9.h1->logits"]), ValueError, "the graph has no node 'a9.h1'"),
         (lambda: cot.evaluate(model, sva, ["a3.h1-logits"]), ValueError, "a3.h1-logits: not an edge; write it as s"),
         (lambda: cot.evaluate(model, sva, ["m3->m1"]), ValueError, "m1 does not read m3"),

@@ -282,7 +282,7 @@ def test_what_pyyaml_writes_is_read_back(tmp_path_factory: pytest.TempPathFactor
 
 def test_settings_leave_out_what_changes_no_result() -> None:
     config = load_config(Circuits, None, ["model=a", "task=ioi", "plot=all", "device=cpu", "eap.ig_steps=5"])
-    assert result_settings(config) == {
+    assert result_settings(config.of_task("ioi")) == {
         "dtype": "float32",
         "seed": 0,
         "tokens_per_step": None,
@@ -297,6 +297,16 @@ def test_settings_leave_out_what_changes_no_result() -> None:
         "export_json": False,
         "rule": "left",
     }
+
+
+def test_what_a_task_has_by_default_may_be_written_out() -> None:
+    given = ["model=a", "task=[ioi, x/own.csv]"]
+    config, written = (load_config(TaskConfig, None, [*given, *more]) for more in ([], ["n_prompts=100"]))
+    assert result_settings(config.of_task("ioi")) == result_settings(written.of_task("ioi"))
+    own = result_settings(config.of_task("own"))
+    assert (own["n_prompts"], own["metric"]) == (None, "logit_diff")
+    assert own == result_settings(load_config(TaskConfig, None, [*given, "metric=logit_diff"]).of_task("own"))
+    assert own != result_settings(written.of_task("own"))
 
 
 def test_a_resolved_config_can_be_loaded_again(write: Any) -> None:
@@ -322,7 +332,7 @@ def test_names_are_neither_empty_nor_repeated(names: str, told: str) -> None:
         ),
         (
             "n_prompts: 1000000",
-            "n_prompts: 1000000 is not a number > 0 and <= 100000 (default: 100); more would take more "
+            "n_prompts: 1000000 is not a number > 0 and <= 100000 (default: null); more would take more "
             "memory or time than there is",
         ),
         ("checkpoints: [5, 5]", "checkpoints: 5 is listed twice"),

@@ -17,7 +17,7 @@ from circuits_over_time.utils.base.files import file_sha256
 from circuits_over_time.utils.config.keys import TaskConfig, files_read, key
 from circuits_over_time.utils.heads.keys import CspaConfig
 from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
-from circuits_over_time.utils.results.store import Result
+from circuits_over_time.utils.results.store import Result, Store
 from circuits_over_time.utils.sweep.runner import main
 from get_model_task_performance import ANALYSIS as PERFORMANCE
 from tests.support.demo_analysis import ANALYSIS, results_in
@@ -68,6 +68,18 @@ def study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Study:
     (tmp_path / "own.csv").write_text(PROMPTS)
     (tmp_path / "text.txt").write_text("Mary gave John a drink")
     return Study(tmp_path, capsys)
+
+
+def test_all_rows_of_a_csv_are_measured_and_another_number_is_another_setting(study: Study) -> None:
+    n_rows = len(PROMPTS.splitlines()) - 1
+    assert study.run("n_prompts=null", "metric=null") == 0
+    settings = study.record("task_performance/tiny/own")["settings"]
+    assert (settings["n_prompts"], settings["metric"]) == (None, "logit_diff")
+    table = Store(study.folder / "results").read_tables("task_performance")
+    assert set(table["n"]) == {n_rows}
+    assert study.run("n_prompts=null") == 0
+    assert study.run() == 2
+    assert "holds n_prompts=null, this run asks for 2; pass overwrite=true or another results_dir" in study.told
 
 
 def test_run_json_has_the_hash_of_every_file_that_numbers_depend_on(study: Study) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from check_checkpoints import CheckConfig
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
-from circuits_over_time.utils.config.keys import BaseConfig, load_config, result_settings
+from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, load_config, result_settings
 from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, select_steps
 from circuits_over_time.utils.models.known_families import known_model
 from circuits_over_time.utils.sweep.plan import Job
@@ -148,6 +148,6 @@ def test_the_consistency_of_a_family_asks_for_what_its_other_configs_measure(fam
     asked[f"ioi_{family}" if family == "160m" else family] = config.circuits_config()
     for name, of_consistency in asked.items():
         other = load_config(analysis_of(CONFIGS / f"{name}.yml").schema, CONFIGS / f"{name}.yml", [])
-        of_other = result_settings(other)
+        of_other = result_settings(other.of_task("ioi") if isinstance(other, TaskConfig) else other)
         differing = [key for key, value in result_settings(of_consistency).items() if of_other[key] != value]
         assert set(differing) <= {"search.mib", "n_random", "hypothesis_tests"}, name  # which only fill columns

@@ -228,7 +228,10 @@ def test_prompts_for_scores_and_for_evaluation_are_disjoint_unless_asked(word_fa
     ("override", "message"),
     [
         ("search.sizes=[100000]", "search.sizes: 100000 is more than the"),
-        ("n_prompts=100000", "evaluate_on=heldout needs twice n_prompts=100000"),
+        (
+            "n_prompts=100000",
+            "n_prompts: 100000 prompts of gendered_pronoun asked for, and as many others",
+        ),
         ("search.sizes=[5,3]", "search.sizes"),
         ("eap.quadrature=simpson", "eap.quadrature"),
         ("eap.ig_step=3", "did you mean 'eap.ig_steps'?"),

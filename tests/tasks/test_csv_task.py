@@ -7,11 +7,26 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.circuits.find import circuit_prompts
+from circuits_over_time.utils.circuits.keys import CircuitSettings
 from circuits_over_time.utils.tasks import build_prompts, get_task
 from tests.support.paths import CONFIGS
 from tests.support.task_tokenizers import pythia, words
 
+TINY = Shape(
+    "gpt_neox",
+    n_layers=1,
+    n_heads=1,
+    n_kv_heads=1,
+    d_head=4,
+    d_model=4,
+    d_mlp=8,
+    d_vocab=10_000,
+    n_positions=64,
+    parallel=True,
+)
 EXAMPLE = CONFIGS / "example_prompts.csv"
 HEADER = "clean,corrupted,answers,wrong_answers"
 GOOD = "So Paul is such a good cook,So Mary is such a good cook, he, she"
@@ -61,18 +76,61 @@ def test_draws_repeat_begin_alike_and_take_bos(write):
     assert few.texts == many.texts[:2]
     assert len(set(many.texts)) == 5
     assert (build(path, 5, prepend_bos=True).clean[:, 0] == words().bos_token_id).all()
-    with pytest.raises(UserError, match=r"n_prompts: 6 prompts of mine.csv asked for, but it can make only 5"):
+    with pytest.raises(UserError, match=r"n_prompts: 6 prompts of mine.csv .* only 5; pass n_prompts=5$"):
         build(path, 6)
+
+
+def test_a_table_has_all_rows_unless_a_number_is_asked_for(write):
+    names = ("John", "Paul", "Mark", "Brian", "Kevin", "George", "James")
+    path = write(HEADER, *(f"So {name} is,So Karen is, he, she" for name in names))
+    every = build(path, None)
+    assert sorted(clean for clean, _ in every.texts) == sorted(f"So {name} is" for name in names)
+    assert every.texts[:2] == build(path, 2).texts
+    task = get_task(path)
+    halves = circuit_prompts(CircuitSettings(), task, words(), TINY)
+    assert [len(half) for half in (halves.scoring, halves.evaluation)] == [3, 4]
+    assert sorted([*halves.scoring.texts, *halves.evaluation.texts]) == sorted(every.texts)
+    whole = circuit_prompts(CircuitSettings(evaluate_on="same"), task, words(), TINY)
+    assert whole.scoring.texts == whole.evaluation.texts == every.texts
+    told = circuit_prompts(CircuitSettings(n_prompts=2), task, words(), TINY)
+    assert [len(half) for half in (told.scoring, told.evaluation)] == [2, 2]
+
+
+@pytest.mark.parametrize(("rows", "asked", "works"), [(7, 4, 3), (2, 5, 1)])
+def test_too_few_rows_name_the_number_that_works(write, rows, asked, works):
+    names = ("John", "Paul", "Mark", "Brian", "Kevin", "George", "James")[:rows]
+    task = get_task(write(HEADER, *(f"So {name} is,So Karen is, he, she" for name in names)))
+    told = rf"n_prompts: {asked} .* only {rows}; pass n_prompts={works} or evaluate_on=same$"
+    with pytest.raises(UserError, match=told):
+        circuit_prompts(CircuitSettings(n_prompts=asked), task, words(), TINY)
+    found = circuit_prompts(CircuitSettings(n_prompts=works), task, words(), TINY)
+    assert len(found.scoring) == len(found.evaluation) == works
+    circuit_prompts(CircuitSettings(n_prompts=min(asked, rows), evaluate_on="same"), task, words(), TINY)
+
+
+def test_one_row_is_too_few_for_two_halves(write):
+    task = get_task(write(HEADER, GOOD))
+    with pytest.raises(UserError, match=r"^evaluate_on: heldout needs two prompts, .* mine has one; add rows, or"):
+        circuit_prompts(CircuitSettings(), task, words(), TINY)
+
+
+def test_rows_that_are_there_twice_are_dropped_and_counted_once(write, caplog):
+    twin = GOOD + ",again"
+    path = write(f"{HEADER},note", f"{GOOD},first", twin, "So Mary is,So Paul is, she, he,", twin)
+    for _ in range(2):
+        prompts = build(path, None)
+    assert sorted(prompts.meta["note"]) == ["", "first"]
+    (line,) = [record.getMessage() for record in caplog.records if "repeat" in record.getMessage()]
+    assert line == f"{path}: 2 of 4 rows repeat an earlier one and are dropped: row 2 (line 3), row 4 (line 5)"
 
 
 def test_a_byte_order_mark_is_not_part_of_the_header(write):
     assert len(build(write(HEADER, GOOD, encoding="utf-8-sig"))) == 1
 
 
-def test_the_metric_is_required_and_must_be_a_primary_one(write):
+def test_the_metric_is_the_logit_difference_or_another_primary_one(write):
     path = write(HEADER, GOOD)
-    with pytest.raises(UserError, match=r"metric: is missing for the prompts of .*mine.csv; set it to logit_diff or"):
-        get_task(path)
+    assert get_task(path).primary == "logit_diff"
     with pytest.raises(UserError, match=r"metric: 'accuracy' cannot be used for the prompts of .*mine.csv"):
         get_task(path, "accuracy")
     task = get_task(path, "prob_diff")
@@ -107,7 +165,10 @@ def test_the_folder_is_the_stem_unless_a_task_has_it():
         ("So Paul is,So John is, he;, she", r"an answer between two ';' is empty$"),
         ("So Paul is,So John is, he", r"does not have as many cells as the header \(4\)$"),
         ("So Paul is,So John is, he, she,x", r"does not have as many cells as the header \(4\)$"),
-        (GOOD, r"repeats the prompts of row 1: 'So Paul is such a good cook'$"),
+        (
+            GOOD.replace(" she", " her"),
+            r"repeats the prompts of row 1 with other answers: 'So Paul is such a good cook'$",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_used_is_refused_with_file_row_and_reason(write, row, reason):

@@ -115,7 +115,7 @@ def test_a_bos_token_shifts_every_position_by_one(task, tokenizer):
 
 def test_a_prompt_that_begins_with_bos_gets_no_second_one():
     text = "<|endoftext|>The war"
-    prompts = assemble(pythia(), [Pair(text, "<|endoftext|>The trip", (1,), (2,))], str, prepend_bos=True)
+    prompts = assemble(pythia(), [Pair(text, "<|endoftext|>The trip", (1,), (2,))], prepend_bos=True)
     assert prompts.clean.tolist() == [ids(pythia(), text)]
 
 
@@ -123,16 +123,16 @@ def test_eos_stands_in_for_a_missing_bos_and_neither_is_refused():
     pair = Pair("The war", "The trip", (3,), (4,))
     tokenizer = word_level(["The war trip"])
     tokenizer.eos_token, tokenizer.bos_token = "[BOS]", None
-    assert assemble(tokenizer, [pair], str, prepend_bos=True).clean[0, 0] == 1
+    assert assemble(tokenizer, [pair], prepend_bos=True).clean[0, 0] == 1
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="neither a BOS nor an EOS token"):
-        assemble(tokenizer, [pair], str, prepend_bos=True)
+        assemble(tokenizer, [pair], prepend_bos=True)
 
 
 def test_pairs_of_unequal_length_are_refused_with_texts_and_lengths():
     pair = Pair("The war", "The great war", (3,), (4,))
     with pytest.raises(UserError) as error:
-        assemble(words(), [pair], lambda index: f"pair {index}")
+        assemble(words(), [replace(pair, where="pair 0")])
     assert str(error.value) == (
         "pair 0: clean has 2 tokens and corrupted 3, but they must have the same number: 'The war' / 'The great war'"
     )
@@ -148,7 +148,7 @@ def test_pairs_of_unequal_length_are_refused_with_texts_and_lengths():
 )
 def test_pairs_that_measure_nothing_are_refused(pair, reason):
     with pytest.raises(UserError, match=f"^pair 0: .*{reason}"):
-        assemble(words(), [pair], lambda index: f"pair {index}")
+        assemble(words(), [replace(pair, where="pair 0")])
 
 
 def test_a_name_that_is_no_single_token_is_left_out():

@@ -132,7 +132,9 @@ class CircuitCallback(TrainerCallback):
                 if task.name not in TASKS:  # Figures ask run.json.
                     config = config.model_copy(update={"metric": metric_name(task.primary)})
                 self._hashes[task.name] = input_hashes(config, task.name)
-                self._inputs[task.name] = circuit_prompts(config, task, self.tokenizer, model.weights)
+                self._inputs[task.name] = inputs = circuit_prompts(config, task, self.tokenizer, model.weights)
+                if task.usual is None and task.source is None:  # No file tells how many rows there were.
+                    config = config.model_copy(update={"n_prompts": len(inputs.scoring)})
                 self._configs[task.name] = config
                 for folder in self._folders(task):
                     self._begin(folder, config, Family(self.name, str(args.output_dir), (), {}), state.global_step)
@@ -169,7 +171,7 @@ class CircuitCallback(TrainerCallback):
             if start == 0:
                 way_out = "pass overwrite=True, or another name= or results_dir="
                 raise UserError(f"{folder.path} holds the results of an earlier training; {way_out}")
-            changed = differences(held := folder.read_run(), folder.kind, SCRIPT, config)
+            changed = differences(held := folder.read_run(), folder, SCRIPT, config)
             holds = " and ".join(f"{key}={shown(old)}, not {shown(new)}" for key, old, new in changed)
             if holds := holds or changed_inputs(held, config, folder.task):
                 raise UserError(f"{folder.path} holds {holds}; pass overwrite=True or another results_dir=")

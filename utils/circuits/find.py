@@ -32,7 +32,7 @@ from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
 
 from ..base.errors import UserError
 from ..tasks import Prompts, Task
-from .keys import CircuitSettings
+from .keys import CircuitSettings, circuit_pairs
 
 Status = Literal["found", "task not learned", "threshold not reached"]
 
@@ -90,17 +90,13 @@ def circuit_prompts(
     sizes, n_edges = settings.search.sizes, Graph(shape.n_layers, shape.n_heads, shape.parallel).n_edges
     if sizes and sizes[-1] > n_edges:
         raise UserError(f"search.sizes: {sizes[-1]} is more than the {n_edges} edges of the model; leave it out")
-    n, heldout = settings.n_prompts, settings.evaluate_on == "heldout"
-    try:
-        prompts = task.build(tokenizer, 2 * n if heldout else n, settings.seed, settings)
-    except UserError as error:
-        if not heldout or not str(error).startswith("n_prompts"):
-            raise
-        raise UserError(f"{error} (evaluate_on=heldout needs twice n_prompts={n} prompts)") from None
+    pairs = circuit_pairs(settings, task, tokenizer)
+    prompts = task.tokenise(tokenizer, pairs, settings.prepend_bos)
     prompts.require_fit(task.name, shape)
-    if not heldout:
+    if settings.evaluate_on == "same":
         return CircuitPrompts(task, prompts, prompts)
-    return CircuitPrompts(task, prompts.select(slice(0, n)), prompts.select(slice(n, None)))
+    half = len(prompts) // 2
+    return CircuitPrompts(task, prompts.select(slice(0, half)), prompts.select(slice(half, None)))
 
 
 def find_circuit(

@@ -19,9 +19,12 @@ from circuits_over_time.edge_attribution_patching.circuits.circuit_size import S
 
 from ..base.errors import UserError, shortened
 from ..config.keys import MOST_PROMPTS, MemoryKeys, PromptOptions, Section, Steps, TaskConfig, amount, execution, key
-from ..tasks import Task, tasks_of
+from ..tasks import Pair, Task, tasks_of
+from ..tasks.sampling import TooFewPrompts
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ..results.store import Store
 
 _SHARED: dict[str, Any] = dict(TaskConfig.model_fields)
@@ -75,8 +78,9 @@ class SearchConfig(Section):
 class CircuitKeys(Section):
     """What a circuit depends on, apart from the model and the task."""
 
-    n_prompts: int = amount(100, most=MOST_PROMPTS)
-    """How many prompt pairs to score edges on; with `evaluate_on: heldout`, faithfulness gets as many again."""
+    n_prompts: int | None = amount(None, most=MOST_PROMPTS)
+    """How many prompt pairs to score edges on; with `evaluate_on: heldout`, faithfulness gets as many again. `null`:
+    100, and of a prompts CSV all rows, half of them to score and half to evaluate."""
     eap: EapConfig = EapConfig()
     search: SearchConfig = SearchConfig()
     evaluate_on: Literal["heldout", "same"] = "heldout"
@@ -86,7 +90,7 @@ class CircuitKeys(Section):
 class TaskSettings(MemoryKeys, PromptOptions):
     """What measuring a task in one model depends on. The keys are those of the scripts."""
 
-    n_prompts: int = _SHARED["n_prompts"]
+    n_prompts: int | None = _SHARED["n_prompts"]
     batch_size: int = _SHARED["batch_size"]
     seed: int = _SHARED["seed"]
 
@@ -108,6 +112,31 @@ class CircuitsConfig(CircuitSettings, TaskConfig):
     [other checkpoints' models](../docs/circuits.md#in-other-checkpoints-on-other-tasks)."""
     export_json: bool = execution(False)
     """Also write every graph in the JSON format of EAP-IG, next to its `.pt`."""
+
+
+def circuit_pairs(settings: CircuitSettings, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
+    """The prompt pairs of a circuit; with `evaluate_on: heldout` the first half is to score, the other to evaluate.
+
+    Raises:
+        UserError: if a pair cannot be used under this tokenizer, or there are too few, with the number that works.
+    """
+    asked, heldout = settings.n_prompts or task.usual, settings.evaluate_on == "heldout"
+    n = 2 * asked if heldout and asked is not None else asked
+    try:
+        pairs = task.pairs(tokenizer, n, settings.seed, settings)
+    except TooFewPrompts as error:
+        if not heldout or error.total < 2:
+            raise
+        raise UserError(
+            f"n_prompts: {asked} prompts of {error.task} asked for, and as many others to evaluate on, but it can make "
+            f"only {error.total}; pass n_prompts={error.total // 2} or evaluate_on=same"
+        ) from None
+    if heldout and len(pairs) < 2:
+        raise UserError(
+            f"evaluate_on: heldout needs two prompts, one to score and one to evaluate on, but {task.name} has one; "
+            "add rows, or pass evaluate_on=same"
+        )
+    return pairs
 
 
 def check_transfer(config: CircuitsConfig, store: Store, model: str, steps: Sequence[int]) -> None:

@@ -37,6 +37,8 @@ LARGEST = 2**63 - 1
 MOST = 10_000_000
 """Of anything that is counted one by one."""
 MOST_PROMPTS = 100_000
+USUAL_PROMPTS, CSV_METRIC = 100, "logit_diff"
+"""How many prompts a built-in task has, and what a prompts CSV is scored by, if nobody says."""
 TOO_MANY = "more would take more memory or time than there is"
 
 
@@ -307,10 +309,10 @@ class TaskConfig(PromptOptions, BaseConfig):
 
     task: Names = execution(...)
     """A [task](../docs/tasks.md), the path of a [prompts CSV](../docs/tasks.md#a-task-of-your-own), or a list."""
-    n_prompts: int = amount(100, most=MOST_PROMPTS)
-    """How many prompt pairs each task gets."""
+    n_prompts: int | None = amount(None, most=MOST_PROMPTS)
+    """How many prompt pairs each task gets; `null`: 100, and of a prompts CSV all rows."""
     metric: str | None = None
-    """Primary metric of a prompts CSV, a [differentiable](../docs/tasks.md#metrics) one."""
+    """Primary metric of a prompts CSV, a [differentiable](../docs/tasks.md#metrics) one; `null`: `logit_diff`."""
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds the keys that are for other tasks than the run's."""
@@ -324,6 +326,12 @@ class TaskConfig(PromptOptions, BaseConfig):
     def tasks(self) -> list[str]:
         """`task` as a list."""
         return as_list(self.task)
+
+    def of_task(self, name: str | None) -> TaskConfig:
+        """The config as it is for one task, by the name of its results folder: with what depends on the task."""
+        if any(task.lower().endswith(".csv") and Path(task).stem == name for task in self.tasks):
+            return self.model_copy(update={"metric": self.metric or CSV_METRIC})
+        return self.model_copy(update={"n_prompts": self.n_prompts or USUAL_PROMPTS})
 
 
 def with_start_token(config: Schema, trained_with: bool | None) -> Schema:

@@ -241,7 +241,7 @@ class _Lookup:
 
 def _differing(folder: ResultsFolder, run: dict[str, Any], asked: BaseConfig) -> list[tuple[str, Any, Any]]:
     """Where the settings of stored results differ from those asked for. Keys that only fill a column do not count."""
-    differing = differences(run, folder.kind, folder.kind.script.removesuffix(".py"), asked)
+    differing = differences(run, folder, folder.kind.script.removesuffix(".py"), asked)
     return [difference for difference in differing if difference[0] not in ("mib", "n_random", "hypothesis_tests")]
 
 

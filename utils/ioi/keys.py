@@ -47,6 +47,8 @@ class CircuitInput(CircuitKeys):
     heads: Literal["circuit", "all"] = "circuit"
     """Whether to take percentages over the heads of the IOI `circuit`, or over `all` heads of the model, without a
     circuit."""
+    n_prompts: int | None = amount(100, most=MOST_PROMPTS)
+    """How many prompt pairs to score edges on; with `evaluate_on: heldout`, faithfulness gets as many again."""
 
 
 class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def with_inputs(edges: pd.DataFrame) -> pd.DataFrame:
     """A list of edges with plain targets and the column `input` behind them: q, k, v, or empty text."""
     if "input" in edges:
-        return edges.assign(input=edges["input"].astype("str").fillna(""))
+        return edges.assign(input=edges["input"].astype(edges["target"].dtype).fillna(""))
     targets = edges["target"].astype("str")
     split = edges.assign(target=targets.str.replace("<.*", "", regex=True))
     split.insert(

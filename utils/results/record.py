@@ -32,7 +32,7 @@ from ..base.files import atomic_write, combine, content_sha256, remove_stale_tem
 from ..config.keys import BaseConfig, TaskConfig, files_read, result_settings
 from ..models.family import Family, HubFamily, LocalFamily
 from .checked import Damaged, DamagedRecord
-from .kinds import KINDS, ResultSchema
+from .kinds import KINDS
 from .shared_lock import SharedLock
 from .store import ResultsFolder, Store
 
@@ -130,7 +130,7 @@ class RunRecord:
 
     def _other_settings(self, held: dict[str, Any], analysis: str, config: BaseConfig) -> str:
         """What a run's settings, prompts and texts have that run.json's have not; empty if they are the same."""
-        if differing := differences(held, self.folder.kind, analysis, config):
+        if differing := differences(held, self.folder, analysis, config):
             holds = " and ".join(f"{name}={shown(old)}" for name, old, _ in differing)
             return f"{holds}, this run asks for {' and '.join(shown(new) for _, _, new in differing)}"
         return changed_inputs(held, config, self.folder.task)
@@ -192,7 +192,7 @@ class RunRecord:
         asked = {
             "analysis": analysis,
             "config": config.model_dump(mode="json"),
-            "settings": _settings(self.folder.kind, config),
+            "settings": _settings(self.folder, config),
             "seed": config.seed,
             "repository": family.source,
             "versions": versions(),
@@ -366,11 +366,11 @@ def equal_weights(checkpoints: dict[str, dict[str, Any]]) -> list[list[int]]:
 
 
 def differences(
-    held: dict[str, Any], kind: ResultSchema, analysis: str, config: BaseConfig
+    held: dict[str, Any], folder: ResultsFolder, analysis: str, config: BaseConfig
 ) -> list[tuple[str, Any, Any]]:
     """(key, held, asked for) wherever a run.json and a run differ; keys go by their last part."""
     old = {"analysis": held.get("analysis", _UNSET), **held.get("settings", {})}
-    new = {"analysis": analysis, **_settings(kind, config)}
+    new = {"analysis": analysis, **_settings(folder, config)}
     names = list(dict.fromkeys([*old, *new]))
     pairs = [(name.rpartition(".")[2], old.get(name, _UNSET), new.get(name, _UNSET)) for name in names]
     return [pair for pair in pairs if pair[1] != pair[2]]
@@ -396,8 +396,9 @@ def changed_inputs(held: dict[str, Any], config: BaseConfig, task: str | None) -
     return ""
 
 
-def _settings(kind: ResultSchema, config: BaseConfig) -> dict[str, Any]:
-    return {"definitions_version": kind.version, **result_settings(config)}
+def _settings(folder: ResultsFolder, config: BaseConfig) -> dict[str, Any]:
+    of_task = config.of_task(folder.task) if isinstance(config, TaskConfig) else config
+    return {"definitions_version": folder.kind.version, **result_settings(of_task)}
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -1,14 +1,15 @@
-"""A task from a CSV of prompt pairs, or from such a table in memory.
+"""A task from a CSV of prompt pairs, or from such a table in memory. It has all rows, unless a number is asked for.
 
 The columns are `clean, corrupted, answers, wrong_answers`; the last two hold one or more answers separated by ";". An
 answer is taken literally and must continue the clean prompt as exactly one token: a new word has its leading space
 (" he; she"), and an answer without one continues the last word ("Q" after "(BB"). Any other column becomes a column of
-`meta`. Every row is checked, even those that a run does not draw.
+`meta`. Every row is checked, even those that a run does not draw. One that says the same as an earlier one is dropped.
 """
 
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +18,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import UserError
+from ..base.errors import UserError, shortened
 from ..config.keys import PromptOptions
 from .metrics import DIFFERENTIABLE
-from .prompts import MetricFunction, Pair, Prompts, Task, assemble
+from .prompts import MetricFunction, Pair, Task, token_rows
 from .sampling import draw
 from .vocabulary import encode, refuse, unknown_token
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COLUMNS: tuple[str, ...] = ("clean", "corrupted", "answers", "wrong_answers")
+
+log = logging.getLogger(__name__)
+_already_logged: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,18 @@ class Row:
     meta: dict[str, Any]
 
 
-def csv_task(path: Path, metric: str | None) -> Task:
+def csv_task(path: Path, metric: str) -> Task:
     """The task that a prompts CSV describes. The file is read when prompts are built.
 
     Raises:
-        UserError: if there is no such file, or the metric is missing or cannot be the primary one.
+        UserError: if there is no such file, or the metric cannot be the primary one.
     """
     if metric not in DIFFERENTIABLE:
         if not path.exists():
             raise UserError(_no_such(path))
-        given = "is missing" if metric is None else f"{metric!r} cannot be used"
-        raise UserError(f"metric: {given} for the prompts of {path}; set it to {' or '.join(DIFFERENTIABLE)}")
-    return Task(path.stem, partial(build, path.name, partial(read_rows, path)), metric, source=path)
+        ways = " or ".join(DIFFERENTIABLE)
+        raise UserError(f"metric: {metric!r} cannot be used for the prompts of {path}; set it to {ways}")
+    return Task(path.stem, partial(pairs, path.name, partial(read_rows, path)), metric, source=path, usual=None)
 
 
 def table_task(table: Mapping[str, Sequence[Any]], name: str, metric: str | MetricFunction) -> Task:
@@ -72,29 +76,31 @@ def table_task(table: Mapping[str, Sequence[Any]], name: str, metric: str | Metr
     filled = {column: [nan if value is None else value for value in values] for column, values in table.items()}
     cells = [(f"row {row + 1}", {column: values[row] for column, values in filled.items()}) for row in range(n)]
     rows = check_rows(name, list(table), cells)
-    return Task(name, partial(build, f"{name}.csv", lambda: rows), metric)
+    return Task(name, partial(pairs, f"{name}.csv", lambda: rows), metric, usual=None)
 
 
-def build(
+def pairs(
     name: str,
     read: Callable[[], list[Row]],
     tokenizer: PreTrainedTokenizerBase,
-    n: int,
+    n: int | None,
     seed: int,
     options: PromptOptions,
-) -> Prompts:
-    """n distinct rows in seeded random order. The first k of n rows are the k rows of the same seed.
+) -> list[Pair]:
+    """n distinct rows, or all, in seeded random order. The first k of n rows are the k rows of the same seed.
 
     Raises:
         UserError: if a row cannot be used (naming the row and the reason), or there are fewer than n rows.
     """
     rows = read()
-    chosen = [number for _, _, number in draw(name, [[len(rows)]], n, seed)]
+    chosen = [number for _, _, number in draw(name, [[len(rows)]], len(rows) if n is None else n, seed)]
     right = _tokens(tokenizer, rows, "answers")
     wrong = _tokens(tokenizer, rows, "wrong_answers")
-    pairs = [Pair(row.clean, row.corrupted, a, w, row.meta) for row, a, w in zip(rows, right, wrong, strict=True)]
-    everything = assemble(tokenizer, pairs, lambda index: rows[index].where, options.prepend_bos)
-    return everything.select(chosen)
+    every = [
+        Pair(row.clean, row.corrupted, a, w, row.meta, row.where) for row, a, w in zip(rows, right, wrong, strict=True)
+    ]
+    token_rows(tokenizer, every, options.prepend_bos)  # Also those that are not drawn.
+    return [every[number] for number in chosen]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -137,19 +143,28 @@ def check_rows(source: str, header: Sequence[str], cells: Sequence[tuple[str, di
     if not cells:
         raise UserError(f"{source}: holds no prompts")
     rows: list[Row] = []
-    problems: list[str] = []
-    seen: dict[tuple[str, str], int] = {}
+    problems, repeats = list[str](), list[str]()
+    seen: dict[tuple[str, str], tuple[int, tuple[Any, ...]]] = {}
     for number, (place, row) in enumerate(cells, start=1):
         where, pair = f"{source}: {place}", (row["clean"], row["corrupted"])
-        if (problem := _problem(row, len(header))) is None and pair in seen:
-            problem = f"repeats the prompts of row {seen[pair]}: {row['clean']!r}"
+        if (problem := _problem(row, len(header))) is None:
+            answers = (_answers(row["answers"]), _answers(row["wrong_answers"]))
+            first, before = seen.setdefault(pair, (number, answers))
+            if before != answers:
+                problem = f"repeats the prompts of row {first} with other answers: {row['clean']!r}"
         if problem is not None:
             problems.append(f"{where}: {problem}")
-            continue
-        seen[pair] = number
-        meta = {column: value for column, value in row.items() if column not in COLUMNS}
-        rows.append(Row(where, *pair, _answers(row["answers"]), _answers(row["wrong_answers"]), meta))
+        elif first != number:
+            repeats.append(place)
+        else:
+            meta = {column: value for column, value in row.items() if column not in COLUMNS}
+            rows.append(Row(where, *pair, *answers, meta))
     refuse(problems)
+    if repeats:
+        line = f"{source}: {len(repeats)} of {len(cells)} rows repeat an earlier one and are dropped"
+        if line not in _already_logged:  # Prompts are built more than once in a run.
+            _already_logged.add(line)
+            log.warning("%s: %s", line, shortened(repeats, 5))
     return rows
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..config.keys import PromptOptions
-from .prompts import Pair, Prompts, Task, assemble
+from .prompts import Pair, Task
 from .sampling import draw, seeded, unravel
 from .vocabulary import single_tokens
 from .word_lists import FEMALE_NAMES, MALE_NAMES, words
@@ -38,7 +38,7 @@ ROLES: tuple[str, ...] = words(
 )
 
 
-def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
+def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
     """n distinct pronoun prompts.
 
     Raises:
@@ -53,7 +53,7 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     roles = list(single_tokens(tokenizer, ROLES, "gendered_pronoun", "roles", 1))
     groups = [[len(pool) * len(roles)] * len(TEMPLATES) for pool in names]
     others = seeded("gendered_pronoun", seed, "corrupted")
-    pairs = []
+    made: list[Pair] = []
     for group, template, number in draw("gendered_pronoun", groups, n, seed):
         name_index, role_index = unravel(number, (len(names[group]), len(roles)))
         name, corrupted_name = names[group][name_index], others.choice(names[1 - group])
@@ -61,8 +61,9 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
         clean, corrupted = (TEMPLATES[template].format(name=word, role=role) for word in (name, corrupted_name))
         right, wrong = (pronouns[PRONOUNS[gender]] for gender in (genders[group], genders[1 - group]))
         meta = {"name": name, "gender": genders[group], "template": template, "role": role}
-        pairs.append(Pair(clean, corrupted, (right,), (wrong,), meta | {"corrupted_name": corrupted_name}))
-    return assemble(tokenizer, pairs, lambda index: f"gendered_pronoun prompt {index}", options.prepend_bos)
+        meta |= {"corrupted_name": corrupted_name}
+        made.append(Pair(clean, corrupted, (right,), (wrong,), meta, f"gendered_pronoun prompt {len(made)}"))
+    return made
 
 
-TASK = Task("gendered_pronoun", build, "logit_diff", group="gender", label="Gendered pronoun")
+TASK = Task("gendered_pronoun", pairs, "logit_diff", group="gender", label="Gendered pronoun")

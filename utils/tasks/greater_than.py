@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from ..base.errors import UserError
 from ..config.keys import PromptOptions
-from .prompts import Pair, Prompts, Task, assemble
+from .prompts import Pair, Task
 from .sampling import draw, unravel
 from .vocabulary import continuations, encode, single_tokens, unknown_token
 from .word_lists import words
@@ -137,7 +137,7 @@ def form_of(tokenizer: PreTrainedTokenizerBase) -> Form:
     )
 
 
-def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
+def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
     """n distinct greater-than prompts, uniform over nouns and years.
 
     Raises:
@@ -154,7 +154,7 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
         )
         for start in {year % base for year in form.years}
     }
-    pairs = []
+    made: list[Pair] = []
     for _, _, number in draw("greater_than", [[len(nouns) * len(form.years)]], n, seed):
         noun_index, year_index = unravel(number, (len(nouns), len(form.years)))
         noun, year = nouns[noun_index], form.years[year_index]
@@ -162,8 +162,8 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
             TEMPLATE.format(noun=noun, year=first, century=year // base) for first in (year, form.corrupted(year))
         )
         meta = {"noun": noun, "century": year // 100, "year": year}
-        pairs.append(Pair(clean, corrupted, *sets[year % base], meta))
-    return assemble(tokenizer, pairs, lambda index: f"greater_than prompt {index}", options.prepend_bos)
+        made.append(Pair(clean, corrupted, *sets[year % base], meta, f"greater_than prompt {len(made)}"))
+    return made
 
 
-TASK = Task("greater_than", build, "prob_diff", label="Greater-than")
+TASK = Task("greater_than", pairs, "prob_diff", label="Greater-than")

@@ -12,12 +12,11 @@ the names with three others, all different, so that there is no answer (Wang et 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..base.errors import UserError
 from ..config.keys import PromptOptions
-from .prompts import Pair, Prompts, Task, assemble
+from .prompts import Pair, Prompts, Task
 from .sampling import draw, seeded, unravel
 from .vocabulary import single_tokens
 from .word_lists import FEMALE_NAMES, MALE_NAMES, words
@@ -61,7 +60,7 @@ ORDERS: tuple[str, ...] = ("ABBA", "BABA")
 LEAST_NAMES = 5  # IO, S and three others
 
 
-def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
+def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
     """n distinct IOI prompts. Both corruptions have the same clean prompts.
 
     Raises:
@@ -74,7 +73,7 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     sizes = (len(names), len(names) - 1, len(places), len(objects))
     size = sizes[0] * sizes[1] * sizes[2] * sizes[3]
     others = seeded("ioi", seed, "abc")
-    pairs = []
+    made: list[Pair] = []
     for group, template, number in draw("ioi", [[size] * len(TEMPLATES)] * len(ORDERS), n, seed):
         first, second, place, object_ = unravel(number, sizes)
         io = names[first]
@@ -90,9 +89,8 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
         ]
         meta = {"io": io, "s": s, "template": template, "order": order}
         meta |= {"place": places[place], "object": objects[object_]}
-        pairs.append(Pair(filled[0], filled[1], (tokens[io],), (tokens[s],), meta))
-    prompts = assemble(tokenizer, pairs, lambda index: f"ioi prompt {index}", options.prepend_bos)
-    return replace(prompts, positions=prompts.positions | _name_positions(prompts))
+        made.append(Pair(filled[0], filled[1], (tokens[io],), (tokens[s],), meta, f"ioi prompt {len(made)}"))
+    return made
 
 
 def _name_positions(prompts: Prompts) -> dict[str, Int[Tensor, n]]:
@@ -155,4 +153,4 @@ def signal_variants(
     return variants
 
 
-TASK = Task("ioi", build, "logit_diff", group="order", label="IOI")
+TASK = Task("ioi", pairs, "logit_diff", group="order", label="IOI", positions=_name_positions)

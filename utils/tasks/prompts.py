@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
-from ..config.keys import PromptOptions, StartToken
+from ..config.keys import USUAL_PROMPTS, PromptOptions, StartToken
 from .metrics import METRICS, Answers
 from .vocabulary import encode, refuse, require_embedded, unknown_token
 
@@ -98,14 +98,7 @@ class Prompts:
         require_embedded(self.corrupted, shape.d_vocab, name, corrupted)
         require_embedded(self.answers.right, shape.d_vocab, answers, clean)
         require_embedded(self.answers.wrong, shape.d_vocab, answers, clean)
-        n_positions = shape.n_positions
-        longest = int(self.lengths.argmax())
-        length = int(self.lengths[longest])
-        if length > n_positions:
-            raise UserError(
-                f"task: {name}: a prompt has {length} tokens, but the model's context holds {n_positions}; use shorter "
-                f"prompts or another model ({self.texts[longest][0]!r})"
-            )
+        require_length(name, self.lengths.tolist(), clean, shape.n_positions)
 
     def select(self, index: slice | Sequence[int] | Sequence[bool] | np.ndarray | pd.Series | Tensor) -> Prompts:
         """The prompts in the given rows, in the given order and at the same width.
@@ -185,24 +178,56 @@ def _checked(metric: MetricFunction, logits: Float[Tensor, "prompt vocab"], prom
 
 
 @dataclass(frozen=True)
+class Pair:
+    """One prompt pair before it is tokenised, with its answers as token ids. `where` names it in errors."""
+
+    clean: str
+    corrupted: str
+    answers: tuple[int, ...]
+    wrong_answers: tuple[int, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+
+@dataclass(frozen=True)
 class Task:
     """A task: how to build its prompts and how to score a model on them.
 
     Attributes:
         name: its name in the registry, or the stem of a prompts CSV. It names the results folder.
-        build: (tokenizer, n, seed, options) -> Prompts.
+        pairs: (tokenizer, n, seed, options) -> n prompt pairs, without torch. n is None for all rows of a table.
         primary: the metric that circuits are found with: a key of `utils.tasks.metrics.METRICS`, or a function.
         group: the column of `Prompts.meta` whose kinds of prompts results are also given apart for, if any.
         label: its name in figures; empty to take the name, without underscores.
         source: the prompts CSV that it reads; None if there is none.
+        usual: how many prompts it has if nobody says; None for all that there are.
+        positions: prompts -> their named positions besides `end`, if there are any.
     """
 
     name: str
-    build: Callable[[PreTrainedTokenizerBase, int, int, PromptOptions], Prompts]
+    pairs: Callable[[PreTrainedTokenizerBase, Any, int, PromptOptions], list[Pair]]
     primary: str | MetricFunction
     group: str | None = None
     label: str = ""
     source: Path | None = None
+    usual: int | None = USUAL_PROMPTS
+    positions: Callable[[Prompts], dict[str, Tensor]] | None = None
+
+    def build(self, tokenizer: PreTrainedTokenizerBase, n: int | None, seed: int, options: PromptOptions) -> Prompts:
+        """n prompts, or as many as usual.
+
+        Raises:
+            UserError: if a prompt cannot be used under this tokenizer, or there are fewer than n.
+        """
+        pairs = self.pairs(tokenizer, self.usual if n is None else n, seed, options)
+        return self.tokenise(tokenizer, pairs, options.prepend_bos)
+
+    def tokenise(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], prepend_bos: StartToken) -> Prompts:
+        """Pairs of the task as prompts; errors as of `assemble`."""
+        prompts = assemble(tokenizer, pairs, prepend_bos)
+        if self.positions is None:
+            return prompts
+        return replace(prompts, positions=prompts.positions | self.positions(prompts))
 
     @property
     def metrics(self) -> tuple[str | MetricFunction, ...]:
@@ -210,41 +235,45 @@ class Task:
         return (self.primary, *(name for name in METRICS if name != self.primary))
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One prompt pair before it is tokenised, with its answers as token ids."""
-
-    clean: str
-    corrupted: str
-    answers: tuple[int, ...]
-    wrong_answers: tuple[int, ...]
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-def assemble(
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    where: Callable[[int], str],
-    prepend_bos: StartToken = False,
-) -> Prompts:
-    """Tokenise prompt pairs and check that they can be compared position by position.
-
-    Args:
-        tokenizer: adds no special tokens, whatever its default.
-        where: names a pair in error messages, by its index.
-        prepend_bos: put exactly one start token in front of every prompt (the end-of-sequence token if the tokenizer
-            has no other). Positions count it. `auto` that no family has resolved counts as no.
+def assemble(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], prepend_bos: StartToken = False) -> Prompts:
+    """Tokenise prompt pairs; arguments and errors are those of `token_rows`.
 
     Returns:
         The prompts in the order of `pairs`, with the one position `end`.
+    """
+    import pandas as pd
+    import torch
+
+    clean, corrupted = token_rows(tokenizer, pairs, prepend_bos)
+    # Padding never reaches the answer: any token will do.
+    padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    lengths = torch.tensor([len(row) for row in clean])
+    right, wrong = (padded([getattr(pair, side) for pair in pairs], fill=0) for side in ("answers", "wrong_answers"))
+    return Prompts(
+        clean=padded(clean, padding)[0],
+        corrupted=padded(corrupted, padding)[0],
+        lengths=lengths,
+        answers=Answers(*right, *wrong),
+        texts=[(pair.clean, pair.corrupted) for pair in pairs],
+        meta=pd.DataFrame([pair.meta for pair in pairs], index=range(len(pairs))),
+        positions={"end": lengths - 1},
+    )
+
+
+def token_rows(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], prepend_bos: StartToken = False
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The tokens of clean and of corrupted prompts, which can be compared position by position.
+
+    Args:
+        tokenizer: adds no special tokens, whatever its default.
+        prepend_bos: put exactly one start token in front of every prompt (the end-of-sequence token if the tokenizer
+            has no other). Positions count it. `auto` that no family has resolved counts as no.
 
     Raises:
         UserError: if the prompts of a pair differ in length, are the same, are empty or hold a word that the tokenizer
             does not know; if an answer is both right and wrong; or if the tokenizer has no token to put in front.
     """
-    import pandas as pd
-    import torch
-
     rows = encode(tokenizer, [pair.clean for pair in pairs] + [pair.corrupted for pair in pairs])
     if prepend_bos is True:
         first = bos_token(tokenizer)
@@ -270,21 +299,23 @@ def assemble(
             problem = f"{tokenizer.decode(min(both))!r} is both an answer and a wrong answer"
         else:
             continue
-        problems.append(f"{where(index)}: {problem}")
+        problems.append(f"{pair.where or f'prompt {index}'}: {problem}")
     refuse(problems)
-    # Padding never reaches the answer: any token will do.
-    padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    lengths = torch.tensor([len(row) for row in clean])
-    right, wrong = (padded([getattr(pair, side) for pair in pairs], fill=0) for side in ("answers", "wrong_answers"))
-    return Prompts(
-        clean=padded(clean, padding)[0],
-        corrupted=padded(corrupted, padding)[0],
-        lengths=lengths,
-        answers=Answers(*right, *wrong),
-        texts=[(pair.clean, pair.corrupted) for pair in pairs],
-        meta=pd.DataFrame([pair.meta for pair in pairs], index=range(len(pairs))),
-        positions={"end": lengths - 1},
-    )
+    return clean, corrupted
+
+
+def require_length(name: str, lengths: Sequence[int], texts: Sequence[str], n_positions: int) -> None:
+    """Refuse prompts that are longer than a model's context, naming the longest.
+
+    Raises:
+        UserError: if there is one.
+    """
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if (length := lengths[longest]) > n_positions:
+        raise UserError(
+            f"task: {name}: a prompt has {length} tokens, but the model's context holds {n_positions}; use shorter "
+            f"prompts or another model ({texts[longest]!r})"
+        )
 
 
 def bos_token(tokenizer: PreTrainedTokenizerBase) -> int:

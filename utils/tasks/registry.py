@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..base.errors import UserError, suggest
-from ..config.keys import PromptOptions, TaskConfig
+from ..config.keys import CSV_METRIC, PromptOptions, TaskConfig
 from . import gendered_pronoun, greater_than, ioi, sva
 from .csv_task import csv_task
 from .metrics import DIFFERENTIABLE
@@ -34,11 +34,11 @@ def get_task(task: str, metric: str | None = None) -> Task:
 
     Args:
         task: a key of `TASKS`, or the path of a CSV, whose stem then names the task.
-        metric: the primary metric of a CSV, one of `DIFFERENTIABLE`. Built-in tasks have their own, so one run can have
-            both.
+        metric: the primary metric of a CSV, one of `DIFFERENTIABLE`; None for `logit_diff`. Built-in tasks have their
+            own, so one run can have both.
 
     Raises:
-        UserError: if there is no such task, a CSV has no metric, or its stem is the name of a built-in task.
+        UserError: if there is no such task, the metric cannot be used, or a CSV's stem is the name of a built-in task.
     """
     if not task.lower().endswith(".csv"):
         if task not in TASKS:
@@ -48,7 +48,7 @@ def get_task(task: str, metric: str | None = None) -> Task:
         return TASKS[task]
     if (stem := Path(task).stem) in TASKS:
         raise UserError(f"task: {task} would write into the results of the built-in task '{stem}'; rename the file")
-    return csv_task(Path(task), metric)
+    return csv_task(Path(task), metric or CSV_METRIC)
 
 
 def tasks_of(config: TaskConfig) -> Sequence[Task]:
@@ -63,7 +63,7 @@ def tasks_of(config: TaskConfig) -> Sequence[Task]:
 def build_prompts(
     task: str,
     tokenizer: PreTrainedTokenizerBase,
-    n: int,
+    n: int | None,
     seed: int,
     *,
     prepend_bos: bool = False,
@@ -77,6 +77,7 @@ def build_prompts(
 
     Args:
         task: a key of `TASKS`, or the path of a prompts CSV.
+        n: None for 100, or all rows of a CSV.
         prepend_bos: put exactly one BOS token in front of every prompt. Otherwise there are no special tokens.
 
     Raises:

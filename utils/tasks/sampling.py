@@ -12,6 +12,14 @@ from itertools import chain, count, islice, zip_longest
 from ..base.errors import UserError
 
 
+class TooFewPrompts(UserError):
+    """A task can make only `total` prompts."""
+
+    def __init__(self, message: str, task: str = "", total: int = 0) -> None:
+        self.task, self.total = task, total
+        super().__init__(message)
+
+
 def seeded(*key: object) -> random.Random:
     """A random generator for a key such as a task and a seed: another key, another generator, in every process."""
     return random.Random(" ".join(map(str, key)))
@@ -45,7 +53,8 @@ def draw(task: str, groups: Sequence[Sequence[int]], n: int, seed: int) -> list[
     if n < 1:
         raise UserError(f"n_prompts: {n} prompts of {task} asked for; ask for at least 1")
     if n > total:
-        raise UserError(f"n_prompts: {n} prompts of {task} asked for, but it can make only {total}")
+        asked = f"n_prompts: {n} prompts of {task} asked for, but it can make only {total}"
+        raise TooFewPrompts(f"{asked}; pass n_prompts={total}", task, total)
     return list(islice(chain.from_iterable(_rounds(task, groups, seed)), n))
 
 

@@ -17,7 +17,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..config.keys import PromptOptions
-from .prompts import Pair, Prompts, Task, assemble
+from .prompts import Pair, Task
 from .sampling import draw, unravel
 from .vocabulary import continuations, require, say_left, single_tokens
 
@@ -180,7 +180,7 @@ NUMBERS: tuple[str, ...] = ("singular", "plural")
 LEAST_VERBS = 2
 
 
-def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> Prompts:
+def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
     """n distinct agreement prompts over all structures.
 
     Raises:
@@ -199,7 +199,7 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     words = [";".join(pair[number] for pair in verbs) for number in range(len(NUMBERS))]
     # Every verb that is left counts as an answer, in the subject's number right and in the other wrong.
     sizes = [prod(_slot_sizes(structure)) for structure in structures]
-    pairs = []
+    made: list[Pair] = []
     for number, stratum, index in draw("sva", [sizes] * len(NUMBERS), n, seed):
         structure = structures[stratum]
         choice = unravel(index, _slot_sizes(structure))
@@ -212,12 +212,9 @@ def build(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
             "other_number": NUMBERS[choice[2]] if structure.others else "",
             "verbs": words[number],
         }
-        pairs.append(Pair(clean, corrupted, answers[number], answers[1 - number], meta))
-
-    def where(index: int) -> str:
-        return f"sva prompt {index} ({pairs[index].meta['structure']})"
-
-    return assemble(tokenizer, pairs, where, options.prepend_bos)
+        where = f"sva prompt {len(made)} ({structure.name})"
+        made.append(Pair(clean, corrupted, answers[number], answers[1 - number], meta, where))
+    return made
 
 
 def _single_token_pairs(tokenizer: PreTrainedTokenizerBase, pairs: tuple[Inflected, ...]) -> tuple[Inflected, ...]:
@@ -266,4 +263,4 @@ def _fill(structure: Structure, choice: list[int], number: int) -> str:
     return structure.template.format(**words)
 
 
-TASK = Task("sva", build, "prob_diff", group="structure", label="Subject-verb agreement")
+TASK = Task("sva", pairs, "prob_diff", group="structure", label="Subject-verb agreement")
