@@ -61,7 +61,13 @@ def made_up_facts() -> HeadFacts:
     cspa.view(-1)[upper[32:36]] = 0.5
     induction, duplicate = torch.rand(2, 12, 12, generator=generator)
     sources = dict.fromkeys(("circuit", "components", "cspa"), "made up")
-    return HeadFacts(graph, graph.edge_mask, "found", copy, torch.zeros(12, 12), induction, duplicate, cspa, sources)
+    names = ("copy", "negative_copy", "induction", "duplicate_token", "cspa")
+    scores = dict(zip(names, (copy, torch.zeros(12, 12), induction, duplicate, cspa), strict=True))
+    errors, n_samples = dict.fromkeys(names, torch.full((12, 12), 0.01)), dict.fromkeys(names, 50)
+    chance = {"induction": 0.01, "duplicate_token": 0.01}
+    return HeadFacts(
+        graph, graph.edge_mask, "found", **scores, sources=sources, errors=errors, n_samples=n_samples, chance=chance
+    )
 
 
 class Bench:
@@ -79,7 +85,7 @@ class Bench:
         self.variants = signal_variants(prompts, self.tokenizer, self.config.seed)
         runs = PairedRuns(read_weights(self.model), prompts, prompts.corrupted, 32, 1.0)
         clean, corrupted = (values.mean() for values in runs.both())
-        if clean <= (corrupted if arguments.definitions == "study" else 0):  # what random weights happen to prefer
+        if clean <= (0 if arguments.definitions == "frozen" else corrupted):  # what random weights happen to prefer
             answers = prompts.answers
             turned = Answers(answers.wrong, answers.wrong_mask, answers.right, answers.right_mask)
             prompts = replace(prompts, answers=turned)
@@ -120,7 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", default=ROOT.parent / "shared" / "pythia_tokenizer", help="folder or hub name")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--definitions", choices=("study", "frozen"), default="study")
+    parser.add_argument("--definitions", choices=("standard", "study", "frozen"), default="study")
     parser.add_argument("--corruption", choices=("swap", "abc"), default="swap")
     parser.add_argument("--through-mlps", action="store_true")
     arguments = parser.parse_args()

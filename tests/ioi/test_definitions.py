@@ -137,9 +137,8 @@ def test_the_study_leaves_copy_suppression_heads_out_of_the_third_levels_receive
     assert pd.isna(last["percent"])
 
 
-def test_the_study_always_counts_paths_through_mlps() -> None:
-    with pytest.raises(
-        UserError, match="command line: through_mlps: definitions=study counts paths through MLPs anyway"
-    ):
-        load_config(IoiConsistencyConfig, None, ["model=any", "through_mlps=true"])
+@pytest.mark.parametrize("definitions", ["standard", "study"])
+def test_the_study_always_counts_paths_through_mlps(definitions: str) -> None:
+    with pytest.raises(UserError, match=f"through_mlps: definitions={definitions} counts paths through MLPs anyway"):
+        load_config(IoiConsistencyConfig, None, ["model=any", "through_mlps=true", f"definitions={definitions}"])
     load_config(IoiConsistencyConfig, None, ["model=any", "through_mlps=true", "definitions=frozen"])

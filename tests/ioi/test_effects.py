@@ -105,11 +105,12 @@ def test_attention_equals_the_models_own(architecture: str) -> None:
     prompts = setup.prompts
     names = torch.stack([prompts.positions[name] for name in NAMES], dim=1)
     queries = torch.stack([prompts.positions[name] for name in ("end", "s2")], dim=1)
-    found = name_attention(setup.weights, prompts.clean, prompts.lengths, queries, names, batch_size=4)
+    by_prompt, means = name_attention(setup.weights, prompts.clean, prompts.lengths, queries, names, batch_size=4)
     own = torch.stack(
         setup.model(prompts.clean, output_attentions=True).attentions
     )  # [layer, prompt, head, query, key]
     for row in range(2):
         for name in range(3):
-            seen = [own[:, i, :, queries[i, row], names[i, name]] for i in range(len(prompts))]
-            torch.testing.assert_close(found[row, name], torch.stack(seen).mean(0), rtol=1e-5, atol=1e-6)
+            seen = torch.stack([own[:, i, :, queries[i, row], names[i, name]] for i in range(len(prompts))])
+            torch.testing.assert_close(by_prompt[row, name], seen.movedim(0, -1), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(means[row, name], seen.mean(0), rtol=1e-5, atol=1e-6)

@@ -106,10 +106,14 @@ def store_inputs(keys: list[str], step: int) -> Store:
     store = Store(config.results_dir)
     cells = [(layer, head) for layer in range(4) for head in range(3)]
     rows = [
-        {"score": name, "layer": layer, "head": head, "value": 50.0 * ((name, layer, head) == ("negative_copy", 3, 0))}
+        {"score": name, "layer": layer, "head": head, "value": 50.0 * ((name, layer, head) == ("negative_copy", 3, 0)),
+         "se": 1.0, "chance": 0.1}
         for name in ("copy", "negative_copy", "induction", "duplicate_token") for layer, head in cells
     ]  # fmt: skip
-    cspa = [{"layer": layer, "head": head, "score": 0.5 if (layer, head) == (3, 1) else None} for layer, head in cells]
+    cspa = [
+        {"layer": layer, "head": head, "score": 0.5 if (layer, head) == (3, 1) else None, "score_se": 0.01}
+        for layer, head in cells
+    ]
     tables = {"components": pd.DataFrame(rows), "cspa": pd.DataFrame(cspa[6:])}  # CSPA from layer 2 up
     family = resolve_family(str(config.model), config.cache_dir)
     for kind, of_kind in (("components", config.components_config()), ("cspa", config.cspa_config())):
@@ -243,7 +247,7 @@ def test_without_a_text_cspa_cannot_be_computed(
     assert line == "cspa: no scores are stored, and no text is named to compute them; pass cspa.corpus=FILE"
 
 
-@pytest.mark.parametrize("definitions", ["study", "frozen"])
+@pytest.mark.parametrize("definitions", ["standard", "study", "frozen"])
 def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
     definitions: str, toy_family: Path, tmp_path: Path
 ) -> None:
@@ -260,7 +264,8 @@ def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
     assert set(start["reason"]) == {"no circuit: task not learned"}
     assert store.folder("ioi_consistency_heads", name).read_table(0).empty
     end = store.folder("ioi_consistency", name).read_table(last).set_index("level")
-    assert end.loc["name_movers", "percent"] > 70
+    if definitions != "frozen":  # There, the one head suppresses copying no more than within its error.
+        assert end.loc["name_movers", "percent"] > 70
     assert (end["percent"].notna() | end["reason"].notna()).all()
     heads = store.folder("ioi_consistency_heads", name).read_table(last)
     for row in heads[(heads["level"] == "name_movers") & heads["passes"]].itertuples():
@@ -271,11 +276,14 @@ def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
         }
         assert score[row.role] > 0.10
         assert row.effect < 0 or row.role != "name_mover"
+        assert definitions == "study" or (row.q_value <= 0.05 and abs(row.effect) > 2 * row.effect_se)
     handover = read_csv(store.folder("ioi_consistency", name).path / "role_handover.csv")
-    assert set(handover["first_step"]) == {last}
+    assert set(handover["first_step"]) == ({last} if definitions != "frozen" else set())
 
 
-@pytest.mark.parametrize(("definitions", "least"), [("study", (90, 80, 90)), ("frozen", (50, 90, 90))])
+@pytest.mark.parametrize(
+    ("definitions", "least"), [("standard", (90, 80, 90)), ("study", (90, 80, 90)), ("frozen", (30, 90, 90))]
+)
 def test_the_algorithm_of_a_checkpoint_that_knows_positions_is_found_at_all_levels(
     definitions: str, least: tuple[float, ...], tmp_path: Path
 ) -> None:
@@ -291,7 +299,10 @@ def test_the_algorithm_of_a_checkpoint_that_knows_positions_is_found_at_all_leve
     movers = held.loc["name_movers"]
     assert movers.loc[(4, 0), "role"] == "name_mover"
     assert movers.loc[(4, 0), "attention_io"] > 0.8
-    assert movers.loc[(3, 3), "role"] == "copy_suppression"
+    # By the study's rule, a CSPA score of 0.19 makes (3, 3) suppress copying; its error of 0.04 makes that unsure.
+    assert movers.get("role").get((3, 3)) == {"study": "copy_suppression", "standard": "negative_name_mover"}.get(
+        definitions
+    )
     # The strongest S-inhibition head looks at the repeated name; what it reads comes from induction heads below it.
     inhibitors = held.loc["s_inhibition"]
     assert inhibitors["effect"].idxmin() == (3, 2)

@@ -84,12 +84,12 @@ def test_intervals_resample_the_prompts(definitions: str) -> None:
 
 
 def test_a_single_prompt_has_no_interval() -> None:
-    setup = random_setup("neox-parallel", n_prompts=1)
+    setup = random_setup("neox-parallel", n_prompts=1, definitions="study")
     found = setup.measure(facts_of(GRAPH, cspa={(2, 0): 0.9}))
     level = found.levels.iloc[0]
     assert level["percent"] > 0
     assert level[["percent_low", "percent_high", "logit_diff_se"]].isna().all()
-    assert level_1(found.heads)["effect_se"].isna().all()
+    assert level_1(found.heads)[["effect_se", "p_value", "q_value"]].isna().all(axis=None)
 
 
 def test_standard_errors_are_those_of_the_mean_where_the_effect_is_a_mean() -> None:
@@ -134,7 +134,9 @@ def test_levels_without_receivers_are_empty_and_say_why(change: dict, reasons: l
     setup = random_setup("neox-parallel", definitions=definitions)
     found = setup.measure(replace(facts_of(GRAPH), **change))
     assert list(found.levels["level"]) == list(LEVELS)
-    assert [None if pd.isna(reason) else reason for reason in found.levels["reason"]] == reasons
+    beyond = "" if definitions == "study" else ", beyond their errors"
+    expected = [reason and reason.replace("effect below 0", f"effect below 0{beyond}") for reason in reasons]
+    assert [None if pd.isna(reason) else reason for reason in found.levels["reason"]] == expected
     empty = found.levels["reason"].notna()
     values = ["percent", "percent_in_circuit", "n_heads", "circuit_effect", "identified_effect"]
     assert found.levels.loc[empty, values].isna().all(axis=None)
@@ -166,7 +168,10 @@ def test_without_s_inhibition_heads_the_third_level_says_why(definitions: str) -
     none_passes = Thresholds(s_inhibition_effect=9.0, attention_s1_change=1.0)
     found = setup.measure(facts, thresholds=none_passes).levels
     candidates = 12 if definitions == "frozen" else 8  # those with an edge into a name mover's query
-    assert found["reason"][2] == f"no S-inhibition heads: none of {candidates} candidates passes the signal test"
+    beyond = ", beyond their errors" if definitions == "frozen" else ""
+    assert (
+        found["reason"][2] == f"no S-inhibition heads: none of {candidates} candidates passes the signal test{beyond}"
+    )
 
 
 # --- the hand-built transformer

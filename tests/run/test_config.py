@@ -415,7 +415,7 @@ def test_a_key_that_is_right_and_unread_is_said(write: Any, caplog: pytest.LogCa
         (
             IoiConsistencyConfig,
             ["definitions=frozen", "thresholds.negative_copy_score=20"],
-            ["thresholds.negative_copy_score: is not read with definitions=frozen; it needs study"],
+            ["thresholds.negative_copy_score: is not read with definitions=frozen; it needs standard or study"],
         ),
         (IoiConsistencyConfig, ["thresholds.negative_copy_score=20"], []),
     ],

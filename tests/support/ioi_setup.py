@@ -13,13 +13,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
-from circuits_over_time.utils.heads.attention_and_copy import attention_samples, ordinary_tokens, repeated_blocks
+from circuits_over_time.edge_attribution_patching.statistics import standard_errors
+from circuits_over_time.utils.heads.attention_and_copy import (
+    attention_samples,
+    chance_levels,
+    ordinary_tokens,
+    repeated_blocks,
+)
 from circuits_over_time.utils.heads.copy_scores import copy_samples, mean_scores
 from circuits_over_time.utils.ioi.attention import NAMES
 from circuits_over_time.utils.ioi.effects import PairedRuns
 from circuits_over_time.utils.ioi.inputs import HeadFacts
 from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
 from circuits_over_time.utils.ioi.levels import Levels
+from circuits_over_time.utils.ioi.shares import Effects
 from circuits_over_time.utils.ioi.tables import Consistency
 from circuits_over_time.utils.tasks import TASKS, Prompts
 from circuits_over_time.utils.tasks.ioi import signal_variants
@@ -86,11 +93,14 @@ def turned_around(setup: Setup) -> Setup:
 
 
 def random_setup(architecture: str, *, float64: bool = False, **keys: Any) -> Setup:
-    """A random model of three layers of four heads; its effects have a positive unit under the config's definitions."""
+    """A random model of three layers of four heads; its effects have a positive unit under the config's definitions.
+
+    Roles go by the measured values, whatever their errors.
+    """
     tokenizer = words()
     model = random_model(architecture, n_layers=3, n_heads=4, d_model=32, vocab=len(tokenizer))
     model = in_float64(model) if float64 else model
-    config = config_of(**keys)
+    config = config_of(**({"false_discovery_rate": 1.0} | keys))
     prompts, variants = _prompts(config, tokenizer)
     setup = Setup(model, read_weights(model), prompts, variants, config)
     clean, corrupted = (values.mean() for values in setup.runs().both())
@@ -107,21 +117,34 @@ def hand_built(**keys: Any) -> tuple[Setup, HeadFacts]:
     prompts, variants = _prompts(config, tokenizer)
     blocks = repeated_blocks(ordinary_tokens(tokenizer, weights.d_vocab), 20, 10, seed=0)
     names = torch.stack([prompts.positions[name] for name in NAMES], dim=1)
-    scores = mean_scores(attention_samples(weights, blocks, 32))
-    scores |= mean_scores(copy_samples(weights, prompts.clean, prompts.lengths, names, 32))
-    scores.pop("previous_token")
+    samples = attention_samples(weights, blocks, 32)
+    samples |= copy_samples(weights, prompts.clean, prompts.lengths, names, 32)
+    samples.pop("previous_token")
     facts = facts_of(Graph.of(weights), cspa={(3, 1): 0.9})
-    return Setup(model, weights, prompts, variants, config), replace(facts, **scores)
+    errors = facts.errors | {name: standard_errors(of_score) for name, of_score in samples.items()}
+    chance = chance_levels(20, weights.d_vocab)
+    facts = replace(facts, **mean_scores(samples), errors=errors, chance=chance)
+    return Setup(model, weights, prompts, variants, config), facts
 
 
 def facts_of(graph: Graph, **scores: Mapping[Head, float]) -> HeadFacts:
-    """Head facts with given scores, 0 elsewhere; the circuit holds every edge."""
+    """Head facts with given scores, 0 elsewhere, all without error; the circuit holds every edge."""
     names = ("copy", "negative_copy", "induction", "duplicate_token", "cspa")
     planted = {name: torch.zeros(graph.n_layers, graph.n_heads) for name in names}
     for name, heads in scores.items():
         for head, value in heads.items():
             planted[name][head] = value
-    return HeadFacts(graph, graph.edge_mask.clone(), "found", **planted, sources={})
+    exact = {name: torch.zeros(graph.n_layers, graph.n_heads) for name in names}
+    counts, chance = dict.fromkeys(names, 20), dict.fromkeys(("induction", "duplicate_token"), 0.0)
+    edges = graph.edge_mask.clone()
+    return HeadFacts(graph, edges, "found", **planted, sources={}, errors=exact, n_samples=counts, chance=chance)
+
+
+def effects_of(*values: float, errors: float = 0.0, n: int = 20) -> Effects:
+    """Made-up effects, of means over prompts with a standard error."""
+    noise = torch.tensor([-1.0, 1.0], dtype=torch.float64).repeat(n // 2) * errors * (n - 1) ** 0.5
+    means = torch.tensor(values, dtype=torch.float64)
+    return Effects(means, means[None], means[:, None] + noise, torch.ones(n, dtype=torch.float64))
 
 
 def without(facts: HeadFacts, *heads: Head) -> HeadFacts:

@@ -25,9 +25,10 @@ def name_attention(
     queries: Int[Tensor, "prompt query"],
     names: Int[Tensor, "prompt name"],
     batch_size: int,
-) -> Float[Tensor, "query name layer head"]:
-    """Mean attention of every head from some positions of each prompt to others, in [0, 1]."""
+) -> tuple[Float[Tensor, "query name layer head prompt"], Float[Tensor, "query name layer head"]]:
+    """Attention of every head from some positions of each prompt to others, in [0, 1]; and its mean over prompts."""
     total = torch.zeros(queries.shape[1], names.shape[1], weights.n_layers, weights.n_heads)
+    by_prompt = torch.zeros(*total.shape, len(tokens))
     for index in torch.arange(len(tokens), device=tokens.device).split(batch_size):
         layout = PackedTokens.whole(lengths[index])
         rows = torch.arange(len(index), device=tokens.device)[:, None]
@@ -35,13 +36,14 @@ def name_attention(
         def add(layer: LayerActivations, index: Tensor = index, rows: Tensor = rows) -> None:
             from_queries = layer.pattern.transpose(1, 2)[rows, queries[index]]  # [prompt, query, head, key]
             keys = names[index][:, None, None].expand(*from_queries.shape[:3], -1)
-            seen = from_queries.gather(3, keys).float().sum(dim=0)  # [query, head, name]
-            # Summed over prompts layer by layer, so that no pattern outlives its layer.
-            total[:, :, layer.layer] += seen.transpose(1, 2).cpu()
+            seen = from_queries.gather(3, keys).float()  # [prompt, query, head, name]
+            # Gathered layer by layer, so that no pattern outlives its layer.
+            total[:, :, layer.layer] += seen.sum(dim=0).transpose(1, 2).cpu()
+            by_prompt[:, :, layer.layer, :, index.cpu()] = seen.permute(1, 3, 2, 0).cpu()
 
         with torch.no_grad():
             forward(weights, layout, embed(weights, layout, layout.pack(tokens[index])), visit=add)
-    return total / len(tokens)
+    return by_prompt, total / len(tokens)
 
 
 class AttentionWatch:

@@ -1,4 +1,4 @@
-"""The two definitions of an effect: `study` and `frozen`.
+"""How effects are measured: as in the `study`, or `frozen`. The default, `standard`, measures them as the study does.
 
 Both patch a path from a sender (a head, at all tokens) to the receivers of its level, and compare the mean logit
 difference LD with that of the clean prompts. They differ in what else may change, in the unit, and in which heads
@@ -33,34 +33,34 @@ from .effects import PairedRuns
 class EffectDefinition:
     """How effects are measured, and which heads can hold a role."""
 
-    name: Literal["study", "frozen"]
+    name: Literal["standard", "study", "frozen"]
     # Under `frozen`, also count paths through MLPs from a sender to the receivers of its level.
     through_mlps: bool = False
 
     @property
-    def is_study(self) -> bool:
-        """Whether it is the study's. Then negative name movers count at the first level."""
-        return self.name == "study"
+    def is_frozen(self) -> bool:
+        """Whether everything off the path keeps its clean value. If not, negative name movers count at level 1."""
+        return self.name == "frozen"
 
     @property
     def unit(self) -> str:
         """What an effect is a share of."""
-        return "LD_clean - LD_corrupted" if self.is_study else "LD_clean"
+        return "LD_clean" if self.is_frozen else "LD_clean - LD_corrupted"
 
     def divisor(self, clean: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
         """A value per prompt. Its mean divides the mean change of the logit difference."""
-        return clean - corrupted if self.is_study else clean
+        return clean if self.is_frozen else clean - corrupted
 
     def why_nothing(self, clean: float, corrupted: float) -> str:
         """Why effects have no unit with these mean logit differences; empty if they have one."""
-        if clean > (corrupted if self.is_study else 0):
+        if clean > (0 if self.is_frozen else corrupted):
             return ""
-        beside = f"and {corrupted:.3g} in corrupted prompts" if self.is_study else "not above 0"
+        beside = "not above 0" if self.is_frozen else f"and {corrupted:.3g} in corrupted prompts"
         return f"the logit difference is {clean:.3g}, {beside}: nothing can be lost"
 
     def on_logits(self, runs: PairedRuns, heads: Sequence[Head]) -> Float[Tensor, "sender prompt"]:
         """Logit differences with each head patched into the first level's receivers."""
-        if self.is_study or self.through_mlps:
+        if not self.is_frozen or self.through_mlps:
             return runs.along_paths(heads, through_mlps=True)
         return runs.direct(heads)
 
@@ -69,7 +69,7 @@ class EffectDefinition:
     ) -> Float[Tensor, "sender prompt"]:
         """The same for the second level's receivers."""
         queries = Receivers(tuple(movers), "q")
-        if self.is_study:
+        if not self.is_frozen:
             return runs.recomputed_after(heads, queries)
         return runs.along_paths(heads, [queries], through_mlps=self.through_mlps)
 
@@ -78,6 +78,6 @@ class EffectDefinition:
     ) -> Float[Tensor, "sender prompt"]:
         """The same for the third level's receivers."""
         values = Receivers(tuple(inhibitors), "v")
-        if self.is_study:
+        if not self.is_frozen:
             return runs.recomputed_after(heads, values)
         return runs.along_paths(heads, [values, Receivers(tuple(movers), "q")], through_mlps=self.through_mlps)

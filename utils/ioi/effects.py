@@ -179,7 +179,7 @@ class PairedRuns:
             return evaluate_masks_final(weights, end, masks, memory_budget_gb=memory, observe=observe)
 
         values = self._logit_differences(len(senders), final)
-        return Exchange(values, watch.attention.mean(dim=2).cpu(), reads(senders, movers))
+        return Exchange(values, watch.attention.cpu(), reads(senders, movers))
 
     def _logit_differences(
         self, n_rows: int, final: Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]]
@@ -197,8 +197,8 @@ class Exchange:
     """One head's output exchanged at the answer's token, for several heads."""
 
     logit_difference: Float[Tensor, "sender prompt"]
-    # Mean attention of the movers from the answer's token; meaningless if a mover does not read the sender.
-    attention: Float[Tensor, "sender mover name"]
+    # Attention of the movers from the answer's token; meaningless if a mover does not read the sender.
+    attention: Float[Tensor, "sender mover prompt name"]
     reads: Bool[Tensor, "sender mover"]  # whether a mover reads the sender
 
     @classmethod
@@ -207,17 +207,22 @@ class Exchange:
         senders: Sequence[Head],
         movers: Sequence[Head],
         logit_difference: Float[Tensor, " prompt"],
-        attention: Float[Tensor, "name layer head"],
+        attention: Float[Tensor, "name layer head prompt"],
     ) -> Exchange:
         """The exchange with the prompt itself, from what is known about the clean run: every head's attention."""
-        of_movers = torch.stack([attention[:, layer, head] for layer, head in movers])
+        of_movers = torch.stack([attention[:, layer, head].T for layer, head in movers])
         n = len(senders)
-        return cls(logit_difference.expand(n, -1), of_movers.expand(n, -1, -1), reads(senders, movers))
+        return cls(logit_difference.expand(n, -1), of_movers.expand(n, -1, -1, -1), reads(senders, movers))
+
+    def attention_by_prompt(self) -> Float[Tensor, "sender prompt name"]:
+        """Mean over the movers that read the sender; nan if none does."""
+        reads = self.reads[:, :, None, None]
+        return self.attention.masked_fill(~reads, 0.0).sum(dim=1) / reads.sum(dim=1)
 
     def mean_attention(self) -> Float[Tensor, "sender name"]:
-        """Mean over the movers that read the sender; nan if none does."""
+        """The same, averaged over prompts first."""
         reads = self.reads[:, :, None]
-        return self.attention.masked_fill(~reads, 0.0).sum(dim=1) / reads.sum(dim=1)
+        return self.attention.mean(dim=2).masked_fill(~reads, 0.0).sum(dim=1) / reads.sum(dim=1)
 
 
 def reads(senders: Sequence[Head], movers: Sequence[Head]) -> Bool[Tensor, "sender mover"]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -37,6 +38,7 @@ from ..tasks import TASKS, Prompts
 from ..tasks.ioi import signal_variants
 from ..tasks.vocabulary import require_embedded
 from .keys import CircuitInput, IoiConsistencyConfig
+from .shares import PValues, p_above
 
 STORED, COMPUTED, ALL_HEADS = "stored", "computed", "all heads"
 SCORES = ("copy", "negative_copy", "induction", "duplicate_token")
@@ -78,6 +80,9 @@ class HeadFacts:
     duplicate_token: OfHeads
     cspa: OfHeads  # copy-suppression score; nan if a head has none
     sources: dict[str, str]  # input -> `stored` or `computed` (for the circuit also `all heads`)
+    errors: dict[str, OfHeads]  # standard errors of the five scores
+    n_samples: dict[str, int]  # how many samples each score is an average over
+    chance: dict[str, float]  # scores of a head that attends to all tokens alike
 
     @cached_property
     def in_circuit(self) -> Bool[Tensor, "layer head"]:
@@ -90,6 +95,23 @@ class HeadFacts:
     def circuit_heads(self) -> list[tuple[int, int]]:
         """The circuit's heads, in order."""
         return [(layer, head) for layer, head in self.in_circuit.nonzero().tolist()]
+
+    def at(self, of_heads: Shaped[Tensor, "layer head"], heads: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The numbers of some heads."""
+        return np.array([of_heads[head].item() for head in heads])
+
+    def p_above(
+        self, name: str, limit: float | Tensor, heads: Sequence[tuple[int, int]], times_mean: float = 0.0
+    ) -> PValues:
+        """Tests that a score of some heads is above a limit, which may be a multiple of the mean over all heads.
+
+        Args:
+            times_mean: that multiple. The mean errs too, as that of independent scores.
+        """
+        error, score = self.errors[name], getattr(self, name)
+        error = (error.square() + (times_mean / error.numel()) ** 2 * error.square().nansum()).sqrt()
+        distance, error = (torch.tensor(self.at(of_heads, heads)) for of_heads in (score - limit, error))
+        return p_above(distance, error, self.n_samples[name])
 
     def writes_to_queries(self, sender: tuple[int, int], receivers: Sequence[tuple[int, int]]) -> bool:
         """Whether an edge of the circuit joins a head to the query of one of these others."""
@@ -164,21 +186,28 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
         table = made["components"].table
     of_scores = {name: table[table["score"] == name] for name in SCORES}
     scores = {name: lookup.by_head(stored_components, rows, "value") for name, rows in of_scores.items()}
+    errors = {name: lookup.by_head(stored_components, rows, "se") for name, rows in of_scores.items()}
+    chance = {name: float(rows["chance"].iloc[0]) for name, rows in of_scores.items()}
+    n_samples = dict.fromkeys(SCORES[:2], config.components.n_prompts)
+    n_samples |= dict.fromkeys(SCORES[2:], config.components.n_sequences)
 
     if stored_cspa is not None:
         table = stored_cspa.read_table(step)
+        n_samples["cspa"] = int(stored_cspa.read_run()["settings"]["n_sequences"])
     else:
         cspa_config = config.cspa_config()
         assert inputs.cspa is not None
         assert cspa_config is not None
         table = cspa.measure(checkpoint, cspa_config, inputs.cspa, None)["cspa"].table
+        n_samples["cspa"] = cspa_config.n_sequences
     # Heads below `start_layer` have no score.
     scores["cspa"] = lookup.by_head(stored_cspa, table, "score", some=True)
+    errors["cspa"] = lookup.by_head(stored_cspa, table, "score_se", some=True)
 
     folders = {"circuit": stored_circuit, "components": stored_components, "cspa": stored_cspa}
     sources = {name: COMPUTED if folder is None else STORED for name, folder in folders.items()}
     sources |= {"circuit": ALL_HEADS} if every_head else {}
-    return HeadFacts(graph, edges, status, sources=sources, **scores)
+    return HeadFacts(graph, edges, status, sources=sources, errors=errors, n_samples=n_samples, chance=chance, **scores)
 
 
 class _Lookup:

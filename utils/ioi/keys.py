@@ -16,12 +16,13 @@ _ATTENTION: dict[str, Any] = {"ge": -1, "le": 1, "reason": "attention is a proba
 
 
 class Thresholds(Section):
-    """When a head holds a role. The defaults are those of Tigges et al. 2024 (arXiv 2407.10827)."""
+    """When a head holds a role. Except for `score_over_chance`, the defaults are those of Tigges et al. 2024 (arXiv
+    2407.10827)."""
 
     copy_score: float = key(10.0, ge=0, le=100, reason="it is a percentage")
     """Name movers have a copy score above this, in percent, and an effect below 0."""
     negative_copy_score: float = key(10.0, ge=0, le=100, reason="it is a percentage")
-    """Negative name movers have a negative copy score above this, in percent; only with `definitions: study`."""
+    """Negative name movers have a negative copy score above this, in percent; not with `definitions: frozen`."""
     cspa: float = key(0.10, ge=-1, le=1, reason="a head that only suppresses copying has 1")
     """Copy-suppression heads have a CSPA score above this."""
     s_inhibition_effect: float = key(-0.001, **_EFFECT)
@@ -39,6 +40,9 @@ class Thresholds(Section):
     score_over_mean: float = key(1.0, gt=0, le=10_000, reason="no model has more heads")
     """Induction and duplicate-token heads have an induction or duplicate-token score above this multiple of its mean
     over all heads of the model."""
+    score_over_chance: float = key(2.0, gt=0, le=10_000, reason="no context is longer")
+    """They also have a score above this multiple of what a head scores that attends to all tokens alike; not with
+    `definitions: study`. No untrained head was seen above 1.4."""
 
 
 class CircuitInput(CircuitKeys):
@@ -58,9 +62,14 @@ class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
     same settings. Otherwise they are computed.
     """
 
-    definitions: Literal["study", "frozen"] = "study"
-    """How [effects](../docs/heads.md#the-ioi-algorithm) are measured, and who can hold a role: as in the `study`,
-    or with everything off the path `frozen`."""
+    definitions: Literal["standard", "study", "frozen"] = "standard"
+    """How [effects](../docs/heads.md#the-ioi-algorithm) are measured, and who holds a role: as in the `study`; by its
+    criteria, but each met beyond its error (`standard`); or so with everything off the path `frozen`."""
+    false_discovery_rate: float = key(
+        0.05, gt=0, le=1, reason="it is a share", only_with=("definitions", "standard", "frozen")
+    )
+    """Of the heads that hold a role at a level, how many may owe it to the choice of prompts (Benjamini and Hochberg
+    1995, over the level's roles and all heads that can hold them)."""
     n_prompts: int = amount(70, most=MOST_PROMPTS)
     """How many IOI prompts to measure effects on."""
     through_mlps: bool = False
@@ -80,17 +89,18 @@ class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
     """Text and settings for the CSPA scores. Needed if none are stored."""
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
-        """Adds the threshold of a role that `frozen` does not have."""
+        """Adds the threshold that a definition has no use for."""
         yield from super().unread(prefix)
-        default = Thresholds().negative_copy_score
-        if self.definitions == "frozen" and self.thresholds.negative_copy_score != default:
-            yield f"{prefix}thresholds.negative_copy_score", "with definitions=frozen; it needs study"
+        for definitions, name in (("frozen", "negative_copy_score"), ("study", "score_over_chance")):
+            if self.definitions == definitions and getattr(self.thresholds, name) != getattr(Thresholds(), name):
+                others = "standard or study" if definitions == "frozen" else "standard or frozen"
+                yield f"{prefix}thresholds.{name}", f"with definitions={definitions}; it needs {others}"
 
     @model_validator(mode="after")
     def _through_mlps_is_a_choice(self) -> IoiConsistencyConfig:
-        if self.through_mlps and self.definitions == "study":
+        if self.through_mlps and self.definitions != "frozen":
             raise ValueError(
-                "through_mlps: definitions=study counts paths through MLPs anyway; leave it out, or pass "
+                f"through_mlps: definitions={self.definitions} counts paths through MLPs anyway; leave it out, or pass "
                 "definitions=frozen"
             )
         return self

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -33,7 +34,16 @@ from .definitions import EffectDefinition
 from .effects import Exchange, PairedRuns
 from .inputs import HeadFacts, IoiInputs, gather
 from .keys import IoiConsistencyConfig
-from .roles import CLEAN, Roles, holders, inhibition_roles, is_copy_suppression, reading_roles, writing_roles
+from .roles import (
+    CLEAN,
+    Roles,
+    give_roles,
+    holders,
+    inhibition_roles,
+    is_copy_suppression,
+    reading_roles,
+    writing_roles,
+)
 from .shares import Scale
 from .tables import Consistency, Tables
 
@@ -59,6 +69,8 @@ class Levels:
         self.weights, self.prompts, self.variants = weights, prompts, variants
         self.facts, self.config, self.limits = facts, config, config.thresholds
         self.definition = EffectDefinition(config.definitions, config.through_mlps)
+        # The study lets the measured values decide.
+        self.rate = None if config.definitions == "study" else config.false_discovery_rate
         self.names = torch.stack([prompts.positions[name] for name in NAMES], dim=1)
         self.runs = self.runs_with(prompts.corrupted)
         self.clean, corrupted = self.runs.both()
@@ -78,10 +90,10 @@ class Levels:
                 self.tables.add_row(level, None, reason=reason)
             return self.tables.done(), {}
         # Heads of the first two levels act at the end of the prompt, those of the third where S comes again.
-        from_end, from_s2 = self._attention("end", "s2")
+        by_prompt, (from_end, from_s2) = self._attention("end", "s2")
         writing = self._name_movers(from_end)
         movers = holders(writing, "name_mover")
-        inhibitors, none_because = self._s_inhibition(movers, from_end)
+        inhibitors, none_because = self._s_inhibition(movers, from_end, by_prompt[0])
         self._induction(inhibitors, none_because, movers, from_s2)
         return self.tables.done(), writing
 
@@ -99,28 +111,39 @@ class Levels:
 
     def _name_movers(self, attention: Float[Tensor, "name layer head"]) -> Roles:
         effects = self.scale.effects(self.definition.on_logits(self.runs, self.heads))
-        negative = self.definition.is_study
-        roles = writing_roles(self.heads, effects.values, self.facts, self.limits, negative_name_movers=negative)
+        negative = not self.definition.is_frozen
+        level = writing_roles(self.heads, effects, self.facts, self.limits, negative_name_movers=negative)
+        roles = give_roles(self.heads, level, self.rate)
         self.tables.add_level("name_movers", effects, roles, attention, None)
         return roles
 
     def _s_inhibition(
-        self, movers: Sequence[Head], attention: Float[Tensor, "name layer head"]
+        self,
+        movers: Sequence[Head],
+        attention: Float[Tensor, "name layer head"],
+        by_prompt: Float[Tensor, "name layer head prompt"],
     ) -> tuple[tuple[Head, ...], str]:
         """The S-inhibition heads, and what to say if there are none."""
+        beyond = "" if self.rate is None else ", beyond their errors"
         if not movers:
             reason = f"no name movers: no head has a copy score above {self.limits.copy_score:g}% and an effect below 0"
+            reason += beyond
             self.tables.add_row("s_inhibition", 0, reason=reason)
             return (), "no S-inhibition heads: there are no name movers to inhibit"
         # An effect makes a head a candidate; the signal that it sends decides.
         effects = self.scale.effects(self.definition.on_queries(self.runs, self.heads, movers))
         limit = self.limits.s_inhibition_effect
         below = [head for head, effect in zip(self.heads, effects.values.tolist(), strict=True) if effect < limit]
-        candidates = below
-        if self.definition.is_study:
-            candidates = [head for head in below if self.facts.writes_to_queries(head, movers)]
-        exchanges = self._exchange(candidates, movers, attention)
-        roles = inhibition_roles(candidates, exchanges, self.limits)
+        candidates, p_effect = below, effects.p_below(limit)
+        if not self.definition.is_frozen:
+            joined = [self.facts.writes_to_queries(head, movers) for head in self.heads]
+            candidates = [
+                head for head, is_joined in zip(self.heads, joined, strict=True) if is_joined and head in below
+            ]
+            p_effect[~np.array(joined)] = np.nan
+        exchanges = self._exchange(candidates, movers, by_prompt)
+        level = inhibition_roles(self.heads, candidates, p_effect, exchanges, self.limits)
+        roles = give_roles(self.heads, level, self.rate)
         self.tables.add_signals(candidates, exchanges, roles)
         self.tables.add_level("s_inhibition", effects, roles, attention, len(movers))
         if not below:
@@ -128,11 +151,11 @@ class Levels:
         elif not candidates:
             missing = f"no edge of the circuit joins any of {len(below)} candidates to a name mover's query"
         else:
-            missing = f"none of {len(candidates)} candidates passes the signal test"
+            missing = f"none of {len(candidates)} candidates passes the signal test{beyond}"
         return holders(roles), f"no S-inhibition heads: {missing}"
 
     def _exchange(
-        self, candidates: Sequence[Head], movers: Sequence[Head], attention: Float[Tensor, "name layer head"]
+        self, candidates: Sequence[Head], movers: Sequence[Head], attention: Float[Tensor, "name layer head prompt"]
     ) -> dict[str, Exchange]:
         """Replace what the candidates write at the answer with what they write in each variant of the prompt."""
         if not candidates:
@@ -143,7 +166,7 @@ class Levels:
             if name != CLEAN:
                 runs = self.runs_with(tokens.to(self.weights.device))
                 exchanges[name] = runs.exchanged(
-                    candidates, movers, self.names, only_into_queries=self.definition.is_study
+                    candidates, movers, self.names, only_into_queries=not self.definition.is_frozen
                 )
         return exchanges
 
@@ -155,7 +178,7 @@ class Levels:
         attention: Float[Tensor, "name layer head"],
     ) -> None:
         receivers = inhibitors
-        if self.definition.is_study:
+        if not self.definition.is_frozen:
             receivers = [head for head in inhibitors if not is_copy_suppression(head, self.facts, self.limits)]
         if inhibitors and not receivers:
             none_because = "no receivers: every S-inhibition head is a copy-suppression head too"
@@ -163,14 +186,17 @@ class Levels:
             self.tables.add_row("induction", 0, reason=none_because)
             return
         effects = self.scale.effects(self.definition.on_values(self.runs, self.heads, receivers, movers))
-        roles = reading_roles(self.heads, effects.values, self.facts, self.limits)
+        level = reading_roles(self.heads, effects, self.facts, self.limits, over_chance=self.rate is not None)
+        roles = give_roles(self.heads, level, self.rate)
         self.tables.add_level("induction", effects, roles, attention, len(receivers))
 
-    def _attention(self, *names: str) -> list[Float[Tensor, "name layer head"]]:
+    def _attention(
+        self, *names: str
+    ) -> tuple[Float[Tensor, "query name layer head prompt"], Float[Tensor, "query name layer head"]]:
         """Attention of every head to the names in the clean run, from each of some named positions."""
         queries = torch.stack([self.prompts.positions[name] for name in names], dim=1)
         clean, lengths, batch_size = self.prompts.clean, self.prompts.lengths, self.config.batch_size
-        return list(name_attention(self.weights, clean, lengths, queries, self.names, batch_size))
+        return name_attention(self.weights, clean, lengths, queries, self.names, batch_size)
 
 
 def measure(

@@ -1,15 +1,39 @@
-"""Effects in their unit, and the percentage of them that some heads have, with intervals from resampled prompts."""
+"""Effects in their unit, and the percentage of them that some heads have: intervals from resampled prompts, and tests.
+
+Tests are Student's, one-sided, of means over prompts. That an effect is below a limit, mean(change) / mean(divisor) <
+limit, is tested as mean(change - limit * divisor) < 0, which needs no error of a quotient; and the divisor itself must
+be above 0.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from jaxtyping import Bool, Float
+from scipy import stats
 from torch import Tensor
 
-from circuits_over_time.edge_attribution_patching.statistics import Bootstrap, percentile_interval
+from circuits_over_time.edge_attribution_patching.statistics import Bootstrap, percentile_interval, standard_errors
 
 NAN = float("nan")
+
+PValues = Float[np.ndarray, " head"]
+
+
+def p_above(estimates: Tensor, errors: Tensor, n: int) -> PValues:
+    """How likely estimates so far above 0 are if the truth is 0, by Student's t of n independent samples.
+
+    0 or 1 where there is no error; nan for a single sample.
+    """
+    distance, error = estimates.double().numpy(), errors.double().numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(error == 0, distance <= 0, stats.t.sf(distance / error, n - 1))
+
+
+def p_mean_above(samples: Float[Tensor, "head prompt"], limit: float = 0) -> PValues:
+    """The same for means over prompts that are above a limit."""
+    return p_above(samples.double().mean(dim=-1) - limit, standard_errors(samples), samples.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -18,10 +42,21 @@ class Effects:
 
     values: Float[Tensor, " head"]
     resampled: Float[Tensor, "resample head"]
+    change: Float[Tensor, "head prompt"]  # of the logit difference
+    divisor: Float[Tensor, " prompt"]
 
     def sum(self, heads: Bool[Tensor, " head"]) -> float:
         """The sum of some heads' absolute effects."""
         return float(self.values[heads].abs().sum())
+
+    def p_below(self, limit: float) -> PValues:
+        """Tests that each effect is below a limit."""
+        return np.maximum(p_mean_above(limit * self.divisor - self.change), p_mean_above(self.divisor[None]))
+
+    def p_any(self) -> PValues:
+        """Tests that each effect is not 0, with either sign."""
+        one_sided = np.minimum(p_mean_above(self.change), p_mean_above(-self.change))
+        return np.maximum(np.minimum(2 * one_sided, 1), p_mean_above(self.divisor[None]))
 
 
 class Scale:
@@ -39,7 +74,8 @@ class Scale:
         """The effects of heads, from the logit difference of every prompt with each of them patched."""
         change = patched.double() - self.clean  # paired: the same prompts in both
         values = change.mean(dim=1) / self.divisor.mean()
-        return Effects(values, self.bootstrap.means(change) / self.bootstrap.means(self.divisor)[:, None])
+        resampled = self.bootstrap.means(change) / self.bootstrap.means(self.divisor)[:, None]
+        return Effects(values, resampled, change, self.divisor)
 
     def percentage(
         self, effects: Effects, of: Bool[Tensor, " head"], among: Bool[Tensor, " head"]

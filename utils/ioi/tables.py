@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
+from circuits_over_time.edge_attribution_patching.statistics import standard_errors
 
 from ..results.kinds import IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
 from .attention import NAMES
@@ -44,7 +45,7 @@ class Tables:
     ) -> None:
         self.definition, self.facts, self.scale, self.logit_diffs = definition, facts, scale, logit_diffs
         # The heads among which roles are looked for: all of the model, or with `frozen` those of the circuit.
-        everywhere = torch.ones_like(facts.in_circuit) if definition.is_study else facts.in_circuit
+        everywhere = facts.in_circuit if definition.is_frozen else torch.ones_like(facts.in_circuit)
         self.measured: list[Head] = [(layer, head) for layer, head in everywhere.nonzero().tolist()]
         self._levels: list[dict[str, Any]] = []
         self._heads: list[dict[str, Any]] = []
@@ -77,6 +78,7 @@ class Tables:
             role = roles.get((layer, head), Role("", False))
             row: dict[str, Any] = {"level": level, "definitions": self.definition.name, "layer": layer, "head": head}
             row |= {"role": role.name, "effect": float(effects.values[at]), "effect_se": errors[at]}
+            row |= {"p_value": role.p_value, "q_value": role.q_value}
             row |= {"unit": self.definition.unit} | {name: float(score[layer, head]) for name, score in scores.items()}
             row |= {f"attention_{name}": float(attention[i, layer, head]) for i, name in enumerate(NAMES)}
             self._heads.append(row | {"in_circuit": bool(facts.in_circuit[layer, head]), "passes": role.passes})
@@ -107,11 +109,14 @@ class Tables:
         """Add a row per candidate and variant of the prompt."""
         for name, exchange in exchanges.items():
             logit_diffs = exchange.logit_difference.double().mean(dim=1).tolist()
+            logit_diff_errors = standard_errors(exchange.logit_difference).tolist()
             attention = exchange.mean_attention().tolist()
+            attention_errors = standard_errors(exchange.attention_by_prompt().transpose(1, 2)).tolist()
             for row, (layer, head) in enumerate(candidates):
                 line: dict[str, Any] = {"definitions": self.definition.name, "layer": layer, "head": head}
-                line |= {"variant": name, "logit_diff": logit_diffs[row]}
+                line |= {"variant": name, "logit_diff": logit_diffs[row], "logit_diff_se": logit_diff_errors[row]}
                 line |= {f"attention_{at}": x for at, x in zip(NAMES, attention[row], strict=True)}
+                line |= {f"attention_{at}_se": x for at, x in zip(NAMES, attention_errors[row], strict=True)}
                 line |= {"n_name_movers": int(exchange.reads[row].sum()), "passes": roles[layer, head].passes}
                 self._signals.append(line)
 
