@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import brentq
 
 from circuits_over_time.utils.comparison.emergence import crossings, find_emergence, order_shares, plateaus
-from circuits_over_time.utils.comparison.lifetimes import lifetimes, median_lifetime, turnover
+from circuits_over_time.utils.comparison.lifetimes import RedrawnLives, lifetimes, median_lifetime, turnover
 from circuits_over_time.utils.comparison.statistics import normal_resamples
 
 STEPS = [0, 10, 20, 30, 40]
@@ -55,6 +55,67 @@ def test_lifetimes_of_a_hand_made_history() -> None:
 
 def test_median_lifetime_is_unknown_if_more_than_half_live_on() -> None:
     assert np.isnan(median_lifetime(np.array([1, 5, 5]), np.array([True, False, False])))
+
+
+def test_errors_of_lifetimes_are_the_spread_over_histories() -> None:
+    histories = np.random.default_rng(0).random((20, 5, 12)) < np.linspace(0.02, 0.3, 12)  # [draw, checkpoint, edge]
+    lives = RedrawnLives(20, 12)
+    for at in range(5):
+        lives.add(histories[:, at])
+    of_edges, of_median = lives.errors()
+    lived = np.full((20, 12), np.nan)
+    medians = []
+    for row, history in zip(lived, histories, strict=True):
+        table = lifetimes(history, STEPS)
+        row[table["edge"]] = table["lifetime"]
+        medians.append(table["median_lifetime"].fillna(6).iloc[0])
+    several = (~np.isnan(lived)).sum(axis=0) > 1
+    np.testing.assert_allclose(of_edges[several], np.nanstd(lived[:, several], axis=0, ddof=1))
+    assert np.isnan(of_edges[~several]).all()
+    assert of_median == pytest.approx(np.std(medians, ddof=1))
+
+
+def test_errors_of_a_median_lifetime_are_those_of_new_prompts() -> None:
+    """Between them, 20 draws of the prompts of a model differ as much as the resamples of one draw say."""
+    ratios = []
+    for seed in range(4):
+        spread, errors = median_lifetime_spread(seed)
+        ratios.append(np.mean(errors) / spread)
+    assert 0.7 < np.mean(ratios) < 1.6
+
+
+def median_lifetime_spread(seed: int, n: int = 20) -> tuple[float, list[float]]:
+    """Circuits of the 25 strongest of 300 edges at 18 checkpoints; scores of five folds, noise of a fifth of a score.
+
+    Returns:
+        The spread of the median lifetime over n draws of the prompts, and the standard error that each draw gives.
+    """
+    rng = np.random.default_rng(seed)
+    at_end, at_start = rng.standard_t(3, size=(2, 300))
+    turned = np.linspace(0, 0.8, 18)[:, None]
+    truth = (1 - turned) * at_start + 2 * turned * at_end
+    medians, errors = [], []
+    for _ in range(n):
+        # Most of a fold's noise is the same at all checkpoints: they are measured on the same prompts.
+        noise = np.sqrt(0.7) * rng.normal(size=(1, 5, 300)) + np.sqrt(0.3) * rng.normal(size=(18, 5, 300))
+        folds = truth[:, None] + 0.2 * np.sqrt(5) * noise
+        means = folds.mean(axis=1)
+        weights = rng.multinomial(5, [0.2] * 5, size=50) / 5
+        lives = RedrawnLives(50, 300)
+        for mean, of_fold in zip(means, folds, strict=True):
+            lives.add(strongest(mean + np.sqrt(5 / 4) * (weights @ of_fold - mean)))
+        errors.append(lives.errors()[1])
+        observed = lifetimes(strongest(means), list(range(18)))["median_lifetime"].fillna(19).iloc[0]
+        medians.append(observed)
+    return float(np.std(medians, ddof=1)), errors
+
+
+def strongest(scores: np.ndarray) -> np.ndarray:
+    """Which scores of each row are among its 25 largest."""
+    places = np.argsort(-np.abs(scores), axis=-1)[..., :25]
+    present = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(present, places, True, axis=-1)
+    return present
 
 
 def test_a_single_crossing_is_no_emergence() -> None:

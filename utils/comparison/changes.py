@@ -22,7 +22,7 @@ from circuits_over_time.edge_attribution_patching.circuits.stability import sign
 
 from ..results.comparison import COMPARISONS
 from .chance import expected_added, expected_jaccard, expected_weighted_jaccard
-from .floors import Samples, change_test, noise_floor
+from .floors import Samples, bootstrap_scores, change_test, noise_floor
 from .inputs import Checkpoint, Trajectory
 from .keys import ComparisonConfig
 from .similarity import OF_CIRCUITS, Circuits, Edges, of_circuits, rank_correlation
@@ -69,6 +69,20 @@ def grown(checkpoint: Checkpoint, size: int) -> Bool[Tensor, "n_forward n_backwa
         signed = signed_selection(checkpoint.folds, rule.seed, rule.positive_share)
     order = edge_order(checkpoint.circuit.scores, graph, rule.order, limit=size, signed=signed)
     return top_n_masks(order, graph, [min(size, len(order))])[0]
+
+
+def redrawn(checkpoint: Checkpoint, size: int, config: ComparisonConfig, edges: Edges) -> Bool[Tensor, "draw edge"]:
+    """Circuits of other draws of the prompts at one checkpoint, over all edges of the graph.
+
+    The same draws at every checkpoint with as many folds; a fifth of `resamples`, because circuits cost more than other
+    curves.
+    """
+    folds, draws = checkpoint.folds, config.resamples // 5
+    circuits = torch.zeros(draws, len(edges.flat), dtype=torch.bool)
+    grower = checkpoint.rule.grower(folds)
+    of_folds = grower.circuits(bootstrap_scores(folds, config.seed, draws), size)
+    circuits[:, torch.searchsorted(edges.flat, folds.edges)] = of_folds
+    return circuits
 
 
 class Comparer:

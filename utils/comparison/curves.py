@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Float
 
 from ..base.errors import UserError
 from ..results.store import Store
 from .chance import expected_jaccard
-from .changes import grown
-from .floors import bootstrap_scores
+from .changes import grown, redrawn
 from .inputs import Trajectory
 from .keys import ComparisonConfig
 from .similarity import Edges, jaccard
@@ -198,17 +196,16 @@ def circuit_curves(trajectory: Trajectory, reference: int, size: int, config: Co
     tokens = np.array([checkpoint.tokens for checkpoint in checkpoints])
     edges = Edges.all_of(trajectory.graph)
     observed = torch.stack([grown(at, size).flatten()[edges.flat] for at in checkpoints])
-    draws = config.resamples // 5  # Circuits cost more than other curves.
     resampled = []
-    redrawn = _redrawn(trajectory, reference, size, config, draws, edges)
-    for step in trajectory.steps:
-        circuits = redrawn if step == reference else _redrawn(trajectory, step, size, config, draws, edges)
-        resampled.append(jaccard(circuits, redrawn.roll(1, 0)).numpy())
+    of_reference = redrawn(trajectory.checkpoints[reference], size, config, edges)
+    for at in checkpoints:
+        circuits = of_reference if at.step == reference else redrawn(at, size, config, edges)
+        resampled.append(jaccard(circuits, of_reference.roll(1, 0)).numpy())
     n_edges = observed.sum(dim=1).tolist()
-    of_reference = int((steps == reference).argmax())
-    chance = np.nanmean([expected_jaccard(n, n_edges[of_reference], len(edges.flat)) for n in n_edges])
-    values = jaccard(observed, observed[of_reference].expand_as(observed)).numpy()
-    values[of_reference] = resampled[of_reference].mean()
+    row = int((steps == reference).argmax())
+    chance = np.nanmean([expected_jaccard(n, n_edges[row], len(edges.flat)) for n in n_edges])
+    values = jaccard(observed, observed[row].expand_as(observed)).numpy()
+    values[row] = resampled[row].mean()
     task, sizes = trajectory.task, [at.circuit.n_edges if at.size is not None else np.nan for at in checkpoints]
     similarity = Curve(
         trajectory.model,
@@ -231,17 +228,6 @@ def circuit_curves(trajectory: Trajectory, reference: int, size: int, config: Co
             similarity, name=f"{task} circuit {score}", score=score, resampled=None, uncertainty="none", chance=0.0
         )
         yield replace(plain, values=np.array(of_score, dtype=float), leading=False)
-
-
-def _redrawn(
-    trajectory: Trajectory, step: int, size: int, config: ComparisonConfig, draws: int, edges: Edges
-) -> Bool[Tensor, "draw edge"]:
-    """Circuits of other draws of the prompts at one checkpoint, over all edges of the graph."""
-    folds = trajectory.checkpoints[step].folds
-    scores = bootstrap_scores(folds, config.seed, draws)
-    circuits = torch.zeros(draws, len(edges.flat), dtype=torch.bool)
-    circuits[:, torch.searchsorted(edges.flat, folds.edges)] = trajectory.rule.grower(folds).circuits(scores, size)
-    return circuits
 
 
 def _head_tables(store: Store, model: str) -> Iterator[tuple[str, pd.DataFrame]]:

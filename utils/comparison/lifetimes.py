@@ -3,6 +3,10 @@
 An edge is born at the first checkpoint whose circuit has it and dies after the last one. In between it may leave and
 return: those are its spells. A lifetime counts checkpoints, because nothing is known of the time between them. Edges of
 the last circuit may live on, so their lifetimes are right-censored.
+
+Lifetimes have standard errors: how much they differ between histories of other draws of the prompts. They have no
+intervals. Noise adds edges that flicker, and takes others away for a while, so that a noisy history's lifetimes are
+biased, and intervals around them covered 21% to 100% in simulations.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 
 def turnover(present: Bool[np.ndarray, "checkpoint edge"]) -> pd.DataFrame:
@@ -75,3 +79,43 @@ def median_lifetime(lifetimes: np.ndarray, died: np.ndarray) -> float:
         if alive <= 0.5:
             return float(age)
     return float("nan")
+
+
+class RedrawnLives:
+    """Births and last checkpoints of edges in histories of other draws of the prompts, gathered by checkpoint."""
+
+    def __init__(self, n_draws: int, n_edges: int) -> None:
+        self._n_draws, self._n_edges, self._n_checkpoints = n_draws, n_edges, 0
+        # Circuits hold few of the edges: of each draw and edge that was seen, draw * n_edges + edge, in order.
+        self._seen, self._birth, self._last = np.zeros((3, 0), dtype=np.int64)
+
+    def add(self, circuits: Bool[np.ndarray, "draw edge"]) -> None:
+        """The next checkpoint's circuits."""
+        present = np.flatnonzero(circuits)
+        seen = np.union1d(self._seen, present)
+        birth, last = np.full((2, len(seen)), self._n_checkpoints)
+        before = np.searchsorted(seen, self._seen)
+        birth[before], last[before] = self._birth, self._last
+        last[np.searchsorted(seen, present)] = self._n_checkpoints
+        self._seen, self._birth, self._last = seen, birth, last
+        self._n_checkpoints += 1
+
+    def errors(self) -> tuple[Float[np.ndarray, " edge"], float]:
+        """Standard errors of every edge's lifetime, over the draws that ever have it, and of the median lifetime.
+
+        A median beyond the last checkpoint counts as one checkpoint more. nan for an edge of fewer than two draws.
+        """
+        draw, edge = np.divmod(self._seen, self._n_edges)
+        lived, died = self._last - self._birth + 1, self._last < self._n_checkpoints - 1
+        count, total, squares = (
+            np.bincount(edge, weights, minlength=self._n_edges) for weights in (np.ones(len(edge)), lived, lived**2)
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            variance = (squares - total**2 / count) / (count - 1)
+        starts = np.searchsorted(draw, np.arange(1, self._n_draws))
+        medians = [
+            median_lifetime(*of_draw) if len(of_draw[0]) else np.nan
+            for of_draw in zip(np.split(lived, starts), np.split(died, starts), strict=True)
+        ]
+        known = np.nan_to_num(medians, nan=self._n_checkpoints + 1)
+        return np.sqrt(np.where(count > 1, np.maximum(variance, 0), np.nan)), float(known.std(ddof=1))

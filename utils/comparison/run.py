@@ -183,7 +183,7 @@ def _other_tables(plan: _Plan, progress: Progress) -> dict[str, pd.DataFrame]:
         for (name, task), trajectory in plan.trajectories.items():
             if name == model:
                 circuits += circuit_curves(trajectory, plan.references[model, task], plan.sizes[task], config)
-                turned, lived = edges_tables(trajectory, plan.sizes[task])
+                turned, lived = edges_tables(trajectory, plan.sizes[task], config)
                 frames["turnover"].append(turned)
                 frames["lifetimes"].append(lived)
                 progress.advance()

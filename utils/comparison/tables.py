@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from ..results.comparison import COMPARISONS
-from .changes import AT, grown
+from .changes import AT, grown, redrawn
 from .curves import Curve
 from .emergence import Emergence, find_emergence, order_shares
 from .inputs import Trajectory
 from .keys import ComparisonConfig
-from .lifetimes import lifetimes, turnover
+from .lifetimes import RedrawnLives, lifetimes, turnover
 from .similarity import Edges
 from .statistics import adjusted_p_values
 
@@ -105,7 +105,7 @@ def order_table(model: str, leading: dict[str, tuple[Curve, Emergence]], resampl
     return pd.DataFrame(rows, columns=list(COMPARISONS["order"]))
 
 
-def edges_tables(trajectory: Trajectory, size: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def edges_tables(trajectory: Trajectory, size: int, config: ComparisonConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`turnover` and `lifetimes` of one model and task, at either size.
 
     At fixed faithfulness a checkpoint without a circuit has no edges.
@@ -126,6 +126,14 @@ def edges_tables(trajectory: Trajectory, size: int) -> tuple[pd.DataFrame, pd.Da
         stamp = {"step": trajectory.steps, "tokens": [checkpoint.tokens for checkpoint in checkpoints]}
         turned.append(turnover(present).assign(**of_unit, at=at, **stamp))
         table = lifetimes(present, trajectory.steps)
+        if min(len(checkpoint.folds.sizes) for checkpoint in checkpoints) > 1:
+            lives = RedrawnLives(config.resamples // 5, len(names))
+            for checkpoint in checkpoints:
+                own = checkpoint.size if at == "faithfulness" else size
+                lives.add(redrawn(checkpoint, own, config, edges).numpy() if own else np.zeros((1, len(names)), bool))
+            of_edges, of_median = lives.errors()
+            table["lifetime_se"] = of_edges[table["edge"]]
+            table["median_lifetime_se"] = of_median if table["median_lifetime"].notna().all() else np.nan
         ends = {
             "source": [names[edge][0] for edge in table["edge"]],
             "target": [names[edge][1] for edge in table["edge"]],
