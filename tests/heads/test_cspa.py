@@ -223,18 +223,9 @@ def test_overflow_gives_a_reason_instead_of_a_wild_number() -> None:
 
 def test_number_of_positions_and_columns() -> None:
     table = scores(read_weights(random_model()), random_text(3, 23, 1), random_text(5, 23, 2))
-    losses = ["loss", "loss_cspa", "loss_ablated"]
-    assert list(table) == [
-        "layer",
-        "head",
-        "score",
-        "score_se",
-        "kl_cspa",
-        "kl_ablated",
-        *losses,
-        "n_positions",
-        "reason",
-    ]
+    numbers = ("score", "kl_cspa", "kl_ablated", "loss", "loss_cspa", "loss_ablated")
+    with_errors = [column for name in numbers for column in (name, f"{name}_se")]
+    assert list(table) == ["layer", "head", *with_errors, "n_positions", "reason"]
     assert set(table["n_positions"]) == {69}
 
 
@@ -243,6 +234,9 @@ def test_the_error_of_a_score_follows_from_the_sequences_by_themselves() -> None
     table = scores(weights, tokens, others)
     alone = [scores(weights, sequence[None], others) for sequence in tokens]
     assert all(one["score_se"].isna().all() for one in alone)
+    for name in ("kl_cspa", "kl_ablated", "loss", "loss_cspa", "loss_ablated"):
+        by_sequence = np.stack([one[name] for one in alone])
+        np.testing.assert_allclose(table[f"{name}_se"], by_sequence.std(axis=0, ddof=1) / 6**0.5, rtol=1e-3)
     for number, row in enumerate(table.itertuples()):
         cspa, ablated = (np.array([one[name][number] for one in alone]) for name in ("kl_cspa", "kl_ablated"))
         left = cspa - (1 - row.score) * ablated

@@ -10,7 +10,14 @@ from transformers import AutoTokenizer
 
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.utils.heads.keys import Definition
-from circuits_over_time.utils.heads.succession import CLASSES, Pairs, chance_level, succession, successor_pairs
+from circuits_over_time.utils.heads.succession import (
+    CLASSES,
+    Pairs,
+    Succession,
+    chance_level,
+    succession,
+    successor_pairs,
+)
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
 from get_new_successor_head_scores_over_time import ANALYSIS
@@ -336,8 +343,11 @@ def test_the_script_writes_a_row_a_head_and_leaves_absent_classes_empty(word_fam
         "value",
         "pairs",
         "se",
+        "low",
+        "high",
         "chance",
         "class_mean",
+        "class_mean_se",
         *classes,
     ]
     assert list(zip(table["layer"], table["head"], strict=True)) == [(i, j) for i in range(2) for j in range(4)]
@@ -350,6 +360,23 @@ def test_the_script_writes_a_row_a_head_and_leaves_absent_classes_empty(word_fam
     assert table["value"].tolist() == table["numbers"].tolist()
     assert table["chance"].tolist() == pytest.approx([1 / 89] * len(table))
     assert table["se"].tolist() == pytest.approx((table["value"] * (1 - table["value"]) / 89) ** 0.5)
+    assert table["class_mean_se"].tolist() == pytest.approx(table["se"].tolist(), abs=1e-6)  # of one class
+    # Wilson's interval: the shares that the observed one is 1.96 of their own standard errors away from.
+    for end in ("low", "high"):
+        error = (table[end] * (1 - table[end]) / 89) ** 0.5
+        away = (table["value"] - table[end]).abs() / error.where(error > 0)
+        assert away.dropna().tolist() == pytest.approx([1.959964] * away.notna().sum(), rel=1e-4)
+    assert (table["high"] > table["value"]).all()  # also of heads that get no pair right
+
+
+def test_the_error_of_a_mean_over_classes_weights_every_class_alike() -> None:
+    """Against draws of as many pairs of every class, with the shares as they are."""
+    classes = {"many": (40, 12), "few": (10, 7), "none": (0, 0)}
+    right = {name: (torch.arange(n) < n_right).expand(1, 1, -1) for name, (n, n_right) in classes.items()}
+    rng = np.random.default_rng(0)
+    draws = [rng.binomial(n, n_right / n, 50_000) / n for n, n_right in classes.values() if n]
+    expected = np.mean(draws, axis=0).std()
+    assert Succession(right).class_mean_error().item() == pytest.approx(expected, rel=0.02)
 
 
 def test_chance_is_what_random_rankings_of_a_lists_successors_score() -> None:

@@ -40,7 +40,7 @@ from circuits_over_time.edge_attribution_patching.model.forward import LayerActi
 from circuits_over_time.edge_attribution_patching.model.norms import normalise
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
-from circuits_over_time.edge_attribution_patching.statistics import quotient_errors
+from circuits_over_time.edge_attribution_patching.statistics import quotient_errors, standard_error, standard_errors
 
 from ..base.errors import UserError
 from .keys import Ablation
@@ -85,9 +85,9 @@ def cspa_scores(
         function_tokens: tokens that the qk intervention never keeps.
 
     Returns:
-        One row a head: `layer, head, score`; `score_se`, its standard error from sequences; `kl_cspa, kl_ablated`,
-        nats, means over all `n_positions`; `loss`, `loss_cspa, loss_ablated`, nats, means over the positions whose next
-        token is in the sequence; `reason`, why the score is empty, or empty.
+        One row a head: `layer, head, score`; `kl_cspa, kl_ablated`, nats, means over all `n_positions`; `loss`,
+        `loss_cspa, loss_ablated`, nats, means over the positions whose next token is in the sequence; each with its
+        standard error from sequences (`score_se`, ...); `reason`, why the score is empty, or empty.
 
     Raises:
         UserError: if the model caps its logits (Gemma 2): effects on them then do not add up.
@@ -234,6 +234,14 @@ class _HeadChanges:
         )
         # Positions of a sequence are no independent draws; sequences are.
         ablated, cspa = divergences.kl.unflatten(2, self.tokens.shape).mean(dim=3).unbind(dim=1)
+        loss_errors, kl_errors = (
+            standard_errors(by_sequence).cpu().T.numpy()
+            for by_sequence in (
+                divergences.loss.unflatten(2, self.tokens.shape)[..., :-1].mean(dim=3),
+                torch.stack((ablated, cspa), dim=1),
+            )
+        )
+        original = divergences.original_loss.view(self.tokens.shape)[:, :-1].mean(dim=1)
         # What rounding of the logits, and of a head's output before its mean is taken off, can pass for an effect.
         floor = (torch.finfo(self.dtype).eps * divergences.largest_logit) ** 2
         coarse = (4 * torch.finfo(self.weights.dtype).eps) ** 2
@@ -245,11 +253,13 @@ class _HeadChanges:
             table["score"] = 1 - kl_cspa / kl_ablated
         table["score_se"] = quotient_errors(cspa, ablated).numpy()
         table.loc[reason != "", ["score", "score_se"]] = math.nan
-        table = table.assign(kl_cspa=kl_cspa, kl_ablated=kl_ablated)
-        table["loss"] = float(divergences.original_loss[has_next.flatten()].mean())
         table = table.assign(
-            loss_cspa=loss_cspa, loss_ablated=loss_ablated, n_positions=self.tokens.numel(), reason=reason
+            kl_cspa=kl_cspa, kl_cspa_se=kl_errors[1], kl_ablated=kl_ablated, kl_ablated_se=kl_errors[0]
         )
+        table["loss"] = float(divergences.original_loss[has_next.flatten()].mean())
+        table = table.assign(loss_se=standard_error(original), loss_cspa=loss_cspa, loss_cspa_se=loss_errors[1])
+        table = table.assign(loss_ablated=loss_ablated, loss_ablated_se=loss_errors[0])
+        table = table.assign(n_positions=self.tokens.numel(), reason=reason)
         return table.replace([math.inf, -math.inf], math.nan)
 
 

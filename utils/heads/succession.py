@@ -41,6 +41,7 @@ from itertools import pairwise, product
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy import stats
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -134,8 +135,12 @@ def measure(
     table["value"] = result.overall().flatten().tolist()
     table["pairs"] = n_pairs = sum(result.pairs(name) for name in CLASSES)
     table["se"] = (table["value"] * (1 - table["value"]) / n_pairs) ** 0.5
+    right = (table["value"] * n_pairs).round().astype(int)
+    ends = [stats.binomtest(n_right, n_pairs).proportion_ci(method="wilson") for n_right in right.tolist()]
+    table["low"], table["high"] = [end.low for end in ends], [end.high for end in ends]
     table["chance"] = chance_level(inputs)
     table["class_mean"] = result.class_mean().flatten().tolist()
+    table["class_mean_se"] = result.class_mean_error().flatten().tolist()
     for name in CLASSES:
         table[name] = result.share(name).flatten().tolist()
         table[f"{name}_pairs"] = result.pairs(name)
@@ -201,6 +206,12 @@ class Succession:
     def class_mean(self) -> Float[Tensor, "layer head"]:
         """Mean of the shares of the classes that have pairs, each class with the same weight."""
         return torch.stack([self.share(name) for name in self.right if self.pairs(name)]).mean(dim=0)
+
+    def class_mean_error(self) -> Float[Tensor, "layer head"]:
+        """Its standard error, binomial in every class."""
+        shares = {name: self.share(name).double() for name in self.right if self.pairs(name)}
+        variances = [share * (1 - share) / self.pairs(name) for name, share in shares.items()]
+        return torch.stack(variances).sum(dim=0).sqrt() / len(shares)
 
     def overall(self) -> Float[Tensor, "layer head"]:
         """Share of all pairs that each head gets right."""
