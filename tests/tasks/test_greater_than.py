@@ -103,14 +103,16 @@ def test_answers_before_the_last_digit_are_the_greater_digits_and_end_the_year(n
 
 
 def test_the_papers_form_is_taken_where_it_can_be_had():
-    assert [greater_than.form_of(TOKENIZERS[name]()).digits for name in TOKENIZERS] == [2, 2]
-    assert [greater_than.form_of(OTHERS[name]()).digits for name in ("digits", "three", "pieces")] == [1, 1, 1]
+    assert [greater_than.form_of(TOKENIZERS[name]())[0] for name in TOKENIZERS] == [2, 2]
+    assert [greater_than.form_of(OTHERS[name]())[0] for name in ("digits", "three", "pieces")] == [1, 1, 1]
 
 
 def test_every_year_with_a_right_and_a_wrong_digit_makes_prompts():
-    form = greater_than.form_of(OTHERS["digits"]())
-    assert form.years == tuple(year for year in range(1100, 1800) if year % 10 not in (0, 9))
-    assert {form.corrupted(year) for year in form.years} == set(range(1100, 1800, 10))
+    digits, years = greater_than.form_of(OTHERS["digits"]())
+    assert (digits, years) == (1, [year for year in range(1100, 1800) if year % 10 not in (0, 9)])
+    prompts = build_prompts("greater_than", OTHERS["digits"](), 8000, 0)
+    begun = zip(prompts.meta["year"], prompts.texts, strict=True)
+    assert {(year, int(text.split()[6])) for year, (_, text) in begun} == {(year, year // 10 * 10) for year in years}
 
 
 def test_years_cut_into_three_digits_from_the_right_have_no_form():

@@ -19,7 +19,6 @@ corruption (1701, or 1730) makes no prompt.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..base.errors import UserError
@@ -50,28 +49,10 @@ NOUNS: tuple[str, ...] = words(
     "strikes study test testing tests therapy tour tradition treaty trial trip unemployment voyage warfare work"
 )
 
-CORRUPTED_DIGITS = 1  # the corrupted year is XX01, or XXX0 where the answer is one digit
+# What the corrupted year ends with, by the number of digits that the answer has: XX01 or XXX0.
+CORRUPTED_DIGITS = {2: 1, 1: 0}
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Form:
-    """What the prompts ask for under a tokenizer.
-
-    Attributes:
-        digits: how many digits of a year the answer is: 2 or 1.
-        years: the years that prompts can begin with.
-        answers: number of that many digits -> token.
-    """
-
-    digits: int
-    years: tuple[int, ...]
-    answers: dict[int, int]
-
-    def corrupted(self, year: int) -> int:
-        """The year that the corrupted prompt begins with."""
-        return year // 100 * 100 + CORRUPTED_DIGITS if self.digits == 2 else year // 10 * 10
 
 
 def number_tokens(tokenizer: PreTrainedTokenizerBase, digits: int) -> dict[int, int]:
@@ -120,17 +101,20 @@ def years_before_a_digit(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [year for year in years if {year, year // 10 * 10} <= cut and year % 10 < max(digits)]
 
 
-def form_of(tokenizer: PreTrainedTokenizerBase) -> Form:
-    """The form of the prompts under a tokenizer; the paper's where it can be had.
+def form_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, list[int]]:
+    """How many digits of a year the answer is under a tokenizer, 2 (as in the paper) where it can be, else 1.
+
+    Returns:
+        The number of digits, and the years that prompts can begin with.
 
     Raises:
         UserError: if the tokenizer cuts years in neither of the two ways.
     """
-    if years := [year for year in valid_years(tokenizer) if year % 100 != CORRUPTED_DIGITS]:
-        return Form(2, tuple(years), number_tokens(tokenizer, 2))
-    if years := [year for year in years_before_a_digit(tokenizer) if year % 10 != 0]:
+    if years := [year for year in valid_years(tokenizer) if year % 100 != CORRUPTED_DIGITS[2]]:
+        return 2, years
+    if years := [year for year in years_before_a_digit(tokenizer) if year % 10 != CORRUPTED_DIGITS[1]]:
         log.info("greater_than: this tokenizer cuts a year before its last digit, so that is what prompts ask for")
-        return Form(1, tuple(years), number_tokens(tokenizer, 1))
+        return 1, years
     raise UserError(
         f"greater_than: this tokenizer cuts no year from {FIRST_YEAR} to {LAST_YEAR} into its century and two digits, "
         "nor before its last digit; use another model or leave the task out"
@@ -145,22 +129,22 @@ def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
             fewer than n prompts.
     """
     nouns = list(single_tokens(tokenizer, NOUNS, "greater_than", "nouns", 1))
-    form = form_of(tokenizer)
-    base = 10**form.digits
+    digits, years = form_of(tokenizer)
+    base, answers = 10**digits, number_tokens(tokenizer, digits)
     sets = {
         start: (
-            tuple(token for number, token in form.answers.items() if number > start),
-            tuple(token for number, token in form.answers.items() if number <= start),
+            tuple(token for number, token in answers.items() if number > start),
+            tuple(token for number, token in answers.items() if number <= start),
         )
-        for start in {year % base for year in form.years}
+        for start in {year % base for year in years}
     }
     made: list[Pair] = []
-    for _, _, number in draw("greater_than", [[len(nouns) * len(form.years)]], n, seed):
-        noun_index, year_index = unravel(number, (len(nouns), len(form.years)))
-        noun, year = nouns[noun_index], form.years[year_index]
-        clean, corrupted = (
-            TEMPLATE.format(noun=noun, year=first, century=year // base) for first in (year, form.corrupted(year))
-        )
+    for _, _, number in draw("greater_than", [[len(nouns) * len(years)]], n, seed):
+        noun_index, year_index = unravel(number, (len(nouns), len(years)))
+        noun, year = nouns[noun_index], years[year_index]
+        start = year // base
+        firsts = (year, start * base + CORRUPTED_DIGITS[digits])
+        clean, corrupted = (TEMPLATE.format(noun=noun, year=first, century=start) for first in firsts)
         meta = {"noun": noun, "century": year // 100, "year": year}
         made.append(Pair(clean, corrupted, *sets[year % base], meta, f"greater_than prompt {len(made)}"))
     return made

@@ -43,24 +43,18 @@ class Answers:
         if len(self.right) != len(self.wrong):
             raise ValueError(f"{len(self.right)} prompts have right answers and {len(self.wrong)} wrong ones")
 
-    def __len__(self) -> int:
-        return len(self.right)
-
     def select(self, index: Int[Tensor, " b"] | slice) -> Answers:
         """The answers to some of the prompts, in the given order."""
         return Answers(self.right[index], self.right_mask[index], self.wrong[index], self.wrong_mask[index])
 
     def to(self, device: torch.device | str) -> Answers:
         """The same answers on a device."""
-        return Answers(
-            self.right.to(device), self.right_mask.to(device), self.wrong.to(device), self.wrong_mask.to(device)
-        )
+        return Answers(*(part.to(device) for part in vars(self).values()))
 
 
 def logit_diff(logits: Logits, answers: Answers) -> Values:
     """Mean logit of the right answers minus mean logit of the wrong ones: logit(IO) - logit(S) in IOI."""
-    right, wrong = _gather(logits, answers)
-    right_mask, wrong_mask = _masks(logits, answers)
+    (right, right_mask), (wrong, wrong_mask) = _gather(logits, answers)
     return _sum(right, right_mask) / right_mask.sum(dim=1) - _sum(wrong, wrong_mask) / wrong_mask.sum(dim=1)
 
 
@@ -78,20 +72,16 @@ def prob_mass(logits: Logits, answers: Answers) -> Values:
 
 def accuracy(logits: Logits, answers: Answers) -> Values:
     """1 if the best right answer has a higher logit than the best wrong one, else 0. A tie counts as wrong."""
-    (right, wrong), (right_mask, wrong_mask) = _gather(logits, answers), _masks(logits, answers)
-    lowest = float("-inf")
-    best_right = right.masked_fill(~right_mask, lowest).amax(dim=1)
-    best_wrong = wrong.masked_fill(~wrong_mask, lowest).amax(dim=1)
-    return (best_right > best_wrong).float()
+    right, wrong = (values.masked_fill(~mask, float("-inf")) for values, mask in _gather(logits, answers))
+    return (right.amax(dim=1) > wrong.amax(dim=1)).float()
 
 
 def rank_0_rate(logits: Logits, answers: Answers) -> Values:
     """1 if the likeliest token of all is a right answer, else 0. Of equally likely tokens the lowest id counts."""
-    _check(logits, answers)
+    answers = _of(answers, logits)
     # argmax does not say which of equal values it returns, so ties are settled here.
     top = (logits == logits.amax(dim=1, keepdim=True)).int().argmax(dim=1)
-    right_mask, _ = _masks(logits, answers)
-    return ((answers.right.to(logits.device) == top[:, None]) & right_mask).any(dim=1).float()
+    return ((answers.right == top[:, None]) & answers.right_mask).any(dim=1).float()
 
 
 @dataclass(frozen=True)
@@ -123,26 +113,18 @@ DIFFERENTIABLE = tuple(name for name, metric in METRICS.items() if metric.differ
 """Those that can be the primary metric of a task."""
 
 
-def _check(logits: Logits, answers: Answers) -> None:
-    """Refuse the logits of other prompts.
-
-    Raises:
-        ValueError: if there is not one row of logits for each prompt.
-    """
-    if logits.ndim != 2 or len(logits) != len(answers):
-        raise ValueError(f"logits {tuple(logits.shape)} do not have one row for each of {len(answers)} prompts")
+def _of(answers: Answers, logits: Logits) -> Answers:
+    """The answers on the device of logits, which have one row for each of them."""
+    if logits.ndim != 2 or len(logits) != len(answers.right):
+        raise ValueError(f"logits {tuple(logits.shape)} do not have one row for each of {len(answers.right)} prompts")
+    return answers.to(logits.device)
 
 
-def _gather(logits: Logits, answers: Answers) -> tuple[Float[Tensor, "b a"], Float[Tensor, "b w"]]:
-    """The logits of the right and the wrong answers in float32; meaningless where the masks are false."""
-    _check(logits, answers)
-    tokens: tuple[Int[Tensor, "b any"], ...] = (answers.right, answers.wrong)
-    right, wrong = (logits.gather(1, token.to(logits.device)).float() for token in tokens)
-    return right, wrong
-
-
-def _masks(logits: Logits, answers: Answers) -> tuple[Bool[Tensor, "b a"], Bool[Tensor, "b w"]]:
-    return answers.right_mask.to(logits.device), answers.wrong_mask.to(logits.device)
+def _gather(logits: Logits, answers: Answers) -> list[tuple[Float[Tensor, "b any"], Bool[Tensor, "b any"]]]:
+    """The logits in float32 and the mask of the right answers, then of the wrong ones."""
+    here = _of(answers, logits)
+    both = ((here.right, here.right_mask), (here.wrong, here.wrong_mask))
+    return [(logits.gather(1, tokens).float(), mask) for tokens, mask in both]
 
 
 def _sum(values: Float[Tensor, "b any"], mask: Bool[Tensor, "b any"]) -> Values:
@@ -152,6 +134,6 @@ def _sum(values: Float[Tensor, "b any"], mask: Bool[Tensor, "b any"]) -> Values:
 
 def _probabilities(logits: Logits, answers: Answers) -> tuple[Values, Values]:
     """P(A) and P(W)."""
-    (right, wrong), (right_mask, wrong_mask) = _gather(logits, answers), _masks(logits, answers)
+    (right, right_mask), (wrong, wrong_mask) = _gather(logits, answers)
     total = logits.float().logsumexp(dim=1, keepdim=True)
     return _sum((right - total).exp(), right_mask), _sum((wrong - total).exp(), wrong_mask)

@@ -58,8 +58,8 @@ class Prompts:
         Raises:
             ValueError: if two parts disagree on the number of prompts, or clean and corrupted have different widths.
         """
-        tokens = (self.clean, self.corrupted, self.lengths)
-        parts: list[Sized] = [*tokens, self.answers, self.texts, self.meta, *self.positions.values()]
+        tokens = (self.clean, self.corrupted, self.lengths, self.answers.right)
+        parts: list[Sized] = [*tokens, self.texts, self.meta, *self.positions.values()]
         counts = {len(part) for part in parts}
         if len(counts) != 1:
             raise ValueError(f"the parts of the prompts have different numbers of rows: {sorted(counts)}")
@@ -83,7 +83,7 @@ class Prompts:
             metric: a key of `METRICS`, or a function of one's own.
         """
         if isinstance(metric, str):
-            return lambda logits, index: METRICS[metric](logits, self.answers.select(index))
+            return lambda logits, index: METRICS[metric].function(logits, self.answers.select(index))
         return lambda logits, index: _checked(metric, logits, self.select(index))
 
     def require_fit(self, name: str, shape: Shape) -> None:
@@ -93,11 +93,10 @@ class Prompts:
             UserError: naming the longest prompt, or the prompt with such a token.
         """
         clean, corrupted = zip(*self.texts, strict=True)
-        answers = f"an answer of {name}"
-        require_embedded(self.clean, shape.d_vocab, name, clean)
-        require_embedded(self.corrupted, shape.d_vocab, name, corrupted)
-        require_embedded(self.answers.right, shape.d_vocab, answers, clean)
-        require_embedded(self.answers.wrong, shape.d_vocab, answers, clean)
+        for tokens, texts in ((self.clean, clean), (self.corrupted, corrupted)):
+            require_embedded(tokens, shape.d_vocab, name, texts)
+        for tokens in (self.answers.right, self.answers.wrong):
+            require_embedded(tokens, shape.d_vocab, f"an answer of {name}", clean)
         require_length(name, self.lengths.tolist(), clean, shape.n_positions)
 
     def select(self, index: slice | Sequence[int] | Sequence[bool] | np.ndarray | pd.Series | Tensor) -> Prompts:
@@ -118,19 +117,15 @@ class Prompts:
             if index.size == 0:
                 index = index.astype(np.int64)
         rows = np.arange(len(self))[index]
-        at = torch.as_tensor(rows)
-
-        def chosen(part: Tensor) -> Tensor:
-            return part[at.to(part.device)]
-
+        at = torch.as_tensor(rows, device=self.clean.device)
         return Prompts(
-            clean=chosen(self.clean),
-            corrupted=chosen(self.corrupted),
-            lengths=chosen(self.lengths),
-            answers=self.answers.select(at.to(self.answers.right.device)),
+            clean=self.clean[at],
+            corrupted=self.corrupted[at],
+            lengths=self.lengths[at],
+            answers=self.answers.select(at),
             texts=[self.texts[row] for row in rows],
             meta=self.meta.iloc[rows].reset_index(drop=True),
-            positions={name: chosen(part) for name, part in self.positions.items()},
+            positions={name: part[at] for name, part in self.positions.items()},
         )
 
     def to(self, device: torch.device | str) -> Prompts:

@@ -52,11 +52,7 @@ def get_task(task: str, metric: str | None = None) -> Task:
 
 
 def tasks_of(config: TaskConfig) -> Sequence[Task]:
-    """The tasks that a config names.
-
-    Raises:
-        UserError: see `get_task`.
-    """
+    """The tasks that a config names; errors as of `get_task`."""
     return [get_task(name, config.metric) for name in config.tasks]
 
 

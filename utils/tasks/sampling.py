@@ -7,7 +7,7 @@ draw depends on the seed and these sizes alone, in every process. The first k of
 
 import random
 from collections.abc import Iterator, Sequence
-from itertools import chain, count, islice, zip_longest
+from itertools import chain, count, zip_longest
 
 from ..base.errors import UserError
 
@@ -55,24 +55,22 @@ def draw(task: str, groups: Sequence[Sequence[int]], n: int, seed: int) -> list[
     if n > total:
         asked = f"n_prompts: {n} prompts of {task} asked for, but it can make only {total}"
         raise TooFewPrompts(f"{asked}; pass n_prompts={total}", task, total)
-    return list(islice(chain.from_iterable(_rounds(task, groups, seed)), n))
-
-
-def _rounds(task: str, groups: Sequence[Sequence[int]], seed: int) -> Iterator[list[tuple[int, int, int]]]:
     order = seeded(task, seed, "order")
     streams = {
         (g, s): shuffled(size, seeded(task, seed, g, s))
         for g, sizes in enumerate(groups)
         for s, size in enumerate(sizes)
     }
-    for taken in count():
+    drawn: list[tuple[int, int, int]] = []
+    for taken in count():  # prompts from each stratum
+        if len(drawn) >= n:
+            break
         left = [[(g, s) for s, size in enumerate(sizes) if size > taken] for g, sizes in enumerate(groups)]
-        if not any(left):
-            return
         for strata in left:
             order.shuffle(strata)
         turns = (stratum for turn in zip_longest(*left) for stratum in turn if stratum is not None)
-        yield [(g, s, next(streams[g, s])) for g, s in turns]
+        drawn += [(g, s, next(streams[g, s])) for g, s in turns]
+    return drawn[:n]
 
 
 def unravel(number: int, sizes: Sequence[int]) -> list[int]:
