@@ -367,21 +367,25 @@ def test_a_missing_folder_is_not_looked_for_on_the_hub(
     assert served.requests == []
 
 
-RECORD = (
-    '    FamilyRecord({"Owl-1B": ("owls/Owl-1B",)}, re.compile(f"owl-{STEP}"), TokensRule((1000,)), '
-    "prepend_bos=True),\n"
-)
+RECORD = """[[families]]
+organisation = "owls"
+models = ["Owl-1B"]
+revisions = "owl-{step}"
+tokens = { per_step = [1000] }
+prepend_bos = true
+
+"""
 
 
 @pytest.mark.slow
 def test_a_new_family_is_one_record_in_one_file(served: HubServer, tmp_path: Path) -> None:
     served.repositories["owls/Owl-1B"] = {f"owl-{step}": {"model.safetensors": b"x"} for step in (0, 1000, 2000)}
     copy = copy_of_repository(tmp_path)
-    known = copy / "utils" / "models" / "known_families.py"
-    start = "FAMILIES: tuple[FamilyRecord, ...] = (\n"
+    known = copy / "utils" / "models" / "known_families.toml"
+    start = "[unusable]\n"
     text = known.read_text(encoding="utf-8")
     assert text.count(start) == 1
-    known.write_text(text.replace(start, start + RECORD), encoding="utf-8")
+    known.write_text(text.replace(start, RECORD + start), encoding="utf-8")
     before = {path: path.read_bytes() for path in copy.rglob("*.*") if path.is_file() and path.suffix in (".py", ".md")}
     code = (
         "from pathlib import Path; from circuits_over_time.utils.models.family import resolve_family; "

@@ -18,7 +18,7 @@ from circuits_over_time.utils.integrity.duplicates import CheckpointHashes, Dupl
 from circuits_over_time.utils.integrity.screening import steps_to_leave_out
 from circuits_over_time.utils.models import local
 from circuits_over_time.utils.models.family import Family, HubFamily, LocalFamily, resolve_family
-from circuits_over_time.utils.models.known_families import PYTHIA, Damage
+from circuits_over_time.utils.models.known_families import FAMILIES, Damage
 from tests.support.hub_server import HubServer
 from tests.support.tiny_models import save_family
 
@@ -97,7 +97,7 @@ def test_steps_that_are_known_to_be_equal_for_a_reason_are_no_finding(served: Hu
     assert problems(report) == {(0, "equal as expected"): {"1"}, (1, "equal as expected"): {"0"}}
     assert report.suspicious == {}
     assert steps_to_leave_out(family, [0, 1], "error") == []
-    assert all(damage.expected == (damage.steps == (0, 1)) for damage in PYTHIA.damage)
+    assert all(damage.expected == (damage.steps == [0, 1]) for damage in FAMILIES[0].damage)
 
 
 def test_a_sweep_over_equal_steps_is_refused_with_their_names(pythia: HubFamily) -> None:

@@ -1,7 +1,7 @@
 """Families of checkpoints: where they come from, and how a model's name finds them.
 
 A family is named by
-- the short name of a known model (`utils/models/known_families.py`): `pythia-160m`, `OLMo-2-0425-1B`;
+- the short name of a known model (`utils/models/known_families.toml`): `pythia-160m`, `OLMo-2-0425-1B`;
 - a hub id `organisation/name` whose branches or tags are checkpoints (`utils/hub/checkpoint_files.py`);
 - a local folder with one folder per checkpoint (`utils/models/local.py`).
 """
@@ -62,7 +62,7 @@ class Family:
     steps: tuple[int, ...]
     tokens: dict[int, int]
     prepend_bos: bool | None = field(default=None, kw_only=True)
-    damage: tuple[Damage, ...] = field(default=(), kw_only=True)
+    damage: Sequence[Damage] = field(default=(), kw_only=True)
     trust_remote_code: bool = field(default=False, kw_only=True)
     _ahead: Prefetcher[Prefetched] = field(default_factory=Prefetcher, kw_only=True, compare=False, repr=False)
 

@@ -59,9 +59,9 @@ class TokensRule:
         stage_lengths: how many steps each stage has, if known; otherwise it ends at the last published step.
     """
 
-    per_step: tuple[int, ...] = ()
+    per_step: Sequence[int] = ()
     at_zero: int = 0
-    stage_lengths: tuple[int, ...] = ()
+    stage_lengths: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
