@@ -161,7 +161,7 @@ def test_known_damage_comes_with_the_family(served: HubServer, tmp_path: Path) -
         "holds the weights of the end of training on 86 of 154 branches",
         "holds the same weights",
     ]
-    assert resolve_family("pythia-12b", tmp_path).damage[0].steps == (50_000, 58_000)
+    assert resolve_family("pythia-12b", tmp_path).damage[0].steps == [50_000, 58_000]
 
 
 def test_bos_habits_are_those_of_training(served: HubServer, branches: dict[str, Files], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,11 +36,7 @@ class Lazy:
 
 def loaded(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function itself, imported if need be."""
-    if not isinstance(function, Lazy):
-        return function
-    module, _, name = function.path.rpartition(".")
-    found: Callable[..., Any] = getattr(importlib.import_module(f"circuits_over_time.{module}"), name)
-    return found
+    return pkgutil.resolve_name(f"circuits_over_time.{function.path}") if isinstance(function, Lazy) else function
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,3 @@ class Analysis:
     then: Analysis | None = None
     check: Callable[[Any, Store, str, Sequence[int]], None] | None = None
     outdated: Callable[[Any, Store, str], set[tuple[str, int]]] | None = None
-
-    def tasks_in(self, config: BaseConfig) -> Sequence[Task | None]:
-        """The tasks that a config asks for; [None] if scores have no task."""
-        return [None] if self.tasks is None else self.tasks(config)

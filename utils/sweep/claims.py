@@ -26,7 +26,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,10 +118,8 @@ class Claims:
 
     def entered(self, run: str) -> list[Owner]:
         """The other processes that write the results of a run. In this one, an earlier training may not have ended."""
-        return [owner for owner in self.others(f"{RUNS}/{run}") if not self._is_here(owner)]
-
-    def _is_here(self, owner: Owner) -> bool:
-        return (owner.machine, owner.pid, owner.started) == (self.owner.machine, self.owner.pid, self.owner.started)
+        here = replace(self.owner, token="")
+        return [owner for owner in self.others(f"{RUNS}/{run}") if replace(owner, token="") != here]
 
     def release(self, names: Iterable[str]) -> None:
         """Give claims up. Those that another process has taken over stay."""
@@ -357,13 +355,12 @@ class WorkQueue:
         self.left = list(steps)
         self.elsewhere = 0
         self._looked = time.monotonic()
-        self._names = {step: self._names_of(step) for step in steps}
+        self._names: dict[int, list[str]] = {}
+        for step in steps:
+            analyses = sorted({what.job.analysis.name for what in sweep.missing[step]})
+            self._names[step] = [f"{analysis}/{sweep.family.name}/step{step:06d}" for analysis in analyses]
         # The first name that a step is claimed under stands for it.
         self._steps = {names[0]: step for step, names in self._names.items()}
-
-    def _names_of(self, step: int) -> list[str]:
-        analyses = sorted({what.job.analysis.name for what in self.sweep.missing[step]})
-        return [f"{analysis}/{self.sweep.family.name}/step{step:06d}" for analysis in analyses]
 
     def holders(self) -> Holders:
         """Which of the steps left are claimed by others, and by whom."""

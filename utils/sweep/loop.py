@@ -33,11 +33,11 @@ from ..results.record import EncodedResults, RunRecord, write_results
 from .analysis import loaded
 from .claims import ClaimedCheckpoint, Claims, WorkQueue
 from .estimate import Times
-from .plan import Measurement, Prepared, PreparedInputs, Sweep
+from .plan import Job, Measurement, Prepared, Sweep, prepare
 
 if TYPE_CHECKING:
     from ..models.checkpoint import LoadedCheckpoint
-    from .pool import Pool
+    from .worker import Pool
 
 SHORTEST, LONGEST = 0.05, 1.0
 """Seconds between two looks at what other processes measure. The longer it takes them, the less often it is looked."""
@@ -60,7 +60,7 @@ class SweepLoop:
     def __init__(self, name: str, sweeps: Sequence[Sweep], pool: Pool | None = None) -> None:
         self.name, self.sweeps, self.pool = name, sweeps, pool
         self.config, self.root = sweeps[0].jobs[0].config, sweeps[0].jobs[0].store.root
-        self.inputs = PreparedInputs()
+        self.inputs: dict[Job, Prepared] = {}
         self.progress = Progress(name, 0)
         self.claims = Claims(self.root)
         self.failures: list[Failure] = []
@@ -179,7 +179,7 @@ class SweepLoop:
             return []
         self.progress.say(f"{family.name}: preparing")
         for job in jobs:
-            self.inputs.get(job, described)
+            prepare(job, described, self.inputs)
         for job in jobs:
             for task, step in job.outdated(family.name):
                 if step in sweep.asked[job]:
@@ -201,7 +201,7 @@ class SweepLoop:
         try:
             described = family.describe(step)
             self.progress.say(f"{family.name} step {step}: preparing")
-            prepared = {what.job: self.inputs.get(what.job, described) for what in claimed.missing}
+            prepared = {what.job: prepare(what.job, described, self.inputs) for what in claimed.missing}
             self.progress.say(f"{family.name} step {step}: loading")
             checkpoint = family.load(step, self.config.dtype, self.config.device)
             if following is not None and self.config.prefetch:

@@ -49,11 +49,13 @@ class Job:
         Raises:
             UserError: if there is no such task, or two would write to the same folder.
         """
-        tasks = list(self.analysis.tasks_in(self.config))
-        names = [task.name for task in tasks if task is not None]
+        if self.analysis.tasks is None:
+            return [None]
+        tasks = self.analysis.tasks(self.config)
+        names = [task.name for task in tasks]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"task: two tasks would both write to the folder '{repeated[0]}'; rename one")
-        return tasks
+        return list(tasks)
 
     def folders(self, model: str) -> list[ResultsFolder]:
         """Every folder that it writes to."""
@@ -84,35 +86,29 @@ class Prepared:
     hashes: dict[str | None, dict[str, str]]
 
 
-class PreparedInputs:
-    """What jobs have prepared: once, and again only for a checkpoint with another tokenizer or shape."""
+def prepare(job: Job, described: Description, kept: dict[Job, Prepared]) -> Prepared:
+    """A job's inputs for a checkpoint; those that are `kept`, if they were prepared for the same tokenizer and shape.
 
-    def __init__(self) -> None:
-        self._prepared: dict[Job, Prepared] = {}
+    Raises:
+        UserError: on bad input, or if a file was edited since.
+    """
 
-    def get(self, job: Job, described: Description) -> Prepared:
-        """A job's inputs for a checkpoint.
+    def hashes_now() -> dict[str | None, dict[str, str]]:
+        names = [None if task is None else task.name for task in job.tasks]
+        return {name: input_hashes(job.config, name) for name in names}
 
-        Raises:
-            UserError: on bad input, or if a file was edited since.
-        """
-        before = self._prepared.get(job)
-        if before is None or before.described != described:
-            hashes = before.hashes if before is not None else _hashes(job)
-            with errors_named(f"{job.where}: " if job.where else "", job.analysis.schema):
-                value = job.analysis.prepare(job.config, described.tokenizer, described.shape)
-            if _hashes(job) != hashes:
-                raise UserError(
-                    f"{job.analysis.name}: a prompts CSV or corpus was edited while this run reads it; run again with "
-                    "overwrite=true, or into another results_dir"
-                )
-            self._prepared[job] = Prepared(described, value, hashes)
-        return self._prepared[job]
-
-
-def _hashes(job: Job) -> dict[str | None, dict[str, str]]:
-    names = [None if task is None else task.name for task in job.tasks]
-    return {name: input_hashes(job.config, name) for name in names}
+    before = kept.get(job)
+    if before is None or before.described != described:
+        hashes = before.hashes if before is not None else hashes_now()
+        with errors_named(f"{job.where}: " if job.where else "", job.analysis.schema):
+            value = job.analysis.prepare(job.config, described.tokenizer, described.shape)
+        if hashes_now() != hashes:
+            raise UserError(
+                f"{job.analysis.name}: a prompts CSV or corpus was edited while this run reads it; run again with "
+                "overwrite=true, or into another results_dir"
+            )
+        kept[job] = Prepared(described, value, hashes)
+    return kept[job]
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,11 +214,7 @@ def plan(jobs: Sequence[Job], *, outdated: bool = True) -> list[Sweep]:
 
 
 def _missing(what: Measurement, steps: list[int], family: Family, outdated: set[tuple[str, int]]) -> list[int]:
-    """The steps that a measurement lacks.
-
-    Raises:
-        UserError: if a folder holds results of another config, or damaged ones that are not to be repaired.
-    """
+    """The steps that a measurement lacks. Results of another config, or damaged ones, are refused."""
     config = what.job.config
     if config.overwrite:
         return steps
@@ -245,11 +237,7 @@ def _missing(what: Measurement, steps: list[int], family: Family, outdated: set[
 
 
 def drop_duplicate_weights(sweep: Sweep) -> Sweep:
-    """A sweep without the checkpoints that `on_duplicate_weights: skip` leaves out. Metadata tells which.
-
-    Raises:
-        UserError: if it is `error`, and checkpoints to measure hold another step's weights.
-    """
+    """A sweep without the checkpoints that `on_duplicate_weights` leaves out or refuses. Metadata tells which."""
     if not sweep.missing:
         return sweep
     left_out = steps_to_leave_out(sweep.family, list(sweep.missing), sweep.jobs[0].config.on_duplicate_weights)
@@ -258,21 +246,19 @@ def drop_duplicate_weights(sweep: Sweep) -> Sweep:
 
 def describe(jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> str:
     """What `--dry-run` says after the config: what is finished, and what is missing."""
-    return "".join(
-        _describe_job(sweep, job, given) for sweep in sweeps for job, given in zip(sweep.jobs, jobs, strict=True)
-    )
-
-
-def _describe_job(sweep: Sweep, job: Job, given: Job) -> str:
-    name, steps, left = sweep.family.name, sweep.asked[job], sweep.missing_of(job)
-    what = f"{job.analysis.name}: " if len(sweep.jobs) > 1 else ""
-    lines = [f"{what}{name} from {sweep.family.source}: {len(left)} of {len(steps)} checkpoints to measure"]
-    if job.config != given.config:
-        lines.append(f"  prepend_bos: auto is {'true' if sweep.family.prepend_bos else 'false'}")
-    if left:
-        lines.append(f"  measure: {', '.join(str(step) for step in left)}")
-    if done := [step for step in steps if step not in left]:
-        lines.append(f"  finished: {', '.join(str(step) for step in done)}")
-    folders = [job.store.folder(kind, name).path for kind in job.analysis.kinds]
-    lines.append(f"  results: {', '.join(str(folder) for folder in folders)}")
+    lines = []
+    for sweep in sweeps:
+        name = sweep.family.name
+        for (job, steps), given in zip(sweep.asked.items(), jobs, strict=True):
+            left = sweep.missing_of(job)
+            what = f"{job.analysis.name}: " if len(jobs) > 1 else ""
+            lines.append(f"{what}{name} from {sweep.family.source}: {len(left)} of {len(steps)} checkpoints to measure")
+            if job.config != given.config:
+                lines.append(f"  prepend_bos: auto is {'true' if sweep.family.prepend_bos else 'false'}")
+            if left:
+                lines.append(f"  measure: {', '.join(map(str, left))}")
+            if done := [step for step in steps if step not in left]:
+                lines.append(f"  finished: {', '.join(map(str, done))}")
+            folders = [job.store.folder(kind, name).path for kind in job.analysis.kinds]
+            lines.append(f"  results: {', '.join(map(str, folders))}")
     return "".join(f"{line}\n" for line in lines)

@@ -17,26 +17,10 @@ from ..base.errors import CheckpointUnusable, UserError
 from ..config.keys import BaseConfig
 from .claims import ClaimedCheckpoint
 from .plan import Job
-from .pool import PoolResult
-from .worker import WorkerSetup, import_path, work_item, work_on
+from .worker import PoolResult, WorkerSetup, import_library, import_path, work_item, work_on
 
 WAIT = 0.3
 """Seconds to wait for the workers before looking for more to hand out."""
-
-
-def import_ray() -> Any:
-    """The library.
-
-    Raises:
-        UserError: if it is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise UserError("executor: ray is not installed; run: pip install -r requirements-cluster.txt") from None
-    return ray
 
 
 class RayPool:
@@ -49,7 +33,9 @@ class RayPool:
     def __init__(self, config: BaseConfig, jobs: Sequence[Job]) -> None:
         import torch
 
-        self._ray = ray = import_ray()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        self._ray = ray = import_library("ray")
         self._config = config
         # With a GPU a single core feeds it; without, the threads need a core each.
         self._cpus = config.cpus_per_checkpoint or (1 if config.gpus_per_checkpoint else torch.get_num_threads())

@@ -17,7 +17,7 @@ from ..models.family import fetch as fetch_steps
 from .analysis import Analysis, Lazy
 from .estimate import needs
 from .loop import Failure, SweepLoop, report
-from .plan import Job, PreparedInputs, Sweep, describe, drop_duplicate_weights, plan
+from .plan import Job, Sweep, describe, drop_duplicate_weights, plan, prepare
 from .ray_pool import RayPool
 from .slurm import run_array
 from .suite import SuiteConfig, jobs_of
@@ -124,8 +124,8 @@ def _fetch(sweeps: Sequence[Sweep], later: Sequence[Sweep]) -> int:
         failed = fetch_steps(sweep.family, steps)
         failures += [Failure(sweep.family.name, step, reason) for step, reason in failed.items()]
         if (there := next((step for step in steps if step not in failed), None)) is not None:
-            inputs, described = PreparedInputs(), sweep.family.describe(there)
+            described = sweep.family.describe(there)
             for job in sweep.jobs:
                 if sweep.missing_of(job):
-                    inputs.get(job, described)  # Data sets arrive with this.
+                    prepare(job, described, {})  # Data sets arrive with this.
     return report(failures)

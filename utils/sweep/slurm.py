@@ -21,25 +21,12 @@ from ..config.command_line import Terminated, told_how_to_go_on
 from ..config.keys import BaseConfig
 from .loop import Failure, SweepLoop, report
 from .plan import Job, Sweep, plan
-from .worker import import_path
+from .worker import import_library, import_path
 
 LOGS = ".slurm"
 DEFAULT_TASKS = 4
 
 log = logging.getLogger(__name__)
-
-
-def import_submitit() -> Any:
-    """The library.
-
-    Raises:
-        UserError: if it is not installed.
-    """
-    try:
-        import submitit
-    except ImportError:
-        raise UserError("executor: submitit is not installed; run: pip install -r requirements-cluster.txt") from None
-    return submitit
 
 
 def run_array(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
@@ -51,9 +38,8 @@ def run_array(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
     Raises:
         UserError: on bad input, in a task too; or if there is no Slurm here.
     """
-    submitit = import_submitit()
     config = jobs[0].config
-    executor = _executor(submitit, config)
+    executor = _executor(config)
     loop = SweepLoop(name, sweeps)
     with loop.claims:  # Bad input ends here, and overwrite deletes once, not in every task.
         for sweep in sweeps:
@@ -92,11 +78,7 @@ def run_array(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
 
 
 def run_share(name: str, jobs: Sequence[Job], folder: Path) -> list[Failure]:
-    """What a task of the array does: measure what no other has claimed.
-
-    Returns:
-        The checkpoints that could not be measured.
-    """
+    """What a task of the array does: measure what no other has claimed; returns what could not be measured."""
     import torch
 
     os.chdir(folder)
@@ -108,8 +90,8 @@ def run_share(name: str, jobs: Sequence[Job], folder: Path) -> list[Failure]:
     return loop.failures
 
 
-def _executor(submitit: Any, config: BaseConfig) -> Any:
-    asked = config.slurm
+def _executor(config: BaseConfig) -> Any:
+    submitit, asked = import_library("submitit"), config.slurm
     folder = (config.results_dir / LOGS).absolute()
     try:
         executor = submitit.AutoExecutor(folder=folder / "%j", cluster=asked.cluster)
@@ -142,14 +124,7 @@ def _importable() -> Iterator[None]:
 
 
 def _await(submitted: Sequence[Any], progress: Progress, jobs: Sequence[Job]) -> dict[str, bool]:
-    """Wait for tasks.
-
-    Returns:
-        Task -> whether it was lost.
-
-    Raises:
-        UserError: if a task was given bad input.
-    """
+    """Wait for tasks; returns task -> whether it was lost. Bad input that one was given is a UserError here."""
     while not all(job.done() for job in submitted):
         progress.reach(progress.total - sum(sweep.size for sweep in plan(jobs, outdated=False)))
         time.sleep(1)

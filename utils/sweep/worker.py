@@ -1,5 +1,7 @@
 """Measuring a checkpoint in another process, which writes no results: it returns the bytes of their files.
 
+`Pool` is what the loop asks of such processes, `Worker` what goes on in one of them.
+
 The worker's results folder is a temporary one. What analyses read from the store goes there: the driver sends what it
 has, and what the worker measures at the same checkpoint is added. So get_ioi_consistency.py finds the circuit of the
 same checkpoint in a worker as it does in a single process.
@@ -7,20 +9,56 @@ same checkpoint in a worker as it does in a single process.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from ..base.errors import UserError
 from ..models.family import Family, family_of
 from ..results.record import EncodedResults, RunRecord, write_results
 from .claims import ClaimedCheckpoint
 from .loop import measure
-from .plan import Job, Measurement, PreparedInputs
+from .plan import Job, Measurement, Prepared, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class PoolResult:
+    """What came back from a pool of a claimed checkpoint.
+
+    Attributes:
+        measured: what is missing there, and its files; empty if there is an error.
+        unusable: why the checkpoint could not be measured, in one line.
+        refused: bad input, in one line; it ends the run.
+    """
+
+    of: ClaimedCheckpoint
+    measured: Sequence[tuple[Measurement, EncodedResults]] = ()
+    unusable: str = ""
+    refused: str = ""
+
+
+class Pool(Protocol):
+    """Workers somewhere else that load and measure; a context, which is left when all is measured."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *raised: Any) -> None: ...
+
+    def room(self) -> int:
+        """How many claimed checkpoints they can have at once."""
+
+    def submit(self, claimed: ClaimedCheckpoint) -> None:
+        """Hand one out."""
+
+    def wait(self) -> list[PoolResult]:
+        """What has come back. It waits a moment for the first."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +128,10 @@ class Worker:
         here = {"results_dir": Path(self._scratch.name), "overwrite": False, "repair": False}
         self.jobs = [Job(job.analysis, job.config.model_copy(update=here)) for job in setup.jobs]
         self._families: dict[str, tuple[Family, list[Job]]] = {}
-        self._inputs = PreparedInputs()
+        self._inputs: dict[Job, Prepared] = {}
 
     def measure(self, item: WorkItem) -> list[EncodedResults]:
-        """Load a checkpoint, measure all that is missing there, and return its files.
-
-        Raises:
-            CheckpointUnusable: if the checkpoint cannot be measured.
-            UserError: on bad input.
-        """
+        """Load a checkpoint, measure all that is missing there, and return its files."""
         import torch
 
         if item.model not in self._families:
@@ -107,9 +140,15 @@ class Worker:
         family, jobs = self._families[item.model]
         missing = [Measurement(jobs[job], family.name, jobs[job].tasks[task]) for job, task in item.missing]
         described = family.describe(item.step)
-        prepared = {what.job: self._inputs.get(what.job, described) for what in missing}
+        prepared = {what.job: prepare(what.job, described, self._inputs) for what in missing}
         read = {kind.name for what in missing for kind in what.job.analysis.reads}
-        self._receive(item.found)
+        root = Path(self._scratch.name)
+        for path in root.rglob("step*"):  # of the checkpoint before
+            path.unlink()
+        for name, data in item.found.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
         config = self.jobs[0].config
         checkpoint = family.load(item.step, config.dtype, config.device)
         measured = []
@@ -126,14 +165,17 @@ class Worker:
         family.release(item.step, config.keep_checkpoints)
         return measured
 
-    def _receive(self, found: dict[str, bytes]) -> None:
-        root = Path(self._scratch.name)
-        for path in root.rglob("step*"):
-            path.unlink()
-        for name, data in found.items():
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+
+def import_library(name: str) -> Any:
+    """A library that an executor needs.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"executor: {name} is not installed; run: pip install -r requirements-cluster.txt") from None
 
 
 def import_path() -> str:
