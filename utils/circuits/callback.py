@@ -43,8 +43,7 @@ from ..tasks.prompts import metric_name
 from .find import CircuitPrompts, circuit_prompts
 from .handle import model_in_memory, settings_of
 from .keys import CircuitsConfig
-from .measured import KINDS
-from .run import measure
+from .measured import KINDS, measure
 
 SCRIPT = "get_circuits_over_time"
 """What the results say made them: the figures and the comparisons read them like the script's."""

@@ -126,11 +126,7 @@ def load_named(
     device: str,
     family: dict[str, Any],
 ) -> Model:
-    """A checkpoint of a family, by the family's name, or one checkpoint by its folder; see `cot.load`.
-
-    Args:
-        family: how to resolve a family (`resolve_family`).
-    """
+    """A checkpoint of a family, by the family's name, or one checkpoint by its folder; see `cot.load`."""
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         described, where = describe(folder), resolve_device(device)
@@ -257,23 +253,13 @@ def _as_keyword(line: str) -> str:
 
 
 def with_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[CircuitSettings, CircuitPrompts]:
-    """The settings that keywords give, and a task's prompts for them.
-
-    Raises:
-        TypeError, ValueError: as `settings_of`.
-        UserError: as `circuit_prompts`.
-    """
+    """The settings that keywords give, and a task's prompts for them; errors as of `settings_of`, `circuit_prompts`."""
     settings = settings_of(CircuitSettings, keys, model)
     return settings, circuit_prompts(settings, require_task(task), model.tokenizer, model.weights)
 
 
 def task_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[TaskSettings, Prompts]:
-    """The settings that keywords give, and a task's prompts on the model's device.
-
-    Raises:
-        TypeError, ValueError: as `settings_of`; also if it is no task.
-        UserError: if it has too few prompts under this tokenizer, or one is longer than the model's context.
-    """
+    """The settings that keywords give, and a task's prompts on the model's device; errors as of `with_prompts`."""
     settings = settings_of(TaskSettings, keys, model)
     prompts = require_task(task).build(model.tokenizer, settings.n_prompts, settings.seed, settings)
     prompts.require_fit(task.name, model.weights)
@@ -281,25 +267,25 @@ def task_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[Tas
 
 
 def require_model(model: Model) -> Model:
-    """The model, if it is one.
-
-    Raises:
-        TypeError: if it is not.
-    """
+    """The model, if it is one; else a TypeError."""
     if not isinstance(model, Model):
         raise TypeError(f"model: {type(model).__name__} is not a model; make one with cot.load(...)")
     return model
 
 
 def require_task(task: Task) -> Task:
-    """The task, if it is one.
-
-    Raises:
-        TypeError: if it is not.
-    """
+    """The task, if it is one; else a TypeError."""
     if not isinstance(task, Task):
         raise TypeError(f"task: {task!r} is not a task; make one with cot.task(...)")
     return task
+
+
+def names_in(names: Any, refusal: str) -> list[str]:
+    """One name or several as a list; a TypeError with the `refusal` if they are something else."""
+    listed: list[Any] = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [None]
+    if isinstance(names, Mapping) or not all(isinstance(name, str) for name in listed):
+        raise TypeError(refusal)
+    return listed
 
 
 # Sets of edges.
@@ -338,12 +324,9 @@ def edge_mask(edges: Any, graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
             raise UserError(f"edges: the data frame has no column {min(missing)!r}")
         targets = named_targets(edges) if "input" in edges else edges["target"]
         edges = [f"{source}->{target}" for source, target in zip(edges["source"], targets, strict=True)]
-    edges = [None] if isinstance(edges, Mapping) else edges
-    names = [edges] if isinstance(edges, str) else list(edges) if isinstance(edges, Iterable) else [None]
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"edges: {edges!r} is neither names of edges, nor a circuit, a data frame, a mask or a file")
+    refusal = f"edges: {edges!r} is neither names of edges, nor a circuit, a data frame, a mask or a file"
     mask = torch.zeros_like(graph.edge_mask)
-    for name in map(str, names):
+    for name in names_in(edges, refusal):
         source, _, target = name.partition("->")
         is_head = "<" not in target and re.fullmatch(r"a\d+\.h\d+", target)
         for full in [f"{source}->{target}<{letter}>" for letter in QKV] if is_head else [name]:

@@ -23,29 +23,23 @@ from ..base.errors import UserError
 from ..tasks import Task
 from ..tasks.prompts import bos_token
 from ..tasks.vocabulary import encode, require_embedded
-from .handle import Model, require_model, task_prompts
+from .handle import Model, names_in, require_model, task_prompts
 
 
 def logit_lens(
     model: Model, task: Task, nodes: str | Sequence[str], keys: Mapping[str, Any]
 ) -> dict[str, Float[Tensor, "prompt vocab"]]:
-    """What nodes write to the logits at the end of a task's clean prompts; see `cot.logit_lens`.
-
-    Raises:
-        UserError: if the model has no such node.
-    """
+    """What nodes write to the logits at the end of a task's clean prompts; see `cot.logit_lens`."""
     settings, prompts = task_prompts(model, task, keys)
     weights, known = model.weights, model.graph.forward_nodes
-    names = [nodes] if isinstance(nodes, str) else list(nodes) if isinstance(nodes, Iterable) else [None]
+    names = names_in(nodes, f"nodes: {nodes!r} is not a list of names")
     for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"nodes: {nodes!r} is not a list of names")
         if name not in known:
             raise UserError(
                 f"nodes: the model has no {name!r}; there are input, a0.h0, ... {known[-2]}, m0, ... {known[-1]}"
             )
     directions = Unembedding(weights, centre_vocabulary=True).rows(slice(None))  # [vocab, d_model]
-    lens = {str(name): torch.zeros(len(prompts), weights.d_vocab) for name in names}
+    lens = {name: torch.zeros(len(prompts), weights.d_vocab) for name in names}
     for index in torch.arange(len(prompts)).split(settings.batch_size):
         batch = prompts.select(index)
         packed = PackedTokens.whole(batch.lengths)
@@ -98,12 +92,7 @@ def attention_of(
 
 
 def _tokens(model: Model, prompt: str, start_token: bool | None) -> list[int]:
-    """A prompt's tokens, with one start token in front if it is asked for.
-
-    Raises:
-        TypeError: if the prompt is no text.
-        UserError: if it is empty or too long, or the tokenizer is not the model's.
-    """
+    """A prompt's tokens, with one start token in front if it is asked for."""
     if not isinstance(prompt, str):
         raise TypeError(f"prompt: {prompt!r} is not text")
     ids = encode(require_model(model).tokenizer, [prompt])[0]

@@ -1,8 +1,12 @@
-"""A circuit with the tables that say how good it is: measured, saved, read, shown."""
+"""A circuit with the tables that say how good it is: measured, saved, read, shown.
+
+`prepare` and `measure` are what get_circuits_over_time.py hands to the runner.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,25 +18,30 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
 from ..base.errors import UserError, errors_of_python, one_line
 from ..base.files import atomic_write
+from ..models.checkpoint import LoadedCheckpoint
 from ..results.checked import STAMP
 from ..results.edges import named_targets, with_inputs
-from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS
-from ..results.store import Store, csv_bytes, read_csv
+from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS, ResultSchema
+from ..results.store import Result, Store, csv_bytes, read_csv
+from ..tasks import Task, tasks_of
 from ..tasks.prompts import metric_name
-from .checks import compare_with_random, groups_table
-from .find import CircuitPrompts, find_circuit, score_edges
-from .keys import CircuitSettings
-from .tables import baselines_table, edges_table, faithfulness_table
+from .find import CircuitPrompts, circuit_prompts, find_circuit, score_edges
+from .keys import CircuitsConfig, CircuitSettings
+from .tables import baselines_table, compare_with_random, edges_table, faithfulness_table, groups_table
 
 if TYPE_CHECKING:
     import networkx  # type: ignore[import-untyped]
     import plotly.graph_objects as go
+
+log = logging.getLogger(__name__)
 
 KINDS = (GRAPHS, FAITHFULNESS, BASELINES, CONTROLS, PROMPT_GROUPS, HYPOTHESIS_TESTS)
 """The tables of a circuit; `utils/results/kinds.toml` says what each column means."""
@@ -76,12 +85,12 @@ class MeasuredCircuit:
     @property
     def controls(self) -> pd.DataFrame:
         """Random circuits of its size, and the model without it and without them."""
-        return self._table("controls")
+        return self._table(CONTROLS)
 
     @property
     def curve(self) -> pd.DataFrame:
         """The faithfulness at every size that was tried."""
-        return self._table("faithfulness")
+        return self._table(FAITHFULNESS)
 
     @property
     def status(self) -> str:
@@ -202,12 +211,11 @@ class MeasuredCircuit:
             words += f", faithfulness {self.faithfulness:.2f} [{low:.2f}, {high:.2f}]"
         return words + (f"; the {strongest} strongest edges drawn" if strongest < len(edges) else "")
 
-    def _table(self, kind: str) -> pd.DataFrame:
-        columns = next(one.columns for one in KINDS if one.name == kind)
-        return self.tables.get(kind, pd.DataFrame(columns=list(columns)))
+    def _table(self, kind: ResultSchema) -> pd.DataFrame:
+        return self.tables.get(kind.name, pd.DataFrame(columns=list(kind.columns)))
 
     def _baseline(self, column: str) -> Any:
-        table = self._table("baselines")
+        table = self._table(BASELINES)
         value: Any = None if not len(table) or pd.isna(table[column].iloc[0]) else table[column].iloc[0]
         return value.item() if hasattr(value, "item") else value
 
@@ -223,9 +231,6 @@ def measure_circuit(
 
     Args:
         about: what to note about the model.
-
-    Raises:
-        UserError: if scores overflow in the model's number format.
     """
     found = find_circuit(weights, prompts, settings, score_edges(weights, prompts, settings))
     kept = found.folds.keep(found.order, max(found.curve.sizes, default=0))
@@ -241,6 +246,37 @@ def measure_circuit(
     tensors = found.circuit.to_tensors() | {"score_se": found.folds.standard_error} | kept.to_tensors()
     noted = {"task": prompts.task.name, "metric": metric_name(prompts.task.primary), "d_model": weights.d_model}
     return MeasuredCircuit(found.circuit, tables, tensors, noted | dict(about or {}))
+
+
+def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, CircuitPrompts]:
+    """The prompts of every task, by its name; see `circuit_prompts`."""
+    return {task.name: circuit_prompts(config, task, tokenizer, shape) for task in tasks_of(config)}
+
+
+def measure(
+    checkpoint: LoadedCheckpoint, config: CircuitsConfig, inputs: Mapping[str, CircuitPrompts], task: Task
+) -> dict[str, Result]:
+    """The circuit of one task in one checkpoint."""
+    measured = measure_circuit(checkpoint.weights, inputs[task.name], config)
+    if len(measured.controls):
+        words = _controls_in_words(measured.controls)
+        log.info("%s step %d %s: %s", checkpoint.name, checkpoint.step, task.name, words)
+    json = measured.circuit.to_json(checkpoint.weights.d_model) if config.export_json else None
+    results = {kind: Result(table) for kind, table in measured.tables.items()}
+    return results | {"graphs": Result(measured.edges, tensors=measured.tensors, json=json)}
+
+
+def _controls_in_words(controls: pd.DataFrame) -> str:
+    """One line about the random circuits."""
+    faithfulness = controls.set_index("control")["faithfulness"]
+    n_random = int((controls["control"] == "random").sum())
+    beaten = controls.groupby("control")["beaten"].sum()
+    # Adding 0 makes 0.00 of -0.00.
+    circuit, without = (round(faithfulness[name], 2) + 0 for name in ("circuit", "without_circuit"))
+    return (
+        f"{controls['n_edges'][0]} edges, faithfulness {circuit:.2f}, beats {beaten['random']} of {n_random} random "
+        f"circuits; without it {without:.2f}, below {beaten['without_random']} of {n_random}"
+    )
 
 
 def read_circuit(path: str | Path) -> MeasuredCircuit:

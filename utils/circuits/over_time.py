@@ -35,12 +35,7 @@ class FunctionConfig(BaseConfig):
 def over_time(
     model: str, steps: str | Sequence[int], function: Callable[[Model], Any], name: str, keys: Mapping[str, Any]
 ) -> pd.DataFrame:
-    """Measure a function at every step and return the tables of all; see `cot.over_time`.
-
-    Raises:
-        TypeError: if the function returns something else than a table, a mapping or a number.
-        UserError: as a script does.
-    """
+    """Measure a function at every step and return the tables of all; see `cot.over_time`."""
     if not callable(function):
         raise TypeError(f"function={function!r}: not a function")
     if not isinstance(steps, Iterable):
@@ -104,12 +99,7 @@ def _code(function: Callable[..., Any]) -> str:
 
 
 def _table(value: Any, name: str) -> pd.DataFrame:
-    """What a function returned, as a table whose columns are text.
-
-    Raises:
-        TypeError: if it is nothing of the kind.
-        UserError: if a column has a name that is taken.
-    """
+    """What a function returned, as a table whose columns are text."""
     if isinstance(value, pd.DataFrame | Mapping):
         if isinstance(value, Mapping):
             row = {key: item.item() if getattr(item, "ndim", 1) == 0 else item for key, item in value.items()}
@@ -132,22 +122,14 @@ def _table(value: Any, name: str) -> pd.DataFrame:
 
 
 def stored_kind(folder: Path, name: str) -> ResultSchema:
-    """A kind of result by its name: one of the scripts', or one that `over_time` wrote.
-
-    Raises:
-        UserError: if there is none of this name.
-    """
+    """A kind of result by its name: one of the scripts', or one that `over_time` wrote."""
     if name in KINDS or not (folder / name).is_dir():
         return find_kind(name)
     return ResultSchema(name, {}, name)
 
 
 def stored_results(folder: Path) -> pd.DataFrame:
-    """What there is in a folder of results; see `cot.results`.
-
-    Raises:
-        UserError: if there is nothing.
-    """
+    """What there is in a folder of results; see `cot.results`."""
     rows = []
     for path in sorted([*folder.glob("*/*/run.json"), *folder.glob("*/*/*/run.json")]):
         kind, model, *task = path.relative_to(folder).parts[:-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -25,7 +25,7 @@ from circuits_over_time.edge_attribution_patching.statistics import standard_err
 
 from ..base.errors import UserError
 from ..tasks import Task
-from .handle import Model, task_prompts
+from .handle import Model, names_in, task_prompts
 
 
 def path_effects(
@@ -36,21 +36,17 @@ def path_effects(
     through_mlps: bool | None,
     keys: Mapping[str, Any],
 ) -> pd.DataFrame:
-    """How the metric of clean prompts changes if receivers read senders as in the corrupted prompt.
-
-    See `cot.path_effects`.
-
-    Raises:
-        UserError: if the model has no such head or MLP, or receivers are read by two letters.
-    """
+    """How the metric of clean prompts changes if receivers read senders as if corrupted; see `cot.path_effects`."""
     settings, prompts = task_prompts(model, task, keys)
     weights, graph = model.weights, model.graph
-    names = [name for name in graph.forward_nodes if "." in name] if senders is None else _names(senders, "senders")
+    names = [name for name in graph.forward_nodes if "." in name]
+    if senders is not None:
+        names = names_in(senders, f"senders: {senders!r} is not a list of names")
     if not names:
         raise UserError("senders: none are named; leave it out for all heads")
     nodes = [_sender(name, graph) for name in names]
     rows = sorted(range(len(nodes)), key=lambda row: nodes[row][0])
-    into = _receivers(_names(receivers, "receivers"), graph)
+    into = _receivers(names_in(receivers, f"receivers: {receivers!r} is not a list of names"), graph)
     if not isinstance(through_mlps, bool | None):
         raise TypeError(f"through_mlps={through_mlps!r}: not True, False or None")
     through_mlps = into is not None if through_mlps is None else through_mlps
@@ -84,13 +80,6 @@ def path_effects(
             "share": (effects.mean(1) / drop).tolist() if drop else torch.nan,
         }
     )
-
-
-def _names(names: str | Sequence[str], where: str) -> list[str]:
-    listed = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [None]
-    if not all(isinstance(name, str) for name in listed):
-        raise TypeError(f"{where}: {names!r} is not a list of names")
-    return [str(name) for name in listed]
 
 
 def _sender(name: str, graph: Graph) -> Sender:

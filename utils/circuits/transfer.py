@@ -31,7 +31,7 @@ from ..results.store import Result, Store
 from ..tasks import Task, tasks_of
 from .find import CircuitPrompts, evaluator_of
 from .keys import CircuitsConfig
-from .run import prepare as prepare_circuits
+from .measured import prepare as prepare_circuits
 
 STACK = 16
 """Circuits that are evaluated together."""
@@ -129,11 +129,7 @@ class TransferInputs:
 
 
 def outdated(config: CircuitsConfig, store: Store, model: str) -> set[tuple[str, int]]:
-    """The tasks and steps whose tables lack a circuit that this run asks for.
-
-    Raises:
-        UserError: if `transfer` names a step without results.
-    """
+    """The tasks and steps whose tables lack a circuit that this run asks for."""
     circuits, found = StoredCircuits(store, model), set[tuple[str, int]]()
     for task in tasks_of(config):
         folder = store.folder(TRANSFER, model, task.name)
@@ -147,22 +143,14 @@ def outdated(config: CircuitsConfig, store: Store, model: str) -> set[tuple[str,
 
 
 def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> TransferInputs:
-    """The prompts that circuits are evaluated on.
-
-    Raises:
-        UserError: as for the circuits.
-    """
+    """The prompts that circuits are evaluated on."""
     return TransferInputs(prepare_circuits(config, tokenizer, shape), {})
 
 
 def measure(
     checkpoint: LoadedCheckpoint, config: CircuitsConfig, inputs: TransferInputs, task: Task
 ) -> dict[str, Result]:
-    """The circuits of other checkpoints and tasks in this checkpoint, on this task.
-
-    Raises:
-        UserError: if `transfer` names a step without results.
-    """
+    """The circuits of other checkpoints and tasks in this checkpoint, on this task."""
     circuits = inputs.of(config, checkpoint.name).wanted(config, task.name, checkpoint.step)
     if not circuits:
         return {"transfer": Result(pd.DataFrame(columns=list(TRANSFER.columns)))}
