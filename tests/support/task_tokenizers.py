@@ -32,8 +32,8 @@ def pythia() -> PreTrainedTokenizerBase:
 def task_texts() -> list[str]:
     """Texts that hold every word of every task."""
     pairs = [
-        *(sva.ANIMATE_SUBJECTS + sva.INANIMATE_SUBJECTS + sva.EMBEDDED_NOUNS + sva.REPORTERS),
-        *(sva.INTRANSITIVE_VERBS + sva.TRANSITIVE_VERBS + sva.VERB_PHRASES + sva.VERBS),
+        *(sva.WORDS["animate"] + sva.WORDS["inanimate"] + sva.WORDS["embedded"] + sva.WORDS["reporters"]),
+        *(sva.WORDS["intransitive"] + sva.WORDS["transitive"] + sva.WORDS["verb_phrases"] + sva.VERBS),
     ]
     return [
         *(ioi.TEMPLATES + ioi.NAMES + ioi.PLACES + ioi.OBJECTS),
@@ -41,7 +41,7 @@ def task_texts() -> list[str]:
         *(gendered_pronoun.TEMPLATES + gendered_pronoun.ROLES + tuple(gendered_pronoun.PRONOUNS.values())),
         *(word for pair in pairs for word in pair),
         *(structure.template for structure in sva.STRUCTURES),
-        *(sva.REPORTING_VERBS + sva.ANIMATE_PREPOSITIONS + sva.INANIMATE_PREPOSITIONS),
+        *(sva.WORDS["reporting_verbs"] + sva.WORDS["animate_prepositions"] + sva.WORDS["inanimate_prepositions"]),
     ]
 
 

@@ -29,8 +29,8 @@ EXAMPLES = {
 
 
 def inflections():
-    pairs = (*sva.ANIMATE_SUBJECTS, *sva.INANIMATE_SUBJECTS, *sva.EMBEDDED_NOUNS, *sva.REPORTERS)
-    return (*pairs, *sva.INTRANSITIVE_VERBS, *sva.TRANSITIVE_VERBS, *sva.VERB_PHRASES, *sva.VERBS)
+    pairs = (*sva.WORDS["animate"], *sva.WORDS["inanimate"], *sva.WORDS["embedded"], *sva.WORDS["reporters"])
+    return (*pairs, *sva.WORDS["intransitive"], *sva.WORDS["transitive"], *sva.WORDS["verb_phrases"], *sva.VERBS)
 
 
 def test_there_are_the_fifteen_structures():
@@ -39,7 +39,7 @@ def test_there_are_the_fifteen_structures():
 
 
 def test_every_word_is_one_token_of_pythia():
-    links = (*sva.REPORTING_VERBS, *sva.ANIMATE_PREPOSITIONS, *sva.INANIMATE_PREPOSITIONS)
+    links = (*sva.WORDS["reporting_verbs"], *sva.WORDS["animate_prepositions"], *sva.WORDS["inanimate_prepositions"])
     for phrase in (*links, *(phrase for pair in inflections() for phrase in pair)):
         assert len(pythia()(f" {phrase}")["input_ids"]) == len(phrase.split()), phrase
 
@@ -65,7 +65,7 @@ def test_each_structure_has_its_published_sentence_and_its_number_swapped(struct
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_subject_changes_its_number_and_the_other_noun_keeps_it(name):
     prompts = build_prompts("sva", TOKENIZERS[name](), 300, 0)
-    nouns = {**dict(sva.ANIMATE_SUBJECTS + sva.INANIMATE_SUBJECTS + sva.EMBEDDED_NOUNS + sva.REPORTERS)}
+    nouns = {**dict(sva.WORDS["animate"] + sva.WORDS["inanimate"] + sva.WORDS["embedded"] + sva.WORDS["reporters"])}
     for (clean, corrupted), fact in zip(prompts.texts, prompts.meta.itertuples(), strict=True):
         forms = [fact.subject, nouns[fact.subject]]
         own, swapped = forms if fact.number == "singular" else forms[::-1]
@@ -103,7 +103,7 @@ def test_numbers_alternate_and_structures_come_equally_often():
 def test_a_structure_without_prompts_left_makes_way_for_the_others():
     meta = build_prompts("sva", words(), 3000, 0).meta
     simple = meta[meta["structure"] == "simple_agrmt"]
-    assert len(simple) == 2 * len(sva.ANIMATE_SUBJECTS)
+    assert len(simple) == 2 * len(sva.WORDS["animate"])
     assert len(meta) == 3000
     assert (meta["number"] == "plural").sum() == 1500
 

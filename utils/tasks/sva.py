@@ -3,7 +3,7 @@
 "The officers near the guard" -> verbs in the plural, not in the singular. In the corrupted prompt the subject has the
 other number, and so does every verb that agrees with it ("The officer that likes the guard" -> "The officers that like
 the guard"). Everything else stays, including the number of the other noun. Singular and plural subjects alternate, and
-all structures come equally often until a small one has no prompts left.
+all structures come equally often until a small one has no prompts left. `sva.toml` has the words and the structures.
 
 `meta` columns: structure (its name), subject (in the singular), number (singular or plural, of the subject), other and
 other_number (the second noun, in the singular, or empty), verbs (the right answers' words, separated by ";").
@@ -11,9 +11,11 @@ other_number (the second noun, in the singular, or empty), verbs (the right answ
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.keys import PromptOptions
@@ -28,22 +30,11 @@ if TYPE_CHECKING:
 Inflected = tuple[str, str]
 
 
-def _inflected(text: str) -> tuple[Inflected, ...]:
-    return tuple((singular, plural) for singular, plural in (word.split("/") for word in text.split()))
-
-
 @dataclass(frozen=True)
 class Structure:
-    """One sentence frame, up to the verb that is asked for.
+    """One sentence frame, up to the verb that is asked for; `sva.toml` says what its slots are.
 
-    Slots of the template: `{subject}` is the noun that the verb agrees with. `{other}` is a second noun, whose number
-    varies independently. `{verb}` agrees with the subject and `{other_verb}` with the other noun. `{link}` does not
-    inflect.
-
-    Attributes:
-        name: the name of the structure's file in Marvin & Linzen's data.
-        description: the structure in their words.
-        subjects, others, verbs, other_verbs, links: the words for each slot; empty if the frame has no such slot.
+    `subjects, others, verbs, other_verbs, links` are the words for each slot; empty if the frame has no such slot.
     """
 
     name: str
@@ -56,124 +47,21 @@ class Structure:
     links: tuple[str, ...] = ()
 
 
-ANIMATE_SUBJECTS: tuple[Inflected, ...] = _inflected(
-    "author/authors pilot/pilots surgeon/surgeons farmer/farmers manager/managers customer/customers officer/officers "
-    "teacher/teachers senator/senators consultant/consultants doctor/doctors lawyer/lawyers writer/writers "
-    "player/players driver/drivers student/students"
-)
-INANIMATE_SUBJECTS: tuple[Inflected, ...] = _inflected(
-    "movie/movies book/books game/games song/songs picture/pictures painting/paintings novel/novels poem/poems "
-    "show/shows story/stories film/films article/articles"
-)
-# Nouns of embedded clauses and prepositional phrases; none is also a main subject.
-EMBEDDED_NOUNS: tuple[Inflected, ...] = _inflected(
-    "guard/guards chef/chefs architect/architects dancer/dancers minister/ministers assistant/assistants "
-    "executive/executives parent/parents friend/friends neighbor/neighbors director/directors actor/actors"
-)
-# Nouns that say or think what a sentential complement reports.
-REPORTERS: tuple[Inflected, ...] = _inflected(
-    "mechanic/mechanics banker/bankers worker/workers witness/witnesses scientist/scientists expert/experts "
-    "critic/critics reporter/reporters"
-)
-REPORTING_VERBS: tuple[str, ...] = ("said", "thought", "knew")
-ANIMATE_PREPOSITIONS: tuple[str, ...] = ("next to", "behind", "in front of", "near", "to the side of", "across from")
-INANIMATE_PREPOSITIONS: tuple[str, ...] = ("from", "by")
-INTRANSITIVE_VERBS: tuple[Inflected, ...] = _inflected(
-    "laughs/laugh smiles/smile dances/dance sings/sing talks/talk works/work"
-)
-TRANSITIVE_VERBS: tuple[Inflected, ...] = _inflected(
-    "likes/like hates/hate loves/love helps/help knows/know visits/visit"
-)
-VERB_PHRASES: tuple[Inflected, ...] = (
-    ("knows many different foreign languages", "know many different foreign languages"),
-    ("likes to watch television shows", "like to watch television shows"),
-    ("is twenty three years old", "are twenty three years old"),
-    ("enjoys playing tennis with colleagues", "enjoy playing tennis with colleagues"),
-    ("writes in a journal every day", "write in a journal every day"),
-)
+_FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
-STRUCTURES: tuple[Structure, ...] = (
-    Structure("simple_agrmt", "simple agreement", "The {subject}", ANIMATE_SUBJECTS),
-    Structure(
-        "sent_comp",
-        "in a sentential complement",
-        "The {other} {link} the {subject}",
-        ANIMATE_SUBJECTS,
-        others=REPORTERS,
-        links=REPORTING_VERBS,
-    ),
-    Structure(
-        "vp_coord", "short VP coordination", "The {subject} {verb} and", ANIMATE_SUBJECTS, verbs=INTRANSITIVE_VERBS
-    ),
-    Structure(
-        "long_vp_coord", "long VP coordination", "The {subject} {verb} and", ANIMATE_SUBJECTS, verbs=VERB_PHRASES
-    ),
-    Structure(
-        "prep_anim",
-        "across a prepositional phrase (animate)",
-        "The {subject} {link} the {other}",
-        ANIMATE_SUBJECTS,
-        others=EMBEDDED_NOUNS,
-        links=ANIMATE_PREPOSITIONS,
-    ),
-    Structure(
-        "prep_inanim",
-        "across a prepositional phrase (inanimate)",
-        "The {subject} {link} the {other}",
-        INANIMATE_SUBJECTS,
-        others=EMBEDDED_NOUNS,
-        links=INANIMATE_PREPOSITIONS,
-    ),
-    Structure(
-        "subj_rel",
-        "across a subject relative clause",
-        "The {subject} that {verb} the {other}",
-        ANIMATE_SUBJECTS,
-        others=EMBEDDED_NOUNS,
-        verbs=TRANSITIVE_VERBS,
-    ),
-    *(
-        Structure(
-            f"obj_rel_{short}across_{kind}",
-            f"across an object relative clause ({kind_description}{no_that})",
-            f"The {{subject}} {that}the {{other}} {{other_verb}}",
-            subjects,
-            others=EMBEDDED_NOUNS,
-            other_verbs=TRANSITIVE_VERBS,
-        )
-        for short, that, no_that in (("", "that ", ""), ("no_comp_", "", ", no that"))
-        for kind, kind_description, subjects in (
-            ("anim", "animate", ANIMATE_SUBJECTS),
-            ("inanim", "inanimate", INANIMATE_SUBJECTS),
-        )
-    ),
-    *(
-        Structure(
-            f"obj_rel_{short}within_{kind}",
-            f"in an object relative clause ({kind_description}{no_that})",
-            f"The {{other}} {that}the {{subject}}",
-            EMBEDDED_NOUNS,
-            others=heads,
-        )
-        for short, that, no_that in (("", "that ", ""), ("no_comp_", "", ", no that"))
-        for kind, kind_description, heads in (
-            ("anim", "animate", ANIMATE_SUBJECTS),
-            ("inanim", "inanimate", INANIMATE_SUBJECTS),
-        )
-    ),
-)
 
-# Verbs asked for, third person singular and plural.
-VERBS: tuple[Inflected, ...] = _inflected(
-    "is/are was/were has/have does/do goes/go says/say makes/make takes/take sees/see comes/come knows/know "
-    "wants/want looks/look uses/use finds/find gives/give tells/tell works/work seems/seem feels/feel becomes/become "
-    "leaves/leave puts/put means/mean keeps/keep lets/let begins/begin shows/show hears/hear plays/play runs/run "
-    "moves/move lives/live believes/believe brings/bring happens/happen writes/write provides/provide sits/sit "
-    "stands/stand loses/lose pays/pay meets/meet includes/include continues/continue learns/learn leads/lead "
-    "understands/understand speaks/speak reads/read grows/grow opens/open walks/walk wins/win offers/offer "
-    "remembers/remember loves/love appears/appear buys/buy waits/wait serves/serve stays/stay falls/fall "
-    "remains/remain likes/like hates/hate laughs/laugh smiles/smile enjoys/enjoy needs/need tries/try asks/ask "
-    "helps/help talks/talk thinks/think"
+def _listed(words: Iterable[str]) -> tuple[Any, ...]:
+    """Words as they are, or (singular, plural) where they inflect."""
+    return tuple(tuple(word.split("/")) if "/" in word else word for word in words)
+
+
+VERBS: tuple[Inflected, ...] = _listed(_FILE["asked_for"].split())
+WORDS: dict[str, tuple[Any, ...]] = {name: _listed(text.split()) for name, text in _FILE["words"].items()}
+WORDS |= {name: _listed(phrases) for name, phrases in _FILE["phrases"].items()}
+SLOTS = ("subjects", "others", "verbs", "other_verbs", "links")
+STRUCTURES: tuple[Structure, ...] = tuple(
+    Structure(**{key: WORDS[value] if key in SLOTS else value for key, value in structure.items()})
+    for structure in _FILE["structures"]
 )
 
 NUMBERS: tuple[str, ...] = ("singular", "plural")
@@ -226,7 +114,7 @@ def _single_token_pairs(tokenizer: PreTrainedTokenizerBase, pairs: tuple[Inflect
 def _known(tokenizer: PreTrainedTokenizerBase, structure: Structure) -> Structure:
     """A structure with the words that are single tokens, refused if one of its slots is left empty."""
     kept: dict[str, Any] = {}
-    for slot in ("subjects", "others", "verbs", "other_verbs"):
+    for slot in SLOTS[:-1]:
         words = getattr(structure, slot)
         kept[slot] = _single_token_pairs(tokenizer, words)
         require(len(kept[slot]), len(words), f"sva ({structure.name})", f"{slot} (in both numbers)", min(1, len(words)))
@@ -237,8 +125,7 @@ def _known(tokenizer: PreTrainedTokenizerBase, structure: Structure) -> Structur
 
 def _words(structures: Iterable[Structure]) -> set[Inflected | str]:
     """All that fills the slots of some structures."""
-    slots = ("subjects", "others", "verbs", "other_verbs", "links")
-    return {word for structure in structures for slot in slots for word in getattr(structure, slot)}
+    return {word for structure in structures for slot in SLOTS for word in getattr(structure, slot)}
 
 
 def _slot_sizes(structure: Structure) -> tuple[int, ...]:
