@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import constants
 
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.base.files import combine
 from circuits_over_time.utils.config.schedules import PYTHIA_STEPS
 from circuits_over_time.utils.models.family import HubFamily, resolve_family
 from tests.support.hub_server import HubServer
@@ -41,7 +42,7 @@ def test_provenance_names_repository_revision_commit_and_hash(pythia: HubFamily,
 
 
 def test_equal_weights_have_equal_hashes(pythia: HubFamily) -> None:
-    hashes = [pythia.fetch(step).sha256() for step in (1000, 2000, 3000)]
+    hashes = [combine(pythia.fetch(step).hashes()) for step in (1000, 2000, 3000)]
     assert hashes[1] == hashes[2] != hashes[0]
 
 
@@ -133,7 +134,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(pythia: HubFamily, ser
     files = pythia.fetch(1000)
     assert served.resumed_at == [chunk]
     assert (files.folder / "model.safetensors").read_bytes() == weights
-    assert files.sha256() == hashlib.sha256(weights).hexdigest()
+    assert combine(files.hashes()) == hashlib.sha256(weights).hexdigest()
 
 
 def test_a_damaged_download_is_deleted_and_told(pythia: HubFamily, served: HubServer) -> None:

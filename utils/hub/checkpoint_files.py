@@ -18,7 +18,7 @@ from typing import Any
 
 from ..base.errors import CheckpointUnusable
 from ..base.files import atomic_write, combine, locked, make_folder, read_json, write_json
-from .download import Arrived, RemoteFile, download_file
+from .download import Arrived, download_file
 from .listing import Listing, downloads_of, hub_errors_as_user_errors, listing_of
 
 TOKENIZER_FILES = (
@@ -59,8 +59,7 @@ def download_small(
         `repository, revision, commit`, and `weights`: file -> SHA-256 (None if the hub has none).
 
     Raises:
-        CheckpointUnusable: if the revision is missing or holds no weights.
-        HubUnreachable: if the hub did not answer.
+        CheckpointUnusable: if it holds no weights, or as `listing_of` does.
     """
     complete = read_manifest(folder)
     known = read_json(folder / LISTING) or complete
@@ -94,8 +93,7 @@ def download(
         The manifest: `repository, revision, commit`, `sha256` of the weights, and `files`: weight file -> SHA-256.
 
     Raises:
-        CheckpointUnusable: if the revision is missing, holds no weights, or arrived damaged.
-        HubUnreachable: if the hub did not answer.
+        CheckpointUnusable: if it arrived damaged, or as `download_small` does.
     """
     if (manifest := read_manifest(folder)) is not None:
         return manifest
@@ -105,7 +103,7 @@ def download(
         about = download_small(repository, revision, folder, commit)
         listing = listing_of(about["repository"], about["commit"], folder.parent, about["commit"])
         with hub_errors_as_user_errors(repository, revision):
-            hashes = {name: download_file(_remote(listing, name), folder, arrived) for name in about["weights"]}
+            hashes = {name: download_file(listing, name, folder, arrived) for name in about["weights"]}
         manifest = {key: about[key] for key in ("repository", "revision", "commit")}
         manifest |= {"sha256": combine(hashes), "files": hashes} | ({"code": True} if about.get("code") else {})
         write_json(folder / MANIFEST, manifest)
@@ -158,12 +156,7 @@ def _download_shared(listing: Listing, name: str, folder: Path) -> None:
     if not kept.is_file():
         with _alone(kept):
             if not kept.is_file():
-                download_file(_remote(listing, name), folder)
+                download_file(listing, name, folder)
                 atomic_write(kept, (folder / name).read_bytes())
                 return
     atomic_write(folder / name, kept.read_bytes())
-
-
-def _remote(listing: Listing, name: str) -> RemoteFile:
-    file = listing.files[name]
-    return RemoteFile(listing.repository, listing.commit, name, file.size, file.sha256)

@@ -17,12 +17,14 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..base.errors import CheckpointUnusable, one_line
 from ..base.files import file_sha256, make_folder
+
+if TYPE_CHECKING:
+    from .listing import Listing
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds before the second, third, ... attempt."""
@@ -41,38 +43,27 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file on the hub: `size` in bytes, `sha256` of its content (None if the hub has none)."""
-
-    repository: str
-    commit: str
-    name: str
-    size: int
-    sha256: str | None
-
-
-def download_file(file: RemoteFile, folder: Path, arrived: Arrived = lambda count: None) -> str:
-    """Download a file into a folder, unless it is there, and return the SHA-256 of its content.
+def download_file(listing: Listing, name: str, folder: Path, arrived: Arrived = lambda count: None) -> str:
+    """Download a file of a commit into a folder, unless it is there, and return the SHA-256 of its content.
 
     Raises:
         CheckpointUnusable: if what arrives has another hash than the hub says, twice. It is deleted.
         Exception: the hub client's errors, if it did not arrive after several attempts.
     """
-    target = folder / file.name
+    target = folder / name
     make_folder(target.parent)
     for again in (False, True):
-        if not target.is_file() and (again or not _from_cache(file, target)):
-            _fetch(file, target, arrived)
+        if not target.is_file() and (again or not _from_cache(listing, name, target)):
+            _fetch(listing, name, target, arrived)
         sha256 = file_sha256(target)
-        if file.sha256 in (None, sha256):
+        if listing.files[name].sha256 in (None, sha256):
             return sha256
         target.unlink()
         log.warning("%s: arrived damaged%s", target, "" if again else "; downloading it once more")
     raise CheckpointUnusable(f"{target}: arrived damaged (SHA-256 differs from the hub's); it is deleted, run again")
 
 
-def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
+def _fetch(listing: Listing, name: str, target: Path, arrived: Arrived) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
@@ -89,7 +80,8 @@ def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
         def update(self, n: float | None = 1) -> None:
             arrived(int(n or 0))
 
-    part = target.with_name(f".{target.name}.{(file.sha256 or file.commit)[:16]}.part")
+    file = listing.files[name]
+    part = target.with_name(f".{target.name}.{(file.sha256 or listing.commit)[:16]}.part")
 
     def bytes_here() -> int:
         return part.stat().st_size if part.is_file() else 0
@@ -102,7 +94,7 @@ def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
             stream.seek(start)
             try:
                 http_get(
-                    hf_hub_url(file.repository, file.name, revision=file.commit),
+                    hf_hub_url(listing.repository, name, revision=listing.commit),
                     stream,
                     resume_size=start,
                     headers=build_hf_headers(),
@@ -114,7 +106,7 @@ def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
                     raise
                 # It has no bytes beyond those that have arrived.
                 raise CheckpointUnusable(
-                    f"model: {file.name} of {file.repository} at commit {file.commit} is shorter than the hub says "
+                    f"model: {name} of {listing.repository} at commit {listing.commit} is shorter than the hub says "
                     f"({start} of {file.size} bytes); leave that step out"
                 ) from None
             stream.flush()
@@ -122,19 +114,17 @@ def _fetch(file: RemoteFile, target: Path, arrived: Arrived) -> None:
 
     if start := bytes_here():
         arrived(min(start, file.size))
-    retry(attempt, f"{file.name} of {file.repository}", bytes_here)
+    retry(attempt, f"{name} of {listing.repository}", bytes_here)
     os.replace(part, target)
 
 
-def _from_cache(file: RemoteFile, target: Path) -> bool:
+def _from_cache(listing: Listing, name: str, target: Path) -> bool:
     """Take the file from the user's hub cache. Deleting the link later leaves the cache as it is."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    found = try_to_load_from_cache(file.repository, file.name, cache_dir=constants.HF_HUB_CACHE, revision=file.commit)
-    if not isinstance(found, str):
-        return False
-    source = Path(found).resolve()
-    if not source.is_file() or source.stat().st_size != file.size:
+    found = try_to_load_from_cache(listing.repository, name, cache_dir=constants.HF_HUB_CACHE, revision=listing.commit)
+    source = Path(found).resolve() if isinstance(found, str) else None
+    if source is None or not source.is_file() or source.stat().st_size != listing.files[name].size:
         return False
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -163,6 +153,8 @@ def retry(
     Raises:
         Exception: that of the last attempt.
     """
+    from huggingface_hub.utils import httpx
+
     left, arrived, tried = iter(waits), progress(), 0
     while True:
         try:
@@ -175,7 +167,7 @@ def retry(
                 raise
             if (now := progress()) > arrived:
                 left, arrived = iter(waits), now
-            if not _unconnected(error):
+            if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
                 _answered.set()
             elif tried == WAITS_BEFORE_AN_ANSWER and not _answered.is_set():
                 raise
@@ -203,13 +195,6 @@ def _passing_trouble(error: Exception) -> str | None:
         return one_line(error) if passing else None
     # The hub's client says this if a stream ends early.
     return "it broke off" if type(error) is OSError and "Consistency check failed" in str(error) else None
-
-
-def _unconnected(error: Exception) -> bool:
-    """Whether no connection could be made."""
-    from huggingface_hub.utils import httpx
-
-    return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
 
 
 def _retry_after(error: Exception) -> float:

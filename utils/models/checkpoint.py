@@ -112,11 +112,7 @@ class LoadedCheckpoint:
         """The same checkpoint as a TransformerBridge, for hooks: raw weights, eager attention, eval mode.
 
         It is booted from the files on first use. It shares no memory with `weights` or `tokenizer`, because booting
-        rewrites the model and the tokenizer that it gets.
-
-        Raises:
-            CheckpointUnusable: if the files are gone.
-            UserError: if they do not fit on the device.
+        rewrites the model and the tokenizer that it gets. Errors are those of `load_weights`.
         """
         from transformer_lens.model_bridge import TransformerBridge
 
@@ -193,7 +189,11 @@ def load_weights(
     with _memory_of(folder, dtype, device):
         if state is None:
             state = read_state(folder, device=device, dtype=number)
-        tensors = {name: _moved(state, name, device, number) for name in list(state) if not _BUFFER.search(name)}
+        tensors = {}
+        for name in [name for name in state if not _BUFFER.search(name)]:
+            tensor = state.pop(name)  # So that no more than one is there in two number formats.
+            tensors[name] = tensor.to(device, number if tensor.is_floating_point() else None)
+            del tensor
         try:
             require_finite(tensors)
         except FloatingPointError as error:
@@ -204,12 +204,6 @@ def load_weights(
             return weights, sum(unique.values())
         model = _build_model(folder, config, tensors, number, device)
         return read_weights(model), sum(parameter.numel() for parameter in model.parameters())
-
-
-def _moved(state: dict[str, torch.Tensor], name: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor in the number format asked for. It leaves `state`, so that no more than one is there twice."""
-    tensor = state.pop(name)
-    return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
 
 def _scan_transformers_once() -> None:
@@ -232,11 +226,7 @@ def _scan_transformers_once() -> None:
 
 
 def small_hashes(folder: Path, base: Path | None = None) -> dict[str, str]:
-    """SHA-256 of the files besides the weights that a checkpoint's numbers depend on: its config and tokenizer.
-
-    Raises:
-        CheckpointUnusable: if it has no tokenizer.
-    """
+    """SHA-256 of the files besides the weights that a checkpoint's numbers depend on: its config and tokenizer."""
     holder = tokenizer_folder(folder, base)
     paths = {name: folder / name for name in ("config.json", ADAPTER)}
     paths |= {"base/config.json": base / "config.json"} if base is not None else {}

@@ -114,18 +114,14 @@ class Family:
     def describe(self, step: int) -> Description:
         """A checkpoint's tokenizer and shape, from its small files alone: only these are downloaded from the hub.
 
-        Raises:
-            CheckpointUnusable: if it is missing or damaged.
-            UserError: if the engine cannot read such a model.
+        Errors are those of `checkpoint.describe`.
         """
         return describe(self.fetch_small(step), self.trust_remote_code)
 
     def load(self, step: int, dtype: str = "float32", device: str = "auto") -> LoadedCheckpoint:
         """Load a checkpoint, with weights in a number format (float32, bfloat16, float16), on a device.
 
-        Raises:
-            CheckpointUnusable: if it is missing or damaged.
-            UserError: if the engine cannot read such a model, or it does not fit on the device.
+        Errors are those of `describe` and of `checkpoint.load_weights`.
         """
         where = resolve_device(device)
         self.fetch_small(step)
@@ -177,7 +173,7 @@ class LocalFamily(Family):
         origin["fingerprint"] = combine(local.fingerprints(before))
         if (base := base_of(folder)) is not None:
             origin["base"] = str(base)
-        return CheckpointFiles(folder, origin, lambda: local.hashes(before), self.trust_remote_code)
+        return CheckpointFiles(folder, origin, lambda: local.hashes(before))
 
 
 @dataclass(frozen=True)
@@ -214,11 +210,7 @@ class HubFamily(Family):
         return self.commits.get(revision.repository, {}).get(revision.name)
 
     def listing(self, step: int) -> Listing:
-        """What the hub lists of a checkpoint; the answer of an earlier request, if its commit is the same.
-
-        Raises:
-            CheckpointUnusable: if the revision is missing, or the hub did not answer.
-        """
+        """What the hub lists of a checkpoint; the answer of an earlier request, if its commit is the same."""
         revision = self.revisions[step]
         downloads = downloads_of(self.cache_dir, revision.repository)
         return listing_of(revision.repository, revision.name, downloads, self.commit(step))
@@ -234,11 +226,7 @@ class HubFamily(Family):
         return {step: self._listed[step] for step in steps}
 
     def main(self) -> Listing | None:
-        """What the hub lists of the branch `main`; None if there is none.
-
-        Raises:
-            CheckpointUnusable: if the hub did not answer.
-        """
+        """What the hub lists of the branch `main`; None if there is none."""
         names = self.commits.get(self.source, {})
         if "main" not in names:
             return None
@@ -264,7 +252,7 @@ class HubFamily(Family):
         manifest = hub.download(revision.repository, revision.name, folder, self.commit(step), arrived)
         hashes = manifest.get("files") or {"": manifest["sha256"]}  # Earlier manifests have one hash alone.
         origin = {key: manifest[key] for key in ("repository", "revision", "commit")}
-        return CheckpointFiles(folder, origin, lambda: hashes, self.trust_remote_code)
+        return CheckpointFiles(folder, origin, lambda: hashes)
 
 
 def family_of(config: BaseConfig, model: str) -> Family:
@@ -399,15 +387,10 @@ def _local_family(
 def fetch(family: Family, steps: Sequence[int]) -> dict[int, str]:
     """Download all files of checkpoints, one after the other, with a bar that counts bytes.
 
-    Args:
-        family: the family. One on disk has nothing to fetch.
-        steps: the steps to fetch. What is complete is left as it is, what is half there goes on.
+    What is complete is left as it is, what is half there goes on. A family on disk has nothing to fetch.
 
     Returns:
         The steps that could not be fetched, with what is wrong.
-
-    Raises:
-        UserError: if the repository is missing or closed, or the disk is full.
     """
     if not isinstance(family, HubFamily):
         log.info("%s is on this machine: nothing to fetch", family.source)

@@ -144,11 +144,7 @@ class About:
 
 
 def stamps(folder: Path) -> Stamps:
-    """What shows whether a checkpoint's weights have changed.
-
-    Raises:
-        CheckpointUnusable: if the folder holds no weights.
-    """
+    """What shows whether a checkpoint's weights have changed; errors as of `weight_files`."""
     return {path: stamp_of(path) for path in weight_files(folder)}
 
 

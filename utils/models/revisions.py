@@ -162,11 +162,7 @@ def timeline(
 
 
 def refuse_several_runs(named: Sequence[Named], pattern: re.Pattern[str], source: str, stages: Sequence[int]) -> None:
-    """If a stage was run several times, the config must say which run it means.
-
-    Raises:
-        UserError: if it does not.
-    """
+    """If a stage was run several times, the config must say which run it means; else it is a UserError."""
     for stage in stages:
         runs = sorted({one.run for one in named if one.stage == stage and one.run is not None})
         if len(runs) > 1:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import CheckpointUnusable, UserError, is_out_of_memory, one_line
-from ..base.files import combine, what_it_is
+from ..base.files import what_it_is
 from ..hub.listing import FORMATS
 from .training_folders import contents, of_library
 
@@ -42,17 +42,11 @@ class CheckpointFiles:
         folder: where they are, in `save_pretrained` format.
         origin: `repository, revision, commit`; a local family has no commit, but a `fingerprint`.
         hashes: SHA-256 of each weight file; hashes them, or returns the known ones.
-        trust_remote_code: whether the tokenizer may run code of its own.
     """
 
     folder: Path
     origin: dict[str, Any]
     hashes: Callable[[], dict[str, str]]
-    trust_remote_code: bool = False
-
-    def sha256(self) -> str:
-        """One hash of all weights."""
-        return combine(self.hashes())
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -161,10 +155,7 @@ def _add(state: dict[str, Tensor], found: Mapping[str, Tensor], path: Path) -> N
 def read_some(folder: Path, choose: Callable[[list[str]], list[str]]) -> dict[str, Tensor]:
     """A few tensors of a checkpoint: those that `choose` picks from the plain names of all matrices.
 
-    Of safetensors, only these are read.
-
-    Raises:
-        CheckpointUnusable: if the weights cannot be read.
+    Of safetensors, only these are read. Errors are those of `read_files`.
     """
     files = weight_files(folder)
     if files[0].suffix != ".safetensors":
@@ -207,11 +198,7 @@ def _torch_file(path: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def damaged_as_unusable(path: Path) -> Iterator[None]:
-    """Turns what goes wrong while a file is read into one line.
-
-    Raises:
-        CheckpointUnusable: if the file is damaged, gone or something else than its name says.
-    """
+    """Turns what goes wrong while a file is read into one line, a CheckpointUnusable."""
     try:
         yield
     except Exception as error:  # Readers of damaged files raise nearly anything, tokenizers a bare Exception.

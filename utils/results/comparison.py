@@ -49,11 +49,7 @@ class ComparisonFolder:
         return self._file(name).is_file()
 
     def read(self, name: str) -> pd.DataFrame:
-        """A table as it was written.
-
-        Raises:
-            UserError: if it is missing or damaged, naming the command that makes it.
-        """
+        """A table as it was written; a UserError that names the command if it is missing or damaged."""
         path = self._file(name)
         if not path.is_file():
             raise UserError(f"{path} is missing; run: {how_to_compare(self.root)}")
@@ -72,11 +68,7 @@ class ComparisonFolder:
         return table
 
     def write(self, name: str, table: pd.DataFrame) -> Path:
-        """Write a table.
-
-        Raises:
-            ValueError: unless its columns are those of its kind, in the same order.
-        """
+        """Write a table; a ValueError unless its columns are those of its kind, in the same order."""
         if list(table.columns) != list(COMPARISONS[name]):
             raise ValueError(f"{name} has {list(COMPARISONS[name])}, not {list(table.columns)}")
         path = self._file(name)
@@ -93,11 +85,7 @@ class ComparisonFolder:
             atomic_write(self.path / "run.json", (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
     def read_run(self) -> dict[str, Any]:
-        """What made the tables.
-
-        Raises:
-            UserError: if it is missing or damaged, naming the command that writes it.
-        """
+        """What made the tables; a UserError that names the command if it is missing or damaged."""
         path = self.path / "run.json"
         try:
             return read_run(path)

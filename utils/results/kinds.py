@@ -45,12 +45,8 @@ class ResultSchema:
     version: int = 1
 
 
-def _read() -> dict[str, ResultSchema]:
-    text = Path(__file__).with_name("kinds.toml").read_text(encoding="utf-8")
-    return {name: ResultSchema(name, **entries) for name, entries in tomllib.loads(text).items()}
-
-
-_ALL = _read()
+_FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_ALL = {name: ResultSchema(name, **entries) for name, entries in _FILE.items()}
 WITHOUT_STEPS = (_ALL.pop("checks"),)
 """Kinds of results about all checkpoints at once: they have summaries only, and the report has no use for them."""
 KINDS: dict[str, ResultSchema] = _ALL
@@ -75,11 +71,7 @@ TASK_PERFORMANCE = KINDS["task_performance"]
 
 
 def find_kind(kind: str | ResultSchema) -> ResultSchema:
-    """A kind by its name.
-
-    Raises:
-        ValueError: if there is no such kind.
-    """
+    """A kind by its name; a ValueError if there is none."""
     if isinstance(kind, ResultSchema):
         return kind
     if kind not in KINDS:

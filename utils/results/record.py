@@ -95,8 +95,8 @@ WAY_OUT = "pass overwrite=true or another results_dir"
 
 def input_files(config: BaseConfig, task: str | None) -> dict[str, Path]:
     """The files that numbers of a task depend on besides checkpoints, by the key that names them."""
-    named = config.tasks if isinstance(config, TaskConfig) else []
-    prompts = [Path(name) for name in named if name.lower().endswith(".csv") and Path(name).stem == task]
+    named = map(Path, config.tasks if isinstance(config, TaskConfig) else [])
+    prompts = [path for path in named if path.suffix.lower() == ".csv" and path.stem == task]
     return files_read(config) | ({"task": prompts[0]} if prompts else {})
 
 
@@ -462,28 +462,14 @@ def _changed_on_hub(
 def _changed_on_disk(
     family: LocalFamily, recorded: Mapping[int, Mapping[str, Any]], written: Mapping[int, float]
 ) -> list[int]:
-    suspects = [
-        step
-        for step, weights in recorded.items()
-        if step == max(recorded)
-        or _newest(family.folders[step]) > written[step]
-        or _samples_differ(weights, family, step)
-    ]
-    return [step for step in suspects if recorded[step]["sha256"] != family.sha256(step)]
-
-
-def _samples_differ(recorded: Mapping[str, Any], family: LocalFamily, step: int) -> bool:
-    """Whether samples of the weights are not the recorded ones. Missing weights are told when they are measured."""
-    with contextlib.suppress(CheckpointUnusable):
-        return "fingerprint" in recorded and recorded["fingerprint"] != family.fingerprint(step)
-    return False
-
-
-def _newest(folder: Path) -> float:
-    try:
-        return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
-    except OSError:
-        return 0.0
+    suspects = [max(recorded)] if recorded else []
+    for step, weights in recorded.items():
+        # What cannot be read is told when it is measured.
+        with contextlib.suppress(OSError, CheckpointUnusable):
+            newer = any(path.stat().st_mtime > written[step] for path in family.folders[step].iterdir())
+            if newer or ("fingerprint" in weights and weights["fingerprint"] != family.fingerprint(step)):
+                suspects.append(step)
+    return [step for step in sorted(set(suspects)) if recorded[step]["sha256"] != family.sha256(step)]
 
 
 def recorded_parameters(store: Store, model: str) -> int | None:

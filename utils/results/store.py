@@ -112,12 +112,22 @@ class ResultsFolder:
         Raises:
             ValueError: unless the result is as its kind says.
         """
-        files = {}
+        files: dict[str, bytes] = {}
         if result.tensors is not None:
-            files[self._companion(".pt")] = _tensor_bytes(result.tensors)
+            import torch  # Whoever only reads tables need not wait for torch.
+
+            torch.save(result.tensors, buffer := io.BytesIO())
+            files[".pt"] = buffer.getvalue()
         if result.json is not None:
-            files[self._companion(".json")] = _json_bytes(result.json)
-        return files | {".csv": self._table_bytes(step, result.table, tokens)}
+            files[".json"] = json.dumps(result.json, ensure_ascii=False, allow_nan=False).encode()
+        if unknown := files.keys() - self.kind.companions:
+            raise ValueError(f"{self.kind.name} has no {min(unknown)} files next to its tables")
+        table = result.table.reset_index(drop=True)
+        if list(table.columns) != list(self.kind.columns):
+            raise ValueError(f"a table of {self.kind.name} has {list(self.kind.columns)}, not {list(table.columns)}")
+        for place, value in enumerate((self.model, step, tokens)):
+            table.insert(place, STAMP[place], value)
+        return files | {".csv": csv_bytes(table)}
 
     def write(self, step: int, suffix: str, data: bytes, *, sync_folder: bool = True) -> Path:
         """Write one of the files that `encode` made; `sync_folder` as in `atomic_write`."""
@@ -177,12 +187,7 @@ class ResultsFolder:
         return path
 
     def read_tensors(self, step: int) -> dict[str, torch.Tensor | Any]:
-        """A checkpoint's tensors, on the CPU.
-
-        Raises:
-            UserError: if it is missing, naming the command that makes it.
-            Damaged: if it is not as it was written.
-        """
+        """A checkpoint's tensors, on the CPU; errors as of `read_table`."""
         import torch
 
         # Only tensors and plain values are loaded, whoever wrote the file.
@@ -204,42 +209,18 @@ class ResultsFolder:
             raise Damaged(self.file(step, ".pt"), "it holds no circuit", self._repair) from None
 
     def read_json(self, step: int) -> dict[str, Any]:
-        """What is in a checkpoint's .json file.
-
-        Raises:
-            UserError: if it is missing, naming the command that makes it.
-            Damaged: if it is not as it was written.
-        """
+        """What is in a checkpoint's .json file; errors as of `read_table`."""
         self._existing(self.file(step, ".json"), " overwrite=true")
         return self._read(step, ".json", lambda data: dict(json.loads(data)))[0]
 
     def read_run(self) -> dict[str, Any]:
-        """The folder's run.json (`utils/results/record.py`).
-
-        Raises:
-            UserError: if it is missing, naming the command that makes it.
-            DamagedRecord: if it does not hold what it should.
-        """
+        """The folder's run.json (`utils/results/record.py`); a UserError that says how to make it if it is missing."""
         return read_run(self._existing(self.path / "run.json"))
 
     def delete(self, step: int) -> None:
         """Delete a checkpoint's files, the table first: without it, the others do not count."""
         for suffix in (".csv", *self.kind.companions):
             self.file(step, suffix).unlink(missing_ok=True)
-
-    def _table_bytes(self, step: int, table: pd.DataFrame, tokens: int) -> bytes:
-        if list(table.columns) != list(self.kind.columns):
-            raise ValueError(f"a table of {self.kind.name} has {list(self.kind.columns)}, not {list(table.columns)}")
-        stamped = table.reset_index(drop=True)
-        stamped.insert(0, "model", self.model)
-        stamped.insert(1, "step", step)
-        stamped.insert(2, "tokens", tokens)
-        return csv_bytes(stamped)
-
-    def _companion(self, suffix: str) -> str:
-        if suffix not in self.kind.companions:
-            raise ValueError(f"{self.kind.name} has no {suffix} files next to its tables")
-        return suffix
 
     @property
     def _repair(self) -> str:
@@ -363,18 +344,6 @@ def _decode_table(data: bytes) -> pd.DataFrame:
     if not data.endswith(b"\n"):
         raise ValueError("its end is missing")
     return read_csv(io.BytesIO(data))
-
-
-def _tensor_bytes(tensors: dict[str, Any]) -> bytes:
-    import torch  # Whoever only reads tables need not wait for torch.
-
-    buffer = io.BytesIO()
-    torch.save(tensors, buffer)
-    return buffer.getvalue()
-
-
-def _json_bytes(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
