@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from ..base.errors import UserError, suggest
 from .explain import checked, extra, key_of
@@ -76,11 +77,7 @@ def amount(default: Any, least: int = 1, most: int = MOST, reason: str = TOO_MAN
 
 
 def different(values: list[Any], of: str = "the list") -> list[Any]:
-    """A list that is neither empty nor names anything twice.
-
-    Raises:
-        ValueError: if it does.
-    """
+    """A list that is neither empty nor names anything twice; else it is a ValueError."""
     if not values:
         raise ValueError(f"{of} is empty")
     if twice := [value for number, value in enumerate(values) if value in values[:number]]:
@@ -101,11 +98,7 @@ def _check_names(value: str | list[str]) -> str | list[str]:
 
 
 def at_home(path: str) -> str:
-    """A path, with `~` written out.
-
-    Raises:
-        ValueError: if there is no such home.
-    """
+    """A path, with `~` written out; a ValueError if there is no such home."""
     if not path.startswith("~"):
         return path
     if (written_out := os.path.expanduser(path)).startswith("~"):
@@ -372,32 +365,25 @@ def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -
     return config
 
 
-def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:
-    """The settings that results depend on (all but the execution keys), with flat names (`eap.ig_steps`).
-
-    Two runs may write into one results folder if and only if these are equal.
-    """
-    plain = config.model_dump(mode="json")
-    settings: dict[str, Any] = {}
+def result_keys(config: pydantic.BaseModel, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
+    """The keys that results depend on, all but the execution keys: flat name (`eap.ig_steps`), field and value."""
     for name, field in type(config).model_fields.items():
-        if is_execution(field):
-            continue
-        if isinstance(block := getattr(config, name), pydantic.BaseModel):
-            settings |= {f"{name}.{inner}": value for inner, value in result_settings(block).items()}
-        else:
-            settings[name] = plain[name]
-    return settings
+        if not is_execution(field):
+            if isinstance(value := getattr(config, name), pydantic.BaseModel):
+                yield from result_keys(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", field, value
+
+
+def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:
+    """The values of `result_keys`. Two runs may write into one results folder if and only if these are equal."""
+    return {name: to_jsonable_python(value) for name, _, value in result_keys(config)}
 
 
 def files_read(config: pydantic.BaseModel) -> dict[str, Path]:
     """The files and folders that a config names and results depend on, by their flat keys (`cspa.corpus`)."""
-    found = dict[str, Path]()
-    for name, field in type(config).model_fields.items():
-        if isinstance(value := getattr(config, name), pydantic.BaseModel):
-            found |= {f"{name}.{inner}": path for inner, path in files_read(value).items()}
-        elif extra(field).get("file") and value is not None and (path := Path(value).expanduser()).exists():
-            found[name] = path
-    return found
+    named = {name: Path(value) for name, key, value in result_keys(config) if extra(key).get("file") and value}
+    return {name: path.expanduser() for name, path in named.items() if path.expanduser().exists()}
 
 
 def is_execution(field: FieldInfo) -> bool:

@@ -125,8 +125,7 @@ class ResultsFolder:
         table = result.table.reset_index(drop=True)
         if list(table.columns) != list(self.kind.columns):
             raise ValueError(f"a table of {self.kind.name} has {list(self.kind.columns)}, not {list(table.columns)}")
-        for place, value in enumerate((self.model, step, tokens)):
-            table.insert(place, STAMP[place], value)
+        table = table.assign(model=self.model, step=step, tokens=tokens)[[*STAMP, *self.kind.columns]]
         return files | {".csv": csv_bytes(table)}
 
     def write(self, step: int, suffix: str, data: bytes, *, sync_folder: bool = True) -> Path:

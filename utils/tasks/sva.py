@@ -60,7 +60,7 @@ WORDS: dict[str, tuple[Any, ...]] = {name: _listed(text.split()) for name, text 
 WORDS |= {name: _listed(phrases) for name, phrases in _FILE["phrases"].items()}
 SLOTS = ("subjects", "others", "verbs", "other_verbs", "links")
 STRUCTURES: tuple[Structure, ...] = tuple(
-    Structure(**{key: WORDS[value] if key in SLOTS else value for key, value in structure.items()})
+    Structure(**dict[str, Any]({key: WORDS[value] if key in SLOTS else value for key, value in structure.items()}))
     for structure in _FILE["structures"]
 )
 
