@@ -134,11 +134,7 @@ class Graph:
         return [*names, "logits"]
 
     def edge_index(self, name: str) -> tuple[int, int]:
-        """Indices of an edge by name, e.g. `a0.h1->a3.h2<q>`.
-
-        Raises:
-            ValueError: if the graph has no such edge.
-        """
+        """Indices of an edge by name, e.g. `a0.h1->a3.h2<q>`; a ValueError if the graph has no such edge."""
         source, arrow, target = name.partition("->")
         if not arrow:
             raise ValueError(f"{name}: not an edge; write it as source->target")

@@ -54,11 +54,7 @@ class Bootstrap:
         return cls(shares.scatter_add_(1, draws, torch.full_like(shares, 1 / n_prompts)))
 
     def means(self, values: Float[Tensor, "... prompt"]) -> Float[Tensor, "resample ..."]:
-        """The mean over prompts in every resample, float64 on the CPU.
-
-        Args:
-            values: one quantity of every prompt, or several.
-        """
+        """The mean over prompts of one or several quantities in every resample, float64 on the CPU."""
         return self.shares @ values.cpu().double().movedim(-1, 0)
 
     def error(self, resampled: Float[Tensor, "resample ..."]) -> Tensor:

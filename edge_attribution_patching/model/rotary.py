@@ -40,11 +40,7 @@ class Rotary:
 
 
 def check_rotary(config: PretrainedConfig, architecture: Architecture) -> None:
-    """Refuse what `read_rotary` cannot read.
-
-    Raises:
-        ValueError: in one line that names the field and its value.
-    """
+    """Refuse what `read_rotaries` cannot read: a ValueError of one line that names the field and its value."""
     if "rope_parameters" not in architecture.reads:
         return
     said = [config.rope_parameters]

@@ -122,10 +122,7 @@ class LayerWeights:
     def stored_W_V(self) -> Float[Tensor, "kv_head d_head d_model"]:
         """The projection to v as the checkpoint stores it, without the norm: folding undone, up to rounding.
 
-        In float32 or better.
-
-        Raises:
-            ZeroDivisionError: if a gain of the norm is 0, so that what it multiplied is lost.
+        In float32 or better. A ZeroDivisionError if a gain of the norm is 0, so that what it multiplied is lost.
         """
         # Folding took the mean out after the gain was multiplied in, so it comes back before the gain is divided out.
         unfolded = self.W_V.to(self.V_mean.dtype) + self.V_mean[..., None]
@@ -159,27 +156,19 @@ class ModelWeights(Shape):
 
 
 def read_weights(model: PreTrainedModel) -> ModelWeights:
-    """The weights of a Hugging Face causal language model.
+    """The weights of a Hugging Face causal language model; errors as of `architectures.read_shape`.
 
     Tensors are views of the model's own memory; only the folded q, k, v projections (and `V_mean`) are new.
-
-    Raises:
-        ValueError: if the architecture has no reader, or its config asks for arithmetic that is not supported
-            (`architectures.read_shape`).
     """
     with torch.no_grad():
         return _Reader(read_shape(model.config), model.config, model.state_dict()).model()
 
 
 def read_tensors(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> ModelWeights | None:
-    """The weights from the tensors of a checkpoint's files. Nothing of transformers' model code is imported.
+    """The weights from the tensors of a checkpoint's files, or None; errors as of `architectures.read_shape`.
 
-    Returns:
-        None if names and shapes are not exactly those of such a model, or its activation is learned: then only
-        transformers knows how to read them, or what is wrong.
-
-    Raises:
-        ValueError: as `read_weights`.
+    Nothing of transformers' model code is imported. None if names and shapes are not exactly those of such a model, or
+    its activation is learned: then only transformers knows how to read them, or what is wrong.
     """
     shape, names = read_shape(config), ARCHITECTURES[config.model_type]
     if getattr(config, names.activation) not in FUNCTIONS:

@@ -87,11 +87,9 @@ class Plan:
         overrides: ActivationOverrides = NO_OVERRIDES,
         shortcuts: bool = True,
     ) -> Plan:
-        """Work out every state; without shortcuts no input is taken to have its source value.
+        """Work out every state under masks on any device, whose entries that are no edges are ignored.
 
-        Args:
-            masks: edges that carry the source run, any device; entries that are no edges are ignored.
-            spanning: of every layer; none by default.
+        Without shortcuts no input is taken to have its source value. By default no norm spans the heads of a layer.
         """
         masks = masks.cpu() & graph.edge_mask
         nodes, inputs = _states(graph, masks, overrides, shortcuts)
@@ -122,10 +120,8 @@ class Plan:
     def stacks(self, memory_budget: float, token_bytes: int) -> Iterator[slice]:
         """Split the masks into stacks whose differences stay within a budget of bytes, one mask at least.
 
-        A stack computes for all of its masks what any of them needs, so it grows with the union.
-
-        Args:
-            token_bytes: bytes of one node's difference.
+        A stack computes for all of its masks what any of them needs, so it grows with the union. A node's difference
+        takes `token_bytes`.
         """
         layer_inputs = 3 * self.graph.n_heads + 1
         # Greedy: masks join the stack in their order as long as the union of what they need fits.

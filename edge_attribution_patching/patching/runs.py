@@ -82,11 +82,7 @@ class PreparedRuns:
 
 
 def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupted") -> PreparedRuns:
-    """Run both prompts of a batch once and keep what masks are evaluated from.
-
-    Args:
-        base: which run carries the edges outside of a mask; the other is the source.
-    """
+    """Run both prompts of a batch once and keep what masks are evaluated from; `base` carries the edges outside."""
     layout, norm = batch.layout, weights.final_norm
     prefix = kv_cache(weights, layout, batch.clean)
     tokens = (batch.corrupted, batch.clean) if base == "corrupted" else (batch.clean, batch.corrupted)

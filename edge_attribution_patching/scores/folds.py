@@ -135,11 +135,7 @@ class KeptFolds:
 
     @classmethod
     def from_tensors(cls, stored: Mapping[str, Any], graph: Graph) -> KeptFolds:
-        """Read back what `to_tensors` returned; the graph is that of the file's circuit.
-
-        Raises:
-            ValueError: if it holds no fold scores.
-        """
+        """Read back, for the file's graph, what `to_tensors` returned; a ValueError if it holds no fold scores."""
         if "fold_scores" not in stored:
             raise ValueError("no fold scores")
         scale = float(stored["fold_scale"])

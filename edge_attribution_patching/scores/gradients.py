@@ -245,8 +245,7 @@ class Gradients:
             embedded: the residual stream before layer 0 in each step.
             step_weights: what each step's gradients are multiplied with.
 
-        Returns:
-            What the nodes computed in each of these steps.
+        Returns what the nodes computed in each of these steps.
         """
         outputs = NodeOutputs(embedded)
         activations: list[LayerActivations] = []

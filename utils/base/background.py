@@ -42,8 +42,7 @@ class Prefetcher(Generic[T]):
     def wait(self, step: int) -> None:
         """Wait until a step has arrived, if it is on its way.
 
-        Raises:
-            Exception: what went wrong. It is told once; after that, the step counts as not started.
+        What went wrong is raised, and told once; after that, the step counts as not started.
         """
         if step == self._step and self._future is not None and (error := self._future.exception()) is not None:
             self.drop()

@@ -24,11 +24,8 @@ Stamp = tuple[int, int, int]
 def atomic_write(path: Path, data: bytes, *, sync_folder: bool = True) -> None:
     """Write a file whole or not at all: temporary file in the same folder, fsync, replace, fsync of the folder.
 
-    Args:
-        sync_folder: `False` leaves the folder to the next file that is written there.
-
-    Raises:
-        UserError: if the folder cannot be created or written to, or the disk is full.
+    `sync_folder=False` leaves the last to the next file that is written there. It is a UserError if the folder cannot
+    be created or written to, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{_process()}.tmp")
     make_folder(path.parent)
@@ -89,14 +86,7 @@ def make_folder(folder: Path) -> None:
 
 
 def require_writable(folder: Path, key: str) -> None:
-    """Create a folder and check that files can be written into it.
-
-    Args:
-        key: the config key that names it, for the error.
-
-    Raises:
-        UserError: if it cannot be created or written to.
-    """
+    """Create a folder and check that files can be written into it; else a UserError names it by its config `key`."""
     probe = folder / f".probe.{_process()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,10 +164,9 @@ def combine(hashes: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, key: str, timeout: float = -1) -> Iterator[bool]:
-    """Hold the lock of a file that all processes know; says whether this process has it.
+    """Hold the lock of a file, in a folder that exists; says whether this process has it.
 
     Args:
-        path: the file. Its folder exists.
         key: the config key that names the folder, for errors.
         timeout: seconds to wait for it; -1 waits until it is free.
 

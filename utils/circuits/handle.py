@@ -223,12 +223,7 @@ def settings_of(
 
 
 def validated(schema: type[Schema], values: dict[str, Any], given: dict[str, Any]) -> Schema:
-    """Settings from values, some of which the caller gave.
-
-    Raises:
-        TypeError: if a value has another type.
-        ValueError: if a value is not allowed.
-    """
+    """Settings from values, some of which the caller gave; errors as of `settings_of`."""
     try:
         return schema.model_validate_json(json.dumps(values, default=_plain), strict=True)
     except pydantic.ValidationError as error:

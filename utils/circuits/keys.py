@@ -140,11 +140,7 @@ def circuit_pairs(settings: CircuitSettings, task: Task, tokenizer: PreTrainedTo
 
 
 def check_transfer(config: CircuitsConfig, store: Store, model: str, steps: Sequence[int]) -> None:
-    """Refuse steps in `transfer` that will have no circuit.
-
-    Raises:
-        UserError: naming the first of them.
-    """
+    """Refuse a step in `transfer` that will have no circuit, with a UserError."""
     if isinstance(config.transfer, list):
         for task in tasks_of(config):
             there = sorted({*steps, *store.folder("graphs", model, task.name).steps()})

@@ -133,8 +133,7 @@ class MeasuredCircuit:
     def save(self, path: str | Path) -> None:
         """Save everything as `.pt` (`read_circuit` reads it back), or the graph alone as EAP-IG's `.json`.
 
-        Raises:
-            ValueError: for another ending, or if the file cannot be written.
+        It is a ValueError if the path has another ending, or cannot be written.
         """
         path = Path(path)
         if path.suffix == ".json":
@@ -162,11 +161,7 @@ class MeasuredCircuit:
         return graph
 
     def draw(self, strongest: int = SHOWN) -> go.Figure:
-        """An interactive drawing (plotly) of the edges of largest |score|.
-
-        Raises:
-            ValueError: if there is no circuit, or no edges are asked for.
-        """
+        """An interactive drawing (plotly) of the edges of largest |score|; a ValueError if there is no circuit."""
         from circuits_over_time.plotting.plot_circuit import draw_circuit
 
         if not isinstance(strongest, int) or strongest < 1:
@@ -227,11 +222,7 @@ class MeasuredCircuit:
 def measure_circuit(
     weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings, about: Mapping[str, Any] | None = None
 ) -> MeasuredCircuit:
-    """Find a circuit, and everything that is reported about it.
-
-    Args:
-        about: what to note about the model.
-    """
+    """Find a circuit, and everything that is reported about it; `about` is noted with it."""
     found = find_circuit(weights, prompts, settings, score_edges(weights, prompts, settings))
     kept = found.folds.keep(found.order, max(found.curve.sizes, default=0))
     controls, tests = compare_with_random(found, settings)

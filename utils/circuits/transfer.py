@@ -92,8 +92,7 @@ class StoredCircuits:
     def wanted(self, config: CircuitsConfig, task: str, step: int) -> list[StoredCircuit]:
         """The circuits to evaluate on a task in the model of a step: its own, those of other steps and other tasks.
 
-        Raises:
-            UserError: if `transfer` names a step without results.
+        It is a UserError if `transfer` names a step without results.
         """
         if not self.learned(task, step):
             return []

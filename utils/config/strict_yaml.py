@@ -136,11 +136,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 def merge(data: Block, keys: tuple[str, ...], value: Any) -> None:
-    """Apply one override to `data`, in place. Blocks are merged key by key.
-
-    Raises:
-        UserError: if a key on the way holds a value instead of a block.
-    """
+    """Apply one override to `data`, in place, blocks key by key; a UserError if a key on the way holds a value."""
     for depth, key in enumerate(keys[:-1], start=1):
         below = data.setdefault(key, {})
         if below is None:

@@ -141,7 +141,7 @@ def _from_cache(listing: Listing, name: str, target: Path) -> bool:
 def retry(
     request: Callable[[], T], what: str, progress: Callable[[], int] = lambda: 0, waits: Sequence[float] = WAITS
 ) -> T:
-    """Make a request, and try again where that may help.
+    """Make a request, and try again where that may help; raises what the last attempt did.
 
     A network that breaks down during a run is waited for; one that was never there is told of within seconds.
 
@@ -149,9 +149,6 @@ def retry(
         what: what it asks for, for the log.
         progress: how many bytes have arrived. Whenever there are more than before, the waits start anew.
         waits: seconds between the attempts, if the hub asks for no longer ones.
-
-    Raises:
-        Exception: that of the last attempt.
     """
     from huggingface_hub.utils import httpx
 

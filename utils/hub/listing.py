@@ -81,11 +81,8 @@ def downloads_of(cache_dir: Path, repository: str) -> Path:
 def published_names(repository: str, downloads: Path) -> dict[str, str | None]:
     """A repository's branches, then its tags, each with its commit. Without the hub, those that it listed before.
 
-    The names are kept in `downloads`, where its checkpoints are downloaded to.
-
-    Raises:
-        UserError: if there is no such repository.
-        HubUnreachable: if the hub did not answer, and never did.
+    The names are kept in `downloads`, where its checkpoints are downloaded to. HubUnreachable if the hub did not
+    answer, and never did.
     """
     from huggingface_hub import HfApi
 
@@ -155,9 +152,6 @@ def in_parallel(
     Returns:
         For each step, in order, its listing or what is wrong with it. After the first `HubUnreachable`, nothing more is
         asked for, and the rest get the same error.
-
-    Raises:
-        UserError: if the repository is missing or closed.
     """
     left, running = list(reversed(steps)), dict[Future[Listing], int]()
     found: dict[int, Listing | CheckpointUnusable] = {}

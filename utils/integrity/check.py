@@ -28,11 +28,7 @@ def check_models(config: BaseConfig, *, deep: bool = False) -> int:
             all on disk are loaded.
         deep: also load a few tensors of the steps in `checkpoints` and compare consecutive ones.
 
-    Returns:
-        The exit code: 1 if something is wrong and `on_duplicate_weights` is `error`, else 0.
-
-    Raises:
-        UserError: if a model or step does not exist, or the results cannot be written.
+    Returns the exit code: 1 if something is wrong and `on_duplicate_weights` is `error`, else 0.
     """
     import pandas as pd
 

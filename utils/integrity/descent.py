@@ -47,15 +47,13 @@ class WeightChange:
 def weight_changes(
     family: Family, steps: Sequence[int], done: Callable[[int], None] = lambda step: None
 ) -> tuple[list[WeightChange], dict[int, str]]:
-    """Load a few tensors of each step and compare consecutive ones.
+    """Load a few tensors of each step and compare consecutive ones; what is not on disk is downloaded.
 
     Args:
-        family: where they are from; what is not on disk is downloaded.
         steps: sorted. Fewer than four say nothing: a pair needs two neighbours.
         done: called with each step that has been read.
 
-    Returns:
-        The changes in order, and the steps that could not be read with what is wrong.
+    Returns the changes in order, and the steps that could not be read with what is wrong.
     """
     pairs: list[tuple[int, int, float]] = []
     unusable: dict[int, str] = {}

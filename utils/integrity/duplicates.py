@@ -150,9 +150,6 @@ def find_duplicates(
     Args:
         exact: hash local files whole. Otherwise only those are hashed whose samples are equal; the others are known to
             differ, and their `hashes` are those of the samples.
-
-    Raises:
-        UserError: if the repository is missing or closed.
     """
     main: CheckpointHashes | None = None
     if isinstance(family, HubFamily):

@@ -16,13 +16,8 @@ log = logging.getLogger(__name__)
 def steps_to_leave_out(family: Family, steps: Sequence[int], on_duplicate: str) -> list[int]:
     """Say what is wrong with the steps to measure, and return those that must not be measured.
 
-    Args:
-        family: all its steps are compared.
-        on_duplicate: `error`, `warn` or `skip` (see `on_duplicate_weights`).
-
-    Raises:
-        UserError: with `error`, naming the steps to measure that hold another step's weights; or if a download is of
-            other weights than the hub has now.
+    All steps of the family are compared. With `on_duplicate_weights: error`, steps to measure that hold another step's
+    weights are a UserError; so is a download of other weights than the hub has now.
     """
     with bar(len(family.steps), f"{family.name}: comparing weights") as shown:
         report = find_duplicates(family, exact=False, advance=shown.update)

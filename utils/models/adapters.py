@@ -61,11 +61,7 @@ def _in_hub_cache(repository: str, revision: str | None) -> Path | None:
 
 
 def merged_state(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
-    """The tensors of a base model with an adapter merged into it. The model is used up.
-
-    Raises:
-        CheckpointUnusable: if the adapter does not fit the base model.
-    """
+    """The tensors of a base model, which is used up, with an adapter merged into it, if it fits."""
     import torch
     from peft import PeftModel
 

@@ -338,8 +338,7 @@ def _memory_of(folder: Path, dtype: str, device: torch.device) -> Iterator[None]
 def resolve_device(device: str) -> torch.device:
     """The device that a name stands for: `auto` is CUDA if there is one, else Apple's GPU, else the CPU.
 
-    Raises:
-        UserError: if this machine has no such device.
+    It is a UserError if this machine has no such device.
     """
     import torch
 

@@ -149,11 +149,7 @@ def stamps(folder: Path) -> Stamps:
 
 
 def hashes(before: Stamps) -> dict[str, str]:
-    """SHA-256 of each weight file with these stamps. Each file is read only once, until it changes.
-
-    Raises:
-        CheckpointUnusable: if one has changed since.
-    """
+    """SHA-256 of each weight file with these stamps, each read once; a CheckpointUnusable if one has changed since."""
     found = {path.name: sha256_at(path, stamp) for path, stamp in before.items()}
     for path, stamp in before.items():
         if stamp_of(path) != stamp:

@@ -75,8 +75,7 @@ class Placed:
 def naming_rule(text: str) -> re.Pattern[str]:
     """A regular expression for whole names, with the group `step` and, if needed, `stage`, `tokens` and `run`.
 
-    Raises:
-        UserError: if it is not such an expression.
+    It is a UserError if the text is no such expression.
     """
     try:
         pattern = re.compile(text)
@@ -90,8 +89,7 @@ def naming_rule(text: str) -> re.Pattern[str]:
 def read_names(names: Iterable[str], pattern: re.Pattern[str], repository: str = "") -> list[Named]:
     """What names tell that match the pattern. The others (`main`) are left out.
 
-    Raises:
-        UserError: if the pattern takes something for a number that is not one.
+    It is a UserError if the pattern takes something for a number that is not one.
     """
     found = []
     for name in names:

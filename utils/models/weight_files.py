@@ -52,8 +52,7 @@ class CheckpointFiles:
 def weight_files(folder: Path) -> list[Path]:
     """The weights in a folder: an adapter's if it is one, else safetensors if there are any, else torch's own.
 
-    Raises:
-        CheckpointUnusable: if the folder holds no weights that can be read, or not all shards.
+    It is a CheckpointUnusable if the folder holds no weights that can be read, or not all shards.
     """
     formats = (("adapter_model", "safetensors"), ("adapter_model", "bin")) if (folder / ADAPTER).is_file() else FORMATS
     for stem, ending in formats:
@@ -84,10 +83,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuse what a training library wrote in a format of its own, before anything in it is read.
+    """Refuse what a training library wrote in a format of its own, before anything in it is read, naming its converter.
 
-    Raises:
-        CheckpointUnusable: naming the library and its converter, unless weights that can be read lie there too.
+    Weights that can be read may lie there too: then it is not refused.
     """
     if of_library(folder) is not None:
         weight_files(folder)

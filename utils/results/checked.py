@@ -80,11 +80,7 @@ _RUN = pydantic.TypeAdapter(_Run)
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """A run.json that is there.
-
-    Raises:
-        DamagedRecord: if it is none, or something in it has another type.
-    """
+    """A run.json that is there; a DamagedRecord if it is none, or something in it has another type."""
     try:
         run = json.loads(path.read_bytes())
         _RUN.validate_python(run, strict=True)

@@ -117,8 +117,7 @@ class RunRecord:
     def check(self, analysis: str, config: BaseConfig, family: Family) -> None:
         """Refuse to mix results of two configs, of two models' weights, or of two versions of a file, in one folder.
 
-        Raises:
-            UserError: naming what the folder holds and what this run asks for.
+        The UserError names what the folder holds and what this run asks for.
         """
         if not self.folder.steps():
             return
@@ -156,11 +155,7 @@ class RunRecord:
         return ""
 
     def require_inputs(self, inputs: Mapping[str, str]) -> None:
-        """Refuse results that were measured on other files than the folder's; the files are as in run.json.
-
-        Raises:
-            UserError: naming the key.
-        """
+        """Refuse results that were measured on other files than the folder's; the files are as in run.json."""
         held = self.folder.read_run().get("inputs", {})
         if changed := [key for key in inputs if held.get(key) != inputs[key]]:
             raise UserError(f"{changed[0]}: its file was edited while this run was measuring; {WAY_OUT}")
@@ -277,8 +272,7 @@ class RunRecord:
             found: step -> the provenance of its weights, and what is going to be written: suffix -> bytes. The hashes
                 of these bytes are recorded.
 
-        Returns:
-            Step -> the other recorded steps with the same weights.
+        Returns step -> the other recorded steps with the same weights.
         """
         hashes = {
             self.folder.file(step, suffix).name: hashlib.sha256(data).hexdigest()
@@ -299,20 +293,12 @@ class RunRecord:
         }
 
     def damaged(self, steps: Collection[int]) -> list[Damaged]:
-        """The files of finished checkpoints, among these steps, that are not as they were written, or are gone.
-
-        Raises:
-            DamagedRecord: if run.json itself is.
-        """
+        """The files of finished checkpoints, among these steps, that are not as they were written, or are gone."""
         self._read()
         return [error for step in self.folder.steps() if step in steps for error in self.folder.damage(step)]
 
     def _read(self) -> dict[str, Any] | None:
-        """What run.json holds; None if it is not there.
-
-        Raises:
-            DamagedRecord: if it lacks a part.
-        """
+        """What run.json holds; None if it is not there, a DamagedRecord if it lacks a part."""
         if not self.path.is_file():
             return None
         held = self.folder.read_run()
@@ -475,8 +461,7 @@ def _changed_on_disk(
 def recorded_parameters(store: Store, model: str) -> int | None:
     """Number of parameters that the runs of a model recorded with its checkpoints; None where none did.
 
-    Raises:
-        UserError: if they differ.
+    It is a UserError if they differ.
     """
     counts = set()
     for kind in KINDS:

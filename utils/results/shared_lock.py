@@ -39,14 +39,10 @@ class SharedLock:
         return locked(self.folder / ".lock", "results_dir", timeout)
 
     def hand_in(self, entries: Entries, take_in: TakeIn) -> dict[str, Any] | None:
-        """Have entries written, by this process or by the one that has the lock.
+        """Have entries, as JSON has them, written by this process or by the one that has the lock.
 
-        Args:
-            entries: what to write, as JSON has it.
-            take_in: writes the entries of several processes. It is called under the lock.
-
-        Returns:
-            What `take_in` returned; None if another process has written the entries.
+        `take_in` writes the entries of several processes, under the lock. Returns what it returned; None if another
+        process has written the entries.
         """
         note = None
         try:

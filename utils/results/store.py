@@ -109,8 +109,7 @@ class ResultsFolder:
     def encode(self, step: int, result: Result, tokens: int) -> dict[str, bytes]:
         """A checkpoint's files as they will be written: suffix -> bytes, the table last.
 
-        Raises:
-            ValueError: unless the result is as its kind says.
+        It is a ValueError unless the result is as its kind says.
         """
         files: dict[str, bytes] = {}
         if result.tensors is not None:
@@ -173,8 +172,7 @@ class ResultsFolder:
     def write_summary(self, name: str, table: pd.DataFrame) -> Path:
         """Write a table about all steps of the folder as `<folder>/<name>.csv`, with `model` as its first column.
 
-        Raises:
-            ValueError: unless it is a summary of the kind, with the kind's columns for it in the same order.
+        It is a ValueError unless it is a summary of the kind, with the kind's columns for it in the same order.
         """
         columns = self.kind.summaries.get(name)
         if columns is None or list(table.columns) != list(columns):
@@ -270,11 +268,7 @@ class Store:
         self.left_out: list[str] = []
 
     def folder(self, kind: str | ResultSchema, model: str, task: str | None = None) -> ResultsFolder:
-        """The folder for a kind, a model and a task.
-
-        Raises:
-            ValueError: if the kind is unknown, or a name would leave its folder.
-        """
+        """The folder for a kind, a model and a task; a ValueError if the kind is unknown."""
         return ResultsFolder(self.root, find_kind(kind), model, task)
 
     def models(self, kind: str | ResultSchema) -> list[str]:
@@ -289,13 +283,8 @@ class Store:
     def read_tables(self, kind: str | ResultSchema, model: str | None = None, task: str | None = None) -> pd.DataFrame:
         """All steps of a kind in one tidy frame, for one model or all, for one task or all.
 
-        Damaged tables are left out, with a line in the log and in `left_out`.
-
-        Returns:
-            Rows sorted by model, task and step, with a `task` column after `model` if there is a task level.
-
-        Raises:
-            UserError: if there are no results, naming the command that makes them.
+        Damaged tables are left out, with a line in the log and in `left_out`. Rows are sorted by model, task and step,
+        with a `task` column after `model` if there is a task level. No results at all are a UserError.
         """
         import pandas as pd
 

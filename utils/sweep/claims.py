@@ -91,18 +91,12 @@ class Claims:
         return self
 
     def acquire(self, names: Sequence[str], *, unclaimed: bool = False) -> bool:
-        """Claim all of these, or none.
+        """Claim all of these, or none; returns whether they are now this process's.
 
         Args:
             names: `<analysis>/<model>/step000010`. All processes name them in the same order.
             unclaimed: they were just seen without a claim. One that is there now is so new that it cannot be stale, and
                 is not looked at: where many processes want the same, most of them learn at once that they are late.
-
-        Returns:
-            Whether they are now this process's.
-
-        Raises:
-            UserError: if the folder cannot be written to.
         """
         mine: list[str] = []
         for name in names:
@@ -133,8 +127,7 @@ class Claims:
     def holders(self, prefix: str) -> dict[str, Owner | None]:
         """The claims below `<analysis>/<model>` that are not this process's, without a look at their heartbeats.
 
-        Returns:
-            Name -> who holds it; None if the claim is known to be stale.
+        Returns name -> who holds it; None if the claim is known to be stale.
         """
         found: dict[str, Owner | None] = {}
         now = time.monotonic()
@@ -342,9 +335,6 @@ class ClaimedCheckpoint:
 class WorkQueue:
     """One model's unfinished checkpoints, as this process and others take them one by one.
 
-    Args:
-        sweep: the model's part of the run.
-
     Attributes:
         left: the steps that this process neither took nor saw finished.
         elsewhere: how many measurements other processes have made since the run was planned.
@@ -369,15 +359,12 @@ class WorkQueue:
         return {step: held[name] for name, step in self._steps.items() if name in held and step in self.left}
 
     def take(self, holders: Holders, *, ahead: bool = False, leave: int = 0) -> ClaimedCheckpoint | None:
-        """Claim the first step that can be had.
+        """Claim the first step that can be had; None if nothing is left, or others have claimed all that is.
 
         Args:
             holders: what `holders` returned just now.
             ahead: for later, while this process measures another. Claims of others are left alone then.
             leave: claim none unless more than so many steps are free.
-
-        Returns:
-            None if nothing is left, or others have claimed all that is.
         """
         if leave:
             self._drop_finished()

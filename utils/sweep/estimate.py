@@ -121,11 +121,7 @@ def _memory(family: Family, steps: Sequence[int], sizes: dict[int, int], dtype: 
 
 
 def needs(sweep: Sweep) -> str:
-    """Two lines at most, each indented; nothing if there is nothing to measure.
-
-    Raises:
-        UserError: if the repository is missing or closed.
-    """
+    """Two lines at most, each indented; nothing if there is nothing to measure."""
     if not sweep.missing:
         return ""
     config = sweep.jobs[0].config

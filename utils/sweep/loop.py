@@ -163,8 +163,7 @@ class SweepLoop:
     def open(self, sweep: Sweep) -> list[int]:
         """Check everything that can be checked without weights, then record what each job was asked for.
 
-        Returns:
-            The unfinished steps, without those at the start whose small files are missing or damaged.
+        Returns the unfinished steps, without those at the start whose small files are missing or damaged.
         """
         family, steps = sweep.family, list(sweep.missing)
         jobs = [job for job in sweep.jobs if sweep.missing_of(job)]
@@ -273,9 +272,7 @@ def report(failures: Sequence[Failure]) -> int:
 def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -> EncodedResults:
     """Make one measurement, and encode its files.
 
-    Raises:
-        CheckpointUnusable: if activations are not finite.
-        UserError: if a batch does not fit on the device, or as the analysis does.
+    Activations that are not finite are a CheckpointUnusable, a batch that does not fit on the device is a UserError.
     """
     import torch
 

@@ -44,11 +44,7 @@ class Job:
 
     @cached_property
     def tasks(self) -> list[Task | None]:
-        """The tasks that its config asks for; [None] if scores have no task.
-
-        Raises:
-            UserError: if there is no such task, or two would write to the same folder.
-        """
+        """The tasks that its config asks for; [None] if scores have no task. Two may not write to the same folder."""
         if self.analysis.tasks is None:
             return [None]
         tasks = self.analysis.tasks(self.config)
@@ -87,11 +83,7 @@ class Prepared:
 
 
 def prepare(job: Job, described: Description, kept: dict[Job, Prepared]) -> Prepared:
-    """A job's inputs for a checkpoint; those that are `kept`, if they were prepared for the same tokenizer and shape.
-
-    Raises:
-        UserError: on bad input, or if a file was edited since.
-    """
+    """A job's inputs for a checkpoint; those `kept`, if they were prepared for the same tokenizer and shape."""
 
     def hashes_now() -> dict[str | None, dict[str, str]]:
         names = [None if task is None else task.name for task in job.tasks]

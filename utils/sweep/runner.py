@@ -55,11 +55,9 @@ def run(analysis: Analysis, config: BaseConfig, *, dry_run: bool = False, only_f
 def run_jobs(
     name: str, jobs: Sequence[Job], config: BaseConfig, *, dry_run: bool = False, only_fetch: bool = False
 ) -> int:
-    """Measure what is missing, with each checkpoint loaded once for all jobs.
+    """Measure what is missing, with each checkpoint loaded once for all jobs; the progress bar says `name`.
 
     Args:
-        name: what the progress bar says.
-        jobs: the analyses and their configs.
         dry_run: write to stdout what would be measured, and load nothing.
         only_fetch: download what missing measurements need, and measure nothing.
 

@@ -30,13 +30,9 @@ log = logging.getLogger(__name__)
 
 
 def run_array(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
-    """Submit the array, wait for it, and say what came of it.
+    """Submit the array, wait for it, and say what came of it; returns the exit code as `run_jobs` does.
 
-    Returns:
-        The exit code: 0, or 1 if checkpoints could not be measured.
-
-    Raises:
-        UserError: on bad input, in a task too; or if there is no Slurm here.
+    Bad input, in a task too, is a UserError; so is a machine without Slurm.
     """
     config = jobs[0].config
     executor = _executor(config)

@@ -44,13 +44,9 @@ class SuiteConfig(BaseConfig):
 
 
 def jobs_of(config: SuiteConfig, where: str = "analyses") -> list[Job]:
-    """A suite's analyses with their configs, in the order in which they run.
+    """A suite's analyses with their configs, in the order in which they run; `where` is how errors name the list.
 
-    Args:
-        where: how errors name the list.
-
-    Raises:
-        UserError: one line for each bad key, naming the entry; or if two entries write to the same folder.
+    It is a UserError, with one line for each bad key, or if two entries write to the same folder.
     """
     lines: list[str] = []
     jobs = []
@@ -81,11 +77,7 @@ def _writes_for(writer: Job, reader: Job) -> bool:
 
 
 def find_analysis(script: str) -> Analysis:
-    """The analysis of a root script.
-
-    Raises:
-        UserError: if no script of that name writes results.
-    """
+    """The analysis of a root script; a UserError if no script of that name writes results."""
     scripts = list(dict.fromkeys(kind.script for kind in KINDS.values()))
     if script not in scripts:
         raise UserError(f"'{script}' is not an analysis{suggest(script, scripts)}")

@@ -167,11 +167,7 @@ class Worker:
 
 
 def import_library(name: str) -> Any:
-    """A library that an executor needs.
-
-    Raises:
-        UserError: if it is not installed.
-    """
+    """A library that an executor needs; a UserError if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:

@@ -49,8 +49,7 @@ class Row:
 def csv_task(path: Path, metric: str) -> Task:
     """The task that a prompts CSV describes. The file is read when prompts are built.
 
-    Raises:
-        UserError: if there is no such file, or the metric cannot be the primary one.
+    It is a UserError if there is no such file, or the metric cannot be the primary one.
     """
     if metric not in DIFFERENTIABLE:
         if not path.exists():

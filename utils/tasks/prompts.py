@@ -53,11 +53,7 @@ class Prompts:
     positions: dict[str, Int[Tensor, n]]
 
     def __post_init__(self) -> None:
-        """Check that all parts describe the same prompts.
-
-        Raises:
-            ValueError: if two parts disagree on the number of prompts, or clean and corrupted have different widths.
-        """
+        """Check that all parts describe the same prompts; else it is a ValueError."""
         tokens = (self.clean, self.corrupted, self.lengths, self.answers.right)
         parts: list[Sized] = [*tokens, self.texts, self.meta, *self.positions.values()]
         counts = {len(part) for part in parts}
@@ -77,21 +73,13 @@ class Prompts:
         return TokenPairs(self.clean, self.corrupted, self.lengths)
 
     def metric(self, metric: str | MetricFunction) -> Metric:
-        """A metric on these prompts, as the engine takes it: a function of logits and of the prompts they belong to.
-
-        Args:
-            metric: a key of `METRICS`, or a function of one's own.
-        """
+        """A metric on these prompts, as the engine takes it: a function of logits and of the prompts they belong to."""
         if isinstance(metric, str):
             return lambda logits, index: METRICS[metric].function(logits, self.answers.select(index))
         return lambda logits, index: _checked(metric, logits, self.select(index))
 
     def require_fit(self, name: str, shape: Shape) -> None:
-        """Refuse prompts that are longer than a model's context, or have tokens that it does not have.
-
-        Raises:
-            UserError: naming the longest prompt, or the prompt with such a token.
-        """
+        """Refuse prompts that are longer than a model's context, or have tokens that it does not have."""
         clean, corrupted = zip(*self.texts, strict=True)
         for tokens, texts in ((self.clean, clean), (self.corrupted, corrupted)):
             require_embedded(tokens, shape.d_vocab, name, texts)
@@ -314,11 +302,7 @@ def require_length(name: str, lengths: Sequence[int], texts: Sequence[str], n_po
 
 
 def bos_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token to put in front of a sequence: BOS, or EOS if there is no BOS.
-
-    Raises:
-        UserError: if the tokenizer has neither.
-    """
+    """The token to put in front of a sequence: BOS, or EOS if there is no BOS; a UserError if there is neither."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token

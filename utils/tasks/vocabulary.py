@@ -99,14 +99,9 @@ def continuations(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], carr
 def single_tokens(
     tokenizer: PreTrainedTokenizerBase, words: Sequence[str], task: str, what: str, least: int
 ) -> dict[str, int]:
-    """The words that are one token after a space, with their token ids.
+    """The words that are one token after a space, with their token ids; a UserError if fewer than `least` remain.
 
-    Args:
-        task, what: the task and the kind of word, for the error message.
-        least: how many words the task needs.
-
-    Raises:
-        UserError: if fewer than `least` remain.
+    `task` and `what` name the task and the kind of word in errors.
     """
     tokens = {word[1:]: token for word, token in continuations(tokenizer, [f" {word}" for word in words]).items()}
     require(len(tokens), len(words), task, what, least)
@@ -123,11 +118,7 @@ def say_left(tokenizer: PreTrainedTokenizerBase, task: str, what: str, found: in
 
 
 def require(found: int, of: int, task: str, what: str, least: int) -> None:
-    """Refuse a tokenizer that leaves a task too few words.
-
-    Raises:
-        UserError: if `found` is smaller than `least`.
-    """
+    """Refuse a tokenizer that leaves a task fewer words than it needs."""
     if found < least:
         raise UserError(
             f"{task}: only {found} of {of} {what} are single tokens under this tokenizer, but the task needs {least}; "

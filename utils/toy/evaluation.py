@@ -19,11 +19,7 @@ BLOCK, BLOCKS = 18, 20
 
 
 class Examination:
-    """The held-out questions, in tokens. They are the same at every checkpoint and for every training seed.
-
-    Raises:
-        ValueError: if an answer is not one token.
-    """
+    """The held-out questions, in tokens. They are the same at every checkpoint and for every training seed."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, positions: bool = False) -> None:
         rng = random.Random("toy examination")

@@ -45,13 +45,9 @@ MANIFEST, EVALUATION, STATE = "family.json", "evaluation.csv", "training_state.p
 
 
 def train_family(config: FamilyConfig) -> Path:
-    """Train the family, finish an interrupted training, or find that the family is there.
+    """Train the family, finish an interrupted training, or find that the family is there; returns its folder.
 
-    Returns:
-        The family's folder.
-
-    Raises:
-        UserError: if the folder holds a family of another config, or the beginning of one, and `overwrite` is not set.
+    It is a UserError if the folder holds a family of another config, or the beginning of one, without `overwrite`.
     """
     require_writable(config.folder, "folder")
     lock = config.folder / ".lock"

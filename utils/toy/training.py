@@ -85,11 +85,8 @@ class Trainer:
     def step(self, step: int, batch: Batch) -> float:
         """Train on the batch that follows `step` finished steps.
 
-        Returns:
-            Mean cross-entropy of the learned tokens, in nats, before the update.
-
-        Raises:
-            UserError: if it is not finite.
+        Returns the mean cross-entropy of the learned tokens, in nats, before the update. It is a UserError if it is not
+        finite.
         """
         share = rate_share(self.config, step)
         for optimizer, highest in ((self.muon, self.config.muon_rate), (self.adam, self.config.adam_rate)):
