@@ -17,21 +17,14 @@ plot_transfer.py.
 import sys
 
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
-from circuits_over_time.utils.results.kinds import (
-    BASELINES,
-    CONTROLS,
-    FAITHFULNESS,
-    GRAPHS,
-    HYPOTHESIS_TESTS,
-    PROMPT_GROUPS,
-    TRANSFER,
-)
+from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
+MEASURED = ("graphs", "faithfulness", "baselines", "controls", "prompt_groups", "hypothesis_tests")
 SECOND_WALK = Analysis(
     "get_circuits_over_time",
     CircuitsConfig,
-    (TRANSFER,),
+    (KINDS["transfer"],),
     Lazy("utils.circuits.transfer.prepare"),
     Lazy("utils.circuits.transfer.measure"),
     tasks=Lazy("utils.circuits.keys.tasks_of_transfer"),
@@ -40,7 +33,7 @@ SECOND_WALK = Analysis(
 ANALYSIS = Analysis(
     "get_circuits_over_time",
     CircuitsConfig,
-    (GRAPHS, FAITHFULNESS, BASELINES, CONTROLS, PROMPT_GROUPS, HYPOTHESIS_TESTS),
+    tuple(KINDS[kind] for kind in MEASURED),
     Lazy("utils.circuits.measured.prepare"),
     Lazy("utils.circuits.measured.measure"),
     tasks=Lazy("utils.tasks.tasks_of"),

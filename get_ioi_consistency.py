@@ -18,26 +18,18 @@ computed where not. Keys: configs/README.md. Figures: plotting/plot_ioi_consiste
 import sys
 
 from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
-from circuits_over_time.utils.results.kinds import (
-    BASELINES,
-    COMPONENTS,
-    CSPA,
-    GRAPHS,
-    IOI_BACKUP,
-    IOI_CONSISTENCY,
-    IOI_CONSISTENCY_HEADS,
-    IOI_CONSISTENCY_SIGNALS,
-)
+from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
+MEASURED = ("ioi_consistency", "ioi_consistency_heads", "ioi_consistency_signals", "ioi_backup")
 ANALYSIS = Analysis(
     "get_ioi_consistency",
     IoiConsistencyConfig,
-    (IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS, IOI_BACKUP),
+    tuple(KINDS[kind] for kind in MEASURED),
     Lazy("utils.ioi.inputs.prepare"),
     Lazy("utils.ioi.levels.measure"),
     finish=Lazy("utils.ioi.handover.write_handover"),
-    reads=(GRAPHS, BASELINES, COMPONENTS, CSPA),
+    reads=tuple(KINDS[kind] for kind in ("graphs", "baselines", "components", "cspa")),
 )
 
 if __name__ == "__main__":

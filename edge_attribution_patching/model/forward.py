@@ -161,18 +161,6 @@ def softcap(x: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(x / cap)
 
 
-def write_heads(
-    layer: LayerWeights, z: Float[Tensor, "*stack token head d_head"]
-) -> tuple[Float[Tensor, "*stack token d_model"], Float[Tensor, "*stack token 1"] | None]:
-    """What all heads together write to the residual stream, output bias included; and 1 / s of a norm of it, if any."""
-    out = F.linear(z.flatten(-2), layer.W_O.reshape(-1, layer.W_O.shape[-1]).T, layer.b_O)
-    norm = layer.attn_post_norm
-    if norm is None:
-        return out, None
-    inverse_scale = inverse_rms(norm, out)
-    return (out * inverse_scale * norm.gain).to(out.dtype), inverse_scale
-
-
 def mlp(layer: LayerWeights, x: Float[Tensor, "*stack token d_model"]) -> Float[Tensor, "*stack token d_model"]:
     """What the MLP writes for the residual stream `x` that it reads, its norms included."""
     normalised = apply_norm(layer.mlp_norm, x)
@@ -288,7 +276,12 @@ def forward(
         q = clamp_norm_rotate(layer, "q", q, rotation)
         keys, values = (pad_keys(x, layout, before) for x, before in zip((k, v), prefix[index], strict=True))
         z, pattern = attend(layer, q, keys, values, layout, queries)
-        attn_out, post_inverse_scale = write_heads(layer, z)
+        # What all heads together write, and 1 / s of a norm of it.
+        attn_out = F.linear(z.flatten(-2), layer.W_O.reshape(-1, weights.d_model).T, layer.b_O)
+        post_norm, post_inverse_scale = layer.attn_post_norm, None
+        if post_norm is not None:
+            post_inverse_scale = inverse_rms(post_norm, attn_out)
+            attn_out = (attn_out * post_inverse_scale * post_norm.gain).to(attn_out.dtype)
         # view_as: a separate tensor to differentiate by, which only the MLP reads.
         attended = resid if weights.parallel else resid + attn_out
         mlp_in = attended.view_as(attended)

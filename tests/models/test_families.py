@@ -29,7 +29,7 @@ def test_a_hub_family_that_does_not_say_its_tokens_needs_the_key(served: HubServ
     assert error_of("lab/run", tmp_path) == (
         "tokens_per_step: lab/run does not say how many tokens a step has; pass tokens_per_step=N"
     )
-    assert resolve_family("lab/run", tmp_path, tokens_per_step=10).tokens_at(3000) == 30_000
+    assert resolve_family("lab/run", tmp_path, tokens_per_step=10).tokens[3000] == 30_000
 
 
 # Short name; for each repository the names it serves; step of the whole training -> (revision, tokens) by default.
@@ -130,7 +130,7 @@ def test_a_family_is_read_from_the_names_it_gives_its_checkpoints(
         assert isinstance(family, HubFamily)
         assert (family.name, family.source) == (name, next(iter(repositories)))
         assert family.steps == tuple(expected)
-        assert {step: (family.revisions[step].name, family.tokens_at(step)) for step in family.steps} == expected
+        assert {step: (family.revisions[step].name, family.tokens[step]) for step in family.steps} == expected
     first = family.steps[0]
     assert family.load(first, device="cpu").provenance["revision"] == expected[first][0]
 
@@ -233,7 +233,7 @@ def test_which_of_several_runs_of_a_stage_is_meant_must_be_said(
         3000: "stage2-ingredient1-step1000-tokens2B",
         4000: "stage2-ingredient1-step2000-tokens4B",
     }
-    assert family.tokens_at(4000) == 4000 * 2_097_152
+    assert family.tokens[4000] == 4000 * 2_097_152
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_an_unknown_repository_is_read_by_the_general_rules(
     publish(served, {"lab/own": names}, branches["step0"])
     family = resolve_family("lab/own", tmp_path, tokens_per_step=3)
     assert (family.name, family.steps) == ("own", steps)
-    assert family.tokens_at(steps[0]) == steps[0] * 3
+    assert family.tokens[steps[0]] == steps[0] * 3
 
 
 def test_names_that_tell_tokens_need_no_key(served: HubServer, branches: dict[str, Files], tmp_path: Path) -> None:

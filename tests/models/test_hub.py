@@ -28,7 +28,7 @@ def test_each_revision_loads_its_own_weights(pythia: HubFamily) -> None:
 
 def test_published_steps_are_the_hubs_branches(pythia: HubFamily) -> None:
     assert pythia.steps == (0, 1000, 2000, 3000)
-    assert pythia.tokens_at(1000) == 1000 * 2_097_152
+    assert pythia.tokens[1000] == 1000 * 2_097_152
     assert pythia.name == "pythia-70m"
     assert pythia.source == "EleutherAI/pythia-70m"
 

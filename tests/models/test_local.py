@@ -22,7 +22,7 @@ def test_a_local_family_loads_its_steps(tiny_family: Path, tmp_path: Path) -> No
     family = resolve_family(str(tiny_family), tmp_path)
     assert (family.name, family.steps) == ("tiny", (0, 10, 20, 30))
     assert isinstance(family, LocalFamily)
-    assert family.tokens_at(30) == 30 * 64
+    assert family.tokens[30] == 30 * 64
     assert loads_weights_of(family, 10, 1)
 
 
@@ -53,7 +53,7 @@ def test_a_local_family_without_family_json_needs_tokens_per_step(tmp_path: Path
     assert error_of(str(folder), tmp_path) == (
         f'{folder}/family.json is missing; write {{"tokens_per_step": N}} into it, or pass tokens_per_step=N'
     )
-    assert resolve_family(str(folder), tmp_path, tokens_per_step=8).tokens_at(5) == 40
+    assert resolve_family(str(folder), tmp_path, tokens_per_step=8).tokens[5] == 40
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_folders_named_as_trainers_name_them_are_a_family(names: dict[int, str],
     for step, name in names.items():
         save_checkpoint(tmp_path / "mine" / name, step)
     family = resolve_family(str(tmp_path / "mine"), tmp_path, tokens_per_step=64)
-    assert (family.name, family.steps, family.tokens_at(10)) == ("mine", (5, 10), 640)
+    assert (family.name, family.steps, family.tokens[10]) == ("mine", (5, 10), 640)
     assert loads_weights_of(family, 10, 10)
     assert family.load(5, device="cpu").provenance["revision"] == names[5]
 

@@ -323,10 +323,10 @@ def test_the_trainers_count_of_tokens_is_used(tmp_path: Path) -> None:
         state = {"global_step": step, "num_input_tokens_seen": seen, "train_batch_size": 8}
         (family / f"step{step}" / "trainer_state.json").write_text(json.dumps(state))
     found = resolve_family(str(family), tmp_path)
-    assert [found.tokens_at(step) for step in found.steps] == [4000, 9000]
+    assert [found.tokens[step] for step in found.steps] == [4000, 9000]
     # What the family says comes first.
     (family / "family.json").write_text('{"tokens_per_step": 7}')
-    assert resolve_family(str(family), tmp_path).tokens_at(10) == 70
+    assert resolve_family(str(family), tmp_path).tokens[10] == 70
 
 
 def test_a_batch_size_alone_names_the_keys_that_are_missing(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_a_batch_size_alone_names_the_keys_that_are_missing(tmp_path: Path) -> N
     assert "batches of 8 in each process, but not world_size, gradient_accumulation_steps" in message
     about = {"sequence_length": 128, "world_size": 4, "gradient_accumulation_steps": 2}
     (family / "family.json").write_text(json.dumps(about))
-    assert resolve_family(str(family), tmp_path).tokens_at(5) == 5 * 8 * 4 * 2 * 128
+    assert resolve_family(str(family), tmp_path).tokens[5] == 5 * 8 * 4 * 2 * 128
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

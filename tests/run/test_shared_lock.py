@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from circuits_over_time.utils.base.files import atomic_write
-from circuits_over_time.utils.results.shared_lock import Entries, SharedLock
+from circuits_over_time.utils.results.shared_lock import Entries, discard_notes, hand_in
 
 
 class Book:
     """A file of entries, and how often it was written."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.lock = folder / "book.json", SharedLock(folder)
+        self.path = folder / "book.json"
 
     def take_in(self, entries: Sequence[Entries]) -> dict[str, Any]:
         book = json.loads(self.path.read_text()) if self.path.exists() else {"written": 0}
@@ -30,7 +30,7 @@ class Book:
 
     def write(self, name: str) -> None:
         for number in range(20):
-            self.lock.hand_in({f"{name}.{number}": number}, self.take_in)
+            hand_in(self.path.parent, {f"{name}.{number}": number}, self.take_in)
             assert f"{name}.{number}" in json.loads(self.path.read_text())  # Written once hand_in returns.
 
 
@@ -59,9 +59,9 @@ def test_notes_of_waiting_processes_are_written_and_those_of_killed_ones_are_not
     book, here = Book(tmp_path), socket.gethostname()
     waiting = [note(tmp_path, os.getpid(), here), note(tmp_path, 1, "elsewhere")]
     dead = note(tmp_path, 2**22 + 1, here)  # Above the largest process id of Linux.
-    book.lock.hand_in({"own": 1}, book.take_in)
+    hand_in(tmp_path, {"own": 1}, book.take_in)
     assert set(json.loads(book.path.read_text())) == {"written", "own", f"{here}.{os.getpid()}", "elsewhere.1"}
     assert not any(path.exists() for path in waiting)
     assert dead.exists()
-    book.lock.discard_notes()
+    discard_notes(tmp_path)
     assert not dead.exists()

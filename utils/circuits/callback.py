@@ -26,16 +26,8 @@ from ..base.errors import UserError, errors_of_python
 from ..models.checkpoint import LoadedCheckpoint
 from ..models.family import Family
 from ..models.weight_files import CheckpointFiles
+from ..results import record
 from ..results.kinds import BASELINES, FAITHFULNESS
-from ..results.record import (
-    EncodedResults,
-    RunRecord,
-    changed_inputs,
-    differences,
-    input_hashes,
-    shown,
-    write_results,
-)
 from ..results.store import Result, ResultsFolder, Store
 from ..sweep.claims import Claims
 from ..tasks import TASKS, Task, get_task
@@ -130,7 +122,7 @@ class CircuitCallback(TrainerCallback):
                 config = settings_of(CircuitsConfig, self.keys, model, run)
                 if task.name not in TASKS:  # Figures ask run.json.
                     config = config.model_copy(update={"metric": metric_name(task.primary)})
-                self._hashes[task.name] = input_hashes(config, task.name)
+                self._hashes[task.name] = record.input_hashes(config, task.name)
                 self._inputs[task.name] = inputs = circuit_prompts(config, task, self.tokenizer, model.weights)
                 if task.usual is None and task.source is None:  # No file tells how many rows there were.
                     config = config.model_copy(update={"n_prompts": len(inputs.scoring)})
@@ -170,9 +162,9 @@ class CircuitCallback(TrainerCallback):
             if start == 0:
                 way_out = "pass overwrite=True, or another name= or results_dir="
                 raise UserError(f"{folder.path} holds the results of an earlier training; {way_out}")
-            changed = differences(held := folder.read_run(), folder, SCRIPT, config)
-            holds = " and ".join(f"{key}={shown(old)}, not {shown(new)}" for key, old, new in changed)
-            if holds := holds or changed_inputs(held, config, folder.task):
+            changed = record.differences(held := folder.read_run(), folder, SCRIPT, config)
+            holds = " and ".join(f"{key}={record.shown(old)}, not {record.shown(new)}" for key, old, new in changed)
+            if holds := holds or record.changed_inputs(held, config, folder.task):
                 raise UserError(f"{folder.path} holds {holds}; pass overwrite=True or another results_dir=")
         for step in done:
             if step > start or self.overwrite:
@@ -181,7 +173,7 @@ class CircuitCallback(TrainerCallback):
             (folder.path / "run.json").unlink(missing_ok=True)
         run = f"{SCRIPT}/{self.name}/{folder.task}"
         enter, others = partial(self._claims.enter, run), partial(self._claims.entered, run)
-        RunRecord(folder).begin(SCRIPT, config, family, [], enter, others)
+        record.RunRecord(folder).begin(SCRIPT, config, family, [], enter, others)
 
     def _measure(
         self, model: PreTrainedModel, args: TrainingArguments, state: TrainerState, control: TrainerControl
@@ -201,7 +193,9 @@ class CircuitCallback(TrainerCallback):
             results = measure(checkpoint, self._configs[task.name], self._inputs, task)
             folders = self._folders(task)
             encoded = tuple(folder.encode(step, results[folder.kind.name], tokens) for folder in folders)
-            write_results(folders, [EncodedResults(step, checkpoint.provenance, self._hashes[task.name], encoded)])
+            record.write_results(
+                folders, [record.EncodedResults(step, checkpoint.provenance, self._hashes[task.name], encoded)]
+            )
             logged |= {f"circuits/{task.name}/{key}": value for key, value in _summary(results, task).items()}
         if self.log is None:
             state.log_history.append({**logged, "step": step})

@@ -39,12 +39,7 @@ Status = Literal["found", "task not learned", "threshold not reached"]
 
 @dataclass(frozen=True)
 class CircuitPrompts:
-    """A task's prompts for one circuit.
-
-    Attributes:
-        scoring: the prompts that edges are scored on.
-        evaluation: the prompts that circuits are evaluated on: others, or the same ones (`evaluate_on`).
-    """
+    """A task's prompts to score edges on, and to evaluate circuits on: others, or the same ones (`evaluate_on`)."""
 
     task: Task
     scoring: Prompts
@@ -81,7 +76,7 @@ class FoundCircuit:
 def circuit_prompts(
     settings: CircuitSettings, task: Task, tokenizer: PreTrainedTokenizerBase, shape: Shape
 ) -> CircuitPrompts:
-    """Prompts to score edges on and prompts to evaluate circuits on: disjoint, or the same ones (`evaluate_on`).
+    """A task's prompts for one circuit.
 
     Raises:
         UserError: if the task has too few prompts under this tokenizer, a prompt is longer than the model's context, or

@@ -41,11 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StoredCircuit:
-    """A circuit as it is stored.
-
-    Attributes:
-        edges: flat indices of its edges.
-    """
+    """A circuit as it is stored, with the flat indices of its edges."""
 
     step: int
     task: str

@@ -115,7 +115,7 @@ class DuplicateReport:
         rows = []
         for step, held in self.held.items():
             known = "; ".join(f"{damage.problem} ({damage.source})" for damage in damages_at(self.family, step))
-            start = {"step": step, "tokens": self.family.tokens_at(step), "revision": held.revision}
+            start = {"step": step, "tokens": self.family.tokens[step], "revision": held.revision}
             if held.error is not None:
                 problem = "not asked: " if held.unasked else "cannot be measured: " if held.hashes else "missing: "
                 rows.append(start | {"problem": problem + held.error, "known": known})

@@ -63,9 +63,7 @@ class LoadedCheckpoint:
     Attributes:
         name: last part of the model's name or folder (`pythia-160m`, `toy`).
         tokens: how many were seen in training.
-        weights: what the engine computes with.
         parameters: how many numbers the model has, with tied tensors counted once.
-        tokenizer: as in `Description`.
         hashes: SHA-256 of each weight file, computed in the background while the checkpoint is measured.
         inputs: SHA-256 of its config and of the tokenizer's files.
     """

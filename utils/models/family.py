@@ -66,10 +66,6 @@ class Family:
     trust_remote_code: bool = field(default=False, kw_only=True)
     _ahead: Prefetcher[Prefetched] = field(default_factory=Prefetcher, kw_only=True, compare=False, repr=False)
 
-    def tokens_at(self, step: int) -> int:
-        """Tokens seen in training up to a published step."""
-        return self.tokens[step]
-
     def fetch_small(self, step: int) -> Path:
         """The folder with a checkpoint's config and tokenizer, downloaded if needed."""
         self._ahead.wait(step)
@@ -134,7 +130,7 @@ class Family:
                 f"{files.folder}: changed while it was read; run again once the checkpoint is complete"
             )
         # Hashing takes longer than loading and is needed last, so it runs while the checkpoint is measured.
-        hashes, tokens = in_background(files.hashes), self.tokens_at(step)
+        hashes, tokens = in_background(files.hashes), self.tokens[step]
         return LoadedCheckpoint(self.name, step, tokens, weights, parameters, tokenizer, files, hashes, inputs)
 
     def _read(self, step: int, stop: threading.Event) -> Prefetched:

@@ -20,13 +20,9 @@ from .revisions import RUN, STAGE, STEP, TOKENS, TokensRule
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is wrong with published checkpoints.
+    """Something that is wrong with published checkpoints of the `models` named; see `known_families.toml`.
 
-    Attributes:
-        models: the short names that it concerns.
-        steps: the steps that it concerns; empty if they are not known one by one.
-        problem: what is wrong, as the predicate of a sentence.
-        expected: whether that follows from the training, so that nothing is wrong after all.
+    `steps` is empty if they are not known one by one. `expected` damage follows from the training: nothing is wrong.
     """
 
     models: Sequence[str]
@@ -38,16 +34,9 @@ class Damage:
 
 @dataclass(frozen=True)
 class FamilyRecord:
-    """A family of checkpoints on the hub.
+    """A family of checkpoints on the hub, as `known_families.toml` has it.
 
-    Attributes:
-        models: short name -> the repositories that hold its checkpoints. If two hold the same step, the first counts.
-        revisions: how branches or tags of checkpoints are named, as in `revisions.naming_rule`.
-        tokens: how to count the tokens of training.
-        prepend_bos: whether it was trained with a start token before every document; None if nobody says.
-        names: its revisions, if they are known without asking the hub.
-        renamed: earlier ids of repositories -> today's.
-        damage: what is known to be wrong.
+    `models` are short name -> repositories, `names` its revisions if they are known without asking the hub.
     """
 
     models: Mapping[str, Sequence[str]]

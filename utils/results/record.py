@@ -33,7 +33,7 @@ from ..config.keys import BaseConfig, TaskConfig, files_read, result_settings
 from ..models.family import Family, HubFamily, LocalFamily
 from .checked import Damaged, DamagedRecord
 from .kinds import KINDS
-from .shared_lock import SharedLock
+from .shared_lock import discard_notes, folder_lock, hand_in
 from .store import ResultsFolder, Store
 
 _PACKAGES = ("torch", "transformers", "transformer_lens", "numpy", "pandas")
@@ -112,7 +112,6 @@ class RunRecord:
     def __init__(self, folder: ResultsFolder) -> None:
         self.folder = folder
         self.path = folder.path / "run.json"
-        self._lock = SharedLock(folder.path)
 
     def check(self, analysis: str, config: BaseConfig, family: Family) -> None:
         """Refuse to mix results of two configs, of two models' weights, or of two versions of a file, in one folder.
@@ -143,7 +142,7 @@ class RunRecord:
             recorded = held["checkpoints"].get(str(step), {})
             if step not in family.steps or "inputs" not in recorded:
                 continue  # Results of an older version do not say.
-            if recorded.get("tokens") != (tokens := family.tokens_at(step)):
+            if recorded.get("tokens") != (tokens := family.tokens[step]):
                 return (
                     f"tokens={recorded.get('tokens')} at step {step}, {family.source} says {tokens} (tokens_per_step)"
                 )
@@ -200,7 +199,7 @@ class RunRecord:
             held = self._read()
             if held is not None and all(held.get(key) == value for key, value in asked.items()):
                 return
-        with self._lock.held():
+        with folder_lock(self.folder.path):
             held, there = None, self.path.is_file()
             try:
                 held = self._read()
@@ -223,7 +222,7 @@ class RunRecord:
                 self._take_away(held, asked, config, others)
             enter()
             if config.overwrite:
-                self._lock.discard_notes()  # Of processes that were killed elsewhere: no other one is at work.
+                discard_notes(self.folder.path)  # Of processes that were killed elsewhere: no other one is at work.
             for step in gone:
                 self.folder.delete(step)
             kept = held if same and held is not None else {"checkpoints": {}}
@@ -280,7 +279,7 @@ class RunRecord:
             for suffix, data in files.items()
         }
         own = {"checkpoints": {str(step): provenance for step, (provenance, _) in found.items()}, "files": hashes}
-        checkpoints = self._lock.hand_in(own, self._take_in)
+        checkpoints = hand_in(self.folder.path, own, self._take_in)
         if checkpoints is None:
             checkpoints = self.folder.read_run()["checkpoints"]
         return {

@@ -25,56 +25,50 @@ Entries = Mapping[str, Any]
 TakeIn = Callable[[Sequence[Entries]], dict[str, Any]]
 
 
-class SharedLock:
-    """The lock of one folder, which exists when the lock is taken.
+def folder_lock(folder: Path, timeout: float = -1) -> contextlib.AbstractContextManager[bool]:
+    """Let one process at a time through; with a `timeout` in seconds, the block learns whether it has the lock."""
+    return locked(folder / ".lock", "results_dir", timeout)
 
-    Its methods raise a UserError if the folder cannot be written to, or its file system has no locks.
+
+def hand_in(folder: Path, entries: Entries, take_in: TakeIn) -> dict[str, Any] | None:
+    """Have entries, as JSON has them, written by this process or by the one that has the folder's lock.
+
+    `take_in` writes the entries of several processes, under the lock. Returns what it returned; None if another
+    process has written the entries.
     """
+    note = None
+    try:
+        while True:
+            with folder_lock(folder, timeout=0) as mine:
+                if mine:
+                    notes = _notes(folder)
+                    found = take_in([*notes.values(), entries])
+                    for path in notes:
+                        path.unlink(missing_ok=True)
+                    return found
+            if note is None:
+                note = folder / f"{_NOTE}{uuid.uuid4().hex}.{socket.gethostname()}.{os.getpid()}.tmp"
+                atomic_write(note, json.dumps(entries, ensure_ascii=False).encode(), sync_folder=False)
+            elif not note.exists():
+                return None
+            time.sleep(_WAIT)
+    finally:
+        if note is not None:
+            note.unlink(missing_ok=True)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
 
-    def held(self, timeout: float = -1) -> contextlib.AbstractContextManager[bool]:
-        """Let one process at a time through; with a `timeout` in seconds, the block learns whether it has the lock."""
-        return locked(self.folder / ".lock", "results_dir", timeout)
+def discard_notes(folder: Path) -> None:
+    """Delete all notes. Only for whoever knows that no other process is at work."""
+    for path in folder.glob(f"{_NOTE}*.tmp"):
+        path.unlink(missing_ok=True)
 
-    def hand_in(self, entries: Entries, take_in: TakeIn) -> dict[str, Any] | None:
-        """Have entries, as JSON has them, written by this process or by the one that has the lock.
 
-        `take_in` writes the entries of several processes, under the lock. Returns what it returned; None if another
-        process has written the entries.
-        """
-        note = None
-        try:
-            while True:
-                with self.held(timeout=0) as mine:
-                    if mine:
-                        notes = self._notes()
-                        found = take_in([*notes.values(), entries])
-                        for path in notes:
-                            path.unlink(missing_ok=True)
-                        return found
-                if note is None:
-                    note = self.folder / f"{_NOTE}{uuid.uuid4().hex}.{socket.gethostname()}.{os.getpid()}.tmp"
-                    atomic_write(note, json.dumps(entries, ensure_ascii=False).encode(), sync_folder=False)
-                elif not note.exists():
-                    return None
-                time.sleep(_WAIT)
-        finally:
-            if note is not None:
-                note.unlink(missing_ok=True)
-
-    def discard_notes(self) -> None:
-        """Delete all notes. Only for whoever knows that no other process is at work."""
-        for path in self.folder.glob(f"{_NOTE}*.tmp"):
-            path.unlink(missing_ok=True)
-
-    def _notes(self) -> dict[Path, Entries]:
-        """The entries that others wait to have written, in no order. Those of killed processes are left out."""
-        found = {}
-        for path in self.folder.glob(f"{_NOTE}*.tmp"):
-            if writer_is_gone(path):
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                found[path] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+def _notes(folder: Path) -> dict[Path, Entries]:
+    """The entries that others wait to have written, in no order. Those of killed processes are left out."""
+    found = {}
+    for path in folder.glob(f"{_NOTE}*.tmp"):
+        if writer_is_gone(path):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = json.loads(path.read_text(encoding="utf-8"))
+    return found

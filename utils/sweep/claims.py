@@ -316,11 +316,7 @@ LOOK = 5.0
 
 @dataclass(frozen=True)
 class ClaimedCheckpoint:
-    """A checkpoint that this process has claimed.
-
-    Attributes:
-        queue: the model's, which it is from.
-    """
+    """A checkpoint of a model's queue that this process has claimed."""
 
     queue: WorkQueue
     step: int

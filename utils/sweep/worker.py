@@ -63,13 +63,7 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What all work of a run has in common.
-
-    Attributes:
-        jobs: as in `plan`.
-        folder: the working folder of the driver, which paths in configs are relative to.
-        threads: with how many threads to compute.
-    """
+    """What all work of a run has in common; `folder` is the driver's, which paths in configs are relative to."""
 
     token: str
     jobs: tuple[Job, ...]
