@@ -19,7 +19,7 @@ from typing import Any
 from ..base.errors import CheckpointUnusable
 from ..base.files import atomic_write, combine, locked, make_folder, read_json, write_json
 from .download import Arrived, download_file
-from .listing import Listing, downloads_of, hub_errors_as_user_errors, listing_of
+from .listing import Listing, hub_errors_as_user_errors, listing_of
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,11 +34,6 @@ SMALL_FILES = ("config.json", *TOKENIZER_FILES)
 
 SHARED, LOCKS = ".shared", ".locks"
 LISTING, MANIFEST = "revision.json", "download.json"
-
-
-def folder_of(cache_dir: Path, repository: str, revision: str) -> Path:
-    """Where a checkpoint's files are downloaded to."""
-    return downloads_of(cache_dir, repository) / revision.replace("/", "--")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

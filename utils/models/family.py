@@ -190,7 +190,7 @@ class HubFamily(Family):
 
     def folder(self, step: int) -> Path:
         revision = self.revisions[step]
-        return hub.folder_of(self.cache_dir, revision.repository, revision.name)
+        return downloads_of(self.cache_dir, revision.repository) / revision.name.replace("/", "--")
 
     def is_complete(self, step: int) -> bool:
         """Whether all of a checkpoint's files are on disk."""
@@ -334,8 +334,8 @@ def _hub_family(
         known.name,
         source,
         tuple(placed),
-        {step: one.tokens for step, one in placed.items()},
-        {step: one.named for step, one in placed.items()},
+        {step: tokens for step, (_, tokens) in placed.items()},
+        {step: one for step, (one, _) in placed.items()},
         cache_dir,
         commits,
         prepend_bos=record.prepend_bos,
@@ -374,8 +374,8 @@ def _local_family(
         path.resolve().name,
         model,
         tuple(placed),
-        {step: one.tokens for step, one in placed.items()},
-        {step: path / one.named.name for step, one in placed.items()},
+        {step: tokens for step, (_, tokens) in placed.items()},
+        {step: path / one.name for step, (one, _) in placed.items()},
         prepend_bos=about.prepend_bos,
     )
 

@@ -64,14 +64,6 @@ class TokensRule:
     stage_lengths: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A checkpoint and the tokens it has seen in the whole training."""
-
-    named: Named
-    tokens: int
-
-
 def naming_rule(text: str) -> re.Pattern[str]:
     """A regular expression for whole names, with the group `step` and, if needed, `stage`, `tokens` and `run`.
 
@@ -114,8 +106,8 @@ def timeline(
     rule: TokensRule | None = None,
     stages: Sequence[int] = (1,),
     tokens_per_step: int | None = None,
-) -> dict[int, Placed]:
-    """Step of the whole training -> checkpoint, sorted.
+) -> dict[int, tuple[Named, int]]:
+    """Step of the whole training -> checkpoint and the tokens that it has seen in the whole training, sorted.
 
     Args:
         named: the checkpoints. If two have the same step, the first counts.
@@ -130,7 +122,7 @@ def timeline(
     by_stage: dict[int, dict[int, Named]] = {}
     for one in named:
         by_stage.setdefault(one.stage, {}).setdefault(one.step, one)
-    placed: dict[int, Placed] = {}
+    placed: dict[int, tuple[Named, int]] = {}
     start, before = 0, rule.at_zero  # steps and tokens of the stages before
     for stage in range(1, max(stages) + 1):
         if stage not in by_stage:
@@ -152,7 +144,7 @@ def timeline(
                     f"tokens_per_step: {source} does not say how many tokens a step has; pass tokens_per_step=N"
                 )
             if stage in stages:
-                placed.setdefault(end, Placed(one, seen))  # A stage's step 0 is the last step of the one before.
+                placed.setdefault(end, (one, seen))  # A stage's step 0 is the last step of the one before.
         if stage <= len(rule.stage_lengths):
             end, seen = start + rule.stage_lengths[stage - 1], before + rule.stage_lengths[stage - 1] * (per_step or 0)
         start, before = end, seen

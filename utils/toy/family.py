@@ -77,7 +77,12 @@ class _Training:
         for leftover in folder.glob(".step*.tmp"):
             shutil.rmtree(leftover)
         if self.config.overwrite:
-            self._clear()
+            # The manifest first: without it nothing takes the rest for complete.
+            for name in (MANIFEST, STATE, EVALUATION):
+                (folder / name).unlink(missing_ok=True)
+            for path in folder.glob("step*"):
+                if path.name.removeprefix("step").isdigit():
+                    shutil.rmtree(path)
         if (folder / MANIFEST).is_file():
             manifest = read_json(folder / MANIFEST) or {}
             if not isinstance(manifest.get("settings"), dict) or not manifest.get("steps"):
@@ -184,12 +189,3 @@ class _Training:
             how = ", ".join(f"{key}={found.get(key)} (this run asks for {asked.get(key)})" for key in differing)
             folder = self.config.folder
             raise UserError(f"{folder} {what} with {how}; pass overwrite=true or another folder (folder=...)")
-
-    def _clear(self) -> None:
-        folder = self.config.folder
-        # The manifest first: without it nothing takes the rest for complete.
-        for name in (MANIFEST, STATE, EVALUATION):
-            (folder / name).unlink(missing_ok=True)
-        for path in folder.glob("step*"):
-            if path.name.removeprefix("step").isdigit():
-                shutil.rmtree(path)
