@@ -17,8 +17,8 @@ from huggingface_hub import constants, hf_hub_download
 
 from circuits_over_time.utils.base.errors import CheckpointUnusable, UserError, without_secrets
 from circuits_over_time.utils.hub import download
-from circuits_over_time.utils.hub.download import WAITS
-from circuits_over_time.utils.hub.listing import AT_ONCE, HubUnreachable, Listing, in_parallel
+from circuits_over_time.utils.hub.download import WAITS, Listing
+from circuits_over_time.utils.hub.listing import AT_ONCE, HubUnreachable, in_parallel
 from circuits_over_time.utils.models.family import HubFamily, fetch, resolve_family
 from tests.support.hub_server import Fault, HubServer
 from tests.support.loading import loads_weights_of, point_at

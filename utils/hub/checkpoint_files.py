@@ -18,8 +18,8 @@ from typing import Any
 
 from ..base.errors import CheckpointUnusable
 from ..base.files import atomic_write, combine, locked, make_folder, read_json, write_json
-from .download import Arrived, download_file
-from .listing import Listing, hub_errors_as_user_errors, listing_of
+from .download import Arrived, Listing, download_file
+from .listing import hub_errors_as_user_errors, listing_of
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -1,4 +1,4 @@
-"""One file of the hub, brought to disk: resumed where an earlier attempt stopped, and hashed before it counts.
+"""The files of a commit on the hub, and one of them brought to disk: resumed where it stopped, and hashed.
 
 Bytes arrive in a hidden `.<name>.<hash>.part` next to the file. They stay there if the download ends early, also if the
 process is killed, and the next attempt asks for the rest. (`huggingface_hub` resumes within one call only, and deletes
@@ -13,18 +13,20 @@ import contextlib
 import email.utils
 import logging
 import os
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ..base.errors import CheckpointUnusable, one_line
 from ..base.files import file_sha256, make_folder
 
-if TYPE_CHECKING:
-    from .listing import Listing
+FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
+"""Names of files with weights, without shard and ending, and endings; the first format that is there counts."""
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds before the second, third, ... attempt."""
@@ -41,6 +43,51 @@ Arrived = Callable[[int], object]
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """A file of a commit: its bytes, git's id of its content, and for files in large-file storage its SHA-256."""
+
+    size: int
+    blob: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a commit, by name. `repository` is today's id, if it was renamed."""
+
+    repository: str
+    commit: str
+    files: Mapping[str, ListedFile]
+
+    def _by_format(self) -> list[dict[str, ListedFile]]:
+        """The files with weights of each format that is there."""
+        patterns = [rf"{stem}(-\d+-of-\d+)?\.{ending}" for stem, ending in FORMATS]
+        found = [{name: self.files[name] for name in sorted(self.files) if re.fullmatch(p, name)} for p in patterns]
+        return [files for files in found if files]
+
+    @property
+    def weights(self) -> list[str]:
+        """The weights to fetch: those in safetensors, or in torch's own format if there are no others; never both."""
+        return list(next(iter(self._by_format()), {}))
+
+    @property
+    def bytes_of_weights(self) -> int:
+        """How large they are together."""
+        return sum(self.files[name].size for name in self.weights)
+
+    @property
+    def formats(self) -> list[dict[str, str]]:
+        """SHA-256 of the weights, one format at a time; without those of which the hub does not say every hash."""
+        hashes = [{name: file.sha256 for name, file in files.items()} for files in self._by_format()]
+        return [{name: sha256 for name, sha256 in one.items() if sha256} for one in hashes if all(one.values())]
+
+    @property
+    def weight_hashes(self) -> dict[str, str]:
+        """SHA-256 of all weights, in both formats, as far as the hub says them."""
+        return {name: file.sha256 for files in self._by_format() for name, file in files.items() if file.sha256}
 
 
 def download_file(listing: Listing, name: str, folder: Path, arrived: Arrived = lambda count: None) -> str:

@@ -8,69 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.background import in_background
 from ..base.errors import CheckpointUnusable, HubUnreachable, UserError, one_line
 from ..base.files import read_json, write_json
-from .download import WAITS, retry
+from .download import WAITS, ListedFile, Listing, retry
 
 NAMES, LISTINGS = "names.json", ".listings"
 AT_ONCE = 8
 """How many listings are asked for at the same time."""
-FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
-"""Names of files with weights, without shard and ending, and endings; the first format that is there counts."""
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ListedFile:
-    """A file of a commit: its bytes, git's id of its content, and for files in large-file storage its SHA-256."""
-
-    size: int
-    blob: str
-    sha256: str | None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The files of a commit, by name. `repository` is today's id, if it was renamed."""
-
-    repository: str
-    commit: str
-    files: Mapping[str, ListedFile]
-
-    def _by_format(self) -> list[dict[str, ListedFile]]:
-        """The files with weights of each format that is there."""
-        patterns = [rf"{stem}(-\d+-of-\d+)?\.{ending}" for stem, ending in FORMATS]
-        found = [{name: self.files[name] for name in sorted(self.files) if re.fullmatch(p, name)} for p in patterns]
-        return [files for files in found if files]
-
-    @property
-    def weights(self) -> list[str]:
-        """The weights to fetch: those in safetensors, or in torch's own format if there are no others; never both."""
-        return list(next(iter(self._by_format()), {}))
-
-    @property
-    def bytes_of_weights(self) -> int:
-        """How large they are together."""
-        return sum(self.files[name].size for name in self.weights)
-
-    @property
-    def formats(self) -> list[dict[str, str]]:
-        """SHA-256 of the weights, one format at a time; without those of which the hub does not say every hash."""
-        hashes = [{name: file.sha256 for name, file in files.items()} for files in self._by_format()]
-        return [{name: sha256 for name, sha256 in one.items() if sha256} for one in hashes if all(one.values())]
-
-    @property
-    def weight_hashes(self) -> dict[str, str]:
-        """SHA-256 of all weights, in both formats, as far as the hub says them."""
-        return {name: file.sha256 for files in self._by_format() for name, file in files.items() if file.sha256}
 
 
 def downloads_of(cache_dir: Path, repository: str) -> Path:

@@ -24,8 +24,8 @@ from ..base.files import combine
 from ..base.progress import bar
 from ..config.keys import BaseConfig
 from ..hub import checkpoint_files as hub
-from ..hub.download import Arrived
-from ..hub.listing import Listing, downloads_of, in_parallel, listing_of, published_names
+from ..hub.download import Arrived, Listing
+from ..hub.listing import downloads_of, in_parallel, listing_of, published_names
 from . import local
 from .adapters import base_of
 from .checkpoint import Description, LoadedCheckpoint, describe, load_weights, read_state, resolve_device, small_hashes

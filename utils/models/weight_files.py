@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import CheckpointUnusable, UserError, is_out_of_memory, one_line
 from ..base.files import what_it_is
-from ..hub.listing import FORMATS
+from ..hub.download import FORMATS
 from .training_folders import contents, of_library
 
 if TYPE_CHECKING:

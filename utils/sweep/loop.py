@@ -37,7 +37,7 @@ from .plan import Job, Measurement, Prepared, Sweep, prepare
 
 if TYPE_CHECKING:
     from ..models.checkpoint import LoadedCheckpoint
-    from .worker import Pool
+    from .pool import Pool
 
 SHORTEST, LONGEST = 0.05, 1.0
 """Seconds between two looks at what other processes measure. The longer it takes them, the less often it is looked."""

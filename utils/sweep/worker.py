@@ -1,7 +1,5 @@
 """Measuring a checkpoint in another process, which writes no results: it returns the bytes of their files.
 
-`Pool` is what the loop asks of such processes, `Worker` what goes on in one of them.
-
 The worker's results folder is a temporary one. What analyses read from the store goes there: the driver sends what it
 has, and what the worker measures at the same checkpoint is added. So get_ioi_consistency.py finds the circuit of the
 same checkpoint in a worker as it does in a single process.
@@ -13,10 +11,9 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..base.errors import UserError
 from ..models.family import Family, family_of
@@ -26,39 +23,6 @@ from .loop import measure
 from .plan import Job, Measurement, Prepared, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class PoolResult:
-    """What came back from a pool of a claimed checkpoint.
-
-    Attributes:
-        measured: what is missing there, and its files; empty if there is an error.
-        unusable: why the checkpoint could not be measured, in one line.
-        refused: bad input, in one line; it ends the run.
-    """
-
-    of: ClaimedCheckpoint
-    measured: Sequence[tuple[Measurement, EncodedResults]] = ()
-    unusable: str = ""
-    refused: str = ""
-
-
-class Pool(Protocol):
-    """Workers somewhere else that load and measure; a context, which is left when all is measured."""
-
-    def __enter__(self) -> object: ...
-
-    def __exit__(self, *raised: Any) -> None: ...
-
-    def room(self) -> int:
-        """How many claimed checkpoints they can have at once."""
-
-    def submit(self, claimed: ClaimedCheckpoint) -> None:
-        """Hand one out."""
-
-    def wait(self) -> list[PoolResult]:
-        """What has come back. It waits a moment for the first."""
 
 
 @dataclass(frozen=True)
