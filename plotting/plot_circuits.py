@@ -15,6 +15,7 @@ from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import by_panel, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, Looks, metric_label, within
 from circuits_over_time.plotting.parts.tables import Results, as_text, escaped, logger, tasks_in
+from circuits_over_time.utils.results.kinds import FOUND, STATUSES
 from circuits_over_time.utils.tasks.registry import primary_metric
 
 # Before a task is learned, faithfulness is a quotient of noise, so the axis goes no further.
@@ -38,9 +39,10 @@ def selected_circuits(faithfulness: pd.DataFrame, baselines: pd.DataFrame) -> pd
             sizes.columns = pd.Index([*keys, f"size_{end}", f"n_edges_{end}", f"n_nodes_{end}"])
             table = table.astype({f"size_{end}": float}).merge(sizes, on=[*keys, f"size_{end}"], how="left")
     for (model, task), rows in table.groupby(["model", "task"], sort=False):
-        without = int(rows["n_edges"].isna().sum())
-        if without:
-            logger.info("%s %s: no circuit reached the threshold at %d of %d steps", model, task, without, len(rows))
+        without = rows.loc[rows["status"] != FOUND, "status"].value_counts()
+        told = ", ".join(f"{status} at {without[status]}" for status in STATUSES if status in without)
+        if told:
+            logger.info("%s %s: %s of %d steps", model, task, told, len(rows))
     return table.sort_values(keys, ignore_index=True)
 
 
@@ -79,8 +81,11 @@ def task_metrics(results: Results, table: pd.DataFrame) -> dict[str, str]:
     for task in tasks_in(table):
         model = table.loc[table["task"] == task, "model"].iloc[0]
         own = primary_metric(task)
-        if own is None:
-            own = results.store.folder("baselines", model, task).read_run().get("config", {}).get("metric")
+        if own is None and (told := table.loc[table["task"] == task, "metric"].dropna()).size:
+            own = told.iloc[0]
+        elif own is None:  # Tables of earlier versions do not say.
+            run = results.store.folder("baselines", model, task).read_run()
+            own = run.get("settings", run.get("config", {})).get("metric")
         metrics[as_text(task)] = str(own or "task metric")
     return metrics
 

@@ -2,7 +2,7 @@
 
 There is a panel per task. r is Pearson's correlation over models between parameters and mean size, both as they are and
 not their logarithms; its p-value comes from permutations of the models, all of them where there are few. Checkpoints
-where no circuit reached the threshold do not count. Parameters are those that the results record with every checkpoint;
+without a circuit do not count. Parameters are those that the results record with every checkpoint;
 --parameters gives others.
 
     python plotting/plot_size_vs_scale.py -r results --count nodes --parameters my-model=25000000

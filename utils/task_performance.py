@@ -20,7 +20,7 @@ from .models.checkpoint import LoadedCheckpoint
 from .results.store import Result
 from .tasks import Prompts, Task, tasks_of
 from .tasks.keys import PerformanceConfig
-from .tasks.prompts import MetricFunction, metric_name
+from .tasks.prompts import MetricFunction, metric_name, metric_unit
 
 
 def prepare(config: PerformanceConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, Prompts]:
@@ -65,7 +65,7 @@ def task_performance(
         metrics: keys of `METRICS`, or functions.
 
     Returns:
-        One row per run (`clean`, `corrupted`) and metric: `run, metric, value` (mean), `se` (its standard error,
+        One row per run (`clean`, `corrupted`) and metric: `run, metric, unit, value` (mean), `se` (its standard error,
         missing if there is only one prompt), `n` (how many prompts).
     """
     rows = []
@@ -80,6 +80,6 @@ def task_performance(
                 parts.append(batch.metric(metric)(logits, everything).cpu().double())
         for metric, parts in values.items():
             every = torch.cat(parts)
-            row = {"run": run, "metric": metric_name(metric), "value": every.mean().item()}
+            row = {"run": run, "metric": metric_name(metric), "unit": metric_unit(metric), "value": every.mean().item()}
             rows.append({**row, "se": standard_error(every), "n": len(every)})
     return pd.DataFrame(rows)

@@ -107,7 +107,7 @@ def _record(
         "model": model,
         "task": task,
         "label": task_label(task),
-        "metric": metric_label(primary_metric(task) or "metric"),
+        "metric": metric_label(primary_metric(task) or _metric_told(results, model, task)),
         "nodes": [[name, *at] for name, at in layout.positions.items()] if layout else [],
         "rows": layout.rows if layout else [],
         "halfWidth": layout.half_width if layout else 1,
@@ -117,6 +117,13 @@ def _record(
         "histories": histories,
         "steps": steps,
     }
+
+
+def _metric_told(results: Results, model: str, task: str) -> str:
+    """The metric that circuits of a prompts CSV were found with, if the baselines say so."""
+    baselines = results.table_if_any("baselines")
+    told = [] if baselines is None else baselines.query("model == @model and task == @task")["metric"].dropna().tolist()
+    return str(told[0]) if told else "metric"
 
 
 def _shape(results: Results, model: str, task: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The list of a circuit's edges: a graph library reads it as it is, and lists of older versions are read."""
+"""Tables of circuits: a graph library reads the list of edges as it is, and tables of older versions are read."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.utils.results.edges import named_targets, with_inputs
+from circuits_over_time.utils.results.kinds import BASELINES, STATUSES
 from circuits_over_time.utils.results.store import ResultsFolder, Store
 from tests.support.stored import write_table
 
@@ -65,3 +66,23 @@ def test_a_list_of_an_older_version_is_read_and_one_with_a_row_twice_is_not(fold
 @pytest.mark.parametrize("columns", [["source", "target", "score"], ["source", "target", "input", "score"]])
 def test_an_empty_list_has_the_column_too(columns: list[str]) -> None:
     assert list(with_inputs(pd.DataFrame(columns=columns)).columns) == ["source", "target", "input", "score"]
+
+
+def test_columns_that_are_new_are_empty_in_tables_of_an_older_version(tmp_path: Path) -> None:
+    folder = Store(tmp_path).folder("baselines", "toy", "ioi")
+    old = [name for name in folder.kind.columns if name not in folder.kind.added]
+    folder.path.mkdir(parents=True)
+    values = ["1.5", "0.5", "20", "0.1", "0.1", "found", "5", "4", "6", "", ""]
+    lines = [",".join(["model", "step", "tokens", *old]), ",".join(["toy", "1", "2", *values])]
+    folder.file(1).write_text("\n".join(lines) + "\n")
+    table = folder.read_table(1)
+    assert list(table.columns[3:]) == list(folder.kind.columns)
+    assert (table["full"].item(), table["status"].item(), table["size"].item()) == (1.5, "found", 5)
+    assert table[list(folder.kind.added)].isna().all(axis=None)
+    folder.file(1).write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
+    with pytest.raises(Exception, match="has no column 'cmd'"):
+        folder.read_table(1)
+
+
+def test_the_words_for_a_status_are_those_of_the_column() -> None:
+    assert all(f"`{status}`" in BASELINES.columns["status"] for status in STATUSES)

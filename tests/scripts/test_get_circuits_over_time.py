@@ -111,6 +111,22 @@ def test_sizes_that_are_asked_for_are_measured_also_where_the_task_is_not_learne
     assert not store.folder("faithfulness", "hand", "ioi").read_table(0)["selected"].any()
 
 
+@pytest.mark.parametrize("n_random", [0, 2])
+def test_the_console_says_of_every_circuit_what_the_table_says(
+    hand_built: Path, tmp_path: Path, n_random: int, capsys: pytest.CaptureFixture
+) -> None:
+    given = [f"model={hand_built}", "task=ioi", "n_prompts=6", f"results_dir={tmp_path}", f"n_random={n_random}"]
+    assert main(ANALYSIS, [*given, "device=cpu"]) == 0
+    said = capsys.readouterr().err
+    for step in (0, 10):
+        row = Store(tmp_path).folder("baselines", "hand", "ioi").read_table(step).iloc[0]
+        assert f"hand step {step} ioi: {row['status']}" in said
+        assert (row["metric"], row["unit"]) == ("logit_diff", "logits")
+        # Equal logits are no right answer.
+        assert (row["accuracy"], row["accuracy_corrupted"]) == ((0, 0) if step == 0 else (1, 0))
+    assert "logit_diff (logits): whole model 0, corrupted 0; accuracy 0.00" in said
+
+
 def test_cpr_and_cmd_are_measured_where_asked_and_empty_otherwise(hand_built: Path, tmp_path: Path) -> None:
     given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "checkpoints=[10]", "device=cpu"]
     for asked in ("true", "false"):

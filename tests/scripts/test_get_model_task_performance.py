@@ -117,7 +117,7 @@ def test_one_load_serves_all_tasks_and_a_prompts_csv(word_family: Path, tmp_path
     for name in (*TASKS, "wars"):
         assert store.folder("task_performance", "words", name).steps() == [0, 5]
         table = store.folder("task_performance", "words", name).read_table(5)
-        assert list(table) == ["model", "step", "tokens", "run", "metric", "value", "se", "n"]
+        assert list(table) == ["model", "step", "tokens", "run", "metric", "unit", "value", "se", "n"]
         assert set(table["tokens"]) == {50}
         assert set(table["run"]) == {"clean", "corrupted"}
         assert set(table["metric"]) == set(METRICS)

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -31,10 +30,9 @@ from circuits_over_time.edge_attribution_patching.scores.attribution import attr
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
 
 from ..base.errors import UserError
+from ..results.kinds import FOUND, NOT_LEARNED, NOT_REACHED, Status
 from ..tasks import Prompts, Task
 from .keys import CircuitSettings, circuit_pairs
-
-Status = Literal["found", "task not learned", "threshold not reached"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def find_circuit(
     elif learned:
         size = rule.search(curve, evaluate, graph.n_edges)
 
-    status: Status = "found" if size is not None else "threshold not reached" if learned else "task not learned"
+    status = FOUND if size is not None else NOT_REACHED if learned else NOT_LEARNED
     circuit = Circuit(graph, folds.scores, top_n_masks(order, graph, [size or 0])[0])
     areas = mib_areas(evaluator, folds.scores) if search.mib and learned else None
     return FoundCircuit(circuit, folds, order, signed, status, size, curve, areas, evaluator)

@@ -29,8 +29,18 @@ from ..base.files import atomic_write
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.checked import STAMP
 from ..results.edges import named_targets, with_inputs
-from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GRAPHS, HYPOTHESIS_TESTS, PROMPT_GROUPS, ResultSchema
+from ..results.kinds import (
+    BASELINES,
+    CONTROLS,
+    FAITHFULNESS,
+    FOUND,
+    GRAPHS,
+    HYPOTHESIS_TESTS,
+    PROMPT_GROUPS,
+    ResultSchema,
+)
 from ..results.store import Result, Store, csv_bytes, read_csv
+from ..task_performance import task_performance
 from ..tasks import Task, tasks_of
 from ..tasks.prompts import metric_name
 from .find import CircuitPrompts, circuit_prompts, find_circuit, score_edges
@@ -172,7 +182,7 @@ class MeasuredCircuit:
 
     def __repr__(self) -> str:
         """Three lines: whose circuit it is, how large and faithful, and what the whole model does."""
-        return "\n  ".join((f"{'Circuit' if len(self.edges) else 'No circuit'}{self._of()}", *self._lines()))
+        return "\n  ".join((f"{'Circuit' if len(self.edges) else 'No circuit'}{self._of()}", *self.lines()))
 
     def _repr_html_(self) -> str:
         """A drawing and a short table, without a script or anything to download."""
@@ -184,9 +194,12 @@ class MeasuredCircuit:
             )
         return html
 
-    def _lines(self) -> list[str]:
-        metric = self.about.get("metric", "metric")
-        run = "" if self.full is None else f"{metric}: whole model {self.full:.3g}, corrupted {self.corrupted:.3g}"
+    def lines(self) -> list[str]:
+        """How large and faithful it is, or why there is none; and what the whole model does."""
+        unit, accuracy = self._baseline("unit"), self._baseline("accuracy")
+        run = f"{self.about.get('metric') or self._baseline('metric') or 'metric'}{f' ({unit})' if unit else ''}"
+        run = "" if self.full is None else f"{run}: whole model {self.full:.3g}, corrupted {self.corrupted:.3g}"
+        run += "" if accuracy is None else f"; accuracy {accuracy:.2f}"
         if len(self.edges) or self.status == "not measured":
             return [self._in_words(len(self.edges)), run or self.status]
         best = self.curve.sort_values("faithfulness").tail(1).to_dict("records")
@@ -211,7 +224,9 @@ class MeasuredCircuit:
 
     def _baseline(self, column: str) -> Any:
         table = self._table(BASELINES)
-        value: Any = None if not len(table) or pd.isna(table[column].iloc[0]) else table[column].iloc[0]
+        value: Any = table[column].iloc[0] if len(table) and column in table else None
+        if pd.isna(value):
+            return None
         return value.item() if hasattr(value, "item") else value
 
     def _selected(self, column: str) -> float | None:
@@ -225,11 +240,12 @@ def measure_circuit(
     """Find a circuit, and everything that is reported about it; `about` is noted with it."""
     found = find_circuit(weights, prompts, settings, score_edges(weights, prompts, settings))
     kept = found.folds.keep(found.order, max(found.curve.sizes, default=0))
+    performance = task_performance(weights, prompts.evaluation.to(weights.device), ["accuracy"], settings.batch_size)
     controls, tests = compare_with_random(found, settings)
     tables = {
         "graphs": edges_table(found, kept, settings),
         "faithfulness": faithfulness_table(found, settings.seed),
-        "baselines": baselines_table(found, settings),
+        "baselines": baselines_table(found, prompts, settings, performance),
         "controls": controls,
         "prompt_groups": groups_table(found, prompts, settings.seed),
         "hypothesis_tests": tests,
@@ -249,9 +265,11 @@ def measure(
 ) -> dict[str, Result]:
     """The circuit of one task in one checkpoint."""
     measured = measure_circuit(checkpoint.weights, inputs[task.name], config)
-    if len(measured.controls):
-        words = _controls_in_words(measured.controls)
-        log.info("%s step %d %s: %s", checkpoint.name, checkpoint.step, task.name, words)
+    words = "; ".join(measured.lines())
+    if measured.status == FOUND:
+        words = _controls_in_words(measured.controls) if len(measured.controls) else measured.lines()[0]
+        words = f"{FOUND}: {words}"
+    log.info("%s step %d %s: %s", checkpoint.name, checkpoint.step, task.name, words)
     json = measured.circuit.to_json(checkpoint.weights.d_model) if config.export_json else None
     results = {kind: Result(table) for kind, table in measured.tables.items()}
     return results | {"graphs": Result(measured.edges, tensors=measured.tensors, json=json)}

@@ -21,7 +21,8 @@ from circuits_over_time.edge_attribution_patching.circuits.stability import Circ
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
 
-from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, HYPOTHESIS_TESTS, PROMPT_GROUPS
+from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, HYPOTHESIS_TESTS, NOT_LEARNED, PROMPT_GROUPS
+from ..tasks.prompts import metric_name, metric_unit
 from .find import CircuitPrompts, FoundCircuit
 from .keys import CircuitSettings, SearchConfig
 
@@ -86,15 +87,25 @@ def faithfulness_table(found: FoundCircuit, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(FAITHFULNESS.columns))
 
 
-def baselines_table(found: FoundCircuit, settings: CircuitSettings) -> pd.DataFrame:
+def baselines_table(
+    found: FoundCircuit, prompts: CircuitPrompts, settings: CircuitSettings, performance: pd.DataFrame
+) -> pd.DataFrame:
     """One row: the whole model's metric, whether a circuit was found, its size with a 95% interval, CPR and CMD.
 
     The interval of the size resamples prompts and chooses among the sizes evaluated. An end is empty if the resamples
     there find no size.
+
+    Args:
+        performance: the accuracy on the same prompts (`task_performance`).
     """
     curve, areas = found.curve, found.areas
     model = Baselines.of(curve.full, curve.corrupted)
+    accuracy = performance.set_index("run")["value"]
     row: dict[str, object] = dict.fromkeys(BASELINES.columns) | {
+        "metric": metric_name(prompts.task.primary),
+        "unit": metric_unit(prompts.task.primary),
+        "accuracy": accuracy["clean"],
+        "accuracy_corrupted": accuracy["corrupted"],
         "full": model.full,
         "corrupted": model.corrupted,
         "n_prompts": model.n_prompts,
@@ -105,7 +116,7 @@ def baselines_table(found: FoundCircuit, settings: CircuitSettings) -> pd.DataFr
         "cpr": None if areas is None else areas.cpr,
         "cmd": None if areas is None else areas.cmd,
     }
-    if curve.sizes and found.status != "task not learned":
+    if curve.sizes and found.status != NOT_LEARNED:
         rule, n_edges = settings.search.rule(), found.circuit.graph.n_edges
         resampled = rule.resampled(curve, settings.seed).tolist()
         sizes = [rule.select(curve.sizes, values, n_edges) for values in resampled]

@@ -26,7 +26,7 @@ from circuits_over_time.edge_attribution_patching.statistics import percentile_i
 
 from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
-from ..results.kinds import TRANSFER
+from ..results.kinds import NOT_LEARNED, TRANSFER
 from ..results.store import Result, Store
 from ..tasks import Task, tasks_of
 from .find import CircuitPrompts, evaluator_of
@@ -83,7 +83,7 @@ class StoredCircuits:
     def learned(self, task: str, step: int) -> bool:
         """Whether the model of a step can do a task."""
         folder = self.store.folder("baselines", self.model, task)
-        return folder.has(step) and str(folder.read_table(step)["status"][0]) != "task not learned"
+        return folder.has(step) and str(folder.read_table(step)["status"][0]) != NOT_LEARNED
 
     def wanted(self, config: CircuitsConfig, task: str, step: int) -> list[StoredCircuit]:
         """The circuits to evaluate on a task in the model of a step: its own, those of other steps and other tasks.

@@ -32,6 +32,7 @@ from ..heads.attention_and_copy import ComponentsInputs
 from ..heads.cspa import CspaInputs
 from ..heads.keys import ComponentsKeys, CspaKeys
 from ..models.checkpoint import LoadedCheckpoint
+from ..results.kinds import FOUND
 from ..results.record import changed_inputs, differences, shown
 from ..results.store import ResultsFolder, Store
 from ..tasks import TASKS, Prompts
@@ -163,7 +164,7 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
         raise UserError("cspa: no scores are stored, and no text is named to compute them; pass cspa.corpus=FILE")
 
     if every_head:
-        edges, status = graph.edge_mask, "found"
+        edges, status = graph.edge_mask, str(FOUND)
     elif stored_circuit is not None:
         circuit, _ = stored_circuit.read_circuit(step)
         if (circuit.graph.n_layers, circuit.graph.n_heads) != lookup.shape:

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from ..base.errors import suggest
 
@@ -26,6 +27,7 @@ class ResultSchema:
         companions: further files next to a checkpoint's table: suffix -> meaning.
         summaries: tables about all checkpoints of a model: file name without its ending -> column (after `model`) ->
             meaning.
+        added: columns that tables of earlier versions lack: they are read as empty.
         texts: the columns that hold text; all others hold numbers, or true and false. None if nobody says.
         may_be_empty: of `layer` and `head`, those that are empty in rows that are not about a head.
         never_empty: whether a table has at least one row.
@@ -39,6 +41,7 @@ class ResultSchema:
     config: str = ""
     companions: Mapping[str, str] = field(default_factory=dict)
     summaries: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    added: Sequence[str] = ()
     texts: Sequence[str] | None = None
     may_be_empty: Sequence[str] = ()
     never_empty: bool = False
@@ -51,6 +54,11 @@ WITHOUT_STEPS = (_ALL.pop("checks"),)
 """Kinds of results about all checkpoints at once: they have summaries only, and the report has no use for them."""
 KINDS: dict[str, ResultSchema] = _ALL
 """The kinds of results that have a table for each checkpoint, by name."""
+
+Status = Literal["found", "task not learned", "threshold not reached"]
+"""Whether there is a circuit, or why not: the words of the column `status`, the console, figures and the report."""
+STATUSES: tuple[Status, ...] = get_args(Status)
+FOUND, NOT_LEARNED, NOT_REACHED = STATUSES
 
 GRAPHS = KINDS["graphs"]
 FAITHFULNESS = KINDS["faithfulness"]

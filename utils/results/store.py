@@ -145,6 +145,9 @@ class ResultsFolder:
         table, known = self._read(step, ".csv", _decode_table)
         if self.kind.name == "graphs" and "target" in table:
             table = with_inputs(table)
+        if not set(self.kind.added) <= set(table):  # A table of an earlier version.
+            order = [name for name in (*STAMP, *self.kind.columns) if name in table or name in self.kind.added]
+            table = table.reindex(columns=list(dict.fromkeys([*order, *table.columns])))
         # The columns of a sound table may be those of an older version of its kind.
         if known and {*STAMP, *self.kind.columns} <= set(table):
             # As it was written, but its folder or a copy of it has another name since.

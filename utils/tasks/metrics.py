@@ -89,12 +89,14 @@ class AnswerMetric:
     """A metric: call it with logits and answers.
 
     Attributes:
-        label: its name in figures, and its unit in brackets.
+        label: its name in figures, with its unit in brackets if the name does not tell it.
+        unit: what its values count, as tables say it.
         differentiable: whether circuits can be found with it.
     """
 
     function: Callable[[Logits, Answers], Values]
     label: str
+    unit: str
     differentiable: bool = False
 
     def __call__(self, logits: Logits, answers: Answers) -> Values:
@@ -102,11 +104,11 @@ class AnswerMetric:
 
 
 METRICS: dict[str, AnswerMetric] = {
-    "logit_diff": AnswerMetric(logit_diff, "logit difference (logits)", differentiable=True),
-    "prob_diff": AnswerMetric(prob_diff, "probability difference", differentiable=True),
-    "accuracy": AnswerMetric(accuracy, "accuracy (share of prompts)"),
-    "rank_0_rate": AnswerMetric(rank_0_rate, "rank-0 rate (share of prompts)"),
-    "prob_mass": AnswerMetric(prob_mass, "probability of the answers"),
+    "logit_diff": AnswerMetric(logit_diff, "logit difference (logits)", "logits", differentiable=True),
+    "prob_diff": AnswerMetric(prob_diff, "probability difference", "probability", differentiable=True),
+    "accuracy": AnswerMetric(accuracy, "accuracy (share of prompts)", "share of prompts"),
+    "rank_0_rate": AnswerMetric(rank_0_rate, "rank-0 rate (share of prompts)", "share of prompts"),
+    "prob_mass": AnswerMetric(prob_mass, "probability of the answers", "probability"),
 }
 """Every metric by its name, in the order of the figures."""
 DIFFERENTIABLE = tuple(name for name, metric in METRICS.items() if metric.differentiable)

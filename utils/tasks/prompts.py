@@ -138,6 +138,11 @@ def metric_name(metric: str | MetricFunction) -> str:
     return metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
 
 
+def metric_unit(metric: str | MetricFunction) -> str | None:
+    """What its values count; None for a function of one's own."""
+    return METRICS[metric].unit if isinstance(metric, str) else None
+
+
 def _checked(metric: MetricFunction, logits: Float[Tensor, "prompt vocab"], prompts: Prompts) -> Tensor:
     """The values of a metric of one's own, if they are what the engine needs.
 
