@@ -23,6 +23,7 @@ from circuits_over_time.plotting.report.figures import report_figures
 from circuits_over_time.plotting.report.heads import head_records
 from circuits_over_time.plotting.report.page import page_html, refuse_empty
 from circuits_over_time.plotting.report.runs import run_records
+from circuits_over_time.plotting.report.story import story
 from circuits_over_time.utils.base.files import atomic_write
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.store import Store
@@ -41,11 +42,14 @@ def report(results: Results) -> tuple[str, dict[str, Drawing]]:
     with _collected_notes() as notes:
         for kind in KINDS:
             results.table_if_any(kind)
-        circuits = circuit_records(results)
+        circuits, sentences = circuit_records(results), story(results)
+        for record in circuits:
+            of = [one for one in sentences if (one.model, one.task) == (record["model"], record["task"])]
+            record |= {"learned": of[0].learned, "changed": of[0].changed} if of else {}
         heads, meanings = head_records(results)
         figures = report_figures(results)
         runs = run_records(results)
-    return page_html(results, circuits, heads, meanings, figures, runs, notes), figures
+    return page_html(results, circuits, sentences, heads, meanings, figures, runs, notes), figures
 
 
 @contextmanager

@@ -97,12 +97,17 @@ def _in_circuits(results: Results) -> Iterator[tuple[str, RoleHolders]]:
 
 
 def _by_effect(results: Results) -> Iterator[tuple[str, RoleHolders]]:
-    """By model the heads of every kind of result whose tables name the role of a head (`layer, head, role`)."""
+    """By model the heads of the first kind of result whose tables name the role of a head (`layer, head, role`).
+
+    Another kind about the same roles would give each of them a second row.
+    """
+    told = set[str]()
     for kind in KINDS:
         table = results.table_if_any(kind)
         if table is None or not {"layer", "head", "role"} <= set(table.columns):
             continue
-        for model in table["model"].unique():
+        for model in sorted({*table["model"]} - told):
+            told.add(model)
             rows = table[table["model"] == model]
             n_steps = len(results.store.folder(kind, model).steps()) or rows["step"].nunique()
             held = rows.dropna(subset=["role", "layer", "head"])
@@ -111,4 +116,4 @@ def _by_effect(results: Results) -> Iterator[tuple[str, RoleHolders]]:
                 held = held[held["passes"].map(lambda verdict: str(verdict).lower() not in ("false", "0", "0.0"))]
             for name, of_role in held.groupby("role", sort=False):
                 meaning = f"found to play this role by its effect, and passed the role's tests (results/{kind})"
-                yield str(model), (f"{role_look(str(name))[0]} (by effect)", meaning, of_role, n_steps)
+                yield model, (f"{role_look(str(name))[0]} (by effect)", meaning, of_role, n_steps)

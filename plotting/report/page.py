@@ -21,18 +21,20 @@ from ..parts.tables import Results
 from .advice import also_possible, unfinished
 from .figures import figures_json
 from .runs import RunRecord, counted, equal_weights_notes, runs_html
+from .story import Sentence
 
 ASSETS = Path(__file__).parent / "assets"
 # In the order in which they stand in the page.
 SCRIPTS = (
     "dom address sort_table circuit_scene history chart details search downloads circuit_drawing "
-    "circuit heads figures main"
+    "circuit overview heads figures main"
 )
 
 
 def page_html(
     results: Results,
     circuits: list[dict[str, Any]],
+    sentences: list[Sentence],
     heads: list[dict[str, Any]],
     meanings: dict[str, str],
     figures: dict[str, Drawing],
@@ -49,6 +51,7 @@ def page_html(
         "css": f":root{{{root}}}\n" + _asset("report.css"),
         "navigation": _navigation(circuits, heads, figures),
         "warnings": "".join(f"<p class='warning'>{html.escape(line)}.</p>" for line in equal_weights_notes(runs)),
+        "story": _story_html(sentences),
         "summary": _summary(circuits),
         "role_keys": _role_keys(),
         "circuit_hidden": "" if circuits else "hidden",
@@ -102,7 +105,7 @@ def _steps(results: Results, kind: str) -> set[int]:
 
 def _role_keys() -> str:
     chips = (
-        f"<span class='chip'><i class='swatch' style='background:{colour}'></i>{html.escape(label)}</span>"
+        f"<span class='chip'><i class='swatch' style='border-color:{colour}'></i>{html.escape(label)}</span>"
         for label, colour in ROLES.values()
     )
     return f"<span>Roles in IOI:</span>{''.join(chips)}"
@@ -112,6 +115,28 @@ def _navigation(circuits: list[Any], heads: list[Any], figures: dict[str, Drawin
     there = [("circuit", "Circuit", circuits), ("heads", "Heads", heads), ("figures", "Figures", figures)]
     links = [f"<a href='#{anchor}'>{label}</a>" for anchor, label, content in there if content]
     return "".join([*links, "<a href='#runs'>Configs and versions</a>"])
+
+
+def _story_html(sentences: list[Sentence]) -> str:
+    """The sentences, model by model: the first model's to be seen, the others' folded away."""
+    models = list(dict.fromkeys(sentence.model for sentence in sentences))
+    parts = []
+    for model in models:
+        own = [sentence for sentence in sentences if sentence.model == model]
+        items = "".join(
+            f"<li><p><b>{html.escape(one.label)}</b>{html.escape(one.text.removeprefix(one.label))}</p>"
+            + (f"<p class='quiet'>Unsure: {html.escape('; '.join(one.unsure))}.</p>" if one.unsure else "")
+            + "</li>"
+            for one in own
+        )
+        name = f"<summary><h2>{html.escape(model)}</h2></summary>"
+        opened = " open" if model == models[0] else ""
+        parts.append(
+            f"<details class='fold model'{opened}>{name}<ul>{items}</ul></details>"
+            if len(models) > 1
+            else f"<h2>What was found</h2><ul>{items}</ul>"
+        )
+    return "".join(parts)
 
 
 def _summary(circuits: list[dict[str, Any]]) -> str:
@@ -140,8 +165,8 @@ def _summary(circuits: list[dict[str, Any]]) -> str:
         return ""
     head = "".join(f"<th scope='col'>{name}</th>" for name in cells)
     return (
-        "<h2>At the last checkpoint</h2><div class='scroll'><table class='summary'><thead><tr>"
-        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        "<details class='fold'><summary>Numbers at the last checkpoint</summary><div class='scroll'>"
+        f"<table class='summary'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></details>"
     )
 
 
@@ -154,10 +179,11 @@ def _figure_html(index: int, name: str, drawing: Drawing) -> str:
     title, subtitle = (html.escape(html.unescape(text)) for text in (drawing.title, drawing.subtitle))
     anchor = re.sub(r"[^\w.-]", "_", name)
     return (
-        f"<figure id='figure-{index}-{html.escape(anchor)}'><figcaption><h3>{title}</h3><p>{subtitle}</p></figcaption>"
+        f"<details class='fold'><summary><h3>{title}</h3></summary>"
+        f"<figure id='figure-{index}-{html.escape(anchor)}'><figcaption><p>{subtitle}</p></figcaption>"
         f"<div class='legend' role='group' aria-label='Legend: {title}'></div>"
         f"<div class='plot' data-figure='{index}' style='min-height:{drawing.figure.layout.height}px'></div>"
-        f"{drawing.details}</figure>"
+        f"{drawing.details}</figure></details>"
     )
 
 

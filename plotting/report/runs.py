@@ -7,7 +7,9 @@ from typing import Any
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.kinds import KINDS
+from circuits_over_time.utils.tasks.registry import task_label
 
+from ..parts.style import task_order
 from ..parts.tables import Results, logger
 
 
@@ -21,7 +23,10 @@ class RunRecord:
 
 
 def run_records(results: Results) -> list[RunRecord]:
-    """Every different run.json once, in the order of kinds. Folders without one are logged."""
+    """Every different run once, in the order of kinds. Folders without a run.json are logged.
+
+    The folders of one run differ in their files and definitions alone.
+    """
     runs: dict[str, RunRecord] = {}
     for kind in KINDS:
         for model in results.models(kind):
@@ -32,7 +37,7 @@ def run_records(results: Results) -> list[RunRecord]:
                 except UserError:
                     logger.info("%s has no run.json: config unknown", results.store.folder(kind, model, task).path)
                     continue
-                key = json.dumps([model, record], sort_keys=True)
+                key = json.dumps([model, *(record.get(part) for part in _OF_A_RUN)], sort_keys=True)
                 folder = "/".join(part for part in (kind, model, task) if part)
                 runs.setdefault(key, RunRecord(record, model, [])).folders.append(folder)
     return list(runs.values())
@@ -64,7 +69,7 @@ def _run_html(run: RunRecord) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("step", *_WEIGHTS))
     config, packages = (_cell(_yaml_like(values)) for values in (record.get("config", {}), record.get("versions", {})))
     return (
-        f"<details class='run'><summary><b>{_cell(record.get('analysis'))}</b> {_cell(run.model)}"
+        f"<details class='run'><summary><b>{_cell(record.get('analysis'))}</b> {_cell(', '.join(_what(run)))}"
         f" <span class='quiet'>{_cell(', '.join(_kinds(run)))}</span></summary>"
         f"<p class='quiet'>Results in {_cell(', '.join(run.folders))}</p>"
         f"<div class='columns'><div><h4>Config</h4><pre class='config'>{config}</pre></div>"
@@ -79,11 +84,18 @@ def _kinds(run: RunRecord) -> list[str]:
     return list(dict.fromkeys(folder.partition("/")[0].replace("_", " ") for folder in run.folders))
 
 
+def _what(run: RunRecord) -> list[str]:
+    """The model, and the tasks if there are any."""
+    tasks = task_order(folder.split("/")[2] for folder in run.folders if folder.count("/") == 2)
+    return [run.model, *map(task_label, tasks)]
+
+
 def counted(n: int, what: str) -> str:
     """A number and what it counts: 1 checkpoint, 1,000 checkpoints."""
     return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
+_OF_A_RUN = ("analysis", "config", "versions", "repository", "checkpoints")
 _WEIGHTS = ("repository", "revision", "commit", "sha256")
 
 

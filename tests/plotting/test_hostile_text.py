@@ -112,7 +112,7 @@ def test_the_report_shows_names_and_cells_as_text_and_its_csv_holds_no_formula(b
     assert MODEL in page.locator(".lead").inner_text()
     assert page.locator("#circuit-model option").all_inner_texts() == [MODEL]
     assert MODEL in page.locator("figure[id$='-circuits'] .legend").inner_text()
-    assert any(MODEL in text for text in page.locator("figcaption h3").all_inner_texts())
+    assert any(MODEL in text for text in page.locator("#figures summary h3").all_inner_texts())
     assert CELL in page.locator("#runs").text_content()
     assert CELL in page.locator("#heads-table").text_content()
     page.locator("#step").press("Home")

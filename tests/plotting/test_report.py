@@ -21,6 +21,7 @@ from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.report.circuits import PORTS, circuit_records, score_histories
 from circuits_over_time.plotting.report.heads import head_records
 from circuits_over_time.plotting.report.page import script_safe
+from circuits_over_time.plotting.report.runs import run_records, runs_html
 from circuits_over_time.utils.ioi.handover import role_handover
 from circuits_over_time.utils.results.store import Store
 from tests.support.stored import write_tensors
@@ -130,6 +131,28 @@ def test_roles_found_by_effect_agree_with_the_handover_table(store: Store, tmp_p
     columns = ["layer", "head", "first_step", "last_step", "n_held"]
     assert held == [(2, 1, 8, 64, 2)] == [tuple(row) for row in handover[columns].to_numpy().tolist()]
     assert "S-inhibition (by effect)" in meanings
+
+
+def test_no_two_rows_of_the_table_of_heads_are_of_one_role_of_a_head(store: Store) -> None:
+    ((record,), _) = head_records(results_of(store))
+    rows = [(row["head"], row["role"]) for row in record["roles"]]
+    assert {"name mover (by effect)"} <= {role for _, role in rows}
+    assert len(rows) == len(set(rows))
+
+
+def test_a_run_is_listed_once_with_its_tasks(store: Store, tmp_path: Path) -> None:
+    copied = _with_kinds(store, tmp_path, ["graphs", "faithfulness"])
+    for kind in ("graphs", "faithfulness"):
+        for task in TASKS:
+            run = {
+                "analysis": "get_circuits_over_time",
+                "config": {"task": list(TASKS)},
+                "files": {f"{kind}{task}": ""},
+            }
+            (copied.folder(kind, MODEL, task).path / "run.json").write_text(json.dumps(run))
+    (run,) = run_records(results_of(copied))
+    assert len(run.folders) == 4
+    assert f"{MODEL}, IOI, Subject-verb agreement <span class='quiet'>graphs, faithfulness" in runs_html([run])
 
 
 @pytest.mark.parametrize("kind", MADE_UP)

@@ -125,8 +125,51 @@ def test_on_paper_every_figure_is_drawn_and_nothing_is_cut(browser: Any, report:
         )
         assert rights
         assert max(rights) <= 700, selector
-    assert page.locator(".slider-row").is_hidden()
+    assert page.locator("#step").is_hidden()
+    assert page.locator("#play").is_hidden()
+    # Heads of tables are repeated on every page, and buttons are not painted there: the words stand beside them.
+    assert page.locator("#heads-table th").first.inner_text() == "Head"
     opened.close()
+
+
+def test_a_page_opens_with_its_story_and_folds_the_rest(browser: Any, report: Path) -> None:
+    opened = OpenPage(browser, report, width=390, height=844, touch=True, unfold=False)
+    page = opened.page
+    assert page.evaluate("document.documentElement.scrollHeight") <= 6 * 844
+    assert page.locator("#story li").count() == len(TASKS)
+    assert not page.locator(".plot:visible").count()
+    opened.close()
+    wide = OpenPage(browser, report, width=1440, height=900, unfold=False)
+    for part in ("#story", "#lanes svg", "#step"):
+        box = wide.page.locator(part).bounding_box()
+        assert box["y"] + box["height"] <= 900, f"{part} is on the first screen"
+    assert wide.page.locator("#drawing").bounding_box()["y"] < 900
+    sizes = "(texts) => texts.map((text) => parseFloat(getComputedStyle(text).fontSize))"
+    assert min(wide.page.locator("svg.lanes text, #drawing text").evaluate_all(sizes)) >= 10
+    wide.close()
+
+
+def test_the_overview_has_a_lane_per_task_and_leads_to_its_circuits(wide: OpenPage, store: Store) -> None:
+    page = wide.page
+    for task in TASKS:
+        found = [step for step in STEPS if not store.folder("graphs", MODEL, task).read_table(step).empty]
+        lane = page.locator(f".lane[data-task={task}]")
+        assert lane.locator(".bar").count() == len(found)
+        assert lane.locator(".none").count() == len(STEPS) - len(found)
+    place = STEPS.index(4000)
+    page.locator(".lane[data-task=sva] .press").nth(place).click()
+    assert page.locator("#circuit-task").input_value() == "sva"
+    assert page.locator("#step-label").inner_text().startswith("step 4,000")
+    assert page.locator(".lane .now").count() == 1
+
+
+def test_roles_in_ioi_are_shown_on_ioi_only(wide: OpenPage) -> None:
+    page = wide.page
+    page.locator("#step").press("End")
+    for task, shown in (("sva", False), ("ioi", True)):
+        page.select_option("#circuit-task", task)
+        assert page.locator("#role-keys").is_visible() == shown
+        assert (page.locator("#drawing .tint").count() > 0) == shown
 
 
 def test_slider_shows_every_checkpoints_circuit_and_its_change(wide: OpenPage, store: Store) -> None:
@@ -277,6 +320,8 @@ def test_head_table_filters_by_score_role_and_step(wide: OpenPage, store: Store)
     assert {row[0] for row in rows} == {f"a{layer}.h{head}" for layer, head in first[first >= latest].index}
     page.get_by_label("Filter First step").fill("soon")
     assert page.get_by_label("Filter First step").get_attribute("aria-invalid") == "true"
+    said = page.locator("#heads-table .table-status").inner_text()
+    assert "First step: “soon” is no filter; write a number, or > 0.5" in said
     for label in ("Filter Induction", "Filter First step"):
         page.get_by_label(label).fill("")
     page.get_by_label("Filter Role").select_option("")

@@ -255,7 +255,7 @@ def test_heads_have_the_colours_of_the_roles_they_hold_at_the_checkpoint(page: A
     assert drawn == expected
     assert any(drawn.values())
     chip = page.locator("#heads-table .chip", has_text="S-inhibition (by effect)").first
-    assert chip.locator("i").evaluate("(i) => i.style.background") == _rgb(ROLES["s_inhibition"][1])
+    assert chip.locator("i").evaluate("(i) => i.style.borderColor") == _rgb(ROLES["s_inhibition"][1])
 
 
 def _rgb(colour: str) -> str:
@@ -343,15 +343,25 @@ def _view(page: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "fragment",
-    ["model=none&task=&step=x&threshold=-1", "open=<img src=x onerror=hacked=1>", "open=a99.h99", "step=", "heads"],
+    ("fragment", "said"),
+    [
+        ("model=none&task=&step=x&threshold=-1", ""),
+        ("open=<img src=x onerror=hacked=1>", "that is no head, MLP or edge"),
+        ("open=a99.h99", f"The address opens a99.h99: {ONE} has no head a99.h99."),
+        ("open=a0.h0->m99", f"{ONE} has no MLP m99"),
+        ("step=", ""),
+        ("heads", ""),
+    ],
 )
-def test_an_address_that_leads_nowhere_does_no_harm(browser: Any, path: Path, fragment: str) -> None:
+def test_an_address_that_leads_nowhere_does_no_harm(browser: Any, path: Path, fragment: str, said: str) -> None:
     opened = OpenPage(browser, path, width=1280, height=900)
     opened.page.evaluate("(text) => { location.hash = text; }", fragment)
     opened.page.wait_for_timeout(50)
     assert opened.page.locator("#step-label").inner_text().startswith(f"step {LAST:,}")
     assert opened.page.evaluate("window.hacked") is None
+    assert said in (note := opened.page.locator("#address-note").inner_text())
+    assert bool(said) == bool(note)
+    assert opened.page.locator("#details").is_hidden()
     assert opened.complaints == []
     opened.close()
 

@@ -45,11 +45,21 @@ class OpenPage:
         width: of the window in pixels.
         height: of the window in pixels.
         touch: whether it is a touch screen.
+        unfold: whether to open what the page has folded, but for the list of edges.
     """
 
-    def __init__(self, browser: Any, path: Any, width: int = 1600, height: int = 1000, touch: bool = False) -> None:
+    def __init__(
+        self,
+        browser: Any,
+        path: Any,
+        width: int = 1600,
+        height: int = 1000,
+        touch: bool = False,
+        unfold: bool = True,
+    ) -> None:
         context = browser.new_context(viewport={"width": width, "height": height}, offline=True, has_touch=touch)
         self.page = context.new_page()
+        self.page.set_default_timeout(10_000)
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda message: self._note(message.type, message.text))
@@ -57,6 +67,13 @@ class OpenPage:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("html[data-ready]", state="attached")
+        if unfold:
+            self.unfold()
+
+    def unfold(self) -> None:
+        """Open what is folded, but for the list of edges."""
+        opened = "(folds) => folds.forEach((fold) => { fold.open = true; })"
+        self.page.locator("details:not(#edge-list)").evaluate_all(opened)
 
     def _note(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):

@@ -67,6 +67,6 @@ function roleStrip(steps, held, roles, at) {
 
 function roleChip(label, colour) {
   const square = element("i", { class: "swatch" });
-  square.style.background = colour;
+  square.style.borderColor = colour;
   return element("span", { class: "chip" }, square, label);
 }

@@ -3,6 +3,8 @@
 
 const PLAY_PAUSE = 900;
 const WANTED = { kept: "show-kept", only: "show-kept", added: "show-added", removed: "show-removed" };
+// The task whose roles heads hold.
+const IOI = "ioi";
 // Positions of the threshold's slider; the first hides nothing.
 const THRESHOLDS = 100;
 
@@ -19,7 +21,11 @@ class CircuitView {
     this.search = new Search(() => this.findable(), (name) => this.choose(name, true));
     this.slider = byId("step");
     const models = [...new Set(records.map((record) => record.model))];
-    fillSelect(byId("circuit-model"), models.map((model) => [model, model]));
+    // The page opens on a circuit, if there is one.
+    const opened = records.find((record) => record.steps.at(-1)?.edges.length) ?? records.find((record) => record.steps.some((state) => state.edges.length)) ?? records[0];
+    fillSelect(byId("circuit-model"), models.map((model) => [model, model]), opened.model);
+    this.record = opened;
+    this.overview = new Overview(records, (task, step) => this.goTo(task, step));
     fillSelect(byId("other-model"), [["", "the same model"], ...models.map((model) => [model, model])]);
     this.listen();
     this.chooseModel();
@@ -59,6 +65,14 @@ class CircuitView {
     fillSelect(byId("circuit-task"), own.map((record) => [record.task, record.label]), this.record?.task);
     this.onModel(own[0].model);
     this.chooseRecord();
+  }
+
+  goTo(task, step) {
+    byId("circuit-task").value = task;
+    this.chooseRecord();
+    this.slider.value = this.record.steps.findIndex((state) => state.step === step);
+    this.show();
+    this.onChange();
   }
 
   goToModel(model) {
@@ -205,20 +219,22 @@ class CircuitView {
     const side = byId("side").checked;
     const { here, gone } = this.shown;
     const strongest = (state) => Math.max(0, ...(state?.scores ?? []).map(Math.abs)) || 1;
-    const [mine, theirs] = [this.held(this.record.model, this.state), this.held(this.other?.model, this.before)];
+    const [mine, theirs] = [this.held(this.record, this.state), this.held(this.other, this.before)];
     this.drawing.draw(side ? here : [...here, ...gone], strongest(this.state), this.nodeStates(side ? "here" : "both"), mine, this.details.name);
     if (side) {
       const kept = here.filter((item) => item.earlier !== null).map((item) => ({ ...item, score: item.earlier }));
       this.second.draw([...kept, ...gone], strongest(this.before), this.nodeStates("there"), theirs, this.details.name);
     }
     this.tell();
+    this.overview.draw(this.record.model, this.record.task, this.state.step);
     this.bars.forEach((bar, index) => bar.classList.toggle("now", index === Number(this.slider.value)));
     this.fillList();
   }
 
-  // Head -> roles at a checkpoint; empty where they were not measured.
-  held(model, state) {
-    return this.headRecords.find((record) => record.model === model)?.held[state?.step] ?? {};
+  // Head -> roles in IOI at a checkpoint; empty where they were not measured, and on other tasks.
+  held(record, state) {
+    if (record?.task !== IOI) return {};
+    return this.headRecords.find((heads) => heads.model === record.model)?.held[state?.step] ?? {};
   }
 
   nodeStates(which) {
@@ -270,7 +286,8 @@ class CircuitView {
       : `none: 0 of ${count(this.wanted.length, "edge")} hidden`;
     byId("threshold-label").textContent = told;
     byId("threshold").setAttribute("aria-valuetext", told);
-    byId("role-keys").hidden = !this.headRecords.some((record) => record.model === this.record.model && Object.keys(record.held).length);
+    const measured = this.headRecords.some((heads) => heads.model === this.record.model && Object.keys(heads.held).length);
+    byId("role-keys").hidden = !measured || ![this.record, this.other].some((record) => record?.task === IOI);
   }
 
   titleOf(record, state) {
@@ -314,7 +331,7 @@ class CircuitView {
   describeNode(node) {
     const [name] = this.scene.nodes[node];
     const lines = [name];
-    const held = this.held(this.record.model, this.state)[name] ?? [];
+    const held = this.held(this.record, this.state)[name] ?? [];
     if (held.length) lines.push(held.map((role) => this.roles[role][0]).join(", "));
     const own = [...this.now].map(([edge, i]) => [edgeEnds(this.scene, edge), this.state.scores[i]]);
     const into = own.filter(([[, target]]) => target === node);
@@ -447,9 +464,29 @@ class CircuitView {
     const step = this.record.steps.findIndex((state) => String(state.step) === parameters.get("step"));
     if (step >= 0) this.slider.value = step;
     const name = parameters.get("open");
-    if (name && /^(input|[am]\d+(\.h\d+)?)(->(logits|[am]\d+(\.h\d+<[qkv]>)?))?$|^logits$/.test(name)) this.details.name = name;
+    const absent = name ? this.absent(name) : null;
+    byId("address-note").hidden = !absent;
+    byId("address-note").textContent = absent ? `The address opens ${name}: ${absent}.` : "";
+    if (name && !absent) this.details.name = name;
     else this.details.close();
+    const inTools = ["other-model", "other-task", "other-step", "side", "strongest", "threshold"];
+    if (inTools.some((key) => parameters.has(key))) byId("circuit-tools").open = true;
     this.show();
+  }
+
+  // Why there is no head, MLP or edge of a name in the model; null if there is one.
+  absent(name) {
+    if (!/^(input|[am]\d+(\.h\d+)?)(->(logits|[am]\d+(\.h\d+<[qkv]>)?))?$|^logits$/.test(name)) return "that is no head, MLP or edge";
+    const { shape, nodes, model } = this.record;
+    for (const end of name.split("->")) {
+      const [node] = end.split("<");
+      const [, kind, layer, head] = node.match(/^([am])(\d+)(?:\.h(\d+))?$/) ?? [];
+      const known = shape
+        ? kind === undefined || (Number(layer) < shape.n_layers && (kind === "m" || Number(head) < shape.n_heads))
+        : nodes.some(([own]) => own === node) || this.findable().includes(node);
+      if (!known) return `${model} has no ${kind === "m" ? "MLP" : "head"} ${node}`;
+    }
+    return null;
   }
 }
 

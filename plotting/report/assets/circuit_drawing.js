@@ -47,7 +47,7 @@ class CircuitDrawing {
     const left = narrow && record.nodes.some(([name]) => /^m\d/.test(name)) ? 0 : 58;
     const units = 2 * record.halfWidth + (narrow ? 0.46 : 1);
     const unit = Math.min(96, Math.max(narrow ? 40 : 46, (this.holder.clientWidth - left - 4) / units));
-    const rise = Math.min(narrow ? 72 : 104, Math.max(narrow ? 54 : 62, 1000 / (record.height + 1)));
+    const rise = Math.min(narrow ? 74 : 104, Math.max(narrow ? 66 : 74, 1000 / (record.height + 1)));
     this.unit = unit;
     this.rise = rise;
     this.x = (x) => left + (x + units / 2) * unit;
@@ -80,7 +80,7 @@ class CircuitDrawing {
       const [cx, cy] = [this.x(x), this.y(y)];
       if (isHead) box.append(svgElement("g", { class: "tints" }));
       box.append(svgElement("rect", { class: "box", x: cx - width / 2, y: cy - height / 2, width, height, rx: 3 }));
-      box.append(svgElement("text", { x: cx, y: cy + (isHead ? 0 : 4) }, name));
+      box.append(svgElement("text", { x: cx, y: cy + (isHead ? -1 : 4) }, name));
       if (isHead) {
         for (const port of [1, 2, 3]) {
           const at = { class: "port", x: cx + PORT_SHARE[port] * width, y: cy + height / 2 - 2 };

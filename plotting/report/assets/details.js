@@ -79,7 +79,7 @@ class Details {
       element("p", {}, `${model}, ${record.label}. ${facts} ${this.span(steps, history.inside)}`),
       other ? this.key(model, other) : null,
       ...charts,
-      element("p", { class: "ends" }, "Ends: ", ...this.end(source, model, state), " and ", ...this.end(into, model, state)),
+      element("p", { class: "ends" }, "Ends: ", ...this.end(source, model, state, record.task), " and ", ...this.end(into, model, state, record.task)),
       this.neighbours(`Edges into ${source}`, record, state, source, 1),
       this.neighbours(`Edges out of ${into}`, record, state, into, 0),
       this.numbers(steps, columns),
@@ -100,7 +100,7 @@ class Details {
     const parts = [];
     const held = Object.fromEntries(Object.entries(heads?.held ?? {}).map(([step, by]) => [step, by[name] ?? []]));
     const strip = roleStrip(steps, held, this.roles, at);
-    if (strip) parts.push(element("h4", {}, "Roles in IOI"), strip);
+    if (strip && (!record || record.task === IOI)) parts.push(element("h4", {}, "Roles in IOI"), strip);
     let facts = "";
     if (record) {
       const history = nodeHistory(record, name);
@@ -145,8 +145,8 @@ class Details {
   }
 
   // A link to an end of an edge, and the roles that it holds at the checkpoint.
-  end(name, model, state) {
-    const held = this.headRecords.find((record) => record.model === model)?.held[state.step]?.[name] ?? [];
+  end(name, model, state, task) {
+    const held = task !== IOI ? [] : this.headRecords.find((heads) => heads.model === model)?.held[state.step]?.[name] ?? [];
     return [this.link(name), ...held.flatMap((role) => [" ", roleChip(...this.roles[role])])];
   }
 

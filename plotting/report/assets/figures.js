@@ -102,6 +102,8 @@ function startFigures() {
     (holder) => new FigureView(holder, figures[Number(holder.dataset.figure)], template),
   );
   const undrawn = new Set(views);
+  const folds = [...document.querySelectorAll("#figures > details")];
+  const isOpen = (view) => view.holder.closest("details").open;
   const draw = (view) => { undrawn.delete(view); view.draw(); };
   const watcher = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
@@ -110,17 +112,27 @@ function startFigures() {
   }, { rootMargin: "600px" });
   views.forEach((view) => watcher.observe(view.holder));
   const drawNext = () => {
-    const [next] = undrawn;
+    const next = [...undrawn].find(isOpen);
     if (!next) return;
     draw(next);
     whenIdle(drawNext);
   };
   whenIdle(drawNext);
-  // A page is printed from top to bottom, seen or not. Some browsers only say that the medium changed.
-  const drawAll = () => [...undrawn].forEach(draw);
-  window.addEventListener("beforeprint", drawAll);
-  window.matchMedia("print").addEventListener("change", (medium) => { if (medium.matches) drawAll(); });
+  byId("unfold").addEventListener("click", () => folds.forEach((fold) => { fold.open = true; }));
+  // All figures and all models' sentences are printed; what else is folded stays so. Some browsers only say that the medium
+  // changed.
+  let opened = [];
+  const prepare = () => {
+    const printed = [...document.querySelectorAll("#figures > details, #story > .model")];
+    opened.push(...printed.filter((fold) => !fold.open));
+    for (const fold of opened) fold.open = true;
+    [...undrawn].forEach(draw);
+  };
+  const restore = () => { for (const fold of opened.splice(0)) fold.open = false; };
+  window.addEventListener("beforeprint", prepare);
+  window.addEventListener("afterprint", restore);
+  window.matchMedia("print").addEventListener("change", (medium) => (medium.matches ? prepare() : restore()));
   window.addEventListener("resize", () => {
-    if (!window.matchMedia("print").matches) views.forEach((view) => { if (!undrawn.has(view)) view.draw(); });
+    if (!window.matchMedia("print").matches) views.forEach((view) => { if (!undrawn.has(view) && isOpen(view)) view.draw(); });
   });
 }

@@ -66,6 +66,7 @@ class HeadView {
     this.table.sort = [key, way === "up"];
     this.chooseModel();
     choose("heads-step", parameters.get("heads-step") ?? "highest");
+    if ([...parameters.keys()].some((key) => key.startsWith("heads-"))) byId("heads").querySelector("details").open = true;
     this.fill();
   }
 

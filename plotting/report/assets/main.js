@@ -26,6 +26,11 @@ if (data.heads.length) {
   });
   address.add(heads);
 }
+// A link to a section opens what is folded there.
+document.querySelector("nav").addEventListener("click", (event) => {
+  const fold = document.querySelector(`${event.target.closest("a")?.getAttribute("href") ?? "nav"} > details`);
+  if (fold) fold.open = true;
+});
 address.read();
 window.addEventListener("load", () => {
   startFigures();

@@ -51,7 +51,8 @@ class SortTable {
     const inputs = element("tr", { class: "filters" });
     for (const column of columns) {
       const button = element("button", { type: "button", title: column.hint }, column.title);
-      const header = element("th", { scope: "col", class: column.type }, button);
+      // On paper, heads that are repeated lack their buttons.
+      const header = element("th", { scope: "col", class: column.type }, button, element("span", { class: "on-paper" }, column.title));
       button.addEventListener("click", () => this.sortBy(column));
       titles.append(header);
       this.headers.set(column.key, header);
@@ -98,14 +99,17 @@ class SortTable {
 
   tests() {
     const tests = [];
+    this.wrong = [];
     for (const column of this.columns) {
       const text = this.filters.get(column.key) ?? "";
       const input = this.inputs.get(column.key);
       input.removeAttribute("aria-invalid");
       if (column.type === "number") {
         const passes = numberFilter(text);
-        if (passes === undefined) input.setAttribute("aria-invalid", "true");
-        else if (passes) tests.push((row) => row[column.key] !== null && passes(row[column.key]));
+        if (passes === undefined) {
+          input.setAttribute("aria-invalid", "true");
+          this.wrong.push(`${column.title}: “${text}” is no filter; write a number, or > 0.5, >= 10, < 3, <= 1000`);
+        } else if (passes) tests.push((row) => row[column.key] !== null && passes(row[column.key]));
       } else if (text) {
         const wanted = text.toLowerCase();
         const exact = column.type === "choice";
@@ -141,7 +145,8 @@ class SortTable {
     }
     this.more.hidden = drawn.length === passing.length;
     const part = drawn.length < passing.length ? `, the first ${drawn.length} shown` : "";
-    this.status.textContent = `${shownNumber(passing.length)} of ${count(this.rows.length, "row")}${part}`;
+    this.status.textContent = `${shownNumber(passing.length)} of ${count(this.rows.length, "row")}${part}${this.wrong.map((line) => `. ${line}`).join("")}`;
+    this.status.classList.toggle("wrong", this.wrong.length > 0);
   }
 
   rowElement(row) {
