@@ -25,7 +25,7 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     FaithfulnessCurve,
 )
 from circuits_over_time.edge_attribution_patching.circuits.mib import MIB_SHARES
-from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import circuit_sizes, edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import CircuitBootstrap, signed_selection
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
@@ -47,7 +47,7 @@ def measure(evaluator: CircuitEvaluator, folds: FoldScores, config: CircuitsConf
     order = edge_order(scores, graph, signed=signed)
     evaluate = evaluator.prefixes_of(order)
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
-    size = SizeRule(0.8).search(curve, evaluate, graph.n_edges)
+    size = SizeRule(0.8).search(curve, evaluate, circuit_sizes(order, graph))
     sizes = [int(share * graph.n_edges) for share in MIB_SHARES]
     for one in sizes:
         if one not in curve.values:

@@ -1,4 +1,10 @@
-"""Uncertainty of averages over prompts: standard errors for means, and the bootstrap for everything else.
+"""Uncertainty of averages over prompts: standard errors of means, intervals of their quotients, and the bootstrap.
+
+A faithfulness is a quotient of two means, mean(a) / mean(b). Fieller's interval holds every q for which mean(a - q b)
+lies within t standard errors of 0; its ends are the roots of a quadratic (Fieller 1954). That is enough for prompts
+like those seen. But a kind of prompt of which none was seen may still make up 3 in n of all prompts (the rule of three,
+Hanley and Lippman-Hand 1983). So the interval also covers what one prompt more could change: one of average b whose a
+is 0 or b, on which a circuit does nothing or all. `benchmarks/bench_coverage.py` measures how often it holds the truth.
 
 The bootstrap draws as many prompts as there are, with replacement, many times (Efron 1979). Quantities that use the
 same `Bootstrap` are paired: they are averaged over the same prompts.
@@ -11,9 +17,17 @@ from math import sqrt
 
 import torch
 from jaxtyping import Float
+from scipy.special import stdtrit
 from torch import Tensor
 
 RESAMPLES = 1000
+ROUNDING = 1e-4
+"""By so much of the whole metric two runs of the same circuit may differ."""
+
+
+def _t_quantile(n: int) -> float:
+    """The quantile of Student's t at the end of a 95% interval of n values."""
+    return float(stdtrit(n - 1, 0.975))
 
 
 def standard_error(values: Float[Tensor, " n"]) -> float:
@@ -38,6 +52,57 @@ def quotient_errors(above: Float[Tensor, "... n"], below: Float[Tensor, "... n"]
     above, below = above.cpu().double(), below.cpu().double()
     mean = below.mean(dim=-1, keepdim=True)
     return standard_errors((above - above.mean(dim=-1, keepdim=True) / mean * below) / mean)
+
+
+def quotient_interval(
+    above: Float[Tensor, "... n"], below: Float[Tensor, "#... n"]
+) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
+    """The ends of the 95% interval of mean(above) / mean(below), means over the last axis (see above), float64.
+
+    Both are nan where the mean of `below` cannot be told from 0 (`prompts_needed`). They are the quotient itself where
+    `above` is 0 or `below` on every prompt but for rounding: without any edge, or with all, no prompt could differ.
+    """
+    above, below = torch.broadcast_tensors(above.double(), below.double())
+    mean = below.mean(dim=-1, keepdim=True)
+    more = [torch.cat((above, extreme), dim=-1) for extreme in (torch.zeros_like(mean), mean)]
+    ends = [_fieller(above, below), *(_fieller(one, torch.cat((below, mean), dim=-1)) for one in more)]
+    low, high = (torch.stack(values) for values in zip(*ends, strict=True))
+    off = torch.minimum(above.abs().amax(dim=-1), (above - below).abs().amax(dim=-1))
+    open_ended = off > ROUNDING * mean[..., 0].abs()
+    quotient = above.mean(dim=-1) / mean[..., 0]
+    return low.amin(0).where(open_ended, quotient), high.amax(0).where(open_ended, quotient)
+
+
+def _fieller(above: Float[Tensor, "... n"], below: Float[Tensor, "... n"]) -> tuple[Float[Tensor, ...], ...]:
+    """The ends of Fieller's 95% interval of a quotient of means; nan where it has none."""
+    n = above.shape[-1]
+    if n < 2:
+        return (torch.full(above.shape[:-1], float("nan"), dtype=torch.float64),) * 2
+    mean_above, mean_below = above.mean(dim=-1), below.mean(dim=-1)
+    off_above, off_below = above - mean_above[..., None], below - mean_below[..., None]
+    share = _t_quantile(n) ** 2 / (n * (n - 1))  # of a sum of squares: t squared times the squared standard error
+    # mean(above - q below) squared is at most t squared times its squared error: a q^2 - 2 b q + c <= 0.
+    a = mean_below**2 - share * (off_below**2).sum(dim=-1)
+    b = mean_above * mean_below - share * (off_above * off_below).sum(dim=-1)
+    c = mean_above**2 - share * (off_above**2).sum(dim=-1)
+    root = (b**2 - a * c).clamp(min=0).sqrt()
+    bounded = a > 0
+    return tuple(((b + sign * root) / a).where(bounded, torch.nan) for sign in (-1, 1))
+
+
+def prompts_needed(below: Float[Tensor, " n"]) -> int | None:
+    """From how many prompts like these on the mean can be told from 0, so that a quotient by it has an interval.
+
+    None if more of them would not help: their mean is 0.
+    """
+    values = below.double()
+    mean, spread = float(values.mean()), float(values.std()) if len(values) > 1 else 0.0
+    if mean == 0:
+        return None
+    n = 3
+    while _t_quantile(n) ** 2 * spread**2 >= n * mean**2:
+        n = max(n + 1, int((1.96 * spread / mean) ** 2))
+    return n
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import by_panel, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, Looks, metric_label, within
 from circuits_over_time.plotting.parts.tables import Results, as_text, escaped, logger, tasks_in
-from circuits_over_time.utils.results.kinds import FOUND, STATUSES
+from circuits_over_time.utils.results.kinds import STATUSES, WITH_CIRCUIT
 from circuits_over_time.utils.tasks.registry import primary_metric
 
 # Before a task is learned, faithfulness is a quotient of noise, so the axis goes no further.
@@ -39,7 +39,7 @@ def selected_circuits(faithfulness: pd.DataFrame, baselines: pd.DataFrame) -> pd
             sizes.columns = pd.Index([*keys, f"size_{end}", f"n_edges_{end}", f"n_nodes_{end}"])
             table = table.astype({f"size_{end}": float}).merge(sizes, on=[*keys, f"size_{end}"], how="left")
     for (model, task), rows in table.groupby(["model", "task"], sort=False):
-        without = rows.loc[rows["status"] != FOUND, "status"].value_counts()
+        without = rows.loc[~rows["status"].isin(WITH_CIRCUIT), "status"].value_counts()
         told = ", ".join(f"{status} at {without[status]}" for status in STATUSES if status in without)
         if told:
             logger.info("%s %s: %s of %d steps", model, task, told, len(rows))

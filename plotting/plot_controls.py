@@ -23,6 +23,7 @@ from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, ring, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
+from circuits_over_time.utils.results.kinds import WITH_CIRCUIT
 
 STABLE = 0.9
 RANDOM, BEATEN_BY = "#777777", "#D55E00"
@@ -105,7 +106,7 @@ def control_points(
     own = measured.loc[of_groups, ["model", "task", "panel", "line"]].drop_duplicates()
     all_lines = pd.concat([every.merge(lines, how="cross"), every.merge(own, on=["model", "task"])], ignore_index=True)
     table = all_lines.merge(measured, how="left", on=[*keys, "panel", "line"])
-    known = table["status"].notna() & (table["status"] != "found")
+    known = table["status"].notna() & ~table["status"].isin(WITH_CIRCUIT)
     reason = table["status"].where(known, table["panel"].map(UNMEASURED))
     return table.reindex(columns=[*columns, "tokens"]).assign(reason=reason.where(table["value"].isna()))
 

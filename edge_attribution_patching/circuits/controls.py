@@ -1,15 +1,17 @@
 """Is the circuit better than chance? Random circuits of its size, and the whole model without each of them.
 
-A random circuit is grown by the rule that found the circuit, from the same scores dealt to other edges. It is the
-smallest that holds at least as many edges after pruning. Both are evaluated alone (sufficiency: the circuit should keep
-more of the metric than a random one) and removed from the whole model (necessity: the model should lose more without
-it), so n random circuits cost 2 n + 1 evaluations. Shi et al. 2024 (arXiv 2410.13032) call these comparisons
-sufficiency and partial necessity.
+A random circuit is grown by the rule that found the circuit, from the same scores dealt to other edges, until it
+holds at least as many edges after pruning. The edge that completes a path may bring in several at once; then surplus
+edges are taken off one by one, the last first, and where that does not lead to the size the scores are dealt again. So
+random circuits have as many edges as the circuit wherever the graph allows it.
+
+Both are evaluated alone (sufficiency: the circuit should keep more of the metric than a random one) and removed from
+the whole model (necessity: the model should lose more without it), so n random circuits cost 2 n + 1 evaluations. Shi
+et al. 2024 (arXiv 2410.13032) call these comparisons sufficiency and partial necessity.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +23,12 @@ from ..choices import Order
 from ..graph import Graph
 from .circuit import Circuit
 from .faithfulness import CircuitEvaluator
-from .search import Signed, edge_order, top_n_masks
+from .search import Signed, edge_order, join_sizes, prune
+
+STACK = 16
+"""Circuits that are pruned together."""
+DEALS = 20
+"""So often are the scores dealt for a random circuit of the right size."""
 
 
 def random_circuits(
@@ -36,29 +43,44 @@ def random_circuits(
     generator = np.random.default_rng(seed)
     masks = torch.zeros(n, graph.n_forward, graph.n_backward, dtype=torch.bool)
     for mask in masks:
-        deal = torch.from_numpy(generator.permutation(graph.n_edges))
-        dealt = torch.zeros_like(circuit.scores).masked_scatter(edges, circuit.scores[edges][deal])
-        dealt_signed = signed
-        if signed is not None:
-            dealt_signed = replace(signed, stable=edges.masked_scatter(edges, signed.stable[edges][deal]))
-        mask[:] = _of_size(dealt, graph, circuit.n_edges, order, dealt_signed)
+        for _ in range(DEALS):
+            deal = torch.from_numpy(generator.permutation(graph.n_edges))
+            dealt = torch.zeros_like(circuit.scores).masked_scatter(edges, circuit.scores[edges][deal])
+            dealt_signed = signed
+            if signed is not None:
+                dealt_signed = replace(signed, stable=edges.masked_scatter(edges, signed.stable[edges][deal]))
+            mask[:] = _of_size(dealt, graph, circuit.n_edges, order, dealt_signed)
+            if int(mask.sum()) == circuit.n_edges:
+                break
     return masks
 
 
 def _of_size(
     scores: Float[Tensor, "n_forward n_backward"], graph: Graph, n_edges: int, order: Order, signed: Signed | None
 ) -> Bool[Tensor, "n_forward n_backward"]:
-    """The smallest circuit of an order that has at least n edges after pruning."""
+    """The first circuit of an order that has at least n edges after pruning, without its surplus edges."""
     # Pruning takes edges away again, so an order of n edges is seldom enough.
     limit = n_edges
     while True:
         limit = min(2 * limit + 8, graph.n_edges)
         ranked = edge_order(scores, graph, order, limit, signed)
-        if int(top_n_masks(ranked, graph, [len(ranked)]).sum()) >= n_edges or limit == graph.n_edges:
+        joined = join_sizes(ranked, graph)
+        if int((joined <= len(ranked)).sum()) >= n_edges or limit == graph.n_edges:
             break
-    # Pruned circuits of one order are nested, so their sizes can be bisected.
-    n = bisect_left(range(len(ranked)), n_edges, key=lambda n: int(top_n_masks(ranked, graph, [n]).sum()))
-    return top_n_masks(ranked, graph, [n])[0]
+    mask = joined <= joined.flatten().sort().values[max(n_edges - 1, 0)]
+    last_first = ranked.flip(0)
+    while int(mask.sum()) > n_edges:
+        for edges in last_first[mask[*last_first.T]].split(STACK):
+            masks = mask.repeat(len(edges), 1, 1)
+            masks[torch.arange(len(edges)), *edges.T] = False
+            masks = prune(masks, graph)
+            enough = masks.flatten(1).sum(1) >= n_edges
+            if bool(enough.any()):
+                mask = masks[int(enough.int().argmax())]
+                break
+        else:
+            break
+    return mask
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
     faithfulness_raw(C) = M(C) / M(full)
 
 (Hanna et al. 2024, arXiv 2403.17806; the raw share as in Tigges et al. 2024, arXiv 2407.10827.) Every value is kept per
-prompt, so that intervals can resample prompts: the same ones in every term of the ratio.
+prompt, so that an interval knows how the terms of the ratio vary together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..model.pairs import Metric, TokenPairs
 from ..model.weights import ModelWeights
 from ..patching.forward import evaluate_metric
 from ..patching.runs import PreparedBatches, run_metric
-from ..statistics import RESAMPLES, Bootstrap, standard_error
+from ..statistics import prompts_needed, quotient_interval, standard_error
 from .search import top_n_masks
 
 
@@ -103,6 +103,15 @@ class Baselines:
         return gap > min_gap and (self.n_prompts == 1 or gap > 3 * self.gap_se)
 
 
+def too_few_prompts(full: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]) -> str:
+    """Why faithfulness on these prompts has no interval; empty if it has one."""
+    gap, n = full.double() - corrupted.double(), len(full)
+    needed = prompts_needed(gap)
+    if needed is None:
+        return "the metric is the same on clean and on corrupted prompts"
+    return f"too few prompts ({n}), {needed} needed" if n < needed else ""
+
+
 @dataclass
 class FaithfulnessCurve:
     """Per-prompt metrics of the circuits evaluated so far, by size."""
@@ -132,9 +141,8 @@ class FaithfulnessCurve:
         full = float(self.full.double().mean())
         return self.metric(size) / full if full != 0 else math.nan
 
-    def resampled(self, seed: int, resamples: int = RESAMPLES, *, raw: bool = False) -> Float[Tensor, "resample size"]:
-        """Faithfulness at every size on prompts drawn with replacement, the same draw in every term of the ratio."""
-        bootstrap = Bootstrap.of(len(self.full), seed, resamples)
-        values = bootstrap.means(torch.stack([self.values[size] for size in self.sizes]))
-        full, corrupted = bootstrap.means(self.full)[:, None], bootstrap.means(self.corrupted)[:, None]
-        return values / full if raw else (values - corrupted) / (full - corrupted)
+    def intervals(self, *, raw: bool = False) -> tuple[Float[Tensor, " size"], Float[Tensor, " size"]]:
+        """The ends of the 95% interval of the faithfulness at every size (`statistics.quotient_interval`)."""
+        corrupted = torch.zeros_like(self.corrupted) if raw else self.corrupted
+        values = [self.values[size] - corrupted for size in self.sizes]
+        return quotient_interval(torch.stack(values), self.full - corrupted)

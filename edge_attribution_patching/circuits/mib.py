@@ -7,11 +7,15 @@ the faithfulness of such a circuit, the trapezoidal rule over these ten shares g
     CPR = integral of f(p) dp          edges ranked by score: circuit performance ratio, higher is better
     CMD = integral of |1 - f(p)| dp    edges ranked by |score|: circuit-model distance, 0 is best
 
+Either area is a quotient of means over prompts like f itself, of weighted sums of metrics (in CMD with the sign that
+1 - f(p) has over all prompts), so it has the same kind of interval (`statistics.quotient_interval`).
+
 CPR has no upper bound: a circuit without the edges that lower the metric does better than the model.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..graph import Graph
+from ..statistics import quotient_interval
 from .faithfulness import CircuitEvaluator
 from .search import ranked_edges, top_n_masks
 
@@ -33,6 +38,8 @@ class MibAreas:
 
     by_score: tuple[float, ...]  # of the circuits of the highest scores
     by_strength: tuple[float, ...]  # of the circuits of the highest absolute scores
+    cpr_interval: tuple[float, float] = (math.nan, math.nan)  # 95%; nan if there are too few prompts
+    cmd_interval: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def cpr(self) -> float:
@@ -64,6 +71,22 @@ def mib_areas(evaluator: CircuitEvaluator, scores: Float[Tensor, "n_forward n_ba
     if full == corrupted:
         raise ValueError(f"the metric is {full:g} in the full and in the corrupted run: no faithfulness is defined")
     # Circuits of one size at a time: a head that one circuit of a stack reads is computed for all of them.
-    metrics = [evaluator(mib_masks(scores, evaluator.graph, share)).double().mean(dim=1) for share in MIB_SHARES]
-    by_score, by_strength = ((torch.stack(metrics).T - corrupted) / (full - corrupted)).tolist()
-    return MibAreas(tuple(by_score), tuple(by_strength))
+    metrics = torch.stack(
+        [evaluator(mib_masks(scores, evaluator.graph, share)).double() for share in MIB_SHARES], dim=1
+    )
+    by_score, by_strength = ((metrics.mean(dim=2) - corrupted) / (full - corrupted)).tolist()
+    return MibAreas(tuple(by_score), tuple(by_strength), *area_intervals(metrics, evaluator.full, evaluator.corrupted))
+
+
+def area_intervals(
+    metrics: Float[Tensor, "2 share prompt"], full: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The 95% intervals of CPR and of CMD, from the metrics of the circuits of highest score and highest |score|."""
+    gap = (full - corrupted).double()
+    kept_by_score, kept_by_strength = metrics - corrupted
+    weights = torch.from_numpy(np.trapezoid(np.eye(len(MIB_SHARES)), MIB_SHARES))  # of each share in the area
+    missing = gap - kept_by_strength
+    signs = (missing.mean(dim=1) * gap.mean()).sign()
+    areas = torch.stack((weights @ kept_by_score, (weights * signs) @ missing))
+    (cpr_low, cmd_low), (cpr_high, cmd_high) = (ends.tolist() for ends in quotient_interval(areas, gap))
+    return (cpr_low, cpr_high), (max(cmd_low, 0.0), cmd_high)

@@ -177,36 +177,60 @@ def top_n_masks(
     Raises:
         ValueError: for a size below 0 or beyond the order.
     """
-    masks = torch.zeros(len(sizes), graph.n_forward, graph.n_backward, dtype=torch.bool)
-    for mask, size in zip(masks, sizes, strict=True):
+    for size in sizes:
         if not 0 <= size <= len(order):
             raise ValueError(f"size {size}: the order holds {len(order)} edges")
-        mask[order[:size, 0], order[:size, 1]] = True
-    return prune(masks, graph)
+    return join_sizes(order, graph) <= torch.tensor(sizes, dtype=torch.int32)[:, None, None]
+
+
+def join_sizes(order: Int[Tensor, "edge 2"], graph: Graph) -> Int[Tensor, "n_forward n_backward"]:
+    """The smallest n whose circuit has an edge after pruning, int32; beyond the order for edges that none has.
+
+    An edge joins once it, a path to it and a path from it are there. So circuits of one order are nested, and many
+    sizes may have the same circuit.
+    """
+    never = len(order) + 1
+    places = torch.full((1, graph.n_forward, graph.n_backward), never, dtype=torch.int32)
+    places[0, order[:, 0], order[:, 1]] = torch.arange(1, never, dtype=torch.int32)
+    return _on_paths(places, never, graph)[0]
+
+
+def circuit_sizes(order: Int[Tensor, "edge 2"], graph: Graph) -> list[int]:
+    """The numbers of edges n at which another circuit begins, ascending."""
+    joined = join_sizes(order, graph)
+    return joined[joined <= len(order)].unique().tolist()
 
 
 def prune(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Bool[Tensor, "mask n_forward n_backward"]:
     """Keep the edges on a path from `input` to `logits`; a head passes on what reaches any of its q, k and v."""
-    masks = masks & graph.edge_mask
-    reached = torch.zeros(len(masks), graph.n_forward, dtype=torch.bool)  # forward nodes that `input` leads to
-    reached[:, 0] = True
-    leading = torch.zeros(len(masks), graph.n_backward, dtype=torch.bool)  # backward nodes that lead to `logits`
-    leading[:, graph.logits] = True
-    # Forwards: a node is reached if any of its inputs reads a node that is.
+    return _on_paths((~(masks & graph.edge_mask)).byte(), 1, graph) == 0
+
+
+def _on_paths(
+    places: Int[Tensor, "mask n_forward n_backward"], never: int, graph: Graph
+) -> Int[Tensor, "mask n_forward n_backward"]:
+    """The smallest n at which each edge is on a path whose edges all have places of at most n; `never` if on none."""
+    reached = places.new_full((len(places), graph.n_forward), never)  # from which n on `input` leads to a forward node
+    reached[:, 0] = 0
+    leading = places.new_full(
+        (len(places), graph.n_backward), never
+    )  # from which n on a backward node leads to `logits`
+    leading[:, graph.logits] = 0
+    # A path is there with its last edge (maximum), a node with its first path (minimum). Forwards:
     for layer in range(graph.n_layers):
         columns = graph.qkv_inputs(layer)
         first = graph.head(layer)  # The nodes before it are what the layer's heads read.
-        heads = (masks[:, :first, columns] & reached[:, :first, None]).any(1)
-        reached[:, first : graph.mlp(layer)] = heads.view(len(masks), 3, graph.n_heads).any(1)
+        heads = torch.maximum(places[:, :first, columns], reached[:, :first, None]).amin(1)
+        reached[:, first : graph.mlp(layer)] = heads.view(len(places), 3, graph.n_heads).amin(1)
         n_before = graph.n_before_mlp(layer)
-        reached[:, graph.mlp(layer)] = (masks[:, :n_before, graph.mlp_input(layer)] & reached[:, :n_before]).any(1)
+        mlp = torch.maximum(places[:, :n_before, graph.mlp_input(layer)], reached[:, :n_before]).amin(1)
+        reached[:, graph.mlp(layer)] = mlp
     # Backwards: a node leads on if anything that leads on reads it.
     for layer in reversed(range(graph.n_layers)):
-        mlp = (masks[:, graph.mlp(layer)] & leading).any(1)
-        leading[:, graph.mlp_input(layer)] = mlp
-        heads = (masks[:, graph.head(layer) : graph.mlp(layer)] & leading[:, None]).any(2)
+        leading[:, graph.mlp_input(layer)] = torch.maximum(places[:, graph.mlp(layer)], leading).amin(1)
+        heads = torch.maximum(places[:, graph.head(layer) : graph.mlp(layer)], leading[:, None]).amin(2)
         leading[:, graph.qkv_inputs(layer)] = heads.repeat(1, 3)
-    return masks & reached[:, :, None] & leading[:, None, :]
+    return torch.maximum(torch.maximum(places, reached[:, :, None]), leading[:, None, :])
 
 
 def nodes_in(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Bool[Tensor, "mask n_forward_plus_1"]:

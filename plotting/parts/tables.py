@@ -13,7 +13,7 @@ import pandas as pd
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.commands import how_to_compare, how_to_make
 from circuits_over_time.utils.results.comparison import ComparisonFolder
-from circuits_over_time.utils.results.kinds import FOUND, KINDS
+from circuits_over_time.utils.results.kinds import KINDS, WITH_CIRCUIT
 from circuits_over_time.utils.results.store import Store
 
 from .style import ModelLook, model_looks, model_order, task_order
@@ -96,7 +96,7 @@ class Results:
     def _why_none(self) -> str:
         """Why there are no circuits, if the baselines say so."""
         baselines = self.table_if_any("baselines")
-        statuses = [] if baselines is None else sorted(set(baselines["status"].dropna()) - {FOUND})
+        statuses = [] if baselines is None else sorted(set(baselines["status"].dropna()) - {*WITH_CIRCUIT})
         return f" ({', '.join(statuses)})" if statuses else ""
 
     def table_if_any(self, kind: str, *, note: bool = False) -> pd.DataFrame | None:

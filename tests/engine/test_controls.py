@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
-from circuits_over_time.edge_attribution_patching.circuits.controls import Controls, random_circuits
+from circuits_over_time.edge_attribution_patching.circuits.controls import DEALS, Controls, random_circuits
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
 from circuits_over_time.edge_attribution_patching.circuits.hypothesis_tests import (
     LEVEL,
@@ -54,7 +54,7 @@ def circuit_of(graph: Graph, seed: int, size: int) -> Circuit:
 
 @settings(max_examples=30)
 @given(graphs, st.integers(0, 50), st.integers(1, 40), st.booleans())
-def test_random_circuits_are_the_smallest_of_their_deal_with_as_many_edges(
+def test_random_circuits_have_the_size_and_are_the_first_of_their_deal_without_surplus_edges(
     graph: Graph, seed: int, size: int, signed: bool
 ) -> None:
     circuit = circuit_of(graph, seed, size)
@@ -65,14 +65,35 @@ def test_random_circuits_are_the_smallest_of_their_deal_with_as_many_edges(
     assert torch.equal(masks, prune(masks, graph))
     generator = np.random.default_rng(seed)
     for mask in masks:
-        deal = generator.permutation(graph.n_edges)
-        dealt, dealt_stable = torch.zeros_like(circuit.scores), torch.zeros_like(stable)
-        dealt[graph.edge_mask] = circuit.scores[graph.edge_mask][deal]
-        dealt_stable[graph.edge_mask] = stable[graph.edge_mask][deal]
-        order = edge_order(dealt, graph, signed=Signed(dealt_stable, 0.5) if signed else None)
-        prefixes = top_n_masks(order, graph, range(len(order) + 1))
-        first = next(prefix for prefix in prefixes if int(prefix.sum()) >= circuit.n_edges)
-        assert torch.equal(mask, first)
+        for _ in range(DEALS):
+            deal = generator.permutation(graph.n_edges)
+            dealt, dealt_stable = torch.zeros_like(circuit.scores), torch.zeros_like(stable)
+            dealt[graph.edge_mask] = circuit.scores[graph.edge_mask][deal]
+            dealt_stable[graph.edge_mask] = stable[graph.edge_mask][deal]
+            order = edge_order(dealt, graph, signed=Signed(dealt_stable, 0.5) if signed else None)
+            prefixes = top_n_masks(order, graph, range(len(order) + 1))
+            left = next(prefix for prefix in prefixes if int(prefix.sum()) >= circuit.n_edges)
+            # Edge by edge from the end of the order, as long as enough are left.
+            again = int(left.sum()) > circuit.n_edges
+            while again:
+                again = False
+                for u, v in reversed(order.tolist()):
+                    shorter = left.clone()
+                    shorter[u, v] = False
+                    shorter = prune(shorter[None], graph)[0]
+                    if left[u, v] and int(shorter.sum()) >= circuit.n_edges:
+                        left, again = shorter, int(shorter.sum()) > circuit.n_edges
+                        break
+            if int(left.sum()) == circuit.n_edges:
+                break
+        assert torch.equal(mask, left)
+
+
+def test_random_circuits_of_a_real_graph_have_the_circuits_size() -> None:
+    graph = Graph(4, 4, parallel=True)
+    for seed, size in enumerate((5, 9, 20, 50, 100)):
+        circuit = circuit_of(graph, seed, size)
+        assert (random_circuits(circuit, 20, seed).flatten(1).sum(1) == circuit.n_edges).all()
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,13 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     Baselines,
     CircuitEvaluator,
     FaithfulnessCurve,
+    too_few_prompts,
 )
 from circuits_over_time.edge_attribution_patching.circuits.search import edge_order
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
-from circuits_over_time.edge_attribution_patching.statistics import percentile_interval
+from circuits_over_time.edge_attribution_patching.statistics import quotient_interval
 from tests.support import eap_reference
 from tests.support.random_models import HOOKED, random_model, random_pairs
 
@@ -31,28 +32,27 @@ def test_faithfulness_and_its_raw_share_are_the_published_ratios() -> None:
     assert curve.raw(3) == pytest.approx(0.25)
 
 
-def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    """95% intervals of a ratio of means, over 200 samples of 60 prompts from known distributions."""
-    generator = torch.Generator().manual_seed(0)
-    covered = 0
-    for sample in range(200):
-        shared = torch.randn(60, generator=generator)
-        full = 3 + shared + 0.3 * torch.randn(60, generator=generator)
-        corrupted = -1 + 0.5 * torch.randn(60, generator=generator)
-        circuit = 2 + shared + 0.3 * torch.randn(60, generator=generator)
-        curve = FaithfulnessCurve(full, corrupted, {1: circuit})
-        low, high = percentile_interval(curve.resampled(sample, 400)[:, 0])
-        covered += bool(low <= (2 + 1) / (3 + 1) <= high)
-    assert 0.88 <= covered / 200 <= 0.99
-
-
-def test_resampling_is_paired_and_seeded() -> None:
+def test_an_interval_is_that_of_the_quotient_and_the_whole_graph_and_none_are_certain() -> None:
     full, corrupted = torch.rand(20) + 1, -torch.rand(20)
-    curve = FaithfulnessCurve(full, corrupted, {1: full, 2: corrupted, 3: (full + corrupted) / 2})
-    draws = curve.resampled(0)
-    for column, expected in enumerate((1.0, 0.0, 0.5)):
-        torch.testing.assert_close(draws[:, column], torch.full((1000,), expected, dtype=torch.float64))
-    assert torch.equal(draws, curve.resampled(0))
+    half = (full + corrupted) / 2 + 0.1 * torch.randn(20)
+    curve = FaithfulnessCurve(full, corrupted, {9: full, 1: corrupted, 5: half})
+    low, high = curve.intervals()
+    assert (low[0], high[0]) == pytest.approx((0, 0), abs=1e-6)
+    assert (low[2], high[2]) == pytest.approx((1, 1), abs=1e-6)
+    for one, expected in zip((low, high), quotient_interval(half - corrupted, full - corrupted), strict=True):
+        assert one[1] == expected
+    for one, expected in zip(curve.intervals(raw=True), quotient_interval(half, full), strict=True):
+        assert one[1] == expected
+
+
+def test_too_few_prompts_have_no_interval_but_the_number_it_takes() -> None:
+    full, corrupted = torch.tensor([3.0, 1.0, 2.0]), torch.zeros(3)
+    curve = FaithfulnessCurve(full, corrupted, {1: torch.tensor([2.0, 1.0, 1.5])})
+    assert too_few_prompts(full, corrupted) == "too few prompts (3), 4 needed"
+    assert all(end.isnan().all() for end in curve.intervals())
+    assert too_few_prompts(torch.tensor([3.0, 1.0, 2.0, 2.0]), torch.zeros(4)) == ""
+    assert too_few_prompts(full[:1], corrupted[:1]) == "too few prompts (1), 3 needed"
+    assert too_few_prompts(full, full) == "the metric is the same on clean and on corrupted prompts"
 
 
 def test_a_gap_within_its_noise_is_not_learned() -> None:

@@ -128,7 +128,7 @@ def test_a_dip_that_no_searched_size_sees_is_in_the_areas() -> None:
     def evaluate(sizes: list[int]) -> Tensor:
         return torch.tensor([[faithfulness(size)] * 2 for size in sizes])
 
-    assert SizeRule(0.8).search(curve, evaluate, n_edges) == 20
+    assert SizeRule(0.8).search(curve, evaluate, range(1, n_edges + 1)) == 20
     shares = np.array([0, *curve.sizes, n_edges]) / n_edges
     searched = np.array([0, *(curve.faithfulness(size) for size in curve.sizes), 1])
     assert np.trapezoid(np.abs(1 - searched), shares) == pytest.approx(0.048, abs=5e-4)

@@ -87,8 +87,9 @@ def test_evaluating_a_circuit_gives_back_its_faithfulness(
     names = (circuit.edges["source"] + "->" + named_targets(circuit.edges)).tolist()
     ways = [circuit, circuit.edges, names, tmp_path / "sva.pt", str(tmp_path / "sva.json"), circuit.circuit.in_circuit]
     found = [cot.evaluate(model, cot.task("sva"), way, **FEW) for way in ways]
-    assert [one.faithfulness for one in found] == [circuit.faithfulness] * len(ways)
-    assert found[0].faithfulness_interval == circuit.faithfulness_interval
+    # The last digits depend on which circuits are evaluated together.
+    assert [one.faithfulness for one in found] == pytest.approx([circuit.faithfulness] * len(ways), abs=1e-6)
+    assert found[0].faithfulness_interval == pytest.approx(circuit.faithfulness_interval, abs=1e-6)
     control = circuit.controls.set_index("control")
     without = cot.ablate(model, cot.task("sva"), circuit, **FEW)
     assert without.metric == pytest.approx(control.loc["without_circuit", "metric"], abs=1e-6)

@@ -103,7 +103,7 @@ def test_sizes_that_are_asked_for_are_measured_also_where_the_task_is_not_learne
     given = [f"model={hand_built}", "task=ioi", "n_prompts=6", f"results_dir={tmp_path}", "device=cpu"]
     assert main(ANALYSIS, [*given, "search.sizes=[5, 20, 60]"]) == 0
     store = Store(tmp_path)
-    for step, status in ((0, "task not learned"), (10, "found")):
+    for step, status in ((0, "task not learned"), (10, "found, not confirmed")):
         assert store.folder("baselines", "hand", "ioi").read_table(step)["status"].item() == status
         curve = store.folder("faithfulness", "hand", "ioi").read_table(step)
         assert curve["size"].tolist() == [5, 20, 60]
@@ -144,6 +144,9 @@ def test_cpr_and_cmd_are_measured_where_asked_and_empty_otherwise(hand_built: Pa
     areas = mib_areas(CircuitEvaluator(checkpoint.weights, prompts.evaluation.pairs, metric), scores)
     assert with_areas["cpr"].item() == pytest.approx(areas.cpr, rel=1e-5)
     assert with_areas["cmd"].item() == pytest.approx(areas.cmd, rel=1e-5)
+    for name, ends in (("cpr", areas.cpr_interval), ("cmd", areas.cmd_interval)):
+        assert with_areas[[f"{name}_low", f"{name}_high"]].iloc[0].tolist() == pytest.approx(ends, abs=1e-5)
+    assert without[["cpr_low", "cmd_high"]].isna().all(axis=None)
 
 
 def test_a_circuit_stands_beside_random_ones_and_its_prompts_are_told_apart(
@@ -165,7 +168,10 @@ def test_a_circuit_stands_beside_random_ones_and_its_prompts_are_told_apart(
     }  # fmt: skip
     own = controls[controls["control"] == "circuit"]
     assert own["faithfulness"].item() == pytest.approx(chosen["faithfulness"].item())
-    assert (controls.loc[controls["control"] == "random", "n_edges"] >= chosen["n_edges"].item()).all()
+    assert (controls["n_edges"] == chosen["n_edges"].item()).all()
+    for sign, end in ((1, "low"), (-1, "high")):
+        assert (sign * (controls["faithfulness"] - controls[f"faithfulness_{end}"]) > -1e-5).all()
+    assert own["faithfulness_low"].item() == pytest.approx(chosen["faithfulness_low"].item())
     assert list(groups.index) == ["all", "ABBA", "BABA"]
     assert groups.loc["all", "full"] == pytest.approx(tables["baselines"]["full"].item())
     assert groups.loc["all", "faithfulness_low"] == pytest.approx(chosen["faithfulness_low"].item())
@@ -194,9 +200,13 @@ def test_inclusion_counts_the_thresholds_whose_circuit_has_the_edge(toy_family: 
     order = edge_order(circuit.scores, circuit.graph)
     counts = torch.zeros_like(circuit.scores)
     for threshold in (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
-        good = (curve["faithfulness"] >= min(threshold, 0.8)).tolist()
-        confirmed = [a and b for a, b in zip(good, [*good[1:], False], strict=True)]
-        counts += top_n_masks(order, circuit.graph, [int(curve["size"][confirmed.index(True)])])[0]
+        good = curve["faithfulness"] >= min(threshold, 0.8)
+        confirmed = [
+            size
+            for size, n_edges, enough in zip(curve["size"], curve["n_edges"], good, strict=True)
+            if enough and good[curve["n_edges"] > n_edges].iloc[:1].any()
+        ]
+        counts += top_n_masks(order, circuit.graph, [confirmed[0]])[0]
     table = stored.read_table(last)
     for source, target, share in zip(table["source"], named_targets(table), table["inclusion"], strict=True):
         assert share == counts[circuit.graph.edge_index(f"{source}->{target}")] / 8

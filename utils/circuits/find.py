@@ -21,7 +21,7 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     FaithfulnessCurve,
 )
 from circuits_over_time.edge_attribution_patching.circuits.mib import MibAreas, mib_areas
-from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import Signed, circuit_sizes, edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import signed_selection
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
@@ -30,7 +30,7 @@ from circuits_over_time.edge_attribution_patching.scores.attribution import attr
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
 
 from ..base.errors import UserError
-from ..results.kinds import FOUND, NOT_LEARNED, NOT_REACHED, Status
+from ..results.kinds import FOUND, NOT_LEARNED, NOT_REACHED, UNCONFIRMED, Status
 from ..tasks import Prompts, Task
 from .keys import CircuitSettings, circuit_pairs
 
@@ -52,8 +52,9 @@ class FoundCircuit:
         circuit: the scores of all edges, and the edges of the circuit (none if there is no circuit).
         folds: the scores of every fold of the prompts.
         order: the edges in the order in which circuits take them.
+        starts: the sizes at which the pruned circuit changes.
         signed: what signed selection knew of the scores; None if edges were selected by |score|.
-        status: whether there is a circuit, or why not.
+        status: whether there is a circuit, or why not; one among sizes that were given is not confirmed.
         size: edges asked for of the circuit, before pruning; None if there is none.
         curve: the metric of every size evaluated, per prompt.
         areas: CPR and CMD, if asked for.
@@ -63,6 +64,7 @@ class FoundCircuit:
     circuit: Circuit
     folds: FoldScores
     order: Int[Tensor, "edge 2"]
+    starts: list[int]
     signed: Signed | None
     status: Status
     size: int | None
@@ -103,21 +105,20 @@ def find_circuit(
     order = edge_order(folds.scores, graph, search.order, signed=signed)
 
     evaluator = evaluator_of(weights, prompts, settings)
-    evaluate, rule = evaluator.prefixes_of(order), search.rule()
+    starts = circuit_sizes(order, graph)
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
     learned = Baselines.of(evaluator.full, evaluator.corrupted).learned(search.min_gap)
     size = None
-    if search.sizes:
-        curve.values.update(zip(search.sizes, evaluate(search.sizes), strict=True))
-        if learned:
-            size = rule.select(search.sizes, rule.values(curve), graph.n_edges)
-    elif learned:
-        size = rule.search(curve, evaluate, graph.n_edges)
-
-    status = FOUND if size is not None else NOT_REACHED if learned else NOT_LEARNED
+    if learned or search.sizes:  # Sizes that are given are measured wherever there is a model.
+        size = search.rule().search(curve, evaluator.prefixes_of(order), starts)
+    status = UNCONFIRMED if search.sizes else FOUND
+    if not learned:
+        size, status = None, NOT_LEARNED
+    elif size is None:
+        status = NOT_REACHED
     circuit = Circuit(graph, folds.scores, top_n_masks(order, graph, [size or 0])[0])
     areas = mib_areas(evaluator, folds.scores) if search.mib and learned else None
-    return FoundCircuit(circuit, folds, order, signed, status, size, curve, areas, evaluator)
+    return FoundCircuit(circuit, folds, order, starts, signed, status, size, curve, areas, evaluator)
 
 
 def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> FoldScores:

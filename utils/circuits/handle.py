@@ -19,11 +19,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
-from circuits_over_time.edge_attribution_patching.circuits.faithfulness import FaithfulnessCurve
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import FaithfulnessCurve, too_few_prompts
 from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes
 from circuits_over_time.edge_attribution_patching.graph import QKV, Graph
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights, require_finite
-from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
+from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
 from ..base.errors import UserError, suggest
 from ..config.explain import blocks_in, explain
@@ -36,7 +36,7 @@ from ..results.edges import named_targets
 from ..tasks import Prompts, Task
 from .find import CircuitPrompts, circuit_prompts, evaluator_of
 from .keys import CircuitSettings, TaskSettings
-from .measured import MeasuredCircuit, read_circuit
+from .measured import MeasuredCircuit, read_circuit, with_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -338,10 +338,11 @@ class Evaluation:
 
     Attributes:
         metric, metric_se: its mean over prompts, and the standard error.
-        faithfulness: (metric - corrupted) / (full - corrupted).
-        faithfulness_interval: its 95% interval, over resampled prompts.
+        faithfulness, faithfulness_raw: (metric - corrupted) / (full - corrupted), and metric / full.
+        faithfulness_interval, faithfulness_raw_interval: their 95% intervals; nan if there are too few prompts.
         full, corrupted: the metric of the whole model on clean and on corrupted prompts.
         values: the metric of every prompt.
+        reason: why there are no intervals; empty if there are.
     """
 
     n_edges: int
@@ -351,17 +352,18 @@ class Evaluation:
     faithfulness: float
     faithfulness_interval: tuple[float, float]
     faithfulness_raw: float
+    faithfulness_raw_interval: tuple[float, float]
     full: float
     corrupted: float
     values: Float[Tensor, " prompt"]
+    reason: str
 
     def __repr__(self) -> str:
         """One line."""
-        low, high = self.faithfulness_interval
         return (
             f"{self.n_edges} edge{'s'[: self.n_edges != 1]}, {self.n_nodes} nodes: metric {self.metric:.4g} "
             f"(whole model {self.full:.4g}, corrupted {self.corrupted:.4g}), "
-            f"faithfulness {self.faithfulness:.3f} [{low:.3f}, {high:.3f}]"
+            f"faithfulness {with_interval(self.faithfulness, self.faithfulness_interval, self.reason, 3)}"
         )
 
 
@@ -373,7 +375,7 @@ def evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *, 
     mask = model.graph.edge_mask & ~mask if without else mask
     values = evaluator(mask[None])[0]
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted, {0: values})
-    low, high = percentile_interval(curve.resampled(settings.seed))
+    (low, high), (raw_low, raw_high) = curve.intervals(), curve.intervals(raw=True)
     return Evaluation(
         n_edges=int(mask.sum()),
         n_nodes=int(count_nodes(mask[None], evaluator.graph)[0]),
@@ -382,9 +384,11 @@ def evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *, 
         faithfulness=curve.faithfulness(0),
         faithfulness_interval=(float(low[0]), float(high[0])),
         faithfulness_raw=curve.raw(0),
+        faithfulness_raw_interval=(float(raw_low[0]), float(raw_high[0])),
         full=float(evaluator.full.double().mean()),
         corrupted=float(evaluator.corrupted.double().mean()),
         values=values,
+        reason=too_few_prompts(evaluator.full, evaluator.corrupted),
     )
 
 

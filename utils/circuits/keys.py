@@ -57,7 +57,8 @@ class SearchConfig(Section):
     positive_share: float = key(POSITIVE_SHARE, ge=0, le=1, reason="it is a share", only_with=("selection", "signed"))
     """With `selection: signed`, at least this share of the edges have a positive score."""
     sizes: list[int] | None = None
-    """Evaluate exactly these numbers of edges (`[25, 50, 100]`) instead of searching."""
+    """Evaluate exactly these numbers of edges (`[25, 50, 100]`) instead of searching; the smallest that reaches the
+    threshold counts, without confirmation."""
     mib: bool = False
     """Also report CPR and CMD of the Mechanistic Interpretability Benchmark (MIB), which costs 20 more circuits."""
     min_gap: float = key(0.01, ge=0, le=1000, reason="no logit differs by more")
@@ -65,7 +66,7 @@ class SearchConfig(Section):
 
     def rule(self) -> SizeRule:
         """How the size is chosen."""
-        return SizeRule(self.threshold, self.criterion, self.grid)
+        return SizeRule(self.threshold, self.criterion, self.grid, self.sizes)
 
     @field_validator("sizes")
     @classmethod

@@ -33,10 +33,10 @@ from ..results.kinds import (
     BASELINES,
     CONTROLS,
     FAITHFULNESS,
-    FOUND,
     GRAPHS,
     HYPOTHESIS_TESTS,
     PROMPT_GROUPS,
+    WITH_CIRCUIT,
     ResultSchema,
 )
 from ..results.store import Result, Store, csv_bytes, read_csv
@@ -104,7 +104,10 @@ class MeasuredCircuit:
 
     @property
     def status(self) -> str:
-        """`found`, `task not learned`, `threshold not reached`; `not measured` if it was read from another's file."""
+        """`found`, `found, not confirmed` (of sizes that were given), `task not learned` or `threshold not reached`.
+
+        `not measured` if it was read from another program's file.
+        """
         return str(self._baseline("status") or "not measured")
 
     @property
@@ -125,7 +128,7 @@ class MeasuredCircuit:
 
     @property
     def size_interval(self) -> tuple[int | None, int | None]:
-        """95% interval of the size, over resampled prompts. An end is None where resamples find no size."""
+        """95% interval of the size. An end is None where no size that was tried is one."""
         low, high = self._baseline("size_low"), self._baseline("size_high")
         return None if low is None else int(low), None if high is None else int(high)
 
@@ -136,7 +139,7 @@ class MeasuredCircuit:
 
     @property
     def faithfulness_interval(self) -> tuple[float | None, float | None]:
-        """95% interval of the faithfulness, over resampled prompts."""
+        """95% interval of the faithfulness; None if there is no circuit, or too few prompts."""
         return self._selected("faithfulness_low"), self._selected("faithfulness_high")
 
     @errors_of_python()
@@ -215,8 +218,8 @@ class MeasuredCircuit:
         edges, n_nodes = self.edges, self.circuit.n_nodes
         words = f"{len(edges)} edges, {n_nodes} nodes"
         if self.faithfulness is not None:
-            low, high = self.faithfulness_interval
-            words += f", faithfulness {self.faithfulness:.2f} [{low:.2f}, {high:.2f}]"
+            reason = str(self._baseline("reason") or "")
+            words += f", faithfulness {with_interval(self.faithfulness, self.faithfulness_interval, reason, 2)}"
         return words + (f"; the {strongest} strongest edges drawn" if strongest < len(edges) else "")
 
     def _table(self, kind: ResultSchema) -> pd.DataFrame:
@@ -231,7 +234,14 @@ class MeasuredCircuit:
 
     def _selected(self, column: str) -> float | None:
         selected = self.curve.loc[self.curve["selected"].astype(bool), column]
-        return None if selected.empty else float(selected.iloc[0])
+        return None if selected.empty or pd.isna(selected.iloc[0]) else float(selected.iloc[0])
+
+
+def with_interval(value: float, ends: tuple[float | None, float | None], reason: str, digits: int) -> str:
+    """A number and its interval, or why it has none."""
+    if reason or any(end is None for end in ends):
+        return f"{value:.{digits}f} (no interval: {reason or 'none is stored'})"
+    return f"{value:.{digits}f} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
 
 
 def measure_circuit(
@@ -244,10 +254,10 @@ def measure_circuit(
     controls, tests = compare_with_random(found, settings)
     tables = {
         "graphs": edges_table(found, kept, settings),
-        "faithfulness": faithfulness_table(found, settings.seed),
+        "faithfulness": faithfulness_table(found),
         "baselines": baselines_table(found, prompts, settings, performance),
         "controls": controls,
-        "prompt_groups": groups_table(found, prompts, settings.seed),
+        "prompt_groups": groups_table(found, prompts),
         "hypothesis_tests": tests,
     }
     tensors = found.circuit.to_tensors() | {"score_se": found.folds.standard_error} | kept.to_tensors()
@@ -266,9 +276,9 @@ def measure(
     """The circuit of one task in one checkpoint."""
     measured = measure_circuit(checkpoint.weights, inputs[task.name], config)
     words = "; ".join(measured.lines())
-    if measured.status == FOUND:
+    if measured.status in WITH_CIRCUIT:
         words = _controls_in_words(measured.controls) if len(measured.controls) else measured.lines()[0]
-        words = f"{FOUND}: {words}"
+        words = f"{measured.status}: {words}"
     log.info("%s step %d %s: %s", checkpoint.name, checkpoint.step, task.name, words)
     json = measured.circuit.to_json(checkpoint.weights.d_model) if config.export_json else None
     results = {kind: Result(table) for kind, table in measured.tables.items()}

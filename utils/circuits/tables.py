@@ -13,21 +13,23 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuits_over_time.edge_attribution_patching.circuits.circuit_size import THRESHOLDS
 from circuits_over_time.edge_attribution_patching.circuits.controls import Controls, random_circuits
-from circuits_over_time.edge_attribution_patching.circuits.faithfulness import Baselines, FaithfulnessCurve
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
+    Baselines,
+    FaithfulnessCurve,
+    too_few_prompts,
+)
 from circuits_over_time.edge_attribution_patching.circuits.hypothesis_tests import N_REFERENCES, run_tests
 from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import CircuitBootstrap
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
-from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
+from circuits_over_time.edge_attribution_patching.statistics import quotient_interval, standard_error
 
 from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, HYPOTHESIS_TESTS, NOT_LEARNED, PROMPT_GROUPS
 from ..tasks.prompts import metric_name, metric_unit
 from .find import CircuitPrompts, FoundCircuit
 from .keys import CircuitSettings, SearchConfig
-
-THRESHOLDS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-"""Faithfulness thresholds over which an edge's inclusion is counted."""
 
 
 def edges_table(found: FoundCircuit, kept: KeptFolds, settings: CircuitSettings) -> pd.DataFrame:
@@ -48,26 +50,26 @@ def edges_table(found: FoundCircuit, kept: KeptFolds, settings: CircuitSettings)
 def inclusion(found: FoundCircuit, search: SearchConfig) -> Tensor:
     """The share of `THRESHOLDS` whose circuit has each edge of the circuit, [n_forward, n_backward].
 
-    The circuits of lower thresholds are chosen among the sizes that were evaluated. Circuits are nested, so those of
-    higher thresholds have all edges of this one, whatever their size.
+    The circuits of lower thresholds are chosen among the sizes that were evaluated, which the adaptive search sees to.
+    Circuits are nested, so those of higher thresholds have all edges of this one, whatever their size.
     """
-    graph, rule = found.circuit.graph, search.rule()
+    rule = search.rule()
     counts = torch.zeros_like(found.circuit.scores)
     values = rule.values(found.curve)
     for threshold in THRESHOLDS:
         size = found.size
         if threshold < search.threshold and size is not None:
-            size = replace(rule, threshold=threshold).select(found.curve.sizes, values, graph.n_edges)
+            size = replace(rule, threshold=threshold).select(found.curve.sizes, values, found.starts)
         if size is not None:
-            counts += top_n_masks(found.order, graph, [size])[0]
+            counts += top_n_masks(found.order, found.circuit.graph, [size])[0]
     return counts / len(THRESHOLDS)
 
 
-def faithfulness_table(found: FoundCircuit, seed: int) -> pd.DataFrame:
-    """One row per size evaluated, with 95% intervals from resampled prompts."""
+def faithfulness_table(found: FoundCircuit) -> pd.DataFrame:
+    """One row per size evaluated, with 95% intervals."""
     curve, graph, rows = found.curve, found.circuit.graph, []
     if curve.sizes:
-        low, high = percentile_interval(curve.resampled(seed))
+        (low, high), (raw_low, raw_high) = curve.intervals(), curve.intervals(raw=True)
     for place, size in enumerate(curve.sizes):
         mask = top_n_masks(found.order, graph, [size])
         rows.append(
@@ -82,6 +84,8 @@ def faithfulness_table(found: FoundCircuit, seed: int) -> pd.DataFrame:
                 "metric_se": standard_error(curve.values[size]),
                 "faithfulness_low": float(low[place]),
                 "faithfulness_high": float(high[place]),
+                "faithfulness_raw_low": float(raw_low[place]),
+                "faithfulness_raw_high": float(raw_high[place]),
             }
         )
     return pd.DataFrame(rows, columns=list(FAITHFULNESS.columns))
@@ -90,10 +94,9 @@ def faithfulness_table(found: FoundCircuit, seed: int) -> pd.DataFrame:
 def baselines_table(
     found: FoundCircuit, prompts: CircuitPrompts, settings: CircuitSettings, performance: pd.DataFrame
 ) -> pd.DataFrame:
-    """One row: the whole model's metric, whether a circuit was found, its size with a 95% interval, CPR and CMD.
+    """One row: the whole model's metric, whether a circuit was found, its size, CPR and CMD, with 95% intervals.
 
-    The interval of the size resamples prompts and chooses among the sizes evaluated. An end is empty if the resamples
-    there find no size.
+    `reason` says why there are no intervals, if there are none.
 
     Args:
         performance: the accuracy on the same prompts (`task_performance`).
@@ -113,18 +116,14 @@ def baselines_table(
         "corrupted_se": model.corrupted_se,
         "status": found.status,
         "size": found.size,
-        "cpr": None if areas is None else areas.cpr,
-        "cmd": None if areas is None else areas.cmd,
+        "reason": too_few_prompts(curve.full, curve.corrupted),
     }
+    if areas is not None:
+        row |= {"cpr": areas.cpr, "cmd": areas.cmd}
+        row["cpr_low"], row["cpr_high"] = areas.cpr_interval
+        row["cmd_low"], row["cmd_high"] = areas.cmd_interval
     if curve.sizes and found.status != NOT_LEARNED:
-        rule, n_edges = settings.search.rule(), found.circuit.graph.n_edges
-        resampled = rule.resampled(curve, settings.seed).tolist()
-        sizes = [rule.select(curve.sizes, values, n_edges) for values in resampled]
-        # A resample without a circuit counts as larger than every size.
-        ranked = sorted(float("inf") if size is None else float(size) for size in sizes)
-        low, high = ranked[int(0.025 * len(ranked))], ranked[int(0.975 * len(ranked))]
-        row["size_low"] = None if low == float("inf") else int(low)
-        row["size_high"] = None if high == float("inf") else int(high)
+        row["size_low"], row["size_high"] = settings.search.rule().interval(curve, found.starts)
     return pd.DataFrame([row]).astype({"size": "Int64", "size_low": "Int64", "size_high": "Int64"})
 
 
@@ -154,14 +153,14 @@ def compare_with_random(found: FoundCircuit, settings: CircuitSettings) -> tuple
 def _controls_table(found: FoundCircuit, measured: Controls, n_random: int) -> pd.DataFrame:
     """The circuit and the model without it, and the same for the first `n_random` random circuits."""
     assert found.size is not None
-    corrupted, full = (float(values.double().mean()) for values in (found.curve.corrupted, found.curve.full))
+    corrupted, full = found.curve.corrupted, found.curve.full
     sizes = measured.masks.flatten(1).sum(1).tolist()
     rows: list[dict[str, object]] = []
 
     def add(control: str, number: int | None, n_edges: int, metric: Tensor, beaten: bool | None) -> None:
         mean = float(metric.double().mean())
-        faithfulness = (mean - corrupted) / (full - corrupted)
-        values = (control, number, n_edges, mean, standard_error(metric), faithfulness, beaten)
+        ends = map(float, quotient_interval(metric - corrupted, full - corrupted))
+        values = (control, number, n_edges, mean, standard_error(metric), found.curve.normalised(mean), beaten, *ends)
         rows.append(dict(zip(CONTROLS.columns, values, strict=True)))
 
     own, n_edges = found.curve.values[found.size], found.circuit.n_edges
@@ -178,7 +177,7 @@ def _controls_table(found: FoundCircuit, measured: Controls, n_random: int) -> p
     return pd.DataFrame(rows, columns=list(CONTROLS.columns)).astype({"number": "Int64", "beaten": "boolean"})
 
 
-def groups_table(found: FoundCircuit, prompts: CircuitPrompts, seed: int) -> pd.DataFrame:
+def groups_table(found: FoundCircuit, prompts: CircuitPrompts) -> pd.DataFrame:
     """One row for all prompts and one for each kind of them, with quartiles over prompts."""
     groups: dict[str, Bool[Tensor, " prompt"]] = {"all": torch.ones(len(prompts.evaluation), dtype=torch.bool)}
     column = prompts.task.group
@@ -194,7 +193,7 @@ def groups_table(found: FoundCircuit, prompts: CircuitPrompts, seed: int) -> pd.
         if found.size is not None:
             own = curve.values[found.size][members]
             here = FaithfulnessCurve(curve.full[members], curve.corrupted[members], {found.size: own})
-            low, high = percentile_interval(here.resampled(seed))
+            low, high = here.intervals()
             row |= {f"circuit{key}": value for key, value in _spread(own).items()}
             row["faithfulness"] = here.faithfulness(found.size)
             row["faithfulness_low"], row["faithfulness_high"] = float(low[0]), float(high[0])

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator, FaithfulnessCurve
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
-from circuits_over_time.edge_attribution_patching.statistics import percentile_interval, standard_error
+from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
 from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
@@ -151,7 +151,7 @@ def measure(
         return {"transfer": Result(pd.DataFrame(columns=list(TRANSFER.columns)))}
     evaluator = evaluator_of(checkpoint.weights, inputs.prompts[task.name], config)
     values = torch.cat([evaluator(_masks(circuits[i : i + STACK], evaluator)) for i in range(0, len(circuits), STACK)])
-    return {"transfer": Result(_table(circuits, values, evaluator, config.seed))}
+    return {"transfer": Result(_table(circuits, values, evaluator))}
 
 
 def _masks(circuits: list[StoredCircuit], evaluator: CircuitEvaluator) -> Bool[Tensor, "mask n_forward n_backward"]:
@@ -165,11 +165,11 @@ def _masks(circuits: list[StoredCircuit], evaluator: CircuitEvaluator) -> Bool[T
 
 
 def _table(
-    circuits: list[StoredCircuit], values: Float[Tensor, "circuit prompt"], evaluator: CircuitEvaluator, seed: int
+    circuits: list[StoredCircuit], values: Float[Tensor, "circuit prompt"], evaluator: CircuitEvaluator
 ) -> pd.DataFrame:
     # Circuits of one size must not be confused: they go by their number.
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted, dict(enumerate(values)))
-    low, high = percentile_interval(curve.resampled(seed))
+    (low, high), (raw_low, raw_high) = curve.intervals(), curve.intervals(raw=True)
     rows = [
         (
             *circuit.key,
@@ -180,6 +180,8 @@ def _table(
             float(low[number]),
             float(high[number]),
             curve.raw(number),
+            float(raw_low[number]),
+            float(raw_high[number]),
         )
         for number, circuit in enumerate(circuits)
     ]

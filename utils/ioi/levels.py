@@ -26,7 +26,7 @@ from circuits_over_time.edge_attribution_patching.patching.paths import Head
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
 from ..models.checkpoint import LoadedCheckpoint
-from ..results.kinds import FOUND
+from ..results.kinds import WITH_CIRCUIT
 from ..results.store import Result
 from ..tasks import Prompts, Task
 from .attention import NAMES, name_attention
@@ -103,7 +103,7 @@ class Levels:
         return PairedRuns(self.weights, self.prompts, others, self.config.batch_size, self.config.memory_budget_gb)
 
     def _nothing_to_explain(self) -> str:
-        if self.facts.status != FOUND:
+        if self.facts.status not in WITH_CIRCUIT:
             return f"no circuit: {self.facts.status}"
         if not self.facts.circuit_heads:
             return "no circuit: it holds no heads"

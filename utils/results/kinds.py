@@ -55,10 +55,11 @@ WITHOUT_STEPS = (_ALL.pop("checks"),)
 KINDS: dict[str, ResultSchema] = _ALL
 """The kinds of results that have a table for each checkpoint, by name."""
 
-Status = Literal["found", "task not learned", "threshold not reached"]
+Status = Literal["found", "found, not confirmed", "task not learned", "threshold not reached"]
 """Whether there is a circuit, or why not: the words of the column `status`, the console, figures and the report."""
 STATUSES: tuple[Status, ...] = get_args(Status)
-FOUND, NOT_LEARNED, NOT_REACHED = STATUSES
+FOUND, UNCONFIRMED, NOT_LEARNED, NOT_REACHED = STATUSES
+WITH_CIRCUIT = (FOUND, UNCONFIRMED)
 
 GRAPHS = KINDS["graphs"]
 FAITHFULNESS = KINDS["faithfulness"]
