@@ -19,6 +19,9 @@ Grid = Literal["adaptive", "study"]
 Base = Literal["corrupted", "clean"]
 """Which run carries the edges outside a mask, see `patching.runs`; the other one is the source."""
 
+ExportFormat = Literal["eap_ig_json", "eap_ig_pt", "mib_folder", "graphml", "circuit_tracer_json", "circuitkit_scores"]
+"""The files of other programs that circuits can be written as, see `circuits.formats`."""
+
 QKVName = Literal["q", "k", "v"]
 QKV: tuple[QKVName, ...] = ("q", "k", "v")
 """The three inputs of a head, in the order of the graph's nodes."""

@@ -11,3 +11,4 @@ TOY_IOI, TOY_IOI_STEP = DATA / "toy_ioi", 1700
 # Downloads that are not part of the repository; tests that read them skip where they are absent.
 PYTHIA_TOKENIZER = ROOT.parent / "shared" / "pythia_tokenizer"
 PYTHIA_EVALS = ROOT.parent / "shared" / "pythia_evals"
+PEER_FILES = ROOT.parent / "shared" / "peer_files"

@@ -1,0 +1,361 @@
+"""Circuits in the files of other programs, read and written.
+
+| format | whose | holds |
+|---|---|---|
+| `eap_ig_json`, `eap_ig_pt` | EAP-IG's `Graph.to_json` and `Graph.to_pt` | score and membership of every edge |
+| `mib_folder` | the Mechanistic Interpretability Benchmark | the same JSON, as its `TASK_MODEL/importances.json` |
+| `graphml` | networkx, Gephi, Cytoscape | the circuit's edges |
+| `circuit_tracer_json` | circuit-tracer's viewer | the circuit's nodes and edges, without positions |
+| `circuitkit_scores` | CircuitKIT 0.2.0 | scores of nodes: the sum of |score| of the edges that leave them |
+
+EAP-IG's and MIB's files, CircuitKIT's scores and lists of edges in CSV can be read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..choices import QKV, ExportFormat
+from ..graph import Graph
+from .circuit import Circuit
+from .search import nodes_in
+
+IMPORTANCES = ("importances.json", "importances.pt")
+TOP_UNITS = 0.2
+"""The share of nodes that CircuitKIT lists as its units."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose circuit it is, as other programs ask for it."""
+
+    model: str
+    task: str
+    step: int
+    d_model: int
+
+
+# Writing.
+
+
+def export(circuit: Circuit, format: ExportFormat, origin: Origin) -> tuple[str, bytes]:
+    """A circuit's file in a format: what its name ends in, and its bytes."""
+    if format == "eap_ig_json":
+        return ".json", _json(eap_ig_json(circuit, origin.d_model))
+    if format == "mib_folder":
+        return f".mib/{origin.task}_{origin.model}/{IMPORTANCES[0]}", _json(eap_ig_json(circuit, origin.d_model))
+    if format == "eap_ig_pt":
+        file = io.BytesIO()
+        torch.save(_eap_ig_tensors(circuit, origin.d_model), file)
+        return ".eap_ig.pt", file.getvalue()
+    if format == "graphml":
+        return ".graphml", _graphml(circuit, origin).encode()
+    if format == "circuit_tracer_json":
+        return ".circuit_tracer.json", _json(_circuit_tracer(circuit, origin))
+    return "_scores.json", _json(_circuitkit(circuit, origin))
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def eap_ig_json(circuit: Circuit, d_model: int) -> dict[str, Any]:
+    """`cfg`, `nodes` and `edges` of EAP-IG's graphs."""
+    graph = circuit.graph
+    members = nodes_in(circuit.in_circuit[None], graph)[0].tolist()
+    edges = {}
+    for u, v in graph.edge_mask.nonzero().tolist():
+        edge = {"score": float(circuit.scores[u, v]), "in_graph": bool(circuit.in_circuit[u, v])}
+        edges[f"{graph.forward_nodes[u]}->{graph.backward_nodes[v]}"] = edge
+    names = [*graph.forward_nodes, "logits"]
+    return {
+        "cfg": _cfg(graph, d_model),
+        "nodes": {name: {"in_graph": member} for name, member in zip(names, members, strict=True)},
+        "edges": edges,
+    }
+
+
+def _cfg(graph: Graph, d_model: int) -> dict[str, Any]:
+    sizes = {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": graph.parallel}
+    return sizes | {"d_model": d_model}
+
+
+def _eap_ig_tensors(circuit: Circuit, d_model: int) -> dict[str, Any]:
+    graph = circuit.graph
+    return {
+        "cfg": _cfg(graph, d_model),
+        "src_nodes": graph.forward_nodes,
+        "dst_nodes": graph.backward_nodes,
+        "edges_scores": circuit.scores,
+        "edges_in_graph": circuit.in_circuit,
+        "nodes_in_graph": nodes_in(circuit.in_circuit[None], graph)[0, : graph.n_forward],  # Without the logits.
+    }
+
+
+def _graphml(circuit: Circuit, origin: Origin) -> str:
+    import networkx
+
+    graph = networkx.MultiDiGraph(model=origin.model, task=origin.task, step=origin.step)
+    for source, target, letter, score in circuit.to_table().itertuples(index=False):
+        graph.add_edge(source, target, key=letter, input=letter, score=float(score), strength=abs(float(score)))
+    return "\n".join(networkx.generate_graphml(graph)) + "\n"
+
+
+def _circuit_tracer(circuit: Circuit, origin: Origin) -> dict[str, Any]:
+    graph, edges = circuit.graph, circuit.to_table()
+    # A node of the viewer is a feature of a layer at a position: heads by their number, then the MLP, at position 0.
+    places = {"input": ("E", 0, "embedding"), "logits": (str(graph.n_layers + 1), 0, "logit")}
+    for layer in range(graph.n_layers):
+        names = [*(f"a{layer}.h{head}" for head in range(graph.n_heads)), f"m{layer}"]
+        places |= {name: (str(layer), n, "cross layer transcoder") for n, name in enumerate(names)}
+    used = [name for name in [*graph.forward_nodes, "logits"] if name in {*edges["source"], *edges["target"]}]
+    nodes = []
+    for name in used:
+        layer, feature, kind = places[name]
+        node = {"node_id": f"{layer}_{feature}_0", "jsNodeId": f"{layer}_{feature}-0", "feature": feature}
+        node |= {"layer": layer, "ctx_idx": 0, "feature_type": kind, "clerp": name, "is_target_logit": name == "logits"}
+        nodes.append(node)
+    ids = {node["clerp"]: node["node_id"] for node in nodes}
+    # A head's three inputs are one link of the viewer.
+    weights = edges.groupby(["source", "target"], sort=False)["score"].sum()
+    return {
+        "metadata": {
+            "slug": f"{origin.model}-{origin.task}-step{origin.step}",
+            "scan": origin.model,
+            "transcoder_list": [],
+            "prompt_tokens": [origin.task],
+            "prompt": origin.task,
+            "schema_version": 1,
+        },
+        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
+        "nodes": nodes,
+        "links": [
+            {"source": ids[source], "target": ids[target], "weight": float(weight)}
+            for (source, target), weight in weights.items()
+        ],
+    }
+
+
+def _circuitkit(circuit: Circuit, origin: Origin) -> dict[str, Any]:
+    graph = circuit.graph
+    strengths = (circuit.scores.abs() * graph.edge_mask).sum(1).tolist()
+    named = {_circuitkit_name(name): score for name, score in zip(graph.forward_nodes[1:], strengths[1:], strict=True)}
+    members = nodes_in(circuit.in_circuit[None], graph)[0].tolist()
+    units = [_circuitkit_name(name) for name, member in zip(graph.forward_nodes, members, strict=False) if member]
+    return {
+        "task": origin.task,
+        "model": origin.model,
+        "algorithm": "eap-ig",
+        "level": "node",
+        "node_scores": named,
+        "timestamp": "",  # The same circuit gives the same bytes.
+        "version": "1.0",
+        "discovery_cfg": {"step": origin.step},
+        "safety_units": {"unit_ids": [unit for unit in units if unit != "input"]},
+    }
+
+
+def _circuitkit_name(name: str) -> str:
+    """`a3.h1` -> `A3.1`, `m3` -> `MLP 3`."""
+    return re.sub(r"^a(\d+)\.h(\d+)$", r"A\1.\2", re.sub(r"^m(\d+)$", r"MLP \1", name))
+
+
+# Reading.
+
+
+def read(path: Path, graph: Graph | None = None) -> Circuit:
+    """A circuit from a file of another program (a folder: its `importances` file).
+
+    CircuitKIT's scores are of nodes: the circuit has the nodes that it lists as its units, else the 20% of largest
+    score, with all edges between them, the input and the logits; an edge has its source's score. Edges of a CSV
+    (`source, target`, and `input`, `score` where there are some) without a score have 0.
+
+    Args:
+        graph: the model's graph. It is needed for CircuitKIT's scores and a CSV, which do not name it; a file that does
+            must name this one.
+
+    Raises:
+        ValueError: if the file holds no circuit, or one of another graph, naming the first wrong edge.
+    """
+    if path.is_dir():
+        found = [path / name for name in IMPORTANCES if (path / name).is_file()]
+        if len(found) != 1:
+            raise ValueError(f"a folder needs one of {' and '.join(IMPORTANCES)}, not {len(found)}")
+        (path,) = found
+    if path.suffix == ".csv":
+        return _of_edges(pd.read_csv(path, keep_default_na=False), _known(graph, path))
+    if path.suffix == ".json":
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("not an object of JSON")
+        if "node_scores" in stored:
+            return _of_node_scores(stored, _known(graph, path))
+        return of_same_graph(of_eap_ig_json(stored), graph)
+    return of_same_graph(of_eap_ig_tensors(torch.load(path, map_location="cpu", weights_only=True)), graph)
+
+
+def _known(graph: Graph | None, path: Path) -> Graph:
+    if graph is None:
+        raise ValueError(f"a {path.suffix} like this names no model; say which it is of (model=)")
+    return graph
+
+
+def of_same_graph(circuit: Circuit, graph: Graph | None) -> Circuit:
+    """The circuit, if its graph is this one.
+
+    Raises:
+        ValueError: naming both, and the first edge that one of them lacks.
+    """
+    theirs = circuit.graph
+    if graph is None or theirs == graph:
+        return circuit
+    shapes = [f"{one.n_layers} layers of {one.n_heads} heads" for one in (theirs, graph)]
+    blocks = "" if theirs.parallel == graph.parallel else ", and blocks of another order"
+    here = set(names_of_edges(graph))
+    lacking = next((name for name in names_of_edges(theirs) if name not in here), None)
+    which = "" if lacking is None else f"; it has no {lacking}"
+    raise ValueError(f"the circuit is one of {shapes[0]}, the model has {shapes[1]}{blocks}{which}")
+
+
+def names_of_edges(graph: Graph) -> list[str]:
+    """`a0.h1->a3.h2<q>` and so on, in the order of the graph."""
+    edges = graph.edge_mask.nonzero().tolist()
+    return [f"{graph.forward_nodes[u]}->{graph.backward_nodes[v]}" for u, v in edges]
+
+
+def _graph_of(cfg: Any) -> Graph:
+    """The graph that EAP-IG's `cfg` describes."""
+    try:
+        n_layers, n_heads, parallel = (cfg[name] for name in ("n_layers", "n_heads", "parallel_attn_mlp"))
+    except (KeyError, TypeError):
+        raise ValueError("its cfg lacks n_layers, n_heads or parallel_attn_mlp") from None
+    for name, size in (("n_layers", n_layers), ("n_heads", n_heads)):
+        if not isinstance(size, int) or not 1 <= size <= 10_000:
+            raise ValueError(f"cfg.{name}: {size!r} is no number of them")
+    return Graph(n_layers, n_heads, bool(parallel))
+
+
+def of_eap_ig_json(stored: Mapping[str, Any]) -> Circuit:
+    """The circuit in EAP-IG's JSON.
+
+    Raises:
+        ValueError: if an edge is wrong or missing, naming it.
+    """
+    if not isinstance(stored.get("edges"), dict):
+        raise ValueError("it has no edges")
+    graph = _graph_of(stored.get("cfg"))
+    scores = torch.zeros(graph.n_forward, graph.n_backward)
+    in_circuit = torch.zeros(graph.n_forward, graph.n_backward, dtype=torch.bool)
+    for name, edge in stored["edges"].items():
+        index = graph.edge_index(name)
+        score, member = (edge.get("score"), edge.get("in_graph")) if isinstance(edge, dict) else (None, None)
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(f"{name}: its score {score!r} is no number")
+        if not isinstance(member, bool):
+            raise ValueError(f"{name}: in_graph is {member!r}, neither true nor false")
+        scores[index], in_circuit[index] = score, member
+    if len(stored["edges"]) < graph.n_edges:
+        missing = next(name for name in names_of_edges(graph) if name not in stored["edges"])
+        raise ValueError(f"{len(stored['edges'])} of the graph's {graph.n_edges} edges: {missing} is missing")
+    return Circuit(graph, scores, in_circuit)
+
+
+def of_eap_ig_tensors(stored: Mapping[str, Any]) -> Circuit:
+    """The circuit in EAP-IG's tensors.
+
+    Raises:
+        ValueError: if nodes, shapes or edges are not those of its graph.
+    """
+    if not isinstance(stored, Mapping) or (missing := {"cfg", "edges_scores", "edges_in_graph"} - set(stored)):
+        raise ValueError(f"it has no {min(missing) if isinstance(stored, Mapping) else 'edges'}")
+    graph = _graph_of(stored["cfg"])
+    for key, nodes in (("src_nodes", graph.forward_nodes), ("dst_nodes", graph.backward_nodes)):
+        named = list(stored.get(key, nodes))
+        if named != nodes:
+            other = next((one for one, own in zip(named, nodes, strict=False) if one != own), None)
+            raise ValueError(f"{key}: {len(named)} nodes, the graph's are {len(nodes)}; the first other one: {other}")
+    scores, in_circuit = stored["edges_scores"], stored["edges_in_graph"]
+    for key, tensor in (("edges_scores", scores), ("edges_in_graph", in_circuit)):
+        if not isinstance(tensor, Tensor) or tensor.shape != graph.edge_mask.shape:
+            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else tensor
+            raise ValueError(f"{key}: {shape} where the graph needs {tuple(graph.edge_mask.shape)}")
+    in_circuit = in_circuit.bool()
+    _require_edges(in_circuit & ~graph.edge_mask, graph, "it is no edge of the graph")
+    _require_edges(~scores.isfinite() & graph.edge_mask, graph, "its score is no number")
+    return Circuit(graph, scores.float() * graph.edge_mask, in_circuit)
+
+
+def _require_edges(wrong: Tensor, graph: Graph, why: str) -> None:
+    if len(found := wrong.nonzero()):
+        u, v = found[0].tolist()
+        raise ValueError(f"{graph.forward_nodes[u]}->{graph.backward_nodes[v]}: {why}")
+
+
+def edge_names(sources: Iterable[str], targets: Iterable[str], inputs: Sequence[str] | None) -> list[list[str]]:
+    """The names of each row's edges: one, or those into all three inputs of a head whose input is not said."""
+    targets = list(targets)
+    inputs = [""] * len(targets) if inputs is None else inputs
+    rows = []
+    for source, target, letter in zip(sources, targets, inputs, strict=True):
+        every = letter == "" and re.fullmatch(r"a\d+\.h\d+", target)
+        letters = QKV if every else (letter,) if letter else ()
+        rows.append([f"{source}->{target}<{one}>" for one in letters] or [f"{source}->{target}"])
+    return rows
+
+
+def _of_edges(table: pd.DataFrame, graph: Graph) -> Circuit:
+    """The circuit of a list of edges."""
+    if missing := {"source", "target"} - set(table):
+        raise ValueError(f"it has no column {min(missing)!r}; its columns are {', '.join(map(str, table))}")
+    scores = torch.zeros(graph.n_forward, graph.n_backward)
+    in_circuit = torch.zeros(graph.n_forward, graph.n_backward, dtype=torch.bool)
+    numbers = pd.to_numeric(table["score"], errors="coerce") if "score" in table else pd.Series(0.0, table.index)
+    inputs = table["input"].astype(str).tolist() if "input" in table else None
+    rows = edge_names(table["source"].astype(str), table["target"].astype(str), inputs)
+    for row, (names, score) in enumerate(zip(rows, numbers, strict=True), start=2):
+        for name in names:
+            try:
+                index = graph.edge_index(name)
+            except ValueError as error:
+                raise ValueError(f"row {row}: {error}") from None
+            if in_circuit[index]:
+                raise ValueError(f"row {row}: {name} is there twice")
+            if not math.isfinite(score):
+                raise ValueError(f"row {row}: the score of {name} is no number")
+            scores[index], in_circuit[index] = score, True
+    return Circuit(graph, scores, in_circuit)
+
+
+def _of_node_scores(stored: Mapping[str, Any], graph: Graph) -> Circuit:
+    """The circuit of CircuitKIT's units."""
+    scores = stored["node_scores"]
+    if stored.get("level", "node") != "node" or not isinstance(scores, dict) or not scores:
+        raise ValueError(f"node_scores of the level {stored.get('level', 'node')!r}: scores of nodes can be read")
+    own = {_circuitkit_name(name): number for number, name in enumerate(graph.forward_nodes)}
+    for name, score in scores.items():
+        if name not in own:
+            raise ValueError(f"{name}: the model has no such node ({graph.n_layers} layers of {graph.n_heads} heads)")
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(f"{name}: its score {score!r} is no number")
+    units = (stored.get("safety_units") or {}).get("unit_ids")
+    if units is None:
+        units = sorted(scores, key=lambda name: -scores[name])[: max(1, round(len(scores) * TOP_UNITS))]
+    if unknown := [unit for unit in units if unit not in own]:
+        raise ValueError(f"{unknown[0]}: the model has no such node")
+    sources = torch.zeros(graph.n_forward + 1, dtype=torch.bool)
+    sources[[0, *(own[unit] for unit in units), graph.n_forward]] = True
+    in_circuit = graph.edge_mask & sources[:-1, None] & sources[graph.forward_of_backward]
+    of_source = torch.zeros(graph.n_forward)
+    of_source[[own[name] for name in scores]] = torch.tensor([float(score) for score in scores.values()])
+    return Circuit(graph, of_source[:, None] * graph.edge_mask, in_circuit)
