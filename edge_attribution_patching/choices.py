@@ -5,6 +5,9 @@ from typing import Literal
 Quadrature = Literal["left", "right", "midpoint", "gauss-legendre"]
 """Where integration steps lie, see `scores.attribution.quadrature_points`."""
 
+Method = Literal["eap_ig", "eap", "clean_corrupted", "ceap", "relp", "exact"]
+"""How edges are scored, see `scores.attribution` and `scores.exact`."""
+
 Order = Literal["greedy", "top_n"]
 Selection = Literal["absolute", "signed"]
 """In which order edges join a circuit, and what ranks them, see `circuits.search`."""

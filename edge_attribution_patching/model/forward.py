@@ -133,8 +133,12 @@ def attend(
     values: Float[Tensor, "*stack prompt kv_head key d_head"],
     layout: PackedTokens,
     queries: Queries,
+    *,
+    frozen: bool = False,
 ) -> tuple[Float[Tensor, "*stack query head d_head"], Float[Tensor, "*stack prompt head width key"]]:
     """Causal attention of packed queries; returns the packed z and the padded pattern.
+
+    With `frozen`, gradients take the pattern for a constant.
 
     Query heads are as many as key-value heads, or a multiple: then each key-value head serves a group of them.
     """
@@ -151,6 +155,7 @@ def attend(
         scores = softcap(scores, layer.attn_softcap)
     scores = scores.view(*by_head, layout.width).masked_fill(~queries.allowed, float("-inf"))
     pattern = scores.softmax(dim=-1)
+    pattern = pattern.detach() if frozen else pattern
     z = pattern.view(*grouped, layout.width) @ values
     z = z.view(*by_head, d_head).transpose(-3, -2).reshape(*stack, size, n_heads, d_head)
     return (z if size == len(queries.index) else z.index_select(-3, queries.index)), pattern
@@ -161,20 +166,32 @@ def softcap(x: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(x / cap)
 
 
-def mlp(layer: LayerWeights, x: Float[Tensor, "*stack token d_model"]) -> Float[Tensor, "*stack token d_model"]:
-    """What the MLP writes for the residual stream `x` that it reads, its norms included."""
-    normalised = apply_norm(layer.mlp_norm, x)
+def mlp(
+    layer: LayerWeights, x: Float[Tensor, "*stack token d_model"], *, frozen: bool = False
+) -> Float[Tensor, "*stack token d_model"]:
+    """What the MLP writes for the residual stream `x` that it reads, its norms included.
+
+    With `frozen`, gradients take what the activation multiplies its input with for a constant, and half of a gate's
+    product for each factor (RelP, see `forward`).
+    """
+    normalised = apply_norm(layer.mlp_norm, x, frozen=frozen)
     hidden = F.linear(normalised, layer.W_in.T, layer.b_in)
-    if layer.W_gate is None:
-        hidden = layer.activation(hidden)
-    else:
-        hidden = layer.activation(F.linear(normalised, layer.W_gate.T, layer.b_gate)) * hidden
-    return apply_norm(layer.mlp_post_norm, F.linear(hidden, layer.W_out.T, layer.b_out))
+    before = hidden if layer.W_gate is None else F.linear(normalised, layer.W_gate.T, layer.b_gate)
+    activated = layer.activation(before)
+    if frozen:
+        activated = before * torch.where(before == 0, 0, activated / before).detach()
+    if layer.W_gate is not None and frozen:
+        activated = (activated * hidden.detach() + activated.detach() * hidden) / 2
+    elif layer.W_gate is not None:
+        activated = activated * hidden
+    return apply_norm(layer.mlp_post_norm, F.linear(activated, layer.W_out.T, layer.b_out), frozen=frozen)
 
 
-def unembed(weights: ModelWeights, x: Float[Tensor, "*stack token d_model"]) -> Float[Tensor, "*stack token vocab"]:
-    """Logits from the final residual stream."""
-    logits = F.linear(apply_norm(weights.final_norm, x), weights.unembed, weights.unembed_bias)
+def unembed(
+    weights: ModelWeights, x: Float[Tensor, "*stack token d_model"], *, frozen: bool = False
+) -> Float[Tensor, "*stack token vocab"]:
+    """Logits from the final residual stream; `frozen` as in `normalise`."""
+    logits = F.linear(apply_norm(weights.final_norm, x, frozen=frozen), weights.unembed, weights.unembed_bias)
     require_finite({"the unembedding": logits.detach().isfinite().all()}, weights)
     return logits if weights.logit_softcap is None else softcap(logits, weights.logit_softcap)
 
@@ -241,6 +258,7 @@ def forward(
     prefix: KVCache | None = None,
     visit: Visitor | None = None,
     last_layer: Literal["full", "answers"] = "full",
+    frozen: bool = False,
 ) -> Float[Tensor, "*stack token d_model"]:
     """Run every layer on embedded tokens; gradients flow if `x` requires them.
 
@@ -250,6 +268,9 @@ def forward(
         visit: called with each layer's activations as the layers run; keep what you need, nothing is held here.
         last_layer: with "answers", the last layer's queries, z, MLP and the result cover only each prompt's last token
             (its keys and values cover all): the only tokens that matter for the logits at the answer.
+        frozen: let gradients follow the rules of RelP (Jafari et al. 2025, arXiv 2508.21258), which are those of a
+            linear model: norms' scales and attention patterns are constants, an activation is a multiplication with
+            the ratio of its output to its input, and each factor of a gate gets half of their product.
 
     Returns:
         The final residual stream, before the final norm, at all packed tokens or at the last ones ("answers").
@@ -264,7 +285,9 @@ def forward(
     finite = {"the embedding": x.detach().isfinite().all()}
     prefix = prefix or [(None, None)] * weights.n_layers
     for index, (layer, rotation) in enumerate(zip(weights.layers, layout.rotations(weights), strict=True)):
-        normalised, inverse_scale = (x, None) if layer.attn_norm is None else normalise(layer.attn_norm, x)
+        normalised, inverse_scale = (
+            (x, None) if layer.attn_norm is None else normalise(layer.attn_norm, x, frozen=frozen)
+        )
         # One product projects q, k and v of all heads: [*stack, token, qkv_head, d_head].
         qkv = F.linear(normalised, layer.W_qkv.flatten(0, 1), layer.b_qkv.flatten()).unflatten(-1, layer.b_qkv.shape)
         q, k, v = (qkv[..., layer.rows(letter), :] for letter in QKV)
@@ -275,17 +298,18 @@ def forward(
             rotation = rotation and rotation.at(layout.last)
         q = clamp_norm_rotate(layer, "q", q, rotation)
         keys, values = (pad_keys(x, layout, before) for x, before in zip((k, v), prefix[index], strict=True))
-        z, pattern = attend(layer, q, keys, values, layout, queries)
+        z, pattern = attend(layer, q, keys, values, layout, queries, frozen=frozen)
         # What all heads together write, and 1 / s of a norm of it.
         attn_out = F.linear(z.flatten(-2), layer.W_O.reshape(-1, weights.d_model).T, layer.b_O)
         post_norm, post_inverse_scale = layer.attn_post_norm, None
         if post_norm is not None:
             post_inverse_scale = inverse_rms(post_norm, attn_out)
+            post_inverse_scale = post_inverse_scale.detach() if frozen else post_inverse_scale
             attn_out = (attn_out * post_inverse_scale * post_norm.gain).to(attn_out.dtype)
         # view_as: a separate tensor to differentiate by, which only the MLP reads.
         attended = resid if weights.parallel else resid + attn_out
         mlp_in = attended.view_as(attended)
-        mlp_out = mlp(layer, mlp_in)
+        mlp_out = mlp(layer, mlp_in, frozen=frozen)
         if visit is not None:
             read = x, normalised, inverse_scale
             # The pattern is named in the call alone: a local that held it would keep it while the next layer attends.

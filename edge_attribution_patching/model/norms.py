@@ -25,8 +25,14 @@ class Norm:
     center: bool = True
 
 
-def normalise(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The normalised residual stream without gain and bias, and 1 / s, with s the norm's scale ([..., 1])."""
+def normalise(norm: Norm, x: Tensor, *, frozen: bool = False) -> tuple[Tensor, Tensor]:
+    """The normalised residual stream without gain and bias, and 1 / s, with s the norm's scale ([..., 1]).
+
+    With `frozen`, gradients take the scale for a constant.
+    """
+    if frozen:
+        inverse_scale = inverse_rms(norm, x := centred(norm, x)).detach()
+        return (x * inverse_scale).to(x.dtype), inverse_scale
     if norm.center:
         normalised, _, inverse_scale = torch.native_layer_norm(x, (x.shape[-1],), None, None, norm.eps)
         return normalised, inverse_scale
@@ -46,10 +52,12 @@ def centred(norm: Norm, x: Float[Tensor, "*stack d_model"]) -> Float[Tensor, "*s
     return x - x.mean(-1, keepdim=True) if norm.center else x
 
 
-def apply_norm(norm: Norm | None, x: Tensor) -> Tensor:
-    """LayerNorm or RMSNorm with its gain and bias; x itself without a norm."""
+def apply_norm(norm: Norm | None, x: Tensor, *, frozen: bool = False) -> Tensor:
+    """LayerNorm or RMSNorm with its gain and bias; x itself without a norm. `frozen` as in `normalise`."""
     if norm is None:
         return x
+    if frozen:
+        return (normalise(norm, x, frozen=True)[0] * norm.gain + norm.bias).to(x.dtype)
     if norm.center:
         return F.layer_norm(x, (x.shape[-1],), norm.gain, norm.bias, norm.eps)
     return (x * inverse_rms(norm, x) * norm.gain).to(x.dtype)

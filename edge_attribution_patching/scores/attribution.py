@@ -1,29 +1,40 @@
-"""Edge attribution patching with integrated gradients (EAP-IG).
+"""Scores of edges from gradients: edge attribution patching with integrated gradients (EAP-IG), and its relatives.
 
     score(u -> v) = mean over prompts of the sum over positions of (a_u(clean) - a_u(corrupted)) . mean_k dM/dx_v(k)
 
 Step k runs the model on embeddings e_corrupted + alpha_k (e_clean - e_corrupted). x_v is the residual stream that v
-reads, and a_u is what u writes to it. A positive score means that the edge raises the metric. One step at alpha = 1 is
-plain EAP. Sources: Syed et al. 2023, "Attribution Patching Outperforms Automated Circuit Discovery" (EAP); Hanna et al.
-2024, "Have Faith in Faithfulness" (EAP-IG, arXiv 2403.17806).
+reads, and a_u is what u writes to it. A positive score means that the edge raises the metric. The methods differ in the
+gradients, and one in the differences:
 
-What the nodes write in the two runs does not depend on the step. So the gradients of all steps of a batch are summed
-first (`gradients.py`) and multiplied with these differences once.
+| method | gradients |
+|---|---|
+| `eap_ig` | at the points of a quadrature rule between the ends (Hanna et al. 2024, arXiv 2403.17806) |
+| `eap` | of the clean run (Syed et al. 2023, arXiv 2310.10348) |
+| `clean_corrupted` | the mean of both ends |
+| `relp` | of the clean run, by relevance rules (`forward`; Jafari et al. 2025, arXiv 2508.21258) |
+| `ceap` | of step k, each times what u's output changes by from step k to the next (arXiv 2606.16920) |
+
+What the nodes write in the two runs does not depend on the step. So, `ceap` aside, the gradients of all steps of a
+batch are summed first (`gradients.py`) and multiplied with these differences once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..choices import Quadrature
+from ..choices import Method, Quadrature
 from ..graph import Graph
 from ..model.forward import embed, kv_cache
-from ..model.pairs import GB, Metric, TokenPairs, bar
+from ..model.packed_tokens import KVCache, PackedTokens
+from ..model.pairs import GB, Metric, PairBatch, TokenPairs, bar
 from ..model.weights import ModelWeights
 from .folds import FoldScores
 from .gradients import Gradients, NodeOutputs
@@ -49,19 +60,31 @@ def quadrature_points(quadrature: Quadrature, steps: int) -> tuple[list[float], 
     return [(k + offsets[quadrature]) / steps for k in range(steps)], [1 / steps] * steps
 
 
+def points_of(method: Method, quadrature: Quadrature, steps: int) -> tuple[list[float], list[float]]:
+    """Where a method takes its gradients, and their weights."""
+    if method in ("eap", "relp"):
+        return [1.0], [1.0]
+    if method == "clean_corrupted":
+        return [0.0, 1.0], [0.5, 0.5]
+    if method == "ceap":
+        return quadrature_points("left", steps)[0], [1.0] * steps
+    return quadrature_points(quadrature, steps)
+
+
 def attribute(
     weights: ModelWeights,
     pairs: TokenPairs,
     metric: Metric,
     fold_of: Int[Tensor, " prompt"] | None = None,
     *,
+    method: Method = "eap_ig",
     steps: int = 20,
     quadrature: Quadrature = "left",
     batch_size: int = 32,
     memory_budget_gb: float = 1.0,
     share_prefix: bool = True,
 ) -> FoldScores:
-    """EAP-IG score of every edge, on all prompts (`.scores`) and kept apart for each fold of them.
+    """Score of every edge, on all prompts (`.scores`) and kept apart for each fold of them.
 
     Folds cost no further passes: only the last product is taken fold by fold. The sums take 4 bytes per fold and entry
     of the graph on the model's device: with 10 folds 3 MB for pythia-160m, 19 MB for 1.4b, 131 MB for 6.9b and 257 MB
@@ -71,7 +94,9 @@ def attribute(
         pairs: clean and corrupted prompts on the model's device.
         metric: per-prompt metric of the logits at the answer, differentiable.
         fold_of: the fold of each prompt; every fold from 0 to the last has prompts (`assign_folds`). One by default.
-        steps, quadrature: how many integration steps, and where they lie (`quadrature_points`).
+        method: one of the module's; `exact` is in `exact.py`.
+        steps, quadrature: how many integration steps, and where they lie (`quadrature_points`); of `ceap` the steps
+            alone count, and of the methods that look at the ends neither.
         memory_budget_gb: bounds what autograd keeps and what the contraction holds. Work is split up to stay below it.
         share_prefix: run only the positions from the first difference of a pair on (the others cannot contribute).
 
@@ -86,30 +111,80 @@ def attribute(
     if len(fold_of) != len(pairs) or bool((sizes == 0).any()):
         raise ValueError(f"{len(pairs)} prompts cannot be in folds of {sizes.tolist()} prompts")
     sums = torch.zeros(len(sizes), graph.n_forward, graph.n_backward, device=weights.device)
-    alphas, step_weights = quadrature_points(quadrature, steps)
+    alphas, step_weights = points_of(method, quadrature, steps)
     memory_budget = memory_budget_gb * GB
     for batch in pairs.batches(batch_size, share_prefix=share_prefix):
-        layout = batch.layout
-        # 1. What all nodes write in the clean and in the corrupted run. With alpha = 0 the first step is the latter.
-        prefix = kv_cache(weights, layout, batch.clean)
-        at_clean, at_corrupted = (embed(weights, layout, layout.pack(ids)) for ids in (batch.clean, batch.corrupted))
-        clean = NodeOutputs.of_run(weights, layout, at_clean, prefix)
-        corrupted = None if alphas[0] == 0 else NodeOutputs.of_run(weights, layout, at_corrupted, prefix)
-        # 2. The gradients at what all nodes read, summed over the steps, of which as many as fit are run together.
-        gradients = Gradients(weights, batch, metric, prefix)
-        step_bytes = AUTOGRAD_COPIES * weights.n_layers * at_clean.numel() * at_clean.element_size()
-        at_once = max(1, int(memory_budget // step_bytes))
-        for start in bar(range(0, steps, at_once), "integrated gradients"):
-            chunk = slice(start, start + at_once)
-            alpha = torch.tensor(alphas[chunk], dtype=weights.dtype, device=weights.device)[:, None, None]
-            outputs = gradients.add(at_corrupted + alpha * (at_clean - at_corrupted), step_weights[chunk])
-            corrupted = corrupted or outputs.of_step(0)
-            # 3. Their product, for every edge: once all steps are in, or before their gradients outgrow the memory.
-            if gradients.nbytes > memory_budget or start + at_once >= steps:
-                gradients.contract(clean.minus(corrupted), memory_budget, fold_of[batch.index], sums)
-                gradients.clear()
+        path = _Path.of(weights, batch)
+        new = partial(Gradients, weights, batch, metric, path.prefix, frozen=method == "relp")
+        products = (
+            path.by_steps(new, alphas) if method == "ceap" else path.summed(new(), alphas, step_weights, memory_budget)
+        )
+        for gradients, difference in products:
+            gradients.contract(difference, memory_budget, fold_of[batch.index], sums)
     sums = sums.cpu()
     sums *= graph.edge_mask
     if not bool(sums.isfinite().all()):
         raise FloatingPointError(f"the gradient holds NaN or infinity in {str(weights.dtype).removeprefix('torch.')}")
     return FoldScores(graph, sums, sizes)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The straight path from a batch's corrupted embeddings to its clean ones."""
+
+    weights: ModelWeights
+    layout: PackedTokens
+    prefix: KVCache
+    corrupted: Float[Tensor, "token d_model"]
+    clean: Float[Tensor, "token d_model"]
+
+    @classmethod
+    def of(cls, weights: ModelWeights, batch: PairBatch) -> _Path:
+        layout = batch.layout
+        ends = (embed(weights, layout, layout.pack(tokens)) for tokens in (batch.corrupted, batch.clean))
+        return cls(weights, layout, kv_cache(weights, layout, batch.clean), *ends)
+
+    def at(self, alphas: Sequence[float]) -> Float[Tensor, "step token d_model"]:
+        """The embeddings at some points of it."""
+        alpha = torch.tensor(alphas, dtype=self.weights.dtype, device=self.weights.device)[:, None, None]
+        return self.corrupted + alpha * (self.clean - self.corrupted)
+
+    def outputs(self, embedded: Float[Tensor, "token d_model"]) -> NodeOutputs:
+        """What all nodes compute from some embeddings."""
+        return NodeOutputs.of_run(self.weights, self.layout, embedded, self.prefix)
+
+    def summed(
+        self, gradients: Gradients, alphas: Sequence[float], step_weights: Sequence[float], memory_budget: float
+    ) -> Iterator[tuple[Gradients, NodeOutputs]]:
+        """The gradients of all steps together, and what they are multiplied with: clean minus corrupted."""
+        step_bytes = AUTOGRAD_COPIES * self.weights.n_layers * self.clean.numel() * self.clean.element_size()
+        at_once = max(1, int(memory_budget // step_bytes))
+        # A step at an end of the path is one of the two runs.
+        clean: NodeOutputs | None = None
+        corrupted: NodeOutputs | None = None
+        for start in bar(range(0, len(alphas), at_once), "integrated gradients"):
+            chunk = slice(start, start + at_once)
+            outputs = gradients.add(self.at(alphas[chunk]), step_weights[chunk])
+            if alphas[start] == 0:
+                corrupted = outputs.of_step(0)
+            if alphas[chunk][-1] == 1:
+                clean = outputs.of_step(-1)
+            # Once all steps are in, or before their gradients outgrow the memory.
+            if gradients.nbytes > memory_budget or start + at_once >= len(alphas):
+                clean, corrupted = clean or self.outputs(self.clean), corrupted or self.outputs(self.corrupted)
+                yield gradients, clean.minus(corrupted)
+                gradients.clear()
+
+    def by_steps(
+        self, new_gradients: Callable[[], Gradients], alphas: Sequence[float]
+    ) -> Iterator[tuple[Gradients, NodeOutputs]]:
+        """The gradients of every step, and what they are multiplied with: the change from this step to the next."""
+        before: tuple[Gradients, NodeOutputs] | None = None
+        for alpha in bar(alphas, "conductance"):
+            now = new_gradients()
+            outputs = now.add(self.at([alpha]), [1.0]).of_step(0)
+            if before is not None:
+                yield before[0], outputs.minus(before[1])
+            before = now, outputs
+        if before is not None:
+            yield before[0], self.outputs(self.clean).minus(before[1])

@@ -101,6 +101,7 @@ class LayerGradients:
 
     Args:
         rotation, prefix: of the block's keys, and its keys and values before the layout.
+        frozen: whether gradients follow RelP's rules (`forward`).
         last: whether it is the last block, whose MLP reads the answers' tokens alone.
     """
 
@@ -112,9 +113,10 @@ class LayerGradients:
         prefix: tuple[Tensor | None, Tensor | None],
         *,
         last: bool,
+        frozen: bool = False,
     ) -> None:
         n_heads, d_head, d_model = layer.W_O.shape
-        self.layer, self.layout, self.last = layer, layout, last
+        self.layer, self.layout, self.last, self.frozen = layer, layout, last, frozen
         self.rotation, self.prefix = rotation, prefix
         # The sum over steps k of g_k / s_k, and of dM/dx_k for the MLP.
         self.heads = torch.zeros(3 * n_heads, layout.n_tokens, d_head, device=layer.W_qkv.device)
@@ -139,12 +141,13 @@ class LayerGradients:
             rows = layer.rows(letter)
             g = of_letters.get(letter, of_qkv[..., rows, None, :]).float()  # [step, token, projection, group, d_head]
             if inverse_scale is not None:
-                unbiased = projected[..., rows, :].float() - layer.b_qkv[rows].float()
-                of_normalised.append((g * unbiased[..., None, :]).sum(-1).flatten(-2))
+                if not self.frozen:  # A scale that is a constant passes nothing on.
+                    unbiased = projected[..., rows, :].float() - layer.b_qkv[rows].float()
+                    of_normalised.append((g * unbiased[..., None, :]).sum(-1).flatten(-2))
                 g = g * inverse_scale.float()[..., None, None]
             of_projections.append(g.sum(0).flatten(1, 2))
         self.heads += rearrange(torch.cat(of_projections, dim=1), "token input d_head -> input token d_head")
-        if inverse_scale is not None:
+        if inverse_scale is not None and of_normalised:
             share = inverse_scale.float() / activations.normalised.shape[-1]
             self.coefficients.append(torch.cat(of_normalised, dim=-1) * share)
             self.normalised.append(activations.normalised.detach())
@@ -166,7 +169,9 @@ class LayerGradients:
         by_head = partial(rearrange, pattern=f"{groups} -> {heads}", group=layer.group)
         pattern = activations.pattern.detach()
         of_pattern = by_head(by_group(of_z) @ values.transpose(-2, -1))
-        of_scores = pattern * (of_pattern - (of_pattern * pattern).sum(-1, keepdim=True))  # backward through softmax
+        of_scores = (
+            0 * pattern if self.frozen else pattern * (of_pattern - (of_pattern * pattern).sum(-1, keepdim=True))
+        )  # backward through softmax
         if layer.attn_softcap is not None:
             scores = by_head(by_group(q) @ keys.transpose(-2, -1)) * layer.attn_scale
             of_scores = of_scores * (1 - torch.tanh(scores / layer.attn_softcap).square())
@@ -218,8 +223,10 @@ class LayerGradients:
 class Gradients:
     """Gradients of a batch's metric at every node's input, summed over the integration steps added so far."""
 
-    def __init__(self, weights: ModelWeights, batch: PairBatch, metric: Metric, prefix: KVCache) -> None:
-        self.weights, self.batch, self.metric, self.prefix = weights, batch, metric, prefix
+    def __init__(
+        self, weights: ModelWeights, batch: PairBatch, metric: Metric, prefix: KVCache, *, frozen: bool = False
+    ) -> None:
+        self.weights, self.batch, self.metric, self.prefix, self.frozen = weights, batch, metric, prefix, frozen
         self.clear()
 
     def clear(self) -> None:
@@ -228,7 +235,7 @@ class Gradients:
         last = weights.n_layers - 1
         rotations = layout.rotations(weights)
         self.layers = [
-            LayerGradients(layer, layout, rotation, self.prefix[index], last=index == last)
+            LayerGradients(layer, layout, rotation, self.prefix[index], last=index == last, frozen=self.frozen)
             for index, (layer, rotation) in enumerate(zip(weights.layers, rotations, strict=True))
         ]
         self.final = torch.zeros(layout.n_prompts, weights.d_model, device=weights.device)
@@ -251,9 +258,16 @@ class Gradients:
         activations: list[LayerActivations] = []
         with torch.enable_grad():
             x = embedded.detach().requires_grad_(True)
-            keep = activations.append
-            final = forward(self.weights, self.batch.layout, x, prefix=self.prefix, visit=keep, last_layer="answers")
-            logits = unembed(self.weights, final)
+            final = forward(
+                self.weights,
+                self.batch.layout,
+                x,
+                prefix=self.prefix,
+                visit=activations.append,
+                last_layer="answers",
+                frozen=self.frozen,
+            )
+            logits = unembed(self.weights, final, frozen=self.frozen)
             per_step = torch.stack([self.metric(step, self.batch.index).float().sum() for step in logits])
             total = per_step @ torch.tensor(step_weights, device=per_step.device)
             shared = self.weights.layers[0].group > 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,6 +205,46 @@ class ExpandedModel:
         return self.logits(read(self.graph.logits, outputs, biases)[-1]), outputs
 
 
+class _Frozen(torch.nn.Module):
+    """A norm or an activation in whose place gradients see a multiplication: RelP's rules."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.module, torch.nn.LayerNorm):
+            centred = x - x.mean(-1, keepdim=True)
+            scale = (centred.square().mean(-1, keepdim=True) + self.module.eps).sqrt().detach()
+            return centred / scale * self.module.weight + self.module.bias
+        return x * (self.module(x) / x).detach()
+
+
+class RelevanceModel(ExpandedModel):
+    """The same model with RelP's rules in its backward pass (Jafari et al. 2025): GPT-2, GPT-NeoX and Llama."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(deepcopy(model))
+        for parent in list(self.model.modules()):
+            for name, child in list(parent.named_children()):
+                if "Norm" in type(child).__name__ or name in ("act", "act_fn"):
+                    setattr(parent, name, _Frozen(child))
+        self.blocks = [_RelevanceBlock(self.model, layer) for layer in range(self.n_layers)]
+
+
+class _RelevanceBlock(Block):
+    def attend(self, head: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        pattern = super().attend(head, q, k, torch.eye(len(v), dtype=v.dtype))
+        return pattern.detach() @ v
+
+    def mlp(self, x: Tensor) -> Tensor:
+        if self.kind != "llama":
+            return super().mlp(x)
+        mlp, x = self.block.mlp, self.block.post_attention_layernorm(x)
+        gate, up = mlp.act_fn(mlp.gate_proj(x)), mlp.up_proj(x)
+        return mlp.down_proj((gate * up.detach() + gate.detach() * up) / 2)
+
+
 def plain(index: int, outputs: list[Tensor], biases: Tensor) -> Tensor:
     """Reads the residual stream as it is."""
     return torch.stack(outputs).sum(0) + biases
@@ -219,12 +260,16 @@ def attribute(
     step_weights: list[float],
     *,
     grouped: bool = False,
+    conductance: bool = False,
+    expand: type[ExpandedModel] = ExpandedModel,
 ) -> Tensor:
     """EAP-IG by autograd through explicitly expanded inputs.
 
-    With `grouped`, heads that share a key-value head read one input to k and one to v, that of the group's first head.
+    With `conductance`, each step's gradient is multiplied with the change of the outputs from its point to the next,
+    the last with that to the clean run. With `grouped`, heads that share a key-value head read one input to k and one
+    to v, that of the group's first head.
     """
-    expanded = ExpandedModel(model)
+    expanded = expand(model)
     graph = expanded.graph
     scores = torch.zeros(graph.n_forward, graph.n_backward, dtype=torch.float64)
     first_of_group = list(range(graph.n_backward))
@@ -238,8 +283,12 @@ def attribute(
         n = int(lengths[prompt])
         ends = [expanded.embed(tokens[prompt, :n]) for tokens in (clean, corrupted)]
         difference = torch.stack(expanded.run(ends[0], plain)[1]) - torch.stack(expanded.run(ends[1], plain)[1])
-        for alpha, weight in zip(alphas, step_weights, strict=True):
+        for alpha, weight, after in zip(alphas, step_weights, [*alphas[1:], 1.0], strict=True):
             inputs: dict[int, Tensor] = {}
+            if conductance:
+                points = (ends[1] + at * (ends[0] - ends[1]) for at in (after, alpha))
+                later, now = (torch.stack(expanded.run(point, plain)[1]) for point in points)
+                difference = later - now
 
             def remember(index: int, outputs: list[Tensor], biases: Tensor, inputs=inputs) -> Tensor:
                 index = first_of_group[index]
@@ -254,7 +303,7 @@ def attribute(
             logits, _ = expanded.run(start, remember)
             value = metric(logits[None], torch.tensor([prompt]))[0]
             indices = sorted(inputs)
-            grads = torch.autograd.grad(value, [inputs[index] for index in indices])
+            grads = torch.autograd.grad(value, [inputs[index] for index in indices], materialize_grads=True)
             for index, grad in zip(indices, grads, strict=True):
                 scores[:, index] += weight * torch.einsum("utd,td->u", difference, grad).double()
     return (scores / len(lengths)) * graph.edge_mask

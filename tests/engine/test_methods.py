@@ -1,0 +1,191 @@
+"""Every way to score edges: against slow references in float64, the published EAP-IG, and where all are exact."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+import circuits_over_time as cot
+from circuits_over_time.edge_attribution_patching.choices import Method
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
+from circuits_over_time.edge_attribution_patching.circuits.search import prune
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
+from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs, run_metric
+from circuits_over_time.edge_attribution_patching.scores.attribution import attribute, points_of
+from circuits_over_time.edge_attribution_patching.scores.exact import exact_scores
+from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
+from tests.engine.test_linear_model import linear_weights, logit_difference
+from tests.support import eap_reference
+from tests.support.float64 import Float64, in_float64
+from tests.support.paths import PEER_FILES, TOY
+from tests.support.random_models import HOOKED, random_model, random_pairs
+
+METHODS: tuple[Method, ...] = ("eap_ig", "eap", "clean_corrupted", "ceap", "relp")
+RELEVANCE = (*HOOKED, "llama", "llama-grouped")
+
+
+def relative(scores: Tensor, reference: Tensor) -> float:
+    return float((scores - reference).abs().max() / reference.abs().max())
+
+
+@pytest.mark.parametrize("architecture", [*RELEVANCE, "olmo2-grouped", "gemma2"])
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_scores_are_those_of_autograd_with_expanded_inputs(architecture: str, method: Method) -> None:
+    if method == "relp" and architecture not in RELEVANCE:
+        pytest.skip("the reference has RelP's rules for GPT-2, GPT-NeoX and Llama")
+    model = in_float64(random_model(architecture))
+    clean, corrupted, lengths = random_pairs(3)
+    metric = eap_reference.logit_diff_metric(97, 3)
+    found = attribute(read_weights(model), TokenPairs(clean, corrupted, lengths), metric, method=method, steps=3)
+    expand = eap_reference.RelevanceModel if method == "relp" else eap_reference.ExpandedModel
+    with Float64():
+        reference = eap_reference.attribute(
+            model,
+            clean,
+            corrupted,
+            lengths,
+            metric,
+            *points_of(method, "left", 3),
+            conductance=method == "ceap",
+            expand=expand,
+        )
+    assert relative(found.scores, reference) < 3e-6
+    of_patterns = [Graph.of(read_weights(model)).head_input(layer, 0, "q") for layer in range(3)]
+    assert bool((reference[:, of_patterns] == 0).all()) == (method == "relp")
+
+
+@pytest.mark.parametrize("architecture", ["neox-parallel", "gpt2", "llama-grouped", "olmo2-grouped"])
+def test_exact_scores_are_runs_with_one_edge_patched(architecture: str) -> None:
+    model = in_float64(random_model(architecture, n_layers=2))
+    clean, corrupted, lengths = random_pairs(2)
+    metric = eap_reference.logit_diff_metric(97, 2)
+    found = exact_scores(read_weights(model), TokenPairs(clean, corrupted, lengths), metric)
+    graph, reference = found.graph, torch.zeros_like(found.scores, dtype=torch.float64)
+    some = graph.flat_edges[torch.randperm(graph.n_edges, generator=torch.Generator().manual_seed(0))[:40]]
+    with Float64(), torch.no_grad():
+        for prompt, n in enumerate(lengths.tolist()):
+            index = torch.tensor([prompt])
+            ends = clean[prompt, :n], corrupted[prompt, :n]
+            whole = metric(eap_reference.patched_logits(model, *ends, graph.edge_mask)[None], index)
+            for edge in some.tolist():
+                mask = graph.edge_mask.clone()
+                mask.view(-1)[edge] = False
+                without = metric(eap_reference.patched_logits(model, *ends, mask)[None], index)
+                reference.view(-1)[edge] += (whole - without)[0] / len(lengths)
+    only = exact_scores(read_weights(model), TokenPairs(clean, corrupted, lengths), metric, edges=some)
+    assert relative(only.scores, reference) < 3e-6
+    torch.testing.assert_close(only.scores.flatten()[some], found.scores.flatten()[some], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", HOOKED)
+def test_on_a_linear_model_all_methods_give_the_exact_scores(architecture: str) -> None:
+    weights, pairs = linear_weights(architecture), TokenPairs(*random_pairs(3))
+    exact = exact_scores(weights, pairs, logit_difference).scores
+    assert exact.abs().max() > 0.01
+    for method in METHODS:
+        scores = attribute(weights, pairs, logit_difference, method=method, steps=3).scores
+        assert relative(scores, exact) < 1e-4, method
+
+
+def test_conductance_is_complete() -> None:
+    """Its scores of all edges into a node's readers add up, in the limit of many steps, to what the metric gains."""
+    model = in_float64(random_model("neox-parallel"))
+    pairs = TokenPairs(*random_pairs(3))
+    metric = eap_reference.logit_diff_metric(97, 3)
+    scores = attribute(read_weights(model), pairs, metric, method="ceap", steps=400).scores.double()
+    ends = [
+        attribute_gain(read_weights(model), TokenPairs(one, one, pairs.lengths), metric)
+        for one in (pairs.clean, pairs.corrupted)
+    ]
+    # All that `logits` reads carries all of the change; the error of 400 steps is a fourth of that of 100.
+    gain, size = ends[0] - ends[1], float(scores[:, -1].abs().sum())
+    coarse = attribute(read_weights(model), pairs, metric, method="ceap", steps=100).scores.double()
+    errors = [abs(float(of_steps[:, -1].sum()) - gain) for of_steps in (coarse, scores)]
+    assert errors[1] < 2e-3 * size
+    assert errors[1] == pytest.approx(errors[0] / 4, rel=0.1)
+
+
+def attribute_gain(weights: ModelWeights, pairs: TokenPairs, metric: object) -> float:
+    (batch,) = pairs.batches(len(pairs))
+    return float(run_metric(weights, prepare_runs(weights, batch), metric)[0].mean())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "exact"])
+@pytest.mark.parametrize("architecture", ["neox-parallel", "llama-grouped"])
+def test_a_fold_scores_what_its_prompts_score_alone(architecture: str, method: Method) -> None:
+    weights = read_weights(random_model(architecture, n_layers=2))
+    pairs = TokenPairs(*random_pairs(7))
+    metric = eap_reference.logit_diff_metric(97, 7)
+
+    def scored(pairs: TokenPairs, of: Tensor, folds: Tensor | None = None, **how: object) -> FoldScores:
+        def own(logits: Tensor, at: Tensor) -> Tensor:
+            return metric(logits, of[at])
+
+        if method == "exact":
+            return exact_scores(weights, pairs, own, folds, **how)  # type: ignore[arg-type]
+        return attribute(weights, pairs, own, folds, method=method, steps=3, **how)  # type: ignore[arg-type]
+
+    fold_of = torch.tensor([2, 0, 1, 0, 2, 2, 1])
+    folds = scored(pairs, torch.arange(7), fold_of, batch_size=3)
+    tiny = scored(pairs, torch.arange(7), fold_of, memory_budget_gb=1e-7)
+    for fold, size in enumerate(folds.sizes.tolist()):
+        index = (fold_of == fold).nonzero()[:, 0]
+        alone = TokenPairs(pairs.clean[index], pairs.corrupted[index], pairs.lengths[index])
+        expected = scored(alone, index).scores
+        atol = 1e-5 * float(expected.abs().max())
+        torch.testing.assert_close(folds.sums[fold] / size, expected, rtol=0, atol=atol)
+        torch.testing.assert_close(tiny.sums[fold] / size, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.skipif(not PEER_FILES.is_dir(), reason="the numbers of the published EAP-IG are not here")
+def test_scores_on_a_trained_model_are_those_of_the_published_eap_ig() -> None:
+    expected = json.loads((PEER_FILES / "expected.json").read_text())
+    with (PEER_FILES / "prompts.csv").open() as file:
+        rows = [{name: cell.strip("\n") for name, cell in row.items()} for row in csv.DictReader(file)]
+    model = cot.load(str(TOY), step=1350)
+    tokenizer, weights = model.tokenizer, model.weights
+    clean, corrupted = ([tokenizer(row[side]).input_ids for row in rows] for side in ("clean", "corrupted"))
+    right, wrong = (
+        torch.tensor([tokenizer(row[side]).input_ids[-1] for row in rows]) for side in ("answers", "wrong_answers")
+    )
+    lengths = torch.tensor([len(ids) for ids in clean])
+    padded = [
+        torch.tensor([ids + [0] * (int(lengths.max()) - len(ids)) for ids in side]) for side in (clean, corrupted)
+    ]
+    pairs = TokenPairs(*padded, lengths)
+
+    def metric(logits: Tensor, index: Tensor) -> Tensor:
+        rows = torch.arange(len(index))
+        return logits[rows, right[index]] - logits[rows, wrong[index]]
+
+    assert attribute_gain(weights, pairs, metric) == pytest.approx(expected["baseline"], abs=1e-4)
+    graph = Graph.of(weights)
+    peers: dict[Method, str] = {"eap_ig": "EAP-IG-inputs", "eap": "EAP", "clean_corrupted": "clean-corrupted"}
+    for method, name in peers.items():
+        theirs = torch.zeros(graph.n_forward, graph.n_backward)
+        for edge, score in expected["edge_scores"][f"{name} patching"].items():
+            theirs[graph.edge_index(edge)] = len(rows) * score  # There, divided by the number of prompts twice.
+        assert relative(attribute(weights, pairs, metric, method=method, steps=5).scores, theirs) < 1e-4, method
+
+    # Its exact scores: the metric without the edge minus that of the model. What pruning cuts off with one edge stays
+    # off for those after it there. So the first edges are alone; the others are compared with the same edges cut off.
+    exact = expected["edge_scores"]["exact patching"]
+    ours = exact_scores(weights, pairs, metric).scores
+    first = list(exact)[: list(exact).index("input->m0") + 1]
+    for edge in first:
+        assert -exact[edge] == pytest.approx(float(ours[graph.edge_index(edge)]), abs=1e-5), edge
+    left, masks = graph.edge_mask.clone(), []
+    for edge in exact:
+        left[graph.edge_index(edge)] = False
+        left = prune(left[None], graph)[0]
+        masks.append(left.clone())
+        left[graph.edge_index(edge)] = True
+    evaluator = CircuitEvaluator(weights, pairs, metric)
+    without = evaluator(torch.stack(masks)).mean(1) - evaluator.full.mean()
+    assert relative(without, torch.tensor(list(exact.values()))) < 1e-5
