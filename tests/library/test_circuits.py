@@ -145,6 +145,23 @@ def test_scores_are_those_of_the_search(model: Model, circuit: MeasuredCircuit) 
     assert scores.loc[own.index, "score_se"].tolist() == own["score_se"].tolist()
 
 
+def test_every_method_agrees_with_exact_scores_and_finds_a_circuit(model: Model) -> None:
+    few = {"n_prompts": 12, "ig_steps": 5}
+
+    def scored(method: str) -> pd.Series:
+        table = cot.scores(model, cot.task("sva"), method=method, **few)
+        return table.set_index(["source", "target", "input"])["score"].sort_index()
+
+    exact = scored("exact")
+    found = {method: scored(method).corr(exact) for method in ("eap_ig", "eap", "clean_corrupted", "ceap", "relp")}
+    assert len(set(found.values())) == len(found)
+    assert min(found.values()) > 0.8, found
+    circuit = cot.find_circuit(model, cot.task("sva"), method="relp", n_random=2, **few)
+    assert circuit.faithfulness > 0.8
+    with pytest.raises(ValueError, match="method"):
+        cot.scores(model, cot.task("sva"), method="eap-ig", **few)
+
+
 def test_what_a_circuit_says(circuit: MeasuredCircuit) -> None:
     assert circuit.status == "found"
     low, high = circuit.faithfulness_interval

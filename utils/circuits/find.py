@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -27,6 +28,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
+from circuits_over_time.edge_attribution_patching.scores.exact import exact_scores
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
 
 from ..base.errors import UserError
@@ -122,19 +124,14 @@ def find_circuit(
 
 
 def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> FoldScores:
-    """EAP-IG scores of every edge."""
-    scoring = prompts.scoring.to(weights.device)
+    """Scores of every edge by the method of the settings."""
+    scoring, eap = prompts.scoring.to(weights.device), settings.eap
+    what = scoring.pairs, scoring.metric(prompts.task.primary), assign_folds(len(scoring), eap.n_folds, settings.seed)
+    memory: dict[str, Any] = {"batch_size": settings.batch_size, "memory_budget_gb": settings.memory_budget_gb}
+    if eap.method == "exact":
+        return exact_scores(weights, *what, **memory)
     with torch.inference_mode(False), torch.enable_grad():  # Callers may be in torch.no_grad().
-        return attribute(
-            weights,
-            scoring.pairs,
-            scoring.metric(prompts.task.primary),
-            assign_folds(len(scoring), settings.eap.n_folds, settings.seed),
-            steps=settings.eap.ig_steps,
-            quadrature=settings.eap.quadrature,
-            batch_size=settings.batch_size,
-            memory_budget_gb=settings.memory_budget_gb,
-        )
+        return attribute(weights, *what, method=eap.method, steps=eap.ig_steps, quadrature=eap.quadrature, **memory)
 
 
 def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> CircuitEvaluator:

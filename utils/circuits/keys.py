@@ -11,6 +11,7 @@ from circuits_over_time.edge_attribution_patching.choices import (
     POSITIVE_SHARE,
     Criterion,
     Grid,
+    Method,
     Order,
     Quadrature,
     Selection,
@@ -33,9 +34,11 @@ _SHARED: dict[str, Any] = dict(TaskConfig.model_fields)
 class EapConfig(Section):
     """How edges are scored."""
 
-    ig_steps: int = amount(20, most=1000, reason="more steps change no score")
-    """Integration [steps](../docs/circuits.md#scores) of EAP-IG."""
-    quadrature: Quadrature = "left"
+    method: Method = "eap_ig"
+    """The [method](../docs/circuits.md#other-scores): `eap_ig`, `eap`, `clean_corrupted`, `ceap`, `relp` or `exact`."""
+    ig_steps: int = amount(20, most=1000, reason="more steps change no score", only_with=("method", "eap_ig", "ceap"))
+    """Integration [steps](../docs/circuits.md#scores) of EAP-IG and CEAP."""
+    quadrature: Quadrature = key("left", only_with=("method", "eap_ig"))
     """Where the [steps](../docs/circuits.md#scores) lie: `left`, `right`, `midpoint` or `gauss-legendre`."""
     n_folds: int = amount(10, 2, most=1000)
     """Into how many folds the prompts are dealt, to say [how sure](../docs/circuits.md#how-sure-it-is) scores are."""
