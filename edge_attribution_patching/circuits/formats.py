@@ -17,6 +17,7 @@ import io
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,8 +108,9 @@ def _graphml(circuit: Circuit, origin: Origin) -> str:
     import networkx
 
     graph = networkx.MultiDiGraph(model=origin.model, task=origin.task, step=origin.step)
-    for source, target, letter, score in circuit.to_table().itertuples(index=False):
-        graph.add_edge(source, target, key=letter, input=letter, score=float(score), strength=abs(float(score)))
+    for edge in circuit.to_table().to_dict("records"):
+        numbers = {"score": float(edge["score"]), "strength": abs(float(edge["score"]))}
+        graph.add_edge(edge["source"], edge["target"], key=edge["input"], input=edge["input"], **numbers)
     return "\n".join(networkx.generate_graphml(graph)) + "\n"
 
 
@@ -118,17 +120,23 @@ def _circuit_tracer(circuit: Circuit, origin: Origin) -> dict[str, Any]:
     places = {"input": ("E", 0, "embedding"), "logits": (str(graph.n_layers + 1), 0, "logit")}
     for layer in range(graph.n_layers):
         names = [*(f"a{layer}.h{head}" for head in range(graph.n_heads)), f"m{layer}"]
-        places |= {name: (str(layer), n, "cross layer transcoder") for n, name in enumerate(names)}
+        places |= {name: (str(layer), number, "cross layer transcoder") for number, name in enumerate(names)}
     used = [name for name in [*graph.forward_nodes, "logits"] if name in {*edges["source"], *edges["target"]}]
     nodes = []
     for name in used:
         layer, feature, kind = places[name]
-        node = {"node_id": f"{layer}_{feature}_0", "jsNodeId": f"{layer}_{feature}-0", "feature": feature}
+        node: dict[str, Any] = {
+            "node_id": f"{layer}_{feature}_0",
+            "jsNodeId": f"{layer}_{feature}-0",
+            "feature": feature,
+        }
         node |= {"layer": layer, "ctx_idx": 0, "feature_type": kind, "clerp": name, "is_target_logit": name == "logits"}
         nodes.append(node)
-    ids = {node["clerp"]: node["node_id"] for node in nodes}
+    ids: dict[str, str] = {node["clerp"]: node["node_id"] for node in nodes}
     # A head's three inputs are one link of the viewer.
-    weights = edges.groupby(["source", "target"], sort=False)["score"].sum()
+    links: dict[tuple[str, str], float] = defaultdict(float)
+    for edge in edges.to_dict("records"):
+        links[ids[edge["source"]], ids[edge["target"]]] += float(edge["score"])
     return {
         "metadata": {
             "slug": f"{origin.model}-{origin.task}-step{origin.step}",
@@ -140,10 +148,7 @@ def _circuit_tracer(circuit: Circuit, origin: Origin) -> dict[str, Any]:
         },
         "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
         "nodes": nodes,
-        "links": [
-            {"source": ids[source], "target": ids[target], "weight": float(weight)}
-            for (source, target), weight in weights.items()
-        ],
+        "links": [{"source": ends[0], "target": ends[1], "weight": weight} for ends, weight in links.items()],
     }
 
 
