@@ -105,7 +105,7 @@ def _eap_ig_tensors(circuit: Circuit, d_model: int) -> dict[str, Any]:
 
 
 def _graphml(circuit: Circuit, origin: Origin) -> str:
-    import networkx
+    import networkx  # type: ignore[import-untyped]
 
     graph = networkx.MultiDiGraph(model=origin.model, task=origin.task, step=origin.step)
     for edge in circuit.to_table().to_dict("records"):
@@ -124,13 +124,13 @@ def _circuit_tracer(circuit: Circuit, origin: Origin) -> dict[str, Any]:
     used = [name for name in [*graph.forward_nodes, "logits"] if name in {*edges["source"], *edges["target"]}]
     nodes = []
     for name in used:
-        layer, feature, kind = places[name]
+        place, feature, kind = places[name]
         node: dict[str, Any] = {
-            "node_id": f"{layer}_{feature}_0",
-            "jsNodeId": f"{layer}_{feature}-0",
+            "node_id": f"{place}_{feature}_0",
+            "jsNodeId": f"{place}_{feature}-0",
             "feature": feature,
         }
-        node |= {"layer": layer, "ctx_idx": 0, "feature_type": kind, "clerp": name, "is_target_logit": name == "logits"}
+        node |= {"layer": place, "ctx_idx": 0, "feature_type": kind, "clerp": name, "is_target_logit": name == "logits"}
         nodes.append(node)
     ids: dict[str, str] = {node["clerp"]: node["node_id"] for node in nodes}
     # A head's three inputs are one link of the viewer.
