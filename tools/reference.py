@@ -27,7 +27,7 @@ from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.explain import blocks_in
 from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, is_execution
 from circuits_over_time.utils.models.known_families import FAMILIES, Damage, FamilyRecord
-from circuits_over_time.utils.models.training_folders import READ, REFUSED
+from circuits_over_time.utils.models.weight_files import TRAINING_FOLDERS
 from circuits_over_time.utils.results.comparison import COMPARISONS
 from circuits_over_time.utils.results.kinds import KINDS, WITHOUT_STEPS
 from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
@@ -158,8 +158,8 @@ def architectures() -> str:
 def training_folders() -> str:
     """What training libraries leave at a step, and what to do with it."""
     shown = {"folder": "STEP", "parent": "RUN", "name": "NAME", "file": "FOLDER"}
-    rows = [(one["library"], one["holds"], one["way_out"]) for one in READ]
-    rows += [(one["library"], one["holds"], one["way_out"].format(**shown)) for one in REFUSED]
+    rows = [(one["library"], one["holds"], one["way_out"]) for one in TRAINING_FOLDERS["read"]]
+    rows += [(one["library"], one["holds"], one["way_out"].format(**shown)) for one in TRAINING_FOLDERS["refused"]]
     return table(("written by", "what is there", "what to do"), rows)
 
 

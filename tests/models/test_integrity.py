@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 from circuits_over_time.utils.base import files
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import file_sha256
-from circuits_over_time.utils.integrity.duplicates import CheckpointHashes, DuplicateReport, _shared, find_duplicates
-from circuits_over_time.utils.integrity.screening import steps_to_leave_out
+from circuits_over_time.utils.integrity.duplicates import (
+    CheckpointHashes,
+    DuplicateReport,
+    _shared,
+    find_duplicates,
+    steps_to_leave_out,
+)
 from circuits_over_time.utils.models import local
 from circuits_over_time.utils.models.family import Family, HubFamily, LocalFamily, resolve_family
 from circuits_over_time.utils.models.known_families import FAMILIES, Damage

@@ -20,8 +20,7 @@ from typing import Any
 from ..base.errors import CheckpointUnusable, UserError
 from ..base.files import Stamp, read_json, sha256_at, stamp_of
 from .revisions import GENERAL, GENERAL_NAMES, Named, read_names
-from .training_folders import of_library
-from .weight_files import weight_files
+from .weight_files import of_library, weight_files
 
 Stamps = dict[Path, Stamp]
 """The stamp of each weight file."""

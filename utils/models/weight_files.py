@@ -7,15 +7,15 @@ import json
 import pickle
 import re
 import threading
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import CheckpointUnusable, UserError, is_out_of_memory, one_line
+from ..base.errors import CheckpointUnusable, UserError, is_out_of_memory, one_line, shortened
 from ..base.files import what_it_is
 from ..hub.download import FORMATS
-from .training_folders import contents, of_library
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,11 @@ _NESTED = ("state_dict", "model_state_dict", "model", "module")
 # What torch.compile, DDP, FSDP and activation checkpointing add to the names of what they wrap.
 _WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
+
+TRAINING_FOLDERS: dict[str, list[dict[str, Any]]] = tomllib.loads(
+    Path(__file__).with_name("training_folders.toml").read_text(encoding="utf-8")
+)
+"""What training libraries leave on disk: the folders that are read, and those that are refused by name."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,21 @@ def weight_files(folder: Path) -> list[Path]:
         f"{folder}: holds no weights (model.safetensors), only {contents(folder)}; copy them there, or "
         "leave the step out"
     )
+
+
+def of_library(folder: Path) -> str | None:
+    """Whose folder this is, if it is a training library's that is not read as it is: one line with the way out."""
+    for one in TRAINING_FOLDERS["refused"]:
+        if all(any(folder.glob(mark)) for mark in one["marks"]):
+            first = min(folder.glob(one["marks"][0])).relative_to(folder)
+            names = {"folder": folder, "parent": folder.parent, "name": folder.name, "file": first.parts[0]}
+            return f"{folder}: is {one['library']}'s (it holds {first}); {one['way_out'].format(**names)}"
+    return None
+
+
+def contents(folder: Path) -> str:
+    """What is in a folder, for errors."""
+    return shortened(sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")), 5) or "nothing"
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import UserError
 from ..config.keys import BaseConfig, errors_named, with_start_token
 from ..config.schedules import select_steps
-from ..integrity.screening import steps_to_leave_out
+from ..integrity.duplicates import steps_to_leave_out
 from ..models.family import Family, family_of
 from ..results.checked import DamagedRecord
 from ..results.record import RunRecord, input_hashes
