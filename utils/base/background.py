@@ -1,13 +1,30 @@
-"""Threads that an interrupted run does not wait for, and what one of them reads ahead of time."""
+"""Threads: how many compute, those that an interrupted run does not wait for, and what one of them reads ahead."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads, and with as many as before afterwards; None changes nothing."""
+    if number is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def in_background(function: Callable[..., T], *args: Any) -> Future[T]:

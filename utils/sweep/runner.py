@@ -5,12 +5,12 @@ Seeds and gradients are up to the analysis.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import yaml
 
+from ..base.background import threads
 from ..config.command_line import read_command_line, script
 from ..config.keys import BaseConfig
 from ..models.family import fetch as fetch_steps
@@ -82,7 +82,7 @@ def run_jobs(
         if executor == "slurm":
             code = run_array(name, jobs, sweeps)
         else:
-            with _threads(config.cpus_per_checkpoint):
+            with threads(config.cpus_per_checkpoint):
                 code = SweepLoop(name, sweeps, RayPool(config, jobs) if executor == "ray" else None).run()
         for sweep in sweeps:
             for job in sweep.jobs:
@@ -90,22 +90,6 @@ def run_jobs(
     for job in later:
         code = max(code, run_jobs(job.analysis.name, [job], job.config, dry_run=dry_run, only_fetch=only_fetch))
     return code
-
-
-@contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Compute with so many threads, and with as many as before afterwards; None changes nothing."""
-    if number is None:
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _fetch(sweeps: Sequence[Sweep], later: Sequence[Sweep]) -> int:

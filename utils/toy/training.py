@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from ..base.background import threads
 from ..base.errors import UserError
 from .batches import Batch
 from .keys import ModelConfig, OptimizerConfig
@@ -22,16 +23,11 @@ from .muon import Muon
 
 
 @contextmanager
-def reproducible(threads: int, seed: int) -> Iterator[None]:
+def reproducible(number: int, seed: int) -> Iterator[None]:
     """Fix the number of threads and seed torch's random state. Afterwards both are as before."""
-    before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), threads(number):
         torch.manual_seed(seed)
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        yield
 
 
 def new_model(config: ModelConfig, vocab_size: int) -> GPTNeoXForCausalLM:
