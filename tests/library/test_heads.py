@@ -108,13 +108,13 @@ def test_attention_from_the_end_is_that_of_each_prompts_last_token(architecture:
     prompts, weights = cot.prompts(model, cot.task("ioi"), n_prompts=6), model.weights
     end = prompts.positions["end"][:, None]
     names = torch.stack([prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
-    mean = name_attention(weights, prompts.clean, prompts.lengths, end, names, batch_size=4)[0]  # [name, layer, head]
+    _, means = name_attention(weights, prompts.clean, prompts.lengths, end, names, batch_size=4)
     each = [cot.attention(model, clean).pattern[:, :, -1] for clean, _ in prompts.texts]  # [layer, head, key]
     torch.testing.assert_close(
         torch.stack([one.sum(dim=-1) for one in each]), torch.ones(len(prompts), 2, weights.n_heads)
     )
     looked = torch.stack([one[:, :, places] for one, places in zip(each, names, strict=True)]).mean(dim=0)
-    torch.testing.assert_close(mean, looked.permute(2, 0, 1))
+    torch.testing.assert_close(means[0], looked.permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("architecture", ["neox-parallel", "gpt2"])
