@@ -49,10 +49,13 @@ STABILITY, STABLE_ENTRY = "stability: median and quartiles of edges", f"share of
 INCLUSION = "inclusion over thresholds: mean of edges"
 WHOLE, ITS = "whole model over prompts: median and quartiles", "circuit over prompts: median and quartiles"
 GROUP = "on {} prompts"
+MOST_GROUPS = 3
+# Of kinds of prompts, over all tasks; none has the colour of another line.
 GROUP_LOOKS = (
-    ModelLook("#0072B2", "square", "solid"),
+    ModelLook("#56B4E9", "square", "solid"),
     ModelLook("#E69F00", "x", "solid"),
-    ModelLook("#009E73", "cross", "solid"),
+    ModelLook("#999933", "cross", "solid"),
+    ModelLook("#661100", "star", "solid"),
 )
 RING = "does not beat every random circuit"
 # The looks of lines that are the same in every model.
@@ -93,7 +96,7 @@ def control_points(
         for name, entry in (("full", WHOLE), ("circuit", ITS)):
             parts.append(_line("prompts", entry, *(everyone[f"{name}_{end}"] for end in ("median", "q25", "q75"))))
         for _, of_task in prompts[prompts["group"] != "all"].groupby("task", sort=True):
-            if of_task["group"].nunique() > len(GROUP_LOOKS):
+            if of_task["group"].nunique() > MOST_GROUPS:
                 continue  # Lines of so many would hide each other.
             for group, rows in of_task.groupby("group", sort=True):
                 ends = (rows.set_index(keys)[f"faithfulness{end}"] for end in ("", "_low", "_high"))

@@ -87,6 +87,8 @@ class TimeAxis:
     def apply(self, figure: go.Figure, most: int = 8, title: str | None = None, **where: int) -> None:
         """Set the x axes at `row=`, `col=` (all axes by default)."""
         positions, labels = self.ticks(most)
+        if self.tokens_per_step and where.get("col", 1) == 1:
+            labels[:1] = [_with_names(label) for label in labels[:1]]
         figure.update_xaxes(
             type="log",
             range=self.range(),
@@ -109,6 +111,12 @@ class TimeAxis:
     def _label(self, tokens: float) -> str:
         text = compact(tokens)
         return f"{text}<br>{tokens / self.tokens_per_step:,.0f}" if self.tokens_per_step else text
+
+
+def _with_names(label: str) -> str:
+    """A label whose rows say what they count. Spaces of the names' widths keep its numbers below the tick."""
+    rows = zip((("tokens", 12), ("steps", 10)), label.split("<br>"), strict=True)
+    return "<br>".join(f"{name} {text}{chr(160) * width}" for (name, width), text in rows)
 
 
 def compact(number: float) -> str:

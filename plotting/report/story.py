@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.kinds import NOT_LEARNED
 from circuits_over_time.utils.tasks.registry import task_label
 
 from ..parts.style import task_order
@@ -18,7 +19,6 @@ from ..plot_circuits import selected_circuits, task_metrics
 from ..plot_controls import CIRCUIT, control_points
 from .runs import counted
 
-NOT_LEARNED = "task not learned"
 # An interval whose ends are further apart than this ratio says little about a size.
 WIDE = 2.0
 

@@ -260,3 +260,9 @@ def test_a_task_that_is_not_learned_says_so_where_controls_would_be(results: Sto
     one = points[(points["task"] == TASKS[0]) & (points["step"] == RESULT_STEPS[-1])]
     lone = plot_controls.draw_controls(one, MODEL, model_looks([MODEL])[MODEL]).figure
     assert list(on_panel(lone, 1, CIRCUIT)[0].y) == [0.85]
+
+
+def test_of_the_lines_of_controls_only_the_grey_ones_share_their_colour() -> None:
+    colours = [look.colour for look in (*plot_controls.LOOKS.values(), *plot_controls.GROUP_LOOKS)]
+    # Random circuits and the whole model stand in different panels.
+    assert [colour for colour in {*colours} if colours.count(colour) > 1] == [plot_controls.RANDOM]

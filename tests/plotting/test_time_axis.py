@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,3 +87,18 @@ def test_models_with_different_tokens_per_step_share_tokens_and_have_no_steps_be
 )
 def test_numbers_are_compact(number: int, text: str) -> None:
     assert compact(number) == text
+
+
+def test_the_rows_of_ticks_say_what_they_count_without_moving_their_numbers() -> None:
+    axis = TimeAxis.of(pd.DataFrame({"step": [0, 1, 10], "tokens": [0, 64, 640]}))
+    figure = go.Figure()
+    axis.apply(figure)
+    first, second, *_ = figure.layout.xaxis.ticktext
+    tokens, steps = first.split("<br>")
+    assert (tokens.rstrip("\u00a0"), steps.rstrip("\u00a0")) == ("tokens 0", "steps 0")
+    # Of Helvetica's widths, in thousandths of its size: a space has 278.
+    widths = {"t": 278, "o": 556, "k": 500, "e": 556, "n": 556, "s": 500, "p": 556, " ": 278}
+    for row in (tokens, steps):
+        name = row.rstrip("\u00a0")[:-1]
+        assert sum(widths[letter] for letter in name) == pytest.approx(278 * row.count("\u00a0"), abs=160)
+    assert second == "64<br>1"
