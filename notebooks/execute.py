@@ -18,9 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jupytext
-import nbformat
-from nbclient import NotebookClient
+try:
+    import jupytext
+    import nbformat
+    from nbclient import NotebookClient
+except ImportError as error:
+    # In one line, as the scripts say what is wrong.
+    sys.stderr.write(f"notebooks: {error.name} is not installed; run: pip install -r requirements-dev.txt\n")
+    sys.exit(2)
 
 FOLDER = Path(__file__).resolve().parent
 NAMES = ("ioi_circuit", "greater_than_circuit", "reading_a_sweep")

@@ -11,8 +11,12 @@ from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
-from IPython.display import Image, Markdown, display
-from PIL import Image as Pillow
+
+try:
+    from IPython.display import Image, Markdown, display
+    from PIL import Image as Pillow
+except ImportError as error:
+    raise ImportError(f"notebooks: {error.name} is not installed; run: pip install -r requirements-dev.txt") from None
 
 from circuits_over_time.plotting.parts.style import Drawing
 

@@ -16,6 +16,7 @@ from circuits_over_time.edge_attribution_patching.model.packed_tokens import Pac
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
+from .base.errors import CheckpointUnusable, UserError
 from .models.checkpoint import LoadedCheckpoint
 from .results.store import Result
 from .tasks import Prompts, Task, tasks_of
@@ -23,26 +24,35 @@ from .tasks.keys import PerformanceConfig
 from .tasks.prompts import MetricFunction, metric_name, metric_unit
 
 
-def prepare(config: PerformanceConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, Prompts]:
-    """The prompts of every task, by its name.
+def prepare(
+    config: PerformanceConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
+) -> dict[str, Prompts | UserError]:
+    """The prompts of every task, by its name; or why it has none, if only `all` names the task.
 
     Raises:
         UserError: if a task has no usable prompts under this tokenizer, or one is longer than the model's context.
     """
-    prepared = {}
+    prepared: dict[str, Prompts | UserError] = {}
     for task in tasks_of(config):
-        prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
-        prompts.require_fit(task.name, shape)
-        prepared[task.name] = prompts
+        try:
+            prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
+            prompts.require_fit(task.name, shape)
+            prepared[task.name] = prompts
+        except UserError as error:
+            if not config.only_by_all(task.name):
+                raise
+            prepared[task.name] = error
     return prepared
 
 
 def measure(
-    checkpoint: LoadedCheckpoint, config: PerformanceConfig, inputs: Mapping[str, Prompts], task: Task
+    checkpoint: LoadedCheckpoint, config: PerformanceConfig, inputs: Mapping[str, Prompts | UserError], task: Task
 ) -> dict[str, Result]:
     """All metrics of one task."""
-    table = task_performance(checkpoint.weights, inputs[task.name], task.metrics, config.batch_size)
-    return {"task_performance": Result(table)}
+    prompts = inputs[task.name]
+    if isinstance(prompts, UserError):  # This checkpoint has another tokenizer than those before.
+        raise CheckpointUnusable(str(prompts))
+    return {"task_performance": Result(task_performance(checkpoint.weights, prompts, task.metrics, config.batch_size))}
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ def test_over_time_names_the_argument_that_does_not_fit(tmp_path: Path) -> None:
     cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
         (lambda: run(model=None), TypeError, "model: NoneType is neither a name nor a folder"),
         (lambda: run(steps=0), TypeError, "steps=0: neither a schedule nor a list"),
-        (lambda: run(steps=[0, 1]), ValueError, r"^steps: step 1 is not published for toy \(nearest: 0"),
+        (lambda: run(steps=[0, 1]), ValueError, r"^steps: step 1 is not in toy \(nearest: 0"),
         (lambda: run(steps=[]), ValueError, "^steps: the list of steps is empty"),
         (lambda: run(steps="expo"), ValueError, "^steps='expo': not a schedule"),
         (lambda: run(steps=["a"]), (TypeError, ValueError), "^steps"),

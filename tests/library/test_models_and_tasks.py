@@ -142,7 +142,7 @@ def test_other_errors_are_errors_of_python(model: Model, worded: Model, tmp_path
     (csv := tmp_path / "no_graph.csv").write_text("model,step,source,target,score\n")
     cases = [
         (lambda: cot.load("pythia-16m"), ValueError, "did you mean 'pythia-160m'"),
-        (lambda: cot.load(TOY, step=3), ValueError, r"^step=3: not published for toy \(nearest: 0, 750, 1350\)"),
+        (lambda: cot.load(TOY, step=3), ValueError, r"^step=3: not in toy \(nearest: 0, 750, 1350\)"),
         (lambda: cot.load(TOY, dtype="half"), ValueError, "^dtype='half': not 'float32', 'bfloat16'"),
         (lambda: cot.load(3), TypeError, "int is neither a name, a folder nor a Hugging Face model"),
         (lambda: cot.load(random_model()), TypeError, r"tokenizer: missing.*load\(model, tokenizer"),

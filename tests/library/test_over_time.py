@@ -58,5 +58,5 @@ def test_a_changed_function_and_a_bad_return_value_are_refused(tmp_path: Path) -
         cot.over_time(TOY, [0], norms, name="graphs", **keys)
     with pytest.raises(ValueError, match="executor='ray': a function of your own is measured in this process"):
         cot.over_time(TOY, [0], norms, executor="ray", **keys)
-    with pytest.raises(ValueError, match="step 3 is not published for toy"):
+    with pytest.raises(ValueError, match="step 3 is not in toy"):
         cot.over_time(TOY, [3], norms, **keys)

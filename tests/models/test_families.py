@@ -211,7 +211,7 @@ def test_steps_that_count_on_across_stages_are_kept(
 def test_a_stage_that_is_not_published_is_refused(served: HubServer, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         resolve_family("pythia-70m", tmp_path, stages=(1, 2))
-    assert str(caught.value) == "stages: EleutherAI/pythia-70m publishes no stage 2 (published: 1)"
+    assert str(caught.value) == "stages: EleutherAI/pythia-70m has no stage 2 (there: 1)"
 
 
 def test_which_of_several_runs_of_a_stage_is_meant_must_be_said(

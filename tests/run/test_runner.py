@@ -418,7 +418,7 @@ def test_two_models_of_one_name_are_refused(bench: Bench, tmp_path: Path, capsys
 
 def test_a_step_that_is_not_there_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.run("checkpoints=[0,15]") == 2
-    assert capsys.readouterr().err == "checkpoints: step 15 is not published for tiny (nearest: 10, 20)\n"
+    assert capsys.readouterr().err == "checkpoints: step 15 is not in tiny (nearest: 10, 20)\n"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -14,12 +15,12 @@ from circuits_over_time.utils.models.family import LocalFamily
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
 from circuits_over_time.utils.task_performance import task_performance
-from circuits_over_time.utils.tasks import TASKS, build_prompts
+from circuits_over_time.utils.tasks import TASKS, build_prompts, greater_than
 from circuits_over_time.utils.tasks.metrics import METRICS
 from get_model_task_performance import ANALYSIS
 from tests.support.paths import TOY_STEPS
 from tests.support.random_models import ARCHITECTURES, random_model
-from tests.support.task_tokenizers import words
+from tests.support.task_tokenizers import task_texts, word_level, words
 from tests.support.word_family import word_model
 
 # --- a slow second implementation
@@ -97,6 +98,25 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(LocalFamily, "load", watched)
     return loaded
+
+
+def test_all_tasks_go_on_past_one_that_does_not_fit_the_tokenizer(
+    word_family: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    family = shutil.copytree(word_family, tmp_path / "words")
+    small = word_level(task_texts(), without=greater_than.NOUNS)
+    for folder in family.glob("step*"):
+        small.save_pretrained(folder)
+    given = [f"model={family}", "n_prompts=2", f"results_dir={tmp_path / 'results'}", "device=cpu"]
+    for _ in range(2):
+        assert main(ANALYSIS, [*given, "task=all"]) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-2].endswith("tasks that do not fit the model and were left out: 1")
+        assert "words: greater_than: only 0 of 113 nouns are single tokens under this tokenizer" in lines[-1]
+        assert Store(tmp_path / "results").tasks("task_performance", "words") == sorted({*TASKS} - {"greater_than"})
+    assert not (tmp_path / "results" / "task_performance" / "words" / "greater_than").exists()
+    assert main(ANALYSIS, [*given, "task=[all, greater_than]"]) == 2
+    assert main(ANALYSIS, [*given, "task=greater_than"]) == 2
 
 
 PROMPTS_CSV = """clean,corrupted,answers,wrong_answers

@@ -143,7 +143,7 @@ def load_named(
     step = checkpoints.steps[-1] if step is None else step
     if step not in checkpoints.steps:
         near = ", ".join(map(str, sorted(sorted(checkpoints.steps, key=lambda other: abs(other - step))[:4])))
-        raise UserError(f"step={step}: not published for {checkpoints.name} (nearest: {near})")
+        raise UserError(f"step={step}: not {checkpoints.within} {checkpoints.name} (nearest: {near})")
     model = Model.of_checkpoint(checkpoints.load(step, dtype, device), checkpoints.prepend_bos)
     return model if tokenizer is None else Model(**{**vars(model), "tokenizer": tokenizer})
 

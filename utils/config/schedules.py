@@ -59,26 +59,28 @@ _WANTED: dict[str, Callable[[int, int], Iterable[int]]] = {
 SCHEDULES: tuple[str, ...] = ("all", *_WANTED)
 
 
-def select_steps(schedule: str | list[int], published: Sequence[int], model: str) -> list[int]:
-    """The steps to measure: sorted, unique and published.
+def select_steps(
+    schedule: str | list[int], there: Sequence[int], model: str, within: str = "published for"
+) -> list[int]:
+    """The steps to measure: sorted, unique and of the family.
 
     Args:
         schedule: one of `SCHEDULES`, or a list of steps.
-        published: the family's steps, in any order.
-        model: the family's name, for errors.
+        there: the family's steps, in any order.
+        model, within: the family's name, and how its steps belong to it, for errors.
 
     Raises:
-        UserError: if the schedule is unknown, or a listed step is not published.
+        UserError: if the schedule is unknown, or a listed step is not one of the family's.
     """
-    steps = sorted(set(published))
+    steps = sorted(set(there))
     if not steps:
-        raise UserError(f"model: {model} has no published checkpoints")
+        raise UserError(f"model: {model} has no checkpoints")
     if isinstance(schedule, str):
         return _named(schedule, steps)
     for step in schedule:
         if step not in steps:
             nearest = ", ".join(str(near) for near in _neighbours(step, steps))
-            raise UserError(f"checkpoints: step {step} is not published for {model} (nearest: {nearest})")
+            raise UserError(f"checkpoints: step {step} is not {within} {model} (nearest: {nearest})")
     if not schedule:
         raise UserError("checkpoints: the list is empty; name a schedule or at least one step")
     return sorted(set(schedule))

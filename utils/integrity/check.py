@@ -35,7 +35,7 @@ def check_models(config: BaseConfig, *, deep: bool = False) -> int:
     wrong = False
     for model in config.models:
         family = family_of(config, model)
-        steps = select_steps(config.checkpoints, family.steps, family.name)
+        steps = select_steps(config.checkpoints, family.steps, family.name, family.within)
         with bar(len(family.steps), f"{family.name}: comparing weights") as progress:
             report = find_duplicates(family, advance=progress.update)
         if isinstance(family, LocalFamily):

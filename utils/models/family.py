@@ -66,6 +66,11 @@ class Family:
     trust_remote_code: bool = field(default=False, kw_only=True)
     _ahead: Prefetcher[Prefetched] = field(default_factory=Prefetcher, kw_only=True, compare=False, repr=False)
 
+    @property
+    def within(self) -> str:
+        """How a step belongs to it, in errors: only the hub's are published."""
+        return "in"
+
     def fetch_small(self, step: int) -> Path:
         """The folder with a checkpoint's config and tokenizer, downloaded if needed."""
         self._ahead.wait(step)
@@ -187,6 +192,10 @@ class HubFamily(Family):
     _own: hub.OwnFiles = field(default_factory=hub.OwnFiles, compare=False, repr=False)
     _listed: dict[int, Listing | CheckpointUnusable] = field(default_factory=dict, compare=False, repr=False)
     _released: list[int] = field(default_factory=list, compare=False, repr=False)
+
+    @property
+    def within(self) -> str:
+        return "published for"
 
     def folder(self, step: int) -> Path:
         revision = self.revisions[step]

@@ -126,8 +126,8 @@ def timeline(
     start, before = 0, rule.at_zero  # steps and tokens of the stages before
     for stage in range(1, max(stages) + 1):
         if stage not in by_stage:
-            published = ", ".join(map(str, sorted(by_stage)))
-            raise UserError(f"stages: {source} publishes no stage {stage} (published: {published})")
+            there = ", ".join(map(str, sorted(by_stage)))
+            raise UserError(f"stages: {source} has no stage {stage} (there: {there})")
         checkpoints = dict(sorted(by_stage[stage].items()))
         per_step = rule.per_step[min(stage, len(rule.per_step)) - 1] if rule.per_step else None
         counts_on = min(checkpoints) > start > 0

@@ -47,10 +47,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Failure:
-    """A checkpoint that could not be measured, and why, in one line."""
+    """A checkpoint that could not be measured, or a task at none (`step` is None), and why, in one line."""
 
     model: str
-    step: int
+    step: int | None
     reason: str
 
 
@@ -177,18 +177,20 @@ class SweepLoop:
         if not steps:
             return []
         self.progress.say(f"{family.name}: preparing")
-        for job in jobs:
-            prepare(job, described, self.inputs)
+        unfit = {(job, task): why for job in jobs for task, why in prepare(job, described, self.inputs).unfit.items()}
+        for (job, task), why in unfit.items():
+            self.progress.drop(sweep.leave_out(job, task))
+            self.failures.append(Failure(family.name, None, str(why)))
         for job in jobs:
             for task, step in job.outdated(family.name):
                 if step in sweep.asked[job]:
                     for kind in job.analysis.kinds:
                         job.store.folder(kind, family.name, task).delete(step)
-            for folder in job.folders(family.name):
+            for folder in (one for one in job.folders(family.name) if (job, one.task) not in unfit):
                 run = f"{job.analysis.name}/{family.name}/{folder.task or ''}"
                 enter, others = partial(self.claims.enter, run), partial(self.claims.entered, run)
                 RunRecord(folder).begin(job.analysis.name, job.config, family, sweep.asked[job], enter, others)
-        return steps
+        return [step for step in steps if step in sweep.missing]
 
     def _measure(
         self, claimed: ClaimedCheckpoint, following: ClaimedCheckpoint | None = None
@@ -263,9 +265,14 @@ def report(failures: Sequence[Failure]) -> int:
     """List what could not be measured; returns the exit code: 0, or 1 if there is something to list."""
     if not failures:
         return 0
-    log.warning("checkpoints that could not be measured: %d", len(failures))
-    for failure in failures:
-        log.warning("  %s step %d: %s", failure.model, failure.step, failure.reason)
+    for what, told in (
+        ("checkpoints that could not be measured", [one for one in failures if one.step is not None]),
+        ("tasks that do not fit the model and were left out", [one for one in failures if one.step is None]),
+    ):
+        if told:
+            log.warning("%s: %d", what, len(told))
+        for one in told:
+            log.warning("  %s%s: %s", one.model, "" if one.step is None else f" step {one.step}", one.reason)
     return 1
 
 

@@ -5,7 +5,7 @@ A run is a list of jobs. A script's run is one job; a suite's are several, which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,12 @@ class Prepared:
     described: Description
     value: Any
     hashes: dict[str | None, dict[str, str]]
+
+    @property
+    def unfit(self) -> dict[str, UserError]:
+        """The tasks whose prompts do not fit the model, if the others are to be measured all the same, and why."""
+        inputs = self.value.items() if isinstance(self.value, Mapping) else ()
+        return {task: why for task, why in inputs if isinstance(why, UserError)}
 
 
 def prepare(job: Job, described: Description, kept: dict[Job, Prepared]) -> Prepared:
@@ -165,6 +171,15 @@ class Sweep:
         """The steps at which a job lacks something."""
         return [step for step, left in self.missing.items() if any(one.job is job for one in left)]
 
+    def leave_out(self, job: Job, task: str) -> int:
+        """Take a job's task out of what is missing; returns how many measurements that were."""
+        before = self.size
+        for step, left in list(self.missing.items()):
+            self.missing[step] = [one for one in left if one.job is not job or one.task_name != task]
+            if not self.missing[step]:
+                del self.missing[step]
+        return before - self.size
+
 
 def plan(jobs: Sequence[Job], *, outdated: bool = True) -> list[Sweep]:
     """Find out what each model still needs.
@@ -189,7 +204,9 @@ def plan(jobs: Sequence[Job], *, outdated: bool = True) -> list[Sweep]:
                 f"'{family.name}'; run them with two results_dir"
             )
         asked = {
-            job.resolved_for(family): list(select_steps(job.config.checkpoints, family.steps, family.name))
+            job.resolved_for(family): list(
+                select_steps(job.config.checkpoints, family.steps, family.name, family.within)
+            )
             for job in jobs
         }
         missing: dict[int, list[Measurement]] = {}

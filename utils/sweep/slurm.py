@@ -70,7 +70,7 @@ def run_array(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
     for sweep in plan(plain, outdated=False):
         lost_steps = [step for step in sweep.missing if (sweep.family.name, step) not in told]
         failures.update(Failure(sweep.family.name, step, "its tasks were lost; run again") for step in lost_steps)
-    return report(sorted(failures, key=lambda one: (one.model, one.step)))
+    return report(sorted(failures, key=lambda one: (one.model, one.step or 0)))
 
 
 def run_share(name: str, jobs: Sequence[Job], folder: Path) -> list[Failure]:

@@ -11,3 +11,7 @@ class PerformanceConfig(TaskConfig):
     def tasks(self) -> list[str]:
         """`task` as a list, `all` replaced by the registry's names."""
         return list(dict.fromkeys(name for task in super().tasks for name in (TASKS if task == "all" else [task])))
+
+    def only_by_all(self, name: str) -> bool:
+        """Whether a built-in task is there because of `all` alone, and may be left out where it does not fit."""
+        return name in TASKS and name not in super().tasks
