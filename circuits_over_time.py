@@ -222,7 +222,7 @@ def evaluate(model: Model, task: Task, edges: Any, **keys: Any) -> Evaluation:
     Args:
         model, task, keys: as for `find_circuit`.
         edges: a list of names (`"a3.h1->logits"`, `"a0.h1->a3.h2<q>"`, `"input->m0"`), a circuit, a data frame with
-            `source, target, input`, a mask [n_forward, n_backward], or a file (our `.pt`, EAP-IG's `.json`).
+            `source, target, input`, a mask [n_forward, n_backward], or a file that `read_circuit` reads.
 
     Returns:
         `.metric`, `.faithfulness` with `.faithfulness_interval`, `.full`, `.corrupted`, and `.values` of every prompt.
@@ -250,19 +250,21 @@ def ablate(model: Model, task: Task, edges: Any, **keys: Any) -> Evaluation:
 
 
 @errors_of_python()
-def read_circuit(path: str | Path) -> MeasuredCircuit:
+def read_circuit(path: str | Path, model: Model | None = None) -> MeasuredCircuit:
     """A circuit from a file.
 
     Args:
         path: what `circuit.save` wrote, a `.pt` in the results of get_circuits_over_time.py (its tables are read too),
-            or a graph in EAP-IG's `.json`.
+            a graph of EAP-IG or MIB (`.json`, `.pt`, or the folder of a submission), CircuitKIT's `*_scores.json`, or a
+            CSV of edges (`source, target`, and `input`, `score` where there are some).
+        model: whose circuit it is. The last two do not say it; of the others it is checked.
 
     Example:
         cot.read_circuit("results/graphs/toy/ioi/step001350.pt").faithfulness
     """
     from circuits_over_time.utils.circuits import measured
 
-    return measured.read_circuit(path)
+    return measured.read_circuit(path, None if model is None else model.graph)
 
 
 @errors_of_python()

@@ -1,4 +1,4 @@
-"""A circuit with its scores: as tensors, as a table of edges, and as EAP-IG's JSON."""
+"""A circuit with its scores: as tensors and as a table of edges. Other programs' files are in `formats.py`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..graph import Graph
-from .search import count_nodes, nodes_in
+from .search import count_nodes
 
 
 @dataclass(frozen=True)
@@ -79,36 +78,3 @@ class Circuit:
             }
             | {name: values[edges[ranked, 0], edges[ranked, 1]].numpy() for name, values in columns.items()}
         )
-
-    def to_json(self, d_model: int) -> dict[str, Any]:
-        """The JSON of EAP-IG's graphs: `cfg`, `nodes`, `edges`."""
-        graph = self.graph
-        members = nodes_in(self.in_circuit[None], graph)[0].tolist()
-        names = [*graph.forward_nodes, "logits"]
-        edges = {}
-        for u, v in graph.edge_mask.nonzero().tolist():
-            edge = {"score": float(self.scores[u, v]), "in_graph": bool(self.in_circuit[u, v])}
-            edges[f"{graph.forward_nodes[u]}->{graph.backward_nodes[v]}"] = edge
-        cfg = {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": graph.parallel}
-        return {
-            "cfg": cfg | {"d_model": d_model},
-            "nodes": {name: {"in_graph": member} for name, member in zip(names, members, strict=True)},
-            "edges": edges,
-        }
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Circuit:
-        """Read EAP-IG's JSON.
-
-        Raises:
-            ValueError: if an edge is not one of the graph that `cfg` describes.
-        """
-        cfg = stored["cfg"]
-        graph = Graph(cfg["n_layers"], cfg["n_heads"], cfg["parallel_attn_mlp"])
-        scores = torch.zeros(graph.n_forward, graph.n_backward)
-        in_circuit = torch.zeros(graph.n_forward, graph.n_backward, dtype=torch.bool)
-        for name, edge in stored["edges"].items():
-            index = graph.edge_index(name)
-            scores[index] = edge["score"]
-            in_circuit[index] = edge["in_graph"]
-        return cls(graph, scores, in_circuit)

@@ -33,6 +33,8 @@ from .circuit import Circuit
 from .search import nodes_in
 
 IMPORTANCES = ("importances.json", "importances.pt")
+BY_ENDING: dict[str, ExportFormat] = {".json": "eap_ig_json", ".graphml": "graphml"}
+"""The format that a file's ending alone means, when it is written."""
 TOP_UNITS = 0.2
 """The share of nodes that CircuitKIT lists as its units."""
 
@@ -179,8 +181,8 @@ def _circuitkit_name(name: str) -> str:
 # Reading.
 
 
-def read(path: Path, graph: Graph | None = None) -> Circuit:
-    """A circuit from a file of another program (a folder: its `importances` file).
+def read(path: Path, graph: Graph | None = None) -> tuple[Circuit, dict[str, Any]]:
+    """A circuit from a file of another program (a folder: its `importances` file), and what it says of its model.
 
     CircuitKIT's scores are of nodes: the circuit has the nodes that it lists as its units, else the 20% of largest
     score, with all edges between them, the input and the logits; an edge has its source's score. Edges of a CSV
@@ -193,21 +195,29 @@ def read(path: Path, graph: Graph | None = None) -> Circuit:
     Raises:
         ValueError: if the file holds no circuit, or one of another graph, naming the first wrong edge.
     """
+    if not path.exists():
+        raise FileNotFoundError(path)
     if path.is_dir():
         found = [path / name for name in IMPORTANCES if (path / name).is_file()]
         if len(found) != 1:
             raise ValueError(f"a folder needs one of {' and '.join(IMPORTANCES)}, not {len(found)}")
         (path,) = found
     if path.suffix == ".csv":
-        return _of_edges(pd.read_csv(path, keep_default_na=False), _known(graph, path))
+        return _of_edges(pd.read_csv(path, keep_default_na=False), _known(graph, path)), {}
     if path.suffix == ".json":
         stored = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
             raise ValueError("not an object of JSON")
         if "node_scores" in stored:
-            return _of_node_scores(stored, _known(graph, path))
-        return of_same_graph(of_eap_ig_json(stored), graph)
-    return of_same_graph(of_eap_ig_tensors(torch.load(path, map_location="cpu", weights_only=True)), graph)
+            known = {name: stored[name] for name in ("model", "task") if isinstance(stored.get(name), str)}
+            return _of_node_scores(stored, _known(graph, path)), known
+        circuit = of_eap_ig_json(stored)
+    elif path.suffix == ".pt":
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        circuit = of_eap_ig_tensors(stored)
+    else:
+        raise ValueError(f"a file that ends with {path.suffix or 'nothing'}")
+    return of_same_graph(circuit, graph), dict(stored["cfg"])
 
 
 def _known(graph: Graph | None, path: Path) -> Graph:

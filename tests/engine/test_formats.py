@@ -38,8 +38,8 @@ def test_what_is_written_is_read_back(
 ) -> None:
     circuit = circuit_of(graph, seed, size)
     path = written(circuit, format, tmp_path_factory.mktemp("formats"))
-    assert same(read(path), circuit)
-    assert same(read(path.parent if format == "mib_folder" else path, graph), circuit)
+    assert same(read(path)[0], circuit)
+    assert same(read(path.parent if format == "mib_folder" else path, graph)[0], circuit)
 
 
 def test_a_mib_submission_is_as_the_benchmark_asks(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_circuitkits_scores_are_of_nodes_and_their_circuit_is_all_edges_between_
     u = GRAPH.forward_nodes.index("a1.h0")
     assert stored["node_scores"]["A1.0"] == pytest.approx(float((circuit.scores.abs() * GRAPH.edge_mask)[u].sum()))
     assert set(stored["node_scores"]) == {"A0.0", "A0.1", "MLP 0", "A1.0", "A1.1", "MLP 1"}
-    found = read(path, GRAPH)
+    found, _ = read(path, GRAPH)
     table = circuit.to_table()
     nodes = {*table["source"], *table["target"]}
     between = {
@@ -102,21 +102,21 @@ def test_circuitkits_scores_are_of_nodes_and_their_circuit_is_all_edges_between_
     del stored["safety_units"]
     path.write_text(json.dumps(stored))
     top = max(stored["node_scores"], key=stored["node_scores"].get)
-    kept = read(path, GRAPH).to_table()
+    kept = read(path, GRAPH)[0].to_table()
     assert {*kept["source"]} == {"input", top.replace("MLP ", "m") if "MLP" in top else f"a{top[1]}.h{top[3]}"}
 
 
 def test_a_list_of_edges_names_heads_inputs_or_means_all_three(tmp_path: Path) -> None:
     path = tmp_path / "edges.csv"
     path.write_text("source,target\ninput,a0.h1\nm0,logits\n")
-    table = read(path, GRAPH).to_table()
+    table = read(path, GRAPH)[0].to_table()
     assert set(zip(table["source"], table["target"], table["input"], strict=True)) == {
         *(("input", "a0.h1", letter) for letter in "qkv"),
         ("m0", "logits", ""),
     }
     circuit = circuit_of(GRAPH, 4, 10)
     circuit.to_table().to_csv(path, index=False)
-    found = read(path, GRAPH)
+    found, _ = read(path, GRAPH)
     assert torch.equal(found.in_circuit, circuit.in_circuit)
     assert torch.allclose(found.scores, circuit.scores * circuit.in_circuit)
 
@@ -193,7 +193,7 @@ def test_a_circuit_of_another_model_is_refused_with_an_edge_it_has_not(tmp_path:
 
 @pytest.mark.skipif(not PEER_FILES.is_dir(), reason="the files of the published EAP-IG are not here")
 def test_the_published_eap_igs_own_files_are_read_and_written_as_it_does(tmp_path: Path) -> None:
-    by_json, by_tensors = read(PEER_FILES / "graph.json"), read(PEER_FILES / "graph.pt")
+    by_json, by_tensors = (read(PEER_FILES / name)[0] for name in ("graph.json", "graph.pt"))
     assert same(by_json, by_tensors)
     origin = Origin("toy", "ioi", 1350, 128)
     ours = tmp_path / "ours.pt"

@@ -224,3 +224,41 @@ def test_a_saved_circuit_is_read_back_whole(circuit: MeasuredCircuit, tmp_path: 
     assert named_targets(plain.edges).tolist() == named_targets(circuit.edges).tolist()
     plain.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "sva.json").read_bytes()
+
+
+def test_circuits_go_out_to_other_programs_and_come_back(
+    model: Model, circuit: MeasuredCircuit, tmp_path: Path
+) -> None:
+    task, few = cot.task("sva"), {"n_prompts": 20}
+    own = cot.evaluate(model, task, circuit, **few).faithfulness
+    assert own == pytest.approx(circuit.faithfulness, abs=1e-6)
+    circuit.save(tmp_path / "mib", format="mib_folder")
+    circuit.save(tmp_path / "graph.pt", format="eap_ig_pt")
+    circuit.edges.to_csv(tmp_path / "edges.csv", index=False)
+    for name in ("mib/sva_toy", "mib/sva_toy/importances.json", "graph.pt", "edges.csv"):
+        assert cot.evaluate(model, task, tmp_path / name, **few).faithfulness == own, name
+        again = cot.read_circuit(tmp_path / name, model)
+        assert named_targets(again.edges).tolist() == named_targets(circuit.edges).tolist()
+    circuit.save(tmp_path / "sva_scores.json", format="circuitkit_scores")
+    whole = cot.evaluate(model, task, tmp_path / "sva_scores.json", **few)
+    assert whole.n_edges > len(circuit.edges)
+    assert {*cot.read_circuit(tmp_path / "sva_scores.json", model).nodes["node"]} == {*circuit.nodes["node"]}
+    circuit.save(tmp_path / "sva.graphml")
+    assert len((tmp_path / "sva.graphml").read_text()) > 100
+    with pytest.raises(ValueError, match=r"must end with .pt, .json or .graphml, or name a format: eap_ig_json"):
+        circuit.save(tmp_path / "sva.txt")
+    with pytest.raises(ValueError, match="format='mib'"):
+        circuit.save(tmp_path / "sva", format="mib")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"edges.csv: holds no circuit \(a .csv like this names no model"):
+        cot.read_circuit(tmp_path / "edges.csv")
+
+
+def test_a_circuit_of_another_model_is_refused_by_its_first_edge(
+    circuit: MeasuredCircuit, random: Model, tmp_path: Path
+) -> None:
+    circuit.save(tmp_path / "sva.json")
+    task = cot.task(clean=["1 2"], corrupted=["1 3"], answers=["4"], wrong_answers=["5"])
+    with pytest.raises(
+        ValueError, match=r"one of 4 layers of 4 heads, the model has 2 layers of 4 heads.*it has no input->a"
+    ):
+        cot.evaluate(random, task, tmp_path / "sva.json")

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.circuits.formats import of_eap_ig_json
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.plotting.make_report import main
 from circuits_over_time.plotting.parts.circuit_similarity import compare, edges_of
@@ -387,7 +388,7 @@ def test_downloads_hold_what_is_shown(page: Any, pair: Store) -> None:
         assert row["state"] == ("kept" if edge in before else "added")
         assert row["other_score"] == "" or float(row["other_score"]) == pytest.approx(before[edge], rel=1e-5)
         assert (row["model"], row["task"], row["step"], row["other_step"]) == (ONE, "ioi", str(LAST), str(STEPS[-2]))
-    read = Circuit.from_json(json.loads(download(page, "json")))
+    read = of_eap_ig_json(json.loads(download(page, "json")))
     assert (read.graph.n_layers, read.graph.n_heads, read.graph.parallel) == (LAYERS, HEADS, True)
     assert edges_of(read.to_table()) == pytest.approx(expected, rel=1e-5)
     drawing = ElementTree.fromstring(download(page, "svg"))

@@ -14,6 +14,7 @@ import torch
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
+from circuits_over_time.edge_attribution_patching.circuits.formats import of_eap_ig_json
 from circuits_over_time.edge_attribution_patching.circuits.mib import mib_areas
 from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
@@ -71,7 +72,7 @@ def test_every_kind_of_result_is_written_for_every_task_and_step(word_family: Pa
         circuit = Circuit.from_tensors(tensors)
         assert tensors["scores"].dtype == torch.float32
         assert tensors["scores"].shape == (circuit.graph.n_forward, circuit.graph.n_backward)
-        exported = Circuit.from_json(store.folder("graphs", "words", task).read_json(5))
+        exported = of_eap_ig_json(store.folder("graphs", "words", task).read_json(5))
         assert torch.equal(exported.scores, circuit.scores)
         baselines = store.folder("baselines", "words", task).read_table(5)
         assert baselines["n_prompts"].item() == 6

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import FaithfulnessCurve, too_few_prompts
+from circuits_over_time.edge_attribution_patching.circuits.formats import of_same_graph
 from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes
 from circuits_over_time.edge_attribution_patching.graph import QKV, Graph
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights, require_finite
@@ -298,16 +299,14 @@ def edge_mask(edges: Any, graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
         TypeError: if these are no edges.
     """
     if isinstance(edges, str | Path) and "->" not in str(edges):
-        edges = read_circuit(edges)
+        edges = read_circuit(edges, graph)
     if isinstance(edges, MeasuredCircuit):
         edges = edges.circuit
     if isinstance(edges, Circuit):
-        theirs, own = edges.graph, graph
-        if (theirs.n_layers, theirs.n_heads, theirs.parallel) != (own.n_layers, own.n_heads, own.parallel):
-            shapes = [f"{one.n_layers} layers of {one.n_heads} heads" for one in (theirs, own)]
-            blocks = "" if theirs.parallel == own.parallel else ", and blocks of another order"
-            raise UserError(f"edges: the circuit is one of {shapes[0]}, the model has {shapes[1]}{blocks}")
-        return edges.in_circuit
+        try:
+            return of_same_graph(edges, graph).in_circuit
+        except ValueError as error:
+            raise UserError(f"edges: {error}") from None
     if getattr(edges, "ndim", 0) == 2 and not hasattr(edges, "columns"):
         edges = torch.as_tensor(edges)
     if isinstance(edges, Tensor):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -14,13 +13,23 @@ from html import escape
 from io import BytesIO, StringIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from circuits_over_time.edge_attribution_patching.choices import ExportFormat
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
+from circuits_over_time.edge_attribution_patching.circuits.formats import (
+    BY_ENDING,
+    Origin,
+    eap_ig_json,
+    export,
+    of_same_graph,
+    read,
+)
+from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
@@ -143,24 +152,36 @@ class MeasuredCircuit:
         return self._selected("faithfulness_low"), self._selected("faithfulness_high")
 
     @errors_of_python()
-    def save(self, path: str | Path) -> None:
-        """Save everything as `.pt` (`read_circuit` reads it back), or the graph alone as EAP-IG's `.json`.
+    def save(self, path: str | Path, format: ExportFormat | None = None) -> None:
+        """Save everything as `.pt` (`read_circuit` reads it back), or the circuit in the format of another program.
 
-        It is a ValueError if the path has another ending, or cannot be written.
+        Args:
+            format: one of those of docs/circuits.md; `.json` is EAP-IG's and `.graphml` GraphML if none is named. For
+                `mib_folder` the path is the folder in which `TASK_MODEL/importances.json` is to lie.
+
+        It is a ValueError if the path has another ending, if the format needs to know what this circuit does not say of
+        its model, or if nothing can be written there.
         """
         path = Path(path)
-        if path.suffix == ".json":
-            if "d_model" not in self.about:
-                raise ValueError(f"{path}: the width of the model is not known, which EAP-IG's JSON holds; save as .pt")
-            atomic_write(path, json.dumps(self.circuit.to_json(self.about["d_model"])).encode())
+        if format is None and path.suffix == ".pt":
+            tables = {kind: csv_bytes(table).decode() for kind, table in self.tables.items()}
+            stored = {**self.circuit.to_tensors(), **self.tensors, "tables": tables, "about": dict(self.about)}
+            torch.save(stored, buffer := BytesIO())
+            atomic_write(path, buffer.getvalue())
             return
-        if path.suffix != ".pt":
-            raise ValueError(f"path={path}: must end with .pt or .json")
-        tables = {kind: csv_bytes(table).decode() for kind, table in self.tables.items()}
-        buffer = BytesIO()
-        stored = {**self.circuit.to_tensors(), **self.tensors, "tables": tables, "about": dict(self.about)}
-        torch.save(stored, buffer)
-        atomic_write(path, buffer.getvalue())
+        ways = f"must end with .pt, {' or '.join(BY_ENDING)}, or name a format: {', '.join(get_args(ExportFormat))}"
+        format = format or BY_ENDING.get(path.suffix)
+        if format is None:
+            raise ValueError(f"path={path}: {ways}")
+        if format not in get_args(ExportFormat):
+            raise ValueError(f"format={format!r}: {ways}")
+        needed = ("d_model",) if format in ("eap_ig_json", "eap_ig_pt") else ("d_model", "model", "task")
+        if missing := [name for name in needed if name not in self.about]:
+            raise ValueError(f"{path}: the circuit does not say its {missing[0]}, which {format} holds; save as .pt")
+        about = {"model": "", "task": "", "step": 0, **self.about}
+        origin = Origin(str(about["model"]), str(about["task"]), int(about["step"]), int(about["d_model"]))
+        ending, data = export(self.circuit, format, origin)
+        atomic_write(path / ending.partition("/")[2] if format == "mib_folder" else path, data)
 
     def to_networkx(self) -> networkx.MultiDiGraph:
         """The edges as a graph of networkx. An edge's key is `q`, `k`, `v` or empty, its attributes its columns."""
@@ -280,7 +301,7 @@ def measure(
         words = _controls_in_words(measured.controls) if len(measured.controls) else measured.lines()[0]
         words = f"{measured.status}: {words}"
     log.info("%s step %d %s: %s", checkpoint.name, checkpoint.step, task.name, words)
-    json = measured.circuit.to_json(checkpoint.weights.d_model) if config.export_json else None
+    json = eap_ig_json(measured.circuit, checkpoint.weights.d_model) if config.export_json else None
     results = {kind: Result(table) for kind, table in measured.tables.items()}
     return results | {"graphs": Result(measured.edges, tensors=measured.tensors, json=json)}
 
@@ -298,20 +319,24 @@ def _controls_in_words(controls: pd.DataFrame) -> str:
     )
 
 
-def read_circuit(path: str | Path) -> MeasuredCircuit:
-    """A circuit from a file: one that was saved, one of the results of get_circuits_over_time.py, or EAP-IG's JSON.
+def read_circuit(path: str | Path, graph: Graph | None = None) -> MeasuredCircuit:
+    """A circuit from a file: one that was saved, one of the results, or another program's (`formats.read`).
+
+    Args:
+        graph: the graph of the model that it is for. Some files do not say it; in the others it must be this one.
 
     Raises:
-        UserError: if there is no such file, or it holds no circuit.
+        UserError: if there is no such file, or it holds no circuit of this graph.
     """
     path = Path(path)
     try:
-        if path.suffix == ".json":
-            return MeasuredCircuit(Circuit.from_json(stored := json.loads(path.read_text())), about=dict(stored["cfg"]))
         if path.is_file() and (found := _of_results(path)) is not None:
             return found
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        circuit = Circuit.from_tensors(stored)
+        stored = torch.load(path, map_location="cpu", weights_only=True) if path.suffix == ".pt" else {}
+        if "forward_nodes" not in stored:
+            circuit, about = read(path, graph)
+            return MeasuredCircuit(circuit, about=about)
+        circuit = of_same_graph(Circuit.from_tensors(stored), graph)
         about = dict(stored.pop("about", {}))
         tables = {kind: read_csv(StringIO(text)) for kind, text in stored.pop("tables", {}).items()}
         return MeasuredCircuit(circuit, _as_measured(tables), stored, about)
@@ -322,7 +347,7 @@ def read_circuit(path: str | Path) -> MeasuredCircuit:
     except Exception as error:
         # torch's own words advise to load what it refuses.
         reason = "torch cannot read it" if isinstance(error, UnpicklingError) else one_line(error)
-        way_out = "name a .pt of this project or EAP-IG's .json"
+        way_out = "name a .pt of this project, or a file of EAP-IG, MIB or CircuitKIT, or a CSV of edges"
         raise UserError(f"{path}: holds no circuit ({reason}); {way_out}") from None
 
 
