@@ -17,7 +17,7 @@ REAL_MODEL := $(VENV)/installed-requirements-real.txt
 TOY := model_cache/toy/family.json
 REAL := model_cache/smollm2-135m/family.json
 
-.PHONY: help environment dev-environment toy circuits figures real test test-slow test-long test-real test-versions lint format types check docs bench clean
+.PHONY: help environment dev-environment toy circuits figures real test test-slow test-long test-real test-versions lint format types check docs bench bench-trust clean
 .DELETE_ON_ERROR:
 
 help:
@@ -117,6 +117,10 @@ docs: $(RUNNING)
 
 bench: $(DEVELOPING)
 	set -e; for script in benchmarks/bench_*.py; do $(RUN) $$script; done
+
+# The simulations behind docs/trust.md: how often intervals hold the truth, and what tests find where nothing is.
+bench-trust: $(DEVELOPING)
+	set -e; for name in coverage roles comparisons; do $(RUN) benchmarks/bench_$$name.py; done
 
 # Results and checkpoints cost hours and are left alone.
 clean:

@@ -3,8 +3,9 @@
 A faithfulness is a quotient of two means, mean(a) / mean(b). Fieller's interval holds every q for which mean(a - q b)
 lies within t standard errors of 0; its ends are the roots of a quadratic (Fieller 1954). That is enough for prompts
 like those seen. But a kind of prompt of which none was seen may still make up 3 in n of all prompts (the rule of three,
-Hanley and Lippman-Hand 1983). So the interval also covers what one prompt more could change: one of average b whose a
-is 0 or b, on which a circuit does nothing or all. `benchmarks/bench_coverage.py` measures how often it holds the truth.
+Hanley and Lippman-Hand 1983). So the interval also covers what one prompt of average b more could change: the low end
+one whose a is 0, on which a circuit does nothing, the high end one whose a is b.
+`benchmarks/bench_coverage.py` measures how often it holds the truth.
 
 The bootstrap draws as many prompts as there are, with replacement, many times (Efron 1979). Quantities that use the
 same `Bootstrap` are paired: they are averaged over the same prompts.
@@ -21,8 +22,6 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 RESAMPLES = 1000
-ROUNDING = 1e-4
-"""By so much of the whole metric two runs of the same circuit may differ."""
 
 
 def _t_quantile(n: int) -> float:
@@ -59,18 +58,15 @@ def quotient_interval(
 ) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
     """The ends of the 95% interval of mean(above) / mean(below), means over the last axis (see above), float64.
 
-    Both are nan where the mean of `below` cannot be told from 0 (`prompts_needed`). They are the quotient itself where
-    `above` is 0 or `below` on every prompt but for rounding: without any edge, or with all, no prompt could differ.
+    Both are nan where the mean of `below` cannot be told from 0 (`prompts_needed`).
     """
     above, below = torch.broadcast_tensors(above.double(), below.double())
     mean = below.mean(dim=-1, keepdim=True)
-    more = [torch.cat((above, extreme), dim=-1) for extreme in (torch.zeros_like(mean), mean)]
-    ends = [_fieller(above, below), *(_fieller(one, torch.cat((below, mean), dim=-1)) for one in more)]
-    low, high = (torch.stack(values) for values in zip(*ends, strict=True))
-    off = torch.minimum(above.abs().amax(dim=-1), (above - below).abs().amax(dim=-1))
-    open_ended = off > ROUNDING * mean[..., 0].abs()
-    quotient = above.mean(dim=-1) / mean[..., 0]
-    return low.amin(0).where(open_ended, quotient), high.amax(0).where(open_ended, quotient)
+    low, high = _fieller(above, below)
+    more = torch.cat((below, mean), dim=-1)
+    lower, _ = _fieller(torch.cat((above, torch.zeros_like(mean)), dim=-1), more)
+    _, higher = _fieller(torch.cat((above, mean), dim=-1), more)
+    return torch.minimum(low, lower), torch.maximum(high, higher)
 
 
 def _fieller(above: Float[Tensor, "... n"], below: Float[Tensor, "... n"]) -> tuple[Float[Tensor, ...], ...]:
