@@ -19,6 +19,7 @@ from circuits_over_time.utils.comparison.seeds import (
     seed_groups,
     seeds_table,
 )
+from tests.support.simulations import correlations_covered
 
 STEPS = np.arange(6)
 
@@ -143,6 +144,7 @@ def test_two_models_have_no_correlation_and_four_no_interval() -> None:
     assert np.isnan(correlations(np.array([1.0, 2]), np.array([1.0, 2]))[0].value)
     four = correlations(np.arange(4.0), np.arange(4.0) ** 2)[0]
     assert np.isnan(four.low)
+    assert np.isnan(correlations(np.arange(5.0), np.arange(5.0) ** 2)[1].low)  # Ranks have none.
     assert four.value > 0.9
 
 
@@ -150,16 +152,7 @@ def test_two_models_have_no_correlation_and_four_no_interval() -> None:
 @pytest.mark.parametrize("logarithmic", [True, False])
 def test_intervals_of_correlations_cover_the_truth_with_five_models(correlation: float, logarithmic: bool) -> None:
     """Over given sizes of models, as of Pythia, and normal errors. Resampled models would cover 83%."""
-    x = np.array([70e6, 160e6, 410e6, 1e9, 1.4e9])
-    x = np.log(x) if logarithmic else x
-    z, rng = (x - x.mean()) / x.std(), np.random.default_rng(0)
-    covered = []
-    for _ in range(200):
-        y = correlation * z + np.sqrt(1 - correlation**2) * rng.normal(size=5)
-        pearson, spearman = correlations(x, y)
-        covered.append(pearson.low <= correlation <= pearson.high)
-        assert np.isnan(spearman.low)
-    assert np.mean(covered) >= 0.92
+    assert correlations_covered(correlation, logarithmic, 200) >= 0.92
 
 
 def test_scale_takes_selected_circuits_of_models_of_known_size() -> None:

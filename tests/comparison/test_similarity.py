@@ -15,7 +15,6 @@ from scipy import stats
 from circuits_over_time.edge_attribution_patching.choices import Order, Selection
 from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
-from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.plotting.parts.circuit_similarity import compare
 from circuits_over_time.utils.comparison.chance import expected_added, expected_jaccard, expected_weighted_jaccard
 from circuits_over_time.utils.comparison.floors import (
@@ -27,6 +26,7 @@ from circuits_over_time.utils.comparison.floors import (
 )
 from circuits_over_time.utils.comparison.similarity import Circuits, Edges, of_circuits, rank_correlation
 from circuits_over_time.utils.comparison.statistics import adjusted_p_values
+from tests.support.simulations import changes_found, folds_of
 
 GRAPH = Graph(2, 2, True)
 EDGES = Edges.all_of(GRAPH)
@@ -99,72 +99,34 @@ def test_weighted_chance_floor_of_equal_scores_is_that_of_edges() -> None:
     assert found == pytest.approx(expected_jaccard(4, 4, 10), abs=0.01)
 
 
-def folds(means: torch.Tensor, graph: Graph, edges: Edges) -> KeptFolds:
-    return KeptFolds(graph, edges.flat, means, torch.full((len(means),), 10), 1.0)
-
-
-def of_two_draws(rng: np.random.Generator, noise: float, exchanged: int, trial: int) -> dict[str, float]:
-    """p-values of two draws, circuits of 20 edges; of the second, some edges in the circuit get the scores of others.
-
-    Args:
-        rng: of scores and noise.
-        noise: standard deviation of a fold over the mean |score|; ten folds make a standard error a third as large.
-        exchanged: how many edges of the circuit change.
-        trial: the seed of the test.
-    """
-    graph = Graph(3, 3, True)
-    edges = Edges.all_of(graph)
-    first = rng.normal(size=len(edges.flat)) * np.exp(1.2 * rng.normal(size=len(edges.flat)))
-    second = first.copy()
-    if exchanged:
-        true = torch.from_numpy(first)[None].float()
-        held = SelectionRule().grower(folds(true, graph, edges)).circuits(true, 20)[0].numpy()
-        inside, outside = np.flatnonzero(held), np.flatnonzero(~held)
-        leave = rng.choice(inside, min(exchanged, len(inside)), replace=False)
-        join = rng.choice(outside, len(leave), replace=False)
-        second[leave], second[join] = first[join], first[leave]
-    sd = noise * np.abs(first).mean()
-    sides = [
-        folds(torch.from_numpy(mean + sd * rng.normal(size=(10, len(mean)))).float(), graph, edges)
-        for mean in (first, second)
-    ]
-    return change_test(sides[0], sides[1], {"at": (20, 20)}, SelectionRule(), trial, 99)
-
-
-def share_found(noise: float, exchanged: int, trials: int) -> pd.Series:
-    """Share of the trials with a p-value of at most 5%, by measure."""
-    rows = [of_two_draws(np.random.default_rng(trial), noise, exchanged, trial) for trial in range(trials)]
-    return (pd.DataFrame(rows) <= 0.05).mean()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.2, 1.0])
 def test_two_draws_of_one_distribution_are_flagged_at_most_at_the_nominal_rate(noise: float) -> None:
-    found = share_found(noise, 0, 100)
+    found = changes_found(noise, 0, 100)
     assert (found <= 0.05).all(), found
 
 
 @pytest.mark.slow
 def test_a_planted_change_is_found_with_the_stated_power() -> None:
     """Of about 14 edges that pruning leaves, 8 or 4 exchanged; a fold's noise a fifth of the mean |score|."""
-    found = share_found(0.2, 8, 60)
+    found = changes_found(0.2, 8, 60)
     assert found["at/edge_jaccard"] >= 0.9
     assert found["at/weighted_jaccard"] >= 0.9
     assert found["rank_correlation"] >= 0.95
-    assert share_found(0.2, 4, 60)["at/edge_jaccard"] >= 0.7
+    assert changes_found(0.2, 4, 60)["at/edge_jaccard"] >= 0.7
 
 
 def test_a_metric_that_grows_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     means = torch.from_numpy(rng.normal(size=(10, N)) + 3 * rng.normal(size=N)).float()
     found = change_test(
-        folds(means, GRAPH, EDGES), folds(8 * means, GRAPH, EDGES), {"at": (10, 10)}, SelectionRule(), 0, 99
+        folds_of(means, GRAPH, EDGES), folds_of(8 * means, GRAPH, EDGES), {"at": (10, 10)}, SelectionRule(), 0, 99
     )
     assert found == dict.fromkeys(found, 1.0)
 
 
 def test_single_folds_have_no_p_value() -> None:
-    one = folds(torch.ones(1, N), GRAPH, EDGES)
+    one = folds_of(torch.ones(1, N), GRAPH, EDGES)
     assert np.isnan(list(change_test(one, one, {"at": (5, 5)}, SelectionRule(), 0, 99).values())).all()
 
 
@@ -176,7 +138,7 @@ def test_p_values_count_the_observed_circuits_and_never_break_ties() -> None:
 
 def test_noise_floors_widen_resamples_to_the_variance_of_the_mean() -> None:
     means = torch.from_numpy(np.random.default_rng(0).normal(size=(4, N))).float()
-    side = folds(means, GRAPH, EDGES)
+    side = folds_of(means, GRAPH, EDGES)
     spread = bootstrap_scores(side, 0, 20_000).var(0, correction=0)
     assert spread.numpy() == pytest.approx(means.var(0).numpy() / 4, rel=0.06)
 
@@ -189,7 +151,7 @@ def test_circuits_are_grown_by_the_rule_of_the_stored_ones(order: Order, selecti
     scores = torch.zeros(GRAPH.n_forward * GRAPH.n_backward)
     scores[EDGES.flat] = torch.from_numpy(rng.normal(size=N)).float()
     scores = scores.view(GRAPH.n_forward, GRAPH.n_backward)
-    side = folds(scores.flatten()[EDGES.flat].repeat(3, 1), GRAPH, EDGES)
+    side = folds_of(scores.flatten()[EDGES.flat].repeat(3, 1), GRAPH, EDGES)
     rule = SelectionRule(order, selection, positive_share=0.9)
     signed = Signed(torch.ones_like(scores, dtype=torch.bool), 0.9) if selection == "signed" else None
     expected = top_n_masks(edge_order(scores, GRAPH, order, signed=signed), GRAPH, [25])[0]

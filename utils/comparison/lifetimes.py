@@ -6,7 +6,7 @@ the last circuit may live on, so their lifetimes are right-censored.
 
 Lifetimes have standard errors: how much they differ between histories of other draws of the prompts. They have no
 intervals. Noise adds edges that flicker, and takes others away for a while, so that a noisy history's lifetimes are
-biased, and intervals around them covered 21% to 100% in simulations.
+biased, and an interval around them would miss the truth.
 """
 
 from __future__ import annotations

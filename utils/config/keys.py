@@ -55,7 +55,8 @@ def key(
     """A key of a config.
 
     Args:
-        execution: it says how or where to run, and never changes a result: two runs into one folder may differ in it.
+        execution: it says how or where to run, and changes a result by rounding at most: two runs into one folder may
+            differ in it.
         reason: why its bounds are where they are.
         only_with: another key of its block, and the values of that key with which this one is read.
         file: it names a file or folder that results depend on (or perhaps something else).
@@ -387,5 +388,5 @@ def files_read(config: pydantic.BaseModel) -> dict[str, Path]:
 
 
 def is_execution(field: FieldInfo) -> bool:
-    """Whether a key never changes a result."""
+    """Whether a key changes no result but by rounding."""
     return bool(extra(field).get("execution"))

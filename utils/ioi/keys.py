@@ -16,8 +16,8 @@ _ATTENTION: dict[str, Any] = {"ge": -1, "le": 1, "reason": "attention is a proba
 
 
 class Thresholds(Section):
-    """When a head holds a role. Except for `score_over_chance`, the defaults are those of Tigges et al. 2024 (arXiv
-    2407.10827)."""
+    """When a head holds a role. The defaults are those of Tigges et al. 2024 (arXiv 2407.10827), except for
+    `name_movers_effect` and `score_over_chance`, which `definitions: study` does not read."""
 
     copy_score: float = key(10.0, ge=0, le=100, reason="it is a percentage")
     """Name movers have a copy score above this, in percent, and an effect below 0."""
@@ -25,6 +25,10 @@ class Thresholds(Section):
     """Negative name movers have a negative copy score above this, in percent; not with `definitions: frozen`."""
     cspa: float = key(0.10, ge=-1, le=1, reason="a head that only suppresses copying has 1")
     """Copy-suppression heads have a CSPA score above this."""
+    name_movers_effect: float = key(-0.001, ge=-1000, le=0, reason="name movers raise the logit difference")
+    """Name movers have an effect below this, copy-suppression heads and negative name movers one of this size or more
+    with either sign; with `definitions: study`, name movers have one below 0. Smaller effects mostly rest on few
+    prompts."""
     s_inhibition_effect: float = key(-0.001, **_EFFECT)
     """S-inhibition heads have an effect below this through the name movers' queries, in the unit of the definitions."""
     logit_diff_change: float = key(0.0, ge=-1000, le=1000, reason="no logit differs by more")
@@ -42,7 +46,7 @@ class Thresholds(Section):
     over all heads of the model."""
     score_over_chance: float = key(2.0, gt=0, le=10_000, reason="no context is longer")
     """They also have a score above this multiple of what a head scores that attends to all tokens alike; not with
-    `definitions: study`. No untrained head was seen above 1.4."""
+    `definitions: study`."""
 
 
 class CircuitInput(CircuitKeys):
@@ -91,7 +95,8 @@ class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds the threshold that a definition has no use for."""
         yield from super().unread(prefix)
-        for definitions, name in (("frozen", "negative_copy_score"), ("study", "score_over_chance")):
+        unread = ("frozen", "negative_copy_score"), ("study", "name_movers_effect"), ("study", "score_over_chance")
+        for definitions, name in unread:
             if self.definitions == definitions and getattr(self.thresholds, name) != getattr(Thresholds(), name):
                 others = "standard or study" if definitions == "frozen" else "standard or frozen"
                 yield f"{prefix}thresholds.{name}", f"with definitions={definitions}; it needs {others}"

@@ -113,7 +113,8 @@ class Levels:
     def _name_movers(self, attention: Float[Tensor, "name layer head"]) -> Roles:
         effects = self.scale.effects(self.definition.on_logits(self.runs, self.heads))
         negative = not self.definition.is_frozen
-        level = writing_roles(self.heads, effects, self.facts, self.limits, negative_name_movers=negative)
+        given = self.heads, effects, self.facts, self.limits
+        level = writing_roles(*given, negative_name_movers=negative, study=self.rate is None)
         roles = give_roles(self.heads, level, self.rate)
         self.tables.add_level("name_movers", effects, roles, attention, None)
         return roles
@@ -127,8 +128,9 @@ class Levels:
         """The S-inhibition heads, and what to say if there are none."""
         beyond = "" if self.rate is None else ", beyond their errors"
         if not movers:
-            reason = f"no name movers: no head has a copy score above {self.limits.copy_score:g}% and an effect below 0"
-            reason += beyond
+            limit = 0 if self.rate is None else self.limits.name_movers_effect
+            reason = f"no head has a copy score above {self.limits.copy_score:g}% and an effect below {limit:g}{beyond}"
+            reason = f"no name movers: {reason}"
             self.tables.add_row("s_inhibition", 0, reason=reason)
             return (), "no S-inhibition heads: there are no name movers to inhibit"
         # An effect makes a head a candidate; the signal that it sends decides.

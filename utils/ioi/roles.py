@@ -12,9 +12,9 @@ that read the head must attend less to IO and more to S1.
 
 By the study's rule (Tigges et al. 2024), the measured values alone decide. By default each criterion must be met
 beyond its error too: a head's p-value for a role is the largest of those of its criteria, so it is small only if all
-of them hold (Berger 1982, an intersection-union test). Heads of the first level need an effect then, whatever its
-sign. The p-values of all heads for all roles of a level are one family, and corrected for the false discovery rate
-(Benjamini and Hochberg 1995). Where no head has a role, that is the chance that any seems to.
+of them hold (Berger 1982, an intersection-union test). Heads of the first level need an effect of some size then. The
+p-values of all heads for all roles of a level are one family, and corrected for the false discovery rate (Benjamini and
+Hochberg 1995). Where no head has a role, that is the chance that any seems to.
 """
 
 from __future__ import annotations
@@ -98,20 +98,30 @@ def give_roles(
 
 
 def writing_roles(
-    heads: Sequence[Head], effects: Effects, facts: HeadFacts, thresholds: Thresholds, *, negative_name_movers: bool
+    heads: Sequence[Head],
+    effects: Effects,
+    facts: HeadFacts,
+    thresholds: Thresholds,
+    *,
+    negative_name_movers: bool,
+    study: bool,
 ) -> list[Evidence]:
-    """Level 1."""
-    negative = effects.values.numpy() < 0
-    limits = {"copy": thresholds.copy_score, "cspa": thresholds.cspa, "negative_copy": thresholds.negative_copy_score}
-    above = {name: facts.at(getattr(facts, name) > limit, heads) for name, limit in limits.items()}
-    p_score = {name: facts.p_above(name, limit, heads) for name, limit in limits.items()}
-    p_any = effects.p_any()
-    level = [
-        Evidence("name_mover", above["copy"], above["copy"] & negative, np.maximum(p_score["copy"], effects.p_below(0)))
-    ]
+    """Level 1.
+
+    Args:
+        study: whether the sign of an effect is enough for a name mover, and others need none.
+    """
+    limit = 0.0 if study else thresholds.name_movers_effect
+    low = effects.values.numpy() < limit
+    large = np.ones(len(heads), bool) if study else effects.values.abs().numpy() >= -limit
+    of_score = {"copy": thresholds.copy_score, "cspa": thresholds.cspa, "negative_copy": thresholds.negative_copy_score}
+    above = {name: facts.at(getattr(facts, name) > limit, heads) for name, limit in of_score.items()}
+    p_score = {name: facts.p_above(name, limit, heads) for name, limit in of_score.items()}
+    p_low, p_large = effects.p_below(limit), effects.p_larger(-limit)
+    level = [Evidence("name_mover", above["copy"], above["copy"] & low, np.maximum(p_score["copy"], p_low))]
     for name, role in (("cspa", "copy_suppression"), ("negative_copy", "negative_name_mover")):
         if name == "cspa" or negative_name_movers:
-            level.append(Evidence(role, above[name], above[name], np.maximum(p_score[name], p_any)))
+            level.append(Evidence(role, above[name], above[name] & large, np.maximum(p_score[name], p_large)))
     return level
 
 

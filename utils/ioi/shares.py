@@ -53,9 +53,10 @@ class Effects:
         """Tests that each effect is below a limit."""
         return np.maximum(p_mean_above(limit * self.divisor - self.change), p_mean_above(self.divisor[None]))
 
-    def p_any(self) -> PValues:
-        """Tests that each effect is not 0, with either sign."""
-        one_sided = np.minimum(p_mean_above(self.change), p_mean_above(-self.change))
+    def p_larger(self, size: float) -> PValues:
+        """Tests that each effect is larger than some size, with either sign."""
+        least = size * self.divisor
+        one_sided = np.minimum(p_mean_above(self.change - least), p_mean_above(-self.change - least))
         return np.maximum(np.minimum(2 * one_sided, 1), p_mean_above(self.divisor[None]))
 
 

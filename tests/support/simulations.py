@@ -1,0 +1,251 @@
+"""Simulations with a known truth behind the intervals, errors and rates that comparisons and head scores come with.
+
+Tests run few repetitions of each; `benchmarks/bench_comparisons.py` runs many and prints the rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy.optimize import brentq
+from torch import Tensor
+
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
+from circuits_over_time.edge_attribution_patching.statistics import quotient_errors, standard_errors
+from circuits_over_time.utils.comparison.emergence import crossings, find_emergence
+from circuits_over_time.utils.comparison.floors import SelectionRule, change_test
+from circuits_over_time.utils.comparison.lifetimes import RedrawnLives, lifetimes
+from circuits_over_time.utils.comparison.scale import correlations
+from circuits_over_time.utils.comparison.similarity import Edges
+from circuits_over_time.utils.comparison.statistics import normal_resamples
+from circuits_over_time.utils.ioi.shares import Scale, p_mean_above
+
+# --- emergence
+
+
+def errors_of_curve(rng: np.random.Generator, n: int, error: float, shared: float) -> np.ndarray:
+    """Errors of n checkpoints, of whose variance a share is the same at all of them, as with the same prompts."""
+    return error * (np.sqrt(1 - shared) * rng.normal(size=n) + np.sqrt(shared) * rng.normal())
+
+
+def onsets_covered(
+    seeds: range, n: int, error: float, shared: float = 0.0, steepness: float = 20.0
+) -> tuple[float, float]:
+    """Share of the intervals of emergence that hold the true checkpoint, and how many checkpoints late onsets are.
+
+    Logistic curves that rise from 0 to 1 in the middle, the steeper the higher `steepness`.
+    """
+    truth = 1 / (1 + np.exp(-(np.arange(n) - n / 2) * steepness / n))
+    crossing = int(crossings(truth[None], 0.5, 2)[0])
+    covered, late = [], []
+    for seed in seeds:
+        values = truth + errors_of_curve(np.random.default_rng(seed), n, error, shared)
+        found = find_emergence(values, normal_resamples(values, np.full(n, error), seed + 1, 200), 0.5, 2)
+        low, high = found.interval
+        covered.append(low <= crossing <= high)
+        late.append(found.index - crossing)
+    return float(np.mean(covered)), float(np.mean(late))
+
+
+def crossings_covered(seeds: range, anywhere: bool) -> float:
+    """The same for the time at which a smooth curve crosses half of its end, anywhere or at a checkpoint."""
+    at, covered = np.arange(17.0), []
+
+    def smooth(at: np.ndarray | float, middle: float) -> np.ndarray:
+        return 1 / (1 + np.exp(-0.75 * (at - middle)))
+
+    def short_of_half(middle: float, crossing: float) -> float:
+        return float(smooth(crossing, middle) - 0.5 * smooth(at[-1], middle))
+
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        crossing = rng.uniform(5, 11) if anywhere else float(rng.integers(5, 12))
+        values = smooth(at, brentq(short_of_half, 0, 16, args=(crossing,))) + 0.06 * rng.normal(size=len(at))
+        resampled = normal_resamples(values, np.full(len(at), 0.06), seed, 200)
+        low, high = find_emergence(values, resampled, 0.5, 2).interval
+        covered.append(low <= crossing <= high)
+    return float(np.mean(covered))
+
+
+def noise_that_emerges(seeds: range, n: int, *, sizes: bool = False) -> tuple[float, float]:
+    """Share of curves of pure noise that emerge, and of those that cross their level at all.
+
+    Args:
+        sizes: of absolute values, as sizes of effects are.
+    """
+    emerged, crossed = [], []
+    for seed in seeds:
+        signed = 0.1 * np.random.default_rng(seed).normal(size=n)
+        resampled = normal_resamples(signed, np.full(n, 0.1), seed + 1, 200)
+        found = (
+            find_emergence(np.abs(signed), np.abs(resampled), 0.5, 2, at_chance=np.abs(resampled - signed))
+            if sizes
+            else find_emergence(signed, resampled, 0.5, 2)
+        )
+        crossed.append(found.index < n)
+        emerged.append(found.index < n and found.p_value <= 0.05)
+    return float(np.mean(emerged)), float(np.mean(crossed))
+
+
+# --- changes of circuits
+
+
+def folds_of(means: Tensor, graph: Graph, edges: Edges) -> KeptFolds:
+    """Folds of ten prompts each, with these mean scores."""
+    return KeptFolds(graph, edges.flat, means, torch.full((len(means),), 10), 1.0)
+
+
+def of_two_draws(rng: np.random.Generator, noise: float, exchanged: int, trial: int) -> dict[str, float]:
+    """p-values of two draws, circuits of 20 edges; of the second, some edges in the circuit get the scores of others.
+
+    Args:
+        rng: of scores and noise.
+        noise: standard deviation of a fold over the mean |score|; ten folds make a standard error a third as large.
+        exchanged: how many edges of the circuit change.
+        trial: the seed of the test.
+    """
+    graph = Graph(3, 3, True)
+    edges = Edges.all_of(graph)
+    first = rng.normal(size=len(edges.flat)) * np.exp(1.2 * rng.normal(size=len(edges.flat)))
+    second = first.copy()
+    if exchanged:
+        true = torch.from_numpy(first)[None].float()
+        held = SelectionRule().grower(folds_of(true, graph, edges)).circuits(true, 20)[0].numpy()
+        inside, outside = np.flatnonzero(held), np.flatnonzero(~held)
+        leave = rng.choice(inside, min(exchanged, len(inside)), replace=False)
+        join = rng.choice(outside, len(leave), replace=False)
+        second[leave], second[join] = first[join], first[leave]
+    sd = noise * np.abs(first).mean()
+    sides = [
+        folds_of(torch.from_numpy(mean + sd * rng.normal(size=(10, len(mean)))).float(), graph, edges)
+        for mean in (first, second)
+    ]
+    return change_test(sides[0], sides[1], {"at": (20, 20)}, SelectionRule(), trial, 99)
+
+
+def changes_found(noise: float, exchanged: int, trials: int) -> pd.Series:
+    """Share of the trials with a p-value of at most 5%, by measure."""
+    rows = [of_two_draws(np.random.default_rng(trial), noise, exchanged, trial) for trial in range(trials)]
+    return (pd.DataFrame(rows) <= 0.05).mean()
+
+
+# --- lifetimes
+
+
+def median_lifetimes(seed: int, draws: int, noise: float = 0.2) -> tuple[float, float]:
+    """The spread of the median lifetime over draws of the prompts, and the mean standard error that a draw gives.
+
+    Circuits of the 25 strongest of 300 edges at 18 checkpoints; scores of five folds.
+
+    Args:
+        noise: standard error of a score; scores are of size 1.
+    """
+    rng = np.random.default_rng(seed)
+    at_end, at_start = rng.standard_t(3, size=(2, 300))
+    turned = np.linspace(0, 0.8, 18)[:, None]
+    truth = (1 - turned) * at_start + 2 * turned * at_end
+    medians, errors = [], []
+    for _ in range(draws):
+        # Most of a fold's noise is the same at all checkpoints: they are measured on the same prompts.
+        of_folds = np.sqrt(0.7) * rng.normal(size=(1, 5, 300)) + np.sqrt(0.3) * rng.normal(size=(18, 5, 300))
+        folds = truth[:, None] + noise * np.sqrt(5) * of_folds
+        weights = rng.multinomial(5, [0.2] * 5, size=50) / 5
+        lives = RedrawnLives(50, 300)
+        for of_fold in folds:
+            mean = of_fold.mean(axis=0)
+            lives.add(strongest(mean + np.sqrt(5 / 4) * (weights @ of_fold - mean)))
+        errors.append(lives.errors()[1])
+        table = lifetimes(strongest(folds.mean(axis=1)), list(range(18)))
+        medians.append(table["median_lifetime"].fillna(19).iloc[0])
+    return float(np.std(medians, ddof=1)), float(np.mean(errors))
+
+
+def strongest(scores: np.ndarray) -> np.ndarray:
+    """Which scores of each row are among its 25 largest."""
+    present = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(present, np.argsort(-np.abs(scores), axis=-1)[..., :25], True, axis=-1)
+    return present
+
+
+# --- models
+
+
+def correlations_covered(correlation: float, logarithmic: bool, repetitions: int) -> float:
+    """Share of the intervals of a correlation with the size of five models, as of Pythia, that hold the true one."""
+    x = np.array([70e6, 160e6, 410e6, 1e9, 1.4e9])
+    x = np.log(x) if logarithmic else x
+    z, rng = (x - x.mean()) / x.std(), np.random.default_rng(0)
+    covered = []
+    for _ in range(repetitions):
+        pearson, _ = correlations(x, correlation * z + np.sqrt(1 - correlation**2) * rng.normal(size=5))
+        covered.append(pearson.low <= correlation <= pearson.high)
+    return float(np.mean(covered))
+
+
+# --- scores and effects, on populations of a trained model's own prompts
+
+
+def means_covered(population: Float[Tensor, "head sample"], n: int, repetitions: int) -> np.ndarray:
+    """By head, share of mean +- 1.96 standard errors of n samples that holds the mean over the population."""
+    population = population.double()
+    # Rounding is no error: a head that is the same on every sample always holds.
+    truth, covered = population.mean(dim=1), torch.zeros(len(population))
+    for samples in subsets(population.shape[1], n, repetitions):
+        drawn = population[:, samples]
+        covered += (drawn.mean(dim=1) - truth).abs() <= 1.96 * standard_errors(drawn) + 1e-12
+    return (covered / repetitions).numpy()
+
+
+def quotients_covered(above: Tensor, below: Tensor, n: int, repetitions: int) -> np.ndarray:
+    """The same for quotients of two means, with errors of `quotient_errors`; [head, sample]."""
+    truth, covered = above.mean(dim=1) / below.mean(dim=1), torch.zeros(len(above))
+    for samples in subsets(above.shape[1], n, repetitions):
+        a, b = above[:, samples], below[:, samples]
+        covered += (a.mean(dim=1) / b.mean(dim=1) - truth).abs() <= 1.96 * quotient_errors(a, b)
+    return (covered / repetitions).numpy()
+
+
+def percentages_covered(
+    patched: Float[Tensor, "head prompt"], clean: Tensor, corrupted: Tensor, held: Tensor, n: int, repetitions: int
+) -> tuple[float, np.ndarray]:
+    """Shares of the intervals of a level's percentage, and by head of effect +- 1.96 errors, that hold the truth."""
+    everywhere = torch.ones(len(patched), dtype=torch.bool)
+    whole = Scale(clean, clean - corrupted, 0).effects(patched)
+    truth = 100 * whole.sum(held) / whole.sum(everywhere)
+    of_percentage, of_effects = 0, torch.zeros(len(patched))
+    for number, samples in enumerate(subsets(len(clean), n, repetitions)):
+        scale = Scale(clean[samples], (clean - corrupted)[samples], number)
+        effects = scale.effects(patched[:, samples])
+        _, low, high = scale.percentage(effects, held, everywhere)
+        of_percentage += low <= truth <= high
+        errors = scale.bootstrap.error(effects.resampled)
+        of_effects += (effects.values - whole.values).abs() <= 1.96 * errors
+    return of_percentage / repetitions, (of_effects / repetitions).numpy()
+
+
+def called_low(
+    patched: Float[Tensor, "head prompt"], clean: Tensor, corrupted: Tensor, limit: float, n: int, repetitions: int
+) -> np.ndarray:
+    """By head, how often an effect is called below a limit at 5% although it is not.
+
+    Effects that are below it are moved up to it; heads that never change are left out.
+    """
+    change, divisor = (patched - clean).double(), (clean - corrupted).double()
+    change = change[change.std(dim=1) > 1e-6]
+    too_low = (limit * divisor.mean() - change.mean(dim=1, keepdim=True)).clamp(min=0)
+    above, rejected = change + too_low - limit * divisor, np.zeros(len(change))
+    for samples in subsets(len(clean), n, repetitions):
+        rejected += p_mean_above(-above[:, samples]) <= 0.05
+    return rejected / repetitions
+
+
+def subsets(total: int, n: int, repetitions: int) -> Iterator[Tensor]:
+    """Samples of a population, with replacement, as it stands for one that is endless."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(repetitions):
+        yield torch.randint(total, (n,), generator=generator)
