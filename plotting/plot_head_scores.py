@@ -51,8 +51,8 @@ def draw_maxima(table: pd.DataFrame, looks: Looks) -> Drawing:
     _limit_cspa(panels, places, best)
     return panels.done(
         "Attention heads over training",
-        "The highest score among a model's heads, for each kind of head, with 1.96 standard errors of that head's score; "
-        "dashed: chance",
+        "The highest score among a model's heads, for each kind of head; bands are 1.96 of its standard errors, "
+        "dashed is chance",
     )
 
 
@@ -74,7 +74,7 @@ def draw_top_heads(table: pd.DataFrame, model: str, n: int) -> Drawing:
     _limit_cspa(panels, places, table)
     return panels.done(
         f"Top heads of {model}",
-        "The heads with the highest score at any checkpoint, as layer.head; bands are 1.96 standard errors, dashed is chance",
+        "The heads with the highest score anywhere, as layer.head; bands are 1.96 standard errors, dashed is chance",
         legend=False,
     )
 
