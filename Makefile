@@ -115,10 +115,6 @@ check: format lint types test
 docs: $(RUNNING)
 	$(RUN) -m tools.reference
 
-# Every simulation behind docs/trust.md; under half an hour on two cores.
-bench-trust: $(DEVELOPING)
-	set -e; for name in coverage comparisons roles; do $(RUN) benchmarks/bench_$$name.py; done
-
 bench: $(DEVELOPING)
 	set -e; for script in benchmarks/bench_*.py; do $(RUN) $$script; done
 
