@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from circuits_over_time.plotting.parts.export import run_script, script_parser, write_drawings
+from circuits_over_time.plotting.parts.options import Style, add_style_flags, style_of
 from circuits_over_time.plotting.parts.style import Drawing
 from circuits_over_time.plotting.parts.tables import Results, logger
 from circuits_over_time.plotting.report.advice import unfinished
@@ -24,6 +25,7 @@ from circuits_over_time.plotting.report.heads import head_records
 from circuits_over_time.plotting.report.page import page_html, refuse_empty
 from circuits_over_time.plotting.report.runs import run_records
 from circuits_over_time.plotting.report.story import story
+from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import atomic_write
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.store import Store
@@ -87,14 +89,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-e", "--evaluations", type=Path, help="folder of lm-evaluation-harness JSON files, shown too if given"
     )
-    parser.add_argument("-f", "--figures", type=Path, help="folder that gets every figure as a page of its own")
+    parser.add_argument("-f", "--figures", type=Path, help="folder that gets every figure as a file of its own")
+
+    add_style_flags(parser, ["--format"])
 
     def work(arguments: argparse.Namespace) -> None:
+        style = style_of(arguments)
+        if style != Style() and not arguments.figures:
+            raise UserError("command line: figures' size, look and formats need --figures FOLDER; the page has its own")
         page, figures = report(Results(Store(arguments.results), arguments, in_report=True))
         data = page.encode()
         atomic_write(arguments.output, data)
         if arguments.figures:
-            write_drawings(figures, arguments.figures, ["html"])
+            write_drawings(figures, arguments.figures, style)
         for what, command in unfinished(Results(Store(arguments.results), arguments)):
             logger.info("not finished: %s; run: %s", what, command)
         logger.info("wrote %s (%.1f MB)", arguments.output, len(data) / 1e6)

@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, CircuitLayout, lay_out
 from circuits_over_time.plotting.parts.circuit_similarity import nodes_of
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.roles import ROLES, Roles, role_look, roles_by_step
+from circuits_over_time.plotting.parts.roles import ROLE_TINT, ROLES, Roles, role_look, roles_by_step
 from circuits_over_time.plotting.parts.style import (
     FAINT,
     INK,
@@ -26,10 +26,10 @@ from circuits_over_time.plotting.parts.style import (
     POSITIVE,
     Drawing,
     add_key,
+    blended,
     finish,
     in_order,
     note,
-    on_white,
     translucent,
 )
 from circuits_over_time.plotting.parts.tables import Results, as_text, logger
@@ -44,8 +44,6 @@ WIDTH_CLASSES = 8
 OPACITY_CLASSES = 6
 FAINTEST, STRONGEST = 0.12, 0.9
 THINNEST, WIDEST = 0.7, 6.5
-# How much of a role's colour a box has, so that its name stays readable.
-ROLE_TINT = 0.5
 FILL = {"a": "#eef3f7", "m": "#f6efe2"}
 
 
@@ -84,7 +82,7 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
     held = {role for node in layout.positions for role in roles.get(node, ())}
     for role in in_order(held, ROLES):
         label, colour = role_look(role)
-        marker = {"symbol": "square", "size": 12, "color": on_white(colour, ROLE_TINT)}
+        marker = {"symbol": "square", "size": 12, "color": blended(colour, ROLE_TINT)}
         add_key(figure, label, mode="markers", marker=marker)
     row = float(np.clip(1000 / (layout.height + 1), 62, 104))
     width = int(max(820, 190 + 64 * 2 * layout.half_width))
@@ -169,7 +167,7 @@ def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles) -> None:
         width = BOX_WIDTH / max(len(held), 1)
         for i, role in enumerate(held):
             ends = {"x0": left + i * width, "x1": left + (i + 1) * width}
-            shapes.append(side | ends | {"line": {"width": 0}, "fillcolor": on_white(role_look(role)[1], ROLE_TINT)})
+            shapes.append(side | ends | {"line": {"width": 0}, "fillcolor": blended(role_look(role)[1], ROLE_TINT)})
         fill = None if held else FILL.get(node[0] if node[1:2].isdigit() else "", "#ffffff")
         outline = {"x0": left, "x1": left + BOX_WIDTH, "line": {"color": FAINT, "width": 1}}
         shapes.append(side | outline | {"fillcolor": fill})

@@ -14,12 +14,11 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import hex_to_rgb
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import NARROW_TICKS, for_both_widths, wrapped
 from circuits_over_time.plotting.parts.roles import LEVELS, role_chip, role_look, why_none
-from circuits_over_time.plotting.parts.style import FAINT, INK, SERIES, Drawing, finish, write
+from circuits_over_time.plotting.parts.style import FAINT, INK, SERIES, Drawing, finish, readable_on, write
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
 from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
 
@@ -138,7 +137,7 @@ def _draw_segment(
     room = (right - left) * pixels
     for name, size in ((segment.head, 11), (segment.head.replace(".", "<br>"), 10)):
         if max(map(len, name.split("<br>"))) * _LETTER <= room:
-            write(figure, name, middle, row + 0.06, size=size, colour=_readable_on(colour), borderpad=0)
+            write(figure, name, middle, row + 0.06, size=size, colour=readable_on(colour), bgcolor=colour, borderpad=0)
             break
 
 
@@ -165,12 +164,6 @@ def _draw_marks(figure: go.Figure, handovers: pd.DataFrame, axis: CheckpointAxis
         if pd.notna(change["share"]) and (at - written) * pixels >= _SHARE:
             write(figure, _share(change["share"]), at, row - 0.44, size=10, colour=FAINT, borderpad=0)
             written = at
-
-
-def _readable_on(colour: str) -> str:
-    """White or ink, whichever stands out more."""
-    red, green, blue = hex_to_rgb(colour)
-    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
 
 
 def _share(share: float) -> str:

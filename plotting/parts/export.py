@@ -20,10 +20,10 @@ from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import atomic_write
 from circuits_over_time.utils.results.store import Store
 
+from .options import Style, add_style_flags, style_of
+from .paper import styled
 from .style import Drawing
 from .tables import Results, logger
-
-FORMATS = ("html", "png", "pdf", "svg")
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,14 @@ def figure_main(figure: Figure, argv: Sequence[str] | None = None) -> int:
     """
     parser = script_parser(sys.modules[figure.draw.__module__].__doc__, "draw")
     parser.add_argument("-o", "--output", type=Path, default=Path("figures"), help="folder of figures (figures)")
-    parser.add_argument("-f", "--format", default="html", help=f"comma-separated: {', '.join(FORMATS)} (html)")
+    add_style_flags(parser)
     for flags, keywords in figure.options.items():
         parser.add_argument(*flags.split(), **keywords)
 
     def work(arguments: argparse.Namespace) -> None:
-        formats = parse_formats(arguments.format)
+        style = style_of(arguments)
         results = Results(Store(arguments.results), arguments)
-        drawings = figure.drawings(results)
-        write_drawings(drawings, arguments.output, formats, results.store.left_out)
+        write_drawings(figure.drawings(results), arguments.output, style, results.store.left_out)
 
     return run_script(parser, argv, work)
 
@@ -97,19 +96,6 @@ def run_script(
     return 0
 
 
-def parse_formats(text: str) -> tuple[str, ...]:
-    """The formats named in a comma-separated list, each once.
-
-    Raises:
-        UserError: for an unknown format or none.
-    """
-    formats = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
-    unknown = [part for part in formats if part not in FORMATS]
-    if unknown or not formats:
-        raise UserError(f"--format: {', '.join(unknown) or 'nothing'} given; choose from {', '.join(FORMATS)}")
-    return formats
-
-
 def _results(text: str) -> Path:
     path = Path(os.path.expanduser(text))
     if path.is_file():
@@ -117,10 +103,8 @@ def _results(text: str) -> Path:
     return path
 
 
-def write_drawings(
-    drawings: Mapping[str, Drawing], folder: Path, formats: Sequence[str], left_out: Sequence[str] = ()
-) -> None:
-    """Write `folder/name.<format>` for every drawing and format, and the numbers of those that have some.
+def write_drawings(drawings: Mapping[str, Drawing], folder: Path, style: Style, left_out: Sequence[str] = ()) -> None:
+    """Write `folder/name.<format>` for every drawing and format of a style, and the numbers of those that have some.
 
     Existing files are replaced whole. `left_out`: what the page says is missing from the figure.
 
@@ -128,29 +112,38 @@ def write_drawings(
         UserError: if anything but HTML is asked for and no browser is installed.
     """
     for name, drawing in drawings.items():
-        figure, name = drawing.titled(), html.unescape(name)
-        for suffix in ["csv"] * (drawing.table is not None) + [*formats]:
+        figure, name = styled(drawing, style), html.unescape(name)
+        for suffix in ["csv"] * (drawing.table is not None) + [*style.format]:
             path = folder / f"{name}.{suffix}"
             if suffix == "csv" and drawing.table is not None:
                 data = drawing.table.to_csv(index=False, lineterminator="\n").encode()
             else:
                 data = (
-                    figure_html(figure, name, left_out).encode() if suffix == "html" else _render(figure, suffix, path)
+                    figure_html(figure, name, left_out, fixed=style.sized).encode()
+                    if suffix == "html"
+                    else _render(figure, suffix, path, style.scale)
                 )
             atomic_write(path, data)
             logger.info("wrote %s", path)
 
 
-def figure_html(figure: go.Figure, name: str, left_out: Sequence[str] = ()) -> str:
-    """A page with the figure, plotly.js, and lines about what was left out. The same figure gives the same bytes."""
-    responsive = go.Figure(figure).update_layout(width=None, autosize=True)
+def figure_html(figure: go.Figure, name: str, left_out: Sequence[str] = (), *, fixed: bool = False) -> str:
+    """A page with the figure, plotly.js, and lines about what was left out. The same figure gives the same bytes.
+
+    The figure is as wide as the window, unless its width is `fixed`.
+    """
+    responsive = figure if fixed else go.Figure(figure).update_layout(width=None, autosize=True)
     body = responsive.to_html(
         full_html=False,
         include_plotlyjs=True,
         # A name may hold anything that a folder's name may; an id stands in markup and in a script.
         div_id=f"figure-{hashlib.sha256(name.encode()).hexdigest()[:12]}",
         default_width="100%",
-        config={"responsive": True, "displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": name}},
+        config={
+            "responsive": not fixed,
+            "displaylogo": False,
+            "toImageButtonOptions": {"format": "svg", "filename": name},
+        },
     )
     title = html.escape(name.replace("_", " "))
     body += "".join(f'\n<p style="font:14px sans-serif;margin:1em">{html.escape(line)}</p>' for line in left_out)
@@ -161,7 +154,7 @@ def figure_html(figure: go.Figure, name: str, left_out: Sequence[str] = ()) -> s
     )
 
 
-def _render(figure: go.Figure, suffix: str, path: Path) -> bytes:
+def _render(figure: go.Figure, suffix: str, path: Path, scale: float) -> bytes:
     # Imported here: HTML needs neither kaleido nor a browser.
     import kaleido
     from choreographer.browsers.chromium import ChromeNotFoundError
@@ -169,7 +162,9 @@ def _render(figure: go.Figure, suffix: str, path: Path) -> bytes:
     size = {"width": figure.layout.width, "height": figure.layout.height}
     try:
         # Without mathjax=False the page asks a content delivery network for it.
-        return kaleido.calc_fig_sync(figure, opts={"format": suffix, "scale": 2, **size}, kopts={"mathjax": False})
+        # PDF and SVG have their size in inches; only a PNG is made of more pixels for sharpness.
+        options = {"format": suffix, "scale": scale if suffix == "png" else 1, **size}
+        return kaleido.calc_fig_sync(figure, opts=options, kopts={"mathjax": False})
     except ChromeNotFoundError:
         raise UserError(
             f"{path}: PNG, PDF and SVG need Chromium or Chrome; install it (Debian: apt-get install chromium, "

@@ -14,6 +14,8 @@ ROLES = {
     "induction": ("induction", "#44AA99"),
     "duplicate_token": ("duplicate token", "#88CCEE"),
 }
+# How much of a role's colour a box has, so that its name stays readable.
+ROLE_TINT = 0.5
 _OTHER_ROLE = "#999933"
 # Level -> which heads act on what, and the roles that count.
 LEVELS = {

@@ -51,7 +51,7 @@ pio.templates[TEMPLATE] = go.layout.Template(pio.templates["plotly_white"]).upda
     }
 )
 
-_SIZE_LOOKS = {
+SIZE_LOOKS = {
     "14m": ("#777777", "x"),
     "31m": ("#999933", "cross"),
     "70m": ("#56B4E9", "square"),
@@ -63,7 +63,7 @@ _SIZE_LOOKS = {
     "6.9b": ("#CC79A7", "pentagon"),
     "12b": ("#000000", "hexagon"),
 }
-_OTHER_LOOKS = (
+OTHER_LOOKS = (
     ("#332288", "circle"),
     ("#117733", "square"),
     ("#AA4499", "diamond"),
@@ -98,10 +98,10 @@ def model_looks(models: Iterable[str]) -> dict[str, ModelLook]:
     others = 0
     for model in sorted(set(models), key=lambda name: (len(name), name)):
         match = re.fullmatch(r"pythia-([\d.]+[mb])(-.*)?", model)
-        if match and match[1] in _SIZE_LOOKS:
-            look = _SIZE_LOOKS[match[1]]
+        if match and match[1] in SIZE_LOOKS:
+            look = SIZE_LOOKS[match[1]]
         else:
-            look = _OTHER_LOOKS[others % len(_OTHER_LOOKS)]
+            look = OTHER_LOOKS[others % len(OTHER_LOOKS)]
             others += 1
         nth = taken.get(look, 0)
         taken[look] = nth + 1
@@ -142,9 +142,16 @@ def translucent(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def on_white(colour: str, alpha: float) -> str:
-    """`#rrggbb` of opacity `alpha` on white, as an opaque `#rrggbb`: nothing below it shows through."""
-    return "#" + "".join(f"{round(255 + alpha * (int(colour[i : i + 2], 16) - 255)):02x}" for i in (1, 3, 5))
+def blended(colour: str, alpha: float, page: str = "#ffffff") -> str:
+    """`#rrggbb` of opacity `alpha` on a page, as an opaque `#rrggbb`: nothing below it shows through."""
+    parts = [(int(colour[i : i + 2], 16), int(page[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(below + alpha * (part - below)):02x}" for part, below in parts)
+
+
+def readable_on(colour: str) -> str:
+    """White or ink, whichever stands out more."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
 
 
 def within(values: Iterable[float], low: float, high: float) -> tuple[list[float], bool]:
@@ -175,7 +182,7 @@ def add_key(figure: go.Figure, name: str, **look: Any) -> None:
 
 # Pixels above the panels: their own titles; and in a file the heading, with and without a legend below it.
 _PANEL_TITLES = 34
-_HEADING, _HEADING_WITH_LEGEND = 78, 108
+_HEADING, _HEADING_WITH_LEGEND, _TITLE = 78, 108, 66
 # Pixels of a legend's row, of an entry without its name, and of a letter of a name.
 _LEGEND_ROW, _LEGEND_ENTRY, _LEGEND_LETTER = 30, 46, 6.8
 
@@ -200,11 +207,12 @@ class Drawing:
     table: pd.DataFrame | None = None
     details: str = ""
 
-    def titled(self) -> go.Figure:
-        """A copy of the figure with the heading, and the legend if it has one, above the panels."""
+    def titled(self, *, title: bool = True) -> go.Figure:
+        """A copy of the figure with the heading, unless without its `title`, and any legend above the panels."""
         figure = go.Figure(self.figure)
         layout = figure.layout
         room = _HEADING_WITH_LEGEND + _LEGEND_ROW * (self._legend_rows() - 1) if layout.showlegend else _HEADING
+        room -= 0 if title else _TITLE
         height = layout.height + room
         faint = f"<br><span style='font-size:13px;color:#555'>{self.subtitle}</span>" if self.subtitle else ""
         return figure.update_layout(
@@ -212,7 +220,7 @@ class Drawing:
             height=height,
             margin_t=layout.margin.t + room,
             title={
-                "text": f"<b>{self.title}</b>{faint}",
+                "text": f"<b>{self.title}</b>{faint}" if title else None,
                 "font": {"size": 19},
                 "x": 0,
                 "xref": "paper",
@@ -226,7 +234,7 @@ class Drawing:
                 "x": 0,
                 "xanchor": "left",
                 "xref": "paper",
-                "y": 1 - 76 / height,
+                "y": 1 - (76 - (0 if title else _TITLE)) / height,
                 "yref": "container",
                 "yanchor": "top",
                 "font": {"size": 13},

@@ -190,6 +190,12 @@ def test_a_notebook_shows_a_drawing_and_a_table_offline(circuit: MeasuredCircuit
         assert outside not in html
     drawn = json.loads(circuit.draw().to_json())
     assert {note["text"] for note in drawn["layout"]["annotations"]} >= set(circuit.nodes["node"])
+    printed = circuit.draw(width="3.25in", font_size="9pt", title=False).layout
+    assert (printed.width, printed.font.size, printed.title.text) == (312, 12, None)
+    with pytest.raises(ValueError, match=r"^width='5': not a length with a unit"):
+        circuit.draw(width="5")
+    with pytest.raises(ValueError, match="widht: unknown key; did you mean 'width'"):
+        circuit.draw(widht="5in")
 
 
 def test_no_circuit_says_so_everywhere(untrained: MeasuredCircuit, tmp_path: Path) -> None:

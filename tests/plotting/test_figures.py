@@ -27,13 +27,12 @@ from circuits_over_time.plotting import (
     plot_task_performance,
     plot_transfer,
 )
-from circuits_over_time.plotting.parts.export import parse_formats
 from circuits_over_time.plotting.parts.head_scores import head_scores
+from circuits_over_time.plotting.parts.options import parse_formats
 from circuits_over_time.plotting.parts.panels import INTERVAL
-from circuits_over_time.plotting.parts.roles import LEVELS, ROLES
-from circuits_over_time.plotting.parts.style import Drawing, model_looks, on_white
+from circuits_over_time.plotting.parts.roles import LEVELS, ROLE_TINT, ROLES
+from circuits_over_time.plotting.parts.style import Drawing, blended, model_looks
 from circuits_over_time.plotting.parts.tables import Results
-from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.comparison.scale import mean_sizes
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.tasks.registry import task_label
@@ -56,7 +55,7 @@ SCRIPTS = {
     "plot_circuit": [f"circuit_{model}_ioi_step143000" for model in MODELS],
     "plot_faithfulness_curve": ["cpr_cmd", *(f"faithfulness_curve_{model}" for model in MODELS)],
 }
-TINTS = {role: on_white(colour, plot_circuit.ROLE_TINT) for role, (_, colour) in ROLES.items()}
+TINTS = {role: blended(colour, ROLE_TINT) for role, (_, colour) in ROLES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -495,7 +494,7 @@ def test_bad_options_are_told_in_one_line(
 
 def test_formats_are_read_once_each() -> None:
     assert parse_formats("html, PNG,html") == ("html", "png")
-    with pytest.raises(UserError, match="nothing given"):
+    with pytest.raises(ValueError, match="nothing given"):
         parse_formats(" ,")
 
 

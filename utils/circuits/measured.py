@@ -194,15 +194,28 @@ class MeasuredCircuit:
             )
         return graph
 
-    def draw(self, strongest: int = SHOWN) -> go.Figure:
-        """An interactive drawing (plotly) of the edges of largest |score|; a ValueError if there is no circuit."""
+    def draw(self, strongest: int = SHOWN, **style: Any) -> go.Figure:
+        """An interactive drawing (plotly) of the edges of largest |score|.
+
+        Args:
+            style: of the figure scripts' keys, such as `width="3.25in"`, `font_size="8pt"` or `theme="dark"`.
+
+        Raises:
+            ValueError: if there is no circuit, no edges are asked for, or a key of the style is wrong.
+        """
+        from circuits_over_time.plotting.parts.options import Style
+        from circuits_over_time.plotting.parts.paper import styled
         from circuits_over_time.plotting.plot_circuit import draw_circuit
+
+        from .handle import validated
 
         if not isinstance(strongest, int) or strongest < 1:
             raise ValueError(f"strongest={strongest!r}: not a number of edges, 1 or more")
         if not len(self.edges):
             raise ValueError(f"there is no circuit to draw: {self.status}")
-        return draw_circuit(self.edges[:strongest], f"Circuit{self._of()}", self._in_words(strongest)).titled()
+        drawing = draw_circuit(self.edges[:strongest], f"Circuit{self._of()}", self._in_words(strongest))
+        with errors_of_python():
+            return styled(drawing, validated(Style, style, style))
 
     def __repr__(self) -> str:
         """Three lines: whose circuit it is, how large and faithful, and what the whole model does."""

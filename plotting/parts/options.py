@@ -1,0 +1,179 @@
+"""How figures are to look in print: a YAML file of keys, or flags of the same names, which win over the file."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import plotly.graph_objects as go
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+
+from circuits_over_time.utils.base.errors import UserError, suggest
+from circuits_over_time.utils.config.explain import checked
+from circuits_over_time.utils.config.strict_yaml import read_yaml
+
+from .theme import PALETTES, THEMES
+
+FORMATS = ("html", "png", "pdf", "svg")
+# A CSS pixel is 1/96 inch in SVG, HTML and PDF alike.
+PIXELS = {"in": 96.0, "cm": 96 / 2.54, "mm": 96 / 25.4, "pt": 96 / 72, "px": 1.0}
+_PRINT = 8 * PIXELS["pt"]
+
+
+def pixels(text: object) -> float | None:
+    """A length such as `5.5in`, `82mm` or `8pt` in CSS pixels, of which 96 make an inch; None stays None."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", text.lower()) if isinstance(text, str) else None
+    if text is None:
+        return None
+    if found is None or found[2] not in PIXELS:
+        raise ValueError(f"'{text}' is not a length with a unit ({', '.join(PIXELS)}); write 5.5in or 140mm")
+    return float(found[1]) * PIXELS[found[2]]
+
+
+def _between(low: str, high: str) -> AfterValidator:
+    def check(value: float | None) -> float | None:
+        if value is not None and not (pixels(low) or 0) <= value <= (pixels(high) or 0) + 1e-6:
+            raise ValueError(f"{value / PIXELS['in']:.3g}in; ask for {low} to {high}")
+        return value
+
+    return AfterValidator(check)
+
+
+Side = Annotated[float | None, BeforeValidator(pixels), _between("1in", "100in")]
+TextSize = Annotated[float | None, BeforeValidator(pixels), _between("3pt", "72pt")]
+
+
+def parse_formats(given: object) -> tuple[str, ...]:
+    """The formats named in a list, or in a comma-separated text, each once.
+
+    Raises:
+        ValueError: for an unknown format or none.
+    """
+    parts = given.split(",") if isinstance(given, str) else given if isinstance(given, list | tuple) else [given]
+    formats = tuple(dict.fromkeys(name for part in parts if (name := str(part).strip().lower())))
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise ValueError(f"{', '.join(unknown) or 'nothing'} given; choose from {', '.join(FORMATS)}")
+    return formats
+
+
+class Style(pydantic.BaseModel):
+    """How figures look. Each key is a flag of every figure script too."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    width: Side = None
+    """Width with a unit (in, cm, mm, pt, px); by default that of each figure on the screen."""
+    height: Side = None
+    """Height; by default as the panels need it."""
+    font_size: TextSize = None
+    """Size of all text but the title, which is a fifth larger; 8pt once a width or a height is given."""
+    font: str | None = Field(None, min_length=1)
+    """Family of fonts, such as `Times New Roman, serif`."""
+    theme: str = "light"
+    """`light`, `dark`, or a plotly template in a JSON or YAML file."""
+    palette: str = "default"
+    """Colours of lines."""
+    title: bool = True
+    """Whether figures have their title; a paper says it in the caption."""
+    format: Annotated[tuple[str, ...], BeforeValidator(parse_formats)] = ("html",)
+    """Formats, comma-separated."""
+    scale: float = Field(2.0, ge=0.1, le=20)
+    """Pixels of a PNG for each of 1/96 inch."""
+
+    @field_validator("palette")
+    @classmethod
+    def _known_palette(cls, value: str) -> str:
+        if value not in PALETTES:
+            raise ValueError(f"'{value}' is not a palette{suggest(value, PALETTES)}")
+        return value
+
+    @field_validator("theme")
+    @classmethod
+    def _known_theme(cls, value: str) -> str:
+        if value not in THEMES and not Path(value).suffix:
+            raise ValueError(f"'{value}' is not a theme{suggest(value, THEMES)}; or name a file of a plotly template")
+        return value
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether figures look as on the screen: nothing but the files' formats is asked for."""
+        return self == Style(format=self.format, scale=self.scale)
+
+    @property
+    def sized(self) -> bool:
+        """Whether figures are laid out anew, for a size or for their text."""
+        return any((self.width, self.height, self.font_size))
+
+    @property
+    def text_pixels(self) -> float:
+        """Size of text in pixels."""
+        return self.font_size or (_PRINT if self.width or self.height else 13.0)
+
+
+class Flag(NamedTuple):
+    """A flag of the command line: what stands for its value, and its help."""
+
+    metavar: str
+    help: str
+
+
+FLAGS = {
+    "width": Flag("LENGTH", "width in print, such as 5.5in or 82mm; the layout follows"),
+    "height": Flag("LENGTH", "height (as the panels need)"),
+    "font_size": Flag("SIZE", "size of text, such as 8pt (8pt with --width or --height)"),
+    "font": Flag("NAME", "family of fonts"),
+    "theme": Flag("NAME", "light, dark, or a file of a plotly template (light)"),
+    "palette": Flag("NAME", f"colours of lines: {', '.join(PALETTES)} (default)"),
+    "format": Flag("LIST", f"comma-separated: {', '.join(FORMATS)} (html)"),
+    "scale": Flag("N", "pixels of a PNG for each of 1/96 inch (2)"),
+}
+
+
+def add_style_flags(parser: argparse.ArgumentParser, formats: Sequence[str] = ("-f", "--format")) -> None:
+    """Add `--style FILE` and a flag for each of its keys; `formats` are the flags of the files' formats."""
+    group = parser.add_argument_group("style")
+    group.add_argument("--style", type=Path, metavar="FILE", help="YAML file of the keys below; flags win over it")
+    for name, (metavar, text) in FLAGS.items():
+        flags = formats if name == "format" else [f"--{name.replace('_', '-')}"]
+        group.add_argument(*flags, metavar=metavar, help=text)
+    group.add_argument("--title", action=argparse.BooleanOptionalAction, default=None, help="whether to draw titles")
+
+
+def style_of(arguments: argparse.Namespace) -> Style:
+    """The style that a command line asks for.
+
+    Raises:
+        UserError: one line for each key that is unknown, or whose value is refused.
+    """
+    path = arguments.style
+    given: dict[str, Any] = {
+        name: value for name in (*FLAGS, "title") if (value := getattr(arguments, name)) is not None
+    }
+    if "scale" in given:
+        try:
+            given["scale"] = float(given["scale"])
+        except ValueError:
+            raise UserError(f"command line: scale: '{given['scale']}' is not a number; write 2") from None
+    data = {} if path is None else read_yaml(path)
+    if path is not None and isinstance(theme := data.get("theme"), str) and theme not in THEMES:
+        data["theme"] = str(path.parent / theme)  # A file beside the file that names it.
+    return checked(Style, data | given, path, [(name,) for name in given])
+
+
+def read_template(path: str) -> go.layout.Template:
+    """A plotly template from a JSON or YAML file: `layout`, and perhaps `data`.
+
+    Raises:
+        UserError: if there is none, or plotly refuses it.
+    """
+    block = read_yaml(Path(path))
+    try:
+        return go.layout.Template(block)
+    except (ValueError, TypeError) as error:
+        wrong = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise UserError(
+            f"{path}: not a plotly template ({wrong}); write keys of plotly's layout below `layout:`"
+        ) from None

@@ -1,0 +1,277 @@
+"""Figures for a paper: the size, the text and the colours that were asked for, and nothing on top of each other."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from circuits_over_time.plotting import plot_circuits, plot_ioi_consistency
+from circuits_over_time.plotting.make_report import main as make_report
+from circuits_over_time.plotting.parts.options import Style, pixels
+from circuits_over_time.plotting.parts.paper import fold, styled, text_width
+from circuits_over_time.plotting.parts.style import SERIES, TEMPLATE, Drawing, finish
+from circuits_over_time.plotting.parts.theme import DARK, PALETTES, luminance, recoloured
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.store import Store
+from tests.plotting.test_style import VISION, lab
+from tests.support import drawings
+from tests.support.paths import ROOT
+from tests.support.print_check import SCRIPTS, Printer, every_drawing, printer
+from tests.support.synthetic_results import MODELS
+
+SCRIPT = plot_ioi_consistency
+EVALUATION = {"results": {"arc_easy": {"acc": 0.3, "acc_stderr": 0.01}, "piqa": {"acc": 0.6, "acc_stderr": 0.01}}}
+
+
+@pytest.fixture(scope="module")
+def every_figure(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Drawing]:
+    folder = tmp_path_factory.mktemp("evaluations")
+    (folder / "pythia-70m").mkdir()
+    (folder / "pythia-70m" / "70m-step1000.json").write_text(json.dumps(EVALUATION | {"config": {"num_fewshot": 0}}))
+    return every_drawing(tmp_path_factory.mktemp("all"), MODELS[:1], evaluations=folder)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Printer]:
+    with printer() as started:
+        yield started
+
+
+def simple(n_columns: int = 1) -> Drawing:
+    traces = [go.Scatter(x=[1, 10, 100], y=[0, 1, 2], name=f"a line, {i}") for i in range(n_columns)]
+    return finish(go.Figure(traces), "A title", "and what is below it", width=600, height=300)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_figure_fits_a_column_of_a_paper(script: str, every_figure: dict[str, Drawing], page: Printer) -> None:
+    own = {name: drawing for name, drawing in every_figure.items() if name.startswith(f"{script}: ")}
+    assert own, "made-up results have every figure"
+    # One figure of a kind is enough here; the long tests have all, and other sizes.
+    for name, drawing in list(own.items())[:2]:
+        figure = styled(drawing, Style(width="3.25in"))
+        page.show(figure)
+        assert page.size() == [312, pytest.approx(figure.layout.height, abs=0.1)], name
+        assert page.faults() == [], name
+
+
+@pytest.mark.browser
+def test_text_has_the_size_that_was_asked_for(every_figure: dict[str, Drawing], page: Printer) -> None:
+    drawing = next(drawing for name, drawing in every_figure.items() if name.startswith("plot_circuits: "))
+    for asked, title in (("8pt", True), ("7pt", False), ("9pt", True)):
+        page.show(styled(drawing, Style(width="5.5in", font_size=asked, title=title)))
+        text = round(float(asked[0]) * 96 / 72, 2)
+        assert page.text_sizes() == {text, round(1.2 * float(asked[0]) * 96 / 72, 2)} if title else {text}
+
+
+@pytest.mark.browser
+def test_files_have_the_size_that_was_asked_for(store: Store, tmp_path: Path) -> None:
+    options = ["--width", "5.5in", "--height", "2.4in", "--scale", "3", "--format", "pdf,svg,png,html", "--no-title"]
+    assert drawings.run(SCRIPT, "-r", store.root, "-o", tmp_path, *options) == 0
+    box = re.search(rb"/MediaBox ?\[0 0 ([\d.]+) ([\d.]+)\]", (tmp_path / "ioi_consistency.pdf").read_bytes())
+    assert box is not None
+    assert [float(box[1]), float(box[2])] == [396, pytest.approx(172.8, abs=0.8)]
+    svg = ElementTree.parse(tmp_path / "ioi_consistency.svg").getroot()
+    assert [float(svg.attrib["width"]), float(svg.attrib["height"])] == [528, pytest.approx(230.4, abs=0.1)]
+    sizes = re.findall(r"font-size: ([\d.]+)px", ElementTree.tostring(svg, encoding="unicode"))
+    assert {round(float(size), 1) for size in sizes} == {10.7}, "8 pt"
+    png = (tmp_path / "ioi_consistency.png").read_bytes()
+    assert [int.from_bytes(png[16:20]), int.from_bytes(png[20:24])] == [3 * 528, pytest.approx(3 * 230.4, abs=3)]
+    assert "Is the IOI algorithm" not in (tmp_path / "ioi_consistency.svg").read_text()
+    assert '"width":528' in (tmp_path / "ioi_consistency.html").read_text()
+
+
+def test_without_a_style_figures_are_those_of_the_screen(every_figure: dict[str, Drawing]) -> None:
+    for drawing in list(every_figure.values())[:3]:
+        assert styled(drawing, Style(format="svg,png", scale=4)).to_json() == drawing.titled().to_json()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_height_is_kept_or_refused(script: str, every_figure: dict[str, Drawing]) -> None:
+    for name, drawing in every_figure.items():
+        if name.startswith(f"{script}: "):
+            assert styled(drawing, Style(width="5.5in", height="40in")).layout.height == 40 * 96
+            with pytest.raises(UserError, match=r"height: '.*' needs .*in at this width"):
+                styled(drawing, Style(width="5.5in", height="1in"))
+            return
+
+
+def test_panels_stand_in_as_many_columns_as_fit(every_figure: dict[str, Drawing]) -> None:
+    drawing = next(drawing for name, drawing in every_figure.items() if name.endswith(": ioi_backup"))
+
+    def columns(width: str) -> int:
+        layout = styled(drawing, Style(width=width)).layout
+        return len({round(layout[name].domain[0], 3) for name in layout if re.fullmatch(r"xaxis\d*", name)})
+
+    assert [columns(width) for width in ("2in", "3.25in", "8in")] == [1, 2, 4]
+
+
+def test_lines_and_marks_follow_the_size() -> None:
+    drawn = simple().figure
+    drawn.update_traces(line_width=2, marker_size=6)
+    drawing = Drawing(drawn, "A title")
+    small, large = (styled(drawing, Style(width=width)).data[0] for width in ("2.5in", "8in"))
+    assert small.line.width < large.line.width < 2
+    assert small.marker.size < large.marker.size < 6
+
+
+def test_text_folds_between_words_and_keeps_its_markup() -> None:
+    text = "one <b>two three</b> four"
+    folded = fold(text, 4.5)
+    assert folded.count("<br>") == 1
+    assert folded.replace("<br>", " ") == text
+    assert max(map(text_width, folded.split("<br>"))) <= 4.5
+    assert fold("an unbreakablelongword", 3) == "an<br>unbreakablelongword"
+    assert text_width("<span style='color:#555'>ab</span><br>c") == text_width("ab")
+
+
+@pytest.mark.parametrize("text", ["1in", "2.54cm", "25.4mm", "72pt", "96px", " 1 IN "])
+def test_an_inch_is_96_pixels_however_it_is_written(text: str) -> None:
+    assert pixels(text) == pytest.approx(96)
+
+
+WRONG = [
+    ("width", "5.5", "width: '5.5' is not a length with a unit (in, cm, mm, pt, px); write 5.5in or 140mm"),
+    ("width", "5 foot", "width: '5 foot' is not a length with a unit"),
+    ("height", "0.1in", "height: 0.1in; ask for 1in to 100in"),
+    ("font-size", "200pt", "font_size: 2.78in; ask for 3pt to 72pt"),
+    ("theme", "drak", "theme: 'drak' is not a theme; did you mean 'dark'?"),
+    ("palette", "tol-bridht", "palette: 'tol-bridht' is not a palette; did you mean 'tol-bright'?"),
+    ("format", "svg,gif", "format: gif given; choose from html, png, pdf, svg"),
+    ("scale", "big", "scale: 'big' is not a number"),
+    ("scale", "0", "scale: "),
+]
+
+
+@pytest.mark.parametrize(("flag", "value", "says"), WRONG)
+def test_a_wrong_flag_is_told_in_one_line(
+    flag: str, value: str, says: str, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert drawings.run(SCRIPT, "-r", store.root, "-o", tmp_path, f"--{flag}", value) == 2
+    said = caplog.records[-1].getMessage()
+    assert said.startswith(f"command line: {says}")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("widht: 5in", "widht: unknown key; did you mean 'width'?"),
+        ("width: 5", "width: '5' is not a length with a unit"),
+        ("title: maybe", "title: "),
+        ("theme: mine.json", "mine.json: no such file"),
+    ],
+)
+def test_a_wrong_style_file_is_told_in_one_line(
+    content: str, says: str, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "style.yml").write_text(content)
+    assert drawings.run(SCRIPT, "-r", store.root, "-o", tmp_path, "--style", tmp_path / "style.yml") == 2
+    assert says in caplog.records[-1].getMessage()
+    assert str(tmp_path) in caplog.records[-1].getMessage()
+
+
+def test_flags_win_over_the_style_file_and_every_script_takes_them(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "style.yml").write_text("width: 82mm\nfont_size: 9pt\ntheme: dark\nformat: [html]\ntitle: false\n")
+    assert (
+        drawings.run(
+            plot_circuits, "-r", store.root, "-o", tmp_path, "--style", tmp_path / "style.yml", "--width", "5in"
+        )
+        == 0
+    )
+    page = (tmp_path / "circuits.html").read_text()
+    assert '"width":480' in page
+    assert '"font":{"color"' in page or '"size":12.0' in page
+    assert DARK in page
+    for script in SCRIPTS:
+        module = importlib.import_module(f"circuits_over_time.plotting.{script}")
+        with pytest.raises(SystemExit, match="0"):
+            drawings.run(module, "--help")
+
+
+def test_the_reports_figures_take_a_style_and_its_page_refuses_one(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    argv = ["-r", str(store.root), "-o", str(tmp_path / "report.html"), "--width", "5in", "-t", "ioi"]
+    assert make_report(argv) == 2
+    assert "need --figures FOLDER" in caplog.records[-1].getMessage()
+    assert make_report([*argv, "-f", str(tmp_path / "figures")]) == 0
+    assert '"width":480' in (tmp_path / "figures" / "circuits.html").read_text()
+
+
+# Colours.
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("vision", ["normal", "protanopia", "deuteranopia"])
+@pytest.mark.parametrize("name", PALETTES)
+def test_the_lines_of_a_palette_differ_with_any_colour_vision(name: str, vision: str, dark: bool) -> None:
+    colours = recoloured(list(PALETTES[name] or SERIES[:6]), (), dark=dark)
+    for first, second in itertools.combinations(colours, 2):
+        distance = np.linalg.norm(lab(first, VISION[vision]) - lab(second, VISION[vision]))
+        assert distance > 9, (first, second)
+
+
+@pytest.mark.parametrize("name", ["default", "tol-bright"])
+def test_text_and_lines_stand_out_on_a_dark_page(name: str, every_figure: dict[str, Drawing]) -> None:
+    def contrast(colour: str) -> float:
+        return (luminance(colour) + 0.05) / (luminance(DARK) + 0.05)
+
+    for drawing in every_figure.values():
+        figure = styled(drawing, Style(theme="dark", palette=name))
+        layout = figure.layout
+        assert layout.template.layout.paper_bgcolor == layout.template.layout.plot_bgcolor == DARK
+        assert contrast(layout.template.layout.font.color) > 10
+        texts = [note for note in layout.annotations if note.font.color and not note.bgcolor]
+        assert all(contrast(note.font.color) > 4.5 for note in texts)
+        lines = [trace.line.color for trace in figure.data if trace.type == "scatter" and trace.mode == "lines+markers"]
+        assert all(contrast(colour) > 3 for colour in lines if colour and colour.startswith("#"))
+
+
+def test_names_on_coloured_bars_are_readable_in_every_theme(every_figure: dict[str, Drawing]) -> None:
+    drawing = next(drawing for name, drawing in every_figure.items() if name.startswith("plot_handovers: "))
+    for theme, palette in itertools.product(("light", "dark"), PALETTES):
+        for note in styled(drawing, Style(theme=theme, palette=palette)).layout.annotations:
+            if note.bgcolor and note.bgcolor.startswith("#"):
+                ends = sorted((luminance(note.font.color), luminance(note.bgcolor)))
+                assert (ends[1] + 0.05) / (ends[0] + 0.05) > 2.8
+
+
+def test_a_palette_gives_every_line_a_colour_of_its_own() -> None:
+    palette = PALETTES["tol-muted"]
+    figure = go.Figure([go.Scatter(x=[1], y=[1], line_color=colour) for colour in SERIES[:9]])
+    new = [
+        trace.line.color
+        for trace in styled(finish(figure, "A", width=600, height=300), Style(palette="tol-muted")).data
+    ]
+    assert sorted(new) == sorted(palette)
+
+
+def test_a_plotly_template_is_a_theme(tmp_path: Path) -> None:
+    layout = {"paper_bgcolor": "#101010", "font": {"family": "Georgia"}, "colorway": ["#ff00ff"]}
+    (tmp_path / "mine.json").write_text(json.dumps({"layout": layout}))
+    drawing = finish(go.Figure(go.Scatter(x=[1], y=[1], line_color=SERIES[0])), "A", width=600, height=300)
+    figure = styled(drawing, Style(theme=str(tmp_path / "mine.json")))
+    assert figure.layout.template.layout.font.family == "Georgia"
+    assert figure.layout.template.layout.paper_bgcolor == "#101010"
+    assert figure.data[0].line.color != SERIES[0], "the template's colours of lines are the palette"
+    assert drawing.figure.layout.template.layout.paper_bgcolor != "#101010", TEMPLATE
+    (tmp_path / "wrong.yml").write_text("layout: {paper_bgcolour: red}")
+    with pytest.raises(UserError, match=r"wrong\.yml: not a plotly template"):
+        styled(drawing, Style(theme=str(tmp_path / "wrong.yml")))
+
+
+def test_the_documentation_names_every_flag() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    names = [name.replace("_", "-") for name in Style.model_fields if name != "title"]
+    assert [name for name in names if f"--{name}" not in page] == []
+    assert all(f"`{palette}`" in page for palette in PALETTES)
