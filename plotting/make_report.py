@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work(arguments: argparse.Namespace) -> None:
         style = style_of(arguments)
         if style != Style() and not arguments.figures:
-            raise UserError("command line: figures' size, look and formats need --figures FOLDER; the page has its own")
+            raise UserError("--style: size, look and formats of figures need --figures FOLDER; the page has its own")
         page, figures = report(Results(Store(arguments.results), arguments, in_report=True))
         data = page.encode()
         atomic_write(arguments.output, data)

@@ -156,11 +156,15 @@ def style_of(arguments: argparse.Namespace) -> Style:
         try:
             given["scale"] = float(given["scale"])
         except ValueError:
-            raise UserError(f"command line: scale: '{given['scale']}' is not a number; write 2") from None
+            raise UserError(f"--scale: '{given['scale']}' is not a number; write 2") from None
     data = {} if path is None else read_yaml(path)
     if path is not None and isinstance(theme := data.get("theme"), str) and theme not in THEMES:
         data["theme"] = str(path.parent / theme)  # A file beside the file that names it.
-    return checked(Style, data | given, path, [(name,) for name in given])
+    try:
+        return checked(Style, data | given, path, [(name,) for name in given])
+    except UserError as error:  # Keys of the command line as the flags they are.
+        lines = re.sub(r"(?m)^command line: (\w+)", lambda found: f"--{found[1].replace('_', '-')}", str(error))
+        raise UserError(lines) from None
 
 
 def read_template(path: str) -> go.layout.Template:

@@ -28,8 +28,8 @@ _ROLE_COLOURS = [colour for _, colour in ROLES.values()]
 # The colours that lines are drawn in, those first that most figures have.
 COLOURS = [*dict.fromkeys([*SERIES, *(look[0] for look in (*SIZE_LOOKS.values(), *OTHER_LOOKS)), *_ROLE_COLOURS])]
 COLOURS = [colour for colour in COLOURS if colour not in ("#777777", "#000000")]
-# Least contrast of a line with a dark page: what WCAG asks of graphics.
-_CONTRAST = 3.5
+# Least contrast of a line with a dark page: what WCAG asks of text.
+_CONTRAST = 4.5
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}|#[0-9a-fA-F]{3}\b|rgba?\([^)]*\)")
 
 
@@ -111,7 +111,7 @@ def _inverted_or_lightened(colour: str) -> str:
     if lightness < 0.85 and saturation > 0.15:
         return _lightened(colour)
     floor = colorsys.rgb_to_hls(*(int(DARK[i : i + 2], 16) / 255 for i in (1, 3, 5)))[1]
-    return _of_hls(hue, floor + (1 - lightness) * (0.97 - floor), min(saturation, 0.3))
+    return _of_hls(hue, floor + (1 - lightness) ** 0.8 * (0.97 - floor), min(saturation, 0.3))
 
 
 def _lightened(colour: str) -> str:

@@ -143,7 +143,7 @@ WRONG = [
     ("width", "5.5", "width: '5.5' is not a length with a unit (in, cm, mm, pt, px); write 5.5in or 140mm"),
     ("width", "5 foot", "width: '5 foot' is not a length with a unit"),
     ("height", "0.1in", "height: 0.1in; ask for 1in to 100in"),
-    ("font-size", "200pt", "font_size: 2.78in; ask for 3pt to 72pt"),
+    ("font-size", "200pt", "font-size: 2.78in; ask for 3pt to 72pt"),
     ("theme", "drak", "theme: 'drak' is not a theme; did you mean 'dark'?"),
     ("palette", "tol-bridht", "palette: 'tol-bridht' is not a palette; did you mean 'tol-bright'?"),
     ("format", "svg,gif", "format: gif given; choose from html, png, pdf, svg"),
@@ -158,7 +158,7 @@ def test_a_wrong_flag_is_told_in_one_line(
 ) -> None:
     assert drawings.run(SCRIPT, "-r", store.root, "-o", tmp_path, f"--{flag}", value) == 2
     said = caplog.records[-1].getMessage()
-    assert said.startswith(f"command line: {says}")
+    assert said.startswith(f"--{says}")
     assert "\n" not in said
 
 
