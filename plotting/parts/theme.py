@@ -28,8 +28,8 @@ _ROLE_COLOURS = [colour for _, colour in ROLES.values()]
 # The colours that lines are drawn in, those first that most figures have.
 COLOURS = [*dict.fromkeys([*SERIES, *(look[0] for look in (*SIZE_LOOKS.values(), *OTHER_LOOKS)), *_ROLE_COLOURS])]
 COLOURS = [colour for colour in COLOURS if colour not in ("#777777", "#000000")]
-# Least contrast of a line with a dark page: what WCAG asks of text.
-_CONTRAST = 4.5
+# Least contrast of a line with a dark page: more than WCAG asks of graphics (3).
+_CONTRAST = 3.5
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}|#[0-9a-fA-F]{3}\b|rgba?\([^)]*\)")
 
 
