@@ -90,6 +90,8 @@ class Results:
             raise UserError(f"{folder}: measured, but no checkpoint has a circuit{self._why_none()}: nothing to draw")
         # A table without rows has no types, and would make every column an object column.
         table = pd.concat(measured, ignore_index=True).infer_objects()
+        if table["tokens"].isna().any():  # Nobody says how many they were: the axis counts steps.
+            table["tokens"] = table["step"]
         _log_gaps(table, kind)
         return table
 
@@ -174,7 +176,8 @@ class Results:
         for table in self._tables.values():
             if isinstance(table, pd.DataFrame):
                 rows = table.loc[table["model"] == model, ["step", "tokens"]].drop_duplicates("step")
-                tokens |= {int(step): float(count) for step, count in rows.itertuples(index=False)}
+                if len(rows) == 1 or not rows["tokens"].equals(rows["step"]):  # Or else they are not known.
+                    tokens |= {int(step): float(count) for step, count in rows.itertuples(index=False)}
         return tokens
 
     def looks(self, further: Iterable[str] = ()) -> dict[str, ModelLook]:

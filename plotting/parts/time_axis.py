@@ -22,7 +22,8 @@ class TimeAxis:
         first: tokens of the first checkpoint after initialisation.
         last: tokens of the last checkpoint.
         zero: position of step 0 (tokens on the log axis), or None where no step 0 is drawn.
-        tokens_per_step: tokens in a step, or None where the models disagree; steps are then left out of the labels.
+        tokens_per_step: tokens in a step, or None where the models disagree; steps are then left out of the labels. If
+            it is 1, the tokens are unknown and the axis counts steps.
     """
 
     first: float
@@ -54,7 +55,7 @@ class TimeAxis:
     def ticks(self, most: int = 8) -> tuple[list[float], list[str]]:
         """Positions and labels (tokens, step below) of at most about `most` ticks: 0, powers of ten, the last."""
         zero = [] if self.zero is None else [self.zero]
-        zero_label = ["0<br>0" if self.tokens_per_step else "0"] * len(zero)
+        zero_label = ["0<br>0" if self.tokens_per_step and not self.by_step else "0"] * len(zero)
         if not self.steps:
             return zero, zero_label
         low, high = self.range()
@@ -82,7 +83,14 @@ class TimeAxis:
     @property
     def title(self) -> str:
         """Title of the axis, with its units."""
+        if self.by_step:
+            return "training step"
         return "training tokens (step below)" if self.tokens_per_step else "training tokens"
+
+    @property
+    def by_step(self) -> bool:
+        """Whether it counts steps, because tokens are not known."""
+        return self.tokens_per_step == 1
 
     def apply(self, figure: go.Figure, most: int = 8, title: str | None = None, **where: int) -> None:
         """Set the x axes at `row=`, `col=` (all axes by default)."""
@@ -109,14 +117,17 @@ class TimeAxis:
             )
 
     def _label(self, tokens: float) -> str:
+        if self.by_step:
+            return f"{tokens:,.0f}"
         text = compact(tokens)
         return f"{text}<br>{tokens / self.tokens_per_step:,.0f}" if self.tokens_per_step else text
 
 
 def _with_names(label: str) -> str:
     """A label whose rows say what they count. Spaces of the names' widths keep its numbers below the tick."""
-    rows = zip((("tokens", 12), ("steps", 10)), label.split("<br>"), strict=True)
-    return "<br>".join(f"{name} {text}{chr(160) * width}" for (name, width), text in rows)
+    rows = label.split("<br>")
+    names = (("tokens", 12), ("steps", 10))[-len(rows) :]
+    return "<br>".join(f"{name} {text}{chr(160) * width}" for (name, width), text in zip(names, rows, strict=True))
 
 
 def compact(number: float) -> str:

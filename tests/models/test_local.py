@@ -47,20 +47,24 @@ def test_a_tokenizer_may_lie_beside_the_steps(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == len(WORDS)
 
 
-def test_a_local_family_without_family_json_needs_tokens_per_step(tmp_path: Path) -> None:
-    folder = save_family(tmp_path / "mine", {5: 1})
+def test_a_local_family_without_family_json_counts_steps_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_family(tmp_path / "mine", {5: 1, 9: 2})
     (folder / "family.json").unlink()
-    assert error_of(str(folder), tmp_path) == (
-        f'{folder}/family.json is missing; write {{"tokens_per_step": N}} into it, or pass tokens_per_step=N'
-    )
+    caplog.set_level("INFO")
+    assert resolve_family(str(folder), tmp_path).tokens == {5: None, 9: None}
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"{folder}: nobody says how many tokens a step has, so figures count steps")
+    (folder / "family.json").write_text("{}")
+    assert resolve_family(str(folder), tmp_path).tokens[5] is None
     assert resolve_family(str(folder), tmp_path, tokens_per_step=8).tokens[5] == 40
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{}", "does not say tokens_per_step"),
-        ("no json", "does not say tokens_per_step"),
+        ("no json", "is not JSON"),
         (json.dumps({"tokens_per_step": "many"}), "tokens_per_step: 'many' is not a whole number > 0"),
         (json.dumps({"tokens_per_step": 0}), "tokens_per_step: 0 is not a whole number > 0"),
     ],

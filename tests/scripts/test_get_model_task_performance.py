@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.plotting import plot_task_performance
 from circuits_over_time.utils.models.family import LocalFamily
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
@@ -18,6 +19,7 @@ from circuits_over_time.utils.task_performance import task_performance
 from circuits_over_time.utils.tasks import TASKS, build_prompts, greater_than
 from circuits_over_time.utils.tasks.metrics import METRICS
 from get_model_task_performance import ANALYSIS
+from tests.support.drawings import drawings
 from tests.support.paths import TOY_STEPS
 from tests.support.random_models import ARCHITECTURES, random_model
 from tests.support.task_tokenizers import task_texts, word_level, words
@@ -117,6 +119,23 @@ def test_all_tasks_go_on_past_one_that_does_not_fit_the_tokenizer(
     assert not (tmp_path / "results" / "task_performance" / "words" / "greater_than").exists()
     assert main(ANALYSIS, [*given, "task=[all, greater_than]"]) == 2
     assert main(ANALYSIS, [*given, "task=greater_than"]) == 2
+
+
+def test_a_family_that_says_no_tokens_is_measured_and_drawn_by_steps(word_family: Path, tmp_path: Path) -> None:
+    family = shutil.copytree(word_family, tmp_path / "words")
+    (family / "family.json").unlink()
+    for folder in family.glob("step*"):
+        folder.rename(family / folder.name.replace("step", "checkpoint-"))
+    given = [f"model={family}", "n_prompts=2", f"results_dir={tmp_path / 'results'}", "device=cpu", "task=ioi"]
+    assert main(ANALYSIS, given) == 0
+    assert main(ANALYSIS, given) == 0
+    table = Store(tmp_path / "results").read_tables("task_performance")
+    assert table["tokens"].isna().all()
+    drawing = drawings(plot_task_performance, Store(tmp_path / "results"))["task_performance"]
+    first, last = drawing.figure.layout.xaxis.ticktext
+    assert (first.strip("\N{NO-BREAK SPACE}"), last) == ("steps 0", "5")
+    (family / "family.json").write_text('{"tokens_per_step": 10}')
+    assert main(ANALYSIS, given) == 2
 
 
 PROMPTS_CSV = """clean,corrupted,answers,wrong_answers

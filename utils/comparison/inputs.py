@@ -130,7 +130,8 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
             )
         size = None if pd.isna(row["size"]) else int(row["size"])
         found = fingerprint(settings, (graphs, baselines), step)
-        return Checkpoint(model, task, rule, step, int(row["tokens"]), circuit, folds, size, found)
+        tokens = step if pd.isna(row["tokens"]) else int(row["tokens"])  # Where nobody knows them, steps count.
+        return Checkpoint(model, task, rule, step, tokens, circuit, folds, size, found)
 
     checkpoints = store.sound(graphs, read)
     if not checkpoints:

@@ -62,7 +62,7 @@ class LoadedCheckpoint:
 
     Attributes:
         name: last part of the model's name or folder (`pythia-160m`, `toy`).
-        tokens: how many were seen in training.
+        tokens: how many were seen in training; None if nobody says.
         parameters: how many numbers the model has, with tied tensors counted once.
         hashes: SHA-256 of each weight file, computed in the background while the checkpoint is measured.
         inputs: SHA-256 of its config and of the tokenizer's files.
@@ -70,7 +70,7 @@ class LoadedCheckpoint:
 
     name: str
     step: int
-    tokens: int
+    tokens: int | None
     weights: ModelWeights
     parameters: int
     tokenizer: PreTrainedTokenizerBase

@@ -51,7 +51,7 @@ class Family:
         name: the model's short name, or the last part of its hub id or folder. Its results go by this name.
         source: the hub repository, or the local folder as it was given.
         steps: the published steps, sorted, counted over the whole training (`utils/models/revisions.py`).
-        tokens: tokens seen at each published step.
+        tokens: tokens seen at each step; None where nobody says, in a local family.
         prepend_bos: whether it was trained with a start token before every document; None if nobody says.
         damage: what is known to be wrong with its checkpoints.
         trust_remote_code: whether its tokenizer may run Python code that comes with it.
@@ -60,7 +60,7 @@ class Family:
     name: str
     source: str
     steps: tuple[int, ...]
-    tokens: dict[int, int]
+    tokens: dict[int, int | None]
     prepend_bos: bool | None = field(default=None, kw_only=True)
     damage: Sequence[Damage] = field(default=(), kw_only=True)
     trust_remote_code: bool = field(default=False, kw_only=True)
@@ -378,12 +378,14 @@ def _local_family(
 ) -> LocalFamily:
     about = local.About.of(path, tokens_per_step)
     named = [about.with_tokens(path / one.name, one) for one in local.named_folders(path, pattern)]
-    placed = timeline(named, model, TokensRule(about.per_step), stages)
+    placed = timeline(named, model, TokensRule(about.per_step), stages, tokens_needed=False)
+    if None in (seen := {step: tokens for step, (_, tokens) in placed.items()}).values():
+        log.info("%s: nobody says how many tokens a step has, so figures count steps (%s)", model, local.WAY_OUT)
     return LocalFamily(
         path.resolve().name,
         model,
         tuple(placed),
-        {step: tokens for step, (_, tokens) in placed.items()},
+        seen,
         {step: path / one.name for step, (one, _) in placed.items()},
         prepend_bos=about.prepend_bos,
     )

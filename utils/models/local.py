@@ -4,7 +4,8 @@ Folders are named `step{n}`, or as trainers name them (`checkpoint-500`, `iter_0
 and `step{n}-hf`, which a converter wrote, the second counts. Next to them there may be a tokenizer that all steps
 share, and a `family.json` with `{"tokens_per_step": n}`. Without it the tokens are those that the Trainer counted
 (`num_input_tokens_seen` in `trainer_state.json`), or its batch size times `sequence_length`, `world_size` and
-`gradient_accumulation_steps` in `family.json`, which the Trainer does not store.
+`gradient_accumulation_steps` in `family.json`, which the Trainer does not store. Where nothing tells them, they are
+left out, and figures count steps.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ Stamps = dict[Path, Stamp]
 
 _SAMPLES, _SAMPLE = 16, 65_536
 _WAY_OUT = 'write {"tokens_per_step": N} into it'
+WAY_OUT = 'to change that, write {"tokens_per_step": N} into its family.json, or pass tokens_per_step=N'
 _FACTORS = ("sequence_length", "world_size", "gradient_accumulation_steps")
 _SAVES = re.compile(r"checkpoint_\d+")  # as accelerate counts its saves
 
@@ -108,21 +110,23 @@ class About:
             UserError: if the file says something else than numbers, or true or false.
         """
         file = path / "family.json"
-        content = (read_json(file) or {}) if file.is_file() else {}
+        content = read_json(file) if file.is_file() else {}
+        if content is None:
+            raise UserError(f"{file}: is not JSON; {_WAY_OUT}")
         for name in ("tokens_per_step", *_FACTORS):
             if name in content and (type(content[name]) is not int or content[name] <= 0):
                 raise UserError(f"{file}: {name}: {content[name]!r} is not a whole number > 0; {_WAY_OUT}")
         prepend_bos = content.get("prepend_bos")
         if prepend_bos is not None and not isinstance(prepend_bos, bool):
             raise UserError(f"{file}: prepend_bos: {prepend_bos!r} is not true or false; correct it or leave it out")
-        per_step = content.get("tokens_per_step") or (None if file.is_file() else tokens_per_step)
+        per_step = content.get("tokens_per_step") or tokens_per_step
         return cls(file, () if per_step is None else (per_step,), prepend_bos, content)
 
     def with_tokens(self, folder: Path, named: Named) -> Named:
         """A checkpoint with the tokens that its own files tell, where the family does not say them.
 
         Raises:
-            UserError: if nothing tells them, naming the key of `family.json` that would.
+            UserError: if `family.json` has some of the factors of the Trainer's batch, but not all.
         """
         if self.per_step or named.tokens is not None:
             return named
@@ -130,16 +134,17 @@ class About:
         if (counted := state.get("num_input_tokens_seen")) and isinstance(counted, int):
             return replace(named, tokens=counted)
         if isinstance(batch := state.get("train_batch_size"), int):
-            if missing := [name for name in _FACTORS if name not in self.content]:
+            missing = [name for name in _FACTORS if name not in self.content]
+            if len(missing) == len(_FACTORS):
+                return named
+            if missing:
                 raise UserError(
                     f"{self.file}: {missing[0]} is missing: {folder.name}/trainer_state.json has batches of {batch} in "
                     f'each process, but not {", ".join(missing)}; write them into it, or {{"tokens_per_step": N}}'
                 )
             each = batch * math.prod(self.content[name] for name in _FACTORS)
             return replace(named, tokens=named.step * each)
-        if not self.file.is_file():
-            raise UserError(f"{self.file} is missing; {_WAY_OUT}, or pass tokens_per_step=N")
-        raise UserError(f"{self.file}: does not say tokens_per_step; {_WAY_OUT}")
+        return named
 
 
 def stamps(folder: Path) -> Stamps:

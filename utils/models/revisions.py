@@ -106,7 +106,9 @@ def timeline(
     rule: TokensRule | None = None,
     stages: Sequence[int] = (1,),
     tokens_per_step: int | None = None,
-) -> dict[int, tuple[Named, int]]:
+    *,
+    tokens_needed: bool = True,
+) -> dict[int, tuple[Named, int | None]]:
     """Step of the whole training -> checkpoint and the tokens that it has seen in the whole training, sorted.
 
     Args:
@@ -114,6 +116,7 @@ def timeline(
         source: the family's name, for errors.
         rule: what is known about its tokens.
         tokens_per_step: used if neither the rule nor the names tell.
+        tokens_needed: whether somebody must tell. Otherwise they are None where nobody does.
 
     Raises:
         UserError: if a stage is not published, or the tokens are unknown.
@@ -122,7 +125,7 @@ def timeline(
     by_stage: dict[int, dict[int, Named]] = {}
     for one in named:
         by_stage.setdefault(one.stage, {}).setdefault(one.step, one)
-    placed: dict[int, tuple[Named, int]] = {}
+    placed: dict[int, tuple[Named, int | None]] = {}
     start, before = 0, rule.at_zero  # steps and tokens of the stages before
     for stage in range(1, max(stages) + 1):
         if stage not in by_stage:
@@ -139,6 +142,10 @@ def timeline(
                 seen = one.tokens if counts_on else before + one.tokens
             elif (each := per_step or tokens_per_step) is not None:
                 seen = before + (end - start) * each
+            elif not tokens_needed and stage == max(stages):
+                if stage in stages:
+                    placed.setdefault(end, (one, None))
+                continue
             else:
                 raise UserError(
                     f"tokens_per_step: {source} does not say how many tokens a step has; pass tokens_per_step=N"

@@ -56,7 +56,7 @@ class _Checkpoint(TypedDict, total=False):
     repository: str
     sha256: str
     parameters: int | None
-    tokens: int
+    tokens: int | None
     shape: _Shape
     inputs: dict[str, str]
 
@@ -126,7 +126,7 @@ def wrong_in(table: pd.DataFrame, kind: ResultSchema, model: str, step: int) -> 
     if table.duplicated().any() or (keys and table.duplicated(keys).any()):
         return "has a row twice"
     for name in columns:
-        if name in _PLACES and (reason := _no_place(table[name], empty=name in kind.may_be_empty)):
+        if name in _PLACES and (reason := _no_place(table[name], empty=name in ("tokens", *kind.may_be_empty))):
             return f"column '{name}' {reason}"
     numbers = [name for name in columns if name not in ("model", *kind.texts)]
     return next((f"column '{name}' holds {reason}" for name in numbers if (reason := _no_numbers(table[name]))), "")

@@ -106,7 +106,7 @@ class ResultsFolder:
         """The command that makes these results."""
         return how_to_make(self.root, self.kind, self.model, self.task)
 
-    def encode(self, step: int, result: Result, tokens: int) -> dict[str, bytes]:
+    def encode(self, step: int, result: Result, tokens: int | None) -> dict[str, bytes]:
         """A checkpoint's files as they will be written: suffix -> bytes, the table last.
 
         It is a ValueError unless the result is as its kind says.
