@@ -182,11 +182,13 @@ def find_circuit(model: Model, task: Task, **keys: Any) -> MeasuredCircuit:
     Example:
         circuit = cot.find_circuit(model, cot.task("ioi"), n_prompts=50, threshold=0.9)
     """
+    from circuits_over_time.utils.circuits.find import score_edges
     from circuits_over_time.utils.circuits.handle import with_prompts
     from circuits_over_time.utils.circuits.measured import measure_circuit
 
     settings, prompts = with_prompts(model, task, keys)
-    return measure_circuit(model.weights, prompts, settings, model.about)
+    folds = score_edges(model.weights, prompts, settings)
+    return measure_circuit(model.weights, prompts, settings, folds, model.about)
 
 
 @errors_of_python()

@@ -229,7 +229,8 @@ def test_baselines_equal_the_hugging_face_model(word_family: Path) -> None:
     family = resolve_family(str(word_family), Path("model_cache"))
     checkpoint = family.load(5, "float32", torch.device("cpu"))
     of_circuit = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights)
-    measured = measure_circuit(checkpoint.weights, of_circuit, config)
+    folds = score_edges(checkpoint.weights, of_circuit, config)
+    measured = measure_circuit(checkpoint.weights, of_circuit, config, folds)
     prompts = of_circuit.evaluation
     rows = torch.arange(len(prompts))
     for name, tokens in (("full", prompts.clean), ("corrupted", prompts.corrupted)):

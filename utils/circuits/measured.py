@@ -32,6 +32,7 @@ from circuits_over_time.edge_attribution_patching.circuits.formats import (
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
 
 from ..base.errors import UserError, errors_of_python, one_line
 from ..base.files import atomic_write
@@ -279,10 +280,14 @@ def with_interval(value: float, ends: tuple[float | None, float | None], reason:
 
 
 def measure_circuit(
-    weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings, about: Mapping[str, Any] | None = None
+    weights: ModelWeights,
+    prompts: CircuitPrompts,
+    settings: CircuitSettings,
+    folds: FoldScores,
+    about: Mapping[str, Any] | None = None,
 ) -> MeasuredCircuit:
-    """Find a circuit, and everything that is reported about it; `about` is noted with it."""
-    found = find_circuit(weights, prompts, settings, score_edges(weights, prompts, settings))
+    """A circuit by the scores of `score_edges`, and everything that is reported of it; `about` is noted with it."""
+    found = find_circuit(weights, prompts, settings, folds)
     kept = found.folds.keep(found.order, max(found.curve.sizes, default=0))
     performance = task_performance(weights, prompts.evaluation.to(weights.device), ["accuracy"], settings.batch_size)
     controls, tests = compare_with_random(found, settings)
@@ -308,13 +313,14 @@ def measure(
     checkpoint: LoadedCheckpoint, config: CircuitsConfig, inputs: Mapping[str, CircuitPrompts], task: Task
 ) -> dict[str, Result]:
     """The circuit of one task in one checkpoint."""
-    measured = measure_circuit(checkpoint.weights, inputs[task.name], config)
+    weights, prompts = checkpoint.weights, inputs[task.name]
+    measured = measure_circuit(weights, prompts, config, score_edges(weights, prompts, config))
     words = "; ".join(measured.lines())
     if measured.status in WITH_CIRCUIT:
         words = _controls_in_words(measured.controls) if len(measured.controls) else measured.lines()[0]
         words = f"{measured.status}: {words}"
     log.info("%s step %d %s: %s", checkpoint.name, checkpoint.step, task.name, words)
-    json = eap_ig_json(measured.circuit, checkpoint.weights.d_model) if config.export_json else None
+    json = eap_ig_json(measured.circuit, weights.d_model) if config.export_json else None
     results = {kind: Result(table) for kind, table in measured.tables.items()}
     return results | {"graphs": Result(measured.edges, tensors=measured.tensors, json=json)}
 

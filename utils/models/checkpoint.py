@@ -28,7 +28,7 @@ from ..base.files import combine, sha256_at, stamp_of, what_it_is
 from ..hub.checkpoint_files import TOKENIZER_FILES
 from .adapters import base_of, merged_state
 from .tokenizers import load_tokenizer, tokenizer_folder
-from .weight_files import ADAPTER, COPY, CheckpointFiles, contents, read_files, refuse_foreign
+from .weight_files import ADAPTER, COPY, CheckpointFiles, contents, of_library, read_files, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +135,8 @@ def describe(folder: Path, trust_remote_code: bool = False) -> Description:
     """
     from circuits_over_time.edge_attribution_patching.model.architectures import read_shape
 
-    refuse_foreign(folder)
+    if of_library(folder) is not None:
+        weight_files(folder)  # Weights that can be read may lie there too. If not, the library is named, not a file.
     base = base_of(folder)
     try:
         shape = read_shape(read_config(base or folder))

@@ -102,15 +102,6 @@ def contents(folder: Path) -> str:
     return shortened(sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")), 5) or "nothing"
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Refuse what a training library wrote in a format of its own, before anything in it is read, naming its converter.
-
-    Weights that can be read may lie there too: then it is not refused.
-    """
-    if of_library(folder) is not None:
-        weight_files(folder)
-
-
 def _listed(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
