@@ -362,14 +362,11 @@ def attention(model: Model, prompt: str, *, start_token: bool | None = None) -> 
 
     Args:
         model: from `load`.
-        prompt: the text.
+        prompt: the text, neither empty nor longer than the model's context.
         start_token: whether to put a start token in front; by default if the model was trained with one.
 
     Returns:
         `.tokens` and `.pattern`.
-
-    Raises:
-        ValueError: if the prompt is empty or longer than the model's context.
 
     Example:
         tokens, pattern = cot.attention(model, "When Mary and John went to the store, John gave a drink to")
@@ -385,11 +382,8 @@ def logits(model: Model, prompts: str | Sequence[str], *, start_token: bool | No
 
     Args:
         model: from `load`.
-        prompts: their texts.
+        prompts: their texts, none empty or longer than the model's context.
         start_token: as of `attention`.
-
-    Raises:
-        ValueError: if a prompt is empty or longer than the model's context.
 
     Example:
         cot.logits(model, ["When Mary and John went to the store, John gave a drink to"]).argmax(dim=1)

@@ -199,11 +199,8 @@ def unembed(
 def require_finite(finite: Mapping[str, Bool[Tensor, ""]], weights: ModelWeights) -> None:
     """Refuse what no number can come from: float16 overflows in some models.
 
-    Args:
-        finite: place in the model -> whether what it gives is finite, in order.
-
-    Raises:
-        FloatingPointError: naming the first place that gives NaN or infinity, and the number format.
+    `finite` says of places in the model, in order, whether what they give is finite. The FloatingPointError names the
+    first that gives NaN or infinity, and the number format.
     """
     good = torch.stack(list(finite.values())).tolist()  # One wait for all.
     if not all(good):

@@ -186,11 +186,7 @@ def read_tensors(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> Mod
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights that no number can come from.
-
-    Raises:
-        FloatingPointError: naming the first tensor that holds NaN or infinity, and its number format.
-    """
+    """Refuse weights that no number can come from: a FloatingPointError names the first tensor with NaN or infinity."""
     real = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
     # The extremes of a tensor with NaN are NaN. A device is waited for once, after all are asked for.
     extremes: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)

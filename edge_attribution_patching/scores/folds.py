@@ -74,13 +74,10 @@ class FoldScores:
     def keep(self, order: Int[Tensor, "edge 2"], largest: int) -> KeptFolds:
         """The fold scores of the edges that a circuit may hold.
 
-        All edges of a graph of up to 50,000. Of a larger one 50,000, or four times the largest circuit that was tried
-        if that is more, but at most 200,000: half of them the first of the order that circuits are taken from, the
-        others those that come strongest at the far end of their score's 95% interval, |score| + 1.96 standard errors.
-
-        Args:
-            order: the edges in the order in which circuits take them (`search.edge_order`).
-            largest: edges of the largest circuit that was tried.
+        All edges of a graph of up to 50,000. Of a larger one 50,000, or four times the `largest` circuit that was tried
+        if that is more, but at most 200,000: half of them the first of the order that circuits are taken from
+        (`search.edge_order`), the others those that come strongest at the far end of their score's 95% interval,
+        |score| + 1.96 standard errors.
         """
         graph = self.graph
         kept = graph.edge_mask.flatten().clone()

@@ -167,11 +167,8 @@ def locked(path: Path, key: str, timeout: float = -1) -> Iterator[bool]:
     """Hold the lock of a file, in a folder that exists; says whether this process has it.
 
     Args:
-        key: the config key that names the folder, for errors.
+        key: the config key that names the folder, for errors: if the file cannot be written, or there are no locks.
         timeout: seconds to wait for it; -1 waits until it is free.
-
-    Raises:
-        UserError: if the file cannot be written, or its file system has no locks.
     """
     from filelock import FileLock, Timeout
 

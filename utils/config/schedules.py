@@ -62,15 +62,14 @@ SCHEDULES: tuple[str, ...] = ("all", *_WANTED)
 def select_steps(
     schedule: str | list[int], there: Sequence[int], model: str, within: str = "published for"
 ) -> list[int]:
-    """The steps to measure: sorted, unique and of the family.
+    """The steps to measure: sorted, unique and published.
 
     Args:
         schedule: one of `SCHEDULES`, or a list of steps.
-        there: the family's steps, in any order.
-        model, within: the family's name, and how its steps belong to it, for errors.
+        published: the family's steps, in any order.
 
     Raises:
-        UserError: if the schedule is unknown, or a listed step is not one of the family's.
+        UserError: if the schedule is unknown, or a listed step is not published; it names the model.
     """
     steps = sorted(set(there))
     if not steps:

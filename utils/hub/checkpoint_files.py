@@ -84,11 +84,8 @@ def download(
 ) -> dict[str, Any]:
     """Download all of a checkpoint's files into a folder. Goes on where an earlier download stopped.
 
-    Returns:
-        The manifest: `repository, revision, commit`, `sha256` of the weights, and `files`: weight file -> SHA-256.
-
-    Raises:
-        CheckpointUnusable: if it arrived damaged, or as `download_small` does.
+    Returns the manifest: `repository, revision, commit`, `sha256` of the weights, and `files`: weight file -> SHA-256.
+    Errors are those of `download_small` and `download_file`.
     """
     if (manifest := read_manifest(folder)) is not None:
         return manifest

@@ -26,8 +26,7 @@ INSTALL = "pip install 'circuits-over-time[adapters]'"
 def base_of(folder: Path) -> Path | None:
     """The folder of the base model that a folder adapts; None if it holds no adapter.
 
-    Raises:
-        CheckpointUnusable: if there is no peft, or the base model is not on this machine.
+    It is a CheckpointUnusable if there is no peft, or the base model is not on this machine.
     """
     if not (folder / ADAPTER).is_file():
         return None

@@ -88,10 +88,8 @@ class LoadedCheckpoint:
         """`repository, revision, commit, sha256, parameters` of the weights, and the `shape` of the model's graph.
 
         `tokens` were seen in training, and `inputs` has the SHA-256 of config and tokenizer. `shards` has the SHA-256
-        of each file if there are several; then `sha256` combines them.
-
-        Raises:
-            CheckpointUnusable: if the files changed while they were read.
+        of each file if there are several; then `sha256` combines them. CheckpointUnusable if files changed while they
+        were read.
         """
         shape = {
             "n_layers": self.weights.n_layers,

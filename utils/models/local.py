@@ -36,8 +36,7 @@ _SAVES = re.compile(r"checkpoint_\d+")  # as accelerate counts its saves
 def named_folders(path: Path, pattern: re.Pattern[str]) -> list[Named]:
     """The checkpoints in a family's folder.
 
-    Raises:
-        UserError: if there are none, two of the same step, or what looks like a step counts the saves.
+    It is a UserError if there are none, two of the same step, or what looks like a step counts the saves.
     """
     folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     converted = {name.removesuffix("-hf"): name for name in folders if name.endswith("-hf")}
@@ -106,8 +105,7 @@ class About:
     def of(cls, path: Path, tokens_per_step: int | None) -> About:
         """What the `family.json` in a folder says, or the number given instead of one.
 
-        Raises:
-            UserError: if the file says something else than numbers, or true or false.
+        It is a UserError if the file says something else than numbers, or true or false.
         """
         file = path / "family.json"
         content = read_json(file) if file.is_file() else {}
@@ -125,8 +123,7 @@ class About:
     def with_tokens(self, folder: Path, named: Named) -> Named:
         """A checkpoint with the tokens that its own files tell, where the family does not say them.
 
-        Raises:
-            UserError: if `family.json` has some of the factors of the Trainer's batch, but not all.
+        It is a UserError if `family.json` has some of the factors of the Trainer's batch, but not all.
         """
         if self.per_step or named.tokens is not None:
             return named

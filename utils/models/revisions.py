@@ -111,12 +111,8 @@ def timeline(
 ) -> dict[int, tuple[Named, int | None]]:
     """Step of the whole training -> checkpoint and the tokens that it has seen in the whole training, sorted.
 
-    Args:
-        named: the checkpoints. If two have the same step, the first counts.
-        source: the family's name, for errors.
-        rule: what is known about its tokens.
-        tokens_per_step: used if neither the rule nor the names tell.
-        tokens_needed: whether somebody must tell. Otherwise they are None where nobody does.
+    If two checkpoints have the same step, the first counts. `tokens_per_step` is used if neither the rule nor the names
+    tell; with `tokens_needed` somebody must tell, otherwise the tokens are None where nobody does.
 
     Raises:
         UserError: if a stage is not published, or the tokens are unknown.

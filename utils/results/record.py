@@ -174,12 +174,8 @@ class RunRecord:
         another config, other weights or other files. A later run without `overwrite` goes on where this one stops.
         `repair` deletes those that are damaged, or all in the folder if run.json is.
 
-        Args:
-            enter: lets other processes know that this one writes into the folder from now on.
-            others: the processes that do.
-
-        Raises:
-            UserError: if another process writes into the folder, and this run has other settings or overwrites.
+        `enter` lets other processes know that this one writes into the folder from now on; `others` are those that do.
+        It is a UserError if there are some, and this run has other settings or overwrites.
         """
         require_writable(self.folder.path, "results_dir")
         remove_stale_temporaries(self.folder.path)

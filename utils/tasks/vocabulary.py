@@ -45,8 +45,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def refuse(problems: Sequence[str]) -> None:
     """Refuse prompts with what is wrong with them, up to five things at once; nothing if that is none.
 
-    Args:
-        problems: `where: what`. What stands before the first colon of all is said once.
+    A problem is `where: what`. What stands before the first colon of all is said once.
     """
     if problems:
         start = problems[0].partition(": ")[0] + ": "
@@ -56,12 +55,7 @@ def refuse(problems: Sequence[str]) -> None:
 def require_embedded(tokens: Tensor, d_vocab: int, where: str, texts: Sequence[str]) -> None:
     """Refuse tokens that the model has no embedding for: the tokenizer is another model's, or tokens were added to it.
 
-    Args:
-        tokens: one row for each text.
-        where: what the texts are for.
-
-    Raises:
-        UserError: naming the text, the token and the number of embeddings.
+    There is a row of tokens for each text; `where` says what the texts are for.
     """
     beyond = (tokens >= d_vocab).nonzero()
     if len(beyond):
