@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from scipy import stats
 from torch import Tensor
 
 from ..graph import Graph
@@ -70,6 +71,19 @@ class FoldScores:
         for fold, size in zip(self.sums, self.sizes.tolist(), strict=True):
             squares += size * (fold.double() / size - mean).square()
         return (squares / ((len(self.sizes) - 1) * int(self.sizes.sum()))).sqrt().float()
+
+    @cached_property
+    def q_values(self) -> Float[Tensor, "n_forward n_backward"]:
+        """Of the hypothesis that an edge's score is 0, float32; nan with a single fold, and where there is no edge.
+
+        Student's t over folds; Benjamini and Hochberg (1995) over all edges of the graph.
+        """
+        q_values, edges = torch.full(self.scores.shape, torch.nan), self.graph.edge_mask
+        if len(self.sizes) > 1:
+            ratio = (self.scores[edges] / self.standard_error[edges]).nan_to_num()  # 0 / 0: an edge without any effect
+            p_values = 2 * stats.t.sf(ratio.abs().double().numpy(), len(self.sizes) - 1)
+            q_values[edges] = torch.from_numpy(stats.false_discovery_control(p_values)).float()
+        return q_values
 
     def keep(self, order: Int[Tensor, "edge 2"], largest: int) -> KeptFolds:
         """The fold scores of the edges that a circuit may hold.

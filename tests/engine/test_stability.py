@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import (
@@ -180,3 +181,35 @@ def test_resampled_scores_of_unequal_folds_weight_by_prompts() -> None:
     assert values == [1.0, 2.0, 5.0]
     parts = torch.cat([resampled_scores(kept, 0, 50, part) for part in (slice(0, 20), slice(20, 50))])
     np.testing.assert_array_equal(parts, resampled_scores(kept, 0, 50))
+
+
+@pytest.mark.parametrize(("skewed", "most"), [(False, 0.06), (True, 0.1)])
+def test_few_edges_of_small_q_value_have_no_effect_and_strong_ones_are_found(skewed: bool, most: float) -> None:
+    """A tenth of the edges has an effect, and folds differ by a prompt. Skewed scores cost more than the nominal 5%."""
+    graph = Graph(4, 4, parallel=True)
+    generator = torch.Generator().manual_seed(0)
+    wrong, found = [], []
+    real = torch.rand(graph.edge_mask.shape, generator=generator) < 0.1
+    fold_of = assign_folds(57, 10, seed=0)
+    for _ in range(40):
+        noise = torch.randn(57, *real.shape, generator=generator)
+        if skewed:
+            noise = 1 + torch.rand(noise.shape, generator=generator).log()  # exponential, mean 0
+        scores = (noise + 3 * real) * graph.edge_mask
+        folds = FoldScores(graph, torch.zeros(10, *real.shape).index_add_(0, fold_of, scores), fold_of.bincount())
+        called = folds.q_values <= 0.05
+        assert torch.equal(folds.q_values.isnan(), ~graph.edge_mask)
+        wrong.append(float((called & ~real).sum() / called.sum()))
+        found.append(float(called[real & graph.edge_mask].float().mean()))
+    assert sum(wrong) / 40 <= most
+    assert min(found) > 0.9
+
+
+def test_the_q_value_of_an_edge_is_that_of_its_t_test_over_equal_folds() -> None:
+    graph = Graph(1, 2, parallel=False)
+    means = torch.randn(10, *graph.edge_mask.shape, generator=torch.Generator().manual_seed(0)) * graph.edge_mask
+    folds = FoldScores(graph, means * 3, torch.full((10,), 3))
+    p_values = stats.ttest_1samp(means[:, graph.edge_mask].double().numpy(), 0).pvalue
+    expected = stats.false_discovery_control(p_values)
+    assert folds.q_values[graph.edge_mask].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    assert FoldScores(graph, means[:1], torch.tensor([3])).q_values.isnan().all()

@@ -87,7 +87,7 @@ class MeasuredCircuit:
 
     @property
     def edges(self) -> pd.DataFrame:
-        """The list of edges (`Circuit.to_table`), with `score_se, stability, inclusion` as far as they are known."""
+        """The list of edges (`Circuit.to_table`); as far as known also `score_se, q_value, stability, inclusion`."""
         return self.tables["graphs"] if "graphs" in self.tables else self.circuit.to_table()
 
     @property

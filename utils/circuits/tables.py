@@ -33,7 +33,7 @@ from .keys import CircuitSettings, SearchConfig
 
 
 def edges_table(found: FoundCircuit, kept: KeptFolds, settings: CircuitSettings) -> pd.DataFrame:
-    """The edges of the circuit, with the standard error of their scores, stability and inclusion.
+    """The edges of the circuit, with the error and the q-value of their scores, stability and inclusion.
 
     Stability is worked out from the fold scores that are kept with the circuit, and from no others.
     """
@@ -43,7 +43,10 @@ def edges_table(found: FoundCircuit, kept: KeptFolds, settings: CircuitSettings)
         bootstrap = CircuitBootstrap(kept, search.order, search.selection, search.positive_share, seed)
         stability = bootstrap.stability(found.size, seed)
     return found.circuit.to_table(
-        score_se=found.folds.standard_error, stability=stability, inclusion=inclusion(found, search)
+        score_se=found.folds.standard_error,
+        q_value=found.folds.q_values,
+        stability=stability,
+        inclusion=inclusion(found, search),
     )
 
 
