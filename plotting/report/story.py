@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.kinds import NOT_LEARNED
+from circuits_over_time.utils.results.kinds import NOT_LEARNED, UNCONFIRMED
 from circuits_over_time.utils.tasks.registry import task_label
 
 from ..parts.style import task_order
@@ -21,6 +21,7 @@ from .runs import counted
 
 # An interval whose ends are further apart than this ratio says little about a size.
 WIDE = 2.0
+LEVEL = 0.05
 
 
 class Sentence(NamedTuple):
@@ -127,7 +128,9 @@ def _size(last: dict[Any, Any], circuits: list[dict[Any, Any]], unsure: list[str
             unsure.append(f"the circuit may have {low:,.0f} or {high:,.0f} edges")
     else:
         interval = ""
-        unsure.append("the circuit's size has no interval: too many resamples of the prompts find none")
+        unsure.append("the circuit's size has no interval")
+    if last["status"] == UNCONFIRMED:
+        unsure.append("no larger circuit was tried to confirm the circuit's size")
     at = "" if last is circuits[-1] else f" at step {last['step']:,.0f}, the last at which there is one"
     return f"has {counted(int(last['n_edges']), 'edge')}{interval}{at}"
 
@@ -138,9 +141,12 @@ def _chance(last: dict[Any, Any], random: pd.DataFrame, unsure: list[str]) -> st
         unsure.append("the circuit was not compared with random ones")
         return ""
     n, beaten = int(rows[0]["n_random"]), int(rows[0]["n_beaten"])
-    if beaten == n:
-        return f", beats all {n} random circuits"
-    return f", is not better than chance: {n - beaten} of {n} random circuits do at least as well"
+    # The circuit is one of n + 1 that may as well have come out in any order.
+    if (1 + n - beaten) / (n + 1) > LEVEL:
+        if beaten < n:
+            return f", is not shown to be better than chance: {n - beaten} of {n} random circuits do at least as well"
+        unsure.append(f"{n} random circuits are too few to rule out chance")
+    return f", beats {'all' if beaten == n else f'{beaten} of'} {n} random circuits"
 
 
 def _stability(found: list[dict[Any, Any]], changes: pd.DataFrame, changed: list[int], unsure: list[str]) -> str:

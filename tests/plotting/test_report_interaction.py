@@ -18,9 +18,11 @@ import torch
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.formats import of_eap_ig_json
 from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.plotting import plot_circuits
 from circuits_over_time.plotting.make_report import main
 from circuits_over_time.plotting.parts.circuit_similarity import compare, edges_of
 from circuits_over_time.plotting.parts.roles import ROLES
+from circuits_over_time.plotting.report import figures
 from circuits_over_time.utils.results.edges import named_targets
 from circuits_over_time.utils.results.store import Store
 from tests.support.browser import OpenPage, chromium
@@ -77,7 +79,10 @@ def tensors(circuit: pd.DataFrame, step: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def path(pair: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def fill(folder: Path) -> None:
-        assert main(["-r", str(pair.root), "-o", str(folder / "report.html")]) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            # What is tested here is above the figures, which take long to draw.
+            patch.setattr(figures, "figures", lambda: [plot_circuits.FIGURE])
+            assert main(["-r", str(pair.root), "-o", str(folder / "report.html")]) == 0
 
     return filled_once(tmp_path_factory, "page_of_two", fill) / "report.html"
 
@@ -137,6 +142,37 @@ def expected_text(old: pd.DataFrame, new: pd.DataFrame) -> str:
     change = compare(old, new)
     added, removed = change["edges_added"], change["edges_removed"]
     return rf"{added} edges? added, {removed} removed, {len(new) - added} kept\."
+
+
+def test_a_page_of_several_models_opens_on_one_with_a_circuit(browser: Any, pair: Store, tmp_path: Path) -> None:
+    shutil.copytree(pair.root, tmp_path / "results")
+    store = Store(tmp_path / "results")
+    shutil.rmtree(tmp_path / "results/components")
+    for task in store.tasks("graphs", ONE):
+        for step in STEPS:
+            path = store.folder("graphs", ONE, task).file(step)
+            path.write_text(path.read_text().partition("\n")[0] + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "figures", list)
+        assert main(["-r", str(store.root), "-o", str(tmp_path / "report.html")]) == 0
+    opened = OpenPage(browser, tmp_path / "report.html", unfold=False)
+    assert opened.page.locator("#circuit-model").input_value() == OTHER
+    assert opened.page.locator("#drawing .edge").count() > 0
+    assert opened.complaints == []
+    opened.close()
+
+
+def test_the_bar_of_the_slider_hides_nothing_that_is_chosen(page: Any) -> None:
+    bar = page.locator(".scrubber")
+    colour = bar.evaluate("(bar) => getComputedStyle(bar).backgroundColor")
+    assert colour == "rgb(255, 255, 255)"
+    for name in ("logits", "input"):
+        page.fill("#find", name)
+        page.press("#find", "Enter")
+        box, over = page.locator(f"#drawing g[data-node='{name}'] .box").bounding_box(), bar.bounding_box()
+        assert box["y"] >= over["y"] + over["height"] - 1 or box["y"] + box["height"] <= over["y"] + 1
+        assert 0 <= box["y"] <= 900 - box["height"]
+    page.keyboard.press("Escape")
 
 
 @pytest.mark.parametrize(("here", "there"), [(LAST, 4000), (4000, LAST)])

@@ -29,6 +29,7 @@ def told(
     onset: dict[str, Any] | None = ONSET,
     changed: tuple[bool, ...] = (),
     noise_low: float = 1.0,
+    n_random: int = 20,
     n_beaten: int | None = 20,
 ) -> Sentence:
     """The sentence about circuits of the checkpoints 150, 300, ...; `changed` about their last ones."""
@@ -38,7 +39,9 @@ def told(
         {"step": step, "other_step": step - 150, "changed": flag, "noise_low": noise_low}
         for step, flag in zip(compared, changed, strict=True)
     ]
-    random = [] if n_beaten is None else [{"step": row["step"], "n_random": 20, "n_beaten": n_beaten} for row in rows]
+    random = (
+        [] if n_beaten is None else [{"step": row["step"], "n_random": n_random, "n_beaten": n_beaten} for row in rows]
+    )
     given = [] if onset is None else [onset]
     return sentence("toy", "sva", rows, given, pd.DataFrame(changes), pd.DataFrame(random))
 
@@ -81,8 +84,12 @@ def test_a_task_learned_without_a_circuit_says_so() -> None:
 
 def test_a_circuit_no_better_than_chance_says_so() -> None:
     said = told(UNLEARNED, FOUND, n_beaten=17)
-    assert said.text.endswith("is not better than chance: 3 of 20 random circuits do at least as well.")
+    assert said.text.endswith("is not shown to be better than chance: 3 of 20 random circuits do at least as well.")
     assert said.unsure == []
+    few = told(UNLEARNED, FOUND, n_random=5, n_beaten=5)
+    assert few.text.endswith("beats all 5 random circuits.")
+    assert few.unsure == ["5 random circuits are too few to rule out chance"]
+    assert told(UNLEARNED, FOUND, n_random=100, n_beaten=97).text.endswith("beats 97 of 100 random circuits.")
     alone = told(UNLEARNED, FOUND, n_beaten=None)
     assert "random" not in alone.text
     assert alone.unsure == ["the circuit was not compared with random ones"]
@@ -111,7 +118,9 @@ def test_what_is_unsure_has_its_interval() -> None:
         "the circuit may have 10 or 40 edges",
     ]
     open_ended = told(UNLEARNED, FOUND | {"n_edges_high": NAN})
-    assert open_ended.unsure == ["the circuit's size has no interval: too many resamples of the prompts find none"]
+    assert open_ended.unsure == ["the circuit's size has no interval"]
+    alone = told(UNLEARNED, FOUND | {"status": "found, not confirmed"})
+    assert alone.unsure == ["no larger circuit was tried to confirm the circuit's size"]
     noisy = told(FOUND, FOUND, FOUND, changed=(False, False), noise_low=0.6)
     assert "does not change by more than noise from step 150 on" in noisy.text
     assert noisy.unsure == ["prompts alone move its edges to an overlap of 0.60 (Jaccard); smaller changes do not show"]

@@ -359,6 +359,8 @@ class CircuitView {
   choose(name, focus = false) {
     this.details.show(name, this.context(), focus);
     this.draw();
+    // Below the bar of the slider, whose height the page's scroll padding allows for.
+    if (focus) byId("drawing").querySelector(".chosen .box")?.scrollIntoView({ block: "nearest" });
     this.onChange();
   }
 
