@@ -21,6 +21,7 @@ ANALYSIS = Analysis(
     Lazy("utils.task_performance.prepare"),
     Lazy("utils.task_performance.measure"),
     tasks=tasks_of,
+    pairs=Lazy("utils.tasks.registry.pairs_of"),
 )
 
 if __name__ == "__main__":

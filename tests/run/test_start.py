@@ -73,6 +73,37 @@ def test_a_dry_run_of_a_local_model_imports_neither_torch_nor_transformers(tmp_p
         assert "3 of 3 checkpoints to measure" in said
 
 
+@pytest.mark.slow
+def test_a_dry_run_refuses_prompts_that_the_run_refuses_without_torch(tmp_path: Path) -> None:
+    rows = [f"So {name} is,So Mary is, he, she" for name in ("James", "John", "Paul")]
+    header = "clean,corrupted,answers,wrong_answers\n"
+    (tmp_path / "few.csv").write_text(header + "\n".join(rows))
+    (tmp_path / "unfit.csv").write_text(header + "\n".join([*rows, "So Mark is,So Mary is, he she, she"]))
+    (tmp_path / "long.csv").write_text(header + f"{'So ' * 300}James is,{'So ' * 300}Mary is, he, she")
+    keys = [f"model={TOY}", "--dry-run"]
+    told = {
+        (
+            "get_circuits_over_time",
+            "task=few.csv n_prompts=3",
+        ): "it can make only 3; pass n_prompts=1 or evaluate_on=same",
+        ("get_circuits_over_time", "task=unfit.csv"): "unfit.csv: row 4 (line 5): ' he she' is 2 tokens after",
+        ("get_circuits_over_time", "task=long.csv evaluate_on=same"): "task: long: a prompt has 900 tokens",
+        ("get_model_task_performance", "task=few.csv n_prompts=4"): "it can make only 3; pass n_prompts=3",
+        ("get_model_task_performance", "task=unfit.csv"): "unfit.csv: row 4 (line 5): ' he she' is 2 tokens after",
+        ("get_ioi_consistency", "circuit.n_prompts=90000"): "circuit.n_prompts: 90000 prompts of ioi asked for, and as",
+    }
+    calls = [(name, [*keys, *more.split()]) for name, more in told]
+    for (call, (code, said, heavy, _)), text in zip(started(calls, tmp_path).items(), told.values(), strict=True):
+        assert (call, heavy) in ((call, []), (call, ["pandas"]))
+        assert (call, code) == (call, 2)
+        assert text in said
+    calls = [
+        ("get_circuits_over_time", [*keys, "task=few.csv"]),
+        ("get_model_task_performance", [*keys, "task=few.csv"]),
+    ]
+    assert [code for code, *_ in started(calls, tmp_path).values()] == [0, 0]
+
+
 def functions_of(analysis: Analysis) -> list[Any]:
     """Whatever it names to be imported later, in the analysis that follows it too."""
     values = [getattr(analysis, field.name) for field in dataclasses.fields(analysis)]

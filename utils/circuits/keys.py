@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
@@ -141,6 +141,12 @@ def circuit_pairs(settings: CircuitSettings, task: Task, tokenizer: PreTrainedTo
             "add rows, or pass evaluate_on=same"
         )
     return pairs
+
+
+def pairs_of_circuits(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[Pair]]]:
+    """The name and the prompt pairs of each task; errors are those of `circuit_pairs`."""
+    for task in tasks_of(config):
+        yield task.name, circuit_pairs(config, task, tokenizer)
 
 
 def check_transfer(config: CircuitsConfig, store: Store, model: str, steps: Sequence[int]) -> None:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from ..circuits.keys import CircuitKeys, CircuitsConfig
-from ..config.keys import MOST_PROMPTS, BaseConfig, MemoryKeys, PromptOptions, Section, amount, execution, key
+from ..circuits.keys import CircuitKeys, CircuitsConfig, circuit_pairs
+from ..config.keys import (
+    MOST_PROMPTS,
+    BaseConfig,
+    MemoryKeys,
+    PromptOptions,
+    Section,
+    amount,
+    errors_named,
+    execution,
+    key,
+)
 from ..heads.keys import ComponentsConfig, ComponentsKeys, CspaConfig, CspaKeys
+from ..tasks import TASKS, Pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _EFFECT: dict[str, Any] = {"ge": -1000, "le": 1000, "reason": "effects are shares of a logit difference"}
 _ATTENTION: dict[str, Any] = {"ge": -1, "le": 1, "reason": "attention is a probability"}
@@ -57,6 +71,14 @@ class CircuitInput(CircuitKeys):
     circuit."""
     n_prompts: int | None = amount(100, most=MOST_PROMPTS)
     """How many prompt pairs to score edges on; with `evaluate_on: heldout`, faithfulness gets as many again."""
+
+
+def pairs_of_ioi(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[Pair]]]:
+    """The IOI prompts that effects are measured on, and those of the circuit if it may have to be found."""
+    yield "ioi", TASKS["ioi"].pairs(tokenizer, config.n_prompts, config.seed, config)
+    if config.circuit.heads == "circuit" and not config.require_stored:
+        with errors_named("circuit.", CircuitInput):
+            yield "ioi", circuit_pairs(config.circuits_config(), TASKS["ioi"], tokenizer)
 
 
 class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,45 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, base: Path | N
         if key not in _tokenizers:
             _tokenizers[key] = _read(holder, trust_remote_code, config)
         return _tokenizers[key]
+
+
+class PlainTokenizer:
+    """A tokenizer.json without transformers, to check prompts by: its tokens are those that a run uses.
+
+    Special tokens are known as far as the files beside it say them.
+    """
+
+    def __init__(self, holder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.name_or_path = str(holder)
+        self._backend = Tokenizer.from_file(str(holder / "tokenizer.json"))
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        about = read_json(holder / "special_tokens_map.json") or {}
+        about |= read_json(holder / "tokenizer_config.json") or {}
+        for name in _SPECIAL:
+            token = about.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            setattr(self, f"{name}_id", self._backend.token_to_id(token) if token else None)
+
+    def __call__(self, texts: Sequence[str], **_: object) -> dict[str, list[list[int]]]:
+        """The tokens of texts, without special tokens."""
+        return {"input_ids": [one.ids for one in self._backend.encode_batch(list(texts), add_special_tokens=False)]}
+
+    def decode(self, token: int) -> str:
+        """The text of a token."""
+        return str(self._backend.decode([token]))
+
+
+def plain_tokenizer(folder: Path) -> Any:
+    """A checkpoint's tokenizer without transformers; None where it cannot be had so."""
+    try:
+        holder = tokenizer_folder(folder, None)
+        about = read_json(holder / "tokenizer_config.json") or {}
+        return None if "auto_map" in about else PlainTokenizer(holder)
+    except Exception:  # The run says what is wrong with it.
+        return None
 
 
 def tokenizer_folder(folder: Path, base: Path | None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..models.checkpoint import LoadedCheckpoint
     from ..results.store import Result, Store
-    from ..tasks.prompts import Task
+    from ..tasks.prompts import Pair, Task
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Analysis:
             the steps asked for cannot give.
         outdated: (config, store, model's name) -> the (task, step) whose results lack something that the config asks
             for by now. They are measured again.
+        pairs: (config, tokenizer) -> the name of each task and the prompt pairs that `prepare` will tokenise, without
+            torch. A dry run checks them.
     """
 
     name: str
@@ -73,3 +75,4 @@ class Analysis:
     then: Analysis | None = None
     check: Callable[[Any, Store, str, Sequence[int]], None] | None = None
     outdated: Callable[[Any, Store, str], set[tuple[str, int]]] | None = None
+    pairs: Callable[[Any, PreTrainedTokenizerBase], Iterable[tuple[str, Sequence[Pair]]]] | None = None

@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Literal
 
 from ..base.errors import CheckpointUnusable
+from ..base.files import read_json
 from ..base.progress import duration
-from ..config.keys import BaseConfig, result_settings
+from ..config.keys import BaseConfig, errors_named, result_settings
 from ..models.family import Family, HubFamily, LocalFamily
+from ..models.tokenizers import plain_tokenizer
 from ..models.weight_files import weight_files
+from ..tasks.prompts import require_length, token_rows
 from .plan import Sweep
 
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -118,6 +121,37 @@ def _memory(family: Family, steps: Sequence[int], sizes: dict[int, int], dtype: 
     # In another format than the file's, the model shares no memory with the file, and some tensors exist twice while
     # the engine's weights are made from it.
     return largest + model * (1 if dtype == stored else 2)
+
+
+def refuse_unfit(sweep: Sweep) -> None:
+    """Refuse what the run will refuse before it loads weights: a device that is not there, prompts that do not fit.
+
+    Prompts are checked by the tokenizer's file alone, without torch and transformers.
+
+    Raises:
+        UserError: as the run would.
+    """
+    config = sweep.jobs[0].config
+    if sweep.missing and config.executor == "local" and config.device not in ("auto", "cpu"):
+        from ..models.checkpoint import resolve_device
+
+        resolve_device(config.device)
+    jobs = [job for job in sweep.jobs if job.analysis.pairs is not None and sweep.missing_of(job)]
+    try:
+        folder = sweep.family.fetch_small(min(sweep.missing)) if jobs else Path()
+    except CheckpointUnusable:
+        return  # The run leaves it out, and says why.
+    if not jobs or (tokenizer := plain_tokenizer(folder)) is None:
+        return
+    shape = read_json(folder / "config.json") or {}
+    sizes = [shape.get(name) for name in ("max_position_embeddings", "n_positions")]
+    for job in jobs:
+        assert job.analysis.pairs is not None
+        with errors_named(f"{job.where}: " if job.where else "", job.analysis.schema):
+            for name, pairs in job.analysis.pairs(job.config, tokenizer):
+                rows, _ = token_rows(tokenizer, pairs, getattr(job.config, "prepend_bos", False))
+                for n_positions in (size for size in sizes if isinstance(size, int)):
+                    require_length(name, [len(row) for row in rows], [pair.clean for pair in pairs], n_positions)
 
 
 def needs(sweep: Sweep) -> str:

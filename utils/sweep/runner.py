@@ -15,7 +15,7 @@ from ..config.command_line import read_command_line, script
 from ..config.keys import BaseConfig
 from ..models.family import fetch as fetch_steps
 from .analysis import Analysis, Lazy
-from .estimate import needs
+from .estimate import needs, refuse_unfit
 from .loop import Failure, SweepLoop, report
 from .plan import Job, Sweep, describe, drop_duplicate_weights, plan, prepare
 from .ray_pool import RayPool
@@ -72,6 +72,8 @@ def run_jobs(
     later = [job for job in later if job.tasks]
     code = 0
     if dry_run:
+        for sweep in sweeps:
+            refuse_unfit(sweep)
         sys.stdout.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         sys.stdout.write(describe(jobs, sweeps) + "".join(needs(sweep) for sweep in sweeps))
     elif only_fetch:

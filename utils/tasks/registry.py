@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..base.errors import UserError, suggest
-from ..config.keys import CSV_METRIC, PromptOptions, TaskConfig
+from ..config.keys import CSV_METRIC, PromptOptions, TaskConfig, as_list
 from . import gendered_pronoun, greater_than, ioi, sva
 from .csv_task import csv_task
 from .metrics import DIFFERENTIABLE
-from .prompts import Prompts, Task, metric_name
+from .prompts import Pair, Prompts, Task, metric_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,6 +54,14 @@ def get_task(task: str, metric: str | None = None) -> Task:
 def tasks_of(config: TaskConfig) -> Sequence[Task]:
     """The tasks that a config names; errors as of `get_task`."""
     return [get_task(name, config.metric) for name in config.tasks]
+
+
+def pairs_of(config: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[Pair]]]:
+    """The name and the prompt pairs of each task that a config names itself; errors are those of `Task.build`."""
+    for task in tasks_of(config):
+        if task.name not in TASKS or task.name in as_list(config.task):
+            n = task.usual if config.n_prompts is None else config.n_prompts
+            yield task.name, task.pairs(tokenizer, n, config.seed, config)
 
 
 def build_prompts(
