@@ -90,7 +90,6 @@ def test_a_dry_run_refuses_prompts_that_the_run_refuses_without_torch(tmp_path: 
         ("get_circuits_over_time", "task=long.csv evaluate_on=same"): "task: long: a prompt has 900 tokens",
         ("get_model_task_performance", "task=few.csv n_prompts=4"): "it can make only 3; pass n_prompts=3",
         ("get_model_task_performance", "task=unfit.csv"): "unfit.csv: row 4 (line 5): ' he she' is 2 tokens after",
-        ("get_ioi_consistency", "circuit.n_prompts=90000"): "circuit.n_prompts: 90000 prompts of ioi asked for, and as",
     }
     calls = [(name, [*keys, *more.split()]) for name, more in told]
     for (call, (code, said, heavy, _)), text in zip(started(calls, tmp_path).items(), told.values(), strict=True):

@@ -36,6 +36,7 @@ LONGEST = 900.0
 """The longest wait that the hub may ask for; its limits count requests in windows of five minutes."""
 
 _answered = threading.Event()  # Whether the hub has answered anything in this process.
+_silent = threading.Event()  # Whether it was waited for in vain: once is enough where there is no network.
 
 Arrived = Callable[[int], object]
 """Called with the number of bytes that have just arrived."""
@@ -213,7 +214,8 @@ def retry(
                 left, arrived = iter(waits), now
             if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
                 _answered.set()
-            elif tried == WAITS_BEFORE_AN_ANSWER and not _answered.is_set():
+            elif (tried == WAITS_BEFORE_AN_ANSWER or _silent.is_set()) and not _answered.is_set():
+                _silent.set()
                 raise
             tried += 1
             pause, asked = next(left, None), _retry_after(error)

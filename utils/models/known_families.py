@@ -99,6 +99,26 @@ SHORT_NAMES: tuple[str, ...] = tuple(name for family in FAMILIES for name in fam
 EXAMPLES: tuple[str, ...] = tuple(next(iter(family.models)) for family in FAMILIES)
 
 
+# Layers, width of the residual stream, and rows of the embedding.
+_PYTHIA_SHAPES = {
+    **{"14m": (6, 128, 50_304), "31m": (6, 256, 50_304), "70m": (6, 512, 50_304), "160m": (12, 768, 50_304)},
+    **{"410m": (24, 1024, 50_304), "1b": (16, 2048, 50_304), "1.4b": (24, 2048, 50_304), "2.8b": (32, 2560, 50_304)},
+    **{"6.9b": (32, 4096, 50_432), "12b": (36, 5120, 50_688)},
+}
+
+
+def known_size(name: str) -> tuple[int, int] | None:
+    """Parameters of a known model, and bytes of the weights of one of its checkpoints; None if its shape is not known.
+
+    Pythia's files are float16, and hold a mask of 2048 x 2048 bytes for each layer besides the parameters.
+    """
+    if (shape := _PYTHIA_SHAPES.get(name.removeprefix("pythia-").removesuffix("-deduped"))) is None:
+        return None
+    n_layers, d_model, d_vocab = shape
+    parameters = 2 * d_vocab * d_model + n_layers * (12 * d_model**2 + 13 * d_model) + 2 * d_model
+    return parameters, 2 * parameters + n_layers * 2048**2
+
+
 def known_model(model: str) -> KnownModel | None:
     """What is known about a model, by its short name or the id of one of its repositories."""
     return _KNOWN.get(model)

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..base.errors import CheckpointUnusable
+from ..base.errors import CheckpointUnusable, HubUnreachable
 from ..base.files import read_json
 from ..base.progress import duration
 from ..config.keys import BaseConfig, errors_named, result_settings
 from ..models.family import Family, HubFamily, LocalFamily
+from ..models.known_families import known_size
 from ..models.tokenizers import plain_tokenizer
 from ..models.weight_files import weight_files
 from ..tasks.prompts import require_length, token_rows
@@ -41,12 +42,14 @@ class Estimate:
             and a model in the number format asked for, twice if that is not the file's. On a GPU, the model is there
             and the file in CPU memory. None if no config is at hand.
         unknown: steps whose sizes are not known.
+        from_shape: whether sizes follow from the model's shape, because the hub did not answer.
     """
 
     download: int
     disk: int
     memory: int | None
     unknown: tuple[int, ...]
+    from_shape: bool = False
 
 
 def estimate(
@@ -54,6 +57,10 @@ def estimate(
 ) -> Estimate:
     """What measuring unfinished steps takes, loaded as `dtype`; `keep` and `prefetch` are as in the config."""
     sizes, on_disk = _sizes(family, steps)
+    listed = family.listings(steps).values() if isinstance(family, HubFamily) else ()
+    of_shape = known_size(family.name) if any(isinstance(one, HubUnreachable) for one in listed) else None
+    if from_shape := of_shape is not None and len(sizes) < len(steps):
+        sizes = dict.fromkeys(steps, of_shape[1]) | sizes
     known = [step for step in steps if step in sizes]
     unknown = tuple(step for step in steps if step not in sizes)
     to_fetch = [step for step in known if step not in on_disk]
@@ -63,13 +70,19 @@ def estimate(
         at_once = len(to_fetch) if keep == "all" else (0 if keep == "none" else keep) + 1 + int(prefetch)
         windows = [to_fetch[start : start + at_once] for start in range(max(len(to_fetch) - at_once, 0) + 1)]
         disk = held + max(sum(sizes[step] for step in window) for window in windows)
-    return Estimate(sum(sizes[step] for step in to_fetch), disk, _memory(family, known, sizes, dtype), unknown)
+    return Estimate(
+        sum(sizes[step] for step in to_fetch), disk, _memory(family, known, sizes, dtype), unknown, from_shape
+    )
 
 
 def format_estimate(estimate: Estimate) -> str:
     """An estimate in one line, for `--dry-run`."""
+    if estimate.unknown and not estimate.disk and not estimate.memory:
+        return "sizes are not known: the hub did not answer"
     parts = [f"download {size(estimate.download)}", f"peak disk {size(estimate.disk)}"]
     parts.append("peak memory unknown" if estimate.memory is None else f"peak memory {size(estimate.memory)}")
+    if estimate.from_shape:
+        parts = [f"{', '.join(parts)}, from the model's shape because the hub did not answer"]
     missing = len(estimate.unknown)
     more = f", and {missing} checkpoint{'s'[: missing != 1]} of unknown size" if missing else ""
     return f"{', '.join(parts)} (weights alone){more}"
@@ -111,12 +124,13 @@ def _bytes_in(folder: Path) -> int:
 def _memory(family: Family, steps: Sequence[int], sizes: dict[int, int], dtype: str) -> int | None:
     if not steps:
         return 0
+    largest = max(sizes[step] for step in steps)
     try:
         config = json.loads((family.fetch_small(steps[0]) / "config.json").read_text(encoding="utf-8"))
     except (CheckpointUnusable, OSError, ValueError):
-        return None
+        of_shape = known_size(family.name)
+        return None if of_shape is None else largest + 2 * of_shape[0] * BYTES[dtype]
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    largest = max(sizes[step] for step in steps)
     model = largest // BYTES.get(stored, 4) * BYTES[dtype]
     # In another format than the file's, the model shares no memory with the file, and some tensors exist twice while
     # the engine's weights are made from it.
