@@ -335,7 +335,7 @@ def control_sizes(n_circuits: int) -> tuple[int, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=2000)
+    parser.add_argument("--repetitions", type=int, default=400)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     few = max(arguments.repetitions // 20, 10)
