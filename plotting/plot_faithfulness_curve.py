@@ -96,7 +96,7 @@ def draw_areas(table: pd.DataFrame, looks: Looks) -> Drawing:
         part = table[table["task"] == task]
         for row, (measure, level) in enumerate((("cpr", 1.0), ("cmd", 0.0)), 1):
             panels.draw_models(part, measure, looks, row, column, hover=("status",))
-            limits, cut = within([level, *part[measure]], *LIMITS)
+            limits, cut = within([0.0, level, *part[measure]], *LIMITS)
             panels.figure.update_yaxes(range=limits, row=row, col=column)
             cuts.append(cut)
         panels.level(1, 1, column)

@@ -294,6 +294,8 @@ class Panels:
         if self._has_gaps:
             self.mark("no value: point at it for the reason", "x-thin")
         figure = self.figure
+        # Shares and probabilities are read from zero; an axis with a range of its own keeps it.
+        figure.update_yaxes(rangemode="tozero")
         drawing = finish(figure, title, subtitle, width=self.width, height=self.height, legend=legend)
         figure.update_layout(margin={"l": 78, "r": self._margin_right, "t": figure.layout.margin.t + self._title_room})
         self.axis.apply(figure, most=most_ticks or max(4, self.panel_width // 46), title="")

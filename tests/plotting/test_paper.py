@@ -276,3 +276,15 @@ def test_the_documentation_names_every_flag() -> None:
     names = [name.replace("_", "-") for name in Style.model_fields if name != "title"]
     assert [name for name in names if f"--{name}" not in page] == []
     assert all(f"`{palette}`" in page for palette in PALETTES)
+
+
+def test_axes_of_shares_and_probabilities_begin_at_zero(every_figure: dict[str, Drawing]) -> None:
+    named = ("probab", "share", "accuracy", "CPR", "Jaccard", "faithfulness", "% of")
+    n_axes = 0
+    for name, drawing in every_figure.items():
+        layout = drawing.figure.layout
+        for axis in (layout[key] for key in layout if re.fullmatch(r"yaxis\d*", key)):
+            if any(word in (axis.title.text or "") for word in named):
+                n_axes += 1
+                assert axis.rangemode == "tozero" or (axis.range is not None and axis.range[0] <= 0), name
+    assert n_axes > 20
