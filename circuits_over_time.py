@@ -428,7 +428,7 @@ def performance(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
         cot.performance(model, cot.task("ioi"))
     """
     from circuits_over_time.utils.circuits.handle import task_prompts
-    from circuits_over_time.utils.task_performance import task_performance
+    from circuits_over_time.utils.tasks.performance import task_performance
 
     settings, prompts = task_prompts(model, task, keys)
     return task_performance(model.weights, prompts, task.metrics, settings.batch_size)

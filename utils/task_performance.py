@@ -1,27 +1,19 @@
-"""How well the whole model does a task: every metric on clean and on corrupted prompts."""
+"""What get_model_task_performance.py hands to the runner; the numbers are those of `tasks/performance.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-import pandas as pd
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
-from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
-from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
-from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
-from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
 from .base.errors import CheckpointUnusable, UserError
 from .models.checkpoint import LoadedCheckpoint
 from .results.store import Result
 from .tasks import Prompts, Task, tasks_of
 from .tasks.keys import PerformanceConfig
-from .tasks.prompts import MetricFunction, metric_name, metric_unit
+from .tasks.performance import task_performance
 
 
 def prepare(
@@ -53,43 +45,3 @@ def measure(
     if isinstance(prompts, UserError):  # This checkpoint has another tokenizer than those before.
         raise CheckpointUnusable(str(prompts))
     return {"task_performance": Result(task_performance(checkpoint.weights, prompts, task.metrics, config.batch_size))}
-
-
-@torch.inference_mode()
-def answer_logits(
-    weights: ModelWeights, tokens: Int[Tensor, "prompt position"], lengths: Int[Tensor, " prompt"]
-) -> Float[Tensor, "prompt vocab"]:
-    """Logits of the next token after each right-padded prompt."""
-    layout = PackedTokens.whole(lengths)
-    x = embed(weights, layout, layout.pack(tokens))
-    return unembed(weights, forward(weights, layout, x, last_layer="answers"))
-
-
-def task_performance(
-    weights: ModelWeights, prompts: Prompts, metrics: Iterable[str | MetricFunction], batch_size: int
-) -> pd.DataFrame:
-    """Means over prompts.
-
-    Args:
-        prompts: a task's prompts. Corrupted prompts are scored with the answers to the clean ones.
-        metrics: keys of `METRICS`, or functions.
-
-    Returns:
-        One row per run (`clean`, `corrupted`) and metric: `run, metric, unit, value` (mean), `se` (its standard error,
-        missing if there is only one prompt), `n` (how many prompts).
-    """
-    rows = []
-    order = prompts.lengths.argsort(stable=True)  # Prompts of similar length run together.
-    for run in ("clean", "corrupted"):
-        values: dict[str | MetricFunction, list[Tensor]] = {metric: [] for metric in metrics}
-        for index in order.split(batch_size):
-            batch = prompts.select(index).to(weights.device)
-            logits = answer_logits(weights, getattr(batch, run), batch.lengths)
-            everything = torch.arange(len(batch), device=weights.device)
-            for metric, parts in values.items():
-                parts.append(batch.metric(metric)(logits, everything).cpu().double())
-        for metric, parts in values.items():
-            every = torch.cat(parts)
-            row = {"run": run, "metric": metric_name(metric), "unit": metric_unit(metric), "value": every.mean().item()}
-            rows.append({**row, "se": standard_error(every), "n": len(every)})
-    return pd.DataFrame(rows)

@@ -15,9 +15,9 @@ from circuits_over_time.plotting import plot_task_performance
 from circuits_over_time.utils.models.family import LocalFamily
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
-from circuits_over_time.utils.task_performance import task_performance
 from circuits_over_time.utils.tasks import TASKS, build_prompts, greater_than
 from circuits_over_time.utils.tasks.metrics import METRICS
+from circuits_over_time.utils.tasks.performance import task_performance
 from get_model_task_performance import ANALYSIS
 from tests.support.drawings import drawings
 from tests.support.paths import TOY_STEPS

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import pydantic
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -27,8 +25,9 @@ from circuits_over_time.edge_attribution_patching.model.weights import ModelWeig
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
 from ..base.errors import UserError, suggest
-from ..config.explain import blocks_in, explain
+from ..config.explain import blocks_in
 from ..config.keys import TaskConfig, with_start_token
+from ..config.keywords import Schema, validated
 from ..models import local
 from ..models.checkpoint import LoadedCheckpoint, describe, load_weights, resolve_device
 from ..models.family import resolve_family
@@ -42,8 +41,6 @@ from .measured import MeasuredCircuit, read_circuit, with_interval
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
 @dataclass(frozen=True, repr=False)
@@ -221,31 +218,6 @@ def settings_of(
             known = [key for key in (*fields, *within) if key not in OF_RUNS]
             raise TypeError(f"{name}: there is no such keyword{suggest(name, known)}")
     return with_start_token(validated(schema, given | dict(fixed or {}), given), model.start_token)
-
-
-def validated(schema: type[Schema], values: dict[str, Any], given: dict[str, Any]) -> Schema:
-    """Settings from values, some of which the caller gave; errors as of `settings_of`."""
-    try:
-        return schema.model_validate_json(json.dumps(values, default=_plain), strict=True)
-    except pydantic.ValidationError as error:
-        lines = [line.removeprefix("command line: ") for line in explain(error, schema, given, None, [])]
-        lines = [re.sub(r"write it in the config or (pass \S+) on the command line", r"\1", line) for line in lines]
-        is_type = all(one["type"].endswith("_type") for one in error.errors())
-        raise (TypeError if is_type else ValueError)("\n".join(map(_as_keyword, lines))) from None
-
-
-def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy and torch, and ranges, as those of Python; a path, or anything else, as text."""
-    return value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, range) else str(value)
-
-
-def _as_keyword(line: str) -> str:
-    """`n_prompts: 0 is not ...` as `n_prompts=0: not ...`, with Python's constants."""
-    line = re.sub(r"^([\w.]+): (\S+|'.*?') is not ", r"\1=\2: not ", line)
-    line = line.replace("; write it in the config or pass corpus=... on the command line", "; pass corpus=...")
-    for yaml, python in {"null": "None", "NaN": "nan", "Infinity": "inf", "true": "True", "false": "False"}.items():
-        line = re.sub(rf"(=|not |or |default: ){yaml}\b", rf"\1{python}", line)
-    return line
 
 
 def with_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[CircuitSettings, CircuitPrompts]:

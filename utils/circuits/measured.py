@@ -36,6 +36,7 @@ from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
 
 from ..base.errors import UserError, errors_of_python, one_line
 from ..base.files import atomic_write
+from ..config.keywords import validated
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.checked import STAMP
 from ..results.edges import named_targets, with_inputs
@@ -50,8 +51,8 @@ from ..results.kinds import (
     ResultSchema,
 )
 from ..results.store import Result, Store, csv_bytes, read_csv
-from ..task_performance import task_performance
 from ..tasks import Task, tasks_of
+from ..tasks.performance import task_performance
 from ..tasks.prompts import metric_name
 from .find import CircuitPrompts, circuit_prompts, find_circuit, score_edges
 from .keys import CircuitsConfig, CircuitSettings
@@ -207,8 +208,6 @@ class MeasuredCircuit:
         from circuits_over_time.plotting.parts.options import Style
         from circuits_over_time.plotting.parts.paper import styled
         from circuits_over_time.plotting.plot_circuit import draw_circuit
-
-        from .handle import validated
 
         if not isinstance(strongest, int) or strongest < 1:
             raise ValueError(f"strongest={strongest!r}: not a number of edges, 1 or more")

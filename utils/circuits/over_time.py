@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..base.errors import UserError, suggest
 from ..config.keys import BaseConfig, StartToken
+from ..config.keywords import validated
 from ..models.checkpoint import LoadedCheckpoint
 from ..models.family import family_of
 from ..results.checked import STAMP
@@ -21,7 +22,7 @@ from ..results.kinds import KINDS, ResultSchema, find_kind
 from ..results.store import Result, Store
 from ..sweep.analysis import Analysis
 from ..sweep.runner import run
-from .handle import Model, validated
+from .handle import Model
 
 
 class FunctionConfig(BaseConfig):
