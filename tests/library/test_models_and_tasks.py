@@ -167,7 +167,7 @@ def test_other_errors_are_errors_of_python(model: Model, worded: Model, tmp_path
         (
             lambda: cot.read_circuit(csv),
             ValueError,
-            r"no_graph.csv: holds no circuit \(torch cannot read it\); name a .pt",
+            r"no_graph.csv: holds no circuit \(a .csv like this names no model; say which it is of",
         ),
         (lambda: cot.results(tmp_path / "none"), ValueError, "holds no results"),
     ]
