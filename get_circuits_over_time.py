@@ -39,7 +39,7 @@ ANALYSIS = Analysis(
     tasks=Lazy("utils.tasks.tasks_of"),
     then=SECOND_WALK,
     check=Lazy("utils.circuits.keys.check_transfer"),
-    pairs=Lazy("utils.circuits.keys.pairs_of_circuits"),
+    inputs=Lazy("utils.circuits.keys.inputs_of_circuits"),
 )
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ ANALYSIS = Analysis(
     (COMPONENTS,),
     Lazy("utils.heads.attention_and_copy.prepare"),
     Lazy("utils.heads.attention_and_copy.measure"),
+    inputs=Lazy("utils.heads.needs.inputs_of_components"),
 )
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ ANALYSIS = Analysis(
     Lazy("utils.ioi.levels.measure"),
     finish=Lazy("utils.ioi.handover.write_handover"),
     reads=tuple(KINDS[kind] for kind in ("graphs", "baselines", "components", "cspa")),
-    pairs=Lazy("utils.ioi.keys.pairs_of_ioi"),
+    inputs=Lazy("utils.ioi.keys.inputs_of_ioi"),
 )
 
 if __name__ == "__main__":

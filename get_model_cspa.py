@@ -15,7 +15,12 @@ from circuits_over_time.utils.results.kinds import CSPA
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
 ANALYSIS = Analysis(
-    "get_model_cspa", CspaConfig, (CSPA,), Lazy("utils.heads.cspa.prepare"), Lazy("utils.heads.cspa.measure")
+    "get_model_cspa",
+    CspaConfig,
+    (CSPA,),
+    Lazy("utils.heads.cspa.prepare"),
+    Lazy("utils.heads.cspa.measure"),
+    inputs=Lazy("utils.heads.needs.inputs_of_cspa"),
 )
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ ANALYSIS = Analysis(
     Lazy("utils.task_performance.prepare"),
     Lazy("utils.task_performance.measure"),
     tasks=tasks_of,
-    pairs=Lazy("utils.tasks.registry.pairs_of"),
+    inputs=Lazy("utils.tasks.registry.inputs_of_performance"),
 )
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ANALYSIS = Analysis(
     (SUCCESSOR,),
     Lazy("utils.heads.succession.prepare"),
     Lazy("utils.heads.succession.measure"),
+    inputs=Lazy("utils.heads.needs.inputs_of_succession"),
 )
 
 if __name__ == "__main__":

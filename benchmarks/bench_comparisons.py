@@ -101,7 +101,7 @@ def scores(share: float) -> None:
         population = of_heads.flatten(0, 1)
         covered = simulated.means_covered(population, 100, repetitions)
         rows(f"{name} +- 1.96 se", "100 prompts", covered, population.mean(dim=1) >= 10, "above 10%")
-    text = draw_sequences(Corpus("toy"), tokenizer, 100 + n // 2, 40, 1)
+    text = torch.tensor(draw_sequences(Corpus("toy"), tokenizer, 100 + n // 2, 40, 1))
     means, words = mean_outputs(weights, text[:100]), function_tokens(tokenizer)
     alone = [cspa_scores(weights, sequence[None], means, words, Ablation()) for sequence in text[100:]]
     kls = [torch.tensor(np.stack([one[name] for one in alone], axis=1)) for name in ("kl_cspa", "kl_ablated")]

@@ -26,7 +26,8 @@ from transformers import AutoTokenizer, GPTNeoXForCausalLM
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.utils.heads.attention_and_copy import attention_samples, ordinary_tokens, repeated_blocks
 from circuits_over_time.utils.heads.copy_scores import copy_samples, mean_scores
-from circuits_over_time.utils.heads.succession import succession, successor_pairs
+from circuits_over_time.utils.heads.succession import succession
+from circuits_over_time.utils.heads.successor_words import successor_pairs
 from circuits_over_time.utils.tasks import build_prompts
 
 ROOT = Path(__file__).resolve().parents[1]

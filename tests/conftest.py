@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from circuits_over_time.utils.sweep import estimate as times
+from circuits_over_time.utils.sweep import times
 from tests.support.paths import TOY
 from tests.support.tiny_models import save_family
 from tests.support.word_family import save_word_family

@@ -15,11 +15,20 @@ from transformers import AutoTokenizer
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.heads import corpus
-from circuits_over_time.utils.heads.corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
+from circuits_over_time.utils.heads.corpus import Corpus, tokens_sha256
 from circuits_over_time.utils.heads.function_words import function_tokens, spellings
 from circuits_over_time.utils.heads.keys import CspaConfig
 from tests.support.paths import PYTHIA_TOKENIZER, TOY
 from tests.support.random_models import tiny_tokenizer
+
+
+def draw_sequences(*arguments, **keys) -> torch.Tensor:
+    return torch.tensor(corpus.draw_sequences(*arguments, **keys))
+
+
+def draw_beginnings(*arguments, **keys) -> torch.Tensor:
+    return torch.tensor(corpus.draw_beginnings(*arguments, **keys))
+
 
 KEYS_OF_FIELD = ("corpus_field", "corpus_column")
 

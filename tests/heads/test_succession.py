@@ -11,13 +11,11 @@ from transformers import AutoTokenizer
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.utils.heads.keys import Definition
 from circuits_over_time.utils.heads.succession import (
-    CLASSES,
-    Pairs,
     Succession,
     chance_level,
     succession,
-    successor_pairs,
 )
+from circuits_over_time.utils.heads.successor_words import CLASSES, Pairs, successor_pairs
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
 from get_new_successor_head_scores_over_time import ANALYSIS

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -333,6 +334,8 @@ def test_dry_run_loads_and_writes_nothing(bench: Bench, capsys: pytest.CaptureFi
     assert results_in(bench.results) == before
     out = capsys.readouterr().out
     assert "batch_size: 32\n" in out
+    out, _, each = out.partition("    a checkpoint: ")
+    assert re.fullmatch(r"x \d+\.\d s, y \d+\.\d s\n", each)
     assert out.endswith(
         f"tiny from {bench.family}: 3 of 4 checkpoints to measure\n"
         "  prepend_bos: auto is false\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,10 @@ print(json.dumps(found))
 def started(calls: list[tuple[str, list[str]]], folder: Path) -> dict[str, Any]:
     """Each call's exit code and text, and what it and those before it have imported, in one new process."""
     code = RUN.replace("ROOT", repr(str(ROOT))).replace("HEAVY", repr(HEAVY)).replace("CALLS", repr(calls))
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    env = {**os.environ, "XDG_CACHE_HOME": str(folder)}  # without times of earlier measurements
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -71,6 +75,9 @@ def test_a_dry_run_of_a_local_model_imports_neither_torch_nor_transformers(tmp_p
         assert (call, heavy) in ((call, []), (call, ["pandas"]))
         assert code == 0, said
         assert "3 of 3 checkpoints to measure" in said
+        # Nothing is run forward for succession, and tasks that only `all` names may not fit.
+        estimated = "successor" not in call and "task=all" not in call
+        assert ("from the model's shape, without loading\n    a checkpoint: " in said) == estimated
 
 
 @pytest.mark.slow
@@ -80,6 +87,7 @@ def test_a_dry_run_refuses_prompts_that_the_run_refuses_without_torch(tmp_path: 
     (tmp_path / "few.csv").write_text(header + "\n".join(rows))
     (tmp_path / "unfit.csv").write_text(header + "\n".join([*rows, "So Mark is,So Mary is, he she, she"]))
     (tmp_path / "long.csv").write_text(header + f"{'So ' * 300}James is,{'So ' * 300}Mary is, he, she")
+    (tmp_path / "few.txt").write_text("So James is here.\n")
     keys = [f"model={TOY}", "--dry-run"]
     told = {
         (
@@ -90,6 +98,15 @@ def test_a_dry_run_refuses_prompts_that_the_run_refuses_without_torch(tmp_path: 
         ("get_circuits_over_time", "task=long.csv evaluate_on=same"): "task: long: a prompt has 900 tokens",
         ("get_model_task_performance", "task=few.csv n_prompts=4"): "it can make only 3; pass n_prompts=3",
         ("get_model_task_performance", "task=unfit.csv"): "unfit.csv: row 4 (line 5): ' he she' is 2 tokens after",
+        ("get_full_model_components_over_time", "seq_len=300"): "seq_len: two blocks of 300 tokens need 600 positions",
+        ("get_model_cspa", "corpus=toy seq_len=600"): "seq_len: 600 tokens; the model has 512 positions; lower seq_len",
+        (
+            "get_model_cspa",
+            "corpus=toy start_layer=4",
+        ): "start_layer: 4; the model has layers 0 to 3; lower start_layer",
+        ("get_model_cspa", "corpus=few.txt"): "few.txt gives 0 sequences of 61 tokens, but 117 are needed",
+        ("get_ioi_consistency", "components.seq_len=300"): "components.seq_len: two blocks of 300 tokens",
+        ("get_ioi_consistency", "cspa.corpus=toy cspa.seq_len=600"): "cspa.seq_len: 600 tokens; the model has 512",
     }
     calls = [(name, [*keys, *more.split()]) for name, more in told]
     for (call, (code, said, heavy, _)), text in zip(started(calls, tmp_path).items(), told.values(), strict=True):

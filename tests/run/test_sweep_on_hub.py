@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from circuits_over_time.utils.models.family import HubFamily, resolve_family
 from circuits_over_time.utils.results.store import Result, Store
-from circuits_over_time.utils.sweep import estimate as times
+from circuits_over_time.utils.sweep import times
 from circuits_over_time.utils.sweep.runner import main
 from tests.support.demo_analysis import ANALYSIS, FIRST, results_in
 from tests.support.hub_server import Fault, HubServer, read_folder

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from circuits_over_time.utils.heads.corpus import Corpus, draw_sequences, tokens_sha256
 from circuits_over_time.utils.heads.cspa import measure
@@ -67,7 +68,7 @@ def test_pythons_documentation_is_read_and_its_hash_recorded(toy_family: Path, t
     assert main(ANALYSIS, given) == 0
     about = Store(tmp_path).folder("cspa", "toy").read_json(0)
     tokenizer = resolve_family(str(toy_family), tmp_path).describe(0).tokenizer
-    drawn = draw_sequences(Corpus("python_docs"), tokenizer, 9, 12, seed=3)
+    drawn = torch.tensor(draw_sequences(Corpus("python_docs"), tokenizer, 9, 12, seed=3))
     assert about["sequences_sha256"] == tokens_sha256(drawn[:3])
     assert about["mean_sequences_sha256"] == tokens_sha256(drawn[3:])
 

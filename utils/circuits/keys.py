@@ -21,11 +21,13 @@ from circuits_over_time.edge_attribution_patching.circuits.circuit_size import S
 from ..base.errors import UserError, shortened
 from ..config.keys import MOST_PROMPTS, MemoryKeys, PromptOptions, Section, Steps, TaskConfig, amount, execution, key
 from ..tasks import Pair, Task, tasks_of
+from ..tasks.prompts import Work
 from ..tasks.sampling import TooFewPrompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ..models.tokenizers import PlainShape
     from ..results.store import Store
 
 _SHARED: dict[str, Any] = dict(TaskConfig.model_fields)
@@ -143,10 +145,25 @@ def circuit_pairs(settings: CircuitSettings, task: Task, tokenizer: PreTrainedTo
     return pairs
 
 
-def pairs_of_circuits(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[Pair]]]:
-    """The name and the prompt pairs of each task; errors are those of `circuit_pairs`."""
+def inputs_of_circuits(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:
+    """The prompts of each task; errors are those of `circuit_pairs`."""
     for task in tasks_of(config):
-        yield task.name, circuit_pairs(config, task, tokenizer)
+        yield Work(task.name, circuit_pairs(config, task, tokenizer), passes(config))
+
+
+def passes(settings: CircuitSettings) -> float:
+    """About how many forward passes over all its prompts a circuit takes; 0 for exact scores, where it depends on the
+    number of edges."""
+    eap, search = settings.eap, settings.search
+    if eap.method == "exact":
+        return 0
+    # A step runs forward and backward, which takes three times as long as forward. A size takes about a third of a
+    # pass, and so do a random circuit and what is left without it.
+    scores = 3 * (eap.ig_steps if eap.method in ("eap_ig", "ceap") else 1)
+    circuits = 1 + (14 if search.sizes is None else 0.35 * len(search.sizes)) + 7 * search.mib
+    checks = 0.7 * settings.n_random + 70 * settings.hypothesis_tests
+    # Scores take one half of the prompts, and circuits the other.
+    return (scores + circuits + checks) / (2 if settings.evaluate_on == "heldout" else 1)
 
 
 def check_transfer(config: CircuitsConfig, store: Store, model: str, steps: Sequence[int]) -> None:

@@ -26,15 +26,12 @@ from circuits_over_time.edge_attribution_patching.model.packed_tokens import Pac
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_errors
 
-from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Prompts, Task, build_prompts
 from .copy_scores import TOP_K, copy_samples, mean_scores
 from .keys import ComponentsConfig, Definition
-
-STUDY_IDS = range(100, 20_000)
-"""The ids from which the study draws its random blocks."""
+from .needs import STUDY_IDS, ordinary_ids, require_context, require_tokens
 
 HeadSamples = Float[Tensor, "layer head sample"]
 
@@ -54,11 +51,7 @@ def prepare(config: ComponentsConfig, tokenizer: PreTrainedTokenizerBase, shape:
     Raises:
         UserError: if blocks or prompts do not fit the model's context, or this tokenizer cannot make them.
     """
-    if 2 * config.seq_len > shape.n_positions:
-        raise UserError(
-            f"seq_len: two blocks of {config.seq_len} tokens need {2 * config.seq_len} positions, the model has "
-            f"{shape.n_positions}; use seq_len={shape.n_positions // 2} or less"
-        )
+    require_context(config.seq_len, shape.n_positions)
     tokens = ordinary_tokens(tokenizer, shape.d_vocab)
     draw_blocks = repeated_blocks if config.head_scores == "standard" else study_blocks
     blocks = draw_blocks(tokens, config.n_sequences, config.seq_len, config.seed)
@@ -91,8 +84,7 @@ def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> Int[Ten
     """The ids in the tokenizer's vocabulary that the model embeds, in order and without special tokens."""
     special = set(tokenizer.all_special_ids)
     special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    ordinary = sorted(set(tokenizer.get_vocab().values()) - special)
-    return torch.tensor([token for token in ordinary if token < d_vocab])
+    return torch.tensor(ordinary_ids(tokenizer.get_vocab(), special, d_vocab))
 
 
 def repeated_blocks(
@@ -106,8 +98,7 @@ def repeated_blocks(
     Raises:
         UserError: if there are fewer than `period` tokens.
     """
-    if period > len(tokens):
-        raise UserError(f"seq_len: a block of {period} different tokens asked for, the tokenizer has {len(tokens)}")
+    require_tokens(tokens.tolist(), period, "standard")
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.stack(
         [tokens[torch.randperm(len(tokens), generator=generator)[:period]] for _ in range(n_sequences)]
@@ -124,10 +115,7 @@ def study_blocks(
         UserError: if none is.
     """
     among = tokens[(tokens >= STUDY_IDS.start) & (tokens < STUDY_IDS.stop)]
-    if not len(among):
-        raise UserError(
-            f"head_scores: study draws ids from {STUDY_IDS.start} up, but the tokenizer has none; use standard"
-        )
+    require_tokens(among.tolist(), period, "study")
     generator = torch.Generator().manual_seed(seed)
     return among[torch.randint(len(among), (n_sequences, period), generator=generator)].repeat(1, 2)
 

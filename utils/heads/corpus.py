@@ -30,18 +30,18 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from jaxtyping import Int
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
 from ..base.files import what_it_is
 from ..config.keys import StartToken
 from ..toy import text as toy_text
 from .keys import PYTHON_DOCS, TOY, kind_of_rows
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 POOL = 16
 """How many sequences to cut for each one that is drawn, if there is enough text."""
@@ -110,7 +110,7 @@ class Corpus:
 
 def draw_sequences(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, n: int, seq_len: int, seed: int, prepend_bos: StartToken = False
-) -> Int[Tensor, "n seq_len"]:
+) -> list[list[int]]:
     """Distinct sequences of running text.
 
     Args:
@@ -135,7 +135,7 @@ def draw_sequences(
             "n_mean_sequences); name a longer text, or lower one of these or seq_len"
         )
     drawn = random.Random(f"sequences {seed}").sample(range(min(n_cut, POOL * n)), n)
-    return torch.tensor([start + stream[index * width : (index + 1) * width] for index in drawn])
+    return [start + stream[index * width : (index + 1) * width] for index in drawn]
 
 
 def draw_beginnings(
@@ -146,7 +146,7 @@ def draw_beginnings(
     seed: int,
     prepend_bos: StartToken = False,
     window: int | None = None,
-) -> Int[Tensor, "n seq_len"]:
+) -> list[list[int]]:
     """The beginnings of the first long documents (the study's rule); the other arguments are those of `draw_sequences`.
 
     Args:
@@ -168,7 +168,7 @@ def draw_beginnings(
             f"corpus: {corpus.name} has {len(rows)} documents of more than {window} tokens, but {n} are needed (the "
             "larger of n_sequences and n_mean_sequences); name a longer text, or lower these or corpus_window"
         )
-    return torch.tensor(rows)
+    return rows
 
 
 def _long_documents(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, window: int, seed: int) -> Iterator[list[int]]:
@@ -204,7 +204,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, document: str) -> list[int]:
 
 def tokens_sha256(tokens: Int[Tensor, "sequence position"]) -> str:
     """Hash of the token ids, which shows whether two results are about the same text."""
-    return hashlib.sha256(tokens.cpu().to(torch.int64).numpy().astype("<i8").tobytes()).hexdigest()
+    return hashlib.sha256(tokens.cpu().long().numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def _blocks(path: Path) -> list[str]:

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 
-from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Task
 from ..tasks.vocabulary import require_embedded
-from .corpus import Corpus, draw_beginnings, draw_sequences, tokens_sha256
+from .corpus import tokens_sha256
 from .cspa_scores import cspa_scores, mean_outputs
 from .function_words import function_tokens
 from .keys import CspaConfig
+from .needs import text
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,10 @@ def prepare(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
         UserError: if there is too little text, sequences are longer than the model's context, or the model has no
             layer `start_layer`.
     """
-    if config.seq_len > shape.n_positions:
-        raise UserError(f"seq_len: {config.seq_len} tokens; the model has {shape.n_positions} positions; lower seq_len")
-    if config.start_layer >= shape.n_layers:
-        raise UserError(
-            f"start_layer: {config.start_layer}; the model has layers 0 to {shape.n_layers - 1}; lower start_layer"
-        )
-    corpus = Corpus(config.corpus, config.corpus_split, config.corpus_field)
-    sizes = config.seq_len, config.seed, config.prepend_bos
+    tokens = torch.tensor(text(config, tokenizer, shape.n_layers, shape.n_positions))
     if config.head_scores == "study":
-        n = max(config.n_sequences, config.n_mean_sequences)
-        tokens = draw_beginnings(corpus, tokenizer, n, *sizes, config.corpus_window)
         scored, others = tokens[: config.n_sequences], tokens[: config.n_mean_sequences]
     else:
-        n = config.n_sequences + config.n_mean_sequences
-        tokens = draw_sequences(corpus, tokenizer, n, *sizes)
         scored, others = tokens.tensor_split([config.n_sequences])
     require_embedded(tokens, shape.d_vocab, "corpus", tokenizer.batch_decode(tokens))
     return CspaInputs(scored, others, function_tokens(tokenizer))

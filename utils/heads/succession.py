@@ -36,7 +36,7 @@ capitals only, and ordinals go to tenth. Numbers have no case, so each of their 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from itertools import product
 
 import pandas as pd
 import torch
@@ -58,47 +58,9 @@ from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
 from ..tasks import Task
-from ..tasks.vocabulary import encode, require_embedded
-from ..tasks.word_lists import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS, SHORT_DAYS, SHORT_MONTHS
+from ..tasks.vocabulary import require_embedded
 from .keys import Definition, SuccessorConfig
-
-
-@dataclass(frozen=True)
-class WordList:
-    """Words in order."""
-
-    words: tuple[str, ...]
-    cyclic: bool = False  # whether the first follows the last
-    study_count: int | None = None  # how many of them the study has; None for all
-    study_capitals: bool = False  # whether the study has them in capitals only
-
-    def spellings(self, definition: Definition = "standard") -> list[tuple[str, ...]]:
-        """The list as written, in lower case and in upper case, each with and without a leading space.
-
-        Under `study`, as written and with the first letter in lower case; two of these may be the same.
-        """
-        cased: list[tuple[str, ...]]
-        if definition == "study":
-            words = self.words[: self.study_count]
-            cased = [words] if self.study_capitals else [words, tuple(word[0].lower() + word[1:] for word in words)]
-        else:
-            cases = (str, str.lower, str.upper)
-            cased = list(dict.fromkeys(tuple(case(word) for word in self.words) for case in cases))
-        return [tuple(space + word for word in words) for words in cased for space in (" ", "")]
-
-
-CLASSES: dict[str, tuple[WordList, ...]] = {
-    "numbers": (WordList(tuple(str(number) for number in range(1, 201))),),
-    "number_words": (WordList(NUMBER_WORDS),),
-    "ordinals": (WordList(ORDINALS, study_count=10),),
-    "days": (WordList(DAYS, cyclic=True), WordList(SHORT_DAYS, cyclic=True)),
-    "months": (WordList(MONTHS, cyclic=True), WordList(SHORT_MONTHS, cyclic=True)),
-    "letters": (WordList(LETTERS, study_capitals=True),),
-    "roman_numerals": (WordList(ROMAN_NUMERALS, study_capitals=True),),
-}
-
-Pairs = tuple[tuple[int, int], ...]
-"""(token, successor) ids of one list in one spelling."""
+from .successor_words import CLASSES, Pairs, some_pairs
 
 
 def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, list[Pairs]]:
@@ -107,12 +69,7 @@ def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: 
     Raises:
         UserError: if the tokenizer splits all words, or the model does not embed one.
     """
-    pairs = successor_pairs(tokenizer, config.head_scores)
-    if not any(pairs.values()):
-        raise UserError(
-            f"model: no class of words ({', '.join(CLASSES)}) has two words that are single tokens under this "
-            "tokenizer; use another model"
-        )
+    pairs = some_pairs(tokenizer, config.head_scores)
     used = torch.tensor([[token] for lists in pairs.values() for listed in lists for pair in listed for token in pair])
     require_embedded(used, shape.d_vocab, "succession", tokenizer.batch_decode(used))
     return pairs
@@ -147,27 +104,6 @@ def measure(
     return {"successor": Result(table)}
 
 
-def successor_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition = "standard") -> dict[str, list[Pairs]]:
-    """The pairs of every class whose words are both single tokens, list by list.
-
-    Spellings that are the same tokens count once, and lists with one pair do not count; under `study` all count. If
-    nothing is left of a class, its list is empty.
-    """
-    by_class: dict[str, list[Pairs]] = {}
-    for name, word_lists in CLASSES.items():
-        lists: list[Pairs] = []
-        for word_list in word_lists:
-            for words in word_list.spellings(definition):
-                ids = _single_tokens(tokenizer, words)
-                # A word that is no single token takes both pairs that it is in with it.
-                neighbours = [*pairwise(ids), *([(ids[-1], ids[0])] if word_list.cyclic else [])]
-                pairs = tuple((a, b) for a, b in neighbours if a is not None and b is not None)
-                if pairs and (definition == "study" or (len(pairs) > 1 and pairs not in lists)):
-                    lists.append(pairs)
-        by_class[name] = lists
-    return by_class
-
-
 def chance_level(pairs: dict[str, list[Pairs]]) -> float:
     """The share of pairs that a head gets right which ranks the successors of a list at random."""
     of_pair = [
@@ -177,15 +113,6 @@ def chance_level(pairs: dict[str, list[Pairs]]) -> float:
         for _ in of_list
     ]
     return sum(of_pair) / len(of_pair)
-
-
-def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]) -> list[int | None]:
-    """Each word's token; None if it is several, or the token of something else (unknown words, lost capitals)."""
-    rows = encode(tokenizer, words)
-    return [
-        row[0] if len(row) == 1 and str(tokenizer.decode(row)).strip() == word.strip() else None
-        for word, row in zip(words, rows, strict=True)
-    ]
 
 
 @dataclass(frozen=True)

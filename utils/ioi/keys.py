@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from ..circuits.keys import CircuitKeys, CircuitsConfig, circuit_pairs
+from ..circuits.keys import CircuitKeys, CircuitsConfig, circuit_pairs, passes
 from ..config.keys import (
     MOST_PROMPTS,
     BaseConfig,
@@ -20,10 +20,14 @@ from ..config.keys import (
     key,
 )
 from ..heads.keys import ComponentsConfig, ComponentsKeys, CspaConfig, CspaKeys
-from ..tasks import TASKS, Pair
+from ..heads.needs import inputs_of_components, inputs_of_cspa
+from ..tasks import TASKS
+from ..tasks.prompts import Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from ..models.tokenizers import PlainShape
 
 _EFFECT: dict[str, Any] = {"ge": -1000, "le": 1000, "reason": "effects are shares of a logit difference"}
 _ATTENTION: dict[str, Any] = {"ge": -1, "le": 1, "reason": "attention is a probability"}
@@ -73,12 +77,23 @@ class CircuitInput(CircuitKeys):
     """How many prompt pairs to score edges on; with `evaluate_on: heldout`, faithfulness gets as many again."""
 
 
-def pairs_of_ioi(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[Pair]]]:
-    """The IOI prompts that effects are measured on, and those of the circuit if it may have to be found."""
-    yield "ioi", TASKS["ioi"].pairs(tokenizer, config.n_prompts, config.seed, config)
-    if config.circuit.heads == "circuit" and not config.require_stored:
+def inputs_of_ioi(
+    config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape
+) -> Iterator[Work]:
+    """The IOI prompts that effects are measured on, and what the circuit and scores need that may have to be found."""
+    levels = 19 if config.definitions == "frozen" else 44
+    yield Work("ioi", TASKS["ioi"].pairs(tokenizer, config.n_prompts, config.seed, config), levels)
+    if config.require_stored:
+        return
+    if config.circuit.heads == "circuit":
+        of_circuit = config.circuits_config()
         with errors_named("circuit.", CircuitInput):
-            yield "ioi", circuit_pairs(config.circuits_config(), TASKS["ioi"], tokenizer)
+            yield Work("ioi", circuit_pairs(of_circuit, TASKS["ioi"], tokenizer), passes(of_circuit))
+    with errors_named("components.", ComponentsKeys):
+        yield from inputs_of_components(config.components_config(), tokenizer, shape)
+    if (of_cspa := config.cspa_config()) is not None:
+        with errors_named("cspa.", CspaKeys):
+            yield from inputs_of_cspa(of_cspa, tokenizer, shape)
 
 
 class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):

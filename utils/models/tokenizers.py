@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..base.errors import CheckpointUnusable, UserError, one_line
 from ..base.files import read_json, sha256_at, stamp_of, what_it_is
@@ -77,13 +78,24 @@ class PlainTokenizer:
             token = token.get("content") if isinstance(token, dict) else token
             setattr(self, f"{name}_id", self._backend.token_to_id(token) if token else None)
 
-    def __call__(self, texts: Sequence[str], **_: object) -> dict[str, list[list[int]]]:
-        """The tokens of texts, without special tokens."""
+        added = self._backend.get_added_tokens_decoder()
+        special = {getattr(self, f"{name}_id") for name in _SPECIAL} - {None}
+        self.special = special | {token for token, one in added.items() if one.special}
+
+    def __call__(self, texts: str | Sequence[str], **_: object) -> dict[str, Any]:
+        """The tokens of a text, or of each of several, without special tokens."""
+        if isinstance(texts, str):
+            return {"input_ids": self._backend.encode(texts, add_special_tokens=False).ids}
         return {"input_ids": [one.ids for one in self._backend.encode_batch(list(texts), add_special_tokens=False)]}
 
-    def decode(self, token: int) -> str:
-        """The text of a token."""
-        return str(self._backend.decode([token]))
+    def decode(self, tokens: int | Sequence[int]) -> str:
+        """The text of tokens."""
+        tokens = [tokens] if isinstance(tokens, int) else list(tokens)
+        return str(self._backend.decode(tokens, skip_special_tokens=False))
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token's text -> its id."""
+        return dict(self._backend.get_vocab())
 
 
 def plain_tokenizer(folder: Path) -> Any:
@@ -94,6 +106,34 @@ def plain_tokenizer(folder: Path) -> Any:
         return None if "auto_map" in about else PlainTokenizer(holder)
     except Exception:  # The run says what is wrong with it.
         return None
+
+
+class PlainShape(NamedTuple):
+    """Sizes of a model as config.json names them, read without transformers; `sys.maxsize` where it names none."""
+
+    n_layers: int
+    n_positions: int
+    d_vocab: int
+    d_model: int
+    tied: bool  # whether the output layer is the embedding
+    dtype: str  # of the weights as stored; empty without a config
+
+
+def plain_shape(folder: Path) -> PlainShape:
+    """The sizes of a checkpoint's model."""
+    config = read_json(folder / "config.json") or {}
+
+    def least(*names: str) -> int:
+        return min((size for name in names if isinstance(size := config.get(name), int)), default=sys.maxsize)
+
+    return PlainShape(
+        least("num_hidden_layers", "n_layer"),
+        least("max_position_embeddings", "n_positions"),
+        least("vocab_size"),
+        least("hidden_size", "n_embd"),
+        bool(config.get("tie_word_embeddings", True)),
+        str(config.get("dtype") or config.get("torch_dtype") or "float32") if config else "",
+    )
 
 
 def tokenizer_folder(folder: Path, base: Path | None) -> Path:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 
     from ..models.checkpoint import LoadedCheckpoint
+    from ..models.tokenizers import PlainShape
     from ..results.store import Result, Store
-    from ..tasks.prompts import Pair, Task
+    from ..tasks.prompts import Task, Work
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Analysis:
             the steps asked for cannot give.
         outdated: (config, store, model's name) -> the (task, step) whose results lack something that the config asks
             for by now. They are measured again.
-        pairs: (config, tokenizer) -> the name of each task and the prompt pairs that `prepare` will tokenise, without
-            torch. A dry run checks them.
+        inputs: (config, tokenizer, shape) -> the prompts that `prepare` will tokenise, and how much is done with them,
+            without torch. Raises what `prepare` raises. A dry run checks them, and estimates the time.
     """
 
     name: str
@@ -75,4 +76,4 @@ class Analysis:
     then: Analysis | None = None
     check: Callable[[Any, Store, str, Sequence[int]], None] | None = None
     outdated: Callable[[Any, Store, str], set[tuple[str, int]]] | None = None
-    pairs: Callable[[Any, PreTrainedTokenizerBase], Iterable[tuple[str, Sequence[Pair]]]] | None = None
+    inputs: Callable[[Any, PreTrainedTokenizerBase, PlainShape], Iterable[Work]] | None = None

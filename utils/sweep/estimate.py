@@ -1,4 +1,4 @@
-"""What a sweep will need, for `--dry-run`: download, disk and memory from metadata, time from earlier measurements.
+"""What a sweep will need, for `--dry-run`: download, disk and memory from metadata, and whether its prompts fit.
 
 Sizes of files come from the hub's listing or the local disk. The number of parameters follows from the size of the
 weights and the number format that config.json names. Activations are not counted: they depend on `batch_size`.
@@ -6,27 +6,20 @@ weights and the number format that config.json names. Activations are not counte
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..base.errors import CheckpointUnusable, HubUnreachable
-from ..base.files import read_json
-from ..base.progress import duration
-from ..config.keys import BaseConfig, errors_named, result_settings
+from ..config.keys import errors_named
 from ..models.family import Family, HubFamily, LocalFamily
 from ..models.known_families import known_size
-from ..models.tokenizers import plain_tokenizer
+from ..models.tokenizers import plain_shape, plain_tokenizer
 from ..models.weight_files import weight_files
 from ..tasks.prompts import require_length, token_rows
-from .plan import Sweep
+from .plan import Job, Sweep
 
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 """Of one number in each format."""
@@ -126,21 +119,26 @@ def _memory(family: Family, steps: Sequence[int], sizes: dict[int, int], dtype: 
         return 0
     largest = max(sizes[step] for step in steps)
     try:
-        config = json.loads((family.fetch_small(steps[0]) / "config.json").read_text(encoding="utf-8"))
-    except (CheckpointUnusable, OSError, ValueError):
+        stored = plain_shape(family.fetch_small(steps[0])).dtype
+    except CheckpointUnusable:
+        stored = ""
+    if not stored:
         of_shape = known_size(family.name)
         return None if of_shape is None else largest + 2 * of_shape[0] * BYTES[dtype]
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     model = largest // BYTES.get(stored, 4) * BYTES[dtype]
     # In another format than the file's, the model shares no memory with the file, and some tensors exist twice while
     # the engine's weights are made from it.
     return largest + model * (1 if dtype == stored else 2)
 
 
-def refuse_unfit(sweep: Sweep) -> None:
-    """Refuse what the run will refuse before it loads weights: a device that is not there, prompts that do not fit.
+def refuse_unfit(sweep: Sweep) -> Mapping[tuple[Job, str | None], float]:
+    """Refuse what the run will refuse before it loads weights: a device that is not there, input that does not fit.
 
-    Prompts are checked by the tokenizer's file alone, without torch and transformers.
+    Input is checked by the files of the tokenizer and the config alone, without torch and transformers.
+
+    Returns:
+        About how many operations each measurement of a job and a task takes, where its work and the model's size are
+        known: in a forward pass two for each token and each parameter outside the embeddings.
 
     Raises:
         UserError: as the run would.
@@ -150,74 +148,29 @@ def refuse_unfit(sweep: Sweep) -> None:
         from ..models.checkpoint import resolve_device
 
         resolve_device(config.device)
-    jobs = [job for job in sweep.jobs if job.analysis.pairs is not None and sweep.missing_of(job)]
+    operations: dict[tuple[Job, str | None], float] = defaultdict(float)
+    jobs = [job for job in sweep.jobs if job.analysis.inputs is not None and sweep.missing_of(job)]
     try:
         folder = sweep.family.fetch_small(min(sweep.missing)) if jobs else Path()
     except CheckpointUnusable:
-        return  # The run leaves it out, and says why.
+        return operations  # The run leaves it out, and says why.
     if not jobs or (tokenizer := plain_tokenizer(folder)) is None:
-        return
-    shape = read_json(folder / "config.json") or {}
-    sizes = [shape.get(name) for name in ("max_position_embeddings", "n_positions")]
+        return operations
+    shape = plain_shape(folder)
+    sizes, _ = _sizes(sweep.family, [min(sweep.missing)])
+    embeddings = shape.d_vocab * shape.d_model * (1 if shape.tied else 2)
+    in_blocks = max(0, sum(sizes.values()) // BYTES.get(shape.dtype, 4) - embeddings)
     for job in jobs:
-        assert job.analysis.pairs is not None
+        assert job.analysis.inputs is not None
+        names = [task.name if task else None for task in job.tasks]
         with errors_named(f"{job.where}: " if job.where else "", job.analysis.schema):
-            for name, pairs in job.analysis.pairs(job.config, tokenizer):
-                rows, _ = token_rows(tokenizer, pairs, getattr(job.config, "prepend_bos", False))
-                for n_positions in (size for size in sizes if isinstance(size, int)):
-                    require_length(name, [len(row) for row in rows], [pair.clean for pair in pairs], n_positions)
-
-
-def needs(sweep: Sweep) -> str:
-    """Two lines at most, each indented; nothing if there is nothing to measure."""
-    if not sweep.missing:
-        return ""
-    config = sweep.jobs[0].config
-    found = estimate(sweep.family, list(sweep.missing), config.dtype, config.keep_checkpoints, config.prefetch)
-    return f"  needs: {format_estimate(found)}\n{_time(sweep)}"
-
-
-def _time(sweep: Sweep) -> str:
-    usual = {job: Times(job.analysis.name, job.config).usual(sweep.family.name) for job in sweep.jobs}
-    left = [(one.job, one.task.name if one.task else None) for here in sweep.missing.values() for one in here]
-    known = [usual[job][task] for job, task in left if task in usual[job]]
-    if not known:
-        return ""
-    part = "" if len(known) == len(left) else f" for {len(known)} of {len(left)} measurements"
-    return f"  time: about {duration(sum(known))}{part}, as measured here before, without loading\n"
-
-
-def folder() -> Path:
-    """Where this machine keeps the times of measurements."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "circuits-over-time" / "times"
-
-
-class Times:
-    """How long the measurements of one analysis with one config took on this machine."""
-
-    def __init__(self, analysis: str, config: BaseConfig) -> None:
-        self.path = folder() / f"{analysis}.jsonl"
-        settings = json.dumps([result_settings(config), config.device, config.batch_size], sort_keys=True, default=str)
-        self._settings = hashlib.sha256(settings.encode()).hexdigest()[:16]
-
-    def add(self, model: str, step: int, task: str | None, seconds: float) -> None:
-        """Record a measurement. If that is impossible, it is left out."""
-        line = {"model": model, "step": step, "task": task, "settings": self._settings, "seconds": round(seconds, 3)}
-        with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(handle, (json.dumps(line) + "\n").encode())  # One call: processes do not mix their lines.
-            finally:
-                os.close(handle)
-
-    def usual(self, model: str) -> dict[str | None, float]:
-        """Task -> the median of its seconds, over the measurements of this model with the same settings."""
-        seconds: dict[str | None, list[float]] = defaultdict(list)
-        with contextlib.suppress(OSError):
-            for text in self.path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    line = json.loads(text)
-                    if (line["model"], line["settings"]) == (model, self._settings):
-                        seconds[line["task"]].append(float(line["seconds"]))
-        return {task: statistics.median(each) for task, each in seconds.items()}
+            for part in job.analysis.inputs(job.config, tokenizer, shape):
+                lengths = [0]
+                if part.pairs:
+                    rows, _ = token_rows(tokenizer, part.pairs, getattr(job.config, "prepend_bos", False))
+                    lengths = [len(row) for row in rows]
+                    require_length(part.task, lengths, [pair.clean for pair in part.pairs], shape.n_positions)
+                # Scores without a task take IOI prompts, too.
+                unit = job, part.task if part.task in names else None
+                operations[unit] += 2 * in_blocks * (sum(lengths) * part.passes + part.tokens)
+    return operations

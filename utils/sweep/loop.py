@@ -32,8 +32,8 @@ from ..config.command_line import Terminated, told_how_to_go_on
 from ..results.record import EncodedResults, RunRecord, write_results
 from .analysis import loaded
 from .claims import ClaimedCheckpoint, Claims, WorkQueue
-from .estimate import Times
 from .plan import Job, Measurement, Prepared, Sweep, prepare
+from .times import Times
 
 if TYPE_CHECKING:
     from ..models.checkpoint import LoadedCheckpoint
@@ -113,8 +113,7 @@ class SweepLoop:
     @contextlib.contextmanager
     def _telling_the_end(self) -> Iterator[None]:
         """Show a bar, and say at the end what was measured and how to go on."""
-        total = sum(sweep.size for sweep in self.sweeps)
-        if total == 0:
+        if (total := sum(sweep.size for sweep in self.sweeps)) == 0:
             names = ", ".join(f"{sweep.family.name} ({len(sweep.steps)} checkpoints)" for sweep in self.sweeps)
             log.info("nothing to do: %s finished in %s; pass overwrite=true to measure again", names, self.root)
         self.progress = progress = Progress(self.name, total)
@@ -211,8 +210,7 @@ class SweepLoop:
                 self.progress.say(what.label(step, named=self._named))
                 start = time.monotonic()
                 self._save({what: [measure(checkpoint, what, prepared[what.job])]})
-                times = Times(what.job.analysis.name, what.job.config)
-                times.add(family.name, step, what.task_name, time.monotonic() - start)
+                Times(what.job).add(family.name, step, what.task_name, time.monotonic() - start)
             del checkpoint
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -15,12 +15,13 @@ from ..config.command_line import read_command_line, script
 from ..config.keys import BaseConfig
 from ..models.family import fetch as fetch_steps
 from .analysis import Analysis, Lazy
-from .estimate import needs, refuse_unfit
+from .estimate import refuse_unfit
 from .loop import Failure, SweepLoop, report
 from .plan import Job, Sweep, describe, drop_duplicate_weights, plan, prepare
 from .ray_pool import RayPool
 from .slurm import run_array
 from .suite import SuiteConfig, jobs_of
+from .times import needs
 
 __all__ = ["Analysis", "Lazy", "main", "main_of_suite", "run", "run_jobs"]
 
@@ -72,10 +73,9 @@ def run_jobs(
     later = [job for job in later if job.tasks]
     code = 0
     if dry_run:
-        for sweep in sweeps:
-            refuse_unfit(sweep)
+        needed = [needs(sweep, refuse_unfit(sweep)) for sweep in sweeps]
         sys.stdout.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-        sys.stdout.write(describe(jobs, sweeps) + "".join(needs(sweep) for sweep in sweeps))
+        sys.stdout.write(describe(jobs, sweeps) + "".join(needed))
     elif only_fetch:
         return _fetch(sweeps, [sweep for job in later for sweep in plan([job], outdated=False)])
     else:

@@ -178,6 +178,23 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a measurement will run, as far as it is known without torch.
+
+    Attributes:
+        task: what the pairs are for.
+        passes: about how many forward passes over the clean prompts of all pairs their analysis takes
+            (benchmarks/README.md); 0 if that is not known.
+        tokens: of other text, in forward passes.
+    """
+
+    task: str
+    pairs: Sequence[Pair]
+    passes: float
+    tokens: float = 0
+
+
+@dataclass(frozen=True)
 class Task:
     """A task: how to build its prompts and how to score a model on them.
 

@@ -11,7 +11,7 @@ from ..config.keys import CSV_METRIC, PromptOptions, TaskConfig, as_list
 from . import gendered_pronoun, greater_than, ioi, sva
 from .csv_task import csv_task
 from .metrics import DIFFERENTIABLE
-from .prompts import Pair, Prompts, Task, metric_name
+from .prompts import Prompts, Task, Work, metric_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,12 +56,12 @@ def tasks_of(config: TaskConfig) -> Sequence[Task]:
     return [get_task(name, config.metric) for name in config.tasks]
 
 
-def pairs_of(config: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[Pair]]]:
-    """The name and the prompt pairs of each task that a config names itself; errors are those of `Task.build`."""
+def inputs_of_performance(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, shape: object) -> Iterator[Work]:
+    """The prompts of each task that a config names itself; errors are those of `Task.build`."""
     for task in tasks_of(config):
         if task.name not in TASKS or task.name in as_list(config.task):
             n = task.usual if config.n_prompts is None else config.n_prompts
-            yield task.name, task.pairs(tokenizer, n, config.seed, config)
+            yield Work(task.name, task.pairs(tokenizer, n, config.seed, config), 2)  # clean and corrupted
 
 
 def build_prompts(

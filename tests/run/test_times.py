@@ -1,0 +1,70 @@
+"""How long a sweep takes by a model's shape, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from circuits_over_time.utils.circuits.keys import CircuitsConfig, passes
+from circuits_over_time.utils.sweep import times
+from circuits_over_time.utils.sweep.estimate import refuse_unfit
+from circuits_over_time.utils.sweep.plan import Job, plan
+from circuits_over_time.utils.tasks import tasks_of
+from get_circuits_over_time import ANALYSIS
+from tests.support.paths import TOY
+
+# The toy family has 4 layers: weights of attention and of the MLP, two norms, and biases; then the last norm.
+IN_BLOCKS = 4 * (4 * 128**2 + 2 * 128 * 256 + 4 * 128 + 4 * 128 + 256 + 128) + 2 * 128
+
+
+def sweep_of(folder: Path, **keys: object):
+    fixed = {"model": str(TOY), "results_dir": str(folder), "device": "cpu", "cpus_per_checkpoint": 1}
+    config = CircuitsConfig(**{**fixed, **keys})
+    (sweep,) = plan([Job(ANALYSIS, config)])
+    return sweep
+
+
+def test_passes_are_those_of_the_benchmarks() -> None:
+    def of(**keys: object) -> float:
+        return passes(CircuitsConfig(model="m", task="ioi", evaluate_on="same", **keys))
+
+    assert of(n_random=0) == 3 * 20 + 15
+    assert of(n_random=10, eap={"ig_steps": 5}, search={"mib": True}) == 15 + 15 + 7 + 7
+    assert of(n_random=0, search={"sizes": [10, 20]}) == 60 + 1 + 0.7
+    assert of(n_random=0, eap={"method": "exact"}) == 0
+
+
+def test_time_follows_from_parameters_tokens_and_passes(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, task=["ioi", "sva"], n_random=0, n_prompts=30)
+    operations = refuse_unfit(sweep)
+    (job,) = sweep.jobs
+    for task in tasks_of(job.config):
+        prompts = task.build(sweep.family.describe(0).tokenizer, 60, 0, job.config)
+        # Scores take the first half of the prompts, and circuits the other.
+        expected = 2 * IN_BLOCKS * 75 * int(prompts.lengths.sum()) / 2
+        assert operations[job, task.name] == pytest.approx(expected, rel=0.02)  # The file has a header.
+    ioi, sva = (operations[job, name] / 35e9 for name in ("ioi", "sva"))
+    total = int(3 * (ioi + sva))
+    assert times.needs(sweep, operations).splitlines()[1:] == [
+        f"  time: about 00:{total:02d}, from the model's shape, without loading",
+        f"    a checkpoint: ioi {ioi:.1f} s, sva {sva:.1f} s",
+    ]
+
+
+def test_measured_times_win(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, task=["ioi", "sva"], n_prompts=30)
+    (job,) = sweep.jobs
+    times.Times(job).add(sweep.family.name, 0, "ioi", 80)
+    told = times.needs(sweep, {(job, "ioi"): 35e9, (job, "sva"): 35e9 * 20})
+    assert "time: about 05:00, as measured here before or from the model's shape, without loading\n" in told
+    assert "a checkpoint: ioi 01:20, sva 00:20 (shape)\n" in told
+    told = times.needs(sweep, {})
+    assert "time: about 04:00 for 3 of 6 measurements, as measured here before, without loading\n" in told
+
+
+def test_nothing_is_said_of_the_speed_of_a_gpu(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, task="ioi", device="cuda")
+    (job,) = sweep.jobs
+    told = times.needs(sweep, {(job, "ioi"): 1e12})
+    assert "time: not known for float32 on device cuda before a checkpoint is measured\n" in told

@@ -1,0 +1,103 @@
+"""What the scores of heads need of a tokenizer and a shape: different tokens for blocks, text, and words.
+
+A run and its dry run refuse by it, so it imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..base.errors import UserError
+from ..tasks import TASKS
+from ..tasks.prompts import PromptOptions, Work
+from .corpus import Corpus, draw_beginnings, draw_sequences
+from .keys import PYTHON_DOCS, TOY, ComponentsConfig, CspaConfig, Definition, SuccessorConfig
+from .successor_words import some_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..models.tokenizers import PlainShape
+
+CSPA_PASSES = 25
+"""How many forward passes over the scored sequences CSPA takes (benchmarks/bench_cspa.py)."""
+
+STUDY_IDS = range(100, 20_000)
+"""The ids from which the study draws its random blocks."""
+
+
+def inputs_of_components(config: ComponentsConfig, tokenizer: Any, shape: PlainShape) -> Iterator[Work]:
+    """Two random blocks in a row, and IOI prompts; errors are those of `attention_and_copy.prepare`."""
+    require_context(config.seq_len, shape.n_positions)
+    tokens = ordinary_ids(tokenizer.get_vocab(), tokenizer.special, shape.d_vocab)
+    if config.head_scores == "study":
+        tokens = [token for token in tokens if token in STUDY_IDS]
+    require_tokens(tokens, config.seq_len, config.head_scores)
+    pairs = TASKS["ioi"].pairs(tokenizer, config.n_prompts, config.seed, PromptOptions())
+    yield Work("ioi", pairs, 1, 2 * config.seq_len * config.n_sequences)
+
+
+def inputs_of_cspa(config: CspaConfig, tokenizer: Any, shape: PlainShape) -> Iterator[Work]:
+    """The text, unless a data set would have to be downloaded; errors are those of `cspa.prepare`."""
+    if config.corpus in (TOY, PYTHON_DOCS) or Path(config.corpus).exists():
+        text(config, tokenizer, shape.n_layers, shape.n_positions)
+    else:
+        require_sizes(config, shape.n_layers, shape.n_positions)
+    yield Work("", [], 0, config.seq_len * (CSPA_PASSES * config.n_sequences + config.n_mean_sequences))
+
+
+def inputs_of_succession(config: SuccessorConfig, tokenizer: Any, shape: PlainShape) -> Iterator[Work]:
+    """Words whose successors are asked for, which no forward pass reads; errors are those of `succession.prepare`."""
+    some_pairs(tokenizer, config.head_scores)
+    yield from ()
+
+
+def require_context(seq_len: int, n_positions: int) -> None:
+    """Refuse blocks that do not fit a model's context twice."""
+    if 2 * seq_len > n_positions:
+        raise UserError(
+            f"seq_len: two blocks of {seq_len} tokens need {2 * seq_len} positions, the model has {n_positions}; use "
+            f"seq_len={n_positions // 2} or less"
+        )
+
+
+def ordinary_ids(vocabulary: Mapping[str, int], special: Collection[int], d_vocab: int) -> list[int]:
+    """The ids in a vocabulary that the model embeds, in order and without special tokens."""
+    return [token for token in sorted(set(vocabulary.values()) - set(special)) if token < d_vocab]
+
+
+def require_tokens(tokens: Collection[int], seq_len: int, definition: Definition) -> None:
+    """Refuse too few tokens for a block: it has different ones, those of the study need one among its ids."""
+    if definition == "study" and not tokens:
+        raise UserError(
+            f"head_scores: study draws ids from {STUDY_IDS.start} up, but the tokenizer has none; use standard"
+        )
+    if definition == "standard" and seq_len > len(tokens):
+        raise UserError(f"seq_len: a block of {seq_len} different tokens asked for, the tokenizer has {len(tokens)}")
+
+
+def require_sizes(config: CspaConfig, n_layers: int, n_positions: int) -> None:
+    """Refuse sequences that are longer than the model's context, and a first layer that it does not have."""
+    if config.seq_len > n_positions:
+        raise UserError(f"seq_len: {config.seq_len} tokens; the model has {n_positions} positions; lower seq_len")
+    if config.start_layer >= n_layers:
+        raise UserError(
+            f"start_layer: {config.start_layer}; the model has layers 0 to {n_layers - 1}; lower start_layer"
+        )
+
+
+def text(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, n_layers: int, n_positions: int) -> list[list[int]]:
+    """The sequences to score heads on and to average over, as tokens.
+
+    Raises:
+        UserError: if there is too little text, or it does not fit the model.
+    """
+    require_sizes(config, n_layers, n_positions)
+    corpus = Corpus(config.corpus, config.corpus_split, config.corpus_field)
+    sizes = config.seq_len, config.seed, config.prepend_bos
+    if config.head_scores == "study":
+        n = max(config.n_sequences, config.n_mean_sequences)
+        return draw_beginnings(corpus, tokenizer, n, *sizes, config.corpus_window)
+    return draw_sequences(corpus, tokenizer, config.n_sequences + config.n_mean_sequences, *sizes)

@@ -1,0 +1,123 @@
+"""How long a sweep will take: from earlier measurements on this machine, or else from the model's shape.
+
+A forward pass takes two operations for each token and each parameter outside the embeddings. Analyses say how many
+passes they take over their prompts (`Analysis.inputs`; measured in benchmarks/README.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..base.progress import duration
+from ..config.keys import BaseConfig, result_settings
+from .estimate import estimate, format_estimate
+from .plan import Job, Sweep
+
+FLOP_PER_SECOND = {"float32": 35e9, "float64": 17e9}
+"""Of one core in a forward pass: half of the 70e9 that large products of matrices reach in float32 on a core of the
+machine where the benchmarks ran. Processors are too unlike in the other formats, and GPUs in all."""
+
+
+def needs(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float]) -> str:
+    """What is missing in a model needs, each line indented; nothing if there is nothing to measure.
+
+    Args:
+        operations: of each measurement, as `estimate.refuse_unfit` counts them.
+    """
+    if not sweep.missing:
+        return ""
+    config = sweep.jobs[0].config
+    found = estimate(sweep.family, list(sweep.missing), config.dtype, config.keep_checkpoints, config.prefetch)
+    return f"  needs: {format_estimate(found)}\n{_time(sweep, operations)}"
+
+
+def _time(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float]) -> str:
+    """The time of what is missing, and that of each unit at one checkpoint, with where they are from."""
+    config = sweep.jobs[0].config
+    left = [(one.job, one.task_name) for here in sweep.missing.values() for one in here]
+    measured: dict[tuple[Job, str | None], float] = {}
+    for job in sweep.jobs:
+        usual = Times(job).usual(sweep.family.name)
+        measured |= {(job, task): seconds for task, seconds in usual.items()}
+    units, seconds = list(dict.fromkeys(left)), {}
+    speed = flop_per_second(config)
+    for unit in units:
+        if unit in measured:
+            seconds[unit] = measured[unit]
+        elif speed and operations.get(unit):
+            seconds[unit] = operations[unit] / speed
+    known = [seconds[unit] for unit in left if unit in seconds]
+    if not known:
+        if speed is None and operations:
+            return f"  time: not known for {config.dtype} on device {config.device} before a checkpoint is measured\n"
+        return ""
+    part = "" if len(known) == len(left) else f" for {len(known)} of {len(left)} measurements"
+    sources = ["as measured here before"] if seconds.keys() & measured.keys() else []
+    if seconds.keys() - measured.keys():
+        sources.append("from the model's shape")
+    whole = f"  time: about {duration(sum(known))}{part}, {' or '.join(sources)}, without loading\n"
+    named = len(sweep.jobs) > 1
+    each = []
+    for (job, task), taken in seconds.items():
+        analysis = job.analysis.name.removeprefix("get_") if named or task is None else ""
+        source = "" if (job, task) in measured or len(sources) == 1 else " (shape)"
+        each.append(f"{' '.join(filter(None, (analysis, task)))} {_short(taken)}{source}")
+    return f"{whole}    a checkpoint: {', '.join(each)}\n"
+
+
+def _short(seconds: float) -> str:
+    """`0.3 s`, `02:05`."""
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+
+
+def flop_per_second(config: BaseConfig) -> float | None:
+    """Operations a second in a forward pass, about; None for GPUs and for formats without a number."""
+    gpu_here = sys.platform == "darwin" or any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd"))
+    if (config.device != "cpu" and (config.device != "auto" or gpu_here)) or config.dtype not in FLOP_PER_SECOND:
+        return None
+    return FLOP_PER_SECOND[config.dtype] * (config.cpus_per_checkpoint or os.cpu_count() or 1)
+
+
+def folder() -> Path:
+    """Where this machine keeps the times of measurements."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "circuits-over-time" / "times"
+
+
+class Times:
+    """How long the measurements of one analysis with one config took on this machine."""
+
+    def __init__(self, job: Job) -> None:
+        config = job.config
+        self.path = folder() / f"{job.analysis.name}.jsonl"
+        settings = json.dumps([result_settings(config), config.device, config.batch_size], sort_keys=True, default=str)
+        self._settings = hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+    def add(self, model: str, step: int, task: str | None, seconds: float) -> None:
+        """Record a measurement. If that is impossible, it is left out."""
+        line = {"model": model, "step": step, "task": task, "settings": self._settings, "seconds": round(seconds, 3)}
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, (json.dumps(line) + "\n").encode())  # One call: processes do not mix their lines.
+            finally:
+                os.close(handle)
+
+    def usual(self, model: str) -> dict[str | None, float]:
+        """Task -> the median of its seconds, over the measurements of this model with the same settings."""
+        seconds: dict[str | None, list[float]] = defaultdict(list)
+        with contextlib.suppress(OSError):
+            for text in self.path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    line = json.loads(text)
+                    if (line["model"], line["settings"]) == (model, self._settings):
+                        seconds[line["task"]].append(float(line["seconds"]))
+        return {task: statistics.median(each) for task, each in seconds.items()}
