@@ -128,7 +128,7 @@ def figures() -> str:
 def tasks() -> str:
     """The built-in tasks, with the first line of each module's docstring."""
     about = {
-        name: (sys.modules[task.build.__module__].__doc__ or "").partition("\n")[0] for name, task in TASKS.items()
+        name: (sys.modules[task.pairs.__module__].__doc__ or "").partition("\n")[0] for name, task in TASKS.items()
     }
     rows = ((f"`{name}`", about[name], f"`{task.primary}`") for name, task in TASKS.items())
     return table(("task", "about", "primary metric"), rows)

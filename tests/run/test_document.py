@@ -188,6 +188,8 @@ def test_every_family_and_every_architecture_is_listed() -> None:
 
 def test_every_task_every_metric_and_every_figure_script_is_listed() -> None:
     assert all(f"| `{name}` |" in tasks() for name in TASKS)
+    assert "| `ioi` | Indirect object identification (" in tasks()
+    assert "| `sva` | Subject-verb agreement in " in tasks()
     assert all(f"| `{name}` |" in metrics() for name in METRICS)
     scripts_of_figures = [path.name for path in (ROOT / "plotting").glob("plot_*.py")]
     assert all(f"| `{name}` | " in figures() for name in scripts_of_figures)
