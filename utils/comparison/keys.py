@@ -14,7 +14,8 @@ class EmergenceConfig(Section):
     """When something emerges."""
 
     fraction: float = key(0.5, gt=0, lt=1, reason="it is a fraction")
-    """A curve emerges where it first crosses this fraction of its maximum (of an accuracy, counted from 0.5)."""
+    """A curve emerges where it first crosses this fraction of its
+    [plateau](../docs/comparisons.md#emergence), counted from chance."""
     sustained: int = amount(2)
     """At how many checkpoints in a row it must stay there."""
     weakest: float = key(0.25, ge=0, lt=1, reason="it is a share")
