@@ -22,6 +22,8 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 RESAMPLES = 1000
+FEWEST = 3
+"""Prompts from which on a quotient has an interval."""
 
 
 def _t_quantile(n: int) -> float:
@@ -58,7 +60,7 @@ def quotient_interval(
 ) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
     """The ends of the 95% interval of mean(above) / mean(below), means over the last axis (see above), float64.
 
-    Both are nan where the mean of `below` cannot be told from 0 (`prompts_needed`).
+    Both are nan where the mean of `below` cannot be told from 0, and of two values (`prompts_needed`).
     """
     above, below = torch.broadcast_tensors(above.double(), below.double())
     mean = below.mean(dim=-1, keepdim=True)
@@ -72,7 +74,7 @@ def quotient_interval(
 def _fieller(above: Float[Tensor, "... n"], below: Float[Tensor, "... n"]) -> tuple[Float[Tensor, ...], ...]:
     """The ends of Fieller's 95% interval of a quotient of means; nan where it has none."""
     n = above.shape[-1]
-    if n < 2:
+    if n < FEWEST:
         return (torch.full(above.shape[:-1], float("nan"), dtype=torch.float64),) * 2
     mean_above, mean_below = above.mean(dim=-1), below.mean(dim=-1)
     off_above, off_below = above - mean_above[..., None], below - mean_below[..., None]
@@ -95,7 +97,7 @@ def prompts_needed(below: Float[Tensor, " n"]) -> int | None:
     mean, spread = float(values.mean()), float(values.std()) if len(values) > 1 else 0.0
     if mean == 0:
         return None
-    n = 3
+    n = FEWEST
     while _t_quantile(n) ** 2 * spread**2 >= n * mean**2:
         n = max(n + 1, int((1.96 * spread / mean) ** 2))
     return n

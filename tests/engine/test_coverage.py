@@ -79,3 +79,10 @@ def test_the_ends_of_fiellers_interval_are_where_the_t_test_just_rejects() -> No
         assert low < ends[0] < kept.mean() / gap.mean() < ends[1] < high
         more = np.append(kept, 0.0), np.append(gap, gap.mean())
         assert stats.ttest_1samp(more[0] - low * more[1], 0).pvalue == pytest.approx(0.05, rel=1e-6)
+
+
+def test_two_prompts_have_no_interval_however_alike_they_are() -> None:
+    for gap in ([3.0, 3.0], [3.0, 3.1]):
+        values = torch.tensor(gap)
+        assert prompts_needed(values) == 3
+        assert all(bool(end.isnan()) for end in quotient_interval(0.8 * values, values))
