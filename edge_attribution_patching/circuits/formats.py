@@ -198,9 +198,10 @@ def read(path: Path, graph: Graph | None = None) -> tuple[Circuit, dict[str, Any
     if not path.exists():
         raise FileNotFoundError(path)
     if path.is_dir():
-        found = [path / name for name in IMPORTANCES if (path / name).is_file()]
+        # A submission is a folder for each task and model; one that holds a single of them is as good.
+        found = [one for name in IMPORTANCES for one in (*path.glob(name), *path.glob(f"*/{name}"))]
         if len(found) != 1:
-            raise ValueError(f"a folder needs one of {' and '.join(IMPORTANCES)}, not {len(found)}")
+            raise ValueError(f"a folder needs a single {' or '.join(IMPORTANCES)}; there are {len(found)}")
         (path,) = found
     if path.suffix == ".csv":
         return _of_edges(pd.read_csv(path, keep_default_na=False), _known(graph, path)), {}

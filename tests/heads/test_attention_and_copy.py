@@ -170,9 +170,9 @@ def test_no_more_attention_than_one_batch_of_one_layer_is_held(monkeypatch) -> N
     made: list[weakref.ref] = []
     attend = engine.attend
 
-    def watched(*args):
+    def watched(*args, **options):
         assert [pattern() for pattern in made if pattern() is not None] == []
-        z, pattern = attend(*args)
+        z, pattern = attend(*args, **options)
         assert pattern.shape[0] <= 2
         made.append(weakref.ref(pattern))
         return z, pattern

@@ -29,7 +29,7 @@ from circuits_over_time.utils.sweep.runner import main, main_of_suite
 from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
 from circuits_over_time.utils.toy.keys import FamilyConfig
 from tests.support.demo_analysis import ANALYSIS
-from tests.support.tiny_models import save_family
+from tests.support.word_family import save_word_family
 
 # Ray and Slurm are tested for real in test_executors.py; here every try would start a cluster.
 KEYS = sorted({*TaskConfig.model_fields, *SuiteConfig.model_fields, "eap", "sede", ""} - {"executor", "ray_address"})
@@ -121,7 +121,7 @@ def workplace() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            save_family(Path("tiny"), {0: 0})
+            save_word_family(Path("tiny"), (0,))
             yield Path(folder)
         finally:
             os.chdir(before)

@@ -241,7 +241,7 @@ def test_circuits_go_out_to_other_programs_and_come_back(
     circuit.save(tmp_path / "mib", format="mib_folder")
     circuit.save(tmp_path / "graph.pt", format="eap_ig_pt")
     circuit.edges.to_csv(tmp_path / "edges.csv", index=False)
-    for name in ("mib/sva_toy", "mib/sva_toy/importances.json", "graph.pt", "edges.csv"):
+    for name in ("mib", "mib/sva_toy", "mib/sva_toy/importances.json", "graph.pt", "edges.csv"):
         assert cot.evaluate(model, task, tmp_path / name, **few).faithfulness == own, name
         again = cot.read_circuit(tmp_path / name, model)
         assert named_targets(again.edges).tolist() == named_targets(circuit.edges).tolist()

@@ -82,7 +82,7 @@ TABLES: dict[str, Callable[[Path], None]] = {
     "infinity": table(lambda held: held.assign(**{_number(held): float("inf")})),
     "rows twice": table(lambda held: pd.concat([held, held])),
     "rows twice with other numbers": table(lambda held: pd.concat([held, held.assign(**{_number(held): 0.125})])),
-    "places empty": table(lambda held: held.assign(**dict.fromkeys({"tokens", "layer"} & {*held}, ""))),
+    "places empty": table(lambda held: held.assign(**dict.fromkeys({"step", "layer"} & {*held}, ""))),
     "layer below 0": table(lambda held: held.assign(**dict.fromkeys({"tokens", "layer"} & {*held}, -1))),
     "another model": table(lambda held: held.assign(model="another")),
     "another step": table(lambda held: held.assign(step=7)),

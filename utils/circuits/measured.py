@@ -176,7 +176,7 @@ class MeasuredCircuit:
         if format is None:
             raise ValueError(f"path={path}: {ways}")
         if format not in get_args(ExportFormat):
-            raise ValueError(f"format={format!r}: {ways}")
+            raise ValueError(f"format={format!r}: not one of {', '.join(get_args(ExportFormat))}")
         needed = ("d_model",) if format in ("eap_ig_json", "eap_ig_pt") else ("d_model", "model", "task")
         if missing := [name for name in needed if name not in self.about]:
             raise ValueError(f"{path}: the circuit does not say its {missing[0]}, which {format} holds; save as .pt")

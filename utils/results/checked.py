@@ -126,7 +126,9 @@ def wrong_in(table: pd.DataFrame, kind: ResultSchema, model: str, step: int) -> 
     if table.duplicated().any() or (keys and table.duplicated(keys).any()):
         return "has a row twice"
     for name in columns:
-        if name in _PLACES and (reason := _no_place(table[name], empty=name in ("tokens", *kind.may_be_empty))):
+        # A training that nobody counted the tokens of has none in any row.
+        empty = name in kind.may_be_empty or (name == "tokens" and bool(table[name].isna().all()))
+        if name in _PLACES and (reason := _no_place(table[name], empty=empty)):
             return f"column '{name}' {reason}"
     numbers = [name for name in columns if name not in ("model", *kind.texts)]
     return next((f"column '{name}' holds {reason}" for name in numbers if (reason := _no_numbers(table[name]))), "")
