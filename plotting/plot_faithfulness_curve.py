@@ -100,7 +100,7 @@ def draw_areas(table: pd.DataFrame, looks: Looks) -> Drawing:
             panels.figure.update_yaxes(range=limits, row=row, col=column)
             cuts.append(cut)
         panels.level(1, 1, column)
-    panels.name_rows(["CPR (area under the curve)", "CMD (area from 1)"])
+    panels.name_rows(["area under curve (CPR)", "area from 1 (CMD)"])
     subtitle = "CPR: higher is better, CMD: lower is better (MIB benchmark)"
     return panels.done("Faithfulness over all circuit sizes", subtitle + (CUT.format(*LIMITS) if any(cuts) else ""))
 

@@ -51,6 +51,7 @@ def story(results: Results) -> list[Sentence]:
     chosen = baselines if faithfulness is None else selected_circuits(faithfulness, baselines)
     random = pd.DataFrame() if controls is None else _against_random(baselines, controls)
     emergence, similarity = (_comparison(results, name) for name in ("emergence", "similarity"))
+    performance = results.table_if_any("task_performance")
     metrics = task_metrics(results, baselines)
     sentences = []
     for model in results.models("baselines"):
@@ -60,7 +61,9 @@ def story(results: Results) -> list[Sentence]:
                 curve = _of(emergence, model, task)
                 onset = curve[curve["score"] == metrics[as_text(task)]].to_dict("records") if len(curve) else []
                 changes = _of(similarity, model, task)
-                sentences.append(sentence(model, task, circuits, onset[:1], changes, _of(random, model, task)))
+                measured = performance is not None and not _of(performance, model, task).empty
+                about = _of(random, model, task)
+                sentences.append(sentence(model, task, circuits, onset[:1], changes, about, measured))
     return sentences
 
 
@@ -71,6 +74,7 @@ def sentence(
     onset: list[dict[Any, Any]],
     changes: pd.DataFrame,
     random: pd.DataFrame,
+    measured: bool = True,
 ) -> Sentence:
     """The sentence about one model and task.
 
@@ -79,9 +83,10 @@ def sentence(
         onset: the row of `emergence` about the task's metric, if there is one.
         changes: rows of `similarity` that compare circuits as found with those of the checkpoint before.
         random: rows `step, n_random, n_beaten, n_without, n_without_beaten`.
+        measured: whether get_model_task_performance.py has measured the task, which onsets are worked out from.
     """
     label, unsure = task_label(task), list[str]()
-    learned, text = _learned(circuits, onset, unsure)
+    learned, text = _learned(circuits, onset, unsure, measured)
     changed = sorted(int(row["step"]) for row in changes.to_dict("records") if row["changed"] in (True, "True"))
     found = [row for row in circuits if _known(row.get("n_edges"))]
     if learned and not found:
@@ -94,7 +99,7 @@ def sentence(
 
 
 def _learned(
-    circuits: list[dict[Any, Any]], onset: list[dict[Any, Any]], unsure: list[str]
+    circuits: list[dict[Any, Any]], onset: list[dict[Any, Any]], unsure: list[str], measured: bool
 ) -> tuple[tuple[int | None, int] | None, str]:
     """The checkpoints between which the task is learned, and in words."""
     for row in onset:
@@ -108,7 +113,10 @@ def _learned(
     unlearned = [place for place, row in enumerate(circuits) if row["status"] == NOT_LEARNED]
     if unlearned and unlearned[-1] == len(circuits) - 1:
         return None, "is never learned" if len(unlearned) == len(circuits) else "is not learned at the last checkpoint"
-    unsure.append("when it is learned has no interval; compare_circuits.py works one out")
+    scripts = (
+        "compare_circuits.py works" if measured else "get_model_task_performance.py, then compare_circuits.py work"
+    )
+    unsure.append(f"when it is learned has no interval; {scripts} one out")
     if not unlearned:
         return _between(None, circuits[0]["step"])
     return _between(circuits[unlearned[-1]]["step"], circuits[unlearned[-1] + 1]["step"])

@@ -31,6 +31,7 @@ def told(
     noise_low: float = 1.0,
     n_random: int = 20,
     n_beaten: int | None = 20,
+    measured: bool = True,
 ) -> Sentence:
     """The sentence about circuits of the checkpoints 150, 300, ...; `changed` about their last ones."""
     rows = [row | {"step": 150 * (place + 1)} for place, row in enumerate(circuits)]
@@ -43,7 +44,7 @@ def told(
         [] if n_beaten is None else [{"step": row["step"], "n_random": n_random, "n_beaten": n_beaten} for row in rows]
     )
     given = [] if onset is None else [onset]
-    return sentence("toy", "sva", rows, given, pd.DataFrame(changes), pd.DataFrame(random))
+    return sentence("toy", "sva", rows, given, pd.DataFrame(changes), pd.DataFrame(random), measured)
 
 
 def test_a_learned_task_has_its_onset_size_chance_and_stability() -> None:
@@ -106,6 +107,9 @@ def test_without_comparisons_the_status_says_when_a_task_is_learned() -> None:
     assert "is learned between steps 450 and 600;" in said.text
     assert "change" not in said.text
     assert said.unsure == ["when it is learned has no interval; compare_circuits.py works one out"]
+    first = told(UNLEARNED, FOUND, onset=None, measured=False)
+    scripts = "get_model_task_performance.py, then compare_circuits.py work one out"
+    assert first.unsure == [f"when it is learned has no interval; {scripts}"]
     assert told(FOUND, onset=None).text.startswith(
         "Subject-verb agreement is learned by the first checkpoint (step 150)"
     )

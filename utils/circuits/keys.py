@@ -131,11 +131,12 @@ def circuit_pairs(settings: CircuitSettings, task: Task, tokenizer: PreTrainedTo
     try:
         pairs = task.pairs(tokenizer, n, settings.seed, settings)
     except TooFewPrompts as error:
-        if not heldout or error.total < 2:
+        if not heldout or asked is None or error.total < 2:
             raise
+        same = "evaluate_on=same" if asked <= error.total else f"n_prompts={error.total} evaluate_on=same"
         raise UserError(
             f"n_prompts: {asked} prompts of {error.task} asked for, and as many others to evaluate on, but it can make "
-            f"only {error.total}; pass n_prompts={error.total // 2} or evaluate_on=same"
+            f"only {error.total}; pass n_prompts={error.total // 2} or {same}"
         ) from None
     if heldout and len(pairs) < 2:
         raise UserError(
