@@ -94,6 +94,17 @@ def _rare_large(rng: np.random.Generator, shape: tuple[int, ...]) -> Ends:
     return np.where(rare, 0.5, 0.9) * gap + rng.normal(0, 0.05, shape), gap
 
 
+def _wrong_in_the_model(rng: np.random.Generator, shape: tuple[int, ...]) -> Ends:
+    wrong = rng.random(shape) < 0.1
+    gap = np.where(wrong, -1, 1) * rng.uniform(0.9, 1.1, shape)
+    return np.where(wrong, 0.5, 0.9) * gap, gap
+
+
+def _heavy_tail(rng: np.random.Generator, shape: tuple[int, ...]) -> Ends:
+    gap = rng.lognormal(0, 1, shape)
+    return gap / (1 + 0.3 * gap), gap
+
+
 def _weak(rng: np.random.Generator, shape: tuple[int, ...]) -> Ends:
     gap = rng.normal(1, 1, shape)
     return 0.8 * gap + rng.normal(0, 0.4, shape), gap
@@ -119,7 +130,13 @@ POPULATIONS = {
     "weak gap": _weak,
     "weaker gap": _weaker,
 }
-EXTREME = {"5% reversed": _rare(0.05, -1), "5% with nine times the gap": _rare_large}
+EXTREME = {
+    "5% reversed": _rare(0.05, -1),
+    "5% with nine times the gap": _rare_large,
+    "10% wrong in the model": _wrong_in_the_model,
+    "7% twice the gap kept": _rare(0.07, 2, 0.7),
+    "heavy tail of the gap": _heavy_tail,
+}
 """Rare prompts that change more than one prompt of average gap can: nothing tells of them before one is seen."""
 
 
