@@ -4,7 +4,7 @@
     python benchmarks/bench_coverage.py --repetitions 500
 
 Faithfulness is a quotient of means over prompts. Samples of prompts are drawn from populations whose quotient is known:
-made-up ones with ties, skew, rare prompts and a weak gap, and those of circuits of a checkpoint (1,000 prompts of each
+made-up ones with ties, skew, rare prompts and a weak gap, and those of circuits of a checkpoint (300 prompts of each
 task, drawn with replacement). Samples on which the task does not count as learned are left out, as in the scripts.
 The table has, of each method and number of prompts, the lowest coverage over populations, where that was, and the
 median width in units of Fieller's interval. Then come CPR and CMD, the interval of the size, the search against every
@@ -141,13 +141,13 @@ EXTREME = {
 
 
 def of_checkpoint(
-    steps: tuple[int, ...] = (750, 1350), n: int = 1000
+    steps: tuple[int, ...] = (1350,), n: int = 300
 ) -> Iterator[tuple[str, CircuitEvaluator, torch.Tensor]]:
-    """The kept checkpoints on many prompts: a name, the evaluator, and the scores of all edges."""
+    """The kept checkpoint on many prompts: a name, the evaluator, and the scores of all edges."""
     for step in steps:
         handle = cot.load(KEPT, step=step)
         for name, task in TASKS.items():
-            n_prompts = 300 if name == "gendered_pronoun" else n
+            n_prompts = n
             settings = CircuitSettings(n_prompts=n_prompts, evaluate_on="same", batch_size=128, eap={"ig_steps": 4})
             prompts = circuit_prompts(settings, task, handle.tokenizer, handle.weights)
             few = settings.model_copy(update={"n_prompts": 100})
@@ -316,20 +316,19 @@ def sizes_coverage(
             curve = FaithfulnessCurve(*ends)
             found = rule.search(curve, lambda sizes: values[[bisect_right(starts, one) for one in sizes]], starts)  # noqa: B023
             whole = FaithfulnessCurve(*ends, dict(zip(starts, values[1:], strict=True)))
+            of_all, of_tried = rule.values(whole), rule.values(curve)
             low, high = rule.interval(curve, starts)
             total += 1
-            smallest += found == rule.select(starts, rule.values(whole), starts)
+            smallest += found == rule.select(starts, of_all, starts)
             covered += (low or 0) <= truth <= (high or np.inf)
             width.append(((high or np.nan) - (low or np.nan)) / truth)
             tried.append(len(curve.sizes))
             lower = [SizeRule(threshold) for threshold in THRESHOLDS if threshold < rule.threshold]
             same += (low, high) == rule.interval(whole, starts) and all(
-                one.select(curve.sizes, one.values(curve), starts) == one.select(starts, one.values(whole), starts)
-                for one in lower
+                one.select(curve.sizes, of_tried, starts) == one.select(starts, of_all, starts) for one in lower
             )
-        rows.append(
-            (n, covered / total, float(np.nanmedian(width)), same / total, smallest / total, float(np.mean(tried)))
-        )
+        row = (n, covered / total, float(np.nanmedian(width)), same / total, smallest / total, float(np.mean(tried)))
+        rows.append(row)
     return rows
 
 
