@@ -301,9 +301,9 @@ class _Page:
         figure.update_layout(template=TEMPLATE, font_size=em, legend_font_size=em, hoverlabel_font_size=em)
         figure.update_xaxes(tickfont_size=em, title_font_size=em)
         figure.update_yaxes(tickfont_size=em, title_font_size=em)
-        # On a screen, spaces move the first label, which has the words for its lines, to the left.
+        # On a screen the first label has words for its lines, which in print would reach into the next panel.
         figure.for_each_xaxis(
-            lambda axis: axis.update(ticktext=[str(text).replace("\xa0", "") for text in axis.ticktext]),
+            lambda axis: axis.update(ticktext=[re.sub("\xa0|tokens |steps ", "", str(text)) for text in axis.ticktext]),
             selector=lambda axis: axis.ticktext is not None,
         )
         for note in figure.layout.annotations:
