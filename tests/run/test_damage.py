@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.checked import Damaged
+from circuits_over_time.utils.results.store import ResultsFolder, Store
 from circuits_over_time.utils.sweep.runner import Analysis, main
 from tests.support.demo_analysis import ANALYSIS, FIRST, SECOND, results_in
 from tests.support.tiny_models import save_family
@@ -100,6 +103,19 @@ def test_results_of_another_version_of_the_definitions_are_refused(sweep: Sweep)
     assert sweep.run("overwrite=true", analysis=later) == 0
     run = json.loads((sweep.results / "first" / "tiny" / "x" / "run.json").read_text())
     assert run["settings"]["definitions_version"] == 2
+
+
+def test_a_reader_says_that_a_table_is_of_an_older_version_and_not_that_it_is_damaged(sweep: Sweep) -> None:
+    newer = dataclasses.replace(FIRST, version=FIRST.version + 1, columns={**FIRST.columns, "late": "a new column"})
+    with pytest.raises(Damaged) as caught:
+        ResultsFolder(sweep.results, newer, "tiny", "x").read_table(10)
+    assert f"is of version {FIRST.version} of its definitions, this is {newer.version}" in str(caught.value)
+    assert str(caught.value).endswith("overwrite=true")
+    assert "damaged" not in str(caught.value)
+    store = Store(sweep.results)
+    assert store.sound(ResultsFolder(sweep.results, newer, "tiny", "x"), ResultsFolder.read_table) == {}
+    with pytest.raises(UserError, match=r"holds results of another version only; run: .* overwrite=true$"):
+        store.read_tables(newer, "tiny", "x")
 
 
 def test_results_of_weights_that_were_replaced_since_are_refused_at_any_step(sweep: Sweep) -> None:

@@ -31,11 +31,11 @@ _KEYS = ("layer", "head", "number", "size", "from_step")
 
 
 class Damaged(UserError):
-    """A file of results that is not as it was written. `reason` says why, in a few words."""
+    """A file of results that is not as it was written, or of a version that is not read. `reason` says why, briefly."""
 
-    def __init__(self, path: Path, reason: str, way_out: str) -> None:
+    def __init__(self, path: Path, reason: str, way_out: str, what: str = "is damaged") -> None:
         self.path, self.reason = path, reason
-        super().__init__(f"{path} is damaged ({reason}); {way_out}")
+        super().__init__(f"{path} {what} ({reason}); {way_out}")
 
 
 class DamagedRecord(UserError):

@@ -12,6 +12,7 @@ give the same bytes: numbers are written in their shortest exact form, and nothi
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -43,6 +44,9 @@ _STEP_FILE = re.compile(r"step(\d{6,18})\.csv")
 _NAME = re.compile(r"[^/\\\0.][^/\\\0]*")
 
 Content = TypeVar("Content")
+
+OTHER_VERSION = "of its definitions"
+"""What the line about a table of another version of its kind says."""
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +159,13 @@ class ResultsFolder:
                 way_out = f"give its folder its old name back, or run: {self.how_to_make()} overwrite=true"
                 raise Damaged(self.file(step), reason, way_out)
         elif reason := wrong_in(table, self.kind, self.model, step):
+            own = version = self.kind.version
+            with contextlib.suppress(UserError):  # Without a record nothing says that the version is to blame.
+                version = self.read_run()["settings"].get("definitions_version", own)
+            if version != own:
+                what = f"is of version {version} {OTHER_VERSION}, this is {own}"
+                way_out = f"to measure it again, run: {self.how_to_make()} overwrite=true"
+                raise Damaged(self.file(step), reason, way_out, what)
             raise Damaged(self.file(step), reason, self._repair)
         return table
 
@@ -304,6 +315,8 @@ class Store:
         if not frames:
             where = self.root / find_kind(kind).name if model is None else self.folder(kind, model, task).path
             holds, repair = ("damaged results only", " repair=true") if finished else ("no results", "")
+            if finished and all(OTHER_VERSION in line for line in self.left_out):
+                holds, repair = "results of another version only", " overwrite=true"
             raise UserError(f"{where} holds {holds}; run: {how_to_make(self.root, kind, model, task)}{repair}")
         # A step without rows has no types, and would leave every column without one.
         return pd.concat(frames, ignore_index=True).infer_objects()
