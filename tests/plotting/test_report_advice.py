@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 from pathlib import Path
 
@@ -13,22 +12,12 @@ from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.report.advice import Advice, also_possible, unfinished
 from circuits_over_time.utils.results.commands import how_to_compare, how_to_make
 from circuits_over_time.utils.results.store import Store
-from circuits_over_time.utils.sweep.runner import main
+from tests.support.commands import run_command as run
 from tests.support.paths import ROOT, TOY
 from tests.support.tiny_models import save_family
 
 OWN_RESULTS = "my results"
 QUICK = ["n_prompts=4", "eap.ig_steps=2", "search.sizes=[10,40]", "n_random=0"]
-
-
-def run(command: str, *further: str) -> int:
-    """Run a command line of a script in this process."""
-    python, script, *argv = shlex.split(command)
-    assert python == "python"
-    module = importlib.import_module(f"circuits_over_time.{script.removesuffix('.py')}")
-    if hasattr(module, "ANALYSIS"):
-        return main(module.ANALYSIS, [*argv, *further])
-    return int(module.main([*argv, *further]))
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,16 @@ import pytest
 from choreographer.browsers.chromium import Chromium
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from circuits_over_time.plotting import plot_circuits
+from circuits_over_time.plotting import plot_circuit_similarity, plot_circuits, plot_faithfulness_curve
+from circuits_over_time.plotting.parts.tables import Results
+from circuits_over_time.plotting.report.advice import also_possible
 from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
 from compare_circuits import main as compare
 from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_model_task_performance import ANALYSIS as PERFORMANCE
+from tests.support.commands import run_command
 from tests.support.drawings import run
 from tests.support.task_tokenizers import word_level
 
@@ -68,6 +71,14 @@ def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def try_suggestions(results: Path) -> int:
+    """Paste every command that the report suggests, as a dry run; returns how many there are."""
+    suggested = also_possible(Results(Store(results), in_report=True))
+    for advice in suggested:
+        assert run_command(advice.command, "--dry-run") == 0, advice
+    return len(suggested)
+
+
 @pytest.mark.slow
 def test_the_first_hour(hour: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = hour / "results"
@@ -90,8 +101,10 @@ def test_the_first_hour(hour: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "tasks that do not fit the model and were left out: 4" in capsys.readouterr().err
     assert Store(results).tasks("task_performance", "mine") == ["walks"]
 
+    n_suggested = try_suggestions(results)
     for task in ("walks", "reads"):
         assert compare([f"results_dir={results}", f"task={task}", "resamples=200"]) == 0
+    assert 0 < try_suggestions(results) < n_suggested  # The comparison was one of them.
     capsys.readouterr()
     # The first comparison is kept beside the second.
     assert set(ComparisonFolder(results).read("similarity")["task"]) == {"walks", "reads"}
@@ -100,6 +113,10 @@ def test_the_first_hour(hour: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.strip().endswith("only 60; pass n_prompts=30 or evaluate_on=same")
 
     if Chromium.find_browser(skip_local=False) is not None:
-        assert run(plot_circuits, "-r", results, "-o", hour / "figures", "--format", "svg", "--width", "3.25in") == 0
-        drawn = ElementTree.parse(hour / "figures" / "circuits.svg").getroot()
-        assert float(str(drawn.get("width")).removesuffix("px").removesuffix("pt")) in (312, 234)
+        for script in (plot_circuits, plot_faithfulness_curve, plot_circuit_similarity):
+            assert run(script, "-r", results, "-o", hour / "figures", "--format", "svg", "--width", "3.25in") == 0
+        drawn = list((hour / "figures").glob("*.svg"))
+        assert {path.stem.partition("_mine")[0] for path in drawn} >= {"circuits", "faithfulness_curve"}
+        for path in drawn:
+            width = str(ElementTree.parse(path).getroot().get("width"))
+            assert float(width.removesuffix("px").removesuffix("pt")) in (312, 234), path
