@@ -263,7 +263,7 @@ def _graph_of(cfg: Any) -> Graph:
 
 
 def of_eap_ig_json(stored: Mapping[str, Any]) -> Circuit:
-    """The circuit in EAP-IG's JSON.
+    """The circuit in EAP-IG's JSON, of all edges of its graph or of the circuit's alone: the others then score 0.
 
     Raises:
         ValueError: if an edge is wrong or missing, naming it.
@@ -281,7 +281,7 @@ def of_eap_ig_json(stored: Mapping[str, Any]) -> Circuit:
         if not isinstance(member, bool):
             raise ValueError(f"{name}: in_graph is {member!r}, neither true nor false")
         scores[index], in_circuit[index] = score, member
-    if len(stored["edges"]) < graph.n_edges:
+    if int(in_circuit.sum()) < len(stored["edges"]) < graph.n_edges:
         missing = next(name for name in names_of_edges(graph) if name not in stored["edges"])
         raise ValueError(f"{len(stored['edges'])} of the graph's {graph.n_edges} edges: {missing} is missing")
     return Circuit(graph, scores, in_circuit)

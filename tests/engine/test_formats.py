@@ -135,7 +135,7 @@ def wrong_files() -> list[tuple[str, Any, str]]:
         ("x.json", changed(edge, {"score": 1.0, "in_graph": "yes"}), f"{edge}: in_graph is 'yes'"),
         (
             "x.json",
-            good | {"edges": {edge: good["edges"][edge]}},
+            good | {"edges": {edge: good["edges"][edge] | {"in_graph": False}}},
             "1 of the graph's .* edges: input->a0.h0<q> is missing",
         ),
         ("x.json", good | {"cfg": {"n_layers": 2}}, "its cfg lacks"),
@@ -177,6 +177,16 @@ def test_wrong_tensors_are_refused(tmp_path: Path, key: str, value: Any, message
     torch.save(torch.load(path, weights_only=True) | {key: value}, path)
     with pytest.raises(ValueError, match=message):
         read(path)
+
+
+def test_a_graph_of_the_circuits_edges_alone_is_read(tmp_path: Path) -> None:
+    circuit = circuit_of(GRAPH, 0, 9)
+    stored = json.loads(export(circuit, "eap_ig_json", ORIGIN)[1])
+    stored["edges"] = {name: edge for name, edge in stored["edges"].items() if edge["in_graph"]}
+    (tmp_path / "x.json").write_text(json.dumps(stored))
+    found, _ = read(tmp_path / "x.json", GRAPH)
+    assert torch.equal(found.in_circuit, circuit.in_circuit)
+    assert torch.equal(found.scores, circuit.scores * circuit.in_circuit)
 
 
 def test_a_circuit_of_another_model_is_refused_with_an_edge_it_has_not(tmp_path: Path) -> None:

@@ -58,7 +58,12 @@ HOSTILE = st.sampled_from(
     ]
 )
 WORKING: dict[str, Any] = {"model": "tiny", "task": "x", "device": "cpu", "checkpoints": [0]}
-SCRIPTS = [{"script": "get_model_cspa.py", "corpus": "toy"}, {"script": "get_full_model_components_over_time.py"}]
+# The models of `tiny` read 64 tokens.
+SHORT = {"seq_len": 20}
+SCRIPTS = [
+    {"script": "get_model_cspa.py", "corpus": "toy"},
+    {"script": "get_full_model_components_over_time.py", **SHORT},
+]
 
 
 @script
@@ -82,6 +87,8 @@ def every_script() -> dict[str, Script]:
         "get_circuits_over_time.py": {"task": "ioi"},
         "get_model_task_performance.py": {"task": "all"},
         "get_model_cspa.py": {"corpus": "toy"},
+        "get_full_model_components_over_time.py": SHORT,
+        "get_ioi_consistency.py": {"components": SHORT},
     }
     found: dict[str, Script] = {}
     for name in dict.fromkeys(kind.script for kind in KINDS.values()):

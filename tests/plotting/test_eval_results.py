@@ -209,7 +209,9 @@ def test_the_loss_of_the_furthest_checkpoint_is_read(tmp_path: Path) -> None:
 
 def test_the_loss_is_drawn_at_the_tokens_of_its_steps(tmp_path: Path) -> None:
     trainer_state(tmp_path / "mine" / "checkpoint-20", (5, 3.0), (20, 1.5))
-    performance = pd.DataFrame({"run": "clean", "metric": ["accuracy"], "value": 0.5, "se": 0.1, "n": 8})
+    performance = pd.DataFrame(
+        {"run": "clean", "metric": ["accuracy"], "unit": "share of prompts", "value": 0.5, "se": 0.1, "n": 8}
+    )
     for step in (10, 20):
         write_table(Store(tmp_path / "r").folder("task_performance", "mine", "ioi"), step, performance, step * 7)
     arguments = ["-r", str(tmp_path / "r"), "-o", str(tmp_path / "f"), "--training", str(tmp_path / "mine")]

@@ -496,6 +496,7 @@ def test_heads_and_edges_in_the_tables_open_their_details(page: Any) -> None:
     page.click("#details-close")
     page.locator("#edge-list > summary").click()
     row = page.locator("#edge-table tbody tr").first
+    row.locator("button").wait_for()  # The table is filled when it is opened.
     source, target = row.locator("td").all_inner_texts()[:2]
     row.locator("button").click()
     assert page.locator("#details-title").inner_text() == f"{source} → {target}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.paths import DATA, ROOT, TOY
 
-CODE = ("configs", "docs", "edge_attribution_patching", "plotting", "tests", "tools", "utils")
+CODE = ("benchmarks", "configs", "docs", "edge_attribution_patching", "plotting", "tests", "tools", "utils")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # Runs a recipe's commands in one process, so that the libraries are imported once.

@@ -57,14 +57,9 @@ log = logging.getLogger(__name__)
 
 def number_tokens(tokenizer: PreTrainedTokenizerBase, digits: int) -> dict[int, int]:
     """Number -> the token that is its digits without a space, for the numbers of so many digits in the vocabulary."""
-    tokens = {}
-    for number in range(10**digits):
-        text = f"{number:0{digits}d}"
-        token = tokenizer.convert_tokens_to_ids(text)
-        # A text that is not a token comes back as the unknown token or as None.
-        if isinstance(token, int) and tokenizer.convert_ids_to_tokens(token) == text:
-            tokens[number] = token
-    return tokens
+    vocabulary = tokenizer.get_vocab()
+    texts = {number: f"{number:0{digits}d}" for number in range(10**digits)}
+    return {number: vocabulary[text] for number, text in texts.items() if text in vocabulary}
 
 
 def valid_years(tokenizer: PreTrainedTokenizerBase) -> list[int]:
