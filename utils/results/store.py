@@ -161,8 +161,8 @@ class ResultsFolder:
         elif reason := wrong_in(table, self.kind, self.model, step):
             own = version = self.kind.version
             with contextlib.suppress(UserError):  # Without a record nothing says that the version is to blame.
-                version = self.read_run()["settings"].get("definitions_version", own)
-            if version != own:
+                version = self.read_run().get("settings", {}).get("definitions_version", own)
+            if isinstance(version, int) and version < own:
                 what = f"is of version {version} {OTHER_VERSION}, this is {own}"
                 way_out = f"to measure it again, run: {self.how_to_make()} overwrite=true"
                 raise Damaged(self.file(step), reason, way_out, what)
