@@ -118,6 +118,8 @@ def wrong_in(table: pd.DataFrame, kind: ResultSchema, model: str, step: int) -> 
         return f"does not begin with the columns {', '.join(STAMP)}"
     if table.empty:
         return "has no rows" if kind.never_empty else ""
+    if kind.name == "baselines" and len(table) > 1:
+        return f"has {len(table)} rows, where one is the whole model's"
     if reason := of_another(table, model, step):
         return reason
     if kind.texts is None:
