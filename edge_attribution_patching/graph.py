@@ -9,6 +9,7 @@ block `m{l}` does not read layer `l`'s heads, in a sequential block it does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,6 +133,19 @@ class Graph:
             names += [f"a{layer}.h{head}<{letter}>" for letter in QKV for head in range(self.n_heads)]
             names.append(f"m{layer}")
         return [*names, "logits"]
+
+    def edge_name(self, u: int, v: int) -> str:
+        """The name of an edge by its indices, `a0.h1->a3.h2<q>`."""
+        return f"{self.forward_nodes[u]}->{self.backward_nodes[v]}"
+
+    def edges_named(self, name: str) -> list[tuple[int, int]]:
+        """Indices of the edges that a name stands for: one, or those into all three inputs where it names a head.
+
+        Raises:
+            ValueError: if the graph has no such edge.
+        """
+        letters = QKV if re.search(r"->a\d+\.h\d+$", name) else ()
+        return [self.edge_index(full) for full in [f"{name}<{letter}>" for letter in letters] or [name]]
 
     def edge_index(self, name: str) -> tuple[int, int]:
         """Indices of an edge by name, e.g. `a0.h1->a3.h2<q>`; a ValueError if the graph has no such edge."""

@@ -18,7 +18,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..choices import QKV, ExportFormat
+from ..choices import ExportFormat
 from ..graph import Graph
 from .circuit import Circuit
 from .search import nodes_in
@@ -80,7 +80,7 @@ def eap_ig_json(circuit: Circuit, d_model: int) -> dict[str, Any]:
     edges = {}
     for u, v in graph.edge_mask.nonzero().tolist():
         edge = {"score": float(circuit.scores[u, v]), "in_graph": bool(circuit.in_circuit[u, v])}
-        edges[f"{graph.forward_nodes[u]}->{graph.backward_nodes[v]}"] = edge
+        edges[graph.edge_name(u, v)] = edge
     names = [*graph.forward_nodes, "logits"]
     return {
         "cfg": _cfg(graph, d_model),
@@ -246,8 +246,7 @@ def of_same_graph(circuit: Circuit, graph: Graph | None) -> Circuit:
 
 def names_of_edges(graph: Graph) -> list[str]:
     """`a0.h1->a3.h2<q>` and so on, in the order of the graph."""
-    edges = graph.edge_mask.nonzero().tolist()
-    return [f"{graph.forward_nodes[u]}->{graph.backward_nodes[v]}" for u, v in edges]
+    return [graph.edge_name(u, v) for u, v in graph.edge_mask.nonzero().tolist()]
 
 
 def _graph_of(cfg: Any) -> Graph:
@@ -314,20 +313,7 @@ def of_eap_ig_tensors(stored: Mapping[str, Any]) -> Circuit:
 
 def _require_edges(wrong: Tensor, graph: Graph, why: str) -> None:
     if len(found := wrong.nonzero()):
-        u, v = found[0].tolist()
-        raise ValueError(f"{graph.forward_nodes[u]}->{graph.backward_nodes[v]}: {why}")
-
-
-def edge_names(sources: Iterable[str], targets: Iterable[str], inputs: Sequence[str] | None) -> list[list[str]]:
-    """The names of each row's edges: one, or those into all three inputs of a head whose input is not said."""
-    targets = list(targets)
-    inputs = [""] * len(targets) if inputs is None else inputs
-    rows = []
-    for source, target, letter in zip(sources, targets, inputs, strict=True):
-        every = letter == "" and re.fullmatch(r"a\d+\.h\d+", target)
-        letters = QKV if every else (letter,) if letter else ()
-        rows.append([f"{source}->{target}<{one}>" for one in letters] or [f"{source}->{target}"])
-    return rows
+        raise ValueError(f"{graph.edge_name(*found[0].tolist())}: {why}")
 
 
 def _of_edges(table: pd.DataFrame, graph: Graph) -> Circuit:
@@ -337,18 +323,18 @@ def _of_edges(table: pd.DataFrame, graph: Graph) -> Circuit:
     scores = torch.zeros(graph.n_forward, graph.n_backward)
     in_circuit = torch.zeros(graph.n_forward, graph.n_backward, dtype=torch.bool)
     numbers = pd.to_numeric(table["score"], errors="coerce") if "score" in table else pd.Series(0.0, table.index)
-    inputs = table["input"].astype(str).tolist() if "input" in table else None
-    rows = edge_names(table["source"].astype(str), table["target"].astype(str), inputs)
-    for row, (names, score) in enumerate(zip(rows, numbers, strict=True), start=2):
-        for name in names:
-            try:
-                index = graph.edge_index(name)
-            except ValueError as error:
-                raise ValueError(f"row {row}: {error}") from None
+    inputs = table["input"].astype(str) if "input" in table else pd.Series("", table.index)
+    rows = zip(table["source"], table["target"], inputs, numbers, strict=True)
+    for row, (source, target, letter, score) in enumerate(rows, start=2):
+        try:
+            indices = graph.edges_named(f"{source}->{target}" + (letter and f"<{letter}>"))
+        except ValueError as error:
+            raise ValueError(f"row {row}: {error}") from None
+        for index in indices:
             if in_circuit[index]:
-                raise ValueError(f"row {row}: {name} is there twice")
+                raise ValueError(f"row {row}: {graph.edge_name(*index)} is there twice")
             if not math.isfinite(score):
-                raise ValueError(f"row {row}: the score of {name} is no number")
+                raise ValueError(f"row {row}: the score of {graph.edge_name(*index)} is no number")
             scores[index], in_circuit[index] = score, True
     return Circuit(graph, scores, in_circuit)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import index
@@ -20,7 +19,7 @@ from circuits_over_time.edge_attribution_patching.circuits.circuit import Circui
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import FaithfulnessCurve, too_few_prompts
 from circuits_over_time.edge_attribution_patching.circuits.formats import of_same_graph
 from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes
-from circuits_over_time.edge_attribution_patching.graph import QKV, Graph
+from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights, require_finite
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
@@ -293,13 +292,11 @@ def edge_mask(edges: Any, graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
     refusal = f"edges: {edges!r} is neither names of edges, nor a circuit, a data frame, a mask or a file"
     mask = torch.zeros_like(graph.edge_mask)
     for name in names_in(edges, refusal):
-        source, _, target = name.partition("->")
-        is_head = "<" not in target and re.fullmatch(r"a\d+\.h\d+", target)
-        for full in [f"{source}->{target}<{letter}>" for letter in QKV] if is_head else [name]:
-            try:
-                mask[graph.edge_index(full)] = True
-            except ValueError as error:
-                raise UserError(f"edges: {error}") from None
+        try:
+            for index in graph.edges_named(name):
+                mask[index] = True
+        except ValueError as error:
+            raise UserError(f"edges: {error}") from None
     return mask
 
 
