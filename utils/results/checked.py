@@ -31,11 +31,21 @@ _KEYS = ("layer", "head", "number", "size", "from_step")
 
 
 class Damaged(UserError):
-    """A file of results that is not as it was written, or of a version that is not read. `reason` says why, briefly."""
+    """A file of results that is not as it was written. `reason` says why, in a few words."""
 
-    def __init__(self, path: Path, reason: str, way_out: str, what: str = "is damaged") -> None:
+    what = "is damaged"
+
+    def __init__(self, path: Path, reason: str, way_out: str) -> None:
         self.path, self.reason = path, reason
-        super().__init__(f"{path} {what} ({reason}); {way_out}")
+        super().__init__(f"{path} {self.what} ({reason}); {way_out}")
+
+
+class OtherVersion(Damaged):
+    """A table of an older version of its kind, which lacks what is read today."""
+
+    def __init__(self, path: Path, held: int, own: int, reason: str, way_out: str) -> None:
+        self.what = f"is of version {held} of its definitions, this is {own}"
+        super().__init__(path, reason, way_out)
 
 
 class DamagedRecord(UserError):
@@ -118,8 +128,8 @@ def wrong_in(table: pd.DataFrame, kind: ResultSchema, model: str, step: int) -> 
         return f"does not begin with the columns {', '.join(STAMP)}"
     if table.empty:
         return "has no rows" if kind.never_empty else ""
-    if kind.name == "baselines" and len(table) > 1:
-        return f"has {len(table)} rows, where one is the whole model's"
+    if kind.one_row and len(table) > 1:
+        return f"has {len(table)} rows, not one"
     if reason := of_another(table, model, step):
         return reason
     if kind.texts is None:

@@ -31,6 +31,7 @@ class ResultSchema:
         texts: the columns that hold text; all others hold numbers, or true and false. None if nobody says.
         may_be_empty: of `layer` and `head`, those that are empty in rows that are not about a head.
         never_empty: whether a table has at least one row.
+        one_row: whether it has at most one.
         version: of the definitions of its numbers. Raise it by one when a change to the code moves them, or adds to
             them: results of another version are then refused.
     """
@@ -45,6 +46,7 @@ class ResultSchema:
     texts: Sequence[str] | None = None
     may_be_empty: Sequence[str] = ()
     never_empty: bool = False
+    one_row: bool = False
     version: int = 1
 
 

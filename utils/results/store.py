@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..base.errors import UserError, one_line, some
 from ..base.files import atomic_write
-from .checked import STAMP, Damaged, DamagedRecord, of_another, read_run, written_hashes, wrong_in
+from .checked import STAMP, Damaged, DamagedRecord, OtherVersion, of_another, read_run, written_hashes, wrong_in
 from .commands import how_to_make
 from .edges import with_inputs
 from .kinds import ResultSchema, find_kind
@@ -44,9 +44,6 @@ _STEP_FILE = re.compile(r"step(\d{6,18})\.csv")
 _NAME = re.compile(r"[^/\\\0.][^/\\\0]*")
 
 Content = TypeVar("Content")
-
-OTHER_VERSION = "of its definitions"
-"""What the line about a table of another version of its kind says."""
 
 log = logging.getLogger(__name__)
 
@@ -163,9 +160,8 @@ class ResultsFolder:
             with contextlib.suppress(UserError):  # Without a record nothing says that the version is to blame.
                 version = self.read_run().get("settings", {}).get("definitions_version", own)
             if isinstance(version, int) and version < own:
-                what = f"is of version {version} {OTHER_VERSION}, this is {own}"
                 way_out = f"to measure it again, run: {self.how_to_make()} overwrite=true"
-                raise Damaged(self.file(step), reason, way_out, what)
+                raise OtherVersion(self.file(step), version, own, reason, way_out)
             raise Damaged(self.file(step), reason, self._repair)
         return table
 
@@ -302,20 +298,21 @@ class Store:
         """
         import pandas as pd
 
-        frames, finished = [], 0
+        frames, left_out = list[pd.DataFrame](), list[Damaged]()
         for name in [model] if model is not None else self.models(kind):
             levels: Iterable[str | None] = [task] if task is not None else [*self.tasks(kind, name), None]
             for level in levels:
                 folder = self.folder(kind, name, level)
-                finished += len(folder.steps())
-                for frame in self.sound(folder, ResultsFolder.read_table).values():
+                found, damaged = self._sorted_out(folder, ResultsFolder.read_table)
+                left_out += damaged.values()
+                for frame in found.values():
                     if level is not None:
                         frame.insert(1, "task", level)
                     frames.append(frame)
         if not frames:
             where = self.root / find_kind(kind).name if model is None else self.folder(kind, model, task).path
-            holds, repair = ("damaged results only", " repair=true") if finished else ("no results", "")
-            if finished and all(OTHER_VERSION in line for line in self.left_out):
+            holds, repair = ("damaged results only", " repair=true") if left_out else ("no results", "")
+            if left_out and all(isinstance(one, OtherVersion) for one in left_out):
                 holds, repair = "results of another version only", " overwrite=true"
             raise UserError(f"{where} holds {holds}; run: {how_to_make(self.root, kind, model, task)}{repair}")
         # A step without rows has no types, and would leave every column without one.
@@ -323,6 +320,12 @@ class Store:
 
     def sound(self, folder: ResultsFolder, read: Callable[[ResultsFolder, int], Content]) -> dict[int, Content]:
         """What `read` finds at each finished step of a folder. Steps with damaged files are left out, and told."""
+        return self._sorted_out(folder, read)[0]
+
+    def _sorted_out(
+        self, folder: ResultsFolder, read: Callable[[ResultsFolder, int], Content]
+    ) -> tuple[dict[int, Content], dict[int, Damaged]]:
+        """What `read` finds, and what is wrong with the steps left out, which are told."""
         found, damaged = dict[int, Content](), dict[int, Damaged]()
         for step in folder.steps():
             try:
@@ -341,7 +344,7 @@ class Store:
             if line not in self.left_out:
                 self.left_out.append(line)
                 log.warning("%s", line)
-        return found
+        return found, damaged
 
 
 def _decode_table(data: bytes) -> pd.DataFrame:
