@@ -45,20 +45,33 @@ IDENTIFIED = {(1, 3), (3, 0), (3, 1), (3, 2), (3, 3), (4, 0), (4, 3), (5, 0), (5
 
 
 def emergence(share: float) -> None:
-    n = round(300 * share)
+    n = round(200 * share)
     for checkpoints in (18, 154):
-        for error in (0.05, 0.2):
-            covered, late = simulated.onsets_covered(range(n), checkpoints, error)
-            row("interval of emergence", f"{checkpoints} checkpoints, errors of {error:.0%} of the plateau", covered)
+        for error in (0.05, 0.2, 0.3):
+            what = f"{checkpoints} checkpoints, errors of {error:.0%} of the plateau"
+            covered, late, emerged = simulated.onsets_covered(range(n), checkpoints, error)
+            row("interval of emergence", what, covered)
             row("- its checkpoint, how many late", "", f"{late:+.1f}")
-            covered, _ = simulated.onsets_covered(range(n), checkpoints, error, shared=0.7)
+            row("- power, beyond chance at 5%", "", emerged)
+            covered, _, emerged = simulated.onsets_covered(range(n), checkpoints, error, shared=0.7)
             row("interval of emergence", "the same, 70% of the variance shared by all checkpoints", covered)
-        slow, _ = simulated.onsets_covered(range(n), checkpoints, 0.05, shared=0.7, steepness=5)
+            row("- power, beyond chance at 5%", "", emerged)
+        slow, *_ = simulated.onsets_covered(range(n), checkpoints, 0.05, shared=0.7, steepness=5)
         row("interval of emergence", f"{checkpoints} checkpoints, shared errors of 5%, a slow rise", slow)
+    noises: dict[str, list[dict[str, float]]] = {
+        "white noise": [{}],
+        "30% to 95% of the variance shared by all": [{"shared": shared} for shared in (0.3, 0.5, 0.7, 0.9, 0.95)],
+        "neighbours correlate with 0.5 to 0.95": [{"drift": drift} for drift in (0.5, 0.8, 0.95)],
+        "three or five neighbours alike": [{"alike": 3}, {"alike": 5}],
+    }
     for checkpoints in (8, 18, 154):
-        emerged, crossed = simulated.noise_that_emerges(range(2 * n), checkpoints)
-        row("onset where nothing is", f"white noise, {checkpoints} checkpoints ({crossed:.0%} cross)", emerged)
-    row("onset where nothing is", "sizes of effects, 18", simulated.noise_that_emerges(range(2 * n), 18, sizes=True)[0])
+        for name, kinds in noises.items():
+            for sizes in (False, True):
+                rates = [
+                    simulated.noise_that_emerges(range(3 * n), checkpoints, sizes=sizes, **one)[0] for one in kinds
+                ]
+                what = f"{name}, {checkpoints} checkpoints{', sizes of effects' if sizes else ''}"
+                row("onset where nothing is, at most", what, max(rates))
 
 
 def changes(share: float) -> None:

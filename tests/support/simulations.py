@@ -28,28 +28,42 @@ from circuits_over_time.utils.ioi.shares import Scale, p_mean_above
 # --- emergence
 
 
-def errors_of_curve(rng: np.random.Generator, n: int, error: float, shared: float) -> np.ndarray:
-    """Errors of n checkpoints, of whose variance a share is the same at all of them, as with the same prompts."""
-    return error * (np.sqrt(1 - shared) * rng.normal(size=n) + np.sqrt(shared) * rng.normal())
+def errors_of_curve(
+    rng: np.random.Generator, n: int, error: float, shared: float = 0.0, drift: float = 0.0, alike: int = 1
+) -> np.ndarray:
+    """Errors of n checkpoints.
+
+    Args:
+        shared: share of the variance that is the same at all of them, as with the same prompts.
+        drift: correlation of the rest between neighbours (an autoregressive process).
+        alike: so many neighbours have the same error.
+    """
+    own = rng.normal(size=n)
+    for at in range(1, n if drift else 0):
+        own[at] = drift * own[at - 1] + np.sqrt(1 - drift**2) * own[at]
+    own = own[np.arange(n) // alike]
+    return error * (np.sqrt(1 - shared) * own + np.sqrt(shared) * rng.normal())
 
 
 def onsets_covered(
     seeds: range, n: int, error: float, shared: float = 0.0, steepness: float = 20.0
-) -> tuple[float, float]:
-    """Share of the intervals of emergence that hold the true checkpoint, and how many checkpoints late onsets are.
+) -> tuple[float, float, float]:
+    """Share of the intervals of emergence that hold the true checkpoint, how many checkpoints late onsets are, and the
+    share of curves that emerge beyond chance at 5%.
 
     Logistic curves that rise from 0 to 1 in the middle, the steeper the higher `steepness`.
     """
     truth = 1 / (1 + np.exp(-(np.arange(n) - n / 2) * steepness / n))
     crossing = int(crossings(truth[None], 0.5, 2)[0])
-    covered, late = [], []
+    covered, late, emerged = [], [], []
     for seed in seeds:
         values = truth + errors_of_curve(np.random.default_rng(seed), n, error, shared)
         found = find_emergence(values, normal_resamples(values, np.full(n, error), seed + 1, 200), 0.5, 2)
         low, high = found.interval
         covered.append(low <= crossing <= high)
         late.append(found.index - crossing)
-    return float(np.mean(covered)), float(np.mean(late))
+        emerged.append(found.p_value <= 0.05)
+    return float(np.mean(covered)), float(np.mean(late)), float(np.mean(emerged))
 
 
 def crossings_covered(seeds: range, anywhere: bool) -> float:
@@ -72,18 +86,19 @@ def crossings_covered(seeds: range, anywhere: bool) -> float:
     return float(np.mean(covered))
 
 
-def noise_that_emerges(seeds: range, n: int, *, sizes: bool = False) -> tuple[float, float]:
+def noise_that_emerges(seeds: range, n: int, *, sizes: bool = False, **correlated: float) -> tuple[float, float]:
     """Share of curves of pure noise that emerge, and of those that cross their level at all.
 
     Args:
         sizes: of absolute values, as sizes of effects are.
+        correlated: how errors of checkpoints are (`errors_of_curve`).
     """
-    emerged, crossed = [], []
+    emerged, crossed, errors = [], [], np.full(n, 0.1)
     for seed in seeds:
-        signed = 0.1 * np.random.default_rng(seed).normal(size=n)
-        resampled = normal_resamples(signed, np.full(n, 0.1), seed + 1, 200)
+        signed = errors_of_curve(np.random.default_rng(seed), n, 0.1, **correlated)  # type: ignore[arg-type]
+        resampled = normal_resamples(signed, errors, seed + 1, 200)
         found = (
-            find_emergence(np.abs(signed), np.abs(resampled), 0.5, 2, at_chance=np.abs(resampled - signed))
+            find_emergence(np.abs(signed), np.abs(resampled), 0.5, 2, signed_errors=errors)
             if sizes
             else find_emergence(signed, resampled, 0.5, 2)
         )

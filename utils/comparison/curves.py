@@ -3,8 +3,9 @@
 Where results keep what they were averaged over, curves are resampled: circuits from the folds of their prompts, the
 same folds at every checkpoint. Where only standard errors are stored (metrics of tasks, scores and effects of heads),
 errors are taken as normal and independent between checkpoints. Checkpoints that are measured on the same prompts err
-alike, though: where 70% of the variance is shared, intervals of emergence hold the truth in 97% to 100% of simulated
-curves. A succession score is a share of pairs of words, and gets binomial errors.
+alike, though: the test of emergence allows for it (`emergence.py`), and where 70% of the variance is shared, intervals
+hold the truth in 97% to 100% of simulated curves. A succession score is a share of pairs of words, and gets binomial
+errors.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Curve:
         score: which score, metric or property of the circuit.
         values: over the checkpoints; nan where there is none.
         resampled: under other draws, or None.
-        at_chance: such draws if it stayed at chance; None where those of `resampled`, moved there, will do.
+        signed_errors: where the curve is a size |x|, the standard errors of x.
         uncertainty: `folds`, `standard errors`, `binomial` or `none`.
         chance: what the curve is where nothing has emerged.
         leading: whether it stands for its kind: the strongest head, the primary metric, the circuit.
@@ -56,7 +57,7 @@ class Curve:
     tokens: np.ndarray
     values: Float[np.ndarray, " checkpoint"]
     resampled: Float[np.ndarray, "resample checkpoint"] | None = None
-    at_chance: Float[np.ndarray, "resample checkpoint"] | None = None
+    signed_errors: Float[np.ndarray, " checkpoint"] | None = None
     uncertainty: str = "none"
     chance: float = 0.0
     task: str | None = None
@@ -107,10 +108,10 @@ def head_curves(store: Store, model: str, config: ComparisonConfig) -> Iterator[
                 # Errors are those of the signed effect, the curve is its size.
                 signed = (rows["signed"] if "signed" in rows else rows["value"]).to_numpy(dtype=float)
                 errors = rows["se"].fillna(0).to_numpy()
-                resampled, at_chance = normal_resamples(signed, errors, seed, config.resamples), None
+                resampled = normal_resamples(signed, errors, seed, config.resamples)
+                curve = replace(curve, resampled=resampled, uncertainty="standard errors")
                 if "signed" in rows:
-                    resampled, at_chance = np.abs(resampled), np.abs(resampled - signed)
-                curve = replace(curve, resampled=resampled, at_chance=at_chance, uncertainty="standard errors")
+                    curve = replace(curve, resampled=np.abs(resampled), signed_errors=errors)
             curves.append(curve)
         if curves:
             strongest = max(range(len(curves)), key=lambda index: np.nanmax(curves[index].values))

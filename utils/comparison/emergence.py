@@ -5,7 +5,11 @@ many noisy ones lies above what the curve ever is, and a level taken from it is 
 chance, which is what the curve is where nothing has emerged.
 
 Noise alone has a plateau and crosses half of it. So a curve emerges only if its plateau is higher than that of curves
-which stay at chance and err as the resamples do. The p-value is the share of such curves that reach it.
+which stay at chance and err as much. Their errors are normal, and may be correlated, as those of the same prompts at
+every checkpoint are: no more is known of them. A median of five is as high as the plateau only where three neighbours
+are. So the plateau of n checkpoints is at most, roughly, the largest of as many independent values as there are
+disjoint groups of three, (n + 2) / 3 with the shorter medians at the ends; correlation beyond three checkpoints makes
+it smaller (Slepian 1962). The test is exact for errors shared by groups of three, and cautious for all others.
 
 Between two checkpoints nothing is known, so emergence is an interval: after the last checkpoint below the level, and
 not after the first one of the sustained crossing. Uncertainty of the values comes on top. Every resample has its own
@@ -35,7 +39,7 @@ class Emergence:
     Attributes:
         index: first checkpoint of the sustained crossing.
         resampled: the same in every resample; as many equal ones where values have no uncertainty.
-        p_value: how often a curve that stays at chance has such a plateau; nan where values have no uncertainty.
+        p_value: how often, at most, a curve that stays at chance has such a plateau; nan without uncertainty.
     """
 
     plateau: float
@@ -64,7 +68,7 @@ def find_emergence(
     fraction: float,
     sustained: int,
     chance: float = 0.0,
-    at_chance: Float[np.ndarray, "resample checkpoint"] | None = None,
+    signed_errors: Float[np.ndarray, " checkpoint"] | None = None,
     resamples: int = 1000,
 ) -> Emergence:
     """When a curve emerges.
@@ -73,21 +77,25 @@ def find_emergence(
         resampled: the values under other draws; None where nothing is known of their uncertainty.
         fraction: the level is chance + fraction * (plateau - chance).
         sustained: at how many checkpoints in a row the curve must be at or above the level.
-        at_chance: draws of a curve that stays at chance; by default the resamples, moved there.
+        signed_errors: where values are sizes |x|, the standard errors of x.
     """
     plateau = float(plateaus(values[None])[0])
     index = int(crossings(values[None], fraction, sustained, chance)[0])
     indices, p_value = np.full(resamples, index), np.nan
     if resampled is not None:
         indices = crossings(resampled, fraction, sustained, chance)
-        if at_chance is None:
-            at_chance = chance + resampled - np.median(resampled, axis=0)
-        p_value = _tail(plateaus(at_chance), plateau)
+        errors = resampled.std(axis=0, ddof=1) if signed_errors is None else signed_errors
+        p_value = _reached_at_chance(plateau - chance, errors, sides=1 if signed_errors is None else 2)
     return Emergence(plateau, chance + fraction * (plateau - chance), index, indices, p_value, len(values))
 
 
 def plateaus(values: Float[np.ndarray, "curve checkpoint"]) -> Float[np.ndarray, " curve"]:
     """The largest running median of every curve; missing values do not count."""
+    return np.fmax.reduce(_running_medians(values), axis=1)
+
+
+def _running_medians(values: Float[np.ndarray, "curve checkpoint"]) -> Float[np.ndarray, "curve checkpoint"]:
+    """Medians of the values known among five neighbours, of fewer at the ends; nan where none is."""
     half = MEDIAN_OVER // 2
     padded = np.pad(values, ((0, 0), (half, half)), constant_values=np.nan)
     # Missing values sort behind all others, so the median of a window stands in the middle of those before.
@@ -97,23 +105,21 @@ def plateaus(values: Float[np.ndarray, "curve checkpoint"]) -> Float[np.ndarray,
         np.take_along_axis(windows, place[..., None], axis=2)[..., 0]
         for place in (np.maximum(known - 1, 0) // 2, known // 2)
     )
-    return np.nanmax((below + above) / 2, axis=1)
+    return (below + above) / 2
 
 
-def _tail(drawn: Float[np.ndarray, " resample"], value: float) -> float:
-    """The probability of a value at least as large, from draws of its distribution.
+def _reached_at_chance(above: float, errors: Float[np.ndarray, " checkpoint"], sides: int) -> float:
+    """A bound of the probability that a plateau lies so far above chance (1 side), or away from it (2), by error alone.
 
-    Maxima are distributed as Gumbel's law says, roughly. It reaches further than counting does, which cannot tell
-    1 in 1,000 from 1 in a million; the larger of the two counts where both can be had.
+    A window's median has at most the error of its middle checkpoint: three of five must reach the plateau.
     """
-    drawn = drawn[~np.isnan(drawn)]
-    reached = int((drawn >= value).sum())
-    spread = float(drawn.std())
-    if spread == 0:
-        return float(reached > 0)
-    scale = spread * np.sqrt(6) / np.pi
-    law = float(stats.gumbel_r.sf(value, loc=drawn.mean() - np.euler_gamma * scale, scale=scale))
-    return max(law, reached / len(drawn))
+    if not above > 0:  # nor where no value is known
+        return 1.0
+    errors = _running_medians(errors[None])[0]
+    errors = errors[~np.isnan(errors)]
+    with np.errstate(divide="ignore"):  # A value without error never leaves chance.
+        stays = np.log1p(-sides * stats.norm.sf(above / errors))
+    return float(-np.expm1(stays.mean() * (len(errors) + 2) / 3))
 
 
 def crossings(
