@@ -8,6 +8,7 @@ import hashlib
 import html
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,7 +84,11 @@ def run_script(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, work: Callable[[argparse.Namespace], None]
 ) -> int:
     """Do a script's work, and return its exit code: 2 after a UserError, which is told in one line."""
-    arguments = parser.parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    for at in range(len(given) - 1, 0, -1):
+        if re.match(r"-[\d.]", given[at]) and given[at - 1].startswith("--"):
+            given[at - 1 : at + 1] = [f"{given[at - 1]}={given[at]}"]  # argparse takes `-3in` for a flag.
+    arguments = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # The browser and kaleido report things that users need not see.
     for noisy in ("kaleido", "choreographer", "logistro"):

@@ -24,7 +24,7 @@ _PRINT = 8 * PIXELS["pt"]
 
 def pixels(text: object) -> float | None:
     """A length such as `5.5in`, `82mm` or `8pt` in CSS pixels, of which 96 make an inch; None stays None."""
-    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", text.lower()) if isinstance(text, str) else None
+    found = re.fullmatch(r"\s*(-?(?:\d+\.?\d*|\.\d+))\s*([a-z]*)\s*", text.lower()) if isinstance(text, str) else None
     if text is None:
         return None
     if found is None or found[2] not in PIXELS:

@@ -41,6 +41,7 @@ def unfinished(results: Results) -> list[Advice]:
     scheduled: dict[tuple[str, str], set[int]] = {}
     for run in runs:
         scheduled.setdefault((run.model, str(run.given["checkpoints"])), set()).update(_steps(results, run))
+    outdated = {(run.script, run.model, run.task) for run in runs if run.outdated}
     left: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         # A script writes all of its kinds together, and transfer after the others.
@@ -51,7 +52,8 @@ def unfinished(results: Results) -> list[Advice]:
         kind, missing = run.kind, len(asked - done)
         if not missing and kind == "graphs" and run.given.get("transfer"):
             kind, missing = "transfer", len(asked - set(results.store.folder("transfer", run.model, run.task).steps()))
-        if missing and (made := command(KINDS[kind], run.given, results.store.root)):
+        again = {"overwrite": True} if (run.script, run.model, run.task) in outdated else {}
+        if missing and (made := command(KINDS[kind], run.given, results.store.root, **again)):
             task = "" if run.task is None else f", {task_label(run.task)}"
             left.setdefault((kind, made), []).append(f"{run.model}{task}: {missing} of {len(asked)} checkpoints")
     return [Advice(f"{ANALYSES[kind]} ({'; '.join(of)})", made) for (kind, made), of in left.items()]
@@ -93,7 +95,8 @@ def _wanted(runs: list[StoredRun], kind: str) -> dict[str, Any] | None:
     with_task = [run for run in runs if run.task is not None]
     tasks = task_order(name for run in with_task if (name := run.given_task(run.task)))
     task = {"task": tasks[0] if len(tasks) == 1 else tasks} if tasks else {}
-    return (with_task or runs)[0].given | task
+    again = {"overwrite": True} if kind == "transfer" and any(run.outdated for run in runs) else {}
+    return (with_task or runs)[0].given | task | again
 
 
 def _steps(results: Results, run: StoredRun) -> set[int]:

@@ -177,8 +177,8 @@ def score_histories(
             rows, columns = zip(*((sources[u], targets[v]) for u, v in (edges[edge] for edge in kept)), strict=True)
         except KeyError as missing:
             raise UserError(
-                f"{folder.file(step, '.pt')} has no node {missing}, but a circuit has; run: {folder.how_to_make()} "
-                "overwrite=true"
+                f"{folder.file(step, '.pt')} has no node {missing}, but a circuit has; run: "
+                f"{folder.how_to_make(overwrite=True)}"
             ) from None
         values[:, column] = stored["scores"].numpy()[rows, columns]
     if np.isnan(values).all():

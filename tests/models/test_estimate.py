@@ -83,6 +83,8 @@ def test_sizes_are_shown_as_the_hub_shows_them() -> None:
 def test_sizes_of_known_models_follow_from_their_shapes(name: str, parameters: int, size: int) -> None:
     assert known_size(name) == (parameters, size)
     assert known_size("OLMo-1B-hf") is None
+    assert known_size("pythia-70m-seed3") == known_size("pythia-70m")
+    assert known_size("1b") is None, "a name that is no Pythia's"
 
 
 def test_without_the_hub_a_dry_run_gives_the_sizes_of_a_known_model_and_no_zeros_for_another() -> None:

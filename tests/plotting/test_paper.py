@@ -142,6 +142,7 @@ def test_an_inch_is_96_pixels_however_it_is_written(text: str) -> None:
 WRONG = [
     ("width", "5.5", "width: '5.5' is not a length with a unit (in, cm, mm, pt, px); write 5.5in or 140mm"),
     ("width", "5 foot", "width: '5 foot' is not a length with a unit"),
+    ("width", "-3in", "width: -3in; ask for 1in to 100in"),
     ("height", "0.1in", "height: 0.1in; ask for 1in to 100in"),
     ("font-size", "200pt", "font-size: 2.78in; ask for 3pt to 72pt"),
     ("theme", "drak", "theme: 'drak' is not a theme; did you mean 'dark'?"),

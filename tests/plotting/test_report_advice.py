@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -78,6 +79,25 @@ def test_checkpoints_and_transfers_that_were_asked_for_are_named_with_the_comman
         _does_something(advice, capsys)
     assert run(heads.command) == run(transfer.command) == 0
     assert unfinished(results) == []
+
+
+def test_results_of_older_definitions_are_measured_again_with_overwrite(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    scores = "python get_full_model_components_over_time.py -c configs/components_toy.yml checkpoints=[0,1350]"
+    assert run(scores, f"results_dir={tmp_path}", "n_sequences=2", "n_prompts=2") == 0
+    folder = Results(Store(tmp_path)).store.folder("components", "toy")
+    folder.delete(1350)
+    record = json.loads((folder.path / "run.json").read_text())
+    record["settings"]["definitions_version"] -= 1
+    (folder.path / "run.json").write_text(json.dumps(record))
+    (advice,) = unfinished(Results(Store(tmp_path), in_report=True))
+    for command in (advice.command, how_to_make(tmp_path, "components", "toy")):
+        assert command.endswith(" overwrite=true")
+    assert run(advice.command.removesuffix(" overwrite=true")) == 2, "as the run says"
+    assert run(advice.command) == 0
+    assert unfinished(Results(Store(tmp_path))) == []
 
 
 def _does_something(advice: Advice, capsys: pytest.CaptureFixture) -> None:

@@ -110,11 +110,11 @@ def test_a_reader_says_that_a_table_is_of_an_older_version_and_not_that_it_is_da
     with pytest.raises(Damaged) as caught:
         ResultsFolder(sweep.results, newer, "tiny", "x").read_table(10)
     assert f"is of version {FIRST.version} of its definitions, this is {newer.version}" in str(caught.value)
-    assert str(caught.value).endswith("overwrite=true")
+    assert str(caught.value).endswith("run: cot.over_time(..., overwrite=True)")
     assert "damaged" not in str(caught.value)
     store = Store(sweep.results)
     assert store.sound(ResultsFolder(sweep.results, newer, "tiny", "x"), ResultsFolder.read_table) == {}
-    with pytest.raises(UserError, match=r"holds results of another version only; run: .* overwrite=true$"):
+    with pytest.raises(UserError, match=r"holds results of another version only; run: .* overwrite=True\)$"):
         store.read_tables(newer, "tiny", "x")
 
 

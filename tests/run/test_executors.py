@@ -19,11 +19,14 @@ import pytest
 from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
 from circuits_over_time.utils.results.store import Result
 from circuits_over_time.utils.sweep.runner import Analysis, main
+from circuits_over_time.utils.tasks import greater_than
 from tests.support import demo_analysis
 from tests.support.demo_analysis import ANALYSIS
 from tests.support.endurance import files, without_config
 from tests.support.paths import TOY
+from tests.support.task_tokenizers import task_texts, word_level
 from tests.support.tiny_models import save_family
+from tests.support.word_family import word_model
 
 STEPS = range(6)
 pytestmark = [pytest.mark.slow, pytest.mark.endurance]
@@ -164,6 +167,23 @@ def test_tasks_of_a_job_array_give_what_one_process_gives(family: Path, tmp_path
     assert sweep(tmp_path / "alone", TOY, *asked[3:], "task=[ioi, sva]", analysis=PERFORMANCE) == 0
     found = {name: data for name, data in files(tmp_path / "slurm").items() if not name.startswith(".slurm/")}
     assert without_config(found) == without_config(files(tmp_path / "alone"))
+
+
+def test_a_task_that_does_not_fit_is_left_out_of_an_array_and_not_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("submitit", reason="needs requirements-cluster.txt")
+    from get_model_task_performance import ANALYSIS as PERFORMANCE
+
+    family = tmp_path / "words"
+    word_model(0).save_pretrained(family / "step0")
+    word_level(task_texts(), without=greater_than.NOUNS).save_pretrained(family / "step0")
+    asked = ("executor=slurm", "slurm.cluster=local", "workers=1", "n_prompts=2")
+    assert sweep(tmp_path / "slurm", family, *asked, "task=all", analysis=PERFORMANCE) == 1
+    said = capsys.readouterr().err
+    assert "tasks that do not fit the model and were left out: 1\n" in said
+    assert "lost" not in said
+    assert "could not be measured" not in said
 
 
 @pytest.mark.parametrize(("executor", "module"), [("ray", "ray"), ("slurm", "submitit")])

@@ -55,12 +55,23 @@ def test_time_follows_from_parameters_tokens_and_passes(tmp_path: Path) -> None:
 def test_measured_times_win(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, task=["ioi", "sva"], n_prompts=30)
     (job,) = sweep.jobs
-    times.Times(job).add(sweep.family.name, 0, "ioi", 80)
+    times.Times(job).add(sweep.family, 0, "ioi", 80)
     told = times.needs(sweep, {(job, "ioi"): 35e9, (job, "sva"): 35e9 * 20})
     assert "time: about 05:00, as measured here before or from the model's shape, without loading\n" in told
     assert "a checkpoint: ioi 01:20, sva 00:20 (shape)\n" in told
     told = times.needs(sweep, {})
     assert "time: about 04:00 for 3 of 6 measurements, as measured here before, without loading\n" in told
+
+
+def test_a_model_of_the_same_name_elsewhere_has_other_times(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, task="ioi", n_prompts=30)
+    other = tmp_path / TOY.name
+    other.symlink_to(TOY)
+    (job,) = sweep.jobs
+    kept = times.Times(job)
+    kept.add(sweep.family, 0, "ioi", 80)
+    assert kept.usual(sweep.family) == {"ioi": 80}
+    assert kept.usual(sweep_of(tmp_path, model=str(other), task="ioi", n_prompts=30).family) == {}
 
 
 def test_nothing_is_said_of_the_speed_of_a_gpu(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
         try:
             folds = KeptFolds.from_tensors(stored, circuit.graph)
         except ValueError as error:
-            way_out = f"measure again: {graphs.how_to_make()} overwrite=true"
+            way_out = f"measure again: {graphs.how_to_make(overwrite=True)}"
             raise UserError(f"{graphs.file(step, '.pt')}: holds {error}; {way_out}") from None
         row = baselines.read_table(step).iloc[0]
         if pd.isna(row["full"]) or not bool(circuit.scores.isfinite().all()):
@@ -135,7 +135,7 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
 
     checkpoints = store.sound(graphs, read)
     if not checkpoints:
-        raise UserError(f"{graphs.path} holds no sound circuits; run: {graphs.how_to_make()} repair=true")
+        raise UserError(f"{graphs.path} holds no sound circuits; run: {graphs.how_to_make(repair=True)}")
     return Trajectory(model, task, checkpoints, rule)
 
 

@@ -248,7 +248,7 @@ class _Lookup:
             if held.get(key, mine[key] if held else None) != mine[key]:  # Results of an older version have no inputs.
                 return f"{folder.file(step)} was measured on {what}; {_again(folder)}"
         if damaged := folder.damage(step):
-            return f"{damaged[0].path} is damaged; {_again(folder)[: -len('overwrite=true')]}repair=true"
+            return f"{damaged[0].path} is damaged; run: {folder.how_to_make(repair=True)}"
         if asked is not None and (differing := _differing(folder, run, asked)):
             name, old, new = differing[0]
             return f"{folder.path} holds {name}={shown(old)}, this run asks for {shown(new)}; {_again(folder)}"
@@ -276,4 +276,4 @@ def _differing(folder: ResultsFolder, run: dict[str, Any], asked: BaseConfig) ->
 
 
 def _again(folder: ResultsFolder) -> str:
-    return f"run: {folder.how_to_make()} overwrite=true"
+    return f"run: {folder.how_to_make(overwrite=True)}"

@@ -112,9 +112,10 @@ def known_size(name: str) -> tuple[int, int] | None:
 
     Pythia's files are float16, and hold a mask of 2048 x 2048 bytes for each layer besides the parameters.
     """
-    if (shape := _PYTHIA_SHAPES.get(name.removeprefix("pythia-").removesuffix("-deduped"))) is None:
+    found = re.fullmatch(r"pythia-([\d.]+[mb])(?:-.*)?", name)
+    if name not in SHORT_NAMES or found is None:
         return None
-    n_layers, d_model, d_vocab = shape
+    n_layers, d_model, d_vocab = _PYTHIA_SHAPES[found[1]]
     parameters = 2 * d_vocab * d_model + n_layers * (12 * d_model**2 + 13 * d_model) + 2 * d_model
     return parameters, 2 * parameters + n_layers * 2048**2
 

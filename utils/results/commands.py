@@ -54,6 +54,12 @@ class StoredRun:
         config["model"] = _entry(config.get("model"), self.model)
         return config
 
+    @property
+    def outdated(self) -> bool:
+        """Whether its results follow older definitions: its script adds to them only with overwrite=true."""
+        version = self.record.get("settings", {}).get("definitions_version")
+        return isinstance(version, int) and version < KINDS[self.kind].version
+
     def given_task(self, task: str | None) -> str | None:
         """How this run was given a task; its name if it was not."""
         return None if task is None else _entry(self.record["config"].get("task"), task)
@@ -80,11 +86,13 @@ def how_to_make(
     """
     found = find_kind(kind)
     if found.name not in KINDS:
-        return "cot.over_time(...)"
+        return f"cot.over_time({', '.join(['...', *(f'{name}={value}' for name, value in keys.items())])})"
     runs = list(stored_runs(root, model))
     own = sorted((run for run in runs if run.script == found.script), key=lambda run: run.task != task)
     for run in [*own, *runs][:1]:
         wanted = run.given | ({} if task is None else {"task": run.given_task(task)})
+        outdated = any(one.outdated and task in (None, one.task) for one in own) and "repair" not in keys
+        keys = ({"overwrite": True} if outdated else {}) | keys
         if made := command(found, wanted, root, same_script=bool(own), **keys):
             return made
     return _first_command(found, root, model, task, keys)

@@ -103,9 +103,9 @@ class ResultsFolder:
         """The finished steps, sorted."""
         return _steps_in(self.path)
 
-    def how_to_make(self) -> str:
+    def how_to_make(self, **keys: Any) -> str:
         """The command that makes these results."""
-        return how_to_make(self.root, self.kind, self.model, self.task)
+        return how_to_make(self.root, self.kind, self.model, self.task, **keys)
 
     def encode(self, step: int, result: Result, tokens: int | None) -> dict[str, bytes]:
         """A checkpoint's files as they will be written: suffix -> bytes, the table last.
@@ -153,14 +153,14 @@ class ResultsFolder:
         if known and {*STAMP, *self.kind.columns} <= set(table):
             # As it was written, but its folder or a copy of it has another name since.
             if reason := of_another(table, self.model, step):
-                way_out = f"give its folder its old name back, or run: {self.how_to_make()} overwrite=true"
+                way_out = f"give its folder its old name back, or run: {self.how_to_make(overwrite=True)}"
                 raise Damaged(self.file(step), reason, way_out)
         elif reason := wrong_in(table, self.kind, self.model, step):
             own = version = self.kind.version
             with contextlib.suppress(UserError):  # Without a record nothing says that the version is to blame.
                 version = self.read_run().get("settings", {}).get("definitions_version", own)
             if isinstance(version, int) and version < own:
-                way_out = f"to measure it again, run: {self.how_to_make()} overwrite=true"
+                way_out = f"to measure it again, run: {self.how_to_make(overwrite=True)}"
                 raise OtherVersion(self.file(step), version, own, reason, way_out)
             raise Damaged(self.file(step), reason, self._repair)
         return table
@@ -217,7 +217,7 @@ class ResultsFolder:
 
     def read_json(self, step: int) -> dict[str, Any]:
         """What is in a checkpoint's .json file; errors as of `read_table`."""
-        self._existing(self.file(step, ".json"), " overwrite=true")
+        self._existing(self.file(step, ".json"), overwrite=True)
         return self._read(step, ".json", lambda data: dict(json.loads(data)))[0]
 
     def read_run(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ class ResultsFolder:
 
     @property
     def _repair(self) -> str:
-        return f"to measure it again, run: {self.how_to_make()} repair=true"
+        return f"to measure it again, run: {self.how_to_make(repair=True)}"
 
     def _read(self, step: int, suffix: str, decode: Callable[[bytes], Content]) -> tuple[Content, bool]:
         """What is in a file, and whether its bytes are known to be those that were written."""
@@ -260,9 +260,9 @@ class ResultsFolder:
         if path.name in written_hashes(self.path) and not path.is_file():
             raise Damaged(path, "it is gone", self._repair)
 
-    def _existing(self, path: Path, overrides: str = "") -> Path:
+    def _existing(self, path: Path, **keys: Any) -> Path:
         if not path.is_file():
-            raise UserError(f"{path} is missing; run: {self.how_to_make()}{overrides}")
+            raise UserError(f"{path} is missing; run: {self.how_to_make(**keys)}")
         return path
 
 
@@ -311,10 +311,10 @@ class Store:
                     frames.append(frame)
         if not frames:
             where = self.root / find_kind(kind).name if model is None else self.folder(kind, model, task).path
-            holds, repair = ("damaged results only", " repair=true") if left_out else ("no results", "")
+            holds, keys = ("damaged results only", {"repair": True}) if left_out else ("no results", {})
             if left_out and all(isinstance(one, OtherVersion) for one in left_out):
-                holds, repair = "results of another version only", " overwrite=true"
-            raise UserError(f"{where} holds {holds}; run: {how_to_make(self.root, kind, model, task)}{repair}")
+                holds, keys = "results of another version only", {"overwrite": True}
+            raise UserError(f"{where} holds {holds}; run: {how_to_make(self.root, kind, model, task, **keys)}")
         # A step without rows has no types, and would leave every column without one.
         return pd.concat(frames, ignore_index=True).infer_objects()
 

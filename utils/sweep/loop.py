@@ -64,6 +64,7 @@ class SweepLoop:
         self.progress = Progress(name, 0)
         self.claims = Claims(self.root)
         self.failures: list[Failure] = []
+        self.unfit = set[tuple[str, str, str]]()  # (model, analysis, task) whose prompts do not fit.
         self.elsewhere = 0
         self._unopened, self._queues = list(sweeps), list[WorkQueue]()
         self._named = len(sweeps[0].jobs) > 1
@@ -180,6 +181,7 @@ class SweepLoop:
         for (job, task), why in unfit.items():
             self.progress.drop(sweep.leave_out(job, task))
             self.failures.append(Failure(family.name, None, str(why)))
+            self.unfit.add((family.name, job.analysis.name, task))
         for job in jobs:
             for task, step in job.outdated(family.name):
                 if step in sweep.asked[job]:
@@ -210,7 +212,7 @@ class SweepLoop:
                 self.progress.say(what.label(step, named=self._named))
                 start = time.monotonic()
                 self._save({what: [measure(checkpoint, what, prepared[what.job])]})
-                Times(what.job).add(family.name, step, what.task_name, time.monotonic() - start)
+                Times(what.job).add(family, step, what.task_name, time.monotonic() - start)
             del checkpoint
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,20 @@ def run_array(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
     tasks_config = {"executor": "local", "overwrite": False, "repair": False}
     plain = [Job(job.analysis, job.config.model_copy(update=tasks_config)) for job in jobs]
     progress = Progress(name, sum(sweep.size for sweep in sweeps))
+
+    def left() -> list[Sweep]:
+        """What is missing by now, without the tasks that do not fit a model: no task of the array measures those."""
+        sweeps = plan(plain, outdated=False)
+        for sweep in sweeps:
+            for job in sweep.jobs:
+                for model, analysis, task in loop.unfit:
+                    if (model, analysis) == (sweep.family.name, job.analysis.name):
+                        sweep.leave_out(job, task)
+        return sweeps
+
     try:
         for _ in range(config.retries + 1):
-            missing = sum(sweep.size for sweep in plan(plain, outdated=False))
+            missing = sum(sweep.size for sweep in left())
             if not missing:
                 break
             number = min(config.workers or DEFAULT_TASKS, missing)
@@ -55,7 +66,7 @@ def run_array(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
             names = [str(job.job_id) for job in submitted]
             first = names[0].partition("_")[0]
             log.info("submitted %d tasks (%s); to stop them: scancel %s", number, ", ".join(names), first)
-            lost = _await(submitted, progress, plain)
+            lost = _await(submitted, progress, left)
             failures.update(one for job in submitted if not lost[job.job_id] for one in job.result())
             if not any(lost.values()):
                 break
@@ -67,7 +78,7 @@ def run_array(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
         raise
     progress.close()
     told = {(one.model, one.step) for one in failures}
-    for sweep in plan(plain, outdated=False):
+    for sweep in left():
         lost_steps = [step for step in sweep.missing if (sweep.family.name, step) not in told]
         failures.update(Failure(sweep.family.name, step, "its tasks were lost; run again") for step in lost_steps)
     return report(sorted(failures, key=lambda one: (one.model, one.step or 0)))
@@ -119,10 +130,10 @@ def _importable() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def _await(submitted: Sequence[Any], progress: Progress, jobs: Sequence[Job]) -> dict[str, bool]:
+def _await(submitted: Sequence[Any], progress: Progress, left: Callable[[], list[Sweep]]) -> dict[str, bool]:
     """Wait for tasks; returns task -> whether it was lost. Bad input that one was given is a UserError here."""
     while not all(job.done() for job in submitted):
-        progress.reach(progress.total - sum(sweep.size for sweep in plan(jobs, outdated=False)))
+        progress.reach(progress.total - sum(sweep.size for sweep in left()))
         time.sleep(1)
     lost = {}
     for job in submitted:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..base.progress import duration
 from ..config.keys import BaseConfig, result_settings
+from ..models.family import Family, LocalFamily
 from .estimate import estimate, format_estimate
 from .plan import Job, Sweep
 
@@ -45,7 +46,7 @@ def _time(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float]) -> s
     left = [(one.job, one.task_name) for here in sweep.missing.values() for one in here]
     measured: dict[tuple[Job, str | None], float] = {}
     for job in sweep.jobs:
-        usual = Times(job).usual(sweep.family.name)
+        usual = Times(job).usual(sweep.family)
         measured |= {(job, task): seconds for task, seconds in usual.items()}
     units, seconds = list(dict.fromkeys(left)), {}
     speed = flop_per_second(config)
@@ -91,6 +92,11 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "circuits-over-time" / "times"
 
 
+def _whole_name(family: Family) -> str:
+    """The repository, or the whole path of a local family: two folders may have the same name."""
+    return os.path.abspath(family.source) if isinstance(family, LocalFamily) else family.source
+
+
 class Times:
     """How long the measurements of one analysis with one config took on this machine."""
 
@@ -100,9 +106,15 @@ class Times:
         settings = json.dumps([result_settings(config), config.device, config.batch_size], sort_keys=True, default=str)
         self._settings = hashlib.sha256(settings.encode()).hexdigest()[:16]
 
-    def add(self, model: str, step: int, task: str | None, seconds: float) -> None:
+    def add(self, family: Family, step: int, task: str | None, seconds: float) -> None:
         """Record a measurement. If that is impossible, it is left out."""
-        line = {"model": model, "step": step, "task": task, "settings": self._settings, "seconds": round(seconds, 3)}
+        line = {
+            "model": _whole_name(family),
+            "step": step,
+            "task": task,
+            "settings": self._settings,
+            "seconds": round(seconds, 3),
+        }
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -111,8 +123,9 @@ class Times:
             finally:
                 os.close(handle)
 
-    def usual(self, model: str) -> dict[str | None, float]:
+    def usual(self, family: Family) -> dict[str | None, float]:
         """Task -> the median of its seconds, over the measurements of this model with the same settings."""
+        model = _whole_name(family)
         seconds: dict[str | None, list[float]] = defaultdict(list)
         with contextlib.suppress(OSError):
             for text in self.path.read_text(encoding="utf-8").splitlines():
