@@ -21,6 +21,10 @@ from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import circuits_over_time as cot
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.utils.circuits.find import circuit_prompts, score_edges
+from circuits_over_time.utils.circuits.keys import CircuitSettings
 from circuits_over_time.utils.comparison.seeds import jump_power
 from circuits_over_time.utils.heads.attention_and_copy import (
     attention_samples,
@@ -36,9 +40,9 @@ from circuits_over_time.utils.heads.keys import Ablation
 from circuits_over_time.utils.ioi.definitions import EffectDefinition
 from circuits_over_time.utils.ioi.effects import PairedRuns
 from circuits_over_time.utils.models.checkpoint import load_weights
-from circuits_over_time.utils.tasks import build_prompts
+from circuits_over_time.utils.tasks import TASKS, build_prompts
 from tests.support import simulations as simulated
-from tests.support.paths import TOY_IOI, TOY_IOI_STEP
+from tests.support.paths import TOY, TOY_IOI, TOY_IOI_STEP, TOY_STEPS
 
 IDENTIFIED = {(1, 3), (3, 0), (3, 1), (3, 2), (3, 3), (4, 0), (4, 3), (5, 0), (5, 3)}
 """Heads of the kept checkpoint that hold a role at the first level."""
@@ -81,6 +85,26 @@ def changes(share: float) -> None:
     for exchanged in (8, 4):
         found = simulated.changes_found(0.2, exchanged, round(100 * share))["at/edge_jaccard"]
         row("- power", f"{exchanged} of 14 edges exchanged", float(found))
+
+
+def edges(share: float) -> None:
+    graph = Graph(4, 4, parallel=True)
+    whole: dict[str, tuple[torch.Tensor, Graph, float]] = {
+        f"{skew}, a tenth has an effect": (simulated.made_up_scores(skew, graph), graph, 0.9)
+        for skew in ("normal", "exponential", "lognormal")
+    }
+    handle = cot.load(TOY, step=TOY_STEPS[-1])
+    settings = CircuitSettings(n_prompts=300, evaluate_on="same", eap={"ig_steps": 5, "n_folds": 300})
+    for name, task in TASKS.items():
+        prompts = circuit_prompts(settings, task, handle.tokenizer, handle.weights)
+        scores = score_edges(handle.weights, prompts, settings)  # a fold is a prompt
+        whole[f"{name}, half moved to 0"] = scores.sums, scores.graph, 0.5
+    for what, population in whole.items():
+        for n in (50, 100):
+            wrong, found, covered = simulated.edges_called(*population, n, round(200 * share))
+            row("score of an edge, Student's t", f"{what}, {n} prompts", covered)
+            row("- q at most 5%: without effect", "", wrong)
+            row("- found of the others", "", found)
 
 
 def lives(share: float) -> None:
@@ -143,6 +167,7 @@ def scores(share: float) -> None:
 
 PARTS: dict[str, Callable[[float], None]] = {
     "emergence": emergence,
+    "edges": edges,
     "changes": changes,
     "lifetimes": lives,
     "models": models,

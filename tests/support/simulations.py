@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from scipy import stats
 from scipy.optimize import brentq
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.graph import Graph
-from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
+from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, KeptFolds, assign_folds
 from circuits_over_time.edge_attribution_patching.statistics import quotient_errors, standard_errors
 from circuits_over_time.utils.comparison.emergence import crossings, find_emergence
 from circuits_over_time.utils.comparison.floors import SelectionRule, change_test
@@ -147,6 +148,43 @@ def changes_found(noise: float, exchanged: int, trials: int) -> pd.Series:
     """Share of the trials with a p-value of at most 5%, by measure."""
     rows = [of_two_draws(np.random.default_rng(trial), noise, exchanged, trial) for trial in range(trials)]
     return (pd.DataFrame(rows) <= 0.05).mean()
+
+
+# --- scores of edges
+
+
+def made_up_scores(skew: str, graph: Graph, n: int = 5000) -> Float[Tensor, "prompt n_forward n_backward"]:
+    """Scores of mean 3 and spread 1: `normal`, `exponential`, or `lognormal`, which is skewed more."""
+    rng = np.random.default_rng(0)
+    drawn = getattr(rng, skew)(size=(n, *graph.edge_mask.shape))
+    return torch.from_numpy(3 + (drawn - drawn.mean(axis=0)) / drawn.std(axis=0)).float() * graph.edge_mask
+
+
+def edges_called(
+    population: Float[Tensor, "prompt n_forward n_backward"], graph: Graph, idle: float, n: int, trials: int
+) -> tuple[float, float, float]:
+    """Of edges with a q-value of at most 5%, the share that has no effect; the share of the others that is found; and
+    how often the interval of Student's t over folds holds a score's mean over the population.
+
+    Args:
+        idle: share of the edges whose scores are moved to a mean of 0, others in each trial.
+        n: prompts of a trial, in ten folds.
+    """
+    generator, mean = torch.Generator().manual_seed(0), population.double().mean(dim=0)
+    edges = graph.edge_mask & (population.std(dim=0) > 0)
+    wrong, found, covered = [], [], []
+    for trial, drawn in enumerate(subsets(len(population), n, trials)):
+        none = torch.rand(mean.shape, generator=generator) < idle
+        truth = mean.where(~none, 0)
+        fold_of = assign_folds(n, 10, trial)
+        scores = population[drawn] - (mean - truth).float()
+        folds = FoldScores(graph, torch.zeros(10, *mean.shape).index_add_(0, fold_of, scores), fold_of.bincount())
+        called = folds.q_values <= 0.05
+        wrong.append(float((called & none).sum() / called.sum().clamp(min=1)))
+        found.append(float(called[edges & ~none].float().mean()))
+        off = (folds.scores - truth).abs() / folds.standard_error
+        covered.append(float((off[edges] <= stats.t.ppf(0.975, 9)).float().mean()))
+    return float(np.mean(wrong)), float(np.mean(found)), float(np.mean(covered))
 
 
 # --- lifetimes
