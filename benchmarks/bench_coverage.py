@@ -17,6 +17,7 @@ import argparse
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
 from circuits_over_time.edge_attribution_patching.circuits.mib import MIB_SHARES, area_intervals, mib_masks
 from circuits_over_time.edge_attribution_patching.circuits.search import circuit_sizes, edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
-from circuits_over_time.edge_attribution_patching.statistics import _fieller, quotient_interval
+from circuits_over_time.edge_attribution_patching.statistics import fieller_interval, quotient_interval
 from circuits_over_time.utils.circuits.find import circuit_prompts, evaluator_of, score_edges
 from circuits_over_time.utils.circuits.keys import CircuitSettings
 from circuits_over_time.utils.tasks import TASKS
@@ -200,7 +201,7 @@ def studentised(kept: Values, gap: Values) -> Ends:
 
 
 def fieller(kept: Values, gap: Values) -> Ends:
-    low, high = _fieller(torch.from_numpy(kept), torch.from_numpy(gap))
+    low, high = fieller_interval(torch.from_numpy(kept), torch.from_numpy(gap))
     return low.numpy(), high.numpy()
 
 
@@ -294,13 +295,19 @@ def areas_coverage(evaluator: CircuitEvaluator, scores: torch.Tensor, ns: tuple[
     return rows
 
 
+SIZES = ("prompts", "coverage", "width", "ends", "inclusion", "smallest", "tried")
+
+
 def sizes_coverage(
     evaluator: CircuitEvaluator, order: torch.Tensor, ns: tuple[int, ...], repetitions: int
-) -> list[tuple[int, float, float, float, float, float]]:
-    """The size: (prompts, coverage of its interval, its median width over the size, how often the ends and the sizes of
-    lower thresholds are those that every size would give, how often the size is, how many sizes are tried).
+) -> list[tuple[float, ...]]:
+    """The size, a row of `SIZES` for each number of prompts.
+
+    Coverage of its interval; the median width of that over the size; how often the ends, the sizes of lower thresholds
+    (which make the inclusion of edges) and the size itself are those that every size would give; how many are tried.
     """
     graph, rule = evaluator.graph, SizeRule(0.8)
+    lower = [replace(rule, threshold=threshold) for threshold in THRESHOLDS if threshold < rule.threshold]
     starts = circuit_sizes(order, graph)
     every = torch.cat((evaluator.corrupted[None], evaluator(top_n_masks(order, graph, starts))))
     population = FaithfulnessCurve(evaluator.full, evaluator.corrupted, dict(zip(starts, every[1:], strict=True)))
@@ -308,27 +315,30 @@ def sizes_coverage(
     assert truth is not None
     rows = []
     for n in ns:
-        covered, width, same, smallest, tried, total = 0, [], 0, 0, [], 0
+        found = []
         for drawn in np.random.default_rng(3).integers(0, evaluator.n_prompts, (repetitions, n)):
             values, ends = every[:, drawn], (evaluator.full[drawn], evaluator.corrupted[drawn])
             if not Baselines.of(*ends).learned(MIN_GAP):
                 continue
             curve = FaithfulnessCurve(*ends)
-            found = rule.search(curve, lambda sizes: values[[bisect_right(starts, one) for one in sizes]], starts)  # noqa: B023
+            size = rule.search(curve, lambda sizes: values[[bisect_right(starts, one) for one in sizes]], starts)  # noqa: B023
             whole = FaithfulnessCurve(*ends, dict(zip(starts, values[1:], strict=True)))
             of_all, of_tried = rule.values(whole), rule.values(curve)
             low, high = rule.interval(curve, starts)
-            total += 1
-            smallest += found == rule.select(starts, of_all, starts)
-            covered += (low or 0) <= truth <= (high or np.inf)
-            width.append(((high or np.nan) - (low or np.nan)) / truth)
-            tried.append(len(curve.sizes))
-            lower = [SizeRule(threshold) for threshold in THRESHOLDS if threshold < rule.threshold]
-            same += (low, high) == rule.interval(whole, starts) and all(
-                one.select(curve.sizes, of_tried, starts) == one.select(starts, of_all, starts) for one in lower
+            found.append(
+                (
+                    (low or 0) <= truth <= (high or np.inf),
+                    ((high or np.nan) - (low or np.nan)) / truth,
+                    (low, high) == rule.interval(whole, starts),
+                    all(
+                        one.select(curve.sizes, of_tried, starts) == one.select(starts, of_all, starts) for one in lower
+                    ),
+                    size == rule.select(starts, of_all, starts),
+                    len(curve.sizes),
+                )
             )
-        row = (n, covered / total, float(np.nanmedian(width)), same / total, smallest / total, float(np.mean(tried)))
-        rows.append(row)
+        columns = np.array(found, dtype=float).T
+        rows.append((n, columns[0].mean(), float(np.nanmedian(columns[1])), *columns[2:].mean(axis=1)))
     return rows
 
 
@@ -375,12 +385,10 @@ def main() -> int:
     table = pd.DataFrame(areas, columns=["circuits", "number", "prompts", "coverage"])
     print("CPR and CMD: lowest coverage")
     print(table.loc[table.groupby(["number", "prompts"])["coverage"].idxmin()].to_string(index=False))
-    table = pd.DataFrame(sizes, columns=["of", "order", "prompts", "coverage", "width", "ends", "smallest", "tried"])
-    print("Size: coverage, width in units of the size; how often its ends (with the sizes of lower thresholds) and the")
-    print("size itself are those that every size would give; how many sizes are tried; lowest coverage")
-    by = table.groupby(["order", "prompts"])
-    summary = by[["coverage", "width", "ends", "smallest", "tried"]].mean().assign(lowest=by["coverage"].min())
-    print(summary.round(3).to_string(), flush=True)
+    table = pd.DataFrame(sizes, columns=["of", "order", *SIZES])
+    print("Size: coverage, width in units of the size; how often its ends, the sizes of lower thresholds and the size")
+    print("itself are those that every size would give; how many sizes are tried")
+    print(table.round(3).to_string(index=False), flush=True)
     total, other = control_sizes(60)
     print(f"random circuits: {other} of {total} have another number of edges than the circuit")
     return 0

@@ -64,15 +64,17 @@ def quotient_interval(
     """
     above, below = torch.broadcast_tensors(above.double(), below.double())
     mean = below.mean(dim=-1, keepdim=True)
-    low, high = _fieller(above, below)
+    low, high = fieller_interval(above, below)
     more = torch.cat((below, mean), dim=-1)
-    lower, _ = _fieller(torch.cat((above, torch.zeros_like(mean)), dim=-1), more)
-    _, higher = _fieller(torch.cat((above, mean), dim=-1), more)
+    lower, _ = fieller_interval(torch.cat((above, torch.zeros_like(mean)), dim=-1), more)
+    _, higher = fieller_interval(torch.cat((above, mean), dim=-1), more)
     return torch.minimum(low, lower), torch.maximum(high, higher)
 
 
-def _fieller(above: Float[Tensor, "... n"], below: Float[Tensor, "... n"]) -> tuple[Float[Tensor, ...], ...]:
-    """The ends of Fieller's 95% interval of a quotient of means; nan where it has none."""
+def fieller_interval(
+    above: Float[Tensor, "... n"], below: Float[Tensor, "... n"]
+) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
+    """The ends of Fieller's 95% interval of a quotient of means over the last axis; nan where it has none."""
     n = above.shape[-1]
     if n < FEWEST:
         return (torch.full(above.shape[:-1], float("nan"), dtype=torch.float64),) * 2
@@ -85,7 +87,8 @@ def _fieller(above: Float[Tensor, "... n"], below: Float[Tensor, "... n"]) -> tu
     c = mean_above**2 - share * (off_above**2).sum(dim=-1)
     root = (b**2 - a * c).clamp(min=0).sqrt()
     bounded = a > 0
-    return tuple(((b + sign * root) / a).where(bounded, torch.nan) for sign in (-1, 1))
+    low, high = (((b + sign * root) / a).where(bounded, torch.nan) for sign in (-1, 1))
+    return low, high
 
 
 def prompts_needed(below: Float[Tensor, " n"]) -> int | None:

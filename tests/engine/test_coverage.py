@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from benchmarks.bench_coverage import POPULATIONS, covers, ours, percentile, samples
 from circuits_over_time.edge_attribution_patching.circuits.mib import MIB_SHARES, area_intervals
-from circuits_over_time.edge_attribution_patching.statistics import prompts_needed, quotient_interval
+from circuits_over_time.edge_attribution_patching.statistics import fieller_interval, prompts_needed, quotient_interval
 
 
 @pytest.mark.parametrize("n_prompts", [5, 20, 50, 100])
@@ -64,15 +65,11 @@ def test_an_interval_is_there_from_as_many_prompts_on_as_it_says() -> None:
 
 def test_the_ends_of_fiellers_interval_are_where_the_t_test_just_rejects() -> None:
     """The interval without the prompt more is that of the textbook; the one of ours is never narrower."""
-    from scipy import stats
-
-    from circuits_over_time.edge_attribution_patching.statistics import _fieller
-
     rng = np.random.default_rng(1)
     for n in (5, 30):
         gap = rng.normal(3, 0.5, n)
         kept = 0.7 * gap + rng.normal(0, 0.5, n)
-        ends = [float(end) for end in _fieller(torch.from_numpy(kept), torch.from_numpy(gap))]
+        ends = [float(end) for end in fieller_interval(torch.from_numpy(kept), torch.from_numpy(gap))]
         for quotient in ends:
             assert stats.ttest_1samp(kept - quotient * gap, 0).pvalue == pytest.approx(0.05, rel=1e-6)
         low, high = (float(end) for end in quotient_interval(torch.from_numpy(kept), torch.from_numpy(gap)))

@@ -150,6 +150,17 @@ def test_cpr_and_cmd_are_measured_where_asked_and_empty_otherwise(hand_built: Pa
     assert without[["cpr_low", "cmd_high"]].isna().all(axis=None)
 
 
+def test_the_console_says_that_one_prompt_has_no_interval(
+    hand_built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = [f"model={hand_built}", "task=ioi", "n_prompts=1", f"results_dir={tmp_path}", "device=cpu"]
+    for n_random in (0, 3):
+        with caplog.at_level("INFO"):
+            assert main(ANALYSIS, [*given, f"n_random={n_random}", "overwrite=true"]) == 0
+        assert "(no interval: too few prompts (1), 3 needed)" in caplog.text
+        caplog.clear()
+
+
 def test_a_circuit_stands_beside_random_ones_and_its_prompts_are_told_apart(
     hand_built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

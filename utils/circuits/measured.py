@@ -316,24 +316,25 @@ def measure(
     measured = measure_circuit(weights, prompts, config, score_edges(weights, prompts, config))
     words = "; ".join(measured.lines())
     if measured.status in WITH_CIRCUIT:
-        words = _controls_in_words(measured.controls) if len(measured.controls) else measured.lines()[0]
-        words = f"{measured.status}: {words}"
+        words = f"{measured.status}: {_controls_in_words(measured) if len(measured.controls) else measured.lines()[0]}"
     log.info("%s step %d %s: %s", checkpoint.name, checkpoint.step, task.name, words)
     json = eap_ig_json(measured.circuit, weights.d_model) if config.export_json else None
     results = {kind: Result(table) for kind, table in measured.tables.items()}
     return results | {"graphs": Result(measured.edges, tensors=measured.tensors, json=json)}
 
 
-def _controls_in_words(controls: pd.DataFrame) -> str:
-    """One line about the random circuits."""
+def _controls_in_words(measured: MeasuredCircuit) -> str:
+    """One line about the random circuits, and why there is no interval if there is none."""
+    controls, reason = measured.controls, measured._baseline("reason")
     faithfulness = controls.set_index("control")["faithfulness"]
     n_random = int((controls["control"] == "random").sum())
     beaten = controls.groupby("control")["beaten"].sum()
     # Adding 0 makes 0.00 of -0.00.
     circuit, without = (round(faithfulness[name], 2) + 0 for name in ("circuit", "without_circuit"))
+    unsure = f" (no interval: {reason})" if reason else ""
     return (
-        f"{controls['n_edges'][0]} edges, faithfulness {circuit:.2f}, beats {beaten['random']} of {n_random} random "
-        f"circuits; without it {without:.2f}, below {beaten['without_random']} of {n_random}"
+        f"{controls['n_edges'][0]} edges, faithfulness {circuit:.2f}{unsure}, beats {beaten['random']} of {n_random} "
+        f"random circuits; without it {without:.2f}, below {beaten['without_random']} of {n_random}"
     )
 
 
