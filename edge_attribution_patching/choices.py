@@ -5,8 +5,20 @@ from typing import Literal
 Quadrature = Literal["left", "right", "midpoint", "gauss-legendre"]
 """Where integration steps lie, see `scores.attribution.quadrature_points`."""
 
-Method = Literal["eap_ig", "eap", "clean_corrupted", "ceap", "relp", "exact"]
-"""How edges are scored, see `scores.attribution` and `scores.exact`."""
+Method = Literal[
+    "eap_ig",
+    "eap",
+    "clean_corrupted",
+    "eap_ig_activations",
+    "ceap",
+    "relp",
+    "information_flow_routes",
+    "exact",
+]
+"""How edges are scored, see `scores.methods`."""
+
+USUAL_STEPS: dict[Method, int] = {"eap_ig": 20, "ceap": 20, "eap_ig_activations": 5}
+"""The methods that integrate, and how many steps each takes if nobody says: the last one takes them 2L + 1 times."""
 
 Order = Literal["greedy", "top_n"]
 Selection = Literal["absolute", "signed"]

@@ -50,6 +50,9 @@ class LayerActivations:
 
 
 Visitor = Callable[[LayerActivations], None]
+Writer = Callable[[int, Tensor], Tensor]
+"""(n, what node layer n writes in all) -> what it writes instead. Node layer 2l + 1 is the heads of layer l, 2l + 2 its
+MLP."""
 
 
 def embed_tokens(weights: ModelWeights, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
@@ -256,6 +259,7 @@ def forward(
     visit: Visitor | None = None,
     last_layer: Literal["full", "answers"] = "full",
     frozen: bool = False,
+    write: Writer | None = None,
 ) -> Float[Tensor, "*stack token d_model"]:
     """Run every layer on embedded tokens; gradients flow if `x` requires them.
 
@@ -268,6 +272,7 @@ def forward(
         frozen: let gradients follow the rules of RelP (Jafari et al. 2025, arXiv 2508.21258), which are those of a
             linear model: norms' scales and attention patterns are constants, an activation is a multiplication with
             the ratio of its output to its input, and each factor of a gate gets half of their product.
+        write: may replace what the nodes of a layer write.
 
     Returns:
         The final residual stream, before the final norm, at all packed tokens or at the last ones ("answers").
@@ -303,10 +308,12 @@ def forward(
             post_inverse_scale = inverse_rms(post_norm, attn_out)
             post_inverse_scale = post_inverse_scale.detach() if frozen else post_inverse_scale
             attn_out = (attn_out * post_inverse_scale * post_norm.gain).to(attn_out.dtype)
+        attn_out = attn_out if write is None else write(2 * index + 1, attn_out)
         # view_as: a separate tensor to differentiate by, which only the MLP reads.
         attended = resid if weights.parallel else resid + attn_out
         mlp_in = attended.view_as(attended)
         mlp_out = mlp(layer, mlp_in, frozen=frozen)
+        mlp_out = mlp_out if write is None else write(2 * index + 2, mlp_out)
         if visit is not None:
             read = x, normalised, inverse_scale
             # The pattern is named in the call alone: a local that held it would keep it while the next layer attends.

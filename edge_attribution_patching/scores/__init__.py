@@ -1,1 +1,1 @@
-"""Scores of edges: start with `attribution.py`. `folds.py` says how sure they are."""
+"""Scores of edges: start with `methods.py`, then `attribution.py`. `folds.py` says how sure they are."""

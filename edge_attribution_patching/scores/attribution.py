@@ -13,6 +13,7 @@ gradients, and one in the differences:
 | `clean_corrupted` | the mean of both ends |
 | `relp` | of the clean run, by relevance rules (`forward`; Jafari et al. 2025, arXiv 2508.21258) |
 | `ceap` | of step k, each times what u's output changes by from step k to the next (arXiv 2606.16920) |
+| `eap_ig_activations` | of runs in which one layer's nodes write something else, see `node_layers.py` |
 
 What the nodes write in the two runs does not depend on the step. So, `ceap` aside, the gradients of all steps of a
 batch are summed first (`gradients.py`) and multiplied with these differences once.
@@ -36,8 +37,9 @@ from ..model.forward import embed, kv_cache
 from ..model.packed_tokens import KVCache, PackedTokens
 from ..model.pairs import GB, Metric, PairBatch, TokenPairs, bar
 from ..model.weights import ModelWeights
-from .folds import FoldScores
+from .folds import FoldScores, fold_sizes
 from .gradients import Gradients, NodeOutputs
+from .node_layers import by_node_layers
 
 # Float numbers per token, layer and d_model that autograd keeps for one integration step (measured: 25 to 30).
 AUTOGRAD_COPIES = 30
@@ -61,13 +63,11 @@ def quadrature_points(quadrature: Quadrature, steps: int) -> tuple[list[float], 
 
 
 def points_of(method: Method, quadrature: Quadrature, steps: int) -> tuple[list[float], list[float]]:
-    """Where a method takes its gradients, and their weights."""
+    """Where on the path a method takes its gradients, and their weights."""
     if method in ("eap", "relp"):
         return [1.0], [1.0]
     if method == "clean_corrupted":
         return [0.0, 1.0], [0.5, 0.5]
-    if method == "ceap":
-        return quadrature_points("left", steps)[0], [1.0] * steps
     return quadrature_points(quadrature, steps)
 
 
@@ -94,31 +94,34 @@ def attribute(
         pairs: clean and corrupted prompts on the model's device.
         metric: per-prompt metric of the logits at the answer, differentiable.
         fold_of: the fold of each prompt; every fold from 0 to the last has prompts (`assign_folds`). One by default.
-        method: one of the module's; `exact` is in `exact.py`.
+        method: one of the module's.
         steps, quadrature: how many integration steps, and where they lie (`quadrature_points`); of `ceap` the steps
-            alone count, and of the methods that look at the ends neither.
+            alone count, as of `eap_ig_activations`, and of the methods that look at the ends neither.
         memory_budget_gb: bounds what autograd keeps and what the contraction holds. Work is split up to stay below it.
         share_prefix: run only the positions from the first difference of a pair on (the others cannot contribute).
 
     Raises:
-        ValueError: for an unknown quadrature, no steps, or a fold without prompts.
+        ValueError: for a method without gradients, an unknown quadrature, no steps, or a fold without prompts.
         FloatingPointError: if scores are not finite (float16 overflows in some models).
     """
     graph = Graph.of(weights)
-    fold_of = torch.zeros(len(pairs), dtype=torch.long) if fold_of is None else fold_of
+    fold_of, sizes = fold_sizes(fold_of, len(pairs))
     fold_of = fold_of.to(weights.device)
-    sizes = fold_of.bincount().cpu()
-    if len(fold_of) != len(pairs) or bool((sizes == 0).any()):
-        raise ValueError(f"{len(pairs)} prompts cannot be in folds of {sizes.tolist()} prompts")
     sums = torch.zeros(len(sizes), graph.n_forward, graph.n_backward, device=weights.device)
-    alphas, step_weights = points_of(method, quadrature, steps)
+    if method in ("information_flow_routes", "exact"):
+        raise ValueError(f"method={method}: takes no gradients; pass it to `edge_scores`")
     memory_budget = memory_budget_gb * GB
     for batch in pairs.batches(batch_size, share_prefix=share_prefix):
         path = _Path.of(weights, batch)
         new = partial(Gradients, weights, batch, metric, path.prefix, frozen=method == "relp")
-        products = (
-            path.by_steps(new, alphas) if method == "ceap" else path.summed(new(), alphas, step_weights, memory_budget)
-        )
+        at_once = path.steps_at_once(memory_budget)
+        if method == "eap_ig_activations":
+            ends = path.outputs(path.clean), path.outputs(path.corrupted)
+            products = by_node_layers(new(), *ends, steps, at_once, memory_budget)
+        elif method == "ceap":
+            products = path.by_steps(new, quadrature_points("left", steps)[0])
+        else:
+            products = path.summed(new(), *points_of(method, quadrature, steps), at_once, memory_budget)
         for gradients, difference in products:
             gradients.contract(difference, memory_budget, fold_of[batch.index], sums)
     sums = sums.cpu()
@@ -153,12 +156,20 @@ class _Path:
         """What all nodes compute from some embeddings."""
         return NodeOutputs.of_run(self.weights, self.layout, embedded, self.prefix)
 
+    def steps_at_once(self, memory_budget: float) -> int:
+        """How many steps may run stacked."""
+        step_bytes = AUTOGRAD_COPIES * self.weights.n_layers * self.clean.numel() * self.clean.element_size()
+        return max(1, int(memory_budget // step_bytes))
+
     def summed(
-        self, gradients: Gradients, alphas: Sequence[float], step_weights: Sequence[float], memory_budget: float
+        self,
+        gradients: Gradients,
+        alphas: Sequence[float],
+        step_weights: Sequence[float],
+        at_once: int,
+        memory_budget: float,
     ) -> Iterator[tuple[Gradients, NodeOutputs]]:
         """The gradients of all steps together, and what they are multiplied with: clean minus corrupted."""
-        step_bytes = AUTOGRAD_COPIES * self.weights.n_layers * self.clean.numel() * self.clean.element_size()
-        at_once = max(1, int(memory_budget // step_bytes))
         # A step at an end of the path is one of the two runs.
         clean: NodeOutputs | None = None
         corrupted: NodeOutputs | None = None

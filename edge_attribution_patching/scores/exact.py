@@ -17,7 +17,7 @@ from ..model.pairs import Metric, TokenPairs, bar
 from ..model.weights import ModelWeights
 from ..patching.forward import evaluate_metric
 from ..patching.runs import prepare_runs, run_metric
-from .folds import FoldScores
+from .folds import FoldScores, fold_sizes
 
 AT_ONCE = 512
 """Edges whose masks are made at once."""
@@ -40,8 +40,7 @@ def exact_scores(
         edges: flat indices (`Graph.flat_edges`) of those to patch; all by default. The others have 0.
     """
     graph = Graph.of(weights)
-    fold_of = torch.zeros(len(pairs), dtype=torch.long) if fold_of is None else fold_of.cpu()
-    sizes = fold_of.bincount()
+    fold_of, sizes = fold_sizes(fold_of, len(pairs))
     # By their targets, so that a stack begins as late in the model as it can.
     flat = graph.flat_edges if edges is None else edges
     flat = flat[(flat % graph.n_backward).argsort(stable=True)]

@@ -43,6 +43,20 @@ def assign_folds(n_prompts: int, n_folds: int, seed: int) -> Int[Tensor, " promp
     return dealt[torch.randperm(n_prompts, generator=torch.Generator().manual_seed(seed))]
 
 
+def fold_sizes(
+    fold_of: Int[Tensor, " prompt"] | None, n_prompts: int
+) -> tuple[Int[Tensor, " prompt"], Int[Tensor, " fold"]]:
+    """The fold of each prompt, all in one where it is None, and the sizes of the folds, on the CPU.
+
+    A ValueError if not every prompt is in a fold, or a fold up to the last has none.
+    """
+    fold_of = torch.zeros(n_prompts, dtype=torch.long) if fold_of is None else fold_of.cpu()
+    sizes = fold_of.bincount()
+    if len(fold_of) != n_prompts or bool((sizes == 0).any()):
+        raise ValueError(f"{n_prompts} prompts cannot be in folds of {sizes.tolist()} prompts")
+    return fold_of, sizes
+
+
 @dataclass(frozen=True)
 class FoldScores:
     """Scores of every edge, by fold."""

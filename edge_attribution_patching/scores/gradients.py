@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..choices import QKV, QKVName
 from ..graph import Graph
-from ..model.forward import LayerActivations, clamp_norm_rotate, forward, pad_keys, pad_queries, unembed
+from ..model.forward import LayerActivations, Writer, clamp_norm_rotate, forward, pad_keys, pad_queries, unembed
 from ..model.packed_tokens import KVCache, PackedTokens, Rotation, TokenPart
 from ..model.pairs import Metric, PairBatch
 from ..model.weights import LayerWeights, ModelWeights
@@ -227,30 +227,44 @@ class Gradients:
         self, weights: ModelWeights, batch: PairBatch, metric: Metric, prefix: KVCache, *, frozen: bool = False
     ) -> None:
         self.weights, self.batch, self.metric, self.prefix, self.frozen = weights, batch, metric, prefix, frozen
+        self._rotations = batch.layout.rotations(weights)
         self.clear()
 
     def clear(self) -> None:
         """Forget all steps."""
         weights, layout = self.weights, self.batch.layout
-        last = weights.n_layers - 1
-        rotations = layout.rotations(weights)
-        self.layers = [
-            LayerGradients(layer, layout, rotation, self.prefix[index], last=index == last, frozen=self.frozen)
-            for index, (layer, rotation) in enumerate(zip(weights.layers, rotations, strict=True))
-        ]
+        self.layers = [self._layer(index) for index in range(weights.n_layers)]
         self.final = torch.zeros(layout.n_prompts, weights.d_model, device=weights.device)
+
+    def forget_readers_of_input(self) -> None:
+        """Forget the steps at the nodes that read embeddings alone."""
+        mlp = self.layers[0].mlp
+        self.layers[0] = self._layer(0)
+        if not self.weights.parallel:  # Its MLP reads its heads too.
+            self.layers[0].mlp = mlp
+
+    def _layer(self, index: int) -> LayerGradients:
+        layers, last = self.weights.layers, index == self.weights.n_layers - 1
+        at = self.batch.layout, self._rotations[index], self.prefix[index]
+        return LayerGradients(layers[index], *at, last=last, frozen=self.frozen)
 
     @property
     def nbytes(self) -> int:
         """What grows with the steps added so far, in float32; 0 without any."""
         return 4 * sum(chunk.numel() for layer in self.layers for chunk in layer.normalised)
 
-    def add(self, embedded: Float[Tensor, "step token d_model"], step_weights: Sequence[float]) -> NodeOutputs:
+    def add(
+        self,
+        embedded: Float[Tensor, "step token d_model"],
+        step_weights: Sequence[float],
+        write: Writer | None = None,
+    ) -> NodeOutputs:
         """Run some integration steps forward and backward, stacked, and add their gradients.
 
         Args:
             embedded: the residual stream before layer 0 in each step.
             step_weights: what each step's gradients are multiplied with.
+            write: may replace what the nodes of a layer write (`forward`).
 
         Returns what the nodes computed in each of these steps.
         """
@@ -266,6 +280,7 @@ class Gradients:
                 visit=activations.append,
                 last_layer="answers",
                 frozen=self.frozen,
+                write=write,
             )
             logits = unembed(self.weights, final, frozen=self.frozen)
             per_step = torch.stack([self.metric(step, self.batch.index).float().sum() for step in logits])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from circuits_over_time.edge_attribution_patching.patching.runs import prepare_r
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute, points_of
 from circuits_over_time.edge_attribution_patching.scores.exact import exact_scores
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
+from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
 from tests.engine.test_linear_model import linear_weights, logit_difference
 from tests.support import eap_reference
 from tests.support.float64 import Float64, in_float64
@@ -27,6 +29,7 @@ from tests.support.paths import PEER_FILES, TOY
 from tests.support.random_models import HOOKED, random_model, random_pairs
 
 METHODS: tuple[Method, ...] = ("eap_ig", "eap", "clean_corrupted", "ceap", "relp")
+"""Those whose gradients are taken on the path from the corrupted embeddings to the clean ones."""
 RELEVANCE = (*HOOKED, "llama", "llama-grouped")
 
 
@@ -43,6 +46,7 @@ def test_scores_are_those_of_autograd_with_expanded_inputs(architecture: str, me
     clean, corrupted, lengths = random_pairs(3)
     metric = eap_reference.logit_diff_metric(97, 3)
     found = attribute(read_weights(model), TokenPairs(clean, corrupted, lengths), metric, method=method, steps=3)
+    points = ([0, 1 / 3, 2 / 3], [1, 1, 1]) if method == "ceap" else points_of(method, "left", 3)
     expand = eap_reference.RelevanceModel if method == "relp" else eap_reference.ExpandedModel
     with Float64():
         reference = eap_reference.attribute(
@@ -51,13 +55,51 @@ def test_scores_are_those_of_autograd_with_expanded_inputs(architecture: str, me
             corrupted,
             lengths,
             metric,
-            *points_of(method, "left", 3),
+            *points,
             conductance=method == "ceap",
             expand=expand,
         )
     assert relative(found.scores, reference) < 3e-6
     of_patterns = [Graph.of(read_weights(model)).head_input(layer, 0, "q") for layer in range(3)]
     assert bool((reference[:, of_patterns] == 0).all()) == (method == "relp")
+
+
+@pytest.mark.parametrize("architecture", [*HOOKED, "llama", "llama-grouped", "olmo2-grouped", "gemma2"])
+def test_scores_of_activations_are_those_of_autograd_with_one_layer_moved(architecture: str) -> None:
+    model = in_float64(random_model(architecture))
+    pairs = TokenPairs(*random_pairs(3))
+    metric = eap_reference.logit_diff_metric(97, 3)
+    found = edge_scores(read_weights(model), pairs, metric, method="eap_ig_activations", steps=2)
+    with Float64():
+        reference = eap_reference.attribute_activations(model, *vars(pairs).values(), metric, steps=2)
+    assert relative(found.scores, reference) < 3e-6
+
+
+@pytest.mark.parametrize("architecture", [*HOOKED, "llama", "llama-grouped", "olmo2-grouped", "gemma2"])
+def test_information_flow_is_the_share_of_every_node_in_what_is_read(architecture: str) -> None:
+    model = in_float64(random_model(architecture))
+    clean, corrupted, lengths = random_pairs(4)
+    found = edge_scores(
+        read_weights(model), TokenPairs(clean, corrupted, lengths), lambda *_: 1 / 0, method="information_flow_routes"
+    )
+    expanded = eap_reference.ExpandedModel(model)
+    reference = torch.zeros_like(found.scores, dtype=torch.float64)
+
+    def read(index: int, outputs: list[Tensor], biases: Tensor) -> Tensor:
+        x = eap_reference.plain(index, outputs, biases)
+        near = [(x.abs().sum(1) - (x - out).abs().sum(1)).clamp(min=0) for out in outputs]
+        for u, proximity in enumerate(near):
+            reference[u, index] += (proximity / sum(near)).nan_to_num().mean() / len(lengths)
+        return x
+
+    with Float64(), torch.no_grad():
+        for prompt, n in enumerate(lengths.tolist()):
+            expanded.run(expanded.embed(clean[prompt, :n]), read)
+    assert relative(found.scores, reference * found.graph.edge_mask) < 3e-6
+    # Behind the norms of OLMo-2 and Gemma there are places to which no node comes near.
+    total = found.scores.sum(0)
+    assert bool((total < 1 + 1e-5).all())
+    assert architecture in ("olmo2-grouped", "gemma2") or bool((total > 1 - 1e-5).all())
 
 
 @pytest.mark.parametrize("architecture", ["neox-parallel", "gpt2", "llama-grouped", "olmo2-grouped"])
@@ -91,6 +133,28 @@ def test_on_a_linear_model_all_methods_give_the_exact_scores(architecture: str) 
     for method in METHODS:
         scores = attribute(weights, pairs, logit_difference, method=method, steps=3).scores
         assert relative(scores, exact) < 1e-4, method
+    # No gradient flows through the layer that is moved. To the logits there is no node between.
+    moved = edge_scores(weights, pairs, logit_difference, method="eap_ig_activations").scores
+    assert relative(moved[:, -1], exact[:, -1]) < 1e-4
+    assert relative(moved, exact) > 0.01
+
+
+def test_exact_scores_of_some_edges_are_of_those_that_are_strongest_by_eap_ig() -> None:
+    weights, pairs = read_weights(random_model("neox-parallel")), TokenPairs(*random_pairs(3))
+    metric = eap_reference.logit_diff_metric(97, 3)
+    exact, some, first = (
+        edge_scores(weights, pairs, metric, method=method, n_exact=n)  # type: ignore[arg-type]
+        for method, n in (("exact", None), ("exact", 30), ("eap_ig", None))
+    )
+    strongest = first.scores.flatten().abs().topk(30).indices
+    assert (some.scores != 0).flatten().nonzero()[:, 0].tolist() == sorted(strongest.tolist())
+    torch.testing.assert_close(some.scores.flatten()[strongest], exact.scores.flatten()[strongest])
+
+
+@pytest.mark.parametrize("method", ["exact", "information_flow_routes"])
+def test_a_method_without_gradients_is_no_method_of_attribute(method: Method) -> None:
+    with pytest.raises(ValueError, match="takes no gradients"):
+        attribute(read_weights(random_model()), TokenPairs(*random_pairs(2)), logit_difference, method=method)
 
 
 def test_conductance_is_complete() -> None:
@@ -116,7 +180,7 @@ def attribute_gain(weights: ModelWeights, pairs: TokenPairs, metric: object) -> 
     return float(run_metric(weights, prepare_runs(weights, batch), metric)[0].mean())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", [*METHODS, "exact"])
+@pytest.mark.parametrize("method", get_args(Method))
 @pytest.mark.parametrize("architecture", ["neox-parallel", "llama-grouped"])
 def test_a_fold_scores_what_its_prompts_score_alone(architecture: str, method: Method) -> None:
     weights = read_weights(random_model(architecture, n_layers=2))
@@ -127,9 +191,7 @@ def test_a_fold_scores_what_its_prompts_score_alone(architecture: str, method: M
         def own(logits: Tensor, at: Tensor) -> Tensor:
             return metric(logits, of[at])
 
-        if method == "exact":
-            return exact_scores(weights, pairs, own, folds, **how)  # type: ignore[arg-type]
-        return attribute(weights, pairs, own, folds, method=method, steps=3, **how)  # type: ignore[arg-type]
+        return edge_scores(weights, pairs, own, folds, method=method, steps=3, **how)  # type: ignore[arg-type]
 
     fold_of = torch.tensor([2, 0, 1, 0, 2, 2, 1])
     folds = scored(pairs, torch.arange(7), fold_of, batch_size=3)
@@ -166,12 +228,17 @@ def test_scores_on_a_trained_model_are_those_of_the_published_eap_ig() -> None:
 
     assert attribute_gain(weights, pairs, metric) == pytest.approx(expected["baseline"], abs=1e-4)
     graph = Graph.of(weights)
-    peers: dict[Method, str] = {"eap_ig": "EAP-IG-inputs", "eap": "EAP", "clean_corrupted": "clean-corrupted"}
+    peers: dict[Method, str] = {
+        "eap_ig": "EAP-IG-inputs",
+        "eap": "EAP",
+        "clean_corrupted": "clean-corrupted",
+        "eap_ig_activations": "EAP-IG-activations",
+    }
     for method, name in peers.items():
         theirs = torch.zeros(graph.n_forward, graph.n_backward)
         for edge, score in expected["edge_scores"][f"{name} patching"].items():
             theirs[graph.edge_index(edge)] = len(rows) * score  # There, divided by the number of prompts twice.
-        assert relative(attribute(weights, pairs, metric, method=method, steps=5).scores, theirs) < 1e-4, method
+        assert relative(edge_scores(weights, pairs, metric, method=method, steps=5).scores, theirs) < 1e-6, method
 
     # Its exact scores: the metric without the edge minus that of the model. What pruning cuts off with one edge stays
     # off for those after it there. So the first edges are alone; the others are compared with the same edges cut off.

@@ -27,12 +27,13 @@ def sweep_of(folder: Path, **keys: object):
 
 def test_passes_are_those_of_the_benchmarks() -> None:
     def of(**keys: object) -> float:
-        return passes(CircuitsConfig(model="m", task="ioi", evaluate_on="same", **keys))
+        return passes(CircuitsConfig(model="m", task="ioi", evaluate_on="same", **keys), n_layers=2)
 
     assert of(n_random=0) == 3 * 20 + 15
     assert of(n_random=10, eap={"ig_steps": 5}, search={"mib": True}) == 15 + 15 + 7 + 7
     assert of(n_random=0, search={"sizes": [10, 20]}) == 60 + 1 + 0.7
     assert of(n_random=0, eap={"method": "exact"}) == 0
+    assert of(n_random=0, eap={"method": "eap_ig_activations"}) == 3 * 5 * (2 * 2 + 1) + 15
 
 
 def test_time_follows_from_parameters_tokens_and_passes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ corrupted contributions.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -306,6 +307,48 @@ def attribute(
             grads = torch.autograd.grad(value, [inputs[index] for index in indices], materialize_grads=True)
             for index, grad in zip(indices, grads, strict=True):
                 scores[:, index] += weight * torch.einsum("utd,td->u", difference, grad).double()
+    return (scores / len(lengths)) * graph.edge_mask
+
+
+def attribute_activations(
+    model: PreTrainedModel,
+    clean: Tensor,
+    corrupted: Tensor,
+    lengths: Tensor,
+    metric: Callable[[Tensor, Tensor], Tensor],
+    steps: int,
+) -> Tensor:
+    """EAP-IG over activations: every node layer in turn moved by hand, as constants, and autograd on parameters."""
+    expanded = ExpandedModel(deepcopy(model).requires_grad_(True))
+    graph, n_layers = expanded.graph, expanded.n_layers
+    members = [[0]]
+    for layer in range(n_layers):
+        members += [[graph.head(layer, head) for head in range(graph.n_heads)], [graph.mlp(layer)]]
+    scores = torch.zeros(graph.n_forward, graph.n_backward, dtype=torch.float64)
+    for prompt in range(len(lengths)):
+        tokens = [side[prompt, : int(lengths[prompt])] for side in (clean, corrupted)]
+        ends = [[out.detach() for out in expanded.run(expanded.embed(side), plain)[1]] for side in tokens]
+        difference = torch.stack(ends[0]) - torch.stack(ends[1])
+        # A position that is embedded is added to the moved token, and is a parameter.
+        positions = 0.0
+        if expanded.model.config.model_type == "gpt2":
+            position = expanded.model.base_model.wpe(torch.arange(len(tokens[0])))
+            positions = position - position.detach()
+        for moved, k in itertools.product(members, range(1, steps + 1)):
+            held = {u: ends[1][u] + k / steps * (ends[0][u] - ends[1][u]) for u in moved}
+            inputs: dict[int, Tensor] = {}
+
+            def read(index: int, outputs: list[Tensor], biases: Tensor, inputs=inputs, held=held) -> Tensor:
+                outputs = [held.get(u, out) for u, out in enumerate(outputs)]
+                inputs[index] = torch.stack(outputs).sum(0) + biases + positions  # noqa: B023  (it runs at once)
+                return inputs[index]
+
+            logits, _ = expanded.run(expanded.embed(tokens[0]), read)
+            value = metric(logits[None], torch.tensor([prompt]))[0]
+            asked = [index for index in inputs if inputs[index].requires_grad]
+            grads = torch.autograd.grad(value, [inputs[index] for index in asked], materialize_grads=True)
+            for index, grad in zip(asked, grads, strict=True):
+                scores[:, index] += torch.einsum("utd,td->u", difference, grad).double() / (steps * len(members))
     return (scores / len(lengths)) * graph.edge_mask
 
 

@@ -8,9 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -27,9 +25,8 @@ from circuits_over_time.edge_attribution_patching.circuits.stability import sign
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
-from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
-from circuits_over_time.edge_attribution_patching.scores.exact import exact_scores
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
+from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
 
 from ..base.errors import UserError
 from ..results.kinds import FOUND, NOT_LEARNED, NOT_REACHED, UNCONFIRMED, Status
@@ -125,13 +122,19 @@ def find_circuit(
 
 def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> FoldScores:
     """Scores of every edge by the method of the settings."""
-    scoring, eap = prompts.scoring.to(weights.device), settings.eap
-    what = scoring.pairs, scoring.metric(prompts.task.primary), assign_folds(len(scoring), eap.n_folds, settings.seed)
-    memory: dict[str, Any] = {"batch_size": settings.batch_size, "memory_budget_gb": settings.memory_budget_gb}
-    if eap.method == "exact":
-        return exact_scores(weights, *what, **memory)
-    with torch.inference_mode(False), torch.enable_grad():  # Callers may be in torch.no_grad().
-        return attribute(weights, *what, method=eap.method, steps=eap.ig_steps, quadrature=eap.quadrature, **memory)
+    scoring, eap, edges = prompts.scoring.to(weights.device), settings.eap, settings.exact.edges
+    return edge_scores(
+        weights,
+        scoring.pairs,
+        scoring.metric(prompts.task.primary),
+        assign_folds(len(scoring), eap.n_folds, settings.seed),
+        method=eap.method,
+        steps=eap.ig_steps,
+        quadrature=eap.quadrature,
+        n_exact=None if edges == "all" else edges,
+        batch_size=settings.batch_size,
+        memory_budget_gb=settings.memory_budget_gb,
+    )
 
 
 def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> CircuitEvaluator:

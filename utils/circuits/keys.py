@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
 from circuits_over_time.edge_attribution_patching.choices import (
     POSITIVE_SHARE,
+    USUAL_STEPS,
     Criterion,
     Grid,
     Method,
@@ -37,13 +39,30 @@ class EapConfig(Section):
     """How edges are scored."""
 
     method: Method = "eap_ig"
-    """The [method](../docs/circuits.md#other-scores): `eap_ig`, `eap`, `clean_corrupted`, `ceap`, `relp` or `exact`."""
-    ig_steps: int = amount(20, most=1000, reason="more steps change no score", only_with=("method", "eap_ig", "ceap"))
-    """Integration [steps](../docs/circuits.md#scores) of EAP-IG and CEAP."""
+    """The [method](../docs/circuits.md#other-scores): `eap_ig`, `eap`, `clean_corrupted`, `eap_ig_activations`, `ceap`,
+    `relp`, `information_flow_routes` or `exact`."""
+    ig_steps: int = amount(
+        USUAL_STEPS["eap_ig"], most=1000, reason="more steps change no score", only_with=("method", *USUAL_STEPS)
+    )
+    """Integration [steps](../docs/circuits.md#scores); 5 if nobody says with `eap_ig_activations`, which takes them for
+    every layer."""
     quadrature: Quadrature = key("left", only_with=("method", "eap_ig"))
     """Where the [steps](../docs/circuits.md#scores) lie: `left`, `right`, `midpoint` or `gauss-legendre`."""
     n_folds: int = amount(10, 2, most=1000)
     """Into how many folds the prompts are dealt, to say [how sure](../docs/circuits.md#how-sure-it-is) scores are."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_steps(cls, given: Any) -> Any:
+        method = given.get("method") if isinstance(given, dict) else None
+        return {"ig_steps": USUAL_STEPS[method], **given} if method in USUAL_STEPS else given
+
+
+class ExactConfig(Section):
+    """Exact scores (`eap.method: exact`)."""
+
+    edges: Literal["all"] | Annotated[int, Field(gt=0)] = "all"
+    """Which edges are patched: `all`, or so many, the strongest by `eap_ig`; the others have the score 0."""
 
 
 class SearchConfig(Section):
@@ -88,9 +107,16 @@ class CircuitKeys(Section):
     """How many prompt pairs to score edges on; with `evaluate_on: heldout`, faithfulness gets as many again. `null`:
     100, and of a prompts CSV all rows, half of them to score and half to evaluate."""
     eap: EapConfig = EapConfig()
+    exact: ExactConfig = ExactConfig()
     search: SearchConfig = SearchConfig()
     evaluate_on: Literal["heldout", "same"] = "heldout"
     """Which prompts to measure faithfulness on: `heldout` ones, or the `same` that edges were scored on."""
+
+    def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Adds what another method would read."""
+        yield from super().unread(prefix)
+        if self.exact.edges != "all" and self.eap.method != "exact":
+            yield f"{prefix}exact.edges", f"with eap.method={self.eap.method}; it needs exact"
 
 
 class TaskSettings(MemoryKeys, PromptOptions):
@@ -149,18 +175,19 @@ def circuit_pairs(settings: CircuitSettings, task: Task, tokenizer: PreTrainedTo
 def inputs_of_circuits(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:
     """The prompts of each task; errors are those of `circuit_pairs`."""
     for task in tasks_of(config):
-        yield Work(task.name, circuit_pairs(config, task, tokenizer), passes(config))
+        yield Work(task.name, circuit_pairs(config, task, tokenizer), passes(config, shape.n_layers))
 
 
-def passes(settings: CircuitSettings) -> float:
-    """About how many forward passes over all its prompts a circuit takes; 0 for exact scores, where it depends on the
-    number of edges."""
+def passes(settings: CircuitSettings, n_layers: int) -> float:
+    """About how many forward passes over all its prompts a circuit takes; 0 where it depends on what is not known yet:
+    of exact scores the number of edges, of a model without a config that of layers."""
     eap, search = settings.eap, settings.search
-    if eap.method == "exact":
+    times = 2 * n_layers + 1 if eap.method == "eap_ig_activations" else 1
+    if eap.method == "exact" or times > sys.maxsize:
         return 0
     # A step runs forward and backward, which takes three times as long as forward. A size takes about a third of a
     # pass, and so do a random circuit and what is left without it.
-    scores = 3 * (eap.ig_steps if eap.method in ("eap_ig", "ceap") else 1)
+    scores = 3 * times * (eap.ig_steps if eap.method in USUAL_STEPS else 1)
     circuits = 1 + (14 if search.sizes is None else 0.35 * len(search.sizes)) + 7 * search.mib
     checks = 0.7 * settings.n_random + 70 * settings.hypothesis_tests
     # Scores take one half of the prompts, and circuits the other.

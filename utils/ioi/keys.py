@@ -88,7 +88,7 @@ def inputs_of_ioi(
     if config.circuit.heads == "circuit":
         of_circuit = config.circuits_config()
         with errors_named("circuit.", CircuitInput):
-            yield Work("ioi", circuit_pairs(of_circuit, TASKS["ioi"], tokenizer), passes(of_circuit))
+            yield Work("ioi", circuit_pairs(of_circuit, TASKS["ioi"], tokenizer), passes(of_circuit, shape.n_layers))
     with errors_named("components.", ComponentsKeys):
         yield from inputs_of_components(config.components_config(), tokenizer, shape)
     if (of_cspa := config.cspa_config()) is not None:

@@ -1,0 +1,57 @@
+"""Every way to score edges: by gradients (`attribution.py`, `node_layers.py`), by what nodes read from each other
+(`information_flow.py`), or by patching every edge (`exact.py`), which the gradients estimate.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..choices import USUAL_STEPS, Method, Quadrature
+from ..graph import Graph
+from ..model.pairs import Metric, TokenPairs
+from ..model.weights import ModelWeights
+from .attribution import attribute
+from .exact import exact_scores
+from .folds import FoldScores
+from .information_flow import information_flow
+
+
+def edge_scores(
+    weights: ModelWeights,
+    pairs: TokenPairs,
+    metric: Metric,
+    fold_of: Int[Tensor, " prompt"] | None = None,
+    *,
+    method: Method = "eap_ig",
+    steps: int | None = None,
+    quadrature: Quadrature = "left",
+    n_exact: int | None = None,
+    batch_size: int = 32,
+    memory_budget_gb: float = 1.0,
+) -> FoldScores:
+    """Score of every edge, on all prompts (`.scores`) and kept apart for each fold of them.
+
+    Args:
+        pairs, metric, fold_of, quadrature, batch_size, memory_budget_gb: as of `attribution.attribute`.
+        steps: integration steps; `USUAL_STEPS` by default.
+        n_exact: of `exact`, patch only so many edges, the strongest by `eap_ig`; the others have the score 0.
+
+    Raises:
+        ValueError, FloatingPointError: as of `attribute`.
+    """
+    memory: dict[str, Any] = {"batch_size": batch_size, "memory_budget_gb": memory_budget_gb}
+    if method == "information_flow_routes":
+        return information_flow(weights, pairs, fold_of, **memory)
+    if method == "exact":
+        graph, edges = Graph.of(weights), None
+        if n_exact is not None and n_exact < graph.n_edges:
+            first = edge_scores(weights, pairs, metric, quadrature=quadrature, **memory).scores.abs()
+            edges = first.masked_fill(~graph.edge_mask, -1).flatten().topk(n_exact).indices
+        return exact_scores(weights, pairs, metric, fold_of, edges=edges, **memory)
+    steps = USUAL_STEPS.get(method, 1) if steps is None else steps
+    with torch.inference_mode(False), torch.enable_grad():  # Callers may be in torch.no_grad().
+        return attribute(weights, pairs, metric, fold_of, method=method, steps=steps, quadrature=quadrature, **memory)
