@@ -85,7 +85,7 @@ test-slow: $(DEVELOPING)
 # model_cache/toy does not hold it, the notebooks, thousands of hostile inputs,
 # installation, a pretended accelerator, and every figure in print.
 test-long: $(DEVELOPING)
-	$(RUN) -m pytest -m endurance -n auto tests/toy tests/hostile tests/scripts/test_notebooks.py tests/install tests/engine/test_pretend_device.py tests/plotting/test_paper_long.py
+	$(RUN) -m pytest -m endurance -n auto tests/toy tests/hostile tests/scripts/test_notebooks.py tests/install tests/engine/test_pretend_device.py tests/devices tests/plotting/test_paper_long.py
 
 test-real: $(DEVELOPING) $(REAL)
 	$(RUN) -m pytest -m real
@@ -115,8 +115,13 @@ check: format lint types test
 docs: $(RUNNING)
 	$(RUN) -m tools.reference
 
+# All of them, or with a device, as in `make bench DEVICE=cuda`, what every analysis costs there.
 bench: $(DEVELOPING)
+ifdef DEVICE
+	$(RUN) benchmarks/bench_device.py --device $(DEVICE) --output bench_output
+else
 	set -e; for script in benchmarks/bench_*.py; do $(RUN) $$script; done
+endif
 
 # The simulations behind docs/trust.md: how often intervals hold the truth, and what tests find where nothing is.
 bench-trust: $(DEVELOPING)

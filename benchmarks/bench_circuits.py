@@ -85,13 +85,17 @@ class Setting:
                 torch.autograd.grad(total, embedded)
 
 
-def seconds(run: Callable[[], object]) -> float:
+def finish() -> None:
+    """Wait for what a GPU was asked for."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def seconds(run: Callable[[], object]) -> float:
+    finish()
     start = time.perf_counter()
     run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    finish()
     return time.perf_counter() - start
 
 
@@ -113,9 +117,9 @@ def resident_gb() -> float:
     return float("nan")
 
 
-def peak_above(run: Callable[[], object]) -> float:
+def peak_above(run: Callable[[], object], device: str) -> float:
     """Largest growth of resident memory (of allocated memory on a GPU) while `run` runs, GB."""
-    if torch.cuda.is_available():
+    if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
@@ -153,7 +157,7 @@ def table(name: str, device: str, rounds: int) -> None:
         evaluator.prefixes_of(edge_order(scores, graph, limit=SIZES[-1]))(SIZES)
 
     if platform.system() == "Linux":
-        peak = peak_above(score)
+        peak = peak_above(score, device)
     scores = score()
     (batch,) = pairs.batches(16)
     runs = prepare_runs(weights, batch)
@@ -243,7 +247,7 @@ def growth(device: str, rounds: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--shapes", nargs="+", default=["70m", "160m"], choices=SHAPES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

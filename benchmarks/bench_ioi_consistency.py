@@ -24,11 +24,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from random_pythia import SHAPES, random_pythia
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerBase
 
+from circuits_over_time.edge_attribution_patching.choices import QKV
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.utils.heads.attention_and_copy import attention_samples, ordinary_tokens, repeated_blocks
@@ -51,41 +53,52 @@ ROOT = Path(__file__).resolve().parents[1]
 BOUND = 60
 
 
-def made_up_facts() -> HeadFacts:
-    """32 heads with a copy score and 4 copy-suppression heads in layers 8 to 11; other scores are random."""
+def made_up_facts(n_layers: int, n_heads: int) -> HeadFacts:
+    """32 heads with a copy score and 4 copy-suppression heads in the upper third; other scores are random.
+
+    Larger models than 160m have a circuit of 144 heads drawn at random, those of the upper third with scores in it.
+    """
     generator = torch.Generator().manual_seed(0)
-    graph = Graph(12, 12, parallel=True)
-    copy, cspa = torch.zeros(12, 12), torch.zeros(12, 12)
-    upper = torch.randperm(48, generator=generator) + 8 * 12
+    graph = Graph(n_layers, n_heads, parallel=True)
+    copy, cspa = torch.zeros(2, n_layers, n_heads)
+    first = n_layers * 2 // 3 * n_heads
+    upper = torch.randperm(n_layers * n_heads - first, generator=generator) + first
     copy.view(-1)[upper[:32]] = 90.0
     cspa.view(-1)[upper[32:36]] = 0.5
-    induction, duplicate = torch.rand(2, 12, 12, generator=generator)
+    induction, duplicate = torch.rand(2, n_layers, n_heads, generator=generator)
+    edges = graph.edge_mask.clone()
+    drawn = torch.randperm(n_layers * n_heads, generator=generator)
+    for number in drawn[~torch.isin(drawn, upper[:36])][108:].tolist():
+        layer, head = divmod(number, n_heads)
+        edges[graph.head(layer, head)] = False
+        for letter in QKV:
+            edges[:, graph.head_input(layer, head, letter)] = False
     sources = dict.fromkeys(("circuit", "components", "cspa"), "made up")
     names = ("copy", "negative_copy", "induction", "duplicate_token", "cspa")
     scores = dict(zip(names, (copy, torch.zeros(12, 12), induction, duplicate, cspa), strict=True))
-    errors, n_samples = dict.fromkeys(names, torch.full((12, 12), 0.01)), dict.fromkeys(names, 50)
+    errors, n_samples = dict.fromkeys(names, torch.full((n_layers, n_heads), 0.01)), dict.fromkeys(names, 50)
     chance = {"induction": 0.01, "duplicate_token": 0.01}
     return HeadFacts(
-        graph, graph.edge_mask, "found", **scores, sources=sources, errors=errors, n_samples=n_samples, chance=chance
+        graph, edges, "found", **scores, sources=sources, errors=errors, n_samples=n_samples, chance=chance
     )
 
 
 class Bench:
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-        self.model = random_pythia(*SHAPES["160m"])
+    """One model of random weights, and what is measured on it; `keys` go to the config."""
+
+    def __init__(self, model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase, **keys: Any) -> None:
+        self.tokenizer, self.model = tokenizer, model
         self.config = IoiConsistencyConfig(
-            model="pythia-160m",
-            definitions=arguments.definitions,
-            ioi_corruption=arguments.corruption,
-            through_mlps=arguments.through_mlps,
-            thresholds=Thresholds(s_inhibition_effect=0.0),
+            model="random", thresholds=Thresholds(s_inhibition_effect=0.0), **{"definitions": "study", **keys}
         )
+        self.facts = made_up_facts(model.config.num_hidden_layers, model.config.num_attention_heads)
         prompts = TASKS["ioi"].build(self.tokenizer, self.config.n_prompts, self.config.seed, self.config)
         self.variants = signal_variants(prompts, self.tokenizer, self.config.seed)
-        runs = PairedRuns(read_weights(self.model), prompts, prompts.corrupted, 32, 1.0)
+        prompts = prompts.to(model.device)
+        self.weights = read_weights(model)
+        runs = PairedRuns(self.weights, prompts, prompts.corrupted, 32, 1.0)
         clean, corrupted = (values.mean() for values in runs.both())
-        if clean <= (0 if arguments.definitions == "frozen" else corrupted):  # what random weights happen to prefer
+        if clean <= (0 if self.config.definitions == "frozen" else corrupted):  # what random weights happen to prefer
             answers = prompts.answers
             turned = Answers(answers.wrong, answers.wrong_mask, answers.right, answers.right_mask)
             prompts = replace(prompts, answers=turned)
@@ -98,14 +111,14 @@ class Bench:
             self.model(batch, use_cache=False)
 
     def levels(self) -> Consistency:
-        levels = Levels(read_weights(self.model), self.prompts, self.variants, made_up_facts(), self.config)
+        levels = Levels(self.weights, self.prompts, self.variants, self.facts, self.config)
         found, roles = levels.run()
         backup_table(levels.runs, roles, self.config.backup_ablation, levels.scale)
         return found
 
     def scores(self) -> None:
         """The defaults of get_full_model_components_over_time.py and get_model_cspa.py."""
-        weights = read_weights(self.model)
+        weights = self.weights
         tokens = repeated_blocks(ordinary_tokens(self.tokenizer, 50304), 50, 50, seed=0)
         mean_scores(attention_samples(weights, tokens, 32))
         names = torch.stack([self.prompts.positions[name] for name in ("io", "s1", "s2")], dim=1)
@@ -133,7 +146,13 @@ def main() -> int:
     if isinstance(arguments.tokenizer, Path) and not arguments.tokenizer.is_dir():
         print(f"skipped: {arguments.tokenizer} is missing; pass --tokenizer EleutherAI/pythia-160m", file=sys.stderr)
         return 0
-    bench = Bench(arguments)
+    bench = Bench(
+        random_pythia(*SHAPES["160m"]),
+        AutoTokenizer.from_pretrained(arguments.tokenizer),
+        definitions=arguments.definitions,
+        ioi_corruption=arguments.corruption,
+        through_mlps=arguments.through_mlps,
+    )
     print(f"{len(bench.prompts)} prompts, {int(bench.prompts.lengths.sum())} tokens, {torch.get_num_threads()} threads")
     bench.forward()
     found = bench.levels()  # the first run pays for fresh memory

@@ -3,12 +3,22 @@
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-SHAPES = {"70m": (6, 8, 512), "160m": (12, 12, 768)}
+SHAPES = {
+    "70m": (6, 8, 512),
+    "160m": (12, 12, 768),
+    "410m": (24, 16, 1024),
+    "1b": (16, 8, 2048),
+    "1.4b": (24, 16, 2048),
+    "2.8b": (32, 32, 2560),
+}
 """Layers, heads and d_model."""
 
 
-def random_pythia(n_layers: int, n_heads: int, d_model: int) -> GPTNeoXForCausalLM:
-    """GPT-NeoX with Pythia's vocabulary and proportions; the same weights on every call, none needing a gradient."""
+def random_pythia(n_layers: int, n_heads: int, d_model: int, device: str = "cpu") -> GPTNeoXForCausalLM:
+    """GPT-NeoX with Pythia's vocabulary and proportions; the same weights on every call, none needing a gradient.
+
+    They are drawn on the device, so each kind of device has its own.
+    """
     torch.manual_seed(0)
     config = GPTNeoXConfig(
         vocab_size=50304,
@@ -19,4 +29,6 @@ def random_pythia(n_layers: int, n_heads: int, d_model: int) -> GPTNeoXForCausal
         max_position_embeddings=2048,
         rotary_pct=0.25,
     )
-    return GPTNeoXForCausalLM(config).eval().requires_grad_(False)
+    with torch.device(device):
+        model = GPTNeoXForCausalLM(config)
+    return model.eval().requires_grad_(False)
