@@ -13,7 +13,6 @@ import importlib
 import json
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,8 @@ def _rows(schema: Schema, values: pydantic.BaseModel | None = None, prefix: str 
         shown = "" if isinstance(default, pydantic.BaseModel) else _shown(default)
         yield f"`{prefix}{name}`", shown, meaning, "yes" if is_execution(info) else ""
         for block in blocks:
-            yield from _rows(block, default if isinstance(default, block) else None, f"{prefix}{name}.")
+            below = f"{prefix}{name}.{'NAME.' * isinstance(default, dict)}"
+            yield from _rows(block, default if isinstance(default, block) else None, below)
 
 
 def columns() -> str:
@@ -127,10 +127,10 @@ def figures() -> str:
 
 def tasks() -> str:
     """The built-in tasks, with the first line of each module's docstring."""
-    about = {
-        name: (sys.modules[task.pairs.__module__].__doc__ or "").partition("\n")[0] for name, task in TASKS.items()
-    }
-    rows = ((f"`{name}`", about[name], f"`{task.primary}`") for name, task in TASKS.items())
+    rows = (
+        (f"`{name}`", _summary(ROOT / "utils" / "tasks" / f"{name}.py"), f"`{task.primary}`")
+        for name, task in TASKS.items()
+    )
     return table(("task", "about", "primary metric"), rows)
 
 

@@ -364,7 +364,7 @@ def test_a_home_folder_is_written_out_wherever_a_path_stands(write: Any, monkeyp
     path = write("model: [~/family, pythia-14m]\ntask: ~/rows.csv\nresults_dir: ~/results\n")
     config = load_config(TaskConfig, path, ["cache_dir=~/cache"])
     assert config.models == ["/home/ada/family", "pythia-14m"]
-    assert config.tasks == ["/home/ada/rows.csv"]
+    assert config.task_names == ["/home/ada/rows.csv"]
     assert (config.results_dir, config.cache_dir) == (Path("/home/ada/results"), Path("/home/ada/cache"))
 
 

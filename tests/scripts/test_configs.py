@@ -33,7 +33,7 @@ ANALYSES = {
     "cspa": CSPA,
     "performance": PERFORMANCE,
     "ioi_consistency": IOI_CONSISTENCY,
-    **dict.fromkeys((*TASKS, "toy", "real"), CIRCUITS),
+    **dict.fromkeys((*TASKS, "tasks", "toy", "real"), CIRCUITS),
 }
 COMPARES = "compare_toy"
 MAKES_FAMILIES = ("toy_family", "toy_ioi_family")
@@ -57,7 +57,7 @@ def suite_of(path: Path) -> list[Job]:
 def test_a_suite_has_every_analysis_with_the_settings_of_its_own_config(name: str, ending: str) -> None:
     jobs = suite_of(CONFIGS / f"{name}.yml")
     assert {job.analysis.name for job in jobs} == {analysis.name for analysis in ANALYSES.values()}
-    others = ("suite_", "check_", "compare_")  # these measure nothing themselves
+    others = ("suite_", "check_", "compare_", "tasks_")  # these measure nothing themselves
     own = [path for path in CONFIGS.glob(f"*{ending}.yml") if not path.stem.startswith(others)]
     settings = [(analysis_of(path).name, load_config(analysis_of(path).schema, path, [])) for path in own]
     for job in jobs:
@@ -101,10 +101,10 @@ def test_a_command_in_a_config_names_that_config_and_its_script(path: Path) -> N
 
 
 def test_the_study_has_a_config_of_every_script_and_task() -> None:
-    assert {path.stem for path in STUDY.glob("*.yml")} == set(ANALYSES) - {"toy", "real"}
+    assert {path.stem for path in STUDY.glob("*.yml")} == set(ANALYSES) - {"toy", "real", "tasks"}
 
 
-@pytest.mark.parametrize("name", sorted(set(ANALYSES) - {"toy", "real"}))
+@pytest.mark.parametrize("name", sorted(set(ANALYSES) - {"toy", "real", "tasks"}))
 def test_configs_of_the_study_share_models_seed_and_number_format(name: str) -> None:
     config: BaseConfig = study(name)
     assert (config.model, config.seed, config.dtype) == (STUDY_MODELS, 42, "bfloat16")
@@ -114,7 +114,7 @@ def test_circuits_of_the_study_have_its_settings() -> None:
     numbers = {"ioi": 70, "greater_than": 200, "gendered_pronoun": 100, "sva": 200}
     for name, n_prompts in numbers.items():
         config = study(name)
-        assert (config.tasks, config.n_prompts) == ([name], n_prompts)
+        assert (config.task_names, config.n_prompts) == ([name], n_prompts)
         assert (config.eap.ig_steps, config.eap.quadrature) == (30, "left")
         search = config.search
         assert (search.threshold, search.criterion, search.grid, search.order) == (0.8, "raw", "study", "greedy")

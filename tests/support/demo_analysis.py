@@ -28,7 +28,7 @@ SECOND = ResultSchema("second", COLUMNS, "demo.py", "demo")
 
 def tasks_named(config: TaskConfig) -> list[Task]:
     """Tasks of any name, which build no prompts."""
-    return [Task(name, TASKS["ioi"].pairs, "logit_diff") for name in config.tasks]
+    return [Task(name, TASKS["ioi"].pairs, "logit_diff") for name in config.task_names]
 
 
 def prepare(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> torch.Tensor:

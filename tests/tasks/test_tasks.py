@@ -167,7 +167,7 @@ def test_a_name_that_is_no_single_token_is_left_out():
             ioi.NAMES[4:],
             r"ioi: only 4 of 120 names are single tokens under this tokenizer, but the task needs 5",
         ),
-        ("gendered_pronoun", ["she"], r"gendered_pronoun: only 1 of 2 pronouns are single tokens"),
+        ("gendered_pronoun", ["she"], r"gendered_pronoun: only 1 of 2 answers are single tokens"),
         ("greater_than", greater_than.NOUNS, r"greater_than: only 0 of 113 nouns are single tokens"),
         ("sva", ["from", "by"], r"sva \(prep_inanim\): only 0 of 2 links are single tokens"),
     ],
@@ -205,8 +205,7 @@ def test_how_many_words_a_tokenizer_leaves_is_said_once(caplog):
         f"ioi: 118 of 120 names{left}",
         f"ioi: 15 of 16 places{left}",
         f"greater_than: 112 of 113 nouns{left}",
-        f"gendered_pronoun: 59 of 60 male names{left}",
-        f"gendered_pronoun: 59 of 60 female names{left}",
+        f"gendered_pronoun: 118 of 120 words for {{name}}{left}",
         f"sva: 75 of 76 words and phrases of prompts{left}",
         f"sva: 74 of 75 verbs asked for (in both numbers){left}",
     ]

@@ -25,7 +25,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from ..base.errors import UserError, suggest
-from .explain import checked, extra, key_of
+from .explain import blocks_in, checked, extra, key_of
 from .schedules import SCHEDULES
 from .strict_yaml import Block, merge, parse_override, read_yaml
 
@@ -298,34 +298,110 @@ class PromptOptions(Section):
     three others."""
 
 
+SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")
+"""A slot in a template."""
+
+
+def _check_words(value: str | list[str]) -> str | list[str]:
+    for word in different(as_list(value)):
+        if not word or word != " ".join(word.split()):
+            raise ValueError(f"{word!r}: write words without spaces around them; every word gets one in front")
+    return value
+
+
+Words = Annotated[str | list[str], AfterValidator(_check_words)]
+"""One word or phrase, or a list of different ones."""
+
+
+class TemplateKeys(Section):
+    """One [task from templates](../docs/tasks.md#from-templates); its key is its name."""
+
+    templates: list[str]
+    """Prompts up to the answer, with slots in braces: `The capital of {country} is`."""
+    swap: str
+    """The slot whose word the corrupted prompt exchanges for one with another answer."""
+    answers: dict[str, Words]
+    """The right answer, or several, to each kind of swapped word: `{positive: [happy, glad], negative: sad}`."""
+    words: dict[str, Words | dict[str, Words]] = {}
+    """The words or phrases for each slot. Those of the swapped one are listed by kind; without any, the kinds are the
+    words: `answers: {France: Paris, Italy: Rome}`."""
+    metric: str = CSV_METRIC
+    """The primary metric, a [differentiable](../docs/tasks.md#metrics) one."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TemplateKeys:
+        used = set[str]()
+        for template in different(self.templates, "templates: the list"):
+            slots = set(SLOT.findall(template))
+            if set("{}") & set(SLOT.sub("", template)) or template != template.strip():
+                raise ValueError(f"templates: {template!r}: write slots as {{name}}, and no space at the ends")
+            if self.swap not in slots:
+                raise ValueError(f"templates: {template!r} lacks the slot to swap, {{{self.swap}}}")
+            used |= slots
+        for slot in sorted({*used, *self.words}):
+            words = self.words.get(slot)
+            if slot not in used or (words is None and slot != self.swap):
+                raise ValueError(f"words: {slot}: {'there are none' if words is None else 'no template has this slot'}")
+            if words is not None and isinstance(words, dict) != (slot == self.swap):
+                raise ValueError(f"words: {slot}: the slot to swap has a list for each kind, the others have one list")
+        if odd := sorted(self.kinds.keys() ^ self.answers.keys()):
+            raise ValueError(f"answers: the kind {odd[0]!r} has no {'answer' if odd[0] in self.kinds else 'words'}")
+        if phrases := [word for words in self.answers.values() for word in as_list(words) if " " in word]:
+            raise ValueError(f"answers: {phrases[0]!r} is more than one word; an answer is one token")
+        if len({frozenset(as_list(answer)) for answer in self.answers.values()}) < 2:
+            raise ValueError("answers: give two kinds with different answers")
+        return self
+
+    @property
+    def kinds(self) -> dict[str, list[str]]:
+        """The words to swap, by kind."""
+        listed = self.words.get(self.swap)
+        by_kind: dict[str, Any] = listed if isinstance(listed, dict) else {kind: kind for kind in self.answers}
+        return {kind: as_list(words) for kind, words in by_kind.items()}
+
+
+def _check_tasks(tasks: dict[str, TemplateKeys]) -> dict[str, TemplateKeys]:
+    for name in tasks:
+        if not re.fullmatch(r"\w[\w-]*", name):
+            raise ValueError(f"{name!r}: a task's name has letters, digits, _ and -")
+    return tasks
+
+
 class TaskConfig(PromptOptions, BaseConfig):
     """The keys that every script with tasks shares."""
 
     task: Names = execution(...)
-    """A [task](../docs/tasks.md), the path of a [prompts CSV](../docs/tasks.md#a-task-of-your-own), or a list."""
+    """A [task](../docs/tasks.md), one of `tasks`, the path of a [prompts CSV](../docs/tasks.md#a-task-of-your-own), or
+    a list."""
+    tasks: Annotated[dict[str, TemplateKeys], AfterValidator(_check_tasks)] = {}
+    """Tasks of your own [from templates](../docs/tasks.md#from-templates), by name."""
     n_prompts: int | None = amount(None, most=MOST_PROMPTS)
-    """How many prompt pairs each task gets; `null`: 100, and of a prompts CSV all rows."""
+    """How many prompt pairs each task gets; `null`: 100, of a prompts CSV all rows, of a task in `tasks` all that it
+    can make, at most 200."""
     metric: str | None = None
     """Primary metric of a prompts CSV, a [differentiable](../docs/tasks.md#metrics) one; `null`: `logit_diff`."""
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds the keys that are for other tasks than the run's."""
         yield from super().unread(prefix)
-        if self.metric is not None and not any(task.lower().endswith(".csv") for task in self.tasks):
+        if self.metric is not None and not any(task.lower().endswith(".csv") for task in self.task_names):
             yield f"{prefix}metric", "without a prompts CSV among the tasks: the others have their own"
-        if self.ioi_corruption != "swap" and "ioi" not in self.tasks:
+        if self.ioi_corruption != "swap" and "ioi" not in self.task_names:
             yield f"{prefix}ioi_corruption", "without ioi among the tasks"
 
     @property
-    def tasks(self) -> list[str]:
+    def task_names(self) -> list[str]:
         """`task` as a list."""
         return as_list(self.task)
 
     def of_task(self, name: str | None) -> TaskConfig:
         """The config as it is for one task, by the name of its results folder: with what depends on the task."""
-        if any(task.lower().endswith(".csv") and Path(task).stem == name for task in self.tasks):
-            return self.model_copy(update={"metric": self.metric or CSV_METRIC})
-        return self.model_copy(update={"n_prompts": self.n_prompts or USUAL_PROMPTS})
+        changed: dict[str, Any] = {"tasks": {}, "n_prompts": self.n_prompts or USUAL_PROMPTS}
+        if name in self.tasks:
+            changed = {"tasks": {name: self.tasks[name]}, "metric": self.tasks[name].metric}
+        elif any(task.lower().endswith(".csv") and Path(task).stem == name for task in self.task_names):
+            changed = {"tasks": {}, "metric": self.metric or CSV_METRIC}
+        return self.model_copy(update=changed)
 
 
 def with_start_token(config: Schema, trained_with: bool | None) -> Schema:
@@ -372,6 +448,9 @@ def result_keys(config: pydantic.BaseModel, prefix: str = "") -> Iterator[tuple[
         if not is_execution(field):
             if isinstance(value := getattr(config, name), pydantic.BaseModel):
                 yield from result_keys(value, f"{prefix}{name}.")
+            elif isinstance(value, dict) and blocks_in(field.annotation):
+                for one, block in value.items():
+                    yield from result_keys(block, f"{prefix}{name}.{one}.")
             else:
                 yield f"{prefix}{name}", field, value
 

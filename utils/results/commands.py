@@ -127,6 +127,8 @@ def command(
         shared = TaskConfig.model_fields if issubclass(schema, TaskConfig) else BaseConfig.model_fields
         names &= {*shared, *PromptOptions.model_fields}
     keys = {name: value for name, value in wanted.items() if name in names} | {"results_dir": str(root)}
+    if "tasks" in keys and isinstance(asked_task := keys.get("task"), str):  # Those of other tasks make no difference.
+        keys["tasks"] = {name: block for name, block in keys["tasks"].items() if name == asked_task}
     asked = ASKED_FOR.get(kind.name, {})
     if same_script and not all(wanted.get(name) for name in asked if name not in _NOT_REPEATED):
         keys |= asked
@@ -147,10 +149,10 @@ _ALWAYS = ("model", "task", "results_dir")
 
 def _configs(kind: ResultSchema, wanted: Mapping[str, Any]) -> list[Path]:
     """The config files that may be for the script and the model."""
-    if kind.config:
-        return sorted(Path("configs").glob(f"{kind.config}_*.yml"))
     tasks = wanted.get("task") or []
     starts = [*([tasks] if isinstance(tasks, str) else tasks), Path(str(wanted.get("model"))).name]
+    starts = [f"{kind.config}_"] if kind.config else starts
+    starts += ["tasks_"] * bool(wanted.get("tasks"))
     return sorted({path for start in starts for path in Path("configs").glob("*.yml") if path.name.startswith(start)})
 
 
@@ -182,7 +184,11 @@ def _further(
 def _flat(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in block.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= (
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping) and prefix != "tasks."
+            else {f"{prefix}{name}": value}
+        )
     return flat
 
 

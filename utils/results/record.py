@@ -95,7 +95,7 @@ WAY_OUT = "pass overwrite=true or another results_dir"
 
 def input_files(config: BaseConfig, task: str | None) -> dict[str, Path]:
     """The files that numbers of a task depend on besides checkpoints, by the key that names them."""
-    named = map(Path, config.tasks if isinstance(config, TaskConfig) else [])
+    named = map(Path, config.task_names if isinstance(config, TaskConfig) else [])
     prompts = [path for path in named if path.suffix.lower() == ".csv" and path.stem == task]
     return files_read(config) | ({"task": prompts[0]} if prompts else {})
 

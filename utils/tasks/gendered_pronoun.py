@@ -6,18 +6,12 @@ female names alternate, and all templates come equally often.
 `meta` columns: name, gender (male or female), template (index into TEMPLATES), role, corrupted_name.
 """
 
-from __future__ import annotations
+from functools import partial
 
-from typing import TYPE_CHECKING
-
-from ..config.keys import PromptOptions
-from .prompts import Pair, Task
-from .sampling import draw, seeded, unravel
-from .vocabulary import single_tokens
+from ..config.keys import TemplateKeys
+from .prompts import Task
+from .templates import pairs
 from .word_lists import FEMALE_NAMES, MALE_NAMES, words
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 PRONOUNS: dict[str, str] = {"male": "he", "female": "she"}
 
@@ -37,33 +31,16 @@ ROLES: tuple[str, ...] = words(
     "painter manager neighbor colleague"
 )
 
-
-def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
-    """n distinct pronoun prompts.
-
-    Raises:
-        UserError: if a pronoun is not a single token, too few names or roles are, or there are fewer than n prompts.
-    """
-    pronouns = single_tokens(tokenizer, tuple(PRONOUNS.values()), "gendered_pronoun", "pronouns", len(PRONOUNS))
-    genders = list(NAMES_BY_GENDER)
-    names = [
-        list(single_tokens(tokenizer, words, "gendered_pronoun", f"{gender} names", 1))
-        for gender, words in NAMES_BY_GENDER.items()
-    ]
-    roles = list(single_tokens(tokenizer, ROLES, "gendered_pronoun", "roles", 1))
-    groups = [[len(pool) * len(roles)] * len(TEMPLATES) for pool in names]
-    others = seeded("gendered_pronoun", seed, "corrupted")
-    made: list[Pair] = []
-    for group, template, number in draw("gendered_pronoun", groups, n, seed):
-        name_index, role_index = unravel(number, (len(names[group]), len(roles)))
-        name, corrupted_name = names[group][name_index], others.choice(names[1 - group])
-        role = roles[role_index]
-        clean, corrupted = (TEMPLATES[template].format(name=word, role=role) for word in (name, corrupted_name))
-        right, wrong = (pronouns[PRONOUNS[gender]] for gender in (genders[group], genders[1 - group]))
-        meta = {"name": name, "gender": genders[group], "template": template, "role": role}
-        meta |= {"corrupted_name": corrupted_name}
-        made.append(Pair(clean, corrupted, (right,), (wrong,), meta, f"gendered_pronoun prompt {len(made)}"))
-    return made
-
-
-TASK = Task("gendered_pronoun", pairs, "logit_diff", group="gender", label="Gendered pronoun")
+_KEYS = TemplateKeys(
+    templates=list(TEMPLATES),
+    swap="name",
+    answers=PRONOUNS,
+    words={"name": {gender: list(names) for gender, names in NAMES_BY_GENDER.items()}, "role": list(ROLES)},
+)
+TASK = Task(
+    "gendered_pronoun",
+    partial(pairs, "gendered_pronoun", _KEYS, kind="gender"),
+    "logit_diff",
+    group="gender",
+    label="Gendered pronoun",
+)

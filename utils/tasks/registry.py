@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..base.errors import UserError, suggest
-from ..config.keys import CSV_METRIC, PromptOptions, TaskConfig, as_list
+from ..config.keys import CSV_METRIC, PromptOptions, TaskConfig, TemplateKeys, as_list
 from . import gendered_pronoun, greater_than, ioi, sva
 from .csv_task import csv_task
 from .metrics import DIFFERENTIABLE
 from .prompts import Prompts, Task, Work, metric_name
+from .templates import template_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,29 +21,40 @@ TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK, greater_than.TA
 
 
 def primary_metric(task: str) -> str | None:
-    """The primary metric of a built-in task; None for a task from a CSV, whose run.json states it."""
+    """The primary metric of a built-in task; None for any other one, whose run.json states it."""
     return metric_name(TASKS[task].primary) if task in TASKS else None
 
 
 def task_label(task: str) -> str:
-    """A task's name as figures write it; a task from a CSV goes by its file's name."""
+    """A task's name as figures write it: of one's own its key, or its file's name."""
     return (TASKS[task].label if task in TASKS else "") or task.replace("_", " ")
 
 
-def get_task(task: str, metric: str | None = None) -> Task:
+def get_task(task: str, metric: str | None = None, own: Mapping[str, TemplateKeys] | None = None) -> Task:
     """Find a task by its name or its prompts CSV.
 
     Args:
-        task: a key of `TASKS`, or the path of a CSV, whose stem then names the task.
-        metric: the primary metric of a CSV, one of `DIFFERENTIABLE`; None for `logit_diff`. Built-in tasks have their
-            own, so one run can have both.
+        task: a key of `TASKS` or `own`, or the path of a CSV, whose stem then names the task.
+        metric: the primary metric of a CSV, one of `DIFFERENTIABLE`; None for `logit_diff`. Other tasks have their own,
+            so one run can have both.
+        own: tasks from templates, by name.
 
     Raises:
-        UserError: if there is no such task, the metric cannot be used, or a CSV's stem is the name of a built-in task.
+        UserError: if there is no such task, its metric cannot be used, or one of one's own has a built-in task's name.
     """
+    own = own or {}
+    for name, keys in own.items():
+        if name in TASKS:
+            raise UserError(f"tasks.{name}: there is a built-in task '{name}'; give yours another name")
+        if keys.metric not in DIFFERENTIABLE:
+            ways = " or ".join(DIFFERENTIABLE)
+            raise UserError(f"tasks.{name}.metric: {keys.metric!r} cannot be used; set it to {ways}")
+    if task in own:
+        return template_task(task, own[task])
     if not task.lower().endswith(".csv"):
         if task not in TASKS:
-            raise UserError(f"task: '{task}' is unknown{suggest(task, TASKS, 'name a prompts CSV or one of')}")
+            known = suggest(task, [*own, *TASKS], "name a prompts CSV or one of")
+            raise UserError(f"task: '{task}' is unknown{known}")
         if metric is not None and metric not in DIFFERENTIABLE:
             raise UserError(f"metric: '{metric}' cannot be used; set it to {' or '.join(DIFFERENTIABLE)}")
         return TASKS[task]
@@ -53,7 +65,7 @@ def get_task(task: str, metric: str | None = None) -> Task:
 
 def tasks_of(config: TaskConfig) -> Sequence[Task]:
     """The tasks that a config names; errors as of `get_task`."""
-    return [get_task(name, config.metric) for name in config.tasks]
+    return [get_task(name, config.metric, config.tasks) for name in config.task_names]
 
 
 def inputs_of_performance(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, shape: object) -> Iterator[Work]:
