@@ -40,3 +40,6 @@ ExportFormat = Literal["eap_ig_json", "eap_ig_pt", "mib_folder", "graphml", "cir
 QKVName = Literal["q", "k", "v"]
 QKV: tuple[QKVName, ...] = ("q", "k", "v")
 """The three inputs of a head, in the order of the graph's nodes."""
+
+Part = Literal["q", "k", "v", "o"]
+"""What of a head can be swapped by itself: its queries, keys, values, or what it writes; see `model.swap`."""

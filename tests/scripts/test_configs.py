@@ -19,6 +19,7 @@ from circuits_over_time.utils.sweep.suite import SuiteConfig, jobs_of
 from circuits_over_time.utils.tasks import TASKS
 from circuits_over_time.utils.toy.keys import FamilyConfig
 from get_circuits_over_time import ANALYSIS as CIRCUITS
+from get_component_swaps import ANALYSIS as SWAPS
 from get_full_model_components_over_time import ANALYSIS as COMPONENTS
 from get_ioi_consistency import ANALYSIS as IOI_CONSISTENCY
 from get_model_cspa import ANALYSIS as CSPA
@@ -33,6 +34,7 @@ ANALYSES = {
     "cspa": CSPA,
     "performance": PERFORMANCE,
     "ioi_consistency": IOI_CONSISTENCY,
+    "swaps": SWAPS,
     **dict.fromkeys((*TASKS, "tasks", "toy", "real"), CIRCUITS),
 }
 COMPARES = "compare_toy"
@@ -65,7 +67,7 @@ def test_a_suite_has_every_analysis_with_the_settings_of_its_own_config(name: st
         found = [(script, result_settings(config), config.checkpoints) for script, config in settings]
         assert asked in found, job.analysis.name
     assert len(jobs) == len(own)
-    assert jobs[-1].analysis.name == "get_ioi_consistency"
+    assert [job.analysis.name for job in jobs[-2:]] == ["get_ioi_consistency", "get_component_swaps"]
 
 
 def study(name: str) -> Any:

@@ -31,7 +31,7 @@ from circuits_over_time.edge_attribution_patching.scores.methods import edge_sco
 from ..base.errors import UserError
 from ..results.kinds import FOUND, NOT_LEARNED, NOT_REACHED, UNCONFIRMED, Status
 from ..tasks import Prompts, Task
-from .keys import CircuitSettings, circuit_pairs
+from .keys import CircuitSettings, PairSettings, circuit_pairs
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,13 @@ def circuit_prompts(
     sizes, n_edges = settings.search.sizes, Graph(shape.n_layers, shape.n_heads, shape.parallel).n_edges
     if sizes and sizes[-1] > n_edges:
         raise UserError(f"search.sizes: {sizes[-1]} is more than the {n_edges} edges of the model; leave it out")
+    return split_prompts(settings, task, tokenizer, shape)
+
+
+def split_prompts(
+    settings: PairSettings, task: Task, tokenizer: PreTrainedTokenizerBase, shape: Shape
+) -> CircuitPrompts:
+    """The same, whatever is measured on them."""
     pairs = circuit_pairs(settings, task, tokenizer)
     prompts = task.tokenise(tokenizer, pairs, settings.prepend_bos)
     prompts.require_fit(task.name, shape)

@@ -100,17 +100,23 @@ class SearchConfig(Section):
         return sizes
 
 
-class CircuitKeys(Section):
-    """What a circuit depends on, apart from the model and the task."""
+class PairKeys(Section):
+    """Which prompts edges are scored on, and which ones circuits are evaluated on."""
 
     n_prompts: int | None = amount(None, most=MOST_PROMPTS)
     """How many prompt pairs to score edges on; with `evaluate_on: heldout`, faithfulness gets as many again. `null`:
     100, and of a prompts CSV all rows, half of them to score and half to evaluate."""
+    evaluate_on: Literal["heldout", "same"] = "heldout"
+    """Which prompts to measure faithfulness on: `heldout` ones, or the `same` that edges were scored on."""
+
+
+
+class CircuitKeys(PairKeys):
+    """What a circuit depends on, apart from the model and the task."""
+
     eap: EapConfig = EapConfig()
     exact: ExactConfig = ExactConfig()
     search: SearchConfig = SearchConfig()
-    evaluate_on: Literal["heldout", "same"] = "heldout"
-    """Which prompts to measure faithfulness on: `heldout` ones, or the `same` that edges were scored on."""
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds what another method would read."""
@@ -127,7 +133,11 @@ class TaskSettings(MemoryKeys, PromptOptions):
     seed: int = _SHARED["seed"]
 
 
-class CircuitSettings(CircuitKeys, TaskSettings):
+class PairSettings(PairKeys, TaskSettings):
+    """Everything that the prompts of a circuit depend on."""
+
+
+class CircuitSettings(CircuitKeys, PairSettings):
     """Everything that finding a circuit in one model depends on, and checking it."""
 
     n_random: int = amount(20, 0, most=10_000)
@@ -146,7 +156,7 @@ class CircuitsConfig(CircuitSettings, TaskConfig):
     """Also write every graph in the JSON format of EAP-IG, next to its `.pt`."""
 
 
-def circuit_pairs(settings: CircuitSettings, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
+def circuit_pairs(settings: PairSettings, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
     """The prompt pairs of a circuit; with `evaluate_on: heldout` the first half is to score, the other to evaluate.
 
     Raises:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ..results.kinds import IOI_CONSISTENCY
+from ..results.kinds import IOI_CONSISTENCY, ROLES
 from ..results.store import Store
 from .keys import IoiConsistencyConfig
-from .roles import ROLES
 
 SUMMARY = "role_handover"
 COLUMNS = list(IOI_CONSISTENCY.summaries[SUMMARY])

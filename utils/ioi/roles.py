@@ -34,7 +34,6 @@ from .inputs import HeadFacts
 from .keys import Thresholds
 from .shares import NAN, Effects, PValues, p_mean_above
 
-ROLES = ("name_mover", "copy_suppression", "negative_name_mover", "s_inhibition", "induction", "duplicate_token")
 CLEAN, OPPOSITE_ORDER = "same_token_same_order", "same_token_opposite_order"
 
 Mask = Bool[np.ndarray, " head"]

@@ -63,6 +63,9 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 FOUND, UNCONFIRMED, NOT_LEARNED, NOT_REACHED = STATUSES
 WITH_CIRCUIT = (FOUND, UNCONFIRMED)
 
+ROLES = ("name_mover", "copy_suppression", "negative_name_mover", "s_inhibition", "induction", "duplicate_token")
+"""What heads do in IOI: the words of the column `role`, in the order of the algorithm's levels."""
+
 GRAPHS = KINDS["graphs"]
 FAITHFULNESS = KINDS["faithfulness"]
 BASELINES = KINDS["baselines"]

@@ -1,0 +1,146 @@
+"""Draw what components of one checkpoint do in the model of another (figures/component_swaps_<model>.html).
+
+There is a matrix per task and set of components. Its rows are the checkpoints that components are taken from, its
+columns those whose model they are put into, and the colour is how far the metric moves: from that of the model itself.
+A circle marks swaps that move it no further than swaps of random heads in the same layers do.
+
+    python plotting/plot_component_swaps.py -r results -m toy
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from plotly.subplots import make_subplots
+
+from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.style import INK, Drawing, finish
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
+from circuits_over_time.utils.tasks.registry import task_label
+
+CELLS = 250
+"""Width and height of a matrix, in pixels."""
+COLOURS = [[0.0, "#b2500f"], [0.5, "#f7f7f7"], [1.0, "#0b5a94"]]
+
+
+def moved(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per source, model and set: `change` of the metric, and `usual`, whether random heads move it as far.
+
+    `usual` is false where no other heads could be swapped.
+    """
+    change = table["metric"] - table["own_metric"]
+    swaps = table.assign(change=change)[table["control"] == "swap"]
+    random = table.assign(reach=change.abs())[table["control"] == "random"]
+    keys = ["task", "components", "from_step", "step"]
+    reach = random.groupby(keys)["reach"].max().reset_index()
+    joined = swaps.merge(reach, on=keys, how="left")
+    return joined.assign(usual=joined["change"].abs() <= joined["reach"])
+
+
+def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]]) -> Drawing:
+    """The figure of one model: a matrix for each (task, components) of `sets`."""
+    steps = {axis: sorted(table[axis].unique()) for axis in ("from_step", "step")}
+    of_task = max(sum(task == one for task, _ in sets) for one, _ in sets)
+    columns = of_task if of_task <= 4 else 3  # A row a task, if there is room.
+    rows = -(-len(sets) // columns)
+    figure = make_subplots(
+        rows=rows,
+        cols=columns,
+        subplot_titles=[f"{task_label(task)}: {components}" for task, components in sets],
+        horizontal_spacing=0.16 / columns,
+        vertical_spacing=0.3 / rows,
+    )
+    largest = {
+        task: float(held["change"].abs().max()) or 1.0 for task, held in table.groupby("task")
+    }  # One scale of colours a task: metrics differ.
+    for place, (task, components) in enumerate(sets):
+        rows_of = table[(table["task"] == task) & (table["components"] == components)]
+        where = {"row": place // columns + 1, "col": place % columns + 1}
+        change, metric = (
+            rows_of.pivot_table(index="from_step", columns="step", values=name).reindex(
+                index=steps["from_step"], columns=steps["step"]
+            )
+            for name in ("change", "metric")
+        )
+        figure.add_heatmap(
+            z=change.to_numpy() / largest[task],
+            x=[f"{step:,}" for step in steps["step"]],
+            y=[f"{step:,}" for step in steps["from_step"]],
+            zmin=-1,
+            zmax=1,
+            colorscale=COLOURS,
+            showscale=place == 0,
+            colorbar={
+                "title": {"text": "change, as a share of the largest", "side": "right", "font": {"size": 12}},
+                "thickness": 14,
+                "x": 1.01,
+                "lenmode": "pixels",
+                "len": CELLS,
+                "y": 1,
+                "yanchor": "top",
+            },
+            customdata=np.stack([change, metric], axis=-1),
+            hovertemplate="from step %{y}<br>into step %{x}<br>metric %{customdata[1]:.3g} "
+            "(%{customdata[0]:+.3g})<extra></extra>",
+            hoverongaps=False,
+            xgap=1,
+            ygap=1,
+            **where,
+        )
+        usual = rows_of[rows_of["usual"]]
+        figure.add_scatter(
+            # The first one is in the legend, also where it has no cell to mark.
+            x=[f"{step:,}" for step in usual["step"]] or [None],
+            y=[f"{step:,}" for step in usual["from_step"]] or [None],
+            mode="markers",
+            marker={"symbol": "circle-open", "size": 7, "color": INK, "line": {"width": 1}},
+            name="no further than random heads",
+            showlegend=place == 0,
+            hoverinfo="skip",
+            **where,
+        )
+        title = {"text": "into step", "font": {"size": 12}}
+        figure.update_xaxes(title=title, type="category", tickangle=-45, tickfont_size=10, showgrid=False, **where)
+        figure.update_yaxes(
+            title_text="from step", type="category", autorange="reversed", tickfont_size=10, showgrid=False, **where
+        )
+    figure.update_annotations(font_size=13)
+    drawing = finish(
+        figure,
+        f"Swapped components in {model}",
+        "How the task's metric changes with components of another checkpoint; the largest changes: "
+        + ", ".join(f"{task_label(str(task))} {value:.2g}" for task, value in largest.items()),
+        width=130 + columns * (CELLS + 80),
+        height=120 + rows * (CELLS + 95),
+    )
+    figure.update_layout(margin={"l": 96, "r": 96})
+    return drawing
+
+
+def draw(results: Results) -> dict[str, Drawing]:
+    return {
+        f"component_swaps_{model}": _one_model(moved(rows), model)
+        for model, rows in by_model(escaped(results.table("swaps")))
+        if len(rows)
+    }
+
+
+def _one_model(table: pd.DataFrame, model: str) -> Drawing:
+    """The figure of one model, for narrow screens a matrix at a time without the scale of colours."""
+    found = table.groupby("task")["components"].unique()
+    sets = [(task, str(components)) for task in tasks_in(table) for components in found[task]]
+    return replace(
+        draw_swaps(table, model, sets),
+        narrow=lambda: [
+            draw_swaps(table, model, [one]).figure.update_traces(showscale=False, selector={"type": "heatmap"})
+            for one in (sets if len(sets) > 1 else [])
+        ],
+    )
+
+
+FIGURE = Figure(draw, order=75)
+
+if __name__ == "__main__":
+    sys.exit(figure_main(FIGURE))

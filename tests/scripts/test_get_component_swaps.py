@@ -1,0 +1,139 @@
+"""get_component_swaps.py on the kept checkpoints: identities, one row by hand, random sets, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from circuits_over_time.edge_attribution_patching.model.swap import swapped
+from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.circuits.find import split_prompts
+from circuits_over_time.utils.circuits.swap_keys import SwapConfig
+from circuits_over_time.utils.circuits.swaps import random_sets
+from circuits_over_time.utils.models.family import LocalFamily, resolve_family
+from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.runner import main
+from circuits_over_time.utils.tasks import TASKS
+from circuits_over_time.utils.tasks.performance import task_performance
+from get_circuits_over_time import ANALYSIS as CIRCUITS
+from get_component_swaps import ANALYSIS
+from tests.support.paths import TOY, TOY_STEPS
+from tests.support.random_models import random_model
+
+LAST = TOY_STEPS[-1]
+OF_BOTH = [f"model={TOY}", "task=sva", "n_prompts=20", "device=cpu"]
+OF_SWAPS = ["components=[circuit, all, [a1.h2, m0]]", "n_random=2", "n_sequences=4", "seq_len=20"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    root = tmp_path_factory.mktemp("swaps")
+    shared = [*OF_BOTH, f"results_dir={root}"]
+    assert main(CIRCUITS, [*shared, "n_random=0"]) == 0
+    assert main(ANALYSIS, [*shared, *OF_SWAPS]) == 0
+    return Store(root)
+
+
+def test_a_checkpoints_own_components_change_nothing(store: Store) -> None:
+    for step in TOY_STEPS:
+        table = store.folder("swaps", TOY.name, "sva").read_table(step)
+        own = table[table["from_step"] == step]
+        assert set(own["components"]) >= {"all", "a1.h2+m0"}
+        assert (own["metric"] == own["own_metric"]).all()
+        heads = store.folder("swap_heads", TOY.name, "sva").read_table(step)
+        of_own = heads[heads["from_step"] == step]
+        assert len(of_own)
+        assert (of_own["value"] == of_own["own"]).all()
+
+
+def test_all_components_are_the_other_checkpoint(store: Store) -> None:
+    for step in TOY_STEPS:
+        table = store.folder("swaps", TOY.name, "sva").read_table(step)
+        whole = table[table["components"] == "all"]
+        assert whole["from_step"].tolist() == list(TOY_STEPS)
+        assert (whole["metric"] == whole["source_metric"]).all()
+        assert whole["source_metric"].nunique() == len(TOY_STEPS)
+        heads = store.folder("swap_heads", TOY.name, "sva").read_table(step)
+        assert (heads[heads["components"] == "all"]["value"] == heads[heads["components"] == "all"]["source"]).all()
+
+
+def test_its_own_circuit_has_the_faithfulness_that_was_found(store: Store) -> None:
+    table = store.folder("swaps", TOY.name, "sva").read_table(LAST)
+    curve = store.folder("faithfulness", TOY.name, "sva").read_table(LAST)
+    selected = curve[curve["selected"].astype(bool)].iloc[0]
+    own = table[(table["from_step"] == LAST) & (table["control"] == "swap")]
+    for column in ("faithfulness", "faithfulness_low", "faithfulness_high"):
+        assert own[column].tolist() == pytest.approx([selected[column]] * len(own), rel=1e-4)
+
+
+def test_a_row_by_hand(store: Store) -> None:
+    family = resolve_family(str(TOY), Path("model_cache"))
+    into, source = (family.load(step, "float32", "cpu") for step in (LAST, TOY_STEPS[0]))
+    config = SwapConfig(model=str(TOY), task="sva", n_prompts=20)
+    prompts = split_prompts(config, TASKS["sva"], into.tokenizer, into.weights).evaluation
+    table = store.folder("swaps", TOY.name, "sva").read_table(LAST)
+    rows = table[(table["from_step"] == TOY_STEPS[0]) & (table["components"] == "a1.h2+m0")]
+    for row in rows.itertuples():
+        weights = swapped(into.weights, source.weights, row.nodes.split())
+        expected = task_performance(weights, prompts, ["prob_diff", "accuracy"], 64)
+        assert row.metric == pytest.approx(expected["value"][0], rel=1e-5)
+        assert row.metric_se == pytest.approx(expected["se"][0], rel=1e-4)
+        if row.control == "swap":
+            assert (row.nodes, row.n_nodes) == ("m0 a1.h2", 2)
+            assert row.accuracy == expected["value"][1]
+    assert rows["control"].tolist() == ["swap", "random", "random"]
+    assert rows["metric"].nunique() == 3
+
+
+def test_random_sets_have_as_many_heads_in_each_layer() -> None:
+    shape = read_weights(random_model("neox-parallel"))
+    nodes = ["a0.h1", "a0.h2", "m1", "a2.h0"]
+    config = SwapConfig(model="x", task="ioi", n_random=1000)
+    drawn = list(random_sets(nodes, shape, config))
+    assert len(drawn) == math.comb(4, 2) * 4 - 1 == len(set(map(tuple, drawn)))
+    assert nodes not in drawn
+    for one in drawn:
+        assert Counter(name.partition(".")[0] for name in one) == {"a0": 2, "m1": 1, "a2": 1}
+    assert list(random_sets(["m0", *(f"a1.h{head}" for head in range(4))], shape, config)) == []
+
+
+def test_heads_that_share_keys_are_drawn_together() -> None:
+    shape = read_weights(random_model("llama-grouped"))
+    config = SwapConfig(model="x", task="ioi")
+    assert list(random_sets(["a1.h0", "a1.h1"], shape, config)) == [["a1.h2", "a1.h3"]]
+    queries = config.model_copy(update={"parts": ["q"]})
+    assert len(list(random_sets(["a1.h0"], shape, queries))) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("components=[a9.h9]", "components: 'a9.h9' is neither a node of the model nor a set or role"),
+        ("components=[name_movers]", "did you mean 'name_mover'?"),
+        ("components=[a0.h1, a0.h1]", "'a0.h1' is listed twice"),
+        ("sources=[7]", "sources: step 7 is not in "),
+        ("sources=latest", "'latest' is not a schedule"),
+        ("parts=[w]", "parts"),
+        ("seq_len=5000", "seq_len: two blocks of 5000 tokens"),
+    ],
+)
+def test_what_there_is_none_of_is_refused_before_anything_is_loaded(
+    override: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalFamily, "load", None)
+    assert main(ANALYSIS, [*OF_BOTH, f"results_dir={tmp_path}", override]) == 2
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["circuit", "name_mover"])
+def test_results_that_are_not_there_are_named_with_the_command(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(ANALYSIS, [*OF_BOTH, f"results_dir={tmp_path}", f"components=[{name}]"]) == 2
+    said = capsys.readouterr().err
+    assert f"components: {name}: " in said
+    assert "is not there; run: python get_" in said
+    assert not list(tmp_path.rglob("step*.csv"))

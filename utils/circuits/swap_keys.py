@@ -1,0 +1,85 @@
+"""Keys of get_component_swaps.py. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, Field, field_validator
+
+from circuits_over_time.edge_attribution_patching.choices import Part
+
+from ..base.errors import UserError, suggest
+from ..config.keys import BaseConfig, Steps, TaskConfig, amount, as_list, different
+from ..config.schedules import SCHEDULES, select_steps
+from ..models.family import Family, family_of
+from ..tasks import tasks_of
+from ..tasks.prompts import Work
+from .keys import PairSettings, circuit_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..models.tokenizers import PlainShape
+    from ..results.store import Store
+
+
+class SwapConfig(PairSettings, TaskConfig):
+    """Keys of get_component_swaps.py. `checkpoints` are the models that components are put into."""
+
+    sources: str | Steps = "all"
+    """The checkpoints that components are taken from: a [schedule](../docs/models.md#schedules), or a list of steps."""
+    components: Annotated[list[str | list[str]], AfterValidator(different)] = Field(["circuit", "heads", "mlps"])
+    """Which [sets of components](../docs/circuits.md#swapped-components) to swap, each by itself: `circuit`, `heads`,
+    `mlps`, `all`, a role of IOI (`name_mover`), a node (`a5.h1`, `m3`, `input`, `logits`), or a list of these."""
+    parts: Annotated[list[Part], AfterValidator(different)] = Field(["q", "k", "v", "o"])
+    """What to swap of a head: queries `q`, keys `k`, values `v` and what it writes, `o`."""
+    n_random: int = amount(10, 0, most=10_000)
+    """How many sets of random heads, as many in each layer, to compare each set with."""
+    n_sequences: int = amount(20, 0, most=100_000)
+    """How many random blocks of tokens to average the attention scores of heads over; with 0 they are not measured."""
+    seq_len: int = amount(50, 2, most=1_000_000)
+    """Tokens in a block, which comes twice in a row."""
+
+    @field_validator("sources")
+    @classmethod
+    def _known_schedule(cls, value: str | list[int]) -> str | list[int]:
+        if isinstance(value, str) and value not in SCHEDULES:
+            raise ValueError(f"'{value}' is not a schedule{suggest(value, SCHEDULES)}")
+        return value
+
+    @field_validator("components")
+    @classmethod
+    def _named(cls, value: list[str | list[str]]) -> list[str | list[str]]:
+        for names in map(as_list, value):
+            if not all(name.strip() for name in different(names, "a set of components")):
+                raise ValueError("the name of a component is empty")
+        return value
+
+
+def source_steps(config: SwapConfig, family: Family) -> list[int]:
+    """The steps that components are taken from; a UserError if the family has not got one of them."""
+    try:
+        return list(select_steps(config.sources, family.steps, family.name, family.within))
+    except UserError as error:
+        raise UserError(str(error).replace("checkpoints:", "sources:", 1)) from None
+
+
+def family_named(config: BaseConfig, name: str) -> Family:
+    """The family of a run that goes by a name in the results."""
+    return next(family for given in config.models if (family := family_of(config, given)).name == name)
+
+
+def check_sources(config: SwapConfig, store: Store, model: str, steps: Sequence[int]) -> None:
+    """Refuse steps in `sources` that there are none of, with a UserError."""
+    source_steps(config, family_named(config, model))
+
+
+def inputs_of_swaps(config: SwapConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:
+    """The prompts of each task; errors are those of `circuit_pairs`."""
+    # Of each source and set: the clean and the corrupted run and the circuit, with random sets too.
+    n_sources = len(source_steps(config, family_of(config, config.models[0])))
+    passes = n_sources * len(config.components) * (1 + config.n_random) * 2.5
+    for task in tasks_of(config):
+        halves = 2 if config.evaluate_on == "heldout" else 1
+        yield Work(task.name, circuit_pairs(config, task, tokenizer), passes / halves)

@@ -1,0 +1,268 @@
+"""Component swap: what the heads and MLPs of one checkpoint do in the model of another (Tigges et al. 2024).
+
+Two checkpoints may have the same circuit, and yet its heads may have changed. So the weights of some components of step
+A are put into the model of step B (`model/swap.py`). Does it still do the task, and does B's circuit? Random heads of
+the same layers, swapped alike, say how much any swap does.
+
+The circuit and the roles are those of the model that components are put into.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
+    Baselines,
+    CircuitEvaluator,
+    FaithfulnessCurve,
+)
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+from circuits_over_time.edge_attribution_patching.model.swap import moved_together, swapped
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+from circuits_over_time.edge_attribution_patching.statistics import standard_error
+
+from ..base.errors import UserError, suggest
+from ..config.keys import as_list
+from ..heads.attention_and_copy import attention_samples, mean_scores, ordinary_tokens, repeated_blocks
+from ..heads.needs import require_context
+from ..models.checkpoint import LoadedCheckpoint
+from ..models.family import Family
+from ..results.kinds import GRAPHS, IOI_CONSISTENCY_HEADS, KINDS, ROLES
+from ..results.store import Result, ResultsFolder, Store
+from ..tasks import Prompts, Task, tasks_of
+from ..tasks.performance import task_performance
+from .find import split_prompts
+from .keys import SearchConfig
+from .swap_keys import SwapConfig, family_named, source_steps
+
+SWAPS, SWAP_HEADS = KINDS["swaps"], KINDS["swap_heads"]
+EVERYWHERE = ("circuit", "heads", "mlps", "all")
+"""Names of sets that every model has; others are nodes, or roles of IOI."""
+MIN_GAP: float = SearchConfig.model_fields["min_gap"].default
+
+
+@dataclass(frozen=True)
+class SwapInputs:
+    """Prompts by task, blocks of tokens for the heads' scores, and the families that components come from."""
+
+    prompts: dict[str, Prompts]
+    blocks: Int[Tensor, "sequence position"] | None
+    families: dict[str, Family] = field(default_factory=dict)
+
+
+def prepare(config: SwapConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> SwapInputs:
+    """The evaluation prompts of every task, and random blocks of tokens.
+
+    Raises:
+        UserError: if they do not fit the tokenizer or the model, or no model has such a component.
+    """
+    nodes = [*Graph.of(shape).forward_nodes, "logits"]
+    for name in (name for names in config.components for name in as_list(names)):
+        if name not in (*nodes, *EVERYWHERE, *ROLES):
+            known = suggest(name, [*EVERYWHERE, *ROLES, *nodes], "others are", [*EVERYWHERE, *ROLES])
+            raise UserError(f"components: '{name}' is neither a node of the model nor a set or role{known}")
+    prompts = {task.name: split_prompts(config, task, tokenizer, shape).evaluation for task in tasks_of(config)}
+    blocks = None
+    if config.n_sequences:
+        require_context(config.seq_len, shape.n_positions)
+        tokens = ordinary_tokens(tokenizer, shape.d_vocab)
+        blocks = repeated_blocks(tokens, config.n_sequences, config.seq_len, config.seed)
+    return SwapInputs(prompts, blocks)
+
+
+def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs, task: Task) -> dict[str, Result]:
+    """Components of every source in one checkpoint's model: the task, the circuit, and the scores of heads."""
+    into, store = checkpoint.weights, Store(config.results_dir)
+    if checkpoint.name not in inputs.families:
+        inputs.families[checkpoint.name] = family_named(config, checkpoint.name)
+    family = inputs.families[checkpoint.name]
+    folder = store.folder(GRAPHS, checkpoint.name, task.name)
+    mask = None
+    if folder.has(checkpoint.step):
+        mask = folder.read_circuit(checkpoint.step)[0].in_circuit
+        mask = mask if bool(mask.any()) else None
+    elif "circuit" in [name for names in config.components for name in as_list(names)]:
+        raise UserError(
+            f"components: circuit: {folder.file(checkpoint.step)} is not there; run: {folder.how_to_make()}"
+        )
+    sets = _sets(config, into, mask, store.folder(IOI_CONSISTENCY_HEADS, checkpoint.name), checkpoint.step)
+    measuring = _Measuring(config, inputs.prompts[task.name].to(into.device), inputs.blocks, task, mask)
+    own = measuring(into)
+    rows: list[dict[str, Any]] = []
+    scores: list[pd.DataFrame] = []
+    for step in source_steps(config, family) if sets else ():
+        source = into if step == checkpoint.step else family.load(step, config.dtype, config.device).weights
+        whole = own if source is into else measuring(source)
+        for label, nodes in sets.items():
+            found = measuring(swapped(into, source, nodes, config.parts))
+            of_row = {"from_step": step, "components": label}
+            both = {"own_metric": own.metric, "source_metric": whole.metric}
+            rows.append(of_row | found.row("swap", None, nodes) | both)
+            if found.heads is not None:
+                scores.append(found.scores(own, whole).assign(**of_row))
+            if source is into:
+                continue  # Random heads would change as little.
+            for number, drawn in enumerate(random_sets(nodes, into, config)):
+                other = measuring(swapped(into, source, drawn, config.parts), scored=False)
+                rows.append(of_row | other.row("random", number, drawn) | both)
+    found_scores = pd.concat(scores) if scores else pd.DataFrame(columns=list(SWAP_HEADS.columns))
+    return {
+        "swaps": Result(pd.DataFrame(rows, columns=list(SWAPS.columns))),
+        "swap_heads": Result(found_scores[list(SWAP_HEADS.columns)]),
+    }
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a model does.
+
+    Attributes:
+        curve: per-prompt metrics of its whole and its corrupted run, and of the circuit, if there is one, as size 0.
+        heads: attention scores of its heads.
+    """
+
+    curve: FaithfulnessCurve
+    accuracy: float
+    heads: Mapping[str, Float[Tensor, "layer head"]] | None
+
+    @property
+    def metric(self) -> float:
+        return float(self.curve.full.double().mean())
+
+    def row(self, control: str, number: int | None, nodes: list[str]) -> dict[str, Any]:
+        """What a table says of it."""
+        faithfulness, low, high = math.nan, math.nan, math.nan
+        # Where the two runs hardly differ, a share of their gap is noise.
+        if self.curve.sizes and Baselines.of(self.curve.full, self.curve.corrupted).learned(MIN_GAP):
+            faithfulness = self.curve.faithfulness(0)
+            low, high = (float(end[0]) for end in self.curve.intervals())
+        return {
+            "control": control,
+            "number": number,
+            "nodes": " ".join(nodes),
+            "n_nodes": len(nodes),
+            "metric": self.metric,
+            "metric_se": standard_error(self.curve.full),
+            "accuracy": self.accuracy,
+            "faithfulness": faithfulness,
+            "faithfulness_low": low,
+            "faithfulness_high": high,
+        }
+
+    def scores(self, own: _Found, source: _Found) -> pd.DataFrame:
+        """The scores of its heads, beside those of the two models that it was made of."""
+        held = {"value": self.heads or {}, "own": own.heads or {}, "source": source.heads or {}}
+        tables = []
+        for name, values in held["value"].items():
+            places = pd.MultiIndex.from_product(map(range, values.shape), names=["layer", "head"])
+            columns = {column: scores[name].flatten().tolist() for column, scores in held.items()}
+            table = pd.DataFrame(columns, places)
+            tables.append(table.reset_index().assign(score=name))
+        return pd.concat(tables)
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """Measures models on the same prompts and blocks, with the same circuit if there is one."""
+
+    config: SwapConfig
+    prompts: Prompts
+    blocks: Int[Tensor, "sequence position"] | None
+    task: Task
+    mask: Bool[Tensor, "n_forward n_backward"] | None
+
+    def __call__(self, weights: ModelWeights, *, scored: bool = True) -> _Found:
+        """What a model does; without accuracy and scores of heads unless `scored`."""
+        config, metric = self.config, self.prompts.metric(self.task.primary)
+        evaluator = CircuitEvaluator(
+            weights,
+            self.prompts.pairs,
+            metric,
+            batch_size=config.batch_size,
+            memory_budget_gb=config.memory_budget_gb,
+        )
+        curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
+        if self.mask is not None:
+            curve.values[0] = evaluator(self.mask[None])[0]
+        accuracy, heads = math.nan, None
+        if scored:
+            table = task_performance(weights, self.prompts, ["accuracy"], config.batch_size)
+            accuracy = float(table["value"][0])  # of the clean prompts
+            if self.blocks is not None:
+                heads = mean_scores(attention_samples(weights, self.blocks, config.batch_size))
+        return _Found(curve, accuracy, heads)
+
+
+def _sets(
+    config: SwapConfig,
+    into: ModelWeights,
+    mask: Bool[Tensor, "n_forward n_backward"] | None,
+    roles: ResultsFolder,
+    step: int,
+) -> dict[str, list[str]]:
+    """Label -> the nodes to swap, in the order of the graph; without sets that are empty in this model."""
+    graph = Graph.of(into)
+    heads, mlps = ([name for name in graph.forward_nodes if name.startswith(letter)] for letter in "am")
+    of_name = {"heads": heads, "mlps": mlps, "all": [*graph.forward_nodes, "logits"]}
+    if mask is not None:
+        in_circuit = mask.any(dim=1)
+        of_name["circuit"] = [
+            name for name, there in zip(graph.forward_nodes, in_circuit, strict=True) if there and name != "input"
+        ]
+    found: dict[str, list[str]] = {}
+    for names in config.components:
+        nodes: list[str] = []
+        for name in as_list(names):
+            if name in ROLES:
+                nodes += _with_role(roles, name, step)
+            else:
+                nodes += of_name.get(name, [] if name == "circuit" else [name])
+        if nodes:
+            found["+".join(as_list(names))] = moved_together(nodes, into, config.parts)
+    return found
+
+
+def _with_role(folder: ResultsFolder, role: str, step: int) -> list[str]:
+    """The heads that hold a role of IOI in a checkpoint, by its results."""
+    if not folder.has(step):
+        raise _absent(role, folder, step)
+    table = folder.read_table(step)
+    held = table[(table["role"] == role) & table["passes"].astype(bool)].drop_duplicates(["layer", "head"])
+    return [f"a{layer}.h{head}" for layer, head in zip(held["layer"], held["head"], strict=True)]
+
+
+def _absent(name: str, folder: ResultsFolder, step: int) -> UserError:
+    return UserError(f"components: {name}: {folder.file(step)} is not there; run: {folder.how_to_make()}")
+
+
+def random_sets(nodes: list[str], shape: Shape, config: SwapConfig) -> Iterator[list[str]]:
+    """Other sets with as many heads in each layer, drawn at random, and all else of the set. No two are the same.
+
+    Heads that move together are drawn together. There are fewer than `n_random` if there are no more.
+    """
+    graph = Graph.of(shape)
+    group = len(moved_together([graph.forward_nodes[1]], shape, config.parts))
+    n_groups = shape.n_heads // group
+    counts = [sum(name.startswith(f"a{layer}.") for name in nodes) // group for layer in range(shape.n_layers)]
+    possible = math.prod(math.comb(n_groups, count) for count in counts)
+    others = [name for name in nodes if not name.startswith("a")]
+    generator = torch.Generator().manual_seed(config.seed)
+    seen = {frozenset(nodes)}
+    while len(seen) < min(possible, 1 + config.n_random):
+        drawn = list(others)
+        for layer, count in enumerate(counts):
+            for place in torch.randperm(n_groups, generator=generator)[:count].tolist():
+                drawn += [f"a{layer}.h{head}" for head in range(place * group, (place + 1) * group)]
+        if frozenset(drawn) not in seen:
+            seen.add(frozenset(drawn))
+            yield moved_together(drawn, shape, config.parts)
