@@ -91,13 +91,12 @@ def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]])
         )
         usual = rows_of[rows_of["usual"]]
         figure.add_scatter(
-            # The first one is in the legend, also where it has no cell to mark.
-            x=[f"{step:,}" for step in usual["step"]] or [None],
-            y=[f"{step:,}" for step in usual["from_step"]] or [None],
+            x=[f"{step:,}" for step in usual["step"]],
+            y=[f"{step:,}" for step in usual["from_step"]],
             mode="markers",
             marker={"symbol": "circle-open", "size": 7, "color": INK, "line": {"width": 1}},
             name="no further than random heads",
-            showlegend=place == 0,
+            showlegend=len(usual) > 0 and not any(trace.showlegend for trace in figure.data),
             hoverinfo="skip",
             **where,
         )
@@ -129,7 +128,7 @@ def draw(results: Results) -> dict[str, Drawing]:
 
 def _one_model(table: pd.DataFrame, model: str) -> Drawing:
     """The figure of one model, for narrow screens a matrix at a time without the scale of colours."""
-    found = table.groupby("task")["components"].unique()
+    found = table.sort_values("step", ascending=False, kind="stable").groupby("task")["components"].unique()
     sets = [(task, str(components)) for task in tasks_in(table) for components in found[task]]
     return replace(
         draw_swaps(table, model, sets),

@@ -92,9 +92,10 @@ def _heads_taken(
         changes |= {name: _mixed(getattr(own, name), getattr(other, name), rows) for name in ("W_qkv", "b_qkv")}
     if "v" in parts:
         changes["V_mean"] = _mixed(own.V_mean, other.V_mean, kv_heads)
-    for letter, which in (("q", heads), ("k", kv_heads)):
-        if letter in parts:
-            changes[f"{letter}_norm"] = _norm_taken(own, other, letter, which, everything=everything)
+    if "q" in parts:
+        changes["q_norm"] = _norm_taken(own, other, "q", heads, everything=everything)
+    if "k" in parts:
+        changes["k_norm"] = _norm_taken(own, other, "k", kv_heads, everything=everything)
     if "o" in parts:
         changes["W_O"] = _mixed(own.W_O, other.W_O, heads)
         if everything:

@@ -18,6 +18,7 @@ from circuits_over_time.plotting import (
     plot_circuit,
     plot_circuit_similarity,
     plot_circuits,
+    plot_component_swaps,
     plot_faithfulness_curve,
     plot_head_scores,
     plot_ioi_backup,
@@ -52,6 +53,7 @@ SCRIPTS = {
     "plot_circuit_similarity": ["circuit_similarity"],
     "plot_size_vs_scale": ["size_vs_scale"],
     "plot_transfer": [f"transfer_{model}" for model in MODELS],
+    "plot_component_swaps": [f"component_swaps_{model}" for model in MODELS],
     "plot_circuit": [f"circuit_{model}_ioi_step143000" for model in MODELS],
     "plot_faithfulness_curve": ["cpr_cmd", *(f"faithfulness_curve_{model}" for model in MODELS)],
 }
@@ -180,6 +182,22 @@ def test_transfer_matrices_have_the_circuits_step_down_and_the_models_along(stor
     assert list(across.x) == list(across.y) == [task_label(task) for task in TASKS]
     assert np.allclose(np.diag(across.z), 0.9)
     assert np.allclose(across.z - np.diag(np.diag(across.z)), 0.01 * (1 - np.eye(len(TASKS))))
+
+
+def test_swap_matrices_have_the_source_down_and_the_model_along(store: Store) -> None:
+    figure = drawn_by(plot_component_swaps, store)[f"component_swaps_{MODELS[0]}"].figure
+    maps = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert [note.text for note in figure.layout.annotations] == [f"{task_label(task)}: a1.h2" for task in TASKS]
+    assert list(maps[0].y) == [f"{step:,}" for step in STEPS[-4:]]
+    assert list(maps[0].x) == [f"{step:,}" for step in STEPS]
+    apart = np.abs(np.subtract.outer(np.arange(len(STEPS))[-4:], np.arange(len(STEPS))))
+    assert np.allclose(maps[0].z, -apart / apart.max())  # a share of the largest change
+    assert np.allclose(maps[0].customdata[..., 1], 1 - 0.1 * apart)
+    circles = [trace for trace in figure.data if trace.type == "scatter"]
+    marked = list(zip(circles[0].y, circles[0].x, strict=True))
+    expected = [(f"{STEPS[len(STEPS) - 4 + row]:,}", f"{STEPS[column]:,}") for row, column in np.argwhere(apart == 1)]
+    assert sorted(marked) == sorted(expected)
+    assert [trace.showlegend for trace in circles] == [True] + [False] * (len(TASKS) - 1)
 
 
 def test_legend_names_each_model_once(store: Store) -> None:

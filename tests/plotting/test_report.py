@@ -259,6 +259,7 @@ def test_every_figure_of_the_results_is_on_the_page(page: str) -> None:
         f"controls_{MODEL}",
         "circuit_similarity",
         f"transfer_{MODEL}",
+        f"component_swaps_{MODEL}",
         f"faithfulness_curve_{MODEL}",
         "cpr_cmd",
         "head_scores",

@@ -92,6 +92,7 @@ def write_circuit(store: Store, model: str, task: str, step: int, learnt: float,
         write(store, "controls", model, task, step, _controls(step), tokens_at(step))
     write(store, "prompt_groups", model, task, step, _prompts(task, full, not edges.empty), tokens_at(step))
     write(store, "transfer", model, task, step, _transfer(task, step, not edges.empty), tokens_at(step))
+    write(store, "swaps", model, task, step, _swaps(step), tokens_at(step))
 
 
 def _transfer(task: str, step: int, learned: bool) -> pd.DataFrame:
@@ -108,6 +109,17 @@ def _transfer(task: str, step: int, learned: bool) -> pd.DataFrame:
         for other, name in (sources if learned else [])
     ]
     return pd.DataFrame(rows, columns=["from_step", "from_task", "circuit", "n_edges", "faithfulness"])
+
+
+def _swaps(step: int) -> pd.DataFrame:
+    """A head's swap moves the metric by -0.1 a checkpoint between; random heads by 0.15 at most, so one is usual."""
+    rows = []
+    for other in STEPS[-4:]:
+        apart = abs(STEPS.index(other) - STEPS.index(step))
+        row = {"from_step": other, "components": "a1.h2", "own_metric": 1.0}
+        rows.append(row | {"control": "swap", "metric": 1 - 0.1 * apart})
+        rows += [row | {"control": "random", "number": 0, "metric": 1.15}] if apart else []
+    return pd.DataFrame(rows)
 
 
 def _controls(step: int) -> pd.DataFrame:

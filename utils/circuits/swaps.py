@@ -109,7 +109,7 @@ def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs
             both = {"own_metric": own.metric, "source_metric": whole.metric}
             rows.append(of_row | found.row("swap", None, nodes) | both)
             if found.heads is not None:
-                scores.append(found.scores(own, whole).assign(**of_row))
+                scores.append(found.scores(own, whole).assign(from_step=step, components=label))
             if source is into:
                 continue  # Random heads would change as little.
             for number, drawn in enumerate(random_sets(nodes, into, config)):
@@ -164,7 +164,7 @@ class _Found:
         held = {"value": self.heads or {}, "own": own.heads or {}, "source": source.heads or {}}
         tables = []
         for name, values in held["value"].items():
-            places = pd.MultiIndex.from_product(map(range, values.shape), names=["layer", "head"])
+            places = pd.MultiIndex.from_product([range(size) for size in values.shape], names=["layer", "head"])
             columns = {column: scores[name].flatten().tolist() for column, scores in held.items()}
             table = pd.DataFrame(columns, places)
             tables.append(table.reset_index().assign(score=name))
