@@ -16,6 +16,7 @@ from circuits_over_time.edge_attribution_patching.choices import Order, Selectio
 from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.plotting.parts.circuit_similarity import compare
+from circuits_over_time.utils.base.multiple_tests import adjusted_p_values
 from circuits_over_time.utils.comparison.chance import expected_added, expected_jaccard, expected_weighted_jaccard
 from circuits_over_time.utils.comparison.floors import (
     SelectionRule,
@@ -25,7 +26,6 @@ from circuits_over_time.utils.comparison.floors import (
     p_value,
 )
 from circuits_over_time.utils.comparison.similarity import Circuits, Edges, of_circuits, rank_correlation
-from circuits_over_time.utils.comparison.statistics import adjusted_p_values
 from tests.support.simulations import changes_found, folds_of
 
 GRAPH = Graph(2, 2, True)

@@ -20,13 +20,14 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import signed_selection
 
+from ..base.multiple_tests import adjusted_p_values
 from ..results.comparison import COMPARISONS
 from .chance import expected_added, expected_jaccard, expected_weighted_jaccard
 from .floors import Samples, bootstrap_scores, change_test, noise_floor
 from .inputs import Checkpoint, Trajectory
 from .keys import ComparisonConfig
 from .similarity import OF_CIRCUITS, Circuits, Edges, of_circuits, rank_correlation
-from .statistics import TAILS, adjusted_p_values
+from .statistics import TAILS
 
 AT = ("faithfulness", "size")
 FAMILY = ["model", "task", "against", "other_model", "at", "measure"]

@@ -24,8 +24,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..base.multiple_tests import adjusted_p_values
 from ..results.comparison import COMPARISONS
-from .statistics import adjusted_p_values
 
 if TYPE_CHECKING:
     from .curves import Curve  # Figures use this module, and do without torch.

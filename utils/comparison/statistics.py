@@ -1,4 +1,4 @@
-"""Statistics that several comparisons use: intervals, parametric bootstraps, corrections for many tests."""
+"""Statistics that several comparisons use: intervals and parametric bootstraps."""
 
 from __future__ import annotations
 
@@ -6,22 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 TAILS = (0.025, 0.975)
 """Quantiles at the ends of a 95% interval."""
-
-
-def adjusted_p_values(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """Adjusted for the false discovery rate (Benjamini and Hochberg 1995); a nan p-value is no test, and stays nan."""
-    adjusted = np.full(len(p_values), np.nan)
-    tested = np.isfinite(p_values)
-    if tested.any():
-        adjusted[tested] = stats.false_discovery_control(p_values[tested], method="bh")
-    return adjusted
 
 
 def normal_resamples(

@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from ..base.multiple_tests import adjusted_p_values
 from ..results.comparison import COMPARISONS
 from .changes import AT, grown, redrawn
 from .curves import Curve
@@ -16,7 +17,6 @@ from .inputs import Trajectory
 from .keys import ComparisonConfig
 from .lifetimes import RedrawnLives, lifetimes, turnover
 from .similarity import Edges
-from .statistics import adjusted_p_values
 
 _NOT_CURVED = "n_edges"
 """A size falls as often as it rises, so it does not emerge."""

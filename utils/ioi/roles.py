@@ -28,7 +28,7 @@ from jaxtyping import Bool
 
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
 
-from ..comparison.statistics import adjusted_p_values
+from ..base.multiple_tests import adjusted_p_values
 from .effects import Exchange
 from .inputs import HeadFacts
 from .keys import Thresholds
