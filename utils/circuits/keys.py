@@ -110,7 +110,6 @@ class PairKeys(Section):
     """Which prompts to measure faithfulness on: `heldout` ones, or the `same` that edges were scored on."""
 
 
-
 class CircuitKeys(PairKeys):
     """What a circuit depends on, apart from the model and the task."""
 
