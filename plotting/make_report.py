@@ -30,12 +30,17 @@ from circuits_over_time.utils.base.files import atomic_write
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.store import Store
 
+_PLAIN = Style()
+# What the page does not take, because it is as wide as its window.
+_OF_FILES = ("width", "height", "title", "format", "scale")
 
-def report(results: Results) -> tuple[str, dict[str, Drawing]]:
+
+def report(results: Results, style: Style = _PLAIN) -> tuple[str, dict[str, Drawing]]:
     """The page, and the figures on it by name.
 
     Args:
         results: of any kinds; their arguments have `evaluations` (folder of lm-evaluation-harness JSON files, or None).
+        style: of the page: its theme, palette, font and size of text.
 
     Raises:
         UserError: if there are no results, or results that cannot be read.
@@ -51,7 +56,7 @@ def report(results: Results) -> tuple[str, dict[str, Drawing]]:
         heads, meanings = head_records(results)
         figures = report_figures(results)
         runs = run_records(results)
-    return page_html(results, circuits, sentences, heads, meanings, figures, runs, notes), figures
+    return page_html(results, circuits, sentences, heads, meanings, figures, runs, notes, style), figures
 
 
 @contextmanager
@@ -95,9 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work(arguments: argparse.Namespace) -> None:
         style = style_of(arguments)
-        if style != Style() and not arguments.figures:
-            raise UserError("--style: size, look and formats of figures need --figures FOLDER; the page has its own")
-        page, figures = report(Results(Store(arguments.results), arguments, in_report=True))
+        of_files = [name for name in _OF_FILES if getattr(style, name) != getattr(_PLAIN, name)]
+        if of_files and not arguments.figures:
+            raise UserError(f"--{of_files[0]}: the page has its own; for files of the figures add --figures FOLDER")
+        page, figures = report(Results(Store(arguments.results), arguments, in_report=True), style)
         data = page.encode()
         atomic_write(arguments.output, data)
         if arguments.figures:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.circuit_similarity import similarity_over_training
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import by_panel, task_panels
+from circuits_over_time.plotting.parts.panels import task_panels
 from circuits_over_time.plotting.parts.style import Drawing, Looks
 from circuits_over_time.plotting.parts.tables import Results, escaped, logger
 from circuits_over_time.utils.base.errors import UserError
@@ -95,7 +95,7 @@ def draw(results: Results) -> dict[str, Drawing]:
         raise UserError(f"--alpha: {alpha} is not in (0, 1]")
     table = similarities(results.circuits(), reference, alpha)
     against = "the checkpoint before" if reference is None else f"step {reference:,}"
-    drawing = by_panel(draw_similarity, escaped(table), looks=results.looks(), against=against)
+    drawing = draw_similarity(escaped(table), looks=results.looks(), against=against)
     return {"circuit_similarity": replace(drawing, table=table)}
 
 

@@ -12,7 +12,7 @@ import sys
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import by_panel, task_panels
+from circuits_over_time.plotting.parts.panels import task_panels
 from circuits_over_time.plotting.parts.style import Drawing, Looks, metric_label, within
 from circuits_over_time.plotting.parts.tables import Results, as_text, escaped, logger, tasks_in
 from circuits_over_time.utils.results.kinds import STATUSES, WITH_CIRCUIT
@@ -93,7 +93,7 @@ def task_metrics(results: Results, table: pd.DataFrame) -> dict[str, str]:
 def draw(results: Results) -> dict[str, Drawing]:
     table = selected_circuits(results.table("faithfulness"), results.table("baselines"))
     options = {"count": results.arguments.count, "metrics": task_metrics(results, table)}
-    return {"circuits": by_panel(draw_circuits, escaped(table), looks=results.looks(), **options)}
+    return {"circuits": draw_circuits(escaped(table), looks=results.looks(), **options)}
 
 
 FIGURE = Figure(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, ring, task_panels
+from circuits_over_time.plotting.parts.panels import Line, Panels, ring, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook, add_key
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 from circuits_over_time.utils.base.errors import UserError
@@ -174,11 +174,11 @@ def draw(results: Results) -> dict[str, Drawing]:
     looks, table = results.looks(table["model"]), escaped(table)
     between = table[table["against"] == "model"]
     drawn = {
-        f"comparison_{model}": by_panel(draw_comparison, rows, model=model, measure=measure, look=looks[model])
+        f"comparison_{model}": draw_comparison(rows, model=model, measure=measure, look=looks[model])
         for model, rows in by_model(table[table["against"] != "model"])
     }
     if not between.empty:
-        drawn["comparison_models"] = by_panel(draw_between, between, measure=measure)
+        drawn["comparison_models"] = draw_between(between, measure=measure)
     return drawn
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, ring, task_panels
+from circuits_over_time.plotting.parts.panels import Line, Panels, ring, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 from circuits_over_time.utils.results.kinds import WITH_CIRCUIT
@@ -211,8 +211,7 @@ def draw(results: Results) -> dict[str, Drawing]:
     baselines = baselines[baselines["model"].isin(controls["model"])]
     points, looks = escaped(control_points(baselines, controls, *rest)), results.looks()
     return {
-        f"controls_{model}": by_panel(draw_controls, rows, model=model, look=looks[model])
-        for model, rows in by_model(points)
+        f"controls_{model}": draw_controls(rows, model=model, look=looks[model]) for model, rows in by_model(points)
     }
 
 

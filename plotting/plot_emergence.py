@@ -21,7 +21,7 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import score_label
-from circuits_over_time.plotting.parts.panels import Line, by_panel, for_both_widths, grid_of_panels, wrapped
+from circuits_over_time.plotting.parts.panels import Line, for_both_widths, grid_of_panels, wrapped
 from circuits_over_time.plotting.parts.style import FAINT, Drawing, ModelLook, metric_label
 from circuits_over_time.plotting.parts.tables import Results, as_text, escaped, models_in
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
@@ -212,7 +212,7 @@ def draw(results: Results) -> dict[str, Drawing]:
         shapes = shapes[shapes["group"] == name].dropna(subset="shape").set_index("curve")
         of_group = curves[curves["model"].isin(models) & curves["curve"].isin(seeds["curve"])]
         options: dict[str, Any] = {"seeds": seeds, "shapes": shapes["shape"], "group": name, "models": models}
-        drawn[f"curves_seeds_{name}"] = by_panel(draw_seed_curves, of_group, "curve", **options)
+        drawn[f"curves_seeds_{name}"] = draw_seed_curves(of_group, **options)
     return drawn
 
 

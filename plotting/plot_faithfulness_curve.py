@@ -14,7 +14,7 @@ import pandas as pd
 from plotly.colors import sample_colorscale
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import by_panel, row_of_panels, task_panels
+from circuits_over_time.plotting.parts.panels import row_of_panels, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, Looks, finish, within
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, logger, tasks_in
 from circuits_over_time.utils.base.errors import UserError
@@ -111,13 +111,13 @@ def draw(results: Results) -> dict[str, Drawing]:
         raise UserError(f"--curves: {n_curves} asked for; ask for at least 1")
     table = results.table("faithfulness")
     drawn = {
-        f"faithfulness_curve_{model}": by_panel(draw_curves, rows, model=model, n_curves=n_curves)
+        f"faithfulness_curve_{model}": draw_curves(rows, model=model, n_curves=n_curves)
         for model, rows in by_model(escaped(table))
     }
     baselines = results.table_if_any("baselines", note=True)
     areas = pd.DataFrame() if baselines is None else escaped(measured_areas(baselines))
     if not areas.empty:
-        drawn["cpr_cmd"] = by_panel(draw_areas, areas, looks=results.looks())
+        drawn["cpr_cmd"] = draw_areas(areas, looks=results.looks())
     elif not results.in_report:
         model, task = table[["model", "task"]].iloc[0]
         command = how_to_make(results.store.root, "baselines", model, task, **{"search.mib": True, "overwrite": True})

@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import NARROW_TICKS, for_both_widths, wrapped
+from circuits_over_time.plotting.parts.panels import for_both_widths, wrapped
 from circuits_over_time.plotting.parts.roles import LEVELS, role_chip, role_look, why_none
 from circuits_over_time.plotting.parts.style import FAINT, INK, SERIES, Drawing, finish, readable_on, write
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
@@ -92,7 +92,7 @@ def draw_handovers(
         legend=False,
     )
     figure.update_layout(margin={"l": 18 if narrow else _NAMES, "t": 18, "r": 18})
-    axis.apply(figure, NARROW_TICKS if narrow else 14)
+    axis.apply(figure, 6 if narrow else 14)
     figure.update_yaxes(
         range=[len(roles) - 0.5, -0.7],
         tickvals=list(range(len(roles))),

@@ -13,7 +13,7 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import SCORES, head_scores, score_label
-from circuits_over_time.plotting.parts.panels import Line, Panels, by_panel, grid_of_panels
+from circuits_over_time.plotting.parts.panels import Line, Panels, grid_of_panels
 from circuits_over_time.plotting.parts.style import SERIES, Drawing, Looks, ModelLook, in_order, within
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
@@ -106,11 +106,8 @@ def draw(results: Results) -> dict[str, Drawing]:
     if (top := results.arguments.top) < 1:
         raise UserError(f"--top: {top} heads asked for; ask for at least 1")
     table = escaped(head_scores(results))
-    drawn = {"head_scores": by_panel(draw_maxima, table, "score", looks=results.looks())}
-    return drawn | {
-        f"head_scores_{model}": by_panel(draw_top_heads, rows, "score", model=model, n=top)
-        for model, rows in by_model(table)
-    }
+    drawn = {"head_scores": draw_maxima(table, looks=results.looks())}
+    return drawn | {f"head_scores_{model}": draw_top_heads(rows, model=model, n=top) for model, rows in by_model(table)}
 
 
 FIGURE = Figure(

@@ -13,7 +13,7 @@ import sys
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Panels, by_panel
+from circuits_over_time.plotting.parts.panels import Panels
 from circuits_over_time.plotting.parts.style import Drawing, Looks
 from circuits_over_time.plotting.parts.tables import Results, escaped
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
@@ -54,7 +54,7 @@ def draw_backup(table: pd.DataFrame, looks: Looks) -> Drawing:
 
 def draw(results: Results) -> dict[str, Drawing]:
     table = escaped(results.table("ioi_backup"))
-    return {"ioi_backup": by_panel(draw_backup, table, "part", TITLES, looks=results.looks())}
+    return {"ioi_backup": draw_backup(table, looks=results.looks())}
 
 
 FIGURE = Figure(draw, order=150)

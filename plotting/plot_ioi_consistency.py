@@ -12,7 +12,7 @@ import sys
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Panels, by_panel
+from circuits_over_time.plotting.parts.panels import Panels
 from circuits_over_time.plotting.parts.roles import HINT, LEVELS, TOY, role_chip
 from circuits_over_time.plotting.parts.style import Drawing, Looks
 from circuits_over_time.plotting.parts.tables import Results, escaped, logger
@@ -53,7 +53,7 @@ def level_title(level: str) -> str:
 def draw(results: Results) -> dict[str, Drawing]:
     table = results.table("ioi_consistency")
     _log_empty_levels(table)
-    return {"ioi_consistency": by_panel(draw_consistency, escaped(table), "level", looks=results.looks())}
+    return {"ioi_consistency": draw_consistency(escaped(table), looks=results.looks())}
 
 
 def _log_empty_levels(table: pd.DataFrame) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import NARROW_TICKS, for_both_widths, wrapped
+from circuits_over_time.plotting.parts.panels import wrapped
 from circuits_over_time.plotting.parts.roles import HINT, LEVELS, TOY, role_chip, role_look, why_none
 from circuits_over_time.plotting.parts.style import GRID, INK, Drawing, finish, write
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
@@ -39,10 +39,10 @@ class Holder:
     held: frozenset[int]
 
 
-def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str, *, narrow: bool = False) -> Drawing:
+def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str) -> Drawing:
     """The figure of one model, from its rows of `ioi_consistency_heads` and `ioi_consistency`.
 
-    The latter have a row for each level of every measured checkpoint. The `narrow` figure has fewer ticks.
+    The latter have a row for each level of every measured checkpoint.
     """
     steps = sorted(int(step) for step in levels["step"].unique())
     figure = go.Figure()
@@ -73,8 +73,7 @@ def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str, *, narrow:
         height=int(_FRAME + _ROW * y),
         legend=False,
     )
-    most_ticks = NARROW_TICKS if narrow else MOST_TICKS
-    named = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), most_ticks)).round().astype(int))
+    named = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_TICKS)).round().astype(int))
     figure.update_xaxes(
         range=[-0.5, len(steps) - 0.5],
         tickvals=named,
@@ -139,7 +138,7 @@ def _note(figure: go.Figure, text: str, y: float, *, size: int = 11, colour: str
 def draw(results: Results) -> dict[str, Drawing]:
     levels, heads = (escaped(results.table(kind)) for kind in ("ioi_consistency", "ioi_consistency_heads"))
     return {
-        f"ioi_roles_{model}": for_both_widths(draw_roles, rows, levels[levels["model"] == model], model)
+        f"ioi_roles_{model}": draw_roles(rows, levels[levels["model"] == model], model)
         for model, rows in by_model(heads)
     }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import by_panel, grid_of_panels
+from circuits_over_time.plotting.parts.panels import grid_of_panels
 from circuits_over_time.plotting.parts.style import Drawing, Looks
 from circuits_over_time.plotting.parts.tables import Results, escaped, logger
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
@@ -98,7 +98,7 @@ def draw(results: Results) -> dict[str, Drawing]:
     table = choose(table, results.arguments.shots, results.arguments.benchmark)
     table = table.assign(tokens=[tokens_at(step) for step in table["step"]])
     looks = results.looks(table["model"])
-    return {"pythia_evals": by_panel(draw_evaluations, escaped(table), "benchmark", looks=looks)}
+    return {"pythia_evals": draw_evaluations(escaped(table), looks=looks)}
 
 
 FIGURE = Figure(

@@ -21,7 +21,6 @@ from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import score_label
-from circuits_over_time.plotting.parts.panels import by_panel
 from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, Drawing, finish, write
 from circuits_over_time.plotting.parts.tables import NotMeasured, Results, logger
 from circuits_over_time.plotting.parts.time_axis import compact
@@ -222,7 +221,7 @@ def draw(results: Results) -> dict[str, Drawing]:
         raise NotMeasured(f"{results.store.root} holds no results of the study's models; run: {command}")
     for command, n in missing.items() if not results.in_report else ():
         logger.info("%d numbers are not measured, or open; run: %s", n, command)
-    drawing = by_panel(draw_reproduction, table.assign(panel=table.apply(panel_title, axis=1)), "panel")
+    drawing = draw_reproduction(table.assign(panel=table.apply(panel_title, axis=1)))
     return {"reproduction": replace(drawing, table=table, details=reproduction_html(table))}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import by_panel, row_of_panels
+from circuits_over_time.plotting.parts.panels import row_of_panels
 from circuits_over_time.plotting.parts.style import Drawing, Looks, finish
 from circuits_over_time.plotting.parts.tables import (
     NotMeasured,
@@ -150,7 +150,7 @@ def draw(results: Results) -> dict[str, Drawing]:
         why = "no selected circuit of a model of known size; give --parameters name=count"
         raise NotMeasured(f"{results.store.root}/faithfulness: {why}")
     counts = {as_text(model): number for model, number in parameters.items()}
-    return {"size_vs_scale": by_panel(draw_scale, sizes, parameters=counts, looks=results.looks(), count=count)}
+    return {"size_vs_scale": draw_scale(sizes, parameters=counts, looks=results.looks(), count=count)}
 
 
 FIGURE = Figure(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import by_panel, task_panels
+from circuits_over_time.plotting.parts.panels import task_panels
 from circuits_over_time.plotting.parts.style import Drawing, Looks, in_order, metric_label
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
 from circuits_over_time.plotting.published.eval_results import read_training_loss
@@ -68,7 +68,7 @@ def draw(results: Results) -> dict[str, Drawing]:
     for folder in results.arguments.training or []:
         table = pd.concat([table, _training_loss(folder, table)], ignore_index=True)
         metrics = [*dict.fromkeys([*metrics, LOSS])]
-    return {"task_performance": by_panel(draw_performance, table, metrics=metrics, looks=results.looks())}
+    return {"task_performance": draw_performance(table, metrics=metrics, looks=results.looks())}
 
 
 def _training_loss(folder: Path, table: pd.DataFrame) -> pd.DataFrame:

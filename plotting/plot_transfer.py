@@ -9,7 +9,7 @@ puts every task's circuit to every task, at one checkpoint (--step).
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -146,21 +146,10 @@ def _draw_matrix(figure: go.Figure, panel: Matrix, row: int, column: int, *, sca
 
 def draw(results: Results) -> dict[str, Drawing]:
     return {
-        f"transfer_{model}": _one_model(panels, model)
+        f"transfer_{model}": draw_transfer(panels, model)
         for model, rows in by_model(escaped(results.table("transfer")))
         if (panels := matrices(rows, model, results.arguments.step))
     }
-
-
-def _one_model(panels: Sequence[Matrix], model: str) -> Drawing:
-    """The figure of one model, for narrow screens a matrix at a time without the scale of colours."""
-    return replace(
-        draw_transfer(panels, model),
-        narrow=lambda: [
-            draw_transfer([panel], model).figure.update_traces(showscale=False).update_layout(margin={"l": 78, "r": 14})
-            for panel in (panels if len(panels) > 1 else [])
-        ],
-    )
 
 
 FIGURE = Figure(

@@ -10,14 +10,13 @@ distances, because lifetimes count them.
 """
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import NARROW_TICKS, Panels, narrowed, write_in_middle
+from circuits_over_time.plotting.parts.panels import Panels, write_in_middle
 from circuits_over_time.plotting.parts.style import INK, Drawing, write
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in, tasks_in
 from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
@@ -56,8 +55,8 @@ def spans(lifetimes: pd.DataFrame) -> pd.DataFrame:
     return table.assign(below=table["n_edges"].cumsum() - table["n_edges"]).reset_index()
 
 
-def draw_turnover(turnover: pd.DataFrame, lifetimes: pd.DataFrame, model: str, *, narrow: bool = False) -> Drawing:
-    """The figure of one model, from rows of `turnover` and `lifetimes`; `narrow` has fewer labels."""
+def draw_turnover(turnover: pd.DataFrame, lifetimes: pd.DataFrame, model: str) -> Drawing:
+    """The figure of one model, from rows of `turnover` and `lifetimes`."""
     turnover, lifetimes = (table[table["model"] == model] for table in (turnover, lifetimes))
     tasks, sizes = tasks_in(turnover), [at for at in AT if (turnover["at"] == at).any()]
     axis = CheckpointAxis.of(turnover["step"])
@@ -80,7 +79,6 @@ def draw_turnover(turnover: pd.DataFrame, lifetimes: pd.DataFrame, model: str, *
     return panels.done(
         f"Which edges come and go in {model}, and how long they live",
         "Above zero edges join, below they go; under it every edge from its birth to its last checkpoint",
-        most_ticks=NARROW_TICKS if narrow else None,
     )
 
 
@@ -162,19 +160,7 @@ def draw(results: Results) -> dict[str, Drawing]:
         turnover = turnover[turnover["at"] == at]
     if turnover.empty:
         raise UserError(f"{results.store.root}/comparison/turnover.csv has no circuits at fixed {at}")
-    return {f"turnover_{model}": _one_model(turnover, lifetimes, model) for model in models_in(turnover)}
-
-
-def _one_model(turnover: pd.DataFrame, lifetimes: pd.DataFrame, model: str) -> Drawing:
-    """The figure of one model, for narrow screens a column at a time."""
-    rows = turnover[turnover["model"] == model]
-    return replace(
-        draw_turnover(rows, lifetimes, model),
-        narrow=lambda: [
-            narrowed(draw_turnover(part, lifetimes, model, narrow=True).figure, part)
-            for part in (rows[rows["task"] == task] for task in tasks_in(rows))
-        ],
-    )
+    return {f"turnover_{model}": draw_turnover(turnover, lifetimes, model) for model in models_in(turnover)}
 
 
 FIGURE = Figure(

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -14,7 +15,8 @@ from circuits_over_time.utils.base.errors import UserError, suggest
 from circuits_over_time.utils.config.explain import checked
 from circuits_over_time.utils.config.strict_yaml import read_yaml
 
-from .theme import PALETTES, THEMES
+from .style import FONT
+from .theme import DARK, PALETTES, THEMES, WHITE, recoloured
 
 FORMATS = ("html", "png", "pdf", "svg")
 # A CSS pixel is 1/96 inch in SVG, HTML and PDF alike.
@@ -96,6 +98,27 @@ class Style(pydantic.BaseModel):
         if value not in THEMES and not Path(value).suffix:
             raise ValueError(f"'{value}' is not a theme{suggest(value, THEMES)}; or name a file of a plotly template")
         return value
+
+    @cached_property
+    def template(self) -> go.layout.Template | None:
+        """The template that `theme` names, if it is a file's; errors as of `read_template`."""
+        return None if self.theme in THEMES else read_template(self.theme)
+
+    @property
+    def page(self) -> str:
+        """Colour of the page."""
+        own = str(self.template.layout.paper_bgcolor) if self.template else ""
+        return own if re.fullmatch("#[0-9a-fA-F]{6}", own) else DARK if self.theme == "dark" else WHITE
+
+    @property
+    def fonts(self) -> str:
+        """Family of fonts."""
+        return self.font or (self.template and self.template.layout.font.family) or FONT
+
+    def recoloured(self, block: Any) -> Any:
+        """A figure's JSON or a style sheet in the colours of the theme and the palette."""
+        own = tuple(self.template.layout.colorway or ()) if self.template else ()
+        return recoloured(block, PALETTES[self.palette] or own, self.page)
 
     @property
     def is_plain(self) -> bool:

@@ -25,8 +25,6 @@ _BETWEEN_COLUMNS, _END_NAMES = 78, 42
 INTERVAL = 1.96
 # What fits into a panel without values: reasons, and characters in a line, on a phone too.
 MOST_REASONS, _LINE = 4, 42
-# Ticks of the training axis that fit a panel as wide as a phone; the share of its width below which two labels touch.
-NARROW_TICKS, _TOUCH = 6, 0.12
 
 
 @dataclass(frozen=True)
@@ -357,46 +355,6 @@ def row_of_panels(titles: Sequence[str], least: int) -> tuple[go.Figure, int]:
     return figure.update_annotations(font_size=15), width
 
 
-def by_panel(
-    draw: Callable[..., Drawing],
-    table: pd.DataFrame,
-    column: str = "task",
-    values: Iterable[str] | None = None,
-    **options: Any,
-) -> Drawing:
-    """The drawing of a whole table, and for narrow screens that of each value of the column that tells panels apart.
-
-    Args:
-        draw: takes rows of the table, and the further options.
-        values: of the column, in order, as far as they are there; by default as the table has them, but tasks in the
-            order of the study.
-    """
-    if values is None:
-        values = tasks_in(table) if column == "task" else list(dict.fromkeys(table[column]))
-    parts = [part for value in values if not (part := table[table[column] == value]).empty]
-    if len(parts) < 2:
-        return draw(table, **options)
-    return replace(
-        draw(table, **options), narrow=lambda: [narrowed(draw(part, **options).figure, part) for part in parts]
-    )
-
-
 def for_both_widths(draw: Callable[..., Drawing], *what: Any) -> Drawing:
-    """What a function draws that can draw for narrow screens too, with `narrow=True`."""
-    return replace(draw(*what), narrow=lambda: [draw(*what, narrow=True).figure])
-
-
-def narrowed(figure: go.Figure, table: pd.DataFrame) -> go.Figure:
-    """The figure of one panel (or column of panels) with fewer ticks on a training axis and smaller margins."""
-    if figure.layout.xaxis.type == "log" and figure.layout.xaxis.tickmode == "array":
-        axis = TimeAxis.of(table)
-        positions, labels = axis.ticks(NARROW_TICKS)
-        low, high = axis.range()
-        # On a phone the labels of step 0 and of a checkpoint close to it would touch.
-        close = (
-            axis.zero is not None and len(positions) > 2 and positions[1] / positions[0] < 10 ** (_TOUCH * (high - low))
-        )
-        if close:
-            positions, labels = [positions[0], *positions[2:]], [labels[0], *labels[2:]]
-        figure.update_xaxes(tickvals=positions, ticktext=labels)
-    return figure.update_layout(margin={"l": 60, "r": max(14, (figure.layout.margin.r or 0) - 14)})
+    """What a function draws that can draw for narrow pages too, with `narrow=True`."""
+    return replace(draw(*what), narrow=lambda: draw(*what, narrow=True).figure)

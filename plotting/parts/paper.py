@@ -17,10 +17,9 @@ import plotly.graph_objects as go
 
 from circuits_over_time.utils.base.errors import UserError
 
-from .options import PIXELS, Style, read_template
+from .options import PIXELS, Style
 from .style import TEMPLATE, Drawing, readable_on
 from .tables import logger
-from .theme import DARK, PALETTES, THEMES, luminance, recoloured
 
 # All in letters (the size of text). Least width of a figure, of a panel, of a matrix; least height of a panel.
 _LEAST, _NARROWEST, _MATRIX, _LOWEST = 18, 5.2, 8, 3.5
@@ -40,30 +39,29 @@ _LEGEND_ENTRY, _LEGEND_ROW = 47, 4
 _NARROW, _WIDE = set("fijlrtI.,:;'|()[]-! /"), set("mwMW%@→")
 
 
-def styled(drawing: Drawing, style: Style) -> go.Figure:
-    """The figure as a style asks for it.
+def styled(drawing: Drawing, style: Style, *, bare: bool = False) -> go.Figure:
+    """The figure as a style asks for it; `bare` leaves out title and legend, which a page has for itself.
 
     Raises:
         UserError: if the style's width or height is too small for the figure, or its theme cannot be read.
     """
+    if style.sized:
+        figure = _fitted(drawing, style, bare)
+    else:
+        figure = go.Figure(drawing.figure) if bare else drawing.titled(title=style.title)
     if style.is_plain:
-        return drawing.titled()
-    template = None if style.theme in THEMES else read_template(style.theme)
-    figure = _fitted(drawing, style) if style.sized else drawing.titled(title=style.title)
-    page = (template.layout.paper_bgcolor or "") if template else ""
-    dark = style.theme == "dark" or (len(page) == 7 and page.startswith("#") and luminance(page) < 0.2)
-    palette = PALETTES[style.palette] or (tuple(template.layout.colorway or ()) if template else ())
+        return figure
     figure.update_layout(template=go.layout.Template(figure.layout.template), overwrite=True)
-    figure = go.Figure(recoloured(figure.to_plotly_json(), palette, dark=dark))
+    figure = go.Figure(style.recoloured(figure.to_plotly_json()))
     for note in figure.layout.annotations:  # Names on coloured bars.
-        if note.bgcolor and note.bgcolor.startswith("#") and note.bgcolor not in (DARK, "#ffffff"):
+        if note.bgcolor and note.bgcolor.startswith("#") and note.bgcolor != style.page:
             note.font.color = readable_on(note.bgcolor)
     if style.font:
         figure.update_layout(font_family=style.font, title_font_family=style.font, hoverlabel_font_family=style.font)
         figure.update_annotations(font_family=style.font)
-    return (
-        figure.update_layout(template=figure.layout.template.update(template.to_plotly_json())) if template else figure
-    )
+    if style.template:
+        figure.update_layout(template=figure.layout.template.update(style.template.to_plotly_json()))
+    return figure
 
 
 @dataclass
@@ -125,7 +123,7 @@ def _lines(text: str) -> int:
     return 1 + text.count("<br>")
 
 
-def _fitted(drawing: Drawing, style: Style) -> go.Figure:
+def _fitted(drawing: Drawing, style: Style, bare: bool) -> go.Figure:
     em, native = style.text_pixels, drawing.figure
     width = style.width or float(native.layout.width)
     if width < _LEAST * em:
@@ -133,17 +131,17 @@ def _fitted(drawing: Drawing, style: Style) -> go.Figure:
         raise UserError(
             f"width: {width / PIXELS['in']:.3g}in is under {_LEAST} letters; ask for {least:.2g}in, or smaller text"
         )
-    alternatives = drawing.narrow() if width / em < _NAMES_BESIDE and native.layout.width / em > _NAMES_BESIDE else []
-    chosen = alternatives[0] if len(alternatives) == 1 else native
+    names_inside = width / em < _NAMES_BESIDE < native.layout.width / em
+    chosen = drawing.narrow() if drawing.narrow and names_inside else native
     figure = go.Figure(list(chosen.data), chosen.layout)  # Of a figure as a whole, plotly encodes the arrays.
-    return _Page(figure, drawing, width, em).lay_out(style)
+    return _Page(figure, drawing, width, em, bare=bare).lay_out(style)
 
 
 class _Page:
     """A figure that is laid out anew, in place."""
 
-    def __init__(self, figure: go.Figure, drawing: Drawing, width: float, em: float) -> None:
-        self.figure, self.drawing, self.width, self.em = figure, drawing, width, em
+    def __init__(self, figure: go.Figure, drawing: Drawing, width: float, em: float, *, bare: bool) -> None:
+        self.figure, self.drawing, self.width, self.em, self.bare = figure, drawing, width, em, bare
         layout = figure.layout
         self.native_height = layout.height - (layout.margin.t or 0) - (layout.margin.b or 0)
         self.native_width = layout.width - (layout.margin.l or 0) - (layout.margin.r or 0)
@@ -173,7 +171,7 @@ class _Page:
         self._fold_titles(panel_width)
         self._fit_nodes(panel_width)
         self._fit_notes(heights, panel_width)
-        heading, above = self._heading(style.title)
+        heading, above = self._heading(style.title and not self.bare)
         tops = [self._above(panels, first=panels is rows[0]) for panels in rows]
         bottoms = [self._below(panels, panel_width) for panels in rows]
         x_title = self._common_x_title()
@@ -487,7 +485,7 @@ class _Page:
 
     def _legend(self) -> float:
         """Fold the legend's names to the width, and return the height of its rows."""
-        if not self.figure.layout.showlegend:
+        if self.bare or not self.figure.layout.showlegend:
             return 0
         room = self.width - 2 * _EDGE * self.em
         groups: dict[str, list[str]] = {}
@@ -514,6 +512,9 @@ class _Page:
             self._fit_bars(panel, width)
             for note in [note for note in panel.notes if "domain" in str(note.xref) or note.align == "left"]:
                 room = width / em - 0.6
+                if panel.y.showticklabels is False and (note.yshift or 0) > 5:  # The name of a row, in one line.
+                    note.font.size *= min(1, room / text_width(note.text))
+                    continue
                 text = fold(note.text, room)
                 if "domain" in str(note.yref) and note.yanchor == "bottom" and panel.title is None and _lines(text) > 1:
                     note.update(
@@ -699,8 +700,11 @@ def _row_name(panel: _Panel, note: Any) -> str:
     texts = dict(zip(panel.y.tickvals, panel.y.ticktext, strict=True)) if panel.y.tickvals is not None else {}
     if panel.y.showticklabels is not False and note.y in texts:
         return str(texts[note.y])
-    same = [other.text for other in panel.notes if other is not note and other.y == note.y]
-    return same[0] if same else ""
+    left = [other for other in panel.notes if other is not note and other.xanchor == "left"]
+    others = [other for other in left if other.bgcolor in (None, "#ffffff")]  # Not what is written on a bar.
+    same = [other.text for other in others if other.y == note.y]
+    above = sorted((other.y, other.text) for other in others if other.y < note.y)  # Rows run downwards.
+    return str(same[0] if same else above[-1][1] if above else "")
 
 
 def _texts(panel: _Panel, letter: str) -> list[str]:

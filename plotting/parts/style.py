@@ -196,7 +196,7 @@ class Drawing:
         figure: the panels, without a title and without room for one.
         title: what is shown, in plotly's markup of text.
         subtitle: one line on how to read it, alike.
-        narrow: makes the same panel by panel, for screens too narrow for the figure; nothing if it has one panel.
+        narrow: makes the same with the names of its rows inside, where a narrow page needs that.
         table: its numbers, written beside it as CSV.
         details: HTML that the report has below it.
     """
@@ -204,7 +204,7 @@ class Drawing:
     figure: go.Figure
     title: str
     subtitle: str = ""
-    narrow: Callable[[], list[go.Figure]] = list
+    narrow: Callable[[], go.Figure] | None = None
     table: pd.DataFrame | None = None
     details: str = ""
 

@@ -30,24 +30,24 @@ COLOURS = [*dict.fromkeys([*SERIES, *(look[0] for look in (*SIZE_LOOKS.values(),
 COLOURS = [colour for colour in COLOURS if colour not in ("#777777", "#000000")]
 # Least contrast of a line with a dark page: more than WCAG asks of graphics (3).
 _CONTRAST = 3.5
-_COLOUR = re.compile(r"#[0-9a-fA-F]{6}|#[0-9a-fA-F]{3}\b|rgba?\([^)]*\)")
+_COLOUR = re.compile(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})(?![\w-])|rgba?\([^)]*\)")
 
 
-def recoloured(block: Any, palette: tuple[str, ...], *, dark: bool) -> Any:
-    """A figure or template, as its JSON, with the colours of a palette (or its own), for a light or a dark page."""
+def recoloured(block: Any, palette: tuple[str, ...], page: str) -> Any:
+    """A figure or template as its JSON, or a style sheet, with the colours of a palette (or its own), on a page."""
+    dark = is_dark(page)
     used = {colour.lower() for colour in _colours_in(block)}
     tinted = {blended(colour, ROLE_TINT).lower(): colour for colour in COLOURS}
     ours = [colour for colour in COLOURS if used & {colour.lower(), blended(colour, ROLE_TINT).lower()}]
     chosen = dict(zip(ours, _assigned(ours, palette), strict=True)) if palette else {}
-    plain = {
-        colour.lower(): _lightened(new) if dark else new for colour, new in ({c: c for c in COLOURS} | chosen).items()
-    }
-    page = DARK if dark else WHITE
-    table = {tint: blended(plain[colour.lower()], ROLE_TINT, page) for tint, colour in tinted.items()} | plain
+    every = {colour: colour for colour in COLOURS} | chosen
+    plain = {colour.lower(): _lightened(new, page) if dark else new for colour, new in every.items()}
+    table = {tint: blended(plain[colour.lower()], ROLE_TINT, page) for tint, colour in tinted.items()}
+    table |= plain | {WHITE: page}
 
     def mapped(colour: str) -> str:
         key = colour.lower()
-        return table[key] if key in table else _inverted_or_lightened(key) if dark else colour
+        return table[key] if key in table else _inverted_or_lightened(key, page) if dark else colour
 
     def renewed(text: str) -> str:
         return _COLOUR.sub(lambda found: _with_opacity(found[0], mapped), WHITE if text == "white" else text)
@@ -104,20 +104,20 @@ def _hex(colour: str) -> str:
     return "#" + "".join(f"{round(number):02x}" for number in numbers[:3])
 
 
-def _inverted_or_lightened(colour: str) -> str:
+def _inverted_or_lightened(colour: str, page: str) -> str:
     """Neutral and pale colours with their lightness turned round between a dark page and white; others lightened."""
     red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-    if lightness < 0.85 and saturation > 0.15:
-        return _lightened(colour)
-    floor = colorsys.rgb_to_hls(*(int(DARK[i : i + 2], 16) / 255 for i in (1, 3, 5)))[1]
+    if lightness < 0.82 and saturation > 0.15:
+        return _lightened(colour, page)
+    floor = colorsys.rgb_to_hls(*(int(page[i : i + 2], 16) / 255 for i in (1, 3, 5)))[1]
     return _of_hls(hue, floor + (1 - lightness) ** 0.8 * (0.97 - floor), min(saturation, 0.3))
 
 
-def _lightened(colour: str) -> str:
+def _lightened(colour: str, page: str) -> str:
     """The colour, as much lighter as it takes to stand out on a dark page."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)))
-    while _contrast(colour, DARK) < _CONTRAST and lightness < 1:
+    while _contrast(colour, page) < _CONTRAST and lightness < 1:
         lightness += 0.02
         colour = _of_hls(hue, min(lightness, 1), saturation)
     return colour
@@ -131,6 +131,11 @@ def _contrast(one: str, other: str) -> float:
     """Contrast ratio of WCAG 2.1, from 1 to 21."""
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def is_dark(page: str) -> bool:
+    """Whether a page is dark."""
+    return luminance(page) < 0.2
 
 
 def luminance(colour: str) -> float:

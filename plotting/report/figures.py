@@ -1,4 +1,4 @@
-"""Every figure that the results allow: whole for wide screens, and panel by panel for narrow ones.
+"""Every figure that the results allow: as it is for wide screens, and laid out anew for phones.
 
 Each `plot_<subject>.py` declares its figure, and this finds it. The page writes headings as text that wraps, and
 legends as buttons.
@@ -7,16 +7,24 @@ legends as buttons.
 import importlib
 import json
 import pkgutil
+from typing import Any
 
-import plotly.io as pio
+import plotly.graph_objects as go
 from plotly.io.json import to_json_plotly
 
 from circuits_over_time import plotting
 from circuits_over_time.utils.base.errors import UserError
 
 from ..parts.export import Figure
+from ..parts.options import Style
+from ..parts.paper import styled
 from ..parts.style import TEMPLATE, Drawing
 from ..parts.tables import NotMeasured, Results, logger
+
+# Pixels: of a phone's page, of its text, and of a whole figure whose text has another size than on the screen.
+_PHONE, _PHONE_TEXT, _WIDE = 300.0, 12.0, 900.0
+# The share of its width to which a whole figure may be squeezed.
+_SQUEEZE = 0.72
 
 
 def figures() -> list[Figure]:
@@ -39,20 +47,35 @@ def report_figures(results: Results) -> dict[str, Drawing]:
     return drawings
 
 
-def figures_json(drawings: dict[str, Drawing]) -> str:
-    """The figures as plotly.js takes them: `{"template": ..., "figures": [{name, width, whole, parts}]}`.
+def figures_json(drawings: dict[str, Drawing], style: Style) -> str:
+    """The figures as plotly.js takes them: `{"template": ..., "figures": [{name, least, legend, whole, phone}]}`.
 
-    They share one template, which is there once. Arrays are in plotly's binary form.
+    From `least` pixels on the whole figure is drawn. All share one template, which is there once. Arrays are in
+    plotly's binary form.
     """
+    text = style.font_size or _PHONE_TEXT
+    phone = style.model_copy(update={"width": max(_PHONE, 20 * text), "height": None, "font_size": text})
+    unsized: dict[str, Any] = {"width": None, "height": None}
     entries = []
     for name, drawing in drawings.items():
-        records = []
-        for figure in (drawing.figure, *drawing.narrow()):
-            record = figure.to_plotly_json()
-            for key in ("template", "width", "legend"):
-                record["layout"].pop(key, None)
-            records.append({"data": record["data"], "layout": record["layout"]})
-        entries.append({"name": name, "width": drawing.figure.layout.width, "whole": records[0], "parts": records[1:]})
-    text: str = to_json_plotly({"template": pio.templates[TEMPLATE].to_plotly_json(), "figures": entries})
-    json.loads(text)  # A NaN that slipped through would stop the whole page.
-    return text
+        layout, own = drawing.figure.layout, unsized
+        least = _SQUEEZE * layout.width
+        if style.font_size:  # Laid out for its text, it is not to be squeezed.
+            least = min(layout.width, _WIDE)
+            own = unsized | {"width": least}
+        figures = {"whole": style.model_copy(update=own), "phone": phone}
+        records = {which: _record(styled(drawing, asked, bare=True)) for which, asked in figures.items()}
+        entries.append({"name": name, "least": least, "legend": layout.showlegend, **records})
+    nothing = Drawing(go.Figure(layout={"template": TEMPLATE}), "")
+    template = styled(nothing, style.model_copy(update={**unsized, "font_size": None}), bare=True).layout.template
+    written: str = to_json_plotly({"template": template.to_plotly_json(), "figures": entries})
+    json.loads(written)  # A NaN that slipped through would stop the whole page.
+    return written
+
+
+def _record(figure: go.Figure) -> dict[str, Any]:
+    """The traces and the layout, without what the page has in common or for itself."""
+    record = figure.to_plotly_json()
+    for key in ("template", "width", "legend", "title"):
+        record["layout"].pop(key, None)
+    return {"data": record["data"], "layout": record["layout"]}

@@ -15,15 +15,19 @@ from circuits_over_time.utils.results.commands import how_to_make
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.tasks.registry import task_label
 
+from ..parts.options import Style
 from ..parts.roles import ROLES
-from ..parts.style import FAINT, FONT, GRID, INK, NEGATIVE, POSITIVE, Drawing, task_order
+from ..parts.style import FAINT, GRID, INK, NEGATIVE, POSITIVE, Drawing, task_order
 from ..parts.tables import Results
+from ..parts.theme import WHITE, is_dark
 from .advice import also_possible, unfinished
 from .figures import figures_json
 from .runs import RunRecord, counted, equal_weights_notes, runs_html
 from .story import Sentence
 
 ASSETS = Path(__file__).parent / "assets"
+# Size of the page's text in pixels, as its style sheet has it.
+_TEXT = 15
 # In the order in which they stand in the page.
 SCRIPTS = (
     "dom address sort_table circuit_scene history chart details search downloads circuit_drawing "
@@ -40,20 +44,20 @@ def page_html(
     figures: dict[str, Drawing],
     runs: list[RunRecord],
     notes: list[str],
+    style: Style,
 ) -> str:
     """The whole page, from the parts that the other modules make; `notes` are lines about what is absent."""
-    data = {"circuits": circuits, "heads": heads, "meanings": meanings, "roles": list(ROLES.values())}
-    colours = {"positive": POSITIVE, "negative": NEGATIVE, "ink": INK, "faint": FAINT, "grid": GRID}
-    root = "".join(f"--{name}:{value};" for name, value in colours.items()) + f"--font:{FONT};"
+    sheet, roles = style.recoloured([_sheet(style), list(ROLES.values())])  # In one: a colour is the same in both.
+    data = {"circuits": circuits, "heads": heads, "meanings": meanings, "roles": roles}
     parts = {
         "title": html.escape(_title(results)),
         "lead": html.escape(_lead(results)),
-        "css": f":root{{{root}}}\n" + _asset("report.css"),
+        "css": sheet,
         "navigation": _navigation(circuits, heads, figures),
         "warnings": "".join(f"<p class='warning'>{html.escape(line)}.</p>" for line in equal_weights_notes(runs)),
         "story": _story_html(sentences),
         "summary": _summary(circuits),
-        "role_keys": _role_keys(),
+        "role_keys": _role_keys(roles),
         "circuit_hidden": "" if circuits else "hidden",
         "heads_hidden": "" if heads else "hidden",
         "figures": "\n".join(_figure_html(i, *item) for i, item in enumerate(figures.items())),
@@ -63,7 +67,7 @@ def page_html(
         "notes_hidden": "" if notes else "hidden",
         "runs": runs_html(runs),
         "data": script_safe(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
-        "figure_data": script_safe(figures_json(figures)),
+        "figure_data": script_safe(figures_json(figures, style)),
         "script": "(() => {\n'use strict';\n" + "\n".join(_asset(f"{name}.js") for name in SCRIPTS.split()) + "\n})();",
         "plotly": get_plotlyjs() if figures else "",
     }
@@ -75,6 +79,22 @@ def script_safe(text: str) -> str:
     for character in ("<", ">", "&", "\u2028", "\u2029"):
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def _sheet(style: Style) -> str:
+    """The style sheet, in the light theme's colours."""
+    colours = {"positive": POSITIVE, "negative": NEGATIVE, "ink": INK, "faint": FAINT, "grid": GRID, "page": WHITE}
+    root = "".join(f"--{name}:{value};" for name, value in colours.items()) + f"--font:{style.fonts};"
+    root += "color-scheme:dark;print-color-adjust:exact;" if is_dark(style.page) else "color-scheme:light;"
+    sheet = _asset("report.css")
+    if style.font_size:  # Text of drawings keeps its size, for which they have room.
+        share = style.font_size / _TEXT
+        sheet = re.sub(
+            r"(?m)^(?!.*\b(?:text|title|port) \{)(.*?font(?:-size)?: (?:\d+ )?)([\d.]+)px",
+            lambda found: f"{found[1]}{share * float(found[2]):.4g}px",
+            sheet,
+        )
+    return f":root{{{root}}}\n{sheet}"
 
 
 def _asset(name: str) -> str:
@@ -103,10 +123,10 @@ def _steps(results: Results, kind: str) -> set[int]:
     }
 
 
-def _role_keys() -> str:
+def _role_keys(roles: list[tuple[str, str]]) -> str:
     chips = (
         f"<span class='chip'><i class='swatch' style='border-color:{colour}'></i>{html.escape(label)}</span>"
-        for label, colour in ROLES.values()
+        for label, colour in roles
     )
     return f"<span>Roles in IOI:</span>{''.join(chips)}"
 

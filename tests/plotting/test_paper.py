@@ -19,9 +19,10 @@ from circuits_over_time.plotting.make_report import main as make_report
 from circuits_over_time.plotting.parts.options import Style, pixels
 from circuits_over_time.plotting.parts.paper import fold, styled, text_width
 from circuits_over_time.plotting.parts.style import SERIES, TEMPLATE, Drawing, finish
-from circuits_over_time.plotting.parts.theme import DARK, PALETTES, luminance, recoloured
+from circuits_over_time.plotting.parts.theme import DARK, PALETTES, WHITE, luminance, recoloured
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.store import Store
+from tests.plotting.test_report import embedded
 from tests.plotting.test_style import VISION, lab
 from tests.support import drawings
 from tests.support.paths import ROOT
@@ -199,14 +200,40 @@ def test_flags_win_over_the_style_file_and_every_script_takes_them(store: Store,
             drawings.run(module, "--help")
 
 
-def test_the_reports_figures_take_a_style_and_its_page_refuses_one(
+def test_the_reports_files_take_sizes_and_its_page_does_not(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     argv = ["-r", str(store.root), "-o", str(tmp_path / "report.html"), "--width", "5in", "-t", "ioi"]
     assert make_report(argv) == 2
-    assert "need --figures FOLDER" in caplog.records[-1].getMessage()
+    said = "--width: the page has its own; for files of the figures add --figures FOLDER"
+    assert caplog.records[-1].getMessage() == said
     assert make_report([*argv, "-f", str(tmp_path / "figures")]) == 0
     assert '"width":480' in (tmp_path / "figures" / "circuits.html").read_text()
+
+
+def test_the_reports_page_takes_theme_palette_font_and_size_of_text(store: Store, report: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    look = ["--theme", "dark", "--palette", "tol-bright", "--font", "Georgia", "--font-size", "13.5pt"]
+    assert make_report(["-r", str(store.root), "-o", str(page), "-t", "ioi", *look]) == 0
+    sheets = [found.read_text().partition("<style>")[2].partition("</style>")[0] for found in (report, page)]
+    light, dark = (dict(re.findall(r"--(\w+):([^;]*);", sheet)) for sheet in sheets)
+    assert (light["page"], dark["page"], dark["font"]) == (WHITE, DARK, "Georgia")
+    assert luminance(dark["ink"]) > 0.7
+    assert dark["positive"].lower() in recoloured(list(PALETTES["tol-bright"]), (), DARK)
+    # Only colours and sizes differ: no selector is taken for a colour.
+    changing = re.compile(r"#[0-9a-f]{3,6}(?=[;,) ])|rgba?\([^)]*\)|[\d.]+px")
+    rules = [changing.sub("", sheet[sheet.index("html {") :]) for sheet in sheets]
+    assert rules[0] == rules[1]
+    assert "font: 18px/1.5 var(--font)" in sheets[1], "13.5pt"
+    shown = embedded(page.read_text(), "figure-data")
+    assert shown["template"]["layout"]["paper_bgcolor"] == DARK
+    for figure in shown["figures"]:
+        for note in figure["whole"]["layout"].get("annotations", []):
+            assert note["font"].get("size", 18) in (18, pytest.approx(0.85 * 18)), figure["name"]
+        colours = {trace["line"]["color"] for trace in figure["whole"]["data"] if trace.get("mode") == "lines+markers"}
+        assert not colours & {*SERIES, "#332288"}
+    chips = re.findall(r"<i class='swatch' style='border-color:(#\w+)'", page.read_text())
+    assert chips == [colour for _, colour in embedded(page.read_text(), "data")["roles"]]
 
 
 # Colours.
@@ -216,7 +243,7 @@ def test_the_reports_figures_take_a_style_and_its_page_refuses_one(
 @pytest.mark.parametrize("vision", ["normal", "protanopia", "deuteranopia"])
 @pytest.mark.parametrize("name", PALETTES)
 def test_the_lines_of_a_palette_differ_with_any_colour_vision(name: str, vision: str, dark: bool) -> None:
-    colours = recoloured(list(PALETTES[name] or SERIES[:6]), (), dark=dark)
+    colours = recoloured(list(PALETTES[name] or SERIES[:6]), (), DARK if dark else WHITE)
     for first, second in itertools.combinations(colours, 2):
         distance = np.linalg.norm(lab(first, VISION[vision]) - lab(second, VISION[vision]))
         assert distance > 9, (first, second)

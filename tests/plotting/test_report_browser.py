@@ -64,12 +64,14 @@ def test_nothing_sticks_out_of_the_screen(screen: str, request: pytest.FixtureRe
         assert box["x"] + box["width"] <= page.viewport_size["width"]
 
 
-def test_a_phone_gets_figures_panel_by_panel_and_a_wide_screen_whole(wide: OpenPage, phone: OpenPage) -> None:
-    for opened, plots in ((wide, 1), (phone, 2)):
+def test_a_phone_gets_figures_laid_out_for_it_and_a_wide_screen_whole(wide: OpenPage, phone: OpenPage) -> None:
+    for opened in (wide, phone):
         opened.see_everything()
         figure = opened.page.locator("figure[id$=circuit_similarity] .js-plotly-plot")
-        assert figure.count() == plots
-        assert figure.first.bounding_box()["width"] <= opened.page.viewport_size["width"]
+        assert figure.count() == 1
+        assert figure.bounding_box()["width"] <= opened.page.viewport_size["width"]
+    sizes = "(texts) => texts.map((text) => parseFloat(getComputedStyle(text).fontSize))"
+    assert min(phone.page.locator(".plot text").evaluate_all(sizes)) >= 10
 
 
 def test_a_phone_shows_every_cell_of_the_summary_with_its_name(phone: OpenPage) -> None:

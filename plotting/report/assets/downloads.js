@@ -49,10 +49,11 @@ const KEPT_STYLES = ["fill", "stroke", "stroke-width", "stroke-opacity", "stroke
 // that other programs show the same.
 function toSvg(drawings) {
   const heading = 34;
+  const { backgroundColor: pageColour, color: ink, fontFamily } = getComputedStyle(document.body);
   const width = drawings.reduce((sum, { svg }) => sum + Number(svg.getAttribute("width")), 0);
   const height = heading + Math.max(...drawings.map(({ svg }) => Number(svg.getAttribute("height"))));
   const sheet = svgElement("svg", { xmlns: SVG, width, height, viewBox: `0 0 ${width} ${height}` });
-  sheet.append(svgElement("rect", { width, height, fill: "#ffffff" }));
+  sheet.append(svgElement("rect", { width, height, fill: pageColour }));
   let x = 0;
   for (const { svg, title } of drawings) {
     const copy = svg.cloneNode(true);
@@ -65,7 +66,7 @@ function toSvg(drawings) {
     for (const name of ["class", "role"]) copy.removeAttribute(name);
     copy.setAttribute("x", x);
     copy.setAttribute("y", heading);
-    sheet.append(svgElement("text", { x: x + 10, y: 22, "font-size": 15, "font-family": "Helvetica, Arial, sans-serif", fill: "#222222" }, title), copy);
+    sheet.append(svgElement("text", { x: x + 10, y: 22, "font-size": 15, "font-family": fontFamily, fill: ink }, title), copy);
     x += Number(svg.getAttribute("width"));
   }
   return new XMLSerializer().serializeToString(sheet);

@@ -1,8 +1,5 @@
-// The figures: whole where the page is wide enough, else panel by panel; drawn when they come into view, or when the page
+// The figures: whole where the page is wide enough, else as they are laid out for a phone; drawn when they come into view, or when the page
 // has nothing else to do.
-
-// A whole figure may be squeezed to this share of the width it was drawn for.
-const SQUEEZE = 0.72;
 
 class FigureView {
   constructor(holder, record, template) {
@@ -16,18 +13,18 @@ class FigureView {
 
   draw() {
     const { record, holder } = this;
-    const whole = !record.parts.length || holder.clientWidth >= SQUEEZE * record.width;
-    if (this.drawn === whole) return;
-    this.drawn = whole;
+    const drawing = holder.clientWidth >= record.least ? record.whole : record.phone;
+    if (this.drawn === drawing) return;
+    this.drawn = drawing;
     for (const old of holder.querySelectorAll(".js-plotly-plot")) Plotly.purge(old);
     holder.replaceChildren();
     this.off.clear();
-    this.plots = (whole ? [record.whole] : record.parts).map((drawing) => this.plot(drawing));
+    this.plot = this.plotted(drawing);
     holder.style.minHeight = "";
     this.fillLegend();
   }
 
-  plot(drawing) {
+  plotted(drawing) {
     const place = element("div");
     this.holder.append(place);
     const { data, layout } = structuredClone(drawing);
@@ -39,7 +36,7 @@ class FigureView {
       modeBarButtonsToRemove: ["lasso2d", "select2d"],
       toImageButtonOptions: { format: "svg", filename: this.record.name },
     };
-    const entries = data.filter((trace) => layout.showlegend !== false && trace.name && trace.showlegend !== false);
+    const entries = data.filter((trace) => this.record.legend && trace.name && trace.showlegend !== false);
     Plotly.newPlot(place, data, { ...layout, template: this.template, autosize: true, showlegend: false }, settings).then(
       () => {
         place.on("plotly_afterplot", () => fitToPaper(place));
@@ -50,7 +47,7 @@ class FigureView {
   }
 
   fillLegend() {
-    const entries = new Map(this.plots.flatMap((plot) => plot.entries).map((trace) => [trace.name, trace]));
+    const entries = new Map(this.plot.entries.map((trace) => [trace.name, trace]));
     const place = (trace) => Number(trace.name.match(/^step ([\d,]+)$/)?.[1].replaceAll(",", "") ?? 0);
     // Checkpoints in order, whichever panel has them; models stay in theirs.
     const ordered = [...entries.values()].sort((a, b) => place(a) - place(b));
@@ -76,10 +73,8 @@ class FigureView {
       const on = this.off.delete(group);
       if (!on) this.off.add(group);
       button.setAttribute("aria-pressed", String(on));
-      for (const { place, groups } of this.plots) {
-        const members = groups.flatMap((name, index) => (name === group ? [index] : []));
-        if (members.length) Plotly.restyle(place, { visible: on }, members);
-      }
+      const { place, groups } = this.plot;
+      Plotly.restyle(place, { visible: on }, groups.flatMap((name, index) => (name === group ? [index] : [])));
     });
     return button;
   }
