@@ -145,7 +145,7 @@ def scores(share: float) -> None:
     large = 1 - kls[0].mean(dim=1) / kls[1].mean(dim=1) >= 0.05
     for n_sequences in (17, 100):
         covered = simulated.quotients_covered(*kls, n_sequences, repetitions)
-        rows("CSPA +- 1.96 se", f"{n_sequences} sequences", covered, large, "above 0.05")
+        rows("CSPA, Student's t", f"{n_sequences} sequences", covered, large, "above 0.05")
     row("KL(orig || ablated) +- 1.96 se", "17 sequences", simulated.means_covered(kls[1], 17, repetitions))
 
     runs = PairedRuns(weights, prompts, prompts.corrupted, 50, 1.0)

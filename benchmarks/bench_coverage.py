@@ -338,7 +338,7 @@ def sizes_coverage(
                 )
             )
         columns = np.array(found, dtype=float).T
-        rows.append((n, columns[0].mean(), float(np.nanmedian(columns[1])), *columns[2:].mean(axis=1)))
+        rows.append((n, columns[0].mean(), float(pd.Series(columns[1]).median()), *columns[2:].mean(axis=1)))
     return rows
 
 

@@ -48,11 +48,15 @@ def quotient_errors(above: Float[Tensor, "... n"], below: Float[Tensor, "... n"]
     """Standard error of the quotient of two means over the last axis, float64 on the CPU; nan for a single pair.
 
     To first order, the quotient errs as the mean of (above - quotient * below) / mean(below) does (Cochran 1977,
-    "Sampling Techniques", section 6.3).
+    "Sampling Techniques", section 6.3). Where few pairs make most of that, a small sample may hold too few of them. So
+    there is room for three more like the one that is furthest off (the rule of three, as above).
     """
     above, below = above.cpu().double(), below.cpu().double()
-    mean = below.mean(dim=-1, keepdim=True)
-    return standard_errors((above - above.mean(dim=-1, keepdim=True) / mean * below) / mean)
+    mean, n = below.mean(dim=-1, keepdim=True), below.shape[-1]
+    if n < 2:
+        return torch.full(above.shape[:-1], float("nan"), dtype=torch.float64)
+    squares = ((above - above.mean(dim=-1, keepdim=True) / mean * below) / mean).square()
+    return ((squares.sum(dim=-1) + 3 * squares.amax(dim=-1)) / (n * (n - 1))).sqrt()
 
 
 def quotient_interval(

@@ -255,11 +255,11 @@ def means_covered(population: Float[Tensor, "head sample"], n: int, repetitions:
 
 
 def quotients_covered(above: Tensor, below: Tensor, n: int, repetitions: int) -> np.ndarray:
-    """The same for quotients of two means, with errors of `quotient_errors`; [head, sample]."""
-    truth, covered = above.mean(dim=1) / below.mean(dim=1), torch.zeros(len(above))
+    """The same for quotients of two means, +- t errors of `quotient_errors`; [head, sample]."""
+    truth, covered, t = above.mean(dim=1) / below.mean(dim=1), torch.zeros(len(above)), stats.t.ppf(0.975, n - 1)
     for samples in subsets(above.shape[1], n, repetitions):
         a, b = above[:, samples], below[:, samples]
-        covered += (a.mean(dim=1) / b.mean(dim=1) - truth).abs() <= 1.96 * quotient_errors(a, b)
+        covered += (a.mean(dim=1) / b.mean(dim=1) - truth).abs() <= t * quotient_errors(a, b)
     return (covered / repetitions).numpy()
 
 
