@@ -290,7 +290,7 @@ def path_effects(
         receivers: `"logits"`, or heads with the input that they are entered by, the same for all: `["a5.h0<q>"]`.
         through_mlps: whether the change also takes the ways through the MLPs between sender and receivers, besides the
             direct one. By default it does to heads, and not to the logits.
-        keys: `n_prompts=100`, `batch_size=32`, `seed=0`, `memory_budget_gb=1.0`, `prepend_bos="auto"`,
+        keys: `n_prompts=100`, `batch_size=32`, `seed=0`, `memory_budget_gb="auto"`, `prepend_bos="auto"`,
             `ioi_corruption="swap"`.
 
     Returns:

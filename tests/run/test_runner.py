@@ -23,6 +23,7 @@ from circuits_over_time.utils.base.progress import duration
 from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
 from circuits_over_time.utils.models.family import LocalFamily
 from circuits_over_time.utils.results.store import Result, Store
+from circuits_over_time.utils.sweep import loop
 from circuits_over_time.utils.sweep.estimate import size
 from circuits_over_time.utils.sweep.runner import Analysis, main
 from circuits_over_time.utils.tasks import Task
@@ -309,13 +310,45 @@ def test_an_error_of_the_analysis_loses_nothing_and_is_not_hidden(bench: Bench) 
     assert Store(bench.results).folder(SECOND, "tiny", "y").steps() == [0, 10]
 
 
-def test_running_out_of_memory_names_a_smaller_batch(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    def too_large(checkpoint: LoadedCheckpoint, config: Any, inputs: Any, task: Task) -> dict[str, Result]:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def out_of_memory_above(most: int, tried: list[int], error: type[Exception] = torch.OutOfMemoryError) -> Analysis:
+    """The demo analysis on a device on which no larger batches fit."""
 
-    assert bench.run("batch_size=8", analysis=dataclasses.replace(ANALYSIS, measure=too_large)) == 2
+    def measure(checkpoint: LoadedCheckpoint, config: Any, inputs: Any, task: Task) -> dict[str, Result]:
+        tried.append(config.batch_size)
+        if config.batch_size > most:
+            raise error("DefaultCPUAllocator: can't allocate memory")
+        return ANALYSIS.measure(checkpoint, config, inputs, task)
+
+    return dataclasses.replace(ANALYSIS, measure=measure)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_running_out_of_memory_halves_batches_says_so_and_remembers(
+    error: type[Exception], bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "_fitting", {})
+    tried: list[int] = []
+    assert bench.run("batch_size=9", "checkpoints=[0, 10]", analysis=out_of_memory_above(3, tried, error)) == 0
+    assert tried == [9, 4, 2, 9, 4, 2, 2, 2]  # Each task by itself, and the second checkpoint at once with what fits.
+    told = [line for line in capsys.readouterr().err.splitlines() if "fit" in line]
+    assert told == [
+        f"tiny step 0 demo {task}: batch_size: {size} does not fit on cpu; from here on batches have {size // 2}"
+        for task in ("x", "y")
+        for size in (9, 4)
+    ]
+    assert Store(bench.results).folder(SECOND, "tiny", "y").steps() == [0, 10]
+
+
+def test_a_prompt_that_does_not_fit_leaves_the_checkpoint_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "_fitting", {})
+    tried: list[int] = []
+    assert bench.run("batch_size=2", "checkpoints=[0]", analysis=out_of_memory_above(0, tried)) == 1
+    assert tried == [2, 1]
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "batch_size: 8 does not fit on cpu (tiny step 0); pass a smaller one, for example batch_size=4"
+        "  tiny step 0: batch_size: 1 does not fit on cpu; pass dtype=bfloat16, shorter prompts, or a device with more "
+        "memory"
     )
 
 

@@ -66,7 +66,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+        or any(words in str(error) for words in ("DefaultCPUAllocator: can't allocate memory", "backend out of memory"))
     )
 
 

@@ -140,7 +140,7 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
         quadrature=eap.quadrature,
         n_exact=None if edges == "all" else edges,
         batch_size=settings.batch_size,
-        memory_budget_gb=settings.memory_budget_gb,
+        memory_budget_gb=settings.budget_gb(weights.device),
     )
 
 
@@ -152,5 +152,5 @@ def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: Circu
         evaluation.pairs,
         evaluation.metric(prompts.task.primary),
         batch_size=settings.batch_size,
-        memory_budget_gb=settings.memory_budget_gb,
+        memory_budget_gb=settings.budget_gb(weights.device),
     )

@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -25,9 +25,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from ..base.errors import UserError, suggest
+from ..base.memory import auto_budget_gb
 from .explain import blocks_in, checked, extra, key_of
 from .schedules import SCHEDULES
 from .strict_yaml import Block, merge, parse_override, read_yaml
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -179,8 +183,15 @@ class Section(pydantic.BaseModel):
 class MemoryKeys(Section):
     """How much memory to compute in."""
 
-    memory_budget_gb: float = execution(1.0, ge=1e-6, le=1e6, reason="no machine has more")
-    """Memory that one step of the computation may use on top of the weights."""
+    memory_budget_gb: Literal["auto"] | Annotated[float, Field(ge=1e-6, le=1e6)] = execution(
+        "auto", reason="no machine has more"
+    )
+    """[Memory](../docs/circuits.md#memory) in GB that one step of the computation may use on top of the weights;
+    `auto`: by what the device has free."""
+
+    def budget_gb(self, device: torch.device) -> float:
+        """`memory_budget_gb` as a number, on a device that holds the weights."""
+        return auto_budget_gb(device) if self.memory_budget_gb == "auto" else self.memory_budget_gb
 
 
 class SlurmKeys(Section):

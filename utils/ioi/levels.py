@@ -100,7 +100,9 @@ class Levels:
 
     def runs_with(self, others: Int[Tensor, "prompt position"]) -> PairedRuns:
         """The clean prompts together with others."""
-        return PairedRuns(self.weights, self.prompts, others, self.config.batch_size, self.config.memory_budget_gb)
+        return PairedRuns(
+            self.weights, self.prompts, others, self.config.batch_size, self.config.budget_gb(self.weights.device)
+        )
 
     def _nothing_to_explain(self) -> str:
         if self.facts.status not in WITH_CIRCUIT:

@@ -26,9 +26,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..base.errors import CheckpointUnusable, UserError, with_way_out
+from ..base.errors import CheckpointUnusable, UserError, is_out_of_memory, with_way_out
+from ..base.memory import release_memory
 from ..base.progress import Progress, duration
 from ..config.command_line import Terminated, told_how_to_go_on
+from ..config.keys import MemoryKeys
 from ..results.record import EncodedResults, RunRecord, write_results
 from .analysis import loaded
 from .claims import ClaimedCheckpoint, Claims, WorkQueue
@@ -197,8 +199,6 @@ class SweepLoop:
         self, claimed: ClaimedCheckpoint, following: ClaimedCheckpoint | None = None
     ) -> list[ClaimedCheckpoint]:
         """Load a checkpoint once, and measure and save all that is missing there; returns it as done with."""
-        import torch
-
         family, step = claimed.family, claimed.step
         try:
             described = family.describe(step)
@@ -214,8 +214,7 @@ class SweepLoop:
                 self._save({what: [measure(checkpoint, what, prepared[what.job])]})
                 Times(what.job).add(family, step, what.task_name, time.monotonic() - start)
             del checkpoint
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release_memory()
         except CheckpointUnusable as error:
             self._leave_out(family.name, step, claimed.missing, error)
         family.release(step, self.config.keep_checkpoints)
@@ -277,25 +276,47 @@ def report(failures: Sequence[Failure]) -> int:
 
 
 def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -> EncodedResults:
-    """Make one measurement, and encode its files.
+    """Make one measurement, and encode its files. Where memory runs out, batches are halved, here and from now on.
 
-    Activations that are not finite are a CheckpointUnusable, a batch that does not fit on the device is a UserError.
+    Activations that are not finite are a CheckpointUnusable, and so is a single prompt that does not fit on the device.
     """
-    import torch
-
     analysis, config = what.job.analysis, what.job.config
-    try:
-        results = loaded(analysis.measure)(checkpoint, config, inputs.value, what.task)
-    except torch.OutOfMemoryError:
-        size = config.batch_size
-        raise UserError(
-            f"batch_size: {size} does not fit on {checkpoint.device} ({checkpoint.name} step {checkpoint.step}); "
-            f"pass a smaller one, for example batch_size={max(size // 2, 1)}"
-        ) from None
-    except FloatingPointError as error:
-        raise CheckpointUnusable(with_way_out(error)) from None
+    run = analysis.name, checkpoint.name, what.task_name
+    results = None
+    while results is None:
+        part = _fitting.get(run, 1.0)
+        size = max(1, int(config.batch_size * part))
+        smaller: dict[str, float] = {"batch_size": size}
+        if isinstance(config, MemoryKeys):
+            smaller["memory_budget_gb"] = config.budget_gb(checkpoint.device) * part
+        try:
+            results = loaded(analysis.measure)(
+                checkpoint, config.model_copy(update=smaller) if part < 1 else config, inputs.value, what.task
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        except FloatingPointError as error:
+            raise CheckpointUnusable(with_way_out(error)) from None
+        if results is None:  # Out of the handler, so that the error no longer keeps what had been computed.
+            release_memory()
+            _fitting[run] = part / 2
+            _tell_smaller(checkpoint, what, size)
     kinds = {kind.name for kind in analysis.kinds}
     if set(results) != kinds:
         raise ValueError(f"{analysis.name} measured {sorted(results)}, its kinds are {sorted(kinds)}")
     files = [folder.encode(checkpoint.step, results[folder.kind.name], checkpoint.tokens) for folder in what.folders]
     return EncodedResults(checkpoint.step, checkpoint.provenance, inputs.hashes[what.task_name], tuple(files))
+
+
+_fitting: dict[tuple[str, str, str | None], float] = {}
+"""By analysis, model and task: the part of the batches asked for that fits into memory, where less than all does."""
+
+
+def _tell_smaller(checkpoint: LoadedCheckpoint, what: Measurement, size: int) -> None:
+    """Say that a batch did not fit, and with what it goes on; a CheckpointUnusable if there is nothing smaller."""
+    misfit = f"batch_size: {size} does not fit on {checkpoint.device}"
+    if size == 1:
+        raise CheckpointUnusable(f"{misfit}; pass dtype=bfloat16, shorter prompts, or a device with more memory")
+    label = what.label(checkpoint.step, named=True)
+    log.warning("%s: %s; from here on batches have %d", label, misfit, size // 2)

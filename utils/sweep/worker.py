@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import UserError
+from ..base.memory import release_memory
 from ..models.family import Family, family_of
 from ..results.record import EncodedResults, RunRecord, write_results
 from .claims import ClaimedCheckpoint
@@ -90,8 +91,6 @@ class Worker:
 
     def measure(self, item: WorkItem) -> list[EncodedResults]:
         """Load a checkpoint, measure all that is missing there, and return its files."""
-        import torch
-
         if item.model not in self._families:
             family = family_of(self.jobs[0].config, item.model)
             self._families[item.model] = family, [job.resolved_for(family) for job in self.jobs]
@@ -118,8 +117,7 @@ class Worker:
                     RunRecord(folder).begin(what.job.analysis.name, what.job.config, family, [item.step])
                 write_results(what.folders, [results])
         del checkpoint
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
         family.release(item.step, config.keep_checkpoints)
         return measured
 

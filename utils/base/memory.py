@@ -1,0 +1,62 @@
+"""How much memory computations may take: what a device has free, less a margin."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+GB = 1e9
+MARGIN = 0.2
+"""Share of what is free that is left alone: for what others take, and for gaps between blocks."""
+MOST_ON_CPU = 1.0
+"""GB. More makes nothing faster there: stacks of this size no longer fit into any cache."""
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a device has free. Of the CPU's, what Linux calls available, within the limit of a container or a job."""
+    import torch
+
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # Where nobody says more: half of all.
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = (line.split() for line in meminfo.read_text().splitlines())
+        free = next((1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"), free)
+    limits = [CGROUP / name for name in ("memory.max", "memory.current")]
+    if all(path.exists() for path in limits):
+        most, used = (path.read_text().strip() for path in limits)
+        free = free if most == "max" else min(free, int(most) - int(used))
+    return max(free, 0)
+
+
+def auto_budget_gb(device: torch.device) -> float:
+    """What `memory_budget_gb: auto` is on a device that holds the weights.
+
+    Half of what is free less the margin, since what is kept for later passes may take as much as a pass. A power of
+    two: what other processes take then seldom changes how work is split up, and with it the last digits.
+    """
+    free = (1 - MARGIN) * free_bytes(device) / 2 / GB
+    budget = 2.0 ** math.floor(math.log2(max(free, 2**-10)))
+    return budget if device.type in ("cuda", "mps") else min(budget, MOST_ON_CPU)
+
+
+def release_memory() -> None:
+    """Give back what is no longer used."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
