@@ -189,7 +189,7 @@ class _Measuring:
             self.prompts.pairs,
             metric,
             batch_size=config.batch_size,
-            memory_budget_gb=config.memory_budget_gb,
+            memory_budget_gb=config.budget_gb(weights.device),
         )
         curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
         if self.mask is not None:
