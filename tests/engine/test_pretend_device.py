@@ -22,6 +22,7 @@ MOST = {
     "cspa": (2_500, 140, 78),
     "successor": (845, 45, 65),
     "performance": (10_909, 513, 597),
+    "swaps": (14_817, 707, 577),
 }
 
 
@@ -63,3 +64,10 @@ def test_the_device_counts_and_refuses_as_a_real_one() -> None:
             there.double()
         with pytest.raises(RuntimeError, match="numpy"):
             there.numpy()
+
+
+def test_a_process_with_the_device_still_forks_its_random_numbers() -> None:
+    device()
+    with torch.random.fork_rng():
+        first = torch.rand(2)
+    assert torch.equal(torch.rand(2), first)

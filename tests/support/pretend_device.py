@@ -78,10 +78,20 @@ class OnDevice(Tensor):
         raise RuntimeError(f"{function} reached the {NAME} device outside of `pretended_device()`")
 
 
+class Module(backend_registration._DummyBackendModule):
+    """What `torch.<NAME>` is. It draws nothing by itself, but `torch.random.fork_rng` asks every device for its state."""
+
+    def get_rng_state(self, device: object = None) -> Tensor:
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_rng_state(self, state: Tensor, device: object = None) -> None:
+        pass
+
+
 @cache
 def device() -> torch.device:
     """The device, registered with PyTorch when it is first asked for."""
-    backend_registration._setup_privateuseone_for_python_backend(NAME)
+    backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
     return torch.device(NAME, 0)
 
 
