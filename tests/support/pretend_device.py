@@ -79,7 +79,7 @@ class OnDevice(Tensor):
 
 
 class Module(backend_registration._DummyBackendModule):
-    """What `torch.<NAME>` is. It draws nothing by itself, but `torch.random.fork_rng` asks every device for its state."""
+    """What `torch.<NAME>` is. It draws nothing, but `torch.random.fork_rng` asks every device for its state."""
 
     def get_rng_state(self, device: object = None) -> Tensor:
         return torch.empty(0, dtype=torch.uint8)
