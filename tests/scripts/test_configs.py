@@ -39,7 +39,7 @@ ANALYSES = {
 }
 COMPARES = "compare_toy"
 MAKES_FAMILIES = ("toy_family", "toy_ioi_family")
-SUITES = ("suite_toy", "suite_160m", "suite_pythia")
+SUITES = ("suite_toy", "suite_160m", "suite_pythia", "all")
 FILES = sorted(CONFIGS.rglob("*.yml"))
 STUDY = CONFIGS / "study"
 STUDY_MODELS = ["pythia-70m", "pythia-160m", "pythia-410m", "pythia-1.4b", "pythia-2.8b"]
@@ -103,7 +103,12 @@ def test_a_command_in_a_config_names_that_config_and_its_script(path: Path) -> N
 
 
 def test_the_study_has_a_config_of_every_script_and_task() -> None:
-    assert {path.stem for path in STUDY.glob("*.yml")} == set(ANALYSES) - {"toy", "real", "tasks"}
+    configs = {path.stem for path in STUDY.glob("*.yml")} - {"all"}
+    assert [f"configs/study/{name}.yml" for name in sorted(configs)] == sorted(
+        entry["config"] for entry in load_config(SuiteConfig, STUDY / "all.yml", []).analyses
+    )
+    assert load_config(SuiteConfig, STUDY / "all.yml", []).models == STUDY_MODELS
+    assert configs == set(ANALYSES) - {"toy", "real", "tasks"}
 
 
 @pytest.mark.parametrize("name", sorted(set(ANALYSES) - {"toy", "real", "tasks"}))
