@@ -14,7 +14,7 @@ import torch
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.tasks import TASKS, build_prompts, get_task, greater_than, ioi
 from circuits_over_time.utils.tasks.metrics import METRICS
-from circuits_over_time.utils.tasks.prompts import Pair, assemble
+from circuits_over_time.utils.tasks.prompts import Pair, assemble, metric_columns
 from tests.support.paths import ROOT
 from tests.support.task_tokenizers import OTHERS, TOKENIZERS, pythia, task_texts, word_level, words
 
@@ -347,3 +347,19 @@ def test_names_labels_and_primary_metrics_are_read_without_any_library_that_comp
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "Subject-verb agreement; probability difference; None\n[]\n"
+
+
+@pytest.mark.parametrize("task", ["ioi", "gendered_pronoun", "sva", "greater_than"])
+def test_tables_give_the_accuracy_where_it_follows_from_the_metric(task: str) -> None:
+    prompts = build_prompts(task, words(), 8, seed=0)
+    logits = torch.randn(8, len(words()), generator=torch.Generator().manual_seed(1)).to(torch.float64)
+    values = prompts.metric(TASKS[task].primary)(logits, slice(None))
+    beside = metric_columns(TASKS[task], prompts, values)
+    accuracy = prompts.metric("accuracy")(logits, slice(None)).mean().item()
+    single = task in ("ioi", "gendered_pronoun")
+    assert beside == {
+        "metric_name": "logit_diff" if single else "prob_diff",
+        "unit": "logits" if single else "probability",
+        "accuracy": pytest.approx(accuracy) if single else None,
+    }
+    assert 0 < accuracy < 1

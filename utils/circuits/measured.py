@@ -289,10 +289,10 @@ def measure_circuit(
     found = find_circuit(weights, prompts, settings, folds)
     kept = found.folds.keep(found.order, max(found.curve.sizes, default=0))
     performance = task_performance(weights, prompts.evaluation.to(weights.device), ["accuracy"], settings.batch_size)
-    controls, tests = compare_with_random(found, settings)
+    controls, tests = compare_with_random(found, prompts, settings)
     tables = {
         "graphs": edges_table(found, kept, settings),
-        "faithfulness": faithfulness_table(found),
+        "faithfulness": faithfulness_table(found, prompts),
         "baselines": baselines_table(found, prompts, settings, performance),
         "controls": controls,
         "prompt_groups": groups_table(found, prompts),

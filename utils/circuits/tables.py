@@ -27,7 +27,7 @@ from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.edge_attribution_patching.statistics import quotient_interval, standard_error
 
 from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, HYPOTHESIS_TESTS, NOT_LEARNED, PROMPT_GROUPS
-from ..tasks.prompts import metric_name, metric_unit
+from ..tasks.prompts import metric_columns, metric_name, metric_unit
 from .find import CircuitPrompts, FoundCircuit
 from .keys import CircuitSettings, SearchConfig
 
@@ -68,7 +68,7 @@ def inclusion(found: FoundCircuit, search: SearchConfig) -> Tensor:
     return counts / len(THRESHOLDS)
 
 
-def faithfulness_table(found: FoundCircuit) -> pd.DataFrame:
+def faithfulness_table(found: FoundCircuit, prompts: CircuitPrompts) -> pd.DataFrame:
     """One row per size evaluated, with 95% intervals."""
     curve, graph, rows = found.curve, found.circuit.graph, []
     if curve.sizes:
@@ -89,6 +89,7 @@ def faithfulness_table(found: FoundCircuit) -> pd.DataFrame:
                 "faithfulness_high": float(high[place]),
                 "faithfulness_raw_low": float(raw_low[place]),
                 "faithfulness_raw_high": float(raw_high[place]),
+                **metric_columns(prompts.task, prompts.evaluation, curve.values[size]),
             }
         )
     return pd.DataFrame(rows, columns=list(FAITHFULNESS.columns))
@@ -130,7 +131,9 @@ def baselines_table(
     return pd.DataFrame([row]).astype({"size": "Int64", "size_low": "Int64", "size_high": "Int64"})
 
 
-def compare_with_random(found: FoundCircuit, settings: CircuitSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compare_with_random(
+    found: FoundCircuit, prompts: CircuitPrompts, settings: CircuitSettings
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables of random circuits (`n_random`) and of statistical tests (`hypothesis_tests`).
 
     They have no rows where there is no circuit, or none are asked for. Both use the same random circuits.
@@ -144,7 +147,7 @@ def compare_with_random(found: FoundCircuit, settings: CircuitSettings) -> tuple
     masks = random_circuits(found.circuit, n_masks, seed, settings.search.order, found.signed)
     measured = Controls.of(found.evaluator, found.circuit, masks)
     if n_random:
-        controls = _controls_table(found, measured, n_random)
+        controls = _controls_table(found, prompts, measured, n_random)
     if settings.hypothesis_tests:
         values = found.curve.values[found.size]
         outcomes = run_tests(found.evaluator, found.circuit, values, measured, seed)
@@ -153,7 +156,7 @@ def compare_with_random(found: FoundCircuit, settings: CircuitSettings) -> tuple
     return controls, tests
 
 
-def _controls_table(found: FoundCircuit, measured: Controls, n_random: int) -> pd.DataFrame:
+def _controls_table(found: FoundCircuit, prompts: CircuitPrompts, measured: Controls, n_random: int) -> pd.DataFrame:
     """The circuit and the model without it, and the same for the first `n_random` random circuits."""
     assert found.size is not None
     corrupted, full = found.curve.corrupted, found.curve.full
@@ -164,7 +167,8 @@ def _controls_table(found: FoundCircuit, measured: Controls, n_random: int) -> p
         mean = float(metric.double().mean())
         ends = map(float, quotient_interval(metric - corrupted, full - corrupted))
         values = (control, number, n_edges, mean, standard_error(metric), found.curve.normalised(mean), beaten, *ends)
-        rows.append(dict(zip(CONTROLS.columns, values, strict=True)))
+        columns = metric_columns(prompts.task, prompts.evaluation, metric)
+        rows.append(dict(zip(CONTROLS.columns, (*values, *columns.values()), strict=True)))
 
     own, n_edges = found.curve.values[found.size], found.circuit.n_edges
     add("circuit", None, n_edges, own, None)

@@ -29,6 +29,7 @@ from ..models.checkpoint import LoadedCheckpoint
 from ..results.kinds import NOT_LEARNED, TRANSFER
 from ..results.store import Result, Store
 from ..tasks import Task, tasks_of
+from ..tasks.prompts import metric_columns
 from .find import CircuitPrompts, evaluator_of
 from .keys import CircuitsConfig
 from .measured import prepare as prepare_circuits
@@ -151,7 +152,7 @@ def measure(
         return {"transfer": Result(pd.DataFrame(columns=list(TRANSFER.columns)))}
     evaluator = evaluator_of(checkpoint.weights, inputs.prompts[task.name], config)
     values = torch.cat([evaluator(_masks(circuits[i : i + STACK], evaluator)) for i in range(0, len(circuits), STACK)])
-    return {"transfer": Result(_table(circuits, values, evaluator))}
+    return {"transfer": Result(_table(circuits, values, evaluator, inputs.prompts[task.name]))}
 
 
 def _masks(circuits: list[StoredCircuit], evaluator: CircuitEvaluator) -> Bool[Tensor, "mask n_forward n_backward"]:
@@ -165,7 +166,10 @@ def _masks(circuits: list[StoredCircuit], evaluator: CircuitEvaluator) -> Bool[T
 
 
 def _table(
-    circuits: list[StoredCircuit], values: Float[Tensor, "circuit prompt"], evaluator: CircuitEvaluator
+    circuits: list[StoredCircuit],
+    values: Float[Tensor, "circuit prompt"],
+    evaluator: CircuitEvaluator,
+    prompts: CircuitPrompts,
 ) -> pd.DataFrame:
     # Circuits of one size must not be confused: they go by their number.
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted, dict(enumerate(values)))
@@ -182,6 +186,7 @@ def _table(
             curve.raw(number),
             float(raw_low[number]),
             float(raw_high[number]),
+            *metric_columns(prompts.task, prompts.evaluation, values[number]).values(),
         )
         for number, circuit in enumerate(circuits)
     ]

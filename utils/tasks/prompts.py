@@ -143,6 +143,18 @@ def metric_unit(metric: str | MetricFunction) -> str | None:
     return METRICS[metric].unit if isinstance(metric, str) else None
 
 
+def metric_columns(task: Task, prompts: Prompts, values: Float[Tensor, " prompt"]) -> dict[str, Any]:
+    """What tables say beside a mean of a task's metric: `metric_name`, `unit` and `accuracy`.
+
+    The accuracy is the share of logit differences above 0. It is None with another metric, or several answers to a
+    prompt, for which it does not follow from the metric.
+    """
+    answers = prompts.answers
+    single = (answers.right_mask.sum(dim=1) == 1).all() and (answers.wrong_mask.sum(dim=1) == 1).all()
+    accuracy = float((values > 0).double().mean()) if single and task.primary == "logit_diff" else None
+    return {"metric_name": metric_name(task.primary), "unit": metric_unit(task.primary), "accuracy": accuracy}
+
+
 def _checked(metric: MetricFunction, logits: Float[Tensor, "prompt vocab"], prompts: Prompts) -> Tensor:
     """The values of a metric of one's own, if they are what the engine needs.
 
