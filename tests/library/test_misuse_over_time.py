@@ -85,5 +85,5 @@ def test_damaged_results_are_named_with_a_way_out(tmp_path: Path) -> None:
         cot.results(tmp_path, "step_of", "other")
     for damaged in (b"", b"\xff\x00"):
         (tmp_path / "step_of" / "toy" / "step000000.csv").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"holds damaged results only; run: cot.over_time\(...\) repair=True"):
+        with pytest.raises(ValueError, match=r"holds damaged results only; run: cot.over_time\(..., repair=True\)"):
             cot.results(tmp_path, "step_of")
