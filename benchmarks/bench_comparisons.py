@@ -4,8 +4,8 @@
 
 Prints a row of docs/trust.md each: the number, what was simulated, and the coverage or rate that was found
 (`tests/support/simulations.py`). Scores and effects are drawn from a population of the kept checkpoint's own prompts,
-blocks and sequences. Takes about six minutes; `--share 0.1` a tenth of it. `bench_roles.py` has the roles of untrained
-models.
+blocks and sequences. Takes about three minutes; `--share 0.1` a tenth of it. `bench_roles.py` has the roles of
+untrained models.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How often the intervals of circuits hold the truth, and how right the search is: simulations with known answers.
 
-    python benchmarks/bench_coverage.py            # everything, some minutes on one core
+    python benchmarks/bench_coverage.py            # everything, eight minutes on one core
     python benchmarks/bench_coverage.py --repetitions 500
 
 Faithfulness is a quotient of means over prompts. Samples of prompts are drawn from populations whose quotient is known:
@@ -364,7 +364,6 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=400)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    few = max(arguments.repetitions // 20, 10)
     pd.set_option("display.width", 160)
 
     print("Faithfulness, nominal 95%: lowest coverage of", len(POPULATIONS), "made-up populations")
@@ -376,11 +375,14 @@ def main() -> int:
     areas, sizes = [], []
     for name, evaluator, scores in of_checkpoint():
         measured |= {f"{name}, {key}": one for key, one in circuits_of_checkpoint(evaluator, scores).items()}
-        areas += [(name, *row) for row in areas_coverage(evaluator, scores, (20, 50, 100), 4 * few)]
+        areas += [(name, *row) for row in areas_coverage(evaluator, scores, (20, 50, 100), arguments.repetitions)]
         for order in ("greedy", "top_n"):
             ranked = edge_order(scores, evaluator.graph, order)
-            sizes += [(name, order, *row) for row in sizes_coverage(evaluator, ranked, (10, 20, 50, 100), few)]
-    print("Faithfulness: lowest coverage of", len(measured), "circuits of the kept checkpoints")
+            sizes += [
+                (name, order, *row)
+                for row in sizes_coverage(evaluator, ranked, (20, 50, 100), arguments.repetitions // 2)
+            ]
+    print("Faithfulness: lowest coverage of", len(measured), "circuits of the kept checkpoint")
     print(worst(coverage_table(measured, PROMPTS, arguments.repetitions)).to_string(index=False))
     table = pd.DataFrame(areas, columns=["circuits", "number", "prompts", "coverage"])
     print("CPR and CMD: lowest coverage")
