@@ -37,6 +37,7 @@ ANALYSIS = Analysis(
     Lazy("utils.circuits.measured.prepare"),
     Lazy("utils.circuits.measured.measure"),
     tasks=Lazy("utils.tasks.tasks_of"),
+    finish=Lazy("utils.circuits.exported.finish"),
     then=SECOND_WALK,
     check=Lazy("utils.circuits.keys.check_transfer"),
     inputs=Lazy("utils.circuits.keys.inputs_of_circuits"),

@@ -33,8 +33,24 @@ from .circuit import Circuit
 from .search import nodes_in
 
 IMPORTANCES = ("importances.json", "importances.pt")
+SUFFIXES: dict[ExportFormat, str] = {
+    "eap_ig_json": ".json",
+    "eap_ig_pt": ".eap_ig.pt",
+    "mib_folder": ".mib",
+    "graphml": ".graphml",
+    "circuit_tracer_json": ".circuit_tracer.json",
+    "circuitkit_scores": ".circuitkit_scores.json",
+}
+"""What the names of exported files end in, next to a checkpoint's `.pt`."""
 BY_ENDING: dict[str, ExportFormat] = {".json": "eap_ig_json", ".graphml": "graphml"}
 """The format that a file's ending alone means, when it is written."""
+MIB_MODELS = {
+    "gpt2": "gpt2",
+    "Qwen2.5-0.5B": "qwen2.5",
+    "gemma-2-2b": "gemma2",
+    "Llama-3.1-8B": "llama3",
+}
+"""What the benchmark calls its models; in its names of tasks, `_` is `-`."""
 TOP_UNITS = 0.2
 """The share of nodes that CircuitKIT lists as its units."""
 
@@ -53,24 +69,26 @@ class Origin:
 
 
 def export(circuit: Circuit, format: ExportFormat, origin: Origin) -> tuple[str, bytes]:
-    """A circuit's file in a format: what its name ends in, and its bytes."""
+    """A circuit's file in a format: what its name ends in (in the folder SUFFIXES names, for MIB), and its bytes."""
+    suffix = SUFFIXES[format]
     if format == "eap_ig_json":
-        return ".json", _json(eap_ig_json(circuit, origin.d_model))
+        return suffix, _json(eap_ig_json(circuit, origin.d_model))
     if format == "mib_folder":
-        return f".mib/{origin.task}_{origin.model}/{IMPORTANCES[0]}", _json(eap_ig_json(circuit, origin.d_model))
+        folder = f"{origin.task.replace('_', '-')}_{MIB_MODELS.get(origin.model, origin.model)}"
+        return f"{suffix}/{folder}/{IMPORTANCES[0]}", _json(eap_ig_json(circuit, origin.d_model))
     if format == "eap_ig_pt":
         file = io.BytesIO()
         torch.save(_eap_ig_tensors(circuit, origin.d_model), file)
-        return ".eap_ig.pt", file.getvalue()
+        return suffix, file.getvalue()
     if format == "graphml":
-        return ".graphml", _graphml(circuit, origin).encode()
+        return suffix, _graphml(circuit, origin).encode()
     if format == "circuit_tracer_json":
-        return ".circuit_tracer.json", _json(_circuit_tracer(circuit, origin))
-    return "_scores.json", _json(_circuitkit(circuit, origin))
+        return suffix, _json(_circuit_tracer(circuit, origin))
+    return suffix, _json(_circuitkit(circuit, origin))
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=1).encode()
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
 def eap_ig_json(circuit: Circuit, d_model: int) -> dict[str, Any]:
@@ -240,7 +258,13 @@ def of_same_graph(circuit: Circuit, graph: Graph | None) -> Circuit:
     blocks = "" if theirs.parallel == graph.parallel else ", and blocks of another order"
     here = set(names_of_edges(graph))
     lacking = next((name for name in names_of_edges(theirs) if name not in here), None)
-    which = "" if lacking is None else f"; it has no {lacking}"
+    if lacking is None:
+        there = set(names_of_edges(theirs))
+        lacking = next(name for name in names_of_edges(graph) if name not in there)
+        raise ValueError(
+            f"the circuit is one of {shapes[0]}, the model has {shapes[1]}{blocks}; the file has no {lacking}"
+        )
+    which = f"; it has no {lacking}"
     raise ValueError(f"the circuit is one of {shapes[0]}, the model has {shapes[1]}{blocks}{which}")
 
 

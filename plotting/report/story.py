@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.kinds import NOT_LEARNED, UNCONFIRMED
+from circuits_over_time.utils.results.kinds import GIVEN, NOT_LEARNED, UNCONFIRMED
 from circuits_over_time.utils.tasks.registry import task_label
 
 from ..parts.style import task_order
@@ -136,7 +136,8 @@ def _size(last: dict[Any, Any], circuits: list[dict[Any, Any]], unsure: list[str
             unsure.append(f"the circuit may have {low:,.0f} or {high:,.0f} edges")
     else:
         interval = ""
-        unsure.append("the circuit's size has no interval")
+        if last["status"] != GIVEN:
+            unsure.append("the circuit's size has no interval")
     if last["status"] == UNCONFIRMED:
         unsure.append("no larger circuit was tried to confirm the circuit's size")
     at = "" if last is circuits[-1] else f" at step {last['step']:,.0f}, the last at which there is one"

@@ -81,7 +81,7 @@ def test_circuit_tracers_links_join_its_nodes_and_add_up_a_heads_inputs(tmp_path
 def test_circuitkits_scores_are_of_nodes_and_their_circuit_is_all_edges_between_its_units(tmp_path: Path) -> None:
     circuit = circuit_of(GRAPH, 3, 7)
     path = written(circuit, "circuitkit_scores", tmp_path)
-    assert path.name == "step001350_scores.json"
+    assert path.name == "step001350.circuitkit_scores.json"
     stored = json.loads(path.read_text())
     u = GRAPH.forward_nodes.index("a1.h0")
     assert stored["node_scores"]["A1.0"] == pytest.approx(float((circuit.scores.abs() * GRAPH.edge_mask)[u].sum()))

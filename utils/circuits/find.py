@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +21,13 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     FaithfulnessCurve,
 )
 from circuits_over_time.edge_attribution_patching.circuits.mib import MibAreas, mib_areas
-from circuits_over_time.edge_attribution_patching.circuits.search import Signed, circuit_sizes, edge_order, top_n_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import (
+    Signed,
+    circuit_sizes,
+    edge_order,
+    ranked_edges,
+    top_n_masks,
+)
 from circuits_over_time.edge_attribution_patching.circuits.stability import signed_selection
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
@@ -29,18 +36,22 @@ from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
 
 from ..base.errors import UserError
-from ..results.kinds import FOUND, NOT_LEARNED, NOT_REACHED, UNCONFIRMED, Status
+from ..results.kinds import FOUND, GIVEN, NOT_LEARNED, NOT_REACHED, UNCONFIRMED, Status
 from ..tasks import Prompts, Task
 from .keys import CircuitSettings, PairSettings, circuit_pairs
 
 
 @dataclass(frozen=True)
 class CircuitPrompts:
-    """A task's prompts to score edges on, and to evaluate circuits on: others, or the same ones (`evaluate_on`)."""
+    """A task's prompts to score edges on, and to evaluate circuits on: others, or the same ones (`evaluate_on`).
+
+    With a `given` circuit, no other one is searched.
+    """
 
     task: Task
     scoring: Prompts
     evaluation: Prompts
+    given: Circuit | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,8 @@ class FoundCircuit:
         order: the edges in the order in which circuits take them.
         starts: the sizes at which the pruned circuit changes.
         signed: what signed selection knew of the scores; None if edges were selected by |score|.
-        status: whether there is a circuit, or why not; one among sizes that were given is not confirmed.
+        status: whether there is a circuit, or why not; one among sizes that were given is not confirmed, and a given
+            one is a circuit wherever the task is learned.
         size: edges asked for of the circuit, before pruning; None if there is none.
         curve: the metric of every size evaluated, per prompt.
         areas: CPR and CMD, if asked for.
@@ -103,21 +115,28 @@ def split_prompts(
 def find_circuit(
     weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings, folds: FoldScores
 ) -> FoundCircuit:
-    """Search for the smallest faithful circuit by the scores of all edges (`score_edges`)."""
-    graph, search = folds.graph, settings.search
+    """Search for the smallest faithful circuit by the scores of all edges (`score_edges`), or measure the given one."""
+    graph, search, given = folds.graph, settings.search, prompts.given
     signed = None
-    if search.selection == "signed":
+    if given is None and search.selection == "signed":
         signed = signed_selection(folds.keep_all(), settings.seed, search.positive_share)
-    order = edge_order(folds.scores, graph, search.order, signed=signed)
+    if given is None:
+        order = edge_order(folds.scores, graph, search.order, signed=signed)
+    else:
+        order = ranked_edges(folds.scores.abs().where(given.in_circuit, -1), graph, given.n_edges)
 
     evaluator = evaluator_of(weights, prompts, settings)
     starts = circuit_sizes(order, graph)
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
     learned = Baselines.of(evaluator.full, evaluator.corrupted).learned(search.min_gap)
-    size = None
-    if learned or search.sizes:  # Sizes that are given are measured wherever there is a model.
-        size = search.rule().search(curve, evaluator.prefixes_of(order), starts)
-    status = UNCONFIRMED if search.sizes else FOUND
+    size, evaluate = None, evaluator.prefixes_of(order)
+    # What is given is measured wherever there is a model.
+    if given is not None:
+        size = given.n_edges
+        curve.values[size] = evaluate([size])[0]
+    elif learned or search.sizes:
+        size = search.rule().search(curve, evaluate, starts)
+    status = GIVEN if given is not None else UNCONFIRMED if search.sizes else FOUND
     if not learned:
         size, status = None, NOT_LEARNED
     elif size is None:
@@ -128,7 +147,9 @@ def find_circuit(
 
 
 def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> FoldScores:
-    """Scores of every edge by the method of the settings."""
+    """Scores of every edge by the method of the settings; those of the given circuit, as one fold, if there is one."""
+    if (given := prompts.given) is not None:
+        return FoldScores(given.graph, (given.scores * given.graph.edge_mask)[None], torch.tensor([1]))
     scoring, eap, edges = prompts.scoring.to(weights.device), settings.eap, settings.exact.edges
     return edge_scores(
         weights,

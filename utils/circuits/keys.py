@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from circuits_over_time.edge_attribution_patching.choices import (
     POSITIVE_SHARE,
     USUAL_STEPS,
     Criterion,
+    ExportFormat,
     Grid,
     Method,
     Order,
@@ -21,7 +23,19 @@ from circuits_over_time.edge_attribution_patching.choices import (
 from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
 
 from ..base.errors import UserError, shortened
-from ..config.keys import MOST_PROMPTS, MemoryKeys, PromptOptions, Section, Steps, TaskConfig, amount, execution, key
+from ..config.keys import (
+    MOST_PROMPTS,
+    MemoryKeys,
+    PromptOptions,
+    Section,
+    Steps,
+    TaskConfig,
+    amount,
+    at_home,
+    different,
+    execution,
+    key,
+)
 from ..tasks import Pair, Task, tasks_of
 from ..tasks.prompts import Work
 from ..tasks.sampling import TooFewPrompts
@@ -151,8 +165,27 @@ class CircuitsConfig(CircuitSettings, TaskConfig):
     transfer: Literal["all", "neighbours"] | Steps | None = execution(None)
     """Also put circuits of these steps, of the `neighbours` or of `all` steps into
     [other checkpoints' models](../docs/circuits.md#in-other-checkpoints-on-other-tasks)."""
+    circuit: Annotated[str, AfterValidator(at_home)] | None = key(None, min_length=1, file=True)
+    """Evaluate [the circuit of a file](../docs/circuits.md#the-circuit-of-a-file) at every checkpoint, instead of
+    finding one."""
+    export: Annotated[list[ExportFormat], AfterValidator(different)] | None = execution(None)
+    """Also write every graph in [formats of other programs](../docs/circuits.md#files-of-other-programs), next to its
+    `.pt`: `eap_ig_json`, `eap_ig_pt`, `mib_folder`, `graphml`, `circuit_tracer_json`, `circuitkit_scores`."""
     export_json: bool = execution(False)
-    """Also write every graph in the JSON format of EAP-IG, next to its `.pt`."""
+    """The same as `export: [eap_ig_json]`."""
+
+    @property
+    def formats(self) -> list[ExportFormat]:
+        """The formats to export."""
+        asked = self.export or []
+        return ["eap_ig_json", *asked] if self.export_json and "eap_ig_json" not in asked else asked
+
+    def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Adds what a circuit that is given does not need."""
+        yield from super().unread(prefix)
+        for name in ("eap", "exact") if self.circuit is not None else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                yield f"{prefix}{name}", "with circuit: the scores are those of its file"
 
 
 def circuit_pairs(settings: PairSettings, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
@@ -182,22 +215,27 @@ def circuit_pairs(settings: PairSettings, task: Task, tokenizer: PreTrainedToken
 
 
 def inputs_of_circuits(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:
-    """The prompts of each task; errors are those of `circuit_pairs`."""
+    """The prompts of each task; errors are those of `circuit_pairs`, or that there is no such file of a circuit."""
+    if config.circuit is not None and not Path(config.circuit).exists():
+        raise UserError(f"circuit: {config.circuit}: no such file")
     for task in tasks_of(config):
-        yield Work(task.name, circuit_pairs(config, task, tokenizer), passes(config, shape.n_layers))
+        given = config.circuit is not None
+        yield Work(task.name, circuit_pairs(config, task, tokenizer), passes(config, shape.n_layers, given=given))
 
 
-def passes(settings: CircuitSettings, n_layers: int) -> float:
+def passes(settings: CircuitSettings, n_layers: int, *, given: bool = False) -> float:
     """About how many forward passes over all its prompts a circuit takes; 0 where it depends on what is not known yet:
     of exact scores the number of edges, of a model without a config that of layers."""
     eap, search = settings.eap, settings.search
     times = 2 * n_layers + 1 if eap.method == "eap_ig_activations" else 1
-    if eap.method == "exact" or times > sys.maxsize:
+    if (eap.method == "exact" and not given) or times > sys.maxsize:
         return 0
     # A step runs forward and backward, which takes three times as long as forward. A size takes about a third of a
     # pass, and so do a random circuit and what is left without it.
     scores = 3 * times * (eap.ig_steps if eap.method in USUAL_STEPS else 1)
     circuits = 1 + (14 if search.sizes is None else 0.35 * len(search.sizes)) + 7 * search.mib
+    if given:  # One circuit, without scores and a search.
+        scores, circuits = 0, 1.35 + 7 * search.mib
     checks = 0.7 * settings.n_random + 70 * settings.hypothesis_tests
     # Scores take one half of the prompts, and circuits the other.
     return (scores + circuits + checks) / (2 if settings.evaluate_on == "heldout" else 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -24,11 +24,11 @@ from circuits_over_time.edge_attribution_patching.circuits.circuit import Circui
 from circuits_over_time.edge_attribution_patching.circuits.formats import (
     BY_ENDING,
     Origin,
-    eap_ig_json,
     export,
     of_same_graph,
     read,
 )
+from circuits_over_time.edge_attribution_patching.circuits.search import prune
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
@@ -117,7 +117,7 @@ class MeasuredCircuit:
     def status(self) -> str:
         """`found`, `found, not confirmed` (of sizes that were given), `task not learned` or `threshold not reached`.
 
-        `not measured` if it was read from another program's file.
+        `given` if a run evaluated a file's, and `not measured` if it was read from another program's file.
         """
         return str(self._baseline("status") or "not measured")
 
@@ -304,8 +304,27 @@ def measure_circuit(
 
 
 def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, CircuitPrompts]:
-    """The prompts of every task, by its name; see `circuit_prompts`."""
-    return {task.name: circuit_prompts(config, task, tokenizer, shape) for task in tasks_of(config)}
+    """The prompts of every task, by its name, with the circuit that is given; errors of `given_circuit`."""
+    given = None if config.circuit is None else given_circuit(Path(config.circuit), shape)
+    prompts = {task.name: circuit_prompts(config, task, tokenizer, shape) for task in tasks_of(config)}
+    return {name: replace(of_task, given=given) for name, of_task in prompts.items()}
+
+
+def given_circuit(path: Path, shape: Shape) -> Circuit:
+    """The circuit of a file, for a model of this shape.
+
+    Raises:
+        UserError: if it is of another model, or has no edge on a path from `input` to `logits`.
+    """
+    try:
+        read = read_circuit(path, graph := Graph.of(shape))
+        if (width := read.about.get("d_model", shape.d_model)) != shape.d_model:
+            raise UserError(f"{path}: the circuit is one of a model of width {width}, this one has {shape.d_model}")
+        if not bool(prune(read.circuit.in_circuit[None], graph).any()):
+            raise UserError(f"{path}: none of its {read.circuit.n_edges} edges is on a path from input to logits")
+    except UserError as error:
+        raise UserError(f"circuit: {error}") from None
+    return read.circuit
 
 
 def measure(
@@ -318,9 +337,8 @@ def measure(
     if measured.status in WITH_CIRCUIT:
         words = f"{measured.status}: {_controls_in_words(measured) if len(measured.controls) else measured.lines()[0]}"
     log.info("%s step %d %s: %s", checkpoint.name, checkpoint.step, task.name, words)
-    json = eap_ig_json(measured.circuit, weights.d_model) if config.export_json else None
     results = {kind: Result(table) for kind, table in measured.tables.items()}
-    return results | {"graphs": Result(measured.edges, tensors=measured.tensors, json=json)}
+    return results | {"graphs": Result(measured.edges, tensors=measured.tensors)}
 
 
 def _controls_in_words(measured: MeasuredCircuit) -> str:

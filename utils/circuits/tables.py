@@ -26,7 +26,7 @@ from circuits_over_time.edge_attribution_patching.circuits.stability import Circ
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.edge_attribution_patching.statistics import quotient_interval, standard_error
 
-from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, HYPOTHESIS_TESTS, NOT_LEARNED, PROMPT_GROUPS
+from ..results.kinds import BASELINES, CONTROLS, FAITHFULNESS, GIVEN, HYPOTHESIS_TESTS, NOT_LEARNED, PROMPT_GROUPS
 from ..tasks.prompts import metric_columns, metric_name, metric_unit
 from .find import CircuitPrompts, FoundCircuit
 from .keys import CircuitSettings, SearchConfig
@@ -35,18 +35,21 @@ from .keys import CircuitSettings, SearchConfig
 def edges_table(found: FoundCircuit, kept: KeptFolds, settings: CircuitSettings) -> pd.DataFrame:
     """The edges of the circuit, with the error and the q-value of their scores, stability and inclusion.
 
+    A given circuit has none of these.
     Stability is worked out from the fold scores that are kept with the circuit, and from no others.
     """
     search, seed = settings.search, settings.seed
-    stability = torch.full_like(found.circuit.scores, torch.nan)
-    if found.size is not None:
+    stability = shares = torch.full_like(found.circuit.scores, torch.nan)
+    if found.status != GIVEN:
+        shares = inclusion(found, search)
+    if found.size is not None and found.status != GIVEN:
         bootstrap = CircuitBootstrap(kept, search.order, search.selection, search.positive_share, seed)
         stability = bootstrap.stability(found.size, seed)
     return found.circuit.to_table(
         score_se=found.folds.standard_error,
         q_value=found.folds.q_values,
         stability=stability,
-        inclusion=inclusion(found, search),
+        inclusion=shares,
     )
 
 
@@ -126,7 +129,7 @@ def baselines_table(
         row |= {"cpr": areas.cpr, "cmd": areas.cmd}
         row["cpr_low"], row["cpr_high"] = areas.cpr_interval
         row["cmd_low"], row["cmd_high"] = areas.cmd_interval
-    if curve.sizes and found.status != NOT_LEARNED:
+    if curve.sizes and found.status not in (NOT_LEARNED, GIVEN):
         row["size_low"], row["size_high"] = settings.search.rule().interval(curve, found.starts)
     return pd.DataFrame([row]).astype({"size": "Int64", "size_low": "Int64", "size_high": "Int64"})
 

@@ -57,11 +57,11 @@ WITHOUT_STEPS = (_ALL.pop("checks"),)
 KINDS: dict[str, ResultSchema] = _ALL
 """The kinds of results that have a table for each checkpoint, by name."""
 
-Status = Literal["found", "found, not confirmed", "task not learned", "threshold not reached"]
+Status = Literal["found", "found, not confirmed", "given", "task not learned", "threshold not reached"]
 """Whether there is a circuit, or why not: the words of the column `status`, the console, figures and the report."""
 STATUSES: tuple[Status, ...] = get_args(Status)
-FOUND, UNCONFIRMED, NOT_LEARNED, NOT_REACHED = STATUSES
-WITH_CIRCUIT = (FOUND, UNCONFIRMED)
+FOUND, UNCONFIRMED, GIVEN, NOT_LEARNED, NOT_REACHED = STATUSES
+WITH_CIRCUIT = (FOUND, UNCONFIRMED, GIVEN)
 
 ROLES = ("name_mover", "copy_suppression", "negative_name_mover", "s_inhibition", "induction", "duplicate_token")
 """What heads do in IOI: the words of the column `role`, in the order of the algorithm's levels."""

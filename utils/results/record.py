@@ -27,9 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from ..base.errors import CheckpointUnusable, HubUnreachable, UserError, some
 from ..base.files import atomic_write, combine, content_sha256, remove_stale_temporaries, require_writable
-from ..config.keys import BaseConfig, TaskConfig, files_read, result_settings
+from ..config.keys import BaseConfig, TaskConfig, files_read, result_keys, result_settings
 from ..models.family import Family, HubFamily, LocalFamily
 from .checked import Damaged, DamagedRecord
 from .kinds import KINDS
@@ -269,11 +271,7 @@ class RunRecord:
 
         Returns step -> the other recorded steps with the same weights.
         """
-        hashes = {
-            self.folder.file(step, suffix).name: hashlib.sha256(data).hexdigest()
-            for step, (_, files) in found.items()
-            for suffix, data in files.items()
-        }
+        hashes = {name: sha for step, (_, files) in found.items() for name, sha in self._hashes(step, files).items()}
         own = {"checkpoints": {str(step): provenance for step, (provenance, _) in found.items()}, "files": hashes}
         checkpoints = hand_in(self.folder.path, own, self._take_in)
         if checkpoints is None:
@@ -287,10 +285,23 @@ class RunRecord:
             for step, (provenance, _) in found.items()
         }
 
-    def damaged(self, steps: Collection[int]) -> list[Damaged]:
+    def add_files(self, step: int, files: Mapping[str, bytes]) -> None:
+        """Record and write further files of a finished checkpoint: suffix -> bytes."""
+        hand_in(self.folder.path, {"checkpoints": {}, "files": self._hashes(step, files)}, self._take_in)
+        for suffix, data in files.items():
+            self.folder.write(step, suffix, data)
+
+    def _hashes(self, step: int, files: Mapping[str, bytes]) -> dict[str, str]:
+        """The name of each file of a checkpoint, and the SHA-256 of its bytes."""
+        return {
+            self.folder.name(self.folder.file(step, suffix)): hashlib.sha256(data).hexdigest()
+            for suffix, data in files.items()
+        }
+
+    def damaged(self, steps: Collection[int]) -> list[tuple[int, Damaged]]:
         """The files of finished checkpoints, among these steps, that are not as they were written, or are gone."""
         self._read()
-        return [error for step in self.folder.steps() if step in steps for error in self.folder.damage(step)]
+        return [(step, error) for step in self.folder.steps() if step in steps for error in self.folder.damage(step)]
 
     def _read(self) -> dict[str, Any] | None:
         """What run.json holds; None if it is not there, a DamagedRecord if it lacks a part."""
@@ -301,7 +312,7 @@ class RunRecord:
             raise DamagedRecord(self.path)
         if not all("sha256" in weights for weights in held["checkpoints"].values()):
             raise DamagedRecord(self.path)
-        if not all(re.fullmatch(r"step\d+\.\w+", name) for name in held.get("files", {})):
+        if not all(re.fullmatch(r"step\d+\.\w[^/]*(/[^/]+)*", name) for name in held.get("files", {})):
             raise DamagedRecord(self.path)
         return held
 
@@ -349,8 +360,12 @@ def equal_weights(checkpoints: dict[str, dict[str, Any]]) -> list[list[int]]:
 def differences(
     held: dict[str, Any], folder: ResultsFolder, analysis: str, config: BaseConfig
 ) -> list[tuple[str, Any, Any]]:
-    """(key, held, asked for) wherever a run.json and a run differ; keys go by their last part."""
-    old = {"analysis": held.get("analysis", _UNSET), **held.get("settings", {})}
+    """(key, held, asked for) wherever a run.json and a run differ; keys go by their last part.
+
+    A key that there was not yet when the results were made had what is its default today.
+    """
+    later = {name: to_jsonable_python(field.get_default()) for name, field, _ in result_keys(config)}
+    old = {"analysis": held.get("analysis", _UNSET), **later, **held.get("settings", {})}
     new = {"analysis": analysis, **_settings(folder, config)}
     names = list(dict.fromkeys([*old, *new]))
     pairs = [(name.rpartition(".")[2], old.get(name, _UNSET), new.get(name, _UNSET)) for name in names]

@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ class ResultsFolder:
             UserError: if it is missing, naming the command that makes it.
             Damaged: if it, or a file that was written with it, is not as it was written (`checked.py`).
         """
-        for suffix in self.kind.companions:
+        for suffix in self._written(step):
             self._require(self.file(step, suffix))
         table, known = self._read(step, ".csv", _decode_table)
         if self.kind.name == "graphs" and "target" in table:
@@ -168,12 +169,12 @@ class ResultsFolder:
     def damage(self, step: int) -> list[Damaged]:
         """What is wrong with the files of a finished checkpoint, by their hashes; a table that has none is read."""
         found = dict[Path, Damaged]()
-        written = written_hashes(self.path)
-        for suffix in (".csv", *self.kind.companions):
+        written = self._written(step)
+        for suffix in dict.fromkeys((".csv", *written)):
             try:
-                if self.file(step, suffix).name in written:
+                if suffix in written:
                     self._read(step, suffix, len)
-                elif suffix == ".csv":
+                else:
                     self.read_table(step)
             except Damaged as error:
                 found.setdefault(error.path, error)
@@ -227,7 +228,19 @@ class ResultsFolder:
     def delete(self, step: int) -> None:
         """Delete a checkpoint's files, the table first: without it, the others do not count."""
         for suffix in (".csv", *self.kind.companions):
-            self.file(step, suffix).unlink(missing_ok=True)
+            if (path := self.file(step, suffix)).is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def name(self, path: Path) -> str:
+        """A file of the folder as run.json names it."""
+        return path.relative_to(self.path).as_posix()
+
+    def _written(self, step: int) -> list[str]:
+        """What the names of a checkpoint's files end in, as run.json names them; none if nobody says."""
+        start = f"step{step:06d}"
+        return [name.removeprefix(start) for name in written_hashes(self.path) if name.startswith(f"{start}.")]
 
     @property
     def _repair(self) -> str:
@@ -243,7 +256,7 @@ class ResultsFolder:
                 data = path.read_bytes()
             except OSError as error:
                 raise Damaged(path, error.strerror or type(error).__name__, self._repair) from None
-            written = written_hashes(self.path).get(path.name)
+            written = written_hashes(self.path).get(self.name(path))
             if written is None or hashlib.sha256(data).hexdigest() == written:
                 break
             if last:
@@ -257,7 +270,7 @@ class ResultsFolder:
 
     def _require(self, path: Path) -> None:
         """A file that was written must be there."""
-        if path.name in written_hashes(self.path) and not path.is_file():
+        if self.name(path) in written_hashes(self.path) and not path.is_file():
             raise Damaged(path, "it is gone", self._repair)
 
     def _existing(self, path: Path, **keys: Any) -> Path:

@@ -239,9 +239,9 @@ def _missing(what: Measurement, steps: list[int], family: Family, outdated: set[
             return steps
         if damaged and not config.repair:
             more = f" and {len(damaged) - 1} more files are" if len(damaged) > 1 else " is"
-            first = damaged[0]
+            _, first = damaged[0]
             raise UserError(f"{first.path}{more} damaged ({first.reason}); pass repair=true to measure again")
-        again.update(int(error.path.stem.removeprefix("step")) for error in damaged)
+        again.update(step for step, _ in damaged)
     return [step for step in steps if step in again or not what.done(step)]
 
 

@@ -64,7 +64,7 @@ def work_item(claimed: ClaimedCheckpoint) -> WorkItem:
             if folder.has(claimed.step):
                 paths = [folder.path / "run.json"]
                 paths += [folder.file(claimed.step, suffix) for suffix in (".csv", *kind.companions)]
-                there = [path for path in paths if path.exists()]
+                there = [path for path in paths if path.is_file()]
                 found |= {path.relative_to(store.root).as_posix(): path.read_bytes() for path in there}
     return WorkItem(sweep.model, claimed.step, numbers, found)
 
