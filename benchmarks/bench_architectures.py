@@ -76,7 +76,7 @@ def jobs_of(model: PreTrainedModel, pairs: TokenPairs) -> dict[str, Callable[[],
 
 def main() -> None:
     """Time all architectures in turn, and print a table."""
-    pairs = random_pairs(16, "cpu")
+    pairs = random_pairs(16)
     jobs = {}
     for name, config in CONFIGS.items():
         torch.manual_seed(0)

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -45,10 +46,10 @@ from circuits_over_time.utils.base.files import atomic_write
 SIZES = list(range(25, 1001, 25))
 
 
-def random_pairs(n_prompts: int, device: str) -> TokenPairs:
+def random_pairs(n_prompts: int) -> TokenPairs:
     """Pairs of 15 to 18 tokens that differ at position 11."""
-    lengths = 15 + torch.arange(n_prompts, device=device) % 4
-    clean = torch.randint(0, 50000, (n_prompts, 18), device=device)
+    lengths = 15 + torch.arange(n_prompts) % 4
+    clean = torch.randint(0, 50000, (n_prompts, 18))
     corrupted = clean.clone()
     corrupted[:, 11] += 1
     return TokenPairs(clean, corrupted, lengths)
@@ -59,12 +60,20 @@ class Setting:
     """A model of random weights and prompt pairs."""
 
     model: GPTNeoXForCausalLM
-    pairs: TokenPairs
+    pairs: TokenPairs  # on the CPU, as tasks have them
     steps: int = 5
 
     @classmethod
     def of(cls, shape: tuple[int, int, int], n_prompts: int, steps: int, device: str) -> Setting:
-        return cls(random_pythia(*shape).to(device), random_pairs(n_prompts, device), steps)
+        return cls(random_pythia(*shape).to(device), random_pairs(n_prompts), steps)
+
+    @cached_property
+    def clean(self) -> torch.Tensor:
+        return self.pairs.clean.to(self.model.device)
+
+    @cached_property
+    def last(self) -> torch.Tensor:
+        return self.pairs.lengths.to(self.model.device) - 1
 
     def metric(self, logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(len(index), device=logits.device)
@@ -74,12 +83,12 @@ class Setting:
         """One pass of the Hugging Face model over the clean prompts, logits at the answers."""
         neox = self.model.gpt_neox
         with torch.set_grad_enabled(backward):
-            embedded = neox.embed_in(self.pairs.clean)
+            embedded = neox.embed_in(self.clean)
             if backward:
                 embedded.requires_grad_(True)
             hidden = neox(inputs_embeds=embedded, use_cache=False).last_hidden_state
             rows = torch.arange(len(self.pairs), device=hidden.device)
-            logits = self.model.lm_head(hidden[rows, self.pairs.lengths - 1].contiguous())
+            logits = self.model.lm_head(hidden[rows, self.last].contiguous())
             total = self.metric(logits, rows).sum()
             if backward:
                 torch.autograd.grad(total, embedded)
@@ -159,7 +168,7 @@ def table(name: str, device: str, rounds: int) -> None:
     if platform.system() == "Linux":
         peak = peak_above(score, device)
     scores = score()
-    (batch,) = pairs.batches(16)
+    (batch,) = pairs.batches(16, weights=weights)
     runs = prepare_runs(weights, batch)
     evaluator = CircuitEvaluator(weights, pairs, metric)
     thousand = top_n_masks(edge_order(scores, graph, limit=1000), graph, [1000])

@@ -102,7 +102,7 @@ def stages(shape: str, dtype: torch.dtype, device: str) -> Iterator[tuple[str, i
     model = random_pythia(*SHAPES[shape], device=device).to(dtype)
     bench = Bench(model, AutoTokenizer.from_pretrained(TOKENIZER))
     weights, graph = bench.weights, Graph.of(bench.weights)
-    settings = {n: Setting(model, random_pairs(n, device)) for n in (16, 100)}
+    settings = {n: Setting(model, random_pairs(n)) for n in (16, 100)}
     for n, setting in settings.items():
         yield PLAIN, n, lambda setting=setting: setting.plain(True)
 

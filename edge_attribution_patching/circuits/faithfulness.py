@@ -13,15 +13,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..graph import Graph
 from ..model.pairs import Metric, TokenPairs
+from ..model.transfer import checked_at_the_end
 from ..model.weights import ModelWeights
 from ..patching.forward import evaluate_metric
-from ..patching.runs import PreparedBatches, run_metric
+from ..patching.runs import PreparedBatches, PreparedRuns, run_metric
 from ..statistics import prompts_needed, quotient_interval, standard_error
 from .search import top_n_masks
 
@@ -30,7 +32,7 @@ class CircuitEvaluator:
     """Evaluates circuits on a set of prompts, and prepares the two runs of each prompt once.
 
     Args:
-        pairs: prompt pairs on the model's device.
+        pairs: prompt pairs, best on the CPU.
         memory_budget_gb: how much of the prepared runs to keep; the others are prepared again. Also bounds each pass.
 
     Attributes:
@@ -50,20 +52,23 @@ class CircuitEvaluator:
         self.graph = Graph.of(weights)
         self.memory_budget_gb = memory_budget_gb
         self.n_prompts = len(pairs)
-        self._batches = PreparedBatches(weights, pairs.batches(batch_size), "corrupted", memory_budget_gb)
-        self.full = torch.zeros(self.n_prompts)
-        self.corrupted = torch.zeros(self.n_prompts)
-        for runs in self._batches:
-            full, corrupted = run_metric(weights, runs, metric)
-            index = runs.batch.index.cpu()
-            self.full[index], self.corrupted[index] = full.cpu(), corrupted.cpu()
+        batches = pairs.batches(batch_size, weights=weights, memory_budget_gb=memory_budget_gb)
+        self._batches = PreparedBatches(weights, batches, "corrupted", memory_budget_gb)
+        self.full, self.corrupted = self._of_all(2, lambda runs: torch.stack(run_metric(weights, runs, metric)))
 
     def __call__(self, masks: Bool[Tensor, "mask n_forward n_backward"]) -> Float[Tensor, "mask prompt"]:
         """The metric of every prompt under circuits given by their edges, on the CPU."""
-        values = torch.zeros(len(masks), self.n_prompts)
-        for runs in self._batches:
-            metric = evaluate_metric(self.weights, runs, masks, self.metric, memory_budget_gb=self.memory_budget_gb)
-            values[:, runs.batch.index.cpu()] = metric.cpu()
+        how = {"memory_budget_gb": self.memory_budget_gb}
+        return self._of_all(len(masks), lambda runs: evaluate_metric(self.weights, runs, masks, self.metric, **how))
+
+    def _of_all(
+        self, n: int, of_batch: Callable[[PreparedRuns], Float[Tensor, "any batch"]]
+    ) -> Float[Tensor, "any prompt"]:
+        """n values of every prompt, in the order of the prompts, on the CPU: one wait for all batches."""
+        values = torch.zeros(n, self.n_prompts)
+        with checked_at_the_end():
+            rows, parts = zip(*((runs.batch.rows, of_batch(runs)) for runs in self._batches), strict=True)
+            values[:, np.concatenate(rows)] = torch.cat(parts, dim=1).cpu()
         return values
 
     def prefixes_of(self, order: Int[Tensor, "edge 2"]) -> Callable[[Sequence[int]], Float[Tensor, "size prompt"]]:

@@ -6,18 +6,19 @@ The tokens of a batch are packed, see `packed_tokens.py`. All activations may ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..choices import QKV, QKVName
+from ..choices import QKVName
 from .norms import apply_norm, centred, inverse_rms, normalise
-from .packed_tokens import KVCache, PackedTokens, Queries, Rotation
+from .packed_tokens import AttentionRows, KVCache, PackedTokens, Queries, Rotation, Rows
+from .transfer import largest_of, require_finite
 from .weights import LayerWeights, ModelWeights
 
 
@@ -31,6 +32,7 @@ class LayerActivations:
     normalised: Float[Tensor, "*stack token d_model"]
     inverse_scale: Float[Tensor, "*stack token 1"] | None
     qkv: Float[Tensor, "*stack token qkv_head d_head"]  # as projected: q, k, v in the order of `LayerWeights`
+    laid: Float[Tensor, "*stack prompt kv_head row d_head"]  # as they attend, as `lay_out` gives them
     # As they attend: clamped, normed, turned.
     q: Float[Tensor, "*stack token head d_head"]
     k: Float[Tensor, "*stack token kv_head d_head"]
@@ -69,15 +71,30 @@ def embed(weights: ModelWeights, layout: PackedTokens, tokens: Int[Tensor, " tok
     return x
 
 
+class _Rotate(torch.autograd.Function):
+    """Turns x by the angles of a rotation, and gradients back: a third of the kernels that autograd takes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    width = cos.shape[-1]
+    first, second = x[..., :width].chunk(2, dim=-1)  # entries half of the width apart are the coordinates of one plane
+    turned = torch.addcmul(x[..., :width] * cos, torch.cat((second, first), dim=-1), sin)
+    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
+
+
 def rotate(x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | None) -> Tensor:
     """Rotary position embedding of the first entries of each head."""
-    if rotation is None:
-        return x
-    cos, sin = rotation.cos, rotation.sin
-    turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    first, second = turned.chunk(2, dim=-1)  # entries half of the turned width apart are the coordinates of one plane
-    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((turned, kept), dim=-1)
+    return x if rotation is None else _Rotate.apply(x, rotation.cos, rotation.sin)
 
 
 def clamp_norm_rotate(
@@ -88,11 +105,26 @@ def clamp_norm_rotate(
     All heads must be there where one norm covers them all; else any may.
     """
     x = clamp(layer, x)
-    if letter == "v":
-        return x
+    return x if letter == "v" else rotate(_qk_norm(layer, letter, x), rotation)
+
+
+def _qk_norm(layer: LayerWeights, letter: QKVName, x: Tensor) -> Tensor:
     norm = layer.norm_of(letter)
-    x = apply_norm(norm, x.flatten(-2)).view_as(x) if layer.norm_spans_heads(letter) else apply_norm(norm, x)
-    return rotate(x, rotation)
+    return apply_norm(norm, x.flatten(-2)).view_as(x) if layer.norm_spans_heads(letter) else apply_norm(norm, x)
+
+
+def as_they_attend(
+    layer: LayerWeights, qkv: Float[Tensor, "*stack token qkv_head d_head"], rotation: Rotation | None
+) -> Float[Tensor, "*stack token qkv_head d_head"]:
+    """q, k and v of all heads from what was projected, as `clamp_norm_rotate` has them one by one."""
+    qkv = clamp(layer, qkv)
+    qk, v = qkv.split((layer.n_heads + layer.n_kv_heads, layer.n_kv_heads), dim=-2)
+    if layer.q_norm is not None or layer.k_norm is not None:
+        q, k = qk.split((layer.n_heads, layer.n_kv_heads), dim=-2)
+        qk = torch.cat((_qk_norm(layer, "q", q), _qk_norm(layer, "k", k)), dim=-2)
+    elif rotation is None:
+        return qkv
+    return torch.cat((rotate(qk, rotation), v), dim=-2)
 
 
 def clamp(layer: LayerWeights, x: Tensor) -> Tensor:
@@ -100,68 +132,77 @@ def clamp(layer: LayerWeights, x: Tensor) -> Tensor:
     return x if layer.qkv_clamp is None else x.clamp(-layer.qkv_clamp, layer.qkv_clamp)
 
 
-def with_prefix(
-    x: Float[Tensor, "*stack token head d_head"], layout: PackedTokens, prefix: Tensor | None
-) -> Float[Tensor, "*stack prompt_x_width head d_head"]:
-    """Keys or values of all positions: the packed tokens', and the prefix's before them (zero without one)."""
-    *stack, _, n_heads, d_head = x.shape
-    size = layout.n_prompts * layout.width
-    before = x.new_zeros(size, n_heads, d_head) if prefix is None else prefix
-    return before.expand(*stack, size, n_heads, d_head).index_copy(-3, layout.key_index, x)
+class _TakeRows(torch.autograd.Function):
+    """Rows of the prefix and then of x in another order. Gradients go back to x by its inverse: nothing is added up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, prefix: Tensor | None, rows: Rows) -> Tensor:
+        ctx.rows = rows
+        if prefix is not None:
+            x = torch.cat((prefix.expand(*x.shape[:-2], *prefix.shape), x), dim=-2)
+        return x.index_select(-2, rows.index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.rows.blank:
+            zero = gradient.new_zeros(*gradient.shape[:-2], 1, gradient.shape[-1])
+            gradient = torch.cat((gradient, zero), dim=-2)
+        return gradient.index_select(-2, ctx.rows.inverse), None, None
 
 
-def pad_keys(
-    x: Float[Tensor, "*stack token head d_head"], layout: PackedTokens, prefix: Tensor | None
-) -> Float[Tensor, "*stack prompt head key d_head"]:
-    """Keys or values as attention wants them, the prefix's filled in."""
-    padded = with_prefix(x, layout, prefix)
-    return padded.unflatten(-3, (layout.n_prompts, layout.width)).transpose(-3, -2)
+def take_rows(x: Float[Tensor, "*stack row size"], rows: Rows, prefix: Tensor | None = None) -> Tensor:
+    """Rows of a prefix that all of the stack share and of x, in the order of `rows`."""
+    taken: Tensor = _TakeRows.apply(x, prefix, rows)
+    return taken
 
 
-def pad_queries(
-    x: Float[Tensor, "*stack query head d_head"], layout: PackedTokens, queries: Queries
-) -> Float[Tensor, "*stack prompt head width d_head"]:
-    """Queries (or z) as attention wants them; zero where a prompt has fewer than the others."""
-    *stack, _, n_heads, d_head = x.shape
-    size = layout.n_prompts * queries.width
-    if size > len(queries.index):
-        x = x.new_zeros(*stack, size, n_heads, d_head).index_copy(-3, queries.index, x)
-    return x.reshape(*stack, layout.n_prompts, queries.width, n_heads, d_head).transpose(-3, -2)
+def lay_out(
+    layer: LayerWeights,
+    attended: Float[Tensor, "*stack token qkv_head d_head"],
+    layout: PackedTokens,
+    prefix: Tensor | None,
+    rows: AttentionRows,
+) -> Float[Tensor, "*stack prompt kv_head row d_head"]:
+    """q, k and v as attention wants them: of every key-value head its queries, its keys and its values.
+
+    Heads that share it have their queries one after the other, so that neither keys nor values are copied for each.
+    """
+    before = None if prefix is None else prefix.flatten(0, 1)
+    laid = take_rows(attended.flatten(-3, -2), rows.qkv, before)
+    return laid.unflatten(-2, (layout.n_prompts, layer.n_kv_heads, -1))
 
 
 def attend(
     layer: LayerWeights,
-    q: Float[Tensor, "*stack query head d_head"],
-    keys: Float[Tensor, "*stack prompt kv_head key d_head"],
-    values: Float[Tensor, "*stack prompt kv_head key d_head"],
-    layout: PackedTokens,
+    laid: Float[Tensor, "*stack prompt kv_head row d_head"],
     queries: Queries,
     *,
     frozen: bool = False,
-) -> tuple[Float[Tensor, "*stack query head d_head"], Float[Tensor, "*stack prompt head width key"]]:
-    """Causal attention of packed queries; returns the packed z and the padded pattern.
+) -> tuple[Float[Tensor, "*stack prompt head width d_head"], Float[Tensor, "*stack prompt head width key"]]:
+    """Causal attention of what `lay_out` gives; returns z and the pattern, both padded.
 
     With `frozen`, gradients take the pattern for a constant.
-
-    Query heads are as many as key-value heads, or a multiple: then each key-value head serves a group of them.
     """
-    *stack, _, n_heads, d_head = q.shape
-    n_kv_heads = keys.shape[-3]
-    size = layout.n_prompts * queries.width
-    padded = pad_queries(q, layout, queries)
-    # A group's queries stand one after the other, so that neither keys nor values are copied for each of its heads.
-    grouped = (*stack, layout.n_prompts, n_kv_heads, -1)
-    by_head = (*stack, layout.n_prompts, n_heads, queries.width)
-    # [*stack, prompt, kv_head, group * query, key]
-    scores = padded.reshape(*grouped, d_head) @ keys.transpose(-2, -1) * layer.attn_scale
+    *stack, n_prompts, n_kv_heads, n_rows, d_head = laid.shape
+    n_keys = queries.hidden.shape[-1]
+    n_queries = n_rows - 2 * n_keys  # of each key-value head
+    n_heads = n_kv_heads * n_queries // queries.width
+    q, keys, values = laid.flatten(0, -3).split((n_queries, n_keys, n_keys), dim=-2)
+    scores = torch.bmm(q, keys.transpose(-2, -1)) * layer.attn_scale
     if layer.attn_softcap is not None:
         scores = softcap(scores, layer.attn_softcap)
-    scores = scores.view(*by_head, layout.width).masked_fill(~queries.allowed, float("-inf"))
-    pattern = scores.softmax(dim=-1)
+    by_head = scores.view(*stack, n_prompts, n_heads, queries.width, n_keys)
+    pattern = by_head.masked_fill(queries.hidden, float("-inf")).softmax(dim=-1)
     pattern = pattern.detach() if frozen else pattern
-    z = pattern.view(*grouped, layout.width) @ values
-    z = z.view(*by_head, d_head).transpose(-3, -2).reshape(*stack, size, n_heads, d_head)
-    return (z if size == len(queries.index) else z.index_select(-3, queries.index)), pattern
+    z = torch.bmm(pattern.view_as(scores), values)
+    return z.view(*stack, n_prompts, n_heads, queries.width, d_head), pattern
+
+
+def with_prefix(
+    x: Float[Tensor, "*stack token head d_head"], prefix: Float[Tensor, "prefix_token head d_head"] | None
+) -> Float[Tensor, "*stack prefix_and_token head d_head"]:
+    """Keys or values of the prefix and then of the packed tokens."""
+    return x if prefix is None else torch.cat((prefix.expand(*x.shape[:-3], *prefix.shape), x), dim=-3)
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
@@ -195,20 +236,8 @@ def unembed(
 ) -> Float[Tensor, "*stack token vocab"]:
     """Logits from the final residual stream; `frozen` as in `normalise`."""
     logits = F.linear(apply_norm(weights.final_norm, x, frozen=frozen), weights.unembed, weights.unembed_bias)
-    require_finite({"the unembedding": logits.detach().isfinite().all()}, weights)
+    require_finite({"the unembedding": largest_of(logits)}, weights.dtype)
     return logits if weights.logit_softcap is None else softcap(logits, weights.logit_softcap)
-
-
-def require_finite(finite: Mapping[str, Bool[Tensor, ""]], weights: ModelWeights) -> None:
-    """Refuse what no number can come from: float16 overflows in some models.
-
-    `finite` says of places in the model, in order, whether what they give is finite. The FloatingPointError names the
-    first that gives NaN or infinity, and the number format.
-    """
-    good = torch.stack(list(finite.values())).tolist()  # One wait for all.
-    if not all(good):
-        where = list(finite)[good.index(False)]
-        raise FloatingPointError(f"{where} gives NaN or infinity in {str(weights.dtype).removeprefix('torch.')}")
 
 
 class Unembedding:
@@ -280,27 +309,23 @@ def forward(
     Raises:
         FloatingPointError: if activations are not finite, naming the layer.
     """
-    if prefix is None and bool((layout.starts > 0).any()):
+    if prefix is None and layout.n_prefix:
         raise ValueError("a layout that starts inside the prompts needs their prefix cache")
     if layout.width > weights.n_positions:
         raise ValueError(f"a prompt has {layout.width} tokens; the model takes at most {weights.n_positions}")
-    finite = {"the embedding": x.detach().isfinite().all()}
-    prefix = prefix or [(None, None)] * weights.n_layers
+    largest = {"the embedding": largest_of(x)}
     for index, (layer, rotation) in enumerate(zip(weights.layers, layout.rotations(weights), strict=True)):
         normalised, inverse_scale = (
             (x, None) if layer.attn_norm is None else normalise(layer.attn_norm, x, frozen=frozen)
         )
         # One product projects q, k and v of all heads: [*stack, token, qkv_head, d_head].
         qkv = F.linear(normalised, layer.W_qkv.flatten(0, 1), layer.b_qkv.flatten()).unflatten(-1, layer.b_qkv.shape)
-        q, k, v = (qkv[..., layer.rows(letter), :] for letter in QKV)
-        k, v = clamp_norm_rotate(layer, "k", k, rotation), clamp_norm_rotate(layer, "v", v, rotation)
-        queries, resid = layout.queries, x
-        if last_layer == "answers" and index == weights.n_layers - 1:
-            queries, q, resid = layout.answers, q[..., layout.last, :, :], x[..., layout.last, :]
-            rotation = rotation and rotation.at(layout.last)
-        q = clamp_norm_rotate(layer, "q", q, rotation)
-        keys, values = (pad_keys(x, layout, before) for x, before in zip((k, v), prefix[index], strict=True))
-        z, pattern = attend(layer, q, keys, values, layout, queries, frozen=frozen)
+        attended = as_they_attend(layer, qkv, rotation)
+        answers = last_layer == "answers" and index == weights.n_layers - 1
+        rows, queries = layout.rows(weights, answers=answers), layout.answers if answers else layout.queries
+        laid = lay_out(layer, attended, layout, prefix[index] if prefix else None, rows)
+        z, pattern = attend(layer, laid, queries, frozen=frozen)
+        z = take_rows(z.flatten(-4, -2), rows.z).unflatten(-2, (-1, layer.n_heads))
         # What all heads together write, and 1 / s of a norm of it.
         attn_out = F.linear(z.flatten(-2), layer.W_O.reshape(-1, weights.d_model).T, layer.b_O)
         post_norm, post_inverse_scale = layer.attn_post_norm, None
@@ -309,19 +334,22 @@ def forward(
             post_inverse_scale = post_inverse_scale.detach() if frozen else post_inverse_scale
             attn_out = (attn_out * post_inverse_scale * post_norm.gain).to(attn_out.dtype)
         attn_out = attn_out if write is None else write(2 * index + 1, attn_out)
+        resid = x[..., layout.last, :] if answers else x
         # view_as: a separate tensor to differentiate by, which only the MLP reads.
-        attended = resid if weights.parallel else resid + attn_out
-        mlp_in = attended.view_as(attended)
+        stream = resid if weights.parallel else resid + attn_out
+        mlp_in = stream.view_as(stream)
         mlp_out = mlp(layer, mlp_in, frozen=frozen)
         mlp_out = mlp_out if write is None else write(2 * index + 2, mlp_out)
         if visit is not None:
+            q, k, v = attended.split((layer.n_heads, layer.n_kv_heads, layer.n_kv_heads), dim=-2)
+            q = q[..., layout.last, :, :] if answers else q
             read = x, normalised, inverse_scale
             # The pattern is named in the call alone: a local that held it would keep it while the next layer attends.
-            visit(LayerActivations(index, *read, qkv, q, k, v, pattern, z, post_inverse_scale, mlp_in, mlp_out))
-        x = (resid + attn_out if weights.parallel else attended) + mlp_out
+            visit(LayerActivations(index, *read, qkv, laid, q, k, v, pattern, z, post_inverse_scale, mlp_in, mlp_out))
+        x = (resid + attn_out if weights.parallel else stream) + mlp_out
         del z, pattern  # So that no two layers' attention is held at once.
-        finite[f"layer {index}"] = x.detach().isfinite().all()
-    require_finite(finite, weights)
+        largest[f"layer {index}"] = largest_of(x)
+    require_finite(largest, weights.dtype)
     return x
 
 
@@ -330,18 +358,15 @@ def kv_cache(weights: ModelWeights, layout: PackedTokens, tokens: Int[Tensor, "p
 
     Costs one forward pass over the prefix tokens, most of the last layer left out.
     """
-    rows = (layout.starts > 0).nonzero()[:, 0]
-    if len(rows) == 0:
-        return [(None, None)] * weights.n_layers
-    inner = PackedTokens.whole(layout.starts[rows])
-    index = rows[inner.prompt] * layout.width + inner.position
-    cache: list[tuple[Tensor | None, Tensor | None]] = []
+    inner = layout.prefix
+    if inner is None:
+        return [None] * weights.n_layers
+    cache: list[Tensor | None] = []
 
     def keep(layer: LayerActivations) -> None:
-        blank = layer.k.new_zeros(layout.n_prompts * layout.width, *layer.k.shape[-2:])
-        cache.append((blank.index_copy(0, index, layer.k), blank.index_copy(0, index, layer.v)))
+        cache.append(torch.cat((layer.k, layer.v), dim=-2))
 
     with torch.no_grad():
-        embedded = embed(weights, inner, inner.pack(tokens[rows]))
-        forward(weights, inner, embedded, visit=keep, last_layer="answers")
+        packed = tokens[layout.prefix_prompts[inner.prompt], inner.position]
+        forward(weights, inner, embed(weights, inner, packed), visit=keep, last_layer="answers")
     return cache

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .packed_tokens import PackedTokens
+from .transfer import Movable, to_device
+from .weights import ModelWeights
 
 GB = 1e9
 """Bytes of the unit in which memory budgets are given."""
@@ -18,20 +21,39 @@ GB = 1e9
 Metric = Callable[[Float[Tensor, "batch vocab"], Int[Tensor, " batch"]], Float[Tensor, " batch"]]
 """Per prompt: logits at the answer, and which prompts they belong to -> values."""
 
+AUTOGRAD_COPIES = 30
+"""Float numbers per token, layer and d_model that autograd keeps for one integration step (measured: 25 to 30)."""
+
+COUNTED = ("cpu",)
+"""Devices on which a batch has a number of pairs. On others it has what fits: there few large kernels are fastest."""
+
 BAR_DELAY = 3.0
 """Seconds after which a progress bar appears: what is over sooner needs none."""
 
 T = TypeVar("T")
 
 
+def pairs_at_once(weights: ModelWeights, width: int, batch_size: int, memory_budget_gb: float) -> int:
+    """How many pairs of prompts of up to `width` tokens go in one batch.
+
+    So many that one integration step of all stays within the budget, and no fewer than `batch_size`; on the CPU, whose
+    caches are small, `batch_size`.
+    """
+    if weights.device.type in COUNTED:
+        return batch_size
+    pair_bytes = AUTOGRAD_COPIES * weights.n_layers * width * weights.d_model * weights.embed.element_size()
+    return max(batch_size, int(memory_budget_gb * GB // pair_bytes))
+
+
 @dataclass(frozen=True)
-class PairBatch:
+class PairBatch(Movable):
     """Some prompt pairs and where their tokens run."""
 
     index: Int[Tensor, " batch"]  # which prompts of the whole set these are
     clean: Int[Tensor, "batch position"]
     corrupted: Int[Tensor, "batch position"]
     layout: PackedTokens  # with prefix sharing each pair starts at the first position where it differs
+    rows: np.ndarray  # `index` on the CPU
 
 
 @dataclass(frozen=True)
@@ -58,22 +80,40 @@ class TokenPairs:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def batches(self, batch_size: int, *, share_prefix: bool = True) -> Iterator[PairBatch]:
-        """All pairs. Those whose tails have similar lengths come together, so that attention pads little."""
-        starts = torch.zeros_like(self.lengths)
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        share_prefix: bool = True,
+        weights: ModelWeights | None = None,
+        memory_budget_gb: float | None = None,
+        device: torch.device | None = None,
+    ) -> Iterator[PairBatch]:
+        """All pairs. Those whose tails have similar lengths come together, so that attention pads little.
+
+        Args:
+            weights: the model that will run them: what it asks for is sent along.
+            memory_budget_gb: with the model, how much a pass may take where batches go by memory (`pairs_at_once`).
+            device: where the batches go; by default to the model's, or without one to that of the tokens. Nobody waits
+                if the tokens are on the CPU.
+        """
+        if weights is not None and memory_budget_gb is not None:
+            batch_size = pairs_at_once(weights, self.clean.shape[1], batch_size, memory_budget_gb)
+        if device is None:
+            device = self.clean.device if weights is None else weights.device
+        clean, corrupted, lengths = (one.cpu() for one in (self.clean, self.corrupted, self.lengths))
+        starts = torch.zeros_like(lengths)
         if share_prefix:  # The first position where each pair differs; the last position of a pair that never does.
-            positions = torch.arange(self.clean.shape[1], device=self.clean.device)
-            differs = (self.clean != self.corrupted) & (positions < self.lengths[:, None])
-            starts = torch.where(differs.any(dim=1), differs.int().argmax(dim=1), self.lengths - 1)
-        order = torch.argsort((self.lengths - starts) * (self.clean.shape[1] + 1) + self.lengths, stable=True)
+            differs = (clean != corrupted) & (torch.arange(clean.shape[1]) < lengths[:, None])
+            starts = torch.where(differs.any(dim=1), differs.int().argmax(dim=1), lengths - 1)
+        order = torch.argsort((lengths - starts) * (clean.shape[1] + 1) + lengths, stable=True)
         for index in order.split(batch_size):
-            width = int(self.lengths[index].max())
-            yield PairBatch(
-                index,
-                self.clean[index, :width],
-                self.corrupted[index, :width],
-                PackedTokens(starts[index], self.lengths[index]),
-            )
+            width = int(lengths[index].max())
+            layout = PackedTokens(starts[index], lengths[index])
+            if weights is not None:
+                layout.made_for(weights)
+            on_cpu = PairBatch(index, clean[index, :width], corrupted[index, :width], layout, index.numpy())
+            yield to_device(on_cpu, device)
 
 
 def bar(items: Iterable[T], what: str) -> Iterable[T]:

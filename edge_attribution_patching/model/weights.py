@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..choices import QKVName
@@ -88,6 +89,13 @@ class LayerWeights:
         n_q, n_kv = self.n_heads, self.n_kv_heads
         start, count = {"q": (0, n_q), "k": (n_q, n_kv), "v": (n_q + n_kv, n_kv)}[letter]
         return slice(start, start + count)
+
+    @cached_property
+    def row_of_input(self) -> Int[Tensor, " input"]:
+        """Which of the `qkv_head` q of every query head reads, then k, then v."""
+        query, served = torch.arange(self.n_heads), torch.arange(self.n_heads) // self.group
+        rows = torch.cat((query, self.n_heads + served, self.n_heads + self.n_kv_heads + served))
+        return rows.to(self.W_qkv.device)
 
     def per_head(self, x: Float[Tensor, "kv_head ..."]) -> Float[Tensor, "head ..."]:
         """What belongs to the key-value heads, once for each query head that they serve."""

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from .plan import Plan
+from ..model.transfer import Movable
 
 # Adding up the rows that inputs read beats a matrix product with zeros while fewer than this share of the entries are
 # edges (measured at 160m shape: 0.1 to 0.2); with one input the product is bound by memory and never wins.
 DENSE = 0.15
+
+
+@dataclass(frozen=True)
+class Reading(Movable):
+    """Which differences some inputs read under every mask: either a list of rows for each, or a matrix.
+
+    Attributes:
+        rows: those that an input reads, the base row first, one input and mask after the other; None with a matrix.
+        starts: where each input's and mask's begin.
+        edges: the matrix; None with a list.
+    """
+
+    n_inputs: int
+    n_masks: int
+    rows: Int[Tensor, " row"] | None
+    starts: Int[Tensor, " input_x_mask"] | None
+    edges: Bool[Tensor, "mask input node"] | None
+
+    @classmethod
+    def of(
+        cls, edges: Bool[Tensor, "mask kept n_backward"], n_written: int, inputs: Int[Tensor, " input"] | list[int]
+    ) -> Reading:
+        """By the masks' edges from the nodes that are kept, of which the first so many are written; on the CPU."""
+        n_kept = edges.shape[1]
+        edges = edges[:, :n_written, inputs].permute(2, 0, 1)  # [input, mask, node]
+        n_inputs, n_masks, n_nodes = edges.shape
+        if int(edges.sum()) >= n_masks * n_nodes * max(1.0, DENSE * n_inputs):
+            return cls(n_inputs, n_masks, None, None, edges.transpose(0, 1).contiguous())
+        of_mask = 1 + torch.arange(n_masks)[:, None] * n_kept + torch.arange(n_nodes)
+        reads = F.pad(edges, (1, 0), value=True)
+        counts = reads.sum(-1).flatten()
+        return cls(n_inputs, n_masks, F.pad(of_mask, (1, 0)).expand_as(reads)[reads], counts.cumsum(0) - counts, None)
 
 
 class Differences:
@@ -21,13 +55,10 @@ class Differences:
     writes; it gives shape, dtype and device.
     """
 
-    def __init__(self, plan: Plan, like: Float[Tensor, "token d_model"]) -> None:
-        kept = plan.needed.any(0).nonzero()[:, 0]
-        self.n_masks = len(plan)
-        self.n_written = 0
-        self._edges = plan.masks[:, kept]
+    def __init__(self, n_masks: int, n_kept: int, like: Float[Tensor, "token d_model"]) -> None:
+        self.n_masks, self.n_written = n_masks, 0
         # Row 0 is the base residual stream of whoever reads next, then come the kept nodes of every mask.
-        self._rows = like.new_empty(1 + self.n_masks * len(kept), *like.shape)
+        self._rows = like.new_empty(1 + n_masks * n_kept, *like.shape)
 
     def of_next(self, n_nodes: int) -> Float[Tensor, "mask node token d_model"]:
         """Where the next nodes write theirs; to be filled before anything is read."""
@@ -40,7 +71,7 @@ class Differences:
         self._rows = self._rows[:, tokens]
 
     def read(
-        self, inputs: Int[Tensor, " input"], base: Float[Tensor, "token d_model"], tokens: Tensor | None = None
+        self, reading: Reading, base: Float[Tensor, "token d_model"], tokens: Tensor | None = None
     ) -> Float[Tensor, "input mask token d_model"]:
         """The residual streams of some backward nodes: the base run's, and the differences along the masks' edges.
 
@@ -48,30 +79,20 @@ class Differences:
         """
         rows = self._rows if tokens is None else self._rows[:, tokens]
         rows[0] = base
-        edges = self._edges[:, : self.n_written, inputs].permute(2, 0, 1)  # [input, mask, node]
-        n_inputs, n_masks, n_nodes = edges.shape
-        if int(edges.sum()) < n_masks * n_nodes * max(1.0, DENSE * n_inputs):
-            mixed = self._sum_of_rows(rows.flatten(1), edges)
+        flat = rows.flatten(1)
+        if reading.edges is None:
+            assert reading.rows is not None
+            mixed = F.embedding_bag(reading.rows, flat, reading.starts, mode="sum")
         else:
-            mixed = self._product(rows.flatten(1), edges)
-        return mixed.view(n_inputs, n_masks, *rows.shape[1:])
+            mixed = self._product(flat, reading.edges)
+        return mixed.view(reading.n_inputs, reading.n_masks, *rows.shape[1:])
 
-    def _sum_of_rows(self, rows: Tensor, edges: Tensor) -> Tensor:
-        """For few edges: add up the rows that each input reads, the base row first."""
-        _, n_masks, n_nodes = edges.shape
-        of_mask = 1 + torch.arange(n_masks)[:, None] * self._edges.shape[1] + torch.arange(n_nodes)
-        reads = F.pad(edges, (1, 0), value=True)
-        index = F.pad(of_mask, (1, 0)).expand_as(reads)[reads]
-        counts = reads.sum(-1).flatten()
-        starts = counts.cumsum(0) - counts
-        return F.embedding_bag(index.to(rows.device), rows, starts.to(rows.device), mode="sum")
-
-    def _product(self, rows: Tensor, edges: Tensor) -> Tensor:
+    def _product(self, rows: Tensor, edges: Bool[Tensor, "mask input node"]) -> Tensor:
         """For many edges: a matrix product for each mask."""
-        n_inputs, n_masks, n_nodes = edges.shape
+        n_masks, n_inputs, n_nodes = edges.shape
         differences = rows[1:].view(n_masks, -1, rows.shape[-1])[:, :n_nodes]
-        share = edges.to(rows.device, rows.dtype)
+        share = edges.to(rows.dtype)
         mixed = rows.new_empty(n_inputs, n_masks, rows.shape[-1])
         for mask in range(n_masks):
-            torch.mm(share[:, mask], differences[mask], out=mixed[:, mask])
+            torch.mm(share[mask], differences[mask], out=mixed[:, mask])
         return mixed + rows[0]

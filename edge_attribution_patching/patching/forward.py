@@ -25,18 +25,20 @@ from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int, Int8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..choices import QKV, QKVName
 from ..graph import Graph
-from ..model.forward import attend, clamp, clamp_norm_rotate, mlp, pad_keys, rotate, unembed
+from ..model.forward import attend, clamp, clamp_norm_rotate, mlp, rotate, with_prefix
 from ..model.norms import Norm, centred, inverse_rms
 from ..model.pairs import GB, Metric, bar
+from ..model.transfer import to_device
 from ..model.weights import ModelWeights
 from .differences import Differences
-from .plan import COMPUTED, NO_OVERRIDES, SOURCE, ActivationOverrides, Plan, spanning_norms
-from .runs import PreparedRuns
+from .plan import NO_OVERRIDES, ActivationOverrides, Plan, spanning_norms
+from .runs import PreparedRuns, metric_of_finals
+from .steps import HeadInputs, LayerSteps, Steps
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,13 @@ class HeadAttention:
     """The attention of recomputed heads of a layer; in the last layer q and what heads write are at the answers alone.
 
     Attributes:
-        masks: under which masks of all.
+        masks: under which masks of all, on the CPU.
         pattern: padded, with the queries of `PackedTokens.queries` (in the last layer `PackedTokens.answers`).
         written: what comes of them, before W_O_scaled.
     """
 
     layer: int
-    heads: Int[Tensor, " head"]
+    heads: list[int]
     masks: Int[Tensor, " mask"]
     q: Float[Tensor, "mask token head d_head"]
     k: Float[Tensor, "mask token head d_head"]
@@ -102,14 +104,18 @@ def evaluate_metric(
 ) -> Float[Tensor, "mask prompt"]:
     """The metric of every prompt of the batch under each mask, float32."""
     finals = evaluate_masks_final(weights, runs, masks, memory_budget_gb=memory_budget_gb)
-    return torch.stack([metric(unembed(weights, final), runs.batch.index).float() for final in finals])
+    # Logits of some masks at a time: they, and what a metric makes of them, take about four numbers for each.
+    mask_bytes = 4 * runs.layout.n_prompts * weights.d_vocab * 4
+    at_once = max(1, int(memory_budget_gb * GB // mask_bytes))
+    with torch.no_grad():
+        return torch.cat([metric_of_finals(weights, some, runs.batch.index, metric) for some in finals.split(at_once)])
 
 
 class _PatchedPass:
     """One pass of stacked masks through the layers.
 
     All that a layer knows of a mask is the state of its nodes. So for every quantity there are three candidates, that
-    of the base run, that of the source run and the computed one, and `_by_state` takes the right one for each mask.
+    of the base run, that of the source run and the computed one, and a `Choice` takes the right one for each mask.
     """
 
     def __init__(self, weights: ModelWeights, runs: PreparedRuns, plan: Plan, observe: Observer | None = None) -> None:
@@ -117,130 +123,120 @@ class _PatchedPass:
         self.graph, self.layout = plan.graph, runs.layout
         self.last_layer = weights.n_layers - 1
         self.rotations = runs.layout.rotations(weights)
-        self.differences = Differences(plan, runs.base.embedded)
+        self.steps = to_device(Steps.of(weights, plan), weights.device)
+        self.differences = Differences(self.steps.n_masks, self.steps.n_kept, runs.base.embedded)
 
     def run(self) -> Float[Tensor, "mask prompt d_model"]:
-        runs, graph = self.runs, self.graph
+        runs, steps = self.runs, self.steps
         # Masks by which nothing, or the whole source run, reaches the logits need no pass at all.
-        state = self.plan.inputs[:, graph.logits].to(self.weights.device)[:, None, None]
-        final = torch.where(state == SOURCE, runs.source.final, runs.base.final)
-        if not bool((state == COMPUTED).any()):
+        final = torch.where(steps.source, runs.source.final, runs.base.final)
+        if steps.computed is None or steps.logits is None:
             return final
-        if bool(self.plan.needed[:, 0].any()):
+        if steps.from_input:
             of_input = runs.source.embedded - runs.base.embedded
             self.differences.of_next(1)[:, 0] = centred(self.weights.final_norm, of_input)
-        for index in range(graph.n_layers):
-            # The heads that any mask of the stack needs are written for all of its masks.
-            heads = self.plan.needed[:, self.plan.heads(index)].any(0).nonzero()[:, 0]
-            change = self._change_of_heads(index, heads) if len(heads) else None
+        for index, layer in enumerate(steps.layers):
+            change = self._change_of_heads(index, layer) if len(layer.heads) else None
             if index == self.last_layer and self.layout.n_tokens > self.layout.n_prompts:
                 self.differences.keep_tokens(self.layout.last)  # From here on only the answers matter.
             if change is not None:
-                self._write_heads(index, heads, change)
-            if bool(self.plan.needed[:, graph.mlp(index)].any()):
-                self._write_mlp(index)
-        computed = self.differences.read(torch.tensor([graph.logits]), runs.base.final)[0]
-        return torch.where(state == COMPUTED, computed, final)
+                self._write_heads(index, layer, change)
+            if layer.mlp_source is not None:
+                self._write_mlp(index, layer)
+        computed = self.differences.read(steps.logits, runs.base.final)[0]
+        return torch.where(steps.computed, computed, final)
 
-    def _change_of_heads(self, index: int, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask head token d_head"]:
+    def _change_of_heads(self, index: int, steps: LayerSteps) -> Float[Tensor, "mask head token d_head"]:
         """What some heads of a layer write, patched minus base, before W_O_scaled."""
-        base, source = (run.layers[index].written[:, heads] for run in (self.runs.base, self.runs.source))
-        states = self.plan.nodes[:, self.plan.heads(index)][:, heads]
-        # Behind a norm of what all heads write, more of them attend than are needed here: its scale depends on all.
-        attending = self.plan.attending[:, self.plan.heads(index)].any(0).nonzero()[:, 0]
-        # `computed` are places in `heads`; `fresh` is what those heads write.
-        computed, fresh = torch.isin(heads, attending).nonzero()[:, 0], None
-        if len(computed):
-            attended = self._attend(index, attending)
+        base, source = (run.layers[index].written[:, steps.heads] for run in (self.runs.base, self.runs.source))
+        fresh = None
+        if steps.choice.computed is not None:
+            attended = self._attend(index, steps)
             if self.weights.layers[index].attn_post_norm is not None:
                 z = attended.written
-                attended = replace(attended, written=z * self._post_inverse_scale(index, attending, z))
+                attended = replace(attended, written=z * self._post_inverse_scale(index, steps, z))
             if self.observe is not None:
                 self.observe(attended)
-            fresh = attended.written[:, :, torch.isin(attending, heads)]
-        written = self._by_state(states, base, source, computed, fresh)
-        _override(written, self.plan.overrides.outputs, [self.graph.head(index, head) for head in heads.tolist()])
+            fresh = attended.written if steps.kept is None else attended.written[:, :, steps.kept]
+        written = steps.choice(base, source, fresh)
+        _override(written, self.plan.overrides.outputs, [self.graph.head(index, head) for head in steps.on_cpu[0]])
         return rearrange(written - base, "mask token head d_head -> mask head token d_head")
 
-    def _post_inverse_scale(self, index: int, attending: Int[Tensor, " head"], fresh: Tensor) -> Tensor:
+    def _post_inverse_scale(self, index: int, steps: LayerSteps, fresh: Tensor) -> Tensor:
         """1 / s of the norm of what all heads of a layer write under every mask, [mask, token, 1, 1]."""
         layer = self.weights.layers[index]
         assert layer.attn_post_norm is not None
-        base, source = (run.layers[index].z for run in (self.runs.base, self.runs.source))
-        z = self._by_state(self.plan.nodes[:, self.plan.heads(index)], base, source, attending, fresh)
+        assert steps.all_heads is not None
+        z = steps.all_heads(self.runs.base.layers[index].z, self.runs.source.layers[index].z, fresh)
         out = z.flatten(-2) @ layer.W_O.flatten(0, 1) + layer.b_O  # what all heads write together, before the norm
         return inverse_rms(layer.attn_post_norm, out)[..., None].to(fresh.dtype)
 
-    def _attend(self, index: int, heads: Int[Tensor, " head"]) -> HeadAttention:
+    def _attend(self, index: int, steps: LayerSteps) -> HeadAttention:
         """The attention of some heads under every mask, and their z as what they write."""
-        layer = self.weights.layers[index]
+        layer, last = self.weights.layers[index], index == self.last_layer
         # Each query head has its own k and v here: under a mask, heads of one group may read different things.
-        q, k, v = (self._qkv(index, letter, heads) for letter in QKV)
-        before_k, before_v = (
-            None if before is None else before[:, heads // layer.group] for before in self.runs.prefix[index]
-        )
-        keys, values = pad_keys(k, self.layout, before_k), pad_keys(v, self.layout, before_v)
-        queries = self.layout.answers if index == self.last_layer else self.layout.queries
-        z, pattern = attend(layer, q, keys, values, self.layout, queries)
-        return HeadAttention(index, heads, self.plan.rows, q, k, v, pattern, z)
+        q, k, v = (self._qkv(index, letter, steps) for letter in QKV)
+        prefix = self.runs.prefix[index]
+        prefix = None if prefix is None else prefix[:, steps.prefix]
+        queries = self.layout.answers if last else self.layout.queries
+        # [mask, prompt, place, head, d_head]; in the last layer there is one query a prompt.
+        keys_and_values = with_prefix(torch.cat((k, v), dim=-2), prefix)[:, self.layout.keys]
+        q_padded = q[:, :, None] if last else q[:, queries.tokens]
+        laid = torch.cat((q_padded, *keys_and_values.chunk(2, dim=-2)), dim=-3).transpose(-3, -2)
+        z, pattern = attend(layer, laid.contiguous(), queries)
+        z = z.transpose(-3, -2).flatten(1, 2)[:, queries.places]
+        return HeadAttention(index, steps.on_cpu[1], self.plan.rows, q, k, v, pattern, z)
 
-    def _qkv(self, index: int, letter: QKVName, heads: Int[Tensor, " head"]) -> Float[Tensor, "mask token head d_head"]:
-        """q, k or v of some heads under every mask, as they attend: a run's, or computed."""
-        layer = self.weights.layers[index]
-        rows = heads if letter == "q" else heads // layer.group
-        base, source = (getattr(run.layers[index], letter)[:, rows] for run in (self.runs.base, self.runs.source))
-        states = self.plan.qkv(index)[:, QKV.index(letter), heads]
-        projected = self.plan.projected(index, letter)
-        computed, fresh = torch.isin(heads, projected).nonzero()[:, 0], None
-        if len(computed):
-            x = self._clamp_norm_rotate(index, letter, projected, self._project(index, letter, projected))
-            fresh = x[:, :, torch.isin(projected, heads)]
-        x = self._by_state(states, base, source, computed, fresh)
-        _override(
-            x, self.plan.overrides.inputs, [self.graph.head_input(index, head, letter) for head in heads.tolist()]
+    def _qkv(self, index: int, letter: QKVName, steps: LayerSteps) -> Float[Tensor, "mask token head d_head"]:
+        """q, k or v of the heads that attend under every mask: a run's, or computed."""
+        inputs = steps.qkv[QKV.index(letter)]
+        base, source = (
+            getattr(run.layers[index], letter)[:, inputs.of_runs] for run in (self.runs.base, self.runs.source)
         )
+        fresh = None
+        if inputs.choice.computed is not None:
+            fresh = self._clamp_norm_rotate(index, letter, inputs, self._project(index, letter, inputs))
+            fresh = fresh if inputs.kept is None else fresh[:, :, inputs.kept]
+        x = inputs.choice(base, source, fresh)
+        nodes = [self.graph.head_input(index, head, letter) for head in steps.on_cpu[1]]
+        _override(x, self.plan.overrides.inputs, nodes)
         return x
 
-    def _project(
-        self, index: int, letter: QKVName, heads: Int[Tensor, " head"]
-    ) -> Float[Tensor, "mask token head d_head"]:
+    def _project(self, index: int, letter: QKVName, inputs: HeadInputs) -> Float[Tensor, "mask token head d_head"]:
         """The projections of some heads from the residual streams that they read."""
         layer, tokens = self.weights.layers[index], None
         resid = self.runs.base.layers[index].resid_pre
         if self._at_answers(index, letter):
             tokens = self.layout.last
             resid = resid[tokens]
-        inputs = self.graph.qkv_inputs(index).start + QKV.index(letter) * self.graph.n_heads + heads
-        edges = self.plan.masks[:, :, inputs]
-        alike = bool((edges == edges[:, :, :1]).all())  # Then all read one residual stream.
-        x = self.differences.read(inputs[:1] if alike else inputs, resid, tokens)  # [head or 1, mask, token, d_model]
-        rows = layer.rows(letter).start + (heads if letter == "q" else heads // layer.group)
+        assert inputs.reading is not None
+        x = self.differences.read(inputs.reading, resid, tokens)  # [head or 1, mask, token, d_model]
         # [head, mask * token, d_model] @ [head, d_model, d_head]
-        out = torch.bmm(x.flatten(1, 2).expand(len(heads), -1, -1), layer.W_qkv[rows].transpose(1, 2))
-        out = out.view(len(heads), *x.shape[1:-1], -1)
+        n_heads = len(inputs.rows)
+        out = torch.bmm(x.flatten(1, 2).expand(n_heads, -1, -1), layer.W_qkv[inputs.rows].transpose(1, 2))
+        out = out.view(n_heads, *x.shape[1:-1], -1)
         if layer.attn_norm is not None:  # x is centred, and gain and bias are folded in: a norm is its scale alone.
             out = out * inverse_rms(layer.attn_norm, x).to(x.dtype)
-        out = out + layer.b_qkv[rows][:, None, None]
+        out = out + layer.b_qkv[inputs.rows][:, None, None]
         return rearrange(out, "head mask token d_head -> mask token head d_head")
 
     def _clamp_norm_rotate(
-        self, index: int, letter: QKVName, heads: Int[Tensor, " head"], x: Float[Tensor, "mask token head d_head"]
+        self, index: int, letter: QKVName, inputs: HeadInputs, x: Float[Tensor, "mask token head d_head"]
     ) -> Float[Tensor, "mask token head d_head"]:
         """q, k or v of some heads as they attend, from what was projected."""
         layer, rotation = self.weights.layers[index], self.rotations[index]
         if rotation is not None and self._at_answers(index, letter):
             rotation = rotation.at(self.layout.last)
         norm = layer.norm_of(letter)
-        if norm is None or not layer.norm_spans_heads(letter):
+        if norm is None or inputs.spanning is None:
             return clamp_norm_rotate(layer, letter, x, rotation)
         # One norm spans all heads, of which only some are here: its scale is put together from sums of squares.
         x = clamp(layer, x)
-        rows = heads if letter == "q" else heads // layer.group
-        gain = norm.gain.view(-1, x.shape[-1])[rows]
-        return rotate((x * self._spanning_inverse_scale(index, letter, norm, heads, x) * gain).to(x.dtype), rotation)
+        gain = norm.gain.view(-1, x.shape[-1])[inputs.kv]
+        return rotate((x * self._spanning_inverse_scale(index, letter, norm, inputs, x) * gain).to(x.dtype), rotation)
 
     def _spanning_inverse_scale(
-        self, index: int, letter: QKVName, norm: Norm, heads: Int[Tensor, " head"], x: Tensor
+        self, index: int, letter: QKVName, norm: Norm, inputs: HeadInputs, x: Tensor
     ) -> Float[Tensor, "mask token head 1"]:
         """1 / s of a norm that covers q or k of all heads: x where a head's is computed, else that of a run.
 
@@ -253,46 +249,30 @@ class _PatchedPass:
             for run in (self.runs.base, self.runs.source)
         )
         fresh = x.to(base.dtype).square().sum(-1, keepdim=True)
-        states = self.plan.qkv(index)[:, QKV.index(letter)]
-        squares = self._by_state(states, base[..., None], source[..., None], heads, fresh)[..., 0]
+        assert inputs.spanning is not None
+        squares = inputs.spanning(base[..., None], source[..., None], fresh)[..., 0]
         total = rearrange(squares, "mask token (row group) -> mask token row group", group=group).sum(-2)
-        return torch.rsqrt(total / len(norm.gain) + norm.eps)[:, :, heads % group, None]
-
-    def _by_state(
-        self,
-        states: Int8[Tensor, "mask head"],
-        base: Float[Tensor, "token head size"],
-        source: Float[Tensor, "token head size"],
-        computed: Int[Tensor, " computed"],
-        fresh: Float[Tensor, "mask token computed size"] | None,
-    ) -> Float[Tensor, "mask token head size"]:
-        """What heads have under every mask: the base or the source run's, or of those computed the fresh one."""
-        states = states.to(self.weights.device)[:, None, :, None]
-        x = torch.where(states == SOURCE, source, base)
-        if fresh is not None:
-            x[:, :, computed] = torch.where(states[:, :, computed] == COMPUTED, fresh, x[:, :, computed])
-        return x
+        return torch.rsqrt(total / len(norm.gain) + norm.eps)[:, :, inputs.heads % group, None]
 
     def _at_answers(self, index: int, letter: QKVName) -> bool:
         """Whether only the answers' tokens are asked for: of the last layer, its queries and what follows."""
         return index == self.last_layer and letter == "q"
 
-    def _write_heads(self, index: int, heads: Int[Tensor, " head"], change: Tensor) -> None:
+    def _write_heads(self, index: int, steps: LayerSteps, change: Tensor) -> None:
         """Write the differences of some heads of a layer."""
-        W_O = centred(self.weights.final_norm, self.weights.layers[index].W_O_scaled[heads])
-        written = self.differences.of_next(len(heads))
+        W_O = centred(self.weights.final_norm, self.weights.layers[index].W_O_scaled[steps.heads])
+        written = self.differences.of_next(len(steps.heads))
         for mask in range(len(self.plan)):  # One mask at a time: its rows lie together in memory, and need no copy.
             torch.bmm(change[mask], W_O, out=written[mask])
 
-    def _write_mlp(self, index: int) -> None:
+    def _write_mlp(self, index: int, steps: LayerSteps) -> None:
         """Write the difference of a layer's MLP."""
         base, source = (run.layers[index] for run in (self.runs.base, self.runs.source))
-        column = self.graph.mlp_input(index)
-        state = self.plan.inputs[:, column].to(self.weights.device)[:, None, None]
-        out = torch.where(state == SOURCE, source.mlp_out, base.mlp_out)
-        if bool((state == COMPUTED).any()):
-            x = self.differences.read(torch.tensor([column]), base.mlp_in)[0]
-            out = torch.where(state == COMPUTED, mlp(self.weights.layers[index], x), out)
+        assert steps.mlp_source is not None
+        out = torch.where(steps.mlp_source, source.mlp_out, base.mlp_out)
+        if steps.mlp is not None:
+            x = self.differences.read(steps.mlp, base.mlp_in)[0]
+            out = torch.where(steps.mlp_computed, mlp(self.weights.layers[index], x), out)
         self.differences.of_next(1)[:, 0] = centred(self.weights.final_norm, out - base.mlp_out)
 
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..choices import QKV, QKVName
 from ..graph import Graph
+from ..model.transfer import to_device
 from ..model.weights import ModelWeights
 from .forward import HeadAttention, Observer, evaluate_masks_final
 from .plan import ActivationOverrides
@@ -128,7 +129,8 @@ def recompute_after(
         observe: told of the heads that are recomputed after the receivers; its masks are the senders.
     """
     graph = Graph.of(weights)
-    finals = runs.base.final.expand(len(senders), -1, -1).clone()
+    finals = [runs.base.final[None]]
+    order = [0] * len(senders)  # the place of each sender's among the finals
     # Senders of one layer share their receivers, and so their passes.
     for layer in sorted({layer for layer, _ in senders}):
         reading = receivers.above(layer)
@@ -136,6 +138,8 @@ def recompute_after(
             continue
         rows = torch.tensor([row for row, (of, _) in enumerate(senders) if of == layer])
         of_layer = [senders[row] for row in rows.tolist()]
+        for place, row in enumerate(rows.tolist(), start=sum(map(len, finals))):
+            order[row] = place
         masks = path_masks(graph, of_layer, [reading], through_mlps=through_mlps)
         inputs: dict[int, Tensor] = {}  # backward index -> what the receiver reads there, for every sender
         record = partial(_record, graph, reading, inputs, len(of_layer))
@@ -145,27 +149,30 @@ def recompute_after(
             assert observe is not None
             observe(replace(attended, masks=rows[attended.masks]))
 
-        finals[rows.to(finals.device)] = evaluate_masks_final(
-            weights,
-            runs,
-            recompute_mask(graph).expand_as(masks),
-            overrides=ActivationOverrides(inputs=inputs),
-            memory_budget_gb=memory_budget_gb,
-            observe=observe and observe_rows,
+        finals.append(
+            evaluate_masks_final(
+                weights,
+                runs,
+                recompute_mask(graph).expand_as(masks),
+                overrides=ActivationOverrides(inputs=inputs),
+                memory_budget_gb=memory_budget_gb,
+                observe=observe and observe_rows,
+            )
         )
-    return finals
+    return torch.cat(finals)[to_device(torch.tensor(order), weights.device)]
 
 
 def _record(
     graph: Graph, receivers: Receivers, inputs: dict[int, Tensor], n_masks: int, attended: HeadAttention
 ) -> None:
-    """An observer that keeps what receivers read. It is told of some masks at a time, and of all of a layer's heads."""
+    """An observer that keeps what receivers read. It is told of some masks at a time, one after the other."""
     read = getattr(attended, receivers.letter)  # [mask, token, head, d_head]
-    for place, head in enumerate(attended.heads.tolist()):
+    for place, head in enumerate(attended.heads):
         if (attended.layer, head) in receivers.heads:
             index = graph.head_input(attended.layer, head, receivers.letter)
             kept = inputs.setdefault(index, read.new_empty(n_masks, read.shape[1], read.shape[-1]))
-            kept[attended.masks.to(read.device)] = read[:, :, place]
+            first = int(attended.masks[0])
+            kept[first : first + len(read)] = read[:, :, place]
 
 
 def _take_source(mask: Tensor, graph: Graph, layer: int, head: int | None) -> int:

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
-from ..choices import QKV, QKVName
 from ..graph import Graph
 from ..model.weights import ModelWeights
 
@@ -103,19 +102,6 @@ class Plan:
         """Some of the masks."""
         tensors = (self.rows, self.masks, self.nodes, self.inputs, self.needed, self.attending, self.read)
         return Plan(self.graph, self.overrides.select(part), *(tensor[part] for tensor in tensors))
-
-    def heads(self, layer: int) -> slice:
-        """Forward indices of a layer's heads."""
-        return slice(self.graph.head(layer), self.graph.mlp(layer))
-
-    def qkv(self, layer: int) -> Int8[Tensor, "mask 3 head"]:
-        """States of the inputs of a layer's heads."""
-        return self.inputs[:, self.graph.qkv_inputs(layer)].view(len(self), 3, self.graph.n_heads)
-
-    def projected(self, layer: int, letter: QKVName) -> Int[Tensor, " head"]:
-        """The heads of a layer whose q, k or v is projected under some mask."""
-        inputs = self.graph.qkv_inputs(layer)
-        return self.read[:, inputs].view(len(self), 3, -1)[:, QKV.index(letter)].any(0).nonzero()[:, 0]
 
     def stacks(self, memory_budget: float, token_bytes: int) -> Iterator[slice]:
         """Split the masks into stacks whose differences stay within a budget of bytes, one mask at least.

@@ -76,7 +76,7 @@ class PreparedRuns:
     def nbytes(self) -> int:
         """Memory of the layers and the prefix."""
         tensors = [x for run in (self.base, self.source) for layer in run.layers for x in layer.tensors().values()]
-        tensors += [x for pair in self.prefix for x in pair if x is not None]
+        tensors += [x for x in self.prefix if x is not None]
         # Some share their memory, and count once.
         return sum({x.data_ptr(): x.numel() * x.element_size() for x in tensors}.values())
 
@@ -121,8 +121,18 @@ def run_metric(
     weights: ModelWeights, runs: PreparedRuns, metric: Metric
 ) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
     """The metric of every prompt of the batch in the source and in the base run, float32."""
-    source, base = (metric(unembed(weights, run.final), runs.batch.index).float() for run in (runs.source, runs.base))
+    source, base = metric_of_finals(
+        weights, torch.stack((runs.source.final, runs.base.final)), runs.batch.index, metric
+    )
     return source, base
+
+
+def metric_of_finals(
+    weights: ModelWeights, finals: Float[Tensor, "mask prompt d_model"], index: Int[Tensor, " prompt"], metric: Metric
+) -> Float[Tensor, "mask prompt"]:
+    """The metric of the prompts with the final residual streams of several passes, float32."""
+    logits = unembed(weights, finals.flatten(0, 1))
+    return metric(logits, index.repeat(len(finals))).float().view(finals.shape[:2])
 
 
 class PreparedBatches:
@@ -152,11 +162,14 @@ def at_answers(runs: PreparedRuns) -> PreparedRuns:
     only, and swaps that are meant for the answers' tokens only. It is several times cheaper.
     """
     layout = runs.layout
+    cut_layout = layout.at_last_tokens()
+    # The keys and values of all tokens but the last ones, prompt by prompt, become the prefix.
+    before = layout.keys.flatten()[cut_layout.prefix_places]
     cache = [
-        (with_prefix(layer.k, layout, before_k), with_prefix(layer.v, layout, before_v))
-        for layer, (before_k, before_v) in zip(runs.base.layers, runs.prefix, strict=True)
+        with_prefix(torch.cat((layer.k, layer.v), dim=-2), prefix).index_select(0, before) if len(before) else None
+        for layer, prefix in zip(runs.base.layers, runs.prefix, strict=True)
     ]
-    batch = replace(runs.batch, layout=PackedTokens(layout.lengths - 1, layout.lengths))
+    batch = replace(runs.batch, layout=cut_layout)
     cut = []
     for run in (runs.base, runs.source):
         *below, top = run.layers

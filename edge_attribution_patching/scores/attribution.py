@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -35,14 +35,12 @@ from ..choices import Method, Quadrature
 from ..graph import Graph
 from ..model.forward import embed, kv_cache
 from ..model.packed_tokens import KVCache, PackedTokens
-from ..model.pairs import GB, Metric, PairBatch, TokenPairs, bar
+from ..model.pairs import AUTOGRAD_COPIES, GB, Metric, PairBatch, TokenPairs, bar
+from ..model.transfer import checked_at_the_end, to_device
 from ..model.weights import ModelWeights
 from .folds import FoldScores, fold_sizes
-from .gradients import Gradients, NodeOutputs
+from .gradients import Gradients, NodeOutputs, Slots
 from .node_layers import by_node_layers
-
-# Float numbers per token, layer and d_model that autograd keeps for one integration step (measured: 25 to 30).
-AUTOGRAD_COPIES = 30
 
 
 def quadrature_points(quadrature: Quadrature, steps: int) -> tuple[list[float], list[float]]:
@@ -68,6 +66,8 @@ def points_of(method: Method, quadrature: Quadrature, steps: int) -> tuple[list[
         return [1.0], [1.0]
     if method == "clean_corrupted":
         return [0.0, 1.0], [0.5, 0.5]
+    if method == "ceap":
+        return quadrature_points("left", steps)[0], [1.0] * steps
     return quadrature_points(quadrature, steps)
 
 
@@ -91,12 +91,13 @@ def attribute(
     for 12b.
 
     Args:
-        pairs: clean and corrupted prompts on the model's device.
+        pairs: clean and corrupted prompts, best on the CPU.
         metric: per-prompt metric of the logits at the answer, differentiable.
         fold_of: the fold of each prompt; every fold from 0 to the last has prompts (`assign_folds`). One by default.
         method: one of the module's.
         steps, quadrature: how many integration steps, and where they lie (`quadrature_points`); of `ceap` the steps
             alone count, as of `eap_ig_activations`, and of the methods that look at the ends neither.
+        batch_size: pairs that run at once; on a GPU more, if they fit (`pairs_at_once`).
         memory_budget_gb: bounds what autograd keeps and what the contraction holds. Work is split up to stay below it.
         share_prefix: run only the positions from the first difference of a pair on (the others cannot contribute).
 
@@ -106,24 +107,31 @@ def attribute(
     """
     graph = Graph.of(weights)
     fold_of, sizes = fold_sizes(fold_of, len(pairs))
-    fold_of = fold_of.to(weights.device)
     sums = torch.zeros(len(sizes), graph.n_forward, graph.n_backward, device=weights.device)
     if method in ("information_flow_routes", "exact"):
         raise ValueError(f"method={method}: takes no gradients; pass it to `edge_scores`")
+    alphas, step_weights = points_of(method, quadrature, steps)
+    points = torch.tensor([alphas, step_weights], dtype=torch.promote_types(weights.dtype, torch.float32))
     memory_budget = memory_budget_gb * GB
-    for batch in pairs.batches(batch_size, share_prefix=share_prefix):
-        path = _Path.of(weights, batch)
-        new = partial(Gradients, weights, batch, metric, path.prefix, frozen=method == "relp")
-        at_once = path.steps_at_once(memory_budget)
-        if method == "eap_ig_activations":
-            ends = path.outputs(path.clean), path.outputs(path.corrupted)
-            products = by_node_layers(new(), *ends, steps, at_once, memory_budget)
-        elif method == "ceap":
-            products = path.by_steps(new, quadrature_points("left", steps)[0])
-        else:
-            products = path.summed(new(), *points_of(method, quadrature, steps), at_once, memory_budget)
-        for gradients, difference in products:
-            gradients.contract(difference, memory_budget, fold_of[batch.index], sums)
+    with checked_at_the_end():
+        to_run: dict[str, Any] = {
+            "weights": weights,
+            "memory_budget_gb": memory_budget_gb,
+            "device": torch.device("cpu"),
+        }
+        for on_cpu in pairs.batches(batch_size, share_prefix=share_prefix, **to_run):
+            slots_on_cpu = Slots.of(on_cpu.layout, fold_of[on_cpu.index])
+            batch, slots, on_path = to_device((on_cpu, slots_on_cpu, points), weights.device)
+            path = _Path.of(weights, batch, alphas, *on_path)
+            new = partial(Gradients, weights, batch, metric, path.prefix, frozen=method == "relp")
+            at_once = path.steps_at_once(memory_budget)
+            if method == "eap_ig_activations":
+                ends = path.outputs(path.clean), path.outputs(path.corrupted)
+                products = by_node_layers(new(), *ends, steps, at_once, memory_budget)
+            else:
+                products = path.by_steps(new) if method == "ceap" else path.summed(new(), at_once, memory_budget)
+            for gradients, difference in products:
+                gradients.contract(difference, memory_budget, slots, sums)
     sums = sums.cpu()
     sums *= graph.edge_mask
     if not bool(sums.isfinite().all()):
@@ -140,16 +148,27 @@ class _Path:
     prefix: KVCache
     corrupted: Float[Tensor, "token d_model"]
     clean: Float[Tensor, "token d_model"]
+    points: Sequence[float]  # where on it gradients are taken, from 0 to 1
+    alphas: Float[Tensor, " step"]  # the same on the device
+    step_weights: Float[Tensor, " step"]
 
     @classmethod
-    def of(cls, weights: ModelWeights, batch: PairBatch) -> _Path:
+    def of(
+        cls,
+        weights: ModelWeights,
+        batch: PairBatch,
+        points: Sequence[float],
+        alphas: Float[Tensor, " step"],
+        step_weights: Float[Tensor, " step"],
+    ) -> _Path:
         layout = batch.layout
-        ends = (embed(weights, layout, layout.pack(tokens)) for tokens in (batch.corrupted, batch.clean))
-        return cls(weights, layout, kv_cache(weights, layout, batch.clean), *ends)
+        corrupted, clean = (embed(weights, layout, layout.pack(tokens)) for tokens in (batch.corrupted, batch.clean))
+        prefix = kv_cache(weights, layout, batch.clean)
+        return cls(weights, layout, prefix, corrupted, clean, points, alphas, step_weights)
 
-    def at(self, alphas: Sequence[float]) -> Float[Tensor, "step token d_model"]:
+    def at(self, some: slice) -> Float[Tensor, "step token d_model"]:
         """The embeddings at some points of it."""
-        alpha = torch.tensor(alphas, dtype=self.weights.dtype, device=self.weights.device)[:, None, None]
+        alpha = self.alphas[some, None, None].to(self.weights.dtype)
         return self.corrupted + alpha * (self.clean - self.corrupted)
 
     def outputs(self, embedded: Float[Tensor, "token d_model"]) -> NodeOutputs:
@@ -162,38 +181,31 @@ class _Path:
         return max(1, int(memory_budget // step_bytes))
 
     def summed(
-        self,
-        gradients: Gradients,
-        alphas: Sequence[float],
-        step_weights: Sequence[float],
-        at_once: int,
-        memory_budget: float,
+        self, gradients: Gradients, at_once: int, memory_budget: float
     ) -> Iterator[tuple[Gradients, NodeOutputs]]:
         """The gradients of all steps together, and what they are multiplied with: clean minus corrupted."""
         # A step at an end of the path is one of the two runs.
         clean: NodeOutputs | None = None
         corrupted: NodeOutputs | None = None
-        for start in bar(range(0, len(alphas), at_once), "integrated gradients"):
+        for start in bar(range(0, len(self.points), at_once), "integrated gradients"):
             chunk = slice(start, start + at_once)
-            outputs = gradients.add(self.at(alphas[chunk]), step_weights[chunk])
-            if alphas[start] == 0:
+            outputs = gradients.add(self.at(chunk), self.step_weights[chunk])
+            if self.points[start] == 0:
                 corrupted = outputs.of_step(0)
-            if alphas[chunk][-1] == 1:
+            if self.points[chunk][-1] == 1:
                 clean = outputs.of_step(-1)
             # Once all steps are in, or before their gradients outgrow the memory.
-            if gradients.nbytes > memory_budget or start + at_once >= len(alphas):
+            if gradients.nbytes > memory_budget or start + at_once >= len(self.points):
                 clean, corrupted = clean or self.outputs(self.clean), corrupted or self.outputs(self.corrupted)
                 yield gradients, clean.minus(corrupted)
                 gradients.clear()
 
-    def by_steps(
-        self, new_gradients: Callable[[], Gradients], alphas: Sequence[float]
-    ) -> Iterator[tuple[Gradients, NodeOutputs]]:
+    def by_steps(self, new_gradients: Callable[[], Gradients]) -> Iterator[tuple[Gradients, NodeOutputs]]:
         """The gradients of every step, and what they are multiplied with: the change from this step to the next."""
         before: tuple[Gradients, NodeOutputs] | None = None
-        for alpha in bar(alphas, "conductance"):
-            now = new_gradients()
-            outputs = now.add(self.at([alpha]), [1.0]).of_step(0)
+        for step in bar(range(len(self.points)), "conductance"):
+            now, chunk = new_gradients(), slice(step, step + 1)
+            outputs = now.add(self.at(chunk), self.step_weights[chunk]).of_step(0)
             if before is not None:
                 yield before[0], outputs.minus(before[1])
             before = now, outputs

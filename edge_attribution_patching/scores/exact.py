@@ -45,10 +45,10 @@ def exact_scores(
     flat = graph.flat_edges if edges is None else edges
     flat = flat[(flat % graph.n_backward).argsort(stable=True)]
     sums = torch.zeros(len(sizes), graph.n_forward * graph.n_backward)
-    for batch in pairs.batches(batch_size):
+    for batch in pairs.batches(batch_size, weights=weights, memory_budget_gb=memory_budget_gb):
         runs = prepare_runs(weights, batch)
         whole, _ = run_metric(weights, runs, metric)
-        members = torch.nn.functional.one_hot(fold_of[batch.index.cpu()], len(sizes)).float()
+        members = torch.nn.functional.one_hot(fold_of[batch.rows], len(sizes)).float()
         for some in bar(flat.split(AT_ONCE), "edges patched one by one"):
             masks = graph.edge_mask.repeat(len(some), 1, 1)
             masks.view(len(some), -1)[torch.arange(len(some)), some] = False

@@ -16,7 +16,7 @@ the scale of that run. The product with the differences of node outputs is taken
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -24,12 +24,14 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..choices import QKV, QKVName
+from ..choices import QKVName
 from ..graph import Graph
-from ..model.forward import LayerActivations, Writer, clamp_norm_rotate, forward, pad_keys, pad_queries, unembed
-from ..model.packed_tokens import KVCache, PackedTokens, Rotation, TokenPart
+from ..model.forward import LayerActivations, Writer, clamp_norm_rotate, forward, unembed
+from ..model.packed_tokens import KVCache, PackedTokens, Rotation
 from ..model.pairs import Metric, PairBatch
+from ..model.transfer import Movable
 from ..model.weights import LayerWeights, ModelWeights
 
 
@@ -72,25 +74,65 @@ class NodeOutputs:
         )
         return NodeOutputs(self.embedded - other.embedded, z, mlp_out)
 
-    def written(self, weights: ModelWeights, part: TokenPart) -> Float[Tensor, "n_forward token d_model"]:
+    def written(self, weights: ModelWeights, slots: Slots) -> Float[Tensor, "n_forward slot d_model"]:
         """What every node writes to the residual stream at some tokens, float32.
 
-        Of the last layer only what it writes at the answers; the rest nothing reads, and it is left 0.
+        Of the last layer only what it writes at the answers; the rest nothing reads, and it is 0.
         """
         graph = Graph.of(weights)
-        out = torch.zeros(graph.n_forward, len(part.tokens), weights.d_model, device=weights.device)
-        out[0] = self.embedded[part.tokens]
+        out = torch.empty(graph.n_forward, len(slots.tokens), weights.d_model, device=weights.device)
+        out[0] = self.embedded[slots.tokens]
         for index, layer in enumerate(weights.layers):
             heads, mlp = slice(graph.head(index), graph.mlp(index)), graph.mlp(index)
-            z = rearrange(self.z[index].float(), "token head d_head -> head token d_head")
-            mlp_out, W_O = self.mlp_out[index].float(), layer.W_O_scaled.float()
+            z, mlp_out, at = self.z[index].float(), self.mlp_out[index].float(), slots.tokens
             if index == graph.n_layers - 1:
-                out[heads, part.answers] = torch.bmm(z[:, part.prompts], W_O)
-                out[mlp, part.answers] = mlp_out[part.prompts]
-            else:
-                torch.bmm(z[:, part.tokens], W_O, out=out[heads])
-                out[mlp] = mlp_out[part.tokens]
+                z, mlp_out, at = F.pad(z, (0, 0, 0, 0, 0, 1)), F.pad(mlp_out, (0, 0, 0, 1)), slots.answers
+            torch.bmm(z[at].transpose(0, 1), layer.W_O_scaled.float(), out=out[heads])
+            out[mlp] = mlp_out[at]
         return out
+
+
+@dataclass(frozen=True)
+class Slots(Movable):
+    """Some packed tokens, fold by fold, each fold filled up to as many as the others.
+
+    Attributes:
+        tokens: which token is in each slot; any in one that is filled up.
+        gradients: the same, and one after the last token in a slot that is filled up.
+        answers: the prompt that ends with the token in each slot; one after the last prompt where none does.
+        folds: which these are.
+    """
+
+    tokens: Int[Tensor, " fold_x_slot"]
+    gradients: Int[Tensor, " fold_x_slot"]
+    answers: Int[Tensor, " fold_x_slot"]
+    folds: Int[Tensor, " fold"]
+
+    @classmethod
+    def of(cls, layout: PackedTokens, fold_of: Int[Tensor, " prompt"]) -> Slots:
+        """Those of all tokens of a layout, from the folds of its prompts, on the CPU."""
+        starts, lengths = map(torch.from_numpy, layout.on_cpu)
+        counts = lengths - starts
+        fold_of_token = fold_of.repeat_interleave(counts)
+        sizes = fold_of_token.bincount()
+        folds = sizes.nonzero()[:, 0]
+        width = int(sizes.max())
+        # Tokens sorted by fold; each fold's go to the front of its slots.
+        order = fold_of_token.argsort(stable=True)
+        filled = torch.arange(width) < sizes[folds][:, None]
+        n_tokens, n_prompts = len(fold_of_token), len(fold_of)
+        gradients = torch.full(filled.shape, n_tokens)
+        gradients[filled] = order
+        ending = torch.full((n_tokens + 1,), n_prompts)
+        ending[counts.cumsum(0) - 1] = torch.arange(n_prompts)
+        return cls(gradients.clamp(max=n_tokens - 1), gradients, ending[gradients], folds)
+
+    def split(self, at_once: int) -> Iterator[Slots]:
+        """In parts of so many slots in all, at least one of each fold."""
+        width = max(1, at_once // len(self.folds))
+        for part in torch.stack((self.tokens, self.gradients, self.answers)).split(width, dim=2):
+            tokens, gradients, answers = part.flatten(1)
+            yield Slots(tokens, gradients, answers, self.folds)
 
 
 class LayerGradients:
@@ -100,7 +142,7 @@ class LayerGradients:
     gradients add up, and what they are at the residual stream.
 
     Args:
-        rotation, prefix: of the block's keys, and its keys and values before the layout.
+        rotation: of the block's queries and keys.
         frozen: whether gradients follow RelP's rules (`forward`).
         last: whether it is the last block, whose MLP reads the answers' tokens alone.
     """
@@ -110,18 +152,14 @@ class LayerGradients:
         layer: LayerWeights,
         layout: PackedTokens,
         rotation: Rotation | None,
-        prefix: tuple[Tensor | None, Tensor | None],
         *,
         last: bool,
         frozen: bool = False,
     ) -> None:
-        n_heads, d_head, d_model = layer.W_O.shape
-        self.layer, self.layout, self.last, self.frozen = layer, layout, last, frozen
-        self.rotation, self.prefix = rotation, prefix
-        # The sum over steps k of g_k / s_k, and of dM/dx_k for the MLP.
-        self.heads = torch.zeros(3 * n_heads, layout.n_tokens, d_head, device=layer.W_qkv.device)
-        n_read = layout.n_prompts if last else layout.n_tokens
-        self.mlp = torch.zeros(n_read, d_model, device=layer.W_qkv.device)
+        self.layer, self.layout, self.last, self.frozen, self.rotation = layer, layout, last, frozen, rotation
+        # The sum over steps k of g_k / s_k, with one token more that has none, and of dM/dx_k for the MLP.
+        self.heads: Tensor | None = None
+        self.mlp: Tensor | None = None
         # Per chunk of steps: (g_k . (q_k - b)) / (d_model s_k) [step, token, input], and n_k [step, token, d_model].
         # They cannot be summed over steps yet: n differs from step to step.
         self.coefficients: list[Tensor] = []
@@ -131,53 +169,53 @@ class LayerGradients:
         """Add some steps: the gradients [step, token, ...] at q, k, v as projected, at the MLP's input, and where heads
         share k and v at z."""
         of_qkv, of_mlp, *of_z = gradients
-        self.mlp += of_mlp.float().sum(0)
         layer, inverse_scale = self.layer, activations.inverse_scale
         projected = activations.qkv.detach()
-        # Autograd adds up a shared k or v over its query heads; each of these is an input of the graph by itself.
-        of_letters = self._of_shared(activations, of_z[0]) if of_z else {}
-        of_projections, of_normalised = [], []
-        for letter in QKV:
-            rows = layer.rows(letter)
-            g = of_letters.get(letter, of_qkv[..., rows, None, :]).float()  # [step, token, projection, group, d_head]
-            if inverse_scale is not None:
-                if not self.frozen:  # A scale that is a constant passes nothing on.
-                    unbiased = projected[..., rows, :].float() - layer.b_qkv[rows].float()
-                    of_normalised.append((g * unbiased[..., None, :]).sum(-1).flatten(-2))
-                g = g * inverse_scale.float()[..., None, None]
-            of_projections.append(g.sum(0).flatten(1, 2))
-        self.heads += rearrange(torch.cat(of_projections, dim=1), "token input d_head -> input token d_head")
-        if inverse_scale is not None and of_normalised:
-            share = inverse_scale.float() / activations.normalised.shape[-1]
-            self.coefficients.append(torch.cat(of_normalised, dim=-1) * share)
-            self.normalised.append(activations.normalised.detach())
+        g, bias = of_qkv.float(), layer.b_qkv.float()
+        if of_z:
+            # Autograd adds up a shared k or v over its query heads; each of these is an input of the graph by itself.
+            of_k, of_v = self._of_shared(activations, of_z[0])
+            g = torch.cat(
+                (g[..., : layer.n_heads, :], of_k.float().flatten(-3, -2), of_v.float().flatten(-3, -2)), dim=-2
+            )
+            projected, bias = projected.index_select(-2, layer.row_of_input), bias[layer.row_of_input]
+        if inverse_scale is not None:
+            if not self.frozen:  # A scale that is a constant passes nothing on.
+                share = inverse_scale.float() / activations.normalised.shape[-1]
+                self.coefficients.append((g * (projected.float() - bias)).sum(-1) * share)
+                self.normalised.append(activations.normalised.detach())
+            g = g * inverse_scale.float()[..., None]
+        of_heads, of_mlp = g.sum(0), of_mlp.float().sum(0)
+        self.heads = of_heads if self.heads is None else self.heads + of_heads
+        self.mlp = of_mlp if self.mlp is None else self.mlp + of_mlp
 
     def _of_shared(
         self, activations: LayerActivations, of_z: Float[Tensor, "step query head d_head"]
-    ) -> dict[QKVName, Float[Tensor, "step token kv_head group d_head"]]:
+    ) -> tuple[Float[Tensor, "step token kv_head group d_head"], Float[Tensor, "step token kv_head group d_head"]]:
         """Gradients at k and v as projected, one for each query head of a group: attention's backward pass by hand."""
         layer, layout = self.layer, self.layout
         queries = layout.answers if self.last else layout.queries
-        q, of_z = (pad_queries(x.detach(), layout, queries) for x in (activations.q, of_z))
-        keys, values = (
-            pad_keys(x.detach(), layout, before)
-            for x, before in zip((activations.k, activations.v), self.prefix, strict=True)
-        )
+        rows = layout.rows(layer, answers=self.last).z
+        # z's gradient at the places that attention has, none at padding.
+        of_z = F.pad(of_z.flatten(-3, -2), (0, 0, 0, 1)).index_select(-2, rows.inverse)
+        n_keys = layout.width
+        q, keys, values = activations.laid.detach().split((layer.group * queries.width, n_keys, n_keys), dim=-2)
         # A group's queries stand one after the other, so that keys and values are not copied for each of its heads.
         heads, groups = "... (kv group) query width", "... kv (group query) width"
         by_group = partial(rearrange, pattern=f"{heads} -> {groups}", group=layer.group)
         by_head = partial(rearrange, pattern=f"{groups} -> {heads}", group=layer.group)
         pattern = activations.pattern.detach()
+        of_z = of_z.view(*pattern.shape[:-1], -1)
         of_pattern = by_head(by_group(of_z) @ values.transpose(-2, -1))
         of_scores = (
             0 * pattern if self.frozen else pattern * (of_pattern - (of_pattern * pattern).sum(-1, keepdim=True))
         )  # backward through softmax
         if layer.attn_softcap is not None:
-            scores = by_head(by_group(q) @ keys.transpose(-2, -1)) * layer.attn_scale
+            scores = by_head(q @ keys.transpose(-2, -1)) * layer.attn_scale
             of_scores = of_scores * (1 - torch.tanh(scores / layer.attn_softcap).square())
-        of_k = layer.attn_scale * of_scores.transpose(-2, -1) @ q
+        of_k = layer.attn_scale * of_scores.transpose(-2, -1) @ by_head(q)
         of_v = pattern.transpose(-2, -1) @ of_z
-        return {"k": self._of_projected("k", activations, of_k), "v": self._of_projected("v", activations, of_v)}
+        return self._of_projected("k", activations, of_k), self._of_projected("v", activations, of_v)
 
     def _of_projected(
         self, letter: QKVName, activations: LayerActivations, gradient: Float[Tensor, "step prompt head key d_head"]
@@ -185,7 +223,7 @@ class LayerGradients:
         """Through rotary, norm and clamp back to the projection, for one query head of every group at a time."""
         layer = self.layer
         packed = rearrange(gradient, "... prompt head key d_head -> ... (prompt key) head d_head")
-        packed = packed.index_select(-3, self.layout.key_index)
+        packed = packed.index_select(-3, self.layout.key_places)
         by_member = rearrange(packed, "... token (kv group) d_head -> group ... token kv d_head", group=layer.group)
         with torch.enable_grad():
             projected = activations.qkv[..., layer.rows(letter), :].detach().requires_grad_(True)
@@ -193,30 +231,23 @@ class LayerGradients:
             members = [torch.autograd.grad(attended, projected, g, retain_graph=True)[0] for g in by_member]
         return torch.stack(members, dim=-2)
 
-    def at(self, part: TokenPart) -> Float[Tensor, "3_head_plus_1 token d_model"]:
+    def at(self, slots: Slots) -> Float[Tensor, "input slot d_model"]:
         """dM/dx at some tokens of q of all heads, then k, then v, then the MLP, each at its residual input."""
-        layer, n_heads = self.layer, self.layer.n_heads
-        out = self.mlp.new_zeros(3 * n_heads + 1, len(part.tokens), self.mlp.shape[-1])
-        for number, letter in enumerate(QKV):
-            W = layer.W_qkv[layer.rows(letter)].float()
-            inputs = slice(number * n_heads, (number + 1) * n_heads)
-            # The heads of a group stand one after the other; their projection is one.
-            grouped = rearrange(
-                self.heads[inputs, part.tokens], "(row group) token d_head -> row (group token) d_head", row=len(W)
-            )
-            torch.bmm(grouped, W, out=out[inputs].view(len(W), -1, W.shape[-1]))
+        assert self.heads is not None
+        assert self.mlp is not None
+        layer, n_inputs = self.layer, self.heads.shape[1]
+        W = layer.W_qkv if layer.group == 1 else layer.W_qkv[layer.row_of_input]
+        out = self.mlp.new_empty(n_inputs + 1, len(slots.tokens), self.mlp.shape[-1])
+        # What is filled up gets no gradient: it stands for a token after the last one.
+        heads = F.pad(self.heads, (0, 0, 0, 0, 0, 1))[slots.gradients]
+        torch.bmm(heads.transpose(0, 1), W.float(), out=out[:-1])
         if self.normalised:
-            along_normalised = torch.bmm(
-                rearrange(torch.cat(self.coefficients)[:, part.tokens], "step token input -> token input step"),
-                rearrange(
-                    torch.cat(self.normalised)[:, part.tokens].float(), "step token d_model -> token step d_model"
-                ),
+            coefficients, normalised = (
+                one[0] if len(one) == 1 else torch.cat(one) for one in (self.coefficients, self.normalised)
             )
-            out[:-1] -= rearrange(along_normalised, "token input d_model -> input token d_model")
-        if self.last:
-            out[-1, part.answers] = self.mlp[part.prompts]
-        else:
-            out[-1] = self.mlp[part.tokens]
+            coefficients = F.pad(coefficients, (0, 0, 0, 1))[:, slots.gradients]
+            out[:-1] -= torch.einsum("stv,std->vtd", coefficients, normalised[:, slots.tokens].float())
+        out[-1] = F.pad(self.mlp, (0, 0, 0, 1))[slots.answers if self.last else slots.gradients]
         return out
 
 
@@ -227,26 +258,27 @@ class Gradients:
         self, weights: ModelWeights, batch: PairBatch, metric: Metric, prefix: KVCache, *, frozen: bool = False
     ) -> None:
         self.weights, self.batch, self.metric, self.prefix, self.frozen = weights, batch, metric, prefix, frozen
-        self._rotations = batch.layout.rotations(weights)
         self.clear()
 
     def clear(self) -> None:
         """Forget all steps."""
         weights, layout = self.weights, self.batch.layout
-        self.layers = [self._layer(index) for index in range(weights.n_layers)]
-        self.final = torch.zeros(layout.n_prompts, weights.d_model, device=weights.device)
+        last = weights.n_layers - 1
+        rotations = layout.rotations(weights)
+        self.layers = [
+            LayerGradients(layer, layout, rotation, last=index == last, frozen=self.frozen)
+            for index, (layer, rotation) in enumerate(zip(weights.layers, rotations, strict=True))
+        ]
+        self.final: Tensor | None = None
 
     def forget_readers_of_input(self) -> None:
         """Forget the steps at the nodes that read embeddings alone."""
-        mlp = self.layers[0].mlp
-        self.layers[0] = self._layer(0)
-        if not self.weights.parallel:  # Its MLP reads its heads too.
-            self.layers[0].mlp = mlp
-
-    def _layer(self, index: int) -> LayerGradients:
-        layers, last = self.weights.layers, index == self.weights.n_layers - 1
-        at = self.batch.layout, self._rotations[index], self.prefix[index]
-        return LayerGradients(layers[index], *at, last=last, frozen=self.frozen)
+        first = self.layers[0]
+        assert first.heads is not None
+        assert first.mlp is not None
+        first.coefficients, first.normalised, first.heads = [], [], torch.zeros_like(first.heads)
+        if self.weights.parallel:  # Else its MLP reads its heads too.
+            first.mlp = torch.zeros_like(first.mlp)
 
     @property
     def nbytes(self) -> int:
@@ -256,7 +288,7 @@ class Gradients:
     def add(
         self,
         embedded: Float[Tensor, "step token d_model"],
-        step_weights: Sequence[float],
+        step_weights: Float[Tensor, " step"],
         write: Writer | None = None,
     ) -> NodeOutputs:
         """Run some integration steps forward and backward, stacked, and add their gradients.
@@ -283,14 +315,15 @@ class Gradients:
                 write=write,
             )
             logits = unembed(self.weights, final, frozen=self.frozen)
-            per_step = torch.stack([self.metric(step, self.batch.index).float().sum() for step in logits])
-            total = per_step @ torch.tensor(step_weights, device=per_step.device)
+            values = self.metric(logits.flatten(0, 1), self.batch.index.repeat(len(logits))).float()
+            total = values.view(len(logits), -1).sum(1) @ step_weights.to(values.dtype)
             shared = self.weights.layers[0].group > 1
             by_layer = [(layer.qkv, layer.mlp_in, *([layer.z] if shared else [])) for layer in activations]
             # One backward pass for all layers: autograd returns a flat list, dealt out to the layers again below.
             *of_layers, of_final = torch.autograd.grad(total, [*itertools.chain(*by_layer), final])
         with torch.no_grad():
-            self.final += of_final.float().sum(0)
+            of_final = of_final.float().sum(0)
+            self.final = of_final if self.final is None else self.final + of_final
             left = iter(of_layers)
             for gradients, layer, inputs in zip(self.layers, activations, by_layer, strict=True):
                 outputs.keep(layer)
@@ -301,7 +334,7 @@ class Gradients:
         self,
         difference: NodeOutputs,
         memory_budget: float,
-        fold_of: Int[Tensor, " prompt"],
+        slots: Slots,
         into: Float[Tensor, "fold n_forward n_backward"],
     ) -> None:
         """Add to every fold its tokens' sum of (what u writes) . (gradient at v's input), for every edge u -> v.
@@ -309,35 +342,29 @@ class Gradients:
         Args:
             difference: node outputs of one run minus those of another.
             memory_budget: bytes that may be held at once; tokens are taken in parts to stay below it.
-            fold_of: the fold of each prompt of the batch.
+            slots: the batch's tokens by fold.
+            into: entries that are no edges get numbers without a meaning.
         """
-        weights, layout, graph = self.weights, self.batch.layout, Graph.of(self.weights)
-        width = weights.d_model
+        assert self.final is not None
+        weights, graph = self.weights, Graph.of(self.weights)
         # What a token takes: what all nodes write, and a layer's gradients as they are and as a product.
-        token_bytes = 4 * width * (graph.n_forward + 2 * (3 * graph.n_heads + 1))
+        token_bytes = 4 * weights.d_model * (graph.n_forward + 2 * (3 * graph.n_heads + 1))
         at_once = max(1, int(memory_budget // token_bytes))
-        fold_of_token = fold_of[layout.prompt]
-        # The sum over positions and d_model is one matrix product [u, token * d_model] @ [token * d_model, v] a layer.
-        # Tokens are sorted by fold, so that a fold's share of it is a slice of the columns and needs no copy.
-        for tokens in fold_of_token.argsort(stable=True).split(at_once):
-            part = layout.part(tokens)
-            counts = fold_of_token[tokens].bincount(minlength=len(into)).tolist()
-            columns_of = {
-                fold: slice((end - count) * width, end * width)
-                for fold, (count, end) in enumerate(zip(counts, itertools.accumulate(counts), strict=True))
-                if count
-            }
-            written = difference.written(weights, part)
-            flat = written.flatten(1)
+        # The sum over positions and d_model: of a layer
+        # [fold, u, slot * d_model] @ [fold, slot * d_model, v].
+        for part in slots.split(at_once):
+
+            def by_fold(x: Float[Tensor, "node fold_x_slot d_model"]) -> Float[Tensor, "fold node slot_x_d_model"]:
+                return x.view(len(x), len(slots.folds), -1).transpose(0, 1)
+
+            written = by_fold(difference.written(weights, part))
             for index, gradients in enumerate(self.layers):
                 # The nodes that the MLP reads are all that any input of the layer reads. In a sequential block they
-                # hold the layer's own heads too; what those get at q, k and v are no edges and is masked at the end.
-                n_before = graph.n_before_mlp(index)
+                # hold the layer's own heads too; what those get at q, k and v are no edges.
                 inputs = slice(graph.qkv_inputs(index).start, graph.mlp_input(index) + 1)
-                of_inputs = gradients.at(part).flatten(1)
-                for fold, columns in columns_of.items():
-                    into[fold, :n_before, inputs] += flat[:n_before, columns] @ of_inputs[:, columns].T
-            # `logits` reads the answers' tokens alone: few, so every fold's sum is a product with its members.
-            at_answers = torch.einsum("utd,td->ut", written[:, part.answers], self.final[part.prompts])
-            members = torch.nn.functional.one_hot(fold_of[part.prompts], len(into)).to(at_answers)
-            into[:, :, graph.logits] += (at_answers @ members).T
+                n_before, of_inputs = graph.n_before_mlp(index), gradients.at(part)
+                into[:, :n_before, inputs].index_add_(
+                    0, part.folds, torch.bmm(written[:, :n_before], by_fold(of_inputs).transpose(1, 2))
+                )
+            at_answers = by_fold(F.pad(self.final, (0, 0, 0, 1))[part.answers][None])
+            into[:, :, graph.logits].index_add_(0, part.folds, torch.bmm(written, at_answers.transpose(1, 2))[..., 0])

@@ -45,7 +45,7 @@ def information_flow(
     # What all nodes write, and what is left of a layer's input without each of them, in float32.
     prompt_bytes = 2 * 4 * graph.n_forward * pairs.clean.shape[1] * weights.d_model
     at_once = max(1, min(batch_size, int(memory_budget_gb * GB // prompt_bytes)))
-    for batch in bar(list(pairs.batches(at_once, share_prefix=False)), "information flow"):
+    for batch in bar(list(pairs.batches(at_once, share_prefix=False, weights=weights)), "information flow"):
         routes = _Routes(weights, batch.layout, fold_of[batch.index], sums)
         with torch.no_grad():
             embedded = embed(weights, batch.layout, batch.layout.pack(batch.clean))

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..model.pairs import bar
+from ..model.transfer import to_device
 from ..model.weights import ModelWeights
 from .gradients import Gradients, NodeOutputs
 
@@ -50,7 +51,7 @@ def by_node_layers(
         layers, alphas = zip(*chunk, strict=True)
         interpolation = _Interpolation(weights, difference, layers, alphas)
         embedded = interpolation(0, clean.embedded.expand(len(layers), *clean.embedded.shape))
-        gradients.add(embedded, [1 / len(passes)] * len(layers), interpolation)
+        gradients.add(embedded, embedded.new_full((len(layers),), 1 / len(passes)), interpolation)
         if layers[-1] == 0 and weights.position_embed is None:
             gradients.forget_readers_of_input()
         if gradients.nbytes > memory_budget or chunk is chunks[-1]:
@@ -70,9 +71,8 @@ class _Interpolation:
         self, weights: ModelWeights, difference: NodeOutputs, layers: Sequence[int], alphas: Sequence[float]
     ) -> None:
         self.weights, self.difference, self.layers = weights, difference, layers
-        device = weights.device
-        self.layer_of_pass = torch.tensor(layers, device=device)[:, None, None]
-        self.beta = 1 - torch.tensor(alphas, dtype=weights.dtype, device=device)[:, None, None]
+        of_passes = torch.tensor(layers)[:, None, None], 1 - torch.tensor(alphas, dtype=weights.dtype)[:, None, None]
+        self.layer_of_pass, self.beta = to_device(of_passes, weights.device)
 
     def __call__(self, n: int, written: Float[Tensor, "step token d_model"]) -> Float[Tensor, "step token d_model"]:
         if n not in self.layers:

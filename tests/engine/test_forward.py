@@ -52,16 +52,18 @@ def test_logits_equal_hugging_face_in_float64(architecture: str) -> None:
 
 
 def test_bfloat16_rounds_no_more_than_hugging_face_does(architecture: str) -> None:
-    tokens, _, lengths = random_pairs(6)
-    layout = PackedTokens.whole(lengths)
-    exact = layout.pack(random_model(architecture)(tokens).logits)
-    model = random_model(architecture).bfloat16()
-    weights = read_weights(model)
-    logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
-    assert logits.dtype == torch.bfloat16
-    ours, theirs = (
-        float((x.float() - exact).norm() / exact.norm()) for x in (logits, layout.pack(model(tokens).logits))
-    )
+    errors: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for seed in range(3):  # What roundings add up to is chance: of one model it varies by a tenth.
+        tokens, _, lengths = random_pairs(6, seed=seed)
+        layout = PackedTokens.whole(lengths)
+        exact = layout.pack(random_model(architecture, seed=seed)(tokens).logits)
+        model = random_model(architecture, seed=seed).bfloat16()
+        weights = read_weights(model)
+        logits = unembed(weights, forward(weights, layout, embed(weights, layout, layout.pack(tokens))))
+        assert logits.dtype == torch.bfloat16
+        for whose, x in (("ours", logits), ("theirs", layout.pack(model(tokens).logits))):
+            errors[whose].append(float((x.float() - exact).norm() / exact.norm()))
+    ours, theirs = (sum(of_seeds) / 3 for of_seeds in errors.values())
     assert ours < 1.2 * theirs < 0.1
 
 

@@ -130,7 +130,7 @@ def test_at_the_answers_receivers_change_there_alone_and_are_seen(architecture: 
 
     def see(attended: HeadAttention) -> None:
         if attended.layer == top[0]:
-            place = attended.heads.tolist().index(top[1])
+            place = attended.heads.index(top[1])
             seen.update(zip(attended.masks.tolist(), attended.pattern[:, :, place, -1], strict=True))  # [prompt, key]
 
     logits = unembed(weights, recompute_after(weights, at_answers(runs), SENDERS, QUERIES, observe=see))

@@ -45,6 +45,37 @@ def test_scripts_and_architectures_give_the_cpus_bits_on_a_device(tmp_path: Path
     assert beyond == {}
 
 
+# Of each stage at pythia-160m's shape, 5 steps, with 16 and with 100 prompt pairs.
+MOST_OF_STAGES = {
+    "attribution": (1_541, 2, 3),
+    "prepare the evaluation": (619, 2, 3),
+    "one circuit of 1,000 edges": (687, 2, 3),
+    "many sizes": (1_194, 2, 3),
+}
+
+
+@pytest.mark.endurance
+def test_kernels_stay_below_a_limit_and_waits_do_not_grow_with_prompts_sizes_or_layers(tmp_path: Path) -> None:
+    def counts(*options: str) -> dict[str, dict[str, list[int]]]:
+        output = tmp_path / "counts.json"
+        command = [sys.executable, "benchmarks/bench_launches.py", "--output", str(output), *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found: dict[str, dict[str, list[int]]] = json.loads(output.read_text())
+        return found
+
+    deep = counts("--shape", "narrow", "--prompts", "16", "100")
+    assert set(deep) == {"16", "100"}
+    for stages in deep.values():
+        assert set(stages) == set(MOST_OF_STAGES)
+        for stage, most in MOST_OF_STAGES.items():
+            assert all(made <= limit for made, limit in zip(stages[stage], most, strict=True)), (stage, stages[stage])
+    shallow = counts("--shape", "shallow", "--prompts", "5", "--sizes", "4")["5"]
+    for stage, (kernels, *waits) in deep["100"].items():
+        assert shallow[stage][1:] == waits, stage
+        assert shallow[stage][0] < kernels
+
+
 def test_the_device_counts_and_refuses_as_a_real_one() -> None:
     here = torch.arange(6.0).view(2, 3)
     with pretended_device(float64=False) as counting:

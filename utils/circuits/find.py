@@ -150,7 +150,7 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
     """Scores of every edge by the method of the settings; those of the given circuit, as one fold, if there is one."""
     if (given := prompts.given) is not None:
         return FoldScores(given.graph, (given.scores * given.graph.edge_mask)[None], torch.tensor([1]))
-    scoring, eap, edges = prompts.scoring.to(weights.device), settings.eap, settings.exact.edges
+    scoring, eap, edges = prompts.scoring, settings.eap, settings.exact.edges
     return edge_scores(
         weights,
         scoring.pairs,
@@ -167,11 +167,10 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
 
 def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> CircuitEvaluator:
     """Evaluates any circuits on the evaluation prompts."""
-    evaluation = prompts.evaluation.to(weights.device)
     return CircuitEvaluator(
         weights,
-        evaluation.pairs,
-        evaluation.metric(prompts.task.primary),
+        prompts.evaluation.pairs,
+        prompts.evaluation.metric(prompts.task.primary),
         batch_size=settings.batch_size,
         memory_budget_gb=settings.budget_gb(weights.device),
     )

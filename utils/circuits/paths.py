@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 
 from circuits_over_time.edge_attribution_patching.graph import QKV, Graph
-from circuits_over_time.edge_attribution_patching.model.forward import unembed
 from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_masks_final
 from circuits_over_time.edge_attribution_patching.patching.paths import (
     Head,
@@ -20,7 +19,12 @@ from circuits_over_time.edge_attribution_patching.patching.paths import (
     path_masks,
     recompute_after,
 )
-from circuits_over_time.edge_attribution_patching.patching.runs import PreparedBatches, at_answers, run_metric
+from circuits_over_time.edge_attribution_patching.patching.runs import (
+    PreparedBatches,
+    at_answers,
+    metric_of_finals,
+    run_metric,
+)
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
 from ..base.errors import UserError
@@ -53,10 +57,10 @@ def path_effects(
     metric, memory = prompts.metric(task.primary), settings.budget_gb(weights.device)
     patched = torch.zeros(len(nodes), len(prompts), dtype=torch.float64)
     clean, corrupted = torch.zeros(2, len(prompts), dtype=torch.float64)
-    for runs in PreparedBatches(weights, prompts.pairs.batches(settings.batch_size), "clean", memory):
-        index = runs.batch.index.cpu()
-        source, base = run_metric(weights, runs, metric)
-        corrupted[index], clean[index] = source.cpu().double(), base.cpu().double()
+    batches = prompts.pairs.batches(settings.batch_size, weights=weights, memory_budget_gb=memory)
+    for runs in PreparedBatches(weights, batches, "clean", memory):
+        index = runs.batch.rows
+        corrupted[index], clean[index] = torch.stack(run_metric(weights, runs, metric)).cpu().double()
         # One layer's senders at a time: the masks of a large model's heads are large.
         for _, group in groupby(rows, key=lambda row: nodes[row][0]):
             of_layer = list(group)
@@ -68,8 +72,8 @@ def path_effects(
                 finals = recompute_after(
                     weights, runs, sending, into, through_mlps=through_mlps, memory_budget_gb=memory
                 )
-            for row, final in zip(of_layer, finals, strict=True):
-                patched[row, index] = metric(unembed(weights, final), runs.batch.index).cpu().double()
+            values = [metric_of_finals(weights, final[None], runs.batch.index, metric) for final in finals]
+            patched[torch.tensor(of_layer)[:, None], index] = torch.cat(values).cpu().double()
     effects = patched - clean
     drop = float((clean - corrupted).mean())
     return pd.DataFrame(

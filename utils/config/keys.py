@@ -224,7 +224,8 @@ class BaseConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of weights and activations: `float32`, `bfloat16` or `float16`."""
     batch_size: int = amount(32, execution=True, reason="no task has so many prompts")
-    """How many prompts go through the model at once."""
+    """How many prompts go through the model at once. On a GPU, circuits and IOI consistency take more where
+    `memory_budget_gb` allows it."""
     seed: int = key(0, ge=0, le=LARGEST, reason="generators of random numbers take 63 bits")
     """Seed of everything drawn at random."""
     tokens_per_step: int | None = amount(None, most=10**12, reason="no batch has more tokens")

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
+from circuits_over_time.edge_attribution_patching.model.transfer import to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_errors
 
@@ -164,19 +165,21 @@ def attention_samples(
         `duplicate_token`: from every token of the second block to its first occurrence (period back);
         `previous_token`: from every token but the first to the one before it.
     """
-    n_sequences, width = tokens.shape
+    width = tokens.shape[1]
     of_score = diagonals(width, definition)
-    shape = weights.n_layers, weights.n_heads, n_sequences
-    samples = {name: torch.zeros(shape, dtype=torch.float64) for name in of_score}
+    batches: list[Tensor] = []  # on the device, each [score and layer, head, sequence]
+    for batch in tokens.cpu().split(batch_size):
+        means: list[Tensor] = []
 
-    for batch in torch.arange(n_sequences).split(batch_size):
-
-        def reduce(layer: LayerActivations, batch: Tensor = batch) -> None:
+        def reduce(layer: LayerActivations, means: list[Tensor] = means) -> None:
             # pattern [sequence, head, query, key]; a diagonal below the main one starts at query `back`.
-            for name, (back, first) in of_score.items():
+            for back, first in of_score.values():
                 attention = layer.pattern.diagonal(-back, dim1=-2, dim2=-1)[..., first - back :]
-                samples[name][layer.layer][:, batch] = attention.float().mean(dim=2).T.cpu().double()
+                means.append(attention.float().mean(dim=2).T)
 
-        layout = PackedTokens.whole(torch.full((len(batch),), width, device=weights.device))
-        forward(weights, layout, embed(weights, layout, tokens[batch].to(weights.device).flatten()), visit=reduce)
-    return samples
+        on_cpu = PackedTokens.whole(torch.full((len(batch),), width)).made_for(weights)
+        layout, of_batch = to_device((on_cpu, batch.flatten()), weights.device)
+        forward(weights, layout, embed(weights, layout, of_batch), visit=reduce)
+        batches.append(torch.stack(means))
+    samples = torch.cat(batches, dim=-1).cpu().double().unflatten(0, (weights.n_layers, len(of_score)))
+    return dict(zip(of_score, samples.transpose(0, 1), strict=True))

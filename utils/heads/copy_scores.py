@@ -22,6 +22,7 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.model.forward import Unembedding, clamp, embed, forward
 from circuits_over_time.edge_attribution_patching.model.norms import Norm, centred, normalise
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
+from circuits_over_time.edge_attribution_patching.model.transfer import to_device
 from circuits_over_time.edge_attribution_patching.model.weights import LayerWeights, ModelWeights
 
 from .keys import Definition
@@ -89,11 +90,13 @@ def _after_layer_0(
     bottom = replace(weights, n_layers=1, layers=weights.layers[:1])
     residuals = []
     for index in torch.arange(len(tokens)).split(batch_size):
-        size = lengths[index].to(weights.device)
-        layout = PackedTokens.whole(size)
-        x = forward(bottom, layout, embed(weights, layout, layout.pack(tokens[index].to(weights.device))))
+        size = lengths[index].cpu()
         starts = size.cumsum(0) - size  # where each prompt begins among the packed tokens
-        residuals.append(x[(starts[:, None] + positions[index].to(weights.device)).flatten()])
+        places = (starts[:, None] + positions[index].cpu()).flatten()
+        on_cpu = PackedTokens.whole(size).made_for(bottom)
+        layout, of_batch, places = to_device((on_cpu, tokens[index], places), weights.device)
+        x = forward(bottom, layout, embed(weights, layout, layout.pack(of_batch)))
+        residuals.append(x[places])
     return torch.cat(residuals)
 
 

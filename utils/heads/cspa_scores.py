@@ -39,6 +39,7 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, Unembedding, embed, forward
 from circuits_over_time.edge_attribution_patching.model.norms import normalise
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
+from circuits_over_time.edge_attribution_patching.model.transfer import to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import quotient_errors, standard_error, standard_errors
 
@@ -65,7 +66,7 @@ def mean_outputs(
 
     with torch.no_grad():
         for batch in tokens.to(weights.device).split(batch_size):
-            layout = _layout(batch)
+            layout = _layout(weights, batch)
             forward(weights, layout, embed(weights, layout, batch.flatten()), visit=add)
     return sums / len(tokens)
 
@@ -103,8 +104,9 @@ def cspa_scores(
     return heads.table(divergences)
 
 
-def _layout(tokens: Int[Tensor, "sequence position"]) -> PackedTokens:
-    return PackedTokens.whole(torch.full((len(tokens),), tokens.shape[1], device=tokens.device))
+def _layout(weights: ModelWeights, tokens: Int[Tensor, "sequence position"]) -> PackedTokens:
+    whole = PackedTokens.whole(torch.full((len(tokens),), tokens.shape[1]))
+    return to_device(whole.made_for(weights), weights.device)
 
 
 class _HeadChanges:
@@ -131,7 +133,7 @@ class _HeadChanges:
     def add(self, batch: Int[Tensor, " sequence"]) -> None:
         """Run some sequences."""
         tokens = self.tokens[batch]
-        layout = _layout(tokens)
+        layout = _layout(self.weights, tokens)
         measured: list[tuple[Tensor, Tensor]] = []
 
         def visit(layer: LayerActivations) -> None:

@@ -50,8 +50,8 @@ from circuits_over_time.edge_attribution_patching.model.forward import (
     Unembedding,
     embed_tokens,
     mlp,
-    require_finite,
 )
+from circuits_over_time.edge_attribution_patching.model.transfer import largest_of, require_finite
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
 from ..base.errors import UserError
@@ -172,7 +172,7 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
     else:
         read = Unembedding(weights).rows(successors)
     x = mlp(bottom, embed_tokens(weights, sources)).to(read.dtype)
-    require_finite({"layer 0": x.isfinite().all()}, weights)
+    require_finite({"layer 0": largest_of(x)}, weights.dtype)
     layers = []
     for layer in weights.layers:
         if definition == "study":

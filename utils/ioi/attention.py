@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
+from circuits_over_time.edge_attribution_patching.model.transfer import to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
@@ -27,23 +28,29 @@ def name_attention(
     batch_size: int,
 ) -> tuple[Float[Tensor, "query name layer head prompt"], Float[Tensor, "query name layer head"]]:
     """Attention of every head from some positions of each prompt to others, in [0, 1]; and its mean over prompts."""
-    total = torch.zeros(queries.shape[1], names.shape[1], weights.n_layers, weights.n_heads)
-    by_prompt = torch.zeros(*total.shape, len(tokens))
-    for index in torch.arange(len(tokens), device=tokens.device).split(batch_size):
-        layout = PackedTokens.whole(lengths[index])
-        rows = torch.arange(len(index), device=tokens.device)[:, None]
+    device, found = weights.device, list[Tensor]()
+    for index in torch.arange(len(tokens)).split(batch_size):
+        on_cpu = PackedTokens.whole(lengths[index]).made_for(weights)
+        rows = torch.arange(len(index))[:, None], queries[index], names[index][:, None, None]
+        layout, of_batch, (prompt, query, name) = to_device((on_cpu, tokens[index], rows), device)
+        layers: list[Tensor] = []
 
-        def add(layer: LayerActivations, index: Tensor = index, rows: Tensor = rows) -> None:
-            from_queries = layer.pattern.transpose(1, 2)[rows, queries[index]]  # [prompt, query, head, key]
-            keys = names[index][:, None, None].expand(*from_queries.shape[:3], -1)
-            seen = from_queries.gather(3, keys).float()  # [prompt, query, head, name]
+        def add(
+            layer: LayerActivations,
+            layers: list[Tensor] = layers,
+            prompt: Tensor = prompt,
+            query: Tensor = query,
+            name: Tensor = name,
+        ) -> None:
             # Gathered layer by layer, so that no pattern outlives its layer.
-            total[:, :, layer.layer] += seen.sum(dim=0).transpose(1, 2).cpu()
-            by_prompt[:, :, layer.layer, :, index.cpu()] = seen.permute(1, 3, 2, 0).cpu()
+            from_queries = layer.pattern.transpose(1, 2)[prompt, query]  # [prompt, query, head, key]
+            layers.append(from_queries.gather(3, name.expand(*from_queries.shape[:3], -1)).float())
 
         with torch.no_grad():
-            forward(weights, layout, embed(weights, layout, layout.pack(tokens[index])), visit=add)
-    return by_prompt, total / len(tokens)
+            forward(weights, layout, embed(weights, layout, layout.pack(of_batch)), visit=add)
+        found.append(torch.stack(layers))
+    by_prompt = torch.cat(found, dim=1).cpu().permute(2, 4, 0, 3, 1).contiguous()
+    return by_prompt, by_prompt.mean(dim=-1)
 
 
 class AttentionWatch:
@@ -68,8 +75,10 @@ class AttentionWatch:
         pattern = attended.pattern[:, :, :, 0]  # [mask, prompt, head, key]
         keys = self._positions[index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
         to_names = pattern.gather(3, keys).to(self.attention.dtype)
-        masks = attended.masks.to(index.device)[:, None]
         # A stack of masks may come in parts, and recomputes heads that nobody watches.
-        for place, head in enumerate(attended.heads.tolist()):
-            if (column := self._columns.get((attended.layer, head))) is not None:
-                self.attention[masks, column, index[None]] = to_names[:, :, place]
+        columns = [self._columns.get((attended.layer, head), -1) for head in attended.heads]
+        watched = torch.tensor([(place, column) for place, column in enumerate(columns) if column >= 0])
+        if len(watched):
+            masks, (places, watched_columns) = to_device((attended.masks, watched.T), index.device)
+            here = masks[:, None, None], watched_columns[:, None], index
+            self.attention[here] = to_names[:, :, places].transpose(1, 2)

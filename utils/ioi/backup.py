@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits_over_time.edge_attribution_patching.model.transfer import to_device
 from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention, evaluate_masks_final
 from circuits_over_time.edge_attribution_patching.patching.paths import Head, recompute_mask
 from circuits_over_time.edge_attribution_patching.patching.plan import ActivationOverrides
@@ -54,38 +55,40 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
     """Every part's direct effect, and how it changes when all of some heads are ablated at the last token."""
     means = _means(runs, ablated) if ablation == "mean" else {}
     graph, layers = runs.graph, runs.weights.layers
-    heads = torch.zeros(2, graph.n_layers, graph.n_heads, runs.n_prompts, dtype=torch.float64)
-    mlps, final_norm, whole = torch.zeros(3, 2, runs.n_prompts, dtype=torch.float64)
-    final_norm[0] = torch.nan
+    device, dtype = runs.weights.device, torch.promote_types(runs.weights.dtype, torch.float32)
+    # Filled on the device, and copied once.
+    heads = torch.zeros(2, graph.n_layers, graph.n_heads, runs.n_prompts, dtype=dtype, device=device)
+    mlps = torch.zeros(graph.n_layers, runs.n_prompts, dtype=dtype, device=device)
+    clean, after, written = torch.zeros(3, runs.n_prompts, dtype=dtype, device=device)
     for prepared in runs:
         index, end = prepared.batch.index, at_answers(prepared)
-        at, base = index.cpu(), end.base
+        base = end.base
 
         def direct(written: Tensor, base: RunActivations = base, index: Tensor = index) -> Tensor:
             """What [*stack, prompt, d_model] adds to the logit difference, [*stack, prompt]."""
-            return runs.logit_difference.of_part(written, base.final, index).cpu().double()
+            return runs.logit_difference.of_part(written, base.final, index)
 
-        def direct_of(layer: int, written: Float[Tensor, "prompt head d_head"], which: Tensor) -> Tensor:
+        def direct_of(layer: int, written: Float[Tensor, "prompt head d_head"], which: slice | Tensor) -> Tensor:
             """The same for what some heads of a layer write, [head, prompt]."""
             return direct(torch.bmm(written.transpose(0, 1), layers[layer].W_O_scaled[which]))
 
-        def observe(attended: HeadAttention, base: RunActivations = base, at: Tensor = at) -> None:
+        def observe(attended: HeadAttention, base: RunActivations = base, index: Tensor = index) -> None:
             """Note how the direct effects of a layer's recomputed heads change."""
-            layer, which = attended.layer, attended.heads
+            layer, which = attended.layer, to_device(torch.tensor(attended.heads), device)
             change = attended.written[0] - base.layers[layer].written[:, which]
-            heads[1, layer, which[:, None], at] = direct_of(layer, change, which)
+            heads[1, layer][which[:, None], index] = direct_of(layer, change, which)
 
         # Before: what every part writes in the clean run, along the difference of the answers.
         for layer, run in enumerate(base.layers):
-            heads[0, layer][:, at] = direct_of(layer, run.written, torch.arange(graph.n_heads))
-            mlps[0, at] += direct(run.mlp_out)
+            heads[0, layer][:, index] = direct_of(layer, run.written, slice(None))
+            mlps[layer, index] = direct(run.mlp_out)
         # What the ablated heads write instead, by their nodes; that is how their own effects change.
         given = {}
         for layer, head in ablated:
             other = means[layer, head].expand(len(index), -1) if means else end.source.layers[layer].written[:, head]
             given[graph.head(layer, head)] = other[None]
             change = other - base.layers[layer].written[:, head]
-            heads[1, layer, head, at] = direct_of(layer, change[:, None], torch.tensor([head]))[0]
+            heads[1, layer, head, index] = direct_of(layer, change[:, None], slice(head, head + 1))[0]
         # After: the patched forward tells how the heads behind them change.
         final = evaluate_masks_final(
             runs.weights,
@@ -95,14 +98,17 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
             memory_budget_gb=runs.memory_budget_gb,
             observe=observe,
         )[0]
-        before, after = runs.logit_difference(torch.stack((base.final, final)), index).cpu().double()
-        whole[0, at], whole[1, at] = before, after - before
-        # At the clean scale everything written adds up. The rest of the change is the scale's, and what heads do not
-        # explain of the former is the MLPs'.
-        written = direct(final - base.final)
-        final_norm[1, at] = whole[1, at] - written
-        mlps[1, at] = written - heads[1][:, :, at].sum(dim=(0, 1))
-    return DirectEffects(heads, mlps, final_norm, whole)
+        clean[index], after[index] = runs.logit_difference(torch.stack((base.final, final)), index)
+        written[index] = direct(final - base.final)
+    parts = (heads.flatten(0, 2), mlps, torch.stack((clean, after, written)))
+    of_heads, of_mlps, of_all = torch.cat(parts).cpu().double().split([len(part) for part in parts])
+    change = of_all[1] - of_all[0]
+    of_heads = of_heads.view(heads.shape)
+    # At the clean scale everything written adds up. The rest of the change is the scale's, and what heads do not
+    # explain of the former is the MLPs'.
+    by_mlps = torch.stack((of_mlps.sum(0), of_all[2] - of_heads[1].sum(dim=(0, 1))))
+    by_norm = torch.stack((torch.full_like(change, torch.nan), change - of_all[2]))
+    return DirectEffects(of_heads, by_mlps, by_norm, torch.stack((of_all[0], change)))
 
 
 def _means(runs: PairedRuns, heads: Sequence[Head]) -> dict[Head, Float[Tensor, " d_head"]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +20,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.forward import Unembedding, softcap
 from circuits_over_time.edge_attribution_patching.model.norms import normalise
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_masks_final
 from circuits_over_time.edge_attribution_patching.patching.paths import (
@@ -42,7 +44,7 @@ class LogitDifference:
 
     def __init__(self, weights: ModelWeights, prompts: Prompts) -> None:
         # Row 0 holds the right answers' unembedding directions, row 1 the wrong ones', [2, prompt, d_model].
-        right, wrong = (tokens[:, 0].to(weights.device) for tokens in (prompts.answers.right, prompts.answers.wrong))
+        right, wrong = to_device((prompts.answers.right[:, 0], prompts.answers.wrong[:, 0]), weights.device)
         unembedding = Unembedding(weights)
         self._norm, self._softcap = weights.final_norm, weights.logit_softcap
         self._rows = torch.stack((unembedding.rows(right), unembedding.rows(wrong)))
@@ -84,7 +86,7 @@ class PairedRuns:
     """Clean prompts and others of the same lengths, run once, batch by batch.
 
     Args:
-        prompts: the clean prompts and their answers, on the model's device.
+        prompts: the clean prompts and their answers, best on the CPU.
         others: token ids of the prompts that senders take their output from.
         memory_budget_gb: how much to keep for later passes. What does not fit runs again. The patched forward may use
             as much on top.
@@ -102,7 +104,8 @@ class PairedRuns:
         self.n_prompts = len(prompts)
         self.logit_difference = LogitDifference(weights, prompts)
         self.memory_budget_gb = memory_budget_gb
-        batches = TokenPairs(prompts.clean, others, prompts.lengths).batches(batch_size)
+        pairs = TokenPairs(prompts.clean, others, prompts.lengths)
+        batches = pairs.batches(batch_size, weights=weights, memory_budget_gb=memory_budget_gb)
         self._batches = PreparedBatches(weights, batches, "clean", memory_budget_gb)
 
     def __iter__(self) -> Iterator[PreparedRuns]:
@@ -119,17 +122,22 @@ class PairedRuns:
         The final residual stream changes by what the head writes at the answer, and goes through the final norm.
         """
 
+        rows = sorted(range(len(senders)), key=lambda row: senders[row][0])  # layer by layer
+        of_layers = {
+            layer: [senders[row][1] for row in group] for layer, group in groupby(rows, lambda row: senders[row][0])
+        }
+        tensors = {layer: torch.tensor(heads) for layer, heads in of_layers.items()}
+        order, heads_of = to_device((torch.tensor(rows).argsort(), tensors), self.weights.device)
+
         def final(runs: PreparedRuns) -> Float[Tensor, "sender prompt d_model"]:
-            finals = runs.base.final.expand(len(senders), -1, -1).clone()
-            for layer in {layer for layer, _ in senders}:
-                rows = [row for row, (of, _) in enumerate(senders) if of == layer]
-                heads = [senders[row][1] for row in rows]
+            changes = []
+            for layer, heads in heads_of.items():
                 change = runs.source.layers[layer].written[:, heads] - runs.base.layers[layer].written[:, heads]
                 if layer < self.graph.n_layers - 1:  # That of the last layer is at the answers already.
                     change = change[runs.layout.last]
                 # [head, prompt, d_head] @ [head, d_head, d_model]
-                finals[rows] += torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_O_scaled[heads])
-            return finals
+                changes.append(torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_O_scaled[heads]))
+            return runs.base.final + torch.cat(changes)[order]
 
         return self._logit_differences(len(senders), final)
 
@@ -168,7 +176,7 @@ class PairedRuns:
             only_into_queries: only the movers' queries read the other output, directly and through MLPs (at the
                 answer's token), and what follows them is recomputed. Otherwise everything after the sender reads it.
         """
-        watch = AttentionWatch(movers, positions, len(senders))
+        watch = AttentionWatch(movers, positions.to(self.weights.device), len(senders))
         queries, masks = Receivers(tuple(movers), "q"), swap_masks(self.graph, senders)
         weights, memory = self.weights, self.memory_budget_gb
 
@@ -187,9 +195,10 @@ class PairedRuns:
         """Of all prompts, from the final residual streams that a function makes of the runs of each batch."""
         dtype = torch.promote_types(self.weights.dtype, torch.float32)
         values = torch.zeros(n_rows, self.n_prompts, dtype=dtype, device=self.weights.device)
-        for runs in self:
-            values[:, runs.batch.index] = self.logit_difference(final(runs), runs.batch.index)
-        return values.cpu()
+        with checked_at_the_end():
+            for runs in self:
+                values[:, runs.batch.index] = self.logit_difference(final(runs), runs.batch.index)
+            return values.cpu()
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ class Levels:
         exchanges = {CLEAN: Exchange.of_nothing(candidates, movers, self.clean, attention)}
         for name, tokens in self.variants.items():
             if name != CLEAN:
-                runs = self.runs_with(tokens.to(self.weights.device))
+                runs = self.runs_with(tokens)
                 exchanges[name] = runs.exchanged(
                     candidates, movers, self.names, only_into_queries=not self.definition.is_frozen
                 )
@@ -209,8 +209,7 @@ def measure(
 ) -> dict[str, Result]:
     """The levels of one checkpoint, their heads, and what backs up the name movers."""
     facts = gather(checkpoint, config, inputs)
-    prompts = inputs.prompts.to(checkpoint.weights.device)
-    levels = Levels(checkpoint.weights, prompts, inputs.variants, facts, config)
+    levels = Levels(checkpoint.weights, inputs.prompts, inputs.variants, facts, config)
     found, roles = levels.run()
     if config.backup:
         backup = backup_table(levels.runs, roles, config.backup_ablation, levels.scale)

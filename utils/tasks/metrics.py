@@ -49,7 +49,11 @@ class Answers:
 
     def to(self, device: torch.device | str) -> Answers:
         """The same answers on a device."""
-        return Answers(*(part.to(device) for part in vars(self).values()))
+        import torch
+
+        from circuits_over_time.edge_attribution_patching.model.transfer import to_device
+
+        return Answers(*to_device(list(vars(self).values()), torch.device(device)))
 
 
 def logit_diff(logits: Logits, answers: Answers) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import pandas as pd
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
+from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
@@ -22,7 +24,7 @@ def answer_logits(
     weights: ModelWeights, tokens: Int[Tensor, "prompt position"], lengths: Int[Tensor, " prompt"]
 ) -> Float[Tensor, "prompt vocab"]:
     """Logits of the next token after each right-padded prompt."""
-    layout = PackedTokens.whole(lengths)
+    layout, tokens = to_device((PackedTokens.whole(lengths.cpu()).made_for(weights), tokens), weights.device)
     x = embed(weights, layout, layout.pack(tokens))
     return unembed(weights, forward(weights, layout, x, last_layer="answers"))
 
@@ -40,18 +42,22 @@ def task_performance(
         One row per run (`clean`, `corrupted`) and metric: `run, metric, unit, value` (mean), `se` (its standard error,
         missing if there is only one prompt), `n` (how many prompts).
     """
-    rows = []
-    order = prompts.lengths.argsort(stable=True)  # Prompts of similar length run together.
-    for run in ("clean", "corrupted"):
-        values: dict[str | MetricFunction, list[Tensor]] = {metric: [] for metric in metrics}
+    functions = {metric: prompts.metric(metric) for metric in metrics}
+    runs = {"clean": prompts.clean, "corrupted": prompts.corrupted}
+    lengths, batches = prompts.lengths.cpu(), list[Tensor]()
+    order = lengths.argsort(stable=True)  # Prompts of similar length run together.
+    with checked_at_the_end():
         for index in order.split(batch_size):
-            batch = prompts.select(index).to(weights.device)
-            logits = answer_logits(weights, getattr(batch, run), batch.lengths)
-            everything = torch.arange(len(batch), device=weights.device)
-            for metric, parts in values.items():
-                parts.append(batch.metric(metric)(logits, everything).cpu().double())
-        for metric, parts in values.items():
-            every = torch.cat(parts)
-            row = {"run": run, "metric": metric_name(metric), "unit": metric_unit(metric), "value": every.mean().item()}
-            rows.append({**row, "se": standard_error(every), "n": len(every)})
-    return pd.DataFrame(rows)
+            there, rows = to_device(index, weights.device), list[Tensor]()
+            for tokens in runs.values():
+                logits = answer_logits(weights, tokens[index], lengths[index])
+                rows += [function(logits, there)[None] for function in functions.values()]
+            batches.append(torch.cat(rows))
+        values = torch.cat(batches, dim=1).cpu().double()  # [run and metric, prompt]
+    return pd.DataFrame(
+        [
+            {"run": run, "metric": metric_name(metric), "unit": metric_unit(metric), "value": of_all.mean().item()}
+            | {"se": standard_error(of_all), "n": len(of_all)}
+            for (run, metric), of_all in zip(itertools.product(runs, functions), values, strict=True)
+        ]
+    )

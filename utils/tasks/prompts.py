@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +76,10 @@ class Prompts:
     def metric(self, metric: str | MetricFunction) -> Metric:
         """A metric on these prompts, as the engine takes it: a function of logits and of the prompts they belong to."""
         if isinstance(metric, str):
-            return lambda logits, index: METRICS[metric].function(logits, self.answers.select(index))
-        return lambda logits, index: _checked(metric, logits, self.select(index))
+            function, answers_on = METRICS[metric].function, cache(self.answers.to)
+            return lambda logits, index: function(logits, answers_on(logits.device).select(index))
+        prompts_on = cache(self.to)
+        return lambda logits, index: _checked(metric, logits, prompts_on(logits.device).select(index))
 
     def require_fit(self, name: str, shape: Shape) -> None:
         """Refuse prompts that are longer than a model's context, or have tokens that it does not have."""

@@ -1,0 +1,133 @@
+"""Many small tensors go to a device in one copy, and the processor waits for it once a stage.
+
+A launch costs a GPU more than the arithmetic of a small kernel, and a wait costs more than either. So index tensors are
+worked out on the CPU, where their sizes are known, and sent together (`to_device`); whether numbers are finite is asked
+when a stage is over (`checked_at_the_end`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+T = TypeVar("T")
+ALIGNMENT = 8
+"""Bytes at whose multiples a tensor begins in a copy of many: the widest number's."""
+
+
+class Movable:
+    """What `to_device` looks into: its attributes that hold tensors go along."""
+
+
+def to_device(what: T, device: torch.device) -> T:
+    """The same with all of its tensors on a device: of tensors, lists, tuples, mappings and `Movable` objects.
+
+    Those on the CPU go to another device in one copy, for which nobody waits.
+    """
+    here = list(_tensors(what))
+    moving = [one for one in here if one.device != device]
+    if not moving:
+        return what
+    if device.type == "cpu" or any(one.device.type != "cpu" for one in moving):
+        moved = {id(one): one.to(device) for one in moving}
+        return _replaced(what, moved)
+    parts, places, size = [], [], 0
+    for one in moving:
+        content = one.contiguous().reshape(-1).view(torch.uint8)
+        parts += [content, content.new_zeros(-len(content) % ALIGNMENT)]
+        places.append(slice(size, size + len(content)))
+        size += len(content) + len(parts[-1])
+    joined = torch.cat(parts)
+    if device.type == "cuda":
+        joined = joined.pin_memory()
+    there = joined.to(device, non_blocking=True)
+    return _replaced(
+        what,
+        {id(one): there[place].view(one.dtype).view(one.shape) for one, place in zip(moving, places, strict=True)},
+    )
+
+
+def _tensors(what: Any) -> Iterator[Tensor]:
+    if isinstance(what, Tensor):
+        yield what
+    elif isinstance(what, (list, tuple)):
+        for one in what:
+            yield from _tensors(one)
+    elif isinstance(what, Mapping):
+        yield from _tensors(list(what.values()))
+    elif isinstance(what, Movable):
+        yield from _tensors(vars(what))
+
+
+def _replaced(what: Any, moved: Mapping[int, Tensor]) -> Any:
+    if isinstance(what, Tensor):
+        return moved.get(id(what), what)
+    if isinstance(what, (list, tuple)):
+        return type(what)(_replaced(one, moved) for one in what)
+    if isinstance(what, Mapping):
+        return {name: _replaced(one, moved) for name, one in what.items()}
+    if isinstance(what, Movable):
+        new = copy.copy(what)
+        vars(new).update(_replaced(vars(what), moved))
+        return new
+    return what
+
+
+_UNASKED: ContextVar[list[tuple[str, str, Tensor]] | None] = ContextVar("_UNASKED", default=None)
+
+
+def require_finite(largest: Mapping[str, Float[Tensor, ""]], dtype: torch.dtype) -> None:
+    """Refuse what no number can come from: float16 overflows in some models.
+
+    Args:
+        largest: of places in the model, in order, the largest absolute value of what they give (`largest_of`).
+        dtype: the model's number format.
+
+    Raises:
+        FloatingPointError: naming the first place that gives NaN or infinity, and the number format; where
+            `checked_at_the_end` holds, when that ends.
+    """
+    asked = [(where, str(dtype).removeprefix("torch."), value) for where, value in largest.items()]
+    waiting = _UNASKED.get()
+    if waiting is None:
+        _ask(asked)
+    else:
+        waiting += asked
+
+
+def largest_of(x: Tensor) -> Float[Tensor, ""]:
+    """The largest absolute value, float32 or better: NaN if any is NaN, infinite if any is."""
+    return torch.linalg.vector_norm(x.detach(), torch.inf, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+@contextmanager
+def checked_at_the_end() -> Iterator[None]:
+    """Inside, `require_finite` asks nothing; all of it is asked at the end, with one wait."""
+    if _UNASKED.get() is not None:  # Whoever is around this asks.
+        yield
+        return
+    asked: list[tuple[str, str, Tensor]] = []
+    token = _UNASKED.set(asked)
+    try:
+        yield
+    finally:
+        _UNASKED.reset(token)
+    _ask(asked)
+
+
+def _ask(asked: list[tuple[str, str, Tensor]]) -> None:
+    if not asked:
+        return
+    dtype = torch.float64 if any(value.dtype == torch.float64 for *_, value in asked) else torch.float32
+    finite = [math.isfinite(value) for value in torch.stack([value.to(dtype) for *_, value in asked]).tolist()]
+    if not all(finite):
+        where, of_model, _ = asked[finite.index(False)]
+        raise FloatingPointError(f"{where} gives NaN or infinity in {of_model}")
