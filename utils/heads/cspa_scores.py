@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -203,18 +204,18 @@ class _HeadChanges:
         each token has."""
         row, key = change.nonzero(as_tuple=True)
         sequence = batch[row // self.tokens.shape[1]]
-        return self.vector[sequence, key], change[row, key], torch.bincount(row, minlength=len(change))
+        return self.vector[sequence, key], change[row, key], (change != 0).sum(dim=1)
 
     def divergences(self) -> Divergences:
         """KL divergences and losses of all heads."""
         layers, n_heads = self.weights.layers[self.settings.start_layer :], self.weights.n_heads
-        joined = []
-        for ablated, batches in zip(self.ablated, self.other, strict=True):
-            other, *sparse = (torch.cat(parts) for parts in zip(*batches, strict=True))
-            if sparse:
-                weight, counts = sparse
-                kept = Kept(other, weight, torch.nn.functional.pad(counts.cumsum(0), (1, 0)))
-            joined.append(HeadChange(torch.cat(ablated), kept if sparse else other))
+        others: list[Any] = [tuple(map(torch.cat, zip(*batches, strict=True))) for batches in self.other]
+        if "ov" in self.settings.interventions:
+            starts = torch.nn.functional.pad(torch.stack([counts for *_, counts in others]).cumsum(1), (1, 0))
+            on_cpu = starts.cpu().numpy()
+            of_heads = zip(others, starts, on_cpu, strict=True)
+            others = [(Kept(vector, weight, *places),) for (vector, weight, _), *places in of_heads]
+        joined = [HeadChange(torch.cat(ablated), other) for ablated, (other,) in zip(self.ablated, others, strict=True)]
         changes = [joined[i * n_heads : (i + 1) * n_heads] for i in range(len(layers))]
         outputs = [layer.W_O_scaled.to(self.dtype) for layer in layers]
         targets = self.tokens.roll(-1, dims=1)

@@ -22,6 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -52,14 +53,15 @@ class Kept:
     vector: Int[Tensor, " entry"]  # which vector, token by token
     weight: Float[Tensor, " entry"]
     starts: Int[Tensor, " token_plus_one"]  # where each token's entries start; one more at the end
+    starts_on_cpu: np.ndarray  # the same, where no device is waited for
 
     def __mul__(self, factor: float) -> Kept:
-        return Kept(self.vector, self.weight * factor, self.starts)
+        return Kept(self.vector, self.weight * factor, self.starts, self.starts_on_cpu)
 
     def sum_of(self, rows: Float[Tensor, "vector column"], first: int, last: int) -> Float[Tensor, "token column"]:
         """The weighted sums of `rows` at tokens first to last - 1."""
         starts = self.starts[first : last + 1]
-        entries = slice(int(starts[0]), int(starts[-1]))
+        entries = slice(self.starts_on_cpu[first], self.starts_on_cpu[last])
         return F.embedding_bag(
             self.vector[entries],
             rows,
