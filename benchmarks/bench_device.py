@@ -46,7 +46,7 @@ PRECISIONS = {
     "bfloat16": (torch.bfloat16, "highest"),
 }
 PLAIN = "plain forward and backward"
-LEAST, MOST_ROUNDS = 0.3, 5
+LEAST, MOST_ROUNDS = 0.15, 3
 """Seconds after which a stage has been measured enough, and how often at most."""
 
 

@@ -74,5 +74,5 @@ def test_a_gpu_that_is_full_makes_batches_smaller(
         run_script(script, TOY, tmp_path / "full", *overrides, *keys)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert "batch_size: 200 does not fit on cuda" in capsys.readouterr().err
+    assert "did not fit on cuda" in capsys.readouterr().err
     assert table_differences(tmp_path / "free", tmp_path / "full") == []

@@ -18,8 +18,10 @@ import pandas as pd
 import pytest
 import torch
 
+from circuits_over_time.utils.base import memory
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.progress import duration
+from circuits_over_time.utils.config.keys import MemoryKeys, TaskConfig
 from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
 from circuits_over_time.utils.models.family import LocalFamily
 from circuits_over_time.utils.results.store import Result, Store
@@ -323,7 +325,7 @@ def out_of_memory_above(most: int, tried: list[int], error: type[Exception] = to
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
-def test_running_out_of_memory_halves_batches_says_so_and_remembers(
+def test_running_out_of_memory_halves_batches_says_so_once_and_remembers(
     error: type[Exception], bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loop, "_fitting", {})
@@ -332,9 +334,7 @@ def test_running_out_of_memory_halves_batches_says_so_and_remembers(
     assert tried == [9, 4, 2, 9, 4, 2, 2, 2]  # Each task by itself, and the second checkpoint at once with what fits.
     told = [line for line in capsys.readouterr().err.splitlines() if "fit" in line]
     assert told == [
-        f"tiny step 0 demo {task}: batch_size: {size} does not fit on cpu; from here on batches have {size // 2}"
-        for task in ("x", "y")
-        for size in (9, 4)
+        f"tiny step 0 demo {task}: did not fit on cpu; from here on with batch_size=2" for task in ("x", "y")
     ]
     assert Store(bench.results).folder(SECOND, "tiny", "y").steps() == [0, 10]
 
@@ -347,9 +347,32 @@ def test_a_prompt_that_does_not_fit_leaves_the_checkpoint_out(
     assert bench.run("batch_size=2", "checkpoints=[0]", analysis=out_of_memory_above(0, tried)) == 1
     assert tried == [2, 1]
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "  tiny step 0: batch_size: 1 does not fit on cpu; pass dtype=bfloat16, shorter prompts, or a device with more "
-        "memory"
+        "  tiny step 0: batch_size: not even 1 fits on cpu; pass dtype=bfloat16, shorter prompts, or a device with "
+        "more memory"
     )
+
+
+class Budgeted(TaskConfig, MemoryKeys):
+    """The demo's keys, and a budget of memory."""
+
+
+def test_the_budget_is_halved_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "_fitting", {})
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(8e9))
+    tried: list[tuple[int, float]] = []
+
+    def measure(checkpoint: LoadedCheckpoint, config: Any, inputs: Any, task: Task) -> dict[str, Result]:
+        tried.append((config.batch_size, config.budget_gb(checkpoint.device)))
+        if tried[-1][1] > 0.3:
+            raise torch.OutOfMemoryError
+        return ANALYSIS.measure(checkpoint, config, inputs, task)
+
+    analysis = dataclasses.replace(ANALYSIS, measure=measure, schema=Budgeted)
+    assert bench.run("batch_size=2", "checkpoints=[0]", "task=x", analysis=analysis) == 0
+    assert tried == [(2, 1.0), (1, 0.5), (1, 0.25)]
+    assert "from here on with batch_size=1, memory_budget_gb=0.25" in capsys.readouterr().err
 
 
 def test_an_analysis_that_leaves_out_a_kind_is_a_bug(bench: Bench) -> None:

@@ -30,7 +30,7 @@ from ..base.errors import CheckpointUnusable, UserError, is_out_of_memory, with_
 from ..base.memory import release_memory
 from ..base.progress import Progress, duration
 from ..config.command_line import Terminated, told_how_to_go_on
-from ..config.keys import MemoryKeys
+from ..config.keys import BaseConfig, MemoryKeys
 from ..results.record import EncodedResults, RunRecord, write_results
 from .analysis import loaded
 from .claims import ClaimedCheckpoint, Claims, WorkQueue
@@ -38,6 +38,8 @@ from .plan import Job, Measurement, Prepared, Sweep, prepare
 from .times import Times
 
 if TYPE_CHECKING:
+    import torch
+
     from ..models.checkpoint import LoadedCheckpoint
     from .pool import Pool
 
@@ -280,19 +282,14 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -
 
     Activations that are not finite are a CheckpointUnusable, and so is a single prompt that does not fit on the device.
     """
-    analysis, config = what.job.analysis, what.job.config
+    analysis = what.job.analysis
     run = analysis.name, checkpoint.name, what.task_name
-    results = None
+    results, asked = None, _fitting.get(run, 1.0)
+    part = asked
     while results is None:
-        part = _fitting.get(run, 1.0)
-        size = max(1, int(config.batch_size * part))
-        smaller: dict[str, float] = {"batch_size": size}
-        if isinstance(config, MemoryKeys):
-            smaller["memory_budget_gb"] = config.budget_gb(checkpoint.device) * part
+        config = _smaller(what.job.config, part, checkpoint.device)
         try:
-            results = loaded(analysis.measure)(
-                checkpoint, config.model_copy(update=smaller) if part < 1 else config, inputs.value, what.task
-            )
+            results = loaded(analysis.measure)(checkpoint, config, inputs.value, what.task)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -300,8 +297,18 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -
             raise CheckpointUnusable(with_way_out(error)) from None
         if results is None:  # Out of the handler, so that the error no longer keeps what had been computed.
             release_memory()
-            _fitting[run] = part / 2
-            _tell_smaller(checkpoint, what, size)
+            budget = config.budget_gb(checkpoint.device) if isinstance(config, MemoryKeys) else 0.0
+            if config.batch_size == 1 and budget < LEAST_BUDGET_GB:
+                way_out = "pass dtype=bfloat16, shorter prompts, or a device with more memory"
+                raise CheckpointUnusable(f"batch_size: not even 1 fits on {checkpoint.device}; {way_out}")
+            part /= 2
+    if part < asked:
+        _fitting[run] = part
+        label = what.label(checkpoint.step, named=True)
+        given = f"batch_size={config.batch_size}"
+        if isinstance(config, MemoryKeys):
+            given += f", memory_budget_gb={config.memory_budget_gb:.3g}"
+        log.warning("%s: did not fit on %s; from here on with %s", label, checkpoint.device, given)
     kinds = {kind.name for kind in analysis.kinds}
     if set(results) != kinds:
         raise ValueError(f"{analysis.name} measured {sorted(results)}, its kinds are {sorted(kinds)}")
@@ -312,11 +319,15 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -
 _fitting: dict[tuple[str, str, str | None], float] = {}
 """By analysis, model and task: the part of the batches asked for that fits into memory, where less than all does."""
 
+LEAST_BUDGET_GB = 0.01
+"""With a smaller budget no pass gets any smaller."""
 
-def _tell_smaller(checkpoint: LoadedCheckpoint, what: Measurement, size: int) -> None:
-    """Say that a batch did not fit, and with what it goes on; a CheckpointUnusable if there is nothing smaller."""
-    misfit = f"batch_size: {size} does not fit on {checkpoint.device}"
-    if size == 1:
-        raise CheckpointUnusable(f"{misfit}; pass dtype=bfloat16, shorter prompts, or a device with more memory")
-    label = what.label(checkpoint.step, named=True)
-    log.warning("%s: %s; from here on batches have %d", label, misfit, size // 2)
+
+def _smaller(config: BaseConfig, part: float, device: torch.device) -> BaseConfig:
+    """A config with a part of its batches and of its budget of memory."""
+    if part == 1:
+        return config
+    changed: dict[str, float] = {"batch_size": max(1, int(config.batch_size * part))}
+    if isinstance(config, MemoryKeys):
+        changed["memory_budget_gb"] = config.budget_gb(device) * part
+    return config.model_copy(update=changed)
