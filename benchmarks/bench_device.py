@@ -4,11 +4,13 @@
 
 Pythia's shapes with random weights, made on the device; pairs of 15 to 18 tokens that share their first eleven, 5
 integration steps; head scores and IOI consistency with their scripts' defaults, facts about heads made up
-(`bench_ioi_consistency.py`). Every stage runs in float32, in float32 with TF32 products, and in bfloat16. A cell has
+(`bench_ioi_consistency.py`). Every stage runs in float32, in float32 with TF32 products, and in bfloat16, and last of
+all, in float32 alone and once, the IOI consistency, whose products are not counted. The budget of memory is what
+scripts take by default. A cell has
 milliseconds (the least of some rounds after one that warms up), the peak of memory above the weights in GB, the share
 of the speed at which the device multiplies large matrices in this format in the same run, and the time in plain forward
 and backward passes of Hugging Face over as many pairs. It prints a table in markdown and, with `--output`, writes it
-(`device.md`) and its numbers (`device.json`). What has no time left (`--minutes`) is left out, largest models last.
+(`device.md`) and its numbers (`device.json`). What has no time left (`--minutes`) is left out.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import C
 from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
+from circuits_over_time.utils.base.memory import auto_budget_gb
 
 ROOT = Path(__file__).resolve().parents[1]
 # Its tokenizer knows the words of IOI, and lies in the repository.
@@ -97,17 +101,22 @@ def matmul_speed(device: str, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(10))
 
 
-def stages(shape: str, dtype: torch.dtype, device: str) -> Iterator[tuple[str, int, Callable[[], object]]]:
-    """Name, pairs and what to run of every stage."""
+def stages(shape: str, dtype: torch.dtype, device: str, last: bool) -> Iterator[tuple[str, int, Callable[[], object]]]:
+    """Name, pairs and what to run of every stage; or of the `last`, which takes longest."""
     model = random_pythia(*SHAPES[shape], device=device).to(dtype)
     bench = Bench(model, AutoTokenizer.from_pretrained(TOKENIZER))
     weights, graph = bench.weights, Graph.of(bench.weights)
+    memory = {"memory_budget_gb": auto_budget_gb(torch.device(device))}
     settings = {n: Setting(model, random_pairs(n)) for n in (16, 100)}
     for n, setting in settings.items():
         yield PLAIN, n, lambda setting=setting: setting.plain(True)
 
+    if last:
+        yield "IOI consistency", 70, bench.levels
+        return
+
     def scored(setting: Setting) -> torch.Tensor:
-        return attribute(weights, setting.pairs, setting.metric, steps=setting.steps).scores
+        return attribute(weights, setting.pairs, setting.metric, steps=setting.steps, **memory).scores
 
     for n, setting in settings.items():
         yield "attribution", n, lambda setting=setting: scored(setting)
@@ -116,21 +125,22 @@ def stages(shape: str, dtype: torch.dtype, device: str) -> Iterator[tuple[str, i
     thousand = top_n_masks(order, graph, [1000])
 
     def evaluator() -> CircuitEvaluator:
-        return CircuitEvaluator(weights, few.pairs, few.metric)
+        return CircuitEvaluator(weights, few.pairs, few.metric, **memory)
 
     yield "one circuit of 1,000 edges", 16, lambda: evaluator()(thousand)
     yield f"{len(SIZES)} sizes", 16, lambda: evaluator().prefixes_of(order)(SIZES)
     yield "head scores", 100, bench.scores
-    yield "IOI consistency", 70, bench.levels
 
 
-def measure(run: Callable[[], object], device: str) -> tuple[float, float, int]:
-    """Seconds, peak in GB and operations."""
-    with Products() as products:
-        run()
+def measure(run: Callable[[], object], device: str, counted: bool) -> tuple[float, float, int]:
+    """Seconds, peak in GB and operations. Counting warms up; what is not counted runs once."""
+    products = Products()
+    if counted:
+        with products:
+            run()
     times: list[float] = []
     peak = peak_above(lambda: times.append(seconds(run)), device)
-    while len(times) < MOST_ROUNDS and sum(times) < LEAST:
+    while counted and len(times) < MOST_ROUNDS and sum(times) < LEAST:
         times.append(seconds(run))
     return min(times), peak, products.flop
 
@@ -142,16 +152,16 @@ def measure_all(shapes: list[str], device: str, deadline: float) -> Iterator[tup
     for precision, (dtype, products) in PRECISIONS.items():
         torch.set_float32_matmul_precision(products)
         speeds[precision] = matmul_speed(device, dtype)
-    for shape in shapes:
-        for precision, (dtype, products) in PRECISIONS.items():
+    for last, shape in product((False, True), shapes):
+        for precision, (dtype, products) in list(PRECISIONS.items())[: 1 if last else None]:
             torch.set_float32_matmul_precision(products)
             plain: dict[int, float] = {}
             with contextlib.suppress(torch.OutOfMemoryError):  # Of the model itself.
-                for stage, n, run in stages(shape, dtype, device):
+                for stage, n, run in stages(shape, dtype, device, last):
                     if time.monotonic() > deadline:
                         break
                     try:
-                        taken, peak, flop = measure(run, device)
+                        taken, peak, flop = measure(run, device, stage != "IOI consistency")
                     except (ArithmeticError, RuntimeError, ValueError) as error:  # Too little memory is one of these.
                         print(f"{shape} {precision} {stage}, {n}: {type(error).__name__}: {error}", file=sys.stderr)
                         continue
@@ -172,7 +182,8 @@ def cell(one: Measured | None) -> str:
     """Milliseconds, GB, share and plain passes."""
     if one is None:
         return ""
-    return f"{1e3 * one.seconds:,.0f} ms, {one.peak:.2f} GB, {one.share:.0%}, {one.in_plain:.1f}x"
+    share = f"{one.share:.0%}, " if one.flop else ""
+    return f"{1e3 * one.seconds:,.0f} ms, {one.peak:.2f} GB, {share}{one.in_plain:.1f}x"
 
 
 def table(found: list[Measured], speeds: dict[str, float], device: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from circuits_over_time.utils.models.checkpoint import resolve_device
+from circuits_over_time.utils.tasks import build_prompts
 from tests.support.devices import (
     DEVICES,
     GPU_MARKS,
@@ -24,6 +25,7 @@ from tests.support.devices import (
     table_differences,
 )
 from tests.support.random_models import ARCHITECTURES
+from tests.support.task_tokenizers import words
 
 CPU = torch.device("cpu")
 SLOW_ON_CPU = (pytest.param("cpu", marks=pytest.mark.endurance), *DEVICES[1:])
@@ -79,6 +81,17 @@ def test_low_precision_stays_close_to_float32(architecture: str, dtype: torch.dt
     for here, there in zip(expected, found, strict=True):
         assert there.dtype == torch.float32  # What is reported is never rounded to the weights' format.
         assert float((there - here).norm() / here.norm()) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("metric", ["logit_diff", "prob_diff", lambda logits, prompts: logits.square().mean(-1)])
+def test_metrics_of_low_precision_are_those_of_the_same_logits_in_float32(metric: object, device: str) -> None:
+    prompts = build_prompts("ioi", words(), 8, seed=0).to(device)
+    logits = (20 * torch.randn(8, len(words()), generator=torch.Generator().manual_seed(0))).to(device, torch.bfloat16)
+    every = torch.arange(8, device=device)
+    found = prompts.metric(metric)(logits, every)
+    assert found.dtype == torch.float32
+    assert found.equal(prompts.metric(metric)(logits.float(), every))
 
 
 @pytest.mark.parametrize("device", DEVICES[1:])

@@ -74,12 +74,15 @@ class Prompts:
         return TokenPairs(self.clean, self.corrupted, self.lengths)
 
     def metric(self, metric: str | MetricFunction) -> Metric:
-        """A metric on these prompts, as the engine takes it: a function of logits and of the prompts they belong to."""
+        """A metric on these prompts, as the engine takes it: a function of logits and of the prompts they belong to.
+
+        Logits of half precision are taken as float32: sums and differences of them need more digits than they have.
+        """
         if isinstance(metric, str):
             function, answers_on = METRICS[metric].function, cache(self.answers.to)
-            return lambda logits, index: function(logits, answers_on(logits.device).select(index))
+            return lambda logits, index: function(_precise(logits), answers_on(logits.device).select(index))
         prompts_on = cache(self.to)
-        return lambda logits, index: _checked(metric, logits, prompts_on(logits.device).select(index))
+        return lambda logits, index: _checked(metric, _precise(logits), prompts_on(logits.device).select(index))
 
     def require_fit(self, name: str, shape: Shape) -> None:
         """Refuse prompts that are longer than a model's context, or have tokens that it does not have."""
@@ -156,6 +159,12 @@ def metric_columns(task: Task, prompts: Prompts, values: Float[Tensor, " prompt"
     single = (answers.right_mask.sum(dim=1) == 1).all() and (answers.wrong_mask.sum(dim=1) == 1).all()
     accuracy = float((values > 0).double().mean()) if single and task.primary == "logit_diff" else None
     return {"metric_name": metric_name(task.primary), "unit": metric_unit(task.primary), "accuracy": accuracy}
+
+
+def _precise(logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, "prompt vocab"]:
+    import torch
+
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _checked(metric: MetricFunction, logits: Float[Tensor, "prompt vocab"], prompts: Prompts) -> Tensor:
