@@ -44,6 +44,8 @@ WIDTH_CLASSES = 8
 OPACITY_CLASSES = 6
 FAINTEST, STRONGEST = 0.12, 0.9
 THINNEST, WIDEST = 0.7, 6.5
+# How far from the middle of a column an edge runs beside its boxes, and how far up it takes to get there.
+_BESIDE, _TURN = 0.5, 0.55
 FILL = {"a": "#eef3f7", "m": "#f6efe2"}
 
 
@@ -57,17 +59,23 @@ def edge_ends(source: str, target: str, layout: CircuitLayout) -> tuple[tuple[fl
     return (x0 + lean * BOX_WIDTH, y0 + BOX_HEIGHT / 2), (x1 + port * BOX_WIDTH, y1 - BOX_HEIGHT / 2)
 
 
-def edge_path(start: tuple[float, float], end: tuple[float, float], n: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """A curve that leaves and arrives upwards. One that would run straight up bends around the boxes between."""
+def edge_path(start: tuple[float, float], end: tuple[float, float], column: float) -> tuple[np.ndarray, np.ndarray]:
+    """A curve that leaves and arrives upwards.
+
+    One that stays in the column of its source, whose middle is at `column`, runs beside the boxes between.
+    """
     (x0, y0), (x1, y1) = start, end
     rise = y1 - y0
-    bow = (0.75 if x0 >= 0 else -0.75) if abs(x1 - x0) < BOX_WIDTH and rise > 1 else 0.0
-    t = np.linspace(0, 1, n)
-    curve = [
-        (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
-        for a, b, c, d in ((x0, x0 + bow, x1 + bow, x1), (y0, y0 + 0.45 * rise, y1 - 0.45 * rise, y1))
-    ]
-    return curve[0], curve[1]
+    if abs(x1 - x0) < BOX_WIDTH and rise > 1:
+        y = np.linspace(y0, y1, int(np.ceil(rise / 0.06)))
+        # It has left the column before the next row's box, and comes back after the last one's.
+        away = np.clip(np.minimum(y - y0, y1 - y) / _TURN, 0, 1)
+        share = away**2 * (3 - 2 * away)
+        beside = column + (_BESIDE if column >= 0 else -_BESIDE)
+        return share * beside + (1 - share) * np.where(y - y0 < y1 - y, x0, x1), y
+    t = np.linspace(0, 1, 20)
+    x = x0 + (x1 - x0) * (3 * t**2 - 2 * t**3)
+    return x, y0 + rise * (1.35 * (1 - t) ** 2 * t + 1.65 * (1 - t) * t**2 + t**3)
 
 
 def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | None = None) -> Drawing:
@@ -117,7 +125,7 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -
             ys: list[float | None] = []
             middles = []
             for row in edges[(classes == size) & (opacities == opacity) & of_sign].to_dict("records"):
-                x, y = edge_path(*edge_ends(row["source"], row["target"], layout))
+                x, y = edge_path(*edge_ends(row["source"], row["target"], layout), layout.positions[row["source"]][0])
                 xs += [*x.tolist(), None]
                 ys += [*y.tolist(), None]
                 middles += [(x[at], y[at], *_edge_hover(row)) for at in (len(x) // 4, len(x) // 2, 3 * len(x) // 4)]

@@ -45,9 +45,21 @@ def test_every_edge_leaves_its_source_on_top_and_reaches_its_target_from_below(c
         assert end[1] == pytest.approx(y1 - BOX_HEIGHT / 2)
         assert abs(start[0] - x0) < BOX_WIDTH / 2
         assert abs(end[0] - x1) < BOX_WIDTH / 2
-        x, y = edge_path(start, end)
+        x, y = edge_path(start, end, x0)
         assert [x[0], y[0], x[-1], y[-1]] == pytest.approx([*start, *end])
         assert (np.diff(y) > 0).all()
+
+
+def test_an_edge_that_stays_in_its_column_runs_beside_the_boxes_between() -> None:
+    nodes = ["m0", "m1", "m2", "m5", "logits"]
+    layout = lay_out([*itertools.pairwise(nodes), ("m0", "m5"), ("m1", "m5"), ("m0", "m2")])
+    boxes = [layout.positions[node] for node in nodes]
+    for source, target in (("m0", "m5"), ("m1", "m5"), ("m0", "m2")):
+        middle = layout.positions[source][0]
+        x, y = edge_path(*edge_ends(source, target, layout), middle)
+        inside = [(abs(x - left) < BOX_WIDTH / 2) & (abs(y - at) < BOX_HEIGHT / 2 - 1e-9) for left, at in boxes]
+        assert not np.any(inside), (source, target)
+        assert max(abs(x - middle)) < 1 - BOX_WIDTH / 2, "nor behind those of the next column"
 
 
 def test_the_drawing_shows_every_node_and_every_edge_in_the_colour_of_its_sign(circuit) -> None:
