@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from circuits_over_time.utils.base.errors import HubUnreachable
 from circuits_over_time.utils.circuits.keys import CircuitsConfig, passes
+from circuits_over_time.utils.models.family import HubFamily
+from circuits_over_time.utils.models.tokenizers import WordTokenizer
 from circuits_over_time.utils.sweep import times
 from circuits_over_time.utils.sweep.estimate import refuse_unfit
 from circuits_over_time.utils.sweep.plan import Job, plan
-from circuits_over_time.utils.tasks import tasks_of
+from circuits_over_time.utils.tasks import TASKS, tasks_of
+from circuits_over_time.utils.tasks.prompts import token_rows
 from get_circuits_over_time import ANALYSIS
 from tests.support.paths import TOY
+from tests.support.task_tokenizers import pythia
 
 # The toy family has 4 layers: weights of attention and of the MLP, two norms, and biases; then the last norm.
 IN_BLOCKS = 4 * (4 * 128**2 + 2 * 128 * 256 + 4 * 128 + 4 * 128 + 256 + 128) + 2 * 128
@@ -75,8 +80,45 @@ def test_a_model_of_the_same_name_elsewhere_has_other_times(tmp_path: Path) -> N
     assert kept.usual(sweep_of(tmp_path, model=str(other), task="ioi", n_prompts=30).family) == {}
 
 
-def test_nothing_is_said_of_the_speed_of_a_gpu(tmp_path: Path) -> None:
+def test_a_gpu_elsewhere_has_the_speed_of_a_usual_one_and_is_said_to(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, task="ioi", executor="slurm", device="auto", gpus_per_checkpoint=1)
+    (job,) = sweep.jobs
+    speed = times.FLOP_PER_SECOND["cuda"]["float32"]
+    told = times.needs(sweep, {(job, "ioi"): 20 * speed})
+    assert "time: about 01:00, from the model's shape on a usual GPU (cuda), without loading\n" in told
+    assert times.flop_per_second(job.config.model_copy(update={"dtype": "bfloat16"}))[0] > speed
+
+
+def test_a_gpu_that_is_here_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = sweep_of(tmp_path, task="ioi", device="cuda")
     (job,) = sweep.jobs
-    told = times.needs(sweep, {(job, "ioi"): 1e12})
-    assert "time: not known for float32 on device cuda before a checkpoint is measured\n" in told
+    measured = times._measured_speed
+    monkeypatch.setattr(times.sys, "platform", "darwin")
+    monkeypatch.setattr(times, "_measured_speed", lambda device, dtype: measured("cpu", dtype))
+    speed, words = times.flop_per_second(job.config)
+    assert words == " and a product of matrices on this GPU"
+    assert 1e8 < speed < 1e14
+
+
+@pytest.mark.parametrize("task", ["ioi", "greater_than", "gendered_pronoun", "sva"])
+def test_words_are_counted_about_as_pythia_counts_tokens(task: str) -> None:
+    lengths = []
+    for tokenizer in (WordTokenizer(), pythia()):
+        pairs = TASKS[task].pairs(tokenizer, 40, 0, CircuitsConfig(model="m", task=task))
+        lengths.append(sum(map(len, token_rows(tokenizer, pairs)[0])))
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.15)
+
+
+def test_a_known_model_that_is_not_here_has_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object) -> None:
+        raise HubUnreachable("offline")
+
+    monkeypatch.setattr(HubFamily, "fetch_small", silent)
+    sweep = sweep_of(tmp_path, model="pythia-160m", task=["ioi", "sva"], checkpoints=[512, 1000], n_random=0)
+    (job,) = sweep.jobs
+    operations = refuse_unfit(sweep)
+    in_blocks = 12 * (12 * 768**2 + 13 * 768) + 2 * 768
+    prompts = TASKS["ioi"].pairs(pythia(), 200, 0, job.config)
+    tokens = sum(map(len, token_rows(pythia(), prompts)[0])) / 2
+    assert operations[job, "ioi"] == pytest.approx(2 * in_blocks * 75 * tokens, rel=0.15)
+    assert operations[job, "sva"] > 0

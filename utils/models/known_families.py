@@ -16,6 +16,7 @@ from typing import Any
 
 from ..config.schedules import PYTHIA_STEPS
 from .revisions import RUN, STAGE, STEP, TOKENS, TokensRule
+from .tokenizers import PlainShape
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,23 @@ _PYTHIA_SHAPES = {
 }
 
 
+def known_shape(name: str) -> PlainShape | None:
+    """The sizes of a known model, as its config.json has them; None if they are not known."""
+    found = re.fullmatch(r"pythia-([\d.]+[mb])(?:-.*)?", name)
+    if name not in SHORT_NAMES or found is None:
+        return None
+    n_layers, d_model, d_vocab = _PYTHIA_SHAPES[found[1]]
+    return PlainShape(n_layers, 2048, d_vocab, d_model, tied=False, dtype="float16")
+
+
 def known_size(name: str) -> tuple[int, int] | None:
     """Parameters of a known model, and bytes of the weights of one of its checkpoints; None if its shape is not known.
 
     Pythia's files are float16, and hold a mask of 2048 x 2048 bytes for each layer besides the parameters.
     """
-    found = re.fullmatch(r"pythia-([\d.]+[mb])(?:-.*)?", name)
-    if name not in SHORT_NAMES or found is None:
+    if (shape := known_shape(name)) is None:
         return None
-    n_layers, d_model, d_vocab = _PYTHIA_SHAPES[found[1]]
+    n_layers, d_model, d_vocab = shape.n_layers, shape.d_model, shape.d_vocab
     parameters = 2 * d_vocab * d_model + n_layers * (12 * d_model**2 + 13 * d_model) + 2 * d_model
     return parameters, 2 * parameters + n_layers * 2048**2
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -106,6 +107,36 @@ def plain_tokenizer(folder: Path) -> Any:
         return None if "auto_map" in about else PlainTokenizer(holder)
     except Exception:  # The run says what is wrong with it.
         return None
+
+
+class WordTokenizer:
+    """Stands for an English byte-level tokenizer that is not here, to count tokens by: a word is a token.
+
+    Numbers are cut into pairs of digits, as Pythia's tokenizer cuts years.
+    """
+
+    name_or_path = "words"
+    bos_token_id = eos_token_id = unk_token_id = pad_token_id = None
+    special: frozenset[int] = frozenset()
+
+    def __init__(self) -> None:
+        self._vocabulary = {f"{number:02d}": number for number in range(100)}
+        self._vocabulary |= {f"<{number}>": number for number in range(100, 1000)}  # For blocks of random tokens.
+
+    def __call__(self, texts: Sequence[str], **_: object) -> dict[str, Any]:
+        """The tokens of each text."""
+        ids = self._vocabulary
+        pieces = [re.findall(r" ?\d{1,2}| ?[^\W\d]+|\s|[^\w\s]", text) for text in texts]
+        return {"input_ids": [[ids.setdefault(piece, len(ids)) for piece in of_text] for of_text in pieces]}
+
+    def decode(self, tokens: int | Sequence[int]) -> str:
+        """The text of tokens."""
+        names = list(self._vocabulary)
+        return "".join(names[token] for token in ([tokens] if isinstance(tokens, int) else tokens))
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token's text -> its id."""
+        return self._vocabulary
 
 
 class PlainShape(NamedTuple):

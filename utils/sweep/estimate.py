@@ -6,17 +6,18 @@ weights and the number format that config.json names. Activations are not counte
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..base.errors import CheckpointUnusable, HubUnreachable
+from ..base.errors import CheckpointUnusable, HubUnreachable, UserError
 from ..config.keys import errors_named
 from ..models.family import Family, HubFamily, LocalFamily
-from ..models.known_families import known_size
-from ..models.tokenizers import plain_shape, plain_tokenizer
+from ..models.known_families import known_shape, known_size
+from ..models.tokenizers import WordTokenizer, plain_shape, plain_tokenizer
 from ..models.weight_files import weight_files
 from ..tasks.prompts import require_length, token_rows
 from .plan import Job, Sweep
@@ -150,20 +151,30 @@ def refuse_unfit(sweep: Sweep) -> Mapping[tuple[Job, str | None], float]:
         resolve_device(config.device)
     operations: dict[tuple[Job, str | None], float] = defaultdict(float)
     jobs = [job for job in sweep.jobs if job.analysis.inputs is not None and sweep.missing_of(job)]
-    try:
-        folder = sweep.family.fetch_small(min(sweep.missing)) if jobs else Path()
-    except CheckpointUnusable:
-        return operations  # The run leaves it out, and says why.
-    if not jobs or (tokenizer := plain_tokenizer(folder)) is None:
+    if not jobs:
         return operations
-    shape = plain_shape(folder)
-    sizes, _ = _sizes(sweep.family, [min(sweep.missing)])
+    known = known_shape(sweep.family.name) if isinstance(sweep.family, HubFamily) else None
+    try:
+        folder = sweep.family.fetch_small(min(sweep.missing))
+    except CheckpointUnusable:  # The run leaves it out, and says why.
+        if known is None:
+            return operations
+        # What cannot be fetched now may be later: its prompts are counted in words, and nothing is refused.
+        shape, tokenizer = known, WordTokenizer()
+        parameters = (known_size(sweep.family.name) or (0,))[0]
+    else:
+        if (tokenizer := plain_tokenizer(folder)) is None:
+            return operations
+        shape = plain_shape(folder)
+        sizes, _ = _sizes(sweep.family, [min(sweep.missing)])
+        parameters = sum(sizes.values()) // BYTES.get(shape.dtype, 4)
     embeddings = shape.d_vocab * shape.d_model * (1 if shape.tied else 2)
-    in_blocks = max(0, sum(sizes.values()) // BYTES.get(shape.dtype, 4) - embeddings)
+    in_blocks = max(0, parameters - embeddings)
     for job in jobs:
         assert job.analysis.inputs is not None
         names = [task.name if task else None for task in job.tasks]
-        with errors_named(f"{job.where}: " if job.where else "", job.analysis.schema):
+        refusals = errors_named(f"{job.where}: " if job.where else "", job.analysis.schema)
+        with contextlib.suppress(UserError) if isinstance(tokenizer, WordTokenizer) else refusals:
             for part in job.analysis.inputs(job.config, tokenizer, shape):
                 lengths = [0]
                 if part.pairs:

@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,9 +23,16 @@ from ..models.family import Family, LocalFamily
 from .estimate import estimate, format_estimate
 from .plan import Job, Sweep
 
-FLOP_PER_SECOND = {"float32": 35e9, "float64": 17e9}
-"""Of one core in a forward pass: half of the 70e9 that large products of matrices reach in float32 on a core of the
-machine where the benchmarks ran. Processors are too unlike in the other formats, and GPUs in all."""
+FLOP_PER_SECOND: Mapping[str, Mapping[str, float]] = {
+    "core": {"float32": 35e9, "float64": 17e9, "bfloat16": 17e9, "float16": 5e9},
+    "cuda": {"float32": 8e12, "float64": 4e12, "bfloat16": 60e12, "float16": 60e12},
+    "mps": {"float32": 2e12, "bfloat16": 2e12, "float16": 2e12},
+}
+"""Of one core of a processor, or of a GPU, in a forward pass. A core: half of the 70e9 that large products of matrices
+reach in float32 on the machine where the benchmarks ran, less where formats need conversions. GPUs: about half of what
+an A100 and an Apple M1 Max are sold for. A GPU that is here is measured (`_measured_speed`)."""
+_OF_PRODUCTS = 0.5
+"""The share of its large products' speed that a device reaches in a forward pass."""
 
 
 def needs(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float]) -> str:
@@ -49,21 +57,19 @@ def _time(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float]) -> s
         usual = Times(job).usual(sweep.family)
         measured |= {(job, task): seconds for task, seconds in usual.items()}
     units, seconds = list(dict.fromkeys(left)), {}
-    speed = flop_per_second(config)
+    speed, source = flop_per_second(config)
     for unit in units:
         if unit in measured:
             seconds[unit] = measured[unit]
-        elif speed and operations.get(unit):
+        elif operations.get(unit):
             seconds[unit] = operations[unit] / speed
     known = [seconds[unit] for unit in left if unit in seconds]
     if not known:
-        if speed is None and operations:
-            return f"  time: not known for {config.dtype} on device {config.device} before a checkpoint is measured\n"
         return ""
     part = "" if len(known) == len(left) else f" for {len(known)} of {len(left)} measurements"
     sources = ["as measured here before"] if seconds.keys() & measured.keys() else []
     if seconds.keys() - measured.keys():
-        sources.append("from the model's shape")
+        sources.append(f"from the model's shape{source}")
     whole = f"  time: about {duration(sum(known))}{part}, {' or '.join(sources)}, without loading\n"
     named = len(sweep.jobs) > 1
     each = []
@@ -79,12 +85,37 @@ def _short(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
-def flop_per_second(config: BaseConfig) -> float | None:
-    """Operations a second in a forward pass, about; None for GPUs and for formats without a number."""
+def flop_per_second(config: BaseConfig) -> tuple[float, str]:
+    """Operations a second in a forward pass, about, and words on what they stand on; none for cores of this machine."""
     gpu_here = sys.platform == "darwin" or any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd"))
-    if (config.device != "cpu" and (config.device != "auto" or gpu_here)) or config.dtype not in FLOP_PER_SECOND:
-        return None
-    return FLOP_PER_SECOND[config.dtype] * (config.cpus_per_checkpoint or os.cpu_count() or 1)
+    here = config.executor == "local"
+    device = config.device
+    if here and device == "auto" and gpu_here:
+        from ..models.checkpoint import resolve_device
+
+        device = str(resolve_device(device))
+    elif device == "auto":
+        device = "cuda" if config.gpus_per_checkpoint else "cpu"
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        return FLOP_PER_SECOND["core"][config.dtype] * (config.cpus_per_checkpoint or os.cpu_count() or 1), ""
+    if here and gpu_here and config.dtype in FLOP_PER_SECOND.get(kind, FLOP_PER_SECOND["cuda"]):
+        return _OF_PRODUCTS * _measured_speed(device, config.dtype), " and a product of matrices on this GPU"
+    of_kind = FLOP_PER_SECOND.get(kind, FLOP_PER_SECOND["cuda"])
+    return of_kind.get(config.dtype, FLOP_PER_SECOND["core"][config.dtype]), f" on a usual GPU ({kind})"
+
+
+def _measured_speed(device: str, dtype: str) -> float:
+    """Operations a second in a large product of matrices, the best of a few: a fraction of a second on a GPU."""
+    import torch
+
+    n, best = 2048, 0.0
+    one = torch.ones(n, n, device=device, dtype=getattr(torch, dtype))
+    for _ in range(4):
+        start = time.monotonic()
+        float((one @ one)[0, 0])  # Reading a number waits for the device.
+        best = max(best, 2 * n**3 / (time.monotonic() - start))
+    return best
 
 
 def folder() -> Path:
