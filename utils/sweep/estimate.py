@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..base.errors import CheckpointUnusable, HubUnreachable, UserError
 from ..config.keys import errors_named
@@ -153,6 +153,7 @@ def refuse_unfit(sweep: Sweep) -> Mapping[tuple[Job, str | None], float]:
     jobs = [job for job in sweep.jobs if job.analysis.inputs is not None and sweep.missing_of(job)]
     if not jobs:
         return operations
+    tokenizer: Any
     known = known_shape(sweep.family.name) if isinstance(sweep.family, HubFamily) else None
     try:
         folder = sweep.family.fetch_small(min(sweep.missing))
