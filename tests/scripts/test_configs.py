@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from check_checkpoints import CheckConfig
+from circuits_over_time.edge_attribution_patching.circuits.formats import MIB_MODELS
+from circuits_over_time.edge_attribution_patching.circuits.mib import MIB_SHARES
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, load_config, result_settings
 from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, select_steps
@@ -25,6 +27,7 @@ from get_ioi_consistency import ANALYSIS as IOI_CONSISTENCY
 from get_model_cspa import ANALYSIS as CSPA
 from get_model_task_performance import ANALYSIS as PERFORMANCE
 from get_new_successor_head_scores_over_time import ANALYSIS as SUCCESSOR
+from tests.support.mib_submission import MODELS
 from tests.support.paths import CONFIGS, ROOT
 
 # How the name of a script's configs starts. A config of circuits is called after its task, or after its family.
@@ -158,3 +161,14 @@ def test_the_consistency_of_a_family_asks_for_what_its_other_configs_measure(fam
         of_other = result_settings(other.of_task("ioi") if isinstance(other, TaskConfig) else other)
         differing = [key for key, value in result_settings(of_consistency).items() if of_other[key] != value]
         assert set(differing) <= {"search.mib", "n_random", "hypothesis_tests"}, name  # which only fill columns
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_configs_of_mib_have_its_settings_for_their_model(name: str) -> None:
+    config = load_config(CIRCUITS.schema, CONFIGS / "mib" / f"ioi_{name}.yml", [])
+    assert MIB_MODELS[Path(config.model).name] == name
+    assert config.search.sizes == [int(share * MODELS[name].n_edges) for share in MIB_SHARES]
+    assert (config.search.order, config.search.mib, config.prepend_bos) == ("top_n", True, True)
+    assert (config.eap.method, config.eap.ig_steps, config.eap.quadrature) == ("eap_ig", 5, "left")
+    assert config.dtype == ("float32" if name == "gpt2" else "bfloat16")
+    assert config.formats == ["mib_folder"]
