@@ -118,8 +118,8 @@ def task(
             columns `clean, corrupted, answers, wrong_answers`, and any others.
         clean, corrupted, answers, wrong_answers: instead of `prompts`, the columns as lists. An answer continues the
             clean prompt as one token, so a word needs its leading space (`" he"`). Where several count, give a list.
-        metric: `logit_diff` or `prob_diff`, or a function `metric(logits, prompts)`: `logits` [n, vocabulary] at the
-            end of n clean prompts, `prompts` these prompts (`.answers.right`, `.answers.wrong`: token ids, padded, with
+        metric: `logit_diff`, `prob_diff`, `kl`, or a function `metric(logits, prompts)`: `logits` [n, vocabulary] at
+            the end of n clean prompts, `prompts` these (`.answers.right`, `.answers.wrong`: token ids, padded, with
             `.right_mask`, `.wrong_mask`; `.texts`, `.meta`). It returns one value per prompt, [n], computed with torch
             so that gradients pass. By default that of the built-in task, or `logit_diff`.
         name: of a task in memory.

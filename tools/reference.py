@@ -30,7 +30,7 @@ from circuits_over_time.utils.models.weight_files import TRAINING_FOLDERS
 from circuits_over_time.utils.results.comparison import COMPARISONS
 from circuits_over_time.utils.results.kinds import KINDS, WITHOUT_STEPS
 from circuits_over_time.utils.sweep.suite import SuiteConfig, find_analysis
-from circuits_over_time.utils.tasks.metrics import METRICS
+from circuits_over_time.utils.tasks.metrics import ALL_METRICS
 from circuits_over_time.utils.tasks.registry import TASKS
 from circuits_over_time.utils.toy.keys import FamilyConfig
 
@@ -136,7 +136,7 @@ def tasks() -> str:
 
 def metrics() -> str:
     """The metrics, with the docstring of each function."""
-    rows = ((f"`{name}`", one.function.__doc__ or "", "yes" * one.differentiable) for name, one in METRICS.items())
+    rows = ((f"`{name}`", one.function.__doc__ or "", "yes" * one.differentiable) for name, one in ALL_METRICS.items())
     return table(("metric", "of one prompt", "differentiable"), rows)
 
 

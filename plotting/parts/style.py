@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 
-from circuits_over_time.utils.tasks.metrics import METRICS
+from circuits_over_time.utils.tasks.metrics import ALL_METRICS
 from circuits_over_time.utils.tasks.registry import TASKS
 
 FONT = "Helvetica, Arial, sans-serif"
@@ -133,7 +133,7 @@ def task_order(tasks: Iterable[str]) -> list[str]:
 
 def metric_label(metric: str) -> str:
     """A metric's name as figures write it, with its unit."""
-    return METRICS[metric].label if metric in METRICS else metric.replace("_", " ")
+    return ALL_METRICS[metric].label if metric in ALL_METRICS else metric.replace("_", " ")
 
 
 def translucent(colour: str, alpha: float) -> str:

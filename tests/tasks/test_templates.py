@@ -179,7 +179,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"answers": {"male": "he", "female": "he"}}, "tasks.mine.answers: give two kinds with different answers"),
     ({"answers": {"male": "he too", "female": "she"}}, "tasks.mine.answers: 'he too' is more than one word"),
     ({"swop": "name"}, "tasks.mine.swop: unknown key"),
-    ({"metric": "accuracy"}, "tasks.mine.metric: 'accuracy' cannot be used; set it to logit_diff or prob_diff"),
+    ({"metric": "accuracy"}, "tasks.mine.metric: 'accuracy' cannot be used; set it to logit_diff or prob_diff or kl"),
 ]
 
 

@@ -91,11 +91,13 @@ def circuit_prompts(
 
     Raises:
         UserError: if the task has too few prompts under this tokenizer, a prompt is longer than the model's context, or
-            a size in `search.sizes` exceeds the graph.
+            a size in `search.sizes` exceeds the graph, or the metric has no raw faithfulness.
     """
     sizes, n_edges = settings.search.sizes, Graph(shape.n_layers, shape.n_heads, shape.parallel).n_edges
     if sizes and sizes[-1] > n_edges:
         raise UserError(f"search.sizes: {sizes[-1]} is more than the {n_edges} edges of the model; leave it out")
+    if task.primary == "kl" and settings.search.criterion == "raw":
+        raise UserError("search.criterion: raw divides by the whole model's metric, and kl has 0 there; use normalised")
     return split_prompts(settings, task, tokenizer, shape)
 
 
@@ -154,7 +156,7 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
     return edge_scores(
         weights,
         scoring.pairs,
-        scoring.metric(prompts.task.primary),
+        scoring.metric(prompts.task.primary, weights),
         assign_folds(len(scoring), eap.n_folds, settings.seed),
         method=eap.method,
         steps=eap.ig_steps,
@@ -170,7 +172,7 @@ def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: Circu
     return CircuitEvaluator(
         weights,
         prompts.evaluation.pairs,
-        prompts.evaluation.metric(prompts.task.primary),
+        prompts.evaluation.metric(prompts.task.primary, weights),
         batch_size=settings.batch_size,
         memory_budget_gb=settings.budget_gb(weights.device),
     )

@@ -183,7 +183,7 @@ class _Measuring:
 
     def __call__(self, weights: ModelWeights, *, scored: bool = True) -> _Found:
         """What a model does; without accuracy and scores of heads unless `scored`."""
-        config, metric = self.config, self.prompts.metric(self.task.primary)
+        config, metric = self.config, self.prompts.metric(self.task.primary, weights)
         evaluator = CircuitEvaluator(
             weights,
             self.prompts.pairs,

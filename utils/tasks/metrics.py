@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -88,9 +88,16 @@ def rank_0_rate(logits: Logits, answers: Answers) -> Values:
     return ((answers.right == top[:, None]) & answers.right_mask).any(dim=1).float()
 
 
+def kl(logits: Logits, whole: Logits) -> Values:
+    """Minus the Kullback-Leibler divergence of what follows from what follows in the whole model, on the clean prompt:
+    0 where both say the same. No answer is asked for."""
+    expected = whole.float().log_softmax(dim=1)
+    return (expected.exp() * (logits.float().log_softmax(dim=1) - expected)).sum(dim=1)
+
+
 @dataclass(frozen=True)
 class AnswerMetric:
-    """A metric: call it with logits and answers.
+    """A metric: call it with logits and answers (`kl`: with the whole model's logits).
 
     Attributes:
         label: its name in figures, with its unit in brackets if the name does not tell it.
@@ -98,7 +105,7 @@ class AnswerMetric:
         differentiable: whether circuits can be found with it.
     """
 
-    function: Callable[[Logits, Answers], Values]
+    function: Callable[[Logits, Any], Values]
     label: str
     unit: str
     differentiable: bool = False
@@ -114,8 +121,10 @@ METRICS: dict[str, AnswerMetric] = {
     "rank_0_rate": AnswerMetric(rank_0_rate, "rank-0 rate (share of prompts)", "share of prompts"),
     "prob_mass": AnswerMetric(prob_mass, "probability of the answers", "probability"),
 }
-"""Every metric by its name, in the order of the figures."""
-DIFFERENTIABLE = tuple(name for name, metric in METRICS.items() if metric.differentiable)
+"""Every metric of answers by its name, in the order of the figures."""
+ALL_METRICS = METRICS | {"kl": AnswerMetric(kl, "minus KL divergence (nats)", "nats", differentiable=True)}
+"""And what compares with the whole model."""
+DIFFERENTIABLE = tuple(name for name, metric in ALL_METRICS.items() if metric.differentiable)
 """Those that can be the primary metric of a task."""
 
 

@@ -36,13 +36,13 @@ def task_performance(
 
     Args:
         prompts: a task's prompts. Corrupted prompts are scored with the answers to the clean ones.
-        metrics: keys of `METRICS`, or functions.
+        metrics: keys of `ALL_METRICS`, or functions.
 
     Returns:
         One row per run (`clean`, `corrupted`) and metric: `run, metric, unit, value` (mean), `se` (its standard error,
         missing if there is only one prompt), `n` (how many prompts).
     """
-    functions = {metric: prompts.metric(metric) for metric in metrics}
+    functions = {metric: prompts.metric(metric, weights) for metric in metrics}
     runs = {"clean": prompts.clean, "corrupted": prompts.corrupted}
     lengths, batches = prompts.lengths.cpu(), list[Tensor]()
     order = lengths.argsort(stable=True)  # Prompts of similar length run together.

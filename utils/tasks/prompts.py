@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
 from ..config.keys import USUAL_PROMPTS, PromptOptions, StartToken
-from .metrics import METRICS, Answers
+from .metrics import ALL_METRICS, METRICS, Answers
 from .vocabulary import encode, refuse, require_embedded, unknown_token
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
     from circuits_over_time.edge_attribution_patching.model.architectures import Shape
     from circuits_over_time.edge_attribution_patching.model.pairs import Metric, TokenPairs
+    from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
+
+
+WHOLE_AT_ONCE = 32
+"""Prompts that the whole model runs at once for `kl`."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,23 @@ class Prompts:
 
         return TokenPairs(self.clean, self.corrupted, self.lengths)
 
-    def metric(self, metric: str | MetricFunction) -> Metric:
+    def metric(self, metric: str | MetricFunction, weights: ModelWeights | None = None) -> Metric:
         """A metric on these prompts, as the engine takes it: a function of logits and of the prompts they belong to.
 
         Logits of half precision are taken as float32: sums and differences of them need more digits than they have.
+        `kl` runs the model whose weights are given, once.
         """
+        if metric == "kl":
+            import torch
+
+            from .performance import answer_logits
+
+            if weights is None:
+                raise TypeError("metric('kl') needs the weights of the model that others are compared with")
+            with torch.inference_mode(False):  # What is kept here, gradients pass by.
+                parts = zip(self.clean.split(WHOLE_AT_ONCE), self.lengths.split(WHOLE_AT_ONCE), strict=True)
+                whole = torch.cat([answer_logits(weights, tokens, lengths) for tokens, lengths in parts])
+            return lambda logits, index: ALL_METRICS["kl"].function(logits, whole[index])
         if isinstance(metric, str):
             function, answers_on = METRICS[metric].function, cache(self.answers.to)
             return lambda logits, index: function(_precise(logits), answers_on(logits.device).select(index))
@@ -146,7 +163,7 @@ def metric_name(metric: str | MetricFunction) -> str:
 
 def metric_unit(metric: str | MetricFunction) -> str | None:
     """What its values count; None for a function of one's own."""
-    return METRICS[metric].unit if isinstance(metric, str) else None
+    return ALL_METRICS[metric].unit if isinstance(metric, str) else None
 
 
 def metric_columns(task: Task, prompts: Prompts, values: Float[Tensor, " prompt"]) -> dict[str, Any]:
@@ -225,7 +242,7 @@ class Task:
     Attributes:
         name: its name in the registry, or the stem of a prompts CSV. It names the results folder.
         pairs: (tokenizer, n, seed, options) -> n prompt pairs, without torch. n is None for all rows of a table.
-        primary: the metric that circuits are found with: a key of `utils.tasks.metrics.METRICS`, or a function.
+        primary: the metric that circuits are found with: a key of `utils.tasks.metrics.ALL_METRICS`, or a function.
         group: the column of `Prompts.meta` whose kinds of prompts results are also given apart for, if any.
         label: its name in figures; empty to take the name, without underscores.
         source: the prompts CSV that it reads; None if there is none.
