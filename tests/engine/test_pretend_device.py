@@ -16,13 +16,13 @@ from tests.support.random_models import ARCHITECTURES
 
 # Kernels, waits and transfers of one checkpoint of the toy families. A change that needs more must say why.
 MOST = {
-    "circuits": (26_359, 1_018, 5_380),
-    "consistency": (42_864, 1_552, 7_061),
-    "components": (1_324, 68, 105),
-    "cspa": (2_500, 140, 78),
-    "successor": (845, 45, 65),
-    "performance": (10_909, 513, 597),
-    "swaps": (14_817, 707, 577),
+    "circuits": (14_859, 109, 236),
+    "consistency": (13_579, 99, 226),
+    "components": (827, 15, 68),
+    "cspa": (1_907, 36, 79),
+    "successor": (841, 45, 65),
+    "performance": (5_993, 9, 129),
+    "swaps": (6_942, 125, 397),
 }
 
 
