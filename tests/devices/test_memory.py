@@ -63,12 +63,14 @@ def test_a_gpu_that_is_full_makes_batches_smaller(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loop, "_fitting", {})
-    keys = (f"device={device}", "task=ioi", "n_prompts=200", "batch_size=200", "memory_budget_gb=1000")
+    keys = (f"device={device}", "task=ioi", "n_prompts=200", "batch_size=200", "memory_budget_gb=1")
     script, overrides = SCRIPTS["circuits"]
+    memory.release_memory()  # Of other tests.
     torch.cuda.reset_peak_memory_stats()
     run_script(script, TOY, tmp_path / "free", *overrides, *keys)
     assert "does not fit" not in capsys.readouterr().err
-    most = torch.cuda.max_memory_reserved()
+    most = torch.cuda.max_memory_allocated()
+    memory.release_memory()
     torch.cuda.set_per_process_memory_fraction(0.6 * most / torch.cuda.get_device_properties(0).total_memory)
     try:
         run_script(script, TOY, tmp_path / "full", *overrides, *keys)
