@@ -11,6 +11,7 @@ import pytest
 
 from circuits_over_time.utils.comparison.curves import Curve, best_head_curves, head_curves
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
+from circuits_over_time.utils.comparison.statistics import normal_resamples
 from circuits_over_time.utils.comparison.tables import emergence_table
 from circuits_over_time.utils.results.store import Store
 from tests.support.synthetic_results import write
@@ -123,3 +124,24 @@ def test_heads_that_stay_at_chance_do_not_emerge_however_high_chance_is(tmp_path
     # Measured from 0, all of them would be there from the first checkpoint on.
     at_zero, _ = emergence_table([replace(c, chance=0.0) for c in head_curves(store, "m", config)], config)
     assert (at_zero["step"] == 0).sum() == 15
+
+
+@pytest.mark.parametrize("effects", [False, True])
+def test_the_best_of_many_heads_at_chance_emerges_at_most_at_the_nominal_rate(tmp_path: Path, effects: bool) -> None:
+    """The largest of 40 heads lies above chance at every checkpoint; without their number nearly all emerged."""
+    config, emerged, alone = ComparisonConfig(results_dir=tmp_path), [], []
+    for seed in range(60):
+        signed = 0.1 * np.random.default_rng(seed).normal(size=(40, 18))
+        heads = []
+        for head, values in enumerate(signed):
+            resampled = normal_resamples(values, np.full(18, 0.1), 100 * seed + head, 100)
+            curve = Curve("m", f"s a0.h{head}", "head", "s", np.arange(18), np.arange(18), values, resampled)
+            if effects:
+                size, errors = np.abs(values), np.full(18, 0.1)
+                curve = replace(curve, values=size, resampled=np.abs(resampled), signed_errors=errors)
+            heads.append(curve)
+        (best,) = best_head_curves(heads)
+        emerged.append(emergence_table([best], config)[0]["step"].notna().item())
+        alone.append(emergence_table([replace(best, among=1)], config)[0]["step"].notna().item())
+    assert np.mean(emerged) <= 0.05
+    assert np.mean(alone) > 0.5

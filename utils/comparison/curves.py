@@ -45,6 +45,7 @@ class Curve:
         resampled: under other draws, or None.
         signed_errors: where the curve is a size |x|, the standard errors of x.
         uncertainty: `folds`, `standard errors`, `binomial` or `none`.
+        among: of how many heads it is the largest.
         chance: what the curve is where nothing has emerged.
         leading: whether it stands for its kind: the strongest head, the primary metric, the circuit.
     """
@@ -59,6 +60,7 @@ class Curve:
     resampled: Float[np.ndarray, "resample checkpoint"] | None = None
     signed_errors: Float[np.ndarray, " checkpoint"] | None = None
     uncertainty: str = "none"
+    among: int = 1
     chance: float = 0.0
     task: str | None = None
     layer: int | None = None
@@ -137,6 +139,7 @@ def best_head_curves(heads: Iterable[Curve]) -> Iterator[Curve]:
         chosen = [largest[step] for step in sorted(largest)]
         columns = [curve.resampled[:, at] for curve, at in chosen if curve.resampled is not None]
         all_resampled = len(columns) == len(chosen)
+        signed = [curve.signed_errors[at] for curve, at in chosen if curve.signed_errors is not None]
         yield Curve(
             curves[0].model,
             f"best {score} head",
@@ -146,7 +149,9 @@ def best_head_curves(heads: Iterable[Curve]) -> Iterator[Curve]:
             tokens=np.array([int(curve.tokens[at]) for curve, at in chosen]),
             values=np.array([float(curve.values[at]) for curve, at in chosen]),
             resampled=np.stack(columns, axis=1) if all_resampled else None,
+            signed_errors=np.array(signed) if signed else None,
             uncertainty=curves[0].uncertainty if all_resampled else "none",
+            among=len(curves),
             chance=curves[0].chance,
         )
 
@@ -223,12 +228,10 @@ def circuit_curves(trajectory: Trajectory, reference: int, size: int, config: Co
         leading=True,
     )
     yield similarity
-    others = {"found": [float(at.size is not None) for at in checkpoints], "n_edges": sizes}
-    for score, of_score in others.items():
-        plain = replace(
-            similarity, name=f"{task} circuit {score}", score=score, resampled=None, uncertainty="none", chance=0.0
-        )
-        yield replace(plain, values=np.array(of_score, dtype=float), leading=False)
+    plain = replace(similarity, resampled=None, uncertainty="none", chance=0.0, leading=False)
+    found = [float(at.size is not None) for at in checkpoints]
+    for score, of_score in {"found": found, "n_edges": sizes}.items():
+        yield replace(plain, name=f"{task} circuit {score}", score=score, values=np.array(of_score, dtype=float))
 
 
 def _head_tables(store: Store, model: str) -> Iterator[tuple[str, pd.DataFrame]]:

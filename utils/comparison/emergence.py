@@ -38,7 +38,7 @@ class Emergence:
 
     Attributes:
         index: first checkpoint of the sustained crossing.
-        resampled: the same in every resample; as many equal ones where values have no uncertainty.
+        resampled: the same in every resample; a single one where values have no uncertainty.
         p_value: how often, at most, a curve that stays at chance has such a plateau; nan without uncertainty.
     """
 
@@ -69,7 +69,7 @@ def find_emergence(
     sustained: int,
     chance: float = 0.0,
     signed_errors: Float[np.ndarray, " checkpoint"] | None = None,
-    resamples: int = 1000,
+    among: int = 1,
 ) -> Emergence:
     """When a curve emerges.
 
@@ -78,14 +78,15 @@ def find_emergence(
         fraction: the level is chance + fraction * (plateau - chance).
         sustained: at how many checkpoints in a row the curve must be at or above the level.
         signed_errors: where values are sizes |x|, the standard errors of x.
+        among: of how many curves the values are the largest.
     """
     plateau = float(plateaus(values[None])[0])
     index = int(crossings(values[None], fraction, sustained, chance)[0])
-    indices, p_value = np.full(resamples, index), np.nan
+    indices, p_value = np.array([index]), np.nan
     if resampled is not None:
         indices = crossings(resampled, fraction, sustained, chance)
         errors = resampled.std(axis=0, ddof=1) if signed_errors is None else signed_errors
-        p_value = _reached_at_chance(plateau - chance, errors, sides=1 if signed_errors is None else 2)
+        p_value = _reached_at_chance(plateau - chance, errors, 1 if signed_errors is None else 2, among)
     return Emergence(plateau, chance + fraction * (plateau - chance), index, indices, p_value, len(values))
 
 
@@ -108,8 +109,10 @@ def _running_medians(values: Float[np.ndarray, "curve checkpoint"]) -> Float[np.
     return (below + above) / 2
 
 
-def _reached_at_chance(above: float, errors: Float[np.ndarray, " checkpoint"], sides: int) -> float:
+def _reached_at_chance(above: float, errors: Float[np.ndarray, " checkpoint"], sides: int, among: int) -> float:
     """A bound of the probability that a plateau lies so far above chance (1 side), or away from it (2), by error alone.
+
+    Of the largest of several curves it is that of any of them.
 
     A window's median has at most the error of its middle checkpoint: three of five must reach the plateau.
     """
@@ -119,7 +122,7 @@ def _reached_at_chance(above: float, errors: Float[np.ndarray, " checkpoint"], s
     errors = errors[~np.isnan(errors)]
     with np.errstate(divide="ignore"):  # A value without error never leaves chance.
         stays = np.log1p(-sides * stats.norm.sf(above / errors))
-    return float(-np.expm1(stays.mean() * (len(errors) + 2) / 3))
+    return abs(float(np.expm1(stays.mean() * among * (len(errors) + 2) / 3)))
 
 
 def crossings(

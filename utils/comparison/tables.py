@@ -48,8 +48,8 @@ def emergence_table(
     found: list[Emergence | None] = []
     for curve in curved:
         weak = curve.kind == "head" and float(np.nanmax(curve.values)) < keys.weakest * strongest[curve.score]
-        given = curve.values, curve.resampled, keys.fraction, keys.sustained, curve.chance, curve.signed_errors
-        found.append(None if weak else find_emergence(*given, resamples=config.resamples))
+        given = curve.values, curve.resampled, keys.fraction, keys.sustained
+        found.append(None if weak else find_emergence(*given, curve.chance, curve.signed_errors, curve.among))
     # Curves of one score are tests of one kind: heads of a score, tasks of a metric.
     p_values = pd.Series([np.nan if emergence is None else emergence.p_value for emergence in found], dtype=float)
     families = p_values.groupby([f"{curve.kind} {curve.score}" for curve in curved])
