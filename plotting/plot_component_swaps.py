@@ -9,7 +9,6 @@ A circle marks swaps that move it no further than swaps of random heads in the s
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -127,16 +126,10 @@ def draw(results: Results) -> dict[str, Drawing]:
 
 
 def _one_model(table: pd.DataFrame, model: str) -> Drawing:
-    """The figure of one model, for narrow screens a matrix at a time without the scale of colours."""
+    """The figure of one model."""
     found = table.sort_values("step", ascending=False, kind="stable").groupby("task")["components"].unique()
     sets = [(task, str(components)) for task in tasks_in(table) for components in found[task]]
-    return replace(
-        draw_swaps(table, model, sets),
-        narrow=lambda: [
-            draw_swaps(table, model, [one]).figure.update_traces(showscale=False, selector={"type": "heatmap"})
-            for one in (sets if len(sets) > 1 else [])
-        ],
-    )
+    return draw_swaps(table, model, sets)
 
 
 FIGURE = Figure(draw, order=75)

@@ -394,8 +394,8 @@ class _Page:
         for panels in rows:
             height = self._height(panels, width)
             for panel in panels:
-                if text_width(panel.y_title) > height / self.em + 0.8:
-                    panel.y_title = fold(panel.y_title.replace("<br>", " "), height / self.em + 0.8)
+                if text_width(panel.y_title) > height / self.em + 0.3:
+                    panel.y_title = fold(panel.y_title.replace("<br>", " "), height / self.em + 0.3)
 
     def _fold_titles(self, width: float) -> None:
         for panel in self.panels:
