@@ -86,7 +86,8 @@ class _Panel:
 
     @property
     def is_matrix(self) -> bool:
-        return any(trace.type == "heatmap" and len(trace.z) == len(trace.z[0]) for trace in self.traces)
+        maps = [trace for trace in self.traces if trace.type == "heatmap"]
+        return any(len(one.z) == len(one.z[0]) or (one.y is not None and isinstance(one.y[0], str)) for one in maps)
 
     @property
     def has_rows(self) -> bool:
