@@ -364,9 +364,10 @@ def differences(
 
     A key that there was not yet when the results were made had what is its default today.
     """
-    later = {name: to_jsonable_python(field.get_default()) for name, field, _ in result_keys(config)}
-    old = {"analysis": held.get("analysis", _UNSET), **later, **held.get("settings", {})}
     new = {"analysis": analysis, **_settings(folder, config)}
+    known = {name: field for name, field, _ in result_keys(config) if name in new and not field.is_required()}
+    later = {name: to_jsonable_python(field.get_default()) for name, field in known.items()}
+    old = {"analysis": held.get("analysis", _UNSET), **later, **held.get("settings", {})}
     names = list(dict.fromkeys([*old, *new]))
     pairs = [(name.rpartition(".")[2], old.get(name, _UNSET), new.get(name, _UNSET)) for name in names]
     return [pair for pair in pairs if pair[1] != pair[2]]
