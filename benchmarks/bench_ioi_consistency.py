@@ -75,7 +75,7 @@ def made_up_facts(n_layers: int, n_heads: int) -> HeadFacts:
             edges[:, graph.head_input(layer, head, letter)] = False
     sources = dict.fromkeys(("circuit", "components", "cspa"), "made up")
     names = ("copy", "negative_copy", "induction", "duplicate_token", "cspa")
-    scores = dict(zip(names, (copy, torch.zeros(12, 12), induction, duplicate, cspa), strict=True))
+    scores = dict(zip(names, (copy, torch.zeros_like(copy), induction, duplicate, cspa), strict=True))
     errors, n_samples = dict.fromkeys(names, torch.full((n_layers, n_heads), 0.01)), dict.fromkeys(names, 50)
     chance = {"induction": 0.01, "duplicate_token": 0.01}
     return HeadFacts(
