@@ -41,6 +41,7 @@ from ..results.kinds import GRAPHS, IOI_CONSISTENCY_HEADS, KINDS, ROLES
 from ..results.store import Result, ResultsFolder, Store
 from ..tasks import Prompts, Task, tasks_of
 from ..tasks.performance import task_performance
+from ..tasks.prompts import metric_name, metric_unit
 from .find import split_prompts
 from .keys import SearchConfig
 from .swap_keys import SwapConfig, family_named, source_steps
@@ -106,7 +107,8 @@ def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs
         for label, nodes in sets.items():
             found = measuring(swapped(into, source, nodes, config.parts))
             of_row = {"from_step": step, "components": label}
-            both = {"own_metric": own.metric, "source_metric": whole.metric}
+            both: dict[str, Any] = {"own_metric": own.metric, "source_metric": whole.metric}
+            both |= {"metric_name": metric_name(task.primary), "unit": metric_unit(task.primary)}
             rows.append(of_row | found.row("swap", None, nodes) | both)
             if found.heads is not None:
                 scores.append(found.scores(own, whole).assign(from_step=step, components=label))

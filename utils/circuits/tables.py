@@ -200,6 +200,7 @@ def groups_table(found: FoundCircuit, prompts: CircuitPrompts) -> pd.DataFrame:
         row = dict.fromkeys(PROMPT_GROUPS.columns) | {"group": name, "n_prompts": int(members.sum())}
         row |= {f"full{key}": value for key, value in _spread(curve.full[members]).items()}
         row["corrupted"] = float(curve.corrupted[members].double().mean())
+        row |= metric_columns(prompts.task, prompts.evaluation.select(members.nonzero()[:, 0]), curve.full[members])
         if found.size is not None:
             own = curve.values[found.size][members]
             here = FaithfulnessCurve(curve.full[members], curve.corrupted[members], {found.size: own})
