@@ -45,8 +45,8 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
     steps = spread_steps(sorted(table["step"].unique().tolist()), n_curves)
     # Not the brightest end of the scale: yellow on white cannot be read.
     colours = sample_colorscale("Viridis", np.linspace(0, 0.88, len(steps)).tolist()) if len(steps) > 1 else ["#440154"]
-    for column, task in enumerate(tasks, 1):
-        for step, colour in zip(steps, colours, strict=True):
+    for step, colour in zip(steps, colours, strict=True):  # The legend has the steps in the order of training.
+        for column, task in enumerate(tasks, 1):
             # A logarithmic axis has no place for the empty circuit.
             part = table[(table["task"] == task) & (table["step"] == step) & (table["size"] > 0)].sort_values("size")
             if part.empty:
@@ -71,7 +71,7 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
                 row=1,
                 col=column,
             )
-        figure.add_hline(y=1, line={"dash": "dash", "width": 1, "color": "#777777"}, row=1, col=column)
+    figure.add_hline(y=1, line={"dash": "dash", "width": 1, "color": "#777777"}, row=1, col="all")
     limits, cut = within([0.0, 1.0, *table.loc[table["step"].isin(steps), "faithfulness"]], *LIMITS)
     subtitle = "Rings mark the selected circuit; 1 is the whole model" + (CUT.format(*LIMITS) if cut else "")
     drawing = finish(figure, f"Faithfulness of circuits of {model}", subtitle, width=width, height=412)
