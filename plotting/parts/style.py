@@ -162,8 +162,10 @@ def within(values: Iterable[float], low: float, high: float) -> tuple[list[float
     finite = [float(value) for value in values if value == value]
     bottom, top = max(min(finite, default=0.0), low), min(max(finite, default=1.0), high)
     pad = 0.05 * max(top - bottom, 0.1)
-    # What is nowhere negative begins at 0.
-    return [bottom - pad if bottom < 0 else bottom, top + pad], any(not bottom <= value <= top for value in finite)
+    # What is nowhere negative begins nowhere below 0.
+    return [bottom - pad if bottom < 0 else max(bottom - pad, 0.0), top + pad], any(
+        not bottom <= value <= top for value in finite
+    )
 
 
 def note(text: str, x: float, y: float, *, size: int = 11, colour: str = "#666666", **options: Any) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import circuits_over_time as cot
 from circuits_over_time.edge_attribution_patching.choices import ExportFormat
 from circuits_over_time.edge_attribution_patching.circuits.formats import SUFFIXES, read
 from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.plotting.make_report import main as make_report
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.plot_circuit import FIGURE
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main, main_of_suite
 from get_circuits_over_time import ANALYSIS
-from plotting.make_report import main as make_report
-from plotting.parts.export import figure_main
-from plotting.plot_circuit import FIGURE
 from tests.engine.test_circuit import circuit_of
 from tests.support.mib_submission import faults_of_submission
 from tests.support.paths import TOY

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -13,6 +12,8 @@ if TYPE_CHECKING:
 
 def adjusted_p_values(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """Adjusted for the false discovery rate (Benjamini and Hochberg 1995); a nan p-value is no test, and stays nan."""
+    from scipy import stats  # Slow to import, and many import this room.
+
     adjusted = np.full(len(p_values), np.nan)
     tested = np.isfinite(p_values)
     if tested.any():

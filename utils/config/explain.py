@@ -203,7 +203,8 @@ def all_keys(schema: type[pydantic.BaseModel], prefix: str = "") -> Iterator[tup
     """Every key of a config as `eap.ig_steps`, with its field."""
     for name, field in schema.model_fields.items():
         yield f"{prefix}{name}", field
-        for block in blocks_in(field.annotation):
+        # Blocks in a dictionary go by names of the user's own.
+        for block in () if typing.get_origin(field.annotation) is dict else blocks_in(field.annotation):
             yield from all_keys(block, f"{prefix}{name}.")
 
 
