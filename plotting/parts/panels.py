@@ -35,7 +35,7 @@ class Line:
         table: rows with `step`, `tokens` and the columns below, ascending in step. NaN breaks the line.
         name: legend entry, and first line of the hover text.
         error: column of standard errors, drawn as a 95% band, or None.
-        interval: columns with the ends of a 95% interval, drawn as a band. A missing end closes the band there.
+        interval: columns with the ends of a 95% interval, drawn as a band. The band closes where an end is missing.
         hover: more columns to show on hover.
         legend: legend entry that the line belongs to. Lines of one entry switch on and off together.
     """
@@ -139,9 +139,11 @@ class Panels:
             half = INTERVAL * table[line.error].astype(float)
             self._band(x, y - half, y + half, line.look.colour, entry, where)
         if line.interval is not None and set(line.interval) <= set(table):
-            low, high = (table[end].astype(float).where(table[line.value].notna()) for end in line.interval)
-            if low.notna().any():
-                self._band(x, low.fillna(y), high.fillna(y), line.look.colour, entry, where)
+            low, high = (table[end].astype(float) for end in line.interval)
+            # An interval with an open end is none: a band that stops at the line would say that it ends there.
+            known = low.notna() & high.notna() & y.notna()
+            if known.any():
+                self._band(x, low.where(known, y), high.where(known, y), line.look.colour, entry, where)
         extra = [column_name for column_name in line.hover if column_name in table]
         hover = "".join(f"<br>{name.replace('_', ' ')}: %{{customdata[{i + 2}]}}" for i, name in enumerate(extra))
         self.figure.add_scatter(

@@ -35,3 +35,13 @@ def test_the_interval_of_a_single_checkpoint_is_a_bar_that_can_be_seen() -> None
 def test_a_checkpoint_between_gaps_gets_a_bar_too() -> None:
     first, alone = band_traces([1.0, 2.0, None, 3.0, None])
     assert (first.line.width == 0, alone.line.width > 0) == (True, True)
+
+
+def test_an_interval_with_an_open_end_is_no_band_that_stops_at_the_line() -> None:
+    ends = {"low": [0.5, 1.5, 2.5], "high": [1.5, None, 3.5]}
+    table = pd.DataFrame({"step": [1, 2, 3], "tokens": [2e6, 4e6, 6e6], "value": [1.0, 2.0, 3.0], **ends})
+    panels = Panels(1, 1, TimeAxis.of(table))
+    panels.draw(Line(table, "value", "m", model_looks(["m"])["m"], interval=("low", "high")), 1, 1)
+    panels.draw(Line(table.iloc[[1]], "value", "m", model_looks(["m"])["m"], interval=("low", "high")), 1, 1)
+    (band,) = [trace for trace in panels.done("title", "").figure.data if trace.fill == "toself"]
+    assert list(band.y) == [1.5, 2.0, 3.5, 2.5, 2.0, 0.5]
