@@ -129,6 +129,28 @@ def test_claims_of_one_process_are_one_file_that_others_read_once(
         assert len(read) == 1
 
 
+def test_every_claim_of_a_dead_process_is_seen(tmp_path: Path) -> None:
+    """All of its claims are one file, by whatever name the first of them is found."""
+    first = put(tmp_path, ended(), "demo/tiny/step000010")
+    for step in (0, 20, 30):
+        os.link(first, first.with_name(f"step{step:06d}"))
+    claims = Claims(tmp_path)
+    names = {f"demo/tiny/step{step:06d}" for step in (0, 10, 20, 30)}
+    for _ in range(2):
+        assert claims.holders("demo/tiny") == dict.fromkeys(names)
+    assert claims.acquire(sorted(names))
+
+
+def test_a_claim_that_cannot_be_read_is_no_free_checkpoint_and_goes_stale(tmp_path: Path) -> None:
+    path = put(tmp_path, elsewhere(), "demo/tiny/step000010")
+    path.write_text("{")
+    with Claims(tmp_path, stale=5.0) as claims:
+        assert claims.holders("demo/tiny") == {"demo/tiny/step000010": None}
+        assert not claims.acquire(["demo/tiny/step000010"])
+        os.utime(path, (time.time() - 6, time.time() - 6))
+        assert claims.acquire(["demo/tiny/step000010"])
+
+
 def test_after_a_pause_a_new_claim_is_not_as_old_as_the_last_one(tmp_path: Path) -> None:
     with Claims(tmp_path, stale=120) as first, Claims(tmp_path, stale=120) as second:
         first.acquire([NAME])

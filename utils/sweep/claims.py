@@ -127,7 +127,7 @@ class Claims:
     def holders(self, prefix: str) -> dict[str, Owner | None]:
         """The claims below `<analysis>/<model>` that are not this process's, without a look at their heartbeats.
 
-        Returns name -> who holds it; None if the claim is known to be stale.
+        Returns name -> who holds it; None if the claim is known to be stale, or cannot be read.
         """
         found: dict[str, Owner | None] = {}
         now = time.monotonic()
@@ -146,13 +146,15 @@ class Claims:
                 known = self._seen.get(inode)
                 seen[inode] = _read(self.folder / prefix / name) if known is None else known
             owner = seen[inode]
-            if owner is not None and owner.token != self.owner.token:
+            if owner is None:  # It is being written, or its process was killed at that: only the heartbeat tells.
+                found[f"{prefix}/{name}"] = None
+            elif owner.token != self.owner.token:
                 if owner.token not in self._gone:
                     self._gone[owner.token] = owner.is_gone()
                 found[f"{prefix}/{name}"] = None if self._gone[owner.token] else owner
-                if self._gone[owner.token]:
-                    seen[inode] = None  # Another process may be given the same inode: read it again.
-        self._seen |= seen
+        # Another process may be given the inode of one that is gone: it is read again next time.
+        gone = [inode for inode, owner in seen.items() if owner is not None and self._gone.get(owner.token)]
+        self._seen |= seen | dict.fromkeys(gone)
         return found
 
     def others(self, prefix: str) -> list[Owner]:
