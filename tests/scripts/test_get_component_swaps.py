@@ -128,6 +128,17 @@ def test_what_there_is_none_of_is_refused_before_anything_is_loaded(
     assert line in capsys.readouterr().err
 
 
+def test_a_metric_that_is_0_in_every_whole_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalFamily, "load", None)
+    prompts = tmp_path / "own.csv"
+    prompts.write_text("clean,corrupted,answers,wrong_answers\n" + '"I met Mary, and","I met James, and", she, he\n')
+    overrides = [*OF_BOTH[:1], f"task={prompts}", "metric=kl", "evaluate_on=same", f"results_dir={tmp_path}"]
+    assert main(ANALYSIS, overrides) == 2
+    assert "metric: kl compares with the whole model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["circuit", "name_mover"])
 def test_results_that_are_not_there_are_named_with_the_command(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -196,9 +196,18 @@ def test_a_file_that_does_not_fit_is_refused_in_a_line_with_its_first_wrong_edge
         assert said.startswith(f"circuit: {path}: "), said
         assert line in said
         assert not (tmp_path / "r" / "graphs").exists()
-    of_other = ["task=ioi", "n_prompts=4", f"results_dir={tmp_path / 'r'}", f"model={other}", f"circuit={small}"]
-    assert main(ANALYSIS, of_other) == 2
-    assert not (tmp_path / "r" / "graphs").exists()
+    of_results = found / "graphs" / "toy" / TASK / f"step{STEP:06d}.pt"
+    for path in (small, of_results):
+        of_other = ["task=ioi", "n_prompts=4", f"results_dir={tmp_path / 'r'}", f"model={other}", f"circuit={path}"]
+        capsys.readouterr()
+        assert main(ANALYSIS, of_other) == 2
+        assert "the circuit is one of 4 layers of 4 heads, the model has" in capsys.readouterr().err
+        assert not (tmp_path / "r" / "graphs").exists()
+
+
+def test_a_circuit_of_the_results_knows_the_width_of_its_model(found: Path) -> None:
+    circuit = cot.read_circuit(found / "graphs" / "toy" / TASK / f"step{STEP:06d}.pt")
+    assert circuit.about["d_model"] == 128
 
 
 def test_a_larger_or_smaller_model_is_told_the_edge_that_does_not_fit() -> None:

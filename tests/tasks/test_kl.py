@@ -48,3 +48,11 @@ def test_it_has_no_raw_faithfulness_and_needs_a_model() -> None:
         circuit_prompts(settings, cot.task("sva", metric="kl"), model.tokenizer, model.weights)
     with pytest.raises(TypeError, match="needs the weights"):
         cot.prompts(model, cot.task("sva"), n_prompts=2).metric("kl")
+
+
+@pytest.mark.parametrize("method", ["eap", "relp"])
+def test_scores_by_the_gradient_of_the_clean_run_alone_are_refused(method: str) -> None:
+    model = cot.load(TOY, step=1350)
+    settings = CircuitSettings(eap={"method": method})
+    with pytest.raises(UserError, match=rf"^eap.method: {method} takes the gradient .* use eap_ig$"):
+        circuit_prompts(settings, cot.task("sva", metric="kl"), model.tokenizer, model.weights)

@@ -91,13 +91,18 @@ def circuit_prompts(
 
     Raises:
         UserError: if the task has too few prompts under this tokenizer, a prompt is longer than the model's context, or
-            a size in `search.sizes` exceeds the graph, or the metric has no raw faithfulness.
+            a size in `search.sizes` exceeds the graph, or the metric has no raw faithfulness, or not the gradient that
+            scores need.
     """
     sizes, n_edges = settings.search.sizes, Graph(shape.n_layers, shape.n_heads, shape.parallel).n_edges
     if sizes and sizes[-1] > n_edges:
         raise UserError(f"search.sizes: {sizes[-1]} is more than the {n_edges} edges of the model; leave it out")
     if task.primary == "kl" and settings.search.criterion == "raw":
         raise UserError("search.criterion: raw divides by the whole model's metric, and kl has 0 there; use normalised")
+    if task.primary == "kl" and settings.eap.method in ("eap", "relp"):
+        raise UserError(
+            f"eap.method: {settings.eap.method} takes the gradient of the clean run, where that of kl is 0; use eap_ig"
+        )
     return split_prompts(settings, task, tokenizer, shape)
 
 

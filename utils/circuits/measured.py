@@ -367,7 +367,7 @@ def read_circuit(path: str | Path, graph: Graph | None = None) -> MeasuredCircui
     """
     path = Path(path)
     try:
-        if path.is_file() and (found := _of_results(path)) is not None:
+        if path.is_file() and (found := _of_results(path, graph)) is not None:
             return found
         stored = torch.load(path, map_location="cpu", weights_only=True) if path.suffix == ".pt" else {}
         if "forward_nodes" not in stored:
@@ -388,17 +388,27 @@ def read_circuit(path: str | Path, graph: Graph | None = None) -> MeasuredCircui
         raise UserError(f"{path}: holds no circuit ({reason}); {way_out}") from None
 
 
-def _of_results(path: Path) -> MeasuredCircuit | None:
-    """The circuit of a file in a folder of results, with the tables in the folders of the other kinds."""
+def _of_results(path: Path, graph: Graph | None) -> MeasuredCircuit | None:
+    """The circuit of a file in a folder of results, with the tables in the folders of the other kinds.
+
+    Raises:
+        ValueError: if it is not one of this graph.
+    """
     *_, kind, model, task, name = ("", "", "", *path.resolve().parts)
     match = re.fullmatch(r"step(\d{6,18})\.pt", name)
     if kind != GRAPHS.name or match is None:
         return None
     store, step = Store(path.resolve().parents[3]), int(match[1])
-    circuit, tensors = store.folder(GRAPHS, model, task).read_circuit(step)
+    circuits = store.folder(GRAPHS, model, task)
+    circuit, tensors = circuits.read_circuit(step)
+    circuit = of_same_graph(circuit, graph)
     folders = [folder for kind in KINDS if (folder := store.folder(kind, model, task)).has(step)]
     tables = {folder.kind.name: folder.read_table(step).drop(columns=list(STAMP)) for folder in folders}
-    return MeasuredCircuit(circuit, _as_measured(tables), tensors, {"model": model, "task": task, "step": step})
+    about = {"model": model, "task": task, "step": step}
+    if (circuits.path / "run.json").is_file():
+        shape = circuits.read_run()["checkpoints"].get(str(step), {}).get("shape", {})
+        about |= {"d_model": shape["d_model"]} if "d_model" in shape else {}
+    return MeasuredCircuit(circuit, _as_measured(tables), tensors, about)
 
 
 def _as_measured(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

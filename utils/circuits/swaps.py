@@ -65,8 +65,14 @@ def prepare(config: SwapConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
     """The evaluation prompts of every task, and random blocks of tokens.
 
     Raises:
-        UserError: if they do not fit the tokenizer or the model, or no model has such a component.
+        UserError: if they do not fit the tokenizer or the model, or no model has such a component, or the metric says
+            nothing of a whole model.
     """
+    if unfit := [task.name for task in tasks_of(config) if task.primary == "kl"]:
+        raise UserError(
+            "metric: kl compares with the whole model, so it is 0 in every whole model, swapped or not; "
+            f"give {unfit[0]} another metric"
+        )
     nodes = [*Graph.of(shape).forward_nodes, "logits"]
     for name in (name for names in config.components for name in as_list(names)):
         if name not in (*nodes, *EVERYWHERE, *ROLES):
