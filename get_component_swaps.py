@@ -22,6 +22,7 @@ ANALYSIS = Analysis(
     Lazy("utils.circuits.swaps.measure"),
     tasks=Lazy("utils.tasks.tasks_of"),
     reads=(KINDS["graphs"], KINDS["ioi_consistency_heads"]),
+    outdated=Lazy("utils.circuits.swaps.outdated"),
     check=Lazy("utils.circuits.swap_keys.check_sources"),
     inputs=Lazy("utils.circuits.swap_keys.inputs_of_swaps"),
 )

@@ -88,6 +88,20 @@ def test_a_row_by_hand(store: Store) -> None:
     assert rows["metric"].nunique() == 3
 
 
+def test_swaps_are_measured_again_when_the_circuit_is_another(tmp_path: Path) -> None:
+    shared = [*OF_BOTH, f"results_dir={tmp_path}", f"checkpoints=[{LAST}]"]
+    swaps = [*shared, "components=[circuit]", f"sources=[{LAST}]", "n_random=0", "n_sequences=0"]
+    assert main(CIRCUITS, [*shared, "n_random=0"]) == 0
+    assert main(ANALYSIS, swaps) == 0
+    file = Store(tmp_path).folder("swaps", TOY.name, "sva").file(LAST)
+    before, stamp = file.read_bytes(), file.stat().st_mtime_ns
+    assert main(ANALYSIS, swaps) == 0
+    assert file.stat().st_mtime_ns == stamp
+    assert main(CIRCUITS, [*shared, "n_random=0", "search.sizes=[60]", "overwrite=true"]) == 0
+    assert main(ANALYSIS, swaps) == 0
+    assert file.read_bytes() != before
+
+
 def test_random_sets_have_as_many_heads_in_each_layer() -> None:
     shape = read_weights(random_model("neox-parallel"))
     nodes = ["a0.h1", "a0.h2", "m1", "a2.h0"]

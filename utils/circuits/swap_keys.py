@@ -12,6 +12,7 @@ from circuits_over_time.edge_attribution_patching.choices import Part
 from ..base.errors import UserError, suggest
 from ..config.keys import BaseConfig, Steps, TaskConfig, amount, as_list, different
 from ..config.schedules import SCHEDULES, select_steps
+from ..heads.needs import require_context
 from ..models.family import Family, family_of
 from ..tasks import tasks_of
 from ..tasks.prompts import Work
@@ -77,6 +78,8 @@ def check_sources(config: SwapConfig, store: Store, model: str, steps: Sequence[
 
 def inputs_of_swaps(config: SwapConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:
     """The prompts of each task; errors are those of `circuit_pairs`."""
+    if config.n_sequences:
+        require_context(config.seq_len, shape.n_positions)
     # Of each source and set: the clean and the corrupted run and the circuit, with random sets too.
     n_sources = len(source_steps(config, family_of(config, config.models[0])))
     passes = n_sources * len(config.components) * (1 + config.n_random) * 2.5

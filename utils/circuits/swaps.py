@@ -9,6 +9,7 @@ The circuit and the roles are those of the model that components are put into.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -45,10 +46,12 @@ from ..tasks.prompts import metric_name, metric_unit
 from .find import split_prompts
 from .keys import SearchConfig
 from .swap_keys import SwapConfig, family_named, source_steps
+from .transfer import StoredCircuits
 
 SWAPS, SWAP_HEADS = KINDS["swaps"], KINDS["swap_heads"]
 EVERYWHERE = ("circuit", "heads", "mlps", "all")
 """Names of sets that every model has; others are nodes, or roles of IOI."""
+log = logging.getLogger(__name__)
 MIN_GAP: float = SearchConfig.model_fields["min_gap"].default
 
 
@@ -102,6 +105,7 @@ def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs
         raise UserError(
             f"components: circuit: {folder.file(checkpoint.step)} is not there; run: {folder.how_to_make()}"
         )
+    circuit = _fingerprint(StoredCircuits(store, checkpoint.name), task.name, checkpoint.step)
     sets = _sets(config, into, mask, store.folder(IOI_CONSISTENCY_HEADS, checkpoint.name), checkpoint.step)
     measuring = _Measuring(config, inputs.prompts[task.name].to(into.device), inputs.blocks, task, mask)
     own = measuring(into)
@@ -112,7 +116,7 @@ def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs
         whole = own if source is into else measuring(source)
         for label, nodes in sets.items():
             found = measuring(swapped(into, source, nodes, config.parts))
-            of_row = {"from_step": step, "components": label}
+            of_row = {"from_step": step, "components": label, "circuit": circuit}
             both: dict[str, Any] = {"own_metric": own.metric, "source_metric": whole.metric}
             both |= {"metric_name": metric_name(task.primary), "unit": metric_unit(task.primary)}
             rows.append(of_row | found.row("swap", None, nodes) | both)
@@ -128,6 +132,25 @@ def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs
         "swaps": Result(pd.DataFrame(rows, columns=list(SWAPS.columns))),
         "swap_heads": Result(found_scores[list(SWAP_HEADS.columns)]),
     }
+
+
+def outdated(config: SwapConfig, store: Store, model: str) -> set[tuple[str, int]]:
+    """The tasks and steps whose swaps were measured with another circuit than is stored there now."""
+    circuits, found = StoredCircuits(store, model), set[tuple[str, int]]()
+    for task in tasks_of(config):
+        folder = store.folder(SWAPS, model, task.name)
+        for step in folder.steps():
+            held = folder.read_table(step)["circuit"].fillna("").unique().tolist()
+            if held != [now := _fingerprint(circuits, task.name, step)] and (held or now):
+                log.info("%s was measured with another circuit than is there now; measured again", folder.file(step))
+                found.add((task.name, step))
+    return found
+
+
+def _fingerprint(circuits: StoredCircuits, task: str, step: int) -> str:
+    """That of a checkpoint's circuit; empty if there is none."""
+    circuit = circuits.at(task, step)
+    return "" if circuit is None else circuit.fingerprint
 
 
 @dataclass(frozen=True)
