@@ -25,8 +25,10 @@ def atomic_write(path: Path, data: bytes, *, sync_folder: bool = True) -> None:
     """Write a file whole or not at all: temporary file in the same folder, fsync, replace, fsync of the folder.
 
     `sync_folder=False` leaves the last to the next file that is written there. It is a UserError if the folder cannot
-    be created or written to, or the disk is full.
+    be created or written to, the disk is full, or a device or a pipe has the name.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):  # A device or a pipe would be replaced.
+        raise UserError(f"{path}: is not a regular file; name another")
     temporary = path.with_name(f".{path.name}.{_process()}.tmp")
     make_folder(path.parent)
     try:
