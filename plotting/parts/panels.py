@@ -296,6 +296,10 @@ class Panels:
         figure = self.figure
         # Shares and probabilities are read from zero; an axis with a range of its own keeps it.
         figure.update_yaxes(rangemode="tozero")
+        filled = {trace.yaxis or "y" for trace in figure.data if trace.y is not None and pd.notna(list(trace.y)).any()}
+        for axis in figure.select_yaxes():  # Left to itself an empty one would end with a tick at its very top.
+            if axis.range is None and axis.plotly_name.replace("axis", "") not in filled:
+                axis.range = [0, 1.05]
         drawing = finish(figure, title, subtitle, width=self.width, height=self.height, legend=legend)
         figure.update_layout(margin={"l": 78, "r": self._margin_right, "t": figure.layout.margin.t + self._title_room})
         self.axis.apply(figure, most=most_ticks or max(4, self.panel_width // 46), title="")

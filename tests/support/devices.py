@@ -37,7 +37,10 @@ SCRIPTS = {
     "components": ("get_full_model_components_over_time", []),
     "cspa": ("get_model_cspa", ["corpus=toy", "n_sequences=5"]),
     "successor": ("get_new_successor_head_scores_over_time", []),
-    "swaps": ("get_component_swaps", ["task=sva", "n_prompts=20", "components=[heads, [a1.h2, m0]]", "n_random=1"]),
+    "swaps": (
+        "get_component_swaps",
+        ["task=sva", "n_prompts=20", "components=[heads, [a1.h2, m0]]", f"sources=[{TOY_STEPS[-1]}]"],
+    ),
     "performance": ("get_model_task_performance", ["task=all"]),
 }
 """Every script that measures one checkpoint, small: its module and its overrides."""

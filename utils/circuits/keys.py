@@ -69,7 +69,8 @@ class EapConfig(Section):
     @classmethod
     def _usual_steps(cls, given: Any) -> Any:
         method = given.get("method") if isinstance(given, dict) else None
-        return {"ig_steps": USUAL_STEPS[method], **given} if method in USUAL_STEPS else given
+        known = isinstance(method, str) and method in USUAL_STEPS
+        return {"ig_steps": USUAL_STEPS[method], **given} if known else given
 
 
 class ExactConfig(Section):
