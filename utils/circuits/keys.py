@@ -69,8 +69,8 @@ class EapConfig(Section):
     @classmethod
     def _usual_steps(cls, given: Any) -> Any:
         method = given.get("method") if isinstance(given, dict) else None
-        known = isinstance(method, str) and method in USUAL_STEPS
-        return {"ig_steps": USUAL_STEPS[method], **given} if known else given
+        usual = [steps for name, steps in USUAL_STEPS.items() if name == method]
+        return {"ig_steps": usual[0], **given} if usual else given
 
 
 class ExactConfig(Section):
