@@ -97,15 +97,15 @@ def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs
         inputs.families[checkpoint.name] = family_named(config, checkpoint.name)
     family = inputs.families[checkpoint.name]
     folder = store.folder(GRAPHS, checkpoint.name, task.name)
-    mask = None
-    if folder.has(checkpoint.step):
-        mask = folder.read_circuit(checkpoint.step)[0].in_circuit
-        mask = mask if bool(mask.any()) else None
-    elif "circuit" in [name for names in config.components for name in as_list(names)]:
-        raise UserError(
-            f"components: circuit: {folder.file(checkpoint.step)} is not there; run: {folder.how_to_make()}"
-        )
-    circuit = _fingerprint(StoredCircuits(store, checkpoint.name), task.name, checkpoint.step)
+    if not folder.has(checkpoint.step) and "circuit" in [
+        name for names in config.components for name in as_list(names)
+    ]:
+        raise _absent("circuit", folder, checkpoint.step)
+    stored, mask = StoredCircuits(store, checkpoint.name).at(task.name, checkpoint.step), None
+    if stored is not None:
+        mask = torch.zeros(Graph.of(into).n_forward, stored.n_backward, dtype=torch.bool)
+        mask.view(-1)[stored.edges] = True
+    circuit = "" if stored is None else stored.fingerprint
     sets = _sets(config, into, mask, store.folder(IOI_CONSISTENCY_HEADS, checkpoint.name), checkpoint.step)
     measuring = _Measuring(config, inputs.prompts[task.name].to(into.device), inputs.blocks, task, mask)
     own = measuring(into)
