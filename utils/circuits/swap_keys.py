@@ -9,9 +9,9 @@ from pydantic import AfterValidator, Field, field_validator
 
 from circuits_over_time.edge_attribution_patching.choices import Part
 
-from ..base.errors import UserError, suggest
-from ..config.keys import BaseConfig, Steps, TaskConfig, amount, as_list, different
-from ..config.schedules import SCHEDULES, select_steps
+from ..base.errors import UserError
+from ..config.keys import BaseConfig, Steps, TaskConfig, amount, as_list, different, known_schedule
+from ..config.schedules import select_steps
 from ..heads.needs import require_context
 from ..models.family import Family, family_of
 from ..tasks import tasks_of
@@ -42,12 +42,7 @@ class SwapConfig(PairSettings, TaskConfig):
     seq_len: int = amount(50, 2, most=1_000_000)
     """Tokens in a block, which comes twice in a row."""
 
-    @field_validator("sources")
-    @classmethod
-    def _known_schedule(cls, value: str | list[int]) -> str | list[int]:
-        if isinstance(value, str) and value not in SCHEDULES:
-            raise ValueError(f"'{value}' is not a schedule{suggest(value, SCHEDULES)}")
-        return value
+    _known_schedule_of_sources = field_validator("sources")(known_schedule)
 
     @field_validator("components")
     @classmethod

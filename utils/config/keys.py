@@ -135,6 +135,13 @@ def _check_steps(steps: list[int]) -> list[int]:
     return steps
 
 
+def known_schedule(value: str | list[int]) -> str | list[int]:
+    """The name of a schedule, or a list of steps; a ValueError for another name."""
+    if isinstance(value, str) and value not in SCHEDULES:
+        raise ValueError(f"'{value}' is not a schedule{suggest(value, SCHEDULES)}")
+    return value
+
+
 @contextlib.contextmanager
 def errors_named(prefix: str, schema: type[pydantic.BaseModel]) -> Iterator[None]:
     """Errors that begin with a key of a schema say where it stands: `cspa.seq_len` with `cspa.` as the prefix."""
@@ -270,12 +277,7 @@ class BaseConfig(Section):
     """How often a checkpoint whose worker was lost is tried again."""
     slurm: SlurmKeys = execution(SlurmKeys(), only_with=("executor", "slurm"))
 
-    @field_validator("checkpoints")
-    @classmethod
-    def _known_schedule(cls, value: str | list[int]) -> str | list[int]:
-        if isinstance(value, str) and value not in SCHEDULES:
-            raise ValueError(f"'{value}' is not a schedule{suggest(value, SCHEDULES)}")
-        return value
+    _known_schedule = field_validator("checkpoints")(known_schedule)
 
     @field_validator("device")
     @classmethod
