@@ -15,7 +15,7 @@ import pandas as pd
 from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.style import INK, Drawing, finish
+from circuits_over_time.plotting.parts.style import INK, Drawing, colour_bar, finish
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.utils.tasks.registry import task_label
 
@@ -71,15 +71,7 @@ def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]])
             zmax=1,
             colorscale=COLOURS,
             showscale=place == 0,
-            colorbar={
-                "title": {"text": "change, as a share of the largest", "side": "right", "font": {"size": 12}},
-                "thickness": 14,
-                "x": 1.01,
-                "lenmode": "pixels",
-                "len": CELLS,
-                "y": 1,
-                "yanchor": "top",
-            },
+            colorbar=colour_bar(CELLS, text="change, as a share of the largest", font={"size": 12}),
             customdata=np.stack([change, metric], axis=-1),
             hovertemplate="from step %{y}<br>into step %{x}<br>metric %{customdata[1]:.3g} "
             "(%{customdata[0]:+.3g})<extra></extra>",

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.style import Drawing, finish
+from circuits_over_time.plotting.parts.style import Drawing, colour_bar, finish
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.tasks.registry import task_label
@@ -121,15 +121,7 @@ def _draw_matrix(figure: go.Figure, panel: Matrix, row: int, column: int, *, sca
         zmax=1,
         colorscale="Blues",
         showscale=scale,
-        colorbar={
-            "title": {"text": "faithfulness", "side": "right"},
-            "thickness": 14,
-            "x": 1.01,
-            "lenmode": "pixels",
-            "len": CELLS,
-            "y": 1,
-            "yanchor": "top",
-        },
+        colorbar=colour_bar(CELLS, text="faithfulness"),
         texttemplate="%{z:.2f}" if max(matrix.shape) <= MOST_WITH_TEXT else None,
         textfont={"size": 9 if by_step else 12},
         hovertemplate=f"{panel.down} %{{y}}<br>{panel.along} %{{x}}<br>faithfulness %{{z:.3f}}<extra></extra>",

@@ -277,3 +277,9 @@ def finish(
     margin = {"l": 72, "r": 28, "t": _PANEL_TITLES, "b": 78}
     figure.update_layout(width=width, height=height, margin=margin, showlegend=legend)
     return Drawing(figure, title, subtitle)
+
+
+def colour_bar(length: int, **title: Any) -> dict[str, Any]:
+    """The scale of colours right of the top row of matrices that are `length` pixels high; `title` is plotly's."""
+    where = {"x": 1.01, "lenmode": "pixels", "len": length, "y": 1, "yanchor": "top"}
+    return {"title": {"side": "right", **title}, "thickness": 14, **where}
