@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 _HERE = Path(__file__).resolve().parent
 _INSTALLED = _HERE / "_circuits_over_time"
@@ -106,8 +106,9 @@ def task(
     *,
     clean: Sequence[str] | None = None,
     corrupted: Sequence[str] | None = None,
-    answers: Sequence[str | Sequence[str]] | None = None,
-    wrong_answers: Sequence[str | Sequence[str]] | None = None,
+    answers: Sequence[Any] | None = None,
+    wrong_answers: Sequence[Any] | None = None,
+    answers_as: Literal["text", "ids"] = "text",
     metric: str | MetricFunction | None = None,
     name: str = "prompts",
 ) -> Task:
@@ -118,6 +119,8 @@ def task(
             columns `clean, corrupted, answers, wrong_answers`, and any others.
         clean, corrupted, answers, wrong_answers: instead of `prompts`, the columns as lists. An answer continues the
             clean prompt as one token, so a word needs its leading space (`" he"`). Where several count, give a list.
+        answers_as: `text`, or `ids` where the answers of a CSV, a data frame or lists are token ids. Columns named as
+            EAP-IG's users name them (`correct_idx, incorrect_idx`) hold ids anyway.
         metric: `logit_diff`, `prob_diff`, `kl`, or a function `metric(logits, prompts)`: `logits` [n, vocabulary] at
             the end of n clean prompts, `prompts` these (`.answers.right`, `.answers.wrong`: token ids, padded, with
             `.right_mask`, `.wrong_mask`; `.texts`, `.meta`). It returns one value per prompt, [n], computed with torch
@@ -147,10 +150,12 @@ def task(
     columns = {column: list(values) for column, values in given.items()}
     if metric is not None and not isinstance(metric, str) and not callable(metric):
         raise TypeError(f"metric={metric!r}: not a name, nor a function")
+    if answers_as not in ("text", "ids"):
+        raise ValueError(f"answers_as={answers_as!r}: not 'text' or 'ids'")
     if isinstance(metric, str) and metric not in DIFFERENTIABLE:
         raise ValueError(f"metric={metric!r}: not {' or '.join(map(repr, DIFFERENTIABLE))}, nor a function")
     if isinstance(prompts, str | Path):
-        found = get_task(str(prompts))
+        found = get_task(str(prompts), answers_as=answers_as)
         return found if metric is None else replace(found, primary=metric)
     if prompts is not None:
         if not hasattr(prompts, "columns"):
@@ -160,7 +165,7 @@ def task(
                 f"prompts: the data frame has the same column twice: {', '.join(map(str, prompts.columns))}"
             )
         columns = {str(column): prompts[column].tolist() for column in prompts.columns}
-    return table_task(columns, name, metric or "logit_diff")
+    return table_task(columns, name, metric or "logit_diff", answers_as)
 
 
 @errors_of_python()

@@ -291,6 +291,7 @@ def test_settings_leave_out_what_changes_no_result() -> None:
         "prepend_bos": "auto",  # only the config of one model knows
         "ioi_corruption": "swap",
         "metric": None,
+        "answers_as": "text",
         "eap.ig_steps": 5,
         "eap.sizes": [10, 20],
         "search": None,

@@ -11,6 +11,7 @@ from circuits_over_time.edge_attribution_patching.model.architectures import Sha
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.circuits.find import circuit_prompts
 from circuits_over_time.utils.circuits.keys import CircuitSettings
+from circuits_over_time.utils.config.keys import PromptOptions
 from circuits_over_time.utils.tasks import build_prompts, get_task
 from tests.support.paths import CONFIGS
 from tests.support.task_tokenizers import pythia, words
@@ -269,3 +270,69 @@ def test_the_same_file_elsewhere_gives_the_same_prompts(tmp_path):
     copy = shutil.copy(EXAMPLE, tmp_path)
     first, second = (build_prompts(str(path), pythia(), 3, 7, metric="logit_diff") for path in (EXAMPLE, copy))
     assert first.texts == second.texts
+
+
+IDS = "So Paul is such a good cook,So Mary is such a good cook,344,703"
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "options"),
+    [
+        (HEADER, IDS, {"answers_as": "ids"}),
+        (HEADER, '"So Paul is such a good cook",So Mary is such a good cook,344;344,[703]', {"answers_as": "ids"}),
+        ("clean,corrupted,correct_idx,incorrect_idx", IDS, {}),
+        ("clean,corrupted,word_idx,corrupted_word_idx,word,corrupted_word", f"{IDS},he,she", {}),
+        ("clean,corrupted,clean_answer_idx,corrupted_answer_idx", IDS, {}),
+    ],
+)
+def test_answers_that_are_ids_are_those_of_their_texts(write, header, row, options):
+    """Also where EAP-IG's users name the columns; " he" is 344 and " she" 703 for Pythia."""
+    of_text = build(write(HEADER, GOOD, name="text.csv"), tokenizer=pythia())
+    task = get_task(write(header, row), **options)
+    of_ids = task.build(pythia(), 1, 0, PromptOptions(prepend_bos=False))
+    assert of_ids.answers.right.tolist() == of_text.answers.right.tolist() == [[344]]
+    assert of_ids.answers.wrong.tolist() == of_text.answers.wrong.tolist() == [[703]]
+    assert not [column for column in of_ids.meta if column.endswith("_idx")]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "reason"),
+    [
+        ("correct_idx,incorrect_idx", "344, she", r"row 2 \(line 3\): incorrect_idx is ' she', not a token id$"),
+        ("correct_idx,incorrect_idx", "344,", r"row 2 \(line 3\): incorrect_idx is '', not a token id$"),
+        (
+            "correct_idx,incorrect_idx",
+            "344,99999",
+            r"row 2 .*incorrect_idx: 99999 is no token of this tokenizer",
+        ),
+        ("correct_idx,incorrect_idx", "344,344", r"row 2 .*' he' is both an answer and a wrong answer"),
+        ("answers,wrong_answers", "344,703", r"row 2 .*'344' right after 'So.*ids in every row with answers_as=ids"),
+        ("correct_idx,wrong", "344,703", r"mine.csv: column 'answers' is missing"),
+    ],
+)
+def test_tables_that_mix_ids_and_text_are_refused_with_the_row(write, header, row, reason):
+    first = "So John is such a good cook,So Anna is such a good cook," + (
+        " he, she" if "answers" in header else "344,703"
+    )
+    path = write(f"clean,corrupted,{header}", first, f"So Paul is such a good cook,So Mary is such a good cook,{row}")
+    with pytest.raises(UserError, match=reason):
+        build(path, n=2, tokenizer=pythia())
+
+
+def test_ids_that_are_read_as_text_are_told(write, caplog):
+    build(path := write(HEADER, IDS), tokenizer=pythia())
+    assert f"{path}: all answers are numbers without a space; if they are token ids, pass answers_as=ids" in caplog.text
+    caplog.clear()
+    build(write(HEADER, "from 1732 to 17,from 1701 to 17,33;34,31;32"), tokenizer=pythia())
+    assert not caplog.text
+
+
+def test_ids_of_another_tokenizer_are_told_by_the_text_beside_them(write):
+    path = write("clean,corrupted,he_idx,corrupted_he_idx,he,corrupted_he", f"{IDS},he,they")
+    with pytest.raises(
+        UserError, match=r"corrupted_he_idx: 703 is ' she' under this tokenizer, but corrupted_he is 't"
+    ):
+        build(path, tokenizer=pythia())
+    path = write("clean,corrupted,he_idx,corrupted_he_idx,correct_idx,incorrect_idx", f"{IDS},344,703")
+    with pytest.raises(UserError, match=r"he_idx and correct_idx may both be the answers"):
+        build(path, tokenizer=pythia())

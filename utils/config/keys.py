@@ -381,6 +381,10 @@ def _check_tasks(tasks: dict[str, TemplateKeys]) -> dict[str, TemplateKeys]:
     return tasks
 
 
+AnswersAs = Literal["text", "ids"]
+"""What the answers in a table of prompts are."""
+
+
 class TaskConfig(PromptOptions, BaseConfig):
     """The keys that every script with tasks shares."""
 
@@ -394,12 +398,16 @@ class TaskConfig(PromptOptions, BaseConfig):
     can make, at most 200."""
     metric: str | None = None
     """Primary metric of a prompts CSV, a [differentiable](../docs/tasks.md#metrics) one; `null`: `logit_diff`."""
+    answers_as: AnswersAs = "text"
+    """What the answers of a [prompts CSV](../docs/tasks.md#answers-as-ids) are: `text`, or token `ids`."""
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds the keys that are for other tasks than the run's."""
         yield from super().unread(prefix)
-        if self.metric is not None and not any(task.lower().endswith(".csv") for task in self.task_names):
-            yield f"{prefix}metric", "without a prompts CSV among the tasks: the others have their own"
+        of_csv = {"metric": self.metric is not None, "answers_as": self.answers_as != "text"}
+        for name, given in of_csv.items():
+            if given and not any(task.lower().endswith(".csv") for task in self.task_names):
+                yield f"{prefix}{name}", "without a prompts CSV among the tasks: the others have their own"
         if self.ioi_corruption != "swap" and "ioi" not in self.task_names:
             yield f"{prefix}ioi_corruption", "without ioi among the tasks"
 
@@ -410,9 +418,10 @@ class TaskConfig(PromptOptions, BaseConfig):
 
     def of_task(self, name: str | None) -> TaskConfig:
         """The config as it is for one task, by the name of its results folder: with what depends on the task."""
-        changed: dict[str, Any] = {"tasks": {}, "n_prompts": self.n_prompts or USUAL_PROMPTS}
+        changed: dict[str, Any] = {"tasks": {}, "n_prompts": self.n_prompts or USUAL_PROMPTS, "answers_as": "text"}
         if name in self.tasks:
-            changed = {"tasks": {name: self.tasks[name]}, "metric": self.tasks[name].metric}
+            own = self.tasks[name]
+            changed = {"tasks": {name: own}, "metric": own.metric, "answers_as": "text"}
         elif any(task.lower().endswith(".csv") and Path(task).stem == name for task in self.task_names):
             changed = {"tasks": {}, "metric": self.metric or CSV_METRIC}
         return self.model_copy(update=changed)

@@ -4,12 +4,16 @@ The columns are `clean, corrupted, answers, wrong_answers`; the last two hold on
 answer is taken literally and must continue the clean prompt as exactly one token: a new word has its leading space
 (" he; she"), and an answer without one continues the last word ("Q" after "(BB"). Any other column becomes a column of
 `meta`. Every row is checked, even those that a run does not draw. One that says the same as an earlier one is dropped.
+
+With `answers_as: ids` answers are token ids. So are those of files made for EAP-IG, whose columns are `correct_idx,
+incorrect_idx` or named by a word (`country_idx, corrupted_country_idx`; `clean_answer_idx, corrupted_answer_idx`).
 """
 
 from __future__ import annotations
 
 import csv
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError, shortened
-from ..config.keys import PromptOptions
+from ..config.keys import AnswersAs, PromptOptions
 from .metrics import DIFFERENTIABLE
 from .prompts import MetricFunction, Pair, Task, token_rows
 from .sampling import draw
@@ -36,17 +40,18 @@ _already_logged: set[str] = set()
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the file: where it is, its cells, its answers as text, and its other columns."""
+    """One row of the file: where it is, its cells, its answers as text or all as token ids, and its other columns."""
 
     where: str
     clean: str
     corrupted: str
-    answers: tuple[str, ...]
-    wrong_answers: tuple[str, ...]
+    answers: tuple[Any, ...]
+    wrong_answers: tuple[Any, ...]
     meta: dict[str, Any]
+    columns: tuple[str, str]  # of the answers
 
 
-def csv_task(path: Path, metric: str) -> Task:
+def csv_task(path: Path, metric: str, answers_as: AnswersAs = "text") -> Task:
     """The task that a prompts CSV describes. The file is read when prompts are built.
 
     It is a UserError if there is no such file, or the metric cannot be the primary one.
@@ -56,10 +61,13 @@ def csv_task(path: Path, metric: str) -> Task:
             raise UserError(_no_such(path))
         ways = " or ".join(DIFFERENTIABLE)
         raise UserError(f"metric: {metric!r} cannot be used for the prompts of {path}; set it to {ways}")
-    return Task(path.stem, partial(pairs, path.name, partial(read_rows, path)), metric, source=path, usual=None)
+    read = partial(read_rows, path, answers_as)
+    return Task(path.stem, partial(pairs, path.name, read), metric, source=path, usual=None)
 
 
-def table_task(table: Mapping[str, Sequence[Any]], name: str, metric: str | MetricFunction) -> Task:
+def table_task(
+    table: Mapping[str, Sequence[Any]], name: str, metric: str | MetricFunction, answers_as: AnswersAs = "text"
+) -> Task:
     """The same task from columns in memory. It draws the rows that `<name>.csv` with these rows would.
 
     Args:
@@ -74,7 +82,7 @@ def table_task(table: Mapping[str, Sequence[Any]], name: str, metric: str | Metr
     # None is a missing value, as in a data frame: only a row of a CSV can have too few cells.
     filled = {column: [nan if value is None else value for value in values] for column, values in table.items()}
     cells = [(f"row {row + 1}", {column: values[row] for column, values in filled.items()}) for row in range(n)]
-    rows = check_rows(name, list(table), cells)
+    rows = check_rows(name, list(table), cells, answers_as)
     return Task(name, partial(pairs, f"{name}.csv", lambda: rows), metric, usual=None)
 
 
@@ -102,7 +110,7 @@ def pairs(
     return [every[number] for number in chosen]
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, answers_as: AnswersAs = "text") -> list[Row]:
     """Read and check the file. Rows count from 1, below the header.
 
     Raises:
@@ -118,14 +126,27 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(_no_such(path)) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a UTF-8 CSV: {error}") from None
-    return check_rows(str(path), header, [(f"row {n} (line {line})", row) for n, (line, row) in enumerate(cells, 1)])
+    rows = [(f"row {n} (line {line})", row) for n, (line, row) in enumerate(cells, 1)]
+    return check_rows(str(path), header, rows, answers_as)
 
 
 def _no_such(path: Path) -> str:
     return f"task: {path}: no such file; a task is a built-in one or a prompts CSV"
 
 
-def check_rows(source: str, header: Sequence[str], cells: Sequence[tuple[str, dict[str, Any]]]) -> list[Row]:
+def answer_columns(source: str, header: Sequence[str]) -> tuple[str, str]:
+    """The columns of the right and of the wrong answers; a UserError if two pairs of columns may be them."""
+    pairs = {name: f"corrupted_{name.removeprefix('clean_')}" for name in header if name.endswith("_idx")}
+    pairs["correct_idx"] = "incorrect_idx"
+    found = [pair for pair in [(COLUMNS[2], COLUMNS[3]), *pairs.items()] if {*pair} <= {*header}]
+    if len(found) > 1 and found[0] != COLUMNS[2:]:
+        raise UserError(f"{source}: {found[0][0]} and {found[1][0]} may both be the answers; keep one pair")
+    return found[0] if found else (COLUMNS[2], COLUMNS[3])
+
+
+def check_rows(
+    source: str, header: Sequence[str], cells: Sequence[tuple[str, dict[str, Any]]], answers_as: AnswersAs = "text"
+) -> list[Row]:
     """Rows of a table of prompts.
 
     Args:
@@ -135,7 +156,9 @@ def check_rows(source: str, header: Sequence[str], cells: Sequence[tuple[str, di
     Raises:
         UserError: if a column is missing, there are no rows, or one cannot be used.
     """
-    if missing := [column for column in COLUMNS if column not in header]:
+    columns = (*COLUMNS[:2], *(of_answers := answer_columns(source, header)))
+    ids = answers_as == "ids" or columns != COLUMNS
+    if missing := [column for column in columns if column not in header]:
         raise UserError(f"{source}: column {missing[0]!r} is missing; a table of prompts has {', '.join(COLUMNS)}")
     if len(set(header)) != len(header):
         raise UserError(f"{source}: has the same column twice: {', '.join(header)}")
@@ -146,8 +169,8 @@ def check_rows(source: str, header: Sequence[str], cells: Sequence[tuple[str, di
     seen: dict[tuple[str, str], tuple[int, tuple[Any, ...]]] = {}
     for number, (place, row) in enumerate(cells, start=1):
         where, pair = f"{source}: {place}", (row["clean"], row["corrupted"])
-        if (problem := _problem(row, len(header))) is None:
-            answers = (_answers(row["answers"]), _answers(row["wrong_answers"]))
+        if (problem := _problem(row, len(header), columns, ids)) is None:
+            answers = (_answers(row[columns[2]], ids), _answers(row[columns[3]], ids))
             first, before = seen.setdefault(pair, (number, answers))
             if before != answers:
                 problem = f"repeats the prompts of row {first} with other answers: {row['clean']!r}"
@@ -156,42 +179,75 @@ def check_rows(source: str, header: Sequence[str], cells: Sequence[tuple[str, di
         elif first != number:
             repeats.append(place)
         else:
-            meta = {column: value for column, value in row.items() if column not in COLUMNS}
-            rows.append(Row(where, *pair, *answers, meta))
+            meta = {column: value for column, value in row.items() if column not in columns}
+            rows.append(Row(where, *pair, *answers, meta, of_answers))
+    bare = [] if ids else [row for row in rows if _like_ids(row)]
+    if bare and len(bare) < len(rows):
+        problems.append(
+            f"{bare[0].where}: {bare[0].answers[0]!r} right after {bare[0].clean!r} looks like a token id, and other "
+            "rows have text; write a number with its leading space, or ids in every row with answers_as=ids"
+        )
     refuse(problems)
+    if bare:
+        _warn_once(f"{source}: all answers are numbers without a space; if they are token ids, pass answers_as=ids")
     if repeats:
         line = f"{source}: {len(repeats)} of {len(cells)} rows repeat an earlier one and are dropped"
-        if line not in _already_logged:  # Prompts are built more than once in a run.
-            _already_logged.add(line)
-            log.warning("%s: %s", line, shortened(repeats, 5))
+        _warn_once(f"{line}: {shortened(repeats, 5)}")
     return rows
 
 
-def _problem(row: dict[str, Any], n_columns: int) -> str | None:
+def _like_ids(row: Row) -> bool:
+    """Whether answers in text are rather ids: numbers that would go on right after the last letter of a prompt."""
+    return row.clean[-1:].isalpha() and any(answer.isdecimal() for answer in row.answers + row.wrong_answers)
+
+
+def _warn_once(line: str) -> None:
+    """Log a warning, once: prompts are built more than once in a run."""
+    if line not in _already_logged:
+        _already_logged.add(line)
+        log.warning("%s", line)
+
+
+def _problem(row: dict[str, Any], n_columns: int, columns: Sequence[str], ids: bool) -> str | None:
     """What is wrong with a row's cells, if anything."""
     if None in row or None in row.values():
         return f"does not have as many cells as the header ({n_columns})"
-    for column in COLUMNS:
-        texts = _answers(row[column]) if column in COLUMNS[2:] else (row[column],)
-        if wrong := [text for text in texts if not isinstance(text, str)]:
-            return f"{column} is {wrong[0]!r}, not text"
-        if not any(text.strip() for text in texts):
+    for column in columns:
+        of_answers = column in columns[2:]
+        values = _answers(row[column], ids) if of_answers else (row[column],)
+        if of_answers and ids:
+            if wrong := [value for value in values if isinstance(value, bool) or not isinstance(value, int)]:
+                return f"{column} is {wrong[0]!r}, not a token id"
+            continue
+        if wrong := [text for text in values if not isinstance(text, str)]:
+            hint = "; if it is a token id, pass answers_as=ids" if isinstance(wrong[0], int) and of_answers else ""
+            return f"{column} is {wrong[0]!r}, not text{hint}"
+        if not any(text.strip() for text in values):
             return f"{column} is empty"
-        if not all(text.strip() for text in texts):
+        if not all(text.strip() for text in values):
             return f"{column}: an answer between two ';' is empty"
     return None
 
 
-def _answers(cell: Any) -> tuple[Any, ...]:
-    """The answers of a cell, each once: parts between ";", or the items of a list or an array."""
+def _answers(cell: Any, ids: bool) -> tuple[Any, ...]:
+    """The answers of a cell, each once: parts between ";", or the items of a list or an array.
+
+    Ids may also be written as a list, "[344, 703]"; what is none stays text.
+    """
     cell = cell.tolist() if hasattr(cell, "tolist") else cell
-    listed = cell.split(";") if isinstance(cell, str) else cell if isinstance(cell, list | tuple) else [cell]
+    if isinstance(cell, str):
+        cell = re.split("[;,]", cell.strip("[]")) if ids else cell.split(";")
+    listed = cell if isinstance(cell, list | tuple) else [cell]
+    if ids:
+        listed = [int(one) if isinstance(one, str) and re.fullmatch(r" *[0-9]{1,9} *", one) else one for one in listed]
     return tuple(item for number, item in enumerate(listed) if item not in listed[:number])
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, rows: list[Row], column: str) -> list[tuple[int, ...]]:
     """The token of every answer in every row, each after its own clean prompt."""
     answers = attrgetter(column)
+    if isinstance(answers(rows[0])[0], int):
+        return _known_ids(tokenizer, rows, COLUMNS.index(column) - 2)
     prompts = encode(tokenizer, [row.clean for row in rows])
     joined = iter(encode(tokenizer, [row.clean + answer for row in rows for answer in answers(row)]))
     unknown = unknown_token(tokenizer)
@@ -210,6 +266,32 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, rows: list[Row], column: str) ->
             elif (other := tokens.setdefault(whole[-1], answer)) != answer:
                 problems.append(f"{row.where}: {column}: {other!r} and {answer!r} are the same token; keep one")
         found.append(tuple(tokens))
+    refuse(problems)
+    return found
+
+
+def _known_ids(tokenizer: PreTrainedTokenizerBase, rows: list[Row], side: int) -> list[tuple[int, ...]]:
+    """The ids of the right (0) or wrong (1) answers in every row.
+
+    It is a UserError if the tokenizer lacks one, or one is not how its text begins. EAP-IG's users have the text of
+    `country_idx` in `country`: the ids of another model's tokenizer would give wrong numbers without a word.
+    """
+    known, found, problems = set(tokenizer.get_vocab().values()), [], []
+    for row in rows:
+        found.append((row.answers, row.wrong_answers)[side])
+        beside = row.columns[side].removesuffix("_idx")
+        text = row.meta.get(beside)
+        for token in found[-1]:
+            where = f"{row.where}: {row.columns[side]}: {token}"
+            if token not in known:
+                problems.append(f"{where} is no token of this tokenizer, whose ids go up to {max(known)}")
+                continue
+            decoded = str(tokenizer.decode([token]))
+            if isinstance(text, str) and not text.strip().startswith(decoded.strip(" \ufffd")):
+                problems.append(
+                    f"{where} is {decoded!r} under this tokenizer, but {beside} is {text!r}; take the ids' own "
+                    f"tokenizer, or rename the column {beside}"
+                )
     refuse(problems)
     return found
 

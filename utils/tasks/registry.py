@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..base.errors import UserError, suggest
-from ..config.keys import CSV_METRIC, PromptOptions, TaskConfig, TemplateKeys, as_list
+from ..config.keys import CSV_METRIC, AnswersAs, PromptOptions, TaskConfig, TemplateKeys, as_list
 from . import gendered_pronoun, greater_than, ioi, sva
 from .csv_task import csv_task
 from .metrics import DIFFERENTIABLE
@@ -30,7 +30,12 @@ def task_label(task: str) -> str:
     return (TASKS[task].label if task in TASKS else "") or task.replace("_", " ")
 
 
-def get_task(task: str, metric: str | None = None, own: Mapping[str, TemplateKeys] | None = None) -> Task:
+def get_task(
+    task: str,
+    metric: str | None = None,
+    own: Mapping[str, TemplateKeys] | None = None,
+    answers_as: AnswersAs = "text",
+) -> Task:
     """Find a task by its name or its prompts CSV.
 
     Args:
@@ -38,6 +43,7 @@ def get_task(task: str, metric: str | None = None, own: Mapping[str, TemplateKey
         metric: the primary metric of a CSV, one of `DIFFERENTIABLE`; None for `logit_diff`. Other tasks have their own,
             so one run can have both.
         own: tasks from templates, by name.
+        answers_as: what the answers of a CSV are.
 
     Raises:
         UserError: if there is no such task, its metric cannot be used, or one of one's own has a built-in task's name.
@@ -60,12 +66,12 @@ def get_task(task: str, metric: str | None = None, own: Mapping[str, TemplateKey
         return TASKS[task]
     if (stem := Path(task).stem) in TASKS:
         raise UserError(f"task: {task} would write into the results of the built-in task '{stem}'; rename the file")
-    return csv_task(Path(task), metric or CSV_METRIC)
+    return csv_task(Path(task), metric or CSV_METRIC, answers_as)
 
 
 def tasks_of(config: TaskConfig) -> Sequence[Task]:
     """The tasks that a config names; errors as of `get_task`."""
-    return [get_task(name, config.metric, config.tasks) for name in config.task_names]
+    return [get_task(name, config.metric, config.tasks, config.answers_as) for name in config.task_names]
 
 
 def inputs_of_performance(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, shape: object) -> Iterator[Work]:
