@@ -19,6 +19,7 @@ import plotly.graph_objects as go
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import atomic_write
+from circuits_over_time.utils.results.commands import folder_named
 from circuits_over_time.utils.results.store import Store
 
 from .options import Style, add_style_flags, style_of
@@ -75,8 +76,8 @@ def script_parser(doc: str | None, verb: str) -> argparse.ArgumentParser:
     """What every script takes: the results, and whose to draw."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("-r", "--results", type=_results, default=Path("results"), help="folder of results (results)")
-    parser.add_argument("-m", "--model", nargs="+", metavar="NAME", help=f"models to {verb} (all)")
-    parser.add_argument("-t", "--task", nargs="+", metavar="NAME", help=f"tasks to {verb} (all)")
+    parser.add_argument("-m", "--model", nargs="+", type=folder_named, metavar="NAME", help=f"models to {verb} (all)")
+    parser.add_argument("-t", "--task", nargs="+", type=folder_named, metavar="NAME", help=f"tasks to {verb} (all)")
     return parser
 
 

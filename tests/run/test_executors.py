@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import sys
 import time
@@ -158,12 +159,15 @@ def test_bad_input_in_a_worker_and_too_large_wishes_are_told_in_one_line(
     )
 
 
-def test_tasks_of_a_job_array_give_what_one_process_gives(family: Path, tmp_path: Path) -> None:
+def test_tasks_of_a_job_array_give_what_one_process_gives(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("submitit", reason="needs requirements-cluster.txt")
     asked = ("executor=slurm", "slurm.cluster=local", "workers=2", "checkpoints=[0, 750]", "n_prompts=4")
     from get_model_task_performance import ANALYSIS as PERFORMANCE
 
     assert sweep(tmp_path / "slurm", TOY, *asked, "task=[ioi, sva]", analysis=PERFORMANCE) == 0
+    assert re.search(r"to stop them: kill \d+ \d+\n", capsys.readouterr().err)
     assert sweep(tmp_path / "alone", TOY, *asked[3:], "task=[ioi, sva]", analysis=PERFORMANCE) == 0
     found = {name: data for name, data in files(tmp_path / "slurm").items() if not name.startswith(".slurm/")}
     assert without_config(found) == without_config(files(tmp_path / "alone"))

@@ -138,8 +138,9 @@ def test_what_there_is_none_of_is_refused_before_anything_is_loaded(
     override: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LocalFamily, "load", None)
-    assert main(ANALYSIS, [*OF_BOTH, f"results_dir={tmp_path}", override]) == 2
-    assert line in capsys.readouterr().err
+    for run in ([], ["--dry-run"]):
+        assert main(ANALYSIS, [*OF_BOTH, f"results_dir={tmp_path}", override, *run]) == 2
+        assert line in capsys.readouterr().err
 
 
 def test_a_metric_that_is_0_in_every_whole_model_is_refused(

@@ -231,7 +231,10 @@ def test_results_depend_on_the_file_and_say_so(found: Path, tmp_path: Path, caps
     assert circuits(tmp_path / "r", "checkpoints=[1350]", "n_random=0") == 2
     assert "holds circuit=" in capsys.readouterr().err
     # Scores of a file also give CPR and CMD, and keys of scores are not read.
-    own = (f"circuit={export_of(found, 'eap_ig_json')}", "search.mib=true", "eap.ig_steps=7", "n_random=0")
-    assert circuits(tmp_path / "mib", "checkpoints=[1350]", *own) == 0
-    assert "eap: is not read with circuit" in capsys.readouterr().err
+    own = ("checkpoints=[1350]", f"circuit={export_of(found, 'eap_ig_json')}", "n_random=0", "search.mib=true")
+    assert circuits(tmp_path / "mib", *own, "eap.ig_steps=7", "search.threshold=0.5") == 0
+    said = capsys.readouterr().err
+    assert "eap: is not read with circuit" in said
+    assert "search.threshold: is not read with circuit" in said
+    assert "search.mib" not in said
     assert Store(tmp_path / "mib").folder("baselines", "toy", TASK).read_table(STEP)["cmd"].notna().all()

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.utils.base.errors import UserError
@@ -13,7 +13,7 @@ from circuits_over_time.utils.circuits.find import circuit_prompts
 from circuits_over_time.utils.circuits.keys import CircuitSettings
 from circuits_over_time.utils.config.keys import PromptOptions
 from circuits_over_time.utils.tasks import build_prompts, get_task
-from tests.support.paths import CONFIGS
+from tests.support.paths import CONFIGS, TOY_STEPS
 from tests.support.task_tokenizers import pythia, words
 
 TINY = Shape(
@@ -41,6 +41,11 @@ def write(tmp_path):
         return str(path)
 
     return _write
+
+
+def test_the_example_for_the_toy_family_fits_it(toy_family):
+    tokenizer = AutoTokenizer.from_pretrained(toy_family / f"step{TOY_STEPS[0]}")
+    assert len(build(str(CONFIGS / "toy_prompts.csv"), None, tokenizer)) == 12
 
 
 def build(path, n=1, tokenizer=None, **options):

@@ -246,6 +246,23 @@ def test_unknown_tasks_are_refused_with_the_nearest_name():
         get_task("xyz")
 
 
+def test_a_name_that_is_meant_as_a_file_is_said_to_be_missing(tmp_path):
+    (tmp_path / "drinks.csv").touch()
+    (tmp_path / "drinks.tsv").touch()
+    near = f"; did you mean '{tmp_path}/drinks.csv'?"
+    says = {
+        "drinks.cvs": f"no such file{near}",
+        "drnks.csv": f"no such file{near}",
+        "drinks.tsv": f"not a prompts CSV{near}",
+        "food.txt": "no such file; the name of a CSV ends in .csv",
+        "own/food.csv": f"no such file; there is no folder {tmp_path}/own",
+    }
+    for name, reason in says.items():
+        with pytest.raises(UserError) as refused:
+            build_prompts(f"{tmp_path}/{name}", pythia(), 1, 0)
+        assert str(refused.value) == f"task: {tmp_path}/{name}: {reason}"
+
+
 def test_every_task_names_its_metrics_and_ignores_a_csvs():
     for name, task in TASKS.items():
         assert task.name == name == get_task(name).name

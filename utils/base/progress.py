@@ -76,6 +76,11 @@ def duration(seconds: float) -> str:
     return f"{hours:d}:{minutes:02d}:{left:02d}" if hours else f"{minutes:02d}:{left:02d}"
 
 
+def about(seconds: float) -> str:
+    """A time that is estimated: `about 02:05`, `under a second`."""
+    return "under a second" if seconds < 1 else f"about {duration(seconds)}"
+
+
 class _BarHandler(logging.StreamHandler):
     """Writes log lines above the progress bar instead of through it."""
 

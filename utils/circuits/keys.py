@@ -184,9 +184,14 @@ class CircuitsConfig(CircuitSettings, TaskConfig):
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds what a circuit that is given does not need."""
         yield from super().unread(prefix)
-        for name in ("eap", "exact") if self.circuit is not None else ():
+        if self.circuit is None:
+            return
+        for name in ("eap", "exact"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 yield f"{prefix}{name}", "with circuit: the scores are those of its file"
+        for name in ("threshold", "criterion", "grid", "selection", "sizes"):
+            if getattr(self.search, name) != SearchConfig.model_fields[name].default:
+                yield f"{prefix}search.{name}", "with circuit: its edges are those of its file"
 
 
 def circuit_pairs(settings: PairSettings, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,11 +10,12 @@ from pydantic import AfterValidator, Field, field_validator
 
 from circuits_over_time.edge_attribution_patching.choices import Part
 
-from ..base.errors import UserError
+from ..base.errors import UserError, suggest
 from ..config.keys import BaseConfig, Steps, TaskConfig, amount, as_list, different, known_schedule
 from ..config.schedules import select_steps
 from ..heads.needs import require_context
 from ..models.family import Family, family_of
+from ..results.kinds import ROLES
 from ..tasks import tasks_of
 from ..tasks.prompts import Work
 from .keys import PairSettings, circuit_pairs
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
     from ..models.tokenizers import PlainShape
     from ..results.store import Store
+
+EVERYWHERE = ("circuit", "heads", "mlps", "all")
+"""Names of sets that every model has; others are nodes, or roles of IOI."""
 
 
 class SwapConfig(PairSettings, TaskConfig):
@@ -53,6 +58,17 @@ class SwapConfig(PairSettings, TaskConfig):
         return value
 
 
+def check_components(config: SwapConfig, n_layers: int, n_heads: int) -> None:
+    """Refuse, with a UserError, a component that is neither a set, nor a role, nor a node of such a model."""
+    layers = range(n_layers)
+    nodes = ["input", *(f"a{layer}.h{head}" for layer in layers for head in range(n_heads))]
+    nodes += [*(f"m{layer}" for layer in layers), "logits"]
+    for name in (name for names in config.components for name in as_list(names)):
+        if name not in (*nodes, *EVERYWHERE, *ROLES):
+            known = suggest(name, [*EVERYWHERE, *ROLES, *nodes], "others are", [*EVERYWHERE, *ROLES])
+            raise UserError(f"components: '{name}' is neither a node of the model nor a set or role{known}")
+
+
 def source_steps(config: SwapConfig, family: Family) -> list[int]:
     """The steps that components are taken from; a UserError if the family has not got one of them."""
     try:
@@ -73,6 +89,8 @@ def check_sources(config: SwapConfig, store: Store, model: str, steps: Sequence[
 
 def inputs_of_swaps(config: SwapConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:
     """The prompts of each task; errors are those of `circuit_pairs`."""
+    if max(shape.n_layers, shape.n_heads) < sys.maxsize:  # Or else the model has no config yet that says.
+        check_components(config, shape.n_layers, shape.n_heads)
     if config.n_sequences:
         require_context(config.seq_len, shape.n_positions)
     # Of each source and set: the clean and the corrupted run and the circuit, with random sets too.

@@ -32,7 +32,7 @@ from circuits_over_time.edge_attribution_patching.model.swap import moved_togeth
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
-from ..base.errors import UserError, suggest
+from ..base.errors import UserError
 from ..config.keys import as_list
 from ..heads.attention_and_copy import attention_samples, mean_scores, ordinary_tokens, repeated_blocks
 from ..heads.needs import require_context
@@ -45,12 +45,10 @@ from ..tasks.performance import task_performance
 from ..tasks.prompts import metric_name, metric_unit
 from .find import split_prompts
 from .keys import SearchConfig
-from .swap_keys import SwapConfig, family_named, source_steps
+from .swap_keys import SwapConfig, check_components, family_named, source_steps
 from .transfer import StoredCircuits
 
 SWAPS, SWAP_HEADS = KINDS["swaps"], KINDS["swap_heads"]
-EVERYWHERE = ("circuit", "heads", "mlps", "all")
-"""Names of sets that every model has; others are nodes, or roles of IOI."""
 log = logging.getLogger(__name__)
 MIN_GAP: float = SearchConfig.model_fields["min_gap"].default
 
@@ -76,11 +74,7 @@ def prepare(config: SwapConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
             "metric: kl compares with the whole model, so it is 0 in every whole model, swapped or not; "
             f"give {unfit[0]} another metric"
         )
-    nodes = [*Graph.of(shape).forward_nodes, "logits"]
-    for name in (name for names in config.components for name in as_list(names)):
-        if name not in (*nodes, *EVERYWHERE, *ROLES):
-            known = suggest(name, [*EVERYWHERE, *ROLES, *nodes], "others are", [*EVERYWHERE, *ROLES])
-            raise UserError(f"components: '{name}' is neither a node of the model nor a set or role{known}")
+    check_components(config, shape.n_layers, shape.n_heads)
     prompts = {task.name: split_prompts(config, task, tokenizer, shape).evaluation for task in tasks_of(config)}
     blocks = None
     if config.n_sequences:

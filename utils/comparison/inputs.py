@@ -17,7 +17,7 @@ from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from ..base.errors import UserError, suggest
 from ..config.keys import as_list
 from ..results.checked import DamagedRecord
-from ..results.commands import how_to_make
+from ..results.commands import folder_named, how_to_make
 from ..results.comparison import fingerprint
 from ..results.store import ResultsFolder, Store
 from .floors import SelectionRule
@@ -86,15 +86,16 @@ def model_tasks(store: Store, config: ComparisonConfig, earlier: Iterable[Sequen
     models = store.models("graphs")
     if not models:
         raise UserError(f"{store.root / 'graphs'} holds no circuits; run: {how_to_make(store.root, 'graphs')}")
-    for name in as_list(config.model):
+    named = [folder_named(name) for name in as_list(config.model)]
+    for name in named:
         if name not in models:
             raise UserError(f"model: {store.root / 'graphs'} has no circuits of '{name}'{suggest(name, models)}")
-    chosen = as_list(config.model) or models
+    chosen = named or models
     tasks = sorted({task for model in chosen for task in store.tasks("graphs", model)})
-    for name in as_list(config.task):
+    wanted = [folder_named(name) for name in as_list(config.task)] or tasks
+    for name in wanted:
         if name not in tasks:
             raise UserError(f"task: {store.root / 'graphs'} has no circuits of '{name}'{suggest(name, tasks)}")
-    wanted = as_list(config.task) or tasks
     asked = [(model, task) for model in chosen for task in store.tasks("graphs", model) if task in wanted]
     before = [(model, task) for model, task in earlier if model in models and task in store.tasks("graphs", model)]
     return list(dict.fromkeys([*before, *asked]))

@@ -28,7 +28,7 @@ class ComparisonConfig(Section):
     results_dir: Folder = execution(Path("results"))
     """Where the results are, and where to write `comparison/`."""
     model: Names | None = execution(None)
-    """Names of results folders (`toy`, `[pythia-160m, pythia-160m-seed1]`); `null`: every model with circuits."""
+    """Models, by name or path (`toy`, `[pythia-160m, pythia-160m-seed1]`); `null`: every model with circuits."""
     task: Names | None = execution(None)
     """Tasks to compare; `null`: all there are. What the folder's tables compare already stays in them."""
     overwrite: bool = execution(False)

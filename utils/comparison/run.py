@@ -22,7 +22,7 @@ import yaml
 
 from ..base.errors import UserError, suggest
 from ..base.files import require_writable
-from ..base.progress import Progress, duration
+from ..base.progress import Progress, about, duration
 from ..config.keys import is_execution
 from ..results.comparison import COMPARISONS, ComparisonFolder, fingerprint
 from ..results.record import recorded_parameters
@@ -74,7 +74,7 @@ def compare(config: ComparisonConfig, *, dry_run: bool = False) -> dict[str, pd.
             sys.stdout.write(f"{model} {task}: {len(trajectory.steps)} checkpoints\n")
         sys.stdout.write(f"pairs of circuits: {len(pairs) - len(left)} compared, {len(left)} missing\n")
         if left:
-            sys.stdout.write(f"time: about {duration(seconds)} for them, as the first of them took just now\n")
+            sys.stdout.write(f"time: {about(seconds)} for them, as the first of them took just now\n")
         return {}
     require_writable(folder.path, "results_dir")
     progress = Progress("compare_circuits", len(left) + len(plan.trajectories), "done")

@@ -100,11 +100,12 @@ SHORT_NAMES: tuple[str, ...] = tuple(name for family in FAMILIES for name in fam
 EXAMPLES: tuple[str, ...] = tuple(next(iter(family.models)) for family in FAMILIES)
 
 
-# Layers, width of the residual stream, and rows of the embedding.
+# Layers, heads of each, width of the residual stream, and rows of the embedding.
 _PYTHIA_SHAPES = {
-    **{"14m": (6, 128, 50_304), "31m": (6, 256, 50_304), "70m": (6, 512, 50_304), "160m": (12, 768, 50_304)},
-    **{"410m": (24, 1024, 50_304), "1b": (16, 2048, 50_304), "1.4b": (24, 2048, 50_304), "2.8b": (32, 2560, 50_304)},
-    **{"6.9b": (32, 4096, 50_432), "12b": (36, 5120, 50_688)},
+    **{"14m": (6, 4, 128, 50_304), "31m": (6, 8, 256, 50_304), "70m": (6, 8, 512, 50_304)},
+    **{"160m": (12, 12, 768, 50_304), "410m": (24, 16, 1024, 50_304), "1b": (16, 8, 2048, 50_304)},
+    **{"1.4b": (24, 16, 2048, 50_304), "2.8b": (32, 32, 2560, 50_304)},
+    **{"6.9b": (32, 32, 4096, 50_432), "12b": (36, 40, 5120, 50_688)},
 }
 
 
@@ -113,8 +114,8 @@ def known_shape(name: str) -> PlainShape | None:
     found = re.fullmatch(r"pythia-([\d.]+[mb])(?:-.*)?", name)
     if name not in SHORT_NAMES or found is None:
         return None
-    n_layers, d_model, d_vocab = _PYTHIA_SHAPES[found[1]]
-    return PlainShape(n_layers, 2048, d_vocab, d_model, tied=False, dtype="float16")
+    n_layers, n_heads, d_model, d_vocab = _PYTHIA_SHAPES[found[1]]
+    return PlainShape(n_layers, n_heads, 2048, d_vocab, d_model, tied=False, dtype="float16")
 
 
 def known_size(name: str) -> tuple[int, int] | None:

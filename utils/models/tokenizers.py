@@ -143,6 +143,7 @@ class PlainShape(NamedTuple):
     """Sizes of a model as config.json names them, read without transformers; `sys.maxsize` where it names none."""
 
     n_layers: int
+    n_heads: int
     n_positions: int
     d_vocab: int
     d_model: int
@@ -159,6 +160,7 @@ def plain_shape(folder: Path) -> PlainShape:
 
     return PlainShape(
         least("num_hidden_layers", "n_layer"),
+        least("num_attention_heads", "n_head"),
         least("max_position_embeddings", "n_positions"),
         least("vocab_size"),
         least("hidden_size", "n_embd"),

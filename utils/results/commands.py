@@ -211,10 +211,12 @@ def _yaml(value: Any) -> str:
 def _entry(given: Any, name: str) -> str:
     """Which of the models or tasks that a config names has a results folder of this name."""
     entries = given if isinstance(given, list) else [given]
-    # As families and prompts files name their folders: `.` by the folder that it is, `own/drinks.csv` drinks.
-    names = {entry: os.path.basename(os.path.abspath(entry)) for entry in entries if isinstance(entry, str)}
-    named = (entry for entry, last in names.items() if name in (last, last.removesuffix(".csv")))
-    return next(named, name)
+    return next((entry for entry in entries if isinstance(entry, str) and folder_named(entry) == name), name)
+
+
+def folder_named(entry: str) -> str:
+    """The name of the results folder of a model or task: of `.` that of the folder, of `own/drinks.csv` `drinks`."""
+    return os.path.basename(os.path.abspath(entry)).removesuffix(".csv")
 
 
 def _first_command(

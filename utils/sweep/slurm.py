@@ -64,8 +64,13 @@ def run_array(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
             with _importable(), executor.batch():
                 submitted = [executor.submit(run_share, name, plain, Path.cwd()) for _ in range(number)]
             names = [str(job.job_id) for job in submitted]
-            first = names[0].partition("_")[0]
-            log.info("submitted %d tasks (%s); to stop them: scancel %s", number, ", ".join(names), first)
+            # Without Slurm, tasks are processes of this machine, and their names the numbers of these.
+            stop = (
+                f"kill {' '.join(names)}"
+                if config.slurm.cluster == "local"
+                else f"scancel {names[0].partition('_')[0]}"
+            )
+            log.info("submitted %d tasks (%s); to stop them: %s", number, ", ".join(names), stop)
             lost = _await(submitted, progress, left)
             failures.update(one for job in submitted if not lost[job.job_id] for one in job.result())
             if not any(lost.values()):

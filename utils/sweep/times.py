@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..base.progress import duration
+from ..base.progress import about, duration
 from ..config.keys import BaseConfig, result_settings
 from ..models.family import Family, LocalFamily
 from .estimate import estimate, format_estimate
@@ -70,7 +70,7 @@ def _time(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float]) -> s
     sources = ["as measured here before"] if seconds.keys() & measured.keys() else []
     if seconds.keys() - measured.keys():
         sources.append(f"from the model's shape{source}")
-    whole = f"  time: about {duration(sum(known))}{part}, {' or '.join(sources)}, without loading\n"
+    whole = f"  time: {about(sum(known))}{part}, {' or '.join(sources)}, without loading\n"
     named = len(sweep.jobs) > 1
     each = []
     for (job, task), taken in seconds.items():
@@ -81,8 +81,8 @@ def _time(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float]) -> s
 
 
 def _short(seconds: float) -> str:
-    """`0.3 s`, `02:05`."""
-    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+    """`under 0.1 s`, `0.3 s`, `02:05`."""
+    return "under 0.1 s" if seconds < 0.1 else f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def flop_per_second(config: BaseConfig) -> tuple[float, str]:

@@ -22,7 +22,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import UserError, shortened
+from ..base.errors import UserError, closest, did_you_mean, shortened
 from ..config.keys import AnswersAs, PromptOptions
 from .metrics import DIFFERENTIABLE
 from .prompts import MetricFunction, Pair, Task, token_rows
@@ -131,7 +131,16 @@ def read_rows(path: Path, answers_as: AnswersAs = "text") -> list[Row]:
 
 
 def _no_such(path: Path) -> str:
-    return f"task: {path}: no such file; a task is a built-in one or a prompts CSV"
+    return f"task: {path}: no such file{near_files(path) or '; a task is a built-in one or a prompts CSV'}"
+
+
+def near_files(path: Path) -> str:
+    """The way out of the name of a prompts CSV that there is not: the CSV of the folder that looks most like it."""
+    try:
+        names = [item.name for item in path.parent.iterdir() if item.suffix.lower() == ".csv"]
+    except OSError:
+        return f"; there is no folder {path.parent}"
+    return did_you_mean(name and str(path.parent / name)) if (name := closest(path.name, names)) else ""
 
 
 def answer_columns(source: str, header: Sequence[str]) -> tuple[str, str]:

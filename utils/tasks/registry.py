@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ..base.errors import UserError, suggest
 from ..config.keys import CSV_METRIC, AnswersAs, PromptOptions, TaskConfig, TemplateKeys, as_list
 from . import gendered_pronoun, greater_than, ioi, sva
-from .csv_task import csv_task
+from .csv_task import csv_task, near_files
 from .metrics import DIFFERENTIABLE
 from .prompts import Prompts, Task, Work, metric_name
 from .templates import template_task
@@ -59,6 +59,9 @@ def get_task(
         return template_task(task, own[task])
     if not task.lower().endswith(".csv"):
         if task not in TASKS:
+            if Path(task).name != task or Path(task).suffix:  # Meant as a file.
+                wrong = "not a prompts CSV" if Path(task).exists() else "no such file"
+                raise UserError(f"task: {task}: {wrong}{near_files(Path(task)) or '; the name of a CSV ends in .csv'}")
             known = suggest(task, [*own, *TASKS], "name a prompts CSV or one of")
             raise UserError(f"task: '{task}' is unknown{known}")
         if metric is not None and metric not in DIFFERENTIABLE:
