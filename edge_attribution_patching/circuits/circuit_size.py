@@ -11,8 +11,10 @@
                A size is confirmed if the next larger circuit reaches the threshold too: that of the next size at which
                pruning leaves other edges. So the circuit that is found reaches the threshold, the next larger circuit
                does too, and the next smaller one does not. Of the sizes tried, no smaller one is confirmed.
-    study      25, 50, 75, ... up to 1,600 until one reaches the threshold, then bisection below it, then 5 sizes on
-               either side. The smallest that reaches the threshold counts (Tigges et al. 2024, arXiv 2407.10827).
+    study      25, 50, 75, ... below 1,600 until one reaches the threshold. Above 3/4 of it each step is half of the one
+               before (25, 12, 6, 3, 1), and 25 again where faithfulness falls. Then bisection between that size and a
+               step below it; within a tenth of the threshold also up to 5 sizes on either side, the smallest first,
+               until one reaches it. The smallest that does counts (Tigges et al. 2024, arXiv 2407.10827).
 
 Of `sizes` that are given, too, the smallest that reaches the threshold counts.
 
@@ -23,6 +25,7 @@ those that lower thresholds choose (`THRESHOLDS`).
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +48,8 @@ STACK = 6
 BEYOND = 4
 """The high end of a size's interval is searched up to so many times the size."""
 STUDY_STEP, STUDY_LAST, STUDY_AROUND = 25, 1600, 5
+STUDY_NEAR, STUDY_CLOSE = 0.75, 0.1
+"""Shares of the threshold above which the study's steps shrink, and within which its bisection looks around."""
 THRESHOLDS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Faithfulness thresholds over which an edge's inclusion is counted."""
 
@@ -151,21 +156,37 @@ class SizeRule:
         return sorted({*(starts[first + step - 1] for step in steps), *after} - {*sizes})
 
     def _study(self, curve: FaithfulnessCurve, add: Callable[[Sequence[int]], None], n_edges: int) -> None:
-        """Steps of 25, bisection, and a look around."""
-        steps = [*range(STUDY_STEP, min(STUDY_LAST, n_edges) + 1, STUDY_STEP)] or [n_edges]
-        for start in range(0, len(steps), STACK):
-            add(steps[start : start + STACK])
-            if (high := self.select(curve.sizes, self.values(curve), ())) is not None:
-                break
-        else:
-            return
-        low = max(high - STUDY_STEP, 0)  # too small, and `high` is enough
-        while high - low > 1:
+        """Growth by steps that shrink near the threshold, then bisection with a look around (Tigges et al. 2024)."""
+
+        def value(size: int) -> float:
+            add([size])
+            return self.values(curve)[curve.sizes.index(size)]
+
+        size, step, before = min(STUDY_STEP, n_edges), STUDY_STEP, -math.inf
+        while not self.reached(now := value(size)):
+            # A step that was halved is forgotten where faithfulness falls, or is low again.
+            if step < STUDY_STEP and (now < STUDY_NEAR * self.threshold or now < before):
+                step = STUDY_STEP
+            if now > STUDY_NEAR * self.threshold:
+                step = max(step // 2, 1)
+            before, size = now, size + step
+            if size >= STUDY_LAST or size > n_edges:
+                return
+        low, high = max(size - step, 1), size
+        first, last, found = low, high, None
+        while low <= high:
             middle = (low + high) // 2
-            add([middle])
-            enough = self.reached(self.values(curve)[curve.sizes.index(middle)])
-            low, high = (low, middle) if enough else (middle, high)
-        add(range(max(1, high - STUDY_AROUND), min(n_edges, high + STUDY_AROUND) + 1))
+            now = value(middle)
+            if self.reached(now):
+                found, high = middle, middle - 1
+            else:
+                low = middle + 1
+            if abs(now - self.threshold) <= STUDY_CLOSE * self.threshold:
+                around = range(max(middle - STUDY_AROUND, first), min(middle + STUDY_AROUND, last) + 1)
+                for other in around:
+                    if other != middle and self.reached(value(other)) and (found is None or other < found):
+                        found, high = other, other - 1
+                        break
 
 
 def _ladder(n_edges: int) -> list[int]:

@@ -151,40 +151,45 @@ def assert_search_is_right(model: CircuitEvaluator, order: torch.Tensor) -> int 
 def test_the_studys_search_finds_the_threshold_of_a_monotone_curve(n_edges: int, data: st.DataObject) -> None:
     first_good = data.draw(st.integers(1, n_edges))
     calls: list[list[int]] = []
-    evaluate = evaluator(lambda size: 1.7 if size >= first_good else 1.5, calls)  # 0.85 and 0.75 of the model's 2
+    evaluate = evaluator(lambda size: 1.7 if size >= first_good else 1.1, calls)  # 0.85 and 0.55 of the model's 2
     found = STUDY.search(curve_of(), evaluate, range(1, n_edges + 1))
-    on_grid = range(25, min(1600, n_edges) + 1, 25) or [n_edges]
+    on_grid = range(25, min(1599, n_edges) + 1, 25) or [n_edges]
     assert found == (first_good if first_good <= on_grid[-1] else None)
     sizes = [size for call in calls for size in call]
     assert len(sizes) == len(set(sizes)), "a size was evaluated twice"
 
 
-@settings(deadline=None)
-@given(st.integers(30, 2000), st.integers(0, 10**6))
-def test_the_studys_sizes_are_steps_of_25_a_bisection_and_five_either_side(n_edges: int, seed: int) -> None:
-    """Against the same search written out plainly, one size at a time."""
-    noise = torch.rand(n_edges + 1, generator=torch.Generator().manual_seed(seed))
+DIP = {25: 0.3, 50: 0.65, 62: 0.7, 68: 0.66, 80: 0.72, 86: 0.5}
+LONELY = {62: 0.75, 57: 0.75, 58: 0.75, 59: 0.85}
 
-    def enough(size: int) -> bool:
-        return float(noise[size]) > 0.8 * FULL / 2
 
-    expected = None
-    for size in range(25, min(1600, n_edges) + 1, 25):
-        if enough(size):
-            low, high = size - 25, size
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (low, middle) if enough(middle) else (middle, high)
-            around = [size for size in range(high - 5, high + 6) if 1 <= size <= n_edges]
-            expected = min(size for size in around if enough(size))
-            break
-    curve = curve_of()
-    found = STUDY.search(curve, evaluator(lambda size: 2 * float(noise[size])), range(1, n_edges + 1))
-    if expected is None:
-        assert found is None
-    else:
-        # What the bisection passed by counts too where it is enough.
-        assert found == min(size for size in curve.sizes if enough(size)) <= expected
+@pytest.mark.parametrize(
+    ("curve", "n_edges", "tried", "found"),
+    [
+        # Rising: half a step above 0.6, and all five sizes on either side of 81, which is close to the threshold.
+        (lambda n: (n - 0.5) / 100, 100, [25, 50, 75, 87, 81, *range(76, 81), *range(82, 87)], 81),
+        # A dip: steps of 12 and 6, then 25 and at once 12 where it falls, 6, and 25 where it is low; no value is close.
+        (
+            lambda n: DIP.get(n, 0.9 if n >= 100 else 0.5),
+            500,
+            [25, 50, 62, 68, 80, 86, 111, 98, 105, 101, 99, 100],
+            100,
+        ),
+        # Slow: the steps shrink to 1, and no further.
+        (lambda n: 0.6995 + n / 1000, 500, [25, 37, 43, *range(46, 102)], 101),
+        (lambda n: 0.5, 100, [25, 50, 75, 100], None),
+        (lambda n: 0.5, 5000, [*range(25, 1600, 25)], None),
+        (lambda n: 0.9, 100, [25, 13, 6, 3, 1], 1),
+        # A lonely size beside the middle ends the look around, and the bisection.
+        (lambda n: LONELY.get(n, 0.85 if n >= 75 else 0.4), 100, [25, 50, 75, 62, 57, 58, 59], 59),
+    ],
+    ids=["rising", "dip", "slow", "never", "never below 1,600", "at the first size", "lonely"],
+)
+def test_the_study_tries_these_sizes_in_this_order(curve, n_edges: int, tried: list[int], found: int | None) -> None:
+    calls: list[list[int]] = []
+    evaluate = evaluator(lambda size: FULL * curve(size), calls)
+    assert STUDY.search(curve_of(), evaluate, range(1, n_edges + 1)) == found
+    assert [size for call in calls for size in call] == tried
 
 
 def test_no_size_is_found_where_none_reaches_the_threshold() -> None:

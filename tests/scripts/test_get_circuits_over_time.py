@@ -229,7 +229,7 @@ def test_the_studys_criterion_and_grid_can_be_asked_for(hand_built: Path, tmp_pa
     given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "checkpoints=[10]", f"results_dir={tmp_path}"]
     assert main(ANALYSIS, [*given, "search.criterion=raw", "search.grid=study", "evaluate_on=same", "seed=42"]) == 0
     curve = Store(tmp_path).folder("faithfulness", "hand", "ioi").read_table(10)
-    assert {25, 50} <= set(curve["size"])
+    assert 25 in set(curve["size"])
     chosen = curve[curve["selected"]]
     assert chosen["faithfulness_raw"].item() > 0.8
     assert (curve.loc[curve["size"] < chosen["size"].item(), "faithfulness_raw"] <= 0.8).all()
