@@ -57,9 +57,10 @@ def slow_copy_scores(model, tokens: torch.Tensor, lengths: torch.Tensor, positio
         for name in names:
             for index, norm in enumerate(norms):
                 x = read_by(norm, residual[name], definition)
+                x = x - norm.bias if definition == "study" else x  # It ends in the value biases, which are left out.
                 for head in range(weights.n_heads):
                     W_V, b_V = value_projection(model, index, head)
-                    output = (x @ W_V + b_V) @ weights.layers[index].W_O[head]
+                    output = (x @ W_V + (b_V if definition == "standard" else 0)) @ weights.layers[index].W_O[head]
                     for score, sign in (("copy", 1), ("negative_copy", -1)):
                         top = model.lm_head(read_by(final_norm, sign * output, definition)).topk(5).indices
                         scores[score][index, head] += 100 * float(prompt[name] in top) / positions.numel()

@@ -290,6 +290,7 @@ def test_settings_leave_out_what_changes_no_result() -> None:
         "n_prompts": 100,
         "prepend_bos": "auto",  # only the config of one model knows
         "ioi_corruption": "swap",
+        "prompt_set": "standard",
         "metric": None,
         "answers_as": "text",
         "eap.ig_steps": 5,

@@ -5,16 +5,20 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from math import prod
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import chisquare
 
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.tasks import TASKS, build_prompts, get_task, greater_than, ioi
+from circuits_over_time.utils.tasks import TASKS, build_prompts, get_task, greater_than, ioi, sva
 from circuits_over_time.utils.tasks.metrics import METRICS
 from circuits_over_time.utils.tasks.prompts import Pair, assemble, metric_columns
+from circuits_over_time.utils.tasks.vocabulary import single_tokens
+from circuits_over_time.utils.tasks.word_lists import STUDY
 from tests.support.paths import ROOT
 from tests.support.task_tokenizers import OTHERS, TOKENIZERS, pythia, task_texts, word_level, words
 
@@ -380,3 +384,47 @@ def test_tables_give_the_accuracy_where_it_follows_from_the_metric(task: str) ->
         "accuracy": pytest.approx(accuracy) if single else None,
     }
     assert 0 < accuracy < 1
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_studys_prompts_are_others_and_the_first_of_more(task):
+    few, many = (build_prompts(task, pythia(), n, 42, prompt_set="study") for n in (7, 50))
+    assert few.texts == many.texts[:7]
+    assert set(few.meta.columns) == META[task] - {"role"}
+    assert not set(few.texts) & set(build_prompts(task, pythia(), 7, 42).texts)
+
+
+def test_the_studys_ioi_prompts_have_any_of_its_templates_in_any_order():
+    meta = build_prompts("ioi", pythia(), 1500, 42, prompt_set="study").meta
+    counts = meta.groupby(["order", "template"]).size()
+    assert len(counts) == 30
+    assert chisquare(counts).pvalue > 1e-4
+    # Orders do not alternate: neighbours are alike half of the time.
+    assert 0.45 < (meta["order"] == meta["order"].shift()).mean() < 0.55
+    assert meta["place"].nunique() == meta["object"].nunique() == 8
+    # Of its 99 names those that are one token.
+    names = set(single_tokens(pythia(), STUDY["ioi"]["names"].split(), "ioi", "names", 1))
+    assert set(meta["s"]) == set(meta["io"]) == names
+    assert len(names) == 88
+
+
+def test_the_studys_greater_than_prompts_end_their_first_years_in_order():
+    prompts = build_prompts("greater_than", pythia(), 200, 42, prompt_set="study")
+    assert (prompts.meta["year"] % 100).tolist() == [2 + row % 97 for row in range(200)]
+    assert set(prompts.meta["century"]) == set(range(11, 18))
+    assert prompts.lengths.max() > prompts.lengths.min(), "no noun has several tokens"
+
+
+def test_the_studys_pronoun_prompts_are_its_20_names_in_its_5_phrases():
+    meta = build_prompts("gendered_pronoun", pythia(), 100, 42, prompt_set="study").meta
+    assert set(meta.groupby(["name", "template"]).size()) == {1}
+    assert (meta["name"].nunique(), meta["template"].nunique()) == (20, 5)
+
+
+def test_the_studys_agreement_prompts_come_from_every_structure_by_its_size():
+    drawn = build_prompts("sva", pythia(), 2000, 42, prompt_set="study").meta["structure"].value_counts()
+    sizes = {structure.name: prod(sva._slot_sizes(sva._known(pythia(), structure))) for structure in sva.STRUCTURES}
+    expected = pd.Series(sizes) / sum(sizes.values()) * 2000
+    common = expected[expected > 20].index
+    assert ((drawn[common] - expected[common]).abs() < 5 * expected[common] ** 0.5).all()
+    assert drawn.max() > 20 * drawn.min()

@@ -310,6 +310,9 @@ class PromptOptions(Section):
     ioi_corruption: Literal["swap", "abc"] = "swap"
     """How IOI prompts are corrupted: `swap` replaces the second subject with the indirect object, `abc` puts in
     three others."""
+    prompt_set: Literal["standard", "study"] = "standard"
+    """Which sentences and words the built-in tasks have, and how they are drawn: `standard`, or as in the
+    [`study`](../docs/study.md#every-difference)."""
 
 
 SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")

@@ -56,7 +56,7 @@ def prepare(config: ComponentsConfig, tokenizer: PreTrainedTokenizerBase, shape:
     tokens = ordinary_tokens(tokenizer, shape.d_vocab)
     draw_blocks = repeated_blocks if config.head_scores == "standard" else study_blocks
     blocks = draw_blocks(tokens, config.n_sequences, config.seq_len, config.seed)
-    prompts = build_prompts("ioi", tokenizer, config.n_prompts, config.seed)
+    prompts = build_prompts("ioi", tokenizer, config.n_prompts, config.seed, prompt_set=config.head_scores)
     prompts.require_fit("ioi", shape)
     return ComponentsInputs(blocks, prompts, config.head_scores)
 

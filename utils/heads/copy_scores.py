@@ -6,8 +6,8 @@ unembedding. The copy score is the percentage of names that are among the 5 high
 the same for minus the head's output.
 
 The study (Tigges et al. 2024, arXiv 2407.10827) takes the same path, with both norms folded into the weights and their
-scales left out: x - mean(x) takes the place of (x - mean(x)) / s. So what depends on the name weighs more or less
-against the biases.
+scales left out: x - mean(x) takes the place of (x - mean(x)) / s. Its loader moves value biases into the output bias,
+which belongs to no head, so they are left out too. Its prompts are those of `prompt_set: study`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def copy_samples(
         tokens: token ids, padded on the right.
         positions: where the tokens to copy are (in IOI prompts: IO, S1 and S2).
         batch_size: prompts that run through layer 0 at once.
-        definition: whether the norms divide by their scale (`standard`) or not (`study`).
+        definition: whether the norms divide by their scale, and values have a bias (`standard`), or not (`study`).
 
     Returns:
         `copy`, `negative_copy`: percentages of each prompt's positions, in [0, 100], float64. A token that ties with
@@ -74,7 +74,7 @@ def copy_samples(
     norm = weights.layers[0].attn_norm
     read = residual if norm is None else seen(norm, residual)
     ranking = _Ranking(weights, own.unique(), seen)
-    copied = torch.stack([ranking.in_top_k(_written(layer, read), own) for layer in weights.layers]).cpu()
+    copied = torch.stack([ranking.in_top_k(_written(layer, read, definition), own) for layer in weights.layers]).cpu()
     by_prompt = 100 * copied.unflatten(3, positions.shape).double().mean(dim=4)
     return {"copy": by_prompt[:, 0], "negative_copy": by_prompt[:, 1]}
 
@@ -100,10 +100,13 @@ def _after_layer_0(
     return torch.cat(residuals)
 
 
-def _written(layer: LayerWeights, read: Float[Tensor, "row d_model"]) -> Float[Tensor, "head row d_model"]:
+def _written(
+    layer: LayerWeights, read: Float[Tensor, "row d_model"], definition: Definition
+) -> Float[Tensor, "head row d_model"]:
     """What each head writes if it attends to one row alone, without the output bias (which belongs to no head)."""
     W_V, b_V, W_O = (weight.to(read.dtype) for weight in (layer.W_V, layer.b_V, layer.W_O_scaled))
-    return layer.per_head(clamp(layer, read @ W_V.transpose(1, 2) + b_V[:, None])) @ W_O
+    bias = 0 if definition == "study" else b_V[:, None]
+    return layer.per_head(clamp(layer, read @ W_V.transpose(1, 2) + bias)) @ W_O
 
 
 class _Ranking:

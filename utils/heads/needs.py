@@ -35,7 +35,7 @@ def inputs_of_components(config: ComponentsConfig, tokenizer: Any, shape: PlainS
     if config.head_scores == "study":
         tokens = [token for token in tokens if token in STUDY_IDS]
     require_tokens(tokens, config.seq_len, config.head_scores)
-    pairs = TASKS["ioi"].pairs(tokenizer, config.n_prompts, config.seed, PromptOptions())
+    pairs = TASKS["ioi"].pairs(tokenizer, config.n_prompts, config.seed, PromptOptions(prompt_set=config.head_scores))
     yield Work("ioi", pairs, 1, 2 * config.seq_len * config.n_sequences)
 
 

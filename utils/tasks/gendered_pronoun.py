@@ -6,12 +6,17 @@ female names alternate, and all templates come equally often.
 `meta` columns: name, gender (male or female), template (index into TEMPLATES), role, corrupted_name.
 """
 
-from functools import partial
+from __future__ import annotations
 
-from ..config.keys import TemplateKeys
-from .prompts import Task
-from .templates import pairs
-from .word_lists import FEMALE_NAMES, MALE_NAMES, words
+from typing import TYPE_CHECKING
+
+from ..config.keys import PromptOptions, TemplateKeys
+from .prompts import Pair, Task
+from .templates import pairs as pairs_of
+from .word_lists import FEMALE_NAMES, MALE_NAMES, STUDY, words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PRONOUNS: dict[str, str] = {"male": "he", "female": "she"}
 
@@ -31,16 +36,24 @@ ROLES: tuple[str, ...] = words(
     "painter manager neighbor colleague"
 )
 
-_KEYS = TemplateKeys(
-    templates=list(TEMPLATES),
-    swap="name",
-    answers=PRONOUNS,
-    words={"name": {gender: list(names) for gender, names in NAMES_BY_GENDER.items()}, "role": list(ROLES)},
-)
-TASK = Task(
-    "gendered_pronoun",
-    partial(pairs, "gendered_pronoun", _KEYS, kind="gender"),
-    "logit_diff",
-    group="gender",
-    label="Gendered pronoun",
-)
+_names = {gender: list(names) for gender, names in NAMES_BY_GENDER.items()}
+_study = STUDY["gendered_pronoun"]
+_KEYS = {
+    "standard": TemplateKeys(
+        templates=list(TEMPLATES), swap="name", answers=PRONOUNS, words={"name": _names, "role": list(ROLES)}
+    ),
+    "study": TemplateKeys(
+        templates=_study["templates"],
+        swap="name",
+        answers=PRONOUNS,
+        words={"name": {gender: list(words(_study[gender])) for gender in PRONOUNS}},
+    ),
+}
+
+
+def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
+    """n distinct prompts; errors as of `templates.pairs`."""
+    return pairs_of("gendered_pronoun", _KEYS[options.prompt_set], tokenizer, n, seed, options, kind="gender")
+
+
+TASK = Task("gendered_pronoun", pairs, "logit_diff", group="gender", label="Gendered pronoun")

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 from ..base.errors import UserError
 from ..config.keys import PromptOptions
 from .prompts import Pair, Task
-from .sampling import draw, unravel
-from .vocabulary import continuations, encode, single_tokens, unknown_token
-from .word_lists import words
+from .sampling import draw, seeded, unravel
+from .vocabulary import continuations, encode, known_texts, single_tokens, unknown_token
+from .word_lists import STUDY, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,7 +123,6 @@ def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
         UserError: if the tokenizer cuts years in neither of the two ways, too few nouns are single tokens, or there are
             fewer than n prompts.
     """
-    nouns = list(single_tokens(tokenizer, NOUNS, "greater_than", "nouns", 1))
     digits, years = form_of(tokenizer)
     base, answers = 10**digits, number_tokens(tokenizer, digits)
     sets = {
@@ -133,10 +132,20 @@ def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
         )
         for start in {year % base for year in years}
     }
+    if options.prompt_set == "study":
+        # Any noun, and the ends of the years in order, each with any of its centuries.
+        generator, ends = seeded("greater_than", seed, "study"), sorted({year % base for year in years})
+        nouns = sorted({*NOUNS, *words(STUDY["greater_than"]["more_nouns"])} - {STUDY["greater_than"]["without"]})
+        nouns = known_texts(tokenizer, nouns, "greater_than", "nouns")
+        by_end = {end: [year for year in years if year % base == end] for end in ends}
+        chosen = [(generator.choice(nouns), generator.choice(by_end[ends[i % len(ends)]])) for i in range(n)]
+    else:
+        nouns = list(single_tokens(tokenizer, NOUNS, "greater_than", "nouns", 1))
+        drawn = draw("greater_than", [[len(nouns) * len(years)]], n, seed)
+        places = [unravel(number, (len(nouns), len(years))) for _, _, number in drawn]
+        chosen = [(nouns[noun], years[year]) for noun, year in places]
     made: list[Pair] = []
-    for _, _, number in draw("greater_than", [[len(nouns) * len(years)]], n, seed):
-        noun_index, year_index = unravel(number, (len(nouns), len(years)))
-        noun, year = nouns[noun_index], years[year_index]
+    for noun, year in chosen:
         start = year // base
         firsts = (year, start * base + CORRUPTED_DIGITS[digits])
         clean, corrupted = (TEMPLATE.format(noun=noun, year=first, century=start) for first in firsts)

@@ -15,11 +15,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..base.errors import UserError
-from ..config.keys import PromptOptions
+from ..config.keys import SLOT, PromptOptions
 from .prompts import Pair, Prompts, Task
-from .sampling import draw, seeded, unravel
-from .vocabulary import single_tokens
-from .word_lists import FEMALE_NAMES, MALE_NAMES, words
+from .sampling import draw, draw_any, seeded, unravel
+from .vocabulary import known_texts, single_tokens
+from .word_lists import FEMALE_NAMES, MALE_NAMES, STUDY, words
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -66,15 +66,21 @@ def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     Raises:
         UserError: if too few words are single tokens, or there are fewer than n prompts.
     """
-    tokens = single_tokens(tokenizer, NAMES, "ioi", "names", LEAST_NAMES)
-    places = list(single_tokens(tokenizer, PLACES, "ioi", "places", 1))
-    objects = list(single_tokens(tokenizer, OBJECTS, "ioi", "objects", 1))
+    drawing, templates, all_names, all_places, all_objects = draw, TEMPLATES, NAMES, PLACES, OBJECTS
+    if options.prompt_set == "study":
+        drawing = draw_any
+        bare = {SLOT.sub("", text): text for text in STUDY["ioi"]["templates"]}
+        templates = tuple(bare[text] for text in known_texts(tokenizer, list(bare), "ioi", "templates"))
+        all_names, all_places, all_objects = (words(STUDY["ioi"][kind]) for kind in ("names", "places", "objects"))
+    tokens = single_tokens(tokenizer, all_names, "ioi", "names", LEAST_NAMES)
+    places = list(single_tokens(tokenizer, all_places, "ioi", "places", 1))
+    objects = list(single_tokens(tokenizer, all_objects, "ioi", "objects", 1))
     names = list(tokens)
     sizes = (len(names), len(names) - 1, len(places), len(objects))
     size = sizes[0] * sizes[1] * sizes[2] * sizes[3]
     others = seeded("ioi", seed, "abc")
     made: list[Pair] = []
-    for group, template, number in draw("ioi", [[size] * len(TEMPLATES)] * len(ORDERS), n, seed):
+    for group, template, number in drawing("ioi", [[size] * len(templates)] * len(ORDERS), n, seed):
         first, second, place, object_ = unravel(number, sizes)
         io = names[first]
         s = names[second + (second >= first)]  # any name but IO
@@ -84,7 +90,7 @@ def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
         clause = (io, s) if order == "ABBA" else (s, io)
         corrupted = (*clause, io) if options.ioi_corruption == "swap" else tuple(strangers)
         filled = [
-            TEMPLATES[template].format(first=a, second=b, subject=c, place=places[place], object=objects[object_])
+            templates[template].format(first=a, second=b, subject=c, place=places[place], object=objects[object_])
             for a, b, c in ((*clause, s), corrupted)
         ]
         meta = {"io": io, "s": s, "template": template, "order": order}

@@ -93,6 +93,7 @@ def build_prompts(
     *,
     prepend_bos: bool = False,
     ioi_corruption: Literal["swap", "abc"] = "swap",
+    prompt_set: Literal["standard", "study"] = "standard",
     metric: str | None = None,
 ) -> Prompts:
     """Build n distinct prompt pairs of a task.
@@ -108,5 +109,5 @@ def build_prompts(
     Raises:
         UserError: if there is no such task, a prompt cannot be used under this tokenizer, or there are fewer than n.
     """
-    options = PromptOptions(prepend_bos=prepend_bos, ioi_corruption=ioi_corruption)
+    options = PromptOptions(prepend_bos=prepend_bos, ioi_corruption=ioi_corruption, prompt_set=prompt_set)
     return get_task(task, metric).build(tokenizer, n, seed, options)

@@ -73,6 +73,17 @@ def draw(task: str, groups: Sequence[Sequence[int]], n: int, seed: int) -> list[
     return drawn[:n]
 
 
+def draw_any(task: str, groups: Sequence[Sequence[int]], n: int, seed: int) -> list[tuple[int, int, int]]:
+    """The same, drawn one by one as the study does: any group, any stratum, any prompt of it, also one drawn before."""
+    generator = seeded(task, seed, "study")
+    drawn = []
+    for _ in range(n):
+        group = generator.randrange(len(groups))
+        stratum = generator.randrange(len(groups[group]))
+        drawn.append((group, stratum, generator.randrange(groups[group][stratum])))
+    return drawn
+
+
 def unravel(number: int, sizes: Sequence[int]) -> list[int]:
     """The digits of a number in mixed radix, the last varying fastest: which word of each list a prompt has."""
     digits = []

@@ -12,8 +12,10 @@ other_number (the second noun, in the singular, or empty), verbs (the right answ
 from __future__ import annotations
 
 import tomllib
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +90,16 @@ def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     # Every verb that is left counts as an answer, in the subject's number right and in the other wrong.
     sizes = [prod(_slot_sizes(structure)) for structure in structures]
     made: list[Pair] = []
-    for number, stratum, index in draw("sva", [sizes] * len(NUMBERS), n, seed):
+    if options.prompt_set == "study":  # Uniform over all prompts, so that large structures come more often.
+        rows = [
+            unravel(row, (len(NUMBERS), sum(sizes)))
+            for _, _, row in draw("sva", [[len(NUMBERS) * sum(sizes)]], n, seed)
+        ]
+        ends = list(accumulate(sizes))
+        drawn = [(number, at := bisect_right(ends, row), row - ends[at] + sizes[at]) for number, row in rows]
+    else:
+        drawn = draw("sva", [sizes] * len(NUMBERS), n, seed)
+    for number, stratum, index in drawn:
         structure = structures[stratum]
         choice = unravel(index, _slot_sizes(structure))
         clean, corrupted = (_fill(structure, choice, which) for which in (number, 1 - number))

@@ -73,6 +73,15 @@ def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
 
 
+def known_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], task: str, what: str) -> list[str]:
+    """Those that hold no word outside the vocabulary; a UserError if there is none, which names the task and `what`."""
+    unknown = unknown_token(tokenizer)
+    known = [text for text, row in zip(texts, encode(tokenizer, texts), strict=True) if unknown not in row]
+    if not known:
+        raise UserError(f"{task}: this tokenizer knows none of the {what}; use another model or prompt_set=standard")
+    return known
+
+
 def continuations(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], carrier: str = CARRIER) -> dict[str, int]:
     """The words that follow a text as exactly one token.
 

@@ -1,4 +1,13 @@
-"""Words that tasks share, and the toy family learns: English first names, and words that have a successor."""
+"""Words that tasks share, and the toy family learns: English first names, and words that have a successor.
+
+`study.toml` has those of the published study.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+STUDY: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("study.toml").read_text(encoding="utf-8"))
 
 
 def words(text: str) -> tuple[str, ...]:
