@@ -93,6 +93,9 @@ def edges(share: float) -> None:
         f"{skew}, a tenth has an effect": (simulated.made_up_scores(skew, graph), graph, 0.9)
         for skew in ("normal", "exponential", "lognormal")
     }
+    large = Graph(12, 12, parallel=True)
+    few = "lognormal, one in a thousand of 32,347 edges has an effect"
+    whole[few] = simulated.made_up_scores("lognormal", large, 300), large, 0.999
     handle = cot.load(TOY, step=TOY_STEPS[-1])
     settings = CircuitSettings(n_prompts=300, evaluate_on="same", eap={"ig_steps": 5, "n_folds": 300})
     for name, task in TASKS.items():
@@ -101,7 +104,8 @@ def edges(share: float) -> None:
         whole[f"{name}, half moved to 0"] = scores.sums, scores.graph, 0.5
     for what, population in whole.items():
         for n in (50, 100):
-            wrong, found, covered = simulated.edges_called(*population, n, round(200 * share))
+            trials = round((10 if what == few else 200) * share)
+            wrong, found, covered = simulated.edges_called(*population, n, trials)
             row("score of an edge, Student's t", f"{what}, {n} prompts", covered)
             row("- q at most 5%: without effect", "", wrong)
             row("- found of the others", "", found)

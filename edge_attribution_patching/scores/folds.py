@@ -19,17 +19,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
 from ..graph import Graph
+from ..statistics import RESAMPLES, Bootstrap
 
 KEEP_ALL = 50_000
 """Of a graph of up to so many edges, all fold scores are kept."""
 KEEP_MOST = 200_000
 """Of larger ones at most so many."""
+POOLED = 2_000_000
+"""About so many resampled ratios of score and error are compared with."""
 _HALF_RANGE = 2.0**15
 """What the largest score becomes in float16: its range is full precision from 6e-5 to 65504."""
 
@@ -90,12 +94,26 @@ class FoldScores:
     def q_values(self) -> Float[Tensor, "n_forward n_backward"]:
         """Of the hypothesis that an edge's score is 0, float32; nan with a single fold, and where there is no edge.
 
-        Student's t over folds; Benjamini and Hochberg (1995) over all edges of the graph.
+        Few prompts may make all of a score, and a sample without them looks sure of a wrong one. Which edges lack
+        such prompts cannot be seen, but how often that happens can: |score / standard error| is compared with that of
+        resampled folds around their mean, of all edges together (bootstrap-t, Efron and Tibshirani 1993, section 16.4).
+        Benjamini and Hochberg (1995) over all edges of the graph.
         """
         q_values, edges = torch.full(self.scores.shape, torch.nan), self.graph.edge_mask
-        if len(self.sizes) > 1:
-            ratio = (self.scores[edges] / self.standard_error[edges]).nan_to_num()  # 0 / 0: an edge without any effect
-            p_values = 2 * stats.t.sf(ratio.abs().double().numpy(), len(self.sizes) - 1)
+        if (n_folds := len(self.sizes)) > 1:
+            resamples = max(20, min(RESAMPLES, POOLED // self.graph.n_edges))
+            shares = Bootstrap.of(n_folds, 0, resamples).shares * self.sizes  # [resample, fold]
+            shares /= shares.sum(dim=1, keepdim=True)
+            pooled = []
+            for some in self.graph.flat_edges[self.standard_error.flatten()[self.graph.flat_edges] > 0].split(50_000):
+                off = self.sums.flatten(1)[:, some].double() / self.sizes[:, None] - self.scores.flatten()[some]
+                mean = shares @ off
+                errors = ((shares @ off.square() - mean.square()).clamp(min=0) / (n_folds - 1)).sqrt()
+                pooled.append((mean.abs() / errors).nan_to_num(torch.inf, torch.inf).float().flatten().numpy())
+            by_chance = np.sort(np.concatenate(pooled)) if pooled else np.empty(0)
+            ratio = (self.scores[edges] / self.standard_error[edges]).nan_to_num(0, torch.inf)  # 0 / 0: no effect
+            n_larger = len(by_chance) - np.searchsorted(by_chance, ratio.abs().numpy())
+            p_values = (1 + n_larger) / (1 + len(by_chance))
             q_values[edges] = torch.from_numpy(stats.false_discovery_control(p_values)).float()
         return q_values
 

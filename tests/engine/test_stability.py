@@ -1,5 +1,6 @@
 """Fold scores, bootstraps of circuits and signed selection against brute force on small graphs."""
 
+import itertools
 import math
 
 import numpy as np
@@ -184,16 +185,14 @@ def test_resampled_scores_of_unequal_folds_weight_by_prompts() -> None:
     np.testing.assert_array_equal(parts, resampled_scores(kept, 0, 50))
 
 
-@pytest.mark.parametrize(("skew", "least", "most"), [("normal", 0.04, 0.05), ("exponential", 0.08, 0.1)])
-def test_few_edges_of_small_q_value_have_no_effect_and_strong_ones_are_found(
-    skew: str, least: float, most: float
-) -> None:
-    """A tenth of the edges has an effect, and folds differ by a prompt: 4.5% are expected, 9% of skewed scores."""
+@pytest.mark.parametrize("skew", ["normal", "lognormal"])
+def test_few_edges_of_small_q_value_have_no_effect_and_strong_ones_are_found(skew: str) -> None:
+    """A tenth of the edges has an effect, and folds differ by a prompt. Student's t calls 5% and 19% wrongly."""
     graph = Graph(4, 4, parallel=True)
-    wrong, found, covered = edges_called(made_up_scores(skew, graph), graph, 0.9, 57, 400)
-    assert least <= wrong <= most
+    wrong, found, covered = edges_called(made_up_scores(skew, graph), graph, 0.9, 57, 12)
+    assert 0 < wrong <= 0.03
     assert found > 0.99
-    assert covered >= 0.93
+    assert covered >= 0.9
 
 
 def test_q_values_are_missing_where_there_is_no_edge() -> None:
@@ -202,11 +201,16 @@ def test_q_values_are_missing_where_there_is_no_edge() -> None:
     assert torch.equal(folds.q_values.isnan(), ~graph.edge_mask)
 
 
-def test_the_q_value_of_an_edge_is_that_of_its_t_test_over_equal_folds() -> None:
-    graph = Graph(1, 2, parallel=False)
-    means = torch.randn(10, *graph.edge_mask.shape, generator=torch.Generator().manual_seed(0)) * graph.edge_mask
-    folds = FoldScores(graph, means * 3, torch.full((10,), 3))
-    p_values = stats.ttest_1samp(means[:, graph.edge_mask].double().numpy(), 0).pvalue
-    expected = stats.false_discovery_control(p_values)
-    assert folds.q_values[graph.edge_mask].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+def test_edges_are_tested_against_all_resamples_of_all_edges() -> None:
+    """Of three folds there are 27 resamples. In three of them all folds are the same, and the ratio is infinite."""
+    graph = Graph(2, 2, parallel=False)
+    means = torch.randn(3, *graph.edge_mask.shape, generator=torch.Generator().manual_seed(0)) * graph.edge_mask
+    folds = FoldScores(graph, means * 3, torch.full((3,), 3))
+    of_edges = means[:, graph.edge_mask].double().numpy()
+    drawn = (of_edges - of_edges.mean(axis=0))[list(itertools.product(range(3), repeat=3))]  # [resample, fold, edge]
+    errors = drawn.std(axis=1, ddof=1) / np.sqrt(3)
+    by_chance = np.where(errors < 1e-9, np.inf, np.abs(drawn.mean(axis=1)) / errors.clip(1e-9))
+    ratios = np.abs(stats.ttest_1samp(of_edges, 0).statistic)
+    expected = stats.false_discovery_control([(by_chance >= ratio).mean() for ratio in ratios])
+    assert folds.q_values[graph.edge_mask].tolist() == pytest.approx(expected.tolist(), abs=0.02)
     assert FoldScores(graph, means[:1], torch.tensor([3])).q_values.isnan().all()

@@ -36,7 +36,7 @@ from math import sqrt
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.choices import POSITIVE_SHARE, Order, Selection
@@ -75,7 +75,7 @@ class SelectionRule:
 def bootstrap_scores(folds: KeptFolds, seed: int, n: int) -> Float[Tensor, "draw kept"]:
     """Scores as n other draws of as many prompts would give them: the widened bootstrap."""
     n_folds = len(folds.sizes)
-    mean = _weighted(folds.means, folds.sizes)
+    mean = _mean_of(folds.sizes, folds.means)
     return mean + sqrt(n_folds / max(n_folds - 1, 1)) * (resampled_scores(folds, seed, n) - mean)
 
 
@@ -118,13 +118,13 @@ def change_test(
     n_first, n = len(first.sizes), len(pooled.sizes)
     grower = rule.grower(pooled)
     # The observed circuits, grown from the mean of each side's own folds.
-    own = [_weighted(pooled.means[side], pooled.sizes[side]) for side in (slice(n_first), slice(n_first, None))]
+    own = [_mean_of(pooled.sizes[side], pooled.means[side]) for side in (slice(n_first), slice(n_first, None))]
     samples = [_similarities(grower, own[0][None], own[1][None], sizes)]
     if n <= 2:
         return dict.fromkeys(samples[0], float("nan"))
     # Under the null both sides have the mean of all folds, and only deviations tell them apart. Each fold deviates
     # from the mean of its own checkpoint, so the deviations do not hold the change that is tested.
-    centre = _weighted(pooled.means, pooled.sizes)
+    centre = _mean_of(pooled.sizes, pooled.means)
     deviations = torch.cat([pooled.means[:n_first] - own[0], pooled.means[n_first:] - own[1]])
     deviations *= sqrt((n - 1) / (n - 2))
     # 1 where a permutation gives a fold to the first side. It gets as many folds as it has.
@@ -181,15 +181,11 @@ def _pool(first: KeptFolds, second: KeptFolds) -> KeptFolds:
     scaled = []
     for folds in (first, second):
         means_of_common = folds.means[:, torch.from_numpy(np.searchsorted(folds.edges.numpy(), common))]
-        total = _weighted(means_of_common, folds.sizes).abs().sum()
+        total = _mean_of(folds.sizes, means_of_common).abs().sum()
         scaled.append(means_of_common / total if total > 0 else means_of_common)
     sizes = torch.cat([first.sizes, second.sizes])
     return KeptFolds(first.graph, torch.from_numpy(common), torch.cat(scaled), sizes, 1.0)
 
 
-def _weighted(means: Float[Tensor, "fold kept"], sizes: Tensor) -> Float[Tensor, " kept"]:
-    return _mean_of(sizes.float(), means)
-
-
-def _mean_of(weights: Float[Tensor, "*row fold"], means: Float[Tensor, "fold kept"]) -> Float[Tensor, "*row kept"]:
+def _mean_of(weights: Num[Tensor, "*row fold"], means: Float[Tensor, "fold kept"]) -> Float[Tensor, "*row kept"]:
     return weights / weights.sum(-1, keepdim=True) @ means

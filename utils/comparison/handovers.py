@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from itertools import pairwise
 
 import numpy as np
@@ -9,8 +10,8 @@ import pandas as pd
 
 from ..results.comparison import COMPARISONS
 
-MeasuredEffects = dict[tuple[int, str], tuple[float, float]]
-"""Effect and standard error by step and head."""
+MeasuredEffects = defaultdict[tuple[int, str], tuple[float, float]]
+"""Effect and standard error by step and head; nan where the head was not measured."""
 
 
 def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
@@ -29,10 +30,9 @@ def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
     for role, of_role in named[named["passes"].astype(bool)].groupby("role", sort=True):
         levels = set(of_role["level"])
         at_levels = named[named["level"].isin(levels)]
-        measured = {
-            (int(step), str(name)): (float(effect), float(error))
-            for step, name, effect, error in at_levels[["step", "name", "effect", "effect_se"]].to_numpy()
-        }
+        measured = MeasuredEffects(lambda: (np.nan, np.nan))
+        for step, name, effect, error in at_levels[["step", "name", "effect", "effect_se"]].to_numpy():
+            measured[int(step), str(name)] = float(effect), float(error)
         strongest = [
             (int(str(step)), str(at["name"].iloc[int(at["effect"].abs().argmax())]))
             for step, at in of_role.groupby("step", sort=True)
@@ -40,15 +40,10 @@ def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
         for (before, old), (after, new) in pairwise(strongest):
             if old == new:
                 continue
-            effects = (_effect(measured, after, name)[0] for name in (old, new))
+            effects = (measured[after, name][0] for name in (old, new))
             share = _share_agreeing(measured, before, after, old, new, rng, resamples)
             rows.append((of_role["model"].iloc[0], role, before, after, old, new, *effects, share))
     return pd.DataFrame(rows, columns=list(COMPARISONS["handovers"]))
-
-
-def _effect(measured: MeasuredEffects, step: int, name: str) -> tuple[float, float]:
-    """Effect and standard error; nan where the head was not measured."""
-    return measured.get((step, name), (float("nan"), float("nan")))
 
 
 def _share_agreeing(
@@ -60,7 +55,7 @@ def _share_agreeing(
     """
     agreed = np.ones(resamples, dtype=bool)
     for step, stronger, weaker in ((before, old, new), (after, new, old)):
-        (a, a_se), (b, b_se) = _effect(measured, step, stronger), _effect(measured, step, weaker)
+        (a, a_se), (b, b_se) = measured[step, stronger], measured[step, weaker]
         if np.isnan(a_se) or (np.isnan(b_se) and not np.isnan(b)):
             return float("nan")
         if not np.isnan(b):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,11 +79,8 @@ def scale_table(faithfulness: pd.DataFrame, parameters: Mapping[str, float], see
         sizes = mean_sizes(faithfulness[faithfulness["model"].isin(list(parameters))], count)
         for task, of_task in sizes.groupby("task", sort=True):
             x = of_task["model"].map(parameters).to_numpy(dtype=float)
-            for correlation in correlations(x, of_task["size"].to_numpy(dtype=float), seed):
-                row = {"task": task, "count": count, "n_models": correlation.n, "statistic": correlation.statistic}
-                rows.append(
-                    row | {name: getattr(correlation, name) for name in ("value", "low", "high", "p_value", "exact")}
-                )
+            found = correlations(x, of_task["size"].to_numpy(dtype=float), seed)
+            rows += [{"task": task, "count": count, "n_models": len(x)} | asdict(one) for one in found]
     columns = ["task", "count", "n_models", "statistic", "value", "low", "high", "p_value", "exact"]
     return pd.DataFrame(rows, columns=columns)
 

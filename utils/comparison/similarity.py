@@ -52,16 +52,6 @@ class Edges:
         """Every edge of a graph."""
         return cls(graph, graph.flat_edges)
 
-    @property
-    def sources(self) -> Int[Tensor, " edge"]:
-        """The forward node that each comes from."""
-        return self.flat // self.graph.n_backward
-
-    @property
-    def targets(self) -> Int[Tensor, " edge"]:
-        """The node that each goes into; `logits` is n_forward."""
-        return self.graph.forward_of_backward[self.flat % self.graph.n_backward]
-
     @cached_property
     def heads(self) -> Bool[Tensor, " node"]:
         """Which nodes (`logits` last) are attention heads."""
@@ -70,15 +60,15 @@ class Edges:
     def nodes(self, masks: Bool[Tensor, "circuit edge"]) -> Bool[Tensor, "circuit node"]:
         """Which nodes have an edge in each circuit, `logits` last."""
         counts = torch.zeros(len(masks), self.graph.n_forward + 1, dtype=torch.int32)
-        for ends in (self.sources, self.targets):
+        sources, inputs = self.graph.ends(self.flat).T
+        for ends in (sources, self.graph.forward_of_backward[inputs]):  # of `logits` that is n_forward
             counts.index_add_(1, ends, masks.int())
         return counts > 0
 
     def names(self) -> list[tuple[str, str]]:
         """Source and target of each, as the tables of circuits have them."""
         forward, backward = self.graph.forward_nodes, self.graph.backward_nodes
-        width = self.graph.n_backward
-        return [(forward[edge // width], backward[edge % width]) for edge in self.flat.tolist()]
+        return [(forward[source], backward[target]) for source, target in self.graph.ends(self.flat).tolist()]
 
 
 @dataclass(frozen=True)
