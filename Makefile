@@ -83,9 +83,9 @@ test-slow: $(DEVELOPING)
 
 # The part of it that starts no cluster and kills nothing: the toy family's whole recipe, which is trained where
 # model_cache/toy does not hold it, the notebooks, thousands of hostile inputs,
-# installation, a pretended accelerator, and every figure in print.
+# installation, a pretended accelerator, the recipe of an architecture, and every figure in print.
 test-long: $(DEVELOPING)
-	$(RUN) -m pytest -m endurance -n auto tests/toy tests/hostile tests/scripts/test_notebooks.py tests/install tests/engine/test_pretend_device.py tests/devices tests/plotting/test_paper_long.py
+	$(RUN) -m pytest -m endurance -n auto tests/toy tests/hostile tests/scripts/test_notebooks.py tests/install tests/engine tests/run/test_recipes.py tests/devices tests/plotting/test_paper_long.py
 
 test-real: $(DEVELOPING) $(REAL)
 	$(RUN) -m pytest -m real

@@ -32,7 +32,9 @@ def store(tmp_path: Path) -> Store:
 
 
 def config(store: Store, **keys: object) -> ComparisonConfig:
-    return ComparisonConfig.model_validate({"results_dir": store.root, "pairs": 100, "permutations": 199} | keys)
+    return ComparisonConfig.model_validate(
+        {"results_dir": store.root, "pairs": 100, "permutations": 99, "resamples": 100} | keys
+    )
 
 
 def test_seeds_are_compared_with_each_other_and_over_training(store: Store) -> None:

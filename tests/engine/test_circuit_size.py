@@ -121,7 +121,7 @@ def test_of_every_circuit_of_a_random_model_the_right_one_is_found(order: Order,
 @pytest.mark.parametrize("task", list(TASKS))
 def test_of_every_circuit_of_the_kept_checkpoint_the_right_one_is_found(task: str, order: Order) -> None:
     handle = cot.load(TOY, step=1350)
-    settings = CircuitSettings(n_prompts=20, search={"order": order}, eap={"ig_steps": 4})
+    settings = CircuitSettings(n_prompts=6, search={"order": order}, eap={"ig_steps": 2})
     prompts = circuit_prompts(settings, TASKS[task], handle.tokenizer, handle.weights)
     scores = score_edges(handle.weights, prompts, settings).scores
     found = assert_search_is_right(

@@ -38,7 +38,7 @@ STAGES = {
 }
 
 
-def setup(architecture: str, n: int = 3):
+def setup(architecture: str, n: int = 2):
     model = random_model(architecture, n_layers=4, n_heads=4, d_model=32)
     weights = read_weights(model)
     clean, corrupted, lengths = random_pairs(n)
@@ -88,7 +88,14 @@ def test_a_swap_at_the_answer_recomputes_everything_after_it(architecture: str, 
             torch.testing.assert_close(logits[row, prompt], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("stages", [(), (QUERIES,), (VALUES, QUERIES)], ids=["logits", "queries", "values, queries"])
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param((), id="logits"),
+        pytest.param((QUERIES,), id="queries", marks=pytest.mark.endurance),
+        pytest.param((VALUES, QUERIES), id="values, queries"),
+    ],
+)
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in HOOKED])
 def test_path_masks_equal_brute_force_on_every_block(architecture: str, stages: tuple) -> None:
     model = in_float64(random_model(architecture, n_layers=4))

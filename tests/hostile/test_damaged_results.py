@@ -158,7 +158,7 @@ def test_the_page_of_a_figure_says_what_is_left_out_and_how_to_mend_it(sound: Pa
 
 
 def test_the_report_lists_what_is_left_out(sound: Path, results: Path) -> None:
-    shutil.copytree(sound / "recorded", results)
+    shutil.copytree(sound / "recorded" / "task_performance", results / "task_performance")
     (results / "task_performance" / MODEL / "ioi" / "step000512.csv").write_bytes(b"")
     page, _ = READERS["report"](results)  # type: ignore[misc]
     assert "task_performance/pythia-70m/ioi left out: " in page

@@ -27,6 +27,9 @@ from tests.support import ioi_transformer
 from tests.support.paths import CONFIGS, TOY_IOI, TOY_IOI_STEP, TOY_STEPS
 from tests.support.synthetic_results import write
 
+QUICK = ("circuit.eap.ig_steps=4", "circuit.n_prompts=60")
+"""On trained models: fewer prompts and steps for the circuit than the config has."""
+
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -252,7 +255,7 @@ def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
     definitions: str, toy_family: Path, tmp_path: Path
 ) -> None:
     last = TOY_STEPS[-1]
-    overrides = [f"model={toy_family}", f"checkpoints=[0, {last}]", f"results_dir={tmp_path}", "device=cpu"]
+    overrides = [f"model={toy_family}", f"checkpoints=[0, {last}]", f"results_dir={tmp_path}", "device=cpu", *QUICK]
     assert (
         main(ANALYSIS, ["-c", str(CONFIGS / "ioi_consistency_toy.yml"), f"definitions={definitions}", *overrides]) == 0
     )
@@ -287,7 +290,7 @@ def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
 def test_the_algorithm_of_a_checkpoint_that_knows_positions_is_found_at_all_levels(
     definitions: str, least: tuple[float, ...], tmp_path: Path
 ) -> None:
-    overrides = [f"model={TOY_IOI}", f"definitions={definitions}", f"results_dir={tmp_path}", "device=cpu"]
+    overrides = [f"model={TOY_IOI}", f"definitions={definitions}", f"results_dir={tmp_path}", "device=cpu", *QUICK]
     assert main(ANALYSIS, ["-c", str(CONFIGS / "ioi_consistency_toy.yml"), *overrides]) == 0
     store = Store(tmp_path)
     levels = store.folder("ioi_consistency", "toy_ioi").read_table(TOY_IOI_STEP).set_index("level")

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -203,7 +204,9 @@ def test_flags_win_over_the_style_file_and_every_script_takes_them(store: Store,
 def test_the_reports_files_take_sizes_and_its_page_does_not(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    argv = ["-r", str(store.root), "-o", str(tmp_path / "report.html"), "--width", "5in", "-t", "ioi"]
+    for kind in ("baselines", "faithfulness"):
+        shutil.copytree(store.root / kind, tmp_path / "results" / kind)
+    argv = ["-r", str(tmp_path / "results"), "-o", str(tmp_path / "report.html"), "--width", "5in", "-t", "ioi"]
     assert make_report(argv) == 2
     said = "--width: the page has its own; for files of the figures add --figures FOLDER"
     assert caplog.records[-1].getMessage() == said

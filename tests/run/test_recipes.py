@@ -121,7 +121,7 @@ def test_the_recipe_of_a_task_leads_to_its_circuits(followed: Path) -> None:
     assert "Days of the week" in (followed / "figures" / "circuits.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_the_recipe_of_an_architecture_computes_what_hugging_face_computes(copy: Path) -> None:
     written = follow(RECIPES["A new architecture"], copy)
     assert int(re.findall(r"(\d+) passed", written)[-1]) >= 5
