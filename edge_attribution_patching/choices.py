@@ -17,6 +17,8 @@ Method = Literal[
 ]
 """How edges are scored, see `scores.methods`."""
 
+USUAL_METHOD: Method = "eap_ig"
+
 USUAL_STEPS: dict[Method, int] = {"eap_ig": 20, "ceap": 20, "eap_ig_activations": 5}
 """The methods that integrate, and how many steps each takes if nobody says: the last one takes them 2L + 1 times."""
 

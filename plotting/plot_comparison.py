@@ -5,7 +5,8 @@ the reference, first with the circuits as they were found, then with circuits of
 line is the similarity. The band around it is the noise floor: 95% of pairs of circuits that differ in their prompts
 alone. The band at the bottom reaches up to the chance floor, the mean of random circuits of these sizes. A ring marks a
 change beyond noise. With several models of one shape, figures/comparison_models.html compares them step by step: a thin
-line per pair, and the pairs' median and quartiles.
+line per pair, and the pairs' median and quartiles. figures/comparison_methods_<model>.html does so with the methods by
+which a model's circuits were found.
 
     python plotting/plot_comparison.py -r results --measure edge_jaccard --at size
 """
@@ -21,6 +22,7 @@ from circuits_over_time.plotting.parts.panels import Line, Panels, ring, task_pa
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook, add_key
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.config.keys import task_and_method
 
 MEASURES = {
     "edge_jaccard": "edges, Jaccard",
@@ -36,7 +38,7 @@ AT = {"faithfulness": "as found", "size": "fixed size", "scores": "all scores"}
 NOISE, CHANCE, CHANGED = "#777777", "#B8860B", "#D55E00"
 NOISE_ENTRY, CHANCE_ENTRY = "noise floor (95%)", "chance floor"
 CHANGED_ENTRY, DIFFERS_ENTRY = "changed beyond noise", "differs beyond noise"
-PAIRS_ENTRY, MEDIAN_ENTRY = "pair of models", "median and quartiles of pairs"
+MEDIAN_ENTRY = "median and quartiles of pairs"
 
 
 def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLook) -> Drawing:
@@ -63,12 +65,13 @@ def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLo
     )
 
 
-def draw_between(table: pd.DataFrame, measure: str) -> Drawing:
-    """The figure of models of one shape, such as seeds, compared at every step that two of them have.
+def draw_between(table: pd.DataFrame, measure: str, of: str, title: str) -> Drawing:
+    """The figure of models of one shape, such as seeds, or of a model's methods, compared step by step.
 
-    The table has rows of `similarity` of one measure.
+    Args:
+        table: rows of `similarity` of one measure. `model` and `other_model` name the two sides.
+        of: what they are, `models` or `methods`.
     """
-    table = table[table["against"] == "model"]
     rows = [at for at in AT if (table["at"] == at).any()]
     panels, tasks = task_panels(table, len(rows), 200)
     pair, middle = ModelLook("#56B4E9", "circle", "solid"), ModelLook("#0072B2", "circle", "solid")
@@ -78,7 +81,9 @@ def draw_between(table: pd.DataFrame, measure: str) -> Drawing:
             if not part.empty:
                 _draw_floors(panels, _over_pairs(part), row, column)
             for (one, other), of_pair in part.groupby(["other_model", "model"], sort=True):
-                line = Line(of_pair, "value", f"{one} and {other}", pair, markers=False, width=1, legend=PAIRS_ENTRY)
+                line = Line(
+                    of_pair, "value", f"{one} and {other}", pair, markers=False, width=1, legend=f"pair of {of}"
+                )
                 panels.draw(line, row, column)
                 _mark_changes(panels, of_pair, f"{one} and {other}", row, column, entry=DIFFERS_ENTRY, size=6)
             if part.groupby(["other_model", "model"]).ngroups > 2:
@@ -89,7 +94,7 @@ def draw_between(table: pd.DataFrame, measure: str) -> Drawing:
     panels.name_rows(AT[at] for at in rows)
     _add_ring_key(panels, DIFFERS_ENTRY)
     return panels.done(
-        "Do models of one shape have one circuit?",
+        title,
         f"{_title(measure).format(' at the same step')} Rings: differ beyond the prompts",
     )
 
@@ -168,17 +173,23 @@ def chosen(table: pd.DataFrame, measure: str, at: str | None) -> pd.DataFrame:
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure for each model, and one of all pairs of models of one shape."""
+    """One figure for each model, one of all pairs of models of one shape, and one of the methods in each model."""
     measure = results.arguments.measure
     table = chosen(results.comparison("similarity"), measure, results.arguments.at)
     looks, table = results.looks(table["model"]), escaped(table)
-    between = table[table["against"] == "model"]
+    between, methods = (table[table["against"] == against] for against in ("model", "method"))
     drawn = {
         f"comparison_{model}": draw_comparison(rows, model=model, measure=measure, look=looks[model])
-        for model, rows in by_model(table[table["against"] != "model"])
+        for model, rows in by_model(table[~table["against"].isin(["model", "method"])])
     }
     if not between.empty:
-        drawn["comparison_models"] = draw_between(between, measure=measure)
+        title = "Do models of one shape have one circuit?"
+        drawn["comparison_models"] = draw_between(between, measure, "models", title)
+    for model, rows in by_model(methods):
+        names = [task_and_method(task) for task in rows["task"]]
+        sides = rows.assign(task=[task for task, _ in names], model=[method for _, method in names])
+        title = f"Do methods find one circuit of {model}?"
+        drawn[f"comparison_methods_{model}"] = draw_between(sides, measure, "methods", title)
     return drawn
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 
+from circuits_over_time.utils.config.keys import task_and_method
 from circuits_over_time.utils.tasks.metrics import ALL_METRICS
 from circuits_over_time.utils.tasks.registry import TASKS
 
@@ -127,8 +128,10 @@ def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def task_order(tasks: Iterable[str]) -> list[str]:
-    """Tasks in the order of the study, then the others by name."""
-    return in_order(tasks, TASKS)
+    """Tasks in the order of the study, then the others by name; circuits by other methods follow their task's."""
+    names = {name: task_and_method(name) for name in tasks}
+    order = in_order([task for task, _ in names.values()], TASKS)
+    return sorted(names, key=lambda name: (order.index(names[name][0]), name))
 
 
 def metric_label(metric: str) -> str:

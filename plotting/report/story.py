@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.config.keys import task_and_method
 from circuits_over_time.utils.results.kinds import GIVEN, NOT_LEARNED, UNCONFIRMED
 from circuits_over_time.utils.tasks.registry import task_label
 
@@ -58,10 +59,11 @@ def story(results: Results) -> list[Sentence]:
         for task in task_order(results.tasks("baselines", model)):
             circuits = _of(chosen, model, task).sort_values("step").to_dict("records")
             if circuits:
-                curve = _of(emergence, model, task)
+                measured_as = task_and_method(as_text(task))[0]  # Its metric, whatever found its circuits.
+                curve = _of(emergence, model, measured_as)
                 onset = curve[curve["score"] == metrics[as_text(task)]].to_dict("records") if len(curve) else []
                 changes = _of(similarity, model, task)
-                measured = performance is not None and not _of(performance, model, task).empty
+                measured = performance is not None and not _of(performance, model, measured_as).empty
                 about = _of(random, model, task)
                 sentences.append(sentence(model, task, circuits, onset[:1], changes, about, measured))
     return sentences

@@ -11,12 +11,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from circuits_over_time.plotting import plot_comparison
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.comparison import changes
 from circuits_over_time.utils.comparison.inputs import read_trajectory
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.comparison.run import compare
+from circuits_over_time.utils.results.edges import named_targets
 from circuits_over_time.utils.results.store import Store
+from tests.support.drawings import drawings
 from tests.support.seed_circuits import STEPS, write_seed
 from tests.support.stored import write_tensors
 
@@ -55,6 +58,36 @@ def test_seeds_are_compared_with_each_other_and_over_training(store: Store) -> N
     assert itself["p_value"].isna().all()
     assert set(tables["seeds"]["group"]) == {"m"}
     assert tables["seed_emergence"]["shape"].isna().all()
+
+
+def test_methods_are_compared_at_every_step_of_a_model(tmp_path: Path) -> None:
+    """Also at one checkpoint alone. Their fixed size is one, and values are those of the lists of edges."""
+    store = Store(tmp_path / "results")
+    for seed, task in enumerate(("ioi", "ioi@eap", "ioi@relp")):
+        write_seed(store, "m", seed, task)
+        for step in STEPS[:-1]:
+            for kind in ("graphs", "baselines", "faithfulness"):
+                store.folder(kind, "m", task).delete(step)
+    with pytest.raises(UserError, match=r"pass emergence\.sustained=1"):
+        compare(config(store))
+    few = {"pairs": 100, "permutations": 99, "resamples": 100}
+    rows = compare(config(store, emergence={"sustained": 1}, **few))["similarity"]
+    rows = rows[(rows["against"] == "method") & (rows["measure"] == "edge_jaccard")]
+    pairs = [("ioi@eap", "eap_ig"), ("ioi@relp", "eap_ig"), ("ioi@relp", "eap")]
+    assert rows["size"].nunique() == 1
+    edges = {}
+    for task, method in {"ioi": "eap_ig", "ioi@eap": "eap", "ioi@relp": "relp"}.items():
+        table = store.folder("graphs", "m", task).read_table(STEPS[-1])
+        edges[method] = set(named_targets(table).str.cat(table["source"]))
+    found = rows[rows["at"] == "faithfulness"].set_index(["task", "other_model"])["value"].to_dict()
+    assert list(found) == pairs
+    for (task, other), value in found.items():
+        one, two = edges[task.partition("@")[2]], edges[other]
+        assert value == pytest.approx(len(one & two) / len(one | two))
+    drawn = drawings(plot_comparison, store)
+    assert set(drawn) == {"comparison_m", "comparison_methods_m"}
+    told = drawn["comparison_methods_m"].figure.to_json()
+    assert all(f"{other} and {task.partition('@')[2]}" in told for task, other in pairs)
 
 
 def test_a_stopped_run_goes_on_at_the_next_pair(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +193,7 @@ def test_results_without_fold_scores_name_the_way_out(store: Store) -> None:
         ({"reference": 15}, "has no results of step 15"),
         ({"size": 10**6}, "size: 1000000 is more than"),
         ({"seeds": {"m": ["m-seed1", "m-sed2"]}}, r"seeds\.m: 'm-sed2' is not compared"),
-        ({"emergence": {"sustained": 4}}, r"emergence\.sustained: 4 checkpoints in a row, but there are only 3"),
+        ({"emergence": {"sustained": 4}}, r"there are only 3; pass emergence\.sustained=3$"),
     ],
 )
 def test_errors_name_the_key_and_the_value_before_anything_is_compared(

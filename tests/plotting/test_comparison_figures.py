@@ -33,7 +33,6 @@ from circuits_over_time.plotting.plot_comparison import (
     CHANGED_ENTRY,
     DIFFERS_ENTRY,
     NOISE_ENTRY,
-    PAIRS_ENTRY,
 )
 from circuits_over_time.plotting.plot_emergence import leading
 from circuits_over_time.plotting.report import figures
@@ -141,7 +140,7 @@ def test_sizes_are_drawn_below_each_other_or_one_is_chosen(one: Store, at: str |
 
 def test_models_of_one_shape_are_a_thin_line_a_pair_with_their_median_and_quartiles(seeds: Store) -> None:
     figure = comparison(seeds)["comparison_models"]
-    pairs = on_panel(figure, 1, PAIRS_ENTRY)
+    pairs = on_panel(figure, 1, "pair of models")
     assert len(pairs) == 10
     assert {pair.line.width for pair in pairs} == {1}
     values = np.array([pair.y for pair in pairs], dtype=float)

@@ -24,6 +24,7 @@ from circuits_over_time.utils.config.keys import (
     key,
     load_config,
     result_settings,
+    task_and_method,
 )
 from circuits_over_time.utils.config.strict_yaml import parse_override, read_yaml
 from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
@@ -299,6 +300,14 @@ def test_settings_leave_out_what_changes_no_result() -> None:
         "export_json": False,
         "rule": "left",
     }
+
+
+def test_a_name_with_a_method_is_the_tasks_with_it_and_others_are_whole() -> None:
+    assert task_and_method("ioi") == ("ioi", "eap_ig")
+    assert task_and_method("ioi@relp") == ("ioi", "relp")
+    assert task_and_method("my@list@eap") == ("my@list", "eap")
+    for name in ("my@list", "@eap", "ioi@"):
+        assert task_and_method(name) == (name, "eap_ig")
 
 
 def test_what_a_task_has_by_default_may_be_written_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+import circuits_over_time as cot
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
 from circuits_over_time.edge_attribution_patching.circuits.formats import of_eap_ig_json
@@ -82,6 +84,37 @@ def test_every_kind_of_result_is_written_for_every_task_and_step(word_family: Pa
         assert pd.isna(baselines["size"].item())
         assert circuit.n_edges == 0
         assert circuit.scores.abs().max() > 0
+
+
+def test_circuits_by_another_method_have_a_name_of_their_own(
+    word_family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same prompts, and scores that are the method's; the command that made them goes on with them."""
+    (csv := tmp_path / "own.csv").write_text("clean,corrupted,answers,wrong_answers\nPaul is,Mary is, he, she\n")
+    templates = "{templates: ['{name} is'], swap: name, answers: {male: he, female: she}, words: {name: {male: Paul, "
+    given = [f"model={word_family}", f"task=[sva, {csv}, mine]", f"results_dir={tmp_path / 'results'}", "n_prompts=1"]
+    given += ["checkpoints=[5]", "evaluate_on=same", f"tasks.mine={templates}female: Mary}}}}}}"]
+    store = Store(tmp_path / "results")
+    for method in ("eap_ig", "eap"):
+        assert main(ANALYSIS, [*given, f"eap.method={method}"]) == 0
+    usual, other = (["sva", "own", "mine"], ["sva@eap", "own@eap", "mine@eap"])
+    assert store.tasks("graphs", "words") == sorted(usual + other)
+    for one, two in zip(usual, other, strict=True):
+        folders = [store.folder("graphs", "words", task) for task in (one, two)]
+        runs = [folder.read_run() for folder in folders]
+        assert [run["settings"].pop("eap.method") for run in runs] == ["eap_ig", "eap"]
+        assert runs[0]["settings"] == runs[1]["settings"]
+        assert runs[0]["inputs"] == runs[1]["inputs"]
+        scores = [folder.read_tensors(5)["scores"] for folder in folders]
+        assert not torch.equal(*scores)
+        parts = shlex.split(folders[1].how_to_make())
+        capsys.readouterr()
+        assert main(ANALYSIS, [*parts[2:], "--dry-run"]) == 0
+        assert "0 of 1 checkpoints to measure" in capsys.readouterr().out
+    model = cot.load(word_family, step=5)
+    by_eap = cot.scores(model, cot.task("sva"), n_prompts=1, evaluate_on="same", method="eap")["score"]
+    stored = store.folder("graphs", "words", "sva@eap").read_tensors(5)["scores"].flatten()
+    torch.testing.assert_close(torch.tensor(by_eap.abs().max()).float(), stored.abs().max())
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,7 @@ class CircuitCallback(TrainerCallback):
                 config = settings_of(CircuitsConfig, self.keys, model, run)
                 if task.name not in TASKS:  # Figures ask run.json.
                     config = config.model_copy(update={"metric": metric_name(task.primary)})
-                self._hashes[task.name] = record.input_hashes(config, task.name)
+                self._hashes[task.name] = record.input_hashes(config, config.name_in_results(task.name))
                 self._inputs[task.name] = inputs = circuit_prompts(config, task, self.tokenizer, model.weights)
                 if task.usual is None and task.source is None:  # No file tells how many rows there were.
                     config = config.model_copy(update={"n_prompts": len(inputs.scoring)})
@@ -153,7 +153,8 @@ class CircuitCallback(TrainerCallback):
         return state.global_step in self.every
 
     def _folders(self, task: Task) -> list[ResultsFolder]:
-        return [Store(self.results_dir).folder(kind, str(self.name), task.name) for kind in KINDS]
+        name = self._configs[task.name].name_in_results(task.name)
+        return [Store(self.results_dir).folder(kind, str(self.name), name) for kind in KINDS]
 
     def _begin(self, folder: ResultsFolder, config: CircuitsConfig, family: Family, start: int) -> None:
         """Make a folder ready for the results after a step, and refuse to mix those of two trainings."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from circuits_over_time.edge_attribution_patching.circuits.formats import SUFFIXES, Origin, export
 
 from ..base.errors import UserError
+from ..config.keys import task_and_method
 from ..results.kinds import GRAPHS
 from ..results.record import RunRecord
 from ..results.store import ResultsFolder, Store
@@ -36,4 +37,4 @@ def _origin(folder: ResultsFolder, step: int) -> Origin:
     if "d_model" not in recorded.get("shape", {}):
         way_out = f"run: {folder.how_to_make(overwrite=True)}"
         raise UserError(f"export: {folder.path / 'run.json'} is of an older version and says no d_model; {way_out}")
-    return Origin(folder.model, str(folder.task), step, recorded["shape"]["d_model"])
+    return Origin(folder.model, task_and_method(str(folder.task))[0], step, recorded["shape"]["d_model"])

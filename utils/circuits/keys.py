@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from circuits_over_time.edge_attribution_patching.choices import (
     POSITIVE_SHARE,
+    USUAL_METHOD,
     USUAL_STEPS,
     Criterion,
     ExportFormat,
@@ -52,11 +53,11 @@ _SHARED: dict[str, Any] = dict(TaskConfig.model_fields)
 class EapConfig(Section):
     """How edges are scored."""
 
-    method: Method = "eap_ig"
+    method: Method = USUAL_METHOD
     """The [method](../docs/circuits.md#other-scores): `eap_ig`, `eap`, `clean_corrupted`, `eap_ig_activations`, `ceap`,
     `relp`, `information_flow_routes` or `exact`."""
     ig_steps: int = amount(
-        USUAL_STEPS["eap_ig"], most=1000, reason="more steps change no score", only_with=("method", *USUAL_STEPS)
+        USUAL_STEPS[USUAL_METHOD], most=1000, reason="more steps change no score", only_with=("method", *USUAL_STEPS)
     )
     """Integration [steps](../docs/circuits.md#scores); 5 if nobody says with `eap_ig_activations`, which takes them for
     every layer."""
@@ -180,6 +181,11 @@ class CircuitsConfig(CircuitSettings, TaskConfig):
         """The formats to export."""
         asked = self.export or []
         return ["eap_ig_json", *asked] if self.export_json and "eap_ig_json" not in asked else asked
+
+    def name_in_results(self, task: str) -> str:
+        """The task itself, or with the method if that is not the usual one: `ioi@eap`."""
+        usual = self.circuit is not None or self.eap.method == USUAL_METHOD
+        return task if usual else f"{task}@{self.eap.method}"
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds what a circuit that is given does not need."""

@@ -21,6 +21,7 @@ from circuits_over_time.edge_attribution_patching.circuits.search import edge_or
 from circuits_over_time.edge_attribution_patching.circuits.stability import signed_selection
 
 from ..base.multiple_tests import adjusted_p_values
+from ..config.keys import task_and_method
 from ..results.comparison import COMPARISONS
 from .chance import expected_added, expected_jaccard, expected_weighted_jaccard
 from .floors import Samples, bootstrap_scores, change_test, noise_floor
@@ -38,7 +39,7 @@ FAMILY = ["model", "task", "against", "other_model", "at", "measure"]
 class CircuitPair:
     """Two circuits to compare: the later or the other one, `second`, with the `first`.
 
-    `against` is `previous`, `reference` or `model`.
+    `against` is `previous`, `reference`, `model` or `method`.
     """
 
     against: str
@@ -56,10 +57,11 @@ def pairs_over_training(trajectory: Trajectory, reference: int) -> Iterator[Circ
 
 
 def pairs_between(first: Trajectory, second: Trajectory) -> Iterator[CircuitPair]:
-    """Two models at every step that both have."""
+    """Two models, or two methods in one model, at every step that both have."""
+    against = "model" if first.task == second.task else "method"
     for step in first.steps:
         if step in second.checkpoints:
-            yield CircuitPair("model", first.checkpoints[step], second.checkpoints[step])
+            yield CircuitPair(against, first.checkpoints[step], second.checkpoints[step])
 
 
 def grown(checkpoint: Checkpoint, size: int) -> Bool[Tensor, "n_forward n_backward"]:
@@ -91,8 +93,8 @@ class Comparer:
 
     def __init__(self, config: ComparisonConfig, size: int) -> None:
         self.config, self.size = config, size
-        self._masks: dict[tuple[str, int], Tensor] = {}
-        self._fixed: dict[tuple[str, int], Samples] = {}
+        self._masks: dict[tuple[str, str, int], Tensor] = {}
+        self._fixed: dict[tuple[str, str, int], Samples] = {}
 
     def rows(self, pair: CircuitPair) -> list[dict[str, object]]:
         """One row for every measure at either size, without `q_value` and `changed`."""
@@ -107,7 +109,8 @@ class Comparer:
             given = (second.rule, self.config.seed, self.config.permutations)
             p_values = change_test(first.folds, second.folds, sizes, *given)
         stamp = {"model": second.model, "task": second.task, "step": second.step, "tokens": second.tokens}
-        stamp |= {"against": pair.against, "other_model": first.model, "other_step": first.step}
+        other = task_and_method(first.task)[1] if pair.against == "method" else first.model
+        stamp |= {"against": pair.against, "other_model": other, "other_step": first.step}
         edges = Edges.all_of(first.circuit.graph)
         scores = [checkpoint.circuit.scores.flatten()[edges.flat][None] for checkpoint in checkpoints]
         # Of large graphs only some edges have fold scores, and with them a noise floor.
@@ -139,7 +142,7 @@ class Comparer:
 
     def _floors(self, checkpoint: Checkpoint, sizes: Mapping[str, tuple[int, int]]) -> Samples:
         """Noise floors of a checkpoint; that at the fixed size is the same in every pair, and worked out once."""
-        key = (checkpoint.model, checkpoint.step)
+        key = (checkpoint.model, checkpoint.task, checkpoint.step)
         given = (checkpoint.rule, self.config.seed, self.config.pairs)
         if key not in self._fixed:
             self._fixed[key] = noise_floor(checkpoint.folds, {"size": sizes["size"]}, *given)
@@ -149,7 +152,7 @@ class Comparer:
     def _mask(self, checkpoint: Checkpoint, at: str) -> Tensor:
         if at == "faithfulness":
             return checkpoint.circuit.in_circuit
-        key = (checkpoint.model, checkpoint.step)
+        key = (checkpoint.model, checkpoint.task, checkpoint.step)
         if key not in self._masks:
             self._masks[key] = grown(checkpoint, self.size)
         return self._masks[key]

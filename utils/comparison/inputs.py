@@ -15,7 +15,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 
 from ..base.errors import UserError, suggest
-from ..config.keys import as_list
+from ..config.keys import as_list, task_and_method
 from ..results.checked import DamagedRecord
 from ..results.commands import folder_named, how_to_make
 from ..results.comparison import fingerprint
@@ -141,7 +141,7 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
 
 
 def fixed_sizes(trajectories: Mapping[ModelTask, Trajectory], config: ComparisonConfig) -> dict[str, int]:
-    """For every task the size that is compared at where sizes are fixed, in edges before pruning.
+    """For every task the size that is compared at where sizes are fixed, in edges before pruning: one for all methods.
 
     A task without any circuit is logged, and gets 2% of its edges.
 
@@ -150,7 +150,8 @@ def fixed_sizes(trajectories: Mapping[ModelTask, Trajectory], config: Comparison
     """
     sizes = {}
     for task in sorted({task for _, task in trajectories}):
-        of_task = [trajectory for (_, name), trajectory in trajectories.items() if name == task]
+        base = task_and_method(task)[0]
+        of_task = [each for (_, name), each in trajectories.items() if task_and_method(name)[0] == base]
         fewest = min(trajectory.graph.n_edges for trajectory in of_task)
         if config.size is not None and config.size > fewest:
             raise UserError(f"size: {config.size} is more than the {fewest} edges of a model; choose a smaller one")

@@ -38,8 +38,8 @@ class ComparisonConfig(Section):
     size: int | None = amount(None, most=LARGEST, reason="no model has more edges")
     """Edges of a circuit, before pruning, where sizes are fixed; `null`: the median over the task's circuits."""
     between: Literal["all", "none"] = "all"
-    """Whether to compare models of one shape ([seeds](../docs/comparisons.md#seeds)) at every step: `all` pairs, or
-    `none`."""
+    """Whether to compare models of one shape ([seeds](../docs/comparisons.md#seeds)), and the
+    [methods](../docs/comparisons.md#methods) of one model, at every step: `all` pairs, or `none`."""
     seeds: dict[str, Annotated[list[str], AfterValidator(different)]] | None = Field(None, min_length=1)
     """Groups of models that are drawn and summed up together (`{pythia-160m: [pythia-160m-seed1, pythia-160m-seed2]}`);
     `null`: models of one shape whose names differ in a seed alone."""

@@ -23,7 +23,7 @@ import yaml
 from ..base.errors import UserError, suggest
 from ..base.files import require_writable
 from ..base.progress import Progress, about, duration
-from ..config.keys import is_execution
+from ..config.keys import is_execution, task_and_method
 from ..results.comparison import COMPARISONS, ComparisonFolder, fingerprint
 from ..results.record import recorded_parameters
 from ..results.store import Store
@@ -140,6 +140,7 @@ class _Plan:
         if config.emergence.sustained > longest:
             raise UserError(
                 f"emergence.sustained: {config.emergence.sustained} checkpoints in a row, but there are only {longest}"
+                f"; pass emergence.sustained={longest}"
             )
         references = {key: _reference(trajectory, config) for key, trajectory in trajectories.items()}
         sizes, groups = fixed_sizes(trajectories, config), _groups(config, trajectories)
@@ -227,22 +228,28 @@ def _reference(trajectory: Trajectory, config: ComparisonConfig) -> int:
 def _comparable(
     config: ComparisonConfig, trajectories: Mapping[ModelTask, Trajectory]
 ) -> list[tuple[Trajectory, Trajectory]]:
-    """Pairs of models of one shape, with their task."""
+    """Pairs of models of one shape with their task, and of methods with their model and task."""
     if config.between == "none":
         return []
     pairs = [
         (first, second)
         for first, second in combinations(trajectories.values(), 2)
-        if first.task == second.task and first.graph == second.graph
+        if first.graph == second.graph and (first.task == second.task or _methods_of_one(first, second))
     ]
     for first, second in pairs:
         if first.rule.grows() != second.rule.grows():
+            key, of = ("model", first.task) if first.task == second.task else ("task", first.model)
             raise UserError(
-                f"between: the {first.task} circuits of {first.model} ({first.rule}) and {second.model} "
-                f"({second.rule}) were grown by different rules; measure one of them again, name models of one rule "
-                "(model=...), or pass between=none"
+                f"between: the {of} circuits of {getattr(first, key)} ({first.rule}) and {getattr(second, key)} "
+                f"({second.rule}) were grown by different rules; measure one of them again, name {key}s of one rule "
+                f"({key}=...), or pass between=none"
             )
     return pairs
+
+
+def _methods_of_one(first: Trajectory, second: Trajectory) -> bool:
+    """Whether two trajectories differ in the method alone that found their circuits."""
+    return first.model == second.model and task_and_method(first.task)[0] == task_and_method(second.task)[0]
 
 
 def _groups(config: ComparisonConfig, trajectories: Mapping[ModelTask, Trajectory]) -> Mapping[str, list[str]]:

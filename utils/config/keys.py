@@ -17,12 +17,14 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
+
+from circuits_over_time.edge_attribution_patching.choices import USUAL_METHOD, Method
 
 from ..base.errors import UserError, suggest
 from ..base.memory import auto_budget_gb
@@ -388,6 +390,12 @@ AnswersAs = Literal["text", "ids"]
 """What the answers in a table of prompts are."""
 
 
+def task_and_method(name: str) -> tuple[str, Method]:
+    """The parts of a name in the results: `ioi@eap` has circuits of `ioi` by `eap`, `ioi` those by the usual method."""
+    task, _, method = name.rpartition("@")
+    return next(((task, known) for known in get_args(Method) if task and known == method), (name, USUAL_METHOD))
+
+
 class TaskConfig(PromptOptions, BaseConfig):
     """The keys that every script with tasks shares."""
 
@@ -419,13 +427,17 @@ class TaskConfig(PromptOptions, BaseConfig):
         """`task` as a list."""
         return as_list(self.task)
 
+    def name_in_results(self, task: str) -> str:
+        """What the results folder of a task is called."""
+        return task
+
     def of_task(self, name: str | None) -> TaskConfig:
         """The config as it is for one task, by the name of its results folder: with what depends on the task."""
         changed: dict[str, Any] = {"tasks": {}, "n_prompts": self.n_prompts or USUAL_PROMPTS, "answers_as": "text"}
-        if name in self.tasks:
-            own = self.tasks[name]
-            changed = {"tasks": {name: own}, "metric": own.metric, "answers_as": "text"}
-        elif any(task.lower().endswith(".csv") and Path(task).stem == name for task in self.task_names):
+        stems = [Path(task).stem for task in self.task_names if task.lower().endswith(".csv")]
+        if own := {task: keys for task, keys in self.tasks.items() if self.name_in_results(task) == name}:
+            changed = {"tasks": own, "metric": next(iter(own.values())).metric, "answers_as": "text"}
+        elif any(self.name_in_results(stem) == name for stem in stems):
             changed = {"tasks": {}, "metric": self.metric or CSV_METRIC}
         return self.model_copy(update=changed)
 

@@ -157,7 +157,9 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
     weights, step, graph = checkpoint.weights, checkpoint.step, Graph.of(checkpoint.weights)
     every_head = config.circuit.heads == "all"
     # All three are looked up before any is computed, to say at once what is missing.
-    stored_circuit = None if every_head else lookup.usable("graphs", config.circuits_config(), "ioi")
+    circuits = config.circuits_config()
+    task = circuits.name_in_results("ioi")
+    stored_circuit = None if every_head else lookup.usable("graphs", circuits, task)
     stored_components = lookup.usable("components", config.components_config())
     stored_cspa = lookup.usable("cspa", config.cspa_config())
     if stored_cspa is None and config.cspa is None:
@@ -170,12 +172,11 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
         if (circuit.graph.n_layers, circuit.graph.n_heads) != lookup.shape:
             path = stored_circuit.file(step, ".pt")
             raise UserError(f"{path} is a circuit of another architecture; {_again(stored_circuit)}")
-        baselines = lookup.store.folder("baselines", checkpoint.name, "ioi").read_table(step)
+        baselines = lookup.store.folder("baselines", checkpoint.name, task).read_table(step)
         edges, status = circuit.in_circuit, str(baselines["status"][0])
     else:
         assert inputs.circuit is not None
-        settings = config.circuits_config()
-        report = find_circuit(weights, inputs.circuit, settings, score_edges(weights, inputs.circuit, settings))
+        report = find_circuit(weights, inputs.circuit, circuits, score_edges(weights, inputs.circuit, circuits))
         edges, status = report.circuit.in_circuit, report.status
 
     # Each script's own table, read or made; only a stored one may be of another model.

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuits_over_time.edge_attribution_patching.choices import USUAL_METHOD
+
 from ..base.errors import UserError
+from ..config.keys import BaseConfig, PromptOptions, TaskConfig, task_and_method
 from .checked import read_run
 from .kinds import KINDS, ResultSchema, find_kind
 
@@ -87,7 +90,9 @@ def how_to_make(
     found = find_kind(kind)
     if found.name not in KINDS:
         return f"cot.over_time({', '.join(['...', *(f'{name}={value}' for name, value in keys.items())])})"
-    runs = list(stored_runs(root, model))
+    runs, method = list(stored_runs(root, model)), USUAL_METHOD if task is None else task_and_method(task)[1]
+    if found.script == KINDS["graphs"].script and method != USUAL_METHOD:
+        keys = {"eap.method": method, **keys}
     own = sorted((run for run in runs if run.script == found.script), key=lambda run: run.task != task)
     for run in [*own, *runs][:1]:
         wanted = run.given | ({} if task is None else {"task": run.given_task(task)})
@@ -119,8 +124,6 @@ def command(
         same_script: of another script's keys only those count that all share, where the config file does not set them.
         further: keys to set besides.
     """
-    from ..config.keys import BaseConfig, PromptOptions, TaskConfig
-
     schema = importlib.import_module(f"circuits_over_time.{kind.script.removesuffix('.py')}").ANALYSIS.schema
     names = set(schema.model_fields)
     if not same_script:
@@ -211,7 +214,8 @@ def _yaml(value: Any) -> str:
 def _entry(given: Any, name: str) -> str:
     """Which of the models or tasks that a config names has a results folder of this name."""
     entries = given if isinstance(given, list) else [given]
-    return next((entry for entry in entries if isinstance(entry, str) and folder_named(entry) == name), name)
+    wanted = {name, task_and_method(name)[0]}
+    return next((entry for entry in entries if isinstance(entry, str) and folder_named(entry) in wanted), name)
 
 
 def folder_named(entry: str) -> str:
@@ -223,7 +227,7 @@ def _first_command(
     kind: ResultSchema, root: Path, model: str | None, task: str | None, further: Mapping[str, Any]
 ) -> str:
     """The command to begin with, of a model that no run.json in the folder knows."""
-    start = kind.config or task or "ioi"
+    start = kind.config or (task and task_and_method(task)[0]) or "ioi"
     own = Path("configs", f"{start}_{(model or '160m').removeprefix('pythia-')}.yml")
     of_all_tasks = Path("configs", f"{model}.yml")
     config, keys = own, dict[str, Any](ASKED_FOR.get(kind.name, {}))

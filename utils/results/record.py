@@ -97,9 +97,11 @@ WAY_OUT = "pass overwrite=true or another results_dir"
 
 def input_files(config: BaseConfig, task: str | None) -> dict[str, Path]:
     """The files that numbers of a task depend on besides checkpoints, by the key that names them."""
-    named = map(Path, config.task_names if isinstance(config, TaskConfig) else [])
-    prompts = [path for path in named if path.suffix.lower() == ".csv" and path.stem == task]
-    return files_read(config) | ({"task": prompts[0]} if prompts else {})
+    if not isinstance(config, TaskConfig):
+        return files_read(config)
+    csvs = [path for path in map(Path, config.task_names) if path.suffix.lower() == ".csv"]
+    prompts = [{"task": path} for path in csvs if config.name_in_results(path.stem) == task]
+    return files_read(config) | next(iter(prompts), {})
 
 
 def input_hashes(config: BaseConfig, task: str | None) -> dict[str, str]:

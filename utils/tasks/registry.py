@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from circuits_over_time.edge_attribution_patching.choices import USUAL_METHOD
+
 from ..base.errors import UserError, suggest
-from ..config.keys import CSV_METRIC, AnswersAs, PromptOptions, TaskConfig, TemplateKeys, as_list
+from ..config.keys import CSV_METRIC, AnswersAs, PromptOptions, TaskConfig, TemplateKeys, as_list, task_and_method
 from . import gendered_pronoun, greater_than, ioi, sva
 from .csv_task import csv_task, near_files
 from .metrics import DIFFERENTIABLE
@@ -22,12 +25,15 @@ TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK, greater_than.TA
 
 def primary_metric(task: str) -> str | None:
     """The primary metric of a built-in task; None for any other one, whose run.json states it."""
+    task, _ = task_and_method(task)
     return metric_name(TASKS[task].primary) if task in TASKS else None
 
 
 def task_label(task: str) -> str:
-    """A task's name as figures write it: of one's own its key, or its file's name."""
-    return (TASKS[task].label if task in TASKS else "") or task.replace("_", " ")
+    """A task's name as figures write it: of one's own its key, or its file's name; then an unusual method."""
+    task, method = task_and_method(task)
+    label = (TASKS[task].label if task in TASKS else "") or task.replace("_", " ")
+    return label if method == USUAL_METHOD else f"{label} ({method.replace('_', ' ')})"
 
 
 def get_task(
@@ -73,8 +79,9 @@ def get_task(
 
 
 def tasks_of(config: TaskConfig) -> Sequence[Task]:
-    """The tasks that a config names; errors as of `get_task`."""
-    return [get_task(name, config.metric, config.tasks, config.answers_as) for name in config.task_names]
+    """The tasks that a config names, called as their results are; errors as of `get_task`."""
+    tasks = [get_task(name, config.metric, config.tasks, config.answers_as) for name in config.task_names]
+    return [replace(task, name=config.name_in_results(task.name)) for task in tasks]
 
 
 def inputs_of_performance(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, shape: object) -> Iterator[Work]:

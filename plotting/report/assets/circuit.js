@@ -3,8 +3,8 @@
 
 const PLAY_PAUSE = 900;
 const WANTED = { kept: "show-kept", only: "show-kept", added: "show-added", removed: "show-removed" };
-// The task whose roles heads hold.
-const IOI = "ioi";
+// Whether a circuit is one of the task whose roles heads hold, by whatever method (`ioi@eap`).
+const ofIoi = (record) => record?.task.split("@")[0] === "ioi";
 // Positions of the threshold's slider; the first hides nothing.
 const THRESHOLDS = 100;
 
@@ -233,7 +233,7 @@ class CircuitView {
 
   // Head -> roles in IOI at a checkpoint; empty where they were not measured, and on other tasks.
   held(record, state) {
-    if (record?.task !== IOI) return {};
+    if (!ofIoi(record)) return {};
     return this.headRecords.find((heads) => heads.model === record.model)?.held[state?.step] ?? {};
   }
 
@@ -287,7 +287,7 @@ class CircuitView {
     byId("threshold-label").textContent = told;
     byId("threshold").setAttribute("aria-valuetext", told);
     const measured = this.headRecords.some((heads) => heads.model === this.record.model && Object.keys(heads.held).length);
-    byId("role-keys").hidden = !measured || ![this.record, this.other].some((record) => record?.task === IOI);
+    byId("role-keys").hidden = !measured || ![this.record, this.other].some(ofIoi);
   }
 
   titleOf(record, state) {

@@ -100,7 +100,7 @@ class Details {
     const parts = [];
     const held = Object.fromEntries(Object.entries(heads?.held ?? {}).map(([step, by]) => [step, by[name] ?? []]));
     const strip = roleStrip(steps, held, this.roles, at);
-    if (strip && (!record || record.task === IOI)) parts.push(element("h4", {}, "Roles in IOI"), strip);
+    if (strip && (!record || ofIoi(record))) parts.push(element("h4", {}, "Roles in IOI"), strip);
     let facts = "";
     if (record) {
       const history = nodeHistory(record, name);
@@ -146,7 +146,7 @@ class Details {
 
   // A link to an end of an edge, and the roles that it holds at the checkpoint.
   end(name, model, state, task) {
-    const held = task !== IOI ? [] : this.headRecords.find((heads) => heads.model === model)?.held[state.step]?.[name] ?? [];
+    const held = !ofIoi({ task }) ? [] : this.headRecords.find((heads) => heads.model === model)?.held[state.step]?.[name] ?? [];
     return [this.link(name), ...held.flatMap((role) => [" ", roleChip(...this.roles[role])])];
   }
 
