@@ -256,16 +256,10 @@ def of_same_graph(circuit: Circuit, graph: Graph | None) -> Circuit:
         return circuit
     shapes = [f"{one.n_layers} layers of {one.n_heads} heads" for one in (theirs, graph)]
     blocks = "" if theirs.parallel == graph.parallel else ", and blocks of another order"
-    here = set(names_of_edges(graph))
-    lacking = next((name for name in names_of_edges(theirs) if name not in here), None)
-    if lacking is None:
-        there = set(names_of_edges(theirs))
-        lacking = next(name for name in names_of_edges(graph) if name not in there)
-        raise ValueError(
-            f"the circuit is one of {shapes[0]}, the model has {shapes[1]}{blocks}; the file has no {lacking}"
-        )
-    which = f"; it has no {lacking}"
-    raise ValueError(f"the circuit is one of {shapes[0]}, the model has {shapes[1]}{blocks}{which}")
+    edges = [dict.fromkeys(names_of_edges(one)) for one in (theirs, graph)]
+    lacking = [next((name for name in one if name not in other), None) for one, other in (edges, edges[::-1])]
+    which = f"it has no {lacking[0]}" if lacking[0] else f"the file has no {lacking[1]}"
+    raise ValueError(f"the circuit is one of {shapes[0]}, the model has {shapes[1]}{blocks}; {which}")
 
 
 def names_of_edges(graph: Graph) -> list[str]:

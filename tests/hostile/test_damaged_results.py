@@ -71,7 +71,9 @@ def files(root: Path, pattern: str) -> list[Path]:
 def test_readers_name_what_is_damaged_and_read_the_rest(
     name: str, pattern: str, damage: Callable[[Path], None], sound: Path, results: Path
 ) -> None:
-    shutil.copytree(sound / name.rpartition(", ")[2], results)
+    # Where tables are damaged, those of other steps are looked at too.
+    others = () if pattern == "*.csv" else ("step143000*", "step000020*")
+    shutil.copytree(sound / name.rpartition(", ")[2], results, ignore=shutil.ignore_patterns(*others))
     damaged = files(results, pattern)
     assert damaged
     for path in damaged:

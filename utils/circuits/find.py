@@ -172,7 +172,7 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
     )
 
 
-def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: CircuitSettings) -> CircuitEvaluator:
+def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: PairSettings) -> CircuitEvaluator:
     """Evaluates any circuits on the evaluation prompts."""
     return CircuitEvaluator(
         weights,

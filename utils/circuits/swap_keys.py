@@ -71,10 +71,7 @@ def check_components(config: SwapConfig, n_layers: int, n_heads: int) -> None:
 
 def source_steps(config: SwapConfig, family: Family) -> list[int]:
     """The steps that components are taken from; a UserError if the family has not got one of them."""
-    try:
-        return list(select_steps(config.sources, family.steps, family.name, family.within))
-    except UserError as error:
-        raise UserError(str(error).replace("checkpoints:", "sources:", 1)) from None
+    return select_steps(config.sources, family.steps, family.name, family.within, "sources")
 
 
 def family_named(config: BaseConfig, name: str) -> Family:

@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -21,11 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
-    Baselines,
-    CircuitEvaluator,
-    FaithfulnessCurve,
-)
+from circuits_over_time.edge_attribution_patching.circuits.faithfulness import Baselines, FaithfulnessCurve
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.swap import moved_together, swapped
@@ -40,10 +37,10 @@ from ..models.checkpoint import LoadedCheckpoint
 from ..models.family import Family
 from ..results.kinds import GRAPHS, IOI_CONSISTENCY_HEADS, KINDS, ROLES
 from ..results.store import Result, ResultsFolder, Store
-from ..tasks import Prompts, Task, tasks_of
+from ..tasks import Task, tasks_of
 from ..tasks.performance import task_performance
 from ..tasks.prompts import metric_name, metric_unit
-from .find import split_prompts
+from .find import CircuitPrompts, evaluator_of, split_prompts
 from .keys import SearchConfig
 from .swap_keys import SwapConfig, check_components, family_named, source_steps
 from .transfer import StoredCircuits
@@ -57,7 +54,7 @@ MIN_GAP: float = SearchConfig.model_fields["min_gap"].default
 class SwapInputs:
     """Prompts by task, blocks of tokens for the heads' scores, and the families that components come from."""
 
-    prompts: dict[str, Prompts]
+    prompts: dict[str, CircuitPrompts]
     blocks: Int[Tensor, "sequence position"] | None
     families: dict[str, Family] = field(default_factory=dict)
 
@@ -75,7 +72,7 @@ def prepare(config: SwapConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
             f"give {unfit[0]} another metric"
         )
     check_components(config, shape.n_layers, shape.n_heads)
-    prompts = {task.name: split_prompts(config, task, tokenizer, shape).evaluation for task in tasks_of(config)}
+    prompts = {task.name: split_prompts(config, task, tokenizer, shape) for task in tasks_of(config)}
     blocks = None
     if config.n_sequences:
         require_context(config.seq_len, shape.n_positions)
@@ -101,7 +98,7 @@ def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs
         mask.view(-1)[stored.edges] = True
     circuit = "" if stored is None else stored.fingerprint
     sets = _sets(config, into, mask, store.folder(IOI_CONSISTENCY_HEADS, checkpoint.name), checkpoint.step)
-    measuring = _Measuring(config, inputs.prompts[task.name].to(into.device), inputs.blocks, task, mask)
+    measuring = partial(_measured, config, inputs.prompts[task.name], inputs.blocks, mask)
     own = measuring(into)
     rows: list[dict[str, Any]] = []
     scores: list[pd.DataFrame] = []
@@ -196,36 +193,27 @@ class _Found:
         return pd.concat(tables)
 
 
-@dataclass(frozen=True)
-class _Measuring:
-    """Measures models on the same prompts and blocks, with the same circuit if there is one."""
-
-    config: SwapConfig
-    prompts: Prompts
-    blocks: Int[Tensor, "sequence position"] | None
-    task: Task
-    mask: Bool[Tensor, "n_forward n_backward"] | None
-
-    def __call__(self, weights: ModelWeights, *, scored: bool = True) -> _Found:
-        """What a model does; without accuracy and scores of heads unless `scored`."""
-        config, metric = self.config, self.prompts.metric(self.task.primary, weights)
-        evaluator = CircuitEvaluator(
-            weights,
-            self.prompts.pairs,
-            metric,
-            batch_size=config.batch_size,
-            memory_budget_gb=config.budget_gb(weights.device),
-        )
-        curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
-        if self.mask is not None:
-            curve.values[0] = evaluator(self.mask[None])[0]
-        accuracy, heads = math.nan, None
-        if scored:
-            table = task_performance(weights, self.prompts, ["accuracy"], config.batch_size)
-            accuracy = float(table["value"][0])  # of the clean prompts
-            if self.blocks is not None:
-                heads = mean_scores(attention_samples(weights, self.blocks, config.batch_size))
-        return _Found(curve, accuracy, heads)
+def _measured(
+    config: SwapConfig,
+    prompts: CircuitPrompts,
+    blocks: Int[Tensor, "sequence position"] | None,
+    mask: Bool[Tensor, "n_forward n_backward"] | None,
+    weights: ModelWeights,
+    *,
+    scored: bool = True,
+) -> _Found:
+    """What a model does, with the circuit if there is one; without accuracy and scores of heads unless `scored`."""
+    evaluator = evaluator_of(weights, prompts, config)
+    curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
+    if mask is not None:
+        curve.values[0] = evaluator(mask[None])[0]
+    accuracy, heads = math.nan, None
+    if scored:
+        table = task_performance(weights, prompts.evaluation.to(weights.device), ["accuracy"], config.batch_size)
+        accuracy = float(table["value"][0])  # of the clean prompts
+        if blocks is not None:
+            heads = mean_scores(attention_samples(weights, blocks, config.batch_size))
+    return _Found(curve, accuracy, heads)
 
 
 def _sets(

@@ -60,13 +60,14 @@ SCHEDULES: tuple[str, ...] = ("all", *_WANTED)
 
 
 def select_steps(
-    schedule: str | list[int], there: Sequence[int], model: str, within: str = "published for"
+    schedule: str | list[int], there: Sequence[int], model: str, within: str = "published for", key: str = "checkpoints"
 ) -> list[int]:
     """The steps to measure: sorted, unique and published.
 
     Args:
         schedule: one of `SCHEDULES`, or a list of steps.
-        published: the family's steps, in any order.
+        there: the family's steps, in any order.
+        key: of the config, which errors name.
 
     Raises:
         UserError: if the schedule is unknown, or a listed step is not published; it names the model.
@@ -75,24 +76,25 @@ def select_steps(
     if not steps:
         raise UserError(f"model: {model} has no checkpoints")
     if isinstance(schedule, str):
-        return _named(schedule, steps)
+        return _named(schedule, steps, key)
     for step in schedule:
         if step not in steps:
             nearest = ", ".join(str(near) for near in _neighbours(step, steps))
-            raise UserError(f"checkpoints: step {step} is not {within} {model} (nearest: {nearest})")
+            raise UserError(f"{key}: step {step} is not {within} {model} (nearest: {nearest})")
     if not schedule:
-        raise UserError("checkpoints: the list is empty; name a schedule or at least one step")
+        raise UserError(f"{key}: the list is empty; name a schedule or at least one step")
     return sorted(set(schedule))
 
 
-def _named(schedule: str, steps: list[int]) -> list[int]:
+def _named(schedule: str, steps: list[int], key: str) -> list[int]:
     if schedule == "all":
         return steps
     if schedule not in _WANTED:
-        raise UserError(f"checkpoints: '{schedule}' is not a schedule{suggest(schedule, SCHEDULES)}")
+        raise UserError(f"{key}: '{schedule}' is not a schedule{suggest(schedule, SCHEDULES)}")
     last = steps[-1]
     wanted = [step for step in _WANTED[schedule](_unit(steps), last) if step <= last]
-    return sorted({*(_nearest(step, steps) for step in wanted), last})
+    nearest = (min(_neighbours(step, steps), key=lambda near: abs(near - step)) for step in wanted)
+    return sorted({*nearest, last})
 
 
 def _unit(steps: list[int]) -> int:
@@ -104,7 +106,3 @@ def _unit(steps: list[int]) -> int:
 def _neighbours(step: int, steps: list[int]) -> list[int]:
     at = bisect.bisect_left(steps, step)
     return steps[max(at - 1, 0) : at + 1]
-
-
-def _nearest(step: int, steps: list[int]) -> int:
-    return min(_neighbours(step, steps), key=lambda near: abs(near - step))
