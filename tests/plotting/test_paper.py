@@ -215,9 +215,11 @@ def test_the_reports_files_take_sizes_and_its_page_does_not(
 
 
 def test_the_reports_page_takes_theme_palette_font_and_size_of_text(store: Store, report: Path, tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
+    page, results = tmp_path / "report.html", tmp_path / "results"
+    for kind in ("baselines", "faithfulness", "graphs", "transfer", "components", "ioi_consistency_heads"):
+        shutil.copytree(store.root / kind, results / kind)
     look = ["--theme", "dark", "--palette", "tol-bright", "--font", "Georgia", "--font-size", "13.5pt"]
-    assert make_report(["-r", str(store.root), "-o", str(page), "-t", "ioi", *look]) == 0
+    assert make_report(["-r", str(results), "-o", str(page), "-t", "ioi", *look]) == 0
     sheets = [found.read_text().partition("<style>")[2].partition("</style>")[0] for found in (report, page)]
     light, dark = (dict(re.findall(r"--(\w+):([^;]*);", sheet)) for sheet in sheets)
     assert (light["page"], dark["page"], dark["font"]) == (WHITE, DARK, "Georgia")
