@@ -39,18 +39,30 @@ Head = tuple[int, int]
 """Layer and head."""
 Sender = tuple[int, int | None]
 """A head, or a layer and None: the layer's MLP."""
+INPUT: Sender = (-1, None)
+"""The embeddings: they stand below layer 0 as the MLP of a layer -1 would."""
 
 
 @dataclass(frozen=True)
 class Receivers:
-    """Heads that are written to at one of their inputs, `letter` one of q, k, v."""
+    """Heads that are written to at one of their inputs, `letter` one of q, k, v; or MLPs, with no letter."""
 
-    heads: tuple[Head, ...]
-    letter: QKVName
+    heads: tuple[Sender, ...]
+    letter: QKVName | None = None
 
     def above(self, layer: int) -> Receivers:
-        """Those that read what a layer's heads write."""
-        return Receivers(tuple(head for head in self.heads if head[0] > layer), self.letter)
+        """Those that may read what a layer's heads write: an MLP of the same layer does in a sequential block."""
+        least = layer + (self.letter is not None)
+        return Receivers(tuple(head for head in self.heads if head[0] >= least), self.letter)
+
+    def inputs(self, graph: Graph) -> list[int]:
+        """Backward indices of what is written to."""
+        return [
+            graph.mlp_input(layer)
+            if head is None or self.letter is None
+            else graph.head_input(layer, head, self.letter)
+            for layer, head in self.heads
+        ]
 
 
 def path_masks(
@@ -62,7 +74,7 @@ def path_masks(
     two stages passes on what it gets in either.
 
     Args:
-        senders: heads and MLPs that take their value in the source run.
+        senders: heads and MLPs, or the embeddings, that take their value in the source run.
         stages: receivers in the order of the path; without any, the path is sender -> logits.
         through_mlps: also take the paths from the sender to the first stage that lead through MLPs (through any number
             of them). Later stages are always reached directly.
@@ -74,8 +86,7 @@ def path_masks(
         for number, receivers in enumerate((*stages, None)):
             inputs = torch.tensor([graph.logits])
             if receivers is not None:
-                above = receivers.above(layer).heads
-                inputs = torch.tensor([graph.head_input(*head, receivers.letter) for head in above], dtype=torch.long)
+                inputs = torch.tensor(receivers.above(layer).inputs(graph), dtype=torch.long)
             readers = inputs
             if number == 0 and through_mlps:  # The sender and the MLPs above it write to these MLPs and the receivers.
                 mlps = [m for m in range(graph.n_layers) if graph.edge_mask[sender, graph.mlp_input(m)]]
@@ -166,6 +177,7 @@ def _record(
     graph: Graph, receivers: Receivers, inputs: dict[int, Tensor], n_masks: int, attended: HeadAttention
 ) -> None:
     """An observer that keeps what receivers read. It is told of some masks at a time, one after the other."""
+    assert receivers.letter is not None
     read = getattr(attended, receivers.letter)  # [mask, token, head, d_head]
     for place, head in enumerate(attended.heads):
         if (attended.layer, head) in receivers.heads:
@@ -173,6 +185,26 @@ def _record(
             kept = inputs.setdefault(index, read.new_empty(n_masks, read.shape[1], read.shape[-1]))
             first = int(attended.masks[0])
             kept[first : first + len(read)] = read[:, :, place]
+
+
+def at_the_difference(runs: PreparedRuns) -> PreparedRuns:
+    """The same runs, where senders below the last layer have their source value only where the prompts begin to differ.
+
+    Elsewhere what they write in the source run is what they write in the base run.
+    """
+    layout = runs.layout
+    first = layout.position == layout.starts[layout.prompt]
+    base, source = runs.base, runs.source
+
+    def mixed(of_source: Tensor, of_base: Tensor) -> Tensor:
+        return torch.where(first.view(-1, *[1] * (of_base.ndim - 1)), of_source, of_base)
+
+    layers = [
+        replace(below, **{name: mixed(getattr(other, name), x) for name, x in below.tensors().items()})
+        for other, below in zip(source.layers[:-1], base.layers[:-1], strict=True)
+    ]
+    mixed_source = replace(source, embedded=mixed(source.embedded, base.embedded), layers=[*layers, source.layers[-1]])
+    return replace(runs, source=mixed_source)
 
 
 def _take_source(mask: Tensor, graph: Graph, layer: int, head: int | None) -> int:

@@ -22,8 +22,14 @@ ANALYSES = {
     "successor": "succession scores of heads",
     "cspa": "copy suppression of heads",
     "ioi_consistency": "the IOI algorithm, and which heads hold its roles",
+    "greater_than_consistency": "the greater-than algorithm, and which heads and MLPs hold its roles",
 }
-NEEDS = {"components": TASKS, "successor": TASKS, "ioi_consistency": ("ioi",)}
+NEEDS = {
+    "components": TASKS,
+    "successor": TASKS,
+    "ioi_consistency": ("ioi",),
+    "greater_than_consistency": ("greater_than",),
+}
 COMPARISON = "whether circuits change by more than noise, when things emerge, and which edges come and go"
 
 

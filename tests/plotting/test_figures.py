@@ -47,7 +47,7 @@ SCRIPTS = {
     "plot_circuits": ["circuits"],
     "plot_task_performance": ["task_performance"],
     "plot_head_scores": ["head_scores", *(f"head_scores_{model}" for model in MODELS)],
-    "plot_ioi_consistency": ["ioi_consistency"],
+    "plot_ioi_consistency": ["ioi_consistency", "greater_than_consistency"],
     "plot_ioi_backup": ["ioi_backup"],
     "plot_ioi_roles": [f"ioi_roles_{model}" for model in MODELS],
     "plot_circuit_similarity": ["circuit_similarity"],

@@ -265,6 +265,7 @@ def test_every_figure_of_the_results_is_on_the_page(page: str) -> None:
         "head_scores",
         f"head_scores_{MODEL}",
         "ioi_consistency",
+        "greater_than_consistency",
         f"ioi_roles_{MODEL}",
         "ioi_backup",
         "reproduction",

@@ -54,7 +54,7 @@ def started(calls: list[tuple[str, list[str]]], folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_help_and_wrong_keys_import_no_library_that_computes(tmp_path: Path) -> None:
-    assert len(SCRIPTS) == 11
+    assert len(SCRIPTS) == 12
     calls = [(name, [argument]) for name in SCRIPTS for argument in ("--help", "no_such_key=1")]
     for call, (code, said, heavy, modules) in started(calls, tmp_path).items():
         assert (call, heavy) == (call, [])

@@ -23,6 +23,7 @@ from circuits_over_time.utils.toy.keys import FamilyConfig
 from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_component_swaps import ANALYSIS as SWAPS
 from get_full_model_components_over_time import ANALYSIS as COMPONENTS
+from get_greater_than_consistency import ANALYSIS as GREATER_THAN_CONSISTENCY
 from get_ioi_consistency import ANALYSIS as IOI_CONSISTENCY
 from get_model_cspa import ANALYSIS as CSPA
 from get_model_task_performance import ANALYSIS as PERFORMANCE
@@ -37,6 +38,7 @@ ANALYSES = {
     "cspa": CSPA,
     "performance": PERFORMANCE,
     "ioi_consistency": IOI_CONSISTENCY,
+    "greater_than_consistency": GREATER_THAN_CONSISTENCY,
     "swaps": SWAPS,
     **dict.fromkeys((*TASKS, "tasks", "toy", "real"), CIRCUITS),
 }
@@ -70,7 +72,11 @@ def test_a_suite_has_every_analysis_with_the_settings_of_its_own_config(name: st
         found = [(script, result_settings(config), config.checkpoints) for script, config in settings]
         assert asked in found, job.analysis.name
     assert len(jobs) == len(own)
-    assert [job.analysis.name for job in jobs[-2:]] == ["get_ioi_consistency", "get_component_swaps"]
+    assert [job.analysis.name for job in jobs[-3:]] == [
+        "get_ioi_consistency",
+        "get_greater_than_consistency",
+        "get_component_swaps",
+    ]
 
 
 def study(name: str) -> Any:
@@ -161,6 +167,19 @@ def test_the_consistency_of_a_family_asks_for_what_its_other_configs_measure(fam
         of_other = result_settings(other.of_task("ioi") if isinstance(other, TaskConfig) else other)
         differing = [key for key, value in result_settings(of_consistency).items() if of_other[key] != value]
         assert set(differing) <= {"search.mib", "n_random", "hypothesis_tests"}, name  # which only fill columns
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
+def test_the_consistency_of_greater_than_asks_for_the_circuits_of_another_config(path: Path) -> None:
+    if not path.stem.startswith("greater_than_consistency"):
+        return
+    config = load_config(GREATER_THAN_CONSISTENCY.schema, path, [])
+    family = path.stem.removeprefix("greater_than_consistency").removeprefix("_")
+    own = path.with_name(f"greater_than_{family}.yml" if family == "160m" else f"{family or 'greater_than'}.yml")
+    settings = result_settings(load_config(CIRCUITS.schema, own, []).of_task("greater_than"))
+    asked = result_settings(config.circuits_config())
+    differing = {key for key, value in asked.items() if settings[key] != value}
+    assert differing <= {"search.mib", "n_random"}, differing  # which only fill columns
 
 
 @pytest.mark.parametrize("name", MODELS)

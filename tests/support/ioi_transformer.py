@@ -67,7 +67,7 @@ class Head:
 
     def __init__(self, model: GPT2LMHeadModel, layer: int, head: int) -> None:
         attention, width = model.transformer.h[layer].attn, model.config.n_embd
-        self.d_head = width // N_HEADS
+        self.d_head = width // model.config.n_head
         columns = slice(head * self.d_head, (head + 1) * self.d_head)
         self.q, self.k, self.v = (part[:, columns] for part in attention.c_attn.weight.split(width, dim=1))
         self.q_bias = attention.c_attn.bias.split(width)[0][columns]

@@ -47,6 +47,7 @@ def write_all(folder: Path, models: tuple[str, ...] = MODELS, tasks: tuple[str, 
             )
             write(store, "ioi_consistency", model, None, step, _consistency(learnt, rng), tokens_at(step))
             write(store, "ioi_consistency_heads", model, None, step, _roles(learnt), tokens_at(step))
+            write(store, "greater_than_consistency", model, None, step, _greater_than(learnt), tokens_at(step))
             write(store, "ioi_backup", model, None, step, _backup(learnt, rng), tokens_at(step))
         write_parameters(store, model, 10**6 * (seed + 1))
     return store
@@ -204,6 +205,12 @@ def _consistency(learnt: float, rng: np.random.Generator) -> pd.DataFrame:
         row |= {"percent_low": percent - 3, "percent_high": percent + 3}
         rows.append(row | {"n_heads_in_circuit": int(4 * learnt), "circuit_effect": learnt})
     return pd.DataFrame(rows)
+
+
+def _greater_than(learnt: float) -> pd.DataFrame:
+    rows = [{"level": level, "percent": 80 * learnt, "chance": 20 * learnt} for level in ("mlps", "heads", "inputs")]
+    ends = {"percent_low": 70 * learnt, "percent_high": 90 * learnt, "chance_low": 0.0, "chance_high": 30 * learnt}
+    return pd.DataFrame(rows).assign(**ends, n_nodes=2, n_nodes_in_circuit=2, circuit_effect=learnt)
 
 
 def _roles(learnt: float) -> pd.DataFrame:

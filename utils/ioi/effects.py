@@ -1,8 +1,9 @@
-"""What a head does to the logit difference of IOI prompts, by patching.
+"""What a head or MLP does to the metric of prompts, by patching.
 
 Everything is the patched forward with base = clean prompts (`edge_attribution_patching/patching/paths.py`). Along
 named paths the model reads what a head writes in another prompt; along all others it reads what it reads in the clean
-run. Results are logit differences logit(IO) - logit(S) per prompt. Shares and thresholds are up to `levels.py`.
+run. Results are metrics per prompt: of IOI the logit difference logit(IO) - logit(S). Shares and thresholds are up to
+the levels.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from circuits_over_time.edge_attribution_patching.patching.forward import evalua
 from circuits_over_time.edge_attribution_patching.patching.paths import (
     Head,
     Receivers,
+    Sender,
+    at_the_difference,
     path_masks,
     recompute_after,
     swap_masks,
@@ -34,6 +37,10 @@ from circuits_over_time.edge_attribution_patching.patching.runs import PreparedB
 
 from ..tasks import Prompts
 from .attention import AttentionWatch
+
+FinalMetric = Callable[[Float[Tensor, "stack prompt d_model"], Int[Tensor, " prompt"]], Float[Tensor, "stack prompt"]]
+MASK_BYTES = 2**28
+"""How much the edge masks of some senders may take."""
 
 
 class LogitDifference:
@@ -90,6 +97,7 @@ class PairedRuns:
         others: token ids of the prompts that senders take their output from.
         memory_budget_gb: how much to keep for later passes. What does not fit runs again. The patched forward may use
             as much on top.
+        metric: of final residual streams and of the prompts they belong to; by default the logit difference.
     """
 
     def __init__(
@@ -99,10 +107,12 @@ class PairedRuns:
         others: Int[Tensor, "prompt position"],
         batch_size: int,
         memory_budget_gb: float,
+        metric: FinalMetric | None = None,
     ) -> None:
         self.weights, self.graph = weights, Graph.of(weights)
         self.n_prompts = len(prompts)
         self.logit_difference = LogitDifference(weights, prompts)
+        self._metric = metric or self.logit_difference
         self.memory_budget_gb = memory_budget_gb
         pairs = TokenPairs(prompts.clean, others, prompts.lengths)
         batches = pairs.batches(batch_size, weights=weights, memory_budget_gb=memory_budget_gb)
@@ -113,8 +123,8 @@ class PairedRuns:
         return iter(self._batches)
 
     def both(self) -> Float[Tensor, "2 prompt"]:
-        """The logit differences of the clean and of the other prompts, both for the clean prompts' answers."""
-        return self._logit_differences(2, lambda runs: torch.stack((runs.base.final, runs.source.final)))
+        """The metric of the clean and of the other prompts, both for the clean prompts' answers."""
+        return self._metrics(2, lambda runs: torch.stack((runs.base.final, runs.source.final)))
 
     def direct(self, senders: Sequence[Head]) -> Float[Tensor, "sender prompt"]:
         """The logit difference if only the logits read a head's other output, in closed form.
@@ -139,23 +149,40 @@ class PairedRuns:
                 changes.append(torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_O_scaled[heads]))
             return runs.base.final + torch.cat(changes)[order]
 
-        return self._logit_differences(len(senders), final)
+        return self._metrics(len(senders), final)
 
     def along_paths(
-        self, senders: Sequence[Head], stages: Sequence[Receivers] = (), *, through_mlps: bool = False
+        self,
+        senders: Sequence[Sender],
+        stages: Sequence[Receivers] = (),
+        *,
+        through_mlps: bool = False,
+        only_at_the_difference: bool = False,
     ) -> Float[Tensor, "sender prompt"]:
-        """The logit difference where the path senders -> stages -> logits alone carries the senders' other output."""
-        masks, memory = path_masks(self.graph, senders, stages, through_mlps=through_mlps), self.memory_budget_gb
-        # Where heads are entered by their queries, what happens at other tokens cannot reach the answer.
-        cut = at_answers if all(stage.letter == "q" for stage in stages) else lambda runs: runs
-        return self._logit_differences(
-            len(senders), lambda runs: evaluate_masks_final(self.weights, cut(runs), masks, memory_budget_gb=memory)
-        )
+        """The metric where the path senders -> stages -> logits alone carries the senders' other output.
+
+        Args:
+            only_at_the_difference: carry only what they write at the token where the prompts begin to differ.
+        """
+        memory, at_once = self.memory_budget_gb, max(1, MASK_BYTES // self.graph.edge_mask.numel())
+        # Where keys and values are left alone, what happens at other tokens cannot reach the answer.
+        cut = at_answers if all(stage.letter in ("q", None) for stage in stages) else lambda runs: runs
+        cut = at_the_difference if only_at_the_difference else cut
+
+        def final(runs: PreparedRuns) -> Float[Tensor, "sender prompt d_model"]:
+            runs, found = cut(runs), []
+            for start in range(0, len(senders), at_once):
+                some = senders[start : start + at_once]
+                masks = path_masks(self.graph, some, stages, through_mlps=through_mlps)
+                found.append(evaluate_masks_final(self.weights, runs, masks, memory_budget_gb=memory))
+            return torch.cat(found)
+
+        return self._metrics(len(senders), final)
 
     def recomputed_after(self, senders: Sequence[Head], receivers: Receivers) -> Float[Tensor, "sender prompt"]:
-        """The logit difference if receivers read a head's other output and everything after them is recomputed."""
+        """The metric if receivers read a head's other output and everything after them is recomputed."""
         memory = self.memory_budget_gb
-        return self._logit_differences(
+        return self._metrics(
             len(senders), lambda runs: recompute_after(self.weights, runs, senders, receivers, memory_budget_gb=memory)
         )
 
@@ -186,10 +213,10 @@ class PairedRuns:
                 return recompute_after(weights, end, senders, queries, memory_budget_gb=memory, observe=observe)
             return evaluate_masks_final(weights, end, masks, memory_budget_gb=memory, observe=observe)
 
-        values = self._logit_differences(len(senders), final)
+        values = self._metrics(len(senders), final)
         return Exchange(values, watch.attention.cpu(), reads(senders, movers))
 
-    def _logit_differences(
+    def _metrics(
         self, n_rows: int, final: Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]]
     ) -> Float[Tensor, "row prompt"]:
         """Of all prompts, from the final residual streams that a function makes of the runs of each batch."""
@@ -197,7 +224,7 @@ class PairedRuns:
         values = torch.zeros(n_rows, self.n_prompts, dtype=dtype, device=self.weights.device)
         with checked_at_the_end():
             for runs in self:
-                values[:, runs.batch.index] = self.logit_difference(final(runs), runs.batch.index)
+                values[:, runs.batch.index] = self._metric(final(runs), runs.batch.index).to(dtype)
             return values.cpu()
 
 

@@ -38,7 +38,7 @@ from ..results.store import ResultsFolder, Store
 from ..tasks import TASKS, Prompts
 from ..tasks.ioi import signal_variants
 from ..tasks.vocabulary import require_embedded
-from .keys import CircuitInput, IoiConsistencyConfig
+from .keys import CircuitInput, ConsistencyKeys, IoiConsistencyConfig
 from .shares import PValues, p_above
 
 STORED, COMPUTED, ALL_HEADS = "stored", "computed", "all heads"
@@ -69,12 +69,23 @@ class IoiInputs:
 
 
 @dataclass(frozen=True)
-class HeadFacts:
-    """What is known about every head before anything is patched."""
+class FoundEdges:
+    """The edges of a task's circuit."""
 
     graph: Graph
     edges: Bool[Tensor, "n_forward n_backward"]
     status: str  # `found`, or why there is no circuit
+
+    @cached_property
+    def nodes(self) -> Bool[Tensor, " n_forward"]:
+        """Which nodes the circuit holds."""
+        return nodes_in(self.edges[None], self.graph)[0]
+
+
+@dataclass(frozen=True)
+class HeadFacts(FoundEdges):
+    """What is known about every head before anything is patched."""
+
     copy: OfHeads
     negative_copy: OfHeads
     induction: OfHeads
@@ -89,8 +100,7 @@ class HeadFacts:
     def in_circuit(self) -> Bool[Tensor, "layer head"]:
         """Which heads the circuit holds."""
         graph = self.graph
-        nodes = nodes_in(self.edges[None], graph)[0]
-        return torch.stack([nodes[graph.head(layer) : graph.mlp(layer)] for layer in range(graph.n_layers)])
+        return torch.stack([self.nodes[graph.head(layer) : graph.mlp(layer)] for layer in range(graph.n_layers)])
 
     @property
     def circuit_heads(self) -> list[tuple[int, int]]:
@@ -134,16 +144,23 @@ def prepare(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, sh
         require_embedded(tokens, shape.d_vocab, "ioi", [clean for clean, _ in prompts.texts])
     if config.require_stored:
         return IoiInputs(prompts, variants, None, None, None)
-    circuit = None
-    if config.circuit.heads == "circuit":
-        with errors_named("circuit.", CircuitInput):
-            circuit = circuit_prompts(config.circuits_config(), task, tokenizer, shape)
+    circuit = prompts_of_circuit(config, tokenizer, shape)
     with errors_named("components.", ComponentsKeys):
         components = attention_and_copy.prepare(config.components_config(), tokenizer, shape)
     of_cspa = config.cspa_config()
     with errors_named("cspa.", CspaKeys):
         text = None if of_cspa is None else cspa.prepare(of_cspa, tokenizer, shape)
     return IoiInputs(prompts, variants, circuit, components, text)
+
+
+def prompts_of_circuit(
+    config: ConsistencyKeys, tokenizer: PreTrainedTokenizerBase, shape: Shape
+) -> CircuitPrompts | None:
+    """The prompts that the task's circuit may have to be found on; None if it must not be computed."""
+    if config.require_stored or config.circuit.heads == "all":
+        return None
+    with errors_named("circuit.", CircuitInput):
+        return circuit_prompts(config.circuits_config(), TASKS[config.task], tokenizer, shape)
 
 
 def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: IoiInputs) -> HeadFacts:
@@ -153,31 +170,15 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
         UserError: if one is missing or depends on other settings and `require_stored` is set, if no text is named for
             CSPA scores that must be computed, or if stored results do not fit the model.
     """
-    lookup = _Lookup(checkpoint, config, inputs.already_warned)
-    weights, step, graph = checkpoint.weights, checkpoint.step, Graph.of(checkpoint.weights)
-    every_head = config.circuit.heads == "all"
+    lookup, step = Lookup(checkpoint, config, inputs.already_warned), checkpoint.step
     # All three are looked up before any is computed, to say at once what is missing.
-    circuits = config.circuits_config()
-    task = circuits.name_in_results("ioi")
-    stored_circuit = None if every_head else lookup.usable("graphs", circuits, task)
+    stored_circuit = lookup.stored_circuit(config)
     stored_components = lookup.usable("components", config.components_config())
     stored_cspa = lookup.usable("cspa", config.cspa_config())
     if stored_cspa is None and config.cspa is None:
         raise UserError("cspa: no scores are stored, and no text is named to compute them; pass cspa.corpus=FILE")
 
-    if every_head:
-        edges, status = graph.edge_mask, str(FOUND)
-    elif stored_circuit is not None:
-        circuit, _ = stored_circuit.read_circuit(step)
-        if (circuit.graph.n_layers, circuit.graph.n_heads) != lookup.shape:
-            path = stored_circuit.file(step, ".pt")
-            raise UserError(f"{path} is a circuit of another architecture; {_again(stored_circuit)}")
-        baselines = lookup.store.folder("baselines", checkpoint.name, task).read_table(step)
-        edges, status = circuit.in_circuit, str(baselines["status"][0])
-    else:
-        assert inputs.circuit is not None
-        report = find_circuit(weights, inputs.circuit, circuits, score_edges(weights, inputs.circuit, circuits))
-        edges, status = report.circuit.in_circuit, report.status
+    circuit, origin = lookup.circuit(config, stored_circuit, inputs.circuit)
 
     # Each script's own table, read or made; only a stored one may be of another model.
     if stored_components is not None:
@@ -206,16 +207,17 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
     scores["cspa"] = lookup.by_head(stored_cspa, table, "score", some=True)
     errors["cspa"] = lookup.by_head(stored_cspa, table, "score_se", some=True)
 
-    folders = {"circuit": stored_circuit, "components": stored_components, "cspa": stored_cspa}
-    sources = {name: COMPUTED if folder is None else STORED for name, folder in folders.items()}
-    sources |= {"circuit": ALL_HEADS} if every_head else {}
-    return HeadFacts(graph, edges, status, sources=sources, errors=errors, n_samples=n_samples, chance=chance, **scores)
+    folders = {"components": stored_components, "cspa": stored_cspa}
+    sources = {"circuit": origin}
+    sources |= {name: COMPUTED if folder is None else STORED for name, folder in folders.items()}
+    known: dict[str, Any] = {**scores, "sources": sources, "errors": errors, "n_samples": n_samples, "chance": chance}
+    return HeadFacts(circuit.graph, circuit.edges, circuit.status, **known)
 
 
-class _Lookup:
+class Lookup:
     """Finds out which stored results of a checkpoint can be used."""
 
-    def __init__(self, checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, already_warned: set[str]) -> None:
+    def __init__(self, checkpoint: LoadedCheckpoint, config: ConsistencyKeys, already_warned: set[str]) -> None:
         self.checkpoint, self.require_stored, self.already_warned = checkpoint, config.require_stored, already_warned
         self.store = Store(config.results_dir)
         self.shape = (checkpoint.weights.n_layers, checkpoint.weights.n_heads)
@@ -237,6 +239,36 @@ class _Lookup:
             self.already_warned.add(reason)
             log.warning("%s; computed here instead", reason.partition("; run:")[0])
         return None
+
+    def stored_circuit(self, config: ConsistencyKeys) -> ResultsFolder | None:
+        """The folder that the task's circuit can be read from; errors as of `usable`."""
+        settings = config.circuits_config()
+        if config.circuit.heads == "all":
+            return None
+        return self.usable("graphs", settings, settings.name_in_results(config.task))
+
+    def circuit(
+        self, config: ConsistencyKeys, stored: ResultsFolder | None, prompts: CircuitPrompts | None
+    ) -> tuple[FoundEdges, str]:
+        """The task's circuit, all edges if the config says so, and where it is from: a folder, or found here.
+
+        Raises:
+            UserError: if the stored circuit does not fit the model.
+        """
+        weights, step, graph = self.checkpoint.weights, self.checkpoint.step, Graph.of(self.checkpoint.weights)
+        settings = config.circuits_config()
+        if config.circuit.heads == "all":
+            return FoundEdges(graph, graph.edge_mask, str(FOUND)), ALL_HEADS
+        if stored is not None:
+            circuit, _ = stored.read_circuit(step)
+            if (circuit.graph.n_layers, circuit.graph.n_heads) != self.shape:
+                path = stored.file(step, ".pt")
+                raise UserError(f"{path} is a circuit of another architecture; {_again(stored)}")
+            baselines = self.store.folder("baselines", self.checkpoint.name, stored.task).read_table(step)
+            return FoundEdges(graph, circuit.in_circuit, str(baselines["status"][0])), STORED
+        assert prompts is not None
+        report = find_circuit(weights, prompts, settings, score_edges(weights, prompts, settings))
+        return FoundEdges(graph, report.circuit.in_circuit, report.status), COMPUTED
 
     def _unusable(self, folder: ResultsFolder, asked: BaseConfig | None) -> str:
         """Why a stored result cannot be used; empty if it can."""

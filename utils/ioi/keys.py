@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -68,27 +68,56 @@ class Thresholds(Section):
 
 
 class CircuitInput(CircuitKeys):
-    """The IOI circuit whose heads the percentages are taken over, searched with these keys if none is stored."""
+    """The task's circuit that the percentages are taken over, searched with these keys if none is stored."""
 
     heads: Literal["circuit", "all"] = "circuit"
-    """Whether to take percentages over the heads of the IOI `circuit`, or over `all` heads of the model, without a
-    circuit."""
+    """Whether to take percentages over the heads (and MLPs) of the task's `circuit`, or over `all` of the model,
+    without a circuit."""
     n_prompts: int | None = amount(100, most=MOST_PROMPTS)
     """How many prompt pairs to score edges on; with `evaluate_on: heldout`, faithfulness gets as many again."""
+
+
+class ConsistencyKeys(PromptOptions, MemoryKeys, BaseConfig):
+    """What the scripts that follow an algorithm over training share."""
+
+    task: ClassVar[str]
+    """The task that the algorithm does."""
+    n_prompts: int = amount(70, most=MOST_PROMPTS)
+    """How many prompts to measure effects on."""
+    require_stored: bool = execution(False)
+    """Refuse to compute the circuit and the scores; name the command that makes what is missing."""
+    circuit: CircuitInput = CircuitInput()
+
+    def circuits_config(self) -> CircuitsConfig:
+        """The config with which get_circuits_over_time.py finds the same circuit."""
+        options = {name: getattr(self, name) for name in PromptOptions.model_fields}
+        keys = {name: getattr(self.circuit, name) for name in CircuitKeys.model_fields}
+        budget = self.memory_budget_gb
+        return CircuitsConfig(**self._shared(), **options, **keys, task=self.task, memory_budget_gb=budget)
+
+    def _shared(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in BaseConfig.model_fields}
+
+
+def inputs_of_levels(
+    config: ConsistencyKeys, tokenizer: PreTrainedTokenizerBase, shape: PlainShape, levels: float
+) -> Iterator[Work]:
+    """The prompts that effects are measured on, with the passes that takes, and those of a circuit to be found."""
+    task = TASKS[config.task]
+    yield Work(task.name, task.pairs(tokenizer, config.n_prompts, config.seed, config), levels)
+    if not config.require_stored and config.circuit.heads == "circuit":
+        of_circuit = config.circuits_config()
+        with errors_named("circuit.", CircuitInput):
+            yield Work(task.name, circuit_pairs(of_circuit, task, tokenizer), passes(of_circuit, shape.n_layers))
 
 
 def inputs_of_ioi(
     config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape
 ) -> Iterator[Work]:
     """The IOI prompts that effects are measured on, and what the circuit and scores need that may have to be found."""
-    levels = 19 if config.definitions == "frozen" else 44
-    yield Work("ioi", TASKS["ioi"].pairs(tokenizer, config.n_prompts, config.seed, config), levels)
+    yield from inputs_of_levels(config, tokenizer, shape, 19 if config.definitions == "frozen" else 44)
     if config.require_stored:
         return
-    if config.circuit.heads == "circuit":
-        of_circuit = config.circuits_config()
-        with errors_named("circuit.", CircuitInput):
-            yield Work("ioi", circuit_pairs(of_circuit, TASKS["ioi"], tokenizer), passes(of_circuit, shape.n_layers))
     with errors_named("components.", ComponentsKeys):
         yield from inputs_of_components(config.components_config(), tokenizer, shape)
     if (of_cspa := config.cspa_config()) is not None:
@@ -96,13 +125,14 @@ def inputs_of_ioi(
             yield from inputs_of_cspa(of_cspa, tokenizer, shape)
 
 
-class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
+class IoiConsistencyConfig(ConsistencyKeys):
     """Keys of get_ioi_consistency.py.
 
     The circuit, the head scores and the CSPA scores are taken from the results if those are of the same weights and the
     same settings. Otherwise they are computed.
     """
 
+    task: ClassVar[str] = "ioi"
     definitions: Literal["standard", "study", "frozen"] = "standard"
     """How [effects](../docs/heads.md#the-ioi-algorithm) are measured, and who holds a role: as in the `study`; by its
     criteria, but each met beyond its error (`standard`); or so with everything off the path `frozen`."""
@@ -111,8 +141,6 @@ class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
     )
     """Of the heads that hold a role at a level, how many may owe it to the choice of prompts (Benjamini and Hochberg
     1995, over the level's roles and all heads that can hold them)."""
-    n_prompts: int = amount(70, most=MOST_PROMPTS)
-    """How many IOI prompts to measure effects on."""
     through_mlps: bool = False
     """With `definitions: frozen`, also count paths through MLPs from a sender to its level's receivers."""
     backup: bool = True
@@ -121,10 +149,7 @@ class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
     backup_ablation: Literal["mean", "corrupted"] = key("mean", only_with=("backup", "true"))
     """What ablated name movers write at the last token: their `mean` over the clean prompts, or what they write in the
     `corrupted` prompt."""
-    require_stored: bool = execution(False)
-    """Refuse to compute the circuit and the scores; name the command that makes what is missing."""
     thresholds: Thresholds = Thresholds()
-    circuit: CircuitInput = CircuitInput()
     components: ComponentsKeys = ComponentsKeys()
     cspa: CspaKeys | None = None
     """Text and settings for the CSPA scores. Needed if none are stored."""
@@ -147,12 +172,6 @@ class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
             )
         return self
 
-    def circuits_config(self) -> CircuitsConfig:
-        """The config with which get_circuits_over_time.py finds the same circuit."""
-        options = {name: getattr(self, name) for name in PromptOptions.model_fields}
-        keys = {name: getattr(self.circuit, name) for name in CircuitKeys.model_fields}
-        return CircuitsConfig(**self._shared(), **options, **keys, task="ioi", memory_budget_gb=self.memory_budget_gb)
-
     def components_config(self) -> ComponentsConfig:
         """The config with which get_full_model_components_over_time.py measures the same scores."""
         return ComponentsConfig(**self._shared(), **dict(self.components))
@@ -161,5 +180,33 @@ class IoiConsistencyConfig(PromptOptions, MemoryKeys, BaseConfig):
         """The config with which get_model_cspa.py measures the same scores; None if no text is named."""
         return None if self.cspa is None else CspaConfig(**self._shared(), **dict(self.cspa))
 
-    def _shared(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in BaseConfig.model_fields}
+
+class GreaterThanThresholds(Section):
+    """When a node holds a role, beyond its error."""
+
+    effect: float = key(-0.001, **_EFFECT)
+    """Its effect is below this, as a share of the drop of the probability difference from clean to corrupted."""
+    attention_over_chance: float = key(2.0, gt=0, le=10_000, reason="no context is longer")
+    """A head attends from the last token to YY more than this multiple of what attention to all tokens alike gives."""
+
+
+class GreaterThanConsistencyConfig(ConsistencyKeys):
+    """Keys of get_greater_than_consistency.py.
+
+    The circuit is taken from the results if it is of the same weights and settings. Otherwise it is computed.
+    """
+
+    task: ClassVar[str] = "greater_than"
+    false_discovery_rate: float = key(0.05, gt=0, le=1, reason="it is a share")
+    """Of the nodes that hold a role at a level, how many may owe it to the choice of prompts (Benjamini and Hochberg
+    1995, over all nodes that can hold it)."""
+    n_random: int = amount(1000, most=100_000)
+    """How many times to draw random nodes in place of those that hold a level's role, as many of each layer."""
+    thresholds: GreaterThanThresholds = GreaterThanThresholds()
+
+
+def inputs_of_greater_than(
+    config: GreaterThanConsistencyConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape
+) -> Iterator[Work]:
+    """The prompts that effects are measured on, and those of a circuit that may have to be found."""
+    return inputs_of_levels(config, tokenizer, shape, 15)

@@ -21,12 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool
 
-from circuits_over_time.edge_attribution_patching.patching.paths import Head
+from circuits_over_time.edge_attribution_patching.patching.paths import Head, Sender
 
 from ..base.multiple_tests import adjusted_p_values
 from .effects import Exchange
@@ -63,17 +64,18 @@ class Role:
 
 
 Roles = Mapping[Head, Role]
+Node = TypeVar("Node", Head, Sender)
 
 
-def holders(roles: Roles, *names: str) -> tuple[Head, ...]:
-    """The heads that hold one of these roles, or any role."""
+def holders(roles: Mapping[Node, Role], *names: str) -> tuple[Node, ...]:
+    """The heads (or nodes) that hold one of these roles, or any role."""
     return tuple(head for head, role in roles.items() if role.passes and (not names or role.name in names))
 
 
 def give_roles(
-    heads: Sequence[Head], level: Sequence[Evidence], false_discovery_rate: float | None
-) -> dict[Head, Role]:
-    """The role of every head: the first that it holds, or else the first that it is a candidate for.
+    heads: Sequence[Node], level: Sequence[Evidence], false_discovery_rate: float | None
+) -> dict[Node, Role]:
+    """The role of every head (or node): the first that it holds, or else the first that it is a candidate for.
 
     Args:
         level: the roles of a level, in order of precedence.

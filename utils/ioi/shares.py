@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
@@ -60,6 +61,23 @@ class Effects:
         return np.maximum(np.minimum(2 * one_sided, 1), p_mean_above(self.divisor[None]))
 
 
+def random_percentages(
+    effects: Effects, of: Bool[Tensor, " node"], among: Bool[Tensor, " node"], layers: Tensor, n: int, seed: int
+) -> Float[Tensor, " draw"]:
+    """The percentage (`Scale.percentage`) of random nodes in place of some: as many of each layer, from all of it.
+
+    Args:
+        layers: that of each node, ascending.
+        n: how many draws.
+    """
+    # Within its layer every node gets a random place; the first ones are drawn.
+    keys = torch.rand(n, len(layers), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    order = (layers + keys).argsort(dim=1)
+    place = torch.arange(len(layers)) - torch.searchsorted(layers, layers)
+    wanted = place < torch.zeros(int(layers.max()) + 1).index_add_(0, layers, of.float())[layers]
+    return 100 * effects.values.abs()[order[:, wanted]].sum(dim=1) / effects.sum(among)
+
+
 class Scale:
     """Turns logit differences into effects and shares.
 
@@ -85,6 +103,17 @@ class Scale:
         sizes = effects.resampled.abs()
         interval = self.interval(100 * sizes[:, of].sum(dim=1) / sizes[:, among].sum(dim=1))
         return 100 * effects.sum(of) / effects.sum(among), *interval
+
+    def shares(
+        self, effects: Effects, identified: Bool[Tensor, " head"], in_circuit: Bool[Tensor, " head"]
+    ) -> dict[str, float]:
+        """The columns of a level that say how much of the circuit's effect some heads have, in it or not."""
+        inside, values = identified & in_circuit, dict[str, float]()
+        for name, heads in (("percent", identified), ("percent_in_circuit", inside)):
+            found = self.percentage(effects, heads, in_circuit)
+            values |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+        values |= {"identified_effect": effects.sum(identified), "identified_in_circuit_effect": effects.sum(inside)}
+        return values | {"circuit_effect": effects.sum(in_circuit)}
 
     def interval(self, resampled: Float[Tensor, " resample"]) -> tuple[float, float]:
         """The 95% interval of what was worked out for every resample; nan and nan for a single prompt."""

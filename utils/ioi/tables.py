@@ -87,17 +87,12 @@ class Tables:
         role_holders = set(holders(roles))
         identified = torch.tensor([head in role_holders for head in self.measured], dtype=torch.bool)
         in_circuit = torch.tensor([bool(facts.in_circuit[head]) for head in self.measured], dtype=torch.bool)
-        inside = identified & in_circuit
         if effects.sum(in_circuit) == 0:
             self.add_row(level, n_receivers, reason="no head of the circuit has an effect")
             return
-        values: dict[str, Any] = {}
-        for name, heads in (("percent", identified), ("percent_in_circuit", inside)):
-            found = self.scale.percentage(effects, heads, in_circuit)
-            values |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
-        values |= {"identified_effect": effects.sum(identified), "identified_in_circuit_effect": effects.sum(inside)}
-        values |= {"circuit_effect": effects.sum(in_circuit)}
-        self.add_row(level, n_receivers, **values, n_heads=int(identified.sum()), n_heads_in_circuit=int(inside.sum()))
+        values = self.scale.shares(effects, identified, in_circuit)
+        counts = {"n_heads": int(identified.sum()), "n_heads_in_circuit": int((identified & in_circuit).sum())}
+        self.add_row(level, n_receivers, **values, **counts)
 
     def add_row(self, level: str, n_receivers: int | None, **values: Any) -> None:
         """Add a level with what there is of it: its numbers, or the reason why it has no percentage."""
