@@ -4,7 +4,7 @@
 
 Prints a row of docs/trust.md each: the number, what was simulated, and the coverage or rate that was found
 (`tests/support/simulations.py`). Scores and effects are drawn from a population of the kept checkpoint's own prompts,
-blocks and sequences. Takes about three minutes; `--share 0.1` a tenth of it. `bench_roles.py` has the roles of
+blocks and sequences. Takes about five minutes; `--share 0.1` a tenth of it. `bench_roles.py` has the roles of
 untrained models.
 """
 
@@ -104,7 +104,7 @@ def edges(share: float) -> None:
         whole[f"{name}, half moved to 0"] = scores.sums, scores.graph, 0.5
     for what, population in whole.items():
         for n in (50, 100):
-            trials = round((10 if what == few else 200) * share)
+            trials = max(1, round((10 if what == few else 200) * share))
             wrong, found, covered = simulated.edges_called(*population, n, trials)
             row("score of an edge, Student's t", f"{what}, {n} prompts", covered)
             row("- q at most 5%: without effect", "", wrong)
