@@ -13,7 +13,8 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from circuits_over_time.plotting.parts.style import INK, NEGATIVE, POSITIVE, SERIES, Drawing, finish
+from circuits_over_time.plotting.parts.style import Drawing, finish
+from circuits_over_time.plotting.parts.theme import INK, NEGATIVE, POSITIVE, SERIES
 
 SIGNED = [[0.0, NEGATIVE], [0.5, "#ffffff"], [1.0, POSITIVE]]
 UNSIGNED = [[0.0, "#ffffff"], [1.0, POSITIVE]]

@@ -35,7 +35,8 @@ import circuits_over_time as cot
 from circuits_over_time.notebooks.support import start
 from circuits_over_time.plotting.parts.circuit_similarity import edges_of
 from circuits_over_time.plotting.parts.panels import Line, Panels
-from circuits_over_time.plotting.parts.style import SERIES, ModelLook, model_looks
+from circuits_over_time.plotting.parts.style import ModelLook, model_looks
+from circuits_over_time.plotting.parts.theme import SERIES
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.plot_circuit import draw_circuit
 from circuits_over_time.plotting.plot_circuit_similarity import draw_similarity, similarities

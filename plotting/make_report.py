@@ -18,6 +18,7 @@ from circuits_over_time.plotting.parts.export import run_script, script_parser, 
 from circuits_over_time.plotting.parts.options import Style, add_style_flags, style_of
 from circuits_over_time.plotting.parts.style import Drawing
 from circuits_over_time.plotting.parts.tables import Results, logger
+from circuits_over_time.plotting.parts.theme import drawn_in
 from circuits_over_time.plotting.report.advice import unfinished
 from circuits_over_time.plotting.report.circuits import circuit_records
 from circuits_over_time.plotting.report.figures import report_figures
@@ -54,7 +55,8 @@ def report(results: Results, style: Style = _PLAIN) -> tuple[str, dict[str, Draw
             of = [one for one in sentences if (one.model, one.task) == (record["model"], record["task"])]
             record |= {"learned": of[0].learned, "changed": of[0].changed} if of else {}
         heads, meanings = head_records(results)
-        figures = report_figures(results)
+        with drawn_in(style.look):
+            figures = report_figures(results)
         runs = run_records(results)
     return page_html(results, circuits, sentences, heads, meanings, figures, runs, notes, style), figures
 

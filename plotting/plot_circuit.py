@@ -20,19 +20,14 @@ from circuits_over_time.plotting.parts.circuit_similarity import nodes_of
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.roles import ROLE_TINT, ROLES, Roles, role_look, roles_by_step
 from circuits_over_time.plotting.parts.style import (
-    FAINT,
-    INK,
-    NEGATIVE,
-    POSITIVE,
     Drawing,
     add_key,
-    blended,
     finish,
     in_order,
     note,
-    translucent,
 )
 from circuits_over_time.plotting.parts.tables import Results, as_text, logger
+from circuits_over_time.plotting.parts.theme import FAINT, INK, NEGATIVE, POSITIVE, WHITE, paint, tint, translucent
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.edges import named_targets, with_inputs
 from circuits_over_time.utils.results.store import Store
@@ -90,7 +85,7 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
     held = {role for node in layout.positions for role in roles.get(node, ())}
     for role in in_order(held, ROLES):
         label, colour = role_look(role)
-        marker = {"symbol": "square", "size": 12, "color": blended(colour, ROLE_TINT)}
+        marker = {"symbol": "square", "size": 12, "color": tint(colour, ROLE_TINT)}
         add_key(figure, label, mode="markers", marker=marker)
     row = float(np.clip(1000 / (layout.height + 1), 62, 104))
     width = int(max(820, 190 + 64 * 2 * layout.half_width))
@@ -118,7 +113,7 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -
     classes = np.minimum((share * WIDTH_CLASSES).astype(int), WIDTH_CLASSES - 1)
     opacities = _opacities(edges, classes)
     for positive, colour, name in ((True, POSITIVE, "raises the metric"), (False, NEGATIVE, "lowers the metric")):
-        add_key(figure, name, mode="lines", line={"color": colour, "width": 3})
+        add_key(figure, name, mode="lines", line={"color": paint(colour), "width": 3})
         of_sign = (edges["score"] >= 0) == positive
         for size, opacity in sorted(set(zip(classes[of_sign], opacities[of_sign], strict=True))):
             xs: list[float | None] = []
@@ -137,7 +132,7 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -
                 x=[middle[0] for middle in middles],
                 y=[middle[1] for middle in middles],
                 mode="markers",
-                marker={"size": 9, "color": colour, "opacity": 0},
+                marker={"size": 9, "color": paint(colour), "opacity": 0},
                 customdata=[middle[2:] for middle in middles],
                 hovertemplate="%{customdata[0]}<br>score %{customdata[1]:+.4g}%{customdata[2]}<extra></extra>",
                 showlegend=False,
@@ -175,9 +170,9 @@ def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles) -> None:
         width = BOX_WIDTH / max(len(held), 1)
         for i, role in enumerate(held):
             ends = {"x0": left + i * width, "x1": left + (i + 1) * width}
-            shapes.append(side | ends | {"line": {"width": 0}, "fillcolor": blended(role_look(role)[1], ROLE_TINT)})
-        fill = None if held else FILL.get(node[0] if node[1:2].isdigit() else "", "#ffffff")
-        outline = {"x0": left, "x1": left + BOX_WIDTH, "line": {"color": FAINT, "width": 1}}
+            shapes.append(side | ends | {"line": {"width": 0}, "fillcolor": tint(role_look(role)[1], ROLE_TINT)})
+        fill = None if held else paint(FILL.get(node[0] if node[1:2].isdigit() else "", WHITE))
+        outline = {"x0": left, "x1": left + BOX_WIDTH, "line": {"color": paint(FAINT), "width": 1}}
         shapes.append(side | outline | {"fillcolor": fill})
         # Annotations, because plotly draws shapes over the text of traces.
         notes.append(note(node, x, y, colour=INK, yshift=5 if "." in node else 0))

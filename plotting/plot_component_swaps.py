@@ -15,13 +15,14 @@ import pandas as pd
 from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.style import INK, Drawing, colour_bar, finish
+from circuits_over_time.plotting.parts.style import Drawing, colour_bar, finish
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
+from circuits_over_time.plotting.parts.theme import INK, paint, painted_scale
 from circuits_over_time.utils.tasks.registry import task_label
 
 CELLS = 250
 """Width and height of a matrix, in pixels."""
-COLOURS = [[0.0, "#b2500f"], [0.5, "#f7f7f7"], [1.0, "#0b5a94"]]
+COLOURS = [(0.0, "#b2500f"), (0.5, "#f7f7f7"), (1.0, "#0b5a94")]
 
 
 def moved(table: pd.DataFrame) -> pd.DataFrame:
@@ -69,7 +70,7 @@ def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]])
             y=[f"{step:,}" for step in steps["from_step"]],
             zmin=-1,
             zmax=1,
-            colorscale=COLOURS,
+            colorscale=painted_scale(COLOURS),
             showscale=place == 0,
             colorbar=colour_bar(CELLS, text="change, as a share of the largest", font={"size": 12}),
             customdata=np.stack([change, metric], axis=-1),
@@ -85,7 +86,7 @@ def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]])
             x=[f"{step:,}" for step in usual["step"]],
             y=[f"{step:,}" for step in usual["from_step"]],
             mode="markers",
-            marker={"symbol": "circle-open", "size": 7, "color": INK, "line": {"width": 1}},
+            marker={"symbol": "circle-open", "size": 7, "color": paint(INK), "line": {"width": 1}},
             name="no further than random heads",
             showlegend=len(usual) > 0 and not any(trace.showlegend for trace in figure.data),
             hoverinfo="skip",

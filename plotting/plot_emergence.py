@@ -22,8 +22,9 @@ import pandas as pd
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import score_label
 from circuits_over_time.plotting.parts.panels import Line, for_both_widths, grid_of_panels, wrapped
-from circuits_over_time.plotting.parts.style import FAINT, Drawing, ModelLook, metric_label
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, small
 from circuits_over_time.plotting.parts.tables import Results, as_text, escaped, models_in
+from circuits_over_time.plotting.parts.theme import FAINT
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.parts.timeline import Timeline
 from circuits_over_time.utils.comparison.seeds import without_seed
@@ -163,7 +164,7 @@ def draw_seed_curves(
 def _curve_title(row: Mapping[Any, Any], shape: str | None) -> str:
     title = label(row, head=False) if row["score"] != "n_edges" else f"{task_label(str(row['task']))}: circuit's edges"
     title = wrapped(title, 38)
-    return f"{title}<br><span style='font-size:12px;color:#555'>{shape}</span>" if shape else title
+    return f"{title}<br>{small(shape)}" if shape else title
 
 
 def _ends(after: Any, step: Any, steps: Sequence[int]) -> tuple[int, int]:

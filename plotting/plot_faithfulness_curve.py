@@ -17,6 +17,7 @@ from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import row_of_panels, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, Looks, finish, within
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, logger, tasks_in
+from circuits_over_time.plotting.parts.theme import WHITE, paint
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.commands import how_to_make
 from circuits_over_time.utils.tasks.registry import task_label
@@ -45,7 +46,8 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
     steps = spread_steps(sorted(table["step"].unique().tolist()), n_curves)
     # Not the brightest end of the scale: yellow on white cannot be read.
     colours = sample_colorscale("Viridis", np.linspace(0, 0.88, len(steps)).tolist()) if len(steps) > 1 else ["#440154"]
-    for step, colour in zip(steps, colours, strict=True):  # The legend has the steps in the order of training.
+    # The legend has the steps in the order of training.
+    for step, colour in zip(steps, map(paint, colours), strict=True):
         for column, task in enumerate(tasks, 1):
             # A logarithmic axis has no place for the empty circuit.
             part = table[(table["task"] == task) & (table["step"] == step) & (table["size"] > 0)].sort_values("size")
@@ -60,7 +62,7 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
                 mode="lines+markers",
                 line={"color": colour, "width": 2},
                 marker={
-                    "color": ["#ffffff" if ringed else colour for ringed in chosen],
+                    "color": [paint(WHITE) if ringed else colour for ringed in chosen],
                     "size": [11 if ringed else 4 for ringed in chosen],
                     "line": {"color": colour, "width": [2.5 if ringed else 0 for ringed in chosen]},
                 },
@@ -71,7 +73,7 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
                 row=1,
                 col=column,
             )
-    figure.add_hline(y=1, line={"dash": "dash", "width": 1, "color": "#777777"}, row=1, col="all")
+    figure.add_hline(y=1, line={"dash": "dash", "width": 1, "color": paint("#777777")}, row=1, col="all")
     limits, cut = within([0.0, 1.0, *table.loc[table["step"].isin(steps), "faithfulness"]], *LIMITS)
     subtitle = "Rings mark the selected circuit; 1 is the whole model" + (CUT.format(*LIMITS) if cut else "")
     drawing = finish(figure, f"Faithfulness of circuits of {model}", subtitle, width=width, height=412)

@@ -18,8 +18,9 @@ import plotly.graph_objects as go
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import for_both_widths, wrapped
 from circuits_over_time.plotting.parts.roles import LEVELS, role_chip, role_look, why_none
-from circuits_over_time.plotting.parts.style import FAINT, INK, SERIES, Drawing, finish, readable_on, write
+from circuits_over_time.plotting.parts.style import Drawing, finish, write
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
+from circuits_over_time.plotting.parts.theme import FAINT, INK, SERIES, paint
 from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
 
 SURE = 0.95
@@ -83,6 +84,7 @@ def draw_handovers(
             colour = colours.setdefault(segment.head, SERIES[len(colours) % len(SERIES)])
             _draw_segment(figure, segment, role, colour, axis, row, pixels)
         _draw_marks(figure, handovers[handovers["role"] == role], axis, row, pixels)
+    chips = [role_chip(role) for role in roles]
     drawing = finish(
         figure,
         f"Who is the strongest head of each role in {model}",
@@ -96,14 +98,14 @@ def draw_handovers(
     figure.update_yaxes(
         range=[len(roles) - 0.5, -0.7],
         tickvals=list(range(len(roles))),
-        ticktext=[role_chip(role) for role in roles],
+        ticktext=chips,
         showticklabels=not narrow,
         tickfont_size=12,
         showgrid=False,
         zeroline=False,
     )
-    for row, role in enumerate(roles) if narrow else ():
-        write(figure, role_chip(role), -0.5, row - 0.4, colour=INK, **_LEFT)
+    for row, chip in enumerate(chips) if narrow else ():
+        write(figure, chip, -0.5, row - 0.4, colour=INK, **_LEFT)
     return drawing
 
 
@@ -119,8 +121,8 @@ def _draw_segment(
         y=[row - 0.18, row - 0.18, row + 0.3, row + 0.3, row - 0.18],
         fill="toself",
         mode="lines",
-        fillcolor=colour,
-        line={"width": 0, "color": colour},
+        fillcolor=paint(colour),
+        line={"width": 0, "color": paint(colour)},
         name=f"{role}: {segment.head}",
         hoverinfo="skip",
     )
@@ -129,7 +131,7 @@ def _draw_segment(
         x=list(range(segment.first, segment.last + 1)),
         y=[row + 0.06] * (segment.last - segment.first + 1),
         mode="markers",
-        marker={"size": 16, "color": colour, "opacity": 0},
+        marker={"size": 16, "color": paint(colour), "opacity": 0},
         name=segment.head,
         hovertemplate=f"<b>{segment.head}</b>: {role_look(role)[0]}<br>{span}"
         f"<br>effect {segment.effects[0]:.3g} → {segment.effects[1]:.3g}<extra></extra>",
@@ -137,7 +139,7 @@ def _draw_segment(
     room = (right - left) * pixels
     for name, size in ((segment.head, 11), (segment.head.replace(".", "<br>"), 10)):
         if max(map(len, name.split("<br>"))) * _LETTER <= room:
-            write(figure, name, middle, row + 0.06, size=size, colour=readable_on(colour), bgcolor=colour, borderpad=0)
+            write(figure, name, middle, row + 0.06, size=size, on=colour, borderpad=0)
             break
 
 
@@ -153,7 +155,7 @@ def _draw_marks(figure: go.Figure, handovers: pd.DataFrame, axis: CheckpointAxis
         x=x,
         y=[row - 0.27] * len(rows),
         mode="markers",
-        marker={"symbol": symbols, "size": 9, "color": INK},
+        marker={"symbol": symbols, "size": 9, "color": paint(INK)},
         name="hand-over",
         customdata=cells.to_numpy(),
         hovertemplate="<b>%{customdata[0]} → %{customdata[1]}</b><br>between steps %{customdata[2]:,} and "

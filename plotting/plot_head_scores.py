@@ -14,8 +14,9 @@ import pandas as pd
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import SCORES, head_scores, score_label
 from circuits_over_time.plotting.parts.panels import Line, Panels, grid_of_panels
-from circuits_over_time.plotting.parts.style import SERIES, Drawing, Looks, ModelLook, in_order, within
+from circuits_over_time.plotting.parts.style import Drawing, Looks, ModelLook, in_order, within
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
+from circuits_over_time.plotting.parts.theme import SERIES
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.utils.base.errors import UserError
 

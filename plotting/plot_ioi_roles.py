@@ -18,8 +18,9 @@ import plotly.graph_objects as go
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import wrapped
 from circuits_over_time.plotting.parts.roles import HINT, LEVELS, TOY, role_chip, role_look, why_none
-from circuits_over_time.plotting.parts.style import GRID, INK, Drawing, finish, write
+from circuits_over_time.plotting.parts.style import Drawing, finish, write
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
+from circuits_over_time.plotting.parts.theme import GRID, INK, paint
 
 # Pixels: a row, the frame around them, and the widest that all columns may take together.
 _ROW, _FRAME, _WIDTH = 20, 90, 900
@@ -103,7 +104,10 @@ def _holders(heads: pd.DataFrame, role: str, y: float) -> Iterator[Holder]:
 def _cells(figure: go.Figure, rows: list[Holder], steps: list[int]) -> None:
     """The cells of a role's rows: those where the head was measured, and those where it holds the role."""
     label, colour = role_look(rows[0].role)
-    for fill, state, wanted in ((GRID, "does not hold the role", False), (colour, f"holds the role: {label}", True)):
+    for fill, state, wanted in (
+        (paint(GRID), "does not hold the role", False),
+        (colour, f"holds the role: {label}", True),
+    ):
         z = [[1.0 if step in row.effects and (step in row.held) == wanted else None for step in steps] for row in rows]
         figure.add_heatmap(
             x=list(range(len(steps))),

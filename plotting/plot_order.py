@@ -17,8 +17,9 @@ import plotly.graph_objects as go
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import for_both_widths, wrapped
-from circuits_over_time.plotting.parts.style import INK, Drawing, finish, write
+from circuits_over_time.plotting.parts.style import Drawing, finish, write
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
+from circuits_over_time.plotting.parts.theme import INK, painted_scale
 from circuits_over_time.plotting.plot_emergence import WHOLE, label
 
 # Pixels: a cell, the widest of all cells together, the frame, and the room for names of rows.
@@ -72,7 +73,7 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
         y=list(range(n)),
         zmin=0,
         zmax=1,
-        colorscale="Blues",
+        colorscale=painted_scale("Blues"),
         showscale=not narrow,
         colorbar={"title": {"text": "share of resamples", "side": "right", "font": {"size": 12}}, "thickness": 14},
         texttemplate="%{z:.2f}" if n <= MOST_WITH_TEXT and not narrow else None,

@@ -21,8 +21,9 @@ from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import score_label
-from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, Drawing, finish, write
+from circuits_over_time.plotting.parts.style import Drawing, finish, write
 from circuits_over_time.plotting.parts.tables import NotMeasured, Results, logger
+from circuits_over_time.plotting.parts.theme import NEGATIVE, POSITIVE, paint
 from circuits_over_time.plotting.parts.time_axis import compact
 from circuits_over_time.plotting.published.reproduction import VERDICTS, commands, reproduction
 from circuits_over_time.utils.tasks.registry import task_label
@@ -120,10 +121,11 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) ->
     quantity = rows["quantity"].iloc[0]
     low, high = rows["published_low"].astype(float), rows["published_high"].astype(float)
     middle = (low + high) / 2
+    published = paint(PUBLISHED_COLOUR)
     # One number is a dash, a range a bar.
-    dash = {"symbol": "line-ew", "size": np.where(low == high, 20, 0), "line": {"color": PUBLISHED_COLOUR, "width": 3}}
-    bar = {"type": "data", "array": high - middle, "thickness": 9, "width": 0, "color": PUBLISHED_COLOUR}
-    _add(figure, rows, "published", where, y=middle, error_y=bar, marker=dash | {"color": PUBLISHED_COLOUR})
+    dash = {"symbol": "line-ew", "size": np.where(low == high, 20, 0), "line": {"color": published, "width": 3}}
+    bar = {"type": "data", "array": high - middle, "thickness": 9, "width": 0, "color": published}
+    _add(figure, rows, "published", where, y=middle, error_y=bar, marker=dash | {"color": published})
     for verdict, (colour, symbol) in LOOKS.items():
         # What has not happened by the last checkpoint is drawn there, as a triangle that points on.
         yet = rows["measured"].isna() & np.isinf(rows["high"].astype(float))
@@ -139,8 +141,8 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) ->
             f"measured, {verdict}",
             where,
             y=part["measured"].fillna(part["low"]),
-            error_y=ends | {"thickness": 1.5, "width": 4, "color": colour},
-            marker={"color": colour, "symbol": symbols, "size": 9},
+            error_y=ends | {"thickness": 1.5, "width": 4, "color": paint(colour)},
+            marker={"color": paint(colour), "symbol": symbols, "size": 9},
         )
     if rows["measured"].isna().all():
         reasons = rows["note"][rows["note"] != ""]

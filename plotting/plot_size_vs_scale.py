@@ -16,7 +16,7 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import row_of_panels
-from circuits_over_time.plotting.parts.style import Drawing, Looks, finish
+from circuits_over_time.plotting.parts.style import Drawing, Looks, finish, small
 from circuits_over_time.plotting.parts.tables import (
     NotMeasured,
     Results,
@@ -27,6 +27,7 @@ from circuits_over_time.plotting.parts.tables import (
     models_in,
     tasks_in,
 )
+from circuits_over_time.plotting.parts.theme import paint
 from circuits_over_time.plotting.parts.time_axis import compact
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.comparison.scale import COUNTS, correlations, mean_sizes
@@ -93,7 +94,7 @@ def draw_scale(sizes: pd.DataFrame, parameters: Mapping[str, float], looks: Look
         verdict = "r needs three models of different sizes"
         if not np.isnan(r):
             verdict = f"r = {r:.2f} ({n:.0f} models), {'exact ' if correlation['exact'][task] else ''}p = {p:.2g}"
-        titles.append(f"{task_label(task)}<br><span style='font-size:12px;color:#555'>{verdict}</span>")
+        titles.append(f"{task_label(task)}<br>{small(verdict)}")
     figure, width = row_of_panels(titles, 420)
     for column, task in enumerate(tasks, 1):
         for model, rows in by_model(sizes[sizes["task"] == task]):
@@ -105,7 +106,7 @@ def draw_scale(sizes: pd.DataFrame, parameters: Mapping[str, float], looks: Look
                 mode="markers",
                 name=model,
                 legendgroup=model,
-                marker={"color": look.colour, "symbol": look.symbol, "size": 11},
+                marker={"color": paint(look.colour), "symbol": look.symbol, "size": 11},
                 customdata=[[compact(parameters[model]), row["n_steps"]]],
                 hovertemplate=f"<b>{model}</b> (%{{customdata[0]}} parameters)<br>mean size: %{{y:.1f}} {count}"
                 "<br>over %{customdata[1]} checkpoints<extra></extra>",

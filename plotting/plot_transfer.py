@@ -18,6 +18,7 @@ from plotly.subplots import make_subplots
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.style import Drawing, colour_bar, finish
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
+from circuits_over_time.plotting.parts.theme import painted_scale
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.tasks.registry import task_label
 
@@ -119,7 +120,7 @@ def _draw_matrix(figure: go.Figure, panel: Matrix, row: int, column: int, *, sca
         y=named[1],
         zmin=0,
         zmax=1,
-        colorscale="Blues",
+        colorscale=painted_scale("Blues"),
         showscale=scale,
         colorbar=colour_bar(CELLS, text="faithfulness"),
         texttemplate="%{z:.2f}" if max(matrix.shape) <= MOST_WITH_TEXT else None,

@@ -17,8 +17,9 @@ import plotly.graph_objects as go
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import Panels, write_in_middle
-from circuits_over_time.plotting.parts.style import INK, Drawing, write
+from circuits_over_time.plotting.parts.style import Drawing, write
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in, tasks_in
+from circuits_over_time.plotting.parts.theme import INK, WHITE, paint, translucent
 from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.tasks.registry import task_label
@@ -93,7 +94,7 @@ def _draw_bars(figure: go.Figure, table: pd.DataFrame, axis: CheckpointAxis, whe
             base=outwards[sign],
             name=entry,
             legendgroup=entry,
-            marker={"color": colour, "line": {"width": 0}},
+            marker={"color": paint(colour), "line": {"width": 0}},
             width=0.8,
             customdata=table[["step", name, "n_edges"]].to_numpy(),
             hovertemplate=f"step %{{customdata[0]:,}}: %{{customdata[1]:,}} {entry}"
@@ -107,8 +108,8 @@ def _draw_bars(figure: go.Figure, table: pd.DataFrame, axis: CheckpointAxis, whe
         mode="lines+markers",
         name=SIZE,
         legendgroup=SIZE,
-        line={"color": INK, "width": 1.4},
-        marker={"size": 4, "color": INK},
+        line={"color": paint(INK), "width": 1.4},
+        marker={"size": 4, "color": paint(INK)},
         customdata=table["step"],
         hovertemplate="step %{customdata:,}: %{y:,} edges<extra></extra>",
         **where,
@@ -131,7 +132,7 @@ def _draw_lives(figure: go.Figure, lifetimes: pd.DataFrame, axis: CheckpointAxis
             width=rows["n_edges"],
             name=entry,
             legendgroup=entry,
-            marker={"color": LIVES[entry], "line": {"width": outline, "color": "#ffffff"}},
+            marker={"color": paint(LIVES[entry]), "line": {"width": outline, "color": paint(WHITE)}},
             # Half the bytes of the default; steps are exact up to 16 million.
             customdata=rows[["birth_step", "last_step", "n_edges", "lifetime", "n_present"]].to_numpy("float32"),
             hovertemplate="%{customdata[2]:,} edges from step %{customdata[0]:,} to %{customdata[1]:,}"
@@ -143,7 +144,7 @@ def _draw_lives(figure: go.Figure, lifetimes: pd.DataFrame, axis: CheckpointAxis
     lifetime = f"median lifetime: {median:g} checkpoint{'' if median == 1 else 's'}"
     text = f"{len(lifetimes):,} edges; {'more than half live on at the end' if pd.isna(median) else lifetime}"
     corner: dict[str, Any] = {"xref": "x domain", "yref": "y domain", "xanchor": "left", "yanchor": "bottom"}
-    write(figure, text, 0.01, 0.02, colour=INK, bgcolor="rgba(255,255,255,0.85)", **where, **corner)
+    write(figure, text, 0.01, 0.02, colour=INK, bgcolor=translucent(WHITE, 0.85), **where, **corner)
     figure.update_yaxes(range=[len(lifetimes), 0], **where)
 
 

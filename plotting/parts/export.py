@@ -22,10 +22,14 @@ from circuits_over_time.utils.base.files import atomic_write
 from circuits_over_time.utils.results.commands import folder_named
 from circuits_over_time.utils.results.store import Store
 
-from .options import Style, add_style_flags, style_of
+from .options import PIXELS, Style, add_style_flags, style_of
 from .paper import styled
 from .style import Drawing
 from .tables import Results, logger
+from .theme import drawn_in
+
+# Height in inches that a page of a paper has for a figure.
+_PAGE = 9
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ def figure_main(figure: Figure, argv: Sequence[str] | None = None) -> int:
     def work(arguments: argparse.Namespace) -> None:
         style = style_of(arguments)
         results = Results(Store(arguments.results), arguments)
-        write_drawings(figure.drawings(results), arguments.output, style, results.store.left_out)
+        with drawn_in(style.look):
+            drawings = figure.drawings(results)
+        write_drawings(drawings, arguments.output, style, results.store.left_out)
 
     return run_script(parser, argv, work)
 
@@ -119,6 +125,8 @@ def write_drawings(drawings: Mapping[str, Drawing], folder: Path, style: Style, 
     """
     for name, drawing in drawings.items():
         figure, name = styled(drawing, style), html.unescape(name)
+        if style.width and not style.height and (inches := figure.layout.height / PIXELS["in"]) > _PAGE:
+            logger.info("%s: %.1fin tall; for less ask for a larger width, or for fewer models or tasks", name, inches)
         for suffix in ["csv"] * (drawing.table is not None) + [*style.format]:
             path = folder / f"{name}.{suffix}"
             if suffix == "csv" and drawing.table is not None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import plotly.graph_objects as go
 import pydantic
@@ -15,13 +15,13 @@ from circuits_over_time.utils.base.errors import UserError, suggest
 from circuits_over_time.utils.config.explain import checked
 from circuits_over_time.utils.config.strict_yaml import read_yaml
 
-from .style import FONT
-from .theme import DARK, PALETTES, THEMES, WHITE, recoloured
+from .theme import DARK, FONT, PALETTES, THEMES, WHITE, Theme
 
 FORMATS = ("html", "png", "pdf", "svg")
 # A CSS pixel is 1/96 inch in SVG, HTML and PDF alike.
 PIXELS = {"in": 96.0, "cm": 96 / 2.54, "mm": 96 / 25.4, "pt": 96 / 72, "px": 1.0}
 _PRINT = 8 * PIXELS["pt"]
+_METAVARS = {"width": "LENGTH", "height": "LENGTH", "font_size": "SIZE", "format": "LIST", "scale": "N"}
 
 
 def pixels(text: object) -> float | None:
@@ -62,28 +62,27 @@ def parse_formats(given: object) -> tuple[str, ...]:
 
 
 class Style(pydantic.BaseModel):
-    """How figures look. Each key is a flag of every figure script too."""
+    """How figures look. Each key is a flag of every figure script too, and its docstring the flag's help."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     width: Side = None
-    """Width with a unit (in, cm, mm, pt, px); by default that of each figure on the screen."""
+    """Width in print with a unit, such as 5.5in or 82mm; the layout follows (that of each figure on the screen)."""
     height: Side = None
-    """Height; by default as the panels need it."""
+    """Height (as the panels need)."""
     font_size: TextSize = None
-    """Size of all text but the title, which is a fifth larger; 8pt once a width or a height is given."""
+    """Size of all text but the title, which is a fifth larger (8pt with a width or a height)."""
     font: str | None = Field(None, min_length=1)
     """Family of fonts, such as `Times New Roman, serif`."""
     theme: str = "light"
-    """`light`, `dark`, or a plotly template in a JSON or YAML file."""
-    palette: str = "default"
-    """Colours of lines."""
+    """light, dark, or a JSON or YAML file of a plotly template (light)."""
+    palette: str = Field("default", description=f"Colours of lines: {', '.join(PALETTES)} (default).")
     title: bool = True
     """Whether figures have their title; a paper says it in the caption."""
     format: Annotated[tuple[str, ...], BeforeValidator(parse_formats)] = ("html",)
-    """Formats, comma-separated."""
+    """Formats, comma-separated: html, png, pdf, svg (html)."""
     scale: float = Field(2.0, ge=0.1, le=20)
-    """Pixels of a PNG for each of 1/96 inch."""
+    """Pixels of a PNG for each of 1/96 inch (2)."""
 
     @field_validator("palette")
     @classmethod
@@ -100,30 +99,17 @@ class Style(pydantic.BaseModel):
         return value
 
     @cached_property
-    def template(self) -> go.layout.Template | None:
-        """The template that `theme` names, if it is a file's; errors as of `read_template`."""
-        return None if self.theme in THEMES else read_template(self.theme)
-
-    @property
-    def page(self) -> str:
-        """Colour of the page."""
-        own = str(self.template.layout.paper_bgcolor) if self.template else ""
-        return own if re.fullmatch("#[0-9a-fA-F]{6}", own) else DARK if self.theme == "dark" else WHITE
-
-    @property
-    def fonts(self) -> str:
-        """Family of fonts."""
-        return self.font or (self.template and self.template.layout.font.family) or FONT
-
-    def recoloured(self, block: Any) -> Any:
-        """A figure's JSON or a style sheet in the colours of the theme and the palette."""
-        own = tuple(self.template.layout.colorway or ()) if self.template else ()
-        return recoloured(block, PALETTES[self.palette] or own, self.page)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether figures look as on the screen: nothing but the files' formats is asked for."""
-        return self == Style(format=self.format, scale=self.scale)
+    def look(self) -> Theme:
+        """The theme that its figures are drawn in; errors as of `read_template` if a file names it."""
+        own = None if self.theme in THEMES else read_template(self.theme)
+        page, colorway, font = DARK if self.theme == "dark" else WHITE, None, None
+        if own:
+            colorway, font = own.layout.colorway, own.layout.font.family
+            page = own.layout.paper_bgcolor if re.fullmatch("#[0-9a-fA-F]{6}", str(own.layout.paper_bgcolor)) else page
+        palette = PALETTES[self.palette] or tuple(colorway or ())
+        if own and self.font:
+            own.layout.font.family = self.font
+        return Theme(page, palette, self.font or font or FONT, own)
 
     @property
     def sized(self) -> bool:
@@ -136,33 +122,15 @@ class Style(pydantic.BaseModel):
         return self.font_size or (_PRINT if self.width or self.height else 13.0)
 
 
-class Flag(NamedTuple):
-    """A flag of the command line: what stands for its value, and its help."""
-
-    metavar: str
-    help: str
-
-
-FLAGS = {
-    "width": Flag("LENGTH", "width in print, such as 5.5in or 82mm; the layout follows"),
-    "height": Flag("LENGTH", "height (as the panels need)"),
-    "font_size": Flag("SIZE", "size of text, such as 8pt (8pt with --width or --height)"),
-    "font": Flag("NAME", "family of fonts"),
-    "theme": Flag("NAME", "light, dark, or a file of a plotly template (light)"),
-    "palette": Flag("NAME", f"colours of lines: {', '.join(PALETTES)} (default)"),
-    "format": Flag("LIST", f"comma-separated: {', '.join(FORMATS)} (html)"),
-    "scale": Flag("N", "pixels of a PNG for each of 1/96 inch (2)"),
-}
-
-
 def add_style_flags(parser: argparse.ArgumentParser, formats: Sequence[str] = ("-f", "--format")) -> None:
     """Add `--style FILE` and a flag for each of its keys; `formats` are the flags of the files' formats."""
     group = parser.add_argument_group("style")
     group.add_argument("--style", type=Path, metavar="FILE", help="YAML file of the keys below; flags win over it")
-    for name, (metavar, text) in FLAGS.items():
+    for name, key in Style.model_fields.items():
         flags = formats if name == "format" else [f"--{name.replace('_', '-')}"]
-        group.add_argument(*flags, metavar=metavar, help=text)
-    group.add_argument("--title", action=argparse.BooleanOptionalAction, default=None, help="whether to draw titles")
+        look: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": None}
+        look = look if key.annotation is bool else {"metavar": _METAVARS.get(name, "NAME")}
+        group.add_argument(*flags, help=key.description, **look)
 
 
 def style_of(arguments: argparse.Namespace) -> Style:
@@ -173,7 +141,7 @@ def style_of(arguments: argparse.Namespace) -> Style:
     """
     path = arguments.style
     given: dict[str, Any] = {
-        name: value for name in (*FLAGS, "title") if (value := getattr(arguments, name)) is not None
+        name: value for name in Style.model_fields if (value := getattr(arguments, name)) is not None
     }
     if "scale" in given:
         try:

@@ -11,8 +11,9 @@ from plotly.subplots import make_subplots
 
 from circuits_over_time.utils.tasks.registry import task_label
 
-from .style import FONT, INK, Drawing, Looks, ModelLook, add_key, finish, translucent, write
+from .style import Drawing, Looks, ModelLook, add_key, finish, write
 from .tables import by_model, tasks_in
+from .theme import WHITE, paint, translucent
 from .time_axis import CheckpointAxis, TimeAxis
 
 _PANEL_WIDTH = 345
@@ -80,7 +81,12 @@ def write_in_middle(figure: go.Figure, text: str, **options: str | int) -> None:
 
 def ring(colour: str, size: int = 12) -> dict[str, Any]:
     """The marker of a ring around a value."""
-    return {"symbol": "circle-open", "size": size, "color": colour, "line": {"width": 1.8, "color": colour}}
+    return {
+        "symbol": "circle-open",
+        "size": size,
+        "color": paint(colour),
+        "line": {"width": 1.8, "color": paint(colour)},
+    }
 
 
 class Panels:
@@ -125,7 +131,7 @@ class Panels:
             horizontal_spacing=min(0.2, (_BETWEEN_COLUMNS + aside) / self.width) if columns > 1 else 0,
             vertical_spacing=between / inner if rows > 1 else 0,
         )
-        self.figure.update_annotations(font={"size": 15, "family": FONT, "color": INK}, yshift=4)
+        self.figure.update_annotations(font_size=15, yshift=4)
         self._has_gaps, self._empty = False, set[int]()
 
     def draw(self, line: Line, row: int, column: int) -> None:
@@ -144,6 +150,7 @@ class Panels:
             known = low.notna() & high.notna() & y.notna()
             if known.any():
                 self._band(x, low.where(known, y), high.where(known, y), line.look.colour, entry, where)
+        colour = paint(line.look.colour)
         extra = [column_name for column_name in line.hover if column_name in table]
         hover = "".join(f"<br>{name.replace('_', ' ')}: %{{customdata[{i + 2}]}}" for i, name in enumerate(extra))
         self.figure.add_scatter(
@@ -152,8 +159,8 @@ class Panels:
             name=entry,
             legendgroup=entry,
             mode="lines+markers" if line.markers else "lines",
-            line={"color": line.look.colour, "dash": line.dash or line.look.dash, "width": line.width},
-            marker={"symbol": line.look.symbol, "size": 6, "color": line.look.colour},
+            line={"color": colour, "dash": line.dash or line.look.dash, "width": line.width},
+            marker={"symbol": line.look.symbol, "size": 6, "color": colour},
             customdata=table[["step", "tokens", *extra]].astype(object).to_numpy(),
             hovertemplate=f"<b>{line.name}</b><br>step %{{customdata[0]:,}} (%{{customdata[1]:.3s}} tokens)"
             f"<br>{line.value.replace('_', ' ')}: %{{y:.4g}}{hover}<extra></extra>",
@@ -201,7 +208,7 @@ class Panels:
         reasons = without[reason] if reason in without else pd.Series(pd.NA, without.index)
         without = without.assign(why=reasons.fillna("the results give no reason").astype(str))
         for model, rows in by_model(without):
-            colour = looks[model].colour
+            colour = paint(looks[model].colour)
             self.figure.add_scatter(
                 x=self.axis.position(rows["tokens"]),
                 y=[0.0] * len(rows),
@@ -221,15 +228,16 @@ class Panels:
         if len(without) == len(table) > 0:
             lines = ["<b>No value at any checkpoint</b>", *_reasons(without), *(["", hint] if hint else [])]
             text = "<br>".join(wrapped(line, _LINE) for line in lines)
-            write_in_middle(self.figure, text, bgcolor="rgba(255,255,255,0.85)", **where)
+            write_in_middle(self.figure, text, bgcolor=translucent(WHITE, 0.85), **where)
 
     def key(self, name: str, dash: str, colour: str = "#555555") -> None:
         """A legend entry for a line style that all models share."""
-        add_key(self.figure, name, mode="lines", line={"color": colour, "dash": dash, "width": 2})
+        add_key(self.figure, name, mode="lines", line={"color": paint(colour), "dash": dash, "width": 2})
 
     def mark(self, name: str, symbol: str, colour: str = "#555555") -> None:
         """A legend entry for a mark that all models share."""
-        marker = {"symbol": symbol, "size": 8, "color": colour, "line": {"width": 1.2, "color": colour}}
+        look = paint(colour)
+        marker = {"symbol": symbol, "size": 8, "color": look, "line": {"width": 1.2, "color": look}}
         add_key(self.figure, name, mode="markers", marker=marker)
 
     def rings(
@@ -264,7 +272,7 @@ class Panels:
 
     def level(self, y: float, row: int, column: int) -> None:
         """A thin dashed horizontal line."""
-        self.figure.add_hline(y=y, line={"dash": "dash", "width": 1, "color": "#777777"}, row=row, col=column)
+        self.figure.add_hline(y=y, line={"dash": "dash", "width": 1, "color": paint("#777777")}, row=row, col=column)
 
     def name_ends(self, ends: Sequence[tuple[float, str, str]], row: int, column: int) -> None:
         """Write names to the right of the last checkpoint, moved apart if lines end close together.

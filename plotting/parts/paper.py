@@ -18,15 +18,16 @@ import plotly.graph_objects as go
 from circuits_over_time.utils.base.errors import UserError
 
 from .options import PIXELS, Style
-from .style import TEMPLATE, Drawing, readable_on
+from .style import Drawing, small
 from .tables import logger
+from .theme import drawn_in, theme_in_use
 
 # All in letters (the size of text). Least width of a figure, of a panel, of a matrix; least height of a panel.
 _LEAST, _NARROWEST, _MATRIX, _LOWEST = 18, 5.2, 8, 3.5
 # Height of a line, space at the page's edges, and between things.
 _LINE, _EDGE, _GAP = 1.3, 0.5, 0.6
-# Heights of panels.
-_LOW, _HIGH = 6, 11
+# Heights of panels, and from how many rows on they are lower: a page has to hold them.
+_LOW, _LOWER, _HIGH, _MANY_ROWS = 6, 4.6, 11, 7
 _COLOUR_BAR = 5.2
 # Rows with their names above them, and the shift in pixels of such a name; longest line of a matrix's names.
 _DENSE, _NAME_SHIFT, _NAME = 0.75, 8, 8
@@ -36,32 +37,22 @@ _NAMES_BESIDE = 42
 _SCREEN = 13
 # In pixels: of a legend's entry without its name, and between its rows.
 _LEGEND_ENTRY, _LEGEND_ROW = 47, 4
+_LABELS = ("type", "range", "tickvals", "ticktext", "categoryarray")
 _NARROW, _WIDE = set("fijlrtI.,:;'|()[]-! /"), set("mwMW%@→")
 
 
 def styled(drawing: Drawing, style: Style, *, bare: bool = False) -> go.Figure:
-    """The figure as a style asks for it; `bare` leaves out title and legend, which a page has for itself.
+    """A figure drawn in the style's theme, of the size that it asks for.
+
+    `bare` leaves out title and legend, which a page has for itself.
 
     Raises:
         UserError: if the style's width or height is too small for the figure, or its theme cannot be read.
     """
-    if style.sized:
-        figure = _fitted(drawing, style, bare)
-    else:
-        figure = go.Figure(drawing.figure) if bare else drawing.titled(title=style.title)
-    if style.is_plain:
-        return figure
-    figure.update_layout(template=go.layout.Template(figure.layout.template), overwrite=True)
-    figure = go.Figure(style.recoloured(figure.to_plotly_json()))
-    for note in figure.layout.annotations:  # Names on coloured bars.
-        if note.bgcolor and note.bgcolor.startswith("#") and note.bgcolor != style.page:
-            note.font.color = readable_on(note.bgcolor)
-    if style.font:
-        figure.update_layout(font_family=style.font, title_font_family=style.font, hoverlabel_font_family=style.font)
-        figure.update_annotations(font_family=style.font)
-    if style.template:
-        figure.update_layout(template=figure.layout.template.update(style.template.to_plotly_json()))
-    return figure
+    with drawn_in(style.look):
+        if style.sized:
+            return _fitted(drawing, style, bare)
+        return go.Figure(drawing.figure) if bare else drawing.titled(title=style.title)
 
 
 @dataclass
@@ -106,11 +97,11 @@ def text_width(text: str) -> float:
 
 
 def fold(text: str, room: float) -> str:
-    """Text with markup in lines of at most `room` letters; longer words stay whole."""
+    """Text with markup in lines of at most `room` letters; what non-breaking spaces join stays whole."""
     lines = []
     for line in text.split("<br>"):
         current = ""
-        for word in re.findall(r"(?:<[^>]*>|[^\s<]|<(?![^>]*>))+", line):
+        for word in re.findall(r"(?:<[^>]*>|[^ <]|<(?![^>]*>))+", line):
             longer = f"{current} {word}" if current else word
             if current and text_width(longer) > room:
                 lines.append(current)
@@ -159,7 +150,9 @@ class _Page:
                     names = _texts(panel, letter)
                     axis.update(tickmode="array", tickvals=names, ticktext=[fold(name, _NAME) for name in names])
         self.matrices = any(panel.is_matrix for panel in self.panels)
-        self.shared = not self.matrices and len({_axis_key(panel.x) for panel in self.panels}) == 1
+        # What makes the labels of two axes the same.
+        labels = {tuple(str(panel.x[key]) for key in _LABELS) for panel in self.panels}
+        self.shared = not self.matrices and len(labels) == 1
         ends = [text_width(note.text) for panel in self.panels for note in panel.notes if _is_end_name(note)]
         self.ends = max(ends, default=0) + 0.2 * bool(ends)
 
@@ -169,13 +162,17 @@ class _Page:
         self._set_text()
         rows, left, panel_width = self._columns_that_fit()
         heights = [self._height(panels, panel_width) for panels in rows]
-        self._fold_titles(panel_width)
+        for panel in self.panels:
+            if panel.title is not None:
+                panel.title.text = fold(panel.title.text, panel_width / em + 1.5)
         self._fit_nodes(panel_width)
         self._fit_notes(heights, panel_width)
         heading, above = self._heading(style.title and not self.bare)
         tops = [self._above(panels, first=panels is rows[0]) for panels in rows]
-        bottoms = [self._below(panels, panel_width) for panels in rows]
-        x_title = self._common_x_title()
+        bottoms = [max(self._set_x_axis(panel, panel_width) for panel in panels) for panels in rows]
+        x_title = self._one_x_title()
+        for panel in self.panels if x_title else []:
+            panel.x.title.text = None
         legend = self._legend()
         below = ["<br>".join(self.below)] if self.below else []
         foot = (1.4 * _LINE * em if x_title else 0) + sum(_LINE * em * _lines(text) + 0.6 * em for text in below)
@@ -226,7 +223,9 @@ class _Page:
             for again in range(2):
                 columns = [[p for p in self.panels if p.column == c] for c in range(max(map(len, rows)))]
                 left = [self._left(column) for column in columns]
-                width = (self.width - sum(left) - self._right()) / len(left)
+                # To the right of the last column: half a label, names of lines, the scale of colours.
+                right = self.em * (1.5 + self.ends + (_COLOUR_BAR if self.matrices else 0))
+                width = (self.width - sum(left) - right) / len(left)
                 if not again:
                     self._fold_y_titles(rows, width)
             if width >= least * self.em or most == 1:
@@ -297,12 +296,14 @@ class _Page:
     def _set_text(self) -> None:
         """All text has one size; what is small on the screen, inside marks, keeps its share of it."""
         figure, em = self.figure, self.em
-        figure.update_layout(template=TEMPLATE, font_size=em, legend_font_size=em, hoverlabel_font_size=em)
+        figure.update_layout(font_size=em, legend_font_size=em, hoverlabel_font_size=em)
         figure.update_xaxes(tickfont_size=em, title_font_size=em)
         figure.update_yaxes(tickfont_size=em, title_font_size=em)
         # On a screen the first label has words for its lines, which in print would reach into the next panel.
         figure.for_each_xaxis(
-            lambda axis: axis.update(ticktext=[re.sub("\xa0|tokens |steps ", "", str(text)) for text in axis.ticktext]),
+            lambda axis: axis.update(
+                ticktext=[re.sub("\xa0{2,}|tokens |steps ", "", str(text)) for text in axis.ticktext]
+            ),
             selector=lambda axis: axis.ticktext is not None,
         )
         for note in figure.layout.annotations:
@@ -366,10 +367,6 @@ class _Page:
         names = self.ends + _GAP if panels[0].column else 0
         return self.em * (labels + titles + names + (0.7 if labels else 0.4))
 
-    def _right(self) -> float:
-        """Room to the right of every panel of the last column: half a label, names of lines, the scale of colours."""
-        return self.em * (1.5 + self.ends + (_COLOUR_BAR if self.matrices else 0))
-
     # Heights.
 
     def _height(self, panels: Sequence[_Panel], width: float) -> float:
@@ -379,7 +376,8 @@ class _Page:
             return width
         if any(panel.has_rows for panel in panels):
             return native * em / _SCREEN * (_DENSE if any(_has_names_above_rows(panel) for panel in panels) else 1)
-        return float(np.clip(0.75 * width, _LOW * em, min(native / _SCREEN, _HIGH) * em))
+        low = _LOW if max(panel.row for panel in self.panels) < _MANY_ROWS - 1 else _LOWER
+        return float(np.clip(0.75 * width * low / _LOW, low * em, min(native / _SCREEN, _HIGH) * em))
 
     def _scaled(self, heights: list[float], room: float, rest: float) -> list[float]:
         """The heights of rows of panels in the room that a given height leaves."""
@@ -398,18 +396,13 @@ class _Page:
                 if text_width(panel.y_title) > height / self.em + 0.3:
                     panel.y_title = fold(panel.y_title.replace("<br>", " "), height / self.em + 0.3)
 
-    def _fold_titles(self, width: float) -> None:
-        for panel in self.panels:
-            if panel.title is not None:
-                panel.title.text = fold(panel.title.text, width / self.em + 1.5)
-
     def _heading(self, shown: bool) -> tuple[dict[str, Any], float]:
         """Title and subtitle, and the room above the panels."""
         em, room = self.em, self.width / self.em - 2 * _EDGE
         if not shown:
             return {"text": None}, _EDGE * em
         title, subtitle = fold(self.drawing.title, room / 1.3), fold(self.drawing.subtitle, room)
-        faint = f"<br><span style='font-size:{em:.2f}px;color:#555'>{subtitle}</span>" if subtitle else ""
+        faint = f"<br>{small(subtitle, em)}" if subtitle else ""
         heading = {
             "text": f"<b>{title}</b>{faint}",
             "font": {"size": 1.2 * em},
@@ -426,11 +419,8 @@ class _Page:
         top_ticks = 1.4 if any(panel.x.side == "top" for panel in panels) else 0
         return self.em * (_LINE * max(titles, default=0) + 0.5 + top_ticks + (0.5 if titles and not first else 0))
 
-    def _below(self, panels: list[_Panel], width: float) -> float:
-        """Room below a row of panels, for labels of ticks and titles of axes."""
-        return max(self._set_x_axis(panel, width) for panel in panels)
-
     def _set_x_axis(self, panel: _Panel, width: float) -> float:
+        """Thin or turn the labels of a panel's x axis; the room below it for them and for the axis's title."""
         em, axis = self.em, panel.x
         below = [other for other in self.panels if other.column == panel.column and other.row > panel.row]
         last = not any(other.traces for other in below)
@@ -475,12 +465,6 @@ class _Page:
         """The title that all x axes share, which stands once below all panels."""
         titles = {panel.own_x_title for panel in self.panels} - {""}
         return titles.pop() if len(titles) == 1 and len(self.panels) > 1 else ""
-
-    def _common_x_title(self) -> str:
-        title = self._one_x_title()
-        for panel in self.panels if title else []:
-            panel.x.title.text = None
-        return title
 
     # Legend, notes and marks.
 
@@ -592,6 +576,8 @@ class _Page:
 
     def _place(self, panel: _Panel, x: list[float], y: list[float], height: float) -> None:
         panel.x.domain, panel.y.domain = x, y
+        if height < _LOW * self.em and panel.y.tickvals is None:
+            panel.y.nticks = 3
         if panel.alone is not None:
             room = (x[1] - x[0]) * self.width / self.em
             panel.alone.update(text=fold(panel.alone.text.replace("<br>", " "), room), x=sum(x) / 2, y=sum(y) / 2)
@@ -685,11 +671,6 @@ def _has_names_above_rows(panel: _Panel) -> bool:
     return panel.y.showticklabels is False and any((note.yshift or 0) > 5 for note in panel.notes)
 
 
-def _axis_key(axis: Any) -> tuple[Any, ...]:
-    """What makes labels of two axes the same."""
-    return axis.type, str(axis.range), str(axis.tickvals), str(axis.ticktext), str(axis.categoryarray)
-
-
 def _joined(lines: str) -> str:
     """Reasons that were folded to a panel's width, one after the other: each begins with a name and its steps."""
     text = lines.replace("<br><br>", ". ").replace("<br>", " ").strip()
@@ -702,7 +683,7 @@ def _row_name(panel: _Panel, note: Any) -> str:
     if panel.y.showticklabels is not False and note.y in texts:
         return str(texts[note.y])
     left = [other for other in panel.notes if other is not note and other.xanchor == "left"]
-    others = [other for other in left if other.bgcolor in (None, "#ffffff")]  # Not what is written on a bar.
+    others = [other for other in left if other.bgcolor in (None, theme_in_use().page)]  # Not what is written on a bar.
     same = [other.text for other in others if other.y == note.y]
     above = sorted((other.y, other.text) for other in others if other.y < note.y)  # Rows run downwards.
     return str(same[0] if same else above[-1][1] if above else "")

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from .style import in_order
+from .theme import paint
 
 # In the order of the algorithm: name in the tables -> label and colour, the same everywhere. Edges in drawings of
 # circuits are blue or orange, so no role is.
@@ -35,14 +36,15 @@ Roles = dict[str, tuple[str, ...]]
 
 
 def role_look(role: str) -> tuple[str, str]:
-    """Label and colour of a role that a table names."""
-    return ROLES.get(role, (role.replace("_", " "), _OTHER_ROLE))
+    """Label of a role that a table names, and its colour as it is drawn."""
+    label, colour = ROLES.get(role, (role.replace("_", " "), _OTHER_ROLE))
+    return label, paint(colour)
 
 
 def role_chip(role: str) -> str:
     """A square of the role's colour and its label, in plotly's markup."""
     label, colour = role_look(role)
-    return f"<span style='color:{colour}'>■</span> {label}"
+    return f"<span style='color:{colour}'>■</span>\xa0{label}"
 
 
 def roles_by_step(heads: pd.DataFrame) -> dict[int, Roles]:

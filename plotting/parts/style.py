@@ -1,7 +1,6 @@
-"""What every figure shares: one look per model, names of tasks and metrics, the page's fonts and grid.
+"""What every figure shares: one look per model, names of tasks and metrics, notes, headings and margins.
 
-Colours are those of Okabe and Ito (2008), distinguishable with any of the common colour-vision deficiencies, with
-a few of Paul Tol's for the remaining sizes. Marker shapes repeat the distinction for print in grey.
+Marker shapes repeat the distinction of colours for print in grey.
 """
 
 import re
@@ -11,46 +10,12 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.io as pio
 
 from circuits_over_time.utils.config.keys import task_and_method
 from circuits_over_time.utils.tasks.metrics import ALL_METRICS
 from circuits_over_time.utils.tasks.registry import TASKS
 
-FONT = "Helvetica, Arial, sans-serif"
-INK = "#222222"
-FAINT = "#8a8a8a"
-GRID = "#e6e6e6"
-POSITIVE = "#0072B2"
-NEGATIVE = "#D55E00"
-# Heads within one model, told apart by colour and by the name at the end of the line.
-SERIES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#332288", "#999933", "#882255", "#777777")
-
-# What is the same in every figure. A page with many figures holds it once.
-TEMPLATE = "circuits"
-pio.templates[TEMPLATE] = go.layout.Template(pio.templates["plotly_white"]).update(
-    layout={
-        "font": {"family": FONT, "size": 13, "color": INK},
-        "hoverlabel": {"font": {"family": FONT}},
-        "xaxis": {
-            "showline": True,
-            "linecolor": FAINT,
-            "gridcolor": GRID,
-            "zeroline": False,
-            "ticks": "outside",
-            "tickcolor": FAINT,
-        },
-        "yaxis": {
-            "showline": True,
-            "linecolor": FAINT,
-            "gridcolor": GRID,
-            "zerolinecolor": "#c8c8c8",
-            "ticks": "",
-            "tickfont": {"size": 11},
-            "title": {"font": {"size": 12}, "standoff": 8},
-        },
-    }
-)
+from .theme import paint, readable_on, theme_in_use
 
 SIZE_LOOKS = {
     "14m": ("#777777", "x"),
@@ -139,24 +104,6 @@ def metric_label(metric: str) -> str:
     return ALL_METRICS[metric].label if metric in ALL_METRICS else metric.replace("_", " ")
 
 
-def translucent(colour: str, alpha: float) -> str:
-    """`#rrggbb` as a CSS colour of opacity `alpha`, for bands."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{alpha})"
-
-
-def blended(colour: str, alpha: float, page: str = "#ffffff") -> str:
-    """`#rrggbb` of opacity `alpha` on a page, as an opaque `#rrggbb`: nothing below it shows through."""
-    parts = [(int(colour[i : i + 2], 16), int(page[i : i + 2], 16)) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(below + alpha * (part - below)):02x}" for part, below in parts)
-
-
-def readable_on(colour: str) -> str:
-    """White or ink, whichever stands out more."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
-
-
 def within(values: Iterable[float], low: float, high: float) -> tuple[list[float], bool]:
     """An axis range that holds the values, but no wider than [low, high], and whether it cuts any off.
 
@@ -171,9 +118,18 @@ def within(values: Iterable[float], low: float, high: float) -> tuple[list[float
     )
 
 
-def note(text: str, x: float, y: float, *, size: int = 11, colour: str = "#666666", **options: Any) -> dict[str, Any]:
-    """A text without an arrow; further options are those of plotly's annotations."""
-    return {"text": text, "x": x, "y": y, "showarrow": False, "font": {"size": size, "color": colour}, **options}
+def small(text: str, size: float = 12) -> str:
+    """Markup of a smaller, fainter text."""
+    return f"<span style='font-size:{size:.4g}px;color:{paint('#555555')}'>{text}</span>"
+
+
+def note(
+    text: str, x: float, y: float, *, size: int = 11, colour: str = "#666666", on: str = "", **options: Any
+) -> dict[str, Any]:
+    """A text without an arrow, perhaps `on` a coloured bar; further options are those of plotly's annotations."""
+    font = {"size": size, "color": readable_on(paint(on)) if on else paint(colour)}
+    ground = {"bgcolor": paint(on)} if on else {}
+    return {"text": text, "x": x, "y": y, "showarrow": False, "font": font, **ground, **options}
 
 
 def write(figure: go.Figure, text: str, x: float, y: float, **options: Any) -> None:
@@ -220,9 +176,8 @@ class Drawing:
         room = _HEADING_WITH_LEGEND + _LEGEND_ROW * (self._legend_rows() - 1) if layout.showlegend else _HEADING
         room -= 0 if title else _TITLE
         height = layout.height + room
-        faint = f"<br><span style='font-size:13px;color:#555'>{self.subtitle}</span>" if self.subtitle else ""
+        faint = f"<br>{small(self.subtitle, 13)}" if self.subtitle else ""
         return figure.update_layout(
-            template=TEMPLATE,
             height=height,
             margin_t=layout.margin.t + room,
             title={
@@ -264,7 +219,7 @@ class Drawing:
 def finish(
     figure: go.Figure, title: str, subtitle: str = "", *, width: int, height: int, legend: bool = True
 ) -> Drawing:
-    """Give a drawn figure the shared look, in place, and a heading.
+    """Give a drawn figure the template of the theme in use, in place, and a heading.
 
     Args:
         figure: traces of one name get one entry in the legend, however many panels they are in.
@@ -278,7 +233,9 @@ def finish(
             trace.showlegend = trace.name not in named
             named.add(trace.name)
     margin = {"l": 72, "r": 28, "t": _PANEL_TITLES, "b": 78}
-    figure.update_layout(width=width, height=height, margin=margin, showlegend=legend)
+    theme = theme_in_use()
+    figure.update_layout(template=theme.template, width=width, height=height, margin=margin, showlegend=legend)
+    theme.begin()
     return Drawing(figure, title, subtitle)
 
 

@@ -197,6 +197,19 @@ def as_text(name: str) -> str:
     return html.escape(name, quote=False)
 
 
+def html_table(head: Iterable[str], rows: Iterable[Iterable[str]], css: str = "") -> str:
+    """A table in HTML, that scrolls by itself. On a phone, where a row is a block, every cell says what it holds."""
+    names = [html.escape(name) for name in head]
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td data-name='{name}'>{html.escape(c)}</td>" for name, c in zip(names, row, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    top = "".join(f"<th scope='col'>{name}</th>" for name in names)
+    return f"<div class='scroll'><table class='{css}'><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
 def escaped(table: pd.DataFrame) -> pd.DataFrame:
     """The table with all its texts escaped, because figures read labels as markup."""
     texts = [column for column in table if table[column].map(lambda value: isinstance(value, str)).any()]

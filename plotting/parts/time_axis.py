@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from .style import FAINT, INK
+from .theme import FAINT, paint
 
 # Step 0 stands this share of the axis to the left of the first trained checkpoint, and at least a factor of 2.
 _ZERO_GAP = 0.07
@@ -104,7 +104,7 @@ class TimeAxis:
             tickvals=positions,
             ticktext=labels,
             tickangle=0,
-            tickfont={"size": 11, "color": INK},
+            tickfont={"size": 11},
             title={"text": self.title if title is None else title, "standoff": 6, "font": {"size": 12}},
             **where,
         )
@@ -113,7 +113,7 @@ class TimeAxis:
         """A dotted line between step 0 and the first trained checkpoint: the log axis is broken there."""
         if self.zero is not None and self.zero < self.first:
             figure.add_vline(
-                x=np.sqrt(self.zero * self.first), line={"dash": "dot", "width": 1, "color": FAINT}, **where
+                x=np.sqrt(self.zero * self.first), line={"dash": "dot", "width": 1, "color": paint(FAINT)}, **where
             )
 
     def _label(self, tokens: float) -> str:

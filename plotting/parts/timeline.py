@@ -7,7 +7,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from .panels import wrapped
-from .style import FAINT, INK, Drawing, add_key, finish, translucent, write
+from .style import Drawing, add_key, finish, write
+from .theme import FAINT, INK, WHITE, paint, translucent
 from .time_axis import TimeAxis
 
 ROW, LEFT, WIDTH = 30, 280, 960
@@ -38,6 +39,7 @@ class Timeline:
 
     def bar(self, place: float, low: int, high: int, colour: str, entry: str, *, width: float, text: str = "") -> None:
         """A bar from one step to another; one step alone is a short one. Bars without a text are not in the legend."""
+        colour = paint(colour)
         mark = {"symbol": "line-ns", "color": colour, "line": {"width": 2.5, "color": colour}, "size": 7}
         self.figure.add_scatter(
             x=self._x(low, high),
@@ -61,7 +63,7 @@ class Timeline:
             fill="toself",
             mode="lines",
             fillcolor=translucent(colour, 0.18),
-            line={"width": 0, "color": colour},
+            line={"width": 0, "color": paint(colour)},
             name="earliest to latest",
             legendgroup="band",
             hoverinfo="skip",
@@ -73,7 +75,7 @@ class Timeline:
             x=self._x(step, step),
             y=[place - 0.4, place + 0.4],
             mode="lines",
-            line={"width": 2.5, "color": INK},
+            line={"width": 2.5, "color": paint(INK)},
             name="median over seeds",
             legendgroup="median",
             hovertemplate=f"{text}<extra></extra>",
@@ -89,7 +91,7 @@ class Timeline:
                 name=OPEN,
                 legendgroup=OPEN,
                 showlegend=False,
-                marker={"symbol": symbol, "size": 11, "color": colour},
+                marker={"symbol": symbol, "size": 11, "color": paint(colour)},
                 cliponaxis=False,
                 hoverinfo="skip",
             )
@@ -98,7 +100,7 @@ class Timeline:
     def say(self, place: int, text: str) -> None:
         """A row without a bar: why."""
         text = wrapped(text, 46 if self.narrow else 90)
-        write(self.figure, text, 0.01, place, size=12, xref="paper", xanchor="left", bgcolor="#ffffff")
+        write(self.figure, text, 0.01, place, size=12, xref="paper", xanchor="left", bgcolor=paint(WHITE))
 
     def note(self, place: int, text: str) -> None:
         """A remark at the row's right end."""
@@ -112,12 +114,12 @@ class Timeline:
             y=[len(self.rows) - 0.45] * len(self._marks),
             mode="markers",
             name="checkpoint",
-            marker={"symbol": "line-ns", "size": 6, "line": {"width": 1, "color": FAINT}, "color": FAINT},
+            marker={"symbol": "line-ns", "size": 6, "line": {"width": 1, "color": paint(FAINT)}, "color": paint(FAINT)},
             customdata=self._marks["step"],
             hovertemplate="checkpoint: step %{customdata:,}<extra></extra>",
         )
         if self._open:
-            marker = {"symbol": "triangle-left", "size": 11, "color": FAINT}
+            marker = {"symbol": "triangle-left", "size": 11, "color": paint(FAINT)}
             add_key(self.figure, OPEN, legendgroup=OPEN, mode="markers", marker=marker)
         height = 110 + self.row_height * len(self.rows)
         drawing = finish(self.figure, title, subtitle, width=WIDTH, height=height)
@@ -133,7 +135,7 @@ class Timeline:
             showticklabels=not self.narrow,
         )
         for place, name in enumerate(self.rows) if self.narrow else ():
-            look: dict[str, Any] = {"xref": "paper", "xanchor": "left", "bgcolor": "#ffffff", "borderpad": 0}
+            look: dict[str, Any] = {"xref": "paper", "xanchor": "left", "bgcolor": paint(WHITE), "borderpad": 0}
             write(self.figure, name, 0.01, place, colour=INK, yshift=0.5 * self.row_height - 4, **look)
         return drawing
 

@@ -18,7 +18,7 @@ from circuits_over_time.utils.base.errors import UserError
 from ..parts.export import Figure
 from ..parts.options import Style
 from ..parts.paper import styled
-from ..parts.style import TEMPLATE, Drawing
+from ..parts.style import Drawing
 from ..parts.tables import NotMeasured, Results, logger
 
 # Pixels: of a phone's page, of its text, and of a whole figure whose text has another size than on the screen.
@@ -37,13 +37,16 @@ def figures() -> list[Figure]:
 def report_figures(results: Results) -> dict[str, Drawing]:
     """The drawings by name, in reading order. What cannot be drawn is left out, with a line in the log."""
     drawings: dict[str, Drawing] = {}
+    reasons: dict[str, None] = {}  # Several figures may lack the same.
     for figure in figures():
         try:
             drawings |= figure.drawings(results)
+        except NotMeasured:
+            pass  # The page lists by itself what could be measured.
         except UserError as error:
-            # The page lists by itself what could be measured.
-            if not isinstance(error, NotMeasured):
-                logger.info("left out: %s", error)
+            reasons[str(error)] = None
+    for reason in reasons:
+        logger.info("left out: %s", reason)
     return drawings
 
 
@@ -66,9 +69,7 @@ def figures_json(drawings: dict[str, Drawing], style: Style) -> str:
         figures = {"whole": style.model_copy(update=own), "phone": phone}
         records = {which: _record(styled(drawing, asked, bare=True)) for which, asked in figures.items()}
         entries.append({"name": name, "least": least, "legend": layout.showlegend, **records})
-    nothing = Drawing(go.Figure(layout={"template": TEMPLATE}), "")
-    template = styled(nothing, style.model_copy(update={**unsized, "font_size": None}), bare=True).layout.template
-    written: str = to_json_plotly({"template": template.to_plotly_json(), "figures": entries})
+    written: str = to_json_plotly({"template": style.look.template.to_plotly_json(), "figures": entries})
     json.loads(written)  # A NaN that slipped through would stop the whole page.
     return written
 

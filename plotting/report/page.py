@@ -17,9 +17,9 @@ from circuits_over_time.utils.tasks.registry import task_label
 
 from ..parts.options import Style
 from ..parts.roles import ROLES
-from ..parts.style import FAINT, GRID, INK, NEGATIVE, POSITIVE, Drawing, task_order
-from ..parts.tables import Results
-from ..parts.theme import WHITE, is_dark
+from ..parts.style import Drawing, task_order
+from ..parts.tables import Results, html_table
+from ..parts.theme import FAINT, GRID, INK, NEGATIVE, POSITIVE, WHITE
 from .advice import also_possible, unfinished
 from .figures import figures_json
 from .runs import RunRecord, counted, equal_weights_notes, runs_html
@@ -47,7 +47,9 @@ def page_html(
     style: Style,
 ) -> str:
     """The whole page, from the parts that the other modules make; `notes` are lines about what is absent."""
-    sheet, roles = style.recoloured([_sheet(style), list(ROLES.values())])  # In one: a colour is the same in both.
+    style.look.begin()
+    sheet = style.look.repaint(_sheet(style))
+    roles = [(label, style.look.paint(colour)) for label, colour in ROLES.values()]
     data = {"circuits": circuits, "heads": heads, "meanings": meanings, "roles": roles}
     parts = {
         "title": html.escape(_title(results)),
@@ -84,8 +86,8 @@ def script_safe(text: str) -> str:
 def _sheet(style: Style) -> str:
     """The style sheet, in the light theme's colours."""
     colours = {"positive": POSITIVE, "negative": NEGATIVE, "ink": INK, "faint": FAINT, "grid": GRID, "page": WHITE}
-    root = "".join(f"--{name}:{value};" for name, value in colours.items()) + f"--font:{style.fonts};"
-    root += "color-scheme:dark;print-color-adjust:exact;" if is_dark(style.page) else "color-scheme:light;"
+    root = "".join(f"--{name}:{value};" for name, value in colours.items()) + f"--font:{style.look.font};"
+    root += "color-scheme:dark;print-color-adjust:exact;" if style.look.is_dark else "color-scheme:light;"
     sheet = _asset("report.css")
     if style.font_size:  # Text of drawings keeps its size, for which they have room.
         share = style.font_size / _TEXT
@@ -178,16 +180,11 @@ def _summary(circuits: list[dict[str, Any]]) -> str:
             "Circuit nodes": f"{last['nodes']:,}" if last["edges"] else "–",
             "Faithfulness": _number(last.get("faithfulness")),
         }
-        # On a phone, where a row is a block, every cell says what it holds.
-        row = "".join(f"<td data-name='{name}'>{html.escape(cell)}</td>" for name, cell in cells.items())
-        rows.append(f"<tr>{row}</tr>")
+        rows.append(cells)
     if not rows:
         return ""
-    head = "".join(f"<th scope='col'>{name}</th>" for name in cells)
-    return (
-        "<details class='fold'><summary>Numbers at the last checkpoint</summary><div class='scroll'>"
-        f"<table class='summary'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></details>"
-    )
+    table = html_table(rows[0], map(dict.values, rows), "summary")
+    return f"<details class='fold'><summary>Numbers at the last checkpoint</summary>{table}</details>"
 
 
 def _number(value: float | None) -> str:

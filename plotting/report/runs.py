@@ -10,7 +10,7 @@ from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.tasks.registry import task_label
 
 from ..parts.style import task_order
-from ..parts.tables import Results, logger
+from ..parts.tables import Results, html_table, logger
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,8 @@ def equal_weights_notes(runs: list[RunRecord]) -> list[str]:
 def _run_html(run: RunRecord) -> str:
     record = run.record
     checkpoints = record.get("checkpoints", {})
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in (step, *map(weights.get, _WEIGHTS))) + "</tr>"
-        for step, weights in checkpoints.items()
-    )
-    head = "".join(f"<th>{name}</th>" for name in ("step", *_WEIGHTS))
+    rows = ([str(value or "–") for value in (step, *map(of.get, _WEIGHTS))] for step, of in checkpoints.items())
+    weights = html_table(("step", *_WEIGHTS), rows, "weights")
     config, packages = (_cell(_yaml_like(values)) for values in (record.get("config", {}), record.get("versions", {})))
     return (
         f"<details class='run'><summary><b>{_cell(record.get('analysis'))}</b> {_cell(', '.join(_what(run)))}"
@@ -75,8 +72,7 @@ def _run_html(run: RunRecord) -> str:
         f"<div class='columns'><div><h4>Config</h4><pre class='config'>{config}</pre></div>"
         f"<div><h4>Versions</h4><pre class='versions'>{packages}</pre>"
         f"<h4>Weights from</h4><p><code>{_cell(record.get('repository'))}</code></p></div></div>"
-        f"<details><summary>Weights of {counted(len(checkpoints), 'checkpoint')}</summary><div class='scroll'>"
-        f"<table class='weights'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details></details>"
+        f"<details><summary>Weights of {counted(len(checkpoints), 'checkpoint')}</summary>{weights}</details></details>"
     )
 
 

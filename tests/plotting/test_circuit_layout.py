@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, lay_out, level
-from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE, translucent
+from circuits_over_time.plotting.parts.theme import NEGATIVE, POSITIVE, translucent
 from circuits_over_time.plotting.plot_circuit import draw_circuit, edge_ends, edge_path
 from tests.support.synthetic_results import random_circuit
 

@@ -32,8 +32,9 @@ from circuits_over_time.plotting.parts.head_scores import head_scores
 from circuits_over_time.plotting.parts.options import parse_formats
 from circuits_over_time.plotting.parts.panels import INTERVAL
 from circuits_over_time.plotting.parts.roles import LEVELS, ROLE_TINT, ROLES
-from circuits_over_time.plotting.parts.style import Drawing, blended, model_looks
+from circuits_over_time.plotting.parts.style import Drawing, model_looks
 from circuits_over_time.plotting.parts.tables import Results
+from circuits_over_time.plotting.parts.theme import tint
 from circuits_over_time.utils.comparison.scale import mean_sizes
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.tasks.registry import task_label
@@ -57,7 +58,7 @@ SCRIPTS = {
     "plot_circuit": [f"circuit_{model}_ioi_step143000" for model in MODELS],
     "plot_faithfulness_curve": ["cpr_cmd", *(f"faithfulness_curve_{model}" for model in MODELS)],
 }
-TINTS = {role: blended(colour, ROLE_TINT) for role, (_, colour) in ROLES.items()}
+TINTS = {role: tint(colour, ROLE_TINT) for role, (_, colour) in ROLES.items()}
 
 
 @pytest.fixture(scope="module")

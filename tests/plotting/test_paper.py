@@ -15,31 +15,52 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from circuits_over_time.plotting import plot_circuits, plot_ioi_consistency
+from circuits_over_time.plotting import plot_circuits, plot_handovers, plot_ioi_consistency
 from circuits_over_time.plotting.make_report import main as make_report
 from circuits_over_time.plotting.parts.options import Style, pixels
 from circuits_over_time.plotting.parts.paper import fold, styled, text_width
-from circuits_over_time.plotting.parts.style import SERIES, TEMPLATE, Drawing, finish
-from circuits_over_time.plotting.parts.theme import DARK, PALETTES, WHITE, luminance, recoloured
+from circuits_over_time.plotting.parts.style import Drawing, finish
+from circuits_over_time.plotting.parts.theme import (
+    COLOURS,
+    DARK,
+    PALETTES,
+    POSITIVE,
+    SERIES,
+    WHITE,
+    Theme,
+    contrast,
+    drawn_in,
+    luminance,
+    paint,
+)
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.store import Store
 from tests.plotting.test_report import embedded
 from tests.plotting.test_style import VISION, lab
 from tests.support import drawings
 from tests.support.paths import ROOT
-from tests.support.print_check import SCRIPTS, Printer, every_drawing, printer
+from tests.support.print_check import SCRIPTS, Printer, drawings_of, every_result, printer
 from tests.support.synthetic_results import MODELS
 
 SCRIPT = plot_ioi_consistency
 EVALUATION = {"results": {"arc_easy": {"acc": 0.3, "acc_stderr": 0.01}, "piqa": {"acc": 0.6, "acc_stderr": 0.01}}}
 
 
+Everything = tuple[Store, Path]
+
+
 @pytest.fixture(scope="module")
-def every_figure(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Drawing]:
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Everything:
+    """Made-up results that have every figure, and evaluations."""
     folder = tmp_path_factory.mktemp("evaluations")
     (folder / "pythia-70m").mkdir()
     (folder / "pythia-70m" / "70m-step1000.json").write_text(json.dumps(EVALUATION | {"config": {"num_fewshot": 0}}))
-    return every_drawing(tmp_path_factory.mktemp("all"), MODELS[:1], evaluations=folder)
+    return every_result(tmp_path_factory.mktemp("all"), MODELS[:1]), folder
+
+
+@pytest.fixture(scope="module")
+def every_figure(everything: Everything) -> dict[str, Drawing]:
+    return drawings_of(*everything)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +245,7 @@ def test_the_reports_page_takes_theme_palette_font_and_size_of_text(store: Store
     light, dark = (dict(re.findall(r"--(\w+):([^;]*);", sheet)) for sheet in sheets)
     assert (light["page"], dark["page"], dark["font"]) == (WHITE, DARK, "Georgia")
     assert luminance(dark["ink"]) > 0.7
-    assert dark["positive"].lower() in recoloured(list(PALETTES["tol-bright"]), (), DARK)
+    assert dark["positive"] in [Theme(DARK, (colour,)).paint(POSITIVE) for colour in PALETTES["tol-bright"]]
     # Only colours and sizes differ: no selector is taken for a colour.
     changing = re.compile(r"#[0-9a-f]{3,6}(?=[;,) ])|rgba?\([^)]*\)|[\d.]+px")
     rules = [changing.sub("", sheet[sheet.index("html {") :]) for sheet in sheets]
@@ -248,60 +269,65 @@ def test_the_reports_page_takes_theme_palette_font_and_size_of_text(store: Store
 @pytest.mark.parametrize("vision", ["normal", "protanopia", "deuteranopia"])
 @pytest.mark.parametrize("name", PALETTES)
 def test_the_lines_of_a_palette_differ_with_any_colour_vision(name: str, vision: str, dark: bool) -> None:
-    colours = recoloured(list(PALETTES[name] or SERIES[:6]), (), DARK if dark else WHITE)
+    theme = Theme(DARK if dark else WHITE, PALETTES[name])
+    colours = [theme.paint(colour) for colour in COLOURS[: len(PALETTES[name]) or 6]]
     for first, second in itertools.combinations(colours, 2):
         distance = np.linalg.norm(lab(first, VISION[vision]) - lab(second, VISION[vision]))
         assert distance > 9, (first, second)
 
 
 @pytest.mark.parametrize("name", ["default", "tol-bright"])
-def test_text_and_lines_stand_out_on_a_dark_page(name: str, every_figure: dict[str, Drawing]) -> None:
-    def contrast(colour: str) -> float:
-        return (luminance(colour) + 0.05) / (luminance(DARK) + 0.05)
-
-    for drawing in every_figure.values():
-        figure = styled(drawing, Style(theme="dark", palette=name))
+def test_text_and_lines_stand_out_on_a_dark_page(name: str, everything: Everything) -> None:
+    style = Style(theme="dark", palette=name)
+    with drawn_in(style.look):
+        drawn = drawings_of(*everything)
+    for drawing in drawn.values():
+        figure = styled(drawing, style)
         layout = figure.layout
         assert layout.template.layout.paper_bgcolor == layout.template.layout.plot_bgcolor == DARK
-        assert contrast(layout.template.layout.font.color) > 10
+        assert contrast(layout.template.layout.font.color, DARK) > 10
         texts = [note for note in layout.annotations if note.font.color and not note.bgcolor]
         # Names of lines have the lines' colours.
-        assert all(contrast(note.font.color) > (3.4 if note.xanchor == "left" else 4.5) for note in texts)
+        assert all(contrast(note.font.color, DARK) > (3.4 if note.xanchor == "left" else 4.5) for note in texts)
         lines = [trace.line.color for trace in figure.data if trace.type == "scatter" and trace.mode == "lines+markers"]
-        assert all(contrast(colour) > 3 for colour in lines if colour and colour.startswith("#"))
+        assert all(contrast(colour, DARK) > 3 for colour in lines if colour and colour.startswith("#"))
 
 
-def test_names_on_coloured_bars_are_readable_in_every_theme(every_figure: dict[str, Drawing]) -> None:
-    drawing = next(drawing for name, drawing in every_figure.items() if name.startswith("plot_handovers: "))
-    for theme, palette in itertools.product(("light", "dark"), PALETTES):
-        for note in styled(drawing, Style(theme=theme, palette=palette)).layout.annotations:
+def test_names_on_coloured_bars_are_readable_in_every_theme(everything: Everything) -> None:
+    n_names = 0
+    for page, palette in itertools.product((WHITE, DARK), PALETTES.values()):
+        with drawn_in(Theme(page, palette)):
+            (drawing,) = drawings.drawings(plot_handovers, everything[0]).values()
+        for note in drawing.figure.layout.annotations:
             if note.bgcolor and note.bgcolor.startswith("#"):
-                ends = sorted((luminance(note.font.color), luminance(note.bgcolor)))
-                assert (ends[1] + 0.05) / (ends[0] + 0.05) > 2.8
+                n_names += 1
+                assert contrast(note.font.color, note.bgcolor) > 2.8
+    assert n_names > 12
 
 
 def test_a_palette_gives_every_line_a_colour_of_its_own() -> None:
     palette = PALETTES["tol-muted"]
-    figure = go.Figure([go.Scatter(x=[1], y=[1], line_color=colour) for colour in SERIES[:9]])
-    new = [
-        trace.line.color
-        for trace in styled(finish(figure, "A", width=600, height=300), Style(palette="tol-muted")).data
-    ]
-    assert sorted(new) == sorted(palette)
+    with drawn_in(Theme(palette=palette)):
+        for colours in (SERIES[:9], COLOURS[-9:], COLOURS[::2]):
+            assert sorted(map(paint, colours)) == sorted(palette)
+            finish(go.Figure(), "the next figure begins anew", width=600, height=300)
+    assert [paint(colour) for colour in COLOURS] == list(COLOURS)
 
 
 def test_a_plotly_template_is_a_theme(tmp_path: Path) -> None:
     layout = {"paper_bgcolor": "#101010", "font": {"family": "Georgia"}, "colorway": ["#ff00ff"]}
     (tmp_path / "mine.json").write_text(json.dumps({"layout": layout}))
-    drawing = finish(go.Figure(go.Scatter(x=[1], y=[1], line_color=SERIES[0])), "A", width=600, height=300)
-    figure = styled(drawing, Style(theme=str(tmp_path / "mine.json")))
+    style = Style(theme=str(tmp_path / "mine.json"))
+    with drawn_in(style.look):
+        drawing = finish(go.Figure(go.Scatter(x=[1], y=[1], line_color=paint(SERIES[0]))), "A", width=600, height=300)
+    figure = styled(drawing, style)
     assert figure.layout.template.layout.font.family == "Georgia"
     assert figure.layout.template.layout.paper_bgcolor == "#101010"
     assert figure.data[0].line.color != SERIES[0], "the template's colours of lines are the palette"
-    assert drawing.figure.layout.template.layout.paper_bgcolor != "#101010", TEMPLATE
+    assert simple().figure.layout.template.layout.paper_bgcolor == WHITE
     (tmp_path / "wrong.yml").write_text("layout: {paper_bgcolour: red}")
     with pytest.raises(UserError, match=r"wrong\.yml: not a plotly template"):
-        styled(drawing, Style(theme=str(tmp_path / "wrong.yml")))
+        assert Style(theme=str(tmp_path / "wrong.yml")).look
 
 
 def test_the_documentation_names_every_flag() -> None:

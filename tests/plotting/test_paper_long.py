@@ -9,7 +9,8 @@ import pytest
 
 from circuits_over_time.plotting.parts.options import Style
 from circuits_over_time.plotting.parts.paper import styled
-from tests.support.print_check import drawings_of, every_drawing, printer
+from circuits_over_time.plotting.parts.theme import drawn_in
+from tests.support.print_check import drawings_of, every_result, printer
 from tests.support.study_results import write_study
 from tests.support.synthetic_results import MODELS
 
@@ -31,9 +32,10 @@ def test_every_figure_of_several_models_is_whole(style: Style, tmp_path: Path) -
     folder.mkdir(parents=True)
     results = {"arc_easy": {"acc": 0.3, "acc_stderr": 0.01}, "piqa": {"acc": 0.6, "acc_stderr": 0.01}}
     (folder / "70m-step1000.json").write_text(json.dumps({"results": results, "config": {"num_fewshot": 0}}))
-    drawn = every_drawing(tmp_path / "all", MODELS, evaluations=folder.parent)
     study = write_study(tmp_path / "study", agree=False)
-    drawn |= {f"study {name}": drawing for name, drawing in drawings_of(study, folder.parent, strict=False).items()}
+    with drawn_in(style.look):
+        drawn = drawings_of(every_result(tmp_path / "all", MODELS), folder.parent)
+        drawn |= {f"study {name}": drawing for name, drawing in drawings_of(study, folder.parent, strict=False).items()}
     faults = {}
     with printer() as page:
         for name, drawing in drawn.items():

@@ -151,6 +151,31 @@ def test_a_page_opens_with_its_story_and_folds_the_rest(browser: Any, report: Pa
     wide.close()
 
 
+def test_edges_within_a_column_run_beside_its_boxes(wide: OpenPage) -> None:
+    """And not behind those that they pass: drawn points of every such edge, against the other boxes of its column."""
+    wide.page.select_option("#circuit-strongest", "all")
+    passing, hidden = wide.page.evaluate("""() => {
+        const boxes = [...document.querySelectorAll("#drawing rect.box")].map((box) => box.getBBox());
+        const has = ({ x, y, width, height }, at, air) =>
+            at.x > x - air && at.x < x + width + air && at.y > y - air && at.y < y + height + air;
+        const result = [0, []];
+        for (const path of document.querySelectorAll("#drawing path.edge")) {
+            const length = path.getTotalLength();
+            const points = Array.from({ length: 80 }, (_, i) => path.getPointAtLength((length * i) / 79));
+            const [start, end] = [points[0], points[79]];
+            const own = boxes.find((box) => has(box, start, 2));
+            const others = boxes.filter((box) => Math.abs(box.x - own.x) < 1 && box !== own && !has(box, end, 2));
+            const between = others.filter((box) => box.y < start.y && box.y > end.y);
+            if (Math.abs(end.x - start.x) > boxes[0].width || !between.length) continue;
+            result[0] += 1;
+            if (others.some((box) => points.some((at) => has(box, at, -2)))) result[1].push(path.dataset.edge);
+        }
+        return result;
+    }""")
+    assert passing > 0
+    assert hidden == []
+
+
 def test_the_overview_has_a_lane_per_task_and_leads_to_its_circuits(wide: OpenPage, store: Store) -> None:
     page = wide.page
     for task in TASKS:

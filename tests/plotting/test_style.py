@@ -7,14 +7,13 @@ import plotly.graph_objects as go
 import pytest
 
 from circuits_over_time.plotting.parts.style import (
-    SERIES,
     finish,
     model_looks,
     model_order,
     task_order,
-    translucent,
     within,
 )
+from circuits_over_time.plotting.parts.theme import SERIES, translucent
 from circuits_over_time.utils.tasks import TASKS
 from circuits_over_time.utils.tasks.metrics import METRICS
 from circuits_over_time.utils.tasks.registry import task_label

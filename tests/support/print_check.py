@@ -52,11 +52,11 @@ _BOX = """() => {
 }"""
 
 
-def every_drawing(folder: Path, models: tuple[str, ...], *, evaluations: Path) -> dict[str, Drawing]:
-    """All figures of made-up results by script and name."""
+def every_result(folder: Path, models: tuple[str, ...]) -> Store:
+    """Made-up results that have every figure."""
     store = write_all(folder, models=models)
     write_comparison(store, models=models, group="pythia" if len(models) > 1 else None)
-    return drawings_of(store, evaluations)
+    return store
 
 
 def drawings_of(store: Store, evaluations: Path, *, strict: bool = True) -> dict[str, Drawing]:

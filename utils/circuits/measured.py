@@ -422,7 +422,7 @@ def _as_measured(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 def svg_of(edges: pd.DataFrame) -> str:
     """A small drawing of edges: blue ones raise the metric, red ones lower it, and width grows with |score|."""
     from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, lay_out
-    from circuits_over_time.plotting.parts.style import NEGATIVE, POSITIVE
+    from circuits_over_time.plotting.parts.theme import NEGATIVE, POSITIVE
     from circuits_over_time.plotting.plot_circuit import edge_ends
 
     layout = lay_out(zip(edges["source"], edges["target"], strict=True))

@@ -1,7 +1,7 @@
 // The drawing of one circuit at one checkpoint: boxes stand still over training, edges come and go.
 //
-// The shapes are those of plotting/plot_circuit.py: an edge leaves the top of its source's box, arrives from below, and
-// bows out past the boxes between where it would run straight up. With the keyboard, arrows go from box to box.
+// The shapes are those of plotting/plot_circuit.py: an edge leaves the top of its source's box and arrives from below; one
+// that stays in its source's column runs beside the boxes between. With the keyboard, arrows go from box to box.
 
 const BOX_WIDTH = 0.84;
 const BOX_HEIGHT = 0.36;
@@ -10,6 +10,9 @@ const THINNEST = 0.7;
 const WIDEST = 6.5;
 const REACH = { mouse: 8, pen: 12, touch: 18 };
 const SAMPLES = 24;
+// How far from the middle of a column an edge runs beside its boxes, and how far up it takes to get there.
+const BESIDE = 0.5;
+const TURN = 0.55;
 // Milliseconds after which a drawing that stands still is drawn smoothly; while the slider moves, speed counts.
 const SETTLED = 180;
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
@@ -122,22 +125,27 @@ class CircuitDrawing {
     return [x0 + lean * BOX_WIDTH, y0 + BOX_HEIGHT / 2, x1 + landing * BOX_WIDTH, y1 - BOX_HEIGHT / 2];
   }
 
-  // Control points of the curve, in pixels.
+  // Points of cubic curves, in pixels: the start, and of each curve two control points and the end.
   curve(edge) {
     const [x0, y0, x1, y1] = this.ends(edge);
     const rise = y1 - y0;
-    const bow = Math.abs(x1 - x0) < BOX_WIDTH && rise > 1 ? (x0 >= 0 ? 0.75 : -0.75) : 0;
-    return [
-      [this.x(x0), this.y(y0)],
-      [this.x(x0 + bow), this.y(y0 + 0.45 * rise)],
-      [this.x(x1 + bow), this.y(y1 - 0.45 * rise)],
-      [this.x(x1), this.y(y1)],
-    ];
+    let points = [[x0, y0 + 0.45 * rise], [x1, y1 - 0.45 * rise], [x1, y1]];
+    if (Math.abs(x1 - x0) < BOX_WIDTH && rise > 1) {
+      const [, column] = this.record.nodes[edgeEnds(this.record, edge)[0]];
+      const x = column + (column >= 0 ? BESIDE : -BESIDE);
+      const turn = Math.min(TURN, rise / 2);
+      points = [
+        ...[[x0, y0 + turn / 3], [x, y0 + (2 * turn) / 3], [x, y0 + turn]],
+        ...[[x, y0 + turn], [x, y1 - turn], [x, y1 - turn]],
+        ...[[x, y1 - (2 * turn) / 3], [x1, y1 - turn / 3], [x1, y1]],
+      ];
+    }
+    return [[x0, y0], ...points].map(([x, y]) => [this.x(x), this.y(y)]);
   }
 
   path(edge) {
-    const [a, b, c, d] = this.curve(edge).map((point) => point.map((number) => number.toFixed(1)).join(" "));
-    return `M${a}C${b} ${c} ${d}`;
+    const [start, ...points] = this.curve(edge).map((point) => point.map((number) => number.toFixed(1)).join(" "));
+    return `M${start}C${points.join(" ")}`;
   }
 
   // `edges`: [{edge, score, stability, state: "kept" | "added" | "removed" | "only"}], drawn weakest first; `states`: by
@@ -181,10 +189,13 @@ class CircuitDrawing {
 
   samplePoints() {
     this.samples ??= this.drawn.map(({ edge }) => {
-      const [a, b, c, d] = this.curve(edge);
-      const points = new Float32Array(2 * (SAMPLES + 1));
-      for (let i = 0; i <= SAMPLES; i += 1) {
-        const t = i / SAMPLES;
+      const curve = this.curve(edge);
+      const parts = (curve.length - 1) / 3;
+      const points = new Float32Array(2 * (SAMPLES * parts + 1));
+      for (let i = 0; i <= SAMPLES * parts; i += 1) {
+        const part = Math.min(Math.floor(i / SAMPLES), parts - 1);
+        const t = i / SAMPLES - part;
+        const [a, b, c, d] = curve.slice(3 * part, 3 * part + 4);
         const weights = [(1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t ** 2, t ** 3];
         for (const axis of [0, 1]) {
           points[2 * i + axis] = weights[0] * a[axis] + weights[1] * b[axis] + weights[2] * c[axis] + weights[3] * d[axis];
