@@ -18,9 +18,9 @@ import plotly.graph_objects as go
 from circuits_over_time.utils.base.errors import UserError
 
 from .options import PIXELS, Style
-from .style import Drawing, small
+from .style import Drawing, small, write
 from .tables import logger
-from .theme import drawn_in, theme_in_use
+from .theme import INK, drawn_in, theme_in_use
 
 # All in letters (the size of text). Least width of a figure, of a panel, of a matrix; least height of a panel.
 _LEAST, _NARROWEST, _MATRIX, _LOWEST = 18, 5.2, 8, 3.5
@@ -190,13 +190,7 @@ class _Page:
             at += own + bottom
         self._draw_foot(x_title, below, 1 - (at + 0.1 * em) / height, height)
         heading["y"] = 1 - (_EDGE + 0.9) * em / height
-        key = {
-            "orientation": "h",
-            "traceorder": "grouped",
-            "tracegroupgap": _LEGEND_ROW - 2,
-            "xanchor": "left",
-            "yanchor": "top",
-        }
+        key = {"traceorder": "grouped", "tracegroupgap": _LEGEND_ROW - 2}
         figure.update_layout(
             width=round(self.width, 2),
             height=round(height, 2),
@@ -296,7 +290,7 @@ class _Page:
     def _set_text(self) -> None:
         """All text has one size; what is small on the screen, inside marks, keeps its share of it."""
         figure, em = self.figure, self.em
-        figure.update_layout(font_size=em, legend_font_size=em, hoverlabel_font_size=em)
+        figure.update_layout(font_size=em, hoverlabel_font_size=em)
         figure.update_xaxes(tickfont_size=em, title_font_size=em)
         figure.update_yaxes(tickfont_size=em, title_font_size=em)
         # On a screen the first label has words for its lines, which in print would reach into the next panel.
@@ -376,7 +370,8 @@ class _Page:
             return width
         if any(panel.has_rows for panel in panels):
             return native * em / _SCREEN * (_DENSE if any(_has_names_above_rows(panel) for panel in panels) else 1)
-        low = _LOW if max(panel.row for panel in self.panels) < _MANY_ROWS - 1 else _LOWER
+        many = max(panel.row for panel in self.panels) >= _MANY_ROWS - 1
+        low = _LOWER if many and not self.bare else _LOW  # A page of the report has no end.
         return float(np.clip(0.75 * width * low / _LOW, low * em, min(native / _SCREEN, _HIGH) * em))
 
     def _scaled(self, heights: list[float], room: float, rest: float) -> list[float]:
@@ -411,7 +406,7 @@ class _Page:
         }
         # Plotly sets the distance of all lines by the first one's size.
         height = em * (1.2 * 1.3 * (_lines(title) + (_lines(subtitle) if subtitle else 0)) + _EDGE)
-        return heading | {"xanchor": "left", "yref": "container", "yanchor": "top"}, height + 0.8 * em
+        return heading, height + 0.8 * em
 
     def _above(self, panels: list[_Panel], *, first: bool) -> float:
         """Room above a row of panels, for titles."""
@@ -601,21 +596,14 @@ class _Page:
 
     def _draw_foot(self, x_title: str, below: list[str], at: float, height: float) -> None:
         em = self.em
-        look = {
-            "showarrow": False,
-            "xref": "paper",
-            "yref": "paper",
-            "yanchor": "top",
-            "font": {"size": em},
-            "borderpad": 0,
-        }
+        look: dict[str, Any] = {"colour": INK, "xref": "paper", "yref": "paper", "yanchor": "top", "borderpad": 0}
         if x_title:
             middle = [sum(panel.x.domain) / 2 for panel in self.panels]
-            self.figure.add_annotation(text=x_title, x=(min(middle) + max(middle)) / 2, xanchor="center", y=at, **look)
+            write(self.figure, x_title, (min(middle) + max(middle)) / 2, at, size=em, xanchor="center", **look)
             at -= 1.3 * _LINE * em / height
         for text in below:
             at -= 0.4 * em / height
-            self.figure.add_annotation(text=text, x=_EDGE * em / self.width, xanchor="left", align="left", y=at, **look)
+            write(self.figure, text, _EDGE * em / self.width, at, size=em, xanchor="left", align="left", **look)
 
     def _thin_lines(self, width: float) -> None:
         """Lines and marks become thinner with panels and text."""

@@ -124,7 +124,7 @@ def small(text: str, size: float = 12) -> str:
 
 
 def note(
-    text: str, x: float, y: float, *, size: int = 11, colour: str = "#666666", on: str = "", **options: Any
+    text: str, x: float, y: float, *, size: float = 11, colour: str = "#666666", on: str = "", **options: Any
 ) -> dict[str, Any]:
     """A text without an arrow, perhaps `on` a coloured bar; further options are those of plotly's annotations."""
     font = {"size": size, "color": readable_on(paint(on)) if on else paint(colour)}
@@ -185,21 +185,9 @@ class Drawing:
                 "font": {"size": 19},
                 "x": 0,
                 "xref": "paper",
-                "xanchor": "left",
                 "y": 1 - 32 / height,
-                "yref": "container",
-                "yanchor": "top",
             },
-            legend={
-                "orientation": "h",
-                "x": 0,
-                "xanchor": "left",
-                "xref": "paper",
-                "y": 1 - (76 - (0 if title else _TITLE)) / height,
-                "yref": "container",
-                "yanchor": "top",
-                "font": {"size": 13},
-            },
+            legend={"x": 0, "xref": "paper", "y": 1 - (76 - (0 if title else _TITLE)) / height, "yref": "container"},
         )
 
     def _legend_rows(self) -> int:

@@ -68,6 +68,8 @@ class Theme:
         layout: dict[str, Any] = {
             "font": {"family": self.font, "size": 13, "color": ink},
             "hoverlabel": {"font": {"family": self.font}},
+            "title": {"xanchor": "left", "yanchor": "top", "yref": "container"},
+            "legend": {"orientation": "h", "xanchor": "left", "yanchor": "top"},
             "paper_bgcolor": self.page,
             "plot_bgcolor": self.page,
             "xaxis": axis | {"zeroline": False, "ticks": "outside", "tickcolor": faint},

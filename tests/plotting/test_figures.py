@@ -118,7 +118,7 @@ def test_absent_models_tasks_and_steps_are_left_out_with_a_line(
         for path in store.folder(kind, "pythia-160m", "sva").path.iterdir():
             path.unlink()
         store.folder(kind, "pythia-70m", "ioi").file(64).unlink()
-    arguments = ("-r", store.root, "-o", tmp_path, "-m", "pythia-70m", "pythia-160m", "pythia-12b")
+    arguments = ("-r", store.root, "-o", tmp_path, "-m", "models/pythia-70m/", "pythia-160m", "pythia-12b")
     with caplog.at_level(logging.INFO):
         assert run("plot_circuits", *arguments) == 0
     said = caplog.text

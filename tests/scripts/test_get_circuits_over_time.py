@@ -110,7 +110,9 @@ def test_circuits_by_another_method_have_a_name_of_their_own(
         parts = shlex.split(folders[1].how_to_make())
         capsys.readouterr()
         assert main(ANALYSIS, [*parts[2:], "--dry-run"]) == 0
-        assert "0 of 1 checkpoints to measure" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "0 of 1 checkpoints to measure" in said
+        assert "(no rows in hypothesis_tests: nobody asks for them)" in said
     model = cot.load(word_family, step=5)
     by_eap = cot.scores(model, cot.task("sva"), n_prompts=1, evaluate_on="same", method="eap")["score"]
     stored = store.folder("graphs", "words", "sva@eap").read_tensors(5)["scores"].flatten()

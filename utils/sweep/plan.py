@@ -269,5 +269,8 @@ def describe(jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> str:
             if done := [step for step in steps if step not in left]:
                 lines.append(f"  finished: {', '.join(map(str, done))}")
             folders = [job.store.folder(kind, name).path for kind in job.analysis.kinds]
-            lines.append(f"  results: {', '.join(map(str, folders))}")
+            # A key of a kind's name asks for its rows; its tables are written in any case.
+            unasked = [kind.name for kind in job.analysis.kinds if getattr(job.config, kind.name, None) is False]
+            empty = f" (no rows in {', '.join(unasked)}: nobody asks for them)" if unasked else ""
+            lines.append(f"  results: {', '.join(map(str, folders))}{empty}")
     return "".join(f"{line}\n" for line in lines)
