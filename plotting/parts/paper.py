@@ -667,9 +667,10 @@ def _joined(lines: str) -> str:
 
 def _row_name(panel: _Panel, note: Any) -> str:
     """The name of the row that a note explains: its tick label, or what is written in it."""
-    texts = dict(zip(panel.y.tickvals, panel.y.ticktext, strict=True)) if panel.y.tickvals is not None else {}
-    if panel.y.showticklabels is not False and note.y in texts:
-        return str(texts[note.y])
+    if panel.y.showticklabels is not False and panel.has_rows and not panel.is_matrix:
+        rows = [abs(at - note.y) for at in panel.y.tickvals]
+        if min(rows) < 0.5:  # Texts stand a little above or below the middle of their row.
+            return str(panel.y.ticktext[int(np.argmin(rows))])
     left = [other for other in panel.notes if other is not note and other.xanchor == "left"]
     others = [other for other in left if other.bgcolor in (None, theme_in_use().page)]  # Not what is written on a bar.
     same = [other.text for other in others if other.y == note.y]

@@ -138,6 +138,16 @@ def test_panels_stand_in_as_many_columns_as_fit(every_figure: dict[str, Drawing]
     assert [columns(width) for width in ("2in", "3.25in", "8in")] == [1, 2, 4]
 
 
+def test_a_reason_that_does_not_fit_is_below_with_the_name_of_its_row() -> None:
+    figure = go.Figure(go.Scatter(x=[0, 9], y=[0, 1]))
+    figure.update_yaxes(tickvals=[0, 1], ticktext=["first", "second"])
+    look = {"xanchor": "left", "align": "left", "showarrow": False}
+    figure.add_annotation(text="a remark on the first", x=0, y=0.05, **look)
+    figure.add_annotation(text="not here: " + "for a long reason " * 9, x=0, y=1.05, **look)
+    drawn = styled(finish(figure, "A title", width=600, height=300), Style(width="3.25in"))
+    assert [note.text.partition(" for")[0] for note in drawn.layout.annotations][1:] == ["not here", "second:"]
+
+
 def test_lines_and_marks_follow_the_size() -> None:
     drawn = simple().figure
     drawn.update_traces(line_width=2, marker_size=6)
