@@ -67,7 +67,8 @@ def test_what_others_leave_in_results_is_ignored(measured: Path, tmp_path: Path)
     assert cot.results(results).equals(cot.results(measured))
     assert figure_main(plot_circuits.FIGURE, ["-r", str(results), "-o", str(tmp_path / "figures")]) == 0
     assert make_report.main(["-r", str(results), "-o", str(tmp_path / "report.html")]) == 0
-    assert compare_circuits.main([f"results_dir={results}", "task=ioi"]) == 0
+    few = ["pairs=100", "permutations=99", "resamples=100"]
+    assert compare_circuits.main([f"results_dir={results}", "task=ioi", *few]) == 0
     assert set(cot.results(results, "graphs")["model"]) == {"007", "1e5"}
 
 

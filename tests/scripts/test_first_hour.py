@@ -103,7 +103,7 @@ def test_the_first_hour(hour: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     n_suggested = try_suggestions(results)
     for task in ("walks", "reads"):
-        assert compare([f"results_dir={results}", f"task={task}", "resamples=200"]) == 0
+        assert compare([f"results_dir={results}", f"task={task}", "pairs=100", "permutations=99", "resamples=100"]) == 0
     assert 0 < try_suggestions(results) < n_suggested  # The comparison was one of them.
     capsys.readouterr()
     # The first comparison is kept beside the second.

@@ -363,8 +363,8 @@ def test_the_toy_family_has_faithful_circuits_at_its_end_and_none_at_its_start(
     toy_family: Path, tmp_path: Path
 ) -> None:
     last = TOY_STEPS[-1]
-    overrides = [f"model={toy_family}", f"task=[{', '.join(TASKS)}]", f"checkpoints=[0,{last}]", "n_prompts=40"]
-    assert main(ANALYSIS, [*overrides, f"results_dir={tmp_path}"]) == 0
+    overrides = [f"model={toy_family}", f"task=[{', '.join(TASKS)}]", f"checkpoints=[0,{last}]", "n_prompts=30"]
+    assert main(ANALYSIS, [*overrides, f"results_dir={tmp_path}", "eap.ig_steps=6"]) == 0
     store, name = Store(tmp_path), toy_family.name
     for task in TASKS:
         assert store.folder("baselines", name, task).read_table(0)["status"].item() == "task not learned"
@@ -387,7 +387,7 @@ def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(toy_fami
     checkpoint = resolve_family(str(toy_family), Path("model_cache")).load(last, "float32", torch.device("cpu"))
     weights = checkpoint.weights
     graph = Graph.of(weights)
-    config = CircuitsConfig(model=str(toy_family), task=task, n_prompts=8, evaluate_on="same")
+    config = CircuitsConfig(model=str(toy_family), task=task, n_prompts=4, evaluate_on="same")
     prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer, checkpoint.weights).scoring
     metric = prompts.metric(TASKS[task].primary)
     pairs = prompts.pairs

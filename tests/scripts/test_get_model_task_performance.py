@@ -48,8 +48,8 @@ def slow_values(model, tokens: torch.Tensor, right: set[int], wrong: set[int]) -
 def test_metrics_equal_the_slow_reference(architecture: str, task: str) -> None:
     tokenizer = words()
     model = random_model(architecture, n_layers=2, vocab=len(tokenizer))
-    prompts = build_prompts(task, tokenizer, 10, seed=1)
-    table = task_performance(read_weights(model), prompts, TASKS[task].metrics, batch_size=4)
+    prompts = build_prompts(task, tokenizer, 5, seed=1)
+    table = task_performance(read_weights(model), prompts, TASKS[task].metrics, batch_size=2)
     assert set(table["metric"]) == set(TASKS[task].metrics)
     assert len(table) == 2 * len(TASKS[task].metrics)
     for run, ids in (("clean", prompts.clean), ("corrupted", prompts.corrupted)):
@@ -68,7 +68,7 @@ def test_metrics_equal_the_slow_reference(architecture: str, task: str) -> None:
             spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
             assert row.value == pytest.approx(mean, abs=1e-5)
             assert row.se == pytest.approx(spread / math.sqrt(len(values)), abs=1e-5)
-            assert row.n == 10
+            assert row.n == 5
 
 
 def test_one_prompt_has_no_standard_error() -> None:
