@@ -29,7 +29,7 @@ def test_the_model_answers_what_its_programs_do(program) -> None:
 
 @NAMED
 def test_exactly_the_edges_of_the_program_have_an_effect(program) -> None:
-    found = edge_scores(WEIGHTS, *task(PROGRAMS, program), method="exact")
+    found = edge_scores(WEIGHTS, *task(PROGRAMS, program, n=20), method="exact")
     truth = circuit(WEIGHTS, program)
     assert truth.sum() > 1
     assert torch.equal(found.scores.abs() > 1e-5, truth)
@@ -49,7 +49,8 @@ def test_the_induction_program_is_an_induction_circuit() -> None:
     }
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+# Of exact scores, the test above says that the edges of the program alone are not 0.
+@pytest.mark.parametrize("method", [method for method in get_args(Method) if method != "exact"])
 def test_methods_find_the_programs_as_well_as_the_benchmark_says(method: Method) -> None:
     found = [aurocs(WEIGHTS, circuit(WEIGHTS, program), PROGRAMS, program, method) for program in PROGRAMS]
     edges = sum(each[0] for each in found) / len(found)
