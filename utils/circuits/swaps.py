@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -98,7 +98,9 @@ def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs
         mask.view(-1)[stored.edges] = True
     circuit = "" if stored is None else stored.fingerprint
     sets = _sets(config, into, mask, store.folder(IOI_CONSISTENCY_HEADS, checkpoint.name), checkpoint.step)
-    measuring = partial(_measured, config, inputs.prompts[task.name], inputs.blocks, mask)
+    prompts = inputs.prompts[task.name]
+    prompts = replace(prompts, evaluation=prompts.evaluation.to(into.device))  # Once, for all the models that follow.
+    measuring = partial(_measured, config, prompts, inputs.blocks, mask)
     own = measuring(into)
     rows: list[dict[str, Any]] = []
     scores: list[pd.DataFrame] = []
@@ -209,7 +211,7 @@ def _measured(
         curve.values[0] = evaluator(mask[None])[0]
     accuracy, heads = math.nan, None
     if scored:
-        table = task_performance(weights, prompts.evaluation.to(weights.device), ["accuracy"], config.batch_size)
+        table = task_performance(weights, prompts.evaluation, ["accuracy"], config.batch_size)
         accuracy = float(table["value"][0])  # of the clean prompts
         if blocks is not None:
             heads = mean_scores(attention_samples(weights, blocks, config.batch_size))
