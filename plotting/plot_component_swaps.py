@@ -111,18 +111,13 @@ def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]])
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    return {
-        f"component_swaps_{model}": _one_model(moved(rows), model)
-        for model, rows in by_model(escaped(results.table("swaps")))
-        if len(rows)
-    }
-
-
-def _one_model(table: pd.DataFrame, model: str) -> Drawing:
-    """The figure of one model."""
-    found = table.sort_values("step", ascending=False, kind="stable").groupby("task")["components"].unique()
-    sets = [(task, str(components)) for task in tasks_in(table) for components in found[task]]
-    return draw_swaps(table, model, sets)
+    drawn = {}
+    for model, rows in by_model(escaped(results.table("swaps"))):
+        table = moved(rows)
+        found = table.sort_values("step", ascending=False, kind="stable").groupby("task")["components"].unique()
+        sets = [(task, str(components)) for task in tasks_in(table) for components in found[task]]
+        drawn[f"component_swaps_{model}"] = draw_swaps(table, model, sets)
+    return drawn
 
 
 FIGURE = Figure(draw, order=75)

@@ -220,8 +220,10 @@ class _Page:
                 # To the right of the last column: half a label, names of lines, the scale of colours.
                 right = self.em * (1.5 + self.ends + (_COLOUR_BAR if self.matrices else 0))
                 width = (self.width - sum(left) - right) / len(left)
-                if not again:
-                    self._fold_y_titles(rows, width)
+                for panel in self.panels if not again else []:
+                    high = self._height(rows[panel.row], width) / self.em + 0.3
+                    if text_width(panel.y_title) > high:
+                        panel.y_title = fold(panel.y_title.replace("<br>", " "), high)
             if width >= least * self.em or most == 1:
                 break
         for panel in self.panels:
@@ -383,13 +385,6 @@ class _Page:
                 f"height: '{self.drawing.title}' needs {least:.2g}in at this width; ask for more, or leave it out"
             )
         return [height * factor for height in heights]
-
-    def _fold_y_titles(self, rows: list[list[_Panel]], width: float) -> None:
-        for panels in rows:
-            height = self._height(panels, width)
-            for panel in panels:
-                if text_width(panel.y_title) > height / self.em + 0.3:
-                    panel.y_title = fold(panel.y_title.replace("<br>", " "), height / self.em + 0.3)
 
     def _heading(self, shown: bool) -> tuple[dict[str, Any], float]:
         """Title and subtitle, and the room above the panels."""

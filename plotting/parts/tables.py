@@ -6,7 +6,6 @@ import html
 import logging
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
 
 import pandas as pd
 
@@ -213,11 +212,10 @@ def html_table(head: Iterable[str], rows: Iterable[Iterable[str]], css: str = ""
 def escaped(table: pd.DataFrame) -> pd.DataFrame:
     """The table with all its texts escaped, because figures read labels as markup."""
     texts = [column for column in table if table[column].map(lambda value: isinstance(value, str)).any()]
-    return table.assign(**{str(name): table[name].map(_escaped_cell) for name in texts})
-
-
-def _escaped_cell(cell: Any) -> Any:
-    return as_text(cell) if isinstance(cell, str) else cell
+    cells = {
+        str(name): table[name].map(lambda cell: as_text(cell) if isinstance(cell, str) else cell) for name in texts
+    }
+    return table.assign(**cells)
 
 
 def models_in(table: pd.DataFrame) -> list[str]:

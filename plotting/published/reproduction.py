@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from circuits_over_time.utils.results.commands import flat_keys
 from circuits_over_time.utils.results.kinds import find_kind
 from circuits_over_time.utils.results.store import Store
 
@@ -204,7 +205,7 @@ class StudyResults:
     def settings(self, number: Number) -> str:
         """The keys in which the runs behind a number differ from the study's config, with both values."""
         config = Path(__file__).resolve().parents[2] / number.config
-        wanted = _flat(yaml.safe_load(config.read_text(encoding="utf-8")))
+        wanted = flat_keys(yaml.safe_load(config.read_text(encoding="utf-8")))
         texts = []
         for model in [number.model] if number.model else self.models:
             folder = self.store.folder(number.kind, model, number.task or None)
@@ -213,7 +214,7 @@ class StudyResults:
             if not (folder.path / "run.json").is_file():
                 texts.append("unknown: there is no run.json")
                 continue
-            held = _flat(folder.read_run().get("config", {}))
+            held = flat_keys(folder.read_run().get("config", {}))
             differing = [key for key in wanted if key not in _FREE and held.get(key) != wanted[key]]
             texts += [f"{key}={held.get(key)} (study: {wanted[key]})" for key in differing]
         return "; ".join(sorted(set(texts)))
@@ -234,13 +235,6 @@ def commands(table: pd.DataFrame) -> dict[str, int]:
 def _command(begin: str, models: list[str], steps: list[int]) -> str:
     named = models[0] if len(models) == 1 else f'"[{", ".join(models)}]"'
     return f"{begin} model={named}" + (f" checkpoints={steps}".replace(", ", ",") if steps else "")
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _summary(values: np.ndarray, statistic: Callable[..., Any], n_measured: int, lacks: str) -> Estimate:

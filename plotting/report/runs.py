@@ -64,20 +64,17 @@ def _run_html(run: RunRecord) -> str:
     checkpoints = record.get("checkpoints", {})
     rows = ([str(value or "–") for value in (step, *map(of.get, _WEIGHTS))] for step, of in checkpoints.items())
     weights = html_table(("step", *_WEIGHTS), rows, "weights")
+    kinds = dict.fromkeys(folder.partition("/")[0].replace("_", " ") for folder in run.folders)
     config, packages = (_cell(_yaml_like(values)) for values in (record.get("config", {}), record.get("versions", {})))
     return (
         f"<details class='run'><summary><b>{_cell(record.get('analysis'))}</b> {_cell(', '.join(_what(run)))}"
-        f" <span class='quiet'>{_cell(', '.join(_kinds(run)))}</span></summary>"
+        f" <span class='quiet'>{_cell(', '.join(kinds))}</span></summary>"
         f"<p class='quiet'>Results in {_cell(', '.join(run.folders))}</p>"
         f"<div class='columns'><div><h4>Config</h4><pre class='config'>{config}</pre></div>"
         f"<div><h4>Versions</h4><pre class='versions'>{packages}</pre>"
         f"<h4>Weights from</h4><p><code>{_cell(record.get('repository'))}</code></p></div></div>"
         f"<details><summary>Weights of {counted(len(checkpoints), 'checkpoint')}</summary>{weights}</details></details>"
     )
-
-
-def _kinds(run: RunRecord) -> list[str]:
-    return list(dict.fromkeys(folder.partition("/")[0].replace("_", " ") for folder in run.folders))
 
 
 def _what(run: RunRecord) -> list[str]:

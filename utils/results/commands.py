@@ -180,15 +180,18 @@ def _further(
 
     needed = {name for name, field in schema.model_fields.items() if field.is_required() and name not in data}
     block = {**data, **{name: keys[name] for name in needed if name in keys}}
-    base = _flat(checked(schema, block, path).model_dump(mode="json"))
-    return {name: value for name, value in _flat(keys).items() if name in needed or base.get(name, _flat) != value}
+    base = flat_keys(checked(schema, block, path).model_dump(mode="json"))
+    return {
+        name: value for name, value in flat_keys(keys).items() if name in needed or base.get(name, flat_keys) != value
+    }
 
 
-def _flat(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_keys(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The keys of a config with those of its blocks as `eap.ig_steps`; of `tasks` each is one value."""
     flat: dict[str, Any] = {}
     for name, value in block.items():
         flat |= (
-            _flat(value, f"{prefix}{name}.")
+            flat_keys(value, f"{prefix}{name}.")
             if isinstance(value, Mapping) and prefix != "tasks."
             else {f"{prefix}{name}": value}
         )
