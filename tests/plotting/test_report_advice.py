@@ -46,7 +46,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("results_dir", "n_suggested"), [("results", 7), (OWN_RESULTS, 3)])
+@pytest.mark.parametrize(("results_dir", "n_suggested"), [("results", 8), (OWN_RESULTS, 3)])
 def test_every_suggested_command_finds_something_to_do(
     project: Path, results_dir: str, n_suggested: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
