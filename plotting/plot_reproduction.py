@@ -3,7 +3,8 @@
 There is a panel for each published quantity (Tigges et al. 2024, arXiv 2407.10827): nodes of circuits, how they grow
 with model size, edges of IOI in pythia-410m, the levels of the IOI algorithm, and when kinds of heads emerge. Published
 values are grey; measured ones have 95% intervals. figures/reproduction.csv has every number, with the checkpoints it
-comes from, the settings that differ from the study's, and the command that measures what is missing.
+comes from, the settings that differ from the study's, and the command that measures what is missing. One command
+measures all of it; the title says about how many hours of a GPU that takes.
 
     python plotting/plot_reproduction.py -r results
 """
@@ -25,7 +26,7 @@ from circuits_over_time.plotting.parts.style import Drawing, finish, write
 from circuits_over_time.plotting.parts.tables import NotMeasured, Results, logger
 from circuits_over_time.plotting.parts.theme import NEGATIVE, POSITIVE, paint
 from circuits_over_time.plotting.parts.time_axis import compact
-from circuits_over_time.plotting.published.reproduction import VERDICTS, commands, reproduction
+from circuits_over_time.plotting.published.reproduction import VERDICTS, commands, remaining, reproduction
 from circuits_over_time.utils.tasks.registry import task_label
 
 PUBLISHED_COLOUR = "#b5b5b5"
@@ -54,7 +55,7 @@ def panel_title(row: pd.Series) -> str:
     """The panel that a row of `reproduction` belongs to."""
     return {
         "circuit_nodes": f"Nodes: {task_label(row['task'])}",
-        "size_correlation": f"Nodes and parameters ({'as printed' if row['item'] == 'printed' else row['item']})",
+        "size_correlation": f"r with size ({'as printed' if row['item'] == 'printed' else 'true sizes'})",
         "circuit_edges": f"{task_label(row['task'])} edges of {row['model']}",
         "level_percent": LEVELS.get(row["item"], row["item"]),
         "emergence_tokens": f"Emergence: {score_label(row['item'])[0]}",
@@ -64,7 +65,7 @@ def panel_title(row: pd.Series) -> str:
 def row_label(row: pd.Series) -> str:
     """What distinguishes a row from the others in its panel: the model, the task or the step."""
     if row["quantity"] == "size_correlation":
-        return task_label(row["task"]).replace(" ", "<br>")
+        return task_label(row["task"])
     return f"{row['step']:,}" if row["quantity"] == "circuit_edges" else str(row["model"]).removeprefix("pythia-")
 
 
@@ -84,9 +85,10 @@ def format_range(low: float, high: float, quantity: str) -> str:
     return " to ".join(dict.fromkeys(format_number(end, quantity) for end in (low, high)))
 
 
-def draw_reproduction(table: pd.DataFrame) -> Drawing:
-    """The figure, from what `reproduction` returns."""
-    table = table.assign(panel=table.apply(panel_title, axis=1), label=table.apply(row_label, axis=1))
+def draw_reproduction(table: pd.DataFrame, hours: float = 0.0) -> Drawing:
+    """The figure, from what `reproduction` returns; `hours` of a GPU measure what is missing."""
+    labels = table.apply(row_label, axis=1).str.rpartition(" ")[2]  # Of a task its last word: there is little room.
+    table = table.assign(panel=table.apply(panel_title, axis=1), label=labels)
     grid = [list(dict.fromkeys(table.loc[table["quantity"].isin(row), "panel"])) for row in ROWS]
     grid = [panels for panels in grid if panels]
     columns = max(map(len, grid))
@@ -106,10 +108,13 @@ def draw_reproduction(table: pd.DataFrame) -> Drawing:
             _draw_panel(figure, table[table["panel"] == panel], {"row": row, "col": column})
     counts = table["verdict"].value_counts()
     verdicts = ", ".join(f"{counts[verdict]} {SENTENCES[verdict]}" for verdict in SENTENCES if verdict in counts)
+    verdicts += f" (about {format_hours(hours)} of a GPU)" if hours else ""
+    if others := int(table["settings"].str.contains("(study:", regex=False).sum()):
+        verdicts += f"; {others} with other settings than the study's"
     drawing = finish(
         figure,
         "Published and measured",
-        f"Of {len(table)} numbers of Tigges et al. 2024 (arXiv 2407.10827) {verdicts}; bars are 95% intervals",
+        f"Of {len(table)} numbers of Tigges et al. 2024 (arXiv 2407.10827) {verdicts}. Bars are 95% intervals",
         width=width,
         height=inner + 112,
     )
@@ -170,21 +175,35 @@ def _add(figure: go.Figure, rows: pd.DataFrame, name: str, where: dict[str, int]
         legendgroup=name,
         legendrank=1 + ["published", *LOOKS].index(name.removeprefix("measured, ")),
         mode="markers",
-        customdata=[(*_texts(row, "none"), row["n_checkpoints"]) for row in rows.to_dict("records")],
+        customdata=[
+            (*_texts(row, "none"), row["n_checkpoints"], row["settings"] or "as in the study")
+            for row in rows.to_dict("records")
+        ],
         hovertemplate="<b>%{x}</b><br>published: %{customdata[0]}<br>measured: %{customdata[1]}"
-        "<br>95% interval: %{customdata[2]}<br>checkpoints: %{customdata[3]}<extra></extra>",
+        "<br>95% interval: %{customdata[2]}<br>checkpoints: %{customdata[3]}"
+        "<br>settings: %{customdata[4]}<extra></extra>",
         **look,
         **where,
     )
 
 
-def reproduction_html(table: pd.DataFrame) -> str:
-    """What `reproduction` returns as a table, and below it what measures the missing numbers."""
+def format_hours(hours: float) -> str:
+    """`40 minutes`, `3.2 hours`, `210 hours`."""
+    return f"{60 * hours:.0f} minutes" if hours < 1 else f"{hours:.{int(hours < 10)}f} hours"
+
+
+def reproduction_html(table: pd.DataFrame, whole: tuple[str, float] | None) -> str:
+    """What `reproduction` returns as a table, and below it what measures the missing numbers, all at once or apart."""
     rows = "".join(_row(row) for _, row in table.iterrows())
     names = ("Number", "", "Published", "Measured", "95% interval", "Checkpoints", "Verdict", "Notes")
     head = "".join(f"<th scope='col'>{name}</th>" for name in names)
     items = "".join(f"<li><code>{html.escape(command)}</code></li>" for command in commands(table))
-    missing = f"<p>To measure what is missing, with the study's settings:</p><ul>{items}</ul>"
+    command, hours = whole or ("", 0.0)
+    missing = (
+        f"<p>What is missing takes about {format_hours(hours)} of a GPU, from the models' shapes, without loading "
+        f"(<code>--dry-run</code> says more): <code>{html.escape(command)}</code></p><p>Or one by one:</p>"
+        f"<ul>{items}</ul>"
+    )
     return (
         f"<details class='reproduction'><summary>All {len(table)} numbers</summary><div class='scroll'>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{missing if items else ''}</details>"
@@ -215,16 +234,17 @@ def _row(row: pd.Series) -> str:
 
 def draw(results: Results) -> dict[str, Drawing]:
     table = reproduction(results.store, results.arguments)
-    if table.empty:
+    if not table["model"].any():  # Correlations alone are of no model.
         raise NotMeasured("--model, --task: the study published nothing of these; leave them out")
-    missing = commands(table)
-    if (table["verdict"] == "not measured").all():
-        command = next(iter(missing), table["command"].iloc[0])
-        raise NotMeasured(f"{results.store.root} holds no results of the study's models; run: {command}")
-    for command, n in missing.items() if not results.in_report else ():
+    if results.in_report and (table["verdict"] == "not measured").all():
+        raise NotMeasured(f"{results.store.root} holds no results of the study's models")
+    whole = remaining(results.store, table)
+    for command, n in commands(table).items() if not results.in_report else ():
         logger.info("%d numbers are not measured, or open; run: %s", n, command)
-    drawing = draw_reproduction(table.assign(panel=table.apply(panel_title, axis=1)))
-    return {"reproduction": replace(drawing, table=table, details=reproduction_html(table))}
+    if whole is not None and not results.in_report:
+        logger.info("or all, in about %s of a GPU without loading; run: %s", format_hours(whole[1]), whole[0])
+    drawing = draw_reproduction(table, whole[1] if whole else 0.0)
+    return {"reproduction": replace(drawing, table=table, details=reproduction_html(table, whole))}
 
 
 FIGURE = Figure(draw, order=170)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -27,11 +28,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
+from circuits_over_time.utils.config.strict_yaml import read_yaml
 from circuits_over_time.utils.results.commands import flat_keys
 from circuits_over_time.utils.results.kinds import find_kind
 from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.suite import SuiteConfig, jobs_of
+from circuits_over_time.utils.sweep.times import gpu_hours
 
 from ..parts.head_scores import SCORES, SINGLE
 
@@ -205,7 +208,7 @@ class StudyResults:
     def settings(self, number: Number) -> str:
         """The keys in which the runs behind a number differ from the study's config, with both values."""
         config = Path(__file__).resolve().parents[2] / number.config
-        wanted = flat_keys(yaml.safe_load(config.read_text(encoding="utf-8")))
+        wanted = flat_keys(read_yaml(config))
         texts = []
         for model in [number.model] if number.model else self.models:
             folder = self.store.folder(number.kind, model, number.task or None)
@@ -230,6 +233,26 @@ def commands(table: pd.DataFrame) -> dict[str, int]:
         models, steps = rows["model"].unique().tolist(), rows["step"].dropna().unique().tolist()
         found[_command(str(begin), models, steps)] = len(rows)
     return found
+
+
+def remaining(store: Store, table: pd.DataFrame) -> tuple[str, float] | None:
+    """One command that measures all that a table of `reproduction` lacks, and about how many hours of a GPU it takes.
+
+    The hours are those of the dry run: from the models' shapes, of what is missing of every analysis, without loading.
+    """
+    study = StudyResults(store).models
+    lacking = set(table.loc[table["command"] != "", "model"])
+    models = [model for model in study if model in lacking]
+    if not models:
+        return None
+    root, path = Path(__file__).resolve().parents[2], CONFIGS / "all.yml"
+    data = read_yaml(root / path)
+    data["analyses"] = [entry | {"config": str(root / entry["config"])} for entry in data["analyses"]]
+    config = SuiteConfig.model_validate(data | {"model": models, "results_dir": store.root})
+    begin = f"python run_suite.py -c {path.as_posix()}"
+    named = begin if models == study else _command(begin, models, [])
+    further = "" if store.root == Path("results") else f" results_dir={shlex.quote(str(store.root))}"
+    return named + further, gpu_hours(jobs_of(config), models)
 
 
 def _command(begin: str, models: list[str], steps: list[int]) -> str:

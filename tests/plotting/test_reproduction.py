@@ -20,12 +20,17 @@ from circuits_over_time.plotting.published.reproduction import (
     MEASURES,
     commands,
     published,
+    remaining,
     reproduction,
     resampled,
 )
 from circuits_over_time.plotting.report import figures
+from circuits_over_time.utils.config.keys import load_config
 from circuits_over_time.utils.results.store import Store
-from tests.support.drawings import EVERYTHING, run
+from circuits_over_time.utils.sweep.estimate import operations_of_known
+from circuits_over_time.utils.sweep.suite import SuiteConfig, jobs_of
+from circuits_over_time.utils.sweep.times import gpu_hours
+from tests.support.drawings import EVERYTHING, drawings, run
 from tests.support.paths import ROOT
 from tests.support.study_results import MODELS, STEPS, write_settings, write_study
 from tests.support.synthetic_results import write, write_all
@@ -172,6 +177,30 @@ def test_what_is_missing_names_the_command_with_the_studys_config(tmp_path: Path
     assert r["command"].endswith('sva.yml model="[pythia-410m, pythia-1.4b, pythia-2.8b]"')
 
 
+def test_one_command_measures_all_that_is_missing_in_as_many_hours_as_its_operations_take(tmp_path: Path) -> None:
+    store, of_one = Store(tmp_path), Namespace(model=["pythia-410m"], task=None)
+    command, hours = remaining(store, reproduction(store, of_one))
+    assert command == f"python run_suite.py -c configs/study/all.yml model=pythia-410m results_dir={tmp_path}"
+    entries = yaml.safe_load((ROOT / "configs/study/all.yml").read_text())["analyses"]
+    suite = load_config(SuiteConfig, ROOT / "configs/study/all.yml", [f"results_dir={tmp_path}"])
+    jobs = jobs_of(suite)
+    # Every number is about what one of its entries measures.
+    steps = {entry["config"]: entry.get("checkpoints") for entry in entries}
+    for number in published():
+        if number.quantity != "parameters":
+            assert number.config.as_posix() in steps
+            assert number.step is None or number.step in steps[number.config.as_posix()]
+    operations = operations_of_known(jobs, "pythia-410m")
+    ioi = next(job for job in jobs if job.tasks[0] is not None and job.tasks[0].name == "ioi")
+    one = gpu_hours([ioi], ["pythia-410m"])
+    assert one == pytest.approx(46 * operations[ioi, "ioi"] / 60e12 / 3600)
+    for kind in ioi.analysis.kinds:
+        write(store, kind.name, "pythia-410m", "ioi", 53000, pd.DataFrame({"x": [1]}), 0)
+    assert gpu_hours([ioi], ["pythia-410m"]) == pytest.approx(one * 45 / 46)
+    assert 3 * one < hours < 100 * one
+    assert remaining(store, reproduction(store, of_one).assign(command="")) is None
+
+
 def test_settings_that_differ_from_the_studys_are_named(tmp_path: Path) -> None:
     store = write_study(tmp_path, agree=True, models=["pythia-70m"])
     study = yaml.safe_load((ROOT / "configs" / "study" / "ioi.yml").read_text())
@@ -238,12 +267,18 @@ def test_script_writes_the_figure_and_the_table(
 
 def test_results_of_other_models_are_refused_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = write_all(tmp_path / "results", models=("toy",), tasks=("ioi",))
-    assert run(plot_reproduction, "-r", store.root, "-o", tmp_path) == 2
     assert run(plot_reproduction, "-r", store.root, "-o", tmp_path, "-m", "toy") == 2
-    assert re.search(
-        r"holds no results of the study's models; run: python get_circuits_over_time\.py -c configs/study/ioi\.yml",
-        caplog.text,
-    )
+    assert "the study published nothing of these" in caplog.text
+
+
+def test_without_results_the_figure_shows_what_is_published_and_what_is_left_to_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    drawing = drawings(plot_reproduction, store := Store(tmp_path))["reproduction"]
+    assert re.search(r"Of 65 numbers .* 65 are not measured \(about \d\.\d hours of a GPU\)", drawing.subtitle)
+    assert f"python run_suite.py -c configs/study/all.yml results_dir={store.root}" in drawing.details
+    assert re.search(r"or all, in about \d\.\d hours of a GPU .* run: python run_suite\.py", caplog.text)
 
 
 def test_the_report_holds_the_numbers_where_there_are_some(

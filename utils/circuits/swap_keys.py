@@ -91,7 +91,8 @@ def inputs_of_swaps(config: SwapConfig, tokenizer: PreTrainedTokenizerBase, shap
     if config.n_sequences:
         require_context(config.seq_len, shape.n_positions)
     # Of each source and set: the clean and the corrupted run and the circuit, with random sets too.
-    n_sources = len(source_steps(config, family_of(config, config.models[0])))
+    listed = isinstance(config.sources, list)  # Then the hub need not be asked.
+    n_sources = len(config.sources if listed else source_steps(config, family_of(config, config.models[0])))
     passes = n_sources * len(config.components) * (1 + config.n_random) * 2.5
     for task in tasks_of(config):
         halves = 2 if config.evaluate_on == "heldout" else 1

@@ -17,7 +17,7 @@ from ..base.errors import CheckpointUnusable, HubUnreachable, UserError
 from ..config.keys import errors_named
 from ..models.family import Family, HubFamily, LocalFamily
 from ..models.known_families import known_shape, known_size
-from ..models.tokenizers import WordTokenizer, plain_shape, plain_tokenizer
+from ..models.tokenizers import PlainShape, WordTokenizer, plain_shape, plain_tokenizer
 from ..models.weight_files import weight_files
 from ..tasks.prompts import require_length, token_rows
 from .plan import Job, Sweep
@@ -149,30 +149,37 @@ def refuse_unfit(sweep: Sweep) -> Mapping[tuple[Job, str | None], float]:
         from ..models.checkpoint import resolve_device
 
         resolve_device(config.device)
-    operations: dict[tuple[Job, str | None], float] = defaultdict(float)
     jobs = [job for job in sweep.jobs if job.analysis.inputs is not None and sweep.missing_of(job)]
     if not jobs:
-        return operations
+        return {}
     tokenizer: Any
     known = known_shape(sweep.family.name) if isinstance(sweep.family, HubFamily) else None
     try:
         folder = sweep.family.fetch_small(min(sweep.missing))
     except CheckpointUnusable:  # The run leaves it out, and says why.
-        if known is None:
-            return operations
-        # What cannot be fetched now may be later: its prompts are counted in words, and nothing is refused.
-        shape, tokenizer = known, WordTokenizer()
-        parameters = (known_size(sweep.family.name) or (0,))[0]
-    else:
-        if (tokenizer := plain_tokenizer(folder)) is None:
-            return operations
-        shape = plain_shape(folder)
-        sizes, _ = _sizes(sweep.family, [min(sweep.missing)])
-        parameters = sum(sizes.values()) // BYTES.get(shape.dtype, 4)
+        return {} if known is None else operations_of_known(jobs, sweep.family.name)
+    if (tokenizer := plain_tokenizer(folder)) is None:
+        return {}
+    shape = plain_shape(folder)
+    sizes, _ = _sizes(sweep.family, [min(sweep.missing)])
+    return _operations(jobs, tokenizer, shape, sum(sizes.values()) // BYTES.get(shape.dtype, 4))
+
+
+def operations_of_known(jobs: Sequence[Job], model: str) -> Mapping[tuple[Job, str | None], float]:
+    """The same for a known model whose files are not here: its prompts are counted in words, and nothing is refused."""
+    shape, size = known_shape(model), known_size(model)
+    return {} if shape is None or size is None else _operations(jobs, WordTokenizer(), shape, size[0])
+
+
+def _operations(
+    jobs: Sequence[Job], tokenizer: Any, shape: PlainShape, parameters: int
+) -> Mapping[tuple[Job, str | None], float]:
+    operations: dict[tuple[Job, str | None], float] = defaultdict(float)
     embeddings = shape.d_vocab * shape.d_model * (1 if shape.tied else 2)
     in_blocks = max(0, parameters - embeddings)
     for job in jobs:
-        assert job.analysis.inputs is not None
+        if job.analysis.inputs is None:
+            continue
         names = [task.name if task else None for task in job.tasks]
         refusals = errors_named(f"{job.where}: " if job.where else "", job.analysis.schema)
         with contextlib.suppress(UserError) if isinstance(tokenizer, WordTokenizer) else refusals:

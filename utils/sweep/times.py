@@ -14,14 +14,15 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..base.progress import about, duration
 from ..config.keys import BaseConfig, result_settings
+from ..config.schedules import PYTHIA_STEPS, select_steps
 from ..models.family import Family, LocalFamily
-from .estimate import estimate, format_estimate
-from .plan import Job, Sweep
+from .estimate import estimate, format_estimate, operations_of_known
+from .plan import Job, Measurement, Sweep
 
 FLOP_PER_SECOND: Mapping[str, Mapping[str, float]] = {
     "core": {"float32": 35e9, "float64": 17e9, "bfloat16": 17e9, "float16": 5e9},
@@ -116,6 +117,22 @@ def _measured_speed(device: str, dtype: str) -> float:
         float((one @ one)[0, 0])  # Reading a number waits for the device.
         best = max(best, 2 * n**3 / (time.monotonic() - start))
     return best
+
+
+def gpu_hours(jobs: Sequence[Job], models: Iterable[str]) -> float:
+    """About how many hours of a usual GPU it takes to measure what is missing in Pythia models, loading left out.
+
+    It follows from the models' shapes, without a question to the hub; work that is not known counts as none.
+    """
+    seconds = 0.0
+    for model in models:
+        operations = operations_of_known(jobs, model)
+        for what in [Measurement(job, model, task) for job in jobs for task in job.tasks]:
+            config = what.job.config
+            missing = [step for step in select_steps(config.checkpoints, PYTHIA_STEPS, model) if not what.done(step)]
+            each = operations.get((what.job, what.task_name), 0.0) / FLOP_PER_SECOND["cuda"][config.dtype]
+            seconds += each * len(missing)
+    return seconds / 3600
 
 
 def folder() -> Path:
