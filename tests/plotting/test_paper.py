@@ -291,9 +291,12 @@ def test_text_and_lines_stand_out_on_a_dark_page(name: str, everything: Everythi
     style = Style(theme="dark", palette=name)
     with drawn_in(style.look):
         drawn = drawings_of(*everything)
-    for drawing in drawn.values():
+    for title, drawing in drawn.items():
         figure = styled(drawing, style)
         layout = figure.layout
+        if name != "default":
+            whole = go.Figure(figure).update_layout(template="none").to_json()
+            assert not [colour for colour in COLOURS if colour in whole], f"{title}: drawn past the palette"
         assert layout.template.layout.paper_bgcolor == layout.template.layout.plot_bgcolor == DARK
         assert contrast(layout.template.layout.font.color, DARK) > 10
         texts = [note for note in layout.annotations if note.font.color and not note.bgcolor]
