@@ -22,6 +22,9 @@ USUAL_METHOD: Method = "eap_ig"
 USUAL_STEPS: dict[Method, int] = {"eap_ig": 20, "ceap": 20, "eap_ig_activations": 5}
 """The methods that integrate, and how many steps each takes if nobody says: the last one takes them 2L + 1 times."""
 
+Accumulate = Literal["float32", "model"]
+"""The number format in which scores of batches and steps are added up: `model` is that of the model."""
+
 Order = Literal["greedy", "top_n"]
 Selection = Literal["absolute", "signed"]
 """In which order edges join a circuit, and what ranks them, see `circuits.search`."""

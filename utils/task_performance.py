@@ -27,7 +27,7 @@ def prepare(
     prepared: dict[str, Prompts | UserError] = {}
     for task in tasks_of(config):
         try:
-            prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
+            prompts = task.build(tokenizer, config.of_task(task.name).n_prompts, config.seed, config)
             prompts.require_fit(task.name, shape)
             prepared[task.name] = prompts
         except UserError as error:
@@ -41,7 +41,13 @@ def measure(
     checkpoint: LoadedCheckpoint, config: PerformanceConfig, inputs: Mapping[str, Prompts | UserError], task: Task
 ) -> dict[str, Result]:
     """All metrics of one task."""
-    prompts = inputs[task.name]
+    prompts, json = inputs[task.name], None
     if isinstance(prompts, UserError):  # This checkpoint has another tokenizer than those before.
         raise CheckpointUnusable(str(prompts))
-    return {"task_performance": Result(task_performance(checkpoint.weights, prompts, task.metrics, config.batch_size))}
+    if config.redraws(task.name):
+        n = config.of_task(task.name).n_prompts
+        prompts = task.build(checkpoint.tokenizer, n, config.at_step(checkpoint.step).seed, config)
+        json = {"prompts": prompts.texts}
+    study = config.task_metrics == "study"
+    table = task_performance(checkpoint.weights, prompts, task.metrics, config.batch_size, study=study)
+    return {"task_performance": Result(table, json=json)}

@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..choices import Method, Quadrature
+from ..choices import Accumulate, Method, Quadrature
 from ..graph import Graph
 from ..model.forward import embed, kv_cache
 from ..model.packed_tokens import KVCache, PackedTokens
@@ -80,6 +80,7 @@ def attribute(
     method: Method = "eap_ig",
     steps: int = 20,
     quadrature: Quadrature = "left",
+    accumulate: Accumulate = "float32",
     batch_size: int = 32,
     memory_budget_gb: float = 1.0,
     share_prefix: bool = True,
@@ -97,7 +98,9 @@ def attribute(
         method: one of the module's.
         steps, quadrature: how many integration steps, and where they lie (`quadrature_points`); of `ceap` the steps
             alone count, as of `eap_ig_activations`, and of the methods that look at the ends neither.
-        batch_size: pairs that run at once; on a GPU more, if they fit (`pairs_at_once`).
+        accumulate: `model` adds up the scores of every batch and step in the weights' number format, as Tigges et al.
+            2024 do (arXiv 2407.10827). A sum in bfloat16 stops growing when it is 256 times as large as what comes.
+        batch_size: pairs that run at once; on a GPU more, if they fit (`pairs_at_once`), unless sums depend on it.
         memory_budget_gb: bounds what autograd keeps and what the contraction holds. Work is split up to stay below it.
         share_prefix: run only the positions from the first difference of a pair on (the others cannot contribute).
 
@@ -113,25 +116,30 @@ def attribute(
     alphas, step_weights = points_of(method, quadrature, steps)
     points = torch.tensor([alphas, step_weights], dtype=torch.promote_types(weights.dtype, torch.float32))
     memory_budget = memory_budget_gb * GB
+    # In the model's format, every step of every batch of `batch_size` is a term by itself, of all prompts together.
+    coarse = torch.zeros_like(sums[0], dtype=weights.dtype) if accumulate == "model" else None
     with checked_at_the_end():
-        to_run: dict[str, Any] = {
-            "weights": weights,
-            "memory_budget_gb": memory_budget_gb,
-            "device": torch.device("cpu"),
-        }
+        to_run: dict[str, Any] = {"weights": weights, "device": torch.device("cpu")}
+        to_run |= {"memory_budget_gb": memory_budget_gb} if coarse is None else {}
         for on_cpu in pairs.batches(batch_size, share_prefix=share_prefix, **to_run):
             slots_on_cpu = Slots.of(on_cpu.layout, fold_of[on_cpu.index])
             batch, slots, on_path = to_device((on_cpu, slots_on_cpu, points), weights.device)
             path = _Path.of(weights, batch, alphas, *on_path)
             new = partial(Gradients, weights, batch, metric, path.prefix, frozen=method == "relp")
-            at_once = path.steps_at_once(memory_budget)
+            at_once, room = (path.steps_at_once(memory_budget), memory_budget) if coarse is None else (1, -1)
             if method == "eap_ig_activations":
                 ends = path.outputs(path.clean), path.outputs(path.corrupted)
                 products = by_node_layers(new(), *ends, steps, at_once, memory_budget)
             else:
-                products = path.by_steps(new) if method == "ceap" else path.summed(new(), at_once, memory_budget)
+                products = path.by_steps(new) if method == "ceap" else path.summed(new(), at_once, room)
             for gradients, difference in products:
-                gradients.contract(difference, memory_budget, slots, sums)
+                into = sums if coarse is None else torch.zeros_like(sums)
+                gradients.contract(difference, memory_budget, slots, into)
+                if coarse is not None:
+                    sums += into
+                    coarse += into.sum(0).to(coarse.dtype)
+    if coarse is not None:  # The folds keep their spread around what was added up so.
+        sums += (coarse.float() - sums.sum(0)) * (sizes / len(pairs)).to(sums)[:, None, None]
     sums = sums.cpu()
     sums *= graph.edge_mask
     if not bool(sums.isfinite().all()):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..choices import USUAL_STEPS, Method, Quadrature
+from ..choices import USUAL_STEPS, Accumulate, Method, Quadrature
 from ..graph import Graph
 from ..model.pairs import Metric, TokenPairs
 from ..model.weights import ModelWeights
@@ -30,13 +30,14 @@ def edge_scores(
     steps: int | None = None,
     quadrature: Quadrature = "left",
     n_exact: int | None = None,
+    accumulate: Accumulate = "float32",
     batch_size: int = 32,
     memory_budget_gb: float = 1.0,
 ) -> FoldScores:
     """Score of every edge, on all prompts (`.scores`) and kept apart for each fold of them.
 
     Args:
-        pairs, metric, fold_of, quadrature, batch_size, memory_budget_gb: as of `attribution.attribute`.
+        pairs, metric, fold_of, quadrature, accumulate, batch_size, memory_budget_gb: as of `attribution.attribute`.
         steps: integration steps; `USUAL_STEPS` by default.
         n_exact: of `exact`, patch only so many edges, the strongest by `eap_ig`; the others have the score 0.
 
@@ -54,4 +55,5 @@ def edge_scores(
         return exact_scores(weights, pairs, metric, fold_of, edges=edges, **memory)
     steps = USUAL_STEPS.get(method, 1) if steps is None else steps
     with torch.inference_mode(False), torch.enable_grad():  # Callers may be in torch.no_grad().
-        return attribute(weights, pairs, metric, fold_of, method=method, steps=steps, quadrature=quadrature, **memory)
+        how: dict[str, Any] = {"method": method, "steps": steps, "quadrature": quadrature, "accumulate": accumulate}
+        return attribute(weights, pairs, metric, fold_of, **how, **memory)

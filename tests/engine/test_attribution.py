@@ -159,3 +159,32 @@ def test_a_fold_scores_what_its_prompts_score_alone(architecture: str, options: 
     assert torch.equal(folds.scores, total.float())
     unfolded = attribute(weights, pairs, metric, steps=3, **options).scores
     assert float((folds.scores - unfolded).abs().max() / unfolded.abs().max()) < 1e-6
+
+
+def test_sums_in_the_models_format_are_rounded_after_every_batch_and_step() -> None:
+    weights = read_weights(random_model(seed=3).to(torch.bfloat16))
+    pairs, metric = TokenPairs(*random_pairs(12, seed=5)), eap_reference.logit_diff_metric(97, 12)
+    folds = torch.arange(12) % 3
+    how = {"batch_size": 2, "quadrature": "right"}
+    found = attribute(weights, pairs, metric, folds, steps=1, accumulate="model", **how)
+    total = torch.zeros_like(found.scores, dtype=torch.bfloat16)
+    for batch in pairs.batches(2):
+        some = TokenPairs(pairs.clean[batch.index], pairs.corrupted[batch.index], pairs.lengths[batch.index])
+        alone = attribute(weights, some, lambda logits, rows, of=batch.index: metric(logits, of[rows]), steps=1, **how)
+        total += (2 * alone.scores).to(torch.bfloat16)
+    torch.testing.assert_close(12 * found.scores, total.float(), rtol=1e-5, atol=1e-7)
+    precise = attribute(weights, pairs, metric, folds, steps=1, **how)
+    assert (found.scores - precise.scores).abs().max() > 1e-4 * precise.scores.abs().max()
+    # The spread over folds is the same.
+    torch.testing.assert_close(found.standard_error, precise.standard_error, rtol=0.02, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["eap_ig", "ceap", "eap_ig_activations"])
+def test_in_float32_the_models_format_changes_nothing(method) -> None:
+    weights = read_weights(random_model(seed=3))
+    pairs, metric = TokenPairs(*random_pairs(5, seed=5)), eap_reference.logit_diff_metric(97, 5)
+    one, other = (
+        attribute(weights, pairs, metric, method=method, steps=3, batch_size=2, accumulate=accumulate).scores
+        for accumulate in ("float32", "model")
+    )
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

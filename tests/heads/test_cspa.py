@@ -304,3 +304,18 @@ def test_hand_built_head_lowers_the_prediction_it_attends_to() -> None:
         attention = model(tokens, output_attentions=True).attentions[0][0, SUPPRESSING, -1]
     assert int(attention.argmax()) == 1
     assert float(attention[1]) > 0.9
+
+
+def test_by_the_study_all_sources_come_back_where_too_few_are_admissible() -> None:
+    tokens, predicted = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[[4.0, 3.0, 2.0, 1.0]]]).expand(1, 4, 4)
+    function_words = torch.tensor([5, 6])
+    kept = {
+        name: kept_sources(predicted, tokens, function_words, Ablation(k_unembeddings=0.5, head_scores=name))[
+            0
+        ].tolist()
+        for name in ("standard", "study")
+    }
+    # K is 1, 1, 2, 2, and only tokens 7 and 8 are admissible: fewer than K at the first three positions.
+    assert kept["standard"] == [[False] * 4, [False] * 4, [False, False, True, False], [False, False, True, True]]
+    few = [[True, False, False, False], [True, True, False, False], [True, True, True, False]]
+    assert kept["study"] == [*few, [False, False, True, True]]

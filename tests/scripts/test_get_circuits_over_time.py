@@ -23,17 +23,19 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_metric
 from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs, run_metric
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
-from circuits_over_time.utils.circuits.find import circuit_prompts, score_edges
+from circuits_over_time.utils.circuits.find import CircuitPrompts, circuit_prompts, evaluator_of, score_edges
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.circuits.measured import measure_circuit
+from circuits_over_time.utils.config.keys import load_config, result_settings
 from circuits_over_time.utils.models.family import resolve_family
 from circuits_over_time.utils.results.edges import named_targets
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
-from circuits_over_time.utils.tasks import TASKS
+from circuits_over_time.utils.tasks import TASKS, build_prompts
 from get_circuits_over_time import ANALYSIS
 from tests.support import ioi_transformer
 from tests.support.paths import ROOT, TOY_STEPS
+from tests.support.task_tokenizers import words
 
 
 def files_of(results: Path) -> dict[str, bytes]:
@@ -331,6 +333,61 @@ def test_another_config_in_the_same_folder_is_refused(
     assert "holds ig_steps=20, this run asks for 7; pass overwrite=true or another results_dir" in (
         capsys.readouterr().err
     )
+
+
+def test_by_batch_a_small_last_batch_counts_as_much_as_the_others(hand_built: Path) -> None:
+    config = CircuitsConfig(
+        model=str(hand_built), task="ioi", n_prompts=7, batch_size=3, evaluate_on="same", batch_weighting="by_batch"
+    )
+    checkpoint = resolve_family(str(hand_built), Path("model_cache")).load(10, "float32", torch.device("cpu"))
+    prompts = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights)
+    of_batches = []
+    for rows in ([0, 1, 2], [3, 4, 5], [6]):
+        some = CircuitPrompts(prompts.task, prompts.scoring.select(rows), prompts.evaluation.select(rows))
+        equal = config.model_copy(update={"batch_weighting": "equal"})
+        evaluator = evaluator_of(checkpoint.weights, some, equal)
+        scores = score_edges(checkpoint.weights, some, equal).scores
+        of_batches.append((scores, float(evaluator.full.mean()), float(evaluator.corrupted.mean())))
+    scores, full, corrupted = zip(*of_batches, strict=True)
+    whole = evaluator_of(checkpoint.weights, prompts, config)
+    assert float(whole.full.mean()) == pytest.approx(sum(full) / 3, abs=1e-5)
+    assert float(whole.corrupted.mean()) == pytest.approx(sum(corrupted) / 3, abs=1e-5)
+    expected = torch.stack(scores).mean(0)
+    found = score_edges(checkpoint.weights, prompts, config).scores
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("more", [["batch_weighting=by_batch"], ["eap.accumulate=model"], []])
+def test_the_batch_size_is_a_setting_where_results_depend_on_it(more: list[str]) -> None:
+    one, other = (
+        result_settings(load_config(CircuitsConfig, None, ["model=m", "task=ioi", f"batch_size={size}", *more]))
+        for size in (8, 32)
+    )
+    assert (one == other) == (not more)
+
+
+def test_redrawn_prompts_depend_on_seed_and_step_and_stand_beside_the_results(
+    word_family: Path, tmp_path: Path
+) -> None:
+    given = [f"model={word_family}", "task=[greater_than, sva, ioi]", "n_prompts=4", "redraw_prompts=true"]
+    given += ["n_random=0", "search.sizes=[5]", "eap.ig_steps=2", f"results_dir={tmp_path}", "device=cpu"]
+    assert main(ANALYSIS, given) == 0
+    store = Store(tmp_path)
+    for task in ("greater_than", "sva"):
+        folder = store.folder("baselines", "words", task)
+        drawn = {step: folder.read_json(step) for step in folder.steps()}
+        assert len({str(prompts) for prompts in drawn.values()}) == len(drawn) == 2
+        for step, prompts in drawn.items():
+            seed = CircuitsConfig(model="m", task=task).at_step(step).seed
+            texts = build_prompts(task, words(), 8, seed).texts
+            assert prompts == {"scoring": [*map(list, texts[:4])], "evaluation": [*map(list, texts[4:])]}
+    assert not store.folder("baselines", "words", "ioi").has(5, ".json")
+    # A step that is measured again has the same prompts, and so the same tables.
+    before = files_of(tmp_path)
+    for path in tmp_path.rglob("step000005*"):
+        path.unlink()
+    assert main(ANALYSIS, given) == 0
+    assert files_of(tmp_path) == before
 
 
 @pytest.mark.endurance

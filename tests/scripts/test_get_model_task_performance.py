@@ -71,6 +71,39 @@ def test_metrics_equal_the_slow_reference(architecture: str, task: str) -> None:
             assert row.n == 5
 
 
+@pytest.mark.parametrize("task", ["ioi", "sva"])
+def test_the_studys_metrics_equal_the_slow_reference(task: str) -> None:
+    model, prompts = random_model(vocab=len(words())), build_prompts(task, words(), 5, seed=1)
+    table = task_performance(read_weights(model), prompts, TASKS[task].metrics, batch_size=2, study=True)
+    found = table[table["run"] == "clean"].set_index("metric")["value"]
+    expected = dict.fromkeys(METRICS, 0.0)
+    for row in range(5):
+        logits = model(prompts.clean[row, : prompts.lengths[row]][None]).logits[0, -1].double()
+        right, wrong = (
+            tokens[row][mask[row]].tolist()
+            for tokens, mask in (
+                (prompts.answers.right, prompts.answers.right_mask),
+                (prompts.answers.wrong, prompts.answers.wrong_mask),
+            )
+        )
+        means = [sum(logits[token].item() for token in tokens) / len(tokens) for tokens in (right, wrong)]
+        p = logits.softmax(-1)
+        expected["accuracy"] += (means[0] > means[1]) / 5
+        expected["rank_0_rate"] += (max(right + wrong, key=lambda token: logits[token].item()) in right) / 5
+        expected["prob_mass"] += sum(p[token].item() for token in right) / 5
+        expected["logit_diff"] += (means[0] - means[1]) / 5
+        expected["prob_diff"] += (sum(p[token].item() for token in right) - sum(p[token].item() for token in wrong)) / 5
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_the_studys_numbers_of_prompts_count_where_none_is_given(word_family: Path, tmp_path: Path) -> None:
+    given = [f"model={word_family}", "checkpoints=[0]", "task=[ioi, sva]", f"results_dir={tmp_path}", "device=cpu"]
+    assert main(ANALYSIS, [*given, "task_metrics=study"]) == 0
+    for task, n in (("ioi", 70), ("sva", 200)):
+        assert set(Store(tmp_path).folder("task_performance", "words", task).read_table(0)["n"]) == {n}
+
+
 def test_one_prompt_has_no_standard_error() -> None:
     prompts = build_prompts("ioi", words(), 1, seed=0)
     table = task_performance(read_weights(random_model(vocab=len(words()))), prompts, ["logit_diff"], batch_size=1)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Int
@@ -31,6 +32,7 @@ from circuits_over_time.edge_attribution_patching.circuits.search import (
 from circuits_over_time.edge_attribution_patching.circuits.stability import signed_selection
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+from circuits_over_time.edge_attribution_patching.model.pairs import Metric
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
@@ -161,15 +163,27 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
     return edge_scores(
         weights,
         scoring.pairs,
-        scoring.metric(prompts.task.primary, weights),
+        metric_of(scoring, prompts.task, weights, settings),
         assign_folds(len(scoring), eap.n_folds, settings.seed),
         method=eap.method,
         steps=eap.ig_steps,
         quadrature=eap.quadrature,
+        accumulate=eap.accumulate,
         n_exact=None if edges == "all" else edges,
         batch_size=settings.batch_size,
         memory_budget_gb=settings.budget_gb(weights.device),
     )
+
+
+def metric_of(prompts: Prompts, task: Task, weights: ModelWeights, settings: PairSettings) -> Metric:
+    """The primary metric of each prompt; `by_batch` times the weight that makes their mean the mean of batch means."""
+    metric = prompts.metric(task.primary, weights)
+    if settings.batch_weighting == "equal":
+        return metric
+    n, size = len(prompts), settings.batch_size
+    sizes = torch.tensor([min(size, n - row // size * size) for row in range(n)])
+    on_device = cache((n / (-(n // -size) * sizes)).float().to)
+    return lambda logits, index: metric(logits, index) * on_device(logits.device)[index]
 
 
 def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: PairSettings) -> CircuitEvaluator:
@@ -177,7 +191,7 @@ def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: PairS
     return CircuitEvaluator(
         weights,
         prompts.evaluation.pairs,
-        prompts.evaluation.metric(prompts.task.primary, weights),
+        metric_of(prompts.evaluation, prompts.task, weights, settings),
         batch_size=settings.batch_size,
         memory_budget_gb=settings.budget_gb(weights.device),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from circuits_over_time.edge_attribution_patching.choices import (
     POSITIVE_SHARE,
     USUAL_METHOD,
     USUAL_STEPS,
+    Accumulate,
     Criterion,
     ExportFormat,
     Grid,
@@ -28,6 +29,7 @@ from ..config.keys import (
     MOST_PROMPTS,
     MemoryKeys,
     PromptOptions,
+    RedrawKeys,
     Section,
     Steps,
     TaskConfig,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from ..models.tokenizers import PlainShape
     from ..results.store import Store
 
+GRADIENT_METHODS = tuple(method for method in get_args(Method) if method not in ("information_flow_routes", "exact"))
 _SHARED: dict[str, Any] = dict(TaskConfig.model_fields)
 
 
@@ -63,6 +66,9 @@ class EapConfig(Section):
     every layer."""
     quadrature: Quadrature = key("left", only_with=("method", "eap_ig"))
     """Where the [steps](../docs/circuits.md#scores) lie: `left`, `right`, `midpoint` or `gauss-legendre`."""
+    accumulate: Accumulate = key("float32", only_with=("method", *GRADIENT_METHODS))
+    """How scores of batches and steps are [added up](../docs/study.md#every-difference): in `float32`, or in the number
+    format of the `model`, by `batch_size`."""
     n_folds: int = amount(10, 2, most=1000)
     """Into how many folds the prompts are dealt, to say [how sure](../docs/circuits.md#how-sure-it-is) scores are."""
 
@@ -124,6 +130,9 @@ class PairKeys(Section):
     100, and of a prompts CSV all rows, half of them to score and half to evaluate."""
     evaluate_on: Literal["heldout", "same"] = "heldout"
     """Which prompts to measure faithfulness on: `heldout` ones, or the `same` that edges were scored on."""
+    batch_weighting: Literal["equal", "by_batch"] = "equal"
+    """How prompts count in scores and faithfulness: all `equal`, or each batch of `batch_size` alike, `by_batch`, so
+    that prompts of a smaller last one count more."""
 
 
 class CircuitKeys(PairKeys):
@@ -161,7 +170,7 @@ class CircuitSettings(CircuitKeys, PairSettings):
     """Also [test](../docs/circuits.md#against-chance) the circuit as Shi et al. 2024."""
 
 
-class CircuitsConfig(CircuitSettings, TaskConfig):
+class CircuitsConfig(RedrawKeys, CircuitSettings, TaskConfig):
     """Keys of get_circuits_over_time.py."""
 
     transfer: Literal["all", "neighbours"] | Steps | None = execution(None)

@@ -310,6 +310,17 @@ def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: S
     return {name: replace(of_task, given=given) for name, of_task in prompts.items()}
 
 
+def prompts_at(
+    checkpoint: LoadedCheckpoint, config: CircuitsConfig, inputs: Mapping[str, CircuitPrompts], task: Task
+) -> CircuitPrompts:
+    """The prompts of one task in one checkpoint: those of `prepare`, or redrawn."""
+    prompts = inputs[task.name]
+    if not config.redraws(task.name):
+        return prompts
+    redrawn = circuit_prompts(config.at_step(checkpoint.step), task, checkpoint.tokenizer, checkpoint.weights)
+    return replace(redrawn, given=prompts.given)
+
+
 def given_circuit(path: Path, shape: Shape) -> Circuit:
     """The circuit of a file, for a model of this shape.
 
@@ -331,13 +342,16 @@ def measure(
     checkpoint: LoadedCheckpoint, config: CircuitsConfig, inputs: Mapping[str, CircuitPrompts], task: Task
 ) -> dict[str, Result]:
     """The circuit of one task in one checkpoint."""
-    weights, prompts = checkpoint.weights, inputs[task.name]
+    weights, prompts = checkpoint.weights, prompts_at(checkpoint, config, inputs, task)
     measured = measure_circuit(weights, prompts, config, score_edges(weights, prompts, config))
     words = "; ".join(measured.lines())
     if measured.status in WITH_CIRCUIT:
         words = f"{measured.status}: {_controls_in_words(measured) if len(measured.controls) else measured.lines()[0]}"
     log.info("%s step %d %s: %s", checkpoint.name, checkpoint.step, task.name, words)
     results = {kind: Result(table) for kind, table in measured.tables.items()}
+    if config.redraws(task.name):
+        texts = {"scoring": prompts.scoring.texts, "evaluation": prompts.evaluation.texts}
+        results["baselines"] = Result(measured.tables["baselines"], json=texts)
     return results | {"graphs": Result(measured.edges, tensors=measured.tensors)}
 
 

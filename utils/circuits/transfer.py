@@ -33,6 +33,7 @@ from ..tasks.prompts import metric_columns
 from .find import CircuitPrompts, evaluator_of
 from .keys import CircuitsConfig
 from .measured import prepare as prepare_circuits
+from .measured import prompts_at
 
 STACK = 16
 """Circuits that are evaluated together."""
@@ -150,9 +151,10 @@ def measure(
     circuits = inputs.of(config, checkpoint.name).wanted(config, task.name, checkpoint.step)
     if not circuits:
         return {"transfer": Result(pd.DataFrame(columns=list(TRANSFER.columns)))}
-    evaluator = evaluator_of(checkpoint.weights, inputs.prompts[task.name], config)
+    prompts = prompts_at(checkpoint, config, inputs.prompts, task)
+    evaluator = evaluator_of(checkpoint.weights, prompts, config)
     values = torch.cat([evaluator(_masks(circuits[i : i + STACK], evaluator)) for i in range(0, len(circuits), STACK)])
-    return {"transfer": Result(_table(circuits, values, evaluator, inputs.prompts[task.name]))}
+    return {"transfer": Result(_table(circuits, values, evaluator, prompts))}
 
 
 def _masks(circuits: list[StoredCircuit], evaluator: CircuitEvaluator) -> Bool[Tensor, "mask n_forward n_backward"]:

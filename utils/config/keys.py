@@ -14,10 +14,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -317,6 +318,23 @@ class PromptOptions(Section):
     [`study`](../docs/study.md#every-difference)."""
 
 
+class RedrawKeys(Section):
+    """Whether prompts change from checkpoint to checkpoint."""
+
+    redraw_prompts: bool = False
+    """Draw other prompts of `greater_than` and `sva` at every checkpoint, from `seed` and its step, as the
+    [study](../docs/study.md#every-difference) does; they stand beside the results."""
+
+    def redraws(self, task: str) -> bool:
+        """Whether a task gets other prompts at every checkpoint."""
+        return self.redraw_prompts and task in ("greater_than", "sva")
+
+    def at_step(self, step: int) -> Self:
+        """The same with the seed of a checkpoint's prompts."""
+        seed = random.Random(f"{getattr(self, 'seed', 0)} step {step}").randrange(LARGEST)
+        return self.model_copy(update={"seed": seed})
+
+
 SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")
 """A slot in a template."""
 
@@ -431,7 +449,7 @@ class TaskConfig(PromptOptions, BaseConfig):
         """What the results folder of a task is called."""
         return task
 
-    def of_task(self, name: str | None) -> TaskConfig:
+    def of_task(self, name: str | None) -> Self:
         """The config as it is for one task, by the name of its results folder: with what depends on the task."""
         changed: dict[str, Any] = {"tasks": {}, "n_prompts": self.n_prompts or USUAL_PROMPTS, "answers_as": "text"}
         stems = [Path(task).stem for task in self.task_names if task.lower().endswith(".csv")]
@@ -483,7 +501,7 @@ def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -
 def result_keys(config: pydantic.BaseModel, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
     """The keys that results depend on, all but the execution keys: flat name (`eap.ig_steps`), field and value."""
     for name, field in type(config).model_fields.items():
-        if not is_execution(field):
+        if not is_execution(field) or (name == "batch_size" and counts_batches(config)):
             if isinstance(value := getattr(config, name), pydantic.BaseModel):
                 yield from result_keys(value, f"{prefix}{name}.")
             elif isinstance(value, dict) and blocks_in(field.annotation):
@@ -491,6 +509,15 @@ def result_keys(config: pydantic.BaseModel, prefix: str = "") -> Iterator[tuple[
                     yield from result_keys(block, f"{prefix}{name}.{one}.")
             else:
                 yield f"{prefix}{name}", field, value
+
+
+def counts_batches(config: pydantic.BaseModel) -> bool:
+    """Whether results depend on which prompts go together."""
+    return any(
+        (name, value) in (("batch_weighting", "by_batch"), ("accumulate", "model"))
+        or (isinstance(value, pydantic.BaseModel) and counts_batches(value))
+        for name, value in config
+    )
 
 
 def result_settings(config: pydantic.BaseModel) -> dict[str, Any]:

@@ -274,6 +274,8 @@ def kept_sources(
 ) -> Bool[Tensor, "sequence query key"]:
     """Which sources each position keeps. If different tokens tie for the last of the K places, it keeps all of them.
 
+    With fewer than K admissible tokens it keeps these; in the study's code function words and all others come back in.
+
     Args:
         predicted: at each query, the logit of each key's token.
         function_tokens: tokens that qk never keeps.
@@ -291,7 +293,7 @@ def kept_sources(
     ranked = logits.masked_fill(~is_first[:, None], -math.inf).sort(dim=2, descending=True).values
     last_kept = torch.tensor(settings.n_kept(seq_len), device=tokens.device) - 1
     threshold = ranked.gather(2, last_kept[None, :, None].expand(len(tokens), -1, 1))
-    return possible & (logits >= threshold)
+    return (causal if settings.head_scores == "study" else possible) & (logits >= threshold)
 
 
 def first_places(tokens: Int[Tensor, "sequence position"]) -> Int[Tensor, "sequence position"]:

@@ -52,6 +52,9 @@ class Ablation(Section):
     """For `ov`: keep the part along the unembedding only where it lowers the source token's logit."""
     start_layer: int = amount(0, 0, most=10_000, reason="no model has more layers")
     """The first layer to score."""
+    head_scores: Definition = "standard"
+    """How to draw the text and keep sources: `standard`, or `study` for the beginnings of long documents, and for all
+    sources, function words too, where fewer others are there than are to be kept (Tigges et al. 2024)."""
 
     def n_kept(self, seq_len: int) -> list[int]:
         """K at each position. The fraction is exact as written, so 0.07 of 100 is 7."""
@@ -79,8 +82,6 @@ class CspaKeys(Ablation):
     """Which split of a data set, in the notation of `datasets` (`train[:1000]`)."""
     corpus_field: str = key("text", min_length=1, validation_alias=AliasChoices("corpus_field", "corpus_column"))
     """Which column of a data set, or field of a file with rows, holds the text; `corpus_column` is another name."""
-    head_scores: Definition = "standard"
-    """How to draw the text: `standard`, or `study` for the beginnings of long documents, as Tigges et al. 2024."""
     corpus_window: int | None = amount(None, 2)
     """With `head_scores: study`, a document must have more tokens than this; `null`: than `seq_len`."""
     n_sequences: int = amount(17, most=1_000_000)

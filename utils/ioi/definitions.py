@@ -7,7 +7,8 @@ count:
     study     Tigges et al. 2024 (arXiv 2407.10827), after Wang et al. 2022 (arXiv 2211.00593). The receivers read what
               they would if the sender alone were corrupted, other heads frozen and MLPs free; everything after them is
               recomputed. Receivers: the final residual stream; the name movers' queries; the values of those
-              S-inhibition heads that are not copy-suppression heads. All heads of the model count.
+              S-inhibition heads that are not copy-suppression heads (`definitions: study`: with an effect below 0). All
+              heads of the model count.
               effect = (LD_patched - LD_clean) / (LD_clean - LD_corrupted): 0 nothing lost, -1 all of it.
     frozen    The strictest notion of a path: everything off it keeps its clean value. From the receivers the path goes
               on to the logits: name mover -> logits, S-inhibition head -> name movers' queries -> logits. Heads of the

@@ -15,6 +15,7 @@ A level without receivers, as in early checkpoints, has no percentage, but a rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from .attention import NAMES, name_attention
 from .backup import backup_table, without_backup
 from .definitions import EffectDefinition
 from .effects import Exchange, PairedRuns
-from .inputs import HeadFacts, IoiInputs, gather
+from .inputs import COMPUTED, HeadFacts, IoiInputs, gather
 from .keys import IoiConsistencyConfig
 from .roles import (
     CLEAN,
@@ -47,6 +48,9 @@ from .roles import (
 )
 from .shares import Scale
 from .tables import Consistency, Tables
+
+STUDY_CSPA_EFFECT = -0.01
+"""By the study's definitions, heads with an effect of this or more get no CSPA score unless one is stored."""
 
 LEVELS = ("name_movers", "s_inhibition", "induction")
 
@@ -114,6 +118,12 @@ class Levels:
 
     def _name_movers(self, attention: Float[Tensor, "name layer head"]) -> Roles:
         effects = self.scale.effects(self.definition.on_logits(self.runs, self.heads))
+        self.lowered = {head for head, effect in zip(self.heads, effects.values.tolist(), strict=True) if effect < 0}
+        if self.rate is None and self.facts.sources.get("cspa") == COMPUTED:
+            # Where no scores are stored, the study's code computes those of heads with some effect alone.
+            cspa = self.facts.cspa.clone()
+            cspa[tuple(torch.tensor(self.heads)[effects.values >= STUDY_CSPA_EFFECT].T)] = torch.nan
+            self.facts = replace(self.facts, cspa=cspa)
         negative = not self.definition.is_frozen
         given = self.heads, effects, self.facts, self.limits
         level = writing_roles(*given, negative_name_movers=negative, study=self.rate is None)
@@ -184,7 +194,10 @@ class Levels:
     ) -> None:
         receivers = inhibitors
         if not self.definition.is_frozen:
-            receivers = [head for head in inhibitors if not is_copy_suppression(head, self.facts, self.limits)]
+            suppress = {head for head in inhibitors if is_copy_suppression(head, self.facts, self.limits)}
+            # The study's code leaves out only those of them that have an effect below 0 at the first level.
+            suppress &= self.lowered if self.rate is None else suppress
+            receivers = [head for head in inhibitors if head not in suppress]
         if inhibitors and not receivers:
             none_because = "no receivers: every S-inhibition head is a copy-suppression head too"
         if not receivers:

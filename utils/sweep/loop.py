@@ -30,7 +30,7 @@ from ..base.errors import CheckpointUnusable, UserError, is_out_of_memory, with_
 from ..base.memory import release_memory
 from ..base.progress import Progress, duration
 from ..config.command_line import Terminated, told_how_to_go_on
-from ..config.keys import BaseConfig, MemoryKeys
+from ..config.keys import BaseConfig, MemoryKeys, counts_batches
 from ..results.record import EncodedResults, RunRecord, write_results
 from .analysis import loaded
 from .claims import ClaimedCheckpoint, Claims, WorkQueue
@@ -298,7 +298,7 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -
         if results is None:  # Out of the handler, so that the error no longer keeps what had been computed.
             release_memory()
             budget = config.budget_gb(checkpoint.device) if isinstance(config, MemoryKeys) else 0.0
-            if config.batch_size == 1 and budget < LEAST_BUDGET_GB:
+            if (config.batch_size == 1 or counts_batches(config)) and budget < LEAST_BUDGET_GB:
                 way_out = "pass dtype=bfloat16, shorter prompts, or a device with more memory"
                 raise CheckpointUnusable(f"batch_size: not even 1 fits on {checkpoint.device}; {way_out}")
             part /= 2
@@ -327,7 +327,9 @@ def _smaller(config: BaseConfig, part: float, device: torch.device) -> BaseConfi
     """A config with a part of its batches and of its budget of memory."""
     if part == 1:
         return config
-    changed: dict[str, float] = {"batch_size": max(1, int(config.batch_size * part))}
+    changed: dict[str, float] = {}
+    if not counts_batches(config):
+        changed["batch_size"] = max(1, int(config.batch_size * part))
     if isinstance(config, MemoryKeys):
         changed["memory_budget_gb"] = config.budget_gb(device) * part
     return config.model_copy(update=changed)

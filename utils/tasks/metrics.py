@@ -128,6 +128,15 @@ DIFFERENTIABLE = tuple(name for name, metric in ALL_METRICS.items() if metric.di
 """Those that can be the primary metric of a task."""
 
 
+STUDY_METRICS: dict[str, Callable[[Logits, Answers], Values]] = {
+    "accuracy": lambda logits, answers: (logit_diff(logits, answers) > 0).float(),
+    "rank_0_rate": accuracy,
+    "prob_mass": lambda logits, answers: _probabilities(logits, answers)[0],
+}
+"""Those that Tigges et al. 2024 (arXiv 2407.10827) define otherwise: mean logits decide the accuracy, only answers are
+ranked, and only the right ones have the probability."""
+
+
 def _of(answers: Answers, logits: Logits) -> Answers:
     """The answers on the device of logits, which have one row for each of them."""
     if logits.ndim != 2 or len(logits) != len(answers.right):

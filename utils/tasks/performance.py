@@ -30,19 +30,25 @@ def answer_logits(
 
 
 def task_performance(
-    weights: ModelWeights, prompts: Prompts, metrics: Iterable[str | MetricFunction], batch_size: int
+    weights: ModelWeights,
+    prompts: Prompts,
+    metrics: Iterable[str | MetricFunction],
+    batch_size: int,
+    *,
+    study: bool = False,
 ) -> pd.DataFrame:
     """Means over prompts.
 
     Args:
         prompts: a task's prompts. Corrupted prompts are scored with the answers to the clean ones.
         metrics: keys of `ALL_METRICS`, or functions.
+        study: whether keys mean what they mean in `STUDY_METRICS`.
 
     Returns:
         One row per run (`clean`, `corrupted`) and metric: `run, metric, unit, value` (mean), `se` (its standard error,
         missing if there is only one prompt), `n` (how many prompts).
     """
-    functions = {metric: prompts.metric(metric, weights) for metric in metrics}
+    functions = {metric: prompts.metric(metric, weights, study=study) for metric in metrics}
     runs = {"clean": prompts.clean, "corrupted": prompts.corrupted}
     lengths, batches = prompts.lengths.cpu(), list[Tensor]()
     order = lengths.argsort(stable=True)  # Prompts of similar length run together.

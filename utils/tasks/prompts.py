@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
 from ..config.keys import USUAL_PROMPTS, PromptOptions, StartToken
-from .metrics import ALL_METRICS, METRICS, Answers
+from .metrics import ALL_METRICS, METRICS, STUDY_METRICS, Answers
 from .vocabulary import encode, refuse, require_embedded, unknown_token
 
 if TYPE_CHECKING:
@@ -78,11 +78,13 @@ class Prompts:
 
         return TokenPairs(self.clean, self.corrupted, self.lengths)
 
-    def metric(self, metric: str | MetricFunction, weights: ModelWeights | None = None) -> Metric:
+    def metric(
+        self, metric: str | MetricFunction, weights: ModelWeights | None = None, *, study: bool = False
+    ) -> Metric:
         """A metric on these prompts, as the engine takes it: a function of logits and of the prompts they belong to.
 
         Logits of half precision are taken as float32: sums and differences of them need more digits than they have.
-        `kl` runs the model whose weights are given, once.
+        `kl` runs the model whose weights are given, once. `study`: by the published study's definitions.
         """
         if metric == "kl":
             import torch
@@ -97,6 +99,7 @@ class Prompts:
             return lambda logits, index: ALL_METRICS["kl"].function(logits, whole[index])
         if isinstance(metric, str):
             function, answers_on = METRICS[metric].function, cache(self.answers.to)
+            function = STUDY_METRICS.get(metric, function) if study else function
             return lambda logits, index: function(_precise(logits), answers_on(logits.device).select(index))
         prompts_on = cache(self.to)
         return lambda logits, index: _checked(metric, _precise(logits), prompts_on(logits.device).select(index))

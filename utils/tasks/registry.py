@@ -88,7 +88,7 @@ def inputs_of_performance(config: TaskConfig, tokenizer: PreTrainedTokenizerBase
     """The prompts of each task that a config names itself; errors are those of `Task.build`."""
     for task in tasks_of(config):
         if task.name not in TASKS or task.name in as_list(config.task):
-            n = task.usual if config.n_prompts is None else config.n_prompts
+            n = config.of_task(task.name).n_prompts or task.usual
             yield Work(task.name, task.pairs(tokenizer, n, config.seed, config), 2)  # clean and corrupted
 
 
