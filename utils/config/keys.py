@@ -327,7 +327,7 @@ class RedrawKeys(Section):
 
     def redraws(self, task: str) -> bool:
         """Whether a task gets other prompts at every checkpoint."""
-        return self.redraw_prompts and task in ("greater_than", "sva")
+        return self.redraw_prompts and task.partition("@")[0] in ("greater_than", "sva")  # `sva@eap`, by its results
 
     def at_step(self, step: int) -> Self:
         """The same with the seed of a checkpoint's prompts."""
