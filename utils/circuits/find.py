@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -38,9 +38,10 @@ from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
 
 from ..base.errors import UserError
+from ..models.checkpoint import LoadedCheckpoint
 from ..results.kinds import FOUND, GIVEN, NOT_LEARNED, NOT_REACHED, UNCONFIRMED, Status
 from ..tasks import Prompts, Task
-from .keys import CircuitSettings, PairSettings, circuit_pairs
+from .keys import CircuitsConfig, CircuitSettings, PairSettings, circuit_pairs
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,14 @@ def split_prompts(
         return CircuitPrompts(task, prompts, prompts)
     half = len(prompts) // 2
     return CircuitPrompts(task, prompts.select(slice(0, half)), prompts.select(slice(half, None)))
+
+
+def prompts_at(checkpoint: LoadedCheckpoint, config: CircuitsConfig, prompts: CircuitPrompts) -> CircuitPrompts:
+    """A task's prompts in one checkpoint: these, or others with `redraw_prompts`."""
+    if not config.redraws(prompts.task.name):
+        return prompts
+    drawn = circuit_prompts(config.at_step(checkpoint.step), prompts.task, checkpoint.tokenizer, checkpoint.weights)
+    return replace(drawn, given=prompts.given)
 
 
 def find_circuit(

@@ -54,7 +54,7 @@ from ..results.store import Result, Store, csv_bytes, read_csv
 from ..tasks import Task, tasks_of
 from ..tasks.performance import task_performance
 from ..tasks.prompts import metric_name
-from .find import CircuitPrompts, circuit_prompts, find_circuit, score_edges
+from .find import CircuitPrompts, circuit_prompts, find_circuit, prompts_at, score_edges
 from .keys import CircuitsConfig, CircuitSettings
 from .tables import baselines_table, compare_with_random, edges_table, faithfulness_table, groups_table
 
@@ -310,17 +310,6 @@ def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: S
     return {name: replace(of_task, given=given) for name, of_task in prompts.items()}
 
 
-def prompts_at(
-    checkpoint: LoadedCheckpoint, config: CircuitsConfig, inputs: Mapping[str, CircuitPrompts], task: Task
-) -> CircuitPrompts:
-    """The prompts of one task in one checkpoint: those of `prepare`, or redrawn."""
-    prompts = inputs[task.name]
-    if not config.redraws(task.name):
-        return prompts
-    redrawn = circuit_prompts(config.at_step(checkpoint.step), task, checkpoint.tokenizer, checkpoint.weights)
-    return replace(redrawn, given=prompts.given)
-
-
 def given_circuit(path: Path, shape: Shape) -> Circuit:
     """The circuit of a file, for a model of this shape.
 
@@ -342,7 +331,7 @@ def measure(
     checkpoint: LoadedCheckpoint, config: CircuitsConfig, inputs: Mapping[str, CircuitPrompts], task: Task
 ) -> dict[str, Result]:
     """The circuit of one task in one checkpoint."""
-    weights, prompts = checkpoint.weights, prompts_at(checkpoint, config, inputs, task)
+    weights, prompts = checkpoint.weights, prompts_at(checkpoint, config, inputs[task.name])
     measured = measure_circuit(weights, prompts, config, score_edges(weights, prompts, config))
     words = "; ".join(measured.lines())
     if measured.status in WITH_CIRCUIT:

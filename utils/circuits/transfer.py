@@ -30,10 +30,9 @@ from ..results.kinds import NOT_LEARNED, TRANSFER
 from ..results.store import Result, Store
 from ..tasks import Task, tasks_of
 from ..tasks.prompts import metric_columns
-from .find import CircuitPrompts, evaluator_of
+from .find import CircuitPrompts, evaluator_of, prompts_at
 from .keys import CircuitsConfig
 from .measured import prepare as prepare_circuits
-from .measured import prompts_at
 
 STACK = 16
 """Circuits that are evaluated together."""
@@ -151,7 +150,7 @@ def measure(
     circuits = inputs.of(config, checkpoint.name).wanted(config, task.name, checkpoint.step)
     if not circuits:
         return {"transfer": Result(pd.DataFrame(columns=list(TRANSFER.columns)))}
-    prompts = prompts_at(checkpoint, config, inputs.prompts, task)
+    prompts = prompts_at(checkpoint, config, inputs.prompts[task.name])
     evaluator = evaluator_of(checkpoint.weights, prompts, config)
     values = torch.cat([evaluator(_masks(circuits[i : i + STACK], evaluator)) for i in range(0, len(circuits), STACK)])
     return {"transfer": Result(_table(circuits, values, evaluator, prompts))}

@@ -25,7 +25,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 
 from ..base.errors import UserError
-from ..circuits.find import CircuitPrompts, circuit_prompts, find_circuit, score_edges
+from ..circuits.find import CircuitPrompts, circuit_prompts, find_circuit, prompts_at, score_edges
 from ..config.keys import BaseConfig, errors_named
 from ..heads import attention_and_copy, cspa
 from ..heads.attention_and_copy import ComponentsInputs
@@ -267,6 +267,7 @@ class Lookup:
             baselines = self.store.folder("baselines", self.checkpoint.name, stored.task).read_table(step)
             return FoundEdges(graph, circuit.in_circuit, str(baselines["status"][0])), STORED
         assert prompts is not None
+        prompts = prompts_at(self.checkpoint, settings, prompts)
         report = find_circuit(weights, prompts, settings, score_edges(weights, prompts, settings))
         return FoundEdges(graph, report.circuit.in_circuit, report.status), COMPUTED
 

@@ -13,6 +13,7 @@ from ..config.keys import (
     BaseConfig,
     MemoryKeys,
     PromptOptions,
+    RedrawKeys,
     Section,
     amount,
     errors_named,
@@ -67,7 +68,7 @@ class Thresholds(Section):
     `definitions: study`."""
 
 
-class CircuitInput(CircuitKeys):
+class CircuitInput(RedrawKeys, CircuitKeys):
     """The task's circuit that the percentages are taken over, searched with these keys if none is stored."""
 
     heads: Literal["circuit", "all"] = "circuit"
@@ -91,9 +92,10 @@ class ConsistencyKeys(PromptOptions, MemoryKeys, BaseConfig):
     def circuits_config(self) -> CircuitsConfig:
         """The config with which get_circuits_over_time.py finds the same circuit."""
         options = {name: getattr(self, name) for name in PromptOptions.model_fields}
-        keys = {name: getattr(self.circuit, name) for name in CircuitKeys.model_fields}
+        keys: dict[str, Any] = {name: getattr(self.circuit, name) for name in CircuitKeys.model_fields}
         budget = self.memory_budget_gb
-        return CircuitsConfig(**self._shared(), **options, **keys, task=self.task, memory_budget_gb=budget)
+        keys |= {"redraw_prompts": self.circuit.redraw_prompts, "task": self.task, "memory_budget_gb": budget}
+        return CircuitsConfig(**self._shared(), **options, **keys)
 
     def _shared(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in BaseConfig.model_fields}
