@@ -54,6 +54,7 @@ def draw_backup(table: pd.DataFrame, looks: Looks) -> Drawing:
 
 def draw(results: Results) -> dict[str, Drawing]:
     table = escaped(results.table("ioi_backup"))
+    table = table[table["ablated"].fillna("name_mover") == "name_mover"]  # Older results have no others.
     return {"ioi_backup": draw_backup(table, looks=results.looks())}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,10 @@ import torch
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.ioi import backup
 from circuits_over_time.utils.ioi.backup import Ablation, backup_table, direct_effects, without_backup
+from circuits_over_time.utils.ioi.keys import ablated_sets
 from circuits_over_time.utils.ioi.roles import Role
 from circuits_over_time.utils.results.kinds import IOI_BACKUP
 from tests.support.ioi_setup import HEADS, Setup, facts_of, random_setup
@@ -121,6 +126,55 @@ def test_what_came_back_is_the_sum_over_the_parts_that_stay() -> None:
     assert (table["n_ablated"] == 3).all()
     assert (parts["came_back_low"].dropna() <= parts["came_back"].dropna()).all()
     assert (parts["came_back_high"].dropna() >= parts["came_back"].dropna()).all()
+
+
+def test_every_head_is_ablated_in_three_passes_and_its_backup_is_that_of_runs_with_hooks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setup = random_setup("gpt2", n_prompts=3)
+    levels, passes = setup.levels(facts_of(Graph.of(setup.weights))), []
+    evaluate = backup.evaluate_masks_final
+
+    def counted(weights: Any, runs: Any, masks: Tensor, **keys: Any) -> Tensor:
+        passes.extend([runs.layout.n_tokens / runs.layout.n_prompts] * len(masks))
+        return evaluate(weights, runs, masks, **keys)
+
+    monkeypatch.setattr(backup, "evaluate_masks_final", counted)
+    table = backup_table(levels.runs, {}, "mean", levels.scale, ["every_head", ["a0.h1", "a1.h0"]])
+    n_batches = len(list(levels.runs))
+    assert set(passes) == {1.0}  # the last tokens alone
+    assert len(passes) <= 3 * n_batches * (len(HEADS) + 1)
+    assert table["ablated"].nunique() == len(HEADS) + 1
+    assert set(table["part"]) == {"all", "ablated", "heads", "mlps", "final_norm", "head"}
+
+    hooked = Hooked(setup.model)
+    texts = [setup.pair(setup.prompts.corrupted, row)[0] for row in range(3)]
+    clean = [hooked.run(text) for text in texts]
+    frozen = table[table["from_head"].notna()]
+    assert len(frozen) >= 4
+    for row in frozen.itertuples():
+        heads = [(int(name[1]), int(name[4])) for name in row.ablated.split("+")]
+        back = int(row.layer), int(row.head)
+        means = {(layer, head): torch.stack([run.z[layer][-1, head] for run in clean]).mean(0) for layer, head in heads}
+        ends, held = [], []
+        for number, text in enumerate(texts):
+            ends.append(setup.logit_diff(hooked.run(text, ReplacedAtEnd(means)).logits, number))
+            stays = {back: clean[number].z[back[0]][-1, back[1]]}
+            held.append(setup.logit_diff(hooked.run(text, ReplacedAtEnd(means | stays)).logits, number))
+        lost = -table[(table["ablated"] == row.ablated) & (table["part"] == "ablated")]["change"].item()
+        assert row.from_head == pytest.approx(100 * (np.mean(ends) - np.mean(held)) / lost, rel=1e-3, abs=0.02)
+        assert row.from_head_low <= row.from_head <= row.from_head_high
+
+
+def test_sets_that_the_model_has_not_got_are_refused_by_name() -> None:
+    graph = Graph.of(random_setup("gpt2").weights)
+    movers = {"name_mover": MOVERS}
+    assert ablated_sets(["name_mover", ["name_mover", "a2.h3"]], graph, movers) == {
+        "name_mover": MOVERS,
+        "name_mover+a2.h3": [*MOVERS, (2, 3)],
+    }
+    with pytest.raises(UserError, match=r"backup_of: 'a9\.h0' is neither a head of the model nor a role of level 1"):
+        ablated_sets(["a9.h0"], graph, {})
 
 
 def test_without_name_movers_or_without_being_asked_the_table_says_why() -> None:

@@ -12,11 +12,16 @@ held, what the name movers add less is `lost`. What all other parts then add mor
 final norm's own scale adds, is what comes back:
 
     LD_ablated - LD_clean = heads + mlps + final_norm - lost        came_back = 100 * (heads + mlps + final_norm) / lost
+
+The same can be asked of any set of heads, and of each head by itself (`backup_of`). The change of a head's direct
+effect leaves out what it makes others write. So the heads that bring back most are frozen at what they write in the
+clean run, one at a time, and all else is recomputed again: what comes back less then came back from that head. A set
+takes a pass for the ablation and one for each of the FROZEN heads, at the last tokens alone; all share their prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,18 +30,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.transfer import to_device
 from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention, evaluate_masks_final
 from circuits_over_time.edge_attribution_patching.patching.paths import Head, recompute_mask
 from circuits_over_time.edge_attribution_patching.patching.plan import ActivationOverrides
-from circuits_over_time.edge_attribution_patching.patching.runs import RunActivations, at_answers
+from circuits_over_time.edge_attribution_patching.patching.runs import PreparedRuns, RunActivations
 
-from ..results.kinds import IOI_BACKUP
+from ..results.kinds import IOI_BACKUP, ROLES
 from .effects import PairedRuns
+from .keys import NAME_MOVERS, ablated_sets
 from .roles import Roles, holders
 from .shares import Scale
 
 Ablation = Literal["mean", "corrupted"]
+FROZEN = 2
+"""How many heads are frozen, one at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +69,8 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
     heads = torch.zeros(2, graph.n_layers, graph.n_heads, runs.n_prompts, dtype=dtype, device=device)
     mlps = torch.zeros(graph.n_layers, runs.n_prompts, dtype=dtype, device=device)
     clean, after, written = torch.zeros(3, runs.n_prompts, dtype=dtype, device=device)
-    for prepared in runs:
-        index, end = prepared.batch.index, at_answers(prepared)
-        base = end.base
+    for end in runs.at_answers():
+        index, base = end.batch.index, end.base
 
         def direct(written: Tensor, base: RunActivations = base, index: Tensor = index) -> Tensor:
             """What [*stack, prompt, d_model] adds to the logit difference, [*stack, prompt]."""
@@ -82,12 +90,10 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
         for layer, run in enumerate(base.layers):
             heads[0, layer][:, index] = direct_of(layer, run.written, slice(None))
             mlps[layer, index] = direct(run.mlp_out)
-        # What the ablated heads write instead, by their nodes; that is how their own effects change.
-        given = {}
+        # That is how the ablated heads' own effects change.
+        given = _given(end, ablated, means, graph)
         for layer, head in ablated:
-            other = means[layer, head].expand(len(index), -1) if means else end.source.layers[layer].written[:, head]
-            given[graph.head(layer, head)] = other[None]
-            change = other - base.layers[layer].written[:, head]
+            change = given[graph.head(layer, head)][0] - base.layers[layer].written[:, head]
             heads[1, layer, head, index] = direct_of(layer, change[:, None], slice(head, head + 1))[0]
         # After: the patched forward tells how the heads behind them change.
         final = evaluate_masks_final(
@@ -111,51 +117,108 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
     return DirectEffects(of_heads, by_mlps, by_norm, torch.stack((of_all[0], change)))
 
 
+def with_each_frozen(
+    runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation, frozen: Sequence[Head]
+) -> Float[Tensor, "frozen prompt"]:
+    """The logit difference when heads are ablated and each of some others, in turn, writes as in the clean run."""
+    means = _means(runs, ablated) if ablation == "mean" else {}
+    masks = recompute_mask(runs.graph).repeat(len(frozen), 1, 1)
+    for mask, head in zip(masks, frozen, strict=True):
+        mask[runs.graph.head(*head)] = False  # Whatever it writes else, nothing reads it.
+    dtype = torch.promote_types(runs.weights.dtype, torch.float32)
+    values = torch.zeros(len(frozen), runs.n_prompts, dtype=dtype, device=runs.weights.device)
+    for end in runs.at_answers():
+        given = ActivationOverrides(outputs=_given(end, ablated, means, runs.graph))
+        final = evaluate_masks_final(runs.weights, end, masks, overrides=given, memory_budget_gb=runs.memory_budget_gb)
+        values[:, end.batch.index] = runs.logit_difference(final, end.batch.index)
+    return values.cpu().double()
+
+
+def _given(
+    end: PreparedRuns, ablated: Sequence[Head], means: Mapping[Head, Tensor], graph: Graph
+) -> dict[int, Float[Tensor, "1 prompt d_head"]]:
+    """What ablated heads write instead, by their nodes: their means, or else what they write in the source run."""
+    given = {}
+    for layer, head in ablated:
+        of_source = end.source.layers[layer].written[:, head]
+        given[graph.head(layer, head)] = (means[layer, head].expand_as(of_source) if means else of_source)[None]
+    return given
+
+
 def _means(runs: PairedRuns, heads: Sequence[Head]) -> dict[Head, Float[Tensor, " d_head"]]:
     """What each head writes at the answer, before W_O_scaled, as the mean over the clean prompts."""
     totals: dict[Head, Tensor] = {}
-    for prepared in runs:
-        end = at_answers(prepared)
+    for end in runs.at_answers():
         for head in heads:
             total = end.base.layers[head[0]].written[:, head[1]].sum(dim=0)
             totals[head] = totals[head] + total if head in totals else total
     return {head: total / runs.n_prompts for head, total in totals.items()}
 
 
-def backup_table(runs: PairedRuns, roles: Roles, ablation: Ablation, scale: Scale) -> pd.DataFrame:
-    """The table of kind `ioi_backup`: parts of the model first, then every head.
+def backup_table(
+    runs: PairedRuns,
+    roles: Roles,
+    ablation: Ablation,
+    scale: Scale,
+    backup_of: Sequence[str | list[str]] = (NAME_MOVERS,),
+) -> pd.DataFrame:
+    """The table of kind `ioi_backup`, set by set: parts of the model first, then heads.
 
-    Heads that hold `name_mover` in `roles`, those of the first level, are ablated.
+    Args:
+        roles: of the first level; those that hold `name_mover` are the name movers.
+        backup_of: what to ablate, as the config has it. All heads are listed for the name movers; for other sets those
+            that are frozen.
     """
-    movers = holders(roles, "name_mover")
-    if not movers:
-        return without_backup("there are no name movers to ablate")
-    effects = direct_effects(runs, movers, ablation)
+    of_role, tables = {name: holders(roles, name) for name in ROLES[:3]}, []
+    for name, heads in ablated_sets(backup_of, runs.graph, of_role).items():
+        if heads:
+            rows = _rows_of(runs, name, heads, roles, ablation, scale)
+        else:
+            rows = [{"part": "all", "reason": f"there are no {name.replace('_', ' ')}s to ablate"}]
+        tables += [row | {"ablated": name} for row in rows]
+    return _table(tables)
+
+
+def _rows_of(
+    runs: PairedRuns, name: str, heads: Sequence[Head], roles: Roles, ablation: Ablation, scale: Scale
+) -> list[dict[str, Any]]:
+    """The rows of one set."""
+    effects = direct_effects(runs, heads, ablation)
     ablated = torch.zeros(effects.heads.shape[1:3], dtype=torch.bool)
-    ablated[tuple(torch.tensor(movers).T)] = True
+    ablated[tuple(torch.tensor(heads).T)] = True
     lost = -effects.heads[1, ablated].sum(dim=0)
-    reason = None if float(lost.mean()) > 0 else "ablating the name movers loses nothing directly"
+    whole = name == NAME_MOVERS
+    what = "the name movers" if whole else name
+    reason = None if float(lost.mean()) > 0 else f"ablating {what} loses nothing directly"
     # Effect, change, and what of the change brings back what is lost.
     others = effects.heads[:, ~ablated].sum(dim=1)
     parts = {
         "all": (*effects.logit_diff, effects.logit_diff[1] + lost),
-        "name_movers": (*effects.heads[:, ablated].sum(dim=1), None),
+        "name_movers" if whole else "ablated": (*effects.heads[:, ablated].sum(dim=1), None),
         "heads": (*others, others[1]),
         "mlps": (*effects.mlps, effects.mlps[1]),
         "final_norm": (*effects.final_norm, effects.final_norm[1]),
     }
-    about = {"n_ablated": len(movers), "ablation": ablation}
+    about = {"n_ablated": len(heads), "ablation": ablation}
     rows = [
-        {"part": name, **about, "reason": reason, **_row(scale, effect, change, back if reason is None else None, lost)}
-        for name, (effect, change, back) in parts.items()
+        {"part": part, **about, "reason": reason, **_row(scale, effect, change, back if reason is None else None, lost)}
+        for part, (effect, change, back) in parts.items()
     ]
-    for layer, head in torch.ones_like(ablated).nonzero().tolist():
+    rises = effects.heads[1].mean(dim=-1).masked_fill(ablated, 0)
+    strongest = [divmod(int(place), rises.shape[1]) for place in rises.flatten().argsort(descending=True)[:FROZEN]]
+    frozen = [head for head in strongest if rises[head] > 0 and reason is None]
+    without = with_each_frozen(runs, heads, ablation, frozen) if frozen else ()
+    less = {head: effects.logit_diff.sum(dim=0) - left for head, left in zip(frozen, without, strict=True)}
+    for layer, head in torch.ones_like(ablated).nonzero().tolist() if whole else frozen:
         role, (effect, change) = roles.get((layer, head)), effects.heads[:, layer, head]
         back = None if ablated[layer, head] or reason is not None else change
         held = role.name if role is not None and role.passes else ""
         row = {"part": "head", "layer": layer, "head": head, **about, "role": held}
-        rows.append(row | _row(scale, effect, change, back, lost))
-    return _table(rows)
+        row |= _row(scale, effect, change, back, lost)
+        if (layer, head) in less:
+            row |= _share(scale, "from_head", less[layer, head], lost)
+        rows.append(row)
+    return rows
 
 
 def without_backup(reason: str) -> pd.DataFrame:
@@ -176,13 +239,18 @@ def _row(
     row |= {"change": float(change.mean()), "change_se": float(bootstrap.error(bootstrap.means(change)))}
     if back is None:
         return row
-    low, high = scale.interval(100 * bootstrap.means(back) / bootstrap.means(lost))
-    return row | {"came_back": 100 * float(back.mean() / lost.mean()), "came_back_low": low, "came_back_high": high}
+    return row | _share(scale, "came_back", back, lost)
+
+
+def _share(scale: Scale, name: str, back: Float[Tensor, " prompt"], lost: Float[Tensor, " prompt"]) -> dict[str, float]:
+    """What of the loss comes back, in percent, and the ends of its interval."""
+    low, high = scale.interval(100 * scale.bootstrap.means(back) / scale.bootstrap.means(lost))
+    return {name: 100 * float(back.mean() / lost.mean()), f"{name}_low": low, f"{name}_high": high}
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(IOI_BACKUP.columns))
-    words = ("definitions", "part", "role", "ablation", "reason")
+    words = IOI_BACKUP.texts or ()
     counts = ("layer", "head", "n_ablated")
     numbers = [name for name in table if name not in (*words, *counts)]
     return table.astype(dict.fromkeys(numbers, "float64") | dict.fromkeys(counts, "Int64"))

@@ -20,7 +20,7 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.forward import Unembedding, softcap
 from circuits_over_time.edge_attribution_patching.model.norms import normalise
-from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
+from circuits_over_time.edge_attribution_patching.model.pairs import GB, TokenPairs
 from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_masks_final
@@ -116,11 +116,20 @@ class PairedRuns:
         self.memory_budget_gb = memory_budget_gb
         pairs = TokenPairs(prompts.clean, others, prompts.lengths)
         batches = pairs.batches(batch_size, weights=weights, memory_budget_gb=memory_budget_gb)
+        self._cut: dict[int, PreparedRuns] = {}
         self._batches = PreparedBatches(weights, batches, "clean", memory_budget_gb)
 
     def __iter__(self) -> Iterator[PreparedRuns]:
         """The runs of every batch, base = clean."""
         return iter(self._batches)
+
+    def at_answers(self) -> Iterator[PreparedRuns]:
+        """The same at the answers' tokens alone; prefixes are kept up to the memory budget, for passes to share."""
+        for number, runs in enumerate(self):
+            cut = self._cut.get(number) or at_answers(runs)
+            if sum(kept.nbytes for kept in self._cut.values()) + cut.nbytes <= self.memory_budget_gb * GB:
+                self._cut[number] = cut
+            yield cut
 
     def both(self) -> Float[Tensor, "2 prompt"]:
         """The metric of the clean and of the other prompts, both for the clean prompts' answers."""

@@ -38,7 +38,7 @@ from ..results.store import ResultsFolder, Store
 from ..tasks import TASKS, Prompts
 from ..tasks.ioi import signal_variants
 from ..tasks.vocabulary import require_embedded
-from .keys import CircuitInput, ConsistencyKeys, IoiConsistencyConfig
+from .keys import CircuitInput, ConsistencyKeys, IoiConsistencyConfig, ablated_sets
 from .shares import PValues, p_above
 
 STORED, COMPUTED, ALL_HEADS = "stored", "computed", "all heads"
@@ -139,6 +139,8 @@ def prepare(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, sh
     task = TASKS["ioi"]
     prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
     prompts.require_fit(task.name, shape)
+    if config.backup:
+        ablated_sets(config.backup_of, Graph.of(shape), {})
     variants = signal_variants(prompts, tokenizer, config.seed)
     for tokens in variants.values():
         require_embedded(tokens, shape.d_vocab, "ioi", [clean for clean, _ in prompts.texts])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
+from circuits_over_time.edge_attribution_patching.graph import Graph
+
+from ..base.errors import UserError, suggest
 from ..circuits.keys import CircuitKeys, CircuitsConfig, circuit_pairs, passes
 from ..config.keys import (
     MOST_PROMPTS,
@@ -16,12 +20,15 @@ from ..config.keys import (
     RedrawKeys,
     Section,
     amount,
+    as_list,
+    different,
     errors_named,
     execution,
     key,
 )
 from ..heads.keys import ComponentsConfig, ComponentsKeys, CspaConfig, CspaKeys
 from ..heads.needs import inputs_of_components, inputs_of_cspa
+from ..results.kinds import ROLES
 from ..tasks import TASKS
 from ..tasks.prompts import Work
 
@@ -32,6 +39,9 @@ if TYPE_CHECKING:
 
 _EFFECT: dict[str, Any] = {"ge": -1000, "le": 1000, "reason": "effects are shares of a logit difference"}
 _ATTENTION: dict[str, Any] = {"ge": -1, "le": 1, "reason": "attention is a probability"}
+
+
+NAME_MOVERS, EVERY_HEAD = "name_mover", "every_head"
 
 
 class Thresholds(Section):
@@ -117,7 +127,13 @@ def inputs_of_ioi(
     config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape
 ) -> Iterator[Work]:
     """The IOI prompts that effects are measured on, and what the circuit and scores need that may have to be found."""
-    yield from inputs_of_levels(config, tokenizer, shape, 19 if config.definitions == "frozen" else 44)
+    levels = 19 if config.definitions == "frozen" else 44
+    if config.backup and max(shape.n_layers, shape.n_heads) < sys.maxsize:  # Or else there is no config yet that says.
+        ablated_sets(config.backup_of, Graph(shape.n_layers, shape.n_heads, parallel=False), {})
+    # Of each head up to three passes at the last token, through the layers above it.
+    every_head = config.backup and EVERY_HEAD in config.backup_of
+    heads = 0.1 * shape.n_layers * shape.n_heads if every_head else 0.0
+    yield from inputs_of_levels(config, tokenizer, shape, levels + heads)
     if config.require_stored:
         return
     with errors_named("components.", ComponentsKeys):
@@ -146,10 +162,14 @@ class IoiConsistencyConfig(ConsistencyKeys):
     through_mlps: bool = False
     """With `definitions: frozen`, also count paths through MLPs from a sender to its level's receivers."""
     backup: bool = True
-    """Ablate the name movers and measure how much of the logit difference [later parts](../docs/heads.md#backup) bring
-    back."""
+    """Ablate heads and measure how much of the logit difference [later parts](../docs/heads.md#backup) bring back."""
+    backup_of: Annotated[list[str | list[str]], AfterValidator(different)] = key(
+        [NAME_MOVERS], min_length=1, only_with=("backup", "true")
+    )
+    """What to ablate, each by itself: heads with a role of level 1 (`name_mover`), a head (`a5.h1`), a list of these,
+    or `every_head`."""
     backup_ablation: Literal["mean", "corrupted"] = key("mean", only_with=("backup", "true"))
-    """What ablated name movers write at the last token: their `mean` over the clean prompts, or what they write in the
+    """What ablated heads write at the last token: their `mean` over the clean prompts, or what they write in the
     `corrupted` prompt."""
     thresholds: Thresholds = Thresholds()
     components: ComponentsKeys = ComponentsKeys()
@@ -181,6 +201,30 @@ class IoiConsistencyConfig(ConsistencyKeys):
     def cspa_config(self) -> CspaConfig | None:
         """The config with which get_model_cspa.py measures the same scores; None if no text is named."""
         return None if self.cspa is None else CspaConfig(**self._shared(), **dict(self.cspa))
+
+
+def ablated_sets(
+    backup_of: Sequence[str | list[str]], graph: Graph, of_role: Mapping[str, Sequence[tuple[int, int]]]
+) -> dict[str, list[tuple[int, int]]]:
+    """Label -> the heads to ablate together: those of a role of the first level, heads by name, or each by itself.
+
+    Raises:
+        UserError: if the model has no such head.
+    """
+    heads = [(layer, head) for layer in range(graph.n_layers) for head in range(graph.n_heads)]
+    of_name = {f"a{layer}.h{head}": (layer, head) for layer, head in heads}
+    roles, sets = ROLES[:3], dict[str, list[tuple[int, int]]]()
+    for given in backup_of:
+        if given == EVERY_HEAD:
+            sets |= {name: [head] for name, head in of_name.items()}
+            continue
+        names = as_list(given)
+        if unknown := [name for name in names if name not in of_name and name not in roles]:
+            known = suggest(unknown[0], [EVERY_HEAD, *roles, *of_name], "others are", [EVERY_HEAD, *roles])
+            raise UserError(f"backup_of: '{unknown[0]}' is neither a head of the model nor a role of level 1{known}")
+        found = [head for name in names for head in ([of_name[name]] if name in of_name else of_role.get(name, ()))]
+        sets["+".join(names)] = list(dict.fromkeys(found))
+    return sets
 
 
 class GreaterThanThresholds(Section):

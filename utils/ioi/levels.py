@@ -225,7 +225,7 @@ def measure(
     levels = Levels(checkpoint.weights, inputs.prompts, inputs.variants, facts, config)
     found, roles = levels.run()
     if config.backup:
-        backup = backup_table(levels.runs, roles, config.backup_ablation, levels.scale)
+        backup = backup_table(levels.runs, roles, config.backup_ablation, levels.scale, config.backup_of)
     else:
         backup = without_backup("not measured: backup is false")
     return {
