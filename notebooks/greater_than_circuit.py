@@ -27,6 +27,10 @@
 # model** shows.
 
 # %%
+import subprocess
+import sys
+import tempfile
+
 import pandas as pd
 import torch
 
@@ -262,8 +266,6 @@ if len(circuit.curve):
 # IOI ([ioi_circuit](ioi_circuit.ipynb)) hangs on one head. A steep curve means that a small core does the job; this
 # one rises slowly.
 #
-# ## What to take away
-#
 # The heads of the circuit, side by side with what they do:
 
 # %%
@@ -271,10 +273,38 @@ table = head_table(heads_of(circuit), {"to the logits": direct, "with MLPs": thr
 table.sort_values("with MLPs", ignore_index=True).head(10)
 
 # %% [markdown]
+# ## The same at every checkpoint
+#
+# `get_greater_than_consistency.py` asks these questions by numbers, so that checkpoints can be compared: which MLPs act
+# on the logits and raise the years above YY, which heads these MLPs read and whether they bring YY, and what those heads
+# read at YY. A node must pass by its effect *and* by what it does, each by more than it errs. `percent` is the share of
+# the circuit's effect that those nodes have, `chance` what random nodes of the same layers have.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    command = [sys.executable, "get_greater_than_consistency.py", "-c", "configs/greater_than_consistency_toy.yml"]
+    chosen = [f"model={MODEL}", f"checkpoints=[{model.step}]", f"n_prompts={N_PROMPTS}", f"results_dir={folder}"]
+    subprocess.run([*command, *chosen], check=True, capture_output=True)
+    levels = cot.results(folder, "greater_than_consistency", model.name)
+    nodes = cot.results(folder, "greater_than_consistency_nodes", model.name)
+levels.set_index("level")[["percent", "percent_low", "percent_high", "chance", "n_nodes", "n_measured", "reason"]]
+
+# %%
+scored = ["level", "node", "effect", "above_diagonal", "attention_yy", "year_order", "q_value"]
+nodes[nodes["passes"].astype(bool)].sort_values(["level", "effect"])[scored].reset_index(drop=True)
+
+# %% [markdown]
+# **The toy model** compares mostly in its heads, so its two year MLPs have no more of the circuit's effect than random
+# nodes. Behind them stands GPT-2's algorithm in small: three heads look at YY and bring the year, in order of the
+# years, and the values that they bring come from MLP 0.
+#
+# ## What to take away
+#
 # - The map of answers by start year says *whether* a model compares; direct effects say *who* writes the comparison;
 #   the maps of what is written say *where* it is made. The three together are the claim, not the circuit's drawing
 #   alone.
 # - The toy model mostly compares at the year and then moves the result. A smaller part it does like GPT-2: it moves
 #   the year, then compares in the MLPs.
 # - Now set `MODEL = "pythia-160m"` and see which of the two it does. Over all checkpoints at once:
-#   `get_circuits_over_time.py`, read in [reading_a_sweep](reading_a_sweep.ipynb).
+#   `get_greater_than_consistency.py`, and `get_circuits_over_time.py`, read in
+#   [reading_a_sweep](reading_a_sweep.ipynb).
