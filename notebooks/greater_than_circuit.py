@@ -276,9 +276,9 @@ table.sort_values("with MLPs", ignore_index=True).head(10)
 # ## The same at every checkpoint
 #
 # `get_greater_than_consistency.py` asks these questions by numbers, so that checkpoints can be compared: which MLPs act
-# on the logits and raise the years above YY, which heads these MLPs read and whether they bring YY, and what those heads
-# read at YY. A node must pass by its effect *and* by what it does, each by more than it errs. `percent` is the share of
-# the circuit's effect that those nodes have, `chance` what random nodes of the same layers have.
+# on the logits and raise the years above YY, which heads these MLPs read and whether they bring YY, and what those
+# heads read at YY. A node must pass by its effect *and* by what it does, each by more than it errs. `percent` is the
+# share of the circuit's effect that those nodes have, `chance` what random nodes of the same layers have.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:

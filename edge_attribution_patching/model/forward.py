@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..choices import QKVName
 from .norms import apply_norm, centred, inverse_rms, normalise
 from .packed_tokens import AttentionRows, KVCache, PackedTokens, Queries, Rotation, Rows
-from .transfer import largest_of, require_finite
+from .transfer import largest_of, require_finite, to_device
 from .weights import LayerWeights, ModelWeights
 
 
@@ -370,3 +370,13 @@ def kv_cache(weights: ModelWeights, layout: PackedTokens, tokens: Int[Tensor, "p
         packed = tokens[layout.prefix_prompts[inner.prompt], inner.position]
         forward(weights, inner, embed(weights, inner, packed), visit=keep, last_layer="answers")
     return cache
+
+
+@torch.inference_mode()
+def answer_logits(
+    weights: ModelWeights, tokens: Int[Tensor, "prompt position"], lengths: Int[Tensor, " prompt"]
+) -> Float[Tensor, "prompt vocab"]:
+    """Logits of the next token after each right-padded prompt."""
+    layout, tokens = to_device((PackedTokens.whole(lengths.cpu()).made_for(weights), tokens), weights.device)
+    x = embed(weights, layout, layout.pack(tokens))
+    return unembed(weights, forward(weights, layout, x, last_layer="answers"))

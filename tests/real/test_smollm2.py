@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
 from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, ranked_edges
 from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.edge_attribution_patching.model.forward import answer_logits
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
 from circuits_over_time.utils.models.family import resolve_family
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
 from circuits_over_time.utils.tasks import Prompts, build_prompts
-from circuits_over_time.utils.tasks.performance import answer_logits, task_performance
+from circuits_over_time.utils.tasks.performance import task_performance
 from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_full_model_components_over_time import ANALYSIS as COMPONENTS
 from get_ioi_consistency import ANALYSIS as IOI_CONSISTENCY

@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional as F
 
 import circuits_over_time as cot
+from circuits_over_time.edge_attribution_patching.model.forward import answer_logits
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.circuits.find import circuit_prompts
 from circuits_over_time.utils.circuits.keys import CircuitSettings
 from circuits_over_time.utils.tasks.metrics import ALL_METRICS
-from circuits_over_time.utils.tasks.performance import answer_logits
 from tests.support.paths import TOY
 
 FEW = {"n_prompts": 20, "ig_steps": 3, "n_random": 0}

@@ -7,26 +7,14 @@ from collections.abc import Iterable
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
-from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
+from circuits_over_time.edge_attribution_patching.model.forward import answer_logits
 from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
 from .prompts import MetricFunction, Prompts, metric_name, metric_unit
-
-
-@torch.inference_mode()
-def answer_logits(
-    weights: ModelWeights, tokens: Int[Tensor, "prompt position"], lengths: Int[Tensor, " prompt"]
-) -> Float[Tensor, "prompt vocab"]:
-    """Logits of the next token after each right-padded prompt."""
-    layout, tokens = to_device((PackedTokens.whole(lengths.cpu()).made_for(weights), tokens), weights.device)
-    x = embed(weights, layout, layout.pack(tokens))
-    return unembed(weights, forward(weights, layout, x, last_layer="answers"))
 
 
 def task_performance(

@@ -89,7 +89,7 @@ class Prompts:
         if metric == "kl":
             import torch
 
-            from .performance import answer_logits
+            from circuits_over_time.edge_attribution_patching.model.forward import answer_logits
 
             if weights is None:
                 raise TypeError("metric('kl') needs the weights of the model that others are compared with")
