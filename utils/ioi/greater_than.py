@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import factorial
 from typing import Any
 
 import numpy as np
@@ -305,7 +306,11 @@ class Levels:
 def year_order(
     outputs: Float[Tensor, "prompt head d_model"], starts: Int[Tensor, " prompt"]
 ) -> list[tuple[float, float]]:
-    """`year_order` of every head, in [-1, 1], and how likely one so high is without order (Student's t).
+    """`year_order` of every head, in [-1, 1], and how likely one so high is, at most, without order (Student's t).
+
+    Of outputs without order the correlation varies twice as much as that of independent pairs: every two outputs a and
+    b enter once as a's projection on b, and once as b's on a. So it is tested with half of the degrees of freedom, and
+    its p-value is at least that of one or two orders among all.
 
     Args:
         outputs: what heads write for the YY of each prompt.
@@ -329,6 +334,8 @@ def year_order(
         if np.ptp(of_head) <= limit:  # It writes the same for all, or nothing, or what has no order at all.
             found.append((0.0, 1.0))
             continue
-        rank = stats.spearmanr(years.numpy(), of_head, alternative="greater")
-        found.append((float(rank.statistic), float(rank.pvalue)))
+        order, freedom = float(stats.spearmanr(years.numpy(), of_head).statistic), (n - 2) / 2
+        with np.errstate(divide="ignore"):
+            p_value = float(stats.t.sf(order * np.sqrt(np.divide(freedom, 1 - order**2)), freedom))
+        found.append((order, max(p_value, 2 / factorial(n))))
     return found
