@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from circuits_over_time.utils.comparison.curves import Curve, best_head_curves, head_curves
+from circuits_over_time.utils.comparison.curves import Curve, best_head_curves, head_curves, metric_curves
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.comparison.statistics import normal_resamples
 from circuits_over_time.utils.comparison.tables import emergence_table
@@ -66,6 +66,18 @@ def test_a_score_without_a_stored_error_is_not_resampled(store: Store) -> None:
     write(store, "components", "m", None, 30, pd.concat([table, head]), 30)
     curve = curves(store)["copy a0.h0"]
     assert (curve.uncertainty, curve.resampled) == ("none", None)
+
+
+def test_a_metric_of_one_prompt_is_not_resampled(store: Store) -> None:
+    """With no error at all it would be sure to have emerged."""
+    for step, value in zip(STEPS, VALUES, strict=True):
+        of_run = {"run": "clean", "metric": "logit_diff", "value": value, "n": 1}
+        for task, se in (("one", np.nan), ("many", 0.1)):
+            write(store, "task_performance", "m", task, step, pd.DataFrame([of_run | {"se": se}]), step)
+    many, one = metric_curves(store, "m", ComparisonConfig(results_dir=store.root))
+    assert many.uncertainty == "standard errors"
+    assert many.resampled is not None
+    assert (one.uncertainty, one.resampled) == ("none", None)
 
 
 def test_the_best_head_is_the_largest_at_each_checkpoint_with_that_heads_resamples(tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterato
         for metric, rows in clean.groupby("metric", sort=True):
             rows = rows.sort_values("step")
             seed = config.seed + 100_000 * number
+            values, errors = (rows[column].to_numpy(dtype=float) for column in ("value", "se"))
+            known = not np.isnan(errors).any()  # One prompt has no error.
             yield Curve(
                 model,
                 f"{task} {metric}",
@@ -182,9 +184,9 @@ def metric_curves(store: Store, model: str, config: ComparisonConfig) -> Iterato
                 str(metric),
                 rows["step"].to_numpy(),
                 rows["tokens"].fillna(rows["step"]).to_numpy(),
-                rows["value"].to_numpy(dtype=float),
-                normal_resamples(rows["value"].to_numpy(), rows["se"].fillna(0).to_numpy(), seed, config.resamples),
-                uncertainty="standard errors",
+                values,
+                normal_resamples(values, errors, seed, config.resamples) if known else None,
+                uncertainty="standard errors" if known else "none",
                 chance=GUESSED.get(str(metric), 0.0),
                 task=task,
                 leading=primary == metric,
