@@ -82,6 +82,9 @@ def changes(share: float) -> None:
     for noise in (0.2, 1.0):
         found = simulated.changes_found(noise, 0, round(200 * share))
         row("change of a circuit", f"two draws of one distribution, noise of folds {noise}", float(found.max()))
+    for prompts in ((10, 2), (10, 1)):
+        found = simulated.changes_found(0.2, 0, round(200 * share), prompts)
+        row("change of a circuit", f"the same, of 100 and of {10 * prompts[1]} prompts", float(found.max()))
     for exchanged in (8, 4):
         found = simulated.changes_found(0.2, exchanged, round(100 * share))["at/edge_jaccard"]
         row("- power", f"{exchanged} of 14 edges exchanged", float(found))

@@ -6,6 +6,7 @@ Tests run few repetitions of each; `benchmarks/bench_comparisons.py` runs many a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import sqrt
 
 import numpy as np
 import pandas as pd
@@ -30,11 +31,17 @@ from circuits_over_time.utils.ioi.shares import Scale, p_mean_above
 
 
 def errors_of_curve(
-    rng: np.random.Generator, n: int, error: float, shared: float = 0.0, drift: float = 0.0, alike: int = 1
+    rng: np.random.Generator,
+    n: int,
+    error: float | np.ndarray,
+    shared: float = 0.0,
+    drift: float = 0.0,
+    alike: int = 1,
 ) -> np.ndarray:
     """Errors of n checkpoints.
 
     Args:
+        error: their standard deviation, one or of each checkpoint.
         shared: share of the variance that is the same at all of them, as with the same prompts.
         drift: correlation of the rest between neighbours (an autoregressive process).
         alike: so many neighbours have the same error.
@@ -87,16 +94,19 @@ def crossings_covered(seeds: range, anywhere: bool) -> float:
     return float(np.mean(covered))
 
 
-def noise_that_emerges(seeds: range, n: int, *, sizes: bool = False, **correlated: float) -> tuple[float, float]:
+def noise_that_emerges(
+    seeds: range, n: int, *, sizes: bool = False, growth: float = 1.0, **correlated: float
+) -> tuple[float, float]:
     """Share of curves of pure noise that emerge, and of those that cross their level at all.
 
     Args:
         sizes: of absolute values, as sizes of effects are.
+        growth: by what the error of a checkpoint is larger than that of the one before.
         correlated: how errors of checkpoints are (`errors_of_curve`).
     """
-    emerged, crossed, errors = [], [], np.full(n, 0.1)
+    emerged, crossed, errors = [], [], 0.1 * growth ** np.arange(1.0 - n, 1.0)
     for seed in seeds:
-        signed = errors_of_curve(np.random.default_rng(seed), n, 0.1, **correlated)  # type: ignore[arg-type]
+        signed = errors_of_curve(np.random.default_rng(seed), n, errors, **correlated)  # type: ignore[arg-type]
         resampled = normal_resamples(signed, errors, seed + 1, 200)
         found = (
             find_emergence(np.abs(signed), np.abs(resampled), 0.5, 2, signed_errors=errors)
@@ -111,19 +121,22 @@ def noise_that_emerges(seeds: range, n: int, *, sizes: bool = False, **correlate
 # --- changes of circuits
 
 
-def folds_of(means: Tensor, graph: Graph, edges: Edges) -> KeptFolds:
-    """Folds of ten prompts each, with these mean scores."""
-    return KeptFolds(graph, edges.flat, means, torch.full((len(means),), 10), 1.0)
+def folds_of(means: Tensor, graph: Graph, edges: Edges, prompts: int = 10) -> KeptFolds:
+    """Folds of so many prompts each, with these mean scores."""
+    return KeptFolds(graph, edges.flat, means, torch.full((len(means),), prompts), 1.0)
 
 
-def of_two_draws(rng: np.random.Generator, noise: float, exchanged: int, trial: int) -> dict[str, float]:
+def of_two_draws(
+    rng: np.random.Generator, noise: float, exchanged: int, trial: int, prompts: tuple[int, int] = (10, 10)
+) -> dict[str, float]:
     """p-values of two draws, circuits of 20 edges; of the second, some edges in the circuit get the scores of others.
 
     Args:
         rng: of scores and noise.
-        noise: standard deviation of a fold over the mean |score|; ten folds make a standard error a third as large.
+        noise: standard deviation of a fold of ten prompts over the mean |score|; that of ten folds is a third of it.
         exchanged: how many edges of the circuit change.
         trial: the seed of the test.
+        prompts: in each fold of either draw.
     """
     graph = Graph(3, 3, True)
     edges = Edges.all_of(graph)
@@ -138,15 +151,15 @@ def of_two_draws(rng: np.random.Generator, noise: float, exchanged: int, trial: 
         second[leave], second[join] = first[join], first[leave]
     sd = noise * np.abs(first).mean()
     sides = [
-        folds_of(torch.from_numpy(mean + sd * rng.normal(size=(10, len(mean)))).float(), graph, edges)
-        for mean in (first, second)
+        folds_of(torch.from_numpy(mean + sd * sqrt(10 / n) * rng.normal(size=(10, len(mean)))).float(), graph, edges, n)
+        for mean, n in zip((first, second), prompts, strict=True)
     ]
     return change_test(sides[0], sides[1], {"at": (20, 20)}, SelectionRule(), trial, 99)
 
 
-def changes_found(noise: float, exchanged: int, trials: int) -> pd.Series:
+def changes_found(noise: float, exchanged: int, trials: int, prompts: tuple[int, int] = (10, 10)) -> pd.Series:
     """Share of the trials with a p-value of at most 5%, by measure."""
-    rows = [of_two_draws(np.random.default_rng(trial), noise, exchanged, trial) for trial in range(trials)]
+    rows = [of_two_draws(np.random.default_rng(trial), noise, exchanged, trial, prompts) for trial in range(trials)]
     return (pd.DataFrame(rows) <= 0.05).mean()
 
 

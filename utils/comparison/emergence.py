@@ -8,8 +8,8 @@ Noise alone has a plateau and crosses half of it. So a curve emerges only if its
 which stay at chance and err as much. Their errors are normal, and may be correlated, as those of the same prompts at
 every checkpoint are: no more is known of them. A median of five is as high as the plateau only where three neighbours
 are. So the plateau of n checkpoints is at most, roughly, the largest of as many independent values as there are
-disjoint groups of three, (n + 2) / 3 with the shorter medians at the ends; correlation beyond three checkpoints makes
-it smaller (Slepian 1962). The test is exact for errors shared by groups of three, and cautious for all others.
+disjoint groups of three, and of two at the ends, where medians are shorter: (n + 2) / 3. Correlation beyond a group
+makes it smaller (Slepian 1962). The test is exact for errors shared by these groups, and cautious for all others.
 
 Between two checkpoints nothing is known, so emergence is an interval: after the last checkpoint below the level, and
 not after the first one of the sustained crossing. Uncertainty of the values comes on top. Every resample has its own
@@ -120,9 +120,14 @@ def _reached_at_chance(above: float, errors: Float[np.ndarray, " checkpoint"], s
         return 1.0
     errors = _running_medians(errors[None])[0]
     errors = errors[~np.isnan(errors)]
+    # Each is a third of a group, or half of one at the ends, where the larger error of two medians counts.
+    groups = np.full(len(errors), 1 / 3)
+    for end in (slice(0, 2), slice(-2, None)):
+        groups[end], errors[end] = 1 / 2, errors[end].max()
+    groups *= (len(errors) + 2) / 3 / groups.sum()
     with np.errstate(divide="ignore"):  # A value without error never leaves chance.
         stays = np.log1p(-sides * stats.norm.sf(above / errors))
-    return abs(float(np.expm1(stays.mean() * among * (len(errors) + 2) / 3)))
+    return abs(float(np.expm1(groups @ stays * among)))
 
 
 def crossings(

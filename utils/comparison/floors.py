@@ -123,20 +123,23 @@ def change_test(
     if n <= 2:
         return dict.fromkeys(samples[0], float("nan"))
     # Under the null both sides have the mean of all folds, and only deviations tell them apart. Each fold deviates
-    # from the mean of its own checkpoint, so the deviations do not hold the change that is tested.
-    centre = _mean_of(pooled.sizes, pooled.means)
+    # from the mean of its own checkpoint, so the deviations do not hold the change that is tested. That of a small fold
+    # is larger: times the root of its size, they are all of one size.
+    centre, roots = _mean_of(pooled.sizes, pooled.means), pooled.sizes.sqrt()
     deviations = torch.cat([pooled.means[:n_first] - own[0], pooled.means[n_first:] - own[1]])
-    deviations *= sqrt((n - 1) / (n - 2))
-    # 1 where a permutation gives a fold to the first side. It gets as many folds as it has.
+    deviations *= roots[:, None] * sqrt((n - 1) / (n - 2))
+    # What each deviation weighs in the means of both sides, in the place of a fold where a permutation puts it.
     generator = torch.Generator().manual_seed(seed)
-    to_first = torch.zeros(permutations, n)
-    for row in to_first:
-        row[torch.randperm(n, generator=generator)[:n_first]] = 1
+    weights = torch.zeros(2, permutations, n)
+    for of_first, of_second in zip(*weights, strict=True):
+        order = torch.randperm(n, generator=generator)
+        of_first[order[:n_first]] = roots[:n_first] / pooled.sizes[:n_first].sum()
+        of_second[order[n_first:]] = roots[n_first:] / pooled.sizes[n_first:].sum()
     # Student's t instead of a normal distribution: how much folds deviate is itself an estimate.
     widths = ((n - 2) / torch.randn(permutations, n - 2, generator=generator).square().sum(1, keepdim=True)).sqrt()
     at_once = max(1, _AT_ONCE // max(len(pooled.edges), 1))
-    for chosen, width in zip(to_first.split(at_once), widths.split(at_once), strict=True):
-        sides = [centre + width * _mean_of(weights * pooled.sizes, deviations) for weights in (chosen, 1 - chosen)]
+    for of_sides, width in zip(weights.split(at_once, dim=1), widths.split(at_once), strict=True):
+        sides = centre + width * (of_sides @ deviations)
         samples.append(_similarities(grower, sides[0], sides[1], sizes))
     return {
         name: p_value(np.concatenate([sample[name] for sample in samples]), name.rpartition("/")[2])
