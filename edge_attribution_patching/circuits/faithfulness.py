@@ -103,7 +103,10 @@ class Baselines:
         )
 
     def learned(self, min_gap: float) -> bool:
-        """Whether clean prompts score clearly higher: by more than `min_gap`, and by 3 standard errors of the gap."""
+        """Whether clean prompts score clearly higher: by more than `min_gap`, and by 3 standard errors of the gap.
+
+        A single prompt has no error, and its gap alone decides.
+        """
         gap = self.full - self.corrupted
         return gap > min_gap and (self.n_prompts == 1 or gap > 3 * self.gap_se)
 
