@@ -69,7 +69,7 @@ def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str) -> Drawing
     drawing = finish(
         figure,
         f"Which heads hold the roles of IOI: {model}",
-        "Coloured: the head holds the role; grey: measured, and does not; white: not measured",
+        "Coloured: the head holds the role; grey: measured, and does not; empty: not measured",
         width=width,
         height=int(_FRAME + _ROW * y),
         legend=False,

@@ -15,7 +15,7 @@ from circuits_over_time.utils.base.errors import UserError, suggest
 from circuits_over_time.utils.config.explain import checked
 from circuits_over_time.utils.config.strict_yaml import read_yaml
 
-from .theme import DARK, FONT, PALETTES, THEMES, WHITE, Theme
+from .theme import DARK, FONT, PALETTES, THEMES, WHITE, Theme, as_hex
 
 FORMATS = ("html", "png", "pdf", "svg")
 # A CSS pixel is 1/96 inch in SVG, HTML and PDF alike.
@@ -105,7 +105,7 @@ class Style(pydantic.BaseModel):
         page, colorway, font = DARK if self.theme == "dark" else WHITE, None, None
         if own:
             colorway, font = own.layout.colorway, own.layout.font.family
-            page = own.layout.paper_bgcolor if re.fullmatch("#[0-9a-fA-F]{6}", str(own.layout.paper_bgcolor)) else page
+            page = page_colour(own.layout.paper_bgcolor, self.theme) or page
         palette = PALETTES[self.palette] or tuple(colorway or ())
         if own and self.font:
             own.layout.font.family = self.font
@@ -156,6 +156,22 @@ def style_of(arguments: argparse.Namespace) -> Style:
     except UserError as error:  # Keys of the command line as the flags they are.
         lines = re.sub(r"(?m)^command line: (\w+)", lambda found: f"--{found[1].replace('_', '-')}", str(error))
         raise UserError(lines) from None
+
+
+def page_colour(given: str | None, path: str) -> str | None:
+    """The background that a template gives figures as `#rrggbb`; None if it gives none that can be seen.
+
+    Raises:
+        UserError: for a name that text cannot be held against.
+    """
+    named: dict[str, str | None] = {"black": "#000000", "white": WHITE, "transparent": None}
+    if given is None or given in named:
+        return None if given is None else named[given]
+    if given.startswith("rgba") and float(re.findall(r"[\d.]+", given)[-1]) == 0:
+        return None
+    if re.fullmatch(r"#(?:[0-9a-fA-F]{3}){1,2}|rgba?\([\d., ]+\)", given):
+        return as_hex(given)
+    raise UserError(f"{path}: paper_bgcolor: '{given}': write it as '#rrggbb', so that text can stand out from it")
 
 
 def read_template(path: str) -> go.layout.Template:

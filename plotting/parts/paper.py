@@ -444,7 +444,9 @@ class _Page:
         return em * (room + 0.35)
 
     def _of_other_columns(self, panel: _Panel) -> bool:
-        below = [other for other in self.panels if other.row == panel.row + 1 and other.column == panel.column]
+        """Whether the next panel with curves in its column is of another one."""
+        below = [p for p in self.panels if p.row > panel.row and p.column == panel.column and p.traces]
+        below.sort(key=lambda other: other.row)
         return (
             bool(below)
             and below[0].native_column != panel.native_column
@@ -567,7 +569,7 @@ class _Page:
     def _place(self, panel: _Panel, x: list[float], y: list[float], height: float) -> None:
         panel.x.domain, panel.y.domain = x, y
         if height < _LOW * self.em and panel.y.tickvals is None:
-            panel.y.nticks = 3
+            panel.y.nticks = _fewest_ticks(panel)
         if panel.alone is not None:
             room = (x[1] - x[0]) * self.width / self.em
             panel.alone.update(text=fold(panel.alone.text.replace("<br>", " "), room), x=sum(x) / 2, y=sum(y) / 2)
@@ -580,14 +582,10 @@ class _Page:
         if names:
             low, high = _extent(panel)
             panel.y.range = [low, high]
-            apart = _LINE * self.em / height * (high - low)
             names.sort(key=lambda note: note.y)
-            heights = [note.y for note in names]
-            for i in range(1, len(heights)):
-                heights[i] = max(heights[i], heights[i - 1] + apart)
-            shift = sum(new - note.y for new, note in zip(heights, names, strict=True)) / len(names)
-            for note, new in zip(names, heights, strict=True):
-                note.y = new - shift
+            apart = _LINE * self.em / height * (high - low)
+            for note, at in zip(names, _moved_apart([note.y for note in names], apart, low, high), strict=True):
+                note.y = at
 
     def _draw_foot(self, x_title: str, below: list[str], at: float, height: float) -> None:
         em = self.em
@@ -649,6 +647,16 @@ def _is_end_name(note: Any) -> bool:
     return note.xanchor == "left" and note.xref != "paper" and "domain" not in str(note.xref) and bool(note.xshift)
 
 
+def _moved_apart(heights: Sequence[float], apart: float, low: float, high: float) -> list[float]:
+    """Sorted heights moved apart, about their middle and inside the panel: what is beyond its ends is not drawn."""
+    apart = min(apart, (high - low) / max(len(heights) - 1, 1))
+    moved = list(itertools.accumulate(heights, lambda before, own: max(own, before + apart)))
+    shift = (sum(moved) - sum(heights)) / len(moved)
+    places = range(len(moved))
+    moved = [min(own - shift, high - apart * (len(moved) - 1 - i)) for i, own in zip(places, moved, strict=True)]
+    return [min(max(own, low + apart * i), high) for i, own in zip(places, moved, strict=True)]
+
+
 def _has_names_above_rows(panel: _Panel) -> bool:
     """Whether the names of rows stand above them; on paper such rows are closer than on a screen."""
     return panel.y.showticklabels is False and any((note.yshift or 0) > 5 for note in panel.notes)
@@ -696,6 +704,18 @@ def _extent(panel: _Panel) -> tuple[float, float]:
         low, high = min(low, 0.0), max(high, 0.0)
     pad = 0.06 * (high - low or 1)
     return low - pad * (low != 0 or panel.y.rangemode != "tozero"), high + pad
+
+
+def _fewest_ticks(panel: _Panel) -> int:
+    """About how many ticks of a low panel leave it two labels or more: one alone says nothing of the scale."""
+    low, high = _extent(panel)
+    for most in (3, 4, 5):
+        rough = max(high - low, 1e-12) / most
+        power = 10 ** np.floor(np.log10(rough))
+        step = next(power * part for part in (1, 2, 5, 10) if power * part >= rough * (1 - 1e-9))
+        if np.floor(high / step + 1e-9) - np.ceil(low / step - 1e-9) >= 1:
+            return most
+    return 5
 
 
 def _tick_label_width(panel: _Panel) -> float:

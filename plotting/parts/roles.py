@@ -64,6 +64,7 @@ def roles_by_step(heads: pd.DataFrame) -> dict[int, Roles]:
 
 
 def why_none(level: pd.DataFrame) -> str:
-    """Why no head ever holds a role: the last reason that the rows of its level give."""
-    reasons = level.sort_values("step")["reason"].dropna() if "reason" in level else pd.Series(dtype=str)
+    """Why no head ever holds a role: the reason that the level gives at its last checkpoint, if it gives one there."""
+    last = level[level["step"] == level["step"].max()]
+    reasons = last["reason"].dropna() if "reason" in last else pd.Series(dtype=str)
     return f"no head holds it: {reasons.iloc[-1]}" if len(reasons) else "no head holds it"

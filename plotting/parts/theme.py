@@ -87,13 +87,13 @@ class Theme:
     def paint(self, colour: str) -> str:
         """A colour of the light theme (`#rrggbb`, `rgb()` or `rgba()`) as it is drawn in this one."""
         if colour.startswith("rgba"):
-            return _with_opacity(self.paint(_hex(colour)), colour.rstrip(")").rpartition(",")[2].strip())
+            return _with_opacity(self.paint(as_hex(colour)), colour.rstrip(")").rpartition(",")[2].strip())
         if self.palette and colour in COLOURS:
             colour = self._given.setdefault(colour, self._of_palette(COLOURS.index(colour)))
             return _lightened(colour, self.page) if self.is_dark else colour
-        if _hex(colour) == WHITE:
+        if as_hex(colour) == WHITE:
             return self.page
-        return _turned_round(_hex(colour), self.page) if self.is_dark else colour
+        return _turned_round(as_hex(colour), self.page) if self.is_dark else colour
 
     def _of_palette(self, place: int) -> str:
         """The palette's colour at a place if no line of the figure has it, so that figures agree; else the next."""
@@ -178,7 +178,8 @@ def _with_opacity(colour: str, alpha: str) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def _hex(colour: str) -> str:
+def as_hex(colour: str) -> str:
+    """`#rgb`, `#rrggbb`, `rgb()` or `rgba()` as `#rrggbb`."""
     if colour.startswith("#"):
         return colour.lower() if len(colour) == 7 else "#" + "".join(2 * digit for digit in colour[1:].lower())
     return _of_parts(float(number) / 255 for number in re.findall(r"[\d.]+", colour)[:3])

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -49,7 +50,9 @@ def page_html(
     """The whole page, from the parts that the other modules make; `notes` are lines about what is absent."""
     style.look.begin()
     sheet = style.look.repaint(_sheet(style))
-    roles = [(label, style.look.paint(colour)) for label, colour in ROLES.values()]
+    # The page's own colours leave a palette too few for the roles.
+    look = replace(style.look)
+    roles = [(label, look.paint(colour)) for label, colour in ROLES.values()]
     data = {"circuits": circuits, "heads": heads, "meanings": meanings, "roles": roles}
     parts = {
         "title": html.escape(_title(results)),
@@ -57,7 +60,7 @@ def page_html(
         "css": sheet,
         "navigation": _navigation(circuits, heads, figures),
         "warnings": "".join(f"<p class='warning'>{html.escape(line)}.</p>" for line in equal_weights_notes(runs)),
-        "story": _story_html(sentences),
+        "story": _story_html(sentences, circuits),
         "summary": _summary(circuits),
         "role_keys": _role_keys(roles),
         "circuit_hidden": "" if circuits else "hidden",
@@ -139,9 +142,11 @@ def _navigation(circuits: list[Any], heads: list[Any], figures: dict[str, Drawin
     return "".join([*links, "<a href='#runs'>Configs and versions</a>"])
 
 
-def _story_html(sentences: list[Sentence]) -> str:
-    """The sentences, model by model: the first model's to be seen, the others' folded away."""
+def _story_html(sentences: list[Sentence], circuits: list[dict[str, Any]]) -> str:
+    """The sentences, model by model: those of the first with a circuit to be seen, the others' folded away."""
     models = list(dict.fromkeys(sentence.model for sentence in sentences))
+    with_circuit = {one["model"] for one in circuits if any(step["edges"] for step in one["steps"])}
+    shown = next((model for model in models if model in with_circuit), next(iter(models), None))
     parts = []
     for model in models:
         own = [sentence for sentence in sentences if sentence.model == model]
@@ -152,7 +157,7 @@ def _story_html(sentences: list[Sentence]) -> str:
             for one in own
         )
         name = f"<summary><h2>{html.escape(model)}</h2></summary>"
-        opened = " open" if model == models[0] else ""
+        opened = " open" if model == shown else ""
         parts.append(
             f"<details class='fold model'{opened}>{name}<ul>{items}</ul></details>"
             if len(models) > 1

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 import pytest
 
 from circuits_over_time.plotting import plot_controls, plot_handovers, plot_order, plot_turnover
+from circuits_over_time.plotting.parts.roles import why_none
 from circuits_over_time.plotting.parts.style import model_looks
 from circuits_over_time.plotting.parts.time_axis import CheckpointAxis
 from circuits_over_time.plotting.plot_controls import (
@@ -174,6 +175,12 @@ def test_hand_overs_are_marked_with_their_share_and_filled_if_sure(results: Stor
     assert {mark.x[0] for mark in marks} == {middle}
     assert {"a3.h1", "a3.h4", "60%", "97%"} <= set(texts(figure))
     assert sum(text.startswith("no head holds it") for text in texts(figure)) == 2
+
+
+def test_a_reason_of_early_checkpoints_does_not_stand_for_the_last() -> None:
+    level = pd.DataFrame({"step": [450, 600, 600], "reason": ["no circuit: task not learned", None, None]})
+    assert why_none(level) == "no head holds it"
+    assert why_none(level[:1]) == "no head holds it: no circuit: task not learned"
 
 
 def controls_figure(results: Store) -> Any:

@@ -12,17 +12,21 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
 from circuits_over_time.plotting import plot_circuits, plot_handovers, plot_ioi_consistency
 from circuits_over_time.plotting.make_report import main as make_report
 from circuits_over_time.plotting.parts.options import Style, pixels
-from circuits_over_time.plotting.parts.paper import fold, styled, text_width
-from circuits_over_time.plotting.parts.style import Drawing, finish
+from circuits_over_time.plotting.parts.panels import Line, Panels
+from circuits_over_time.plotting.parts.paper import _fewest_ticks, _Panel, fold, styled, text_width
+from circuits_over_time.plotting.parts.roles import ROLES
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish
 from circuits_over_time.plotting.parts.theme import (
     COLOURS,
     DARK,
+    INK,
     PALETTES,
     POSITIVE,
     SERIES,
@@ -33,6 +37,7 @@ from circuits_over_time.plotting.parts.theme import (
     luminance,
     paint,
 )
+from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.store import Store
 from tests.plotting.test_report import embedded
@@ -67,6 +72,10 @@ def every_figure(everything: Everything) -> dict[str, Drawing]:
 def page() -> Iterator[Printer]:
     with printer() as started:
         yield started
+
+
+TABLE = pd.DataFrame({"step": [1, 10, 100], "tokens": [10, 100, 1000], "v": [0.0, 0.2, 0.95]})
+BLACK = ModelLook("#000000", "circle", "solid")
 
 
 def simple(n_columns: int = 1) -> Drawing:
@@ -270,6 +279,7 @@ def test_the_reports_page_takes_theme_palette_font_and_size_of_text(store: Store
         assert not colours & {*SERIES, "#332288"}
     chips = re.findall(r"<i class='swatch' style='border-color:(#\w+)'", page.read_text())
     assert chips == [colour for _, colour in embedded(page.read_text(), "data")["roles"]]
+    assert len(set(chips)) == len(ROLES), "a palette of as many colours gives each role its own"
 
 
 # Colours.
@@ -343,6 +353,18 @@ def test_a_plotly_template_is_a_theme(tmp_path: Path) -> None:
         assert Style(theme=str(tmp_path / "wrong.yml")).look
 
 
+@pytest.mark.parametrize("page", ["black", "#111", "rgb(17,17,17)", "rgba(17, 17, 17, 1)"])
+def test_text_stands_out_from_the_page_of_a_template_however_it_is_written(page: str, tmp_path: Path) -> None:
+    (tmp_path / "night.json").write_text(json.dumps({"layout": {"paper_bgcolor": page}}))
+    look = Style(theme=str(tmp_path / "night.json")).look
+    assert contrast(look.paint(INK), look.page) > 7
+    (tmp_path / "other.json").write_text(json.dumps({"layout": {"paper_bgcolor": "midnightblue"}}))
+    with pytest.raises(UserError, match=r"other\.json: paper_bgcolor: 'midnightblue': write it as '#rrggbb'"):
+        assert Style(theme=str(tmp_path / "other.json")).look
+    (tmp_path / "clear.json").write_text(json.dumps({"layout": {"paper_bgcolor": "rgba(0,0,0,0)"}}))
+    assert Style(theme=str(tmp_path / "clear.json")).look.page == WHITE
+
+
 def test_the_documentation_names_every_flag() -> None:
     page = (ROOT / "docs" / "results.md").read_text()
     names = [name.replace("_", "-") for name in Style.model_fields if name != "title"]
@@ -360,3 +382,34 @@ def test_axes_of_shares_and_probabilities_begin_at_zero(every_figure: dict[str, 
                 n_axes += 1
                 assert axis.rangemode == "tozero" or (axis.range is not None and axis.range[0] <= 0), name
     assert n_axes > 20
+
+
+def test_names_at_the_ends_of_lines_stay_in_their_panel() -> None:
+    panels = Panels(1, 3, TimeAxis.of(TABLE), names_at_ends=True)
+    for column in (1, 2, 3):
+        panels.draw(Line(TABLE, "v", "m", BLACK), 1, column)
+        panels.name_ends([(1 - 0.01 * i, f"a{i}.h0", "#000000") for i in range(5)], 1, column)
+    layout = styled(panels.done("A title", ""), Style(width="3.25in")).layout
+    low, high = layout.yaxis.range
+    names = [note.y for note in layout.annotations if note.text.startswith("a")]
+    assert len(names) == 15
+    assert all(low <= y <= high for y in names), "plotly does not draw what is beyond the ends of an axis"
+    assert len(set(names)) == 5, "they stand apart"
+
+
+def test_a_column_whose_lowest_panel_is_empty_has_its_ticks_on_the_panel_above() -> None:
+    panels = Panels(2, 4, TimeAxis.of(TABLE), [f"task {i}" for i in range(4)])
+    for column in range(1, 5):
+        panels.draw(Line(TABLE, "v", "m", BLACK), 1, column)
+        if column % 2:
+            panels.draw(Line(TABLE, "v", "m", BLACK), 2, column)
+        else:
+            panels.leave_empty("nothing here", 2, column)
+    layout = styled(panels.done("A title", ""), Style(width="3.25in")).layout
+    assert [layout[f"xaxis{i}"].showticklabels for i in ("", 2, 3, 4, 5, 7)] == [False, True, False, True, True, True]
+
+
+@pytest.mark.parametrize(("low", "high", "ticks"), [(-0.6, 0.95, 4), (0, 1, 3), (0, 60, 3), (-6, 6.5, 3)])
+def test_a_low_panel_has_more_than_one_tick(low: float, high: float, ticks: int) -> None:
+    axis = go.layout.YAxis(range=[low, high])
+    assert _fewest_ticks(_Panel(go.layout.XAxis(), axis, ("x", "y"), 0, 0, 0, 0, (0, 1))) == ticks

@@ -382,7 +382,8 @@ def _view(page: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fragment", "said"),
     [
-        ("model=none&task=&step=x&threshold=-1", ""),
+        ("model=none&task=&step=x&threshold=-1", "The address asks for the model none: there is none here."),
+        ("step=7x", f"The address asks for step 7x: {ONE} has no such checkpoint here."),
         ("open=<img src=x onerror=hacked=1>", "that is no head, MLP or edge"),
         ("open=a99.h99", f"The address opens a99.h99: {ONE} has no head a99.h99."),
         ("open=a0.h0->m99", f"{ONE} has no MLP m99"),

@@ -9,6 +9,7 @@ import pytest
 
 from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.plot_circuits import selected_circuits
+from circuits_over_time.plotting.report.page import _story_html
 from circuits_over_time.plotting.report.story import Sentence, sentence, story
 from circuits_over_time.utils.results.store import Store
 from tests.support.synthetic_comparison import CHANGED_AT, EMERGED, write_comparison
@@ -154,3 +155,12 @@ def test_the_story_says_what_the_tables_hold(tmp_path_factory: pytest.TempPathFa
         assert "1 of 5 random circuits do at least as well" in one.text
         assert one.changed == [step for step in CHANGED_AT if step > COMPARED[3]]
         assert f"does not change by more than noise from step {max(CHANGED_AT)} on" in one.text
+
+
+def test_of_several_models_the_first_with_a_circuit_is_told_first() -> None:
+    told = [Sentence(model, "sva", "Agreement", "Agreement is here.", [], None, []) for model in ("early", "later")]
+    records = [{"model": model, "steps": [{"edges": edges}]} for model, edges in (("early", []), ("later", [[0, 1]]))]
+    assert [
+        part.partition("</summary>")[0] for part in _story_html(told, records).split("<details class='fold model'")
+    ][1:] == ["><summary><h2>early</h2>", " open><summary><h2>later</h2>"]
+    assert "early</h2>" in _story_html(told, records[:1]).partition(" open>")[2].partition("</details>")[0]

@@ -127,6 +127,7 @@ def test_heads_that_share_keys_are_drawn_together() -> None:
     [
         ("components=[a9.h9]", "components: 'a9.h9' is neither a node of the model nor a set or role"),
         ("components=[name_movers]", "did you mean 'name_mover'?"),
+        ("components=name_movers", "did you mean 'name_mover'?"),
         ("components=[a0.h1, a0.h1]", "'a0.h1' is listed twice"),
         ("sources=[7]", "sources: step 7 is not in "),
         ("sources=latest", "'latest' is not a schedule"),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from circuits_over_time.edge_attribution_patching.choices import Part
 
@@ -35,7 +35,9 @@ class SwapConfig(PairSettings, TaskConfig):
 
     sources: str | Steps = "all"
     """The checkpoints that components are taken from: a [schedule](../docs/models.md#schedules), or a list of steps."""
-    components: Annotated[list[str | list[str]], AfterValidator(different)] = Field(["circuit", "heads", "mlps"])
+    components: Annotated[list[str | list[str]], BeforeValidator(as_list), AfterValidator(different)] = Field(
+        ["circuit", "heads", "mlps"]
+    )
     """Which [sets of components](../docs/circuits.md#swapped-components) to swap, each by itself: `circuit`, `heads`,
     `mlps`, `all`, a role of IOI (`name_mover`), a node (`a5.h1`, `m3`, `input`, `logits`), or a list of these."""
     parts: Annotated[list[Part], AfterValidator(different)] = Field(["q", "k", "v", "o"])

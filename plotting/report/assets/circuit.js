@@ -467,8 +467,14 @@ class CircuitView {
     if (step >= 0) this.slider.value = step;
     const name = parameters.get("open");
     const absent = name ? this.absent(name) : null;
-    byId("address-note").hidden = !absent;
-    byId("address-note").textContent = absent ? `The address opens ${name}: ${absent}.` : "";
+    const wrong = ["model", "task"].filter((key) => parameters.get(key) && byId(`circuit-${key}`).value !== parameters.get(key));
+    const notes = wrong.map((key) => `The address asks for the ${key} ${parameters.get(key)}: there is none here.`);
+    if (parameters.get("step") && step < 0 && !wrong.length) {
+      notes.push(`The address asks for step ${parameters.get("step")}: ${this.record.model} has no such checkpoint here.`);
+    }
+    if (absent) notes.push(`The address opens ${name}: ${absent}.`);
+    byId("address-note").hidden = !notes.length;
+    byId("address-note").textContent = notes.join(" ");
     if (name && !absent) this.details.name = name;
     else this.details.close();
     const inTools = ["other-model", "other-task", "other-step", "side", "strongest", "threshold"];
