@@ -38,11 +38,6 @@ def selected_circuits(faithfulness: pd.DataFrame, baselines: pd.DataFrame) -> pd
             sizes = faithfulness[[*keys, "size", "n_edges", "n_nodes"]].astype({"size": float})
             sizes.columns = pd.Index([*keys, f"size_{end}", f"n_edges_{end}", f"n_nodes_{end}"])
             table = table.astype({f"size_{end}": float}).merge(sizes, on=[*keys, f"size_{end}"], how="left")
-    for (model, task), rows in table.groupby(["model", "task"], sort=False):
-        without = rows.loc[~rows["status"].isin(WITH_CIRCUIT), "status"].value_counts()
-        told = ", ".join(f"{status} at {without[status]}" for status in STATUSES if status in without)
-        if told:
-            logger.info("%s %s: %s of %d steps", model, task, told, len(rows))
     return table.sort_values(keys, ignore_index=True)
 
 
@@ -92,6 +87,11 @@ def task_metrics(results: Results, table: pd.DataFrame) -> dict[str, str]:
 
 def draw(results: Results) -> dict[str, Drawing]:
     table = selected_circuits(results.table("faithfulness"), results.table("baselines"))
+    for (model, task), rows in table.groupby(["model", "task"], sort=False):
+        without = rows.loc[~rows["status"].isin(WITH_CIRCUIT), "status"].value_counts()
+        told = ", ".join(f"{status} at {without[status]}" for status in STATUSES if status in without)
+        if told:
+            logger.info("%s %s: %s of %d steps", model, task, told, len(rows))
     options = {"count": results.arguments.count, "metrics": task_metrics(results, table)}
     return {"circuits": draw_circuits(escaped(table), looks=results.looks(), **options)}
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from circuits_over_time.utils.config.keys import as_list
 from circuits_over_time.utils.results.commands import StoredRun, command, how_to_compare, stored_runs
 from circuits_over_time.utils.results.comparison import ComparisonFolder
-from circuits_over_time.utils.results.kinds import KINDS
+from circuits_over_time.utils.results.kinds import KINDS, WITH_CIRCUIT
 from circuits_over_time.utils.tasks.registry import TASKS, task_label
 
 from ..parts.style import task_order
@@ -68,7 +68,12 @@ def unfinished(results: Results) -> list[Advice]:
 def also_possible(results: Results) -> list[Advice]:
     """Analyses of the models and tasks on the page that nobody has asked for yet."""
     runs = {model: list(stored_runs(results.store.root, model)) for model in results.every_model}
-    found = [advice for kind in ANALYSES for advice in _further(results, kind, runs)]
+    baselines = results.table_if_any("baselines")
+    there = set() if baselines is None else set(baselines.loc[baselines["status"].isin(WITH_CIRCUIT), "model"])
+    with_circuit = {model: of_model for model, of_model in runs.items() if model in there}
+    found = [
+        advice for kind in ANALYSES for advice in _further(results, kind, with_circuit if kind == "transfer" else runs)
+    ]
     compared = any(ComparisonFolder(results.store.root).path.glob("*.csv"))
     if not compared and any(len(steps) > 1 for steps in _stored_circuits(results)):
         found.append(Advice(COMPARISON, how_to_compare(results.store.root)))

@@ -46,7 +46,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("results_dir", "n_suggested"), [("results", 8), (OWN_RESULTS, 3)])
+@pytest.mark.parametrize(("results_dir", "n_suggested"), [("results", 8), (OWN_RESULTS, 2)])
 def test_every_suggested_command_finds_something_to_do(
     project: Path, results_dir: str, n_suggested: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -54,7 +54,7 @@ def test_every_suggested_command_finds_something_to_do(
     results = Results(Store(results_dir), in_report=True)
     suggested = also_possible(results)
     assert unfinished(results) == []
-    assert len(suggested) == n_suggested
+    assert len(suggested) == n_suggested  # Where no circuit was found there is none for other checkpoints.
     for advice in suggested:
         _does_something(advice, capsys)
 
