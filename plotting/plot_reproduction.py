@@ -27,6 +27,7 @@ from circuits_over_time.plotting.parts.tables import NotMeasured, Results, logge
 from circuits_over_time.plotting.parts.theme import NEGATIVE, POSITIVE, paint
 from circuits_over_time.plotting.parts.time_axis import compact
 from circuits_over_time.plotting.published.reproduction import VERDICTS, commands, remaining, reproduction
+from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.tasks.registry import task_label
 
 PUBLISHED_COLOUR = "#b5b5b5"
@@ -192,12 +193,12 @@ def format_hours(hours: float) -> str:
     return f"{60 * hours:.0f} minutes" if hours < 1 else f"{hours:.{int(hours < 10)}f} hours"
 
 
-def reproduction_html(table: pd.DataFrame, whole: tuple[str, float] | None) -> str:
+def reproduction_html(store: Store, table: pd.DataFrame, whole: tuple[str, float] | None) -> str:
     """What `reproduction` returns as a table, and below it what measures the missing numbers, all at once or apart."""
     rows = "".join(_row(row) for _, row in table.iterrows())
     names = ("Number", "", "Published", "Measured", "95% interval", "Checkpoints", "Verdict", "Notes")
     head = "".join(f"<th scope='col'>{name}</th>" for name in names)
-    items = "".join(f"<li><code>{html.escape(command)}</code></li>" for command in commands(table))
+    items = "".join(f"<li><code>{html.escape(command)}</code></li>" for command in commands(store, table))
     command, hours = whole or ("", 0.0)
     missing = (
         f"<p>What is missing takes about {format_hours(hours)} of a GPU, from the models' shapes, without loading "
@@ -239,12 +240,12 @@ def draw(results: Results) -> dict[str, Drawing]:
     if results.in_report and (table["verdict"] == "not measured").all():
         raise NotMeasured(f"{results.store.root} holds no results of the study's models")
     whole = remaining(results.store, table)
-    for command, n in commands(table).items() if not results.in_report else ():
+    for command, n in commands(results.store, table).items() if not results.in_report else ():
         logger.info("%d numbers are not measured, or open; run: %s", n, command)
     if whole is not None and not results.in_report:
         logger.info("or all, in about %s of a GPU without loading; run: %s", format_hours(whole[1]), whole[0])
     drawing = draw_reproduction(table, whole[1] if whole else 0.0)
-    return {"reproduction": replace(drawing, table=table, details=reproduction_html(table, whole))}
+    return {"reproduction": replace(drawing, table=table, details=reproduction_html(results.store, table, whole))}
 
 
 FIGURE = Figure(draw, order=170)

@@ -203,7 +203,7 @@ class StudyResults:
         lacking = [model for model in self.models if self.nodes(number, model) is None]
         models = [number.model] if number.model else lacking or self.models
         begin = f"python {find_kind(number.kind).script} -c {number.config.as_posix()}"
-        return _command(begin, models, [] if number.step is None else [number.step])
+        return _command(begin, models, [] if number.step is None else [number.step]) + _into(self.store)
 
     def settings(self, number: Number) -> str:
         """The keys in which the runs behind a number differ from the study's config, with both values."""
@@ -223,7 +223,7 @@ class StudyResults:
         return "; ".join(sorted(set(texts)))
 
 
-def commands(table: pd.DataFrame) -> dict[str, int]:
+def commands(store: Store, table: pd.DataFrame) -> dict[str, int]:
     """The fewest commands that measure what a table of `reproduction` lacks, and how many numbers each is for."""
     # What a correlation needs, the means that it rests on need too.
     lacking = table[(table["command"] != "") & (table["quantity"] != "size_correlation")]
@@ -231,7 +231,7 @@ def commands(table: pd.DataFrame) -> dict[str, int]:
     begins = lacking["command"].map(lambda command: command.partition(" model=")[0])
     for (begin, _), rows in lacking.groupby([begins, lacking["step"].notna()], sort=False):
         models, steps = rows["model"].unique().tolist(), rows["step"].dropna().unique().tolist()
-        found[_command(str(begin), models, steps)] = len(rows)
+        found[_command(str(begin), models, steps) + _into(store)] = len(rows)
     return found
 
 
@@ -251,8 +251,12 @@ def remaining(store: Store, table: pd.DataFrame) -> tuple[str, float] | None:
     config = SuiteConfig.model_validate(data | {"model": models, "results_dir": store.root})
     begin = f"python run_suite.py -c {path.as_posix()}"
     named = begin if models == study else _command(begin, models, [])
-    further = "" if store.root == Path("results") else f" results_dir={shlex.quote(str(store.root))}"
-    return named + further, gpu_hours(jobs_of(config), models)
+    return named + _into(store), gpu_hours(jobs_of(config), models)
+
+
+def _into(store: Store) -> str:
+    """What a command needs to write its results where these are."""
+    return "" if store.root == Path("results") else f" results_dir={shlex.quote(str(store.root))}"
 
 
 def _command(begin: str, models: list[str], steps: list[int]) -> str:

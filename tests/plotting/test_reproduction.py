@@ -154,27 +154,29 @@ def test_few_checkpoints_and_levels_without_a_value_are_open_and_say_why(tmp_pat
 
 def test_what_is_missing_names_the_command_with_the_studys_config(tmp_path: Path) -> None:
     store = write_study(tmp_path, agree=True, models=["pythia-70m", "pythia-160m"])
-    table = reproduction(store, EVERYTHING)
+    table, there = reproduction(store, EVERYTHING), f" results_dir={store.root}"
     missing = table[table["verdict"] == "not measured"]
     assert set(missing["model"]) == set(MODELS) - {"pythia-70m", "pythia-160m"}
     for command in table.loc[table["command"] != "", "command"]:
-        script, config, model = re.match(
-            r"python (\S+) -c (\S+) model=(.*?)(?: checkpoints=\[\d+\])?$", command
+        script, config, model, into = re.match(
+            r"python (\S+) -c (\S+) model=(.*?)(?: checkpoints=\[\d+\])?( results_dir=\S+)$", command
         ).groups()
         assert (ROOT / script).is_file()
+        assert into == there
         assert set(MODELS) <= set(yaml.safe_load((ROOT / config).read_text())["model"])
         assert set(re.findall(r"pythia-[\d.]+[mb]", model)) <= set(MODELS)
-    together = commands(table)
-    assert (
-        'python get_model_cspa.py -c configs/study/cspa.yml model="[pythia-410m, pythia-1.4b, pythia-2.8b]"' in together
-    )
+    together = commands(store, table)
+    models = 'model="[pythia-410m, pythia-1.4b, pythia-2.8b]"'
+    assert f"python get_model_cspa.py -c configs/study/cspa.yml {models}{there}" in together
     steps = "checkpoints=[4000,53000,99000,140000,143000]"
-    assert f"python get_circuits_over_time.py -c configs/study/ioi.yml model=pythia-410m {steps}" in together
+    assert f"python get_circuits_over_time.py -c configs/study/ioi.yml model=pythia-410m {steps}{there}" in together
     assert sum(together.values()) == len(missing)
     edges = only(table, quantity="circuit_edges", step=53000)
-    assert edges["command"].endswith("-c configs/study/ioi.yml model=pythia-410m checkpoints=[53000]")
+    assert edges["command"].endswith("-c configs/study/ioi.yml model=pythia-410m checkpoints=[53000]" + there)
     r = only(table, quantity="size_correlation", task="sva", item="true")
-    assert r["command"].endswith('sva.yml model="[pythia-410m, pythia-1.4b, pythia-2.8b]"')
+    assert r["command"].endswith(f"sva.yml {models}{there}")
+    default = Store(Path("results"))
+    assert all("results_dir" not in command for command in commands(default, reproduction(default, EVERYTHING)))
 
 
 def test_one_command_measures_all_that_is_missing_in_as_many_hours_as_its_operations_take(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -13,6 +14,7 @@ from circuits_over_time.utils.circuits.find import circuit_prompts
 from circuits_over_time.utils.circuits.keys import CircuitSettings
 from circuits_over_time.utils.config.keys import PromptOptions
 from circuits_over_time.utils.tasks import build_prompts, get_task
+from circuits_over_time.utils.tasks.csv_task import table_task
 from tests.support.paths import CONFIGS, TOY_STEPS
 from tests.support.task_tokenizers import pythia, words
 
@@ -341,3 +343,20 @@ def test_ids_of_another_tokenizer_are_told_by_the_text_beside_them(write):
     path = write("clean,corrupted,he_idx,corrupted_he_idx,correct_idx,incorrect_idx", f"{IDS},344,703")
     with pytest.raises(UserError, match=r"he_idx and correct_idx may both be the answers"):
         build(path, tokenizer=pythia())
+
+
+def test_tables_in_memory_hold_answers_in_arrays_and_none_may_be_empty():
+    def task(answers, answers_as):
+        table = {"clean": ["So Paul is such a good cook"], "corrupted": ["So Mary is such a good cook"]}
+        return table_task(table | {"answers": [answers], "wrong_answers": [[]]}, "mine", "logit_diff", answers_as)
+
+    for answers, answers_as in (
+        (np.array([344, 345]), "ids"),
+        ([np.int64(344)], "ids"),
+        (np.array([" he", " it"]), "text"),
+    ):
+        with pytest.raises(UserError, match=r"^mine: row 1: wrong_answers is empty$"):
+            task(answers, answers_as)
+    for answers in ([], np.array([], int)):
+        with pytest.raises(UserError, match=r"^mine: row 1: answers is empty$"):
+            task(answers, "ids")

@@ -219,7 +219,7 @@ def _warn_once(line: str) -> None:
 
 def _problem(row: dict[str, Any], n_columns: int, columns: Sequence[str], ids: bool) -> str | None:
     """What is wrong with a row's cells, if anything."""
-    if None in row or None in row.values():
+    if None in row or any(cell is None for cell in row.values()):  # Cells may be arrays.
         return f"does not have as many cells as the header ({n_columns})"
     for column in columns:
         of_answers = column in columns[2:]
@@ -227,6 +227,8 @@ def _problem(row: dict[str, Any], n_columns: int, columns: Sequence[str], ids: b
         if of_answers and ids:
             if wrong := [value for value in values if isinstance(value, bool) or not isinstance(value, int)]:
                 return f"{column} is {wrong[0]!r}, not a token id"
+            if not values:
+                return f"{column} is empty"
             continue
         if wrong := [text for text in values if not isinstance(text, str)]:
             hint = "; if it is a token id, pass answers_as=ids" if isinstance(wrong[0], int) and of_answers else ""
@@ -247,6 +249,7 @@ def _answers(cell: Any, ids: bool) -> tuple[Any, ...]:
     if isinstance(cell, str):
         cell = re.split("[;,]", cell.strip("[]")) if ids else cell.split(";")
     listed = cell if isinstance(cell, list | tuple) else [cell]
+    listed = [one.tolist() if hasattr(one, "tolist") else one for one in listed]
     if ids:
         listed = [int(one) if isinstance(one, str) and re.fullmatch(r" *[0-9]{1,9} *", one) else one for one in listed]
     return tuple(item for number, item in enumerate(listed) if item not in listed[:number])
