@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,26 @@ def test_a_dry_run_lists_every_analysis(tmp_path: Path, capsys: pytest.CaptureFi
     for name in KEYS:
         assert f"{name}: toy from {TOY}: 2 of 2 checkpoints to measure" in out
     assert not (tmp_path / "results").exists()
+
+
+def test_a_dry_run_tells_models_and_entries_of_one_script_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(TOY, tmp_path / "other")
+    tasks = ("ioi", ["greater_than", "sva"])
+    entries = [{"script": "get_circuits_over_time.py", "n_prompts": 4, "task": task} for task in tasks]
+    keys = {
+        "model": [str(TOY), str(tmp_path / "other")],
+        "checkpoints": STEPS,
+        "results_dir": str(tmp_path / "results"),
+    }
+    (tmp_path / "suite.yml").write_text(json.dumps(keys | {"device": "cpu", "analyses": entries}))
+    assert main_of_suite(["-c", str(tmp_path / "suite.yml"), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for model in ("toy", "other"):
+        assert f"get_circuits_over_time ioi: {model} from " in out
+        assert f"get_circuits_over_time greater_than sva: {model} from " in out
+        assert f"  needs of {model}: download 0 B" in out
 
 
 def test_fetching_measures_nothing(tmp_path: Path, loaded: list[int]) -> None:

@@ -256,11 +256,14 @@ def drop_duplicate_weights(sweep: Sweep) -> Sweep:
 def describe(jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> str:
     """What `--dry-run` says after the config: what is finished, and what is missing."""
     lines = []
+    names = [job.analysis.name for job in jobs]
     for sweep in sweeps:
         name = sweep.family.name
         for (job, steps), given in zip(sweep.asked.items(), jobs, strict=True):
             left = sweep.missing_of(job)
             what = f"{job.analysis.name}: " if len(jobs) > 1 else ""
+            if names.count(job.analysis.name) > 1:  # Its tasks tell it from the others.
+                what = " ".join([job.analysis.name, *(task.name for task in job.tasks if task is not None)]) + ": "
             lines.append(f"{what}{name} from {sweep.family.source}: {len(left)} of {len(steps)} checkpoints to measure")
             if job.config != given.config:
                 lines.append(f"  prepend_bos: auto is {'true' if sweep.family.prepend_bos else 'false'}")

@@ -73,7 +73,7 @@ def run_jobs(
     later = [job for job in later if job.tasks]
     code = 0
     if dry_run:
-        needed = [needs(sweep, refuse_unfit(sweep)) for sweep in sweeps]
+        needed = [needs(sweep, refuse_unfit(sweep), named=len(sweeps) > 1) for sweep in sweeps]
         sys.stdout.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         sys.stdout.write(describe(jobs, sweeps) + "".join(needed))
     elif only_fetch:

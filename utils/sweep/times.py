@@ -36,17 +36,19 @@ _OF_PRODUCTS = 0.5
 """The share of its large products' speed that a device reaches in a forward pass."""
 
 
-def needs(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float]) -> str:
+def needs(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float], *, named: bool = False) -> str:
     """What is missing in a model needs, each line indented; nothing if there is nothing to measure.
 
     Args:
         operations: of each measurement, as `estimate.refuse_unfit` counts them.
+        named: whether to say which model it is, where there are others.
     """
     if not sweep.missing:
         return ""
     config = sweep.jobs[0].config
     found = estimate(sweep.family, list(sweep.missing), config.dtype, config.keep_checkpoints, config.prefetch)
-    return f"  needs: {format_estimate(found)}\n{_time(sweep, operations)}"
+    of_model = f" of {sweep.family.name}" if named else ""
+    return f"  needs{of_model}: {format_estimate(found)}\n{_time(sweep, operations)}"
 
 
 def _time(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float]) -> str:
