@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.config.command_line import read_command_line, script
 from circuits_over_time.utils.config.keys import (
     BaseConfig,
@@ -423,6 +424,15 @@ def test_a_key_that_is_right_and_unread_is_said(write: Any, caplog: pytest.LogCa
         (Circuits, ["task=[sva, prompts/own.CSV]", "metric=prob_diff"], []),
         (Circuits, ["task=sva", "ioi_corruption=abc"], ["ioi_corruption: is not read without ioi among the tasks"]),
         (Circuits, ["task=[sva, ioi]", "ioi_corruption=abc"], []),
+        (
+            CircuitsConfig,
+            ["task=ioi", "redraw_prompts=true", "search={grid: study, sizes: [5]}"],
+            [
+                "search.grid: is not read with sizes: exactly those are evaluated",
+                "redraw_prompts: is not read without greater_than or sva among the tasks",
+            ],
+        ),
+        (CircuitsConfig, ["task=[ioi, sva]", "redraw_prompts=true", "search.grid=study"], []),
         (
             IoiConsistencyConfig,
             ["definitions=frozen", "thresholds.negative_copy_score=20"],

@@ -114,6 +114,12 @@ class SearchConfig(Section):
         """How the size is chosen."""
         return SizeRule(self.threshold, self.criterion, self.grid, self.sizes)
 
+    def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Adds the grid, where its sizes are given."""
+        yield from super().unread(prefix)
+        if self.sizes is not None and self.grid != "adaptive":
+            yield f"{prefix}grid", "with sizes: exactly those are evaluated"
+
     @field_validator("sizes")
     @classmethod
     def _ascending(cls, sizes: list[int] | None) -> list[int] | None:

@@ -329,6 +329,13 @@ class RedrawKeys(Section):
         """Whether a task gets other prompts at every checkpoint."""
         return self.redraw_prompts and task.partition("@")[0] in ("greater_than", "sva")  # `sva@eap`, by its results
 
+    def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Adds the key, where none of the run's tasks gets other prompts."""
+        yield from super().unread(prefix)
+        tasks = getattr(self, "task_names", ["all"])  # The circuit of a consistency script has its task elsewhere.
+        if self.redraw_prompts and "all" not in tasks and not any(map(self.redraws, tasks)):
+            yield f"{prefix}redraw_prompts", "without greater_than or sva among the tasks"
+
     def at_step(self, step: int) -> Self:
         """The same with the seed of a checkpoint's prompts."""
         seed = random.Random(f"{getattr(self, 'seed', 0)} step {step}").randrange(LARGEST)
