@@ -27,9 +27,7 @@ def prepare(
     prepared: dict[str, Prompts | UserError] = {}
     for task in tasks_of(config):
         try:
-            prompts = task.build(tokenizer, config.of_task(task.name).n_prompts, config.seed, config)
-            prompts.require_fit(task.name, shape)
-            prepared[task.name] = prompts
+            prepared[task.name] = _prompts(config, task, tokenizer, shape)
         except UserError as error:
             if not config.only_by_all(task.name):
                 raise
@@ -45,9 +43,14 @@ def measure(
     if isinstance(prompts, UserError):  # This checkpoint has another tokenizer than those before.
         raise CheckpointUnusable(str(prompts))
     if config.redraws(task.name):
-        n = config.of_task(task.name).n_prompts
-        prompts = task.build(checkpoint.tokenizer, n, config.at_step(checkpoint.step).seed, config)
+        prompts = _prompts(config.at_step(checkpoint.step), task, checkpoint.tokenizer, checkpoint.weights)
         json = {"prompts": prompts.texts}
     study = config.task_metrics == "study"
     table = task_performance(checkpoint.weights, prompts, task.metrics, config.batch_size, study=study)
     return {"task_performance": Result(table, json=json)}
+
+
+def _prompts(config: PerformanceConfig, task: Task, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> Prompts:
+    prompts = task.build(tokenizer, config.of_task(task.name).n_prompts, config.seed, config)
+    prompts.require_fit(task.name, shape)
+    return prompts
