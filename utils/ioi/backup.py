@@ -42,6 +42,7 @@ from .effects import PairedRuns
 from .keys import NAME_MOVERS, ablated_sets
 from .roles import Roles, holders
 from .shares import Scale
+from .tables import typed_table
 
 Ablation = Literal["mean", "corrupted"]
 FROZEN = 2
@@ -176,7 +177,7 @@ def backup_table(
         else:
             rows = [{"part": "all", "reason": f"there are no {name.replace('_', ' ')}s to ablate"}]
         tables += [row | {"ablated": name} for row in rows]
-    return _table(tables)
+    return typed_table(tables, IOI_BACKUP)
 
 
 def _rows_of(
@@ -223,7 +224,7 @@ def _rows_of(
 
 def without_backup(reason: str) -> pd.DataFrame:
     """The table if nothing is measured."""
-    return _table([{"part": "all", "reason": reason}])
+    return typed_table([{"part": "all", "reason": reason}], IOI_BACKUP)
 
 
 def _row(
@@ -246,11 +247,3 @@ def _share(scale: Scale, name: str, back: Float[Tensor, " prompt"], lost: Float[
     """What of the loss comes back, in percent, and the ends of its interval."""
     low, high = scale.interval(100 * scale.bootstrap.means(back) / scale.bootstrap.means(lost))
     return {name: 100 * float(back.mean() / lost.mean()), f"{name}_low": low, f"{name}_high": high}
-
-
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=list(IOI_BACKUP.columns))
-    words = IOI_BACKUP.texts or ()
-    counts = ("layer", "head", "n_ablated")
-    numbers = [name for name in table if name not in (*words, *counts)]
-    return table.astype(dict.fromkeys(numbers, "float64") | dict.fromkeys(counts, "Int64"))

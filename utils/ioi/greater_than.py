@@ -60,6 +60,7 @@ from .inputs import FoundEdges, Lookup, prompts_of_circuit
 from .keys import GreaterThanConsistencyConfig
 from .roles import Evidence, give_roles, holders
 from .shares import PValues, Scale, p_mean_above, random_percentages
+from .tables import typed_table
 
 LEVELS, NODES = KINDS["greater_than_consistency"], KINDS["greater_than_consistency_nodes"]
 
@@ -144,11 +145,8 @@ class Levels:
         self.nodes: list[dict[str, Any]] = []
 
     def table(self) -> pd.DataFrame:
-        """The rows of the levels. Columns that are empty in every row have no type of their own."""
-        table = pd.DataFrame(self.levels, columns=list(LEVELS.columns))
-        counts = [name for name in LEVELS.columns if name.startswith("n_")]
-        numbers = [name for name in LEVELS.columns if name not in (*counts, *(LEVELS.texts or ()))]
-        return table.astype(dict.fromkeys(counts, "Int64") | dict.fromkeys(numbers, "float64"))
+        """The rows of the levels."""
+        return typed_table(self.levels, LEVELS)
 
     def run(self) -> None:
         """Measure all levels; one without receivers gets the reason in place of its numbers."""

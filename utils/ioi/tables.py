@@ -14,7 +14,7 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
 from circuits_over_time.edge_attribution_patching.statistics import standard_errors
 
-from ..results.kinds import IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
+from ..results.kinds import IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS, ResultSchema
 from .attention import NAMES
 from .definitions import EffectDefinition
 from .effects import Exchange
@@ -117,17 +117,18 @@ class Tables:
 
     def done(self) -> Consistency:
         """Everything that was added."""
-        levels = pd.DataFrame(self._levels, columns=list(IOI_CONSISTENCY.columns))
-        # Columns that are empty in every row have no type of their own.
-        types = {name: "Int64" for name in IOI_CONSISTENCY.columns if name.startswith("n_")}
-        types |= {
-            name: "float64"
-            for name in IOI_CONSISTENCY.columns
-            if name.startswith("percent") or name.endswith("_effect")
-        }
         signals = pd.DataFrame(self._signals, columns=list(IOI_CONSISTENCY_SIGNALS.columns))
         return Consistency(
-            levels.astype(types),
+            typed_table(self._levels, IOI_CONSISTENCY),
             pd.DataFrame(self._heads, columns=list(IOI_CONSISTENCY_HEADS.columns)),
             signals.sort_values(["layer", "head"], kind="stable", ignore_index=True),
         )
+
+
+def typed_table(rows: Sequence[Mapping[str, Any]], kind: ResultSchema) -> pd.DataFrame:
+    """Rows as a table of a kind. Columns that are empty in every row have no type of their own."""
+    columns = list(kind.columns)
+    counts = [name for name in columns if name in ("layer", "head") or name.startswith("n_")]
+    numbers = [name for name in columns if name not in (*counts, *(kind.texts or ()))]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.astype(dict.fromkeys(counts, "Int64") | dict.fromkeys(numbers, "float64"))
