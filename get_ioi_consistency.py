@@ -2,7 +2,7 @@
 
     python get_ioi_consistency.py -c configs/ioi_consistency_160m.yml
 
-Writes, for every checkpoint, with the levels name_movers, s_inhibition and induction of `utils/ioi/levels.py`
+Writes, for every checkpoint, with the levels name_movers, s_inhibition and induction of `utils/algorithms/levels.py`
 (Tigges et al. 2024, arXiv 2407.10827):
 
 results/ioi_consistency/<model>/step{n}.csv          the share of each level's effect that heads in its role have
@@ -17,7 +17,7 @@ computed where not. Keys: configs/README.md. Figures: plotting/plot_ioi_consiste
 
 import sys
 
-from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
+from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
@@ -26,11 +26,11 @@ ANALYSIS = Analysis(
     "get_ioi_consistency",
     IoiConsistencyConfig,
     tuple(KINDS[kind] for kind in MEASURED),
-    Lazy("utils.ioi.inputs.prepare"),
-    Lazy("utils.ioi.levels.measure"),
-    finish=Lazy("utils.ioi.handover.write_handover"),
+    Lazy("utils.algorithms.inputs.prepare"),
+    Lazy("utils.algorithms.levels.measure"),
+    finish=Lazy("utils.algorithms.handover.write_handover"),
     reads=tuple(KINDS[kind] for kind in ("graphs", "baselines", "components", "cspa")),
-    inputs=Lazy("utils.ioi.keys.inputs_of_ioi"),
+    inputs=Lazy("utils.algorithms.keys.inputs_of_ioi"),
 )
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import circuits_over_time as cot
 from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.utils.algorithms.definitions import EffectDefinition
+from circuits_over_time.utils.algorithms.effects import PairedRuns
 from circuits_over_time.utils.circuits.find import circuit_prompts, score_edges
 from circuits_over_time.utils.circuits.keys import CircuitSettings
 from circuits_over_time.utils.comparison.seeds import jump_power
@@ -37,8 +39,6 @@ from circuits_over_time.utils.heads.corpus import Corpus, draw_sequences
 from circuits_over_time.utils.heads.cspa_scores import cspa_scores, mean_outputs
 from circuits_over_time.utils.heads.function_words import function_tokens
 from circuits_over_time.utils.heads.keys import Ablation
-from circuits_over_time.utils.ioi.definitions import EffectDefinition
-from circuits_over_time.utils.ioi.effects import PairedRuns
 from circuits_over_time.utils.models.checkpoint import load_weights
 from circuits_over_time.utils.tasks import TASKS, build_prompts
 from tests.support import simulations as simulated

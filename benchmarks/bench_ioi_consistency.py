@@ -33,17 +33,17 @@ from transformers import AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerB
 from circuits_over_time.edge_attribution_patching.choices import QKV
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.algorithms.backup import backup_table
+from circuits_over_time.utils.algorithms.effects import PairedRuns
+from circuits_over_time.utils.algorithms.inputs import HeadFacts
+from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig, Thresholds
+from circuits_over_time.utils.algorithms.levels import Levels
+from circuits_over_time.utils.algorithms.tables import Consistency
 from circuits_over_time.utils.heads.attention_and_copy import attention_samples, ordinary_tokens, repeated_blocks
 from circuits_over_time.utils.heads.copy_scores import copy_samples, mean_scores
 from circuits_over_time.utils.heads.cspa_scores import cspa_scores, mean_outputs
 from circuits_over_time.utils.heads.function_words import function_tokens
 from circuits_over_time.utils.heads.keys import Ablation
-from circuits_over_time.utils.ioi.backup import backup_table
-from circuits_over_time.utils.ioi.effects import PairedRuns
-from circuits_over_time.utils.ioi.inputs import HeadFacts
-from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig, Thresholds
-from circuits_over_time.utils.ioi.levels import Levels
-from circuits_over_time.utils.ioi.tables import Consistency
 from circuits_over_time.utils.tasks import TASKS
 from circuits_over_time.utils.tasks.ioi import signal_variants
 from circuits_over_time.utils.tasks.metrics import Answers

@@ -12,7 +12,7 @@ from circuits_over_time.edge_attribution_patching.patching.paths import Receiver
 from circuits_over_time.get_full_model_components_over_time import ANALYSIS as COMPONENTS
 from circuits_over_time.get_model_cspa import ANALYSIS as CSPA
 from circuits_over_time.get_new_successor_head_scores_over_time import ANALYSIS as SUCCESSOR
-from circuits_over_time.utils.ioi.attention import name_attention
+from circuits_over_time.utils.algorithms.attention import name_attention
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
 from circuits_over_time.utils.tasks import build_prompts

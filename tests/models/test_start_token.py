@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
 from circuits_over_time.utils.config.keys import TaskConfig, load_config, with_start_token
-from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
 from circuits_over_time.utils.models.family import resolve_family
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main

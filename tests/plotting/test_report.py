@@ -22,7 +22,7 @@ from circuits_over_time.plotting.report.circuits import PORTS, circuit_records, 
 from circuits_over_time.plotting.report.heads import head_records
 from circuits_over_time.plotting.report.page import script_safe
 from circuits_over_time.plotting.report.runs import run_records, runs_html
-from circuits_over_time.utils.ioi.handover import role_handover
+from circuits_over_time.utils.algorithms.handover import role_handover
 from circuits_over_time.utils.results.store import Store
 from tests.support.stored import write_tensors
 from tests.support.synthetic_results import MODELS, STEPS, TASKS, write

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
+from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.config.command_line import read_command_line, script
@@ -28,7 +29,6 @@ from circuits_over_time.utils.config.keys import (
     task_and_method,
 )
 from circuits_over_time.utils.config.strict_yaml import parse_override, read_yaml
-from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
 
 
 class Eap(Section):

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
 from circuits_over_time.utils.base.files import file_sha256
 from circuits_over_time.utils.config.keys import TaskConfig, files_read, key
 from circuits_over_time.utils.heads.keys import CspaConfig
-from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
 from circuits_over_time.utils.results.store import Result, Store
 from circuits_over_time.utils.sweep.runner import main
 from get_model_task_performance import ANALYSIS as PERFORMANCE

@@ -19,6 +19,8 @@ import circuits_over_time as cot
 from circuits_over_time.plotting.make_report import report
 from circuits_over_time.plotting.parts.export import Figure
 from circuits_over_time.plotting.parts.tables import Results
+from circuits_over_time.utils.algorithms.handover import write_handover
+from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.base.files import file_sha256
 from circuits_over_time.utils.circuits import transfer
@@ -26,8 +28,6 @@ from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.circuits.measured import read_circuit
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.comparison.run import compare
-from circuits_over_time.utils.ioi.handover import write_handover
-from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.record import RunRecord, recorded_parameters
 from circuits_over_time.utils.results.store import Store, csv_bytes, read_csv

@@ -14,6 +14,13 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
 from circuits_over_time.edge_attribution_patching.statistics import standard_errors
+from circuits_over_time.utils.algorithms.attention import NAMES
+from circuits_over_time.utils.algorithms.effects import PairedRuns
+from circuits_over_time.utils.algorithms.inputs import HeadFacts
+from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
+from circuits_over_time.utils.algorithms.levels import Levels
+from circuits_over_time.utils.algorithms.shares import Effects
+from circuits_over_time.utils.algorithms.tables import Consistency
 from circuits_over_time.utils.heads.attention_and_copy import (
     attention_samples,
     chance_levels,
@@ -21,13 +28,6 @@ from circuits_over_time.utils.heads.attention_and_copy import (
     repeated_blocks,
 )
 from circuits_over_time.utils.heads.copy_scores import copy_samples, mean_scores
-from circuits_over_time.utils.ioi.attention import NAMES
-from circuits_over_time.utils.ioi.effects import PairedRuns
-from circuits_over_time.utils.ioi.inputs import HeadFacts
-from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
-from circuits_over_time.utils.ioi.levels import Levels
-from circuits_over_time.utils.ioi.shares import Effects
-from circuits_over_time.utils.ioi.tables import Consistency
 from circuits_over_time.utils.tasks import TASKS, Prompts
 from circuits_over_time.utils.tasks.ioi import signal_variants
 from circuits_over_time.utils.tasks.metrics import Answers

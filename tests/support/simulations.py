@@ -19,13 +19,13 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, KeptFolds, assign_folds
 from circuits_over_time.edge_attribution_patching.statistics import quotient_errors, standard_errors
+from circuits_over_time.utils.algorithms.shares import Scale, p_mean_above
 from circuits_over_time.utils.comparison.emergence import crossings, find_emergence
 from circuits_over_time.utils.comparison.floors import SelectionRule, change_test
 from circuits_over_time.utils.comparison.lifetimes import RedrawnLives, lifetimes
 from circuits_over_time.utils.comparison.scale import correlations
 from circuits_over_time.utils.comparison.similarity import Edges
 from circuits_over_time.utils.comparison.statistics import normal_resamples
-from circuits_over_time.utils.ioi.shares import Scale, p_mean_above
 
 # --- emergence
 

@@ -16,9 +16,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, Pr
 
 from circuits_over_time.edge_attribution_patching.model.architectures import read_shape
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
-from circuits_over_time.utils.ioi.inputs import HeadFacts, IoiInputs, gather, prepare
-from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
-from circuits_over_time.utils.ioi.roles import give_roles, holders, reading_roles
+from circuits_over_time.utils.algorithms.inputs import HeadFacts, IoiInputs, gather, prepare
+from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
+from circuits_over_time.utils.algorithms.roles import give_roles, holders, reading_roles
 from circuits_over_time.utils.models.checkpoint import CheckpointFiles, LoadedCheckpoint
 from circuits_over_time.utils.tasks.metrics import Answers
 from tests.support.ioi_setup import Setup, effects_of, turned_around

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from circuits_over_time.edge_attribution_patching.graph import Graph
-from circuits_over_time.utils.ioi.keys import Thresholds
-from circuits_over_time.utils.ioi.levels import LEVELS
+from circuits_over_time.utils.algorithms.keys import Thresholds
+from circuits_over_time.utils.algorithms.levels import LEVELS
 from circuits_over_time.utils.results.kinds import IOI_CONSISTENCY, IOI_CONSISTENCY_HEADS, IOI_CONSISTENCY_SIGNALS
 from tests.support import ioi_transformer
 from tests.support.ioi_setup import HEADS, facts_of, hand_built, random_setup, turned_around, without

@@ -10,10 +10,10 @@ import pytest
 
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.patching.paths import Head, Receivers
+from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig, Thresholds
+from circuits_over_time.utils.algorithms.tables import Consistency
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.config.keys import load_config
-from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig, Thresholds
-from circuits_over_time.utils.ioi.tables import Consistency
 from tests.support.float64 import Float64
 from tests.support.ioi_setup import HEADS, Setup, facts_of, random_setup
 from tests.support.path_patching_reference import Hooked, path_patched_logits, recomputed_after

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
 from circuits_over_time.utils.config.keys import load_config, with_start_token
-from circuits_over_time.utils.ioi.keys import IoiConsistencyConfig
 from circuits_over_time.utils.models.family import LocalFamily, resolve_family
 from circuits_over_time.utils.results.kinds import (
     IOI_BACKUP,

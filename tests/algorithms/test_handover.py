@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from circuits_over_time.utils.ioi.handover import role_handover
+from circuits_over_time.utils.algorithms.handover import role_handover
 from circuits_over_time.utils.results.kinds import IOI_CONSISTENCY_HEADS
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.utils.algorithms import backup
+from circuits_over_time.utils.algorithms.backup import Ablation, backup_table, direct_effects, without_backup
+from circuits_over_time.utils.algorithms.keys import ablated_sets
+from circuits_over_time.utils.algorithms.roles import Role
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.ioi import backup
-from circuits_over_time.utils.ioi.backup import Ablation, backup_table, direct_effects, without_backup
-from circuits_over_time.utils.ioi.keys import ablated_sets
-from circuits_over_time.utils.ioi.roles import Role
 from circuits_over_time.utils.results.kinds import IOI_BACKUP
 from tests.support.ioi_setup import HEADS, Setup, facts_of, random_setup
 from tests.support.path_patching_reference import Hooked, Record, ReplacedAtEnd

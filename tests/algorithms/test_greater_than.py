@@ -15,10 +15,10 @@ from transformers import GPT2LMHeadModel
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.edge_attribution_patching.patching.paths import INPUT, Receivers
-from circuits_over_time.utils.ioi.greater_than import LEVELS, NODES, Levels, prepare, year_order
-from circuits_over_time.utils.ioi.inputs import FoundEdges
-from circuits_over_time.utils.ioi.keys import GreaterThanConsistencyConfig
-from circuits_over_time.utils.ioi.shares import Effects, random_percentages
+from circuits_over_time.utils.algorithms.greater_than import LEVELS, NODES, Levels, prepare, year_order
+from circuits_over_time.utils.algorithms.inputs import FoundEdges
+from circuits_over_time.utils.algorithms.keys import GreaterThanConsistencyConfig
+from circuits_over_time.utils.algorithms.shares import Effects, random_percentages
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
 from get_greater_than_consistency import ANALYSIS

@@ -9,8 +9,8 @@ import torch
 
 from circuits_over_time.edge_attribution_patching.model.norms import centred
 from circuits_over_time.edge_attribution_patching.patching.paths import Receivers
-from circuits_over_time.utils.ioi.attention import NAMES, name_attention
-from circuits_over_time.utils.ioi.effects import LogitDifference
+from circuits_over_time.utils.algorithms.attention import NAMES, name_attention
+from circuits_over_time.utils.algorithms.effects import LogitDifference
 from circuits_over_time.utils.tasks.metrics import METRICS
 from tests.support.ioi_setup import HEADS, random_setup
 from tests.support.path_patching_reference import path_patched_logits, recomputed_after, swapped_at_end

@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 
 from circuits_over_time.edge_attribution_patching.graph import Graph
-from circuits_over_time.utils.ioi.effects import Exchange
-from circuits_over_time.utils.ioi.keys import Thresholds
-from circuits_over_time.utils.ioi.roles import (
+from circuits_over_time.utils.algorithms.effects import Exchange
+from circuits_over_time.utils.algorithms.keys import Thresholds
+from circuits_over_time.utils.algorithms.roles import (
     CLEAN,
     OPPOSITE_ORDER,
     Evidence,
