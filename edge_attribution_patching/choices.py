@@ -1,6 +1,6 @@
 """What a config may choose, in a module that imports nothing: keys can be read and explained without torch."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 Quadrature = Literal["left", "right", "midpoint", "gauss-legendre"]
 """Where integration steps lie, see `scores.attribution.quadrature_points`."""
@@ -18,6 +18,10 @@ Method = Literal[
 """How edges are scored, see `scores.methods`."""
 
 USUAL_METHOD: Method = "eap_ig"
+
+VARIANTS: dict[str, tuple[str | bool, ...]] = {"eap.method": get_args(Method)}
+"""The keys by which circuits of one task differ, in the order of their names in the results (`ioi@eap`): the value that
+goes without saying, then the others. One that is true or false is named by the key."""
 
 USUAL_STEPS: dict[Method, int] = {"eap_ig": 20, "ceap": 20, "eap_ig_activations": 5}
 """The methods that integrate, and how many steps each takes if nobody says: the last one takes them 2L + 1 times."""

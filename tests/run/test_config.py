@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
+from circuits_over_time.edge_attribution_patching.choices import VARIANTS
 from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
@@ -27,6 +28,8 @@ from circuits_over_time.utils.config.keys import (
     load_config,
     result_settings,
     task_and_method,
+    variant_keys,
+    variant_name,
 )
 from circuits_over_time.utils.config.strict_yaml import parse_override, read_yaml
 
@@ -307,7 +310,20 @@ def test_a_name_with_a_method_is_the_tasks_with_it_and_others_are_whole() -> Non
     assert task_and_method("ioi") == ("ioi", "eap_ig")
     assert task_and_method("ioi@relp") == ("ioi", "relp")
     assert task_and_method("my@list@eap") == ("my@list", "eap")
-    for name in ("my@list", "@eap", "ioi@"):
+    for name in ("my@list", "@eap", "ioi@", "ioi@eap_ig", "ioi@eap+relp"):
+        assert task_and_method(name) == (name, "eap_ig")
+
+
+def test_a_name_says_all_that_is_unusual_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "size", ("small", "large"))
+    monkeypatch.setitem(VARIANTS, "twice", (False, True))
+    keys = {"twice": True, "size": "large", "eap.method": "eap"}
+    for some, name in (({}, ""), ({"size": "large"}, "large"), ({"twice": True}, "twice"), (keys, "eap+large+twice")):
+        usual = {key: values[0] for key, values in VARIANTS.items()}
+        assert variant_name(some) == variant_name(usual | some) == name
+        assert task_and_method(f"ioi@{name}" if name else "ioi") == ("ioi", name or "eap_ig")
+        assert variant_keys(name) == some
+    for name in ("ioi@large+eap", "ioi@eap+small", "ioi@True", "ioi@size"):
         assert task_and_method(name) == (name, "eap_ig")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from circuits_over_time.edge_attribution_patching.choices import (
     POSITIVE_SHARE,
     USUAL_METHOD,
     USUAL_STEPS,
+    VARIANTS,
     Accumulate,
     Criterion,
     ExportFormat,
@@ -38,6 +40,7 @@ from ..config.keys import (
     different,
     execution,
     key,
+    variant_name,
 )
 from ..tasks import Pair, Task, tasks_of
 from ..tasks.prompts import Work
@@ -198,9 +201,10 @@ class CircuitsConfig(RedrawKeys, CircuitSettings, TaskConfig):
         return ["eap_ig_json", *asked] if self.export_json and "eap_ig_json" not in asked else asked
 
     def name_in_results(self, task: str) -> str:
-        """The task itself, or with the method if that is not the usual one: `ioi@eap`."""
-        usual = self.circuit is not None or self.eap.method == USUAL_METHOD
-        return task if usual else f"{task}@{self.eap.method}"
+        """The task itself, or with what is unusual of `VARIANTS`: `ioi@eap`. A circuit that is given has no method."""
+        keys = {name: attrgetter(name)(self) for name in VARIANTS}
+        variant = variant_name(keys if self.circuit is None else keys | {"eap.method": USUAL_METHOD})
+        return f"{task}@{variant}" if variant else task
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds what a circuit that is given does not need."""

@@ -16,16 +16,16 @@ import logging
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from circuits_over_time.edge_attribution_patching.choices import USUAL_METHOD, Method
+from circuits_over_time.edge_attribution_patching.choices import USUAL_METHOD, VARIANTS
 
 from ..base.errors import UserError, suggest
 from ..base.memory import auto_budget_gb
@@ -415,10 +415,28 @@ AnswersAs = Literal["text", "ids"]
 """What the answers in a table of prompts are."""
 
 
-def task_and_method(name: str) -> tuple[str, Method]:
+def variant_keys(variant: str) -> dict[str, str | bool]:
+    """The keys of `VARIANTS` that the end of a name in the results says, and their values; none of the usual one."""
+    parts = variant.split("+")
+    return {
+        key: part if part in others else True
+        for key, (_, *others) in VARIANTS.items()
+        for part in parts
+        if part in others or (part == key and True in others)
+    }
+
+
+def variant_name(keys: Mapping[str, str | bool]) -> str:
+    """The end of a name in the results: what these values of `VARIANTS` are called, but for the usual ones."""
+    named = [(key, keys[key]) for key, (usual, *_) in VARIANTS.items() if keys.get(key, usual) != usual]
+    return "+".join(key if value is True else str(value) for key, value in named)
+
+
+def task_and_method(name: str) -> tuple[str, str]:
     """The parts of a name in the results: `ioi@eap` has circuits of `ioi` by `eap`, `ioi` those by the usual method."""
-    task, _, method = name.rpartition("@")
-    return next(((task, known) for known in get_args(Method) if task and known == method), (name, USUAL_METHOD))
+    task, _, variant = name.rpartition("@")
+    known = task and variant and variant_name(variant_keys(variant)) == variant
+    return (task, variant) if known else (name, USUAL_METHOD)
 
 
 class TaskConfig(PromptOptions, BaseConfig):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from circuits_over_time.edge_attribution_patching.choices import USUAL_METHOD
 
 from ..base.errors import UserError
-from ..config.keys import BaseConfig, PromptOptions, TaskConfig, task_and_method
+from ..config.keys import BaseConfig, PromptOptions, TaskConfig, task_and_method, variant_keys
 from .checked import read_run
 from .kinds import KINDS, ResultSchema, find_kind
 
@@ -92,7 +92,7 @@ def how_to_make(
         return f"cot.over_time({', '.join(['...', *(f'{name}={value}' for name, value in keys.items())])})"
     runs, method = list(stored_runs(root, model)), USUAL_METHOD if task is None else task_and_method(task)[1]
     if found.script == KINDS["graphs"].script and method != USUAL_METHOD:
-        keys = {"eap.method": method, **keys}
+        keys = variant_keys(method) | keys
     own = sorted((run for run in runs if run.script == found.script), key=lambda run: run.task != task)
     for run in [*own, *runs][:1]:
         wanted = run.given | ({} if task is None else {"task": run.given_task(task)})

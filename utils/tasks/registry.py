@@ -30,10 +30,10 @@ def primary_metric(task: str) -> str | None:
 
 
 def task_label(task: str) -> str:
-    """A task's name as figures write it: of one's own its key, or its file's name; then an unusual method."""
+    """A task's name as figures write it: of one's own its key, or its file's name; then what is unusual."""
     task, method = task_and_method(task)
     label = (TASKS[task].label if task in TASKS else "") or task.replace("_", " ")
-    return label if method == USUAL_METHOD else f"{label} ({method.replace('_', ' ')})"
+    return label if method == USUAL_METHOD else f"{label} ({method.replace('_', ' ').replace('+', ', ')})"
 
 
 def get_task(
