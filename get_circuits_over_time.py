@@ -8,8 +8,8 @@ smallest circuit whose faithfulness reaches the threshold, and the faithfulness 
 
 Writes results/graphs (scores and edges), results/faithfulness (the curve), results/baselines (the whole model and the
 size of the circuit), results/controls (random circuits), results/prompt_groups (the spread over prompts) and
-results/hypothesis_tests. With `transfer`, a second walk puts circuits into the models of other checkpoints
-(results/transfer).
+results/hypothesis_tests, and results/attention (what the circuit's heads attend to, and which tokens they raise and
+lower). With `transfer`, a second walk puts circuits into the models of other checkpoints (results/transfer).
 Keys: configs/README.md. Figures: plotting/plot_circuits.py, plot_faithfulness_curve.py, plot_circuit.py,
 plot_transfer.py.
 """
@@ -20,7 +20,7 @@ from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
-MEASURED = ("graphs", "faithfulness", "baselines", "controls", "prompt_groups", "hypothesis_tests")
+MEASURED = ("graphs", "faithfulness", "baselines", "controls", "prompt_groups", "hypothesis_tests", "attention")
 SECOND_WALK = Analysis(
     "get_circuits_over_time",
     CircuitsConfig,

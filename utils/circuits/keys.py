@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
@@ -48,6 +49,8 @@ from ..tasks.sampling import TooFewPrompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 
     from ..models.tokenizers import PlainShape
     from ..results.store import Store
@@ -179,6 +182,13 @@ class CircuitSettings(CircuitKeys, PairSettings):
     """Also [test](../docs/circuits.md#against-chance) the circuit as Shi et al. 2024."""
 
 
+def _heads_named(names: list[str]) -> list[str]:
+    for name in different(names):
+        if not re.fullmatch(r"a\d{1,9}\.h\d{1,9}", name):
+            raise ValueError(f"'{name}' names no head; heads are named a3.h1 (layer 3, head 1)")
+    return names
+
+
 class CircuitsConfig(RedrawKeys, CircuitSettings, TaskConfig):
     """Keys of get_circuits_over_time.py."""
 
@@ -188,6 +198,9 @@ class CircuitsConfig(RedrawKeys, CircuitSettings, TaskConfig):
     circuit: Annotated[str, AfterValidator(at_home)] | None = key(None, min_length=1, file=True)
     """Evaluate [the circuit of a file](../docs/circuits.md#the-circuit-of-a-file) at every checkpoint, instead of
     finding one."""
+    attention: Literal["circuit"] | Annotated[list[str], AfterValidator(_heads_named)] | None = "circuit"
+    """Whose [attention](../docs/circuits.md#what-a-head-looks-at), and which tokens they raise and lower, to keep: the
+    heads of the `circuit`, a list of heads (`[a3.h1, a4.h0]`), or `null`, nobody's."""
     export: Annotated[list[ExportFormat], AfterValidator(different)] | None = execution(None)
     """Also write every graph in [formats of other programs](../docs/circuits.md#files-of-other-programs), next to its
     `.pt`: `eap_ig_json`, `eap_ig_pt`, `mib_folder`, `graphml`, `circuit_tracer_json`, `circuitkit_scores`."""
@@ -245,8 +258,18 @@ def circuit_pairs(settings: PairSettings, task: Task, tokenizer: PreTrainedToken
     return pairs
 
 
+def check_attention(config: CircuitsConfig, shape: Shape | PlainShape) -> None:
+    """Refuse heads in `attention` that the model has not got, with a UserError."""
+    for name in config.attention if isinstance(config.attention, list) else ():
+        layer, head = (int(number[1:]) for number in name.split("."))
+        if layer >= shape.n_layers or head >= shape.n_heads:
+            last = f"a{shape.n_layers - 1}.h{shape.n_heads - 1}"
+            raise UserError(f"attention: the model has no head {name}; name some of a0.h0 to {last}")
+
+
 def inputs_of_circuits(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:
-    """The prompts of each task; errors are those of `circuit_pairs`, or that there is no such file of a circuit."""
+    """The prompts of each task; errors are those of `circuit_pairs`, or that there is no such file or head."""
+    check_attention(config, shape)
     if config.circuit is not None and not Path(config.circuit).exists():
         raise UserError(f"circuit: {config.circuit}: no such file")
     for task in tasks_of(config):

@@ -54,8 +54,9 @@ from ..results.store import Result, Store, csv_bytes, read_csv
 from ..tasks import Task, tasks_of
 from ..tasks.performance import task_performance
 from ..tasks.prompts import metric_name
+from .attention import attention_result
 from .find import CircuitPrompts, circuit_prompts, find_circuit, prompts_at, score_edges
-from .keys import CircuitsConfig, CircuitSettings
+from .keys import CircuitsConfig, CircuitSettings, check_attention
 from .tables import baselines_table, compare_with_random, edges_table, faithfulness_table, groups_table
 
 if TYPE_CHECKING:
@@ -305,6 +306,7 @@ def measure_circuit(
 
 def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, CircuitPrompts]:
     """The prompts of every task, by its name, with the circuit that is given; errors of `given_circuit`."""
+    check_attention(config, shape)
     given = None if config.circuit is None else given_circuit(Path(config.circuit), shape)
     prompts = {task.name: circuit_prompts(config, task, tokenizer, shape) for task in tasks_of(config)}
     return {name: replace(of_task, given=given) for name, of_task in prompts.items()}
@@ -341,6 +343,10 @@ def measure(
     if config.redraws(task.name):
         texts = {"scoring": prompts.scoring.texts, "evaluation": prompts.evaluation.texts}
         results["baselines"] = Result(measured.tables["baselines"], json=texts)
+    heads = config.attention or ()
+    if heads == "circuit":
+        heads = [node for node in measured.nodes["node"] if ".h" in node]
+    results["attention"] = attention_result(checkpoint, prompts.evaluation, heads)
     return results | {"graphs": Result(measured.edges, tensors=measured.tensors)}
 
 
