@@ -39,7 +39,7 @@ class Circuit:
             "forward_nodes": self.graph.forward_nodes,
             "backward_nodes": self.graph.backward_nodes,
             "parallel": self.graph.parallel,
-        }
+        } | ({"roles": list(self.graph.roles), "attends": self.graph.attends} if self.graph.roles else {})
 
     @classmethod
     def from_tensors(cls, stored: Mapping[str, Any]) -> Circuit:
@@ -49,9 +49,12 @@ class Circuit:
             ValueError: if the node names are not those of a transformer's graph.
         """
         names = list(stored["forward_nodes"])
-        n_layers = sum(name.startswith("m") for name in names)
-        n_heads = sum(name.startswith("a0.") for name in names)
-        graph = Graph(n_layers, n_heads, stored["parallel"])
+        roles = tuple(stored.get("roles", ()))
+        nodes = names[: len(names) // max(len(roles), 1)]
+        n_layers = sum(name.startswith("m") for name in nodes)
+        n_heads = sum(name.startswith("a0.") for name in nodes)
+        attends = tuple(map(tuple, stored.get("attends", ((True,),))))
+        graph = Graph(n_layers, n_heads, stored["parallel"], roles, attends)
         if graph.forward_nodes != names or graph.backward_nodes != list(stored["backward_nodes"]):
             raise ValueError(f"the {len(names)} nodes are not those of {n_layers} layers of {n_heads} heads")
         return cls(graph, stored["scores"], stored["in_circuit"])
@@ -59,7 +62,8 @@ class Circuit:
     def to_table(self, **columns: Float[Tensor, "n_forward n_backward"]) -> pd.DataFrame:
         """The edges of the circuit as `source, target, input, score`, the strongest first.
 
-        `input` is q, k or v where the target is a head, and else empty.
+        `input` is q, k or v where the target is a head, and else empty. With roles there is a last column `role`, that
+        of the tokens where the edge is read.
 
         Args:
             columns: further columns, of every edge of the graph.
@@ -67,14 +71,15 @@ class Circuit:
         edges = self.in_circuit.nonzero()
         scores = self.scores[edges[:, 0], edges[:, 1]]
         ranked = scores.abs().argsort(descending=True, stable=True)  # equal scores in index order, on every machine
-        forward, backward = self.graph.forward_nodes, self.graph.backward_nodes
-        ends = [backward[v].rstrip(">").partition("<") for v in edges[ranked, 1].tolist()]
+        sources = [self.graph.forward_nodes[u].partition("@") for u in edges[ranked, 0].tolist()]
+        ends = [self.graph.backward_nodes[v].rstrip(">").partition("<") for v in edges[ranked, 1].tolist()]
         return pd.DataFrame(
             {
-                "source": [forward[u] for u in edges[ranked, 0].tolist()],
+                "source": [node for node, _, _ in sources],
                 "target": [node for node, _, _ in ends],
                 "input": [letter for _, _, letter in ends],
                 "score": scores[ranked].numpy(),
             }
             | {name: values[edges[ranked, 0], edges[ranked, 1]].numpy() for name, values in columns.items()}
+            | ({"role": [role for _, _, role in sources]} if self.graph.roles else {})
         )

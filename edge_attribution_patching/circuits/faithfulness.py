@@ -32,7 +32,7 @@ class CircuitEvaluator:
     """Evaluates circuits on a set of prompts, and prepares the two runs of each prompt once.
 
     Args:
-        pairs: prompt pairs, best on the CPU.
+        pairs: prompt pairs, best on the CPU. With roles, circuits may be of edges and roles.
         memory_budget_gb: how much of the prepared runs to keep; the others are prepared again. Also bounds each pass.
 
     Attributes:
@@ -49,7 +49,7 @@ class CircuitEvaluator:
         memory_budget_gb: float = 1.0,
     ) -> None:
         self.weights, self.metric = weights, metric
-        self.graph = Graph.of(weights)
+        self.graph = Graph.of(weights, pairs.roles)
         self.memory_budget_gb = memory_budget_gb
         self.n_prompts = len(pairs)
         batches = pairs.batches(batch_size, weights=weights, memory_budget_gb=memory_budget_gb)

@@ -164,12 +164,14 @@ def inflated_circuits(
 
 
 def _random_path(graph: Graph, generator: np.random.Generator) -> list[tuple[int, int]]:
-    path, node = [], graph.n_forward
+    path, node, role = [], graph.n_nodes, graph.n_roles - 1
     while node != 0:
         inputs = (graph.forward_of_backward == node).nonzero()[:, 0]
         n_before = int(graph.n_before[inputs[0]])
         source, target = int(generator.integers(n_before)), int(inputs[generator.integers(len(inputs))])
-        path.append((source, target))
+        if graph.roles:
+            role = int(generator.choice(graph.follows[role, :, target].nonzero()[:, 0]))
+        path.append((role * graph.n_nodes + source, target))
         node = source
     return path
 

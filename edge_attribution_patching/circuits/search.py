@@ -82,13 +82,17 @@ class EdgeSelector:
     def __init__(self, graph: Graph, edges: Int[Tensor, " candidate"] | None = None) -> None:
         self.graph = graph
         self.edges = graph.flat_edges if edges is None else edges
-        flat = self.edges.numpy()
-        into = graph.forward_of_backward.numpy()[flat % graph.n_backward]
-        by_node = into.argsort(kind="stable")
-        bounds = np.searchsorted(into[by_node], np.arange(graph.n_forward + 2))
+        sources, targets = np.divmod(self.edges.numpy(), graph.n_backward)
+        into, roles = graph.forward_of_backward.numpy()[targets], sources // graph.n_nodes
         # Of each node, and of `logits` at the end: its inputs' edges, as places among the candidates.
-        self._inputs = [by_node[start:end] for start, end in itertools.pairwise(bounds)]
-        self._sources = (flat // graph.n_backward).tolist()
+        self._inputs: list[np.ndarray] = []
+        for role, follows in enumerate(graph.follows.numpy()):
+            here = follows[roles, targets].nonzero()[0]
+            by_node = here[into[here].argsort(kind="stable")]
+            bounds = np.searchsorted(into[by_node], np.arange(graph.n_nodes + 2))
+            del self._inputs[role * graph.n_nodes :]  # `logits` has inputs at the last role alone.
+            self._inputs += [by_node[start:end] for start, end in itertools.pairwise(bounds)]
+        self._sources = sources.tolist()
 
     def select(
         self,
@@ -110,11 +114,14 @@ class EdgeSelector:
         joined = [order == "top_n"] * (self.graph.n_forward + 1)
         reached: np.ndarray | None
         reached = np.arange(len(priority)) if order == "top_n" else self._inputs[self.graph.n_forward]
+        within_reach = np.zeros(len(priority), dtype=bool)
         taken = set[int]()
         selected: list[int] = []
         n_positive = 0
         while len(selected) < limit:
             if reached is not None:
+                reached = reached[~within_reach[reached]]  # With roles, heads at several tokens attend to one.
+                within_reach[reached] = True
                 for frontier in frontiers:
                     frontier.open(reached)
             # Whether one edge more would leave too few positive ones.
@@ -210,31 +217,34 @@ def _on_paths(
     places: Int[Tensor, "mask n_forward n_backward"], never: int, graph: Graph
 ) -> Int[Tensor, "mask n_forward n_backward"]:
     """The smallest n at which each edge is on a path whose edges all have places of at most n; `never` if on none."""
-    reached = places.new_full((len(places), graph.n_forward), never)  # from which n on `input` leads to a forward node
-    reached[:, 0] = 0
-    leading = places.new_full(
-        (len(places), graph.n_backward), never
-    )  # from which n on a backward node leads to `logits`
-    leading[:, graph.logits] = 0
+    shape, follows = places.shape, graph.follows
+    places = places.view(len(places), graph.n_roles, graph.n_nodes, graph.n_backward)
+    reached = places[..., 0].new_full(places.shape[:3], never)  # from which n on `input` leads to a forward node
+    reached[..., 0] = 0
+    leading = places[:, :, 0].new_full((*places.shape[:2], graph.n_backward), never)  # a backward node to `logits`
+    leading[:, -1, graph.logits] = 0
     # A path is there with its last edge (maximum), a node with its first path (minimum). Forwards:
     for layer in range(graph.n_layers):
         columns = graph.qkv_inputs(layer)
         first = graph.head(layer)  # The nodes before it are what the layer's heads read.
-        heads = torch.maximum(places[:, :first, columns], reached[:, :first, None]).amin(1)
-        reached[:, first : graph.mlp(layer)] = heads.view(len(places), 3, graph.n_heads).amin(1)
+        inputs = torch.maximum(places[:, :, :first, columns], reached[:, :, :first, None]).amin(2)
+        heads = inputs[:, None].where(follows[:, :, columns], never).amin(2)  # of the roles that a role attends to
+        reached[..., first : graph.mlp(layer)] = heads.unflatten(2, (3, graph.n_heads)).amin(2)
         n_before = graph.n_before_mlp(layer)
-        mlp = torch.maximum(places[:, :n_before, graph.mlp_input(layer)], reached[:, :n_before]).amin(1)
-        reached[:, graph.mlp(layer)] = mlp
+        mlp = torch.maximum(places[:, :, :n_before, graph.mlp_input(layer)], reached[..., :n_before]).amin(2)
+        reached[..., graph.mlp(layer)] = mlp
     # Backwards: a node leads on if anything that leads on reads it.
     for layer in reversed(range(graph.n_layers)):
-        leading[:, graph.mlp_input(layer)] = torch.maximum(places[:, graph.mlp(layer)], leading).amin(1)
-        heads = torch.maximum(places[:, graph.head(layer) : graph.mlp(layer)], leading[:, None]).amin(2)
-        leading[:, graph.qkv_inputs(layer)] = heads.repeat(1, 3)
-    return torch.maximum(torch.maximum(places, reached[:, :, None]), leading[:, None, :])
+        columns = graph.qkv_inputs(layer)
+        leading[..., graph.mlp_input(layer)] = torch.maximum(places[:, :, graph.mlp(layer)], leading).amin(2)
+        heads = torch.maximum(places[:, :, graph.head(layer) : graph.mlp(layer)], leading[:, :, None]).amin(3)
+        leading[..., columns] = heads.repeat(1, 1, 3)[:, :, None].where(follows[:, :, columns], never).amin(1)
+    return torch.maximum(torch.maximum(places, reached[..., None]), leading[:, :, None]).view(shape)
 
 
-def nodes_in(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Bool[Tensor, "mask n_forward_plus_1"]:
-    """Which nodes have an edge in each circuit: `input`, heads (whatever of q, k, v is read), MLPs; last `logits`."""
+def nodes_in(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Bool[Tensor, "mask n_nodes_plus_1"]:
+    """Which nodes have an edge in each circuit, at any role: `input`, heads (whatever is read), MLPs; last `logits`."""
+    masks = masks.unflatten(1, (graph.n_roles, graph.n_nodes)).any(1)
     count = torch.nn.functional.pad(masks.any(2).int(), (0, 1))
     return count.index_add(1, graph.forward_of_backward, masks.any(1).int()) > 0
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -54,11 +54,48 @@ class PairBatch(Movable):
     corrupted: Int[Tensor, "batch position"]
     layout: PackedTokens  # with prefix sharing each pair starts at the first position where it differs
     rows: np.ndarray  # `index` on the CPU
+    tokens_of_roles: Sequence[Int[Tensor, " token"]] = ()  # of every role its packed tokens, if they have roles
+
+
+@dataclass(frozen=True)
+class TokenRoles:
+    """What each token of some prompts is to the task, such as a name that comes twice.
+
+    Attributes:
+        names: in the order of the prompts; last that of the answer's token, which no other token has.
+        attends: by role and role, whether tokens of the first attend to some of the second, in any prompt of the task.
+        of_token: the role of each token, on the CPU; any at padding.
+    """
+
+    names: tuple[str, ...]
+    attends: tuple[tuple[bool, ...], ...]
+    of_token: Int[Tensor, "prompt position"]
+
+    @classmethod
+    def of(
+        cls, names: Sequence[str], of_token: Int[Tensor, "prompt position"], lengths: Int[Tensor, " prompt"]
+    ) -> TokenRoles:
+        """By the names in any order, those of no token left out, and each token's role among them."""
+        positions = torch.arange(of_token.shape[1])
+        is_role = (of_token == torch.arange(len(names))[:, None, None]) & (positions < lengths[:, None])
+        there, present = is_role.any(2), is_role.any(2).any(1)
+        mean = (is_role * positions).sum((1, 2)) / is_role.sum((1, 2)).clamp(min=1)
+        last = of_token[0, lengths[0] - 1]
+        order = [role for role in mean.argsort(stable=True).tolist() if present[role] and role != last] + [int(last)]
+        first, final = is_role.int().argmax(2), of_token.shape[1] - 1 - is_role.flip(2).int().argmax(2)
+        sees = ((first[None] <= final[:, None]) & there[None] & there[:, None]).any(2)
+        renumbered = torch.tensor([order.index(role) if role in order else -1 for role in range(len(names))])
+        attends = tuple(tuple(sees[reader, order].tolist()) for reader in order)
+        return cls(tuple(names[role] for role in order), attends, renumbered[of_token])
+
+    def select(self, rows: Int[Tensor, " row"]) -> TokenRoles:
+        """Those of some prompts."""
+        return replace(self, of_token=self.of_token[rows.cpu()])
 
 
 @dataclass(frozen=True)
 class TokenPairs:
-    """Right-padded token ids of clean and corrupted prompts of equal length.
+    """Right-padded token ids of clean and corrupted prompts of equal length; with `roles`, edges have them.
 
     Raises:
         ValueError: if shapes disagree or a prompt is empty.
@@ -67,6 +104,7 @@ class TokenPairs:
     clean: Int[Tensor, "prompt position"]
     corrupted: Int[Tensor, "prompt position"]
     lengths: Int[Tensor, " prompt"]
+    roles: TokenRoles | None = None
 
     def __post_init__(self) -> None:
         if self.clean.shape != self.corrupted.shape or len(self.lengths) != len(self.clean):
@@ -112,7 +150,11 @@ class TokenPairs:
             layout = PackedTokens(starts[index], lengths[index])
             if weights is not None:
                 layout.made_for(weights)
-            on_cpu = PairBatch(index, clean[index, :width], corrupted[index, :width], layout, index.numpy())
+            of_roles: tuple[Tensor, ...] = ()
+            if self.roles is not None:
+                of_token = self.roles.of_token[index][layout.prompt, layout.position]
+                of_roles = tuple((of_token == role).nonzero()[:, 0] for role in range(len(self.roles.names)))
+            on_cpu = PairBatch(index, clean[index, :width], corrupted[index, :width], layout, index.numpy(), of_roles)
             yield to_device(on_cpu, device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,16 +48,31 @@ class Reading(Movable):
         counts = reads.sum(-1).flatten()
         return cls(n_inputs, n_masks, F.pad(of_mask, (1, 0)).expand_as(reads)[reads], counts.cumsum(0) - counts, None)
 
+    @classmethod
+    def by_role(
+        cls, edges: Bool[Tensor, "mask role kept n_backward"], n_written: int, inputs: Int[Tensor, " input"] | list[int]
+    ) -> list[Reading]:
+        """One for each role of the tokens; one alone where all roles read the same."""
+        read = edges[..., inputs]
+        alike = bool((read == read[:, :1]).all())
+        return [cls.of(of_role, n_written, inputs) for of_role in edges[:, : 1 if alike else None].unbind(1)]
+
 
 class Differences:
     """Differences to the base run of all nodes that some mask needs, in the order of the nodes, for stacked masks.
 
     They are kept centred over d_model, and so are the residual streams that inputs read. `like` is what one node
-    writes; it gives shape, dtype and device.
+    writes; it gives shape, dtype and device. `tokens_of_roles` are those of every role, if they have roles.
     """
 
-    def __init__(self, n_masks: int, n_kept: int, like: Float[Tensor, "token d_model"]) -> None:
-        self.n_masks, self.n_written = n_masks, 0
+    def __init__(
+        self,
+        n_masks: int,
+        n_kept: int,
+        like: Float[Tensor, "token d_model"],
+        tokens_of_roles: Sequence[Int[Tensor, " token"]] = (),
+    ) -> None:
+        self.n_masks, self.n_written, self.tokens_of_roles = n_masks, 0, tokens_of_roles
         # Row 0 is the base residual stream of whoever reads next, then come the kept nodes of every mask.
         self._rows = like.new_empty(1 + n_masks * n_kept, *like.shape)
 
@@ -71,7 +87,7 @@ class Differences:
         self._rows = self._rows[:, tokens]
 
     def read(
-        self, reading: Reading, base: Float[Tensor, "token d_model"], tokens: Tensor | None = None
+        self, readings: Sequence[Reading], base: Float[Tensor, "token d_model"], tokens: Tensor | None = None
     ) -> Float[Tensor, "input mask token d_model"]:
         """The residual streams of some backward nodes: the base run's, and the differences along the masks' edges.
 
@@ -79,6 +95,17 @@ class Differences:
         """
         rows = self._rows if tokens is None else self._rows[:, tokens]
         rows[0] = base
+        if len(readings) == 1:
+            return self._read(readings[0], rows)
+        out = rows.new_empty(readings[0].n_inputs, self.n_masks, *rows.shape[1:])
+        for reading, of_role in zip(readings, self.tokens_of_roles, strict=True):
+            if len(of_role):
+                out[:, :, of_role] = self._read(reading, rows[:, of_role])
+        return out
+
+    def _read(
+        self, reading: Reading, rows: Float[Tensor, "row token d_model"]
+    ) -> Float[Tensor, "input mask token d_model"]:
         flat = rows.flatten(1)
         if reading.edges is None:
             assert reading.rows is not None

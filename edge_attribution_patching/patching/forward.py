@@ -6,7 +6,8 @@ Given two runs of the same prompts, `base` and `source`, and a mask over edges, 
 
 and everything downstream is recomputed; `input` writes the embeddings of the source run. With base = corrupted and
 source = clean this evaluates circuits: edges in the circuit carry the clean prompt, all others the corrupted one. The
-full mask gives the clean run and the empty mask the corrupted run. With base = clean and source = corrupted it is path
+full mask gives the clean run and the empty mask the corrupted run. Masks over edges and roles of tokens (`Graph.roles`)
+say so for the tokens of each role, where v reads. With base = clean and source = corrupted it is path
 patching: only the edges of the named paths carry the corrupted prompt (Wang et al. 2022, "Interpretability in the
 Wild"; Goldowsky-Dill et al. 2023, "Localizing Model Behavior with Path Patching"). Where a path is not a set of edges,
 because a node on it would have to carry two values, heads can be given an input or an output instead
@@ -79,7 +80,8 @@ def evaluate_masks_final(
 
     Args:
         runs: both runs of a batch (`prepare_runs`).
-        masks: edges that carry the source run, any device; entries that are not edges are ignored.
+        masks: edges that carry the source run, any device; entries that are not edges are ignored. With roles only for
+            batches whose tokens have them.
         overrides: what heads are given whatever their edges carry.
         memory_budget_gb: bounds the differences that are held at once; masks are stacked up to it.
         shortcuts: take nodes that are wholly at their source value from the source run. Otherwise they are recomputed,
@@ -124,7 +126,9 @@ class _PatchedPass:
         self.last_layer = weights.n_layers - 1
         self.rotations = runs.layout.rotations(weights)
         self.steps = to_device(Steps.of(weights, plan), weights.device)
-        self.differences = Differences(self.steps.n_masks, self.steps.n_kept, runs.base.embedded)
+        self.differences = Differences(
+            self.steps.n_masks, self.steps.n_kept, runs.base.embedded, runs.batch.tokens_of_roles
+        )
 
     def run(self) -> Float[Tensor, "mask prompt d_model"]:
         runs, steps = self.runs, self.steps

@@ -2,7 +2,8 @@
 
 A node whose edges carry no difference keeps its base value. A node that reads everything from nodes at their source
 value has its source value. The others are computed, if their difference can reach the logits at all. Inputs that are
-given count as computed; what a head is given to write is as it is.
+given count as computed; what a head is given to write is as it is. With roles of tokens a state is one of all tokens:
+an input has its source value if it has at every role, and its base value likewise.
 
 In some blocks one norm spans all heads of a layer (`SpanningNorms`). A head that is at its base or source value stays
 there. One that is computed is normalised with all the others as they are under the mask, so they are computed too.
@@ -69,7 +70,8 @@ class Plan:
     graph: Graph
     overrides: ActivationOverrides
     rows: Int[Tensor, " mask"]  # which of all masks these are
-    masks: Bool[Tensor, "mask n_forward n_backward"]  # edges that carry the source run
+    # Edges that carry the source run; one role where they are the same at all of them.
+    masks: Bool[Tensor, "mask role n_nodes n_backward"]
     nodes: Int8[Tensor, "mask n_forward"]  # BASE, SOURCE, COMPUTED or OVERRIDDEN for each forward node
     inputs: Int8[Tensor, "mask n_backward"]  # BASE, SOURCE or COMPUTED for each backward node
     needed: Bool[Tensor, "mask n_forward"]  # forward nodes whose difference reaches the logits through computed inputs
@@ -88,11 +90,17 @@ class Plan:
     ) -> Plan:
         """Work out every state under masks on any device, whose entries that are no edges are ignored.
 
+        `graph` has no roles; the masks may have.
+
         Without shortcuts no input is taken to have its source value. By default no norm spans the heads of a layer.
         """
-        masks = masks.cpu() & graph.edge_mask
+        masks = masks.cpu().unflatten(1, (-1, graph.n_nodes)) & graph.edge_mask
+        # What is read at the answers alone is as it is there.
+        masks[:, :-1, :, graph.read_at_answer] = masks[:, -1:, :, graph.read_at_answer]
+        if masks.shape[1] > 1 and bool((masks == masks[:, :1]).all()):
+            masks = masks[:, :1]
         nodes, inputs = _states(graph, masks, overrides, shortcuts)
-        reaching = _reaching(graph, masks, nodes, inputs, spanning or [(False, False, False)] * graph.n_layers)
+        reaching = _reaching(graph, masks.any(1), nodes, inputs, spanning or [(False, False, False)] * graph.n_layers)
         return cls(graph, overrides, torch.arange(len(masks)), masks, nodes, inputs, *reaching)
 
     def __len__(self) -> int:
@@ -134,15 +142,16 @@ def _states(graph: Graph, masks: Tensor, overrides: ActivationOverrides, shortcu
     nodes = torch.full((n_masks, graph.n_forward), BASE, dtype=torch.int8)
     inputs = torch.full((n_masks, graph.n_backward), BASE, dtype=torch.int8)
     nodes[:, 0] = SOURCE
+    somewhere, everywhere = masks.any(1), masks.all(1)  # of the roles
 
     # Whether what is COMPUTED reaches the logits, and so is computed at all, is worked out afterwards (`_reaching`).
     def read(columns: slice | int, n_before: int) -> Tensor:
         """States of some inputs [mask, input] from the states of the nodes that they read."""
-        edges = masks[:, :n_before, columns].reshape(n_masks, n_before, -1)
+        some, all_ = (edges[:, :n_before, columns].reshape(n_masks, n_before, -1) for edges in (somewhere, everywhere))
         before = nodes[:, :n_before, None]
-        touched = (edges & (before != BASE)).any(1)
+        touched = (some & (before != BASE)).any(1)
         # All that it reads is at its source value, along edges that carry it: then so is its residual stream.
-        whole = (edges & (before == SOURCE)).all(1) & shortcuts
+        whole = (all_ & (before == SOURCE)).all(1) & shortcuts
         return torch.where(whole, SOURCE, torch.where(touched, COMPUTED, BASE)).to(torch.int8)
 
     for layer in range(graph.n_layers):

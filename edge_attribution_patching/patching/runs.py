@@ -169,7 +169,7 @@ def at_answers(runs: PreparedRuns) -> PreparedRuns:
         with_prefix(torch.cat((layer.k, layer.v), dim=-2), prefix).index_select(0, before) if len(before) else None
         for layer, prefix in zip(runs.base.layers, runs.prefix, strict=True)
     ]
-    batch = replace(runs.batch, layout=cut_layout)
+    batch = replace(runs.batch, layout=cut_layout, tokens_of_roles=())
     cut = []
     for run in (runs.base, runs.source):
         *below, top = run.layers

@@ -74,7 +74,7 @@ class HeadInputs(Movable):
     rows: Int[Tensor, " head"]
     kv: Int[Tensor, " head"]
     of_runs: Int[Tensor, " attending"]
-    reading: Reading | None
+    reading: list[Reading] | None
     kept: Int[Tensor, " kept"] | None
     choice: Choice
     spanning: Choice | None
@@ -102,7 +102,7 @@ class LayerSteps(Movable):
     all_heads: Choice | None
     qkv: tuple[HeadInputs, ...]
     prefix: Int[Tensor, " two_attending"]
-    mlp: Reading | None
+    mlp: list[Reading] | None
     mlp_source: Bool[Tensor, "mask 1 1"] | None
     mlp_computed: Bool[Tensor, "mask 1 1"]
 
@@ -121,7 +121,7 @@ class Steps(Movable):
     n_kept: int
     from_input: bool
     layers: list[LayerSteps]
-    logits: Reading | None
+    logits: list[Reading] | None
     source: Bool[Tensor, "mask 1 1"]
     computed: Bool[Tensor, "mask 1 1"] | None
 
@@ -131,7 +131,7 @@ class Steps(Movable):
         graph = plan.graph
         state = plan.inputs[:, graph.logits, None, None]
         kept = plan.needed.any(0)
-        edges = plan.masks[:, kept.nonzero()[:, 0]]
+        edges = plan.masks[:, :, kept.nonzero()[:, 0]]
         if not bool((state == COMPUTED).any()):
             return cls(len(plan), 0, False, [], None, state == SOURCE, None)
         # Nodes are written in their order, so those that an input can read are the first of those kept.
@@ -141,8 +141,9 @@ class Steps(Movable):
             )
             for index, layer in enumerate(weights.layers)
         ]
-        logits = Reading.of(edges, edges.shape[1], [graph.logits])
-        return cls(len(plan), edges.shape[1], bool(kept[0]), layers, logits, state == SOURCE, state == COMPUTED)
+        n_kept = edges.shape[2]
+        logits = Reading.by_role(edges, n_kept, [graph.logits])
+        return cls(len(plan), n_kept, bool(kept[0]), layers, logits, state == SOURCE, state == COMPUTED)
 
 
 def _layer(layer: LayerWeights, plan: Plan, index: int, edges: Tensor, n_written: list[int]) -> LayerSteps:
@@ -157,9 +158,9 @@ def _layer(layer: LayerWeights, plan: Plan, index: int, edges: Tensor, n_written
         inputs = graph.qkv_inputs(index).start + number * graph.n_heads + projected
         reading = None
         if len(projected):
-            read = plan.masks[:, :, inputs]
-            alike = bool((read == read[:, :, :1]).all())  # Then all read one residual stream.
-            reading = Reading.of(edges, n_written[0], inputs[:1] if alike else inputs)
+            read = plan.masks[..., inputs]
+            alike = bool((read == read[..., :1]).all())  # Then all read one residual stream.
+            reading = Reading.by_role(edges, n_written[0], inputs[:1] if alike else inputs)
         of_letter = plan.inputs[:, graph.qkv_inputs(index)].view(len(plan), 3, -1)[:, number]
         qkv.append(
             HeadInputs(
@@ -186,7 +187,7 @@ def _layer(layer: LayerWeights, plan: Plan, index: int, edges: Tensor, n_written
         Choice.of(states, attending) if layer.attn_post_norm is not None else None,
         tuple(qkv),
         torch.cat((served, served + layer.n_kv_heads)),
-        Reading.of(edges, n_written[1], [column]) if needs_mlp and bool(computed.any()) else None,
+        Reading.by_role(edges, n_written[1], [column]) if needs_mlp and bool(computed.any()) else None,
         mlp_state == SOURCE if needs_mlp else None,
         computed,
     )

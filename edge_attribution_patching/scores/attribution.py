@@ -85,11 +85,11 @@ def attribute(
     memory_budget_gb: float = 1.0,
     share_prefix: bool = True,
 ) -> FoldScores:
-    """Score of every edge, on all prompts (`.scores`) and kept apart for each fold of them.
+    """Score of every edge, on all prompts (`.scores`) and kept apart for each fold of them and each role of `pairs`.
 
-    Folds cost no further passes: only the last product is taken fold by fold. The sums take 4 bytes per fold and entry
-    of the graph on the model's device: with 10 folds 3 MB for pythia-160m, 19 MB for 1.4b, 131 MB for 6.9b and 257 MB
-    for 12b.
+    They cost no further passes: only the last product is taken fold by fold and role by role. The sums take 4 bytes per
+    fold and entry of the graph on the model's device: with 10 folds 3 MB for pythia-160m, 19 MB for 1.4b, 131 MB for
+    6.9b and 257 MB for 12b, and that for every role.
 
     Args:
         pairs: clean and corrupted prompts, best on the CPU.
@@ -108,7 +108,7 @@ def attribute(
         ValueError: for a method without gradients, an unknown quadrature, no steps, or a fold without prompts.
         FloatingPointError: if scores are not finite (float16 overflows in some models).
     """
-    graph = Graph.of(weights)
+    graph = Graph.of(weights, pairs.roles)
     fold_of, sizes = fold_sizes(fold_of, len(pairs))
     sums = torch.zeros(len(sizes), graph.n_forward, graph.n_backward, device=weights.device)
     if method in ("information_flow_routes", "exact"):
@@ -122,7 +122,13 @@ def attribute(
         to_run: dict[str, Any] = {"weights": weights, "device": torch.device("cpu")}
         to_run |= {"memory_budget_gb": memory_budget_gb} if coarse is None else {}
         for on_cpu in pairs.batches(batch_size, share_prefix=share_prefix, **to_run):
-            slots_on_cpu = Slots.of(on_cpu.layout, fold_of[on_cpu.index])
+            # The sum over positions is taken role by role.
+            of_roles = on_cpu.tokens_of_roles or (None,)
+            slots_on_cpu = [
+                (role, Slots.of(on_cpu.layout, fold_of[on_cpu.index], tokens))
+                for role, tokens in enumerate(of_roles)
+                if tokens is None or len(tokens)
+            ]
             batch, slots, on_path = to_device((on_cpu, slots_on_cpu, points), weights.device)
             path = _Path.of(weights, batch, alphas, *on_path)
             new = partial(Gradients, weights, batch, metric, path.prefix, frozen=method == "relp")
@@ -134,7 +140,9 @@ def attribute(
                 products = path.by_steps(new) if method == "ceap" else path.summed(new(), at_once, room)
             for gradients, difference in products:
                 into = sums if coarse is None else torch.zeros_like(sums)
-                gradients.contract(difference, memory_budget, slots, into)
+                by_role = into.unflatten(1, (graph.n_roles, graph.n_nodes))
+                for role, of_role in slots:
+                    gradients.contract(difference, memory_budget, of_role, by_role[:, role])
                 if coarse is not None:
                     sums += into
                     coarse += into.sum(0).to(coarse.dtype)

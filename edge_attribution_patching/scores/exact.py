@@ -39,7 +39,7 @@ def exact_scores(
         pairs, metric, fold_of: as of `attribution.attribute`.
         edges: flat indices (`Graph.flat_edges`) of those to patch; all by default. The others have 0.
     """
-    graph = Graph.of(weights)
+    graph = Graph.of(weights, pairs.roles)
     fold_of, sizes = fold_sizes(fold_of, len(pairs))
     # By their targets, so that a stack begins as late in the model as it can.
     flat = graph.flat_edges if edges is None else edges

@@ -109,16 +109,19 @@ class Slots(Movable):
     folds: Int[Tensor, " fold"]
 
     @classmethod
-    def of(cls, layout: PackedTokens, fold_of: Int[Tensor, " prompt"]) -> Slots:
-        """Those of all tokens of a layout, from the folds of its prompts, on the CPU."""
+    def of(
+        cls, layout: PackedTokens, fold_of: Int[Tensor, " prompt"], tokens: Int[Tensor, " token"] | None = None
+    ) -> Slots:
+        """Those of all tokens of a layout, or of some, from the folds of its prompts, on the CPU."""
         starts, lengths = map(torch.from_numpy, layout.on_cpu)
         counts = lengths - starts
         fold_of_token = fold_of.repeat_interleave(counts)
-        sizes = fold_of_token.bincount()
+        tokens = torch.arange(len(fold_of_token)) if tokens is None else tokens
+        sizes = fold_of_token[tokens].bincount()
         folds = sizes.nonzero()[:, 0]
         width = int(sizes.max())
         # Tokens sorted by fold; each fold's go to the front of its slots.
-        order = fold_of_token.argsort(stable=True)
+        order = tokens[fold_of_token[tokens].argsort(stable=True)]
         filled = torch.arange(width) < sizes[folds][:, None]
         n_tokens, n_prompts = len(fold_of_token), len(fold_of)
         gradients = torch.full(filled.shape, n_tokens)

@@ -38,21 +38,26 @@ def information_flow(
         fold_of: as of `attribution.attribute`.
         memory_budget_gb: bounds what is held of what nodes write; prompts are taken in smaller batches to stay below.
     """
-    graph = Graph.of(weights)
+    graph = Graph.of(weights, pairs.roles)
     fold_of, sizes = fold_sizes(fold_of, len(pairs))
     fold_of = fold_of.to(weights.device)
-    sums = torch.zeros(len(sizes), graph.n_forward, graph.n_backward, device=weights.device)
+    sums = torch.zeros(len(sizes) * graph.n_roles, graph.n_nodes, graph.n_backward, device=weights.device)
     # What all nodes write, and what is left of a layer's input without each of them, in float32.
-    prompt_bytes = 2 * 4 * graph.n_forward * pairs.clean.shape[1] * weights.d_model
+    prompt_bytes = 2 * 4 * graph.n_nodes * pairs.clean.shape[1] * weights.d_model
     at_once = max(1, min(batch_size, int(memory_budget_gb * GB // prompt_bytes)))
     for batch in bar(list(pairs.batches(at_once, share_prefix=False, weights=weights)), "information flow"):
-        routes = _Routes(weights, batch.layout, fold_of[batch.index], sums)
+        # Of every token its fold, and in it its role.
+        part_of = graph.n_roles * fold_of[batch.index][batch.layout.prompt]
+        for role, tokens in enumerate(batch.tokens_of_roles):
+            part_of[tokens] += role
+        routes = _Routes(weights, batch.layout, part_of, sums)
         with torch.no_grad():
             embedded = embed(weights, batch.layout, batch.layout.pack(batch.clean))
             routes.written[0] = embedded
             final = forward(weights, batch.layout, embedded, visit=routes)
-            routes.read(graph.n_forward, slice(graph.logits, None), final)
-    return FoldScores(graph, sums.cpu(), sizes)
+            routes.read(graph.n_nodes, slice(graph.logits, None), final)
+    by_fold = sums.cpu().view(len(sizes), graph.n_forward, -1)
+    return FoldScores(graph, by_fold * graph.edge_mask, sizes)
 
 
 class _Routes:
@@ -62,15 +67,13 @@ class _Routes:
         self,
         weights: ModelWeights,
         layout: PackedTokens,
-        fold_of: Int[Tensor, " prompt"],
-        sums: Float[Tensor, "fold n_forward n_backward"],
+        part_of: Int[Tensor, " token"],
+        sums: Float[Tensor, "fold_x_role n_nodes n_backward"],
     ) -> None:
         self.weights, self.sums, self.graph = weights, sums, Graph.of(weights)
         self.written = torch.zeros(self.graph.n_forward, layout.n_tokens, weights.d_model, device=weights.device)
-        # What each token counts in its fold: the mean over the positions of its prompt.
-        self.shares = (
-            torch.nn.functional.one_hot(fold_of[layout.prompt], len(sums)) / layout.lengths[layout.prompt, None]
-        )
+        # What each token counts in its part: the mean over the positions of its prompt.
+        self.shares = torch.nn.functional.one_hot(part_of, len(sums)) / layout.lengths[layout.prompt, None]
 
     def __call__(self, layer: LayerActivations) -> None:
         graph, index = self.graph, layer.layer

@@ -48,7 +48,7 @@ def edge_scores(
     if method == "information_flow_routes":
         return information_flow(weights, pairs, fold_of, **memory)
     if method == "exact":
-        graph, edges = Graph.of(weights), None
+        graph, edges = Graph.of(weights, pairs.roles), None
         if n_exact is not None and n_exact < graph.n_edges:
             first = edge_scores(weights, pairs, metric, quadrature=quadrature, **memory).scores.abs()
             edges = first.masked_fill(~graph.edge_mask, -1).flatten().topk(n_exact).indices

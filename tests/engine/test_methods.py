@@ -71,7 +71,9 @@ def test_scores_of_activations_are_those_of_autograd_with_one_layer_moved(archit
     metric = eap_reference.logit_diff_metric(97, 2)
     found = edge_scores(read_weights(model), pairs, metric, method="eap_ig_activations", steps=2)
     with Float64():
-        reference = eap_reference.attribute_activations(model, *vars(pairs).values(), metric, steps=2)
+        reference = eap_reference.attribute_activations(
+            model, pairs.clean, pairs.corrupted, pairs.lengths, metric, steps=2
+        )
     assert relative(found.scores, reference) < 3e-6
 
 

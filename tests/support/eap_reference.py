@@ -263,16 +263,18 @@ def attribute(
     grouped: bool = False,
     conductance: bool = False,
     expand: type[ExpandedModel] = ExpandedModel,
+    role_of: Tensor | None = None,
 ) -> Tensor:
     """EAP-IG by autograd through explicitly expanded inputs.
 
     With `conductance`, each step's gradient is multiplied with the change of the outputs from its point to the next,
     the last with that to the clean run. With `grouped`, heads that share a key-value head read one input to k and one
-    to v, that of the group's first head.
+    to v, that of the group's first head. With the role of every token the scores are [role, n_forward, n_backward].
     """
     expanded = expand(model)
     graph = expanded.graph
-    scores = torch.zeros(graph.n_forward, graph.n_backward, dtype=torch.float64)
+    role_of = torch.zeros_like(clean) if role_of is None else role_of
+    scores = torch.zeros(int(role_of.max()) + 1, graph.n_forward, graph.n_backward, dtype=torch.float64)
     first_of_group = list(range(graph.n_backward))
     group = expanded.blocks[0].group
     for layer in range(graph.n_layers if grouped else 0):
@@ -306,8 +308,9 @@ def attribute(
             indices = sorted(inputs)
             grads = torch.autograd.grad(value, [inputs[index] for index in indices], materialize_grads=True)
             for index, grad in zip(indices, grads, strict=True):
-                scores[:, index] += weight * torch.einsum("utd,td->u", difference, grad).double()
-    return (scores / len(lengths)) * graph.edge_mask
+                of_tokens = weight * torch.einsum("utd,td->tu", difference, grad).double()
+                scores[:, :, index].index_add_(0, role_of[prompt, :n], of_tokens)
+    return (scores / len(lengths) * graph.edge_mask).squeeze(0)
 
 
 def attribute_activations(
@@ -389,6 +392,18 @@ def states(graph: Graph, mask: Tensor) -> tuple[list[str], list[str]]:
             inputs[graph.mlp_input(layer)] = state(graph.mlp_input(layer))
             nodes.append(inputs[graph.mlp_input(layer)])
     return nodes, inputs
+
+
+def logits_by_role(model: PreTrainedModel, clean: Tensor, corrupted: Tensor, mask: Tensor, role_of: Tensor) -> Tensor:
+    """Logits at the end of one prompt under a mask [role, n_forward, n_backward]: what is read at each token is its."""
+    expanded = ExpandedModel(model)
+    _, base = expanded.run(expanded.embed(corrupted), plain)
+
+    def read(index: int, outputs: list[Tensor], biases: Tensor) -> Tensor:
+        chosen = [out.where(mask[role_of, u, index][:, None], base[u]) for u, out in enumerate(outputs)]
+        return torch.stack(chosen).sum(0) + biases
+
+    return expanded.run(expanded.embed(clean), read)[0]
 
 
 def patched_logits(model: PreTrainedModel, clean: Tensor, corrupted: Tensor, mask: Tensor) -> Tensor:
