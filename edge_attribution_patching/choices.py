@@ -26,6 +26,9 @@ goes without saying, then the others. One that is true or false is named by the 
 USUAL_STEPS: dict[Method, int] = {"eap_ig": 20, "ceap": 20, "eap_ig_activations": 5}
 """The methods that integrate, and how many steps each takes if nobody says: the last one takes them 2L + 1 times."""
 
+Level = Literal["edge", "node", "neuron"]
+"""What circuits consist of, see `units`."""
+
 Accumulate = Literal["float32", "model"]
 """The number format in which scores of batches and steps are added up: `model` is that of the model."""
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from .choices import QKV, QKVName
 
 if TYPE_CHECKING:  # Counting and naming edges needs no torch: it is imported where the first tensor is made.
+    import numpy as np
     from jaxtyping import Bool, Int
     from torch import Tensor
 
@@ -180,6 +181,10 @@ class Graph:
             names += [f"a{layer}.h{head}<{letter}>" for letter in QKV for head in range(self.n_heads)]
             names.append(f"m{layer}")
         return [*names, "logits"]
+
+    def dealt(self, generator: np.random.Generator) -> np.ndarray:
+        """The edges in a random order, in which they get each other's scores."""
+        return generator.permutation(self.n_edges)
 
     def edge_name(self, u: int, v: int) -> str:
         """The name of an edge by its indices, `a0.h1->a3.h2<q>`."""

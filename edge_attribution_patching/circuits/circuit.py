@@ -11,12 +11,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..graph import Graph
+from ..units import Units
 from .search import count_nodes
+
+_UNITS = ("level", "d_head", "d_mlp")
+"""What a file says of units, besides the model's graph."""
 
 
 @dataclass(frozen=True)
 class Circuit:
-    """Scores of every edge and the edges of one circuit."""
+    """Scores of every edge and the edges of one circuit; or, where the graph is that of `Units`, scores and units."""
 
     graph: Graph
     scores: Float[Tensor, "n_forward n_backward"]
@@ -36,10 +40,25 @@ class Circuit:
         return {
             "scores": self.scores,
             "in_circuit": self.in_circuit,
-            "forward_nodes": self.graph.forward_nodes,
-            "backward_nodes": self.graph.backward_nodes,
+            "forward_nodes": self.model_graph.forward_nodes,
+            "backward_nodes": self.model_graph.backward_nodes,
             "parallel": self.graph.parallel,
+            **{name: getattr(self.graph, name) for name in _UNITS if isinstance(self.graph, Units)},
         } | ({"roles": list(self.graph.roles), "attends": self.graph.attends} if self.graph.roles else {})
+
+    @property
+    def model_graph(self) -> Graph:
+        """The graph of the model."""
+        return self.graph.model if isinstance(self.graph, Units) else self.graph
+
+    @property
+    def as_edges(self) -> Circuit:
+        """A circuit of units as the edges between their nodes, each with the score of the node that it comes from."""
+        if not isinstance(self.graph, Units):
+            return self
+        of_source = self.graph.by_node(self.scores)
+        edges = self.graph.edges(self.in_circuit[None])[0]
+        return Circuit(self.model_graph, of_source[:, None] * self.model_graph.edge_mask, edges)
 
     @classmethod
     def from_tensors(cls, stored: Mapping[str, Any]) -> Circuit:
@@ -57,6 +76,8 @@ class Circuit:
         graph = Graph(n_layers, n_heads, stored["parallel"], roles, attends)
         if graph.forward_nodes != names or graph.backward_nodes != list(stored["backward_nodes"]):
             raise ValueError(f"the {len(names)} nodes are not those of {n_layers} layers of {n_heads} heads")
+        if "level" in stored:
+            graph = Units(0, 0, graph.parallel, model=graph, **{name: stored[name] for name in _UNITS})
         return cls(graph, stored["scores"], stored["in_circuit"])
 
     def to_table(self, **columns: Float[Tensor, "n_forward n_backward"]) -> pd.DataFrame:

@@ -44,7 +44,7 @@ def random_circuits(
     masks = torch.zeros(n, graph.n_forward, graph.n_backward, dtype=torch.bool)
     for mask in masks:
         for _ in range(DEALS):
-            deal = torch.from_numpy(generator.permutation(graph.n_edges))
+            deal = torch.from_numpy(graph.dealt(generator))
             dealt = torch.zeros_like(circuit.scores).masked_scatter(edges, circuit.scores[edges][deal])
             dealt_signed = signed
             if signed is not None:

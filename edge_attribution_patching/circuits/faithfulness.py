@@ -22,7 +22,7 @@ from ..graph import Graph
 from ..model.pairs import Metric, TokenPairs
 from ..model.transfer import checked_at_the_end
 from ..model.weights import ModelWeights
-from ..patching.forward import evaluate_metric
+from ..patching.circuits import evaluate_circuits
 from ..patching.runs import PreparedBatches, PreparedRuns, run_metric
 from ..statistics import prompts_needed, quotient_interval, standard_error
 from .search import top_n_masks
@@ -32,6 +32,7 @@ class CircuitEvaluator:
     """Evaluates circuits on a set of prompts, and prepares the two runs of each prompt once.
 
     Args:
+        graph: what circuits are sets of edges of: the model's graph by default, or that of its units.
         pairs: prompt pairs, best on the CPU. With roles, circuits may be of edges and roles.
         memory_budget_gb: how much of the prepared runs to keep; the others are prepared again. Also bounds each pass.
 
@@ -45,11 +46,12 @@ class CircuitEvaluator:
         pairs: TokenPairs,
         metric: Metric,
         *,
+        graph: Graph | None = None,
         batch_size: int = 32,
         memory_budget_gb: float = 1.0,
     ) -> None:
         self.weights, self.metric = weights, metric
-        self.graph = Graph.of(weights, pairs.roles)
+        self.graph = graph or Graph.of(weights, pairs.roles)
         self.memory_budget_gb = memory_budget_gb
         self.n_prompts = len(pairs)
         batches = pairs.batches(batch_size, weights=weights, memory_budget_gb=memory_budget_gb)
@@ -58,8 +60,12 @@ class CircuitEvaluator:
 
     def __call__(self, masks: Bool[Tensor, "mask n_forward n_backward"]) -> Float[Tensor, "mask prompt"]:
         """The metric of every prompt under circuits given by their edges, on the CPU."""
-        how = {"memory_budget_gb": self.memory_budget_gb}
-        return self._of_all(len(masks), lambda runs: evaluate_metric(self.weights, runs, masks, self.metric, **how))
+
+        def of_batch(runs: PreparedRuns) -> Float[Tensor, "mask batch"]:
+            memory = self.memory_budget_gb
+            return evaluate_circuits(self.weights, runs, self.graph, masks, self.metric, memory_budget_gb=memory)
+
+        return self._of_all(len(masks), of_batch)
 
     def _of_all(
         self, n: int, of_batch: Callable[[PreparedRuns], Float[Tensor, "any batch"]]

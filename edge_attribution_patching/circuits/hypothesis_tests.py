@@ -167,6 +167,8 @@ def _random_path(graph: Graph, generator: np.random.Generator) -> list[tuple[int
     path, node, role = [], graph.n_nodes, graph.n_roles - 1
     while node != 0:
         inputs = (graph.forward_of_backward == node).nonzero()[:, 0]
+        if len(inputs) == 0:  # A unit is a path by itself.
+            break
         n_before = int(graph.n_before[inputs[0]])
         source, target = int(generator.integers(n_before)), int(inputs[generator.integers(len(inputs))])
         if graph.roles:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..choices import Order
 from ..graph import Graph
+from ..units import Units
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,12 @@ def prune(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Boo
 def _on_paths(
     places: Int[Tensor, "mask n_forward n_backward"], never: int, graph: Graph
 ) -> Int[Tensor, "mask n_forward n_backward"]:
-    """The smallest n at which each edge is on a path whose edges all have places of at most n; `never` if on none."""
+    """The smallest n at which each edge is on a path whose edges all have places of at most n; `never` if on none.
+
+    Of units, every one is: its node reads `input`.
+    """
+    if isinstance(graph, Units):
+        return places
     shape, follows = places.shape, graph.follows
     places = places.view(len(places), graph.n_roles, graph.n_nodes, graph.n_backward)
     reached = places[..., 0].new_full(places.shape[:3], never)  # from which n on `input` leads to a forward node
@@ -244,6 +250,8 @@ def _on_paths(
 
 def nodes_in(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Bool[Tensor, "mask n_nodes_plus_1"]:
     """Which nodes have an edge in each circuit, at any role: `input`, heads (whatever is read), MLPs; last `logits`."""
+    if isinstance(graph, Units):
+        return graph.nodes(masks)
     masks = masks.unflatten(1, (graph.n_roles, graph.n_nodes)).any(1)
     count = torch.nn.functional.pad(masks.any(2).int(), (0, 1))
     return count.index_add(1, graph.forward_of_backward, masks.any(1).int()) > 0

@@ -54,7 +54,7 @@ class LayerActivations:
 Visitor = Callable[[LayerActivations], None]
 Writer = Callable[[int, Tensor], Tensor]
 """(n, what node layer n writes in all) -> what it writes instead. Node layer 2l + 1 is the heads of layer l, 2l + 2 its
-MLP."""
+MLP. Or, before that, (n, z of all heads or the MLP's hidden units) -> what they hold instead."""
 
 
 def embed_tokens(weights: ModelWeights, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
@@ -210,10 +210,15 @@ def softcap(x: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(x / cap)
 
 
-def mlp(
+def mlp(layer: LayerWeights, x: Float[Tensor, "*stack token d_model"]) -> Float[Tensor, "*stack token d_model"]:
+    """What the MLP writes for the residual stream `x` that it reads, its norms included."""
+    return mlp_written(layer, mlp_hidden(layer, x))
+
+
+def mlp_hidden(
     layer: LayerWeights, x: Float[Tensor, "*stack token d_model"], *, frozen: bool = False
-) -> Float[Tensor, "*stack token d_model"]:
-    """What the MLP writes for the residual stream `x` that it reads, its norms included.
+) -> Float[Tensor, "*stack token d_mlp"]:
+    """What the MLP's hidden units hold for the residual stream `x` that it reads, behind activation and gate.
 
     With `frozen`, gradients take what the activation multiplies its input with for a constant, and half of a gate's
     product for each factor (RelP, see `forward`).
@@ -228,7 +233,22 @@ def mlp(
         activated = (activated * hidden.detach() + activated.detach() * hidden) / 2
     elif layer.W_gate is not None:
         activated = activated * hidden
-    return apply_norm(layer.mlp_post_norm, F.linear(activated, layer.W_out.T, layer.b_out), frozen=frozen)
+    return activated
+
+
+def mlp_shares(layer: LayerWeights, x: Float[Tensor, "*stack token d_model"]) -> Float[Tensor, "*stack token d_mlp"]:
+    """What each hidden unit writes, times `LayerWeights.W_out_scaled`."""
+    hidden = mlp_hidden(layer, x)
+    if layer.mlp_post_norm is None:
+        return hidden
+    return hidden * inverse_rms(layer.mlp_post_norm, F.linear(hidden, layer.W_out.T, layer.b_out))
+
+
+def mlp_written(
+    layer: LayerWeights, hidden: Float[Tensor, "*stack token d_mlp"], *, frozen: bool = False
+) -> Float[Tensor, "*stack token d_model"]:
+    """What the MLP writes from its hidden units."""
+    return apply_norm(layer.mlp_post_norm, F.linear(hidden, layer.W_out.T, layer.b_out), frozen=frozen)
 
 
 def unembed(
@@ -289,6 +309,7 @@ def forward(
     last_layer: Literal["full", "answers"] = "full",
     frozen: bool = False,
     write: Writer | None = None,
+    hold: Writer | None = None,
 ) -> Float[Tensor, "*stack token d_model"]:
     """Run every layer on embedded tokens; gradients flow if `x` requires them.
 
@@ -301,7 +322,7 @@ def forward(
         frozen: let gradients follow the rules of RelP (Jafari et al. 2025, arXiv 2508.21258), which are those of a
             linear model: norms' scales and attention patterns are constants, an activation is a multiplication with
             the ratio of its output to its input, and each factor of a gate gets half of their product.
-        write: may replace what the nodes of a layer write.
+        write: may replace what the nodes of a layer write; `hold`: what their units hold.
 
     Returns:
         The final residual stream, before the final norm, at all packed tokens or at the last ones ("answers").
@@ -326,6 +347,7 @@ def forward(
         laid = lay_out(layer, attended, layout, prefix[index] if prefix else None, rows)
         z, pattern = attend(layer, laid, queries, frozen=frozen)
         z = take_rows(z.flatten(-4, -2), rows.z).unflatten(-2, (-1, layer.n_heads))
+        z = z if hold is None else hold(2 * index + 1, z)
         # What all heads together write, and 1 / s of a norm of it.
         attn_out = F.linear(z.flatten(-2), layer.W_O.reshape(-1, weights.d_model).T, layer.b_O)
         post_norm, post_inverse_scale = layer.attn_post_norm, None
@@ -338,7 +360,9 @@ def forward(
         # view_as: a separate tensor to differentiate by, which only the MLP reads.
         stream = resid if weights.parallel else resid + attn_out
         mlp_in = stream.view_as(stream)
-        mlp_out = mlp(layer, mlp_in, frozen=frozen)
+        hidden = mlp_hidden(layer, mlp_in, frozen=frozen)
+        mlp_out = mlp_written(layer, hidden if hold is None else hold(2 * index + 2, hidden), frozen=frozen)
+        del hidden
         mlp_out = mlp_out if write is None else write(2 * index + 2, mlp_out)
         if visit is not None:
             q, k, v = attended.split((layer.n_heads, layer.n_kv_heads, layer.n_kv_heads), dim=-2)

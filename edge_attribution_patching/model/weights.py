@@ -108,6 +108,11 @@ class LayerWeights:
             return self.W_O
         return (self.W_O * self.attn_post_norm.gain).to(self.W_O.dtype)
 
+    @property
+    def W_out_scaled(self) -> Float[Tensor, "d_mlp d_model"]:
+        """W_out with the gain of `mlp_post_norm`, as `W_O_scaled`."""
+        return self.W_out if self.mlp_post_norm is None else (self.W_out * self.mlp_post_norm.gain).to(self.W_out.dtype)
+
     def norm_of(self, letter: QKVName) -> Norm | None:
         """The norm of q or k; None without one, and of v."""
         return {"q": self.q_norm, "k": self.k_norm, "v": None}[letter]

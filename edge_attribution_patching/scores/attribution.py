@@ -31,13 +31,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..choices import Accumulate, Method, Quadrature
-from ..graph import Graph
+from ..choices import Accumulate, Level, Method, Quadrature
 from ..model.forward import embed, kv_cache
 from ..model.packed_tokens import KVCache, PackedTokens
 from ..model.pairs import AUTOGRAD_COPIES, GB, Metric, PairBatch, TokenPairs, bar
 from ..model.transfer import checked_at_the_end, to_device
 from ..model.weights import ModelWeights
+from ..units import graph_of
 from .folds import FoldScores, fold_sizes
 from .gradients import Gradients, NodeOutputs, Slots
 from .node_layers import by_node_layers
@@ -78,6 +78,7 @@ def attribute(
     fold_of: Int[Tensor, " prompt"] | None = None,
     *,
     method: Method = "eap_ig",
+    level: Level = "edge",
     steps: int = 20,
     quadrature: Quadrature = "left",
     accumulate: Accumulate = "float32",
@@ -96,6 +97,7 @@ def attribute(
         metric: per-prompt metric of the logits at the answer, differentiable.
         fold_of: the fold of each prompt; every fold from 0 to the last has prompts (`assign_folds`). One by default.
         method: one of the module's.
+        level: score edges, nodes or neurons (`units`).
         steps, quadrature: how many integration steps, and where they lie (`quadrature_points`); of `ceap` the steps
             alone count, as of `eap_ig_activations`, and of the methods that look at the ends neither.
         accumulate: `model` adds up the scores of every batch and step in the weights' number format, as Tigges et al.
@@ -108,7 +110,8 @@ def attribute(
         ValueError: for a method without gradients, an unknown quadrature, no steps, or a fold without prompts.
         FloatingPointError: if scores are not finite (float16 overflows in some models).
     """
-    graph = Graph.of(weights, pairs.roles)
+    neurons = level == "neuron"
+    graph = graph_of(weights, level if neurons else "edge", pairs.roles)
     fold_of, sizes = fold_sizes(fold_of, len(pairs))
     sums = torch.zeros(len(sizes), graph.n_forward, graph.n_backward, device=weights.device)
     if method in ("information_flow_routes", "exact"):
@@ -130,8 +133,8 @@ def attribute(
                 if tokens is None or len(tokens)
             ]
             batch, slots, on_path = to_device((on_cpu, slots_on_cpu, points), weights.device)
-            path = _Path.of(weights, batch, alphas, *on_path)
-            new = partial(Gradients, weights, batch, metric, path.prefix, frozen=method == "relp")
+            path = _Path.of(weights, batch, alphas, *on_path, neurons=neurons)
+            new = partial(Gradients, weights, batch, metric, path.prefix, frozen=method == "relp", neurons=neurons)
             at_once, room = (path.steps_at_once(memory_budget), memory_budget) if coarse is None else (1, -1)
             if method == "eap_ig_activations":
                 ends = path.outputs(path.clean), path.outputs(path.corrupted)
@@ -140,9 +143,13 @@ def attribute(
                 products = path.by_steps(new) if method == "ceap" else path.summed(new(), at_once, room)
             for gradients, difference in products:
                 into = sums if coarse is None else torch.zeros_like(sums)
-                by_role = into.unflatten(1, (graph.n_roles, graph.n_nodes))
-                for role, of_role in slots:
-                    gradients.contract(difference, memory_budget, of_role, by_role[:, role])
+                if neurons:
+                    ((_, all_slots),) = slots
+                    gradients.contract_neurons(difference, memory_budget, all_slots, into)
+                else:
+                    by_role = into.unflatten(1, (graph.n_roles, graph.n_nodes))
+                    for role, of_role in slots:
+                        gradients.contract(difference, memory_budget, of_role, by_role[:, role])
                 if coarse is not None:
                     sums += into
                     coarse += into.sum(0).to(coarse.dtype)
@@ -152,6 +159,8 @@ def attribute(
     sums *= graph.edge_mask
     if not bool(sums.isfinite().all()):
         raise FloatingPointError(f"the gradient holds NaN or infinity in {str(weights.dtype).removeprefix('torch.')}")
+    if level == "node":  # What a node writes reaches all its readers alike, so their gradients add up.
+        graph, sums = graph_of(weights, level, pairs.roles), sums[:, 1:].sum(2, keepdim=True)
     return FoldScores(graph, sums, sizes)
 
 
@@ -167,6 +176,7 @@ class _Path:
     points: Sequence[float]  # where on it gradients are taken, from 0 to 1
     alphas: Float[Tensor, " step"]  # the same on the device
     step_weights: Float[Tensor, " step"]
+    neurons: bool
 
     @classmethod
     def of(
@@ -176,11 +186,13 @@ class _Path:
         points: Sequence[float],
         alphas: Float[Tensor, " step"],
         step_weights: Float[Tensor, " step"],
+        *,
+        neurons: bool,
     ) -> _Path:
         layout = batch.layout
         corrupted, clean = (embed(weights, layout, layout.pack(tokens)) for tokens in (batch.corrupted, batch.clean))
         prefix = kv_cache(weights, layout, batch.clean)
-        return cls(weights, layout, prefix, corrupted, clean, points, alphas, step_weights)
+        return cls(weights, layout, prefix, corrupted, clean, points, alphas, step_weights, neurons)
 
     def at(self, some: slice) -> Float[Tensor, "step token d_model"]:
         """The embeddings at some points of it."""
@@ -189,7 +201,7 @@ class _Path:
 
     def outputs(self, embedded: Float[Tensor, "token d_model"]) -> NodeOutputs:
         """What all nodes compute from some embeddings."""
-        return NodeOutputs.of_run(self.weights, self.layout, embedded, self.prefix)
+        return NodeOutputs.of_run(self.weights, self.layout, embedded, self.prefix, neurons=self.neurons)
 
     def steps_at_once(self, memory_budget: float) -> int:
         """How many steps may run stacked."""

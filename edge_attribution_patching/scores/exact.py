@@ -1,5 +1,7 @@
 """The exact score of an edge: what the metric loses when this edge alone carries the corrupted prompt.
 
+Of a node: when all edges that leave it do; of a neuron: when it alone holds what it does in the corrupted run.
+
     score(u -> v) = mean over prompts of M(clean) - M(clean, with a_u(corrupted) in the place of a_u(clean) at v)
 
 Every edge is a run of its own: that of all edges but one. Those into one layer are stacked; they share the layers below
@@ -15,7 +17,7 @@ from torch import Tensor
 from ..graph import Graph
 from ..model.pairs import Metric, TokenPairs, bar
 from ..model.weights import ModelWeights
-from ..patching.forward import evaluate_metric
+from ..patching.circuits import evaluate_circuits
 from ..patching.runs import prepare_runs, run_metric
 from .folds import FoldScores, fold_sizes
 
@@ -29,6 +31,7 @@ def exact_scores(
     metric: Metric,
     fold_of: Int[Tensor, " prompt"] | None = None,
     *,
+    graph: Graph | None = None,
     edges: Int[Tensor, " edge"] | None = None,
     batch_size: int = 32,
     memory_budget_gb: float = 1.0,
@@ -37,9 +40,10 @@ def exact_scores(
 
     Args:
         pairs, metric, fold_of: as of `attribution.attribute`.
+        graph: whose edges are patched: the model's, or that of its units.
         edges: flat indices (`Graph.flat_edges`) of those to patch; all by default. The others have 0.
     """
-    graph = Graph.of(weights, pairs.roles)
+    graph = graph or Graph.of(weights, pairs.roles)
     fold_of, sizes = fold_sizes(fold_of, len(pairs))
     # By their targets, so that a stack begins as late in the model as it can.
     flat = graph.flat_edges if edges is None else edges
@@ -52,6 +56,6 @@ def exact_scores(
         for some in bar(flat.split(AT_ONCE), "edges patched one by one"):
             masks = graph.edge_mask.repeat(len(some), 1, 1)
             masks.view(len(some), -1)[torch.arange(len(some)), some] = False
-            patched = evaluate_metric(weights, runs, masks, metric, memory_budget_gb=memory_budget_gb)
+            patched = evaluate_circuits(weights, runs, graph, masks, metric, memory_budget_gb=memory_budget_gb)
             sums[:, some] += ((whole - patched).cpu() @ members).T
     return FoldScores(graph, sums.view(-1, graph.n_forward, graph.n_backward), sizes)

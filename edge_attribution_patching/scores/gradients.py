@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from ..choices import QKVName
 from ..graph import Graph
-from ..model.forward import LayerActivations, Writer, clamp_norm_rotate, forward, unembed
+from ..model.forward import LayerActivations, Writer, clamp_norm_rotate, forward, mlp_shares, unembed
 from ..model.packed_tokens import KVCache, PackedTokens, Rotation
 from ..model.pairs import Metric, PairBatch
 from ..model.transfer import Movable
@@ -37,11 +37,16 @@ from ..model.weights import LayerWeights, ModelWeights
 
 @dataclass
 class NodeOutputs:
-    """What every node computed in one run or in a stack of them, at the packed tokens (last layer: at the answers)."""
+    """What every node computed in one run or in a stack of them, at the packed tokens (last layer: at the answers).
+
+    With `of_neurons`, also what the hidden units of MLPs write, times W_out_scaled.
+    """
 
     embedded: Float[Tensor, "*stack token d_model"]
     z: list[Float[Tensor, "*stack token head d_head"]] = field(default_factory=list)  # a head writes z W_O_scaled
     mlp_out: list[Float[Tensor, "*stack token d_model"]] = field(default_factory=list)
+    shares: list[Float[Tensor, "*stack token d_mlp"]] = field(default_factory=list)
+    of_neurons: ModelWeights | None = None
 
     @classmethod
     def of_run(
@@ -50,9 +55,11 @@ class NodeOutputs:
         layout: PackedTokens,
         embedded: Float[Tensor, "token d_model"],
         prefix: KVCache,
+        *,
+        neurons: bool = False,
     ) -> NodeOutputs:
         """Run embedded prompts."""
-        outputs = cls(embedded)
+        outputs = cls(embedded, of_neurons=weights if neurons else None)
         with torch.no_grad():
             forward(weights, layout, embedded, prefix=prefix, visit=outputs.keep, last_layer="answers")
         return outputs
@@ -61,18 +68,21 @@ class NodeOutputs:
         """Add a layer; a visitor of the forward pass."""
         self.z.append(layer.written.detach())
         self.mlp_out.append(layer.mlp_out.detach())
+        if self.of_neurons is not None:
+            self.shares.append(mlp_shares(self.of_neurons.layers[layer.layer], layer.mlp_in.detach()))
 
     def of_step(self, step: int) -> NodeOutputs:
         """One run of a stack."""
-        return NodeOutputs(self.embedded[step], [z[step] for z in self.z], [out[step] for out in self.mlp_out])
+        z, mlp_out, shares = ([x[step] for x in of_layers] for of_layers in (self.z, self.mlp_out, self.shares))
+        return NodeOutputs(self.embedded[step], z, mlp_out, shares)
 
     def minus(self, other: NodeOutputs) -> NodeOutputs:
         """What the nodes compute here beyond what they compute in another run."""
-        z, mlp_out = (
+        z, mlp_out, shares = (
             [here - there for here, there in zip(*both, strict=True)]
-            for both in ((self.z, other.z), (self.mlp_out, other.mlp_out))
+            for both in ((self.z, other.z), (self.mlp_out, other.mlp_out), (self.shares, other.shares))
         )
-        return NodeOutputs(self.embedded - other.embedded, z, mlp_out)
+        return NodeOutputs(self.embedded - other.embedded, z, mlp_out, shares)
 
     def written(self, weights: ModelWeights, slots: Slots) -> Float[Tensor, "n_forward slot d_model"]:
         """What every node writes to the residual stream at some tokens, float32.
@@ -258,9 +268,17 @@ class Gradients:
     """Gradients of a batch's metric at every node's input, summed over the integration steps added so far."""
 
     def __init__(
-        self, weights: ModelWeights, batch: PairBatch, metric: Metric, prefix: KVCache, *, frozen: bool = False
+        self,
+        weights: ModelWeights,
+        batch: PairBatch,
+        metric: Metric,
+        prefix: KVCache,
+        *,
+        frozen: bool = False,
+        neurons: bool = False,
     ) -> None:
         self.weights, self.batch, self.metric, self.prefix, self.frozen = weights, batch, metric, prefix, frozen
+        self.neurons = neurons  # whether outputs hold what neurons write
         self.clear()
 
     def clear(self) -> None:
@@ -303,7 +321,7 @@ class Gradients:
 
         Returns what the nodes computed in each of these steps.
         """
-        outputs = NodeOutputs(embedded)
+        outputs = NodeOutputs(embedded, of_neurons=self.weights if self.neurons else None)
         activations: list[LayerActivations] = []
         with torch.enable_grad():
             x = embedded.detach().requires_grad_(True)
@@ -371,3 +389,32 @@ class Gradients:
                 )
             at_answers = by_fold(F.pad(self.final, (0, 0, 0, 1))[part.answers][None])
             into[:, :, graph.logits].index_add_(0, part.folds, torch.bmm(written, at_answers.transpose(1, 2))[..., 0])
+
+    def contract_neurons(
+        self, difference: NodeOutputs, memory_budget: float, slots: Slots, into: Float[Tensor, "fold neuron 1"]
+    ) -> None:
+        """Add to every fold its tokens' sum of (what a neuron writes) . (gradient at all that reads its node).
+
+        So the scores of a node's neurons add up to those of the edges that leave it. Arguments are as of `contract`.
+        """
+        assert self.final is not None
+        weights = self.weights
+        token_bytes = 4 * (2 * weights.d_model * (3 * weights.n_heads + 2) + 4 * weights.d_mlp)
+        for part in slots.split(max(1, int(memory_budget // token_bytes))):
+            # [slot, d_model], from the logits down: the sum over everything that reads what a layer writes.
+            behind = F.pad(self.final, (0, 0, 0, 1))[part.answers]
+            start = into.shape[1]
+            for index in reversed(range(weights.n_layers)):
+                layer, of_inputs = weights.layers[index], self.layers[index].at(part)
+                of_heads = behind if weights.parallel else behind + of_inputs[-1]
+                z, shares, at = difference.z[index].flatten(1), difference.shares[index], part.tokens
+                if index == weights.n_layers - 1:
+                    z, shares, at = F.pad(z, (0, 0, 0, 1)), F.pad(shares, (0, 0, 0, 1)), part.answers
+                products = (
+                    z[at].float() * (of_heads @ layer.W_O_scaled.flatten(0, 1).float().T),
+                    shares[at].float() * (behind @ layer.W_out_scaled.float().T),
+                )
+                of_layer = torch.cat(products, dim=1).unflatten(0, (len(part.folds), -1)).sum(1)  # [fold, neuron]
+                into[:, start - of_layer.shape[1] : start, 0].index_add_(0, part.folds, of_layer)
+                start -= of_layer.shape[1]
+                behind = behind + of_inputs.sum(0)

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..choices import USUAL_STEPS, Accumulate, Method, Quadrature
-from ..graph import Graph
+from ..choices import USUAL_STEPS, Accumulate, Level, Method, Quadrature
 from ..model.pairs import Metric, TokenPairs
 from ..model.weights import ModelWeights
+from ..units import graph_of
 from .attribution import attribute
 from .exact import exact_scores
 from .folds import FoldScores
@@ -27,6 +27,7 @@ def edge_scores(
     fold_of: Int[Tensor, " prompt"] | None = None,
     *,
     method: Method = "eap_ig",
+    level: Level = "edge",
     steps: int | None = None,
     quadrature: Quadrature = "left",
     n_exact: int | None = None,
@@ -34,9 +35,10 @@ def edge_scores(
     batch_size: int = 32,
     memory_budget_gb: float = 1.0,
 ) -> FoldScores:
-    """Score of every edge, on all prompts (`.scores`) and kept apart for each fold of them.
+    """Score of every edge, node or neuron, on all prompts (`.scores`) and kept apart for each fold of them.
 
     Args:
+        level: what is scored (`units`).
         pairs, metric, fold_of, quadrature, accumulate, batch_size, memory_budget_gb: as of `attribution.attribute`.
         steps: integration steps; `USUAL_STEPS` by default.
         n_exact: of `exact`, patch only so many edges, the strongest by `eap_ig`; the others have the score 0.
@@ -46,14 +48,16 @@ def edge_scores(
     """
     memory: dict[str, Any] = {"batch_size": batch_size, "memory_budget_gb": memory_budget_gb}
     if method == "information_flow_routes":
+        if level != "edge":
+            raise ValueError(f"method={method}: scores edges alone, not level={level}")
         return information_flow(weights, pairs, fold_of, **memory)
     if method == "exact":
-        graph, edges = Graph.of(weights, pairs.roles), None
+        graph, edges = graph_of(weights, level, pairs.roles), None
         if n_exact is not None and n_exact < graph.n_edges:
-            first = edge_scores(weights, pairs, metric, quadrature=quadrature, **memory).scores.abs()
+            first = edge_scores(weights, pairs, metric, level=level, quadrature=quadrature, **memory).scores.abs()
             edges = first.masked_fill(~graph.edge_mask, -1).flatten().topk(n_exact).indices
-        return exact_scores(weights, pairs, metric, fold_of, edges=edges, **memory)
+        return exact_scores(weights, pairs, metric, fold_of, graph=graph, edges=edges, **memory)
     steps = USUAL_STEPS.get(method, 1) if steps is None else steps
     with torch.inference_mode(False), torch.enable_grad():  # Callers may be in torch.no_grad().
-        how: dict[str, Any] = {"method": method, "steps": steps, "quadrature": quadrature, "accumulate": accumulate}
-        return attribute(weights, pairs, metric, fold_of, **how, **memory)
+        how: dict[str, Any] = {"method": method, "level": level, "steps": steps, "quadrature": quadrature}
+        return attribute(weights, pairs, metric, fold_of, accumulate=accumulate, **how, **memory)
