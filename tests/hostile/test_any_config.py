@@ -90,6 +90,7 @@ def every_script() -> dict[str, Script]:
         "get_full_model_components_over_time.py": SHORT,
         "get_ioi_consistency.py": {"components": SHORT},
         "get_component_swaps.py": {"task": "ioi", **SHORT},
+        "get_head_signatures.py": {"task": "ioi"},
     }
     found: dict[str, Script] = {}
     for name in dict.fromkeys(kind.script for kind in KINDS.values()):

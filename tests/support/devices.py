@@ -38,6 +38,7 @@ SCRIPTS = {
     "components": ("get_full_model_components_over_time", []),
     "cspa": ("get_model_cspa", ["corpus=toy", "n_sequences=5"]),
     "successor": ("get_new_successor_head_scores_over_time", []),
+    "signatures": ("get_head_signatures", ["task=[sva, ioi]", "n_prompts=20"]),
     "swaps": (
         "get_component_swaps",
         ["task=sva", "n_prompts=20", "components=[heads, [a1.h2, m0]]", f"sources=[{TOY_STEPS[-1]}]"],

@@ -1,4 +1,4 @@
-"""Keys of the three scripts that score attention heads. Nothing here imports torch.
+"""Keys of the scripts that score and describe attention heads. Nothing here imports torch.
 
 The key `head_scores` chooses between two definitions: `standard` is the suite's own, and `study` is what the published
 study measured (Tigges et al. 2024, arXiv 2407.10827), so that you can compare numbers with its own. Each module says
@@ -12,9 +12,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, field_validator, model_validator
 
-from ..config.keys import MOST_PROMPTS, BaseConfig, Section, StartToken, amount, at_home, different, key
+from ..config.keys import MOST_PROMPTS, BaseConfig, Section, StartToken, TaskConfig, amount, at_home, different, key
 
 Definition = Literal["standard", "study"]
 TOY, PYTHON_DOCS = "toy", "python_docs"
@@ -116,3 +116,21 @@ class SuccessorConfig(BaseConfig):
     head_scores: Definition = "standard"
     """Which [definition](../docs/heads.md#succession) of the score: `standard`, or `study` for that of Tigges et al.
     2024."""
+
+
+class SignaturesConfig(TaskConfig):
+    """Keys of get_head_signatures.py."""
+
+    n_folds: int = amount(10, 4, most=1000)
+    """Into how many folds the prompts are dealt; every second one can be held out. As many as circuits have
+    (`eap.n_folds`)."""
+    n_patterns: int = amount(20, most=10_000)
+    """Of how many prompts to keep whole attention patterns, for the match by
+    [attention](../docs/comparisons.md#matched-heads)."""
+
+    @field_validator("n_folds")
+    @classmethod
+    def _halves(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError(f"{value} folds have no halves; pass an even number")
+        return value

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
-from ..tasks import TASKS
+from ..tasks import TASKS, tasks_of
 from ..tasks.prompts import PromptOptions, Work
 from .corpus import Corpus, draw_beginnings, draw_sequences
-from .keys import PYTHON_DOCS, TOY, ComponentsConfig, CspaConfig, Definition, SuccessorConfig
+from .keys import PYTHON_DOCS, TOY, ComponentsConfig, CspaConfig, Definition, SignaturesConfig, SuccessorConfig
 from .successor_words import some_pairs
 
 if TYPE_CHECKING:
@@ -52,6 +52,24 @@ def inputs_of_succession(config: SuccessorConfig, tokenizer: Any, shape: PlainSh
     """Words whose successors are asked for, which no forward pass reads; errors are those of `succession.prepare`."""
     some_pairs(tokenizer, config.head_scores)
     yield from ()
+
+
+def inputs_of_signatures(
+    config: SignaturesConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape
+) -> Iterator[Work]:
+    """The prompts of each task, which run forward once; errors are those of `signatures.prepare`."""
+    for task in tasks_of(config):
+        pairs = task.pairs(tokenizer, config.n_prompts or task.usual, config.seed, config)
+        require_folds(config, task.name, len(pairs))
+        yield Work(task.name, pairs, 1)
+
+
+def require_folds(config: SignaturesConfig, task: str, n_prompts: int) -> None:
+    """Refuse folds without a prompt."""
+    if n_prompts < config.n_folds:
+        raise UserError(
+            f"n_folds: {config.n_folds} folds of {n_prompts} prompts of {task}; ask for fewer, or more prompts"
+        )
 
 
 def require_context(seq_len: int, n_positions: int) -> None:
