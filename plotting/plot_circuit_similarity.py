@@ -7,6 +7,7 @@ figures/circuit_similarity.csv.
 
     python plotting/plot_circuit_similarity.py -r results --alpha 0.5
     python plotting/plot_circuit_similarity.py -r results --reference 143000
+    python plotting/plot_circuit_similarity.py -r results --raw                absolute scores, as in the study
 """
 
 import sys
@@ -37,12 +38,13 @@ def moving_average(values: pd.Series, alpha: float) -> pd.Series:
 
 
 def similarities(
-    circuits: dict[tuple[str, str], dict[int, pd.DataFrame]], reference: int | None, alpha: float
+    circuits: dict[tuple[str, str], dict[int, pd.DataFrame]], reference: int | None, alpha: float, raw: bool = False
 ) -> pd.DataFrame:
     """Similarities of all circuits with their moving averages, from edge tables by (model, task) and step.
 
     Args:
         reference: the step to compare with; None for the checkpoint before. Models without it are logged and left out.
+        raw: as of `weighted_jaccard`.
 
     Returns:
         Columns of `similarity_over_training` and `model, task, tokens`, `<measure>_average`.
@@ -52,7 +54,7 @@ def similarities(
         if reference is not None and reference not in by_step:
             logger.warning("%s %s: no circuit at reference step %d; left out", model, task, reference)
             continue
-        table = similarity_over_training(by_step, reference)
+        table = similarity_over_training(by_step, reference, raw)
         for measure in MEASURES:
             table[f"{measure}_average"] = moving_average(table[measure], alpha)
         tokens = {step: edges["tokens"].iloc[0] for step, edges in by_step.items()}
@@ -93,7 +95,7 @@ def draw(results: Results) -> dict[str, Drawing]:
     reference, alpha = results.arguments.reference, results.arguments.alpha
     if not 0 < alpha <= 1:
         raise UserError(f"--alpha: {alpha} is not in (0, 1]")
-    table = similarities(results.circuits(), reference, alpha)
+    table = similarities(results.circuits(), reference, alpha, results.arguments.raw)
     against = "the checkpoint before" if reference is None else f"step {reference:,}"
     drawing = draw_similarity(escaped(table), looks=results.looks(), against=against)
     return {"circuit_similarity": replace(drawing, table=table)}
@@ -104,6 +106,10 @@ FIGURE = Figure(
     order=40,
     options={
         "--reference": {"type": int, "metavar": "STEP", "help": "compare with this step's circuit (the one before)"},
+        "--raw": {
+            "action": "store_true",
+            "help": "weigh edges by |score| as it is (by shares of the sum)",
+        },
         "--alpha": {"type": float, "default": 0.5, "help": "moving average's weight of the newest value (0.5)"},
     },
 )

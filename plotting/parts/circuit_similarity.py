@@ -46,15 +46,15 @@ def jaccard(first: set[T], second: set[T]) -> float:
     return len(first & second) / union if union else float("nan")
 
 
-def weighted_jaccard(first: Mapping[Edge, float], second: Mapping[Edge, float], *, shares: bool = True) -> float:
+def weighted_jaccard(first: Mapping[Edge, float], second: Mapping[Edge, float], *, raw: bool = False) -> float:
     """Score-weighted edge overlap: sum of minima over sum of maxima of the scores (Ruzicka), in [0, 1].
 
-    An edge outside a circuit has score 0. Positive and negative parts of scores are compared separately, so an edge
-    that helps in one circuit and hurts in the other does not count as overlap.
+    An edge outside a circuit has score 0. Each circuit's scores are first divided by the sum of their absolute values:
+    the metric, and with it every score, grows as a model learns, and growth is no dissimilarity. Positive and negative
+    parts are compared separately, so an edge that helps in one circuit and hurts in the other is no overlap.
 
     Args:
-        shares: first divide each circuit's scores by the sum of their absolute values. The metric, and with it every
-            score, grows as a model learns; without this, growth would look like dissimilarity.
+        raw: compare absolute scores as they are instead (Tigges et al. 2024).
 
     Returns:
         NaN if all scores of both circuits are zero.
@@ -62,20 +62,22 @@ def weighted_jaccard(first: Mapping[Edge, float], second: Mapping[Edge, float], 
     keys = sorted(first.keys() | second.keys())
     a = np.array([first.get(key, 0.0) for key in keys])
     b = np.array([second.get(key, 0.0) for key in keys])
-    if shares:
+    if raw:
+        a, b = np.abs(a), np.abs(b)
+    else:
         a, b = (scores / np.abs(scores).sum() if scores.any() else scores for scores in (a, b))
     a, b = (np.concatenate([scores.clip(min=0), (-scores).clip(min=0)]) for scores in (a, b))
     total = np.maximum(a, b).sum()
     return float(np.minimum(a, b).sum() / total) if total > 0 else float("nan")
 
 
-def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
+def compare(first: pd.DataFrame, second: pd.DataFrame, raw: bool = False) -> dict[str, float]:
     """Similarity of two circuits, and the edges that `second` has more and fewer than `first`."""
     a, b = edges_of(first), edges_of(second)
     return {
         "node_jaccard": jaccard(nodes_of(a), nodes_of(b)),
         "edge_jaccard": jaccard(set(a), set(b)),
-        "weighted_edge_jaccard": weighted_jaccard(a, b),
+        "weighted_edge_jaccard": weighted_jaccard(a, b, raw=raw),
         "edges_added": len(b.keys() - a.keys()),
         "edges_removed": len(a.keys() - b.keys()),
         "n_edges": len(b),
@@ -83,11 +85,14 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def similarity_over_training(circuits: Mapping[int, pd.DataFrame], reference: int | None = None) -> pd.DataFrame:
+def similarity_over_training(
+    circuits: Mapping[int, pd.DataFrame], reference: int | None = None, raw: bool = False
+) -> pd.DataFrame:
     """Each checkpoint's circuit against the one before it, or against a reference.
 
     Args:
         reference: step to compare all with; by default every circuit is compared with that of the checkpoint before.
+        raw: as of `weighted_jaccard`.
 
     Returns:
         One row per step, ascending, with `COLUMNS`. The first checkpoint has none before it, and so no row.
@@ -99,5 +104,5 @@ def similarity_over_training(circuits: Mapping[int, pd.DataFrame], reference: in
     if reference is not None and reference not in circuits:
         raise ValueError(f"there is no circuit at step {reference}; there are circuits at {', '.join(map(str, steps))}")
     pairs = itertools.pairwise(steps) if reference is None else ((reference, step) for step in steps)
-    rows = [{"step": step, **compare(circuits[before], circuits[step])} for before, step in pairs]
+    rows = [{"step": step, **compare(circuits[before], circuits[step], raw)} for before, step in pairs]
     return pd.DataFrame(rows, columns=COLUMNS)

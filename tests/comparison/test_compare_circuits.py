@@ -60,6 +60,23 @@ def test_seeds_are_compared_with_each_other_and_over_training(store: Store) -> N
     assert tables["seed_emergence"]["shape"].isna().all()
 
 
+def test_raw_weights_change_the_weighted_rows_alone_and_are_settings(store: Store) -> None:
+    rows = compare(config(store, model=MODELS[0]))["similarity"]
+    run = store.root / "comparison" / "run.json"
+    held = json.loads(run.read_text())
+    del held["config"]["weighted_jaccard"]  # As versions before the key wrote it.
+    run.write_text(json.dumps(held))
+    compare(config(store, model=MODELS[0]))
+    with pytest.raises(UserError, match=r'weighted_jaccard: .* with "shares", this run asks for "raw"'):
+        compare(config(store, model=MODELS[0], weighted_jaccard="raw"))
+    raw = compare(config(store, model=MODELS[0], weighted_jaccard="raw", overwrite=True))["similarity"]
+    weighted = rows["measure"] == "weighted_jaccard"
+    pd.testing.assert_frame_equal(rows[~weighted], raw[~weighted])
+    tested = weighted & rows["p_value"].notna()
+    for column in ("value", "chance_floor", "noise_floor"):
+        assert (rows.loc[tested, column] != raw.loc[tested, column]).any(), column
+
+
 def test_methods_are_compared_at_every_step_of_a_model(tmp_path: Path) -> None:
     """Also at one checkpoint alone. Their fixed size is one, and values are those of the lists of edges."""
     store = Store(tmp_path / "results")

@@ -49,6 +49,10 @@ def test_similarities_of_many_circuits_are_those_of_their_tables(seed: int, firs
     a, b = (circuit(rng.random(N) < share, rng.normal(size=N)) for share in (first, second))
     found, expected = of_circuits(a, b), compare(table(a), table(b))
     names = {"weighted_jaccard": "weighted_edge_jaccard"}
+    low, high = (np.sum(of(*(abs(side.scores * side.masks).numpy() for side in (a, b)))) for of in (np.fmin, np.fmax))
+    of_tables = compare(table(a), table(b), raw=True)["weighted_edge_jaccard"]
+    for raw in (of_tables, of_circuits(a, b, raw=True)["weighted_jaccard"][0]):
+        assert raw == pytest.approx(low / high if high else np.nan, nan_ok=True)
     for measure in ("node_jaccard", "edge_jaccard", "weighted_jaccard", "edges_added", "edges_removed"):
         assert found[measure][0] == pytest.approx(expected[names.get(measure, measure)], nan_ok=True), measure
     heads = [
@@ -94,6 +98,13 @@ def test_chance_floors_are_means_over_all_circuits(first: int, second: int, tota
         assert expected_added(first, second, total) == pytest.approx(np.mean([len(b - a) for a, b in draws]))
 
 
+def test_raw_chance_floor_of_a_circuit_of_larger_scores_is_the_overlap_over_the_larger_sum() -> None:
+    """Of k edges in common 2 k / (8 * 4 + 2 * (4 - k)), with k hypergeometric."""
+    found = expected_weighted_jaccard(2 * np.ones(4), -8 * np.ones(4), 10, seed=0, draws=4000, raw=True)
+    exact = sum(stats.hypergeom(10, 4, 4).pmf(k) * 2 * k / (32 + 2 * (4 - k)) for k in range(5))
+    assert found == pytest.approx(exact, abs=0.003)
+
+
 def test_weighted_chance_floor_of_equal_scores_is_that_of_edges() -> None:
     found = expected_weighted_jaccard(np.ones(4), np.ones(4), 10, seed=0, draws=4000)
     assert found == pytest.approx(expected_jaccard(4, 4, 10), abs=0.01)
@@ -130,6 +141,16 @@ def test_a_metric_that_grows_changes_nothing() -> None:
         folds_of(means, GRAPH, EDGES), folds_of(8 * means, GRAPH, EDGES), {"at": (10, 10)}, SelectionRule(), 0, 99
     )
     assert found == dict.fromkeys(found, 1.0)
+
+
+def test_a_metric_that_grows_changes_raw_weights_and_raw_noise_has_their_size() -> None:
+    rng = np.random.default_rng(0)
+    means = torch.from_numpy(0.1 * rng.normal(size=(10, N)) + 3 * rng.normal(size=N)).float()
+    sides = folds_of(means, GRAPH, EDGES), folds_of(2 * means, GRAPH, EDGES)
+    assert change_test(*sides, {"at": (10, 10)}, SelectionRule(), 0, 99, raw=True)["at/weighted_jaccard"] == 0.01
+    floors = [noise_floor(side, {"at": (10, 10)}, SelectionRule(), 0, 100, raw=True) for side in sides]
+    assert floors[0]["at/weighted_jaccard"] == pytest.approx(floors[1]["at/weighted_jaccard"], abs=1e-6)
+    assert 0.9 < floors[0]["at/weighted_jaccard"].mean() < 1
 
 
 def test_single_folds_have_no_p_value() -> None:

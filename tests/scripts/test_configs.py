@@ -44,7 +44,7 @@ ANALYSES = {
     "signatures": SIGNATURES,
     **dict.fromkeys((*TASKS, "tasks", "toy", "real"), CIRCUITS),
 }
-COMPARES = "compare_toy"
+COMPARES = ("compare_toy", "compare")
 MAKES_FAMILIES = ("toy_family", "toy_ioi_family")
 SUITES = ("suite_toy", "suite_160m", "suite_pythia", "all")
 FILES = sorted(CONFIGS.rglob("*.yml"))
@@ -91,7 +91,7 @@ def test_every_config_loads_with_its_scripts_schema(path: Path) -> None:
     if path.stem in MAKES_FAMILIES:
         load_config(FamilyConfig, path, [])
         return
-    if path.stem == COMPARES:
+    if path.stem in COMPARES:
         load_config(ComparisonConfig, path, [])
         return
     if path.stem in SUITES:
@@ -109,12 +109,12 @@ def test_a_command_in_a_config_names_that_config_and_its_script(path: Path) -> N
         assert (ROOT / named).is_file()
         if ROOT / named == path and path.stem in SUITES:
             assert script == "run_suite.py"
-        elif ROOT / named == path and path.stem not in (*MAKES_FAMILIES, COMPARES):
+        elif ROOT / named == path and path.stem not in (*MAKES_FAMILIES, *COMPARES):
             assert script == f"{analysis_of(path).name}.py"
 
 
 def test_the_study_has_a_config_of_every_script_and_task() -> None:
-    configs = {path.stem for path in STUDY.glob("*.yml")} - {"all"}
+    configs = {path.stem for path in STUDY.glob("*.yml")} - {"all", "compare"}
     assert [f"configs/study/{name}.yml" for name in sorted(configs)] == sorted(
         entry["config"] for entry in load_config(SuiteConfig, STUDY / "all.yml", []).analyses
     )

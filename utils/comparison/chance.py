@@ -43,7 +43,12 @@ def expected_added(first: int, second: int, total: int) -> float:
 
 
 def expected_weighted_jaccard(
-    first: Float[np.ndarray, " a"], second: Float[np.ndarray, " b"], total: int, seed: int, draws: int = DRAWS
+    first: Float[np.ndarray, " a"],
+    second: Float[np.ndarray, " b"],
+    total: int,
+    seed: int,
+    draws: int = DRAWS,
+    raw: bool = False,
 ) -> float:
     """Mean weighted Jaccard similarity where the scores of both circuits are dealt to random edges.
 
@@ -60,5 +65,5 @@ def expected_weighted_jaccard(
     for _ in range(draws):
         dealt = np.zeros((1, total))
         dealt[0, rng.choice(total, len(second), replace=False)] = second
-        values.append(float(weighted_jaccard(torch.from_numpy(fixed), torch.from_numpy(dealt))[0]))
+        values.append(float(weighted_jaccard(torch.from_numpy(fixed), torch.from_numpy(dealt), raw)[0]))
     return float(np.mean(values))

@@ -93,6 +93,7 @@ class Comparer:
 
     def __init__(self, config: ComparisonConfig, size: int) -> None:
         self.config, self.size = config, size
+        self.raw = config.weighted_jaccard == "raw"
         self._masks: dict[tuple[str, str, int], Tensor] = {}
         self._fixed: dict[tuple[str, str, int], Samples] = {}
 
@@ -104,10 +105,13 @@ class Comparer:
             sizes = {"faithfulness": (pair.first.size, pair.second.size)} | sizes
         checkpoints = first, second = pair.first, pair.second
         floors = [self._floors(checkpoint, sizes) for checkpoint in checkpoints]
-        p_values: Mapping[str, float] = {}
+        p_values: dict[str, float] = {}
         if first is not second:  # A checkpoint and itself are not tested.
             given = (second.rule, self.config.seed, self.config.permutations)
             p_values = change_test(first.folds, second.folds, sizes, *given)
+            if self.raw:  # All other measures, and so their tests, do not look at the size of scores.
+                of_raw = change_test(first.folds, second.folds, sizes, *given, raw=True)
+                p_values = p_values | {key: p for key, p in of_raw.items() if key.endswith("/weighted_jaccard")}
         stamp = {"model": second.model, "task": second.task, "step": second.step, "tokens": second.tokens}
         other = task_and_method(first.task)[1] if pair.against == "method" else first.model
         stamp |= {"against": pair.against, "other_model": other, "other_step": first.step}
@@ -122,8 +126,8 @@ class Comparer:
                 Circuits(edges, self._mask(checkpoint, at).flatten()[edges.flat][None], score)
                 for checkpoint, score in zip(checkpoints, scores, strict=True)
             ]
-            values = of_circuits(*sides)
-            chance = _chance(sides[0], sides[1], self.config.seed)
+            values = of_circuits(*sides, raw=self.raw)
+            chance = _chance(sides[0], sides[1], self.config.seed, self.raw)
             counts = {
                 "size": second_size,
                 "other_size": first_size,
@@ -143,7 +147,7 @@ class Comparer:
     def _floors(self, checkpoint: Checkpoint, sizes: Mapping[str, tuple[int, int]]) -> Samples:
         """Noise floors of a checkpoint; that at the fixed size is the same in every pair, and worked out once."""
         key = (checkpoint.model, checkpoint.task, checkpoint.step)
-        given = (checkpoint.rule, self.config.seed, self.config.pairs)
+        given = (checkpoint.rule, self.config.seed, self.config.pairs, self.raw)
         if key not in self._fixed:
             self._fixed[key] = noise_floor(checkpoint.folds, {"size": sizes["size"]}, *given)
         varying = {name: both for name, both in sizes.items() if name != "size"}
@@ -183,7 +187,7 @@ def _band(floors: list[Samples], key: str) -> dict[str, float]:
     }
 
 
-def _chance(first: Circuits, second: Circuits, seed: int) -> dict[str, float]:
+def _chance(first: Circuits, second: Circuits, seed: int, raw: bool) -> dict[str, float]:
     """What random circuits of these sizes would give, by measure."""
     edges = first.edges
     sides = (first, second)
@@ -199,7 +203,7 @@ def _chance(first: Circuits, second: Circuits, seed: int) -> dict[str, float]:
         "node_jaccard": expected_jaccard(n_nodes[0], n_nodes[1], len(edges.heads), both),
         "head_jaccard": expected_jaccard(n_heads[0], n_heads[1], int(edges.heads.sum())),
         "edge_jaccard": expected_jaccard(n_edges[0], n_edges[1], total),
-        "weighted_jaccard": expected_weighted_jaccard(scores[0], scores[1], total, seed, draws=200),
+        "weighted_jaccard": expected_weighted_jaccard(scores[0], scores[1], total, seed, 200, raw),
         "edges_added": expected_added(n_edges[0], n_edges[1], total),
         "edges_removed": expected_added(n_edges[1], n_edges[0], total),
     }

@@ -24,8 +24,8 @@ Permuting whole folds would be exact, but mixes the change itself into its null:
 either checkpoint, and their circuits differ by the very edges that changed. It finds fewer changes of a few edges.
 
 Scores grow with the metric while a model learns, which changes no circuit. So the folds of each checkpoint are first
-divided by its sum of |score|. Sizes are taken as given. Checkpoints that were measured on the same prompts are more
-alike than two draws, so for them the test errs to the safe side.
+divided by its sum of |score|, but where scores count as they are (`raw`). Sizes are taken as given. Checkpoints that
+were measured on the same prompts are more alike than two draws, so for them the test errs to the safe side.
 """
 
 from __future__ import annotations
@@ -80,18 +80,24 @@ def bootstrap_scores(folds: KeptFolds, seed: int, n: int) -> Float[Tensor, "draw
 
 
 def noise_floor(
-    folds: KeptFolds, sizes: Mapping[str, tuple[int, int]], rule: SelectionRule, seed: int, pairs: int
+    folds: KeptFolds,
+    sizes: Mapping[str, tuple[int, int]],
+    rule: SelectionRule,
+    seed: int,
+    pairs: int,
+    raw: bool = False,
 ) -> Samples:
     """Similarities of pairs of circuits that differ only in the prompts drawn.
 
     Args:
         sizes: edges before pruning of the first and the second circuit, under names of the caller's choice.
+        raw: as of `similarity.weighted_jaccard`.
 
     Returns:
         `<name>/<measure>` for every measure of the circuits, and `rank_correlation`.
     """
     scores = bootstrap_scores(folds, seed, 2 * pairs)
-    return _similarities(rule.grower(folds), scores[0::2], scores[1::2], sizes)
+    return _similarities(rule.grower(folds), scores[0::2], scores[1::2], sizes, raw)
 
 
 def change_test(
@@ -101,6 +107,7 @@ def change_test(
     rule: SelectionRule,
     seed: int,
     permutations: int,
+    raw: bool = False,
 ) -> dict[str, float]:
     """Whether two circuits are less alike than two draws of prompts would leave them.
 
@@ -109,17 +116,18 @@ def change_test(
         sizes: edges before pruning of the first and the second circuit, under names of the caller's choice.
         rule: how circuits are grown. Which signs are stable is worked out from all folds together.
         permutations: how many besides the observed circuits.
+        raw: as of `similarity.weighted_jaccard`; the size of scores is then a difference like any other.
 
     Returns:
         p-values by `<name>/<measure>`, and of `rank_correlation`; nan where the similarity is not defined, or where
         both checkpoints have a single fold.
     """
-    pooled = _pool(first, second)
+    pooled = _pool(first, second, raw)
     n_first, n = len(first.sizes), len(pooled.sizes)
     grower = rule.grower(pooled)
     # The observed circuits, grown from the mean of each side's own folds.
     own = [_mean_of(pooled.sizes[side], pooled.means[side]) for side in (slice(n_first), slice(n_first, None))]
-    samples = [_similarities(grower, own[0][None], own[1][None], sizes)]
+    samples = [_similarities(grower, own[0][None], own[1][None], sizes, raw)]
     if n <= 2:
         return dict.fromkeys(samples[0], float("nan"))
     # Under the null both sides have the mean of all folds, and only deviations tell them apart. Each fold deviates
@@ -140,7 +148,7 @@ def change_test(
     at_once = max(1, _AT_ONCE // max(len(pooled.edges), 1))
     for of_sides, width in zip(weights.split(at_once, dim=1), widths.split(at_once), strict=True):
         sides = centre + width * (of_sides @ deviations)
-        samples.append(_similarities(grower, sides[0], sides[1], sizes))
+        samples.append(_similarities(grower, sides[0], sides[1], sizes, raw))
     return {
         name: p_value(np.concatenate([sample[name] for sample in samples]), name.rpartition("/")[2])
         for name in samples[0]
@@ -169,23 +177,24 @@ def _similarities(
     first: Float[Tensor, "pair kept"],
     second: Float[Tensor, "pair kept"],
     sizes: Mapping[str, tuple[int, int]],
+    raw: bool,
 ) -> Samples:
     edges = Edges(grower.folds.graph, grower.folds.edges)
     similarities: Samples = {"rank_correlation": rank_correlation(first, second)}
     for name, (a, b) in sizes.items():
         sides = (Circuits(edges, grower.circuits(scores, size), scores) for scores, size in ((first, a), (second, b)))
-        similarities |= {f"{name}/{measure}": values for measure, values in of_circuits(*sides).items()}
+        similarities |= {f"{name}/{measure}": values for measure, values in of_circuits(*sides, raw=raw).items()}
     return similarities
 
 
-def _pool(first: KeptFolds, second: KeptFolds) -> KeptFolds:
-    """The folds of both, over the edges that both keep, each divided by its checkpoint's sum of |score|."""
+def _pool(first: KeptFolds, second: KeptFolds, raw: bool) -> KeptFolds:
+    """The folds of both, over the edges that both keep; unless `raw` divided by their checkpoint's sum of |score|."""
     common = np.intersect1d(first.edges.numpy(), second.edges.numpy())
     scaled = []
     for folds in (first, second):
         means_of_common = folds.means[:, torch.from_numpy(np.searchsorted(folds.edges.numpy(), common))]
         total = _mean_of(folds.sizes, means_of_common).abs().sum()
-        scaled.append(means_of_common / total if total > 0 else means_of_common)
+        scaled.append(means_of_common / total if total > 0 and not raw else means_of_common)
     sizes = torch.cat([first.sizes, second.sizes])
     return KeptFolds(first.graph, torch.from_numpy(common), torch.cat(scaled), sizes, 1.0)
 

@@ -45,6 +45,9 @@ class ComparisonConfig(Section):
     `null`: models of one shape whose names differ in a seed alone."""
     pairs: int = amount(200, 100, most=10_000)
     """Pairs of resamples of each checkpoint that its noise floor is taken from."""
+    weighted_jaccard: Literal["shares", "raw"] = "shares"
+    """Whether the similarity by score compares signed scores as `shares` of each circuit's sum, or
+    [`raw`](../docs/comparisons.md#is-a-change-real) absolute ones (Tigges et al. 2024)."""
     permutations: int = amount(999, 99, most=100_000)
     """Random deals of two checkpoints' folds that a [p-value](../docs/comparisons.md#is-a-change-real) comes from."""
     resamples: int = amount(1000, 100, most=10_000)

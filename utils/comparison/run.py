@@ -113,7 +113,8 @@ def _compared_before(folder: ComparisonFolder, config: ComparisonConfig) -> list
         return []
     run = folder.read_run()
     for name, field in ComparisonConfig.model_fields.items():
-        held, asked = run.get("config", {}).get(name), config.model_dump(mode="json")[name]
+        asked = config.model_dump(mode="json")[name]
+        held = run.get("config", {}).get(name, field.default if name == "weighted_jaccard" else None)  # A later key.
         if not is_execution(field) and held != asked:
             raise UserError(
                 f"{name}: {folder.path} holds comparisons with {json.dumps(held)}, this run asks for "
@@ -163,6 +164,8 @@ class _Plan:
         for first, second in _comparable(self.config, self.trajectories):
             pairs += pairs_between(first, second)
         settings = self.config.model_dump(mode="json", include={"pairs", "permutations", "seed"}) | {"method": METHOD}
+        if self.config.weighted_jaccard == "raw":
+            settings["weighted_jaccard"] = "raw"
         found = {}
         for pair in pairs:
             circuits = [pair.first.fingerprint, pair.second.fingerprint]

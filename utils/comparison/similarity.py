@@ -6,7 +6,8 @@ Circuits are rows of a boolean matrix over the same candidate edges, with the sc
     head_jaccard       the same for attention heads alone
     edge_jaccard       the same for edges
     weighted_jaccard   sum of minima / sum of maxima of the edges' scores, as shares of the circuit's sum of |score|;
-                       an edge outside a circuit has 0, and positive and negative parts are compared apart (Ruzicka)
+                       an edge outside a circuit has 0, and positive and negative parts are compared apart (Ruzicka);
+                       `raw`: of |score| itself, as Tigges et al. 2024 (arXiv 2407.10827) have it
     rank_correlation   Spearman's correlation of the scores of all edges, whatever the circuits hold
     edges_added        edges of the second circuit that the first lacks
     edges_removed      edges of the first that the second lacks
@@ -85,15 +86,15 @@ class Circuits:
     scores: Float[Tensor, "circuit edge"]
 
 
-def of_circuits(first: Circuits, second: Circuits) -> dict[str, Float[np.ndarray, " circuit"]]:
-    """The measures that depend on the circuits."""
+def of_circuits(first: Circuits, second: Circuits, *, raw: bool = False) -> dict[str, Float[np.ndarray, " circuit"]]:
+    """The measures that depend on the circuits; `raw` as of `weighted_jaccard`."""
     edges = first.edges
     nodes = [edges.nodes(side.masks) for side in (first, second)]
     measures = {
         "node_jaccard": jaccard(*nodes),
         "head_jaccard": jaccard(*(of_side[:, edges.heads] for of_side in nodes)),
         "edge_jaccard": jaccard(first.masks, second.masks),
-        "weighted_jaccard": weighted_jaccard(first.scores * first.masks, second.scores * second.masks),
+        "weighted_jaccard": weighted_jaccard(first.scores * first.masks, second.scores * second.masks, raw),
         "edges_added": (second.masks & ~first.masks).sum(1).double(),
         "edges_removed": (first.masks & ~second.masks).sum(1).double(),
     }
@@ -105,12 +106,19 @@ def jaccard(first: Bool[Tensor, "row item"], second: Bool[Tensor, "row item"]) -
     return (first & second).sum(1).double() / (first | second).sum(1).double()
 
 
-def weighted_jaccard(first: Float[Tensor, "row item"], second: Float[Tensor, "row item"]) -> Float[Tensor, " row"]:
+def weighted_jaccard(
+    first: Float[Tensor, "row item"], second: Float[Tensor, "row item"], raw: bool = False
+) -> Float[Tensor, " row"]:
     """Sum of minima over sum of maxima of two rows of weights, each divided by its sum of absolute values; float64.
 
     Positive and negative parts are compared apart, so an item of opposite signs is no overlap. nan if both are all 0.
+    With `raw`, absolute values are compared as they are.
     """
-    a, b = (rows.double() / rows.double().abs().sum(1, keepdim=True).clamp_min(1e-300) for rows in (first, second))
+    a, b = first.double(), second.double()
+    if raw:
+        a, b = a.abs(), b.abs()
+    else:
+        a, b = (rows / rows.abs().sum(1, keepdim=True).clamp_min(1e-300) for rows in (a, b))
     low = torch.minimum(a.clamp_min(0), b.clamp_min(0)) + torch.minimum((-a).clamp_min(0), (-b).clamp_min(0))
     high = torch.maximum(a.clamp_min(0), b.clamp_min(0)) + torch.maximum((-a).clamp_min(0), (-b).clamp_min(0))
     return low.sum(1) / high.sum(1)
