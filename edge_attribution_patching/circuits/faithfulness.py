@@ -1,6 +1,6 @@
 """How much of the model a circuit keeps.
 
-    faithfulness(C) = (M(C) - M(empty)) / (M(full) - M(empty))      M(empty): the corrupted run
+    faithfulness(C) = (M(C) - M(empty)) / (M(full) - M(empty))      M(empty): the corrupted run, or all nodes ablated
     faithfulness_raw(C) = M(C) / M(full)
 
 (Hanna et al. 2024, arXiv 2403.17806; the raw share as in Tigges et al. 2024, arXiv 2407.10827.) Every value is kept per
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..graph import Graph
 from ..model.pairs import Metric, TokenPairs
+from ..model.reference import Reference
 from ..model.transfer import checked_at_the_end
 from ..model.weights import ModelWeights
 from ..patching.circuits import evaluate_circuits
@@ -35,9 +36,11 @@ class CircuitEvaluator:
         graph: what circuits are sets of edges of: the model's graph by default, or that of its units.
         pairs: prompt pairs, best on the CPU. With roles, circuits may be of edges and roles.
         memory_budget_gb: how much of the prepared runs to keep; the others are prepared again. Also bounds each pass.
+        reference: what edges outside a circuit carry instead of the corrupted prompt.
 
     Attributes:
-        full, corrupted: the metric of every prompt in the whole model and in the corrupted run, on the CPU.
+        full, corrupted: the metric of every prompt in the whole model and in the empty circuit, on the CPU: in the
+            corrupted run, or with every node at its reference.
     """
 
     def __init__(
@@ -49,13 +52,16 @@ class CircuitEvaluator:
         graph: Graph | None = None,
         batch_size: int = 32,
         memory_budget_gb: float = 1.0,
+        reference: Reference | None = None,
     ) -> None:
         self.weights, self.metric = weights, metric
         self.graph = graph or Graph.of(weights, pairs.roles)
         self.memory_budget_gb = memory_budget_gb
         self.n_prompts = len(pairs)
-        batches = pairs.batches(batch_size, weights=weights, memory_budget_gb=memory_budget_gb)
-        self._batches = PreparedBatches(weights, batches, "corrupted", memory_budget_gb)
+        batches = pairs.batches(
+            batch_size, share_prefix=reference is None, weights=weights, memory_budget_gb=memory_budget_gb
+        )
+        self._batches = PreparedBatches(weights, batches, "corrupted", memory_budget_gb, reference)
         self.full, self.corrupted = self._of_all(2, lambda runs: torch.stack(run_metric(weights, runs, metric)))
 
     def __call__(self, masks: Bool[Tensor, "mask n_forward n_backward"]) -> Float[Tensor, "mask prompt"]:

@@ -14,6 +14,7 @@ from ..model.forward import LayerActivations, clamp, embed, forward, kv_cache, u
 from ..model.norms import centred
 from ..model.packed_tokens import KVCache, PackedTokens
 from ..model.pairs import GB, Metric, PairBatch
+from ..model.reference import Reference
 from ..model.weights import ModelWeights
 
 
@@ -33,10 +34,13 @@ class LayerRun:
     post_inverse_scale: Float[Tensor, "token 1"] | None = None
     q_squares: Float[Tensor, "token head"] | None = None
     k_squares: Float[Tensor, "token kv_head"] | None = None
+    ablated: Float[Tensor, "token head d_head"] | None = None  # what heads write that are ablated
 
     @property
     def written(self) -> Float[Tensor, "token head d_head"]:
         """What heads write, written @ W_O_scaled."""
+        if self.ablated is not None:
+            return self.ablated
         if self.post_inverse_scale is None:
             return self.z
         return (self.z * self.post_inverse_scale[..., None]).to(self.z.dtype)
@@ -81,18 +85,32 @@ class PreparedRuns:
         return sum({x.data_ptr(): x.numel() * x.element_size() for x in tensors}.values())
 
 
-def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupted") -> PreparedRuns:
-    """Run both prompts of a batch once and keep what masks are evaluated from; `base` carries the edges outside."""
+def prepare_runs(
+    weights: ModelWeights, batch: PairBatch, base: Base = "corrupted", reference: Reference | None = None
+) -> PreparedRuns:
+    """Run both prompts of a batch once and keep what masks are evaluated from; `base` carries the edges outside.
+
+    With a reference the base run is no prompt's: each node reads what the reference writes before it, and writes its
+    own part of that, whatever it would make of what it reads. The batch must run all of its tokens then.
+    """
     layout, norm = batch.layout, weights.final_norm
     prefix = kv_cache(weights, layout, batch.clean)
     tokens = (batch.corrupted, batch.clean) if base == "corrupted" else (batch.clean, batch.corrupted)
     # Both runs go through the layers as a stack of two: base first, then source.
     embedded = torch.stack([embed(weights, layout, layout.pack(padded)) for padded in tokens])
     layers: tuple[list[LayerRun], list[LayerRun]] = ([], [])
+    last_layer, write = weights.n_layers - 1, None
+    if reference is not None:
+        ablated = reference
+        embedded[0] = ablated.at(ablated.totals[0], layout)
+
+        def write(n: int, out: Tensor) -> Tensor:
+            total = ablated.at(ablated.totals[n], layout, answers=n > 2 * last_layer)
+            return torch.stack((total, out[1]))
 
     def keep(layer: LayerActivations) -> None:
         resid_pre, v = centred(norm, layer.resid_pre), layer.v.contiguous()
-        last = layer.layer == weights.n_layers - 1
+        last = layer.layer == last_layer
         if not weights.parallel:
             mlp_in = centred(norm, layer.mlp_in)
         elif last:
@@ -110,9 +128,17 @@ def prepare_runs(weights: ModelWeights, batch: PairBatch, base: Base = "corrupte
                 parts[f"{letter}_squares"] = squares[:, layout.last] if letter == "q" and last else squares
         for run, of_run in enumerate(layers):
             of_run.append(LayerRun(**{name: part[run] for name, part in parts.items() if part is not None}))
+        if reference is not None:
+            z, heads = (
+                reference.at(of_layers[layer.layer], layout, answers=last)
+                for of_layers in (reference.z, reference.heads)
+            )
+            layers[0][-1] = replace(layers[0][-1], z=z, ablated=heads)
 
     with torch.no_grad():
-        finals = centred(norm, forward(weights, layout, embedded, prefix=prefix, visit=keep, last_layer="answers"))
+        finals = centred(
+            norm, forward(weights, layout, embedded, prefix=prefix, visit=keep, last_layer="answers", write=write)
+        )
     of_base, of_source = (RunActivations(*parts) for parts in zip(embedded, layers, finals, strict=True))
     return PreparedRuns(batch, prefix, of_base, of_source)
 
@@ -139,9 +165,14 @@ class PreparedBatches:
     """The runs of every batch, in turn: kept up to a memory budget, prepared again beyond it."""
 
     def __init__(
-        self, weights: ModelWeights, batches: Iterable[PairBatch], base: Base, memory_budget_gb: float
+        self,
+        weights: ModelWeights,
+        batches: Iterable[PairBatch],
+        base: Base,
+        memory_budget_gb: float,
+        reference: Reference | None = None,
     ) -> None:
-        self.weights, self.base, self.memory_budget_gb = weights, base, memory_budget_gb
+        self.weights, self.base, self.memory_budget_gb, self.reference = weights, base, memory_budget_gb, reference
         self._batches = list(batches)
         self._kept: dict[int, PreparedRuns] = {}
 
@@ -149,7 +180,7 @@ class PreparedBatches:
         for number, batch in enumerate(self._batches):
             runs = self._kept.get(number)
             if runs is None:
-                runs = prepare_runs(self.weights, batch, self.base)
+                runs = prepare_runs(self.weights, batch, self.base, self.reference)
                 if sum(kept.nbytes for kept in self._kept.values()) + runs.nbytes <= self.memory_budget_gb * GB:
                     self._kept[number] = runs
             yield runs

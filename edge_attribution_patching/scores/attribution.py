@@ -35,6 +35,7 @@ from ..choices import Accumulate, Level, Method, Quadrature
 from ..model.forward import embed, kv_cache
 from ..model.packed_tokens import KVCache, PackedTokens
 from ..model.pairs import AUTOGRAD_COPIES, GB, Metric, PairBatch, TokenPairs, bar
+from ..model.reference import Reference
 from ..model.transfer import checked_at_the_end, to_device
 from ..model.weights import ModelWeights
 from ..units import graph_of
@@ -85,6 +86,7 @@ def attribute(
     batch_size: int = 32,
     memory_budget_gb: float = 1.0,
     share_prefix: bool = True,
+    reference: Reference | None = None,
 ) -> FoldScores:
     """Score of every edge, on all prompts (`.scores`) and kept apart for each fold of them and each role of `pairs`.
 
@@ -105,6 +107,8 @@ def attribute(
         batch_size: pairs that run at once; on a GPU more, if they fit (`pairs_at_once`), unless sums depend on it.
         memory_budget_gb: bounds what autograd keeps and what the contraction holds. Work is split up to stay below it.
         share_prefix: run only the positions from the first difference of a pair on (the others cannot contribute).
+        reference: in place of what nodes write in the corrupted run; then all positions run, the path begins at the
+            reference's embeddings, and conductance's first change at what it has nodes write.
 
     Raises:
         ValueError: for a method without gradients, an unknown quadrature, no steps, or a fold without prompts.
@@ -124,7 +128,7 @@ def attribute(
     with checked_at_the_end():
         to_run: dict[str, Any] = {"weights": weights, "device": torch.device("cpu")}
         to_run |= {"memory_budget_gb": memory_budget_gb} if coarse is None else {}
-        for on_cpu in pairs.batches(batch_size, share_prefix=share_prefix, **to_run):
+        for on_cpu in pairs.batches(batch_size, share_prefix=share_prefix and reference is None, **to_run):
             # The sum over positions is taken role by role.
             of_roles = on_cpu.tokens_of_roles or (None,)
             slots_on_cpu = [
@@ -133,12 +137,11 @@ def attribute(
                 if tokens is None or len(tokens)
             ]
             batch, slots, on_path = to_device((on_cpu, slots_on_cpu, points), weights.device)
-            path = _Path.of(weights, batch, alphas, *on_path, neurons=neurons)
+            path = _Path.of(weights, batch, reference, alphas, *on_path, neurons=neurons)
             new = partial(Gradients, weights, batch, metric, path.prefix, frozen=method == "relp", neurons=neurons)
             at_once, room = (path.steps_at_once(memory_budget), memory_budget) if coarse is None else (1, -1)
             if method == "eap_ig_activations":
-                ends = path.outputs(path.clean), path.outputs(path.corrupted)
-                products = by_node_layers(new(), *ends, steps, at_once, memory_budget)
+                products = by_node_layers(new(), path.outputs(path.clean), path.start(), steps, at_once, memory_budget)
             else:
                 products = path.by_steps(new) if method == "ceap" else path.summed(new(), at_once, room)
             for gradients, difference in products:
@@ -177,12 +180,14 @@ class _Path:
     alphas: Float[Tensor, " step"]  # the same on the device
     step_weights: Float[Tensor, " step"]
     neurons: bool
+    ablated: NodeOutputs | None  # what nodes write in place of the run of `corrupted`
 
     @classmethod
     def of(
         cls,
         weights: ModelWeights,
         batch: PairBatch,
+        reference: Reference | None,
         points: Sequence[float],
         alphas: Float[Tensor, " step"],
         step_weights: Float[Tensor, " step"],
@@ -191,8 +196,11 @@ class _Path:
     ) -> _Path:
         layout = batch.layout
         corrupted, clean = (embed(weights, layout, layout.pack(tokens)) for tokens in (batch.corrupted, batch.clean))
-        prefix = kv_cache(weights, layout, batch.clean)
-        return cls(weights, layout, prefix, corrupted, clean, points, alphas, step_weights, neurons)
+        prefix, ablated = kv_cache(weights, layout, batch.clean), None
+        if reference is not None:
+            ablated = NodeOutputs.of_reference(reference, layout)
+            corrupted = ablated.embedded
+        return cls(weights, layout, prefix, corrupted, clean, points, alphas, step_weights, neurons, ablated)
 
     def at(self, some: slice) -> Float[Tensor, "step token d_model"]:
         """The embeddings at some points of it."""
@@ -202,6 +210,10 @@ class _Path:
     def outputs(self, embedded: Float[Tensor, "token d_model"]) -> NodeOutputs:
         """What all nodes compute from some embeddings."""
         return NodeOutputs.of_run(self.weights, self.layout, embedded, self.prefix, neurons=self.neurons)
+
+    def start(self) -> NodeOutputs:
+        """What all nodes write where the path begins: in the corrupted run, or ablated."""
+        return self.ablated or self.outputs(self.corrupted)
 
     def steps_at_once(self, memory_budget: float) -> int:
         """How many steps may run stacked."""
@@ -218,13 +230,13 @@ class _Path:
         for start in bar(range(0, len(self.points), at_once), "integrated gradients"):
             chunk = slice(start, start + at_once)
             outputs = gradients.add(self.at(chunk), self.step_weights[chunk])
-            if self.points[start] == 0:
+            if self.points[start] == 0 and self.ablated is None:
                 corrupted = outputs.of_step(0)
             if self.points[chunk][-1] == 1:
                 clean = outputs.of_step(-1)
             # Once all steps are in, or before their gradients outgrow the memory.
             if gradients.nbytes > memory_budget or start + at_once >= len(self.points):
-                clean, corrupted = clean or self.outputs(self.clean), corrupted or self.outputs(self.corrupted)
+                clean, corrupted = clean or self.outputs(self.clean), corrupted or self.start()
                 yield gradients, clean.minus(corrupted)
                 gradients.clear()
 
@@ -234,6 +246,8 @@ class _Path:
         for step in bar(range(len(self.points)), "conductance"):
             now, chunk = new_gradients(), slice(step, step + 1)
             outputs = now.add(self.at(chunk), self.step_weights[chunk]).of_step(0)
+            if step == 0 and self.ablated is not None:
+                outputs = self.ablated
             if before is not None:
                 yield before[0], outputs.minus(before[1])
             before = now, outputs

@@ -10,12 +10,15 @@ it, which are those of the clean run and computed once. All approximations of `a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..graph import Graph
 from ..model.pairs import Metric, TokenPairs, bar
+from ..model.reference import Reference
 from ..model.weights import ModelWeights
 from ..patching.circuits import evaluate_circuits
 from ..patching.runs import prepare_runs, run_metric
@@ -35,12 +38,14 @@ def exact_scores(
     edges: Int[Tensor, " edge"] | None = None,
     batch_size: int = 32,
     memory_budget_gb: float = 1.0,
+    reference: Reference | None = None,
 ) -> FoldScores:
     """The exact score of edges, on all prompts and kept apart for each fold of them.
 
     Args:
         pairs, metric, fold_of: as of `attribution.attribute`.
         graph: whose edges are patched: the model's, or that of its units.
+        reference: what a patched edge carries instead of the corrupted prompt.
         edges: flat indices (`Graph.flat_edges`) of those to patch; all by default. The others have 0.
     """
     graph = graph or Graph.of(weights, pairs.roles)
@@ -49,8 +54,9 @@ def exact_scores(
     flat = graph.flat_edges if edges is None else edges
     flat = flat[(flat % graph.n_backward).argsort(stable=True)]
     sums = torch.zeros(len(sizes), graph.n_forward * graph.n_backward)
-    for batch in pairs.batches(batch_size, weights=weights, memory_budget_gb=memory_budget_gb):
-        runs = prepare_runs(weights, batch)
+    memory: dict[str, Any] = {"weights": weights, "memory_budget_gb": memory_budget_gb}
+    for batch in pairs.batches(batch_size, share_prefix=reference is None, **memory):
+        runs = prepare_runs(weights, batch, reference=reference)
         whole, _ = run_metric(weights, runs, metric)
         members = torch.nn.functional.one_hot(fold_of[batch.rows], len(sizes)).float()
         for some in bar(flat.split(AT_ONCE), "edges patched one by one"):

@@ -31,6 +31,7 @@ from ..graph import Graph
 from ..model.forward import LayerActivations, Writer, clamp_norm_rotate, forward, mlp_shares, unembed
 from ..model.packed_tokens import KVCache, PackedTokens, Rotation
 from ..model.pairs import Metric, PairBatch
+from ..model.reference import Reference
 from ..model.transfer import Movable
 from ..model.weights import LayerWeights, ModelWeights
 
@@ -62,6 +63,16 @@ class NodeOutputs:
         outputs = cls(embedded, of_neurons=weights if neurons else None)
         with torch.no_grad():
             forward(weights, layout, embedded, prefix=prefix, visit=outputs.keep, last_layer="answers")
+        return outputs
+
+    @classmethod
+    def of_reference(cls, reference: Reference, layout: PackedTokens) -> NodeOutputs:
+        """What ablated nodes write."""
+        embedded, *totals = reference.totals
+        outputs, last = cls(reference.at(embedded, layout)), len(reference.heads) - 1
+        for index, (heads, of_mlp) in enumerate(zip(reference.heads, totals[1::2], strict=True)):
+            outputs.z.append(reference.at(heads, layout, answers=index == last))
+            outputs.mlp_out.append(reference.at(of_mlp, layout, answers=index == last))
         return outputs
 
     def keep(self, layer: LayerActivations) -> None:

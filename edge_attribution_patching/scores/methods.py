@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..choices import USUAL_STEPS, Accumulate, Level, Method, Quadrature
 from ..model.pairs import Metric, TokenPairs
+from ..model.reference import Reference
 from ..model.weights import ModelWeights
 from ..units import graph_of
 from .attribution import attribute
@@ -34,12 +35,14 @@ def edge_scores(
     accumulate: Accumulate = "float32",
     batch_size: int = 32,
     memory_budget_gb: float = 1.0,
+    reference: Reference | None = None,
 ) -> FoldScores:
     """Score of every edge, node or neuron, on all prompts (`.scores`) and kept apart for each fold of them.
 
     Args:
         level: what is scored (`units`).
-        pairs, metric, fold_of, quadrature, accumulate, batch_size, memory_budget_gb: as of `attribution.attribute`.
+        pairs, metric, fold_of, quadrature, accumulate, batch_size, memory_budget_gb, reference: as of
+            `attribution.attribute`; `information_flow_routes` looks at clean prompts alone.
         steps: integration steps; `USUAL_STEPS` by default.
         n_exact: of `exact`, patch only so many edges, the strongest by `eap_ig`; the others have the score 0.
 
@@ -51,6 +54,9 @@ def edge_scores(
         if level != "edge":
             raise ValueError(f"method={method}: scores edges alone, not level={level}")
         return information_flow(weights, pairs, fold_of, **memory)
+    if level == "neuron" and reference is not None:
+        raise ValueError("level=neuron: its units are patched; only nodes and edges can be ablated otherwise")
+    memory["reference"] = reference
     if method == "exact":
         graph, edges = graph_of(weights, level, pairs.roles), None
         if n_exact is not None and n_exact < graph.n_edges:

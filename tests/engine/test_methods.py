@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-import circuits_over_time as cot
 from circuits_over_time.edge_attribution_patching.choices import Method
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
-from circuits_over_time.edge_attribution_patching.circuits.search import prune
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
@@ -25,7 +21,8 @@ from circuits_over_time.edge_attribution_patching.scores.methods import edge_sco
 from tests.engine.test_linear_model import linear_weights, logit_difference
 from tests.support import eap_reference
 from tests.support.float64 import Float64, in_float64
-from tests.support.paths import PEER_FILES, TOY
+from tests.support.paths import PEER_FILES
+from tests.support.peers import peers_scores, peers_setting, without_one_by_one
 from tests.support.random_models import HOOKED, random_model, random_pairs
 
 METHODS: tuple[Method, ...] = ("eap_ig", "eap", "clean_corrupted", "ceap", "relp")
@@ -209,25 +206,7 @@ def test_a_fold_scores_what_its_prompts_score_alone(architecture: str, method: M
 
 @pytest.mark.skipif(not PEER_FILES.is_dir(), reason="the numbers of the published EAP-IG are not here")
 def test_scores_on_a_trained_model_are_those_of_the_published_eap_ig() -> None:
-    expected = json.loads((PEER_FILES / "expected.json").read_text())
-    with (PEER_FILES / "prompts.csv").open() as file:
-        rows = [{name: cell.strip("\n") for name, cell in row.items()} for row in csv.DictReader(file)]
-    model = cot.load(str(TOY), step=1350)
-    tokenizer, weights = model.tokenizer, model.weights
-    clean, corrupted = ([tokenizer(row[side]).input_ids for row in rows] for side in ("clean", "corrupted"))
-    right, wrong = (
-        torch.tensor([tokenizer(row[side]).input_ids[-1] for row in rows]) for side in ("answers", "wrong_answers")
-    )
-    lengths = torch.tensor([len(ids) for ids in clean])
-    padded = [
-        torch.tensor([ids + [0] * (int(lengths.max()) - len(ids)) for ids in side]) for side in (clean, corrupted)
-    ]
-    pairs = TokenPairs(*padded, lengths)
-
-    def metric(logits: Tensor, index: Tensor) -> Tensor:
-        rows = torch.arange(len(index))
-        return logits[rows, right[index]] - logits[rows, wrong[index]]
-
+    expected, weights, pairs, metric = peers_setting()
     assert attribute_gain(weights, pairs, metric) == pytest.approx(expected["baseline"], abs=1e-4)
     graph = Graph.of(weights)
     peers: dict[Method, str] = {
@@ -237,9 +216,7 @@ def test_scores_on_a_trained_model_are_those_of_the_published_eap_ig() -> None:
         "eap_ig_activations": "EAP-IG-activations",
     }
     for method, name in peers.items():
-        theirs = torch.zeros(graph.n_forward, graph.n_backward)
-        for edge, score in expected["edge_scores"][f"{name} patching"].items():
-            theirs[graph.edge_index(edge)] = len(rows) * score  # There, divided by the number of prompts twice.
+        theirs = peers_scores(expected, f"{name} patching", graph)
         assert relative(edge_scores(weights, pairs, metric, method=method, steps=5).scores, theirs) < 1e-6, method
         # Of nodes, it takes `right` steps. Its numbers for MLPs of parallel blocks contradict its own for their edges:
         # the last one has a single edge, and two scores.
@@ -247,7 +224,9 @@ def test_scores_on_a_trained_model_are_those_of_the_published_eap_ig() -> None:
             right_steps: dict[str, Any] = {"level": "node", "steps": 5, "quadrature": "right"}
             of_nodes = edge_scores(weights, pairs, metric, method=method, **right_steps)
             heads = [place for place, node in enumerate(of_nodes.graph.forward_nodes) if node.startswith("a")]
-            theirs = len(rows) * torch.tensor([by_name[of_nodes.graph.forward_nodes[place]] for place in heads])
+            theirs = expected["n_prompts"] * torch.tensor(
+                [by_name[of_nodes.graph.forward_nodes[place]] for place in heads]
+            )
             assert relative(of_nodes.scores[heads, 0], theirs) < 3e-6, method
             last = expected["edge_scores"][f"{name} patching"]["m3->logits"]
             assert by_name["m3"] / last < 0.6
@@ -259,12 +238,6 @@ def test_scores_on_a_trained_model_are_those_of_the_published_eap_ig() -> None:
     first = list(exact)[: list(exact).index("input->m0") + 1]
     for edge in first:
         assert -exact[edge] == pytest.approx(float(ours[graph.edge_index(edge)]), abs=1e-5), edge
-    left, masks = graph.edge_mask.clone(), []
-    for edge in exact:
-        left[graph.edge_index(edge)] = False
-        left = prune(left[None], graph)[0]
-        masks.append(left.clone())
-        left[graph.edge_index(edge)] = True
     evaluator = CircuitEvaluator(weights, pairs, metric)
-    without = evaluator(torch.stack(masks)).mean(1) - evaluator.full.mean()
+    without = evaluator(without_one_by_one(exact, graph)).mean(1) - evaluator.full.mean()
     assert relative(without, torch.tensor(list(exact.values()))) < 1e-5

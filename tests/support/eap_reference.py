@@ -264,8 +264,11 @@ def attribute(
     conductance: bool = False,
     expand: type[ExpandedModel] = ExpandedModel,
     role_of: Tensor | None = None,
+    ablated: Tensor | None = None,
 ) -> Tensor:
     """EAP-IG by autograd through explicitly expanded inputs.
+
+    `ablated` is what nodes write by position, in place of the corrupted run; conductance begins with it.
 
     With `conductance`, each step's gradient is multiplied with the change of the outputs from its point to the next,
     the last with that to the clean run. With `grouped`, heads that share a key-value head read one input to k and one
@@ -285,13 +288,16 @@ def attribute(
     for prompt in range(len(lengths)):
         n = int(lengths[prompt])
         ends = [expanded.embed(tokens[prompt, :n]) for tokens in (clean, corrupted)]
-        difference = torch.stack(expanded.run(ends[0], plain)[1]) - torch.stack(expanded.run(ends[1], plain)[1])
+        if ablated is not None:
+            ends[1] = ablated[0, :n]
+        start_of_path = torch.stack(expanded.run(ends[1], plain)[1]) if ablated is None else ablated[:, :n]
+        difference = torch.stack(expanded.run(ends[0], plain)[1]) - start_of_path
         for alpha, weight, after in zip(alphas, step_weights, [*alphas[1:], 1.0], strict=True):
             inputs: dict[int, Tensor] = {}
             if conductance:
                 points = (ends[1] + at * (ends[0] - ends[1]) for at in (after, alpha))
                 later, now = (torch.stack(expanded.run(point, plain)[1]) for point in points)
-                difference = later - now
+                difference = later - (start_of_path if alpha == 0 else now)
 
             def remember(index: int, outputs: list[Tensor], biases: Tensor, inputs=inputs) -> Tensor:
                 index = first_of_group[index]
@@ -401,6 +407,30 @@ def logits_by_role(model: PreTrainedModel, clean: Tensor, corrupted: Tensor, mas
 
     def read(index: int, outputs: list[Tensor], biases: Tensor) -> Tensor:
         chosen = [out.where(mask[role_of, u, index][:, None], base[u]) for u, out in enumerate(outputs)]
+        return torch.stack(chosen).sum(0) + biases
+
+    return expanded.run(expanded.embed(clean), read)[0]
+
+
+def mean_outputs(model: PreTrainedModel, prompts: Tensor, lengths: Tensor, *, positional: bool) -> Tensor:
+    """The mean of what every node writes, [n_forward, position, d_model], prompt by prompt, without any padding."""
+    expanded, width = ExpandedModel(model), int(lengths.max())
+    by_position: list[list[Tensor]] = [[] for _ in range(width)]
+    for tokens, n in zip(prompts, lengths.tolist(), strict=True):
+        written = torch.stack(expanded.run(expanded.embed(tokens[:n]), plain)[1])
+        for position in range(n):
+            by_position[position].append(written[:, position])
+    if not positional:
+        by_position = [list(itertools.chain(*by_position))] * width
+    return torch.stack([torch.stack(of).mean(0) for of in by_position], dim=1)
+
+
+def ablated_logits(model: PreTrainedModel, clean: Tensor, ablated: Tensor, mask: Tensor) -> Tensor:
+    """Logits at the end of one prompt: every node reads `ablated` along edges outside a mask that is pruned."""
+    expanded = ExpandedModel(model)
+
+    def read(index: int, outputs: list[Tensor], biases: Tensor) -> Tensor:
+        chosen = [out if mask[u, index] else ablated[u, : len(clean)] for u, out in enumerate(outputs)]
         return torch.stack(chosen).sum(0) + biases
 
     return expanded.run(expanded.embed(clean), read)[0]
