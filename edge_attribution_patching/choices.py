@@ -32,6 +32,9 @@ USUAL_STEPS: dict[Method, int] = {"eap_ig": 20, "ceap": 20, "eap_ig_activations"
 Level = Literal["edge", "node", "neuron"]
 """What circuits consist of, see `units`."""
 
+TOLERANCE = 0.25
+"""The error of integration that `ig_steps: auto` leaves, in standard errors of the scores, see `scores.refinement`."""
+
 Accumulate = Literal["float32", "model"]
 """The number format in which scores of batches and steps are added up: `model` is that of the model."""
 

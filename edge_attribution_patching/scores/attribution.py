@@ -22,7 +22,7 @@ batch are summed first (`gradients.py`) and multiplied with these differences on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
@@ -87,6 +87,8 @@ def attribute(
     memory_budget_gb: float = 1.0,
     share_prefix: bool = True,
     reference: Reference | None = None,
+    points: tuple[Sequence[float], Sequence[float]] | None = None,
+    kept: list[_Path] | None = None,
 ) -> FoldScores:
     """Score of every edge, on all prompts (`.scores`) and kept apart for each fold of them and each role of `pairs`.
 
@@ -109,6 +111,8 @@ def attribute(
         share_prefix: run only the positions from the first difference of a pair on (the others cannot contribute).
         reference: in place of what nodes write in the corrupted run; then all positions run, the path begins at the
             reference's embeddings, and conductance's first change at what it has nodes write.
+        points: of `eap_ig`, points of the path, ascending, and their weights, instead of `steps`.
+        kept: what later calls with other points of the same prompts need not compute again, within the memory budget.
 
     Raises:
         ValueError: for a method without gradients, an unknown quadrature, no steps, or a fold without prompts.
@@ -120,15 +124,16 @@ def attribute(
     sums = torch.zeros(len(sizes), graph.n_forward, graph.n_backward, device=weights.device)
     if method in ("information_flow_routes", "exact"):
         raise ValueError(f"method={method}: takes no gradients; pass it to `edge_scores`")
-    alphas, step_weights = points_of(method, quadrature, steps)
-    points = torch.tensor([alphas, step_weights], dtype=torch.promote_types(weights.dtype, torch.float32))
+    alphas, step_weights = points_of(method, quadrature, steps) if points is None else points
+    on_path = torch.tensor([alphas, step_weights], dtype=torch.promote_types(weights.dtype, torch.float32))
     memory_budget = memory_budget_gb * GB
     # In the model's format, every step of every batch of `batch_size` is a term by itself, of all prompts together.
     coarse = torch.zeros_like(sums[0], dtype=weights.dtype) if accumulate == "model" else None
     with checked_at_the_end():
         to_run: dict[str, Any] = {"weights": weights, "device": torch.device("cpu")}
         to_run |= {"memory_budget_gb": memory_budget_gb} if coarse is None else {}
-        for on_cpu in pairs.batches(batch_size, share_prefix=share_prefix and reference is None, **to_run):
+        batches = pairs.batches(batch_size, share_prefix=share_prefix and reference is None, **to_run)
+        for number, on_cpu in enumerate(batches):
             # The sum over positions is taken role by role.
             of_roles = on_cpu.tokens_of_roles or (None,)
             slots_on_cpu = [
@@ -136,8 +141,11 @@ def attribute(
                 for role, tokens in enumerate(of_roles)
                 if tokens is None or len(tokens)
             ]
-            batch, slots, on_path = to_device((on_cpu, slots_on_cpu, points), weights.device)
-            path = _Path.of(weights, batch, reference, alphas, *on_path, neurons=neurons)
+            batch, slots, on_device = to_device((on_cpu, slots_on_cpu, on_path), weights.device)
+            if kept is not None and number < len(kept):
+                path = replace(kept[number], points=alphas, alphas=on_device[0], step_weights=on_device[1])
+            else:
+                path = _Path.of(weights, batch, reference, alphas, *on_device, neurons=neurons)
             new = partial(Gradients, weights, batch, metric, path.prefix, frozen=method == "relp", neurons=neurons)
             at_once, room = (path.steps_at_once(memory_budget), memory_budget) if coarse is None else (1, -1)
             if method == "eap_ig_activations":
@@ -156,6 +164,8 @@ def attribute(
                 if coarse is not None:
                     sums += into
                     coarse += into.sum(0).to(coarse.dtype)
+            if kept is not None and len(kept) == number and sum(one.nbytes for one in (*kept, path)) <= memory_budget:
+                kept.append(path)
     if coarse is not None:  # The folds keep their spread around what was added up so.
         sums += (coarse.float() - sums.sum(0)) * (sizes / len(pairs)).to(sums)[:, None, None]
     sums = sums.cpu()
@@ -181,6 +191,7 @@ class _Path:
     step_weights: Float[Tensor, " step"]
     neurons: bool
     ablated: NodeOutputs | None  # what nodes write in place of the run of `corrupted`
+    ends: dict[str, NodeOutputs] = field(default_factory=dict)  # of `clean` and `start`, once they are there
 
     @classmethod
     def of(
@@ -215,6 +226,14 @@ class _Path:
         """What all nodes write where the path begins: in the corrupted run, or ablated."""
         return self.ablated or self.outputs(self.corrupted)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is kept of it."""
+        tensors = [x for run in self.ends.values() for x in (run.embedded, *run.z, *run.mlp_out, *run.shares)]
+        return sum(
+            x.numel() * x.element_size() for x in (*tensors, *self.prefix, self.clean, self.corrupted) if x is not None
+        )
+
     def steps_at_once(self, memory_budget: float) -> int:
         """How many steps may run stacked."""
         step_bytes = AUTOGRAD_COPIES * self.weights.n_layers * self.clean.numel() * self.clean.element_size()
@@ -224,20 +243,19 @@ class _Path:
         self, gradients: Gradients, at_once: int, memory_budget: float
     ) -> Iterator[tuple[Gradients, NodeOutputs]]:
         """The gradients of all steps together, and what they are multiplied with: clean minus corrupted."""
-        # A step at an end of the path is one of the two runs.
-        clean: NodeOutputs | None = None
-        corrupted: NodeOutputs | None = None
         for start in bar(range(0, len(self.points), at_once), "integrated gradients"):
             chunk = slice(start, start + at_once)
             outputs = gradients.add(self.at(chunk), self.step_weights[chunk])
+            # A step at an end of the path is one of the two runs.
             if self.points[start] == 0 and self.ablated is None:
-                corrupted = outputs.of_step(0)
+                self.ends["start"] = outputs.of_step(0)
             if self.points[chunk][-1] == 1:
-                clean = outputs.of_step(-1)
+                self.ends["clean"] = outputs.of_step(-1)
             # Once all steps are in, or before their gradients outgrow the memory.
             if gradients.nbytes > memory_budget or start + at_once >= len(self.points):
-                clean, corrupted = clean or self.outputs(self.clean), corrupted or self.start()
-                yield gradients, clean.minus(corrupted)
+                clean = self.ends["clean"] = self.ends.get("clean") or self.outputs(self.clean)
+                start_outputs = self.ends["start"] = self.ends.get("start") or self.start()
+                yield gradients, clean.minus(start_outputs)
                 gradients.clear()
 
     def by_steps(self, new_gradients: Callable[[], Gradients]) -> Iterator[tuple[Gradients, NodeOutputs]]:

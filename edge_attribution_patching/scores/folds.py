@@ -69,6 +69,10 @@ class FoldScores:
     # Over the prompts of each fold, float32 on the CPU; 0 where there is no edge.
     sums: Float[Tensor, "fold n_forward n_backward"]
     sizes: Int[Tensor, " fold"]
+    # With `ig_steps: auto`: how many points of the path had their gradients taken, and the error that is left, as
+    # `refinement.integration_error` estimates it.
+    points: int | None = None
+    integration_error: float | None = None
 
     @cached_property
     def scores(self) -> Float[Tensor, "n_forward n_backward"]:

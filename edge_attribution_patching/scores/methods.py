@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..choices import USUAL_STEPS, Accumulate, Level, Method, Quadrature
+from ..choices import TOLERANCE, USUAL_STEPS, Accumulate, Level, Method, Quadrature
 from ..model.pairs import Metric, TokenPairs
 from ..model.reference import Reference
 from ..model.weights import ModelWeights
@@ -19,6 +20,7 @@ from .attribution import attribute
 from .exact import exact_scores
 from .folds import FoldScores
 from .information_flow import information_flow
+from .refinement import refined
 
 
 def edge_scores(
@@ -29,7 +31,8 @@ def edge_scores(
     *,
     method: Method = "eap_ig",
     level: Level = "edge",
-    steps: int | None = None,
+    steps: int | Literal["auto"] | None = None,
+    tolerance: float = TOLERANCE,
     quadrature: Quadrature = "left",
     n_exact: int | None = None,
     accumulate: Accumulate = "float32",
@@ -43,7 +46,8 @@ def edge_scores(
         level: what is scored (`units`).
         pairs, metric, fold_of, quadrature, accumulate, batch_size, memory_budget_gb, reference: as of
             `attribution.attribute`; `information_flow_routes` looks at clean prompts alone.
-        steps: integration steps; `USUAL_STEPS` by default.
+        steps: integration steps; `USUAL_STEPS` by default. `auto`, of `eap_ig`: as many as it takes (`refinement`).
+        tolerance: of `auto`, the error of integration in standard errors of the scores.
         n_exact: of `exact`, patch only so many edges, the strongest by `eap_ig`; the others have the score 0.
 
     Raises:
@@ -64,6 +68,11 @@ def edge_scores(
             edges = first.masked_fill(~graph.edge_mask, -1).flatten().topk(n_exact).indices
         return exact_scores(weights, pairs, metric, fold_of, graph=graph, edges=edges, **memory)
     steps = USUAL_STEPS.get(method, 1) if steps is None else steps
+    if steps == "auto" and (method != "eap_ig" or accumulate == "model"):
+        raise ValueError(f"ig_steps=auto: eap_ig alone has it, added up in float32; give {method} a number of steps")
     with torch.inference_mode(False), torch.enable_grad():  # Callers may be in torch.no_grad().
+        if steps == "auto":
+            scores_at = partial(attribute, weights, pairs, metric, fold_of, level=level, kept=[], **memory)
+            return refined(lambda points: scores_at(points=points), tolerance)
         how: dict[str, Any] = {"method": method, "level": level, "steps": steps, "quadrature": quadrature}
         return attribute(weights, pairs, metric, fold_of, accumulate=accumulate, **how, **memory)

@@ -176,6 +176,7 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
         assign_folds(len(scoring), eap.n_folds, settings.seed),
         method=eap.method,
         steps=eap.ig_steps,
+        tolerance=eap.tolerance,
         quadrature=eap.quadrature,
         accumulate=eap.accumulate,
         n_exact=None if edges == "all" else edges,

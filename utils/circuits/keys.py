@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from circuits_over_time.edge_attribution_patching.choices import (
     POSITIVE_SHARE,
+    TOLERANCE,
     USUAL_METHOD,
     USUAL_STEPS,
     VARIANTS,
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from ..results.store import Store
 
 GRADIENT_METHODS = tuple(method for method in get_args(Method) if method not in ("information_flow_routes", "exact"))
+USUAL_POINTS = 13
+"""About how many `eap.ig_steps: auto` takes."""
 _SHARED: dict[str, Any] = dict(TaskConfig.model_fields)
 
 
@@ -65,11 +68,13 @@ class EapConfig(Section):
     method: Method = USUAL_METHOD
     """The [method](../docs/circuits.md#other-scores): `eap_ig`, `eap`, `clean_corrupted`, `eap_ig_activations`, `ceap`,
     `relp`, `information_flow_routes` or `exact`."""
-    ig_steps: int = amount(
-        USUAL_STEPS[USUAL_METHOD], most=1000, reason="more steps change no score", only_with=("method", *USUAL_STEPS)
+    ig_steps: Literal["auto"] | Annotated[int, Field(gt=0, le=1000)] = key(
+        USUAL_STEPS[USUAL_METHOD], reason="more steps change no score", only_with=("method", *USUAL_STEPS)
     )
-    """Integration [steps](../docs/circuits.md#scores); 5 if nobody says with `eap_ig_activations`, which takes them for
-    every layer."""
+    """Integration [steps](../docs/circuits.md#scores), or with `eap_ig` `auto`: as many as it takes; 5 if nobody says
+    with `eap_ig_activations`, which takes them for every layer."""
+    tolerance: float = key(TOLERANCE, gt=0, le=100, reason="it is a share of the error", only_with=("ig_steps", "auto"))
+    """With `ig_steps: auto`, the error of integration that may be left, in standard errors of the scores."""
     quadrature: Quadrature = key("left", only_with=("method", "eap_ig"))
     """Where the [steps](../docs/circuits.md#scores) lie: `left`, `right`, `midpoint` or `gauss-legendre`."""
     accumulate: Accumulate = key("float32", only_with=("method", *GRADIENT_METHODS))
@@ -84,6 +89,20 @@ class EapConfig(Section):
         method = given.get("method") if isinstance(given, dict) else None
         usual = [steps for name, steps in USUAL_STEPS.items() if name == method]
         return {"ig_steps": usual[0], **given} if usual else given
+
+    @model_validator(mode="after")
+    def _auto_where_it_is(self) -> EapConfig:
+        if self.ig_steps == "auto" and self.method in USUAL_STEPS and self.method != USUAL_METHOD:
+            raise ValueError(f"ig_steps=auto is for {USUAL_METHOD}; give {self.method} a number")
+        if self.ig_steps == "auto" and self.accumulate == "model":
+            raise ValueError("ig_steps=auto adds up in float32; give accumulate=model a number of steps")
+        return self
+
+    def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Adds the quadrature, where the rule is that of `auto`."""
+        yield from super().unread(prefix)
+        if self.ig_steps == "auto" and self.method == USUAL_METHOD and self.quadrature != "left":
+            yield f"{prefix}quadrature", "with ig_steps=auto, which has a rule of its own"
 
 
 class ExactConfig(Section):
@@ -286,7 +305,8 @@ def passes(settings: CircuitSettings, n_layers: int, *, given: bool = False) -> 
         return 0
     # A step runs forward and backward, which takes three times as long as forward. A size takes about a third of a
     # pass, and so do a random circuit and what is left without it.
-    scores = 3 * times * (eap.ig_steps if eap.method in USUAL_STEPS else 1)
+    steps = USUAL_POINTS if eap.ig_steps == "auto" else eap.ig_steps
+    scores = 3 * times * (steps if eap.method in USUAL_STEPS else 1)
     circuits = 1 + (14 if search.sizes is None else 0.35 * len(search.sizes)) + 7 * search.mib
     if given:  # One circuit, without scores and a search.
         scores, circuits = 0, 1.35 + 7 * search.mib

@@ -124,6 +124,8 @@ def baselines_table(
         "status": found.status,
         "size": found.size,
         "reason": too_few_prompts(curve.full, curve.corrupted),
+        "ig_points": found.folds.points,
+        "ig_error": found.folds.integration_error,
     }
     if areas is not None:
         row |= {"cpr": areas.cpr, "cmd": areas.cmd}
@@ -131,7 +133,7 @@ def baselines_table(
         row["cmd_low"], row["cmd_high"] = areas.cmd_interval
     if curve.sizes and found.status not in (NOT_LEARNED, GIVEN):
         row["size_low"], row["size_high"] = settings.search.rule().interval(curve, found.starts)
-    return pd.DataFrame([row]).astype({"size": "Int64", "size_low": "Int64", "size_high": "Int64"})
+    return pd.DataFrame([row]).astype(dict.fromkeys(("size", "size_low", "size_high", "ig_points"), "Int64"))
 
 
 def compare_with_random(
