@@ -11,7 +11,7 @@ size of the circuit), results/controls (random circuits), results/prompt_groups 
 results/hypothesis_tests, and results/attention (what the circuit's heads attend to, and which tokens they raise and
 lower). With `transfer`, a second walk puts circuits into the models of other checkpoints (results/transfer).
 Keys: configs/README.md. Figures: plotting/plot_circuits.py, plot_faithfulness_curve.py, plot_circuit.py,
-plot_transfer.py.
+plot_attention.py, plot_transfer.py.
 """
 
 import sys

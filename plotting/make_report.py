@@ -22,6 +22,7 @@ from circuits_over_time.plotting.parts.theme import drawn_in
 from circuits_over_time.plotting.report.advice import unfinished
 from circuits_over_time.plotting.report.circuits import circuit_records
 from circuits_over_time.plotting.report.figures import report_figures
+from circuits_over_time.plotting.report.head_attention import attention_records
 from circuits_over_time.plotting.report.heads import head_records
 from circuits_over_time.plotting.report.page import page_html, refuse_empty
 from circuits_over_time.plotting.report.runs import run_records
@@ -51,7 +52,9 @@ def report(results: Results, style: Style = _PLAIN) -> tuple[str, dict[str, Draw
         for kind in KINDS:
             results.table_if_any(kind)
         circuits, sentences = circuit_records(results), story(results)
+        attention = {model: attention_records(results, model) for model in results.models("graphs")}
         for record in circuits:
+            record["attention"] = attention[record["model"]].get(record["task"])
             of = [one for one in sentences if (one.model, one.task) == (record["model"], record["task"])]
             record |= {"learned": of[0].learned, "changed": of[0].changed} if of else {}
         heads, meanings = head_records(results)

@@ -14,10 +14,10 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import grid_of_panels
+from circuits_over_time.plotting.parts.published.eval_results import read_evaluations
 from circuits_over_time.plotting.parts.style import Drawing, Looks
 from circuits_over_time.plotting.parts.tables import Results, escaped, logger
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
-from circuits_over_time.plotting.published.eval_results import read_evaluations
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.config.schedules import tokens_at
 

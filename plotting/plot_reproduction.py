@@ -22,11 +22,11 @@ from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import score_label
+from circuits_over_time.plotting.parts.published.reproduction import VERDICTS, commands, remaining, reproduction
 from circuits_over_time.plotting.parts.style import Drawing, finish, write
 from circuits_over_time.plotting.parts.tables import NotMeasured, Results, logger
 from circuits_over_time.plotting.parts.theme import NEGATIVE, POSITIVE, paint
 from circuits_over_time.plotting.parts.time_axis import compact
-from circuits_over_time.plotting.published.reproduction import VERDICTS, commands, remaining, reproduction
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.tasks.registry import task_label
 

@@ -14,9 +14,9 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import task_panels
+from circuits_over_time.plotting.parts.published.eval_results import read_training_loss
 from circuits_over_time.plotting.parts.style import Drawing, Looks, in_order, metric_label
 from circuits_over_time.plotting.parts.tables import Results, escaped, models_in
-from circuits_over_time.plotting.published.eval_results import read_training_loss
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.tasks.metrics import METRICS
 

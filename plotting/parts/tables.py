@@ -245,7 +245,7 @@ def _present(names: list[str], asked: list[str] | None, message: str) -> list[st
 def _log_gaps(table: pd.DataFrame, kind: str) -> None:
     """Say which task a model lacks that others have, and which steps a task lacks that the model's others have."""
     # A task that a checkpoint has not learned has no circuit there: that is a finding, not a gap.
-    if "task" not in table or kind in ("faithfulness", "graphs"):
+    if "task" not in table or kind in ("faithfulness", "graphs", "attention"):
         return
     for model, rows in by_model(table):
         for task in tasks_in(table):

@@ -31,7 +31,7 @@ ASSETS = Path(__file__).parent / "assets"
 _TEXT = 15
 # In the order in which they stand in the page.
 SCRIPTS = (
-    "dom address sort_table circuit_scene history chart details search downloads circuit_drawing "
+    "dom address sort_table circuit_scene history chart attention details search downloads circuit_drawing "
     "circuit overview heads figures main"
 )
 

@@ -82,7 +82,7 @@ model = cot.load({str(TOY / "step1350")!r})
 circuit = cot.find_circuit(model, cot.task("sva"), n_prompts=4, ig_steps=1, n_random=0, sizes=[100])
 print(utils.WHOSE, plotting.WHOSE, len(circuit.curve), "sva" in circuit._repr_html_())
 
-from circuits_over_time.plotting.published.reproduction import FILE
+from circuits_over_time.plotting.parts.published.reproduction import FILE
 from circuits_over_time.plotting.report.page import ASSETS
 
 print(FILE.is_file(), (ASSETS / "template.html").is_file())

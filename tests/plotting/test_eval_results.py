@@ -10,9 +10,13 @@ import pytest
 
 from circuits_over_time.plotting import plot_task_performance
 from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.published.eval_results import (
+    read_evaluations,
+    read_training_loss,
+    step_and_model,
+)
 from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.plot_pythia_evals import FIGURE, choose
-from circuits_over_time.plotting.published.eval_results import read_evaluations, read_training_loss, step_and_model
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.store import Store
 from tests.support.paths import PYTHIA_EVALS

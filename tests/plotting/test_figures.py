@@ -15,6 +15,7 @@ import pytest
 from choreographer.browsers.chromium import Chromium
 
 from circuits_over_time.plotting import (
+    plot_attention,
     plot_circuit,
     plot_circuit_similarity,
     plot_circuits,
@@ -28,6 +29,7 @@ from circuits_over_time.plotting import (
     plot_task_performance,
     plot_transfer,
 )
+from circuits_over_time.plotting.parts.head_attention import roles_of
 from circuits_over_time.plotting.parts.head_scores import head_scores
 from circuits_over_time.plotting.parts.options import parse_formats
 from circuits_over_time.plotting.parts.panels import INTERVAL
@@ -42,7 +44,7 @@ from tests.support import drawings
 from tests.support.drawings import drawings as drawn_by
 from tests.support.paths import ROOT
 from tests.support.stored import write_table
-from tests.support.synthetic_results import MODELS, STEPS, TASKS, write_all
+from tests.support.synthetic_results import MODELS, PROMPT, STEPS, TASKS, write_all
 
 SCRIPTS = {
     "plot_circuits": ["circuits"],
@@ -55,6 +57,7 @@ SCRIPTS = {
     "plot_size_vs_scale": ["size_vs_scale"],
     "plot_transfer": [f"transfer_{model}" for model in MODELS],
     "plot_component_swaps": [f"component_swaps_{model}" for model in MODELS],
+    "plot_attention": [f"attention_{model}_ioi_step143000" for model in MODELS],
     "plot_circuit": [f"circuit_{model}_ioi_step143000" for model in MODELS],
     "plot_faithfulness_curve": ["cpr_cmd", *(f"faithfulness_curve_{model}" for model in MODELS)],
 }
@@ -78,7 +81,7 @@ def lines(drawing: Drawing, name: str, axis: str = "x") -> list:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_script_writes_its_figures_as_pages_that_open_offline(script: str, store: Store, tmp_path: Path) -> None:
-    tasks = ["-t", "ioi"] if script == "plot_circuit" else []
+    tasks = ["-t", "ioi"] if script in ("plot_circuit", "plot_attention") else []
     assert run(script, "-r", store.root, "-o", tmp_path, *tasks) == 0
     assert sorted(path.stem for path in tmp_path.glob("*.html")) == sorted(SCRIPTS[script])
     page = (tmp_path / f"{SCRIPTS[script][0]}.html").read_text()
@@ -440,6 +443,33 @@ def test_the_drawing_of_a_circuit_colours_heads_by_their_roles() -> None:
     assert not set(fills) & set(TINTS.values()) - {TINTS["name_mover"], TINTS["s_inhibition"]}
 
 
+def test_the_attention_of_heads_is_drawn_with_the_tokens_that_they_move_and_their_roles(store: Store) -> None:
+    model, folder = MODELS[0], store.folder("attention", MODELS[0], "ioi")
+    stored = folder.read_json(STEPS[-1])["heads"]
+    roles = roles_of(Results(store), model)
+    head = next(head for head in stored if head in roles)
+    (drawing,) = drawn_by(plot_attention, store, model=[model], task=["ioi"], heads=[head]).values()
+    (heatmap,) = drawing.figure.data
+    for query, row in enumerate(stored[head]):
+        assert list(heatmap.z[query][: query + 1]) == row
+        assert np.isnan(heatmap.z[query][query + 1 :]).all()
+    assert list(heatmap.x) == list(heatmap.y) == [f"{token.strip()} {n}" for n, token in enumerate(PROMPT, start=1)]
+    (title,) = (note.text.replace("<br>", " ") for note in drawing.figure.layout.annotations)
+    by = 1 + int(head.partition(".h")[2])
+    assert title.startswith(
+        f"<b>{head}</b> raises Mary\xa0{2.0 * by:+.2g}, John\xa0{by:+.2g} lowers and\xa0{-1.5 * by:+.2g}"
+    )
+    assert title.endswith(roles[head])
+    held = store.read_tables("ioi_consistency_heads", model)
+    held = held[held["passes"].astype(bool)]
+    named = "a" + held["layer"].astype(str) + ".h" + held["head"].astype(str)
+    steps = held.loc[(named == head) & (held["role"] == held.loc[named == head, "role"].iloc[0]), "step"]
+    assert roles[head].split(" at ")[1].startswith(f"step {steps.min():,}")
+    assert (f"to {steps.max():,} ({len(steps)} checkpoints)" in roles[head]) == (len(steps) > 1)
+    (few,) = drawn_by(plot_attention, store, model=[model], task=["ioi"]).values()
+    assert f"; {plot_attention.SHOWN} of {len(stored)} heads" in few.subtitle
+
+
 def test_similarity_table_is_written_beside_the_figure(store: Store, tmp_path: Path) -> None:
     assert run("plot_circuit_similarity", "-r", store.root, "-o", tmp_path, "--reference", "143000") == 0
     table = pd.read_csv(tmp_path / "circuit_similarity.csv")
@@ -494,6 +524,8 @@ def test_size_figure_states_the_correlation(store: Store) -> None:
     [
         ("plot_circuits", ["--format", "gif"], "--format: gif given; choose from html, png, pdf, svg"),
         ("plot_circuit", ["--step", "5"], "--step 5: no circuit of that step"),
+        ("plot_attention", ["--step", "5"], "--step 5: no heads of that step"),
+        ("plot_attention", ["--heads", "a9.h9"], "--heads a9.h9: not kept of pythia-70m ioi, step 143000 (there: a"),
         ("plot_circuit", ["--strongest", "0"], "--strongest: 0 edges asked for"),
         ("plot_transfer", ["--step", "5"], "--step 5: nothing was transferred to that step"),
         ("plot_circuit_similarity", ["--alpha", "0"], "--alpha: 0.0 is not in"),

@@ -17,7 +17,9 @@ from circuits_over_time.edge_attribution_patching.circuits.circuit import Circui
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.plotting.make_report import main
 from circuits_over_time.plotting.parts.circuit_similarity import edges_of, nodes_of
+from circuits_over_time.plotting.parts.head_attention import heads_seen
 from circuits_over_time.plotting.parts.tables import Results
+from circuits_over_time.plotting.report import head_attention
 from circuits_over_time.plotting.report.circuits import PORTS, circuit_records, score_histories
 from circuits_over_time.plotting.report.heads import head_records
 from circuits_over_time.plotting.report.page import script_safe
@@ -242,6 +244,53 @@ def test_histories_hold_the_scores_of_the_edges_most_often_in_a_circuit(
     assert np.isnan(values[:, 1]).all(), "step 8 has no tensors"
     for row, edge in enumerate(found["edges"]):
         assert values[row, [0, 2]] == pytest.approx([scores[0][edge], scores[64][edge]], rel=1e-3)
+
+
+def test_attention_on_the_page_is_what_was_stored_as_far_as_it_fits(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = MODELS[0], store.folder("attention", MODELS[0], "ioi")
+    whole = head_attention.attention_records(Results(store), model)
+    assert set(whole) == set(TASKS)
+    kept = [step for step in STEPS if folder.read_json(step)["heads"]]
+    assert [seen["step"] for seen in whole["ioi"]["seen"]] == kept
+    assert whole["ioi"]["measured"] == len(kept) > 3
+    for seen in whole["ioi"]["seen"]:
+        stored = folder.read_json(seen["step"])
+        assert set(seen["heads"]) == set(stored["heads"])
+        for head, (encoded, _) in seen["heads"].items():
+            assert list(base64.b64decode(encoded)) == [255 * share for row in stored["heads"][head] for share in row]
+    # Half of the room: every second from the last.
+    size = len(json.dumps(whole).encode())
+    monkeypatch.setattr(head_attention, "BUDGET", 2 * size // 3)
+    half = head_attention.attention_records(Results(store), model)
+    assert [seen["step"] for seen in half["ioi"]["seen"]] == kept[::-2][::-1]
+    assert half["ioi"]["measured"] == len(kept)
+    # Room for less than the last: the heads that move a token the most, which have the highest numbers here.
+    monkeypatch.setattr(head_attention, "BUDGET", 3000)
+    least = head_attention.attention_records(Results(store), model)
+    (seen,) = least["ioi"]["seen"]
+    assert len(json.dumps(least).encode()) < 3200
+    assert 0 < len(seen["heads"]) == len(stored["heads"]) - seen["without"]
+    numbers = {name: int(name.partition(".h")[2]) for name in stored["heads"]}
+    assert min(numbers[name] for name in seen["heads"]) >= max(
+        numbers[name] for name in set(numbers) - set(seen["heads"])
+    )
+
+
+def test_a_file_without_the_attention_of_its_heads_is_left_out_and_told(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(store.root / "attention", tmp_path / "attention")
+    folder = Store(tmp_path).folder("attention", MODELS[0], "ioi")
+    stored = folder.read_json(STEPS[-1])
+    for wrong in ({"heads": {}}, {"tokens": 3}, {"tokens": ["a"]}, {"left_out": None}):
+        folder.file(STEPS[-1], ".json").write_text(json.dumps(stored | wrong))
+        caplog.clear()
+        seen = heads_seen(Results(Store(tmp_path)), MODELS[0], "ioi")
+        assert STEPS[-2] in seen
+        assert STEPS[-1] not in seen
+        assert "does not hold the attention of the table's heads" in caplog.text
 
 
 def test_embedded_data_cannot_end_its_script() -> None:

@@ -28,7 +28,7 @@ from circuits_over_time.utils.results.store import Store
 from tests.support.browser import OpenPage, chromium
 from tests.support.shared_folder import filled_once
 from tests.support.stored import write_tensors
-from tests.support.synthetic_results import HEADS, LAYERS, MODELS, STEPS, write_all
+from tests.support.synthetic_results import HEADS, LAYERS, MODELS, PROMPT, STEPS, write_all
 
 pytestmark = pytest.mark.browser
 
@@ -278,6 +278,54 @@ def test_a_click_on_a_head_opens_its_edges_roles_and_scores(page: Any, pair: Sto
     assert "→" in page.locator("#details-title").inner_text()
     page.keyboard.press("Escape")
     assert page.locator("#details").is_hidden()
+
+
+def test_a_head_opens_with_what_it_attends_to_and_the_tokens_that_it_moves(page: Any, pair: Store) -> None:
+    """By keyboard, in words and in a table; the slider leads from checkpoint to checkpoint."""
+    kept = pair.folder("attention", ONE, "ioi").read_json(LAST)["heads"]
+    name = next(name for name in kept if name != "a0.h0")
+    layer, head = (int(part[1:]) for part in name.split("."))
+    page.fill("#find", name)
+    page.press("#find", "Enter")
+    page.keyboard.press("Escape")
+    page.locator("#drawing").focus()
+    drawing = page.locator("#drawing")
+    boxes = page.locator("#drawing .boxes > g:not([data-state=out])").evaluate_all(
+        "(all) => all.map((g) => g.dataset.node)"
+    )
+    ways = ["ArrowDown", *["ArrowLeft"] * HEADS, *["ArrowRight"] * HEADS] * len(boxes)
+
+    def at() -> str:
+        return page.locator(f"[id='{drawing.get_attribute('aria-activedescendant')}']").get_attribute("data-node")
+
+    while at() != name and ways:
+        page.keyboard.press(ways.pop(0))
+    page.keyboard.press("Space")
+    assert page.locator("#details-title").inner_text() == name
+    seen = max(0, len(PROMPT) - 1 - layer - head)
+    told = page.locator("#details svg.pattern").get_attribute("aria-label")
+    assert f"from the last token, to, the most goes to {PROMPT[seen].strip()} (1)." in told
+    page.locator("#details .attended summary").click()
+    rows = page.locator("#details .attended tbody tr").evaluate_all(
+        "(all) => all.map((r) => [...r.cells].map((c) => c.textContent))"
+    )
+    labels = [f"{n}. {token.strip()}" for n, token in enumerate(PROMPT, start=1)]
+    assert rows == [[labels[n], labels[max(0, n - layer - head)], "1"] for n in range(len(PROMPT))]
+    opacity = page.locator("#details .pattern rect").evaluate_all(
+        "(all) => all.map((r) => Number(r.getAttribute('fill-opacity')))"
+    )
+    assert opacity == [share for row in kept[name] for share in row]
+    assert page.locator("#details .moved").all_inner_texts() == [
+        f"Raises Mary +{2 * (1 + head)}, John +{1 + head}.",
+        f"Lowers and -{1.5 * (1 + head):g}, \\n -{0.5 * (1 + head):g}.",
+    ]
+    assert page.locator("#details h4").first.inner_text() == f"Attention at step {LAST:,}"
+    page.locator("#previous-step").click()
+    shown = page.locator("#details h4").first.inner_text()
+    before = pair.folder("attention", ONE, "ioi").read_json(STEPS[-2])["heads"]
+    assert shown == f"Attention at step {STEPS[-2] if name in before else LAST:,}"
+    assert page.locator("#details .attended").get_attribute("open") is not None
+    page.keyboard.press("Escape")
 
 
 def test_heads_have_the_colours_of_the_roles_they_hold_at_the_checkpoint(page: Any, pair: Store) -> None:

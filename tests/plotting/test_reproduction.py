@@ -13,8 +13,7 @@ import yaml
 
 from circuits_over_time.plotting import plot_reproduction
 from circuits_over_time.plotting.make_report import main as make_report
-from circuits_over_time.plotting.plot_reproduction import draw_reproduction, format_number, format_range
-from circuits_over_time.plotting.published.reproduction import (
+from circuits_over_time.plotting.parts.published.reproduction import (
     COLUMNS,
     LEAST,
     MEASURES,
@@ -24,6 +23,7 @@ from circuits_over_time.plotting.published.reproduction import (
     reproduction,
     resampled,
 )
+from circuits_over_time.plotting.plot_reproduction import draw_reproduction, format_number, format_range
 from circuits_over_time.plotting.report import figures
 from circuits_over_time.utils.config.keys import load_config
 from circuits_over_time.utils.results.store import Store

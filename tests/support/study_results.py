@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from circuits_over_time.plotting.published.reproduction import Number, published
+from circuits_over_time.plotting.parts.published.reproduction import Number, published
 from circuits_over_time.utils.config.schedules import tokens_at
 from circuits_over_time.utils.results.store import Store
 from tests.support.synthetic_results import write

@@ -9,12 +9,13 @@ import pandas as pd
 from circuits_over_time.utils.config.schedules import tokens_at
 from circuits_over_time.utils.results.edges import with_inputs
 from circuits_over_time.utils.results.store import Store
-from tests.support.stored import write_table
+from tests.support.stored import write_json, write_table
 
 STEPS = (0, 1, 8, 64, 512, 4000, 32000, 143000)
 TASKS = ("ioi", "sva")
 MODELS = ("pythia-70m", "pythia-160m", "pythia-1.4b")
 LAYERS, HEADS = 4, 6
+HEAD = r"^a(\d+)\.h(\d+)"
 
 
 def write(store: Store, kind: str, model: str, task: str | None, step: int, table: pd.DataFrame, tokens: int) -> None:
@@ -89,11 +90,40 @@ def write_circuit(store: Store, model: str, task: str, step: int, learnt: float,
     sure = np.random.default_rng(step).random(len(edges))
     edges = edges.assign(score_se=0.1 * edges["score"].abs(), stability=sure, inclusion=sure.round())
     write(store, "graphs", model, task, step, edges, tokens_at(step))
+    write_attention(store, model, task, step, edges)
     if not edges.empty:
         write(store, "controls", model, task, step, _controls(step), tokens_at(step))
     write(store, "prompt_groups", model, task, step, _prompts(task, full, not edges.empty), tokens_at(step))
     write(store, "transfer", model, task, step, _transfer(task, step, not edges.empty), tokens_at(step))
     write(store, "swaps", model, task, step, _swaps(step), tokens_at(step))
+
+
+PROMPT = ["When", " Mary", " and", " John", " went", ",", " John", " gave", " to"]
+"""The prompt on which heads are seen."""
+
+
+def write_attention(store: Store, model: str, task: str, step: int, edges: pd.DataFrame) -> None:
+    """The heads of a circuit: head h of layer l attends to the token that is l + h before, or the first there is."""
+    heads = {
+        tuple(map(int, ends))
+        for column in ("source", "target")
+        for ends in edges[column].str.extract(HEAD).dropna().to_numpy()
+    }
+    patterns = {
+        f"a{layer}.h{head}": [
+            [float(key == max(0, n - layer - head)) for key in range(n + 1)] for n in range(len(PROMPT))
+        ]
+        for layer, head in sorted(heads)
+    }
+    tokens = [(7, " Mary", 2.0), (8, " John", 1.0), (9, " and", -1.5), (10, "\\n", -0.5)]
+    rows = [
+        (layer, head, token, text, effect * (1 + head))
+        for layer, head in sorted(heads)
+        for token, text, effect in tokens
+    ]
+    write_json(store.folder("attention", model, task), step, {"tokens": PROMPT, "left_out": 0, "heads": patterns})
+    table = pd.DataFrame(rows, columns=["layer", "head", "token", "token_text", "effect"])
+    write(store, "attention", model, task, step, table, tokens_at(step))
 
 
 def _transfer(task: str, step: int, learned: bool) -> pd.DataFrame:

@@ -253,7 +253,7 @@ class CircuitDrawing {
   }
 
   press(event) {
-    if (event.key === "Enter" && this.active >= 0) {
+    if ([" ", "Enter"].includes(event.key) && this.active >= 0) {
       this.choose(this.record.nodes[this.active][0], true);
     } else if (event.key in ARROWS) {
       this.activate(this.active < 0 ? this.firstNode() : this.neighbour(...ARROWS[event.key]));

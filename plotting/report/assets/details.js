@@ -34,10 +34,10 @@ class Details {
     this.title.textContent = shownEdge(name);
     const scroll = this.holder.scrollTop;
     const parts = isEdge ? this.edgeParts(name, context) : this.nodeParts(name, context);
-    const openTables = this.body.querySelector("details.numbers")?.open;
+    // What was unfolded stays so while the slider moves.
+    const unfolded = fresh ? [] : ["numbers", "attended"].filter((kind) => this.body.querySelector(`details.${kind}`)?.open);
     this.body.replaceChildren(...parts.filter((part) => part !== null));
-    const numbers = this.body.querySelector("details.numbers");
-    if (numbers && openTables && !fresh) numbers.open = true;
+    for (const kind of unfolded) this.body.querySelector(`details.${kind}`)?.setAttribute("open", "");
     this.holder.hidden = false;
     this.holder.scrollTop = fresh ? 0 : scroll;
     document.body.classList.add("with-details");
@@ -124,7 +124,8 @@ class Details {
     const around = record
       ? [this.neighbours("Incoming edges", record, state, name, 1), this.neighbours("Outgoing edges", record, state, name, 0)]
       : [];
-    return [element("p", {}, `${model}${facts ? `, ${facts}` : "."}`), ...around, ...parts, this.numbers(steps, columns)];
+    const seen = record ? attentionParts(record, state, name) : [];
+    return [element("p", {}, `${model}${facts ? `, ${facts}` : "."}`), ...seen, ...around, ...parts, this.numbers(steps, columns)];
   }
 
   // At how many checkpoints something is in the circuit.

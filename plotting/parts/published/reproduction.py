@@ -36,7 +36,7 @@ from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.suite import SuiteConfig, jobs_of
 from circuits_over_time.utils.sweep.times import gpu_hours
 
-from ..parts.head_scores import SCORES, SINGLE
+from ..head_scores import SCORES, SINGLE
 
 FILE = Path(__file__).parent / "circuits_over_time.csv"
 # Where the configs with the study's settings lie, from the repository's root.
@@ -207,7 +207,7 @@ class StudyResults:
 
     def settings(self, number: Number) -> str:
         """The keys in which the runs behind a number differ from the study's config, with both values."""
-        config = Path(__file__).resolve().parents[2] / number.config
+        config = Path(__file__).resolve().parents[3] / number.config
         wanted = flat_keys(read_yaml(config))
         texts = []
         for model in [number.model] if number.model else self.models:
@@ -245,7 +245,7 @@ def remaining(store: Store, table: pd.DataFrame) -> tuple[str, float] | None:
     models = [model for model in study if model in lacking]
     if not models:
         return None
-    root, path = Path(__file__).resolve().parents[2], CONFIGS / "all.yml"
+    root, path = Path(__file__).resolve().parents[3], CONFIGS / "all.yml"
     data = read_yaml(root / path)
     data["analyses"] = [entry | {"config": str(root / entry["config"])} for entry in data["analyses"]]
     config = SuiteConfig.model_validate(data | {"model": models, "results_dir": store.root})
