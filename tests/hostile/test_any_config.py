@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import io
 import json
 import os
@@ -91,6 +92,7 @@ def every_script() -> dict[str, Script]:
         "get_ioi_consistency.py": {"components": SHORT},
         "get_component_swaps.py": {"task": "ioi", **SHORT},
         "get_head_signatures.py": {"task": "ioi"},
+        "get_learning_coefficients_over_time.py": {"corpus": "toy"},
     }
     found: dict[str, Script] = {}
     for name in dict.fromkeys(kind.script for kind in KINDS.values()):
@@ -250,4 +252,5 @@ def test_the_working_config_works(name: str, place: Path) -> None:
     (place / "config.yml").write_text(json.dumps(working))
     code, told = run(start, ["-c", "config.yml", "--dry-run"])
     nothing_there = name in ("compare_circuits.py", "check_checkpoints.py")
+    nothing_there |= "learning_coefficients" in name and importlib.util.find_spec("devinterp") is None
     assert code == (2 if nothing_there else 0), told

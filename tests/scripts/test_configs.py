@@ -26,6 +26,7 @@ from get_full_model_components_over_time import ANALYSIS as COMPONENTS
 from get_greater_than_consistency import ANALYSIS as GREATER_THAN_CONSISTENCY
 from get_head_signatures import ANALYSIS as SIGNATURES
 from get_ioi_consistency import ANALYSIS as IOI_CONSISTENCY
+from get_learning_coefficients_over_time import ANALYSIS as LEARNING_COEFFICIENTS
 from get_model_cspa import ANALYSIS as CSPA
 from get_model_task_performance import ANALYSIS as PERFORMANCE
 from get_new_successor_head_scores_over_time import ANALYSIS as SUCCESSOR
@@ -53,8 +54,9 @@ STUDY_MODELS = ["pythia-70m", "pythia-160m", "pythia-410m", "pythia-1.4b", "pyth
 
 
 def analysis_of(path: Path) -> Any:
-    starts = [start for start in ANALYSES if path.stem == start or path.stem.startswith(f"{start}_")]
-    return ANALYSES[max(starts, key=len)]
+    known = {**ANALYSES, "learning_coefficients": LEARNING_COEFFICIENTS}  # No suite has it: it needs another package.
+    starts = [start for start in known if path.stem == start or path.stem.startswith(f"{start}_")]
+    return known[max(starts, key=len)]
 
 
 def suite_of(path: Path) -> list[Job]:
@@ -66,7 +68,7 @@ def suite_of(path: Path) -> list[Job]:
 def test_a_suite_has_every_analysis_with_the_settings_of_its_own_config(name: str, ending: str) -> None:
     jobs = suite_of(CONFIGS / f"{name}.yml")
     assert {job.analysis.name for job in jobs} == {analysis.name for analysis in ANALYSES.values()}
-    others = ("suite_", "check_", "compare_", "tasks_")  # these measure nothing themselves
+    others = ("suite_", "check_", "compare_", "tasks_", "learning_")  # these measure nothing themselves, or in no suite
     own = [path for path in CONFIGS.glob(f"*{ending}.yml") if not path.stem.startswith(others)]
     settings = [(analysis_of(path).name, load_config(analysis_of(path).schema, path, [])) for path in own]
     for job in jobs:
