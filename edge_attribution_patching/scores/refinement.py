@@ -5,7 +5,7 @@ that of sampling. T(2m) is the mean of T(m) and of the gradients in the middle o
 again. How far T(2m) errs is estimated by how far it moved. Where the gradient is smooth, its error is a third of that
 (Richardson 1911). Where the gradient jumps, elsewhere for each prompt, its root mean square is 1 / sqrt(3) of that of
 the move: in a part of the width h with a jump of J at a random place, T(m) errs by J h / sqrt(12), T(2m) by half as
-much, and the move is J h / 4. Models do both; half of the move is between the two.
+much, and the move is J h / 4. Models do both, and a single run may be unlucky, so three quarters of the move are taken.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIRST, MOST = 3, 48
 """Parts of the first rule, and of the last: it has 49 points."""
 STRONGEST, SHARE = 500, 0.95
 """The error is one that so many strongest edges stay below, all but 5% of them."""
-OF_MOVE = 0.5
+OF_MOVE = 0.75
 """The error as a share of the last move."""
 ROUNDING = 1e-6
 """Of the largest score: what moves by less has not moved."""

@@ -41,7 +41,7 @@ def scores_of(gradient: Callable[[float], np.ndarray]) -> tuple[list[float], Cal
     return asked, at
 
 
-@pytest.mark.parametrize(("tolerance", "parts"), [(1.0, 6), (0.2, 12), (0.04, 24), (1e-9, MOST)])
+@pytest.mark.parametrize(("tolerance", "parts"), [(1.0, 6), (0.2, 12), (0.06, 24), (1e-9, MOST)])
 def test_a_parabola_is_integrated_as_trapezoids_do_and_no_point_is_taken_twice(tolerance: float, parts: int) -> None:
     """T(m) of alpha^2 is 1/3 + 1 / (6 m^2), so its move from T(m/2) is 3 times its error."""
     height = np.random.default_rng(0).normal(size=(40, GRAPH.n_edges)) + 3
@@ -51,7 +51,7 @@ def test_a_parabola_is_integrated_as_trapezoids_do_and_no_point_is_taken_twice(t
     expected = 10 * height.mean(0) * (1 / 3 + 1 / (6 * parts**2))
     np.testing.assert_allclose(found.scores.flatten()[GRAPH.flat_edges], expected, rtol=1e-6)
     true = 10 * height.mean(0) / (6 * parts**2) / found.standard_error.flatten()[GRAPH.flat_edges].numpy()
-    assert found.integration_error == pytest.approx(1.5 * np.quantile(true, 0.95), rel=0.01)
+    assert found.integration_error == pytest.approx(2.25 * np.quantile(true, 0.95), rel=0.01)
     assert parts == MOST or found.integration_error <= tolerance
 
 
