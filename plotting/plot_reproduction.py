@@ -177,7 +177,7 @@ def _add(figure: go.Figure, rows: pd.DataFrame, name: str, where: dict[str, int]
         legendrank=1 + ["published", *LOOKS].index(name.removeprefix("measured, ")),
         mode="markers",
         customdata=[
-            (*_texts(row, "none"), row["n_checkpoints"], row["settings"] or "as in the study")
+            (*_texts(row, "none"), _checkpoints(row), row["settings"] or "as in the study")
             for row in rows.to_dict("records")
         ],
         hovertemplate="<b>%{x}</b><br>published: %{customdata[0]}<br>measured: %{customdata[1]}"
@@ -219,13 +219,18 @@ def _texts(row: Mapping[Any, Any] | pd.Series, no_interval: str) -> tuple[str, s
     return published, format_number(row["measured"], quantity), interval
 
 
+def _checkpoints(row: Mapping[Any, Any] | pd.Series) -> str:
+    """How many were measured and, where it is known, how many the study's mean has."""
+    return f"{row['n_checkpoints']:,}" + (f" (study: {row['checkpoints']})" if row["checkpoints"] else "")
+
+
 def _row(row: pd.Series) -> str:
     notes = [row["note"], f"settings: {row['settings']}" if row["settings"] else ""]
     cells = (
         panel_title(row),
         row_label(row).replace("<br>", " "),
         *_texts(row, "–"),
-        f"{row['n_checkpoints']:,}",
+        _checkpoints(row),
         row["verdict"],
         "; ".join(filter(None, notes)),
     )

@@ -29,10 +29,17 @@ def test_every_schedule_is_sorted_unique_and_published(schedule: str, published:
     steps = select_steps(schedule, sorted(published), "any")
     assert steps == sorted(set(steps))
     assert set(steps) <= published
-    assert steps[-1] == max(published)
+    assert steps[-1] == max(published) or schedule.endswith("_study")
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_those_of_the_study_leave_out_the_last_step_alone() -> None:
+    for schedule in ("exponential", "exp_plus_detail"):
+        usual, of_study = (select_steps(name, PYTHIA_STEPS, "any") for name in (schedule, f"{schedule}_study"))
+        assert of_study == usual[:-1]
+    assert select_steps("exponential_study", [0], "any") == [0]
+
+
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if not name.endswith("_study")])
 def test_every_schedule_ends_at_the_last_step(schedule: str) -> None:
     assert select_steps(schedule, PYTHIA_STEPS, "pythia-160m")[-1] == 143_000
     assert select_steps(schedule, TOY_STEPS, "toy")[-1] == 1500

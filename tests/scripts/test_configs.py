@@ -117,11 +117,18 @@ def test_a_command_in_a_config_names_that_config_and_its_script(path: Path) -> N
 
 def test_the_study_has_a_config_of_every_script_and_task() -> None:
     configs = {path.stem for path in STUDY.glob("*.yml")} - {"all", "compare"}
+    variants = [f"pythia-160m-{kind}seed{n}" for kind in ("", "data-", "weight-") for n in (1, 2, 3)]
+    variants += [f"pythia-160m-{kind}dropout" for kind in ("all", "attn", "hidden")]
     assert [f"configs/study/{name}.yml" for name in sorted(configs)] == sorted(
         entry["config"] for entry in load_config(SuiteConfig, STUDY / "all.yml", []).analyses
     )
-    assert load_config(SuiteConfig, STUDY / "all.yml", []).models == STUDY_MODELS
-    assert configs == set(ANALYSES) - {"toy", "real", "tasks", "signatures"}  # It matched no heads.
+    assert load_config(SuiteConfig, STUDY / "all.yml", []).models == STUDY_MODELS + variants
+    assert {name for name in configs if not name.startswith("swaps_")} == set(ANALYSES) - {
+        "toy",
+        "real",
+        "tasks",
+        "signatures",
+    }  # It matched no heads.
 
 
 @pytest.mark.parametrize("name", sorted(set(ANALYSES) - {"toy", "real", "tasks", "signatures"}))
@@ -143,11 +150,24 @@ def test_circuits_of_the_study_have_its_settings() -> None:
         assert config.ioi_corruption == "swap"
 
 
+def test_swaps_of_the_study_are_of_circuits_that_it_measures() -> None:
+    for path in STUDY.glob("swaps*.yml"):
+        swaps = load_config(SWAPS.schema, path, [])
+        circuits = study(swaps.task)
+        found = next(
+            job for job in suite_of(STUDY / "all.yml") if result_settings(job.config) == result_settings(circuits)
+        )
+        assert set(swaps.checkpoints) <= set(select_steps(found.config.checkpoints, PYTHIA_STEPS, "pythia-160m")), path
+        assert swaps.n_prompts == circuits.n_prompts
+
+
 def test_head_scores_of_the_study_have_its_settings() -> None:
     components, successor, cspa = (study(name) for name in ("components", "successor", "cspa"))
     assert {config.head_scores for config in (components, successor, cspa)} == {"study"}
     assert (components.n_sequences, components.seq_len, components.n_prompts) == (2, 100, 70)
-    assert (cspa.n_sequences, cspa.seq_len, cspa.n_mean_sequences, cspa.start_layer) == (17, 61, 100, 2)
+    assert (cspa.n_sequences, cspa.seq_len, cspa.n_mean_sequences, cspa.start_layer) == (17, 61, 100, "study")
+    firsts = [cspa.of_model(name).start_layer for name in (*STUDY_MODELS, "pythia-160m-seed1")]
+    assert firsts == [2, 6, 3, 4, 6, 2]
     assert cspa.prepend_bos
 
 

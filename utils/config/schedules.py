@@ -56,6 +56,9 @@ _WANTED: dict[str, Callable[[int, int], Iterable[int]]] = {
     "sparse": _sparse,
     "late_start_all": lambda unit, last: range(4 * unit, last + 1, unit),
 }
+# The study's own (Tigges et al. 2024) leave out the last checkpoint.
+_STUDY = {f"{name}_study": _WANTED[name] for name in ("exponential", "exp_plus_detail")}
+_WANTED |= _STUDY
 SCHEDULES: tuple[str, ...] = ("all", *_WANTED)
 
 
@@ -94,7 +97,8 @@ def _named(schedule: str, steps: list[int], key: str) -> list[int]:
     last = steps[-1]
     wanted = [step for step in _WANTED[schedule](_unit(steps), last) if step <= last]
     nearest = (min(_neighbours(step, steps), key=lambda near: abs(near - step)) for step in wanted)
-    return sorted({*nearest, last})
+    found = set(nearest)
+    return sorted(found if found and schedule in _STUDY else {*found, last})
 
 
 def _unit(steps: list[int]) -> int:

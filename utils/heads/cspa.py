@@ -55,12 +55,13 @@ def measure(
     checkpoint: LoadedCheckpoint, config: CspaConfig, inputs: CspaInputs, task: Task | None
 ) -> dict[str, Result]:
     """The score of every head, and what it was measured on."""
+    config = config.of_model(checkpoint.name)
     about = {
         "sequences_sha256": tokens_sha256(inputs.scored),
         "mean_sequences_sha256": tokens_sha256(inputs.others),
         "n_function_words": len(inputs.function_tokens),
     }
     weights, batch_size = checkpoint.weights, config.batch_size
-    means = mean_outputs(weights, inputs.others, config.start_layer, batch_size)
+    means = mean_outputs(weights, inputs.others, config.first_layer, batch_size)
     table = cspa_scores(weights, inputs.scored, means, inputs.function_tokens, config, batch_size)
     return {"cspa": Result(table, json=about)}

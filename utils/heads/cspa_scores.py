@@ -80,7 +80,7 @@ def cspa_scores(
     settings: Ablation,
     batch_size: int = 32,
 ) -> pd.DataFrame:
-    """CSPA score of every head from `settings.start_layer` up.
+    """CSPA score of every head from `settings.first_layer` up.
 
     Args:
         means: `mean_outputs` of other text, of at least as many positions, from the same `start_layer` up.
@@ -123,7 +123,7 @@ class _HeadChanges:
         distinct, self.vector = tokens.unique(return_inverse=True)
         self.directions = self.unembedding.rows(distinct)
         self.units = torch.nn.functional.normalize(self.directions, dim=-1)
-        self.n_heads = (weights.n_layers - settings.start_layer) * weights.n_heads
+        self.n_heads = (weights.n_layers - settings.first_layer) * weights.n_heads
         self.final: list[Tensor] = []
         # Of each head and batch: where ablated, and of CSPA its change, or with ov the three tensors of `_sparse`.
         self.ablated: list[list[Tensor]] = [[] for _ in range(self.n_heads)]
@@ -138,7 +138,7 @@ class _HeadChanges:
         measured: list[tuple[Tensor, Tensor]] = []
 
         def visit(layer: LayerActivations) -> None:
-            if layer.layer >= self.settings.start_layer:
+            if layer.layer >= self.settings.first_layer:
                 measured.append(self._measure(layer, batch))
 
         x = embed(self.weights, layout, tokens.flatten())
@@ -160,7 +160,7 @@ class _HeadChanges:
         CSPA's are multiples of the unit unembeddings at each key of the sequence (ov), or changes of z (qk alone).
         """
         # What heads write (z) and the values that they mix, [head, sequence, position, d_head].
-        tokens, index = self.tokens[batch], layer.layer - self.settings.start_layer
+        tokens, index = self.tokens[batch], layer.layer - self.settings.first_layer
         shape = (*tokens.shape, self.weights.n_heads, self.weights.d_head)
         block = self.weights.layers[layer.layer]
         v = block.per_head(layer.v.to(self.dtype).movedim(1, 0)).movedim(0, 1)
@@ -208,7 +208,7 @@ class _HeadChanges:
 
     def divergences(self) -> Divergences:
         """KL divergences and losses of all heads."""
-        layers, n_heads = self.weights.layers[self.settings.start_layer :], self.weights.n_heads
+        layers, n_heads = self.weights.layers[self.settings.first_layer :], self.weights.n_heads
         others: list[Any] = [tuple(map(torch.cat, zip(*batches, strict=True))) for batches in self.other]
         if "ov" in self.settings.interventions:
             starts = torch.nn.functional.pad(torch.stack([counts for *_, counts in others]).cumsum(1), (1, 0))
@@ -250,7 +250,7 @@ class _HeadChanges:
         coarse = (4 * torch.finfo(self.weights.dtype).eps) ** 2
         overflows = ~(np.isfinite(kl_ablated) & np.isfinite(kl_cspa))
         reason = np.select([overflows, (kl_ablated <= floor) | (change <= coarse * size)], [OVERFLOW, NO_EFFECT], "")
-        first, last = self.settings.start_layer, self.weights.n_layers
+        first, last = self.settings.first_layer, self.weights.n_layers
         table = pd.DataFrame(product(range(first, last), range(self.weights.n_heads)), columns=["layer", "head"])
         with np.errstate(all="ignore"):
             table["score"] = 1 - kl_cspa / kl_ablated

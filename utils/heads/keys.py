@@ -8,9 +8,10 @@ how its `study` differs; the other differences are numbers with keys of their ow
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, Field, field_validator, model_validator
 
@@ -39,6 +40,10 @@ class ComponentsConfig(ComponentsKeys, BaseConfig):
     """Keys of get_full_model_components_over_time.py."""
 
 
+STUDY_FIRST_LAYERS: Mapping[str, int] = {"pythia-160m": 6, "pythia-410m": 3, "pythia-1.4b": 4, "pythia-2.8b": 6}
+"""The first layer whose heads the study scores; 2 in its other models."""
+
+
 class Ablation(Section):
     """What the ablation keeps of a head."""
 
@@ -50,11 +55,22 @@ class Ablation(Section):
     """Whether the destination's own token is among its sources."""
     negative_only: bool = key(True, only_with=("interventions", "ov"))
     """For `ov`: keep the part along the unembedding only where it lowers the source token's logit."""
-    start_layer: int = amount(0, 0, most=10_000, reason="no model has more layers")
-    """The first layer to score."""
+    start_layer: Literal["study"] | Annotated[int, Field(ge=0, le=10_000)] = key(0, reason="no model has more layers")
+    """The first layer to score; `study` is that of Tigges et al. 2024, by
+    [model](../docs/study.md#every-difference)."""
     head_scores: Definition = "standard"
     """How to draw the text and keep sources: `standard`, or `study` for the beginnings of long documents, and for all
     sources, function words too, where fewer others are there than are to be kept (Tigges et al. 2024)."""
+
+    def of_model(self, name: str) -> Self:
+        """The same with the first layer of a model."""
+        study = self.start_layer == "study" and name in STUDY_FIRST_LAYERS
+        return self.model_copy(update={"start_layer": STUDY_FIRST_LAYERS[name] if study else self.first_layer})
+
+    @property
+    def first_layer(self) -> int:
+        """`start_layer` as a number."""
+        return 2 if self.start_layer == "study" else self.start_layer
 
     def n_kept(self, seq_len: int) -> list[int]:
         """K at each position. The fraction is exact as written, so 0.07 of 100 is 7."""

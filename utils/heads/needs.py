@@ -100,7 +100,7 @@ def require_sizes(config: CspaConfig, n_layers: int, n_positions: int) -> None:
     """Refuse sequences that are longer than the model's context, and a first layer that it does not have."""
     if config.seq_len > n_positions:
         raise UserError(f"seq_len: {config.seq_len} tokens; the model has {n_positions} positions; lower seq_len")
-    if config.start_layer >= n_layers:
+    if config.start_layer != "study" and config.start_layer >= n_layers:
         raise UserError(
             f"start_layer: {config.start_layer}; the model has layers 0 to {n_layers - 1}; lower start_layer"
         )

@@ -49,7 +49,7 @@ _FREE = ("model", "task", "checkpoints")
 VERDICTS = ("agrees", "disagrees", "open", "not measured")
 COLUMNS = (
     *("quantity", "model", "task", "item", "step", "published_low", "published_high", "measured", "low", "high"),
-    *("n_checkpoints", "verdict", "note", "settings", "command", "source"),
+    *("n_checkpoints", "verdict", "note", "settings", "command", "checkpoints", "source"),
 )
 
 
@@ -61,6 +61,7 @@ class Number:
         item: the level, the kind of head, or whose parameter count.
         step: the checkpoint, of a number about one; `from_step` the first, of a mean or median.
         low, high: ends of the range, equal for one number.
+        checkpoints: how many are behind a mean, as far as its decimals show, and which these may be.
     """
 
     quantity: str
@@ -71,6 +72,7 @@ class Number:
     from_step: int | None
     low: float
     high: float
+    checkpoints: str
     source: str
 
     @property
