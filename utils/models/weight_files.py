@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ADAPTER = "adapter_config.json"
+JOINED = 1 << 18
+"""Tensors of fewer numbers go to a device in one copy."""
 COPY = "copy or fetch that file again"
 """The way out of a damaged file. The others of its folder may be intact."""
 
@@ -137,7 +139,10 @@ def read_files(
     Raises:
         CheckpointUnusable: if the weights cannot be read.
     """
+    from circuits_over_time.edge_attribution_patching.model.transfer import to_device
+
     state: dict[str, Tensor] = {}
+    small: list[str] = []
     for path in weight_files(folder):
         if path.suffix != ".safetensors":
             found: Mapping[str, Tensor] = _torch_file(path)
@@ -149,9 +154,11 @@ def read_files(
                     return state
                 tensor = file.get_tensor(name)
                 # safe_open maps the file, so only the copy is sure to be in memory.
-                copied = tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
-                _add(state, {name: copied}, path)
-    return state
+                joins = tensor.numel() < JOINED
+                of_type = dtype if tensor.is_floating_point() else None
+                _add(state, {name: tensor.to(None if joins else device, of_type, copy=True)}, path)
+                small += [plain_name(name)] * joins
+    return state if device is None else state | to_device({name: state[name] for name in small}, device)
 
 
 def _add(state: dict[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
