@@ -22,6 +22,17 @@ class EmergenceConfig(Section):
     """Leave out a head whose maximum is below this share of the largest maximum of its score in the model."""
 
 
+class MatchConfig(Section):
+    """How heads of two models are matched."""
+
+    layers: int = amount(1, 0, most=10_000, reason="no model has more layers")
+    """By how many layers two heads may be apart; in models of other depth, of the deeper one's."""
+    unmatched: float = key(1.0, gt=0, le=2, reason="two heads at random cost about 1")
+    """What two heads without a match cost; a pair costs 1 minus its similarity."""
+    step: int | None = key(None, ge=0, le=LARGEST, reason="no training has more steps")
+    """The step whose [signatures](../docs/heads.md#signatures) are matched; `null`: the last one that both have."""
+
+
 class ComparisonConfig(Section):
     """Keys of compare_circuits.py."""
 
@@ -54,6 +65,10 @@ class ComparisonConfig(Section):
     """Resamples that all other intervals are taken from (of the circuits' own curves a fifth)."""
     false_discovery_rate: float = key(0.05, gt=0, lt=1, reason="it is a share")
     """Of the changes that are flagged, how many may be none (Benjamini and Hochberg 1995, over checkpoints)."""
+    match_heads: bool = False
+    """Also find out which head of one model is [which head of another](../docs/comparisons.md#matched-heads), and
+    compare their circuits by that."""
+    match: MatchConfig = MatchConfig()
     seed: int = key(0, ge=0, le=LARGEST, reason="generators of random numbers take 63 bits")
     """Seed of everything drawn at random."""
     emergence: EmergenceConfig = EmergenceConfig()

@@ -32,6 +32,8 @@ from .curves import Curve, best_head_curves, circuit_curves, head_curves, metric
 from .handovers import handovers
 from .inputs import ModelTask, Trajectory, fixed_sizes, model_tasks, read_trajectory
 from .keys import ComparisonConfig
+from .matched import Match, MatchedComparer, other_rows, same_circuit
+from .matching import common_signatures
 from .scale import scale_table
 from .seeds import seed_emergence, seed_groups, seeds_table
 from .tables import curves_table, edges_tables, emergence_table, order_table
@@ -111,10 +113,10 @@ def _compared_before(folder: ComparisonFolder, config: ComparisonConfig) -> list
     """
     if config.overwrite or not (folder.path / "run.json").exists():
         return []
-    run = folder.read_run()
+    run, usual = folder.read_run(), ComparisonConfig().model_dump(mode="json")
     for name, field in ComparisonConfig.model_fields.items():
         asked = config.model_dump(mode="json")[name]
-        held = run.get("config", {}).get(name, field.default if name == "weighted_jaccard" else None)  # A later key.
+        held = run.get("config", {}).get(name, usual[name])  # An older version did not have all keys.
         if not is_execution(field) and held != asked:
             raise UserError(
                 f"{name}: {folder.path} holds comparisons with {json.dumps(held)}, this run asks for "
@@ -213,7 +215,40 @@ def _other_tables(plan: _Plan, progress: Progress) -> dict[str, pd.DataFrame]:
     faithfulness = pd.concat([store.read_tables("faithfulness", *key) for key in plan.trajectories], ignore_index=True)
     parameters = {model: count for model in models if (count := recorded_parameters(store, model)) is not None}
     tables["scale"] = scale_table(faithfulness, parameters, config.seed)
-    return tables
+    return tables | _matched_tables(plan, tables, progress)
+
+
+def _matched_tables(plan: _Plan, tables: Mapping[str, pd.DataFrame], progress: Progress) -> dict[str, pd.DataFrame]:
+    """`matches`, `matched` and `same_circuit`: without rows unless `match_heads` asks for them."""
+    matches, rows = list[pd.DataFrame](), list[dict[str, object]]()
+    comparer, store = MatchedComparer(plan.config), plan.store
+    of_model: dict[str, list[Trajectory]] = defaultdict(list)
+    for trajectory in plan.trajectories.values():
+        of_model[trajectory.model].append(trajectory)
+    models = list(of_model) if plan.config.match_heads else []
+    kind = "ioi_consistency_heads"
+    roles = {model: store.read_tables(kind, model) for model in models if model in store.models(kind)}
+    for pair in combinations(models, 2):
+        progress.say(f"{pair[0]} {pair[1]}: heads")
+        if (signatures := common_signatures(store, plan.config, *pair)) is None:
+            log.warning("%s and %s have no signatures of the same step and task; not matched", *pair)
+            continue
+        match = Match((of_model[pair[0]][0].graph.plain, of_model[pair[1]][0].graph.plain), signatures, plan.config)
+        matches.append(match.table())
+        found = list(other_rows(match, pair, tables, roles))
+        for first in of_model[pair[0]]:
+            for second in of_model[pair[1]]:
+                if first.task == second.task and not first.graph.roles:
+                    found += comparer.circuits(match, first, second, plan.sizes[first.task])
+        stamp = {"model": pair[0], "other_model": pair[1], "step": match.step}
+        rows += [stamp | row for row in found]
+    matched = pd.DataFrame(rows, columns=list(COMPARISONS["matched"]))
+    empty = pd.DataFrame(columns=list(COMPARISONS["matches"]))
+    return {
+        "matches": pd.concat([empty, *matches], ignore_index=True) if matches else empty,
+        "matched": matched,
+        "same_circuit": same_circuit(matched, plan.groups),
+    }
 
 
 def _reference(trajectory: Trajectory, config: ComparisonConfig) -> int:

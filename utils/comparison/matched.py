@@ -1,0 +1,361 @@
+"""Comparisons of two models by matched names: `matches`, `matched` and `same_circuit`.
+
+Everything that two models are compared by is a set of items with weights (nodes, edges, edges by score, heads that hold
+a role, scores of heads by how long they have emerged, edges by their lifetime), and their overlap is the sum of minima
+over the sum of maxima, which is Jaccard's where all weights are 1. The same overlap is worked out by the given names of
+the second model's heads, and by those of their matches. Circuits are grown in their own models, and renamed then.
+
+Floors go through the same names. Noise: two draws of one model's prompts, where the second is renamed as the model's
+heads match themselves between the two halves of the prompts. Chance: random circuits of these sizes. Shuffled: the
+circuits as they are, by matches to shuffled signatures; of given names, by heads that are shuffled in their layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from scipy import stats
+
+from circuits_over_time.edge_attribution_patching.circuits.renaming import HeadPlace, Renaming, edge_ends
+from circuits_over_time.edge_attribution_patching.graph import Graph
+
+from ..results.comparison import COMPARISONS
+from .changes import AT, grown
+from .floors import bootstrap_scores
+from .inputs import Checkpoint, Trajectory
+from .keys import ComparisonConfig
+from .matching import SIGNATURES, HeadSignatures, Matcher, Pairs, Signature, similarities
+from .similarity import Edges
+
+GIVEN = "given"
+OF_CIRCUITS = ("edge_jaccard", "node_jaccard", "head_jaccard", "weighted_jaccard")
+DRAWS = 50
+"""Random circuits, pairs of redrawn ones and shuffled matches that a floor is the mean of."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """What two models are compared by: each item has up to two nodes, a kind and a weight."""
+
+    nodes: Int[np.ndarray, "item 2"]
+    kind: Int[np.ndarray, " item"]
+    weight: np.ndarray
+
+    def renamed(self, names: Int[np.ndarray, " node"]) -> Items:
+        """The same with other names of the nodes; -1 stays."""
+        return replace(self, nodes=np.where(self.nodes < 0, -1, names[self.nodes]))
+
+    def overlap(self, other: Items) -> float:
+        """Sum of minima over sum of maxima of the weights; nan if neither has any."""
+        sides = [((one.kind * 2**20 + one.nodes[:, 0] + 1) * 2**20) + one.nodes[:, 1] + 1 for one in (self, other)]
+        names, place = np.unique(np.concatenate(sides), return_inverse=True)
+        weights = [
+            np.bincount(places, one.weight, len(names))
+            for places, one in zip(np.split(place, [len(sides[0])]), (self, other), strict=True)
+        ]
+        total = np.maximum(*weights).sum()
+        return float(np.minimum(*weights).sum() / total) if total else float("nan")
+
+
+def items_of_circuit(edges: Edges, mask: np.ndarray, scores: np.ndarray) -> dict[str, Items]:
+    """What the circuit's measures compare, by measure."""
+    sources, nodes, inputs = edge_ends(edges.graph, edges.flat[torch.from_numpy(mask)])
+    ends, weight = np.stack([sources, nodes], 1), scores[mask]
+    found = np.unique(ends)
+    heads = found[edges.heads.numpy()[found]]
+    return {
+        "edge_jaccard": Items(ends, inputs, np.ones(len(ends))),
+        "node_jaccard": _of_nodes(found),
+        "head_jaccard": _of_nodes(heads),
+        "weighted_jaccard": Items(ends, inputs + 4 * (weight < 0), np.abs(weight) / max(np.abs(weight).sum(), 1e-300)),
+    }
+
+
+def _of_nodes(nodes: np.ndarray, kind: np.ndarray | int = 0, weight: np.ndarray | float = 1.0) -> Items:
+    pairs = np.stack([nodes, np.full(len(nodes), -1)], 1)
+    return Items(pairs, np.broadcast_to(kind, nodes.shape), np.broadcast_to(weight, nodes.shape))
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a second model's nodes among the first's, and what floors need.
+
+    Attributes:
+        own: names of each model's nodes after its heads were matched with themselves.
+        shuffled: names by matches to shuffled signatures.
+    """
+
+    label: str
+    of_second: Int[np.ndarray, " node"]
+    own: tuple[np.ndarray, np.ndarray]
+    shuffled: Sequence[np.ndarray]
+
+
+class Match:
+    """The heads of two models, matched by every signature."""
+
+    def __init__(
+        self, graphs: tuple[Graph, Graph], signatures: tuple[HeadSignatures, HeadSignatures], config: ComparisonConfig
+    ) -> None:
+        self.graphs, self.signatures, self.config = graphs, signatures, config
+        self.step = signatures[0].step
+        other_prompts = signatures[0].patterns.shape[2] != signatures[1].patterns.shape[2]
+        self.matchers = {
+            signature: Matcher(*signatures, signature, config.match)
+            for signature in SIGNATURES
+            if signature == "function" or not other_prompts
+        }
+        self.tables = {signature: matcher.table(config) for signature, matcher in self.matchers.items()}
+
+    def table(self) -> pd.DataFrame:
+        """The rows of `matches`."""
+        first, second = self.signatures
+        stamp: dict[str, Any] = {"model": first.model, "other_model": second.model, "step": self.step}
+        frames = [table.assign(**stamp, signature=signature) for signature, table in self.tables.items()]
+        return pd.concat(frames, ignore_index=True)[list(COMPARISONS["matches"])]
+
+    @cached_property
+    def names(self) -> list[Names]:
+        """By the given names, where both models have one shape, and by every signature."""
+        first, second = self.graphs
+        found, plain = list[Names](), (self._nodes(first, first, None), self._nodes(second, second, None))
+        if first == second:
+            rng, heads = np.random.default_rng(self.config.seed), np.arange(first.n_heads)
+            dealt = [
+                {
+                    (layer, int(head)): (layer, number)
+                    for layer in range(first.n_layers)
+                    for number, head in enumerate(rng.permutation(heads))
+                }
+                for _ in range(DRAWS)
+            ]
+            found.append(Names(GIVEN, plain[1], plain, [Renaming(first, second, of_draw).nodes() for of_draw in dealt]))
+        for signature, matcher in self.matchers.items():
+            own = [
+                self._nodes(graph, graph, self._with_itself(side, signature))
+                for graph, side in zip(self.graphs, self.signatures, strict=True)
+            ]
+            shuffled = [pairs for _, pairs in matcher.shuffled(self.config.seed, DRAWS)]
+            renamed = [self._nodes(first, second, self._places(pairs)) for pairs in shuffled]
+            of_second = self._nodes(first, second, heads_of(self.tables[signature]))
+            found.append(Names(signature, of_second, (own[0], own[1]), renamed))
+        return found
+
+    def _nodes(self, first: Graph, second: Graph, heads: Mapping[HeadPlace, HeadPlace] | None) -> np.ndarray:
+        if heads is None:
+            heads = {(layer, head): (layer, head) for layer in range(first.n_layers) for head in range(first.n_heads)}
+        return Renaming(first, second, heads).nodes()
+
+    def _places(self, pairs: Pairs) -> dict[HeadPlace, HeadPlace]:
+        first, second = self.signatures
+        ones, others = first.places([one for one, _ in pairs]), second.places([other for _, other in pairs])
+        return dict(zip(others, ones, strict=True))
+
+    def _with_itself(self, side: HeadSignatures, signature: Signature) -> dict[HeadPlace, HeadPlace]:
+        """A model's heads by the held-out prompts -> those by the others."""
+        own = Matcher(side, side, signature, self.config.match)
+        pairs = own.pairs(similarities(own.points(own.half(0))[0], own.points(own.half(1))[1]))
+        ones, others = side.places([one for one, _ in pairs]), side.places([other for _, other in pairs])
+        return dict(zip(others, ones, strict=True))
+
+
+def heads_of(table: pd.DataFrame) -> dict[HeadPlace, HeadPlace]:
+    """Head of the other model -> head of the model, of the matches that count."""
+    rows = table[table["matched"].astype(bool)]
+    places = rows[["layer", "head", "other_layer", "other_head"]].astype(int).itertuples(index=False)
+    return {(other_layer, other): (layer, head) for layer, head, other_layer, other in places}
+
+
+class MatchedComparer:
+    """Overlaps of two models by all names, with floors. Noise floors are worked out once for every checkpoint."""
+
+    def __init__(self, config: ComparisonConfig) -> None:
+        self.config = config
+        self._noise: dict[tuple[object, ...], dict[str, float]] = {}
+
+    def circuits(self, match: Match, first: Trajectory, second: Trajectory, size: int) -> Iterator[dict[str, object]]:
+        """Rows of `matched` about circuits of one task, at every step that both models have."""
+        for step in first.steps:
+            if step not in second.checkpoints:
+                continue
+            sides = first.checkpoints[step], second.checkpoints[step]
+            sizes = {"size": (size, size)}
+            if (own := (sides[0].size, sides[1].size)) and own[0] is not None and own[1] is not None:
+                sizes["faithfulness"] = own[0], own[1]
+            for at in (name for name in AT if name in sizes):
+                items = [_circuit(side, size if at == "size" else None) for side in sides]
+                rng = np.random.default_rng(self.config.seed)
+                random = [
+                    [_random_like(of_side, side, rng) for _ in range(DRAWS)]
+                    for of_side, side in zip(items, sides, strict=True)
+                ]
+                for names in match.names:
+                    noise = [
+                        self._noise_floor(side, at, of_side, own, names.label)
+                        for side, of_side, own in zip(sides, sizes[at], names.own, strict=True)
+                    ]
+                    for measure in OF_CIRCUITS:
+                        row = _row(items[0][measure], items[1][measure], names)
+                        row["noise_floor"] = float(np.mean([floor[measure] for floor in noise]))
+                        overlaps = [
+                            a[measure].overlap(b[measure].renamed(names.of_second))
+                            for a, b in zip(*random, strict=True)
+                        ]
+                        row["chance_floor"] = float(np.mean(overlaps))
+                        yield {"task": first.task, "step": step, "at": at, "measure": measure, **row}
+
+    def _noise_floor(self, side: Checkpoint, at: str, size: int, own: np.ndarray, label: str) -> dict[str, float]:
+        key = (side.fingerprint, at, size, label, own.tobytes())
+        if key not in self._noise:
+            edges = Edges(side.circuit.graph, side.folds.edges)
+            scores = bootstrap_scores(side.folds, self.config.seed, 2 * DRAWS)
+            masks = side.rule.grower(side.folds).circuits(scores, size)
+            drawn = [
+                items_of_circuit(edges, mask, values)
+                for mask, values in zip(masks.numpy(), scores.numpy(), strict=True)
+            ]
+            self._noise[key] = {
+                measure: float(
+                    np.mean(
+                        [
+                            a[measure].overlap(b[measure].renamed(own))
+                            for a, b in zip(drawn[::2], drawn[1::2], strict=True)
+                        ]
+                    )
+                )
+                for measure in OF_CIRCUITS
+            }
+        return self._noise[key]
+
+
+def _circuit(side: Checkpoint, size: int | None) -> dict[str, Items]:
+    edges = Edges.all_of(side.circuit.graph)
+    mask = side.circuit.in_circuit if size is None else grown(side, size)
+    return items_of_circuit(
+        edges, mask.flatten()[edges.flat].numpy(), side.circuit.scores.flatten()[edges.flat].numpy()
+    )
+
+
+def _random_like(items: Mapping[str, Items], side: Checkpoint, rng: np.random.Generator) -> dict[str, Items]:
+    """A random circuit of as many edges, and as many random nodes and heads; `input` and `logits` are in every one."""
+    edges = Edges.all_of(side.circuit.graph)
+    mask, scores = np.zeros(len(edges.flat), dtype=bool), np.zeros(len(edges.flat))
+    dealt = rng.choice(len(mask), len(items["edge_jaccard"].weight), replace=False)
+    weighted = items["weighted_jaccard"]
+    mask[dealt], scores[dealt] = True, weighted.weight * np.where(weighted.kind >= 4, -1, 1)
+    found = items_of_circuit(edges, mask, scores)
+    heads, n_nodes = np.flatnonzero(edges.heads.numpy()), len(items["node_jaccard"].weight)
+    inner = np.arange(1, side.circuit.graph.n_forward)
+    drawn = rng.choice(inner, n_nodes - 2, replace=False) if n_nodes >= 2 else inner[:0]
+    found["node_jaccard"] = _of_nodes(np.array([0, *drawn, len(inner) + 1] if n_nodes >= 2 else [], dtype=int))
+    found["head_jaccard"] = _of_nodes(rng.choice(heads, len(items["head_jaccard"].weight), replace=False))
+    return found
+
+
+def _row(first: Items, second: Items, names: Names) -> dict[str, object]:
+    shuffled = [first.overlap(second.renamed(of_draw)) for of_draw in names.shuffled]
+    known = [value for value in shuffled if not np.isnan(value)] or [float("nan")]
+    floors = {"shuffled_floor": float(np.mean(known)), "shuffled_high": float(np.quantile(known, 0.975))}
+    return {"names": names.label, "value": first.overlap(second.renamed(names.of_second))} | floors
+
+
+def other_rows(
+    match: Match, models: tuple[str, str], tables: Mapping[str, pd.DataFrame], roles: Mapping[str, pd.DataFrame]
+) -> Iterator[dict[str, object]]:
+    """Rows of `matched` about roles in IOI, the emergence of heads' scores, and lifetimes of edges.
+
+    Args:
+        tables: `emergence`, `lifetimes`, and `curves` for the steps that curves have.
+        roles: `ioi_consistency_heads` by model, as far as there are any.
+    """
+    graphs = match.graphs
+    if all(model in roles for model in models):
+        held = [
+            roles[model][(roles[model]["step"] == match.step) & roles[model]["passes"].astype(bool)] for model in models
+        ]
+        known = sorted(set(pd.concat(held)["role"]))
+        items = [
+            _of_nodes(_heads(graph, rows), rows["role"].map(known.index).to_numpy(dtype=int))
+            for graph, rows in zip(graphs, held, strict=True)
+        ]
+        yield from (
+            {"task": None, "at": None, "measure": "roles", **_row(items[0], items[1], names)} for names in match.names
+        )
+    steps = [set(tables["curves"].loc[tables["curves"]["model"] == model, "step"]) for model in models]
+    common = np.array(sorted(steps[0] & steps[1]))
+    emerged = [
+        rows[(rows["model"] == model) & (rows["kind"] == "head") & rows["step"].notna()]
+        for model in models
+        for rows in [tables["emergence"]]
+    ]
+    scores = sorted(set(pd.concat(emerged)["score"]))
+    items = [
+        _of_nodes(
+            _heads(graph, rows),
+            rows["score"].map(scores.index).to_numpy(dtype=int),
+            (common[None, :] >= rows["step"].to_numpy(dtype=float)[:, None]).sum(1).astype(float),
+        )
+        for graph, rows in zip(graphs, emerged, strict=True)
+    ]
+    yield from (
+        {"task": None, "at": None, "measure": "emergence", **_row(items[0], items[1], names)} for names in match.names
+    )
+    lifetimes = tables["lifetimes"]
+    both = [lifetimes[lifetimes["model"] == model] for model in models]
+    for task in sorted(set(both[0]["task"]) & set(both[1]["task"])):
+        for at in AT:
+            items = []
+            for graph, rows in zip(graphs, both, strict=True):
+                rows = rows[(rows["task"] == task) & (rows["at"] == at)]
+                backward = {name: number for number, name in enumerate(graph.backward_nodes)}
+                forward = {name: number for number, name in enumerate(graph.forward_nodes)}
+                flat = torch.tensor(
+                    [
+                        forward[a] * graph.n_backward + backward[b]
+                        for a, b in zip(rows["source"], rows["target"], strict=True)
+                    ],
+                    dtype=torch.long,
+                )
+                sources, nodes, inputs = edge_ends(graph, flat)
+                items.append(Items(np.stack([sources, nodes], 1), inputs, rows["lifetime"].to_numpy(dtype=float)))
+            yield from (
+                {"task": task, "at": at, "measure": "lifetimes", **_row(items[0], items[1], names)}
+                for names in match.names
+            )
+
+
+def _heads(graph: Graph, rows: pd.DataFrame) -> np.ndarray:
+    places = zip(rows["layer"].astype(int), rows["head"].astype(int), strict=True)
+    return np.array([graph.head(layer, head) for layer, head in places], dtype=int)
+
+
+def same_circuit(matched: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """How much is the same in the models of a group: means over all pairs, with jackknife intervals over models.
+
+    Means over tasks have an empty `task`.
+    """
+    rows = []
+    floors = ["noise_floor", "chance_floor", "shuffled_floor"]
+    keys = ["step", "at", "measure", "names"]
+    for group, models in groups.items():
+        of_group = matched[matched["model"].isin(models) & matched["other_model"].isin(models)]
+        pair = ["model", "other_model"]
+        over_tasks = of_group[of_group["task"].notna()].groupby([*keys, *pair], as_index=False, dropna=False)
+        together = over_tasks[["value", *floors]].mean()
+        for key, part in pd.concat([of_group, together]).groupby(["task", *keys], dropna=False, sort=False):
+            part = part.dropna(subset="value")
+            value = part["value"].mean()
+            without = [part.loc[(part[pair] != model).all(axis=1), "value"].mean() for model in models]
+            n = len(without) if len(part) == len(models) * (len(models) - 1) // 2 and len(models) > 2 else 0
+            error = np.sqrt((n - 1) / n * np.square(np.array(without) - np.mean(without)).sum()) if n else np.nan
+            reach = stats.t.ppf(0.975, n - 1) * error if n else np.nan
+            row = dict(zip(["task", *keys], key, strict=True)) | {"group": group, "n_pairs": len(part), "value": value}
+            rows.append(row | {"low": value - reach, "high": value + reach} | part[floors].mean().to_dict())
+    return pd.DataFrame(rows, columns=list(COMPARISONS["same_circuit"]))

@@ -1,0 +1,250 @@
+"""Which head of one model is which head of another, by what heads do (`utils/heads/signatures.py`).
+
+1. A signature is a vector: all numbers of all tasks, each as its distance from the mean over the heads of both models,
+   in standard deviations, weighted by its reliability, the share of that variance which is not error (`function`); or
+   all attention patterns on the same prompts, one after the other (`attention`; Bali et al. 2026, arXiv 2602.16740).
+   Neither compares directions of two residual streams, which differ by a rotation.
+2. The similarity of two heads is the cosine, 1 - d^2 / 2 for unit vectors at a distance d.
+3. Heads are matched one to one, so that the sum of similarities is largest (`scipy.optimize.linear_sum_assignment`).
+   Layers may differ by `match.layers`, at the same share of the depth, and heads that share keys and values stay
+   together. A pair that costs more than `match.unmatched` is none.
+4. Chance is the match to a model whose signatures are shuffled: within each layer, the heads' coordinates along every
+   principal component are dealt out anew, which leaves means, variances and what goes together as it was. A pair
+   that is less similar than the head's match in the median shuffled model counts as none. Whether it is more similar
+   than chance explains, `p_value` and `q_value` say.
+5. All this is done with every second fold of the prompts. How sure a pair is, resamples of those folds say
+   (`confidence`), and of the others, which were held out (`held_out`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from circuits_over_time.edge_attribution_patching.circuits.renaming import HeadPlace
+from circuits_over_time.edge_attribution_patching.statistics import Bootstrap
+
+from ..base.errors import UserError
+from ..base.multiple_tests import adjusted_p_values
+from ..results.commands import how_to_make
+from ..results.store import Store
+from .keys import ComparisonConfig, MatchConfig
+
+Signature = Literal["function", "attention"]
+SIGNATURES: tuple[Signature, ...] = get_args(Signature)
+Pairs = list[tuple[int, int]]
+"""Head of the first model, head of the second, counted through all layers."""
+
+
+@dataclass(frozen=True)
+class HeadSignatures:
+    """The signatures of all heads of one checkpoint, over some tasks.
+
+    Attributes:
+        shape: layers, heads of a layer, and key-value heads of a layer.
+        names: of the scores.
+        folds: of each fold the mean scores, [fold, head, score].
+        patterns: of each fold some attention patterns, [fold, head, entry].
+    """
+
+    model: str
+    step: int
+    shape: tuple[int, int, int]
+    names: list[str]
+    folds: Float[np.ndarray, "fold head score"]
+    patterns: Float[np.ndarray, "fold head entry"]
+
+    @property
+    def layer(self) -> Int[np.ndarray, " head"]:
+        """The layer of each head."""
+        return np.repeat(np.arange(self.shape[0]), self.shape[1])
+
+    def places(self, heads: Sequence[int]) -> list[HeadPlace]:
+        """Layer and number of heads that are counted through."""
+        return [divmod(head, self.shape[1]) for head in heads]
+
+    @classmethod
+    def read(cls, store: Store, model: str, tasks: Sequence[str], step: int) -> HeadSignatures:
+        """Put the signatures of several tasks together; scores that no prompts of a task are behind count once."""
+        names, folds, patterns = list[str](), list[np.ndarray](), list[np.ndarray]()
+        for number, task in enumerate(tasks):
+            stored = store.folder("signatures", model, task).read_tensors(step)
+            values = stored["folds"].double().numpy()
+            n_folds, n_layers, n_heads, _ = values.shape
+            names += [f"{task} {name}" for name in stored["fold_scores"]]
+            folds.append(values.reshape(n_folds, n_layers * n_heads, -1))
+            patterns.append(stored["patterns"].float().numpy().reshape(n_folds, n_layers * n_heads, -1))
+            if number == 0 and stored["scores"] is not None:
+                # Folds as they would be, of a score whose mean and error alone are known.
+                value, error = stored["scores"].double().numpy().reshape(2, n_layers * n_heads, -1)
+                noise = np.random.default_rng(0).normal(size=(n_folds, *value.shape))
+                noise = (noise - noise.mean(0)) / noise.std(0, ddof=1)
+                names += stored["other_scores"]
+                folds.append(value + np.sqrt(n_folds) * error * noise)
+        shape = (n_layers, n_heads, int(stored["n_kv_heads"]))
+        return cls(model, step, shape, names, np.concatenate(folds, -1), np.concatenate(patterns, -1))
+
+
+def common_signatures(
+    store: Store, config: ComparisonConfig, first: str, second: str
+) -> tuple[HeadSignatures, HeadSignatures] | None:
+    """The signatures of two models at the last step that both have, of the tasks that both have; None without any.
+
+    Raises:
+        UserError: if a model has none, with the command that makes them.
+    """
+    for model in (first, second):
+        if model not in store.models("signatures"):
+            raise UserError(
+                f"match_heads: {store.root / 'signatures'} has none of {model}; run: "
+                f"{how_to_make(store.root, 'signatures', model)}"
+            )
+    tasks = sorted(set(store.tasks("signatures", first)) & set(store.tasks("signatures", second)))
+    steps = [set(store.folder("signatures", model, task).steps()) for model in (first, second) for task in tasks]
+    found = [step for step in sorted(set.intersection(*steps)) if config.match.step in (None, step)] if steps else []
+    if not found:
+        return None
+    return (HeadSignatures.read(store, first, tasks, found[-1]), HeadSignatures.read(store, second, tasks, found[-1]))
+
+
+class Matcher:
+    """Matches the heads of two checkpoints by one signature.
+
+    Raises:
+        ValueError: if their attention patterns are of other prompts.
+    """
+
+    def __init__(self, first: HeadSignatures, second: HeadSignatures, signature: Signature, match: MatchConfig) -> None:
+        self.first, self.second, self.match = first, second, match
+        sides = (first, second)
+        if signature == "attention":
+            if first.patterns.shape[2] != second.patterns.shape[2]:
+                raise ValueError(
+                    f"{first.model} and {second.model} have other prompts: their attention does not compare"
+                )
+            self._folds = [side.patterns for side in sides]
+        else:
+            both = [name for name in first.names if name in second.names]
+            folds = [side.folds[..., [side.names.index(name) for name in both]] for side in sides]
+            means = np.concatenate([of_side.mean(0) for of_side in folds])
+            variance = means.var(0)
+            error = np.concatenate([of_side.var(0, ddof=1) / len(of_side) for of_side in folds]).mean(0)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                weight = np.nan_to_num(np.clip(1 - error / variance, 0, 1))
+                scale = np.nan_to_num(np.sqrt(weight / max(weight.sum(), 1e-300) / variance), posinf=0)
+            self._folds = [(of_side - means.mean(0)) * scale for of_side in folds]
+        self._whole = signature == "attention"
+        depth = [side.layer / max(side.shape[0] - 1, 1) for side in sides]
+        reach = match.layers / max(max(side.shape[0] for side in sides) - 1, 1)
+        self.within = np.abs(depth[0][:, None] - depth[1]) <= reach + 1e-9
+        self.n_folds = min(len(of_side) for of_side in self._folds)
+
+    def points(self, shares: Float[np.ndarray, " fold"]) -> list[Float[np.ndarray, "head coordinate"]]:
+        """The points of both models' heads, of prompts that count by their fold's share."""
+        found = []
+        for of_side in self._folds:
+            rows = np.tensordot(shares, of_side[: self.n_folds], 1)
+            if self._whole:  # Each fold has its own prompts: their patterns stand one after the other.
+                weighted = (np.sqrt(shares)[:, None, None] * of_side[: self.n_folds])[shares > 0]
+                rows = weighted.transpose(1, 0, 2).reshape(weighted.shape[1], -1)
+            found.append(rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-300))
+        return found
+
+    def pairs(self, similarity: Float[np.ndarray, "head other"]) -> Pairs:
+        """The assignment with the largest sum of what each pair saves beside two heads without a match."""
+        saved = np.where(self.within, (self.match.unmatched - (1 - similarity)).clip(0), 0)
+        return assigned(saved, self.first, self.second)
+
+    def half(self, held_out: int) -> Float[np.ndarray, " fold"]:
+        """Shares of every second fold: of those that are matched by (0), or of the others (1)."""
+        of_half = (np.arange(self.n_folds) % 2 == held_out).astype(float)
+        return of_half / of_half.sum()
+
+    def resampled(self, held_out: int, seed: int, resamples: int) -> Iterator[Pairs]:
+        """Matches by resamples of the folds of a half."""
+        half = np.flatnonzero(self.half(held_out))
+        for of_half in Bootstrap.of(len(half), seed, resamples).shares.numpy():
+            shares = np.zeros(self.n_folds)
+            shares[half] = of_half / of_half.sum()
+            yield self.pairs(similarities(*self.points(shares)))
+
+    def shuffled(self, seed: int, draws: int) -> Iterator[tuple[Float[np.ndarray, "head other"], Pairs]]:
+        """Similarities to shuffled models, and the matches by them."""
+        first, second = self.points(self.half(0))
+        # Principal components of both models' heads: no more of them than heads.
+        centre = np.concatenate([first, second]).mean(0)
+        left, sizes, _ = np.linalg.svd(np.concatenate([first, second]) - centre, full_matrices=False)
+        coordinates = left * sizes
+        own, others = coordinates[: len(first)], coordinates[len(first) :]
+        rng = np.random.default_rng(seed)
+        layers = others.reshape(self.second.shape[0], -1, others.shape[1])
+        for _ in range(draws):
+            similarity = similarities(own, rng.permuted(layers, axis=1).reshape(others.shape))
+            yield similarity, self.pairs(similarity)
+
+    def table(self, config: ComparisonConfig) -> pd.DataFrame:
+        """A row for each head of the first model that has a match, as `matches.csv` has it, without the models."""
+        similarity = similarities(*self.points(self.half(0)))
+        pairs = self.pairs(similarity)
+        as_high = np.ones(len(similarity))
+        values = {one: similarity[one, other] for one, other in pairs}
+        for of_shuffled, chance in self.shuffled(config.seed, config.permutations):
+            for one, other in chance:
+                as_high[one] += of_shuffled[one, other] >= values.get(one, np.inf) - 1e-12
+        draws = config.resamples // 5
+        counts = [
+            Counter(pair for resample in self.resampled(side, config.seed, draws) for pair in resample)
+            for side in (0, 1)
+        ]
+        p_values = np.array([as_high[one] / (1 + config.permutations) for one, _ in pairs])
+        q_values = adjusted_p_values(p_values)
+        ones, others = (self.first.places([pair[0] for pair in pairs]), self.second.places([pair[1] for pair in pairs]))
+        return pd.DataFrame(
+            {
+                "layer": [layer for layer, _ in ones],
+                "head": [head for _, head in ones],
+                "other_layer": [layer for layer, _ in others],
+                "other_head": [head for _, head in others],
+                "similarity": [similarity[pair] for pair in pairs],
+                "confidence": [counts[0][pair] / draws for pair in pairs],
+                "held_out": [counts[1][pair] / draws for pair in pairs],
+                "p_value": p_values,
+                "q_value": q_values,
+                "matched": p_values <= 0.5,
+            }
+        )
+
+
+def similarities(first: Float[np.ndarray, "head c"], second: Float[np.ndarray, "other c"]) -> np.ndarray:
+    """1 - d^2 / 2 of every two points, [head, other]."""
+    squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
+    return 1 - squares.clip(0) / 2
+
+
+def assigned(saved: Float[np.ndarray, "head other"], first: HeadSignatures, second: HeadSignatures) -> Pairs:
+    """One-to-one pairs that save most. Heads that share keys and values go to heads that share theirs."""
+    groups = [side.shape[1] // side.shape[2] for side in (first, second)]
+    if groups == [1, 1]:
+        return [(one, other) for one, other in _largest(saved) if saved[one, other] > 0]
+    # What the best pairs of two groups' heads save, and then the best pairs of groups.
+    blocks = saved.reshape(len(saved) // groups[0], groups[0], -1, groups[1]).swapaxes(1, 2)
+    inner = {place: _largest(blocks[place]) for place in np.ndindex(blocks.shape[:2])}
+    totals = np.array([sum(blocks[place][pair] for pair in pairs) for place, pairs in inner.items()])
+    totals = totals.reshape(blocks.shape[:2])
+    return [
+        (of_one * groups[0] + one, of_other * groups[1] + other)
+        for of_one, of_other in _largest(totals)
+        for one, other in inner[of_one, of_other]
+        if blocks[of_one, of_other][one, other] > 0
+    ]
+
+
+def _largest(saved: np.ndarray) -> Pairs:
+    return list(zip(*(side.tolist() for side in linear_sum_assignment(saved, maximize=True)), strict=True))
