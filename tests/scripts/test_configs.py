@@ -45,7 +45,7 @@ ANALYSES = {
     "signatures": SIGNATURES,
     **dict.fromkeys((*TASKS, "tasks", "toy", "real"), CIRCUITS),
 }
-COMPARES = ("compare_toy", "compare")
+COMPARES = ("compare_toy", "compare", "compare_pythia_seeds")
 MAKES_FAMILIES = ("toy_family", "toy_ioi_family")
 SUITES = ("suite_toy", "suite_160m", "suite_pythia", "all")
 FILES = sorted(CONFIGS.rglob("*.yml"))
