@@ -16,6 +16,7 @@ from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, load_config, result_settings
 from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, select_steps
 from circuits_over_time.utils.models.known_families import known_model
+from circuits_over_time.utils.sweep.estimate import operations_of_known
 from circuits_over_time.utils.sweep.plan import Job
 from circuits_over_time.utils.sweep.suite import SuiteConfig, jobs_of
 from circuits_over_time.utils.tasks import TASKS
@@ -148,6 +149,12 @@ def test_circuits_of_the_study_have_its_settings() -> None:
         assert config.evaluate_on == "same"
         assert config.prepend_bos is False
         assert config.ioi_corruption == "swap"
+
+
+def test_every_measurement_of_the_study_has_a_time() -> None:
+    jobs = suite_of(STUDY / "all.yml")
+    operations = operations_of_known(jobs, "pythia-160m")
+    assert all(operations.get((job, task and task.name), 0) > 0 for job in jobs for task in job.tasks)
 
 
 def test_swaps_of_the_study_are_of_circuits_that_it_measures() -> None:

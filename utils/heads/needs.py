@@ -49,9 +49,9 @@ def inputs_of_cspa(config: CspaConfig, tokenizer: Any, shape: PlainShape) -> Ite
 
 
 def inputs_of_succession(config: SuccessorConfig, tokenizer: Any, shape: PlainShape) -> Iterator[Work]:
-    """Words whose successors are asked for, which no forward pass reads; errors are those of `succession.prepare`."""
-    some_pairs(tokenizer, config.head_scores)
-    yield from ()
+    """Words whose successors are asked for: at most a pass over them; errors are those of `succession.prepare`."""
+    pairs = some_pairs(tokenizer, config.head_scores)
+    yield Work("", [], 0, sum(len(of_list) for lists in pairs.values() for of_list in lists))
 
 
 def inputs_of_signatures(

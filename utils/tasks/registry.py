@@ -14,11 +14,13 @@ from ..config.keys import CSV_METRIC, AnswersAs, PromptOptions, TaskConfig, Temp
 from . import gendered_pronoun, greater_than, ioi, sva
 from .csv_task import csv_task, near_files
 from .metrics import DIFFERENTIABLE
-from .prompts import Prompts, Task, Work, metric_name
+from .prompts import Prompts, Task, Work, metric_name, require_length, token_rows
 from .templates import template_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from ..models.tokenizers import PlainShape
 
 TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK, greater_than.TASK, gendered_pronoun.TASK, sva.TASK)}
 
@@ -84,12 +86,21 @@ def tasks_of(config: TaskConfig) -> Sequence[Task]:
     return [replace(task, name=config.name_in_results(task.name)) for task in tasks]
 
 
-def inputs_of_performance(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, shape: object) -> Iterator[Work]:
-    """The prompts of each task that a config names itself; errors are those of `Task.build`."""
+def inputs_of_performance(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:
+    """The prompts of each task; errors are those of `Task.build`. One that is there by `all` alone may not fit."""
     for task in tasks_of(config):
-        if task.name not in TASKS or task.name in as_list(config.task):
-            n = config.of_task(task.name).n_prompts or task.usual
-            yield Work(task.name, task.pairs(tokenizer, n, config.seed, config), 2)  # clean and corrupted
+        n = config.of_task(task.name).n_prompts or task.usual
+        try:
+            work = Work(task.name, task.pairs(tokenizer, n, config.seed, config), 2)  # clean and corrupted
+            rows, _ = token_rows(tokenizer, work.pairs, config.prepend_bos)
+            require_length(
+                task.name, [len(row) for row in rows], [pair.clean for pair in work.pairs], shape.n_positions
+            )
+        except UserError:
+            if task.name not in TASKS or task.name in as_list(config.task):
+                raise
+        else:
+            yield work
 
 
 def build_prompts(
