@@ -21,7 +21,7 @@ from torch import Tensor
 from ..graph import Graph
 from ..model.pairs import Metric, TokenPairs
 from ..model.reference import Reference
-from ..model.transfer import checked_at_the_end
+from ..model.transfer import checked_at_the_end, to_cpu
 from ..model.weights import ModelWeights
 from ..patching.circuits import evaluate_circuits
 from ..patching.runs import PreparedBatches, PreparedRuns, run_metric
@@ -80,7 +80,7 @@ class CircuitEvaluator:
         values = torch.zeros(n, self.n_prompts)
         with checked_at_the_end():
             rows, parts = zip(*((runs.batch.rows, of_batch(runs)) for runs in self._batches), strict=True)
-            values[:, np.concatenate(rows)] = torch.cat(parts, dim=1).cpu()
+            values[:, np.concatenate(rows)] = to_cpu(torch.cat(parts, dim=1))
         return values
 
     def prefixes_of(self, order: Int[Tensor, "edge 2"]) -> Callable[[Sequence[int]], Float[Tensor, "size prompt"]]:

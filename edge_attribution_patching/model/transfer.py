@@ -123,11 +123,27 @@ def checked_at_the_end() -> Iterator[None]:
     _ask(asked)
 
 
-def _ask(asked: list[tuple[str, str, Tensor]]) -> None:
+def to_cpu(x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
+    """Real numbers on the CPU. Whatever `checked_at_the_end` has still to ask is asked with the same copy and wait."""
+    asked = _UNASKED.get()
     if not asked:
-        return
-    dtype = torch.float64 if any(value.dtype == torch.float64 for *_, value in asked) else torch.float32
-    finite = [math.isfinite(value) for value in torch.stack([value.to(dtype) for *_, value in asked]).tolist()]
+        return x.cpu()
+    # A wider format that some of them have holds all of them as they are.
+    joined = torch.cat([x.reshape(-1), *(value.view(1) for *_, value in asked)]).cpu()
+    waiting = list(asked)
+    asked.clear()
+    _require(waiting, joined[x.numel() :].tolist())
+    return joined[: x.numel()].to(x.dtype).view(x.shape)
+
+
+def _ask(asked: list[tuple[str, str, Tensor]]) -> None:
+    if asked:
+        dtype = torch.float64 if any(value.dtype == torch.float64 for *_, value in asked) else torch.float32
+        _require(asked, torch.stack([value.to(dtype) for *_, value in asked]).tolist())
+
+
+def _require(asked: list[tuple[str, str, Tensor]], values: list[float]) -> None:
+    finite = [math.isfinite(value) for value in values]
     if not all(finite):
         where, of_model, _ = asked[finite.index(False)]
         raise FloatingPointError(f"{where} gives NaN or infinity in {of_model}")

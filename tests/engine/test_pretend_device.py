@@ -10,20 +10,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from circuits_over_time.edge_attribution_patching.model.transfer import (
+    checked_at_the_end,
+    largest_of,
+    require_finite,
+    to_cpu,
+)
 from tests.support.paths import ROOT
 from tests.support.pretend_device import device, pretended_device
 from tests.support.random_models import ARCHITECTURES
 
 # Kernels, waits and transfers of one checkpoint of the toy families. A change that needs more must say why.
 MOST = {
-    "circuits": (15_087, 117, 195),  # of two tasks, each with the attention of heads on a prompt: 114, 4 and 5
-    "consistency": (13_719, 100, 153),
-    "greater_than": (2_719, 18, 35),
+    "circuits": (15_087, 66, 144),  # of two tasks, each with the attention of heads on a prompt: 114, 4 and 5
+    "consistency": (13_719, 86, 139),
+    "greater_than": (2_719, 14, 31),
     "components": (827, 15, 17),
     "cspa": (1_907, 36, 28),
     "successor": (841, 45, 14),
-    "performance": (5_993, 9, 78),
-    "swaps": (2_148, 37, 78),
+    "performance": (5_993, 5, 74),
+    "swaps": (2_148, 31, 72),
 }
 
 
@@ -103,3 +109,18 @@ def test_a_process_with_the_device_still_forks_its_random_numbers() -> None:
     with torch.random.fork_rng():
         first = torch.rand(2)
     assert torch.equal(torch.rand(2), first)
+
+
+def test_numbers_come_with_what_is_still_to_be_checked_in_one_copy() -> None:
+    with pretended_device() as counting:
+        there = torch.arange(3.0).to(device())
+        with checked_at_the_end():
+            require_finite({"here": largest_of(there)}, torch.float32)
+            counting.restart()
+            assert to_cpu(there).tolist() == [0, 1, 2]
+        made = counting.restart()
+        assert (made.waits, made.transfers) == (1, 1)
+        with checked_at_the_end():
+            require_finite({"here": largest_of(there / 0)}, torch.float32)
+            with pytest.raises(FloatingPointError, match="here gives NaN or infinity"):
+                to_cpu(there)

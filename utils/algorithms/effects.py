@@ -21,7 +21,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.forward import Unembedding, softcap
 from circuits_over_time.edge_attribution_patching.model.norms import normalise
 from circuits_over_time.edge_attribution_patching.model.pairs import GB, TokenPairs
-from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_device
+from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_cpu, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_masks_final
 from circuits_over_time.edge_attribution_patching.patching.paths import (
@@ -234,7 +234,7 @@ class PairedRuns:
         with checked_at_the_end():
             for runs in self:
                 values[:, runs.batch.index] = self._metric(final(runs), runs.batch.index).to(dtype)
-            return values.cpu()
+            return to_cpu(values)
 
 
 @dataclass(frozen=True)

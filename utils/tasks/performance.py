@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.model.forward import answer_logits
-from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_device
+from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_cpu, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
@@ -47,7 +47,7 @@ def task_performance(
                 logits = answer_logits(weights, tokens[index], lengths[index])
                 rows += [function(logits, there)[None] for function in functions.values()]
             batches.append(torch.cat(rows))
-        values = torch.cat(batches, dim=1).cpu().double()  # [run and metric, prompt]
+        values = to_cpu(torch.cat(batches, dim=1)).double()  # [run and metric, prompt]
     return pd.DataFrame(
         [
             {"run": run, "metric": metric_name(metric), "unit": metric_unit(metric), "value": of_all.mean().item()}
