@@ -314,6 +314,8 @@ def other_rows(
             items = []
             for graph, rows in zip(graphs, both, strict=True):
                 rows = rows[(rows["task"] == task) & (rows["at"] == at)]
+                # Circuits with roles of tokens have other nodes.
+                rows = rows[rows["source"].isin(graph.forward_nodes) & rows["target"].isin(graph.backward_nodes)]
                 backward = {name: number for number, name in enumerate(graph.backward_nodes)}
                 forward = {name: number for number, name in enumerate(graph.forward_nodes)}
                 flat = torch.tensor(
