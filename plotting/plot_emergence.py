@@ -9,6 +9,8 @@ Models that differ in their seed alone are drawn together as well: figures/emerg
 seed over a band from the earliest to the latest, and figures/curves_seeds_<group>.html their curves as thin lines over
 a band of quartiles.
 
+With local learning coefficients, figures/learning_coefficients_<model>.html has them under the circuits on one axis.
+
     python plotting/plot_emergence.py -r results
 """
 
@@ -21,10 +23,10 @@ import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import score_label
-from circuits_over_time.plotting.parts.panels import Line, for_both_widths, grid_of_panels, wrapped
+from circuits_over_time.plotting.parts.panels import Line, for_both_widths, grid_of_panels, ring, wrapped
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook, metric_label, small
-from circuits_over_time.plotting.parts.tables import Results, as_text, escaped, models_in
-from circuits_over_time.plotting.parts.theme import FAINT
+from circuits_over_time.plotting.parts.tables import Results, as_text, by_model, escaped, models_in
+from circuits_over_time.plotting.parts.theme import FAINT, SERIES
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.parts.timeline import Timeline
 from circuits_over_time.utils.comparison.seeds import without_seed
@@ -37,6 +39,8 @@ CIRCUITS = {"similarity": "circuit like the reference", "found": "a faithful cir
 SEEDS_ROW = 46
 """Height of a row that holds seeds, in pixels."""
 MAX_COLUMNS = 3
+EMERGES = "%{customdata[1]} emerges at step %{customdata[0]:,}"
+DOUBTED = "step %{customdata[0]:,}: %{customdata[1]}"
 WHOLE = ("layer", "head", "after_step", "step", "low_step", "high_step")
 
 
@@ -161,6 +165,47 @@ def draw_seed_curves(
     )
 
 
+def draw_learning(llc: pd.DataFrame, emergence: pd.DataFrame, curves: pd.DataFrame, model: str) -> Drawing:
+    """Local learning coefficients of a model under the emergence of its circuits, on one axis.
+
+    Above, how like its reference each task's circuit is, with a ring where it emerges; below, the whole model's
+    coefficient and those of heads, with a ring where chains did not converge.
+    """
+    circuits = curves[(curves["model"] == model) & (curves["score"] == "similarity")]
+    whole = llc["layer"].isna()
+    parts = [(llc[whole], "Whole model"), (llc[~whole], "Single heads")]
+    parts = [(rows, title) for rows, title in parts if len(rows)]
+    titles = [
+        "Circuits: edges shared with the reference",
+        *(f"Local learning coefficient: {title}" for _, title in parts),
+    ]
+    panels, places = grid_of_panels(titles, 1, TimeAxis.of(llc, *([circuits] if len(circuits) else [])))
+    for nth, (task, rows) in enumerate(circuits.groupby("task", sort=False)):
+        look = ModelLook(SERIES[nth % len(SERIES)], "circle", "solid")
+        panels.draw(Line(rows, "value", task_label(str(task)), look), *places[0])
+        onset = emergence[(emergence["model"] == model) & (emergence["curve"] == rows["curve"].iloc[0])]
+        emerged = rows[rows["step"].isin(onset["step"])]
+        panels.rings(emerged, "emerges", ring(look.colour), *places[0], EMERGES, [task_label(str(task))] * len(emerged))
+    if circuits.empty:
+        panels.leave_empty("no circuit is compared with a reference", *places[0])
+    for (rows, _), place in zip(parts, places[1:], strict=True):
+        names = "a" + rows["layer"].astype("Int64").astype(str) + ".h" + rows["head"].astype("Int64").astype(str)
+        for nth, (name, of_name) in enumerate(
+            rows.groupby(names.where(rows["layer"].notna(), "whole model"), sort=False)
+        ):
+            look = ModelLook(SERIES[nth % len(SERIES)], "circle", "solid")
+            panels.draw(Line(of_name, "llc", str(name), look, error="llc_se", hover=("r_hat",)), *place)
+            doubtful = of_name.assign(value=of_name["llc"])[of_name["reason"].notna() & of_name["llc"].notna()]
+            entry = "not to be trusted"
+            panels.rings(doubtful, entry, ring(look.colour), *place, DOUBTED, doubtful["reason"])
+        panels.figure.update_yaxes(title_text="LLC", row=place[0], col=place[1])
+    panels.figure.update_yaxes(title_text="Jaccard", rangemode="tozero", row=1, col=1)
+    return panels.done(
+        f"Loss geometry and circuits of {model}",
+        "Rings: above, a circuit emerges; below, not to be trusted. Bands: 1.96 standard errors over chains",
+    )
+
+
 def _curve_title(row: Mapping[Any, Any], shape: str | None) -> str:
     title = label(row, head=False) if row["score"] != "n_edges" else f"{task_label(str(row['task']))}: circuit's edges"
     title = wrapped(title, 38)
@@ -205,6 +250,9 @@ def draw(results: Results) -> dict[str, Drawing]:
     drawn = {
         f"emergence_{model}": for_both_widths(draw_timeline, emergence, curves, model) for model in models_in(emergence)
     }
+    llc = results.table_if_any("learning_coefficients")
+    for model, rows in [] if llc is None else by_model(escaped(llc)):
+        drawn[f"learning_coefficients_{model}"] = draw_learning(rows, emergence, curves, model)
     for group, members in seed_groups(results.store, models_in(raw)).items():
         name, models = as_text(group), [as_text(model) for model in members]
         drawn[f"emergence_seeds_{name}"] = for_both_widths(draw_seeds_timeline, emergence, curves, name, models)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,11 +38,12 @@ from circuits_over_time.plotting.plot_comparison import (
 from circuits_over_time.plotting.plot_emergence import leading
 from circuits_over_time.plotting.report import figures
 from circuits_over_time.utils.results.comparison import ComparisonFolder
+from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.store import Store
 from tests.support.drawings import drawings, run
 from tests.support.paths import ROOT
 from tests.support.synthetic_comparison import CHANGED_AT, NEVER, STEPS, TASKS, TOKENS_PER_STEP, write_comparison
-from tests.support.synthetic_results import write_all
+from tests.support.synthetic_results import write, write_all
 
 SEEDS = tuple(f"toy-seed{number}" for number in range(5))
 NEED_NO_TORCH = (
@@ -211,6 +213,29 @@ def test_what_does_not_emerge_says_why(one: Store) -> None:
     place = row_of(figure, "Subject-verb agreement: accuracy")
     (note,) = [note for note in figure.layout.annotations if note.y == place]
     assert note.text == f"does not emerge: {NEVER}"
+
+
+def test_learning_coefficients_stand_under_the_circuits_on_one_axis(one: Store, tmp_path: Path) -> None:
+    shutil.copytree(one.root / "comparison", tmp_path / "comparison")
+    store = Store(tmp_path)
+    for number, step in enumerate(STEPS):
+        rows = [
+            [None, None, 10.0 + number, 0.5, 1.0, 3.0, None],
+            [1, 2, 1.0, 0.2, 1.3, 3.0, "chains have not converged"],
+        ]
+        table = pd.DataFrame(rows, columns=list(KINDS["learning_coefficients"].columns))
+        write(store, "learning_coefficients", "toy", None, step, table, step * TOKENS_PER_STEP)
+    figure = drawings(plot_emergence, store)["learning_coefficients_toy"].figure
+    lines = {trace.name: trace for trace in figure.data if trace.mode == "lines+markers" and trace.x[0] is not None}
+    assert list(lines["whole model"].y) == [10.0 + number for number in range(len(STEPS))]
+    assert len({str(lines[name].x) for name in ("whole model", "a1.h2")}) == 1
+    rings = [trace for trace in figure.data if trace.name == "not to be trusted"]
+    assert sum(len(trace.x) for trace in rings) == len(STEPS)
+    emergence = ComparisonFolder(store.root).read("emergence")
+    onsets = emergence.loc[(emergence["model"] == "toy") & (emergence["score"] == "similarity"), "step"].dropna()
+    emerged = [trace for trace in figure.data if trace.name == "emerges" and len(trace.x)]
+    assert sorted(step for trace in emerged for step, _ in trace.customdata) == sorted(onsets)
+    assert figure.layout.xaxis.range == figure.layout.xaxis2.range == figure.layout.xaxis3.range
 
 
 def test_of_every_model_the_strongest_head_of_a_score_leads(seeds: Store) -> None:
