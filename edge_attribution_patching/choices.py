@@ -22,15 +22,18 @@ USUAL_METHOD: Method = "eap_ig"
 Ablation = Literal["patching", "zero", "mean", "mean_positional"]
 """What nodes write along edges outside a circuit: what the corrupted prompt gives, or see `model.reference`."""
 
-VARIANTS: dict[str, tuple[str | bool, ...]] = {"eap.method": get_args(Method)}
-"""The keys by which circuits of one task differ, in the order of their names in the results (`ioi@eap`): the value
-that goes without saying, then the others. One that is true or false is named by the key."""
+Level = Literal["edge", "node", "neuron"]
+"""What circuits consist of, see `units`."""
+
+VARIANTS: dict[str, tuple[str | bool, ...]] = {
+    "eap.method": get_args(Method),
+    "level": get_args(Level),
+}
+"""The keys by which circuits of one task differ, in the order of their names in the results (`ioi@eap`): the value that
+goes without saying, then the others. One that is true or false is named by the key."""
 
 USUAL_STEPS: dict[Method, int] = {"eap_ig": 20, "ceap": 20, "eap_ig_activations": 5}
 """The methods that integrate, and how many steps each takes if nobody says: the last one takes them 2L + 1 times."""
-
-Level = Literal["edge", "node", "neuron"]
-"""What circuits consist of, see `units`."""
 
 TOLERANCE = 0.25
 """The error of integration that `ig_steps: auto` leaves, in standard errors of the scores, see `scores.refinement`."""

@@ -182,6 +182,11 @@ class Graph:
             names.append(f"m{layer}")
         return [*names, "logits"]
 
+    @property
+    def n_ends(self) -> int:
+        """Nodes that every circuit has: `input` and `logits`."""
+        return 2
+
     def dealt(self, generator: np.random.Generator) -> np.ndarray:
         """The edges in a random order, in which they get each other's scores."""
         return generator.permutation(self.n_edges)

@@ -44,6 +44,10 @@ class Units(Graph):
         return self.model.n_layers * self.per_layer
 
     @property
+    def n_ends(self) -> int:
+        return 1
+
+    @property
     def per_layer(self) -> int:
         """Units of a layer."""
         return self.model.n_heads * self.d_head + self.d_mlp

@@ -29,7 +29,7 @@ from circuits_over_time.plotting.parts.style import (
 from circuits_over_time.plotting.parts.tables import Results, as_text, logger
 from circuits_over_time.plotting.parts.theme import FAINT, INK, NEGATIVE, POSITIVE, WHITE, paint, tint, translucent
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.edges import named_targets, with_inputs
+from circuits_over_time.utils.results.edges import by_node, is_of_units, named_targets, with_inputs
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.tasks.registry import task_label
 
@@ -74,14 +74,26 @@ def edge_path(start: tuple[float, float], end: tuple[float, float], column: floa
 
 
 def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | None = None) -> Drawing:
-    """The drawing of a circuit's list of edges, with `score_se, stability, inclusion` as far as they are known."""
+    """The drawing of a circuit's list of edges, with `score_se, stability, inclusion` as far as they are known.
+
+    Of a list of nodes or neurons, the nodes: their colour says the score, and a second line how many neurons are in it.
+    """
     roles = roles or {}
     edges = with_inputs(edges.reindex(edges["score"].abs().sort_values(kind="stable").index))
-    layout = lay_out(zip(edges["source"], edges["target"], strict=True))
+    nodes = by_node(edges).set_index("source") if is_of_units(edges) else None
+    ends = list(zip(edges["source"], edges["target"], strict=True))
+    if nodes is not None:
+        ends = [end for node in nodes.index for end in (("input", node), (node, "logits"))]
+    layout = lay_out(ends)
     edges = edges.assign(target=named_targets(edges))
     figure = go.Figure()
-    _draw_edges(figure, edges, layout)
-    _draw_nodes(figure, layout, roles)
+    if nodes is None:
+        _draw_edges(figure, edges, layout)
+    else:
+        roles = {}
+        _add_keys(figure)
+        _add_hover(figure, nodes, layout)
+    _draw_nodes(figure, layout, roles, nodes)
     held = {role for node in layout.positions for role in roles.get(node, ())}
     for role in in_order(held, ROLES):
         label, colour = role_look(role)
@@ -112,8 +124,8 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -
     share = np.sqrt(edges["score"].abs() / strongest)
     classes = np.minimum((share * WIDTH_CLASSES).astype(int), WIDTH_CLASSES - 1)
     opacities = _opacities(edges, classes)
-    for positive, colour, name in ((True, POSITIVE, "raises the metric"), (False, NEGATIVE, "lowers the metric")):
-        add_key(figure, name, mode="lines", line={"color": paint(colour), "width": 3})
+    _add_keys(figure)
+    for positive, colour in ((True, POSITIVE), (False, NEGATIVE)):
         of_sign = (edges["score"] >= 0) == positive
         for size, opacity in sorted(set(zip(classes[of_sign], opacities[of_sign], strict=True))):
             xs: list[float | None] = []
@@ -139,6 +151,26 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -
             )
 
 
+def _add_keys(figure: go.Figure) -> None:
+    for colour, name in ((POSITIVE, "raises the metric"), (NEGATIVE, "lowers the metric")):
+        add_key(figure, name, mode="lines", line={"color": paint(colour), "width": 3})
+
+
+def _add_hover(figure: go.Figure, nodes: pd.DataFrame, layout: CircuitLayout) -> None:
+    """Points that only answer the pointer, one for each node."""
+    xs, ys = zip(*(layout.positions[node] for node in nodes.index), strict=True)
+    counts = [f"<br>{n} neurons" if nodes["units"].max() > 1 else "" for n in nodes["units"]]
+    figure.add_scatter(
+        x=xs,
+        y=ys,
+        mode="markers",
+        marker={"size": 24, "opacity": 0},
+        customdata=list(zip(nodes.index, nodes["score"], counts, strict=True)),
+        hovertemplate="%{customdata[0]}<br>score %{customdata[1]:+.4g}%{customdata[2]}<extra></extra>",
+        showlegend=False,
+    )
+
+
 def _opacities(edges: pd.DataFrame, classes: pd.Series) -> pd.Series:
     """Opacity of every edge: by its stability in a few classes, or by its width where stability is not known."""
     by_width = 0.3 + 0.6 * classes / WIDTH_CLASSES
@@ -160,7 +192,10 @@ def _edge_hover(row: dict[str, Any]) -> tuple[str, float, str]:
     return name, float(row["score"]), "<br>".join(lines)
 
 
-def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles) -> None:
+def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles, scored: pd.DataFrame | None) -> None:
+    """The boxes: in the colours of their roles, or of their scores where these are given (`by_node`)."""
+    scores, units = ({}, {}) if scored is None else (scored["score"].to_dict(), scored["units"].to_dict())
+    strongest = max(map(abs, scores.values()), default=0) or 1.0
     # All at once: plotly copies what there is for each that is added.
     shapes, notes = [], []
     for node, (x, y) in layout.positions.items():
@@ -172,11 +207,16 @@ def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles) -> None:
             ends = {"x0": left + i * width, "x1": left + (i + 1) * width}
             shapes.append(side | ends | {"line": {"width": 0}, "fillcolor": tint(role_look(role)[1], ROLE_TINT)})
         fill = None if held else paint(FILL.get(node[0] if node[1:2].isdigit() else "", WHITE))
+        if node in scores:
+            colour = POSITIVE if scores[node] >= 0 else NEGATIVE
+            fill = tint(paint(colour), FAINTEST + 0.6 * abs(scores[node]) / strongest)
         outline = {"x0": left, "x1": left + BOX_WIDTH, "line": {"color": paint(FAINT), "width": 1}}
         shapes.append(side | outline | {"fillcolor": fill})
         # Annotations, because plotly draws shapes over the text of traces.
-        notes.append(note(node, x, y, colour=INK, yshift=5 if "." in node else 0))
-        for letter, port in PORTS.items() if "." in node else ():
+        has_ports = not scores and "." in node
+        name = f"{node}: {units[node]}" if max(units.values(), default=1) > 1 and node in units else node
+        notes.append(note(name, x, y, size=9 if name != node else 11, colour=INK, yshift=5 if has_ports else 0))
+        for letter, port in PORTS.items() if has_ports else ():
             notes.append(note(letter, x + port * BOX_WIDTH, y - BOX_HEIGHT / 2, size=8, yshift=5))
     figure.update_layout(shapes=shapes, annotations=notes)
 
@@ -199,9 +239,13 @@ def draw(results: Results) -> dict[str, Drawing]:
             size += f"; the {len(few)} strongest edges drawn"
         stable = "stability" in few and bool(few["stability"].notna().any())
         faint = ", opacity with stability" if stable else ""
+        in_words = f"{size}; width grows with |score|{faint}"
+        if is_of_units(edges):
+            neurons = f", {edges['units'].sum()} neurons" if "units" in edges else ""
+            in_words = f"{len(edges)} heads and MLPs{neurons}; colour grows with |score|"
         title = f"{task_label(as_text(task))} circuit of {as_text(model)} at step {step:,}"
         drawn[f"circuit_{model}_{task}_step{step:06d}"] = draw_circuit(
-            few, title, f"{size}; width grows with |score|{faint}", _roles(results.store, model).get(step)
+            few, title, in_words, _roles(results.store, model).get(step)
         )
     if not drawn:
         raise UserError(f"--step {results.arguments.step}: no circuit of that step in {results.store.root}/graphs")

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..choices import ExportFormat
 from ..graph import Graph
+from ..units import Units
 from .circuit import Circuit
 from .search import nodes_in
 
@@ -71,6 +72,9 @@ class Origin:
 def export(circuit: Circuit, format: ExportFormat, origin: Origin) -> tuple[str, bytes]:
     """A circuit's file in a format: what its name ends in (in the folder SUFFIXES names, for MIB), and its bytes."""
     suffix = SUFFIXES[format]
+    if format == "circuitkit_scores":
+        return suffix, _json(_circuitkit(circuit, origin))
+    circuit = circuit.as_edges
     if format == "eap_ig_json":
         return suffix, _json(eap_ig_json(circuit, origin.d_model))
     if format == "mib_folder":
@@ -82,9 +86,7 @@ def export(circuit: Circuit, format: ExportFormat, origin: Origin) -> tuple[str,
         return suffix, file.getvalue()
     if format == "graphml":
         return suffix, _graphml(circuit, origin).encode()
-    if format == "circuit_tracer_json":
-        return suffix, _json(_circuit_tracer(circuit, origin))
-    return suffix, _json(_circuitkit(circuit, origin))
+    return suffix, _json(_circuit_tracer(circuit, origin))
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -173,11 +175,13 @@ def _circuit_tracer(circuit: Circuit, origin: Origin) -> dict[str, Any]:
 
 
 def _circuitkit(circuit: Circuit, origin: Origin) -> dict[str, Any]:
-    graph = circuit.graph
-    strengths = (circuit.scores.abs() * graph.edge_mask).sum(1).tolist()
+    graph = circuit.model_graph
+    of_nodes = circuit.scores * circuit.graph.edge_mask
+    units = circuit.graph if isinstance(circuit.graph, Units) else None
+    strengths = (of_nodes.abs().sum(1) if units is None else units.by_node(of_nodes).abs()).tolist()
     named = {_circuitkit_name(name): score for name, score in zip(graph.forward_nodes[1:], strengths[1:], strict=True)}
-    members = nodes_in(circuit.in_circuit[None], graph)[0].tolist()
-    units = [_circuitkit_name(name) for name, member in zip(graph.forward_nodes, members, strict=False) if member]
+    members = nodes_in(circuit.in_circuit[None], circuit.graph)[0].tolist()
+    listed = [_circuitkit_name(name) for name, member in zip(graph.forward_nodes, members, strict=False) if member]
     return {
         "task": origin.task,
         "model": origin.model,
@@ -187,7 +191,7 @@ def _circuitkit(circuit: Circuit, origin: Origin) -> dict[str, Any]:
         "timestamp": "",  # The same circuit gives the same bytes.
         "version": "1.0",
         "discovery_cfg": {"step": origin.step},
-        "safety_units": {"unit_ids": [unit for unit in units if unit != "input"]},
+        "safety_units": {"unit_ids": [unit for unit in listed if unit != "input"]},
     }
 
 
@@ -251,7 +255,7 @@ def of_same_graph(circuit: Circuit, graph: Graph | None) -> Circuit:
     Raises:
         ValueError: naming both, and the first edge that one of them lacks.
     """
-    theirs = circuit.graph
+    theirs = circuit.model_graph
     if graph is None or theirs == graph:
         return circuit
     shapes = [f"{one.n_layers} layers of {one.n_heads} heads" for one in (theirs, graph)]
@@ -373,9 +377,9 @@ def _of_node_scores(stored: Mapping[str, Any], graph: Graph) -> Circuit:
         units = sorted(scores, key=lambda name: -scores[name])[: max(1, round(len(scores) * TOP_UNITS))]
     if unknown := [unit for unit in units if unit not in own]:
         raise ValueError(f"{unknown[0]}: the model has no such node")
-    sources = torch.zeros(graph.n_forward + 1, dtype=torch.bool)
-    sources[[0, *(own[unit] for unit in units), graph.n_forward]] = True
-    in_circuit = graph.edge_mask & sources[:-1, None] & sources[graph.forward_of_backward]
+    sources = torch.zeros(1, graph.n_forward, 1, dtype=torch.bool)
+    sources[0, [own[unit] for unit in units]] = True
+    in_circuit = Units(0, 0, graph.parallel, model=graph, level="node").edges(sources[:, 1:])[0]
     of_source = torch.zeros(graph.n_forward)
     of_source[[own[name] for name in scores]] = torch.tensor([float(score) for score in scores.values()])
     return Circuit(graph, of_source[:, None] * graph.edge_mask, in_circuit)

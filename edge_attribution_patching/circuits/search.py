@@ -248,6 +248,11 @@ def _on_paths(
     return torch.maximum(torch.maximum(places, reached[..., None]), leading[:, :, None]).view(shape)
 
 
+def edges_in(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Bool[Tensor, "mask source target"]:
+    """The edges of the model that each circuit has: of units, those between their nodes."""
+    return graph.edges(masks) if isinstance(graph, Units) else masks
+
+
 def nodes_in(masks: Bool[Tensor, "mask n_forward n_backward"], graph: Graph) -> Bool[Tensor, "mask n_nodes_plus_1"]:
     """Which nodes have an edge in each circuit, at any role: `input`, heads (whatever is read), MLPs; last `logits`."""
     if isinstance(graph, Units):

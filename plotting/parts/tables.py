@@ -12,6 +12,7 @@ import pandas as pd
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.commands import how_to_compare, how_to_make
 from circuits_over_time.utils.results.comparison import ComparisonFolder
+from circuits_over_time.utils.results.edges import by_node, is_of_units
 from circuits_over_time.utils.results.kinds import KINDS, WITH_CIRCUIT
 from circuits_over_time.utils.results.store import Store
 
@@ -142,7 +143,7 @@ class Results:
         return table.reset_index(drop=True)
 
     def circuits(self) -> dict[tuple[str, str], dict[int, pd.DataFrame]]:
-        """Edge tables by (model, task) and step; steps without a circuit are absent.
+        """Edge tables by (model, task) and step; steps without a circuit are absent. Neurons are counted by node.
 
         Raises:
             UserError: naming the command that makes circuits, if there are none.
@@ -151,7 +152,7 @@ class Results:
         for model, rows in by_model(self.table("graphs")):
             for task in tasks_in(rows):
                 by_step = rows[rows["task"] == task].groupby("step", sort=True)
-                circuits[model, task] = {int(str(step)): of_step for step, of_step in by_step}
+                circuits[model, task] = {int(str(step)): _with_nodes(of_step) for step, of_step in by_step}
         return circuits
 
     @property
@@ -189,6 +190,16 @@ class Results:
     @cached_property
     def _every_model(self) -> list[str]:
         return model_order(model for kind in KINDS for model in self.store.models(kind))
+
+
+def _with_nodes(edges: pd.DataFrame) -> pd.DataFrame:
+    if not is_of_units(edges):
+        return edges
+    nodes = by_node(edges)
+    if len(nodes) == len(edges):
+        return edges
+    same = ["model", "task", "step", "tokens", "target", "input"]
+    return nodes.join(pd.concat([edges[same].head(1)] * len(nodes), ignore_index=True))
 
 
 def as_text(name: str) -> str:

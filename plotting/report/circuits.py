@@ -167,12 +167,12 @@ def score_histories(
         if not folder.has(step, ".pt"):
             continue
         try:
-            _, stored = folder.read_circuit(step)
+            circuit = folder.read_circuit(step)[0].as_edges
         except Damaged as error:
             logger.warning("scores of edges at step %d left out: %s", step, error)
             continue
-        sources = {name: i for i, name in enumerate(stored["forward_nodes"])}
-        targets = {name: i for i, name in enumerate(stored["backward_nodes"])}
+        sources = {name: i for i, name in enumerate(circuit.graph.forward_nodes)}
+        targets = {name: i for i, name in enumerate(circuit.graph.backward_nodes)}
         try:
             rows, columns = zip(*((sources[u], targets[v]) for u, v in (edges[edge] for edge in kept)), strict=True)
         except KeyError as missing:
@@ -180,7 +180,7 @@ def score_histories(
                 f"{folder.file(step, '.pt')} has no node {missing}, but a circuit has; run: "
                 f"{folder.how_to_make(overwrite=True)}"
             ) from None
-        values[:, column] = stored["scores"].numpy()[rows, columns]
+        values[:, column] = circuit.scores.numpy()[rows, columns]
     if np.isnan(values).all():
         return None
     scale = float(f"{np.nanmax(np.abs(values)):.6g}") or 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -23,9 +24,12 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_metric
 from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs, run_metric
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
+from circuits_over_time.plotting import plot_circuit
 from circuits_over_time.utils.circuits.find import CircuitPrompts, circuit_prompts, evaluator_of, score_edges
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.circuits.measured import measure_circuit
+from circuits_over_time.utils.comparison.changes import grown
+from circuits_over_time.utils.comparison.inputs import read_trajectory
 from circuits_over_time.utils.config.keys import load_config, result_settings
 from circuits_over_time.utils.models.family import resolve_family
 from circuits_over_time.utils.results.edges import named_targets
@@ -34,6 +38,7 @@ from circuits_over_time.utils.sweep.runner import main
 from circuits_over_time.utils.tasks import TASKS, build_prompts
 from get_circuits_over_time import ANALYSIS
 from tests.support import ioi_transformer
+from tests.support.drawings import drawings
 from tests.support.paths import ROOT, TOY_STEPS
 from tests.support.task_tokenizers import words
 
@@ -462,3 +467,69 @@ def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(toy_fami
 
     assert correlation(steps=30) > 0.8
     assert correlation(steps=1, quadrature="right") > 0.5
+
+
+@pytest.mark.parametrize("level", ["node", "neuron"])
+def test_circuits_of_nodes_and_neurons_are_results_like_others(hand_built: Path, tmp_path: Path, level: str) -> None:
+    """Under a name of their own, with what the library finds; compared, exported, evaluated and drawn."""
+    given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "n_random=2", "checkpoints=[10]", f"level={level}"]
+    given += [f"results_dir={tmp_path}", "device=cpu", "transfer=all", "export=[circuitkit_scores, eap_ig_json]"]
+    assert main(ANALYSIS, given) == 0
+    store, name = Store(tmp_path), f"ioi@{level}"
+    assert store.tasks("graphs", "hand") == [name]
+    folder = store.folder("graphs", "hand", name)
+    assert f"level={level}" in folder.how_to_make()
+    table, (circuit, stored) = folder.read_table(10), folder.read_circuit(10)
+    units = [circuit.graph.forward_nodes[unit] for unit in circuit.in_circuit[:, 0].nonzero()[:, 0]]
+    assert set(table["source"]) == set(units)
+    assert table["score"].abs().is_monotonic_decreasing
+    assert set(table["target"]) == {"logits"}
+    assert stored["scores"].shape == (circuit.graph.n_forward, 1)
+
+    chosen = store.folder("faithfulness", "hand", name).read_table(10).query("selected").iloc[0]
+    assert (chosen["size"], chosen["n_edges"], chosen["n_nodes"]) == (
+        len(units),
+        circuit.as_edges.n_edges,
+        circuit.as_edges.n_nodes,
+    )
+    moved = store.folder("transfer", "hand", name).read_table(10)
+    assert moved["metric"].tolist() == [pytest.approx(chosen["metric"], rel=1e-4)]
+    model, task = cot.load(hand_built, step=10, device="cpu"), cot.task("ioi")
+    found = cot.find_circuit(model, task, n_prompts=6, n_random=0, level=level)
+    assert found.units["unit"].tolist() == table["source"].tolist()
+    assert found.units["score"].tolist() == pytest.approx(table["score"].tolist(), rel=1e-4, abs=1e-5)
+    of_units = units if level == "node" else [unit.rpartition(".")[0] for unit in units]
+    assert found.nodes["node"].tolist() == ["input", *dict.fromkeys(of_units), "logits"]
+    again = cot.evaluate(model, task, folder.file(10, ".pt"), n_prompts=6)
+    assert again.metric == pytest.approx(chosen["metric"], rel=1e-4)
+    without = store.folder("controls", "hand", name).read_table(10).query("control == 'without_circuit'")["metric"]
+    assert cot.ablate(model, task, found, n_prompts=6).metric == pytest.approx(without.item(), rel=1e-4, abs=1e-4)
+
+    of_nodes = circuit.graph.by_node(circuit.scores)  # type: ignore[attr-defined]
+    exported = json.loads(folder.file(10, ".circuitkit_scores.json").read_text())["node_scores"]
+    assert list(exported.values()) == pytest.approx(of_nodes[1:].abs().tolist())
+    assert torch.equal(of_eap_ig_json(folder.read_json(10)).in_circuit, circuit.as_edges.in_circuit)
+    (checkpoint,) = read_trajectory(store, "hand", name).checkpoints.values()
+    assert checkpoint.size is not None
+    assert torch.equal(grown(checkpoint, checkpoint.size), circuit.in_circuit)
+    drawn = drawings(plot_circuit, store, step=None, strongest=200)[f"circuit_hand_{name}_step000010"].figure
+    texts = [note.text for note in drawn.layout.annotations]
+    counts = {node: sum(unit.startswith(f"{node}.") for unit in units) for node in found.nodes["node"]}
+    expected = [node if level == "node" or not counts[node] else f"{node}: {counts[node]}" for node in counts]
+    assert set(expected) <= set(texts)
+    boxes = [shape.fillcolor for shape in drawn.layout.shapes]
+    assert len(boxes) == len(found.nodes)
+
+
+def test_levels_that_cannot_be_measured_are_refused(hand_built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "device=cpu"]
+    for wrong, said in (
+        (["level=neuron", "hypothesis_tests=true"], "hypothesis_tests: takes a run for every neuron"),
+        (
+            ["level=node", "eap.method=information_flow_routes"],
+            "information_flow_routes scores edges alone",
+        ),
+        (["level=node", "search.sizes=[5000]"], "nodes of the model; leave it out"),
+    ):
+        assert main(ANALYSIS, [*given, *wrong]) == 2
+        assert said in capsys.readouterr().err

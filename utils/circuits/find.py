@@ -36,6 +36,7 @@ from circuits_over_time.edge_attribution_patching.model.pairs import Metric
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
+from circuits_over_time.edge_attribution_patching.units import graph_of
 
 from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
@@ -97,9 +98,15 @@ def circuit_prompts(
             a size in `search.sizes` exceeds the graph, or the metric has no raw faithfulness, or not the gradient that
             scores need.
     """
-    sizes, n_edges = settings.search.sizes, Graph(shape.n_layers, shape.n_heads, shape.parallel).n_edges
+    sizes, n_edges = settings.search.sizes, graph_of(shape, settings.level).n_edges
     if sizes and sizes[-1] > n_edges:
-        raise UserError(f"search.sizes: {sizes[-1]} is more than the {n_edges} edges of the model; leave it out")
+        raise UserError(
+            f"search.sizes: {sizes[-1]} is more than the {n_edges} {settings.level}s of the model; leave it out"
+        )
+    if settings.level != "edge" and settings.eap.method == "information_flow_routes":
+        raise UserError("eap.method: information_flow_routes scores edges alone; use eap_ig, or level=edge")
+    if settings.level == "neuron" and settings.hypothesis_tests:
+        raise UserError("hypothesis_tests: takes a run for every neuron of the circuit; leave it out, or level")
     if task.primary == "kl" and settings.search.criterion == "raw":
         raise UserError("search.criterion: raw divides by the whole model's metric, and kl has 0 there; use normalised")
     if task.primary == "kl" and settings.eap.method in ("eap", "relp"):
@@ -143,7 +150,7 @@ def find_circuit(
     else:
         order = ranked_edges(folds.scores.abs().where(given.in_circuit, -1), graph, given.n_edges)
 
-    evaluator = evaluator_of(weights, prompts, settings)
+    evaluator = evaluator_of(weights, prompts, settings, graph)
     starts = circuit_sizes(order, graph)
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
     learned = Baselines.of(evaluator.full, evaluator.corrupted).learned(search.min_gap)
@@ -175,6 +182,7 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
         metric_of(scoring, prompts.task, weights, settings),
         assign_folds(len(scoring), eap.n_folds, settings.seed),
         method=eap.method,
+        level=settings.level,
         steps=eap.ig_steps,
         tolerance=eap.tolerance,
         quadrature=eap.quadrature,
@@ -196,12 +204,15 @@ def metric_of(prompts: Prompts, task: Task, weights: ModelWeights, settings: Pai
     return lambda logits, index: metric(logits, index) * on_device(logits.device)[index]
 
 
-def evaluator_of(weights: ModelWeights, prompts: CircuitPrompts, settings: PairSettings) -> CircuitEvaluator:
-    """Evaluates any circuits on the evaluation prompts."""
+def evaluator_of(
+    weights: ModelWeights, prompts: CircuitPrompts, settings: PairSettings, graph: Graph | None = None
+) -> CircuitEvaluator:
+    """Evaluates any circuits on the evaluation prompts: sets of edges, or of the units of a graph."""
     return CircuitEvaluator(
         weights,
         prompts.evaluation.pairs,
         metric_of(prompts.evaluation, prompts.task, weights, settings),
+        graph=graph,
         batch_size=settings.batch_size,
         memory_budget_gb=settings.budget_gb(weights.device),
     )

@@ -18,10 +18,11 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import FaithfulnessCurve, too_few_prompts
 from circuits_over_time.edge_attribution_patching.circuits.formats import of_same_graph
-from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes
+from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, edges_in
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights, require_finite
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
+from circuits_over_time.edge_attribution_patching.units import Units
 
 from ..base.errors import UserError, suggest
 from ..config.explain import blocks_in
@@ -275,7 +276,7 @@ def edge_mask(edges: Any, graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
         edges = edges.circuit
     if isinstance(edges, Circuit):
         try:
-            return of_same_graph(edges, graph).in_circuit
+            return of_same_graph(edges, graph).as_edges.in_circuit
         except ValueError as error:
             raise UserError(f"edges: {error}") from None
     if getattr(edges, "ndim", 0) == 2 and not hasattr(edges, "columns"):
@@ -337,15 +338,20 @@ class Evaluation:
 
 def evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *, without: bool) -> Evaluation:
     """The model with some edges alone, or `without` them; see `cot.evaluate`."""
-    mask = edge_mask(edges, require_model(model).graph)
+    graph = require_model(model).graph
+    mask = edge_mask(edges, graph)
+    if isinstance(edges, str | Path) and "->" not in str(edges):
+        edges = read_circuit(edges, graph)
+    if isinstance(edges, MeasuredCircuit) and isinstance(edges.circuit.graph, Units):
+        graph, mask = edges.circuit.graph, edges.circuit.in_circuit
     settings, prompts = with_prompts(model, task, keys)
-    evaluator = evaluator_of(model.weights, prompts, settings)
-    mask = model.graph.edge_mask & ~mask if without else mask
+    evaluator = evaluator_of(model.weights, prompts, settings, graph)
+    mask = graph.edge_mask & ~mask if without else mask
     values = evaluator(mask[None])[0]
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted, {0: values})
     (low, high), (raw_low, raw_high) = curve.intervals(), curve.intervals(raw=True)
     return Evaluation(
-        n_edges=int(mask.sum()),
+        n_edges=int(edges_in(mask[None], graph).sum()),
         n_nodes=int(count_nodes(mask[None], evaluator.graph)[0]),
         metric=curve.metric(0),
         metric_se=standard_error(values),

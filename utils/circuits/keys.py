@@ -21,6 +21,7 @@ from circuits_over_time.edge_attribution_patching.choices import (
     Criterion,
     ExportFormat,
     Grid,
+    Level,
     Method,
     Order,
     Quadrature,
@@ -171,6 +172,9 @@ class CircuitKeys(PairKeys):
 
     eap: EapConfig = EapConfig()
     exact: ExactConfig = ExactConfig()
+    level: Level = "edge"
+    """What circuits [consist of](../docs/circuits.md#nodes-and-neurons): the `edge`, the `node` (heads and MLPs) or the
+    `neuron` (hidden units of MLPs, and what heads hold before W_O)."""
     search: SearchConfig = SearchConfig()
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -233,9 +237,12 @@ class CircuitsConfig(RedrawKeys, CircuitSettings, TaskConfig):
         return ["eap_ig_json", *asked] if self.export_json and "eap_ig_json" not in asked else asked
 
     def name_in_results(self, task: str) -> str:
-        """The task itself, or with what is unusual of `VARIANTS`: `ioi@eap`. A circuit that is given has no method."""
+        """The task itself, or with what is unusual of `VARIANTS`: `ioi@eap`.
+
+        A circuit that is given has no method, and its file says the level.
+        """
         keys = {name: attrgetter(name)(self) for name in VARIANTS}
-        variant = variant_name(keys if self.circuit is None else keys | {"eap.method": USUAL_METHOD})
+        variant = variant_name(keys if self.circuit is None else keys | {"eap.method": USUAL_METHOD, "level": "edge"})
         return f"{task}@{variant}" if variant else task
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -243,7 +250,7 @@ class CircuitsConfig(RedrawKeys, CircuitSettings, TaskConfig):
         yield from super().unread(prefix)
         if self.circuit is None:
             return
-        for name in ("eap", "exact"):
+        for name in ("eap", "exact", "level"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 yield f"{prefix}{name}", "with circuit: the scores are those of its file"
         for name in ("threshold", "criterion", "grid", "selection", "sizes"):

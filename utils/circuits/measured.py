@@ -33,13 +33,14 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
+from circuits_over_time.edge_attribution_patching.units import Units
 
 from ..base.errors import UserError, errors_of_python, one_line
 from ..base.files import atomic_write
 from ..config.keywords import validated
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.checked import STAMP
-from ..results.edges import named_targets, with_inputs
+from ..results.edges import by_node, named_targets, with_inputs
 from ..results.kinds import (
     BASELINES,
     CONTROLS,
@@ -89,18 +90,42 @@ class MeasuredCircuit:
 
     @property
     def edges(self) -> pd.DataFrame:
-        """The list of edges (`Circuit.to_table`); as far as known also `score_se, q_value, stability, inclusion`."""
+        """The list of edges (`Circuit.to_table`); as far as known also `score_se, q_value, stability, inclusion`.
+
+        Of a circuit of nodes or neurons (`units`), all edges between its nodes, with the score of the source.
+        """
+        if self.circuit.as_edges is not self.circuit:
+            return self.circuit.as_edges.to_table()
+        return self.listed
+
+    @property
+    def listed(self) -> pd.DataFrame:
+        """What its file lists: edges, or nodes or neurons as sources of edges to the logits."""
         return self.tables["graphs"] if "graphs" in self.tables else self.circuit.to_table()
 
     @property
+    def units(self) -> pd.DataFrame:
+        """Of a circuit of nodes or neurons, these: `unit, score, ...`, the strongest first; empty for edges."""
+        listed = self.listed.drop(columns=["target", "input"]).rename(columns={"source": "unit"})
+        return listed if self.circuit.as_edges is not self.circuit else listed[:0]
+
+    @property
     def nodes(self) -> pd.DataFrame:
-        """The nodes in the model's order: `node, edges_in, edges_out`, and `score`, the sum of |score| going out."""
+        """The nodes in the model's order: `node, edges_in, edges_out`, and `score`, the sum of |score| going out.
+
+        Of a circuit of nodes or neurons, `score` is the node's, or the sum of its neurons', which `units` counts.
+        """
         edges = self.edges
         into = edges["target"].astype(str).value_counts()
         scores = edges["score"].abs().groupby(edges["source"].astype(str))
         out, strength = scores.size(), scores.sum()
-        nodes = [name for name in (*self.circuit.graph.forward_nodes, "logits") if name in into or name in out.index]
-        columns = {"edges_in": (into, int), "edges_out": (out, int), "score": (strength, float)}
+        names = (*self.circuit.model_graph.forward_nodes, "logits")
+        nodes = [name for name in names if name in into or name in out.index]
+        columns: dict[str, tuple[pd.Series, type]] = {"edges_in": (into, int), "edges_out": (out, int)}
+        columns["score"] = strength, float
+        if len(self.units):
+            held = by_node(self.listed).set_index("source")
+            columns |= {"score": (held["score"], float), "units": (held["units"], int)}
         counts = {name: [kind(held.get(node, 0)) for node in nodes] for name, (held, kind) in columns.items()}
         return pd.DataFrame({"node": nodes, **counts})
 
@@ -214,7 +239,8 @@ class MeasuredCircuit:
             raise ValueError(f"strongest={strongest!r}: not a number of edges, 1 or more")
         if not len(self.edges):
             raise ValueError(f"there is no circuit to draw: {self.status}")
-        drawing = draw_circuit(self.edges[:strongest], f"Circuit{self._of()}", self._in_words(strongest))
+        edges = self.listed if len(self.units) else self.edges[:strongest]
+        drawing = draw_circuit(edges, f"Circuit{self._of()}", self._in_words(strongest))
         with errors_of_python():
             return styled(drawing, validated(Style, style, style))
 
@@ -252,6 +278,8 @@ class MeasuredCircuit:
     def _in_words(self, strongest: int) -> str:
         edges, n_nodes = self.edges, self.circuit.n_nodes
         words = f"{len(edges)} edges, {n_nodes} nodes"
+        if isinstance(graph := self.circuit.graph, Units) and graph.level == "neuron":
+            words = f"{self.circuit.n_edges} neurons, {words}"
         if self.faithfulness is not None:
             reason = str(self._baseline("reason") or "")
             words += f", faithfulness {with_interval(self.faithfulness, self.faithfulness_interval, reason, 2)}"
@@ -319,10 +347,10 @@ def given_circuit(path: Path, shape: Shape) -> Circuit:
         UserError: if it is of another model, or has no edge on a path from `input` to `logits`.
     """
     try:
-        read = read_circuit(path, graph := Graph.of(shape))
+        read = read_circuit(path, Graph.of(shape))
         if (width := read.about.get("d_model", shape.d_model)) != shape.d_model:
             raise UserError(f"{path}: the circuit is one of a model of width {width}, this one has {shape.d_model}")
-        if not bool(prune(read.circuit.in_circuit[None], graph).any()):
+        if not bool(prune(read.circuit.in_circuit[None], read.circuit.graph).any()):
             raise UserError(f"{path}: none of its {read.circuit.n_edges} edges is on a path from input to logits")
     except UserError as error:
         raise UserError(f"circuit: {error}") from None
@@ -347,7 +375,7 @@ def measure(
     if heads == "circuit":
         heads = [node for node in measured.nodes["node"] if ".h" in node]
     results["attention"] = attention_result(checkpoint, prompts.evaluation, heads)
-    return results | {"graphs": Result(measured.edges, tensors=measured.tensors)}
+    return results | {"graphs": Result(measured.listed, tensors=measured.tensors)}
 
 
 def _controls_in_words(measured: MeasuredCircuit) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import Baselines, FaithfulnessCurve
+from circuits_over_time.edge_attribution_patching.circuits.search import edges_in
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.swap import moved_together, swapped
@@ -94,8 +95,7 @@ def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs
         raise _absent("circuit", folder, checkpoint.step)
     stored, mask = StoredCircuits(store, checkpoint.name).at(task.name, checkpoint.step), None
     if stored is not None:
-        mask = torch.zeros(Graph.of(into).n_forward, stored.n_backward, dtype=torch.bool)
-        mask.view(-1)[stored.edges] = True
+        mask = edges_in(stored.mask[None], stored.graph)[0]
     circuit = "" if stored is None else stored.fingerprint
     sets = _sets(config, into, mask, store.folder(IOI_CONSISTENCY_HEADS, checkpoint.name), checkpoint.step)
     prompts = inputs.prompts[task.name]

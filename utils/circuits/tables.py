@@ -21,7 +21,7 @@ from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     too_few_prompts,
 )
 from circuits_over_time.edge_attribution_patching.circuits.hypothesis_tests import N_REFERENCES, run_tests
-from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, top_n_masks
+from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, edges_in, top_n_masks
 from circuits_over_time.edge_attribution_patching.circuits.stability import CircuitBootstrap
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 from circuits_over_time.edge_attribution_patching.statistics import quotient_interval, standard_error
@@ -81,7 +81,7 @@ def faithfulness_table(found: FoundCircuit, prompts: CircuitPrompts) -> pd.DataF
         rows.append(
             {
                 "size": size,
-                "n_edges": int(mask.sum()),
+                "n_edges": int(edges_in(mask, graph).sum()),
                 "n_nodes": int(count_nodes(mask, graph)[0]),
                 "metric": curve.metric(size),
                 "faithfulness": curve.faithfulness(size),
@@ -165,7 +165,7 @@ def _controls_table(found: FoundCircuit, prompts: CircuitPrompts, measured: Cont
     """The circuit and the model without it, and the same for the first `n_random` random circuits."""
     assert found.size is not None
     corrupted, full = found.curve.corrupted, found.curve.full
-    sizes = measured.masks.flatten(1).sum(1).tolist()
+    sizes = edges_in(measured.masks, found.circuit.graph).flatten(1).sum(1).tolist()
     rows: list[dict[str, object]] = []
 
     def add(control: str, number: int | None, n_edges: int, metric: Tensor, beaten: bool | None) -> None:
@@ -175,7 +175,7 @@ def _controls_table(found: FoundCircuit, prompts: CircuitPrompts, measured: Cont
         columns = metric_columns(prompts.task, prompts.evaluation, metric)
         rows.append(dict(zip(CONTROLS.columns, (*values, *columns.values()), strict=True)))
 
-    own, n_edges = found.curve.values[found.size], found.circuit.n_edges
+    own, n_edges = found.curve.values[found.size], found.circuit.as_edges.n_edges
     add("circuit", None, n_edges, own, None)
     for number in range(n_random):
         metric = measured.random[number]

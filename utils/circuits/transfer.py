@@ -21,8 +21,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator, FaithfulnessCurve
+from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
+from circuits_over_time.edge_attribution_patching.units import graph_of
 
 from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
@@ -47,7 +49,14 @@ class StoredCircuit:
     step: int
     task: str
     edges: Int[Tensor, " edge"]
-    n_backward: int
+    graph: Graph
+
+    @property
+    def mask(self) -> Bool[Tensor, "n_forward n_backward"]:
+        """The same as a mask."""
+        mask = torch.zeros_like(self.graph.edge_mask)
+        mask.view(-1)[self.edges] = True
+        return mask
 
     @property
     def fingerprint(self) -> str:
@@ -75,9 +84,9 @@ class StoredCircuits:
             folder = self.store.folder("graphs", self.model, task)
             circuit = None
             if folder.has(step):
-                edges = folder.read_circuit(step)[0].in_circuit
-                if bool(edges.any()):
-                    circuit = StoredCircuit(step, task, edges.flatten().nonzero()[:, 0], edges.shape[1])
+                stored, _ = folder.read_circuit(step)
+                if bool(stored.in_circuit.any()):
+                    circuit = StoredCircuit(step, task, stored.in_circuit.flatten().nonzero()[:, 0], stored.graph)
             self._read[task, step] = circuit
         return self._read[task, step]
 
@@ -151,19 +160,18 @@ def measure(
     if not circuits:
         return {"transfer": Result(pd.DataFrame(columns=list(TRANSFER.columns)))}
     prompts = prompts_at(checkpoint, config, inputs.prompts[task.name])
-    evaluator = evaluator_of(checkpoint.weights, prompts, config)
+    given = prompts.given
+    graph = graph_of(checkpoint.weights, config.level) if given is None else given.graph
+    evaluator = evaluator_of(checkpoint.weights, prompts, config, graph)
     values = torch.cat([evaluator(_masks(circuits[i : i + STACK], evaluator)) for i in range(0, len(circuits), STACK)])
     return {"transfer": Result(_table(circuits, values, evaluator, prompts))}
 
 
 def _masks(circuits: list[StoredCircuit], evaluator: CircuitEvaluator) -> Bool[Tensor, "mask n_forward n_backward"]:
-    graph = evaluator.graph
-    masks = torch.zeros(len(circuits), graph.n_forward * graph.n_backward, dtype=torch.bool)
-    for mask, circuit in zip(masks, circuits, strict=True):
-        if circuit.n_backward != graph.n_backward:
+    for circuit in circuits:
+        if circuit.graph != evaluator.graph:
             raise UserError(f"transfer: the circuit of step {circuit.step} is one of another architecture")
-        mask[circuit.edges] = True
-    return masks.view(-1, graph.n_forward, graph.n_backward)
+    return torch.stack([circuit.mask for circuit in circuits])
 
 
 def _table(

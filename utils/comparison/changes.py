@@ -198,7 +198,7 @@ def _chance(first: Circuits, second: Circuits, seed: int, raw: bool) -> dict[str
     total = len(edges.flat)
     scores = [side.scores[side.masks].numpy() for side in sides]
     # An empty circuit lacks even the two nodes that all others have.
-    both = 2 if min(n_nodes) >= 2 else 0
+    both = edges.graph.n_ends if min(n_nodes) >= 2 else 0
     return {
         "node_jaccard": expected_jaccard(n_nodes[0], n_nodes[1], len(edges.heads), both),
         "head_jaccard": expected_jaccard(n_heads[0], n_heads[1], int(edges.heads.sum())),

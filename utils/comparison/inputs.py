@@ -10,9 +10,11 @@ from statistics import median
 import pandas as pd
 import pydantic
 
+from circuits_over_time.edge_attribution_patching.choices import Level
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
+from circuits_over_time.edge_attribution_patching.units import Units
 
 from ..base.errors import UserError, suggest
 from ..config.keys import as_list, task_and_method
@@ -67,6 +69,11 @@ class Trajectory:
     def steps(self) -> list[int]:
         """The steps of its checkpoints, ascending."""
         return list(self.checkpoints)
+
+    @property
+    def level(self) -> Level:
+        """What its circuits consist of."""
+        return self.graph.level if isinstance(self.graph, Units) else "edge"
 
     @property
     def graph(self) -> Graph:
@@ -151,7 +158,10 @@ def fixed_sizes(trajectories: Mapping[ModelTask, Trajectory], config: Comparison
     sizes = {}
     for task in sorted({task for _, task in trajectories}):
         base = task_and_method(task)[0]
-        of_task = [each for (_, name), each in trajectories.items() if task_and_method(name)[0] == base]
+        level = next(each.level for (_, name), each in trajectories.items() if name == task)
+        of_task = [
+            each for (_, name), each in trajectories.items() if task_and_method(name)[0] == base and each.level == level
+        ]
         fewest = min(trajectory.graph.n_edges for trajectory in of_task)
         if config.size is not None and config.size > fewest:
             raise UserError(f"size: {config.size} is more than the {fewest} edges of a model; choose a smaller one")

@@ -24,6 +24,22 @@ def with_inputs(edges: pd.DataFrame) -> pd.DataFrame:
     return split
 
 
+def by_node(units: pd.DataFrame) -> pd.DataFrame:
+    """The list of a circuit of nodes or neurons as one of nodes: `source, score, units`, sums and counts, in its order.
+
+    Neurons are named by their nodes: `m3.17`, `a0.h1.5`.
+    """
+    nodes = units["source"].astype("str").str.replace(r"^(a\d+\.h\d+|m\d+)\.\d+$", r"\1", regex=True)
+    if "units" in units:
+        return units[["source", "score", "units"]]
+    return units["score"].groupby(nodes, sort=False).agg(score="sum", units="size").reset_index()
+
+
+def is_of_units(edges: pd.DataFrame) -> bool:
+    """Whether a list is one of nodes or neurons: edges of a circuit begin at `input`."""
+    return len(edges) > 0 and not bool((edges["source"] == "input").any())
+
+
 def named_targets(edges: pd.DataFrame) -> pd.Series:
     """The target of each edge as the graph names it: `a5.h0<q>`, `m5`, `logits`."""
     split = with_inputs(edges)
