@@ -27,10 +27,11 @@ Level = Literal["edge", "node", "neuron"]
 
 VARIANTS: dict[str, tuple[str | bool, ...]] = {
     "eap.method": get_args(Method),
+    "ablation": get_args(Ablation),
     "level": get_args(Level),
 }
-"""The keys by which circuits of one task differ, in the order of their names in the results (`ioi@eap`): the value that
-goes without saying, then the others. One that is true or false is named by the key."""
+"""The keys by which circuits of one task differ, in the order of their names in the results (`ioi@eap+mean`): the value
+that goes without saying, then the others. One that is true or false is named by the key."""
 
 USUAL_STEPS: dict[Method, int] = {"eap_ig": 20, "ceap": 20, "eap_ig_activations": 5}
 """The methods that integrate, and how many steps each takes if nobody says: the last one takes them 2L + 1 times."""

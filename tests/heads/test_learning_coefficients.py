@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.heads import learning_coefficients as module
 from circuits_over_time.utils.heads.learning_coefficients import EngineModel, estimate, sample_losses
 from circuits_over_time.utils.heads.learning_keys import SamplerKeys
@@ -103,8 +104,7 @@ def test_without_devinterp_one_line_says_how_to_install_it(
     given = [f"model={word_family}", "corpus=toy", f"results_dir={tmp_path / 'r'}"]
     with monkeypatch.context() as patch:
         patch.setattr(module.importlib.metadata, "version", missing)
-        patch.setattr(module, "require_devinterp", module.require_devinterp)
-        with pytest.raises(module.UserError, match="devinterp is not installed; run: pip install -r requirements-dev"):
+        with pytest.raises(UserError, match="devinterp is not installed; run: pip install -r requirements-dev"):
             module.require_devinterp()
     if importlib.util.find_spec("devinterp") is None:
         for switch in ([], ["--dry-run"]):

@@ -273,3 +273,27 @@ def test_a_circuit_of_another_model_is_refused_by_its_first_edge(
         ValueError, match=r"one of 4 layers of 4 heads, the model has 2 layers of 4 heads.*it has no input->a"
     ):
         cot.evaluate(random, task, tmp_path / "sva.json")
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "mean_positional"])
+def test_without_edges_all_nodes_are_ablated_and_with_all_it_is_the_model(model: Model, ablation: str) -> None:
+    task, keys = cot.task("sva"), {"n_prompts": 6, "ablation": ablation}
+    none, everything = (cot.evaluate(model, task, model.graph.edge_mask & held, **keys) for held in (False, True))
+    assert none.metric == none.corrupted
+    assert everything.metric == pytest.approx(everything.full, abs=1e-4)
+    assert cot.ablate(model, task, model.graph.edge_mask, **keys).metric == none.corrupted
+    patched = cot.evaluate(model, task, ["input->logits"], n_prompts=6)
+    assert none.full == pytest.approx(patched.full, abs=1e-5)
+    assert none.corrupted != pytest.approx(patched.corrupted, abs=1e-3)
+    if ablation != "zero":
+        of_text = {"reference": {"corpus": "toy", "n_prompts": 20}}
+        own, text = (cot.scores(model, task, **keys, **of, ig_steps=2)["score"].abs().max() for of in ({}, of_text))
+        assert own != text
+
+
+def test_what_no_mean_can_be_taken_of_is_refused(model: Model, tmp_path: Path) -> None:
+    (text := tmp_path / "short.txt").write_text("The doctor is here.")
+    with pytest.raises(ValueError, match=r"reference.corpus: .*short.txt gives .* \(reference.n_prompts\)"):
+        cot.scores(model, cot.task("sva"), ablation="mean", corpus=str(text))
+    with pytest.raises(ValueError, match="the last positions have no mean"):
+        cot.scores(model, cot.task("sva"), ablation="mean_positional", reference={"n_prompts": 1})

@@ -309,6 +309,7 @@ def test_settings_leave_out_what_changes_no_result() -> None:
 def test_a_name_with_a_method_is_the_tasks_with_it_and_others_are_whole() -> None:
     assert task_and_method("ioi") == ("ioi", "eap_ig")
     assert task_and_method("ioi@relp") == ("ioi", "relp")
+    assert task_and_method("ioi@eap+mean") == ("ioi", "eap+mean")
     assert task_and_method("my@list@eap") == ("my@list", "eap")
     for name in ("my@list", "@eap", "ioi@", "ioi@eap_ig", "ioi@eap+relp"):
         assert task_and_method(name) == (name, "eap_ig")

@@ -74,6 +74,9 @@ def test_a_dry_run_of_a_local_model_imports_neither_torch_nor_transformers(tmp_p
     calls.append(("run_suite", ["-c", "suite.yml", *keys]))
     for call, (code, said, heavy, _) in started(calls, tmp_path).items():
         assert (call, heavy) in ((call, []), (call, ["pandas"]))
+        if "devinterp is not installed" in said:
+            assert (code, call.split()[0]) == (2, "get_learning_coefficients_over_time")
+            continue
         assert code == 0, said
         assert "3 of 3 checkpoints to measure" in said
         assert "from the model's shape, without loading\n    a checkpoint: " in said

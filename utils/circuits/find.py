@@ -33,12 +33,15 @@ from circuits_over_time.edge_attribution_patching.circuits.stability import sign
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.pairs import Metric
+from circuits_over_time.edge_attribution_patching.model.reference import Reference
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
 from circuits_over_time.edge_attribution_patching.units import graph_of
 
 from ..base.errors import UserError
+from ..config.keys import USUAL_PROMPTS
+from ..heads.corpus import Corpus, draw_sequences
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.kinds import FOUND, GIVEN, NOT_LEARNED, NOT_REACHED, UNCONFIRMED, Status
 from ..tasks import Prompts, Task
@@ -49,13 +52,21 @@ from .keys import CircuitsConfig, CircuitSettings, PairSettings, circuit_pairs
 class CircuitPrompts:
     """A task's prompts to score edges on, and to evaluate circuits on: others, or the same ones (`evaluate_on`).
 
-    With a `given` circuit, no other one is searched.
+    With a `given` circuit, no other one is searched. The token ids and lengths of the reference prompts are there where
+    ablated nodes write means, and for one model what they write (`with_reference`).
     """
 
     task: Task
     scoring: Prompts
     evaluation: Prompts
     given: Circuit | None = None
+    reference_tokens: tuple[Int[Tensor, "prompt position"], Int[Tensor, " prompt"]] | None = None
+    reference: Reference | None = None
+
+    def with_reference(self, weights: ModelWeights, settings: CircuitSettings) -> CircuitPrompts:
+        """With what ablated nodes write in a model; the same for `patching`."""
+        tokens = self.reference_tokens or (self.scoring.clean, self.scoring.lengths)  # which `zero` does not look at
+        return replace(self, reference=Reference.of(weights, settings.ablation, *tokens, settings.batch_size))
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,8 @@ def circuit_prompts(
         )
     if settings.level != "edge" and settings.eap.method == "information_flow_routes":
         raise UserError("eap.method: information_flow_routes scores edges alone; use eap_ig, or level=edge")
+    if settings.level == "neuron" and settings.ablation != "patching":
+        raise UserError(f"ablation: {settings.ablation} is of whole nodes, not of neurons; use patching, or level=node")
     if settings.level == "neuron" and settings.hypothesis_tests:
         raise UserError("hypothesis_tests: takes a run for every neuron of the circuit; leave it out, or level")
     if task.primary == "kl" and settings.search.criterion == "raw":
@@ -113,7 +126,36 @@ def circuit_prompts(
         raise UserError(
             f"eap.method: {settings.eap.method} takes the gradient of the clean run, where that of kl is 0; use eap_ig"
         )
-    return split_prompts(settings, task, tokenizer, shape)
+    prompts = split_prompts(settings, task, tokenizer, shape)
+    if "mean" not in settings.ablation:
+        return prompts
+    return replace(prompts, reference_tokens=_reference_tokens(settings, prompts, tokenizer))
+
+
+def _reference_tokens(
+    settings: CircuitSettings, prompts: CircuitPrompts, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, " prompt"]]:
+    """The prompts that ablated nodes write means of: the task's own, or running text of the longest one's length."""
+    reference, (first, *others) = settings.reference, {id(p): p for p in (prompts.scoring, prompts.evaluation)}.values()
+    tokens = torch.cat([first.clean, *(other.clean for other in others)])
+    lengths = torch.cat([first.lengths, *(other.lengths for other in others)])
+    longest = int(lengths.max())
+    if reference.corpus is not None:
+        n = reference.n_prompts or USUAL_PROMPTS
+        how = n, longest, settings.seed, settings.prepend_bos, "(reference.n_prompts); name a longer text, or lower it"
+        try:
+            rows = draw_sequences(Corpus(reference.corpus), tokenizer, *how)
+        except UserError as error:
+            raise UserError(f"reference.{error}") from None
+        return torch.tensor(rows), torch.full((n,), longest)
+    tokens, lengths = tokens[: reference.n_prompts], lengths[: reference.n_prompts]
+    if settings.ablation == "mean_positional" and int(lengths.max()) < longest:
+        raise UserError(
+            f"reference.n_prompts: the first {len(lengths)} prompts of {prompts.task.name} have up to "
+            f"{int(lengths.max())} tokens, others {longest}: the last positions have no mean; leave it out, or use "
+            "ablation=mean"
+        )
+    return tokens, lengths
 
 
 def split_prompts(
@@ -130,11 +172,12 @@ def split_prompts(
 
 
 def prompts_at(checkpoint: LoadedCheckpoint, config: CircuitsConfig, prompts: CircuitPrompts) -> CircuitPrompts:
-    """A task's prompts in one checkpoint: these, or others with `redraw_prompts`."""
-    if not config.redraws(prompts.task.name):
-        return prompts
-    drawn = circuit_prompts(config.at_step(checkpoint.step), prompts.task, checkpoint.tokenizer, checkpoint.weights)
-    return replace(drawn, given=prompts.given)
+    """A task's prompts in one checkpoint: these, or others with `redraw_prompts`; and what ablated nodes write."""
+    if config.redraws(prompts.task.name):
+        at_step = config.at_step(checkpoint.step)
+        drawn = circuit_prompts(at_step, prompts.task, checkpoint.tokenizer, checkpoint.weights)
+        prompts = replace(drawn, given=prompts.given)
+    return prompts.with_reference(checkpoint.weights, config)
 
 
 def find_circuit(
@@ -190,6 +233,7 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
         n_exact=None if edges == "all" else edges,
         batch_size=settings.batch_size,
         memory_budget_gb=settings.budget_gb(weights.device),
+        reference=prompts.reference,
     )
 
 
@@ -212,6 +256,7 @@ def evaluator_of(
         weights,
         prompts.evaluation.pairs,
         metric_of(prompts.evaluation, prompts.task, weights, settings),
+        reference=prompts.reference,
         graph=graph,
         batch_size=settings.batch_size,
         memory_budget_gb=settings.budget_gb(weights.device),

@@ -223,7 +223,8 @@ def settings_of(
 def with_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[CircuitSettings, CircuitPrompts]:
     """The settings that keywords give, and a task's prompts for them; errors as of `settings_of`, `circuit_prompts`."""
     settings = settings_of(CircuitSettings, keys, model)
-    return settings, circuit_prompts(settings, require_task(task), model.tokenizer, model.weights)
+    prompts = circuit_prompts(settings, require_task(task), model.tokenizer, model.weights)
+    return settings, prompts.with_reference(model.weights, settings)
 
 
 def task_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[TaskSettings, Prompts]:
@@ -303,13 +304,13 @@ def edge_mask(edges: Any, graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """The model with some edges on clean prompts and all others on corrupted ones.
+    """The model with some edges on clean prompts and all others on corrupted ones, or ablated (`ablation=`).
 
     Attributes:
         metric, metric_se: its mean over prompts, and the standard error.
         faithfulness, faithfulness_raw: (metric - corrupted) / (full - corrupted), and metric / full.
         faithfulness_interval, faithfulness_raw_interval: their 95% intervals; nan if there are too few prompts.
-        full, corrupted: the metric of the whole model on clean and on corrupted prompts.
+        full, corrupted: the metric of the whole model on clean prompts and on corrupted ones, or of it ablated.
         values: the metric of every prompt.
         reason: why there are no intervals; empty if there are.
     """

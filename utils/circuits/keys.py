@@ -17,6 +17,7 @@ from circuits_over_time.edge_attribution_patching.choices import (
     USUAL_METHOD,
     USUAL_STEPS,
     VARIANTS,
+    Ablation,
     Accumulate,
     Criterion,
     ExportFormat,
@@ -113,6 +114,16 @@ class ExactConfig(Section):
     """Which edges are patched: `all`, or so many, the strongest by `eap_ig`; the others have the score 0."""
 
 
+class ReferenceConfig(Section):
+    """Of what prompts ablated nodes write the mean (`ablation: mean` or `mean_positional`)."""
+
+    corpus: Annotated[str, AfterValidator(at_home)] | None = key(None, min_length=1, file=True)
+    """A [text](../docs/heads.md#copy-suppression), cut into sequences as long as the task's longest prompt: a file, a
+    data set of the hub, a folder, `python_docs` or `toy`; `null`: the task's own clean prompts."""
+    n_prompts: int | None = amount(None, most=MOST_PROMPTS)
+    """How many of them; `null`: all of the task's, or 100 sequences of the text."""
+
+
 class SearchConfig(Section):
     """How the circuit is searched."""
 
@@ -172,14 +183,20 @@ class CircuitKeys(PairKeys):
 
     eap: EapConfig = EapConfig()
     exact: ExactConfig = ExactConfig()
+    ablation: Ablation = "patching"
+    """What nodes [write along edges outside](../docs/circuits.md#ablations) a circuit: `patching`, what they do in the
+    corrupted prompt; `zero`, nothing; `mean` or `mean_positional`, their mean over reference prompts."""
+    reference: ReferenceConfig = ReferenceConfig()
     level: Level = "edge"
     """What circuits [consist of](../docs/circuits.md#nodes-and-neurons): the `edge`, the `node` (heads and MLPs) or the
     `neuron` (hidden units of MLPs, and what heads hold before W_O)."""
     search: SearchConfig = SearchConfig()
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
-        """Adds what another method would read."""
+        """Adds what another method or ablation would read."""
         yield from super().unread(prefix)
+        if self.reference != ReferenceConfig() and "mean" not in self.ablation:
+            yield f"{prefix}reference", f"with ablation={self.ablation}; it needs mean or mean_positional"
         if self.exact.edges != "all" and self.eap.method != "exact":
             yield f"{prefix}exact.edges", f"with eap.method={self.eap.method}; it needs exact"
 

@@ -154,7 +154,7 @@ class MeasuredCircuit:
 
     @property
     def corrupted(self) -> float | None:
-        """The metric of the whole model on corrupted prompts."""
+        """The metric of the empty circuit: of the whole model on corrupted prompts, or ablated."""
         return self._baseline("corrupted")
 
     @property
@@ -261,8 +261,9 @@ class MeasuredCircuit:
     def lines(self) -> list[str]:
         """How large and faithful it is, or why there is none; and what the whole model does."""
         unit, accuracy = self._baseline("unit"), self._baseline("accuracy")
+        empty = "ablated" if "ablation" in self.about else "corrupted"
         run = f"{self.about.get('metric') or self._baseline('metric') or 'metric'}{f' ({unit})' if unit else ''}"
-        run = "" if self.full is None else f"{run}: whole model {self.full:.3g}, corrupted {self.corrupted:.3g}"
+        run = "" if self.full is None else f"{run}: whole model {self.full:.3g}, {empty} {self.corrupted:.3g}"
         run += "" if accuracy is None else f"; accuracy {accuracy:.2f}"
         if len(self.edges) or self.status == "not measured":
             return [self._in_words(len(self.edges)), run or self.status]
@@ -329,6 +330,8 @@ def measure_circuit(
     }
     tensors = found.circuit.to_tensors() | {"score_se": found.folds.standard_error} | kept.to_tensors()
     noted = {"task": prompts.task.name, "metric": metric_name(prompts.task.primary), "d_model": weights.d_model}
+    if settings.ablation != "patching":
+        noted["ablation"] = settings.ablation
     return MeasuredCircuit(found.circuit, tables, tensors, noted | dict(about or {}))
 
 

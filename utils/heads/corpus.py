@@ -109,13 +109,20 @@ class Corpus:
 
 
 def draw_sequences(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, n: int, seq_len: int, seed: int, prepend_bos: StartToken = False
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    n: int,
+    seq_len: int,
+    seed: int,
+    prepend_bos: StartToken = False,
+    way_out: str = "(n_sequences + n_mean_sequences); name a longer text, or lower one of these or seq_len",
 ) -> list[list[int]]:
     """Distinct sequences of running text.
 
     Args:
         seed: of the order of documents and of the draw.
         prepend_bos: begin each with the tokenizer's start token, which counts towards `seq_len`.
+        way_out: from a text that is too short.
 
     Raises:
         UserError: if there is no such text, it is too short, or there is no start token.
@@ -131,8 +138,7 @@ def draw_sequences(
     n_cut = len(stream) // width
     if n_cut < n:
         raise UserError(
-            f"corpus: {corpus.name} gives {n_cut} sequences of {seq_len} tokens, but {n} are needed (n_sequences + "
-            "n_mean_sequences); name a longer text, or lower one of these or seq_len"
+            f"corpus: {corpus.name} gives {n_cut} sequences of {seq_len} tokens, but {n} are needed {way_out}"
         )
     drawn = random.Random(f"sequences {seed}").sample(range(min(n_cut, POOL * n)), n)
     return [start + stream[index * width : (index + 1) * width] for index in drawn]

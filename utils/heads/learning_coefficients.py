@@ -31,13 +31,12 @@ from circuits_over_time.edge_attribution_patching.model.packed_tokens import Pac
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
-from ..base.errors import UserError
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.kinds import KINDS
 from ..results.store import Result
 from ..tasks.vocabulary import require_embedded
 from .corpus import Corpus, draw_sequences
-from .learning_keys import LearningConfig, SamplerKeys, require_heads
+from .learning_keys import LearningConfig, SamplerKeys, require_devinterp, require_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,14 +136,6 @@ def prepare(
     tokens = torch.tensor(draw_sequences(corpus, tokenizer, config.n_sequences, config.seq_len, config.seed))
     require_embedded(tokens, shape.d_vocab, "corpus", tokenizer.batch_decode(tokens))
     return tokens
-
-
-def require_devinterp() -> None:
-    """Refuse to go on without the package, and say how to install it."""
-    try:
-        importlib.metadata.version("devinterp")
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError("devinterp is not installed; run: pip install -r requirements-devinterp.txt") from None
 
 
 def measure(checkpoint: LoadedCheckpoint, config: LearningConfig, inputs: Tensor, task: None) -> dict[str, Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,6 +65,14 @@ class LearningConfig(BaseConfig):
     sampler: SamplerKeys = SamplerKeys()
 
 
+def require_devinterp() -> None:
+    """Refuse to go on without the package, and say how to install it."""
+    try:
+        importlib.metadata.version("devinterp")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("devinterp is not installed; run: pip install -r requirements-devinterp.txt") from None
+
+
 def require_heads(config: LearningConfig, shape: Shape | PlainShape) -> None:
     """Refuse, with a UserError, heads that the model has not got, too few sequences, and too long ones."""
     for name in (name for name in config.heads if name != "all"):
@@ -81,8 +90,6 @@ def require_heads(config: LearningConfig, shape: Shape | PlainShape) -> None:
 
 def inputs_of_learning(config: LearningConfig, tokenizer: Any, shape: PlainShape) -> Iterator[Work]:
     """What the chains read; errors are those of `learning_coefficients.prepare`."""
-    from .learning_coefficients import require_devinterp
-
     require_devinterp()
     require_heads(config, shape)
     keys = config.sampler
