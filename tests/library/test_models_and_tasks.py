@@ -121,7 +121,7 @@ def test_a_familys_own_word_says_whether_it_was_trained_with_a_start_token(tiny_
         ({"n_prompts": 0}, ValueError, r"^n_prompts=0: not a number > 0 \(default: None\)$"),
         ({"n_prompts": "3"}, TypeError, r"^n_prompts='3': not a whole number"),
         ({"n_prompt": 3}, TypeError, "^n_prompt: there is no such keyword; did you mean 'n_prompts'"),
-        ({"ig_steps": 0}, ValueError, "^eap.ig_steps=0: not a number > 0"),
+        ({"ig_steps": 0}, ValueError, "^eap.ig_steps=0: not 'auto' or a number > 0"),
         ({"order": "gredy"}, ValueError, "^search.order='gredy': not .*did you mean 'greedy'"),
         ({"results_dir": "x"}, TypeError, "^results_dir: there is no such keyword"),
         ({"model": "x"}, TypeError, "multiple values|no such keyword"),
