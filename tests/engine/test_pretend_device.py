@@ -28,6 +28,7 @@ MOST = {
     "components": (827, 15, 17),
     "cspa": (1_907, 36, 28),
     "successor": (841, 45, 14),
+    "signatures": (629, 19, 22),
     "performance": (5_993, 5, 74),
     "swaps": (2_148, 31, 72),
 }
