@@ -149,11 +149,13 @@ class Matcher:
     def points(self, shares: Float[np.ndarray, " fold"]) -> list[Float[np.ndarray, "head coordinate"]]:
         """The points of both models' heads, of prompts that count by their fold's share."""
         found = []
-        for of_side in self._folds:
-            rows = np.tensordot(shares, of_side[: self.n_folds], 1)
+        for every_fold in self._folds:
+            of_side = every_fold[: self.n_folds]
             if self._whole:  # Each fold has its own prompts: their patterns stand one after the other.
-                weighted = (np.sqrt(shares)[:, None, None] * of_side[: self.n_folds])[shares > 0]
+                weighted = (np.sqrt(shares)[:, None, None] * of_side)[shares > 0]
                 rows = weighted.transpose(1, 0, 2).reshape(weighted.shape[1], -1)
+            else:
+                rows = np.tensordot(shares, of_side, 1)
             found.append(rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-300))
         return found
 
