@@ -316,15 +316,9 @@ def other_rows(
                 rows = rows[(rows["task"] == task) & (rows["at"] == at)]
                 # Circuits with roles of tokens have other nodes.
                 rows = rows[rows["source"].isin(graph.forward_nodes) & rows["target"].isin(graph.backward_nodes)]
-                backward = {name: number for number, name in enumerate(graph.backward_nodes)}
-                forward = {name: number for number, name in enumerate(graph.forward_nodes)}
-                flat = torch.tensor(
-                    [
-                        forward[a] * graph.n_backward + backward[b]
-                        for a, b in zip(rows["source"], rows["target"], strict=True)
-                    ],
-                    dtype=torch.long,
-                )
+                edges = rows["source"] + "->" + rows["target"]
+                ends = [graph.edge_index(name) for name in edges]
+                flat = torch.tensor([u * graph.n_backward + v for u, v in ends], dtype=torch.long)
                 sources, nodes, inputs = edge_ends(graph, flat)
                 items.append(Items(np.stack([sources, nodes], 1), inputs, rows["lifetime"].to_numpy(dtype=float)))
             yield from (
