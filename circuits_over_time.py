@@ -360,6 +360,10 @@ class Attention(NamedTuple):
     tokens: list[str]
     pattern: Tensor
 
+    def __repr__(self) -> str:
+        """The tokens, and the pattern's shape."""
+        return f"Attention(tokens={self.tokens}, pattern={list(self.pattern.shape)})"
+
 
 @errors_of_python()
 def attention(model: Model, prompt: str, *, start_token: bool | None = None) -> Attention:

@@ -95,7 +95,9 @@ def test_head_scores_are_the_scripts(analysis, kind: str, score: str, keys: dict
 @pytest.mark.parametrize("architecture", ["neox-parallel", "gpt2", "llama-grouped"])
 def test_attention_is_the_models_own(architecture: str) -> None:
     network = random_model(architecture, n_layers=2, vocab=len(words()))
-    tokens, pattern = cot.attention(cot.load(network, tokenizer=words()), "When Mary and John went to the store")
+    attention = cot.attention(cot.load(network, tokenizer=words()), "When Mary and John went to the store")
+    tokens, pattern = attention
+    assert repr(attention) == f"Attention(tokens={tokens}, pattern={list(pattern.shape)})"
     assert tokens == ["When", "Mary", "and", "John", "went", "to", "the", "store"]
     ids = torch.tensor([words().convert_tokens_to_ids(tokens)])
     own = torch.stack(network(ids, output_attentions=True).attentions)[:, 0]

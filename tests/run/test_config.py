@@ -135,6 +135,10 @@ def test_a_config_cannot_be_changed() -> None:
             "search: {threshold: 1e999}",
             "configs/c.yml: search.threshold: Infinity is not a finite number (default: 0.8)",
         ),
+        (
+            "tasks: [ioi]",
+            "configs/c.yml: tasks: defines tasks by name, in a block of keys; which to run stands in task",
+        ),
         ("eap: 3", "configs/c.yml: eap: 3 is not a block of keys (default: a block of keys)"),
         (
             "dtype: float31",

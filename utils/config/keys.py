@@ -404,7 +404,9 @@ class TemplateKeys(Section):
         return {kind: as_list(words) for kind, words in by_kind.items()}
 
 
-def _check_tasks(tasks: dict[str, TemplateKeys]) -> dict[str, TemplateKeys]:
+def _check_tasks(tasks: Any) -> Any:
+    if not isinstance(tasks, dict):
+        raise ValueError("defines tasks by name, in a block of keys; which to run stands in task")
     for name in tasks:
         if not re.fullmatch(r"\w[\w-]*", name):
             raise ValueError(f"{name!r}: a task's name has letters, digits, _ and -")
@@ -445,7 +447,7 @@ class TaskConfig(PromptOptions, BaseConfig):
     task: Names = execution(...)
     """A [task](../docs/tasks.md), one of `tasks`, the path of a [prompts CSV](../docs/tasks.md#a-task-of-your-own), or
     a list."""
-    tasks: Annotated[dict[str, TemplateKeys], AfterValidator(_check_tasks)] = {}
+    tasks: Annotated[dict[str, TemplateKeys], BeforeValidator(_check_tasks)] = {}
     """Tasks of your own [from templates](../docs/tasks.md#from-templates), by name."""
     n_prompts: int | None = amount(None, most=MOST_PROMPTS)
     """How many prompt pairs each task gets; `null`: 100, of a prompts CSV all rows, of a task in `tasks` all that it
