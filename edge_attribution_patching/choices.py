@@ -29,6 +29,7 @@ VARIANTS: dict[str, tuple[str | bool, ...]] = {
     "eap.method": get_args(Method),
     "ablation": get_args(Ablation),
     "level": get_args(Level),
+    "positions": (False, True),
 }
 """The keys by which circuits of one task differ, in the order of their names in the results (`ioi@eap+mean`): the value
 that goes without saying, then the others. One that is true or false is named by the key."""

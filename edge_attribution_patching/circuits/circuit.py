@@ -60,6 +60,14 @@ class Circuit:
         edges = self.graph.edges(self.in_circuit[None])[0]
         return Circuit(self.model_graph, of_source[:, None] * self.model_graph.edge_mask, edges)
 
+    @property
+    def over_roles(self) -> Circuit:
+        """A circuit with roles of tokens as one of edges: those with some role, and the sum of their scores."""
+        if not (graph := self.graph).roles:
+            return self
+        scores, held = (part.unflatten(0, (graph.n_roles, graph.n_nodes)) for part in (self.scores, self.in_circuit))
+        return Circuit(graph.plain, scores.sum(0), held.any(0))
+
     @classmethod
     def from_tensors(cls, stored: Mapping[str, Any]) -> Circuit:
         """Read back what `to_tensors` returned.

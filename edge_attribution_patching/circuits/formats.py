@@ -72,6 +72,8 @@ class Origin:
 def export(circuit: Circuit, format: ExportFormat, origin: Origin) -> tuple[str, bytes]:
     """A circuit's file in a format: what its name ends in (in the folder SUFFIXES names, for MIB), and its bytes."""
     suffix = SUFFIXES[format]
+    if circuit.graph.roles:
+        raise ValueError("files of other programs have no roles of tokens; save this circuit as .pt")
     if format == "circuitkit_scores":
         return suffix, _json(_circuitkit(circuit, origin))
     circuit = circuit.as_edges
@@ -258,6 +260,10 @@ def of_same_graph(circuit: Circuit, graph: Graph | None) -> Circuit:
     theirs = circuit.model_graph
     if graph is None or theirs == graph:
         return circuit
+    if theirs.roles != graph.roles and theirs.plain == graph.plain:
+        of_each = [", ".join(one.roles) or "none" for one in (theirs, graph)]
+        way_out = "leave out positions" if graph.roles else "it needs positions"
+        raise ValueError(f"the roles of its tokens are {of_each[0]}, those of the prompts {of_each[1]}; {way_out}")
     shapes = [f"{one.n_layers} layers of {one.n_heads} heads" for one in (theirs, graph)]
     blocks = "" if theirs.parallel == graph.parallel else ", and blocks of another order"
     edges = [dict.fromkeys(names_of_edges(one)) for one in (theirs, graph)]

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from circuits_over_time.utils.results.edges import named_targets
+from circuits_over_time.utils.results.edges import named_sources, named_targets
 
 COLUMNS = (
     *("step", "node_jaccard", "edge_jaccard", "weighted_edge_jaccard"),
@@ -27,7 +27,7 @@ def edges_of(circuit: pd.DataFrame) -> dict[Edge, float]:
     Raises:
         ValueError: if an edge is there twice.
     """
-    circuit = circuit.assign(target=named_targets(circuit))
+    circuit = circuit.assign(source=named_sources(circuit), target=named_targets(circuit))
     edges = {(str(s), str(t)): float(x) for s, t, x in circuit[["source", "target", "score"]].itertuples(index=False)}
     if len(edges) < len(circuit):
         twice = circuit.loc[circuit.duplicated(["source", "target"]), ["source", "target"]].iloc[0]
@@ -36,8 +36,8 @@ def edges_of(circuit: pd.DataFrame) -> dict[Edge, float]:
 
 
 def nodes_of(edges: Iterable[Edge]) -> set[str]:
-    """Nodes that the edges join; `a3.h2<q>` is node `a3.h2`."""
-    return {node.partition("<")[0] for edge in edges for node in edge}
+    """Nodes that the edges join; `a3.h2<q>` and `a3.h2@end` are node `a3.h2`."""
+    return {node.partition("@")[0].partition("<")[0] for edge in edges for node in edge}
 
 
 def jaccard(first: set[T], second: set[T]) -> float:

@@ -12,7 +12,7 @@ import pandas as pd
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.commands import how_to_compare, how_to_make
 from circuits_over_time.utils.results.comparison import ComparisonFolder
-from circuits_over_time.utils.results.edges import by_node, is_of_units
+from circuits_over_time.utils.results.edges import by_node, is_of_units, over_roles
 from circuits_over_time.utils.results.kinds import KINDS, WITH_CIRCUIT
 from circuits_over_time.utils.results.store import Store
 
@@ -143,7 +143,9 @@ class Results:
         return table.reset_index(drop=True)
 
     def circuits(self) -> dict[tuple[str, str], dict[int, pd.DataFrame]]:
-        """Edge tables by (model, task) and step; steps without a circuit are absent. Neurons are counted by node.
+        """Edge tables by (model, task) and step; steps without a circuit are absent.
+
+        Neurons are counted by node, and edges with roles of tokens added up.
 
         Raises:
             UserError: naming the command that makes circuits, if there are none.
@@ -152,7 +154,7 @@ class Results:
         for model, rows in by_model(self.table("graphs")):
             for task in tasks_in(rows):
                 by_step = rows[rows["task"] == task].groupby("step", sort=True)
-                circuits[model, task] = {int(str(step)): _with_nodes(of_step) for step, of_step in by_step}
+                circuits[model, task] = {int(str(step)): _with_nodes(over_roles(of_step)) for step, of_step in by_step}
         return circuits
 
     @property

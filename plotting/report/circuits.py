@@ -167,7 +167,7 @@ def score_histories(
         if not folder.has(step, ".pt"):
             continue
         try:
-            circuit = folder.read_circuit(step)[0].as_edges
+            circuit = folder.read_circuit(step)[0].as_edges.over_roles
         except Damaged as error:
             logger.warning("scores of edges at step %d left out: %s", step, error)
             continue

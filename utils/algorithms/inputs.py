@@ -267,11 +267,11 @@ class Lookup:
                 path = stored.file(step, ".pt")
                 raise UserError(f"{path} is a circuit of another architecture; {_again(stored)}")
             baselines = self.store.folder("baselines", self.checkpoint.name, stored.task).read_table(step)
-            return FoundEdges(graph, circuit.as_edges.in_circuit, str(baselines["status"][0])), STORED
+            return FoundEdges(graph, circuit.as_edges.over_roles.in_circuit, str(baselines["status"][0])), STORED
         assert prompts is not None
         prompts = prompts_at(self.checkpoint, settings, prompts)
         report = find_circuit(weights, prompts, settings, score_edges(weights, prompts, settings))
-        return FoundEdges(graph, report.circuit.as_edges.in_circuit, report.status), COMPUTED
+        return FoundEdges(graph, report.circuit.as_edges.over_roles.in_circuit, report.status), COMPUTED
 
     def _unusable(self, folder: ResultsFolder, asked: BaseConfig | None) -> str:
         """Why a stored result cannot be used; empty if it can."""

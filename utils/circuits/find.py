@@ -109,11 +109,8 @@ def circuit_prompts(
             a size in `search.sizes` exceeds the graph, or the metric has no raw faithfulness, or not the gradient that
             scores need.
     """
-    sizes, n_edges = settings.search.sizes, graph_of(shape, settings.level).n_edges
-    if sizes and sizes[-1] > n_edges:
-        raise UserError(
-            f"search.sizes: {sizes[-1]} is more than the {n_edges} {settings.level}s of the model; leave it out"
-        )
+    if settings.positions and settings.level != "edge":
+        raise UserError(f"positions: tells edges apart, not {settings.level}s; leave it out, or use level=edge")
     if settings.level != "edge" and settings.eap.method == "information_flow_routes":
         raise UserError("eap.method: information_flow_routes scores edges alone; use eap_ig, or level=edge")
     if settings.level == "neuron" and settings.ablation != "patching":
@@ -126,7 +123,12 @@ def circuit_prompts(
         raise UserError(
             f"eap.method: {settings.eap.method} takes the gradient of the clean run, where that of kl is 0; use eap_ig"
         )
-    prompts = split_prompts(settings, task, tokenizer, shape)
+    prompts = split_prompts(settings, task, tokenizer, shape, with_roles=settings.positions)
+    sizes, n_edges = settings.search.sizes, graph_of(shape, settings.level, prompts.scoring.roles).n_edges
+    if sizes and sizes[-1] > n_edges:
+        raise UserError(
+            f"search.sizes: {sizes[-1]} is more than the {n_edges} {settings.level}s of the model; leave it out"
+        )
     if "mean" not in settings.ablation:
         return prompts
     return replace(prompts, reference_tokens=_reference_tokens(settings, prompts, tokenizer))
@@ -159,11 +161,16 @@ def _reference_tokens(
 
 
 def split_prompts(
-    settings: PairSettings, task: Task, tokenizer: PreTrainedTokenizerBase, shape: Shape
+    settings: PairSettings,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    shape: Shape,
+    *,
+    with_roles: bool = False,
 ) -> CircuitPrompts:
     """The same, whatever is measured on them."""
     pairs = circuit_pairs(settings, task, tokenizer)
-    prompts = task.tokenise(tokenizer, pairs, settings.prepend_bos)
+    prompts = task.tokenise(tokenizer, pairs, settings.prepend_bos, with_roles=with_roles)
     prompts.require_fit(task.name, shape)
     if settings.evaluate_on == "same":
         return CircuitPrompts(task, prompts, prompts)

@@ -32,7 +32,7 @@ from ..models import local
 from ..models.checkpoint import LoadedCheckpoint, describe, load_weights, resolve_device
 from ..models.family import resolve_family
 from ..models.revisions import GENERAL, Named, read_names
-from ..results.edges import named_targets
+from ..results.edges import named_sources, named_targets
 from ..tasks import Prompts, Task
 from .find import CircuitPrompts, circuit_prompts, evaluator_of
 from .keys import CircuitSettings, TaskSettings
@@ -290,7 +290,7 @@ def edge_mask(edges: Any, graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
         if missing := {"source", "target"} - set(edges.columns):
             raise UserError(f"edges: the data frame has no column {min(missing)!r}")
         targets = named_targets(edges) if "input" in edges else edges["target"]
-        edges = [f"{source}->{target}" for source, target in zip(edges["source"], targets, strict=True)]
+        edges = [f"{source}->{target}" for source, target in zip(named_sources(edges), targets, strict=True)]
     refusal = f"edges: {edges!r} is neither names of edges, nor a circuit, a data frame, a mask or a file"
     mask = torch.zeros_like(graph.edge_mask)
     for name in names_in(edges, refusal):
@@ -339,13 +339,16 @@ class Evaluation:
 
 def evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *, without: bool) -> Evaluation:
     """The model with some edges alone, or `without` them; see `cot.evaluate`."""
-    graph = require_model(model).graph
+    require_model(model)
+    # Edges are checked before prompts are made, unless it takes prompts to know their roles.
+    made = with_prompts(model, task, keys) if keys.get("positions") else None
+    graph: Graph | Units = Graph.of(model.weights, None if made is None else made[1].evaluation.roles)
     mask = edge_mask(edges, graph)
     if isinstance(edges, str | Path) and "->" not in str(edges):
         edges = read_circuit(edges, graph)
     if isinstance(edges, MeasuredCircuit) and isinstance(edges.circuit.graph, Units):
         graph, mask = edges.circuit.graph, edges.circuit.in_circuit
-    settings, prompts = with_prompts(model, task, keys)
+    settings, prompts = made or with_prompts(model, task, keys)
     evaluator = evaluator_of(model.weights, prompts, settings, graph)
     mask = graph.edge_mask & ~mask if without else mask
     values = evaluator(mask[None])[0]

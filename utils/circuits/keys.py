@@ -190,6 +190,8 @@ class CircuitKeys(PairKeys):
     level: Level = "edge"
     """What circuits [consist of](../docs/circuits.md#nodes-and-neurons): the `edge`, the `node` (heads and MLPs) or the
     `neuron` (hidden units of MLPs, and what heads hold before W_O)."""
+    positions: bool = False
+    """Tell edges apart by the [role of the token](../docs/circuits.md#by-the-role-of-a-token) where they are read."""
     search: SearchConfig = SearchConfig()
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -246,6 +248,12 @@ class CircuitsConfig(RedrawKeys, CircuitSettings, TaskConfig):
     `.pt`: `eap_ig_json`, `eap_ig_pt`, `mib_folder`, `graphml`, `circuit_tracer_json`, `circuitkit_scores`."""
     export_json: bool = execution(False)
     """The same as `export: [eap_ig_json]`."""
+
+    @model_validator(mode="after")
+    def _roles_stay_here(self) -> CircuitsConfig:
+        if self.positions and self.formats:
+            raise ValueError("export: files of other programs have no roles of tokens; leave out export or positions")
+        return self
 
     @property
     def formats(self) -> list[ExportFormat]:

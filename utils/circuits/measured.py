@@ -31,6 +31,7 @@ from circuits_over_time.edge_attribution_patching.circuits.formats import (
 from circuits_over_time.edge_attribution_patching.circuits.search import prune
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+from circuits_over_time.edge_attribution_patching.model.pairs import TokenRoles
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
 from circuits_over_time.edge_attribution_patching.units import Units
@@ -40,7 +41,7 @@ from ..base.files import atomic_write
 from ..config.keywords import validated
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.checked import STAMP
-from ..results.edges import by_node, named_targets, with_inputs
+from ..results.edges import by_node, named_targets, over_roles, with_inputs
 from ..results.kinds import (
     BASELINES,
     CONTROLS,
@@ -212,14 +213,16 @@ class MeasuredCircuit:
         atomic_write(path / ending.partition("/")[2] if format == "mib_folder" else path, data)
 
     def to_networkx(self) -> networkx.MultiDiGraph:
-        """The edges as a graph of networkx. An edge's key is `q`, `k`, `v` or empty, its attributes its columns."""
+        """The edges as a graph of networkx. An edge's key is `q`, `k`, `v` or empty, its attributes its columns.
+
+        With roles of tokens the key names them: `q@end`.
+        """
         import networkx
 
         graph = networkx.MultiDiGraph(**self.about)
         for edge in self.edges.to_dict("records"):
-            graph.add_edge(
-                edge["source"], edge["target"], key=edge["input"], **{str(name): edge[name] for name in edge}
-            )
+            key = "@".join([edge["input"], *([edge["role"]] if "role" in edge else [])])
+            graph.add_edge(edge["source"], edge["target"], key=key, **{str(name): edge[name] for name in edge})
         return graph
 
     def draw(self, strongest: int = SHOWN, **style: Any) -> go.Figure:
@@ -239,7 +242,7 @@ class MeasuredCircuit:
             raise ValueError(f"strongest={strongest!r}: not a number of edges, 1 or more")
         if not len(self.edges):
             raise ValueError(f"there is no circuit to draw: {self.status}")
-        edges = self.listed if len(self.units) else self.edges[:strongest]
+        edges = self.listed if len(self.units) else over_roles(self.edges)[:strongest]
         drawing = draw_circuit(edges, f"Circuit{self._of()}", self._in_words(strongest))
         with errors_of_python():
             return styled(drawing, validated(Style, style, style))
@@ -253,7 +256,7 @@ class MeasuredCircuit:
         title, *lines = (escape(line.strip()) for line in repr(self).split("\n"))
         html = f"<b>{title}</b><br>{'<br>'.join(lines)}"
         if len(self.edges):
-            html += svg_of(self.edges[:SHOWN]) + self.edges[:10].to_html(
+            html += svg_of(over_roles(self.edges)[:SHOWN]) + self.edges[:10].to_html(
                 index=False, float_format="{:.3g}".format, border=0
             )
         return html
@@ -338,19 +341,23 @@ def measure_circuit(
 def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, CircuitPrompts]:
     """The prompts of every task, by its name, with the circuit that is given; errors of `given_circuit`."""
     check_attention(config, shape)
-    given = None if config.circuit is None else given_circuit(Path(config.circuit), shape)
+    path, given = Path(config.circuit or ""), None
+    if config.circuit is not None and not config.positions:  # Before any prompts are made, where it does not take them.
+        given = given_circuit(path, shape, None)
     prompts = {task.name: circuit_prompts(config, task, tokenizer, shape) for task in tasks_of(config)}
-    return {name: replace(of_task, given=given) for name, of_task in prompts.items()}
+    if config.circuit is None or given is not None:
+        return {name: replace(of_task, given=given) for name, of_task in prompts.items()}
+    return {name: replace(one, given=given_circuit(path, shape, one.scoring.roles)) for name, one in prompts.items()}
 
 
-def given_circuit(path: Path, shape: Shape) -> Circuit:
-    """The circuit of a file, for a model of this shape.
+def given_circuit(path: Path, shape: Shape, roles: TokenRoles | None) -> Circuit:
+    """The circuit of a file, for a model of this shape and prompts whose tokens have these roles.
 
     Raises:
         UserError: if it is of another model, or has no edge on a path from `input` to `logits`.
     """
     try:
-        read = read_circuit(path, Graph.of(shape))
+        read = read_circuit(path, Graph.of(shape, roles))
         if (width := read.about.get("d_model", shape.d_model)) != shape.d_model:
             raise UserError(f"{path}: the circuit is one of a model of width {width}, this one has {shape.d_model}")
         if not bool(prune(read.circuit.in_circuit[None], read.circuit.graph).any()):
@@ -455,7 +462,7 @@ def _as_measured(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Tables with the edges as they were before they became text."""
     if "graphs" in tables:
         edges = with_inputs(tables["graphs"])
-        tables["graphs"] = edges.astype(dict.fromkeys(edges.columns[3:], "float32"))
+        tables["graphs"] = edges.astype(dict.fromkeys(edges.columns[3:].difference(["role"]), "float32"))
     return tables
 
 

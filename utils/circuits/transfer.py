@@ -117,7 +117,8 @@ class StoredCircuits:
         else:
             sources = found
         pairs = [(task, other) for other in sources]
-        pairs += [(other, step) for other in (one.name for one in tasks_of(config)) if other != task]
+        if not config.positions:  # Other tasks have other roles.
+            pairs += [(other, step) for other in (one.name for one in tasks_of(config)) if other != task]
         return [circuit for pair in pairs if (circuit := self.at(*pair)) is not None]
 
 
@@ -160,8 +161,8 @@ def measure(
     if not circuits:
         return {"transfer": Result(pd.DataFrame(columns=list(TRANSFER.columns)))}
     prompts = prompts_at(checkpoint, config, inputs.prompts[task.name])
-    given = prompts.given
-    graph = graph_of(checkpoint.weights, config.level) if given is None else given.graph
+    given, roles = prompts.given, prompts.evaluation.roles
+    graph = graph_of(checkpoint.weights, config.level, roles) if given is None else given.graph
     evaluator = evaluator_of(checkpoint.weights, prompts, config, graph)
     values = torch.cat([evaluator(_masks(circuits[i : i + STACK], evaluator)) for i in range(0, len(circuits), STACK)])
     return {"transfer": Result(_table(circuits, values, evaluator, prompts))}

@@ -56,13 +56,13 @@ class Edges:
     @cached_property
     def heads(self) -> Bool[Tensor, " node"]:
         """Which nodes (`logits` last) are attention heads."""
-        return torch.tensor([name.startswith("a") for name in [*self.graph.forward_nodes, "logits"]])
+        return torch.tensor([name.startswith("a") for name in [*self.graph.plain.forward_nodes, "logits"]])
 
     def nodes(self, masks: Bool[Tensor, "circuit edge"]) -> Bool[Tensor, "circuit node"]:
-        """Which nodes have an edge in each circuit, `logits` last."""
-        counts = torch.zeros(len(masks), self.graph.n_forward + 1, dtype=torch.int32)
+        """Which nodes have an edge in each circuit, at any role; `logits` last."""
+        counts = torch.zeros(len(masks), self.graph.n_nodes + 1, dtype=torch.int32)
         sources, inputs = self.graph.ends(self.flat).T
-        for ends in (sources, self.graph.forward_of_backward[inputs]):  # of `logits` that is n_forward
+        for ends in (sources % self.graph.n_nodes, self.graph.forward_of_backward[inputs]):
             counts.index_add_(1, ends, masks.int())
         return counts > 0
 

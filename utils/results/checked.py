@@ -120,7 +120,7 @@ def _written_hashes(path: Path, stamp: Stamp) -> dict[str, str]:
 
 def wrong_in(table: pd.DataFrame, kind: ResultSchema, model: str, step: int) -> str:
     """What is wrong with a checkpoint's table; empty if it is as its kind says."""
-    columns = [*STAMP, *kind.columns]
+    columns = [*STAMP, *kind.columns_of(table)]
     if kind.columns and list(table.columns) != columns:
         absent = [name for name in columns if name not in table]
         return f"has no column '{absent[0]}'" if absent else f"has other columns: {', '.join(map(str, table.columns))}"

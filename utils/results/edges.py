@@ -40,6 +40,30 @@ def is_of_units(edges: pd.DataFrame) -> bool:
     return len(edges) > 0 and not bool((edges["source"] == "input").any())
 
 
+def named_sources(edges: pd.DataFrame) -> pd.Series:
+    """The source of each edge as the graph names it: `a0.h1`, or `a0.h1@s2` where edges have roles of tokens."""
+    sources = edges["source"].astype("str")
+    if "role" not in edges:
+        return sources
+    roles = edges["role"].fillna("").astype("str")
+    return sources.where(roles == "", sources + "@" + roles)
+
+
+def over_roles(edges: pd.DataFrame) -> pd.DataFrame:
+    """A list of edges with roles of tokens as one of edges: of each the sum of its scores, strongest first.
+
+    What else is known of it is what holds of its strongest role.
+    """
+    if "role" not in edges or edges["role"].isna().all():
+        return edges
+    edges, ends = with_inputs(edges), ["source", "target", "input"]
+    sums = edges.groupby(ends, observed=True)["score"].transform("sum")
+    strongest = edges["score"].abs().sort_values(ascending=False, kind="stable").index
+    one_each = edges.assign(score=sums).loc[strongest].drop_duplicates(ends).drop(columns="role")
+    ranked = one_each["score"].abs().sort_values(ascending=False, kind="stable").index
+    return one_each.loc[ranked].reset_index(drop=True)
+
+
 def named_targets(edges: pd.DataFrame) -> pd.Series:
     """The target of each edge as the graph names it: `a5.h0<q>`, `m5`, `logits`."""
     split = with_inputs(edges)

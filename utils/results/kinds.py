@@ -7,7 +7,7 @@ the meanings over into docs/results.md.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -28,6 +28,7 @@ class ResultSchema:
         summaries: tables about all checkpoints of a model: file name without its ending -> column (after `model`) ->
             meaning.
         added: columns that tables of earlier versions lack: they are read as empty.
+        optional: the last columns, which only some tables have.
         texts: the columns that hold text; all others hold numbers, or true and false. None if nobody says.
         may_be_empty: of `layer` and `head`, those that are empty in rows that are not about a head.
         never_empty: whether a table has at least one row.
@@ -43,11 +44,16 @@ class ResultSchema:
     companions: Mapping[str, str] = field(default_factory=dict)
     summaries: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     added: Sequence[str] = ()
+    optional: Sequence[str] = ()
     texts: Sequence[str] | None = None
     may_be_empty: Sequence[str] = ()
     never_empty: bool = False
     one_row: bool = False
     version: int = 1
+
+    def columns_of(self, table: Container[str]) -> list[str]:
+        """The columns that a table must have: all but those optional ones that it lacks."""
+        return [name for name in self.columns if name in table or name not in self.optional]
 
 
 _FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))

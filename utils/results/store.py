@@ -124,9 +124,10 @@ class ResultsFolder:
         if unknown := files.keys() - self.kind.companions:
             raise ValueError(f"{self.kind.name} has no {min(unknown)} files next to its tables")
         table = result.table.reset_index(drop=True)
-        if list(table.columns) != list(self.kind.columns):
-            raise ValueError(f"a table of {self.kind.name} has {list(self.kind.columns)}, not {list(table.columns)}")
-        table = table.assign(model=self.model, step=step, tokens=tokens)[[*STAMP, *self.kind.columns]]
+        columns = self.kind.columns_of(table)
+        if list(table.columns) != columns:
+            raise ValueError(f"a table of {self.kind.name} has {columns}, not {list(table.columns)}")
+        table = table.assign(model=self.model, step=step, tokens=tokens)[[*STAMP, *columns]]
         return files | {".csv": csv_bytes(table)}
 
     def write(self, step: int, suffix: str, data: bytes, *, sync_folder: bool = True) -> Path:
@@ -151,7 +152,7 @@ class ResultsFolder:
             order = [name for name in (*STAMP, *self.kind.columns) if name in table or name in self.kind.added]
             table = table.reindex(columns=list(dict.fromkeys([*order, *table.columns])))
         # The columns of a sound table may be those of an older version of its kind.
-        if known and {*STAMP, *self.kind.columns} <= set(table):
+        if known and {*STAMP, *self.kind.columns_of(table)} <= set(table):
             # As it was written, but its folder or a copy of it has another name since.
             if reason := of_another(table, self.model, step):
                 way_out = f"give its folder its old name back, or run: {self.how_to_make(overwrite=True)}"

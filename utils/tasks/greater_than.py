@@ -13,7 +13,7 @@ depends on how the tokenizer cuts years:
 The years are those from 1100 to 1799 that are cut so and have both a right and a wrong answer. A year that is its own
 corruption (1701, or 1730) makes no prompt.
 
-`meta` columns: noun, century (17), year (1732).
+`meta` columns: noun, century (17), year (1732). Roles of tokens: noun, century and digits (of the first year), end.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from ..base.errors import UserError
 from ..config.keys import PromptOptions
 from .prompts import Pair, Task
+from .roles import slot_spans
 from .sampling import draw, seeded, unravel
 from .vocabulary import continuations, encode, known_texts, single_tokens, unknown_token
 from .word_lists import STUDY, words
@@ -150,7 +151,9 @@ def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
         firsts = (year, start * base + CORRUPTED_DIGITS[digits])
         clean, corrupted = (TEMPLATE.format(noun=noun, year=first, century=start) for first in firsts)
         meta = {"noun": noun, "century": year // 100, "year": year}
-        made.append(Pair(clean, corrupted, *sets[year % base], meta, f"greater_than prompt {len(made)}"))
+        (of_noun, (_, first, last), _) = slot_spans(TEMPLATE, {"noun": noun, "year": str(year), "century": str(start)})
+        roles = (of_noun, ("century", first, last - digits), ("digits", last - digits, last))
+        made.append(Pair(clean, corrupted, *sets[year % base], meta, f"greater_than prompt {len(made)}", roles))
     return made
 
 

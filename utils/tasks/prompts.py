@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import UserError
 from ..config.keys import USUAL_PROMPTS, PromptOptions, StartToken
 from .metrics import ALL_METRICS, METRICS, STUDY_METRICS, Answers
+from .roles import Span, token_roles
 from .vocabulary import encode, refuse, require_embedded, unknown_token
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from circuits_over_time.edge_attribution_patching.model.architectures import Shape
-    from circuits_over_time.edge_attribution_patching.model.pairs import Metric, TokenPairs
+    from circuits_over_time.edge_attribution_patching.model.pairs import Metric, TokenPairs, TokenRoles
     from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
 
@@ -48,6 +49,7 @@ class Prompts:
         answers: the right and the wrong answers.
         meta: one row per prompt with what it was built from (each task's module lists its columns).
         positions: named positions in the clean prompt. Every task has `end`, the last token.
+        roles: the role of every token, where edges are told apart by them.
     """
 
     clean: Int[Tensor, "n width"]
@@ -57,6 +59,7 @@ class Prompts:
     texts: list[tuple[str, str]]
     meta: pd.DataFrame
     positions: dict[str, Int[Tensor, n]]
+    roles: TokenRoles | None = None
 
     def __post_init__(self) -> None:
         """Check that all parts describe the same prompts; else it is a ValueError."""
@@ -76,7 +79,7 @@ class Prompts:
         """The tokens as the engine takes them."""
         from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 
-        return TokenPairs(self.clean, self.corrupted, self.lengths)
+        return TokenPairs(self.clean, self.corrupted, self.lengths, self.roles)
 
     def metric(
         self, metric: str | MetricFunction, weights: ModelWeights | None = None, *, study: bool = False
@@ -140,6 +143,7 @@ class Prompts:
             texts=[self.texts[row] for row in rows],
             meta=self.meta.iloc[rows].reset_index(drop=True),
             positions={name: part[at] for name, part in self.positions.items()},
+            roles=None if self.roles is None else self.roles.select(at),
         )
 
     def to(self, device: torch.device | str) -> Prompts:
@@ -211,7 +215,10 @@ def _checked(metric: MetricFunction, logits: Float[Tensor, "prompt vocab"], prom
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt pair before it is tokenised, with its answers as token ids. `where` names it in errors."""
+    """One prompt pair before it is tokenised, with its answers as token ids.
+
+    `where` names it in errors, and `roles` are those of its words (`roles.py`).
+    """
 
     clean: str
     corrupted: str
@@ -219,6 +226,7 @@ class Pair:
     wrong_answers: tuple[int, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
+    roles: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -271,12 +279,19 @@ class Task:
         pairs = self.pairs(tokenizer, self.usual if n is None else n, seed, options)
         return self.tokenise(tokenizer, pairs, options.prepend_bos)
 
-    def tokenise(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], prepend_bos: StartToken) -> Prompts:
-        """Pairs of the task as prompts; errors as of `assemble`."""
+    def tokenise(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Sequence[Pair],
+        prepend_bos: StartToken,
+        *,
+        with_roles: bool = False,
+    ) -> Prompts:
+        """Pairs of the task as prompts, if asked for with the role of every token; errors as of `assemble`."""
         prompts = assemble(tokenizer, pairs, prepend_bos)
-        if self.positions is None:
-            return prompts
-        return replace(prompts, positions=prompts.positions | self.positions(prompts))
+        if self.positions is not None:
+            prompts = replace(prompts, positions=prompts.positions | self.positions(prompts))
+        return replace(prompts, roles=token_roles(tokenizer, pairs, prompts)) if with_roles else prompts
 
     @property
     def metrics(self) -> tuple[str | MetricFunction, ...]:

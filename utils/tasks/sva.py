@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.keys import PromptOptions
 from .prompts import Pair, Task
+from .roles import slot_spans
 from .sampling import draw, unravel
 from .vocabulary import continuations, require, say_left, single_tokens
 
@@ -102,7 +103,8 @@ def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     for number, stratum, index in drawn:
         structure = structures[stratum]
         choice = unravel(index, _slot_sizes(structure))
-        clean, corrupted = (_fill(structure, choice, which) for which in (number, 1 - number))
+        filled = [_words_of(structure, choice, which) for which in (number, 1 - number)]
+        clean, corrupted = (structure.template.format(**words) for words in filled)
         meta = {
             "structure": structure.name,
             "subject": structure.subjects[choice[0]][0],
@@ -112,7 +114,8 @@ def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
             "verbs": words[number],
         }
         where = f"sva prompt {len(made)} ({structure.name})"
-        made.append(Pair(clean, corrupted, answers[number], answers[1 - number], meta, where))
+        roles = slot_spans(structure.template, filled[0])
+        made.append(Pair(clean, corrupted, answers[number], answers[1 - number], meta, where, roles))
     return made
 
 
@@ -146,8 +149,8 @@ def _slot_sizes(structure: Structure) -> tuple[int, ...]:
     return (len(structure.subjects), *others, *(max(1, len(slot)) for slot in slots))
 
 
-def _fill(structure: Structure, choice: list[int], number: int) -> str:
-    """A structure's sentence with its subject in the given number (0 singular, 1 plural)."""
+def _words_of(structure: Structure, choice: list[int], number: int) -> dict[str, str]:
+    """What fills a structure's slots, with its subject in the given number (0 singular, 1 plural)."""
     subject, other, other_number, verb, other_verb, link = choice
     words = {"subject": structure.subjects[subject][number]}
     if structure.others:
@@ -158,7 +161,7 @@ def _fill(structure: Structure, choice: list[int], number: int) -> str:
         words["other_verb"] = structure.other_verbs[other_verb][other_number]
     if structure.links:
         words["link"] = structure.links[link]
-    return structure.template.format(**words)
+    return words
 
 
 TASK = Task("sva", pairs, "prob_diff", group="structure", label="Subject-verb agreement")

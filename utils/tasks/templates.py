@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.keys import SLOT, USUAL_PROMPTS, PromptOptions, TemplateKeys, as_list
 from .prompts import Pair, Task
+from .roles import slot_spans
 from .sampling import draw, seeded, unravel
 from .vocabulary import CARRIER, continuations, require, say_left
 
@@ -85,10 +86,12 @@ def pairs(
         word = pool[first]
         other, corrupted_word = corruption.choice(instead[one, _length(word)])
         filled = {slot: words[slot][place] for slot, place in zip(slots[template], rest, strict=True)}
-        clean, corrupted = (fill(keys.templates[template], {**filled, swap: text}) for text in (word, corrupted_word))
+        text = keys.templates[template]
+        clean, corrupted = (fill(text, {**filled, swap: swapped}) for swapped in (word, corrupted_word))
+        roles = slot_spans(text, {**filled, swap: word})
         meta: dict[str, Any] = {swap: word, **({kind: one} if swap in keys.words else {}), "template": template}
         meta |= {slot: filled.get(slot, "") for slot in listed} | {f"corrupted_{swap}": corrupted_word}
-        made.append(Pair(clean, corrupted, tokens[one], tokens[other], meta, f"{name} prompt {len(made)}"))
+        made.append(Pair(clean, corrupted, tokens[one], tokens[other], meta, f"{name} prompt {len(made)}", roles))
     return made
 
 

@@ -1,0 +1,101 @@
+"""Circuits by the roles of tokens, from the script to figures and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import circuits_over_time as cot
+from circuits_over_time.plotting.make_report import main as make_report
+from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.plot_circuit import FIGURE
+from circuits_over_time.utils.results.edges import over_roles
+from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.sweep.runner import main
+from get_circuits_over_time import ANALYSIS
+from tests.support.paths import TOY
+
+STEP = 1350
+COMMON = [f"model={TOY}", "n_prompts=12", "n_random=3", "device=cpu", "eap.ig_steps=4", "seed=3"]
+
+
+def circuits(results: Path, *overrides: str) -> int:
+    return main(ANALYSIS, [*COMMON, f"checkpoints=[{STEP}]", f"results_dir={results}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results with and without roles. Do not change them."""
+    results = tmp_path_factory.mktemp("positions")
+    for positions in ("true", "false"):
+        assert circuits(results, "task=[ioi, sva]", f"positions={positions}", "transfer=all") == 0
+    return results
+
+
+@pytest.mark.parametrize("task", ["ioi", "sva"])
+def test_scores_of_roles_add_up_and_the_library_finds_the_same(found: Path, task: str) -> None:
+    store = Store(found)
+    of_roles, _ = store.folder("graphs", "toy", f"{task}@positions").read_circuit(STEP)
+    plain, _ = store.folder("graphs", "toy", task).read_circuit(STEP)
+    strongest = float(plain.scores.abs().max())
+    assert float((of_roles.over_roles.scores - plain.scores).abs().max()) < 1e-6 * strongest
+    model = cot.load(TOY, step=STEP)
+    keys = {"n_prompts": 12, "n_random": 3, "ig_steps": 4, "seed": 3}
+    circuit = cot.find_circuit(model, cot.task(task), positions=True, **keys)
+    read = store.folder("graphs", "toy", f"{task}@positions").read_table(STEP)
+    assert list(circuit.edges.columns)[-1] == "role"
+    ends = ["source", "target", "input", "role"]
+    assert read[ends].astype(str).equals(circuit.edges[ends].astype(str))
+    assert set(read["role"].astype(str)) <= set(of_roles.graph.roles)
+    again = cot.evaluate(model, cot.task(task), circuit.edges, positions=True, **keys)
+    assert again.faithfulness == circuit.faithfulness
+    without_roles = [f"{row.source}->{row.target}" for row in circuit.edges[circuit.edges["input"] == ""].itertuples()]
+    assert cot.evaluate(model, cot.task(task), without_roles, positions=True, **keys).n_edges >= len(set(without_roles))
+    with pytest.raises(ValueError, match="it needs positions"):
+        cot.evaluate(model, cot.task(task), circuit, **keys)
+
+
+def test_a_circuit_works_as_well_in_its_own_checkpoint_and_on_no_other_task(found: Path) -> None:
+    transfer = Store(found).folder("transfer", "toy", "sva@positions").read_table(STEP)
+    faithfulness = Store(found).folder("faithfulness", "toy", "sva@positions").read_table(STEP)
+    assert transfer["from_task"].tolist() == ["sva@positions"]
+    assert transfer["metric"].tolist() == faithfulness.loc[faithfulness["selected"], "metric"].tolist()
+
+
+def test_the_circuit_of_the_results_is_given_to_its_task_alone(
+    found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = found / "graphs" / "toy" / "sva@positions" / f"step{STEP:06d}.pt"
+    assert circuits(tmp_path, "task=sva", "positions=true", f"circuit={path}") == 0
+    given = Store(tmp_path).folder("controls", "toy", "sva@positions").read_table(STEP)
+    own = Store(found).folder("controls", "toy", "sva@positions").read_table(STEP)
+    assert given["metric"][0] == pytest.approx(own["metric"][0], rel=1e-5)
+    for task, line in (("ioi", "the roles of its tokens are subject, "), ("sva", "leave out export or positions")):
+        more = ["export=[graphml]"] if task == "sva" else [f"circuit={path}"]
+        assert circuits(tmp_path / "none", f"task={task}", "positions=true", *more) == 2
+        assert line in capsys.readouterr().err
+    assert circuits(tmp_path / "none", "task=sva", "positions=true", "level=node") == 2
+    assert "positions: tells edges apart, not nodes" in capsys.readouterr().err
+
+
+def test_figures_and_the_report_add_up_roles(found: Path, tmp_path: Path) -> None:
+    edges = Store(found).folder("graphs", "toy", "sva@positions").read_table(STEP)
+    added = over_roles(edges)
+    assert added["score"].sum() == pytest.approx(edges["score"].sum())
+    assert not added.duplicated(["source", "target", "input"]).any()
+    assert over_roles(added) is added
+    assert figure_main(FIGURE, ["-r", str(found), "-o", str(tmp_path), "-t", "sva@positions"]) == 0
+    (drawn,) = tmp_path.glob("*.html")
+    assert "Subject-verb agreement (positions)" in drawn.read_text()
+    assert make_report(["-r", str(found), "-o", str(tmp_path / "report.html")]) == 0
+    assert "sva@positions" in (tmp_path / "report.html").read_text()
+
+
+def test_a_role_in_files_is_of_a_column_that_other_circuits_lack(found: Path) -> None:
+    headers = {
+        name: list(pd.read_csv(found / "graphs" / "toy" / name / f"step{STEP:06d}.csv", nrows=0).columns)
+        for name in ("sva", "sva@positions")
+    }
+    assert headers["sva@positions"] == [*headers["sva"], "role"]
