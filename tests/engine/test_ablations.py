@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import circuits_over_time as cot
 from circuits_over_time.edge_attribution_patching.choices import Ablation, Method
+from circuits_over_time.edge_attribution_patching.circuits.controls import random_circuits
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
 from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, prune, ranked_edges, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
@@ -18,6 +20,7 @@ from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.reference import Reference
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
+from circuits_over_time.utils.circuits.handle import with_prompts
 from tests.engine.test_linear_model import linear_weights, logit_difference
 from tests.support import eap_reference
 from tests.support.float64 import Float64, in_float64
@@ -123,6 +126,46 @@ def test_padding_changes_no_mean_and_a_prompt_longer_than_all_others_has_none() 
     pairs = TokenPairs(wider, wider, torch.full_like(lengths, longest + 1))
     with pytest.raises(ValueError, match=f"has {longest + 1} tokens, but no reference prompt more than {longest}"):
         CircuitEvaluator(weights, pairs, eap_reference.logit_diff_metric(97, 4), reference=other)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_the_search_and_random_circuits_are_evaluated_with_nodes_held_by_hand(ablation: Ablation) -> None:
+    model, task = cot.load(str(TOY), step=1350), cot.task("sva")
+    n = 8 if ablation == "mean_positional" else 4  # With fewer, means by position leave too small a gap.
+    keys = {"n_prompts": n, "ig_steps": 2, "n_random": 1, "ablation": ablation}
+    found = cot.find_circuit(model, task, **keys)
+    _, prompts = with_prompts(model, task, keys)
+    scoring, evaluation = prompts.scoring, prompts.evaluation
+    network = AutoModelForCausalLM.from_pretrained(TOY / "step1350", dtype=torch.float32)  # It is stored in float16.
+    metric = evaluation.metric(task.primary)
+    tokens, lengths = torch.cat([scoring.clean, evaluation.clean]), torch.cat([scoring.lengths, evaluation.lengths])
+    with torch.no_grad():
+        held = eap_reference.mean_outputs(network, tokens, lengths, positional=ablation == "mean_positional")
+    held = torch.zeros_like(held) if ablation == "zero" else held
+
+    def mean_metric(mask: Tensor) -> float:
+        with torch.no_grad():
+            logits = [
+                eap_reference.ablated_logits(network, row[:n], held, mask)
+                for row, n in zip(evaluation.clean, evaluation.lengths.tolist(), strict=True)
+            ]
+        return float(metric(torch.stack(logits), torch.arange(len(logits))).mean())
+
+    graph, scores = found.circuit.graph, found.circuit.scores
+    assert found.corrupted == pytest.approx(mean_metric(torch.zeros_like(graph.edge_mask)), abs=1e-5)
+    # The chosen size and the one below: the first reaches the threshold, the other does not.
+    curve = found.curve.set_index("size")["metric"]
+    sizes = [size for size in curve.index if found.size is not None and size <= found.size][-2:]
+    masks = top_n_masks(edge_order(scores, graph, "greedy"), graph, sizes)
+    by_hand = [mean_metric(mask) for mask in masks]
+    assert curve[sizes].tolist() == pytest.approx(by_hand, abs=1e-5)
+    below, reached = ((value - found.corrupted) / (found.full - found.corrupted) for value in by_hand)  # type: ignore[operator]
+    assert below < 0.8 <= reached
+
+    masks = torch.cat([found.circuit.in_circuit[None], random_circuits(found.circuit, 1, seed=0)])
+    # A node that the clean prompt no longer reaches writes what it does ablated: its edges are as good as pruned.
+    expected = [mean_metric(mask) for mask in (*masks, *prune(graph.edge_mask & ~masks, graph))]
+    assert found.controls["metric"].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.skipif(not PEER_FILES.is_dir(), reason="the numbers of the published EAP-IG are not here")

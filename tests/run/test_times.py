@@ -37,6 +37,8 @@ def test_passes_are_those_of_the_benchmarks() -> None:
     assert of(n_random=0) == 3 * 20 + 15
     assert of(n_random=10, eap={"ig_steps": 5}, search={"mib": True}) == 15 + 15 + 7 + 7
     assert of(n_random=0, search={"sizes": [10, 20]}) == 60 + 1 + 0.7
+    assert of(n_random=0, ablation="mean") == 60 + 15 + 1  # the pass over the reference prompts
+    assert of(n_random=0, ablation="zero") == 60 + 15
     assert of(n_random=0, eap={"method": "exact"}) == 0
     assert of(n_random=0, eap={"method": "eap_ig_activations"}) == 3 * 5 * (2 * 2 + 1) + 15
 

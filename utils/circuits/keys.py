@@ -343,8 +343,9 @@ def passes(settings: CircuitSettings, n_layers: int, *, given: bool = False) -> 
     if given:  # One circuit, without scores and a search.
         scores, circuits = 0, 1.35 + 7 * search.mib
     checks = 0.7 * settings.n_random + 70 * settings.hypothesis_tests
-    # Scores take one half of the prompts, and circuits the other.
-    return (scores + circuits + checks) / (2 if settings.evaluate_on == "heldout" else 1)
+    # Scores take one half of the prompts, and circuits the other; means are those of all.
+    means = 1 if "mean" in settings.ablation else 0
+    return means + (scores + circuits + checks) / (2 if settings.evaluate_on == "heldout" else 1)
 
 
 def check_transfer(config: CircuitsConfig, store: Store, model: str, steps: Sequence[int]) -> None:
