@@ -74,6 +74,8 @@ def export(circuit: Circuit, format: ExportFormat, origin: Origin) -> tuple[str,
     suffix = SUFFIXES[format]
     if circuit.graph.roles:
         raise ValueError("files of other programs have no roles of tokens; save this circuit as .pt")
+    if isinstance(circuit.graph, Units) and circuit.graph.level == "neuron":
+        raise ValueError("files of other programs have no neurons; save this circuit as .pt")
     if format == "circuitkit_scores":
         return suffix, _json(_circuitkit(circuit, origin))
     circuit = circuit.as_edges
@@ -178,9 +180,8 @@ def _circuit_tracer(circuit: Circuit, origin: Origin) -> dict[str, Any]:
 
 def _circuitkit(circuit: Circuit, origin: Origin) -> dict[str, Any]:
     graph = circuit.model_graph
-    of_nodes = circuit.scores * circuit.graph.edge_mask
-    units = circuit.graph if isinstance(circuit.graph, Units) else None
-    strengths = (of_nodes.abs().sum(1) if units is None else units.by_node(of_nodes).abs()).tolist()
+    sizes = circuit.scores.abs() * circuit.graph.edge_mask
+    strengths = (circuit.graph.by_node(sizes) if isinstance(circuit.graph, Units) else sizes.sum(1)).tolist()
     named = {_circuitkit_name(name): score for name, score in zip(graph.forward_nodes[1:], strengths[1:], strict=True)}
     members = nodes_in(circuit.in_circuit[None], circuit.graph)[0].tolist()
     listed = [_circuitkit_name(name) for name, member in zip(graph.forward_nodes, members, strict=False) if member]

@@ -473,7 +473,8 @@ def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(toy_fami
 def test_circuits_of_nodes_and_neurons_are_results_like_others(hand_built: Path, tmp_path: Path, level: str) -> None:
     """Under a name of their own, with what the library finds; compared, exported, evaluated and drawn."""
     given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "n_random=2", "checkpoints=[10]", f"level={level}"]
-    given += [f"results_dir={tmp_path}", "device=cpu", "transfer=all", "export=[circuitkit_scores, eap_ig_json]"]
+    given += [f"results_dir={tmp_path}", "device=cpu", "transfer=all"]
+    given += ["export=[circuitkit_scores, eap_ig_json]"] if level == "node" else []
     assert main(ANALYSIS, given) == 0
     store, name = Store(tmp_path), f"ioi@{level}"
     assert store.tasks("graphs", "hand") == [name]
@@ -505,10 +506,16 @@ def test_circuits_of_nodes_and_neurons_are_results_like_others(hand_built: Path,
     without = store.folder("controls", "hand", name).read_table(10).query("control == 'without_circuit'")["metric"]
     assert cot.ablate(model, task, found, n_prompts=6).metric == pytest.approx(without.item(), rel=1e-4, abs=1e-4)
 
-    of_nodes = circuit.graph.by_node(circuit.scores)  # type: ignore[attr-defined]
-    exported = json.loads(folder.file(10, ".circuitkit_scores.json").read_text())["node_scores"]
-    assert list(exported.values()) == pytest.approx(of_nodes[1:].abs().tolist())
-    assert torch.equal(of_eap_ig_json(folder.read_json(10)).in_circuit, circuit.as_edges.in_circuit)
+    if level == "node":
+        of_nodes = circuit.graph.by_node(circuit.scores)  # type: ignore[attr-defined]
+        exported = json.loads(folder.file(10, ".circuitkit_scores.json").read_text())["node_scores"]
+        assert list(exported.values()) == pytest.approx(of_nodes[1:].abs().tolist())
+        assert torch.equal(of_eap_ig_json(folder.read_json(10)).in_circuit, circuit.as_edges.in_circuit)
+        found.save(tmp_path / "circuit.json")
+        assert cot.evaluate(model, task, tmp_path / "circuit.json", n_prompts=6).metric == pytest.approx(again.metric)
+    else:
+        with pytest.raises(ValueError, match=r"circuit\.json: files of other programs have no neurons; save"):
+            found.save(tmp_path / "circuit.json")
     (checkpoint,) = read_trajectory(store, "hand", name).checkpoints.values()
     assert checkpoint.size is not None
     assert torch.equal(grown(checkpoint, checkpoint.size), circuit.in_circuit)
@@ -530,6 +537,7 @@ def test_levels_that_cannot_be_measured_are_refused(hand_built: Path, capsys: py
             ["level=node", "eap.method=information_flow_routes"],
             "information_flow_routes scores edges alone",
         ),
+        (["level=neuron", "export=[graphml]"], "export: files of other programs have no neurons; leave out export"),
         (["level=node", "search.sizes=[5000]"], "nodes of the model; leave it out"),
     ):
         assert main(ANALYSIS, [*given, *wrong]) == 2

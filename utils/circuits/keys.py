@@ -250,9 +250,11 @@ class CircuitsConfig(RedrawKeys, CircuitSettings, TaskConfig):
     """The same as `export: [eap_ig_json]`."""
 
     @model_validator(mode="after")
-    def _roles_stay_here(self) -> CircuitsConfig:
+    def _some_stay_here(self) -> CircuitsConfig:
         if self.positions and self.formats:
             raise ValueError("export: files of other programs have no roles of tokens; leave out export or positions")
+        if self.level == "neuron" and self.formats:
+            raise ValueError("export: files of other programs have no neurons; leave out export, or use level=node")
         return self
 
     @property

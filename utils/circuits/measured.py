@@ -209,7 +209,10 @@ class MeasuredCircuit:
             raise ValueError(f"{path}: the circuit does not say its {missing[0]}, which {format} holds; save as .pt")
         about = {"model": "", "task": "", "step": 0, **self.about}
         origin = Origin(str(about["model"]), str(about["task"]), int(about["step"]), int(about["d_model"]))
-        ending, data = export(self.circuit, format, origin)
+        try:
+            ending, data = export(self.circuit, format, origin)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         atomic_write(path / ending.partition("/")[2] if format == "mib_folder" else path, data)
 
     def to_networkx(self) -> networkx.MultiDiGraph:
