@@ -4,6 +4,7 @@ HTML files carry plotly.js and open offline. The others are drawn by kaleido in 
 """
 
 import argparse
+import asyncio
 import hashlib
 import html
 import logging
@@ -11,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,22 +125,48 @@ def write_drawings(drawings: Mapping[str, Drawing], folder: Path, style: Style, 
     Raises:
         UserError: if anything but HTML is asked for and no browser is installed.
     """
+    pictures = []
     for name, drawing in drawings.items():
         figure, name = styled(drawing, style), html.unescape(name)
         if style.width and not style.height and (inches := figure.layout.height / PIXELS["in"]) > _PAGE:
             logger.info("%s: %.1fin tall; for less ask for a larger width, or for fewer models or tasks", name, inches)
-        for suffix in ["csv"] * (drawing.table is not None) + [*style.format]:
+        if drawing.table is not None:
+            _write(folder / f"{name}.csv", drawing.table.to_csv(index=False, lineterminator="\n").encode())
+        for suffix in style.format:
             path = folder / f"{name}.{suffix}"
-            if suffix == "csv" and drawing.table is not None:
-                data = drawing.table.to_csv(index=False, lineterminator="\n").encode()
+            if suffix == "html":
+                _write(path, figure_html(figure, name, left_out, fixed=style.sized).encode())
             else:
-                data = (
-                    figure_html(figure, name, left_out, fixed=style.sized).encode()
-                    if suffix == "html"
-                    else _render(figure, suffix, path, style.scale)
-                )
-            atomic_write(path, data)
-            logger.info("wrote %s", path)
+                pictures.append((path, figure, suffix))
+    if pictures:
+        with ThreadPoolExecutor(1) as thread:  # A notebook's own thread has a loop that runs already.
+            thread.submit(asyncio.run, _write_pictures(pictures, style.scale)).result()
+
+
+def _write(path: Path, data: bytes) -> None:
+    atomic_write(path, data)
+    logger.info("wrote %s", path)
+
+
+async def _write_pictures(pictures: Sequence[tuple[Path, go.Figure, str]], scale: float) -> None:
+    """Write figures in a format each, all drawn by one browser: its start takes longer than a figure."""
+    # Imported here: HTML needs neither kaleido nor a browser.
+    import kaleido
+    from choreographer.browsers.chromium import ChromeNotFoundError
+
+    try:
+        # Without mathjax=False the page asks a content delivery network for it.
+        async with kaleido.Kaleido(n=1, mathjax=False) as browser:
+            for path, figure, suffix in pictures:
+                size = {"width": figure.layout.width, "height": figure.layout.height}
+                # PDF and SVG have their size in inches; only a PNG is made of more pixels for sharpness.
+                options = {"format": suffix, "scale": scale if suffix == "png" else 1, **size}
+                _write(path, await browser.calc_fig(figure, opts=options))
+    except ChromeNotFoundError:
+        raise UserError(
+            f"{pictures[0][0]}: PNG, PDF and SVG need Chromium or Chrome; install it (Debian: apt-get install "
+            "chromium, macOS: brew install --cask chromium) or ask for --format html"
+        ) from None
 
 
 def figure_html(figure: go.Figure, name: str, left_out: Sequence[str] = (), *, fixed: bool = False) -> str:
@@ -166,21 +194,3 @@ def figure_html(figure: go.Figure, name: str, left_out: Sequence[str] = (), *, f
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'</head>\n<body style="margin:0">\n{body}\n</body>\n</html>\n'
     )
-
-
-def _render(figure: go.Figure, suffix: str, path: Path, scale: float) -> bytes:
-    # Imported here: HTML needs neither kaleido nor a browser.
-    import kaleido
-    from choreographer.browsers.chromium import ChromeNotFoundError
-
-    size = {"width": figure.layout.width, "height": figure.layout.height}
-    try:
-        # Without mathjax=False the page asks a content delivery network for it.
-        # PDF and SVG have their size in inches; only a PNG is made of more pixels for sharpness.
-        options = {"format": suffix, "scale": scale if suffix == "png" else 1, **size}
-        return kaleido.calc_fig_sync(figure, opts=options, kopts={"mathjax": False})
-    except ChromeNotFoundError:
-        raise UserError(
-            f"{path}: PNG, PDF and SVG need Chromium or Chrome; install it (Debian: apt-get install chromium, "
-            "macOS: brew install --cask chromium) or ask for --format html"
-        ) from None

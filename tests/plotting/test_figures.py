@@ -585,15 +585,14 @@ def test_scripts_run_by_path_from_anywhere(store: Store, tmp_path: Path) -> None
 
 @pytest.mark.browser
 @pytest.mark.skipif(Chromium.find_browser(skip_local=False) is None, reason="no Chromium or Chrome is installed")
-def test_png_pdf_and_svg_are_drawn_in_the_browser(store: Store, tmp_path: Path) -> None:
-    assert run("plot_ioi_consistency", "-r", store.root, "-o", tmp_path, "--format", "png,pdf,svg") == 0
+def test_a_png_and_an_svg_are_drawn_by_one_browser(store: Store, tmp_path: Path) -> None:
+    assert run("plot_ioi_consistency", "-r", store.root, "-o", tmp_path, "--format", "png,svg") == 0
     png = (tmp_path / "ioi_consistency.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     figure = drawn_by(plot_ioi_consistency, store)["ioi_consistency"].titled()
     # Width and height stand in the header; figures are drawn at twice their size for sharpness.
     assert int.from_bytes(png[16:20]) == 2 * figure.layout.width
     assert int.from_bytes(png[20:24]) == 2 * figure.layout.height
-    assert (tmp_path / "ioi_consistency.pdf").read_bytes().startswith(b"%PDF")
     drawing = ElementTree.parse(tmp_path / "ioi_consistency.svg").getroot()
     assert drawing.tag.endswith("svg")
     assert "Is the IOI algorithm the same at every checkpoint?" in "".join(drawing.itertext())
@@ -608,7 +607,8 @@ def test_without_a_browser_html_is_written_and_the_line_says_what_to_install(
     assert (
         "ioi_consistency.png: PNG, PDF and SVG need Chromium or Chrome; install it" in caplog.records[-1].getMessage()
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["ioi_consistency.html"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".html"}
+    assert (tmp_path / "ioi_consistency.html").is_file()
 
 
 def test_a_results_folder_that_is_a_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -296,17 +296,21 @@ def test_the_lines_of_a_palette_differ_with_any_colour_vision(name: str, vision:
         assert distance > 9, (first, second)
 
 
-@pytest.mark.parametrize("name", ["default", "tol-bright"])
-def test_text_and_lines_stand_out_on_a_dark_page(name: str, everything: Everything) -> None:
-    style = Style(theme="dark", palette=name)
+def test_the_usual_colours_stand_out_on_a_dark_page() -> None:
+    theme = Style(theme="dark").look
+    assert all(contrast(theme.paint(colour), DARK) > 3 for colour in COLOURS)
+    assert contrast(theme.paint(INK), DARK) > 10
+
+
+def test_text_and_lines_stand_out_on_a_dark_page(everything: Everything) -> None:
+    style = Style(theme="dark", palette="tol-bright")
     with drawn_in(style.look):
         drawn = drawings_of(*everything)
     for title, drawing in drawn.items():
         figure = styled(drawing, style)
         layout = figure.layout
-        if name != "default":
-            whole = go.Figure(figure).update_layout(template="none").to_json()
-            assert not [colour for colour in COLOURS if colour in whole], f"{title}: drawn past the palette"
+        whole = go.Figure(figure).update_layout(template="none").to_json()
+        assert not [colour for colour in COLOURS if colour in whole], f"{title}: drawn past the palette"
         assert layout.template.layout.paper_bgcolor == layout.template.layout.plot_bgcolor == DARK
         assert contrast(layout.template.layout.font.color, DARK) > 10
         texts = [note for note in layout.annotations if note.font.color and not note.bgcolor]

@@ -33,7 +33,7 @@ from circuits_over_time.utils.sweep.times import gpu_hours
 from tests.support.drawings import EVERYTHING, drawings, run
 from tests.support.paths import ROOT
 from tests.support.study_results import MODELS, STEPS, write_settings, write_study
-from tests.support.synthetic_results import write, write_all
+from tests.support.synthetic_results import write
 
 COUNTS = {
     "circuit_nodes": 20,
@@ -47,6 +47,21 @@ COUNTS = {
 @pytest.fixture(scope="module")
 def agreeing(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write_study(tmp_path_factory.mktemp("agreeing"), agree=True)
+
+
+@pytest.fixture(scope="module")
+def agreed(agreeing: Store) -> pd.DataFrame:
+    """The table of these results. Do not change it."""
+    return reproduction(agreeing, EVERYTHING)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Results of a model that the study does not have."""
+    store = Store(tmp_path_factory.mktemp("others"))
+    heads = pd.DataFrame({"score": "induction", "layer": 0, "head": [0], "value": [0.1]})
+    write(store, "components", "toy", None, 8, heads, 8)
+    return store
 
 
 def only(table: pd.DataFrame, **cells: object) -> pd.Series:
@@ -77,8 +92,8 @@ def test_the_published_correlations_follow_from_the_published_means(item: str) -
             assert r == pytest.approx(number.low, abs=2e-3)
 
 
-def test_results_that_agree_agree_in_every_number(agreeing: Store) -> None:
-    table = reproduction(agreeing, EVERYTHING)
+def test_results_that_agree_agree_in_every_number(agreed: pd.DataFrame) -> None:
+    table = agreed
     assert list(table.columns) == list(COLUMNS)
     assert table.groupby("quantity").size().to_dict() == COUNTS
     assert set(table["verdict"]) == {"agrees"}
@@ -102,8 +117,8 @@ def test_results_that_disagree_disagree_in_every_number(tmp_path: Path) -> None:
     assert set(table["command"]) == {""}
 
 
-def test_medians_and_emergence_are_those_worked_out_by_hand(agreeing: Store) -> None:
-    table = reproduction(agreeing, EVERYTHING)
+def test_medians_and_emergence_are_those_worked_out_by_hand(agreeing: Store, agreed: pd.DataFrame) -> None:
+    table = agreed
     percent = agreeing.read_tables("ioi_consistency", "pythia-160m").query("level == 'induction' and step >= 4000")
     row = only(table, quantity="level_percent", model="pythia-160m", item="induction")
     assert row["measured"] == sorted(percent["percent"])[8]
@@ -236,8 +251,8 @@ def test_models_and_tasks_asked_for_are_all_there_is(agreeing: Store) -> None:
     assert len(table[table["quantity"] == "circuit_edges"]) == 5
 
 
-def test_figure_shows_every_number_and_what_was_measured(agreeing: Store) -> None:
-    table = reproduction(agreeing, EVERYTHING)
+def test_figure_shows_every_number_and_what_was_measured(agreed: pd.DataFrame) -> None:
+    table = agreed
     figure = draw_reproduction(table).figure
     titles = [note.text for note in figure.layout.annotations]
     assert len(titles) == 4 + 3 + 3 + 4
@@ -258,8 +273,13 @@ def test_a_panel_without_a_value_says_so(tmp_path: Path) -> None:
 
 
 def test_script_writes_the_figure_and_the_table(
-    agreeing: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    agreeing: Store,
+    agreed: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(plot_reproduction, "reproduction", lambda *_: agreed)  # It takes long to read.
     assert run(plot_reproduction, "-r", agreeing.root, "-o", tmp_path) == 0
     assert (tmp_path / "reproduction.html").is_file()
     table = pd.read_csv(tmp_path / "reproduction.csv")
@@ -267,9 +287,10 @@ def test_script_writes_the_figure_and_the_table(
     assert "run: python" not in caplog.text
 
 
-def test_results_of_other_models_are_refused_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store = write_all(tmp_path / "results", models=("toy",), tasks=("ioi",))
-    assert run(plot_reproduction, "-r", store.root, "-o", tmp_path, "-m", "toy") == 2
+def test_results_of_other_models_are_refused_in_one_line(
+    others: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(plot_reproduction, "-r", others.root, "-o", tmp_path, "-m", "toy") == 2
     assert "the study published nothing of these" in caplog.text
 
 
@@ -284,11 +305,11 @@ def test_without_results_the_figure_shows_what_is_published_and_what_is_left_to_
 
 
 def test_the_report_holds_the_numbers_where_there_are_some(
-    agreeing: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    others: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "figures", lambda: [plot_reproduction.FIGURE])  # The others take long to draw.
-    others = write_all(tmp_path / "others", models=("toy",), tasks=("ioi",))
-    for store, model, expected in ((agreeing, MODELS[0], True), (others, "toy", False)):
+    study = write_study(tmp_path / "study", agree=True, models=MODELS[:1], steps=STEPS[:4])
+    for store, model, expected in ((study, MODELS[0], True), (others, "toy", False)):
         page = tmp_path / "report.html"
         assert make_report(["-r", str(store.root), "-o", str(page), "-m", model]) == 0
         text = page.read_text(encoding="utf-8")

@@ -156,16 +156,20 @@ def of_another(table: pd.DataFrame, model: str, step: int) -> str:
 
 def _no_place(column: pd.Series, *, empty: bool) -> str:
     """What is wrong with a column of whole numbers of 0 or more."""
-    places = column.dropna()
+    import numpy as np
+
+    places = (column if column.dtype.kind in "iu" else column.dropna()).to_numpy()
     if len(places) < len(column) and not empty:
         return "has an empty cell"
-    sound = column.dtype.kind in "iuf" and bool(((places >= 0) & (places % 1 == 0) & (places < 2**63)).all())
+    sound = column.dtype.kind in "iuf" and bool(((places >= 0) & (np.trunc(places) == places) & (places < 2**63)).all())
     return "" if sound else "holds something else than whole numbers of 0 or more"
 
 
 def _no_numbers(column: pd.Series) -> str:
     """What a column holds that is neither a finite number, true or false, nor empty."""
+    import numpy as np
+
     if column.dtype.kind not in "iufb":
         texts = [value for value in column.dropna() if not isinstance(value, bool)]
         return f"the text {texts[0]!r}" if texts else ""
-    return "infinity" if column.dtype.kind == "f" and column.abs().eq(float("inf")).any() else ""
+    return "infinity" if column.dtype.kind == "f" and np.isinf(column.to_numpy()).any() else ""
