@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from circuits_over_time.edge_attribution_patching.choices import USUAL_METHOD
 
@@ -19,8 +19,6 @@ from .templates import template_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from ..models.tokenizers import PlainShape
 
 TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK, greater_than.TASK, gendered_pronoun.TASK, sva.TASK)}
 
@@ -86,7 +84,7 @@ def tasks_of(config: TaskConfig) -> Sequence[Task]:
     return [replace(task, name=config.name_in_results(task.name)) for task in tasks]
 
 
-def inputs_of_performance(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:
+def inputs_of_performance(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, shape: Any) -> Iterator[Work]:
     """The prompts of each task; errors are those of `Task.build`. One that is there by `all` alone may not fit."""
     for task in tasks_of(config):
         n = config.of_task(task.name).n_prompts or task.usual
