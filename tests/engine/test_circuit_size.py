@@ -117,8 +117,7 @@ def test_of_every_circuit_of_a_random_model_the_right_one_is_found(order: Order,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ["greedy", "top_n"])
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize(("task", "order"), zip(TASKS, ["greedy", "top_n"] * 2, strict=True))
 def test_of_every_circuit_of_the_kept_checkpoint_the_right_one_is_found(task: str, order: Order) -> None:
     handle = cot.load(TOY, step=1350)
     settings = CircuitSettings(n_prompts=6, search={"order": order}, eap={"ig_steps": 2})

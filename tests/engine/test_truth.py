@@ -29,7 +29,7 @@ def test_the_model_answers_what_its_programs_do(program) -> None:
 
 @NAMED
 def test_exactly_the_edges_of_the_program_have_an_effect(program) -> None:
-    found = edge_scores(WEIGHTS, *task(PROGRAMS, program, n=20), method="exact")
+    found = edge_scores(WEIGHTS, *task(PROGRAMS, program, n=10), method="exact")
     truth = circuit(WEIGHTS, program)
     assert truth.sum() > 1
     assert torch.equal(found.scores.abs() > 1e-5, truth)

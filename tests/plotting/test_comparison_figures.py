@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +39,11 @@ from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.store import Store
 from tests.support.drawings import drawings, run
-from tests.support.paths import ROOT
 from tests.support.synthetic_comparison import CHANGED_AT, NEVER, STEPS, TASKS, TOKENS_PER_STEP, write_comparison
 from tests.support.synthetic_results import write, write_all
 
 SEEDS = tuple(f"toy-seed{number}" for number in range(5))
-NEED_NO_TORCH = (
+SCRIPTS = (
     plot_comparison,
     plot_controls,
     plot_emergence,
@@ -295,7 +292,7 @@ def test_a_model_or_task_without_rows_is_named(one: Store, tmp_path: Path, caplo
 
 
 def test_report_has_these_figures_whole_and_for_narrow_screens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = [script.FIGURE for script in NEED_NO_TORCH]
+    few = [script.FIGURE for script in SCRIPTS]
     assert [figure for figure in figures.figures() if figure in few] == sorted(few, key=lambda figure: figure.order)
     monkeypatch.setattr(figures, "figures", lambda: few)
     store = write_all(tmp_path, models=SEEDS[:1], tasks=TASKS)
@@ -315,9 +312,3 @@ def test_report_has_these_figures_whole_and_for_narrow_screens(tmp_path: Path, m
             assert set(drawing.figure.layout.yaxis.ticktext) <= set(texts)
             assert not [text for text in texts if text.startswith(":")]
     assert {"comparison_models", "emergence_seeds_toy", "curves_seeds_toy"} <= set(found)
-
-
-def test_these_figures_need_no_torch() -> None:
-    modules = [module.__name__ for module in NEED_NO_TORCH]
-    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -98,8 +98,8 @@ def _plotly_js() -> str:
 
 def test_the_same_results_give_the_same_bytes(store: Store, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        run("plot_circuits", "-r", store.root, "-o", tmp_path / name)
-    assert (tmp_path / "first/circuits.html").read_bytes() == (tmp_path / "second/circuits.html").read_bytes()
+        run("plot_ioi_backup", "-r", store.root, "-o", tmp_path / name)
+    assert (tmp_path / "first/ioi_backup.html").read_bytes() == (tmp_path / "second/ioi_backup.html").read_bytes()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

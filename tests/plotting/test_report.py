@@ -15,11 +15,12 @@ from plotly.offline import get_plotlyjs
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.plotting import plot_reproduction
 from circuits_over_time.plotting.make_report import main
 from circuits_over_time.plotting.parts.circuit_similarity import edges_of, nodes_of
 from circuits_over_time.plotting.parts.head_attention import heads_seen
 from circuits_over_time.plotting.parts.tables import Results
-from circuits_over_time.plotting.report import head_attention
+from circuits_over_time.plotting.report import figures, head_attention
 from circuits_over_time.plotting.report.circuits import PORTS, circuit_records, score_histories
 from circuits_over_time.plotting.report.heads import head_records
 from circuits_over_time.plotting.report.page import script_safe
@@ -158,7 +159,11 @@ def test_a_run_is_listed_once_with_its_tasks(store: Store, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", MADE_UP)
-def test_one_kind_of_results_is_enough(kind: str, store: Store, tmp_path: Path) -> None:
+def test_one_kind_of_results_is_enough(
+    kind: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the study has besides, and how long it takes, is not of this kind.
+    monkeypatch.setattr(plot_reproduction, "remaining", lambda *_: None)
     copied = _with_kinds(store, tmp_path / "results", [kind])
     assert main(["-r", str(copied.root), "-o", str(tmp_path / "report.html")]) == 0
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -198,7 +203,10 @@ def test_an_unreadable_circuit_is_named_in_one_line(tmp_path: Path, caplog: pyte
     assert "\n" not in error
 
 
-def test_configs_versions_weights_and_equal_weights_stand_on_the_page(store: Store, tmp_path: Path) -> None:
+def test_configs_versions_weights_and_equal_weights_stand_on_the_page(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "figures", list)  # They take long to draw.
     copied = _with_kinds(store, tmp_path, ["components"])
     run = {
         "analysis": "get_full_model_components_over_time",

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from circuits_over_time.utils.base.errors import HubUnreachable
 from circuits_over_time.utils.circuits.keys import CircuitsConfig, passes
-from circuits_over_time.utils.models.family import HubFamily
 from circuits_over_time.utils.models.tokenizers import WordTokenizer
 from circuits_over_time.utils.sweep import times
 from circuits_over_time.utils.sweep.estimate import refuse_unfit
@@ -16,6 +14,7 @@ from circuits_over_time.utils.sweep.plan import Job, plan
 from circuits_over_time.utils.tasks import TASKS, tasks_of
 from circuits_over_time.utils.tasks.prompts import token_rows
 from get_circuits_over_time import ANALYSIS
+from tests.support.loading import instant_waits, point_at
 from tests.support.paths import TOY
 from tests.support.task_tokenizers import pythia
 
@@ -112,10 +111,8 @@ def test_words_are_counted_about_as_pythia_counts_tokens(task: str) -> None:
 
 
 def test_a_known_model_that_is_not_here_has_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent(*_: object) -> None:
-        raise HubUnreachable("offline")
-
-    monkeypatch.setattr(HubFamily, "fetch_small", silent)
+    point_at("http://127.0.0.1:1", monkeypatch)
+    instant_waits(monkeypatch)
     sweep = sweep_of(tmp_path, model="pythia-160m", task=["ioi", "sva"], checkpoints=[512, 1000], n_random=0)
     (job,) = sweep.jobs
     operations = refuse_unfit(sweep)
