@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..memory import pairs_within
 from .packed_tokens import PackedTokens
 from .transfer import Movable, to_device
 from .weights import ModelWeights
@@ -20,9 +21,6 @@ GB = 1e9
 
 Metric = Callable[[Float[Tensor, "batch vocab"], Int[Tensor, " batch"]], Float[Tensor, " batch"]]
 """Per prompt: logits at the answer, and which prompts they belong to -> values."""
-
-AUTOGRAD_COPIES = 30
-"""Float numbers per token, layer and d_model that autograd keeps for one integration step (measured: 25 to 30)."""
 
 COUNTED = ("cpu",)
 """Devices on which a batch has a number of pairs. On others it has what fits: there few large kernels are fastest."""
@@ -36,13 +34,12 @@ T = TypeVar("T")
 def pairs_at_once(weights: ModelWeights, width: int, batch_size: int, memory_budget_gb: float) -> int:
     """How many pairs of prompts of up to `width` tokens go in one batch.
 
-    So many that one integration step of all stays within the budget, and no fewer than `batch_size`; on the CPU, whose
-    caches are small, `batch_size`.
+    So many that one integration step of all stays within the budget, or one pair; on the CPU, whose caches are small,
+    `batch_size`.
     """
     if weights.device.type in COUNTED:
         return batch_size
-    pair_bytes = AUTOGRAD_COPIES * weights.n_layers * width * weights.d_model * weights.embed.element_size()
-    return max(batch_size, int(memory_budget_gb * GB // pair_bytes))
+    return pairs_within(weights, width, weights.embed.element_size(), memory_budget_gb * GB)
 
 
 @dataclass(frozen=True)

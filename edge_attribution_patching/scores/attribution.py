@@ -32,9 +32,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..choices import Accumulate, Level, Method, Quadrature
+from ..memory import BatchSizes, Memory
 from ..model.forward import embed, kv_cache
 from ..model.packed_tokens import KVCache, PackedTokens
-from ..model.pairs import AUTOGRAD_COPIES, GB, Metric, PairBatch, TokenPairs, bar
+from ..model.pairs import GB, Metric, PairBatch, TokenPairs, bar
 from ..model.reference import Reference
 from ..model.transfer import checked_at_the_end, to_device
 from ..model.weights import ModelWeights
@@ -236,8 +237,9 @@ class _Path:
 
     def steps_at_once(self, memory_budget: float) -> int:
         """How many steps may run stacked."""
-        step_bytes = AUTOGRAD_COPIES * self.weights.n_layers * self.clean.numel() * self.clean.element_size()
-        return max(1, int(memory_budget // step_bytes))
+        layout = self.layout
+        batch = BatchSizes(layout.n_prompts, layout.n_tokens, layout.width, layout.queries.width)
+        return Memory(self.weights, batch, self.clean.element_size(), memory_budget).steps_at_once
 
     def summed(
         self, gradients: Gradients, at_once: int, memory_budget: float

@@ -27,7 +27,7 @@ from circuits_over_time.plotting.plot_reproduction import draw_reproduction, for
 from circuits_over_time.plotting.report import figures
 from circuits_over_time.utils.config.keys import load_config
 from circuits_over_time.utils.results.store import Store
-from circuits_over_time.utils.sweep.estimate import operations_of_known
+from circuits_over_time.utils.sweep.estimate import needed_of_known
 from circuits_over_time.utils.sweep.suite import SuiteConfig, jobs_of
 from circuits_over_time.utils.sweep.times import gpu_hours
 from tests.support.drawings import EVERYTHING, drawings, run
@@ -207,7 +207,7 @@ def test_one_command_measures_all_that_is_missing_in_as_many_hours_as_its_operat
         if number.quantity != "parameters":
             assert number.config.as_posix() in steps
             assert number.step is None or number.step in steps[number.config.as_posix()]
-    operations = operations_of_known(jobs, "pythia-410m")
+    operations = needed_of_known(jobs, "pythia-410m").operations
     ioi = next(job for job in jobs if job.tasks[0] is not None and job.tasks[0].name == "ioi")
     one = gpu_hours([ioi], ["pythia-410m"])
     assert one == pytest.approx(46 * operations[ioi, "ioi"] / 60e12 / 3600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from circuits_over_time.utils.circuits.keys import CircuitsConfig, passes
 from circuits_over_time.utils.models.tokenizers import WordTokenizer
 from circuits_over_time.utils.sweep import times
-from circuits_over_time.utils.sweep.estimate import refuse_unfit
+from circuits_over_time.utils.sweep.estimate import Needed, refuse_unfit
 from circuits_over_time.utils.sweep.plan import Job, plan
 from circuits_over_time.utils.tasks import TASKS, tasks_of
 from circuits_over_time.utils.tasks.prompts import token_rows
@@ -44,7 +45,8 @@ def test_passes_are_those_of_the_benchmarks() -> None:
 
 def test_time_follows_from_parameters_tokens_and_passes(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, task=["ioi", "sva"], n_random=0, n_prompts=30)
-    operations = refuse_unfit(sweep)
+    needed = refuse_unfit(sweep)
+    operations = needed.operations
     (job,) = sweep.jobs
     for task in tasks_of(job.config):
         prompts = task.build(sweep.family.describe(0).tokenizer, 60, 0, job.config)
@@ -53,7 +55,7 @@ def test_time_follows_from_parameters_tokens_and_passes(tmp_path: Path) -> None:
         assert operations[job, task.name] == pytest.approx(expected, rel=0.02)  # The file has a header.
     ioi, sva = (operations[job, name] / 35e9 for name in ("ioi", "sva"))
     total = int(3 * (ioi + sva))
-    assert times.needs(sweep, operations).splitlines()[1:] == [
+    assert times.needs(sweep, needed).splitlines()[2:] == [
         f"  time: about 00:{total:02d}, from the model's shape, without loading",
         f"    a checkpoint: ioi {ioi:.1f} s, sva {sva:.1f} s",
     ]
@@ -63,10 +65,10 @@ def test_measured_times_win(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, task=["ioi", "sva"], n_prompts=30)
     (job,) = sweep.jobs
     times.Times(job).add(sweep.family, 0, "ioi", 80)
-    told = times.needs(sweep, {(job, "ioi"): 35e9, (job, "sva"): 35e9 * 20})
+    told = times.needs(sweep, Needed({(job, "ioi"): 35e9, (job, "sva"): 35e9 * 20}))
     assert "time: about 05:00, as measured here before or from the model's shape, without loading\n" in told
     assert "a checkpoint: ioi 01:20, sva 00:20 (shape)\n" in told
-    told = times.needs(sweep, {})
+    told = times.needs(sweep, Needed())
     assert "time: about 04:00 for 3 of 6 measurements, as measured here before, without loading\n" in told
 
 
@@ -85,7 +87,7 @@ def test_a_gpu_elsewhere_has_the_speed_of_a_usual_one_and_is_said_to(tmp_path: P
     sweep = sweep_of(tmp_path, task="ioi", executor="slurm", device="auto", gpus_per_checkpoint=1)
     (job,) = sweep.jobs
     speed = times.FLOP_PER_SECOND["cuda"]["float32"]
-    told = times.needs(sweep, {(job, "ioi"): 20 * speed})
+    told = times.needs(sweep, Needed({(job, "ioi"): 20 * speed}))
     assert "time: about 01:00, from the model's shape on a usual GPU (cuda), without loading\n" in told
     assert times.flop_per_second(job.config.model_copy(update={"dtype": "bfloat16"}))[0] > speed
 
@@ -115,9 +117,34 @@ def test_a_known_model_that_is_not_here_has_a_time(tmp_path: Path, monkeypatch: 
     instant_waits(monkeypatch)
     sweep = sweep_of(tmp_path, model="pythia-160m", task=["ioi", "sva"], checkpoints=[512, 1000], n_random=0)
     (job,) = sweep.jobs
-    operations = refuse_unfit(sweep)
+    needed = refuse_unfit(sweep)
+    operations = needed.operations
     in_blocks = 12 * (12 * 768**2 + 13 * 768) + 2 * 768
     prompts = TASKS["ioi"].pairs(pythia(), 200, 0, job.config)
     tokens = sum(map(len, token_rows(pythia(), prompts)[0])) / 2
     assert operations[job, "ioi"] == pytest.approx(2 * in_blocks * 75 * tokens, rel=0.15)
     assert operations[job, "sva"] > 0
+
+
+def test_a_dry_run_predicts_what_fits_on_usual_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def cards(**keys: object) -> dict[int, tuple[float, int] | None]:
+        told = refuse_unfit(sweep_of(tmp_path, task="ioi", checkpoints=[512], **keys)).cards
+        found: dict[int, tuple[float, int] | None] = {}
+        for card, peak, pairs in re.findall(r"(\d+) GB: (?:([\d.]+) GB, (\d+) pairs at once|too small)", told):
+            found[int(card)] = (float(peak), int(pairs)) if peak else None
+        return found
+
+    twelve = {dtype: cards(model="pythia-12b", dtype=dtype) for dtype in ("float32", "bfloat16")}
+    assert [list(of_dtype) for of_dtype in twelve.values()] == [[24, 48, 80]] * 2
+    assert twelve["bfloat16"][24] is None
+    assert twelve["float32"][24] is None
+    for of_dtype, weights in (("float32", 47.4), ("bfloat16", 23.7)):
+        for card, told in twelve[of_dtype].items():
+            assert told is None or weights < told[0] <= card
+    (peak_48, pairs_48), (peak_80, pairs_80) = (twelve["bfloat16"][card] or (0, 0) for card in (48, 80))
+    assert 0 < pairs_48 < pairs_80
+    assert peak_48 < peak_80
+    for model in ("pythia-2.8b", "pythia-6.9b"):
+        assert all(cards(model=model, dtype="bfloat16").values())

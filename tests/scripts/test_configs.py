@@ -16,7 +16,7 @@ from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, load_config, result_settings
 from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, select_steps
 from circuits_over_time.utils.models.known_families import known_model
-from circuits_over_time.utils.sweep.estimate import operations_of_known
+from circuits_over_time.utils.sweep.estimate import needed_of_known
 from circuits_over_time.utils.sweep.plan import Job
 from circuits_over_time.utils.sweep.suite import SuiteConfig, jobs_of
 from circuits_over_time.utils.tasks import TASKS
@@ -153,7 +153,7 @@ def test_circuits_of_the_study_have_its_settings() -> None:
 
 def test_every_measurement_of_the_study_has_a_time() -> None:
     jobs = suite_of(STUDY / "all.yml")
-    operations = operations_of_known(jobs, "pythia-160m")
+    operations = needed_of_known(jobs, "pythia-160m").operations
     assert all(operations.get((job, task and task.name), 0) > 0 for job in jobs for task in job.tasks)
 
 

@@ -46,9 +46,13 @@ def auto_budget_gb(device: torch.device) -> float:
     Half of what is free less the margin, since what is kept for later passes may take as much as a pass. A power of
     two: what other processes take then seldom changes how work is split up, and with it the last digits.
     """
-    free = (1 - MARGIN) * free_bytes(device) / 2 / GB
-    budget = 2.0 ** math.floor(math.log2(max(free, 2**-10)))
+    budget = budget_of_free(free_bytes(device))
     return budget if device.type in ("cuda", "mps") else min(budget, MOST_ON_CPU)
+
+
+def budget_of_free(free: float) -> float:
+    """The same from how many bytes a GPU has free."""
+    return 2.0 ** math.floor(math.log2(max((1 - MARGIN) * free / 2 / GB, 2**-10)))
 
 
 def release_memory() -> None:

@@ -115,7 +115,8 @@ def known_shape(name: str) -> PlainShape | None:
     if name not in SHORT_NAMES or found is None:
         return None
     n_layers, n_heads, d_model, d_vocab = _PYTHIA_SHAPES[found[1]]
-    return PlainShape(n_layers, n_heads, 2048, d_vocab, d_model, tied=False, dtype="float16")
+    of_blocks = ("gpt_neox", n_heads, d_model // n_heads, 4 * d_model, True)
+    return PlainShape(n_layers, n_heads, 2048, d_vocab, d_model, False, "float16", *of_blocks)
 
 
 def known_size(name: str) -> tuple[int, int] | None:

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
+
 from ..base.errors import CheckpointUnusable, UserError, one_line
 from ..base.files import read_json, sha256_at, stamp_of, what_it_is
 from ..hub.checkpoint_files import TOKENIZER_FILES
@@ -149,23 +151,36 @@ class PlainShape(NamedTuple):
     d_model: int
     tied: bool  # whether the output layer is the embedding
     dtype: str  # of the weights as stored; empty without a config
+    architecture: str  # as `model_type` says it
+    n_kv_heads: int
+    d_head: int
+    d_mlp: int
+    parallel: bool
 
 
 def plain_shape(folder: Path) -> PlainShape:
     """The sizes of a checkpoint's model."""
     config = read_json(folder / "config.json") or {}
 
-    def least(*names: str) -> int:
-        return min((size for name in names if isinstance(size := config.get(name), int)), default=sys.maxsize)
+    def least(*names: str, usual: int = sys.maxsize) -> int:
+        return min((size for name in names if isinstance(size := config.get(name), int)), default=usual)
 
+    n_heads, d_model = least("num_attention_heads", "n_head"), least("hidden_size", "n_embd")
+    architecture = str(config.get("model_type", ""))
+    parallel = ARCHITECTURES[architecture].parallel if architecture in ARCHITECTURES else False
     return PlainShape(
         least("num_hidden_layers", "n_layer"),
-        least("num_attention_heads", "n_head"),
+        n_heads,
         least("max_position_embeddings", "n_positions"),
         least("vocab_size"),
-        least("hidden_size", "n_embd"),
+        d_model,
         bool(config.get("tie_word_embeddings", True)),
         str(config.get("dtype") or config.get("torch_dtype") or "float32") if config else "",
+        architecture,
+        least("num_key_value_heads", usual=n_heads),
+        least("head_dim", usual=d_model // max(1, n_heads)),
+        least("intermediate_size", "n_inner", usual=4 * d_model),
+        bool(config.get(parallel, True) if isinstance(parallel, str) else parallel),
     )
 
 

@@ -11,19 +11,32 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from circuits_over_time.edge_attribution_patching.memory import BYTES
 
 from ..base.errors import CheckpointUnusable, HubUnreachable, UserError
-from ..config.keys import errors_named
+from ..config.keys import MemoryKeys, errors_named
 from ..models.family import Family, HubFamily, LocalFamily
 from ..models.known_families import known_shape, known_size
 from ..models.tokenizers import PlainShape, WordTokenizer, plain_shape, plain_tokenizer
 from ..models.weight_files import weight_files
 from ..tasks.prompts import require_length, token_rows
+from .cards import on_cards
 from .plan import Job, Sweep
 
-BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-"""Of one number in each format."""
+
+class Needed(NamedTuple):
+    """What measurements take as far as it is known without torch.
+
+    Attributes:
+        operations: about how many each measurement of a job and a task takes, where that is known: in a forward pass
+            two for each token and each parameter outside the embeddings.
+        cards: in words, whether the model and a batch fit on usual GPUs; empty where that is not known.
+    """
+
+    operations: Mapping[tuple[Job, str | None], float] = {}
+    cards: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,14 +145,10 @@ def _memory(family: Family, steps: Sequence[int], sizes: dict[int, int], dtype: 
     return largest + model * (1 if dtype == stored else 2)
 
 
-def refuse_unfit(sweep: Sweep) -> Mapping[tuple[Job, str | None], float]:
+def refuse_unfit(sweep: Sweep) -> Needed:
     """Refuse what the run will refuse before it loads weights: a device that is not there, input that does not fit.
 
     Input is checked by the files of the tokenizer and the config alone, without torch and transformers.
-
-    Returns:
-        About how many operations each measurement of a job and a task takes, where its work and the model's size are
-        known: in a forward pass two for each token and each parameter outside the embeddings.
 
     Raises:
         UserError: as the run would.
@@ -151,30 +160,28 @@ def refuse_unfit(sweep: Sweep) -> Mapping[tuple[Job, str | None], float]:
         resolve_device(config.device)
     jobs = [job for job in sweep.jobs if job.analysis.inputs is not None and sweep.missing_of(job)]
     if not jobs:
-        return {}
+        return Needed()
     tokenizer: Any
-    known = known_shape(sweep.family.name) if isinstance(sweep.family, HubFamily) else None
     try:
         folder = sweep.family.fetch_small(min(sweep.missing))
     except CheckpointUnusable:  # The run leaves it out, and says why.
-        return {} if known is None else operations_of_known(jobs, sweep.family.name)
+        return needed_of_known(jobs, sweep.family.name) if isinstance(sweep.family, HubFamily) else Needed()
     if (tokenizer := plain_tokenizer(folder)) is None:
-        return {}
+        return Needed()
     shape = plain_shape(folder)
     sizes, _ = _sizes(sweep.family, [min(sweep.missing)])
-    return _operations(jobs, tokenizer, shape, sum(sizes.values()) // BYTES.get(shape.dtype, 4))
+    return _needed(jobs, tokenizer, shape, sum(sizes.values()) // BYTES.get(shape.dtype, 4))
 
 
-def operations_of_known(jobs: Sequence[Job], model: str) -> Mapping[tuple[Job, str | None], float]:
+def needed_of_known(jobs: Sequence[Job], model: str) -> Needed:
     """The same for a known model whose files are not here: its prompts are counted in words, and nothing is refused."""
     shape, size = known_shape(model), known_size(model)
-    return {} if shape is None or size is None else _operations(jobs, WordTokenizer(), shape, size[0])
+    return Needed() if shape is None or size is None else _needed(jobs, WordTokenizer(), shape, size[0])
 
 
-def _operations(
-    jobs: Sequence[Job], tokenizer: Any, shape: PlainShape, parameters: int
-) -> Mapping[tuple[Job, str | None], float]:
+def _needed(jobs: Sequence[Job], tokenizer: Any, shape: PlainShape, parameters: int) -> Needed:
     operations: dict[tuple[Job, str | None], float] = defaultdict(float)
+    cards = (0, "")
     embeddings = shape.d_vocab * shape.d_model * (1 if shape.tied else 2)
     in_blocks = max(0, parameters - embeddings)
     for job in jobs:
@@ -186,10 +193,12 @@ def _operations(
             for part in job.analysis.inputs(job.config, tokenizer, shape):
                 lengths = [0]
                 if part.pairs:
-                    rows, _ = token_rows(tokenizer, part.pairs, getattr(job.config, "prepend_bos", False))
+                    rows, others = token_rows(tokenizer, part.pairs, getattr(job.config, "prepend_bos", False))
                     lengths = [len(row) for row in rows]
                     require_length(part.task, lengths, [pair.clean for pair in part.pairs], shape.n_positions)
+                    if isinstance(job.config, MemoryKeys):
+                        cards = max(cards, on_cards(job.config, shape, parameters, rows, others))
                 # Scores without a task take IOI prompts, too.
                 unit = job, part.task if part.task in names else None
                 operations[unit] += 2 * in_blocks * (sum(lengths) * part.passes + part.tokens)
-    return operations
+    return Needed(operations, cards[1])

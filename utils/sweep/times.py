@@ -21,7 +21,7 @@ from ..base.progress import about, duration
 from ..config.keys import BaseConfig, result_settings
 from ..config.schedules import PYTHIA_STEPS, select_steps
 from ..models.family import Family, LocalFamily
-from .estimate import estimate, format_estimate, operations_of_known
+from .estimate import Needed, estimate, format_estimate, needed_of_known
 from .plan import Job, Measurement, Sweep
 
 FLOP_PER_SECOND: Mapping[str, Mapping[str, float]] = {
@@ -36,11 +36,11 @@ _OF_PRODUCTS = 0.5
 """The share of its large products' speed that a device reaches in a forward pass."""
 
 
-def needs(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float], *, named: bool = False) -> str:
+def needs(sweep: Sweep, needed: Needed, *, named: bool = False) -> str:
     """What is missing in a model needs, each line indented; nothing if there is nothing to measure.
 
     Args:
-        operations: of each measurement, as `estimate.refuse_unfit` counts them.
+        needed: of the measurements, as `estimate.refuse_unfit` finds it.
         named: whether to say which model it is, where there are others.
     """
     if not sweep.missing:
@@ -48,7 +48,8 @@ def needs(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float], *, n
     config = sweep.jobs[0].config
     found = estimate(sweep.family, list(sweep.missing), config.dtype, config.keep_checkpoints, config.prefetch)
     of_model = f" of {sweep.family.name}" if named else ""
-    return f"  needs{of_model}: {format_estimate(found)}\n{_time(sweep, operations)}"
+    cards = f"  GPU memory, predicted: {needed.cards}\n" if needed.cards else ""
+    return f"  needs{of_model}: {format_estimate(found)}\n{cards}{_time(sweep, needed.operations)}"
 
 
 def _time(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float]) -> str:
@@ -128,7 +129,7 @@ def gpu_hours(jobs: Sequence[Job], models: Iterable[str]) -> float:
     """
     seconds = 0.0
     for model in models:
-        operations = operations_of_known(jobs, model)
+        operations = needed_of_known(jobs, model).operations
         for what in [Measurement(job, model, task) for job in jobs for task in job.tasks]:
             config = what.job.config
             missing = [step for step in select_steps(config.checkpoints, PYTHIA_STEPS, model) if not what.done(step)]

@@ -1,0 +1,68 @@
+"""Whether a model and its batches fit on usual GPUs, in the words of a dry run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from circuits_over_time.edge_attribution_patching.choices import USUAL_STEPS
+from circuits_over_time.edge_attribution_patching.memory import BYTES, BatchSizes, Memory, pairs_within
+from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
+
+from ..base.memory import GB, budget_of_free
+from ..models.tokenizers import PlainShape
+
+CARDS = (24, 48, 80)
+"""GB of usual GPUs."""
+SEARCHED = 40
+"""Circuits that a search evaluates at once, at most, as far as memory counts."""
+
+
+def on_cards(
+    config: Any, shape: PlainShape, parameters: int, clean: Sequence[Sequence[int]], corrupted: Sequence[Sequence[int]]
+) -> tuple[int, str]:
+    """The predicted peak on each of `CARDS`, and how many pairs go in a batch there.
+
+    Before it come the bytes of a step of one pair, so that the largest of several tasks can be told.
+
+    Args:
+        config: with `MemoryKeys`.
+        clean, corrupted: the tokens of the pairs.
+    """
+    if shape.architecture not in ARCHITECTURES or min(shape.n_layers, shape.n_heads, shape.d_model, shape.d_vocab) < 1:
+        return 0, ""
+    number, lengths = BYTES[config.dtype], [len(row) for row in clean]
+    shared = [0] * len(lengths)
+    if getattr(config, "ablation", "patching") == "patching":
+        shared = [_shared(*rows) for rows in zip(clean, corrupted, strict=True)]
+    pairs = sorted(((length - same, length) for same, length in zip(shared, lengths, strict=True)), reverse=True)
+    if getattr(config, "evaluate_on", "same") == "heldout":  # Scores take one half, and circuits the other.
+        pairs = pairs[: (len(pairs) + 1) // 2]
+    steps = getattr(getattr(config, "eap", None), "ig_steps", "auto")
+    told = []
+    for card in CARDS:
+        free, at_once, peak = card * GB - parameters * number, 0, math.inf
+        if free > 0:
+            budget = GB * (budget_of_free(free) if config.memory_budget_gb == "auto" else config.memory_budget_gb)
+            at_once = min(len(pairs), pairs_within(shape, max(lengths), number, budget))
+        while at_once and (peak := _peak(shape, pairs, at_once, number, budget, steps)) > free:
+            at_once, budget = at_once // 2, budget / 2  # As a run does where memory runs out.
+        fits = f"{(parameters * number + peak) / GB:.1f} GB, {at_once} pairs at once" if at_once else "too small"
+        told.append(f"{card} GB: {fits}")
+    return Memory(shape, BatchSizes.of([max(lengths)], [pairs[0][0]]), number, 0).step, "; ".join(told)
+
+
+def _peak(
+    shape: PlainShape, pairs: Sequence[tuple[int, int]], at_once: int, number: int, budget: float, steps: int | str
+) -> int:
+    """Of finding circuits, above the weights. Of each pair: how many tokens run, and its length; the most first."""
+    runs, lengths = zip(*pairs[:at_once], strict=True)
+    memory = Memory(shape, BatchSizes.of(lengths, runs), number, budget)
+    scored = memory.attribution(steps if isinstance(steps, int) else USUAL_STEPS["eap_ig"])
+    return max(scored, memory.evaluation(SEARCHED, batches=-(-len(pairs) // at_once)))
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two prompts have in common before they differ."""
+    return next(place for place, (here, there) in enumerate(zip(one, other, strict=True)) if here != there)
