@@ -49,6 +49,9 @@ def test_scores_of_roles_add_up_and_the_library_finds_the_same(found: Path, task
     ends = ["source", "target", "input", "role"]
     assert read[ends].astype(str).equals(circuit.edges[ends].astype(str))
     assert set(read["role"].astype(str)) <= set(of_roles.graph.roles)
+    nodes = circuit.nodes
+    assert set(nodes["node"]) == {*circuit.edges["source"], *circuit.edges["target"]}
+    assert nodes["edges_in"].sum() == nodes["edges_out"].sum() == len(circuit.edges)
     again = cot.evaluate(model, cot.task(task), circuit.edges, positions=True, **keys)
     assert again.faithfulness == circuit.faithfulness
     without_roles = [f"{row.source}->{row.target}" for row in circuit.edges[circuit.edges["input"] == ""].itertuples()]

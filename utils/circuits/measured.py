@@ -114,13 +114,14 @@ class MeasuredCircuit:
     def nodes(self) -> pd.DataFrame:
         """The nodes in the model's order: `node, edges_in, edges_out`, and `score`, the sum of |score| going out.
 
-        Of a circuit of nodes or neurons, `score` is the node's, or the sum of its neurons', which `units` counts.
+        With roles of tokens an edge counts once for each role. Of a circuit of nodes or neurons, `score` is the node's,
+        or the sum of its neurons', which `units` counts.
         """
         edges = self.edges
         into = edges["target"].astype(str).value_counts()
         scores = edges["score"].abs().groupby(edges["source"].astype(str))
         out, strength = scores.size(), scores.sum()
-        names = (*self.circuit.model_graph.forward_nodes, "logits")
+        names = (*self.circuit.model_graph.plain.forward_nodes, "logits")
         nodes = [name for name in names if name in into or name in out.index]
         columns: dict[str, tuple[pd.Series, type]] = {"edges_in": (into, int), "edges_out": (out, int)}
         columns["score"] = strength, float
