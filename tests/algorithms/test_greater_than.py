@@ -28,10 +28,12 @@ from tests.support.random_models import ARCHITECTURES, random_model
 from tests.support.task_tokenizers import words
 
 
-def levels_of(model: GPT2LMHeadModel | None = None, architecture: str = "gpt2", status: str = "found") -> Levels:
+def levels_of(
+    model: GPT2LMHeadModel | None = None, architecture: str = "gpt2", status: str = "found", **keys: bool
+) -> Levels:
     tokenizer = greater_than_transformer.tokenizer() if model is not None else words()
     weights = read_weights(model or random_model(architecture, n_layers=3, n_heads=2, d_model=16, vocab=len(words())))
-    config = GreaterThanConsistencyConfig(model="any", n_prompts=30, require_stored=True, batch_size=16)
+    config = GreaterThanConsistencyConfig(model="any", n_prompts=30, require_stored=True, batch_size=16, **keys)
     graph = Graph.of(weights)
     inputs = prepare(config, tokenizer, weights)
     return Levels(weights, inputs, FoundEdges(graph, graph.edge_mask, status), config)
@@ -76,6 +78,19 @@ def test_scores_of_the_hand_built_transformer_are_those_of_its_parts(
     assert heads.loc["a0.h0", "attention_yy"] == pytest.approx(1 / 12)
     assert heads.loc["a1.h0", "year_order"] > 0.99
     assert heads.loc["a1.h1", "year_order"] == 0  # it tells the years apart, without order
+
+
+def test_the_studys_fault_looks_for_yy_where_year_stands_and_so_finds_no_year_head() -> None:
+    levels = levels_of(greater_than_transformer.greater_than_transformer(), study_faults=True)
+    prompts = levels.prompts
+    yy = int((prompts.clean[0] != prompts.corrupted[0]).int().argmax())
+    assert greater_than_transformer.tokenizer().decode(prompts.clean[0, prompts.lengths[0] - 7]) == "year"
+    assert yy == greater_than_transformer.YY != prompts.lengths[0] - 7
+    levels.run()
+    heads = pd.DataFrame(levels.nodes).set_index(["level", "node"]).loc["heads"]
+    assert heads["attention_yy"].loc[["a1.h0", "a1.h1"]].to_list() == pytest.approx([0, 0], abs=1e-6)
+    assert heads["attention_yy"]["a0.h0"] == pytest.approx(1 / 12)
+    assert not heads["passes"].any()
 
 
 def test_random_nodes_of_the_same_layers_have_the_share_that_counting_gives() -> None:

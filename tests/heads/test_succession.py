@@ -28,7 +28,7 @@ from tests.support.random_models import (
     value_projection,
     without_biases,
 )
-from tests.support.task_tokenizers import words
+from tests.support.task_tokenizers import word_level, words
 from tests.support.word_family import word_model
 
 
@@ -216,6 +216,17 @@ def test_every_class_holds_its_words_once_and_in_full() -> None:
         for word_list in lists:
             assert len(set(word_list.words)) == len(word_list.words)
             assert word_list.cyclic == (word_list in (*CLASSES["days"], *CLASSES["months"]))
+
+
+@pytest.mark.parametrize("faults", [False, True])
+def test_the_studys_numerals_have_xvii_twice_with_its_faults_alone(faults: bool) -> None:
+    tokenizer = word_level([roman(number) for number in range(1, 21)])
+    spaced, plain = successor_pairs(tokenizer, "study", faults=faults)["roman_numerals"]
+    assert spaced == plain
+    last = [tokenizer.decode(list(pair)).replace(" ", "->") for pair in plain[-4:]]
+    sound = ["XVI->XVII", "XVII->XVIII", "XVIII->XIX", "XIX->XX"]
+    assert last == (["XVI->XVII", "XVII->XVII", "XVII->XIX", "XIX->XX"] if faults else sound)
+    assert len(plain) == 19
 
 
 def test_spellings_vary_case_and_leading_space() -> None:

@@ -273,6 +273,7 @@ class Levels:
         """`attention_yy` with its chance level and `year_order`, of all heads, and tests of both."""
         prompts, over = self.prompts, self.limits.attention_over_chance
         yy = (prompts.clean != prompts.corrupted).int().argmax(dim=1)
+        yy = prompts.lengths - 7 if self.config.study_faults else yy
         places = prompts.positions["end"][:, None], yy[:, None]
         by_prompt, _ = name_attention(self.weights, prompts.clean, prompts.lengths, *places, self.config.batch_size)
         attention, even = by_prompt[0, 0].flatten(0, 1).double(), 1 / prompts.lengths.double()  # [head, prompt]

@@ -248,6 +248,9 @@ class GreaterThanConsistencyConfig(ConsistencyKeys):
     1995, over all nodes that can hold it)."""
     n_random: int = amount(1000, most=100_000)
     """How many times to draw random nodes in place of those that hold a level's role, as many of each layer."""
+    study_faults: bool = False
+    """Take the seventh token from the end for YY in heads' attention, as the study's
+    [check](../docs/study.md#every-difference) does: there stands " year"."""
     thresholds: GreaterThanThresholds = GreaterThanThresholds()
 
 

@@ -132,6 +132,9 @@ class SuccessorConfig(BaseConfig):
     head_scores: Definition = "standard"
     """Which [definition](../docs/heads.md#succession) of the score: `standard`, or `study` for that of Tigges et al.
     2024."""
+    study_faults: bool = key(False, only_with=("head_scores", "study"))
+    """Also its [faults](../docs/study.md#every-difference): of the Roman numerals XVII comes twice, and XVIII not at
+    all."""
 
 
 class SignaturesConfig(TaskConfig):

@@ -50,7 +50,7 @@ def inputs_of_cspa(config: CspaConfig, tokenizer: Any, shape: PlainShape) -> Ite
 
 def inputs_of_succession(config: SuccessorConfig, tokenizer: Any, shape: PlainShape) -> Iterator[Work]:
     """Words whose successors are asked for: at most a pass over them; errors are those of `succession.prepare`."""
-    pairs = some_pairs(tokenizer, config.head_scores)
+    pairs = some_pairs(tokenizer, config)
     yield Work("", [], 0, sum(len(of_list) for lists in pairs.values() for of_list in lists))
 
 

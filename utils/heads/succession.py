@@ -69,7 +69,7 @@ def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: 
     Raises:
         UserError: if the tokenizer splits all words, or the model does not embed one.
     """
-    pairs = some_pairs(tokenizer, config.head_scores)
+    pairs = some_pairs(tokenizer, config)
     used = torch.tensor([[token] for lists in pairs.values() for listed in lists for pair in listed for token in pair])
     require_embedded(used, shape.d_vocab, "succession", tokenizer.batch_decode(used))
     return pairs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..base.errors import UserError
 from ..tasks.vocabulary import encode
 from ..tasks.word_lists import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS, SHORT_DAYS, SHORT_MONTHS
-from .keys import Definition
+from .keys import Definition, SuccessorConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,9 +53,9 @@ Pairs = tuple[tuple[int, int], ...]
 """(token, successor) ids of one list in one spelling."""
 
 
-def some_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition) -> dict[str, list[Pairs]]:
+def some_pairs(tokenizer: PreTrainedTokenizerBase, config: SuccessorConfig) -> dict[str, list[Pairs]]:
     """`successor_pairs`; a UserError if there is none."""
-    pairs = successor_pairs(tokenizer, definition)
+    pairs = successor_pairs(tokenizer, config.head_scores, faults=config.study_faults)
     if not any(pairs.values()):
         raise UserError(
             f"model: no class of words ({', '.join(CLASSES)}) has two words that are single tokens under this "
@@ -64,14 +64,18 @@ def some_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition) -> di
     return pairs
 
 
-def successor_pairs(tokenizer: PreTrainedTokenizerBase, definition: Definition = "standard") -> dict[str, list[Pairs]]:
+def successor_pairs(
+    tokenizer: PreTrainedTokenizerBase, definition: Definition = "standard", *, faults: bool = False
+) -> dict[str, list[Pairs]]:
     """The pairs of every class whose words are both single tokens, list by list.
 
     Spellings that are the same tokens count once, and lists with one pair do not count; under `study` all count. If
-    nothing is left of a class, its list is empty.
+    nothing is left of a class, its list is empty. With `faults`, XVII is in the place of XVIII, as in the study.
     """
     by_class: dict[str, list[Pairs]] = {}
-    for name, word_lists in CLASSES.items():
+    numerals = tuple("XVII" if word == "XVIII" else word for word in ROMAN_NUMERALS)
+    faulty = {"roman_numerals": (WordList(numerals, study_capitals=True),)} if faults else {}
+    for name, word_lists in (CLASSES | faulty).items():
         lists: list[Pairs] = []
         for word_list in word_lists:
             for words in word_list.spellings(definition):
