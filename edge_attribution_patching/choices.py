@@ -41,7 +41,7 @@ TOLERANCE = 0.25
 """The error of integration that `ig_steps: auto` leaves, in standard errors of the scores, see `scores.refinement`."""
 
 Accumulate = Literal["float32", "model"]
-"""The number format in which scores of batches and steps are added up: `model` is that of the model."""
+"""The number format in which scores of batches and steps, or absent edges, are added up: `model` is the model's."""
 
 Order = Literal["greedy", "top_n"]
 Selection = Literal["absolute", "signed"]

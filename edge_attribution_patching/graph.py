@@ -32,6 +32,12 @@ if TYPE_CHECKING:  # Counting and naming edges needs no torch: it is imported wh
     from .model.pairs import TokenRoles
 
 
+def head_named(name: str) -> tuple[int, int] | None:
+    """Layer and number of a head by its name, `a3.h1`; None for any other name."""
+    found = re.fullmatch(r"a(\d{1,9})\.h(\d{1,9})", name)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
 @dataclass(frozen=True)
 class Graph:
     """Index maps of a transformer with `n_layers` layers of `n_heads` heads."""

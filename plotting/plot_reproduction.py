@@ -11,7 +11,7 @@ measures all of it; the title says about how many hours of a GPU that takes.
 
 import html
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,8 @@ LEVELS = {
 }
 # Quantities side by side in one row of panels.
 ROWS = (("circuit_nodes",), ("size_correlation", "circuit_edges"), ("level_percent",), ("emergence_tokens",))
+# On narrow paper all panels are longer than a page: file name -> what is on one, and its rows.
+PAGES = {"reproduction_circuits": ("circuits", ROWS[:2]), "reproduction_heads": ("heads", ROWS[2:])}
 _PANEL_WIDTH, _PANEL_HEIGHT, _BETWEEN = 330, 200, 76
 
 
@@ -86,11 +88,16 @@ def format_range(low: float, high: float, quantity: str) -> str:
     return " to ".join(dict.fromkeys(format_number(end, quantity) for end in (low, high)))
 
 
-def draw_reproduction(table: pd.DataFrame, hours: float = 0.0) -> Drawing:
-    """The figure, from what `reproduction` returns; `hours` of a GPU measure what is missing."""
+def draw_reproduction(
+    table: pd.DataFrame, hours: float = 0.0, of: str = "", rows: Sequence[tuple[str, ...]] = ROWS
+) -> Drawing:
+    """The figure, from what `reproduction` returns, or some of its rows of panels, and what they are `of`.
+
+    `hours` of a GPU measure what is missing.
+    """
     labels = table.apply(row_label, axis=1).str.rpartition(" ")[2]  # Of a task its last word: there is little room.
     table = table.assign(panel=table.apply(panel_title, axis=1), label=labels)
-    grid = [list(dict.fromkeys(table.loc[table["quantity"].isin(row), "panel"])) for row in ROWS]
+    grid = [list(dict.fromkeys(table.loc[table["quantity"].isin(row), "panel"])) for row in rows]
     grid = [panels for panels in grid if panels]
     columns = max(map(len, grid))
     width = 106 + max(_PANEL_WIDTH * columns, 420)
@@ -114,7 +121,7 @@ def draw_reproduction(table: pd.DataFrame, hours: float = 0.0) -> Drawing:
         verdicts += f"; {others} with other settings than the study's"
     drawing = finish(
         figure,
-        "Published and measured",
+        "Published and measured" + (f": {of}" if of else ""),
         f"Of {len(table)} numbers of Tigges et al. 2024 (arXiv 2407.10827) {verdicts}. Bars are 95% intervals",
         width=width,
         height=inner + 112,
@@ -249,8 +256,11 @@ def draw(results: Results) -> dict[str, Drawing]:
         logger.info("%d numbers are not measured, or open; run: %s", n, command)
     if whole is not None and not results.in_report:
         logger.info("or all, in about %s of a GPU without loading; run: %s", format_hours(whole[1]), whole[0])
-    drawing = draw_reproduction(table, whole[1] if whole else 0.0)
-    return {"reproduction": replace(drawing, table=table, details=reproduction_html(results.store, table, whole))}
+    hours, details = whole[1] if whole else 0.0, reproduction_html(results.store, table, whole)
+    there = {name: part for name, part in PAGES.items() if table["quantity"].isin(sum(part[1], ())).any()}
+    pages = {name: draw_reproduction(table, hours, *part) for name, part in there.items()}
+    drawing = replace(draw_reproduction(table, hours), table=table, details=details, pages=pages)
+    return {"reproduction": drawing}
 
 
 FIGURE = Figure(draw, order=170)

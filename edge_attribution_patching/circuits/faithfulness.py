@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..choices import Accumulate
 from ..graph import Graph
 from ..model.pairs import Metric, TokenPairs
 from ..model.reference import Reference
@@ -37,6 +39,7 @@ class CircuitEvaluator:
         pairs: prompt pairs, best on the CPU. With roles, circuits may be of edges and roles.
         memory_budget_gb: how much of the prepared runs to keep; the others are prepared again. Also bounds each pass.
         reference: what edges outside a circuit carry instead of the corrupted prompt.
+        accumulate: `model` puts in absent edges one by one in the weights' number format, as Tigges et al. 2024 do.
 
     Attributes:
         full, corrupted: the metric of every prompt in the whole model and in the empty circuit, on the CPU: in the
@@ -53,14 +56,14 @@ class CircuitEvaluator:
         batch_size: int = 32,
         memory_budget_gb: float = 1.0,
         reference: Reference | None = None,
+        accumulate: Accumulate = "float32",
     ) -> None:
-        self.weights, self.metric = weights, metric
+        self.weights, self.metric, self.accumulate = weights, metric, accumulate
         self.graph = graph or Graph.of(weights, pairs.roles)
         self.memory_budget_gb = memory_budget_gb
         self.n_prompts = len(pairs)
-        batches = pairs.batches(
-            batch_size, share_prefix=reference is None, weights=weights, memory_budget_gb=memory_budget_gb
-        )
+        shared = reference is None and accumulate == "float32"
+        batches = pairs.batches(batch_size, share_prefix=shared, weights=weights, memory_budget_gb=memory_budget_gb)
         self._batches = PreparedBatches(weights, batches, "corrupted", memory_budget_gb, reference)
         self.full, self.corrupted = self._of_all(2, lambda runs: torch.stack(run_metric(weights, runs, metric)))
 
@@ -68,8 +71,8 @@ class CircuitEvaluator:
         """The metric of every prompt under circuits given by their edges, on the CPU."""
 
         def of_batch(runs: PreparedRuns) -> Float[Tensor, "mask batch"]:
-            memory = self.memory_budget_gb
-            return evaluate_circuits(self.weights, runs, self.graph, masks, self.metric, memory_budget_gb=memory)
+            how: dict[str, Any] = {"accumulate": self.accumulate, "memory_budget_gb": self.memory_budget_gb}
+            return evaluate_circuits(self.weights, runs, self.graph, masks, self.metric, **how)
 
         return self._of_all(len(masks), of_batch)
 

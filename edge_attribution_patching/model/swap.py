@@ -8,7 +8,6 @@ share (the output's bias, the norms of q and k, the norm after attention) moves 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal, get_args
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..choices import QKV, Part
-from ..graph import Graph
+from ..graph import Graph, head_named
 from .architectures import Shape
 from .norms import Norm
 from .weights import LayerWeights, ModelWeights
@@ -131,8 +130,7 @@ def _taken(source: LayerWeights | ModelWeights, names: Collection[str]) -> dict[
 
 def _heads(nodes: Collection[str]) -> list[tuple[int, int]]:
     """Layer and number of the heads among some nodes."""
-    matches = (re.fullmatch(r"a(\d+)\.h(\d+)", name) for name in nodes)
-    return [(int(match[1]), int(match[2])) for match in matches if match]
+    return [head for name in nodes if (head := head_named(name))]
 
 
 def _shape(weights: ModelWeights) -> Shape:

@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..choices import Accumulate
 from ..graph import Graph
 from ..model.forward import forward, mlp_hidden
 from ..model.pairs import GB, Metric, bar
 from ..model.weights import ModelWeights
 from ..units import Units
 from .forward import evaluate_metric
+from .one_by_one import evaluate_one_by_one
 from .runs import PreparedRuns, metric_of_finals
 
 
@@ -22,13 +24,19 @@ def evaluate_circuits(
     masks: Bool[Tensor, "mask n_forward n_backward"],
     metric: Metric,
     *,
+    accumulate: Accumulate = "float32",
     memory_budget_gb: float = 1.0,
 ) -> Float[Tensor, "mask prompt"]:
-    """The metric of every prompt of the batch under each mask over the edges of a graph or its units, float32."""
+    """The metric of every prompt of the batch under each mask over the edges of a graph or its units, float32.
+
+    With `accumulate="model"` masks are of edges or nodes, and absent edges are put in `one_by_one`.
+    """
     if isinstance(graph, Units) and graph.level == "neuron":
         return _with_neurons(weights, runs, masks[:, :, 0], metric, memory_budget_gb)
     if isinstance(graph, Units):
         masks = graph.edges(masks)
+    if accumulate == "model":
+        return evaluate_one_by_one(weights, runs, masks, metric)
     return evaluate_metric(weights, runs, masks, metric, memory_budget_gb=memory_budget_gb)
 
 

@@ -128,19 +128,29 @@ def write_drawings(drawings: Mapping[str, Drawing], folder: Path, style: Style, 
     pictures = []
     for name, drawing in drawings.items():
         figure, name = styled(drawing, style), html.unescape(name)
-        if style.width and not style.height and (inches := figure.layout.height / PIXELS["in"]) > _PAGE:
+        long = style.width and not style.height and (inches := figure.layout.height / PIXELS["in"]) > _PAGE
+        if long and not drawing.pages:
             logger.info("%s: %.1fin tall; for less ask for a larger width, or for fewer models or tasks", name, inches)
         if drawing.table is not None:
             _write(folder / f"{name}.csv", drawing.table.to_csv(index=False, lineterminator="\n").encode())
+        if long and drawing.pages:
+            write_drawings(drawing.pages, folder, style, left_out)
+            continue
         for suffix in style.format:
             path = folder / f"{name}.{suffix}"
             if suffix == "html":
                 _write(path, figure_html(figure, name, left_out, fixed=style.sized).encode())
             else:
-                pictures.append((path, figure, suffix))
+                pictures.append((path, go.Figure(figure).for_each_trace(_for_paper), suffix))
     if pictures:
         with ThreadPoolExecutor(1) as thread:  # A notebook's own thread has a loop that runs already.
             thread.submit(asyncio.run, _write_pictures(pictures, style.scale)).result()
+
+
+def _for_paper(trace: Any) -> None:
+    """Nobody points at paper."""
+    if trace.name:
+        trace.name = trace.name.partition(": point at it")[0]
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -13,6 +13,8 @@ import yaml
 
 from circuits_over_time.plotting import plot_reproduction
 from circuits_over_time.plotting.make_report import main as make_report
+from circuits_over_time.plotting.parts.options import PIXELS, Style
+from circuits_over_time.plotting.parts.paper import styled
 from circuits_over_time.plotting.parts.published.reproduction import (
     COLUMNS,
     LEAST,
@@ -299,9 +301,9 @@ def test_without_results_the_figure_shows_what_is_published_and_what_is_left_to_
 ) -> None:
     caplog.set_level("INFO")
     drawing = drawings(plot_reproduction, store := Store(tmp_path))["reproduction"]
-    assert re.search(r"Of 65 numbers .* 65 are not measured \(about \d\.\d hours of a GPU\)", drawing.subtitle)
+    assert re.search(r"Of 65 numbers .* 65 are not measured \(about \d+ hours of a GPU\)", drawing.subtitle)
     assert f"python run_suite.py -c configs/study/all.yml results_dir={store.root}" in drawing.details
-    assert re.search(r"or all, in about \d\.\d hours of a GPU .* run: python run_suite\.py", caplog.text)
+    assert re.search(r"or all, in about \d+ hours of a GPU .* run: python run_suite\.py", caplog.text)
 
 
 def test_the_report_holds_the_numbers_where_there_are_some(
@@ -322,3 +324,23 @@ def test_numbers_are_written_as_the_study_prints_them() -> None:
     assert format_range(1.5e9, 2.5e9, "emergence_tokens") == "1.5B to 2.5B"
     assert format_range(74, 74, "circuit_edges") == "74"
     assert format_range(8.4e9, float("inf"), "emergence_tokens") == "after 8.4B"
+
+
+def test_on_a_narrow_page_it_comes_in_parts_that_fit_one(agreeing: Store) -> None:
+    (drawing,) = drawings(plot_reproduction, agreeing).values()
+    narrow = Style(width="3.25in")
+    assert styled(drawing, narrow).layout.height > 9 * PIXELS["in"]
+    parts = {name: styled(part, narrow) for name, part in drawing.pages.items()}
+    assert list(parts) == ["reproduction_circuits", "reproduction_heads"]
+    assert all(part.layout.height < 9 * PIXELS["in"] for part in parts.values())
+    panels = [note.text for note in drawing.figure.layout.annotations]
+    assert panels == [note.text for part in drawing.pages.values() for note in part.figure.layout.annotations]
+
+
+def test_files_of_a_narrow_page_are_those_of_its_parts(agreeing: Store, tmp_path: Path) -> None:
+    assert run(plot_reproduction, "-r", agreeing.root, "-o", tmp_path, "--width", "3.25in") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "reproduction.csv",
+        "reproduction_circuits.html",
+        "reproduction_heads.html",
+    ]

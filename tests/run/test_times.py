@@ -39,6 +39,7 @@ def test_passes_are_those_of_the_benchmarks() -> None:
     assert of(n_random=0, search={"sizes": [10, 20]}) == 60 + 1 + 0.7
     assert of(n_random=0, ablation="mean") == 60 + 15 + 1  # the pass over the reference prompts
     assert of(n_random=0, ablation="zero") == 60 + 15
+    assert of(n_random=10, accumulate_evaluation="model") == 60 + 1 + 50 * (14 + 7)
     assert of(n_random=0, eap={"method": "exact"}) == 0
     assert of(n_random=0, eap={"method": "eap_ig_activations"}) == 3 * 5 * (2 * 2 + 1) + 15
 

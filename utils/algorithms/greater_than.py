@@ -60,7 +60,7 @@ from .inputs import FoundEdges, Lookup, prompts_of_circuit
 from .keys import GreaterThanConsistencyConfig
 from .roles import Evidence, give_roles, holders
 from .shares import PValues, Scale, p_mean_above, random_percentages
-from .tables import typed_table
+from .tables import measured_level, typed_table
 
 LEVELS, NODES = KINDS["greater_than_consistency"], KINDS["greater_than_consistency_nodes"]
 
@@ -214,31 +214,19 @@ class Levels:
         roles = give_roles(senders, [evidence], self.config.false_discovery_rate)
         found, index = holders(roles), [self._index(node) for node in senders]
         in_circuit = self.circuit.nodes[index]
-        errors = self.scale.bootstrap.error(effects.resampled).tolist()
-        for at, node in enumerate(senders):
-            held, (layer, head) = roles[node], node
-            row = {
-                "level": level,
-                "node": self.graph.forward_nodes[index[at]],
-                "role": held.name,
-                "passes": held.passes,
-            }
-            row |= {"layer": None if node == INPUT else layer, "head": head, "in_circuit": bool(in_circuit[at])}
-            row |= {"effect": float(effects.values[at]), "effect_se": errors[at]}
-            row |= {"p_value": held.p_value, "q_value": held.q_value}
+        rows, identified, of_level = measured_level("node", senders, roles, effects, self.scale, in_circuit)
+        for at, (row, node) in enumerate(zip(rows, senders, strict=True)):
+            row |= {"level": level, "node": self.graph.forward_nodes[index[at]], "head": node[1]}
+            row |= {"layer": None if node == INPUT else node[0]}
             self.nodes.append(row | {name: float(values[at]) for name, values in scores.items()})
-        counts = {"n_measured": len(senders), "n_receivers": len(stages[0].heads) if stages else None}
-        if effects.sum(in_circuit) == 0:
-            self._row(level, **counts, reason="no node of the circuit has an effect")
-            return found
-        identified = torch.tensor([node in found for node in senders])
-        counts |= {"n_nodes": int(identified.sum()), "n_nodes_in_circuit": int((identified & in_circuit).sum())}
-        layers = torch.tensor([max(layer, 0) for layer, _ in senders])  # the embedding counts as layer 0's
-        given = effects, identified, in_circuit
-        drawn = random_percentages(*given, layers, self.config.n_random, self.config.seed)
-        low, high = percentile_interval(drawn)
-        chance = {"chance": float(drawn.mean()), "chance_low": float(low), "chance_high": float(high)}
-        self._row(level, **counts, **self.scale.shares(*given), **chance)
+        of_level |= {"n_measured": len(senders), "n_receivers": len(stages[0].heads) if stages else None}
+        if "reason" not in of_level:
+            layers = torch.tensor([max(layer, 0) for layer, _ in senders])  # the embedding counts as layer 0's
+            how = layers, self.config.n_random, self.config.seed
+            drawn = random_percentages(effects, identified, in_circuit, *how)
+            low, high = percentile_interval(drawn)
+            of_level |= {"chance": float(drawn.mean()), "chance_low": float(low), "chance_high": float(high)}
+        self._row(level, **of_level)
         return found
 
     def _row(self, level: str, **values: Any) -> None:

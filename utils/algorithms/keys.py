@@ -10,8 +10,8 @@ from pydantic import AfterValidator, model_validator
 
 from circuits_over_time.edge_attribution_patching.graph import Graph
 
-from ..base.errors import UserError, suggest
 from ..circuits.keys import CircuitKeys, CircuitsConfig, circuit_pairs, passes
+from ..config.components import require_known
 from ..config.keys import (
     MOST_PROMPTS,
     BaseConfig,
@@ -98,6 +98,16 @@ class ConsistencyKeys(PromptOptions, MemoryKeys, BaseConfig):
     require_stored: bool = execution(False)
     """Refuse to compute the circuit and the scores; name the command that makes what is missing."""
     circuit: CircuitInput = CircuitInput()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_task(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "task" in given:
+            raise ValueError(
+                f"task: roles are those of {cls.task}, in prompts of its own; leave it out; "
+                "get_circuits_over_time.py takes any task and file"
+            )
+        return given
 
     def circuits_config(self) -> CircuitsConfig:
         """The config with which get_circuits_over_time.py finds the same circuit."""
@@ -214,15 +224,15 @@ def ablated_sets(
     heads = [(layer, head) for layer in range(graph.n_layers) for head in range(graph.n_heads)]
     of_name = {f"a{layer}.h{head}": (layer, head) for layer, head in heads}
     roles, sets = ROLES[:3], dict[str, list[tuple[int, int]]]()
+    neither = "a head of the model nor a role of level 1"
+    require_known("backup_of", backup_of, list(of_name), [EVERY_HEAD, *roles], neither)
     for given in backup_of:
         if given == EVERY_HEAD:
             sets |= {name: [head] for name, head in of_name.items()}
             continue
         names = as_list(given)
-        if unknown := [name for name in names if name not in of_name and name not in roles]:
-            known = suggest(unknown[0], [EVERY_HEAD, *roles, *of_name], "others are", [EVERY_HEAD, *roles])
-            raise UserError(f"backup_of: '{unknown[0]}' is neither a head of the model nor a role of level 1{known}")
-        found = [head for name in names for head in ([of_name[name]] if name in of_name else of_role.get(name, ()))]
+        of_set = {**of_role, EVERY_HEAD: heads}
+        found = [head for name in names for head in ([of_name[name]] if name in of_name else of_set.get(name, ()))]
         sets["+".join(names)] = list(dict.fromkeys(found))
     return sets
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
@@ -19,7 +19,7 @@ from .attention import NAMES
 from .definitions import EffectDefinition
 from .effects import Exchange
 from .inputs import HeadFacts
-from .roles import Role, Roles, holders
+from .roles import Node, Role, Roles, holders
 from .shares import Effects, Scale
 
 
@@ -66,7 +66,9 @@ class Tables:
             attention: from the token that counts at this level.
             n_receivers: how many heads have their inputs patched; None at the first level.
         """
-        facts, errors = self.facts, self.scale.bootstrap.error(effects.resampled).tolist()
+        facts = self.facts
+        in_circuit = torch.tensor([bool(facts.in_circuit[head]) for head in self.measured], dtype=torch.bool)
+        rows, _, of_level = measured_level("head", self.measured, roles, effects, self.scale, in_circuit)
         scores = {
             "copy_score": facts.copy,
             "negative_copy_score": facts.negative_copy,
@@ -74,25 +76,12 @@ class Tables:
             "induction": facts.induction,
             "duplicate_token": facts.duplicate_token,
         }
-        for at, (layer, head) in enumerate(self.measured):
-            role = roles.get((layer, head), Role("", False))
-            row: dict[str, Any] = {"level": level, "definitions": self.definition.name, "layer": layer, "head": head}
-            row |= {"role": role.name, "effect": float(effects.values[at]), "effect_se": errors[at]}
-            row |= {"p_value": role.p_value, "q_value": role.q_value}
+        for row, (layer, head) in zip(rows, self.measured, strict=True):
+            row |= {"level": level, "definitions": self.definition.name, "layer": layer, "head": head}
             row |= {"unit": self.definition.unit} | {name: float(score[layer, head]) for name, score in scores.items()}
             row |= {f"attention_{name}": float(attention[i, layer, head]) for i, name in enumerate(NAMES)}
-            self._heads.append(row | {"in_circuit": bool(facts.in_circuit[layer, head]), "passes": role.passes})
-
-        # All heads that can hold a role, as masks over `measured`: which do, and which are the circuit's.
-        role_holders = set(holders(roles))
-        identified = torch.tensor([head in role_holders for head in self.measured], dtype=torch.bool)
-        in_circuit = torch.tensor([bool(facts.in_circuit[head]) for head in self.measured], dtype=torch.bool)
-        if effects.sum(in_circuit) == 0:
-            self.add_row(level, n_receivers, reason="no head of the circuit has an effect")
-            return
-        values = self.scale.shares(effects, identified, in_circuit)
-        counts = {"n_heads": int(identified.sum()), "n_heads_in_circuit": int((identified & in_circuit).sum())}
-        self.add_row(level, n_receivers, **values, **counts)
+            self._heads.append(row)
+        self.add_row(level, n_receivers, **of_level)
 
     def add_row(self, level: str, n_receivers: int | None, **values: Any) -> None:
         """Add a level with what there is of it: its numbers, or the reason why it has no percentage."""
@@ -123,6 +112,33 @@ class Tables:
             pd.DataFrame(self._heads, columns=list(IOI_CONSISTENCY_HEADS.columns)),
             signals.sort_values(["layer", "head"], kind="stable", ignore_index=True),
         )
+
+
+def measured_level(
+    what: str,
+    nodes: Sequence[Node],
+    roles: Mapping[Node, Role],
+    effects: Effects,
+    scale: Scale,
+    in_circuit: Bool[Tensor, " node"],
+) -> tuple[list[dict[str, Any]], Bool[Tensor, " node"], dict[str, Any]]:
+    """What every algorithm reports of a level: columns of its nodes, which hold its role, and columns of the level.
+
+    These are shares, or the reason why there are none. `what` nodes are called: `head` or `node`.
+    """
+    errors = scale.bootstrap.error(effects.resampled).tolist()
+    rows, held = list[dict[str, Any]](), set(holders(roles))
+    for at, node in enumerate(nodes):
+        role = roles.get(node, Role("", False))
+        row = {"role": role.name, "passes": role.passes, "p_value": role.p_value, "q_value": role.q_value}
+        row |= {"effect": float(effects.values[at]), "effect_se": errors[at], "in_circuit": bool(in_circuit[at])}
+        rows.append(row)
+    identified = torch.tensor([node in held for node in nodes], dtype=torch.bool)
+    if effects.sum(in_circuit) == 0:
+        return rows, identified, {"reason": f"no {what} of the circuit has an effect"}
+    inside = int((identified & in_circuit).sum())
+    counts = {f"n_{what}s": int(identified.sum()), f"n_{what}s_in_circuit": inside}
+    return rows, identified, counts | scale.shares(effects, identified, in_circuit)
 
 
 def typed_table(rows: Sequence[Mapping[str, Any]], kind: ResultSchema) -> pd.DataFrame:

@@ -7,7 +7,6 @@ vocabulary, which no softmax sees.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -16,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from circuits_over_time.edge_attribution_patching.graph import head_named
 from circuits_over_time.edge_attribution_patching.model.forward import (
     LayerActivations,
     Unembedding,
@@ -45,7 +45,7 @@ def attention_result(checkpoint: LoadedCheckpoint, prompts: Prompts, heads: Sequ
     n_tokens, tokenizer = int(prompts.lengths[0]), checkpoint.tokenizer
     tokens = prompts.clean[0, :n_tokens].cpu()
     first = max(0, n_tokens - MOST_TOKENS)
-    places = sorted((int(layer), int(head)) for layer, head in (re.findall(r"\d+", name) for name in heads))
+    places = sorted(at for name in heads if (at := head_named(name)))
     rows, patterns = [], dict[str, list[list[float]]]()
     if places:
         pattern, effects = heads_on_prompt(checkpoint.weights, tokens, places)

@@ -115,6 +115,8 @@ def circuit_prompts(
         raise UserError("eap.method: information_flow_routes scores edges alone; use eap_ig, or level=edge")
     if settings.level == "neuron" and settings.ablation != "patching":
         raise UserError(f"ablation: {settings.ablation} is of whole nodes, not of neurons; use patching, or level=node")
+    if settings.accumulate_evaluation == "model" and (settings.level == "neuron" or settings.positions):
+        raise UserError("accumulate_evaluation: model puts in edges of all tokens, not neurons or roles; leave it out")
     if settings.level == "neuron" and settings.hypothesis_tests:
         raise UserError("hypothesis_tests: takes a run for every neuron of the circuit; leave it out, or level")
     if task.primary == "kl" and settings.search.criterion == "raw":
@@ -264,6 +266,7 @@ def evaluator_of(
         prompts.evaluation.pairs,
         metric_of(prompts.evaluation, prompts.task, weights, settings),
         reference=prompts.reference,
+        accumulate=settings.accumulate_evaluation,
         graph=graph,
         batch_size=settings.batch_size,
         memory_budget_gb=settings.budget_gb(weights.device),

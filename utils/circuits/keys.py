@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
@@ -29,8 +28,10 @@ from circuits_over_time.edge_attribution_patching.choices import (
     Selection,
 )
 from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
+from circuits_over_time.edge_attribution_patching.graph import head_named
 
 from ..base.errors import UserError, shortened
+from ..config.components import require_heads
 from ..config.keys import (
     MOST_PROMPTS,
     MemoryKeys,
@@ -176,6 +177,9 @@ class PairKeys(Section):
     batch_weighting: Literal["equal", "by_batch"] = "equal"
     """How prompts count in scores and faithfulness: all `equal`, or each batch of `batch_size` alike, `by_batch`, so
     that prompts of a smaller last one count more."""
+    accumulate_evaluation: Accumulate = "float32"
+    """How edges outside a circuit are [put in](../docs/study.md#every-difference): all together in `float32`, or one by
+    one in the number format of the `model`."""
 
 
 class CircuitKeys(PairKeys):
@@ -226,7 +230,7 @@ class CircuitSettings(CircuitKeys, PairSettings):
 
 def _heads_named(names: list[str]) -> list[str]:
     for name in different(names):
-        if not re.fullmatch(r"a\d{1,9}\.h\d{1,9}", name):
+        if head_named(name) is None:
             raise ValueError(f"'{name}' names no head; heads are named a3.h1 (layer 3, head 1)")
     return names
 
@@ -313,11 +317,7 @@ def circuit_pairs(settings: PairSettings, task: Task, tokenizer: PreTrainedToken
 
 def check_attention(config: CircuitsConfig, shape: Shape | PlainShape) -> None:
     """Refuse heads in `attention` that the model has not got, with a UserError."""
-    for name in config.attention if isinstance(config.attention, list) else ():
-        layer, head = (int(number[1:]) for number in name.split("."))
-        if layer >= shape.n_layers or head >= shape.n_heads:
-            last = f"a{shape.n_layers - 1}.h{shape.n_heads - 1}"
-            raise UserError(f"attention: the model has no head {name}; name some of a0.h0 to {last}")
+    require_heads("attention", config.attention if isinstance(config.attention, list) else (), shape)
 
 
 def inputs_of_circuits(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:
@@ -338,13 +338,14 @@ def passes(settings: CircuitSettings, n_layers: int, *, given: bool = False) -> 
     if (eap.method == "exact" and not given) or times > sys.maxsize:
         return 0
     # A step runs forward and backward, which takes three times as long as forward. A size takes about a third of a
-    # pass, and so do a random circuit and what is left without it.
+    # pass, and so do a random circuit and what is left without it; edge by edge, memory takes about fifty times that.
+    slower = 50 if settings.accumulate_evaluation == "model" else 1
     steps = USUAL_POINTS if eap.ig_steps == "auto" else eap.ig_steps
     scores = 3 * times * (steps if eap.method in USUAL_STEPS else 1)
-    circuits = 1 + (14 if search.sizes is None else 0.35 * len(search.sizes)) + 7 * search.mib
+    circuits = 1 + slower * ((14 if search.sizes is None else 0.35 * len(search.sizes)) + 7 * search.mib)
     if given:  # One circuit, without scores and a search.
-        scores, circuits = 0, 1.35 + 7 * search.mib
-    checks = 0.7 * settings.n_random + 70 * settings.hypothesis_tests
+        scores, circuits = 0, 1 + slower * (0.35 + 7 * search.mib)
+    checks = slower * (0.7 * settings.n_random + 70 * settings.hypothesis_tests)
     # Scores take one half of the prompts, and circuits the other; means are those of all.
     means = 1 if "mean" in settings.ablation else 0
     return means + (scores + circuits + checks) / (2 if settings.evaluate_on == "heldout" else 1)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from circuits_over_time.edge_attribution_patching.graph import QKV, Graph
+from circuits_over_time.edge_attribution_patching.graph import QKV, Graph, head_named
 from circuits_over_time.edge_attribution_patching.patching.forward import evaluate_masks_final
 from circuits_over_time.edge_attribution_patching.patching.paths import (
     Head,
@@ -93,12 +93,12 @@ def _sender(name: str, graph: Graph) -> Sender:
 
 
 def _head(name: str, graph: Graph, where: str) -> Head:
-    match = re.fullmatch(r"a(\d+)\.h(\d+)", name)
-    if match is None or name not in graph.forward_nodes:
+    head = head_named(name)
+    if head is None or name not in graph.forward_nodes:
         last_head, last_mlp = graph.forward_nodes[-2:]
         mlps = f", MLPs m0, ... {last_mlp}" if where == "senders" else ""
         raise UserError(f"{where}: {name!r} is not a head of this model; heads are a0.h0, ... {last_head}{mlps}")
-    return int(match[1]), int(match[2])
+    return head
 
 
 def _receivers(names: Sequence[str], graph: Graph) -> Receivers | None:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from circuits_over_time.edge_attribution_patching.choices import Part
 
-from ..base.errors import UserError, suggest
+from ..config.components import require_known
 from ..config.keys import BaseConfig, Steps, TaskConfig, amount, as_list, different, known_schedule
 from ..config.schedules import select_steps
 from ..heads.needs import require_context
@@ -65,10 +65,9 @@ def check_components(config: SwapConfig, n_layers: int, n_heads: int) -> None:
     layers = range(n_layers)
     nodes = ["input", *(f"a{layer}.h{head}" for layer in layers for head in range(n_heads))]
     nodes += [*(f"m{layer}" for layer in layers), "logits"]
-    for name in (name for names in config.components for name in as_list(names)):
-        if name not in (*nodes, *EVERYWHERE, *ROLES):
-            known = suggest(name, [*EVERYWHERE, *ROLES, *nodes], "others are", [*EVERYWHERE, *ROLES])
-            raise UserError(f"components: '{name}' is neither a node of the model nor a set or role{known}")
+    require_known(
+        "components", config.components, nodes, [*EVERYWHERE, *ROLES], "a node of the model nor a set or role"
+    )
 
 
 def source_steps(config: SwapConfig, family: Family) -> list[int]:

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from circuits_over_time.edge_attribution_patching.graph import head_named
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.forward import embed, forward, unembed
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
@@ -36,7 +37,7 @@ from ..results.kinds import KINDS
 from ..results.store import Result
 from ..tasks.vocabulary import require_embedded
 from .corpus import Corpus, draw_sequences
-from .learning_keys import LearningConfig, SamplerKeys, require_devinterp, require_heads
+from .learning_keys import LearningConfig, SamplerKeys, require_devinterp, require_fit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,7 +132,7 @@ def prepare(
 ) -> Int[Tensor, "sequence position"]:
     """Draw the text; a UserError if devinterp is not installed, there is too little text, or no such head."""
     require_devinterp()
-    require_heads(config, shape)
+    require_fit(config, shape)
     corpus = Corpus(config.corpus, config.corpus_split, config.corpus_field)
     tokens = torch.tensor(draw_sequences(corpus, tokenizer, config.n_sequences, config.seq_len, config.seed))
     require_embedded(tokens, shape.d_vocab, "corpus", tokenizer.batch_decode(tokens))
@@ -142,12 +143,12 @@ def measure(checkpoint: LoadedCheckpoint, config: LearningConfig, inputs: Tensor
     """One row for the whole model, and one for each head asked for."""
     model, shape = EngineModel(checkpoint.weights), checkpoint.weights
     every = [(layer, head) for layer in range(shape.n_layers) for head in range(shape.n_heads)]
-    named = [tuple(int(part[1:]) for part in name.split(".")) for name in config.heads if name != "all"]
+    named = [place for name in config.heads if (place := head_named(name))]
     rows = []
-    for place in [None, *(every if "all" in config.heads else named)]:
-        masks = None if place is None else model.head_masks(*place)
+    for at in [None, *(every if "all" in config.heads else named)]:
+        masks = None if at is None else model.head_masks(*at)
         trace, initial = sample_losses(model, inputs, config.sampler, masks, config.seed)
-        layer, head = (None, None) if place is None else place
+        layer, head = (None, None) if at is None else at
         rows.append({"layer": layer, "head": head, **estimate(trace, initial, config.sampler.n_beta)})
     about = {"devinterp": importlib.metadata.version("devinterp"), "sample": config.sampler.model_dump()}
     table = pd.DataFrame(rows, columns=list(KINDS["learning_coefficients"].columns))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from circuits_over_time.edge_attribution_patching.graph import head_named
+
 from ..base.errors import UserError
+from ..config.components import require_heads
 from ..config.keys import BaseConfig, Section, amount, at_home, different, key
 from ..tasks.prompts import Work
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 def _heads(names: list[str]) -> list[str]:
     for name in different(names) if names else ():
-        if name != "all" and not re.fullmatch(r"a\d{1,9}\.h\d{1,9}", name):
+        if name != "all" and head_named(name) is None:
             raise ValueError(f"'{name}' names no head; write all, or names such as a3.h1")
     return names
 
@@ -73,13 +75,9 @@ def require_devinterp() -> None:
         raise UserError("devinterp is not installed; run: pip install -r requirements-devinterp.txt") from None
 
 
-def require_heads(config: LearningConfig, shape: Shape | PlainShape) -> None:
+def require_fit(config: LearningConfig, shape: Shape | PlainShape) -> None:
     """Refuse, with a UserError, heads that the model has not got, too few sequences, and too long ones."""
-    for name in (name for name in config.heads if name != "all"):
-        layer, head = (int(number[1:]) for number in name.split("."))
-        if layer >= shape.n_layers or head >= shape.n_heads:
-            last = f"a{shape.n_layers - 1}.h{shape.n_heads - 1}"
-            raise UserError(f"heads: the model has no head {name}; name some of a0.h0 to {last}")
+    require_heads("heads", (name for name in config.heads if name != "all"), shape)
     if config.seq_len > shape.n_positions:
         raise UserError(f"seq_len: {config.seq_len} tokens; the model has {shape.n_positions} positions; lower seq_len")
     if config.n_sequences < config.sampler.batch_size:
@@ -91,7 +89,7 @@ def require_heads(config: LearningConfig, shape: Shape | PlainShape) -> None:
 def inputs_of_learning(config: LearningConfig, tokenizer: Any, shape: PlainShape) -> Iterator[Work]:
     """What the chains read; errors are those of `learning_coefficients.prepare`."""
     require_devinterp()
-    require_heads(config, shape)
+    require_fit(config, shape)
     keys = config.sampler
     chains = keys.num_chains * (keys.num_burnin_steps + keys.num_draws)
     n = 1 + (shape.n_layers * shape.n_heads if "all" in config.heads else len(config.heads))
