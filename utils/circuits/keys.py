@@ -317,7 +317,8 @@ def circuit_pairs(settings: PairSettings, task: Task, tokenizer: PreTrainedToken
 
 def check_attention(config: CircuitsConfig, shape: Shape | PlainShape) -> None:
     """Refuse heads in `attention` that the model has not got, with a UserError."""
-    require_heads("attention", config.attention if isinstance(config.attention, list) else (), shape)
+    named = config.attention if isinstance(config.attention, list) else ()
+    require_heads("attention", named, shape.n_layers, shape.n_heads)
 
 
 def inputs_of_circuits(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:

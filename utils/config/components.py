@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from circuits_over_time.edge_attribution_patching.graph import head_named
 
 from ..base.errors import UserError, suggest
 from .keys import as_list
 
-if TYPE_CHECKING:
-    from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 
-    from ..models.tokenizers import PlainShape
-
-
-def require_heads(key: str, names: Iterable[str], shape: Shape | PlainShape) -> None:
-    """Refuse names of heads that the model has not got, with a UserError."""
+def require_heads(key: str, names: Iterable[str], n_layers: int, n_heads: int) -> None:
+    """Refuse names of heads that a model of so many layers has not got, with a UserError."""
     for name in names:
-        layer, head = head_named(name) or (shape.n_layers, 0)
-        if layer >= shape.n_layers or head >= shape.n_heads:
-            last = f"a{shape.n_layers - 1}.h{shape.n_heads - 1}"
+        layer, head = head_named(name) or (n_layers, 0)
+        if layer >= n_layers or head >= n_heads:
+            last = f"a{n_layers - 1}.h{n_heads - 1}"
             raise UserError(f"{key}: the model has no head {name}; name some of a0.h0 to {last}")
 
 

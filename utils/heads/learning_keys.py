@@ -77,7 +77,8 @@ def require_devinterp() -> None:
 
 def require_fit(config: LearningConfig, shape: Shape | PlainShape) -> None:
     """Refuse, with a UserError, heads that the model has not got, too few sequences, and too long ones."""
-    require_heads("heads", (name for name in config.heads if name != "all"), shape)
+    named = (name for name in config.heads if name != "all")
+    require_heads("heads", named, shape.n_layers, shape.n_heads)
     if config.seq_len > shape.n_positions:
         raise UserError(f"seq_len: {config.seq_len} tokens; the model has {shape.n_positions} positions; lower seq_len")
     if config.n_sequences < config.sampler.batch_size:
