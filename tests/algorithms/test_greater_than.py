@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -205,6 +206,16 @@ def test_all_paths_are_defined_on_every_architecture(architecture: str) -> None:
         assert bool((values != levels.clean).any()) or bool((values != levels.corrupted).any())
 
 
+def test_too_few_years_to_tell_an_order_are_the_reason_where_there_are_no_year_heads() -> None:
+    levels = levels_of(greater_than_transformer.greater_than_transformer())
+    kept = levels.inputs.starts.unique()[:4]  # 2 / 4! is above 0.05 / 6
+    levels.inputs = replace(levels.inputs, starts=kept[torch.arange(len(levels.inputs.starts)) % 4])
+    levels.run()
+    assert levels.table().set_index("level")["reason"]["inputs"] == (
+        "no year heads: YY has 4 values here, too few to tell an order from chance among 6 heads"
+    )
+
+
 def test_without_a_circuit_or_without_the_task_the_levels_say_why() -> None:
     untrained = levels_of(status="task not learned")
     untrained.run()
@@ -231,3 +242,14 @@ def test_the_script_writes_both_tables_and_goes_on_where_it_stopped(tmp_path) ->
     written = levels.file(TOY_STEPS[-1]).stat().st_mtime_ns
     assert main(ANALYSIS, keys) == 0
     assert levels.file(TOY_STEPS[-1]).stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("task", ["my.csv", "sva"])
+def test_another_task_is_refused_in_a_line_that_says_which_script_takes_it(
+    task: str, tmp_path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(ANALYSIS, [f"model={TOY}", f"task={task}", f"results_dir={tmp_path}"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "command line: task: roles are those of greater_than, in prompts of its own; leave it out; "
+        "get_circuits_over_time.py takes any task and file"
+    ]

@@ -532,6 +532,8 @@ def test_levels_that_cannot_be_measured_are_refused(hand_built: Path, capsys: py
     given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "device=cpu"]
     for wrong, said in (
         (["level=neuron", "hypothesis_tests=true"], "hypothesis_tests: takes a run for every neuron"),
+        (["level=neuron", "accumulate_evaluation=model"], "accumulate_evaluation: model puts in edges of all tokens"),
+        (["positions=true", "accumulate_evaluation=model"], "accumulate_evaluation: model puts in edges of all tokens"),
         (["level=neuron", "ablation=mean"], "ablation: mean is of whole nodes, not of neurons; use patching"),
         (
             ["level=node", "eap.method=information_flow_routes"],

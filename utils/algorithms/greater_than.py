@@ -178,7 +178,10 @@ class Levels:
         into = Receivers(year_mlps)
         year_heads = self._level("heads", "year_head", heads, (into,), scores, p_values)
         if not year_heads:
-            self._row("inputs", reason=f"no year heads: none has {limit}, looks at YY and brings the year, {beyond}")
+            n, why = len(self.inputs.starts.unique()), f"none has {limit}, looks at YY and brings the year, {beyond}"
+            if surest(n) > self.config.false_discovery_rate / len(heads):
+                why = f"YY has {n} values here, too few to tell an order from chance among {len(heads)} heads"
+            self._row("inputs", reason=f"no year heads: {why}")
             return
         # What stands below the highest of them.
         senders = [node for node in (INPUT, *senders) if node[0] < year_heads[-1][0]]
@@ -297,7 +300,7 @@ def year_order(
 
     Of outputs without order the correlation varies twice as much as that of independent pairs: every two outputs a and
     b enter once as a's projection on b, and once as b's on a. So it is tested with half of the degrees of freedom, and
-    its p-value is at least that of one or two orders among all.
+    its p-value is at least that of a perfect order (`surest`).
 
     Args:
         outputs: what heads write for the YY of each prompt.
@@ -324,5 +327,10 @@ def year_order(
         order, freedom = float(stats.spearmanr(years.numpy(), of_head).statistic), (n - 2) / 2
         with np.errstate(divide="ignore"):
             p_value = float(stats.t.sf(order * np.sqrt(np.divide(freedom, 1 - order**2)), freedom))
-        found.append((order, max(p_value, 2 / factorial(n))))
+        found.append((order, max(p_value, surest(n))))
     return found
+
+
+def surest(n: int) -> float:
+    """The p-value of n years in perfect order: one or two orders among all."""
+    return 2 / factorial(n)
