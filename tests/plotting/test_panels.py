@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
+from circuits_over_time.plotting.parts import export
+from circuits_over_time.plotting.parts.options import Style
 from circuits_over_time.plotting.parts.panels import INTERVAL, Line, Panels
 from circuits_over_time.plotting.parts.style import model_looks
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
@@ -45,3 +49,18 @@ def test_an_interval_with_an_open_end_is_no_band_that_stops_at_the_line() -> Non
     panels.draw(Line(table.iloc[[1]], "value", "m", model_looks(["m"])["m"], interval=("low", "high")), 1, 1)
     (band,) = [trace for trace in panels.done("title", "").figure.data if trace.fill == "toself"]
     assert list(band.y) == [1.5, 2.0, 3.5, 2.5, 2.0, 0.5]
+
+
+def test_a_page_says_point_at_it_and_a_picture_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+
+    async def keep(pictures: Any, scale: float) -> None:
+        drawn.extend(figure for _, figure, _ in pictures)
+
+    monkeypatch.setattr(export, "_write_pictures", keep)
+    table = pd.DataFrame({"step": [1], "tokens": [2e6], "value": [1.0]})
+    panels = Panels(1, 1, TimeAxis.of(table))
+    panels.mark("no value: point at it for the reason", "x-thin")
+    export.write_drawings({"one": panels.done("title", "")}, tmp_path, Style(format=("png", "html")))
+    assert [trace.name for trace in drawn[0].data] == ["no value"]
+    assert "no value: point at it" in (tmp_path / "one.html").read_text(encoding="utf-8")
