@@ -25,7 +25,7 @@ from .circuit import Circuit
 from .faithfulness import CircuitEvaluator
 from .search import Signed, edge_order, join_sizes, prune
 
-STACK = 16
+STACK = 4
 """Circuits that are pruned together."""
 DEALS = 20
 """So often are the scores dealt for a random circuit of the right size."""

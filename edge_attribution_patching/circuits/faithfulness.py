@@ -65,7 +65,7 @@ class CircuitEvaluator:
         shared = reference is None and accumulate == "float32"
         batches = pairs.batches(batch_size, share_prefix=shared, weights=weights, memory_budget_gb=memory_budget_gb)
         self._batches = PreparedBatches(weights, batches, "corrupted", memory_budget_gb, reference)
-        self.full, self.corrupted = self._of_all(2, lambda runs: torch.stack(run_metric(weights, runs, metric)))
+        self.full, self.corrupted = self.of_runs(metric)
 
     def __call__(self, masks: Bool[Tensor, "mask n_forward n_backward"]) -> Float[Tensor, "mask prompt"]:
         """The metric of every prompt under circuits given by their edges, on the CPU."""
@@ -75,6 +75,10 @@ class CircuitEvaluator:
             return evaluate_circuits(self.weights, runs, self.graph, masks, self.metric, **how)
 
         return self._of_all(len(masks), of_batch)
+
+    def of_runs(self, metric: Metric) -> Float[Tensor, "run prompt"]:
+        """Any metric of every prompt in the whole model and in the empty circuit, on the CPU."""
+        return self._of_all(2, lambda runs: torch.stack(run_metric(self.weights, runs, metric)))
 
     def _of_all(
         self, n: int, of_batch: Callable[[PreparedRuns], Float[Tensor, "any batch"]]

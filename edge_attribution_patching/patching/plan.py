@@ -11,6 +11,7 @@ there. One that is computed is normalised with all the others as they are under 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -111,11 +112,11 @@ class Plan:
         tensors = (self.rows, self.masks, self.nodes, self.inputs, self.needed, self.attending, self.read)
         return Plan(self.graph, self.overrides.select(part), *(tensor[part] for tensor in tensors))
 
-    def stacks(self, memory_budget: float, token_bytes: int) -> Iterator[slice]:
+    def stacks(self, memory_budget: float, token_bytes: int, spare: float = math.inf) -> Iterator[slice]:
         """Split the masks into stacks whose differences stay within a budget of bytes, one mask at least.
 
         A stack computes for all of its masks what any of them needs, so it grows with the union. A node's difference
-        takes `token_bytes`.
+        takes `token_bytes`. A mask by which more than `spare` bytes are computed that nobody needs begins a new stack.
         """
         layer_inputs = 3 * self.graph.n_heads + 1
         # Greedy: masks join the stack in their order as long as the union of what they need fits.
@@ -126,7 +127,9 @@ class Plan:
             while stop < len(self):
                 grown = union | self.needed[stop]
                 widest = int(grown.sum()) + 1 + layer_inputs  # differences kept, the base row, and a layer's inputs
-                if (stop + 1 - start) * widest * token_bytes > memory_budget:
+                n, own = stop - start, self.needed[stop]
+                for_nobody = (n + 1) * int(grown.sum()) - n * int(union.sum()) - int(own.sum())
+                if (n + 1) * widest * token_bytes > memory_budget or for_nobody * token_bytes > spare:
                     break
                 union, stop = grown, stop + 1
             yield slice(start, stop)

@@ -1,5 +1,6 @@
 """The parts of the patched forward by themselves: plans, and runs that are kept or prepared again."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.pairs import GB, TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.patching.differences import MANY, Differences, Reading
 from circuits_over_time.edge_attribution_patching.patching.plan import BASE, COMPUTED, SOURCE, Plan
 from circuits_over_time.edge_attribution_patching.patching.runs import PreparedBatches, run_metric
 from tests.support.eap_reference import logit_diff_metric
@@ -56,6 +58,42 @@ def test_stacks_hold_every_mask_once_within_the_budget(seed: int, budget: float)
     for stack in stacks:
         held = len(range(9)[stack]) * (int(plan.needed[stack].any(0).sum()) + 1) * token_bytes
         assert held <= budget or len(range(9)[stack]) == 1
+
+
+def test_masks_that_need_other_nodes_are_stacked_only_where_bytes_are_to_spare() -> None:
+    graph = Graph(1, 4, parallel=True)
+    paths = [[f"input->a0.h{head}<v>", f"input->a0.h{head}<q>", f"a0.h{head}->logits"] for head in (0, 0, 1, 1)]
+    plan = Plan.of(graph, torch.stack([mask_of(graph, *path) for path in paths]))
+    # The third mask would make all three compute two heads: three of the six for nobody.
+    assert list(plan.stacks(1e9, 10)) == [slice(0, 4)]
+    assert list(plan.stacks(1e9, 10, spare=30)) == [slice(0, 4)]
+    assert list(plan.stacks(1e9, 10, spare=29)) == [slice(0, 2), slice(2, 4)]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.97])
+def test_what_inputs_read_is_the_sum_along_their_edges(share: float) -> None:
+    n_masks, n_kept, n_inputs, n_tokens, d_model = 3, 3 * MANY, 4, 5, 6
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.rand(n_masks, 2, n_kept, n_inputs, generator=generator) < share
+    edges[:, :, :, 0] = torch.rand(n_masks, 2, n_kept, generator=generator) < 0.03  # Of inputs, some read few nodes,
+    edges[1, 0, :, 1] = True  # one all of them.
+    base, written = (
+        torch.randn(*lead, n_tokens, d_model, generator=generator).double() for lead in ((), (n_masks, n_kept))
+    )
+    tokens_of_roles = torch.tensor([0, 2]), torch.tensor([1, 3, 4])
+    differences = Differences(n_masks, n_kept, base, tokens_of_roles)
+    forms = set()
+    for n_written in (n_kept // 3, n_kept // 2, n_kept):
+        first = differences.n_written
+        differences.of_next(n_written - first)[:] = written[:, first:n_written]
+        readings = Reading.by_role(edges, n_written, list(range(n_inputs)))
+        forms |= {"matrix" if one.edges is not None else "rows" if one.signs is None else "off" for one in readings}
+        found = differences.read(readings, base)
+        for role, of_role in enumerate(tokens_of_roles):
+            along = edges[:, role, :n_written].double()
+            expected = base[of_role] + torch.einsum("mni,mntd->imtd", along, written[:, :n_written, of_role])
+            torch.testing.assert_close(found[:, :, of_role], expected)
+    assert forms == {0.05: {"rows", "off"}, 0.5: {"matrix"}, 0.97: {"off"}}[share]
 
 
 def test_runs_are_kept_up_to_the_budget_and_prepared_again_beyond_it() -> None:

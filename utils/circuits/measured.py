@@ -325,12 +325,16 @@ def measure_circuit(
     """A circuit by the scores of `score_edges`, and everything that is reported of it; `about` is noted with it."""
     found = find_circuit(weights, prompts, settings, folds)
     kept = found.folds.keep(found.order, max(found.curve.sizes, default=0))
-    performance = task_performance(weights, prompts.evaluation.to(weights.device), ["accuracy"], settings.batch_size)
+    if prompts.reference is None:
+        accuracy = found.evaluator.of_runs(prompts.evaluation.metric("accuracy", weights)).double().mean(1).tolist()
+    else:  # The empty circuit is no prompt's run.
+        evaluation = prompts.evaluation.to(weights.device)
+        accuracy = task_performance(weights, evaluation, ["accuracy"], settings.batch_size)["value"].tolist()
     controls, tests = compare_with_random(found, prompts, settings)
     tables = {
         "graphs": edges_table(found, kept, settings),
         "faithfulness": faithfulness_table(found, prompts),
-        "baselines": baselines_table(found, prompts, settings, performance),
+        "baselines": baselines_table(found, prompts, settings, accuracy),
         "controls": controls,
         "prompt_groups": groups_table(found, prompts),
         "hypothesis_tests": tests,

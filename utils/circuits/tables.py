@@ -6,6 +6,7 @@ and statistical tests.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -99,23 +100,22 @@ def faithfulness_table(found: FoundCircuit, prompts: CircuitPrompts) -> pd.DataF
 
 
 def baselines_table(
-    found: FoundCircuit, prompts: CircuitPrompts, settings: CircuitSettings, performance: pd.DataFrame
+    found: FoundCircuit, prompts: CircuitPrompts, settings: CircuitSettings, accuracy: Sequence[float]
 ) -> pd.DataFrame:
     """One row: the whole model's metric, whether a circuit was found, its size, CPR and CMD, with 95% intervals.
 
     `reason` says why there are no intervals, if there are none.
 
     Args:
-        performance: the accuracy on the same prompts (`task_performance`).
+        accuracy: on clean and on corrupted prompts.
     """
     curve, areas = found.curve, found.areas
     model = Baselines.of(curve.full, curve.corrupted)
-    accuracy = performance.set_index("run")["value"]
     row: dict[str, object] = dict.fromkeys(BASELINES.columns) | {
         "metric": metric_name(prompts.task.primary),
         "unit": metric_unit(prompts.task.primary),
-        "accuracy": accuracy["clean"],
-        "accuracy_corrupted": accuracy["corrupted"],
+        "accuracy": accuracy[0],
+        "accuracy_corrupted": accuracy[1],
         "full": model.full,
         "corrupted": model.corrupted,
         "n_prompts": model.n_prompts,
