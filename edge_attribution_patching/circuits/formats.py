@@ -51,7 +51,7 @@ MIB_MODELS = {
     "gemma-2-2b": "gemma2",
     "Llama-3.1-8B": "llama3",
 }
-"""What the benchmark calls its models; in its names of tasks, `_` is `-`."""
+"""What the benchmark calls its models; its names of tasks have no `mib_`, and `-` for `_`."""
 TOP_UNITS = 0.2
 """The share of nodes that CircuitKIT lists as its units."""
 
@@ -82,7 +82,7 @@ def export(circuit: Circuit, format: ExportFormat, origin: Origin) -> tuple[str,
     if format == "eap_ig_json":
         return suffix, _json(eap_ig_json(circuit, origin.d_model))
     if format == "mib_folder":
-        folder = f"{origin.task.replace('_', '-')}_{MIB_MODELS.get(origin.model, origin.model)}"
+        folder = f"{origin.task.removeprefix('mib_').replace('_', '-')}_{MIB_MODELS.get(origin.model, origin.model)}"
         return f"{suffix}/{folder}/{IMPORTANCES[0]}", _json(eap_ig_json(circuit, origin.d_model))
     if format == "eap_ig_pt":
         file = io.BytesIO()

@@ -215,7 +215,7 @@ def test_the_consistency_of_greater_than_asks_for_the_circuits_of_another_config
 
 @pytest.mark.parametrize("name", MODELS)
 def test_configs_of_mib_have_its_settings_for_their_model(name: str) -> None:
-    config = load_config(CIRCUITS.schema, CONFIGS / "mib" / f"ioi_{name}.yml", [])
+    config = load_config(CIRCUITS.schema, CONFIGS / "mib" / f"tasks_{name}.yml", [])
     assert MIB_MODELS[Path(config.model).name] == name
     assert config.search.sizes == [int(share * MODELS[name].n_edges) for share in MIB_SHARES]
     assert (config.search.order, config.search.mib, config.prepend_bos) == ("top_n", True, True)

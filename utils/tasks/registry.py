@@ -14,6 +14,7 @@ from ..config.keys import CSV_METRIC, AnswersAs, PromptOptions, TaskConfig, Temp
 from . import gendered_pronoun, greater_than, ioi, sva
 from .csv_task import csv_task, near_files
 from .metrics import DIFFERENTIABLE
+from .mib import TASKS as MIB_TASKS
 from .prompts import Prompts, Task, Work, metric_name, require_length, token_rows
 from .templates import template_task
 
@@ -21,18 +22,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK, greater_than.TASK, gendered_pronoun.TASK, sva.TASK)}
+NAMED: dict[str, Task] = TASKS | MIB_TASKS
+"""Also the benchmark's tasks, whose prompts come from the hub: `task: all` is without them."""
 
 
 def primary_metric(task: str) -> str | None:
     """The primary metric of a built-in task; None for any other one, whose run.json states it."""
     task, _ = task_and_method(task)
-    return metric_name(TASKS[task].primary) if task in TASKS else None
+    return metric_name(NAMED[task].primary) if task in NAMED else None
 
 
 def task_label(task: str) -> str:
     """A task's name as figures write it: of one's own its key, or its file's name; then what is unusual."""
     task, method = task_and_method(task)
-    label = (TASKS[task].label if task in TASKS else "") or task.replace("_", " ")
+    label = (NAMED[task].label if task in NAMED else "") or task.replace("_", " ")
     return label if method == USUAL_METHOD else f"{label} ({method.replace('_', ' ').replace('+', ', ')})"
 
 
@@ -45,7 +48,7 @@ def get_task(
     """Find a task by its name or its prompts CSV.
 
     Args:
-        task: a key of `TASKS` or `own`, or the path of a CSV, whose stem then names the task.
+        task: a key of `NAMED` or `own`, or the path of a CSV, whose stem then names the task.
         metric: the primary metric of a CSV, one of `DIFFERENTIABLE`; None for `logit_diff`. Other tasks have their own,
             so one run can have both.
         own: tasks from templates, by name.
@@ -56,7 +59,7 @@ def get_task(
     """
     own = own or {}
     for name, keys in own.items():
-        if name in TASKS:
+        if name in NAMED:
             raise UserError(f"tasks.{name}: there is a built-in task '{name}'; give yours another name")
         if keys.metric not in DIFFERENTIABLE:
             ways = " or ".join(DIFFERENTIABLE)
@@ -64,16 +67,16 @@ def get_task(
     if task in own:
         return template_task(task, own[task])
     if not task.lower().endswith(".csv"):
-        if task not in TASKS:
+        if task not in NAMED:
             if Path(task).name != task or Path(task).suffix:  # Meant as a file.
                 wrong = "not a prompts CSV" if Path(task).exists() else "no such file"
                 raise UserError(f"task: {task}: {wrong}{near_files(Path(task)) or '; the name of a CSV ends in .csv'}")
-            known = suggest(task, [*own, *TASKS], "name a prompts CSV or one of")
+            known = suggest(task, [*own, *NAMED], "name a prompts CSV or one of", [*own, *TASKS])
             raise UserError(f"task: '{task}' is unknown{known}")
         if metric is not None and metric not in DIFFERENTIABLE:
             raise UserError(f"metric: '{metric}' cannot be used; set it to {' or '.join(DIFFERENTIABLE)}")
-        return TASKS[task]
-    if (stem := Path(task).stem) in TASKS:
+        return NAMED[task]
+    if (stem := Path(task).stem) in NAMED:
         raise UserError(f"task: {task} would write into the results of the built-in task '{stem}'; rename the file")
     return csv_task(Path(task), metric or CSV_METRIC, answers_as)
 
@@ -118,7 +121,7 @@ def build_prompts(
     seed, so you can add prompts without changing the ones you have.
 
     Args:
-        task: a key of `TASKS`, or the path of a prompts CSV.
+        task: a key of `NAMED`, or the path of a prompts CSV.
         n: None for 100, or all rows of a CSV.
         prepend_bos: put exactly one BOS token in front of every prompt. Otherwise there are no special tokens.
 
