@@ -297,3 +297,13 @@ def test_what_no_mean_can_be_taken_of_is_refused(model: Model, tmp_path: Path) -
         cot.scores(model, cot.task("sva"), ablation="mean", corpus=str(text))
     with pytest.raises(ValueError, match="the last positions have no mean"):
         cot.scores(model, cot.task("sva"), ablation="mean_positional", reference={"n_prompts": 1})
+
+
+def test_edges_put_in_one_by_one_give_the_same_and_circuits_of_neurons_have_none(
+    model: Model, circuit: MeasuredCircuit
+) -> None:
+    task, keys = cot.task("sva"), FEW | {"accumulate_evaluation": "model"}
+    assert cot.evaluate(model, task, circuit, **keys).faithfulness == pytest.approx(circuit.faithfulness, abs=1e-4)
+    of_neurons = cot.find_circuit(model, task, level="neuron", **FEW)
+    with pytest.raises(ValueError, match="puts in edges of all tokens, not neurons"):
+        cot.evaluate(model, task, of_neurons, **keys)

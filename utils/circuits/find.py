@@ -37,7 +37,7 @@ from circuits_over_time.edge_attribution_patching.model.reference import Referen
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
-from circuits_over_time.edge_attribution_patching.units import graph_of
+from circuits_over_time.edge_attribution_patching.units import Units, graph_of
 
 from ..base.errors import UserError
 from ..config.keys import USUAL_PROMPTS
@@ -115,8 +115,7 @@ def circuit_prompts(
         raise UserError("eap.method: information_flow_routes scores edges alone; use eap_ig, or level=edge")
     if settings.level == "neuron" and settings.ablation != "patching":
         raise UserError(f"ablation: {settings.ablation} is of whole nodes, not of neurons; use patching, or level=node")
-    if settings.accumulate_evaluation == "model" and (settings.level == "neuron" or settings.positions):
-        raise UserError("accumulate_evaluation: model puts in edges of all tokens, not neurons or roles; leave it out")
+    _require_edges(settings, settings.level == "neuron" or settings.positions)
     if settings.level == "neuron" and settings.hypothesis_tests:
         raise UserError("hypothesis_tests: takes a run for every neuron of the circuit; leave it out, or level")
     if task.primary == "kl" and settings.search.criterion == "raw":
@@ -260,7 +259,13 @@ def metric_of(prompts: Prompts, task: Task, weights: ModelWeights, settings: Pai
 def evaluator_of(
     weights: ModelWeights, prompts: CircuitPrompts, settings: PairSettings, graph: Graph | None = None
 ) -> CircuitEvaluator:
-    """Evaluates any circuits on the evaluation prompts: sets of edges, or of the units of a graph."""
+    """Evaluates any circuits on the evaluation prompts: sets of edges, or of the units of a graph.
+
+    Raises:
+        UserError: if the settings ask for absent edges one by one, and the graph has neurons or roles.
+    """
+    units = isinstance(graph, Units) and graph.level == "neuron"
+    _require_edges(settings, units or prompts.evaluation.pairs.roles is not None)
     return CircuitEvaluator(
         weights,
         prompts.evaluation.pairs,
@@ -271,3 +276,9 @@ def evaluator_of(
         batch_size=settings.batch_size,
         memory_budget_gb=settings.budget_gb(weights.device),
     )
+
+
+def _require_edges(settings: PairSettings, others: bool) -> None:
+    """Refuse absent edges one by one where circuits are of others, with a UserError."""
+    if settings.accumulate_evaluation == "model" and others:
+        raise UserError("accumulate_evaluation: model puts in edges of all tokens, not neurons or roles; leave it out")
