@@ -233,6 +233,9 @@ class BaseConfig(Section):
     """Where to compute: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: a CUDA GPU, else Apple's GPU, else the CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of weights and activations: `float32`, `bfloat16` or `float16`."""
+    self_check: bool = execution(False)
+    """With `dtype: bfloat16` or `float16`, measure the first checkpoint in float32, too, and log where the two
+    [disagree](../docs/models.md#devices)."""
     batch_size: int = amount(32, execution=True, reason="no task has so many prompts")
     """How many prompts go through the model at once. On a GPU, circuits and IOI consistency take more where
     `memory_budget_gb` allows it."""

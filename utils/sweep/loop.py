@@ -22,7 +22,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,12 +35,14 @@ from ..results.record import EncodedResults, RunRecord, write_results
 from .analysis import loaded
 from .claims import ClaimedCheckpoint, Claims, WorkQueue
 from .plan import Job, Measurement, Prepared, Sweep, prepare
+from .self_check import disagreements
 from .times import Times
 
 if TYPE_CHECKING:
     import torch
 
     from ..models.checkpoint import LoadedCheckpoint
+    from ..results.store import Result
     from .pool import Pool
 
 SHORTEST, LONGEST = 0.05, 1.0
@@ -312,6 +314,9 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -
     kinds = {kind.name for kind in analysis.kinds}
     if set(results) != kinds:
         raise ValueError(f"{analysis.name} measured {sorted(results)}, its kinds are {sorted(kinds)}")
+    if what.job.config.self_check and what.job.config.dtype != "float32" and run not in _self_checked:
+        _self_checked.add(run)
+        _self_check(checkpoint, what, config, inputs, results)
     files = [folder.encode(checkpoint.step, results[folder.kind.name], checkpoint.tokens) for folder in what.folders]
     return EncodedResults(checkpoint.step, checkpoint.provenance, inputs.hashes[what.task_name], tuple(files))
 
@@ -319,8 +324,32 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -
 _fitting: dict[tuple[str, str, str | None], float] = {}
 """By analysis, model and task: the part of the batches asked for that fits into memory, where less than all does."""
 
+_self_checked: set[tuple[str, str, str | None]] = set()
+
 LEAST_BUDGET_GB = 0.01
 """With a smaller budget no pass gets any smaller."""
+
+
+def _self_check(
+    checkpoint: LoadedCheckpoint, what: Measurement, config: BaseConfig, inputs: Prepared, found: Mapping[str, Result]
+) -> None:
+    """Measure again with float32 weights, and log where that disagrees, or why it cannot be done."""
+    from ..models.checkpoint import load_weights
+
+    label, of_checkpoint = what.label(checkpoint.step, named=True), checkpoint.files.folder
+    log.info("%s: self_check: once more, in float32", label)
+    try:
+        weights, _ = load_weights(of_checkpoint, "float32", checkpoint.device)
+        in_float32 = replace(checkpoint, weights=weights)
+        config = config.model_copy(update={"dtype": "float32"})
+        exact = loaded(what.job.analysis.measure)(in_float32, config, inputs.value, what.task)
+    except (UserError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, UserError) and not is_out_of_memory(error):
+            raise
+        log.warning("%s: self_check: %s", label, error if isinstance(error, UserError) else "too little memory")
+        return
+    for line in disagreements(what.job.analysis.kinds, found, exact):
+        log.info("%s: %s against float32: %s", label, what.job.config.dtype, line)
 
 
 def _smaller(config: BaseConfig, part: float, device: torch.device) -> BaseConfig:
