@@ -9,7 +9,8 @@ smallest circuit whose faithfulness reaches the threshold, and the faithfulness 
 Writes results/graphs (scores and edges), results/faithfulness (the curve), results/baselines (the whole model and the
 size of the circuit), results/controls (random circuits), results/prompt_groups (the spread over prompts) and
 results/hypothesis_tests, and results/attention (what the circuit's heads attend to, and which tokens they raise and
-lower). With `transfer`, a second walk puts circuits into the models of other checkpoints (results/transfer).
+lower). With `transfer`, a second walk puts circuits into the models of other checkpoints (results/transfer); with
+`matched_transfer`, into those of other seeds and sizes, under the names of matched heads (results/matched_transfer).
 Keys: configs/README.md. Figures: plotting/plot_circuits.py, plot_faithfulness_curve.py, plot_circuit.py,
 plot_attention.py, plot_transfer.py.
 """
@@ -30,6 +31,15 @@ SECOND_WALK = Analysis(
     tasks=Lazy("utils.circuits.keys.tasks_of_transfer"),
     outdated=Lazy("utils.circuits.transfer.outdated"),
 )
+BETWEEN_MODELS = Analysis(
+    "get_circuits_over_time",
+    CircuitsConfig,
+    (KINDS["matched_transfer"],),
+    Lazy("utils.circuits.matched_transfer.prepare"),
+    Lazy("utils.circuits.matched_transfer.measure"),
+    tasks=Lazy("utils.circuits.keys.tasks_of_matched_transfer"),
+    outdated=Lazy("utils.circuits.matched_transfer.outdated"),
+)
 ANALYSIS = Analysis(
     "get_circuits_over_time",
     CircuitsConfig,
@@ -38,7 +48,7 @@ ANALYSIS = Analysis(
     Lazy("utils.circuits.measured.measure"),
     tasks=Lazy("utils.tasks.tasks_of"),
     finish=Lazy("utils.circuits.exported.finish"),
-    then=SECOND_WALK,
+    then=(SECOND_WALK, BETWEEN_MODELS),
     check=Lazy("utils.circuits.keys.check_transfer"),
     inputs=Lazy("utils.circuits.keys.inputs_of_circuits"),
 )

@@ -1,8 +1,8 @@
 """Draw what heads attend to, and which tokens they raise and lower (figures/attention_<model>_<task>_step<n>.html).
 
 A matrix per head has the attention of every token (row) of a prompt to the tokens up to it (columns). Above it stand
-the tokens whose logits the head's output raises and lowers the most at the end of the prompt, and the roles that it
-holds over training.
+the tokens whose logits the head's output raises and lowers the most at the end of the prompt, the roles that it holds
+over training, and the heads of other models that it is matched with.
 
     python plotting/plot_attention.py -r results -m toy -t ioi --step 1350 --heads a3.h1
 """
@@ -14,7 +14,14 @@ import numpy as np
 from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.head_attention import HeadsSeen, heads_seen, in_words, roles_of, token_label
+from circuits_over_time.plotting.parts.head_attention import (
+    HeadsSeen,
+    heads_seen,
+    in_words,
+    matches_of,
+    roles_of,
+    token_label,
+)
 from circuits_over_time.plotting.parts.panels import wrapped
 from circuits_over_time.plotting.parts.style import Drawing, colour_bar, finish
 from circuits_over_time.plotting.parts.tables import Results, as_text, logger
@@ -89,7 +96,7 @@ def draw(results: Results) -> dict[str, Drawing]:
     asked, drawn = results.arguments, {}
     results.table("attention")  # Says what is missing.
     for model in results.models("attention"):
-        roles = roles_of(results, model)
+        roles, matches = roles_of(results, model), matches_of(results, model)
         for task in results.tasks("attention", model):
             by_step = heads_seen(results, model, task)
             step = max(by_step, default=None) if asked.step is None else asked.step
@@ -105,7 +112,9 @@ def draw(results: Results) -> dict[str, Drawing]:
                 )
             few = f"; {len(heads)} of {len(seen.patterns)} heads" if len(heads) < len(seen.patterns) else ""
             title = f"What heads look at: {task_label(as_text(task))}, {as_text(model)} at step {step:,}"
-            about = {head: [roles[head]] for head in heads if head in roles}
+            about = {head: [roles.get(head, "")] for head in heads}
+            for head in set(heads) & set(matches):
+                about[head].append(f"matched: {matches[head]}")
             drawn[f"attention_{model}_{task}_step{step:06d}"] = draw_attention(seen, heads, about, title, few)
     if not drawn:
         raise UserError(f"--step {asked.step}: no heads of that step in {results.store.root}/attention")

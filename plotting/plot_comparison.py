@@ -6,13 +6,15 @@ line is the similarity. The band around it is the noise floor: 95% of pairs of c
 alone. The band at the bottom reaches up to the chance floor, the mean of random circuits of these sizes. A ring marks a
 change beyond noise. With several models of one shape, figures/comparison_models.html compares them step by step: a thin
 line per pair, and the pairs' median and quartiles. figures/comparison_methods_<model>.html does so with the methods by
-which a model's circuits were found.
+which a model's circuits were found. If heads were matched, figures/comparison_matched_<seeds>.html has the seeds'
+overlap by the given names and by the matches, and what the circuits do in each other's models.
 
     python plotting/plot_comparison.py -r results --measure edge_jaccard --at size
 """
 
 import itertools
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -20,9 +22,10 @@ import pandas as pd
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import Line, Panels, ring, task_panels
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook, add_key
-from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
+from circuits_over_time.plotting.parts.tables import Results, as_text, by_model, escaped
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.config.keys import task_and_method
+from circuits_over_time.utils.results.comparison import ComparisonFolder
 
 MEASURES = {
     "edge_jaccard": "edges, Jaccard",
@@ -39,6 +42,16 @@ NOISE, CHANCE, CHANGED = "#777777", "#B8860B", "#D55E00"
 NOISE_ENTRY, CHANCE_ENTRY = "noise floor (95%)", "chance floor"
 CHANGED_ENTRY, DIFFERS_ENTRY = "changed beyond noise", "differs beyond noise"
 MEDIAN_ENTRY = "median and quartiles of pairs"
+NAMES = {
+    "given": ("by the given names", ModelLook("#D55E00", "square", "solid")),
+    "function": ("heads matched by function", ModelLook("#0072B2", "circle", "solid")),
+    "attention": ("heads matched by attention", ModelLook("#009E73", "diamond", "solid")),
+}
+MATCHED = {
+    ("edge_jaccard", "size"): "edges in common<br>fixed size",
+    ("transfer", "faithfulness"): "faithfulness in<br>each other's model",
+}
+SHUFFLED_ENTRY, CEILING_ENTRY = "shuffled matches (dots)", "other prompts; own circuit"
 
 
 def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLook) -> Drawing:
@@ -96,6 +109,34 @@ def draw_between(table: pd.DataFrame, measure: str, of: str, title: str) -> Draw
     return panels.done(
         title,
         f"{_title(measure).format(' at the same step')} Rings: differ beyond the prompts",
+    )
+
+
+def draw_matched(table: pd.DataFrame, group: str) -> Drawing:
+    """The figure of seeds whose heads were matched, from rows of `same_circuit` with `tokens`."""
+    table = table.assign(task=table["task"].fillna("all tasks"))
+    there = set(zip(table["measure"], table["at"], strict=True))
+    rows = [key for key in MATCHED if key in there]
+    panels, tasks = task_panels(table, len(rows), 200)
+    grey = ModelLook(NOISE, "circle", "solid")
+    for column, task in enumerate(tasks, 1):
+        for row, (measure, at) in enumerate(rows, 1):
+            part = table[(table["task"] == task) & (table["measure"] == measure) & (table["at"] == at)]
+            for names, (entry, look) in NAMES.items():
+                of_names = part[part["names"] == names].round(4)
+                hover = ("low", "high", "shuffled_floor", "chance_floor", "n_pairs")
+                panels.draw(Line(of_names, "value", entry, look, interval=("low", "high"), hover=hover), row, column)
+                alone = len(of_names) == 1
+                line = Line(of_names, "shuffled_floor", SHUFFLED_ENTRY, look, dash="dot", markers=alone, width=1.2)
+                panels.draw(line, row, column)
+            ceiling = part.groupby(["step", "tokens"])["noise_floor"].mean().to_frame().reset_index()
+            alone = len(ceiling) == 1
+            panels.draw(Line(ceiling, "noise_floor", CEILING_ENTRY, grey, markers=alone, width=1), row, column)
+            panels.figure.update_yaxes(range=[-0.1, 1.1], row=row, col=column)
+    panels.name_rows(MATCHED[key] for key in rows)
+    return panels.done(
+        f"Is the circuit the same in the seeds of {group}, whatever its heads are called?",
+        "Means over pairs of seeds, with 95% intervals over seeds; dots are floors by shuffled matches",
     )
 
 
@@ -173,7 +214,7 @@ def chosen(table: pd.DataFrame, measure: str, at: str | None) -> pd.DataFrame:
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """One figure for each model, one of all pairs of models of one shape, and one of the methods in each model."""
+    """One figure for each model, one of all pairs of models, one of each model's methods, and of matched seeds."""
     measure = results.arguments.measure
     table = chosen(results.comparison("similarity"), measure, results.arguments.at)
     looks, table = results.looks(table["model"]), escaped(table)
@@ -190,7 +231,22 @@ def draw(results: Results) -> dict[str, Drawing]:
         sides = rows.assign(task=[task for task, _ in names], model=[method for _, method in names])
         title = f"Do methods find one circuit of {model}?"
         drawn[f"comparison_methods_{model}"] = draw_between(sides, measure, "methods", title)
+    for group, rows in _matched(results):
+        drawn[f"comparison_matched_{group}"] = draw_matched(escaped(rows), as_text(group))
     return drawn
+
+
+def _matched(results: Results) -> Iterator[tuple[str, pd.DataFrame]]:
+    """By seeds, the rows of `same_circuit` that are drawn, with the tokens of their steps; none without matches."""
+    if not ComparisonFolder(results.store.root).has("same_circuit"):
+        return
+    tokens = results.comparison("similarity", whole=True).groupby("step")["tokens"].first()
+    rows = results.comparison("same_circuit", whole=True)
+    rows = rows[pd.MultiIndex.from_frame(rows[["measure", "at"]]).isin(list(MATCHED))]
+    if asked := results.arguments.task:
+        rows = rows[rows["task"].isin(asked)]
+    for group, of_group in rows.groupby("group", sort=False):
+        yield str(group), of_group.assign(tokens=of_group["step"].map(tokens))
 
 
 FIGURE = Figure(

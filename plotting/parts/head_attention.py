@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from circuits_over_time.utils.results.checked import Damaged
+from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.store import ResultsFolder
 
 from .roles import role_look, roles_by_step
@@ -83,6 +84,21 @@ def roles_of(results: Results, model: str) -> dict[str, str]:
     return {
         head: "; ".join(f"{role_look(role)[0]} at {_when(steps)}" for role, steps in roles.items())
         for head, roles in times.items()
+    }
+
+
+def matches_of(results: Results, model: str) -> dict[str, str]:
+    """Head -> its matches in other models that count, in words; none where no heads were matched."""
+    if not ComparisonFolder(results.store.root).has("matches"):
+        return {}
+    found: dict[str, dict[str, list[str]]] = {}
+    for (other, signature), heads in ComparisonFolder(results.store.root).matches_of(model).items():
+        for (other_layer, other_head), (layer, head) in heads.items():
+            names = found.setdefault(f"a{layer}.h{head}", {})
+            names.setdefault(f"a{other_layer}.h{other_head} of {other}", []).append(signature)
+    return {
+        head: "; ".join(f"{name} (by {' and '.join(signatures)})" for name, signatures in sorted(names.items()))
+        for head, names in found.items()
     }
 
 

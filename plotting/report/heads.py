@@ -5,9 +5,11 @@ from typing import Any
 
 import pandas as pd
 
+from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.tasks.registry import task_label
 
+from ..parts.head_attention import matches_of
 from ..parts.head_scores import SCORES, SINGLE, head_scores, score_label
 from ..parts.roles import ROLES, role_look, roles_by_step
 from ..parts.style import in_order, model_order
@@ -40,7 +42,7 @@ def head_records(results: Results) -> tuple[list[dict[str, Any]], dict[str, str]
             for (layer, head), first, last, n in spans.agg(["min", "max", "size"]).astype(int).itertuples():
                 at = {"first": first, "last": last, "n": n, "of": n_steps}
                 roles.append({"head": (int(layer), int(head)), "role": role, **at})
-        records.append(_record(model, own, roles, _held(results, model)))
+        records.append(_record(model, own, roles, _held(results, model)) | {"matches": _matches(results, model)})
     return records, meanings
 
 
@@ -75,6 +77,14 @@ def _held(results: Results, model: str) -> dict[int, dict[str, list[int]]]:
         step: {head: [order.index(role) for role in roles if role in order] for head, roles in by_head.items()}
         for step, by_head in by_step.items()
     }
+
+
+def _matches(results: Results, model: str) -> dict[str, str]:
+    """Head -> its matches in other models; none if the table is damaged, which the figures of comparisons say."""
+    try:
+        return matches_of(results, model)
+    except UserError:
+        return {}
 
 
 def _by_score(scores: pd.DataFrame) -> Iterator[RoleHolders]:

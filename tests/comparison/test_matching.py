@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from circuits_over_time.edge_attribution_patching.circuits.renaming import Renaming
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.utils.comparison.keys import ComparisonConfig, MatchConfig
-from circuits_over_time.utils.comparison.matched import heads_of, items_of_circuit
+from circuits_over_time.utils.comparison.matched import Match, items_of_circuit, other_rows
 from circuits_over_time.utils.comparison.matching import SIGNATURES, HeadSignatures, Matcher, Signature
 from circuits_over_time.utils.comparison.similarity import Edges
+from circuits_over_time.utils.results.comparison import heads_of
 
 LAYERS, HEADS = 3, 8
 CONFIG = ComparisonConfig(permutations=99, resamples=100)
@@ -90,6 +92,22 @@ def test_layers_stay_within_reach() -> None:
     for reach in (0, 1):
         table = Matcher(first, second, "function", MatchConfig(layers=reach)).table(CONFIG)
         assert (table["layer"] - table["other_layer"]).abs().max() == reach
+
+
+def test_lifetimes_overlap_by_the_names_of_the_matches() -> None:
+    """By hand: 3 and 2 checkpoints of one edge, and an edge that only one model has; by given names nothing."""
+    first, order = made(0), order_within_layers(1)
+    graph, second = Graph(LAYERS, HEADS, parallel=True), permuted(first, order)
+    match = Match((graph, graph), (first, second), CONFIG)
+    (layer, old), new = divmod(int(order[HEADS + 1]), HEADS), 1
+    assert (layer, old) != (1, new)
+    edges = [(first.model, f"a1.h{old}", "logits", 3), (first.model, "m0", f"a1.h{old}<q>", 4)]
+    edges += [(second.model, f"a1.h{new}", "logits", 2)]
+    lives = pd.DataFrame(edges, columns=["model", "source", "target", "lifetime"]).assign(task="ioi", at="size")
+    none = pd.DataFrame(columns=["model", "kind", "step", "score", "layer", "head"])
+    rows = other_rows(match, (first.model, second.model), {"curves": none, "emergence": none, "lifetimes": lives}, {})
+    found = {row["names"]: row["value"] for row in rows if row["measure"] == "lifetimes" and row["at"] == "size"}
+    assert found == {"given": 0, "function": pytest.approx(2 / 7), "attention": pytest.approx(2 / 7)}
 
 
 def test_a_renamed_circuit_is_the_circuit_with_its_heads_renamed() -> None:

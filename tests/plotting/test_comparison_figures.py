@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -22,20 +23,24 @@ from circuits_over_time.plotting import (
     plot_transfer,
     plot_turnover,
 )
+from circuits_over_time.plotting.parts.head_attention import matches_of
 from circuits_over_time.plotting.parts.options import Style
 from circuits_over_time.plotting.parts.style import model_looks
 from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.plotting.parts.timeline import OPEN
 from circuits_over_time.plotting.plot_comparison import (
+    CEILING_ENTRY,
     CHANCE_ENTRY,
     CHANGED_ENTRY,
     DIFFERS_ENTRY,
+    NAMES,
     NOISE_ENTRY,
+    SHUFFLED_ENTRY,
 )
 from circuits_over_time.plotting.plot_emergence import leading
 from circuits_over_time.plotting.report import figures
-from circuits_over_time.utils.results.comparison import ComparisonFolder
+from circuits_over_time.utils.results.comparison import COMPARISONS, ComparisonFolder
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.store import Store
 from tests.support.drawings import drawings, run
@@ -149,6 +154,49 @@ def test_models_of_one_shape_are_a_thin_line_a_pair_with_their_median_and_quarti
     assert list(band.y[: len(STEPS)]) == pytest.approx(np.quantile(values, 0.75, axis=0))
     assert len(on_panel(figure, 1, DIFFERS_ENTRY)) == 10
     assert on_panel(figure, 1, NOISE_ENTRY, band=True)
+
+
+def with_matches(seeds: Store, root: Path) -> Store:
+    """The comparisons of seeds with matches of heads beside them."""
+    held = ComparisonFolder(seeds.root)
+    tables = {name: held.read(name) for name in COMPARISONS if held.has(name)}
+    keys = itertools.product(["ioi", None], STEPS[-2:], [("edge_jaccard", "size"), ("transfer", "faithfulness")], NAMES)
+    rows = [
+        {"task": task, "step": step, "measure": measure, "at": at, "names": names, "value": 0.1 * place + 0.01 * number}
+        for number, (task, step, (measure, at), names) in enumerate(keys)
+        for place in [list(NAMES).index(names)]
+    ]
+    same = pd.DataFrame(rows).assign(group="toy", low=0.05, high=0.9, noise_floor=0.95, shuffled_floor=0.02)
+    pair = {"model": SEEDS[0], "other_model": SEEDS[1], "layer": [0, 1], "head": [3, 2], "other_layer": 1}
+    matches = pd.DataFrame({"matched": [True, False], "other_head": [0, 1], **pair}).assign(signature="function")
+    for name, table in (("same_circuit", same), ("matches", matches)):
+        tables[name] = table.reindex(columns=list(COMPARISONS[name]))
+    ComparisonFolder(root).write_all(tables, {"config": {"seeds": {"toy": list(SEEDS)}}})
+    return Store(root)
+
+
+def test_seeds_by_matched_names_stand_beside_the_given_ones_over_their_floors(seeds: Store, tmp_path: Path) -> None:
+    store = with_matches(seeds, tmp_path)
+    figure = comparison(store)["comparison_matched_toy"]
+    same = ComparisonFolder(tmp_path).read("same_circuit")
+    for panel, (measure, task) in enumerate(itertools.product(("edge_jaccard", "transfer"), ("ioi", None)), 1):
+        of_panel = same[(same["measure"] == measure) & (same["task"].eq("ioi") if task else same["task"].isna())]
+        for names, (entry, _) in NAMES.items():
+            (line,) = on_panel(figure, panel, entry)
+            assert list(line.y) == pytest.approx(of_panel.loc[of_panel["names"] == names, "value"].tolist())
+            (band,) = on_panel(figure, panel, entry, band=True)
+            assert set(band.y) == {0.05, 0.9}
+        assert [set(line.y) for line in on_panel(figure, panel, SHUFFLED_ENTRY)] == [{0.02}] * 3
+        (ceiling,) = on_panel(figure, panel, CEILING_ENTRY)
+        assert list(ceiling.y) == pytest.approx([0.95, 0.95])
+    assert "comparison_matched_toy" not in comparison(seeds)
+
+
+def test_a_heads_matches_are_named_where_the_head_is_shown(seeds: Store, tmp_path: Path) -> None:
+    results = Results(with_matches(seeds, tmp_path))
+    assert matches_of(results, SEEDS[0]) == {"a0.h3": f"a1.h0 of {SEEDS[1]} (by function)"}
+    assert matches_of(results, SEEDS[1]) == {"a1.h0": f"a0.h3 of {SEEDS[0]} (by function)"}
+    assert matches_of(Results(seeds), SEEDS[0]) == {}
 
 
 def test_the_chance_level_of_counted_changes_is_a_line_without_a_band(one: Store) -> None:

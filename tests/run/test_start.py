@@ -126,7 +126,7 @@ def functions_of(analysis: Analysis) -> list[Any]:
     """Whatever it names to be imported later, in the analysis that follows it too."""
     values = [getattr(analysis, field.name) for field in dataclasses.fields(analysis)]
     found = [value for value in values if isinstance(value, Lazy)]
-    return found + (functions_of(analysis.then) if analysis.then is not None else [])
+    return found + [value for after in analysis.then for value in functions_of(after)]
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name.startswith("get_")])

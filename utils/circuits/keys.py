@@ -241,6 +241,9 @@ class CircuitsConfig(RedrawKeys, CircuitSettings, TaskConfig):
     transfer: Literal["all", "neighbours"] | Steps | None = execution(None)
     """Also put circuits of these steps, of the `neighbours` or of `all` steps into
     [other checkpoints' models](../docs/circuits.md#in-other-checkpoints-on-other-tasks)."""
+    matched_transfer: bool = execution(False)
+    """Also put the circuits of other models into this one, [under the names of matched
+    heads](../docs/comparisons.md#transfer-by-matched-heads); run `compare_circuits.py match_heads=true` first."""
     circuit: Annotated[str, AfterValidator(at_home)] | None = key(None, min_length=1, file=True)
     """Evaluate [the circuit of a file](../docs/circuits.md#the-circuit-of-a-file) at every checkpoint, instead of
     finding one."""
@@ -353,7 +356,20 @@ def passes(settings: CircuitSettings, n_layers: int, *, given: bool = False) -> 
 
 
 def check_transfer(config: CircuitsConfig, store: Store, model: str, steps: Sequence[int]) -> None:
-    """Refuse a step in `transfer` that will have no circuit, with a UserError."""
+    """Refuse a step in `transfer` without a circuit, or `matched_transfer` without matches, with a UserError."""
+    if config.matched_transfer:
+        from ..results.commands import how_to_compare
+        from ..results.comparison import ComparisonFolder
+
+        for name in ("level", "positions"):
+            if (value := getattr(config, name)) != type(config).model_fields[name].default:
+                raise UserError(f"matched_transfer: carries circuits of edges alone; leave out {name}={value}")
+        compared = ComparisonFolder(store.root)
+        if not (compared.has("matches") and compared.matches_of(model)):
+            raise UserError(
+                f"matched_transfer: {store.root / 'comparison'} has no matches of {model}; "
+                f"run: {how_to_compare(store.root, match_heads=True)}"
+            )
     if isinstance(config.transfer, list):
         for task in tasks_of(config):
             there = sorted({*steps, *store.folder("graphs", model, task.name).steps()})
@@ -367,3 +383,8 @@ def check_transfer(config: CircuitsConfig, store: Store, model: str, steps: Sequ
 def tasks_of_transfer(config: CircuitsConfig) -> Sequence[Task]:
     """The tasks of the second walk; none unless `transfer` asks for it."""
     return [] if config.transfer is None else tasks_of(config)
+
+
+def tasks_of_matched_transfer(config: CircuitsConfig) -> Sequence[Task]:
+    """The tasks of the walk with the circuits of other models; none unless `matched_transfer` asks for it."""
+    return tasks_of(config) if config.matched_transfer else []

@@ -164,23 +164,29 @@ def measure(
     given, roles = prompts.given, prompts.evaluation.roles
     graph = graph_of(checkpoint.weights, config.level, roles) if given is None else given.graph
     evaluator = evaluator_of(checkpoint.weights, prompts, config, graph)
-    values = torch.cat([evaluator(_masks(circuits[i : i + STACK], evaluator)) for i in range(0, len(circuits), STACK)])
-    return {"transfer": Result(_table(circuits, values, evaluator, prompts))}
+    return {"transfer": Result(table_of(circuits, evaluated(circuits, evaluator), evaluator, prompts))}
 
 
-def _masks(circuits: list[StoredCircuit], evaluator: CircuitEvaluator) -> Bool[Tensor, "mask n_forward n_backward"]:
+def evaluated(circuits: list[StoredCircuit], evaluator: CircuitEvaluator) -> Float[Tensor, "circuit prompt"]:
+    """The metric of every prompt under each circuit.
+
+    Raises:
+        UserError: if one is of another architecture.
+    """
     for circuit in circuits:
         if circuit.graph != evaluator.graph:
             raise UserError(f"transfer: the circuit of step {circuit.step} is one of another architecture")
-    return torch.stack([circuit.mask for circuit in circuits])
+    stacks = [circuits[i : i + STACK] for i in range(0, len(circuits), STACK)]
+    return torch.cat([evaluator(torch.stack([circuit.mask for circuit in stack])) for stack in stacks])
 
 
-def _table(
+def table_of(
     circuits: list[StoredCircuit],
     values: Float[Tensor, "circuit prompt"],
     evaluator: CircuitEvaluator,
     prompts: CircuitPrompts,
 ) -> pd.DataFrame:
+    """A row of `transfer` for each circuit."""
     # Circuits of one size must not be confused: they go by their number.
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted, dict(enumerate(values)))
     (low, high), (raw_low, raw_high) = curve.intervals(), curve.intervals(raw=True)

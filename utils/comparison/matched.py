@@ -7,7 +7,7 @@ the second model's heads, and by those of their matches. Circuits are grown in t
 
 Floors go through the same names. Noise: two draws of one model's prompts, where the second is renamed as the model's
 heads match themselves between the two halves of the prompts. Chance: random circuits of these sizes. Shuffled: the
-circuits as they are, by matches to shuffled signatures; of given names, by heads that are shuffled in their layer.
+circuits as they are, by matches to shuffled signatures that count; of given names, by heads shuffled in their layer.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from scipy import stats
 from circuits_over_time.edge_attribution_patching.circuits.renaming import HeadPlace, Renaming, edge_ends
 from circuits_over_time.edge_attribution_patching.graph import Graph
 
-from ..results.comparison import COMPARISONS
+from ..results.comparison import COMPARISONS, heads_of
+from ..results.store import Store
 from .changes import AT, grown
 from .floors import bootstrap_scores
 from .inputs import Checkpoint, Trajectory
 from .keys import ComparisonConfig
-from .matching import SIGNATURES, HeadSignatures, Matcher, Pairs, Signature, similarities
+from .matching import SIGNATURES, HeadSignatures, Matcher, Pairs, Signature, of_matches, similarities
 from .similarity import Edges
 
 GIVEN = "given"
@@ -142,8 +143,9 @@ class Match:
                 self._nodes(graph, graph, self._with_itself(side, signature))
                 for graph, side in zip(self.graphs, self.signatures, strict=True)
             ]
-            shuffled = [pairs for _, pairs in matcher.shuffled(self.config.seed, DRAWS)]
-            renamed = [self._nodes(first, second, self._places(pairs)) for pairs in shuffled]
+            shuffled = list(matcher.shuffled(self.config.seed, DRAWS))
+            chance = of_matches(shuffled)
+            renamed = [self._nodes(first, second, self._places(matcher.counting(*one, chance))) for one in shuffled]
             of_second = self._nodes(first, second, heads_of(self.tables[signature]))
             found.append(Names(signature, of_second, (own[0], own[1]), renamed))
         return found
@@ -164,13 +166,6 @@ class Match:
         pairs = own.pairs(similarities(own.points(own.half(0))[0], own.points(own.half(1))[1]))
         ones, others = side.places([one for one, _ in pairs]), side.places([other for _, other in pairs])
         return dict(zip(others, ones, strict=True))
-
-
-def heads_of(table: pd.DataFrame) -> dict[HeadPlace, HeadPlace]:
-    """Head of the other model -> head of the model, of the matches that count."""
-    rows = table[table["matched"].astype(bool)]
-    places = rows[["layer", "head", "other_layer", "other_head"]].astype(int).itertuples(index=False)
-    return {(other_layer, other): (layer, head) for layer, head, other_layer, other in places}
 
 
 class MatchedComparer:
@@ -325,6 +320,27 @@ def other_rows(
                 {"task": task, "at": at, "measure": "lifetimes", **_row(items[0], items[1], names)}
                 for names in match.names
             )
+
+
+def transfer_rows(store: Store, models: tuple[str, str], task: str) -> Iterator[dict[str, object]]:
+    """Rows of `matched` about two models' circuits in each other (`matched_transfer`), means of both directions.
+
+    Beside the faithfulness there stand that of the models' own circuits as `noise_floor`, and that of random ones.
+    """
+    kind = "matched_transfer"
+    if not all(store.folder(kind, model, task).steps() for model in models):
+        return
+    tables = [store.read_tables(kind, model, task) for model in models]
+    both = pd.concat([table[table["from_model"].isin(models)] for table in tables], ignore_index=True).rename(
+        columns={"faithfulness": "value", "random_floor": "chance_floor"}
+    )
+    for step, at_step in both.groupby("step"):
+        own = at_step.loc[at_step["names"] == "own", "value"]
+        carried = at_step[at_step["names"] != "own"].groupby("names", sort=False)
+        means = carried[["value", "chance_floor", "shuffled_floor", "shuffled_high"]].mean()
+        for names, row in means[carried.size() == len(models)].iterrows():
+            stamp = {"task": task, "step": step, "at": "faithfulness", "measure": "transfer", "names": names}
+            yield {**stamp, **row, "noise_floor": own.mean()}
 
 
 def _heads(graph: Graph, rows: pd.DataFrame) -> np.ndarray:

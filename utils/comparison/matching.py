@@ -8,10 +8,14 @@
 3. Heads are matched one to one, so that the sum of similarities is largest (`scipy.optimize.linear_sum_assignment`).
    Layers may differ by `match.layers`, at the same share of the depth, and heads that share keys and values stay
    together. A pair that costs more than `match.unmatched` is none.
-4. Chance is the match to a model whose signatures are shuffled: within each layer, the heads' coordinates along every
-   principal component are dealt out anew, which leaves means, variances and what goes together as it was. A pair
-   that is less similar than the head's match in the median shuffled model counts as none. Whether it is more similar
-   than chance explains, `p_value` and `q_value` say.
+4. Chance is the match in deals: the heads of both models, if they have one shape, are dealt to two models, layer by
+   layer. A pair that is less similar than the head's match in the median deal counts as none. Whether the models have
+   the same heads at all, `models_p_value` says: all heads together are as similar in that share of the deals.
+   A twin is in the other model in half of the deals, so no single pair is beyond this chance. For pairs, and for models
+   of other shapes, there are shuffled signatures: within each layer of a model, the heads' coordinates along every
+   principal component are dealt out anew, which leaves means, variances and what goes together as it was. `p_value` and
+   `q_value` say whether a pair is more similar than this explains. Such heads lie between the real ones, so the test
+   finds too little, most of all by `attention`.
 5. All this is done with every second fold of the prompts. How sure a pair is, resamples of those folds say
    (`confidence`), and of the others, which were held out (`held_out`).
 """
@@ -19,7 +23,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -191,22 +195,50 @@ class Matcher:
             similarity = similarities(own, rng.permuted(layers, axis=1).reshape(others.shape))
             yield similarity, self.pairs(similarity)
 
+    def dealt(self, seed: int, draws: int) -> tuple[Float[np.ndarray, "deal head"], Float[np.ndarray, " deal"]]:
+        """How similar each head of the first model is to its match, and what all save, as it is and in deals.
+
+        The heads of both models, of one shape, are dealt to two models, layer by layer; those that share keys and
+        values stay together. If the heads of a layer are draws from one population, every deal is as likely as what
+        there is. If each head has its like in the other model, both often land in one model.
+        """
+        layers, n_groups = self.first.shape[0], self.first.shape[2]
+        points, rng = np.concatenate(self.points(self.half(0))), np.random.default_rng(seed)
+        similarity, n_heads = similarities(points, points), len(points) // 2
+        heads = np.arange(2 * n_heads).reshape(2, layers, n_groups, -1).swapaxes(0, 1).reshape(layers, 2 * n_groups, -1)
+        found, saved = np.full((draws + 1, 2 * n_heads), -np.inf), np.zeros(draws + 1)
+        for deal in range(draws + 1):
+            own, others = (side.flatten() for side in np.split(heads, 2, axis=1))
+            for one, other in self.pairs(similarity[np.ix_(own, others)]):
+                pair = [own[one], others[other]]
+                found[deal, pair] = similarity[*pair]
+                saved[deal] += similarity[*pair] - 1 + self.match.unmatched
+            heads = np.take_along_axis(
+                heads, rng.permuted(np.tile(np.arange(2 * n_groups), (layers, 1)), axis=1)[..., None], 1
+            )
+        return found[:, :n_heads], saved
+
+    def counting(self, similarity: np.ndarray, pairs: Pairs, chance: Float[np.ndarray, "draw head"]) -> Pairs:
+        """The pairs that are not less similar than the match of their first head is by chance in the median."""
+        middle = np.median(chance, axis=0)
+        return [pair for pair in pairs if similarity[pair] >= middle[pair[0]] - 1e-9]
+
     def table(self, config: ComparisonConfig) -> pd.DataFrame:
         """A row for each head of the first model that has a match, as `matches.csv` has it, without the models."""
         similarity = similarities(*self.points(self.half(0)))
         pairs = self.pairs(similarity)
-        as_high = np.ones(len(similarity))
-        values = {one: similarity[one, other] for one, other in pairs}
-        for of_shuffled, chance in self.shuffled(config.seed, config.permutations):
-            for one, other in chance:
-                as_high[one] += of_shuffled[one, other] >= values.get(one, np.inf) - 1e-12
+        chance, models_p_value = of_matches(self.shuffled(config.seed, config.permutations)), float("nan")
+        p_values = np.array([np.mean([*(chance[:, one] >= similarity[one, other] - 1e-12), 1]) for one, other in pairs])
+        q_values = adjusted_p_values(p_values)
+        if self.first.shape == self.second.shape:
+            chance, saved = self.dealt(config.seed, config.permutations)
+            models_p_value = float(np.mean(saved >= saved[0] - 1e-9))
+        counting = self.counting(similarity, pairs, chance)
         draws = config.resamples // 5
         counts = [
             Counter(pair for resample in self.resampled(side, config.seed, draws) for pair in resample)
             for side in (0, 1)
         ]
-        p_values = np.array([as_high[one] / (1 + config.permutations) for one, _ in pairs])
-        q_values = adjusted_p_values(p_values)
         ones, others = (self.first.places([pair[0] for pair in pairs]), self.second.places([pair[1] for pair in pairs]))
         return pd.DataFrame(
             {
@@ -219,9 +251,20 @@ class Matcher:
                 "held_out": [counts[1][pair] / draws for pair in pairs],
                 "p_value": p_values,
                 "q_value": q_values,
-                "matched": p_values <= 0.5,
+                "models_p_value": models_p_value,
+                "matched": [pair in counting for pair in pairs],
             }
         )
+
+
+def of_matches(draws: Iterable[tuple[np.ndarray, Pairs]]) -> Float[np.ndarray, "draw head"]:
+    """How similar each head is to its match in every draw; -infinity for one without."""
+    found = []
+    for similarity, pairs in draws:
+        found.append(np.full(len(similarity), -np.inf))
+        for pair in pairs:
+            found[-1][pair[0]] = similarity[pair]
+    return np.stack(found)
 
 
 def similarities(first: Float[np.ndarray, "head c"], second: Float[np.ndarray, "other c"]) -> np.ndarray:

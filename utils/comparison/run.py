@@ -32,7 +32,7 @@ from .curves import Curve, best_head_curves, circuit_curves, head_curves, metric
 from .handovers import handovers
 from .inputs import ModelTask, Trajectory, fixed_sizes, model_tasks, read_trajectory
 from .keys import ComparisonConfig
-from .matched import Match, MatchedComparer, other_rows, same_circuit
+from .matched import Match, MatchedComparer, other_rows, same_circuit, transfer_rows
 from .matching import common_signatures
 from .scale import scale_table
 from .seeds import seed_emergence, seed_groups, seeds_table
@@ -240,6 +240,7 @@ def _matched_tables(plan: _Plan, tables: Mapping[str, pd.DataFrame], progress: P
             for second in of_model[pair[1]]:
                 if first.task == second.task and not first.graph.roles:
                     found += comparer.circuits(match, first, second, plan.sizes[first.task])
+                    found += transfer_rows(store, pair, first.task)
         stamp = {"model": pair[0], "other_model": pair[1], "step": match.step}
         rows += [stamp | row for row in found]
     matched = pd.DataFrame(rows, columns=list(COMPARISONS["matched"]))

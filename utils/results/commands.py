@@ -30,6 +30,7 @@ COMPARE = "compare_circuits.py"
 # Kinds that a script makes only when it is asked to, and how to ask.
 ASKED_FOR: Mapping[str, Mapping[str, Any]] = {
     "transfer": {"transfer": "neighbours"},
+    "matched_transfer": {"matched_transfer": True},
     "ioi_backup": {"backup": True, "overwrite": True},
 }
 # Of a run that was ended, they would delete what it has measured.
@@ -103,14 +104,27 @@ def how_to_make(
     return _first_command(found, root, model, task, keys)
 
 
-def how_to_compare(root: Path) -> str:
-    """The command that compares the circuits of a folder, with the settings of the comparison that is there."""
+def how_to_compare(root: Path, **keys: Any) -> str:
+    """The command that compares the circuits of a folder, with the settings of the comparison that is there.
+
+    Args:
+        keys: settings that it must have. The comparison that is there is replaced.
+    """
     given: dict[str, Any] = {}
     with contextlib.suppress(UserError):
         config = read_run(root / "comparison" / "run.json").get("config", {})
         given = {name: value for name, value in config.items() if name not in _NOT_REPEATED}
     module = importlib.import_module(f"circuits_over_time.{COMPARE.removesuffix('.py')}")
-    return _written(COMPARE, None, _further(module.ComparisonConfig, {}, None, given | {"results_dir": str(root)}))
+    return _written(
+        COMPARE,
+        None,
+        _further(
+            module.ComparisonConfig,
+            {},
+            None,
+            given | keys | {"results_dir": str(root)} | ({"overwrite": True} if given and keys else {}),
+        ),
+    )
 
 
 def command(

@@ -67,6 +67,23 @@ class ComparisonFolder:
             raise Damaged(path, f"has the columns {', '.join(table.columns)}", f"run: {how_to_compare(self.root)}")
         return table
 
+    def matches_of(self, model: str) -> dict[tuple[str, str], dict[tuple[int, int], tuple[int, int]]]:
+        """Heads (layer, number) of other models -> those of a model, by (other model, signature).
+
+        Raises:
+            UserError: if `matches` is missing or damaged.
+        """
+        found = dict[tuple[str, str], dict[tuple[int, int], tuple[int, int]]]()
+        for key, rows in self.read("matches").groupby(["model", "other_model", "signature"], sort=False):
+            first, second, signature = map(str, key)
+            if model in (first, second):
+                heads = heads_of(rows)
+                other = second if model == first else first
+                found[other, signature] = (
+                    heads if model == first else {own: of_other for of_other, own in heads.items()}
+                )
+        return found
+
     def write(self, name: str, table: pd.DataFrame) -> Path:
         """Write a table; a ValueError unless its columns are those of its kind, in the same order."""
         if list(table.columns) != list(COMPARISONS[name]):
@@ -124,6 +141,13 @@ class ComparisonFolder:
 
     def _part(self, key: str) -> Path:
         return self.path / ".parts" / f"{key}.csv"
+
+
+def heads_of(matches: pd.DataFrame) -> dict[tuple[int, int], tuple[int, int]]:
+    """Head (layer, number) of the other model -> head of the model, of the matches that count."""
+    rows = matches[matches["matched"].astype(bool)]
+    places = rows[["layer", "head", "other_layer", "other_head"]].astype(int).itertuples(index=False)
+    return {(other_layer, other): (layer, head) for layer, head, other_layer, other in places}
 
 
 def fingerprint(settings: object, folders: Iterable[ResultsFolder] = (), step: int = 0) -> str:

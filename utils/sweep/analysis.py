@@ -55,8 +55,8 @@ class Analysis:
         finish: (config, store, model's name) -> None. Runs at the end, even if nothing was left to measure.
         reads: kinds of results that `measure` takes from the store if they are there. In a suite, the analyses that
             write them come first.
-        then: another analysis with the same config, which needs the results of all checkpoints. Its walk, after this
-            one, loads each of them once more. It has no tasks where the config does not ask for it.
+        then: other analyses with the same config, which need the results of all checkpoints. Their walks, after this
+            one, load each of them once more. They have no tasks where the config does not ask for them.
         check: (config, store, model's name, steps) -> None. Raises UserError, before any checkpoint is loaded, on what
             the steps asked for cannot give.
         outdated: (config, store, model's name) -> the (task, step) whose results lack something that the config asks
@@ -73,7 +73,7 @@ class Analysis:
     tasks: Callable[[Any], Sequence[Task]] | None = None
     finish: Callable[[Any, Store, str], None] | None = None
     reads: tuple[ResultSchema, ...] = ()
-    then: Analysis | None = None
+    then: Sequence[Analysis] = ()
     check: Callable[[Any, Store, str, Sequence[int]], None] | None = None
     outdated: Callable[[Any, Store, str], set[tuple[str, int]]] | None = None
     inputs: Callable[[Any, PreTrainedTokenizerBase, PlainShape], Iterable[Work]] | None = None

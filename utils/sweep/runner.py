@@ -69,7 +69,7 @@ def run_jobs(
         UserError: on bad input. What was measured before is saved.
     """
     sweeps = plan(jobs, outdated=not (dry_run or only_fetch))
-    later = [Job(job.analysis.then, job.config) for job in jobs if job.analysis.then is not None]
+    later = [Job(analysis, job.config) for job in jobs for analysis in job.analysis.then]
     later = [job for job in later if job.tasks]
     code = 0
     if dry_run:

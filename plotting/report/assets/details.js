@@ -125,7 +125,9 @@ class Details {
       ? [this.neighbours("Incoming edges", record, state, name, 1), this.neighbours("Outgoing edges", record, state, name, 0)]
       : [];
     const seen = record ? attentionParts(record, state, name) : [];
-    return [element("p", {}, `${model}${facts ? `, ${facts}` : "."}`), ...seen, ...around, ...parts, this.numbers(steps, columns)];
+    const matches = heads?.matches[name];
+    const same = matches ? element("p", { class: "matches" }, `In other models: ${matches}.`) : null;
+    return [element("p", {}, `${model}${facts ? `, ${facts}` : "."}`), same, ...seen, ...around, ...parts, this.numbers(steps, columns)];
   }
 
   // At how many checkpoints something is in the circuit.
