@@ -24,6 +24,7 @@ from tests.support.random_models import ARCHITECTURES
 MOST = {
     "circuits": (14_685, 64, 124),  # of two tasks, each with the attention of heads on a prompt: 114, 4 and 5
     "ablated": (4_453, 22, 51),  # by means at each position
+    "tested": (6_841, 24, 46),  # with statistical tests
     "consistency": (13_719, 86, 139),
     "greater_than": (2_719, 14, 31),
     "components": (827, 15, 17),

@@ -34,6 +34,7 @@ DEVICES = ("cpu", pytest.param("cuda", marks=GPU_MARKS))
 SCRIPTS = {
     "circuits": ("get_circuits_over_time", ["task=[sva, greater_than]", "n_prompts=20", "search.mib=true"]),
     "ablated": ("get_circuits_over_time", ["task=sva", "n_prompts=8", "n_random=2", "ablation=mean_positional"]),
+    "tested": ("get_circuits_over_time", ["task=sva", "n_prompts=20", "n_random=5", "hypothesis_tests=true"]),
     "consistency": ("get_ioi_consistency", ["n_prompts=20", "cspa.corpus=toy", "cspa.n_sequences=5"]),
     "greater_than": ("get_greater_than_consistency", ["circuit.heads=all"]),
     "components": ("get_full_model_components_over_time", []),
