@@ -5,17 +5,23 @@ task metric, orange ones lower it, and wider ones do so more. Faint edges are un
 given a circuit without them. Point at an edge to see its name and numbers. If the roles of IOI were measured at the
 checkpoint, a head has the colour of the roles that it holds.
 
+A circuit by the role of the token has a column for each role, in the order of the prompt. A node stands where it
+writes, and an edge into k or v goes from the token that is attended to to wherever the circuit reads the head.
+
     python plotting/plot_circuit.py -r results -m pythia-160m -t ioi --step 143000
 """
 
 import sys
+from collections.abc import Sequence
+from functools import partial
+from html import escape
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, CircuitLayout, lay_out
+from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, CircuitLayout, at_roles, lay_out
 from circuits_over_time.plotting.parts.circuit_similarity import nodes_of
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.roles import ROLE_TINT, ROLES, Roles, role_look, roles_by_step
@@ -29,7 +35,14 @@ from circuits_over_time.plotting.parts.style import (
 from circuits_over_time.plotting.parts.tables import Results, as_text, logger
 from circuits_over_time.plotting.parts.theme import FAINT, INK, NEGATIVE, POSITIVE, WHITE, paint, tint, translucent
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.edges import by_node, is_of_units, named_targets, with_inputs
+from circuits_over_time.utils.results.edges import (
+    by_node,
+    has_roles,
+    is_of_units,
+    named_targets,
+    over_roles,
+    with_inputs,
+)
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.tasks.registry import task_label
 
@@ -73,18 +86,23 @@ def edge_path(start: tuple[float, float], end: tuple[float, float], column: floa
     return x, y0 + rise * (1.35 * (1 - t) ** 2 * t + 1.65 * (1 - t) * t**2 + t**3)
 
 
-def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | None = None) -> Drawing:
+def draw_circuit(
+    edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | None = None, columns: Sequence[str] = ()
+) -> Drawing:
     """The drawing of a circuit's list of edges, with `score_se, stability, inclusion` as far as they are known.
 
     Of a list of nodes or neurons, the nodes: their colour says the score, and a second line how many neurons are in it.
+    A list of edges between nodes at roles of tokens (`at_roles`) has these roles as columns; one of edges with roles
+    is drawn without them.
     """
     roles = roles or {}
+    edges = edges if columns else over_roles(edges)
     edges = with_inputs(edges.reindex(edges["score"].abs().sort_values(kind="stable").index))
-    nodes = by_node(edges).set_index("source") if is_of_units(edges) else None
+    nodes = by_node(edges).set_index("source") if not columns and is_of_units(edges) else None
     ends = list(zip(edges["source"], edges["target"], strict=True))
     if nodes is not None:
         ends = [end for node in nodes.index for end in (("input", node), (node, "logits"))]
-    layout = lay_out(ends)
+    layout = lay_out(ends, columns)
     edges = edges.assign(target=named_targets(edges))
     figure = go.Figure()
     if nodes is None:
@@ -94,7 +112,7 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
         _add_keys(figure)
         _add_hover(figure, nodes, layout)
     _draw_nodes(figure, layout, roles, nodes)
-    held = {role for node in layout.positions for role in roles.get(node, ())}
+    held = {role for node in layout.positions for role in roles.get(_bare(node), ())}
     for role in in_order(held, ROLES):
         label, colour = role_look(role)
         marker = {"symbol": "square", "size": 12, "color": tint(colour, ROLE_TINT)}
@@ -105,6 +123,13 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
     drawing = finish(figure, title, subtitle, width=width, height=height)
     figure.update_layout(hovermode="closest", margin={"l": 84, "b": 30, "r": 30})
     figure.update_xaxes(visible=False, range=[-layout.half_width - 0.9, layout.half_width + 0.9])
+    if layout.columns:
+        middles = [sum(ends) / 2 for ends in layout.columns.values()]
+        figure.update_layout(margin_b=60)
+        figure.update_xaxes(visible=True, showgrid=False, showline=False, zeroline=False, tickfont_size=12)
+        figure.update_xaxes(tickvals=middles, ticktext=[escape(name) for name in layout.columns])
+        for _, end in list(layout.columns.values())[:-1]:
+            figure.add_vline(end, line={"color": paint(FAINT), "width": 1, "dash": "dot"}, layer="below")
     ticks, names = zip(*((y, name) for y, name in layout.rows if name), strict=True)
     figure.update_yaxes(
         range=[-0.5, layout.height + 0.5],
@@ -116,6 +141,10 @@ def draw_circuit(edges: pd.DataFrame, title: str, subtitle: str, roles: Roles | 
         tickfont_size=12,
     )
     return drawing
+
+
+def _bare(node: str) -> str:
+    return node.partition("@")[0]
 
 
 def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -> None:
@@ -199,7 +228,7 @@ def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles, scored: 
     # All at once: plotly copies what there is for each that is added.
     shapes, notes = [], []
     for node, (x, y) in layout.positions.items():
-        held = roles.get(node, ())
+        held = roles.get(_bare(node), ())
         left, side = x - BOX_WIDTH / 2, {"type": "rect", "y0": y - BOX_HEIGHT / 2, "y1": y + BOX_HEIGHT / 2}
         # Several roles share the box.
         width = BOX_WIDTH / max(len(held), 1)
@@ -214,19 +243,21 @@ def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles, scored: 
         shapes.append(side | outline | {"fillcolor": fill})
         # Annotations, because plotly draws shapes over the text of traces.
         has_ports = not scores and "." in node
-        name = f"{node}: {units[node]}" if max(units.values(), default=1) > 1 and node in units else node
-        notes.append(note(name, x, y, size=9 if name != node else 11, colour=INK, yshift=5 if has_ports else 0))
+        name = f"{node}: {units[node]}" if max(units.values(), default=1) > 1 and node in units else _bare(node)
+        notes.append(note(name, x, y, size=9 if ":" in name else 11, colour=INK, yshift=5 if has_ports else 0))
         for letter, port in PORTS.items() if has_ports else ():
             notes.append(note(letter, x + port * BOX_WIDTH, y - BOX_HEIGHT / 2, size=8, yshift=5))
     figure.update_layout(shapes=shapes, annotations=notes)
 
 
-def draw(results: Results) -> dict[str, Drawing]:
-    """Every model and task asked for, at the step asked for or the last with a circuit."""
+def draw(results: Results, *, with_roles: bool = False) -> dict[str, Drawing]:
+    """Every model and task asked for, at the step asked for or the last with a circuit; or those with roles alone."""
     if (strongest := results.arguments.strongest) < 1:
         raise UserError(f"--strongest: {strongest} edges asked for; ask for at least 1")
     drawn = {}
-    for (model, task), by_step in results.circuits().items():
+    for (model, task), by_step in results.circuits(with_roles=True).items():
+        if with_roles and not any(has_roles(edges) for edges in by_step.values()):
+            continue
         step = max(by_step) if results.arguments.step is None else results.arguments.step
         if step not in by_step:
             there = ", ".join(map(str, by_step))
@@ -244,10 +275,17 @@ def draw(results: Results) -> dict[str, Drawing]:
             neurons = f", {edges['units'].sum()} neurons" if "units" in edges else ""
             in_words = f"{len(edges)} heads and MLPs{neurons}; colour grows with |score|"
         title = f"{task_label(as_text(task))} circuit of {as_text(model)} at step {step:,}"
+        columns: tuple[str, ...] = ()
+        if has_roles(few):
+            graph = results.store.folder("graphs", model, task).read_circuit(step)[0].graph
+            if unknown := set(edges["role"].dropna()) - set(graph.roles):
+                path = results.store.folder("graphs", model, task).file(step)
+                raise UserError(f"{path}: role {min(unknown)!r} is not one of its .pt: {', '.join(graph.roles)}")
+            few, columns = at_roles(edges, graph).loc[few.index].reset_index(drop=True), graph.roles
         drawn[f"circuit_{model}_{task}_step{step:06d}"] = draw_circuit(
-            few, title, in_words, _roles(results.store, model).get(step)
+            few, title, in_words, _roles(results.store, model).get(step), columns
         )
-    if not drawn:
+    if not drawn and not with_roles:
         raise UserError(f"--step {results.arguments.step}: no circuit of that step in {results.store.root}/graphs")
     return drawn
 
@@ -259,13 +297,15 @@ def _roles(store: Store, model: str) -> dict[int, Roles]:
     return roles_by_step(store.read_tables("ioi_consistency_heads", model))
 
 
-# The report has a drawing of its own.
+# The report has a drawing of its own, where roles are added up.
 FIGURE = Figure(
     draw,
+    order=25,
     options={
         "--step": {"type": int, "metavar": "N", "help": "checkpoint (the last with a circuit)"},
         "--strongest": {"type": int, "default": 200, "metavar": "N", "help": "how many edges, by |score| (200)"},
     },
+    in_report=partial(draw, with_roles=True),
 )
 
 if __name__ == "__main__":

@@ -261,9 +261,15 @@ def of_same_graph(circuit: Circuit, graph: Graph | None) -> Circuit:
     theirs = circuit.model_graph
     if graph is None or theirs == graph:
         return circuit
+    if theirs.plain == graph.plain and sorted(theirs.roles) == sorted(graph.roles):  # Other prompts, in another order.
+        order = [theirs.roles.index(role) for role in graph.roles]
+        parts = (part.unflatten(0, (graph.n_roles, -1))[order] for part in (circuit.scores, circuit.in_circuit))
+        return Circuit(graph, *(part.flatten(0, 1) for part in parts))
     if theirs.roles != graph.roles and theirs.plain == graph.plain:
         of_each = [", ".join(one.roles) or "none" for one in (theirs, graph)]
         way_out = "leave out positions" if graph.roles else "it needs positions"
+        if theirs.roles and graph.roles:
+            way_out = "name the task that it is of, or ask for as many prompts"
         raise ValueError(f"the roles of its tokens are {of_each[0]}, those of the prompts {of_each[1]}; {way_out}")
     shapes = [f"{one.n_layers} layers of {one.n_heads} heads" for one in (theirs, graph)]
     blocks = "" if theirs.parallel == graph.parallel else ", and blocks of another order"

@@ -85,6 +85,19 @@ class TokenRoles:
         attends = tuple(tuple(sees[reader, order].tolist()) for reader in order)
         return cls(tuple(names[role] for role in order), attends, renumbered[of_token])
 
+    def named_as(self, names: Sequence[str]) -> TokenRoles:
+        """By the names, in their order, of other prompts of the task; a ValueError if these lack one.
+
+        So edges go by the same numbers. A role of theirs that no token has here keeps its place.
+        """
+        if missing := [name for name in self.names if name not in names]:
+            raise ValueError(f"no token of the others has the role {missing[0]!r}")
+        place = [names.index(name) for name in self.names]
+        attends = torch.zeros(len(names), len(names), dtype=torch.bool)
+        attends[torch.tensor(place)[:, None], place] = torch.tensor(self.attends)
+        renumbered = torch.tensor([*place, -1])[self.of_token]  # -1 stays, at padding.
+        return TokenRoles(tuple(names), tuple(map(tuple, attends.tolist())), renumbered)
+
     def select(self, rows: Int[Tensor, " row"]) -> TokenRoles:
         """Those of some prompts."""
         return replace(self, of_token=self.of_token[rows.cpu()])

@@ -1,9 +1,22 @@
-"""Where to draw a circuit's nodes: layers go upwards, heads of a layer side by side, with its MLP half a row above."""
+"""Where to draw a circuit's nodes: layers go upwards, heads of a layer side by side, with its MLP half a row above.
+
+With roles of tokens each role has a column, and a node `a0.h1@s2` stands in that of the tokens where it writes.
+"""
+
+from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from circuits_over_time.utils.results.edges import with_inputs
+
+if TYPE_CHECKING:
+    from circuits_over_time.edge_attribution_patching.graph import Graph
 
 _HEAD = re.compile(r"a(\d+)\.h(\d+)")
 _MLP = re.compile(r"m(\d+)")
@@ -20,16 +33,40 @@ class CircuitLayout:
         positions: centre (x, y) of every node's box; boxes are BOX_WIDTH by BOX_HEIGHT.
         rows: y and name of every row, from below.
         half_width: all boxes lie within [-half_width, half_width].
+        columns: of the roles that have nodes, from the left: where their columns begin and end.
     """
 
     positions: dict[str, tuple[float, float]]
     rows: list[tuple[float, str]]
     half_width: float
+    columns: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def height(self) -> float:
         """Height of the topmost row."""
         return self.rows[-1][0]
+
+
+def at_roles(edges: pd.DataFrame, graph: Graph) -> pd.DataFrame:
+    """A list of edges with roles as one of edges between nodes at roles, `a0.h1@s2`; an edge keeps its index.
+
+    One into q, an MLP or the logits stays at its role. One into k or v moves what it carries to wherever the head
+    writes: it is there once for each later role at which an edge of the list reads the head.
+
+    Raises:
+        ValueError: if the graph has no such role.
+    """
+    edges, rows, index = with_inputs(edges), [], []
+    writes = set(zip(edges["source"].astype("str"), edges["role"].astype("str"), strict=True))
+    for label, row in zip(edges.index, edges.to_dict("records"), strict=True):
+        source, target, role = row["source"], row["target"], row["role"]
+        place, to = graph.roles.index(role), [role]
+        if row["input"] in ("k", "v"):
+            later = [name for name, sees in zip(graph.roles, graph.attends, strict=True) if sees[place]]
+            to = [name for name in later if (target, name) in writes] or to
+        rows += [row | {"source": f"{source}@{role}", "target": f"{target}@{name}"} for name in to]
+        index += [label] * len(to)
+    return pd.DataFrame(rows, index=index, columns=edges.columns)
 
 
 def level(node: str) -> tuple[int, int]:
@@ -38,6 +75,7 @@ def level(node: str) -> tuple[int, int]:
     Raises:
         ValueError: if the node is none of `input`, `a{l}.h{h}`, `m{l}`, `logits`.
     """
+    node = node.partition("@")[0]
     if node in ENDS:
         return ENDS[node], 0
     if match := _HEAD.fullmatch(node) or _MLP.fullmatch(node):
@@ -45,11 +83,12 @@ def level(node: str) -> tuple[int, int]:
     raise ValueError(f"'{node}' is not a node of a circuit; nodes are input, a0.h1, m0, logits")
 
 
-def lay_out(edges: Iterable[tuple[str, str]]) -> CircuitLayout:
-    """Place the nodes that edges (source node, target node) join.
+def lay_out(edges: Iterable[tuple[str, str]], roles: Sequence[str] = ()) -> CircuitLayout:
+    """Place the nodes that edges (source node, target node) join; with `roles`, those at each in a column of its own.
 
     Rows without nodes take no space. Within a row, nodes are ordered by the mean position of their neighbours, in
-    sweeps up and down as in Sugiyama's layered drawings, so that fewer edges cross. MLPs are to the right of all heads.
+    sweeps up and down as in Sugiyama's layered drawings, so that fewer edges cross. MLPs are to the right of all heads,
+    or in the middle of their role's column.
     """
     neighbours: dict[str, list[str]] = {}
     for source, target in edges:
@@ -57,35 +96,50 @@ def lay_out(edges: Iterable[tuple[str, str]]) -> CircuitLayout:
         neighbours.setdefault(target, []).append(source)
     ordered = sorted(neighbours, key=lambda name: (level(name), _number(name)))
     by_level = {key: list(nodes) for key, nodes in itertools.groupby(ordered, level)}
-    heads = {key: nodes for key, nodes in by_level.items() if _HEAD.fullmatch(nodes[0])}
-    widest = max((len(nodes) for nodes in heads.values()), default=1)
-    side = (widest + 1) / 2
-    x = {node: 0.0 if _MLP.fullmatch(node) is None else side for nodes in by_level.values() for node in nodes}
-    for nodes in heads.values():
-        x.update(_spread(nodes))
+    cells: dict[tuple[tuple[int, int], str], list[str]] = {}
+    for node in ordered:
+        cells.setdefault((level(node), node.partition("@")[2]), []).append(node)
+    heads = {key: nodes for key, nodes in cells.items() if _HEAD.match(nodes[0])}
+    roles = [role for role in roles if any(role == of_cell for _, of_cell in cells)]
+    widths = [
+        max((len(nodes) for (_, of_cell), nodes in heads.items() if of_cell == role), default=1)
+        for role in roles or [""]
+    ]
+    edge, columns = -sum(widths) / 2, {}
+    for role, width in zip(roles, widths, strict=False):
+        columns[role] = edge, (edge := edge + width)
+    side = (max(widths) + 1) / 2
+
+    def spread(nodes: list[str], role: str) -> dict[str, float]:
+        """Side by side in the middle; in a column on its grid, so that edges run between the boxes of all rows."""
+        left, right = columns.get(role, (-len(nodes) / 2, len(nodes) / 2))
+        return {node: left + (right - left - len(nodes)) // 2 + i + 0.5 for i, node in enumerate(nodes)}
+
+    x: dict[str, float] = {}
+    for (_, role), nodes in cells.items():
+        x.update(spread(nodes, role))
+    if not roles:
+        x.update(dict.fromkeys(filter(_MLP.fullmatch, ordered), side))
     for sweep in range(_SWEEPS):
-        for key in sorted(heads, reverse=bool(sweep % 2)):
-            means = {node: sum(x[other] for other in neighbours[node]) / len(neighbours[node]) for node in heads[key]}
-            heads[key].sort(key=lambda node: (means[node], _number(node)))
-            x.update(_spread(heads[key]))
+        for cell in sorted(heads, reverse=bool(sweep % 2)):
+            means = {node: sum(x[other] for other in neighbours[node]) / len(neighbours[node]) for node in heads[cell]}
+            heads[cell].sort(key=lambda node: (means[node], _number(node)))
+            x.update(spread(heads[cell], cell[1]))
     y, rows, height, previous = {}, [], 0.0, None
     for key in sorted(by_level):
         if previous is not None:
-            height += 0.5 if key == (previous[0], 1) else 1.0
+            height += (0.7 if roles else 0.5) if key == (previous[0], 1) else 1.0
         previous = key
         y.update(dict.fromkeys(by_level[key], height))
-        node = by_level[key][0]
+        node = by_level[key][0].partition("@")[0]
         name = node if node in ENDS else "" if key[1] else f"layer {key[0]}"
         rows.append((height, name))
     has_mlp = any(_MLP.fullmatch(node) for node in x)
     half_width = side + BOX_WIDTH / 2 if has_mlp else max(side - 1 + BOX_WIDTH / 2, BOX_WIDTH / 2)
-    return CircuitLayout({node: (x[node], y[node]) for node in x}, rows, half_width)
+    half_width = sum(widths) / 2 if roles else half_width
+    return CircuitLayout({node: (x[node], y[node]) for node in x}, rows, half_width, columns)
 
 
 def _number(node: str) -> int:
-    match = _HEAD.fullmatch(node)
+    match = _HEAD.match(node)
     return int(match[2]) if match else 0
-
-
-def _spread(nodes: list[str]) -> dict[str, float]:
-    return {node: i - (len(nodes) - 1) / 2 for i, node in enumerate(nodes)}

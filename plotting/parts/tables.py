@@ -142,10 +142,10 @@ class Results:
             )
         return table.reset_index(drop=True)
 
-    def circuits(self) -> dict[tuple[str, str], dict[int, pd.DataFrame]]:
+    def circuits(self, *, with_roles: bool = False) -> dict[tuple[str, str], dict[int, pd.DataFrame]]:
         """Edge tables by (model, task) and step; steps without a circuit are absent.
 
-        Neurons are counted by node, and edges with roles of tokens added up.
+        Neurons are counted by node, and edges with roles of tokens added up, unless asked for with them.
 
         Raises:
             UserError: naming the command that makes circuits, if there are none.
@@ -154,7 +154,10 @@ class Results:
         for model, rows in by_model(self.table("graphs")):
             for task in tasks_in(rows):
                 by_step = rows[rows["task"] == task].groupby("step", sort=True)
-                circuits[model, task] = {int(str(step)): _with_nodes(over_roles(of_step)) for step, of_step in by_step}
+                circuits[model, task] = {
+                    int(str(step)): _with_nodes(of_step if with_roles else over_roles(of_step))
+                    for step, of_step in by_step
+                }
         return circuits
 
     @property

@@ -7,6 +7,7 @@ legends as buttons.
 import importlib
 import json
 import pkgutil
+from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -40,7 +41,7 @@ def report_figures(results: Results) -> dict[str, Drawing]:
     reasons: dict[str, None] = {}  # Several figures may lack the same.
     for figure in figures():
         try:
-            drawings |= figure.drawings(results)
+            drawings |= replace(figure, draw=figure.in_report or figure.draw).drawings(results)
         except NotMeasured:
             pass  # The page lists by itself what could be measured.
         except UserError as error:

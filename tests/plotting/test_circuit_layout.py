@@ -3,9 +3,11 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, lay_out, level
+from circuits_over_time.edge_attribution_patching.graph import Graph
+from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, at_roles, lay_out, level
 from circuits_over_time.plotting.parts.theme import NEGATIVE, POSITIVE, translucent
 from circuits_over_time.plotting.plot_circuit import draw_circuit, edge_ends, edge_path
 from tests.support.synthetic_results import random_circuit
@@ -116,3 +118,52 @@ def test_unstable_edges_are_fainter_and_say_how_stable_they_are() -> None:
 def test_a_name_that_is_no_node_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'a1\.2' is not a node of a circuit"):
         lay_out([("input", "a1.2"), ("a1.2", "logits")])
+
+
+ROLES = ("s1", "io", "end")
+GRAPH = Graph(3, 2, True, ROLES, tuple(tuple(read <= reader for read in range(3)) for reader in range(3)))
+
+
+def of_roles(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
+    edges = pd.DataFrame(rows, columns=["source", "target", "input", "role"])
+    return edges.assign(score=np.linspace(2, -1, len(edges)))
+
+
+@pytest.mark.parametrize("letter", ["k", "v"])
+def test_keys_and_values_go_to_the_later_roles_where_the_head_is_read_and_all_else_stays(letter: str) -> None:
+    read = [("a1.h0", "m2", "", "s1"), ("a1.h0", "m2", "", "io"), ("a1.h0", "logits", "", "end")]
+    edges = at_roles(of_roles(*read, ("m0", "a1.h0", letter, "io"), ("m0", "a1.h0", "q", "end")), GRAPH)
+    ends = list(zip(edges.index, edges["source"], edges["target"], strict=True))
+    assert ends == [
+        (0, "a1.h0@s1", "m2@s1"),
+        (1, "a1.h0@io", "m2@io"),
+        (2, "a1.h0@end", "logits@end"),
+        (3, "m0@io", "a1.h0@io"),  # not at s1, which comes before
+        (3, "m0@io", "a1.h0@end"),
+        (4, "m0@end", "a1.h0@end"),
+    ]
+
+
+def test_roles_are_columns_in_the_order_of_the_prompt() -> None:
+    rng = np.random.default_rng(0)
+    nodes, targets = GRAPH.plain.forward_nodes, [name.rstrip(">").partition("<") for name in GRAPH.backward_nodes]
+    rows = [
+        (nodes[u % len(nodes)], targets[v][0], targets[v][2], ROLES[u // len(nodes)])
+        for u, v in rng.permutation(GRAPH.edge_mask.nonzero())[:60]
+    ]
+    edges = at_roles(of_roles(*rows), GRAPH).reset_index(drop=True)
+    layout = lay_out(zip(edges["source"], edges["target"], strict=True), ROLES)
+    assert tuple(layout.columns) == ROLES
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(layout.columns.values()))
+    for node, (x, _) in layout.positions.items():
+        left, right = layout.columns[node.partition("@")[2]]
+        assert left < x - BOX_WIDTH / 2 < x + BOX_WIDTH / 2 < right
+    for (x0, y0), (x1, y1) in itertools.combinations(layout.positions.values(), 2):
+        assert abs(x0 - x1) >= BOX_WIDTH or abs(y0 - y1) >= BOX_HEIGHT
+    rows_of = {level(node): y for node, (_, y) in layout.positions.items()}
+    assert sorted(rows_of.values()) == [rows_of[key] for key in sorted(rows_of)]
+    figure = draw_circuit(edges, "", "", columns=ROLES).figure
+    assert list(figure.layout.xaxis.ticktext) == list(ROLES)
+    assert [sum(ends) / 2 for ends in layout.columns.values()] == list(figure.layout.xaxis.tickvals)
+    names = [note.text for note in figure.layout.annotations if len(note.text) > 1]
+    assert sorted(names) == sorted(node.partition("@")[0] for node in layout.positions)

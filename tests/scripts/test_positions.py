@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import circuits_over_time as cot
+from circuits_over_time.edge_attribution_patching.circuits.formats import of_same_graph
 from circuits_over_time.plotting.make_report import main as make_report
 from circuits_over_time.plotting.parts.export import figure_main
 from circuits_over_time.plotting.plot_circuit import FIGURE
 from circuits_over_time.utils.results.edges import over_roles
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
+from compare_circuits import main as compare
 from get_circuits_over_time import ANALYSIS
 from tests.support.paths import TOY
 
@@ -52,6 +55,9 @@ def test_scores_of_roles_add_up_and_the_library_finds_the_same(found: Path, task
     nodes = circuit.nodes
     assert set(nodes["node"]) == {*circuit.edges["source"], *circuit.edges["target"]}
     assert nodes["edges_in"].sum() == nodes["edges_out"].sum() == len(circuit.edges)
+    drawn = circuit.draw().layout
+    assert list(drawn.xaxis.ticktext) == [role for role in of_roles.graph.roles if role in set(read["role"])]
+    assert f">{circuit.edges['role'][0]}</text>" in circuit._repr_html_()
     again = cot.evaluate(model, cot.task(task), circuit.edges, positions=True, **keys)
     assert again.faithfulness == circuit.faithfulness
     without_roles = [f"{row.source}->{row.target}" for row in circuit.edges[circuit.edges["input"] == ""].itertuples()]
@@ -83,6 +89,44 @@ def test_the_circuit_of_the_results_is_given_to_its_task_alone(
     assert "positions: tells edges apart, not nodes" in capsys.readouterr().err
 
 
+def test_redrawn_prompts_and_other_seeds_keep_the_order_of_roles(found: Path, tmp_path: Path) -> None:
+    few = ["task=sva", "positions=true", "n_prompts=8", "seed=0"]
+    more = ["redraw_prompts=true", "transfer=all", "checkpoints=[750,1350]"]
+    assert circuits(tmp_path, *few, *more) == 0
+    folder = Store(tmp_path).folder("graphs", "toy", "sva@positions")
+    first, second = (folder.read_circuit(step)[0].graph.roles for step in (750, STEP))
+    assert first == second
+    assert len(Store(tmp_path).folder("transfer", "toy", "sva@positions").read_table(STEP)) == 2
+    # Whose tokens stand elsewhere: the edges are those of the names.
+    circuit, _ = Store(found).folder("graphs", "toy", "sva@positions").read_circuit(STEP)
+    other = replace(circuit.graph, roles=(*circuit.graph.roles[-2::-1], "end"))
+    there = of_same_graph(circuit, other)
+    assert there.graph.roles == other.roles
+    ends = ["source", "target", "input", "role"]
+    pd.testing.assert_frame_equal(
+        there.to_table().sort_values(ends, ignore_index=True), circuit.to_table().sort_values(ends, ignore_index=True)
+    )
+
+
+def test_circuits_are_compared_over_time_by_edge_and_role(found: Path, tmp_path: Path) -> None:
+    assert circuits(tmp_path, "task=sva", "positions=true", f"checkpoints=[750,{STEP}]") == 0
+    assert compare([f"results_dir={tmp_path}", "pairs=100", "permutations=99", "resamples=100"]) == 0
+    lifetimes = pd.read_csv(tmp_path / "comparison" / "lifetimes.csv")
+    of_roles = lifetimes.loc[lifetimes["task"] == "sva@positions", "source"]
+    assert of_roles.str.contains("@").all()
+    similarity = pd.read_csv(tmp_path / "comparison" / "similarity.csv")
+    steps = {step: edges_at(tmp_path, step) for step in (750, STEP)}
+    wanted = (similarity["task"] == "sva@positions") & (similarity["measure"] == "edge_jaccard")
+    wanted &= (similarity["at"] == "faithfulness") & (similarity["against"] == "previous")
+    jaccard = len(steps[750] & steps[STEP]) / len(steps[750] | steps[STEP])
+    assert similarity.loc[wanted, "value"].tolist() == pytest.approx([jaccard])
+
+
+def edges_at(results: Path, step: int) -> set[tuple[str, ...]]:
+    table = Store(results).folder("graphs", "toy", "sva@positions").read_table(step)
+    return set(table[["source", "target", "input", "role"]].astype(str).itertuples(index=False, name=None))
+
+
 def test_figures_and_the_report_add_up_roles(found: Path, tmp_path: Path) -> None:
     edges = Store(found).folder("graphs", "toy", "sva@positions").read_table(STEP)
     added = over_roles(edges)
@@ -93,7 +137,10 @@ def test_figures_and_the_report_add_up_roles(found: Path, tmp_path: Path) -> Non
     (drawn,) = tmp_path.glob("*.html")
     assert "Subject-verb agreement (positions)" in drawn.read_text()
     assert make_report(["-r", str(found), "-o", str(tmp_path / "report.html")]) == 0
-    assert "sva@positions" in (tmp_path / "report.html").read_text()
+    report = (tmp_path / "report.html").read_text()
+    assert "sva@positions" in report
+    assert f"circuit_toy_sva@positions_step{STEP:06d}" in report
+    assert f"circuit_toy_sva_step{STEP:06d}" not in report
 
 
 def test_a_role_in_files_is_of_a_column_that_other_circuits_lack(found: Path) -> None:

@@ -184,6 +184,18 @@ def prompts_at(checkpoint: LoadedCheckpoint, config: CircuitsConfig, prompts: Ci
     if config.redraws(prompts.task.name):
         at_step = config.at_step(checkpoint.step)
         drawn = circuit_prompts(at_step, prompts.task, checkpoint.tokenizer, checkpoint.weights)
+        if (roles := prompts.scoring.roles) is not None:  # Circuits of all steps are of the same edges.
+            try:
+                scoring, evaluation = (
+                    replace(part, roles=part.roles and part.roles.named_as(roles.names))
+                    for part in (drawn.scoring, drawn.evaluation)
+                )
+                drawn = replace(drawn, scoring=scoring, evaluation=evaluation)
+            except ValueError as error:
+                way_out = "raise n_prompts, or leave redraw_prompts out"
+                raise UserError(
+                    f"redraw_prompts: {prompts.task.name} at {checkpoint.step}: {error}; {way_out}"
+                ) from None
         prompts = replace(drawn, given=prompts.given)
     return prompts.with_reference(checkpoint.weights, config)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from io import BytesIO, StringIO
@@ -41,7 +41,7 @@ from ..base.files import atomic_write
 from ..config.keywords import validated
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.checked import STAMP
-from ..results.edges import by_node, named_targets, over_roles, with_inputs
+from ..results.edges import by_node, named_targets, with_inputs
 from ..results.kinds import (
     BASELINES,
     CONTROLS,
@@ -246,8 +246,10 @@ class MeasuredCircuit:
             raise ValueError(f"strongest={strongest!r}: not a number of edges, 1 or more")
         if not len(self.edges):
             raise ValueError(f"there is no circuit to draw: {self.status}")
-        edges = self.listed if len(self.units) else over_roles(self.edges)[:strongest]
-        drawing = draw_circuit(edges, f"Circuit{self._of()}", self._in_words(strongest))
+        edges = self.listed if len(self.units) else self._drawn(strongest)
+        drawing = draw_circuit(
+            edges, f"Circuit{self._of()}", self._in_words(strongest), columns=self.circuit.model_graph.roles
+        )
         with errors_of_python():
             return styled(drawing, validated(Style, style, style))
 
@@ -260,10 +262,18 @@ class MeasuredCircuit:
         title, *lines = (escape(line.strip()) for line in repr(self).split("\n"))
         html = f"<b>{title}</b><br>{'<br>'.join(lines)}"
         if len(self.edges):
-            html += svg_of(over_roles(self.edges)[:SHOWN]) + self.edges[:10].to_html(
+            html += svg_of(self._drawn(SHOWN), self.circuit.model_graph.roles) + self.edges[:10].to_html(
                 index=False, float_format="{:.3g}".format, border=0
             )
         return html
+
+    def _drawn(self, strongest: int) -> pd.DataFrame:
+        """The strongest edges; with roles of tokens, between nodes at roles."""
+        from circuits_over_time.plotting.parts.circuit_layout import at_roles
+
+        edges, graph = self.edges.reset_index(drop=True), self.circuit.model_graph
+        edges = at_roles(edges, graph) if graph.roles else edges
+        return edges[edges.index < strongest].reset_index(drop=True)
 
     def lines(self) -> list[str]:
         """How large and faithful it is, or why there is none; and what the whole model does."""
@@ -474,13 +484,16 @@ def _as_measured(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def svg_of(edges: pd.DataFrame) -> str:
-    """A small drawing of edges: blue ones raise the metric, red ones lower it, and width grows with |score|."""
+def svg_of(edges: pd.DataFrame, roles: Sequence[str]) -> str:
+    """A small drawing of edges: blue ones raise the metric, red ones lower it, and width grows with |score|.
+
+    Those between nodes at roles of tokens have a column for each role.
+    """
     from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, lay_out
     from circuits_over_time.plotting.parts.theme import NEGATIVE, POSITIVE
     from circuits_over_time.plotting.plot_circuit import edge_ends
 
-    layout = lay_out(zip(edges["source"], edges["target"], strict=True))
+    layout = lay_out(zip(edges["source"], edges["target"], strict=True), roles)
     edges = edges.assign(target=named_targets(edges))
     strongest = float(edges["score"].abs().max()) or 1.0
     ranked = edges.sort_values("score", key=abs)
@@ -497,7 +510,14 @@ def svg_of(edges: pd.DataFrame) -> str:
     for node, (x, y) in layout.positions.items():
         box = f'x="{x - BOX_WIDTH / 2:.2f}" y="{-y - BOX_HEIGHT / 2:.2f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}"'
         shapes.append(f'<rect {box} rx=".06" fill="#eef3f7" stroke="#8a8a8a" stroke-width=".015"/>')
-        shapes.append(f'<text x="{x:.2f}" y="{0.07 - y:.2f}" font-size=".2" text-anchor="middle">{node}</text>')
+        shapes.append(
+            f'<text x="{x:.2f}" y="{0.07 - y:.2f}" font-size=".2" text-anchor="middle">{node.partition("@")[0]}</text>'
+        )
+    for role, (left, right) in layout.columns.items():
+        shapes.append(
+            f'<text x="{(left + right) / 2:.2f}" y=".45" font-size=".2" text-anchor="middle">{escape(role)}</text>'
+        )
+        shapes.append(f'<path d="M{right:.2f} .2V{-layout.height:.2f}" stroke="#8a8a8a" stroke-width=".01"/>')
     width, height = 2 * layout.half_width + 1.2, layout.height + 1
     view = f"{-width / 2:.2f} {-layout.height - 0.5:.2f} {width:.2f} {height:.2f}"
     style = f"width:{min(900, 70 * width):.0f}px;max-width:100%;display:block;font-family:sans-serif"

@@ -144,6 +144,13 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
     checkpoints = store.sound(graphs, read)
     if not checkpoints:
         raise UserError(f"{graphs.path} holds no sound circuits; run: {graphs.how_to_make(repair=True)}")
+    of_roles = {one.circuit.graph.roles: step for step, one in checkpoints.items()}
+    if len(of_roles) > 1:  # Circuits are compared by the numbers of their edges.
+        (roles, step), (other, of_other) = list(of_roles.items())[:2]
+        raise UserError(
+            f"{graphs.path}: tokens have the roles {', '.join(roles)} at step {step}, {', '.join(other)} at step "
+            f"{of_other}; measure again: {graphs.how_to_make(overwrite=True)}"
+        )
     return Trajectory(model, task, checkpoints, rule)
 
 

@@ -292,7 +292,7 @@ def _methods_of_one(first: Trajectory, second: Trajectory) -> bool:
 
 
 def _groups(config: ComparisonConfig, trajectories: Mapping[ModelTask, Trajectory]) -> Mapping[str, list[str]]:
-    shapes = {model: trajectory.graph for (model, _), trajectory in trajectories.items()}
+    shapes = {model: trajectory.graph.plain for (model, _), trajectory in trajectories.items()}
     if config.seeds is None:
         return seed_groups(shapes, lambda first, second: shapes[first] == shapes[second])
     for group, members in config.seeds.items():

@@ -40,6 +40,11 @@ def is_of_units(edges: pd.DataFrame) -> bool:
     return len(edges) > 0 and not bool((edges["source"] == "input").any())
 
 
+def has_roles(edges: pd.DataFrame) -> bool:
+    """Whether a list tells edges apart by the role of the token."""
+    return "role" in edges and bool(edges["role"].notna().any())
+
+
 def named_sources(edges: pd.DataFrame) -> pd.Series:
     """The source of each edge as the graph names it: `a0.h1`, or `a0.h1@s2` where edges have roles of tokens."""
     sources = edges["source"].astype("str")
@@ -54,7 +59,7 @@ def over_roles(edges: pd.DataFrame) -> pd.DataFrame:
 
     What else is known of it is what holds of its strongest role.
     """
-    if "role" not in edges or edges["role"].isna().all():
+    if not has_roles(edges):
         return edges
     edges, ends = with_inputs(edges), ["source", "target", "input"]
     sums = edges.groupby(ends, observed=True)["score"].transform("sum")
