@@ -65,7 +65,10 @@ def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLo
             part = table[(table["task"] == task) & (table["against"] == against) & (table["at"] == at)]
             if not part.empty:
                 _draw_floors(panels, part, row, column)
-                _draw_curve(panels, part, look, model, row, column)
+                hover = ("other_step", "noise_floor", "chance_floor", "p_value", "q_value", "n_edges")
+                line = Line(part.round(dict.fromkeys(hover, 4)), "value", model, look, hover=hover)
+                panels.draw(line, row, column)
+                _mark_changes(panels, part, model, row, column)
             _set_range(panels, table, measure, row, column)
     references = sorted(int(step) for step in table.loc[table["against"] == "reference", "other_step"].unique())
     reference = f"step {references[0]:,}" if len(references) == 1 else "reference"
@@ -160,12 +163,6 @@ def _draw_floors(panels: Panels, part: pd.DataFrame, row: int, column: int) -> N
     ends = ("noise_low", "noise_high")
     line = Line(part, "noise_floor", NOISE_ENTRY, noise, interval=ends, markers=False, width=1, opacity=0.7)
     panels.draw(line, row, column)
-
-
-def _draw_curve(panels: Panels, part: pd.DataFrame, look: ModelLook, model: str, row: int, column: int) -> None:
-    hover = ("other_step", "noise_floor", "chance_floor", "p_value", "q_value", "n_edges")
-    panels.draw(Line(part.round(dict.fromkeys(hover, 4)), "value", model, look, hover=hover), row, column)
-    _mark_changes(panels, part, model, row, column)
 
 
 def _mark_changes(

@@ -27,23 +27,15 @@ LIMITS = (-0.5, 1.5)
 CUT = "; values outside [{:g}, {:g}] are cut off"
 
 
-def spread_steps(steps: list[int], n: int) -> list[int]:
-    """At most `n` of the steps, spread evenly over their order, with the last."""
-    chosen = np.linspace(len(steps) - 1, 0, min(n, len(steps))).round().astype(int)
-    return [steps[i] for i in sorted(set(chosen.tolist()))]
-
-
-def measured_areas(baselines: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the models and tasks that have CPR and CMD at some checkpoint."""
-    return baselines.groupby(["model", "task"]).filter(lambda rows: rows[["cpr", "cmd"]].notna().any(axis=None))
-
-
 def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
     """One model's curves; dark checkpoints are early, bright ones late."""
     tasks = tasks_in(table)
     figure, width = row_of_panels([task_label(task) for task in tasks], 520)
     figure.update_annotations(yshift=4)
-    steps = spread_steps(sorted(table["step"].unique().tolist()), n_curves)
+    there = sorted(table["step"].unique().tolist())
+    # Spread evenly over their order, with the last.
+    places = np.linspace(len(there) - 1, 0, min(n_curves, len(there))).round().astype(int)
+    steps = [there[place] for place in sorted(set(places.tolist()))]
     # Not the brightest end of the scale: yellow on white cannot be read.
     colours = sample_colorscale("Viridis", np.linspace(0, 0.88, len(steps)).tolist()) if len(steps) > 1 else ["#440154"]
     # The legend has the steps in the order of training.
@@ -117,7 +109,10 @@ def draw(results: Results) -> dict[str, Drawing]:
         for model, rows in by_model(escaped(table))
     }
     baselines = results.table_if_any("baselines", note=True)
-    areas = pd.DataFrame() if baselines is None else escaped(measured_areas(baselines))
+    areas = pd.DataFrame()
+    if baselines is not None:  # Models and tasks that have CPR and CMD at some checkpoint.
+        of_task = baselines.groupby(["model", "task"])
+        areas = escaped(of_task.filter(lambda rows: rows[["cpr", "cmd"]].notna().any(axis=None)))
     if not areas.empty:
         drawn["cpr_cmd"] = draw_areas(areas, looks=results.looks())
     elif not results.in_report:

@@ -45,7 +45,9 @@ def _read(folder: ResultsFolder, step: int) -> HeadsSeen:
     effects = table["effect"].astype(float).groupby(names)
     moved = {str(name): list(zip(texts[of_head.index], of_head, strict=True)) for name, of_head in effects}
     try:
-        tokens, patterns = list(map(str, stored["tokens"])), {name: stored["heads"][name] for name in _strongest(moved)}
+        tokens = list(map(str, stored["tokens"]))
+        strongest = sorted(moved, key=lambda name: -max(abs(effect) for _, effect in moved[name]))
+        patterns = {name: stored["heads"][name] for name in strongest}
         whole = all(list(map(len, rows)) == list(range(1, len(tokens) + 1)) for rows in patterns.values())
         if not whole or len(stored["heads"]) != len(patterns):
             raise ValueError
@@ -55,10 +57,6 @@ def _read(folder: ResultsFolder, step: int) -> HeadsSeen:
         raise Damaged(
             folder.file(step, ".json"), "it does not hold the attention of the table's heads", way_out
         ) from None
-
-
-def _strongest(moved: dict[str, list[tuple[str, float]]]) -> list[str]:
-    return sorted(moved, key=lambda name: -max(abs(effect) for _, effect in moved[name]))
 
 
 def token_label(text: str) -> str:

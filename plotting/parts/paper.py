@@ -371,7 +371,10 @@ class _Page:
         if any(panel.is_matrix for panel in panels):
             return width
         if any(panel.has_rows for panel in panels):
-            return native * em / _SCREEN * (_DENSE if any(_has_names_above_rows(panel) for panel in panels) else 1)
+            # Rows with their names above them are closer on paper than on a screen.
+            bare = [panel for panel in panels if panel.y.showticklabels is False]
+            dense = any((note.yshift or 0) > 5 for panel in bare for note in panel.notes)
+            return native * em / _SCREEN * (_DENSE if dense else 1)
         many = max(panel.row for panel in self.panels) >= _MANY_ROWS - 1
         low = _LOWER if many and not self.bare else _LOW  # A page of the report has no end.
         return float(np.clip(0.75 * width * low / _LOW, low * em, min(native / _SCREEN, _HIGH) * em))
@@ -655,11 +658,6 @@ def _moved_apart(heights: Sequence[float], apart: float, low: float, high: float
     places = range(len(moved))
     moved = [min(own - shift, high - apart * (len(moved) - 1 - i)) for i, own in zip(places, moved, strict=True)]
     return [min(max(own, low + apart * i), high) for i, own in zip(places, moved, strict=True)]
-
-
-def _has_names_above_rows(panel: _Panel) -> bool:
-    """Whether the names of rows stand above them; on paper such rows are closer than on a screen."""
-    return panel.y.showticklabels is False and any((note.yshift or 0) > 5 for note in panel.notes)
 
 
 def _joined(lines: str) -> str:

@@ -120,7 +120,7 @@ def spoil(root: Path, rng: random.Random, share: float) -> None:
 
 
 @pytest.mark.endurance
-@pytest.mark.parametrize("number", range(80))
+@pytest.mark.parametrize("number", range(40))
 def test_random_damage_under_every_reader(number: int, sound: Path, results: Path) -> None:
     rng = random.Random(f"damage {number}")
     shutil.copytree(sound / rng.choice(["recorded", "bare"]), results)
