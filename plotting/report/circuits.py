@@ -11,7 +11,7 @@ import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.checked import Damaged
-from circuits_over_time.utils.results.edges import named_targets
+from circuits_over_time.utils.results.edges import is_of_units, named_targets
 from circuits_over_time.utils.results.store import ResultsFolder
 from circuits_over_time.utils.tasks.registry import primary_metric, task_label
 
@@ -113,6 +113,7 @@ def _record(
         "halfWidth": layout.half_width if layout else 1,
         "height": layout.height if layout else 0,
         "edges": flat,
+        "ofNodes": any(is_of_units(table) for table in circuits.values()),
         "shape": _shape(results, model, task),
         "histories": histories,
         "steps": steps,

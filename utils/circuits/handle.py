@@ -313,6 +313,7 @@ class Evaluation:
         full, corrupted: the metric of the whole model on clean prompts and on corrupted ones, or of it ablated.
         values: the metric of every prompt.
         reason: why there are no intervals; empty if there are.
+        ablation: what nodes write along edges outside; `patching` for what they do in the corrupted prompt.
     """
 
     n_edges: int
@@ -327,12 +328,14 @@ class Evaluation:
     corrupted: float
     values: Float[Tensor, " prompt"]
     reason: str
+    ablation: str = "patching"
 
     def __repr__(self) -> str:
         """One line."""
+        empty = "corrupted" if self.ablation == "patching" else "ablated"
         return (
             f"{self.n_edges} edge{'s'[: self.n_edges != 1]}, {self.n_nodes} nodes: metric {self.metric:.4g} "
-            f"(whole model {self.full:.4g}, corrupted {self.corrupted:.4g}), "
+            f"(whole model {self.full:.4g}, {empty} {self.corrupted:.4g}), "
             f"faithfulness {with_interval(self.faithfulness, self.faithfulness_interval, self.reason, 3)}"
         )
 
@@ -367,6 +370,7 @@ def evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *, 
         corrupted=float(evaluator.corrupted.double().mean()),
         values=values,
         reason=too_few_prompts(evaluator.full, evaluator.corrupted),
+        ablation=settings.ablation,
     )
 
 

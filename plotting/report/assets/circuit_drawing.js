@@ -116,6 +116,15 @@ class CircuitDrawing {
     });
   }
 
+  // Colour the boxes of nodes by their scores, as strongly as plotting/plot_circuit.py; those left out have none.
+  fill(items, strongest) {
+    const colours = new Map(items.filter(({ state }) => state !== "removed").map(({ edge, score }) => {
+      const percent = (12 + (60 * Math.abs(score)) / strongest).toFixed(0);
+      return [edgeEnds(this.record, edge)[0], `color-mix(in srgb, var(--${score >= 0 ? "positive" : "negative"}) ${percent}%, var(--page))`];
+    }));
+    this.boxElements.forEach((box, node) => { box.querySelector(".box").style.fill = colours.get(node) ?? ""; });
+  }
+
   ends(edge) {
     const [source, target, port] = edgeEnds(this.record, edge);
     const [, x0, y0] = this.record.nodes[source];
@@ -155,7 +164,9 @@ class CircuitDrawing {
     const chosenNode = this.record.nodes.findIndex(([name]) => name === chosen);
     const ordered = [...edges].sort((a, b) => Math.abs(a.score) - Math.abs(b.score));
     const markup = [];
-    for (const item of ordered) {
+    // Of a circuit of nodes each item is one: its box has the colour of the score, and no line says more.
+    if (this.record.ofNodes) this.fill(ordered, strongest);
+    for (const item of this.record.ofNodes ? [] : ordered) {
       const share = Math.sqrt(Math.abs(item.score) / strongest || 0);
       const width = (THINNEST + (WIDEST - THINNEST) * Math.min(1, share)).toFixed(2);
       item.path = this.path(item.edge);
@@ -179,7 +190,7 @@ class CircuitDrawing {
       box.setAttribute("aria-selected", String(node === chosenNode));
     });
     this.tint(held);
-    this.drawn = ordered;
+    this.drawn = this.record.ofNodes ? [] : ordered;
     this.samples = null;
     this.leave();
     this.holder.classList.add("moving");

@@ -47,7 +47,8 @@ function sceneOf(record, other) {
     edges.push(place.get(other.nodes[source][0]), place.get(other.nodes[target][0]), port);
     return edges.length / 3 - 1;
   });
-  return { ...record, ...planOf(nodes, record.nodes.length), edges, fromOther, numbers: null };
+  const ofNodes = record.ofNodes && other.ofNodes; // Else boxes cannot say what lines do.
+  return { ...record, ...planOf(nodes, record.nodes.length), edges, ofNodes, fromOther, numbers: null };
 }
 
 // Rows as plotting/parts/circuit_layout.py stacks them. Within a row the first `n` nodes keep their order; the others follow.
