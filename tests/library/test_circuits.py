@@ -280,9 +280,11 @@ def test_without_edges_all_nodes_are_ablated_and_with_all_it_is_the_model(model:
     task, keys = cot.task("sva"), {"n_prompts": 6, "ablation": ablation}
     none, everything = (cot.evaluate(model, task, model.graph.edge_mask & held, **keys) for held in (False, True))
     assert none.metric == none.corrupted
+    assert f"ablated {none.corrupted:.4g})" in repr(none)
     assert everything.metric == pytest.approx(everything.full, abs=1e-4)
     assert cot.ablate(model, task, model.graph.edge_mask, **keys).metric == none.corrupted
     patched = cot.evaluate(model, task, ["input->logits"], n_prompts=6)
+    assert f"corrupted {patched.corrupted:.4g})" in repr(patched)
     assert none.full == pytest.approx(patched.full, abs=1e-5)
     assert none.corrupted != pytest.approx(patched.corrupted, abs=1e-3)
     if ablation != "zero":

@@ -72,6 +72,7 @@ def test_circuit_records_hold_every_edge_of_every_checkpoint(store: Store) -> No
     records = circuit_records(results_of(store))
     assert [(record["model"], record["task"]) for record in records] == [(MODEL, task) for task in TASKS]
     for record in records:
+        assert record["ofNodes"] is False
         names = [name for name, *_ in record["nodes"]]
         triples = np.array(record["edges"]).reshape(-1, 3)
         ports = [f"<{port}>" if port else "" for port in PORTS]
