@@ -83,6 +83,8 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given += [f"results_dir={root}"]
     circuits = [*given, "n_random=3", "eap.ig_steps=3", "attention=null"]
     assert main(CIRCUITS, circuits) == 0
+    # Circuits of nodes come first, by their name; heads are matched in the model's graph all the same.
+    assert main(CIRCUITS, [*circuits, "task=gendered_pronoun", "level=node", "n_prompts=8"]) == 0
     assert main(SIGNATURES_OF_HEADS, given) == 0
     few = ["resamples=100", "pairs=100", "permutations=99", "emergence.sustained=1"]
     assert compare([f"results_dir={root}", "match_heads=true", "between=none", *few]) == 0
@@ -107,6 +109,7 @@ def test_a_circuit_in_a_model_whose_heads_changed_places_does_there_what_it_does
 
 def test_overlap_is_one_after_matching_and_transfer_stands_beside_it(carried: Path) -> None:
     matched = ComparisonFolder(carried).read("matched")
+    assert set(matched.query("measure == 'edge_jaccard'")["task"]) == {"ioi", "sva"}
     rows = matched[(matched["model"] == "toy") & (matched["other_model"] == "toy-seed1")].dropna(subset="value")
     assert set(rows["measure"]) >= {"edge_jaccard", "node_jaccard", "head_jaccard", "weighted_jaccard", "lifetimes"}
     assert rows.loc[rows["names"].isin(SIGNATURES), "value"].to_numpy() == pytest.approx(1, abs=1e-5)

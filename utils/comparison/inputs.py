@@ -80,6 +80,11 @@ class Trajectory:
         """The graph of all its circuits."""
         return next(iter(self.checkpoints.values())).circuit.graph
 
+    @property
+    def model_graph(self) -> Graph:
+        """The graph of its model: of edges, without roles of tokens."""
+        return self.graph.model if isinstance(self.graph, Units) else self.graph.plain
+
 
 def model_tasks(store: Store, config: ComparisonConfig, earlier: Iterable[Sequence[str]] = ()) -> list[ModelTask]:
     """The models and tasks to compare.

@@ -233,12 +233,12 @@ def _matched_tables(plan: _Plan, tables: Mapping[str, pd.DataFrame], progress: P
         if (signatures := common_signatures(store, plan.config, *pair)) is None:
             log.warning("%s and %s have no signatures of the same step and task; not matched", *pair)
             continue
-        match = Match((of_model[pair[0]][0].graph.plain, of_model[pair[1]][0].graph.plain), signatures, plan.config)
+        match = Match((of_model[pair[0]][0].model_graph, of_model[pair[1]][0].model_graph), signatures, plan.config)
         matches.append(match.table())
         found = list(other_rows(match, pair, tables, roles))
         for first in of_model[pair[0]]:
             for second in of_model[pair[1]]:
-                if first.task == second.task and not first.graph.roles:
+                if first.task == second.task and first.graph == first.model_graph:  # Of edges, told apart by no role.
                     found += comparer.circuits(match, first, second, plan.sizes[first.task])
                     found += transfer_rows(store, pair, first.task)
         stamp = {"model": pair[0], "other_model": pair[1], "step": match.step}
@@ -292,7 +292,7 @@ def _methods_of_one(first: Trajectory, second: Trajectory) -> bool:
 
 
 def _groups(config: ComparisonConfig, trajectories: Mapping[ModelTask, Trajectory]) -> Mapping[str, list[str]]:
-    shapes = {model: trajectory.graph.plain for (model, _), trajectory in trajectories.items()}
+    shapes = {model: trajectory.model_graph for (model, _), trajectory in trajectories.items()}
     if config.seeds is None:
         return seed_groups(shapes, lambda first, second: shapes[first] == shapes[second])
     for group, members in config.seeds.items():
