@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from transformers import PreTrainedTokenizerBase
 
@@ -9,12 +11,14 @@ from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.config.keys import PromptOptions
 from circuits_over_time.utils.tasks import TASKS, Prompts, Task
 from circuits_over_time.utils.tasks.csv_task import table_task
+from circuits_over_time.utils.tasks.roles import token_roles
 from tests.support.task_tokenizers import pythia, single_digits, words
 
 
 def with_roles(task: Task, tokenizer: PreTrainedTokenizerBase, n: int | None, *, prepend_bos: bool = False) -> Prompts:
     pairs = task.pairs(tokenizer, n, 0, PromptOptions())
-    return task.tokenise(tokenizer, pairs, prepend_bos, with_roles=True)
+    prompts = task.tokenise(tokenizer, pairs, prepend_bos)
+    return replace(prompts, roles=token_roles(tokenizer, pairs, prompts))
 
 
 def held(prompts: Prompts, row: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

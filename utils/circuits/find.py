@@ -45,6 +45,7 @@ from ..heads.corpus import Corpus, draw_sequences
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.kinds import FOUND, GIVEN, NOT_LEARNED, NOT_REACHED, UNCONFIRMED, Status
 from ..tasks import Prompts, Task
+from ..tasks.roles import token_roles
 from .keys import CircuitsConfig, CircuitSettings, PairSettings, circuit_pairs
 
 
@@ -171,7 +172,9 @@ def split_prompts(
 ) -> CircuitPrompts:
     """The same, whatever is measured on them."""
     pairs = circuit_pairs(settings, task, tokenizer)
-    prompts = task.tokenise(tokenizer, pairs, settings.prepend_bos, with_roles=with_roles)
+    prompts = task.tokenise(tokenizer, pairs, settings.prepend_bos)
+    if with_roles:
+        prompts = replace(prompts, roles=token_roles(tokenizer, pairs, prompts))
     prompts.require_fit(task.name, shape)
     if settings.evaluate_on == "same":
         return CircuitPrompts(task, prompts, prompts)

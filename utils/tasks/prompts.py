@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import UserError
 from ..config.keys import USUAL_PROMPTS, PromptOptions, StartToken
 from .metrics import ALL_METRICS, METRICS, STUDY_METRICS, Answers
-from .roles import Span, token_roles
 from .vocabulary import encode, refuse, require_embedded, unknown_token
 
 if TYPE_CHECKING:
@@ -37,6 +36,11 @@ if TYPE_CHECKING:
 
 WHOLE_AT_ONCE = 32
 """Prompts that the whole model runs at once for `kl`."""
+
+
+Span = tuple[str, int, int]
+"""A role and the characters of the clean prompt that have it, from and up to; or twice its token counted from the end.
+"""
 
 
 @dataclass(frozen=True)
@@ -279,19 +283,12 @@ class Task:
         pairs = self.pairs(tokenizer, self.usual if n is None else n, seed, options)
         return self.tokenise(tokenizer, pairs, options.prepend_bos)
 
-    def tokenise(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        pairs: Sequence[Pair],
-        prepend_bos: StartToken,
-        *,
-        with_roles: bool = False,
-    ) -> Prompts:
-        """Pairs of the task as prompts, if asked for with the role of every token; errors as of `assemble`."""
+    def tokenise(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], prepend_bos: StartToken) -> Prompts:
+        """Pairs of the task as prompts; errors as of `assemble`."""
         prompts = assemble(tokenizer, pairs, prepend_bos)
         if self.positions is not None:
             prompts = replace(prompts, positions=prompts.positions | self.positions(prompts))
-        return replace(prompts, roles=token_roles(tokenizer, pairs, prompts)) if with_roles else prompts
+        return prompts
 
     @property
     def metrics(self) -> tuple[str | MetricFunction, ...]:

@@ -16,17 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
 from ..config.keys import SLOT
+from .prompts import Pair, Prompts, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from circuits_over_time.edge_attribution_patching.model.pairs import TokenRoles
-
-    from .prompts import Pair, Prompts
-
-Span = tuple[str, int, int]
-"""A role and the characters of the clean prompt that have it, from and up to; or twice its token counted from the end.
-"""
 
 PLACES = 8
 """Where nobody names roles, so many tokens at the end of a prompt have one each."""
