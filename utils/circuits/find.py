@@ -280,10 +280,11 @@ def evaluator_of(
         UserError: if the settings ask for absent edges one by one, and the graph has neurons or roles.
     """
     units = isinstance(graph, Units) and graph.level == "neuron"
-    _require_edges(settings, units or prompts.evaluation.pairs.roles is not None)
+    pairs = prompts.evaluation.pairs
+    _require_edges(settings, units or pairs.roles is not None)
     return CircuitEvaluator(
         weights,
-        prompts.evaluation.pairs,
+        pairs,
         metric_of(prompts.evaluation, prompts.task, weights, settings),
         reference=prompts.reference,
         accumulate=settings.accumulate_evaluation,
