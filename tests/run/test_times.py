@@ -128,7 +128,8 @@ def test_a_known_model_that_is_not_here_has_a_time(tmp_path: Path, monkeypatch: 
 
 
 def test_a_dry_run_predicts_what_fits_on_usual_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    point_at("http://127.0.0.1:1", monkeypatch)
+    instant_waits(monkeypatch)
 
     def cards(**keys: object) -> dict[int, tuple[float, int] | None]:
         told = refuse_unfit(sweep_of(tmp_path, task="ioi", checkpoints=[512], **keys)).cards
