@@ -87,7 +87,8 @@ class Memory:
     def _kept(self) -> tuple[int, int, int]:
         """Numbers that a step keeps of all layers: for the backward pass alone, for more, and gradients at inputs."""
         sizes, batch, (d_z, d_kv), d = self.sizes, self.batch, self._heads, self.sizes.d_model
-        of_hidden = (3 if ARCHITECTURES[sizes.architecture].mlp_gate is not None else 1) * sizes.d_mlp
+        known = ARCHITECTURES.get(sizes.architecture)  # Weights made by hand are of none, and have no gates.
+        of_hidden = (3 if known is not None and known.mlp_gate is not None else 1) * sizes.d_mlp
         hidden, kept, gradients = 0, 0, 0
         # The last layer's queries, and what follows them, are at the answers alone.
         for n, tokens, queries in ((sizes.n_layers - 1, batch.n_tokens, batch.n_queries), (1, batch.n_prompts, 1)):
