@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from circuits_over_time.edge_attribution_patching.model.swap import swapped
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.utils.circuits import swap_keys
 from circuits_over_time.utils.circuits.find import split_prompts
-from circuits_over_time.utils.circuits.swap_keys import SwapConfig
+from circuits_over_time.utils.circuits.swap_keys import SwapConfig, family_named
 from circuits_over_time.utils.circuits.swaps import random_sets
 from circuits_over_time.utils.models.family import LocalFamily, resolve_family
 from circuits_over_time.utils.results.store import Store
@@ -164,3 +166,19 @@ def test_results_that_are_not_there_are_named_with_the_command(
     assert f"components: {name}: " in said
     assert "is not there; run: python get_" in said
     assert not list(tmp_path.rglob("step*.csv"))
+
+
+def test_of_many_models_only_the_one_that_is_asked_for_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    def look_up(_: SwapConfig, given: str) -> SimpleNamespace:
+        asked.append(given)
+        return SimpleNamespace(name=given.rpartition("/")[2].lower())
+
+    monkeypatch.setattr(swap_keys, "family_of", look_up)
+    models = ["pythia-70m", "pythia-160m", "pythia-160m-seed1", "some/OLMo"]
+    config = SwapConfig(model=models, task="ioi", checkpoints=[1], sources=[1])
+    for name in ("pythia-160m-seed1", "pythia-160m"):
+        assert family_named(config, name).name == name
+    assert asked == ["pythia-160m-seed1", "pythia-160m"]
+    assert family_named(config, "olmo").name == "olmo"  # A name in the results may be another than the one given.

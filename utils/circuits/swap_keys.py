@@ -77,7 +77,8 @@ def source_steps(config: SwapConfig, family: Family) -> list[int]:
 
 def family_named(config: BaseConfig, name: str) -> Family:
     """The family of a run that goes by a name in the results."""
-    return next(family for given in config.models if (family := family_of(config, given)).name == name)
+    likely = sorted(config.models, key=lambda given: not given.endswith(name))  # The hub is asked about each.
+    return next(family for given in likely if (family := family_of(config, given)).name == name)
 
 
 def check_sources(config: SwapConfig, store: Store, model: str, steps: Sequence[int]) -> None:

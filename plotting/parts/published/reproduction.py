@@ -242,18 +242,16 @@ def remaining(store: Store, table: pd.DataFrame) -> tuple[str, float] | None:
 
     The hours are those of the dry run: from the models' shapes, of what is missing of every analysis, without loading.
     """
-    study = StudyResults(store).models
     lacking = set(table.loc[table["command"] != "", "model"])
-    models = [model for model in study if model in lacking]
+    models = [model for model in StudyResults(store).models if model in lacking]
     if not models:
         return None
     root, path = Path(__file__).resolve().parents[3], CONFIGS / "all.yml"
     data = read_yaml(root / path)
     data["analyses"] = [entry | {"config": str(root / entry["config"])} for entry in data["analyses"]]
     config = SuiteConfig.model_validate(data | {"model": models, "results_dir": store.root})
-    begin = f"python run_suite.py -c {path.as_posix()}"
-    named = begin if models == study else _command(begin, models, [])
-    return named + _into(store), gpu_hours(jobs_of(config), models)
+    command = _command(f"python run_suite.py -c {path.as_posix()}", models, [])  # The config has more models.
+    return command + _into(store), gpu_hours(jobs_of(config), models)
 
 
 def _into(store: Store) -> str:
