@@ -151,6 +151,8 @@ class Panels:
             if known.any():
                 self._band(x, low.where(known, y), high.where(known, y), line.look.colour, entry, where)
         colour = paint(line.look.colour)
+        # A value between gaps has no line to be seen by.
+        alone = y.notna() & y.shift().isna() & y.shift(-1).isna()
         extra = [column_name for column_name in line.hover if column_name in table]
         hover = "".join(f"<br>{name.replace('_', ' ')}: %{{customdata[{i + 2}]}}" for i, name in enumerate(extra))
         self.figure.add_scatter(
@@ -158,9 +160,16 @@ class Panels:
             y=y,
             name=entry,
             legendgroup=entry,
-            mode="lines+markers" if line.markers else "lines",
+            mode="lines+markers" if line.markers or alone.any() else "lines",
             line={"color": colour, "dash": line.dash or line.look.dash, "width": line.width},
-            marker={"symbol": line.look.symbol, "size": 6, "color": colour},
+            marker={
+                "symbol": line.look.symbol,
+                "size": 6 if line.markers or not alone.any() else [6 * point for point in alone],
+                "color": colour,
+                # Sizes point by point would turn markers into bubbles, faint and with an outline.
+                "opacity": 1,
+                "line": {"width": 0},
+            },
             customdata=table[["step", "tokens", *extra]].astype(object).to_numpy(),
             hovertemplate=f"<b>{line.name}</b><br>step %{{customdata[0]:,}} (%{{customdata[1]:.3s}} tokens)"
             f"<br>{line.value.replace('_', ' ')}: %{{y:.4g}}{hover}<extra></extra>",

@@ -41,6 +41,19 @@ def test_a_checkpoint_between_gaps_gets_a_bar_too() -> None:
     assert (first.line.width == 0, alone.line.width > 0) == (True, True)
 
 
+def test_a_value_between_gaps_has_a_marker_on_a_line_without_markers() -> None:
+    steps = [1000, 2000, 3000, 4000, 5000]
+    table = pd.DataFrame(
+        {"step": steps, "tokens": [2e6 * step for step in steps], "value": [1.0, 2.0, None, 3.0, None]}
+    )
+    panels = Panels(1, 1, TimeAxis.of(table))
+    for rows in (table, table[:2], table[:1]):
+        panels.draw(Line(rows, "value", "m", model_looks(["m"])["m"], markers=False), 1, 1)
+    gaps, line, lone = panels.done("title", "").figure.data[:3]
+    assert (gaps.mode, line.mode, lone.mode) == ("lines+markers", "lines", "lines+markers")
+    assert (list(gaps.marker.size), list(lone.marker.size)) == ([0, 0, 0, 6, 0], [6])
+
+
 def test_an_interval_with_an_open_end_is_no_band_that_stops_at_the_line() -> None:
     ends = {"low": [0.5, 1.5, 2.5], "high": [1.5, None, 3.5]}
     table = pd.DataFrame({"step": [1, 2, 3], "tokens": [2e6, 4e6, 6e6], "value": [1.0, 2.0, 3.0], **ends})
