@@ -160,6 +160,12 @@ def test_what_was_carried_is_measured_again_when_the_matches_change(
     assert "has no matches of toy; run: python compare_circuits.py " in capsys.readouterr().err
 
 
+def test_a_model_without_others_is_told_that_it_takes_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [f"model={TOY}", "task=ioi", "device=cpu", f"results_dir={tmp_path}", "matched_transfer=true"]
+    assert main(CIRCUITS, given) == 2
+    assert "has no model but toy to take circuits from; measure circuits" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def signatures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, dict[Place, Place]]]:
     """Those of random models, of some with heads in other places, and of one of another shape."""

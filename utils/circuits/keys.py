@@ -365,6 +365,11 @@ def check_transfer(config: CircuitsConfig, store: Store, model: str, steps: Sequ
             if (value := getattr(config, name)) != type(config).model_fields[name].default:
                 raise UserError(f"matched_transfer: carries circuits of edges alone; leave out {name}={value}")
         compared = ComparisonFolder(store.root)
+        if not {*store.models("graphs")} - {model}:
+            raise UserError(
+                f"matched_transfer: {store.root / 'graphs'} has no model but {model} to take circuits from; "
+                f"measure circuits and signatures of another one"
+            )
         if not (compared.has("matches") and compared.matches_of(model)):
             raise UserError(
                 f"matched_transfer: {store.root / 'comparison'} has no matches of {model}; "
