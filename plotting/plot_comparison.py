@@ -15,6 +15,7 @@ overlap by the given names and by the matches, and what the circuits do in each 
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ MATCHED = {
     ("edge_jaccard", "size"): "edges in common<br>fixed size",
     ("transfer", "faithfulness"): "faithfulness in<br>each other's model",
 }
-SHUFFLED_ENTRY, CEILING_ENTRY = "shuffled matches (dots)", "other prompts; own circuit"
+SHUFFLED_ENTRY, CEILING_ENTRY = "shuffled matches (dotted, hollow)", "other prompts; own circuit"
 
 
 def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLook) -> Drawing:
@@ -130,7 +131,8 @@ def draw_matched(table: pd.DataFrame, group: str) -> Drawing:
                 hover = ("low", "high", "shuffled_floor", "chance_floor", "n_pairs")
                 panels.draw(Line(of_names, "value", entry, look, interval=("low", "high"), hover=hover), row, column)
                 alone = len(of_names) == 1
-                line = Line(of_names, "shuffled_floor", SHUFFLED_ENTRY, look, dash="dot", markers=alone, width=1.2)
+                hollow = replace(look, symbol=f"{look.symbol}-open")
+                line = Line(of_names, "shuffled_floor", SHUFFLED_ENTRY, hollow, dash="dot", markers=alone, width=1.2)
                 panels.draw(line, row, column)
             ceiling = part.groupby(["step", "tokens"])["noise_floor"].mean().to_frame().reset_index()
             alone = len(ceiling) == 1
@@ -139,7 +141,7 @@ def draw_matched(table: pd.DataFrame, group: str) -> Drawing:
     panels.name_rows(MATCHED[key] for key in rows)
     return panels.done(
         f"Is the circuit the same in the seeds of {group}, whatever its heads are called?",
-        "Means over pairs of seeds, with 95% intervals over seeds; dots are floors by shuffled matches",
+        "Means over pairs of seeds, with 95% intervals over seeds; dotted and hollow: floors by shuffled matches",
     )
 
 

@@ -95,7 +95,7 @@ def matches_of(results: Results, model: str) -> dict[str, str]:
             names = found.setdefault(f"a{layer}.h{head}", {})
             names.setdefault(f"a{other_layer}.h{other_head} of {other}", []).append(signature)
     return {
-        head: "; ".join(f"{name} (by {' and '.join(signatures)})" for name, signatures in sorted(names.items()))
+        head: "; ".join(f"{name} (by {' and '.join(signatures)})" for name, signatures in names.items())
         for head, names in found.items()
     }
 

@@ -210,6 +210,7 @@ def test_results_without_fold_scores_name_the_way_out(store: Store) -> None:
         ({"reference": 15}, "has no results of step 15"),
         ({"size": 10**6}, "size: 1000000 is more than"),
         ({"seeds": {"m": ["m-seed1", "m-sed2"]}}, r"seeds\.m: 'm-sed2' is not compared"),
+        ({"match_heads": True}, "match_heads: .*signatures has none of m-seed1; run: python get_head_signatures.py"),
         ({"emergence": {"sustained": 4}}, r"there are only 3; pass emergence\.sustained=3$"),
     ],
 )

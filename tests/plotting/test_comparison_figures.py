@@ -169,6 +169,8 @@ def with_matches(seeds: Store, root: Path) -> Store:
     same = pd.DataFrame(rows).assign(group="toy", low=0.05, high=0.9, noise_floor=0.95, shuffled_floor=0.02)
     pair = {"model": SEEDS[0], "other_model": SEEDS[1], "layer": [0, 1], "head": [3, 2], "other_layer": 1}
     matches = pd.DataFrame({"matched": [True, False], "other_head": [0, 1], **pair}).assign(signature="function")
+    third = matches[:1].assign(other_model=SEEDS[2], other_layer=0)
+    matches = pd.concat([matches, third], ignore_index=True)
     for name, table in (("same_circuit", same), ("matches", matches)):
         tables[name] = table.reindex(columns=list(COMPARISONS[name]))
     ComparisonFolder(root).write_all(tables, {"config": {"seeds": {"toy": list(SEEDS)}}})
@@ -186,7 +188,10 @@ def test_seeds_by_matched_names_stand_beside_the_given_ones_over_their_floors(se
             assert list(line.y) == pytest.approx(of_panel.loc[of_panel["names"] == names, "value"].tolist())
             (band,) = on_panel(figure, panel, entry, band=True)
             assert set(band.y) == {0.05, 0.9}
-        assert [set(line.y) for line in on_panel(figure, panel, SHUFFLED_ENTRY)] == [{0.02}] * 3
+        floors = on_panel(figure, panel, SHUFFLED_ENTRY)
+        assert [set(line.y) for line in floors] == [{0.02}] * 3
+        # Where one step is all there is, marks tell a floor from what stands above it.
+        assert all(line.marker.symbol.endswith("-open") for line in floors)
         (ceiling,) = on_panel(figure, panel, CEILING_ENTRY)
         assert list(ceiling.y) == pytest.approx([0.95, 0.95])
     assert "comparison_matched_toy" not in comparison(seeds)
@@ -194,7 +199,9 @@ def test_seeds_by_matched_names_stand_beside_the_given_ones_over_their_floors(se
 
 def test_a_heads_matches_are_named_where_the_head_is_shown(seeds: Store, tmp_path: Path) -> None:
     results = Results(with_matches(seeds, tmp_path))
-    assert matches_of(results, SEEDS[0]) == {"a0.h3": f"a1.h0 of {SEEDS[1]} (by function)"}
+    assert matches_of(results, SEEDS[0]) == {
+        "a0.h3": f"a1.h0 of {SEEDS[1]} (by function); a0.h0 of {SEEDS[2]} (by function)"  # in the models' order
+    }
     assert matches_of(results, SEEDS[1]) == {"a1.h0": f"a0.h3 of {SEEDS[0]} (by function)"}
     assert matches_of(Results(seeds), SEEDS[0]) == {}
 

@@ -96,20 +96,35 @@ class HeadSignatures:
         return cls(model, step, shape, names, np.concatenate(folds, -1), np.concatenate(patterns, -1))
 
 
+def require_signatures(store: Store, config: ComparisonConfig, models: Iterable[str]) -> None:
+    """Refuse to match models without signatures.
+
+    Raises:
+        UserError: if a model has none, with the command that makes them, or if all have none of the step asked for.
+    """
+    steps = set[int]()
+    for model in models:
+        if model not in store.models("signatures"):
+            raise UserError(
+                f"match_heads: {store.root / 'signatures'} has none of {model}; run: "
+                f"{how_to_make(store.root, 'signatures', model)}"
+            )
+        for task in store.tasks("signatures", model):
+            steps |= set(store.folder("signatures", model, task).steps())
+    if config.match.step is not None and config.match.step not in steps:
+        there = ", ".join(map(str, sorted(steps))) or "none"
+        raise UserError(f"match.step: no signatures of step {config.match.step} (there: {there})")
+
+
 def common_signatures(
     store: Store, config: ComparisonConfig, first: str, second: str
 ) -> tuple[HeadSignatures, HeadSignatures] | None:
     """The signatures of two models at the last step that both have, of the tasks that both have; None without any.
 
     Raises:
-        UserError: if a model has none, with the command that makes them.
+        UserError: as `require_signatures`.
     """
-    for model in (first, second):
-        if model not in store.models("signatures"):
-            raise UserError(
-                f"match_heads: {store.root / 'signatures'} has none of {model}; run: "
-                f"{how_to_make(store.root, 'signatures', model)}"
-            )
+    require_signatures(store, config, (first, second))
     tasks = sorted(set(store.tasks("signatures", first)) & set(store.tasks("signatures", second)))
     steps = [set(store.folder("signatures", model, task).steps()) for model in (first, second) for task in tasks]
     found = [step for step in sorted(set.intersection(*steps)) if config.match.step in (None, step)] if steps else []

@@ -33,7 +33,7 @@ from .handovers import handovers
 from .inputs import ModelTask, Trajectory, fixed_sizes, model_tasks, read_trajectory
 from .keys import ComparisonConfig
 from .matched import Match, MatchedComparer, other_rows, same_circuit, transfer_rows
-from .matching import common_signatures
+from .matching import common_signatures, require_signatures
 from .scale import scale_table
 from .seeds import seed_emergence, seed_groups, seeds_table
 from .tables import curves_table, edges_tables, emergence_table, order_table
@@ -63,6 +63,9 @@ def compare(config: ComparisonConfig, *, dry_run: bool = False) -> dict[str, pd.
     store = Store(config.results_dir)
     folder = ComparisonFolder(store.root)
     plan = _Plan.of(config, store, _compared_before(folder, config))
+    models = list(dict.fromkeys(model for model, _ in plan.trajectories))
+    if config.match_heads and len(models) > 1:
+        require_signatures(store, config, models)
     pairs = plan.pairs()
     kept = {key: folder.part(key) for key in pairs}
     left = [key for key, rows in kept.items() if rows is None]
