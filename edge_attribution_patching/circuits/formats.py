@@ -211,7 +211,7 @@ def read(path: Path, graph: Graph | None = None) -> tuple[Circuit, dict[str, Any
 
     CircuitKIT's scores are of nodes: the circuit has the nodes that it lists as its units, else the 20% of largest
     score, with all edges between them, the input and the logits; an edge has its source's score. Edges of a CSV
-    (`source, target`, and `input`, `score` where there are some) without a score have 0.
+    (`source, target`, and `input`, `score`, `role` where there are some) without a score have 0.
 
     Args:
         graph: the model's graph. It is needed for CircuitKIT's scores and a CSV, which do not name it; a file that does
@@ -358,11 +358,13 @@ def _of_edges(table: pd.DataFrame, graph: Graph) -> Circuit:
     scores = torch.zeros(graph.n_forward, graph.n_backward)
     in_circuit = torch.zeros(graph.n_forward, graph.n_backward, dtype=torch.bool)
     numbers = pd.to_numeric(table["score"], errors="coerce") if "score" in table else pd.Series(0.0, table.index)
-    inputs = table["input"].astype(str) if "input" in table else pd.Series("", table.index)
-    rows = zip(table["source"], table["target"], inputs, numbers, strict=True)
-    for row, (source, target, letter, score) in enumerate(rows, start=2):
+    inputs, roles = (
+        table[name].astype(str) if name in table else pd.Series("", table.index) for name in ("input", "role")
+    )
+    rows = zip(table["source"], roles, table["target"], inputs, numbers, strict=True)
+    for row, (source, role, target, letter, score) in enumerate(rows, start=2):
         try:
-            indices = graph.edges_named(f"{source}->{target}" + (letter and f"<{letter}>"))
+            indices = graph.edges_named(source + (role and f"@{role}") + f"->{target}" + (letter and f"<{letter}>"))
         except ValueError as error:
             raise ValueError(f"row {row}: {error}") from None
         for index in indices:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..choices import Accumulate
+from ..circuits.search import prune
 from ..graph import Graph
 from ..model.forward import forward, mlp_hidden
 from ..model.pairs import GB, Metric, bar
@@ -24,10 +25,14 @@ def evaluate_circuits(
     masks: Bool[Tensor, "mask n_forward n_backward"],
     metric: Metric,
     *,
+    ablated: bool = False,
     accumulate: Accumulate = "float32",
     memory_budget_gb: float = 1.0,
 ) -> Float[Tensor, "mask prompt"]:
     """The metric of every prompt of the batch under each mask over the edges of a graph or its units, float32.
+
+    `ablated` says that the base run is no run of a prompt: a node that nothing of the source run reaches at a role then
+    writes something else than what it would compute there.
 
     With `accumulate="model"` masks are of edges or nodes, and absent edges are put in `one_by_one`.
     """
@@ -35,6 +40,8 @@ def evaluate_circuits(
         return _with_neurons(weights, runs, masks[:, :, 0], metric, memory_budget_gb)
     if isinstance(graph, Units):
         masks = graph.edges(masks)
+    elif ablated and graph.roles:
+        masks = prune(masks, graph)
     if accumulate == "model":
         return evaluate_one_by_one(weights, runs, masks, metric)
     return evaluate_metric(weights, runs, masks, metric, memory_budget_gb=memory_budget_gb)

@@ -62,6 +62,7 @@ def exact_scores(
         for some in bar(flat.split(AT_ONCE), "edges patched one by one"):
             masks = graph.edge_mask.repeat(len(some), 1, 1)
             masks.view(len(some), -1)[torch.arange(len(some)), some] = False
-            patched = evaluate_circuits(weights, runs, graph, masks, metric, memory_budget_gb=memory_budget_gb)
+            how: dict[str, Any] = {"ablated": reference is not None, "memory_budget_gb": memory_budget_gb}
+            patched = evaluate_circuits(weights, runs, graph, masks, metric, **how)
             sums[:, some] += ((whole - patched).cpu() @ members).T
     return FoldScores(graph, sums.view(-1, graph.n_forward, graph.n_backward), sizes)

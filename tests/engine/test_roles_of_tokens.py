@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from circuits_over_time.edge_attribution_patching.choices import Method
+from circuits_over_time.edge_attribution_patching.choices import Ablation, Method
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.controls import random_circuits
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
 from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, prune, top_n_masks
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs, TokenRoles
+from circuits_over_time.edge_attribution_patching.model.reference import Reference
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs
 from circuits_over_time.edge_attribution_patching.scores.attribution import points_of
@@ -140,6 +141,22 @@ def test_an_edge_in_at_all_roles_is_the_edge_to_the_last_bit() -> None:
     everywhere = masks.repeat(1, graph.n_roles, 1) & graph.edge_mask
     assert torch.equal(evaluators[0](masks), evaluators[1](everywhere))
     assert torch.equal(evaluators[0](masks), evaluators[1](masks))  # Edges without roles are those of all tokens.
+
+
+@pytest.mark.parametrize("ablation", ["patching", "zero", "mean"])
+def test_what_a_node_reads_at_one_role_changes_nothing_at_another(ablation: Ablation) -> None:
+    weights, pairs = read_weights(random_model("gpt2", **SMALL)), with_roles(TokenPairs(*random_pairs(5)))
+    reference = Reference.of(weights, ablation, pairs.clean, pairs.lengths)
+    evaluate = CircuitEvaluator(weights, pairs, logit_difference, reference=reference)
+    path = ["input@end->m0", "m0@end->logits"]
+    circuits = [path[1:], ["input@name->m0", *path[1:]], path, ["input@name->m0", *path], [*path, "m0@rest->a1.h0<v>"]]
+    masks = torch.zeros(len(circuits), *evaluate.graph.edge_mask.shape, dtype=torch.bool)
+    for mask, names in zip(masks, circuits, strict=True):
+        mask[tuple(zip(*map(evaluate.graph.edge_index, names), strict=True))] = True
+    values = evaluate(masks)
+    torch.testing.assert_close(values[:2], evaluate.corrupted.expand(2, -1))
+    torch.testing.assert_close(values[3:], values[2].expand(2, -1))
+    assert (values[2] - evaluate.corrupted).abs().max() > 1e-3
 
 
 def naive_circuit(scores: torch.Tensor, graph: Graph, size: int) -> torch.Tensor:

@@ -38,7 +38,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("task", ["ioi", "sva"])
-def test_scores_of_roles_add_up_and_the_library_finds_the_same(found: Path, task: str) -> None:
+def test_scores_of_roles_add_up_and_the_library_finds_the_same(found: Path, task: str, tmp_path: Path) -> None:
     store = Store(found)
     of_roles, _ = store.folder("graphs", "toy", f"{task}@positions").read_circuit(STEP)
     plain, _ = store.folder("graphs", "toy", task).read_circuit(STEP)
@@ -60,6 +60,9 @@ def test_scores_of_roles_add_up_and_the_library_finds_the_same(found: Path, task
     assert f">{circuit.edges['role'][0]}</text>" in circuit._repr_html_()
     again = cot.evaluate(model, cot.task(task), circuit.edges, positions=True, **keys)
     assert again.faithfulness == circuit.faithfulness
+    circuit.edges.to_csv(tmp_path / "edges.csv", index=False)
+    listed = cot.evaluate(model, cot.task(task), tmp_path / "edges.csv", positions=True, **keys)
+    assert (listed.n_edges, listed.faithfulness) == (again.n_edges, again.faithfulness)
     without_roles = [f"{row.source}->{row.target}" for row in circuit.edges[circuit.edges["input"] == ""].itertuples()]
     assert cot.evaluate(model, cot.task(task), without_roles, positions=True, **keys).n_edges >= len(set(without_roles))
     with pytest.raises(ValueError, match="it needs positions"):

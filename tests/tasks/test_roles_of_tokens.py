@@ -106,3 +106,8 @@ def test_a_role_that_is_not_in_the_prompt_is_refused(cell: str) -> None:
     with pytest.raises(UserError, match=r"own: row 1: role_name: .* write a word that is there once") as refusal:
         with_roles(task, pythia(), None)
     assert repr(cell) in str(refusal.value)
+
+
+def test_no_role_is_called_like_those_of_other_tokens() -> None:
+    with pytest.raises(UserError, match="end is the role of other tokens; give a column role_end or a slot"):
+        with_roles(table_task(table(role_end=["cook", "cook"]), "own", "logit_diff"), pythia(), None)

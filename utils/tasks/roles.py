@@ -51,6 +51,11 @@ def token_roles(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], promp
 
     lengths, rows = prompts.lengths.cpu(), torch.arange(len(pairs))
     spans = [pair.roles or tuple(_of_columns(pair, n)) for pair, n in zip(pairs, lengths.tolist(), strict=True)]
+    if taken := {name for of_prompt in spans for name, _, _ in of_prompt} & {"rest", "end"}:
+        raise UserError(
+            f"positions: {min(taken)} is the role of other tokens; give a column role_{min(taken)} or a slot "
+            "of that name another one"
+        )
     named = [name for name in prompts.positions if name != "end"]
     named = list(dict.fromkeys([*named, *(name for of_prompt in spans for name, _, _ in of_prompt)]))
     places = [] if named else [f"end-{back}" for back in range(1, PLACES)]
