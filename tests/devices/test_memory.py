@@ -25,9 +25,28 @@ def test_what_the_cpu_has_free_is_within_the_machine_and_the_job(
     assert 0 < of_machine <= 1024 * int(Path("/proc/meminfo").read_text().split()[1])  # Of all of it.
     (tmp_path / "memory.current").write_text("1000000\n")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "PROCESS", tmp_path / "none")
     for most, free in (("max", None), ("5000000\n", 4_000_000), ("500000\n", 0)):
         (tmp_path / "memory.max").write_text(most)
         assert free_bytes(CPU) == free or (free is None and free_bytes(CPU) > 1e8)
+
+
+def test_a_job_is_a_group_within_others_and_files_that_were_read_make_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tmp_path / "system.slice" / "job_7"
+    job.mkdir(parents=True)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "PROCESS", tmp_path / "process")
+    (tmp_path / "process").write_text("4:memory:/old\n0::/system.slice/job_7\n")
+    for group, most, used in ((job, "9000000", "8000000"), (job.parent, "max", "8000000")):
+        (group / "memory.max").write_text(f"{most}\n")
+        (group / "memory.current").write_text(f"{used}\n")
+    assert free_bytes(CPU) == 1_000_000
+    (job / "memory.stat").write_text("anon 1000000\ninactive_file 4000000\nactive_file 2000000\n")
+    assert free_bytes(CPU) == 7_000_000
+    (job.parent / "memory.max").write_text("8500000\n")
+    assert free_bytes(CPU) == 500_000
 
 
 @pytest.mark.parametrize(

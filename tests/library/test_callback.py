@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 import circuits_over_time as cot
 from circuits_over_time.plotting import plot_circuits
 from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.utils.circuits import callback as callback_module
+from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
 from circuits_over_time.utils.results.store import Store, csv_bytes, read_csv
 from tests.support.paths import ROOT, TOY
 from tests.support.random_models import random_model
@@ -202,6 +204,41 @@ def test_two_trainings_never_share_results(tmp_path: Path) -> None:
     train(folder, callback(results, overwrite=True, every=3))
     assert steps_of(results, "run") == [0, 3, 4]
     assert set(Store(results).folder("graphs", "run", "ioi").read_run()["checkpoints"]) == {"0", "3", "4"}
+
+
+class Diverging(TrainerCallback):
+    """Weights are no longer finite after the first step."""
+
+    def on_step_end(self, *of_trainer: Any, model: PreTrainedModel, **kwargs: Any) -> None:
+        with torch.no_grad():
+            model.get_input_embeddings().weight.fill_(float("nan"))
+
+
+def test_a_training_that_diverges_goes_on_without_circuits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = train(tmp_path / "training", Diverging(), callback(tmp_path / "results", name="t"))
+    assert trainer.state.global_step == 4
+    assert steps_of(tmp_path / "results", "t") == [0]
+    told = [line for line in caplog.messages if "left out" in line]
+    assert told == [f"t step {step} is left out: the embedding gives NaN or infinity in float32" for step in (2, 4)]
+
+
+def test_too_little_memory_on_the_way_leaves_a_step_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    measure = callback_module.measure
+
+    def full(checkpoint: LoadedCheckpoint, *inputs: Any) -> Any:
+        if checkpoint.step == 2:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return measure(checkpoint, *inputs)
+
+    monkeypatch.setattr(callback_module, "measure", full)
+    train(tmp_path / "training", callback(tmp_path / "results", name="t"))
+    assert steps_of(tmp_path / "results", "t") == [0, 4]
+    (told,) = (line for line in caplog.messages if "left out" in line)
+    assert told.startswith("t step 2 is left out: a batch does not fit on the device ([enforce fail] DefaultCPU")
 
 
 def test_several_tasks_also_in_memory_and_a_trainer_that_counts_tokens(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from circuits_over_time.edge_attribution_patching.choices import VARIANTS
 from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
-from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.base.errors import UserError, is_out_of_memory
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
 from circuits_over_time.utils.config.command_line import read_command_line, script
 from circuits_over_time.utils.config.keys import (
@@ -503,6 +503,20 @@ def test_what_memory_or_files_refuse_is_one_line(write: Any, capsys: pytest.Capt
     )
     with pytest.raises(RuntimeError, match="a fault of ours"):
         ends(path, RuntimeError("a fault of ours"), capsys)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+    ],
+)
+def test_what_runs_out_beside_the_allocator_is_memory_too(text: str) -> None:
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
 
 
 def test_names_of_models_stay_text_where_they_look_like_numbers() -> None:

@@ -61,12 +61,23 @@ def failures_as_user_errors() -> Iterator[None]:
         ) from error
 
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "std::bad_alloc",
+    "backend out of memory",
+    # What PyTorch's own allocator has no part in: handles of libraries, pinned memory, kernels as they are loaded.
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the CPU or on a GPU. torch need not be imported for it."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or any(words in str(error) for words in ("DefaultCPUAllocator: can't allocate memory", "backend out of memory"))
+        or any(words in str(error) for words in _OUT_OF_MEMORY)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ MARGIN = 0.2
 """Share of what is free that is left alone: for what others take, and for gaps between blocks."""
 MOST_ON_CPU = 1.0
 """GB. More makes nothing faster there: stacks of this size no longer fit into any cache."""
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP, PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:
@@ -33,11 +34,27 @@ def free_bytes(device: torch.device) -> int:
     if meminfo.exists():
         lines = (line.split() for line in meminfo.read_text().splitlines())
         free = next((1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"), free)
-    limits = [CGROUP / name for name in ("memory.max", "memory.current")]
-    if all(path.exists() for path in limits):
+    return max(min([free, *_free_of_groups()]), 0)
+
+
+def _free_of_groups() -> Iterator[int]:
+    """What the limits of the container and of the job leave, each of which may be a group within another one."""
+    own = CGROUP
+    if PROCESS.exists():
+        lines = (line.split("::", 1) for line in PROCESS.read_text().splitlines() if line.startswith("0::"))
+        own = next((CGROUP / path.strip().lstrip("/") for _, path in lines), CGROUP)
+    for group in (own, *own.parents):
+        if not group.is_relative_to(CGROUP):
+            break
+        limits = [group / name for name in ("memory.max", "memory.current")]
+        if not all(path.exists() for path in limits):
+            continue
         most, used = (path.read_text().strip() for path in limits)
-        free = free if most == "max" else min(free, int(most) - int(used))
-    return max(free, 0)
+        if most != "max":
+            stat = group / "memory.stat"
+            told = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
+            # Files that were read lately count as used, but make way.
+            yield int(most) - int(used) + sum(int(told.get(name, 0)) for name in ("inactive_file", "active_file"))
 
 
 def auto_budget_gb(device: torch.device) -> float:

@@ -22,7 +22,7 @@ from transformers import (
 
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 
-from ..base.errors import UserError, errors_of_python
+from ..base.errors import UserError, errors_of_python, is_out_of_memory, one_line
 from ..models.checkpoint import LoadedCheckpoint
 from ..models.family import Family
 from ..models.weight_files import CheckpointFiles
@@ -138,8 +138,13 @@ class CircuitCallback(TrainerCallback):
         if state.is_world_process_zero and self._due(state):
             try:
                 self._measure(kwargs["model"], args, state, control)
-            except (UserError, torch.OutOfMemoryError) as error:
+            except (UserError, FloatingPointError) as error:
                 log.warning("%s step %d is left out: %s", self.name, state.global_step, error)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = f"a batch does not fit on the device ({one_line(error)})"
+                log.warning("%s step %d is left out: %s", self.name, state.global_step, reason)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
