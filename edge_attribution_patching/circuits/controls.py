@@ -21,9 +21,10 @@ from torch import Tensor
 
 from ..choices import Order
 from ..graph import Graph
+from ..paths import prune
 from .circuit import Circuit
 from .faithfulness import CircuitEvaluator
-from .search import Signed, edge_order, join_sizes, prune
+from .search import Signed, edge_order, join_sizes
 
 STACK = 4
 """Circuits that are pruned together."""

@@ -20,9 +20,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..choices import POSITIVE_SHARE, Order, Selection
+from ..paths import prune
 from ..scores.folds import KeptFolds
 from ..statistics import RESAMPLES, Bootstrap
-from .search import EdgeSelector, Signed, prune
+from .search import EdgeSelector, Signed
 
 STABLE_SIGN = 0.95
 """The sign of a score is stable if so many of the resamples share it."""

@@ -110,4 +110,4 @@ def test_a_role_that_is_not_in_the_prompt_is_refused(cell: str) -> None:
 
 def test_no_role_is_called_like_those_of_other_tokens() -> None:
     with pytest.raises(UserError, match="end is the role of other tokens; give a column role_end or a slot"):
-        with_roles(table_task(table(role_end=["cook", "cook"]), "own", "logit_diff"), pythia(), None)
+        with_roles(table_task(table(role_end=["cook", None]), "own", "logit_diff"), pythia(), None)

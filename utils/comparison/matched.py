@@ -7,7 +7,7 @@ the second model's heads, and by those of their matches. Circuits are grown in t
 
 Floors go through the same names. Noise: two draws of one model's prompts, where the second is renamed as the model's
 heads match themselves between the two halves of the prompts. Chance: random circuits of these sizes. Shuffled: the
-circuits as they are, by matches to shuffled signatures that count; of given names, by heads shuffled in their layer.
+circuits as they are, by the same names after the heads of each layer of the first model were dealt anew.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .changes import AT, grown
 from .floors import bootstrap_scores
 from .inputs import Checkpoint, Trajectory
 from .keys import ComparisonConfig
-from .matching import SIGNATURES, HeadSignatures, Matcher, Pairs, Signature, of_matches, similarities
+from .matching import SIGNATURES, HeadSignatures, Matcher, Signature, similarities
 from .similarity import Edges
 
 GIVEN = "given"
@@ -90,7 +90,7 @@ class Names:
 
     Attributes:
         own: names of each model's nodes after its heads were matched with themselves.
-        shuffled: names by matches to shuffled signatures.
+        shuffled: these names after the heads of each layer of the first model were dealt anew.
     """
 
     label: str
@@ -126,39 +126,34 @@ class Match:
     def names(self) -> list[Names]:
         """By the given names, where both models have one shape, and by every signature."""
         first, second = self.graphs
-        found, plain = list[Names](), (self._nodes(first, first, None), self._nodes(second, second, None))
+        plain = self._nodes(first, first, None), self._nodes(second, second, None)
+        rng, heads = np.random.default_rng(self.config.seed), np.arange(first.n_heads)
+        deals = [
+            {
+                (layer, int(head)): (layer, number)
+                for layer in range(first.n_layers)
+                for number, head in enumerate(rng.permutation(heads))
+            }
+            for _ in range(DRAWS)
+        ]
+        found = list[Names]()
         if first == second:
-            rng, heads = np.random.default_rng(self.config.seed), np.arange(first.n_heads)
-            dealt = [
-                {
-                    (layer, int(head)): (layer, number)
-                    for layer in range(first.n_layers)
-                    for number, head in enumerate(rng.permutation(heads))
-                }
-                for _ in range(DRAWS)
-            ]
-            found.append(Names(GIVEN, plain[1], plain, [Renaming(first, second, of_draw).nodes() for of_draw in dealt]))
-        for signature, matcher in self.matchers.items():
+            found.append(Names(GIVEN, plain[1], plain, [self._nodes(first, second, deal) for deal in deals]))
+        for signature in self.matchers:
             own = [
                 self._nodes(graph, graph, self._with_itself(side, signature))
                 for graph, side in zip(self.graphs, self.signatures, strict=True)
             ]
-            shuffled = list(matcher.shuffled(self.config.seed, DRAWS))
-            chance = of_matches(shuffled)
-            renamed = [self._nodes(first, second, self._places(matcher.counting(*one, chance))) for one in shuffled]
-            of_second = self._nodes(first, second, heads_of(self.tables[signature]))
-            found.append(Names(signature, of_second, (own[0], own[1]), renamed))
+            matched = heads_of(self.tables[signature])
+            shuffled = [{other: deal[one] for other, one in matched.items()} for deal in deals]
+            renamed = [self._nodes(first, second, places) for places in shuffled]
+            found.append(Names(signature, self._nodes(first, second, matched), (own[0], own[1]), renamed))
         return found
 
     def _nodes(self, first: Graph, second: Graph, heads: Mapping[HeadPlace, HeadPlace] | None) -> np.ndarray:
         if heads is None:
             heads = {(layer, head): (layer, head) for layer in range(first.n_layers) for head in range(first.n_heads)}
         return Renaming(first, second, heads).nodes()
-
-    def _places(self, pairs: Pairs) -> dict[HeadPlace, HeadPlace]:
-        first, second = self.signatures
-        ones, others = first.places([one for one, _ in pairs]), second.places([other for _, other in pairs])
-        return dict(zip(others, ones, strict=True))
 
     def _with_itself(self, side: HeadSignatures, signature: Signature) -> dict[HeadPlace, HeadPlace]:
         """A model's heads by the held-out prompts -> those by the others."""
