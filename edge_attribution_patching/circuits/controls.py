@@ -20,8 +20,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..choices import Order
+from ..connected import prune
 from ..graph import Graph
-from ..paths import prune
 from .circuit import Circuit
 from .faithfulness import CircuitEvaluator
 from .search import Signed, edge_order, join_sizes

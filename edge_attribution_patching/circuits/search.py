@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..choices import Order
+from ..connected import on_paths
 from ..graph import Graph
-from ..paths import on_paths
 from ..units import Units
 
 

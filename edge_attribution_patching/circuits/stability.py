@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..choices import POSITIVE_SHARE, Order, Selection
-from ..paths import prune
+from ..connected import prune
 from ..scores.folds import KeptFolds
 from ..statistics import RESAMPLES, Bootstrap
 from .search import EdgeSelector, Signed

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..memory import pairs_within
+from .memory import pairs_within
 from .packed_tokens import PackedTokens
 from .transfer import Movable, to_device
 from .weights import ModelWeights

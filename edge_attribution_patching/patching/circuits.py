@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..choices import Accumulate
+from ..connected import prune
 from ..graph import Graph
 from ..model.forward import forward, mlp_hidden
 from ..model.pairs import GB, Metric, bar
 from ..model.weights import ModelWeights
-from ..paths import prune
 from ..units import Units
 from .forward import evaluate_metric
 from .one_by_one import evaluate_one_by_one

@@ -32,8 +32,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..choices import Accumulate, Level, Method, Quadrature
-from ..memory import BatchSizes, Memory
 from ..model.forward import embed, kv_cache
+from ..model.memory import BatchSizes, Memory
 from ..model.packed_tokens import KVCache, PackedTokens
 from ..model.pairs import GB, Metric, PairBatch, TokenPairs, bar
 from ..model.reference import Reference

@@ -15,11 +15,11 @@ from circuits_over_time.edge_attribution_patching.choices import Ablation, Metho
 from circuits_over_time.edge_attribution_patching.circuits.controls import random_circuits
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
 from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, ranked_edges, top_n_masks
+from circuits_over_time.edge_attribution_patching.connected import prune
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.reference import Reference
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
-from circuits_over_time.edge_attribution_patching.paths import prune
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
 from circuits_over_time.utils.circuits.handle import with_prompts
 from tests.engine.test_linear_model import linear_weights, logit_difference

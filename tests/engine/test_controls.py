@@ -25,10 +25,10 @@ from circuits_over_time.edge_attribution_patching.circuits.hypothesis_tests impo
     sufficiency,
 )
 from circuits_over_time.edge_attribution_patching.circuits.search import Signed, edge_order, top_n_masks
+from circuits_over_time.edge_attribution_patching.connected import prune
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
-from circuits_over_time.edge_attribution_patching.paths import prune
 from tests.support import eap_reference
 from tests.support.random_models import random_model, random_pairs
 

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
-from circuits_over_time.edge_attribution_patching.memory import BYTES, BatchSizes, Memory, pairs_within
+from circuits_over_time.edge_attribution_patching.model.memory import BYTES, BatchSizes, Memory, pairs_within
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from circuits_over_time.edge_attribution_patching.patching.plan import Plan, spanning_norms

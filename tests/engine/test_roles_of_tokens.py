@@ -10,12 +10,12 @@ from circuits_over_time.edge_attribution_patching.circuits.circuit import Circui
 from circuits_over_time.edge_attribution_patching.circuits.controls import random_circuits
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
 from circuits_over_time.edge_attribution_patching.circuits.search import edge_order, top_n_masks
+from circuits_over_time.edge_attribution_patching.connected import prune
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs, TokenRoles
 from circuits_over_time.edge_attribution_patching.model.reference import Reference
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.edge_attribution_patching.patching.runs import prepare_runs
-from circuits_over_time.edge_attribution_patching.paths import prune
 from circuits_over_time.edge_attribution_patching.scores.attribution import points_of
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
 from tests.engine.test_linear_model import linear_weights, logit_difference

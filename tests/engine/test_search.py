@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuits_over_time.edge_attribution_patching.circuits.search import count_nodes, edge_order, top_n_masks
+from circuits_over_time.edge_attribution_patching.connected import prune
 from circuits_over_time.edge_attribution_patching.graph import Graph
-from circuits_over_time.edge_attribution_patching.paths import prune
 
 graphs = st.builds(Graph, st.integers(1, 3), st.integers(1, 3), st.booleans())
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import circuits_over_time as cot
+from circuits_over_time.edge_attribution_patching.connected import prune
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.pairs import Metric, TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
-from circuits_over_time.edge_attribution_patching.paths import prune
 from tests.support.paths import PEER_FILES, TOY
 
 

@@ -28,11 +28,11 @@ from circuits_over_time.edge_attribution_patching.circuits.formats import (
     of_same_graph,
     read,
 )
+from circuits_over_time.edge_attribution_patching.connected import prune
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenRoles
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
-from circuits_over_time.edge_attribution_patching.paths import prune
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
 from circuits_over_time.edge_attribution_patching.units import Units
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from circuits_over_time.edge_attribution_patching.choices import USUAL_STEPS
-from circuits_over_time.edge_attribution_patching.memory import BYTES, BatchSizes, Memory, pairs_within
 from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
+from circuits_over_time.edge_attribution_patching.model.memory import BYTES, BatchSizes, Memory, pairs_within
 
 from ..base.memory import GB, budget_of_free
 from ..models.tokenizers import PlainShape

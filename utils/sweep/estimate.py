@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from circuits_over_time.edge_attribution_patching.memory import BYTES
+from circuits_over_time.edge_attribution_patching.model.memory import BYTES
 
 from ..base.errors import CheckpointUnusable, HubUnreachable, UserError
 from ..config.keys import MemoryKeys, errors_named
