@@ -35,7 +35,7 @@ BETWEEN_MODELS = Analysis(
     "get_circuits_over_time",
     CircuitsConfig,
     (KINDS["matched_transfer"],),
-    Lazy("utils.circuits.matched_transfer.prepare"),
+    Lazy("utils.circuits.transfer.prepare"),
     Lazy("utils.circuits.matched_transfer.measure"),
     tasks=Lazy("utils.circuits.keys.tasks_of_matched_transfer"),
     outdated=Lazy("utils.circuits.matched_transfer.outdated"),

@@ -20,14 +20,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.controls import random_circuits
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import FaithfulnessCurve
 from circuits_over_time.edge_attribution_patching.circuits.renaming import HeadPlace, Renaming
 from circuits_over_time.edge_attribution_patching.graph import Graph
-from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.comparison import ComparisonFolder
@@ -98,11 +96,6 @@ def outdated(config: CircuitsConfig, store: Store, model: str) -> set[tuple[str,
             if {(one.from_model, one.names, one.renamed(one.heads).fingerprint) for one in now} != held:
                 found.add((task.name, step))
     return found
-
-
-def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> TransferInputs:
-    """The prompts that circuits are evaluated on."""
-    return transfer.prepare(config, tokenizer, shape)
 
 
 def measure(
