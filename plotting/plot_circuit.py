@@ -13,7 +13,6 @@ writes, and an edge into k or v goes from the token that is attended to to where
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from html import escape
 from typing import Any
 
@@ -21,7 +20,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, CircuitLayout, at_roles, lay_out
+from circuits_over_time.plotting.parts.circuit_layout import (
+    BOX_HEIGHT,
+    BOX_WIDTH,
+    CircuitLayout,
+    at_roles,
+    graph_of_roles,
+    lay_out,
+)
 from circuits_over_time.plotting.parts.circuit_similarity import nodes_of
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.roles import ROLE_TINT, ROLES, Roles, role_look, roles_by_step
@@ -36,6 +42,7 @@ from circuits_over_time.plotting.parts.tables import Results, as_text, logger
 from circuits_over_time.plotting.parts.theme import FAINT, INK, NEGATIVE, POSITIVE, WHITE, paint, tint, translucent
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.edges import (
+    bare,
     by_node,
     has_roles,
     is_of_units,
@@ -112,7 +119,7 @@ def draw_circuit(
         _add_keys(figure)
         _add_hover(figure, nodes, layout)
     _draw_nodes(figure, layout, roles, nodes)
-    held = {role for node in layout.positions for role in roles.get(_bare(node), ())}
+    held = {role for node in layout.positions for role in roles.get(bare(node), ())}
     for role in in_order(held, ROLES):
         label, colour = role_look(role)
         marker = {"symbol": "square", "size": 12, "color": tint(colour, ROLE_TINT)}
@@ -141,10 +148,6 @@ def draw_circuit(
         tickfont_size=12,
     )
     return drawing
-
-
-def _bare(node: str) -> str:
-    return node.partition("@")[0]
 
 
 def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -> None:
@@ -228,7 +231,7 @@ def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles, scored: 
     # All at once: plotly copies what there is for each that is added.
     shapes, notes = [], []
     for node, (x, y) in layout.positions.items():
-        held = roles.get(_bare(node), ())
+        held = roles.get(bare(node), ())
         left, side = x - BOX_WIDTH / 2, {"type": "rect", "y0": y - BOX_HEIGHT / 2, "y1": y + BOX_HEIGHT / 2}
         # Several roles share the box.
         width = BOX_WIDTH / max(len(held), 1)
@@ -243,21 +246,19 @@ def _draw_nodes(figure: go.Figure, layout: CircuitLayout, roles: Roles, scored: 
         shapes.append(side | outline | {"fillcolor": fill})
         # Annotations, because plotly draws shapes over the text of traces.
         has_ports = not scores and "." in node
-        name = f"{node}: {units[node]}" if max(units.values(), default=1) > 1 and node in units else _bare(node)
+        name = f"{node}: {units[node]}" if max(units.values(), default=1) > 1 and node in units else bare(node)
         notes.append(note(name, x, y, size=9 if ":" in name else 11, colour=INK, yshift=5 if has_ports else 0))
         for letter, port in PORTS.items() if has_ports else ():
             notes.append(note(letter, x + port * BOX_WIDTH, y - BOX_HEIGHT / 2, size=8, yshift=5))
     figure.update_layout(shapes=shapes, annotations=notes)
 
 
-def draw(results: Results, *, with_roles: bool = False) -> dict[str, Drawing]:
-    """Every model and task asked for, at the step asked for or the last with a circuit; or those with roles alone."""
+def draw(results: Results) -> dict[str, Drawing]:
+    """Every model and task asked for, at the step asked for or the last with a circuit."""
     if (strongest := results.arguments.strongest) < 1:
         raise UserError(f"--strongest: {strongest} edges asked for; ask for at least 1")
     drawn = {}
     for (model, task), by_step in results.circuits(with_roles=True).items():
-        if with_roles and not any(has_roles(edges) for edges in by_step.values()):
-            continue
         step = max(by_step) if results.arguments.step is None else results.arguments.step
         if step not in by_step:
             there = ", ".join(map(str, by_step))
@@ -265,27 +266,25 @@ def draw(results: Results, *, with_roles: bool = False) -> dict[str, Drawing]:
             continue
         edges = by_step[step]
         few = edges.loc[edges["score"].abs().nlargest(strongest).index]
-        size = f"{len(edges)} edges, {len(nodes_of(zip(edges['source'], edges['target'], strict=True)))} nodes"
-        if len(few) < len(edges):
-            size += f"; the {len(few)} strongest edges drawn"
-        stable = "stability" in few and bool(few["stability"].notna().any())
-        faint = ", opacity with stability" if stable else ""
-        in_words = f"{size}; width grows with |score|{faint}"
+        n_nodes = len(nodes_of(zip(edges["source"], edges["target"], strict=True)))
+        what, also, look = "edges", f", {n_nodes} nodes", "width"
         if is_of_units(edges):
-            neurons = f", {edges['units'].sum()} neurons" if "units" in edges else ""
-            in_words = f"{len(edges)} heads and MLPs{neurons}; colour grows with |score|"
+            what, look = "heads and MLPs", "colour"
+            also = f", {edges['units'].sum()} neurons" if "units" in edges else ""
+        size = f"{len(edges)} {what}{also}"
+        if len(few) < len(edges):
+            size += f"; the {len(few)} strongest {what} drawn"
+        stable = look == "width" and "stability" in few and bool(few["stability"].notna().any())
+        in_words = f"{size}; {look} grows with |score|{', opacity with stability' if stable else ''}"
         title = f"{task_label(as_text(task))} circuit of {as_text(model)} at step {step:,}"
         columns: tuple[str, ...] = ()
         if has_roles(few):
-            graph = results.store.folder("graphs", model, task).read_circuit(step)[0].graph
-            if unknown := set(edges["role"].dropna()) - set(graph.roles):
-                path = results.store.folder("graphs", model, task).file(step)
-                raise UserError(f"{path}: role {min(unknown)!r} is not one of its .pt: {', '.join(graph.roles)}")
+            graph = graph_of_roles(results.store.folder("graphs", model, task), step, edges)
             few, columns = at_roles(edges, graph).loc[few.index].reset_index(drop=True), graph.roles
         drawn[f"circuit_{model}_{task}_step{step:06d}"] = draw_circuit(
             few, title, in_words, _roles(results.store, model).get(step), columns
         )
-    if not drawn and not with_roles:
+    if not drawn:
         raise UserError(f"--step {results.arguments.step}: no circuit of that step in {results.store.root}/graphs")
     return drawn
 
@@ -297,15 +296,13 @@ def _roles(store: Store, model: str) -> dict[int, Roles]:
     return roles_by_step(store.read_tables("ioi_consistency_heads", model))
 
 
-# The report has a drawing of its own, where roles are added up.
 FIGURE = Figure(
     draw,
-    order=25,
+    order=None,  # The report has a drawing of its own.
     options={
         "--step": {"type": int, "metavar": "N", "help": "checkpoint (the last with a circuit)"},
         "--strongest": {"type": int, "default": 200, "metavar": "N", "help": "how many edges, by |score| (200)"},
     },
-    in_report=partial(draw, with_roles=True),
 )
 
 if __name__ == "__main__":

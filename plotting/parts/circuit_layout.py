@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from circuits_over_time.utils.results.edges import with_inputs
+from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results.edges import bare, with_inputs
 
 if TYPE_CHECKING:
     from circuits_over_time.edge_attribution_patching.graph import Graph
+    from circuits_over_time.utils.results.store import ResultsFolder
 
 _HEAD = re.compile(r"a(\d+)\.h(\d+)")
 _MLP = re.compile(r"m(\d+)")
@@ -47,6 +49,18 @@ class CircuitLayout:
         return self.rows[-1][0]
 
 
+def graph_of_roles(folder: ResultsFolder, step: int, edges: pd.DataFrame) -> Graph:
+    """The graph of a stored circuit whose list of edges has roles.
+
+    Raises:
+        UserError: if it has no such role.
+    """
+    graph = folder.read_circuit(step)[0].graph
+    if unknown := set(edges["role"].dropna()) - set(graph.roles):
+        raise UserError(f"{folder.file(step)}: role {min(unknown)!r} is not one of its .pt: {', '.join(graph.roles)}")
+    return graph
+
+
 def at_roles(edges: pd.DataFrame, graph: Graph) -> pd.DataFrame:
     """A list of edges with roles as one of edges between nodes at roles, `a0.h1@s2`; an edge keeps its index.
 
@@ -75,7 +89,7 @@ def level(node: str) -> tuple[int, int]:
     Raises:
         ValueError: if the node is none of `input`, `a{l}.h{h}`, `m{l}`, `logits`.
     """
-    node = node.partition("@")[0]
+    node = bare(node)
     if node in ENDS:
         return ENDS[node], 0
     if match := _HEAD.fullmatch(node) or _MLP.fullmatch(node):
@@ -131,7 +145,7 @@ def lay_out(edges: Iterable[tuple[str, str]], roles: Sequence[str] = ()) -> Circ
             height += (0.7 if roles else 0.5) if key == (previous[0], 1) else 1.0
         previous = key
         y.update(dict.fromkeys(by_level[key], height))
-        node = by_level[key][0].partition("@")[0]
+        node = bare(by_level[key][0])
         name = node if node in ENDS else "" if key[1] else f"layer {key[0]}"
         rows.append((height, name))
     has_mlp = any(_MLP.fullmatch(node) for node in x)

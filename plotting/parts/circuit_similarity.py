@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from circuits_over_time.utils.results.edges import named_sources, named_targets
+from circuits_over_time.utils.results.edges import bare, named_sources, named_targets
 
 COLUMNS = (
     *("step", "node_jaccard", "edge_jaccard", "weighted_edge_jaccard"),
@@ -37,7 +37,7 @@ def edges_of(circuit: pd.DataFrame) -> dict[Edge, float]:
 
 def nodes_of(edges: Iterable[Edge]) -> set[str]:
     """Nodes that the edges join; `a3.h2<q>` and `a3.h2@end` are node `a3.h2`."""
-    return {node.partition("@")[0].partition("<")[0] for edge in edges for node in edge}
+    return {bare(node).partition("<")[0] for edge in edges for node in edge}
 
 
 def jaccard(first: set[T], second: set[T]) -> float:

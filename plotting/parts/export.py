@@ -43,13 +43,11 @@ class Figure:
         order: place in the report, ascending; None leaves it out.
         options: the script's own: flags, such as "-e --evaluations", -> keywords of `add_argument`. The report takes
             the defaults.
-        in_report: what the report draws, where that is not all of it.
     """
 
     draw: Callable[[Results], dict[str, Drawing]]
     order: int | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    in_report: Callable[[Results], dict[str, Drawing]] | None = None
 
     def drawings(self, results: Results) -> dict[str, Drawing]:
         """The drawings by file name. Options that the results' arguments lack have their defaults."""

@@ -201,7 +201,7 @@ def _with_nodes(edges: pd.DataFrame) -> pd.DataFrame:
     if not is_of_units(edges):
         return edges
     nodes = by_node(edges)
-    if len(nodes) == len(edges):
+    if list(nodes["source"]) == list(edges["source"]):
         return edges
     same = ["model", "task", "step", "tokens", "target", "input"]
     return nodes.join(pd.concat([edges[same].head(1)] * len(nodes), ignore_index=True))

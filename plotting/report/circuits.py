@@ -1,25 +1,37 @@
 """Circuits over training, as the slider on the page draws them: one layout for all checkpoints, edges by number."""
 
+from __future__ import annotations
+
 import base64
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.checked import Damaged
-from circuits_over_time.utils.results.edges import is_of_units, named_targets
+from circuits_over_time.utils.results.edges import (
+    has_roles,
+    is_of_units,
+    named_sources,
+    named_targets,
+    over_roles,
+    with_inputs,
+)
 from circuits_over_time.utils.results.store import ResultsFolder
 from circuits_over_time.utils.tasks.registry import primary_metric, task_label
 
-from ..parts.circuit_layout import lay_out
+from ..parts.circuit_layout import at_roles, graph_of_roles, lay_out
 from ..parts.circuit_similarity import nodes_of
 from ..parts.style import metric_label, task_order
 from ..parts.tables import Results
 from .cells import fields, plain
+
+if TYPE_CHECKING:
+    from circuits_over_time.edge_attribution_patching.graph import Graph
 
 logger = logging.getLogger("plotting")
 
@@ -28,7 +40,7 @@ BUDGET = 4_000_000
 Facts = dict[int, dict[str, Any]]
 PORTS = ("", "q", "k", "v")
 BASELINE = ("full", "corrupted", "n_prompts", "full_se", "corrupted_se", "status", "cpr", "cmd")
-CHOSEN = ("faithfulness", "faithfulness_low", "faithfulness_high")
+CHOSEN = ("faithfulness", "faithfulness_low", "faithfulness_high", "n_edges", "n_nodes")
 
 
 def circuit_records(results: Results) -> list[dict[str, Any]]:
@@ -40,7 +52,7 @@ def circuit_records(results: Results) -> list[dict[str, Any]]:
         UserError: if a table cannot be read as a circuit.
     """
     # If no table of circuits has rows, no task is learned at any checkpoint, and the page says so.
-    by_pair = {} if results.table_if_any("graphs") is None else results.circuits()
+    by_pair = {} if results.table_if_any("graphs") is None else results.circuits(with_roles=True)
     baselines, faithfulness = results.table_if_any("baselines"), results.table_if_any("faithfulness")
     if faithfulness is not None:
         faithfulness = faithfulness[faithfulness["selected"].astype(bool)]
@@ -71,12 +83,14 @@ def _record(
     facts: tuple[Facts, ...],
     budget: int,
 ) -> dict[str, Any]:
+    folder, tokens = results.store.folder("graphs", model, task), results.tokens(model)
+    circuits, graph = _with_roles(folder, circuits)
     numbers: dict[tuple[str, str], int] = {}
-    tokens = results.tokens(model)
+    boxes: defaultdict[int, dict[str, None]] = defaultdict(dict)  # Where each edge ends.
     steps = []
-    for step in results.store.folder("graphs", model, task).steps():
+    for step in folder.steps():
         table = circuits.get(step)
-        edges = [] if table is None else list(zip(table["source"], named_targets(table), strict=True))
+        edges = [] if table is None else list(zip(named_sources(table), named_targets(table), strict=True))
         ids = [numbers.setdefault(edge, len(numbers)) for edge in edges]
         if len(set(ids)) < len(ids):
             raise ValueError(f"an edge is there twice at step {step}")
@@ -87,22 +101,29 @@ def _record(
         if table is not None and "inclusion" in table and table["inclusion"].notna().any():
             # In thousandths, which are exact for eight thresholds: whole numbers keep the page small.
             record["inclusion"] = [plain(round(1000 * share, 0)) for share in table["inclusion"]]
-        record["nodes"] = len(nodes_of(edges))
         for known in facts:
             record |= known.get(step, {})
+        between = [record.pop(name, None) for name in ("n_edges", "n_nodes")]
+        listed = [len(edges), len(nodes_of(edges))]
+        in_full = table is not None and is_of_units(table) and None not in between  # A list of nodes has no edges.
+        record["size"], record["nodes"] = between if in_full else listed
+        if table is not None:
+            drawn = table if graph is None else at_roles(table, graph)
+            for place, node in zip(drawn.index, with_inputs(drawn)["target"], strict=True):
+                boxes[ids[place]][node] = None
+            record |= {"units": int(table["units"].sum())} if "units" in table else {}
         steps.append(record)
-    layout = lay_out((source, target.partition("<")[0]) for source, target in numbers) if numbers else None
+    roles = graph.roles if graph else ()
+    ends = ((source, node) for (source, _), number in numbers.items() for node in boxes[number])
+    layout = lay_out(ends, roles) if numbers else None
     place = {name: i for i, name in enumerate(layout.positions)} if layout else {}
     flat: list[int] = []
-    for source, target in numbers:
-        node, _, letter = target.partition("<")
-        if (port := letter.removesuffix(">")) not in PORTS:
+    for (source, target), number in numbers.items():
+        if (port := target.partition("<")[2].removesuffix(">")) not in PORTS:
             raise ValueError(f"'{target}' is not an end of an edge; ends are a0.h1<q>, a0.h1<k>, a0.h1<v>, m0, logits")
-        flat += [place[source], place[node], PORTS.index(port)]
+        flat += [place[source], place[next(iter(boxes[number]))], PORTS.index(port)]
     counts = Counter(edge for state in steps for edge in state["edges"])
-    histories = score_histories(
-        results.store.folder("graphs", model, task), list(numbers), [counts[i] for i in range(len(numbers))], budget
-    )
+    histories = score_histories(folder, list(numbers), [counts[i] for i in range(len(numbers))], budget)
     return {
         "model": model,
         "task": task,
@@ -112,12 +133,27 @@ def _record(
         "rows": layout.rows if layout else [],
         "halfWidth": layout.half_width if layout else 1,
         "height": layout.height if layout else 0,
+        "columns": [[role, *ends] for role, ends in layout.columns.items()] if layout else [],
         "edges": flat,
+        "ends": {number: [place[node] for node in of_edge] for number, of_edge in boxes.items() if len(of_edge) > 1},
         "ofNodes": any(is_of_units(table) for table in circuits.values()),
         "shape": _shape(results, model, task),
         "histories": histories,
         "steps": steps,
     }
+
+
+def _with_roles(
+    folder: ResultsFolder, circuits: dict[int, pd.DataFrame]
+) -> tuple[dict[int, pd.DataFrame], Graph | None]:
+    """The lists of edges, and their graph where they have roles of tokens that some tensors tell of."""
+    circuits = {step: edges.reset_index(drop=True) for step, edges in circuits.items()}
+    for step in sorted((step for step, edges in circuits.items() if has_roles(edges)), reverse=True):
+        try:
+            return circuits, graph_of_roles(folder, step, circuits[step])
+        except Damaged as error:
+            logger.warning("roles of tokens at step %d left out: %s", step, error)
+    return {step: over_roles(edges) for step, edges in circuits.items()}, None
 
 
 def _metric_told(results: Results, model: str, task: str) -> str:
@@ -168,7 +204,8 @@ def score_histories(
         if not folder.has(step, ".pt"):
             continue
         try:
-            circuit = folder.read_circuit(step)[0].as_edges.over_roles
+            circuit = folder.read_circuit(step)[0].as_edges
+            circuit = circuit if any("@" in source for source, _ in edges) else circuit.over_roles
         except Damaged as error:
             logger.warning("scores of edges at step %d left out: %s", step, error)
             continue

@@ -7,7 +7,6 @@ legends as buttons.
 import importlib
 import json
 import pkgutil
-from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -41,7 +40,7 @@ def report_figures(results: Results) -> dict[str, Drawing]:
     reasons: dict[str, None] = {}  # Several figures may lack the same.
     for figure in figures():
         try:
-            drawings |= replace(figure, draw=figure.in_report or figure.draw).drawings(results)
+            drawings |= figure.drawings(results)
         except NotMeasured:
             pass  # The page lists by itself what could be measured.
         except UserError as error:

@@ -181,7 +181,7 @@ def _summary(circuits: list[dict[str, Any]]) -> str:
             "First circuit at step": "–" if first is None else f"{first:,}",
             "Metric, clean": _number(last.get("full")),
             "Metric, corrupted": _number(last.get("corrupted")),
-            "Circuit edges": f"{len(last['edges']):,}" if last["edges"] else last.get("status", "none"),
+            "Circuit edges": f"{last['size']:,}" if last["edges"] else last.get("status", "none"),
             "Circuit nodes": f"{last['nodes']:,}" if last["edges"] else "–",
             "Faithfulness": _number(last.get("faithfulness")),
         }

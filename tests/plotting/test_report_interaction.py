@@ -24,10 +24,10 @@ from circuits_over_time.plotting.parts.circuit_similarity import compare, edges_
 from circuits_over_time.plotting.parts.roles import ROLES
 from circuits_over_time.plotting.report import figures
 from circuits_over_time.utils.results.edges import named_targets
-from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.results.store import ResultsFolder, Store
 from tests.support.browser import OpenPage, chromium
 from tests.support.shared_folder import filled_once
-from tests.support.stored import write_tensors
+from tests.support.stored import write_table, write_tensors
 from tests.support.synthetic_results import HEADS, LAYERS, MODELS, PROMPT, STEPS, write_all
 
 pytestmark = pytest.mark.browser
@@ -107,6 +107,83 @@ def page(opened: OpenPage) -> Any:
     opened.page.select_option("#circuit-task", "ioi")
     go_to(opened.page, LAST)
     return opened.page
+
+
+def write_filled(folder: ResultsFolder, step: int, table: pd.DataFrame) -> None:
+    """Write a table that lacks columns of its kind; they are empty."""
+    write_table(folder, step, table.reindex(columns=folder.kind.columns_of(table)), step)
+
+
+@pytest.fixture(scope="module")
+def variants(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenPage]:
+    """A page of a circuit by role of the token, at steps 8 and 9, and of one of nodes."""
+    store = Store(tmp_path_factory.mktemp("variants"))
+    graph = Graph(3, 2, True, ("s1", "end"), ((True, False), (True, True)))
+    first = ["input@s1->a0.h0<k>", "input@end->a0.h0<q>", "a0.h0@end->logits"]
+    further = ["input@s1->a0.h0<v>", "a0.h0@s1->m1", "m1@s1->a2.h0<v>", "a2.h0@end->logits"]
+    for step, names in ((8, first), (9, first + further)):
+        scores = torch.zeros(graph.n_forward, graph.n_backward)
+        for score, name in enumerate(names, 1):
+            scores[graph.edge_index(name)] = score
+        found, folder = Circuit(graph, scores, scores > 0), store.folder("graphs", "toy", "ioi@positions")
+        write_filled(folder, step, found.to_table())
+        write_tensors(folder, step, found.to_tensors())
+    nodes = pd.DataFrame({"source": ["a1.h0", "m0"], "target": "logits", "input": "", "score": [2.0, -1.0]})
+    write_filled(store.folder("graphs", "toy", "ioi@node"), 9, nodes)
+    size = pd.DataFrame({"size": [2], "n_edges": [10], "n_nodes": [4], "faithfulness": [0.9], "selected": [True]})
+    write_filled(store.folder("faithfulness", "toy", "ioi@node"), 9, size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "figures", list)
+        assert main(["-r", str(store.root), "-o", str(store.root / "report.html")]) == 0
+    opened = OpenPage(browser, store.root / "report.html", width=1280, height=900)
+    yield opened
+    assert opened.complaints == []
+    opened.close()
+
+
+def test_a_circuit_by_role_has_a_column_for_each_and_its_edges_reach_the_tokens_that_attend(variants: OpenPage) -> None:
+    page = variants.page
+    page.select_option("#circuit-task", "ioi@positions")
+    assert page.locator("#facts").inner_text().startswith("7 edges, 5 nodes")
+    assert page.locator("#change").inner_text() == "Since step 8: 4 edges added, 0 removed, 3 kept."
+    assert page.locator("#drawing .role").all_text_contents() == ["s1", "end"]
+    boxes = page.locator("#drawing .boxes > g").all()
+    middles = {box.get_attribute("data-node"): box.locator(".box").bounding_box()["x"] for box in boxes}
+    boundary = page.locator("#drawing .rows line").bounding_box()["x"]
+    assert len(middles) == 7
+    assert all((x > boundary) == name.endswith("@end") for name, x in middles.items())
+    arrows = "(paths) => paths.map((path) => path.getAttribute('d').split('M').length - 1)"
+    assert sorted(page.locator("#drawing path.edge").evaluate_all(arrows)) == [1, 1, 1, 1, 1, 2, 2]
+    page.locator("#drawing [data-node='a0.h0@s1']").click()
+    assert neighbours(page, "Incoming edges") == {"input@s1->a0.h0<k>": 1, "input@s1->a0.h0<v>": 4}
+    assert neighbours(page, "Outgoing edges") == {"a0.h0@s1->m1": 5}
+    assert page.locator("#save-json").is_disabled()
+    with page.expect_download() as csv_file:
+        page.locator("#save-csv").click()
+    rows = list(csv.DictReader(io.StringIO(Path(csv_file.value.path()).read_text())))
+    assert {(row["source"], row["role"], row["target"], row["input"]) for row in rows} >= {("m1", "s1", "a2.h0", "v")}
+    page.locator("#step").fill("0")  # Where the head writes at the end alone.
+    assert set(page.locator("#drawing path.edge").evaluate_all(arrows)) == {1}
+    assert page.locator("#drawing [data-node='a0.h0@s1']").get_attribute("data-state") == "out"
+
+
+def test_a_circuit_of_nodes_is_told_by_its_edges_and_drawn_by_its_nodes(variants: OpenPage) -> None:
+    page = variants.page
+    page.select_option("#circuit-task", "ioi@node")
+    assert page.locator("#facts").inner_text().startswith("10 edges, 4 nodes")
+    assert page.locator("#threshold-label").inner_text() == "none: 0 of 2 nodes hidden"
+    summary = page.locator("table.summary tr", has_text="(node)")
+    told = [summary.locator(f"[data-name='Circuit {what}']").text_content() for what in ("edges", "nodes")]
+    assert told == ["10", "4"]
+    assert page.locator("#drawing path.edge").count() == 0
+    fills = page.locator("#drawing .box").evaluate_all("(boxes) => boxes.map((box) => box.style.fill)")
+    assert sum("color-mix" in fill for fill in fills) == 2
+    page.locator("#drawing [data-node='m0']").hover()
+    assert page.locator("#tip").inner_text().split("\n") == ["m0", "score -1"]
+    assert page.locator("#save-json").is_disabled()
+    page.select_option("#other-task", "ioi@positions")  # Two kinds on one plan: all is another.
+    assert page.locator("#change").inner_text() == "Against IOI (positions), step 9: 2 edges added, 7 removed, 0 kept."
+    assert page.locator("#drawing .role").all_text_contents() == ["all tokens", "s1", "end"]
 
 
 def go_to(page: Any, step: int) -> None:

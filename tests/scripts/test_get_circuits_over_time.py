@@ -470,7 +470,9 @@ def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(toy_fami
 
 
 @pytest.mark.parametrize("level", ["node", "neuron"])
-def test_circuits_of_nodes_and_neurons_are_results_like_others(hand_built: Path, tmp_path: Path, level: str) -> None:
+def test_circuits_of_nodes_and_neurons_are_results_like_others(
+    hand_built: Path, tmp_path: Path, level: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Under a name of their own, with what the library finds; compared, exported, evaluated and drawn."""
     given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "n_random=2", "checkpoints=[10]", f"level={level}"]
     given += [f"results_dir={tmp_path}", "device=cpu", "transfer=all"]
@@ -483,6 +485,8 @@ def test_circuits_of_nodes_and_neurons_are_results_like_others(hand_built: Path,
     table, (circuit, stored) = folder.read_table(10), folder.read_circuit(10)
     units = [circuit.graph.forward_nodes[unit] for unit in circuit.in_circuit[:, 0].nonzero()[:, 0]]
     assert set(table["source"]) == set(units)
+    unit = "neurons" if level == "neuron" else "heads and MLPs"
+    assert f"{name}: found: {len(units)} {unit}, faithfulness" in capsys.readouterr().err
     assert table["score"].abs().is_monotonic_decreasing
     assert set(table["target"]) == {"logits"}
     assert stored["scores"].shape == (circuit.graph.n_forward, 1)
@@ -526,6 +530,10 @@ def test_circuits_of_nodes_and_neurons_are_results_like_others(hand_built: Path,
     assert set(expected) <= set(texts)
     boxes = [shape.fillcolor for shape in drawn.layout.shapes]
     assert len(boxes) == len(found.nodes)
+    few = drawings(plot_circuit, store, step=None, strongest=1)[f"circuit_hand_{name}_step000010"]
+    assert f"{len(set(of_units))} heads and MLPs" in few.subtitle
+    assert "; the 1 strongest heads and MLPs drawn; colour" in few.subtitle
+    assert "drawn" not in found.draw(strongest=1).layout.title.text
 
 
 def test_levels_that_cannot_be_measured_are_refused(hand_built: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import pytest
 import circuits_over_time as cot
 from circuits_over_time.edge_attribution_patching.circuits.formats import of_same_graph
 from circuits_over_time.plotting.make_report import main as make_report
+from circuits_over_time.plotting.parts.circuit_layout import at_roles
 from circuits_over_time.plotting.parts.export import figure_main
+from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.plot_circuit import FIGURE
+from circuits_over_time.plotting.report.circuits import circuit_records
 from circuits_over_time.utils.results.edges import over_roles
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
@@ -130,7 +134,7 @@ def edges_at(results: Path, step: int) -> set[tuple[str, ...]]:
     return set(table[["source", "target", "input", "role"]].astype(str).itertuples(index=False, name=None))
 
 
-def test_figures_and_the_report_add_up_roles(found: Path, tmp_path: Path) -> None:
+def test_figures_and_the_report_show_roles_or_add_them_up(found: Path, tmp_path: Path) -> None:
     edges = Store(found).folder("graphs", "toy", "sva@positions").read_table(STEP)
     added = over_roles(edges)
     assert added["score"].sum() == pytest.approx(edges["score"].sum())
@@ -140,10 +144,21 @@ def test_figures_and_the_report_add_up_roles(found: Path, tmp_path: Path) -> Non
     (drawn,) = tmp_path.glob("*.html")
     assert "Subject-verb agreement (positions)" in drawn.read_text()
     assert make_report(["-r", str(found), "-o", str(tmp_path / "report.html")]) == 0
-    report = (tmp_path / "report.html").read_text()
-    assert "sva@positions" in report
-    assert f"circuit_toy_sva@positions_step{STEP:06d}" in report
-    assert f"circuit_toy_sva_step{STEP:06d}" not in report
+    records = {one["task"]: one for one in circuit_records(Results(Store(found)))}
+    record = records["sva@positions"]
+    graph = Store(found).folder("graphs", "toy", "sva@positions").read_circuit(STEP)[0].graph
+    (state,) = record["steps"]
+    assert state["size"] == len(state["edges"]) == len(edges) > len(added)
+    assert state["nodes"] == len({*edges["source"], *edges["target"]})
+    drawn_at = at_roles(edges, graph)
+    assert {node for node, _, _ in record["nodes"]} == {*drawn_at["source"], *drawn_at["target"]}
+    several = drawn_at.index.value_counts()
+    assert sorted(map(len, record["ends"].values())) == sorted(several[several > 1])
+    assert len(record["histories"]["edges"]) == len(edges)
+    page = (tmp_path / "report.html").read_text()
+    rows = re.findall(r"<tr>(.*?)</tr>", page[: page.index("Compare, find, hide")])
+    told = [re.findall(r"data-name='Circuit edges'>([^<]*)<", row) for row in rows if "agreement (pos" in row]
+    assert told == [[str(len(edges))]]
 
 
 def test_a_role_in_files_is_of_a_column_that_other_circuits_lack(found: Path) -> None:

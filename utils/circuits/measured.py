@@ -41,7 +41,7 @@ from ..base.files import atomic_write
 from ..config.keywords import validated
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.checked import STAMP
-from ..results.edges import by_node, named_targets, with_inputs
+from ..results.edges import bare, by_node, named_targets, with_inputs
 from ..results.kinds import (
     BASELINES,
     CONTROLS,
@@ -246,10 +246,10 @@ class MeasuredCircuit:
             raise ValueError(f"strongest={strongest!r}: not a number of edges, 1 or more")
         if not len(self.edges):
             raise ValueError(f"there is no circuit to draw: {self.status}")
-        edges = self.listed if len(self.units) else self._drawn(strongest)
-        drawing = draw_circuit(
-            edges, f"Circuit{self._of()}", self._in_words(strongest), columns=self.circuit.model_graph.roles
-        )
+        edges, words = self._drawn(strongest), self._in_words(strongest)
+        if len(self.units):  # Drawn by its nodes, all of them.
+            edges, words = self.listed, self._in_words(len(self.edges))
+        drawing = draw_circuit(edges, f"Circuit{self._of()}", words, columns=self.circuit.model_graph.roles)
         with errors_of_python():
             return styled(drawing, validated(Style, style, style))
 
@@ -293,11 +293,17 @@ class MeasuredCircuit:
         words = (f" of {task}" if task else "", f" in {model}" if model else "")
         return "".join(words) + (f" at step {step:,}" if step is not None else "")
 
+    @property
+    def _unit(self) -> str:
+        """What its size counts."""
+        graph = self.circuit.graph
+        return "edges" if not isinstance(graph, Units) else "neurons" if graph.level == "neuron" else "heads and MLPs"
+
     def _in_words(self, strongest: int) -> str:
         edges, n_nodes = self.edges, self.circuit.n_nodes
         words = f"{len(edges)} edges, {n_nodes} nodes"
-        if isinstance(graph := self.circuit.graph, Units) and graph.level == "neuron":
-            words = f"{self.circuit.n_edges} neurons, {words}"
+        if self._unit != "edges":
+            words = f"{self.circuit.n_edges} {self._unit}, {words}"
         if self.faithfulness is not None:
             reason = str(self._baseline("reason") or "")
             words += f", faithfulness {with_interval(self.faithfulness, self.faithfulness_interval, reason, 2)}"
@@ -416,8 +422,8 @@ def _controls_in_words(measured: MeasuredCircuit) -> str:
     circuit, without = (round(faithfulness[name], 2) + 0 for name in ("circuit", "without_circuit"))
     unsure = f" (no interval: {reason})" if reason else ""
     return (
-        f"{controls['n_edges'][0]} edges, faithfulness {circuit:.2f}{unsure}, beats {beaten['random']} of {n_random} "
-        f"random circuits; without it {without:.2f}, below {beaten['without_random']} of {n_random}"
+        f"{measured.circuit.n_edges} {measured._unit}, faithfulness {circuit:.2f}{unsure}, beats {beaten['random']} "
+        f"of {n_random} random circuits; without it {without:.2f}, below {beaten['without_random']} of {n_random}"
     )
 
 
@@ -510,9 +516,7 @@ def svg_of(edges: pd.DataFrame, roles: Sequence[str]) -> str:
     for node, (x, y) in layout.positions.items():
         box = f'x="{x - BOX_WIDTH / 2:.2f}" y="{-y - BOX_HEIGHT / 2:.2f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}"'
         shapes.append(f'<rect {box} rx=".06" fill="#eef3f7" stroke="#8a8a8a" stroke-width=".015"/>')
-        shapes.append(
-            f'<text x="{x:.2f}" y="{0.07 - y:.2f}" font-size=".2" text-anchor="middle">{node.partition("@")[0]}</text>'
-        )
+        shapes.append(f'<text x="{x:.2f}" y="{0.07 - y:.2f}" font-size=".2" text-anchor="middle">{bare(node)}</text>')
     for role, (left, right) in layout.columns.items():
         shapes.append(
             f'<text x="{(left + right) / 2:.2f}" y=".45" font-size=".2" text-anchor="middle">{escape(role)}</text>'

@@ -54,6 +54,11 @@ def named_sources(edges: pd.DataFrame) -> pd.Series:
     return sources.where(roles == "", sources + "@" + roles)
 
 
+def bare(node: str) -> str:
+    """The node of one at a role: `a0.h1` of `a0.h1@s2`."""
+    return node.partition("@")[0]
+
+
 def over_roles(edges: pd.DataFrame) -> pd.DataFrame:
     """A list of edges with roles of tokens as one of edges: of each the sum of its scores, strongest first.
 

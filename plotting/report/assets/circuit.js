@@ -94,8 +94,10 @@ class CircuitView {
     const scores = steps.flatMap((state) => state.scores.map(Math.abs)).filter((score) => score > 0);
     this.limits = scores.length ? [scores.reduce((a, b) => Math.min(a, b)), scores.reduce((a, b) => Math.max(a, b))] : [1, 1];
     byId("threshold").value = this.thresholdPlace();
-    byId("save-json").disabled = !this.record.shape;
-    byId("save-json").title = this.record.shape ? "" : "The results do not say how many layers and heads the model has; measure them anew";
+    const { shape, ofNodes, columns } = this.record;
+    const why = ofNodes || columns.length ? "EAP-IG's files are of edges, without roles of tokens" : "The results do not say how many layers and heads the model has; measure them anew";
+    byId("save-json").disabled = !shape || ofNodes || columns.length > 0;
+    byId("save-json").title = byId("save-json").disabled ? why : "";
     this.drawTimeline();
     this.fillOtherTasks();
     this.chooseOther();
@@ -158,14 +160,14 @@ class CircuitView {
   drawTimeline() {
     const holder = byId("timeline");
     const { steps } = this.record;
-    const most = Math.max(1, ...steps.map((state) => state.edges.length));
+    const most = Math.max(1, ...steps.map((state) => state.size));
     const [width, height] = [1000, 40];
     const slot = width / steps.length;
     this.slider.style.setProperty("--n", steps.length);
     holder.setAttribute("viewBox", `0 0 ${width} ${height}`);
     holder.setAttribute("preserveAspectRatio", "none");
     this.bars = steps.map((state, index) => {
-      const size = state.edges.length ? Math.max(2, (height - 2) * (state.edges.length / most)) : 1;
+      const size = state.edges.length ? Math.max(2, (height - 2) * (state.size / most)) : 1;
       const bar = { x: (index + 0.1) * slot, y: height - size, width: 0.8 * slot, height: size };
       return svgElement("rect", { ...bar, class: state.edges.length ? "bar" : "bar none" });
     });
@@ -208,6 +210,9 @@ class CircuitView {
     this.state = this.record.steps[Number(this.slider.value)];
     this.before = this.otherState();
     Object.assign(this, compareCircuits(this.state, this.before, this.scene.fromOther));
+    const writing = { now: sourcesOf(this.scene, [...this.now.keys()]), then: sourcesOf(this.scene, [...this.then.keys()]) };
+    for (const item of this.items) item.targets = edgeTargets(this.scene, item.edge, item.state === "removed" ? writing.then : writing.now);
+    this.writing = writing;
     const limit = byId("circuit-strongest").value === "all" ? Infinity : Number(byId("circuit-strongest").value);
     const strongestFirst = (a, b) => Math.abs(b.score) - Math.abs(a.score);
     this.wanted = this.items.filter((item) => byId(WANTED[item.state]).checked).sort(strongestFirst);
@@ -222,7 +227,7 @@ class CircuitView {
     const [mine, theirs] = [this.held(this.record, this.state), this.held(this.other, this.before)];
     this.drawing.draw(side ? here : [...here, ...gone], strongest(this.state), this.nodeStates(side ? "here" : "both"), mine, this.details.name);
     if (side) {
-      const kept = here.filter((item) => item.earlier !== null).map((item) => ({ ...item, score: item.earlier }));
+      const kept = here.filter((item) => item.earlier !== null).map((item) => ({ ...item, score: item.earlier, targets: edgeTargets(this.scene, item.edge, this.writing.then) }));
       this.second.draw([...kept, ...gone], strongest(this.before), this.nodeStates("there"), theirs, this.details.name);
     }
     this.tell();
@@ -238,8 +243,8 @@ class CircuitView {
   }
 
   nodeStates(which) {
-    const nodesOf = (edges) => new Set([...edges.keys()].flatMap((edge) => edgeEnds(this.scene, edge).slice(0, 2)));
-    const [now, then] = [nodesOf(this.now), nodesOf(this.then)];
+    const nodesOf = (edges, writing) => new Set([...writing, ...[...edges.keys()].flatMap((edge) => edgeTargets(this.scene, edge, writing))]);
+    const [now, then] = [nodesOf(this.now, this.writing.now), nodesOf(this.then, this.writing.then)];
     const states = new Map();
     if (which === "there") {
       for (const node of then) states.set(node, now.size && !now.has(node) ? "gone" : "in");
@@ -267,7 +272,7 @@ class CircuitView {
     byId("previous-step").disabled = this.slider.value === this.slider.min;
     byId("next-step").disabled = this.slider.value === this.slider.max;
     const facts = [];
-    if (this.now.size) facts.push(`${count(this.now.size, "edge")}, ${count(state.nodes, "node")}`);
+    if (this.now.size) facts.push(`${state.units ? `${count(state.units, "neuron")}, ` : ""}${count(state.size, "edge")}, ${count(state.nodes, "node")}`);
     else facts.push(`No circuit${state.status ? `: ${state.status}` : ""}`);
     if (state.faithfulness !== undefined) {
       const interval = state.faithfulness_low === undefined ? "" : ` (95%: ${shownNumber(state.faithfulness_low)} to ${shownNumber(state.faithfulness_high)})`;
@@ -282,8 +287,8 @@ class CircuitView {
     byId("drawing-other-title").textContent = before ? this.titleOf(this.other, before) : `Nothing to compare with: ${this.otherName()}`;
     const hidden = this.wanted.filter((item) => Math.abs(item.score) < this.threshold).length;
     const told = this.threshold
-      ? `|score| ≥ ${shownNumber(this.threshold)}: ${shownNumber(hidden)} of ${count(this.wanted.length, "edge")} hidden`
-      : `none: 0 of ${count(this.wanted.length, "edge")} hidden`;
+      ? `|score| ≥ ${shownNumber(this.threshold)}: ${shownNumber(hidden)} of ${this.counted(this.wanted.length)} hidden`
+      : `none: 0 of ${this.counted(this.wanted.length)} hidden`;
     byId("threshold-label").textContent = told;
     byId("threshold").setAttribute("aria-valuetext", told);
     const measured = this.headRecords.some((heads) => heads.model === this.record.model && Object.keys(heads.held).length);
@@ -291,7 +296,12 @@ class CircuitView {
   }
 
   titleOf(record, state) {
-    return `${record.model}, ${record.label}, step ${shownNumber(state.step)}: ${count(state.edges.length, "edge")}`;
+    return `${record.model}, ${record.label}, step ${shownNumber(state.step)}: ${count(state.size, "edge")}`;
+  }
+
+  // What the drawing shows one by one.
+  counted(n) {
+    return count(n, this.scene.ofNodes ? "node" : "edge");
   }
 
   changeText() {
@@ -303,10 +313,10 @@ class CircuitView {
       const why = before ? `${this.otherName()} has no circuit` : this.otherName();
       lines.push(usual ? "The first circuit: nothing before it to compare with." : `Nothing to compare with: ${why}.`);
     } else if (this.now.size) {
-      lines.push(`${usual ? "Since" : "Against"} ${this.otherName()}: ${count(total("added"), "edge")} added, ${shownNumber(total("removed"))} removed, ${shownNumber(total("kept"))} kept.`);
+      lines.push(`${usual ? "Since" : "Against"} ${this.otherName()}: ${this.counted(total("added"))} added, ${shownNumber(total("removed"))} removed, ${shownNumber(total("kept"))} kept.`);
     }
     const { here, gone } = this.shown;
-    if (here.length < this.now.size) lines.push(`${count(here.length, "edge")} of ${shownNumber(this.now.size)} drawn.`);
+    if (here.length < this.now.size) lines.push(`${this.counted(here.length)} of ${shownNumber(this.now.size)} drawn.`);
     if (gone.length < total("removed")) lines.push(`${shownNumber(gone.length)} of ${shownNumber(total("removed"))} removed ones drawn.`);
     return lines.join(" ");
   }
@@ -331,16 +341,17 @@ class CircuitView {
   describeNode(node) {
     const [name] = this.scene.nodes[node];
     const lines = [name];
-    const held = this.held(this.record, this.state)[name] ?? [];
+    const held = this.held(this.record, this.state)[bareNode(name)] ?? [];
     if (held.length) lines.push(held.map((role) => this.roles[role][0]).join(", "));
-    const own = [...this.now].map(([edge, i]) => [edgeEnds(this.scene, edge), this.state.scores[i]]);
-    const into = own.filter(([[, target]]) => target === node);
-    const from = own.filter(([[source]]) => source === node);
+    const own = [...this.now].map(([edge, i]) => [edge, this.state.scores[i]]);
+    const into = own.filter(([edge]) => edgeTargets(this.scene, edge, this.writing.now).includes(node));
+    const from = own.filter(([edge]) => edgeEnds(this.scene, edge)[0] === node);
     if (into.length + from.length === 0) return [...lines, "not in this checkpoint's circuit"];
+    if (this.record.ofNodes) return [...lines, ...from.map(([, score]) => `score ${signed(score)}`)];
     const sum = (edges) => signed(edges.reduce((total, [, score]) => total + score, 0));
     if (into.length) lines.push(`${count(into.length, "edge")} in, scores sum to ${sum(into)}`);
     if (from.length) lines.push(`${count(from.length, "edge")} out, scores sum to ${sum(from)}`);
-    const match = name.match(/^a(\d+)\.h(\d+)$/);
+    const match = bareNode(name).match(/^a(\d+)\.h(\d+)$/);
     return match ? [...lines, ...this.headScores(Number(match[1]), Number(match[2]))] : lines;
   }
 
@@ -398,13 +409,14 @@ class CircuitView {
     const rank = ranks(this.state);
     const there = this.before ? { other_model: this.other.model, other_task: this.other.task, other_step: this.before.step } : {};
     return [...this.shown.here, ...this.shown.gone].map(({ edge, score, earlier, stability, inclusion, state }) => {
-      const [source, end] = edgeName(this.scene, edge).split("->");
+      const [from, end] = edgeName(this.scene, edge).split("->");
+      const [source, role] = from.split("@");
       const [target, input] = end.replace(">", "").split("<");
       const here = state !== "removed";
       return {
         model: this.record.model, task: this.record.task, step: this.state.step, source, target, input: input ?? "",
         score: here ? score : null, rank: here ? rank.get(edge) : null, stability: here ? stability : null,
-        inclusion: here ? inclusion : null, state,
+        inclusion: here ? inclusion : null, ...(this.scene.columns.length ? { role } : {}), state,
         ...there, other_score: earlier,
       };
     });
@@ -484,14 +496,14 @@ class CircuitView {
 
   // Why there is no head, MLP or edge of a name in the model; null if there is one.
   absent(name) {
-    if (!/^(input|[am]\d+(\.h\d+)?)(->(logits|[am]\d+(\.h\d+<[qkv]>)?))?$|^logits$/.test(name)) return "that is no head, MLP or edge";
+    if (!/^(input|[am]\d+(\.h\d+)?)(->(logits|[am]\d+(\.h\d+<[qkv]>)?))?$|^logits$/.test(name.replace(/@.*?(?=->|$)/, ""))) return "that is no head, MLP or edge";
     const { shape, nodes, model } = this.record;
     for (const end of name.split("->")) {
-      const [node] = end.split("<");
+      const [node] = bareNode(end).split("<");
       const [, kind, layer, head] = node.match(/^([am])(\d+)(?:\.h(\d+))?$/) ?? [];
       const known = shape
         ? kind === undefined || (Number(layer) < shape.n_layers && (kind === "m" || Number(head) < shape.n_heads))
-        : nodes.some(([own]) => own === node) || this.findable().includes(node);
+        : nodes.some(([own]) => bareNode(own) === node) || this.findable().includes(node);
       if (!known) return `${model} has no ${kind === "m" ? "MLP" : "head"} ${node}`;
     }
     return null;

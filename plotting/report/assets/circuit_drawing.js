@@ -45,9 +45,10 @@ class CircuitDrawing {
 
   resize() {
     const { record } = this;
+    const inColumns = record.columns.length > 0;
     const narrow = this.holder.clientWidth < 560;
     // MLPs stand on the right only, so on a phone the rows' names fit into the empty column on the left.
-    const left = narrow && record.nodes.some(([name]) => /^m\d/.test(name)) ? 0 : 58;
+    const left = narrow && !inColumns && record.nodes.some(([name]) => /^m\d/.test(name)) ? 0 : 58;
     const units = 2 * record.halfWidth + (narrow ? 0.46 : 1);
     const unit = Math.min(96, Math.max(narrow ? 40 : 46, (this.holder.clientWidth - left - 4) / units));
     const rise = Math.min(narrow ? 74 : 104, Math.max(narrow ? 66 : 74, 1000 / (record.height + 1)));
@@ -56,7 +57,7 @@ class CircuitDrawing {
     this.x = (x) => left + (x + units / 2) * unit;
     this.y = (y) => 14 + (record.height - y + BOX_HEIGHT) * rise;
     this.width = left + units * unit;
-    this.height = 28 + (record.height + 2 * BOX_HEIGHT) * rise;
+    this.height = 28 + (record.height + 2 * BOX_HEIGHT) * rise + (inColumns ? 20 : 0);
     this.svg = svgElement("svg", { width: this.width.toFixed(0), height: this.height.toFixed(0), viewBox: `0 0 ${this.width.toFixed(0)} ${this.height.toFixed(0)}`, class: narrow ? "narrow" : "" });
     this.edgeLayer = svgElement("g", { class: "edges" });
     this.highlight = svgElement("path", { class: "highlight", d: "" });
@@ -71,6 +72,11 @@ class CircuitDrawing {
     for (const [y, name] of this.record.rows) {
       if (name) layer.append(svgElement("text", { x: 2, y: this.y(y) + 4 }, name));
     }
+    // The role's name below its column, and a line between two.
+    for (const [role, start, end] of this.record.columns) {
+      layer.append(svgElement("text", { class: "role", x: this.x((start + end) / 2), y: this.height - 6 }, role || "all tokens"));
+      if (end < this.record.halfWidth) layer.append(svgElement("line", { x1: this.x(end), x2: this.x(end), y1: 0, y2: this.height }));
+    }
     return layer;
   }
 
@@ -78,12 +84,12 @@ class CircuitDrawing {
     const layer = svgElement("g", { class: "boxes" });
     const [width, height] = [BOX_WIDTH * this.unit, BOX_HEIGHT * this.rise];
     this.boxElements = this.record.nodes.map(([name, x, y], index) => {
-      const isHead = name.includes(".");
+      const isHead = /^a\d/.test(name);
       const box = svgElement("g", { class: isHead ? "head" : /^m\d/.test(name) ? "mlp" : "end", "data-node": name, role: "option", id: `${this.holder.id}-${index}`, "aria-label": name, "aria-selected": "false" });
       const [cx, cy] = [this.x(x), this.y(y)];
       if (isHead) box.append(svgElement("g", { class: "tints" }));
       box.append(svgElement("rect", { class: "box", x: cx - width / 2, y: cy - height / 2, width, height, rx: 3 }));
-      box.append(svgElement("text", { x: cx, y: cy + (isHead ? -1 : 4) }, name));
+      box.append(svgElement("text", { x: cx, y: cy + (isHead ? -1 : 4) }, bareNode(name)));
       if (isHead) {
         for (const port of [1, 2, 3]) {
           const at = { class: "port", x: cx + PORT_SHARE[port] * width, y: cy + height / 2 - 2 };
@@ -101,7 +107,7 @@ class CircuitDrawing {
     const [width, height] = [BOX_WIDTH * this.unit, BOX_HEIGHT * this.rise];
     this.boxElements.forEach((box, index) => {
       const [name, x, y] = this.record.nodes[index];
-      const own = held[name] ?? [];
+      const own = held[bareNode(name)] ?? [];
       const key = own.join();
       if (box.dataset.roles === key || (!own.length && !box.dataset.roles)) return;
       box.dataset.roles = key;
@@ -125,8 +131,8 @@ class CircuitDrawing {
     this.boxElements.forEach((box, node) => { box.querySelector(".box").style.fill = colours.get(node) ?? ""; });
   }
 
-  ends(edge) {
-    const [source, target, port] = edgeEnds(this.record, edge);
+  ends(edge, target) {
+    const [source, , port] = edgeEnds(this.record, edge);
     const [, x0, y0] = this.record.nodes[source];
     const [, x1, y1] = this.record.nodes[target];
     const lean = 0.4 * Math.tanh((x1 - x0) / 3);
@@ -135,8 +141,8 @@ class CircuitDrawing {
   }
 
   // Points of cubic curves, in pixels: the start, and of each curve two control points and the end.
-  curve(edge) {
-    const [x0, y0, x1, y1] = this.ends(edge);
+  curve(edge, target) {
+    const [x0, y0, x1, y1] = this.ends(edge, target);
     const rise = y1 - y0;
     let points = [[x0, y0 + 0.45 * rise], [x1, y1 - 0.45 * rise], [x1, y1]];
     if (Math.abs(x1 - x0) < BOX_WIDTH && rise > 1) {
@@ -152,12 +158,14 @@ class CircuitDrawing {
     return [[x0, y0], ...points].map(([x, y]) => [this.x(x), this.y(y)]);
   }
 
-  path(edge) {
-    const [start, ...points] = this.curve(edge).map((point) => point.map((number) => number.toFixed(1)).join(" "));
-    return `M${start}C${points.join(" ")}`;
+  path({ edge, targets }) {
+    return targets.map((target) => {
+      const [start, ...points] = this.curve(edge, target).map((point) => point.map((number) => number.toFixed(1)).join(" "));
+      return `M${start}C${points.join(" ")}`;
+    }).join("");
   }
 
-  // `edges`: [{edge, score, stability, state: "kept" | "added" | "removed" | "only"}], drawn weakest first; `states`: by
+  // `edges`: [{edge, targets, score, stability, state: "kept" | "added" | "removed" | "only"}], drawn weakest first; `states`: by
   // number of node "in", "new" or "gone", which hold for the whole circuit, drawn or not; `held`: head -> roles; `chosen`:
   // name of the box or edge whose details are open.
   draw(edges, strongest, states, held, chosen) {
@@ -169,10 +177,9 @@ class CircuitDrawing {
     for (const item of this.record.ofNodes ? [] : ordered) {
       const share = Math.sqrt(Math.abs(item.score) / strongest || 0);
       const width = (THINNEST + (WIDEST - THINNEST) * Math.min(1, share)).toFixed(2);
-      item.path = this.path(item.edge);
+      item.path = this.path(item);
       const sign = item.score >= 0 ? "positive" : "negative";
-      const [source, target] = edgeEnds(this.record, item.edge);
-      const far = chosenNode >= 0 && source !== chosenNode && target !== chosenNode ? " far" : "";
+      const far = chosenNode >= 0 && ![edgeEnds(this.record, item.edge)[0], ...item.targets].includes(chosenNode) ? " far" : "";
       if (item.state === "added") markup.push(`<path class="halo${far}" d="${item.path}" stroke-width="${(Number(width) + 5).toFixed(2)}"/>`);
       const opacity = (0.35 + 0.55 * (item.stability ?? share)).toFixed(2);
       if (chosen && chosenNode < 0 && edgeName(this.record, item.edge) === chosen) {
@@ -199,8 +206,8 @@ class CircuitDrawing {
   }
 
   samplePoints() {
-    this.samples ??= this.drawn.map(({ edge }) => {
-      const curve = this.curve(edge);
+    this.samples ??= this.drawn.flatMap((item) => item.targets.map((target) => {
+      const curve = this.curve(item.edge, target);
       const parts = (curve.length - 1) / 3;
       const points = new Float32Array(2 * (SAMPLES * parts + 1));
       for (let i = 0; i <= SAMPLES * parts; i += 1) {
@@ -212,21 +219,21 @@ class CircuitDrawing {
           points[2 * i + axis] = weights[0] * a[axis] + weights[1] * b[axis] + weights[2] * c[axis] + weights[3] * d[axis];
         }
       }
-      return points;
-    });
+      return { item, points };
+    }));
     return this.samples;
   }
 
   nearestEdge(x, y, reach) {
     let best = null;
     let bestSquare = reach * reach;
-    this.samplePoints().forEach((points, index) => {
+    this.samplePoints().forEach(({ item, points }) => {
       for (let i = 0; i + 3 < points.length; i += 2) {
         const [x0, y0] = [points[i], points[i + 1]];
         const [dx, dy] = [points[i + 2] - x0, points[i + 3] - y0];
         const along = Math.max(0, Math.min(1, ((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy || 1)));
         const square = (x - x0 - along * dx) ** 2 + (y - y0 - along * dy) ** 2;
-        if (square <= bestSquare) [best, bestSquare] = [this.drawn[index], square];
+        if (square <= bestSquare) [best, bestSquare] = [item, square];
       }
     });
     return best;

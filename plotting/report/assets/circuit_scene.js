@@ -1,15 +1,26 @@
 // Two circuits on one plan: where every node of either stands, and which edges they share. Edges go by number in a record,
-// and by name (`a0.h1->m2`) between records.
+// and by name (`a0.h1->m2`) between records. With roles of tokens a node has a box for each role, `a0.h1@s2`; an edge has
+// the role of its source, and one into k or v may reach several boxes of its target.
 
 const PORT_NAMES = ["", "<q>", "<k>", "<v>"];
 const SPREAD = 0.42; // half the width of a box, as in plotting/parts/circuit_layout.py
 
-// A record's edge by number: [source, target, port], the first two numbers of nodes.
+// A record's edge by number: [source, target, port], the first two numbers of boxes.
 const edgeEnds = (record, edge) => [record.edges[3 * edge], record.edges[3 * edge + 1], record.edges[3 * edge + 2]];
+
+// The boxes that it reaches; given the numbers of those that write (a circuit's sources), the ones among them.
+function edgeTargets(record, edge, writing) {
+  const all = record.ends[edge] ?? [record.edges[3 * edge + 1]];
+  return all.length > 1 && writing ? all.filter((node) => writing.has(node)) : all;
+}
+
+const sourcesOf = (record, edges) => new Set(edges.map((edge) => record.edges[3 * edge]));
+const bareNode = (name) => name.split("@")[0];
+const roleOf = (name) => name.split("@")[1] ?? "";
 
 function edgeName(record, edge) {
   const [source, target, port] = edgeEnds(record, edge);
-  return `${record.nodes[source][0]}->${record.nodes[target][0]}${PORT_NAMES[port]}`;
+  return `${record.nodes[source][0]}->${bareNode(record.nodes[target][0])}${PORT_NAMES[port]}`;
 }
 
 const shownEdge = (name) => name.replace("->", " → ");
@@ -22,7 +33,8 @@ function edgeNumbers(record) {
   return record.numbers;
 }
 
-function nodeLevel(name) {
+function nodeLevel(node) {
+  const name = bareNode(node);
   if (name === "input") return -1;
   if (name === "logits") return Infinity;
   const [, kind, layer] = name.match(/^([am])(\d+)/);
@@ -39,28 +51,44 @@ function sceneOf(record, other) {
     if (!place.has(node[0])) { place.set(node[0], nodes.length); nodes.push(node); }
   }
   const edges = [...record.edges];
+  const ends = { ...record.ends };
   const known = edgeNumbers(record);
   const fromOther = Array.from({ length: other.edges.length / 3 }, (_, edge) => {
-    const number = known.get(edgeName(other, edge));
-    if (number !== undefined) return number;
-    const [source, target, port] = edgeEnds(other, edge);
-    edges.push(place.get(other.nodes[source][0]), place.get(other.nodes[target][0]), port);
-    return edges.length / 3 - 1;
+    const [source, first, port] = edgeEnds(other, edge);
+    const targets = edgeTargets(other, edge).map((node) => place.get(other.nodes[node][0]));
+    let number = known.get(edgeName(other, edge));
+    if (number === undefined) {
+      number = edges.length / 3;
+      edges.push(place.get(other.nodes[source][0]), place.get(other.nodes[first][0]), port);
+    }
+    const all = new Set([...edgeTargets({ edges, ends }, number), ...targets]);
+    if (all.size > 1) ends[number] = [...all];
+    return number;
   });
+  const roles = [...new Set([...record.columns, ...other.columns].map(([role]) => role))];
   const ofNodes = record.ofNodes && other.ofNodes; // Else boxes cannot say what lines do.
-  return { ...record, ...planOf(nodes, record.nodes.length), edges, ofNodes, fromOther, numbers: null };
+  return { ...record, ...planOf(nodes, record.nodes.length, roles), edges, ends, ofNodes, fromOther, numbers: null };
 }
 
-// Rows as plotting/parts/circuit_layout.py stacks them. Within a row the first `n` nodes keep their order; the others follow.
-function planOf(nodes, n) {
+// Rows and columns as plotting/parts/circuit_layout.py has them; nodes of a circuit without roles have a column of their own.
+// Within a row the first `n` nodes keep their order; the others follow.
+function planOf(nodes, n, roles) {
   const levels = new Map();
   nodes.forEach(([name, x], index) => {
     const level = nodeLevel(name);
     if (!levels.has(level)) levels.set(level, []);
-    levels.get(level).push({ name, index, key: [index < n ? 0 : 1, x] });
+    levels.get(level).push({ name: bareNode(name), role: roleOf(name), index, key: [index < n ? 0 : 1, x] });
   });
   const isRow = ([first]) => first.name.includes(".");
-  const side = (Math.max(1, ...[...levels.values()].filter(isRow).map((row) => row.length)) + 1) / 2;
+  const widest = (of) => Math.max(1, ...[...levels.values()].filter(isRow).map((row) => row.filter(of).length));
+  const side = (widest(() => true) + 1) / 2;
+  const columns = [];
+  const inColumns = roles.length > 0;
+  if (inColumns) {
+    const widths = ["", ...roles].filter((role) => nodes.some(([name]) => roleOf(name) === role)).map((role) => [role, widest((node) => node.role === role)]);
+    let edge = -widths.reduce((sum, [, width]) => sum + width, 0) / 2;
+    for (const [role, width] of widths) { columns.push([role, edge, edge + width]); edge += width; }
+  }
   const placed = [...nodes];
   const rows = [];
   let height = 0;
@@ -68,18 +96,23 @@ function planOf(nodes, n) {
   for (const level of [...levels.keys()].sort((a, b) => a - b)) {
     const row = levels.get(level).sort((a, b) => a.key[0] - b.key[0] || a.key[1] - b.key[1]);
     const { name } = row[0];
-    if (previous !== null) height += level % 2 === 1 && previous === level - 1 ? 0.5 : 1;
+    if (previous !== null) height += level % 2 === 1 && previous === level - 1 ? (inColumns ? 0.7 : 0.5) : 1;
     previous = level;
     const isMlp = /^m\d/.test(name);
     row.forEach((node, i) => {
-      const x = isMlp ? side : isRow(row) ? i - (row.length - 1) / 2 : 0;
-      placed[node.index] = [node.name, x, height];
+      let x = isMlp ? side : isRow(row) ? i - (row.length - 1) / 2 : 0;
+      if (inColumns) {
+        const [, left, right] = columns.find(([role]) => role === node.role);
+        const own = row.filter(({ role }) => role === node.role);
+        x = left + Math.floor((right - left - own.length) / 2) + own.indexOf(node) + 0.5;
+      }
+      placed[node.index] = [nodes[node.index][0], x, height];
     });
     rows.push([height, isMlp ? "" : isRow(row) ? `layer ${level / 2}` : name]);
   }
   const hasMlp = nodes.some(([name]) => /^m\d/.test(name));
-  const halfWidth = hasMlp ? side + SPREAD : Math.max(side - 1 + SPREAD, SPREAD);
-  return { nodes: placed, rows, halfWidth, height };
+  const halfWidth = inColumns ? columns.at(-1)[2] : hasMlp ? side + SPREAD : Math.max(side - 1 + SPREAD, SPREAD);
+  return { nodes: placed, rows, columns, halfWidth, height };
 }
 
 // The page holds shares of thresholds in thousandths.

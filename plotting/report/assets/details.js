@@ -88,7 +88,7 @@ class Details {
 
   nodeParts(name, { model, record, state, other }) {
     const heads = this.headRecords.find((candidate) => candidate.model === model);
-    const place = heads ? heads.heads.findIndex(([layer, head]) => `a${layer}.h${head}` === name) : -1;
+    const place = heads ? heads.heads.findIndex(([layer, head]) => `a${layer}.h${head}` === bareNode(name)) : -1;
     const scores = place < 0 ? [] : heads.scores;
     const steps = [...new Set([
       ...(record ? record.steps.map(({ step }) => step) : []),
@@ -98,7 +98,7 @@ class Details {
     const at = state?.step ?? null;
     const columns = {};
     const parts = [];
-    const held = Object.fromEntries(Object.entries(heads?.held ?? {}).map(([step, by]) => [step, by[name] ?? []]));
+    const held = Object.fromEntries(Object.entries(heads?.held ?? {}).map(([step, by]) => [step, by[bareNode(name)] ?? []]));
     const strip = roleStrip(steps, held, this.roles, at);
     if (strip && (!record || ofIoi(record))) parts.push(element("h4", {}, "Roles in IOI"), strip);
     let facts = "";
@@ -124,8 +124,8 @@ class Details {
     const around = record
       ? [this.neighbours("Incoming edges", record, state, name, 1), this.neighbours("Outgoing edges", record, state, name, 0)]
       : [];
-    const seen = record ? attentionParts(record, state, name) : [];
-    const matches = heads?.matches[name];
+    const seen = record ? attentionParts(record, state, bareNode(name)) : [];
+    const matches = heads?.matches[bareNode(name)];
     const same = matches ? element("p", { class: "matches" }, `In other models: ${matches}.`) : null;
     return [element("p", {}, `${model}${facts ? `, ${facts}` : "."}`), same, ...seen, ...around, ...parts, this.numbers(steps, columns)];
   }
@@ -149,7 +149,7 @@ class Details {
 
   // A link to an end of an edge, and the roles that it holds at the checkpoint.
   end(name, model, state, task) {
-    const held = !ofIoi({ task }) ? [] : this.headRecords.find((heads) => heads.model === model)?.held[state.step]?.[name] ?? [];
+    const held = !ofIoi({ task }) ? [] : this.headRecords.find((heads) => heads.model === model)?.held[state.step]?.[bareNode(name)] ?? [];
     return [this.link(name), ...held.flatMap((role) => [" ", roleChip(...this.roles[role])])];
   }
 

@@ -55,14 +55,15 @@ function nodeHistory(record, name) {
 }
 
 function computeNodeHistory(record, name) {
-  const node = record.nodes.findIndex(([own]) => own === name);
+  const boxes = boxesOf(record, name);
   const history = { "edges in": [], "edges out": [], "|score| in": [], "|score| out": [] };
   for (const state of record.steps) {
     const [counts, sums] = [[0, 0], [0, 0]];
-    if (node >= 0) {
+    if (boxes.size) {
+      const writing = sourcesOf(record, state.edges);
       state.edges.forEach((edge, i) => {
         for (const way of [0, 1]) {
-          if (record.edges[3 * edge + 1 - way] !== node) continue;
+          if (!joins(record, edge, boxes, 1 - way, writing)) continue;
           counts[way] += 1;
           sums[way] += Math.abs(state.scores[i]);
         }
@@ -76,12 +77,18 @@ function computeNodeHistory(record, name) {
   return history;
 }
 
+// The boxes of a node's name; of one without a role, those at all roles.
+const boxesOf = (record, name) => new Set(record.nodes.flatMap(([own], node) => (own === name || bareNode(own) === name ? [node] : [])));
+
+// Whether an edge goes into (`way` 1) or out of (`way` 0) some of the boxes.
+const joins = (record, edge, boxes, way, writing) => (way ? edgeTargets(record, edge, writing) : [record.edges[3 * edge]]).some((node) => boxes.has(node));
+
 // Edges of a checkpoint's circuit into (`way` 1) or out of (`way` 0) a node, the strongest first: [{name, score}].
 function edgesAt(record, state, name, way) {
-  const node = record.nodes.findIndex(([own]) => own === name);
+  const [boxes, writing] = [boxesOf(record, name), sourcesOf(record, state.edges)];
   return state.edges
     .map((edge, i) => ({ edge, score: state.scores[i] }))
-    .filter(({ edge }) => record.edges[3 * edge + way] === node)
+    .filter(({ edge }) => joins(record, edge, boxes, way, writing))
     .sort((a, b) => Math.abs(b.score) - Math.abs(a.score))
     .map(({ edge, score }) => ({ name: edgeName(record, edge), score }));
 }

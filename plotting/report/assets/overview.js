@@ -49,7 +49,7 @@ class Overview {
     const bottom = top + height;
     const lane = svgElement("g", { class: "lane", "data-task": record.task });
     const states = record.steps;
-    const most = Math.max(0, ...states.map((state) => state.edges.length));
+    const most = Math.max(0, ...states.map((state) => state.size));
     const values = states.map((state) => state.full).filter((value) => value !== undefined);
     const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
     lane.append(svgElement("text", { x: left, y: top - 6, class: "title" }, record.label));
@@ -66,7 +66,7 @@ class Overview {
     lane.append(svgElement("line", { x1: left, x2: width - right, y1: bottom, y2: bottom, class: "base" }));
     let path = "";
     for (const state of states) {
-      const [centre, size] = [x(state.step), state.edges.length];
+      const [centre, size] = [x(state.step), state.size];
       const changed = record.changed?.includes(state.step);
       const words = [`step ${shownNumber(state.step)}`, size ? count(size, "edge") : (state.status ?? "no circuit"), changed ? "changed by more than noise" : null];
       const group = svgElement("g", { class: state.step === at ? "checkpoint now" : "checkpoint" });
