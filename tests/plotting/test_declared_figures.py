@@ -16,7 +16,8 @@ from tests.support.paths import ROOT
 
 def test_every_script_is_in_the_report_but_those_of_what_it_draws_itself() -> None:
     scripts = {path.stem for path in (ROOT / "plotting").glob("plot_*.py")}
-    assert {figure.draw.__module__.rpartition(".")[2] for figure in figures()} == scripts - {"plot_attention", "plot_circuit"}
+    drawn = {figure.draw.__module__.rpartition(".")[2] for figure in figures()}
+    assert drawn == scripts - {"plot_attention", "plot_circuit"}
     orders = [figure.order for figure in figures()]
     assert orders == sorted(set(orders)), "no two figures have one place"
 
